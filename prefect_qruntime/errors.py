@@ -1,0 +1,257 @@
+"""The errors of this package, and what each one means for money.
+
+```
+QuantumRuntimeError
+├─ InvalidInput            refused here, nothing was sent
+├─ AuthenticationError     API key unknown, or a fresh token refused
+├─ PermissionDenied        no right on this instance, job or plan
+├─ NotFound                no such job, session or backend in this instance
+├─ UsageLimitReached       the instance has no QPU time left
+├─ BudgetExhausted         your own budget has no QPU time left
+├─ RateLimited             429; the request was not accepted
+├─ SubmissionUncertain     a create may or may not have been accepted: look before going on
+├─ ServiceUnavailable      no answer, or a 5xx, until the deadline
+├─ SessionClosed           the session takes no more jobs
+├─ JobFailed
+│  └─ JobRanTooLong        the job hit its QPU time limit (code 1305)
+├─ JobCancelled
+├─ JobTimeout              our wait ended; the job lives on
+└─ ResultNotReady          no final result yet
+```
+
+Every error carries data, never an httpx or websockets object, and pickles with all its fields,
+so that Dask, Ray and Prefect's result storage hand it on whole and without a secret.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+__all__ = [
+    "AuthenticationError",
+    "BudgetExhausted",
+    "InvalidInput",
+    "JobCancelled",
+    "JobFailed",
+    "JobRanTooLong",
+    "JobTimeout",
+    "NotFound",
+    "PermissionDenied",
+    "QuantumRuntimeError",
+    "RateLimited",
+    "ResultNotReady",
+    "RetryAdvice",
+    "ServiceUnavailable",
+    "SessionClosed",
+    "SubmissionUncertain",
+    "UsageLimitReached",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class RetryAdvice:
+    """What a caller may do next: `never`, `same-request`, `after n s` or `search-first`."""
+
+    kind: Literal["never", "same-request", "after", "search-first"] = "never"
+    seconds: float | None = None
+
+    def __str__(self) -> str:
+        """Read as in the published failure table."""
+        return f"after {self.seconds:g} s" if self.kind == "after" and self.seconds is not None else self.kind
+
+    @property
+    def may_repeat(self) -> bool:
+        """Whether the same request may be sent again without a look at the service first."""
+        return self.kind in ("same-request", "after")
+
+
+NEVER = RetryAdvice("never")
+SAME_REQUEST = RetryAdvice("same-request")
+SEARCH_FIRST = RetryAdvice("search-first")
+
+
+def after(seconds: float) -> RetryAdvice:
+    """Advice to send the same request again, `seconds` from now at the earliest."""
+    return RetryAdvice("after", seconds)
+
+
+_PLAIN = ("code", "reason", "solution", "trace_id", "job_id", "session_id", "job_url", "status", "advice")
+
+
+def _rebuild(cls: type[QuantumRuntimeError], message: str, fields: dict[str, Any]) -> QuantumRuntimeError:
+    return cls(message, **fields)
+
+
+class QuantumRuntimeError(Exception):
+    """Base of all errors of this package.
+
+    Args:
+        message: What happened, in one sentence.
+        code: The service's own code, an int or a string, where it gave one.
+        reason: The service's reason text.
+        solution: What to do about it.
+        trace_id: The service's trace id, for a support case.
+        job_id: The job concerned.
+        session_id: The session concerned.
+        job_url: Where to look at the job.
+        status: The HTTP status, where there was one.
+        advice: Whether repeating can help.
+        details: Fields of single subclasses, for instance `field` of `InvalidInput`.
+
+    Example:
+        ```python
+        from prefect_qruntime import JobFailed, QuantumRuntimeError
+
+        error = JobFailed("job d1 failed", job_id="d1", reason_code=1006, retryable=True)
+        assert isinstance(error, QuantumRuntimeError) and error.job_id == "d1"
+        ```
+    """
+
+    default_advice: RetryAdvice = NEVER
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: int | str | None = None,
+        reason: str | None = None,
+        solution: str | None = None,
+        trace_id: str | None = None,
+        job_id: str | None = None,
+        session_id: str | None = None,
+        job_url: str | None = None,
+        status: int | None = None,
+        advice: RetryAdvice | None = None,
+        **details: Any,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        self.reason = reason
+        self.solution = solution
+        self.trace_id = trace_id
+        self.job_id = job_id
+        self.session_id = session_id
+        self.job_url = job_url
+        self.status = status
+        self.advice = advice if advice is not None else self.default_advice
+        self.details = details
+
+    def __getattr__(self, name: str) -> Any:
+        # Only reached for names that are no plain attribute: the extra fields of a subclass.
+        details = self.__dict__.get("details")
+        if details is not None and name in details:
+            return details[name]
+        raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """All fields that are set, as plain data."""
+        plain = {name: getattr(self, name) for name in _PLAIN}
+        return {name: value for name, value in {**plain, **self.details}.items() if value is not None}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.message, self.fields)
+
+    def __str__(self) -> str:
+        """What happened · why · what to do · where to look."""
+        parts = [self.message]
+        if self.reason and self.reason not in self.message:
+            parts.append(self.reason)
+        if self.solution and self.solution not in self.message:
+            parts.append(self.solution)
+        marks = [
+            f"{label} {value}"
+            for label, value in (("HTTP", self.status), ("code", self.code), ("trace", self.trace_id))
+            if value is not None
+        ]
+        if marks:
+            parts.append(f"({', '.join(marks)})")
+        if self.job_url and self.job_url not in self.message:
+            parts.append(self.job_url)
+        return " ".join(parts)
+
+
+class InvalidInput(QuantumRuntimeError):
+    """An input is wrong; nothing was bought. `field` names it.
+
+    Found here, nothing was sent; found by the service, `status` is its HTTP status (400).
+    """
+
+    field: str | None = None
+
+    def __init__(self, message: str, *, field: str | None = None, **fields: Any) -> None:
+        text = message if field is None or message.startswith(f"{field}:") else f"{field}: {message}"
+        super().__init__(text, field=field, **fields)
+        self.field = field
+
+
+class AuthenticationError(QuantumRuntimeError):
+    """The API key is unknown, or the service refused a token that was just issued."""
+
+
+class PermissionDenied(QuantumRuntimeError):
+    """The key is valid but lacks a right on this instance, job or plan."""
+
+
+class NotFound(QuantumRuntimeError):
+    """The job, session or backend does not exist in this instance."""
+
+
+class UsageLimitReached(QuantumRuntimeError):
+    """The instance's QPU time is used up."""
+
+
+class BudgetExhausted(QuantumRuntimeError):
+    """Your own budget leaves no QPU time for this job; nothing was sent."""
+
+
+class RateLimited(QuantumRuntimeError):
+    """The service asked for a slower pace until the deadline; nothing was accepted."""
+
+
+class SubmissionUncertain(QuantumRuntimeError):
+    """A create may or may not have been accepted, and looking did not settle it.
+
+    `submission_key` is the tag to look for, `candidates` the job ids found so far.
+    """
+
+    default_advice = SEARCH_FIRST
+
+
+class ServiceUnavailable(QuantumRuntimeError):
+    """No usable answer until the deadline. Says nothing about the job."""
+
+    default_advice = SAME_REQUEST
+
+
+class SessionClosed(QuantumRuntimeError):
+    """The session does not take jobs any more (codes 1217 and 4001)."""
+
+
+class JobFailed(QuantumRuntimeError):
+    """The service ended the job as failed. `retryable` says whether a new job could succeed."""
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the failure was the service's own, so that a new job may succeed."""
+        return bool(self.details.get("retryable", False))
+
+
+class JobRanTooLong(JobFailed):
+    """The job reached its QPU time limit (`max_execution_time`, code 1305)."""
+
+
+class JobCancelled(QuantumRuntimeError):
+    """The job was cancelled, by us or by somebody else."""
+
+
+class JobTimeout(QuantumRuntimeError):
+    """Our own deadline passed. The job lives on unless `cancelled` is set."""
+
+
+class ResultNotReady(QuantumRuntimeError):
+    """The service has no final result for the job yet."""
+
+    default_advice = SAME_REQUEST

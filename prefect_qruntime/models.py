@@ -1,0 +1,219 @@
+"""What the service's answers mean, the same for both dialects.
+
+All models are frozen, small, free of secrets and round-trip through JSON. Readers are tolerant:
+unknown fields are ignored and an unknown status is kept as text. Parsing one dialect's JSON into
+these models happens in `client.dialects`; no model knows a dialect.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["Backend", "InstanceReport", "Job", "JobRef", "JobStatus", "Session", "SessionRef", "Usage"]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class JobStatus(StrEnum):
+    """Where a job stands. Only the service's own answer sets it."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the job can never change again."""
+        return self in (JobStatus.COMPLETED, JobStatus.CANCELLED, JobStatus.FAILED)
+
+
+class Backend(_Model):
+    """A QPU or simulator of the instance.
+
+    `status` is `online`, `paused`, `offline` or whatever else the service says; `queue_length` counts
+    pending jobs; `wait_time_seconds` is the service's average estimate, if any.
+    """
+
+    name: str
+    status: str = "online"
+    status_reason: str | None = None
+    num_qubits: int | None = None
+    simulator: bool = False
+    queue_length: int | None = None
+    wait_time_seconds: float | None = None
+    processor: str | None = None
+    clops: float | None = None
+    two_qubit_error: float | None = None
+    readout_error: float | None = None
+
+    @property
+    def is_online(self) -> bool:
+        """Whether it takes and runs jobs now."""
+        return self.status.lower() in ("online", "active")
+
+
+class SessionRef(_Model):
+    """A session or batch; `id` is None while a legacy session waits for the first job that makes it.
+
+    `token` tells unbound sessions of one process apart; it is random and no secret.
+    """
+
+    id: str | None = None
+    mode: Literal["dedicated", "batch"] = "dedicated"
+    backend: str | None = None
+    max_ttl: int | None = Field(default=None, description="Longest life in seconds.")
+    state: str | None = None
+    accepting_jobs: bool | None = None
+    token: str | None = None
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the service said it is closed. An unknown state counts as open."""
+        return (self.state or "").lower() in ("closed", "canceled", "cancelled")
+
+
+class Session(_Model):
+    """The full answer about one session: states, times (aware datetimes) and limits in seconds."""
+
+    id: str
+    backend: str | None = None
+    mode: str = "dedicated"
+    state: str | None = None
+    state_reason: str | None = None
+    accepting_jobs: bool | None = None
+    max_ttl: int | None = None
+    active_ttl: int | None = None
+    interactive_ttl: int | None = None
+    started_at: datetime | None = None
+    activated_at: datetime | None = None
+    closed_at: datetime | None = None
+    elapsed_time: float | None = None
+    user_id: str | None = None
+
+    def ref(self) -> SessionRef:
+        """The small handle that flows pass on."""
+        return SessionRef(
+            id=self.id,
+            mode="batch" if self.mode == "batch" else "dedicated",
+            backend=self.backend,
+            max_ttl=self.max_ttl,
+            state=self.state,
+            accepting_jobs=self.accepting_jobs,
+        )
+
+
+class JobRef(_Model):
+    """The handle of a submitted job: enough to find it again from anywhere.
+
+    `widths` holds the number of classical bits of each PUB where the circuit text tells, because
+    a legacy result does not say how long its bitstrings are. `attached` is True when the job
+    existed already and nothing was bought.
+    """
+
+    id: str
+    backend: str | None = None
+    program_id: str | None = None
+    session: SessionRef | None = None
+    submission_key: str | None = None
+    tags: tuple[str, ...] = ()
+    url: str | None = None
+    private: bool = False
+    attached: bool = False
+    widths: tuple[int | None, ...] = ()
+
+
+class Job(_Model):
+    """One job as the service sees it.
+
+    `status` is None when the service used a word this version does not know; `raw_status` always
+    holds that word. `usage_seconds` are QPU seconds charged, final once `usage_final` is True.
+    """
+
+    id: str
+    status: JobStatus | None
+    raw_status: str = ""
+    reason: str | None = None
+    reason_code: int | str | None = None
+    reason_solution: str | None = None
+    ran_too_long: bool = False
+    backend: str | None = None
+    program_id: str | None = None
+    session_id: str | None = None
+    created_at: datetime | None = None
+    tags: tuple[str, ...] = ()
+    usage_seconds: float | None = None
+    usage_final: bool = False
+    estimated_running_seconds: float | None = None
+    max_execution_time: int | None = None
+    private: bool = False
+    url: str | None = None
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the job can never change again."""
+        return self.status is not None and self.status.is_terminal
+
+    def ref(self) -> JobRef:
+        """The handle of this job."""
+        return JobRef(
+            id=self.id,
+            backend=self.backend,
+            program_id=self.program_id,
+            session=SessionRef(id=self.session_id, backend=self.backend) if self.session_id else None,
+            tags=self.tags,
+            url=self.url,
+            private=self.private,
+            submission_key=next((tag for tag in self.tags if tag.startswith("qr-key:")), None),
+        )
+
+
+class Usage(_Model):
+    """QPU seconds of the instance in its current usage period."""
+
+    instance_id: str | None = None
+    plan_id: str | None = None
+    consumed_seconds: float = 0.0
+    limit_seconds: float | None = None
+    allocation_seconds: float | None = None
+    limit_reached: bool = False
+    period_start: datetime | None = None
+    period_end: datetime | None = None
+
+    @property
+    def remaining_seconds(self) -> float | None:
+        """Seconds left, or None where the instance has no limit."""
+        limit = self.limit_seconds if self.limit_seconds is not None else self.allocation_seconds
+        if self.limit_reached:
+            return 0.0
+        return None if limit is None else max(0.0, limit - self.consumed_seconds)
+
+
+class InstanceReport(_Model):
+    """What an API key can do on an instance; never holds the key or a token.
+
+    `problems` names each thing that is wrong, in its own words with its cure.
+    """
+
+    ok: bool
+    dialect: str
+    host: str
+    crn: str
+    region: str
+    plan: str | None = None
+    backends: tuple[str, ...] = ()
+    usage: Usage | None = None
+    api_versions: tuple[str, ...] = ()
+    missing_rights: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    token_seconds_left: float | None = None
+
+
+JsonObject = dict[str, Any]

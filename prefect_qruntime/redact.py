@@ -1,0 +1,123 @@
+"""Keep keys and tokens out of every text: logs, exceptions, error bodies.
+
+Two nets. Known secrets (each API key and token this process ever held) are replaced wherever they
+appear; and the shapes in which secrets travel (`Authorization` values, `apikey=…`, JSON Web Tokens)
+are replaced even when the value is unknown.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import traceback
+from collections import OrderedDict
+
+__all__ = ["RedactionFilter", "forget_all", "install", "redact", "register_secret"]
+
+MASK = "********"
+
+_SHAPES = (
+    re.compile(r"(?i)(\b(?:bearer|apikey)\s+)[A-Za-z0-9._~+/=-]{6,}"),
+    re.compile(
+        r"(?i)((?:apikey|api_key|access_token|refresh_token|x-access-token)[\"']?\s*[=:]\s*[\"']?)[^\s\"'&,;)}]{4,}"
+    ),
+    re.compile(r"()\beyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]{5,}(?:\.[A-Za-z0-9_-]*)?"),
+)
+# Loggers of the libraries that see a token. A filter on a parent does not reach its children,
+# so each logger that writes is named.
+_LOGGERS = (
+    "prefect_qruntime",
+    "prefect.qruntime",
+    "httpx",
+    *(f"httpcore.{name}" for name in ("connection", "http11", "http2", "proxy", "socks")),
+    "hpack.hpack",
+    "hpack.table",
+    "websockets",
+    "websockets.client",
+    "asyncio",
+)
+_KEEP = 4096
+
+_lock = threading.Lock()
+_known: OrderedDict[str, None] = OrderedDict()
+_pattern: re.Pattern[str] | None = None
+
+
+def register_secret(secret: str) -> None:
+    """Remember a secret, so that `redact` finds it in any text. Short ones are ignored."""
+    global _pattern
+    if len(secret) < 6:
+        return
+    with _lock:
+        if secret in _known:
+            return
+        _known[secret] = None
+        while len(_known) > _KEEP:  # tokens of weeks ago expired long since
+            _known.popitem(last=False)
+        _pattern = None
+
+
+def forget_all() -> None:
+    """Forget all registered secrets (for tests)."""
+    global _pattern
+    with _lock:
+        _known.clear()
+        _pattern = None
+
+
+def _known_pattern() -> re.Pattern[str] | None:
+    global _pattern
+    with _lock:
+        if _pattern is None and _known:
+            longest_first = sorted(_known, key=len, reverse=True)
+            _pattern = re.compile("|".join(re.escape(secret) for secret in longest_first))
+        return _pattern
+
+
+def redact(text: str) -> str:
+    """Return `text` with every known secret and every secret-shaped part masked.
+
+    Example:
+        ```python
+        from prefect_qruntime.redact import redact
+
+        assert redact("Authorization: Bearer abcdef123456") == "Authorization: Bearer ********"
+        ```
+    """
+    pattern = _known_pattern()
+    if pattern is not None:
+        text = pattern.sub(MASK, text)
+    for shape in _SHAPES:
+        text = shape.sub(rf"\g<1>{MASK}", text)
+    return text
+
+
+class RedactionFilter(logging.Filter):
+    """Masks secrets in a record's message, arguments and traceback text. Never drops a record."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Rewrite the record in place; it always passes."""
+        try:
+            message = record.getMessage()
+        except Exception:  # a broken format string is the caller's problem, not a leak
+            return True
+        clean = redact(message)
+        if clean != message:
+            record.msg, record.args = clean, ()
+        if record.exc_info and record.exc_info[0] is not None and not record.exc_text:
+            record.exc_text = redact("".join(traceback.format_exception(*record.exc_info)).rstrip("\n"))
+        elif record.exc_text:
+            record.exc_text = redact(record.exc_text)
+        return True
+
+
+_filter = RedactionFilter("qruntime-redaction")
+
+
+def install() -> None:
+    """Put the filter on our own loggers and on those of the HTTP and websocket libraries. Repeat-safe."""
+    for name in _LOGGERS:
+        logger = logging.getLogger(name)
+        if _filter not in logger.filters:
+            logger.addFilter(_filter)

@@ -1,0 +1,86 @@
+"""A checked submission, before any dialect turns it into a request body.
+
+Built and checked by `client.inputs.make_spec`; a `JobSpec` in hand means that every field was found
+acceptable and nothing needs checking again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+__all__ = ["DIGEST_VERSION", "JobSpec", "Pub"]
+
+DIGEST_VERSION = "d1"
+"""Changes whenever the canonical form below changes, so that old and new keys never mix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pub:
+    """One primitive unified bloc.
+
+    Attributes:
+        circuit: OpenQASM 2/3 text, or a RuntimeEncoder object (`{"__type__": "QuantumCircuit", …}`).
+        observables: Estimator only: a Pauli string, `{pauli: coefficient}`, or nested lists of them.
+        parameters: List, nested lists, `{name: value(s)}`, an encoded array, or None.
+        shots: Sampler only.
+        precision: Estimator only.
+        width: Number of classical bits, where the text tells.
+        identity: What the digest sees in place of `circuit`, where the wire form is not
+            reproducible (QPY holds random parameter ids).
+    """
+
+    circuit: str | dict[str, Any]
+    observables: Any = None
+    parameters: Any = None
+    shots: int | None = None
+    precision: float | None = None
+    width: int | None = None
+    identity: Any = None
+
+    def canonical(self) -> list[Any]:
+        """The part of the payload that decides what is computed."""
+        circuit = self.circuit if self.identity is None else self.identity
+        return [circuit, self.observables, self.parameters, self.shots, self.precision]
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """What is to be bought: program, payload, limits. Says nothing about session or key."""
+
+    program_id: str
+    backend: str
+    pubs: tuple[Pub, ...] = ()
+    params: dict[str, Any] | None = None
+    shots: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+    max_execution_time: int | None = None
+    private: bool = False
+    support_qiskit: bool = False
+
+    def digest(self) -> str:
+        """Hex SHA-256 over the canonical payload: equal work, equal digest, in every process.
+
+        The backend, the session and the tags are left out on purpose: a repeated flow run may
+        meet another least busy backend or a new session, and must still find its job.
+        """
+        payload = {
+            "v": DIGEST_VERSION,
+            "program": self.program_id,
+            "pubs": [pub.canonical() for pub in self.pubs],
+            "params": self.params,
+            "shots": self.shots,
+            "options": self.options,
+            "max_execution_time": self.max_execution_time,
+            "private": self.private,
+        }
+        return hashlib.sha256(orjson.dumps(payload, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+    @property
+    def widths(self) -> tuple[int | None, ...]:
+        """Classical bits of each PUB, where known."""
+        return tuple(pub.width for pub in self.pubs)
