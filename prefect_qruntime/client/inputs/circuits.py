@@ -1,0 +1,149 @@
+"""A circuit in any form, as the wire form plus what is known about it.
+
+qiskit is only looked up in `sys.modules`: a user who holds a `QuantumCircuit` has imported it, and
+nobody else pays for it.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect_qruntime.client.inputs.encode import encode_qpy, is_encoded_circuit, qpy_bytes
+from prefect_qruntime.client.inputs.fields import MAX_PAYLOAD_BYTES
+from prefect_qruntime.client.inputs.identity import identity_of
+from prefect_qruntime.client.inputs.qasm import read_path, scan
+from prefect_qruntime.errors import InvalidInput
+
+__all__ = ["MAX_QPY_VERSION", "Circuit", "is_circuit_like", "is_quantum_circuit", "load_qpy", "read_circuit"]
+
+MAX_QPY_VERSION = 17
+"""Newest QPY the service reads, as IBM's own client caps it; newer qiskit writes newer by default."""
+
+_MAX_QPY_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Circuit:
+    """One circuit as it will be sent.
+
+    Attributes:
+        wire: OpenQASM text or an encoded circuit.
+        inputs: Parameter names where exactly known, in declared order (text) or qiskit's order.
+        qubits: Number of qubits, where exactly known.
+        width: Number of classical bits, where exactly known.
+        identity: What stands for the circuit in the digest, where `wire` is not reproducible.
+        source: The user's `QuantumCircuit`, if it was one.
+    """
+
+    wire: str | dict[str, Any]
+    inputs: tuple[str, ...] | None = None
+    qubits: int | None = None
+    width: int | None = None
+    identity: Any = None
+    source: Any = None
+
+
+def is_quantum_circuit(value: Any) -> bool:
+    """Whether it is a qiskit circuit, without importing qiskit."""
+    module = sys.modules.get("qiskit.circuit")
+    kind = getattr(module, "QuantumCircuit", None)
+    return kind is not None and isinstance(value, kind)
+
+
+def is_circuit_like(value: Any) -> bool:
+    """Whether it stands where a circuit does: text, a path, a circuit, an encoded circuit."""
+    return isinstance(value, str | Path) or is_quantum_circuit(value) or is_encoded_circuit(value)
+
+
+def read_circuit(value: Any, *, sampler: bool, field: str) -> Circuit:
+    """Check a circuit and turn it into its wire form.
+
+    Raises:
+        InvalidInput: Not a circuit, not OpenQASM 2 or 3, an unreadable file, or, for the
+            sampler, a circuit that measures nothing.
+    """
+    if isinstance(value, Path):
+        value = read_path(value, field=field)
+    if isinstance(value, str):
+        # One text, one digest: files may come with other line ends than the same text in Python.
+        text = value.removeprefix("\ufeff").replace("\r\n", "\n")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InvalidInput("text holds a lone surrogate, which is no valid UTF-8", field=field) from None
+        program = scan(text, field=field)
+        if sampler and not program.registers:
+            raise InvalidInput(
+                "no classical register: the sampler returns what is measured into one", field=field
+            )
+        if sampler and not program.measures:
+            raise InvalidInput("nothing is measured, so the sampler would return nothing", field=field)
+        return Circuit(text, program.inputs, program.qubits, program.width)
+    if is_quantum_circuit(value):
+        return _from_qiskit(value, sampler=sampler, field=field)
+    if is_encoded_circuit(value):
+        return Circuit({"__type__": "QuantumCircuit", "__value__": value["__value__"]})
+    raise InvalidInput(
+        f"{type(value).__name__} is no circuit; use OpenQASM 2/3 text, a pathlib.Path or a QuantumCircuit",
+        field=field,
+    )
+
+
+def load_qpy(encoded: dict[str, Any], *, field: str) -> Any:
+    """The `QuantumCircuit` of an encoded one. Needs qiskit.
+
+    Raises:
+        InvalidInput: qiskit is not installed, or the text is no QPY.
+    """
+    try:
+        from qiskit import qpy
+    except ImportError:
+        raise InvalidInput(
+            "an encoded circuit can only be read with qiskit: pip install 'prefect-qruntime[qiskit]'",
+            field=field,
+        ) from None
+    try:
+        return qpy.load(io.BytesIO(qpy_bytes(encoded, limit=_MAX_QPY_BYTES)))[0]
+    except Exception as error:
+        raise InvalidInput(f"no readable QPY: {type(error).__name__}: {error}", field=field) from None
+
+
+def _from_qiskit(circuit: Any, *, sampler: bool, field: str) -> Circuit:
+    if sampler and not circuit.cregs:
+        raise InvalidInput(
+            "no classical register: the sampler returns what is measured into one", field=field
+        )
+    if sampler and not _measures(circuit):
+        raise InvalidInput("nothing is measured, so the sampler would return nothing", field=field)
+    from qiskit import qpy
+
+    target = io.BytesIO()
+    try:
+        qpy.dump(circuit, target, version=min(MAX_QPY_VERSION, qpy.QPY_VERSION))
+    except Exception as error:
+        raise InvalidInput(
+            f"cannot be written as QPY: {type(error).__name__}: {error}", field=field
+        ) from None
+    plain = target.getvalue()
+    if len(plain) > 20 * MAX_PAYLOAD_BYTES:
+        raise InvalidInput("larger than the service's input limit", field=field)
+    return Circuit(
+        wire=encode_qpy(plain),
+        inputs=tuple(parameter.name for parameter in circuit.parameters),
+        qubits=circuit.num_qubits,
+        width=circuit.num_clbits or None,
+        identity=identity_of(circuit, plain),
+        source=circuit,
+    )
+
+
+def _measures(circuit: Any) -> bool:
+    return any(
+        item.operation.name == "measure"
+        or any(_measures(block) for block in getattr(item.operation, "blocks", ()))
+        for item in circuit.data
+    )

@@ -1,0 +1,216 @@
+"""What a `QuantumCircuit` is, said the same way in every process.
+
+QPY does not do: it holds random parameter ids, counted circuit names (`circuit-7`) and the version
+of qiskit. So the circuit is walked: operations, numbers, bits, blocks and, for gates outside
+qiskit's library, their definitions. Names that qiskit counts up (circuits, classical registers
+`c3`, loop variables) do not count; parameters count by name.
+
+Where an operation cannot be told for certain, the QPY bytes stand in: then a circuit built anew
+gets a new digest, which at worst buys a second job, while a too coarse identity would return the
+results of another circuit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+__all__ = ["identity_of"]
+
+_COUNTED_REGISTER = re.compile(r"(?:c|cr|meas)\d+")
+_COUNTED_NAME = re.compile(r"circuit-\d+(?:-\d+)?")
+_LOOP_NAME = re.compile(r"_loop_([a-z])_\d+")
+_LIBRARY = "qiskit.circuit.library."
+# Here name and parameters say all; their definitions are either none or costly to build.
+_COMPLETE_MODULES = ("qiskit.circuit.library.standard_gates.",)
+_COMPLETE = frozenset(
+    {
+        "Barrier", "Delay", "Measure", "Reset", "UnitaryGate", "DiagonalGate", "PermutationGate",
+        "PauliGate", "LinearFunction", "Initialize", "StatePreparation", "Isometry", "BreakLoopOp",
+        "ContinueLoopOp", "Store",
+    }
+)  # fmt: skip
+# Any three points do: two different expressions of angles agree on all of them only by design.
+_PROBES = (0.1234567890123, 0.5772156649015, 0.9159655941772)
+_GOLDEN = 0.6180339887498949
+
+
+class _UnknownError(Exception):
+    """An operation whose meaning cannot be read off its public parts."""
+
+
+def identity_of(circuit: Any, fallback: bytes) -> dict[str, str]:
+    """A digest of the circuit for `Pub.identity`; of `fallback` where the circuit cannot be told."""
+    try:
+        text = orjson.dumps(_circuit(circuit))
+    except Exception:
+        return {"qpy": hashlib.sha256(fallback).hexdigest()}
+    return {"circuit": hashlib.sha256(text).hexdigest()}
+
+
+def _circuit(circuit: Any) -> list[Any]:
+    qubits = {bit: place for place, bit in enumerate(circuit.qubits)}
+    clbits = {bit: place for place, bit in enumerate(circuit.clbits)}
+    scope = _Scope(circuit, clbits)
+    return [
+        len(qubits),
+        len(clbits),
+        [[scope.registers[register.name], [clbits[bit] for bit in register]] for register in circuit.cregs],
+        [_parameter_name(parameter.name) for parameter in circuit.parameters],
+        [[kind, var.name, str(var.type)] for kind, var in _variables(circuit)],
+        scope.value(circuit.global_phase),
+        [
+            [
+                scope.operation(item.operation),
+                [qubits[bit] for bit in item.qubits],
+                [clbits[bit] for bit in item.clbits],
+            ]
+            for item in circuit.data
+        ],
+    ]
+
+
+def _variables(circuit: Any) -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for kind in ("input", "captured", "declared"):
+        vars_of = getattr(circuit, f"iter_{kind}_vars", None)
+        found += [(kind, var) for var in vars_of()] if vars_of else []
+    return found
+
+
+def _parameter_name(name: str) -> str:
+    return _LOOP_NAME.sub(r"_loop_\1", name)
+
+
+class _Scope:
+    """Canonical forms inside one circuit: its classical bits and registers."""
+
+    def __init__(self, circuit: Any, clbits: dict[Any, int]) -> None:
+        self.clbits = clbits
+        self.registers = {
+            register.name: f"#{place}" if _COUNTED_REGISTER.fullmatch(register.name) else register.name
+            for place, register in enumerate(circuit.cregs)
+        }
+
+    def operation(self, op: Any) -> list[Any]:
+        kind = op.base_class  # type() of a singleton gate is a class without a module
+        form: list[Any] = [_COUNTED_NAME.sub("circuit", op.name)]
+        if kind.__module__.startswith(_COMPLETE_MODULES) and not op.params:
+            return [*form, getattr(op, "ctrl_state", None)]
+        blocks = getattr(op, "blocks", ())
+        if blocks:
+            return [*form, self._control_flow(op), [_circuit(block) for block in blocks]]
+        form.append([self.value(value) for value in op.params])
+        form.append(
+            [getattr(op, "ctrl_state", None), getattr(op, "unit", None), op.num_qubits, op.num_clbits]
+        )
+        if kind.__name__ == "AnnotatedOperation":
+            return [*form, [repr(modifier) for modifier in op.modifiers], self.operation(op.base_op)]
+        if kind.__module__.startswith(_COMPLETE_MODULES) or (
+            kind.__name__ in _COMPLETE and kind.__module__.startswith("qiskit.")
+        ):
+            return form
+        definition = getattr(op, "definition", None)
+        if definition is not None:
+            return [*form, _circuit(definition)]
+        if kind.__module__.startswith(_LIBRARY) or kind.__name__ not in ("Gate", "Instruction"):
+            raise _UnknownError(op.name)
+        return form  # opaque by intent: a name the backend knows
+
+    def _control_flow(self, op: Any) -> list[Any]:
+        annotations = [repr(item) for item in getattr(op, "annotations", ())]
+        if any(" at 0x" in text for text in annotations):
+            raise _UnknownError(op.name)
+        form: list[Any] = [type(op).__name__, annotations, getattr(op, "unit", None)]
+        form.append(self.value(getattr(op, "duration", None)))
+        if type(op).__name__ == "ForLoopOp":
+            indices, parameter, _ = op.params
+            form += [self.value(indices), self.value(parameter)]
+        elif type(op).__name__ == "SwitchCaseOp":
+            form += [self.value(op.target), [[self.value(case) for case in cases] for cases in _cases(op)]]
+        elif type(op).__name__ in ("IfElseOp", "WhileLoopOp"):
+            form.append(self.value(op.condition))
+        elif type(op).__name__ != "BoxOp":
+            raise _UnknownError(op.name)
+        return form
+
+    def value(self, value: Any) -> Any:
+        """Numbers, names, arrays, parameter expressions, classical expressions."""
+        if value is None or isinstance(value, bool | str):
+            return value
+        if isinstance(value, int | float):
+            # rx(1) and rx(1.0) are one gate; a large int stays exact.
+            return float(value) if float(value) == value else str(value)
+        if isinstance(value, complex):
+            return ["complex", value.real, value.imag]
+        if isinstance(value, range | list | tuple):
+            return [self.value(item) for item in value]
+        if isinstance(value, Mapping):
+            return [[self.value(key), self.value(item)] for key, item in sorted(value.items())]
+        if _hashable(value) and value in self.clbits:
+            return ["clbit", self.clbits[value]]
+        kind = type(value).__name__
+        if kind == "ClassicalRegister":
+            return ["creg", self.registers.get(value.name, value.name), len(value)]
+        if kind in ("Parameter", "ParameterVectorElement"):
+            return ["parameter", _parameter_name(value.name)]
+        if hasattr(value, "bind") and hasattr(value, "parameters"):
+            return _expression(value)
+        if hasattr(value, "dtype") and hasattr(value, "tobytes"):
+            shape = [int(size) for size in value.shape]
+            return ["array", str(value.dtype), shape, hashlib.sha256(value.tobytes()).hexdigest()]
+        if type(value).__module__.startswith("qiskit.circuit.classical"):
+            return self._classical(value)
+        if kind == "_DefaultCaseType":
+            return ["default"]
+        raise _UnknownError(kind)
+
+    def _classical(self, node: Any) -> list[Any]:
+        """A node of qiskit's classical expressions: its type and the public parts it consists of."""
+        kind = type(node).__name__
+        form: list[Any] = [kind, str(getattr(node, "type", ""))]
+        if kind in ("Var", "Stretch"):
+            return [*form, node.name if node.name is not None else self.value(node.var)]
+        if not hasattr(node, "const") and not hasattr(node, "type"):
+            return [kind, repr(node)]  # types and durations: plain values with a plain repr
+        known = False
+        for part in ("op", "value", "operand", "left", "right", "target", "index"):
+            if hasattr(node, part):
+                known = True
+                item = getattr(node, part)
+                form.append([part, str(item) if part == "op" else self.value(item)])
+        if not known:
+            raise _UnknownError(kind)
+        return form
+
+
+def _cases(op: Any) -> list[Any]:
+    return [cases for cases, _ in op.cases_specifier()]
+
+
+def _hashable(value: Any) -> bool:
+    return getattr(type(value), "__hash__", None) is not None
+
+
+def _expression(value: Any) -> list[Any]:
+    """A parameter expression by what it evaluates to: printed forms round, and differ by version."""
+    parameters = sorted(value.parameters, key=lambda parameter: str(parameter.name))
+    names = [_parameter_name(parameter.name) for parameter in parameters]
+    points: list[Any] = []
+    for shift, probe in enumerate(_PROBES):
+        # Multiples of the golden ratio modulo 1: no two parameters get the same value.
+        bound = value.bind(
+            {
+                parameter: 0.05 + (probe + _GOLDEN * (place + 1) * (shift + 1)) % 1.0
+                for place, parameter in enumerate(parameters)
+            }
+        )
+        number = complex(bound.numeric() if hasattr(bound, "numeric") else bound)
+        points.append([number.real, number.imag])
+    if any(part != part or part in (float("inf"), float("-inf")) for point in points for part in point):
+        raise _UnknownError("expression")
+    return ["expression", names, points]

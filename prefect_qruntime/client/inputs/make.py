@@ -1,0 +1,106 @@
+"""From what a user passes to a checked `JobSpec`: nothing is sent that could not be right."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect_qruntime.client.inputs.fields import (
+    check_flag,
+    check_id,
+    check_max_execution_time,
+    check_shots,
+    check_tags,
+    plain_json,
+)
+from prefect_qruntime.client.inputs.options import check_options
+from prefect_qruntime.client.inputs.payload import check_size
+from prefect_qruntime.client.inputs.pubs import read_pubs
+from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.models import Backend
+from prefect_qruntime.spec import JobSpec
+
+__all__ = ["make_spec"]
+
+_PRIMITIVES = ("sampler", "estimator")
+
+
+def make_spec(
+    pubs: Any,
+    *,
+    backend: str | Backend,
+    program_id: str = "sampler",
+    shots: int | None = None,
+    options: Any = None,
+    params: Any = None,
+    tags: Any = (),
+    max_execution_time: int | None = None,
+    private: bool = False,
+) -> JobSpec:
+    """Check everything that costs nothing to check. Sends nothing, buys nothing.
+
+    Args:
+        pubs: A list of PUBs, or a single one. Sampler: OpenQASM 2/3 text, a `pathlib.Path` to it, a
+            `QuantumCircuit`, or `(circuit, parameters, shots)`. Estimator: `(circuit,
+            observables, parameters, precision)`. None with `params`.
+        backend: Name of the backend, or a `Backend`.
+        program_id: `sampler`, `estimator`, or with `params` any other program.
+        shots: For all PUBs that have none of their own.
+        options: `SamplerOptions`, `EstimatorOptions` or a dict like them.
+        params: The raw `params` of any program; then no pubs, shots and options.
+        tags: At most six.
+        max_execution_time: QPU seconds the job may use, 1 to 10,800.
+        private: The service shows parameters to nobody and results once.
+
+    Returns:
+        The checked submission.
+
+    Raises:
+        InvalidInput: Anything wrong; `field` names it, for instance `pubs[2].parameters`.
+
+    Example:
+        ```python
+        from prefect_qruntime.client.inputs import make_spec
+
+        bell = 'OPENQASM 3.0; include "stdgates.inc"; bit[1] c; x $0; c[0] = measure $0;'
+        spec = make_spec([bell, (bell, None, 500)], backend="ibm_torino", shots=1000)
+        assert spec.pubs[1].shots == 500 and spec.widths == (1, 1)
+        ```
+    """
+    program_id = check_id(program_id, field="program_id")
+    if isinstance(backend, Backend):
+        backend = backend.name
+    common: dict[str, Any] = {
+        "program_id": program_id,
+        "backend": check_id(backend, field="backend"),
+        "tags": check_tags(tags),
+        "max_execution_time": check_max_execution_time(max_execution_time),
+        "private": check_flag(private, field="private"),
+    }
+    if params is not None:
+        spec = JobSpec(**common, params=_raw(params, pubs, shots, options))
+    else:
+        if program_id not in _PRIMITIVES:
+            raise InvalidInput(
+                f"PUBs are for the sampler and the estimator; give program {program_id!r} its params=",
+                field="program_id",
+            )
+        read = read_pubs(pubs, program_id=program_id)
+        spec = JobSpec(
+            **common,
+            pubs=read,
+            shots=check_shots(shots, field="shots"),
+            options=check_options(options, program_id=program_id),
+            support_qiskit=any(not isinstance(pub.circuit, str) for pub in read),
+        )
+    check_size(spec)
+    return spec
+
+
+def _raw(params: Any, pubs: Any, shots: Any, options: Any) -> dict[str, Any]:
+    for name, value in (("pubs", pubs), ("shots", shots), ("options", options)):
+        if value is not None and not (isinstance(value, list | tuple | dict) and not value):
+            raise InvalidInput("cannot be given together with params=", field=name)
+    if not isinstance(params, dict):
+        raise InvalidInput(f"must be a dict, not {type(params).__name__}", field="params")
+    copy: dict[str, Any] = plain_json(params, field="params")
+    return copy

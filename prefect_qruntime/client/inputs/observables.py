@@ -1,0 +1,148 @@
+"""Estimator observables: strings, `{pauli: coefficient}`, nested lists, qiskit's own objects.
+
+What is sent is what was written, only qiskit objects become `{label: coefficient}`. Letters other
+than I, X, Y, Z are the projectors Qiskit 2 knows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from prefect_qruntime.errors import InvalidInput
+
+__all__ = ["check_observables", "observable_shape"]
+
+_LETTERS = frozenset("IXYZ01+-lr")
+
+
+def check_observables(value: Any, qubits: int | None, *, field: str) -> Any:
+    """Observables as strings, dicts of floats and (nested) lists of them.
+
+    Args:
+        value: A Pauli string, `{pauli: coefficient}`, a `SparsePauliOp`, `Pauli` or
+            `SparseObservable`, or (nested) lists or arrays of those.
+        qubits: Number of qubits of the circuit, where known: every string must have that length.
+        field: Name of the field in error messages.
+
+    Raises:
+        InvalidInput: Missing, empty, no Pauli, a coefficient that is not a finite real number,
+            strings of different length.
+    """
+    if value is None:
+        raise InvalidInput("observables are required for the estimator", field=field)
+    found = _one(value, field=field)
+    lengths: dict[int, str] = {}
+    for label in _labels(found):
+        lengths.setdefault(len(label), label)
+    if len(lengths) > 1:
+        raise InvalidInput(
+            f"strings of different length: {' and '.join(repr(text) for text in lengths.values())}",
+            field=field,
+        )
+    length = next(iter(lengths))
+    if qubits is not None and length != qubits:
+        raise InvalidInput(
+            f"{lengths[length]!r} has {length} letters, the circuit {qubits} qubits", field=field
+        )
+    return found
+
+
+def observable_shape(value: Any) -> tuple[int, ...]:
+    """Shape of checked observables; `()` for a single one."""
+    return (len(value), *observable_shape(value[0])) if isinstance(value, list) else ()
+
+
+def _one(value: Any, *, field: str) -> Any:
+    if isinstance(value, str):
+        return _label(value, field=field)
+    if isinstance(value, Mapping):
+        if not value:
+            raise InvalidInput("an observable needs at least one term", field=field)
+        terms: dict[str, float] = {}
+        for key, coefficient in value.items():
+            label, factor = _key(key, field=field)
+            number = _real(coefficient, field=f"{field}.{label}") * factor
+            terms[label] = terms.get(label, 0.0) + number
+        return terms
+    if isinstance(value, list | tuple):
+        if not value:
+            raise InvalidInput("an empty list of observables", field=field)
+        items = [_one(item, field=f"{field}[{place}]") for place, item in enumerate(value)]
+        if len({observable_shape(item) for item in items}) > 1:
+            raise InvalidInput("nested lists of different shape", field=field)
+        return items
+    return _foreign(value, field=field)
+
+
+def _foreign(value: Any, *, field: str) -> Any:
+    """Objects of qiskit and numpy, told by what they offer, so that neither is imported."""
+    if callable(getattr(value, "to_label", None)):  # Pauli
+        label, factor = _key(value, field=field)
+        return label if factor == 1.0 else {label: factor}
+    if callable(getattr(value, "to_sparse_list", None)) and hasattr(value, "num_qubits"):
+        # SparsePauliOp and SparseObservable: (letters, qubits, coefficient) for each term.
+        width = int(value.num_qubits)
+        terms: dict[str, complex] = {}
+        for letters, places, coefficient in value.to_sparse_list():
+            spread = ["I"] * width
+            for letter, place in zip(letters, places, strict=True):
+                spread[width - 1 - place] = letter
+            text = "".join(spread)
+            terms[text] = terms.get(text, 0j) + complex(coefficient)
+        if not terms:
+            raise InvalidInput("an observable needs at least one term", field=field)
+        return {text: _real(number, field=f"{field}.{text}") for text, number in terms.items()}
+    if callable(getattr(value, "tolist", None)):  # ObservablesArray, numpy array of the above
+        items = value.tolist()
+        if isinstance(items, list | str | Mapping):
+            return _one(items, field=field)
+    raise InvalidInput(f"{type(value).__name__} is no observable", field=field)
+
+
+def _key(key: Any, *, field: str) -> tuple[str, float]:
+    """The label without its sign, and the sign."""
+    if isinstance(key, str):
+        return _label(key, field=field), 1.0
+    if callable(getattr(key, "to_label", None)):
+        text = str(key.to_label())
+        if "i" in text:
+            raise InvalidInput(f"{text!r} is not Hermitian", field=field)
+        sign = -1.0 if text.startswith("-") else 1.0
+        return _label(text.lstrip("+-"), field=field), sign
+    raise InvalidInput(f"key {key!r} is no Pauli string", field=field)
+
+
+def _label(text: str, *, field: str) -> str:
+    if not text:
+        raise InvalidInput("an empty Pauli string", field=field)
+    wrong = next((letter for letter in text if letter not in _LETTERS), None)
+    if wrong is not None:
+        hint = " Paulis are written in capitals." if wrong in "ixyz" else ""
+        raise InvalidInput(f"{text[:40]!r} holds {wrong!r}, which is no Pauli.{hint}", field=field)
+    return text
+
+
+def _real(value: Any, *, field: str) -> float:
+    if isinstance(value, bool | str | bytes) or not (
+        hasattr(value, "__float__") or hasattr(value, "__complex__")
+    ):
+        raise InvalidInput(f"coefficient {value!r} is no number", field=field)
+    try:
+        number = complex(value)
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidInput(f"coefficient {value!r} is no number", field=field) from None
+    if abs(number.imag) > 1e-12 * max(1.0, abs(number.real)):
+        raise InvalidInput(f"coefficient {value!r} is not real", field=field)
+    if not math.isfinite(number.real):
+        raise InvalidInput(f"coefficient {number.real} cannot be sent", field=field)
+    return number.real + 0.0
+
+
+def _labels(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        return list(value)
+    return [label for item in value for label in _labels(item)]

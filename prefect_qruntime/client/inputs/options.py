@@ -1,0 +1,250 @@
+"""Options of the sampler and the estimator, as typed as the service's schema is.
+
+The fields, ranges and enumerations are those of IBM's OpenAPI document 0.45.3. Unknown names are
+refused at every level, also where the schema would ignore them: a misspelt option would otherwise
+be paid for without effect. `experimental` and `simulator.noise_model` stay open.
+
+Two estimator keys, `resilience_level` and `precision`, stand beside `options` on the wire; they are
+written into the options here, and the dialect places them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from prefect_qruntime.client.inputs.fields import nearest, plain_json
+from prefect_qruntime.errors import InvalidInput
+
+__all__ = ["EstimatorOptions", "SamplerOptions", "check_options"]
+
+_INT = 2**31 - 1
+
+Count = Annotated[int, Field(ge=1, le=_INT)]
+CountOrAuto = Count | Literal["auto"]
+Natural = Annotated[int, Field(ge=0, le=_INT)]
+Positive = Annotated[float, Field(gt=0)]
+Extrapolator = Literal[
+    "linear",
+    "exponential",
+    "double_exponential",
+    "polynomial_degree_1",
+    "polynomial_degree_2",
+    "polynomial_degree_3",
+    "polynomial_degree_4",
+    "polynomial_degree_5",
+    "polynomial_degree_6",
+    "polynomial_degree_7",
+    "fallback",
+]
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class DynamicalDecoupling(_Options):
+    """Pulses on idle qubits."""
+
+    enable: bool = False
+    sequence_type: Literal["XX", "XpXm", "XY4"] = "XX"
+    extra_slack_distribution: Literal["middle", "edges"] = "middle"
+    scheduling_method: Literal["alap", "asap"] = "alap"
+    skip_reset_qubits: bool = False
+
+
+class EstimatorExecution(_Options):
+    """`rep_delay` is in seconds."""
+
+    init_qubits: bool = True
+    rep_delay: Annotated[float, Field(ge=0)] = 0.0
+
+
+class SamplerExecution(EstimatorExecution):
+    """Only `classified` results are bitstrings."""
+
+    meas_type: Literal["classified", "kerneled", "avg_kerneled"] = "classified"
+
+
+class Twirling(_Options):
+    """Pauli twirling of gates and measurements."""
+
+    enable_gates: bool = False
+    enable_measure: bool = False
+    num_randomizations: CountOrAuto = "auto"
+    shots_per_randomization: CountOrAuto = "auto"
+    strategy: Literal["active", "active-circuit", "active-accum", "all"] = "active-accum"
+
+
+class Simulator(_Options):
+    """For simulators and local test modes."""
+
+    noise_model: dict[str, Any] | None = None
+    seed_simulator: Natural | None = None
+    coupling_map: list[Any] | None = None
+    basis_gates: list[str | None] | None = None
+
+
+class MeasureNoiseLearning(_Options):
+    """How readout noise is learned."""
+
+    num_randomizations: Count = 32
+    shots_per_randomization: CountOrAuto = "auto"
+
+
+class Zne(_Options):
+    """Zero-noise extrapolation."""
+
+    noise_factors: Any = None
+    extrapolator: Extrapolator | list[Extrapolator] = "exponential"
+    amplifier: Literal["gate_folding", "gate_folding_front", "gate_folding_back", "pea"] = "gate_folding"
+    extrapolated_noise_factors: Any = None
+
+
+class Pec(_Options):
+    """Probabilistic error cancellation."""
+
+    max_overhead: Positive | None = None
+    noise_gain: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+
+
+class LayerNoiseLearning(_Options):
+    """How the noise of layers is learned."""
+
+    max_layers_to_learn: Natural | None = None
+    shots_per_randomization: Count = 128
+    num_randomizations: Count = 32
+    layer_pair_depths: Any = None
+
+
+class Resilience(_Options):
+    """Error mitigation."""
+
+    measure_mitigation: bool = False
+    measure_noise_learning: MeasureNoiseLearning = Field(default_factory=MeasureNoiseLearning)
+    zne_mitigation: bool = False
+    zne: Zne = Field(default_factory=Zne)
+    pec_mitigation: bool = False
+    pec: Pec = Field(default_factory=Pec)
+    layer_noise_learning: LayerNoiseLearning = Field(default_factory=LayerNoiseLearning)
+    layer_noise_model: Any = None
+
+
+class _Common(_Options):
+    dynamical_decoupling: DynamicalDecoupling = Field(default_factory=DynamicalDecoupling)
+    twirling: Twirling = Field(default_factory=Twirling)
+    simulator: Simulator = Field(default_factory=Simulator)
+    experimental: dict[str, Any] = Field(default_factory=dict)
+
+
+class SamplerOptions(_Common):
+    """All options of program `sampler`. Only what is set is sent.
+
+    Example:
+        ```python
+        from prefect_qruntime.client.inputs import SamplerOptions
+
+        options = SamplerOptions(default_shots=4096, twirling={"enable_measure": True})
+        ```
+    """
+
+    default_shots: Natural = 4096
+    execution: SamplerExecution = Field(default_factory=SamplerExecution)
+
+
+class EstimatorOptions(_Common):
+    """All options of program `estimator`. Only what is set is sent.
+
+    Example:
+        ```python
+        from prefect_qruntime.client.inputs import EstimatorOptions
+
+        options = EstimatorOptions(resilience_level=1, default_precision=0.01)
+        ```
+    """
+
+    default_shots: Natural | None = None
+    default_precision: Positive = 0.015625
+    seed_estimator: Natural | None = None
+    execution: EstimatorExecution = Field(default_factory=EstimatorExecution)
+    resilience: Resilience = Field(default_factory=Resilience)
+    resilience_level: Annotated[int, Field(ge=0, le=2)] = 1
+    precision: Positive | None = None
+
+
+_MODELS: dict[str, type[_Common]] = {"sampler": SamplerOptions, "estimator": EstimatorOptions}
+
+# Names other clients and older services use, and what stands for them here.
+_ELSEWHERE = {
+    "shots": "Use shots= beside the options.",
+    "max_execution_time": "Use max_execution_time= beside the options.",
+    "optimization_level": "The service does not transpile: send circuits for the backend.",
+    "transpilation": "The service does not transpile: send circuits for the backend.",
+    "environment": "Use tags= and private= beside the options.",
+    "resilience_level": "It belongs to the estimator.",
+    "resilience": "It belongs to the estimator.",
+    "default_precision": "It belongs to the estimator.",
+    "meas_type": "It belongs to options.execution of the sampler.",
+}
+
+
+def check_options(options: Any, *, program_id: str) -> dict[str, Any]:
+    """The options as plain JSON, holding only what was set.
+
+    Raises:
+        InvalidInput: An unknown name (with the nearest known one), a wrong type, a value outside
+            its range. `field` is the full path, for instance `options.twirling.strategy`.
+    """
+    if options is None:
+        return {}
+    model = _MODELS[program_id]
+    if isinstance(options, BaseModel):
+        if not isinstance(options, model):
+            raise InvalidInput(
+                f"{type(options).__name__} does not fit program {program_id!r}", field="options"
+            )
+        options = options.model_dump(exclude_unset=True)
+    if not isinstance(options, Mapping):
+        raise InvalidInput(f"must be a dict, not {type(options).__name__}", field="options")
+    plain = plain_json(options, field="options")
+    try:
+        checked = model.model_validate(plain)
+    except ValidationError as error:
+        raise _explained(error, model) from None
+    kept: dict[str, Any] = checked.model_dump(exclude_unset=True, mode="json")
+    return kept
+
+
+def _explained(error: ValidationError, model: type[BaseModel]) -> InvalidInput:
+    """The deepest of pydantic's complaints, as one about one field."""
+    details = error.errors(include_url=False, include_context=False)
+    # A union reports each branch; the field is the path up to where the model stops.
+    first = details[0]
+    path, known = _path(first["loc"], model)
+    field = ".".join(["options", *path])
+    if first["type"] == "extra_forbidden":
+        name = str(first["loc"][-1])
+        hint = f" {_ELSEWHERE[name]}" if name in _ELSEWHERE else nearest(name, known)
+        listed = ", ".join(sorted(known))
+        return InvalidInput(f"unknown option.{hint or f' Known: {listed}.'}", field=field)
+    same = [item["msg"] for item in details if _path(item["loc"], model)[0] == path]
+    return InvalidInput(f"{'; or '.join(dict.fromkeys(same))}, not {first['input']!r}", field=field)
+
+
+def _path(loc: tuple[int | str, ...], model: type[BaseModel]) -> tuple[list[str], list[str]]:
+    """The field names in an error's location, and the names known at its last level."""
+    path: list[str] = []
+    current: type[BaseModel] | None = model
+    known = list(model.model_fields)
+    for part in loc:
+        if current is None or not isinstance(part, str):
+            break
+        known = list(current.model_fields)
+        path.append(part)
+        if part not in current.model_fields:
+            break
+        inner = current.model_fields[part].annotation
+        current = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else None
+    return path, known

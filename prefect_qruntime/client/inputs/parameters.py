@@ -1,0 +1,146 @@
+"""Parameter values: whatever the user has, as plain nested lists of finite floats.
+
+One form for equal numbers (list, tuple, numpy array, `1` and `1.0`), so that equal work has an
+equal digest. Broadcasting is left to the service; counts are checked where the circuit tells.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prefect_qruntime.client.inputs.fields import nearest
+from prefect_qruntime.errors import InvalidInput
+
+__all__ = ["check_parameters", "numbers", "shape_of"]
+
+
+def check_parameters(value: Any, inputs: Sequence[str] | None, *, field: str) -> Any:
+    """Parameter values of an OpenQASM circuit in canonical form.
+
+    Args:
+        value: None, a list, nested lists, an array, or `{name: value or list}`.
+        inputs: Names the circuit declares; None where the text does not tell exactly.
+        field: Name of the field in error messages.
+
+    Returns:
+        None, nested lists of floats, or a dict of them.
+
+    Raises:
+        InvalidInput: Not numbers, not finite, ragged, a wrong count, an unknown or missing name.
+    """
+    if isinstance(value, Mapping):
+        return _by_name(value, inputs, field=field) or None
+    values = None if value is None else numbers(value, field=field)
+    if isinstance(values, float):
+        raise InvalidInput("must be a list of values, one for each parameter", field=field)
+    if not values:
+        if inputs:
+            raise InvalidInput(f"values are missing for {_listed(inputs)}", field=field)
+        return None
+    shape = shape_of(values, field=field)
+    if 0 in shape:
+        raise InvalidInput("holds no parameter point at all", field=field)
+    if inputs is None or shape[-1] == len(inputs):
+        return values
+    # Qiskit lets the last axis away where there is one parameter; so does the service.
+    if len(inputs) == 1:
+        return values
+    raise InvalidInput(
+        f"{shape[-1]} values in the last axis, but the circuit has {len(inputs)} parameters"
+        + (f" ({_listed(inputs)})" if inputs else ""),
+        field=field,
+    )
+
+
+def numbers(value: Any, *, field: str) -> Any:
+    """Nested lists of finite floats, or one float. Arrays are taken by their `tolist`."""
+    if not isinstance(value, list | tuple) and callable(getattr(value, "tolist", None)):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        try:
+            # The common flat case without a Python call per number; False is no float here.
+            if all(type(item) is float or type(item) is int for item in value) and all(
+                map(math.isfinite, value)
+            ):
+                return [float(item) + 0.0 for item in value]
+        except OverflowError:
+            pass
+        return [numbers(item, field=f"{field}[{position}]") for position, item in enumerate(value)]
+    if isinstance(value, bool | str | bytes) or not hasattr(value, "__float__"):
+        raise InvalidInput(f"{_shown(value)} is no number", field=field)
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidInput(f"{_shown(value)} is no real number", field=field) from None
+    if not math.isfinite(number):
+        raise InvalidInput(f"{number} cannot be sent", field=field)
+    return number + 0.0  # -0.0 and 0.0 are the same angle
+
+
+def shape_of(values: Any, *, field: str) -> tuple[int, ...]:
+    """Shape of nested lists; ragged ones are refused."""
+    if not isinstance(values, list):
+        return ()
+    if not values:
+        return (0,)
+    first = shape_of(values[0], field=field)
+    if first or any(isinstance(item, list) for item in values):
+        for position, item in enumerate(values):
+            if shape_of(item, field=f"{field}[{position}]") != first:
+                raise InvalidInput("has another shape than its neighbours", field=f"{field}[{position}]")
+    return (len(values), *first)
+
+
+def _by_name(value: Mapping[Any, Any], inputs: Sequence[str] | None, *, field: str) -> dict[str, Any]:
+    named: dict[str, Any] = {}
+    for key, item in value.items():
+        names = key if isinstance(key, tuple) else (key,)
+        texts = [_name(name, field=field) for name in names]
+        spot = f"{field}.{','.join(texts)}"
+        values = numbers(item, field=spot)
+        if isinstance(key, tuple):
+            shape = shape_of(values, field=spot)
+            if not shape or shape[-1] != len(texts):
+                raise InvalidInput(f"the last axis must have {len(texts)} values", field=spot)
+            columns = [_column(values, place) for place in range(len(texts))]
+        else:
+            columns = [values]
+        for text, column in zip(texts, columns, strict=True):
+            if inputs is not None and text not in inputs:
+                raise InvalidInput(
+                    f"the circuit has no parameter {text!r}.{nearest(text, inputs)}", field=f"{field}.{text}"
+                )
+            if text in named:
+                raise InvalidInput(f"{text!r} is given twice", field=f"{field}.{text}")
+            if 0 in shape_of(column, field=f"{field}.{text}"):
+                raise InvalidInput("holds no value", field=f"{field}.{text}")
+            named[text] = column
+    missing = [name for name in inputs or () if name not in named]
+    if missing:
+        raise InvalidInput(f"values are missing for {_listed(missing)}", field=field)
+    return named
+
+
+def _column(values: Any, place: int) -> Any:
+    if isinstance(values[0], list):
+        return [_column(item, place) for item in values]
+    return values[place]
+
+
+def _name(key: Any, *, field: str) -> str:
+    name = key if isinstance(key, str) else getattr(key, "name", None)
+    if not isinstance(name, str) or not name:
+        raise InvalidInput(f"key {_shown(key)} is no parameter name", field=field)
+    return name
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"

@@ -1,0 +1,215 @@
+"""Measured bits of one register: kept as they came, counted without building a list of ints.
+
+A shot's *key* is whatever stands for it in the body (a hex string, a byte, a machine word, bytes);
+only distinct keys are ever turned into numbers and bitstrings. That is what makes a million shots
+cheap.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+__all__ = ["HexRegister", "PackedRegister", "Register", "flat_index", "memory", "tally"]
+
+
+class Register(Protocol):
+    """One classical register of one PUB."""
+
+    @property
+    def num_bits(self) -> int:
+        """Bits of one shot."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the PUB: `()` for a single point."""
+        ...
+
+    def keys(self, point: int) -> Sequence[Any]:
+        """One key for each shot, in order."""
+        ...
+
+    def number(self, key: Any) -> int:
+        """The bits of a key as an integer."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class HexRegister:
+    """Hex strings of the plain JSON form; lists of lists for a PUB of several points."""
+
+    samples: list[Any]
+    num_bits: int
+    shape: tuple[int, ...]
+
+    @classmethod
+    def read(cls, value: dict[str, Any]) -> HexRegister:
+        """From `{"samples": […], "num_bits": n}`.
+
+        Raises:
+            ValueError: No list of hex strings.
+        """
+        samples, bits = value.get("samples"), value.get("num_bits")
+        shape: list[int] = []
+        inner: Any = samples
+        while isinstance(inner, list) and inner and isinstance(inner[0], list):
+            shape.append(len(inner))
+            inner = inner[0]
+        if not isinstance(samples, list) or not isinstance(inner, list):
+            raise ValueError("`samples` is no list")
+        if bits is None:
+            bits = max((_hex(key).bit_length() for key in inner), default=1) or 1
+        if type(bits) is not int or bits < 0:
+            raise ValueError(f"`num_bits` is {bits!r}")
+        return cls(samples, bits, tuple(shape))
+
+    def keys(self, point: int) -> Sequence[Any]:
+        """The hex strings of one point."""
+        found: Any = self.samples
+        for size in _coordinates(point, self.shape):
+            try:
+                found = found[size]
+            except (IndexError, TypeError):
+                raise ValueError("`samples` is ragged") from None
+        if not isinstance(found, list):
+            raise ValueError("`samples` is ragged")
+        return found
+
+    def number(self, key: Any) -> int:
+        """Value of a hex string."""
+        return _hex(key)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRegister:
+    """Bytes of an encoded `BitArray`: shape `(*pub, shots, bytes)`, big-endian in each row."""
+
+    data: bytes
+    num_bits: int
+    shape: tuple[int, ...]
+    num_shots: int
+    row: int
+
+    @classmethod
+    def read(cls, data: bytes, shape: tuple[int, ...], num_bits: Any) -> PackedRegister:
+        """From the array of a `BitArray`.
+
+        Raises:
+            ValueError: Shape and number of bits do not fit.
+        """
+        if type(num_bits) is not int or num_bits < 0:
+            raise ValueError(f"`num_bits` is {num_bits!r}")
+        if len(shape) < 2 or shape[-1] != (num_bits + 7) // 8 or math.prod(shape) != len(data):
+            raise ValueError(f"a BitArray of {num_bits} bits has an array of shape {shape}")
+        return cls(data, num_bits, shape[:-2], shape[-2], shape[-1])
+
+    def keys(self, point: int) -> Sequence[Any]:
+        """Bytes, machine words or slices of one point, whatever counts fastest."""
+        size = self.num_shots * self.row
+        part = memoryview(self.data)[point * size : (point + 1) * size]
+        if self.row == 0:
+            return [b""] * self.num_shots
+        if self.row == 1:
+            return part.tobytes()
+        if self.row == 2:
+            return part.cast("H")
+        if self.row == 4:
+            return part.cast("I")
+        if self.row == 8:
+            return part.cast("Q")
+        return re.findall(b".{%d}" % self.row, part, re.DOTALL)
+
+    def number(self, key: Any) -> int:
+        """Value of a key."""
+        if isinstance(key, int):
+            key = key.to_bytes(self.row, sys.byteorder)
+        return int.from_bytes(key, "big")
+
+
+def tally(registers: Sequence[Register], point: int) -> dict[str, int]:
+    """Bitstring → number of shots, most frequent first; several registers are joined.
+
+    Joined bitstrings read like one integer: the first register holds the least significant bits, so
+    it stands at the right end. This is Qiskit's `join_data` order.
+    """
+    counts: dict[str, int] = {}
+    first = registers[0]
+    counter: Counter[Any]
+    if len(registers) > 1:
+        counter = Counter(_zipped(registers, point))
+    else:
+        keys = first.keys(point)
+        counter = _count_bytes(keys) if isinstance(keys, bytes) else Counter(keys)
+    for key, count in counter.most_common():
+        text = _text(registers, key)
+        counts[text] = counts.get(text, 0) + count  # "0x3" and "0x03" are one outcome
+    return counts
+
+
+def memory(registers: Sequence[Register], point: int) -> list[str]:
+    """The bitstring of each shot, in order; several registers are joined as in `tally`."""
+    keys: Sequence[Any]
+    keys = _zipped(registers, point) if len(registers) > 1 else registers[0].keys(point)
+    table = {key: _text(registers, key) for key in set(keys)}
+    return [table[key] for key in keys]
+
+
+def flat_index(index: Any, shape: tuple[int, ...]) -> int:
+    """Place of a point in C order.
+
+    Raises:
+        IndexError: Not an index of that shape.
+    """
+    place = index if isinstance(index, tuple | list) else (index,)
+    if len(place) != len(shape):
+        raise IndexError(f"{index!r} is no index of shape {shape}")
+    flat = 0
+    for number, size in zip(place, shape, strict=True):
+        if isinstance(number, bool) or not isinstance(number, int) or not -size <= number < size:
+            raise IndexError(f"{index!r} is no index of shape {shape}")
+        flat = flat * size + number % size
+    return flat
+
+
+def _count_bytes(data: bytes) -> Counter[int]:
+    # For few outcomes, searching is faster than looking at each byte as an object.
+    distinct = set(data)
+    if len(distinct) > 8:
+        return Counter(data)
+    return Counter({value: data.count(value) for value in distinct})
+
+
+def _zipped(registers: Sequence[Register], point: int) -> list[tuple[Any, ...]]:
+    columns = [register.keys(point) for register in registers]
+    if len({len(column) for column in columns}) > 1:
+        raise ValueError("registers with different numbers of shots")
+    return list(zip(*columns, strict=True))
+
+
+def _text(registers: Sequence[Register], key: Any) -> str:
+    if len(registers) == 1:
+        bits = registers[0].num_bits
+        return f"{registers[0].number(key):0{bits}b}" if bits else ""
+    parts = [_text([register], part) for register, part in zip(registers, key, strict=True)]
+    return "".join(reversed(parts))
+
+
+def _coordinates(point: int, shape: tuple[int, ...]) -> list[int]:
+    places: list[int] = []
+    for size in reversed(shape):
+        point, place = divmod(point, size)
+        places.append(place)
+    return places[::-1]
+
+
+def _hex(key: Any) -> int:
+    try:
+        return int(key, 16) if isinstance(key, str) else int.__index__(key)
+    except (ValueError, TypeError):
+        raise ValueError(f"{key!r:.60} is no hex string") from None

@@ -1,0 +1,323 @@
+"""`JobResult`: what a job returned, in one shape for every dialect and wire form.
+
+The decoded body is kept as it came and read lazily; nothing decoded is kept, so a result costs its
+body and no more. Neither numpy nor qiskit is needed, except by `to_primitive_result`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field
+
+from prefect_qruntime.client.decode import DECODE_LIMIT, decode_value, nested
+from prefect_qruntime.client.result_quasi import counts_of
+from prefect_qruntime.client.result_samples import Register, flat_index, memory, tally
+from prefect_qruntime.client.result_views import PubView, pub_list, top_metadata, view_pub
+from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
+
+if TYPE_CHECKING:
+    from qiskit.primitives import PrimitiveResult
+
+__all__ = ["JobResult"]
+
+
+class JobResult(BaseModel):
+    """The result of one job. Frozen; round-trips through JSON.
+
+    Bitstrings have the most significant bit first, as Qiskit prints them. A PUB with an array of
+    parameter points needs `index=` to pick one.
+
+    Attributes:
+        raw: The decoded JSON body.
+        job_id: The job.
+        program_id: The program, where known.
+        widths: Classical bits of each PUB, where known: a legacy result does not say how long its
+            bitstrings are.
+        decode_limit: Most bytes one encoded array may unfold to (1 GiB).
+
+    Example:
+        ```python
+        from prefect_qruntime.client.results import JobResult
+
+        body = '{"results": [{"data": {"c": {"samples": ["0x3", "0x0"], "num_bits": 2}}, "metadata": {}}]}'
+        result = JobResult.from_body(body, job_id="d1")
+        assert result.counts() == {"11": 1, "00": 1}
+        ```
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="constants")
+
+    raw: Any = Field(repr=False)
+    job_id: str
+    program_id: str | None = None
+    widths: tuple[int | None, ...] = ()
+    decode_limit: int = Field(default=DECODE_LIMIT, gt=0, repr=False)
+
+    @classmethod
+    def from_body(
+        cls,
+        body: bytes | str | dict[str, Any] | list[Any],
+        *,
+        job_id: str,
+        program_id: str | None = None,
+        widths: tuple[int | None, ...] = (),
+        decode_limit: int = DECODE_LIMIT,
+    ) -> JobResult:
+        """Read the body of `GET …/results`, or one already decoded.
+
+        Raises:
+            QuantumRuntimeError: The text is not JSON.
+        """
+        raw: Any = body
+        if isinstance(body, bytes | bytearray | str):
+            raw = _loads(body, job_id)
+        return cls(
+            raw=raw, job_id=job_id, program_id=program_id, widths=tuple(widths), decode_limit=decode_limit
+        )
+
+    @property
+    def num_pubs(self) -> int:
+        """Number of PUB results; 0 for programs that have none (see `raw`)."""
+        with self._reading():
+            return len(pub_list(self.raw))
+
+    def registers(self, pub: int = 0) -> dict[str, int]:
+        """Names of the classical registers and their bits; empty for estimator and legacy results."""
+        return {name: register.num_bits for name, register in self._view(pub).registers.items()}
+
+    def shape(self, pub: int = 0) -> tuple[int, ...]:
+        """Shape of the PUB's points: `()` for one, `(3,)` for three."""
+        view = self._view(pub)
+        for register in view.registers.values():
+            return register.shape
+        if "evs" not in view.fields:
+            return ()
+        with self._reading():
+            return _list_shape(decode_value(view.fields["evs"], limit=self.decode_limit))
+
+    def counts(
+        self, pub: int = 0, register: str | None = None, *, index: int | tuple[int, ...] | None = None
+    ) -> dict[str, int]:
+        """Bitstring → shots, the most frequent first.
+
+        Args:
+            pub: Which PUB.
+            register: Which classical register. None takes the only one, or joins all: the first register
+                makes the right end of the bitstring, as Qiskit's `join_data` does.
+            index: Which point of a PUB with several.
+
+        Raises:
+            InvalidInput: No such PUB, register or point, or `index` is missing.
+            QuantumRuntimeError: The result has no bitstrings, or is damaged.
+        """
+        view = self._view(pub)
+        with self._reading(pub):
+            if view.quasi is not None:
+                self._no_register(register)
+                return counts_of(view.quasi, self._quasi_shots(view, pub))
+            chosen = self._registers(view, pub, register)
+            return tally(chosen, self._point(chosen[0].shape, index, pub))
+
+    def counts_array(self, pub: int = 0, register: str | None = None) -> Any:
+        """`counts` for all points: nested lists of dicts in the PUB's shape, one dict where it is `()`."""
+        view = self._view(pub)
+        if view.quasi is not None:
+            return self.counts(pub, register)
+        with self._reading(pub):
+            chosen = self._registers(view, pub, register)
+            shape = chosen[0].shape
+            return nested([tally(chosen, point) for point in range(_size(shape))], shape)
+
+    def memory(
+        self, pub: int = 0, register: str | None = None, *, index: int | tuple[int, ...] | None = None
+    ) -> list[str]:
+        """The bitstring of each shot in the order measured. Arguments and errors as `counts`."""
+        view = self._view(pub)
+        if view.quasi is not None:
+            raise QuantumRuntimeError("a legacy result holds no single shots", job_id=self.job_id)
+        with self._reading(pub):
+            chosen = self._registers(view, pub, register)
+            return memory(chosen, self._point(chosen[0].shape, index, pub))
+
+    @property
+    def quasi_dists(self) -> list[Any]:
+        """Bitstring → (quasi-)probability for each PUB; nested lists for a PUB with several points.
+
+        The legacy service's own quasi-probabilities may be slightly negative; from V2 results they
+        are relative frequencies.
+        """
+        found: list[Any] = []
+        for pub in range(self.num_pubs):
+            view = self._view(pub)
+            found.append(dict(view.quasi) if view.quasi is not None else _frequencies(self.counts_array(pub)))
+        return found
+
+    def is_estimator(self, pub: int = 0) -> bool:
+        """Whether the PUB's data are expectation values."""
+        return "evs" in self._view(pub).fields
+
+    def expectation_values(self, pub: int = 0) -> Any:
+        """The estimator's values: a float, or nested lists in the PUB's shape.
+
+        Raises:
+            QuantumRuntimeError: The PUB has none.
+        """
+        return self.field("evs", pub)
+
+    def standard_errors(self, pub: int = 0) -> Any:
+        """Standard errors of `expectation_values`, in the same shape; None where the service gave none."""
+        return self.field("stds", pub) if "stds" in self._view(pub).fields else None
+
+    def field(self, name: str, pub: int = 0) -> Any:
+        """Any field of a PUB's data that is no register, for instance `ensemble_standard_error`.
+
+        Raises:
+            QuantumRuntimeError: The PUB has no such field.
+        """
+        view = self._view(pub)
+        if name not in view.fields:
+            known = ", ".join([*view.fields, *view.registers]) or "nothing"
+            raise QuantumRuntimeError(f"PUB {pub} has no {name!r}, but {known}", job_id=self.job_id)
+        with self._reading(pub):
+            return decode_value(view.fields[name], limit=self.decode_limit)
+
+    def shots(self, pub: int = 0) -> int | None:
+        """Shots of each point; for the estimator what its metadata says, or None."""
+        view = self._view(pub)
+        with self._reading(pub):
+            for register in view.registers.values():
+                return len(register.keys(0)) if _size(register.shape) else 0
+        shots = view.metadata.get("shots") if isinstance(view.metadata, dict) else None
+        return int(shots) if isinstance(shots, int | float) and shots == int(shots) else None
+
+    def metadata(self, pub: int | None = None) -> Any:
+        """Metadata of the whole result, or of one PUB, with encoded values decoded."""
+        encoded = top_metadata(self.raw) if pub is None else self._view(pub).metadata
+        with self._reading(pub):
+            return decode_value(encoded, limit=self.decode_limit)
+
+    def to_table(self) -> list[dict[str, Any]]:
+        """Rows of plain values for data pipelines; `pandas.DataFrame(result.to_table())` works.
+
+        Columns: `pub`, `point` (None, an int, or a tuple), then `register`, `bitstring`, `count`,
+        `probability`, or `ev`, `std`.
+        """
+        from prefect_qruntime.client.result_table import rows
+
+        return list(rows(self))
+
+    def to_primitive_result(self) -> PrimitiveResult[Any]:
+        """The result as Qiskit's own objects. Needs the extra `[qiskit]`.
+
+        Raises:
+            QuantumRuntimeError: qiskit is not installed, or the program has no PUBs.
+        """
+        from prefect_qruntime.client.result_qiskit import primitive_result
+
+        with self._reading():
+            return primitive_result(self)
+
+    def _view(self, pub: int) -> PubView:
+        with self._reading(pub):
+            items = pub_list(self.raw)
+            if not items:
+                known = f" of program {self.program_id!r}" if self.program_id else ""
+                raise QuantumRuntimeError(f"the result{known} has no PUBs; read `.raw`", job_id=self.job_id)
+            if isinstance(pub, bool) or not isinstance(pub, int) or not 0 <= pub < len(items):
+                raise InvalidInput(f"{pub!r} is none of the PUBs 0 to {len(items) - 1}", field="pub")
+            width = self.widths[pub] if pub < len(self.widths) else None
+            return view_pub(self.raw, items[pub], pub, width=width, limit=self.decode_limit)
+
+    def _registers(self, view: PubView, pub: int, register: str | None) -> list[Register]:
+        if not view.registers:
+            known = ", ".join(view.fields) or "nothing"
+            raise QuantumRuntimeError(f"PUB {pub} has no bitstrings, but {known}", job_id=self.job_id)
+        if register is None:
+            return list(view.registers.values())
+        if register not in view.registers:
+            raise InvalidInput(
+                f"PUB {pub} has no register {register!r}, but {', '.join(view.registers)}", field="register"
+            )
+        return [view.registers[register]]
+
+    def _no_register(self, register: str | None) -> None:
+        if register is not None:
+            raise InvalidInput("a legacy result joins all registers and names none", field="register")
+
+    def _point(self, shape: tuple[int, ...], index: Any, pub: int) -> int:
+        if index is None:
+            if not shape:
+                return 0
+            raise InvalidInput(
+                f"PUB {pub} has points of shape {shape}: choose one, or use counts_array()", field="index"
+            )
+        try:
+            return flat_index(index, shape)
+        except IndexError as error:
+            raise InvalidInput(str(error), field="index") from None
+
+    def _quasi_shots(self, view: PubView, pub: int) -> int:
+        shots = view.metadata.get("shots") if isinstance(view.metadata, dict) else None
+        if isinstance(shots, bool) or not isinstance(shots, int | float) or shots < 1 or shots != int(shots):
+            raise QuantumRuntimeError(
+                f"the legacy result of PUB {pub} does not say its shots; use quasi_dists", job_id=self.job_id
+            )
+        return int(shots)
+
+    @contextmanager
+    def _reading(self, pub: int | None = None) -> Iterator[None]:
+        """Whatever is wrong with a body is one kind of error, with the job it belongs to."""
+        try:
+            yield
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            IndexError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+        ) as error:
+            where = "" if pub is None else f" (PUB {pub})"
+            raise QuantumRuntimeError(
+                f"the result of job {self.job_id} cannot be read{where}: {error}", job_id=self.job_id
+            ) from error
+
+
+def _loads(body: bytes | bytearray | str, job_id: str) -> Any:
+    try:
+        return orjson.loads(body)
+    except ValueError:
+        pass
+    try:
+        # The standard library reads NaN and Infinity, which the service's encoder can write.
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        start = body[:200]
+        text = start if isinstance(start, str) else bytes(start).decode(errors="replace")
+        raise QuantumRuntimeError(
+            f"the result of job {job_id} is not JSON: {text!r}", reason=str(error), job_id=job_id
+        ) from None
+
+
+def _frequencies(counts: Any) -> Any:
+    if isinstance(counts, list):
+        return [_frequencies(item) for item in counts]
+    total = sum(counts.values()) or 1
+    return {text: count / total for text, count in counts.items()}
+
+
+def _list_shape(value: Any) -> tuple[int, ...]:
+    return (len(value), *(_list_shape(value[0]) if value else ())) if isinstance(value, list) else ()
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for length in shape:
+        size *= length
+    return size
