@@ -67,9 +67,7 @@ def _as_int(code: int | str | None) -> int | None:
         return None
 
 
-def judge(
-    phase: Phase, status: int, code: int | str | None = None, retry_after: float | None = None
-) -> Verdict:
+def judge(phase: Phase, status: int, code: int | str | None = None, retry_after: float | None = None) -> Verdict:
     """Judge an HTTP answer that is not a success.
 
     Args:

@@ -1,0 +1,147 @@
+"""One network home per process: a background event loop on which all network work runs.
+
+httpx and websocket clients belong to one event loop, and Prefect runs tasks in many. So callers of
+any kind (sync, async, threads, notebooks) hand their work to this loop and wait for it: one
+connection pool, one token, one watcher. Cancelling the caller cancels the work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import concurrent.futures
+import contextlib
+import functools
+import os
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
+
+__all__ = ["Home", "at_home", "home"]
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+_CANCEL_GRACE = 15.0  # seconds a cancelled caller waits for its work to wind up
+
+
+class Home:
+    """A daemon thread with a running event loop, and the things that live on it."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.pid = os.getpid()
+        self.shared: dict[str, Any] = {}
+        self._closers: list[Callable[[], Awaitable[None]]] = []
+        self._thread = threading.Thread(target=self._serve, name="qruntime-home", daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+
+    def on_close(self, closer: Callable[[], Awaitable[None]]) -> None:
+        """Register an async clean-up for the end of the process."""
+        self._closers.append(closer)
+
+    def is_here(self) -> bool:
+        """Whether the caller already runs on this loop."""
+        try:
+            return asyncio.get_running_loop() is self.loop
+        except RuntimeError:
+            return False
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run `work` here and block until it ends; for callers without a loop of their own to keep alive."""
+        if self.is_here():
+            work.close()
+            raise RuntimeError("blocking on the network loop from itself would never end")
+        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        try:
+            return future.result()
+        except BaseException:
+            # A signal handler raised in the waiting thread (Prefect's TerminationSignal, Ctrl-C).
+            if not future.done():
+                future.cancel()
+                with contextlib.suppress(BaseException):
+                    concurrent.futures.wait([future], timeout=_CANCEL_GRACE)
+            raise
+
+    async def arun(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run `work` here and await it from any loop."""
+        if self.is_here():
+            return await work
+        task: asyncio.Task[T] | None = None
+        finished = threading.Event()
+
+        async def tracked() -> T:
+            nonlocal task
+            task = asyncio.current_task()
+            try:
+                return await work
+            finally:
+                finished.set()
+
+        future = asyncio.run_coroutine_threadsafe(tracked(), self.loop)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            # wrap_future has passed the cancellation on; let the work wind up before we go, so that
+            # what it was doing (a POST on its way) is settled when the caller's clean-up runs.
+            if task is not None:
+                await asyncio.to_thread(finished.wait, _CANCEL_GRACE)
+            raise
+
+    def close(self) -> None:
+        """Close what lives here and stop the loop. Called at exit; repeat-safe."""
+        if self.pid != os.getpid() or not self._thread.is_alive():
+            return
+
+        async def wind_up() -> None:
+            for closer in self._closers:
+                with contextlib.suppress(Exception):
+                    await asyncio.wait_for(closer(), timeout=2)
+
+        with contextlib.suppress(Exception):
+            asyncio.run_coroutine_threadsafe(wind_up(), self.loop).result(timeout=5)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(timeout=2)
+
+
+_lock = threading.Lock()
+_home: Home | None = None
+
+
+def home() -> Home:
+    """The home of this process; made on first use, and anew after a fork."""
+    global _home
+    with _lock:
+        if _home is None or _home.pid != os.getpid() or _home.loop.is_closed():
+            _home = Home()
+        return _home
+
+
+def _close_at_exit() -> None:
+    if _home is not None:
+        _home.close()
+
+
+def _forget_after_fork() -> None:
+    # The parent's loop thread does not exist in the child, and its sockets are not ours to close.
+    global _home, _lock
+    _home = None
+    _lock = threading.Lock()
+
+
+atexit.register(_close_at_exit)
+os.register_at_fork(after_in_child=_forget_after_fork)
+
+
+def at_home(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Make an async method run on the home loop, wherever it is awaited."""
+
+    @functools.wraps(method)
+    async def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        return await home().arun(method(*args, **kwargs))
+
+    return wrapper

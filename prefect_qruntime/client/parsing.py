@@ -1,0 +1,244 @@
+"""JSON of the service into models: tolerant, both dialects.
+
+Unknown fields are ignored, absent ones become None, and an unknown status keeps its text.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from prefect_qruntime.errors import QuantumRuntimeError
+from prefect_qruntime.models import Backend, Job, JobStatus, Session, Usage
+
+__all__ = [
+    "parse_backend_names",
+    "parse_backends",
+    "parse_job",
+    "parse_job_page",
+    "parse_session",
+    "parse_usage",
+    "parse_versions",
+]
+
+# Statuses of /jobs, of /workloads and of the oldest jobs API, lower case (api facts E1).
+_STATUSES = {
+    "queued": JobStatus.QUEUED,
+    "pending": JobStatus.QUEUED,
+    "running": JobStatus.RUNNING,
+    "in_progress": JobStatus.RUNNING,
+    "completed": JobStatus.COMPLETED,
+    "failed": JobStatus.FAILED,
+    "cancelled": JobStatus.CANCELLED,
+    "canceled": JobStatus.CANCELLED,
+    "cancelled - ran too long": JobStatus.CANCELLED,
+    "canceled - ran too long": JobStatus.CANCELLED,
+}
+
+
+def _text(value: Any) -> str | None:
+    return str(value) if isinstance(value, str | int | float) and str(value) != "" else None
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value)
+
+
+def _count(value: Any) -> int | None:
+    number = _number(value)
+    return None if number is None else int(number)
+
+
+def _moment(value: Any) -> datetime | None:
+    if not isinstance(value, str) or not value:
+        return None
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def parse_job(body: dict[str, Any], *, url: str | None = None) -> Job:
+    """Read a job. `state.status` is preferred, the top-level `status` is the fallback.
+
+    Raises:
+        QuantumRuntimeError: The object has no id.
+    """
+    job_id = _text(body.get("id"))
+    if job_id is None:
+        raise QuantumRuntimeError("the service's job has no id")
+    state = _dict(body.get("state"))
+    top = _text(body.get("status")) or ""
+    raw = _text(state.get("status")) or top
+    status = _STATUSES.get(raw.strip().lower())
+    if status is None and _STATUSES.get(top.strip().lower()) is not None:
+        raw, status = top, _STATUSES[top.strip().lower()]
+    reason = _text(state.get("reason")) or _text(body.get("reason"))
+    code = state.get("reason_code", state.get("reasonCode"))
+    code = int(code) if isinstance(code, str) and code.isdigit() else code
+    too_long = "ran too long" in f"{top} {raw} {reason or ''}".lower()
+    if status is JobStatus.CANCELLED and (too_long or code == 1305):
+        too_long = True
+    else:
+        too_long = too_long and status is JobStatus.FAILED
+    usage = _dict(body.get("usage"))
+    seconds = next(
+        (
+            number
+            for key in ("qpu_charge_time_seconds", "quantum_seconds", "seconds")
+            if (number := _number(usage.get(key))) is not None
+        ),
+        _number(_dict(body.get("bss")).get("seconds")),
+    )
+    # Old versions have no usage status: there the number is final once the job is.
+    word = _text(usage.get("status"))
+    terminal = status is not None and status.is_terminal
+    final = word == "complete" if word is not None else terminal and seconds is not None
+    return Job(
+        id=job_id,
+        status=status,
+        raw_status=top if "ran too long" in top.lower() else raw,
+        reason=reason,
+        reason_code=code if isinstance(code, int | str) and not isinstance(code, bool) and code != "" else None,
+        reason_solution=_text(state.get("reason_solution")),
+        ran_too_long=too_long,
+        backend=_text(body.get("backend")),
+        program_id=_text(_dict(body.get("program")).get("id")),
+        session_id=_text(body.get("session_id")),
+        created_at=_moment(body.get("created")),
+        tags=tuple(tag for tag in body.get("tags") or () if isinstance(tag, str)),
+        usage_seconds=seconds,
+        usage_final=final,
+        estimated_running_seconds=_number(body.get("estimated_running_time_seconds")),
+        max_execution_time=_count(body.get("cost")),
+        private=body.get("private") is True,
+        url=url,
+    )
+
+
+def parse_job_page(body: dict[str, Any]) -> tuple[list[dict[str, Any]], int | None]:
+    """The raw jobs of one page, and the total count where the service gives it."""
+    jobs = body.get("jobs")
+    if not isinstance(jobs, list):
+        raise QuantumRuntimeError("the service's job list has no 'jobs'")
+    return [job for job in jobs if isinstance(job, dict)], _count(body.get("count"))
+
+
+def _backend(item: dict[str, Any]) -> Backend | None:
+    name = _text(item.get("name")) or _text(item.get("backend_name"))
+    if name is None:
+        return None
+    status = item.get("status")
+    status_name = _text(_dict(status).get("name")) or _text(status) or "unknown"
+    metrics = _dict(item.get("performance_metrics"))
+    processor = _dict(item.get("processor_type"))
+    clops = item.get("clops")
+    return Backend(
+        name=name,
+        status=status_name,
+        status_reason=_text(_dict(status).get("reason")),
+        num_qubits=_count(item.get("qubits", item.get("n_qubits"))),
+        simulator=bool(item.get("is_simulator", item.get("simulator", False))),
+        queue_length=_count(item.get("queue_length")),
+        wait_time_seconds=_number(_dict(item.get("wait_time_seconds")).get("average")),
+        processor=" ".join(str(p) for key in ("family", "revision") if (p := processor.get(key))) or None,
+        clops=_number(_dict(clops).get("value")) if isinstance(clops, dict) else _number(clops),
+        two_qubit_error=_number(_dict(metrics.get("two_q_error_median")).get("value")),
+        readout_error=_number(_dict(metrics.get("readout_error_median")).get("value")),
+    )
+
+
+def parse_backends(body: dict[str, Any]) -> list[Backend]:
+    """Read a list of backends, given as objects or as names only.
+
+    A backend of which only the name is known has the status `unknown`.
+    """
+    devices = body.get("devices", body.get("backends"))
+    if not isinstance(devices, list):
+        raise QuantumRuntimeError("the service's backend list has no 'devices'")
+    found = []
+    for item in devices:
+        if isinstance(item, str):
+            found.append(Backend(name=item, status="unknown"))
+        elif isinstance(item, dict) and (backend := _backend(item)) is not None:
+            found.append(backend)
+    return found
+
+
+def complete_backend(backend: Backend, status: dict[str, Any], configuration: dict[str, Any]) -> Backend:
+    """Fill in what a names-only list leaves out, from the backend's status and configuration."""
+    healthy = status.get("state", True) is True and _text(status.get("status")) in (None, "active")
+    said = _text(status.get("status"))
+    return backend.model_copy(
+        update={
+            "status": "online" if healthy else (said if said and said != "active" else "offline"),
+            "status_reason": _text(status.get("message")),
+            "queue_length": _count(status.get("length_queue")),
+            "num_qubits": _count(configuration.get("n_qubits")),
+            "simulator": bool(configuration.get("simulator", False)),
+        }
+    )
+
+
+def parse_backend_names(body: dict[str, Any]) -> list[str]:
+    """Only the names."""
+    return [backend.name for backend in parse_backends(body)]
+
+
+def parse_session(body: dict[str, Any]) -> Session:
+    """Read a session or batch.
+
+    Raises:
+        QuantumRuntimeError: The object has no id.
+    """
+    session_id = _text(body.get("id"))
+    if session_id is None:
+        raise QuantumRuntimeError("the service's session has no id")
+    accepting = body.get("accepting_jobs")
+    return Session(
+        id=session_id,
+        backend=_text(body.get("backend_name")) or _text(body.get("backend")),
+        mode=_text(body.get("mode")) or "dedicated",
+        state=_text(body.get("state")),
+        state_reason=_text(body.get("state_reason")),
+        accepting_jobs=accepting if isinstance(accepting, bool) else None,
+        max_ttl=_count(body.get("max_ttl", body.get("max_session_ttl"))),
+        active_ttl=_count(body.get("active_ttl")),
+        interactive_ttl=_count(body.get("interactive_ttl")),
+        started_at=_moment(body.get("started_at")),
+        activated_at=_moment(body.get("activated_at")),
+        closed_at=_moment(body.get("closed_at")),
+        elapsed_time=_number(body.get("elapsed_time")),
+        user_id=_text(body.get("user_id")),
+    )
+
+
+def parse_usage(body: dict[str, Any]) -> Usage:
+    """Read the instance's usage; all times in QPU seconds."""
+    period = _dict(body.get("usage_period"))
+    return Usage(
+        instance_id=_text(body.get("instance_id")),
+        plan_id=_text(body.get("plan_id")),
+        consumed_seconds=_number(body.get("usage_consumed_seconds")) or 0.0,
+        limit_seconds=_number(body.get("usage_limit_seconds")),
+        allocation_seconds=_number(body.get("usage_allocation_seconds")),
+        limit_reached=body.get("usage_limit_reached") is True,
+        period_start=_moment(period.get("start_time")),
+        period_end=_moment(period.get("end_time")),
+    )
+
+
+def parse_versions(body: dict[str, Any]) -> tuple[str, ...]:
+    """API versions, given as texts or as objects."""
+    items = body.get("versions")
+    if not isinstance(items, list):
+        return ()
+    found = (item.get("version") if isinstance(item, dict) else item for item in items)
+    return tuple(version for version in found if isinstance(version, str))

@@ -1,0 +1,137 @@
+"""Open a session without losing one, and close it so that it is really closed.
+
+"Close" is two calls of the service: `PATCH accepting_jobs=false` lets queued jobs run, `DELETE …/close`
+drops them. Both are called drain and drop here, and which one happens is never a side effect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol
+
+from prefect_qruntime.errors import NotFound, QuantumRuntimeError, SubmissionUncertain
+from prefect_qruntime.models import Job, Session, SessionRef
+
+__all__ = ["close_session", "open_session"]
+
+log = logging.getLogger("prefect_qruntime.client")
+
+_CLOCKS_APART = timedelta(minutes=10)
+
+
+class _Service(Protocol):
+    """What sessions need of the client."""
+
+    async def post_session(self, backend: str, *, mode: str, max_ttl: int | None) -> SessionRef: ...
+
+    async def session(self, session_id: str) -> Session: ...
+
+    async def workloads(self, *, limit: int | None = None, **filters: Any) -> list[dict[str, Any]]: ...
+
+    async def jobs(
+        self, *, session_id: str | None = None, pending: bool | None = None, limit: int | None = None
+    ) -> list[Job]: ...
+
+    async def stop_accepting(self, session_id: str) -> None: ...
+
+    async def drop_session(self, session_id: str) -> None: ...
+
+
+async def open_session(service: _Service, backend: str, *, mode: str, max_ttl: int | None) -> SessionRef:
+    """Open a session or batch; after a lost answer look for it before opening another.
+
+    Raises:
+        SubmissionUncertain: The answer was lost and looking did not settle it. An unused session costs
+            nothing and closes by itself.
+    """
+    began = datetime.now(UTC)
+    for attempt in (1, 2):
+        try:
+            return await service.post_session(backend, mode=mode, max_ttl=max_ttl)
+        except QuantumRuntimeError as error:
+            if error.advice.kind != "search-first":
+                raise
+            log.warning("opening a session: the answer was lost (%s); looking for it", error)
+            found = await _unused_since(service, began - _CLOCKS_APART, backend, mode, max_ttl, error)
+            if len(found) == 1:
+                return found[0].ref()
+            if found or attempt == 2:
+                raise SubmissionUncertain(
+                    f"it cannot be told whether a session was opened on {backend}",
+                    solution="Look at the instance's workloads; an unused session costs nothing and closes by itself.",
+                    candidates=[session.id for session in found],
+                ) from error
+    raise AssertionError("unreachable: the second attempt returns or raises")
+
+
+async def _unused_since(
+    service: _Service,
+    since: datetime,
+    backend: str,
+    mode: str,
+    max_ttl: int | None,
+    lost: QuantumRuntimeError,
+) -> list[Session]:
+    wanted = "batch" if mode == "batch" else "session"
+    try:
+        items = await service.workloads(mode=wanted, backend=backend, created_after=since, limit=50)
+        sessions = [await service.session(str(item["id"])) for item in items if item.get("id")]
+    except QuantumRuntimeError as error:
+        raise SubmissionUncertain(
+            f"it cannot be told whether a session was opened on {backend}: looking for it failed: {error.message}",
+            solution="Look at the instance's workloads; an unused session costs nothing and closes by itself.",
+            candidates=[],
+        ) from lost
+    return [
+        session
+        for session in sessions
+        if session.state == "open"
+        and session.mode == mode
+        and session.backend == backend
+        and (max_ttl is None or session.max_ttl == max_ttl)
+    ]
+
+
+async def close_session(
+    service: _Service,
+    session_id: str,
+    *,
+    drain: bool,
+    patience: float = 20.0,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> Session | None:
+    """Close a session and read back that it is.
+
+    Args:
+        service: The client.
+        session_id: Which one.
+        drain: True lets queued jobs run first; False drops them. A running job finishes in both cases.
+        patience: Seconds to wait for the service to say `closed`.
+        clock: Monotonic seconds.
+        sleep: For the pauses between looks.
+
+    Returns:
+        The session as read back: closed, or, while drained jobs still run, not accepting jobs. None if
+        the service does not know it any more.
+    """
+    try:
+        if drain:
+            await service.stop_accepting(session_id)
+            waiting = await service.jobs(session_id=session_id, pending=True, limit=1)
+            if waiting:
+                return await service.session(session_id)
+        # Nothing is left that could be dropped, and an idle session would go on charging until its TTL.
+        await service.drop_session(session_id)
+        until = clock() + patience
+        while True:
+            session = await service.session(session_id)
+            if session.ref().is_closed or clock() >= until:
+                return session
+            await sleep(0.3)
+    except NotFound:
+        return None

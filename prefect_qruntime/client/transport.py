@@ -1,0 +1,193 @@
+"""One HTTP call done safely: headers, token, timeouts, retries, typed errors.
+
+Foreign errors end here: what leaves this module is a `Reply` or a `QuantumRuntimeError`, and neither
+holds an httpx object.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import ssl
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+import orjson
+
+from prefect_qruntime.client.auth import TokenSource
+from prefect_qruntime.client.replies import Reply, error_for
+from prefect_qruntime.client.retrying import Patience, repeat
+from prefect_qruntime.connection import Connection, is_loopback
+from prefect_qruntime.errors import NEVER, QuantumRuntimeError, ServiceUnavailable
+from prefect_qruntime.failures import Phase, lost_answer
+from prefect_qruntime.redact import redact
+
+__all__ = ["Transport", "http_client"]
+
+log = logging.getLogger("prefect_qruntime.client")
+
+# None of these can have reached the service.
+_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
+_CONNECTIONS = 8
+
+
+@functools.lru_cache(maxsize=8)
+def _tls(ca_file: str | None) -> ssl.SSLContext:
+    # 30 ms each, so one per CA file and process.
+    context = httpx.create_ssl_context()
+    if ca_file is not None:
+        context.load_verify_locations(cafile=ca_file)
+    return context
+
+
+def http_client(connection: Connection) -> httpx.AsyncClient:
+    """An HTTP client with our limits; belongs to the loop that first uses it."""
+    seconds = connection.request_timeout
+    local = is_loopback(httpx.URL(connection.base_url).host)
+    secure = any(url.startswith("https") for url in (connection.base_url, connection.iam_url))
+    return httpx.AsyncClient(
+        # The TLS context is costly and of no use where both hosts are this machine's, in clear.
+        verify=_tls(connection.ca_file) if secure else False,
+        timeout=httpx.Timeout(seconds, connect=min(10.0, seconds), pool=max(60.0, seconds)),
+        # Shorter than the five seconds after which common servers drop an idle connection: a create
+        # sent into a connection that is just being closed looks like a lost answer.
+        limits=httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS, keepalive_expiry=4.0),
+        proxy=connection.proxy,
+        trust_env=not local,
+        follow_redirects=False,
+    )
+
+
+class Transport:
+    """Sends requests of one connection. Lives on the home loop."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        http: httpx.AsyncClient,
+        tokens: TokenSource,
+        *,
+        headers: Mapping[str, str],
+        patience: Patience | None = None,
+    ) -> None:
+        self.connection = connection
+        self.tokens = tokens
+        self.patience = patience or Patience()
+        self._http = http
+        self._headers = {"Accept": "application/json", **headers}
+
+    @property
+    def tls(self) -> ssl.SSLContext:
+        """The TLS context, shared with the websocket."""
+        return _tls(self.connection.ca_file)
+
+    async def auth_headers(self) -> dict[str, str]:
+        """Headers of a request or handshake made now, with a token that is valid now."""
+        return {
+            **self._headers,
+            "Authorization": f"Bearer {await self.tokens.get()}",
+            "Service-CRN": self.connection.crn,
+        }
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        phase: Phase,
+        params: Mapping[str, Any] | None = None,
+        body: Any = None,
+        accept: tuple[int, ...] = (),
+        job_id: str | None = None,
+    ) -> Reply:
+        """Send one request and see it through.
+
+        Repeats what the failure table allows for `phase`, for as long as the patience of that phase
+        lasts. A create whose answer is lost is *not* repeated: its error advises `search-first`.
+
+        Args:
+            method: HTTP method.
+            path: Below `base_url`, starting with a slash; ids in it must be checked already.
+            phase: What the request is for.
+            params: Query.
+            body: JSON body.
+            accept: Further statuses to hand back instead of raising.
+            job_id: For the error.
+
+        Returns:
+            The answer: any 2xx, or a status in `accept`.
+
+        Raises:
+            QuantumRuntimeError: Typed by the failure table.
+        """
+
+        async def once() -> Reply:
+            return await self._authorised(method, path, phase, params, body, accept, job_id)
+
+        return await repeat(once, phase=phase, patience=self.patience, what=f"{method} {path}")
+
+    async def _authorised(
+        self,
+        method: str,
+        path: str,
+        phase: Phase,
+        params: Mapping[str, Any] | None,
+        body: Any,
+        accept: tuple[int, ...],
+        job_id: str | None,
+    ) -> Reply:
+        content = None if body is None else orjson.dumps(body)
+        for attempt in (1, 2):
+            headers = await self.auth_headers()
+            if content is not None:
+                headers["Content-Type"] = "application/json"
+            reply = await self._send(method, path, phase, params, content, headers, job_id)
+            if reply.status == 401 and attempt == 1:
+                # Refused means not accepted, so a create may go out again too.
+                self.tokens.discard(headers["Authorization"].removeprefix("Bearer "))
+                log.info("%s %s: token refused, renewing it once", method, path)
+                continue
+            break
+        if 200 <= reply.status < 300 or reply.status in accept:
+            return reply
+        raise error_for(reply, phase, job_id=job_id, job_url=self.connection.job_url(job_id) if job_id else None)
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        phase: Phase,
+        params: Mapping[str, Any] | None,
+        content: bytes | None,
+        headers: Mapping[str, str],
+        job_id: str | None,
+    ) -> Reply:
+        try:
+            answer = await self._http.request(
+                method,
+                f"{self.connection.base_url}{path}",
+                params=params,
+                content=content,
+                headers=dict(headers),
+            )
+        except httpx.HTTPError as exc:
+            raise self._no_answer(exc, phase, job_id) from None
+        return Reply(answer.status_code, answer.headers, answer.content)
+
+    def _no_answer(self, exc: httpx.HTTPError, phase: Phase, job_id: str | None) -> QuantumRuntimeError:
+        text = redact(str(exc)) or type(exc).__name__
+        where = self.connection.host
+        if "CERTIFICATE_VERIFY_FAILED" in text:
+            return ServiceUnavailable(
+                f"the certificate of {where} is not trusted: {text}",
+                solution="Set ca_file of the credentials block to your organisation's CA bundle.",
+                advice=NEVER,
+            )
+        sent = not isinstance(exc, _NOT_SENT)
+        return ServiceUnavailable(
+            f"no answer from {where}: {text}" if sent else f"cannot reach {where}: {text}",
+            advice=lost_answer(phase, sent=sent),
+            job_id=job_id,
+            sent=sent,
+        )

@@ -1,0 +1,149 @@
+"""When to look at a job next, and when to stop: pure arithmetic, no clock and no socket of its own.
+
+The end of a job is noticed within `max(0.5 s, 2 % of the time spent in the present state)`, so an hour in
+the queue costs about 300 looks; while it runs, or in a session, the first looks come faster.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.models import Job, JobStatus
+
+__all__ = ["Deadlines", "Pace", "WaitPlan"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Seconds between looks.
+
+    Attributes:
+        queued: Shortest pause while queued.
+        lively: Shortest pause while running or in a session.
+        share: Pause as a share of the time spent in the present state.
+        longest: Longest pause.
+        streamed: Shortest pause while a websocket is connected (it wakes us earlier).
+        streamed_share: As `share`, while a websocket is connected.
+        outage: Shortest pause after a look that failed.
+    """
+
+    queued: float = 0.5
+    lively: float = 0.4
+    share: float = 0.02
+    longest: float = 60.0
+    streamed: float = 5.0
+    streamed_share: float = 0.05
+    outage: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """Limits of one wait, in seconds from its start; None means no limit.
+
+    Attributes:
+        total: The whole wait.
+        queue: Until the job runs.
+        outage: Time without a single usable answer.
+        unseen: How long a 404 counts as "not visible yet" right after the start.
+    """
+
+    total: float | None = None
+    queue: float | None = None
+    outage: float | None = 4 * 3600.0
+    unseen: float = 60.0
+
+    def check(self) -> Deadlines:
+        """Refuse limits that make no sense.
+
+        Raises:
+            InvalidInput: A limit is not a positive number.
+        """
+        for field_name, value in (("timeout", self.total), ("queue_timeout", self.queue)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
+                raise InvalidInput("must be a positive number of seconds or None", field=field_name)
+        return self
+
+
+@dataclass(slots=True)
+class WaitPlan:
+    """The state of one wait. Feed it what was seen; it says when to look again and when to stop.
+
+    Example:
+        ```python
+        from prefect_qruntime.client.waiting import Deadlines, WaitPlan
+
+        plan = WaitPlan(Deadlines(total=60), started=0.0)
+        assert 0 < plan.pause(now=0.0) <= 0.5
+        assert plan.expired(now=61.0) == "timeout"
+        ```
+    """
+
+    deadlines: Deadlines
+    started: float
+    pace: Pace = field(default_factory=Pace)
+    in_session: bool = False
+    rng: random.Random = field(default_factory=random.Random)
+    status: JobStatus | None = JobStatus.QUEUED
+    since: float = field(init=False)
+    answered: float = field(init=False)
+    failures: int = 0
+    seen: bool = False
+    ran: bool = False
+
+    def __post_init__(self) -> None:
+        self.since = self.started
+        self.answered = self.started
+
+    def saw(self, job: Job, now: float) -> bool:
+        """Note an answer. Returns whether the state changed since the last one."""
+        changed = not self.seen or job.status is not self.status
+        if changed:
+            self.status, self.since = job.status, now if self.seen else self.started
+        self.seen, self.failures, self.answered = True, 0, now
+        self.ran = self.ran or job.status is not JobStatus.QUEUED
+        self.in_session = self.in_session or job.session_id is not None
+        return changed
+
+    def missed(self) -> bool:
+        """Note a look that got no usable answer. Returns whether it is the first of an outage."""
+        self.failures += 1
+        return self.failures == 1
+
+    def pause(self, now: float, *, streamed: bool = False) -> float:
+        """Seconds until the next look, never past a deadline."""
+        spent = max(0.0, now - self.since)
+        if self.failures:
+            pause = min(self.pace.outage * 2.0 ** min(self.failures - 1, 6), self.pace.longest)
+        elif streamed:
+            pause = max(self.pace.streamed, self.pace.streamed_share * spent)
+        else:
+            lively = self.in_session or self.status is JobStatus.RUNNING
+            pause = max(self.pace.lively if lively else self.pace.queued, self.pace.share * spent)
+        # Jitter only shortens, so that the promise on lag holds; it keeps many waits from marching in step.
+        pause = min(pause, self.pace.longest) * self.rng.uniform(0.85, 1.0)
+        return max(0.0, min([pause, *(limit - now for limit in self._limits())]))
+
+    def _limits(self) -> list[float]:
+        limits = []
+        if self.deadlines.total is not None:
+            limits.append(self.started + self.deadlines.total)
+        if self.deadlines.queue is not None and not self.ran:
+            limits.append(self.started + self.deadlines.queue)
+        return limits
+
+    def expired(self, now: float) -> str | None:
+        """Which limit has passed: `timeout`, `queue_timeout`, `outage` or None."""
+        limits = self.deadlines
+        if limits.total is not None and now >= self.started + limits.total:
+            return "timeout"
+        if limits.queue is not None and not self.ran and now >= self.started + limits.queue:
+            return "queue_timeout"
+        if limits.outage is not None and self.failures and now >= self.answered + limits.outage:
+            return "outage"
+        return None
+
+    def may_be_unseen(self, now: float) -> bool:
+        """Whether a 404 may still mean that the service does not show the new job yet."""
+        return not self.seen and now < self.started + self.deadlines.unseen

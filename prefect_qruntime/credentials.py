@@ -1,0 +1,155 @@
+"""The credentials block: who we are, which instance, where.
+
+Building or loading one never touches the network. The API key stays in its `SecretStr` until a client
+needs it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from prefect.blocks.abstract import CredentialsBlock
+from pydantic import Field, HttpUrl, SecretStr, model_validator
+
+from prefect_qruntime.checkup import check_instance
+from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.connection import DEFAULT_API_VERSION, Connection
+from prefect_qruntime.models import InstanceReport
+
+__all__ = ["QuantumRuntimeCredentials"]
+
+
+class QuantumRuntimeCredentials(CredentialsBlock):
+    """API key and instance of IBM's Qiskit Runtime REST API (IBM Quantum Compute Service).
+
+    Building or loading a block never touches the network; `verify` does, and names each thing that
+    is wrong.
+
+    Attributes:
+        api_key: IBM Cloud API key.
+        crn: Cloud Resource Name of the instance.
+        dialect: `cloud` or `legacy`.
+        api_version: Value of the `IBM-API-Version` header.
+        base_url: What `/jobs` is appended to.
+        iam_url: What `/identity/token` is appended to.
+        application: Name shown in the service's metrics.
+        ca_file: CA bundle for HTTPS.
+        proxy: Proxy for all calls.
+        request_timeout: Seconds one HTTP exchange may take.
+
+    Raises:
+        InvalidInput: A field is wrong; the error names it.
+
+    Example:
+        ```python
+        from prefect_qruntime import QuantumRuntimeCredentials
+
+        credentials = QuantumRuntimeCredentials.load("BLOCK_NAME")
+        ```
+    """
+
+    _block_type_name = "Quantum Runtime Credentials"
+    _block_type_slug = "quantum-runtime-credentials"
+    _logo_url = HttpUrl("https://avatars.githubusercontent.com/u/1459110?s=200&v=4")
+    _documentation_url = HttpUrl("https://quantum.cloud.ibm.com/docs/en/guides/cloud-setup-rest-api")
+    _description = (
+        "API key and instance of IBM's Qiskit Runtime REST API (IBM Quantum Compute Service). "
+        "The key is stored encrypted and used only to get access tokens."
+    )
+
+    api_key: SecretStr = Field(
+        default=...,
+        title="API key",
+        description="IBM Cloud API key, made in IBM Cloud under Manage, Access (IAM). One key serves all regions.",
+    )
+    crn: str = Field(
+        default=...,
+        title="Instance CRN",
+        description=(
+            "Cloud Resource Name of the instance, from its page on the IBM Quantum Platform: "
+            "crn:v1:bluemix:public:quantum-computing:REGION:a/ACCOUNT:INSTANCE::. Its region picks the host."
+        ),
+    )
+    dialect: Literal["cloud", "legacy"] = Field(
+        default="cloud",
+        title="Dialect",
+        description="Which REST API the host speaks: cloud is today's service, legacy that of 2022 to 2024.",
+    )
+    api_version: str = Field(
+        default=DEFAULT_API_VERSION,
+        title="API version",
+        description="Value of the IBM-API-Version header, a date. Leave it unless IBM announces a sunset.",
+    )
+    base_url: str = Field(
+        default="",
+        title="Base URL",
+        description="What /jobs is appended to, for private endpoints, mirrors and the sandbox. Empty: by the region.",
+    )
+    iam_url: str = Field(
+        default="",
+        title="IAM URL",
+        description="What /identity/token is appended to. Empty: https://iam.cloud.ibm.com.",
+    )
+    application: str = Field(
+        default="prefect-qruntime",
+        title="Application",
+        description="Name of your application, shown as the caller in the service's job metrics.",
+    )
+    ca_file: str | None = Field(
+        default=None,
+        title="CA file",
+        description="Path of a CA bundle on the worker, where a proxy or private endpoint has its own certificates.",
+    )
+    proxy: SecretStr | None = Field(
+        default=None,
+        title="Proxy",
+        description="HTTP proxy for all calls, http://user:password@host:port. Empty: the worker's environment decides.",
+    )
+    request_timeout: float = Field(
+        default=30.0,
+        title="Request timeout",
+        gt=0,
+        le=3600,
+        description="Seconds that one HTTP exchange may take. How long a job may take is the wait's own timeout.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> QuantumRuntimeCredentials:
+        # The key itself is checked when a client is made: documents are also built with masked secrets.
+        self._connection(api_key="unchecked")
+        return self
+
+    def _connection(self, *, api_key: str | None = None) -> Connection:
+        return Connection(
+            api_key=self.api_key.get_secret_value() if api_key is None else api_key,
+            crn=self.crn,
+            dialect=self.dialect,
+            base_url=self.base_url,
+            iam_url=self.iam_url,
+            api_version=self.api_version,
+            application=self.application,
+            ca_file=self.ca_file,
+            proxy=self.proxy.get_secret_value() if self.proxy is not None else None,
+            request_timeout=self.request_timeout,
+        )
+
+    def get_client(self, *args: Any, **kwargs: Any) -> QuantumRuntimeClient:
+        """A client of this instance. No network.
+
+        Raises:
+            InvalidInput: The API key is empty or masked.
+        """
+        return QuantumRuntimeClient(self._connection(), *args, **kwargs)
+
+    def verify(self) -> InstanceReport:
+        """Ask the service who this key is and what it may do; for code without an event loop.
+
+        Returns:
+            A report; `ok` tells whether jobs can be run, `problems` names each thing wrong with its cure.
+        """
+        client = self.get_client()
+        return client.run(check_instance(client))
+
+    async def averify(self) -> InstanceReport:
+        """As `verify`, for async code."""
+        return await check_instance(self.get_client())

@@ -1,0 +1,177 @@
+"""Submission keys: one tag per intent, the same in every repetition of the flow run that has it.
+
+The derived key holds: key version, CRN, the flow run, how many equal submissions came before it, the
+canonical payload's digest, and a generation. What is *not* in it decides whether money is safe:
+
+- Equal submissions are counted per payload, not per position, so a flow that submits in another
+  order the second time still finds its jobs.
+- The flow run is the topmost one in this process: Prefect gives a repeated subflow a new id.
+- Neither backend nor session is in it: "least busy" may differ the second time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+import uuid
+from collections import Counter, OrderedDict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from prefect.context import FlowRunContext, TaskRunContext
+
+from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.orchestration import api
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
+
+__all__ = [
+    "FLOW_TAG",
+    "KEY_TAG",
+    "Origin",
+    "call_index",
+    "explicit_identity",
+    "flow_tag",
+    "key_tag",
+    "origin",
+]
+
+KEY_VERSION = "k1"
+KEY_TAG = "qr-key:"
+FLOW_TAG = "qr-flow:"
+_KEEP = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a submission comes from.
+
+    Attributes:
+        flow_run_id: The topmost flow run of this process, or None outside any flow.
+        identity: What stands for it in the key.
+        repeated: Whether an earlier attempt of it may have submitted already.
+        retried: Whether somebody asked for another try (a retry, not a resume).
+        attempt: Which start of the flow run this is.
+        touched: When this process first saw this attempt, on the monotonic clock.
+    """
+
+    flow_run_id: str | None
+    identity: str
+    repeated: bool
+    retried: bool
+    attempt: int
+    touched: float
+
+
+_lock = threading.Lock()
+_origins: OrderedDict[tuple[str, int], Origin] = OrderedDict()
+_touched: OrderedDict[tuple[str, int], float] = OrderedDict()
+_counts: OrderedDict[tuple[str, int], Counter[str]] = OrderedDict()
+_given: OrderedDict[str, int] = OrderedDict()
+
+
+def flow_tag(flow_run_id: str) -> str:
+    """The tag by which all jobs of a flow run are found.
+
+    Example:
+        ```python
+        from prefect_qruntime.keys import flow_tag
+
+        assert flow_tag("0b9f").startswith("qr-flow:")
+        ```
+    """
+    return f"{FLOW_TAG}{flow_run_id}"
+
+
+def key_tag(crn: str, identity: str, digest: str, *, index: int = 0, generation: int = 0) -> str:
+    """The submission key's tag: `qr-key:` and 32 hex digits."""
+    parts = (KEY_VERSION, crn, identity, "submit_job", str(index), digest, str(generation))
+    return KEY_TAG + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def explicit_identity(submission_key: str) -> str:
+    """Check a key given by the caller; it replaces flow run and count.
+
+    Raises:
+        InvalidInput: Empty, too long, or not printable.
+    """
+    if not isinstance(submission_key, str) or not submission_key.strip():
+        raise InvalidInput("must be a text that is not empty", field="submission_key")
+    if len(submission_key) > 1000 or not submission_key.isprintable():
+        raise InvalidInput("must be at most 1000 printable characters", field="submission_key")
+    return f"explicit:{submission_key}"
+
+
+async def origin() -> Origin:
+    """Where the running task submits from. Asks Prefect once per flow run attempt and process."""
+    flow_context, task_context = FlowRunContext.get(), TaskRunContext.get()
+    task_repeated = task_context is not None and (task_context.task_run.run_count or 0) > 1
+    flow_run: FlowRun | None = flow_context.flow_run if flow_context is not None else None
+    if flow_run is None:
+        if task_context is None:
+            return Origin(None, f"call:{uuid.uuid4()}", False, False, 0, time.monotonic())
+        identity = f"task-run:{task_context.task_run.id}"
+        return Origin(None, identity, task_repeated, task_repeated, 0, time.monotonic())
+    attempt = (str(flow_run.id), flow_run.run_count or 0)
+    with _lock:
+        known = _origins.get(attempt)
+    if known is None:
+        known = await _read_origin(flow_run)
+        with _lock:
+            known = _origins.setdefault(attempt, known)
+            _trim(_origins)
+    return replace(known, repeated=True) if task_repeated else known
+
+
+async def _read_origin(flow_run: FlowRun) -> Origin:
+    client = await api()
+    top = flow_run
+    # A subflow of this process has no deployment of its own; one that has, runs in its own process.
+    while top.parent_task_run_id is not None and top.deployment_id is None:
+        task_run = await client.read_task_run(top.parent_task_run_id)
+        if task_run.flow_run_id is None:
+            break
+        top = await client.read_flow_run(task_run.flow_run_id)
+    states = await client.read_flow_run_states(top.id)
+    began = sum(state.is_running() for state in states)
+    ended = any(state.is_final() or state.name == "AwaitingRetry" for state in states)
+    parked = any(state.is_paused() for state in states)
+    identity, attempt = f"flow-run:{top.id}", max(began, top.run_count or 0)
+    with _lock:
+        touched = _touched.setdefault((identity, attempt), time.monotonic())
+        _trim(_touched)
+    return Origin(
+        flow_run_id=str(top.id),
+        identity=identity,
+        repeated=began > 1 or ended or parked or (top.run_count or 0) > 1,
+        retried=ended or (top.run_count or 0) > 1,
+        attempt=attempt,
+        touched=touched,
+    )
+
+
+def _trim(memory: OrderedDict[Any, Any], keep: int = _KEEP) -> None:
+    while len(memory) > keep:
+        memory.popitem(last=False)
+
+
+def call_index(where: Origin, digest: str) -> int:
+    """How many equal submissions this attempt made before this one.
+
+    A task run that runs again keeps its number.
+    """
+    task_context = TaskRunContext.get()
+    task_run_id = str(task_context.task_run.id) if task_context is not None else None
+    with _lock:
+        if task_run_id is not None and task_run_id in _given:
+            return _given[task_run_id]
+        counter = _counts.setdefault((where.identity, where.attempt), Counter())
+        number = counter[digest]
+        counter[digest] += 1
+        _trim(_counts)
+        if task_run_id is not None:
+            _given[task_run_id] = number
+            _trim(_given, 16 * _KEEP)
+        return number

@@ -1,0 +1,303 @@
+"""What each task does, once, for its sync and its async face alike. Runs on the network loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from prefect.context import TaskRunContext
+
+from prefect_qruntime import binding, keys, observe
+from prefect_qruntime.checkup import check_instance
+from prefect_qruntime.client.following import OnTimeout, Stream
+from prefect_qruntime.client.results import JobResult
+from prefect_qruntime.client.submission import Intent
+from prefect_qruntime.client.waiting import Deadlines
+from prefect_qruntime.connection import check_id
+from prefect_qruntime.credentials import QuantumRuntimeCredentials
+from prefect_qruntime.errors import AuthenticationError, InvalidInput, NotFound, PermissionDenied
+from prefect_qruntime.failures import job_error
+from prefect_qruntime.models import Backend, InstanceReport, Job, JobRef, JobStatus, SessionRef, Usage
+from prefect_qruntime.settings import QuantumRuntimeSettings
+from prefect_qruntime.spec import JobSpec
+
+JobLike = JobRef | Job | str
+SessionLike = SessionRef | str
+
+
+def as_job(job: JobLike) -> JobRef:
+    """A handle from whatever names a job.
+
+    Raises:
+        InvalidInput: It names none.
+    """
+    if isinstance(job, Job):
+        job = job.ref()
+    if isinstance(job, str):
+        return JobRef(id=check_id(job.strip(), field="job"))
+    if isinstance(job, JobRef):
+        check_id(job.id, field="job")
+        return job
+    raise InvalidInput("must be a JobRef, a Job or a job id", field="job")
+
+
+def as_session(session: SessionLike | None) -> SessionRef | None:
+    """A session handle from whatever names one.
+
+    Raises:
+        InvalidInput: It names none.
+    """
+    if session is None:
+        return None
+    if isinstance(session, str):
+        return SessionRef(id=check_id(session.strip(), field="session"))
+    if isinstance(session, SessionRef):
+        if session.id is not None:
+            check_id(session.id, field="session")
+        return session
+    raise InvalidInput("must be a SessionRef or a session id", field="session")
+
+
+async def authenticate(credentials: QuantumRuntimeCredentials) -> InstanceReport:
+    """Verify; a key that cannot work is an error here, unlike in `verify`."""
+    client = credentials.get_client()
+    await client.authenticate()
+    report = await check_instance(client)
+    if not report.ok and not report.backends:
+        kind = PermissionDenied if report.missing_rights else AuthenticationError
+        raise kind("; ".join(report.problems))
+    for problem in report.problems:
+        observe.say(problem, level=logging.WARNING)
+    left = report.usage.remaining_seconds if report.usage else None
+    observe.say(
+        f"authenticated at {report.host}, region {report.region}, {len(report.backends)} backends, "
+        + (f"{left:g} QPU seconds left" if left is not None else "no usage limit known")
+    )
+    return report
+
+
+async def list_backends(
+    credentials: QuantumRuntimeCredentials,
+    min_qubits: int | None,
+    status: str | None,
+    simulator: bool | None,
+) -> list[Backend]:
+    """All backends that fit."""
+    found = [
+        backend
+        for backend in await credentials.get_client().backends()
+        if (min_qubits is None or (backend.num_qubits or 0) >= min_qubits)
+        and (status is None or backend.status == status)
+        and (simulator is None or backend.simulator is simulator)
+    ]
+    observe.say(f"{len(found)} backends: " + ", ".join(f"{b.name} ({b.status})" for b in found))
+    return found
+
+
+async def select_backend(
+    credentials: QuantumRuntimeCredentials, min_qubits: int | None, simulator: bool | None
+) -> Backend:
+    """The online backend with the shortest queue; ties go to the larger, then to the first by name."""
+    fitting = [
+        backend
+        for backend in await credentials.get_client().backends()
+        if backend.is_online
+        and (min_qubits is None or (backend.num_qubits or 0) >= min_qubits)
+        and (simulator is None or backend.simulator is simulator)
+    ]
+    if not fitting:
+        wanted = f" with at least {min_qubits} qubits" if min_qubits else ""
+        raise NotFound(f"no backend of the instance{wanted} is online", solution="Wait, or ask for fewer qubits.")
+    best = min(fitting, key=lambda b: (b.queue_length or 0, -(b.num_qubits or 0), b.name))
+    observe.say(f"least busy: {best.name}, {best.num_qubits} qubits, {best.queue_length} jobs queued")
+    return best
+
+
+async def submit(
+    credentials: QuantumRuntimeCredentials,
+    spec: JobSpec,
+    session: SessionRef | None,
+    submission_key: str | None,
+    index: int | None,
+) -> JobRef:
+    """Buy the one job of this intent, or attach to it; it is told to Prefect before this returns."""
+    client = credentials.get_client()
+    settings = QuantumRuntimeSettings()
+    where = await keys.origin()
+    digest = spec.digest()
+    if submission_key is not None:
+        identity, number, search = keys.explicit_identity(submission_key), 0, True
+    else:
+        identity, search = where.identity, where.repeated
+        number = keys.call_index(where, digest) if index is None else index
+    flow_tag = keys.flow_tag(where.flow_run_id) if where.flow_run_id else None
+
+    def renew_failed(job: Job) -> bool:
+        # Within one attempt, a failed job found under an explicit key is the answer; a later run wants a new one.
+        return where.retried or (flow_tag is not None and flow_tag not in job.tags)
+
+    async with binding.first_through(session) as usable:
+        intent = Intent(
+            spec=spec,
+            key_tag=lambda generation: keys.key_tag(
+                client.connection.crn, identity, digest, index=number, generation=generation
+            ),
+            tags=((flow_tag,) if flow_tag else ()) + spec.tags,
+            session=usable,
+            search_until=where.touched + settings.submission_grace_seconds if search else None,
+            renew_failed=renew_failed,
+            grace=settings.submission_grace_seconds,
+        )
+        ref = await client.submit(intent)
+        if usable is not None and usable.id is None:
+            binding.bind(usable, ref)
+            if ref.session is not None and not ref.attached:
+                observe.session_event("opened", ref.session, max_ttl=ref.session.max_ttl)
+    await observe.job_submitted(ref)
+    return ref
+
+
+def _time_left(timeout: float | None) -> float | None:
+    """What a retried wait has left of its total time: a retry does not start the clock again."""
+    context = TaskRunContext.get()
+    if timeout is None or context is None or (context.task_run.run_count or 0) <= 1:
+        return timeout
+    began = context.task_run.start_time
+    if began is None:
+        return timeout
+    return max(0.001, timeout - (datetime.now(UTC) - began).total_seconds())
+
+
+async def wait(
+    credentials: QuantumRuntimeCredentials,
+    job: JobRef,
+    timeout: float | None,
+    queue_timeout: float | None,
+    on_timeout: OnTimeout,
+    stream: Stream,
+) -> Job:
+    """Follow the job to its end; raise unless it completed."""
+    if on_timeout not in ("leave", "cancel"):
+        raise InvalidInput("must be 'leave' or 'cancel'", field="on_timeout")
+    if stream not in ("auto", "always", "never"):
+        raise InvalidInput("must be 'auto', 'always' or 'never'", field="stream")
+    settings = QuantumRuntimeSettings()
+    deadlines = Deadlines(total=timeout, queue=queue_timeout, outage=settings.outage_patience_seconds).check()
+    deadlines = Deadlines(total=_time_left(timeout), queue=queue_timeout, outage=deadlines.outage)
+    client = credentials.get_client()
+    history: list[tuple[str, float]] = []
+
+    async def on_change(seen: Job, waited: float) -> None:
+        history.append((seen.raw_status.lower(), waited))
+        observe.job_changed(seen, waited)
+
+    reminder = asyncio.create_task(_remind(job.id, history, settings.progress_seconds))
+    try:
+        done = await client.wait(
+            job.id,
+            deadlines=deadlines,
+            on_timeout=on_timeout,
+            stream=stream,
+            in_session=job.session is not None,
+            on_change=on_change,
+        )
+    finally:
+        reminder.cancel()
+    await observe.job_ended(done, history)
+    error = job_error(done)
+    if error is not None:
+        raise error
+    return done
+
+
+async def _remind(job_id: str, history: list[tuple[str, float]], every: float) -> None:
+    started = time.monotonic()
+    while True:
+        await asyncio.sleep(every)
+        state = history[-1][0] if history else "not seen yet"
+        observe.say(f"job {job_id} is still {state} after {time.monotonic() - started:.0f} s")
+
+
+async def fetch(credentials: QuantumRuntimeCredentials, job: JobRef) -> JobResult:
+    """Read the result."""
+    return await credentials.get_client().result(job, grace=QuantumRuntimeSettings().result_grace_seconds)
+
+
+async def cancel(credentials: QuantumRuntimeCredentials, job: JobRef) -> Job:
+    """Cancel, and tell what became of it."""
+    done = await credentials.get_client().cancel(job.id)
+    word = "was over already" if done.status in (JobStatus.COMPLETED, JobStatus.FAILED) else "is cancelled"
+    observe.say(f"job {done.id} {word} (state {done.raw_status!r})")
+    if done.status is JobStatus.CANCELLED:
+        await observe.job_ended(done, [(done.raw_status.lower(), 0.0)])
+    return done
+
+
+async def open_session(
+    credentials: QuantumRuntimeCredentials, backend: str, mode: str, max_ttl: int | None
+) -> SessionRef:
+    """Open a session or batch."""
+    if mode not in ("dedicated", "batch"):
+        raise InvalidInput("must be 'dedicated' or 'batch'", field="mode")
+    if max_ttl is not None and (isinstance(max_ttl, bool) or not isinstance(max_ttl, int) or max_ttl < 1):
+        raise InvalidInput("must be a whole number of seconds, at least 1", field="max_ttl")
+    ttl = max_ttl if max_ttl is not None else QuantumRuntimeSettings().session_max_ttl_seconds
+    session = await credentials.get_client().open_session(backend, mode=mode, max_ttl=ttl)
+    kind = "batch" if session.mode == "batch" else "session"
+    if session.id is None:
+        binding.expect(session)
+        observe.say(f"{kind} on {backend}: opens with its first job, at most {ttl} s")
+    else:
+        observe.say(f"opened {kind} {session.id} on {session.backend or backend}, at most {session.max_ttl or ttl} s")
+        observe.session_event("opened", session, max_ttl=session.max_ttl)
+    return session
+
+
+async def close_session(
+    credentials: QuantumRuntimeCredentials, session: SessionRef, drain: bool, *, event: str = "closed"
+) -> SessionRef:
+    """Close, read back, and tell."""
+    session = binding.bound(session)
+    if session.id is None:
+        observe.say("the session was never opened: no job was submitted in it")
+        return session.model_copy(update={"state": "closed", "accepting_jobs": False})
+    read = await credentials.get_client().close_session(session.id, drain=drain)
+    if read is None:
+        observe.say(f"session {session.id} is not known to the service any more")
+        closed = session.model_copy(update={"state": "closed", "accepting_jobs": False})
+    else:
+        closed = read.ref().model_copy(update={"mode": session.mode})
+        if closed.is_closed:
+            observe.say(f"session {session.id} is closed")
+        elif drain and closed.accepting_jobs is False:
+            observe.say(f"session {session.id} takes no more jobs and closes when its queued ones are done")
+        else:
+            observe.say(
+                f"session {session.id} was asked to close but is still {closed.state!r}; "
+                "`prefect-qruntime sweep` looks after it",
+                level=logging.WARNING,
+            )
+    observe.session_event(event, closed, drain=drain)
+    return closed
+
+
+async def get_usage(credentials: QuantumRuntimeCredentials) -> Usage:
+    """QPU seconds of the instance."""
+    usage = await credentials.get_client().usage()
+    left = usage.remaining_seconds
+    observe.say(
+        f"{usage.consumed_seconds:g} QPU seconds used" + (f", {left:g} left" if left is not None else ", no limit set")
+    )
+    return usage
+
+
+def plain_backend(backend: Any) -> str:
+    """The name, from a name or a `Backend`."""
+    if isinstance(backend, Backend):
+        return backend.name
+    if isinstance(backend, str):
+        return backend
+    raise InvalidInput("must be a Backend or its name", field="backend")
