@@ -1,0 +1,172 @@
+"""From what a job holds to circuits that qiskit-aer runs: parse, check, reduce, translate."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Any
+
+from prefect_qruntime.sandbox.catalog import Backend
+from prefect_qruntime.sandbox.encoding import InputError, decode, decode_circuit, inflate
+
+_HEADER = re.compile(r"\A(?:\s+|//[^\n]*\n|/\*.*?\*/)*OPENQASM\s+([23])", re.DOTALL)
+
+# Gates that run as they are, with noise on each; everything else is translated to _BASIS first.
+GATES_1Q = ("h", "p", "r", "rx", "ry", "sx", "sxdg", "u", "u1", "u2", "u3", "x", "y")
+GATES_2Q = ("cp", "crx", "cry", "crz", "cx", "cy", "cz", "ecr", "rxx", "ryy", "rzx", "rzz", "swap")
+_FREE = ("id", "rz", "s", "sdg", "t", "tdg", "z")
+_FLOW = ("break_loop", "continue_loop", "for_loop", "if_else", "switch_case", "while_loop")
+_BASIS = ["cx", "id", "rz", "sx", "x", *_FLOW]
+_OTHER = ("barrier", "delay", "initialize", "measure", "reset", "store")
+_NATIVE = frozenset((*GATES_1Q, *GATES_2Q, *_FREE, *_FLOW, *_OTHER))
+_CLIFFORD_GATES = ("h", "x", "y", "z", "s", "sdg", "sx", "sxdg", "cx", "cy", "cz", "ecr", "swap", "id")
+_CLIFFORD = frozenset((*_CLIFFORD_GATES, "measure", "reset", "barrier", "delay"))
+
+
+def load(source: Any) -> Any:
+    """Turn one circuit of a job into a `QuantumCircuit`.
+
+    Args:
+        source: OpenQASM 2 or 3, base64 of (zlib of) QPY, or an encoded `QuantumCircuit`.
+
+    Raises:
+        InputError: If it cannot be read.
+    """
+    if isinstance(source, str):
+        return _parse(source)
+    if isinstance(source, dict) and source.get("__type__") == "QuantumCircuit":
+        text = source.get("__value__")
+        return _from_qpy(text) if isinstance(text, str) else decode(source)
+    raise InputError("A circuit must be OpenQASM text or an encoded QuantumCircuit.")
+
+
+@lru_cache(maxsize=512)
+def _from_qpy(text: str) -> Any:
+    return decode_circuit(inflate(text))
+
+
+@lru_cache(maxsize=512)
+def _parse(text: str) -> Any:
+    from qiskit import qasm2, qasm3
+
+    found = _HEADER.match(text)
+    if found is None:
+        return _from_base64(text)
+    try:
+        if found.group(1) == "2":
+            # No include path: a circuit may not read files of the machine.
+            return qasm2.loads(text, include_path=(), custom_instructions=qasm2.LEGACY_CUSTOM_INSTRUCTIONS)
+        return qasm3.loads(text)
+    except Exception as error:
+        raise InputError(f"The OpenQASM {found.group(1)} program could not be parsed: {error}", 1500) from error
+
+
+def _from_base64(text: str) -> Any:
+    import base64
+    import binascii
+
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise InputError("The circuit is neither OpenQASM 2 or 3 nor QPY.") from None
+    return decode_circuit(data if data[:6] == b"QISKIT" else inflate(text))
+
+
+def check_fits(circuit: Any, backend: Backend, strict: bool) -> None:
+    """Refuse a circuit that is too wide or, if asked for, not in the backend's terms.
+
+    Raises:
+        InputError: With code 1002 (too wide) or 7001 (not ISA).
+    """
+    if circuit.num_qubits > backend.qubits:
+        raise InputError(f"The circuit has {circuit.num_qubits} qubits, {backend.name} has {backend.qubits}.", 1002)
+    if not strict:
+        return
+    edges = {tuple(edge) for edge in backend.edges()}
+    allowed = {*backend.basis_gates, *_FLOW, "measure", "reset", "barrier", "delay", "store"}
+    for item in circuit.data:
+        name = item.operation.name
+        if name not in allowed:
+            raise InputError(f"The instruction {name} is not supported on {backend.name}.", 7001)
+        if len(item.qubits) == 2 and name not in (*_FLOW, "barrier", "delay"):
+            pair = tuple(circuit.find_bit(qubit).index for qubit in item.qubits)
+            if pair not in edges:
+                raise InputError(f"The instruction {name} on qubits {pair} is not supported.", 7001)
+
+
+def names_in(circuit: Any) -> set[str]:
+    """Return the names of all instructions, also inside control flow."""
+    names = set()
+    for item in circuit.data:
+        names.add(item.operation.name)
+        for block in getattr(item.operation, "blocks", ()):
+            names |= names_in(block)
+    return names
+
+
+def is_clifford(circuit: Any) -> bool:
+    """Whether the stabilizer method can run the circuit."""
+    return names_in(circuit) <= _CLIFFORD
+
+
+def compact(circuit: Any, keep: frozenset[int] = frozenset()) -> tuple[Any, dict[int, int]]:
+    """Drop idle qubits, barriers and delays, and translate what Aer or the noise model has no name for.
+
+    Returns:
+        The circuit to run, and where each kept qubit went.
+    """
+    from qiskit import QuantumCircuit, transpile
+    from qiskit.circuit import Qubit
+
+    active = set(keep)
+    for item in circuit.data:
+        if item.operation.name not in ("barrier", "delay"):
+            active.update(circuit.find_bit(qubit).index for qubit in item.qubits)
+    order = sorted(active) or [0]
+    where = {old: new for new, old in enumerate(order)}
+    if circuit.num_vars or not circuit.num_qubits:
+        reduced, where = circuit, {index: index for index in range(circuit.num_qubits)}
+    else:
+        reduced = QuantumCircuit([Qubit() for _ in order], circuit.clbits, *circuit.cregs)
+        for item in circuit.data:
+            if item.operation.name in ("barrier", "delay"):
+                continue
+            qubits = [reduced.qubits[where[circuit.find_bit(qubit).index]] for qubit in item.qubits]
+            reduced.append(item.operation, qubits, item.clbits)
+    if not names_in(reduced) <= _NATIVE:
+        reduced = transpile(reduced, basis_gates=[*_BASIS, "reset", "measure"], optimization_level=0)
+    return reduced, where
+
+
+def registers(circuit: Any) -> dict[str, list[int]]:
+    """Return the classical registers and the places of their bits in Aer's memory, lowest first."""
+    return {register.name: [circuit.find_bit(bit).index for bit in register] for register in circuit.cregs}
+
+
+def bindings(circuit: Any, values: Any) -> Any:
+    """Turn parameter values as sent into what qiskit's pubs take.
+
+    Raises:
+        InputError: If the values name parameters that the circuit does not have.
+    """
+    import numpy as np
+
+    if values is None:
+        return None
+    if not isinstance(values, dict):
+        return np.asarray(values, dtype=float)
+    vectors: dict[str, list[str]] = {}
+    names = {parameter.name for parameter in circuit.parameters}
+    for parameter in circuit.parameters:
+        vector = getattr(parameter, "vector", None)
+        if vector is not None:
+            vectors.setdefault(vector.name, []).append(parameter.name)
+    bound: dict[Any, Any] = {}
+    for key, value in values.items():
+        if key in names:
+            bound[key] = np.asarray(value, dtype=float)
+        elif key in vectors:
+            bound[tuple(vectors[key])] = np.asarray(value, dtype=float)
+        else:
+            raise InputError(f"The circuit has no parameter {key!r}.")
+    return bound

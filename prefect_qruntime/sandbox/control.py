@@ -1,0 +1,242 @@
+"""`Control`: look at what the sandbox holds, and make things happen in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+Record = dict[str, Any]
+
+
+class ControlError(Exception):
+    """A control call that the sandbox refused: an unknown id, an option that does not exist, a wrong value."""
+
+
+class Control:
+    """The view from behind: what was asked, what exists, and what shall go wrong.
+
+    Thread-safe. In the process of the server it is `Sandbox.control`; elsewhere `Control.connect(url)` gives the
+    same over HTTP. All times are service seconds, timestamps service seconds since the epoch.
+
+    Example:
+        >>> control.add_fault("POST", "/jobs", drop="after")  # the job exists, the answer is lost
+        >>> control.jobs(tag="mine")
+    """
+
+    def __init__(self, call: Callable[[str, Mapping[str, Any]], Any]) -> None:
+        self._call = call
+
+    @classmethod
+    def connect(cls, url: str) -> Control:
+        """Return the control of a sandbox in another process.
+
+        Args:
+            url: The sandbox's `url`.
+        """
+        import httpx
+        import orjson
+
+        client = httpx.Client(base_url=url.rstrip("/"), trust_env=False, timeout=60.0)
+
+        def call(name: str, fields: Mapping[str, Any]) -> Any:
+            headers = {"content-type": "application/json"}
+            answer = client.post(f"/_control/{name}", content=orjson.dumps(dict(fields)), headers=headers)
+            body = answer.json()
+            if answer.status_code != 200:
+                raise ControlError(body["error"])
+            return body["result"]
+
+        return cls(call)
+
+    # --- what is there
+
+    def jobs(self, **filters: Any) -> list[Record]:
+        """Return the jobs, oldest first.
+
+        Args:
+            **filters: Wanted values of the shown fields (`status`, `backend`, `session_id`, `user` …), or `tag`.
+        """
+        return cast(list[Record], self._call("jobs", filters))
+
+    def job(self, job_id: str) -> Record:
+        """Return one job: id, status, reason, tags, backend, session, user, times, usage and params."""
+        return cast(Record, self._call("job", {"job_id": job_id}))
+
+    def sessions(self) -> list[Record]:
+        """Return the sessions, oldest first."""
+        return cast(list[Record], self._call("sessions", {}))
+
+    def session(self, session_id: str) -> Record:
+        """Return one session: id, state, mode, backend, accepting_jobs, jobs and history."""
+        return cast(Record, self._call("session", {"session_id": session_id}))
+
+    def open_sessions(self) -> list[Record]:
+        """Return the sessions that are not closed."""
+        return cast(list[Record], self._call("open_sessions", {}))
+
+    def journal(self, method: str | None = None, path: str | None = None) -> list[Record]:
+        """Return the requests so far, without headers and bodies.
+
+        Args:
+            method: Only this one; websockets have `WS`.
+            path: An `fnmatch` pattern on the dialect-free path.
+
+        Returns:
+            n, t, method, path (with its query), dialect, status, connection (the client's port) and the fault
+            that acted. The status is 0 for a connection closed without an answer, `None` before the answer.
+        """
+        return cast(list[Record], self._call("journal", {"method": method, "path": path}))
+
+    def clear_journal(self) -> None:
+        """Forget the requests so far."""
+        self._call("clear_journal", {})
+
+    def usage(self, crn: str | None = None) -> Record:
+        """Return the usage of an instance (the first one) as `GET /instances/usage` does."""
+        return cast(Record, self._call("usage", {"crn": crn}))
+
+    def tcp_connections(self) -> int:
+        """Return how many TCP connections were accepted since the start or reset."""
+        return int(self._call("tcp_connections", {}))
+
+    def iam_calls(self) -> int:
+        """Return how many tokens were asked for."""
+        return int(self._call("iam_calls", {}))
+
+    def now(self) -> float:
+        """Return the service's time in seconds since the epoch."""
+        return float(self._call("now", {}))
+
+    # --- faults
+
+    def add_fault(
+        self,
+        method: str | None = None,
+        path: str = "*",
+        *,
+        status: int | None = None,
+        body: Any = None,
+        headers: dict[str, str] | None = None,
+        retry_after: float | str | None = None,
+        delay: float = 0.0,
+        drop: str | None = None,
+        after_handler: bool = False,
+        times: int | None = 1,
+        skip: int = 0,
+        ws_close: int | None = None,
+        ws_silence: bool = False,
+    ) -> int:
+        """Make matching requests go wrong.
+
+        Args:
+            method: HTTP method, `WS` for websockets, `None` for all.
+            path: An `fnmatch` pattern on the dialect-free path, such as `/jobs/*/results` or `/identity/token`.
+            status: Answer this instead of running the handler.
+            body: The answer's body: JSON, or a string for plain text; else the service's error container.
+            headers: Extra headers of the answer.
+            retry_after: Value of a `Retry-After` header.
+            delay: Service seconds before the answer.
+            drop: `before` closes the connection without running the handler, `after` runs it first, `middle`
+                closes it in the middle of the body.
+            after_handler: With `status`: run the handler, then answer the status.
+            times: How many requests; `None` for all.
+            skip: Let this many matches through first.
+            ws_close: Close the socket with this code after the acknowledgement.
+            ws_silence: Acknowledge, then neither send anything nor answer pings.
+
+        Returns:
+            The fault's id, which the journal shows where it acted.
+
+        Raises:
+            ControlError: If the combination makes no sense.
+        """
+        fields = {name: value for name, value in locals().items() if name != "self"}
+        return int(self._call("add_fault", fields))
+
+    def faults(self) -> list[Record]:
+        """Return the faults that are still to come."""
+        return cast(list[Record], self._call("faults", {}))
+
+    def clear_faults(self) -> None:
+        """Forget the faults."""
+        self._call("clear_faults", {})
+
+    # --- time and jobs
+
+    def set_clock_scale(self, scale: float) -> None:
+        """Let `scale` service seconds pass in a real one, pending timers included."""
+        self.set_option("clock_scale", scale)
+
+    def set_times(
+        self, queue_time: float | None = None, run_time: float | None = None, backend: str | None = None
+    ) -> None:
+        """Change how long coming jobs queue and run, everywhere or on one backend."""
+        self._call("set_times", {"queue_time": queue_time, "run_time": run_time, "backend": backend})
+
+    def set_backend(self, name: str, *, status: str | None = None, queue_length: int | None = None) -> None:
+        """Make a backend online, paused or offline, or let it show a queue length."""
+        self._call("set_backend", {"name": name, "status": status, "queue_length": queue_length})
+
+    def script_job(
+        self,
+        *,
+        status: str = "Failed",
+        reason: str = "",
+        reason_code: int | None = None,
+        results_text: str | None = None,
+        times: int = 1,
+    ) -> None:
+        """Decide how the next created jobs end.
+
+        Args:
+            status: `Completed`, `Failed`, `Cancelled`, `Ran too long`, or any other text, in which the job then
+                stays until it is finished or cancelled.
+            reason: The reason in its state.
+            reason_code: The code in its state.
+            results_text: What `results` answers for a failed job; the reason if not given.
+            times: How many jobs.
+        """
+        fields = {name: value for name, value in locals().items() if name != "self"}
+        self._call("script_job", fields)
+
+    def hold(self) -> None:
+        """Let no job leave Queued or Running until `release`."""
+        self._call("hold", {})
+
+    def release(self) -> None:
+        """Let the jobs go on."""
+        self._call("release", {})
+
+    def finish(self, job_id: str) -> Record:
+        """Run one job to its end now, whatever holds it back, and return it."""
+        return cast(Record, self._call("finish", {"job_id": job_id}))
+
+    def wait_job(self, job_id: str, timeout: float = 30.0) -> Record:
+        """Wait until a job has ended and return it.
+
+        Args:
+            job_id: The job.
+            timeout: Real seconds.
+
+        Raises:
+            ControlError: If it has not ended by then.
+        """
+        return cast(Record, self._call("wait_job", {"job_id": job_id, "timeout": timeout}))
+
+    # --- the rest
+
+    def revoke_tokens(self) -> None:
+        """Make all issued tokens worthless: they answer 401 from now on."""
+        self._call("revoke_tokens", {})
+
+    def set_usage(self, crn: str | None = None, consumed: float | None = None, limit: float | None = None) -> None:
+        """Change what an instance (the first one) has used and may use, in QPU seconds."""
+        self._call("set_usage", {"crn": crn, "consumed": consumed, "limit": limit})
+
+    def set_option(self, name: str, value: Any) -> None:
+        """Change an option of the sandbox while it runs; see `Settings` for the names."""
+        self._call("set_option", {"name": name, "value": value})
+
+    def reset(self) -> None:
+        """Start over, with new API keys; see `Sandbox.reset`."""
+        self._call("reset", {})

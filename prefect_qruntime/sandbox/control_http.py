@@ -1,0 +1,51 @@
+"""`POST /_control/<name>`: the control methods over HTTP, for tests in other processes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from prefect_qruntime.sandbox.actions import Actions
+from prefect_qruntime.sandbox.call import json_response
+from prefect_qruntime.sandbox.service import Service
+
+_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+
+
+def control_routes(service: Service) -> list[Route]:
+    """Build the route; the body is a JSON object of keyword arguments, the answer `{"result": …}`."""
+    actions = Actions(service)
+
+    async def act(request: Request) -> Response:
+        # A page in a browser can post to loopback, but not with this content type and host without asking first.
+        host = request.headers.get("host", "").rsplit(":", 1)[0]
+        if request.headers.get("content-type") != "application/json" or host not in _LOOPBACK:
+            return _refuse("send JSON to the loopback address", 403)
+        name = request.path_params["name"]
+        method: Callable[..., Any] | None = getattr(actions, name, None) if _public(name) else None
+        if method is None:
+            return _refuse(f"no control method {name!r}", 404)
+        try:
+            fields = orjson.loads(await request.body() or b"{}")
+            result = method(**fields)
+            if inspect.isawaitable(result):
+                result = await result
+        except (TypeError, ValueError, LookupError) as error:
+            return _refuse(str(error), 400, type(error).__name__)
+        return json_response({"result": result})
+
+    return [Route("/_control/{name}", act, methods=["POST"])]
+
+
+def _public(name: str) -> bool:
+    return not name.startswith("_") and callable(getattr(Actions, name, None))
+
+
+def _refuse(message: str, status: int, kind: str = "ValueError") -> Response:
+    return json_response({"error": message, "kind": kind}, status)

@@ -1,0 +1,173 @@
+"""Things that go wrong on demand, and the journal of what was asked."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+_DROPS = (None, "before", "after", "middle")
+
+
+@dataclass(slots=True)
+class Fault:
+    """One prepared fault; see `Control.add_fault` for the meaning of the fields."""
+
+    id: int
+    method: str | None
+    path: str
+    status: int | None
+    body: Any
+    headers: dict[str, str] | None
+    retry_after: int | float | str | None
+    delay: float
+    drop: str | None
+    after_handler: bool
+    times: int | None
+    skip: int
+    ws_close: int | None
+    ws_silence: bool
+    fired: int = 0
+
+
+class FaultBook:
+    """The faults in the order they were added; the first that matches and is not skipped acts."""
+
+    def __init__(self) -> None:
+        self._faults: list[Fault] = []
+        self._last_id = 0
+
+    def add(
+        self,
+        method: str | None = None,
+        path: str = "*",
+        *,
+        status: int | None = None,
+        body: Any = None,
+        headers: dict[str, str] | None = None,
+        retry_after: int | float | str | None = None,
+        delay: float = 0.0,
+        drop: str | None = None,
+        after_handler: bool = False,
+        times: int | None = 1,
+        skip: int = 0,
+        ws_close: int | None = None,
+        ws_silence: bool = False,
+    ) -> int:
+        """Add a fault and return its id.
+
+        Raises:
+            ValueError: If the combination makes no sense.
+        """
+        if drop not in _DROPS:
+            raise ValueError(f"drop must be one of {_DROPS}, not {drop!r}")
+        if status is not None and not 200 <= status <= 599:
+            raise ValueError(f"status must be within 200..599, not {status}")
+        if ws_close is not None and not 1000 <= ws_close <= 4999:
+            raise ValueError(f"ws_close must be within 1000..4999, not {ws_close}")
+        if (times is not None and times < 1) or skip < 0 or delay < 0:
+            raise ValueError("times must be at least 1, skip and delay at least 0")
+        if (body is not None or headers or retry_after is not None) and status is None:
+            raise ValueError("body, headers and retry_after need a status")
+        if status is None and drop is None and ws_close is None and not ws_silence and not delay:
+            raise ValueError("the fault does nothing: give status, delay, drop, ws_close or ws_silence")
+        self._last_id += 1
+        fault = Fault(
+            id=self._last_id,
+            method=method.upper() if method else None,
+            path=path,
+            status=status,
+            body=body,
+            headers=headers,
+            retry_after=retry_after,
+            delay=delay,
+            drop=drop,
+            after_handler=after_handler,
+            times=times,
+            skip=skip,
+            ws_close=ws_close,
+            ws_silence=ws_silence,
+        )
+        self._faults.append(fault)
+        return fault.id
+
+    def match(self, method: str, path: str) -> Fault | None:
+        """Return the fault that acts on this request, and use it up."""
+        if not self._faults:
+            return None
+        for fault in self._faults:
+            if fault.method not in (None, method) or not fnmatchcase(path, fault.path):
+                continue
+            if (fault.ws_close is not None or fault.ws_silence) and method != "WS":
+                continue
+            if fault.skip:
+                fault.skip -= 1
+                continue
+            fault.fired += 1
+            if fault.times is not None:
+                fault.times -= 1
+                if not fault.times:
+                    self._faults.remove(fault)
+            return fault
+        return None
+
+    def view(self) -> list[dict[str, Any]]:
+        """Return the faults that are still waiting."""
+        return [asdict(fault) for fault in self._faults]
+
+    def clear(self) -> None:
+        """Forget all faults."""
+        self._faults.clear()
+
+
+@dataclass(slots=True)
+class Entry:
+    """One request: number, service time, dialect-free path with its query, and what was answered.
+
+    `status` is `None` while unanswered, 0 when the connection was closed without an answer, and 101 for an
+    accepted websocket. `connection` is the client's port.
+    """
+
+    n: int
+    t: float
+    method: str
+    path: str
+    dialect: str
+    connection: int
+    status: int | None = None
+    fault: int | None = None
+    bare: str = field(default="", repr=False)
+
+
+class Journal:
+    """What was asked, newest last. Holds no headers and no bodies, so no secrets; keeps the last 200,000."""
+
+    def __init__(self) -> None:
+        self._entries: deque[Entry] = deque(maxlen=200_000)
+        self._count = 0
+
+    def add(self, t: float, method: str, bare: str, query: str, dialect: str, connection: int) -> Entry:
+        """Note a request."""
+        self._count += 1
+        path = f"{bare}?{query}" if query else bare
+        entry = Entry(self._count, t, method, path, dialect, connection, bare=bare)
+        self._entries.append(entry)
+        return entry
+
+    def view(self, method: str | None = None, path: str | None = None) -> list[dict[str, Any]]:
+        """Return the entries, optionally those of one method and of paths like the `fnmatch` pattern."""
+        found = []
+        for entry in self._entries:
+            if method is not None and entry.method != method.upper():
+                continue
+            if path is not None and not (fnmatchcase(entry.bare, path) or fnmatchcase(entry.path, path)):
+                continue
+            shown = asdict(entry)
+            del shown["bare"]
+            found.append(shown)
+        return found
+
+    def clear(self) -> None:
+        """Forget the entries; the numbers go on."""
+        self._entries.clear()

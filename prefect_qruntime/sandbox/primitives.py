@@ -1,0 +1,278 @@
+"""The V2 programs `sampler` and `estimator`: PUBs in, plain or encoded results out."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+from typing import Any
+
+from prefect_qruntime.sandbox import circuits as qc
+from prefect_qruntime.sandbox import encoding, simulate
+from prefect_qruntime.sandbox.catalog import ERROR_READOUT, MAX_SHOTS, Backend
+from prefect_qruntime.sandbox.encoding import InputError
+
+DEFAULT_SHOTS = 4096
+DEFAULT_PRECISION = 1 / 64
+_MAX_EXECUTIONS = 10_000_000
+_TRAJECTORIES = 4096
+
+
+def sampler(
+    params: dict[str, Any], backend: Backend, seed: int, *, strict: bool, simulated: bool
+) -> tuple[dict[str, Any], int]:
+    """Run a V2 sampler job; return its result and the shots taken.
+
+    Raises:
+        InputError: If a PUB cannot be run.
+    """
+    options = params.get("options") or {}
+    if (options.get("execution") or {}).get("meas_type", "classified") != "classified":
+        raise InputError("Only classified measurements are offered here.")
+    encoded = bool(params.get("support_qiskit"))
+    default = params.get("shots") or options.get("default_shots") or DEFAULT_SHOTS
+    results, total = [], 0
+    for number, sent in enumerate(params["pubs"]):
+        pub = _sampler_pub(sent, default, backend, strict)
+        points = max(1, math.prod(pub.shape))
+        total += points * pub.shots
+        if pub.shots > MAX_SHOTS or total > _MAX_EXECUTIONS:
+            raise InputError("The job asks for too many shots.", 6001)
+        taken = _shots(pub, seed + number, backend, simulated)
+        fields = {
+            name: _register(taken, places, pub, encoded) for name, places in qc.registers(pub.circuit).items() if places
+        }
+        meta: dict[str, Any] = {"circuit_metadata": {}}
+        if encoded:
+            data = encoding.data_bin(fields, pub.shape)
+            results.append(encoding.pub_result("SamplerPubResult", data, meta))
+        else:
+            results.append({"data": fields, "metadata": meta})
+    if encoded:
+        return encoding.primitive_result(results, {"version": 2}), total
+    return {"results": results, "metadata": {"version": 2}}, total
+
+
+def _sampler_pub(sent: Any, default_shots: int, backend: Backend, strict: bool) -> Any:
+    from qiskit.primitives.containers.sampler_pub import SamplerPub
+
+    parts = sent if isinstance(sent, list) else [sent]
+    circuit = qc.load(parts[0])
+    qc.check_fits(circuit, backend, strict)
+    if not circuit.num_clbits:
+        raise InputError("The circuit has no classical bits: add measurements.")
+    values = encoding.decode(parts[1]) if len(parts) > 1 else None
+    shots = parts[2] if len(parts) > 2 and parts[2] is not None else default_shots
+    if isinstance(shots, bool) or not isinstance(shots, int) or shots < 1:
+        raise InputError(f"The number of shots must be a positive integer, not {shots!r}.", 6000)
+    try:
+        return SamplerPub.coerce((circuit, qc.bindings(circuit, values), shots))
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"The PUB is not valid: {error}") from error
+
+
+def _shots(pub: Any, seed: int, backend: Backend, simulated: bool) -> list[list[str]]:
+    points = max(1, math.prod(pub.shape))
+    if not simulated:
+        return [["0x0"] * pub.shots] * points
+    reduced, _ = qc.compact(pub.circuit)
+    return simulate.memory(_bound(reduced, pub), pub.shots, seed, noisy=backend.noisy)
+
+
+def _bound(reduced: Any, pub: Any) -> list[Any]:
+    values = pub.parameter_values.as_array(list(reduced.parameters)) if reduced.parameters else None
+    points = max(1, math.prod(pub.shape))
+    if values is None:
+        return [reduced] * points
+    rows = values.reshape(-1, len(reduced.parameters))
+    if len(rows) == 1 and points > 1:
+        rows = rows.repeat(points, axis=0)
+    return [reduced.assign_parameters(row) for row in rows]
+
+
+def _register(taken: list[list[str]], places: list[int], pub: Any, encoded: bool) -> dict[str, Any]:
+    whole = places == list(range(pub.circuit.num_clbits))
+    bits = len(places)
+    if encoded:
+        import numpy as np
+
+        width = -(-bits // 8)
+        packed = b"".join(value.to_bytes(width, "big") for shots in taken for value in _values(shots, places, whole))
+        array = np.frombuffer(packed, dtype=np.uint8).reshape(*pub.shape, pub.shots, width)
+        return encoding.bit_array(array, bits)
+    samples: list[Any] = [
+        shots if whole else [hex(value) for value in _values(shots, places, whole)] for shots in taken
+    ]
+    return {"samples": nested(samples, pub.shape), "num_bits": bits}
+
+
+def _values(shots: list[str], places: list[int], whole: bool) -> list[int]:
+    numbers = [int(shot, 16) for shot in shots]
+    if whole:
+        return numbers
+    low = places[0]
+    if places == list(range(low, low + len(places))):
+        mask = (1 << len(places)) - 1
+        return [(number >> low) & mask for number in numbers]
+    return [sum(((number >> place) & 1) << index for index, place in enumerate(places)) for number in numbers]
+
+
+def nested(flat: list[Any], shape: tuple[int, ...]) -> Any:
+    """Arrange a flat list as nested lists of a shape; shape `()` is the one item itself."""
+    if not shape:
+        return flat[0]
+    step = math.prod(shape[1:])
+    return [nested(flat[index * step : (index + 1) * step], shape[1:]) for index in range(shape[0])]
+
+
+def estimator(
+    params: dict[str, Any], backend: Backend, seed: int, *, strict: bool, simulated: bool
+) -> tuple[dict[str, Any], int]:
+    """Run a V2 estimator job; return its result and the shots it stands for.
+
+    Values lie within the asked precision of the simulated expectation: shot noise is drawn from a normal
+    distribution cut off there.
+
+    Raises:
+        InputError: If a PUB cannot be run.
+    """
+    import numpy as np
+
+    options = params.get("options") or {}
+    encoded = bool(params.get("support_qiskit"))
+    default = params.get("precision") or options.get("default_precision")
+    if default is None:
+        shots = options.get("default_shots")
+        default = 1 / math.sqrt(shots) if shots else DEFAULT_PRECISION
+    # From level 1 on the service corrects readout errors.
+    mitigated = params.get("resilience_level", 1) >= 1
+    results, total = [], 0
+    for number, sent in enumerate(params["pubs"]):
+        pub = _estimator_pub(sent, default, backend, strict)
+        shots = math.ceil(1 / pub.precision**2)
+        values, deviations = estimate(
+            pub, shots, pub.precision, seed + number, backend, mitigated=mitigated, simulated=simulated
+        )
+        total += shots * max(1, math.prod(pub.shape))
+        meta: dict[str, Any] = {
+            "shots": shots,
+            "target_precision": pub.precision,
+            "circuit_metadata": {},
+            "resilience": {},
+            "num_randomizations": 32,
+        }
+        fields: dict[str, Any] = {}
+        for name, found in (
+            ("evs", values),
+            ("stds", deviations),
+            ("ensemble_standard_error", deviations),
+        ):
+            shaped = np.asarray(found, dtype=float).reshape(pub.shape)
+            fields[name] = encoding.array(shaped) if encoded else shaped.tolist()
+        if encoded:
+            results.append(encoding.pub_result("PubResult", encoding.data_bin(fields, pub.shape), meta))
+        else:
+            results.append({"data": fields, "metadata": meta})
+    overall: dict[str, Any] = {"dynamical_decoupling": {}, "twirling": {}, "resilience": {}, "version": 2}
+    if encoded:
+        return encoding.primitive_result(results, overall), total
+    return {"results": results, "metadata": overall}, total
+
+
+def _estimator_pub(sent: list[Any], default_precision: float, backend: Backend, strict: bool) -> Any:
+    from qiskit.primitives.containers.estimator_pub import EstimatorPub
+
+    circuit = qc.load(sent[0])
+    qc.check_fits(circuit, backend, strict)
+    observables = encoding.decode(sent[1])
+    values = encoding.decode(sent[2]) if len(sent) > 2 else None
+    precision = sent[3] if len(sent) > 3 and sent[3] is not None else default_precision
+    if isinstance(precision, bool) or not isinstance(precision, int | float) or not precision >= 1e-6:
+        raise InputError(f"The precision must be a positive number, not {precision!r}.")
+    if hasattr(observables, "tolist"):
+        observables = observables.tolist()
+    try:
+        return EstimatorPub.coerce((circuit, observables, qc.bindings(circuit, values), float(precision)))
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"The PUB is not valid: {error}") from error
+
+
+def estimate(
+    pub: Any,
+    shots: int,
+    precision: float,
+    seed: int,
+    backend: Backend,
+    *,
+    mitigated: bool,
+    simulated: bool = True,
+) -> tuple[list[float], list[float]]:
+    """Return values and standard errors for every point of an estimator pub, flat in C order."""
+    import numpy as np
+    from qiskit.quantum_info import SparsePauliOp
+
+    shape = pub.shape
+    if not simulated:
+        size = max(1, math.prod(shape))
+        return [0.0] * size, [precision] * size
+    flat = np.empty(pub.observables.shape, dtype=object)
+    terms: dict[str, int] = {}
+    sparse = pub.observables.sparse_observables_array()
+    for where in np.ndindex(*pub.observables.shape):
+        found = SparsePauliOp.from_sparse_observable(sparse[where]).to_list()
+        flat[where] = [(terms.setdefault(label, len(terms)), coeff.real) for label, coeff in found]
+    width = pub.circuit.num_qubits
+    needed = frozenset(width - 1 - i for label in terms for i, letter in enumerate(label) if letter != "I")
+    reduced, places = qc.compact(pub.circuit.remove_final_measurements(inplace=False), needed)
+    labels = [_moved(label, places, reduced.num_qubits) for label in terms]
+    point_shape = pub.parameter_values.shape
+    points = np.arange(max(1, math.prod(point_shape))).reshape(point_shape)
+    circuits = _bound_points(reduced, pub)
+    exact = simulate.expectations(circuits, labels, min(shots, _TRAJECTORIES), seed, noisy=backend.noisy)
+    # Unmitigated readout shrinks each term by (1 - 2p) per measured qubit.
+    shrink = [
+        (1 - 2 * ERROR_READOUT) ** sum(letter != "I" for letter in label) if backend.noisy and not mitigated else 1.0
+        for label in labels
+    ]
+    random = np.random.default_rng(seed)
+    values, deviations = [], []
+    wide_points, wide_terms = np.broadcast_to(points, shape), np.broadcast_to(flat, shape)
+    for where in np.ndindex(*shape):
+        row = exact[int(wide_points[where])]
+        value = variance = 0.0
+        for index, coeff in wide_terms[where]:
+            mean = max(-1.0, min(1.0, row[index] * shrink[index]))
+            value += coeff * mean
+            variance += coeff**2 * (1 - mean**2)
+        deviation = math.sqrt(max(0.0, variance) / shots)
+        values.append(value + _noise(deviation, precision, float(random.random())))
+        deviations.append(deviation)
+    return values, deviations
+
+
+def _bound_points(reduced: Any, pub: Any) -> list[Any]:
+    points = max(1, math.prod(pub.parameter_values.shape))
+    if not reduced.parameters:
+        return [reduced] * points
+    rows = pub.parameter_values.as_array(list(reduced.parameters)).reshape(-1, len(reduced.parameters))
+    return [reduced.assign_parameters(row) for row in rows]
+
+
+def _moved(label: str, places: dict[int, int], width: int) -> str:
+    letters = ["I"] * width
+    for index, letter in enumerate(reversed(label)):
+        if letter != "I":
+            letters[places[index]] = letter
+    return "".join(reversed(letters))
+
+
+def _noise(deviation: float, bound: float, uniform: float) -> float:
+    if deviation < 1e-12:
+        return 0.0
+    curve = NormalDist(0.0, deviation)
+    low, high = curve.cdf(-bound), curve.cdf(bound)
+    drawn = curve.inv_cdf(min(max(low + (high - low) * uniform, 1e-15), 1 - 1e-15))
+    return max(-bound, min(bound, drawn))

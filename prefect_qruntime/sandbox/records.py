@@ -1,0 +1,121 @@
+"""The things the service keeps: jobs and sessions. Plain data, changed only on the server's loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefect_qruntime.sandbox.clock import Timer
+
+QUEUED, RUNNING, COMPLETED, CANCELLED, FAILED = "Queued", "Running", "Completed", "Cancelled", "Failed"
+TERMINAL = frozenset({COMPLETED, CANCELLED, FAILED})
+RAN_TOO_LONG = 1305
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a run ended: a result, or a failure with its reason and text."""
+
+    body: bytes | None = None
+    status: str = COMPLETED
+    reason: str = ""
+    reason_code: int | None = None
+    solution: str = ""
+    text: str | None = None
+    execution_ns: int = 0
+
+
+@dataclass(slots=True)
+class Script:
+    """How the next created job shall end."""
+
+    status: str
+    reason: str = ""
+    reason_code: int | None = None
+    results_text: str | None = None
+    times: int = 1
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One job. Times are service seconds since the epoch."""
+
+    id: str
+    ordinal: int
+    crn: str
+    user_id: str
+    dialect: str
+    backend: str
+    program_id: str
+    params: dict[str, Any]
+    tags: list[str]
+    cost: int
+    created: float
+    created_iso: str
+    session_id: str | None = None
+    private: bool = False
+    runtime: str | None = None
+    calibration_id: str | None = None
+    caller: str = ""
+    status: str = QUEUED
+    reason: str = ""
+    reason_code: int | None = None
+    solution: str = ""
+    started: float | None = None
+    ended: float | None = None
+    ready: bool = False
+    time_up: bool = False
+    forced: bool = False
+    run_time: float = 0.0
+    usage_seconds: float = 0.0
+    usage_final: bool = False
+    outcome: Outcome | None = None
+    script: Script | None = None
+    result_read: bool = False
+    timer: Timer | None = None
+    cancel_timer: Timer | None = None
+    usage_timer: Timer | None = None
+    waiters: list[asyncio.Future[None]] = field(default_factory=list)
+    stream_waiters: list[asyncio.Future[None]] = field(default_factory=list)
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the job has ended."""
+        return self.status in TERMINAL
+
+    @property
+    def ran_too_long(self) -> bool:
+        """Whether the job was stopped at its `cost`."""
+        return self.reason_code == RAN_TOO_LONG and self.status == CANCELLED
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """One session or batch."""
+
+    id: str
+    crn: str
+    user_id: str
+    mode: str
+    backend: str | None
+    created: float
+    max_ttl: int
+    interactive_ttl: int
+    active_ttl: int | None = None
+    state: str = "open"
+    state_reason: str = ""
+    accepting_jobs: bool = True
+    activated: float | None = None
+    closed: float | None = None
+    last_job_started: float | None = None
+    last_job_completed: float | None = None
+    timestamps: list[tuple[str, float]] = field(default_factory=list)
+    queue: deque[Job] = field(default_factory=deque)
+    current: Job | None = None
+    job_ids: list[str] = field(default_factory=list)
+    usage_seconds: float = 0.0
+    ttl_timer: Timer | None = None
+    idle_timer: Timer | None = None
+    close_timer: Timer | None = None

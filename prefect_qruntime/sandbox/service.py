@@ -1,0 +1,285 @@
+"""The service's state and rules, without HTTP. Everything here runs on the server's loop."""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+from prefect_qruntime.sandbox.accounts import Accounts, Instance, User
+from prefect_qruntime.sandbox.catalog import OFFLINE, Catalog
+from prefect_qruntime.sandbox.clock import Clock, iso
+from prefect_qruntime.sandbox.faults import FaultBook, Journal
+from prefect_qruntime.sandbox.physics import Physics
+from prefect_qruntime.sandbox.problems import ApiError, invalid, job_not_found, unknown_session
+from prefect_qruntime.sandbox.records import Job, Script, Session
+from prefect_qruntime.sandbox.runner import Runner
+from prefect_qruntime.sandbox.schema import JOB, JOB_LEGACY, SESSION, check_params, tags
+from prefect_qruntime.sandbox.sessions import SessionBook
+from prefect_qruntime.sandbox.settings import Settings
+from prefect_qruntime.sandbox.views import LEGACY, MAX_COST
+
+_ID_LETTERS = "0123456789abcdefghijklmnopqrstuv"
+
+
+class Service:
+    """Accounts, backends, jobs, sessions, faults and the journal of one sandbox."""
+
+    def __init__(self, settings: Settings, api_key: str | None = None, crn: str | None = None) -> None:
+        self._initial = settings
+        self.settings = settings
+        self.clock = Clock(settings.clock_scale)
+        self.accounts = Accounts(self.clock, settings, api_key, crn)
+        self.catalog = Catalog()
+        self.sessions = SessionBook(self.clock, settings)
+        self.physics = Physics(settings)
+        self.runner = Runner(
+            self.clock, settings, self.catalog, self.sessions, self.physics.simulate, self._book, self._may_run
+        )
+        self.faults = FaultBook()
+        self.journal = Journal()
+        self.jobs: dict[str, Job] = {}
+        self._by_tag: dict[str, dict[str, Job]] = {}
+        self.scripts: deque[Script] = deque()
+        self._ordinal = 0
+        self.tcp_connections = 0
+
+    def reset(self) -> None:
+        """Forget jobs, sessions, faults, journal, usage and changed options; make new API keys."""
+        waiting = [waiter for job in self.jobs.values() for waiter in (*job.waiters, *job.stream_waiters)]
+        settings = self.settings = self._initial
+        self.clock.clear()
+        self.clock.set_scale(settings.clock_scale)
+        self.accounts.reset(settings)
+        self.catalog.reset()
+        self.sessions.reset(settings)
+        self.physics.reset(settings)
+        self.runner.reset(settings)
+        self.faults.clear()
+        self.journal = Journal()
+        self.jobs.clear()
+        self._by_tag.clear()
+        self.scripts.clear()
+        self._ordinal = 0
+        self.tcp_connections = 0
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.cancel()
+
+    def use(self, settings: Settings) -> None:
+        """Take changed options into account."""
+        if settings.clock_scale != self.settings.clock_scale:
+            self.clock.set_scale(settings.clock_scale)
+        self.settings = settings
+        self.accounts.use(settings)
+        self.sessions.settings = self.runner.settings = self.physics.settings = settings
+        self.runner.wake()
+
+    # --- jobs
+
+    def create_job(self, user: User, instance: Instance, dialect: str, body: Any, caller: str = "") -> Job:
+        """Accept a job or refuse it as the service would.
+
+        Raises:
+            ApiError: 400 for the body or a closed session, 404 for an unknown backend, session or program,
+                409 at the usage limit, 429 at the create limit.
+        """
+        legacy = dialect == LEGACY
+        (JOB_LEGACY if legacy else JOB)("body", body)
+        check_params(body["program_id"], legacy, body.get("params"))
+        backend = self.catalog.get(body["backend"])
+        if backend.status == OFFLINE:
+            raise ApiError(400, 1004, f"The backend {backend.name} is not available.", "Use another backend.")
+        session = self._session_for(user, instance, body)
+        if instance.limit_reached and not self.settings.usage_limit_queues:
+            raise ApiError(409, 4317, "The usage limit of the instance is reached.", "Raise the limit or wait.")
+        starts = legacy and str(body.get("start_session", False)).lower() == "true"
+        if starts:
+            self._check_dedicated("dedicated")
+        self.accounts.count_create(user)
+        now = round(self.clock.now(), 3)
+        self._ordinal += 1
+        job = Job(
+            id=("c" if legacy else "d") + "".join(secrets.choice(_ID_LETTERS) for _ in range(19)),
+            ordinal=self._ordinal,
+            crn=instance.crn,
+            user_id=user.id,
+            dialect=dialect,
+            backend=backend.name,
+            program_id=body["program_id"],
+            params=body["params"],
+            tags=list(body.get("tags", ())),
+            cost=min(int(body.get("cost") or MAX_COST), MAX_COST),
+            created=now,
+            created_iso=iso(now),
+            session_id=session.id if session is not None else None,
+            private=bool(body.get("private")),
+            runtime=body.get("runtime"),
+            calibration_id=body.get("calibration_id"),
+            caller=caller,
+        )
+        if starts:
+            job.session_id = job.id
+            self.sessions.open(
+                job.id,
+                crn=instance.crn,
+                user_id=user.id,
+                mode="dedicated",
+                backend=backend.name,
+                max_ttl=body.get("session_time"),
+            )
+        if self.scripts:
+            script = self.scripts[0]
+            job.script = script
+            script.times -= 1
+            if not script.times:
+                self.scripts.popleft()
+        self.jobs[job.id] = job
+        self._index(job)
+        self.runner.admit(job, backend)
+        return job
+
+    def _session_for(self, user: User, instance: Instance, body: dict[str, Any]) -> Session | None:
+        session_id = body.get("session_id")
+        if session_id is None:
+            return None
+        session = self.session(user, instance, session_id)
+        if session.state == "closed" or not session.accepting_jobs:
+            raise ApiError(400, 1217, "The session takes no more jobs.", "Open a new session.")
+        if session.backend and session.backend != body["backend"]:
+            raise invalid(f"The session is on {session.backend}, the job asks for {body['backend']}.")
+        return session
+
+    def job(self, user: User, instance: Instance, job_id: str) -> Job:
+        """Return a job of the caller.
+
+        Raises:
+            ApiError: 404 if there is none (or not yet, see `get_lag`), 403 if it belongs to another user.
+        """
+        job = self.jobs.get(job_id)
+        if job is None or job.crn != instance.crn:
+            raise job_not_found(job_id)
+        if job.user_id != user.id:
+            raise ApiError(403, 1200, "You have no access to this job.")
+        if self.settings.get_lag and self.clock.now() < job.created + self.settings.get_lag:
+            raise job_not_found(job_id)
+        return job
+
+    def visible_jobs(self, user: User, instance: Instance, wanted: list[str]) -> Iterable[Job]:
+        """Return the caller's jobs that lists show by now, oldest first, having all wanted tags."""
+        pool: Iterable[Job] = self.jobs.values()
+        if wanted:
+            pool = self._by_tag.get(wanted[0], {}).values()
+        newest = self.clock.now() - self.settings.list_lag if self.settings.list_lag else float("inf")
+        for job in pool:
+            if job.crn != instance.crn or job.user_id != user.id or job.created > newest:
+                continue
+            if all(tag in job.tags for tag in wanted):
+                yield job
+
+    def visible_sessions(self, user: User, instance: Instance) -> Iterable[Session]:
+        """Return the caller's sessions that lists show by now."""
+        newest = self.clock.now() - self.settings.list_lag if self.settings.list_lag else float("inf")
+        for session in self.sessions.sessions.values():
+            if session.crn == instance.crn and session.user_id == user.id and session.created <= newest:
+                yield session
+
+    def delete_job(self, job: Job) -> None:
+        """Forget an ended job.
+
+        Raises:
+            ApiError: 400 if it has not ended.
+        """
+        if not job.is_terminal:
+            raise ApiError(400, 1208, "The job has not ended.", "Cancel it first.")
+        del self.jobs[job.id]
+        self._unindex(job)
+
+    def cancel_job(self, job: Job) -> None:
+        """Cancel a job.
+
+        Raises:
+            ApiError: 409 if it has ended.
+        """
+        if job.is_terminal:
+            raise ApiError(409, 1208, f"The job cannot be cancelled: it is {job.status}.")
+        self.runner.cancel(job)
+
+    def replace_tags(self, job: Job, wanted: list[str]) -> None:
+        """Give a job other tags."""
+        tags("tags", wanted)
+        self._unindex(job)
+        job.tags = list(wanted)
+        self._index(job)
+
+    def tags_like(self, user: User, instance: Instance, search: str) -> list[str]:
+        """Return the caller's tags that contain a text."""
+        jobs = self.visible_jobs(user, instance, [])
+        return sorted({tag for job in jobs for tag in job.tags if search in tag})
+
+    def _index(self, job: Job) -> None:
+        for tag in job.tags:
+            self._by_tag.setdefault(tag, {})[job.id] = job
+
+    def _unindex(self, job: Job) -> None:
+        for tag in set(job.tags):
+            bucket = self._by_tag.get(tag)
+            if bucket is not None:
+                bucket.pop(job.id, None)
+                if not bucket:
+                    del self._by_tag[tag]
+
+    # --- sessions
+
+    def open_session(self, user: User, instance: Instance, body: Any) -> Session:
+        """Open a session or batch.
+
+        Raises:
+            ApiError: 400 for the body, an unknown or offline backend, or code 1352 where the plan forbids it.
+        """
+        SESSION("body", body)
+        name = body.get("backend") or body.get("backend_name")
+        if name:
+            if name not in self.catalog.backends:
+                raise ApiError(400, "not_found", f"device not found: {name}")
+            if self.catalog.backends[name].status == OFFLINE:
+                raise ApiError(400, 1004, f"The backend {name} is not available.", "Use another backend.")
+        self._check_dedicated(body["mode"])
+        return self.sessions.open(
+            str(uuid.uuid4()),
+            crn=instance.crn,
+            user_id=user.id,
+            mode=body["mode"],
+            backend=name or None,
+            max_ttl=body.get("max_ttl"),
+            interactive_ttl=body.get("interactive_ttl"),
+            active_ttl=body.get("active_ttl"),
+        )
+
+    def session(self, user: User, instance: Instance, session_id: str) -> Session:
+        """Return a session of the caller.
+
+        Raises:
+            ApiError: 404 if there is none.
+        """
+        session = self.sessions.sessions.get(session_id)
+        if session is None or session.crn != instance.crn or session.user_id != user.id:
+            raise unknown_session(session_id)
+        return session
+
+    def _check_dedicated(self, mode: str) -> None:
+        if mode == "dedicated" and not self.settings.allow_dedicated:
+            raise ApiError(400, 1352, "Sessions are not allowed on your plan.", "Use job or batch mode.")
+
+    # --- usage
+
+    def _book(self, job: Job) -> None:
+        instance = self.accounts.instances.get(job.crn)
+        if instance is not None:
+            instance.consumed += job.usage_seconds
+
+    def _may_run(self, job: Job) -> bool:
+        instance = self.accounts.instances.get(job.crn)
+        return instance is None or not (self.settings.usage_limit_queues and instance.limit_reached)

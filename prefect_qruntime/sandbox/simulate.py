@@ -1,0 +1,96 @@
+"""Running circuits on qiskit-aer: shots in order, expectation values, with or without noise."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from prefect_qruntime.sandbox.catalog import ERROR_1Q, ERROR_2Q, ERROR_READOUT
+from prefect_qruntime.sandbox.circuits import GATES_1Q, GATES_2Q, is_clifford
+from prefect_qruntime.sandbox.encoding import InputError
+
+# A state vector above this fails the job instead of the machine.
+_MEMORY_MB = 2048
+_WIDE = 24
+_DENSITY_QUBITS = 9
+
+
+@lru_cache(maxsize=4)
+def _noise_model() -> Any:
+    from qiskit_aer.noise import NoiseModel, ReadoutError, depolarizing_error
+
+    model = NoiseModel()
+    model.add_all_qubit_quantum_error(depolarizing_error(ERROR_1Q, 1), list(GATES_1Q))
+    model.add_all_qubit_quantum_error(depolarizing_error(ERROR_2Q, 2), list(GATES_2Q))
+    p = ERROR_READOUT
+    model.add_all_qubit_readout_error(ReadoutError([[1 - p, p], [p, 1 - p]]))
+    return model
+
+
+@lru_cache(maxsize=16)
+def _simulator(noisy: bool, method: str) -> Any:
+    from qiskit_aer import AerSimulator
+
+    options: dict[str, Any] = {"method": method, "max_parallel_threads": 1, "max_memory_mb": _MEMORY_MB}
+    if noisy:
+        options["noise_model"] = _noise_model()
+    return AerSimulator(**options)
+
+
+def _for(circuit: Any, noisy: bool) -> Any:
+    wide = circuit.num_qubits > _WIDE and not is_clifford(circuit)
+    return _simulator(noisy, "matrix_product_state" if wide else "automatic")
+
+
+def _run(simulator: Any, circuits: list[Any], shots: int, seed: int, **options: Any) -> Any:
+    from qiskit_aer import AerError
+
+    try:
+        result = simulator.run(circuits, shots=shots, seed_simulator=seed, **options).result()
+    except AerError as error:
+        raise InputError(f"The circuit could not be simulated: {error}") from error
+    if not result.success:
+        problems = [one.status for one in result.results if not one.success] or [result.status]
+        raise InputError(f"The circuit could not be simulated: {problems[0]}")
+    return result
+
+
+def memory(circuits: list[Any], shots: int, seed: int, *, noisy: bool) -> list[list[str]]:
+    """Run bound circuits of one shape; return for each the shots in order as hex strings over all its bits."""
+    result = _run(_for(circuits[0], noisy), circuits, shots, seed, memory=True)
+    shown = []
+    for index in range(len(circuits)):
+        taken = result.data(index).get("memory")
+        # Aer keeps no memory of a circuit that measures nothing; its bits are all 0 then.
+        shown.append(list(taken) if taken else ["0x0"] * shots)
+    return shown
+
+
+def expectations(circuits: list[Any], terms: list[str], shots: int, seed: int, *, noisy: bool) -> list[list[float]]:
+    """Return, for each bound circuit, the expectation value of each Pauli term (label, highest qubit first).
+
+    Exact for circuits without measurement, reset and control flow, unless noise on many qubits has to be sampled.
+    """
+    from qiskit.quantum_info import Pauli
+    from qiskit_aer.library import SaveExpectationValue
+
+    prepared = []
+    for circuit in circuits:
+        ready = circuit.copy()
+        for index, label in enumerate(terms):
+            save = SaveExpectationValue(Pauli(label), label=f"t{index}")
+            ready.append(save, list(range(ready.num_qubits)))
+        prepared.append(ready)
+    width = circuits[0].num_qubits
+    if noisy and width <= _DENSITY_QUBITS:
+        simulator = _simulator(True, "density_matrix")
+    elif not noisy and width <= _WIDE:
+        simulator = _simulator(False, "statevector")
+    else:
+        simulator = _for(circuits[0], noisy)
+    result = _run(simulator, prepared, shots, seed)
+    found = []
+    for index in range(len(circuits)):
+        data = result.data(index)
+        found.append([float(data[f"t{number}"]) for number in range(len(terms))])
+    return found
