@@ -103,7 +103,7 @@ class QuantumRuntimeCredentials(CredentialsBlock):
     proxy: SecretStr | None = Field(
         default=None,
         title="Proxy",
-        description="HTTP proxy for all calls, http://user:password@host:port. Empty: the worker's environment decides.",
+        description="HTTP proxy, http://user:password@host:port. Empty: the worker's environment decides.",
     )
     request_timeout: float = Field(
         default=30.0,

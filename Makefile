@@ -1,0 +1,44 @@
+# The product's front door: `make demo` and `make test`. Each sets up .venv by itself.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export DO_NOT_TRACK := 1
+# An embedded Prefect server needs 11 to 15 s here; Prefect's own limit is 20 s.
+export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS := 120
+
+.PHONY: help install demo test lint types unit plain-install clean
+
+help: ## Say what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint constraints.txt
+	@touch $(STAMP)
+
+install: $(STAMP) ## Make .venv with everything for development
+
+demo: $(STAMP) ## Run the main job on the embedded sandbox, in both dialects
+	@$(BIN)/prefect-qruntime demo
+
+test: $(STAMP) lint types unit plain-install ## Run all checks and tests
+
+lint: $(STAMP) ## Lint and check the format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP) ## Check the types
+	$(BIN)/mypy
+
+unit: $(STAMP) ## Run the tests
+	$(BIN)/python -m pytest
+
+plain-install: $(STAMP) ## Prove that a plain install gives a Prefect server that starts
+	$(BIN)/python tests/plain_install.py
+
+clean: ## Remove what was made
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist site *.egg-info

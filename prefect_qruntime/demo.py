@@ -1,0 +1,59 @@
+"""`prefect-qruntime demo`: the main job in both dialects, with its counts on the last screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from prefect import flow
+from rich.console import Console
+
+from prefect_qruntime.flows.run_circuits import CIRCUITS, print_table, run_circuits
+
+__all__ = ["run_demo"]
+
+Dialect = Literal["cloud", "legacy"]
+
+
+@flow(name="demo", log_prints=False)
+def demo_flow(dialects: list[Dialect], shots: int) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Run the story as subflows: each dialect, on the noisy and on the ideal backend.
+
+    Args:
+        dialects: Dialects in order.
+        shots: Shots of each circuit.
+
+    Returns:
+        A title and the rows of each run.
+    """
+    flip, bell, ghz = (str(CIRCUITS / name) for name in ("flip.qasm", "bell.qasm", "ghz5.qasm"))
+    tables = []
+    for dialect in dialects:
+        for backend, circuits in (
+            # One job that opens the session, then five of it in the same session.
+            ("sandbox_noisy", [flip] * 6 + [bell, ghz]),
+            ("sandbox_ideal", [flip, bell, ghz]),
+        ):
+            rows = run_circuits(circuits, backend=backend, shots=shots, dialect=dialect)
+            tables.append((f"{dialect} dialect, {backend}, {shots} shots each", rows))
+    return tables
+
+
+def run_demo(dialects: Sequence[Dialect], shots: int) -> int:
+    """Run the demo and print all tables of counts once more at the end. Returns an exit code."""
+    tables = demo_flow(list(dialects), shots)
+    console = Console()
+    console.rule("Counts")
+    wrong = 0
+    for title, rows in tables:
+        print_table(rows, title)
+        wrong += sum(_implausible(row) for row in rows if row["circuit"] == 1)
+    if wrong:
+        console.print(f"[red]{wrong} runs of the flip circuit did not give nearly all ones[/red]")
+    return 1 if wrong else 0
+
+
+def _implausible(row: dict[str, Any]) -> bool:
+    """Whether the flip circuit gave anything but nearly all ones (all of them, without noise)."""
+    share = row["frequencies"].get("1", 0) / row["shots"]
+    return bool(share < (1.0 if row["backend"] == "sandbox_ideal" else 0.9))
