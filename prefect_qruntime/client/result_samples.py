@@ -8,14 +8,18 @@ cheap.
 from __future__ import annotations
 
 import math
-import re
+import struct
 import sys
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 __all__ = ["HexRegister", "PackedRegister", "Register", "flat_index", "memory", "tally"]
+
+# Bytes of a machine word and its typecode.
+_WORDS = ((2, "H"), (4, "I"), (8, "Q"))
 
 
 class Register(Protocol):
@@ -109,27 +113,40 @@ class PackedRegister:
             raise ValueError(f"a BitArray of {num_bits} bits has an array of shape {shape}")
         return cls(data, num_bits, shape[:-2], shape[-2], shape[-1])
 
+    def part(self, point: int) -> bytes:
+        """The bytes of one point, shot after shot."""
+        size = self.num_shots * self.row
+        return self.data[point * size : (point + 1) * size]
+
     def keys(self, point: int) -> Sequence[Any]:
         """Bytes, machine words or slices of one point, whatever counts fastest."""
-        size = self.num_shots * self.row
-        part = memoryview(self.data)[point * size : (point + 1) * size]
+        part = self.part(point)
         if self.row == 0:
             return [b""] * self.num_shots
         if self.row == 1:
-            return part.tobytes()
-        if self.row == 2:
-            return part.cast("H")
-        if self.row == 4:
-            return part.cast("I")
-        if self.row == 8:
-            return part.cast("Q")
-        return re.findall(b".{%d}" % self.row, part, re.DOTALL)
+            return part
+        if self.row > 8:
+            return list(struct.iter_unpack(f"{self.row}s", part))
+        width, code = next(word for word in _WORDS if word[0] >= self.row)
+        words = array(code)
+        if width == self.row:
+            words.frombytes(part)
+            if sys.byteorder == "little":
+                words.byteswap()
+        else:
+            # Rows of 3, 5, 6 or 7 bytes, spread so that each machine word is the number itself.
+            wide = bytearray(width * self.num_shots)
+            for place in range(self.row):
+                at = self.row - 1 - place if sys.byteorder == "little" else width - self.row + place
+                wide[at::width] = part[place :: self.row]
+            words.frombytes(wide)
+        return words
 
     def number(self, key: Any) -> int:
         """Value of a key."""
-        if isinstance(key, int):
-            key = key.to_bytes(self.row, sys.byteorder)
-        return int.from_bytes(key, "big")
+        if isinstance(key, tuple):
+            key = key[0]
+        return key if isinstance(key, int) else int.from_bytes(key, "big")
 
 
 def tally(registers: Sequence[Register], point: int) -> dict[str, int]:
@@ -139,13 +156,8 @@ def tally(registers: Sequence[Register], point: int) -> dict[str, int]:
     it stands at the right end. This is Qiskit's `join_data` order.
     """
     counts: dict[str, int] = {}
-    first = registers[0]
     counter: Counter[Any]
-    if len(registers) > 1:
-        counter = Counter(_zipped(registers, point))
-    else:
-        keys = first.keys(point)
-        counter = _count_bytes(keys) if isinstance(keys, bytes) else Counter(keys)
+    counter = Counter(_zipped(registers, point)) if len(registers) > 1 else _count(registers[0], point)
     for key, count in counter.most_common():
         text = _text(registers, key)
         counts[text] = counts.get(text, 0) + count  # "0x3" and "0x03" are one outcome
@@ -177,12 +189,23 @@ def flat_index(index: Any, shape: tuple[int, ...]) -> int:
     return flat
 
 
-def _count_bytes(data: bytes) -> Counter[int]:
-    # For few outcomes, searching is faster than looking at each byte as an object.
-    distinct = set(data)
-    if len(distinct) > 8:
-        return Counter(data)
-    return Counter({value: data.count(value) for value in distinct})
+def _count(register: Register, point: int) -> Counter[Any]:
+    if not isinstance(register, PackedRegister):
+        return Counter(register.keys(point))
+    numpy = sys.modules.get("numpy")  # used where the user has it anyway, never imported for this
+    if numpy is not None and 1 <= register.row <= 2:
+        words = numpy.frombuffer(register.part(point), dtype=f">u{register.row}")
+        found = numpy.bincount(words)
+        return Counter({int(value): int(found[value]) for value in found.nonzero()[0]})
+    if register.row > 8:
+        # Not through `keys`: a list of a million tuples costs more than counting them.
+        return Counter(struct.iter_unpack(f"{register.row}s", register.part(point)))
+    keys = register.keys(point)
+    distinct = set(keys) if isinstance(keys, bytes) else ()
+    if isinstance(keys, bytes) and len(distinct) <= 8:
+        # For few outcomes, searching is faster than looking at each byte as an object.
+        return Counter({value: keys.count(value) for value in distinct})
+    return Counter(keys)
 
 
 def _zipped(registers: Sequence[Register], point: int) -> list[tuple[Any, ...]]:

@@ -76,9 +76,7 @@ class JobResult(BaseModel):
         raw: Any = body
         if isinstance(body, bytes | bytearray | str):
             raw = _loads(body, job_id)
-        return cls(
-            raw=raw, job_id=job_id, program_id=program_id, widths=tuple(widths), decode_limit=decode_limit
-        )
+        return cls(raw=raw, job_id=job_id, program_id=program_id, widths=tuple(widths), decode_limit=decode_limit)
 
     @property
     def num_pubs(self) -> int:
@@ -167,11 +165,11 @@ class JobResult(BaseModel):
         Raises:
             QuantumRuntimeError: The PUB has none.
         """
-        return self.field("evs", pub)
+        return _floats(self.field("evs", pub))
 
     def standard_errors(self, pub: int = 0) -> Any:
         """Standard errors of `expectation_values`, in the same shape; None where the service gave none."""
-        return self.field("stds", pub) if "stds" in self._view(pub).fields else None
+        return _floats(self.field("stds", pub)) if "stds" in self._view(pub).fields else None
 
     def field(self, name: str, pub: int = 0) -> Any:
         """Any field of a PUB's data that is no register, for instance `ensemble_standard_error`.
@@ -303,6 +301,13 @@ def _loads(body: bytes | bytearray | str, job_id: str) -> Any:
         raise QuantumRuntimeError(
             f"the result of job {job_id} is not JSON: {text!r}", reason=str(error), job_id=job_id
         ) from None
+
+
+def _floats(value: Any) -> Any:
+    # JSON writes 1 for 1.0; an expectation value is a float nevertheless.
+    if isinstance(value, list):
+        return [_floats(item) for item in value]
+    return float(value) if isinstance(value, int) else value
 
 
 def _frequencies(counts: Any) -> Any:

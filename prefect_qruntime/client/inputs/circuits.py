@@ -77,9 +77,7 @@ def read_circuit(value: Any, *, sampler: bool, field: str) -> Circuit:
             raise InvalidInput("text holds a lone surrogate, which is no valid UTF-8", field=field) from None
         program = scan(text, field=field)
         if sampler and not program.registers:
-            raise InvalidInput(
-                "no classical register: the sampler returns what is measured into one", field=field
-            )
+            raise InvalidInput("no classical register: the sampler returns what is measured into one", field=field)
         if sampler and not program.measures:
             raise InvalidInput("nothing is measured, so the sampler would return nothing", field=field)
         return Circuit(text, program.inputs, program.qubits, program.width)
@@ -114,9 +112,7 @@ def load_qpy(encoded: dict[str, Any], *, field: str) -> Any:
 
 def _from_qiskit(circuit: Any, *, sampler: bool, field: str) -> Circuit:
     if sampler and not circuit.cregs:
-        raise InvalidInput(
-            "no classical register: the sampler returns what is measured into one", field=field
-        )
+        raise InvalidInput("no classical register: the sampler returns what is measured into one", field=field)
     if sampler and not _measures(circuit):
         raise InvalidInput("nothing is measured, so the sampler would return nothing", field=field)
     from qiskit import qpy
@@ -125,9 +121,7 @@ def _from_qiskit(circuit: Any, *, sampler: bool, field: str) -> Circuit:
     try:
         qpy.dump(circuit, target, version=min(MAX_QPY_VERSION, qpy.QPY_VERSION))
     except Exception as error:
-        raise InvalidInput(
-            f"cannot be written as QPY: {type(error).__name__}: {error}", field=field
-        ) from None
+        raise InvalidInput(f"cannot be written as QPY: {type(error).__name__}: {error}", field=field) from None
     plain = target.getvalue()
     if len(plain) > 20 * MAX_PAYLOAD_BYTES:
         raise InvalidInput("larger than the service's input limit", field=field)
@@ -143,7 +137,6 @@ def _from_qiskit(circuit: Any, *, sampler: bool, field: str) -> Circuit:
 
 def _measures(circuit: Any) -> bool:
     return any(
-        item.operation.name == "measure"
-        or any(_measures(block) for block in getattr(item.operation, "blocks", ()))
+        item.operation.name == "measure" or any(_measures(block) for block in getattr(item.operation, "blocks", ()))
         for item in circuit.data
     )

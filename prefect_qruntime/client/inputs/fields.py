@@ -76,9 +76,7 @@ def check_max_execution_time(value: object) -> int | None:
         return None
     number = _integer(value, field=field)
     if not 1 <= number <= MAX_EXECUTION_SECONDS:
-        raise InvalidInput(
-            f"must be between 1 and {MAX_EXECUTION_SECONDS} seconds, not {number}", field=field
-        )
+        raise InvalidInput(f"must be between 1 and {MAX_EXECUTION_SECONDS} seconds, not {number}", field=field)
     return number
 
 
@@ -103,15 +101,12 @@ def check_tags(tags: object) -> tuple[str, ...]:
         if not tag.isprintable():
             raise InvalidInput("must not hold control or unprintable characters", field=field)
         if tag.startswith(_OWN_TAGS):
-            raise InvalidInput(
-                "tags starting with 'qr-key:' or 'qr-flow:' are set by this package", field=field
-            )
+            raise InvalidInput("tags starting with 'qr-key:' or 'qr-flow:' are set by this package", field=field)
         if tag in unique:
             continue
         if len(unique) == MAX_USER_TAGS:
             raise InvalidInput(
-                f"at most {MAX_USER_TAGS} tags are yours: the service allows 8, two are needed "
-                "to find the job again",
+                f"at most {MAX_USER_TAGS} tags are yours: the service allows 8, two are needed to find the job again",
                 field=field,
             )
         unique.append(tag)
@@ -142,10 +137,7 @@ def plain_json(value: Any, *, field: str, depth: int = 0) -> Any:
             copy[_text(key, field=field)] = plain_json(item, field=f"{field}.{key}", depth=depth + 1)
         return copy
     if isinstance(value, list | tuple):
-        return [
-            plain_json(item, field=f"{field}[{position}]", depth=depth + 1)
-            for position, item in enumerate(value)
-        ]
+        return [plain_json(item, field=f"{field}[{position}]", depth=depth + 1) for position, item in enumerate(value)]
     if callable(getattr(value, "tolist", None)):  # numpy arrays and scalars
         return plain_json(value.tolist(), field=field, depth=depth + 1)
     raise InvalidInput(f"{type(value).__name__} cannot be sent as JSON", field=field)

@@ -105,9 +105,7 @@ class _Scope:
         if blocks:
             return [*form, self._control_flow(op), [_circuit(block) for block in blocks]]
         form.append([self.value(value) for value in op.params])
-        form.append(
-            [getattr(op, "ctrl_state", None), getattr(op, "unit", None), op.num_qubits, op.num_clbits]
-        )
+        form.append([getattr(op, "ctrl_state", None), getattr(op, "unit", None), op.num_qubits, op.num_clbits])
         if kind.__name__ == "AnnotatedOperation":
             return [*form, [repr(modifier) for modifier in op.modifiers], self.operation(op.base_op)]
         if kind.__module__.startswith(_COMPLETE_MODULES) or (

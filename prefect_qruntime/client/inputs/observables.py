@@ -43,9 +43,7 @@ def check_observables(value: Any, qubits: int | None, *, field: str) -> Any:
         )
     length = next(iter(lengths))
     if qubits is not None and length != qubits:
-        raise InvalidInput(
-            f"{lengths[length]!r} has {length} letters, the circuit {qubits} qubits", field=field
-        )
+        raise InvalidInput(f"{lengths[length]!r} has {length} letters, the circuit {qubits} qubits", field=field)
     return found
 
 
@@ -125,9 +123,7 @@ def _label(text: str, *, field: str) -> str:
 
 
 def _real(value: Any, *, field: str) -> float:
-    if isinstance(value, bool | str | bytes) or not (
-        hasattr(value, "__float__") or hasattr(value, "__complex__")
-    ):
+    if isinstance(value, bool | str | bytes) or not (hasattr(value, "__float__") or hasattr(value, "__complex__")):
         raise InvalidInput(f"coefficient {value!r} is no number", field=field)
     try:
         number = complex(value)

@@ -61,9 +61,7 @@ def numbers(value: Any, *, field: str) -> Any:
     if isinstance(value, list | tuple):
         try:
             # The common flat case without a Python call per number; False is no float here.
-            if all(type(item) is float or type(item) is int for item in value) and all(
-                map(math.isfinite, value)
-            ):
+            if all(type(item) is float or type(item) is int for item in value) and all(map(math.isfinite, value)):
                 return [float(item) + 0.0 for item in value]
         except OverflowError:
             pass

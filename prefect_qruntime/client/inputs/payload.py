@@ -64,9 +64,7 @@ def v1_params(spec: JobSpec) -> dict[str, Any]:
     params: dict[str, Any] = {
         "circuits": [_v1_circuit(pub, f"pubs[{place}]") for place, pub in enumerate(spec.pubs)],
         "circuit_indices": places,
-        "parameter_values": [
-            _v1_values(pub, f"pubs[{place}].parameters") for place, pub in enumerate(spec.pubs)
-        ],
+        "parameter_values": [_v1_values(pub, f"pubs[{place}].parameters") for place, pub in enumerate(spec.pubs)],
     }
     if spec.program_id == "estimator":
         params["observables"] = [_v1_observable(pub, f"pubs[{place}]") for place, pub in enumerate(spec.pubs)]
@@ -141,9 +139,7 @@ def _v1_circuit(pub: Pub, field: str) -> str:
             return str(export(circuit))
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
-    raise InvalidInput(
-        f"cannot be written as OpenQASM for the legacy dialect: {reason}", field=f"{field}.circuit"
-    )
+    raise InvalidInput(f"cannot be written as OpenQASM for the legacy dialect: {reason}", field=f"{field}.circuit")
 
 
 def _v1_values(pub: Pub, field: str) -> list[float]:

@@ -60,9 +60,7 @@ def _starts_a_pub(item: Any) -> bool:
 
 def _is_qiskit_pub(value: Any) -> bool:
     module = sys.modules.get("qiskit.primitives.containers")
-    kinds = tuple(
-        kind for name in ("SamplerPub", "EstimatorPub") if (kind := getattr(module, name, None)) is not None
-    )
+    kinds = tuple(kind for name in ("SamplerPub", "EstimatorPub") if (kind := getattr(module, name, None)) is not None)
     return isinstance(value, kinds)
 
 
