@@ -11,12 +11,15 @@ from prefect_qruntime.sandbox.encoding import InputError, decode, decode_circuit
 
 _HEADER = re.compile(r"\A(?:\s+|//[^\n]*\n|/\*.*?\*/)*OPENQASM\s+([23])", re.DOTALL)
 
+_BIT_TEST = re.compile(r"\b([A-Za-z_]\w*\[\d+\])\s*==\s*([01])\b")
+_TRUTH = {"0": "false", "1": "true"}
+
 # Gates that run as they are, with noise on each; everything else is translated to _BASIS first.
 GATES_1Q = ("h", "p", "r", "rx", "ry", "sx", "sxdg", "u", "u1", "u2", "u3", "x", "y")
 GATES_2Q = ("cp", "crx", "cry", "crz", "cx", "cy", "cz", "ecr", "rxx", "ryy", "rzx", "rzz", "swap")
 _FREE = ("id", "rz", "s", "sdg", "t", "tdg", "z")
 _FLOW = ("break_loop", "continue_loop", "for_loop", "if_else", "switch_case", "while_loop")
-_BASIS = ["cx", "id", "rz", "sx", "x", *_FLOW]
+_BASIS = ["cx", "id", "rz", "sx", "x", "for_loop", "if_else", "switch_case", "while_loop"]
 _OTHER = ("barrier", "delay", "initialize", "measure", "reset", "store")
 _NATIVE = frozenset((*GATES_1Q, *GATES_2Q, *_FREE, *_FLOW, *_OTHER))
 _CLIFFORD_GATES = ("h", "x", "y", "z", "s", "sdg", "sx", "sxdg", "cx", "cy", "cz", "ecr", "swap", "id")
@@ -56,7 +59,8 @@ def _parse(text: str) -> Any:
         if found.group(1) == "2":
             # No include path: a circuit may not read files of the machine.
             return qasm2.loads(text, include_path=(), custom_instructions=qasm2.LEGACY_CUSTOM_INSTRUCTIONS)
-        return qasm3.loads(text)
+        # The importer wants `bit == true` where programs have `bit == 1`.
+        return qasm3.loads(_BIT_TEST.sub(lambda hit: f"{hit[1]} == {_TRUTH[hit[2]]}", text))
     except Exception as error:
         raise InputError(f"The OpenQASM {found.group(1)} program could not be parsed: {error}", 1500) from error
 
@@ -134,7 +138,7 @@ def compact(circuit: Any, keep: frozenset[int] = frozenset()) -> tuple[Any, dict
             qubits = [reduced.qubits[where[circuit.find_bit(qubit).index]] for qubit in item.qubits]
             reduced.append(item.operation, qubits, item.clbits)
     if not names_in(reduced) <= _NATIVE:
-        reduced = transpile(reduced, basis_gates=[*_BASIS, "reset", "measure"], optimization_level=0)
+        reduced = transpile(reduced, basis_gates=_BASIS, optimization_level=0)
     return reduced, where
 
 

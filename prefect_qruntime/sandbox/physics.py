@@ -1,8 +1,13 @@
-"""The QPU: runs a job's circuits in a few threads, away from the server's loop."""
+"""The QPU: runs jobs' circuits one after another in a thread of its own, away from the server's loop.
+
+The thread is one per process and never ends. qiskit-aer runs one thing at a time anyway, and a process crashes when
+the thread that first imported numpy for it has ended and another one goes on (seen with qiskit-aer 0.18.2).
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import threading
 import time
@@ -28,22 +33,42 @@ _WARM_UP = {
         ]
     ]
 }
-_warm = threading.Lock()
+_lock = threading.Lock()
+_thread: ThreadPoolExecutor | None = None
 _warmed = False
 
 
+def _qpu() -> ThreadPoolExecutor:
+    global _thread
+    with _lock:
+        if _thread is None:
+            _thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sandbox-qpu")
+        return _thread
+
+
+def _after_fork() -> None:
+    # A forked process has the executor but not its thread.
+    global _thread, _lock
+    _thread, _lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 class Physics:
-    """Two worker threads. With a seed, the result of a job depends on its place in the submission order only."""
+    """One sandbox's way to the QPU. With a seed, a result depends on the place in the submission order only."""
 
     def __init__(self, settings: Settings) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="sandbox-qpu")
+        self._round = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._seed = 0
         self.settings = settings
         self.reset(settings)
 
     def reset(self, settings: Settings) -> None:
-        """Start the random numbers over."""
+        """Start the random numbers over; work that has not begun is not done."""
+        self._round += 1
         self.settings = settings
         # Not a secret; a seeded sandbox must repeat itself.
         self._seed = random.SystemRandom().getrandbits(31) if settings.seed is None else settings.seed
@@ -52,11 +77,11 @@ class Physics:
         """Report to this loop, and import and try out the simulator in the background."""
         self._loop = loop
         if self.settings.physics:
-            self._pool.submit(warm_up)
+            _qpu().submit(warm_up)
 
     def stop(self) -> None:
-        """Take no more work; what runs ends by itself."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Drop the work that has not begun; what runs ends by itself."""
+        self._round += 1
 
     def simulate(self, job: Job, backend: Backend, done: Callable[[Outcome], None]) -> None:
         """Run a job and call `done` with its outcome on the loop."""
@@ -65,8 +90,11 @@ class Physics:
             raise RuntimeError("the sandbox is not running")
         seed = random.Random(f"{self._seed}:{job.ordinal}").getrandbits(31)  # noqa: S311
         settings = self.settings
+        current = self._round
 
         def work() -> None:
+            if current != self._round:
+                return
             outcome = execute(
                 job.program_id,
                 job.params,
@@ -81,7 +109,7 @@ class Physics:
             except RuntimeError:  # The loop is closed: the sandbox was stopped, nobody asks any more.
                 return
 
-        self._pool.submit(work)
+        _qpu().submit(work)
 
 
 def execute(
@@ -128,9 +156,7 @@ def _failed(reason: str, code: int, text: str, started: int) -> Outcome:
 def warm_up() -> None:
     """Import qiskit and qiskit-aer and run one small circuit with and without noise, once per process."""
     global _warmed
-    with _warm:
-        if _warmed:
-            return
+    if not _warmed:  # Only ever called in the one thread.
         for noisy in (False, True):
             execute("sampler", _WARM_UP, Backend("warm-up", 2, noisy), 1)
         _warmed = True

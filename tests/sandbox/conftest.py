@@ -29,8 +29,7 @@ class Document:
     def __init__(self) -> None:
         self._doc = yaml.safe_load(SCHEMA_FILE.read_text())
         self._paths = [
-            (re.compile(re.sub(r"\{id\}", "[^/]+", path) + r"\Z"), item)
-            for path, item in self._doc["paths"].items()
+            (re.compile(re.sub(r"\{id\}", "[^/]+", path) + r"\Z"), item) for path, item in self._doc["paths"].items()
         ]
         self._validators: dict[str, Draft202012Validator] = {}
 

@@ -2,6 +2,7 @@
 
 import httpx
 import pytest
+from jsonschema import ValidationError
 
 from .conftest import DOCUMENT, code
 
@@ -102,3 +103,11 @@ def test_workloads_of_sessions_tell_what_became_of_them(cloud, fast):
     assert (shown()["status"], shown()["accepting_jobs"]) == ("in_progress", True)
     cloud("DELETE", f"/sessions/{session}/close")
     assert (shown()["status"], shown()["accepting_jobs"], "ended" in shown()) == ("completed", False, True)
+
+
+def test_the_checks_of_answers_can_fail():
+    for body in ({"devices": []}, {"devices": [{"name": "x"}]}, {}):
+        with pytest.raises(ValidationError):
+            DOCUMENT.check("GET", "/v1/backends", httpx.Response(200, json=body))
+    with pytest.raises(AssertionError):
+        DOCUMENT.check("GET", "/v1/backends", httpx.Response(201, json={}))

@@ -112,9 +112,7 @@ def test_listing_filters_and_pages(cloud, fast):
     for job_id in ids:
         cloud.control.wait_job(job_id)
     cloud.control.hold()
-    waiting = cloud.job_id(
-        [[BELL, "ZZ"]], program="estimator", backend="sandbox_noisy", tags=["all", "last"]
-    )
+    waiting = cloud.job_id([[BELL, "ZZ"]], program="estimator", backend="sandbox_noisy", tags=["all", "last"])
 
     def listed(**query):
         answer = cloud("GET", "/jobs", params=query).json()

@@ -1,5 +1,6 @@
 """Sessions and batches."""
 
+import itertools
 import time
 
 import pytest
@@ -32,7 +33,7 @@ def test_jobs_of_a_session_run_in_order_one_at_a_time(cloud, mode):
     assert (session["max_ttl"], session["interactive_ttl"], session["elapsed_time"]) == (600, 60, None)
     ids = [cloud.job_id(session_id=session["id"]) for _ in range(4)]
     jobs = [cloud.control.wait_job(job_id) for job_id in ids]
-    for before, after in zip(jobs, jobs[1:], strict=False):
+    for before, after in itertools.pairwise(jobs):
         assert before["ended"] <= after["started"]
     seen = cloud("GET", f"/sessions/{session['id']}").json()
     assert seen["state"] == "active"
