@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
@@ -21,6 +21,7 @@ from prefect_qruntime import (
     QuantumRuntimeCredentials,
     authenticate,
     fetch_results,
+    hooks,
     list_backends,
     runtime_session,
     select_backend,
@@ -64,7 +65,7 @@ def print_table(rows: list[dict[str, Any]], title: str) -> None:
     Console().print(table)
 
 
-@flow(name="run-circuits", flow_run_name="{mode} on {backend}", retries=0)
+@flow(name="run-circuits", **hooks.cancel)
 def run_circuits(
     circuits: list[str] = [BELL],  # noqa: B006 - Prefect shows the default in its form and never changes it
     credentials_block: str | None = None,
@@ -94,13 +95,15 @@ def run_circuits(
     texts = [circuit_text(circuit) for circuit in circuits]
     with ExitStack() as stack:
         if credentials_block:
-            credentials = QuantumRuntimeCredentials.load(credentials_block, _sync=True)
+            credentials = cast(QuantumRuntimeCredentials, QuantumRuntimeCredentials.load(credentials_block))
         else:
             from prefect_qruntime.sandbox import Sandbox
 
-            sandbox = stack.enter_context(Sandbox())
-            credentials = sandbox.credentials(dialect=dialect)
-            logger.warning("No credentials block named: running on the embedded sandbox, not on a QPU (%s)", sandbox.url)
+            sandbox = stack.enter_context(Sandbox(queue_time=0.3, run_time=0.3))
+            credentials = cast(QuantumRuntimeCredentials, sandbox.credentials(dialect=dialect))
+            logger.warning(
+                "No credentials block named: running on the embedded sandbox (%s), not on a QPU", sandbox.url
+            )
 
         authenticate(credentials)
         list_backends(credentials)
@@ -130,7 +133,7 @@ def run_circuits(
             for number, (job, result) in enumerate(zip(jobs, results, strict=True), start=1)
         ]
         create_table_artifact(
-            key="qruntime-counts", table=rows, description=f"Counts of {len(rows)} circuits on {chosen}", _sync=True
+            key="qruntime-counts", table=rows, description=f"Counts of {len(rows)} circuits on {chosen}"
         )
         print_table(rows, f"{len(rows)} circuits on {chosen}, {shots} shots each ({credentials.dialect} dialect)")
         return [{**row, "frequencies": result.counts()} for row, result in zip(rows, results, strict=True)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
@@ -36,8 +36,7 @@ def demo(
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
     from prefect_qruntime.demo import run_demo
 
-    dialects = ("legacy", "cloud") if dialect == "both" else (dialect,)
-    return run_demo(dialects, shots)
+    return run_demo(["legacy", "cloud"] if dialect == "both" else [dialect], shots)
 
 
 @app.command
@@ -50,9 +49,64 @@ def sandbox(
     json: Annotated[bool, Parameter(help="Print the connection as JSON.")] = False,
 ) -> int:
     """Serve the sandbox until interrupted: both dialects, IAM and a websocket on one port of this machine."""
-    from prefect_qruntime.serve_sandbox import serve_sandbox
+    import orjson
+    from rich.console import Console
 
-    return serve_sandbox(port=port, queue_time=queue_time, run_time=run_time, clock_scale=clock_scale, as_json=json)
+    from prefect_qruntime.sandbox.server import Sandbox, run_forever
+
+    def tell(running: Sandbox) -> None:
+        facts = running.connection()
+        if json:
+            sys.stdout.write(orjson.dumps(facts).decode() + "\n")
+            sys.stdout.flush()
+            return
+        console = Console()
+        console.print(f"Sandbox on {running.url}: the cloud dialect under /api/v1, legacy and IAM at the root.")
+        for name, value in facts.items():
+            console.print(f"  {name:<9} {value}", soft_wrap=True, highlight=False)
+        console.print("For the legacy dialect use base_url without /api/v1. Stop with Ctrl-C.")
+
+    run_forever(port=port, on_start=tell, queue_time=queue_time, run_time=run_time, clock_scale=clock_scale)
+    return 0
+
+
+@app.command
+def sweep(
+    *,
+    block: Annotated[
+        list[str] | None, Parameter(help="Names of credentials blocks; all saved ones by default.")
+    ] = None,
+    dry_run: Annotated[bool, Parameter(help="Only report.")] = False,
+    cancel_jobs: Annotated[bool, Parameter(help="Also cancel jobs whose flow run is over.")] = False,
+    json: Annotated[bool, Parameter(help="Print the report as JSON.")] = False,
+) -> int:
+    """Close sessions whose flow run is over, and report jobs that nobody waits for."""
+    from prefect_qruntime.sweep import rows, run_sweep
+
+    report = run_sweep(block or None, dry_run=dry_run, cancel_jobs=cancel_jobs)
+    if json:
+        sys.stdout.write(report.model_dump_json(indent=2) + "\n")
+    else:
+        _print_rows(rows(report), f"Swept {len(report.blocks)} instances", "nothing left behind")
+        for problem in report.problems:
+            sys.stderr.write(f"{problem}\n")
+    return 1 if report.problems else 0
+
+
+def _print_rows(found: list[dict[str, Any]], title: str, none: str) -> None:
+    """Print rows of equal keys as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    if not found:
+        Console().print(f"{title}: {none}.")
+        return
+    table = Table(title=title, title_justify="left")
+    for name in found[0]:
+        table.add_column(name.replace("_", " "), overflow="fold")
+    for row in found:
+        table.add_row(*("" if value is None else str(value) for value in row.values()))
+    Console().print(table)
 
 
 def main() -> None:

@@ -6,17 +6,19 @@ needs it.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from prefect.blocks.abstract import CredentialsBlock
 from pydantic import Field, HttpUrl, SecretStr, model_validator
 
 from prefect_qruntime.checkup import check_instance
 from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.home import home
 from prefect_qruntime.connection import DEFAULT_API_VERSION, Connection
+from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import InstanceReport
 
-__all__ = ["QuantumRuntimeCredentials"]
+__all__ = ["QuantumRuntimeCredentials", "aload_credentials", "load_credentials"]
 
 
 class QuantumRuntimeCredentials(CredentialsBlock):
@@ -153,3 +155,27 @@ class QuantumRuntimeCredentials(CredentialsBlock):
     async def averify(self) -> InstanceReport:
         """As `verify`, for async code."""
         return await check_instance(self.get_client())
+
+
+def load_credentials(name: str) -> QuantumRuntimeCredentials:
+    """Load a saved block by name, in sync code.
+
+    Raises:
+        InvalidInput: No block of this type has the name.
+    """
+    return home().run(aload_credentials(name))
+
+
+async def aload_credentials(name: str) -> QuantumRuntimeCredentials:
+    """Load a saved block by name, in async code.
+
+    Raises:
+        InvalidInput: No block of this type has the name.
+    """
+    try:
+        return cast(QuantumRuntimeCredentials, await QuantumRuntimeCredentials.aload(name))
+    except ValueError as error:
+        raise InvalidInput(
+            f"no Quantum Runtime Credentials block is named {name!r}; make one in the UI under Blocks",
+            field="credentials_block",
+        ) from error

@@ -157,21 +157,28 @@ def _trim(memory: OrderedDict[Any, Any], keep: int = _KEEP) -> None:
         memory.popitem(last=False)
 
 
-def call_index(where: Origin, digest: str) -> int:
-    """How many equal submissions this attempt made before this one.
-
-    A task run that runs again keeps its number.
-    """
-    task_context = TaskRunContext.get()
-    task_run_id = str(task_context.task_run.id) if task_context is not None else None
+def count(where: Origin, digest: str) -> int:
+    """Count one more submission of this payload in this attempt; returns how many came before it."""
     with _lock:
-        if task_run_id is not None and task_run_id in _given:
-            return _given[task_run_id]
         counter = _counts.setdefault((where.identity, where.attempt), Counter())
         number = counter[digest]
         counter[digest] += 1
         _trim(_counts)
-        if task_run_id is not None:
-            _given[task_run_id] = number
-            _trim(_given, 16 * _KEEP)
         return number
+
+
+def call_index(where: Origin, digest: str) -> int:
+    """The number of the submission that the running task makes; a task run that runs again keeps its own."""
+    context = TaskRunContext.get()
+    if context is None:
+        return count(where, digest)
+    task_run_id = str(context.task_run.id)
+    with _lock:
+        known = _given.get(task_run_id)
+    if known is not None:
+        return known
+    number = count(where, digest)
+    with _lock:
+        _given[task_run_id] = number
+        _trim(_given, 16 * _KEEP)
+    return number

@@ -63,7 +63,8 @@ class Backend(_Model):
 class SessionRef(_Model):
     """A session or batch; `id` is None while a legacy session waits for the first job that makes it.
 
-    `token` tells unbound sessions of one process apart; it is random and no secret.
+    `token` names the session's record in Prefect and its binding in this process; it is random and no
+    secret.
     """
 
     id: str | None = None
@@ -115,7 +116,7 @@ class JobRef(_Model):
 
     `widths` holds the number of classical bits of each PUB where the circuit text tells, because
     a legacy result does not say how long its bitstrings are. `attached` is True when the job
-    existed already and nothing was bought.
+    existed already and nothing was bought. `private` is None where only the id is known.
     """
 
     id: str
@@ -125,7 +126,7 @@ class JobRef(_Model):
     submission_key: str | None = None
     tags: tuple[str, ...] = ()
     url: str | None = None
-    private: bool = False
+    private: bool | None = False
     attached: bool = False
     widths: tuple[int | None, ...] = ()
 

@@ -6,26 +6,21 @@ Observing never stops a job: whatever goes wrong here is logged and passed over.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import MutableMapping
 from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID
 
-from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
-from prefect.client.schemas.sorting import ArtifactSort
-from prefect.context import TaskRunContext
 from prefect.events import emit_event
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
 from prefect_qruntime.models import Job, JobRef, SessionRef
-from prefect_qruntime.orchestration import api, current_flow_run_id, in_run
+from prefect_qruntime.orchestration import current_flow_run_id, in_run
+from prefect_qruntime.records import put_record
 from prefect_qruntime.redact import redact
 from prefect_qruntime.settings import QuantumRuntimeSettings
 
-__all__ = ["artifact_key", "emit", "job_changed", "job_ended", "job_submitted", "say", "session_event"]
+__all__ = ["emit", "job_changed", "job_ended", "job_submitted", "say", "session_event"]
 
 _fallback = logging.getLogger("prefect_qruntime.tasks")
 
@@ -42,24 +37,20 @@ def say(message: str, *, level: int = logging.INFO) -> None:
     _logger().log(level, redact(message))
 
 
-def artifact_key(kind: str, identifier: str) -> str:
-    """An artifact key: Prefect takes lower-case letters, digits and dashes only.
+def emit(
+    event: str, resource: MutableMapping[str, str], payload: dict[str, Any], *, flow_run_id: str | None = None
+) -> None:
+    """Emit an event with the flow run first among the related resources, so that automations find it.
 
-    Example:
-        ```python
-        from prefect_qruntime.observe import artifact_key
-
-        assert artifact_key("job", "D1_x") == "qruntime-job-d1-x"
-        ```
+    Args:
+        event: Its name.
+        resource: What it is about.
+        payload: Plain facts.
+        flow_run_id: The flow run concerned, where the caller is in none.
     """
-    return f"qruntime-{kind}-" + re.sub(r"[^a-z0-9-]", "-", identifier.lower())
-
-
-def emit(event: str, resource: MutableMapping[str, str], payload: dict[str, Any]) -> None:
-    """Emit an event with the flow run first among the related resources, so that automations find it."""
-    if not in_run() or not QuantumRuntimeSettings().events:
+    flow_run_id = flow_run_id or current_flow_run_id()
+    if not (in_run() or flow_run_id) or not QuantumRuntimeSettings().events:
         return
-    flow_run_id = current_flow_run_id()
     related = (
         [{"prefect.resource.id": f"prefect.flow-run.{flow_run_id}", "prefect.resource.role": "flow-run"}]
         if flow_run_id
@@ -96,8 +87,14 @@ def _facts(job: Job) -> dict[str, Any]:
     }
 
 
-async def job_submitted(ref: JobRef) -> None:
-    """Tell of a job that was bought or attached to, before anything waits for it."""
+async def job_submitted(ref: JobRef, *, block: str | None, flow_run_id: str | None) -> None:
+    """Tell of a job that was bought or attached to, before anything waits for it.
+
+    Args:
+        ref: The job.
+        block: Name of the credentials block, where it has one.
+        flow_run_id: The flow run that owns the job.
+    """
     word = "attached to" if ref.attached else "submitted"
     where = f" on {ref.backend}" if ref.backend else ""
     session = f" in session {ref.session.id}" if ref.session and ref.session.id else ""
@@ -122,7 +119,16 @@ async def job_submitted(ref: JobRef) -> None:
         "session": ref.session.id if ref.session else None,
         "submission key": ref.submission_key,
     }
-    await _write_artifact(ref.id, ref.url, rows)
+    meta = {
+        "url": ref.url,
+        "state": "attached" if ref.attached else "submitted",
+        "backend": ref.backend,
+        "session": ref.session.id if ref.session else None,
+        "key": ref.submission_key,
+        "block": block,
+        "flow_run": flow_run_id,
+    }
+    await _record(ref.id, ref.url, rows, meta, new=not ref.attached)
 
 
 def job_changed(job: Job, waited: float) -> None:
@@ -161,44 +167,31 @@ async def job_ended(job: Job, history: list[tuple[str, float]]) -> None:
         if job.usage_seconds is None
         else f"{job.usage_seconds:g}{'' if job.usage_final else ' (not final yet)'}",
     }
-    await _write_artifact(job.id, job.url, rows)
+    usage = None if job.usage_seconds is None else f"{job.usage_seconds:g}"
+    await _record(job.id, job.url, rows, {"url": job.url, "state": job.raw_status, "usage_seconds": usage})
 
 
-async def _write_artifact(job_id: str, url: str | None, rows: dict[str, Any]) -> None:
-    if not in_run() or not QuantumRuntimeSettings().artifacts:
+async def _record(
+    job_id: str, url: str | None, rows: dict[str, Any], meta: dict[str, str | None], *, new: bool = False
+) -> None:
+    if not in_run():
         return
-    lines = [f"### Job [{job_id}]({url})" if url else f"### Job {job_id}", "", "| | |", "|---|---|"]
-    lines += [
-        f"| {name} | {str(value).replace('|', chr(92) + '|')} |" for name, value in rows.items() if value is not None
-    ]
-    lines += ["", f"<sub>as of {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC</sub>"]
-    key, text = artifact_key("job", job_id), "\n".join(lines)
     try:
-        client = await api()
-        known = await client.read_artifacts(
-            artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])),
-            limit=1,
-            sort=ArtifactSort.ID_DESC,
-        )
-        if known:
-            await client.update_artifact(known[0].id, ArtifactUpdate(data=text, description=f"Job {job_id}"))
-            return
-        task_context, flow_run_id = TaskRunContext.get(), current_flow_run_id()
-        await client.create_artifact(
-            ArtifactCreate(
-                key=key,
-                type="markdown",
-                description=f"Job {job_id}",
-                data=text,
-                flow_run_id=UUID(flow_run_id) if flow_run_id else None,
-                task_run_id=task_context.task_run.id if task_context is not None else None,
-            )
-        )
+        await put_record("job", job_id, _card(f"Job {job_id}", url, rows), meta, new=new)
     except Exception:
-        _fallback.warning("artifact %s could not be written", key, exc_info=True)
+        _fallback.warning("the artifact of job %s could not be written", job_id, exc_info=True)
 
 
-def session_event(word: str, session: SessionRef, **payload: Any) -> None:
+def _card(title: str, url: str | None, rows: dict[str, Any]) -> str:
+    """A small Markdown table for the run page."""
+    lines = [f"### [{title}]({url})" if url else f"### {title}", "", "| | |", "|---|---|"]
+    for name, value in rows.items():
+        if value is not None:
+            lines.append(f"| {name} | {redact(str(value)).replace('|', '&#124;')} |")
+    return "\n".join([*lines, "", f"<sub>as of {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC</sub>"])
+
+
+def session_event(word: str, session: SessionRef, *, flow_run_id: str | None = None, **payload: Any) -> None:
     """Tell that a session was opened, closed or swept."""
     if session.id is None:
         return
@@ -216,4 +209,48 @@ def session_event(word: str, session: SessionRef, **payload: Any) -> None:
             "state": session.state,
             **payload,
         },
+        flow_run_id=flow_run_id,
     )
+
+
+async def session_record(
+    token: str, session: SessionRef, *, block: str | None, flow_run_id: str | None, new: bool
+) -> None:
+    """Note a session in Prefect, so that the sweep and the hooks find it.
+
+    Args:
+        token: Identifies the record; it exists before the session has an id.
+        session: The session as known now.
+        block: Name of the credentials block, where it has one.
+        flow_run_id: The flow run that owns the session.
+        new: Whether this is the first note, written before the session is opened.
+
+    Raises:
+        Exception: Prefect's API failed on the first note; then no session may be opened.
+    """
+    if not in_run():
+        return
+    state = session.state or ("opening" if session.id is None else "open")
+    rows = {
+        "session": session.id,
+        "mode": session.mode,
+        "backend": session.backend,
+        "max_ttl": f"{session.max_ttl} s" if session.max_ttl else None,
+        "state": state,
+    }
+    meta = {
+        "session": session.id,
+        "mode": session.mode,
+        "backend": session.backend,
+        "max_ttl": str(session.max_ttl) if session.max_ttl else None,
+        "state": state,
+        "block": block,
+        "flow_run": flow_run_id,
+    }
+    title = f"Session {session.id}" if session.id else "Session, not opened yet"
+    try:
+        await put_record("session", token, _card(title, None, rows), meta, new=new)
+    except Exception:
+        if new:
+            raise
+        _fallback.warning("the record of session %s could not be written", session.id, exc_info=True)

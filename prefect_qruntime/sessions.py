@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from prefect_qruntime import observe
+from prefect_qruntime.cancellation import cancelled_by_user, policy
+from prefect_qruntime.client.home import home
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import Backend, SessionRef
@@ -25,7 +27,9 @@ def runtime_session(
 ) -> Iterator[SessionRef]:
     """Open a session or batch for the `with` block and close it whatever happens.
 
-    Left normally, queued jobs still run; left by an error or a cancellation, queued jobs are dropped.
+    Left normally, queued jobs still run; left by an error or a user's cancellation, they are dropped; left
+    because the process goes away (SIGTERM of a worker), they run on, to be attached to, and the session
+    closes after them.
 
     Args:
         credentials: The credentials block.
@@ -52,8 +56,11 @@ def runtime_session(
     session = open_session(credentials, backend, mode=mode, max_ttl=max_ttl)
     try:
         yield session
-    except BaseException:
-        _close_after_error(lambda: close_session(credentials, session, drain=False), session)
+    except BaseException as left_by:
+        try:
+            close_session(credentials, session, drain=home().run(_drains(left_by)))
+        except QuantumRuntimeError as error:
+            _not_closed(session, error)
         raise
     close_session(credentials, session, drain=True)
 
@@ -70,20 +77,24 @@ async def aruntime_session(
     session = await aopen_session(credentials, backend, mode=mode, max_ttl=max_ttl)
     try:
         yield session
-    except BaseException:
+    except BaseException as left_by:
         try:
-            await aclose_session(credentials, session, drain=False)
+            await aclose_session(credentials, session, drain=await home().arun(_drains(left_by)))
         except QuantumRuntimeError as error:
             _not_closed(session, error)
         raise
     await aclose_session(credentials, session, drain=True)
 
 
-def _close_after_error(close: object, session: SessionRef) -> None:
-    try:
-        close()  # type: ignore[operator]
-    except QuantumRuntimeError as error:
-        _not_closed(session, error)
+async def _drains(left_by: BaseException) -> bool:
+    """Whether queued jobs still run when a block was left by `left_by`.
+
+    An error or a user's cancellation drops them. The loss of the process does not: the flow may run
+    again and attach to them; the session just takes no more.
+    """
+    if isinstance(left_by, Exception):
+        return False
+    return policy() == "detach" or not await cancelled_by_user()
 
 
 def _not_closed(session: SessionRef, error: QuantumRuntimeError) -> None:

@@ -47,7 +47,6 @@ class QuantumRuntimeSettings(PrefectBaseSettings):
         default="cancel",
         description="What a cancelled flow run does to its live jobs: cancel them, or leave them running.",
     )
-    artifacts: bool = Field(default=True, description="Whether jobs get an artifact.")
     events: bool = Field(default=True, description="Whether jobs and sessions emit events.")
     progress_seconds: float = Field(
         default=300.0,

@@ -23,6 +23,7 @@ from prefect_qruntime.client.results import JobResult
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.models import Backend, InstanceReport, Job, JobRef, SessionRef, Usage
+from prefect_qruntime.submit_task import numbered
 from prefect_qruntime.work import JobLike, SessionLike
 
 __all__ = [
@@ -71,6 +72,8 @@ def _name(pattern: str) -> Any:
     """A task run name from parameters, with handles shortened to their ids."""
 
     def short(value: Any) -> str:
+        if isinstance(value, SessionRef) and value.id is None:
+            return "unbound session"
         return str(getattr(value, "id", None) or getattr(value, "name", None) or value)
 
     def run_name(parameters: dict[str, Any]) -> str:
@@ -271,6 +274,7 @@ async def aopen_session(
     return await home().arun(work.open_session(credentials, work.plain_backend(backend), mode, max_ttl))
 
 
+@numbered
 @task(
     name="submit job",
     task_run_name=_name("submit {program_id} → {backend}"),
@@ -352,6 +356,7 @@ def submit_job(
     return home().run(work.submit(credentials, spec, work.as_session(session), submission_key, call_index))
 
 
+@numbered
 @task(
     name="submit job",
     task_run_name=_name("submit {program_id} → {backend}"),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from datetime import UTC, datetime
 from typing import Any
 
 from prefect.context import TaskRunContext
 
-from prefect_qruntime import binding, keys, observe
+from prefect_qruntime import binding, keys, observe, private_results
+from prefect_qruntime.cancellation import cancels_jobs
 from prefect_qruntime.checkup import check_instance
 from prefect_qruntime.client.following import OnTimeout, Stream
 from prefect_qruntime.client.results import JobResult
@@ -37,7 +39,7 @@ def as_job(job: JobLike) -> JobRef:
     if isinstance(job, Job):
         job = job.ref()
     if isinstance(job, str):
-        return JobRef(id=check_id(job.strip(), field="job"))
+        return JobRef(id=check_id(job.strip(), field="job"), private=None)
     if isinstance(job, JobRef):
         check_id(job.id, field="job")
         return job
@@ -123,7 +125,7 @@ async def submit(
     submission_key: str | None,
     index: int | None,
 ) -> JobRef:
-    """Buy the one job of this intent, or attach to it; it is told to Prefect before this returns."""
+    """Buy the one job of this intent, or attach to it; it is noted in Prefect before this returns."""
     client = credentials.get_client()
     settings = QuantumRuntimeSettings()
     where = await keys.origin()
@@ -139,7 +141,8 @@ async def submit(
         # Within one attempt, a failed job found under an explicit key is the answer; a later run wants a new one.
         return where.retried or (flow_tag is not None and flow_tag not in job.tags)
 
-    async with binding.first_through(session) as usable:
+    known: list[str] = []
+    async with cancels_jobs(client, known), binding.first_through(session) as usable:
         intent = Intent(
             spec=spec,
             key_tag=lambda generation: keys.key_tag(
@@ -151,13 +154,35 @@ async def submit(
             renew_failed=renew_failed,
             grace=settings.submission_grace_seconds,
         )
-        ref = await client.submit(intent)
-        if usable is not None and usable.id is None:
+        ref = await client.submit(intent, on_bought=lambda bought: known.append(bought.id))
+        known.append(ref.id)
+        if usable is not None and usable.id is None and ref.session is not None:
             binding.bind(usable, ref)
-            if ref.session is not None and not ref.attached:
-                observe.session_event("opened", ref.session, max_ttl=ref.session.max_ttl)
-    await observe.job_submitted(ref)
+            await note_session(credentials, usable.token, ref.session, where)
+            observe.session_event("opened", ref.session, max_ttl=ref.session.max_ttl)
+        await observe.job_submitted(ref, block=block_name(credentials), flow_run_id=where.flow_run_id)
     return ref
+
+
+def block_name(credentials: QuantumRuntimeCredentials) -> str | None:
+    """Name of the saved block, by which another process can load it again."""
+    name = credentials._block_document_name
+    return name if isinstance(name, str) else None
+
+
+async def note_session(
+    credentials: QuantumRuntimeCredentials,
+    token: str | None,
+    session: SessionRef,
+    where: keys.Origin,
+    *,
+    new: bool = False,
+) -> None:
+    """Keep the session's record in Prefect up to date."""
+    if token is not None:
+        await observe.session_record(
+            token, session, block=block_name(credentials), flow_run_id=where.flow_run_id, new=new
+        )
 
 
 def _time_left(timeout: float | None) -> float | None:
@@ -196,14 +221,15 @@ async def wait(
 
     reminder = asyncio.create_task(_remind(job.id, history, settings.progress_seconds))
     try:
-        done = await client.wait(
-            job.id,
-            deadlines=deadlines,
-            on_timeout=on_timeout,
-            stream=stream,
-            in_session=job.session is not None,
-            on_change=on_change,
-        )
+        async with cancels_jobs(client, [job.id]):
+            done = await client.wait(
+                job.id,
+                deadlines=deadlines,
+                on_timeout=on_timeout,
+                stream=stream,
+                in_session=job.session is not None,
+                on_change=on_change,
+            )
     finally:
         reminder.cancel()
     await observe.job_ended(done, history)
@@ -222,8 +248,19 @@ async def _remind(job_id: str, history: list[tuple[str, float]], every: float) -
 
 
 async def fetch(credentials: QuantumRuntimeCredentials, job: JobRef) -> JobResult:
-    """Read the result."""
-    return await credentials.get_client().result(job, grace=QuantumRuntimeSettings().result_grace_seconds)
+    """Read the result; of a private job, store it before it is handed on."""
+    client = credentials.get_client()
+    grace = QuantumRuntimeSettings().result_grace_seconds
+    private = job.private if job.private is not None else (await client.job(job.id)).private
+    if not private:
+        return await client.result(job, grace=grace)
+    kept = await private_results.read(job.id)
+    if kept is not None:
+        observe.say(f"job {job.id} is private and was read before: handing on the stored copy")
+        return kept
+    result = await client.result(job, grace=grace)
+    await private_results.keep(result)
+    return result
 
 
 async def cancel(credentials: QuantumRuntimeCredentials, job: JobRef) -> Job:
@@ -245,14 +282,22 @@ async def open_session(
     if max_ttl is not None and (isinstance(max_ttl, bool) or not isinstance(max_ttl, int) or max_ttl < 1):
         raise InvalidInput("must be a whole number of seconds, at least 1", field="max_ttl")
     ttl = max_ttl if max_ttl is not None else QuantumRuntimeSettings().session_max_ttl_seconds
-    session = await credentials.get_client().open_session(backend, mode=mode, max_ttl=ttl)
+    where = await keys.origin()
+    wanted = SessionRef(
+        mode="batch" if mode == "batch" else "dedicated", backend=backend, max_ttl=ttl, token=secrets.token_hex(8)
+    )
+    # Noted before it is opened: if this process dies in between, the sweep knows what to look for.
+    await note_session(credentials, wanted.token, wanted, where, new=True)
+    opened = await credentials.get_client().open_session(backend, mode=mode, max_ttl=ttl)
+    session = opened.model_copy(update={"token": wanted.token, "max_ttl": opened.max_ttl or ttl})
     kind = "batch" if session.mode == "batch" else "session"
     if session.id is None:
         binding.expect(session)
         observe.say(f"{kind} on {backend}: opens with its first job, at most {ttl} s")
-    else:
-        observe.say(f"opened {kind} {session.id} on {session.backend or backend}, at most {session.max_ttl or ttl} s")
-        observe.session_event("opened", session, max_ttl=session.max_ttl)
+        return session
+    await note_session(credentials, session.token, session, where)
+    observe.say(f"opened {kind} {session.id} on {session.backend or backend}, at most {session.max_ttl} s")
+    observe.session_event("opened", session, max_ttl=session.max_ttl)
     return session
 
 
@@ -260,10 +305,13 @@ async def close_session(
     credentials: QuantumRuntimeCredentials, session: SessionRef, drain: bool, *, event: str = "closed"
 ) -> SessionRef:
     """Close, read back, and tell."""
-    session = binding.bound(session)
+    token, session = session.token, binding.bound(session)
+    where = await keys.origin()
     if session.id is None:
         observe.say("the session was never opened: no job was submitted in it")
-        return session.model_copy(update={"state": "closed", "accepting_jobs": False})
+        closed = session.model_copy(update={"state": "closed", "accepting_jobs": False})
+        await note_session(credentials, token, closed, where)
+        return closed
     read = await credentials.get_client().close_session(session.id, drain=drain)
     if read is None:
         observe.say(f"session {session.id} is not known to the service any more")
@@ -280,6 +328,7 @@ async def close_session(
                 "`prefect-qruntime sweep` looks after it",
                 level=logging.WARNING,
             )
+    await note_session(credentials, token, closed, where)
     observe.session_event(event, closed, drain=drain)
     return closed
 

@@ -7,7 +7,6 @@ guides for `legacy` (switched off in July 2025, kept for mirrors and tests).
 
 from __future__ import annotations
 
-import secrets
 from typing import Any
 
 from prefect_qruntime.client.inputs import v1_params, v2_params
@@ -84,7 +83,6 @@ class Dialect:
             mode="batch" if mode == "batch" else "dedicated",
             backend=backend,
             max_ttl=max_ttl,
-            token=secrets.token_hex(8),
         )
 
     def stream_path(self, job_id: str) -> str:
@@ -139,7 +137,7 @@ class Legacy(Dialect):
         session_id = body.get("session_id") or body.get("id")
         if not isinstance(session_id, str):
             raise QuantumRuntimeError("the service opened no session with the first job")
-        return session.model_copy(update={"id": session_id, "token": None})
+        return session.model_copy(update={"id": session_id})
 
     def session_body(self, backend: str, mode: str, max_ttl: int | None) -> dict[str, Any] | None:
         """Nothing to send: the first job opens the session."""

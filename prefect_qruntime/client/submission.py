@@ -189,7 +189,7 @@ def _attached(job: Job, intent: Intent, key: str) -> JobRef:
     session = intent.session
     if session is not None and session.id is None and job.session_id and not job.is_terminal:
         # A legacy session that this very job opened: follow-ups belong into it while it lives.
-        session = session.model_copy(update={"id": job.session_id, "token": None})
+        session = session.model_copy(update={"id": job.session_id})
     return job.ref().model_copy(
         update={
             "attached": True,

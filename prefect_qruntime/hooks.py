@@ -1,0 +1,119 @@
+"""Hooks that a flow adds with one line, for the case that its own process cannot clean up any more.
+
+```python
+from prefect import flow
+from prefect_qruntime import hooks
+
+@flow(**hooks.cancel)   # or **hooks.detach
+def nightly(credentials_block: str) -> None: ...
+```
+
+Prefect may run them in another process, so they find everything from outside: jobs by their
+`qr-flow:` tag, sessions and the credentials block by the records in Prefect. They are plain functions
+because Prefect does not run partials and methods as cancellation hooks.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, TypedDict
+from uuid import UUID
+
+from prefect import Flow, State
+from prefect.client.schemas.objects import FlowRun
+
+from prefect_qruntime import observe
+from prefect_qruntime.cancellation import POLICY_MARK, cancel_jobs_of
+from prefect_qruntime.client.home import home
+from prefect_qruntime.credentials import QuantumRuntimeCredentials, aload_credentials
+from prefect_qruntime.errors import QuantumRuntimeError
+from prefect_qruntime.models import SessionRef
+from prefect_qruntime.orchestration import api
+from prefect_qruntime.records import Record, find_records
+
+__all__ = ["Hooks", "cancel", "detach", "on_cancellation", "on_cancellation_detach", "on_crashed"]
+
+log = logging.getLogger("prefect_qruntime.hooks")
+
+
+class Hooks(TypedDict):
+    """The hook arguments of `@flow`."""
+
+    on_cancellation: list[Any]
+    on_crashed: list[Any]
+
+
+def on_cancellation(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Cancel the flow run's live jobs and drop its sessions."""
+    home().run(_clean_up(flow_run, cancel_jobs=True, drain=False))
+
+
+def on_cancellation_detach(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Leave the jobs running and let the sessions close once their queued jobs are done."""
+    home().run(_clean_up(flow_run, cancel_jobs=False, drain=True))
+
+
+def on_crashed(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Leave the jobs running, to be attached to; sessions take no more jobs and close when drained."""
+    home().run(_clean_up(flow_run, cancel_jobs=False, drain=True))
+
+
+setattr(on_cancellation, POLICY_MARK, "cancel")
+setattr(on_cancellation_detach, POLICY_MARK, "detach")
+
+cancel: Hooks = {"on_cancellation": [on_cancellation], "on_crashed": [on_crashed]}
+"""A cancelled flow run cancels its jobs; a crashed one leaves them to be attached to."""
+
+detach: Hooks = {"on_cancellation": [on_cancellation_detach], "on_crashed": [on_crashed]}
+"""Jobs outlive the flow run in every case."""
+
+
+async def _clean_up(flow_run: FlowRun, *, cancel_jobs: bool, drain: bool) -> None:
+    family = await _family(flow_run)
+    jobs = await find_records("job", flow_run_ids=family)
+    sessions = await find_records("session", flow_run_ids=family)
+    for block in sorted(_blocks(flow_run, [*jobs, *sessions])):
+        try:
+            credentials = await aload_credentials(block)
+        except ValueError:
+            log.error("credentials block %r cannot be loaded; jobs it opens are left alone", block)
+            continue
+        try:
+            if cancel_jobs:
+                done = await cancel_jobs_of(credentials.get_client(), str(flow_run.id))
+                log.info("flow run %s: %d live jobs cancelled", flow_run.id, len(done))
+            for record in sessions:
+                if record.meta.get("block") == block and record.meta.get("session"):
+                    await _close(credentials, record, drain=drain)
+        except QuantumRuntimeError as error:
+            log.error("cleaning up after flow run %s with block %r: %s", flow_run.id, block, error)
+
+
+async def _close(credentials: QuantumRuntimeCredentials, record: Record, *, drain: bool) -> None:
+    session_id = record.meta["session"]
+    read = await credentials.get_client().close_session(session_id, drain=drain)
+    state = read.state if read is not None else "closed"
+    log.info("session %s: %s", session_id, state)
+    ref = SessionRef(id=session_id, backend=record.meta.get("backend"), state=state)
+    owner = str(record.flow_run_id) if record.flow_run_id else None
+    observe.session_event("closed", ref, flow_run_id=owner, drain=drain)
+
+
+async def _family(flow_run: FlowRun) -> list[UUID]:
+    """The flow run and its subflows, whose tasks noted jobs and sessions under their own ids."""
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
+
+    client, found, parents = await api(), [flow_run.id], [flow_run.id]
+    while parents:
+        children = await client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=parents))
+        )
+        parents = [child.id for child in children if child.deployment_id is None and child.id not in found]
+        found += parents
+    return found
+
+
+def _blocks(flow_run: FlowRun, records: list[Record]) -> set[str]:
+    named = {record.meta["block"] for record in records if record.meta.get("block")}
+    parameter = (flow_run.parameters or {}).get("credentials_block")
+    return named | ({parameter} if isinstance(parameter, str) and parameter else set())

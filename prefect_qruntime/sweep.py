@@ -1,0 +1,261 @@
+"""Find what finished flow runs left behind: open sessions are closed, live jobs are reported.
+
+A session is ours when a record in Prefect or a job with a `qr-flow:` tag says so; sessions of others are
+never touched. Repeat-safe, and two sweeps at once do no harm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from prefect.client.schemas.actions import ArtifactUpdate
+from prefect.exceptions import ObjectNotFound
+from pydantic import BaseModel, ConfigDict
+
+from prefect_qruntime import keys, observe
+from prefect_qruntime.cancellation import cancel_jobs_of
+from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.home import home
+from prefect_qruntime.credentials import QuantumRuntimeCredentials, aload_credentials
+from prefect_qruntime.errors import NotFound, QuantumRuntimeError
+from prefect_qruntime.models import Job, Session, SessionRef
+from prefect_qruntime.orchestration import api
+from prefect_qruntime.records import Record, find_records
+
+__all__ = ["SweepReport", "Swept", "arun_sweep", "rows", "run_sweep"]
+
+_LOOK_BACK = timedelta(hours=48)
+_OPENING = timedelta(minutes=10)
+"""How far apart the clocks of Prefect and of the service may be for a session whose id was never noted."""
+
+
+class Swept(BaseModel):
+    """One thing found."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    block: str
+    flow_run: str
+    flow_state: str
+    action: str
+    url: str | None = None
+
+
+class SweepReport(BaseModel):
+    """What a sweep found and did.
+
+    `sessions` were closed (or would be, in a dry run), `jobs` are live although their flow run is over,
+    `problems` could not be looked into.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    dry_run: bool
+    blocks: list[str]
+    sessions: list[Swept]
+    jobs: list[Swept]
+    problems: list[str]
+
+
+def run_sweep(blocks: Iterable[str] | None = None, *, dry_run: bool = False, cancel_jobs: bool = False) -> SweepReport:
+    """Sweep; for code without an event loop.
+
+    Args:
+        blocks: Names of credentials blocks; None for all saved ones.
+        dry_run: Only look.
+        cancel_jobs: Also cancel live jobs whose flow run was cancelled, failed or completed. Jobs of a
+            crashed run are only reported: it may run again and attach to them.
+
+    Returns:
+        What was found and done.
+    """
+    return home().run(_sweep(blocks, dry_run=dry_run, cancel_jobs=cancel_jobs))
+
+
+async def arun_sweep(
+    blocks: Iterable[str] | None = None, *, dry_run: bool = False, cancel_jobs: bool = False
+) -> SweepReport:
+    """As `run_sweep`, for async code."""
+    return await home().arun(_sweep(blocks, dry_run=dry_run, cancel_jobs=cancel_jobs))
+
+
+class _Owners:
+    """The states of flow runs, asked once each."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, str | None] = {}
+
+    async def over(self, flow_run_id: str | None) -> str | None:
+        """The final state's name, or None while the flow run may still go on."""
+        if flow_run_id is None:
+            return None
+        if flow_run_id not in self._known:
+            self._known[flow_run_id] = await self._ask(flow_run_id)
+        return self._known[flow_run_id]
+
+    async def _ask(self, flow_run_id: str) -> str | None:
+        try:
+            flow_run = await (await api()).read_flow_run(UUID(flow_run_id))
+        except ObjectNotFound:
+            return None  # another Prefect server's, or deleted: not ours to judge
+        except ValueError:
+            return None
+        state = flow_run.state
+        return state.name if state is not None and state.is_final() else None
+
+
+async def _sweep(blocks: Iterable[str] | None, *, dry_run: bool, cancel_jobs: bool) -> SweepReport:
+    names = sorted(set(blocks)) if blocks is not None else await _all_blocks()
+    owners, records = _Owners(), await find_records("session")
+    sessions: list[Swept] = []
+    jobs: list[Swept] = []
+    problems: list[str] = []
+    for name in names:
+        try:
+            credentials = await aload_credentials(name)
+            sweeper = _Sweeper(name, credentials.get_client(), owners, dry_run)
+            mine = [record for record in records if record.meta.get("block") == name]
+            sessions += await sweeper.sessions(mine)
+            jobs += await sweeper.jobs(cancel_jobs)
+            sessions += await sweeper.sessions_of_jobs()
+        except (QuantumRuntimeError, ValueError) as error:
+            problems.append(f"{name}: {error}")
+    return SweepReport(dry_run=dry_run, blocks=names, sessions=sessions, jobs=jobs, problems=problems)
+
+
+async def _all_blocks() -> list[str]:
+    client = await api()
+    documents = await client.read_block_documents_by_type(QuantumRuntimeCredentials.get_block_type_slug())
+    return sorted(document.name for document in documents if document.name)
+
+
+class _Sweeper:
+    """Sweeps one instance."""
+
+    def __init__(self, block: str, client: QuantumRuntimeClient, owners: _Owners, dry_run: bool) -> None:
+        self._block = block
+        self._client = client
+        self._owners = owners
+        self._dry_run = dry_run
+        self._seen: set[str] = set()
+        self._tagged: list[tuple[str, Job]] = []
+
+    async def sessions(self, records: list[Record]) -> list[Swept]:
+        """Close the recorded sessions whose flow run is over."""
+        swept = []
+        for record in records:
+            if (record.meta.get("state") or "").lower() == "closed":
+                continue
+            owner = record.meta.get("flow_run") or (str(record.flow_run_id) if record.flow_run_id else None)
+            state = await self._owners.over(owner)
+            if owner is None or state is None:
+                continue
+            known = record.meta.get("session")
+            done = [
+                entry
+                for session_id in ([known] if known else await self._never_noted(record))
+                for entry in await self._close(session_id, owner, state)
+            ]
+            swept += done
+            if not any("drain" in entry.action for entry in done):  # a draining one is looked at again
+                with contextlib.suppress(Exception):
+                    await self._mark_closed(record)
+        return swept
+
+    async def _never_noted(self, record: Record) -> list[str]:
+        """Sessions that a process opened and died before it could note the id.
+
+        Only an unused session that fits the note in everything and was opened right then is taken.
+        """
+        if record.updated is None:
+            return []
+        kind = "batch" if record.meta.get("mode") == "batch" else "session"
+        items = await self._client.workloads(
+            mode=kind, backend=record.meta.get("backend"), created_after=record.updated - _OPENING, limit=50
+        )
+        found = []
+        for item in items:
+            session = await self._read(str(item.get("id")))
+            if session is None or session.state != "open" or str(session.max_ttl) != record.meta.get("max_ttl"):
+                continue
+            begun = session.started_at
+            if begun is None or abs(begun - record.updated) <= _OPENING:
+                found.append(session.id)
+        return found
+
+    async def jobs(self, cancel_jobs: bool) -> list[Swept]:
+        """Report live jobs whose flow run is over."""
+        swept, cancelled = [], set()
+        since = datetime.now(UTC) - _LOOK_BACK
+        for job in await self._client.jobs(created_after=since):
+            owner = next((t.removeprefix(keys.FLOW_TAG) for t in job.tags if t.startswith(keys.FLOW_TAG)), None)
+            if owner is None:
+                continue
+            self._tagged.append((owner, job))
+            state = await self._owners.over(owner) if not job.is_terminal else None
+            if state is None:
+                continue
+            action = "left alone"
+            if cancel_jobs and state != "Crashed":
+                action = "would be cancelled" if self._dry_run else "cancelled"
+                if not self._dry_run and owner not in cancelled:
+                    cancelled.add(owner)
+                    await cancel_jobs_of(self._client, owner)
+            swept.append(self._entry(job.id, owner, state, action, job.url))
+        return swept
+
+    async def sessions_of_jobs(self) -> list[Swept]:
+        """Close sessions that are known only by the tags of the jobs in them."""
+        swept = []
+        for session_id, owner in {job.session_id: owner for owner, job in self._tagged if job.session_id}.items():
+            state = await self._owners.over(owner)
+            if session_id is not None and state is not None:
+                swept += await self._close(session_id, owner, state)
+        return swept
+
+    async def _read(self, session_id: str) -> Session | None:
+        try:
+            return await self._client.session(session_id)
+        except NotFound:
+            return None
+
+    async def _close(self, session_id: str, owner: str, state: str) -> list[Swept]:
+        if session_id in self._seen:
+            return []
+        self._seen.add(session_id)
+        session = await self._read(session_id)
+        if session is None or session.ref().is_closed:
+            return []
+        # Jobs of a crashed run may still be attached to; those of one that ended will not.
+        drain = state == "Crashed"
+        if self._dry_run:
+            return [self._entry(session_id, owner, state, "would be drained" if drain else "would be closed")]
+        read = await self._client.close_session(session_id, drain=drain)
+        closed = read is None or read.ref().is_closed
+        ref = SessionRef(id=session_id, backend=session.backend, state=read.state if read else "closed")
+        observe.session_event("swept", ref, flow_run_id=owner, flow_state=state, drain=drain)
+        return [self._entry(session_id, owner, state, "closed" if closed else "drains, takes no more jobs")]
+
+    async def _mark_closed(self, record: Record) -> None:
+        if self._dry_run:
+            return
+        await (await api()).update_artifact(
+            record.artifact_id, ArtifactUpdate(metadata_={**record.meta, "state": "closed"})
+        )
+
+    def _entry(self, identifier: str, owner: str, state: str, action: str, url: str | None = None) -> Swept:
+        return Swept(id=identifier, block=self._block, flow_run=owner, flow_state=state, action=action, url=url)
+
+
+def rows(report: SweepReport) -> list[dict[str, Any]]:
+    """The report as rows for a table."""
+    return [
+        {"kind": kind, **swept.model_dump()}
+        for kind, items in (("session", report.sessions), ("job", report.jobs))
+        for swept in items
+    ]
