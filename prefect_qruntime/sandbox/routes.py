@@ -77,8 +77,8 @@ def list_jobs(call: Call) -> Response:
         and (after is None or job.created >= after)
         and (before is None or job.created <= before)
     ]
-    # The tag index keeps the order of tagging, which differs once tags were replaced.
-    found.sort(key=lambda job: job.ordinal, reverse=sort == "DESC")
+    if sort == "DESC":
+        found.reverse()
     now = call.now
     page = [
         views.job_view(job, call.dialect, call.version, now, params=shown) for job in found[offset : offset + limit]

@@ -42,6 +42,8 @@ class Service:
         self.journal = Journal()
         self.jobs: dict[str, Job] = {}
         self._by_tag: dict[str, dict[str, Job]] = {}
+        # Whether the index may be out of the order of creation.
+        self._retagged = False
         self.scripts: deque[Script] = deque()
         self._ordinal = 0
         self.tcp_connections = 0
@@ -61,6 +63,7 @@ class Service:
         self.journal = Journal()
         self.jobs.clear()
         self._by_tag.clear()
+        self._retagged = False
         self.scripts.clear()
         self._ordinal = 0
         self.tcp_connections = 0
@@ -172,11 +175,14 @@ class Service:
         pool: Iterable[Job] = self.jobs.values()
         if wanted:
             pool = self._by_tag.get(wanted[0], {}).values()
+            if self._retagged:
+                pool = sorted(pool, key=lambda job: job.ordinal)
         newest = self.clock.now() - self.settings.list_lag if self.settings.list_lag else float("inf")
+        crn, user_id, others = instance.crn, user.id, wanted[1:]
         for job in pool:
-            if job.crn != instance.crn or job.user_id != user.id or job.created > newest:
+            if job.user_id != user_id or job.crn != crn or job.created > newest:
                 continue
-            if all(tag in job.tags for tag in wanted):
+            if not others or all(tag in job.tags for tag in others):
                 yield job
 
     def visible_sessions(self, user: User, instance: Instance) -> Iterable[Session]:
@@ -210,6 +216,7 @@ class Service:
     def replace_tags(self, job: Job, wanted: list[str]) -> None:
         """Give a job other tags."""
         tags("tags", wanted)
+        self._retagged = True
         self._unindex(job)
         job.tags = list(wanted)
         self._index(job)

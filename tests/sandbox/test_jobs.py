@@ -148,6 +148,10 @@ def test_tags_can_be_replaced_and_searched(cloud, fast):
     assert cloud("GET", "/jobs", params={"tags": "old-one"}).json()["count"] == 0
     assert cloud("GET", "/jobs", params={"tags": ["two", "new-one"]}).json()["count"] == 1
     assert cloud("GET", "/tags", params={"type": "job", "search": "one"}).json() == {"tags": ["new-one"]}
+    later = cloud.job_id(tags=["shared"])
+    assert cloud("PUT", f"/jobs/{job_id}/tags", json={"tags": ["shared", "one"]}).status_code == 204
+    listed = cloud("GET", "/jobs", params={"tags": "shared"}).json()["jobs"]
+    assert [job["id"] for job in listed] == [later, job_id]
     assert code(cloud("PUT", f"/jobs/{job_id}/tags", json={"tags": ["t"] * 9})) == (400, 1204)
     assert code(cloud("GET", "/tags", params={"type": "job", "search": "on"})) == (400, 1208)
     assert code(cloud("GET", "/tags", params={"type": "cat", "search": "one"})) == (400, 1208)
