@@ -3,10 +3,11 @@
 Run quantum jobs from flows so that no job is bought twice, nothing is lost, and Cancel cancels.
 """
 
+from prefect_qruntime import hooks
 from prefect_qruntime._version import __version__
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.results import JobResult
-from prefect_qruntime.credentials import QuantumRuntimeCredentials
+from prefect_qruntime.credentials import QuantumRuntimeCredentials, aload_credentials, load_credentials
 from prefect_qruntime.errors import (
     AuthenticationError,
     BudgetExhausted,
@@ -100,6 +101,7 @@ __all__ = [
     "afetch_results",
     "aget_usage",
     "alist_backends",
+    "aload_credentials",
     "aopen_session",
     "arun_job",
     "aruntime_session",
@@ -111,7 +113,9 @@ __all__ = [
     "close_session",
     "fetch_results",
     "get_usage",
+    "hooks",
     "list_backends",
+    "load_credentials",
     "open_session",
     "run_job",
     "runtime_session",

@@ -1,0 +1,75 @@
+"""Prove that a plain `pip install .` in an empty environment gives a Prefect server that starts.
+
+Prefect 3.8 lets pip take a fastapi with which its own server fails to import; our requirements keep
+pip from that. Run by `make plain-install`; needs a package index.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+START_LIMIT = 120.0
+
+
+def free_port() -> int:
+    """A port nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until_healthy(url: str, server: subprocess.Popen[bytes]) -> None:
+    """Return once the server answers its health check."""
+    until = time.monotonic() + START_LIMIT
+    while time.monotonic() < until:
+        if server.poll() is not None:
+            raise SystemExit(f"the Prefect server ended with code {server.returncode}")
+        try:
+            with urllib.request.urlopen(url, timeout=2) as answer:
+                if answer.status == 200:
+                    return
+        except OSError:
+            time.sleep(0.3)
+    raise SystemExit(f"the Prefect server did not start within {START_LIMIT:.0f} s")
+
+
+def main() -> None:
+    """Install into a new environment, start the server, look at it, stop it."""
+    with tempfile.TemporaryDirectory(prefix="plain-") as folder:
+        home = Path(folder)
+        venv.create(home / "env", with_pip=True)
+        python = home / "env" / "bin" / "python"
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", ROOT], check=True)
+        heavy = "import sys, prefect_qruntime; sys.exit(any(m in sys.modules for m in ('qiskit', 'numpy')))"
+        subprocess.run([python, "-c", heavy], check=True, cwd=home)
+        port = free_port()
+        env = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")},
+            "PREFECT_HOME": str(home / "prefect"),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "DO_NOT_TRACK": "1",
+        }
+        command = [home / "env" / "bin" / "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+        server = subprocess.Popen(
+            command, cwd=home, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        try:
+            wait_until_healthy(f"http://127.0.0.1:{port}/api/health", server)
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
+            server.wait(timeout=30)
+    sys.stdout.write("plain install: the package imports without qiskit and the Prefect server starts\n")
+
+
+if __name__ == "__main__":
+    main()
