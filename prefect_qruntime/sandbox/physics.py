@@ -79,6 +79,14 @@ class Physics:
         if self.settings.physics:
             _qpu().submit(warm_up)
 
+    def wait_until_warm(self, timeout: float) -> None:
+        """Block until the simulator is imported and tried out.
+
+        Raises:
+            TimeoutError: If it takes longer than `timeout` real seconds.
+        """
+        _qpu().submit(warm_up).result(timeout)
+
     def stop(self) -> None:
         """Drop the work that has not begun; what runs ends by itself."""
         self._round += 1

@@ -20,6 +20,7 @@ def _qruntime_sandbox_server() -> Iterator[Sandbox]:
     from prefect_qruntime.sandbox.server import Sandbox
 
     with Sandbox(seed=1) as sandbox:
+        sandbox.warm_up()
         yield sandbox
 
 

@@ -203,6 +203,21 @@ class Sandbox:
         """
         self.control.reset()
 
+    def warm_up(self, timeout: float = 60.0) -> None:
+        """Wait until the simulator is imported, which takes a second once per process.
+
+        It happens by itself in the background; waiting makes the first job quick, and keeps this import away from
+        code of yours that looks into half-imported modules (hypothesis does with numpy).
+
+        Args:
+            timeout: Real seconds.
+
+        Raises:
+            TimeoutError: If it takes longer.
+        """
+        if self._settings.physics:
+            self._service.physics.wait_until_warm(timeout)
+
     def __enter__(self) -> Sandbox:
         return self.start()
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import uuid
 from collections import deque
 from collections.abc import Iterable
 from typing import Any
+
+import orjson
 
 from prefect_qruntime.sandbox.accounts import Accounts, Instance, User
 from prefect_qruntime.sandbox.catalog import OFFLINE, Catalog
@@ -47,6 +50,7 @@ class Service:
         self.scripts: deque[Script] = deque()
         self._ordinal = 0
         self.tcp_connections = 0
+        self.streams: set[asyncio.Transport] = set()
 
     def reset(self) -> None:
         """Forget jobs, sessions, faults, journal, usage and changed options; make new API keys."""
@@ -70,6 +74,8 @@ class Service:
         for waiter in waiting:
             if not waiter.done():
                 waiter.cancel()
+        for transport in self.streams:
+            transport.abort()
 
     def use(self, settings: Settings) -> None:
         """Take changed options into account."""
@@ -92,6 +98,7 @@ class Service:
         legacy = dialect == LEGACY
         (JOB_LEGACY if legacy else JOB)("body", body)
         check_params(body["program_id"], legacy, body.get("params"))
+        _check_depth(body)
         backend = self.catalog.get(body["backend"])
         if backend.status == OFFLINE:
             raise ApiError(400, 1004, f"The backend {backend.name} is not available.", "Use another backend.")
@@ -290,3 +297,11 @@ class Service:
     def _may_run(self, job: Job) -> bool:
         instance = self.accounts.instances.get(job.crn)
         return instance is None or not (self.settings.usage_limit_queues and instance.limit_reached)
+
+
+def _check_depth(body: Any) -> None:
+    # What is read may be nested deeper than what can be written again, which a later GET would have to do.
+    try:
+        orjson.dumps(body)
+    except orjson.JSONEncodeError:
+        raise invalid("The body is nested too deeply.") from None

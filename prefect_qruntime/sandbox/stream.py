@@ -25,11 +25,15 @@ def stream_job(service: Service) -> Callable[[WebSocket], Awaitable[None]]:
             await socket.send_denial_response(json_response(error.body(), error.status, error.headers))
             return
         await socket.accept()
+        transport: asyncio.Transport = socket.scope["sandbox.protocol"].transport
+        service.streams.add(transport)
         try:
             await _talk(socket, job, socket.scope.get("sandbox.fault"))
         except (WebSocketDisconnect, OSError, RuntimeError):
             # The client went away in the middle, or the sandbox was reset: nothing is left to say.
             return
+        finally:
+            service.streams.discard(transport)
 
     return stream
 

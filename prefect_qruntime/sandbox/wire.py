@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from typing import Any
 
@@ -11,6 +12,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from prefect_qruntime.sandbox.service import Service
+
+# Only trouble of our own making is told, and uvicorn's loggers belong to other servers of the process as well.
+_logger = logging.getLogger("prefect_qruntime.sandbox")
+_logger.addHandler(logging.NullHandler())
+_logger.setLevel(logging.ERROR)
 
 
 class _Config(uvicorn.Config):
@@ -26,6 +32,7 @@ class _Http(H11Protocol):
         super().__init__(*args, **kwargs)
         # Only here: uvicorn's own switch would silence every other server of the process.
         self.access_log = False
+        self.logger = _logger
         self.is_control = False
         inner = self.app
 
@@ -48,6 +55,7 @@ class _Socket(WebSocketsSansIOProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.logger = _logger
         inner = self.app
 
         async def app(scope: Any, receive: Any, send: Any) -> None:
