@@ -8,8 +8,8 @@ The async twin of each task takes the same parameters, returns and raises the sa
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, ParamSpec, TypeVar
 
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
@@ -49,6 +49,9 @@ __all__ = [
     "wait_for_completion",
 ]
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 _TAGS = {"qruntime"}
 _RETRIES = 2
 _DELAYS: list[float] = [5, 30]
@@ -68,7 +71,7 @@ async def may_retry(task: Task[..., Any], task_run: TaskRun, state: State[Any]) 
     return False
 
 
-def _name(pattern: str) -> Any:
+def _name(pattern: str) -> Callable[..., str]:
     """A task run name from parameters, with handles shortened to their ids."""
 
     def short(value: Any) -> str:
@@ -82,15 +85,25 @@ def _name(pattern: str) -> Any:
     return run_name
 
 
-@task(
-    name="authenticate",
-    task_run_name=_name("authenticate"),
-    tags=_TAGS,
-    cache_policy=NO_CACHE,
-    retries=_RETRIES,
-    retry_delay_seconds=_DELAYS,
-    retry_condition_fn=may_retry,
-)
+def _once(name: str, run_name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """A task that creates something: Prefect never retries it by itself, and its handle is stored."""
+    return task(name=name, task_run_name=_name(run_name), tags=_TAGS, cache_policy=NO_CACHE, persist_result=True)
+
+
+def _repeatable(name: str, run_name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """A task that can be run again without harm; Prefect does so where the error's advice says it can help."""
+    return task(
+        name=name,
+        task_run_name=_name(run_name),
+        tags=_TAGS,
+        cache_policy=NO_CACHE,
+        retries=_RETRIES,
+        retry_delay_seconds=_DELAYS,
+        retry_condition_fn=may_retry,
+    )
+
+
+@_repeatable("authenticate", "authenticate")
 def authenticate(credentials: QuantumRuntimeCredentials) -> InstanceReport:
     """Check that the key works on the instance; reads only.
 
@@ -118,29 +131,13 @@ def authenticate(credentials: QuantumRuntimeCredentials) -> InstanceReport:
     return home().run(work.authenticate(credentials))
 
 
-@task(
-    name="authenticate",
-    task_run_name=_name("authenticate"),
-    tags=_TAGS,
-    cache_policy=NO_CACHE,
-    retries=_RETRIES,
-    retry_delay_seconds=_DELAYS,
-    retry_condition_fn=may_retry,
-)
+@_repeatable("authenticate", "authenticate")
 async def aauthenticate(credentials: QuantumRuntimeCredentials) -> InstanceReport:
     """As `authenticate`, for async flows."""
     return await home().arun(work.authenticate(credentials))
 
 
-@task(
-    name="list backends",
-    task_run_name=_name("list backends"),
-    tags=_TAGS,
-    cache_policy=NO_CACHE,
-    retries=_RETRIES,
-    retry_delay_seconds=_DELAYS,
-    retry_condition_fn=may_retry,
-)
+@_repeatable("list backends", "list backends")
 def list_backends(
     credentials: QuantumRuntimeCredentials,
     *,
@@ -162,15 +159,7 @@ def list_backends(
     return home().run(work.list_backends(credentials, min_qubits, status, simulator))
 
 
-@task(
-    name="list backends",
-    task_run_name=_name("list backends"),
-    tags=_TAGS,
-    cache_policy=NO_CACHE,
-    retries=_RETRIES,
-    retry_delay_seconds=_DELAYS,
-    retry_condition_fn=may_retry,
-)
+@_repeatable("list backends", "list backends")
 async def alist_backends(
     credentials: QuantumRuntimeCredentials,
     *,
@@ -182,15 +171,7 @@ async def alist_backends(
     return await home().arun(work.list_backends(credentials, min_qubits, status, simulator))
 
 
-@task(
-    name="select backend",
-    task_run_name=_name("select backend"),
-    tags=_TAGS,
-    cache_policy=NO_CACHE,
-    retries=_RETRIES,
-    retry_delay_seconds=_DELAYS,
-    retry_condition_fn=may_retry,
-)
+@_repeatable("select backend", "select backend")
 def select_backend(
     credentials: QuantumRuntimeCredentials, *, min_qubits: int | None = None, simulator: bool | None = None
 ) -> Backend:
@@ -210,15 +191,7 @@ def select_backend(
     return home().run(work.select_backend(credentials, min_qubits, simulator))
 
 
-@task(
-    name="select backend",
-    task_run_name=_name("select backend"),
-    tags=_TAGS,
-    cache_policy=NO_CACHE,
-    retries=_RETRIES,
-    retry_delay_seconds=_DELAYS,
-    retry_condition_fn=may_retry,
-)
+@_repeatable("select backend", "select backend")
 async def aselect_backend(
     credentials: QuantumRuntimeCredentials, *, min_qubits: int | None = None, simulator: bool | None = None
 ) -> Backend:
@@ -226,12 +199,7 @@ async def aselect_backend(
     return await home().arun(work.select_backend(credentials, min_qubits, simulator))
 
 
-@task(
-    name="open session",
-    task_run_name=_name("open {mode} session on {backend}"),
-    tags=_TAGS,
-    cache_policy=NO_CACHE,
-)
+@_once("open session", "open {mode} session on {backend}")
 def open_session(
     credentials: QuantumRuntimeCredentials,
     backend: str | Backend,
@@ -257,12 +225,7 @@ def open_session(
     return home().run(work.open_session(credentials, work.plain_backend(backend), mode, max_ttl))
 
 
-@task(
-    name="open session",
-    task_run_name=_name("open {mode} session on {backend}"),
-    tags=_TAGS,
-    cache_policy=NO_CACHE,
-)
+@_once("open session", "open {mode} session on {backend}")
 async def aopen_session(
     credentials: QuantumRuntimeCredentials,
     backend: str | Backend,
@@ -275,13 +238,7 @@ async def aopen_session(
 
 
 @numbered
-@task(
-    name="submit job",
-    task_run_name=_name("submit {program_id} → {backend}"),
-    tags=_TAGS,
-    cache_policy=NO_CACHE,
-    persist_result=True,
-)
+@_once("submit job", "submit {program_id} → {backend}")
 def submit_job(
     credentials: QuantumRuntimeCredentials,
     pubs: Any = None,
@@ -357,13 +314,7 @@ def submit_job(
 
 
 @numbered
-@task(
-    name="submit job",
-    task_run_name=_name("submit {program_id} → {backend}"),
-    tags=_TAGS,
-    cache_policy=NO_CACHE,
-    persist_result=True,
-)
+@_once("submit job", "submit {program_id} → {backend}")
 async def asubmit_job(
     credentials: QuantumRuntimeCredentials,
     pubs: Any = None,
@@ -395,15 +346,7 @@ async def asubmit_job(
     return await home().arun(work.submit(credentials, spec, work.as_session(session), submission_key, call_index))
 
 
-@task(
-    name="wait for completion",
-    task_run_name=_name("wait for {job}"),
-    tags=_TAGS,
-    cache_policy=NO_CACHE,
-    retries=_RETRIES,
-    retry_delay_seconds=_DELAYS,
-    retry_condition_fn=may_retry,
-)
+@_repeatable("wait for completion", "wait for {job}")
 def wait_for_completion(
     credentials: QuantumRuntimeCredentials,
     job: JobLike,
@@ -437,15 +380,7 @@ def wait_for_completion(
     return home().run(work.wait(credentials, work.as_job(job), timeout, queue_timeout, on_timeout, stream))
 
 
-@task(
-    name="wait for completion",
-    task_run_name=_name("wait for {job}"),
-    tags=_TAGS,
-    cache_policy=NO_CACHE,
-    retries=_RETRIES,
-    retry_delay_seconds=_DELAYS,
-    retry_condition_fn=may_retry,
-)
+@_repeatable("wait for completion", "wait for {job}")
 async def await_for_completion(
     credentials: QuantumRuntimeCredentials,
     job: JobLike,
@@ -459,15 +394,7 @@ async def await_for_completion(
     return await home().arun(work.wait(credentials, work.as_job(job), timeout, queue_timeout, on_timeout, stream))
 
 
-@task(
-    name="fetch results",
-    task_run_name=_name("fetch {job}"),
-    tags=_TAGS,
-    cache_policy=NO_CACHE,
-    retries=_RETRIES,
-    retry_delay_seconds=_DELAYS,
-    retry_condition_fn=may_retry,
-)
+@_repeatable("fetch results", "fetch {job}")
 def fetch_results(credentials: QuantumRuntimeCredentials, job: JobLike) -> JobResult:
     """Fetch a finished job's result; reads only.
 
@@ -486,29 +413,13 @@ def fetch_results(credentials: QuantumRuntimeCredentials, job: JobLike) -> JobRe
     return home().run(work.fetch(credentials, work.as_job(job)))
 
 
-@task(
-    name="fetch results",
-    task_run_name=_name("fetch {job}"),
-    tags=_TAGS,
-    cache_policy=NO_CACHE,
-    retries=_RETRIES,
-    retry_delay_seconds=_DELAYS,
-    retry_condition_fn=may_retry,
-)
+@_repeatable("fetch results", "fetch {job}")
 async def afetch_results(credentials: QuantumRuntimeCredentials, job: JobLike) -> JobResult:
     """As `fetch_results`, for async flows."""
     return await home().arun(work.fetch(credentials, work.as_job(job)))
 
 
-@task(
-    name="cancel job",
-    task_run_name=_name("cancel {job}"),
-    tags=_TAGS,
-    cache_policy=NO_CACHE,
-    retries=_RETRIES,
-    retry_delay_seconds=_DELAYS,
-    retry_condition_fn=may_retry,
-)
+@_repeatable("cancel job", "cancel {job}")
 def cancel_job(credentials: QuantumRuntimeCredentials, job: JobLike) -> Job:
     """Cancel a job. One that is over already is left as it is and is no error.
 
@@ -522,29 +433,13 @@ def cancel_job(credentials: QuantumRuntimeCredentials, job: JobLike) -> Job:
     return home().run(work.cancel(credentials, work.as_job(job)))
 
 
-@task(
-    name="cancel job",
-    task_run_name=_name("cancel {job}"),
-    tags=_TAGS,
-    cache_policy=NO_CACHE,
-    retries=_RETRIES,
-    retry_delay_seconds=_DELAYS,
-    retry_condition_fn=may_retry,
-)
+@_repeatable("cancel job", "cancel {job}")
 async def acancel_job(credentials: QuantumRuntimeCredentials, job: JobLike) -> Job:
     """As `cancel_job`, for async flows."""
     return await home().arun(work.cancel(credentials, work.as_job(job)))
 
 
-@task(
-    name="close session",
-    task_run_name=_name("close {session}"),
-    tags=_TAGS,
-    cache_policy=NO_CACHE,
-    retries=_RETRIES,
-    retry_delay_seconds=_DELAYS,
-    retry_condition_fn=may_retry,
-)
+@_repeatable("close session", "close {session}")
 def close_session(credentials: QuantumRuntimeCredentials, session: SessionLike, *, drain: bool = True) -> SessionRef:
     """Close a session or batch and read back that it is closed.
 
@@ -562,15 +457,7 @@ def close_session(credentials: QuantumRuntimeCredentials, session: SessionLike, 
     return home().run(work.close_session(credentials, ref, drain))
 
 
-@task(
-    name="close session",
-    task_run_name=_name("close {session}"),
-    tags=_TAGS,
-    cache_policy=NO_CACHE,
-    retries=_RETRIES,
-    retry_delay_seconds=_DELAYS,
-    retry_condition_fn=may_retry,
-)
+@_repeatable("close session", "close {session}")
 async def aclose_session(
     credentials: QuantumRuntimeCredentials, session: SessionLike, *, drain: bool = True
 ) -> SessionRef:
@@ -581,15 +468,7 @@ async def aclose_session(
     return await home().arun(work.close_session(credentials, ref, drain))
 
 
-@task(
-    name="get usage",
-    task_run_name=_name("get usage"),
-    tags=_TAGS,
-    cache_policy=NO_CACHE,
-    retries=_RETRIES,
-    retry_delay_seconds=_DELAYS,
-    retry_condition_fn=may_retry,
-)
+@_repeatable("get usage", "get usage")
 def get_usage(credentials: QuantumRuntimeCredentials) -> Usage:
     """Read how many QPU seconds the instance used and has left; reads only.
 
@@ -602,15 +481,7 @@ def get_usage(credentials: QuantumRuntimeCredentials) -> Usage:
     return home().run(work.get_usage(credentials))
 
 
-@task(
-    name="get usage",
-    task_run_name=_name("get usage"),
-    tags=_TAGS,
-    cache_policy=NO_CACHE,
-    retries=_RETRIES,
-    retry_delay_seconds=_DELAYS,
-    retry_condition_fn=may_retry,
-)
+@_repeatable("get usage", "get usage")
 async def aget_usage(credentials: QuantumRuntimeCredentials) -> Usage:
     """As `get_usage`, for async flows."""
     return await home().arun(work.get_usage(credentials))
