@@ -85,7 +85,8 @@ def judge(phase: Phase, status: int, code: int | str | None = None, retry_after:
     if status == 429 or number == 1202:
         pause = retry_after if retry_after is not None else (CREATE_PAUSE if phase in _CREATES else None)
         return Verdict(RateLimited, after(pause) if pause is not None else SAME_REQUEST)
-    if status == 401 or number in (1200, 1201):
+    # The service gives code 1200 with a 403 too, and there it means the right, not the token.
+    if status == 401 or (number in (1200, 1201) and status != 403):
         return Verdict(AuthenticationError, NEVER)
     if status in _GATEWAY or status >= 500:
         if phase in _CREATES:
@@ -135,6 +136,8 @@ def retryable_reason(reason_code: int | str | None) -> bool:
 
 def job_error(job: Job) -> QuantumRuntimeError | None:
     """The error a finished job means, or None for a completed or unfinished one."""
+    if job.status not in (JobStatus.FAILED, JobStatus.CANCELLED):
+        return None
     fields: dict[str, Any] = {
         "code": job.reason_code,
         "reason": job.reason,
@@ -153,6 +156,4 @@ def job_error(job: Job) -> QuantumRuntimeError | None:
         retryable = retryable_reason(number)
         hint = " (the service's own fault; a new job may succeed)" if retryable else ""
         return JobFailed(f"job {job.id} failed{hint}", retryable=retryable, **fields)
-    if job.status is JobStatus.CANCELLED:
-        return JobCancelled(f"job {job.id} was cancelled", **fields)
-    return None
+    return JobCancelled(f"job {job.id} was cancelled", **fields)
