@@ -17,6 +17,8 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
 
+import anyio
+
 __all__ = ["Home", "at_home", "home"]
 
 T = TypeVar("T")
@@ -71,12 +73,9 @@ class Home:
         """Run `work` here and await it from any loop."""
         if self.is_here():
             return await work
-        task: asyncio.Task[T] | None = None
         finished = threading.Event()
 
         async def tracked() -> T:
-            nonlocal task
-            task = asyncio.current_task()
             try:
                 return await work
             finally:
@@ -87,9 +86,11 @@ class Home:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
             # wrap_future has passed the cancellation on; let the work wind up before we go, so that
-            # what it was doing (a POST on its way) is settled when the caller's clean-up runs.
-            if task is not None:
-                await asyncio.to_thread(finished.wait, _CANCEL_GRACE)
+            # what it was doing (a POST on its way) is settled when the caller's clean-up runs. The
+            # shield is for anyio (Prefect's timeouts), which cancels again at every await.
+            if self._thread.is_alive():
+                with anyio.CancelScope(shield=True):
+                    await asyncio.to_thread(finished.wait, _CANCEL_GRACE)
             raise
 
     def close(self) -> None:
@@ -98,6 +99,12 @@ class Home:
             return
 
         async def wind_up() -> None:
+            # First the work: a task left pending would be complained about on stderr.
+            left = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in left:
+                task.cancel()
+            if left:
+                await asyncio.wait(left, timeout=2)
             for closer in self._closers:
                 with contextlib.suppress(Exception):
                     await asyncio.wait_for(closer(), timeout=2)
@@ -106,10 +113,13 @@ class Home:
             asyncio.run_coroutine_threadsafe(wind_up(), self.loop).result(timeout=5)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(timeout=2)
+        if not self._thread.is_alive():
+            self.loop.close()  # so that `home` sees it and nobody waits for a loop that stands still
 
 
 _lock = threading.Lock()
 _home: Home | None = None
+_left_behind: list[Home] = []
 
 
 def home() -> Home:
@@ -127,8 +137,11 @@ def _close_at_exit() -> None:
 
 
 def _forget_after_fork() -> None:
-    # The parent's loop thread does not exist in the child, and its sockets are not ours to close.
+    # The parent's loop thread does not exist in the child, and its sockets are not ours to close:
+    # they are kept, as the garbage collector would close them.
     global _home, _lock
+    if _home is not None:
+        _left_behind.append(_home)
     _home = None
     _lock = threading.Lock()
 
