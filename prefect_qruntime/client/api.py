@@ -6,36 +6,34 @@ on the process's one network loop. Without a loop use `client.run(client.usage()
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable
+import asyncio
+from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import Any, NoReturn, TypeVar
-
-import httpx
+from typing import Any
 
 from prefect_qruntime.client import parsing, sessions
 from prefect_qruntime.client.fetching import fetch_result
 from prefect_qruntime.client.following import OnChange, OnTimeout, Stream, follow_job
-from prefect_qruntime.client.home import at_home, home
+from prefect_qruntime.client.home import at_home
+from prefect_qruntime.client.instance import MOST_PAGES, InstanceCalls, plain
+from prefect_qruntime.client.replies import unreadable_create
 from prefect_qruntime.client.results import JobResult
-from prefect_qruntime.client.retrying import Patience
 from prefect_qruntime.client.stream import Ending, JobStream
 from prefect_qruntime.client.submission import Intent, submit_or_attach
 from prefect_qruntime.client.waiting import Deadlines, Pace
-from prefect_qruntime.client.wire import Wire, wire_of
-from prefect_qruntime.connection import Connection, check_id, check_name
+from prefect_qruntime.connection import check_id, check_name
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.failures import Phase
-from prefect_qruntime.models import Backend, Job, JobRef, Session, SessionRef, Usage
+from prefect_qruntime.models import Job, JobRef, Session, SessionRef
 from prefect_qruntime.spec import JobSpec
 
 __all__ = ["QuantumRuntimeClient"]
 
-T = TypeVar("T")
 _PAGE = 200  # the service's largest page; out of range it silently falls back to it
-_MOST_PAGES = 50
+_CANCEL_LOOKS = (0.1, 0.2, 0.4, 0.8, 1.5, 2.0)  # seconds between the looks after a cancel
 
 
-class QuantumRuntimeClient:
+class QuantumRuntimeClient(InstanceCalls):
     """A client of one instance, in either dialect.
 
     Args:
@@ -51,118 +49,6 @@ class QuantumRuntimeClient:
         ```
     """
 
-    def __init__(self, connection: Connection, *, patience: Patience | None = None) -> None:
-        self.connection = connection
-        self._patience = patience
-
-    def __repr__(self) -> str:
-        return f"QuantumRuntimeClient({self.connection.host}, {self.connection.dialect})"
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a client holds an API key and is not pickled; pass the credentials block instead")
-
-    @staticmethod
-    def run(work: Coroutine[Any, Any, T]) -> T:
-        """Run one of the client's coroutines from code without an event loop and block until it ends."""
-        return home().run(work)
-
-    def _wire(self) -> Wire:
-        return wire_of(self.connection, self._patience)
-
-    async def _get(
-        self,
-        path: str,
-        *,
-        phase: Phase = "read",
-        params: dict[str, Any] | None = None,
-        job_id: str | None = None,
-    ) -> dict[str, Any]:
-        reply = await self._wire().transport.request("GET", path, phase=phase, params=params, job_id=job_id)
-        return reply.object()
-
-    # ---- instance ------------------------------------------------------------------------------
-
-    @at_home
-    async def authenticate(self) -> float:
-        """Exchange the key if needed. Returns the token's remaining life in seconds, never the token.
-
-        Raises:
-            AuthenticationError: IAM does not know the key.
-        """
-        wire = self._wire()
-        await wire.tokens.get()
-        return wire.tokens.seconds_left or 0.0
-
-    @at_home
-    async def versions(self) -> tuple[str, ...]:
-        """API versions the service offers."""
-        return parsing.parse_versions(await self._get("/versions"))
-
-    @at_home
-    async def usage(self) -> Usage:
-        """QPU seconds of the instance in its current period."""
-        return parsing.parse_usage(await self._get("/instances/usage"))
-
-    @at_home
-    async def instance(self) -> dict[str, Any]:
-        """The instance's plan, backends and limits, as the service gives them."""
-        return await self._get("/instance")
-
-    @at_home
-    async def instance_configuration(self) -> dict[str, Any]:
-        """The instance's configuration (`instance_limit` in seconds)."""
-        return await self._get("/instances/configuration")
-
-    @at_home
-    async def workloads(self, *, limit: int | None = None, **filters: Any) -> list[dict[str, Any]]:
-        """Workloads (jobs, batches, sessions), newest first, following the service's cursor.
-
-        Args:
-            limit: Most items to return; None for all.
-            filters: `mode`, `status`, `backend`, `tags`, `created_after`, `created_before` …
-        """
-        found: list[dict[str, Any]] = []
-        params: dict[str, Any] = {k: _plain(v) for k, v in filters.items() if v is not None}
-        params["limit"] = min(50, limit or 50)
-        for _ in range(_MOST_PAGES):
-            body = await self._get("/workloads", params=params)
-            found += [item for item in body.get("workloads") or () if isinstance(item, dict)]
-            cursor = _cursor(body)
-            if cursor is None or (limit is not None and len(found) >= limit):
-                break
-            params.update(cursor)
-        return found[:limit]
-
-    # ---- backends ------------------------------------------------------------------------------
-
-    @at_home
-    async def backends(self) -> list[Backend]:
-        """All backends of the instance, with status, queue and size."""
-        listed = parsing.parse_backends(await self._get("/backends"))
-        whole = []
-        for backend in listed:
-            if backend.status == "unknown" and backend.num_qubits is None:  # only its name was given
-                status = await self._get(f"/backends/{check_name(backend.name, field='backend')}/status")
-                configuration = await self._get(f"/backends/{backend.name}/configuration")
-                backend = parsing.complete_backend(backend, status, configuration)
-            whole.append(backend)
-        return whole
-
-    @at_home
-    async def backend_status(self, name: str) -> dict[str, Any]:
-        """State and queue length of a backend."""
-        return await self._get(f"/backends/{check_name(name, field='backend')}/status")
-
-    @at_home
-    async def backend_configuration(self, name: str) -> dict[str, Any]:
-        """Qubits, basis gates, coupling map and limits of a backend."""
-        return await self._get(f"/backends/{check_name(name, field='backend')}/configuration")
-
-    @at_home
-    async def backend_properties(self, name: str) -> dict[str, Any]:
-        """Calibration data of a backend."""
-        return await self._get(f"/backends/{check_name(name, field='backend')}/properties")
-
     # ---- jobs ----------------------------------------------------------------------------------
 
     @at_home
@@ -176,7 +62,10 @@ class QuantumRuntimeClient:
         wire = self._wire()
         body = wire.dialect.job_body(spec, tags, session)
         reply = await wire.transport.request("POST", "/jobs", phase="submit", body=body)
-        ref = wire.dialect.created(reply.object(), spec, session)
+        try:
+            ref = wire.dialect.created(reply.object(), spec, session)
+        except QuantumRuntimeError as error:
+            raise unreadable_create(reply, error) from None
         return ref.model_copy(update={"url": self.connection.job_url(ref.id), "tags": tags})
 
     @at_home
@@ -184,7 +73,9 @@ class QuantumRuntimeClient:
         """The job as the service sees it now, without its input."""
         path = f"/jobs/{check_id(job_id, field='job')}"
         body = await self._get(path, phase=phase, params={"exclude_params": "true"}, job_id=job_id)
-        return parsing.parse_job(body, url=self.connection.job_url(job_id))
+        return parsing.parse_job(
+            body if body.get("id") else {**body, "id": job_id}, url=self.connection.job_url(job_id)
+        )
 
     async def look(self, job_id: str) -> Job:
         """As `job`, giving up quickly: the wait around it repeats."""
@@ -239,24 +130,29 @@ class QuantumRuntimeClient:
             "created_after": created_after,
             "created_before": created_before,
         }
-        params.update({name: _plain(value) for name, value in given.items() if value is not None})
+        params.update({name: plain(value) for name, value in given.items() if value is not None})
         if wanted:
             params["tags"] = list(wanted)
-        found: list[Job] = []
+        found: dict[str, Job] = {}  # by id: a job created between two pages moves others to the next one
         offset = 0
-        for _ in range(_MOST_PAGES):
+        for _ in range(MOST_PAGES):
             if offset:
                 params["offset"] = offset
             page, count = parsing.parse_job_page(await self._get("/jobs", params=params))
             for item in page:
                 job = parsing.parse_job(item, url=self.connection.job_url(str(item.get("id"))))
                 if set(wanted) <= set(job.tags):
-                    found.append(job)
+                    found.setdefault(job.id, job)
             offset += len(page)
             done = offset >= count if count is not None else len(page) < int(params["limit"])
             if not page or done or (limit is not None and len(found) >= limit):
                 break
-        return found[:limit]
+        else:
+            # Never hand out a part as the whole: an earlier job could be among the rest.
+            raise QuantumRuntimeError(
+                f"the service lists more than {offset} jobs; narrow the search by created_after or a limit"
+            )
+        return list(found.values())[:limit]
 
     async def jobs_tagged(self, tag: str) -> list[Job]:
         """All jobs that carry `tag` exactly."""
@@ -295,9 +191,18 @@ class QuantumRuntimeClient:
 
     @at_home
     async def cancel(self, job_id: str) -> Job:
-        """Cancel a job and read back what became of it. A job that is over already is left as it is."""
+        """Cancel a job and read back what became of it. A job that is over already is left as it is.
+
+        The service may take a while to end a running job; its state is read until it says so, for five
+        seconds at most.
+        """
         path = f"/jobs/{check_id(job_id, field='job')}/cancel"
         await self._wire().transport.request("POST", path, phase="change", accept=(409,), job_id=job_id)
+        for pause in _CANCEL_LOOKS:
+            job = await self.job(job_id)
+            if job.is_terminal:
+                return job
+            await asyncio.sleep(pause)
         return await self.job(job_id)
 
     @at_home
@@ -347,7 +252,10 @@ class QuantumRuntimeClient:
         if body is None:
             return wire.dialect.unbound_session(backend, mode, max_ttl)
         reply = await wire.transport.request("POST", "/sessions", phase="open", body=body)
-        return parsing.parse_session(reply.object()).ref()
+        try:
+            return parsing.parse_session(reply.object()).ref()
+        except QuantumRuntimeError as error:
+            raise unreadable_create(reply, error) from None
 
     @at_home
     async def session(self, session_id: str) -> Session:
@@ -381,23 +289,3 @@ class QuantumRuntimeClient:
         """Remember a host that has no websocket."""
         if ending == "refused":
             self._wire().stream_refused = True
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, datetime):
-        return value.isoformat().replace("+00:00", "Z")
-    return list(value) if isinstance(value, tuple | set | frozenset) else value
-
-
-def _cursor(body: dict[str, Any]) -> dict[str, str] | None:
-    """The query that `next.href` adds; only its parameters are used, never its host."""
-    link = body.get("next")
-    href = link.get("href") if isinstance(link, dict) else link
-    if not isinstance(href, str) or not href:
-        return None
-    try:
-        return dict(httpx.URL(href).params)
-    except httpx.InvalidURL as exc:
-        raise QuantumRuntimeError(f"the service's next page has no usable address: {exc}") from None

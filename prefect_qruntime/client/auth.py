@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from prefect_qruntime.client.replies import Reply, error_for
+from prefect_qruntime.client.replies import Reply, error_for, no_answer
 from prefect_qruntime.client.retrying import Patience, repeat
 from prefect_qruntime.connection import Connection
-from prefect_qruntime.errors import AuthenticationError, QuantumRuntimeError, ServiceUnavailable
-from prefect_qruntime.failures import lost_answer
-from prefect_qruntime.redact import redact, register_secret
+from prefect_qruntime.errors import AuthenticationError, QuantumRuntimeError
+from prefect_qruntime.redact import register_secret
 
 __all__ = ["TokenSource"]
 
@@ -117,16 +116,17 @@ class TokenSource:
                 headers={"Accept": "application/json"},
             )
         except httpx.HTTPError as exc:
-            raise ServiceUnavailable(
-                f"no answer from IAM at {self._connection.iam_url}: {redact(str(exc)) or type(exc).__name__}",
-                advice=lost_answer("token", sent=True),
-            ) from None
-        reply = Reply(answer.status_code, answer.headers, answer.content)
+            failure = no_answer(exc, "token", httpx.URL(self._connection.iam_url).netloc.decode())
+        else:
+            return self._read(Reply.of(answer), born)
+        raise failure  # out here, as httpx's exception holds the request with the key
+
+    def _read(self, reply: Reply, born: float) -> _Token:
         if reply.status != 200:
             raise error_for(reply, "token")
         body = reply.object()
         value, life = body.get("access_token"), body.get("expires_in", 3600)
-        if not isinstance(value, str) or not value.isascii() or not value.isprintable() or " " in value:
+        if not isinstance(value, str) or not value or not value.isascii() or not value.isprintable() or " " in value:
             raise AuthenticationError("IAM's answer holds no usable access token", status=reply.status)
         if isinstance(life, bool) or not isinstance(life, int | float) or life <= 0:
             raise QuantumRuntimeError("IAM's answer holds no usable token life", status=reply.status)

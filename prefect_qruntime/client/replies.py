@@ -3,41 +3,54 @@
 from __future__ import annotations
 
 import email.utils
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC
 from typing import Any
 
+import httpx
 import orjson
 
-from prefect_qruntime.errors import QuantumRuntimeError
-from prefect_qruntime.failures import Phase, judge
+from prefect_qruntime.errors import NEVER, SEARCH_FIRST, QuantumRuntimeError, ServiceUnavailable
+from prefect_qruntime.failures import Phase, judge, lost_answer
 from prefect_qruntime.redact import redact
 
-__all__ = ["ErrorBody", "Reply", "error_for", "parse_error", "retry_after_seconds"]
+__all__ = ["ErrorBody", "Reply", "error_for", "no_answer", "parse_error", "retry_after_seconds", "unreadable_create"]
 
 _TEXT_LIMIT = 500
+_MESSAGE_LIMIT = 2000
+# None of these can have reached the service.
+_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer, without anything of httpx in it."""
+    """An answer, without anything of httpx in it. Header names are in lower case."""
 
     status: int
     headers: Mapping[str, str]
     content: bytes
 
+    @classmethod
+    def of(cls, answer: httpx.Response) -> Reply:
+        """Take what is needed out of httpx's response."""
+        return cls(answer.status_code, dict(answer.headers), answer.content)
+
     def json(self) -> Any:
         """The body as JSON.
 
         Raises:
-            QuantumRuntimeError: The body is no JSON.
+            ServiceUnavailable: The body is no JSON: cut short, or from a gateway in between. It says
+                nothing about the job.
         """
         try:
             return orjson.loads(self.content)
-        except orjson.JSONDecodeError as exc:
-            shown = redact(self.text[:200])
-            raise QuantumRuntimeError(f"the answer is not JSON: {shown!r}", status=self.status) from exc
+        except orjson.JSONDecodeError:
+            pass  # raised out here, as that error holds the whole text, which may be a token's
+        shown = redact(self.text[:10_000])[:200]
+        raise ServiceUnavailable(f"the answer is not JSON: {shown!r}", status=self.status)
 
     def object(self) -> dict[str, Any]:
         """The body as a JSON object.
@@ -66,8 +79,10 @@ class ErrorBody:
     trace: str | None = None
 
 
-def _first(*values: Any) -> str | None:
-    return next((str(value) for value in values if value not in (None, "")), None)
+def _clean(*values: Any) -> str | None:
+    """The first value given, as text without secrets, of bearable length."""
+    text = next((str(value) for value in values if value not in (None, "")), None)
+    return None if text is None else redact(text)[:_MESSAGE_LIMIT]
 
 
 def parse_error(content: bytes) -> ErrorBody:
@@ -81,25 +96,27 @@ def parse_error(content: bytes) -> ErrorBody:
     except orjson.JSONDecodeError:
         body = None
     if isinstance(body, dict):
-        trace = _first(body.get("trace"), body.get("trace_id"))
+        trace = _clean(body.get("trace"), body.get("trace_id"))
         errors = body.get("errors")
         item = errors[0] if isinstance(errors, list) and errors else body.get("error")
         if isinstance(item, dict):
-            more = _first(item.get("more_info"))
-            solution = _first(item.get("solution"))
+            more = _clean(item.get("more_info"))
+            solution = _clean(item.get("solution"))
             if more and more.startswith("http"):
                 solution = f"{solution} See {more}" if solution else f"See {more}"
-            message = _first(item.get("message"), item.get("code"), "the service gave no message")
-            return ErrorBody(redact(str(message)), _code(item.get("code")), solution, trace)
+            message = _clean(item.get("message"), item.get("code")) or "the service gave no message"
+            return ErrorBody(message, _code(item.get("code")), solution, trace)
         if isinstance(item, str):
-            return ErrorBody(redact(item), _code(body.get("code")), None, trace)
+            return ErrorBody(_clean(item) or "the service gave no message", _code(body.get("code")), None, trace)
         if "errorMessage" in body or "errorCode" in body:  # IAM
             context = body.get("context")
-            trace = trace or (_first(context.get("requestId")) if isinstance(context, dict) else None)
-            message = _first(body.get("errorMessage"), body.get("errorCode"))
-            return ErrorBody(redact(str(message)), _code(body.get("errorCode")), None, trace)
+            trace = trace or (_clean(context.get("requestId")) if isinstance(context, dict) else None)
+            message = _clean(body.get("errorMessage"), body.get("errorCode")) or "the service gave no message"
+            return ErrorBody(message, _code(body.get("errorCode")), None, trace)
         if "message" in body:
-            return ErrorBody(redact(str(body["message"])), _code(body.get("code")), None, trace)
+            return ErrorBody(
+                _clean(body["message"]) or "the service gave no message", _code(body.get("code")), None, trace
+            )
     text = redact(content.decode("utf-8", "replace").strip())
     return ErrorBody(text[:_TEXT_LIMIT] or "the answer has no body")
 
@@ -107,7 +124,9 @@ def parse_error(content: bytes) -> ErrorBody:
 def _code(value: Any) -> int | str | None:
     if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
         return None
-    return int(value) if isinstance(value, str) and value.isdigit() else value
+    if isinstance(value, int):
+        return value
+    return int(value) if value.isascii() and value.isdigit() and len(value) < 20 else _clean(value)
 
 
 def retry_after_seconds(headers: Mapping[str, str], *, now: float | None = None) -> float | None:
@@ -116,13 +135,17 @@ def retry_after_seconds(headers: Mapping[str, str], *, now: float | None = None)
     if not value:
         return None
     try:
-        return max(0.0, float(value))
+        seconds = float(value)
     except ValueError:
         pass
+    else:
+        return max(0.0, seconds) if math.isfinite(seconds) else None
     try:
         moment = email.utils.parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
+    if moment.tzinfo is None:  # "-0000": in UTC, of unknown origin
+        moment = moment.replace(tzinfo=UTC)
     return max(0.0, moment.timestamp() - (time.time() if now is None else now))
 
 
@@ -150,7 +173,7 @@ def error_for(
         solution = "Check the api_key of the credentials block; make a new key in IBM Cloud under Manage > Access."
     elif 300 <= reply.status < 400:
         message = f"the service redirects elsewhere (HTTP {reply.status}), which is not followed"
-        solution = "Check base_url and the dialect."
+        solution = "Check iam_url." if phase == "token" else "Check base_url and the dialect."
     elif body.code in (1352, "1352"):
         solution = solution or "Use mode='batch' or single jobs: this plan has no dedicated sessions."
     return verdict.error(
@@ -162,4 +185,32 @@ def error_for(
         advice=verdict.advice,
         job_id=job_id,
         job_url=job_url,
+    )
+
+
+def no_answer(exc: httpx.HTTPError, phase: Phase, host: str, job_id: str | None = None) -> QuantumRuntimeError:
+    """Turn a request without an answer into an error that says whether it may have been accepted."""
+    text = redact(str(exc)) or type(exc).__name__
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return ServiceUnavailable(
+            f"the certificate of {host} is not trusted: {text}",
+            solution="Set ca_file of the credentials block to your organisation's CA bundle.",
+            advice=NEVER,
+        )
+    sent = not isinstance(exc, _NOT_SENT)
+    return ServiceUnavailable(
+        f"no answer from {host}: {text}" if sent else f"cannot reach {host}: {text}",
+        advice=lost_answer(phase, sent=sent),
+        job_id=job_id,
+        sent=sent,
+    )
+
+
+def unreadable_create(reply: Reply, error: QuantumRuntimeError) -> QuantumRuntimeError:
+    """A create that was accepted with an answer nobody can read: as good as a lost answer."""
+    return ServiceUnavailable(
+        f"it was accepted, but the answer cannot be read: {error.message}",
+        status=reply.status,
+        advice=SEARCH_FIRST,
+        sent=True,
     )

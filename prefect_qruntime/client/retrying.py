@@ -60,8 +60,9 @@ class _Pause:
         pause = min(grown, self.patience.longest_pause) * self.rng.uniform(0.5, 1.0)
         error = state.outcome.exception() if state.outcome else None
         if isinstance(error, QuantumRuntimeError) and error.advice.seconds is not None:
-            # Spread callers that were all told the same time.
-            return error.advice.seconds + self.rng.uniform(0.0, min(1.0, 0.1 * error.advice.seconds))
+            # Spread callers that were all told the same time; and a `Retry-After: 0` is no leave to hammer.
+            asked = error.advice.seconds + self.rng.uniform(0.0, min(1.0, 0.1 * error.advice.seconds))
+            return max(asked, min(pause, self.patience.first_pause))
         return pause
 
 

@@ -7,12 +7,15 @@ drops them. Both are called drain and drop here, and which one happens is never 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
+from prefect_qruntime.client.errand import settled
 from prefect_qruntime.errors import NotFound, QuantumRuntimeError, SubmissionUncertain
 from prefect_qruntime.models import Job, Session, SessionRef
 
@@ -21,6 +24,11 @@ __all__ = ["close_session", "open_session"]
 log = logging.getLogger("prefect_qruntime.client")
 
 _CLOCKS_APART = timedelta(minutes=10)
+_DROP_PATIENCE = 4.0  # seconds for dropping a session whose caller is gone
+
+# Sessions this process has handed out: the answer of another opening must not be mistaken for them.
+_ours: OrderedDict[str, None] = OrderedDict()
+_KEEP = 1000
 
 
 class _Service(Protocol):
@@ -41,8 +49,28 @@ class _Service(Protocol):
     async def drop_session(self, session_id: str) -> None: ...
 
 
-async def open_session(service: _Service, backend: str, *, mode: str, max_ttl: int | None) -> SessionRef:
+async def open_session(
+    service: _Service,
+    backend: str,
+    *,
+    mode: str,
+    max_ttl: int | None,
+    grace: float = 10.0,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> SessionRef:
     """Open a session or batch; after a lost answer look for it before opening another.
+
+    When the caller is cancelled while the request is out, its answer is awaited and the session dropped.
+
+    Args:
+        service: The client.
+        backend: Where.
+        mode: `dedicated` or `batch`.
+        max_ttl: Longest life in seconds.
+        grace: Seconds after a lost answer within which the session must show up in the workloads.
+        clock: Monotonic seconds.
+        sleep: For the pauses between looks.
 
     Raises:
         SubmissionUncertain: The answer was lost and looking did not settle it. An unused session costs
@@ -51,13 +79,22 @@ async def open_session(service: _Service, backend: str, *, mode: str, max_ttl: i
     began = datetime.now(UTC)
     for attempt in (1, 2):
         try:
-            return await service.post_session(backend, mode=mode, max_ttl=max_ttl)
+            return await _post(service, backend, mode, max_ttl)
         except QuantumRuntimeError as error:
             if error.advice.kind != "search-first":
                 raise
             log.warning("opening a session: the answer was lost (%s); looking for it", error)
-            found = await _unused_since(service, began - _CLOCKS_APART, backend, mode, max_ttl, error)
+            until = clock() + grace
+            pause = min(0.25, grace / 4)
+            while True:
+                found = await _unused_since(service, began - _CLOCKS_APART, backend, mode, max_ttl, error)
+                left = until - clock()
+                if found or left <= 0:
+                    break
+                await sleep(min(pause, left))  # lists may lag
+                pause = min(pause * 1.5, 3.0)
             if len(found) == 1:
+                _remember(found[0].id)
                 return found[0].ref()
             if found or attempt == 2:
                 raise SubmissionUncertain(
@@ -66,6 +103,34 @@ async def open_session(service: _Service, backend: str, *, mode: str, max_ttl: i
                     candidates=[session.id for session in found],
                 ) from error
     raise AssertionError("unreachable: the second attempt returns or raises")
+
+
+async def _post(service: _Service, backend: str, mode: str, max_ttl: int | None) -> SessionRef:
+    opened: list[SessionRef] = []
+
+    async def post() -> SessionRef:
+        ref = await service.post_session(backend, mode=mode, max_ttl=max_ttl)
+        opened.append(ref)
+        return ref
+
+    try:
+        ref = await settled(post())
+    except asyncio.CancelledError:
+        for ref in opened:
+            if ref.id is not None:  # nobody will ever learn of it
+                with contextlib.suppress(QuantumRuntimeError, TimeoutError):
+                    async with asyncio.timeout(_DROP_PATIENCE):
+                        await service.drop_session(ref.id)
+        raise
+    if ref.id is not None:
+        _remember(ref.id)
+    return ref
+
+
+def _remember(session_id: str) -> None:
+    _ours[session_id] = None
+    while len(_ours) > _KEEP:
+        _ours.popitem(last=False)
 
 
 async def _unused_since(
@@ -90,6 +155,7 @@ async def _unused_since(
         session
         for session in sessions
         if session.state == "open"
+        and session.id not in _ours
         and session.mode == mode
         and session.backend == backend
         and (max_ttl is None or session.max_ttl == max_ttl)

@@ -8,13 +8,13 @@ bought twice automatically; we do not promise "exactly once".
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from prefect_qruntime.client.errand import settled
 from prefect_qruntime.errors import QuantumRuntimeError, SubmissionUncertain
 from prefect_qruntime.models import Job, JobRef, JobStatus, SessionRef
 from prefect_qruntime.spec import JobSpec
@@ -22,8 +22,6 @@ from prefect_qruntime.spec import JobSpec
 __all__ = ["Intent", "submit_or_attach"]
 
 log = logging.getLogger("prefect_qruntime.client")
-
-_SETTLE = 10.0  # seconds a cancelled caller waits for the answer to a POST on its way
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +112,7 @@ async def _buy(
         if before_post is not None:
             await before_post()
         try:
-            ref = await _settled(service.post_job(intent.spec, tags, intent.session), key, tags, on_bought)
+            return await settled(_post(service, intent, key, tags, on_bought))
         except QuantumRuntimeError as error:
             if error.advice.kind != "search-first":
                 raise
@@ -130,29 +128,21 @@ async def _buy(
             log.warning("submission %s: no job after %.0f s, so it was not accepted", key, intent.grace)
             if attempt == intent.attempts:
                 raise _uncertain(key, f"{attempt} answers were lost: {error.message}", []) from error
-            continue
-        return ref
     raise AssertionError("unreachable: attempts is at least 1")
 
 
-async def _settled(
-    post: Awaitable[JobRef], key: str, tags: tuple[str, ...], on_bought: Callable[[JobRef], None] | None
+async def _post(
+    service: _Service,
+    intent: Intent,
+    key: str,
+    tags: tuple[str, ...],
+    on_bought: Callable[[JobRef], None] | None,
 ) -> JobRef:
-    """Await a POST; when cancelled meanwhile, first learn what became of it."""
-
-    async def settle() -> JobRef:
-        ref = (await post).model_copy(update={"submission_key": key, "tags": tags})
-        if on_bought is not None:
-            on_bought(ref)
-        return ref
-
-    task = asyncio.ensure_future(settle())
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        with contextlib.suppress(TimeoutError, asyncio.CancelledError, QuantumRuntimeError):
-            await asyncio.wait_for(task, _SETTLE)
-        raise
+    ref = await service.post_job(intent.spec, tags, intent.session)
+    ref = ref.model_copy(update={"submission_key": key, "tags": tags})
+    if on_bought is not None:
+        on_bought(ref)
+    return ref
 
 
 async def _search(

@@ -6,6 +6,7 @@ holds an httpx object.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import ssl
@@ -16,19 +17,17 @@ import httpx
 import orjson
 
 from prefect_qruntime.client.auth import TokenSource
-from prefect_qruntime.client.replies import Reply, error_for
+from prefect_qruntime.client.errand import Errand, current_errand
+from prefect_qruntime.client.replies import Reply, error_for, no_answer
 from prefect_qruntime.client.retrying import Patience, repeat
 from prefect_qruntime.connection import Connection, is_loopback
-from prefect_qruntime.errors import NEVER, QuantumRuntimeError, ServiceUnavailable
-from prefect_qruntime.failures import Phase, lost_answer
-from prefect_qruntime.redact import redact
+from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
+from prefect_qruntime.failures import Phase
 
 __all__ = ["Transport", "http_client"]
 
 log = logging.getLogger("prefect_qruntime.client")
 
-# None of these can have reached the service.
-_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 _CONNECTIONS = 8
 
 
@@ -37,7 +36,10 @@ def _tls(ca_file: str | None) -> ssl.SSLContext:
     # 30 ms each, so one per CA file and process.
     context = httpx.create_ssl_context()
     if ca_file is not None:
-        context.load_verify_locations(cafile=ca_file)
+        try:
+            context.load_verify_locations(cafile=ca_file)
+        except OSError as exc:  # no such file, or no certificate in it (ssl.SSLError)
+            raise InvalidInput(f"cannot be read as a file of CA certificates: {exc}", field="ca_file") from None
     return context
 
 
@@ -121,11 +123,18 @@ class Transport:
         Raises:
             QuantumRuntimeError: Typed by the failure table.
         """
+        errand = current_errand() if phase in ("submit", "open") else None
 
         async def once() -> Reply:
-            return await self._authorised(method, path, phase, params, body, accept, job_id)
+            try:
+                return await self._authorised(method, path, phase, params, body, accept, job_id, errand)
+            except QuantumRuntimeError:
+                if errand is not None:
+                    errand.stop_if_withdrawn()
+                raise
 
-        return await repeat(once, phase=phase, patience=self.patience, what=f"{method} {path}")
+        with errand.waiting() if errand else contextlib.nullcontext():
+            return await repeat(once, phase=phase, patience=self.patience, what=f"{method} {path}")
 
     async def _authorised(
         self,
@@ -136,13 +145,15 @@ class Transport:
         body: Any,
         accept: tuple[int, ...],
         job_id: str | None,
+        errand: Errand | None,
     ) -> Reply:
         content = None if body is None else orjson.dumps(body)
         for attempt in (1, 2):
             headers = await self.auth_headers()
             if content is not None:
                 headers["Content-Type"] = "application/json"
-            reply = await self._send(method, path, phase, params, content, headers, job_id)
+            with errand.sending() if errand else contextlib.nullcontext():
+                reply = await self._send(method, path, phase, params, content, headers, job_id)
             if reply.status == 401 and attempt == 1:
                 # Refused means not accepted, so a create may go out again too.
                 self.tokens.discard(headers["Authorization"].removeprefix("Bearer "))
@@ -172,22 +183,9 @@ class Transport:
                 headers=dict(headers),
             )
         except httpx.HTTPError as exc:
-            raise self._no_answer(exc, phase, job_id) from None
-        return Reply(answer.status_code, answer.headers, answer.content)
-
-    def _no_answer(self, exc: httpx.HTTPError, phase: Phase, job_id: str | None) -> QuantumRuntimeError:
-        text = redact(str(exc)) or type(exc).__name__
-        where = self.connection.host
-        if "CERTIFICATE_VERIFY_FAILED" in text:
-            return ServiceUnavailable(
-                f"the certificate of {where} is not trusted: {text}",
-                solution="Set ca_file of the credentials block to your organisation's CA bundle.",
-                advice=NEVER,
-            )
-        sent = not isinstance(exc, _NOT_SENT)
-        return ServiceUnavailable(
-            f"no answer from {where}: {text}" if sent else f"cannot reach {where}: {text}",
-            advice=lost_answer(phase, sent=sent),
-            job_id=job_id,
-            sent=sent,
-        )
+            failure = no_answer(exc, phase, self.connection.host, job_id)
+        else:
+            return Reply.of(answer)
+        # Raised out here, or httpx's exception, which holds the request with its token, would hang on
+        # to ours as its context.
+        raise failure
