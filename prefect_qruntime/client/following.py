@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from typing import Literal, Protocol
@@ -22,7 +23,7 @@ OnTimeout = Literal["leave", "cancel"]
 Stream = Literal["auto", "always", "never"]
 OnChange = Callable[[Job, float], Awaitable[None]]
 
-_STREAM_GRACE = 1.0  # seconds the first socket may take before polling goes at its own pace
+_SHORTEST_LOOK = 2.0  # seconds that a look may take, however near the deadline is
 
 
 class _Service(Protocol):
@@ -82,7 +83,10 @@ async def follow_job(
         while True:
             wake.clear()
             try:
-                job = await service.look(job_id)
+                async with asyncio.timeout(_time_for_a_look(plan, clock())):
+                    job = await service.look(job_id)
+            except TimeoutError:  # the deadline, in the middle of an outage
+                plan.missed()
             except QuantumRuntimeError as error:
                 _tolerate(error, plan, clock())
             else:
@@ -103,8 +107,7 @@ async def follow_job(
     finally:
         if listener is not None:
             listener.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await listener
+            await asyncio.wait([listener])  # unlike `await listener`, this keeps a cancellation of ours
 
 
 async def _listen(service: _Service, socket: JobStream, wake: asyncio.Event) -> None:
@@ -115,6 +118,11 @@ async def _listen(service: _Service, socket: JobStream, wake: asyncio.Event) -> 
     wake.set()
 
 
+def _time_for_a_look(plan: WaitPlan, now: float) -> float | None:
+    left = plan.left(now)
+    return None if left == math.inf else max(left, _SHORTEST_LOOK)
+
+
 def _tolerate(error: QuantumRuntimeError, plan: WaitPlan, now: float) -> None:
     """Let an outage or a job not visible yet pass; raise anything else."""
     if isinstance(error, NotFound):
@@ -122,7 +130,7 @@ def _tolerate(error: QuantumRuntimeError, plan: WaitPlan, now: float) -> None:
             raise error
     elif not error.advice.may_repeat:
         raise error
-    if plan.missed():
+    if plan.missed(error.advice.seconds):
         log.warning("no answer about the job for now, waiting on: %s", error)
 
 
@@ -135,18 +143,24 @@ async def _give_up(
     last: Job | None,
     now: float,
 ) -> Job:
-    cancelled = False
+    cancelled, trouble = False, ""
     if on_timeout == "cancel" and limit != "outage":
-        last = await service.cancel(job_id)
-        if last.status is JobStatus.COMPLETED:
-            return last
-        cancelled = last.status is JobStatus.CANCELLED
+        try:
+            last = await service.cancel(job_id)
+        except QuantumRuntimeError as error:
+            trouble = f"cancelling it failed ({error.message}), so "
+        else:
+            cancelled = last.status is JobStatus.CANCELLED and not last.ran_too_long
+            if last.is_terminal and not cancelled:
+                return last
+            if not cancelled:
+                trouble = "its cancellation was accepted but has not happened yet: "
     state = "unknown" if last is None else last.raw_status
     fate = (
         "it was cancelled"
         if cancelled
-        else f"it lives on (last state {state!r}); attach again with wait_for_completion(credentials, {job_id!r}) "
-        "or end it with cancel_job"
+        else f"{trouble}it lives on (last state {state!r}); attach again with "
+        f"wait_for_completion(credentials, {job_id!r}) or end it with cancel_job"
     )
     raise JobTimeout(
         f"waited {now - plan.started:.0f} s for job {job_id} and stopped ({limit}): {fate}",

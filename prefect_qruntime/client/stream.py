@@ -80,6 +80,7 @@ class JobStream:
         self._wake = wake
         self._settings = settings or StreamSettings()
         self._sleep = sleep
+        self._last_token = ""
         self.connected = False
 
     async def follow(self) -> Ending:
@@ -104,7 +105,7 @@ class JobStream:
                     self._transport.tokens.discard(self._last_token)
                     continue
                 log.debug("websocket refused with HTTP %s", status)
-                if status < 500:
+                if status < 500 and status not in (408, 429):
                     return "refused"
                 failures += 1
             except QuantumRuntimeError as exc:  # no token: the poller meets the same and reports it
@@ -134,6 +135,10 @@ class JobStream:
                         self._wake()
             except ConnectionClosed:
                 pass  # the close codes tell
+            except asyncio.CancelledError:
+                # The job is over: a closing handshake with a silent server would only cost time.
+                socket.transport.abort()
+                raise
             finally:
                 self.connected = False
                 self._wake()

@@ -6,6 +6,7 @@ the queue costs about 300 looks; while it runs, or in a session, the first looks
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass, field
 
@@ -27,6 +28,7 @@ class Pace:
         streamed: Shortest pause while a websocket is connected (it wakes us earlier).
         streamed_share: As `share`, while a websocket is connected.
         outage: Shortest pause after a look that failed.
+        longest_asked: Longest `Retry-After` that is honoured.
     """
 
     queued: float = 0.5
@@ -36,6 +38,7 @@ class Pace:
     streamed: float = 5.0
     streamed_share: float = 0.05
     outage: float = 1.0
+    longest_asked: float = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,7 @@ class WaitPlan:
     since: float = field(init=False)
     answered: float = field(init=False)
     failures: int = 0
+    asked: float = 0.0
     seen: bool = False
     ran: bool = False
 
@@ -102,13 +106,19 @@ class WaitPlan:
         if changed:
             self.status, self.since = job.status, now if self.seen else self.started
         self.seen, self.failures, self.answered = True, 0, now
-        self.ran = self.ran or job.status is not JobStatus.QUEUED
+        # A state this version does not know is no proof that it runs: `queue_timeout` goes on counting.
+        self.ran = self.ran or job.status not in (JobStatus.QUEUED, None)
         self.in_session = self.in_session or job.session_id is not None
         return changed
 
-    def missed(self) -> bool:
-        """Note a look that got no usable answer. Returns whether it is the first of an outage."""
+    def missed(self, asked: float | None = None) -> bool:
+        """Note a look that got no usable answer. Returns whether it is the first of an outage.
+
+        Args:
+            asked: Seconds the service asked to wait (`Retry-After`).
+        """
         self.failures += 1
+        self.asked = min(asked or 0.0, self.pace.longest_asked)
         return self.failures == 1
 
     def pause(self, now: float, *, streamed: bool = False) -> float:
@@ -123,7 +133,13 @@ class WaitPlan:
             pause = max(self.pace.lively if lively else self.pace.queued, self.pace.share * spent)
         # Jitter only shortens, so that the promise on lag holds; it keeps many waits from marching in step.
         pause = min(pause, self.pace.longest) * self.rng.uniform(0.85, 1.0)
-        return max(0.0, min([pause, *(limit - now for limit in self._limits())]))
+        if self.failures:
+            pause = max(pause, self.asked)
+        return min(pause, self.left(now))
+
+    def left(self, now: float) -> float:
+        """Seconds until the nearest deadline, not below 0; infinity without one."""
+        return max(0.0, min((limit - now for limit in self._limits()), default=math.inf))
 
     def _limits(self) -> list[float]:
         limits = []
