@@ -11,7 +11,7 @@ import ipaddress
 import re
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NoReturn
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from prefect_qruntime.crn import Crn, parse_crn
 from prefect_qruntime.errors import InvalidInput
@@ -54,7 +54,7 @@ def check_url(text: str, *, field: str) -> str:
         bad_port = True
     if parts.scheme not in ("http", "https") or not parts.hostname or bad_port:
         raise InvalidInput("must be an address like https://host/path", field=field)
-    if parts.username or parts.password or parts.query or parts.fragment:
+    if "@" in parts.netloc or parts.query or parts.fragment:
         raise InvalidInput("must not carry a user, a password, a query or a fragment", field=field)
     if re.search(r"[\s\\\x00-\x1f]", parts.netloc + parts.path):
         raise InvalidInput("must not contain blanks, backslashes or control characters", field=field)
@@ -154,6 +154,7 @@ class Connection:
             secret = urlsplit(self.proxy).password
             if secret:
                 register_secret(secret)
+                register_secret(unquote(secret))
 
     @property
     def region(self) -> str:

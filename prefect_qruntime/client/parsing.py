@@ -5,6 +5,7 @@ Unknown fields are ignored, absent ones become None, and an unknown status keeps
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 from typing import Any
 
@@ -48,7 +49,18 @@ def _number(value: Any) -> float | None:
 
 def _count(value: Any) -> int | None:
     number = _number(value)
-    return None if number is None else int(number)
+    return None if number is None or not math.isfinite(number) else int(number)
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _reason_code(value: Any) -> int | str | None:
+    if isinstance(value, str):
+        digits = value.isascii() and value.isdigit() and len(value) < 20
+        return int(value) if digits else value or None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _moment(value: Any) -> datetime | None:
@@ -81,8 +93,8 @@ def parse_job(body: dict[str, Any], *, url: str | None = None) -> Job:
     if status is None and _STATUSES.get(top.strip().lower()) is not None:
         raw, status = top, _STATUSES[top.strip().lower()]
     reason = _text(state.get("reason")) or _text(body.get("reason"))
-    code = state.get("reason_code", state.get("reasonCode"))
-    code = int(code) if isinstance(code, str) and code.isdigit() else code
+    code = _reason_code(state.get("reason_code"))
+    code = _reason_code(state.get("reasonCode")) if code is None else code
     too_long = "ran too long" in f"{top} {raw} {reason or ''}".lower()
     if status is JobStatus.CANCELLED and (too_long or code == 1305):
         too_long = True
@@ -106,14 +118,14 @@ def parse_job(body: dict[str, Any], *, url: str | None = None) -> Job:
         status=status,
         raw_status=top if "ran too long" in top.lower() else raw,
         reason=reason,
-        reason_code=code if isinstance(code, int | str) and not isinstance(code, bool) and code != "" else None,
+        reason_code=code,
         reason_solution=_text(state.get("reason_solution")),
         ran_too_long=too_long,
         backend=_text(body.get("backend")),
         program_id=_text(_dict(body.get("program")).get("id")),
         session_id=_text(body.get("session_id")),
         created_at=_moment(body.get("created")),
-        tags=tuple(tag for tag in body.get("tags") or () if isinstance(tag, str)),
+        tags=tuple(tag for tag in _list(body.get("tags")) if isinstance(tag, str)),
         usage_seconds=seconds,
         usage_final=final,
         estimated_running_seconds=_number(body.get("estimated_running_time_seconds")),
