@@ -78,9 +78,7 @@ def _bit_array(register: Register) -> Any:
 
     if isinstance(register, PackedRegister):
         rows = np.frombuffer(register.data, dtype=np.uint8)
-        return BitArray(
-            rows.reshape(*register.shape, register.num_shots, register.row).copy(), register.num_bits
-        )
+        return BitArray(rows.reshape(*register.shape, register.num_shots, register.row).copy(), register.num_bits)
     if not isinstance(register, HexRegister):
         raise TypeError(f"no bits in {type(register).__name__}")
     size = (register.num_bits + 7) // 8

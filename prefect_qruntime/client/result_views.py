@@ -139,9 +139,7 @@ def _packed(value: dict[str, Any], limit: int) -> PackedRegister:
     found = decode_array(encoded.get("__value__"), limit=limit)
     if not isinstance(found, NpyArray) or found.descr[1:] not in ("u1", "b1"):
         raise ValueError("a BitArray's array does not hold bytes")
-    return PackedRegister.read(
-        found.data, found.shape, inner.get("num_bits") if isinstance(inner, dict) else None
-    )
+    return PackedRegister.read(found.data, found.shape, inner.get("num_bits") if isinstance(inner, dict) else None)
 
 
 def _v1_fields(value: Any, metadata: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from prefect_qruntime.client.inputs.parameters import MAX_AXES
 from prefect_qruntime.errors import InvalidInput
 
 __all__ = ["check_observables", "observable_shape"]
@@ -52,7 +53,9 @@ def observable_shape(value: Any) -> tuple[int, ...]:
     return (len(value), *observable_shape(value[0])) if isinstance(value, list) else ()
 
 
-def _one(value: Any, *, field: str) -> Any:
+def _one(value: Any, *, field: str, depth: int = 0) -> Any:
+    if depth > MAX_AXES:
+        raise InvalidInput(f"nested deeper than {MAX_AXES} levels", field=field)
     if isinstance(value, str):
         return _label(value, field=field)
     if isinstance(value, Mapping):
@@ -67,14 +70,14 @@ def _one(value: Any, *, field: str) -> Any:
     if isinstance(value, list | tuple):
         if not value:
             raise InvalidInput("an empty list of observables", field=field)
-        items = [_one(item, field=f"{field}[{place}]") for place, item in enumerate(value)]
+        items = [_one(item, field=f"{field}[{place}]", depth=depth + 1) for place, item in enumerate(value)]
         if len({observable_shape(item) for item in items}) > 1:
             raise InvalidInput("nested lists of different shape", field=field)
         return items
-    return _foreign(value, field=field)
+    return _foreign(value, field=field, depth=depth)
 
 
-def _foreign(value: Any, *, field: str) -> Any:
+def _foreign(value: Any, *, field: str, depth: int) -> Any:
     """Objects of qiskit and numpy, told by what they offer, so that neither is imported."""
     if callable(getattr(value, "to_label", None)):  # Pauli
         label, factor = _key(value, field=field)
@@ -95,7 +98,7 @@ def _foreign(value: Any, *, field: str) -> Any:
     if callable(getattr(value, "tolist", None)):  # ObservablesArray, numpy array of the above
         items = value.tolist()
         if isinstance(items, list | str | Mapping):
-            return _one(items, field=field)
+            return _one(items, field=field, depth=depth + 1)
     raise InvalidInput(f"{type(value).__name__} is no observable", field=field)
 
 

@@ -13,7 +13,10 @@ from typing import Any
 from prefect_qruntime.client.inputs.fields import nearest
 from prefect_qruntime.errors import InvalidInput
 
-__all__ = ["check_parameters", "numbers", "shape_of"]
+__all__ = ["MAX_AXES", "check_parameters", "numbers", "shape_of"]
+
+MAX_AXES = 32
+"""More axes than this no array of numpy had for decades."""
 
 
 def check_parameters(value: Any, inputs: Sequence[str] | None, *, field: str) -> Any:
@@ -54,7 +57,7 @@ def check_parameters(value: Any, inputs: Sequence[str] | None, *, field: str) ->
     )
 
 
-def numbers(value: Any, *, field: str) -> Any:
+def numbers(value: Any, *, field: str, depth: int = 0) -> Any:
     """Nested lists of finite floats, or one float. Arrays are taken by their `tolist`."""
     if not isinstance(value, list | tuple) and callable(getattr(value, "tolist", None)):
         value = value.tolist()
@@ -65,7 +68,9 @@ def numbers(value: Any, *, field: str) -> Any:
                 return [float(item) + 0.0 for item in value]
         except OverflowError:
             pass
-        return [numbers(item, field=f"{field}[{position}]") for position, item in enumerate(value)]
+        if depth == MAX_AXES:
+            raise InvalidInput(f"nested deeper than {MAX_AXES} levels", field=field)
+        return [numbers(item, field=f"{field}[{position}]", depth=depth + 1) for position, item in enumerate(value)]
     if isinstance(value, bool | str | bytes) or not hasattr(value, "__float__"):
         raise InvalidInput(f"{_shown(value)} is no number", field=field)
     try:

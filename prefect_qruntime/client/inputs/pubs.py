@@ -47,7 +47,7 @@ def _as_list(pubs: Any, *, sampler: bool) -> list[Any]:
     # What starts with a bare circuit is either one PUB, or a list of PUBs.
     if not items or not is_circuit_like(items[0]):
         return items
-    if not sampler or (1 < len(items) <= 3 and not all(map(_starts_a_pub, items))):
+    if not sampler or (1 < len(items) <= 3 and not any(map(_starts_a_pub, items[1:]))):
         return [tuple(items)]
     return items
 
