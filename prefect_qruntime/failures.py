@@ -82,7 +82,7 @@ def judge(phase: Phase, status: int, code: int | str | None = None, retry_after:
     number = _as_int(code)
     if phase == "token":
         return _judge_token(status, retry_after)
-    if status == 429 or number == 1202:
+    if status == 429 or (number == 1202 and status < 500):
         pause = retry_after if retry_after is not None else (CREATE_PAUSE if phase in _CREATES else None)
         return Verdict(RateLimited, after(pause) if pause is not None else SAME_REQUEST)
     # The service gives code 1200 with a 403 too, and there it means the right, not the token.
