@@ -1,0 +1,184 @@
+"""CRNs, addresses, ids and connections are checked before anything is sent."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from prefect_qruntime.connection import Connection, check_id, check_name, check_url
+from prefect_qruntime.crn import parse_crn
+from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.redact import redact
+
+CRN = "crn:v1:bluemix:public:quantum-computing:us-east:a/0123abcd:11aa-22bb::"
+KEY = "a-key-of-no-worth-1234567890"
+
+
+def make(**fields: Any) -> Connection:
+    return Connection(**{"api_key": KEY, "crn": CRN, **fields})
+
+
+def test_a_crn_is_taken_apart() -> None:
+    crn = parse_crn(f"  {CRN.replace('us-east', 'eu-de')} ")
+    assert (crn.cname, crn.region, crn.account, crn.instance) == ("bluemix", "eu-de", "0123abcd", "11aa-22bb")
+    assert str(crn) == CRN.replace("us-east", "eu-de")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "crn",
+        CRN[:-1],
+        CRN + ":",
+        CRN + "\n",
+        CRN.replace("11aa", "11\r\nX: y"),
+        CRN.replace("us-east", ""),
+        CRN.replace("quantum-computing", "cloud-object-storage"),
+        CRN.replace("v1", "v2"),
+        CRN + "/x",
+        None,
+        7,
+        CRN.replace("us-east", "evil.com/"),
+        CRN.replace("0123abcd", "é"),
+        CRN.replace("a/0123abcd", "0123abcd"),
+    ],
+)
+def test_what_is_no_crn(text: Any) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        parse_crn(text, field="credentials.crn")
+    assert caught.value.field == "credentials.crn"
+
+
+@pytest.mark.parametrize(
+    ("region", "dialect", "url"),
+    [
+        ("us-east", "cloud", "https://quantum.cloud.ibm.com/api/v1"),
+        ("eu-de", "cloud", "https://eu-de.quantum.cloud.ibm.com/api/v1"),
+        ("us-east", "legacy", "https://us-east.quantum-computing.cloud.ibm.com"),
+        ("eu-de", "legacy", "https://eu-de.quantum-computing.cloud.ibm.com"),
+    ],
+)
+def test_hosts_follow_the_region(region: str, dialect: Any, url: str) -> None:
+    connection = make(crn=CRN.replace("us-east", region), dialect=dialect)
+    assert (connection.base_url, connection.region, connection.iam_url) == (url, region, "https://iam.cloud.ibm.com")
+
+
+def test_another_cloud_needs_an_address() -> None:
+    staging = CRN.replace("bluemix", "staging")
+    with pytest.raises(InvalidInput, match="base_url"):
+        make(crn=staging)
+    assert make(crn=staging, base_url="https://host.example/x").base_url == "https://host.example/x"
+
+
+@pytest.mark.parametrize("slashes", ["", "/", "//"])
+def test_a_trailing_slash_changes_nothing(slashes: str) -> None:
+    connection = make(base_url=f"https://host.example/api/v1{slashes}", iam_url=f"https://iam.example{slashes}")
+    assert (connection.base_url, connection.iam_url) == ("https://host.example/api/v1", "https://iam.example")
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:8080", "http://localhost/x", "http://[::1]:9/x", "https://a.example"]
+)
+def test_good_addresses(url: str) -> None:
+    assert check_url(url, field="base_url") == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "host",
+        "ftp://host/",
+        "http://host.example/",
+        "http://10.0.0.1/",
+        "http://0.0.0.0/",
+        "http://localhost.evil/",
+        "https://u:p@host/",
+        "https://u@host/",
+        "https://@host/",
+        "https://host/?q=1",
+        "https://host/#f",
+        "https:///x",
+        "https://host:0/",
+        "https://host:99999/",
+        "https://host:x/",
+        "https://a b/",
+        "https://good\\@evil/",
+        "//host/x",
+    ],
+)
+def test_bad_addresses(url: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check_url(url, field="base_url")
+    assert caught.value.field == "base_url"
+
+
+@pytest.mark.parametrize("value", ["../x", "a/b", "a?b", "a b", "", "x" * 65, "a\n", "é", None, 7, "%2e", "a.b"])
+def test_bad_ids(value: Any) -> None:
+    with pytest.raises(InvalidInput):
+        check_id(value, field="job")
+
+
+@pytest.mark.parametrize("value", ["../x", "..", ".x", "a/b", "", "x" * 65, "a\n", None, "a%2fb"])
+def test_bad_backend_names(value: Any) -> None:
+    with pytest.raises(InvalidInput):
+        check_name(value, field="backend")
+
+
+def test_good_ids_and_names() -> None:
+    assert check_id("d1abc-DEF_9", field="job") == "d1abc-DEF_9"
+    assert check_name("ibm_torino.v2-x", field="backend") == "ibm_torino.v2-x"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("api_key", v) for v in ("", "   ", "a\nb", "a b", "é" * 20, "x" * 201, None, "**********")]
+    + [("dialect", "grpc"), ("crn", "x"), ("api_version", "latest"), ("api_version", "2026-04-15\n")]
+    + [("application", ""), ("application", "a\r\nX: y"), ("application", "x" * 201)]
+    + [("request_timeout", v) for v in (0, -1, 3601, float("nan"))]
+    + [("base_url", "http://host.example"), ("iam_url", "http://host.example")],
+)
+def test_wrong_fields_are_named(field: str, value: Any) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        make(**{field: value})
+    assert caught.value.field == field
+
+
+def test_a_connection_shows_and_hands_on_no_secret() -> None:
+    connection = make(proxy="http://me:proxy%2Dpassword@proxy.example:3128")
+    assert KEY not in repr(connection)
+    assert "proxy" not in repr(connection).replace("prefect_qruntime", "")
+    assert KEY not in connection.fingerprint
+    for attempt in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="API key") as caught:
+            attempt(connection)
+        assert KEY not in str(caught.value)
+    assert redact(f"x {KEY} proxy%2Dpassword proxy-password y") == "x ******** ******** ******** y"
+
+
+def test_surrounding_blanks_of_the_key_are_dropped() -> None:
+    assert make(api_key=f" {KEY}\n").api_key == KEY
+
+
+def test_the_fingerprint_tells_connections_apart() -> None:
+    base = make()
+    assert base.fingerprint == make().fingerprint
+    others = [
+        make(api_key=KEY + "x"),
+        make(dialect="legacy"),
+        make(ca_file="/x"),
+        make(proxy="http://p.example"),
+        make(request_timeout=5.0),
+        replace(base, application="other"),
+    ]
+    assert len({c.fingerprint for c in [base, *others]}) == len(others) + 1
+
+
+def test_where_to_look_at_a_job() -> None:
+    assert make().job_url("d1") == "https://quantum.cloud.ibm.com/workloads/d1"
+    assert make(base_url="http://127.0.0.1:1/api/v1").job_url("d1") == "http://127.0.0.1:1/api/v1/jobs/d1"

@@ -1,0 +1,114 @@
+"""Errors are data: they pickle whole, say what to do, and hold nothing of a library."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefect_qruntime import errors
+from prefect_qruntime.errors import (
+    InvalidInput,
+    JobCancelled,
+    JobFailed,
+    JobRanTooLong,
+    JobTimeout,
+    QuantumRuntimeError,
+    RetryAdvice,
+    ServiceUnavailable,
+    SubmissionUncertain,
+    after,
+)
+
+CLASSES = [getattr(errors, name) for name in errors.__all__ if name != "RetryAdvice"]
+FIELDS: dict[str, Any] = {
+    "code": 1291,
+    "reason": "because",
+    "solution": "do this",
+    "trace_id": "t-1",
+    "job_id": "d1",
+    "session_id": "s1",
+    "job_url": "https://host/d1",
+    "status": 404,
+    "advice": after(2.5),
+}
+
+
+def test_the_tree() -> None:
+    assert all(issubclass(cls, QuantumRuntimeError) for cls in CLASSES)
+    assert not any(issubclass(cls, TimeoutError | OSError) for cls in CLASSES)
+    assert issubclass(JobRanTooLong, JobFailed)
+    assert not issubclass(JobCancelled, JobFailed)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("copied", [lambda e: pickle.loads(pickle.dumps(e)), copy.copy, copy.deepcopy])
+def test_every_error_survives_copying_whole(cls: type[QuantumRuntimeError], copied: Any) -> None:
+    error = cls("what happened", **FIELDS, candidates=["a", "b"])
+    again = copied(error)
+    assert type(again) is cls
+    assert again.fields == error.fields
+    assert (str(again), again.args, again.advice) == (str(error), error.args, error.advice)
+    assert again.candidates == ["a", "b"]
+
+
+@given(
+    message=st.text(max_size=30),
+    code=st.none() | st.integers() | st.text(max_size=8),
+    reason=st.none() | st.text(max_size=20),
+    details=st.dictionaries(st.sampled_from(["limit", "field_x", "candidates"]), st.none() | st.integers()),
+)
+def test_any_fields_survive_pickling(message: str, code: Any, reason: Any, details: Any) -> None:
+    error = SubmissionUncertain(message, code=code, reason=reason, **details)
+    again = pickle.loads(pickle.dumps(error))
+    assert (again.fields, str(again)) == (error.fields, str(error))
+
+
+def test_the_text_says_what_why_what_to_do_and_where() -> None:
+    text = str(QuantumRuntimeError("it broke", **FIELDS))
+    for part in ("it broke", "because", "do this", "HTTP 404", "code 1291", "trace t-1", "https://host/d1"):
+        assert text.count(part) == 1
+    assert str(QuantumRuntimeError("it broke because of x", reason="because of x")) == "it broke because of x"
+
+
+def test_the_field_of_invalid_input_is_named_once() -> None:
+    error = InvalidInput("is empty", field="tags[0]")
+    assert (str(error), error.field) == ("tags[0]: is empty", "tags[0]")
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.field) == ("tags[0]: is empty", "tags[0]")
+    assert InvalidInput("is empty").field is None
+
+
+def test_unknown_attributes_are_refused() -> None:
+    with pytest.raises(AttributeError, match="candidates"):
+        _ = QuantumRuntimeError("x").candidates
+    # What copy and pickle do before __init__ has run must not recurse.
+    with pytest.raises(AttributeError):
+        _ = QuantumRuntimeError.__new__(QuantumRuntimeError).anything
+
+
+@pytest.mark.parametrize(
+    ("cls", "advice"),
+    [(ServiceUnavailable, "same-request"), (SubmissionUncertain, "search-first"), (JobTimeout, "never")],
+)
+def test_advice_by_default(cls: type[QuantumRuntimeError], advice: str) -> None:
+    assert str(cls("x").advice) == advice
+
+
+def test_advice_reads_as_in_the_published_table() -> None:
+    assert [str(a) for a in (RetryAdvice("never"), after(12), after(0.5))] == ["never", "after 12 s", "after 0.5 s"]
+    assert [a.may_repeat for a in (RetryAdvice("search-first"), after(1), RetryAdvice("same-request"))] == [
+        False,
+        True,
+        True,
+    ]
+
+
+def test_retryable() -> None:
+    assert JobFailed("x", retryable=True).retryable is True
+    assert pickle.loads(pickle.dumps(JobFailed("x", retryable=True))).retryable is True
+    assert JobFailed("x").retryable is False

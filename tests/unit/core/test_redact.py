@@ -1,0 +1,113 @@
+"""No key and no token in any text, known or not."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefect_qruntime import redact as module
+from prefect_qruntime.redact import MASK, RedactionFilter, forget_all, install, redact, register_secret
+
+TOKEN = "tok-Zk39vQx1-not-a-real-one"
+JWT = "eyJraWQiOiIyMDI2.eyJpYW1faWQiOiJJQk1p.c2lnbmF0dXJl"
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("Authorization: Bearer abcdef123456", f"Authorization: Bearer {MASK}"),
+        ("authorization: bearer abc.def-123~x/y+z=", f"authorization: bearer {MASK}"),
+        ("Authorization: apikey Abc_123-456", f"Authorization: apikey {MASK}"),
+        ("grant_type=x&apikey=SECRETKEY1&y=1", f"grant_type=x&apikey={MASK}&y=1"),
+        ('{"access_token":"abc123","x":1}', f'{{"access_token":"{MASK}","x":1}}'),
+        ("{'refresh_token': 'abc123'}", f"{{'refresh_token': '{MASK}'}}"),
+        ("X-Access-Token: abc123", f"X-Access-Token: {MASK}"),
+        (f"saw {JWT} there", f"saw {MASK} there"),
+        ("api_key=abcd1234)", f"api_key={MASK})"),
+        ("the bearer of bad news", "the bearer of bad news"),
+        ("job d1abc on ibm_torino", "job d1abc on ibm_torino"),
+    ],
+)
+def test_shapes(text: str, clean: str) -> None:
+    assert redact(text) == clean
+    assert redact(clean) == clean
+
+
+def test_known_secrets_are_found_anywhere() -> None:
+    register_secret(TOKEN)
+    register_secret(TOKEN + "-longer")
+    assert redact(f"x{TOKEN}y {TOKEN}-longer") == f"x{MASK}y {MASK}"
+    register_secret("short")
+    assert redact("a short text") == "a short text"
+    register_secret("a+b(c)[d]")
+    assert redact("a+b(c)[d]") == MASK
+    forget_all()
+    assert redact(TOKEN) == TOKEN
+
+
+def test_only_so_many_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_KEEP", 3)
+    for n in range(5):
+        register_secret(f"secret-{n}")
+    assert redact("secret-0 secret-1 secret-4") == f"secret-0 secret-1 {MASK}"
+
+
+@pytest.fixture
+def written() -> Iterator[tuple[logging.Logger, io.StringIO]]:
+    stream = io.StringIO()
+    logger = logging.getLogger("test-redaction")
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    filter_ = RedactionFilter()
+    logger.addHandler(handler)
+    logger.addFilter(filter_)
+    logger.setLevel("DEBUG")
+    logger.propagate = False
+    yield logger, stream
+    logger.removeHandler(handler)
+    logger.removeFilter(filter_)
+
+
+def test_records_are_cleaned_with_their_arguments_and_tracebacks(written: Any) -> None:
+    logger, stream = written
+    register_secret(TOKEN)
+    logger.debug("> %s: %s", "Authorization", f"Bearer {TOKEN}")
+    logger.debug({"headers": TOKEN})
+    try:
+        try:
+            raise ValueError(f"inner {TOKEN}")
+        except ValueError as inner:
+            raise RuntimeError(f"outer {TOKEN}") from inner
+    except RuntimeError:
+        logger.exception("failed with %s", TOKEN)
+    logger.info("count %d of %s", 3, "four")
+    text = stream.getvalue()
+    assert TOKEN not in text
+    assert text.count(MASK) == 5
+    assert "RuntimeError: outer ********" in text
+    assert "ValueError: inner ********" in text
+    assert "count 3 of four" in text
+
+
+def test_a_broken_format_string_does_not_stop_the_record(written: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    logger, _ = written
+    record = logging.LogRecord("x", logging.INFO, __file__, 1, "%d", ("no number",), None)
+    assert RedactionFilter().filter(record) is True
+    assert logger.name == "test-redaction"
+
+
+def test_install_is_repeat_safe_and_covers_every_logger_of_ours() -> None:
+    install()
+    install()
+    package = Path(module.__file__).parent
+    sources = [p for p in package.rglob("*.py") if "sandbox" not in p.parts]
+    named = {name for p in sources for name in re.findall(r'getLogger\("([^"]+)"\)', p.read_text())}
+    assert named
+    for name in named | {"httpx", "httpcore.http11", "httpcore.connection", "websockets.client"}:
+        assert [type(f) for f in logging.getLogger(name).filters].count(RedactionFilter) == 1, name
