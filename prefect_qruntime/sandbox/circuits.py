@@ -98,6 +98,23 @@ def check_fits(circuit: Any, backend: Backend, strict: bool) -> None:
                 raise InputError(f"The instruction {name} on qubits {pair} is not supported.", 7001)
 
 
+def widen(circuit: Any, width: int) -> Any:
+    """Give a circuit that names the backend's own qubits (`$3`) the idle ones beyond the last it names.
+
+    OpenQASM 3 has no place for their number, but observables over the whole backend count them.
+    """
+    if circuit.layout is None or circuit.num_qubits >= width:
+        return circuit
+    from qiskit import QuantumCircuit
+
+    wider = QuantumCircuit(width)
+    wider.add_bits(circuit.clbits)
+    for register in circuit.cregs:
+        wider.add_register(register)
+    # Without the layout, which the parser makes up.
+    return wider.compose(circuit, range(circuit.num_qubits), circuit.clbits, copy=False)
+
+
 def names_in(circuit: Any) -> set[str]:
     """Return the names of all instructions, also inside control flow."""
     names = set()

@@ -7,6 +7,7 @@ the thread that first imported numpy for it has ended and another one goes on (s
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import threading
@@ -14,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from typing import Any
 
 import orjson
@@ -35,7 +37,21 @@ _WARM_UP = {
 }
 _lock = threading.Lock()
 _thread: ThreadPoolExecutor | None = None
+_imported = threading.Event()
 _warmed = False
+# Everything that the other modules import from these packages where they need it.
+_SIMULATOR = (
+    "qiskit",
+    "qiskit.primitives",
+    "qiskit.qasm2",
+    "qiskit.qasm3",
+    "qiskit.qpy",
+    "qiskit.quantum_info",
+    "qiskit_aer",
+    "qiskit_aer.library",
+    "qiskit_aer.noise",
+    "qiskit_qasm3_import",
+)
 
 
 def _qpu() -> ThreadPoolExecutor:
@@ -74,7 +90,7 @@ class Physics:
         self._seed = random.SystemRandom().getrandbits(31) if settings.seed is None else settings.seed
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Report to this loop, and import and try out the simulator in the background."""
+        """Report to this loop, and try out the simulator in the background."""
         self._loop = loop
         if self.settings.physics:
             _qpu().submit(warm_up)
@@ -159,6 +175,23 @@ def _failed(reason: str, code: int, text: str, started: int) -> Outcome:
         text=text,
         execution_ns=time.perf_counter_ns() - started,
     )
+
+
+def import_simulator() -> None:
+    """Import qiskit and qiskit-aer, 0.4 s once per process; without them a job says what to install.
+
+    Done in the lasting thread, but waited for: qiskit's modules import each other in circles, so a caller that
+    imported a part of it meanwhile would now and then get a half-imported one.
+    """
+    if not _imported.is_set():
+        _qpu().submit(_import_all).result()
+
+
+def _import_all() -> None:
+    with contextlib.suppress(ImportError):
+        for name in _SIMULATOR:
+            import_module(name)
+    _imported.set()
 
 
 def warm_up() -> None:

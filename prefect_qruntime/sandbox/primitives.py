@@ -182,6 +182,7 @@ def estimator(
 
 def _estimator_pub(sent: list[Any], default_precision: float, backend: Backend, strict: bool) -> Any:
     from qiskit.primitives.containers.estimator_pub import EstimatorPub
+    from qiskit.primitives.containers.observables_array import ObservablesArray
 
     circuit = qc.load(sent[0])
     qc.check_fits(circuit, backend, strict)
@@ -193,11 +194,19 @@ def _estimator_pub(sent: list[Any], default_precision: float, backend: Backend, 
     if hasattr(observables, "tolist"):
         observables = observables.tolist()
     try:
+        observables = ObservablesArray.coerce(observables)
+        circuit = qc.widen(circuit, min(_width(observables), backend.qubits))
         return EstimatorPub.coerce((circuit, observables, qc.bindings(circuit, values), float(precision)))
     except InputError:
         raise
     except Exception as error:
         raise InputError(f"The PUB is not valid: {error}") from error
+
+
+def _width(observables: Any) -> int:
+    # The terms of all observables are equally long, which coercing has checked.
+    flat = observables.sparse_observables_array().ravel()
+    return int(flat[0].num_qubits) if flat.size else 0
 
 
 def estimate(
@@ -226,7 +235,10 @@ def estimate(
         flat[where] = [(terms.setdefault(label, len(terms)), coeff.real) for label, coeff in found]
     width = pub.circuit.num_qubits
     needed = frozenset(width - 1 - i for label in terms for i, letter in enumerate(label) if letter != "I")
-    reduced, places = qc.compact(pub.circuit.remove_final_measurements(inplace=False), needed)
+    circuit = pub.circuit
+    if not circuit.has_control_flow_op():  # Else it would take away measurements that a condition reads.
+        circuit = circuit.remove_final_measurements(inplace=False)
+    reduced, places = qc.compact(circuit, needed)
     labels = [_moved(label, places, reduced.num_qubits) for label in terms]
     point_shape = pub.parameter_values.shape
     points = np.arange(max(1, math.prod(point_shape))).reshape(point_shape)

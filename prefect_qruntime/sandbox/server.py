@@ -17,6 +17,7 @@ from typing import Any
 
 from prefect_qruntime.sandbox.actions import Actions
 from prefect_qruntime.sandbox.control import Control, ControlError
+from prefect_qruntime.sandbox.physics import import_simulator
 from prefect_qruntime.sandbox.routes import build_app
 from prefect_qruntime.sandbox.service import Service
 from prefect_qruntime.sandbox.settings import Settings
@@ -167,6 +168,8 @@ class Sandbox:
         """
         if self._used:
             raise RuntimeError("a sandbox can be started once; make a new one")
+        if self._settings.physics:
+            import_simulator()
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         # asyncio switches off Nagle's algorithm only where the protocol is named; else answers take 40 ms.
         sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -204,10 +207,9 @@ class Sandbox:
         self.control.reset()
 
     def warm_up(self, timeout: float = 60.0) -> None:
-        """Wait until the simulator is imported, which takes a second once per process.
+        """Wait until the simulator has been tried out, which takes 0.1 s once per process.
 
-        It happens by itself in the background; waiting makes the first job quick, and keeps this import away from
-        code of yours that looks into half-imported modules (hypothesis does with numpy).
+        It happens by itself in the background; waiting makes the first job quick.
 
         Args:
             timeout: Real seconds.

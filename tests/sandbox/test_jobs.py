@@ -96,6 +96,11 @@ def test_bodies_are_checked(cloud, change, expected):
     assert cloud.control.jobs() == []
 
 
+@pytest.mark.parametrize("level", ["debug", "WARNING"])
+def test_log_levels_in_small_letters_and_in_the_official_clients(cloud, level):
+    assert cloud.submit(log_level=level).status_code == 200
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'"text"', b"null", b'{"program_id": NaN}', b"\xff"])
 def test_odd_bodies_are_400(cloud, content):
     for method, path in [("POST", "/jobs"), ("POST", "/sessions"), ("PUT", "/instances/configuration")]:

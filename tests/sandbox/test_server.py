@@ -235,3 +235,16 @@ def test_port_is_bound_to_loopback_only(qruntime_sandbox):
     port = int(qruntime_sandbox.url.rsplit(":", 1)[1])
     with socket.create_server(("127.0.0.2", port)):
         pass  # Possible only if the server does not listen on every address.
+
+
+def test_the_simulator_is_imported_when_start_returns():
+    """Else a program that imports a part of qiskit right after gets a half-imported one, now and then."""
+    code = (
+        "import sys\n"
+        "from prefect_qruntime.sandbox import Sandbox\n"
+        "with Sandbox():\n"
+        "    before = {name for name in sys.modules if name.startswith(('qiskit', 'numpy'))}\n"
+        "    import qiskit.circuit, qiskit.quantum_info, qiskit.primitives, qiskit_aer, qiskit_aer.noise\n"
+        "assert 'qiskit.primitives' in before and 'qiskit_aer.noise' in before, len(before)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
