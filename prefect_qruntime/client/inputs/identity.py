@@ -97,7 +97,8 @@ class _Scope:
         }
 
     def operation(self, op: Any) -> list[Any]:
-        kind = op.base_class  # type() of a singleton gate is a class without a module
+        # The type of a singleton gate is a class without a module; an annotated one has no base class.
+        kind = getattr(op, "base_class", type(op))
         form: list[Any] = [_COUNTED_NAME.sub("circuit", op.name)]
         if kind.__module__.startswith(_COMPLETE_MODULES) and not op.params:
             return [*form, getattr(op, "ctrl_state", None)]
@@ -149,6 +150,10 @@ class _Scope:
             return [self.value(item) for item in value]
         if isinstance(value, Mapping):
             return [[self.value(key), self.value(item)] for key, item in sorted(value.items())]
+        if type(value).__module__.endswith(("circuit.classical.expr", "circuit.classical.expr.expr")):
+            return self._classical(value)
+        if type(value).__qualname__.startswith("Duration."):
+            return ["duration", repr(value)]
         if _hashable(value) and value in self.clbits:
             return ["clbit", self.clbits[value]]
         kind = type(value).__name__
@@ -161,8 +166,6 @@ class _Scope:
         if hasattr(value, "dtype") and hasattr(value, "tobytes"):
             shape = [int(size) for size in value.shape]
             return ["array", str(value.dtype), shape, hashlib.sha256(value.tobytes()).hexdigest()]
-        if type(value).__module__.startswith("qiskit.circuit.classical"):
-            return self._classical(value)
         if kind == "_DefaultCaseType":
             return ["default"]
         raise _UnknownError(kind)
@@ -173,8 +176,6 @@ class _Scope:
         form: list[Any] = [kind, str(getattr(node, "type", ""))]
         if kind in ("Var", "Stretch"):
             return [*form, node.name if node.name is not None else self.value(node.var)]
-        if not hasattr(node, "const") and not hasattr(node, "type"):
-            return [kind, repr(node)]  # types and durations: plain values with a plain repr
         known = False
         for part in ("op", "value", "operand", "left", "right", "target", "index"):
             if hasattr(node, part):

@@ -38,7 +38,7 @@ _ALWAYS = frozenset(
     }
 )  # fmt: skip
 _MODIFIER = re.compile(r"(?:inv|ctrl|negctrl|pow)\s*(?:\([^()]*\))?\s*@\s*")
-_CALL = re.compile(r"([^\W\d]\w*)\s*(\(.*\))?\s*(?:\[[^\]]*\]\s*)?((?:\$|[^\W\d]).*)?", re.DOTALL)
+_CALL = re.compile(r"([^\W\d]\w*)(?!\w)\s*(\(.*\))?\s*(?:\[[^\]]*\]\s*)?((?:\$|[^\W\d]).*)?", re.DOTALL)
 _BLOCK_HEAD = re.compile(r"(?:if|else|while|for|switch|case|default|box)\b")
 _OPERAND = re.compile(r"\$([0-9]{1,9})|([^\W\d]\w*)\s*\[\s*([0-9]{1,9})\s*\]")
 _PHYSICAL = re.compile(r"\$([0-9]{1,9})")

@@ -91,7 +91,7 @@ def _foreign(value: Any, *, field: str, depth: int) -> Any:
             for letter, place in zip(letters, places, strict=True):
                 spread[width - 1 - place] = letter
             text = "".join(spread)
-            terms[text] = terms.get(text, 0j) + complex(coefficient)
+            terms[text] = terms.get(text, 0j) + _complex(coefficient, field=f"{field}.{text}")
         if not terms:
             raise InvalidInput("an observable needs at least one term", field=field)
         return {text: _real(number, field=f"{field}.{text}") for text, number in terms.items()}
@@ -125,15 +125,19 @@ def _label(text: str, *, field: str) -> str:
     return text
 
 
+def _complex(value: Any, *, field: str) -> complex:
+    if not isinstance(value, bool | str | bytes) and (hasattr(value, "__float__") or hasattr(value, "__complex__")):
+        try:
+            return complex(value)
+        except (TypeError, ValueError, OverflowError):
+            pass  # an unbound parameter, an integer beyond all floats
+    raise InvalidInput(f"coefficient {value!r:.60} is no number", field=field)
+
+
 def _real(value: Any, *, field: str) -> float:
-    if isinstance(value, bool | str | bytes) or not (hasattr(value, "__float__") or hasattr(value, "__complex__")):
-        raise InvalidInput(f"coefficient {value!r} is no number", field=field)
-    try:
-        number = complex(value)
-    except (TypeError, ValueError, OverflowError):
-        raise InvalidInput(f"coefficient {value!r} is no number", field=field) from None
+    number = _complex(value, field=field)
     if abs(number.imag) > 1e-12 * max(1.0, abs(number.real)):
-        raise InvalidInput(f"coefficient {value!r} is not real", field=field)
+        raise InvalidInput(f"coefficient {value!r:.60} is not real", field=field)
     if not math.isfinite(number.real):
         raise InvalidInput(f"coefficient {number.real} cannot be sent", field=field)
     return number.real + 0.0

@@ -99,11 +99,13 @@ def shape_of(values: Any, *, field: str) -> tuple[int, ...]:
 def _by_name(value: Mapping[Any, Any], inputs: Sequence[str] | None, *, field: str) -> dict[str, Any]:
     named: dict[str, Any] = {}
     for key, item in value.items():
-        names = key if isinstance(key, tuple) else (key,)
+        # A tuple of names, or qiskit's ParameterVector: the last axis runs over them.
+        several = not isinstance(key, str) and hasattr(key, "__iter__")
+        names = tuple(key) if several else (key,)
         texts = [_name(name, field=field) for name in names]
         spot = f"{field}.{','.join(texts)}"
         values = numbers(item, field=spot)
-        if isinstance(key, tuple):
+        if several:
             shape = shape_of(values, field=spot)
             if not shape or shape[-1] != len(texts):
                 raise InvalidInput(f"the last axis must have {len(texts)} values", field=spot)

@@ -27,6 +27,7 @@ _QUBITS = re.compile(r"qubit(?:\s*\[\s*(\w+)\s*\]\s*|\s+)([^\W\d]\w*)")
 _QREG = re.compile(r"qreg\s+([^\W\d]\w*)\s*(?:\[\s*(\w+)\s*\])?")
 _INPUT = re.compile(r"input\s+(\w+)\s*(?:\[[^\]]*\])?\s*([^\W\d]\w*)")
 _MEASURE = re.compile(r"\bmeasure\b")
+_DEFINITION = re.compile(r"\b(?:gate|cal|defcal)\b[^{};]*\{[^{}]*\}")
 _PHYSICAL = re.compile(r"\$([0-9]{1,9})\b")
 
 
@@ -127,8 +128,8 @@ def scan(text: str, *, field: str) -> Program:
 
 
 def statements(text: str) -> Iterator[str]:
-    """All statements, those inside blocks too, without comments, annotations and strings."""
-    for piece in re.split(r"[;{}]", _without_comments(text)):
+    """All statements in blocks too, but not in gate and calibration definitions; without comments."""
+    for piece in re.split(r"[;{}]", _DEFINITION.sub(";", _without_comments(text))):
         statement = " ".join(piece.split())
         if statement:
             yield statement

@@ -1,0 +1,275 @@
+"""Equal work, equal digest, in every process; other work, another digest."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister
+from qiskit.circuit import AnnotatedOperation, Duration, Gate, InverseModifier, Parameter, PowerModifier
+from qiskit.circuit.classical import expr
+from qiskit.circuit.library import PauliEvolutionGate, QFTGate, UnitaryGate, XGate
+from qiskit.quantum_info import SparsePauliOp
+
+from prefect_qruntime.client.inputs import make_spec
+
+TWO = "OPENQASM 3.0; input float[64] a; input angle b; qubit[2] q; bit[2] c; rx(a) q[0]; c = measure q;"
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+
+
+def _digest(pubs: Any, **given: Any) -> str:
+    return make_spec(pubs, **{"backend": "b", **given}).digest()
+
+
+@given(FINITE, FINITE)
+def test_the_container_of_numbers_does_not_count(a: float, b: float) -> None:
+    forms = [[a, b], (a, b), np.array([a, b]), [np.float64(a), b]]
+    assert len({_digest([(TWO, form)]) for form in forms}) == 1
+
+
+@given(st.integers(-(2**53), 2**53))
+def test_an_integer_is_its_float(number: int) -> None:
+    assert _digest([(TWO, [number, 0])]) == _digest([(TWO, [float(number), -0.0])])
+    assert _digest([(TWO, {"b": number, "a": 1})]) == _digest([(TWO, {"a": 1.0, "b": float(number)})])
+
+
+@given(FINITE, FINITE)
+def test_any_changed_value_counts(one: float, other: float) -> None:
+    same = _digest([(TWO, [one, 0.5])]) == _digest([(TWO, [other, 0.5])])
+    assert same == (one == other)
+
+
+def test_what_counts_and_what_does_not(tmp_path: Path) -> None:
+    base = {"shots": 10, "options": {"default_shots": 5}}
+    first = _digest([(TWO, [1, 2])], **base)
+    file = tmp_path / "two.qasm"
+    file.write_text(TWO)
+    assert _digest([(file, [1, 2])], **base) == first
+    # A repeated run may meet another backend; tags do not change the work.
+    assert _digest([(TWO, [1, 2])], **base, tags=["x"]) == first
+    assert make_spec([(TWO, [1, 2])], **base, backend="other").digest() == first
+    others = [
+        _digest([(TWO, [1, 2])]),
+        _digest([(TWO, [1, 2])], shots=11, options={"default_shots": 5}),
+        _digest([(TWO, [1, 2])], shots=10, options={"default_shots": 6}),
+        _digest([(TWO, [1, 2], 10)], **base),
+        _digest([(TWO, [1, 2.0000000000000004])], **base),
+        _digest([(TWO, [2, 1])], **base),
+        _digest([(TWO, [[1, 2]])], **base),
+        _digest([(TWO + " ", [1, 2])], **base),
+        _digest([(TWO, [1, 2]), (TWO, [1, 2])], **base),
+        _digest([(TWO, [1, 2])], **base, max_execution_time=60),
+        _digest([(TWO, [1, 2])], **base, private=True),
+        _digest([(TWO, "ZZ", [1, 2])], program_id="estimator"),
+        _digest([(TWO, "ZX", [1, 2])], program_id="estimator"),
+        _digest([(TWO, "ZX", [1, 2], 0.5)], program_id="estimator"),
+    ]
+    assert len({first, *others}) == len(others) + 1
+
+
+BUILD = """
+import sys
+from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister
+from qiskit.circuit import Parameter, ParameterVector
+for _ in range(int(sys.argv[1])):  # another count of circuits and registers made before
+    QuantumCircuit(1, 1), QuantumRegister(1), ClassicalRegister(1)
+inner = QuantumCircuit(1)
+phi = Parameter("phi")
+inner.rz(phi, 0)
+inner.sx(0)
+circuit = QuantumCircuit(QuantumRegister(3), ClassicalRegister(3))
+angles = ParameterVector("t", 12)
+for place, angle in enumerate(angles):
+    circuit.ry(0.3 * angle + 1, place % 3)
+circuit.append(inner.to_gate(), [1])
+circuit.append(inner.to_gate().control(1, ctrl_state=0), [0, 1])
+with circuit.for_loop(range(3)) as index:
+    circuit.rx(index, 0)
+circuit.measure(0, 0)
+with circuit.if_test((circuit.clbits[0], 1)):
+    circuit.x(1)
+circuit.measure([1, 2], [1, 2])
+from prefect_qruntime.client.inputs import make_spec
+spec = make_spec([(circuit, [[0.1] * 13], 100)], backend="b")
+assert "circuit" in spec.pubs[0].identity, spec.pubs[0].identity
+print(spec.digest())
+"""
+
+
+def test_one_circuit_built_in_two_processes_has_one_digest() -> None:
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", BUILD, str(before)], check=True, timeout=60, capture_output=True, text=True
+        ).stdout
+        for before in (0, 5)
+    ]
+    assert found[0] == found[1]
+    assert len(found[0].strip()) == 64
+
+
+def _rx(angle: Any) -> QuantumCircuit:
+    circuit = QuantumCircuit(1, 1)
+    circuit.rx(angle, 0)
+    circuit.measure(0, 0)
+    return circuit
+
+
+@given(st.floats(-10, 10), st.floats(-10, 10))
+def test_any_changed_angle_of_a_circuit_counts(one: float, other: float) -> None:
+    assert (_digest(_rx(one)) == _digest(_rx(other))) == (one == other)
+
+
+def _on(*wires: int, size: int = 3) -> Callable[[Any], QuantumCircuit]:
+    def build(operation: Any) -> QuantumCircuit:
+        circuit = QuantumCircuit(QuantumRegister(size, "q"), ClassicalRegister(size, "out"))
+        circuit.append(operation, list(wires))
+        circuit.measure(range(size), range(size))
+        return circuit
+
+    return build
+
+
+def _custom(angle: float) -> Gate:
+    inner = QuantumCircuit(1)
+    inner.rz(angle, 0)
+    return inner.to_gate()
+
+
+def _conditioned(value: int, register: bool) -> QuantumCircuit:
+    circuit = QuantumCircuit(QuantumRegister(1, "q"), ClassicalRegister(2, "out"))
+    with circuit.if_test((circuit.cregs[0], value) if register else (circuit.clbits[value], 1)):
+        circuit.x(0)
+    circuit.measure(0, 0)
+    return circuit
+
+
+def _expression(number: int) -> QuantumCircuit:
+    circuit = QuantumCircuit(QuantumRegister(1, "q"), ClassicalRegister(2, "out"))
+    with circuit.if_test(expr.less(circuit.cregs[0], number)):
+        circuit.x(0)
+    with circuit.switch(expr.bit_and(circuit.cregs[0], 1)) as case:
+        with case(0, 1):
+            circuit.x(0)
+        with case(case.DEFAULT):
+            circuit.y(0)
+    circuit.measure(0, 0)
+    return circuit
+
+
+def _timed(nanoseconds: int) -> QuantumCircuit:
+    circuit = QuantumCircuit(QuantumRegister(1, "q"), ClassicalRegister(1, "out"))
+    slack = circuit.add_stretch("slack")
+    flag = circuit.add_var("flag", expr.lift(True))
+    circuit.delay(slack, 0)
+    circuit.delay(expr.lift(Duration.ns(nanoseconds)), 0)
+    with circuit.while_loop(flag):
+        circuit.store(flag, expr.lift(circuit.clbits[0]))
+    with circuit.box(duration=nanoseconds, unit="ns"):
+        circuit.x(0)
+    circuit.measure(0, 0)
+    return circuit
+
+
+def _named(register: str) -> QuantumCircuit:
+    circuit = QuantumCircuit(QuantumRegister(1, "q"), ClassicalRegister(1, register))
+    circuit.measure(0, 0)
+    return circuit
+
+
+def _swapped(swap: bool, count: int) -> QuantumCircuit:
+    angles = [Parameter(f"p{place:02}") for place in range(count)]
+    circuit = QuantumCircuit(1, 1)
+    first, last = (angles[-1], angles[0]) if swap else (angles[0], angles[-1])
+    circuit.rx(first + 2 * last, 0)
+    for angle in angles:
+        circuit.ry(angle, 0)
+    circuit.measure(0, 0)
+    return circuit
+
+
+VARIANTS: dict[str, list[Callable[[], QuantumCircuit]]] = {
+    "gate": [lambda: _on(0)(XGate()), lambda: _on(1)(XGate()), lambda: _rx(1.0), lambda: _rx(2.0)],
+    "control": [
+        lambda: _on(0, 1, 2)(XGate().control(2)),
+        lambda: _on(0, 1, 2)(XGate().control(2, ctrl_state=1)),
+        lambda: _on(1, 0, 2)(XGate().control(2, ctrl_state=1)),
+    ],
+    "custom": [lambda: _on(0)(_custom(0.1)), lambda: _on(0)(_custom(0.1000001))],
+    "custom control": [lambda: _on(0, 1)(_custom(0.1).control()), lambda: _on(0, 1)(_custom(0.2).control())],
+    "opaque": [lambda: _on(0)(Gate("mine", 1, [0.1])), lambda: _on(0)(Gate("mine", 1, [0.2]))],
+    "matrix": [lambda: _on(0)(UnitaryGate(np.eye(2))), lambda: _on(0)(UnitaryGate(np.diag([1, -1])))],
+    "evolution": [
+        lambda: _on(0, 1)(PauliEvolutionGate(SparsePauliOp("ZZ"), 0.1)),
+        lambda: _on(0, 1)(PauliEvolutionGate(SparsePauliOp("XX"), 0.1)),
+        lambda: _on(0, 1)(PauliEvolutionGate(SparsePauliOp("ZZ"), 0.2)),
+    ],
+    "library": [lambda: _on(0, 1)(QFTGate(2)), lambda: _on(0, 1, 2)(QFTGate(3))],
+    "annotated": [
+        lambda: _on(0)(AnnotatedOperation(XGate(), [PowerModifier(2.0)])),
+        lambda: _on(0)(AnnotatedOperation(XGate(), [PowerModifier(3.0)])),
+        lambda: _on(0)(AnnotatedOperation(XGate(), [InverseModifier()])),
+    ],
+    "condition": [
+        lambda: _conditioned(0, True),
+        lambda: _conditioned(1, True),
+        lambda: _conditioned(0, False),
+        lambda: _conditioned(1, False),
+    ],
+    "expression": [lambda: _expression(1), lambda: _expression(2)],
+    "time": [lambda: _timed(5), lambda: _timed(6)],
+    "register name": [lambda: _named("alpha"), lambda: _named("beta")],
+    "parameter expression": [
+        lambda: _rx(0.1 * Parameter("t")),
+        lambda: _rx(0.1000000001 * Parameter("t")),
+        lambda: _rx(0.1 * Parameter("u")),
+        lambda: _rx(Parameter("t").sin()),
+    ],
+    "exchanged parameters": [lambda: _swapped(False, 15), lambda: _swapped(True, 15)],
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_circuits_told_apart_and_told_alike(name: str) -> None:
+    def digest(build: Callable[[], QuantumCircuit]) -> str:
+        circuit = build()
+        values = [0.5] * circuit.num_parameters or None
+        spec = make_spec([(circuit, values)], backend="b")
+        assert set(spec.pubs[0].identity) == {"circuit"}, "told by its structure, not by its QPY bytes"
+        return spec.digest()
+
+    found = [digest(build) for build in VARIANTS[name]]
+    assert len(set(found)) == len(found), "different circuits"
+    assert [digest(build) for build in VARIANTS[name]] == found, "the same circuits, built again"
+
+
+class _Odd(Gate):
+    """A gate that does not say what it does."""
+
+    def __init__(self) -> None:
+        super().__init__("odd", 1, [])
+
+
+def test_what_cannot_be_told_falls_back_to_its_bytes() -> None:
+    circuit = _on(0)(_Odd())
+    circuit.name = "fixed"
+    spec = make_spec(circuit, backend="b")
+    assert set(spec.pubs[0].identity) == {"qpy"}
+    assert spec.digest() == make_spec(circuit, backend="b").digest()
+
+
+def test_counted_names_do_not_count() -> None:
+    def build() -> QuantumCircuit:
+        circuit = QuantumCircuit(QuantumRegister(1), ClassicalRegister(1))
+        circuit.measure(0, 0)
+        circuit.measure_all()
+        return circuit
+
+    assert build().cregs[0].name != build().cregs[0].name
+    assert _digest(build()) == _digest(build())

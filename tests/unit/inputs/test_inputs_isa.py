@@ -1,0 +1,97 @@
+"""The local look at a backend's qubits, gates and couplings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from qiskit import QuantumCircuit, qasm3, transpile
+from qiskit.circuit.library import real_amplitudes
+
+from prefect_qruntime.client.inputs import check_isa, make_spec
+from prefect_qruntime.errors import InvalidInput
+
+# ecr runs one way only, cz both ways though listed once.
+LINE: dict[str, Any] = {
+    "n_qubits": 4,
+    "basis_gates": ["cz", "ecr", "id", "rz", "sx", "x"],
+    "supported_instructions": ["measure", "reset", "delay"],
+    "coupling_map": [[0, 1], [1, 2], [2, 3]],
+}
+HEAD = 'OPENQASM 3.0; include "stdgates.inc"; bit[2] c; '
+TAIL = " c[0] = measure $0;"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "rz(pi/2) $0; sx $0; x $1; cz $0, $1; cz $1, $0; ecr $2, $3;",
+        "barrier $0, $3; delay[100ns] $2; reset $1;",
+        "if (c[0]) { x $1; } else { sx $1; }",
+        "if (c == 2) x $1;",
+        "for int i in [0:3] { x $0; }",
+        "while (c[0]) { x $0; c[0] = measure $0; }",
+        "// h $0;\n/* cz $0, $3; */ x $0;",
+        "qubit[4] q; x q; cz q[1], q[0]; c = measure q[0:1];",
+        "inv @ x $0; pow(2) @ sx $0;",
+    ],
+)
+def test_fits(body: str) -> None:
+    check_isa(make_spec(HEAD + body + TAIL, backend="b"), LINE)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("h $0;", "no gate 'h'"),
+        ("ECR $0, $1;", "Did you mean 'ecr'"),
+        ("x $4;", "qubit 4"),
+        ("c[1] = measure $9;", "qubit 9"),
+        ("cz $0, $2;", "0, 2"),
+        ("ecr $1, $0;", "direction"),
+        ("if (c[0]) { h $1; }", "no gate 'h'"),
+        ("if (c[0]) h $1;", "no gate 'h'"),
+        ("if (c[0]) { x $1; } else h $1;", "no gate 'h'"),
+        ("qubit[5] q;", "qubit 4"),
+        ("qubit[2] a; qubit[2] b; cz a[0], b[0];", "0, 2"),
+        ("ctrl @ h $0, $1;", "no gate 'h'"),
+    ],
+)
+def test_does_not_fit(body: str, words: str) -> None:
+    with pytest.raises(InvalidInput, match=words) as caught:
+        check_isa(make_spec([HEAD + TAIL, HEAD + body + TAIL], backend="b"), LINE)
+    assert caught.value.field == "pubs[1].circuit"
+
+
+def test_quantum_circuits_are_looked_into() -> None:
+    circuit = QuantumCircuit(4, 1)
+    circuit.cz(1, 0)
+    with circuit.if_test((circuit.clbits[0], 1)):
+        circuit.x(3)
+        circuit.ecr(3, 2)
+    circuit.measure(0, 0)
+    with pytest.raises(InvalidInput, match="ecr on qubits 3, 2"):
+        check_isa(make_spec(circuit, backend="b"), LINE)
+    wide = QuantumCircuit(5, 1)
+    wide.measure(0, 0)
+    with pytest.raises(InvalidInput, match="qubit 4"):
+        check_isa(make_spec(wide, backend="b"), LINE)
+
+
+def test_what_qiskit_transpiles_fits() -> None:
+    circuit = real_amplitudes(4, reps=2)
+    circuit = circuit.assign_parameters([0.1] * circuit.num_parameters)
+    circuit.measure_all()
+    configuration = {**LINE, "basis_gates": ["ecr", "id", "rz", "sx", "x"]}
+    fitting = transpile(
+        circuit, basis_gates=configuration["basis_gates"], coupling_map=LINE["coupling_map"], seed_transpiler=1
+    )
+    check_isa(make_spec([fitting, qasm3.dumps(fitting)], backend="b"), configuration)
+    with pytest.raises(InvalidInput):
+        check_isa(make_spec(circuit, backend="b"), configuration)
+
+
+def test_what_the_configuration_lacks_is_not_checked() -> None:
+    check_isa(make_spec(HEAD + "h $0; cx $0, $9;" + TAIL, backend="b"), {})
+    simulator = {"n_qubits": 30, "basis_gates": ["h", "cx"], "coupling_map": None}
+    check_isa(make_spec(HEAD + "h $0; cx $0, $9;" + TAIL, backend="b"), simulator)
