@@ -160,7 +160,9 @@ def tally(registers: Sequence[Register], point: int) -> dict[str, int]:
     counter = Counter(_zipped(registers, point)) if len(registers) > 1 else _count(registers[0], point)
     for key, count in counter.most_common():
         text = _text(registers, key)
-        counts[text] = counts.get(text, 0) + count  # "0x3" and "0x03" are one outcome
+        counts[text] = counts.get(text, 0) + count
+    if len(counts) < len(counter):  # "0x3" and "0x03" were one outcome
+        counts = dict(sorted(counts.items(), key=lambda item: -item[1]))
     return counts
 
 
