@@ -18,7 +18,13 @@ from prefect_qruntime.client.inputs.parameters import check_parameters
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.spec import Pub
 
-__all__ = ["read_pubs"]
+__all__ = ["pub_parts", "read_pubs"]
+
+_MOST = {"sampler": 3, "estimator": 4}
+_FORM = {
+    "sampler": "a circuit or (circuit, parameters, shots)",
+    "estimator": "(circuit, observables, parameters, precision)",
+}
 
 
 def read_pubs(pubs: Any, *, program_id: str) -> tuple[Pub, ...]:
@@ -27,13 +33,23 @@ def read_pubs(pubs: Any, *, program_id: str) -> tuple[Pub, ...]:
     Raises:
         InvalidInput: None at all, or one that is wrong; the field says which part of which PUB.
     """
-    items = _as_list(pubs, sampler=program_id == "sampler")
-    if not items:
-        raise InvalidInput("at least one PUB is needed", field="pubs")
     read = _sampler_pub if program_id == "sampler" else _estimator_pub
     # The same circuit with many parameter points is common: read and encode it once.
     seen: dict[int, tuple[Any, Circuit]] = {}
-    return tuple(read(item, f"pubs[{place}]", seen) for place, item in enumerate(items))
+    parts = pub_parts(pubs, program_id=program_id)
+    return tuple(read(item, f"pubs[{place}]", seen) for place, item in enumerate(parts))
+
+
+def pub_parts(pubs: Any, *, program_id: str) -> list[list[Any]]:
+    """Each PUB as the list of its parts, unchecked; trailing ones may be missing.
+
+    Raises:
+        InvalidInput: None at all, or something that is no PUB.
+    """
+    items = _as_list(pubs, sampler=program_id == "sampler")
+    if not items:
+        raise InvalidInput("at least one PUB is needed", field="pubs")
+    return [_parts(item, f"pubs[{place}]", _MOST[program_id], _FORM[program_id]) for place, item in enumerate(items)]
 
 
 def _as_list(pubs: Any, *, sampler: bool) -> list[Any]:
@@ -88,8 +104,7 @@ def _circuit(value: Any, *, sampler: bool, field: str, seen: dict[int, tuple[Any
     return circuit
 
 
-def _sampler_pub(item: Any, field: str, seen: dict[int, tuple[Any, Circuit]]) -> Pub:
-    parts = _parts(item, field, 3, "a circuit or (circuit, parameters, shots)")
+def _sampler_pub(parts: list[Any], field: str, seen: dict[int, tuple[Any, Circuit]]) -> Pub:
     circuit, parameters, shots = [*parts, None, None][:3]
     read = _circuit(circuit, sampler=True, field=f"{field}.circuit", seen=seen)
     return Pub(
@@ -101,8 +116,7 @@ def _sampler_pub(item: Any, field: str, seen: dict[int, tuple[Any, Circuit]]) ->
     )
 
 
-def _estimator_pub(item: Any, field: str, seen: dict[int, tuple[Any, Circuit]]) -> Pub:
-    parts = _parts(item, field, 4, "(circuit, observables, parameters, precision)")
+def _estimator_pub(parts: list[Any], field: str, seen: dict[int, tuple[Any, Circuit]]) -> Pub:
     circuit, observables, parameters, precision = [*parts, None, None, None][:4]
     read = _circuit(circuit, sampler=False, field=f"{field}.circuit", seen=seen)
     return Pub(

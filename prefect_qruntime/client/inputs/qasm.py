@@ -27,6 +27,7 @@ _QUBITS = re.compile(r"qubit(?:\s*\[\s*(\w+)\s*\]\s*|\s+)([^\W\d]\w*)")
 _QREG = re.compile(r"qreg\s+([^\W\d]\w*)\s*(?:\[\s*(\w+)\s*\])?")
 _INPUT = re.compile(r"input\s+(\w+)\s*(?:\[[^\]]*\])?\s*([^\W\d]\w*)")
 _MEASURE = re.compile(r"\bmeasure\b")
+_DECLARING = ("const", "bit", "output", "creg", "qubit", "qreg", "input")
 _DEFINITION = re.compile(r"\b(?:gate|cal|defcal)\b[^{};]*\{[^{}]*\}")
 _PHYSICAL = re.compile(r"\$([0-9]{1,9})\b")
 
@@ -98,6 +99,8 @@ def scan(text: str, *, field: str) -> Program:
     inputs: list[str] | None = []
     qubits: int | None = 0
     for statement in _top_level(bare):
+        if not statement.startswith(_DECLARING):
+            continue
         if match := _CONST.fullmatch(statement):
             constants[match[1]] = int(match[2].replace("_", ""))
         elif match := _BITS.fullmatch(statement):

@@ -1,0 +1,80 @@
+"""PUBs transpiled from a configuration: they fit, and mean the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from qiskit import QuantumCircuit, qasm3
+from qiskit.circuit import Parameter
+from qiskit.primitives import StatevectorEstimator, StatevectorSampler
+
+from prefect_qruntime.client.inputs import check_isa, make_spec, transpile_pubs
+from prefect_qruntime.errors import InvalidInput
+
+LINE: dict[str, Any] = {
+    "n_qubits": 5,
+    "basis_gates": ["ecr", "id", "rz", "sx", "x"],
+    "supported_instructions": ["ecr", "id", "rz", "sx", "x", "measure", "reset", "delay", "if_else"],
+    "coupling_map": [[0, 1], [1, 2], [3, 2], [3, 4]],
+}
+
+
+def _ghz(measured: bool = True) -> QuantumCircuit:
+    circuit = QuantumCircuit(3)
+    circuit.ry(Parameter("t"), 0)
+    circuit.cx(0, 1)
+    circuit.cx(0, 2)
+    if measured:
+        circuit.measure_all()
+    return circuit
+
+
+def test_sampler_pubs(tmp_path: Path) -> None:
+    bound = _ghz().assign_parameters([np.pi / 2])
+    file = tmp_path / "ghz.qasm"
+    file.write_text(qasm3.dumps(bound))
+    given = [(_ghz(), [np.pi / 2], 50), bound, file, qasm3.dumps(bound)]
+    pubs = transpile_pubs(given, LINE)
+    check_isa(make_spec(pubs, backend="b"), LINE)
+    assert [len(pub) for pub in pubs] == [3, 1, 1, 1]
+    assert pubs[0][1:] == ([np.pi / 2], 50)
+    for result in StatevectorSampler(seed=1).run(pubs, shots=200).result():
+        assert set(result.data.meas.get_counts()) == {"000", "111"}
+
+
+def test_estimator_observables_follow_the_layout() -> None:
+    observables = ["ZZI", {"XXX": 0.5, "IIZ": 1.0}]
+    circuit = _ghz(measured=False)
+    [before] = StatevectorEstimator().run([(circuit, observables, [0.7])]).result()
+    pubs = transpile_pubs((circuit, observables, [0.7]), LINE, program_id="estimator", optimization_level=3)
+    [after] = StatevectorEstimator().run([(pubs[0][0], pubs[0][1], [0.7])]).result()
+    np.testing.assert_allclose(after.data.evs, before.data.evs, atol=1e-9)
+    spec = make_spec(pubs, backend="b", program_id="estimator")
+    check_isa(spec, LINE)
+    assert len(next(iter(spec.pubs[0].observables[0]))) == 5
+
+
+def test_equal_work_has_an_equal_digest() -> None:
+    def digest(level: int) -> str:
+        pubs = transpile_pubs((_ghz(), [0.5], 10), LINE, optimization_level=level)
+        return make_spec(pubs, backend="b").digest()
+
+    assert digest(1) == digest(1)
+
+
+@pytest.mark.parametrize(
+    ("pubs", "program", "field"),
+    [
+        (QuantumCircuit(6, 1), "sampler", "pubs[0].circuit"),
+        ("OPENQASM 3.0; nonsense;", "sampler", "pubs[0].circuit"),
+        ([(QuantumCircuit(2), "ZZZ")], "estimator", "pubs[0].observables"),
+        ([], "sampler", "pubs"),
+    ],
+)
+def test_what_cannot_be_transpiled(pubs: Any, program: str, field: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        transpile_pubs(pubs, LINE, program_id=program)
+    assert caught.value.field == field
