@@ -1,0 +1,233 @@
+"""Jobs, sessions and usage as the service writes them, has written them, and might."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefect_qruntime.client.parsing import (
+    complete_backend,
+    parse_backend_names,
+    parse_backends,
+    parse_job,
+    parse_session,
+    parse_usage,
+    parse_versions,
+)
+from prefect_qruntime.errors import QuantumRuntimeError
+from prefect_qruntime.failures import job_error
+from prefect_qruntime.models import Backend, Job, JobStatus
+
+FULL = {
+    "id": "d1abc",
+    "backend": "ibm_torino",
+    "program": {"id": "sampler"},
+    "created": "2026-05-01T10:00:00.000Z",
+    "status": "Running",
+    "state": {"status": "Running"},
+    "cost": 10800,
+    "tags": ["wf:1", 7, None],
+    "session_id": "s1",
+    "usage": {"qpu_charge_time_seconds": 3.0, "status": "pending"},
+    "estimated_running_time_seconds": 4.2,
+    "private": True,
+    "brand_new": {"x": 1},
+}
+
+
+def test_a_whole_job() -> None:
+    job = parse_job(FULL, url="u")
+    assert job == Job(
+        id="d1abc",
+        status=JobStatus.RUNNING,
+        raw_status="Running",
+        backend="ibm_torino",
+        program_id="sampler",
+        session_id="s1",
+        created_at=datetime(2026, 5, 1, 10, tzinfo=UTC),
+        tags=("wf:1",),
+        usage_seconds=3.0,
+        usage_final=False,
+        estimated_running_seconds=4.2,
+        max_execution_time=10800,
+        private=True,
+        url="u",
+    )
+
+
+@pytest.mark.parametrize(
+    ("top", "state", "status", "raw"),
+    [
+        ("Queued", "Queued", JobStatus.QUEUED, "Queued"),
+        ("RUNNING", "running", JobStatus.RUNNING, "running"),
+        (None, "Completed", JobStatus.COMPLETED, "Completed"),
+        ("Completed", None, JobStatus.COMPLETED, "Completed"),
+        ("Failed", "", JobStatus.FAILED, "Failed"),
+        ("canceled", None, JobStatus.CANCELLED, "canceled"),
+        (None, "in_progress", JobStatus.RUNNING, "in_progress"),
+        (None, "pending", JobStatus.QUEUED, "pending"),
+        ("Queued", "Running", JobStatus.RUNNING, "Running"),  # the state is preferred
+        ("Completed", "Odd", JobStatus.COMPLETED, "Completed"),  # but not a word nobody knows
+        ("Odd", "Odder", None, "Odder"),
+        (" Completed ", None, JobStatus.COMPLETED, " Completed "),
+        (None, None, None, ""),
+        ("Cancelled - Ran too long", "Cancelled", JobStatus.CANCELLED, "Cancelled - Ran too long"),
+    ],
+)
+def test_statuses(top: Any, state: Any, status: JobStatus | None, raw: str) -> None:
+    job = parse_job({"id": "d1", "status": top, "state": {"status": state}})
+    assert (job.status, job.raw_status) == (status, raw)
+
+
+@pytest.mark.parametrize(
+    ("body", "too_long"),
+    [
+        ({"status": "Cancelled - Ran too long", "state": {"status": "Cancelled", "reason": "Ran too long"}}, True),
+        ({"status": "Cancelled - Ran too long", "state": {"status": "Cancelled", "reasonCode": None}}, True),
+        ({"state": {"status": "Cancelled", "reason": "Ran too long"}}, True),
+        ({"state": {"status": "Cancelled", "reason_code": 1305}}, True),
+        ({"state": {"status": "Cancelled", "reason_code": "1305"}}, True),
+        ({"state": {"status": "Cancelled", "reason_code": None, "reasonCode": 1305}}, True),
+        ({"state": {"status": "Cancelled", "reason": "by the user"}}, False),
+        ({"state": {"status": "Completed", "reason": "Ran too long"}}, False),
+        ({"state": {"status": "Failed", "reason": "Ran too long"}}, True),
+    ],
+)
+def test_ran_too_long(body: dict[str, Any], too_long: bool) -> None:
+    job = parse_job({"id": "d1", **body})
+    assert job.ran_too_long is too_long
+    assert (type(job_error(job)).__name__ == "JobRanTooLong") is too_long
+
+
+@pytest.mark.parametrize(
+    ("state", "code"),
+    [
+        ({"reason_code": 1006}, 1006),
+        ({"reason_code": "1006"}, 1006),
+        ({"reasonCode": 1006}, 1006),
+        ({"reason_code": "", "reasonCode": "E-5"}, "E-5"),
+        ({"reason_code": True}, None),
+        ({"reason_code": 1.5}, None),
+        ({"reason_code": []}, None),
+        ({"reason_code": "²"}, "²"),
+        ({"reason_code": "9" * 5000}, "9" * 5000),
+        ({}, None),
+    ],
+)
+def test_reason_codes(state: dict[str, Any], code: Any) -> None:
+    assert parse_job({"id": "d1", "state": {"status": "Failed", **state}}).reason_code == code
+
+
+@pytest.mark.parametrize(
+    ("body", "seconds", "final"),
+    [
+        ({"usage": {"qpu_charge_time_seconds": 3, "status": "complete"}}, 3.0, True),
+        ({"usage": {"qpu_charge_time_seconds": 0, "status": "pending"}}, 0.0, False),
+        ({"usage": {"quantum_seconds": 2}}, 2.0, True),
+        ({"usage": {"seconds": 4}, "bss": {"seconds": 5}}, 4.0, True),
+        ({"bss": {"seconds": 5}}, 5.0, True),
+        ({"usage": {"qpu_charge_time_seconds": None}}, None, False),
+        ({}, None, False),
+        ({"usage": "none"}, None, False),
+    ],
+)
+def test_usage_of_a_finished_job(body: dict[str, Any], seconds: float | None, final: bool) -> None:
+    job = parse_job({"id": "d1", "status": "Completed", **body})
+    assert (job.usage_seconds, job.usage_final) == (seconds, final)
+
+
+def test_usage_of_a_running_job_is_not_final() -> None:
+    assert parse_job({"id": "d1", "status": "Running", "usage": {"seconds": 1}}).usage_final is False
+
+
+@pytest.mark.parametrize("body", [{}, {"id": None}, {"id": ""}, {"id": []}])
+def test_a_job_without_an_id(body: dict[str, Any]) -> None:
+    with pytest.raises(QuantumRuntimeError, match="no id"):
+        parse_job(body)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+WORDS = st.sampled_from(["Queued", "Running", "Completed", "Failed", "Cancelled", "Paused-By-Magic"]) | VALUES
+STATES = st.fixed_dictionaries(
+    {}, optional={"status": WORDS, "reason": VALUES, "reason_code": VALUES, "reasonCode": VALUES}
+)
+JOBS = st.fixed_dictionaries(
+    {"id": st.text(min_size=1, max_size=5)},
+    optional={
+        **dict.fromkeys(["backend", "program", "created", "cost", "tags", "session_id", "usage", "bss"], VALUES),
+        **dict.fromkeys(["estimated_running_time_seconds", "private", "reason"], VALUES),
+        "status": WORDS,
+        "state": STATES | VALUES,
+    },
+)
+
+
+@given(body=JOBS)
+def test_no_job_breaks_the_reader(body: dict[str, Any]) -> None:
+    job = parse_job(body)
+    assert job.is_terminal == (job.status is not None and job.status.is_terminal)
+    assert job.created_at is None or job.created_at.tzinfo is not None
+    Job.model_validate_json(job.model_dump_json())
+    assert (job_error(job) is None) == (job.status not in (JobStatus.FAILED, JobStatus.CANCELLED))
+
+
+@given(
+    body=st.dictionaries(st.sampled_from(["id", "state", "mode", "max_ttl", "started_at", "accepting_jobs"]), VALUES)
+)
+def test_no_session_breaks_the_reader(body: dict[str, Any]) -> None:
+    session = parse_session({**body, "id": "s1"})
+    assert session.ref().id == "s1"
+
+
+@given(body=st.dictionaries(st.sampled_from(["usage_consumed_seconds", "usage_period", "usage_limit_seconds"]), VALUES))
+def test_no_usage_breaks_the_reader(body: dict[str, Any]) -> None:
+    parse_usage(body)
+
+
+@given(devices=st.lists(VALUES | st.dictionaries(st.sampled_from(["name", "status", "qubits", "clops"]), VALUES)))
+def test_no_backend_breaks_the_reader(devices: list[Any]) -> None:
+    for backend in parse_backends({"devices": devices}):
+        complete_backend(backend, {}, {})
+
+
+def test_sessions() -> None:
+    session = parse_session(
+        json.loads(
+            '{"id":"s","backend_name":"","mode":"batch","state":"active","max_session_ttl":60,'
+            '"started_at":"2026-05-01T10:00:00+02:00","elapsed_time":12.3,"accepting_jobs":"yes"}'
+        )
+    )
+    assert (session.backend, session.mode, session.max_ttl, session.elapsed_time) == (None, "batch", 60, 12.3)
+    assert session.started_at is not None
+    assert session.started_at.utcoffset() == timedelta(hours=2)
+    assert session.accepting_jobs is None
+    assert session.ref().mode == "batch"
+    with pytest.raises(QuantumRuntimeError):
+        parse_session({"state": "open"})
+
+
+def test_versions_and_names() -> None:
+    assert parse_versions({"versions": ["a", {"version": "b"}, {"x": 1}, 7]}) == ("a", "b")
+    assert parse_versions({"versions": None}) == ()
+    assert parse_backend_names({"backends": ["a", {"name": "b"}]}) == ["a", "b"]
+    with pytest.raises(QuantumRuntimeError):
+        parse_backends({"devices": {}})
+
+
+def test_a_time_without_zone_is_utc() -> None:
+    assert parse_job({"id": "d", "created": "2026-05-01T10:00:00"}).created_at == datetime(2026, 5, 1, 10, tzinfo=UTC)
+    assert parse_job({"id": "d", "created": "yesterday"}).created_at is None
+
+
+def test_only_the_queue_length_of_a_status_is_certain() -> None:
+    backend = complete_backend(Backend(name="b", status="unknown"), {"length_queue": 4}, {})
+    assert (backend.status, backend.queue_length, backend.num_qubits) == ("online", 4, None)

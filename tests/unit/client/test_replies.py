@@ -1,0 +1,228 @@
+"""Error bodies of every shape, Retry-After, answers that are not JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefect_qruntime.client.replies import (
+    ErrorBody,
+    Reply,
+    error_for,
+    no_answer,
+    parse_error,
+    retry_after_seconds,
+    unreadable_create,
+)
+from prefect_qruntime.errors import AuthenticationError, NotFound, QuantumRuntimeError, ServiceUnavailable
+from prefect_qruntime.redact import MASK, register_secret
+
+SECRET = "tok-Zk39vQx1-not-a-real-one"
+
+BODIES: list[tuple[str, Any, ErrorBody]] = [
+    (
+        "code as int",
+        {
+            "errors": [
+                {"code": 1291, "message": "Job not found.", "solution": "Check it.", "more_info": "https://x.example/e"}
+            ],
+            "trace": "t1",
+        },
+        ErrorBody("Job not found.", 1291, "Check it. See https://x.example/e", "t1"),
+    ),
+    (
+        "code as text",
+        {"errors": [{"code": "not_found", "message": "device not found", "more_info": "ask"}], "trace": "t2"},
+        ErrorBody("device not found", "not_found", None, "t2"),
+    ),
+    ("digits as text", {"errors": [{"code": "1291", "message": "m"}]}, ErrorBody("m", 1291)),
+    (
+        "old platform",
+        {"errors": [{"message": "m", "code": 1208, "more_info": "https://y.example"}]},
+        ErrorBody("m", 1208, "See https://y.example"),
+    ),
+    ("single error", {"error": {"message": "m", "code": 5}}, ErrorBody("m", 5)),
+    ("error as text", {"error": "boom", "code": 7}, ErrorBody("boom", 7)),
+    ("errors of text", {"errors": ["boom"]}, ErrorBody("boom")),
+    ("several", {"errors": [{"message": "first"}, {"message": "second"}]}, ErrorBody("first")),
+    ("no message", {"errors": [{"code": 1291}]}, ErrorBody("1291", 1291)),
+    ("nothing in it", {"errors": [{}]}, ErrorBody("the service gave no message")),
+    (
+        "IAM",
+        {
+            "errorCode": "BXNIM0415E",
+            "errorMessage": "Provided API key could not be found.",
+            "context": {"requestId": "r1"},
+        },
+        ErrorBody("Provided API key could not be found.", "BXNIM0415E", None, "r1"),
+    ),
+    ("IAM, bare", {"errorCode": "BXNIM0109E"}, ErrorBody("BXNIM0109E", "BXNIM0109E")),
+    ("message only", {"message": "m", "code": True}, ErrorBody("m")),
+    ("other JSON", {"detail": "x"}, ErrorBody('{"detail":"x"}')),
+    ("list", [1, 2], ErrorBody("[1,2]")),
+    ("errors empty", {"errors": [], "trace": "t"}, ErrorBody('{"errors":[],"trace":"t"}')),
+    ("HTML", b"<html><h1>503 Service Temporarily Unavailable</h1></html>", None),  # type: ignore[list-item]
+    ("empty", b"", ErrorBody("the answer has no body")),
+    ("blank", b" \r\n", ErrorBody("the answer has no body")),
+    ("no UTF-8", b"\xff\xfe", ErrorBody("��")),
+]
+
+
+@pytest.mark.parametrize(("name", "body", "expected"), BODIES, ids=[b[0] for b in BODIES])
+def test_error_bodies(name: str, body: Any, expected: ErrorBody | None) -> None:
+    content = body if isinstance(body, bytes) else orjson.dumps(body)
+    assert parse_error(content) == (expected or ErrorBody(content.decode()))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"errors": [{"code": SECRET, "message": SECRET, "solution": SECRET, "more_info": f"https://h/{SECRET}"}]},
+        {"errors": [SECRET], "trace": SECRET},
+        {"errorCode": SECRET, "errorMessage": SECRET, "context": {"requestId": SECRET}},
+        {"message": SECRET, "code": SECRET, "trace_id": SECRET},
+        {"other": SECRET},
+    ],
+)
+def test_an_echoed_secret_is_masked(body: Any) -> None:
+    register_secret(SECRET)
+    found = parse_error(orjson.dumps(body))
+    assert SECRET not in repr(found)
+    assert MASK in repr(found)
+
+
+def test_long_texts_are_cut_after_masking() -> None:
+    register_secret(SECRET)
+    html = parse_error((b"x" * 490) + SECRET.encode() + b"y" * 10_000)
+    assert len(html.message) == 500
+    assert "tok-" not in html.message
+    whole = parse_error(orjson.dumps({"errors": [{"message": "x" * 10**6, "code": "9" * 5000}]}))
+    assert len(whole.message) == 2000
+    assert isinstance(whole.code, str)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False) | st.text(max_size=10),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["errors", "error", "code", "message", "errorCode", "context", "trace", "solution", "x"]),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(body=JSON)
+def test_no_body_breaks_the_reader(body: Any) -> None:
+    found = parse_error(orjson.dumps(body))
+    assert found.message
+    assert isinstance(found.code, int | str | None)
+
+
+@given(content=st.binary(max_size=60))
+def test_no_bytes_break_the_reader(content: bytes) -> None:
+    assert parse_error(content).message
+    with_error = error_for(Reply(400, {}, content), "submit")
+    assert isinstance(with_error, QuantumRuntimeError)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("12", 12.0),
+        ("0", 0.0),
+        (" 3 ", 3.0),
+        ("1.5", 1.5),
+        ("-5", 0.0),
+        ("Fri, 01 May 2026 10:00:30 GMT", 30.0),
+        ("Fri, 01 May 2026 10:00:30 -0000", 30.0),
+        ("Fri, 01 May 2026 12:00:30 +0200", 30.0),
+        ("Fri, 01 May 2026 09:59:00 GMT", 0.0),
+        ("inf", None),
+        ("nan", None),
+        ("soon", None),
+        ("Fri, 99 Foo 2026", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_retry_after(value: str | None, seconds: float | None) -> None:
+    now = 1777629600.0  # 2026-05-01T10:00:00Z
+    headers = {} if value is None else {"retry-after": value}
+    assert retry_after_seconds(headers, now=now) == seconds
+
+
+def test_errors_name_what_was_refused_and_how_to_go_on() -> None:
+    body = b'{"errors":[{"code":1291,"message":"Job not found"}],"trace":"t1"}'
+    error = error_for(Reply(404, {}, body), "wait", job_id="d1", job_url="https://host/d1")
+    assert isinstance(error, NotFound)
+    assert (error.code, error.trace_id, error.status, error.job_id) == (1291, "t1", 404, "d1")
+    assert "the job's state could not be read: Job not found" in str(error)
+
+    iam = error_for(Reply(400, {}, b'{"errorCode":"BXNIM0415E","errorMessage":"x"}'), "token")
+    assert isinstance(iam, AuthenticationError)
+    assert iam.message == "API key not found"
+    assert "api_key" in str(iam.solution)
+
+    moved = error_for(Reply(302, {"location": f"https://evil.example/{SECRET}"}, b""), "read")
+    assert "redirects" in moved.message
+    assert "evil" not in str(moved)
+    assert "iam_url" in str(error_for(Reply(302, {}, b""), "token").solution)
+
+    plan = error_for(Reply(400, {}, b'{"errors":[{"code":1352,"message":"no"}]}'), "open")
+    assert "batch" in str(plan.solution)
+
+    late = error_for(Reply(429, {"retry-after": "7"}, b""), "submit")
+    assert str(late.advice) == "after 7 s"
+
+
+def test_an_answer_that_is_no_json_says_nothing_about_the_job() -> None:
+    register_secret(SECRET)
+    reply = Reply(200, {}, (f'{{"access_token": "{SECRET}", ' + "x" * 5000).encode())
+    for read in (reply.json, reply.object):
+        with pytest.raises(ServiceUnavailable) as caught:
+            read()
+        assert caught.value.advice.kind == "same-request"
+        assert SECRET not in str(caught.value)
+        assert len(str(caught.value)) < 400
+        assert caught.value.__context__ is None
+    with pytest.raises(QuantumRuntimeError, match="not a JSON object"):
+        Reply(200, {}, b"[1]").object()
+    assert unreadable_create(reply, caught.value).advice.kind == "search-first"
+
+
+@pytest.mark.parametrize(
+    ("exc", "sent"),
+    [
+        (httpx.ConnectError("refused"), False),
+        (httpx.ConnectTimeout("slow"), False),
+        (httpx.PoolTimeout("busy"), False),
+        (httpx.ProxyError("403 Forbidden"), False),
+        (httpx.ReadTimeout(""), True),
+        (httpx.WriteTimeout(""), True),
+        (httpx.ReadError("reset"), True),
+        (httpx.WriteError("broken pipe"), True),
+        (httpx.RemoteProtocolError("Server disconnected without sending a response."), True),
+    ],
+)
+def test_no_answer(exc: httpx.HTTPError, sent: bool) -> None:
+    for phase, lost in (("submit", "search-first"), ("open", "search-first"), ("wait", "same-request")):
+        error = no_answer(exc, phase, "host:1", "d1")  # type: ignore[arg-type]
+        assert str(error.advice) == (lost if sent else "same-request")
+        assert (error.sent, error.job_id) == (sent, "d1")
+        assert "host:1" in str(error)
+
+
+def test_an_untrusted_certificate_is_not_tried_again() -> None:
+    exc = httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: unable to get local issuer")
+    error = no_answer(exc, "token", "iam.cloud.ibm.com")
+    assert str(error.advice) == "never"
+    assert "ca_file" in str(error.solution)
