@@ -56,6 +56,11 @@ def decode_array(value: Any) -> Any:
 
 def decode_circuit(data: bytes) -> Any:
     """Decode QPY bytes into the first circuit in them."""
+    return decode_circuits(data)[0]
+
+
+def decode_circuits(data: bytes) -> list[Any]:
+    """Decode QPY bytes into the circuits in them, at least one."""
     from qiskit import qpy
 
     try:
@@ -64,7 +69,7 @@ def decode_circuit(data: bytes) -> Any:
         raise InputError(f"The QPY data could not be read: {error}", 1500) from error
     if not circuits:
         raise InputError("The QPY data holds no circuit.")
-    return circuits[0]
+    return list(circuits)
 
 
 def decode(value: Any) -> Any:

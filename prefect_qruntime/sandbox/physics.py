@@ -149,10 +149,10 @@ def execute(
     """Run one job's circuits here and now; never raises."""
     started = time.perf_counter_ns()
     try:
-        from prefect_qruntime.sandbox import primitives, primitives_v1
+        from prefect_qruntime.sandbox import executor, primitives, primitives_v1
 
         home: Any = primitives_v1 if legacy and params.get("version", 1) == 1 else primitives
-        program = home.sampler if program_id == "sampler" else home.estimator
+        program = getattr(executor if program_id == "executor" else home, program_id)
         result, shots = program(params, backend, seed, strict=strict, simulated=simulated)
         body = orjson.dumps(result)
     except InputError as error:

@@ -35,9 +35,8 @@ def sampler(
         pub = _sampler_pub(sent, default, backend, strict)
         points = max(1, math.prod(pub.shape))
         total += points * pub.shots
-        if pub.shots > MAX_SHOTS or total > _MAX_EXECUTIONS:
-            raise InputError("The job asks for too many shots.", 6001)
-        taken = _shots(pub, seed + number, backend, simulated)
+        check_shots(pub.shots, total)
+        taken = take_shots(pub, seed + number, backend, simulated)
         fields = {
             name: _register(taken, places, pub, encoded) for name, places in qc.registers(pub.circuit).items() if places
         }
@@ -72,7 +71,18 @@ def _sampler_pub(sent: Any, default_shots: int, backend: Backend, strict: bool) 
         raise InputError(f"The PUB is not valid: {error}") from error
 
 
-def _shots(pub: Any, seed: int, backend: Backend, simulated: bool) -> list[list[str]]:
+def check_shots(shots: int, total: int) -> None:
+    """Refuse more shots at a time, or in all by now, than a job may take.
+
+    Raises:
+        InputError: With code 6001.
+    """
+    if shots > MAX_SHOTS or total > _MAX_EXECUTIONS:
+        raise InputError("The job asks for too many shots.", 6001)
+
+
+def take_shots(pub: Any, seed: int, backend: Backend, simulated: bool) -> list[list[str]]:
+    """Run a sampler pub; return each point's shots as hex strings over all classical bits."""
     points = max(1, math.prod(pub.shape))
     if not simulated:
         return [["0x0"] * pub.shots] * points
@@ -98,16 +108,17 @@ def _register(taken: list[list[str]], places: list[int], pub: Any, encoded: bool
         import numpy as np
 
         width = -(-bits // 8)
-        packed = b"".join(value.to_bytes(width, "big") for shots in taken for value in _values(shots, places, whole))
+        packed = b"".join(value.to_bytes(width, "big") for shots in taken for value in bit_values(shots, places, whole))
         array = np.frombuffer(packed, dtype=np.uint8).reshape(*pub.shape, pub.shots, width)
         return encoding.bit_array(array, bits)
     samples: list[Any] = [
-        shots if whole else [hex(value) for value in _values(shots, places, whole)] for shots in taken
+        shots if whole else [hex(value) for value in bit_values(shots, places, whole)] for shots in taken
     ]
     return {"samples": nested(samples, pub.shape), "num_bits": bits}
 
 
-def _values(shots: list[str], places: list[int], whole: bool) -> list[int]:
+def bit_values(shots: list[str], places: list[int], whole: bool) -> list[int]:
+    """Return the number each shot has in the bits of one register; `whole` if they are all there are, in order."""
     numbers = [int(shot, 16) for shot in shots]
     if whole:
         return numbers

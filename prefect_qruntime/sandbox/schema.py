@@ -170,6 +170,54 @@ ESTIMATOR_V1 = table(
 )
 
 
+def _executor_item(where: str, value: Any) -> None:
+    if isinstance(value, dict) and value.get("item_type") == "samplex":
+        raise invalid(f"{where}: samplex items are not offered here.", "Send circuit items: without twirling.")
+    _circuit_item(where, value)
+
+
+_circuit_item = table(
+    {
+        "item_type": choice("circuit"),
+        "circuit": table(
+            {"circuit_b64": text(1, 50_000_000), "qpy_version": integer(13, 17)},
+            required=("circuit_b64", "qpy_version"),
+        ),
+        "circuit_arguments": table(
+            {"data": text(0, 50_000_000), "shape": array(integer()), "dtype": choice("f64")},
+            required=("data", "shape"),
+        ),
+        "chunk_size": either(integer(1), _auto),
+    },
+    required=("circuit_arguments",),
+)
+_program: dict[str, Check] = {
+    "shots": integer(1),
+    "items": array(_executor_item, low=1),
+    "meas_level": choice("classified", "kerneled", "avg_kerneled"),
+    "circuits": table({"b64_data": text(1, 50_000_000)}, required=("b64_data",)),
+    "semantic_role": either(text(), choice(None)),
+}
+EXECUTOR = table(
+    {
+        "schema_version": choice("v0.1", "v0.2", "v2.0"),
+        "quantum_program": table(_program, required=("shots", "items")),
+        "options": table({"init_qubits": boolean, "rep_delay": number(null=True)}),
+    },
+    required=("quantum_program", "options"),
+)
+
+
+def _executor(where: str, value: Any) -> None:
+    EXECUTOR(where, value)
+    # The newest version has the circuits of all items in one place.
+    program, packed = value["quantum_program"], value.get("schema_version") == "v2.0"
+    for holder in [program] if packed else program["items"]:
+        name = "circuits" if packed else "circuit"
+        if name not in holder:
+            raise invalid(f"{where} needs the key {name!r}.")
+
+
 def tags(where: str, value: Any) -> None:
     """Accept at most 8 tags of at most 86 characters; codes 1204 and 1205 otherwise."""
     if not isinstance(value, list) or not all(isinstance(tag, str) for tag in value):
@@ -234,14 +282,16 @@ def check_params(program_id: str, legacy: bool, params: Any) -> None:
     Raises:
         ApiError: 400 for params that do not fit or a program that is not offered, 404 for one that does not exist.
     """
-    if program_id not in ("sampler", "estimator"):
-        if program_id in ("noise-learner", "executor"):
-            raise ApiError(400, 1208, f"The program {program_id!r} is not offered here.")
+    if program_id == "noise-learner" or (program_id == "executor" and legacy):
+        raise ApiError(400, 1208, f"The program {program_id!r} is not offered here.")
+    if program_id not in ("sampler", "estimator", "executor"):
         raise ApiError(404, "not_found", f"program not found: {program_id}")
     if params is None:
         raise invalid("params is missing.")
     first_version = legacy and isinstance(params, dict) and params.get("version", 1) == 1
-    if program_id == "sampler":
+    if program_id == "executor":
+        _executor("params", params)
+    elif program_id == "sampler":
         (SAMPLER_V1 if first_version else SAMPLER)("params", params)
     else:
         (ESTIMATOR_V1 if first_version else ESTIMATOR)("params", params)

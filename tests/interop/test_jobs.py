@@ -133,5 +133,5 @@ def test_private_results_are_read_once(submit, service):
 
 def test_the_usage_limit_refuses_jobs(submit, control):
     control.set_usage(consumed=600, limit=600)
-    with pytest.raises(IBMRuntimeError, match="409"):
+    with pytest.warns(UserWarning, match="usage limit"), pytest.raises(IBMRuntimeError, match="409"):
         submit()
