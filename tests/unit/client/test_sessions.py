@@ -1,0 +1,274 @@
+"""Sessions: none lost after a lost answer, none taken from somebody else, closed as asked."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from prefect_qruntime.client import sessions as module
+from prefect_qruntime.client.sessions import close_session, open_session
+from prefect_qruntime.errors import (
+    SEARCH_FIRST,
+    InvalidInput,
+    NotFound,
+    PermissionDenied,
+    QuantumRuntimeError,
+    ServiceUnavailable,
+    SubmissionUncertain,
+)
+from prefect_qruntime.models import Job, JobStatus, Session, SessionRef
+
+from .fakes import clock, run
+
+LOST = ServiceUnavailable("no answer", advice=SEARCH_FIRST)
+
+
+@pytest.fixture(autouse=True)
+def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_ours", type(module._ours)())
+
+
+class Service:
+    """Holds sessions; `answers` says what the next POSTs do: an error, or `(error, lag)` for a lost answer."""
+
+    def __init__(self) -> None:
+        self.sessions: dict[str, Session] = {}
+        self.visible: dict[str, float] = {}
+        self.answers: list[Any] = []
+        self.posts = 0
+        self.seconds = 0.0
+        self.list_trouble: QuantumRuntimeError | None = None
+        self.pending: list[Job] = []
+        self.closing = 0.0
+        self.calls: list[str] = []
+        self.filters: dict[str, Any] = {}
+
+    def add(self, session_id: str, lag: float = 0.0, **fields: Any) -> None:
+        fields = {"backend": "b", "mode": "dedicated", "state": "open", **fields}
+        self.sessions[session_id] = Session(id=session_id, **fields)
+        self.visible[session_id] = clock() + lag
+
+    async def post_session(self, backend: str, *, mode: str, max_ttl: int | None) -> SessionRef:
+        self.posts += 1
+        session_id = f"s{self.posts}"
+        answer = self.answers.pop(0) if self.answers else None
+        await asyncio.sleep(self.seconds)
+        if isinstance(answer, QuantumRuntimeError):
+            raise answer
+        self.add(session_id, answer[1] if answer else 0.0, backend=backend, mode=mode, max_ttl=max_ttl)
+        if answer:
+            raise answer[0]
+        return self.sessions[session_id].ref()
+
+    async def session(self, session_id: str) -> Session:
+        self.calls.append("session")
+        if session_id not in self.sessions:
+            raise NotFound("no session")
+        return self.sessions[session_id]
+
+    async def workloads(self, *, limit: int | None = None, **filters: Any) -> list[dict[str, Any]]:
+        self.filters = filters
+        if self.list_trouble:
+            raise self.list_trouble
+        return [{"id": name} for name in self.sessions if self.visible[name] <= clock()]
+
+    async def jobs(
+        self, *, session_id: str | None = None, pending: bool | None = None, limit: int | None = None
+    ) -> list[Job]:
+        self.calls.append("jobs")
+        return self.pending[:limit]
+
+    async def stop_accepting(self, session_id: str) -> None:
+        self.calls.append("stop_accepting")
+
+    async def drop_session(self, session_id: str) -> None:
+        self.calls.append("drop")
+        if session_id in self.sessions and not self.closing:
+            self.sessions[session_id] = self.sessions[session_id].model_copy(update={"state": "closed"})
+        elif self.closing:
+            asyncio.get_running_loop().call_later(self.closing, self._closed, session_id)
+
+    def _closed(self, session_id: str) -> None:
+        self.sessions[session_id] = self.sessions[session_id].model_copy(update={"state": "closed"})
+
+
+def opened(service: Service, *, mode: str = "dedicated", max_ttl: int | None = None) -> Any:
+    async def main() -> Any:
+        try:
+            return await open_session(service, "b", mode=mode, max_ttl=max_ttl, clock=clock)
+        except QuantumRuntimeError as error:
+            return error
+
+    return run(main())
+
+
+def test_an_open_session() -> None:
+    service = Service()
+    assert opened(service, mode="batch", max_ttl=60) == SessionRef(
+        id="s1", mode="batch", backend="b", max_ttl=60, state="open"
+    )
+    assert service.posts == 1
+
+
+@pytest.mark.parametrize("lag", [0.0, 6.0])
+def test_a_lost_answer_is_looked_for_before_another_is_opened(lag: float) -> None:
+    service = Service()
+    service.answers = [(LOST, lag)]
+    assert opened(service, max_ttl=60).id == "s1"
+    assert service.posts == 1
+    assert (service.filters["mode"], service.filters["backend"]) == ("session", "b")
+
+
+def test_a_lost_batch_is_looked_for_as_one() -> None:
+    service = Service()
+    service.answers = [(LOST, 0.0)]
+    assert opened(service, mode="batch").mode == "batch"
+    assert service.filters["mode"] == "batch"
+
+
+def test_what_was_not_accepted_is_opened_anew() -> None:
+    service = Service()
+    service.answers = [LOST]
+    assert opened(service).id == "s2"
+    assert service.posts == 2
+
+
+def test_twice_lost_is_uncertain() -> None:
+    service = Service()
+    service.answers = [LOST, LOST, LOST]
+    assert isinstance(opened(service), SubmissionUncertain)
+    assert service.posts == 2
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"state": "active"}, {"state": "closed"}, {"mode": "batch"}, {"backend": "other"}, {"max_ttl": 61}],
+    ids=str,
+)
+def test_another_session_is_not_taken(fields: dict[str, Any]) -> None:
+    service = Service()
+    service.answers = [LOST]
+
+    async def main() -> SessionRef:
+        service.add("x", **{"max_ttl": 60, **fields})
+        return await open_session(service, "b", mode="dedicated", max_ttl=60, clock=clock)
+
+    assert run(main()).id == "s2"
+
+
+def test_a_session_this_process_has_handed_out_is_not_taken() -> None:
+    service = Service()
+
+    async def main() -> tuple[SessionRef, SessionRef]:
+        first = await open_session(service, "b", mode="dedicated", max_ttl=None, clock=clock)
+        service.answers = [LOST]
+        return first, await open_session(service, "b", mode="dedicated", max_ttl=None, clock=clock)
+
+    first, second = run(main())
+    assert (first.id, second.id, service.posts) == ("s1", "s3", 3)
+
+
+def test_two_that_could_be_it_are_uncertain() -> None:
+    service = Service()
+    service.answers = [(LOST, 0.0)]
+
+    async def main() -> Any:
+        service.add("x")
+        with pytest.raises(SubmissionUncertain) as caught:
+            await open_session(service, "b", mode="dedicated", max_ttl=None, clock=clock)
+        return caught.value
+
+    error = run(main())
+    assert sorted(error.candidates) == ["s1", "x"]
+    assert service.posts == 1
+
+
+def test_a_list_that_fails_is_uncertain() -> None:
+    service = Service()
+    service.answers = [LOST]
+    service.list_trouble = ServiceUnavailable("list down")
+    error = opened(service)
+    assert isinstance(error, SubmissionUncertain)
+    assert "list down" in str(error)
+    assert service.posts == 1
+
+
+@pytest.mark.parametrize("error", [PermissionDenied("plan"), InvalidInput("ttl"), ServiceUnavailable("refused")])
+def test_refusals_are_final(error: QuantumRuntimeError) -> None:
+    service = Service()
+    service.answers = [error]
+    assert opened(service) is error
+    assert service.posts == 1
+
+
+def test_cancelled_while_opening_it_leaves_no_session_behind() -> None:
+    service = Service()
+    service.seconds = 5.0
+
+    async def main() -> float:
+        task = asyncio.create_task(open_session(service, "b", mode="dedicated", max_ttl=None, clock=clock))
+        await asyncio.sleep(1.0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return clock()
+
+    assert run(main()) == 5.0
+    assert service.sessions["s1"].state == "closed"
+
+
+def closed(service: Service, *, drain: bool) -> tuple[Session | None, float]:
+    async def main() -> tuple[Session | None, float]:
+        if not service.sessions:
+            service.add("s", state="active")
+        return await close_session(service, "s", drain=drain, clock=clock), clock()
+
+    return run(main())
+
+
+def test_drain_with_nothing_queued_closes() -> None:
+    service = Service()
+    session, _ = closed(service, drain=True)
+    assert session is not None
+    assert session.ref().is_closed
+    assert service.calls == ["stop_accepting", "jobs", "drop", "session"]
+
+
+def test_drain_lets_queued_jobs_run() -> None:
+    service = Service()
+    service.pending = [Job(id="d1", status=JobStatus.QUEUED)]
+    session, _ = closed(service, drain=True)
+    assert session is not None
+    assert not session.ref().is_closed
+    assert "drop" not in service.calls
+
+
+def test_drop_asks_nobody() -> None:
+    service = Service()
+    service.pending = [Job(id="d1", status=JobStatus.QUEUED)]
+    session, _ = closed(service, drain=False)
+    assert session is not None
+    assert session.ref().is_closed
+    assert service.calls == ["drop", "session"]
+
+
+@pytest.mark.parametrize(("closing", "is_closed"), [(3.0, True), (100.0, False)])
+def test_it_reads_back_until_closed_or_out_of_patience(closing: float, is_closed: bool) -> None:
+    service = Service()
+    service.closing = closing
+    session, took = closed(service, drain=False)
+    assert session is not None
+    assert session.ref().is_closed is is_closed
+    assert took == pytest.approx(min(closing, 20.0), abs=0.4)
+
+
+@pytest.mark.parametrize("drain", [True, False])
+def test_an_unknown_session_is_gone(drain: bool) -> None:
+    service = Service()
+
+    async def main() -> Session | None:
+        return await close_session(service, "nobody", drain=drain, clock=clock)
+
+    assert run(main()) is None
