@@ -107,7 +107,8 @@ async def _elsewhere(transport: Transport, url: str, job_id: str) -> bytes:
         address = httpx.URL(url)
     except httpx.InvalidURL:
         address = httpx.URL()
-    if address.scheme != "https" and not (address.scheme == "http" and is_loopback(address.host)):
+    safe = address.scheme == "https" or (address.scheme == "http" and is_loopback(address.host))
+    if not safe or not address.host or not 0 < (address.port or 443) < 65536:
         raise QuantumRuntimeError(
             f"job {job_id} points to its result by no address that can be trusted; not fetched", job_id=job_id
         )

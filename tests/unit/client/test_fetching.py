@@ -1,0 +1,191 @@
+"""Results: late, failed, private, kept elsewhere, and never with our token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from pytest_httpx import HTTPXMock
+
+from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.errors import (
+    JobCancelled,
+    JobFailed,
+    JobRanTooLong,
+    NotFound,
+    QuantumRuntimeError,
+    ResultNotReady,
+    ServiceUnavailable,
+)
+from prefect_qruntime.models import JobRef
+from prefect_qruntime.redact import redact
+
+from .conftest import TOKEN, sent
+
+BASE = "https://quantum.cloud.ibm.com/api/v1"
+RESULTS = f"{BASE}/jobs/d1/results"
+LOOK = f"{BASE}/jobs/d1?exclude_params=true"
+RESULT = {"results": [{"data": {"c": {"samples": ["0x3", "0x0"], "num_bits": 2}}, "metadata": {}}], "metadata": {}}
+Connect = Callable[..., QuantumRuntimeClient]
+
+
+def job(status: str = "Completed", **fields: Any) -> dict[str, Any]:
+    return {"id": "d1", "status": status, "state": {"status": status, **fields.pop("state", {})}, **fields}
+
+
+def test_a_result_is_one_request(iam: HTTPXMock, connect: Connect) -> None:
+    iam.add_response(url=RESULTS, json=RESULT)
+    client = connect()
+    assert client.run(client.result("d1")).counts() == {"11": 1, "00": 1}
+    assert len(sent(iam)) == 1
+
+
+def test_a_late_result_is_waited_for(iam: HTTPXMock, connect: Connect) -> None:
+    for _ in range(2):
+        iam.add_response(url=RESULTS, status_code=204)
+    iam.add_response(url=RESULTS, json=RESULT)
+    iam.add_response(url=LOOK, json=job(), is_reusable=True)
+    client = connect()
+    assert client.run(client.result("d1")).counts() == {"11": 1, "00": 1}
+
+
+@pytest.mark.parametrize("status", [204, 404])
+def test_a_result_that_does_not_come(iam: HTTPXMock, connect: Connect, status: int) -> None:
+    iam.add_response(url=RESULTS, status_code=status, is_reusable=True)
+    iam.add_response(url=LOOK, json=job(), is_reusable=True)
+    client = connect()
+    with pytest.raises(ResultNotReady) as caught:
+        client.run(client.result("d1", grace=0.3))
+    assert caught.value.advice.kind == "same-request"
+    assert len(sent(iam, "results")) == 3
+
+
+@pytest.mark.parametrize("status", ["Queued", "Running", "Odd"])
+def test_a_job_that_is_not_over_is_not_waited_for(iam: HTTPXMock, connect: Connect, status: str) -> None:
+    iam.add_response(url=RESULTS, status_code=204)
+    iam.add_response(url=LOOK, json=job(status))
+    client = connect()
+    with pytest.raises(ResultNotReady, match=status):
+        client.run(client.result("d1"))
+
+
+FAILED = job("Failed", state={"reason": "it broke", "reason_code": 1006})
+TOO_LONG = {**job("Cancelled", state={"reason": "Ran too long"}), "status": "Cancelled - Ran too long"}
+
+
+@pytest.mark.parametrize("answer", [{"status_code": 204}, {"status_code": 404}, {"text": "Traceback: boom"}], ids=str)
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [(FAILED, JobFailed), (TOO_LONG, JobRanTooLong), (job("Cancelled"), JobCancelled)],
+    ids=["failed", "too long", "cancelled"],
+)
+def test_results_of_jobs_that_have_none(
+    iam: HTTPXMock, connect: Connect, answer: dict[str, Any], body: Any, error: type[QuantumRuntimeError]
+) -> None:
+    iam.add_response(url=RESULTS, **answer)
+    iam.add_response(url=LOOK, json=body)
+    client = connect()
+    with pytest.raises(error) as caught:
+        client.run(client.result("d1"))
+    assert type(caught.value) is error
+    assert caught.value.job_id == "d1"
+    if "text" in answer and isinstance(caught.value, JobFailed):
+        assert caught.value.results_text == "Traceback: boom"
+    if error is JobFailed:
+        assert caught.value.retryable
+        assert "it broke" in str(caught.value)
+
+
+def test_the_text_of_a_failed_job_is_its_reason_where_there_is_none(iam: HTTPXMock, connect: Connect) -> None:
+    iam.add_response(url=RESULTS, text=f"Traceback\nsaid {TOKEN}\n" + "x" * 20_000 + "\nRuntimeError: boom")
+    iam.add_response(url=LOOK, json=job("Failed"))
+    client = connect()
+    with pytest.raises(JobFailed, match="RuntimeError: boom") as caught:
+        client.run(client.result("d1"))
+    assert len(caught.value.results_text) == 10_000
+    assert len(str(caught.value)) < 3000
+
+
+def test_text_of_a_completed_job_is_no_result(iam: HTTPXMock, connect: Connect) -> None:
+    iam.add_response(url=RESULTS, text="<html>gateway</html>")
+    iam.add_response(url=LOOK, json=job())
+    client = connect()
+    with pytest.raises(QuantumRuntimeError, match="not JSON"):
+        client.run(client.result("d1"))
+
+
+def test_a_private_result_that_was_read_before(iam: HTTPXMock, connect: Connect) -> None:
+    iam.add_response(url=RESULTS, status_code=404)
+    iam.add_response(url=LOOK, json=job(private=True))
+    client = connect()
+    with pytest.raises(NotFound, match="read before"):
+        client.run(client.result(JobRef(id="d1", private=True)))
+
+
+def test_an_unknown_job(iam: HTTPXMock, connect: Connect) -> None:
+    iam.add_response(url=RESULTS, status_code=404)
+    iam.add_response(url=LOOK, status_code=404, json={"errors": [{"code": 1291, "message": "Job not found"}]})
+    client = connect()
+    with pytest.raises(NotFound) as caught:
+        client.run(client.result("d1"))
+    assert caught.value.code == 1291
+
+
+STORED = "https://store.example/bucket/r.json?X-Amz-Signature=0123456789abcdef&X-Amz-Expires=60"
+
+
+def test_a_result_kept_elsewhere_is_fetched_without_our_token(iam: HTTPXMock, connect: Connect) -> None:
+    iam.add_response(url=RESULTS, json={"url": STORED})
+    iam.add_response(url=STORED, json=RESULT)
+    client = connect()
+    assert client.run(client.result("d1")).counts() == {"11": 1, "00": 1}
+    request = next(r for r in iam.get_requests() if r.url.host == "store.example")
+    assert "authorization" not in request.headers
+    assert "service-crn" not in request.headers
+    assert TOKEN not in str(request.headers)
+    assert "0123456789abcdef" not in redact(STORED)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://store.example/r.json?sig=0123456789",
+        "ftp://127.0.0.1/x",
+        "file:///etc/passwd",
+        "https://bad\x00/x?sig=012345",
+        "",
+        "/relative",
+        "https://a:99999999/x",
+        "http://127.0.0.1.evil.example/",
+    ],
+)
+def test_addresses_nobody_should_fetch(iam: HTTPXMock, connect: Connect, url: str) -> None:
+    iam.add_response(url=RESULTS, json={"url": url})
+    client = connect()
+    with pytest.raises(QuantumRuntimeError) as caught:
+        client.run(client.result("d1"))
+    assert "sig" not in str(caught.value)
+    assert len(iam.get_requests()) == 2
+
+
+@pytest.mark.parametrize("trouble", [302, 403, httpx.ConnectError("to https://store.example/?X-Amz-Signature=0123")])
+def test_trouble_at_the_store_shows_no_signature(iam: HTTPXMock, connect: Connect, trouble: Any) -> None:
+    iam.add_response(url=RESULTS, json={"url": STORED})
+    if isinstance(trouble, int):
+        iam.add_response(url=STORED, status_code=trouble, headers={"Location": "https://evil.example/"})
+    else:
+        iam.add_exception(trouble, url=STORED)
+    client = connect()
+    with pytest.raises(QuantumRuntimeError) as caught:
+        client.run(client.result("d1"))
+    assert isinstance(caught.value, ServiceUnavailable) is not isinstance(trouble, int)
+    assert "Amz" not in f"{caught.value} {caught.value.fields}"
+    assert caught.value.__context__ is None
+
+
+def test_a_small_result_with_the_word_url_is_a_result(iam: HTTPXMock, connect: Connect) -> None:
+    iam.add_response(url=RESULTS, json={**RESULT, "url": "https://x.example"})
+    client = connect()
+    assert client.run(client.result("d1")).counts() == {"11": 1, "00": 1}
