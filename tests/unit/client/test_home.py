@@ -1,0 +1,260 @@
+"""The network home: one loop for callers of every kind, through forks, signals and the end of the process."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
+from typing import Any
+
+import anyio
+import pytest
+
+from prefect_qruntime.client.home import at_home, home
+
+NAME: ContextVar[str] = ContextVar("test_name", default="nobody")
+
+
+async def where() -> tuple[str, int]:
+    return threading.current_thread().name, id(asyncio.get_running_loop())
+
+
+@at_home
+async def at(value: int = 0) -> tuple[str, int]:
+    return await where()
+
+
+class Work:
+    """Runs until told; notes how it ended."""
+
+    def __init__(self, settle: float = 0.0) -> None:
+        self.began = threading.Event()
+        self.ended = threading.Event()
+        self.how = ""
+        self._settle = settle
+
+    async def __call__(self) -> None:
+        self.began.set()
+        try:
+            await asyncio.sleep(60)
+            self.how = "finished"
+        except asyncio.CancelledError:
+            await asyncio.sleep(self._settle)
+            self.how = "cancelled"
+            raise
+        finally:
+            self.ended.set()
+
+    async def began_somewhere(self) -> None:
+        assert await asyncio.to_thread(self.began.wait, 5)
+
+
+def test_callers_of_every_kind_meet_on_one_loop() -> None:
+    places = [home().run(where()), home().run(at()), asyncio.run(at()), asyncio.run(home().arun(where()))]
+
+    async def nested() -> Any:
+        return await at()  # already at home: no second hop
+
+    places.append(home().run(nested()))
+
+    async def blocking_call_inside_a_running_loop() -> Any:
+        return home().run(where())
+
+    places.append(asyncio.run(blocking_call_inside_a_running_loop()))
+    with ThreadPoolExecutor(8) as pool:
+        places += list(pool.map(lambda n: asyncio.run(at()) if n % 2 else home().run(at()), range(16)))
+    assert set(places) == {("qruntime-home", id(home().loop))}
+
+
+def test_blocking_on_home_from_home_is_refused() -> None:
+    async def foolish() -> Any:
+        return home().run(where())
+
+    with pytest.raises(RuntimeError, match="never end"):
+        home().run(foolish())
+
+
+@pytest.mark.parametrize("caller", ["run", "arun", "at_home"])
+def test_results_exceptions_and_context_pass_through(caller: str) -> None:
+    async def fail() -> None:
+        raise LookupError(NAME.get())
+
+    calls = {
+        "run": lambda: home().run(fail()),
+        "arun": lambda: asyncio.run(home().arun(fail())),
+        "at_home": lambda: asyncio.run(at_home(fail)()),
+    }
+    token = NAME.set("me")
+    try:
+        with pytest.raises(LookupError, match="me"):
+            calls[caller]()
+    finally:
+        NAME.reset(token)
+
+
+async def test_cancelling_the_caller_cancels_the_work_and_waits_for_it() -> None:
+    work = Work(settle=0.2)
+    task = asyncio.create_task(home().arun(work()))
+    await work.began_somewhere()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert work.how == "cancelled"
+
+
+async def test_a_caller_cancelled_before_its_work_began_waits_for_it_as_well() -> None:
+    blocked, release = threading.Event(), threading.Event()
+
+    def block() -> None:
+        blocked.set()
+        release.wait(5)
+
+    home().loop.call_soon_threadsafe(block)
+    assert await asyncio.to_thread(blocked.wait, 5)
+    work = Work(settle=0.1)
+    task = asyncio.create_task(home().arun(work()))
+    await asyncio.sleep(0)  # it is handed over, and cannot begin
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.sleep(0)
+    release.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert work.how == "cancelled"
+
+
+async def test_a_timeout_of_anyio_waits_for_the_work_too() -> None:
+    work = Work(settle=0.3)
+    with anyio.move_on_after(0.1) as scope:
+        await home().arun(work())
+    assert scope.cancelled_caught
+    assert work.how == "cancelled"
+
+
+async def test_a_timeout_of_asyncio_waits_for_the_work_too() -> None:
+    work = Work(settle=0.2)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await home().arun(work())
+    assert work.how == "cancelled"
+
+
+def test_an_exception_from_a_signal_handler_ends_the_work_first() -> None:
+    # What Prefect's TerminationSignal and Ctrl-C do to a thread that blocks in `run`.
+    code = """
+import asyncio, os, signal, threading
+from prefect_qruntime.client.home import home
+class Stop(BaseException): ...
+def handler(number, frame): raise Stop
+signal.signal(signal.SIGUSR1, handler)
+began = []
+how = []
+async def work():
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+    try:
+        await asyncio.sleep(60)
+    except asyncio.CancelledError:
+        await asyncio.sleep(0.3)
+        how.append("settled")
+        raise
+try:
+    home().run(work())
+except Stop:
+    print("stopped", how)
+"""
+    assert script(code) == "stopped ['settled']"
+
+
+def script(code: str) -> str:
+    """Run a script of its own, warnings as errors shown, and return what it printed."""
+    began = time.monotonic()
+    run = subprocess.run(
+        [sys.executable, "-X", "dev", "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert time.monotonic() - began < 20
+    return run.stdout.strip()
+
+
+def test_after_a_fork_the_child_has_a_home_of_its_own() -> None:
+    code = """
+import asyncio, os
+from prefect_qruntime.client.home import home
+async def here():
+    return os.getpid()
+assert home().run(here()) == os.getpid()
+parent = home()
+pid = os.fork()
+if pid == 0:
+    assert home() is not parent
+    assert home().run(here()) == os.getpid() != parent.pid
+    assert asyncio.run(home().arun(here())) == os.getpid()
+    parent.close()  # not the child's to close
+    raise SystemExit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+assert home() is parent
+assert home().run(here()) == os.getpid()
+print("both")
+"""
+    assert script(code) == "both"
+
+
+def test_the_process_ends_promptly_with_work_under_way() -> None:
+    code = """
+import asyncio, concurrent.futures, threading
+from prefect_qruntime.client.home import home
+began = threading.Event()
+async def work():
+    began.set()
+    try:
+        await asyncio.sleep(3600)
+    finally:
+        print("wound up")
+async def closer():
+    print("closed")
+async def broken():
+    raise RuntimeError
+home().on_close(broken)
+home().on_close(closer)
+def wait():
+    try:
+        home().run(work())
+    except concurrent.futures.CancelledError:
+        pass
+threading.Thread(target=wait, daemon=True).start()
+asyncio.run_coroutine_threadsafe(work(), home().loop)
+began.wait()
+"""
+    assert script(code).split("\n") == ["wound up", "wound up", "closed"]
+
+
+def test_a_closed_home_is_replaced_and_closing_twice_does_no_harm() -> None:
+    code = """
+from prefect_qruntime.client.home import home
+async def one():
+    return 1
+first = home()
+first.close()
+first.close()
+assert home() is not first
+print(home().run(one()))
+"""
+    assert script(code) == "1"
+
+
+def test_a_client_used_and_forgotten_ends_quietly() -> None:
+    code = """
+import asyncio
+from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.connection import Connection
+from prefect_qruntime.sandbox import Sandbox
+with Sandbox(physics=False) as sandbox:
+    client = QuantumRuntimeClient(Connection(**sandbox.connection()))
+    print(client.run(client.usage()).consumed_seconds)
+    print(len(asyncio.run(client.jobs())))
+"""
+    assert script(code) == "0.0\n0"
