@@ -29,9 +29,10 @@ __all__ = ["JobStream", "StreamSettings"]
 
 log = logging.getLogger("prefect_qruntime.stream")
 
-# 1000: the server is done. 1009: we refused a frame as too large, which was the result. 4002 and 4003
-# (job finished, job unknown) belong to the older job-status socket and mean the same to us.
-_FINISHED = (1000, 1009, 4002, 4003)
+# 1000: the server is done. 4002 and 4003 (job finished, job unknown) belong to the older job-status
+# socket and mean the same to us.
+_FINISHED = (1000, 4002, 4003)
+_TOO_LARGE = 1009  # we refused a frame, and the only large one is the result; seldom does the server reply
 Ending = Literal["done", "refused", "given-up"]
 
 
@@ -126,6 +127,7 @@ class JobStream:
         headers = await self._transport.auth_headers()
         self._last_token = headers["Authorization"].removeprefix("Bearer ")
         heard = 0
+        too_large = False
         async with await self._open(headers) as socket:
             self.connected = True
             try:
@@ -133,8 +135,8 @@ class JobStream:
                     heard += 1
                     if heard > 1:  # the first message is only an acknowledgement
                         self._wake()
-            except ConnectionClosed:
-                pass  # the close codes tell
+            except ConnectionClosed as exc:
+                too_large = exc.sent is not None and exc.sent.code == _TOO_LARGE
             except asyncio.CancelledError:
                 # The job is over: a closing handshake with a silent server would only cost time.
                 socket.transport.abort()
@@ -142,7 +144,7 @@ class JobStream:
             finally:
                 self.connected = False
                 self._wake()
-        return socket.close_code in _FINISHED, heard > 1
+        return too_large or socket.close_code in _FINISHED, heard > 1
 
     async def _open(self, headers: dict[str, str]) -> ClientConnection:
         settings = self._settings
