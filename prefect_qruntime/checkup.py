@@ -75,10 +75,10 @@ async def check_instance(client: QuantumRuntimeClient) -> InstanceReport:
 
 
 def _token_problem(error: QuantumRuntimeError, iam_url: str) -> str:
+    if error.status == 404:  # IAM answers an unknown key with 400
+        return f"{iam_url} has no /identity/token. Check iam_url."
     if isinstance(error, AuthenticationError) and error.status is not None:
         return f"The API key was refused by {iam_url}: {error}"
-    if error.status == 404:
-        return f"{iam_url} has no /identity/token. Check iam_url."
     return f"No token could be had from {iam_url}: {error} Check iam_url, proxy, ca_file and the network."
 
 
