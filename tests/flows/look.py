@@ -1,0 +1,87 @@
+"""What the flow tests share: circuits, and looks at what Prefect and the sandbox hold afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+from uuid import UUID
+
+from prefect import Flow, State
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import FlowRun, TaskRun
+
+from prefect_qruntime.client.home import home
+from prefect_qruntime.records import Record, find_records
+from prefect_qruntime.sandbox import Sandbox
+
+T = TypeVar("T")
+BACKEND = "sandbox_ideal"
+FLIP = 'OPENQASM 3.0; include "stdgates.inc"; qubit[1] q; bit[1] c; x q[0]; c = measure q;'
+STAY = 'OPENQASM 3.0; include "stdgates.inc"; qubit[1] q; bit[1] c; id q[0]; c = measure q;'
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine from a sync test."""
+    return asyncio.run(work)
+
+
+def asked(what: Callable[[PrefectClient], Awaitable[T]]) -> T:
+    """Ask Prefect's API something."""
+
+    async def ask() -> T:
+        async with get_client() as client:
+            return await what(client)
+
+    return asyncio.run(ask())
+
+
+def ran(flow: Flow[..., Any], *args: Any, **kwargs: Any) -> tuple[FlowRun, State[Any]]:
+    """Run a flow; returns its run and its state instead of raising."""
+    state = flow(*args, return_state=True, **kwargs)
+    if asyncio.iscoroutine(state):
+        state = asyncio.run(state)
+    return asked(lambda client: client.read_flow_run(state.state_details.flow_run_id)), state
+
+
+def until(what: Callable[[], T], seconds: float = 20.0) -> T:
+    """Poll until the answer is truthy; returns the last answer in any case."""
+    end = time.monotonic() + seconds
+    while not (found := what()) and time.monotonic() < end:
+        time.sleep(0.1)
+    return found
+
+
+def task_runs(flow_run_id: UUID, number: int) -> list[TaskRun]:
+    """The task runs of a flow run; they reach the server in the background."""
+    wanted = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
+
+    def look() -> list[TaskRun]:
+        found = asked(lambda client: client.read_task_runs(flow_run_filter=wanted))
+        over = all(task_run.state is not None and task_run.state.is_final() for task_run in found)
+        return found if len(found) >= number and over else []
+
+    return until(look)
+
+
+def events(resource: str, number: int = 1) -> list[dict[str, Any]]:
+    """Our events about a job or session, oldest first; they reach the server in the background."""
+    wanted = {"filter": {"resource": {"id": [resource]}, "event": {"prefix": ["qruntime."]}}, "limit": 50}
+
+    async def ask(client: PrefectClient) -> list[dict[str, Any]]:
+        answer = await client._client.post("/events/filter", json=wanted)
+        return sorted(answer.json()["events"], key=lambda event: str(event["occurred"]))
+
+    return until(lambda: found if len(found := asked(ask)) >= number else [])
+
+
+def records(kind: Any, flow_run_id: UUID) -> list[Record]:
+    """What a flow run noted in Prefect about its jobs or sessions."""
+    return home().run(find_records(kind, flow_run_ids=[flow_run_id]))
+
+
+def requests(sandbox: Sandbox, method: str, path: str) -> int:
+    """How many requests of a kind the service saw; `path` is an `fnmatch` pattern."""
+    return len(sandbox.control.journal(method, path))

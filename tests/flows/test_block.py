@@ -1,0 +1,147 @@
+"""The credentials block: registered, saved, loaded, shown; its secrets; what `verify` says."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from prefect import flow, task
+from prefect.blocks.core import Block
+from prefect.testing.standard_test_suites.blocks import BlockStandardTestSuite
+
+from prefect_qruntime import InvalidInput, QuantumRuntimeCredentials, load_credentials, submit_job
+from prefect_qruntime.sandbox import Sandbox
+from tests.flows.look import BACKEND, FLIP, asked, ran, records, run, task_runs
+
+pytestmark = pytest.mark.server
+
+
+class TestByPrefectsOwnStandard(BlockStandardTestSuite):
+    @pytest.fixture
+    def block(self) -> type[Block]:
+        return QuantumRuntimeCredentials
+
+    def test_has_a_valid_image(self, block: type[Block]) -> None:
+        """Without fetching it from the network."""
+        assert str(block._logo_url).startswith("https://")
+
+
+def test_the_form_names_and_explains_every_field() -> None:
+    schema = QuantumRuntimeCredentials.model_json_schema()
+    assert set(schema["required"]) == {"api_key", "crn"}
+    assert set(schema["secret_fields"]) == {"api_key", "proxy"}
+    for name, field in schema["properties"].items():
+        assert field["title"], name
+        assert field["description"].endswith("."), name
+
+
+def test_saved_and_loaded_it_is_the_same_and_its_secrets_are_masked(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials
+) -> None:
+    document_id = credentials.save("block-saved", overwrite=True)
+    loaded = load_credentials("block-saved")
+    assert loaded.model_dump(context={"include_secrets": True}) == credentials.model_dump(
+        context={"include_secrets": True}
+    )
+    assert run(loaded.averify()).ok
+
+    document = asked(lambda client: client.read_block_document(document_id, include_secrets=False))
+    assert document.block_type is not None
+    assert document.block_type.slug == "quantum-runtime-credentials"
+    shown = document.model_dump_json() + repr(loaded) + str(loaded) + loaded.model_dump_json()
+    assert sandbox.api_key not in shown
+    assert document.data["crn"] == sandbox.crn
+
+
+def test_a_name_that_does_not_exist(prefect_server: Any) -> None:
+    with pytest.raises(InvalidInput, match="no-such-block") as caught:
+        load_credentials("no-such-block")
+    assert caught.value.field == "credentials_block"
+
+
+def test_the_key_is_in_no_parameter_result_or_record(sandbox: Sandbox, credentials: QuantumRuntimeCredentials) -> None:
+    @task(persist_result=True)
+    def hand_on(block: QuantumRuntimeCredentials) -> str:
+        return block.crn
+
+    @flow(persist_result=True)
+    def with_block(block: QuantumRuntimeCredentials) -> Any:
+        hand_on(block)
+        return submit_job(block, [FLIP], backend=BACKEND)
+
+    flow_run, state = ran(with_block, credentials)
+    assert state.is_completed()
+    runs = task_runs(flow_run.id, 2)
+    assert len(runs) == 2
+    seen = [
+        flow_run.model_dump_json(),
+        *(task_run.model_dump_json() for task_run in runs),
+        *(json.dumps(dict(record.meta)) for record in records("job", flow_run.id)),
+        run(state.aresult()).model_dump_json(),
+    ]
+    assert "crn:v1" in seen[0], "the parameter is not stored at all, so nothing is tested"
+    assert not [text for text in seen if sandbox.api_key in text]
+
+
+def test_a_masked_key_says_why_it_cannot_work(sandbox: Sandbox, credentials: QuantumRuntimeCredentials) -> None:
+    masked = QuantumRuntimeCredentials.model_validate(json.loads(credentials.model_dump_json()))
+    with pytest.raises(InvalidInput, match="deployment parameter") as caught:
+        masked.get_client()
+    assert caught.value.field == "api_key"
+    assert sandbox.control.journal() == []
+
+
+def test_building_loading_and_getting_a_client_use_no_network(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials
+) -> None:
+    credentials.save("block-quiet", overwrite=True)
+    load_credentials("block-quiet").get_client()
+    assert sandbox.control.journal() == []
+
+
+def test_verify_of_a_working_block(credentials: QuantumRuntimeCredentials) -> None:
+    report = credentials.verify()
+    assert (report.ok, report.problems, report.missing_rights) == (True, (), ())
+    assert BACKEND in report.backends
+    assert report.token_seconds_left is not None
+    assert report.token_seconds_left > 60
+
+
+def test_verify_names_a_wrong_key(sandbox: Sandbox) -> None:
+    wrong = QuantumRuntimeCredentials(**{**sandbox.connection(), "api_key": "not-the-key-0123456789"})
+    report = wrong.verify()
+    assert not report.ok
+    assert "API key" in report.problems[0]
+    assert "not-the-key" not in report.model_dump_json()
+
+
+def test_verify_names_an_instance_of_somebody_else(sandbox: Sandbox) -> None:
+    crn = sandbox.crn.replace(sandbox.crn.split(":")[7], "00000000-0000-4000-8000-000000000000")
+    report = QuantumRuntimeCredentials(**{**sandbox.connection(), "crn": crn}).verify()
+    assert not report.ok
+    assert "crn" in report.problems[0].lower()
+
+
+def test_verify_names_the_wrong_dialect(sandbox: Sandbox) -> None:
+    fields = {**sandbox.connection("cloud"), "base_url": sandbox.url + "/nowhere"}
+    report = QuantumRuntimeCredentials(**fields).verify()
+    assert not report.ok
+    assert "dialect (cloud)" in report.problems[0]
+    assert "base_url" in report.problems[0]
+
+
+def test_verify_names_a_wrong_iam_address(sandbox: Sandbox) -> None:
+    fields = {**sandbox.connection(), "iam_url": sandbox.url + "/nowhere"}
+    report = QuantumRuntimeCredentials(**fields).verify()
+    assert not report.ok
+    assert "Check iam_url" in report.problems[0]
+    assert "API key" not in report.problems[0]
+
+
+def test_verify_tells_that_no_time_is_left(sandbox: Sandbox, credentials: QuantumRuntimeCredentials) -> None:
+    sandbox.control.set_usage(consumed=100, limit=100)
+    report = credentials.verify()
+    assert not report.ok
+    assert "no QPU time left" in report.problems[0]
+    assert report.backends, "what works is still shown"

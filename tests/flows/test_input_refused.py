@@ -1,0 +1,150 @@
+"""What cannot be right is refused by name before anything is sent, whichever task gets it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from prefect_qruntime import (
+    InvalidInput,
+    JobRef,
+    QuantumRuntimeCredentials,
+    SessionRef,
+    asubmit_job,
+    cancel_job,
+    close_session,
+    fetch_results,
+    open_session,
+    submit_job,
+    wait_for_completion,
+)
+from prefect_qruntime.sandbox import Sandbox
+from tests.flows.look import BACKEND, FLIP, ran, run
+
+pytestmark = pytest.mark.server
+
+INJECTIONS = ["../instance", "d1/cancel", "d1?x=1", "d1#", "d1\r\nX-Evil: 1", "", "d1 d2", "%2e%2e", "d" * 300]
+
+SUBMISSIONS: list[tuple[str, dict[str, Any]]] = [
+    ("pubs", {"pubs": None}),
+    ("pubs", {"pubs": []}),
+    ("pubs[0]", {"pubs": ["print('no circuit')"]}),
+    ("pubs[0]", {"pubs": [42]}),
+    ("pubs[1]", {"pubs": [FLIP, ""]}),
+    ("pubs[0]", {"pubs": [(FLIP, None, 0)]}),
+    ("shots", {"shots": 0}),
+    ("shots", {"shots": "many"}),
+    ("shots", {"shots": True}),
+    ("tags[0]", {"tags": ["x" * 87]}),
+    ("tags[6]", {"tags": [f"t{number}" for number in range(7)]}),
+    ("tags[0]", {"tags": ["qr-key:0123"]}),
+    ("tags", {"tags": "one"}),
+    ("max_execution_time", {"max_execution_time": 0}),
+    ("max_execution_time", {"max_execution_time": 10_801}),
+    ("backend", {"backend": "a/b"}),
+    ("backend", {"backend": ""}),
+    ("program_id", {"program_id": "../x"}),
+    ("program_id", {"program_id": "noise-learner"}),
+    ("options", {"options": {"no_such_option": 1}}),
+    ("params", {"params": [1], "pubs": None}),
+    ("pubs", {"params": {"a": 1}}),
+    ("private", {"private": "yes"}),
+    ("submission_key", {"submission_key": " "}),
+    ("submission_key", {"submission_key": "x" * 1001}),
+    *(("session", {"session": text}) for text in INJECTIONS),
+    ("session", {"session": 7}),
+    ("session", {"session": SessionRef(id="../x")}),
+    ("session", {"session": SessionRef(token="of-another-process")}),
+]
+
+
+@pytest.mark.parametrize(("field", "wrong"), SUBMISSIONS)
+def test_a_submission_that_cannot_be_right(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials, field: str, wrong: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        submit_job.fn(credentials, **{"pubs": [FLIP], "backend": BACKEND, **wrong})
+    assert caught.value.field is not None
+    assert caught.value.field.startswith(field), str(caught.value)
+    assert field.split("[")[0] in str(caught.value)
+    assert sandbox.control.journal() == []
+
+
+def test_the_async_twin_and_mapped_calls_refuse_the_same(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials
+) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        run(asubmit_job.fn(credentials, [FLIP], backend=BACKEND, shots=0))
+    assert caught.value.field == "shots"
+
+    from prefect import flow, unmapped
+
+    @flow
+    def mapped() -> Any:
+        return submit_job.map(unmapped(credentials), [FLIP, "nonsense"], backend=BACKEND, shots=0).result()
+
+    _, state = ran(mapped)
+    with pytest.raises(InvalidInput):
+        run(state.aresult())
+    assert sandbox.control.journal() == []
+
+
+@pytest.mark.parametrize("job", [*INJECTIONS, None, 7, JobRef(id="../x")])
+@pytest.mark.parametrize("task", [wait_for_completion, fetch_results, cancel_job])
+def test_what_names_no_job(sandbox: Sandbox, credentials: QuantumRuntimeCredentials, task: Any, job: Any) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        task.fn(credentials, job)
+    assert caught.value.field == "job"
+    assert sandbox.control.journal() == []
+
+
+@pytest.mark.parametrize(
+    ("field", "call"),
+    [
+        ("mode", lambda c: open_session.fn(c, BACKEND, mode="forever")),
+        ("max_ttl", lambda c: open_session.fn(c, BACKEND, max_ttl=0)),
+        ("max_ttl", lambda c: open_session.fn(c, BACKEND, max_ttl=True)),
+        ("backend", lambda c: open_session.fn(c, "a/b")),
+        ("backend", lambda c: open_session.fn(c, None)),
+        ("session", lambda c: close_session.fn(c, "../jobs")),
+        ("session", lambda c: close_session.fn(c, None)),
+        ("timeout", lambda c: wait_for_completion.fn(c, "d1", timeout=0)),
+        ("timeout", lambda c: wait_for_completion.fn(c, "d1", timeout=float("nan"))),
+        ("queue_timeout", lambda c: wait_for_completion.fn(c, "d1", queue_timeout=-1)),
+        ("on_timeout", lambda c: wait_for_completion.fn(c, "d1", on_timeout="panic")),
+        ("stream", lambda c: wait_for_completion.fn(c, "d1", stream="maybe")),
+    ],
+)
+def test_other_arguments(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials, field: str, call: Callable[[Any], Any]
+) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        call(credentials)
+    assert caught.value.field == field
+    assert sandbox.control.journal() == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("crn", "not a crn"),
+        ("crn", "crn:v1:bluemix:public:quantum-computing:us-east:a/1:2::\r\nX-Evil: 1"),
+        ("crn", "crn:v1:bluemix:public:quantum-computing:evil.example/:a/1:2::"),
+        ("crn", "crn:v1:bluemix:public:quantum-computing:us-east@evil.example#:a/1:2::"),
+        ("base_url", "http://quantum.example/api"),
+        ("base_url", "ftp://127.0.0.1/"),
+        ("base_url", "https://user:password@quantum.example"),
+        ("iam_url", "http://iam.example"),
+        ("api_version", "today"),
+        ("application", "mine\r\nX-Evil: 1"),
+        ("api_key", ""),
+        ("api_key", "key\nX-Evil: 1"),
+    ],
+)
+def test_credentials_that_cannot_be_right(sandbox: Sandbox, field: str, value: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        QuantumRuntimeCredentials(**{**sandbox.connection(), field: value}).get_client()
+    assert caught.value.field == field
+    assert sandbox.control.journal() == []
