@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+INTEROP := .venv-interop
 
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 # An embedded Prefect server needs 11 to 15 s here; Prefect's own limit is 20 s.
 export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS := 120
 
-.PHONY: help install demo test lint types unit plain-install clean
+.PHONY: help install demo test lint types unit interop plain-install clean
 
 help: ## Say what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -37,8 +38,18 @@ types: $(STAMP) ## Check the types
 unit: $(STAMP) ## Run the tests
 	$(BIN)/python -m pytest
 
+$(INTEROP)/.installed: pyproject.toml constraints.txt tests/interop/constraints.txt
+	test -x $(INTEROP)/bin/python || $(PYTHON) -m venv $(INTEROP)
+	$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[sandbox,qiskit]' \
+	  qiskit-ibm-runtime pytest pytest-asyncio pytest-timeout \
+	  --constraint constraints.txt --constraint tests/interop/constraints.txt
+	@touch $@
+
+interop: $(INTEROP)/.installed ## Run IBM's official client against the sandbox
+	$(INTEROP)/bin/python -m pytest tests/interop
+
 plain-install: $(STAMP) ## Prove that a plain install gives a Prefect server that starts
 	$(BIN)/python tests/plain_install.py
 
 clean: ## Remove what was made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist site *.egg-info
+	rm -rf $(VENV) $(INTEROP) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist site *.egg-info

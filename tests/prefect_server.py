@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from prefect.settings import PREFECT_API_URL, PREFECT_HOME, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE, temporary_settings
+from prefect.context import refresh_global_settings_context
 
 __all__ = ["PrefectServer", "prefect_server"]
 
@@ -81,10 +81,13 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect
         )
     try:
         _wait(url, server, log)
-        with temporary_settings(
-            updates={PREFECT_API_URL: url, PREFECT_HOME: folder, PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False}
-        ):
+        # In the environment, because Prefect's logging and event threads read the global settings.
+        with pytest.MonkeyPatch.context() as patch:
+            for name in set(env) - set(os.environ) | {name for name in env if name.startswith("PREFECT_")}:
+                patch.setenv(name, env[name])
+            refresh_global_settings_context()
             yield PrefectServer(url=url, home=folder, env=env, log=log)
+        refresh_global_settings_context()
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         try:

@@ -1,0 +1,286 @@
+"""One intent, at most one paid job: repeated, mapped, gathered, keyed, in subflows and in other processes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from prefect import flow, unmapped
+from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
+
+from prefect_qruntime import (
+    JobFailed,
+    QuantumRuntimeCredentials,
+    asubmit_job,
+    fetch_results,
+    run_job,
+    submit_job,
+    wait_for_completion,
+)
+from prefect_qruntime.sandbox import Sandbox
+from tests.flows.conftest import posts
+
+pytestmark = pytest.mark.server
+CIRCUIT = 'OPENQASM 3.0; include "stdgates.inc"; qubit[1] q; bit[1] c; x q[0]; c = measure q;'
+OTHER = 'OPENQASM 3.0; include "stdgates.inc"; qubit[1] q; bit[1] c; h q[0]; c = measure q;'
+BACKEND = "sandbox_ideal"
+
+
+def keys(sandbox: Sandbox) -> list[str]:
+    return [tag for job in sandbox.control.jobs() for tag in job["tags"] if tag.startswith("qr-key:")]
+
+
+def failing_once(action: Callable[[], Any]) -> Any:
+    """A flow that fails after its action the first time and is retried by Prefect."""
+    tries: list[int] = []
+
+    @flow(retries=1)
+    def unlucky() -> Any:
+        got = action()
+        tries.append(1)
+        if len(tries) == 1:
+            raise RuntimeError("something downstream broke")
+        return got
+
+    return unlucky()
+
+
+def test_a_retried_flow_attaches_to_its_live_job(sandbox: Sandbox, credentials: QuantumRuntimeCredentials) -> None:
+    sandbox.control.hold()
+    job = failing_once(lambda: submit_job(credentials, [CIRCUIT], backend=BACKEND))
+    assert job.attached
+    assert posts(sandbox) == 1
+
+
+def test_a_retried_flow_attaches_to_its_completed_job(sandbox: Sandbox, credentials: QuantumRuntimeCredentials) -> None:
+    counts = failing_once(lambda: run_job(credentials, [CIRCUIT], backend=BACKEND, shots=5).counts())
+    assert counts == {"1": 5}
+    assert posts(sandbox) == 1
+
+
+def test_a_retried_flow_buys_a_failed_job_anew(sandbox: Sandbox, credentials: QuantumRuntimeCredentials) -> None:
+    sandbox.control.script_job(status="Failed", reason="broken", reason_code=1000)
+
+    @flow(retries=1)
+    def one() -> dict[str, int]:
+        return run_job(credentials, [CIRCUIT], backend=BACKEND, shots=5).counts()
+
+    assert one() == {"1": 5}
+    assert posts(sandbox) == 2
+    assert len(set(keys(sandbox))) == 2, "the second generation needs a key of its own"
+
+
+def test_a_failed_job_is_not_bought_again_by_itself(sandbox: Sandbox, credentials: QuantumRuntimeCredentials) -> None:
+    sandbox.control.script_job(status="Failed", reason="broken", reason_code=1000)
+
+    @flow
+    def one() -> None:
+        run_job(credentials, [CIRCUIT], backend=BACKEND)
+
+    with pytest.raises(JobFailed):
+        one()
+    assert posts(sandbox) == 1
+
+
+def test_a_retry_of_wait_or_fetch_never_submits(sandbox: Sandbox, credentials: QuantumRuntimeCredentials) -> None:
+    sandbox.control.add_fault("GET", "/jobs/*/results", status=501)
+
+    @flow
+    def one() -> dict[str, int]:
+        job = submit_job(credentials, [CIRCUIT], backend=BACKEND, shots=5)
+        wait_for_completion(credentials, job)
+        again = fetch_results.with_options(retries=1, retry_delay_seconds=0, retry_condition_fn=always)
+        return again(credentials, job).counts()
+
+    assert one() == {"1": 5}
+    assert posts(sandbox) == 1
+
+
+async def always(task: Any, task_run: Any, state: Any) -> bool:
+    """Retry whatever the error says."""
+    return True
+
+
+def test_a_task_retry_of_submit_attaches(sandbox: Sandbox, credentials: QuantumRuntimeCredentials) -> None:
+    # Lost for ever: the first try of the task ends uncertain, the second one looks first.
+    sandbox.control.add_fault("POST", "/jobs", drop="after")
+    sandbox.control.add_fault("GET", "/jobs", status=501)
+
+    @flow
+    def one() -> Any:
+        again = submit_job.with_options(retries=1, retry_delay_seconds=0, retry_condition_fn=always)
+        return again(credentials, [CIRCUIT], backend=BACKEND)
+
+    assert one().attached
+    assert posts(sandbox) == 1
+
+
+def two_in_a_loop(credentials: QuantumRuntimeCredentials) -> Any:
+    return [submit_job(credentials, [CIRCUIT], backend=BACKEND) for _ in range(2)]
+
+
+def two_submitted(credentials: QuantumRuntimeCredentials) -> Any:
+    futures = [submit_job.submit(credentials, [CIRCUIT], backend=BACKEND) for _ in range(2)]
+    return [future.result() for future in futures]
+
+
+def two_mapped(credentials: QuantumRuntimeCredentials) -> Any:
+    return submit_job.map(unmapped(credentials), [CIRCUIT, CIRCUIT], backend=BACKEND).result()
+
+
+def two_in_subflows(credentials: QuantumRuntimeCredentials) -> Any:
+    @flow
+    def inner() -> Any:
+        return submit_job.submit(credentials, [CIRCUIT], backend=BACKEND).result()
+
+    return [inner(), inner()]
+
+
+@pytest.mark.parametrize("way", [two_in_a_loop, two_submitted, two_mapped, two_in_subflows])
+def test_two_wanted_equal_calls_are_two_jobs_and_stay_two_when_repeated(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials, way: Callable[[Any], Any]
+) -> None:
+    jobs = failing_once(lambda: way(credentials))
+    assert len({job.id for job in jobs}) == 2
+    assert all(job.attached for job in jobs)
+    assert posts(sandbox) == 2
+
+
+def test_calls_made_in_different_ways_do_not_collapse(sandbox: Sandbox, credentials: QuantumRuntimeCredentials) -> None:
+    @flow
+    def mixed() -> list[str]:
+        jobs = [*two_in_a_loop(credentials), *two_submitted(credentials), *two_mapped(credentials)]
+        return [job.id for job in jobs]
+
+    assert len(set(mixed())) == 6
+
+
+def test_gathered_calls_are_two_jobs(sandbox: Sandbox, credentials: QuantumRuntimeCredentials) -> None:
+    tries: list[int] = []
+
+    @flow(retries=1)
+    async def two() -> Any:
+        jobs = await asyncio.gather(*(asubmit_job(credentials, [CIRCUIT], backend=BACKEND) for _ in range(2)))
+        tries.append(1)
+        if len(tries) == 1:
+            raise RuntimeError("something downstream broke")
+        return jobs
+
+    jobs: Any = asyncio.run(two())  # type: ignore[arg-type]
+    assert len({job.id for job in jobs}) == 2
+    assert posts(sandbox) == 2
+
+
+def runner_of(name: str) -> Any:
+    if name == "process":
+        return ProcessPoolTaskRunner(max_workers=2)
+    if name == "threads":
+        return ThreadPoolTaskRunner(max_workers=4)
+    dask = pytest.importorskip("prefect_dask")
+    return dask.DaskTaskRunner(cluster_kwargs={"n_workers": 2, "threads_per_worker": 1, "processes": True})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runner", ["threads", "process", "dask"])
+def test_equal_mapped_calls_on_every_runner(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials, runner: str
+) -> None:
+    tries: list[int] = []
+
+    @flow(retries=1, task_runner=runner_of(runner))
+    def fan_out() -> Any:
+        jobs = submit_job.map(unmapped(credentials), [CIRCUIT, CIRCUIT, OTHER, CIRCUIT], backend=BACKEND).result()
+        tries.append(1)
+        if len(tries) == 1:
+            raise RuntimeError("something downstream broke")
+        return jobs
+
+    jobs = fan_out()
+    assert len({job.id for job in jobs}) == 4
+    assert posts(sandbox) == 4
+
+
+def test_a_subflow_that_fails_and_is_run_again_by_its_parent_attaches(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials
+) -> None:
+    tries: list[int] = []
+
+    @flow
+    def inner() -> str:
+        job = submit_job(credentials, [CIRCUIT], backend=BACKEND)
+        tries.append(1)
+        if len(tries) == 1:
+            raise RuntimeError("the subflow broke")
+        return job.id
+
+    @flow(retries=1)
+    def outer() -> str:
+        return inner()
+
+    assert outer() == sandbox.control.jobs()[0]["id"]
+    assert posts(sandbox) == 1
+
+
+def test_an_explicit_key_spans_flow_runs_and_payloads_stay_apart(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials
+) -> None:
+    @flow
+    def slot(circuit: str) -> Any:
+        return submit_job(credentials, [circuit], backend=BACKEND, submission_key="nightly/2026-11-23T03:00")
+
+    first, second, other = slot(CIRCUIT), slot(CIRCUIT), slot(OTHER)
+    assert first.id == second.id
+    assert (first.attached, second.attached) == (False, True)
+    assert other.id != first.id
+    assert posts(sandbox) == 2
+
+
+def test_an_explicit_key_buys_a_failed_job_anew_only_in_another_run(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials
+) -> None:
+    sandbox.control.script_job(status="Failed", reason="broken", reason_code=1000)
+
+    @flow
+    def twice() -> list[str]:
+        ids = []
+        for _ in range(2):
+            job = submit_job(credentials, [CIRCUIT], backend=BACKEND, submission_key="slot-2")
+            with pytest.raises(JobFailed):
+                wait_for_completion(credentials, job)
+            ids.append(job.id)
+        return ids
+
+    @flow
+    def later() -> str:
+        return str(submit_job(credentials, [CIRCUIT], backend=BACKEND, submission_key="slot-2").id)
+
+    ids = twice()
+    assert ids[0] == ids[1]
+    assert later() not in ids
+    assert posts(sandbox) == 2
+
+
+def test_a_rerun_that_meets_another_least_busy_backend_still_attaches(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials
+) -> None:
+    backends = iter(["sandbox_ideal", "sandbox_noisy"])
+    job = failing_once(lambda: submit_job(credentials, [CIRCUIT], backend=next(backends)))
+    assert job.attached
+    assert job.backend == "sandbox_ideal"
+    assert posts(sandbox) == 1
+
+
+def test_a_private_result_is_stored_before_it_is_handed_on(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials
+) -> None:
+    @flow
+    def one() -> list[dict[str, int]]:
+        job = submit_job(credentials, [CIRCUIT], backend=BACKEND, shots=5, private=True)
+        wait_for_completion(credentials, job)
+        return [fetch_results(credentials, job).counts(), fetch_results(credentials, job.id).counts()]
+
+    assert one() == [{"1": 5}, {"1": 5}]
+    reads = [entry for entry in sandbox.control.journal("GET") if entry["path"].endswith("/results")]
+    assert len(reads) == 1
