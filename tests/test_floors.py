@@ -1,200 +1,189 @@
-"""The floors: an upper one may import a lower one, never the reverse; nothing below floor 3 knows Prefect."""
+"""The floors of the package: an upper one may import a lower one, never the reverse; every module has its place."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 
-import prefect_qruntime
+PACKAGE = "prefect_qruntime"
+ROOT = Path(__file__).parents[1] / PACKAGE
 
-PACKAGE = Path(prefect_qruntime.__file__).parent
-NAME = "prefect_qruntime"
-
-FLOORS: dict[int, set[str]] = {
-    0: {"_version", "connection", "crn", "errors", "failures", "models", "redact", "spec"},
-    1: {
-        "client.auth",
-        "client.dialects",
-        "client.errand",
-        "client.home",
-        "client.inputs",
-        "client.parsing",
-        "client.replies",
-        "client.retrying",
-        "client.stream",
-        "client.transport",
-        "client.wire",
-    },
-    2: {
+# Dotted names below the package, as fnmatch patterns. A new file is added here first: where does it belong?
+FLOORS: dict[int, tuple[str, ...]] = {
+    # No I/O.
+    0: ("models", "errors", "failures", "crn", "redact", "spec", "connection", "_version"),
+    # The wire: HTTP, token, websocket, dialects, the one network loop.
+    1: (
+        *(f"client.{name}" for name in ("retrying", "replies", "auth", "transport", "stream", "dialects", "parsing")),
+        *(f"client.{name}" for name in ("home", "wire", "errand", "inputs", "inputs.*")),
+    ),
+    # Each call done safely.
+    2: (
+        *(f"client.{name}" for name in ("waiting", "following", "submission", "sessions", "fetching")),
+        *(f"client.{name}" for name in ("results*", "result_*", "decode*", "instance", "api")),
         "client",
-        "client.api",
-        "client.decode",
-        "client.fetching",
-        "client.following",
-        "client.instance",
-        "client.result_qiskit",
-        "client.result_quasi",
-        "client.result_samples",
-        "client.result_table",
-        "client.result_views",
-        "client.results",
-        "client.sessions",
-        "client.submission",
-        "client.waiting",
-    },
-    3: {
-        "binding",
-        "checkup",
-        "credentials",
-        "keys",
-        "observe",
-        "orchestration",
-        "private_results",
-        "records",
-        "settings",
-        "submit_task",
-    },
-    4: {"cancellation", "hooks", "jobs", "sessions", "sweep", "tasks", "work"},
-    5: {"", "cli", "demo", "flows"},
+    ),
+    # Prefect begins: block, keys, what is noted there.
+    3: (
+        *("settings", "orchestration", "keys", "observe", "limits", "credentials", "checkup", "binding", "budget"),
+        *("records", "cancellation", "private_results"),
+    ),
+    # What flows use.
+    4: ("work", "tasks", "submit_task", "sessions", "jobs", "hooks", "watcher", "watch", "suspend", "sweep"),
+    # What people start.
+    5: ("cli", "cli_*", "demo", "flows", "flows.*"),
 }
-BESIDE = "sandbox"
-FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}
+SANDBOX = ("sandbox", "sandbox.*")
+WITHOUT_PREFECT = (0, 1, 2)
 
 
-def module_name(path: Path) -> str:
-    parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
-    if parts[-1] == "__init__":
-        parts.pop()
-    return ".".join(parts)
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def floor_of(module: str) -> int | str:
-    """The floor of a module; a folder that is named as a whole gives it to all in it."""
-    parts = module.split(".")
-    if parts[0] == BESIDE:
-        return BESIDE
-    for length in range(len(parts), 0, -1):
-        if ".".join(parts[:length]) in FLOOR_OF and (length == len(parts) or length > 1 or parts[0] == "flows"):
-            return FLOOR_OF[".".join(parts[:length])]
-    if module == "":
-        return FLOOR_OF[""]
-    raise AssertionError(f"{module} has no floor yet: give it one")
+# The flows are a link to the folder beside the package, which `rglob` does not follow by itself.
+FILES = [*ROOT.rglob("*.py"), *(ROOT / "flows").rglob("*.py")]
+MODULES = {name_of(path): path for path in sorted(FILES)}
 
 
-def modules() -> dict[str, Path]:
-    return {module_name(path): path for path in PACKAGE.rglob("*.py")}
+def floor_of(name: str) -> int | str | None:
+    if any(fnmatchcase(name, pattern) for pattern in SANDBOX):
+        return "sandbox"
+    found = {floor for floor, patterns in FLOORS.items() if any(fnmatchcase(name, p) for p in patterns)}
+    assert len(found) <= 1, f"{name} stands on several floors: {found}"
+    return found.pop() if found else None
 
 
-def imports(path: Path) -> set[str]:
-    """Absolute names of everything a file imports, wherever in the file."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+def statements(tree: ast.AST) -> list[ast.Import | ast.ImportFrom]:
+    """All imports, in functions too, but not those for type checkers only."""
+    found: list[ast.Import | ast.ImportFrom] = []
+    todo: list[ast.AST] = [tree]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            todo += node.orelse
+            continue
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            found.append(node)
+        todo += ast.iter_child_nodes(node)
     return found
 
 
-def ours(name: str) -> str | None:
-    """The module of ours that an imported name belongs to, longest match first."""
-    if name != NAME and not name.startswith(f"{NAME}."):
-        return None
-    known, parts = modules(), name.split(".")[1:]
-    while parts and ".".join(parts) not in known:
-        parts.pop()
-    return ".".join(parts)
-
-
-@pytest.mark.parametrize("module", sorted(modules()))
-def test_a_module_imports_only_from_its_floor_or_below(module: str) -> None:
-    floor = floor_of(module)
-    if module == "":
-        return  # the public face names everything, on first use only
-    for name in imports(modules()[module]):
-        target = ours(name)
-        if target is None:
-            if floor in (0, 1, 2, BESIDE):
-                assert name.split(".")[0] != "prefect", f"{module} imports {name}"
+def imports(path: Path) -> set[str]:
+    """Absolute dotted names that a module imports; of our own package always the module, never a name in it."""
+    found = set()
+    package = [PACKAGE, *name_of(path).split(".")] if path.name == "__init__.py" else []
+    package = package or [PACKAGE, *name_of(path).split(".")[:-1]]
+    for node in statements(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
             continue
-        if floor == BESIDE:
-            assert floor_of(target) in (0, BESIDE), f"{module} imports {name}"
-        elif target == "" or floor_of(target) == BESIDE:
-            assert floor == 5, f"{module} imports {name}"
+        base = node.module or ""
+        if node.level:
+            base = ".".join([*package[: len(package) - node.level + 1], *([node.module] if node.module else [])])
+        for alias in node.names:
+            whole = f"{base}.{alias.name}"
+            found.add(whole if whole.removeprefix(f"{PACKAGE}.") in MODULES else base)
+    return found
+
+
+def ours(path: Path) -> set[str]:
+    """As `imports`, only of this package, without its name; '' is the package itself."""
+    wanted = {name for name in imports(path) if name == PACKAGE or name.startswith(f"{PACKAGE}.")}
+    return {name.removeprefix(PACKAGE).lstrip(".") for name in wanted}
+
+
+def foreign(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imports(path)} - {PACKAGE}
+
+
+BELOW_ROOT = [name for name in MODULES if name]
+
+
+@pytest.mark.parametrize("name", BELOW_ROOT)
+def test_every_module_has_its_floor_and_looks_down_only(name: str) -> None:
+    floor = floor_of(name)
+    assert floor is not None, f"{name} has no floor: add it to FLOORS"
+    for other in sorted(ours(MODULES[name])):
+        if other == "":
+            assert floor == 5, f"{name} imports the public face, which stands above it"
+            continue
+        assert other in MODULES, f"{name} imports {other}, which does not exist"
+        below = floor_of(other)
+        assert below is not None, f"{other} has no floor"
+        if floor == "sandbox":
+            assert below in ("sandbox", 0), f"{name} imports {other}: the sandbox knows floor 0 only"
+        elif below == "sandbox":
+            assert floor == 5, f"{name} imports the sandbox, which only what people start may do"
         else:
-            assert floor_of(target) <= floor, f"{module} (floor {floor}) imports {name}"  # type: ignore[operator]
+            assert isinstance(floor, int)
+            assert isinstance(below, int)
+            assert below <= floor, f"{name} (floor {floor}) imports {other} (floor {below})"
 
 
-def test_no_circular_imports() -> None:
-    """Only imports at a module's top level count: they are the ones that can deadlock a start."""
-    graph: dict[str, set[str]] = {}
-    for module, path in modules().items():
-        if module == "":
-            continue
-        names: set[str] = set()
-        for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.ImportFrom):
-                names |= {f"{node.module}.{alias.name}" for alias in node.names}
-            elif isinstance(node, ast.Import):
-                names |= {alias.name for alias in node.names}
-        graph[module] = {target for name in names if (target := ours(name)) not in (None, "", module)}  # type: ignore[misc]
+@pytest.mark.parametrize("name", BELOW_ROOT)
+def test_prefect_begins_on_floor_3(name: str) -> None:
+    if floor_of(name) == "sandbox" or floor_of(name) in WITHOUT_PREFECT:
+        assert "prefect" not in foreign(MODULES[name])
 
+
+def test_no_circle() -> None:
+    # A package's __init__ is a module like any other here; submodules do not count as importing it.
+    graph = {name: ours(path) - {name} for name, path in MODULES.items() if name}
     done: set[str] = set()
 
-    def visit(module: str, way: tuple[str, ...]) -> None:
-        assert module not in way, " -> ".join((*way, module))
-        if module in done:
-            return
-        for target in graph.get(module, ()):
-            # a package's __init__ gathers its own modules; they may name each other through it
-            if not module.startswith(f"{target}.") and not target.startswith(f"{module}."):
-                visit(target, (*way, module))
-        done.add(module)
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, f"circle: {' -> '.join([*trail[trail.index(name) :], name])}"
+        if name and name not in done:
+            for other in sorted(graph.get(name, ())):
+                visit(other, (*trail, name))
+            done.add(name)
 
-    for module in graph:
-        visit(module, ())
+    for name in graph:
+        visit(name, ())
+    assert len(done) == len(graph)
 
 
-def test_importing_loads_neither_qiskit_nor_numpy() -> None:
-    code = (
-        "import sys, prefect_qruntime as q; [getattr(q, name) for name in q.__all__]; "
-        "print([m for m in ('qiskit', 'numpy', 'qiskit_aer') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.strip() == "[]"
+def loaded_after(code: str) -> set[str]:
+    """Top-level names of what a fresh interpreter has loaded after `code`."""
+    shown = f"{code}\nimport sys\nprint(' '.join(sorted({{name.split('.')[0] for name in sys.modules}})))"
+    run = subprocess.run([sys.executable, "-c", shown], capture_output=True, text=True, check=True, timeout=60)
+    return set(run.stdout.split())
 
 
-def test_the_client_works_without_prefect() -> None:
-    code = "import sys, prefect_qruntime.client; print('prefect' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.strip() == "False"
+def test_the_public_names_need_neither_qiskit_nor_numpy() -> None:
+    loaded = loaded_after("import prefect_qruntime as q\nfor name in q.__all__: getattr(q, name)")
+    assert "prefect" in loaded
+    assert not loaded & {"qiskit", "qiskit_aer", "numpy", "scipy", "qiskit_ibm_runtime"}
 
 
-def test_the_public_face_is_sorted_and_real() -> None:
-    names = prefect_qruntime.__all__
-    assert names == sorted(names)
-    assert len(set(names)) == len(names)
-    for name in names:
-        assert getattr(prefect_qruntime, name) is not None
-    assert set(names) <= set(dir(prefect_qruntime))
-    typed = {
-        alias.asname or alias.name
-        for node in ast.walk(ast.parse((PACKAGE / "__init__.py").read_text()))
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(NAME)
-        for alias in node.names
-    }
-    assert typed == set(names), "what type checkers see differs from __all__"
+def test_the_lower_floors_load_without_prefect() -> None:
+    names = [name for name in BELOW_ROOT if floor_of(name) in WITHOUT_PREFECT]
+    loaded = loaded_after("\n".join(f"import {PACKAGE}.{name}" for name in names))
+    assert {"httpx", PACKAGE} <= loaded
+    assert not loaded & {"prefect", "qiskit", "numpy"}
 
 
-def test_every_module_is_typed_and_the_package_says_so() -> None:
-    assert (PACKAGE / "py.typed").exists()
+def test_the_pytest_plugin_costs_nothing() -> None:
+    loaded = loaded_after(f"import {PACKAGE}.sandbox.pytest_plugin, {PACKAGE}.sandbox")
+    assert not loaded & {"prefect", "qiskit", "numpy", "httpx", "starlette", "uvicorn", "pydantic"}
 
 
-def test_the_changelog_knows_the_version() -> None:
-    text = (PACKAGE.parent / "CHANGELOG.md").read_text()
-    assert "[Unreleased]" in text or f"[{prefect_qruntime.__version__}]" in text
+def test_the_public_face() -> None:
+    import prefect_qruntime as face
+
+    assert face.__all__ == sorted(face.__all__)
+    assert len(set(face.__all__)) == len(face.__all__)
+    for name in face.__all__:
+        assert getattr(face, name) is not None
+    public = {name for name in dir(face) if name.isidentifier() and name[0] != "_"} | {"__version__"}
+    modules = {name.split(".")[0] for name in MODULES} | {"annotations", "importlib", "Any", "TYPE_CHECKING"}
+    assert public - modules <= set(face.__all__)
+    with pytest.raises(AttributeError):
+        _ = face.no_such_name
