@@ -66,6 +66,8 @@ class QuantumRuntimeClient(InstanceCalls):
             ref = wire.dialect.created(reply.object(), spec, session)
         except QuantumRuntimeError as error:
             raise unreadable_create(reply, error) from None
+        if ref.session is not None and ref.session.id is not None:
+            wire.unfinished.setdefault(ref.session.id, set()).add(ref.id)
         return ref.model_copy(update={"url": self.connection.job_url(ref.id), "tags": tags})
 
     @at_home
@@ -73,9 +75,11 @@ class QuantumRuntimeClient(InstanceCalls):
         """The job as the service sees it now, without its input."""
         path = f"/jobs/{check_id(job_id, field='job')}"
         body = await self._get(path, phase=phase, params={"exclude_params": "true"}, job_id=job_id)
-        return parsing.parse_job(
-            body if body.get("id") else {**body, "id": job_id}, url=self.connection.job_url(job_id)
-        )
+        whole = body if body.get("id") else {**body, "id": job_id}
+        job = parsing.parse_job(whole, url=self.connection.job_url(job_id))
+        if job.is_terminal and job.session_id is not None:
+            self._wire().unfinished.get(job.session_id, set()).discard(job.id)
+        return job
 
     async def look(self, job_id: str) -> Job:
         """As `job`, giving up quickly: the wait around it repeats."""
@@ -242,7 +246,14 @@ class QuantumRuntimeClient(InstanceCalls):
     @at_home
     async def close_session(self, session_id: str, *, drain: bool) -> Session | None:
         """Close a session and read back that it is. See `sessions.close_session`."""
-        return await sessions.close_session(self, session_id, drain=drain)
+        session = await sessions.close_session(self, session_id, drain=drain)
+        if session is None or session.ref().is_closed:
+            self._wire().unfinished.pop(session_id, None)
+        return session
+
+    def unfinished_jobs(self, session_id: str) -> list[str]:
+        """Jobs this process bought in a session and has not seen at their end."""
+        return sorted(self._wire().unfinished.get(session_id, ()))
 
     @at_home
     async def post_session(self, backend: str, *, mode: str, max_ttl: int | None) -> SessionRef:

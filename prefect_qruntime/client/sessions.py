@@ -44,6 +44,10 @@ class _Service(Protocol):
         self, *, session_id: str | None = None, pending: bool | None = None, limit: int | None = None
     ) -> list[Job]: ...
 
+    async def look(self, job_id: str) -> Job: ...
+
+    def unfinished_jobs(self, session_id: str) -> list[str]: ...
+
     async def stop_accepting(self, session_id: str) -> None: ...
 
     async def drop_session(self, session_id: str) -> None: ...
@@ -133,6 +137,19 @@ def _remember(session_id: str) -> None:
         _ours.popitem(last=False)
 
 
+async def _has_work(service: _Service, session_id: str) -> bool:
+    """Whether a job of the session may still be waiting; asked of the jobs too, as the list may lag."""
+    if await service.jobs(session_id=session_id, pending=True, limit=1):
+        return True
+    for job_id in service.unfinished_jobs(session_id):
+        try:
+            if not (await service.look(job_id)).is_terminal:
+                return True
+        except NotFound:  # bought a moment ago and not visible yet
+            return True
+    return False
+
+
 async def _unused_since(
     service: _Service,
     since: datetime,
@@ -188,8 +205,7 @@ async def close_session(
     try:
         if drain:
             await service.stop_accepting(session_id)
-            waiting = await service.jobs(session_id=session_id, pending=True, limit=1)
-            if waiting:
+            if await _has_work(service, session_id):
                 return await service.session(session_id)
         # Nothing is left that could be dropped, and an idle session would go on charging until its TTL.
         await service.drop_session(session_id)

@@ -28,6 +28,8 @@ class Wire:
     dialect: Dialect
     stream_refused: bool = False
     """Whether this host turned a websocket down; remembered, so that it is asked once."""
+    unfinished: dict[str, set[str]] = field(default_factory=dict)
+    """Jobs bought here, by session, that were not seen at their end yet: a list may not show them yet."""
 
 
 def wire_of(connection: Connection, patience: Patience | None = None) -> Wire:

@@ -41,6 +41,7 @@ class Service:
         self.seconds = 0.0
         self.list_trouble: QuantumRuntimeError | None = None
         self.pending: list[Job] = []
+        self.unfinished: dict[str, JobStatus | None] = {}
         self.closing = 0.0
         self.calls: list[str] = []
         self.filters: dict[str, Any] = {}
@@ -79,6 +80,16 @@ class Service:
     ) -> list[Job]:
         self.calls.append("jobs")
         return self.pending[:limit]
+
+    async def look(self, job_id: str) -> Job:
+        self.calls.append("look")
+        status = self.unfinished[job_id]
+        if status is None:
+            raise NotFound("not visible yet")
+        return Job(id=job_id, status=status)
+
+    def unfinished_jobs(self, session_id: str) -> list[str]:
+        return list(self.unfinished)
 
     async def stop_accepting(self, session_id: str) -> None:
         self.calls.append("stop_accepting")
@@ -243,6 +254,17 @@ def test_drain_lets_queued_jobs_run() -> None:
     assert session is not None
     assert not session.ref().is_closed
     assert "drop" not in service.calls
+
+
+@pytest.mark.parametrize(
+    ("status", "drops"),
+    [(JobStatus.QUEUED, False), (JobStatus.RUNNING, False), (None, False), (JobStatus.FAILED, True)],
+)
+def test_drain_does_not_drop_a_job_the_list_does_not_show_yet(status: JobStatus | None, drops: bool) -> None:
+    service = Service()
+    service.unfinished = {"d1": status}
+    closed(service, drain=True)
+    assert ("drop" in service.calls) is drops
 
 
 def test_drop_asks_nobody() -> None:
