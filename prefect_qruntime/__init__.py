@@ -109,6 +109,8 @@ __all__ = [
     "QuantumRuntimeClient",
     "QuantumRuntimeCredentials",
     "QuantumRuntimeError",
+    "QuantumRuntimeJob",
+    "QuantumRuntimeJobRun",
     "QuantumRuntimeSettings",
     "RateLimited",
     "ResultNotReady",
@@ -176,6 +178,8 @@ _HOMES = {
         "UsageLimitReached",
     ),
     ".jobs": (
+        "QuantumRuntimeJob",
+        "QuantumRuntimeJobRun",
         "arun_job",
         "run_job",
     ),

@@ -1,15 +1,19 @@
-"""`run_job`: submit, wait and fetch as three task runs."""
+"""Whole jobs: `run_job` as three task runs, and the same as a block that can be saved and triggered."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
+from prefect.blocks.abstract import JobBlock, JobRun
+from pydantic import Field, HttpUrl
+
 from prefect_qruntime.client.following import OnTimeout, Stream
 from prefect_qruntime.client.results import JobResult
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
-from prefect_qruntime.models import Backend
+from prefect_qruntime.models import Backend, Job, JobRef
 from prefect_qruntime.tasks import (
+    acancel_job,
     afetch_results,
     asubmit_job,
     await_for_completion,
@@ -19,7 +23,7 @@ from prefect_qruntime.tasks import (
 )
 from prefect_qruntime.work import SessionLike
 
-__all__ = ["arun_job", "run_job"]
+__all__ = ["QuantumRuntimeJob", "QuantumRuntimeJobRun", "arun_job", "run_job"]
 
 
 def run_job(
@@ -120,3 +124,139 @@ async def arun_job(
         credentials, job, timeout=timeout, queue_timeout=queue_timeout, on_timeout=on_timeout, stream=stream
     )
     return await afetch_results(credentials, job)
+
+
+class QuantumRuntimeJobRun(JobRun[JobResult]):
+    """A job that was triggered, or found again by its id.
+
+    Args:
+        credentials: The credentials block.
+        job: The job's handle.
+        timeout: Seconds for the whole wait; None for no limit.
+        on_timeout: What happens to the job then: `leave` or `cancel`.
+    """
+
+    def __init__(
+        self,
+        credentials: QuantumRuntimeCredentials,
+        job: JobRef,
+        *,
+        timeout: float | None = None,
+        on_timeout: OnTimeout = "leave",
+    ) -> None:
+        self.credentials = credentials
+        self.job = job
+        self.timeout = timeout
+        self.on_timeout = on_timeout
+
+    # Prefect annotates the abstract method with its logger's type; nothing returns one.
+    async def wait_for_completion(self) -> None:  # type: ignore[override]
+        """Wait until the service says that the job completed. Never submits.
+
+        Raises:
+            QuantumRuntimeError: As the task of the same name raises.
+        """
+        await await_for_completion(self.credentials, self.job, timeout=self.timeout, on_timeout=self.on_timeout)
+
+    async def fetch_result(self) -> JobResult:
+        """Fetch the finished job's result."""
+        return await afetch_results(self.credentials, self.job)
+
+    async def cancel(self) -> Job:
+        """Cancel the job; one that is over already is left as it is."""
+        return await acancel_job(self.credentials, self.job)
+
+
+class QuantumRuntimeJob(JobBlock[JobResult]):
+    """A quantum job that can be saved, shown in the UI, and triggered from code or from a generic flow.
+
+    Triggering buys at most one job for one intent, by the same rules as `submit_job`: triggered again by a
+    retried or resumed flow run, it attaches.
+
+    Attributes:
+        credentials: The credentials block.
+        backend: Name of the backend.
+        program_id: `sampler`, `estimator`, or with `params` any other.
+        pubs: PUBs, as `submit_job` takes them.
+        shots: Shots for PUBs that name none.
+        options: Options of the primitive.
+        params: Raw payload of any program, in place of `pubs`.
+        tags: Tags of your own.
+        max_execution_time: QPU seconds the job may use.
+        private: Whether the input is hidden and the result readable once.
+        submission_key: Identity of the purchase across flow runs.
+        timeout: Seconds to wait for completion.
+        on_timeout: What happens to the job then.
+
+    Example:
+        ```python
+        from prefect_qruntime import QuantumRuntimeJob
+
+        job = QuantumRuntimeJob.load("BLOCK_NAME")
+        ```
+    """
+
+    _block_type_name = "Quantum Runtime Job"
+    _block_type_slug = "quantum-runtime-job"
+    _logo_url = HttpUrl("https://avatars.githubusercontent.com/u/1459110?s=200&v=4")
+    _documentation_url = HttpUrl("https://quantum.cloud.ibm.com/docs/en/guides/cloud-setup-rest-api")
+    _description = "A quantum job: circuits, backend and options, ready to be triggered on an instance."
+
+    credentials: QuantumRuntimeCredentials = Field(
+        default=..., title="Credentials", description="The credentials block of the instance that pays."
+    )
+    backend: str = Field(default=..., title="Backend", description="Name of the backend, for instance ibm_torino.")
+    program_id: str = Field(default="sampler", title="Program", description="Primitive: sampler or estimator.")
+    pubs: list[Any] | None = Field(
+        default=None,
+        title="PUBs",
+        description="Circuits as OpenQASM 2 or 3 text, or lists of circuit, parameters and shots.",
+    )
+    shots: int | None = Field(default=None, title="Shots", description="Shots for PUBs that name none.")
+    options: dict[str, Any] | None = Field(default=None, title="Options", description="Options of the primitive.")
+    params: dict[str, Any] | None = Field(
+        default=None, title="Raw params", description="Raw payload of any other program, in place of PUBs."
+    )
+    tags: list[str] = Field(default_factory=list, title="Tags", description="At most six job tags of your own.")
+    max_execution_time: int | None = Field(
+        default=None, title="QPU seconds", description="Limit of QPU seconds, 1 to 10800; empty for the service's own."
+    )
+    private: bool = Field(
+        default=False, title="Private", description="Hide the input; the service then hands the result out once."
+    )
+    submission_key: str | None = Field(
+        default=None,
+        title="Submission key",
+        description="Identity of the purchase across flow runs; empty: each flow run buys its own job.",
+    )
+    timeout: float | None = Field(
+        default=None, title="Timeout", description="Seconds to wait for completion; empty for no limit."
+    )
+    on_timeout: OnTimeout = Field(
+        default="leave", title="On timeout", description="Leave the job running, or cancel it, when the wait ends."
+    )
+
+    async def trigger(self) -> QuantumRuntimeJobRun:
+        """Buy the job, or attach to the one that this very call bought before.
+
+        Returns:
+            The run to wait for.
+
+        Raises:
+            InvalidInput: A field is wrong; nothing was sent.
+            SubmissionUncertain: It cannot be told whether a job was bought.
+        """
+        job = await asubmit_job(
+            self.credentials,
+            self.pubs,
+            backend=self.backend,
+            program_id=self.program_id,
+            shots=self.shots,
+            options=self.options,
+            params=self.params,
+            tags=self.tags,
+            max_execution_time=self.max_execution_time,
+            private=self.private,
+            submission_key=self.submission_key,
+        )
+        return QuantumRuntimeJobRun(self.credentials, job, timeout=self.timeout, on_timeout=self.on_timeout)

@@ -1,0 +1,72 @@
+"""The job as a block: saved, loaded, triggered, repeated, cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from prefect import flow
+from prefect.blocks.abstract import JobBlock
+
+from prefect_qruntime import InvalidInput, JobResult, QuantumRuntimeCredentials, QuantumRuntimeJob
+from prefect_qruntime.sandbox import Sandbox
+from tests.flows.conftest import posts
+
+pytestmark = pytest.mark.server
+CIRCUIT = 'OPENQASM 3.0; include "stdgates.inc"; qubit[1] q; bit[1] c; x q[0]; c = measure q;'
+
+
+@flow
+async def run_any_job_block(name: str) -> Any:
+    """A generic flow: knows nothing of quantum jobs."""
+    block: JobBlock[Any] = await QuantumRuntimeJob.aload(name)
+    run = await block.trigger()
+    await run.wait_for_completion()
+    return await run.fetch_result()
+
+
+def test_saved_loaded_and_run_by_a_generic_flow(sandbox: Sandbox, credentials: QuantumRuntimeCredentials) -> None:
+    credentials.save("job-block-credentials", overwrite=True)
+    job = QuantumRuntimeJob(credentials=credentials, backend="sandbox_ideal", pubs=[CIRCUIT], shots=7)
+    job.save("job-block", overwrite=True)
+    result = asyncio.run(run_any_job_block("job-block"))  # type: ignore[arg-type]
+    assert isinstance(result, JobResult)
+    assert result.counts() == {"1": 7}
+    assert posts(sandbox) == 1
+
+
+def test_triggered_again_by_a_retried_flow_it_attaches(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials
+) -> None:
+    block = QuantumRuntimeJob(credentials=credentials, backend="sandbox_ideal", pubs=[CIRCUIT])
+    tries: list[int] = []
+
+    @flow(retries=1)
+    async def unlucky() -> bool:
+        run = await block.trigger()
+        tries.append(1)
+        if len(tries) == 1:
+            raise RuntimeError("something downstream broke")
+        return run.job.attached
+
+    assert asyncio.run(unlucky()) is True  # type: ignore[arg-type]
+    assert posts(sandbox) == 1
+
+
+def test_cancel_and_bad_input(sandbox: Sandbox, credentials: QuantumRuntimeCredentials) -> None:
+    sandbox.control.hold()
+
+    @flow
+    async def cancelled() -> str:
+        run = await QuantumRuntimeJob(credentials=credentials, backend="sandbox_ideal", pubs=[CIRCUIT]).trigger()
+        return (await run.cancel()).raw_status
+
+    @flow
+    async def wrong() -> None:
+        await QuantumRuntimeJob(credentials=credentials, backend="sandbox_ideal", pubs=[CIRCUIT], shots=0).trigger()
+
+    assert asyncio.run(cancelled()) == "Cancelled"  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="shots"):
+        asyncio.run(wrong())  # type: ignore[arg-type]
+    assert posts(sandbox) == 1
