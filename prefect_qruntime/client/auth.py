@@ -22,8 +22,10 @@ from prefect_qruntime.redact import register_secret
 __all__ = ["TokenSource"]
 
 _GRANT = "urn:ibm:params:oauth:grant-type:apikey"
-# A token is not used in the last 2 % of its life (72 s of an hour): a request must not expire on its way.
+# A token is not used in the last 2 % of its life (72 s of an hour), nor in its last second, short lives
+# aside: a request must not expire on its way.
 _MARGIN = 0.02
+_SHORTEST_MARGIN = 1.0
 # In the last fifth of a long life it is renewed in the background, so that an IAM outage of
 # up to twelve minutes goes unnoticed.
 _RENEW = 0.20
@@ -37,7 +39,8 @@ class _Token:
     life: float
 
     def usable_at(self, now: float) -> bool:
-        return now < self.born + self.life * (1 - _MARGIN)
+        margin = max(_MARGIN * self.life, min(_SHORTEST_MARGIN, 0.1 * self.life))
+        return now < self.born + self.life - margin
 
     def wants_renewal_at(self, now: float) -> bool:
         return self.life >= _LONG_LIFE and now >= self.born + self.life * (1 - _RENEW)
