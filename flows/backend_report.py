@@ -1,0 +1,84 @@
+"""A table of the instance's backends: status, queue and errors. Deploy it on a schedule, for instance nightly.
+
+Run it by hand (`python flows/backend_report.py`). With no credentials block named it looks at the embedded
+sandbox. It reads only and costs nothing.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any, Literal, cast
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_table_artifact
+
+from prefect_qruntime import Backend, QuantumRuntimeCredentials, get_usage, hooks, list_backends
+
+
+def backend_row(backend: Backend) -> dict[str, Any]:
+    """One row of the table; what the service does not say is None."""
+    return {
+        "backend": backend.name,
+        "status": backend.status,
+        "reason": backend.status_reason,
+        "queue": backend.queue_length,
+        "wait_seconds": backend.wait_time_seconds,
+        "qubits": backend.num_qubits,
+        "two_qubit_error": backend.two_qubit_error,
+        "readout_error": backend.readout_error,
+        "clops": backend.clops,
+        "simulator": backend.simulator,
+    }
+
+
+@flow(name="backend-report", **hooks.cancel)
+def backend_report(
+    credentials_block: str | None = None,
+    min_qubits: int | None = None,
+    dialect: Literal["cloud", "legacy"] = "cloud",
+) -> list[dict[str, Any]]:
+    """Report the backends of an instance, those that take jobs first and the shortest queue on top.
+
+    Args:
+        credentials_block: Name of a Quantum Runtime Credentials block; empty for the embedded sandbox.
+        min_qubits: Only backends of at least this size.
+        dialect: Which dialect the embedded sandbox speaks; a block knows its own.
+
+    Returns:
+        A row for each backend. Errors are probabilities, waits are seconds.
+    """
+    logger = get_run_logger()
+    with ExitStack() as stack:
+        if credentials_block:
+            credentials = cast(QuantumRuntimeCredentials, QuantumRuntimeCredentials.load(credentials_block))
+        else:
+            from prefect_qruntime.sandbox import Sandbox
+
+            sandbox = stack.enter_context(Sandbox())
+            credentials = cast(QuantumRuntimeCredentials, sandbox.credentials(dialect=dialect))
+            logger.warning(
+                "No credentials block named: running on the embedded sandbox (%s), not on a QPU", sandbox.url
+            )
+        backends = list_backends(credentials, min_qubits=min_qubits)
+        usage = get_usage(credentials)
+
+    # A queue of unknown length goes last among its like.
+    backends.sort(key=lambda item: (not item.is_online, item.queue_length is None, item.queue_length or 0, item.name))
+    rows = [backend_row(backend) for backend in backends]
+    away = [backend for backend in backends if not backend.is_online]
+    for backend in away:
+        logger.warning("%s is %s: %s", backend.name, backend.status, backend.status_reason or "no reason given")
+    left = "no limit set" if usage.remaining_seconds is None else f"{usage.remaining_seconds:g} s left"
+    create_table_artifact(
+        key="qruntime-backends",
+        table=rows,
+        description=(
+            f"{len(rows) - len(away)} of {len(rows)} backends online; "
+            f"{usage.consumed_seconds:g} QPU seconds used, {left}"
+        ),
+    )
+    return rows
+
+
+if __name__ == "__main__":
+    backend_report()
