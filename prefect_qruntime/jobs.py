@@ -8,6 +8,7 @@ from typing import Any
 from prefect.blocks.abstract import JobBlock, JobRun
 from pydantic import Field, HttpUrl
 
+from prefect_qruntime.arguments import SessionLike
 from prefect_qruntime.client.following import OnTimeout, Stream
 from prefect_qruntime.client.results import JobResult
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
@@ -21,7 +22,6 @@ from prefect_qruntime.tasks import (
     submit_job,
     wait_for_completion,
 )
-from prefect_qruntime.work import SessionLike
 
 __all__ = ["QuantumRuntimeJob", "QuantumRuntimeJobRun", "arun_job", "run_job"]
 
@@ -40,6 +40,8 @@ def run_job(
     max_execution_time: int | None = None,
     private: bool = False,
     submission_key: str | None = None,
+    check_isa: bool = False,
+    transpile: bool = False,
     timeout: float | None = None,
     queue_timeout: float | None = None,
     on_timeout: OnTimeout = "leave",
@@ -79,6 +81,8 @@ def run_job(
         max_execution_time=max_execution_time,
         private=private,
         submission_key=submission_key,
+        check_isa=check_isa,
+        transpile=transpile,
     )
     wait_for_completion(
         credentials, job, timeout=timeout, queue_timeout=queue_timeout, on_timeout=on_timeout, stream=stream
@@ -100,6 +104,8 @@ async def arun_job(
     max_execution_time: int | None = None,
     private: bool = False,
     submission_key: str | None = None,
+    check_isa: bool = False,
+    transpile: bool = False,
     timeout: float | None = None,
     queue_timeout: float | None = None,
     on_timeout: OnTimeout = "leave",
@@ -119,6 +125,8 @@ async def arun_job(
         max_execution_time=max_execution_time,
         private=private,
         submission_key=submission_key,
+        check_isa=check_isa,
+        transpile=transpile,
     )
     await await_for_completion(
         credentials, job, timeout=timeout, queue_timeout=queue_timeout, on_timeout=on_timeout, stream=stream

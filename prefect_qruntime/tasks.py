@@ -15,16 +15,15 @@ from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
-from prefect_qruntime import work
+from prefect_qruntime import arguments, work
+from prefect_qruntime.arguments import JobLike, SessionLike
 from prefect_qruntime.client.following import OnTimeout, Stream
 from prefect_qruntime.client.home import home
-from prefect_qruntime.client.inputs import make_spec
 from prefect_qruntime.client.results import JobResult
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.models import Backend, InstanceReport, Job, JobRef, SessionRef, Usage
 from prefect_qruntime.submit_task import numbered
-from prefect_qruntime.work import JobLike, SessionLike
 
 __all__ = [
     "aauthenticate",
@@ -222,7 +221,7 @@ def open_session(
         PermissionDenied: The plan has no dedicated sessions (code 1352): use `batch`.
         SubmissionUncertain: The answer was lost and looking did not settle it.
     """
-    return home().run(work.open_session(credentials, work.plain_backend(backend), mode, max_ttl))
+    return home().run(work.open_session(credentials, arguments.plain_backend(backend), mode, max_ttl))
 
 
 @_once("open session", "open {mode} session on {backend}")
@@ -234,7 +233,7 @@ async def aopen_session(
     max_ttl: int | None = None,
 ) -> SessionRef:
     """As `open_session`, for async flows."""
-    return await home().arun(work.open_session(credentials, work.plain_backend(backend), mode, max_ttl))
+    return await home().arun(work.open_session(credentials, arguments.plain_backend(backend), mode, max_ttl))
 
 
 @numbered
@@ -253,6 +252,8 @@ def submit_job(
     max_execution_time: int | None = None,
     private: bool = False,
     submission_key: str | None = None,
+    check_isa: bool = False,
+    transpile: bool = False,
     call_index: int | None = None,
 ) -> JobRef:
     """Buy one job, or attach to the one this very call bought before. Creates at most one job.
@@ -276,6 +277,8 @@ def submit_job(
         private: Hide the input; the result can then be read once.
         submission_key: Identity of this purchase across flow runs, for instance deployment and
             scheduled time; it replaces flow run and call order.
+        check_isa: Compare the circuits with the backend's configuration before anything is bought.
+        transpile: Transpile the circuits for the backend (needs `[qiskit]`). Never done unasked.
         call_index: Which of several equal calls this is; set by the library for mapped calls.
 
     Returns:
@@ -299,8 +302,12 @@ def submit_job(
             return fetch_results(credentials, job).counts()
         ```
     """
-    spec = make_spec(
+    configuration = home().run(arguments.configuration(credentials, backend, needed=check_isa or transpile))
+    plan = arguments.plan(
         pubs,
+        configuration=configuration,
+        check_isa=check_isa,
+        transpile=transpile,
         backend=backend,
         program_id=program_id,
         shots=shots,
@@ -310,7 +317,7 @@ def submit_job(
         max_execution_time=max_execution_time,
         private=private,
     )
-    return home().run(work.submit(credentials, spec, work.as_session(session), submission_key, call_index))
+    return home().run(work.submit(credentials, plan, arguments.as_session(session), submission_key, call_index))
 
 
 @numbered
@@ -329,11 +336,17 @@ async def asubmit_job(
     max_execution_time: int | None = None,
     private: bool = False,
     submission_key: str | None = None,
+    check_isa: bool = False,
+    transpile: bool = False,
     call_index: int | None = None,
 ) -> JobRef:
     """As `submit_job`, for async flows."""
-    spec = make_spec(
+    configuration = await home().arun(arguments.configuration(credentials, backend, needed=check_isa or transpile))
+    plan = arguments.plan(
         pubs,
+        configuration=configuration,
+        check_isa=check_isa,
+        transpile=transpile,
         backend=backend,
         program_id=program_id,
         shots=shots,
@@ -343,7 +356,7 @@ async def asubmit_job(
         max_execution_time=max_execution_time,
         private=private,
     )
-    return await home().arun(work.submit(credentials, spec, work.as_session(session), submission_key, call_index))
+    return await home().arun(work.submit(credentials, plan, arguments.as_session(session), submission_key, call_index))
 
 
 @_repeatable("wait for completion", "wait for {job}")
@@ -377,7 +390,7 @@ def wait_for_completion(
         JobTimeout: A limit of this wait passed; the error says how to attach again.
         NotFound: No such job in this instance.
     """
-    return home().run(work.wait(credentials, work.as_job(job), timeout, queue_timeout, on_timeout, stream))
+    return home().run(work.wait(credentials, arguments.as_job(job), timeout, queue_timeout, on_timeout, stream))
 
 
 @_repeatable("wait for completion", "wait for {job}")
@@ -391,7 +404,7 @@ async def await_for_completion(
     stream: Stream = "auto",
 ) -> Job:
     """As `wait_for_completion`, for async flows."""
-    return await home().arun(work.wait(credentials, work.as_job(job), timeout, queue_timeout, on_timeout, stream))
+    return await home().arun(work.wait(credentials, arguments.as_job(job), timeout, queue_timeout, on_timeout, stream))
 
 
 @_repeatable("fetch results", "fetch {job}")
@@ -410,13 +423,13 @@ def fetch_results(credentials: QuantumRuntimeCredentials, job: JobLike) -> JobRe
         ResultNotReady: The job is not over.
         NotFound: No such job, or a private result that was read before.
     """
-    return home().run(work.fetch(credentials, work.as_job(job)))
+    return home().run(work.fetch(credentials, arguments.as_job(job)))
 
 
 @_repeatable("fetch results", "fetch {job}")
 async def afetch_results(credentials: QuantumRuntimeCredentials, job: JobLike) -> JobResult:
     """As `fetch_results`, for async flows."""
-    return await home().arun(work.fetch(credentials, work.as_job(job)))
+    return await home().arun(work.fetch(credentials, arguments.as_job(job)))
 
 
 @_repeatable("cancel job", "cancel {job}")
@@ -430,13 +443,13 @@ def cancel_job(credentials: QuantumRuntimeCredentials, job: JobLike) -> Job:
     Returns:
         The job as the service shows it afterwards.
     """
-    return home().run(work.cancel(credentials, work.as_job(job)))
+    return home().run(work.cancel(credentials, arguments.as_job(job)))
 
 
 @_repeatable("cancel job", "cancel {job}")
 async def acancel_job(credentials: QuantumRuntimeCredentials, job: JobLike) -> Job:
     """As `cancel_job`, for async flows."""
-    return await home().arun(work.cancel(credentials, work.as_job(job)))
+    return await home().arun(work.cancel(credentials, arguments.as_job(job)))
 
 
 @_repeatable("close session", "close {session}")
@@ -451,7 +464,7 @@ def close_session(credentials: QuantumRuntimeCredentials, session: SessionLike, 
     Returns:
         The session as read back.
     """
-    ref = work.as_session(session)
+    ref = arguments.as_session(session)
     if ref is None:
         raise InvalidInput("must be a SessionRef or a session id", field="session")
     return home().run(work.close_session(credentials, ref, drain))
@@ -462,7 +475,7 @@ async def aclose_session(
     credentials: QuantumRuntimeCredentials, session: SessionLike, *, drain: bool = True
 ) -> SessionRef:
     """As `close_session`, for async flows."""
-    ref = work.as_session(session)
+    ref = arguments.as_session(session)
     if ref is None:
         raise InvalidInput("must be a SessionRef or a session id", field="session")
     return await home().arun(work.close_session(credentials, ref, drain))

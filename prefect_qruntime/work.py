@@ -7,60 +7,22 @@ import logging
 import secrets
 import time
 from datetime import UTC, datetime
-from typing import Any
 
 from prefect.context import TaskRunContext
 
 from prefect_qruntime import binding, keys, observe, private_results
+from prefect_qruntime.arguments import Plan
 from prefect_qruntime.cancellation import cancels_jobs
 from prefect_qruntime.checkup import check_instance
 from prefect_qruntime.client.following import OnTimeout, Stream
 from prefect_qruntime.client.results import JobResult
 from prefect_qruntime.client.submission import Intent
 from prefect_qruntime.client.waiting import Deadlines
-from prefect_qruntime.connection import check_id
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.errors import AuthenticationError, InvalidInput, NotFound, PermissionDenied
 from prefect_qruntime.failures import job_error
 from prefect_qruntime.models import Backend, InstanceReport, Job, JobRef, JobStatus, SessionRef, Usage
 from prefect_qruntime.settings import QuantumRuntimeSettings
-from prefect_qruntime.spec import JobSpec
-
-JobLike = JobRef | Job | str
-SessionLike = SessionRef | str
-
-
-def as_job(job: JobLike) -> JobRef:
-    """A handle from whatever names a job.
-
-    Raises:
-        InvalidInput: It names none.
-    """
-    if isinstance(job, Job):
-        job = job.ref()
-    if isinstance(job, str):
-        return JobRef(id=check_id(job.strip(), field="job"), private=None)
-    if isinstance(job, JobRef):
-        check_id(job.id, field="job")
-        return job
-    raise InvalidInput("must be a JobRef, a Job or a job id", field="job")
-
-
-def as_session(session: SessionLike | None) -> SessionRef | None:
-    """A session handle from whatever names one.
-
-    Raises:
-        InvalidInput: It names none.
-    """
-    if session is None:
-        return None
-    if isinstance(session, str):
-        return SessionRef(id=check_id(session.strip(), field="session"))
-    if isinstance(session, SessionRef):
-        if session.id is not None:
-            check_id(session.id, field="session")
-        return session
-    raise InvalidInput("must be a SessionRef or a session id", field="session")
 
 
 async def authenticate(credentials: QuantumRuntimeCredentials) -> InstanceReport:
@@ -120,7 +82,7 @@ async def select_backend(
 
 async def submit(
     credentials: QuantumRuntimeCredentials,
-    spec: JobSpec,
+    plan: Plan,
     session: SessionRef | None,
     submission_key: str | None,
     index: int | None,
@@ -129,7 +91,7 @@ async def submit(
     client = credentials.get_client()
     settings = QuantumRuntimeSettings()
     where = await keys.origin()
-    digest = spec.digest()
+    spec, digest = plan.spec, plan.digest
     if submission_key is not None:
         identity, number, search = keys.explicit_identity(submission_key), 0, True
     else:
@@ -269,6 +231,7 @@ async def cancel(credentials: QuantumRuntimeCredentials, job: JobRef) -> Job:
     word = "was over already" if done.status in (JobStatus.COMPLETED, JobStatus.FAILED) else "is cancelled"
     observe.say(f"job {done.id} {word} (state {done.raw_status!r})")
     if done.status is JobStatus.CANCELLED:
+        observe.job_event(done)
         await observe.job_ended(done, [(done.raw_status.lower(), 0.0)])
     return done
 
@@ -341,12 +304,3 @@ async def get_usage(credentials: QuantumRuntimeCredentials) -> Usage:
         f"{usage.consumed_seconds:g} QPU seconds used" + (f", {left:g} left" if left is not None else ", no limit set")
     )
     return usage
-
-
-def plain_backend(backend: Any) -> str:
-    """The name, from a name or a `Backend`."""
-    if isinstance(backend, Backend):
-        return backend.name
-    if isinstance(backend, str):
-        return backend
-    raise InvalidInput("must be a Backend or its name", field="backend")

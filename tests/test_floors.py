@@ -34,7 +34,19 @@ FLOORS: dict[int, tuple[str, ...]] = {
         *("records", "cancellation", "private_results"),
     ),
     # What flows use.
-    4: ("work", "tasks", "submit_task", "sessions", "jobs", "hooks", "watcher", "watch", "suspend", "sweep"),
+    4: (
+        "arguments",
+        "work",
+        "tasks",
+        "submit_task",
+        "sessions",
+        "jobs",
+        "hooks",
+        "watcher",
+        "watch",
+        "suspend",
+        "sweep",
+    ),
     # What people start.
     5: ("cli", "cli_*", "demo", "flows", "flows.*"),
 }
