@@ -20,7 +20,7 @@ from prefect_qruntime.records import put_record
 from prefect_qruntime.redact import redact
 from prefect_qruntime.settings import QuantumRuntimeSettings
 
-__all__ = ["emit", "job_changed", "job_ended", "job_submitted", "say", "session_event"]
+__all__ = ["emit", "job_changed", "job_ended", "job_event", "job_submitted", "say", "session_event"]
 
 _fallback = logging.getLogger("prefect_qruntime.tasks")
 
@@ -141,11 +141,13 @@ def job_changed(job: Job, waited: float) -> None:
     )
     say(f"job {job.id} is {word} after {waited:.1f} s{estimate}: {job.url}")
     if job.status is not None and job.status.value != "queued":
-        emit(
-            f"qruntime.job.{job.status.value}",
-            _job_resource(job.id, job.backend),
-            {**_facts(job), "waited_seconds": waited},
-        )
+        job_event(job, waited_seconds=waited)
+
+
+def job_event(job: Job, **payload: Any) -> None:
+    """Emit the event of the job's present state."""
+    if job.status is not None:
+        emit(f"qruntime.job.{job.status.value}", _job_resource(job.id, job.backend), {**_facts(job), **payload})
 
 
 async def job_ended(job: Job, history: list[tuple[str, float]]) -> None:

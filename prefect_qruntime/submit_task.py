@@ -8,7 +8,7 @@ Ray), which cannot see each other's count. So those get their number here, in th
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 from prefect import Task
@@ -73,9 +73,11 @@ class SubmitTask(Task[..., Any]):
         """As `Task.map`."""
         if kwargs.get("call_index") is None:
             extra = {name: kwargs[name] for name in ("return_state", "wait_for", "deferred") if name in kwargs}
-            plain = {name: value for name, value in kwargs.items() if name not in extra}
-            plain["call_index"] = self._numbers(self._bound(args, plain))
-            return super().map(*args, **plain, **extra)
+            bound = self._bound(args, {name: value for name, value in kwargs.items() if name not in extra})
+            # Read twice, here and by Prefect: a generator would be empty the second time.
+            plain = {name: list(value) if isinstance(value, Iterator) else value for name, value in bound.items()}
+            plain["call_index"] = self._numbers(plain)
+            return super().map(**plain, **extra)
         return super().map(*args, **kwargs)
 
     def _numbers(self, arguments: dict[str, Any]) -> Any:
