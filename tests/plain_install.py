@@ -52,6 +52,11 @@ def main() -> None:
         subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", ROOT], check=True)
         heavy = "import sys, prefect_qruntime; sys.exit(any(m in sys.modules for m in ('qiskit', 'numpy')))"
         subprocess.run([python, "-c", heavy], check=True, cwd=home)
+        # The demo's flow and its circuits come with the package, not with the repository only.
+        story = (
+            "from prefect_qruntime.flows.run_circuits import CIRCUITS; assert len(list(CIRCUITS.glob('*.qasm'))) == 3"
+        )
+        subprocess.run([python, "-c", story], check=True, cwd=home)
         port = free_port()
         env = {
             **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")},
