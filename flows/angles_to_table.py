@@ -1,0 +1,234 @@
+"""A step of a data pipeline: a CSV of angles in, a table of expectation values out.
+
+Run it by hand (`python flows/angles_to_table.py`), deploy it, or call it from a flow of your own. With no
+credentials block named it runs on the embedded sandbox. A run that is repeated, for the same file, attaches to
+the jobs it bought. The output replaces an older one only when it is complete.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import importlib.util
+import math
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from pydantic import Field
+
+from prefect_qruntime import (
+    JobRef,
+    QuantumRuntimeCredentials,
+    fetch_results,
+    hooks,
+    select_backend,
+    submit_job,
+    wait_for_completion,
+)
+
+ANGLES = Path(__file__).resolve().parent / "data" / "angles.csv"
+BLOCH = """
+OPENQASM 3.0;
+include "stdgates.inc";
+input float[64] theta;
+input float[64] phi;
+qubit[1] q;
+ry(theta) q[0];
+rz(phi) q[0];
+"""
+SHOWN = 50  # rows of the artifact; the file has all of them
+
+Angles = dict[str, float]
+
+
+@task(name="read angles", cache_policy=NO_CACHE)
+def read_angles(path: Path) -> list[Angles]:
+    """Read the file; its first line names the circuit's inputs.
+
+    Args:
+        path: A CSV file with a column for each input of the circuit, in radians.
+
+    Returns:
+        The angles of each line by name.
+
+    Raises:
+        ValueError: It has no lines, a line has too few or too many fields, or a field is no finite number;
+            the line is named.
+    """
+    with path.open(newline="", encoding="utf-8-sig") as lines:
+        reader = csv.DictReader(lines, restkey="", restval="", skipinitialspace=True)
+        names = [name.strip() for name in reader.fieldnames or []]
+        if not names or not all(names) or len(set(names)) < len(names):
+            raise ValueError(f"{path}: the first line must name each column once, not {names}")
+        reader.fieldnames = names
+        rows = [_angles(f"{path}, line {reader.line_num}", names, found) for found in reader]
+    if not rows:
+        raise ValueError(f"{path} has no line of angles")
+    return rows
+
+
+def _angles(where: str, names: list[str], found: dict[str, Any]) -> Angles:
+    if len(found) > len(names):
+        raise ValueError(f"{where}: more fields than columns")
+    angles = {}
+    for name in names:
+        try:
+            angles[name] = float(found[name])
+        except ValueError:
+            raise ValueError(f"{where}: {name} must be a number, not {found[name]!r}") from None
+        if not math.isfinite(angles[name]):
+            raise ValueError(f"{where}: {name} must be finite, not {found[name]!r}")
+    return angles
+
+
+@task(name="write table", cache_policy=NO_CACHE)
+def write_table(rows: list[dict[str, Any]], path: Path) -> Path:
+    """Write the rows as CSV, or as Parquet where the name ends so; a reader never sees half a file.
+
+    Args:
+        rows: At least one row; all with the same columns.
+        path: Where to; its folder is made.
+
+    Returns:
+        The path.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        if path.suffix == ".parquet":
+            table = importlib.import_module("pyarrow").Table.from_pylist(rows)
+            importlib.import_module("pyarrow.parquet").write_table(table, unfinished)
+        else:
+            with unfinished.open("w", newline="", encoding="utf-8") as out:
+                writer = csv.DictWriter(out, fieldnames=list(rows[0]), lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def check_target(path: Path) -> None:
+    """Refuse, before anything is bought, a target that cannot be written.
+
+    Raises:
+        ValueError: It is neither CSV nor Parquet, or Parquet without pyarrow.
+    """
+    if path.suffix not in (".csv", ".parquet"):
+        raise ValueError(f"{path}: the name must end in .csv or .parquet")
+    if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise ValueError(f"{path}: Parquet needs pyarrow, which is not installed; use a name that ends in .csv")
+
+
+def check_columns(inputs: list[str], observables: list[str]) -> None:
+    """Refuse, before anything is bought, columns that would overwrite each other.
+
+    Raises:
+        ValueError: Two columns of the table would have the same name.
+    """
+    names = [*inputs, "job", *(name for letter in observables for name in (letter, f"{letter}_error"))]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"the table would have several columns {', '.join(twice)}")
+
+
+def single(value: Any) -> float:
+    """The number in a value that may come as an array of one."""
+    while isinstance(value, list):
+        (value,) = value
+    return float(value)
+
+
+@flow(name="angles-to-table", **hooks.cancel)
+def angles_to_table(
+    angles: Path = ANGLES,
+    table: Path = Path("expectation_values.csv"),
+    circuit: str = BLOCH,
+    observables: list[str] = ["X", "Y", "Z"],  # noqa: B006 - Prefect shows the default in its form
+    credentials_block: str | None = None,
+    backend: str | None = None,
+    shots: int = Field(default=4000, ge=1, le=10_000_000),
+    rows_per_job: int = Field(default=100, ge=1, le=1000),
+    dialect: Literal["cloud", "legacy"] = "cloud",
+    max_execution_time: int | None = Field(default=None, ge=1, le=10_800),
+) -> list[dict[str, Any]]:
+    """Measure observables for each line of a CSV file of angles and write them as a table.
+
+    Args:
+        angles: CSV file with a column for each input of the circuit, in radians.
+        table: File to write: CSV, or Parquet if pyarrow is installed.
+        circuit: OpenQASM 3 with `input`s, nothing measured.
+        observables: Pauli strings, the last letter for qubit 0.
+        credentials_block: Name of a Quantum Runtime Credentials block; empty for the embedded sandbox.
+        backend: Name of a backend; empty for the least busy one.
+        shots: Shots of each expectation value.
+        rows_per_job: Lines of the file that share a job.
+        dialect: Which dialect the embedded sandbox speaks; a block knows its own.
+        max_execution_time: Limit of QPU seconds for each job; empty for the service's own.
+
+    Returns:
+        The rows as written: the angles, a value and a standard error for each observable, and the job.
+
+    Raises:
+        ValueError: The file of angles, the observables or the name of the table is wrong; nothing was bought.
+    """
+    logger = get_run_logger()
+    check_target(table)
+    wanted = read_angles(angles)
+    check_columns(list(wanted[0]), observables)
+    parts = [wanted[start : start + rows_per_job] for start in range(0, len(wanted), rows_per_job)]
+    with ExitStack() as stack:
+        if credentials_block:
+            credentials = cast(QuantumRuntimeCredentials, QuantumRuntimeCredentials.load(credentials_block))
+        else:
+            from prefect_qruntime.sandbox import Sandbox
+
+            sandbox = stack.enter_context(Sandbox())
+            credentials = cast(QuantumRuntimeCredentials, sandbox.credentials(dialect=dialect))
+            logger.warning(
+                "No credentials block named: running on the embedded sandbox (%s), not on a QPU", sandbox.url
+            )
+        chosen = backend or select_backend(credentials).name
+        # One PUB for each line and observable: what both dialects can say. All jobs queue at once.
+        jobs: list[JobRef] = [
+            submit_job(
+                credentials,
+                [(circuit, observable, point) for point in part for observable in observables],
+                program_id="estimator",
+                backend=chosen,
+                shots=shots,
+                max_execution_time=max_execution_time,
+            )
+            for part in parts
+        ]
+        rows: list[dict[str, Any]] = []
+        for job, part in zip(jobs, parts, strict=True):
+            wait_for_completion(credentials, job)
+            result = fetch_results(credentials, job)
+            pub = 0
+            for point in part:
+                row: dict[str, Any] = dict(point)
+                for observable in observables:
+                    error = result.standard_errors(pub)
+                    row[observable] = single(result.expectation_values(pub))
+                    row[f"{observable}_error"] = None if error is None else single(error)
+                    pub += 1
+                rows.append({**row, "job": job.id})
+    written = write_table(rows, table)
+    logger.info("wrote %d rows of %d jobs to %s", len(rows), len(jobs), written)
+    create_table_artifact(
+        key="qruntime-angles",
+        table=rows[:SHOWN],
+        description=f"{', '.join(observables)} for {len(rows)} lines of {angles.name}, first {SHOWN} at most",
+    )
+    return rows
+
+
+if __name__ == "__main__":
+    angles_to_table()

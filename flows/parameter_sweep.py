@@ -1,0 +1,189 @@
+"""A sweep of one angle as mapped tasks: estimator and sampler side by side, as a table and a picture.
+
+Run it by hand (`python flows/parameter_sweep.py`) or deploy it. With no credentials block named it runs on the
+embedded sandbox. Each angle is a job of its own for each program, so all of them queue at once; a run that is
+repeated attaches to the jobs it bought and buys those that are missing.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import ExitStack
+from typing import Any, Literal, cast
+
+from prefect import flow, get_run_logger, unmapped
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from pydantic import Field
+
+from prefect_qruntime import (
+    JobResult,
+    QuantumRuntimeCredentials,
+    SessionRef,
+    fetch_results,
+    hooks,
+    runtime_session,
+    select_backend,
+    submit_job,
+    wait_for_completion,
+)
+from prefect_qruntime.flows.pictures import line_chart, markdown_image
+
+ROTATION = """
+OPENQASM 3.0;
+include "stdgates.inc";
+input float[64] theta;
+qubit[2] q;
+ry(theta) q[0];
+cx q[0], q[1];
+"""
+Program = Literal["estimator", "sampler"]
+
+
+def angles_between(first: float, last: float, points: int) -> list[float]:
+    """Equally spaced angles in radians, both ends included."""
+    if points == 1:
+        return [first]
+    return [first + (last - first) * place / (points - 1) for place in range(points)]
+
+
+def measured(circuit: str, qubits: int) -> str:
+    """The circuit with all qubits of its register `q` measured at the end."""
+    return f"{circuit.rstrip()}\nbit[{qubits}] c;\nc = measure q;\n"
+
+
+def pub_for(program: Program, circuit: str, observable: str, angle: float) -> tuple[Any, ...]:
+    """The PUB of one angle."""
+    if program == "estimator":
+        return (circuit, observable, [angle])
+    return (measured(circuit, len(observable)), [angle])
+
+
+def parity(counts: dict[str, int], observable: str) -> float:
+    """The expectation value of a product of Z that counted bitstrings give."""
+    total = sum(counts.values())
+    signed = 0
+    for bits, count in counts.items():
+        ones = sum(bit == "1" for bit, letter in zip(bits, observable, strict=True) if letter == "Z")
+        signed += -count if ones % 2 else count
+    return signed / total
+
+
+def single(value: Any) -> float:
+    """The number in a value that may come as an array of one."""
+    while isinstance(value, list):
+        (value,) = value
+    return float(value)
+
+
+def values_of(program: Program, result: JobResult, observable: str) -> dict[str, Any]:
+    """The columns that one job fills."""
+    if program == "sampler":
+        # One point in an array of one, or no array at all: the dialects differ.
+        counts = result.counts(index=0) if result.shape() else result.counts()
+        return {"sampler_value": parity(counts, observable), "counts": counts}
+    error = result.standard_errors()
+    return {
+        "estimator_value": single(result.expectation_values()),
+        "estimator_error": None if error is None else single(error),
+    }
+
+
+@flow(name="parameter-sweep", **hooks.cancel)
+def parameter_sweep(
+    circuit: str = ROTATION,
+    observable: str = Field(default="IZ", pattern=r"^[IZ]+$"),
+    first: float = 0.0,
+    last: float = 2 * math.pi,
+    points: int = Field(default=9, ge=1, le=200),
+    programs: list[Program] = ["estimator", "sampler"],  # noqa: B006 - Prefect shows the default in its form
+    credentials_block: str | None = None,
+    backend: str | None = None,
+    shots: int = Field(default=2000, ge=1, le=10_000_000),
+    mode: Literal["job", "session", "batch"] = "batch",
+    dialect: Literal["cloud", "legacy"] = "cloud",
+    max_ttl: int = Field(default=1800, ge=1),
+    max_execution_time: int | None = Field(default=None, ge=1, le=10_800),
+) -> list[dict[str, Any]]:
+    """Measure an observable at each angle, by the estimator, by the sampler, or both.
+
+    Args:
+        circuit: OpenQASM 3 with one `input` and one register `q` as wide as the observable, nothing measured.
+        observable: A product of I and Z, the last letter for qubit 0; the sampler's counts give its value too.
+        first: First angle, in radians.
+        last: Last angle, in radians.
+        points: Number of angles; each is one job for each program.
+        programs: Which programs to run.
+        credentials_block: Name of a Quantum Runtime Credentials block; empty for the embedded sandbox.
+        backend: Name of a backend; empty for the least busy one.
+        shots: Shots of each job.
+        mode: Single jobs, all in one session, or all in one batch.
+        dialect: Which dialect the embedded sandbox speaks; a block knows its own.
+        max_ttl: Longest life of the session or batch, in seconds.
+        max_execution_time: Limit of QPU seconds for each job; empty for the service's own.
+
+    Returns:
+        A row for each angle, with the values, the counts and the jobs.
+    """
+    logger = get_run_logger()
+    angles = angles_between(first, last, points)
+    chosen_programs: list[Program] = list(dict.fromkeys(programs))
+    rows: list[dict[str, Any]] = [{"angle": angle} for angle in angles]
+    with ExitStack() as stack:
+        if credentials_block:
+            credentials = cast(QuantumRuntimeCredentials, QuantumRuntimeCredentials.load(credentials_block))
+        else:
+            from prefect_qruntime.sandbox import Sandbox
+
+            sandbox = stack.enter_context(Sandbox(queue_time=0.1, run_time=0.1))
+            credentials = cast(QuantumRuntimeCredentials, sandbox.credentials(dialect=dialect))
+            logger.warning(
+                "No credentials block named: running on the embedded sandbox (%s), not on a QPU", sandbox.url
+            )
+        chosen = backend or select_backend(credentials, min_qubits=len(observable)).name
+        session: SessionRef | None = None
+        if mode != "job":
+            kind = "batch" if mode == "batch" else "dedicated"
+            session = stack.enter_context(runtime_session(credentials, chosen, mode=kind, max_ttl=max_ttl))
+        jobs = {
+            program: submit_job.map(
+                # A block, a session and a text are one value each, whatever they look like to `map`.
+                unmapped(credentials),
+                [[pub_for(program, circuit, observable, angle)] for angle in angles],
+                backend=unmapped(chosen),
+                program_id=unmapped(program),
+                session=unmapped(session),
+                shots=unmapped(shots),
+                max_execution_time=unmapped(max_execution_time),
+            )
+            for program in chosen_programs
+        }
+        done = {program: wait_for_completion.map(unmapped(credentials), refs) for program, refs in jobs.items()}
+        for program, refs in jobs.items():
+            done[program].result()  # raises what the first failed wait raised
+            # Fetched by the submits' handles: they know the circuits' widths, which a legacy result does not say.
+            results = fetch_results.map(unmapped(credentials), refs)
+            for row, ref, result in zip(rows, refs.result(), results.result(), strict=True):
+                row |= values_of(program, result, observable)
+                row[f"{program}_job"] = ref.id
+    tell(rows, observable, chosen)
+    return rows
+
+
+def tell(rows: list[dict[str, Any]], observable: str, backend: str) -> None:
+    """Show the sweep as a table and as a picture."""
+    title = f"⟨{observable}⟩ on {backend} by angle"
+    shown = [{name: value for name, value in row.items() if name != "counts"} for row in rows]
+    create_table_artifact(key="qruntime-parameter-sweep", table=shown, description=title)
+    series = {
+        program: [(row["angle"], row[f"{program}_value"]) for row in rows]
+        for program in ("estimator", "sampler")
+        if f"{program}_value" in rows[0]
+    }
+    chart = line_chart(title, series, x_label="angle / rad", y_label=f"⟨{observable}⟩")
+    create_markdown_artifact(
+        key="qruntime-parameter-sweep-picture", markdown=markdown_image(title, chart), description=title
+    )
+
+
+if __name__ == "__main__":
+    parameter_sweep()
