@@ -75,7 +75,9 @@ class SubmitTask(Task[..., Any]):
             extra = {name: kwargs[name] for name in ("return_state", "wait_for", "deferred") if name in kwargs}
             bound = self._bound(args, {name: value for name, value in kwargs.items() if name not in extra})
             # Read twice, here and by Prefect: a generator would be empty the second time.
-            plain = {name: list(value) if isinstance(value, Iterator) else value for name, value in bound.items()}
+            plain: dict[str, Any] = {
+                name: list(value) if isinstance(value, Iterator) else value for name, value in bound.items()
+            }
             plain["call_index"] = self._numbers(plain)
             return super().map(**plain, **extra)
         return super().map(*args, **kwargs)

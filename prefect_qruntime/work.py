@@ -14,12 +14,20 @@ from prefect_qruntime import binding, keys, observe, private_results
 from prefect_qruntime.arguments import Plan
 from prefect_qruntime.cancellation import cancels_jobs
 from prefect_qruntime.checkup import check_instance
+from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.following import OnTimeout, Stream
 from prefect_qruntime.client.results import JobResult
 from prefect_qruntime.client.submission import Intent
 from prefect_qruntime.client.waiting import Deadlines
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
-from prefect_qruntime.errors import AuthenticationError, InvalidInput, NotFound, PermissionDenied
+from prefect_qruntime.errors import (
+    AuthenticationError,
+    InvalidInput,
+    NotFound,
+    PermissionDenied,
+    QuantumRuntimeError,
+    SubmissionUncertain,
+)
 from prefect_qruntime.failures import job_error
 from prefect_qruntime.models import Backend, InstanceReport, Job, JobRef, JobStatus, SessionRef, Usage
 from prefect_qruntime.settings import QuantumRuntimeSettings
@@ -118,12 +126,28 @@ async def submit(
         )
         ref = await client.submit(intent, on_bought=lambda bought: known.append(bought.id))
         known.append(ref.id)
-        if usable is not None and usable.id is None and ref.session is not None:
+        if usable is not None and usable.id is None and ref.session is not None and await _takes_jobs(client, ref):
             binding.bind(usable, ref)
             await note_session(credentials, usable.token, ref.session, where)
             observe.session_event("opened", ref.session, max_ttl=ref.session.max_ttl)
         await observe.job_submitted(ref, block=block_name(credentials), flow_run_id=where.flow_run_id)
     return ref
+
+
+async def _takes_jobs(client: QuantumRuntimeClient, ref: JobRef) -> bool:
+    """Whether the session that a first job opened takes more of them.
+
+    The one of a job attached to may be closed by the try that opened it; then the next job opens another.
+    """
+    if ref.session is None or ref.session.id is None:
+        return False
+    if not ref.attached:
+        return True
+    try:
+        session = (await client.session(ref.session.id)).ref()
+    except NotFound:
+        return False
+    return not session.is_closed and session.accepting_jobs is not False
 
 
 def block_name(credentials: QuantumRuntimeCredentials) -> str | None:
@@ -251,7 +275,12 @@ async def open_session(
     )
     # Noted before it is opened: if this process dies in between, the sweep knows what to look for.
     await note_session(credentials, wanted.token, wanted, where, new=True)
-    opened = await credentials.get_client().open_session(backend, mode=mode, max_ttl=ttl)
+    try:
+        opened = await credentials.get_client().open_session(backend, mode=mode, max_ttl=ttl)
+    except QuantumRuntimeError as error:
+        if not isinstance(error, SubmissionUncertain):  # else the sweep would look for it
+            await note_session(credentials, wanted.token, wanted.model_copy(update={"state": "closed"}), where)
+        raise
     session = opened.model_copy(update={"token": wanted.token, "max_ttl": opened.max_ttl or ttl})
     kind = "batch" if session.mode == "batch" else "session"
     if session.id is None:

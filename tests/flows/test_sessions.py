@@ -1,0 +1,215 @@
+"""Sessions of flows: always closed, dropped or drained as the end of the block demands, opened once."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from prefect import flow, unmapped
+from prefect.futures import wait
+
+import prefect_qruntime as qr
+from prefect_qruntime.sandbox import Sandbox
+from tests.flows.look import BACKEND, FLIP, STAY, events, ran, records, requests, run, until
+
+pytestmark = pytest.mark.server
+
+
+def only_session(sandbox: Sandbox) -> dict[str, Any]:
+    (session,) = sandbox.control.sessions()
+    return session
+
+
+def test_left_normally_the_session_is_drained_and_closed(sandbox: Sandbox, dialect: str) -> None:
+    sandbox.control.set_times(queue_time=0.3, run_time=0.2)
+    credentials = sandbox.credentials(dialect)
+
+    @flow
+    def two_jobs() -> list[str]:
+        with qr.runtime_session(credentials, BACKEND, max_ttl=300) as session:
+            return [qr.submit_job(credentials, [FLIP], backend=BACKEND, session=session).id for _ in range(2)]
+
+    flow_run, state = ran(two_jobs)
+    jobs = run(state.aresult())
+    assert {sandbox.control.wait_job(job)["status"] for job in jobs} == {"Completed"}, "queued jobs must still run"
+    session = until(lambda: next((s for s in sandbox.control.sessions() if s["state"] == "closed"), None))
+    assert session is not None
+    assert session["jobs"] == jobs
+    (record,) = records("session", flow_run.id)
+    assert record.meta["session"] == session["id"]
+    assert record.meta["max_ttl"] == "300"
+    assert record.meta["flow_run"] == str(flow_run.id)
+
+
+def test_waited_for_the_session_closes_at_once(sandbox: Sandbox, dialect: str) -> None:
+    credentials = sandbox.credentials(dialect)
+
+    @flow
+    def one() -> dict[str, int]:
+        with qr.runtime_session(credentials, BACKEND, max_ttl=300) as session:
+            return qr.run_job(credentials, [FLIP], backend=BACKEND, session=session, shots=4).counts()
+
+    flow_run, state = ran(one)
+    assert run(state.aresult()) == {"1": 4}
+    session = only_session(sandbox)
+    assert session["state"] == "closed"
+    (record,) = records("session", flow_run.id)
+    assert record.meta["state"] == "closed"
+    kinds = [event["event"] for event in events(f"qruntime.session.{session['id']}", 2)]
+    assert kinds == ["qruntime.session.opened", "qruntime.session.closed"]
+
+
+def test_left_by_an_error_queued_jobs_are_dropped(sandbox: Sandbox, dialect: str) -> None:
+    sandbox.control.hold()
+    credentials = sandbox.credentials(dialect)
+
+    @flow
+    async def breaks() -> None:
+        async with qr.aruntime_session(credentials, BACKEND, max_ttl=300) as session:
+            await qr.asubmit_job(credentials, [FLIP], backend=BACKEND, session=session)
+            raise ArithmeticError("mine")
+
+    _, state = ran(breaks)
+    with pytest.raises(ArithmeticError, match="mine"):
+        run(state.aresult())
+    assert only_session(sandbox)["state"] == "closed"
+    assert sandbox.control.jobs()[0]["status"] in ("Cancelled", "Failed")
+
+
+def test_a_session_without_a_job_leaves_nothing_open(sandbox: Sandbox, dialect: str) -> None:
+    credentials = sandbox.credentials(dialect)
+
+    @flow
+    def idle() -> None:
+        with qr.runtime_session(credentials, BACKEND):
+            pass
+
+    flow_run, state = ran(idle)
+    assert state.is_completed()
+    assert sandbox.control.open_sessions() == []
+    assert [record.meta["state"] for record in records("session", flow_run.id)] == ["closed"]
+
+
+def test_a_close_that_fails_does_not_hide_the_error_of_the_block(sandbox: Sandbox, credentials: Any) -> None:
+    sandbox.control.add_fault("DELETE", "/sessions/*/close", status=403, times=None)
+
+    @flow
+    def breaks() -> None:
+        with qr.runtime_session(credentials, BACKEND, max_ttl=300):
+            raise ArithmeticError("mine")
+
+    _, state = ran(breaks)
+    with pytest.raises(ArithmeticError, match="mine"):
+        run(state.aresult())
+
+
+@pytest.mark.parametrize("way", ["submit", "map", "gather"])
+def test_five_first_jobs_at_once_open_one_session(sandbox: Sandbox, way: str) -> None:
+    credentials = sandbox.credentials("legacy")
+    circuits = [FLIP, STAY, FLIP, FLIP, STAY]
+    # Late enough for a second first job to overtake, were it let through.
+    sandbox.control.add_fault("POST", "/jobs", delay=0.3)
+
+    def started(session: Any) -> Any:
+        if way == "map":
+            return qr.submit_job.map(unmapped(credentials), circuits, backend=BACKEND, session=unmapped(session))
+        return [qr.submit_job.submit(credentials, [one], backend=BACKEND, session=session) for one in circuits]
+
+    @flow
+    def sync_flow() -> list[Any]:
+        with qr.runtime_session(credentials, BACKEND, max_ttl=300) as session:
+            assert session.id is None
+            futures = started(session)
+            wait(futures)
+            return [future.result() for future in futures]
+
+    @flow
+    async def async_flow() -> Any:
+        async with qr.aruntime_session(credentials, BACKEND, max_ttl=300) as session:
+            assert session.id is None
+            return await asyncio.gather(
+                *(qr.asubmit_job(credentials, [one], backend=BACKEND, session=session) for one in circuits)
+            )
+
+    jobs = run(async_flow()) if way == "gather" else sync_flow()  # type: ignore[arg-type]
+    session = only_session(sandbox)
+    assert session["id"] in session["jobs"], "the session has the name of its first job"
+    assert len(session["jobs"]) == 5
+    assert {job.session.id for job in jobs} == {session["id"]}
+    assert until(lambda: sandbox.control.open_sessions() == [])
+
+
+def test_a_first_job_that_is_refused_lets_the_next_one_open_the_session(sandbox: Sandbox) -> None:
+    credentials = sandbox.credentials("legacy")
+    sandbox.control.add_fault("POST", "/jobs", status=400)
+
+    @flow
+    def two() -> Any:
+        with qr.runtime_session(credentials, BACKEND, max_ttl=300) as session:
+            first = qr.submit_job.submit(credentials, [FLIP], backend=BACKEND, session=session)
+            wait([first])
+            assert first.state.is_failed()
+            return qr.submit_job(credentials, [STAY], backend=BACKEND, session=session)
+
+    job = two()
+    assert only_session(sandbox)["jobs"] == [job.id]
+
+
+def test_a_retried_flow_submits_further_jobs_after_attaching(sandbox: Sandbox, dialect: str) -> None:
+    """The first try closed its session while its job was running; the second try needs another one."""
+    credentials = sandbox.credentials(dialect)
+    sandbox.control.set_times(run_time=8.0, backend=BACKEND)
+    tries: list[str] = []
+
+    @flow(retries=1)
+    def two() -> list[dict[str, int]]:
+        with qr.runtime_session(credentials, BACKEND, max_ttl=300) as session:
+            job = qr.submit_job(credentials, [FLIP], backend=BACKEND, session=session, shots=3)
+            tries.append(job.id)
+            if len(tries) == 1:
+                assert until(lambda: sandbox.control.job(job.id)["status"] == "Running")
+                raise RuntimeError("something downstream broke")
+            sandbox.control.set_times(run_time=0.05, backend=BACKEND)
+            other = qr.submit_job(credentials, [STAY], backend=BACKEND, session=session, shots=3)
+            sandbox.control.finish(job.id)
+            for one in (job, other):
+                qr.wait_for_completion(credentials, one)
+            return [qr.fetch_results(credentials, one).counts() for one in (job, other)]
+
+    assert two() == [{"1": 3}, {"0": 3}]
+    assert tries[0] == tries[1], "the running job must be attached to"
+    assert len(sandbox.control.jobs()) == 2
+    assert sandbox.control.open_sessions() == []
+
+
+def test_a_refused_session_says_so_and_leaves_no_note_that_something_is_open(
+    sandbox: Sandbox, credentials: Any
+) -> None:
+    sandbox.control.set_option("allow_dedicated", False)
+
+    @flow
+    def dedicated() -> None:
+        with qr.runtime_session(credentials, BACKEND, max_ttl=300):
+            raise AssertionError("not reached")
+
+    flow_run, state = ran(dedicated)
+    with pytest.raises(qr.PermissionDenied, match="1352"):
+        run(state.aresult())
+    assert [record.meta["state"] for record in records("session", flow_run.id)] == ["closed"]
+    assert requests(sandbox, "POST", "/sessions") == 1
+
+
+def test_sessions_handed_on_by_id(sandbox: Sandbox, credentials: Any) -> None:
+    @flow
+    def one() -> Any:
+        session = qr.open_session(credentials, BACKEND, max_ttl=300)
+        job = qr.submit_job(credentials, [FLIP], backend=BACKEND, session=session.id)
+        qr.wait_for_completion(credentials, job)
+        qr.close_session(credentials, str(session.id))
+        with pytest.raises(qr.SessionClosed):
+            qr.submit_job(credentials, [STAY], backend=BACKEND, session=session)
+        return qr.close_session(credentials, session)
+
+    assert one().is_closed
+    assert len(sandbox.control.jobs()) == 1
