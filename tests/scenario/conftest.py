@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,17 +88,3 @@ def world(running: Sandbox, dialect: str) -> World:
     running.reset()
     connection = Connection(**running.connection(dialect))
     return World(QuantumRuntimeClient(connection, patience=QUICK), running, dialect)
-
-
-@pytest.fixture
-def eventually() -> Callable[[Callable[[], bool]], None]:
-    """Wait until something is so, five seconds at most."""
-    import time
-
-    def until(condition: Callable[[], bool]) -> None:
-        end = time.monotonic() + 5
-        while not condition():
-            assert time.monotonic() < end, "it did not come about"
-            time.sleep(0.01)
-
-    return until

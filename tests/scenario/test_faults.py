@@ -22,7 +22,7 @@ from prefect_qruntime.errors import (
     ServiceUnavailable,
     SubmissionUncertain,
 )
-from prefect_qruntime.models import JobStatus
+from prefect_qruntime.models import JobRef, JobStatus
 
 from .conftest import World
 
@@ -138,9 +138,9 @@ def test_five_creates_a_minute(world: World) -> None:
     assert len(statuses) <= 9
 
 
-@pytest.mark.parametrize("index", range(6))
+@pytest.mark.parametrize("index", range(4))
 def test_an_outage_at_any_look_changes_nothing(world: World, index: int) -> None:
-    world.control.set_times(queue_time=0.15, run_time=0.15)
+    world.control.set_times(queue_time=0.1, run_time=0.1)
     world.control.add_fault("GET", "/jobs/*", status=503, skip=index, times=3)
     ref = world.submit()
     assert world.wait(ref).status is JobStatus.COMPLETED
@@ -150,7 +150,7 @@ def test_an_outage_at_any_look_changes_nothing(world: World, index: int) -> None
 
 @pytest.mark.parametrize(
     "fault",
-    [{"drop": "before"}, {"drop": "after"}, {"drop": "middle"}, {"status": 429, "retry_after": "0.1"}, {"status": 524}],
+    [{"drop": "before"}, {"drop": "middle"}, {"status": 429, "retry_after": "0.1"}],
     ids=str,
 )
 def test_trouble_at_every_kind_of_read(world: World, fault: dict[str, Any]) -> None:
@@ -194,20 +194,21 @@ def test_a_service_that_refuses_every_token(world: World) -> None:
 
 
 def test_a_job_that_shows_late(world: World) -> None:
-    world.control.set_option("get_lag", 0.5)
+    world.control.set_option("get_lag", 0.3)
     ref = world.submit()
     assert world.wait(ref).status is JobStatus.COMPLETED
     assert [entry for entry in world.asked("GET", f"/jobs/{ref.id}") if entry["status"] == 404]
     with pytest.raises(NotFound):
-        world.run(world.client.wait("d0000000000000000000", deadlines=Deadlines(total=5.0, unseen=0.2)))
+        world.wait(JobRef(id="d0000000000000000000"), deadlines=Deadlines(total=5.0, unseen=0.2))
 
 
 def test_results_that_show_late(world: World) -> None:
-    world.control.set_option("results_lag", 0.5)
+    world.control.set_option("results_lag", 60.0)
     ref = world.submit()
     world.wait(ref)
     with pytest.raises(ResultNotReady):
         world.run(world.client.result(ref, grace=0.05))
+    world.control.set_clock_scale(100.0)
     assert world.run(world.client.result(ref, grace=5.0)).counts() == {"00": 10}
     statuses = [entry["status"] for entry in world.asked("GET", "/jobs/*/results")]
     assert statuses[-1] == 200
@@ -259,7 +260,7 @@ def test_cancelled_in_the_middle_of_the_post(world: World) -> None:
 
 def test_cancelled_during_the_pause_of_a_429_nothing_is_bought(world: World) -> None:
     world.client = world.another(patience=Patience())
-    world.control.add_fault("POST", "/jobs", status=429, retry_after="0.6")
+    world.control.add_fault("POST", "/jobs", status=429, retry_after="0.4")
 
     async def main() -> None:
         work = asyncio.create_task(world.client.submit(world.intent()))
@@ -268,7 +269,7 @@ def test_cancelled_during_the_pause_of_a_429_nothing_is_bought(world: World) -> 
         work.cancel()
         with pytest.raises(asyncio.CancelledError):
             await work
-        await asyncio.sleep(0.8)  # longer than the service asked to wait
+        await asyncio.sleep(0.5)  # longer than the service asked to wait
 
     asyncio.run(main())
     assert (world.posts, world.control.jobs()) == (1, [])

@@ -91,6 +91,7 @@ def test_the_text_of_a_failed_job(world: World) -> None:
 
 
 def test_cost_runs_out(world: World) -> None:
+    world.control.set_option("clock_scale", 5.0)
     world.control.set_times(run_time=2.0)
     ref = world.submit(max_execution_time=1)
     assert isinstance(job_error(world.wait(ref)), JobRanTooLong)
@@ -100,7 +101,7 @@ def test_an_unknown_state_ends_at_the_deadline(world: World) -> None:
     world.control.script_job(status="Paused-By-Magic")
     ref = world.submit()
     with pytest.raises(JobTimeout) as caught:
-        world.wait(ref, deadlines=Deadlines(total=0.5))
+        world.wait(ref, deadlines=Deadlines(total=0.2))
     assert caught.value.last_status == "Paused-By-Magic"
 
 
@@ -109,7 +110,7 @@ def test_an_unknown_state_ends_at_the_deadline(world: World) -> None:
 def test_deadlines(world: World, limit: str, on_timeout: str) -> None:
     world.control.hold()
     ref = world.submit()
-    deadlines = Deadlines(total=0.3) if limit == "timeout" else Deadlines(queue=0.3, total=20.0)
+    deadlines = Deadlines(total=0.15) if limit == "timeout" else Deadlines(queue=0.15, total=20.0)
     with pytest.raises(JobTimeout) as caught:
         world.wait(ref, deadlines=deadlines, on_timeout=on_timeout)
     assert (caught.value.limit, caught.value.cancelled) == (limit, on_timeout == "cancel")
@@ -121,7 +122,7 @@ def test_deadlines(world: World, limit: str, on_timeout: str) -> None:
 
 
 def test_cancel_waits_for_its_effect(world: World) -> None:
-    world.control.set_option("cancel_lag", 0.5)
+    world.control.set_option("cancel_lag", 0.2)
     world.control.set_times(run_time=60.0, queue_time=0.0)
     ref = world.submit()
     seen: list[Job] = []
@@ -174,7 +175,7 @@ def test_the_limit_of_the_instance(world: World) -> None:
 
 def test_tokens_that_live_two_seconds(world: World) -> None:
     world.control.set_option("token_lifetime", 2.0)
-    world.control.set_times(queue_time=0.0, run_time=1.5)
+    world.control.set_times(queue_time=0.0, run_time=1.2)
     refs = [world.submit(f"qr-key:{n}-") for n in range(50)]
     began = world.control.now()
 

@@ -7,6 +7,7 @@ import logging
 import pickle
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -24,6 +25,7 @@ from prefect_qruntime.sandbox import Sandbox
 
 from .conftest import QUICK, TOKEN
 
+HASTY = replace(QUICK, read=0.05, wait=0.05, fetch=0.05, change=0.05)
 KEY = "the-key-of-this-test-0001"
 Connect = Callable[..., QuantumRuntimeClient]
 SPEC = make_spec(["OPENQASM 3.0; qubit q; bit c; c = measure q;"], backend="b")
@@ -54,7 +56,7 @@ def answers(trouble: str, mock: HTTPXMock) -> None:
 @pytest.mark.parametrize("trouble", ["400", "401", "403", "404", "409", "503", "text", "not JSON", "exception"])
 @pytest.mark.parametrize("number", range(len(CALLS)))
 def test_no_error_holds_a_secret(iam: HTTPXMock, connect: Connect, trouble: str, number: int) -> None:
-    client = connect(api_key=KEY)
+    client = connect(api_key=KEY, patience=HASTY)
     client.run(client.authenticate())
     answers(trouble, iam)
     with pytest.raises(QuantumRuntimeError) as caught:
