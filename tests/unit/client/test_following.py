@@ -43,11 +43,13 @@ class Socket:
         self.wake: Callable[[], None] = lambda: None
         self._script = script
         self.cancelled = False
+        self.winding_up = 0.0
 
     async def follow(self) -> Ending:
         try:
             return await self._script(self)
         except asyncio.CancelledError:
+            await asyncio.sleep(self.winding_up)
             self.cancelled = True
             raise
 
@@ -276,6 +278,7 @@ def test_a_cancelled_wait_ends_at_once_and_takes_its_socket_along() -> None:
         return "done"
 
     socket = Socket(forever)
+    socket.winding_up = 0.5
     service = Service(states((0, "Running")), socket)
 
     async def main() -> float:
@@ -284,10 +287,10 @@ def test_a_cancelled_wait_ends_at_once_and_takes_its_socket_along() -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        assert socket.cancelled
         return clock()
 
-    assert run(main()) == 100
-    assert socket.cancelled
+    assert run(main()) == 100.5
     assert service.cancels == 0
 
 
