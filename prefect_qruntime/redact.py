@@ -27,7 +27,7 @@ _SHAPES = (
 # Loggers of the libraries that see a token. A filter on a parent does not reach its children,
 # so each logger that writes is named.
 _LOGGERS = (
-    *(f"prefect_qruntime{name}" for name in ("", ".client", ".stream", ".waiting", ".tasks", ".hooks")),
+    *(f"prefect_qruntime{name}" for name in ("", ".client", ".stream", ".waiting", ".tasks", ".hooks", ".sweep")),
     "httpx",
     *(f"httpcore.{name}" for name in ("connection", "http11", "http2", "proxy", "socks")),
     "hpack.hpack",
