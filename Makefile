@@ -41,7 +41,7 @@ unit: $(STAMP) ## Run the tests
 $(INTEROP)/.installed: pyproject.toml constraints.txt tests/interop/constraints.txt
 	test -x $(INTEROP)/bin/python || $(PYTHON) -m venv $(INTEROP)
 	$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[sandbox,qiskit]' \
-	  qiskit-ibm-runtime pytest pytest-asyncio pytest-timeout \
+	  qiskit-ibm-runtime hypothesis pytest pytest-asyncio pytest-timeout \
 	  --constraint constraints.txt --constraint tests/interop/constraints.txt
 	@touch $@
 

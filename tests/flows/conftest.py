@@ -6,11 +6,19 @@ from collections.abc import Iterator
 from uuid import uuid4
 
 import pytest
+from prefect.flow_engine import BaseFlowRunEngine
 
 from prefect_qruntime import QuantumRuntimeCredentials
 from prefect_qruntime.sandbox import Sandbox
 from tests.prefect_server import PrefectServer
-from tests.prefect_server import prefect_server as prefect_server
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_heartbeats() -> Iterator[None]:
+    """Prefect joins its heartbeat thread, which costs each sync flow a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BaseFlowRunEngine, "heartbeat_seconds", None)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,1 +1,0 @@
-from tests.prefect_server import prefect_server as prefect_server
