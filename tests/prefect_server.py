@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 from prefect.context import refresh_global_settings_context
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
 
 __all__ = ["PrefectServer", "prefect_server"]
 
@@ -83,11 +85,15 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect
         _wait(url, server, log)
         # In the environment, because Prefect's logging and event threads read the global settings.
         with pytest.MonkeyPatch.context() as patch:
+            # What this process's clean-up sends after the session finds no server and starts none.
+            os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"
             for name in set(env) - set(os.environ) | {name for name in env if name.startswith("PREFECT_")}:
                 patch.setenv(name, env[name])
             refresh_global_settings_context()
             yield PrefectServer(url=url, home=folder, env=env, log=log)
-        refresh_global_settings_context()
+            # Whatever Prefect still has to send goes out while there is a server: at exit it would start another.
+            APILogWorker.drain_all(timeout=10)
+            EventsWorker.drain_all(timeout=10)
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         try:
