@@ -23,7 +23,7 @@ from prefect.context import TaskRunContext
 from prefect_qruntime.orchestration import api, current_flow_run_id
 from prefect_qruntime.redact import redact
 
-__all__ = ["Record", "artifact_key", "find_records", "put_record"]
+__all__ = ["Record", "artifact_key", "find_record", "find_records", "put_record"]
 
 Kind = Literal["job", "session"]
 _PAGE = 200
@@ -82,17 +82,11 @@ async def put_record(
     client, key = await api(), artifact_key(kind, identifier)
     facts = {name: redact(value)[:_META_LIMIT] for name, value in meta.items() if value}
     facts = {"kind": kind, "id": identifier, **facts}
-    known = (
-        []
-        if new
-        else await client.read_artifacts(
-            artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])), limit=1, sort=ArtifactSort.UPDATED_DESC
-        )
-    )
+    known = None if new else await find_record(kind, identifier)
     description = f"{kind.capitalize()} {identifier}"
-    if known:
-        merged = {**(known[0].metadata_ or {}), **facts}
-        await client.update_artifact(known[0].id, ArtifactUpdate(data=text, description=description, metadata_=merged))
+    if known is not None:
+        change = ArtifactUpdate(data=text, description=description, metadata_={**known.meta, **facts})
+        await client.update_artifact(known.artifact_id, change)
         return
     flow_run_id, task_context = current_flow_run_id(), TaskRunContext.get()
     await client.create_artifact(
@@ -106,6 +100,13 @@ async def put_record(
             task_run_id=task_context.task_run.id if task_context is not None else None,
         )
     )
+
+
+async def find_record(kind: Kind, identifier: str) -> Record | None:
+    """The record of one job or session, or None. Runs on the home loop."""
+    wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[artifact_key(kind, identifier)]))
+    found = await (await api()).read_artifacts(artifact_filter=wanted, limit=1, sort=ArtifactSort.UPDATED_DESC)
+    return _record(found[0]) if found else None
 
 
 async def find_records(kind: Kind, *, flow_run_ids: list[UUID] | None = None) -> list[Record]:

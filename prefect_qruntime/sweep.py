@@ -1,12 +1,13 @@
 """Find what finished flow runs left behind: open sessions are closed, live jobs are reported.
 
-A session is ours when a record in Prefect or a job with a `qr-flow:` tag says so; sessions of others are
-never touched. Repeat-safe, and two sweeps at once do no harm.
+A session is ours when a record in Prefect or the `qr-flow:` tags of all jobs in it say so; sessions of others,
+and those that a flow run still uses, are never touched. Repeat-safe, and two sweeps at once do no harm.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,16 +18,17 @@ from prefect.exceptions import ObjectNotFound
 from pydantic import BaseModel, ConfigDict
 
 from prefect_qruntime import keys, observe
-from prefect_qruntime.cancellation import cancel_jobs_of
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.home import home
 from prefect_qruntime.credentials import QuantumRuntimeCredentials, aload_credentials
 from prefect_qruntime.errors import NotFound, QuantumRuntimeError
-from prefect_qruntime.models import Job, Session, SessionRef
+from prefect_qruntime.models import Session, SessionRef
 from prefect_qruntime.orchestration import api
-from prefect_qruntime.records import Record, find_records
+from prefect_qruntime.records import Record, find_record, find_records
 
 __all__ = ["SweepReport", "Swept", "arun_sweep", "rows", "run_sweep"]
+
+log = logging.getLogger("prefect_qruntime.sweep")
 
 _LOOK_BACK = timedelta(hours=48)
 _OPENING = timedelta(minutes=10)
@@ -118,10 +120,9 @@ async def _sweep(blocks: Iterable[str] | None, *, dry_run: bool, cancel_jobs: bo
     for name in names:
         try:
             credentials = await aload_credentials(name)
-            sweeper = _Sweeper(name, credentials.get_client(), owners, dry_run)
-            mine = [record for record in records if record.meta.get("block") == name]
-            sessions += await sweeper.sessions(mine)
-            jobs += await sweeper.jobs(cancel_jobs)
+            sweeper = _Sweeper(name, credentials.get_client(), owners, records, dry_run)
+            jobs += await sweeper.jobs(cancel_jobs)  # first: they tell who uses which session
+            sessions += await sweeper.sessions()
             sessions += await sweeper.sessions_of_jobs()
         except (QuantumRuntimeError, ValueError) as error:
             problems.append(f"{name}: {error}")
@@ -137,84 +138,126 @@ async def _all_blocks() -> list[str]:
 class _Sweeper:
     """Sweeps one instance."""
 
-    def __init__(self, block: str, client: QuantumRuntimeClient, owners: _Owners, dry_run: bool) -> None:
+    def __init__(
+        self, block: str, client: QuantumRuntimeClient, owners: _Owners, records: list[Record], dry_run: bool
+    ) -> None:
         self._block = block
         self._client = client
         self._owners = owners
+        self._records = records
         self._dry_run = dry_run
         self._seen: set[str] = set()
-        self._tagged: list[tuple[str, Job]] = []
-
-    async def sessions(self, records: list[Record]) -> list[Swept]:
-        """Close the recorded sessions whose flow run is over."""
-        swept = []
+        # Flow runs by session; None stands for a job that is not ours.
+        self._users: dict[str, set[str | None]] = {}
+        self._noted: set[str] = set()
+        self._in_jobs: dict[str, None] = {}
         for record in records:
-            if (record.meta.get("state") or "").lower() == "closed":
-                continue
-            owner = record.meta.get("flow_run") or (str(record.flow_run_id) if record.flow_run_id else None)
-            state = await self._owners.over(owner)
+            if session_id := record.meta.get("session"):
+                self._noted.add(session_id)
+                self._users.setdefault(session_id, set()).add(_owner(record))
+
+    async def jobs(self, cancel_jobs: bool) -> list[Swept]:
+        """Report live jobs whose flow run is over, and learn who uses which session."""
+        swept = []
+        since = datetime.now(UTC) - _LOOK_BACK
+        for job in await self._client.jobs(created_after=since):
+            owner = next((t.removeprefix(keys.FLOW_TAG) for t in job.tags if t.startswith(keys.FLOW_TAG)), None)
+            users = {owner}
+            state = None
+            if owner is not None and not job.is_terminal:
+                state = await self._owners.over(owner)
+                if state is not None:
+                    # A later flow run may have attached to it by an explicit key; the tag names the first.
+                    record = await find_record("job", job.id)
+                    users.add(_owner(record) if record is not None else owner)
+                    state = await self._all_over(users)
+            if job.session_id:
+                self._in_jobs[job.session_id] = None
+                self._users.setdefault(job.session_id, set()).update(users)
             if owner is None or state is None:
                 continue
+            action = "left alone"
+            if cancel_jobs and state != "Crashed":
+                action = "would be cancelled" if self._dry_run else await self._cancel(job.id)
+            swept.append(self._entry(job.id, owner, state, action, job.url))
+        return swept
+
+    async def _cancel(self, job_id: str) -> str:
+        try:
+            await self._client.cancel(job_id)
+        except QuantumRuntimeError as error:
+            return f"could not be cancelled: {error.message}"
+        return "cancelled"
+
+    async def _all_over(self, users: Iterable[str | None]) -> str | None:
+        """A final state if all these flow runs are over, `Crashed` if it is one of theirs; else None."""
+        states = [await self._owners.over(user) for user in users]
+        if not states or None in states:
+            return None
+        return "Crashed" if "Crashed" in states else states[0]
+
+    async def sessions(self) -> list[Swept]:
+        """Close the recorded sessions whose flow runs are over."""
+        swept = []
+        for record in self._records:
+            owner = _owner(record)
+            if record.meta.get("block") != self._block or (record.meta.get("state") or "").lower() == "closed":
+                continue
+            if owner is None or await self._owners.over(owner) is None:
+                continue
             known = record.meta.get("session")
-            done = [
-                entry
-                for session_id in ([known] if known else await self._never_noted(record))
-                for entry in await self._close(session_id, owner, state)
-            ]
+            found = [known] if known else await self._never_noted(record)
+            if len(found) > 1:
+                log.warning("flow run %s: which of %s it opened cannot be told; none is closed", owner, found)
+                continue
+            done: list[Swept] = []
+            for session_id in found:
+                # Handed on to another flow run, it is still in use.
+                state = await self._all_over({owner, *(self._users.get(session_id, set()) - {None})})
+                if state is None:
+                    break
+                done = await self._close(session_id, owner, state)
+            else:
+                if not any("drain" in entry.action for entry in done):  # a draining one is looked at again
+                    with contextlib.suppress(Exception):
+                        await self._mark_closed(record)
             swept += done
-            if not any("drain" in entry.action for entry in done):  # a draining one is looked at again
-                with contextlib.suppress(Exception):
-                    await self._mark_closed(record)
         return swept
 
     async def _never_noted(self, record: Record) -> list[str]:
         """Sessions that a process opened and died before it could note the id.
 
-        Only an unused session that fits the note in everything and was opened right then is taken.
+        Only an unused session that nobody else noted, that fits the note in everything and was opened
+        right then, can be it.
         """
         if record.updated is None:
             return []
         kind = "batch" if record.meta.get("mode") == "batch" else "session"
-        items = await self._client.workloads(
-            mode=kind, backend=record.meta.get("backend"), created_after=record.updated - _OPENING, limit=50
-        )
+        try:
+            items = await self._client.workloads(
+                mode=kind, backend=record.meta.get("backend"), created_after=record.updated - _OPENING, limit=50
+            )
+        except NotFound:
+            return []  # such a host opens sessions by their first jobs, which tell of them
         found = []
         for item in items:
             session = await self._read(str(item.get("id")))
             if session is None or session.state != "open" or str(session.max_ttl) != record.meta.get("max_ttl"):
                 continue
             begun = session.started_at
-            if begun is None or abs(begun - record.updated) <= _OPENING:
+            fits = begun is None or abs(begun - record.updated) <= _OPENING
+            if fits and session.id not in self._noted and session.id not in self._seen:
                 found.append(session.id)
         return found
 
-    async def jobs(self, cancel_jobs: bool) -> list[Swept]:
-        """Report live jobs whose flow run is over."""
-        swept, cancelled = [], set()
-        since = datetime.now(UTC) - _LOOK_BACK
-        for job in await self._client.jobs(created_after=since):
-            owner = next((t.removeprefix(keys.FLOW_TAG) for t in job.tags if t.startswith(keys.FLOW_TAG)), None)
-            if owner is None:
-                continue
-            self._tagged.append((owner, job))
-            state = await self._owners.over(owner) if not job.is_terminal else None
-            if state is None:
-                continue
-            action = "left alone"
-            if cancel_jobs and state != "Crashed":
-                action = "would be cancelled" if self._dry_run else "cancelled"
-                if not self._dry_run and owner not in cancelled:
-                    cancelled.add(owner)
-                    await cancel_jobs_of(self._client, owner)
-            swept.append(self._entry(job.id, owner, state, action, job.url))
-        return swept
-
     async def sessions_of_jobs(self) -> list[Swept]:
-        """Close sessions that are known only by the tags of the jobs in them."""
+        """Close sessions that are known by the tags of the jobs in them, all of them ours."""
         swept = []
-        for session_id, owner in {job.session_id: owner for owner, job in self._tagged if job.session_id}.items():
-            state = await self._owners.over(owner)
-            if session_id is not None and state is not None:
+        for session_id in self._in_jobs:
+            users = self._users[session_id]
+            owner = next(iter(users))
+            state = await self._all_over(users)
+            if owner is not None and state is not None:
                 swept += await self._close(session_id, owner, state)
         return swept
 
@@ -250,6 +293,10 @@ class _Sweeper:
 
     def _entry(self, identifier: str, owner: str, state: str, action: str, url: str | None = None) -> Swept:
         return Swept(id=identifier, block=self._block, flow_run=owner, flow_state=state, action=action, url=url)
+
+
+def _owner(record: Record) -> str | None:
+    return record.meta.get("flow_run") or (str(record.flow_run_id) if record.flow_run_id else None)
 
 
 def rows(report: SweepReport) -> list[dict[str, Any]]:

@@ -1,0 +1,282 @@
+"""The sweep: what finished flow runs left behind is closed or reported, everything else left alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.states import Completed, Crashed, Failed, Running
+
+import prefect_qruntime as qr
+from prefect_qruntime.client.home import home
+from prefect_qruntime.client.inputs import make_spec
+from prefect_qruntime.client.submission import Intent
+from prefect_qruntime.sandbox import Sandbox
+from prefect_qruntime.sweep import run_sweep
+from tests.flows.look import BACKEND, FLIP, STAY, ran, records, requests, run
+
+pytestmark = pytest.mark.server
+BLOCK = "sweep"
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture
+def control(sandbox: Sandbox) -> Iterator[Any]:
+    qr.QuantumRuntimeCredentials(**sandbox.connection("cloud")).save(BLOCK, overwrite=True)
+    sandbox.control.hold()
+    yield sandbox.control
+    sandbox.control.release()
+
+
+@flow
+def left_open(jobs: int = 1, key: str | None = None) -> Any:
+    """Open a session and forget it."""
+    credentials = qr.load_credentials(BLOCK)
+    session = qr.open_session(credentials, BACKEND, max_ttl=600)
+    for _ in range(jobs):
+        qr.submit_job(credentials, [FLIP], backend=BACKEND, session=session, submission_key=key)
+    return session
+
+
+def put(flow_run_id: Any, state: Any) -> None:
+    async def write() -> None:
+        async with get_client() as client:
+            await client.set_flow_run_state(flow_run_id, state, force=True)
+
+    run(write())
+
+
+def left(final: Any, **parameters: Any) -> tuple[Any, Any]:
+    """A flow run that left its session open and ended so; returns the run and the session."""
+    flow_run, state = ran(left_open, **parameters)
+    put(flow_run.id, final)
+    return flow_run, run(state.aresult())
+
+
+@pytest.mark.parametrize(("final", "job"), [(Completed, "Cancelled"), (Failed, "Cancelled"), (Crashed, "Queued")])
+def test_a_session_left_open_is_closed_and_a_crashed_runs_jobs_live_on(control: Any, final: Any, job: str) -> None:
+    flow_run, session = left(final())
+    dry = run_sweep([BLOCK], dry_run=True)
+    assert [entry.id for entry in dry.sessions] == [session.id]
+    assert dry.sessions[0].action.startswith("would be")
+    assert [entry["state"] for entry in control.open_sessions()] != []
+
+    report = run_sweep([BLOCK])
+    assert [(entry.id, entry.flow_run, entry.block) for entry in report.sessions] == [
+        (session.id, str(flow_run.id), BLOCK)
+    ]
+    assert report.problems == []
+    assert control.session(session.id)["accepting_jobs"] is False
+    assert control.jobs()[0]["status"] == job
+    if final is Crashed:
+        control.release()
+        control.wait_job(control.jobs()[0]["id"])
+    run_sweep([BLOCK])
+    assert control.open_sessions() == []
+    assert run_sweep([BLOCK]).sessions == []
+    assert [record.meta["state"] for record in records("session", flow_run.id)] == ["closed"]
+
+
+def test_a_running_flow_run_is_left_alone(control: Any) -> None:
+    _, session = left(Running())
+    report = run_sweep([BLOCK], cancel_jobs=True)
+    assert (report.sessions, report.jobs, report.problems) == ([], [], [])
+    assert control.session(session.id)["accepting_jobs"] is True
+    assert control.jobs()[0]["status"] == "Queued"
+
+
+def test_sessions_of_others_are_left_alone(control: Any, sandbox: Sandbox) -> None:
+    client = sandbox.credentials().get_client()
+    foreign = client.run(client.open_session(BACKEND, mode="dedicated", max_ttl=600))
+    left(Completed())
+    report = run_sweep([BLOCK])
+    assert foreign.id not in [entry.id for entry in report.sessions]
+    assert [entry["id"] for entry in control.open_sessions()] == [foreign.id]
+
+
+def never_noted(sandbox: Sandbox) -> tuple[Any, Any]:
+    """A process that died between opening a session and noting its id."""
+    from prefect_qruntime import work
+
+    opened = []
+
+    @flow
+    def dies() -> None:
+        credentials = qr.load_credentials(BLOCK)
+        client = credentials.get_client()
+
+        async def note_only() -> None:
+            where = await work.keys.origin()
+            wanted = qr.SessionRef(backend=BACKEND, max_ttl=600, token="0011223344556677")
+            await work.note_session(credentials, wanted.token, wanted, where, new=True)
+
+        home().run(note_only())
+        opened.append(client.run(client.open_session(BACKEND, mode="dedicated", max_ttl=600)))
+
+    flow_run, _ = ran(dies)
+    put(flow_run.id, Crashed())
+    return flow_run, opened[0]
+
+
+def test_a_session_whose_id_was_never_noted(control: Any, sandbox: Sandbox) -> None:
+    flow_run, session = never_noted(sandbox)
+    report = run_sweep([BLOCK])
+    assert [(entry.id, entry.flow_run) for entry in report.sessions] == [(session.id, str(flow_run.id))]
+    assert control.open_sessions() == []
+
+
+def test_looking_for_a_session_never_noted_spares_those_of_running_flows(control: Any, sandbox: Sandbox) -> None:
+    _, lost = never_noted(sandbox)
+    _, running = left(Running(), jobs=0)
+    report = run_sweep([BLOCK])
+    assert running.id not in [entry.id for entry in report.sessions]
+    assert control.session(running.id)["accepting_jobs"] is True
+    assert [entry.id for entry in report.sessions] == [lost.id]
+
+
+def test_when_it_cannot_be_told_which_session_was_never_noted_none_is_closed(control: Any, sandbox: Sandbox) -> None:
+    never_noted(sandbox)
+    client = sandbox.credentials().get_client()
+    client.run(client.open_session(BACKEND, mode="dedicated", max_ttl=600))
+    report = run_sweep([BLOCK])
+    assert report.sessions == []
+    assert len(control.open_sessions()) == 2
+
+
+def test_a_legacy_session_that_never_opened_does_not_stop_the_sweep(control: Any, sandbox: Sandbox) -> None:
+    qr.QuantumRuntimeCredentials(**sandbox.connection("legacy")).save(BLOCK, overwrite=True)
+    sandbox.control.add_fault("GET", "/workloads*", status=404, times=None)  # legacy hosts have no such list
+    left(Completed(), jobs=0)
+    left(Completed(), jobs=1)
+    report = run_sweep([BLOCK])
+    assert report.problems == []
+    assert len(report.sessions) == 1
+    assert control.open_sessions() == []
+
+
+def test_a_session_shared_with_a_running_flow_is_left_alone(control: Any, sandbox: Sandbox) -> None:
+    _, session = left(Running())
+
+    @flow
+    def guest() -> None:
+        qr.submit_job(qr.load_credentials(BLOCK), [STAY], backend=BACKEND, session=session)
+
+    guest()
+    report = run_sweep([BLOCK])
+    assert report.sessions == []
+    assert control.session(session.id)["accepting_jobs"] is True
+
+
+def test_a_session_with_jobs_of_others_is_left_alone(control: Any, sandbox: Sandbox) -> None:
+    """Opened by hand, used by hand and by a flow: it is not the flow's."""
+    client = sandbox.credentials().get_client()
+    session = client.run(client.open_session(BACKEND, mode="dedicated", max_ttl=600))
+    spec = make_spec([FLIP], backend=BACKEND)
+    client.run(client.submit(Intent(spec=spec, key_tag=lambda generation: "by-hand", session=session)))
+
+    @flow
+    def guest() -> None:
+        qr.submit_job(qr.load_credentials(BLOCK), [STAY], backend=BACKEND, session=session.id)
+
+    guest()
+    assert run_sweep([BLOCK]).sessions == []
+    assert control.session(session.id)["accepting_jobs"] is True
+
+
+def test_a_session_known_only_by_its_jobs_tags_is_closed(control: Any, sandbox: Sandbox) -> None:
+    """Opened outside any flow, so that no record of it exists."""
+    client = sandbox.credentials().get_client()
+    session = client.run(client.open_session(BACKEND, mode="dedicated", max_ttl=600))
+
+    @flow
+    def guest() -> None:
+        qr.submit_job(qr.load_credentials(BLOCK), [STAY], backend=BACKEND, session=session.id)
+
+    guest()
+    assert [entry.id for entry in run_sweep([BLOCK]).sessions] == [session.id]
+    assert control.open_sessions() == []
+
+
+@flow
+def job_left(key: str | None = None) -> Any:
+    return qr.submit_job(qr.load_credentials(BLOCK), [FLIP], backend=BACKEND, submission_key=key)
+
+
+def test_live_jobs_are_reported_and_cancelled_only_on_demand(control: Any) -> None:
+    flow_run, state = ran(job_left)
+    job = run(state.aresult())
+    crashed, crashed_state = ran(job_left)
+    put(crashed.id, Crashed())
+    kept = run(crashed_state.aresult())
+
+    report = run_sweep([BLOCK])
+    assert {(entry.id, entry.flow_run, entry.action) for entry in report.jobs} == {
+        (job.id, str(flow_run.id), "left alone"),
+        (kept.id, str(crashed.id), "left alone"),
+    }
+    assert {entry.url for entry in report.jobs} == {job.url, kept.url}
+    dry = run_sweep([BLOCK], dry_run=True, cancel_jobs=True)
+    assert {entry.id: entry.action for entry in dry.jobs}[job.id] == "would be cancelled"
+    assert {entry["status"] for entry in control.jobs()} == {"Queued"}
+
+    run_sweep([BLOCK], cancel_jobs=True)
+    assert control.job(job.id)["status"] == "Cancelled"
+    assert control.job(kept.id)["status"] == "Queued", "a crashed run may come back for its job"
+
+
+def test_a_job_that_a_running_flow_attached_to_is_not_cancelled(control: Any) -> None:
+    _, state = ran(job_left, key="sweep-slot")
+    job = run(state.aresult())
+    second, state = ran(job_left, key="sweep-slot")
+    assert run(state.aresult()).id == job.id
+    put(second.id, Running())
+    report = run_sweep([BLOCK], cancel_jobs=True)
+    assert control.job(job.id)["status"] == "Queued"
+    assert report.jobs == []
+
+
+def test_a_dry_run_changes_nothing(control: Any, sandbox: Sandbox) -> None:
+    left(Completed(), jobs=2)
+    control.clear_journal()
+    report = run_sweep([BLOCK], dry_run=True, cancel_jobs=True)
+    assert (report.dry_run, len(report.sessions), len(report.jobs)) == (True, 1, 2)
+    assert {entry["method"] for entry in control.journal() if entry["path"] != "/identity/token"} == {"GET"}
+    assert len(run_sweep([BLOCK], dry_run=True).sessions) == 1
+
+
+def test_one_instance_that_cannot_be_swept_does_not_stop_the_others(control: Any, sandbox: Sandbox) -> None:
+    wrong = {**sandbox.connection(), "api_key": "not-the-key-0123456789"}
+    qr.QuantumRuntimeCredentials(**wrong).save("a-broken-one", overwrite=True)
+    left(Completed())
+    report = run_sweep(["a-broken-one", "no-such-block", BLOCK])
+    assert len(report.sessions) == 1
+    assert [problem.split(":")[0] for problem in report.problems] == ["a-broken-one", "no-such-block"]
+    assert "not-the-key" not in report.model_dump_json()
+
+
+def test_the_command_line(control: Any, sandbox: Sandbox, prefect_server: Any) -> None:
+    _, session = left(Completed())
+
+    def sweep(*arguments: str) -> Any:
+        command = [sys.executable, "-c", "from prefect_qruntime.cli import main; main()", "sweep", *arguments]
+        return subprocess.run(
+            command, env=prefect_server.env, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    done = sweep("--block", BLOCK, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert [entry["id"] for entry in report["sessions"]] == [session.id]
+    assert control.open_sessions() == []
+    assert requests(sandbox, "DELETE", "/sessions/*/close") == 1
+
+    broken = sweep("--block", "no-such-block")
+    assert broken.returncode == 1
+    assert "no-such-block" in broken.stderr
