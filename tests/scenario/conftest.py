@@ -74,7 +74,7 @@ class World:
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Sandbox]:
-    with Sandbox(physics=False, queue_time=0.04, run_time=0.04, websocket="both") as sandbox:
+    with Sandbox(physics=False, queue_time=0.02, run_time=0.02, websocket="both") as sandbox:
         yield sandbox
 
 

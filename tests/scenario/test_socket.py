@@ -34,13 +34,13 @@ def test_the_end_is_known_at_once(world: World) -> None:
 
 
 def test_auto_asks_only_where_a_socket_is_known_to_be(world: World) -> None:
-    followed(world, stream="auto", run_time=0.1)
+    followed(world, stream="auto", run_time=0.4)
     assert len(world.asked("WS")) == (1 if world.dialect == "legacy" else 0)
 
 
 def test_a_host_without_sockets_is_asked_once(world: World) -> None:
     world.control.set_option("websocket", False)
-    assert followed(world, run_time=0.1)[0].status is JobStatus.COMPLETED
+    assert followed(world, run_time=0.4)[0].status is JobStatus.COMPLETED
     ref = world.submit("qr-key:next")
     world.wait(ref, stream="always")
     assert [entry["status"] for entry in world.asked("WS")] == [404]
@@ -49,6 +49,7 @@ def test_a_host_without_sockets_is_asked_once(world: World) -> None:
 @pytest.mark.parametrize("status", [401, 403, 410])
 def test_refused_for_good(world: World, status: int) -> None:
     world.control.add_fault("WS", "/stream/jobs/*", status=status, times=None)
+    world.control.set_times(run_time=0.4)  # not over before the socket is tried
     for key in ("qr-key:a", "qr-key:b"):
         ref = world.submit(key)
         assert world.wait(ref, stream="always").status is JobStatus.COMPLETED
