@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 from uuid import UUID
@@ -18,6 +19,7 @@ from prefect_qruntime.records import find_records
 from prefect_qruntime.sandbox import Sandbox
 
 pytestmark = pytest.mark.server
+SUBMITTED, DONE = "qruntime.job.submitted", "qruntime.job.completed"
 FLIP = (CIRCUITS / "flip.qasm").read_text()
 
 
@@ -95,19 +97,24 @@ def test_run_job_is_three_task_runs_and_the_job_is_in_prefect(sandbox: Sandbox) 
     @flow
     async def look() -> tuple[list[Any], list[Any], list[str]]:
         from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-        from prefect.events.clients import PrefectEventsClient  # noqa: F401
 
         records = await find_here("job", seen["id"])
+        deadline = time.monotonic() + 30  # task runs and events reach the server in the background
+        names: list[str] = []
+        found: list[Any] = []
         async with get_client() as client:
-            deadline = time.monotonic() + 20  # task runs reach the server in the background
-            names: list[str] = []
-            while time.monotonic() < deadline and len(names) < 3:
+            while time.monotonic() < deadline:
                 runs = await client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[seen["id"]])))
                 names = sorted(run.name for run in runs)
-            events = await client._client.post(
-                "/events/filter", json={"filter": {"event": {"prefix": ["qruntime."]}}, "limit": 50}
-            )
-        return records, [event for event in events.json()["events"] if job["id"] in str(event["resource"])], names
+                answer = await client._client.post(
+                    "/events/filter",
+                    json={"filter": {"resource": {"id": [f"qruntime.job.{job['id']}"]}}, "limit": 50},
+                )
+                found = answer.json()["events"]
+                if len(names) == 3 and {event["event"] for event in found} >= {DONE, SUBMITTED}:
+                    break
+                await asyncio.sleep(0.3)
+        return records, found, names
 
     records, events, names = asyncio_run(look())
     assert names == [f"fetch {job['id']}", "submit sampler → sandbox_ideal", f"wait for {job['id']}"]
@@ -116,14 +123,12 @@ def test_run_job_is_three_task_runs_and_the_job_is_in_prefect(sandbox: Sandbox) 
     assert (meta["id"], meta["block"], meta["flow_run"]) == (job["id"], "story-runs", str(seen["id"]))
     assert meta["state"] == "Completed"
     kinds = {event["event"] for event in events}
-    assert {"qruntime.job.submitted", "qruntime.job.completed"} <= kinds
+    assert {SUBMITTED, DONE} <= kinds
     for event in events:
         assert event["related"][0]["prefect.resource.id"] == f"prefect.flow-run.{seen['id']}"
 
 
 def asyncio_run(work: Any) -> Any:
-    import asyncio
-
     return asyncio.run(work)
 
 
