@@ -17,7 +17,7 @@ from uuid import UUID
 
 from prefect.context import FlowRunContext
 
-from prefect_qruntime import keys
+from prefect_qruntime import keys, observe
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import Job
@@ -83,7 +83,9 @@ async def cancel_jobs_of(client: QuantumRuntimeClient, flow_run_id: str, also: I
             log.error("job %s could not be cancelled: %s", job_id, error)
             return None
 
-    return [job for job in await asyncio.gather(*(one(job_id) for job_id in ids)) if job is not None]
+    done = [job for job in await asyncio.gather(*(one(job_id) for job_id in ids)) if job is not None]
+    await asyncio.gather(*(observe.job_cancelled(job, flow_run_id=flow_run_id) for job in done))
+    return done
 
 
 @asynccontextmanager

@@ -71,22 +71,33 @@ detach: Hooks = {"on_cancellation": [on_cancellation_detach], "on_crashed": [on_
 async def _clean_up(flow_run: FlowRun, *, cancel_jobs: bool, drain: bool) -> None:
     family = await _family(flow_run)
     jobs = await find_records("job", flow_run_ids=family)
+    # A job attached to by an explicit key is noted under the flow run that bought it.
+    jobs += [r for r in await find_records("job", since=flow_run.created) if r.meta.get("flow_run") == str(flow_run.id)]
     sessions = await find_records("session", flow_run_ids=family)
     for block in sorted(_blocks(flow_run, [*jobs, *sessions])):
         try:
             credentials = await aload_credentials(block)
-        except ValueError:
+        except (QuantumRuntimeError, ValueError):
             log.error("credentials block %r cannot be loaded; jobs it opens are left alone", block)
             continue
-        try:
-            if cancel_jobs:
-                done = await cancel_jobs_of(credentials.get_client(), str(flow_run.id))
+        if cancel_jobs:
+            # The service's list may lag; what is noted here is known to exist.
+            noted = [r.meta["id"] for r in jobs if r.meta.get("block") == block and not _over(r)]
+            try:
+                done = await cancel_jobs_of(credentials.get_client(), str(flow_run.id), noted)
                 log.info("flow run %s: %d live jobs cancelled", flow_run.id, len(done))
-            for record in sessions:
-                if record.meta.get("block") == block and record.meta.get("session"):
+            except QuantumRuntimeError as error:
+                log.error("cancelling the jobs of flow run %s with block %r: %s", flow_run.id, block, error)
+        for record in sessions:
+            if record.meta.get("block") == block and record.meta.get("session"):
+                try:
                     await _close(credentials, record, drain=drain)
-        except QuantumRuntimeError as error:
-            log.error("cleaning up after flow run %s with block %r: %s", flow_run.id, block, error)
+                except QuantumRuntimeError as error:
+                    log.error("closing session %s of flow run %s: %s", record.meta["session"], flow_run.id, error)
+
+
+def _over(record: Record) -> bool:
+    return record.meta.get("state", "").lower().startswith(("completed", "failed", "cancelled"))
 
 
 async def _close(credentials: QuantumRuntimeCredentials, record: Record, *, drain: bool) -> None:

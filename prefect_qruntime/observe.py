@@ -14,13 +14,13 @@ from prefect.events import emit_event
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
-from prefect_qruntime.models import Job, JobRef, SessionRef
+from prefect_qruntime.models import Job, JobRef, JobStatus, SessionRef
 from prefect_qruntime.orchestration import current_flow_run_id, in_run
 from prefect_qruntime.records import put_record
 from prefect_qruntime.redact import redact
 from prefect_qruntime.settings import QuantumRuntimeSettings
 
-__all__ = ["emit", "job_changed", "job_ended", "job_event", "job_submitted", "say", "session_event"]
+__all__ = ["emit", "job_cancelled", "job_changed", "job_ended", "job_event", "job_submitted", "say", "session_event"]
 
 _fallback = logging.getLogger("prefect_qruntime.tasks")
 
@@ -144,18 +144,36 @@ def job_changed(job: Job, waited: float) -> None:
         job_event(job, waited_seconds=waited)
 
 
-def job_event(job: Job, **payload: Any) -> None:
+def job_event(job: Job, *, flow_run_id: str | None = None, **payload: Any) -> None:
     """Emit the event of the job's present state."""
     if job.status is not None:
-        emit(f"qruntime.job.{job.status.value}", _job_resource(job.id, job.backend), {**_facts(job), **payload})
+        emit(
+            f"qruntime.job.{job.status.value}",
+            _job_resource(job.id, job.backend),
+            {**_facts(job), **payload},
+            flow_run_id=flow_run_id,
+        )
 
 
-async def job_ended(job: Job, history: list[tuple[str, float]]) -> None:
+async def job_cancelled(job: Job, *, flow_run_id: str | None = None) -> None:
+    """Tell of a job that was cancelled with its flow run, or on demand; of one that ended otherwise nothing.
+
+    Args:
+        job: The job as read back.
+        flow_run_id: The flow run that owns it, where the caller is in none.
+    """
+    if job.status is JobStatus.CANCELLED:
+        job_event(job, flow_run_id=flow_run_id)
+        await job_ended(job, [(job.raw_status.lower(), 0.0)], in_a_run=in_run() or flow_run_id is not None)
+
+
+async def job_ended(job: Job, history: list[tuple[str, float]], *, in_a_run: bool | None = None) -> None:
     """Complete the job's artifact.
 
     Args:
         job: The job in its last state.
         history: States with the seconds waited when each was seen.
+        in_a_run: Whether the job belongs to a run; None where the caller's context tells.
     """
     timeline = " → ".join(f"{word} ({seconds:.1f} s)" for word, seconds in history)
     rows = {
@@ -170,13 +188,20 @@ async def job_ended(job: Job, history: list[tuple[str, float]]) -> None:
         else f"{job.usage_seconds:g}{'' if job.usage_final else ' (not final yet)'}",
     }
     usage = None if job.usage_seconds is None else f"{job.usage_seconds:g}"
-    await _record(job.id, job.url, rows, {"url": job.url, "state": job.raw_status, "usage_seconds": usage})
+    meta = {"url": job.url, "state": job.raw_status, "usage_seconds": usage}
+    await _record(job.id, job.url, rows, meta, in_a_run=in_a_run)
 
 
 async def _record(
-    job_id: str, url: str | None, rows: dict[str, Any], meta: dict[str, str | None], *, new: bool = False
+    job_id: str,
+    url: str | None,
+    rows: dict[str, Any],
+    meta: dict[str, str | None],
+    *,
+    new: bool = False,
+    in_a_run: bool | None = None,
 ) -> None:
-    if not in_run():
+    if not (in_run() if in_a_run is None else in_a_run):
         return
     try:
         await put_record("job", job_id, _card(f"Job {job_id}", url, rows), meta, new=new)

@@ -109,9 +109,11 @@ async def find_record(kind: Kind, identifier: str) -> Record | None:
     return _record(found[0]) if found else None
 
 
-async def find_records(kind: Kind, *, flow_run_ids: list[UUID] | None = None) -> list[Record]:
-    """All records of a kind, newest first, of some flow runs or of all."""
-    client, found, offset = await api(), [], 0
+async def find_records(
+    kind: Kind, *, flow_run_ids: list[UUID] | None = None, since: datetime | None = None
+) -> list[Record]:
+    """All records of a kind, newest first, of some flow runs or of all, and written since a moment or ever."""
+    client, found, offset = await api(), list[Record](), 0
     wanted = ArtifactFilter(
         key=ArtifactFilterKey(like_=f"qruntime-{kind}-%"),
         flow_run_id=ArtifactFilterFlowRunId(any_=flow_run_ids) if flow_run_ids is not None else None,
@@ -120,7 +122,10 @@ async def find_records(kind: Kind, *, flow_run_ids: list[UUID] | None = None) ->
         page = await client.read_artifacts(
             artifact_filter=wanted, limit=_PAGE, offset=offset, sort=ArtifactSort.UPDATED_DESC
         )
-        found += [_record(artifact) for artifact in page]
         offset += len(page)
+        for artifact in page:
+            if since is not None and artifact.updated is not None and artifact.updated < since:
+                return found
+            found.append(_record(artifact))
         if len(page) < _PAGE:
             return found

@@ -254,9 +254,7 @@ async def cancel(credentials: QuantumRuntimeCredentials, job: JobRef) -> Job:
     done = await credentials.get_client().cancel(job.id)
     word = "was over already" if done.status in (JobStatus.COMPLETED, JobStatus.FAILED) else "is cancelled"
     observe.say(f"job {done.id} {word} (state {done.raw_status!r})")
-    if done.status is JobStatus.CANCELLED:
-        observe.job_event(done)
-        await observe.job_ended(done, [(done.raw_status.lower(), 0.0)])
+    await observe.job_cancelled(done)
     return done
 
 

@@ -1,0 +1,187 @@
+"""The hooks as Prefect calls them: by keywords, in a process that knows nothing of the flow run but its id."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import flow
+
+import prefect_qruntime as qr
+from prefect_qruntime import hooks
+from prefect_qruntime.cancellation import policy
+from prefect_qruntime.sandbox import Sandbox
+from tests.flows.look import BACKEND, FLIP, STAY, events, ran, records, run
+
+pytestmark = pytest.mark.server
+ROOT = Path(__file__).resolve().parent.parent.parent
+BLOCK = "hooks"
+
+FRESH_PROCESS = """
+import asyncio, logging, sys
+from uuid import UUID
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect_qruntime import hooks
+
+async def read(flow_run_id):
+    async with get_client() as client:
+        return await client.read_flow_run(flow_run_id)
+
+@flow
+def stand_in(): ...
+
+logging.basicConfig(level=logging.INFO)
+flow_run = asyncio.run(read(UUID(sys.argv[2])))
+getattr(hooks, sys.argv[1])(flow=stand_in, flow_run=flow_run, state=flow_run.state)
+"""
+
+
+@pytest.fixture
+def control(sandbox: Sandbox, dialect: str) -> Any:
+    qr.QuantumRuntimeCredentials(**sandbox.connection(dialect)).save(BLOCK, overwrite=True)
+    sandbox.control.hold()
+    return sandbox.control
+
+
+@pytest.fixture
+def cloud(sandbox: Sandbox) -> Any:
+    qr.QuantumRuntimeCredentials(**sandbox.connection("cloud")).save(BLOCK, overwrite=True)
+    sandbox.control.hold()
+    return sandbox.control
+
+
+@flow
+def busy(key: str | None = None) -> Any:
+    """Two jobs in a session, one alone; then the process is as good as gone."""
+    credentials = qr.load_credentials(BLOCK)
+    session = qr.open_session(credentials, BACKEND, max_ttl=600)
+    for circuit in (FLIP, STAY):
+        job = qr.submit_job(credentials, [circuit], backend=BACKEND, session=session)
+        session = job.session or session
+    qr.submit_job(credentials, [FLIP], backend=BACKEND, submission_key=key)
+    return session.id
+
+
+@flow
+def parent() -> Any:
+    return busy()
+
+
+def call(server: Any, hook: str, flow_run_id: Any) -> str:
+    """Run a hook in a process of its own; returns what it logged."""
+    done = subprocess.run(
+        [sys.executable, "-c", FRESH_PROCESS, hook, str(flow_run_id)],
+        env=server.env,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def statuses(control: Any, flow_run_id: Any) -> list[str]:
+    return [job["status"] for job in control.jobs(tag=f"qr-flow:{flow_run_id}")]
+
+
+def test_cancel_in_a_fresh_process_cancels_this_flow_runs_jobs_and_drops_its_session(
+    control: Any, prefect_server: Any
+) -> None:
+    flow_run, state = ran(busy)
+    other, other_state = ran(busy)
+    call(prefect_server, "on_cancellation", flow_run.id)
+    assert statuses(control, flow_run.id) == ["Cancelled"] * 3
+    assert statuses(control, other.id) == ["Queued"] * 3
+    assert [session["id"] for session in control.open_sessions()] == [run(other_state.aresult())]
+    last = events(f"qruntime.session.{run(state.aresult())}", 2)[-1]
+    assert last["event"] == "qruntime.session.closed"
+    assert last["related"][0]["prefect.resource.id"] == f"prefect.flow-run.{flow_run.id}"
+
+    job = control.jobs(tag=f"qr-flow:{flow_run.id}")[0]["id"]
+    assert events(f"qruntime.job.{job}", 2)[-1]["event"] == "qruntime.job.cancelled"
+    assert {record.meta["state"] for record in records("job", flow_run.id)} == {"Cancelled"}
+
+    cancels = len(control.journal("POST", "/jobs/*/cancel"))
+    hooks.on_cancellation(flow=busy, flow_run=flow_run, state=state)
+    assert len(control.journal("POST", "/jobs/*/cancel")) == cancels == 3, "a second call finds nothing to do"
+
+
+@pytest.mark.parametrize("hook", ["on_cancellation_detach", "on_crashed"])
+def test_detached_and_crashed_jobs_live_on_and_the_session_drains(cloud: Any, prefect_server: Any, hook: str) -> None:
+    flow_run, state = ran(busy)
+    call(prefect_server, hook, flow_run.id)
+    assert statuses(cloud, flow_run.id) == ["Queued"] * 3
+    assert cloud.session(run(state.aresult()))["accepting_jobs"] is False
+    assert cloud.journal("POST", "/jobs/*/cancel") == []
+    cloud.release()
+    assert {cloud.wait_job(job["id"])["status"] for job in cloud.jobs()} == {"Completed"}
+
+
+def test_a_cancelled_parent_reaches_the_jobs_of_its_subflow(cloud: Any, sandbox: Sandbox) -> None:
+    flow_run, state = ran(parent)
+    hooks.on_cancellation(flow=parent, flow_run=flow_run, state=state)
+    assert statuses(cloud, flow_run.id) == ["Cancelled"] * 3
+    assert cloud.open_sessions() == []
+
+
+def test_jobs_that_the_services_list_does_not_show_yet_are_cancelled_too(cloud: Any, sandbox: Sandbox) -> None:
+    sandbox.control.set_option("list_lag", 60.0)
+    flow_run, state = ran(busy)
+    hooks.on_cancellation(flow=busy, flow_run=flow_run, state=state)
+    assert statuses(cloud, flow_run.id) == ["Cancelled"] * 3
+
+
+def test_a_job_attached_to_by_an_explicit_key_is_cancelled_with_the_run_that_attached_last(cloud: Any) -> None:
+    first, _ = ran(busy, key="hooks-slot")
+    second, state = ran(busy, key="hooks-slot")
+    shared = cloud.jobs(tag=f"qr-flow:{first.id}")[-1]
+    assert len(cloud.jobs()) == 5, "the third job is shared"
+    hooks.on_cancellation(flow=busy, flow_run=second, state=state)
+    assert cloud.job(shared["id"])["status"] == "Cancelled"
+    assert statuses(cloud, first.id) == ["Queued", "Queued", "Cancelled"]
+
+
+def test_a_block_that_is_gone_does_not_keep_the_others_from_being_cleaned_up(
+    cloud: Any, sandbox: Sandbox, caplog: Any
+) -> None:
+    flow_run, state = ran(busy)
+    named = flow_run.model_copy(update={"parameters": {"credentials_block": "a-block-that-is-gone"}})
+    hooks.on_cancellation(flow=busy, flow_run=named, state=state)
+    assert statuses(cloud, flow_run.id) == ["Cancelled"] * 3
+    assert "a-block-that-is-gone" in caplog.text
+
+
+def test_a_list_that_fails_does_not_keep_the_session_open(cloud: Any, sandbox: Sandbox) -> None:
+    flow_run, state = ran(busy)
+    sandbox.control.add_fault("GET", "/jobs", status=403, times=None)
+    hooks.on_cancellation(flow=busy, flow_run=flow_run, state=state)
+    assert sandbox.control.open_sessions() == []
+
+
+def test_prefect_takes_the_hooks_and_flows_show_their_policy() -> None:
+    # Prefect 3.8 loses partials and methods as cancellation hooks.
+    for kind in (hooks.cancel, hooks.detach):
+        assert all(inspect.isfunction(hook) for hook in [*kind["on_cancellation"], *kind["on_crashed"]])
+
+    @flow(**hooks.cancel)
+    def cancels() -> str:
+        return policy()
+
+    @flow(**hooks.detach)
+    def detaches() -> str:
+        return policy()
+
+    assert (cancels(), detaches()) == ("cancel", "detach")
+
+
+def test_without_hooks_the_settings_say_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert policy() == "cancel"
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_ON_CANCEL", "detach")
+    assert policy() == "detach"
