@@ -58,9 +58,9 @@ def parse_crn(text: str, *, field: str = "crn") -> Crn:
     match = _CRN.fullmatch(stripped)
     if match is None:
         raise InvalidInput(
-            "not the CRN of a quantum-computing instance; it looks like "
-            "crn:v1:bluemix:public:quantum-computing:<region>:a/<account>:<instance>:: "
-            "and stands on the instance's page of the IBM Quantum Platform",
+            "not the CRN of a quantum-computing instance.",
             field=field,
+            solution="It looks like crn:v1:bluemix:public:quantum-computing:<region>:a/<account>:<instance>:: "
+            "and stands on the instance's page of the IBM Quantum Platform.",
         )
     return Crn(stripped, match["cname"], match["region"], match["account"], match["instance"])

@@ -28,6 +28,7 @@ _SHAPES = (
 # so each logger that writes is named.
 _LOGGERS = (
     *(f"prefect_qruntime{name}" for name in ("", ".client", ".stream", ".waiting", ".tasks", ".hooks", ".sweep")),
+    "prefect_qruntime.watcher",
     "httpx",
     *(f"httpcore.{name}" for name in ("connection", "http11", "http2", "proxy", "socks")),
     "hpack.hpack",

@@ -12,15 +12,19 @@ from datetime import datetime
 from typing import Any
 
 from prefect_qruntime.client import parsing, sessions
+from prefect_qruntime.client.dialects import dialect_of
 from prefect_qruntime.client.fetching import fetch_result
 from prefect_qruntime.client.following import OnChange, OnTimeout, Stream, follow_job
-from prefect_qruntime.client.home import at_home
+from prefect_qruntime.client.home import at_home, home
 from prefect_qruntime.client.instance import MOST_PAGES, InstanceCalls, plain
 from prefect_qruntime.client.replies import unreadable_create
 from prefect_qruntime.client.results import JobResult
+from prefect_qruntime.client.spool import Shelf
 from prefect_qruntime.client.stream import Ending, JobStream
 from prefect_qruntime.client.submission import Intent, submit_or_attach
 from prefect_qruntime.client.waiting import Deadlines, Pace
+from prefect_qruntime.client.walk import Page
+from prefect_qruntime.client.watching import Watcher
 from prefect_qruntime.connection import check_id, check_name
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.failures import Phase
@@ -76,10 +80,7 @@ class QuantumRuntimeClient(InstanceCalls):
         path = f"/jobs/{check_id(job_id, field='job')}"
         body = await self._get(path, phase=phase, params={"exclude_params": "true"}, job_id=job_id)
         whole = body if body.get("id") else {**body, "id": job_id}
-        job = parsing.parse_job(whole, url=self.connection.job_url(job_id))
-        if job.is_terminal and job.session_id is not None:
-            self._wire().unfinished.get(job.session_id, set()).discard(job.id)
-        return job
+        return self.read_listed(whole)
 
     async def look(self, job_id: str) -> Job:
         """As `job`, giving up quickly: the wait around it repeats."""
@@ -174,10 +175,14 @@ class QuantumRuntimeClient(InstanceCalls):
         pace: Pace | None = None,
         on_change: OnChange | None = None,
     ) -> Job:
-        """Wait until the job is over, through outages. See `following.follow_job`."""
+        """Wait until the job is over, through outages. See `following.follow_job`.
+
+        All waits of this process on the instance share one watcher, and with it their looks.
+        """
         return await follow_job(
             self,
             check_id(job_id, field="job"),
+            watcher=self._watcher(),
             deadlines=deadlines or Deadlines(),
             on_timeout=on_timeout,
             stream=stream,
@@ -187,11 +192,11 @@ class QuantumRuntimeClient(InstanceCalls):
         )
 
     @at_home
-    async def result(self, job: JobRef | str, *, grace: float = 15.0) -> JobResult:
-        """The job's result. See `fetching.fetch_result`."""
+    async def result(self, job: JobRef | str, *, grace: float = 15.0, shelf: Shelf | None = None) -> JobResult:
+        """The job's result; with a `shelf`, a large one goes to a file. See `fetching.fetch_result`."""
         ref = JobRef(id=job) if isinstance(job, str) else job
         check_id(ref.id, field="job")
-        return await fetch_result(self._wire().transport, self.look, ref, grace=grace)
+        return await fetch_result(self._wire().transport, self.look, ref, grace=grace, shelf=shelf)
 
     @at_home
     async def cancel(self, job_id: str) -> Job:
@@ -287,6 +292,33 @@ class QuantumRuntimeClient(InstanceCalls):
         path = f"/sessions/{check_id(session_id, field='session')}/close"
         await self._wire().transport.request("DELETE", path, phase="change", accept=(404,))
 
+    # ---- the watcher ---------------------------------------------------------------------------
+
+    def _watcher(self) -> Watcher:
+        """The one watcher of this connection."""
+        name = f"watcher:{self.connection.fingerprint}:{self._patience!r}"
+        shared = home().shared
+        if name not in shared:
+            shared[name] = Watcher(self)
+        watcher: Watcher = shared[name]
+        return watcher
+
+    async def list_page(self, page: Page) -> list[dict[str, Any]]:
+        """One page of the job list as the service words it, newest first, giving up quickly."""
+        params: dict[str, Any] = {"exclude_params": "true", "limit": page.limit}
+        if page.offset:
+            params["offset"] = page.offset
+        if page.created_before is not None:
+            params["created_before"] = plain(page.created_before)
+        return parsing.parse_job_page(await self._get("/jobs", phase="wait", params=params))[0]
+
+    def read_listed(self, entry: dict[str, Any]) -> Job:
+        """A job's entry as a `Job`; its end is noted for its session."""
+        job = parsing.parse_job(entry, url=self.connection.job_url(str(entry.get("id"))))
+        if job.is_terminal and job.session_id is not None:
+            self._wire().unfinished.get(job.session_id, set()).discard(job.id)
+        return job
+
     # ---- the socket ----------------------------------------------------------------------------
 
     def job_stream(self, job_id: str, wake: Callable[[], None], stream: Stream) -> JobStream | None:
@@ -295,6 +327,17 @@ class QuantumRuntimeClient(InstanceCalls):
         if stream == "never" or wire.stream_refused or not (stream == "always" or wire.dialect.offers_stream):
             return None
         return JobStream(wire.transport, wire.dialect.stream_path(job_id), wake)
+
+    @property
+    def expects_stream(self) -> bool:
+        """Whether hosts of this dialect are known to have the job websocket."""
+        return dialect_of(self.connection).offers_stream
+
+    @at_home
+    async def knock(self, job_id: str) -> str | None:
+        """Open a job's websocket and close it again; returns why it does not open, None if it does."""
+        stream = self.job_stream(check_id(job_id, field="job"), lambda: None, "always")
+        return "it was refused before" if stream is None else await stream.knock()
 
     def stream_ended(self, ending: Ending) -> None:
         """Remember a host that has no websocket."""

@@ -70,6 +70,8 @@ class TokenSource:
         self._clock = clock
         self._token: _Token | None = None
         self._exchange: asyncio.Task[_Token] | None = None
+        self.clock_skew: float | None = None
+        """Seconds by which IAM's wall clock is ahead of ours, None until it said."""
 
     async def get(self) -> str:
         """A token that is valid now.
@@ -133,5 +135,8 @@ class TokenSource:
             raise AuthenticationError("IAM's answer holds no usable access token", status=reply.status)
         if isinstance(life, bool) or not isinstance(life, int | float) or life <= 0:
             raise QuantumRuntimeError("IAM's answer holds no usable token life", status=reply.status)
+        expiration = body.get("expiration")
+        if isinstance(expiration, int | float) and not isinstance(expiration, bool):
+            self.clock_skew = expiration - life - time.time()  # issued now, by its clock
         register_secret(value)
         return _Token(value, born, float(life))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Awaitable, Callable
 
-import httpx
 import orjson
 
+from prefect_qruntime.client.download import download_elsewhere
 from prefect_qruntime.client.replies import Reply
 from prefect_qruntime.client.results import JobResult
+from prefect_qruntime.client.spool import Shelf, StoredBody
 from prefect_qruntime.client.transport import Transport
-from prefect_qruntime.connection import is_loopback
+from prefect_qruntime.connection import Connection
 from prefect_qruntime.errors import (
     JobFailed,
     NotFound,
@@ -22,9 +24,12 @@ from prefect_qruntime.errors import (
 )
 from prefect_qruntime.failures import job_error
 from prefect_qruntime.models import Job, JobRef
-from prefect_qruntime.redact import redact, register_secret
+from prefect_qruntime.redact import redact
 
 __all__ = ["fetch_result"]
+
+_HEAD = 100_000  # bytes of a body in a file that are looked at
+_BRACKETS = {b"{": b"}", b"[": b"]"}
 
 
 async def fetch_result(
@@ -33,6 +38,7 @@ async def fetch_result(
     ref: JobRef,
     *,
     grace: float,
+    shelf: Shelf | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> JobResult:
@@ -43,6 +49,7 @@ async def fetch_result(
         look: Reads the job's state.
         ref: Which job.
         grace: Seconds a completed job may still answer 204 or 404.
+        shelf: Where a result goes that is too large for memory; None keeps it there all the same.
         clock: Monotonic seconds.
         sleep: For the pauses between looks.
 
@@ -51,20 +58,33 @@ async def fetch_result(
         JobCancelled: The job was cancelled.
         ResultNotReady: The job is not over, or its result did not appear in time.
         NotFound: No such job, or the only copy of a private result was read before.
+        ServiceUnavailable: No answer, or an incomplete one, until the patience ended.
+        QuantumRuntimeError: The result is larger than the shelf takes, the disk is full, or it is no JSON.
     """
+    shelf = shelf or Shelf()
+    name = _name(transport.connection, ref.id)
+    if shelf.only_copy:
+        # A process that died between the download and the hand-over has left it there.
+        found = await asyncio.to_thread(shelf.find, name)
+        if found is not None:
+            return await _checked(transport, look, ref, found, shelf, name)
     started = clock()
     pause = 0.2
     while True:
-        reply = await transport.request("GET", f"/jobs/{ref.id}/results", phase="fetch", accept=(404,), job_id=ref.id)
-        if reply.status == 200 and reply.content:
-            return await _decoded(transport, look, ref, reply)
+        reply = await transport.download(
+            f"/jobs/{ref.id}/results", shelf=shelf, name=name, accept=(404,), job_id=ref.id
+        )
+        if isinstance(reply, StoredBody) or (reply.status == 200 and reply.content):
+            body = reply if isinstance(reply, StoredBody) else reply.content
+            return await _checked(transport, look, ref, body, shelf, name)
         job = await look(ref.id)  # raises NotFound for a job that is not there
         error = job_error(job)
         if error is not None:
             raise error
         if job.private and reply.status == 404:
             raise NotFound(
-                f"the result of private job {job.id} was read before, and the service keeps no second copy",
+                f"the result of private job {job.id} was read before, perhaps by a download that broke off, "
+                "and the service keeps no second copy",
                 solution="Use the stored result of the run that read it first.",
                 job_id=job.id,
                 job_url=job.url,
@@ -82,52 +102,68 @@ async def fetch_result(
         pause = min(pause * 2, 2.0)
 
 
-async def _decoded(transport: Transport, look: Callable[[str], Awaitable[Job]], ref: JobRef, reply: Reply) -> JobResult:
-    content = reply.content
-    if content.lstrip()[:1] not in (b"{", b"["):
-        # A failed job's result is its traceback as plain text.
-        job = await look(ref.id)
-        error = job_error(job)
-        text = redact(reply.text.strip())
-        if isinstance(error, JobFailed):
-            fields = {**error.fields, "reason": error.reason or text[-2000:], "results_text": text[-10000:]}
-            raise type(error)(error.message, **fields)
-        raise error or QuantumRuntimeError(f"the result of job {ref.id} is not JSON: {text[:200]!r}", job_id=ref.id)
-    if len(content) < 4096 and b'"url"' in content:
-        body = orjson.loads(content)
-        if isinstance(body, dict) and set(body) == {"url"} and isinstance(body["url"], str):
-            content = await _elsewhere(transport, body["url"], ref.id)
-    return JobResult.from_body(content, job_id=ref.id, program_id=ref.program_id, widths=ref.widths)
+def _name(connection: Connection, job_id: str) -> str:
+    """A file name of its own for each job, also where two services give out the same ids."""
+    where = hashlib.sha256(f"{connection.base_url}\0{connection.crn}".encode()).hexdigest()
+    return f"{job_id}-{where[:12]}"
 
 
-async def _elsewhere(transport: Transport, url: str, job_id: str) -> bytes:
-    """Fetch from object storage, as results of 2023 and 2024 may be kept: without our token or CRN."""
-    register_secret(url.partition("?")[2])  # the signature in it opens the result to anybody
+async def _checked(
+    transport: Transport,
+    look: Callable[[str], Awaitable[Job]],
+    ref: JobRef,
+    body: bytes | StoredBody,
+    shelf: Shelf,
+    name: str,
+) -> JobResult:
+    head, tail = _ends(body)
+    closing = _BRACKETS.get(head.lstrip()[:1])
+    if closing is not None and len(head) < 4096 and b'"url"' in head:
+        url = _address(head)
+        if url is not None:
+            moved = await download_elsewhere(
+                url,
+                connection=transport.connection,
+                tls=transport.tls,
+                patience=transport.patience,
+                shelf=shelf,
+                name=name,
+                job_id=ref.id,
+            )
+            body = moved.content if isinstance(moved, Reply) else moved
+            head, tail = _ends(body)
+            closing = _BRACKETS.get(head.lstrip()[:1])
+    if closing is not None and tail.rstrip().endswith(closing):
+        return _result(body, ref)
+    if isinstance(body, StoredBody):
+        body.discard()
+    # A failed job's result is its traceback as plain text.
+    job = await look(ref.id)
+    error = job_error(job)
+    text = redact(head.decode("utf-8", "replace").strip())
+    if isinstance(error, JobFailed):
+        fields = {**error.fields, "reason": error.reason or text[-2000:], "results_text": text[-10000:]}
+        raise type(error)(error.message, **fields)
+    if error is None and closing is not None:
+        raise ServiceUnavailable(f"the result of job {ref.id} is cut off", job_id=ref.id, job_url=job.url)
+    raise error or QuantumRuntimeError(f"the result of job {ref.id} is not JSON: {text[:200]!r}", job_id=ref.id)
+
+
+def _address(body: bytes) -> str | None:
+    """Where the result is instead: those of 2023 and 2024 may be kept in object storage."""
     try:
-        address = httpx.URL(url)
-    except httpx.InvalidURL:
-        address = httpx.URL()
-    safe = address.scheme == "https" or (address.scheme == "http" and is_loopback(address.host))
-    if not safe or not address.host or not 0 < (address.port or 443) < 65536:
-        raise QuantumRuntimeError(
-            f"job {job_id} points to its result by no address that can be trusted; not fetched", job_id=job_id
-        )
-    register_secret(address.query.decode("ascii"))
-    answer: httpx.Response | None = None
-    try:
-        async with httpx.AsyncClient(
-            timeout=transport.connection.request_timeout,
-            proxy=transport.connection.proxy,
-            verify=transport.tls,
-            trust_env=not is_loopback(address.host),
-        ) as http:
-            answer = await http.get(address)
-    except httpx.HTTPError as exc:
-        trouble = type(exc).__name__  # its text and its request hold the address with the signature
-    if answer is None:
-        raise ServiceUnavailable(f"the stored result of job {job_id} cannot be read: {trouble}", job_id=job_id)
-    if answer.status_code != 200:
-        raise QuantumRuntimeError(
-            f"the stored result of job {job_id} cannot be read", status=answer.status_code, job_id=job_id
-        )
-    return answer.content
+        known = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    url = known["url"] if isinstance(known, dict) and set(known) == {"url"} else None
+    return url if isinstance(url, str) else None
+
+
+def _ends(body: bytes | StoredBody) -> tuple[bytes, bytes]:
+    return (body, body[-64:]) if isinstance(body, bytes) else (body.head(_HEAD), body.tail())
+
+
+def _result(body: bytes | StoredBody, ref: JobRef) -> JobResult:
+    if isinstance(body, StoredBody):
+        return JobResult(file=body, job_id=ref.id, program_id=ref.program_id, widths=ref.widths)
+    return JobResult.from_body(body, job_id=ref.id, program_id=ref.program_id, widths=ref.widths)

@@ -69,6 +69,11 @@ class InstanceCalls:
         return wire.tokens.seconds_left or 0.0
 
     @at_home
+    async def clock_skew(self) -> float | None:
+        """Seconds by which IAM's clock is ahead of this machine's, by its last token; None before one."""
+        return self._wire().tokens.clock_skew
+
+    @at_home
     async def versions(self) -> tuple[str, ...]:
         """API versions the service offers."""
         return parsing.parse_versions(await self._get("/versions"))

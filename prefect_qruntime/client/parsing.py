@@ -13,6 +13,8 @@ from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import Backend, Job, JobStatus, Session, Usage
 
 __all__ = [
+    "listed_moments",
+    "listed_whole",
     "parse_backend_names",
     "parse_backends",
     "parse_job",
@@ -141,6 +143,18 @@ def parse_job_page(body: dict[str, Any]) -> tuple[list[dict[str, Any]], int | No
     if not isinstance(jobs, list):
         raise QuantumRuntimeError("the service's job list has no 'jobs'")
     return [job for job in jobs if isinstance(job, dict)], _count(body.get("count"))
+
+
+def listed_moments(entries: list[dict[str, Any]]) -> tuple[datetime | None, datetime | None]:
+    """When the first and the last job of a page were created."""
+    return (_moment(entries[0].get("created")), _moment(entries[-1].get("created"))) if entries else (None, None)
+
+
+def listed_whole(entry: dict[str, Any], job: Job) -> bool:
+    """Whether a finished job's entry in a list says all that `GET /jobs/{id}` would."""
+    if not {"state", "program", "created"} <= entry.keys() or not ("usage" in entry or "bss" in entry):
+        return False
+    return job.status is JobStatus.COMPLETED or job.reason is not None or job.reason_code is not None
 
 
 def _backend(item: dict[str, Any]) -> Backend | None:

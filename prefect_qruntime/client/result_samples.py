@@ -7,6 +7,7 @@ cheap.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import struct
 import sys
@@ -20,6 +21,10 @@ __all__ = ["HexRegister", "PackedRegister", "Register", "flat_index", "memory", 
 
 # Bytes of a machine word and its typecode.
 _WORDS = ((2, "H"), (4, "I"), (8, "Q"))
+# Bytes of a word → typecode of one twice as wide.
+_WIDER = {2: "I", 4: "Q"}
+_MANY = 500_000  # shots
+_SAMPLE = 2048  # shots that tell whether few outcomes dominate
 
 
 class Register(Protocol):
@@ -158,8 +163,11 @@ def tally(registers: Sequence[Register], point: int) -> dict[str, int]:
     counts: dict[str, int] = {}
     counter: Counter[Any]
     counter = Counter(_zipped(registers, point)) if len(registers) > 1 else _count(registers[0], point)
+    spec = f"0{registers[0].num_bits}b"
+    plain = len(registers) == 1 and isinstance(registers[0], PackedRegister) and 1 <= registers[0].row <= 8
     for key, count in counter.most_common():
-        text = _text(registers, key)
+        # The keys of a short packed register are its numbers.
+        text = format(key, spec) if plain else _text(registers, key)
         counts[text] = counts.get(text, 0) + count
     if len(counts) < len(counter):  # "0x3" and "0x03" were one outcome
         counts = dict(sorted(counts.items(), key=lambda item: -item[1]))
@@ -192,22 +200,80 @@ def flat_index(index: Any, shape: tuple[int, ...]) -> int:
 
 
 def _count(register: Register, point: int) -> Counter[Any]:
+    if isinstance(register, HexRegister):
+        return _count_digits(register, point) or Counter(register.keys(point))
     if not isinstance(register, PackedRegister):
         return Counter(register.keys(point))
-    numpy = sys.modules.get("numpy")  # used where the user has it anyway, never imported for this
-    if numpy is not None and 1 <= register.row <= 2:
-        words = numpy.frombuffer(register.part(point), dtype=f">u{register.row}")
-        found = numpy.bincount(words)
-        return Counter({int(value): int(found[value]) for value in found.nonzero()[0]})
     if register.row > 8:
         # Not through `keys`: a list of a million tuples costs more than counting them.
         return Counter(struct.iter_unpack(f"{register.row}s", register.part(point)))
     keys = register.keys(point)
-    distinct = set(keys) if isinstance(keys, bytes) else ()
-    if isinstance(keys, bytes) and len(distinct) <= 8:
-        # For few outcomes, searching is faster than looking at each byte as an object.
-        return Counter({value: keys.count(value) for value in distinct})
-    return Counter(keys)
+    if isinstance(keys, bytes):
+        return _count_bytes(keys)
+    if not isinstance(keys, array):
+        return Counter(keys)
+    return _count_words(keys)
+
+
+def _count_bytes(keys: bytes) -> Counter[Any]:
+    """Count bytes; those that dominate are taken out by a search, which does not make an object of each."""
+    found: dict[int, int] = {}
+    for value, number in Counter(keys[:_SAMPLE]).most_common(8):
+        if number < 0.04 * _SAMPLE:
+            break
+        rest = keys.translate(None, bytes([value]))
+        found[value] = len(keys) - len(rest)
+        keys = rest
+    counter = Counter(keys)
+    counter.update(found)
+    return counter
+
+
+def _count_words(words: array[int]) -> Counter[Any]:
+    """Count machine words, two at a time where few different ones make few different pairs.
+
+    Else with numpy: where the user has loaded it anyway, or for so many shots that loading it pays.
+    """
+    numpy = sys.modules.get("numpy")
+    wide = _WIDER.get(words.itemsize)
+    even = len(words) // 2 * 2
+    sample = words[: 2 * _SAMPLE]
+    pairs_differ = wide is None or len(set(zip(sample[::2], sample[1::2], strict=False))) > 0.3 * _SAMPLE
+    if numpy is None and pairs_differ and len(words) >= _MANY:
+        with contextlib.suppress(ImportError):
+            import numpy
+    if numpy is not None:
+        values, counts = numpy.unique(numpy.frombuffer(words, dtype=f"u{words.itemsize}"), return_counts=True)
+        return Counter(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+    if pairs_differ or even < 4 * _SAMPLE or wide is None:
+        return Counter(words)
+    pairs = array(wide)
+    pairs.frombytes(memoryview(words)[:even].cast("B"))
+    counter = Counter(words[even:])
+    bits = 8 * words.itemsize
+    mask = (1 << bits) - 1
+    get = counter.get
+    for pair, number in Counter(pairs).items():
+        for word in (pair >> bits, pair & mask):
+            counter[word] = get(word, 0) + number
+    return counter
+
+
+def _count_digits(register: HexRegister, point: int) -> Counter[Any] | None:
+    """Count hex strings of one digit, as registers of up to four bits have; None for others."""
+    if register.num_bits > 4:
+        return None
+    keys = register.keys(point)
+    try:
+        text = "".join(keys)
+        shots = len(keys)
+        # Every third character a digit after "0x", or the strings are not all three characters long.
+        if len(text) != 3 * shots or text[::3] != "0" * shots or text[1::3] != "x" * shots:
+            return None
+        digits = _count_bytes(text[2::3].encode("ascii"))
+    except (TypeError, UnicodeEncodeError):
+        return None  # no hex strings: told where their value is asked for
+    return Counter({f"0x{chr(digit)}": number for digit, number in digits.items()})
 
 
 def _zipped(registers: Sequence[Register], point: int) -> list[tuple[Any, ...]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prefect_qruntime.client.results import JobResult
 
-__all__ = ["rows"]
+__all__ = ["points", "rows"]
 
 
 def rows(result: JobResult) -> Iterator[dict[str, Any]]:
@@ -18,7 +18,7 @@ def rows(result: JobResult) -> Iterator[dict[str, Any]]:
         if not registers and not result.is_estimator(pub):
             registers = [None]
         for register in registers:
-            for point, counts in _points(result.counts_array(pub, register)):
+            for point, counts in points(result.counts_array(pub, register)):
                 shots = sum(counts.values())
                 for bitstring, count in counts.items():
                     yield {
@@ -30,14 +30,15 @@ def rows(result: JobResult) -> Iterator[dict[str, Any]]:
                         "probability": count / shots,
                     }
         if result.is_estimator(pub):
-            errors = dict(_points(result.standard_errors(pub)))
-            for point, value in _points(result.expectation_values(pub)):
+            errors = dict(points(result.standard_errors(pub)))
+            for point, value in points(result.expectation_values(pub)):
                 yield {"pub": pub, "point": point, "ev": value, "std": errors.get(point)}
 
 
-def _points(value: Any, place: tuple[int, ...] = ()) -> Iterator[tuple[int | tuple[int, ...] | None, Any]]:
+def points(value: Any, place: tuple[int, ...] = ()) -> Iterator[tuple[int | tuple[int, ...] | None, Any]]:
+    """Each point of nested lists with its place: None for a single value, an int, or a tuple."""
     if isinstance(value, list):
         for number, item in enumerate(value):
-            yield from _points(item, (*place, number))
+            yield from points(item, (*place, number))
     else:
         yield (place if len(place) > 1 else place[0] if place else None), value

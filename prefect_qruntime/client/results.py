@@ -1,24 +1,25 @@
 """`JobResult`: what a job returned, in one shape for every dialect and wire form.
 
-The decoded body is kept as it came and read lazily; nothing decoded is kept, so a result costs its
-body and no more. Neither numpy nor qiskit is needed, except by `to_primitive_result`.
+The body is kept as it came and read lazily: a small one in memory, a large one in a file that is decoded
+when it is first looked at. Neither numpy nor qiskit is needed, except by `to_primitive_result`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_qruntime.client.decode import DECODE_LIMIT, decode_value, nested
 from prefect_qruntime.client.result_quasi import counts_of
 from prefect_qruntime.client.result_samples import Register, flat_index, memory, tally
+from prefect_qruntime.client.result_values import floats, frequencies, list_shape, loads, size_of
 from prefect_qruntime.client.result_views import PubView, pub_list, top_metadata, view_pub
-from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
+from prefect_qruntime.client.spool import StoredBody
+from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 
 if TYPE_CHECKING:
     from qiskit.primitives import PrimitiveResult
@@ -27,13 +28,17 @@ __all__ = ["JobResult"]
 
 
 class JobResult(BaseModel):
-    """The result of one job. Frozen; round-trips through JSON.
+    """The result of one job. Frozen; round-trips through JSON and pickle.
+
+    A large result is a reference to a file: it pickles small, costs no memory until it is first read, and
+    then as much as the decoded body until the object is let go.
 
     Bitstrings have the most significant bit first, as Qiskit prints them. A PUB with an array of
     parameter points needs `index=` to pick one.
 
     Attributes:
-        raw: The decoded JSON body.
+        body: The decoded JSON body of a result that is kept in memory; read `raw`, which knows both kinds.
+        file: The file that holds the body instead.
         job_id: The job.
         program_id: The program, where known.
         widths: Classical bits of each PUB, where known: a legacy result does not say how long its
@@ -52,7 +57,8 @@ class JobResult(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="constants")
 
-    raw: Any = Field(repr=False)
+    body: Any = Field(default=None, repr=False)
+    file: StoredBody | None = None
     job_id: str
     program_id: str | None = None
     widths: tuple[int | None, ...] = ()
@@ -75,8 +81,48 @@ class JobResult(BaseModel):
         """
         raw: Any = body
         if isinstance(body, bytes | bytearray | str):
-            raw = _loads(body, job_id)
-        return cls(raw=raw, job_id=job_id, program_id=program_id, widths=tuple(widths), decode_limit=decode_limit)
+            raw = loads(body, job_id)
+        return cls(body=raw, job_id=job_id, program_id=program_id, widths=tuple(widths), decode_limit=decode_limit)
+
+    @property
+    def raw(self) -> Any:
+        """The decoded JSON body.
+
+        Raises:
+            NotFound: The file of a large result is gone or was changed; it says how to get another.
+            QuantumRuntimeError: The body is not JSON.
+        """
+        return self.body if self.file is None else self._from_file
+
+    @cached_property
+    def _from_file(self) -> Any:
+        def decoded(view: memoryview) -> Any:
+            return loads(view, self.job_id)
+
+        assert self.file is not None  # noqa: S101 - `raw` asks
+        try:
+            return self.file.read(decoded)
+        except (OSError, ValueError) as error:
+            reason = str(error)
+        return self._restored(reason).read(decoded)
+
+    def _restored(self, reason: str) -> StoredBody:
+        """Another copy of the body, where its file is of no use."""
+        raise NotFound(
+            f"the file with the result of job {self.job_id} is not on this machine, or not any more: {reason}",
+            solution=f"Fetch it again by the job's id: fetch_results(credentials, {self.job_id!r}).",
+            job_id=self.job_id,
+        )
+
+    def in_memory(self) -> JobResult:
+        """The same result with its body in memory, whatever its size."""
+        fields = {name: getattr(self, name) for name in JobResult.model_fields}
+        return JobResult(**{**fields, "body": self.raw, "file": None})
+
+    def __getstate__(self) -> dict[Any, Any]:
+        state = super().__getstate__()
+        # What was decoded stays here: a reference is to be small wherever it goes.
+        return {**state, "__dict__": {k: v for k, v in state["__dict__"].items() if k != "_from_file"}}
 
     @property
     def num_pubs(self) -> int:
@@ -96,7 +142,7 @@ class JobResult(BaseModel):
         if "evs" not in view.fields:
             return ()
         with self._reading():
-            return _list_shape(decode_value(view.fields["evs"], limit=self.decode_limit))
+            return list_shape(decode_value(view.fields["evs"], limit=self.decode_limit))
 
     def counts(
         self, pub: int = 0, register: str | None = None, *, index: int | tuple[int, ...] | None = None
@@ -129,7 +175,7 @@ class JobResult(BaseModel):
         with self._reading(pub):
             chosen = self._registers(view, pub, register)
             shape = chosen[0].shape
-            return nested([tally(chosen, point) for point in range(_size(shape))], shape)
+            return nested([tally(chosen, point) for point in range(size_of(shape))], shape)
 
     def memory(
         self, pub: int = 0, register: str | None = None, *, index: int | tuple[int, ...] | None = None
@@ -152,7 +198,7 @@ class JobResult(BaseModel):
         found: list[Any] = []
         for pub in range(self.num_pubs):
             view = self._view(pub)
-            found.append(dict(view.quasi) if view.quasi is not None else _frequencies(self.counts_array(pub)))
+            found.append(dict(view.quasi) if view.quasi is not None else frequencies(self.counts_array(pub)))
         return found
 
     def is_estimator(self, pub: int = 0) -> bool:
@@ -165,11 +211,11 @@ class JobResult(BaseModel):
         Raises:
             QuantumRuntimeError: The PUB has none.
         """
-        return _floats(self.field("evs", pub))
+        return floats(self.field("evs", pub))
 
     def standard_errors(self, pub: int = 0) -> Any:
         """Standard errors of `expectation_values`, in the same shape; None where the service gave none."""
-        return _floats(self.field("stds", pub)) if "stds" in self._view(pub).fields else None
+        return floats(self.field("stds", pub)) if "stds" in self._view(pub).fields else None
 
     def field(self, name: str, pub: int = 0) -> Any:
         """Any field of a PUB's data that is no register, for instance `ensemble_standard_error`.
@@ -189,7 +235,7 @@ class JobResult(BaseModel):
         view = self._view(pub)
         with self._reading(pub):
             for register in view.registers.values():
-                return len(register.keys(0)) if _size(register.shape) else 0
+                return len(register.keys(0)) if size_of(register.shape) else 0
         shots = view.metadata.get("shots") if isinstance(view.metadata, dict) else None
         return int(shots) if isinstance(shots, int | float) and shots == int(shots) else None
 
@@ -285,44 +331,3 @@ class JobResult(BaseModel):
             raise QuantumRuntimeError(
                 f"the result of job {self.job_id} cannot be read{where}: {error}", job_id=self.job_id
             ) from error
-
-
-def _loads(body: bytes | bytearray | str, job_id: str) -> Any:
-    try:
-        return orjson.loads(body)
-    except ValueError:
-        pass
-    try:
-        # The standard library reads NaN and Infinity, which the service's encoder can write.
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
-        start = body[:200]
-        text = start if isinstance(start, str) else bytes(start).decode(errors="replace")
-        raise QuantumRuntimeError(
-            f"the result of job {job_id} is not JSON: {text!r}", reason=str(error), job_id=job_id
-        ) from None
-
-
-def _floats(value: Any) -> Any:
-    # JSON writes 1 for 1.0; an expectation value is a float nevertheless.
-    if isinstance(value, list):
-        return [_floats(item) for item in value]
-    return float(value) if isinstance(value, int) else value
-
-
-def _frequencies(counts: Any) -> Any:
-    if isinstance(counts, list):
-        return [_frequencies(item) for item in counts]
-    total = sum(counts.values()) or 1
-    return {text: count / total for text, count in counts.items()}
-
-
-def _list_shape(value: Any) -> tuple[int, ...]:
-    return (len(value), *(_list_shape(value[0]) if value else ())) if isinstance(value, list) else ()
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size

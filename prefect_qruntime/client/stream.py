@@ -122,6 +122,17 @@ class JobStream:
             pause = min(self._settings.first_pause * 2 ** max(failures - 1, 0), self._settings.longest_pause)
             await self._sleep(pause * random.uniform(0.7, 1.0))  # noqa: S311 - jitter, no secret
 
+    async def knock(self) -> str | None:
+        """Open the socket once and hang up. Returns why it did not open, None if it did."""
+        try:
+            socket = await self._open(await self._transport.auth_headers())
+        except InvalidStatus as exc:
+            return f"HTTP {exc.response.status_code}"
+        except (OSError, TimeoutError, WebSocketException) as exc:
+            return redact(str(exc)) or type(exc).__name__
+        socket.transport.abort()  # as in `follow`: the server's side of a close may take long
+        return None
+
     async def _one_connection(self) -> tuple[bool, bool]:
         """Serve one connection. Returns (socket is finished, it brought more than the acknowledgement)."""
         headers = await self._transport.auth_headers()

@@ -19,9 +19,11 @@ from prefect_qruntime.errors import QuantumRuntimeError, SubmissionUncertain
 from prefect_qruntime.models import Job, JobRef, JobStatus, SessionRef
 from prefect_qruntime.spec import JobSpec
 
-__all__ = ["Intent", "submit_or_attach"]
+__all__ = ["BeforePost", "Intent", "submit_or_attach"]
 
 log = logging.getLogger("prefect_qruntime.client")
+
+BeforePost = Callable[[str], Awaitable[JobSpec | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ async def submit_or_attach(
     service: _Service,
     intent: Intent,
     *,
-    before_post: Callable[[], Awaitable[None]] | None = None,
+    before_post: BeforePost | None = None,
     on_bought: Callable[[JobRef], None] | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -72,7 +74,8 @@ async def submit_or_attach(
     Args:
         service: The client.
         intent: What is wanted.
-        before_post: Awaited before each POST: budget and rate limits; it may raise to stop.
+        before_post: Awaited with the key before each POST: budget and rate limits. It may raise to stop, or
+            return what to send in place of the intent's spec (a lower limit of QPU seconds).
         on_bought: Told of a new job at once, even when the caller is being cancelled meanwhile.
         clock: Monotonic seconds.
         sleep: For the pauses between looks.
@@ -102,17 +105,16 @@ async def _buy(
     service: _Service,
     intent: Intent,
     key: str,
-    before_post: Callable[[], Awaitable[None]] | None,
+    before_post: BeforePost | None,
     on_bought: Callable[[JobRef], None] | None,
     clock: Callable[[], float],
     sleep: Callable[[float], Awaitable[None]],
 ) -> JobRef:
     tags = (key, *intent.tags)
     for attempt in range(1, intent.attempts + 1):
-        if before_post is not None:
-            await before_post()
+        spec = (await before_post(key) if before_post is not None else None) or intent.spec
         try:
-            return await settled(_post(service, intent, key, tags, on_bought))
+            return await settled(_post(service, intent, spec, key, tags, on_bought))
         except QuantumRuntimeError as error:
             if error.advice.kind != "search-first":
                 raise
@@ -134,11 +136,12 @@ async def _buy(
 async def _post(
     service: _Service,
     intent: Intent,
+    spec: JobSpec,
     key: str,
     tags: tuple[str, ...],
     on_bought: Callable[[JobRef], None] | None,
 ) -> JobRef:
-    ref = await service.post_job(intent.spec, tags, intent.session)
+    ref = await service.post_job(spec, tags, intent.session)
     ref = ref.model_copy(update={"submission_key": key, "tags": tags})
     if on_bought is not None:
         on_bought(ref)

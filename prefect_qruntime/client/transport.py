@@ -6,6 +6,7 @@ holds an httpx object.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import logging
@@ -17,9 +18,11 @@ import httpx
 import orjson
 
 from prefect_qruntime.client.auth import TokenSource
+from prefect_qruntime.client.download import receive
 from prefect_qruntime.client.errand import Errand, current_errand
 from prefect_qruntime.client.replies import Reply, error_for, no_answer
 from prefect_qruntime.client.retrying import Patience, repeat
+from prefect_qruntime.client.spool import Shelf, StoredBody
 from prefect_qruntime.connection import Connection, is_loopback
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.failures import Phase
@@ -77,6 +80,9 @@ class Transport:
         self.tokens = tokens
         self.patience = patience or Patience()
         self._http = http
+        # A turn is waited for before the token is taken: in the pool's own queue a token would grow old, and a
+        # create that waits there could not be withdrawn any more.
+        self._lanes = asyncio.Semaphore(_CONNECTIONS)
         self._headers = {"Accept": "application/json", **headers}
 
     @property
@@ -136,6 +142,49 @@ class Transport:
         with errand.waiting() if errand else contextlib.nullcontext():
             return await repeat(once, phase=phase, patience=self.patience, what=f"{method} {path}")
 
+    async def download(
+        self, path: str, *, shelf: Shelf, name: str, accept: tuple[int, ...] = (), job_id: str | None = None
+    ) -> Reply | StoredBody:
+        """GET a body that may be large, piece by piece; one that breaks off is fetched again from its start.
+
+        Args:
+            path: Below `base_url`, starting with a slash; ids in it must be checked already.
+            shelf: Where a body goes that is too large for memory.
+            name: What its file is called.
+            accept: Further statuses to hand back instead of raising.
+            job_id: For the error.
+
+        Returns:
+            The answer, or the file that its body is in.
+
+        Raises:
+            QuantumRuntimeError: Typed by the failure table; or the body is too large, or the disk is full.
+        """
+
+        async def once() -> Reply | StoredBody:
+            for attempt in (1, 2):
+                async with self._lanes:
+                    headers = await self.auth_headers()
+                    found = await self._received(path, headers, shelf, name, job_id)
+                if isinstance(found, StoredBody) or found.status != 401 or attempt == 2:
+                    break
+                self.tokens.discard(headers["Authorization"].removeprefix("Bearer "))
+                log.info("GET %s: token refused, renewing it once", path)
+            if isinstance(found, StoredBody) or 200 <= found.status < 300 or found.status in accept:
+                return found
+            raise error_for(found, "fetch", job_id=job_id, job_url=self.connection.job_url(job_id) if job_id else None)
+
+        return await repeat(once, phase="fetch", patience=self.patience, what=f"GET {path}")
+
+    async def _received(
+        self, path: str, headers: Mapping[str, str], shelf: Shelf, name: str, job_id: str | None
+    ) -> Reply | StoredBody:
+        try:
+            return await receive(self._http, f"{self.connection.base_url}{path}", headers, shelf, name)
+        except httpx.HTTPError as exc:
+            failure = no_answer(exc, "fetch", self.connection.host, job_id)
+        raise failure  # out here for the reason that `_send` gives
+
     async def _authorised(
         self,
         method: str,
@@ -149,11 +198,12 @@ class Transport:
     ) -> Reply:
         content = None if body is None else orjson.dumps(body)
         for attempt in (1, 2):
-            headers = await self.auth_headers()
-            if content is not None:
-                headers["Content-Type"] = "application/json"
-            with errand.sending() if errand else contextlib.nullcontext():
-                reply = await self._send(method, path, phase, params, content, headers, job_id)
+            async with self._lanes:
+                headers = await self.auth_headers()
+                if content is not None:
+                    headers["Content-Type"] = "application/json"
+                with errand.sending() if errand else contextlib.nullcontext():
+                    reply = await self._send(method, path, phase, params, content, headers, job_id)
             if reply.status == 401 and attempt == 1:
                 # Refused means not accepted, so a create may go out again too.
                 self.tokens.discard(headers["Authorization"].removeprefix("Bearer "))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import Job, JobStatus
 
-__all__ = ["Deadlines", "Pace", "WaitPlan"]
+__all__ = ["Deadlines", "Pace", "Throttle", "WaitPlan", "WatchLimits"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +111,10 @@ class WaitPlan:
         self.in_session = self.in_session or job.session_id is not None
         return changed
 
+    def same(self, now: float) -> None:
+        """Note an answer that says the same as the last one."""
+        self.failures, self.answered = 0, now
+
     def missed(self, asked: float | None = None) -> bool:
         """Note a look that got no usable answer. Returns whether it is the first of an outage.
 
@@ -139,15 +143,12 @@ class WaitPlan:
 
     def left(self, now: float) -> float:
         """Seconds until the nearest deadline, not below 0; infinity without one."""
-        return max(0.0, min((limit - now for limit in self._limits()), default=math.inf))
-
-    def _limits(self) -> list[float]:
-        limits = []
-        if self.deadlines.total is not None:
-            limits.append(self.started + self.deadlines.total)
-        if self.deadlines.queue is not None and not self.ran:
-            limits.append(self.started + self.deadlines.queue)
-        return limits
+        limits, left = self.deadlines, math.inf
+        if limits.total is not None:
+            left = self.started + limits.total - now
+        if limits.queue is not None and not self.ran:
+            left = min(left, self.started + limits.queue - now)
+        return left if left > 0.0 else 0.0
 
     def expired(self, now: float) -> str | None:
         """Which limit has passed: `timeout`, `queue_timeout`, `outage` or None."""
@@ -163,3 +164,73 @@ class WaitPlan:
     def may_be_unseen(self, now: float) -> bool:
         """Whether a 404 may still mean that the service does not show the new job yet."""
         return not self.seen and now < self.started + self.deadlines.unseen
+
+
+@dataclass(frozen=True, slots=True)
+class WatchLimits:
+    """Sizes and times (seconds) of a watcher.
+
+    Attributes:
+        few: Up to so many jobs are looked at one by one.
+        lanes: Single looks under way at once, where there are more.
+        sockets: Most websockets at once; the other jobs are polled.
+        rate: Requests a second where there are more than a few jobs.
+        gather: A new wait's first look may be this much later, so that it can share one.
+        slow: A list that takes longer is no longer waited for.
+        slow_at_the_end: The same for a wait whose deadline has come.
+        page: Longest time for one page.
+        relist: How long a list that is refused or behind is left alone.
+        behind: How much later than the job itself the list may show a change.
+        verify: Every so many lists one job is looked at by itself.
+    """
+
+    few: int = 2
+    lanes: int = 4
+    sockets: int = 8
+    rate: float = 20.0
+    gather: float = 0.28
+    slow: float = 2.0
+    slow_at_the_end: float = 0.5
+    page: float = 10.0
+    relist: float = 600.0
+    behind: float = 5.0
+    verify: int = 8
+
+
+@dataclass(slots=True)
+class Throttle:
+    """At most `rate` requests a second over time, `burst` of them at once.
+
+    Example:
+        ```python
+        from prefect_qruntime.client.waiting import Throttle
+
+        throttle = Throttle(rate=10.0, burst=1.0)
+        assert throttle.take(now=0.0) == 0.0
+        assert throttle.take(now=0.0) == 0.1
+        ```
+    """
+
+    rate: float = 20.0
+    burst: float = 20.0
+    credit: float = field(init=False)
+    counted: float = field(init=False, default=-math.inf)
+
+    def __post_init__(self) -> None:
+        self.credit = self.burst
+
+    def wait(self, now: float) -> float:
+        """Seconds until a request may go."""
+        self._count(now)
+        return max(0.0, (1.0 - self.credit) / self.rate)
+
+    def take(self, now: float) -> float:
+        """Take a request's place. Returns the seconds to wait before it goes."""
+        wait = self.wait(now)
+        self.credit -= 1.0
+        return wait
+
+    def _count(self, now: float) -> None:
+        if now > self.counted:
+            self.credit = min(self.burst, self.credit + (now - self.counted) * self.rate)
+            self.counted = now

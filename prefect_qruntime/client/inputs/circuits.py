@@ -15,7 +15,7 @@ from typing import Any
 from prefect_qruntime.client.inputs.encode import encode_qpy, is_encoded_circuit, qpy_bytes
 from prefect_qruntime.client.inputs.fields import MAX_PAYLOAD_BYTES
 from prefect_qruntime.client.inputs.identity import identity_of
-from prefect_qruntime.client.inputs.qasm import read_path, scan
+from prefect_qruntime.client.inputs.qasm import scan, text_of
 from prefect_qruntime.errors import InvalidInput
 
 __all__ = ["MAX_QPY_VERSION", "Circuit", "is_circuit_like", "is_quantum_circuit", "load_qpy", "read_circuit"]
@@ -66,8 +66,7 @@ def read_circuit(value: Any, *, sampler: bool, field: str) -> Circuit:
         InvalidInput: Not a circuit, not OpenQASM 2 or 3, an unreadable file, or, for the
             sampler, a circuit that measures nothing.
     """
-    if isinstance(value, Path):
-        value = read_path(value, field=field)
+    value = text_of(value, field=field)
     if isinstance(value, str):
         # One text, one digest: files may come with other line ends than the same text in Python.
         text = value.removeprefix("\ufeff").replace("\r\n", "\n")
@@ -86,7 +85,8 @@ def read_circuit(value: Any, *, sampler: bool, field: str) -> Circuit:
     if is_encoded_circuit(value):
         return Circuit({"__type__": "QuantumCircuit", "__value__": value["__value__"]})
     raise InvalidInput(
-        f"{type(value).__name__} is no circuit; use OpenQASM 2/3 text, a pathlib.Path or a QuantumCircuit",
+        f"{type(value).__name__} is no circuit; use OpenQASM 2/3 text, a pathlib.Path, 'file:<path>' "
+        "or a QuantumCircuit",
         field=field,
     )
 

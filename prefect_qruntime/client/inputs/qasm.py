@@ -10,11 +10,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from prefect_qruntime.client.inputs.fields import MAX_PAYLOAD_BYTES
 from prefect_qruntime.errors import InvalidInput
 
-__all__ = ["Program", "looks_like_qasm", "read_path", "scan", "statements"]
+__all__ = ["Program", "looks_like_qasm", "read_path", "scan", "statements", "text_of"]
 
 _SKIPPED = re.compile(r'"[^"\n]*"|//[^\n]*|/\*.*?(?:\*/|\Z)', re.DOTALL)
 _PRAGMA = re.compile(r"^[ \t]*(?:@|#?pragma\b)[^\n]*", re.MULTILINE)
@@ -58,6 +60,25 @@ class Program:
         return sum(known) if known and len(known) == len(widths) else None
 
 
+def text_of(value: Any, *, field: str) -> Any:
+    """What a path or a file reference points to, as text; anything else as it is.
+
+    A reference is `file:` with an absolute or relative path (`file:/shared/bell.qasm`, `file:bell.qasm`,
+    `file:///shared/my%20bell.qasm`): for places that hold text only, such as flow parameters, forms and saved
+    blocks. The file is read where the job is submitted.
+
+    Raises:
+        InvalidInput: No file of this machine, or one that cannot be read.
+    """
+    if isinstance(value, str) and value.startswith("file:"):
+        parts = urlsplit(value)
+        path = unquote(parts.path)
+        if parts.netloc not in ("", "localhost") or parts.query or parts.fragment or not path or "\0" in path:
+            raise InvalidInput(f"{value[:200]!r} names no file of this machine", field=field)
+        value = Path(path)
+    return read_path(value, field=field) if isinstance(value, Path) else value
+
+
 def read_path(path: Path, *, field: str) -> str:
     """The text of an OpenQASM file, read now: the job must not depend on a later state of the file."""
     try:
@@ -88,7 +109,9 @@ def scan(text: str, *, field: str) -> Program:
     header = _HEADER.match(bare.lstrip())
     if header is None:
         shown = text.strip()[:40]
-        hint = " To read a file, pass a pathlib.Path." if "\n" not in shown and ";" not in shown else ""
+        hint = (
+            " To read a file, pass a pathlib.Path or 'file:<path>'." if "\n" not in shown and ";" not in shown else ""
+        )
         raise InvalidInput(f"no OPENQASM 2 or 3 line at the start of {shown!r}.{hint}", field=field)
     version = int(header[1])
     if version not in (2, 3):

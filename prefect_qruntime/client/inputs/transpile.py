@@ -7,12 +7,11 @@ measured errors, dynamical decoupling) use qiskit's own pass managers; this is t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from prefect_qruntime.client.inputs.circuits import is_quantum_circuit, load_qpy
 from prefect_qruntime.client.inputs.pubs import pub_parts
-from prefect_qruntime.client.inputs.qasm import read_path, scan
+from prefect_qruntime.client.inputs.qasm import scan, text_of
 from prefect_qruntime.errors import InvalidInput
 
 __all__ = ["transpile_pubs"]
@@ -91,7 +90,7 @@ def _circuit(value: Any, field: str) -> Any:
         return value
     if isinstance(value, dict):
         return load_qpy(value, field=field)
-    text = read_path(value, field=field) if isinstance(value, Path) else str(value)
+    text = str(text_of(value, field=field))
     version = scan(text, field=field).version
     from qiskit import qasm2, qasm3
 

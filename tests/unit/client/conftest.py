@@ -11,6 +11,7 @@ import pytest
 from pytest_httpx import HTTPXMock
 
 from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.home import home
 from prefect_qruntime.client.retrying import Patience
 from prefect_qruntime.connection import Connection
 
@@ -24,6 +25,12 @@ _numbers = itertools.count()
 def connection(dialect: str = "cloud", **fields: Any) -> Connection:
     """Each with a key of its own, so that no token or socket is shared between tests."""
     return Connection(**{"api_key": f"test-key-{next(_numbers):06d}", "crn": CRN, "dialect": dialect, **fields})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nobody_else_asks() -> None:
+    """What tests before left running at home (late usage, waits) would take the answers prepared here."""
+    home().close()
 
 
 @pytest.fixture

@@ -176,7 +176,7 @@ def test_trouble_at_the_store_shows_no_signature(iam: HTTPXMock, connect: Connec
     if isinstance(trouble, int):
         iam.add_response(url=STORED, status_code=trouble, headers={"Location": "https://evil.example/"})
     else:
-        iam.add_exception(trouble, url=STORED)
+        iam.add_exception(trouble, url=STORED, is_reusable=True)  # repeated, as nothing can be lost by it
     client = connect()
     with pytest.raises(QuantumRuntimeError) as caught:
         client.run(client.result("d1"))

@@ -16,6 +16,8 @@ from prefect_qruntime.client.following import Stream, follow_job
 from prefect_qruntime.client.parsing import parse_job
 from prefect_qruntime.client.stream import Ending
 from prefect_qruntime.client.waiting import Deadlines, Pace
+from prefect_qruntime.client.walk import Page
+from prefect_qruntime.client.watching import Watcher
 from prefect_qruntime.errors import (
     NEVER,
     AuthenticationError,
@@ -74,6 +76,12 @@ class Service:
             raise said
         return parse_job({"id": job_id, **said} if isinstance(said, dict) else {"id": job_id, "status": said})
 
+    async def list_page(self, page: Page) -> list[dict[str, Any]]:
+        raise AssertionError("a single wait needs no list")
+
+    def read_listed(self, entry: dict[str, Any]) -> Job:
+        raise AssertionError("a single wait needs no list")
+
     async def cancel(self, job_id: str) -> Job:
         self.cancels += 1
         if isinstance(self.cancel_answer, Exception):
@@ -94,9 +102,10 @@ def wait(service: Service, **options: Any) -> tuple[Any, float]:
     """The job or the error, and the seconds it took."""
 
     async def main() -> tuple[Any, float]:
+        watcher = Watcher(service, clock=clock)
         limits = options.pop("deadlines", None) or Deadlines(total=options.pop("total", None))
         try:
-            end: Any = await follow_job(service, "d1", deadlines=limits, clock=clock, **options)
+            end: Any = await follow_job(service, "d1", watcher=watcher, deadlines=limits, **options)
         except QuantumRuntimeError as error:
             end = error
         return end, clock()
@@ -282,7 +291,8 @@ def test_a_cancelled_wait_ends_at_once_and_takes_its_socket_along() -> None:
     service = Service(states((0, "Running")), socket)
 
     async def main() -> float:
-        task = asyncio.create_task(follow_job(service, "d1", deadlines=Deadlines(), clock=clock))
+        watcher = Watcher(service, clock=clock)
+        task = asyncio.create_task(follow_job(service, "d1", watcher=watcher, deadlines=Deadlines()))
         await asyncio.sleep(100)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -72,7 +72,7 @@ def test_idempotent_calls_go_out_again(
         else:
             iam.add_exception(trouble, method=method)
     iam.add_response(json=ANSWER, is_reusable=True)
-    client = connect()
+    client = connect(patience=Patience(first_pause=0.01))
     client.run(call(client))
     assert [r.method for r in sent(iam)][:3] == [method] * 3
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -49,12 +50,14 @@ class Service:
         self.listed: list[tuple[float, Job]] = [(0.0, job) for job in jobs]
         self.answers: list[Any] = []
         self.posts: list[tuple[str, ...]] = []
+        self.specs: list[JobSpec] = []
         self.looks: list[str] = []
         self.list_trouble: list[QuantumRuntimeError] = []
         self.seconds = 0.0
 
     async def post_job(self, spec: JobSpec, tags: tuple[str, ...], session: SessionRef | None) -> JobRef:
         self.posts.append(tags)
+        self.specs.append(spec)
         number = len(self.posts)
         answer = self.answers.pop(0) if self.answers else None
         if self.seconds:
@@ -123,7 +126,7 @@ def test_lost_answer_of_a_job_that_was_not_accepted_is_sent_again_after_the_grac
     service.answers = [LOST]
     moments: list[float] = []
 
-    async def before_post() -> None:
+    async def before_post(key: str) -> None:
         moments.append(clock())
 
     ref = submit(service, grace=30.0, before_post=before_post)
@@ -244,7 +247,7 @@ def test_the_budget_may_stop_each_post() -> None:
     service.answers = [LOST]
     calls = 0
 
-    async def before_post() -> None:
+    async def before_post(key: str) -> None:
         nonlocal calls
         calls += 1
         if calls == 2:
@@ -252,6 +255,19 @@ def test_the_budget_may_stop_each_post() -> None:
 
     assert isinstance(submit(service, before_post=before_post), BudgetExhausted)
     assert len(service.posts) == 1
+
+
+def test_what_is_sent_may_have_a_lower_limit_than_what_was_asked_for() -> None:
+    service = Service()
+    asked: list[str] = []
+
+    async def before_post(key: str) -> JobSpec:
+        asked.append(key)
+        return replace(SPEC, max_execution_time=40)
+
+    assert submit(service, before_post=before_post).id == "d1"
+    assert asked == [key(0)]
+    assert [spec.max_execution_time for spec in service.specs] == [40]
 
 
 def test_an_attached_legacy_job_hands_on_the_session_it_opened() -> None:

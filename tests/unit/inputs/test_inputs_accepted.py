@@ -71,6 +71,20 @@ def test_a_file_is_read_at_once(tmp_path: Path) -> None:
     assert spec.digest() == _spec(BELL.replace("; ", ";\r\n")).digest()
 
 
+def test_a_reference_in_text_names_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "my bell.qasm"
+    file.write_text(BELL)
+    monkeypatch.chdir(tmp_path)
+    for reference in (
+        f"file:{file}",
+        file.as_uri(),
+        f"file://localhost{file}",
+        "file:my bell.qasm",
+        "file:my%20bell.qasm",
+    ):
+        assert _spec([(reference, None, 10)]).pubs[0].circuit == BELL, reference
+
+
 @pytest.mark.parametrize(
     ("text", "width", "inputs", "qubits"),
     [

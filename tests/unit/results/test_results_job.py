@@ -380,7 +380,7 @@ def test_what_is_not_json(text: Any) -> None:
     )
 ), max_leaves=20))  # fmt: skip
 def test_no_body_raises_anything_else(body: Any) -> None:
-    result = JobResult(raw=body, job_id="d1")
+    result = JobResult(body=body, job_id="d1")
     calls = (
         lambda: result.num_pubs, result.counts, result.memory, lambda: result.quasi_dists, result.expectation_values,
         result.standard_errors, result.shots, result.shape, result.registers, result.metadata,
