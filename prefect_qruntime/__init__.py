@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from prefect_qruntime import (
         hooks,
     )
+    from prefect_qruntime.budget import (
+        Budget,
+    )
     from prefect_qruntime.client import (
         QuantumRuntimeClient,
     )
@@ -46,6 +49,9 @@ if TYPE_CHECKING:
         SubmissionUncertain,
         UsageLimitReached,
     )
+    from prefect_qruntime.flow_parameters import (
+        check_flow_parameters,
+    )
     from prefect_qruntime.jobs import (
         arun_job,
         run_job,
@@ -66,6 +72,12 @@ if TYPE_CHECKING:
     )
     from prefect_qruntime.settings import (
         QuantumRuntimeSettings,
+    )
+    from prefect_qruntime.suspend import (
+        aleave_to_watcher,
+        asuspend_until_done,
+        leave_to_watcher,
+        suspend_until_done,
     )
     from prefect_qruntime.tasks import (
         aauthenticate,
@@ -93,6 +105,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AuthenticationError",
     "Backend",
+    "Budget",
     "BudgetExhausted",
     "InstanceReport",
     "InvalidInput",
@@ -127,6 +140,7 @@ __all__ = [
     "aclose_session",
     "afetch_results",
     "aget_usage",
+    "aleave_to_watcher",
     "alist_backends",
     "aload_credentials",
     "aopen_session",
@@ -134,13 +148,16 @@ __all__ = [
     "aruntime_session",
     "aselect_backend",
     "asubmit_job",
+    "asuspend_until_done",
     "authenticate",
     "await_for_completion",
     "cancel_job",
+    "check_flow_parameters",
     "close_session",
     "fetch_results",
     "get_usage",
     "hooks",
+    "leave_to_watcher",
     "list_backends",
     "load_credentials",
     "open_session",
@@ -148,10 +165,12 @@ __all__ = [
     "runtime_session",
     "select_backend",
     "submit_job",
+    "suspend_until_done",
     "wait_for_completion",
 ]
 
 _HOMES = {
+    ".budget": ("Budget",),
     ".client": ("QuantumRuntimeClient",),
     ".client.results": ("JobResult",),
     ".credentials": (
@@ -177,6 +196,7 @@ _HOMES = {
         "SubmissionUncertain",
         "UsageLimitReached",
     ),
+    ".flow_parameters": ("check_flow_parameters",),
     ".jobs": (
         "QuantumRuntimeJob",
         "QuantumRuntimeJobRun",
@@ -198,6 +218,12 @@ _HOMES = {
         "runtime_session",
     ),
     ".settings": ("QuantumRuntimeSettings",),
+    ".suspend": (
+        "aleave_to_watcher",
+        "asuspend_until_done",
+        "leave_to_watcher",
+        "suspend_until_done",
+    ),
     ".tasks": (
         "aauthenticate",
         "acancel_job",

@@ -22,7 +22,7 @@ from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import Job
 from prefect_qruntime.orchestration import api, current_flow_run_id
-from prefect_qruntime.settings import QuantumRuntimeSettings
+from prefect_qruntime.settings import current_settings
 
 __all__ = ["Policy", "cancel_jobs_of", "cancelled_by_user", "cancels_jobs", "policy"]
 
@@ -41,7 +41,7 @@ def policy() -> Policy:
             mark = getattr(hook, POLICY_MARK, None)
             if mark in ("cancel", "detach"):
                 return "cancel" if mark == "cancel" else "detach"
-    return QuantumRuntimeSettings().on_cancel
+    return current_settings().on_cancel
 
 
 async def cancelled_by_user() -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
@@ -34,7 +34,7 @@ def demo(
     """
     os.environ.setdefault(_START_LIMIT, "120")
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
-    from prefect_qruntime.demo import run_demo
+    from prefect_qruntime.commands.demo import run_demo
 
     return run_demo(["legacy", "cloud"] if dialect == "both" else [dialect], shots)
 
@@ -49,25 +49,9 @@ def sandbox(
     json: Annotated[bool, Parameter(help="Print the connection as JSON.")] = False,
 ) -> int:
     """Serve the sandbox until interrupted: both dialects, IAM and a websocket on one port of this machine."""
-    import orjson
-    from rich.console import Console
+    from prefect_qruntime.commands.sandbox import serve_sandbox
 
-    from prefect_qruntime.sandbox.server import Sandbox, run_forever
-
-    def tell(running: Sandbox) -> None:
-        facts = running.connection()
-        if json:
-            sys.stdout.write(orjson.dumps(facts).decode() + "\n")
-            sys.stdout.flush()
-            return
-        console = Console()
-        console.print(f"Sandbox on {running.url}: the cloud dialect under /api/v1, legacy and IAM at the root.")
-        for name, value in facts.items():
-            console.print(f"  {name:<9} {value}", soft_wrap=True, highlight=False)
-        console.print("For the legacy dialect use base_url without /api/v1. Stop with Ctrl-C.")
-
-    run_forever(port=port, on_start=tell, queue_time=queue_time, run_time=run_time, clock_scale=clock_scale)
-    return 0
+    return serve_sandbox(port=port, queue_time=queue_time, run_time=run_time, clock_scale=clock_scale, json=json)
 
 
 @app.command
@@ -81,32 +65,86 @@ def sweep(
     json: Annotated[bool, Parameter(help="Print the report as JSON.")] = False,
 ) -> int:
     """Close sessions whose flow run is over, and report jobs that nobody waits for."""
-    from prefect_qruntime.sweep import rows, run_sweep
+    from prefect_qruntime.commands.sweep import sweep_and_report
 
-    report = run_sweep(block or None, dry_run=dry_run, cancel_jobs=cancel_jobs)
-    if json:
-        sys.stdout.write(report.model_dump_json(indent=2) + "\n")
-    else:
-        _print_rows(rows(report), f"Swept {len(report.blocks)} instances", "nothing left behind")
-        for problem in report.problems:
-            sys.stderr.write(f"{problem}\n")
-    return 1 if report.problems else 0
+    return sweep_and_report(block or None, dry_run=dry_run, cancel_jobs=cancel_jobs, json=json)
 
 
-def _print_rows(found: list[dict[str, Any]], title: str, none: str) -> None:
-    """Print rows of equal keys as a table."""
-    from rich.console import Console
-    from rich.table import Table
+@app.command
+def doctor(
+    *,
+    block: Annotated[
+        list[str] | None, Parameter(help="Names of credentials blocks; all saved ones by default.")
+    ] = None,
+    json: Annotated[bool, Parameter(help="Print one row for each finding as JSON.")] = False,
+) -> int:
+    """Check keys, addresses, rights, clock and the Prefect side, and say for each thing wrong what mends it.
 
-    if not found:
-        Console().print(f"{title}: {none}.")
-        return
-    table = Table(title=title, title_justify="left")
-    for name in found[0]:
-        table.add_column(name.replace("_", " "), overflow="fold")
-    for row in found:
-        table.add_row(*("" if value is None else str(value) for value in row.values()))
-    Console().print(table)
+    Buys and changes nothing. The exit code is 1 if something must be mended; hints do not count.
+    """
+    from prefect_qruntime.commands.doctor import doctor_and_report
+
+    return doctor_and_report(block or None, json=json)
+
+
+@app.command
+def jobs(
+    *,
+    block: Annotated[
+        list[str] | None, Parameter(help="Names of credentials blocks; all saved ones by default.")
+    ] = None,
+    state: Annotated[
+        list[Literal["queued", "running", "completed", "cancelled", "failed"]] | None,
+        Parameter(help="Only jobs in these states."),
+    ] = None,
+    limit: Annotated[int, Parameter(help="Most jobs of each instance, newest first.")] = 50,
+    since: Annotated[
+        str | None, Parameter(help="Only jobs created since then: 2026-05-01, 2026-05-01T08:00, 90m, 24h or 7d.")
+    ] = None,
+    json: Annotated[bool, Parameter(help="Print jobs and totals as JSON.")] = False,
+) -> int:
+    """List the instances' jobs with state, QPU seconds and the flow run that owns each."""
+    from prefect_qruntime.commands.jobs import list_and_report
+
+    return list_and_report(block or None, states=[*(state or ())] or None, limit=limit, since=since, json=json)
+
+
+@app.command
+def setup(
+    *,
+    block: Annotated[
+        list[str] | None, Parameter(help="Names of credentials blocks; all saved ones by default.")
+    ] = None,
+    per_minute: Annotated[int, Parameter(help="Jobs created in a minute, by all who share the account.")] = 5,
+    json: Annotated[bool, Parameter(help="Print what was done as JSON.")] = False,
+) -> int:
+    """Make the create limits in Prefect that share the service's pace of five jobs a minute among all processes.
+
+    May be run again at any time; a second run changes nothing.
+    """
+    from prefect_qruntime.commands.setup import set_up_and_report
+
+    return set_up_and_report(block or None, per_minute=per_minute, json=json)
+
+
+@app.command
+def watch(
+    *,
+    block: Annotated[
+        list[str] | None, Parameter(help="Names of credentials blocks to look after; all by default.")
+    ] = None,
+    once: Annotated[bool, Parameter(help="Look once and return.")] = False,
+    interval: Annotated[float, Parameter(help="Seconds between looks for newly suspended flow runs.")] = 10.0,
+    duration: Annotated[float | None, Parameter(help="Seconds to watch; for ever by default.")] = None,
+    json: Annotated[bool, Parameter(help="Print the report as JSON.")] = False,
+) -> int:
+    """Follow the jobs that suspended flow runs wait for, and resume each flow run when its job is over.
+
+    May be stopped or killed at any time: another one goes on.
+    """
+    from prefect_qruntime.commands.watch import watch_and_report
+
+    return watch_and_report(block or None, once=once, interval=interval, duration=duration, json=json)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from prefect_qruntime.crn import Crn, parse_crn
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.redact import register_secret
 
-__all__ = ["DEFAULT_API_VERSION", "DEFAULT_IAM_URL", "Connection", "Dialects", "check_id", "check_url"]
+__all__ = ["DEFAULT_API_VERSION", "DEFAULT_IAM_URL", "Connection", "Dialects", "check_id", "check_proxy", "check_url"]
 
 Dialects = Literal["cloud", "legacy"]
 DEFAULT_API_VERSION = "2026-04-15"
@@ -63,6 +63,28 @@ def check_url(text: str, *, field: str) -> str:
             "plain http:// is refused except to this machine: the API key would travel in clear", field=field
         )
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+
+
+def check_proxy(text: str, *, field: str = "proxy") -> str:
+    """Check a proxy's address. No error repeats it, as it may hold a password.
+
+    Raises:
+        InvalidInput: Not `http(s)://[user:password@]host[:port]`.
+    """
+    stripped = text.strip()
+    try:
+        parts = urlsplit(stripped)
+        port_fits = parts.port is None or 0 < parts.port < 65536
+    except ValueError:
+        parts, port_fits = urlsplit(""), False
+    whole = parts.scheme in ("http", "https") and bool(parts.hostname) and port_fits
+    if not whole or parts.path not in ("", "/") or parts.query or parts.fragment or re.search(r"[\s\\]", stripped):
+        raise InvalidInput(
+            "is not the address of an HTTP proxy.",
+            field=field,
+            solution="It looks like http://user:password@host:port; write special characters in them as %XX.",
+        )
+    return stripped
 
 
 def check_id(value: Any, *, field: str) -> str:
@@ -126,13 +148,24 @@ class Connection:
 
     def __post_init__(self) -> None:
         key = self.api_key.strip() if isinstance(self.api_key, str) else ""
-        if not key or _HEADER_TEXT.fullmatch(key) is None or " " in key:
-            raise InvalidInput("must be an IBM Cloud API key: printable, one line, not empty", field="api_key")
+        if not key:
+            raise InvalidInput(
+                "is empty.",
+                field="api_key",
+                solution="Enter an IBM Cloud API key, made in IBM Cloud under Manage > Access (IAM) > API keys.",
+            )
         if set(key) == {"*"}:
             raise InvalidInput(
-                "is a mask of asterisks, not a key: a block passed as a deployment parameter loses its secret; "
-                "pass the block's name and load it inside the flow",
+                "is a mask of asterisks, not a key.",
                 field="api_key",
+                solution="A block passed as a deployment parameter loses its secret: pass the block's name and load it "
+                "inside the flow. If the saved block holds the mask, save it again with the key.",
+            )
+        if _HEADER_TEXT.fullmatch(key) is None or " " in key:
+            raise InvalidInput(
+                "is none of IBM Cloud: it holds blanks, line breaks or other characters that no key has.",
+                field="api_key",
+                solution="Copy the key again: one line, without quotes.",
             )
         if self.dialect not in ("cloud", "legacy"):
             raise InvalidInput("must be 'cloud' or 'legacy'", field="dialect")
@@ -151,6 +184,7 @@ class Connection:
         put(self, "iam_url", check_url(self.iam_url or DEFAULT_IAM_URL, field="iam_url"))
         register_secret(key)
         if self.proxy:
+            put(self, "proxy", check_proxy(self.proxy))
             secret = urlsplit(self.proxy).password
             if secret:
                 register_secret(secret)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Literal, cast
 
 from prefect.blocks.abstract import CredentialsBlock
+from prefect.exceptions import PrefectHTTPStatusError
 from pydantic import Field, HttpUrl, SecretStr, model_validator
 
 from prefect_qruntime.checkup import check_instance
@@ -17,8 +18,9 @@ from prefect_qruntime.client.home import home
 from prefect_qruntime.connection import DEFAULT_API_VERSION, Connection
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import InstanceReport
+from prefect_qruntime.orchestration import api
 
-__all__ = ["QuantumRuntimeCredentials", "aload_credentials", "load_credentials"]
+__all__ = ["QuantumRuntimeCredentials", "aload_credentials", "load_credentials", "saved_blocks"]
 
 
 class QuantumRuntimeCredentials(CredentialsBlock):
@@ -179,3 +181,14 @@ async def aload_credentials(name: str) -> QuantumRuntimeCredentials:
             f"no Quantum Runtime Credentials block is named {name!r}; make one in the UI under Blocks",
             field="credentials_block",
         ) from error
+
+
+async def saved_blocks() -> list[str]:
+    """The names of all saved blocks of this type. Runs on the home loop."""
+    try:
+        documents = await (await api()).read_block_documents_by_type(QuantumRuntimeCredentials.get_block_type_slug())
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code == 404:  # the type is not registered, so none is saved
+            return []
+        raise
+    return sorted(document.name for document in documents if document.name)

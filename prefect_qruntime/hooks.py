@@ -15,6 +15,7 @@ because Prefect does not run partials and methods as cancellation hooks.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import Any, TypedDict
 from uuid import UUID
@@ -30,6 +31,7 @@ from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import SessionRef
 from prefect_qruntime.orchestration import api
 from prefect_qruntime.records import Record, find_records
+from prefect_qruntime.summary import write_summary
 
 __all__ = ["Hooks", "cancel", "detach", "on_cancellation", "on_cancellation_detach", "on_crashed"]
 
@@ -45,17 +47,17 @@ class Hooks(TypedDict):
 
 def on_cancellation(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Cancel the flow run's live jobs and drop its sessions."""
-    home().run(_clean_up(flow_run, cancel_jobs=True, drain=False))
+    home().run(clean_up(flow_run, cancel_jobs=True, drain=False))
 
 
 def on_cancellation_detach(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Leave the jobs running and let the sessions close once their queued jobs are done."""
-    home().run(_clean_up(flow_run, cancel_jobs=False, drain=True))
+    home().run(clean_up(flow_run, cancel_jobs=False, drain=True))
 
 
 def on_crashed(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Leave the jobs running, to be attached to; sessions take no more jobs and close when drained."""
-    home().run(_clean_up(flow_run, cancel_jobs=False, drain=True))
+    home().run(clean_up(flow_run, cancel_jobs=False, drain=True))
 
 
 setattr(on_cancellation, POLICY_MARK, "cancel")
@@ -68,7 +70,14 @@ detach: Hooks = {"on_cancellation": [on_cancellation_detach], "on_crashed": [on_
 """Jobs outlive the flow run in every case."""
 
 
-async def _clean_up(flow_run: FlowRun, *, cancel_jobs: bool, drain: bool) -> None:
+async def clean_up(flow_run: FlowRun, *, cancel_jobs: bool, drain: bool) -> None:
+    """What a flow run needs that cannot clean up by itself. Runs on the home loop.
+
+    Args:
+        flow_run: The flow run; its subflows are looked after with it.
+        cancel_jobs: Whether its live jobs are cancelled.
+        drain: Whether the queued jobs of its sessions may still run.
+    """
     family = await _family(flow_run)
     jobs = await find_records("job", flow_run_ids=family)
     # A job attached to by an explicit key is noted under the flow run that bought it.
@@ -82,7 +91,7 @@ async def _clean_up(flow_run: FlowRun, *, cancel_jobs: bool, drain: bool) -> Non
             continue
         if cancel_jobs:
             # The service's list may lag; what is noted here is known to exist.
-            noted = [r.meta["id"] for r in jobs if r.meta.get("block") == block and not _over(r)]
+            noted = [r.meta["id"] for r in jobs if r.meta.get("block") == block and not r.is_over]
             try:
                 done = await cancel_jobs_of(credentials.get_client(), str(flow_run.id), noted)
                 log.info("flow run %s: %d live jobs cancelled", flow_run.id, len(done))
@@ -94,10 +103,8 @@ async def _clean_up(flow_run: FlowRun, *, cancel_jobs: bool, drain: bool) -> Non
                     await _close(credentials, record, drain=drain)
                 except QuantumRuntimeError as error:
                     log.error("closing session %s of flow run %s: %s", record.meta["session"], flow_run.id, error)
-
-
-def _over(record: Record) -> bool:
-    return record.meta.get("state", "").lower().startswith(("completed", "failed", "cancelled"))
+    with contextlib.suppress(Exception):
+        await write_summary(str(flow_run.id), [record.meta["id"] for record in jobs])
 
 
 async def _close(credentials: QuantumRuntimeCredentials, record: Record, *, drain: bool) -> None:

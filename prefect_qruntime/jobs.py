@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from prefect.blocks.abstract import JobBlock, JobRun
 from pydantic import Field, HttpUrl
 
+from prefect_qruntime import observe
 from prefect_qruntime.arguments import SessionLike
+from prefect_qruntime.budget import Budget, BudgetLike
 from prefect_qruntime.client.following import OnTimeout, Stream
 from prefect_qruntime.client.results import JobResult
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
+from prefect_qruntime.errors import InvalidInput, JobFailed
 from prefect_qruntime.models import Backend, Job, JobRef
 from prefect_qruntime.tasks import (
     acancel_job,
@@ -42,14 +46,18 @@ def run_job(
     submission_key: str | None = None,
     check_isa: bool = False,
     transpile: bool = False,
+    budget: BudgetLike | None = None,
     timeout: float | None = None,
     queue_timeout: float | None = None,
     on_timeout: OnTimeout = "leave",
     stream: Stream = "auto",
+    resubmit: int = 0,
 ) -> JobResult:
-    """Buy one job, wait for it and fetch its result, as three task runs. Creates at most one job.
+    """Buy one job, wait for it and fetch its result, as three task runs. Creates at most `1 + resubmit` jobs.
 
-    Parameters are those of `submit_job` and `wait_for_completion`.
+    Parameters are those of `submit_job` and `wait_for_completion`, and one more: `resubmit` says how often a job
+    is bought anew after the service said that it failed by the service's own fault (`JobFailed.retryable`). Each
+    job has the timeouts for itself; 0 buys no second one.
 
     Returns:
         The result.
@@ -68,26 +76,44 @@ def run_job(
             return run_job(credentials, [circuit], backend=backend, shots=1000).counts()
         ```
     """
-    job = submit_job(
-        credentials,
-        pubs,
-        backend=backend,
-        program_id=program_id,
-        session=session,
-        shots=shots,
-        options=options,
-        params=params,
-        tags=tags,
-        max_execution_time=max_execution_time,
-        private=private,
-        submission_key=submission_key,
-        check_isa=check_isa,
-        transpile=transpile,
-    )
-    wait_for_completion(
-        credentials, job, timeout=timeout, queue_timeout=queue_timeout, on_timeout=on_timeout, stream=stream
-    )
+    job: JobRef | None = None
+    for left in _chances(resubmit):
+        job = submit_job(
+            credentials,
+            pubs,
+            backend=backend,
+            program_id=program_id,
+            session=session,
+            shots=shots,
+            options=options,
+            params=params,
+            tags=tags,
+            max_execution_time=max_execution_time,
+            private=private,
+            submission_key=submission_key,
+            check_isa=check_isa,
+            transpile=transpile,
+            budget=budget,
+            replaces=job,
+        )
+        try:
+            wait_for_completion(
+                credentials, job, timeout=timeout, queue_timeout=queue_timeout, on_timeout=on_timeout, stream=stream
+            )
+            break
+        except JobFailed as error:
+            if not left or not error.retryable:
+                raise
+            observe.say(f"{error}; buying another, {left} left", level=logging.WARNING)
+    assert job is not None  # noqa: S101 - there is one chance at least
     return fetch_results(credentials, job)
+
+
+def _chances(resubmit: int) -> Iterator[int]:
+    """How many resubmissions are left, for each job that may be bought."""
+    if isinstance(resubmit, bool) or not isinstance(resubmit, int) or not 0 <= resubmit <= 10:
+        raise InvalidInput("must be a whole number from 0 to 10", field="resubmit")
+    return iter(range(resubmit, -1, -1))
 
 
 async def arun_job(
@@ -106,31 +132,44 @@ async def arun_job(
     submission_key: str | None = None,
     check_isa: bool = False,
     transpile: bool = False,
+    budget: BudgetLike | None = None,
     timeout: float | None = None,
     queue_timeout: float | None = None,
     on_timeout: OnTimeout = "leave",
     stream: Stream = "auto",
+    resubmit: int = 0,
 ) -> JobResult:
     """As `run_job`, for async flows."""
-    job = await asubmit_job(
-        credentials,
-        pubs,
-        backend=backend,
-        program_id=program_id,
-        session=session,
-        shots=shots,
-        options=options,
-        params=params,
-        tags=tags,
-        max_execution_time=max_execution_time,
-        private=private,
-        submission_key=submission_key,
-        check_isa=check_isa,
-        transpile=transpile,
-    )
-    await await_for_completion(
-        credentials, job, timeout=timeout, queue_timeout=queue_timeout, on_timeout=on_timeout, stream=stream
-    )
+    job: JobRef | None = None
+    for left in _chances(resubmit):
+        job = await asubmit_job(
+            credentials,
+            pubs,
+            backend=backend,
+            program_id=program_id,
+            session=session,
+            shots=shots,
+            options=options,
+            params=params,
+            tags=tags,
+            max_execution_time=max_execution_time,
+            private=private,
+            submission_key=submission_key,
+            check_isa=check_isa,
+            transpile=transpile,
+            budget=budget,
+            replaces=job,
+        )
+        try:
+            await await_for_completion(
+                credentials, job, timeout=timeout, queue_timeout=queue_timeout, on_timeout=on_timeout, stream=stream
+            )
+            break
+        except JobFailed as error:
+            if not left or not error.retryable:
+                raise
+            observe.say(f"{error}; buying another, {left} left", level=logging.WARNING)
+    assert job is not None  # noqa: S101 - there is one chance at least
     return await afetch_results(credentials, job)
 
 
@@ -193,6 +232,7 @@ class QuantumRuntimeJob(JobBlock[JobResult]):
         max_execution_time: QPU seconds the job may use.
         private: Whether the input is hidden and the result readable once.
         submission_key: Identity of the purchase across flow runs.
+        budget: The budget that must have room for the job.
         timeout: Seconds to wait for completion.
         on_timeout: What happens to the job then.
 
@@ -237,6 +277,9 @@ class QuantumRuntimeJob(JobBlock[JobResult]):
         title="Submission key",
         description="Identity of the purchase across flow runs; empty: each flow run buys its own job.",
     )
+    budget: Budget | None = Field(
+        default=None, title="Budget", description="The budget that must have room for the job; empty for none."
+    )
     timeout: float | None = Field(
         default=None, title="Timeout", description="Seconds to wait for completion; empty for no limit."
     )
@@ -252,6 +295,7 @@ class QuantumRuntimeJob(JobBlock[JobResult]):
 
         Raises:
             InvalidInput: A field is wrong; nothing was sent.
+            BudgetExhausted: The budget has no room for the job; nothing was sent.
             SubmissionUncertain: It cannot be told whether a job was bought.
         """
         job = await asubmit_job(
@@ -266,5 +310,6 @@ class QuantumRuntimeJob(JobBlock[JobResult]):
             max_execution_time=self.max_execution_time,
             private=self.private,
             submission_key=self.submission_key,
+            budget=self.budget,
         )
         return QuantumRuntimeJobRun(self.credentials, job, timeout=self.timeout, on_timeout=self.on_timeout)

@@ -11,6 +11,7 @@ canonical payload's digest, and a generation. What is *not* in it decides whethe
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import threading
 import time
@@ -21,7 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from prefect.context import FlowRunContext, TaskRunContext
 
+from prefect_qruntime.client.home import home
 from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.models import JobRef
 from prefect_qruntime.orchestration import api
 
 if TYPE_CHECKING:
@@ -35,6 +38,8 @@ __all__ = [
     "explicit_identity",
     "flow_tag",
     "key_tag",
+    "made",
+    "next_generation",
     "origin",
 ]
 
@@ -42,6 +47,7 @@ KEY_VERSION = "k1"
 KEY_TAG = "qr-key:"
 FLOW_TAG = "qr-flow:"
 _KEEP = 2048
+_MOST_GENERATIONS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +61,7 @@ class Origin:
         retried: Whether somebody asked for another try (a retry, not a resume).
         attempt: Which start of the flow run this is.
         touched: When this process first saw this attempt, on the monotonic clock.
+        deployment_id: The deployment of the flow run, if it has one.
     """
 
     flow_run_id: str | None
@@ -63,10 +70,11 @@ class Origin:
     retried: bool
     attempt: int
     touched: float
+    deployment_id: str | None = None
 
 
 _lock = threading.Lock()
-_origins: OrderedDict[tuple[str, int], Origin] = OrderedDict()
+_origins: OrderedDict[tuple[str, int, object], Origin] = OrderedDict()
 _touched: OrderedDict[tuple[str, int], float] = OrderedDict()
 _counts: OrderedDict[tuple[str, int], Counter[str]] = OrderedDict()
 _given: OrderedDict[str, int] = OrderedDict()
@@ -89,6 +97,19 @@ def key_tag(crn: str, identity: str, digest: str, *, index: int = 0, generation:
     """The submission key's tag: `qr-key:` and 32 hex digits."""
     parts = (KEY_VERSION, crn, identity, "submit_job", str(index), digest, str(generation))
     return KEY_TAG + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def next_generation(replaces: JobRef, crn: str, identity: str, digest: str, *, made: int) -> tuple[int, int]:
+    """Which of `made` equal submissions a job was bought for, and the generation after the job's.
+
+    Raises:
+        InvalidInput: It was bought for none of them; nothing is to be bought on a guess.
+    """
+    for generation in range(_MOST_GENERATIONS):
+        for index in range(made):
+            if key_tag(crn, identity, digest, index=index, generation=generation) == replaces.submission_key:
+                return index, generation + 1
+    raise InvalidInput(f"job {replaces.id} was not bought for this submission", field="replaces")
 
 
 def explicit_identity(submission_key: str) -> str:
@@ -114,15 +135,22 @@ async def origin() -> Origin:
             return Origin(None, f"call:{uuid.uuid4()}", False, False, 0, time.monotonic())
         identity = f"task-run:{task_context.task_run.id}"
         return Origin(None, identity, task_repeated, task_repeated, 0, time.monotonic())
-    attempt = (str(flow_run.id), flow_run.run_count or 0)
-    with _lock:
-        known = _origins.get(attempt)
+    # Prefect does not count a resume as another run; when the flow was started tells them apart.
+    attempt = (str(flow_run.id), flow_run.run_count or 0, flow_context.start_time if flow_context else None)
+    known = _known(attempt)
     if known is None:
-        known = await _read_origin(flow_run)
-        with _lock:
-            known = _origins.setdefault(attempt, known)
-            _trim(_origins)
+        # Mapped submissions start together; one of them asks for all.
+        async with home().shared.setdefault("origin", asyncio.Lock()):
+            known = _known(attempt) or await _read_origin(flow_run)
+            with _lock:
+                _origins[attempt] = known
+                _trim(_origins)
     return replace(known, repeated=True) if task_repeated else known
+
+
+def _known(attempt: tuple[Any, ...]) -> Origin | None:
+    with _lock:
+        return _origins.get(attempt)
 
 
 async def _read_origin(flow_run: FlowRun) -> Origin:
@@ -149,6 +177,7 @@ async def _read_origin(flow_run: FlowRun) -> Origin:
         retried=ended or (top.run_count or 0) > 1,
         attempt=attempt,
         touched=touched,
+        deployment_id=str(top.deployment_id) if top.deployment_id is not None else None,
     )
 
 
@@ -165,6 +194,12 @@ def count(where: Origin, digest: str) -> int:
         counter[digest] += 1
         _trim(_counts)
         return number
+
+
+def made(where: Origin, digest: str) -> int:
+    """How many submissions of this payload this attempt has made so far."""
+    with _lock:
+        return _counts[where.identity, where.attempt][digest] if (where.identity, where.attempt) in _counts else 0
 
 
 def call_index(where: Origin, digest: str) -> int:

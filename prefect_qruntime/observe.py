@@ -5,61 +5,42 @@ Observing never stops a job: whatever goes wrong here is logged and passed over.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import MutableMapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
-from prefect.events import emit_event
-from prefect.exceptions import MissingContextError
-from prefect.logging import get_run_logger
-
+from prefect_qruntime import keys, summary
+from prefect_qruntime.cards import card, job_card, result_section
+from prefect_qruntime.client.results import JobResult
+from prefect_qruntime.emitting import emit, say
+from prefect_qruntime.errors import BudgetExhausted
 from prefect_qruntime.models import Job, JobRef, JobStatus, SessionRef
-from prefect_qruntime.orchestration import current_flow_run_id, in_run
+from prefect_qruntime.orchestration import in_run
 from prefect_qruntime.records import put_record
 from prefect_qruntime.redact import redact
-from prefect_qruntime.settings import QuantumRuntimeSettings
+from prefect_qruntime.sightings import Sighting, times
 
-__all__ = ["emit", "job_cancelled", "job_changed", "job_ended", "job_event", "job_submitted", "say", "session_event"]
+__all__ = [
+    "budget_exhausted",
+    "emit",
+    "job_cancelled",
+    "job_changed",
+    "job_ended",
+    "job_event",
+    "job_fetched",
+    "job_still",
+    "job_submitted",
+    "say",
+    "session_event",
+    "session_record",
+    "usage_settled",
+]
 
 _fallback = logging.getLogger("prefect_qruntime.tasks")
-
-
-def _logger() -> logging.Logger | logging.LoggerAdapter[Any]:
-    try:
-        return get_run_logger()
-    except MissingContextError:
-        return _fallback
-
-
-def say(message: str, *, level: int = logging.INFO) -> None:
-    """Write one line to the run's log, or to our own logger outside a run; secrets are masked."""
-    _logger().log(level, redact(message))
-
-
-def emit(
-    event: str, resource: MutableMapping[str, str], payload: dict[str, Any], *, flow_run_id: str | None = None
-) -> None:
-    """Emit an event with the flow run first among the related resources, so that automations find it.
-
-    Args:
-        event: Its name.
-        resource: What it is about.
-        payload: Plain facts.
-        flow_run_id: The flow run concerned, where the caller is in none.
-    """
-    flow_run_id = flow_run_id or current_flow_run_id()
-    if not (in_run() or flow_run_id) or not QuantumRuntimeSettings().events:
-        return
-    related = (
-        [{"prefect.resource.id": f"prefect.flow-run.{flow_run_id}", "prefect.resource.role": "flow-run"}]
-        if flow_run_id
-        else []
-    )
-    try:
-        emit_event(event, resource=dict(resource), related=related, payload=payload)
-    except Exception:
-        _fallback.warning("event %s could not be emitted", event, exc_info=True)
+_LONG = 10.0  # seconds of waiting from which a change of state is worth a write to the run page
 
 
 def _job_resource(job_id: str, backend: str | None) -> dict[str, str]:
@@ -112,46 +93,71 @@ async def job_submitted(ref: JobRef, *, block: str | None, flow_run_id: str | No
             "url": ref.url,
         },
     )
-    rows = {
-        "state": "attached" if ref.attached else "submitted",
-        "backend": ref.backend,
-        "program": ref.program_id,
-        "session": ref.session.id if ref.session else None,
-        "submission key": ref.submission_key,
-    }
     meta = {
         "url": ref.url,
         "state": "attached" if ref.attached else "submitted",
         "backend": ref.backend,
+        "program": ref.program_id,
         "session": ref.session.id if ref.session else None,
         "key": ref.submission_key,
         "block": block,
         "flow_run": flow_run_id,
+        "noted": None if ref.attached else datetime.now(UTC).isoformat(),
     }
-    await _record(ref.id, ref.url, rows, meta, new=not ref.attached)
+    await _record(ref.id, meta, new=not ref.attached, flow_run_id=flow_run_id)
 
 
 def job_changed(job: Job, waited: float) -> None:
-    """Tell of a new state: one line, one event."""
-    word = job.status.value if job.status else f"in the unknown state {job.raw_status!r}"
-    estimate = (
-        f", estimated to run {job.estimated_running_seconds:.0f} s"
-        if job.estimated_running_seconds and not job.is_terminal
-        else ""
-    )
-    say(f"job {job.id} is {word} after {waited:.1f} s{estimate}: {job.url}")
+    """Tell of a new state: one line, one event; after a long wait the run page shows it too."""
+    estimate = f", {_estimate(job)}" if job.estimated_running_seconds and not job.is_terminal else ""
+    say(f"job {job.id} is {_word(job)} after {waited:.1f} s{estimate}: {job.url}")
     if job.status is not None and job.status.value != "queued":
-        job_event(job, waited_seconds=waited)
+        job_event(job, waited_seconds=round(waited, 3))
+    if waited > _LONG and not job.is_terminal:
+        _show_state(job)
 
 
-def job_event(job: Job, *, flow_run_id: str | None = None, **payload: Any) -> None:
+def job_still(job: Job, waited: float) -> None:
+    """Tell that a wait goes on.
+
+    Args:
+        job: The job as last seen.
+        waited: Seconds waited so far.
+    """
+    estimate = _estimate(job) if job.estimated_running_seconds else "the service gives no estimate"
+    say(f"job {job.id} is still {_word(job)} after {waited:.0f} s, {estimate}: {job.url}")
+    _show_state(job)
+
+
+def _show_state(job: Job) -> None:
+    if in_run():
+        summary.behind(lambda: put_record("job", job.id, job_card, {"state": job.raw_status}))
+
+
+def _word(job: Job) -> str:
+    return job.status.value if job.status else f"in the unknown state {job.raw_status!r}"
+
+
+def _estimate(job: Job) -> str:
+    return f"estimated to run {job.estimated_running_seconds:.0f} s"
+
+
+def job_event(
+    job: Job,
+    *,
+    flow_run_id: str | None = None,
+    event_id: UUID | None = None,
+    labels: Mapping[str, str] | None = None,
+    **payload: Any,
+) -> None:
     """Emit the event of the job's present state."""
     if job.status is not None:
         emit(
             f"qruntime.job.{job.status.value}",
-            _job_resource(job.id, job.backend),
+            {**_job_resource(job.id, job.backend), **(labels or {})},
             {**_facts(job), **payload},
             flow_run_id=flow_run_id,
+            event_id=event_id,
         )
 
 
@@ -164,58 +170,95 @@ async def job_cancelled(job: Job, *, flow_run_id: str | None = None) -> None:
     """
     if job.status is JobStatus.CANCELLED:
         job_event(job, flow_run_id=flow_run_id)
-        await job_ended(job, [(job.raw_status.lower(), 0.0)], in_a_run=in_run() or flow_run_id is not None)
+        await job_ended(job, [], flow_run_id=flow_run_id)
 
 
-async def job_ended(job: Job, history: list[tuple[str, float]], *, in_a_run: bool | None = None) -> None:
+async def job_ended(job: Job, history: list[Sighting], *, flow_run_id: str | None = None) -> None:
     """Complete the job's artifact.
 
     Args:
         job: The job in its last state.
-        history: States with the seconds waited when each was seen.
-        in_a_run: Whether the job belongs to a run; None where the caller's context tells.
+        history: Its states as they were seen.
+        flow_run_id: The flow run that owns it, where the caller is in none.
     """
-    timeline = " → ".join(f"{word} ({seconds:.1f} s)" for word, seconds in history)
-    rows = {
+    queued, ran = times(job, history)
+    meta = {
+        "url": job.url,
         "state": job.raw_status,
-        "seen": timeline,
-        "reason": f"{redact(job.reason)} (code {job.reason_code})" if job.reason else None,
+        "seen": " → ".join(f"{seen.word} ({seen.waited:.1f} s)" for seen in history),
+        "queue_seconds": None if queued is None else f"{queued:.1f}",
+        "run_seconds": None if ran is None else f"{ran:.1f}",
+        "reason": f"{job.reason} (code {job.reason_code})" if job.reason else None,
         "backend": job.backend,
         "program": job.program_id,
         "session": job.session_id,
-        "QPU seconds": None
-        if job.usage_seconds is None
-        else f"{job.usage_seconds:g}{'' if job.usage_final else ' (not final yet)'}",
+        **_usage(job),
     }
-    usage = None if job.usage_seconds is None else f"{job.usage_seconds:g}"
-    meta = {"url": job.url, "state": job.raw_status, "usage_seconds": usage}
-    await _record(job.id, job.url, rows, meta, in_a_run=in_a_run)
+    await _record(job.id, meta, flow_run_id=flow_run_id)
+
+
+def _usage(job: Job) -> dict[str, str | None]:
+    seconds = None if job.usage_seconds is None else f"{job.usage_seconds:g}"
+    return {"usage_seconds": seconds, "usage_final": "true" if job.usage_final else "false"}
+
+
+async def usage_settled(job: Job, *, flow_run_id: str | None) -> None:
+    """Note the final QPU seconds of a job that ended before they were known.
+
+    Args:
+        job: The job, read again.
+        flow_run_id: The flow run that owns it.
+    """
+    say(f"job {job.id} used {job.usage_seconds or 0:g} QPU seconds", level=logging.INFO)
+    await _record(job.id, _usage(job), flow_run_id=flow_run_id)
+
+
+def job_fetched(job_id: str, result: JobResult) -> None:
+    """Show a result on the run page. Never call it for a private job."""
+    if not in_run():
+        return
+
+    async def show() -> None:
+        try:
+            section = await asyncio.to_thread(result_section, result)
+        except RuntimeError:  # the process ends and has no threads any more
+            section = result_section(result)
+        if section:
+            await put_record("job", job_id, lambda facts, old: job_card(facts, old, section), {})
+
+    summary.behind(show)
 
 
 async def _record(
-    job_id: str,
-    url: str | None,
-    rows: dict[str, Any],
-    meta: dict[str, str | None],
-    *,
-    new: bool = False,
-    in_a_run: bool | None = None,
+    job_id: str, meta: dict[str, str | None], *, new: bool = False, flow_run_id: str | None = None
 ) -> None:
-    if not (in_run() if in_a_run is None else in_a_run):
+    if not (in_run() or flow_run_id):
         return
     try:
-        await put_record("job", job_id, _card(f"Job {job_id}", url, rows), meta, new=new)
+        page = None if in_run() else flow_run_id
+        await put_record("job", job_id, job_card, meta, new=new, flow_run_id=page)
+        owner = flow_run_id or (await keys.origin()).flow_run_id
+        if owner is not None:
+            summary.touch(owner, job_id)
     except Exception:
         _fallback.warning("the artifact of job %s could not be written", job_id, exc_info=True)
 
 
-def _card(title: str, url: str | None, rows: dict[str, Any]) -> str:
-    """A small Markdown table for the run page."""
-    lines = [f"### [{title}]({url})" if url else f"### {title}", "", "| | |", "|---|---|"]
-    for name, value in rows.items():
-        if value is not None:
-            lines.append(f"| {name} | {redact(str(value)).replace('|', '&#124;')} |")
-    return "\n".join([*lines, "", f"<sub>as of {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC</sub>"])
+def budget_exhausted(error: BudgetExhausted, *, flow_run_id: str | None) -> None:
+    """Tell that a budget refused a purchase.
+
+    Args:
+        error: The refusal.
+        flow_run_id: The flow run that asked.
+    """
+    say(str(error), level=logging.WARNING)
+    name = str(error.fields.get("budget", "unsaved"))
+    emit(
+        "qruntime.budget.exhausted",
+        {"prefect.resource.id": f"qruntime.budget.{name}", "prefect.resource.name": name},
+        {key: error.fields.get(key) for key in ("budget", "limit", "allowed", "used", "reserved", "needed")},
+        flow_run_id=flow_run_id,
+    )
 
 
 def session_event(word: str, session: SessionRef, *, flow_run_id: str | None = None, **payload: Any) -> None:
@@ -276,7 +319,7 @@ async def session_record(
     }
     title = f"Session {session.id}" if session.id else "Session, not opened yet"
     try:
-        await put_record("session", token, _card(title, None, rows), meta, new=new)
+        await put_record("session", token, card(title, None, rows), meta, new=new)
     except Exception:
         if new:
             raise

@@ -6,7 +6,7 @@ import logging
 
 from prefect.results import ResultStore, get_result_store
 
-from prefect_qruntime import observe
+from prefect_qruntime import observe, stored_results
 from prefect_qruntime.client.results import JobResult
 
 __all__ = ["keep", "read"]
@@ -30,13 +30,28 @@ async def read(job_id: str) -> JobResult | None:
     return kept if isinstance(kept, JobResult) else None
 
 
-async def keep(result: JobResult) -> None:
-    """Store the only copy. A failure is told and does not lose the copy in hand."""
+async def keep(result: JobResult, *, memory_limit: int) -> JobResult:
+    """Store the only copy. A failure is told and does not lose the copy in hand.
+
+    Args:
+        result: The result, in the file that it was received into.
+        memory_limit: Up to this many bytes it goes on in memory, and the file is removed once it is stored.
+
+    Returns:
+        What to hand on.
+    """
+    file = result.file
+    small = file is None or file.size <= memory_limit
     try:
-        await _store().awrite(obj=result, key=_key(result.job_id))
+        stored = result.in_memory() if small else await stored_results.share(result)
+        await _store().awrite(obj=stored, key=_key(result.job_id))
     except Exception as error:
+        where = f" is in {file.path}; move it to a safe place" if file else " handed on now is the only one"
         observe.say(
-            f"the result of private job {result.job_id} could not be stored ({error}); "
-            "the copy handed on now is the only one",
+            f"the result of private job {result.job_id} could not be stored ({error}); the copy{where}",
             level=logging.ERROR,
         )
+        return result
+    if file is not None and small:
+        file.discard()
+    return stored

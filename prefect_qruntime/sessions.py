@@ -6,7 +6,9 @@ import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
-from prefect_qruntime import observe
+from prefect.exceptions import Pause
+
+from prefect_qruntime import observe, work
 from prefect_qruntime.cancellation import cancelled_by_user, policy
 from prefect_qruntime.client.home import home
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
@@ -28,8 +30,8 @@ def runtime_session(
     """Open a session or batch for the `with` block and close it whatever happens.
 
     Left normally, queued jobs still run; left by an error or a user's cancellation, they are dropped; left
-    because the process goes away (SIGTERM of a worker), they run on, to be attached to, and the session
-    closes after them.
+    because the process goes away (SIGTERM of a worker) or the flow run is suspended, they run on, to be
+    attached to, and the session closes after them.
 
     Args:
         credentials: The credentials block.
@@ -58,7 +60,10 @@ def runtime_session(
         yield session
     except BaseException as left_by:
         try:
-            close_session(credentials, session, drain=home().run(_drains(left_by)))
+            if isinstance(left_by, Pause):  # a suspended flow run starts no task any more
+                home().run(work.close_session(credentials, session, drain=True))
+            else:
+                close_session(credentials, session, drain=home().run(_drains(left_by)))
         except QuantumRuntimeError as error:
             _not_closed(session, error)
         raise
@@ -79,7 +84,10 @@ async def aruntime_session(
         yield session
     except BaseException as left_by:
         try:
-            await aclose_session(credentials, session, drain=await home().arun(_drains(left_by)))
+            if isinstance(left_by, Pause):
+                await home().arun(work.close_session(credentials, session, drain=True))
+            else:
+                await aclose_session(credentials, session, drain=await home().arun(_drains(left_by)))
         except QuantumRuntimeError as error:
             _not_closed(session, error)
         raise

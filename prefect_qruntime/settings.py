@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 from prefect.settings.base import PrefectBaseSettings, build_settings_config
 from pydantic import Field
 
-__all__ = ["QuantumRuntimeSettings"]
+__all__ = ["QuantumRuntimeSettings", "current_settings"]
+
+_OF_OURS = ("PREFECT_INTEGRATIONS_QRUNTIME_", "PREFECT_HOME", "PREFECT_PROFILE")
 
 
 class QuantumRuntimeSettings(PrefectBaseSettings):
@@ -17,7 +22,7 @@ class QuantumRuntimeSettings(PrefectBaseSettings):
         ```python
         from prefect_qruntime.settings import QuantumRuntimeSettings
 
-        assert QuantumRuntimeSettings().submission_grace_seconds == 30
+        assert QuantumRuntimeSettings().result_grace_seconds == 15
         ```
     """
 
@@ -43,6 +48,48 @@ class QuantumRuntimeSettings(PrefectBaseSettings):
         ge=0,
         description="How long the result of a completed job may take to appear.",
     )
+    create_rate_per_minute: int = Field(
+        default=5,
+        ge=0,
+        le=60,
+        description=(
+            "Most jobs created in a minute where `prefect-qruntime setup` has made no limits; 0 for no limit at all. "
+            "The sandbox is limited only if this is set."
+        ),
+    )
+    create_rate_period_seconds: float = Field(
+        default=60.0,
+        gt=0,
+        description="Seconds of that minute; other values are for tests on a scaled clock.",
+    )
+    budget_block: str | None = Field(
+        default=None,
+        description="Name of a saved budget that holds for every submission, together with a flow's own.",
+    )
+    usage_grace_seconds: float = Field(
+        default=15.0,
+        ge=0,
+        description="How long a budget waits for the final usage of a finished job before it counts its limit instead.",
+    )
+    result_memory_limit_bytes: int = Field(
+        default=8_000_000,
+        ge=0,
+        description="Results larger than this are received into a file and handed on as a reference to it.",
+    )
+    result_size_limit_bytes: int = Field(
+        default=4_000_000_000,
+        gt=0,
+        description="Results larger than this, after decompression, are refused.",
+    )
+    result_directory: Path | None = Field(
+        default=None,
+        description="Folder of those files; the default is `qruntime/results` in Prefect's home.",
+    )
+    result_keep_days: float = Field(
+        default=7.0,
+        gt=0,
+        description="Days after which such a file that nobody read is removed, when the next one is stored.",
+    )
     on_cancel: Literal["cancel", "detach"] = Field(
         default="cancel",
         description="What a cancelled flow run does to its live jobs: cancel them, or leave them running.",
@@ -53,3 +100,21 @@ class QuantumRuntimeSettings(PrefectBaseSettings):
         gt=0,
         description="How often a long wait says in the log that it is still waiting.",
     )
+
+
+def current_settings() -> QuantumRuntimeSettings:
+    """The settings as the environment has them now.
+
+    Reading them takes 2 ms and a job asks several times, so they are kept while our variables, Prefect's home and
+    profile, and the working directory stay the same; files are read once for each such environment.
+
+    Raises:
+        pydantic.ValidationError: A setting is wrong.
+    """
+    ours = tuple(sorted(item for item in os.environ.items() if item[0].upper().startswith(_OF_OURS)))
+    return _settings_of(ours, os.getcwd())  # noqa: PTH109 - a key, no path
+
+
+@lru_cache(maxsize=8)
+def _settings_of(variables: tuple[tuple[str, str], ...], folder: str) -> QuantumRuntimeSettings:
+    return QuantumRuntimeSettings()

@@ -6,9 +6,11 @@ and those that a flow run still uses, are never touched. Repeat-safe, and two sw
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -20,9 +22,9 @@ from pydantic import BaseModel, ConfigDict
 from prefect_qruntime import keys, observe
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.home import home
-from prefect_qruntime.credentials import QuantumRuntimeCredentials, aload_credentials
+from prefect_qruntime.credentials import aload_credentials, saved_blocks
 from prefect_qruntime.errors import NotFound, QuantumRuntimeError
-from prefect_qruntime.models import Session, SessionRef
+from prefect_qruntime.models import Job, Session, SessionRef
 from prefect_qruntime.orchestration import api
 from prefect_qruntime.records import Record, find_record, find_records
 
@@ -30,6 +32,7 @@ __all__ = ["SweepReport", "Swept", "arun_sweep", "rows", "run_sweep"]
 
 log = logging.getLogger("prefect_qruntime.sweep")
 
+_AT_ONCE = 8  # instances swept side by side
 _LOOK_BACK = timedelta(hours=48)
 _OPENING = timedelta(minutes=10)
 """How far apart the clocks of Prefect and of the service may be for a session whose id was never noted."""
@@ -112,41 +115,65 @@ class _Owners:
 
 
 async def _sweep(blocks: Iterable[str] | None, *, dry_run: bool, cancel_jobs: bool) -> SweepReport:
-    names = sorted(set(blocks)) if blocks is not None else await _all_blocks()
+    names = sorted(set(blocks)) if blocks is not None else await saved_blocks()
     owners, records = _Owners(), await find_records("session")
-    sessions: list[Swept] = []
-    jobs: list[Swept] = []
-    problems: list[str] = []
-    for name in names:
+    found = [_Found() for _ in names]
+    instances: dict[str, list[_Sweeper]] = {}
+    for name, part in zip(names, found, strict=True):
         try:
-            credentials = await aload_credentials(name)
-            sweeper = _Sweeper(name, credentials.get_client(), owners, records, dry_run)
-            jobs += await sweeper.jobs(cancel_jobs)  # first: they tell who uses which session
-            sessions += await sweeper.sessions()
-            sessions += await sweeper.sessions_of_jobs()
+            client = (await aload_credentials(name)).get_client()
         except (QuantumRuntimeError, ValueError) as error:
-            problems.append(f"{name}: {error}")
-    return SweepReport(dry_run=dry_run, blocks=names, sessions=sessions, jobs=jobs, problems=problems)
+            part.problems.append(f"{name}: {error}")
+        else:
+            sweeper = _Sweeper(name, client, owners, records, dry_run, part)
+            instances.setdefault(client.connection.crn, []).append(sweeper)
+    at_once = asyncio.Semaphore(_AT_ONCE)
+
+    async def one_after_the_other(same: list[_Sweeper]) -> None:
+        async with at_once:
+            for sweeper in same:  # blocks of one instance would close the same sessions
+                await sweeper.sweep(cancel_jobs)
+
+    # Side by side, as an instance that does not answer takes minutes to give up.
+    await asyncio.gather(*(one_after_the_other(same) for same in instances.values()))
+    return SweepReport(
+        dry_run=dry_run,
+        blocks=names,
+        sessions=[swept for part in found for swept in part.sessions],
+        jobs=[swept for part in found for swept in part.jobs],
+        problems=[problem for part in found for problem in part.problems],
+    )
 
 
-async def _all_blocks() -> list[str]:
-    client = await api()
-    documents = await client.read_block_documents_by_type(QuantumRuntimeCredentials.get_block_type_slug())
-    return sorted(document.name for document in documents if document.name)
+@dataclass(slots=True)
+class _Found:
+    """What was found with one block."""
+
+    sessions: list[Swept] = field(default_factory=list)
+    jobs: list[Swept] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
 
 class _Sweeper:
     """Sweeps one instance."""
 
     def __init__(
-        self, block: str, client: QuantumRuntimeClient, owners: _Owners, records: list[Record], dry_run: bool
+        self,
+        block: str,
+        client: QuantumRuntimeClient,
+        owners: _Owners,
+        records: list[Record],
+        dry_run: bool,
+        found: _Found,
     ) -> None:
+        self._found = found
         self._block = block
         self._client = client
         self._owners = owners
         self._records = records
         self._dry_run = dry_run
         self._seen: set[str] = set()
+        self._unfinished: dict[str, bool] | None = None  # jobs noted without an end (True) or without final usage
         # Flow runs by session; None stands for a job that is not ours.
         self._users: dict[str, set[str | None]] = {}
         self._noted: set[str] = set()
@@ -156,6 +183,15 @@ class _Sweeper:
                 self._noted.add(session_id)
                 self._users.setdefault(session_id, set()).add(_owner(record))
 
+    async def sweep(self, cancel_jobs: bool) -> None:
+        """Look at everything, and keep what was found, also where the instance stops answering."""
+        try:
+            self._found.jobs += await self.jobs(cancel_jobs)  # first: they tell who uses which session
+            self._found.sessions += await self.sessions()
+            self._found.sessions += await self.sessions_of_jobs()
+        except (QuantumRuntimeError, ValueError) as error:
+            self._found.problems.append(f"{self._block}: {error}")
+
     async def jobs(self, cancel_jobs: bool) -> list[Swept]:
         """Report live jobs whose flow run is over, and learn who uses which session."""
         swept = []
@@ -164,6 +200,8 @@ class _Sweeper:
             owner = next((t.removeprefix(keys.FLOW_TAG) for t in job.tags if t.startswith(keys.FLOW_TAG)), None)
             users = {owner}
             state = None
+            if owner is not None and job.is_terminal:
+                await self._complete_record(job, owner)
             if owner is not None and not job.is_terminal:
                 state = await self._owners.over(owner)
                 if state is not None:
@@ -181,6 +219,20 @@ class _Sweeper:
                 action = "would be cancelled" if self._dry_run else await self._cancel(job.id)
             swept.append(self._entry(job.id, owner, state, action, job.url))
         return swept
+
+    async def _complete_record(self, job: Job, owner: str) -> None:
+        """Note the end and the final usage of a job whose process did not live to see them."""
+        if self._dry_run:
+            return
+        if self._unfinished is None:
+            noted = await find_records("job", since=datetime.now(UTC) - _LOOK_BACK)
+            self._unfinished = {
+                record.meta["id"]: not record.is_over
+                for record in noted
+                if not record.is_over or record.meta.get("usage_final") == "false"
+            }
+        if self._unfinished.get(job.id, False) or (job.id in self._unfinished and job.usage_final):
+            await observe.job_ended(job, [], flow_run_id=owner)
 
     async def _cancel(self, job_id: str) -> str:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -10,8 +11,9 @@ from datetime import UTC, datetime
 
 from prefect.context import TaskRunContext
 
-from prefect_qruntime import binding, keys, observe, private_results
+from prefect_qruntime import binding, keys, observe, private_results, stored_results
 from prefect_qruntime.arguments import Plan
+from prefect_qruntime.budget import BudgetLike
 from prefect_qruntime.cancellation import cancels_jobs
 from prefect_qruntime.checkup import check_instance
 from prefect_qruntime.client import QuantumRuntimeClient
@@ -29,8 +31,12 @@ from prefect_qruntime.errors import (
     SubmissionUncertain,
 )
 from prefect_qruntime.failures import job_error
+from prefect_qruntime.gate import gate
+from prefect_qruntime.late_usage import follow_usage
 from prefect_qruntime.models import Backend, InstanceReport, Job, JobRef, JobStatus, SessionRef, Usage
-from prefect_qruntime.settings import QuantumRuntimeSettings
+from prefect_qruntime.purchase_lock import alone_with
+from prefect_qruntime.settings import current_settings
+from prefect_qruntime.sightings import Sighting
 
 
 async def authenticate(credentials: QuantumRuntimeCredentials) -> InstanceReport:
@@ -94,38 +100,60 @@ async def submit(
     session: SessionRef | None,
     submission_key: str | None,
     index: int | None,
+    budget: BudgetLike | None = None,
+    replaces: JobRef | None = None,
 ) -> JobRef:
-    """Buy the one job of this intent, or attach to it; it is noted in Prefect before this returns."""
+    """Buy the one job of this intent, or attach to it; it is noted in Prefect before this returns.
+
+    With `replaces`, the intent is that job's: the next generation of its key is bought or attached to.
+    """
     client = credentials.get_client()
-    settings = QuantumRuntimeSettings()
+    settings = current_settings()
     where = await keys.origin()
     spec, digest = plan.spec, plan.digest
     if submission_key is not None:
         identity, number, search = keys.explicit_identity(submission_key), 0, True
     else:
         identity, search = where.identity, where.repeated
-        number = keys.call_index(where, digest) if index is None else index
+        number = 0 if replaces else keys.call_index(where, digest) if index is None else index
+    first = 0
+    if replaces is not None and (submission_key is not None or where.flow_run_id is not None):
+        made = 1 if submission_key is not None else keys.made(where, digest)
+        number, first = keys.next_generation(replaces, client.connection.crn, identity, digest, made=made)
     flow_tag = keys.flow_tag(where.flow_run_id) if where.flow_run_id else None
 
     def renew_failed(job: Job) -> bool:
         # Within one attempt, a failed job found under an explicit key is the answer; a later run wants a new one.
         return where.retried or (flow_tag is not None and flow_tag not in job.tags)
 
+    def key_tag(generation: int) -> str:
+        return keys.key_tag(client.connection.crn, identity, digest, index=number, generation=generation)
+
+    def later_tag(generation: int) -> str:
+        return key_tag(first + generation)
+
     known: list[str] = []
-    async with cancels_jobs(client, known), binding.first_through(session) as usable:
+    alone = alone_with(key_tag(0)) if submission_key is not None else contextlib.nullcontext(False)
+    async with cancels_jobs(client, known), binding.first_through(session) as usable, alone as contended:
+        # After another process the look starts anew: its job may not be in the list yet.
+        touched = time.monotonic() if contended else where.touched
         intent = Intent(
             spec=spec,
-            key_tag=lambda generation: keys.key_tag(
-                client.connection.crn, identity, digest, index=number, generation=generation
-            ),
+            key_tag=later_tag,
             tags=((flow_tag,) if flow_tag else ()) + spec.tags,
             session=usable,
-            search_until=where.touched + settings.submission_grace_seconds if search else None,
+            search_until=touched + settings.submission_grace_seconds if search else None,
             renew_failed=renew_failed,
             grace=settings.submission_grace_seconds,
         )
-        ref = await client.submit(intent, on_bought=lambda bought: known.append(bought.id))
-        known.append(ref.id)
+        async with gate(client, spec, where, budget) as passing:
+
+            def bought(new: JobRef) -> None:
+                known.append(new.id)
+                passing.bought(new)
+
+            ref = await client.submit(intent, before_post=passing.before_post, on_bought=bought)
+            bought(ref)
         if usable is not None and usable.id is None and ref.session is not None and await _takes_jobs(client, ref):
             binding.bind(usable, ref)
             await note_session(credentials, usable.token, ref.session, where)
@@ -195,17 +223,19 @@ async def wait(
         raise InvalidInput("must be 'leave' or 'cancel'", field="on_timeout")
     if stream not in ("auto", "always", "never"):
         raise InvalidInput("must be 'auto', 'always' or 'never'", field="stream")
-    settings = QuantumRuntimeSettings()
+    settings = current_settings()
     deadlines = Deadlines(total=timeout, queue=queue_timeout, outage=settings.outage_patience_seconds).check()
     deadlines = Deadlines(total=_time_left(timeout), queue=queue_timeout, outage=deadlines.outage)
     client = credentials.get_client()
-    history: list[tuple[str, float]] = []
+    history: list[Sighting] = []
+    last: list[Job] = []
 
     async def on_change(seen: Job, waited: float) -> None:
-        history.append((seen.raw_status.lower(), waited))
+        history.append(Sighting(seen.status, seen.raw_status.lower(), waited, datetime.now(UTC)))
+        last[:] = [seen]
         observe.job_changed(seen, waited)
 
-    reminder = asyncio.create_task(_remind(job.id, history, settings.progress_seconds))
+    reminder = asyncio.create_task(_remind(job.id, last, settings.progress_seconds))
     try:
         async with cancels_jobs(client, [job.id]):
             done = await client.wait(
@@ -219,34 +249,41 @@ async def wait(
     finally:
         reminder.cancel()
     await observe.job_ended(done, history)
+    follow_usage(client, done)
     error = job_error(done)
     if error is not None:
         raise error
     return done
 
 
-async def _remind(job_id: str, history: list[tuple[str, float]], every: float) -> None:
+async def _remind(job_id: str, last: list[Job], every: float) -> None:
     started = time.monotonic()
     while True:
         await asyncio.sleep(every)
-        state = history[-1][0] if history else "not seen yet"
-        observe.say(f"job {job_id} is still {state} after {time.monotonic() - started:.0f} s")
+        waited = time.monotonic() - started
+        if last:
+            observe.job_still(last[0], waited)
+        else:
+            observe.say(f"job {job_id}: the service has not told its state after {waited:.0f} s")
 
 
 async def fetch(credentials: QuantumRuntimeCredentials, job: JobRef) -> JobResult:
     """Read the result; of a private job, store it before it is handed on."""
     client = credentials.get_client()
-    grace = QuantumRuntimeSettings().result_grace_seconds
+    grace = current_settings().result_grace_seconds
     private = job.private if job.private is not None else (await client.job(job.id)).private
+    shelf = stored_results.shelf()
     if not private:
-        return await client.result(job, grace=grace)
+        result = await client.result(job, grace=grace, shelf=shelf)
+        if result.file is None:  # a large one is not decoded for a picture
+            observe.job_fetched(job.id, result)
+        return await stored_results.share_if_persisted(result)
     kept = await private_results.read(job.id)
     if kept is not None:
         observe.say(f"job {job.id} is private and was read before: handing on the stored copy")
         return kept
-    result = await client.result(job, grace=grace)
-    await private_results.keep(result)
-    return result
+    result = await client.result(job, grace=grace, shelf=shelf.for_only_copy())
+    return await private_results.keep(result, memory_limit=shelf.memory_limit)
 
 
 async def cancel(credentials: QuantumRuntimeCredentials, job: JobRef) -> Job:
@@ -266,7 +303,7 @@ async def open_session(
         raise InvalidInput("must be 'dedicated' or 'batch'", field="mode")
     if max_ttl is not None and (isinstance(max_ttl, bool) or not isinstance(max_ttl, int) or max_ttl < 1):
         raise InvalidInput("must be a whole number of seconds, at least 1", field="max_ttl")
-    ttl = max_ttl if max_ttl is not None else QuantumRuntimeSettings().session_max_ttl_seconds
+    ttl = max_ttl if max_ttl is not None else current_settings().session_max_ttl_seconds
     where = await keys.origin()
     wanted = SessionRef(
         mode="batch" if mode == "batch" else "dedicated", backend=backend, max_ttl=ttl, token=secrets.token_hex(8)

@@ -1,0 +1,1 @@
+"""What each command of `prefect-qruntime` does; `cli` names them."""

@@ -1,0 +1,63 @@
+"""The two ways to tell something: a line in the run's log, and an event. Neither ever stops a job."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import MutableMapping
+from typing import Any
+from uuid import UUID
+
+from prefect.events import emit_event
+from prefect.exceptions import MissingContextError
+from prefect.logging import get_run_logger
+
+from prefect_qruntime.orchestration import current_flow_run_id, in_run
+from prefect_qruntime.redact import redact
+from prefect_qruntime.settings import current_settings
+
+__all__ = ["emit", "say"]
+
+_fallback = logging.getLogger("prefect_qruntime.tasks")
+
+
+def _logger() -> logging.Logger | logging.LoggerAdapter[Any]:
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return _fallback
+
+
+def say(message: str, *, level: int = logging.INFO) -> None:
+    """Write one line to the run's log, or to our own logger outside a run; secrets are masked."""
+    _logger().log(level, redact(message))
+
+
+def emit(
+    event: str,
+    resource: MutableMapping[str, str],
+    payload: dict[str, Any],
+    *,
+    flow_run_id: str | None = None,
+    event_id: UUID | None = None,
+) -> None:
+    """Emit an event with the flow run first among the related resources, so that automations find it.
+
+    Args:
+        event: Its name.
+        resource: What it is about.
+        payload: Plain facts.
+        flow_run_id: The flow run concerned, where the caller is in none.
+        event_id: Its id, where it may be emitted twice; Prefect keeps one event of an id.
+    """
+    flow_run_id = flow_run_id or current_flow_run_id()
+    if not (in_run() or flow_run_id or event_id) or not current_settings().events:
+        return
+    related = (
+        [{"prefect.resource.id": f"prefect.flow-run.{flow_run_id}", "prefect.resource.role": "flow-run"}]
+        if flow_run_id
+        else []
+    )
+    try:
+        emit_event(event, resource=dict(resource), related=related, payload=payload, id=event_id)
+    except Exception:
+        _fallback.warning("event %s could not be emitted", event, exc_info=True)

@@ -1,0 +1,70 @@
+"""Questions to Prefect about suspended flow runs, asked so that few rows travel however many there are."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from uuid import UUID
+
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateName,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.exceptions import ObjectNotFound
+
+from prefect_qruntime.orchestration import api
+from prefect_qruntime.waits import pause_key_of
+
+__all__ = ["is_suspended_with", "no_longer_suspended", "over", "suspended"]
+
+_PAGE = 200
+_FINAL = [StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.CRASHED]
+
+
+async def suspended(known: Iterable[UUID]) -> AsyncIterator[list[FlowRun]]:
+    """Pages of the flow runs that are suspended, those in `known` left out."""
+    left_out = set(known)
+    while True:
+        page = await (await api()).read_flow_runs(
+            flow_run_filter=FlowRunFilter(
+                id=FlowRunFilterId(not_any_=sorted(left_out)),
+                state=FlowRunFilterState(
+                    type=FlowRunFilterStateType(any_=[StateType.PAUSED]),
+                    name=FlowRunFilterStateName(any_=["Suspended"]),
+                ),
+            ),
+            limit=_PAGE,
+        )
+        if page:
+            yield page
+        if len(page) < _PAGE:
+            return
+        left_out |= {flow_run.id for flow_run in page}
+
+
+async def no_longer_suspended(flow_run_ids: list[UUID]) -> list[UUID]:
+    """Those of the flow runs that are in another state now."""
+    if not flow_run_ids:
+        return []
+    wanted = FlowRunFilter(
+        id=FlowRunFilterId(any_=flow_run_ids),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(not_any_=[StateType.PAUSED])),
+    )
+    return [flow_run.id for flow_run in await (await api()).read_flow_runs(flow_run_filter=wanted, limit=_PAGE)]
+
+
+async def is_suspended_with(flow_run_id: UUID, key: str) -> bool:
+    """Whether a flow run is suspended with this very key now."""
+    try:
+        flow_run = await (await api()).read_flow_run(flow_run_id)
+    except ObjectNotFound:
+        return False
+    return pause_key_of(flow_run.state) == key
+
+
+def over() -> FlowRunFilter:
+    """Selects the flow runs that are in a final state."""
+    return FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_FINAL)))

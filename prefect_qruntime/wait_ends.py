@@ -1,0 +1,94 @@
+"""How a wait that was handed over ends: told of, resumed, or cancelled with its flow run.
+
+Each may be done twice, by two watchers or by one that was killed in between: the second time changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from uuid import NAMESPACE_URL, uuid5
+
+from prefect.client.schemas.responses import SetStateStatus
+from prefect.exceptions import ObjectNotFound
+
+from prefect_qruntime import hooks, observe, waits
+from prefect_qruntime.cancellation import cancel_jobs_of
+from prefect_qruntime.credentials import aload_credentials
+from prefect_qruntime.models import Job
+from prefect_qruntime.orchestration import api
+from prefect_qruntime.waits import Wait
+
+__all__ = ["owner", "resume", "settle", "tell", "whom"]
+
+log = logging.getLogger("prefect_qruntime.watcher")
+
+
+def owner(wait: Wait) -> str | None:
+    """The flow run's id as a text."""
+    return str(wait.flow_run_id) if wait.flow_run_id is not None else None
+
+
+def whom(wait: Wait) -> str:
+    """For whom the job is followed."""
+    return f"flow run {wait.flow_run_id}" if wait.key is not None else "an event"
+
+
+def tell(job: Job, *, flow_run_id: str | None, block: str | None, left: bool = False) -> None:
+    """Emit the event of the job's state, with the flow run first.
+
+    Args:
+        job: The job.
+        flow_run_id: The flow run suspended for it, or the one that left it.
+        block: Name of the credentials block.
+        left: Whether the job was left to the watcher.
+    """
+    observe.job_event(
+        job,
+        flow_run_id=flow_run_id,
+        # The same for all who tell of it: Prefect stores and acts on the first.
+        event_id=uuid5(NAMESPACE_URL, f"qruntime:{flow_run_id}:{job.id}:{job.raw_status}:{left}"),
+        labels={"qruntime.left-to-watcher": "true"} if left else None,
+        credentials_block=block,
+    )
+
+
+async def resume(wait: Wait) -> bool:
+    """Resume the flow run; False if somebody else did, or if it can not be."""
+    assert wait.flow_run_id is not None  # noqa: S101  # only flow runs are suspended
+    answer = await (await api()).resume_flow_run(wait.flow_run_id)
+    if answer.status is SetStateStatus.ACCEPT:
+        log.info("resumed flow run %s: job %s is over", wait.flow_run_id, wait.job_id)
+        return True
+    reason = getattr(answer.details, "reason", None)
+    log.warning("flow run %s was not resumed: %s", wait.flow_run_id, reason or "no reason given")
+    return False
+
+
+async def settle(wait: Wait) -> bool:
+    """See to a wait whose flow run is not suspended for it any more: cancelled, resumed by somebody else, gone.
+
+    A suspended flow run has no process, so Prefect cancels it at once and runs no hook.
+
+    Returns:
+        Whether it was cancelled.
+
+    Raises:
+        QuantumRuntimeError: The service refused to cancel, or the block cannot be loaded; try again.
+    """
+    assert wait.flow_run_id is not None  # noqa: S101  # only flow runs are suspended
+    try:
+        flow_run = await (await api()).read_flow_run(wait.flow_run_id)
+    except ObjectNotFound:
+        await waits.drop_note(wait)
+        return False
+    if waits.pause_key_of(flow_run.state) == wait.key:
+        return False
+    cancelled = flow_run.state is not None and (flow_run.state.is_cancelled() or flow_run.state.is_cancelling())
+    if cancelled:
+        if wait.policy == "cancel":
+            client = (await aload_credentials(wait.block)).get_client()
+            await cancel_jobs_of(client, str(flow_run.id), [wait.job_id])
+        await hooks.clean_up(flow_run, cancel_jobs=wait.policy == "cancel", drain=wait.policy == "detach")
+        log.info("flow run %s was cancelled: policy %s for its jobs", flow_run.id, wait.policy)
+    await waits.drop_note(wait)
+    return cancelled

@@ -1,0 +1,323 @@
+"""What a budget leaves, what is counted, and which reservations stay."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from prefect.blocks.core import Block
+from prefect.testing.standard_test_suites import BlockStandardTestSuite
+
+from prefect_qruntime import Budget, QuantumRuntimeCredentials, pacing
+from prefect_qruntime.budget import MOST_SECONDS, Room, as_budget, spend
+from prefect_qruntime.connection import Connection
+from prefect_qruntime.errors import (
+    BudgetExhausted,
+    InvalidInput,
+    NotFound,
+    QuantumRuntimeError,
+    ServiceUnavailable,
+    SubmissionUncertain,
+)
+from prefect_qruntime.gate import gate
+from prefect_qruntime.keys import Origin
+from prefect_qruntime.ledger import Ledger, Reservation, ledger, tally
+from prefect_qruntime.models import Job, JobRef, JobStatus, Usage
+from prefect_qruntime.spec import JobSpec
+
+CRN = "crn:v1:bluemix:public:quantum-computing:us-east:a/0123abcd:11aa-22bb::"
+RUN = Origin("f1", "flow-run:f1", False, False, 1, 0.0)
+FLOW = "qr-flow:f1"
+
+
+class TestTheBlock(BlockStandardTestSuite):
+    """Prefect's own rules for blocks."""
+
+    @pytest.fixture
+    def block(self) -> type[Block]:
+        return Budget
+
+    def test_has_a_valid_image(self, block: type[Block]) -> None:
+        """Without the network: it is the one of the credentials block."""
+        assert block._logo_url == QuantumRuntimeCredentials._logo_url
+
+
+def room(limit: str = "max_seconds_per_run", allowed: float = 100, used: float = 0, reserved: float = 0) -> Room:
+    return Room("mine", limit, allowed, used, reserved)
+
+
+@pytest.mark.parametrize(
+    ("rooms", "wanted", "cap"),
+    [
+        ([], None, None),
+        ([], 7, 7),
+        ([room()], 100, 100),
+        ([room(used=59.5)], None, 40),
+        ([room(allowed=1e6)], None, MOST_SECONDS),
+        ([room(used=10, reserved=20), room(allowed=90)], None, 70),
+        ([room("max_jobs_per_run", 2, 1)], None, None),
+        ([room("max_jobs_per_run", 2, 1), room()], None, 100),
+    ],
+)
+def test_what_a_job_may_use(rooms: list[Room], wanted: int | None, cap: int | None) -> None:
+    assert spend(rooms, wanted) == cap
+
+
+@pytest.mark.parametrize(
+    ("rooms", "wanted", "limit"),
+    [
+        ([room()], 101, "max_seconds_per_run"),
+        ([room(used=61)], 40, "max_seconds_per_run"),
+        ([room(reserved=61)], 40, "max_seconds_per_run"),
+        ([room(used=99.5)], None, "max_seconds_per_run"),
+        ([room(used=130)], 1, "max_seconds_per_run"),
+        ([room(), room("min_remaining_seconds", 50, 20)], 40, "min_remaining_seconds"),
+        ([room("max_jobs_per_run", 2, 2), room(used=100)], 1, "max_jobs_per_run"),
+    ],
+)
+def test_what_does_not_fit(rooms: list[Room], wanted: int | None, limit: str) -> None:
+    with pytest.raises(BudgetExhausted) as caught:
+        spend(rooms, wanted)
+    error = caught.value
+    assert (error.limit, error.budget, error.needed) == (limit, "mine", None if limit == "max_jobs_per_run" else wanted)
+    assert not error.advice.may_repeat
+    assert limit in str(error)
+    again: BudgetExhausted = pickle.loads(pickle.dumps(error))
+    assert again.fields == error.fields
+
+
+@pytest.mark.parametrize("bad", [0, 5.0, "", "  ", [], object()])
+def test_what_is_no_budget(bad: Any) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        as_budget(bad)
+    assert caught.value.field == "budget"
+
+
+def job(number: int, status: JobStatus = JobStatus.QUEUED, used: float | None = None, **fields: Any) -> Job:
+    given = {"usage_final": used is not None, "max_execution_time": 40, **fields}
+    return Job(id=f"d{number}", status=status, tags=(f"qr-key:{number}", FLOW), usage_seconds=used, **given)
+
+
+def reserved(number: int, seconds: float = 40, **fields: Any) -> Reservation:
+    return Reservation(f"qr-key:{number}", "f1", None, seconds, time.monotonic(), **fields)
+
+
+def test_every_job_counts_once() -> None:
+    total = tally(
+        [
+            job(1, JobStatus.COMPLETED, 11.5),
+            job(2, JobStatus.FAILED, 3),
+            job(3, JobStatus.CANCELLED, 0),
+            job(4, JobStatus.RUNNING),
+            job(5, JobStatus.COMPLETED, 7, usage_final=False),
+            job(6, max_execution_time=None),
+        ],
+        [
+            reserved(1, job_id="d1"),  # listed
+            reserved(4),  # listed, though its answer is not here yet
+            reserved(7),  # on its way
+            reserved(8, job_id="d8", job=job(8, JobStatus.COMPLETED, 5)),  # seen elsewhere, not listed yet
+        ],
+    )
+    assert total.jobs == 8
+    assert total.used == 11.5 + 3 + 0 + 5
+    assert total.reserved == 40 + 40 + MOST_SECONDS + 40
+    assert total.booking == {"d5": 40}
+
+
+class Instance:
+    """What the ledger asks of a client.
+
+    Attributes:
+        listed: What lists show, live and over.
+        known: What single looks show besides.
+        left: QPU seconds the instance has left.
+    """
+
+    def __init__(self, *listed: Job, left: float | None = None) -> None:
+        self.connection = Connection(api_key="unit-test-key", crn=CRN, base_url="http://127.0.0.1:9/api/v1")
+        self.listed = list(listed)
+        self.known: dict[str, Job] = {}
+        self.left = left
+
+    async def jobs_tagged(self, tag: str) -> list[Job]:
+        await asyncio.sleep(0)
+        return [job for job in self.listed if tag in job.tags]
+
+    async def jobs(self, *, pending: bool) -> list[Job]:
+        return [job for job in self.listed if not job.is_terminal]
+
+    async def job(self, job_id: str) -> Job:
+        if job_id not in self.known:
+            raise NotFound("not yet")
+        return self.known[job_id]
+
+    async def usage(self) -> Usage:
+        await asyncio.sleep(0)
+        return Usage(limit_seconds=None if self.left is None else 600, consumed_seconds=600 - (self.left or 0))
+
+
+def reserve(book: Ledger, instance: Any, budget: Budget, number: int = 1, wanted: int | None = None) -> Any:
+    async def main() -> Any:
+        made, cap = await book.reserve(instance, [budget], RUN, f"qr-key:{number}", wanted)
+        return made, cap
+
+    return asyncio.run(main())
+
+
+def test_two_submissions_never_share_the_last_seconds() -> None:
+    book, instance = Ledger(), Instance(left=500)
+    # Two limits: what the first one found is old when the second one is known.
+    budget = Budget(max_seconds_per_run=100, min_remaining_seconds=1)
+
+    async def main() -> list[Any]:
+        calls = (book.reserve(instance, [budget], RUN, f"qr-key:{n}", 40) for n in range(10))  # type: ignore[arg-type]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    found = asyncio.run(main())
+    assert sum(isinstance(one, BudgetExhausted) for one in found) == 8
+    assert len(book.reservations) == 2
+
+
+def test_a_second_post_of_one_intent_reserves_once() -> None:
+    book, instance = Ledger(), Instance()
+    for _ in range(2):
+        assert reserve(book, instance, Budget(max_seconds_per_run=60, default_max_execution_time=40))[1] == 40
+    assert len(book.reservations) == 1
+
+
+def test_the_stricter_of_two_budgets_holds() -> None:
+    book, instance = Ledger(), Instance()
+    two = [Budget(max_seconds_per_run=60, default_max_execution_time=50), Budget(default_max_execution_time=30)]
+
+    async def main() -> Any:
+        return await book.reserve(instance, two, RUN, "qr-key:1", None)  # type: ignore[arg-type]
+
+    assert asyncio.run(main())[1] == 30
+
+
+def test_the_instance_keeps_its_minimum() -> None:
+    stranger = Job(id="x1", status=JobStatus.RUNNING, max_execution_time=100)
+    endless = Job(id="x2", status=JobStatus.QUEUED, max_execution_time=MOST_SECONDS, estimated_running_seconds=20)
+    book, instance = Ledger(), Instance(stranger, endless, left=300)
+    budget = Budget(min_remaining_seconds=100, default_max_execution_time=40)
+    first, _ = reserve(book, instance, budget, 1)
+    first.job_id = "d1"
+    # 300 left, 100 to keep, 100 + 20 for live jobs of others, 40 reserved: 40 more fit, no second time.
+    second, _ = reserve(book, instance, budget, 2)
+    second.job_id = "d2"
+    with pytest.raises(BudgetExhausted) as caught:
+        reserve(book, instance, budget, 3)
+    assert (caught.value.limit, caught.value.reserved) == ("min_remaining_seconds", 200)
+    # Over and final: now the instance's own number says it.
+    instance.known = {"d1": job(1, JobStatus.COMPLETED, 15), "d2": job(2, JobStatus.COMPLETED, 15)}
+    instance.left = 270
+    assert reserve(book, instance, budget, 3)[1] == 40
+
+
+def test_a_deleted_job_is_not_reserved_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    book, instance = Ledger(), Instance(left=100)
+    budget = Budget(min_remaining_seconds=50, default_max_execution_time=40)
+    first, _ = reserve(book, instance, budget, 1)
+    first.job_id = "d1"
+    with pytest.raises(BudgetExhausted):  # it may be too new to be shown
+        reserve(book, instance, budget, 2)
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_SUBMISSION_GRACE_SECONDS", "0")
+    assert reserve(book, instance, budget, 2)[1] == 40
+
+
+def test_an_instance_without_a_limit_has_no_minimum() -> None:
+    assert reserve(Ledger(), Instance(left=None), Budget(min_remaining_seconds=100))[1] is None
+
+
+@pytest.fixture
+def book() -> Iterator[Ledger]:
+    """The ledger that `gate` uses for the instance, with nothing in it."""
+    found = ledger(CRN)
+    found.reservations.clear()
+    yield found
+    found.reservations.clear()
+
+
+BUDGET = Budget(max_seconds_per_run=100, default_max_execution_time=40)
+
+
+async def submit(instance: Any, error: BaseException | None, *, post: bool = True, attached: bool = False) -> JobSpec:
+    """Go through the gate as a submission that ends with `error`."""
+    async with gate(instance, JobSpec("sampler", "b"), RUN, BUDGET) as passing:
+        spec = await passing.before_post("qr-key:1") if post else None
+        if error is not None:
+            raise error
+        passing.bought(JobRef(id="d1", attached=attached))
+    return spec or JobSpec("none", "")
+
+
+def test_a_bought_job_stays_reserved_and_carries_its_limit(book: Ledger) -> None:
+    assert asyncio.run(submit(Instance(), None)).max_execution_time == 40
+    assert [one.job_id for one in book.reservations] == ["d1"]
+
+
+def test_attaching_reserves_nothing(book: Ledger) -> None:
+    asyncio.run(submit(Instance(), None, post=False, attached=True))
+    assert book.reservations == []
+
+
+@pytest.mark.parametrize("error", [InvalidInput("no"), QuantumRuntimeError("refused")])
+def test_a_refused_job_leaves_no_reservation(book: Ledger, error: Exception) -> None:
+    with pytest.raises(QuantumRuntimeError):
+        asyncio.run(submit(Instance(), error))
+    assert book.reservations == []
+
+
+@pytest.mark.parametrize("error", [SubmissionUncertain("?"), asyncio.CancelledError(), RuntimeError("odd")])
+def test_what_may_have_been_bought_counts_until_the_list_must_show_it(
+    book: Ledger, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_SUBMISSION_GRACE_SECONDS", "0.05")
+    with pytest.raises(type(error)):
+        asyncio.run(submit(Instance(), error))
+    assert len(book.reservations) == 1
+    until = book.reservations[0].doubtful_until
+    assert until is not None
+    while time.monotonic() <= until:
+        time.sleep(0.01)
+    reserve(book, Instance(), BUDGET, 2)
+    assert [one.key for one in book.reservations] == ["qr-key:2"]
+
+
+def test_a_submission_cancelled_while_it_waits_for_its_turn_leaves_nothing(
+    book: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_CREATE_RATE_PER_MINUTE", "1")
+    pacer = pacing.Pacer(CRN)
+    monkeypatch.setattr(pacing, "home", lambda: type("Home", (), {"shared": {pacing.limit_name(CRN): pacer}}))
+
+    async def main() -> None:
+        turn = await pacer.take(1, 60.0, shared=False)
+        waiting = asyncio.ensure_future(submit(Instance(), None))
+        while not book.reservations:  # noqa: ASYNC110  what is waited for is the state itself
+            await asyncio.sleep(0.01)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        turn.drop(sent=False)
+        await asyncio.wait_for(pacer.take(1, 60.0, shared=False), 1)
+
+    asyncio.run(main())
+    assert book.reservations == []
+
+
+def test_an_outage_while_the_budget_is_checked_buys_nothing(book: Ledger) -> None:
+    instance = Instance()
+
+    async def down(tag: str) -> list[Job]:
+        raise ServiceUnavailable("down")
+
+    instance.jobs_tagged = down  # type: ignore[method-assign]
+    with pytest.raises(ServiceUnavailable):
+        asyncio.run(submit(instance, None))
+    assert book.reservations == []
