@@ -12,9 +12,8 @@ import importlib
 import importlib.util
 import math
 import os
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
@@ -23,13 +22,13 @@ from pydantic import Field
 
 from prefect_qruntime import (
     JobRef,
-    QuantumRuntimeCredentials,
     fetch_results,
     hooks,
     select_backend,
     submit_job,
     wait_for_completion,
 )
+from prefect_qruntime.flows.shared import circuit_text, instance, single
 
 ANGLES = Path(__file__).resolve().parent / "data" / "angles.csv"
 BLOCH = """
@@ -138,13 +137,6 @@ def check_columns(inputs: list[str], observables: list[str]) -> None:
         raise ValueError(f"the table would have several columns {', '.join(twice)}")
 
 
-def single(value: Any) -> float:
-    """The number in a value that may come as an array of one."""
-    while isinstance(value, list):
-        (value,) = value
-    return float(value)
-
-
 @flow(name="angles-to-table", **hooks.cancel)
 def angles_to_table(
     angles: Path = ANGLES,
@@ -153,17 +145,17 @@ def angles_to_table(
     observables: list[str] = ["X", "Y", "Z"],  # noqa: B006 - Prefect shows the default in its form
     credentials_block: str | None = None,
     backend: str | None = None,
-    shots: int = Field(default=4000, ge=1, le=10_000_000),
-    rows_per_job: int = Field(default=100, ge=1, le=1000),
+    shots: Annotated[int, Field(ge=1, le=10_000_000)] = 4000,
+    rows_per_job: Annotated[int, Field(ge=1, le=1000)] = 100,
     dialect: Literal["cloud", "legacy"] = "cloud",
-    max_execution_time: int | None = Field(default=None, ge=1, le=10_800),
+    max_execution_time: Annotated[int | None, Field(ge=1, le=10_800)] = None,
 ) -> list[dict[str, Any]]:
     """Measure observables for each line of a CSV file of angles and write them as a table.
 
     Args:
         angles: CSV file with a column for each input of the circuit, in radians.
         table: File to write: CSV, or Parquet if pyarrow is installed.
-        circuit: OpenQASM 3 with `input`s, nothing measured.
+        circuit: OpenQASM 3 with `input`s, nothing measured, as text or as the path of a file.
         observables: Pauli strings, the last letter for qubit 0.
         credentials_block: Name of a Quantum Runtime Credentials block; empty for the embedded sandbox.
         backend: Name of a backend; empty for the least busy one.
@@ -183,23 +175,14 @@ def angles_to_table(
     wanted = read_angles(angles)
     check_columns(list(wanted[0]), observables)
     parts = [wanted[start : start + rows_per_job] for start in range(0, len(wanted), rows_per_job)]
-    with ExitStack() as stack:
-        if credentials_block:
-            credentials = cast(QuantumRuntimeCredentials, QuantumRuntimeCredentials.load(credentials_block))
-        else:
-            from prefect_qruntime.sandbox import Sandbox
-
-            sandbox = stack.enter_context(Sandbox())
-            credentials = cast(QuantumRuntimeCredentials, sandbox.credentials(dialect=dialect))
-            logger.warning(
-                "No credentials block named: running on the embedded sandbox (%s), not on a QPU", sandbox.url
-            )
+    text = circuit_text(circuit)
+    with instance(credentials_block, dialect) as credentials:
         chosen = backend or select_backend(credentials).name
         # One PUB for each line and observable: what both dialects can say. All jobs queue at once.
         jobs: list[JobRef] = [
             submit_job(
                 credentials,
-                [(circuit, observable, point) for point in part for observable in observables],
+                [(text, observable, point) for point in part for observable in observables],
                 program_id="estimator",
                 backend=chosen,
                 shots=shots,

@@ -6,13 +6,13 @@ sandbox. It reads only and costs nothing.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 
-from prefect_qruntime import Backend, QuantumRuntimeCredentials, get_usage, hooks, list_backends
+from prefect_qruntime import Backend, get_usage, hooks, list_backends
+from prefect_qruntime.flows.shared import instance
 
 
 def backend_row(backend: Backend) -> dict[str, Any]:
@@ -48,17 +48,7 @@ def backend_report(
         A row for each backend. Errors are probabilities, waits are seconds.
     """
     logger = get_run_logger()
-    with ExitStack() as stack:
-        if credentials_block:
-            credentials = cast(QuantumRuntimeCredentials, QuantumRuntimeCredentials.load(credentials_block))
-        else:
-            from prefect_qruntime.sandbox import Sandbox
-
-            sandbox = stack.enter_context(Sandbox())
-            credentials = cast(QuantumRuntimeCredentials, sandbox.credentials(dialect=dialect))
-            logger.warning(
-                "No credentials block named: running on the embedded sandbox (%s), not on a QPU", sandbox.url
-            )
+    with instance(credentials_block, dialect) as credentials:
         backends = list_backends(credentials, min_qubits=min_qubits)
         usage = get_usage(credentials)
 

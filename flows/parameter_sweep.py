@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal
 
-from prefect import flow, get_run_logger, unmapped
+from prefect import flow, unmapped
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from pydantic import Field
 
 from prefect_qruntime import (
     JobResult,
-    QuantumRuntimeCredentials,
     SessionRef,
     fetch_results,
     hooks,
@@ -26,7 +25,8 @@ from prefect_qruntime import (
     submit_job,
     wait_for_completion,
 )
-from prefect_qruntime.flows.pictures import line_chart, markdown_image
+from prefect_qruntime.flows.shared import circuit_text, instance, single
+from prefect_qruntime.pictures import line_chart, markdown_image
 
 ROTATION = """
 OPENQASM 3.0;
@@ -68,13 +68,6 @@ def parity(counts: dict[str, int], observable: str) -> float:
     return signed / total
 
 
-def single(value: Any) -> float:
-    """The number in a value that may come as an array of one."""
-    while isinstance(value, list):
-        (value,) = value
-    return float(value)
-
-
 def values_of(program: Program, result: JobResult, observable: str) -> dict[str, Any]:
     """The columns that one job fills."""
     if program == "sampler":
@@ -91,23 +84,24 @@ def values_of(program: Program, result: JobResult, observable: str) -> dict[str,
 @flow(name="parameter-sweep", **hooks.cancel)
 def parameter_sweep(
     circuit: str = ROTATION,
-    observable: str = Field(default="IZ", pattern=r"^[IZ]+$"),
+    observable: Annotated[str, Field(pattern=r"^[IZ]+$")] = "IZ",
     first: float = 0.0,
     last: float = 2 * math.pi,
-    points: int = Field(default=9, ge=1, le=200),
+    points: Annotated[int, Field(ge=1, le=200)] = 9,
     programs: list[Program] = ["estimator", "sampler"],  # noqa: B006 - Prefect shows the default in its form
     credentials_block: str | None = None,
     backend: str | None = None,
-    shots: int = Field(default=2000, ge=1, le=10_000_000),
+    shots: Annotated[int, Field(ge=1, le=10_000_000)] = 2000,
     mode: Literal["job", "session", "batch"] = "batch",
     dialect: Literal["cloud", "legacy"] = "cloud",
-    max_ttl: int = Field(default=1800, ge=1),
-    max_execution_time: int | None = Field(default=None, ge=1, le=10_800),
+    max_ttl: Annotated[int, Field(ge=1)] = 1800,
+    max_execution_time: Annotated[int | None, Field(ge=1, le=10_800)] = None,
 ) -> list[dict[str, Any]]:
     """Measure an observable at each angle, by the estimator, by the sampler, or both.
 
     Args:
-        circuit: OpenQASM 3 with one `input` and one register `q` as wide as the observable, nothing measured.
+        circuit: OpenQASM 3 with one `input` and one register `q` as wide as the observable, nothing measured; as
+            text or as the path of a file.
         observable: A product of I and Z, the last letter for qubit 0; the sampler's counts give its value too.
         first: First angle, in radians.
         last: Last angle, in radians.
@@ -124,21 +118,12 @@ def parameter_sweep(
     Returns:
         A row for each angle, with the values, the counts and the jobs.
     """
-    logger = get_run_logger()
+    text = circuit_text(circuit)
     angles = angles_between(first, last, points)
     chosen_programs: list[Program] = list(dict.fromkeys(programs))
     rows: list[dict[str, Any]] = [{"angle": angle} for angle in angles]
     with ExitStack() as stack:
-        if credentials_block:
-            credentials = cast(QuantumRuntimeCredentials, QuantumRuntimeCredentials.load(credentials_block))
-        else:
-            from prefect_qruntime.sandbox import Sandbox
-
-            sandbox = stack.enter_context(Sandbox(queue_time=0.1, run_time=0.1))
-            credentials = cast(QuantumRuntimeCredentials, sandbox.credentials(dialect=dialect))
-            logger.warning(
-                "No credentials block named: running on the embedded sandbox (%s), not on a QPU", sandbox.url
-            )
+        credentials = stack.enter_context(instance(credentials_block, dialect, queue_time=0.1, run_time=0.1))
         chosen = backend or select_backend(credentials, min_qubits=len(observable)).name
         session: SessionRef | None = None
         if mode != "job":
@@ -148,7 +133,7 @@ def parameter_sweep(
             program: submit_job.map(
                 # A block, a session and a text are one value each, whatever they look like to `map`.
                 unmapped(credentials),
-                [[pub_for(program, circuit, observable, angle)] for angle in angles],
+                [[pub_for(program, text, observable, angle)] for angle in angles],
                 backend=unmapped(chosen),
                 program_id=unmapped(program),
                 session=unmapped(session),

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal
 
-from prefect import flow, get_run_logger
+from prefect import flow
 from prefect.artifacts import create_table_artifact
+from prefect.runtime import deployment, flow_run
 from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
 from prefect_qruntime import (
     JobRef,
-    QuantumRuntimeCredentials,
     authenticate,
     fetch_results,
     hooks,
@@ -28,16 +28,10 @@ from prefect_qruntime import (
     submit_job,
     wait_for_completion,
 )
+from prefect_qruntime.flows.shared import circuit_text, instance
 
 CIRCUITS = Path(__file__).resolve().parent / "circuits"
 BELL = (CIRCUITS / "bell.qasm").read_text()
-
-
-def circuit_text(circuit: str) -> str:
-    """The OpenQASM text of a circuit given as text or as the path of a file."""
-    if "OPENQASM" in circuit or "\n" in circuit:
-        return circuit
-    return Path(circuit).read_text()
 
 
 def counts_row(number: int, job: JobRef, counts: dict[str, int]) -> dict[str, Any]:
@@ -65,16 +59,22 @@ def print_table(rows: list[dict[str, Any]], title: str) -> None:
     Console().print(table)
 
 
+def slot() -> str:
+    """What names this deployment's scheduled time, the same in every run for it."""
+    return f"{deployment.name or 'no deployment'}/{flow_run.scheduled_start_time:%Y-%m-%dT%H:%M:%S}"
+
+
 @flow(name="run-circuits", **hooks.cancel)
 def run_circuits(
     circuits: list[str] = [BELL],  # noqa: B006 - Prefect shows the default in its form and never changes it
     credentials_block: str | None = None,
     backend: str | None = None,
-    shots: int = Field(default=1000, ge=1, le=10_000_000),
+    shots: Annotated[int, Field(ge=1, le=10_000_000)] = 1000,
     mode: Literal["job", "session", "batch"] = "session",
     dialect: Literal["cloud", "legacy"] = "cloud",
-    max_ttl: int = Field(default=900, ge=1),
-    max_execution_time: int | None = Field(default=None, ge=1, le=10_800),
+    max_ttl: Annotated[int, Field(ge=1)] = 900,
+    max_execution_time: Annotated[int | None, Field(ge=1, le=10_800)] = None,
+    once_per_slot: bool = False,
 ) -> list[dict[str, Any]]:
     """Run circuits, one job each, and tabulate their counts.
 
@@ -87,23 +87,15 @@ def run_circuits(
         dialect: Which dialect the embedded sandbox speaks; a block knows its own.
         max_ttl: Longest life of the session or batch, in seconds.
         max_execution_time: Limit of QPU seconds for each job; empty for the service's own.
+        once_per_slot: For schedules: runs of this deployment for the same scheduled time share their jobs, so
+            that a slot that is run again, by hand or after a mishap, buys nothing again.
 
     Returns:
         A row for each circuit, with its job, its shots, its counts and its bitstrings' frequencies.
     """
-    logger = get_run_logger()
     texts = [circuit_text(circuit) for circuit in circuits]
     with ExitStack() as stack:
-        if credentials_block:
-            credentials = cast(QuantumRuntimeCredentials, QuantumRuntimeCredentials.load(credentials_block))
-        else:
-            from prefect_qruntime.sandbox import Sandbox
-
-            sandbox = stack.enter_context(Sandbox(queue_time=0.3, run_time=0.3))
-            credentials = cast(QuantumRuntimeCredentials, sandbox.credentials(dialect=dialect))
-            logger.warning(
-                "No credentials block named: running on the embedded sandbox (%s), not on a QPU", sandbox.url
-            )
+        credentials = stack.enter_context(instance(credentials_block, dialect, queue_time=0.3, run_time=0.3))
 
         authenticate(credentials)
         list_backends(credentials)
@@ -113,7 +105,7 @@ def run_circuits(
         if mode != "job":
             kind = "batch" if mode == "batch" else "dedicated"
             session = stack.enter_context(runtime_session(credentials, chosen, mode=kind, max_ttl=max_ttl))
-        for text in texts:
+        for number, text in enumerate(texts):
             jobs.append(
                 submit_job(
                     credentials,
@@ -122,6 +114,7 @@ def run_circuits(
                     session=session,
                     shots=shots,
                     max_execution_time=max_execution_time,
+                    submission_key=f"{slot()}/{number}" if once_per_slot else None,
                 )
             )
         # The last one first: jobs of a session run in order, so the others are over by then.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
@@ -27,7 +27,8 @@ from prefect_qruntime import (
     submit_job,
     wait_for_completion,
 )
-from prefect_qruntime.flows.pictures import line_chart, markdown_image
+from prefect_qruntime.flows.shared import instance, single
+from prefect_qruntime.pictures import line_chart, markdown_image
 
 H2 = {
     "II": -1.052373245772859,
@@ -123,13 +124,6 @@ class Energies:
         return [(single(result.expectation_values(pub)), error_of(result, pub)) for pub in range(len(points))]
 
 
-def single(value: Any) -> float:
-    """The number in a value that may come as an array of one."""
-    while isinstance(value, list):
-        (value,) = value
-    return float(value)
-
-
 def error_of(result: Any, pub: int) -> float | None:
     """The standard error of a PUB's value, or None where the service gave none."""
     error = result.standard_errors(pub)
@@ -140,13 +134,13 @@ def error_of(result: Any, pub: int) -> float | None:
 def vqe_session(
     credentials_block: str | None = None,
     backend: str | None = None,
-    shots: int | None = Field(default=None, ge=1, le=10_000_000),
-    max_iterations: int = Field(default=24, ge=1, le=200),
-    tolerance: float = Field(default=0.0005, gt=0),
+    shots: Annotated[int | None, Field(ge=1, le=10_000_000)] = None,
+    max_iterations: Annotated[int, Field(ge=1, le=200)] = 24,
+    tolerance: Annotated[float, Field(gt=0)] = 0.0005,
     mode: Literal["dedicated", "batch"] = "dedicated",
     dialect: Literal["cloud", "legacy"] = "cloud",
-    max_ttl: int = Field(default=1800, ge=1),
-    max_execution_time: int | None = Field(default=None, ge=1, le=10_800),
+    max_ttl: Annotated[int, Field(ge=1)] = 1800,
+    max_execution_time: Annotated[int | None, Field(ge=1, le=10_800)] = None,
 ) -> list[dict[str, Any]]:
     """Minimise the energy of H2 over four angles, one angle and one job an iteration.
 
@@ -166,20 +160,10 @@ def vqe_session(
         A row for each iteration with its job, its angles and its energy in hartree; the last one is the
         measurement at the angles found, with the kind `final`.
     """
-    logger = get_run_logger()
     with ExitStack() as stack:
-        if credentials_block:
-            credentials = cast(QuantumRuntimeCredentials, QuantumRuntimeCredentials.load(credentials_block))
-            chosen = backend or select_backend(credentials, min_qubits=2).name
-        else:
-            from prefect_qruntime.sandbox import Sandbox
-
-            sandbox = stack.enter_context(Sandbox(queue_time=0.05, run_time=0.05, seed=1))
-            credentials = cast(QuantumRuntimeCredentials, sandbox.credentials(dialect=dialect))
-            chosen = backend or "sandbox_ideal"
-            logger.warning(
-                "No credentials block named: running on the embedded sandbox (%s), not on a QPU", sandbox.url
-            )
+        credentials = stack.enter_context(instance(credentials_block, dialect, queue_time=0.05, run_time=0.05, seed=1))
+        ideal = None if credentials_block else "sandbox_ideal"
+        chosen = backend or ideal or select_backend(credentials, min_qubits=2).name
         wanted_shots = shots or (SHOTS_OF_QPU if credentials_block else SHOTS_OF_SANDBOX)
         session = stack.enter_context(runtime_session(credentials, chosen, mode=mode, max_ttl=max_ttl))
         energies = Energies(

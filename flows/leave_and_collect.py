@@ -1,0 +1,55 @@
+"""Two flows instead of a wait: one leaves a job to the watcher, the other collects its result.
+
+Nothing waits and nothing is run twice: `leave` ends at once, `prefect-qruntime watch` tells of the job's end by an
+event, and the automation in `automations/collect_on_finished.yaml` starts `collect`. Deploy both.
+"""
+
+from __future__ import annotations
+
+from prefect import flow, get_run_logger
+
+from prefect_qruntime import (
+    fetch_results,
+    hooks,
+    leave_to_watcher,
+    load_credentials,
+    submit_job,
+    wait_for_completion,
+)
+
+__all__ = ["collect", "leave"]
+
+
+@flow(name="leave", **hooks.detach)
+def leave(credentials_block: str, circuit: str, backend: str, shots: int = 1000) -> str:
+    """Submit a job and leave it to the watcher.
+
+    Args:
+        credentials_block: Name of a Quantum Runtime Credentials block.
+        circuit: OpenQASM text.
+        backend: Where to run it.
+        shots: How often.
+
+    Returns:
+        The job's id.
+    """
+    credentials = load_credentials(credentials_block)
+    return leave_to_watcher(credentials, submit_job(credentials, [circuit], backend=backend, shots=shots)).id
+
+
+@flow(name="collect")
+def collect(credentials_block: str, job_id: str) -> dict[str, int]:
+    """Collect the result of a job that is over; started by an event, or by hand. Buys nothing.
+
+    Args:
+        credentials_block: Name of the block it was submitted with.
+        job_id: The job.
+
+    Returns:
+        Its counts.
+    """
+    credentials = load_credentials(credentials_block)
+    job = wait_for_completion(credentials, job_id)  # raises what went wrong with a job that failed
+    counts = fetch_results(credentials, job).counts()
+    get_run_logger().info("job %s: %s", job_id, counts)
+    return counts

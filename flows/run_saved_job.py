@@ -1,0 +1,48 @@
+"""Run a job that was saved as a block, for instance from the form in the UI: trigger, wait, fetch.
+
+Deploy it once and run any saved job by its name. A run that is repeated attaches to the job it bought.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, cast
+
+from prefect import flow
+from prefect.artifacts import acreate_table_artifact
+
+from prefect_qruntime import QuantumRuntimeJob, hooks
+
+SHOWN = 50  # rows of the artifact
+
+
+@flow(name="run-saved-job", **hooks.cancel)
+async def run_saved_job(job_block: str) -> list[dict[str, Any]]:
+    """Run the job of a Quantum Runtime Job block and tabulate its result.
+
+    Args:
+        job_block: Name of the Quantum Runtime Job block.
+
+    Returns:
+        A row for each outcome with its count (sampler), or for each value with its standard error (estimator).
+
+    Raises:
+        ValueError: No such block.
+        QuantumRuntimeError: The job could not be bought, or did not complete.
+    """
+    job = cast(QuantumRuntimeJob, await QuantumRuntimeJob.aload(job_block))
+    run = await job.trigger()
+    await run.wait_for_completion()
+    rows: list[dict[str, Any]] = (await run.fetch_result()).to_table()
+    await acreate_table_artifact(
+        key="qruntime-saved-job",
+        table=[{**row, "point": str(row["point"])} for row in rows[:SHOWN]],
+        description=f"{job_block}: job {run.job.id} on {run.job.backend}, first {SHOWN} rows at most",
+    )
+    return rows
+
+
+if __name__ == "__main__":
+    import asyncio
+
+    asyncio.run(run_saved_job(sys.argv[1]))

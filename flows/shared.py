@@ -1,0 +1,57 @@
+"""What the flows share: an instance to run on, circuits by text or by file, plain numbers out of arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from prefect import get_run_logger
+
+from prefect_qruntime import QuantumRuntimeCredentials, load_credentials
+
+__all__ = ["circuit_text", "instance", "single"]
+
+
+@contextmanager
+def instance(
+    credentials_block: str | None, dialect: Literal["cloud", "legacy"], **sandbox: Any
+) -> Iterator[QuantumRuntimeCredentials]:
+    """The instance of a saved block, or the embedded sandbox where none is named.
+
+    Args:
+        credentials_block: Name of a Quantum Runtime Credentials block, or nothing.
+        dialect: Which dialect the embedded sandbox speaks; a block knows its own.
+        **sandbox: Options of the embedded sandbox.
+
+    Yields:
+        The credentials. The embedded sandbox ends with the block.
+    """
+    if credentials_block:
+        yield load_credentials(credentials_block)
+        return
+    from prefect_qruntime.sandbox import Sandbox
+
+    with Sandbox(**sandbox) as running:
+        get_run_logger().warning(
+            "No credentials block named: running on the embedded sandbox (%s), not on a QPU", running.url
+        )
+        yield running.credentials(dialect)
+
+
+def circuit_text(circuit: str) -> str:
+    """The OpenQASM text of a circuit given as text, as the path of a file or as `file:<path>`.
+
+    A path also suits circuits beyond the 512 kB that Prefect takes for all parameters of a run.
+    """
+    if "OPENQASM" in circuit or "\n" in circuit:
+        return circuit
+    return Path(circuit.removeprefix("file:")).read_text()
+
+
+def single(value: Any) -> float:
+    """The number in a value that may come as an array of one."""
+    while isinstance(value, list):
+        (value,) = value
+    return float(value)

@@ -1,0 +1,45 @@
+"""Follow the jobs of suspended flow runs and resume each when its job is over.
+
+Either keep `prefect-qruntime watch` running as a service, or deploy this flow on a schedule:
+`python flows/watch_jobs.py` serves it, one run after the other.
+"""
+
+from __future__ import annotations
+
+from prefect import flow, get_run_logger
+
+from prefect_qruntime.watcher import WatchReport, run_watch
+
+
+@flow(name="watch-jobs")
+def watch_jobs(
+    credentials_blocks: list[str] | None = None,
+    minutes: float | None = 55,
+    interval: float = 10,
+) -> WatchReport:
+    """Watch all instances, or some.
+
+    Args:
+        credentials_blocks: Names of Quantum Runtime Credentials blocks; empty for all.
+        minutes: How long to watch; empty for one look only.
+        interval: Seconds between looks for newly suspended flow runs.
+
+    Returns:
+        What was done.
+    """
+    duration = None if minutes is None else minutes * 60
+    report = run_watch(credentials_blocks or None, once=minutes is None, interval=interval, duration=duration)
+    logger = get_run_logger()
+    for problem in report.problems:
+        logger.error("not looked after: %s", problem)
+    logger.info(
+        "%d flow runs resumed, %d jobs told of, %d flow runs cancelled with their jobs",
+        report.resumed,
+        report.told,
+        report.cancelled,
+    )
+    return report
+
+
+if __name__ == "__main__":
+    watch_jobs.serve(name="watch", cron="0 * * * *", global_limit=1, parameters={"minutes": 59})
