@@ -1,0 +1,124 @@
+"""What the documentation lists is what there is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import yaml
+from prefect.client.schemas.actions import DeploymentCreate
+
+import prefect_qruntime
+from prefect_qruntime import errors
+from prefect_qruntime.cli import app
+from prefect_qruntime.settings import QuantumRuntimeSettings
+from tests.docs.blocks import GENERATED, ROOT, pages
+
+DOCS = ROOT / "docs"
+_LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(#[^)\s]+)?\)")
+
+
+def rows(page: str, first: str) -> dict[str, list[str]]:
+    """The rows of tables whose first cell is code, by that cell."""
+    found = {}
+    for line in (DOCS / page).read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("|") and re.fullmatch(first, cells[0]):
+            found[cells[0].strip("`")] = cells[1:]
+    return found
+
+
+def setting_row(name: str) -> str:
+    """The row that `docs/settings.md` has for a setting."""
+    field = QuantumRuntimeSettings.model_fields[name]
+    default = field.get_default(call_default_factory=True)
+    words = {"None": "none", "True": "true", "False": "false", "": "empty"}
+    return f"| `{name}` | {words.get(str(default), str(default).removesuffix('.0'))} | {field.description} |"
+
+
+def test_each_setting_has_its_row() -> None:
+    text = (DOCS / "settings.md").read_text()
+    missing = [setting_row(name) for name in QuantumRuntimeSettings.model_fields if setting_row(name) not in text]
+    assert not missing, "docs/settings.md lacks:\n" + "\n".join(missing)
+    assert set(rows("settings.md", r"`[a-z_]+`")) == set(QuantumRuntimeSettings.model_fields)
+
+
+def test_each_error_has_its_row() -> None:
+    listed = rows("failures.md", r"`[A-Z]\w+`")
+    kinds = {name for name in errors.__all__ if isinstance(getattr(errors, name), type)}
+    wanted = {name for name in kinds if issubclass(getattr(errors, name), errors.QuantumRuntimeError)}
+    assert set(listed) == wanted - {"QuantumRuntimeError"}
+
+
+def test_each_command_has_its_section_with_its_options() -> None:
+    text = (DOCS / "command-line.md").read_text()
+    sections = dict(re.findall(r"^## ([a-z-]+)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
+    names = {name for name in app if not name.startswith("-")}
+    assert set(sections) == names
+    for name in names:
+        for argument in app[name].assemble_argument_collection(parse_docstring=False):
+            option = argument.name
+            assert f"`{option}" in sections[name] or f" {option}" in sections[name], f"{name} {option}"
+
+
+def test_each_public_name_is_in_the_reference() -> None:
+    # Errors and models are there by their modules, and each async twin by its sync one.
+    text = (DOCS / "reference.md").read_text()
+    modules = re.findall(r"^::: (prefect_qruntime[\w.]*)$", text, re.MULTILINE)
+    for name in prefect_qruntime.__all__:
+        home = getattr(getattr(prefect_qruntime, name), "__module__", None)
+        if name in ("__version__", "hooks") or home is None:
+            continue
+        if home.startswith("prefect_qruntime.tasks"):
+            home = "prefect_qruntime.tasks"
+        shown = f"{home}.{name}" in modules or any(
+            module == home or module.startswith(f"{home}.") for module in modules
+        )
+        assert shown, f"docs/reference.md lacks {home}.{name}"
+
+
+@pytest.mark.parametrize("page", [page.path for page in pages()])
+def test_links_between_pages_lead_somewhere(page: str) -> None:
+    here = ROOT / page
+    for target, _ in _LINK.findall(here.read_text()):
+        if not target:
+            continue
+        file: Path = (here.parent / target).resolve()
+        assert file.exists() or file.relative_to(ROOT).as_posix() in GENERATED, f"{page} leads to {target}"
+
+
+def test_the_deployment_shown_is_one_that_prefect_takes() -> None:
+    (page,) = (page for page in pages() if page.path == "docs/how-to/schedule.md")
+    (block,) = page.of("yaml")
+    (entry,) = yaml.safe_load(block.code)["deployments"]
+    DeploymentCreate(
+        name=entry["name"],
+        flow_id=uuid4(),
+        entrypoint=entry["entrypoint"],
+        parameters=entry["parameters"],
+        schedules=[
+            {"slug": one["slug"], "schedule": {"cron": one["cron"], "timezone": one["timezone"]}}
+            for one in entry["schedules"]
+        ],
+        concurrency_limit=entry["concurrency_limit"]["limit"],
+        concurrency_options={"collision_strategy": entry["concurrency_limit"]["collision_strategy"]},
+        work_pool_name=entry["work_pool"]["name"],
+    )
+    ours = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    assert set(entry) <= set().union(*ours)
+
+
+def test_each_automation_is_on_its_page() -> None:
+    text = (DOCS / "how-to" / "automations.md").read_text()
+    for file in (ROOT / "automations").iterdir():
+        assert f"`{file.name}`" in text, f"docs/how-to/automations.md lacks {file.name}"
+
+
+def test_each_flow_is_in_the_readme() -> None:
+    text = (ROOT / "README.md").read_text()
+    flows = [file for file in (ROOT / "flows").glob("*.py") if 'if __name__ == "__main__"' in file.read_text()]
+    assert flows
+    for file in flows:
+        assert f"flows/{file.name}" in text, f"README.md lacks flows/{file.name}"

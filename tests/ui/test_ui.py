@@ -1,0 +1,145 @@
+"""What a person sees in Prefect's UI: the block's form, the run's page, the job's artifact, the deployment's form."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+
+from flows.run_circuits import BELL, run_circuits
+from prefect_qruntime import QuantumRuntimeCredentials, QuantumRuntimeJob
+from prefect_qruntime.records import artifact_key
+from prefect_qruntime.sandbox import Sandbox
+from tests.ui.conftest import API_KEY, SIZE, TALL
+
+pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(300)]
+FORM = "/blocks/catalog/quantum-runtime-credentials/create"
+BLOCK = "ibm"
+
+
+def register_blocks() -> None:
+    """As `prefect block register -m prefect_qruntime.jobs` does."""
+
+    async def register() -> None:
+        async with get_client() as client:
+            for block in (QuantumRuntimeCredentials, QuantumRuntimeJob):
+                await block.register_type_and_schema(client=client)
+
+    asyncio.run(register())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered(aside: Callable[..., Any]) -> None:
+    aside(register_blocks)
+
+
+def test_the_form_of_the_credentials_block_explains_each_field(page: Any, site: Any, ui: str, pictures: Path) -> None:
+    page.goto(site(ui + FORM))
+    page.get_by_text("API key", exact=True).first.wait_for()
+    shown = " ".join(page.inner_text("body").split())
+    for name, field in QuantumRuntimeCredentials.model_fields.items():
+        assert field.title is not None, name
+        assert field.title in shown, name
+        assert field.description is not None, name
+        assert " ".join(field.description.split()) in shown, name
+    if ui:  # the first UI shows a key while it is typed
+        assert page.get_by_label("API key", exact=True).get_attribute("type") == "password"
+        # The logo is on another host, which this browser does not ask.
+        page.screenshot(path=pictures / "block-form.png", style="img[src^=http] { visibility: hidden }")
+
+
+@dataclass(frozen=True)
+class Story:
+    """A run on the block that was saved in the form."""
+
+    flow_run: str
+    job: str
+    url: str
+    artifact: str
+    deployment: str
+
+
+@pytest.fixture(scope="module")
+def story(page: Any, site: Any, aside: Callable[..., Any], sandbox: Sandbox) -> Story:
+    """Fill in the form, save it, run the main flow with that block, and deploy it."""
+    facts = sandbox.connection("cloud")
+    page.goto(site("/v2" + FORM))
+    page.get_by_label("Name", exact=True).fill(BLOCK)
+    page.get_by_label("API key", exact=True).fill(facts["api_key"])
+    page.get_by_label("Instance CRN").fill(facts["crn"])
+    page.get_by_label("Base URL").fill(facts["base_url"])
+    page.get_by_label("IAM URL").fill(facts["iam_url"])
+    page.get_by_role("button", name="Save").or_(page.get_by_role("button", name="Create")).click()
+    page.wait_for_url("**/blocks/block/**")
+    return aside(run_the_flow)  # type: ignore[no-any-return]
+
+
+def run_the_flow() -> Story:
+    saved = QuantumRuntimeCredentials.load(BLOCK)
+    rows = run_circuits([BELL], credentials_block=BLOCK, backend="sandbox_noisy", shots=1000)
+    assert set(rows[0]["frequencies"]) >= {"00", "11"}
+    job = rows[0]["job"]
+
+    async def look() -> tuple[str, str, str]:
+        deployment = await (await run_circuits.ato_deployment(name="on-demand")).aapply()
+        async with get_client() as client:
+            wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[artifact_key("job", job)]))
+            (artifact,) = await client.read_artifacts(artifact_filter=wanted)
+        return str(artifact.flow_run_id), str(artifact.id), str(deployment)
+
+    flow_run, artifact, deployment = asyncio.run(look())
+    url = saved.get_client().connection.job_url(job)  # type: ignore[union-attr]
+    return Story(flow_run=flow_run, job=job, url=url, artifact=artifact, deployment=deployment)
+
+
+def test_the_run_page_tells_each_change_of_the_job_and_links_to_it(
+    page: Any, site: Any, ui: str, story: Story, pictures: Path
+) -> None:
+    page.set_viewport_size(TALL)  # the graph above the log is drawn for the size the page opens with
+    page.goto(site(f"{ui}/runs/flow-run/{story.flow_run}"))
+    for said in (f"submitted job {story.job}", f"job {story.job} is completed"):
+        page.get_by_text(said).first.wait_for()
+    link = page.locator(f'a[href="{story.url}"]').first
+    link.wait_for()
+    assert API_KEY not in page.content()
+    if ui:
+        page.wait_for_load_state("networkidle")  # the graph comes last
+        page.screenshot(path=pictures / "run-page.png")
+    page.set_viewport_size(SIZE)
+
+
+def test_the_job_s_artifact_shows_its_facts_a_link_and_a_histogram(
+    page: Any, site: Any, ui: str, story: Story, pictures: Path
+) -> None:
+    page.goto(site(f"{ui}/artifacts/artifact/{story.artifact}"))
+    # The page is drawn several times over, so each is waited for.
+    for fact, value in (("state", "Completed"), ("QPU seconds", "1.5"), ("backend", "sandbox_noisy")):
+        page.locator("tr", has_text=fact).filter(has_text=value).first.wait_for()
+    page.locator(f'a[href="{story.url}"]').first.wait_for()
+    picture = page.locator('img[src^="data:image/"]').first
+    picture.wait_for()
+    assert picture.evaluate("image => image.complete && image.naturalWidth > 0")
+    assert picture.is_visible()
+    assert picture.bounding_box()["width"] > 100
+    if ui:
+        page.screenshot(path=pictures / "job-artifact.png")
+
+
+def test_the_deployment_s_form_explains_each_parameter(
+    page: Any, site: Any, ui: str, story: Story, pictures: Path
+) -> None:
+    page.goto(site(f"{ui}/deployments/deployment/{story.deployment}/run"))
+    page.get_by_text("credentials_block").first.wait_for()
+    shown = " ".join(page.inner_text("body").split())
+    for name, field in run_circuits.parameters.properties.items():
+        assert name in shown
+        assert field.get("description"), f"{name} has no description"
+        assert " ".join(field["description"].split()) in shown, name
+    if ui:
+        page.screenshot(path=pictures / "deployment-form.png")
