@@ -1,7 +1,7 @@
-"""Prove that a plain `pip install .` in an empty environment gives a Prefect server that starts.
+"""Prove that a plain `pip install .` in an empty environment gives a Prefect server that starts and schedules.
 
-Prefect 3.8 lets pip take a fastapi with which its own server fails to import; our requirements keep
-pip from that. Run by `make plain-install`; needs a package index.
+Prefect 3.8 lets pip take a fastapi with which its own server fails to import, and a SQLAlchemy with which its
+scheduler fails; our requirements keep pip from both. Run by `make plain-install`; needs a package index.
 """
 
 from __future__ import annotations
@@ -19,6 +19,30 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 START_LIMIT = 120.0
+SCHEDULE = """
+import asyncio, sys, time
+from datetime import timedelta
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.schedules import IntervalSchedule
+
+@flow
+def scheduled(): ...
+
+async def main():
+    async with get_client() as client:
+        schedule = DeploymentScheduleCreate(schedule=IntervalSchedule(interval=timedelta(minutes=1)))
+        await client.create_deployment(await client.create_flow(scheduled), "plain", schedules=[schedule])
+        end = time.monotonic() + 90
+        while time.monotonic() < end:
+            if await client.read_flow_runs():
+                return
+            await asyncio.sleep(0.5)
+    sys.exit("the server's scheduler made no run of a schedule")
+
+asyncio.run(main())
+"""
 
 
 def free_port() -> int:
@@ -69,11 +93,13 @@ def main() -> None:
             command, cwd=home, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
         try:
-            wait_until_healthy(f"http://127.0.0.1:{port}/api/health", server)
+            api = f"http://127.0.0.1:{port}/api"
+            wait_until_healthy(f"{api}/health", server)
+            subprocess.run([python, "-c", SCHEDULE], check=True, cwd=home, env={**env, "PREFECT_API_URL": api})
         finally:
             os.killpg(server.pid, signal.SIGTERM)
             server.wait(timeout=30)
-    sys.stdout.write("plain install: the package imports without qiskit and the Prefect server starts\n")
+    sys.stdout.write("plain install: the package imports without qiskit, the Prefect server starts and schedules\n")
 
 
 if __name__ == "__main__":

@@ -75,6 +75,8 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect
         "PREFECT_LOGGING_LEVEL": "INFO",
         "DO_NOT_TRACK": "1",
     }
+    if database := os.environ.get("QRUNTIME_TEST_DATABASE_URL"):  # else SQLite in the folder
+        env["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database
     log = folder / "server.log"
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with log.open("wb") as out:

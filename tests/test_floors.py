@@ -16,39 +16,52 @@ ROOT = Path(__file__).parents[1] / PACKAGE
 # Dotted names below the package, as fnmatch patterns. A new file is added here first: where does it belong?
 FLOORS: dict[int, tuple[str, ...]] = {
     # No I/O.
-    0: ("models", "errors", "failures", "crn", "redact", "spec", "connection", "_version"),
+    0: ("models", "errors", "failures", "crn", "redact", "spec", "connection", "pictures", "sightings", "_version"),
     # The wire: HTTP, token, websocket, dialects, the one network loop.
     1: (
         *(f"client.{name}" for name in ("retrying", "replies", "auth", "transport", "stream", "dialects", "parsing")),
-        *(f"client.{name}" for name in ("home", "wire", "errand", "inputs", "inputs.*")),
+        *(
+            f"client.{name}"
+            for name in ("probing", "home", "wire", "errand", "spool", "download", "inputs", "inputs.*")
+        ),
     ),
     # Each call done safely.
     2: (
-        *(f"client.{name}" for name in ("waiting", "following", "submission", "sessions", "fetching")),
+        *(
+            f"client.{name}"
+            for name in ("waiting", "calendar", "walk", "trust", "watch", "looks", "sockets", "watching")
+        ),
+        *(f"client.{name}" for name in ("following", "submission", "sessions", "fetching")),
         *(f"client.{name}" for name in ("results*", "result_*", "decode*", "instance", "api")),
         "client",
     ),
     # Prefect begins: block, keys, what is noted there.
     3: (
         *("settings", "orchestration", "keys", "observe", "limits", "credentials", "checkup", "binding", "budget"),
-        *("records", "cancellation", "private_results"),
+        *("pacing", "ledger", "deployments", "gate"),
+        *("records", "cards", "emitting", "summary", "late_usage", "cancellation", "private_results", "purchase_lock"),
+        *("stored_results", "flow_parameters"),
+        *("waits", "flow_runs", "claims", "checks", "checks.*"),
     ),
     # What flows use.
     4: (
         "arguments",
         "work",
         "tasks",
+        "tasks.*",
         "submit_task",
         "sessions",
         "jobs",
         "hooks",
         "watcher",
-        "watch",
+        "wait_ends",
         "suspend",
         "sweep",
+        "doctor",
+        "listing",
     ),
     # What people start.
-    5: ("cli", "cli_*", "demo", "flows", "flows.*"),
+    5: ("cli", "commands", "commands.*", "flows", "flows.*"),
 }
 SANDBOX = ("sandbox", "sandbox.*")
 WITHOUT_PREFECT = (0, 1, 2)

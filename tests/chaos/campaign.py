@@ -179,7 +179,7 @@ class Host:
 
 def runs() -> int:
     """How many runs: `QRUNTIME_CHAOS_RUNS`, by default few enough for every test run."""
-    return int(os.environ.get("QRUNTIME_CHAOS_RUNS", "16"))
+    return int(os.environ.get("QRUNTIME_CHAOS_RUNS", "10"))
 
 
 def first_seed() -> int:

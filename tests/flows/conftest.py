@@ -47,6 +47,14 @@ def credentials(sandbox: Sandbox) -> QuantumRuntimeCredentials:
     return QuantumRuntimeCredentials(**sandbox.connection("cloud"), application=f"test-{uuid4().hex[:8]}")
 
 
+@pytest.fixture
+def block(sandbox: Sandbox, dialect: str) -> str:
+    """Name of a saved credentials block in each dialect."""
+    name = f"flow-tests-{dialect}"
+    QuantumRuntimeCredentials(**sandbox.connection(dialect)).save(name, overwrite=True)
+    return name
+
+
 def posts(sandbox: Sandbox) -> int:
     """How many `POST /jobs` the service handled; a 401 for a token of the test before is none."""
     return sum(entry["path"] == "/jobs" and entry["status"] != 401 for entry in sandbox.control.journal("POST"))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 from uuid import UUID
+from xml.etree import ElementTree
 
 from prefect import Flow, State
+from prefect.artifacts import Artifact
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, TaskRun
@@ -19,6 +23,7 @@ from prefect_qruntime.sandbox import Sandbox
 
 T = TypeVar("T")
 BACKEND = "sandbox_ideal"
+SVG = "{http://www.w3.org/2000/svg}"
 FLIP = 'OPENQASM 3.0; include "stdgates.inc"; qubit[1] q; bit[1] c; x q[0]; c = measure q;'
 STAY = 'OPENQASM 3.0; include "stdgates.inc"; qubit[1] q; bit[1] c; id q[0]; c = measure q;'
 
@@ -66,15 +71,22 @@ def task_runs(flow_run_id: UUID, number: int) -> list[TaskRun]:
     return until(look)
 
 
-def events(resource: str, number: int = 1) -> list[dict[str, Any]]:
-    """Our events about a job or session, oldest first; they reach the server in the background."""
+def events(resource: str, number: int = 1, *, last: str | None = None) -> list[dict[str, Any]]:
+    """Our events about a job or session, oldest first; they reach the server in the background.
+
+    Waited for are so many, or the one that comes last.
+    """
     wanted = {"filter": {"resource": {"id": [resource]}, "event": {"prefix": ["qruntime."]}}, "limit": 50}
 
     async def ask(client: PrefectClient) -> list[dict[str, Any]]:
         answer = await client._client.post("/events/filter", json=wanted)
         return sorted(answer.json()["events"], key=lambda event: str(event["occurred"]))
 
-    return until(lambda: found if len(found := asked(ask)) >= number else [])
+    def there() -> list[dict[str, Any]]:
+        found = asked(ask)
+        return found if len(found) >= number and last in (None, found[-1]["event"]) else []
+
+    return until(there)
 
 
 def records(kind: Any, flow_run_id: UUID) -> list[Record]:
@@ -88,3 +100,17 @@ def requests(sandbox: Sandbox, method: str, path: str) -> int:
     A 401 does not count: the first request after a sandbox's reset meets one, as its tokens end then.
     """
     return sum(entry["status"] != 401 for entry in sandbox.control.journal(method, path))
+
+
+def artifact(key: str) -> str:
+    """The content of the latest artifact of a key."""
+    found = Artifact.get(key)
+    assert found is not None
+    return str(found.data)  # type: ignore[attr-defined]
+
+
+def picture(markdown: str) -> ElementTree.Element:
+    """The first picture that a markdown text carries."""
+    found = re.search(r"!\[[^\]]+\]\(data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)\)", markdown)
+    assert found is not None, markdown
+    return ElementTree.fromstring(base64.b64decode(found[1]))

@@ -123,19 +123,24 @@ def test_verify_names_an_instance_of_somebody_else(sandbox: Sandbox) -> None:
     assert "crn" in report.problems[0].lower()
 
 
-def test_verify_names_the_wrong_dialect(sandbox: Sandbox) -> None:
+def test_verify_names_a_wrong_path(sandbox: Sandbox) -> None:
     fields = {**sandbox.connection("cloud"), "base_url": sandbox.url + "/nowhere"}
     report = QuantumRuntimeCredentials(**fields).verify()
     assert not report.ok
-    assert "dialect (cloud)" in report.problems[0]
-    assert "base_url" in report.problems[0]
+    assert f"Set base_url to {sandbox.base_url()}" in report.problems[0]
+
+
+def test_verify_names_the_wrong_dialect(sandbox: Sandbox) -> None:
+    report = QuantumRuntimeCredentials(**{**sandbox.connection("legacy"), "base_url": sandbox.base_url()}).verify()
+    assert not report.ok
+    assert "Set dialect to cloud" in report.problems[0]
 
 
 def test_verify_names_a_wrong_iam_address(sandbox: Sandbox) -> None:
     fields = {**sandbox.connection(), "iam_url": sandbox.url + "/nowhere"}
     report = QuantumRuntimeCredentials(**fields).verify()
     assert not report.ok
-    assert "Check iam_url" in report.problems[0]
+    assert f"Set iam_url to {sandbox.iam_url}" in report.problems[0]
     assert "API key" not in report.problems[0]
 
 

@@ -100,12 +100,12 @@ def test_cancel_in_a_fresh_process_cancels_this_flow_runs_jobs_and_drops_its_ses
     assert statuses(control, flow_run.id) == ["Cancelled"] * 3
     assert statuses(control, other.id) == ["Queued"] * 3
     assert [session["id"] for session in control.open_sessions()] == [run(other_state.aresult())]
-    last = events(f"qruntime.session.{run(state.aresult())}", 2)[-1]
+    last = events(f"qruntime.session.{run(state.aresult())}", last="qruntime.session.closed")[-1]
     assert last["event"] == "qruntime.session.closed"
     assert last["related"][0]["prefect.resource.id"] == f"prefect.flow-run.{flow_run.id}"
 
     job = control.jobs(tag=f"qr-flow:{flow_run.id}")[0]["id"]
-    assert events(f"qruntime.job.{job}", 2)[-1]["event"] == "qruntime.job.cancelled"
+    assert events(f"qruntime.job.{job}", last="qruntime.job.cancelled")[-1]["event"] == "qruntime.job.cancelled"
     assert {record.meta["state"] for record in records("job", flow_run.id)} == {"Cancelled"}
 
     cancels = len(control.journal("POST", "/jobs/*/cancel"))

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from prefect import flow, unmapped
-from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 
 from prefect_qruntime import (
     JobFailed,
@@ -171,35 +170,6 @@ def test_gathered_calls_are_two_jobs(sandbox: Sandbox, credentials: QuantumRunti
     jobs: Any = asyncio.run(two())  # type: ignore[arg-type]
     assert len({job.id for job in jobs}) == 2
     assert posts(sandbox) == 2
-
-
-def runner_of(name: str) -> Any:
-    if name == "process":
-        return ProcessPoolTaskRunner(max_workers=2)
-    if name == "threads":
-        return ThreadPoolTaskRunner(max_workers=4)
-    dask = pytest.importorskip("prefect_dask")
-    return dask.DaskTaskRunner(cluster_kwargs={"n_workers": 2, "threads_per_worker": 1, "processes": True})
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("runner", ["threads", "process", "dask"])
-def test_equal_mapped_calls_on_every_runner(
-    sandbox: Sandbox, credentials: QuantumRuntimeCredentials, runner: str
-) -> None:
-    tries: list[int] = []
-
-    @flow(retries=1, task_runner=runner_of(runner))
-    def fan_out() -> Any:
-        jobs = submit_job.map(unmapped(credentials), [CIRCUIT, CIRCUIT, OTHER, CIRCUIT], backend=BACKEND).result()
-        tries.append(1)
-        if len(tries) == 1:
-            raise RuntimeError("something downstream broke")
-        return jobs
-
-    jobs = fan_out()
-    assert len({job.id for job in jobs}) == 4
-    assert posts(sandbox) == 4
 
 
 def test_a_subflow_that_fails_and_is_run_again_by_its_parent_attaches(

@@ -1,108 +1,31 @@
-"""The flows beside the main one: a sweep of an angle, a variational loop that survives a kill, a report, a table."""
+"""The flows beside the main one: a sweep of an angle, a report, a table of a pipeline, a saved job."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import csv
-import json
 import math
-import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-from uuid import UUID
-from xml.etree import ElementTree
+from uuid import uuid4
 
 import pytest
 from prefect import flow
-from prefect.artifacts import Artifact
-from prefect.client.orchestration import get_client
-from prefect.states import Crashed, Scheduled
 
 from flows.angles_to_table import ANGLES, angles_to_table
 from flows.backend_report import backend_report
 from flows.parameter_sweep import parameter_sweep, parity
-from flows.pictures import line_chart, markdown_image
-from flows.vqe_session import ANSATZ, H2, best_step, vqe_session
-from prefect_qruntime import QuantumRuntimeCredentials
+from flows.run_saved_job import run_saved_job
+from flows.vqe_session import vqe_session
+from prefect_qruntime import QuantumRuntimeCredentials, QuantumRuntimeJob
+from prefect_qruntime.client.home import home
+from prefect_qruntime.records import find_records
 from prefect_qruntime.sandbox import Sandbox
-from prefect_qruntime.sweep import run_sweep
 from tests.flows.conftest import posts
-from tests.prefect_server import PrefectServer
+from tests.flows.look import FLIP, SVG, artifact, asked, picture
 
 pytestmark = pytest.mark.server
-ROOT = Path(__file__).parents[2]
-CHEMICAL_ACCURACY = 0.0016  # hartree
-SVG = "{http://www.w3.org/2000/svg}"
-
-
-@pytest.fixture
-def block(sandbox: Sandbox, dialect: str) -> str:
-    name = f"more-{dialect}"
-    QuantumRuntimeCredentials(**sandbox.connection(dialect)).save(name, overwrite=True)
-    return name
-
-
-def artifact(key: str) -> str:
-    found = Artifact.get(key)
-    assert found is not None
-    return str(found.data)  # type: ignore[attr-defined]
-
-
-def picture(markdown: str) -> ElementTree.Element:
-    """The picture that a markdown text carries."""
-    found = re.search(r"!\[[^\]]+\]\(data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)\)", markdown)
-    assert found is not None, markdown
-    return ElementTree.fromstring(base64.b64decode(found[1]))
-
-
-def exact_ground_energy() -> float:
-    import numpy as np
-    from qiskit.quantum_info import SparsePauliOp
-
-    return float(np.linalg.eigvalsh(SparsePauliOp.from_list(list(H2.items())).to_matrix())[0])
-
-
-def exact_energy(angles: dict[str, float]) -> float:
-    from qiskit import qasm3
-    from qiskit.quantum_info import SparsePauliOp, Statevector
-
-    circuit = qasm3.loads(ANSATZ).assign_parameters(angles)
-    return float(Statevector(circuit).expectation_value(SparsePauliOp.from_list(list(H2.items()))).real)
-
-
-# --- pictures -------------------------------------------------------------------------------------------------
-
-
-def test_a_chart_has_a_mark_for_each_finite_point_in_its_place() -> None:
-    drawn = ElementTree.fromstring(
-        line_chart("a < b & c", {"up": [(0, 0), (1, 5), (2, 10)], "none": [(0, math.nan)]}, x_label="x", y_label="y")
-    )
-    marks = [(float(mark.get("cx", "")), float(mark.get("cy", ""))) for mark in drawn.iter(f"{SVG}circle")]
-    assert len(marks) == 3
-    assert marks[0][0] < marks[1][0] < marks[2][0]
-    assert marks[0][1] > marks[1][1] > marks[2][1], "larger values stand higher"
-    assert "a < b & c" in [text.text for text in drawn.iter(f"{SVG}text")]
-
-
-def test_a_chart_of_one_point_or_a_flat_line_has_axes() -> None:
-    for points in ([(3.0, 0.0)], [(0.0, 2.0), (1.0, 2.0)]):
-        drawn = line_chart("flat", {"line": points})
-        assert "nan" not in drawn
-        assert len(list(ElementTree.fromstring(drawn).iter(f"{SVG}circle"))) == len(points)
-
-
-def test_a_chart_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least one finite point"):
-        line_chart("nothing", {"line": [(0, math.inf)]})
-
-
-def test_a_title_cannot_end_the_image_early() -> None:
-    shown = markdown_image("a](b\n[c", "<svg/>")
-    assert "\n" not in shown
-    assert shown.index("](") == shown.index("](data:image/svg+xml;base64,")
 
 
 # --- parameter sweep ------------------------------------------------------------------------------------------
@@ -150,123 +73,6 @@ def test_parity_counts_only_the_letters_that_measure() -> None:
     assert parity({"00": 3, "01": 1}, "IZ") == pytest.approx(0.5)
     assert parity({"00": 3, "01": 1}, "ZI") == pytest.approx(1.0)
     assert parity({"11": 2, "10": 2}, "ZZ") == pytest.approx(0.0)
-
-
-# --- variational loop -----------------------------------------------------------------------------------------
-
-
-def test_three_values_fix_the_lowest_point_of_a_sinusoid() -> None:
-    def energy(angle: float) -> float:
-        return 0.3 - 0.7 * math.cos(angle - 1.1)
-
-    step, lowest = best_step(energy(0.4), energy(0.4 + math.pi / 2), energy(0.4 - math.pi / 2))
-    assert 0.4 + step == pytest.approx(1.1)
-    assert lowest == pytest.approx(-0.4)
-    assert best_step(0.3, 0.3, 0.3) == (0.0, 0.3)
-
-
-def test_the_loop_reaches_chemical_accuracy_in_one_session(sandbox: Sandbox, block: str) -> None:
-    rows = vqe_session(credentials_block=block, backend="sandbox_ideal", shots=1_000_000)
-
-    exact = exact_ground_energy()
-    assert rows[-1]["kind"] == "final"
-    assert abs(rows[-1]["energy"] - exact) < CHEMICAL_ACCURACY
-    assert exact - 1e-9 < exact_energy(rows[-1]["angles"]) < exact + CHEMICAL_ACCURACY
-    assert rows[0]["energy"] - exact > 0.1, "it began at the answer"
-    jobs = sandbox.control.jobs()
-    assert sorted(job["id"] for job in jobs) == sorted(row["job"] for row in rows)
-    assert len({job["session_id"] for job in jobs}) == len(sandbox.control.sessions()) == 1
-    assert sandbox.control.open_sessions() == []
-    shown = artifact("qruntime-vqe")
-    assert rows[-1]["job"] in shown
-    assert len(list(picture(shown).iter(f"{SVG}circle"))) == len(rows)
-
-
-def test_the_loop_stops_at_its_limit(sandbox: Sandbox) -> None:
-    QuantumRuntimeCredentials(**sandbox.connection("cloud")).save("more-limit", overwrite=True)
-    rows = vqe_session(credentials_block="more-limit", backend="sandbox_ideal", max_iterations=2, mode="batch")
-    assert [row["kind"] for row in rows] == ["step", "step", "final"]
-    assert len(sandbox.control.jobs()) == 3
-    assert {session["mode"] for session in sandbox.control.sessions()} == {"batch"}
-
-
-VICTIM = """
-import asyncio, json, sys
-from prefect.flow_engine import run_flow
-from flows.vqe_session import vqe_session
-from tests.chaos.victim import arm, known_run
-
-flow_run_id, point, nth, port = sys.argv[1:]
-arm(point, int(nth), int(port))
-flow_run = asyncio.run(known_run(flow_run_id))
-rows = run_flow(vqe_session, flow_run=flow_run)
-print("ROWS " + json.dumps(rows))
-"""
-
-
-async def new_flow_run(parameters: dict[str, Any]) -> UUID:
-    async with get_client() as client:
-        return (await client.create_flow_run(vqe_session, parameters=parameters)).id
-
-
-async def note_crash(flow_run_id: UUID) -> None:
-    """Tell Prefect what the runner of a killed process would tell it, and ask for another go."""
-    async with get_client() as client:
-        for state in (Crashed(message="killed by the test"), Scheduled()):
-            await client.set_flow_run_state(flow_run_id, state, force=True)
-
-
-def attempt(server: PrefectServer, sandbox: Sandbox, flow_run_id: UUID, point: str, nth: int) -> Any:
-    """Run the flow run in a process of its own; returns its rows, or the signal that ended it."""
-    port = sandbox.url.rsplit(":", 1)[1]
-    env = {**server.env, "PREFECT_INTEGRATIONS_QRUNTIME_SUBMISSION_GRACE_SECONDS": "0.4"}
-    done = subprocess.run(
-        [sys.executable, "-c", VICTIM, str(flow_run_id), point, str(nth), port],
-        cwd=ROOT,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
-    if done.returncode < 0:
-        return -done.returncode
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("ROWS "))[5:])
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize(
-    ("dialect", "kills", "paid"),
-    [
-        # The fifth job is bought and its answer never seen; then two more are, and the next is not even asked for.
-        ("cloud", [("after-post", 5), ("before-post", 3)], 7),
-        ("legacy", [("after-post", 6)], 6),
-    ],
-    indirect=["dialect"],
-)
-def test_a_killed_loop_goes_on_without_paying_twice(
-    sandbox: Sandbox, block: str, prefect_server: PrefectServer, kills: list[tuple[str, int]], paid: int
-) -> None:
-    parameters = {"credentials_block": block, "backend": "sandbox_ideal", "shots": 1_000_000}
-    flow_run_id = asyncio.run(new_flow_run(parameters))
-    for point, nth in kills:
-        assert attempt(prefect_server, sandbox, flow_run_id, point, nth) == 9
-        asyncio.run(note_crash(flow_run_id))
-    before = {job["id"] for job in sandbox.control.jobs()}
-    assert len(before) == paid
-
-    rows = attempt(prefect_server, sandbox, flow_run_id, "none", 0)
-
-    assert [row["attached"] for row in rows] == [True] * paid + [False] * (len(rows) - paid)
-    assert {row["job"] for row in rows[:paid]} == before
-    jobs = sandbox.control.jobs()
-    assert len(jobs) == len(rows) == len({row["job"] for row in rows})
-    assert {job["id"] for job in jobs} == {row["job"] for row in rows}
-    assert abs(rows[-1]["energy"] - exact_ground_energy()) < CHEMICAL_ACCURACY
-    run_sweep([block])
-    assert sandbox.control.open_sessions() == []
 
 
 # --- backends -------------------------------------------------------------------------------------------------
@@ -375,6 +181,42 @@ def test_a_failed_write_leaves_the_old_table(tmp_path: Path) -> None:
         write_table.fn([{"a": 1}, {"a": 2, "extra": 3}], target)
     assert target.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["out.csv"]
+
+
+# --- saved job ------------------------------------------------------------------------------------------------
+
+
+def test_a_job_saved_from_the_form_runs_by_name(sandbox: Sandbox, credentials: QuantumRuntimeCredentials) -> None:
+    credentials_id = credentials.save("more-form", overwrite=True)
+    QuantumRuntimeJob.register_type_and_schema()
+
+    async def fill_the_form(client: Any) -> Any:
+        """What the UI sends when its form is saved; a block in a block is a reference."""
+        kind = await client.read_block_type_by_slug("quantum-runtime-job")
+        checksum = QuantumRuntimeJob._calculate_schema_checksum()
+        form = {
+            "name": f"form-{uuid4().hex[:8]}",
+            "block_type_id": str(kind.id),
+            "block_schema_id": str((await client.read_block_schema_by_checksum(checksum)).id),
+            "data": {
+                "credentials": {"$ref": {"block_document_id": str(credentials_id)}},
+                "backend": "sandbox_ideal",
+                "pubs": [FLIP],
+                "shots": 11,
+            },
+        }
+        answer = await client._client.post("/block_documents/", json=form)
+        assert answer.status_code == 201, answer.text
+        return form["name"]
+
+    name = asked(fill_the_form)
+    rows: Any = asyncio.run(run_saved_job(name))  # type: ignore[arg-type]
+
+    assert [(row["bitstring"], row["count"]) for row in rows] == [("1", 11)]
+    (job,) = sandbox.control.jobs()
+    assert '"bitstring": "1"' in artifact("qruntime-saved-job")
+    (record,) = home().run(find_records("job", identifiers=[job["id"]]))
+    assert record.meta["block"] == "more-form", "the hooks find the credentials by this name"
 
 
 # --- all ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,175 @@
+"""The command `jobs`: every QPU second has an owner, or is shown to have none."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import flow
+
+import prefect_qruntime as qr
+from prefect_qruntime.client.inputs import make_spec
+from prefect_qruntime.client.submission import Intent
+from prefect_qruntime.commands.jobs import list_and_report
+from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.listing import list_jobs, parse_since
+from prefect_qruntime.sandbox import Sandbox
+from tests.flows.look import BACKEND, FLIP, STAY, ran
+from tests.prefect_server import PrefectServer
+
+pytestmark = pytest.mark.server
+BLOCK = "listing"
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture
+def client(sandbox: Sandbox) -> Any:
+    block = qr.QuantumRuntimeCredentials(**sandbox.connection("cloud"))
+    block.save(BLOCK, overwrite=True)
+    return block.get_client()
+
+
+@flow
+def two_jobs() -> None:
+    credentials = qr.load_credentials(BLOCK)
+    for circuit in (FLIP, STAY):
+        qr.run_job(credentials, [circuit], backend=BACKEND)
+
+
+def by_hand(client: Any, sandbox: Sandbox, *tags: str, ends: str = "Completed") -> str:
+    """A job that no flow run bought."""
+    if ends != "Completed":
+        sandbox.control.script_job(status=ends)
+    spec = make_spec([FLIP], backend=BACKEND)
+    ref = client.run(client.submit(Intent(spec=spec, key_tag=lambda _: "by-hand", tags=tags)))
+    sandbox.control.wait_job(ref.id)
+    return str(ref.id)
+
+
+def test_jobs_with_their_flow_run_and_jobs_without(client: Any, sandbox: Sandbox) -> None:
+    flow_run, state = ran(two_jobs)
+    assert state.is_completed()
+    foreign = by_hand(client, sandbox)
+    elsewhere = by_hand(client, sandbox, "qr-flow:00000000-0000-4000-8000-000000000000")
+    odd = by_hand(client, sandbox, "qr-flow:nightly")
+
+    found = list_jobs([BLOCK])
+    assert found.problems == []
+    assert len(found.jobs) == 5
+    owned = [job for job in found.jobs if job.flow_run_id == str(flow_run.id)]
+    assert [(job.flow_run, job.state, job.backend, job.program) for job in owned] == [
+        (flow_run.name, "completed", BACKEND, "sampler")
+    ] * 2
+    others = {job.id: (job.flow_run_id, job.flow_run) for job in found.jobs if job not in owned}
+    assert others == {
+        foreign: (None, None),
+        elsewhere: ("00000000-0000-4000-8000-000000000000", None),
+        odd: ("nightly", None),
+    }
+    assert [job.created_at for job in found.jobs] == sorted((job.created_at for job in found.jobs), reverse=True)  # type: ignore[type-var]
+
+    ledger = sandbox.control.usage()["usage_consumed_seconds"]
+    assert found.totals.qpu_seconds == pytest.approx(ledger)
+    assert found.totals.without_owner == 1
+    own = next(job.qpu_seconds for job in found.jobs if job.id == foreign)
+    assert found.totals.qpu_seconds_without_owner == own
+    assert found.totals.not_final == 0
+
+
+def test_states_limits_and_times(client: Any, sandbox: Sandbox) -> None:
+    first, failed, last = (by_hand(client, sandbox, ends=ends) for ends in ("Completed", "Failed", "Completed"))
+    sandbox.control.hold()
+    try:
+        spec = make_spec([STAY], backend=BACKEND)
+        queued = client.run(client.submit(Intent(spec=spec, key_tag=lambda _: "waits"))).id
+
+        def ids(**wanted: Any) -> list[str]:
+            return [job.id for job in list_jobs([BLOCK], **wanted).jobs]
+
+        assert ids() == [queued, last, failed, first]
+        assert ids(states=["failed"]) == [failed]
+        assert ids(states=["completed"], limit=1) == [last]
+        assert ids(states=["queued", "running"]) == [queued]
+        assert ids(states=["queued", "completed"]) == [queued, last, first]
+        assert list_jobs([BLOCK], limit=3).more
+        assert not list_jobs([BLOCK], limit=4).more
+        assert ids(since="1h") == [queued, last, failed, first]
+        assert ids(since=(datetime.now(UTC) + timedelta(hours=1)).isoformat()) == []
+        assert list_jobs([BLOCK]).totals.not_final == 1
+    finally:
+        sandbox.control.release()
+
+
+def test_two_blocks_of_one_instance_list_a_job_once_and_a_broken_one_stops_none(client: Any, sandbox: Sandbox) -> None:
+    job = by_hand(client, sandbox)
+    qr.QuantumRuntimeCredentials(**sandbox.connection("legacy")).save("listing-old", overwrite=True)
+    qr.QuantumRuntimeCredentials(**{**sandbox.connection(), "api_key": "no-key-0123456789"}).save(
+        "listing-broken", overwrite=True
+    )
+    found = list_jobs([BLOCK, "listing-old", "listing-broken", "listing-gone"])
+    assert [one.id for one in found.jobs] == [job]
+    assert [problem.split(":")[0] for problem in found.problems] == ["listing-broken", "listing-gone"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "field"), [({"limit": 0}, "limit"), ({"since": "soon"}, "since"), ({"states": ["done"]}, "state")]
+)
+def test_wrong_arguments_are_refused_before_anything_is_sent(
+    client: Any, sandbox: Sandbox, wanted: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        list_jobs([BLOCK], **wanted)
+    assert caught.value.field == field
+    assert sandbox.control.journal() == []
+
+
+def test_moments() -> None:
+    now = datetime(2026, 5, 8, 12, tzinfo=UTC)
+    assert parse_since("90m", now=now) == now - timedelta(minutes=90)
+    assert parse_since("7d", now=now) == now - timedelta(days=7)
+    assert parse_since("2026-05-01T08:00:00+02:00") == datetime(2026, 5, 1, 6, tzinfo=UTC)
+    assert parse_since("2026-05-01") == datetime(2026, 5, 1).astimezone(UTC)
+
+
+def test_the_command_line(client: Any, sandbox: Sandbox, prefect_server: PrefectServer) -> None:
+    by_hand(client, sandbox)
+    code = "from prefect_qruntime.cli import main; main()"
+    command = [sys.executable, "-c", code, "jobs", "--block", BLOCK, "--state", "completed", "--json"]
+    told = subprocess.run(
+        command, env=prefect_server.env, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert told.returncode == 0, told.stderr
+    report = json.loads(told.stdout)
+    assert [job["flow_run"] for job in report["jobs"]] == [None]
+    assert report["totals"]["without_owner"] == 1
+
+
+def test_what_is_printed(
+    client: Any, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def printed(columns: int) -> str:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        assert list_and_report([BLOCK], states=None, limit=50, since=None, json=False) == 0
+        shown = capsys.readouterr().out
+        assert max(map(len, shown.splitlines())) <= columns
+        return shown
+
+    assert printed(80).startswith("0 jobs, 0 QPU seconds.")
+    flow_run, _ = ran(two_jobs)
+    capsys.readouterr()
+    assert "; every one belongs to a flow run." in printed(80)
+    foreign = by_hand(client, sandbox)
+    shown = printed(80)
+    assert foreign in shown
+    assert "no flow run" in shown
+    assert "3 jobs, " in shown
+    assert "; 1 without a flow run, " in shown
+    assert str(flow_run.id) in printed(120)
+    assert list_and_report([BLOCK], states=None, limit=50, since="soon", json=False) == 2
+    assert list_and_report(["no-such-block"], states=None, limit=50, since=None, json=False) == 1
+    assert "no-such-block" in capsys.readouterr().err

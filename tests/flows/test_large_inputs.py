@@ -1,0 +1,77 @@
+"""Circuits beyond what Prefect takes as a flow parameter: said early and by name, and possible by reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from prefect import flow
+from prefect.exceptions import PrefectHTTPStatusError
+
+from prefect_qruntime import (
+    InvalidInput,
+    QuantumRuntimeCredentials,
+    QuantumRuntimeJob,
+    check_flow_parameters,
+    submit_job,
+)
+from prefect_qruntime.sandbox import Sandbox
+from tests.flows.look import BACKEND, FLIP, requests, run
+
+pytestmark = pytest.mark.server
+
+LARGE = FLIP + "\n// " + "x" * 600_000  # a comment, so that the circuit stays quick
+
+
+def test_too_large_parameters_are_named_before_prefect_sees_them() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check_flow_parameters({"shots": 5, "circuits": [FLIP, LARGE], "note": "y" * 1000})
+    assert caught.value.field == "circuits"
+    assert "524,288" in str(caught.value)
+    assert "file:" in str(caught.value)
+    assert len(str(caught.value)) < 500
+    fine = {"circuits": ["z" * 500_000], "credentials_block": None}
+    assert check_flow_parameters(fine) == fine
+
+
+def test_prefects_own_limit_is_where_we_say(sandbox: Sandbox) -> None:
+    @flow
+    def takes(circuit: str) -> int:
+        return len(circuit)
+
+    exact = 524_288 - len('{"circuit":""}')
+    assert takes(**check_flow_parameters({"circuit": "x" * exact})) == exact
+    with pytest.raises(InvalidInput):
+        check_flow_parameters({"circuit": "x" * (exact + 1)})
+    with pytest.raises(PrefectHTTPStatusError, match="422"):
+        takes(circuit="x" * (exact + 1))
+    assert sandbox.control.journal() == []
+
+
+def test_a_reference_is_a_flow_parameter_of_any_size(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials, tmp_path: Path
+) -> None:
+    file = tmp_path / "large.qasm"
+    file.write_text(LARGE)
+
+    @flow
+    def by_reference(circuit: str) -> str:
+        return submit_job(credentials, [(circuit, None, 7)], backend=BACKEND).id
+
+    job = by_reference(**check_flow_parameters({"circuit": f"file:{file}"}))
+    assert requests(sandbox, "POST", "/jobs") == 1
+    assert sandbox.control.job(job)["params"]["pubs"] == [[LARGE, None, 7]]
+
+
+def test_a_block_may_hold_a_reference(sandbox: Sandbox, credentials: QuantumRuntimeCredentials, tmp_path: Path) -> None:
+    file = tmp_path / "flip.qasm"
+    file.write_text(FLIP)
+    block = QuantumRuntimeJob(credentials=credentials, backend=BACKEND, pubs=[[f"file:{file}", None, 7]])
+
+    @flow
+    async def triggered() -> dict[str, int]:
+        job = await block.trigger()
+        await job.wait_for_completion()
+        return (await job.fetch_result()).counts()
+
+    assert run(triggered()) == {"1": 7}

@@ -1,0 +1,261 @@
+"""Large results in real flow runs: a reference travels, the content stays in a file or in the result storage."""
+
+from __future__ import annotations
+
+import pickle
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from prefect import flow
+from prefect.filesystems import LocalFileSystem
+
+from prefect_qruntime import (
+    JobResult,
+    NotFound,
+    QuantumRuntimeCredentials,
+    fetch_results,
+    private_results,
+    run_job,
+    stored_results,
+    submit_job,
+    wait_for_completion,
+)
+from prefect_qruntime.sandbox import Sandbox
+from prefect_qruntime.stored_results import SharedJobResult
+from tests.flows.look import BACKEND, FLIP, ran, requests, run, task_runs
+from tests.prefect_server import PrefectServer
+
+pytestmark = pytest.mark.server
+
+SHOTS = 20_000  # some 120 kB of samples
+COUNTS = {"1": SHOTS}
+
+
+@pytest.fixture(autouse=True)
+def _small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_RESULT_MEMORY_LIMIT_BYTES", "10000")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_RESULT_DIRECTORY", str(tmp_path / "large"))
+    return tmp_path / "large"
+
+
+@flow
+def one_job(credentials: QuantumRuntimeCredentials, **more: Any) -> JobResult:
+    return run_job(credentials, [FLIP], backend=BACKEND, shots=SHOTS, **more)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def test_a_large_result_is_a_small_reference(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials, prefect_server: PrefectServer
+) -> None:
+    result = one_job(credentials)
+    assert result.file is not None
+    assert Path(result.file.path).parent == prefect_server.home / "qruntime" / "results"
+    assert result.file.size > 100_000
+    again = pickle.loads(pickle.dumps(result))
+    from_json = JobResult.model_validate_json(result.model_dump_json())
+    assert again.counts() == from_json.counts() == result.counts() == COUNTS
+    assert again == result
+    assert len(pickle.dumps(result)) < 1000  # also after it was decoded
+    assert len(result.model_dump_json()) < 1000
+    Path(result.file.path).unlink()
+
+
+def test_a_file_that_vanished_is_said_and_fetched_again(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials, folder: Path
+) -> None:
+    result = one_job(credentials)
+    assert result.file is not None
+    Path(result.file.path).unlink()
+    with pytest.raises(NotFound) as caught:
+        result.counts()
+    assert f"fetch_results(credentials, {result.job_id!r})" in str(caught.value.solution)
+    assert fetch_results.fn(credentials, result.job_id).counts() == COUNTS
+    # The same name again, so the old reference works too.
+    assert result.counts() == COUNTS
+
+
+@pytest.fixture
+def shared_storage(tmp_path: Path, prefect_server: PrefectServer) -> LocalFileSystem:
+    storage = LocalFileSystem(basepath=str(tmp_path / "shared"))
+    storage.save(f"shared-{uuid4().hex[:8]}", _sync=True)  # type: ignore[call-arg]
+    return storage
+
+
+READ = """
+import asyncio, sys
+from uuid import UUID
+from prefect.client.orchestration import get_client
+
+async def result():
+    async with get_client() as client:
+        found = await client.read_flow_run(UUID(sys.argv[1]))
+        return await found.state.aresult()
+
+found = asyncio.run(result())
+assert not found.file or not __import__("pathlib").Path(found.file.path).exists()
+print(found.counts())
+"""
+
+
+def test_another_machine_reads_it_from_the_shared_storage(
+    sandbox: Sandbox,
+    credentials: QuantumRuntimeCredentials,
+    prefect_server: PrefectServer,
+    folder: Path,
+    shared_storage: LocalFileSystem,
+    tmp_path: Path,
+) -> None:
+    kept = one_job.with_options(persist_result=True, result_storage=shared_storage)
+    found, state = ran(kept, credentials)
+    result = run(state.aresult())
+    assert isinstance(result, SharedJobResult)
+    storage = tmp_path / "shared"
+    pieces = [path for path in storage.iterdir() if path.name.startswith("qruntime-result-")]
+    assert len(pieces) == result.storage_pieces == 1
+    others = [path for path in storage.iterdir() if path not in pieces]
+    assert others
+    assert max(path.stat().st_size for path in others) < 5000
+    # The other machine: the same server and storage, but a home of its own and none of our files.
+    assert result.file is not None
+    Path(result.file.path).unlink()
+    env = {
+        **prefect_server.env,
+        "PREFECT_HOME": str(tmp_path / "other-home"),
+        "PREFECT_INTEGRATIONS_QRUNTIME_RESULT_DIRECTORY": str(tmp_path / "other-large"),
+    }
+    command = [sys.executable, "-c", READ, str(found.id)]
+    shown = subprocess.run(command, env=env, capture_output=True, text=True, timeout=90)
+    assert shown.stdout.strip() == str(COUNTS), shown.stderr
+    assert len(names(tmp_path / "other-large")) == 1
+    # A damaged piece is no result.
+    pieces[0].write_bytes(pieces[0].read_bytes().replace(b"A", b"B"))
+    with pytest.raises(NotFound, match="nor does the result storage"):
+        result.model_copy().counts()
+
+
+def test_the_default_storage_gives_it_back_too(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored_results, "_PIECE", 50_000)
+    result = one_job.with_options(persist_result=True)(credentials)
+    assert isinstance(result, SharedJobResult)
+    assert result.storage_pieces == 3
+    assert result.file is not None
+    Path(result.file.path).unlink()
+    assert pickle.loads(pickle.dumps(result)).counts() == COUNTS
+
+
+def test_a_storage_of_no_use_costs_no_result(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(result: JobResult) -> JobResult:
+        raise OSError("no such bucket")
+
+    monkeypatch.setattr(stored_results, "share", broken)
+    said: list[str] = []
+    monkeypatch.setattr(stored_results.observe, "say", lambda text, **_: said.append(text))
+    result = one_job.with_options(persist_result=True)(credentials)
+    assert result.counts() == COUNTS
+    assert any("no such bucket" in text and str(folder) in text for text in said)
+
+
+def test_a_small_private_result_leaves_no_file(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials, folder: Path
+) -> None:
+    @flow
+    def small() -> list[dict[str, int]]:
+        job = submit_job(credentials, [FLIP], backend=BACKEND, shots=5, private=True)
+        wait_for_completion(credentials, job)
+        return [fetch_results(credentials, job).counts(), fetch_results(credentials, job.id).counts()]
+
+    assert small() == [{"1": 5}, {"1": 5}]
+    assert requests(sandbox, "GET", "/jobs/*/results") == 1
+    assert folder.exists()
+    assert names(folder) == []
+
+
+def test_a_large_private_result_is_in_the_storage_too(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials, folder: Path
+) -> None:
+    @flow
+    def large() -> list[JobResult]:
+        job = submit_job(credentials, [FLIP], backend=BACKEND, shots=SHOTS, private=True)
+        wait_for_completion(credentials, job)
+        first = fetch_results(credentials, job)
+        assert first.file is not None
+        Path(first.file.path).unlink()
+        return [first, fetch_results(credentials, job)]
+
+    assert [result.counts() for result in large()] == [COUNTS, COUNTS]
+    assert requests(sandbox, "GET", "/jobs/*/results") == 1
+
+
+@pytest.mark.parametrize("shots", [5, SHOTS])
+def test_a_private_result_outlives_a_death_before_it_was_stored(
+    sandbox: Sandbox,
+    credentials: QuantumRuntimeCredentials,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    shots: int,
+) -> None:
+    deaths = []
+    keep = private_results.keep
+
+    async def dies(*args: Any, **kwargs: Any) -> JobResult:
+        if not deaths:
+            deaths.append(1)
+            raise RuntimeError("the process died here")
+        return await keep(*args, **kwargs)
+
+    monkeypatch.setattr(private_results, "keep", dies)
+
+    @flow(retries=1)
+    def twice() -> dict[str, int]:
+        return run_job(credentials, [FLIP], backend=BACKEND, shots=shots, private=True).counts()
+
+    assert twice() == {"1": shots}
+    assert deaths
+    assert requests(sandbox, "GET", "/jobs/*/results") == 1
+    assert len(sandbox.control.jobs()) == 1
+
+
+def _bytes_about(database: Path, flow_run_id: UUID) -> int:
+    """All that the server's database holds in rows that name a flow run, in bytes."""
+    total = 0
+    wanted = {str(flow_run_id), flow_run_id.hex}
+    with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
+        for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            for row in connection.execute(f'SELECT * FROM "{table}"'):
+                texts = [str(value) for value in row if value is not None]
+                if any(name in text for text in texts for name in wanted):
+                    total += sum(map(len, texts))
+    return total
+
+
+def test_the_servers_database_does_not_grow_with_the_result(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials, folder: Path, prefect_server: PrefectServer
+) -> None:
+    sizes = []
+    for shots in (5, 200_000):
+
+        @flow(persist_result=True)
+        def counted(shots: int) -> JobResult:
+            return run_job(credentials, [FLIP], backend=BACKEND, shots=shots)
+
+        found, state = ran(counted, shots)
+        assert state.is_completed()
+        task_runs(found.id, 3)
+        sizes.append(_bytes_about(prefect_server.home / "prefect.db", found.id))
+    assert abs(sizes[1] - sizes[0]) < 50_000, sizes

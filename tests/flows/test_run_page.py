@@ -1,0 +1,333 @@
+"""What a person sees on the run page: the job's artifact with its picture, the flow run's summary, the log."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect import flow
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+
+import prefect_qruntime as qr
+from prefect_qruntime import summary
+from prefect_qruntime.cards import result_section, summary_card
+from prefect_qruntime.client.home import home
+from prefect_qruntime.models import Job, JobStatus
+from prefect_qruntime.records import Record, find_record, find_records
+from prefect_qruntime.sandbox import Sandbox
+from prefect_qruntime.sightings import Sighting, times
+from prefect_qruntime.sweep import run_sweep
+from tests.flows.look import BACKEND, FLIP, SVG, asked, events, picture, ran, run, until
+
+pytestmark = pytest.mark.server
+ROOT = Path(__file__).resolve().parents[2]
+BELL = 'OPENQASM 3.0; include "stdgates.inc"; qubit[2] q; bit[2] c; h q[0]; cx q[0], q[1]; c = measure q;'
+RY = 'OPENQASM 3.0; include "stdgates.inc"; input float[64] theta; qubit[1] q; ry(theta) q[0];'
+
+
+def record(kind: Any, identifier: str) -> Record | None:
+    return home().run(find_record(kind, identifier))
+
+
+def page(job_id: str, *words: str) -> str:
+    """The job's text, once it says all the words."""
+    text = until(lambda: (r := record("job", job_id)) is not None and all(w in r.text for w in words) and r.text)
+    assert text, (words, record("job", job_id))
+    return str(text)
+
+
+def summary_of(flow_run_id: UUID, *words: str) -> str:
+    def look() -> Any:
+        found = record("summary", str(flow_run_id))
+        return found is not None and all(word in found.text for word in words) and found.text
+
+    text = until(look)
+    assert text, (words, record("summary", str(flow_run_id)))
+    return str(text)
+
+
+def drawn(text: str) -> list[str]:
+    """The texts of the first picture in some Markdown."""
+    return [str(node.text) for node in picture(text).iter(f"{SVG}text")]
+
+
+def test_a_sampler_job_shows_its_way_its_cost_and_its_counts(sandbox: Sandbox, credentials: Any) -> None:
+    sandbox.control.set_option("queue_time", 0.6)
+    sandbox.control.set_option("run_time", 0.7)
+
+    @flow
+    def bell() -> Any:
+        return qr.run_job(credentials, [BELL], backend=BACKEND, shots=200).counts()
+
+    flow_run, state = ran(bell)
+    counts = run(state.aresult())
+    job = sandbox.control.jobs()[0]
+    text = page(job["id"], "#### Result")
+    assert text.startswith(f"### [Job {job['id']}](http")
+    rows = dict(re.findall(r"^\| (\w[\w ]*) \| (.+) \|$", text, re.MULTILINE))
+    assert rows["state"] == "Completed"
+    assert re.fullmatch(r"queued \([\d.]+ s\) → running \([\d.]+ s\) → completed \([\d.]+ s\)", rows["seen"])
+    assert 0.3 < float(rows["queued"].split()[1]) < 5
+    assert 0.3 < float(rows["ran"].split()[1]) < 5
+    assert float(rows["QPU seconds"]) == pytest.approx(job["usage_seconds"])
+    assert rows["backend"] == BACKEND
+    texts = drawn(text)
+    assert {bits: f"{count} ({count / 200:.1%})" for bits, count in counts.items()} == dict(
+        zip(texts[1::2], texts[2::2], strict=True)
+    )
+    assert "1 job: 1 completed" in summary_of(flow_run.id, "in all.", job["id"])
+
+
+def test_an_estimator_job_shows_its_values(sandbox: Sandbox, credentials: Any) -> None:
+    @flow
+    def values() -> Any:
+        pubs = [(RY, "Z", [0.0]), (RY, "Z", [3.141592653589793])]
+        result = qr.run_job(credentials, pubs, program_id="estimator", backend=BACKEND, shots=100)
+        return [result.expectation_values(pub) for pub in (0, 1)]
+
+    ran(values)
+    text = page(sandbox.control.jobs()[0]["id"], "#### Result")
+    assert re.search(r"^\| 0 \| 0? ?\| 1 \|", text, re.MULTILINE), text
+    assert re.search(r"^\| 1 \| 0? ?\| -1 \|", text, re.MULTILINE), text
+
+
+def test_a_private_job_shows_no_result(sandbox: Sandbox, credentials: Any) -> None:
+    @flow
+    def hidden() -> Any:
+        shown = qr.run_job(credentials, [BELL], backend=BACKEND)
+        secret = qr.submit_job(credentials, [FLIP], backend=BACKEND, private=True)
+        qr.wait_for_completion(credentials, secret)
+        return qr.fetch_results(credentials, secret).counts(), shown.job_id, secret.id
+
+    _, state = ran(hidden)
+    counts, shown, secret = run(state.aresult())
+    assert set(counts) == {"1"}
+    page(shown, "#### Result")  # what is shown behind the flow's back was shown by now
+    assert "Result" not in page(secret, "Completed")
+
+
+def test_the_summary_counts_what_failed_and_cancelled_jobs_cost(sandbox: Sandbox, credentials: Any) -> None:
+    sandbox.control.script_job(status="Completed")
+    sandbox.control.script_job(status="Failed", reason="the fridge is warm", reason_code=1517)
+
+    @flow
+    def three() -> None:
+        jobs = [qr.submit_job(credentials, [BELL], backend=BACKEND, shots=n) for n in (10, 20)]
+        for job in jobs:
+            qr.wait_for_completion(credentials, job, return_state=True)
+        sandbox.control.hold()
+        qr.cancel_job(credentials, qr.submit_job(credentials, [BELL], backend=BACKEND, shots=30))
+
+    flow_run, _ = ran(three)
+    used = sum(job["usage_seconds"] for job in sandbox.control.jobs())
+    text = summary_of(flow_run.id, "1 cancelled")
+    assert text.startswith("### 3 jobs: 1 completed, 1 failed, 1 cancelled")
+    assert f"**{used:g} QPU seconds** in all." in text
+    found = record("summary", str(flow_run.id))
+    assert found is not None
+    assert found.flow_run_id == flow_run.id
+    assert float(found.meta["usage_seconds"]) == pytest.approx(used)
+
+
+def test_usage_is_read_again_until_it_is_final(sandbox: Sandbox, credentials: Any) -> None:
+    sandbox.control.set_option("usage_lag", 1.5)
+
+    @flow
+    def late() -> Any:
+        return qr.run_job(credentials, [BELL], backend=BACKEND).job_id
+
+    flow_run, state = ran(late)
+    job_id = run(state.aresult())
+    first = record("job", job_id)
+    assert first is not None
+    assert first.meta["usage_final"] == "false"
+    assert "not final yet" in first.text
+    page(job_id, f"| QPU seconds | {sandbox.control.job(job_id)['usage_seconds']:g} |")
+    summary_of(flow_run.id, "in all.")
+
+
+def test_the_sweep_tells_the_end_of_a_job_that_nobody_saw(sandbox: Sandbox, credentials: Any) -> None:
+    sandbox.control.set_option("usage_lag", 1.0)
+    credentials.save("run-page", overwrite=True)
+
+    @flow
+    def careless() -> Any:
+        return qr.submit_job(qr.load_credentials("run-page"), [BELL], backend=BACKEND).id
+
+    flow_run, state = ran(careless)
+    job_id = run(state.aresult())
+    sandbox.control.wait_job(job_id)
+    run_sweep(["run-page"])
+    assert "(not final yet)" in page(job_id, "Completed")
+    assert until(lambda: sandbox.control.job(job_id)["usage_final"])
+    run_sweep(["run-page"])
+    used = sandbox.control.job(job_id)["usage_seconds"]
+    page(job_id, f"| QPU seconds | {used:g} |")
+    summary_of(flow_run.id, "1 job: 1 completed", f"**{used:g} QPU seconds** in all.")
+
+
+def test_each_event_is_emitted_with_its_flow_run_and_facts(sandbox: Sandbox, credentials: Any) -> None:
+    sandbox.control.set_option("queue_time", 0.4)
+    sandbox.control.set_option("run_time", 0.6)
+    sandbox.control.hold()
+
+    @flow
+    def told() -> Any:
+        job = qr.submit_job(credentials, [BELL], backend=BACKEND, submission_key="run-page-events", tags=["mine"])
+        again = qr.submit_job(credentials, [BELL], backend=BACKEND, submission_key="run-page-events", tags=["mine"])
+        sandbox.control.release()
+        qr.wait_for_completion(credentials, again)
+        return job.id
+
+    flow_run, state = ran(told)
+    found = events(f"qruntime.job.{run(state.aresult())}", 4)
+    names = [event["event"].removeprefix("qruntime.job.") for event in found]
+    assert names == ["submitted", "attached", "running", "completed"]
+    for event in found:
+        assert event["related"][0]["prefect.resource.id"] == f"prefect.flow-run.{flow_run.id}"
+        payload = event["payload"]
+        assert payload["backend"] == BACKEND
+        assert payload["url"].startswith("http")
+        assert "mine" in payload["tags"]
+    assert found[-1]["payload"]["usage_final"] is True
+    assert found[-1]["payload"]["waited_seconds"] > found[-2]["payload"]["waited_seconds"]
+
+
+def test_a_long_wait_says_that_it_goes_on(sandbox: Sandbox, credentials: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_PROGRESS_SECONDS", "0.3")
+    sandbox.control.hold()
+
+    @flow
+    def patient() -> Any:
+        job = qr.submit_job(credentials, [BELL], backend=BACKEND)
+        waiting = qr.wait_for_completion.submit(credentials, job)
+        assert until(lambda: (r := record("job", job.id)) is not None and r.meta["state"] == "Queued")
+        sandbox.control.release()
+        waiting.result()
+        return job.url
+
+    flow_run, state = ran(patient)
+    url = run(state.aresult())
+    wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run.id]))
+
+    def look() -> list[str]:
+        said = [log.message for log in asked(lambda client: client.read_logs(wanted, limit=200))]
+        said = [line for line in said if line.startswith("job ")]
+        return said if any("completed" in line for line in said) else []
+
+    said = until(look)
+    assert any("is still queued after 0 s, the service gives no estimate: http" in line for line in said), said
+    assert all(url in line for line in said)
+
+
+SHORT_LIVED = f"""
+from prefect import flow
+import prefect_qruntime as qr
+
+@flow
+def short(credentials_block):
+    qr.run_job(qr.load_credentials(credentials_block), [{BELL!r}], backend={BACKEND!r})
+
+short("run-page")
+"""
+
+
+def test_a_process_that_ends_at_once_still_tells_all(sandbox: Sandbox, prefect_server: Any) -> None:
+    qr.QuantumRuntimeCredentials(**sandbox.connection("cloud")).save("run-page", overwrite=True)
+    done = subprocess.run(
+        [sys.executable, "-c", SHORT_LIVED],
+        env=prefect_server.env,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "could not be completed" not in done.stderr
+    found = record("job", sandbox.control.jobs()[0]["id"])
+    assert found is not None
+    assert len(drawn(found.text)) == 5, "a title, two bitstrings, two counts"
+    assert "1 job: 1 completed" in summary_of(UUID(found.meta["flow_run"]))
+
+
+def test_what_happens_at_once_is_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(summary, "_PAUSE", 0.05)
+    written: list[int] = []
+
+    async def write(flow_run_id: str, job_ids: Any) -> None:
+        written.append(len(list(job_ids)))
+        await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(summary, "write_summary", write)
+
+    async def burst() -> None:
+        for number in range(100):
+            summary.touch("a-flow-run", f"d{number}")
+
+    home().run(burst())
+    assert until(lambda: written) == [100]
+    home().run(burst())
+    assert until(lambda: len(written) > 1 and written) == [100, 100]
+
+
+# --- text only ------------------------------------------------------------------------------------------------
+
+
+def result(*pubs: Any) -> qr.JobResult:
+    return qr.JobResult.from_body({"results": list(pubs)}, job_id="d1")
+
+
+def test_a_picture_is_small_whatever_the_result() -> None:
+    wide = {"data": {"c": {"samples": [hex((n * 7919) << 90) for n in range(3000)], "num_bits": 127}}, "metadata": {}}
+    text = result_section(result(*[wide] * 30))
+    assert len(text) < 20_000
+    assert text.count("](data:image/svg+xml;base64,") == 4
+    assert "30 PUBs in all" in text
+    assert "2985 others" in drawn(text)
+    long = {"data": {"evs": [0.5] * 5000, "stds": [0.01] * 5000}, "metadata": {}}
+    assert len(result_section(result(long))) < 2000
+
+
+def test_a_result_without_counts_and_values_shows_nothing() -> None:
+    assert result_section(qr.JobResult.from_body({"anything": 1}, job_id="d1")) == ""
+
+
+def test_a_text_of_the_service_cannot_break_the_table() -> None:
+    text = summary_card([{"id": "d1", "state": "Failed", "backend": "a|b\n| c |"}])
+    assert len(text.splitlines()) == 9
+    assert "| a&#124;b &#124; c &#124; |" in text
+
+
+def test_times_are_told_only_where_they_were_seen() -> None:
+    now = datetime.now(UTC)
+    queued, running = (
+        Sighting(JobStatus.QUEUED, "queued", 0.1, now - timedelta(seconds=9.9)),
+        Sighting(JobStatus.RUNNING, "running", 4.0, now - timedelta(seconds=6)),
+    )
+    ended = Sighting(JobStatus.COMPLETED, "completed", 10.0, now)
+    job = Job(id="d1", status=JobStatus.COMPLETED, created_at=now - timedelta(seconds=26))
+    assert times(job, [queued, running, ended]) == pytest.approx((20.0, 6.0))
+    assert times(job.model_copy(update={"created_at": now}), [queued, running, ended]) == pytest.approx((4.0, 6.0))
+    assert times(job, [running, ended]) == (None, None)
+    assert times(job, [ended]) == times(job, []) == (None, None)
+
+
+def test_the_pages_of_one_flow_run_are_found_together(sandbox: Sandbox, credentials: Any) -> None:
+    @flow
+    def two() -> None:
+        for shots in (1, 2):
+            qr.submit_job(credentials, [BELL], backend=BACKEND, shots=shots)
+
+    flow_run, _ = ran(two)
+    ids = {job["id"] for job in sandbox.control.jobs()}
+    found = home().run(find_records("job", flow_run_ids=[flow_run.id]))
+    assert {item.meta["id"] for item in found} == ids
+    assert {item.meta["id"] for item in home().run(find_records("job", identifiers=ids))} == ids

@@ -1,0 +1,361 @@
+"""Suspend until done: what happens in the flow, and what a watcher does about it."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from typing import Any
+from uuid import uuid4
+
+import orjson
+import pytest
+from prefect import Flow, flow, suspend_flow_run, task
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.exceptions import Pause
+from prefect.flow_engine import run_flow
+from prefect.states import Cancelling, Scheduled
+
+import prefect_qruntime as qr
+from flows.watch_jobs import watch_jobs
+from prefect_qruntime.claims import claimed
+from prefect_qruntime.client.home import home
+from prefect_qruntime.commands.watch import watch_and_report
+from prefect_qruntime.sandbox import Sandbox
+from prefect_qruntime.waits import job_of, notes, pause_key
+from prefect_qruntime.watcher import arun_watch, run_watch
+from tests.flows.look import BACKEND, FLIP, asked, events, ran, records, run, until
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture
+def block(sandbox: Sandbox) -> str:
+    """A saved block of its own name, so that a watcher looks after this test's flow runs only."""
+    name = f"suspend-{uuid4().hex[:8]}"
+    qr.QuantumRuntimeCredentials(**sandbox.connection("cloud"), application=name).save(name)
+    sandbox.control.hold()
+    return name
+
+
+def deployed(what: Flow[..., Any], **parameters: Any) -> FlowRun:
+    """A run of a deployment of a flow, which `start` runs in this process instead of a worker's."""
+
+    async def create(client: PrefectClient) -> FlowRun:
+        schema = {"type": "object", "properties": {}}
+        deployment = await client.create_deployment(
+            await client.create_flow(what), "tests", parameter_openapi_schema=schema
+        )
+        return await client.create_flow_run_from_deployment(deployment, parameters=parameters, state=Scheduled())
+
+    return asked(create)
+
+
+def start(what: Flow[..., Any], flow_run: FlowRun) -> State[Any]:
+    """Run a flow run as a worker would, until it ends or is suspended."""
+    flow_run = asked(lambda client: client.read_flow_run(flow_run.id))
+    try:
+        end: Any = run_flow(what, flow_run=flow_run, parameters=flow_run.parameters, return_type="state")
+        return asyncio.run(end) if inspect.iscoroutine(end) else end
+    except Pause:
+        return state_of(flow_run)
+
+
+def state_of(flow_run: FlowRun) -> State[Any]:
+    state = asked(lambda client: client.read_flow_run(flow_run.id)).state
+    assert state is not None
+    return state
+
+
+def history(flow_run: FlowRun) -> list[str | None]:
+    return [state.name for state in asked(lambda client: client.read_flow_run_states(flow_run.id))]
+
+
+def done(sandbox: Sandbox) -> None:
+    """Let all jobs run to their ends."""
+    for job in sandbox.control.jobs():
+        sandbox.control.finish(job["id"])
+
+
+@flow(**qr.hooks.cancel)
+def waits(credentials_block: str) -> dict[str, int]:
+    credentials = qr.load_credentials(credentials_block)
+    job = qr.submit_job(credentials, [FLIP], backend=BACKEND, shots=20)
+    qr.suspend_until_done(credentials, job)
+    return qr.fetch_results(credentials, job).counts()
+
+
+@flow(**qr.hooks.detach)
+def detached(credentials_block: str) -> None:
+    credentials = qr.load_credentials(credentials_block)
+    qr.suspend_until_done(credentials, qr.submit_job(credentials, [FLIP], backend=BACKEND))
+
+
+@flow(**qr.hooks.cancel)
+async def waits_twice(credentials_block: str) -> int:
+    credentials = await qr.aload_credentials(credentials_block)
+    shots = 0
+    async with qr.aruntime_session(credentials, BACKEND, max_ttl=300) as session:
+        for wanted in (10, 30):
+            job = await qr.asubmit_job(credentials, [FLIP], backend=BACKEND, session=session, shots=wanted)
+            await qr.asuspend_until_done(credentials, job)
+            shots += (await qr.afetch_results(credentials, job)).counts()["1"]
+    return shots
+
+
+def test_keys() -> None:
+    assert pause_key("d-1_x") == "job-d-1_x"
+    used = {pause_key("d1")}
+    used.add(pause_key("d1", used))
+    assert pause_key("d1", used) == "job-d1#3"
+    assert [job_of(key) for key in (*sorted(used), "mine", None)] == ["d1", "d1", None, None]
+
+
+def test_a_suspended_flow_run_ends_its_wait_once(sandbox: Sandbox, block: str) -> None:
+    flow_run = deployed(waits, credentials_block=block)
+    assert start(waits, flow_run).name == "Suspended"
+    assert run_watch([block], once=True).resumed == 0
+    assert state_of(flow_run).name == "Suspended"
+
+    done(sandbox)
+    assert run_watch([block], once=True).model_dump() == {
+        "followed": 1, "resumed": 1, "told": 0, "cancelled": 0, "problems": []
+    }  # fmt: skip
+    assert run_watch([block], once=True).followed == 0
+    end = start(waits, flow_run)
+    assert run(end.aresult()) == {"1": 20}
+    assert history(flow_run) == ["Scheduled", "Running", "Suspended", "Resuming", "Running", "Completed"]
+    (job,) = sandbox.control.jobs()
+    # The resumed flow run tells of the end too, under the same id: Prefect keeps one.
+    words = [event["event"] for event in events(f"qruntime.job.{job['id']}", 3)]
+    assert words == ["qruntime.job.submitted", "qruntime.job.completed", "qruntime.job.attached"]
+    (record,) = records("job", flow_run.id)
+    assert record.meta["state"] == "Completed"
+    assert home().run(notes(flow_run_ids=[flow_run.id])) == []
+
+
+def test_one_wait_after_the_other_in_a_session(sandbox: Sandbox, block: str) -> None:
+    flow_run = deployed(waits_twice, credentials_block=block)
+    for _ in range(2):
+        assert start(waits_twice, flow_run).name == "Suspended"
+        # Suspended, it pays for no open session.
+        assert [session["accepting_jobs"] for session in sandbox.control.open_sessions()] in ([False], [])
+        done(sandbox)
+        assert run_watch([block], once=True).resumed == 1
+    assert run(start(waits_twice, flow_run).aresult()) == 40
+    assert len(sandbox.control.jobs()) == 2
+    assert sandbox.control.open_sessions() == []
+
+
+def test_resumed_too_early_it_is_suspended_again(sandbox: Sandbox, block: str) -> None:
+    flow_run = deployed(waits, credentials_block=block)
+    for number in range(3):
+        state = start(waits, flow_run)
+        (job,) = sandbox.control.jobs()
+        assert state.name == "Suspended"
+        assert state.state_details.pause_key == pause_key(job["id"]) + ("" if number == 0 else f"#{number + 1}")
+        if number < 2:
+            asked(lambda client: client.resume_flow_run(flow_run.id))
+    done(sandbox)
+    assert run_watch([block], once=True).resumed == 1
+    assert start(waits, flow_run).is_completed()
+
+
+def test_resumed_by_somebody_else_the_note_goes_too(sandbox: Sandbox, block: str) -> None:
+    flow_run = deployed(waits, credentials_block=block)
+    start(waits, flow_run)
+    done(sandbox)
+    asked(lambda client: client.resume_flow_run(flow_run.id))
+    assert start(waits, flow_run).is_completed()
+    assert len(home().run(notes(flow_run_ids=[flow_run.id]))) == 1
+    assert run_watch([block], once=True).resumed == 0
+    assert home().run(notes(flow_run_ids=[flow_run.id])) == []
+    (job,) = sandbox.control.jobs()
+    assert events(f"qruntime.job.{job['id']}", 3, last="qruntime.job.completed")
+
+
+@pytest.mark.parametrize(("what", "left"), [(waits, "Cancelled"), (detached, "Queued")], ids=["cancel", "detach"])
+def test_cancelled_while_suspended_the_policy_decides(
+    sandbox: Sandbox, block: str, what: Flow[..., Any], left: str
+) -> None:
+    flow_run = deployed(what, credentials_block=block)
+    start(what, flow_run)
+    asked(lambda client: client.set_flow_run_state(flow_run.id, Cancelling()))
+    assert state_of(flow_run).name == "Cancelled"
+    assert [job["status"] for job in sandbox.control.jobs()] == ["Queued"]
+    assert run_watch([block], once=True).cancelled == 1
+    assert [job["status"] for job in sandbox.control.jobs()] == [left]
+    assert run_watch([block], once=True).cancelled == 0
+
+
+def test_a_failed_job_fails_the_flow_run_that_waited(sandbox: Sandbox, block: str) -> None:
+    sandbox.control.script_job(status="Failed", reason="the fridge is warm", reason_code=1234)
+    flow_run = deployed(waits, credentials_block=block)
+    start(waits, flow_run)
+    done(sandbox)
+    assert run_watch([block], once=True).resumed == 1
+    end = start(waits, flow_run)
+    with pytest.raises(qr.JobFailed, match="fridge"):
+        run(end.aresult())
+    assert len(sandbox.control.jobs()) == 1
+
+
+def test_a_job_that_the_service_does_not_know_ends_the_wait_after_a_while(
+    sandbox: Sandbox, block: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @flow
+    def follows(credentials_block: str) -> None:
+        qr.suspend_until_done(qr.load_credentials(credentials_block), "d0000000000000000000")
+
+    flow_run = deployed(follows, credentials_block=block)
+    assert start(follows, flow_run).name == "Suspended"  # it may just not be visible yet
+    assert run_watch([block], once=True).resumed == 0
+    monkeypatch.setattr("prefect_qruntime.watcher._UNSEEN", 0.0)
+    assert run_watch([block], once=True).resumed == 1
+    with pytest.raises(qr.NotFound):
+        run(start(follows, flow_run).aresult())
+
+
+def test_the_command_and_the_flow(sandbox: Sandbox, block: str, capsys: pytest.CaptureFixture[str]) -> None:
+    flow_runs = [deployed(waits, credentials_block=block) for _ in range(2)]
+    start(waits, flow_runs[0])
+    done(sandbox)
+    assert watch_and_report([block], once=True, interval=10, duration=None, json=True) == 0
+    assert orjson.loads(capsys.readouterr().out)["resumed"] == 1
+    start(waits, flow_runs[1])
+    done(sandbox)
+    assert watch_jobs([block], minutes=None).resumed == 1
+
+
+def test_one_watcher_claims_a_flow_run(sandbox: Sandbox, block: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    flow_run = deployed(waits, credentials_block=block)
+    start(waits, flow_run)
+    key = state_of(flow_run).state_details.pause_key
+    assert key is not None
+
+    async def claim(fail: bool = False) -> bool:
+        async with claimed(flow_run.id, key) as mine:
+            if fail:
+                raise ConnectionError
+        return mine
+
+    async def all_at_once() -> list[bool]:
+        return list(await asyncio.gather(*(claim() for _ in range(8))))
+
+    with pytest.raises(ConnectionError):
+        home().run(claim(fail=True))  # given back
+    assert sum(home().run(all_at_once())) == 1
+    done(sandbox)
+    assert run_watch([block], once=True).resumed == 0, "another one is at it"
+    monkeypatch.setattr("prefect_qruntime.claims._STALE", 0.0)
+    assert run_watch([block], once=True).resumed == 1, "it died over it"
+
+
+def test_without_a_deployment_it_waits_here(sandbox: Sandbox, block: str, caplog: pytest.LogCaptureFixture) -> None:
+    sandbox.control.release()
+    flow_run, state = ran(waits, block)
+    assert run(state.aresult()) == {"1": 20}
+    assert history(flow_run).count("Running") == 1
+    assert "without a deployment cannot be resumed: waiting for the job in this process" in caplog.text
+
+
+def test_a_block_that_is_not_saved_makes_it_wait_here(
+    sandbox: Sandbox, credentials: qr.QuantumRuntimeCredentials, caplog: pytest.LogCaptureFixture
+) -> None:
+    @flow
+    def unsaved() -> str:
+        return qr.suspend_until_done(credentials, qr.submit_job(credentials, [FLIP], backend=BACKEND)).raw_status
+
+    assert run(start(unsaved, deployed(unsaved)).aresult()) == "Completed"
+    assert "the credentials block is not saved" in caplog.text
+    with pytest.raises(qr.InvalidInput, match="saved") as refused:
+        qr.leave_to_watcher(credentials, "d1")
+    assert refused.value.field == "credentials"
+
+
+def test_a_task_cannot_be_suspended(sandbox: Sandbox, credentials: qr.QuantumRuntimeCredentials) -> None:
+    @task
+    def inside() -> None:
+        qr.suspend_until_done(credentials, "d1")
+
+    @flow
+    def outside() -> None:
+        inside()
+
+    with pytest.raises(qr.InvalidInput, match="belongs in the flow"):
+        outside()
+    assert sandbox.control.journal() == []
+
+
+def test_what_others_suspended_stays_suspended(sandbox: Sandbox, block: str) -> None:
+    @flow
+    def theirs(credentials_block: str) -> None:
+        credentials = qr.load_credentials(credentials_block)
+        qr.submit_job(credentials, [FLIP], backend=BACKEND)
+        suspend_flow_run(key="ask me")
+
+    flow_run = deployed(theirs, credentials_block=block)
+    assert start(theirs, flow_run).name == "Suspended"
+    done(sandbox)
+    assert run_watch(once=True).resumed == 0
+    assert state_of(flow_run).name == "Suspended"
+
+
+def test_one_block_that_is_gone_holds_up_nobody_else(sandbox: Sandbox, block: str) -> None:
+    gone = f"{block}-gone"
+    qr.QuantumRuntimeCredentials(**sandbox.connection("cloud")).save(gone)
+    runs = {name: deployed(waits, credentials_block=name) for name in (gone, block)}
+    for flow_run in runs.values():
+        start(waits, flow_run)
+    done(sandbox)
+    qr.QuantumRuntimeCredentials.delete(gone)
+    report = run_watch([gone, block], once=True)
+    assert (report.followed, report.resumed) == (2, 1)
+    assert [gone in problem for problem in report.problems] == [True]
+    assert state_of(runs[block]).name == "Resuming"
+    asked(lambda client: client.set_flow_run_state(runs[gone].id, Cancelling()))
+
+
+def test_a_job_left_is_told_of_once(sandbox: Sandbox, block: str) -> None:
+    @flow
+    def leaves(credentials_block: str) -> str:
+        credentials = qr.load_credentials(credentials_block)
+        return qr.leave_to_watcher(credentials, qr.submit_job(credentials, [FLIP], backend=BACKEND)).id
+
+    flow_run, state = ran(leaves, block)
+    job_id = run(state.aresult())
+    assert run_watch([block], once=True).told == 0
+    done(sandbox)
+    assert [run_watch([block], once=True).told for _ in range(2)] == [1, 0]
+    told = events(f"qruntime.job.{job_id}", 2)
+    assert [event["event"] for event in told] == ["qruntime.job.submitted", "qruntime.job.completed"]
+    assert told[1]["resource"]["qruntime.left-to-watcher"] == "true"
+    assert told[1]["related"][0]["prefect.resource.id"] == f"prefect.flow-run.{flow_run.id}"
+    assert (told[1]["payload"]["job_id"], told[1]["payload"]["credentials_block"]) == (job_id, block)
+
+
+def test_a_watcher_that_stays_sees_new_flow_runs_and_the_ends(sandbox: Sandbox, block: str) -> None:
+    first = deployed(waits, credentials_block=block)
+    start(waits, first)
+
+    async def meanwhile() -> Any:
+        watching = asyncio.create_task(arun_watch([block], interval=0.2, duration=60))
+        second = await asyncio.to_thread(deployed, waits, credentials_block=block)
+        await asyncio.to_thread(start, waits, second)
+        sandbox.control.release()
+        for flow_run in (first, second):
+            name = await asyncio.to_thread(until, lambda run=flow_run: state_of(run).name == "Resuming")
+            assert name, flow_run.id
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        return second
+
+    second = run(meanwhile())
+    assert history(first).count("Resuming") == history(second).count("Resuming") == 1
+
+
+@pytest.mark.parametrize(("name", "value"), [("interval", 0), ("interval", -1.0), ("duration", 0)])
+def test_wrong_numbers_are_refused(name: str, value: float) -> None:
+    with pytest.raises(qr.InvalidInput) as refused:
+        run_watch(**{name: value})
+    assert refused.value.field == name
