@@ -4,13 +4,18 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 INTEROP := .venv-interop
+# Processes that share the tests; each has a Prefect server of its own.
+WORKERS ?= 3
+DOCS := .venv-docs
+UI := .venv-ui
+BENCH := .venv-bench
 
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 # An embedded Prefect server needs 11 to 15 s here; Prefect's own limit is 20 s.
 export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS := 120
 
-.PHONY: help install demo test lint types unit interop plain-install clean
+.PHONY: help install demo test lint types unit interop postgres-test docs ui-test pictures plain-install bench bench-quick clean
 
 help: ## Say what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -36,7 +41,7 @@ types: $(STAMP) ## Check the types
 	$(BIN)/mypy
 
 unit: $(STAMP) ## Run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 $(INTEROP)/.installed: pyproject.toml constraints.txt tests/interop/constraints.txt
 	test -x $(INTEROP)/bin/python || $(PYTHON) -m venv $(INTEROP)
@@ -48,8 +53,52 @@ $(INTEROP)/.installed: pyproject.toml constraints.txt tests/interop/constraints.
 interop: $(INTEROP)/.installed ## Run IBM's official client against the sandbox
 	$(INTEROP)/bin/python -m pytest tests/interop
 
+$(DOCS)/.installed: pyproject.toml constraints.txt
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' > $(DOCS)/wanted.txt
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $(DOCS)/wanted.txt --constraint constraints.txt
+	@touch $@
+
+docs: $(DOCS)/.installed ## Build the documentation into site/, warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
+$(UI)/.installed: pyproject.toml constraints.txt
+	test -x $(UI)/bin/python || $(PYTHON) -m venv $(UI)
+	$(UI)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[sandbox,ui]' \
+	  hypothesis pytest pytest-asyncio pytest-timeout --constraint constraints.txt
+	@touch $@
+
+# As root the browser is installed where it is missing; otherwise the tests say that it is, and are skipped.
+ui-test: $(UI)/.installed ## Look at Prefect's pages with a browser
+	@command -v chromium >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null \
+	  || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } || true
+	$(UI)/bin/python -m pytest tests/ui
+
+pictures: ## Take the screenshots of the documentation anew
+	QRUNTIME_PICTURES=docs/images $(MAKE) ui-test
+
+postgres-test: $(STAMP) ## Run the system tests against a Prefect server on PostgreSQL
+	$(BIN)/python tests/postgres/run.py
+
 plain-install: $(STAMP) ## Prove that a plain install gives a Prefect server that starts
 	$(BIN)/python tests/plain_install.py
 
+$(BENCH)/.installed: constraints.txt benchmarks/constraints.txt
+	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  qiskit-ibm-runtime prefect-qiskit httpx psutil matplotlib \
+	  --constraint constraints.txt --constraint benchmarks/constraints.txt
+	@touch $@
+
+bench: $(STAMP) $(BENCH)/.installed ## Measure beside the peers and write docs/benchmarks.md (about an hour; leave the machine alone)
+	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.render
+	$(BENCH)/bin/python -m benchmarks.chart
+
+bench-quick: $(STAMP) $(BENCH)/.installed ## Try the benchmarks out, small and few, into .bench/
+	$(BIN)/python -m benchmarks.run --quick --out .bench/quick.jsonl
+	$(BIN)/python -m benchmarks.render .bench/quick.jsonl --out .bench/benchmarks.md
+	$(BENCH)/bin/python -m benchmarks.chart .bench/quick.jsonl --out .bench/images
+
 clean: ## Remove what was made
-	rm -rf $(VENV) $(INTEROP) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist site *.egg-info
+	rm -rf $(VENV) $(INTEROP) $(DOCS) $(UI) $(BENCH) .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist site *.egg-info
