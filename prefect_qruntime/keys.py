@@ -18,13 +18,14 @@ import time
 import uuid
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from prefect.context import FlowRunContext, TaskRunContext
 
 from prefect_qruntime.client.home import home
 from prefect_qruntime.errors import InvalidInput
-from prefect_qruntime.models import JobRef
+from prefect_qruntime.models import Job, JobRef
 from prefect_qruntime.orchestration import api
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Origin:
         attempt: Which start of the flow run this is.
         touched: When this process first saw this attempt, on the monotonic clock.
         deployment_id: The deployment of the flow run, if it has one.
+        asked: When the try before ended, on Prefect's clock; None where that is not known.
     """
 
     flow_run_id: str | None
@@ -71,6 +73,14 @@ class Origin:
     attempt: int
     touched: float
     deployment_id: str | None = None
+    asked: datetime | None = None
+
+    def wants_anew(self, dead: Job) -> bool:
+        """Whether a failed or cancelled job is to be bought again: only if another try was asked for since.
+
+        A flow run that was retried and is resumed later was not asked to try again for what failed meanwhile.
+        """
+        return self.retried and (self.asked is None or dead.created_at is None or dead.created_at < self.asked)
 
 
 _lock = threading.Lock()
@@ -164,7 +174,7 @@ async def _read_origin(flow_run: FlowRun) -> Origin:
         top = await client.read_flow_run(task_run.flow_run_id)
     states = await client.read_flow_run_states(top.id)
     began = sum(state.is_running() for state in states)
-    ended = any(state.is_final() or state.name == "AwaitingRetry" for state in states)
+    ended = [state.timestamp for state in states if state.is_final() or state.name == "AwaitingRetry"]
     parked = any(state.is_paused() for state in states)
     identity, attempt = f"flow-run:{top.id}", max(began, top.run_count or 0)
     with _lock:
@@ -173,11 +183,12 @@ async def _read_origin(flow_run: FlowRun) -> Origin:
     return Origin(
         flow_run_id=str(top.id),
         identity=identity,
-        repeated=began > 1 or ended or parked or (top.run_count or 0) > 1,
-        retried=ended or (top.run_count or 0) > 1,
+        repeated=began > 1 or bool(ended) or parked or (top.run_count or 0) > 1,
+        retried=bool(ended) or (top.run_count or 0) > 1,
         attempt=attempt,
         touched=touched,
         deployment_id=str(top.deployment_id) if top.deployment_id is not None else None,
+        asked=max(ended, default=None),
     )
 
 

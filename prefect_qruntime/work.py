@@ -124,7 +124,7 @@ async def submit(
 
     def renew_failed(job: Job) -> bool:
         # Within one attempt, a failed job found under an explicit key is the answer; a later run wants a new one.
-        return where.retried or (flow_tag is not None and flow_tag not in job.tags)
+        return where.wants_anew(job) or (flow_tag is not None and flow_tag not in job.tags)
 
     def key_tag(generation: int) -> str:
         return keys.key_tag(client.connection.crn, identity, digest, index=number, generation=generation)
