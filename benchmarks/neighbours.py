@@ -45,8 +45,11 @@ class _Neighbour:
         return self.process.poll() is None
 
     def cpu_percent(self, interval: float) -> float:
-        """Per cent of one core that it uses."""
-        return float(psutil.Process(self.process.pid).cpu_percent(interval))
+        """Per cent of one core that it uses; none once it is gone."""
+        try:
+            return float(psutil.Process(self.process.pid).cpu_percent(interval))
+        except psutil.NoSuchProcess:
+            return 0.0
 
 
 class SandboxProcess(_Neighbour):
@@ -117,6 +120,8 @@ class PrefectServer(_Neighbour):
         until = time.monotonic() + _START_LIMIT
         while not _answers(f"{url}/health"):
             if not self.alive or time.monotonic() > until:
+                if self.alive:
+                    self.stop()
                 raise RuntimeError("the Prefect server did not start")
             time.sleep(0.3)
 

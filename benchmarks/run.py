@@ -72,8 +72,8 @@ class Bench:
                 record |= {"args": what.args, "scale": what.scale}
                 try:
                     record["numbers"] = self._child(what, peer)
-                except RuntimeError as error:
-                    record["error"] = str(error)[-1500:]
+                except Exception as error:  # one measurement that fails, or whose neighbours do, ends no run of an hour
+                    record["error"] = f"{type(error).__name__}: {error}"[-1500:]
                 self.write(record)
                 yield record
 
@@ -81,7 +81,8 @@ class Bench:
         sandbox = self._fresh_sandbox(what.sandbox)
         environment = plain_environment(self._scratch / "home")
         if what.server:
-            self._server = self._server or PrefectServer(self._scratch / "server")
+            if self._server is None or not self._server.alive:
+                self._server = PrefectServer(self._scratch / "server")
             environment |= self._server.environment
         out = self._scratch / "numbers.json"
         out.unlink(missing_ok=True)
@@ -113,18 +114,24 @@ class Bench:
         return numbers
 
     def _fresh_sandbox(self, options: dict[str, Any]) -> SandboxProcess:
-        if self._sandbox is not None and self._sandbox.options == options and self._sandbox.alive:
-            self._sandbox.reset()
-            return self._sandbox
-        if self._sandbox is not None:
-            self._sandbox.stop()
+        last, self._sandbox = self._sandbox, None
+        if last is not None and last.options == options and last.alive:
+            try:
+                last.reset()
+            except OSError:  # stuck, or gone: the next measurement gets another one
+                last.stop()
+            else:
+                self._sandbox = last
+                return last
+        elif last is not None:
+            last.stop()
         self._sandbox = SandboxProcess(options)
         return self._sandbox
 
     def _calm(self) -> float:
         """Wait until what the last measurement left to do is done; return how busy the machine is, in cores."""
         until = time.monotonic() + self._patience
-        watched = [process for process in (self._server, self._sandbox) if process is not None]
+        watched = [process for process in (self._server, self._sandbox) if process is not None and process.alive]
         while watched and time.monotonic() < until:
             if sum(process.cpu_percent(0.5) for process in watched) < _SETTLED:
                 break
@@ -144,7 +151,7 @@ def main() -> None:
     # Ended from outside, it takes its neighbours along.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     begun = time.monotonic()
-    patience = 3.0 if options.quick else 45.0
+    patience = 3.0 if options.quick else 20.0
     with options.out.open("w") as out, Bench(options.peers_python, out, patience) as bench:
         bench.write(describe(options.peers_python, quick=options.quick))
         for what in plan(quick=options.quick):

@@ -10,6 +10,8 @@ from benchmarks.lab import Gauge, Lab
 from benchmarks.peers import Peer
 
 _STEP = 0.25  # seconds between looks at the memory
+_SLOWEST = 80  # jobs a second that any peer submits at least; the window is longer by what that takes
+_QUIET = 10.0  # seconds of waiting alone, without which the numbers say nothing
 
 
 def waits(lab: Lab, peer: Peer) -> dict[str, float]:
@@ -18,7 +20,8 @@ def waits(lab: Lab, peer: Peer) -> dict[str, float]:
     Memory is what the process has grown by since one job was through, so the submitted jobs count as well; CPU and
     requests are those of the wait alone, lag is that of all jobs.
     """
-    count, window = lab.args["jobs"], lab.args["window"]
+    count = lab.args["jobs"]
+    window = lab.args["window"] + count / _SLOWEST
     peer.load()
     peer.open()
     lab.control("set_times", queue_time=0, run_time=0)
@@ -29,6 +32,9 @@ def waits(lab: Lab, peer: Peer) -> dict[str, float]:
     clock = lab.service_clock()
     jobs = peer.submit(count)
     submitting = gauge.wall
+    quiet_until = window - submitting - 1
+    if quiet_until < min(_QUIET, lab.args["window"] / 2):
+        raise RuntimeError(f"submitting took {submitting:.0f} s of {window:.0f} s: too little of the wait is left")
     lab.control("clear_journal")
     known: dict[str, float] = {}
     wait = Gauge()
@@ -37,11 +43,11 @@ def waits(lab: Lab, peer: Peer) -> dict[str, float]:
     )
     waiting.start()
     grown = 0
-    quiet_until = max(_STEP, window - submitting - 1)
     while wait.wall < quiet_until:
         real_sleep(_STEP)
         grown = max(grown, gauge.grown)
-    share, asked = wait.cpu / wait.wall, lab.requests()
+    wall, cpu = wait.wall, wait.cpu
+    asked = lab.requests()
     waiting.join(window + 120)
     ends = lab.ends()
     lags = [known[job] - ends[job] for job in known]
@@ -51,8 +57,8 @@ def waits(lab: Lab, peer: Peer) -> dict[str, float]:
     return {
         "kb_per_job": grown / count / 1000,
         "grown_mib": grown / 2**20,
-        "cpu_share": share,
-        "requests_per_minute": asked.total * 60 / quiet_until,
+        "cpu_share": cpu / wall,
+        "requests_per_minute": asked.total * 60 / wall,
         "lag_p50": statistics.median(lags),
         "lag_p99": sorted(lags)[int(0.99 * (count - 1))],
         "lag": max(lags),
