@@ -1,7 +1,8 @@
 """Parameter values: whatever the user has, as plain nested lists of finite floats.
 
 One form for equal numbers (list, tuple, numpy array, `1` and `1.0`), so that equal work has an
-equal digest. Broadcasting is left to the service; counts are checked where the circuit tells.
+equal digest. Names, counts and shapes are checked where the circuit tells, by the rules of qiskit's
+`BindingsArray`, which the service uses.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 from prefect_qruntime.client.inputs.fields import nearest
 from prefect_qruntime.errors import InvalidInput
 
-__all__ = ["MAX_AXES", "check_parameters", "numbers", "shape_of"]
+__all__ = ["MAX_AXES", "check_order", "check_parameters", "numbers", "points_shape", "shape_of"]
 
 MAX_AXES = 32
 """More axes than this no array of numpy had for decades."""
@@ -34,7 +35,10 @@ def check_parameters(value: Any, inputs: Sequence[str] | None, *, field: str) ->
         InvalidInput: Not numbers, not finite, ragged, a wrong count, an unknown or missing name.
     """
     if isinstance(value, Mapping):
-        return _by_name(value, inputs, field=field) or None
+        named = _by_name(value, inputs, field=field)
+        if inputs is not None:
+            _one_shape(named, field=field)
+        return named or None
     values = None if value is None else numbers(value, field=field)
     if isinstance(values, float):
         raise InvalidInput("must be a list of values, one for each parameter", field=field)
@@ -43,6 +47,8 @@ def check_parameters(value: Any, inputs: Sequence[str] | None, *, field: str) ->
             raise InvalidInput(f"values are missing for {_listed(inputs)}", field=field)
         return None
     shape = shape_of(values, field=field)
+    if inputs is not None and not inputs and shape[-1] == 0 and 0 not in shape[:-1]:
+        return values  # so many points of no parameters: the circuit runs as often
     if 0 in shape:
         raise InvalidInput("holds no parameter point at all", field=field)
     if inputs is None or shape[-1] == len(inputs):
@@ -55,6 +61,36 @@ def check_parameters(value: Any, inputs: Sequence[str] | None, *, field: str) ->
         + (f" ({_listed(inputs)})" if inputs else ""),
         field=field,
     )
+
+
+def check_order(value: Any, inputs: Sequence[str] | None, *, field: str) -> None:
+    """Refuse a plain list where readers of OpenQASM text disagree on which value is whose.
+
+    OpenQASM does not say in which order inputs take values from outside, and qiskit sorts them by name: a
+    list in order of declaration would be bound to the wrong names without a word.
+
+    Raises:
+        InvalidInput: The values have no names, and the declared order is not that of the names.
+    """
+    if value is None or isinstance(value, Mapping) or inputs is None or list(inputs) == sorted(inputs):
+        return
+    raise InvalidInput(
+        "give values by name, {name: value}: the order of a list is not fixed by OpenQASM; "
+        f"declared {_listed(inputs)}, sorted {_listed(sorted(inputs))}",
+        field=field,
+    )
+
+
+def points_shape(values: Any, inputs: Sequence[str] | None) -> tuple[int, ...] | None:
+    """Shape of the points that checked values stand for, as qiskit infers it; None where it cannot be told."""
+    if values is None:
+        return ()
+    if inputs is None:
+        return None  # a name may be that of an array, whose last axis is not one of points
+    if isinstance(values, dict):
+        return _leading(shape_of(next(iter(values.values())), field=""))
+    shape = shape_of(values, field="")
+    return _leading(shape) if len(inputs) == 1 else shape[:-1]
 
 
 def numbers(value: Any, *, field: str, depth: int = 0) -> Any:
@@ -102,6 +138,7 @@ def _by_name(value: Mapping[Any, Any], inputs: Sequence[str] | None, *, field: s
         # A tuple of names, or qiskit's ParameterVector: the last axis runs over them.
         several = not isinstance(key, str) and hasattr(key, "__iter__")
         names = tuple(key) if several else (key,)
+        several = len(names) > 1  # for one name qiskit lets the last axis be away
         texts = [_name(name, field=field) for name in names]
         spot = f"{field}.{','.join(texts)}"
         values = numbers(item, field=spot)
@@ -109,7 +146,9 @@ def _by_name(value: Mapping[Any, Any], inputs: Sequence[str] | None, *, field: s
             shape = shape_of(values, field=spot)
             if not shape or shape[-1] != len(texts):
                 raise InvalidInput(f"the last axis must have {len(texts)} values", field=spot)
-            columns = [_column(values, place) for place in range(len(texts))]
+            # An axis of one point would be taken for the one of the single parameter.
+            alone = shape[-2:-1] == (1,)
+            columns = [_column(values, place, alone=alone) for place in range(len(texts))]
         else:
             columns = [values]
         for text, column in zip(texts, columns, strict=True):
@@ -128,10 +167,29 @@ def _by_name(value: Mapping[Any, Any], inputs: Sequence[str] | None, *, field: s
     return named
 
 
-def _column(values: Any, place: int) -> Any:
+def _column(values: Any, place: int, *, alone: bool) -> Any:
     if isinstance(values[0], list):
-        return [_column(item, place) for item in values]
-    return values[place]
+        return [_column(item, place, alone=alone) for item in values]
+    return [values[place]] if alone else values[place]
+
+
+def _leading(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of the points in the values of one parameter: a last axis of one is the parameter's own."""
+    return shape[:-1] if shape and shape[-1] == 1 else shape
+
+
+def _one_shape(named: Mapping[str, Any], *, field: str) -> None:
+    """All parameters have values for the same points: qiskit, and so the service, broadcasts none of them."""
+    first = ""
+    for name, values in named.items():
+        first = first or name
+        here, there = (_leading(shape_of(found, field=field)) for found in (values, named[first]))
+        if here != there:
+            raise InvalidInput(
+                f"has values for points of shape {here}, {first!r} for points of shape {there}; "
+                "each parameter needs a value for every point",
+                field=f"{field}.{name}",
+            )
 
 
 def _name(key: Any, *, field: str) -> str:

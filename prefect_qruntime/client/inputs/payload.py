@@ -153,12 +153,12 @@ def _v1_point(pub: Pub, field: str) -> list[float]:
     if isinstance(values, dict):
         # The legacy programs bind by position, in the order qiskit keeps: sorted by name.
         for name, item in values.items():
-            if shape_of(item, field=field) not in ((), (1,)):
+            if set(shape_of(item, field=field)) - {1}:
                 raise InvalidInput(
                     "the legacy dialect takes one parameter point per PUB: give one PUB for each",
                     field=f"{field}.{name}",
                 )
-        return [item[0] if isinstance(item, list) else item for _, item in sorted(values.items())]
+        return [_single(item) for _, item in sorted(values.items())]
     while values and isinstance(values[0], list):
         if len(values) > 1:
             raise InvalidInput(
@@ -166,6 +166,12 @@ def _v1_point(pub: Pub, field: str) -> list[float]:
             )
         values = values[0]
     return list(values)
+
+
+def _single(value: Any) -> float:
+    while isinstance(value, list):
+        value = value[0]
+    return float(value)
 
 
 def _v1_observable(pub: Pub, field: str) -> Any:

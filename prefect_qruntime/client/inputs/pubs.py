@@ -13,8 +13,8 @@ from typing import Any
 
 from prefect_qruntime.client.inputs.circuits import Circuit, is_circuit_like, read_circuit
 from prefect_qruntime.client.inputs.fields import check_shots
-from prefect_qruntime.client.inputs.observables import check_observables
-from prefect_qruntime.client.inputs.parameters import check_parameters
+from prefect_qruntime.client.inputs.observables import check_observables, observable_shape
+from prefect_qruntime.client.inputs.parameters import check_order, check_parameters, points_shape
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.spec import Pub
 
@@ -119,10 +119,13 @@ def _sampler_pub(parts: list[Any], field: str, seen: dict[int, tuple[Any, Circui
 def _estimator_pub(parts: list[Any], field: str, seen: dict[int, tuple[Any, Circuit]]) -> Pub:
     circuit, observables, parameters, precision = [*parts, None, None, None][:4]
     read = _circuit(circuit, sampler=False, field=f"{field}.circuit", seen=seen)
+    checked = check_observables(observables, read.qubits, field=f"{field}.observables")
+    values = _parameters(parameters, read, field=f"{field}.parameters")
+    _check_broadcast(observable_shape(checked), points_shape(values, read.inputs), field=f"{field}.observables")
     return Pub(
         circuit=read.wire,
-        observables=check_observables(observables, read.qubits, field=f"{field}.observables"),
-        parameters=_parameters(parameters, read, field=f"{field}.parameters"),
+        observables=checked,
+        parameters=values,
         precision=_precision(precision, field=f"{field}.precision"),
         width=read.width,
         identity=read.identity,
@@ -131,7 +134,9 @@ def _estimator_pub(parts: list[Any], field: str, seen: dict[int, tuple[Any, Circ
 
 def _parameters(value: Any, circuit: Circuit, *, field: str) -> Any:
     if circuit.source is None:
-        return check_parameters(value, circuit.inputs, field=field)
+        checked = check_parameters(value, circuit.inputs, field=field)
+        check_order(value, circuit.inputs, field=field)
+        return checked
     # Names are a matter of the caller's circuit; on the wire an array in the circuit's own order
     # is all that is needed, and qiskit knows its own rules of shapes best.
     if value is None:
@@ -152,6 +157,19 @@ def _parameters(value: Any, circuit: Circuit, *, field: str) -> Any:
     except Exception as error:
         raise InvalidInput(str(error), field=field) from None
     return check_parameters(found, circuit.inputs, field=field)
+
+
+def _check_broadcast(observables: tuple[int, ...], points: tuple[int, ...] | None, *, field: str) -> None:
+    """Observables and parameter points go together by numpy's rules, as in qiskit's `EstimatorPub`."""
+    if points is None or all(
+        one == other or 1 in (one, other) for one, other in zip(observables[::-1], points[::-1], strict=False)
+    ):
+        return
+    raise InvalidInput(
+        f"of shape {observables} do not go together with parameter points of shape {points}: from the right, "
+        "each axis must be equal or 1. For all pairs give the observables an axis more, [[a], [b]]",
+        field=field,
+    )
 
 
 def _precision(value: Any, *, field: str) -> float | None:

@@ -118,7 +118,11 @@ def test_what_the_text_tells(text: str, width: int | None, inputs: Any, qubits: 
         (np.array([1, 2]), [1.0, 2.0]),
         (np.array([[1, 2], [3, 4]], dtype=np.float32), [[1.0, 2.0], [3.0, 4.0]]),
         ([np.array([1.0, 2.0]), (3, np.float64(4))], [[1.0, 2.0], [3.0, 4.0]]),
-        ({"a": 1, "b": [1, 2]}, {"a": 1.0, "b": [1.0, 2.0]}),
+        ({"a": 1, "b": [2]}, {"a": 1.0, "b": [2.0]}),
+        ({"a": [[3], [4]], "b": [1, 2]}, {"a": [[3.0], [4.0]], "b": [1.0, 2.0]}),
+        ({("a",): [1, 2], "b": [3, 4]}, {"a": [1.0, 2.0], "b": [3.0, 4.0]}),
+        # The points' axis of one is kept: qiskit would take it for the parameter's own.
+        ({("a", "b"): [[1, 2]]}, {"a": [[1.0]], "b": [[2.0]]}),
         ({("a", "b"): [[1, 2], [3, 4]]}, {"a": [1.0, 3.0], "b": [2.0, 4.0]}),
         ({Parameter("b"): 2, "a": np.float32(0.5)}, {"b": 2.0, "a": 0.5}),
     ],
@@ -127,6 +131,65 @@ def test_parameters_become_plain_floats(given: Any, expected: Any) -> None:
     found = _spec([(TWO, given)]).pubs[0].parameters
     assert found == expected
     assert "int" not in str([type(value) for value in np.ravel(list(found))])
+
+
+POINTS = [
+    {"a": 1, "b": 2},
+    {"a": [1], "b": 2},
+    {"a": 1, "b": [1, 2]},
+    {"a": [1, 2, 3], "b": [1, 2]},
+    {"a": [1, 2, 3], "b": [1]},
+    {"a": [[1], [2]], "b": [1, 2]},
+    {"a": [[1, 2]], "b": [1, 2]},
+    {"a": [[1, 2], [3, 4]], "b": [[[1], [2]], [[3], [4]]]},
+    {("a", "b"): [[1, 2]]},
+    {("a", "b"): [1, 2]},
+    {("a", "b"): [[[1, 2]], [[3, 4]]]},
+    {("a",): [1, 2], "b": [3, 4]},
+    {("a",): [[1], [2]], "b": 2},
+    [1, 2],
+    [[1, 2]],
+    [[1, 2], [3, 4], [5, 6]],
+    [[[1, 2]], [[3, 4]]],
+]
+
+
+@pytest.mark.parametrize("observables", ["ZZ", ["ZZ"], ["ZZ", "XX"], [["ZZ"], ["XX"]], [["ZZ", "XX", "YY"]] * 2])
+@pytest.mark.parametrize("values", POINTS, ids=str)
+@pytest.mark.parametrize("as_text", [True, False])
+def test_shapes_are_accepted_as_qiskit_accepts_them(values: Any, observables: Any, as_text: bool) -> None:
+    circuit = QuantumCircuit(2)
+    circuit.rx(Parameter("a"), 0)
+    circuit.ry(Parameter("b"), 1)
+    try:
+        expected = EstimatorPub.coerce((circuit, observables, values))
+    except ValueError:
+        with pytest.raises(InvalidInput) as caught:
+            _spec([(TWO if as_text else circuit, observables, values)], program_id="estimator")
+        assert (caught.value.field or "").startswith(("pubs[0].parameters", "pubs[0].observables"))
+        return
+    sent = _spec([(TWO if as_text else circuit, observables, values)], program_id="estimator").pubs[0].parameters
+    # What is sent stands for the same points as what was given.
+    arrived = EstimatorPub.coerce((circuit, observables, sent))
+    assert arrived.parameter_values.shape == expected.parameter_values.shape
+    np.testing.assert_array_equal(
+        arrived.parameter_values.as_array(circuit.parameters), expected.parameter_values.as_array(circuit.parameters)
+    )
+
+
+def test_points_of_no_parameters_are_points_all_the_same() -> None:
+    assert _spec([(BELL, np.empty((3, 0)))]).pubs[0].parameters == [[], [], []]
+    assert _spec([(_measured(), np.empty((3, 0)))]).pubs[0].parameters == [[], [], []]
+    assert SamplerPub.coerce((_measured(), np.empty((3, 0)))).shape == (3,)
+
+
+def test_a_list_follows_the_names_only_where_text_declares_them_sorted() -> None:
+    swapped = TWO.replace("float[64] a", "float[64] z")
+    with pytest.raises(InvalidInput, match=r"by name.*declared z, b, sorted b, z") as caught:
+        _spec([(swapped, [1, 2])])
+    assert caught.value.field == "pubs[0].parameters"
+    assert _spec([(swapped, {"z": 1, "b": 2})]).pubs[0].parameters == {"z": 1.0, "b": 2.0}
+    assert _spec([(TWO, [1, 2])]).pubs[0].parameters == [1.0, 2.0]
 
 
 def test_one_parameter_may_leave_the_last_axis_away() -> None:

@@ -97,7 +97,7 @@ FULL_SAMPLER = {
     ("program", "pubs", "options"),
     [
         ("sampler", BELL, None),
-        ("sampler", [BELL, (BELL, None, 5), (TWO, [1, 2])], FULL_SAMPLER),
+        ("sampler", [BELL, (BELL, None, 5), (TWO, {"b": 1, "a": 2})], FULL_SAMPLER),
         ("sampler", [(_circuit(), [[0.1], [0.2]], 7)], {}),
         ("estimator", [(BELL, "ZZ"), (TWO, {"ZZ": 1}, {"a": 1, "b": 2}, 0.1)], FULL_ESTIMATOR),
         ("estimator", [(_circuit(), ["ZZ", "XX"], [0.3])], {"resilience_level": 0}),
@@ -114,12 +114,12 @@ def test_v2_params_fit_the_strict_schema(validator: Any, program: str, pubs: Any
 
 
 def test_v2_sampler_wire_form() -> None:
-    spec = make_spec([BELL, (BELL, None, 5), (TWO, (1, 2))], backend="b", shots=9)
+    spec = make_spec([BELL, (BELL, None, 5), (TWO, {"b": 1, "a": 2})], backend="b", shots=9)
     assert v2_params(spec) == {
         "version": 2,
         "support_qiskit": False,
         "shots": 9,
-        "pubs": [[BELL], [BELL, None, 5], [TWO, [1.0, 2.0]]],
+        "pubs": [[BELL], [BELL, None, 5], [TWO, {"b": 1.0, "a": 2.0}]],
     }
 
 
@@ -156,11 +156,13 @@ def test_raw_params_are_what_was_given() -> None:
 
 
 def test_v1_sampler() -> None:
-    spec = make_spec([(TWO, {"b": 2, "a": [1]}), (TWO, [[3, 4]]), BELL], backend="b", shots=5)
+    sorted_names = TWO.replace("angle a", "angle c").replace("rx(a)", "rx(c)")
+    pubs = [(TWO, {"b": 2, "a": [1]}), (sorted_names, [[3, 4]]), (TWO, {("b", "a"): [[[6, 5]]]}), BELL]
+    spec = make_spec(pubs, backend="b", shots=5)
     assert v1_params(spec) == {
-        "circuits": [TWO, TWO, BELL],
-        "circuit_indices": [0, 1, 2],
-        "parameter_values": [[1.0, 2.0], [3.0, 4.0], []],
+        "circuits": [TWO, sorted_names, TWO, BELL],
+        "circuit_indices": [0, 1, 2, 3],
+        "parameter_values": [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], []],
         "run_options": {"shots": 5},
     }
 
@@ -202,8 +204,8 @@ def test_v1_writes_circuits_as_openqasm() -> None:
     [
         ("sampler", [(BELL, None, 5), (BELL, None, 6)], None, "pubs[1].shots"),
         ("sampler", [(BELL, None, 5), BELL], None, "pubs[1].shots"),
-        ("sampler", [(TWO, [[1, 2], [3, 4]])], None, "pubs[0].parameters"),
-        ("sampler", [(TWO, {"a": [1, 2], "b": 3})], None, "pubs[0].parameters.a"),
+        ("sampler", [(TWO.replace("float[64] b", "float[64] _"), [[1, 2], [3, 4]])], None, "pubs[0].parameters"),
+        ("sampler", [(TWO, {"a": [1, 2], "b": [3, 4]})], None, "pubs[0].parameters.a"),
         ("sampler", [(_circuit(), [[1], [2]])], None, "pubs[0].parameters"),
         ("sampler", BELL, {"twirling": {"enable_gates": True}}, "options.twirling"),
         ("sampler", BELL, {"execution": {"meas_type": "kerneled"}}, "options.execution"),
