@@ -19,7 +19,9 @@ from prefect.context import FlowRunContext
 
 from prefect_qruntime import keys, observe
 from prefect_qruntime.client import QuantumRuntimeClient
-from prefect_qruntime.errors import QuantumRuntimeError
+from prefect_qruntime.client.home import home
+from prefect_qruntime.errors import NotFound, QuantumRuntimeError
+from prefect_qruntime.late_usage import follow_usage
 from prefect_qruntime.models import Job
 from prefect_qruntime.orchestration import api, current_flow_run_id
 from prefect_qruntime.settings import current_settings
@@ -28,6 +30,8 @@ __all__ = ["Policy", "cancel_jobs_of", "cancelled_by_user", "cancels_jobs", "pol
 
 Policy = Literal["cancel", "detach"]
 log = logging.getLogger("prefect_qruntime.hooks")
+
+_UNSEEN_PAUSES = (0.5, 1.5, 4.0)  # seconds between tries for a job that the service does not know yet
 
 POLICY_MARK = "qruntime_policy"
 """Attribute by which our hooks tell the policy of the flow that carries them."""
@@ -62,8 +66,65 @@ async def cancelled_by_user() -> bool:
     return False
 
 
+class _Round:
+    """One cancelling of a flow run's jobs, shared by all who ask for it at the same moment.
+
+    When a flow with hundreds of waits is cancelled, each of them asks for all of its jobs.
+    """
+
+    def __init__(self, client: QuantumRuntimeClient, flow_run_id: str) -> None:
+        self.askers = 0
+        self._client = client
+        self._flow_run_id = flow_run_id
+        self._listed: asyncio.Task[list[Job]] | None = None
+        self._jobs: dict[str, asyncio.Task[Job]] = {}
+
+    async def all_of(self, also: Iterable[str]) -> list[Job]:
+        """Cancel these jobs and all live ones that are listed; see `cancel_jobs_of`."""
+        for job_id in also:  # at once, whatever the list is about to say
+            self._start(job_id)
+        if self._listed is None:
+            self._listed = asyncio.create_task(self._list())
+        failure: QuantumRuntimeError | None = None
+        try:
+            for job in await asyncio.shield(self._listed):
+                self._start(job.id)
+        except QuantumRuntimeError as error:
+            failure = error
+        done = await asyncio.shield(asyncio.gather(*self._jobs.values(), return_exceptions=True))
+        for failed in (failure, *done):
+            if isinstance(failed, BaseException):
+                raise failed
+        return [job for job in done if isinstance(job, Job)]
+
+    async def _list(self) -> list[Job]:
+        return await self._client.jobs(tags=(keys.flow_tag(self._flow_run_id),), pending=True)
+
+    def _start(self, job_id: str) -> None:
+        if job_id not in self._jobs:
+            self._jobs[job_id] = asyncio.create_task(self._cancel(job_id))
+
+    async def _cancel(self, job_id: str) -> Job:
+        try:
+            job = await self._until_visible(job_id)
+        except QuantumRuntimeError as error:
+            log.error("job %s could not be cancelled: %s", job_id, error)
+            raise
+        await observe.job_cancelled(job, flow_run_id=self._flow_run_id)
+        follow_usage(self._client, job)
+        return job
+
+    async def _until_visible(self, job_id: str) -> Job:
+        """A job that was bought a moment ago may be unknown to the service for a while."""
+        for pause in _UNSEEN_PAUSES:
+            with contextlib.suppress(NotFound):
+                return await self._client.cancel(job_id)
+            await asyncio.sleep(pause)
+        return await self._client.cancel(job_id)
+
+
 async def cancel_jobs_of(client: QuantumRuntimeClient, flow_run_id: str, also: Iterable[str] = ()) -> list[Job]:
-    """Cancel all live jobs of a flow run.
+    """Cancel all live jobs of a flow run. Runs on the home loop.
 
     Args:
         client: The instance they run on.
@@ -72,20 +133,20 @@ async def cancel_jobs_of(client: QuantumRuntimeClient, flow_run_id: str, also: I
 
     Returns:
         The jobs as read back.
+
+    Raises:
+        QuantumRuntimeError: Not all of them were cancelled; each was tried.
     """
-    listed = await client.jobs(tags=(keys.flow_tag(flow_run_id),), pending=True)
-    ids = list(dict.fromkeys([*also, *(job.id for job in listed)]))
-
-    async def one(job_id: str) -> Job | None:
-        try:
-            return await client.cancel(job_id)
-        except QuantumRuntimeError as error:
-            log.error("job %s could not be cancelled: %s", job_id, error)
-            return None
-
-    done = [job for job in await asyncio.gather(*(one(job_id) for job_id in ids)) if job is not None]
-    await asyncio.gather(*(observe.job_cancelled(job, flow_run_id=flow_run_id) for job in done))
-    return done
+    rounds: dict[tuple[str, str], _Round] = home().shared.setdefault("cancelling", {})
+    which = (client.connection.crn, flow_run_id)
+    here = rounds.setdefault(which, _Round(client, flow_run_id))
+    here.askers += 1
+    try:
+        return await here.all_of(also)
+    finally:
+        here.askers -= 1
+        if not here.askers and rounds.get(which) is here:
+            del rounds[which]
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID
+from uuid import NAMESPACE_URL, UUID, uuid5
 
 from prefect_qruntime import keys, summary
 from prefect_qruntime.cards import card, job_card, result_section
@@ -18,7 +18,7 @@ from prefect_qruntime.client.results import JobResult
 from prefect_qruntime.emitting import emit, say
 from prefect_qruntime.errors import BudgetExhausted
 from prefect_qruntime.models import Job, JobRef, JobStatus, SessionRef
-from prefect_qruntime.orchestration import in_run
+from prefect_qruntime.orchestration import current_flow_run_id, in_run
 from prefect_qruntime.records import put_record
 from prefect_qruntime.redact import redact
 from prefect_qruntime.sightings import Sighting, times
@@ -26,6 +26,7 @@ from prefect_qruntime.sightings import Sighting, times
 __all__ = [
     "budget_exhausted",
     "emit",
+    "event_id_of",
     "job_cancelled",
     "job_changed",
     "job_ended",
@@ -95,7 +96,7 @@ async def job_submitted(ref: JobRef, *, block: str | None, flow_run_id: str | No
     )
     meta = {
         "url": ref.url,
-        "state": "attached" if ref.attached else "submitted",
+        "state": None if ref.attached else "submitted",
         "backend": ref.backend,
         "program": ref.program_id,
         "session": ref.session.id if ref.session else None,
@@ -104,7 +105,9 @@ async def job_submitted(ref: JobRef, *, block: str | None, flow_run_id: str | No
         "flow_run": flow_run_id,
         "noted": None if ref.attached else datetime.now(UTC).isoformat(),
     }
-    await _record(ref.id, meta, new=not ref.attached, flow_run_id=flow_run_id)
+    # What is known of the state of a job attached to stays: it may be over.
+    unknown = {"state": "attached"} if ref.attached else {}
+    await _record(ref.id, meta, unknown=unknown, new=not ref.attached, flow_run_id=flow_run_id)
 
 
 def job_changed(job: Job, waited: float) -> None:
@@ -142,6 +145,17 @@ def _estimate(job: Job) -> str:
     return f"estimated to run {job.estimated_running_seconds:.0f} s"
 
 
+def event_id_of(job: Job, flow_run_id: str | None, *, left: bool = False) -> UUID:
+    """The id of the event of a job's state, the same for all who tell a flow run of it.
+
+    Args:
+        job: The job.
+        flow_run_id: The flow run concerned.
+        left: Whether it is told to whoever collects a job that was left to the watcher.
+    """
+    return uuid5(NAMESPACE_URL, f"qruntime:{flow_run_id}:{job.id}:{job.raw_status}:{left}")
+
+
 def job_event(
     job: Job,
     *,
@@ -150,8 +164,15 @@ def job_event(
     labels: Mapping[str, str] | None = None,
     **payload: Any,
 ) -> None:
-    """Emit the event of the job's present state."""
+    """Emit the event of the job's present state.
+
+    Its end is told once for each flow run, however often it is waited for and by how many processes: Prefect keeps
+    and acts on the first event of an id.
+    """
     if job.status is not None:
+        owner = flow_run_id or current_flow_run_id()
+        if event_id is None and job.is_terminal and owner is not None:
+            event_id = event_id_of(job, owner)
         emit(
             f"qruntime.job.{job.status.value}",
             {**_job_resource(job.id, job.backend), **(labels or {})},
@@ -230,13 +251,18 @@ def job_fetched(job_id: str, result: JobResult) -> None:
 
 
 async def _record(
-    job_id: str, meta: dict[str, str | None], *, new: bool = False, flow_run_id: str | None = None
+    job_id: str,
+    meta: dict[str, str | None],
+    *,
+    unknown: Mapping[str, str] | None = None,
+    new: bool = False,
+    flow_run_id: str | None = None,
 ) -> None:
     if not (in_run() or flow_run_id):
         return
     try:
         page = None if in_run() else flow_run_id
-        await put_record("job", job_id, job_card, meta, new=new, flow_run_id=page)
+        await put_record("job", job_id, job_card, meta, unknown=unknown, new=new, flow_run_id=page)
         owner = flow_run_id or (await keys.origin()).flow_run_id
         if owner is not None:
             summary.touch(owner, job_id)

@@ -95,6 +95,7 @@ async def put_record(
     text: str | Write,
     meta: Mapping[str, str | None],
     *,
+    unknown: Mapping[str, str] | None = None,
     new: bool = False,
     flow_run_id: str | None = None,
 ) -> None:
@@ -105,6 +106,7 @@ async def put_record(
         identifier: Its id.
         text: Markdown for the run page, or what makes it.
         meta: Plain facts; empty ones are left out, what was noted before stays.
+        unknown: Facts to note only where nothing was noted of them before.
         new: Whether it cannot exist yet, which saves a look.
         flow_run_id: The flow run on whose page it is; default the one the caller is in.
 
@@ -119,7 +121,7 @@ async def put_record(
     async def complete(known: Record | None) -> bool:
         if known is None:
             return False
-        merged = {**known.meta, **facts}
+        merged = {**(unknown or {}), **known.meta, **facts}
         written = _text(text, merged, known.text)
         change = ArtifactUpdate(data=written, description=description, metadata_=merged)
         try:
@@ -136,6 +138,7 @@ async def put_record(
     # What is about a whole flow run belongs to none of its tasks.
     task_context = TaskRunContext.get() if flow_run_id is None else None
     flow_run_id = flow_run_id or current_flow_run_id()
+    facts = {**(unknown or {}), **facts}
     created = await client.create_artifact(
         ArtifactCreate(
             key=key,

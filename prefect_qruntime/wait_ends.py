@@ -6,7 +6,6 @@ Each may be done twice, by two watchers or by one that was killed in between: th
 from __future__ import annotations
 
 import logging
-from uuid import NAMESPACE_URL, uuid5
 
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.exceptions import ObjectNotFound
@@ -14,6 +13,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect_qruntime import hooks, observe, waits
 from prefect_qruntime.cancellation import cancel_jobs_of
 from prefect_qruntime.credentials import aload_credentials
+from prefect_qruntime.errors import NotFound
 from prefect_qruntime.models import Job
 from prefect_qruntime.orchestration import api
 from prefect_qruntime.waits import Wait
@@ -45,8 +45,7 @@ def tell(job: Job, *, flow_run_id: str | None, block: str | None, left: bool = F
     observe.job_event(
         job,
         flow_run_id=flow_run_id,
-        # The same for all who tell of it: Prefect stores and acts on the first.
-        event_id=uuid5(NAMESPACE_URL, f"qruntime:{flow_run_id}:{job.id}:{job.raw_status}:{left}"),
+        event_id=observe.event_id_of(job, flow_run_id, left=left),
         labels={"qruntime.left-to-watcher": "true"} if left else None,
         credentials_block=block,
     )
@@ -85,10 +84,14 @@ async def settle(wait: Wait) -> bool:
         return False
     cancelled = flow_run.state is not None and (flow_run.state.is_cancelled() or flow_run.state.is_cancelling())
     if cancelled:
-        if wait.policy == "cancel":
-            client = (await aload_credentials(wait.block)).get_client()
-            await cancel_jobs_of(client, str(flow_run.id), [wait.job_id])
-        await hooks.clean_up(flow_run, cancel_jobs=wait.policy == "cancel", drain=wait.policy == "detach")
+        try:
+            if wait.policy == "cancel":
+                client = (await aload_credentials(wait.block)).get_client()
+                await cancel_jobs_of(client, str(flow_run.id), [wait.job_id])
+        except NotFound as error:  # deleted from the service: nothing is left to cancel
+            log.warning("job %s of flow run %s: %s", wait.job_id, flow_run.id, error)
+        finally:
+            await hooks.clean_up(flow_run, cancel_jobs=wait.policy == "cancel", drain=wait.policy == "detach")
         log.info("flow run %s was cancelled: policy %s for its jobs", flow_run.id, wait.policy)
     await waits.drop_note(wait)
     return cancelled

@@ -25,6 +25,7 @@ from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.errors import (
     AuthenticationError,
     InvalidInput,
+    JobTimeout,
     NotFound,
     PermissionDenied,
     QuantumRuntimeError,
@@ -246,6 +247,10 @@ async def wait(
                 in_session=job.session is not None,
                 on_change=on_change,
             )
+    except JobTimeout as late:
+        if late.fields.get("cancelled"):
+            await _tell_cancelled(client, job.id)
+        raise
     finally:
         reminder.cancel()
     await observe.job_ended(done, history)
@@ -254,6 +259,13 @@ async def wait(
     if error is not None:
         raise error
     return done
+
+
+async def _tell_cancelled(client: QuantumRuntimeClient, job_id: str) -> None:
+    with contextlib.suppress(QuantumRuntimeError):  # it is cancelled all the same; the sweep completes its page
+        cancelled = await client.job(job_id)
+        await observe.job_cancelled(cancelled)
+        follow_usage(client, cancelled)
 
 
 async def _remind(job_id: str, last: list[Job], every: float) -> None:
@@ -288,10 +300,12 @@ async def fetch(credentials: QuantumRuntimeCredentials, job: JobRef) -> JobResul
 
 async def cancel(credentials: QuantumRuntimeCredentials, job: JobRef) -> Job:
     """Cancel, and tell what became of it."""
-    done = await credentials.get_client().cancel(job.id)
+    client = credentials.get_client()
+    done = await client.cancel(job.id)
     word = "was over already" if done.status in (JobStatus.COMPLETED, JobStatus.FAILED) else "is cancelled"
     observe.say(f"job {done.id} {word} (state {done.raw_status!r})")
     await observe.job_cancelled(done)
+    follow_usage(client, done)
     return done
 
 
