@@ -42,9 +42,10 @@ class Budget(Block):
     budget's `default_max_execution_time`, else all that is left. What does not fit ends in `BudgetExhausted`, before
     anything is sent.
 
-    In one process two submissions never share the last seconds. Processes see each other's jobs once the
-    service lists them; of several that submit in the same moment each may pass. The time that a dedicated
-    session is idle belongs to no job: only `min_remaining_seconds` sees it.
+    Two submissions never share the last seconds: in one process by its own book, among the processes of flow
+    runs by a slot in Prefect that is held until the service lists what was bought. Outside a flow the process
+    counts as the run. The time that a dedicated session is idle belongs to no job: only
+    `min_remaining_seconds` sees it.
 
     Attributes:
         max_seconds_per_run: QPU seconds that all jobs of a flow run may use.

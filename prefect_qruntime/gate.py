@@ -1,24 +1,34 @@
-"""What every purchase passes: first the budget, then the pace of creates."""
+"""What every purchase passes: first the budget, then the pace of creates.
+
+A reservation is known to its own process only, so from there until the service lists the job no other process
+may count under the same budget.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
 
 from prefect_qruntime import keys, observe
-from prefect_qruntime.budget import BudgetLike, budgets_in_force
+from prefect_qruntime.budget import Budget, BudgetLike, budgets_in_force
 from prefect_qruntime.client import QuantumRuntimeClient
-from prefect_qruntime.errors import BudgetExhausted, QuantumRuntimeError, SubmissionUncertain
-from prefect_qruntime.ledger import Ledger, Reservation, ledger
+from prefect_qruntime.errors import SAME_REQUEST, BudgetExhausted, QuantumRuntimeError, SubmissionUncertain
+from prefect_qruntime.ledger import Ledger, Reservation, ledger, scopes
 from prefect_qruntime.models import JobRef
+from prefect_qruntime.orchestration import in_run
 from prefect_qruntime.pacing import Turn, take_turn
+from prefect_qruntime.purchase_lock import alone_in
 from prefect_qruntime.settings import current_settings
 from prefect_qruntime.spec import JobSpec
 
 __all__ = ["Gate", "gate"]
+
+_TRIES = 3  # failures of Prefect's API in a row until nothing is bought
+_PAUSE = 0.5  # seconds
 
 
 @dataclass(slots=True)
@@ -33,6 +43,8 @@ class Gate:
     _reservation: Reservation | None = None
     _turn: Turn | None = None
     _posting: bool = False
+    _alone: AsyncExitStack = field(default_factory=AsyncExitStack)
+    _held: tuple[str, ...] = ()
 
     async def before_post(self, key: str) -> JobSpec | None:
         """Reserve QPU seconds and wait for a turn; see `submission.BeforePost`.
@@ -40,6 +52,7 @@ class Gate:
         Raises:
             BudgetExhausted: The budget has no room; nothing is sent.
             InvalidInput: No budget has the name.
+            QuantumRuntimeError: The service or Prefect could not be asked what is left; nothing is sent.
         """
         self._posting = False
         if self._turn is not None:
@@ -53,6 +66,7 @@ class Gate:
         budgets = await budgets_in_force(self.budget)
         if not budgets:
             return None
+        await self._be_alone(budgets)
         limit = self.spec.max_execution_time
         try:
             self._reservation, cap = await self._ledger.reserve(self.client, budgets, self.where, key, limit)
@@ -61,6 +75,43 @@ class Gate:
             observe.budget_exhausted(error, flow_run_id=self.where.flow_run_id)
             raise
         return None if cap == limit else replace(self.spec, max_execution_time=cap)
+
+    async def _be_alone(self, budgets: Sequence[Budget]) -> None:
+        """From now on no other process counts what this one is about to spend."""
+        # Outside a run there is no Prefect to ask.
+        wanted = scopes(budgets, self.where, self.client.connection.crn) if in_run() else ()
+        if wanted == self._held:
+            return
+        await self._alone.aclose()
+        for attempt in range(_TRIES):
+            try:
+                await self._alone.enter_async_context(alone_in(wanted))
+                break
+            except Exception as error:
+                if attempt + 1 == _TRIES:
+                    raise QuantumRuntimeError(
+                        f"the budget cannot be kept among processes: Prefect's API gives no slot ({error!r})",
+                        solution="Nothing was sent. Run the flow again when Prefect's API can be reached.",
+                        advice=SAME_REQUEST,
+                    ) from error
+                await asyncio.sleep(_PAUSE)
+        self._held = wanted
+
+    async def listed(self) -> None:
+        """Wait until other processes can count the job: the service lists it, or never will."""
+        kept = self._reservation
+        if kept is None or kept.job_id is None or not self._held:
+            return
+        end, pause = time.monotonic() + current_settings().submission_grace_seconds, 0.25
+        while True:
+            with contextlib.suppress(QuantumRuntimeError):
+                if any(job.id == kept.job_id for job in await self.client.jobs_tagged(kept.key)):
+                    return
+            left = end - time.monotonic()
+            if left <= 0:
+                return
+            await asyncio.sleep(min(pause, left))
+            pause = min(2 * pause, 3.0)
 
     def bought(self, ref: JobRef) -> None:
         """A job was bought; from now on its own state counts."""
@@ -104,15 +155,17 @@ async def gate(
         The hooks of `client.submit`.
     """
     one = Gate(client, spec, where, budget, ledger(client.connection.crn))
-    try:
-        yield one
-    except QuantumRuntimeError as error:
-        with contextlib.suppress(Exception):
-            await one.passed()
-        one.stopped(error)
-        raise
-    except BaseException as error:
-        one.stopped(error)
-        raise
-    await one.passed()
-    one.stopped(None)
+    async with one._alone:
+        try:
+            yield one
+        except QuantumRuntimeError as error:
+            with contextlib.suppress(Exception):
+                await one.passed()
+            one.stopped(error)
+            raise
+        except BaseException as error:
+            one.stopped(error)
+            raise
+        await one.passed()
+        one.stopped(None)
+        await one.listed()

@@ -1,7 +1,8 @@
 """What jobs used and may still use, and the reservations that keep two submissions off the last seconds.
 
 One ledger per instance and process, on the network loop. A reservation is made before the POST, for the most
-that the job may use; once the service lists the job, the service's own numbers take its place.
+that the job may use; once the service lists the job, the service's own numbers take its place. Outside a flow
+there is no run whose jobs the service could list: there this process is the run.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from prefect_qruntime.errors import BudgetExhausted, NotFound
 from prefect_qruntime.models import Job
 from prefect_qruntime.settings import current_settings
 
-__all__ = ["Ledger", "Reservation", "ledger", "tally"]
+__all__ = ["Ledger", "Reservation", "ledger", "scopes", "tally"]
 
 _FORGET = 3600.0  # seconds after which a list surely shows a job
 _FORGET_UNSETTLED = 86400.0
@@ -96,6 +97,20 @@ def tally(jobs: Iterable[Job], reservations: Iterable[Reservation]) -> Tally:
     return total
 
 
+def scopes(budgets: Iterable[Budget], where: keys.Origin, crn: str) -> tuple[str, ...]:
+    """What the budgets count over, as far as other processes may spend there too."""
+    found = set()
+    for one in budgets:
+        per_run = one.max_seconds_per_run is not None or one.max_jobs_per_run is not None
+        if per_run and where.flow_run_id is not None:
+            found.add(f"run:{where.flow_run_id}")
+        if one.max_seconds_per_deployment is not None and where.deployment_id is not None:
+            found.add(f"deployment:{where.deployment_id}")
+        if one.min_remaining_seconds is not None:
+            found.add(f"instance:{crn}")
+    return tuple(sorted(found))
+
+
 class Ledger:
     """The reservations of one instance in this process."""
 
@@ -159,7 +174,11 @@ class Ledger:
             one
             for one in self.reservations
             if not (one.doubtful_until is not None and one.doubtful_until < now)
-            and not (one.job_id is not None and now - one.began > (_FORGET if one.settled else _FORGET_UNSETTLED))
+            and not (
+                one.flow_run_id is not None
+                and one.job_id is not None
+                and now - one.began > (_FORGET if one.settled else _FORGET_UNSETTLED)
+            )
         ]
 
     def _may_change(self, rooms: Sequence[Room], wanted: int | None) -> bool:
@@ -205,7 +224,8 @@ class Ledger:
 
     async def _run(self, client: QuantumRuntimeClient, where: keys.Origin) -> Tally:
         if where.flow_run_id is None:
-            return Tally()
+            await self._look_at_missing(client, ())
+            return tally([], [one for one in self.reservations if one.flow_run_id is None])
         jobs = await client.jobs_tagged(keys.flow_tag(where.flow_run_id))
         mine = [one for one in self.reservations if one.flow_run_id == where.flow_run_id]
         self._note(jobs)

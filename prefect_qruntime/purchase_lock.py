@@ -1,8 +1,10 @@
-"""One process at a time for one explicit submission key.
+"""One process at a time where two that look before they buy would both find nothing.
 
 Two flow runs that share a `submission_key` (a slot of a schedule, say) may start at the same moment in
-two processes. Both would look, find nothing and buy. So whoever uses an explicit key first takes one of
-a few named slots in Prefect, where the server holds a lease that ends with its holder's death.
+two processes, and so may two that share the last seconds of a budget. So whoever uses an explicit key or a
+budget first takes one of a few named slots in Prefect, where the server holds a lease that ends with its
+holder's death. Slots of keys are taken before those of budgets, and those in the order of their names, so
+that no two wait for each other.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 import httpx
@@ -21,7 +23,7 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect_qruntime.client.home import home
 from prefect_qruntime.orchestration import api, in_run
 
-__all__ = ["alone_with", "slot_name"]
+__all__ = ["alone_in", "alone_with", "slot_name"]
 
 log = logging.getLogger("prefect_qruntime.tasks")
 
@@ -39,8 +41,11 @@ def slot_name(tag: str) -> str:
         assert slot_name("qr-key:00") == slot_name("qr-key:00")
         ```
     """
-    number = hashlib.sha256(tag.encode()).digest()[0] % _SLOTS
-    return f"qruntime-submit-{number:x}"
+    return f"qruntime-submit-{_number(tag):x}"
+
+
+def _number(text: str) -> int:
+    return hashlib.sha256(text.encode()).digest()[0] % _SLOTS
 
 
 @asynccontextmanager
@@ -61,22 +66,50 @@ async def alone_with(tag: str) -> AsyncIterator[bool]:
     if not in_run():
         yield False
         return
-    name = slot_name(tag)
+    async with _alone(slot_name(tag), "under this or a neighbouring submission key") as contended:
+        yield contended
+
+
+@asynccontextmanager
+async def alone_in(scopes: Iterable[str]) -> AsyncIterator[None]:
+    """Hold the slots of what a budget counts over, waiting for other processes. Runs on the home loop.
+
+    Args:
+        scopes: What jobs are counted for: a flow run, a deployment, an instance. Those of a caller in a run.
+
+    Raises:
+        prefect.concurrency.asyncio.ConcurrencySlotAcquisitionError: Prefect gives no slot.
+    """
+    async with AsyncExitStack() as held:
+        for name in sorted({f"qruntime-budget-{_number(scope):x}" for scope in scopes}):
+            await held.enter_async_context(_alone(name, "under this or a neighbouring budget"))
+        yield
+
+
+@asynccontextmanager
+async def _alone(name: str, what: str) -> AsyncIterator[bool]:
+    """Hold a slot; yields whether another process held it before."""
     # Among the calls of this process a lock will do, and their queueing is no sign of another process.
-    here = home().shared.setdefault(f"lock:{name}", asyncio.Lock())
-    async with here, AsyncExitStack() as held:
+    async with home().shared.setdefault(f"lock:{name}", asyncio.Lock()):
         await _make_sure_of(name)
-        contended = False
+        slot, contended = _slot(name, max_retries=0), False
         try:
-            await held.enter_async_context(_slot(name, max_retries=0))
+            await slot.__aenter__()
         except Exception as error:
             if not _taken(error):
                 raise
             contended = True
         if contended:
-            log.info("another process submits under this or a neighbouring submission key; waiting for it")
-            await held.enter_async_context(_slot(name, max_retries=None))
-        yield contended
+            log.info("another process submits %s; waiting for it", what)
+            slot = _slot(name, max_retries=None)
+            await slot.__aenter__()
+        try:
+            yield contended
+        finally:
+            try:
+                await slot.__aexit__(None, None, None)
+            except Exception as error:  # what was bought is not to be lost for it: the lease ends by itself
+                log.warning("the slot %s could not be given back (%s); it is free in a minute", name, error)
 
 
 def _slot(name: str, *, max_retries: int | None) -> AbstractAsyncContextManager[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import pickle
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from prefect.blocks.core import Block
 from prefect.testing.standard_test_suites import BlockStandardTestSuite
 
 from prefect_qruntime import Budget, QuantumRuntimeCredentials, pacing
+from prefect_qruntime import gate as gate_module
 from prefect_qruntime.budget import MOST_SECONDS, Room, as_budget, spend
 from prefect_qruntime.connection import Connection
 from prefect_qruntime.errors import (
@@ -25,7 +27,7 @@ from prefect_qruntime.errors import (
 )
 from prefect_qruntime.gate import gate
 from prefect_qruntime.keys import Origin
-from prefect_qruntime.ledger import Ledger, Reservation, ledger, tally
+from prefect_qruntime.ledger import Ledger, Reservation, ledger, scopes, tally
 from prefect_qruntime.models import Job, JobRef, JobStatus, Usage
 from prefect_qruntime.spec import JobSpec
 
@@ -321,3 +323,66 @@ def test_an_outage_while_the_budget_is_checked_buys_nothing(book: Ledger) -> Non
     with pytest.raises(ServiceUnavailable):
         asyncio.run(submit(instance, None))
     assert book.reservations == []
+
+
+@pytest.mark.parametrize("limit", [{"max_seconds_per_run": 90}, {"max_jobs_per_run": 2}])
+def test_outside_a_flow_the_process_is_the_run(limit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    book, instance = Ledger(), Instance()
+    budget, nowhere = Budget(default_max_execution_time=40, **limit), Origin(None, "call:1", False, False, 0, 0.0)
+
+    async def spend_once(number: int) -> Reservation:
+        return (await book.reserve(instance, [budget], nowhere, f"qr-key:{number}", None))[0]  # type: ignore[arg-type]
+
+    for number in (1, 2):
+        made = asyncio.run(spend_once(number))
+        made.job_id = f"d{number}"
+        instance.known[made.job_id] = job(number, JobStatus.COMPLETED, 39)
+    made.began -= 1e6  # a notebook may live for weeks
+    for _ in range(2):
+        with pytest.raises(BudgetExhausted) as caught:
+            asyncio.run(spend_once(3))
+        assert (caught.value.used, caught.value.reserved) == ((78, 0) if "max_seconds_per_run" in limit else (2, 0))
+    # Runs have limits of their own.
+    assert reserve(book, instance, budget, 4)[1] == 40
+
+
+@pytest.mark.parametrize(
+    ("budget", "held"),
+    [
+        ({"default_max_execution_time": 3}, ()),
+        ({"max_jobs_per_run": 1}, ("run:f1",)),
+        ({"max_seconds_per_deployment": 1, "max_seconds_per_run": 1}, ("deployment:d1", "run:f1")),
+        ({"min_remaining_seconds": 1}, (f"instance:{CRN}",)),
+    ],
+)
+def test_what_processes_must_not_count_at_once(budget: Any, held: tuple[str, ...]) -> None:
+    inside = Origin("f1", "flow-run:f1", False, False, 1, 0.0, deployment_id="d1")
+    assert scopes([Budget(**budget)], inside, CRN) == held
+    nowhere = Origin(None, "call:1", False, False, 0, 0.0)
+    assert scopes([Budget(**budget)], nowhere, CRN) == tuple(name for name in held if name.startswith("instance"))
+
+
+@pytest.mark.parametrize("failures", [1, 3])
+def test_where_prefect_gives_no_slot_nothing_is_bought(
+    book: Ledger, failures: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[Any] = []
+
+    @contextlib.asynccontextmanager
+    async def slot(wanted: Any) -> Any:
+        tries.append(wanted)
+        if len(tries) <= failures:
+            raise OSError("Prefect is away")
+        yield
+
+    monkeypatch.setattr(gate_module, "alone_in", slot)
+    monkeypatch.setattr(gate_module, "in_run", lambda: True)
+    monkeypatch.setattr(gate_module, "_PAUSE", 0.0)
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_SUBMISSION_GRACE_SECONDS", "0.05")
+    if failures < 3:
+        assert asyncio.run(submit(Instance(), None)).max_execution_time == 40
+    else:
+        with pytest.raises(QuantumRuntimeError, match=r"Prefect's API gives no slot.*Nothing was sent"):
+            asyncio.run(submit(Instance(), None))
+        assert book.reservations == []
+    assert tries == [("run:f1",)] * min(3, failures + 1)
