@@ -137,6 +137,16 @@ class Site:
         except AssertionError as error:
             raise AssertionError(f"{error}; it is {self.state(flow_run_id)}:\n{self.log(flow_run_id)}") from None
 
+    def crashes(self, flow_run_id: UUID, seconds: float, *, killed: bool) -> None:
+        """Wait for a crash, and until nobody reports it any more.
+
+        Of a killed process the runner tells first and the worker again, seconds later: a state that was set in
+        between is lost. What the worker writes last comes after that.
+        """
+        self.reaches(flow_run_id, "Crashed", seconds)
+        if killed:
+            until(lambda: "exceeded its memory" in self.log(flow_run_id), seconds, "the worker told of the kill")
+
     def log(self, flow_run_id: UUID) -> str:
         async def read() -> str:
             async with get_client() as client:

@@ -56,8 +56,8 @@ def test_losing_the_process_cancels_nothing_and_a_rerun_attaches(site: Site) -> 
     site.settled(dict.fromkeys(ends, 2))
     for run, number in ends.items():
         os.kill(site.process(run).pid, number)
-    for run in ends:
-        site.reaches(run, "Crashed", 60)
+    for run, number in ends.items():
+        site.crashes(run, 60, killed=number == signal.SIGKILL)
         assert site.cancels(run) == 0
         assert site.statuses(run) == ["Queued"] * 2
     site.sandbox.control.release()
