@@ -109,16 +109,22 @@ def result_section(result: JobResult) -> str:
 
 
 def summary_card(jobs: Sequence[Mapping[str, str]]) -> str:
-    """All jobs of a flow run, and what they cost together; failed and cancelled ones count too."""
+    """All jobs of a flow run, and what they cost together; failed and cancelled ones count too.
+
+    Those marked `shared` were bought by another flow run and are no cost of this one.
+    """
     states = Counter(_state(job) for job in jobs)
-    live = [job for job in jobs if not is_over(job)]
-    open_ended = [job for job in jobs if is_over(job) and job.get("usage_final") != "true"]
-    total = sum(float(job.get("usage_seconds", 0)) for job in jobs)
+    own = [job for job in jobs if "shared" not in job]
+    live = [job for job in own if not is_over(job)]
+    open_ended = [job for job in own if is_over(job) and job.get("usage_final") != "true"]
+    total = sum(float(job.get("usage_seconds", 0)) for job in own)
     told = [f"**{total:g} QPU seconds**" + (" so far" if live or open_ended else " in all")]
     if live:
         told.append(f"{len(live)} not over")
     if open_ended:
         told.append(f"of {len(open_ended)} the service has not said the final number yet")
+    if len(own) < len(jobs):
+        told.append(f"{len(jobs) - len(own)} bought by another flow run, not counted here")
     lines = [
         f"### {len(jobs)} {'job' if len(jobs) == 1 else 'jobs'}: "
         + ", ".join(f"{number} {state}" for state, number in states.items()),
@@ -129,7 +135,6 @@ def summary_card(jobs: Sequence[Mapping[str, str]]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for job in jobs[:_JOBS]:
-        usage = job.get("usage_seconds", "")
         cells = (
             f"[{job['id']}]({job['url']})" if job.get("url") else job["id"],
             job.get("program", ""),
@@ -137,12 +142,19 @@ def summary_card(jobs: Sequence[Mapping[str, str]]) -> str:
             _state(job),
             f"{job['queue_seconds']} s" if "queue_seconds" in job else "",
             f"{job['run_seconds']} s" if "run_seconds" in job else "",
-            usage if not usage or job.get("usage_final") == "true" else f"{usage} (not final)",
+            _usage(job),
         )
         lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
     if len(jobs) > _JOBS:
         lines += ["", f"… and {len(jobs) - _JOBS} more."]
     return "\n".join([*lines, "", f"<sub>as of {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC</sub>"])
+
+
+def _usage(job: Mapping[str, str]) -> str:
+    usage = job.get("usage_seconds", "")
+    if usage and job.get("usage_final") != "true":
+        usage += " (not final)"
+    return f"{usage} (another run's)".strip() if "shared" in job else usage
 
 
 def _state(job: Mapping[str, str]) -> str:

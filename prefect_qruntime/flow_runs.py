@@ -1,4 +1,4 @@
-"""Questions to Prefect about suspended flow runs, asked so that few rows travel however many there are."""
+"""Questions to Prefect about flow runs, asked so that few rows travel however many there are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from uuid import UUID
 
 from prefect.client.schemas.filters import (
     FlowRunFilter,
+    FlowRunFilterDeploymentId,
     FlowRunFilterId,
+    FlowRunFilterParentFlowRunId,
     FlowRunFilterState,
     FlowRunFilterStateName,
     FlowRunFilterStateType,
@@ -18,7 +20,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect_qruntime.orchestration import api
 from prefect_qruntime.waits import pause_key_of
 
-__all__ = ["is_suspended_with", "no_longer_suspended", "over", "suspended"]
+__all__ = ["family", "is_suspended_with", "no_longer_suspended", "over", "suspended"]
 
 _PAGE = 200
 _FINAL = [StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.CRASHED]
@@ -43,6 +45,28 @@ async def suspended(known: Iterable[UUID]) -> AsyncIterator[list[FlowRun]]:
         if len(page) < _PAGE:
             return
         left_out |= {flow_run.id for flow_run in page}
+
+
+async def family(flow_run_id: UUID) -> list[UUID]:
+    """The flow run and its subflows, whose tasks note jobs and sessions under their own ids.
+
+    A subflow that is a run of a deployment is none: it has its own process and its own jobs.
+    """
+    found, parents = [flow_run_id], [flow_run_id]
+    while parents:
+        of = FlowRunFilter(
+            parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=parents),
+            deployment_id=FlowRunFilterDeploymentId(is_null_=True),
+        )
+        parents = []
+        while True:
+            page = await (await api()).read_flow_runs(flow_run_filter=of, limit=_PAGE, offset=len(parents))
+            parents += [child.id for child in page]
+            if len(page) < _PAGE:
+                break
+        parents = [child for child in dict.fromkeys(parents) if child not in found]
+        found += parents
+    return found
 
 
 async def no_longer_suspended(flow_run_ids: list[UUID]) -> list[UUID]:

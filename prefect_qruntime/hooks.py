@@ -18,18 +18,16 @@ from __future__ import annotations
 import contextlib
 import logging
 from typing import Any, TypedDict
-from uuid import UUID
 
 from prefect import Flow, State
 from prefect.client.schemas.objects import FlowRun
 
-from prefect_qruntime import observe
+from prefect_qruntime import flow_runs, observe
 from prefect_qruntime.cancellation import POLICY_MARK, cancel_jobs_of
 from prefect_qruntime.client.home import home
 from prefect_qruntime.credentials import QuantumRuntimeCredentials, aload_credentials
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import SessionRef
-from prefect_qruntime.orchestration import api
 from prefect_qruntime.records import Record, find_records
 from prefect_qruntime.summary import write_summary
 
@@ -78,7 +76,7 @@ async def clean_up(flow_run: FlowRun, *, cancel_jobs: bool, drain: bool) -> None
         cancel_jobs: Whether its live jobs are cancelled.
         drain: Whether the queued jobs of its sessions may still run.
     """
-    family = await _family(flow_run)
+    family = await flow_runs.family(flow_run.id)
     jobs = await find_records("job", flow_run_ids=family)
     # A job attached to by an explicit key is noted under the flow run that bought it.
     jobs += [r for r in await find_records("job", since=flow_run.created) if r.meta.get("flow_run") == str(flow_run.id)]
@@ -115,20 +113,6 @@ async def _close(credentials: QuantumRuntimeCredentials, record: Record, *, drai
     ref = SessionRef(id=session_id, backend=record.meta.get("backend"), state=state)
     owner = str(record.flow_run_id) if record.flow_run_id else None
     observe.session_event("closed", ref, flow_run_id=owner, drain=drain)
-
-
-async def _family(flow_run: FlowRun) -> list[UUID]:
-    """The flow run and its subflows, whose tasks noted jobs and sessions under their own ids."""
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
-
-    client, found, parents = await api(), [flow_run.id], [flow_run.id]
-    while parents:
-        children = await client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=parents))
-        )
-        parents = [child.id for child in children if child.deployment_id is None and child.id not in found]
-        found += parents
-    return found
 
 
 def _blocks(flow_run: FlowRun, records: list[Record]) -> set[str]:

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from prefect_qruntime import flow_runs
 from prefect_qruntime.cards import summary_card
 from prefect_qruntime.client.home import home
 from prefect_qruntime.records import find_records, put_record
@@ -72,21 +73,24 @@ async def write_summary(flow_run_id: str, job_ids: Iterable[str] = ()) -> None:
 
     Args:
         flow_run_id: The flow run.
-        job_ids: Jobs of it that may be noted elsewhere: by a subflow, or by the run they were attached from.
+        job_ids: Jobs of it that may be noted elsewhere: by the run that bought what this one attached to.
 
     Raises:
         Exception: Whatever Prefect's API raises.
     """
-    found = await find_records("job", flow_run_ids=[UUID(flow_run_id)])
-    jobs: dict[str, Mapping[str, str]] = {record.meta["id"]: record.meta for record in found}
+    family = await flow_runs.family(UUID(flow_run_id))
+    jobs: dict[str, Mapping[str, str]] = {}
+    for record in await find_records("job", flow_run_ids=family):
+        jobs.setdefault(record.meta["id"], record.meta)  # the newest note of a job comes first
     if missing := [job_id for job_id in job_ids if job_id not in jobs]:
         for record in await find_records("job", identifiers=missing):
-            jobs.setdefault(record.meta["id"], record.meta)  # the newest note of a job comes first
+            # Another flow run paid for it, and counts it.
+            jobs.setdefault(record.meta["id"], {**record.meta, "shared": "true"} if record.flow_run_id else record.meta)
     # Without a state it was neither bought nor waited for here, only read.
     listed = sorted((facts for facts in jobs.values() if "state" in facts), key=lambda facts: facts.get("noted", ""))
     if not listed:
         return
-    total = sum(float(facts.get("usage_seconds", 0)) for facts in listed)
+    total = sum(float(facts.get("usage_seconds", 0)) for facts in listed if "shared" not in facts)
     meta = {"jobs": str(len(listed)), "usage_seconds": f"{total:g}", "flow_run": flow_run_id}
     await put_record("summary", flow_run_id, summary_card(listed), meta, flow_run_id=flow_run_id)
 

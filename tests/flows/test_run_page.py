@@ -9,7 +9,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from prefect import flow
@@ -20,7 +20,7 @@ from prefect_qruntime import summary
 from prefect_qruntime.cards import result_section, summary_card
 from prefect_qruntime.client.home import home
 from prefect_qruntime.models import Job, JobStatus
-from prefect_qruntime.records import Record, find_record, find_records
+from prefect_qruntime.records import Record, find_record, find_records, put_record
 from prefect_qruntime.sandbox import Sandbox
 from prefect_qruntime.sightings import Sighting, times
 from prefect_qruntime.sweep import run_sweep
@@ -136,6 +136,67 @@ def test_the_summary_counts_what_failed_and_cancelled_jobs_cost(sandbox: Sandbox
     assert float(found.meta["usage_seconds"]) == pytest.approx(used)
 
 
+def written_anew(flow_run_id: UUID) -> str:
+    """The summary as a process writes it that knows of no job but by Prefect's records."""
+    home().run(summary.write_summary(str(flow_run_id)))
+    found = record("summary", str(flow_run_id))
+    assert found is not None
+    return found.text
+
+
+def test_the_summary_of_a_process_that_saw_nothing_has_the_jobs_of_subflows_too(
+    sandbox: Sandbox, credentials: Any
+) -> None:
+    @flow
+    def inner(shots: int) -> None:
+        qr.run_job(credentials, [BELL], backend=BACKEND, shots=shots)
+
+    @flow
+    def middle() -> None:
+        inner(2)
+
+    @flow
+    def outer() -> None:
+        qr.run_job(credentials, [BELL], backend=BACKEND, shots=1)
+        middle()
+
+    flow_run, state = ran(outer)
+    assert state.is_completed()
+    used = sum(job["usage_seconds"] for job in sandbox.control.jobs())
+    text = written_anew(flow_run.id)
+    assert text.startswith("### 2 jobs: 2 completed")
+    assert f"**{used:g} QPU seconds** in all." in text
+
+
+def test_the_newest_note_of_a_job_counts(sandbox: Sandbox, credentials: Any) -> None:
+    @flow
+    def one() -> None:
+        for state, usage in (("Queued", None), ("Completed", "7")):
+            facts = {"state": state, "usage_seconds": usage, "usage_final": "true"}
+            home().run(put_record("job", "d-noted-twice", "", facts, new=True))
+
+    flow_run, _ = ran(one)
+    assert written_anew(flow_run.id).startswith("### 1 job: 1 completed\n\n**7 QPU seconds** in all.")
+
+
+def test_a_job_that_two_runs_share_is_paid_by_the_one_that_bought_it(sandbox: Sandbox, credentials: Any) -> None:
+    key = f"shared-{uuid4().hex[:6]}"
+
+    @flow
+    def sharing() -> Any:
+        qr.run_job(credentials, [BELL], backend=BACKEND, submission_key=key)
+        return qr.run_job(credentials, [FLIP], backend=BACKEND, shots=1).job_id
+
+    first, _ = ran(sharing)
+    second, state = ran(sharing)
+    shared, _, own = (job["usage_seconds"] for job in sandbox.control.jobs())
+    assert run(state.aresult()) == sandbox.control.jobs()[2]["id"]
+    text = summary_of(second.id, "2 jobs: 2 completed")
+    assert f"**{own:g} QPU seconds** in all; 1 bought by another flow run, not counted here." in text
+    assert f"| {shared:g} (another run's) |" in text
+    assert "another" not in summary_of(first.id, "2 jobs: 2 completed")
+
+
 def test_usage_is_read_again_until_it_is_final(sandbox: Sandbox, credentials: Any) -> None:
     sandbox.control.set_option("usage_lag", 1.5)
 
@@ -174,16 +235,18 @@ def test_the_sweep_tells_the_end_of_a_job_that_nobody_saw(sandbox: Sandbox, cred
 
 
 def test_each_event_is_emitted_with_its_flow_run_and_facts(sandbox: Sandbox, credentials: Any) -> None:
-    sandbox.control.set_option("queue_time", 0.4)
-    sandbox.control.set_option("run_time", 0.6)
+    sandbox.control.set_times(run_time=600)
     sandbox.control.hold()
 
     @flow
     def told() -> Any:
         job = qr.submit_job(credentials, [BELL], backend=BACKEND, submission_key="run-page-events", tags=["mine"])
         again = qr.submit_job(credentials, [BELL], backend=BACKEND, submission_key="run-page-events", tags=["mine"])
+        waiting = qr.wait_for_completion.submit(credentials, again)
         sandbox.control.release()
-        qr.wait_for_completion(credentials, again)
+        events(f"qruntime.job.{job.id}", 3)  # the job runs until it was seen to, however late the wait began
+        sandbox.control.finish(job.id)
+        waiting.result()
         return job.id
 
     flow_run, state = ran(told)
