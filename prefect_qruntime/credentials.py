@@ -6,7 +6,7 @@ needs it.
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from prefect.blocks.abstract import CredentialsBlock
 from prefect.exceptions import PrefectHTTPStatusError
@@ -16,11 +16,11 @@ from prefect_qruntime.checkup import check_instance
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.home import home
 from prefect_qruntime.connection import DEFAULT_API_VERSION, Connection
-from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.loading import load_saved
 from prefect_qruntime.models import InstanceReport
 from prefect_qruntime.orchestration import api
 
-__all__ = ["QuantumRuntimeCredentials", "aload_credentials", "load_credentials", "saved_blocks"]
+__all__ = ["QuantumRuntimeCredentials", "aload_credentials", "block_name", "load_credentials", "saved_blocks"]
 
 
 class QuantumRuntimeCredentials(CredentialsBlock):
@@ -163,7 +163,7 @@ def load_credentials(name: str) -> QuantumRuntimeCredentials:
     """Load a saved block by name, in sync code.
 
     Raises:
-        InvalidInput: No block of this type has the name.
+        InvalidInput: No block of this type has the name, or a field of it is wrong.
     """
     return home().run(aload_credentials(name))
 
@@ -172,15 +172,11 @@ async def aload_credentials(name: str) -> QuantumRuntimeCredentials:
     """Load a saved block by name, in async code.
 
     Raises:
-        InvalidInput: No block of this type has the name.
+        InvalidInput: No block of this type has the name, or a field of it is wrong.
     """
-    try:
-        return cast(QuantumRuntimeCredentials, await QuantumRuntimeCredentials.aload(name))
-    except ValueError as error:
-        raise InvalidInput(
-            f"no Quantum Runtime Credentials block is named {name!r}; make one in the UI under Blocks",
-            field="credentials_block",
-        ) from error
+    return await load_saved(
+        QuantumRuntimeCredentials, name, field="credentials_block", cure="make one in the UI under Blocks"
+    )
 
 
 async def saved_blocks() -> list[str]:

@@ -15,7 +15,7 @@ from prefect_qruntime import observe, waits, work
 from prefect_qruntime.arguments import JobLike, as_job
 from prefect_qruntime.cancellation import policy
 from prefect_qruntime.client.home import home
-from prefect_qruntime.credentials import QuantumRuntimeCredentials
+from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.failures import job_error
 from prefect_qruntime.models import Job, JobRef
@@ -125,7 +125,7 @@ def _obstacle(credentials: QuantumRuntimeCredentials) -> str:
         return "a flow run without a deployment cannot be resumed"
     if context.flow_run.parent_task_run_id is not None:
         return "Prefect cannot suspend a subflow"
-    if work.block_name(credentials) is None:
+    if block_name(credentials) is None:
         return "the credentials block is not saved, so the watcher could not load it"
     return ""
 
@@ -158,7 +158,7 @@ async def _end(credentials: QuantumRuntimeCredentials, ref: JobRef) -> Job | Non
     if not job.is_terminal:
         return None
     observe.say(f"job {job.id} is over (state {job.raw_status!r})")
-    tell(job, flow_run_id=str(_flow_run_id()), block=work.block_name(credentials))  # once, if the watcher did
+    tell(job, flow_run_id=str(_flow_run_id()), block=block_name(credentials))  # once, if the watcher did
     await observe.job_ended(job, [])
     failure = job_error(job)
     if failure is not None:
@@ -168,7 +168,7 @@ async def _end(credentials: QuantumRuntimeCredentials, ref: JobRef) -> Job | Non
 
 async def _note(credentials: QuantumRuntimeCredentials, ref: JobRef) -> str:
     """Note the wait and return the key to suspend with."""
-    flow_run_id, block = _flow_run_id(), work.block_name(credentials)
+    flow_run_id, block = _flow_run_id(), block_name(credentials)
     key = waits.pause_key(ref.id, await waits.used_keys(flow_run_id))
     await waits.note_suspended(ref.id, block=block or "", flow_run_id=flow_run_id, key=key, policy=policy())
     observe.say(f"giving the worker back until job {ref.id} is over; `prefect-qruntime watch` resumes this flow run")
@@ -176,7 +176,7 @@ async def _note(credentials: QuantumRuntimeCredentials, ref: JobRef) -> str:
 
 
 async def _leave(credentials: QuantumRuntimeCredentials, ref: JobRef) -> JobRef:
-    block = work.block_name(credentials)
+    block = block_name(credentials)
     if block is None:
         raise InvalidInput("must be a saved block: the watcher loads it by name", field="credentials")
     await waits.note_left(ref.id, block=block, flow_run_id=current_flow_run_id())

@@ -40,13 +40,14 @@ FLOORS: dict[int, tuple[str, ...]] = {
         *("settings", "orchestration", "keys", "observe", "limits", "credentials", "checkup", "binding", "budget"),
         *("pacing", "ledger", "deployments", "gate"),
         *("records", "cards", "emitting", "summary", "late_usage", "cancellation", "private_results", "purchase_lock"),
-        *("stored_results", "flow_parameters"),
+        *("stored_results", "flow_parameters", "loading"),
         *("waits", "flow_runs", "claims", "checks", "checks.*"),
     ),
     # What flows use.
     4: (
         "arguments",
         "work",
+        "work.*",
         "tasks",
         "tasks.*",
         "submit_task",

@@ -90,7 +90,11 @@ async def alist_backends(
 
 @repeatable("select backend", "select backend")
 def select_backend(
-    credentials: QuantumRuntimeCredentials, *, min_qubits: int | None = None, simulator: bool | None = None
+    credentials: QuantumRuntimeCredentials,
+    *,
+    min_qubits: int | None = None,
+    simulator: bool | None = None,
+    timeout: float = 0.0,
 ) -> Backend:
     """Pick the least busy backend that is online; reads only.
 
@@ -98,22 +102,28 @@ def select_backend(
         credentials: The credentials block.
         min_qubits: Least number of qubits.
         simulator: True for simulators only, False for QPUs only.
+        timeout: Seconds to wait for one that fits to come online, where all of them are paused or offline.
 
     Returns:
         The backend with the shortest queue.
 
     Raises:
-        NotFound: None that fits is online.
+        NotFound: None that fits is online, or none is that large.
+        InvalidInput: `timeout` is negative or no number.
     """
-    return home().run(work.select_backend(credentials, min_qubits, simulator))
+    return home().run(work.select_backend(credentials, min_qubits, simulator, timeout))
 
 
 @repeatable("select backend", "select backend")
 async def aselect_backend(
-    credentials: QuantumRuntimeCredentials, *, min_qubits: int | None = None, simulator: bool | None = None
+    credentials: QuantumRuntimeCredentials,
+    *,
+    min_qubits: int | None = None,
+    simulator: bool | None = None,
+    timeout: float = 0.0,
 ) -> Backend:
     """As `select_backend`, for async flows."""
-    return await home().arun(work.select_backend(credentials, min_qubits, simulator))
+    return await home().arun(work.select_backend(credentials, min_qubits, simulator, timeout))
 
 
 @repeatable("get usage", "get usage")

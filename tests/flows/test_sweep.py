@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import BlockDocumentUpdate
 from prefect.states import Completed, Crashed, Failed, Running
 
 import prefect_qruntime as qr
+from prefect_qruntime import listing as qr_listing
 from prefect_qruntime.client.home import home
 from prefect_qruntime.client.inputs import make_spec
 from prefect_qruntime.client.submission import Intent
@@ -103,7 +107,7 @@ def test_sessions_of_others_are_left_alone(control: Any, sandbox: Sandbox) -> No
 
 def never_noted(sandbox: Sandbox) -> tuple[Any, Any]:
     """A process that died between opening a session and noting its id."""
-    from prefect_qruntime import work
+    from prefect_qruntime import keys, work
 
     opened = []
 
@@ -113,7 +117,7 @@ def never_noted(sandbox: Sandbox) -> tuple[Any, Any]:
         client = credentials.get_client()
 
         async def note_only() -> None:
-            where = await work.keys.origin()
+            where = await keys.origin()
             wanted = qr.SessionRef(backend=BACKEND, max_ttl=600, token="0011223344556677")
             await work.note_session(credentials, wanted.token, wanted, where, new=True)
 
@@ -259,6 +263,50 @@ def test_one_instance_that_cannot_be_swept_does_not_stop_the_others(control: Any
     assert len(report.sessions) == 1
     assert [problem.split(":")[0] for problem in report.problems] == ["a-broken-one", "no-such-block"]
     assert "not-the-key" not in report.model_dump_json()
+
+
+def spoil(block: str, **data: Any) -> None:
+    """Save a value that the block's class refuses, as a form of an older version may have done."""
+
+    async def write() -> None:
+        async with get_client() as client:
+            slug = qr.QuantumRuntimeCredentials.get_block_type_slug()
+            document = await client.read_block_document_by_name(block, slug)
+            await client.update_block_document(document.id, BlockDocumentUpdate(data=data))
+
+    run(write())
+
+
+@pytest.mark.parametrize("field", [{"request_timeout": -1}, {"crn": "not-a-crn"}, {"dialect": "latin"}])
+def test_a_block_with_a_wrong_field_does_not_stop_the_others(control: Any, sandbox: Sandbox, field: Any) -> None:
+    qr.QuantumRuntimeCredentials(**sandbox.connection()).save("a-spoiled-one", overwrite=True)
+    spoil("a-spoiled-one", **field)
+    left(Completed())
+    with pytest.raises(qr.InvalidInput, match=rf"'a-spoiled-one' has a wrong field.*{next(iter(field))}") as caught:
+        qr.load_credentials("a-spoiled-one")
+    assert sandbox.connection()["api_key"] not in "".join(traceback.format_exception(caught.value))
+    report = run_sweep(["a-spoiled-one", BLOCK])
+    assert len(report.sessions) == 1
+    listed = qr_listing.list_jobs(["a-spoiled-one", BLOCK])
+    assert len(listed.jobs) == 1
+    for problems in (report.problems, listed.problems):
+        assert [problem.split(":")[0] for problem in problems] == ["a-spoiled-one"]
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_job_that_was_queued_for_days_is_swept_too(
+    control: Any, monkeypatch: pytest.MonkeyPatch, ended: bool
+) -> None:
+    flow_run, state = ran(job_left)
+    job = run(state.aresult())
+    put(flow_run.id, Crashed())
+    monkeypatch.setattr("prefect_qruntime.sweep._LOOK_BACK", timedelta(0))  # so old is the job
+    if ended:
+        control.release()
+        control.wait_job(job.id)
+    assert [entry.id for entry in run_sweep([BLOCK]).jobs] == ([] if ended else [job.id])
+    (record,) = records("job", flow_run.id)
+    assert (record.is_over, record.meta.get("usage_final")) == ((True, "true") if ended else (False, None))
 
 
 def test_the_command_line(control: Any, sandbox: Sandbox, prefect_server: Any) -> None:

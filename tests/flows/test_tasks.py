@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterId
 
 import prefect_qruntime as qr
 from prefect_qruntime.sandbox import Sandbox
-from tests.flows.look import BACKEND, FLIP, asked, events, ran, records, requests, run, task_runs
+from tests.flows.look import BACKEND, FLIP, asked, events, ran, records, requests, run, task_runs, until
 
 pytestmark = pytest.mark.server
 
@@ -250,6 +251,29 @@ def test_the_least_busy_backend(sandbox: Sandbox, credentials: Any) -> None:
             choose(min_qubits=1000)
 
     look()
+
+
+def test_a_backend_in_maintenance_is_waited_for(sandbox: Sandbox, credentials: Any) -> None:
+    names = [backend.name for backend in run(credentials.get_client().backends())]
+    for name in names:
+        sandbox.control.set_backend(name, status="paused")
+    with pytest.raises(qr.NotFound, match=f"{BACKEND} is paused"):
+        qr.select_backend(credentials)
+    with pytest.raises(qr.NotFound, match="none at all"):
+        qr.select_backend(credentials, min_qubits=1000, timeout=600)  # no wait would help
+    with pytest.raises(qr.InvalidInput, match="timeout"):
+        qr.select_backend(credentials, timeout=-1)
+    sandbox.control.clear_journal()
+
+    def online_at_the_second_look() -> None:
+        until(lambda: requests(sandbox, "GET", "/backends"))
+        sandbox.control.set_backend(BACKEND, status="online")
+
+    helper = threading.Thread(target=online_at_the_second_look)
+    helper.start()
+    assert qr.select_backend(credentials, timeout=60).name == BACKEND
+    helper.join()
+    assert requests(sandbox, "GET", "/backends") == 2
 
 
 def test_cancelling_what_is_over_is_no_error(sandbox: Sandbox, credentials: Any) -> None:

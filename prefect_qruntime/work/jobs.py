@@ -1,11 +1,9 @@
-"""What each task does, once, for its sync and its async face alike. Runs on the network loop."""
+"""What the tasks of one job do. Runs on the network loop."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import secrets
 import time
 from datetime import UTC, datetime
 
@@ -15,84 +13,23 @@ from prefect_qruntime import binding, keys, observe, private_results, stored_res
 from prefect_qruntime.arguments import Plan
 from prefect_qruntime.budget import BudgetLike
 from prefect_qruntime.cancellation import cancels_jobs
-from prefect_qruntime.checkup import check_instance
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.following import OnTimeout, Stream
 from prefect_qruntime.client.results import JobResult
 from prefect_qruntime.client.submission import Intent
 from prefect_qruntime.client.waiting import Deadlines
-from prefect_qruntime.credentials import QuantumRuntimeCredentials
-from prefect_qruntime.errors import (
-    AuthenticationError,
-    InvalidInput,
-    JobTimeout,
-    NotFound,
-    PermissionDenied,
-    QuantumRuntimeError,
-    SubmissionUncertain,
-)
+from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name
+from prefect_qruntime.errors import InvalidInput, JobTimeout, NotFound, QuantumRuntimeError
 from prefect_qruntime.failures import job_error
 from prefect_qruntime.gate import gate
 from prefect_qruntime.late_usage import follow_usage
-from prefect_qruntime.models import Backend, InstanceReport, Job, JobRef, JobStatus, SessionRef, Usage
+from prefect_qruntime.models import Job, JobRef, JobStatus, SessionRef
 from prefect_qruntime.purchase_lock import alone_with
 from prefect_qruntime.settings import current_settings
 from prefect_qruntime.sightings import Sighting
+from prefect_qruntime.work.sessions import note_session
 
-
-async def authenticate(credentials: QuantumRuntimeCredentials) -> InstanceReport:
-    """Verify; a key that cannot work is an error here, unlike in `verify`."""
-    client = credentials.get_client()
-    await client.authenticate()
-    report = await check_instance(client)
-    if not report.ok and not report.backends:
-        kind = PermissionDenied if report.missing_rights else AuthenticationError
-        raise kind("; ".join(report.problems))
-    for problem in report.problems:
-        observe.say(problem, level=logging.WARNING)
-    left = report.usage.remaining_seconds if report.usage else None
-    observe.say(
-        f"authenticated at {report.host}, region {report.region}, {len(report.backends)} backends, "
-        + (f"{left:g} QPU seconds left" if left is not None else "no usage limit known")
-    )
-    return report
-
-
-async def list_backends(
-    credentials: QuantumRuntimeCredentials,
-    min_qubits: int | None,
-    status: str | None,
-    simulator: bool | None,
-) -> list[Backend]:
-    """All backends that fit."""
-    found = [
-        backend
-        for backend in await credentials.get_client().backends()
-        if (min_qubits is None or (backend.num_qubits or 0) >= min_qubits)
-        and (status is None or backend.status == status)
-        and (simulator is None or backend.simulator is simulator)
-    ]
-    observe.say(f"{len(found)} backends: " + ", ".join(f"{b.name} ({b.status})" for b in found))
-    return found
-
-
-async def select_backend(
-    credentials: QuantumRuntimeCredentials, min_qubits: int | None, simulator: bool | None
-) -> Backend:
-    """The online backend with the shortest queue; ties go to the larger, then to the first by name."""
-    fitting = [
-        backend
-        for backend in await credentials.get_client().backends()
-        if backend.is_online
-        and (min_qubits is None or (backend.num_qubits or 0) >= min_qubits)
-        and (simulator is None or backend.simulator is simulator)
-    ]
-    if not fitting:
-        wanted = f" with at least {min_qubits} qubits" if min_qubits else ""
-        raise NotFound(f"no backend of the instance{wanted} is online", solution="Wait, or ask for fewer qubits.")
-    best = min(fitting, key=lambda b: (b.queue_length or 0, -(b.num_qubits or 0), b.name))
-    observe.say(f"least busy: {best.name}, {best.num_qubits} qubits, {best.queue_length} jobs queued")
-    return best
+__all__ = ["cancel", "fetch", "submit", "wait"]
 
 
 async def submit(
@@ -177,27 +114,6 @@ async def _takes_jobs(client: QuantumRuntimeClient, ref: JobRef) -> bool:
     except NotFound:
         return False
     return not session.is_closed and session.accepting_jobs is not False
-
-
-def block_name(credentials: QuantumRuntimeCredentials) -> str | None:
-    """Name of the saved block, by which another process can load it again."""
-    name = credentials._block_document_name
-    return name if isinstance(name, str) else None
-
-
-async def note_session(
-    credentials: QuantumRuntimeCredentials,
-    token: str | None,
-    session: SessionRef,
-    where: keys.Origin,
-    *,
-    new: bool = False,
-) -> None:
-    """Keep the session's record in Prefect up to date."""
-    if token is not None:
-        await observe.session_record(
-            token, session, block=block_name(credentials), flow_run_id=where.flow_run_id, new=new
-        )
 
 
 def _time_left(timeout: float | None) -> float | None:
@@ -307,78 +223,3 @@ async def cancel(credentials: QuantumRuntimeCredentials, job: JobRef) -> Job:
     await observe.job_cancelled(done)
     follow_usage(client, done)
     return done
-
-
-async def open_session(
-    credentials: QuantumRuntimeCredentials, backend: str, mode: str, max_ttl: int | None
-) -> SessionRef:
-    """Open a session or batch."""
-    if mode not in ("dedicated", "batch"):
-        raise InvalidInput("must be 'dedicated' or 'batch'", field="mode")
-    if max_ttl is not None and (isinstance(max_ttl, bool) or not isinstance(max_ttl, int) or max_ttl < 1):
-        raise InvalidInput("must be a whole number of seconds, at least 1", field="max_ttl")
-    ttl = max_ttl if max_ttl is not None else current_settings().session_max_ttl_seconds
-    where = await keys.origin()
-    wanted = SessionRef(
-        mode="batch" if mode == "batch" else "dedicated", backend=backend, max_ttl=ttl, token=secrets.token_hex(8)
-    )
-    # Noted before it is opened: if this process dies in between, the sweep knows what to look for.
-    await note_session(credentials, wanted.token, wanted, where, new=True)
-    try:
-        opened = await credentials.get_client().open_session(backend, mode=mode, max_ttl=ttl)
-    except QuantumRuntimeError as error:
-        if not isinstance(error, SubmissionUncertain):  # else the sweep would look for it
-            await note_session(credentials, wanted.token, wanted.model_copy(update={"state": "closed"}), where)
-        raise
-    session = opened.model_copy(update={"token": wanted.token, "max_ttl": opened.max_ttl or ttl})
-    kind = "batch" if session.mode == "batch" else "session"
-    if session.id is None:
-        binding.expect(session)
-        observe.say(f"{kind} on {backend}: opens with its first job, at most {ttl} s")
-        return session
-    await note_session(credentials, session.token, session, where)
-    observe.say(f"opened {kind} {session.id} on {session.backend or backend}, at most {session.max_ttl} s")
-    observe.session_event("opened", session, max_ttl=session.max_ttl)
-    return session
-
-
-async def close_session(
-    credentials: QuantumRuntimeCredentials, session: SessionRef, drain: bool, *, event: str = "closed"
-) -> SessionRef:
-    """Close, read back, and tell."""
-    token, session = session.token, binding.bound(session)
-    where = await keys.origin()
-    if session.id is None:
-        observe.say("the session was never opened: no job was submitted in it")
-        closed = session.model_copy(update={"state": "closed", "accepting_jobs": False})
-        await note_session(credentials, token, closed, where)
-        return closed
-    read = await credentials.get_client().close_session(session.id, drain=drain)
-    if read is None:
-        observe.say(f"session {session.id} is not known to the service any more")
-        closed = session.model_copy(update={"state": "closed", "accepting_jobs": False})
-    else:
-        closed = read.ref().model_copy(update={"mode": session.mode})
-        if closed.is_closed:
-            observe.say(f"session {session.id} is closed")
-        elif drain and closed.accepting_jobs is False:
-            observe.say(f"session {session.id} takes no more jobs and closes when its queued ones are done")
-        else:
-            observe.say(
-                f"session {session.id} was asked to close but is still {closed.state!r}; "
-                "`prefect-qruntime sweep` looks after it",
-                level=logging.WARNING,
-            )
-    await note_session(credentials, token, closed, where)
-    observe.session_event(event, closed, drain=drain)
-    return closed
-
-
-async def get_usage(credentials: QuantumRuntimeCredentials) -> Usage:
-    """QPU seconds of the instance."""
-    usage = await credentials.get_client().usage()
-    left = usage.remaining_seconds
-    observe.say(
-        f"{usage.consumed_seconds:g} QPU seconds used" + (f", {left:g} left" if left is not None else ", no limit set")
-    )
-    return usage
