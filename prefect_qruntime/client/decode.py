@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import itertools
 import math
 import struct
 import sys
@@ -16,12 +17,31 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, get_args
 
-__all__ = ["DECODE_LIMIT", "ExecutionSpan", "NpyArray", "decode_array", "decode_value", "nested", "read_npy"]
+from prefect_qruntime.client.inputs.options import Extrapolator
+
+__all__ = [
+    "DECODE_LIMIT",
+    "LIST_LIMIT",
+    "Budget",
+    "ExecutionSpan",
+    "NpyArray",
+    "decode_array",
+    "decode_value",
+    "nested",
+    "read_npy",
+]
 
 DECODE_LIMIT = 1 << 30
-"""Most bytes one array may unfold to: a few kilobytes of zlib can hold a terabyte of zeros."""
+"""Most bytes that what is read at once may unfold to: a few kilobytes of zlib can hold a terabyte of zeros."""
+
+LIST_LIMIT = 1 << 22
+"""Most elements made into Python objects at once: each takes some 32 bytes, whatever it took in the array."""
+
+_MAX_COPIES = 1 << 22
+_SPANS = ("ExecutionSpans", "ExecutionSpanCollection")  # the second is their older name
+_OBJECTS = get_args(Extrapolator)
 
 _MAGIC = b"\x93NUMPY"
 _MAX_HEADER = 1 << 16
@@ -31,6 +51,59 @@ _CODES = {
     "b1": "?", "u1": "B", "i1": "b", "u2": "H", "i2": "h", "u4": "I", "i4": "i", "u8": "Q", "i8": "q",
     "f2": "e", "f4": "f", "f8": "d", "c8": "f", "c16": "d",
 }  # fmt: skip
+
+
+class Budget:
+    """What one reading may still unfold to, over all the arrays in it.
+
+    Args:
+        size: Bytes.
+        elements: Python objects.
+    """
+
+    __slots__ = ("_size", "elements", "size")
+
+    def __init__(self, size: int = DECODE_LIMIT, elements: int = LIST_LIMIT) -> None:
+        self.size = self._size = size
+        self.elements = elements
+
+    def inflate(self, text: str) -> bytes:
+        """Base64 and zlib undone.
+
+        Raises:
+            ValueError: Damaged, or more bytes than are left.
+        """
+        try:
+            packed = base64.b64decode(text, validate=True)
+            worker = zlib.decompressobj()
+            # A limit of 0 would be none at all.
+            data = worker.decompress(packed, max(self.size, 1))
+        except (ValueError, zlib.error) as error:
+            raise ValueError(f"an encoded array is damaged: {error}") from None
+        if not worker.eof:
+            if len(data) >= self.size:
+                raise ValueError(f"an encoded array unfolds to more than {self._size} bytes")
+            raise ValueError("an encoded array is cut off")
+        self.size -= len(data)
+        return data
+
+    def listed(self, found: NpyArray) -> Any:
+        """An array as nested lists.
+
+        Raises:
+            ValueError: More elements than are left.
+        """
+        # Lists of lists count too: an array of no elements may have any number of rows.
+        count, level = 1, 1
+        for size in found.shape:
+            level *= size
+            count += level
+        if count > self.elements:
+            raise ValueError(
+                f"an encoded array of shape {found.shape} is too large for lists; use to_primitive_result()"
+            )
+        self.elements -= count
+        return found.tolist()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,33 +172,19 @@ def nested(values: Sequence[Any], shape: tuple[int, ...]) -> Any:
     return [nested(values[place * step : (place + 1) * step], shape[1:]) for place in range(shape[0])]
 
 
-def decode_array(value: Any, *, limit: int = DECODE_LIMIT) -> NpyArray | list[Any]:
-    """The value of an `ndarray`: an array of numbers, or a plain list for an array of objects.
+def decode_array(value: Any, *, budget: Budget | None = None) -> NpyArray | list[Any] | int | str:
+    """The value of an `ndarray`: an array of numbers, or plain JSON for an array of objects.
 
     Raises:
         ValueError: Broken base64, zlib or .npy, a kind of element that is not a number, or more
-            than `limit` bytes.
+            than the budget has.
     """
-    if isinstance(value, list):
+    # An array of objects comes as a list, one without axes as the object: IBM's decoder knows these.
+    if isinstance(value, list | int) and not isinstance(value, bool):
         return value
     if not isinstance(value, str):
         raise ValueError(f"an encoded array is text, not {type(value).__name__}")
-    return read_npy(inflate(value, limit=limit))
-
-
-def inflate(text: str, *, limit: int) -> bytes:
-    """Base64 and zlib undone, up to `limit` bytes."""
-    try:
-        packed = base64.b64decode(text, validate=True)
-        worker = zlib.decompressobj()
-        data = worker.decompress(packed, limit)
-    except (ValueError, zlib.error) as error:
-        raise ValueError(f"an encoded array is damaged: {error}") from None
-    if not worker.eof:
-        if len(data) >= limit:
-            raise ValueError(f"an encoded array unfolds to more than {limit} bytes")
-        raise ValueError("an encoded array is cut off")
-    return data
+    return value if value in _OBJECTS else read_npy((budget or Budget()).inflate(value))
 
 
 def read_npy(data: bytes) -> NpyArray:
@@ -164,41 +223,70 @@ def read_npy(data: bytes) -> NpyArray:
 
 
 def decode_value(
-    value: Any, *, limit: int = DECODE_LIMIT, as_array: Callable[[NpyArray], Any] = NpyArray.tolist
+    value: Any,
+    *,
+    budget: Budget | None = None,
+    as_array: Callable[[NpyArray | list[Any] | int], Any] | None = None,
+    as_spans: Callable[[list[Any]], Any] = list,
 ) -> Any:
     """A JSON value with the known `__type__` objects in it replaced; unknown ones stay as data.
 
     Args:
         value: Decoded JSON.
-        limit: Most bytes one array may unfold to.
-        as_array: What to make of a number array; nested lists by default.
+        budget: What it may unfold to.
+        as_array: What to make of an array; nested lists by default.
+        as_spans: What to make of a list of `ExecutionSpan`.
 
     Raises:
-        ValueError: A known type with a broken value.
+        ValueError: A known type with a broken value, or more than the budget has.
     """
-    if isinstance(value, list):
-        return [decode_value(item, limit=limit, as_array=as_array) for item in value]
-    if not isinstance(value, dict):
+    return _Decoder(budget or Budget(), as_array, as_spans).value(value)
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoder:
+    budget: Budget
+    as_array: Callable[[NpyArray | list[Any] | int], Any] | None
+    as_spans: Callable[[list[Any]], Any]
+
+    def value(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self.value(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        kind = value.get("__type__")
+        if kind is None or "__value__" not in value:
+            return {key: self.value(item) for key, item in value.items()}
+        inner = value["__value__"]
+        if kind == "ndarray":
+            return self._array(inner)
+        if kind == "complex":
+            return _complex(inner)
+        if kind == "datetime":
+            return _moment(value)
+        if kind == "set" and isinstance(inner, list):
+            items = [self.value(item) for item in inner]
+            return set(items) if all(not isinstance(item, list | dict | set) for item in items) else items
+        if kind in _SPANS and isinstance(inner, dict) and isinstance(inner.get("spans"), list):
+            return self.as_spans([self._span(item) for item in inner["spans"]])
         return value
-    kind = value.get("__type__")
-    if kind is None or "__value__" not in value:
-        return {key: decode_value(item, limit=limit, as_array=as_array) for key, item in value.items()}
-    inner = value["__value__"]
-    if kind == "ndarray":
-        found = decode_array(inner, limit=limit)
-        if isinstance(found, NpyArray):
-            return as_array(found)
-        return decode_value(found, limit=limit, as_array=as_array)
-    if kind == "complex":
-        return _complex(inner)
-    if kind == "datetime":
-        return _moment(value)
-    if kind == "set" and isinstance(inner, list):
-        items = [decode_value(item, limit=limit, as_array=as_array) for item in inner]
-        return set(items) if all(not isinstance(item, list | dict | set) for item in items) else items
-    if kind == "ExecutionSpans" and isinstance(inner, dict) and isinstance(inner.get("spans"), list):
-        return [_span(item) for item in inner["spans"]]
-    return value
+
+    def _array(self, value: Any) -> Any:
+        found = decode_array(value, budget=self.budget)
+        if isinstance(found, list):
+            found = [self.value(item) for item in found]
+        if isinstance(found, str):
+            return found
+        if self.as_array is not None:
+            return self.as_array(found)
+        return self.budget.listed(found) if isinstance(found, NpyArray) else found
+
+    def _span(self, value: Any) -> ExecutionSpan | Any:
+        inner = value.get("__value__") if isinstance(value, dict) else None
+        if not isinstance(inner, dict) or "start" not in inner or "stop" not in inner:
+            return value
+        rest = {key: self.value(item) for key, item in inner.items() if key not in ("start", "stop")}
+        return ExecutionSpan(_moment(inner["start"]), _moment(inner["stop"]), str(value.get("__type__")), rest)
 
 
 def _complex(value: Any) -> complex:
@@ -215,21 +303,27 @@ def _moment(value: Any) -> datetime:
         raise ValueError(f"an encoded datetime is {text!r:.60}") from None
 
 
-def _span(value: Any) -> ExecutionSpan | Any:
-    inner = value.get("__value__") if isinstance(value, dict) else None
-    if not isinstance(inner, dict) or "start" not in inner or "stop" not in inner:
-        return value
-    rest = {key: decode_value(item) for key, item in inner.items() if key not in ("start", "stop")}
-    return ExecutionSpan(_moment(inner["start"]), _moment(inner["stop"]), str(value.get("__type__")), rest)
-
-
 def _to_c_order(body: bytes, shape: tuple[int, ...], size: int) -> bytes:
-    """Elements sorted from column-major to row-major."""
+    """Elements sorted from column-major to row-major, by strided copies along the longest axis."""
     if 0 in shape:
         return body
-    places = [0]
-    stride = 1
-    for length in shape:  # the first axis moves fastest in what was written
-        places = [place + step * stride for place in places for step in range(length)]
-        stride *= length
-    return b"".join(body[place * size : (place + 1) * size] for place in places)
+    longest = max(range(len(shape)), key=lambda axis: shape[axis])
+    others = [axis for axis in range(len(shape)) if axis != longest]
+    if math.prod(shape[axis] for axis in others) > _MAX_COPIES:
+        raise ValueError(f"an array of shape {shape} in column-major order is not read")
+    # Words of up to eight bytes, for a strided copy moves one at a time; a wider element is several.
+    word = min(size, 8)
+    lanes = size // word
+    code: Any = {1: "B", 2: "H", 4: "I", 8: "Q"}[word]
+    target = bytearray(len(body))
+    old, new = memoryview(body).cast(code), memoryview(target).cast(code)
+    before = [lanes * math.prod(shape[:axis]) for axis in range(len(shape))]
+    after = [lanes * math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    length = shape[longest]
+    for place in itertools.product(*(range(shape[axis]) for axis in others)):
+        source = sum(step * before[axis] for step, axis in zip(place, others, strict=True))
+        to = sum(step * after[axis] for step, axis in zip(place, others, strict=True))
+        for lane in range(lanes):
+            ends = source + lane + (length - 1) * before[longest] + 1, to + lane + (length - 1) * after[longest] + 1
+            new[to + lane : ends[1] : after[longest]] = old[source + lane : ends[0] : before[longest]]
+    return bytes(target)

@@ -13,7 +13,7 @@ import struct
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ _WORDS = ((2, "H"), (4, "I"), (8, "Q"))
 # Bytes of a word → typecode of one twice as wide.
 _WIDER = {2: "I", 4: "Q"}
 _MANY = 500_000  # shots
+_MANY_EMPTY = 1 << 24
 _SAMPLE = 2048  # shots that tell whether few outcomes dominate
 
 
@@ -72,8 +73,9 @@ class HexRegister:
             inner = inner[0]
         if not isinstance(samples, list) or not isinstance(inner, list):
             raise ValueError("`samples` is no list")
+        points = list(_points(samples, shape))
         if bits is None:
-            bits = max((_hex(key).bit_length() for key in inner), default=1) or 1
+            bits = max((_hex(key).bit_length() for point in points for key in set(point)), default=1) or 1
         if type(bits) is not int or bits < 0:
             raise ValueError(f"`num_bits` is {bits!r}")
         return cls(samples, bits, tuple(shape))
@@ -92,7 +94,11 @@ class HexRegister:
 
     def number(self, key: Any) -> int:
         """Value of a hex string."""
-        return _hex(key)
+        try:
+            number = int(key, 16)
+        except (TypeError, ValueError):
+            number = _hex(key)
+        return _fitting(number, self.num_bits) if number >> self.num_bits else number
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +122,8 @@ class PackedRegister:
             raise ValueError(f"`num_bits` is {num_bits!r}")
         if len(shape) < 2 or shape[-1] != (num_bits + 7) // 8 or math.prod(shape) != len(data):
             raise ValueError(f"a BitArray of {num_bits} bits has an array of shape {shape}")
+        if not num_bits and math.prod(shape[:-1]) > _MANY_EMPTY:  # shots that take no bytes
+            raise ValueError(f"a BitArray of no bits has {math.prod(shape[:-1])} shots")
         return cls(data, num_bits, shape[:-2], shape[-2], shape[-1])
 
     def part(self, point: int) -> bytes:
@@ -151,7 +159,8 @@ class PackedRegister:
         """Value of a key."""
         if isinstance(key, tuple):
             key = key[0]
-        return key if isinstance(key, int) else int.from_bytes(key, "big")
+        number = key if isinstance(key, int) else int.from_bytes(key, "big")
+        return _fitting(number, self.num_bits) if number >> self.num_bits else number
 
 
 def tally(registers: Sequence[Register], point: int) -> dict[str, int]:
@@ -165,6 +174,8 @@ def tally(registers: Sequence[Register], point: int) -> dict[str, int]:
     counter = Counter(_zipped(registers, point)) if len(registers) > 1 else _count(registers[0], point)
     spec = f"0{registers[0].num_bits}b"
     plain = len(registers) == 1 and isinstance(registers[0], PackedRegister) and 1 <= registers[0].row <= 8
+    if plain and counter:
+        _fitting(max(counter), registers[0].num_bits)
     for key, count in counter.most_common():
         # The keys of a short packed register are its numbers.
         text = format(key, spec) if plain else _text(registers, key)
@@ -285,8 +296,8 @@ def _zipped(registers: Sequence[Register], point: int) -> list[tuple[Any, ...]]:
 
 def _text(registers: Sequence[Register], key: Any) -> str:
     if len(registers) == 1:
-        bits = registers[0].num_bits
-        return f"{registers[0].number(key):0{bits}b}" if bits else ""
+        bits, number = registers[0].num_bits, registers[0].number(key)
+        return f"{number:0{bits}b}" if bits else ""
     parts = [_text([register], part) for register, part in zip(registers, key, strict=True)]
     return "".join(reversed(parts))
 
@@ -297,6 +308,23 @@ def _coordinates(point: int, shape: tuple[int, ...]) -> list[int]:
         point, place = divmod(point, size)
         places.append(place)
     return places[::-1]
+
+
+def _points(samples: list[Any], shape: Sequence[int]) -> Iterator[list[Any]]:
+    """The shots of each point."""
+    for item in samples if shape else ():
+        if not isinstance(item, list) or (len(shape) > 1 and len(item) != shape[1]):
+            raise ValueError("`samples` is ragged")
+        yield from _points(item, shape[1:])
+    if not shape:
+        yield samples
+
+
+def _fitting(number: int, bits: int) -> int:
+    """A shot's number, which damage has made larger than its register, or negative, if it does not fit."""
+    if number >> bits:  # -1 for all negative ones
+        raise ValueError(f"a shot of {number:#x} does not fit into {bits} bits")
+    return number
 
 
 def _hex(key: Any) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from prefect_qruntime.client.decode import LIST_LIMIT
+
 if TYPE_CHECKING:
     from prefect_qruntime.client.results import JobResult
 
@@ -12,7 +14,12 @@ __all__ = ["points", "rows"]
 
 
 def rows(result: JobResult) -> Iterator[dict[str, Any]]:
-    """One row for each outcome (sampler) or value (estimator), in order of PUB and point."""
+    """One row for each outcome (sampler) or value (estimator), in order of PUB and point.
+
+    Raises:
+        ValueError: More values than there should be objects of: a small body can unfold to very many.
+    """
+    left = LIST_LIMIT // 4
     for pub in range(result.num_pubs):
         registers: list[str | None] = list(result.registers(pub))
         if not registers and not result.is_estimator(pub):
@@ -32,6 +39,9 @@ def rows(result: JobResult) -> Iterator[dict[str, Any]]:
         if result.is_estimator(pub):
             errors = dict(points(result.standard_errors(pub)))
             for point, value in points(result.expectation_values(pub)):
+                left -= 1
+                if left < 0:
+                    raise ValueError("it has too many points for a table; use expectation_values() of each PUB")
                 yield {"pub": pub, "point": point, "ev": value, "std": errors.get(point)}
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefect_qruntime.client.decode import NpyArray, decode_array, decode_value
+from prefect_qruntime.client.decode import Budget, NpyArray, decode_array, decode_value
 from prefect_qruntime.client.result_quasi import read_quasi
 from prefect_qruntime.client.result_samples import HexRegister, PackedRegister, Register
 
@@ -31,12 +31,16 @@ class PubView:
         fields: Everything else in the data, still encoded.
         metadata: Still encoded.
         quasi: Quasi-distribution by bitstring, legacy sampler only.
+        kind: The encoded type, for instance `SamplerPubResult`: a sampler's data need not be registers.
+        shape: Shape of the points, where the body says it.
     """
 
     registers: dict[str, Register] = field(default_factory=dict)
     fields: dict[str, Any] = field(default_factory=dict)
     metadata: Any = None
     quasi: dict[str, float] | None = None
+    kind: str | None = None
+    shape: tuple[int, ...] | None = None
 
 
 def form_of(raw: Any) -> str:
@@ -79,7 +83,7 @@ def top_metadata(raw: Any) -> Any:
     return raw.get("metadata") if isinstance(raw, dict) else None
 
 
-def view_pub(raw: Any, item: Any, place: int, *, width: int | None, limit: int) -> PubView:
+def view_pub(raw: Any, item: Any, place: int, *, width: int | None, budget: Budget) -> PubView:
     """Look at one PUB result.
 
     Args:
@@ -87,7 +91,7 @@ def view_pub(raw: Any, item: Any, place: int, *, width: int | None, limit: int) 
         item: The PUB's element of `pub_list(raw)`.
         place: Its place there.
         width: Classical bits of the PUB's circuit, where known.
-        limit: Most bytes one array may unfold to.
+        budget: What the registers may unfold to.
 
     Raises:
         ValueError: The element is not what its form says.
@@ -99,8 +103,10 @@ def view_pub(raw: Any, item: Any, place: int, *, width: int | None, limit: int) 
         if form == "quasi":
             return PubView(metadata=own, quasi=read_quasi(item, width))
         return PubView(fields=_v1_fields(item, own), metadata=own)
-    if form == "encoded":
-        item = item.get("__value__") if isinstance(item, dict) else None
+    kind: str | None = None
+    shape: tuple[int, ...] | None = None
+    if form == "encoded" and isinstance(item, dict):
+        kind, item = str(item.get("__type__")), item.get("__value__")
     if not isinstance(item, dict) or not isinstance(item.get("data"), dict):
         raise ValueError("a PUB result has no data")
     data = item["data"]
@@ -109,7 +115,9 @@ def view_pub(raw: Any, item: Any, place: int, *, width: int | None, limit: int) 
         data = inner.get("fields") if isinstance(inner, dict) else None
         if not isinstance(data, dict):
             raise ValueError("a DataBin has no fields")
-        names = inner.get("field_names") if isinstance(inner, dict) else None
+        names, sizes = inner.get("field_names"), inner.get("shape")
+        if isinstance(sizes, list) and all(type(size) is int and size >= 0 for size in sizes):
+            shape = tuple(sizes)
         if isinstance(names, list) and set(names) == set(data):
             data = {name: data[name] for name in names}
     registers: dict[str, Register] = {}
@@ -119,24 +127,24 @@ def view_pub(raw: Any, item: Any, place: int, *, width: int | None, limit: int) 
         if reader is None:
             fields[name] = value
         else:
-            registers[name] = reader(value, limit)
-    return PubView(registers, fields, item.get("metadata"))
+            registers[name] = reader(value, budget)
+    return PubView(registers, fields, item.get("metadata"), kind=kind, shape=shape)
 
 
-def _register_reader(value: Any) -> Callable[[dict[str, Any], int], Register] | None:
+def _register_reader(value: Any) -> Callable[[dict[str, Any], Budget], Register] | None:
     if not isinstance(value, dict):
         return None
     if "samples" in value:
-        return lambda found, limit: HexRegister.read(found)
+        return lambda found, budget: HexRegister.read(found)
     return _packed if value.get("__type__") == "BitArray" else None
 
 
-def _packed(value: dict[str, Any], limit: int) -> PackedRegister:
+def _packed(value: dict[str, Any], budget: Budget) -> PackedRegister:
     inner = value.get("__value__")
     encoded = inner.get("array") if isinstance(inner, dict) else None
     if not isinstance(encoded, dict) or encoded.get("__type__") != "ndarray":
         raise ValueError("a BitArray has no array")
-    found = decode_array(encoded.get("__value__"), limit=limit)
+    found = decode_array(encoded.get("__value__"), budget=budget)
     if not isinstance(found, NpyArray) or found.descr[1:] not in ("u1", "b1"):
         raise ValueError("a BitArray's array does not hold bytes")
     return PackedRegister.read(found.data, found.shape, inner.get("num_bits") if isinstance(inner, dict) else None)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from prefect_qruntime.client.decode import DECODE_LIMIT, decode_value, nested
+from prefect_qruntime.client.decode import DECODE_LIMIT, Budget, decode_value, nested
 from prefect_qruntime.client.result_quasi import counts_of
 from prefect_qruntime.client.result_samples import Register, flat_index, memory, tally
 from prefect_qruntime.client.result_values import floats, frequencies, list_shape, loads, size_of
@@ -43,7 +43,7 @@ class JobResult(BaseModel):
         program_id: The program, where known.
         widths: Classical bits of each PUB, where known: a legacy result does not say how long its
             bitstrings are.
-        decode_limit: Most bytes one encoded array may unfold to (1 GiB).
+        decode_limit: Most bytes that the encoded arrays read at once may unfold to (1 GiB).
 
     Example:
         ```python
@@ -122,7 +122,8 @@ class JobResult(BaseModel):
     def __getstate__(self) -> dict[Any, Any]:
         state = super().__getstate__()
         # What was decoded stays here: a reference is to be small wherever it goes.
-        return {**state, "__dict__": {k: v for k, v in state["__dict__"].items() if k != "_from_file"}}
+        kept = {name: value for name, value in state["__dict__"].items() if name not in ("_from_file", "_last_view")}
+        return {**state, "__dict__": kept}
 
     @property
     def num_pubs(self) -> int:
@@ -137,12 +138,13 @@ class JobResult(BaseModel):
     def shape(self, pub: int = 0) -> tuple[int, ...]:
         """Shape of the PUB's points: `()` for one, `(3,)` for three."""
         view = self._view(pub)
+        if view.shape is not None:
+            return view.shape
         for register in view.registers.values():
             return register.shape
         if "evs" not in view.fields:
             return ()
-        with self._reading():
-            return list_shape(decode_value(view.fields["evs"], limit=self.decode_limit))
+        return list_shape(self.field("evs", pub))
 
     def counts(
         self, pub: int = 0, register: str | None = None, *, index: int | tuple[int, ...] | None = None
@@ -228,7 +230,7 @@ class JobResult(BaseModel):
             known = ", ".join([*view.fields, *view.registers]) or "nothing"
             raise QuantumRuntimeError(f"PUB {pub} has no {name!r}, but {known}", job_id=self.job_id)
         with self._reading(pub):
-            return decode_value(view.fields[name], limit=self.decode_limit)
+            return decode_value(view.fields[name], budget=Budget(self.decode_limit))
 
     def shots(self, pub: int = 0) -> int | None:
         """Shots of each point; for the estimator what its metadata says, or None."""
@@ -243,7 +245,7 @@ class JobResult(BaseModel):
         """Metadata of the whole result, or of one PUB, with encoded values decoded."""
         encoded = top_metadata(self.raw) if pub is None else self._view(pub).metadata
         with self._reading(pub):
-            return decode_value(encoded, limit=self.decode_limit)
+            return decode_value(encoded, budget=Budget(self.decode_limit))
 
     def to_table(self) -> list[dict[str, Any]]:
         """Rows of plain values for data pipelines; `pandas.DataFrame(result.to_table())` works.
@@ -253,7 +255,8 @@ class JobResult(BaseModel):
         """
         from prefect_qruntime.client.result_table import rows
 
-        return list(rows(self))
+        with self._reading():
+            return list(rows(self))
 
     def to_primitive_result(self) -> PrimitiveResult[Any]:
         """The result as Qiskit's own objects. Needs the extra `[qiskit]`.
@@ -266,16 +269,28 @@ class JobResult(BaseModel):
         with self._reading():
             return primitive_result(self)
 
+    @cached_property
+    def _last_view(self) -> dict[str, Any]:
+        # The PUB looked at last, as most that is asked of one is asked in a row: its registers unfold once.
+        return {}
+
     def _view(self, pub: int) -> PubView:
         with self._reading(pub):
-            items = pub_list(self.raw)
+            raw, last = self.raw, self._last_view
+            if last.get("raw") is raw and last["pub"] == pub and type(pub) is int:
+                view: PubView = last["view"]
+                return view
+            last.clear()
+            items = pub_list(raw)
             if not items:
                 known = f" of program {self.program_id!r}" if self.program_id else ""
                 raise QuantumRuntimeError(f"the result{known} has no PUBs; read `.raw`", job_id=self.job_id)
             if isinstance(pub, bool) or not isinstance(pub, int) or not 0 <= pub < len(items):
                 raise InvalidInput(f"{pub!r} is none of the PUBs 0 to {len(items) - 1}", field="pub")
             width = self.widths[pub] if pub < len(self.widths) else None
-            return view_pub(self.raw, items[pub], pub, width=width, limit=self.decode_limit)
+            view = view_pub(raw, items[pub], pub, width=width, budget=Budget(self.decode_limit))
+            last.update(raw=raw, pub=pub, view=view)
+            return view
 
     def _registers(self, view: PubView, pub: int, register: str | None) -> list[Register]:
         if not view.registers:

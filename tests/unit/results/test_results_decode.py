@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import pickle
+import tracemalloc
 import zlib
 from datetime import UTC, datetime
 from typing import Any
@@ -15,7 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from prefect_qruntime.client.decode import ExecutionSpan, NpyArray, decode_array, decode_value, read_npy
+from prefect_qruntime.client.decode import (
+    Budget,
+    ExecutionSpan,
+    NpyArray,
+    decode_array,
+    decode_value,
+    read_npy,
+)
 
 from .encoding import ndarray
 
@@ -100,10 +109,53 @@ def test_a_bomb_does_not_unfold() -> None:
     bomb = base64.b64encode(zlib.compress(bytes(50_000_000))).decode()
     assert len(bomb) < 100_000
     with pytest.raises(ValueError, match="more than 1000 bytes"):
-        decode_array(bomb, limit=1000)
+        decode_array(bomb, budget=Budget(1000))
+    budget = Budget(100_000_000)
+    decode_value(ndarray(np.zeros(60_000_000, dtype="u1")), budget=budget, as_array=id)
+    with pytest.raises(ValueError, match="more than 100000000 bytes"):  # the two together
+        decode_value(ndarray(np.zeros(60_000_000, dtype="u1")), budget=budget, as_array=id)
 
 
-@pytest.mark.parametrize("text", ["@@@", "AAAA", "", base64.b64encode(zlib.compress(b"x" * 99)[:-6]).decode(), 7, None])
+@pytest.mark.parametrize("shape", [(20_000_000,), (10**12, 0), (3_000_000, 1)])
+def test_small_text_does_not_become_many_objects(shape: tuple[int, ...]) -> None:
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}\n"
+    data = _npy(header, bytes(math.prod(shape)))
+    value = {"__type__": "ndarray", "__value__": base64.b64encode(zlib.compress(data)).decode()}
+    with pytest.raises(ValueError, match="too large for lists"):
+        decode_value(value)
+    read = decode_value(value, as_array=lambda found: found.shape)
+    assert read == shape
+
+
+def test_lists_share_one_budget() -> None:
+    half = ndarray(np.zeros(3_000_000))
+    assert len(decode_value(half)) == 3_000_000
+    with pytest.raises(ValueError, match="too large for lists"):
+        decode_value({"a": half, "b": {"c": [half]}})
+
+
+@pytest.mark.parametrize("kind", ["u1", "<f8", "<c16"])
+@pytest.mark.parametrize("shape", [(1500, 1000), (2, 3, 100_000), (250_000, 3, 1), (7, 1), (0, 4)])
+def test_column_major_arrays_are_turned_without_a_list_of_places(kind: str, shape: tuple[int, ...]) -> None:
+    values = np.random.default_rng(0).integers(0, 200, shape).astype(kind)
+    text = ndarray(np.asfortranarray(values))["__value__"]
+    tracemalloc.start()
+    found = decode_array(text)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert isinstance(found, NpyArray)
+    assert found.data == values.tobytes()
+    assert peak < 10 * values.nbytes + 100_000
+
+
+def test_column_major_arrays_of_countless_axes_are_refused() -> None:
+    with pytest.raises(ValueError, match="column-major"):
+        read_npy(_npy(f"{{'descr': '|u1', 'fortran_order': True, 'shape': {(2,) * 25}}}", bytes(1 << 25)))
+
+
+@pytest.mark.parametrize(
+    "text", ["@@@", "AAAA", "", base64.b64encode(zlib.compress(b"x" * 99)[:-6]).decode(), 7.5, None]
+)
 def test_damaged_text(text: Any) -> None:
     with pytest.raises(ValueError, match="encoded array"):
         decode_array(text)
@@ -112,6 +164,9 @@ def test_damaged_text(text: Any) -> None:
 def test_arrays_of_objects_come_as_lists() -> None:
     value = {"__type__": "ndarray", "__value__": [{"__type__": "complex", "__value__": [1.0, 2.0]}, None]}
     assert decode_value(value) == [1 + 2j, None]
+    # One without axes is the object itself.
+    assert decode_value({"__type__": "ndarray", "__value__": "linear"}) == "linear"
+    assert decode_value({"__type__": "ndarray", "__value__": 3}) == 3
 
 
 def test_known_types_anywhere_in_the_data() -> None:

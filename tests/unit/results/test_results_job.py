@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from qiskit.primitives import BitArray, DataBin, PrimitiveResult, PubResult, SamplerPubResult
 
+from prefect_qruntime.client.decode import Budget
 from prefect_qruntime.client.results import JobResult
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 
@@ -397,3 +398,42 @@ def test_decode_limit_holds() -> None:
     assert _read(body).counts() == {"00": 10_000}
     with pytest.raises(QuantumRuntimeError, match="more than 5000 bytes"):
         _read(body, decode_limit=5000).counts()
+
+
+def test_type_and_shape_are_those_of_the_body() -> None:
+    """Kerneled measurements are no bitstrings, and their points have a shape all the same."""
+    data = DataBin(c=np.arange(12, dtype=complex).reshape(3, 4), shape=(3,))
+    result = _read(encoded(data))
+    assert result.shape() == (3,)
+    assert result.registers() == {}
+    _same(result.to_primitive_result(), PrimitiveResult([SamplerPubResult(data, metadata={})], metadata={"version": 2}))
+    with pytest.raises(QuantumRuntimeError, match="no bitstrings, but c"):
+        result.counts()
+    other = DataBin(evs=np.zeros((2, 3)), more=np.zeros((2, 3, 5)), shape=(2, 3))
+    result = _read(encoded(other, "PubResult"))
+    assert result.shape() == (2, 3)
+    _same(result.to_primitive_result(), PrimitiveResult([PubResult(other, metadata={})], metadata={"version": 2}))
+
+
+def test_a_pub_is_decoded_once_for_all_that_is_asked_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    bits = {f"c{place}": BitArray(np.array([[place % 4]], dtype=np.uint8), 2) for place in range(20)}
+    result = _read(encoded(DataBin(**bits)))
+    decoded = []
+    once = Budget.inflate
+    monkeypatch.setattr(Budget, "inflate", lambda self, text: decoded.append(text) or once(self, text))
+    rows = result.to_table()
+    assert [row["bitstring"] for row in rows] == [f"{place % 4:02b}" for place in range(20)]
+    assert len(decoded) == 20
+    assert result.counts(register="c3") == {"11": 1}
+    assert len(decoded) == 20
+    again = pickle.loads(pickle.dumps(result))
+    assert again == result
+    assert len(pickle.dumps(again)) == len(pickle.dumps(_read(result.raw))), "what was decoded stays here"
+    assert again.model_copy(update={"body": json.loads(SAMPLER)}).counts() == {"11": 3, "00": 2}
+
+
+def test_a_table_of_countless_points_is_refused() -> None:
+    result = _read(encoded(DataBin(evs=np.zeros(2_000_000), shape=(2_000_000,)), "PubResult"))
+    with pytest.raises(QuantumRuntimeError, match="too many points for a table"):
+        result.to_table()
+    assert len(result.expectation_values()) == 2_000_000

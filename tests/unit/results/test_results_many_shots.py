@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import base64
 import random
 import subprocess
 import sys
+import tracemalloc
+import zlib
 from collections import Counter
 
 import pytest
 
 from prefect_qruntime.client import result_samples
 from prefect_qruntime.client.result_samples import HexRegister, PackedRegister, tally
+from prefect_qruntime.client.results import JobResult
+from prefect_qruntime.errors import QuantumRuntimeError
+
+
+def _packed(bits: int, rows: str) -> dict[str, object]:
+    """A `BitArray` of the rows given as hex digits."""
+    data = bytes.fromhex(rows)
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({len(rows.split())}, {(bits + 7) // 8})}}".encode()
+    npy = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data
+    text = base64.b64encode(zlib.compress(npy)).decode()
+    return {
+        "__type__": "BitArray",
+        "__value__": {"array": {"__type__": "ndarray", "__value__": text}, "num_bits": bits},
+    }
 
 
 def _shots(bits: int, noise: float, number: int) -> list[int]:
@@ -59,6 +76,55 @@ def test_odd_ways_to_write_a_digit(samples: list[str], counts: dict[str, int]) -
 def test_what_is_no_digit_is_refused(samples: list[str]) -> None:
     with pytest.raises(ValueError, match="no hex string"):
         tally([HexRegister(samples, 2, ())], 0)
+
+
+def _zeros(shape: str, bits: int) -> dict[str, object]:
+    header = f"{{'descr': '|u1', 'fortran_order': True, 'shape': {shape}}}".encode()
+    data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(20_000_000)
+    text = base64.b64encode(zlib.compress(data)).decode()
+    return {
+        "__type__": "BitArray",
+        "__value__": {"array": {"__type__": "ndarray", "__value__": text}, "num_bits": bits},
+    }
+
+
+def test_ten_million_shots_unfold_to_little_more_than_their_bytes() -> None:
+    result = JobResult.from_body({"results": [{"data": {"c": _zeros("(10_000_000, 2)", 16)}}]}, job_id="d1")
+    tracemalloc.start()
+    counts = result.counts()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert counts == {"0" * 16: 10_000_000}
+    assert peak < 150_000_000  # seven times the 20 MB of bits
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"samples": ["0x3", "0x7"], "num_bits": 2}, "does not fit into 2 bits"),
+        ({"samples": ["0x1", "-0x1"], "num_bits": 2}, "-0x1 does not fit"),
+        ({"samples": ["0x1", "-0x1"]}, "-0x1 does not fit"),
+        ({"samples": ["0x1ff", "0x200"], "num_bits": 9}, "0x200 does not fit into 9 bits"),
+        ({"samples": ["0x0", "0x1"], "num_bits": 0}, "0x1 does not fit into 0 bits"),
+        ({"samples": [["0x1"], ["0x1"], "0x1"], "num_bits": 1}, "ragged"),
+        ({"samples": [[["0x1"]], [["0x0"], ["0x1"]]], "num_bits": 1}, "ragged"),
+        (_packed(9, "01ff ff01"), "does not fit into 9 bits"),
+        (_packed(2, "03 04"), "does not fit into 2 bits"),
+        (_packed(65, "01ffffffffffffffff 020000000000000000"), "does not fit into 65 bits"),
+        (_packed(23, "7fffff 800000"), "does not fit into 23 bits"),
+    ],
+)
+@pytest.mark.parametrize("read", ["counts", "memory", "to_primitive_result"])
+def test_damaged_bits_are_told(value: dict[str, object], message: str, read: str) -> None:
+    result = JobResult.from_body({"results": [{"data": {"c": value}}]}, job_id="d1")
+    with pytest.raises(QuantumRuntimeError, match=message):
+        getattr(result, "counts_array" if message == "ragged" else read)()
+
+
+def test_the_width_is_that_of_the_widest_point() -> None:
+    result = JobResult.from_body({"results": [{"data": {"c": {"samples": [["0x1"], ["0x5"]]}}}]}, job_id="d1")
+    assert result.registers() == {"c": 3}
+    assert result.counts_array() == [{"001": 1}, {"101": 1}]
 
 
 def test_numpy_is_not_loaded_for_few_shots() -> None:
