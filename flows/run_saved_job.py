@@ -6,12 +6,13 @@ Deploy it once and run any saved job by its name. A run that is repeated attache
 from __future__ import annotations
 
 import sys
-from typing import Any, cast
+from typing import Any
 
 from prefect import flow
 from prefect.artifacts import acreate_table_artifact
 
 from prefect_qruntime import QuantumRuntimeJob, hooks
+from prefect_qruntime.loading import load_saved
 
 SHOWN = 50  # rows of the artifact
 
@@ -27,10 +28,10 @@ async def run_saved_job(job_block: str) -> list[dict[str, Any]]:
         A row for each outcome with its count (sampler), or for each value with its standard error (estimator).
 
     Raises:
-        ValueError: No such block.
+        InvalidInput: No such block, or a field of it is wrong.
         QuantumRuntimeError: The job could not be bought, or did not complete.
     """
-    job = cast(QuantumRuntimeJob, await QuantumRuntimeJob.aload(job_block))
+    job = await load_saved(QuantumRuntimeJob, job_block, field="job_block", cure="make one in the UI under Blocks")
     run = await job.trigger()
     await run.wait_for_completion()
     rows: list[dict[str, Any]] = (await run.fetch_result()).to_table()

@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 from prefect.blocks.core import Block
 from pydantic import Field, HttpUrl
 
 from prefect_qruntime.errors import BudgetExhausted, InvalidInput
+from prefect_qruntime.loading import load_saved
 from prefect_qruntime.models import Job
 from prefect_qruntime.settings import current_settings
 
@@ -141,7 +142,7 @@ async def budgets_in_force(own: BudgetLike | None) -> list[Budget]:
     """The flow's own budget and the one that the settings impose; both hold.
 
     Raises:
-        InvalidInput: No budget has the name.
+        InvalidInput: No budget has the name, or a field of it is wrong.
     """
     imposed = current_settings().budget_block
     found = [own] if isinstance(own, Budget) else []
@@ -153,12 +154,7 @@ async def budgets_in_force(own: BudgetLike | None) -> list[Budget]:
 
 
 async def _load(name: str, field: str) -> Budget:
-    try:
-        return cast(Budget, await Budget.aload(name))
-    except ValueError as error:
-        raise InvalidInput(
-            f"no Quantum Runtime Budget block is named {name!r}; nothing was sent", field=field
-        ) from error
+    return await load_saved(Budget, name, field=field, cure="nothing was sent")
 
 
 @dataclass(frozen=True, slots=True)

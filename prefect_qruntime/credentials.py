@@ -179,6 +179,12 @@ async def aload_credentials(name: str) -> QuantumRuntimeCredentials:
     )
 
 
+def block_name(credentials: QuantumRuntimeCredentials) -> str | None:
+    """Name of the saved block, by which another process can load it again."""
+    name = credentials._block_document_name
+    return name if isinstance(name, str) else None
+
+
 async def saved_blocks() -> list[str]:
     """The names of all saved blocks of this type. Runs on the home loop."""
     try:

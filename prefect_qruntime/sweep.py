@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -23,7 +23,7 @@ from prefect_qruntime import keys, observe
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.home import home
 from prefect_qruntime.credentials import aload_credentials, saved_blocks
-from prefect_qruntime.errors import NotFound, QuantumRuntimeError
+from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, Session, SessionRef
 from prefect_qruntime.orchestration import api
 from prefect_qruntime.records import Record, find_record, find_records
@@ -33,7 +33,9 @@ __all__ = ["SweepReport", "Swept", "arun_sweep", "rows", "run_sweep"]
 log = logging.getLogger("prefect_qruntime.sweep")
 
 _AT_ONCE = 8  # instances swept side by side
-_LOOK_BACK = timedelta(hours=48)
+_LOOK_BACK = timedelta(hours=48)  # over which all jobs are listed; live ones and those noted as such always are
+_NOTED_BACK = timedelta(days=30)  # over which notes in Prefect are completed
+_MOST_LOOKS = 200  # at single jobs, in one sweep of a block
 _OPENING = timedelta(minutes=10)
 """How far apart the clocks of Prefect and of the service may be for a session whose id was never noted."""
 
@@ -117,6 +119,7 @@ class _Owners:
 async def _sweep(blocks: Iterable[str] | None, *, dry_run: bool, cancel_jobs: bool) -> SweepReport:
     names = sorted(set(blocks)) if blocks is not None else await saved_blocks()
     owners, records = _Owners(), await find_records("session")
+    unfinished = {} if dry_run else await _unfinished()
     found = [_Found() for _ in names]
     instances: dict[str, list[_Sweeper]] = {}
     for name, part in zip(names, found, strict=True):
@@ -125,7 +128,7 @@ async def _sweep(blocks: Iterable[str] | None, *, dry_run: bool, cancel_jobs: bo
         except (QuantumRuntimeError, ValueError) as error:
             part.problems.append(f"{name}: {error}")
         else:
-            sweeper = _Sweeper(name, client, owners, records, dry_run, part)
+            sweeper = _Sweeper(name, client, owners, records, unfinished, dry_run, part)
             instances.setdefault(client.connection.crn, []).append(sweeper)
     at_once = asyncio.Semaphore(_AT_ONCE)
 
@@ -143,6 +146,18 @@ async def _sweep(blocks: Iterable[str] | None, *, dry_run: bool, cancel_jobs: bo
         jobs=[swept for part in found for swept in part.jobs],
         problems=[problem for part in found for problem in part.problems],
     )
+
+
+async def _unfinished() -> dict[str, Record]:
+    """The notes of jobs without an end, or without a final usage, by job."""
+    newest: dict[str, Record] = {}
+    for record in await find_records("job", since=datetime.now(UTC) - _NOTED_BACK):
+        newest.setdefault(record.meta["id"], record)
+    return {
+        job_id: record
+        for job_id, record in newest.items()
+        if not record.is_over or record.meta.get("usage_final") == "false"
+    }
 
 
 @dataclass(slots=True)
@@ -163,6 +178,7 @@ class _Sweeper:
         client: QuantumRuntimeClient,
         owners: _Owners,
         records: list[Record],
+        unfinished: Mapping[str, Record],
         dry_run: bool,
         found: _Found,
     ) -> None:
@@ -173,7 +189,7 @@ class _Sweeper:
         self._records = records
         self._dry_run = dry_run
         self._seen: set[str] = set()
-        self._unfinished: dict[str, bool] | None = None  # jobs noted without an end (True) or without final usage
+        self._unfinished = unfinished
         # Flow runs by session; None stands for a job that is not ours.
         self._users: dict[str, set[str | None]] = {}
         self._noted: set[str] = set()
@@ -195,8 +211,7 @@ class _Sweeper:
     async def jobs(self, cancel_jobs: bool) -> list[Swept]:
         """Report live jobs whose flow run is over, and learn who uses which session."""
         swept = []
-        since = datetime.now(UTC) - _LOOK_BACK
-        for job in await self._client.jobs(created_after=since):
+        for job in await self._jobs():
             owner = next((t.removeprefix(keys.FLOW_TAG) for t in job.tags if t.startswith(keys.FLOW_TAG)), None)
             users = {owner}
             state = None
@@ -220,18 +235,26 @@ class _Sweeper:
             swept.append(self._entry(job.id, owner, state, action, job.url))
         return swept
 
+    async def _jobs(self) -> list[Job]:
+        """The jobs of the last days, those that are live however old they are, and those whose end was never noted."""
+        found = {job.id: job for job in await self._client.jobs(created_after=datetime.now(UTC) - _LOOK_BACK)}
+        found |= {job.id: job for job in await self._client.jobs(pending=True)}
+        missing = [
+            job_id
+            for job_id, record in self._unfinished.items()
+            if job_id not in found and record.meta.get("block") == self._block
+        ]
+        for job_id in missing[:_MOST_LOOKS]:
+            with contextlib.suppress(NotFound, InvalidInput):  # deleted
+                found[job_id] = await self._client.job(job_id)
+        return list(found.values())
+
     async def _complete_record(self, job: Job, owner: str) -> None:
         """Note the end and the final usage of a job whose process did not live to see them."""
         if self._dry_run:
             return
-        if self._unfinished is None:
-            noted = await find_records("job", since=datetime.now(UTC) - _LOOK_BACK)
-            self._unfinished = {
-                record.meta["id"]: not record.is_over
-                for record in noted
-                if not record.is_over or record.meta.get("usage_final") == "false"
-            }
-        if self._unfinished.get(job.id, False) or (job.id in self._unfinished and job.usage_final):
+        noted = self._unfinished.get(job.id)
+        if noted is not None and (job.usage_final or not noted.is_over):
             await observe.job_ended(job, [], flow_run_id=owner)
 
     async def _cancel(self, job_id: str) -> str:
