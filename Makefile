@@ -90,7 +90,7 @@ $(BENCH)/.installed: constraints.txt benchmarks/constraints.txt
 	  --constraint constraints.txt --constraint benchmarks/constraints.txt
 	@touch $@
 
-bench: $(STAMP) $(BENCH)/.installed ## Measure beside the peers and write docs/benchmarks.md (about an hour; leave the machine alone)
+bench: $(STAMP) $(BENCH)/.installed ## Measure beside the peers and write docs/benchmarks.md (about 40 minutes; leave the machine alone)
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.render
 	$(BENCH)/bin/python -m benchmarks.chart

@@ -141,13 +141,19 @@ class WaitPlan:
             pause = max(pause, self.asked)
         return min(pause, self.left(now))
 
+    @property
+    def deadline(self) -> float:
+        """When the nearest limit passes; infinity without one."""
+        limits, ends = self.deadlines, math.inf
+        if limits.total is not None:
+            ends = self.started + limits.total
+        if limits.queue is not None and not self.ran:
+            ends = min(ends, self.started + limits.queue)
+        return ends
+
     def left(self, now: float) -> float:
         """Seconds until the nearest deadline, not below 0; infinity without one."""
-        limits, left = self.deadlines, math.inf
-        if limits.total is not None:
-            left = self.started + limits.total - now
-        if limits.queue is not None and not self.ran:
-            left = min(left, self.started + limits.queue - now)
+        left = self.deadline - now
         return left if left > 0.0 else 0.0
 
     def expired(self, now: float) -> str | None:

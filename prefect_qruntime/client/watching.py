@@ -37,7 +37,7 @@ __all__ = ["Watcher"]
 log = logging.getLogger("prefect_qruntime.waiting")
 
 _TICK = 1e-6  # seconds; less may be lost in rounding and turn in circles
-_SHORTEST_LOOK = 2.0  # seconds that a look may take, however near the deadline is
+_LATE = 0.9  # seconds past its deadline that a wait still gives a look which began near it
 
 
 class _Service(Protocol):
@@ -137,6 +137,7 @@ class Watcher:
         watch.over = True
         self._calendar.remove(watch)
         self._riding.discard(watch)
+        self._parked.discard(watch)
         same = self._by_id.get(watch.job_id, [])
         if watch not in same:
             return
@@ -160,6 +161,7 @@ class Watcher:
         """After an answer, or none: the next date, or the end."""
         watch.asked = False
         self._riding.discard(watch)
+        self._parked.discard(watch)
         if watch.over:
             self._drop(watch)
             return
@@ -225,11 +227,15 @@ class Watcher:
         if together:
             # Those in the queue for a look of their own too: it empties slowly, and the list may show them first.
             queue = self._looks.queue
-            soon = [
-                w for same in self._by_id.values() for w in same if w.soon <= now and (not w.asked or w.job_id in queue)
-            ]
+            # Whoever is due is among them, whatever else is thought of it: it is in no calendar any more.
+            soon = dict.fromkeys(together) | {
+                w: None
+                for same in self._by_id.values()
+                for w in same
+                if w.soon <= now and (not w.asked or w.job_id in queue)
+            }
             if len({watch.job_id for watch in soon}) > self.limits.few:
-                self._begin_round(soon, now)
+                self._begin_round(list(soon), now)
             else:
                 for watch in together:
                     self._look_alone(watch, now)
@@ -237,7 +243,8 @@ class Watcher:
     def _asks(self, watch: Watch, now: float) -> None:
         watch.asked = True
         self._riding.discard(watch)
-        self._arm(watch, now + max(watch.plan.left(now), _SHORTEST_LOOK))
+        ends = watch.plan.deadline
+        self._arm(watch, max(ends, min(now, ends) + _LATE))
 
     # ---- single looks --------------------------------------------------------------------------
 
@@ -283,6 +290,19 @@ class Watcher:
         self._riding = set(watches)
         self._first_look = self._round_began = self._page_came = now
         self._round = asyncio.get_running_loop().create_task(self._together())
+        # No `finally` in the round itself: one that is cancelled before its first step never comes to it.
+        self._round.add_done_callback(self._round_over)
+
+    def _round_over(self, _: asyncio.Task[None]) -> None:
+        self._round = None
+        now = self.clock()
+        for watch in list(self._riding):  # not in the list: each by itself
+            self._look_alone(watch, now)
+        parked, self._parked = self._parked, set()
+        for watch in parked:
+            if not watch.asked:
+                self._arm(watch, now)
+        self._wake.set()
 
     async def _together(self) -> None:
         walk = Walk((watch.job_id, watch.created) for watch in self._riding)
@@ -302,16 +322,6 @@ class Watcher:
         except Exception as error:  # whatever it is, an answer that nobody foresaw too: single looks decide
             log.debug("the job list cannot be read", exc_info=True)
             self._trust.list_failed(error, self.clock())
-        finally:
-            self._round = None
-            now = self.clock()
-            for watch in list(self._riding):  # not in the list: each by itself
-                self._look_alone(watch, now)
-            parked, self._parked = self._parked, set()
-            for watch in parked:
-                if not (watch.over or watch.asked):
-                    self._arm(watch, now)
-            self._wake.set()
 
     def _read(self, entries: list[dict[str, Any]], asked: float) -> None:
         """Give every wait what the list says of its job."""

@@ -30,6 +30,8 @@ class JumpingLoop(asyncio.SelectorEventLoop):
             heapq.heappop(scheduled)._scheduled = False  # type: ignore[attr-defined]
         if not self._ready and scheduled:  # type: ignore[attr-defined]
             self.now = max(self.now, scheduled[0].when())
+        if not self._ready and not scheduled:  # type: ignore[attr-defined]
+            raise AssertionError(f"everybody waits at {self.now}, and nothing will ever happen")
         super()._run_once()  # type: ignore[misc]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -12,14 +13,14 @@ from functools import lru_cache
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from prefect_qruntime.client.following import follow_job
 from prefect_qruntime.client.parsing import parse_job
 from prefect_qruntime.client.sockets import Stream
 from prefect_qruntime.client.stream import Ending
-from prefect_qruntime.client.waiting import Deadlines, Pace
+from prefect_qruntime.client.waiting import Deadlines, Pace, WaitPlan
 from prefect_qruntime.client.walk import Page
 from prefect_qruntime.client.watching import Watcher
 from prefect_qruntime.errors import (
@@ -401,10 +402,10 @@ def test_deadlines_are_kept_when_nothing_answers(hang: str) -> None:
         look_fault=lambda now: 1e6 if hang != "list" else 0.0,
         list_fault=lambda now: 1e6 if hang != "look" else 0.0,
     )
-    for total in (0.5, 5.0, 33.0):
+    for total in (0.3, 0.5, 5.0, 33.0):
         ends = follow_all(service, deadlines=Deadlines(total=total))
         assert {end.what.limit for end in ends.values()} == {"timeout"}
-        assert all(total <= end.at <= total + 2.6 for end in ends.values())
+        assert all(total <= end.at <= total + 1.0 for end in ends.values())
 
 
 def test_each_deadline_counts_for_itself() -> None:
@@ -487,6 +488,44 @@ def test_the_watcher_rests_between_waits() -> None:
     run(main())
 
 
+def test_a_list_given_up_before_it_began_is_asked_again() -> None:
+    service = Service({f"d{n}": Task(ends=10.0) for n in range(5)})
+
+    async def main() -> None:
+        watcher = Watcher(service, clock=clock)
+        watches = [watcher.enter(job_id, WaitPlan(Deadlines(), clock()), tell=False) for job_id in service.tasks]
+        while watcher._round is None:
+            await asyncio.sleep(0)  # noqa: ASYNC110 - step by step is the point
+        for watch in watches:
+            await watcher.leave(watch)
+        assert service.pages == [], "the round was to be cancelled before its first step"
+        await asyncio.gather(*(follow(service, watcher, job_id) for job_id in service.tasks))
+        await assert_nothing_left(watcher)
+
+    run(main())
+    assert len(service.pages) > 5
+
+
+def test_a_wait_that_the_list_shows_while_it_stands_aside_is_not_lost() -> None:
+    # It comes while a slow list is under way, which shows it, but not the others: those are listed again at once,
+    # and as that is refused, from then on all are looked at one by one.
+    service = Service(
+        {f"d{n}": Task(listed=math.inf, ends=30.0) for n in range(5)},
+        list_fault=lambda now: 1.0 if now < 0.5 else PermissionDenied("no"),
+    )
+    service.tasks["late"] = Task(ends=30.0)
+
+    async def main() -> list[End]:
+        watcher = Watcher(service, clock=clock)
+        others = [asyncio.create_task(follow(service, watcher, f"d{n}")) for n in range(5)]
+        await asyncio.sleep(0.1)
+        return await asyncio.gather(follow(service, watcher, "late"), *others)
+
+    for end in run(main()):
+        assert end.what.status is JobStatus.COMPLETED
+        assert end.at <= 33.0
+
+
 def test_a_day_of_coming_and_going_leaves_nothing_behind() -> None:
     service = Service()
     largest: dict[str, int] = {}
@@ -567,6 +606,7 @@ def test_with_enough_sockets_looks_are_few() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10_000), size=st.integers(1, 40))
+@example(seed=1215, size=32)  # a wait that a list showed while it stood aside was lost
 def test_whatever_goes_wrong_every_wait_ends_by_its_deadline(seed: int, size: int) -> None:
     rng = random.Random(seed)
     faults: list[Any] = [ServiceUnavailable("x"), RateLimited("x", advice=after(3)), TimeoutError(), 0.5, 50.0, 0.0]
@@ -587,7 +627,7 @@ def test_whatever_goes_wrong_every_wait_ends_by_its_deadline(seed: int, size: in
     ends_of_waits = follow_all(service, deadlines=Deadlines(total=total))
     for job_id, done in ends_of_waits.items():
         ends = service.tasks[job_id].ends
-        assert done.at <= total + 2.6
+        assert done.at <= total + 1.0
         if isinstance(done.what, JobTimeout):
             assert done.at >= total - 1e-6
         else:
