@@ -16,6 +16,7 @@ from prefect_qruntime.client.spool import Shelf, StoredBody
 from prefect_qruntime.client.transport import Transport
 from prefect_qruntime.connection import Connection
 from prefect_qruntime.errors import (
+    NEVER,
     JobFailed,
     NotFound,
     QuantumRuntimeError,
@@ -58,7 +59,8 @@ async def fetch_result(
         JobCancelled: The job was cancelled.
         ResultNotReady: The job is not over, or its result did not appear in time.
         NotFound: No such job, or the only copy of a private result was read before.
-        ServiceUnavailable: No answer, or an incomplete one, until the patience ended.
+        ServiceUnavailable: No answer, or an incomplete one, until the patience ended. An incomplete only copy
+            stays in its file, which the error names.
         QuantumRuntimeError: The result is larger than the shelf takes, the disk is full, or it is no JSON.
     """
     shelf = shelf or Shelf()
@@ -135,18 +137,35 @@ async def _checked(
             closing = _BRACKETS.get(head.lstrip()[:1])
     if closing is not None and tail.rstrip().endswith(closing):
         return _result(body, ref)
-    if isinstance(body, StoredBody):
+    if isinstance(body, StoredBody) and not shelf.only_copy:
         body.discard()
     # A failed job's result is its traceback as plain text.
     job = await look(ref.id)
     error = job_error(job)
     text = redact(head.decode("utf-8", "replace").strip())
     if isinstance(error, JobFailed):
+        if isinstance(body, StoredBody):
+            body.discard()
         fields = {**error.fields, "reason": error.reason or text[-2000:], "results_text": text[-10000:]}
         raise type(error)(error.message, **fields)
+    if error is None and shelf.only_copy:
+        raise _damaged(body if isinstance(body, StoredBody) else None, job)
     if error is None and closing is not None:
         raise ServiceUnavailable(f"the result of job {ref.id} is cut off", job_id=ref.id, job_url=job.url)
     raise error or QuantumRuntimeError(f"the result of job {ref.id} is not JSON: {text[:200]!r}", job_id=ref.id)
+
+
+def _damaged(kept: StoredBody | None, job: Job) -> ServiceUnavailable:
+    """A result that the service does not hand out again, and that is no whole JSON: what is there of it stays."""
+    where = f"is kept in {kept.path}" if kept else "could not be kept, as the disk took no more"
+    return ServiceUnavailable(
+        f"the result of private job {job.id} is cut off or damaged, and the service keeps no second copy; "
+        f"what came of it {where}",
+        solution="Save from it what can be saved, then remove the file." if kept else None,
+        job_id=job.id,
+        job_url=job.url,
+        advice=NEVER,
+    )
 
 
 def _address(body: bytes) -> str | None:

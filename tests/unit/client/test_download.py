@@ -258,6 +258,33 @@ def test_the_only_copy_is_found_again_on_the_disk(service: Service, client: Quan
         client.run(client.result("d1", shelf=only))
 
 
+@pytest.mark.parametrize("body", [b'{"results": [{"data": {"c": {"sam', b"<html>gateway</html>"])
+def test_a_damaged_only_copy_is_kept_and_named(
+    service: Service, client: QuantumRuntimeClient, shelf: Shelf, body: bytes
+) -> None:
+    service.private = True
+    service.answers = [whole(body), lambda handler: handler.reply(b"", 404)]
+    for _ in range(2):  # the second time from the disk
+        with pytest.raises(ServiceUnavailable, match="no second copy") as caught:
+            client.run(client.result("d1", shelf=shelf.for_only_copy()))
+        assert caught.value.advice.kind == "never"
+        (name,) = files(shelf)
+        path = (shelf.directory or Path()) / name
+        assert str(path) in str(caught.value)
+        assert path.read_bytes() == body
+    assert len([path for path in service.asked if "/results" in path]) == 1
+
+
+def test_the_traceback_of_a_failed_private_job_is_no_copy_to_keep(
+    service: Service, client: QuantumRuntimeClient, shelf: Shelf
+) -> None:
+    service.private, service.status = True, "Failed"
+    service.answers = [whole(b"Traceback: boom")]
+    with pytest.raises(JobFailed, match="boom"):
+        client.run(client.result("d1", shelf=shelf.for_only_copy()))
+    assert files(shelf) == []
+
+
 def test_a_cancelled_download_leaves_nothing_behind(
     service: Service, client: QuantumRuntimeClient, shelf: Shelf
 ) -> None:
