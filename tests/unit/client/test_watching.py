@@ -494,8 +494,8 @@ def test_a_list_given_up_before_it_began_is_asked_again() -> None:
     async def main() -> None:
         watcher = Watcher(service, clock=clock)
         watches = [watcher.enter(job_id, WaitPlan(Deadlines(), clock()), tell=False) for job_id in service.tasks]
-        while watcher._round is None:
-            await asyncio.sleep(0)  # noqa: ASYNC110 - step by step is the point
+        while watcher._round is None:  # noqa: ASYNC110 - step by step is the point
+            await asyncio.sleep(0)
         for watch in watches:
             await watcher.leave(watch)
         assert service.pages == [], "the round was to be cancelled before its first step"
