@@ -7,6 +7,7 @@ guides for `legacy` (switched off in July 2025, kept for mirrors and tests).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from prefect_qruntime.client.inputs import v1_params, v2_params
@@ -24,6 +25,8 @@ class Dialect:
     name = "cloud"
     offers_stream = False
     """Whether hosts of this dialect are known to have the job websocket."""
+    backends_query: Mapping[str, str] = {}
+    """What `GET /backends` must be asked for beyond what it says by itself."""
 
     def headers(self, connection: Connection) -> dict[str, str]:
         """Headers of every request, authorization aside."""
@@ -94,6 +97,7 @@ class Cloud(Dialect):
     """The present IBM Quantum Compute Service."""
 
     name = "cloud"
+    backends_query: Mapping[str, str] = {"fields": "wait_time_seconds"}
 
     def headers(self, connection: Connection) -> dict[str, str]:
         """The version is always sent: without one the service falls back to an old default."""

@@ -118,7 +118,8 @@ class InstanceCalls:
     @at_home
     async def backends(self) -> list[Backend]:
         """All backends of the instance, with status, queue and size."""
-        listed = parsing.parse_backends(await self._get("/backends"))
+        query = dict(self._wire().dialect.backends_query)
+        listed = parsing.parse_backends(await self._get("/backends", params=query or None))
         whole = []
         for backend in listed:
             if backend.status == "unknown" and backend.num_qubits is None:  # only its name was given

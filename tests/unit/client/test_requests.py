@@ -268,7 +268,10 @@ def test_backends_as_objects(iam: HTTPXMock, connect: Connect) -> None:
         "wait_time_seconds": {"average": 120, "p50": 60},
     }
     bare = {"name": "new_one", "status": {"name": "paused"}, "qubits": None, "clops": None, "processor_type": None}
-    iam.add_response(url=f"{CLOUD}/backends", json={"devices": [device, bare, {"no": "name"}, 7]})
+    # Without `fields` the service leaves the wait out (and says nothing of it).
+    iam.add_response(
+        url=f"{CLOUD}/backends?fields=wait_time_seconds", json={"devices": [device, bare, {"no": "name"}, 7]}
+    )
     client = connect()
     torino, new = client.run(client.backends())
     assert (torino.num_qubits, torino.clops, torino.queue_length, torino.wait_time_seconds) == (133, 210000, 12, 120)
