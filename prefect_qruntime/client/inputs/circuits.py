@@ -35,7 +35,9 @@ class Circuit:
         inputs: Parameter names where exactly known, in declared order (text) or qiskit's order.
         qubits: Number of qubits, where exactly known.
         width: Number of classical bits, where exactly known.
-        identity: What stands for the circuit in the digest, where `wire` is not reproducible.
+        identity: What stands for the circuit in the digest, where `wire` is not reproducible. For an
+            encoded circuit that is the text itself: whether qiskit is there to look into it must not
+            decide whether a job is found again.
         source: The user's `QuantumCircuit`, if it was one.
     """
 
@@ -136,7 +138,17 @@ def _from_qiskit(circuit: Any, *, sampler: bool, field: str) -> Circuit:
 
 
 def _measures(circuit: Any) -> bool:
-    return any(
-        item.operation.name == "measure" or any(_measures(block) for block in getattr(item.operation, "blocks", ()))
-        for item in circuit.data
-    )
+    """Whether anything is measured: at the top, in blocks, or inside a composite instruction."""
+    return any(_operation_measures(item.operation) for item in circuit.data)
+
+
+def _operation_measures(operation: Any) -> bool:
+    if operation.name == "measure":
+        return True
+    if blocks := getattr(operation, "blocks", ()):
+        return any(map(_measures, blocks))
+    if not operation.num_clbits:
+        return False
+    definition = getattr(operation, "definition", None)
+    # What has bits and no definition is the backend's own: only it knows.
+    return definition is None or _measures(definition)

@@ -21,7 +21,7 @@ import orjson
 
 __all__ = ["identity_of"]
 
-_COUNTED_REGISTER = re.compile(r"(?:c|cr|meas)\d+")
+_COUNTED_REGISTER = re.compile(r"(c|cr|meas)(\d+)")
 _COUNTED_NAME = re.compile(r"circuit-\d+(?:-\d+)?")
 _LOOP_NAME = re.compile(r"_loop_([a-z])_\d+")
 _LIBRARY = "qiskit.circuit.library."
@@ -82,6 +82,15 @@ def _variables(circuit: Any) -> list[tuple[str, Any]]:
     return found
 
 
+def _register_names(circuit: Any) -> dict[str, Any]:
+    """Counted names become their prefix and their place in the count: `c2, c1` stays other than `c1, c2`."""
+    names: dict[str, Any] = {register.name: register.name for register in circuit.cregs}
+    counted = [match for name in names if (match := _COUNTED_REGISTER.fullmatch(name))]
+    for rank, match in enumerate(sorted(counted, key=lambda match: int(match[2]))):
+        names[match[0]] = [match[1], rank]
+    return names
+
+
 def _parameter_name(name: str) -> str:
     return _LOOP_NAME.sub(r"_loop_\1", name)
 
@@ -91,10 +100,7 @@ class _Scope:
 
     def __init__(self, circuit: Any, clbits: dict[Any, int]) -> None:
         self.clbits = clbits
-        self.registers = {
-            register.name: f"#{place}" if _COUNTED_REGISTER.fullmatch(register.name) else register.name
-            for place, register in enumerate(circuit.cregs)
-        }
+        self.registers = _register_names(circuit)
 
     def operation(self, op: Any) -> list[Any]:
         # The type of a singleton gate is a class without a module; an annotated one has no base class.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from qiskit import QuantumCircuit
-from qiskit.circuit import Parameter, ParameterVector
+from qiskit.circuit import Instruction, Parameter, ParameterVector
 from qiskit.primitives.containers.estimator_pub import EstimatorPub
 from qiskit.primitives.containers.observables_array import ObservablesArray
 from qiskit.primitives.containers.sampler_pub import SamplerPub
@@ -284,6 +284,26 @@ def test_measurements_inside_blocks_count() -> None:
     with circuit.for_loop(range(2)):
         circuit.measure(0, 0)
     assert _spec(circuit).widths == (1,)
+
+
+def test_measurements_inside_composite_instructions_count() -> None:
+    inner = QuantumCircuit(1, 1)
+    inner.measure(0, 0)
+    middle = QuantumCircuit(1, 1)
+    middle.append(inner.to_instruction(), [0], [0])
+    outer = QuantumCircuit(1, 1)
+    with outer.for_loop(range(2)):
+        outer.append(middle.to_instruction(), [0], [0])
+    assert _spec(outer).widths == (1,)
+    mid_circuit = QuantumCircuit(1, 1)
+    mid_circuit.append(Instruction("measure_2", 1, 1, []), [0], [0])  # a backend's own, without a definition
+    assert _spec(mid_circuit).widths == (1,)
+    nothing = QuantumCircuit(1, 1)
+    idle = QuantumCircuit(1, 1)
+    idle.x(0)
+    nothing.append(idle.to_instruction(), [0], [0])
+    with pytest.raises(InvalidInput, match="nothing is measured"):
+        _spec(nothing)
 
 
 def test_encoded_circuits_pass_through() -> None:

@@ -177,9 +177,10 @@ def _timed(nanoseconds: int) -> QuantumCircuit:
     return circuit
 
 
-def _named(register: str) -> QuantumCircuit:
-    circuit = QuantumCircuit(QuantumRegister(1, "q"), ClassicalRegister(1, register))
-    circuit.measure(0, 0)
+def _named(*registers: str) -> QuantumCircuit:
+    circuit = QuantumCircuit(QuantumRegister(1, "q"), *(ClassicalRegister(1, name) for name in registers))
+    for place in range(len(registers)):
+        circuit.measure(0, place)
     return circuit
 
 
@@ -224,7 +225,13 @@ VARIANTS: dict[str, list[Callable[[], QuantumCircuit]]] = {
     ],
     "expression": [lambda: _expression(1), lambda: _expression(2)],
     "time": [lambda: _timed(5), lambda: _timed(6)],
-    "register name": [lambda: _named("alpha"), lambda: _named("beta")],
+    "register name": [lambda: _named("alpha"), lambda: _named("beta"), lambda: _named("c1"), lambda: _named("cr1")],
+    "counted register names": [
+        lambda: _named("c1", "c2"),
+        lambda: _named("c2", "c1"),
+        lambda: _named("c1", "meas2"),
+        lambda: _named("c1", "x"),
+    ],
     "parameter expression": [
         lambda: _rx(0.1 * Parameter("t")),
         lambda: _rx(0.1000000001 * Parameter("t")),
@@ -273,3 +280,11 @@ def test_counted_names_do_not_count() -> None:
 
     assert build().cregs[0].name != build().cregs[0].name
     assert _digest(build()) == _digest(build())
+    assert _digest(_named("c9", "c10")) == _digest(_named("c1", "c2"))
+
+
+def test_an_encoded_circuit_is_known_by_its_text() -> None:
+    encoded = make_spec(_rx(1.0), backend="b").pubs[0].circuit
+    assert isinstance(encoded, dict)
+    assert _digest([(encoded, None)]) == _digest([(dict(encoded), None)])
+    assert make_spec(encoded, backend="b").pubs[0].identity is None
