@@ -21,6 +21,7 @@ HEADS = {
     "bare": "bare httpx",
     "ours": "**prefect-qruntime**",
 }
+UNEXPLAINED = "unexplained."
 _CURVE = (
     ("requests_per_minute", "requests a minute", ""),
     ("cpu_share", "share of one core", "%"),
@@ -84,8 +85,8 @@ def _table(results: Results) -> Iterator[str]:
             cells = [_cell(line, column, results) for column in COLUMNS]
             what = _title(line, results)
             yield f"| {what} | " + " | ".join(cells) + f" | {_goal(line, results)} | {verdict(line, results)} |"
-            if verdict(line, results).startswith("**missed") and (line.key, line.metric) in WHY:
-                notes.append(f"{_title(line, results).lstrip('… ')}: {WHY[line.key, line.metric]}")
+            if verdict(line, results).startswith("**missed"):
+                notes.append(f"{what.lstrip('… ')}: {WHY.get((line.key, line.metric), UNEXPLAINED)}")
         yield ""
         for note in notes:
             yield note

@@ -73,7 +73,7 @@ class Bench:
                 try:
                     record["numbers"] = self._child(what, peer)
                 except Exception as error:  # one measurement that fails, or whose neighbours do, ends no run of an hour
-                    record["error"] = f"{type(error).__name__}: {error}"[-1500:]
+                    record["error"] = f"{type(error).__name__}: {error}"[:1500]
                 self.write(record)
                 yield record
 
@@ -109,7 +109,9 @@ class Bench:
         except subprocess.TimeoutExpired:
             raise RuntimeError(f"not done within {what.timeout:.0f} s") from None
         if done.returncode or not out.exists():
-            raise RuntimeError(f"exit code {done.returncode}: {done.stderr.strip()[-1400:]}")
+            said = done.stderr.strip()
+            shown = said if len(said) <= 1400 else f"{said[:700]} … {said[-700:]}"
+            raise RuntimeError(f"exit code {done.returncode}: {shown}")
         numbers: dict[str, float] = json.loads(out.read_text())
         return numbers
 

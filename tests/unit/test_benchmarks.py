@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
 from benchmarks.lab import is_poll
-from benchmarks.lines import GROUPS, Goal, Line
+from benchmarks.lines import GROUPS, WHY, Goal, Line
 from benchmarks.plan import plan
-from benchmarks.render import missed, render, verdict
+from benchmarks.render import UNEXPLAINED, missed, render, verdict
 from benchmarks.results import Results
 
 ABOUT = {
@@ -86,6 +88,26 @@ def test_what_was_not_measured_is_not_met(results):
     titles = {line.metric for line in missed(results)}
     assert {"wall", "cpu_share", "polls", "mib"} <= titles
     assert "cpu" not in {line.metric for line in missed(results) if line.key == "crowd"}
+
+
+def test_what_was_missed_is_explained_or_said_to_be_unexplained(results):
+    results.numbers["import", "ours", "names"] = [0.4]
+    page = render(results)
+    assert f"and of the names that a flow uses: {WHY['import', 'names']}" in page
+    assert f"share of one core: {UNEXPLAINED}" in page
+
+
+def test_explanations_are_of_lines_with_a_goal():
+    assert set(WHY) <= {(line.key, line.metric) for _, lines in GROUPS for line in lines if line.goal is not None}
+
+
+def test_the_published_page_explains_what_it_missed():
+    page = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text()
+    if "A quick run" in page:
+        pytest.skip("the page is of a quick run")
+    for what in re.findall(r"^\| (?:… )*(.+?) \|.*\*\*missed", page, re.MULTILINE):
+        (why,) = re.findall(rf"^{re.escape(what)}: (.+)$", page, re.MULTILINE)
+        assert why != UNEXPLAINED, what
 
 
 def test_a_goal_of_zero_is_missed_by_a_number():
