@@ -20,11 +20,11 @@ from .circuits import bell, isa, observables, rotations, teleportation
 def same(ours, theirs):
     """Compare two `PrimitiveResult`s field by field, types included."""
     assert type(ours) is type(theirs)
-    assert ours.metadata == theirs.metadata
+    equal(ours.metadata, theirs.metadata)
     assert len(ours) == len(theirs)
     for mine, yours in zip(ours, theirs, strict=True):
         assert type(mine) is type(yours)
-        assert mine.metadata == yours.metadata
+        equal(mine.metadata, yours.metadata)
         assert mine.data.shape == yours.data.shape
         assert list(mine.data) == list(yours.data)
         for name in mine.data:
@@ -32,8 +32,25 @@ def same(ours, theirs):
             if isinstance(other, BitArray):
                 assert one == other
             else:
-                assert (one.shape, one.dtype) == (other.shape, other.dtype)
-                np.testing.assert_array_equal(one, other)
+                equal(one, other)
+
+
+def equal(ours, theirs):
+    """Compare decoded values: types, and arrays with their shapes."""
+    if isinstance(theirs, np.ndarray | np.generic):
+        assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+        np.testing.assert_array_equal(ours, theirs)
+    elif isinstance(theirs, dict):
+        assert list(ours) == list(theirs)
+        for key in theirs:
+            equal(ours[key], theirs[key])
+    elif isinstance(theirs, list):
+        assert len(ours) == len(theirs)
+        for one, other in zip(ours, theirs, strict=True):
+            equal(one, other)
+    else:
+        assert type(ours) is type(theirs)
+        assert ours == theirs or (ours != ours and theirs != theirs)
 
 
 ANGLES = [[0.1, 0.2], [1.0, 2.0], [math.pi, 0.0]]
