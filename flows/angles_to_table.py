@@ -149,6 +149,7 @@ def angles_to_table(
     rows_per_job: Annotated[int, Field(ge=1, le=1000)] = 100,
     dialect: Literal["cloud", "legacy"] = "cloud",
     max_execution_time: Annotated[int | None, Field(ge=1, le=10_800)] = None,
+    budget_block: str | None = None,
 ) -> list[dict[str, Any]]:
     """Measure observables for each line of a CSV file of angles and write them as a table.
 
@@ -163,6 +164,7 @@ def angles_to_table(
         rows_per_job: Lines of the file that share a job.
         dialect: Which dialect the embedded sandbox speaks; a block knows its own.
         max_execution_time: Limit of QPU seconds for each job; empty for the service's own.
+        budget_block: Name of a Quantum Runtime Budget block that must have room for each job; empty for none.
 
     Returns:
         The rows as written: the angles, a value and a standard error for each observable, and the job.
@@ -187,6 +189,7 @@ def angles_to_table(
                 backend=chosen,
                 shots=shots,
                 max_execution_time=max_execution_time,
+                budget=budget_block,
             )
             for part in parts
         ]

@@ -6,10 +6,11 @@ sandbox. It reads only and costs nothing.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
+from pydantic import Field
 
 from prefect_qruntime import Backend, get_usage, hooks, list_backends
 from prefect_qruntime.flows.shared import instance
@@ -34,7 +35,7 @@ def backend_row(backend: Backend) -> dict[str, Any]:
 @flow(name="backend-report", **hooks.cancel)
 def backend_report(
     credentials_block: str | None = None,
-    min_qubits: int | None = None,
+    min_qubits: Annotated[int | None, Field(ge=1, le=100_000)] = None,
     dialect: Literal["cloud", "legacy"] = "cloud",
 ) -> list[dict[str, Any]]:
     """Report the backends of an instance, those that take jobs first and the shortest queue on top.

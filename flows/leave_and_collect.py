@@ -6,7 +6,10 @@ event, and the automation in `automations/collect_on_finished.yaml` starts `coll
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from prefect import flow, get_run_logger
+from pydantic import Field
 
 from prefect_qruntime import (
     fetch_results,
@@ -21,7 +24,9 @@ __all__ = ["collect", "leave"]
 
 
 @flow(name="leave", **hooks.detach)
-def leave(credentials_block: str, circuit: str, backend: str, shots: int = 1000) -> str:
+def leave(
+    credentials_block: str, circuit: str, backend: str, shots: Annotated[int, Field(ge=1, le=10_000_000)] = 1000
+) -> str:
     """Submit a job and leave it to the watcher.
 
     Args:

@@ -96,6 +96,7 @@ def parameter_sweep(
     dialect: Literal["cloud", "legacy"] = "cloud",
     max_ttl: Annotated[int, Field(ge=1)] = 1800,
     max_execution_time: Annotated[int | None, Field(ge=1, le=10_800)] = None,
+    budget_block: str | None = None,
 ) -> list[dict[str, Any]]:
     """Measure an observable at each angle, by the estimator, by the sampler, or both.
 
@@ -114,6 +115,7 @@ def parameter_sweep(
         dialect: Which dialect the embedded sandbox speaks; a block knows its own.
         max_ttl: Longest life of the session or batch, in seconds.
         max_execution_time: Limit of QPU seconds for each job; empty for the service's own.
+        budget_block: Name of a Quantum Runtime Budget block that must have room for each job; empty for none.
 
     Returns:
         A row for each angle, with the values, the counts and the jobs.
@@ -139,12 +141,14 @@ def parameter_sweep(
                 session=unmapped(session),
                 shots=unmapped(shots),
                 max_execution_time=unmapped(max_execution_time),
+                budget=unmapped(budget_block),
             )
             for program in chosen_programs
         }
         done = {program: wait_for_completion.map(unmapped(credentials), refs) for program, refs in jobs.items()}
         for program, refs in jobs.items():
-            done[program].result()  # raises what the first failed wait raised
+            refs.result()  # raises what the first failed submit raised: its wait never begins
+            done[program].result()
             # Fetched by the submits' handles: they know the circuits' widths, which a legacy result does not say.
             results = fetch_results.map(unmapped(credentials), refs)
             for row, ref, result in zip(rows, refs.result(), results.result(), strict=True):

@@ -60,8 +60,8 @@ def print_table(rows: list[dict[str, Any]], title: str) -> None:
 
 
 def slot() -> str:
-    """What names this deployment's scheduled time, the same in every run for it."""
-    return f"{deployment.name or 'no deployment'}/{flow_run.scheduled_start_time:%Y-%m-%dT%H:%M:%S}"
+    """What names this deployment's scheduled time, the same in every run for it and in no other deployment's."""
+    return f"{deployment.id or 'no deployment'}/{flow_run.scheduled_start_time:%Y-%m-%dT%H:%M:%S}"
 
 
 @flow(name="run-circuits", **hooks.cancel)
@@ -74,6 +74,7 @@ def run_circuits(
     dialect: Literal["cloud", "legacy"] = "cloud",
     max_ttl: Annotated[int, Field(ge=1)] = 900,
     max_execution_time: Annotated[int | None, Field(ge=1, le=10_800)] = None,
+    budget_block: str | None = None,
     once_per_slot: bool = False,
 ) -> list[dict[str, Any]]:
     """Run circuits, one job each, and tabulate their counts.
@@ -87,6 +88,7 @@ def run_circuits(
         dialect: Which dialect the embedded sandbox speaks; a block knows its own.
         max_ttl: Longest life of the session or batch, in seconds.
         max_execution_time: Limit of QPU seconds for each job; empty for the service's own.
+        budget_block: Name of a Quantum Runtime Budget block that must have room for each job; empty for none.
         once_per_slot: For schedules: runs of this deployment for the same scheduled time share their jobs, so
             that a slot that is run again, by hand or after a mishap, buys nothing again.
 
@@ -114,6 +116,7 @@ def run_circuits(
                     session=session,
                     shots=shots,
                     max_execution_time=max_execution_time,
+                    budget=budget_block,
                     submission_key=f"{slot()}/{number}" if once_per_slot else None,
                 )
             )

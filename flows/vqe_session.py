@@ -102,6 +102,7 @@ class Energies:
         session: SessionRef,
         shots: int,
         max_execution_time: int | None,
+        budget: str | None = None,
     ) -> None:
         self.jobs: list[JobRef] = []
         self._credentials = credentials
@@ -111,6 +112,7 @@ class Energies:
             "session": session,
             "shots": shots,
             "max_execution_time": max_execution_time,
+            "budget": budget,
         }
 
     def at(self, *points: Angles) -> list[tuple[float, float | None]]:
@@ -141,6 +143,7 @@ def vqe_session(
     dialect: Literal["cloud", "legacy"] = "cloud",
     max_ttl: Annotated[int, Field(ge=1)] = 1800,
     max_execution_time: Annotated[int | None, Field(ge=1, le=10_800)] = None,
+    budget_block: str | None = None,
 ) -> list[dict[str, Any]]:
     """Minimise the energy of H2 over four angles, one angle and one job an iteration.
 
@@ -155,6 +158,7 @@ def vqe_session(
         dialect: Which dialect the embedded sandbox speaks; a block knows its own.
         max_ttl: Longest life of the session or batch, in seconds.
         max_execution_time: Limit of QPU seconds for each job; empty for the service's own.
+        budget_block: Name of a Quantum Runtime Budget block that must have room for each job; empty for none.
 
     Returns:
         A row for each iteration with its job, its angles and its energy in hartree; the last one is the
@@ -173,6 +177,7 @@ def vqe_session(
             session=session,
             shots=wanted_shots,
             max_execution_time=max_execution_time,
+            budget=budget_block,
         )
         rows = minimise(energies, max_iterations=max_iterations, tolerance=tolerance)
     tell(rows, chosen, wanted_shots)

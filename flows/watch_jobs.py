@@ -6,7 +6,10 @@ Either keep `prefect-qruntime watch` running as a service, or deploy this flow o
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from prefect import flow, get_run_logger
+from pydantic import Field
 
 from prefect_qruntime.watcher import WatchReport, run_watch
 
@@ -14,8 +17,8 @@ from prefect_qruntime.watcher import WatchReport, run_watch
 @flow(name="watch-jobs")
 def watch_jobs(
     credentials_blocks: list[str] | None = None,
-    minutes: float | None = 55,
-    interval: float = 10,
+    minutes: Annotated[float | None, Field(gt=0)] = 55,
+    interval: Annotated[float, Field(gt=0)] = 10,
 ) -> WatchReport:
     """Watch all instances, or some.
 

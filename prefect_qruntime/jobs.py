@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Annotated, Any
 
 from prefect.blocks.abstract import JobBlock, JobRun
 from pydantic import Field, HttpUrl
 
 from prefect_qruntime import observe
 from prefect_qruntime.arguments import SessionLike
-from prefect_qruntime.budget import Budget, BudgetLike
+from prefect_qruntime.budget import MOST_SECONDS, Budget, BudgetLike
 from prefect_qruntime.client.following import OnTimeout, Stream
 from prefect_qruntime.client.results import JobResult
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
@@ -214,6 +214,11 @@ class QuantumRuntimeJobRun(JobRun[JobResult]):
         return await acancel_job(self.credentials, self.job)
 
 
+def _bounds(least: int, most: int | None = None) -> Any:
+    bounds: dict[str, Any] = {"minimum": least} | ({} if most is None else {"maximum": most})
+    return Field(json_schema_extra=bounds)
+
+
 class QuantumRuntimeJob(JobBlock[JobResult]):
     """A quantum job that can be saved, shown in the UI, and triggered from code or from a generic flow.
 
@@ -260,13 +265,16 @@ class QuantumRuntimeJob(JobBlock[JobResult]):
         title="PUBs",
         description="Circuits as OpenQASM 2 or 3 text, or lists of circuit, parameters and shots.",
     )
-    shots: int | None = Field(default=None, title="Shots", description="Shots for PUBs that name none.")
+    # The form keeps to these bounds; a value from elsewhere is refused by `submit_job`, which names it.
+    shots: Annotated[int, _bounds(1)] | None = Field(
+        default=None, title="Shots", description="Shots for PUBs that name none, at least 1."
+    )
     options: dict[str, Any] | None = Field(default=None, title="Options", description="Options of the primitive.")
     params: dict[str, Any] | None = Field(
         default=None, title="Raw params", description="Raw payload of any other program, in place of PUBs."
     )
     tags: list[str] = Field(default_factory=list, title="Tags", description="At most six job tags of your own.")
-    max_execution_time: int | None = Field(
+    max_execution_time: Annotated[int, _bounds(1, MOST_SECONDS)] | None = Field(
         default=None, title="QPU seconds", description="Limit of QPU seconds, 1 to 10800; empty for the service's own."
     )
     private: bool = Field(
@@ -280,7 +288,7 @@ class QuantumRuntimeJob(JobBlock[JobResult]):
     budget: Budget | None = Field(
         default=None, title="Budget", description="The budget that must have room for the job; empty for none."
     )
-    timeout: float | None = Field(
+    timeout: Annotated[float, _bounds(0)] | None = Field(
         default=None, title="Timeout", description="Seconds to wait for completion; empty for no limit."
     )
     on_timeout: OnTimeout = Field(

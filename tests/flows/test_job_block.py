@@ -70,3 +70,14 @@ def test_cancel_and_bad_input(sandbox: Sandbox, credentials: QuantumRuntimeCrede
     with pytest.raises(InvalidInput, match="shots"):
         asyncio.run(wrong())  # type: ignore[arg-type]
     assert posts(sandbox) == 1
+
+
+def test_the_form_keeps_to_what_the_service_takes() -> None:
+    fields = QuantumRuntimeJob.model_json_schema()["properties"]
+    bounds = {
+        name: (kind.get("minimum"), kind.get("maximum"))
+        for name, (kind, _) in ((name, fields[name]["anyOf"]) for name in ("shots", "max_execution_time", "timeout"))
+    }
+    assert bounds == {"shots": (1, None), "max_execution_time": (1, 10800), "timeout": (0, None)}
+    # Prefect stores documents by the order of their fields.
+    assert list(fields)[:6] == ["credentials", "backend", "program_id", "pubs", "shots", "options"]

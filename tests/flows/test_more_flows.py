@@ -6,24 +6,29 @@ import asyncio
 import csv
 import math
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from prefect import flow
+from prefect.client.orchestration import PrefectClient
+from prefect.flow_engine import run_flow
+from prefect.states import Scheduled
 
 from flows.angles_to_table import ANGLES, angles_to_table
 from flows.backend_report import backend_report
 from flows.parameter_sweep import parameter_sweep, parity
+from flows.run_circuits import run_circuits
 from flows.run_saved_job import run_saved_job
 from flows.vqe_session import vqe_session
-from prefect_qruntime import QuantumRuntimeCredentials, QuantumRuntimeJob
+from prefect_qruntime import Budget, BudgetExhausted, QuantumRuntimeCredentials, QuantumRuntimeJob
 from prefect_qruntime.client.home import home
 from prefect_qruntime.records import find_records
 from prefect_qruntime.sandbox import Sandbox
 from tests.flows.conftest import posts
-from tests.flows.look import FLIP, SVG, artifact, asked, picture
+from tests.flows.look import BACKEND, FLIP, SVG, artifact, asked, picture
 
 pytestmark = pytest.mark.server
 
@@ -237,3 +242,49 @@ def test_without_a_block_each_uses_the_embedded_sandbox_and_says_so(
         said = [record.getMessage() for record in caplog.records if "embedded sandbox" in record.getMessage()]
         assert len(said) == 1
     assert sandbox.control.jobs() == [], "one ran on another sandbox than its own"
+
+
+@pytest.mark.parametrize(
+    ("bought", "parameters"),
+    [
+        (run_circuits, {"circuits": [FLIP] * 2, "mode": "job", "backend": BACKEND}),
+        (parameter_sweep, {"points": 2, "programs": ["sampler"], "mode": "job", "backend": BACKEND}),
+        (vqe_session, {"shots": 10, "backend": BACKEND}),
+        (angles_to_table, {"rows_per_job": 1, "backend": BACKEND}),
+    ],
+)
+def test_a_form_can_name_a_budget(sandbox: Sandbox, tmp_path: Path, bought: Any, parameters: dict[str, Any]) -> None:
+    name = f"form-{uuid4().hex[:6]}"
+    QuantumRuntimeCredentials(**sandbox.connection("cloud")).save(name)
+    Budget(max_jobs_per_run=1).save(name)
+    if bought is angles_to_table:
+        parameters = {**parameters, "table": tmp_path / "table.csv"}
+    with pytest.raises(BudgetExhausted) as caught:
+        bought(credentials_block=name, budget_block=name, **parameters)
+    assert caught.value.budget == name
+    assert posts(sandbox) == 1
+
+
+def test_runs_of_two_deployments_of_one_name_buy_their_own_jobs_in_a_slot(sandbox: Sandbox) -> None:
+    name = f"slot-{uuid4().hex[:6]}"
+    QuantumRuntimeCredentials(**sandbox.connection("cloud")).save(name)
+    when = datetime(2026, 5, 1, 2, tzinfo=UTC)
+    other = run_circuits.with_options(name=f"others-{name}")
+
+    def run_of(bought: Any) -> str:
+        async def create(client: PrefectClient) -> Any:
+            deployment = await client.create_deployment(await client.create_flow(bought), name="nightly")
+            return await client.create_flow_run_from_deployment(
+                deployment,
+                parameters={"circuits": [FLIP], "credentials_block": name, "mode": "job", "once_per_slot": True},
+                state=Scheduled(scheduled_time=when),
+            )
+
+        flow_run = asked(create)
+        rows: Any = run_flow(bought, flow_run=flow_run, parameters=flow_run.parameters)
+        return str(rows[0]["job"])
+
+    assert run_of(run_circuits) == run_of(run_circuits)
+    assert posts(sandbox) == 1
+    run_of(other)
+    assert posts(sandbox) == 2
