@@ -252,16 +252,16 @@ WHY: dict[tuple[str, str], str] = {
         "which is five calls to its server that the tasks wait for."
     ),
     ("socket", "p50"): (
-        "after the socket's sign the state is read by a request of its own, on cores that the sandbox and whatever else "
-        "runs there share."
+        "after the socket's sign the state is read by a request of its own, on cores that the sandbox and whatever "
+        "else runs there share."
     ),
     ("decode", "plain"): (
         "after `orjson.loads`, which is the unit here, each outcome is still to be counted; in a small result what is "
         "done once for each counts more."
     ),
     ("import", "names"): (
-        "the first name that a flow uses loads client and tasks, about a hundred small modules of which none takes more "
-        "than a tenth of the time; `import prefect_qruntime` by itself loads none of them."
+        "the first name that a flow uses loads client and tasks, about a hundred small modules of which none takes "
+        "more than a tenth of the time; `import prefect_qruntime` by itself loads none of them."
     ),
 }
 

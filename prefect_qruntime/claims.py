@@ -2,13 +2,17 @@
 
 Prefect checks that a run is suspended before it resumes it, but two requests at the same moment may both pass (seen on
 PostgreSQL). An input of a flow run is unique by its key, so the watcher that creates it goes first.
+
+A watcher that dies leaves its claim behind. Nobody deletes the claim of another, which may just have been made: who
+finds one that has stood too long makes the next one, `…-2`, `…-3`, and again only one of several can.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from prefect.exceptions import PrefectHTTPStatusError
@@ -18,6 +22,7 @@ from prefect_qruntime.orchestration import api
 __all__ = ["claimed"]
 
 _STALE = 60.0  # seconds after which a claim is taken for that of a dead watcher; longer than resuming ever takes
+_MOST = 200  # claims of one resumption that are read
 
 
 @asynccontextmanager
@@ -36,38 +41,38 @@ async def claimed(flow_run_id: UUID, pause_key: str) -> AsyncIterator[bool]:
     Raises:
         Exception: Prefect's API failed.
     """
-    name = f"qruntime-resume-{uuid5(NAMESPACE_URL, pause_key).hex}"
-    mine = await _create(flow_run_id, name) or (
-        await _is_stale(flow_run_id, name) and await _take_over(flow_run_id, name)
-    )
+    name = await _claim(flow_run_id, f"qruntime-resume-{uuid5(NAMESPACE_URL, pause_key).hex}")
     try:
-        yield mine
+        yield name is not None
     except BaseException:
-        if mine:
+        if name is not None:
             with suppress(Exception):
                 await (await api()).delete_flow_run_input(flow_run_id, name)
         raise
 
 
-async def _create(flow_run_id: UUID, name: str) -> bool:
+async def _claim(flow_run_id: UUID, first: str) -> str | None:
+    """The name of our claim, or None: the last one in the row is another's and may still be used."""
+    if (now := await _create(flow_run_id, first)) is None:
+        return first
+    # A row of dead watchers: only who makes its next one has it.
+    row = await (await api()).filter_flow_run_input(flow_run_id, first, limit=_MOST, exclude_keys=set())
+    if not row or any(now - (claim.created or now) <= timedelta(seconds=_STALE) for claim in row):
+        return None  # none in the row: given back just now, and free at the next look
+    turns = [int(claim.key.removeprefix(f"{first}-") or 1) for claim in row if claim.key != first]
+    name = f"{first}-{max(turns, default=1) + 1}"
+    return name if await _create(flow_run_id, name) is None else None
+
+
+async def _create(flow_run_id: UUID, name: str) -> datetime | None:
+    """Make a claim; returns None, or what time it is for Prefect where there is one of this name already."""
     try:
-        await (await api()).create_flow_run_input(flow_run_id, name, f"{time.time():.3f}")
+        await (await api()).create_flow_run_input(flow_run_id, name, "claimed")
     except PrefectHTTPStatusError as error:
-        if error.response.status_code == 409:
-            return False
-        raise
-    return True
-
-
-async def _is_stale(flow_run_id: UUID, name: str) -> bool:
-    try:
-        made = float(await (await api()).read_flow_run_input(flow_run_id, name))
-    except PrefectHTTPStatusError as error:
-        return error.response.status_code == 404  # given back just now
-    return time.time() - made > _STALE
-
-
-async def _take_over(flow_run_id: UUID, name: str) -> bool:
-    with suppress(PrefectHTTPStatusError):
-        await (await api()).delete_flow_run_input(flow_run_id, name)
-    return await _create(flow_run_id, name)
+        if error.response.status_code != 409:
+            raise
+        # The clocks of two hosts may differ, so the age of a claim is told by Prefect's own.
+        with suppress(KeyError, ValueError):
+            return parsedate_to_datetime(error.response.headers["date"])
+        return datetime.now(UTC)
+    return None

@@ -21,6 +21,7 @@ from flows.watch_jobs import watch_jobs
 from prefect_qruntime.claims import claimed
 from prefect_qruntime.client.home import home
 from prefect_qruntime.commands.watch import watch_and_report
+from prefect_qruntime.orchestration import api
 from prefect_qruntime.sandbox import Sandbox
 from prefect_qruntime.waits import job_of, notes, pause_key
 from prefect_qruntime.watcher import arun_watch, run_watch
@@ -247,8 +248,50 @@ def test_one_watcher_claims_a_flow_run(sandbox: Sandbox, block: str, monkeypatch
     assert sum(home().run(all_at_once())) == 1
     done(sandbox)
     assert run_watch([block], once=True).resumed == 0, "another one is at it"
-    monkeypatch.setattr("prefect_qruntime.claims._STALE", 0.0)
+    monkeypatch.setattr("prefect_qruntime.claims._STALE", -2.0)  # Prefect tells the time in whole seconds
     assert run_watch([block], once=True).resumed == 1, "it died over it"
+
+
+def test_a_claim_taken_over_is_not_taken_over_again(sandbox: Sandbox, block: str) -> None:
+    # Both found the claim of a dead watcher; the second must not remove what the first one made in its place.
+    flow_run = deployed(waits, credentials_block=block)
+    start(waits, flow_run)
+    key = state_of(flow_run).state_details.pause_key
+    assert key is not None
+
+    both_have_read = asyncio.Barrier(2)
+
+    class Api:
+        """Prefect's, but who reads the claims goes on when the other has read them too."""
+
+        def __init__(self, client: PrefectClient) -> None:
+            self.create_flow_run_input = client.create_flow_run_input
+            self.read_flow_run_input = client.read_flow_run_input
+            self.delete_flow_run_input = client.delete_flow_run_input
+            self._client = client
+
+        async def filter_flow_run_input(self, *args: Any, **options: Any) -> Any:
+            found = await self._client.filter_flow_run_input(*args, **options)
+            await both_have_read.wait()
+            return found
+
+    async def paired() -> Any:
+        return Api(await api())
+
+    async def claim() -> bool:
+        async with claimed(flow_run.id, key) as mine:
+            return mine
+
+    async def two_at_once() -> list[bool]:
+        return list(await asyncio.gather(claim(), claim()))
+
+    assert home().run(claim()), "the one that dies over it"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("prefect_qruntime.claims._STALE", -2.0)
+        patch.setattr("prefect_qruntime.claims.api", paired)
+        assert sorted(home().run(two_at_once())) == [False, True]
+    assert not home().run(claim()), "the new claim holds"
+    asked(lambda client: client.set_flow_run_state(flow_run.id, Cancelling()))
 
 
 def test_without_a_deployment_it_waits_here(sandbox: Sandbox, block: str, caplog: pytest.LogCaptureFixture) -> None:
