@@ -6,9 +6,10 @@ import os
 import sys
 from typing import Annotated, Literal
 
-from cyclopts import App, Parameter
+from cyclopts import App, CycloptsError, Parameter
 
 from prefect_qruntime._version import __version__
+from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 
 __all__ = ["app", "main"]
 
@@ -149,5 +150,11 @@ def watch(
 
 def main() -> None:
     """Entry point of the `prefect-qruntime` command."""
-    result = app()
+    try:
+        result = app(sys.argv[1:], exit_on_error=False)
+    except CycloptsError:  # said already
+        sys.exit(2)
+    except QuantumRuntimeError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(2 if isinstance(error, InvalidInput) else 1)
     sys.exit(result if isinstance(result, int) else 0)

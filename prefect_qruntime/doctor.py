@@ -12,6 +12,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.exceptions import ObjectNotFound
 from pydantic import BaseModel, ConfigDict
 
+from prefect_qruntime.blocks import Budget, QuantumRuntimeCredentials, QuantumRuntimeJob
 from prefect_qruntime.checks.engine import check_limits, check_prefect, check_server, check_settings
 from prefect_qruntime.checks.fields import Fields, check_fields
 from prefect_qruntime.checks.finding import Finding, hint, ok, problem
@@ -21,7 +22,7 @@ from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.home import home
 from prefect_qruntime.client.retrying import Patience
 from prefect_qruntime.connection import Connection
-from prefect_qruntime.credentials import QuantumRuntimeCredentials, saved_blocks
+from prefect_qruntime.credentials import saved_blocks
 
 __all__ = ["DoctorReport", "arun_doctor", "check_block", "run_doctor"]
 
@@ -65,7 +66,7 @@ async def _doctor(blocks: Iterable[str] | None) -> DoctorReport:
     if client is None:
         findings.append(hint("blocks", "Not looked at: they are kept by the Prefect server."))
         return DoctorReport(findings=tuple(findings))
-    findings += await check_prefect(client)
+    findings += await check_prefect(client, (QuantumRuntimeCredentials, Budget, QuantumRuntimeJob))
     documents, missing = await _documents(client, blocks)
     findings += missing
     for name, data in documents.items():

@@ -53,6 +53,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         "submit_task",
         "sessions",
         "jobs",
+        "blocks",
         "hooks",
         "watcher",
         "wait_ends",

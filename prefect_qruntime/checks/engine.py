@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 import prefect
 from packaging.version import InvalidVersion, Version
+from prefect.blocks.core import Block
 from prefect.client.orchestration import PrefectClient
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
@@ -14,7 +16,6 @@ from pydantic import ValidationError
 
 from prefect_qruntime.checks.finding import Finding, hint, ok, problem
 from prefect_qruntime.connection import Connection
-from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.limits import shared_limits
 from prefect_qruntime.orchestration import api
 from prefect_qruntime.pacing import pace
@@ -60,11 +61,16 @@ async def check_server() -> tuple[PrefectClient | None, list[Finding]]:
     ]
 
 
-async def check_prefect(client: PrefectClient) -> list[Finding]:
-    """Look at what the server knows; one failing look hides no other. Runs on the home loop."""
+async def check_prefect(client: PrefectClient, kinds: Sequence[type[Block]]) -> list[Finding]:
+    """Look at what the server knows; one failing look hides no other. Runs on the home loop.
+
+    Args:
+        client: The open client.
+        kinds: Our block types, that of the credentials first.
+    """
     checks: dict[str, Callable[[PrefectClient], Awaitable[Finding]]] = {
         "versions": _versions,
-        "block type": _block_type,
+        "block type": partial(_block_types, kinds),
         "work pool": _work_pool,
         "results": _results,
     }
@@ -147,17 +153,26 @@ async def _versions(client: PrefectClient) -> Finding:
     return ok("versions", f"Prefect {ours} here, {theirs} on the server")
 
 
-async def _block_type(client: PrefectClient) -> Finding:
-    cure = "Run `prefect block register -m prefect_qruntime.jobs`."
-    try:
-        await client.read_block_type_by_slug(QuantumRuntimeCredentials.get_block_type_slug())
-    except ObjectNotFound:
-        return problem("block type", "The server does not know the block type Quantum Runtime Credentials.", cure)
-    try:
-        await client.read_block_schema_by_checksum(QuantumRuntimeCredentials._calculate_schema_checksum())
-    except ObjectNotFound:
-        return hint("block type", "The server's form for our blocks is of another version of this package.", cure)
-    return ok("block type", "Registered, with the form of this version")
+async def _block_types(kinds: Sequence[type[Block]], client: PrefectClient) -> Finding:
+    cure = "Run `prefect block register -m prefect_qruntime.blocks`."
+    unknown, other = list[str](), list[str]()
+    for kind in kinds:
+        lacking = unknown
+        try:
+            await client.read_block_type_by_slug(kind.get_block_type_slug())
+            lacking = other
+            await client.read_block_schema_by_checksum(kind._calculate_schema_checksum())
+        except ObjectNotFound:
+            lacking.append(str(kind._block_type_name))
+    if unknown:
+        types = "the block type" if len(unknown) == 1 else "the block types"
+        # Without the first, the credentials, nothing can be saved; the others are missed by those who use them.
+        say = problem if kinds[0]._block_type_name in unknown else hint
+        return say("block type", f"The server does not know {types} {', '.join(unknown)}.", cure)
+    if other:
+        said = f"The server's form is of another version of this package for {', '.join(other)}."
+        return hint("block type", said, cure)
+    return ok("block type", "All registered, with the forms of this version")
 
 
 async def _work_pool(client: PrefectClient) -> Finding:

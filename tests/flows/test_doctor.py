@@ -20,7 +20,7 @@ import httpx
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from prefect_qruntime import QuantumRuntimeCredentials
+from prefect_qruntime import Budget, QuantumRuntimeCredentials, QuantumRuntimeJob
 from prefect_qruntime.checks import engine
 from prefect_qruntime.checks.finding import Finding
 from prefect_qruntime.client.home import home
@@ -413,8 +413,17 @@ def test_versions_that_do_not_fit(
 
 
 def test_a_block_type_that_is_not_registered(prefect_server: PrefectServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    QuantumRuntimeCredentials.register_type_and_schema()
+    for kind in (QuantumRuntimeCredentials, Budget, QuantumRuntimeJob):
+        kind.register_type_and_schema()
     assert prefects_side("block type")[0].level == "ok"
+    for kind in (Budget, QuantumRuntimeJob):
+        with monkeypatch.context() as old:
+            old.setattr(kind, "_calculate_schema_checksum", lambda: "sha256:0")
+            (found,) = prefects_side("block type")
+            assert (found.level, str(kind._block_type_name) in found.finding) == ("hint", True)
+            old.setattr(kind, "_block_type_slug", f"not-registered-{uuid4().hex}")
+            (found,) = prefects_side("block type")
+            assert (found.level, "does not know the block type" in found.finding) == ("hint", True)
     monkeypatch.setattr(QuantumRuntimeCredentials, "_calculate_schema_checksum", lambda: "sha256:0")
     assert prefects_side("block type")[0].level == "hint"
     monkeypatch.setattr(QuantumRuntimeCredentials, "_block_type_slug", f"not-registered-{uuid4().hex}")

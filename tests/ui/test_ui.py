@@ -13,7 +13,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
 from flows.run_circuits import BELL, run_circuits
-from prefect_qruntime import QuantumRuntimeCredentials, QuantumRuntimeJob
+from prefect_qruntime import Budget, QuantumRuntimeCredentials, QuantumRuntimeJob
 from prefect_qruntime.records import artifact_key
 from prefect_qruntime.sandbox import Sandbox
 from tests.ui.conftest import API_KEY, SIZE, TALL
@@ -24,11 +24,11 @@ BLOCK = "ibm"
 
 
 def register_blocks() -> None:
-    """As `prefect block register -m prefect_qruntime.jobs` does."""
+    """As `prefect block register -m prefect_qruntime.blocks` does."""
 
     async def register() -> None:
         async with get_client() as client:
-            for block in (QuantumRuntimeCredentials, QuantumRuntimeJob):
+            for block in (QuantumRuntimeCredentials, Budget, QuantumRuntimeJob):
                 await block.register_type_and_schema(client=client)
 
     asyncio.run(register())

@@ -1,0 +1,59 @@
+"""The command line's own part: what it says and returns where an argument is wrong, and what registers our blocks."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import tomllib
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from prefect.blocks.core import Block
+
+from prefect_qruntime import Budget, QuantumRuntimeCredentials, QuantumRuntimeJob
+from prefect_qruntime.cli import main
+from prefect_qruntime.sandbox import Sandbox
+
+pytestmark = pytest.mark.server
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("setup --block nope", "no Quantum Runtime Credentials block is named 'nope'"),
+        ("setup --block command-line --per-minute 0", "per_minute"),
+        ("watch --once --interval 0", "interval"),
+        ("jobs --since soon", "since"),
+        ("jobs --limit many", "limit"),
+        ("no-such-command", "no-such-command"),
+    ],
+)
+def test_a_wrong_argument_is_named_without_a_traceback(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str, said: str
+) -> None:
+    sandbox.credentials().save("command-line", overwrite=True)
+    monkeypatch.setattr(sys, "argv", ["prefect-qruntime", *words.split()])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    shown = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert said in shown.out + shown.err
+    assert "Traceback" not in shown.out + shown.err
+
+
+def test_help_and_version_are_no_errors(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--help"], ["--version"], ["sweep", "--help"]):
+        monkeypatch.setattr(sys, "argv", ["prefect-qruntime", *words])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert stopped.value.code == 0
+        assert capsys.readouterr().out
+
+
+def test_what_prefect_registers_is_our_blocks_and_no_base_class_of_its_own() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    module = import_module(project["entry-points"]["prefect.collections"]["prefect_qruntime"])
+    found = {kind for _, kind in inspect.getmembers(module) if inspect.isclass(kind) and issubclass(kind, Block)}
+    assert found == {Budget, QuantumRuntimeCredentials, QuantumRuntimeJob}
