@@ -1,8 +1,9 @@
-"""A plain httpx caller that checks every cloud answer against the restated OpenAPI document."""
+"""A plain httpx caller that checks every cloud answer, and every request that was taken, by the OpenAPI document."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ BELL_STATE = 'OPENQASM 3.0; include "stdgates.inc"; qubit[2] q; h q[0]; cx q[0],
 
 
 class Document:
-    """The OpenAPI document: finds the schema of an answer and validates."""
+    """The OpenAPI document: finds the schema of an answer or a request and validates."""
 
     def __init__(self) -> None:
         self._doc = yaml.safe_load(SCHEMA_FILE.read_text())
@@ -36,8 +37,34 @@ class Document:
         # What was found valid: a backend's long documents come again and again, and take 0.1 s each.
         self._valid: set[tuple[str, bytes]] = set()
 
+    def check_request(self, method: str, path: str, request: httpx.Request) -> None:
+        """A request that the service took: its body by the schema, its query by the names and kinds of it."""
+        item = self._item(path)
+        operation = item[method.lower()]
+        body = operation.get("requestBody")
+        if body is None:
+            assert not request.content, f"{method} {path} has no body"
+        else:
+            assert request.headers["content-type"] == "application/json"
+            self._validator(body["content"]["application/json"]["schema"]["$ref"]).validate(json.loads(request.content))
+        given = [*item.get("parameters", ()), *operation.get("parameters", ())]
+        known = {found["name"]: found["schema"] for found in map(self._resolved, given) if found["in"] == "query"}
+        for name, value in request.url.params.multi_items():
+            assert name in known, f"{method} {path} has no {name!r}"
+            kind = known[name].get("type")
+            assert kind != "boolean" or value in ("true", "false"), (name, value)
+            assert kind != "integer" or value.isdecimal(), (name, value)
+            assert value in known[name].get("enum", [value]), (name, value)
+
+    def _item(self, path: str) -> dict[str, Any]:
+        return next(item for pattern, item in self._paths if pattern.match(path))
+
+    def _resolved(self, parameter: dict[str, Any]) -> dict[str, Any]:
+        name = parameter.get("$ref", "").rpartition("/")[2]
+        return self._doc["components"]["parameters"][name] if name else parameter
+
     def check(self, method: str, path: str, answer: httpx.Response) -> None:
-        item = next(item for pattern, item in self._paths if pattern.match(path))
+        item = self._item(path)
         found = item[method.lower()]["responses"].get(str(answer.status_code))
         if found is None:
             assert answer.status_code >= 400, f"{method} {path} -> {answer.status_code} is not documented"
@@ -92,23 +119,29 @@ class Api:
         self.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
         return answer.json()
 
-    def __call__(self, method: str, path: str, **options: Any) -> httpx.Response:
+    def __call__(self, method: str, path: str, *, loose: bool = False, **options: Any) -> httpx.Response:
+        """Send a request; `loose` for one that the service takes although it is not by its document."""
         headers = {**self.headers, **options.pop("headers", {})}
         headers = {name: value for name, value in headers.items() if value is not None}
         url = self.sandbox.base_url(self.dialect) + path
         answer = self.http.request(method, url, headers=headers, **options)
         if self.dialect == "cloud":
-            DOCUMENT.check(method, f"/v1{path.partition('?')[0]}", answer)
+            where = f"/v1{path.partition('?')[0]}"
+            DOCUMENT.check(method, where, answer)
+            if answer.is_success and not loose:
+                DOCUMENT.check_request(method, where, answer.request)
         elif answer.status_code >= 400:
             assert answer.json()["errors"][0]["message"]
         return answer
 
-    def submit(self, pubs: Any = None, *, program: str = "sampler", **fields: Any) -> httpx.Response:
+    def submit(
+        self, pubs: Any = None, *, program: str = "sampler", loose: bool = False, **fields: Any
+    ) -> httpx.Response:
         params = fields.pop("params", None)
         if params is None:
             params = {"pubs": [[BELL, None, 50]] if pubs is None else pubs, "version": 2}
         body = {"program_id": program, "backend": "sandbox_ideal", "params": params, **fields}
-        return self("POST", "/jobs", json=body)
+        return self("POST", "/jobs", loose=loose, json=body)
 
     def job_id(self, *args: Any, **fields: Any) -> str:
         answer = self.submit(*args, **fields)
