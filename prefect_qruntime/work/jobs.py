@@ -92,11 +92,12 @@ async def submit(
 
             ref = await client.submit(intent, before_post=passing.before_post, on_bought=bought)
             bought(ref)
-        if usable is not None and usable.id is None and ref.session is not None and await _takes_jobs(client, ref):
-            binding.bind(usable, ref)
-            await note_session(credentials, usable.token, ref.session, where)
-            observe.session_event("opened", ref.session, max_ttl=ref.session.max_ttl)
-        await observe.job_submitted(ref, block=block_name(credentials), flow_run_id=where.flow_run_id)
+            # Before the gate waits for the service to list the job: it is to be found from now on.
+            if usable is not None and usable.id is None and ref.session is not None and await _takes_jobs(client, ref):
+                binding.bind(usable, ref)
+                await note_session(credentials, usable.token, ref.session, where)
+                observe.session_event("opened", ref.session, max_ttl=ref.session.max_ttl)
+            await observe.job_submitted(ref, block=block_name(credentials), flow_run_id=where.flow_run_id)
     return ref
 
 
