@@ -7,6 +7,7 @@ on the process's one network loop. Without a loop use `client.run(client.usage()
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any
@@ -34,6 +35,7 @@ from prefect_qruntime.spec import JobSpec
 __all__ = ["QuantumRuntimeClient"]
 
 _PAGE = 200  # the service's largest page; out of range it silently falls back to it
+_REFUSED_FOR = 300.0  # seconds
 _CANCEL_LOOKS = (0.1, 0.2, 0.4, 0.8, 1.5, 2.0)  # seconds between the looks after a cancel
 
 
@@ -324,7 +326,9 @@ class QuantumRuntimeClient(InstanceCalls):
     def job_stream(self, job_id: str, wake: Callable[[], None], stream: Stream) -> JobStream | None:
         """The job's websocket, or None where there is none to try."""
         wire = self._wire()
-        if stream == "never" or wire.stream_refused or not (stream == "always" or wire.dialect.offers_stream):
+        if stream == "never" or not (stream == "always" or wire.dialect.offers_stream):
+            return None
+        if time.monotonic() < wire.stream_refused + _REFUSED_FOR:
             return None
         return JobStream(wire.transport, wire.dialect.stream_path(job_id), wake)
 
@@ -340,6 +344,6 @@ class QuantumRuntimeClient(InstanceCalls):
         return "it was refused before" if stream is None else await stream.knock()
 
     def stream_ended(self, ending: Ending) -> None:
-        """Remember a host that has no websocket."""
+        """Remember for a while a host that has no websocket; it may also have been one job's, or a moment's."""
         if ending == "refused":
-            self._wire().stream_refused = True
+            self._wire().stream_refused = time.monotonic()

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as _connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, WebSocketException
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus, WebSocketException
 
 from prefect_qruntime.client.transport import Transport
 from prefect_qruntime.connection import is_loopback
@@ -115,7 +115,8 @@ class JobStream:
             except (OSError, TimeoutError, WebSocketException) as exc:
                 if isinstance(exc, InvalidHandshake):
                     log.debug("websocket handshake failed: %s", redact(str(exc)))
-                    return "refused"
+                    if not isinstance(exc, InvalidMessage):  # an answer that broke off says nothing about the host
+                        return "refused"
                 failures += 1
             if failures > self._settings.reconnects:
                 return "given-up"

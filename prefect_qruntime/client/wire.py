@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import httpx
@@ -26,8 +27,8 @@ class Wire:
     tokens: TokenSource = field(repr=False)
     transport: Transport = field(repr=False)
     dialect: Dialect
-    stream_refused: bool = False
-    """Whether this host turned a websocket down; remembered, so that it is asked once."""
+    stream_refused: float = -math.inf
+    """When this host turned a websocket down last, on the monotonic clock; for a while it is not asked again."""
     unfinished: dict[str, set[str]] = field(default_factory=dict)
     """Jobs bought here, by session, that were not seen at their end yet: a list may not show them yet."""
 

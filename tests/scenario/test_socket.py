@@ -56,6 +56,15 @@ def test_refused_for_good(world: World, status: int) -> None:
     assert len(world.asked("WS")) == (2 if status == 401 else 1)  # one try with a fresh token
 
 
+def test_a_refusal_is_forgotten_after_some_minutes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.control.add_fault("WS", "/stream/jobs/*", status=404, times=1)
+    world.control.set_times(run_time=0.4)
+    assert world.wait(world.submit("qr-key:a"), stream="always").status is JobStatus.COMPLETED
+    monkeypatch.setattr("prefect_qruntime.client.api._REFUSED_FOR", 0.0)
+    assert world.wait(world.submit("qr-key:b"), stream="always").status is JobStatus.COMPLETED
+    assert [entry["status"] for entry in world.asked("WS")] == [404, 101]
+
+
 def test_closed_1000_too_early_ends_nothing(world: World) -> None:
     world.control.set_option("ws_lead", 0.25)
     job, _ = followed(world)

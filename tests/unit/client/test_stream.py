@@ -257,6 +257,25 @@ async def test_a_host_that_speaks_no_http_is_refused() -> None:
         assert await stream.follow() in ("refused", "given-up")
 
 
+async def test_a_handshake_that_breaks_off_is_tried_again() -> None:
+    tries = 0
+
+    async def drops(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal tries
+        tries += 1
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 101 Switch")
+        writer.close()
+
+    server = await asyncio.start_server(drops, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        transport = Transport(connection("legacy", base_url=f"http://127.0.0.1:{port}"))
+        stream = JobStream(transport, "/stream/jobs/d1", lambda: None, settings=QUICK)  # type: ignore[arg-type]
+        assert await stream.follow() == "given-up"
+    assert tries == QUICK.reconnects + 1
+
+
 async def test_no_handshake_is_waited_for_forever() -> None:
     async def deaf(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
