@@ -31,8 +31,12 @@ from tests.prefect_server import PrefectServer
 pytestmark = [pytest.mark.server, pytest.mark.timeout(180)]
 
 BELL = 'OPENQASM 3.0; include "stdgates.inc"; qubit[2] q; bit[2] c; h q[0]; cx q[0], q[1]; c = measure q;'
-# A reader puts names of theirs here.
-NAMES = {"ibm_torino": "sandbox_ideal", "BLOCK_NAME": "ibm"}
+# A reader puts names and keys of theirs here. The block that has placeholders only is not to hide the sandbox's.
+NAMES = {
+    "ibm_torino": "sandbox_ideal",
+    "BLOCK_NAME": "ibm",
+    'YOUR-INSTANCE::",\n).save("ibm"': 'YOUR-INSTANCE::",\n).save("placeholders"',
+}
 
 PAGES = [page for page in (*pages(), *docstrings()) if page.of("python")]
 
