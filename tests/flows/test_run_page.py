@@ -214,6 +214,33 @@ def test_usage_is_read_again_until_it_is_final(sandbox: Sandbox, credentials: An
     summary_of(flow_run.id, "in all.")
 
 
+def test_whatever_way_jobs_end_the_total_is_the_service_s_once_it_is_final(sandbox: Sandbox, credentials: Any) -> None:
+    sandbox.control.set_option("usage_lag", 3)
+    for status in ("Completed", "Failed", "Cancelled", "Ran too long"):
+        sandbox.control.script_job(status=status, reason="as the script says")
+
+    @flow
+    def five() -> int:
+        jobs = [qr.submit_job(credentials, [BELL], backend=BACKEND, shots=shots) for shots in (1, 2, 3, 4)]
+        ends = [qr.wait_for_completion(credentials, job, return_state=True) for job in jobs]
+        last = qr.submit_job(credentials, [BELL], backend="sandbox_paused", shots=5)
+        qr.cancel_job(credentials, last)
+        return sum(end.is_failed() for end in ends)
+
+    flow_run, state = ran(five)
+    assert run(state.aresult()) == 3
+    text = summary_of(flow_run.id, "5 jobs", "so far")  # some end is not final yet
+    assert "the service has not said the final number yet" in text
+    text = summary_of(flow_run.id, "QPU seconds** in all.")
+    used = {job["id"]: job["usage_seconds"] for job in sandbox.control.jobs()}
+    assert f"**{sum(used.values()):g} QPU seconds** in all." in text
+    assert text.startswith("### 5 jobs: 1 completed, 1 failed, ")
+    for job_id, seconds in used.items():
+        found = record("job", job_id)
+        assert found is not None
+        assert (float(found.meta["usage_seconds"]), found.meta["usage_final"]) == (pytest.approx(seconds), "true")
+
+
 def test_the_sweep_tells_the_end_of_a_job_that_nobody_saw(sandbox: Sandbox, credentials: Any) -> None:
     sandbox.control.set_option("usage_lag", 1.0)
     credentials.save("run-page", overwrite=True)
