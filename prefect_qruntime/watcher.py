@@ -302,8 +302,13 @@ class _Watcher:
         told, self._told = self._told, []
         if not told:
             return
-        out: Awaitable[object] = EventsWorker.drain_all(timeout=_EVENTS_OUT, at_exit=False)  # type: ignore[assignment]
-        await out
+        out: Awaitable[tuple[set[object], set[object]] | None] = EventsWorker.drain_all(  # type: ignore[assignment]
+            timeout=_EVENTS_OUT, at_exit=False
+        )
+        _, on_their_way = await out or (set(), set())
+        if on_their_way:  # perhaps lost: the notes stay, and who takes them up tells again, by events of the same ids
+            log.warning("events did not reach Prefect: %s jobs are told of again", len(told))
+            return
         for wait in told:
             await waits.drop_note(wait)
 

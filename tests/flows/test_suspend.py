@@ -377,6 +377,30 @@ def test_a_job_left_is_told_of_once(sandbox: Sandbox, block: str) -> None:
     assert (told[1]["payload"]["job_id"], told[1]["payload"]["credentials_block"]) == (job_id, block)
 
 
+def test_a_job_whose_event_did_not_get_out_is_told_of_again(
+    sandbox: Sandbox, block: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @flow
+    def leaves(credentials_block: str) -> str:
+        credentials = qr.load_credentials(credentials_block)
+        return qr.leave_to_watcher(credentials, qr.submit_job(credentials, [FLIP], backend=BACKEND)).id
+
+    _, state = ran(leaves, block)
+    done(sandbox)
+
+    async def stuck(**options: Any) -> tuple[set[object], set[object]]:
+        return set(), {object()}
+
+    with monkeypatch.context() as patch:
+        patch.setattr("prefect_qruntime.watcher.EventsWorker.drain_all", stuck)
+        assert run_watch([block], once=True).told == 1
+    assert [run_watch([block], once=True).told for _ in range(2)] == [1, 0]
+    told = events(f"qruntime.job.{run(state.aresult())}", 2)
+    assert [event["event"] for event in told] == ["qruntime.job.submitted", "qruntime.job.completed"], (
+        "one id, one event"
+    )
+
+
 def test_a_watcher_that_stays_sees_new_flow_runs_and_the_ends(sandbox: Sandbox, block: str) -> None:
     first = deployed(waits, credentials_block=block)
     start(waits, first)
