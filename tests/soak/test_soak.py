@@ -95,13 +95,12 @@ def test_an_hour_of_faults(dialect: Any) -> None:
 
         def break_things() -> None:
             faults = breakages(control, draw, scale)
-            until = time.monotonic() + SECONDS
-            for step in range(60):
-                if time.monotonic() >= until or over.wait(SECONDS / 60):
+            for step in range(180):
+                if over.wait(SECONDS / 60):
                     break
                 control.clear_faults()  # those that nobody met
                 draw.choice(faults)()
-                if step in (20, 40):
+                if step % 20 == 19:
                     control.revoke_tokens()
             control.clear_faults()
 
@@ -109,7 +108,7 @@ def test_an_hour_of_faults(dialect: Any) -> None:
         desk = asyncio.Semaphore(30)
 
         async def one(number: int) -> str:
-            await asyncio.sleep(rng.uniform(0, 0.6) * SECONDS)
+            await asyncio.sleep(rng.uniform(0, 0.3) * SECONDS)
             spec = make_spec([CIRCUIT], backend="sandbox_ideal")
             async with desk:
                 ref = await client.submit(Intent(spec, lambda g: f"qr-key:{dialect}-{number}-{g}", grace=2.0))
@@ -133,15 +132,18 @@ def test_an_hour_of_faults(dialect: Any) -> None:
             assert job.status is JobStatus.COMPLETED
             return job.raw_status
 
-        async def everybody() -> list[str]:
-            return await asyncio.gather(*(one(number) for number in range(JOBS)))
+        async def batch(numbers: range) -> list[str]:
+            return await asyncio.gather(*(one(number) for number in numbers))
 
         breaker = threading.Thread(target=break_things)
         breaker.start()
         began = time.monotonic()
         try:
             control.set_times(queue_time=HOUR / 4, run_time=HOUR / 20)
-            ends = asyncio.run(everybody())
+            ends = asyncio.run(batch(range(JOBS // 2)))
+            gc.collect()
+            memory_between = psutil.Process().memory_info().rss
+            ends += asyncio.run(batch(range(JOBS // 2, JOBS)))
         finally:
             over.set()
             breaker.join()
@@ -158,12 +160,15 @@ def test_an_hour_of_faults(dialect: Any) -> None:
         wait_until(lambda: home_tasks() <= tasks_before, "tasks are left on the home loop")
         wait_until(lambda: open_sockets(sandbox) <= 8, "sockets are left open")
         gc.collect()
-        grown = (psutil.Process().memory_info().rss - memory_before) / 1e6
+        first = (memory_between - memory_before) / 1e6
+        second = (psutil.Process().memory_info().rss - memory_between) / 1e6
         requests = len(control.journal())
-        assert grown <= 50 + 0.2 * JOBS  # megabytes, the sandbox's own jobs and journal included
+        # What is loaded and what buffers take is there after the first half; from then on only the sandbox, which lives
+        # in this process too, keeps its jobs and its journal.
+        assert second <= 4 + 0.03 * JOBS  # megabytes
         print(
             f"\n{dialect}: {JOBS} jobs, {took:.1f} s, {dict(kinds)}, {requests} requests, "
-            f"{control.tcp_connections()} TCP connections over time, {grown:.1f} MB more"
+            f"{control.tcp_connections()} TCP connections over time, {first:.1f} MB, then {second:.1f} MB more"
         )
 
 
