@@ -98,6 +98,28 @@ def run_the_flow() -> Story:
     return Story(flow_run=flow_run, job=job, url=url, artifact=artifact, deployment=deployment)
 
 
+def test_a_job_is_saved_from_its_form(page: Any, site: Any, story: Story, aside: Callable[..., Any]) -> None:
+    page.goto(site(f"/v2/blocks/catalog/{QuantumRuntimeJob.get_block_type_slug()}/create"))
+    page.get_by_label("Backend", exact=True).first.wait_for()
+    shown = " ".join(page.inner_text("body").split())
+    for name, field in QuantumRuntimeJob.model_fields.items():
+        assert field.title is not None, name
+        assert field.title in shown, name
+        assert field.description is not None, name
+        assert " ".join(field.description.split()) in shown, name
+    page.get_by_label("Name", exact=True).fill("from-the-form")
+    page.get_by_role("button", name="Select a block").click()
+    page.get_by_role("option", name=BLOCK, exact=True).click()
+    page.get_by_label("Backend", exact=True).fill("sandbox_ideal")
+    page.get_by_role("tab", name="int").first.click()  # of the shots
+    page.locator("input[type=number]").fill("7")
+    page.get_by_role("button", name="Save").click()
+    page.wait_for_url("**/blocks/block/**")
+    saved = aside(QuantumRuntimeJob.load, "from-the-form")
+    assert (saved.backend, saved.shots, saved.program_id, saved.pubs) == ("sandbox_ideal", 7, "sampler", None)
+    assert saved.credentials.api_key.get_secret_value() == API_KEY
+
+
 def test_the_run_page_tells_each_change_of_the_job_and_links_to_it(
     page: Any, site: Any, ui: str, story: Story, pictures: Path
 ) -> None:
