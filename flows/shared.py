@@ -10,6 +10,7 @@ from typing import Any, Literal
 from prefect import get_run_logger
 
 from prefect_qruntime import QuantumRuntimeCredentials, load_credentials
+from prefect_qruntime.client.inputs.qasm import text_of
 
 __all__ = ["circuit_text", "instance", "single"]
 
@@ -44,10 +45,13 @@ def circuit_text(circuit: str) -> str:
     """The OpenQASM text of a circuit given as text, as the path of a file or as `file:<path>`.
 
     A path also suits circuits beyond the 512 kB that Prefect takes for all parameters of a run.
+
+    Raises:
+        InvalidInput: The file cannot be read, or is no text.
     """
-    if "OPENQASM" in circuit or "\n" in circuit:
-        return circuit
-    return Path(circuit.removeprefix("file:")).read_text()
+    reference = circuit.startswith("file:")
+    path = not reference and "OPENQASM" not in circuit and "\n" not in circuit
+    return str(text_of(Path(circuit) if path else circuit, field="circuit"))
 
 
 def single(value: Any) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from prefect.filesystems import LocalFileSystem
 from prefect.results import ResultStore, get_result_store
 
 from prefect_qruntime import observe, stored_results
@@ -42,9 +43,10 @@ async def keep(result: JobResult, *, memory_limit: int) -> JobResult:
     """
     file = result.file
     small = file is None or file.size <= memory_limit
+    store = _store()
     try:
         stored = result.in_memory() if small else await stored_results.share(result)
-        await _store().awrite(obj=stored, key=_key(result.job_id))
+        await store.awrite(obj=stored, key=_key(result.job_id))
     except Exception as error:
         where = f" is in {file.path}; move it to a safe place" if file else " handed on now is the only one"
         observe.say(
@@ -52,6 +54,18 @@ async def keep(result: JobResult, *, memory_limit: int) -> JobResult:
             level=logging.ERROR,
         )
         return result
+    _warn_of_local(store, result.job_id)
     if file is not None and small:
         file.discard()
     return stored
+
+
+def _warn_of_local(store: ResultStore, job_id: str) -> None:
+    """Say where the only copy is, if that is no storage anybody chose: in a container it ends with the run."""
+    storage = store.result_storage
+    if isinstance(storage, LocalFileSystem) and store.result_storage_block_id is None:
+        observe.say(
+            f"the only copy of private job {job_id}'s result is on this machine, in {storage.basepath}. Choose a "
+            "storage that outlives it: result_storage= of the flow, or PREFECT_DEFAULT_RESULT_STORAGE_BLOCK",
+            level=logging.WARNING,
+        )

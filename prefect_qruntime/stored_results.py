@@ -6,7 +6,9 @@ another machine, or this one after a clean-up, gets it back.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
 
@@ -59,10 +61,14 @@ class SharedJobResult(JobResult):
             return super()._restored(f"{reason}; nor does the result storage have it: {error}")
 
     async def _fetched(self) -> StoredBody:
-        """Fetch the pieces into a file of this machine."""
+        """Fetch the pieces into a file of this machine, unless another copy of this result did so before."""
         assert self.file is not None  # noqa: S101 - nothing else is shared
+        here, name = replace(shelf(), memory_limit=0), Path(self.storage_key).name
+        found = await asyncio.to_thread(here.find, name)
+        if found is not None and found.sha256 == self.file.sha256:
+            return found
         store = await self._store()
-        spool = Spool(Shelf(directory=shelf().directory, memory_limit=0), Path(self.storage_key).name)
+        spool = Spool(here, name, expected=self.file.size)
         try:
             for number in range(self.storage_pieces):
                 record = await store.aread(f"{self.storage_key}-{number}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import operator
 import struct
 import sys
 from array import array
@@ -204,9 +205,11 @@ def flat_index(index: Any, shape: tuple[int, ...]) -> int:
         raise IndexError(f"{index!r} is no index of shape {shape}")
     flat = 0
     for number, size in zip(place, shape, strict=True):
-        if isinstance(number, bool) or not isinstance(number, int) or not -size <= number < size:
+        # Also numpy's integers; a bool has an index too, and is none.
+        found = -size - 1 if isinstance(number, bool) or not hasattr(number, "__index__") else operator.index(number)
+        if not -size <= found < size:
             raise IndexError(f"{index!r} is no index of shape {shape}")
-        flat = flat * size + number % size
+        flat = flat * size + found % size
     return flat
 
 

@@ -15,6 +15,7 @@ from prefect_qruntime import (
     check_flow_parameters,
     submit_job,
 )
+from prefect_qruntime.flows.shared import circuit_text
 from prefect_qruntime.sandbox import Sandbox
 from tests.flows.look import BACKEND, FLIP, requests, run
 
@@ -32,6 +33,18 @@ def test_too_large_parameters_are_named_before_prefect_sees_them() -> None:
     assert len(str(caught.value)) < 500
     fine = {"circuits": ["z" * 500_000], "credentials_block": None}
     assert check_flow_parameters(fine) == fine
+
+
+def test_the_flows_take_circuits_as_text_as_a_path_and_by_reference(tmp_path: Path) -> None:
+    file = tmp_path / "my OPENQASM flip.qasm"
+    file.write_bytes(b"\xef\xbb\xbf" + FLIP.encode())
+    (tmp_path / "flip.qasm").write_text(FLIP)
+    for given in (FLIP, file.as_uri(), f"file:{file}", str(tmp_path / "flip.qasm")):
+        assert circuit_text(given) == FLIP
+    for wrong in ("no such file", "file:/no/such/file", "file://elsewhere.example/flip.qasm"):
+        with pytest.raises(InvalidInput) as caught:
+            circuit_text(wrong)
+        assert caught.value.field == "circuit"
 
 
 def test_prefects_own_limit_is_where_we_say(sandbox: Sandbox) -> None:

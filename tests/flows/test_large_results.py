@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 import pytest
 from prefect import flow
 from prefect.filesystems import LocalFileSystem
+from prefect.results import ResultStore
 
 from prefect_qruntime import (
     JobResult,
@@ -116,6 +117,7 @@ def test_another_machine_reads_it_from_the_shared_storage(
     folder: Path,
     shared_storage: LocalFileSystem,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     kept = one_job.with_options(persist_result=True, result_storage=shared_storage)
     found, state = ran(kept, credentials)
@@ -139,6 +141,19 @@ def test_another_machine_reads_it_from_the_shared_storage(
     shown = subprocess.run(command, env=env, capture_output=True, text=True, timeout=90)
     assert shown.stdout.strip() == str(COUNTS), shown.stderr
     assert len(names(tmp_path / "other-large")) == 1
+    # Copies of one reference share the file that the first of them brought here.
+    fetches = []
+    read = ResultStore.aread
+    monkeypatch.setattr(ResultStore, "aread", lambda self, *args: fetches.append(args) or read(self, *args))
+    assert [result.model_copy().counts() for _ in range(2)] == [COUNTS, COUNTS]
+    assert len(fetches) == result.storage_pieces
+    for path in folder.iterdir():
+        path.unlink()
+    # The limit holds on this way, too.
+    with monkeypatch.context() as patch:
+        patch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_RESULT_SIZE_LIMIT_BYTES", "50000")
+        with pytest.raises(NotFound, match="larger than 50000 bytes"):
+            result.model_copy().counts()
     # A damaged piece is no result.
     pieces[0].write_bytes(pieces[0].read_bytes().replace(b"A", b"B"))
     with pytest.raises(NotFound, match="nor does the result storage"):
@@ -184,6 +199,28 @@ def test_a_small_private_result_leaves_no_file(
     assert requests(sandbox, "GET", "/jobs/*/results") == 1
     assert folder.exists()
     assert names(folder) == []
+
+
+@pytest.mark.parametrize("chosen", [False, True])
+def test_a_private_result_on_this_machine_alone_is_warned_of(
+    sandbox: Sandbox,
+    credentials: QuantumRuntimeCredentials,
+    folder: Path,
+    shared_storage: LocalFileSystem,
+    monkeypatch: pytest.MonkeyPatch,
+    chosen: bool,
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(private_results.observe, "say", lambda text, **_: said.append(text))
+
+    @flow(result_storage=shared_storage if chosen else None)
+    def private() -> str:
+        return run_job(credentials, [FLIP], backend=BACKEND, shots=5, private=True).job_id
+
+    job_id = private()
+    warnings = [text for text in said if "only copy" in text]
+    assert len(warnings) == (0 if chosen else 1)
+    assert all(job_id in text and "result_storage=" in text for text in warnings)
 
 
 def test_a_large_private_result_is_in_the_storage_too(

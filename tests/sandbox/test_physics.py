@@ -330,7 +330,8 @@ def test_without_physics_results_have_their_form(cloud, fast):
 @pytest.mark.parametrize("backend", ["sandbox_ideal", "sandbox_noisy"])
 def test_small_circuits_are_quick(cloud, fast, backend):
     cloud.run([[GHZ, None, 1000]], backend=backend)
-    started = time.perf_counter()
+    # Of this process, the sandbox in it: what else runs on the machine does not count.
+    started = time.process_time()
     for _ in range(10):
         cloud.run([[GHZ, None, 1000]], backend=backend)
-    assert (time.perf_counter() - started) / 10 < 0.05
+    assert (time.process_time() - started) / 10 < 0.05

@@ -84,7 +84,7 @@ class Simulator(_Options):
     noise_model: dict[str, Any] | None = None
     seed_simulator: Natural | None = None
     coupling_map: list[Any] | None = None
-    basis_gates: list[str | None] | None = None
+    basis_gates: list[str | None] = Field(default_factory=list)
 
 
 class MeasureNoiseLearning(_Options):
@@ -183,10 +183,6 @@ _ELSEWHERE = {
     "optimization_level": "The service does not transpile: send circuits for the backend.",
     "transpilation": "The service does not transpile: send circuits for the backend.",
     "environment": "Use tags= and private= beside the options.",
-    "resilience_level": "It belongs to the estimator.",
-    "resilience": "It belongs to the estimator.",
-    "default_precision": "It belongs to the estimator.",
-    "meas_type": "It belongs to options.execution of the sampler.",
 }
 
 
@@ -224,11 +220,34 @@ def _explained(error: ValidationError, model: type[BaseModel]) -> InvalidInput:
     field = ".".join(["options", *path])
     if first["type"] == "extra_forbidden":
         name = str(first["loc"][-1])
-        hint = f" {_ELSEWHERE[name]}" if name in _ELSEWHERE else nearest(name, known)
+        where = _ELSEWHERE.get(name) or _belongs(name, model)
+        hint = f" {where}" if where else nearest(name, known)
         listed = ", ".join(sorted(known))
         return InvalidInput(f"unknown option.{hint or f' Known: {listed}.'}", field=field)
     same = [item["msg"] for item in details if _path(item["loc"], model)[0] == path]
     return InvalidInput(f"{'; or '.join(dict.fromkeys(same))}, not {first['input']!r}", field=field)
+
+
+def _belongs(name: str, model: type[BaseModel]) -> str | None:
+    """Where an option of that very name is: elsewhere in this program's options, or in those of the other."""
+    others = [(program, other) for program, other in _MODELS.items() if other is not model]
+    for program, candidate in [("", model), *others]:
+        path = _place(name, candidate)
+        if path is not None:
+            return f"It belongs to {'.'.join(['options', *path])}{f' of the {program}' if program else ''}."
+    return None
+
+
+def _place(name: str, model: type[BaseModel]) -> list[str] | None:
+    if name in model.model_fields:
+        return []
+    for step, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            path = _place(name, inner)
+            if path is not None:
+                return [step, *path]
+    return None
 
 
 def _path(loc: tuple[int | str, ...], model: type[BaseModel]) -> tuple[list[str], list[str]]:

@@ -85,7 +85,7 @@ def check_size(spec: JobSpec) -> None:
     """
     # Upper bounds first (a character takes at most six bytes of JSON, a number 25), as they cost
     # nothing: nearly every payload is far below.
-    bound = 0
+    bound = 25 * _leaves(spec.options)
     for pub in spec.pubs:
         circuit = pub.circuit if isinstance(pub.circuit, str) else pub.circuit["__value__"]
         bound += 6 * len(circuit) + 100

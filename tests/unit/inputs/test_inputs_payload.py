@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from jsonschema import Draft202012Validator
+from pydantic import BaseModel
 from qiskit import QuantumCircuit, qasm2, qpy
 from qiskit.circuit import Parameter
 
-from prefect_qruntime.client.inputs import make_spec, v1_params, v2_params
+from prefect_qruntime.client.inputs import EstimatorOptions, SamplerOptions, make_spec, v1_params, v2_params
 from prefect_qruntime.client.inputs.encode import encode_array
 from prefect_qruntime.errors import InvalidInput
 
@@ -111,6 +114,33 @@ def test_v2_params_fit_the_strict_schema(validator: Any, program: str, pubs: Any
         kept = {name: value for name, value in options.items() if name not in ("resilience_level", "precision")}
         assert params["options"] == kept, "what the user set is sent as set"
         assert (params["resilience_level"], params["precision"]) == (2, 0.1)
+
+
+def _option_paths(model: type[BaseModel]) -> Iterator[tuple[str, ...]]:
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from ((name, *path) for path in _option_paths(inner))
+        else:
+            yield (name,)
+
+
+@pytest.mark.parametrize(
+    ("program", "model", "pub"), [("sampler", SamplerOptions, BELL), ("estimator", EstimatorOptions, (BELL, "ZZ"))]
+)
+def test_any_option_that_is_accepted_fits_the_schema(validator: Any, program: str, model: Any, pub: Any) -> None:
+    accepted = 0
+    for path in _option_paths(model):
+        for value in (None, [], {}, "auto", "x", 1, 0, -1, 1.5, True, [None], [["a"]], [1]):
+            option: Any = value
+            for name in reversed(path):
+                option = {name: option}
+            with contextlib.suppress(InvalidInput):
+                params = v2_params(make_spec([pub], backend="b", program_id=program, options=option))
+                accepted += 1
+                errors = list(validator.iter_errors({"program_id": program, "backend": "b", "params": params}))
+                assert not errors, (path, value)
+    assert accepted > 20
 
 
 def test_v2_sampler_wire_form() -> None:

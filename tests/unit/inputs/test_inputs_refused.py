@@ -176,6 +176,17 @@ def test_hints_name_what_was_meant() -> None:
     assert "shots=" in str(_refused(BELL, options={"shots": 5}))
     assert "'theta'" in str(_refused([(ONE, {"tetha": 1.0})]))
     assert "pathlib.Path" in str(_refused("bell.qasm"))
+    for name, program, said in (
+        ("seed_estimator", "sampler", "It belongs to options of the estimator."),
+        ("resilience_level", "sampler", "It belongs to options of the estimator."),
+        ("zne", "sampler", "It belongs to options.resilience of the estimator."),
+        ("zne_mitigation", "estimator", "It belongs to options.resilience."),
+        ("meas_type", "sampler", "It belongs to options.execution."),
+        ("meas_type", "estimator", "It belongs to options.execution of the sampler."),
+        ("strategy", "estimator", "It belongs to options.twirling."),
+    ):
+        pubs = BELL if program == "sampler" else (BELL, "ZZ")
+        assert said in str(_refused(pubs, program_id=program, options={name: 1}))
     assert "capitals" in str(_refused((BELL, "zz"), program_id="estimator"))
 
 
@@ -193,6 +204,7 @@ def test_more_than_50_mb_is_not_sent() -> None:
     long = BELL + "\n" * 26_000_000  # two bytes each in JSON
     assert _refused(long).field == "pubs"
     assert _refused(None, program_id="executor", params={"text": "x" * 51_000_000}).field == "params"
+    assert _refused(BELL, options={"experimental": {"text": "x" * 51_000_000}}).field == "pubs"
     # The bound is on what is sent: below it nothing is refused.
     assert make_spec(BELL + " " * 10_000_000, backend="b").pubs[0].width == 2
 

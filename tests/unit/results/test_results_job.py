@@ -432,6 +432,15 @@ def test_a_pub_is_decoded_once_for_all_that_is_asked_of_it(monkeypatch: pytest.M
     assert again.model_copy(update={"body": json.loads(SAMPLER)}).counts() == {"11": 3, "00": 2}
 
 
+def test_numpy_integers_are_indices() -> None:
+    result = _read(encoded(DataBin(shape=(3,), c=ARRAY)))
+    assert result.counts(index=np.int64(1)) == result.counts(index=1)  # type: ignore[arg-type]
+    assert result.counts(index=(np.uint8(2),)) == result.counts(index=-1)  # type: ignore[arg-type]
+    for wrong in (np.bool_(True), True, 1.0):
+        with pytest.raises(InvalidInput):
+            result.counts(index=wrong)  # type: ignore[arg-type]
+
+
 def test_a_table_of_countless_points_is_refused() -> None:
     result = _read(encoded(DataBin(evs=np.zeros(2_000_000), shape=(2_000_000,)), "PubResult"))
     with pytest.raises(QuantumRuntimeError, match="too many points for a table"):
