@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
@@ -17,12 +18,13 @@ import httpx
 import pytest
 import yaml
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.deployments import arun_deployment
-from prefect.states import AwaitingRetry, Cancelling
+from prefect.states import AwaitingRetry, Cancelling, Scheduled
 
 from prefect_qruntime import QuantumRuntimeCredentials
 from prefect_qruntime.sandbox import Sandbox
@@ -199,10 +201,70 @@ def test_a_scheduled_run_a_run_of_the_form_and_run_deployment_finish(
     assert scheduled.state.is_completed(), place.log(scheduled.id)
 
 
+def test_a_schedule_shorter_than_its_job_has_one_live_job_and_a_scheduled_purchase_finishes(
+    place: Site, deployed: dict[str, DeploymentResponse]
+) -> None:
+    control = place.sandbox.control
+    place.sandbox.reset()
+    control.hold()
+    buying = deployed["run-circuits/nightly"]
+    wanted = {
+        "circuits": ["flows/circuits/flip.qasm"],
+        "credentials_block": BLOCK,
+        "mode": "job",
+        "once_per_slot": True,
+    }
+    ask(lambda client: client.update_deployment(buying.id, DeploymentUpdate(parameters=wanted)))
+    every_ten = IntervalSchedule(interval=timedelta(seconds=10))
+    (schedule,) = ask(lambda client: client.create_deployment_schedules(buying.id, [(every_ten, True)]))
+
+    def scheduled() -> list[FlowRun]:
+        return [run for run in runs_of(buying) if run.auto_scheduled and run.state is not None]
+
+    def dropped() -> list[FlowRun]:
+        return [run for run in scheduled() if run.state is not None and run.state.is_cancelled()]
+
+    until(lambda: len(dropped()) >= 2, 150, "two slots dropped while the first one's job is live")
+    ask(lambda client: client.update_deployment_schedule(buying.id, schedule.id, active=False))
+    (running,) = [run for run in scheduled() if run.state is not None and run.state.is_running()]
+    (job,) = control.jobs()
+    assert job["status"] == "Queued"
+    assert f"qr-flow:{running.id}" in job["tags"]
+    control.release()
+    place.reaches(running.id, "Completed", 60)
+    assert [job["status"] for job in control.jobs()] == ["Completed"]
+
+
+def test_a_slot_that_is_run_again_attaches(place: Site, deployed: dict[str, DeploymentResponse]) -> None:
+    place.sandbox.reset()
+    buying, slot = deployed["run-circuits/nightly"], datetime.now(UTC) - timedelta(minutes=1)
+    wanted = {
+        "circuits": ["flows/circuits/flip.qasm"],
+        "credentials_block": BLOCK,
+        "mode": "job",
+        "once_per_slot": True,
+    }
+    runs = []
+    for _ in range(2):
+        run = ask(
+            lambda client: client.create_flow_run_from_deployment(
+                buying.id, parameters=wanted, state=Scheduled(scheduled_time=slot)
+            )
+        )
+        place.reaches(run.id, "Completed", 90)
+        runs.append(run.id)
+    (job,) = place.sandbox.control.jobs()
+    assert f"qr-flow:{runs[0]}" in job["tags"]
+    until(lambda: f"attached to job {job['id']}" in place.log(runs[1]), 20, "told in the second run's log")
+
+
 def test_cancel_retry_crash_and_the_sweep_after_it(place: Site, deployed: dict[str, DeploymentResponse]) -> None:
     control = place.sandbox.control
     place.sandbox.reset()
     sweeping = deployed["sweep-sessions/every-15-minutes"]
+    # Every fifteen seconds one runs at nearly any time, and another is dropped then.
+    for schedule in sweeping.schedules:
+        ask(lambda client, schedule=schedule: client.update_deployment_schedule(sweeping.id, schedule.id, active=False))
     swept_before = {run.id for run in runs_of(sweeping)}
     # The result of this one cannot be read at first.
     control.add_fault("GET", "/jobs/*/results", status=403, times=None)
