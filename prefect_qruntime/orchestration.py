@@ -6,6 +6,9 @@ home loop keeps one per Prefect API address.
 
 from __future__ import annotations
 
+import asyncio
+
+import httpx
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.settings import get_current_settings
@@ -14,22 +17,32 @@ from prefect_qruntime.client.home import home
 
 __all__ = ["api", "current_flow_run_id", "in_run"]
 
+# A Prefect server on SQLite that is asked for many writes at once stands still until its lock times out after a minute
+# (seen with four connections and two hundred jobs), so they stand in line here.
+_CONNECTIONS = 2
+
 
 async def api() -> PrefectClient:
     """The open client of the Prefect API in force here. Call it on the home loop only."""
     here = home()
     settings = get_current_settings()
     name = f"prefect:{settings.api.url}:{settings.home}"
-    client: PrefectClient | None = here.shared.get(name)
-    if client is None:
-        made = get_client()
-        await made.__aenter__()
-        client = here.shared.setdefault(name, made)
+    opening: asyncio.Task[PrefectClient] | None = here.shared.get(name)
+    if opening is None or (opening.done() and (opening.cancelled() or opening.exception() is not None)):
+        # One for all who come first at the same moment; none of them takes it along when it is cancelled.
+        opening = here.shared[name] = asyncio.create_task(_open())
+    return await asyncio.shield(opening)
 
-        async def close() -> None:
-            await made.__aexit__(None, None, None)
 
-        here.on_close(close)
+async def _open() -> PrefectClient:
+    limits = httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS, keepalive_expiry=25)
+    client = get_client(httpx_settings={"limits": limits})
+    await client.__aenter__()
+
+    async def close() -> None:
+        await client.__aexit__(None, None, None)
+
+    home().on_close(close)
     return client
 
 
