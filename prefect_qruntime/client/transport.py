@@ -83,6 +83,8 @@ class Transport:
         # A turn is waited for before the token is taken: in the pool's own queue a token would grow old, and a
         # create that waits there could not be withdrawn any more.
         self._lanes = asyncio.Semaphore(_CONNECTIONS)
+        # Large results take minutes each; looks and creates must get through beside them.
+        self._slow_lanes = asyncio.Semaphore(_CONNECTIONS - 2)
         self._headers = {"Accept": "application/json", **headers}
 
     @property
@@ -163,7 +165,7 @@ class Transport:
 
         async def once() -> Reply | StoredBody:
             for attempt in (1, 2):
-                async with self._lanes:
+                async with self._slow_lanes, self._lanes:
                     headers = await self.auth_headers()
                     found = await self._received(path, headers, shelf, name, job_id)
                 if isinstance(found, StoredBody) or found.status != 401 or attempt == 2:

@@ -23,6 +23,7 @@ from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.retrying import Patience
 from prefect_qruntime.client.spool import Shelf
 from prefect_qruntime.errors import JobFailed, NotFound, QuantumRuntimeError, ServiceUnavailable
+from prefect_qruntime.models import JobStatus
 
 from .conftest import connection
 
@@ -342,6 +343,33 @@ def test_what_nobody_reads_is_cleaned_up(service: Service, client: QuantumRuntim
     client.run(client.result("d1", shelf=shelf))
     kept = [name for name in files(shelf) if not name.startswith("d1-")]
     assert kept == ["note.txt", "private.only.body", "read.body"]
+
+
+@pytest.mark.timeout(30)
+def test_large_results_leave_room_for_other_requests(
+    service: Service, client: QuantumRuntimeClient, shelf: Shelf
+) -> None:
+    go_on = threading.Event()
+
+    def slow(handler: Handler) -> None:
+        go_on.wait(20)
+        handler.reply(BODY)
+
+    service.answers = [slow]
+
+    async def main() -> None:
+        downloads = [asyncio.create_task(client.result(f"d{n}", shelf=shelf)) for n in range(8)]
+        while len([path for path in service.asked if "/results" in path]) < 6:  # noqa: ASYNC110 - a thread counts
+            await asyncio.sleep(0.01)
+        assert (await client.job("d9")).status is JobStatus.COMPLETED, "while six are under way and two stand in line"
+        assert not any(download.done() for download in downloads)
+        go_on.set()
+        await asyncio.gather(*downloads)
+
+    try:
+        asyncio.run(main())
+    finally:
+        go_on.set()
 
 
 MEMORY = """
