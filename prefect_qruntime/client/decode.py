@@ -24,7 +24,7 @@ from prefect_qruntime.client.inputs.options import Extrapolator
 __all__ = [
     "DECODE_LIMIT",
     "LIST_LIMIT",
-    "Budget",
+    "Allowance",
     "ExecutionSpan",
     "NpyArray",
     "decode_array",
@@ -53,7 +53,7 @@ _CODES = {
 }  # fmt: skip
 
 
-class Budget:
+class Allowance:
     """What one reading may still unfold to, over all the arrays in it.
 
     Args:
@@ -172,19 +172,19 @@ def nested(values: Sequence[Any], shape: tuple[int, ...]) -> Any:
     return [nested(values[place * step : (place + 1) * step], shape[1:]) for place in range(shape[0])]
 
 
-def decode_array(value: Any, *, budget: Budget | None = None) -> NpyArray | list[Any] | int | str:
+def decode_array(value: Any, *, allowance: Allowance | None = None) -> NpyArray | list[Any] | int | str:
     """The value of an `ndarray`: an array of numbers, or plain JSON for an array of objects.
 
     Raises:
         ValueError: Broken base64, zlib or .npy, a kind of element that is not a number, or more
-            than the budget has.
+            than the allowance has.
     """
     # An array of objects comes as a list, one without axes as the object: IBM's decoder knows these.
     if isinstance(value, list | int) and not isinstance(value, bool):
         return value
     if not isinstance(value, str):
         raise ValueError(f"an encoded array is text, not {type(value).__name__}")
-    return value if value in _OBJECTS else read_npy((budget or Budget()).inflate(value))
+    return value if value in _OBJECTS else read_npy((allowance or Allowance()).inflate(value))
 
 
 def read_npy(data: bytes) -> NpyArray:
@@ -225,7 +225,7 @@ def read_npy(data: bytes) -> NpyArray:
 def decode_value(
     value: Any,
     *,
-    budget: Budget | None = None,
+    allowance: Allowance | None = None,
     as_array: Callable[[NpyArray | list[Any] | int], Any] | None = None,
     as_spans: Callable[[list[Any]], Any] = list,
 ) -> Any:
@@ -233,19 +233,19 @@ def decode_value(
 
     Args:
         value: Decoded JSON.
-        budget: What it may unfold to.
+        allowance: What it may unfold to.
         as_array: What to make of an array; nested lists by default.
         as_spans: What to make of a list of `ExecutionSpan`.
 
     Raises:
-        ValueError: A known type with a broken value, or more than the budget has.
+        ValueError: A known type with a broken value, or more than the allowance has.
     """
-    return _Decoder(budget or Budget(), as_array, as_spans).value(value)
+    return _Decoder(allowance or Allowance(), as_array, as_spans).value(value)
 
 
 @dataclass(frozen=True, slots=True)
 class _Decoder:
-    budget: Budget
+    allowance: Allowance
     as_array: Callable[[NpyArray | list[Any] | int], Any] | None
     as_spans: Callable[[list[Any]], Any]
 
@@ -272,14 +272,14 @@ class _Decoder:
         return value
 
     def _array(self, value: Any) -> Any:
-        found = decode_array(value, budget=self.budget)
+        found = decode_array(value, allowance=self.allowance)
         if isinstance(found, list):
             found = [self.value(item) for item in found]
         if isinstance(found, str):
             return found
         if self.as_array is not None:
             return self.as_array(found)
-        return self.budget.listed(found) if isinstance(found, NpyArray) else found
+        return self.allowance.listed(found) if isinstance(found, NpyArray) else found
 
     def _span(self, value: Any) -> ExecutionSpan | Any:
         inner = value.get("__value__") if isinstance(value, dict) else None

@@ -12,7 +12,7 @@ from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from prefect_qruntime.client.decode import Budget, ExecutionSpan, NpyArray, decode_value
+from prefect_qruntime.client.decode import Allowance, ExecutionSpan, NpyArray, decode_value
 from prefect_qruntime.client.result_quasi import counts_of
 from prefect_qruntime.client.result_samples import HexRegister, PackedRegister, Register
 from prefect_qruntime.client.result_views import PubView, form_of, pub_list, top_metadata, view_pub
@@ -36,29 +36,29 @@ def primitive_result(result: JobResult) -> Any:
         raise QuantumRuntimeError(
             "to_primitive_result needs qiskit: pip install 'prefect-qruntime[qiskit]'", job_id=result.job_id
         ) from None
-    raw, budget = result.raw, Budget(result.decode_limit)
+    raw, allowance = result.raw, Allowance(result.decode_limit)
     items = pub_list(raw)
     if form_of(raw) == "other":
         raise QuantumRuntimeError("the result has no PUBs; read `.raw`", job_id=result.job_id)
     pubs: list[Any] = []
     for place, item in enumerate(items):
         width = result.widths[place] if place < len(result.widths) else None
-        view = view_pub(raw, item, place, width=width, budget=budget)
-        pubs.append(_pub_result(view, result, place, budget))
+        view = view_pub(raw, item, place, width=width, allowance=allowance)
+        pubs.append(_pub_result(view, result, place, allowance))
     metadata = top_metadata(raw)
     if isinstance(metadata, list):  # legacy: one per PUB, already there
         metadata = {}
-    return PrimitiveResult(pubs, metadata=_decoded(metadata or {}, budget))
+    return PrimitiveResult(pubs, metadata=_decoded(metadata or {}, allowance))
 
 
-def _decoded(value: Any, budget: Budget) -> Any:
-    return decode_value(value, budget=budget, as_array=_ndarray, as_spans=_spans)
+def _decoded(value: Any, allowance: Allowance) -> Any:
+    return decode_value(value, allowance=allowance, as_array=_ndarray, as_spans=_spans)
 
 
-def _pub_result(view: PubView, result: JobResult, place: int, budget: Budget) -> Any:
+def _pub_result(view: PubView, result: JobResult, place: int, allowance: Allowance) -> Any:
     from qiskit.primitives import BitArray, DataBin, SamplerPubResult
 
-    metadata = _decoded(view.metadata or {}, budget)
+    metadata = _decoded(view.metadata or {}, allowance)
     if view.quasi is not None:
         counts = counts_of(view.quasi, result.shots(place) or 0)
         width = len(next(iter(view.quasi)))
@@ -72,7 +72,7 @@ def _pub_result(view: PubView, result: JobResult, place: int, budget: Budget) ->
     import numpy as np
 
     for name, value in view.fields.items():
-        found = _decoded(value, budget)
+        found = _decoded(value, allowance)
         # Numbers of the plain form are arrays in the encoded one.
         fields[name] = np.asarray(found) if view.kind is None and isinstance(found, list | int | float) else found
     if view.shape is not None:

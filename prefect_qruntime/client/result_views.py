@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefect_qruntime.client.decode import Budget, NpyArray, decode_array, decode_value
+from prefect_qruntime.client.decode import Allowance, NpyArray, decode_array, decode_value
 from prefect_qruntime.client.result_quasi import read_quasi
 from prefect_qruntime.client.result_samples import HexRegister, PackedRegister, Register
 
@@ -83,7 +83,7 @@ def top_metadata(raw: Any) -> Any:
     return raw.get("metadata") if isinstance(raw, dict) else None
 
 
-def view_pub(raw: Any, item: Any, place: int, *, width: int | None, budget: Budget) -> PubView:
+def view_pub(raw: Any, item: Any, place: int, *, width: int | None, allowance: Allowance) -> PubView:
     """Look at one PUB result.
 
     Args:
@@ -91,7 +91,7 @@ def view_pub(raw: Any, item: Any, place: int, *, width: int | None, budget: Budg
         item: The PUB's element of `pub_list(raw)`.
         place: Its place there.
         width: Classical bits of the PUB's circuit, where known.
-        budget: What the registers may unfold to.
+        allowance: What the registers may unfold to.
 
     Raises:
         ValueError: The element is not what its form says.
@@ -127,24 +127,24 @@ def view_pub(raw: Any, item: Any, place: int, *, width: int | None, budget: Budg
         if reader is None:
             fields[name] = value
         else:
-            registers[name] = reader(value, budget)
+            registers[name] = reader(value, allowance)
     return PubView(registers, fields, item.get("metadata"), kind=kind, shape=shape)
 
 
-def _register_reader(value: Any) -> Callable[[dict[str, Any], Budget], Register] | None:
+def _register_reader(value: Any) -> Callable[[dict[str, Any], Allowance], Register] | None:
     if not isinstance(value, dict):
         return None
     if "samples" in value:
-        return lambda found, budget: HexRegister.read(found)
+        return lambda found, allowance: HexRegister.read(found)
     return _packed if value.get("__type__") == "BitArray" else None
 
 
-def _packed(value: dict[str, Any], budget: Budget) -> PackedRegister:
+def _packed(value: dict[str, Any], allowance: Allowance) -> PackedRegister:
     inner = value.get("__value__")
     encoded = inner.get("array") if isinstance(inner, dict) else None
     if not isinstance(encoded, dict) or encoded.get("__type__") != "ndarray":
         raise ValueError("a BitArray has no array")
-    found = decode_array(encoded.get("__value__"), budget=budget)
+    found = decode_array(encoded.get("__value__"), allowance=allowance)
     if not isinstance(found, NpyArray) or found.descr[1:] not in ("u1", "b1"):
         raise ValueError("a BitArray's array does not hold bytes")
     return PackedRegister.read(found.data, found.shape, inner.get("num_bits") if isinstance(inner, dict) else None)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from prefect_qruntime.client.decode import DECODE_LIMIT, Budget, decode_value, nested
+from prefect_qruntime.client.decode import DECODE_LIMIT, Allowance, decode_value, nested
 from prefect_qruntime.client.result_quasi import counts_of
 from prefect_qruntime.client.result_samples import Register, flat_index, memory, tally
 from prefect_qruntime.client.result_values import floats, frequencies, list_shape, loads, size_of
@@ -230,7 +230,7 @@ class JobResult(BaseModel):
             known = ", ".join([*view.fields, *view.registers]) or "nothing"
             raise QuantumRuntimeError(f"PUB {pub} has no {name!r}, but {known}", job_id=self.job_id)
         with self._reading(pub):
-            return decode_value(view.fields[name], budget=Budget(self.decode_limit))
+            return decode_value(view.fields[name], allowance=Allowance(self.decode_limit))
 
     def shots(self, pub: int = 0) -> int | None:
         """Shots of each point; for the estimator what its metadata says, or None."""
@@ -245,7 +245,7 @@ class JobResult(BaseModel):
         """Metadata of the whole result, or of one PUB, with encoded values decoded."""
         encoded = top_metadata(self.raw) if pub is None else self._view(pub).metadata
         with self._reading(pub):
-            return decode_value(encoded, budget=Budget(self.decode_limit))
+            return decode_value(encoded, allowance=Allowance(self.decode_limit))
 
     def to_table(self) -> list[dict[str, Any]]:
         """Rows of plain values for data pipelines; `pandas.DataFrame(result.to_table())` works.
@@ -288,7 +288,7 @@ class JobResult(BaseModel):
             if isinstance(pub, bool) or not isinstance(pub, int) or not 0 <= pub < len(items):
                 raise InvalidInput(f"{pub!r} is none of the PUBs 0 to {len(items) - 1}", field="pub")
             width = self.widths[pub] if pub < len(self.widths) else None
-            view = view_pub(raw, items[pub], pub, width=width, budget=Budget(self.decode_limit))
+            view = view_pub(raw, items[pub], pub, width=width, allowance=Allowance(self.decode_limit))
             last.update(raw=raw, pub=pub, view=view)
             return view
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from prefect_qruntime.client.decode import (
-    Budget,
+    Allowance,
     ExecutionSpan,
     NpyArray,
     decode_array,
@@ -109,11 +109,11 @@ def test_a_bomb_does_not_unfold() -> None:
     bomb = base64.b64encode(zlib.compress(bytes(50_000_000))).decode()
     assert len(bomb) < 100_000
     with pytest.raises(ValueError, match="more than 1000 bytes"):
-        decode_array(bomb, budget=Budget(1000))
-    budget = Budget(100_000_000)
-    decode_value(ndarray(np.zeros(60_000_000, dtype="u1")), budget=budget, as_array=id)
+        decode_array(bomb, allowance=Allowance(1000))
+    allowance = Allowance(100_000_000)
+    decode_value(ndarray(np.zeros(60_000_000, dtype="u1")), allowance=allowance, as_array=id)
     with pytest.raises(ValueError, match="more than 100000000 bytes"):  # the two together
-        decode_value(ndarray(np.zeros(60_000_000, dtype="u1")), budget=budget, as_array=id)
+        decode_value(ndarray(np.zeros(60_000_000, dtype="u1")), allowance=allowance, as_array=id)
 
 
 @pytest.mark.parametrize("shape", [(20_000_000,), (10**12, 0), (3_000_000, 1)])

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from qiskit.primitives import BitArray, DataBin, PrimitiveResult, PubResult, SamplerPubResult
 
-from prefect_qruntime.client.decode import Budget
+from prefect_qruntime.client.decode import Allowance
 from prefect_qruntime.client.results import JobResult
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 
@@ -419,8 +419,8 @@ def test_a_pub_is_decoded_once_for_all_that_is_asked_of_it(monkeypatch: pytest.M
     bits = {f"c{place}": BitArray(np.array([[place % 4]], dtype=np.uint8), 2) for place in range(20)}
     result = _read(encoded(DataBin(**bits)))
     decoded = []
-    once = Budget.inflate
-    monkeypatch.setattr(Budget, "inflate", lambda self, text: decoded.append(text) or once(self, text))
+    once = Allowance.inflate
+    monkeypatch.setattr(Allowance, "inflate", lambda self, text: decoded.append(text) or once(self, text))
     rows = result.to_table()
     assert [row["bitstring"] for row in rows] == [f"{place % 4:02b}" for place in range(20)]
     assert len(decoded) == 20
