@@ -12,11 +12,12 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from prefect_qruntime import keys, summary
+from prefect_qruntime import summary
 from prefect_qruntime.cards import card, job_card, result_section
 from prefect_qruntime.client.results import JobResult
 from prefect_qruntime.emitting import emit, say
 from prefect_qruntime.errors import BudgetExhausted
+from prefect_qruntime.job_pages import note, note_later
 from prefect_qruntime.models import Job, JobRef, JobStatus, SessionRef
 from prefect_qruntime.orchestration import current_flow_run_id, in_run
 from prefect_qruntime.records import put_record
@@ -32,6 +33,7 @@ __all__ = [
     "job_ended",
     "job_event",
     "job_fetched",
+    "job_over",
     "job_still",
     "job_submitted",
     "say",
@@ -107,7 +109,7 @@ async def job_submitted(ref: JobRef, *, block: str | None, flow_run_id: str | No
     }
     # What is known of the state of a job attached to stays: it may be over.
     unknown = {"state": "attached"} if ref.attached else {}
-    await _record(ref.id, meta, unknown=unknown, new=not ref.attached, flow_run_id=flow_run_id)
+    await note(ref.id, meta, unknown=unknown, new=not ref.attached, flow_run_id=flow_run_id)
 
 
 def job_changed(job: Job, waited: float) -> None:
@@ -194,16 +196,30 @@ async def job_cancelled(job: Job, *, flow_run_id: str | None = None) -> None:
         await job_ended(job, [], flow_run_id=flow_run_id)
 
 
+def job_over(job: Job, history: list[Sighting]) -> None:
+    """Complete the artifact of a job that was waited for, soon and behind the flow's back.
+
+    Args:
+        job: The job in its last state.
+        history: Its states as they were seen.
+    """
+    note_later(job.id, _end(job, history))
+
+
 async def job_ended(job: Job, history: list[Sighting], *, flow_run_id: str | None = None) -> None:
-    """Complete the job's artifact.
+    """Complete the artifact of a job now.
 
     Args:
         job: The job in its last state.
         history: Its states as they were seen.
         flow_run_id: The flow run that owns it, where the caller is in none.
     """
+    await note(job.id, _end(job, history), flow_run_id=flow_run_id)
+
+
+def _end(job: Job, history: list[Sighting]) -> dict[str, str | None]:
     queued, ran = times(job, history)
-    meta = {
+    return {
         "url": job.url,
         "state": job.raw_status,
         "seen": " → ".join(f"{seen.word} ({seen.waited:.1f} s)" for seen in history),
@@ -215,7 +231,6 @@ async def job_ended(job: Job, history: list[Sighting], *, flow_run_id: str | Non
         "session": job.session_id,
         **_usage(job),
     }
-    await _record(job.id, meta, flow_run_id=flow_run_id)
 
 
 def _usage(job: Job) -> dict[str, str | None]:
@@ -231,7 +246,7 @@ async def usage_settled(job: Job, *, flow_run_id: str | None) -> None:
         flow_run_id: The flow run that owns it.
     """
     say(f"job {job.id} used {job.usage_seconds or 0:g} QPU seconds", level=logging.INFO)
-    await _record(job.id, _usage(job), flow_run_id=flow_run_id)
+    await note(job.id, _usage(job), flow_run_id=flow_run_id)
 
 
 def job_fetched(job_id: str, result: JobResult) -> None:
@@ -245,29 +260,9 @@ def job_fetched(job_id: str, result: JobResult) -> None:
         except RuntimeError:  # the process ends and has no threads any more
             section = result_section(result)
         if section:
-            await put_record("job", job_id, lambda facts, old: job_card(facts, old, section), {})
+            note_later(job_id, {}, section)
 
     summary.behind(show)
-
-
-async def _record(
-    job_id: str,
-    meta: dict[str, str | None],
-    *,
-    unknown: Mapping[str, str] | None = None,
-    new: bool = False,
-    flow_run_id: str | None = None,
-) -> None:
-    if not (in_run() or flow_run_id):
-        return
-    try:
-        page = None if in_run() else flow_run_id
-        await put_record("job", job_id, job_card, meta, unknown=unknown, new=new, flow_run_id=page)
-        owner = flow_run_id or (await keys.origin()).flow_run_id
-        if owner is not None:
-            summary.touch(owner, job_id)
-    except Exception:
-        _fallback.warning("the artifact of job %s could not be written", job_id, exc_info=True)
 
 
 def budget_exhausted(error: BudgetExhausted, *, flow_run_id: str | None) -> None:

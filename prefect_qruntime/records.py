@@ -39,6 +39,9 @@ Write = Callable[[Mapping[str, str], str], str]
 _PAGE = 200
 _REMEMBER = 30.0  # seconds
 _KEEP = 2048
+# A Prefect server on SQLite that is asked for many writes at once stands still until its lock times out after a minute
+# (seen with four at once and two hundred jobs), so ours stand in line.
+_WRITERS = 2
 _META_LIMIT = 500  # characters Prefect takes for one metadata value
 _locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -125,7 +128,8 @@ async def put_record(
         written = _text(text, merged, known.text)
         change = ArtifactUpdate(data=written, description=description, metadata_=merged)
         try:
-            await client.update_artifact(known.artifact_id, change)
+            async with _line():
+                await client.update_artifact(known.artifact_id, change)
         except ObjectNotFound:  # deleted meanwhile
             return False
         _remember(replace(known, meta=merged, text=written))
@@ -139,18 +143,24 @@ async def put_record(
     task_context = TaskRunContext.get() if flow_run_id is None else None
     flow_run_id = flow_run_id or current_flow_run_id()
     facts = {**(unknown or {}), **facts}
-    created = await client.create_artifact(
-        ArtifactCreate(
-            key=key,
-            type="markdown",
-            description=description,
-            data=_text(text, facts, ""),
-            metadata_=facts,
-            flow_run_id=UUID(flow_run_id) if flow_run_id else None,
-            task_run_id=task_context.task_run.id if task_context is not None else None,
+    async with _line():
+        created = await client.create_artifact(
+            ArtifactCreate(
+                key=key,
+                type="markdown",
+                description=description,
+                data=_text(text, facts, ""),
+                metadata_=facts,
+                flow_run_id=UUID(flow_run_id) if flow_run_id else None,
+                task_run_id=task_context.task_run.id if task_context is not None else None,
+            )
         )
-    )
     _remember(_record(created))
+
+
+def _line() -> asyncio.Semaphore:
+    line: asyncio.Semaphore = home().shared.setdefault("writers", asyncio.Semaphore(_WRITERS))
+    return line
 
 
 def _remembered(key: str) -> Record | None:

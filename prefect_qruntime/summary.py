@@ -64,6 +64,8 @@ async def _keep_writing(flow_run_id: str, page: _Page) -> None:
             await _try(lambda: write_summary(flow_run_id, page.jobs))
             pause = max(_PAUSE, _SHARE * (time.monotonic() - began))
     except asyncio.CancelledError:  # the process ends
+        if noting := home().shared.get("behind"):  # what the jobs' pages are about to say belongs to it
+            await asyncio.wait(noting)
         await _try(lambda: write_summary(flow_run_id, page.jobs))
         raise
 

@@ -39,7 +39,17 @@ FLOORS: dict[int, tuple[str, ...]] = {
     3: (
         *("settings", "orchestration", "keys", "observe", "limits", "credentials", "checkup", "binding", "budget"),
         *("pacing", "ledger", "deployments", "gate"),
-        *("records", "cards", "emitting", "summary", "late_usage", "cancellation", "private_results", "purchase_lock"),
+        *(
+            "job_pages",
+            "records",
+            "cards",
+            "emitting",
+            "summary",
+            "late_usage",
+            "cancellation",
+            "private_results",
+            "purchase_lock",
+        ),
         *("stored_results", "flow_parameters", "loading"),
         *("waits", "flow_runs", "claims", "checks", "checks.*"),
     ),

@@ -24,6 +24,7 @@ __all__ = ["Home", "at_home", "home"]
 T = TypeVar("T")
 P = ParamSpec("P")
 
+_WIND_UP = 10.0  # seconds in which an ending process may still settle what it was doing
 _CANCEL_GRACE = 15.0  # seconds a cancelled caller waits for its work to wind up
 
 
@@ -100,17 +101,20 @@ class Home:
 
         async def wind_up() -> None:
             # First the work: a task left pending would be complained about on stderr.
-            left = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in left:
-                task.cancel()
-            if left:
-                await asyncio.wait(left, timeout=2)
+            end, told = self.loop.time() + _WIND_UP, set[asyncio.Task[Any]]()
+            while left := asyncio.all_tasks() - {asyncio.current_task()}:
+                for task in left - told:  # winding up may begin something, which is to end too
+                    task.cancel()
+                told |= left
+                await asyncio.wait(left, timeout=end - self.loop.time())
+                if self.loop.time() >= end:
+                    break
             for closer in self._closers:
                 with contextlib.suppress(Exception):
                     await asyncio.wait_for(closer(), timeout=2)
 
         with contextlib.suppress(Exception):
-            asyncio.run_coroutine_threadsafe(wind_up(), self.loop).result(timeout=5)
+            asyncio.run_coroutine_threadsafe(wind_up(), self.loop).result(timeout=_WIND_UP + 5)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(timeout=2)
         if not self._thread.is_alive():

@@ -170,7 +170,7 @@ async def wait(
         raise
     finally:
         reminder.cancel()
-    await observe.job_ended(done, history)
+    observe.job_over(done, history)
     follow_usage(client, done)
     error = job_error(done)
     if error is not None:

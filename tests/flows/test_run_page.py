@@ -24,7 +24,7 @@ from prefect_qruntime.records import Record, find_record, find_records, put_reco
 from prefect_qruntime.sandbox import Sandbox
 from prefect_qruntime.sightings import Sighting, times
 from prefect_qruntime.sweep import run_sweep
-from tests.flows.look import BACKEND, FLIP, SVG, asked, events, picture, ran, run, until
+from tests.flows.look import BACKEND, FLIP, SVG, asked, events, noted, picture, ran, run, until
 
 pytestmark = pytest.mark.server
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,6 +33,7 @@ RY = 'OPENQASM 3.0; include "stdgates.inc"; input float[64] theta; qubit[1] q; r
 
 
 def record(kind: Any, identifier: str) -> Record | None:
+    noted()
     return home().run(find_record(kind, identifier))
 
 
