@@ -17,6 +17,7 @@ from flows.sweep_sessions import sweep_sessions
 from prefect_qruntime import JobRef, QuantumRuntimeCredentials, arun_job, load_credentials, run_job, submit_job
 from prefect_qruntime.records import find_records
 from prefect_qruntime.sandbox import Sandbox
+from tests.flows.look import noted
 
 pytestmark = pytest.mark.server
 SUBMITTED, DONE = "qruntime.job.submitted", "qruntime.job.completed"
@@ -91,6 +92,7 @@ def test_run_job_is_three_task_runs_and_the_job_is_in_prefect(sandbox: Sandbox) 
         return run_job(load_credentials("story-runs"), [FLIP], backend="sandbox_ideal", shots=10).counts()
 
     assert one() == {"1": 10}
+    noted()
     job = sandbox.control.jobs()[0]
     assert f"qr-flow:{seen['id']}" in job["tags"]
 

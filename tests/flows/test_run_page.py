@@ -139,6 +139,7 @@ def test_the_summary_counts_what_failed_and_cancelled_jobs_cost(sandbox: Sandbox
 
 def written_anew(flow_run_id: UUID) -> str:
     """The summary as a process writes it that knows of no job but by Prefect's records."""
+    noted()
     home().run(summary.write_summary(str(flow_run_id)))
     found = record("summary", str(flow_run_id))
     assert found is not None

@@ -138,7 +138,7 @@ def test_failure_and_a_long_wait_are_told_of_and_nothing_else_is(
         # On a slow machine the waits that ended may have been alerted of before.
         return [letter for letter in letters(job) if letter.startswith("Quantum job ")]
 
-    (told,) = until(lambda: failures(failed), 30, "the failure told of")
+    (told,) = until(lambda: failures(failed), 90, "the failure told of")
     assert told.startswith(f"Quantum job {failed} failed\n")
     assert "the fridge is warm (code 1517)" in told
     assert f"/jobs/{failed}" in told
@@ -169,7 +169,7 @@ def test_a_suspended_flow_run_is_resumed_and_no_other_is_touched(automations: li
         job = Job(id=f"automated{number}", status=JobStatus.COMPLETED, raw_status="Completed")
         observe.job_event(job, flow_run_id=str(flow_run_id))
         assert events(f"qruntime.job.{job.id}")
-    until(lambda: state(waiting) == "Resuming", 30, "the flow run resumed")
+    until(lambda: state(waiting) == "Resuming", 90, "the flow run resumed")
     assert {name: state(flow_run_id) for name, flow_run_id in others.items()} == {name: name for name in others}
 
 
