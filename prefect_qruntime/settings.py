@@ -94,6 +94,11 @@ class QuantumRuntimeSettings(PrefectBaseSettings):
         default="cancel",
         description="What a cancelled flow run does to its live jobs: cancel them, or leave them running.",
     )
+    cancel_look_seconds: float = Field(
+        default=10.0,
+        ge=0,
+        description="How often a wait asks Prefect whether its flow run is being cancelled; 0 for never.",
+    )
     events: bool = Field(default=True, description="Whether jobs and sessions emit events.")
     progress_seconds: float = Field(
         default=300.0,

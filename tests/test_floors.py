@@ -41,6 +41,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
         *("pacing", "ledger", "deployments", "gate"),
         *(
             "job_pages",
+            "lookout",
             "records",
             "cards",
             "emitting",

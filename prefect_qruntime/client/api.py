@@ -204,14 +204,15 @@ class QuantumRuntimeClient(InstanceCalls):
     async def cancel(self, job_id: str) -> Job:
         """Cancel a job and read back what became of it. A job that is over already is left as it is.
 
-        The service may take a while to end a running job; its state is read until it says so, for five
-        seconds at most.
+        Waits for it in this process end at once. The service may take a while to end a running job; its state is
+        read until it says so, for five seconds at most.
         """
         path = f"/jobs/{check_id(job_id, field='job')}/cancel"
         await self._wire().transport.request("POST", path, phase="change", accept=(409,), job_id=job_id)
         for pause in _CANCEL_LOOKS:
             job = await self.job(job_id)
             if job.is_terminal:
+                self._watcher().hurry_for(job_id)
                 return job
             await asyncio.sleep(pause)
         return await self.job(job_id)

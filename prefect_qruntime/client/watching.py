@@ -133,6 +133,11 @@ class Watcher:
         if not watch.over and (not watch.asked or watch in self._riding):
             self._arm(watch, self.clock())
 
+    def hurry_for(self, job_id: str) -> None:
+        """Look at a job now if anybody waits for it: something was done to it."""
+        for watch in list(self._by_id.get(job_id, ())):
+            self.hurry(watch)
+
     def _drop(self, watch: Watch) -> None:
         watch.over = True
         self._calendar.remove(watch)

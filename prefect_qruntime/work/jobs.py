@@ -23,6 +23,7 @@ from prefect_qruntime.errors import InvalidInput, JobTimeout, NotFound, QuantumR
 from prefect_qruntime.failures import job_error
 from prefect_qruntime.gate import gate
 from prefect_qruntime.late_usage import follow_usage
+from prefect_qruntime.lookout import looks_out
 from prefect_qruntime.models import Job, JobRef, JobStatus, SessionRef
 from prefect_qruntime.purchase_lock import alone_with
 from prefect_qruntime.settings import current_settings
@@ -155,7 +156,7 @@ async def wait(
 
     reminder = asyncio.create_task(_remind(job.id, last, settings.progress_seconds))
     try:
-        async with cancels_jobs(client, [job.id]):
+        async with cancels_jobs(client, [job.id]), looks_out(client, job.id):
             done = await client.wait(
                 job.id,
                 deadlines=deadlines,
