@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from prefect import flow
+from prefect import flow, unmapped
 
 import prefect_qruntime as qr
 
@@ -28,6 +28,14 @@ async def nightly_async(credentials_block: str) -> dict[str, int]:
     async with qr.aruntime_session(credentials, BACKEND, max_ttl=300) as session:
         await qr.asubmit_job(credentials, [CIRCUIT], backend=BACKEND, session=session, shots=10)
         return (await qr.arun_job(credentials, [CIRCUIT], backend=BACKEND, session=session, shots=20)).counts()
+
+
+@flow(name="nightly-mapped", **qr.hooks.cancel)
+def nightly_mapped(credentials_block: str) -> None:
+    """Jobs waited for in threads, which no signal reaches."""
+    credentials = unmapped(qr.load_credentials(credentials_block))
+    jobs = qr.submit_job.map(credentials, [[CIRCUIT]] * 3, backend=BACKEND)
+    qr.wait_for_completion.map(credentials, jobs).result()
 
 
 @flow(name="nightly-busy", **qr.hooks.cancel)

@@ -31,24 +31,27 @@ def clean(site: Site) -> None:
 
 def test_cancel_reaches_jobs_and_sessions_and_detached_ones_live_on(site: Site) -> None:
     in_process = [site.run(nightly.nightly_sync), site.run(nightly.nightly_async)]
+    mapped = site.run(nightly.nightly_mapped)
     busy, detached = site.run(nightly.nightly_busy), site.run(nightly.nightly_detached)
-    site.settled({**dict.fromkeys(in_process, 2), busy: 1, detached: 1})
+    site.settled({**dict.fromkeys(in_process, 2), mapped: 3, busy: 1, detached: 1})
     assert len(site.sandbox.control.open_sessions()) == 2
 
     began = time.monotonic()
-    for run in (*in_process, busy, detached):
+    for run in (*in_process, mapped, busy, detached):
         site.set_state(run, Cancelling())
     for run in in_process:
         until(lambda run=run: site.statuses(run) == ["Cancelled"] * 2, 15, "both jobs cancelled")
     left = 15 - (time.monotonic() - began)
     until(lambda: not site.sandbox.control.open_sessions(), left, "the sessions closed")
+    # These wait in threads: Prefect is asked each ten seconds whether somebody pressed Cancel.
+    until(lambda: site.statuses(mapped) == ["Cancelled"] * 3, 25, "the mapped jobs cancelled")
     # This process sleeps in foreign code: only the hook, in a process of its own, can cancel its job.
     until(lambda: site.statuses(busy) == ["Cancelled"], 15, "the job cancelled by the hook")
-    for run in (*in_process, busy, detached):
+    for run in (*in_process, mapped, busy, detached):
         site.reaches(run, "Cancelled", 60)
     assert site.statuses(detached) == ["Queued"]
     assert site.cancels(detached) == 0
-    assert len(site.sandbox.control.jobs()) == 6
+    assert len(site.sandbox.control.jobs()) == 9
 
 
 def test_losing_the_process_cancels_nothing_and_a_rerun_attaches(site: Site) -> None:
