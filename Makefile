@@ -6,6 +6,7 @@ STAMP  := $(VENV)/.installed
 INTEROP := .venv-interop
 # Processes that share the tests; each has a Prefect server of its own.
 WORKERS ?= 3
+NAME ?= run_circuits
 DOCS := .venv-docs
 UI := .venv-ui
 BENCH := .venv-bench
@@ -15,7 +16,7 @@ export DO_NOT_TRACK := 1
 # An embedded Prefect server needs 11 to 15 s here; Prefect's own limit is 20 s.
 export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS := 120
 
-.PHONY: help install demo test lint types unit interop postgres-test docs ui-test pictures plain-install bench bench-quick clean
+.PHONY: help install demo flow test lint types unit interop postgres-test docs ui-test pictures plain-install bench bench-quick clean
 
 help: ## Say what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -30,6 +31,9 @@ install: $(STAMP) ## Make .venv with everything for development
 
 demo: $(STAMP) ## Run the main job on the embedded sandbox, in both dialects
 	@$(BIN)/prefect-qruntime demo
+
+flow: $(STAMP) ## Run one of the flows on the embedded sandbox: make flow NAME=vqe_session
+	@$(BIN)/python flows/$(NAME).py
 
 test: $(STAMP) lint types unit plain-install ## Run all checks and tests
 

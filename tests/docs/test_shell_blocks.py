@@ -51,8 +51,12 @@ def variable(setting: str) -> None:
 
 
 def make(words: list[str]) -> None:
-    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert set(words) <= set(targets), words
+    makefile = (ROOT / "Makefile").read_text()
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    assert all(f"$({name})" in makefile for name in given), words
+    assert "NAME" not in given or (ROOT / "flows" / f"{given['NAME']}.py").exists(), words
+    targets = re.findall(r"^([a-z-]+):", makefile, re.MULTILINE)
+    assert {word for word in words if "=" not in word} <= set(targets), words
 
 
 def python(words: list[str]) -> None:
@@ -117,6 +121,8 @@ def test_each_command_exists(block: Block) -> None:
     "words",
     [
         ["make", "dmeo"],
+        ["make", "flow", "NAME=vqe"],
+        ["make", "flow", "NMAE=vqe_session"],
         ["python", "flows/run_circuit.py"],
         ["python", "-c", "from prefect_qruntime import nothing"],
         ["pip", "install", ".[snadbox]"],
