@@ -59,5 +59,9 @@ def emit(
     )
     try:
         emit_event(event, resource=dict(resource), related=related, payload=payload, id=event_id)
-    except Exception:
-        _fallback.warning("event %s could not be emitted", event, exc_info=True)
+    except Exception as error:
+        # An ending interpreter starts no threads; a traceback would tell nobody anything.
+        ends = isinstance(error, RuntimeError) and "shutdown" in str(error)
+        _fallback.log(
+            logging.DEBUG if ends else logging.WARNING, "event %s could not be emitted", event, exc_info=not ends
+        )

@@ -122,15 +122,17 @@ def job_changed(job: Job, waited: float) -> None:
         _show_state(job)
 
 
-def job_still(job: Job, waited: float) -> None:
+def job_still(job: Job, waited: float, queue: int | None) -> None:
     """Tell that a wait goes on.
 
     Args:
         job: The job as last seen.
         waited: Seconds waited so far.
+        queue: Jobs in the queue of its backend, where known.
     """
     estimate = _estimate(job) if job.estimated_running_seconds else "the service gives no estimate"
-    say(f"job {job.id} is still {_word(job)} after {waited:.0f} s, {estimate}: {job.url}")
+    jobs = f", {queue} jobs in the queue of {job.backend}" if queue is not None else ""
+    say(f"job {job.id} is still {_word(job)} after {waited:.0f} s, {estimate}{jobs}: {job.url}")
     _show_state(job)
 
 

@@ -10,12 +10,21 @@ import time
 
 from prefect_qruntime import observe
 from prefect_qruntime.checkup import check_instance
+from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.home import home
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
-from prefect_qruntime.errors import AuthenticationError, InvalidInput, NotFound, PermissionDenied
+from prefect_qruntime.errors import (
+    AuthenticationError,
+    InvalidInput,
+    NotFound,
+    PermissionDenied,
+    QuantumRuntimeError,
+)
 from prefect_qruntime.models import Backend, InstanceReport, Usage
 
-__all__ = ["authenticate", "get_usage", "list_backends", "select_backend"]
+__all__ = ["authenticate", "get_usage", "list_backends", "queue_length", "select_backend"]
 
+_QUEUE_AGE = 60.0  # seconds for which the length of a queue is news enough
 _FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 60.0  # seconds between looks for a backend that is online
 
 
@@ -96,3 +105,20 @@ async def get_usage(credentials: QuantumRuntimeCredentials) -> Usage:
         f"{usage.consumed_seconds:g} QPU seconds used" + (f", {left:g} left" if left is not None else ", no limit set")
     )
     return usage
+
+
+async def queue_length(client: QuantumRuntimeClient, backend: str) -> int | None:
+    """Jobs in a backend's queue, asked once a minute for all waits of this process; None where it is not told."""
+    known: dict[tuple[str, str], tuple[float, asyncio.Task[int | None]]] = home().shared.setdefault("queues", {})
+    which, now = (client.connection.crn, backend), time.monotonic()
+    if which not in known or now - known[which][0] > _QUEUE_AGE:
+        known[which] = now, asyncio.create_task(_ask_queue(client, backend))
+    return await asyncio.shield(known[which][1])
+
+
+async def _ask_queue(client: QuantumRuntimeClient, backend: str) -> int | None:
+    try:
+        length = (await client.backend_status(backend)).get("length_queue")
+    except QuantumRuntimeError:
+        return None
+    return length if type(length) is int else None

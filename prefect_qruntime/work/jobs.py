@@ -28,6 +28,7 @@ from prefect_qruntime.models import Job, JobRef, JobStatus, SessionRef
 from prefect_qruntime.purchase_lock import alone_with
 from prefect_qruntime.settings import current_settings
 from prefect_qruntime.sightings import Sighting
+from prefect_qruntime.work.instance import queue_length
 from prefect_qruntime.work.sessions import note_session
 
 __all__ = ["cancel", "fetch", "submit", "wait"]
@@ -154,7 +155,7 @@ async def wait(
         last[:] = [seen]
         observe.job_changed(seen, waited)
 
-    reminder = asyncio.create_task(_remind(job.id, last, settings.progress_seconds))
+    reminder = asyncio.create_task(_remind(client, job.id, last, settings.progress_seconds))
     try:
         async with cancels_jobs(client, [job.id]), looks_out(client, job.id):
             done = await client.wait(
@@ -186,13 +187,15 @@ async def _tell_cancelled(client: QuantumRuntimeClient, job_id: str) -> None:
         follow_usage(client, cancelled)
 
 
-async def _remind(job_id: str, last: list[Job], every: float) -> None:
+async def _remind(client: QuantumRuntimeClient, job_id: str, last: list[Job], every: float) -> None:
     started = time.monotonic()
     while True:
         await asyncio.sleep(every)
         waited = time.monotonic() - started
         if last:
-            observe.job_still(last[0], waited)
+            queued, backend = last[0].status is JobStatus.QUEUED, last[0].backend
+            queue = await queue_length(client, backend) if queued and backend else None
+            observe.job_still(last[0], waited, queue)
         else:
             observe.say(f"job {job_id}: the service has not told its state after {waited:.0f} s")
 
