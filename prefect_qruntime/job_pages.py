@@ -13,10 +13,11 @@ from prefect_qruntime.client.home import home
 from prefect_qruntime.orchestration import in_run
 from prefect_qruntime.records import Write, put_record
 
-__all__ = ["note", "note_later"]
+__all__ = ["note", "note_later", "note_soon"]
 
 log = logging.getLogger("prefect_qruntime.tasks")
 
+_PATIENCE = 0.3  # seconds; the API needs some hundredths unless hundreds of jobs come at once
 _TOGETHER = 0.25  # seconds over which news of a job are noted in one write
 
 
@@ -58,6 +59,15 @@ async def note(
             summary.touch(owner, job_id)
     except Exception:
         log.warning("the artifact of job %s could not be written", job_id, exc_info=True)
+
+
+async def note_soon(
+    job_id: str, meta: dict[str, str | None], *, unknown: Mapping[str, str], new: bool, flow_run_id: str | None
+) -> None:
+    """As `note`, but a Prefect API that is slow to answer holds nothing up: then it is noted behind the flow's back."""
+    if in_run() or flow_run_id:
+        noting = summary.behind(lambda: note(job_id, meta, unknown=unknown, new=new, flow_run_id=flow_run_id))
+        await asyncio.wait({noting}, timeout=_PATIENCE)
 
 
 def note_later(job_id: str, meta: dict[str, str | None], section: str | None = None) -> None:

@@ -17,7 +17,7 @@ from prefect_qruntime.cards import card, job_card, result_section
 from prefect_qruntime.client.results import JobResult
 from prefect_qruntime.emitting import emit, say
 from prefect_qruntime.errors import BudgetExhausted
-from prefect_qruntime.job_pages import note, note_later
+from prefect_qruntime.job_pages import note, note_later, note_soon
 from prefect_qruntime.models import Job, JobRef, JobStatus, SessionRef
 from prefect_qruntime.orchestration import current_flow_run_id, in_run
 from prefect_qruntime.records import put_record
@@ -109,7 +109,7 @@ async def job_submitted(ref: JobRef, *, block: str | None, flow_run_id: str | No
     }
     # What is known of the state of a job attached to stays: it may be over.
     unknown = {"state": "attached"} if ref.attached else {}
-    await note(ref.id, meta, unknown=unknown, new=not ref.attached, flow_run_id=flow_run_id)
+    await note_soon(ref.id, meta, unknown=unknown, new=not ref.attached, flow_run_id=flow_run_id)
 
 
 def job_changed(job: Job, waited: float) -> None:

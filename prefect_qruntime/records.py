@@ -135,27 +135,27 @@ async def put_record(
         _remember(replace(known, meta=merged, text=written))
         return True
 
+    # What is about a whole flow run belongs to none of its tasks.
+    task_context = TaskRunContext.get() if flow_run_id is None else None
+    owner = flow_run_id or current_flow_run_id()
     # One at a time in this process: each writer keeps what it found.
     async with _locks.setdefault(key, asyncio.Lock()):
         if not new and (await complete(_remembered(key)) or await complete(await find_record(kind, identifier))):
             return
-    # What is about a whole flow run belongs to none of its tasks.
-    task_context = TaskRunContext.get() if flow_run_id is None else None
-    flow_run_id = flow_run_id or current_flow_run_id()
-    facts = {**(unknown or {}), **facts}
-    async with _line():
-        created = await client.create_artifact(
-            ArtifactCreate(
-                key=key,
-                type="markdown",
-                description=description,
-                data=_text(text, facts, ""),
-                metadata_=facts,
-                flow_run_id=UUID(flow_run_id) if flow_run_id else None,
-                task_run_id=task_context.task_run.id if task_context is not None else None,
+        facts = {**(unknown or {}), **facts}
+        async with _line():
+            created = await client.create_artifact(
+                ArtifactCreate(
+                    key=key,
+                    type="markdown",
+                    description=description,
+                    data=_text(text, facts, ""),
+                    metadata_=facts,
+                    flow_run_id=UUID(owner) if owner else None,
+                    task_run_id=task_context.task_run.id if task_context is not None else None,
+                )
             )
-        )
-    _remember(_record(created))
+        _remember(_record(created))
 
 
 def _line() -> asyncio.Semaphore:

@@ -97,12 +97,15 @@ async def write_summary(flow_run_id: str, job_ids: Iterable[str] = ()) -> None:
     await put_record("summary", flow_run_id, summary_card(listed), meta, flow_run_id=flow_run_id)
 
 
-def behind(work: Callable[[], Awaitable[None]], *, again: bool = True) -> None:
+def behind(work: Callable[[], Awaitable[None]], *, again: bool = True) -> asyncio.Task[None]:
     """Do something for the run page that nobody waits for. Call it on the home loop.
 
     Args:
         work: What to do.
         again: Whether to do it once more if the process ends in the middle of it.
+
+    Returns:
+        The task that does it, for who wants to wait a little.
     """
 
     async def cared_for() -> None:
@@ -117,6 +120,7 @@ def behind(work: Callable[[], Awaitable[None]], *, again: bool = True) -> None:
     task = asyncio.create_task(cared_for())
     tasks.add(task)
     task.add_done_callback(tasks.discard)
+    return task
 
 
 async def _try(work: Callable[[], Awaitable[None]]) -> None:
