@@ -48,8 +48,12 @@ def policy() -> Policy:
     return current_settings().on_cancel
 
 
-async def cancelled_by_user() -> bool:
-    """Whether Prefect says that this flow run, or the one above it in this process, is being cancelled."""
+async def cancelled_by_user(*, level: int = logging.WARNING) -> bool:
+    """Whether Prefect says that this flow run, or the one above it in this process, is being cancelled.
+
+    Args:
+        level: Of what is logged where Prefect does not say.
+    """
     flow_run_id = current_flow_run_id()
     if flow_run_id is None:
         return False
@@ -62,7 +66,7 @@ async def cancelled_by_user() -> bool:
                 return True
     except Exception:
         # Without an answer, leaving the job alone is what can be undone.
-        log.warning("whether the flow run was cancelled cannot be told; its jobs are left alone", exc_info=True)
+        log.log(level, "whether the flow run was cancelled cannot be told; its jobs are left alone", exc_info=True)
     return False
 
 

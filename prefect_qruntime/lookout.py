@@ -54,7 +54,8 @@ class _Lookout:
     async def _look(self) -> None:
         while True:
             await asyncio.sleep(self._every)
-            if await cancelled_by_user() and await self._cancel():
+            # An outage of Prefect's API would else be told of at each look.
+            if await cancelled_by_user(level=logging.DEBUG) and await self._cancel():
                 return
 
     async def _cancel(self) -> bool:
