@@ -148,8 +148,8 @@ class _Scope:
         if value is None or isinstance(value, bool | str):
             return value
         if isinstance(value, int | float):
-            # rx(1) and rx(1.0) are one gate; a large int stays exact.
-            return float(value) if float(value) == value else str(value)
+            # rx(1) and rx(1.0) are one gate, rx(0.0) and rx(-0.0) too; a large int stays exact.
+            return float(value) + 0.0 if float(value) == value else str(value)
         if isinstance(value, complex):
             return ["complex", value.real, value.imag]
         if isinstance(value, range | list | tuple):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister
 from qiskit.circuit import AnnotatedOperation, Duration, Gate, InverseModifier, Parameter, PowerModifier
@@ -121,6 +121,7 @@ def _rx(angle: Any) -> QuantumCircuit:
     return circuit
 
 
+@example(0.0, -0.0)
 @given(st.floats(-10, 10), st.floats(-10, 10))
 def test_any_changed_angle_of_a_circuit_counts(one: float, other: float) -> None:
     assert (_digest(_rx(one)) == _digest(_rx(other))) == (one == other)
