@@ -38,7 +38,7 @@ _ALL_AGAIN = 120.0  # seconds after which everything in Prefect is read anew, no
 _AGAIN = 60.0  # seconds until a wait that failed is taken up again
 _CLAIMED = 15.0  # seconds until a wait that another watcher ends is looked at again
 _UNSEEN = 60.0  # seconds that a job may take to become visible
-_AT_ONCE = 8  # waits that are ended at the same time, so that Prefect's API is not flooded
+_AT_ONCE = 2  # waits that are ended at the same time: a Prefect server on SQLite stands still when asked for more
 _EVENTS_OUT = 10.0  # seconds that events may take to reach Prefect
 
 
