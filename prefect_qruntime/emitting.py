@@ -20,6 +20,17 @@ __all__ = ["emit", "say"]
 _fallback = logging.getLogger("prefect_qruntime.tasks")
 
 
+def _worth_telling(record: logging.LogRecord) -> bool:
+    """Whether a record is more than that an ending interpreter starts no thread for an event any more."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(error, RuntimeError) and "after shutdown" in str(error))
+
+
+# Prefect's own events of the artifacts that are written last meet that end: each would print a traceback.
+for _name in ("prefect.events.utilities", _fallback.name):
+    logging.getLogger(_name).addFilter(_worth_telling)
+
+
 def _logger() -> logging.Logger | logging.LoggerAdapter[Any]:
     try:
         return get_run_logger()
@@ -59,9 +70,5 @@ def emit(
     )
     try:
         emit_event(event, resource=dict(resource), related=related, payload=payload, id=event_id)
-    except Exception as error:
-        # An ending interpreter starts no threads; a traceback would tell nobody anything.
-        ends = isinstance(error, RuntimeError) and "shutdown" in str(error)
-        _fallback.log(
-            logging.DEBUG if ends else logging.WARNING, "event %s could not be emitted", event, exc_info=not ends
-        )
+    except Exception:
+        _fallback.warning("event %s could not be emitted", event, exc_info=True)
