@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
+import httpx
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.settings import get_current_settings
@@ -15,6 +16,9 @@ from prefect.settings import get_current_settings
 from prefect_qruntime.client.home import home
 
 __all__ = ["api", "current_flow_run_id", "in_run"]
+
+# A Prefect server on SQLite that is asked for many things at once stands still until its lock times out after a minute.
+_CONNECTIONS = 2
 
 
 async def api() -> PrefectClient:
@@ -30,7 +34,8 @@ async def api() -> PrefectClient:
 
 
 async def _open() -> PrefectClient:
-    client = get_client()
+    limits = httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS, keepalive_expiry=25)
+    client = get_client(httpx_settings={"limits": limits})
     await client.__aenter__()
 
     async def close() -> None:

@@ -39,9 +39,8 @@ Write = Callable[[Mapping[str, str], str], str]
 _PAGE = 200
 _REMEMBER = 30.0  # seconds
 _KEEP = 2048
-# A Prefect server on SQLite that is asked for many writes at once stands still until its lock times out after a minute
-# (seen with four at once and two hundred jobs), so ours stand in line.
-_WRITERS = 2
+# Pages stand in line for one of the few connections to Prefect, so that a look for a Cancel need not wait behind them.
+_WRITERS = 1
 _META_LIMIT = 500  # characters Prefect takes for one metadata value
 _locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
