@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -215,6 +215,3 @@ class InstanceReport(_Model):
     missing_rights: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     token_seconds_left: float | None = None
-
-
-JsonObject = dict[str, Any]
