@@ -188,8 +188,8 @@ def test_a_scheduled_run_a_run_of_the_form_and_run_deployment_finish(
         "sandbox_ideal",
         0,
     )
-    assert job["id"] in place.log(form)
-    until(lambda: "embedded sandbox" in place.log(default), 20, "the sandbox told of in the log")
+    place.tells(form, job["id"])
+    place.tells(default, "embedded sandbox")
 
     def first() -> FlowRun | None:
         done = [run for run in runs_of(sweeping) if run.auto_scheduled and run.state and run.state.is_final()]
@@ -255,7 +255,7 @@ def test_a_slot_that_is_run_again_attaches(place: Site, deployed: dict[str, Depl
         runs.append(run.id)
     (job,) = place.sandbox.control.jobs()
     assert f"qr-flow:{runs[0]}" in job["tags"]
-    until(lambda: f"attached to job {job['id']}" in place.log(runs[1]), 20, "told in the second run's log")
+    place.tells(runs[1], f"attached to job {job['id']}")
 
 
 def test_cancel_retry_crash_and_the_sweep_after_it(place: Site, deployed: dict[str, DeploymentResponse]) -> None:
