@@ -78,7 +78,8 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect
     if database := os.environ.get("QRUNTIME_TEST_DATABASE_URL"):  # else SQLite in the folder
         env["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database
     log = folder / "server.log"
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    steady = Path(__file__).with_name("steady_server.py")
+    command = [sys.executable, str(steady), "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with log.open("wb") as out:
         server = subprocess.Popen(
             command, env=env, cwd=folder, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
