@@ -6,11 +6,11 @@ no id but a token; everyone in this process who holds the token shares the bindi
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from prefect_qruntime.client.home import home
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import JobRef, SessionRef
 
@@ -18,7 +18,6 @@ __all__ = ["bind", "bound", "expect", "first_through"]
 
 _KEEP = 1024
 _unbound: OrderedDict[str, SessionRef | None] = OrderedDict()
-_locks: dict[str, asyncio.Lock] = {}
 
 
 def expect(session: SessionRef) -> None:
@@ -26,8 +25,7 @@ def expect(session: SessionRef) -> None:
     if session.id is None and session.token is not None:
         _unbound[session.token] = None
         while len(_unbound) > _KEEP:
-            old, _ = _unbound.popitem(last=False)
-            _locks.pop(old, None)
+            _unbound.popitem(last=False)
 
 
 def bound(session: SessionRef) -> SessionRef:
@@ -63,5 +61,5 @@ async def first_through(session: SessionRef | None) -> AsyncIterator[SessionRef 
     if now.id is not None:
         yield now
         return
-    async with _locks.setdefault(session.token, asyncio.Lock()):
+    async with home().lock(f"session:{session.token}"):
         yield bound(session)

@@ -11,8 +11,8 @@ canonical payload's digest, and a generation. What is *not* in it decides whethe
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
+import os
 import threading
 import time
 import uuid
@@ -90,6 +90,15 @@ _counts: OrderedDict[tuple[str, int], Counter[str]] = OrderedDict()
 _given: OrderedDict[str, int] = OrderedDict()
 
 
+def _renew_lock() -> None:
+    """In a forked process: a thread that is not there may have held it."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
+
+
 def flow_tag(flow_run_id: str) -> str:
     """The tag by which all jobs of a flow run are found.
 
@@ -150,7 +159,7 @@ async def origin() -> Origin:
     known = _known(attempt)
     if known is None:
         # Mapped submissions start together; one of them asks for all.
-        async with home().shared.setdefault("origin", asyncio.Lock()):
+        async with home().lock("origin"):
             known = _known(attempt) or await _read_origin(flow_run)
             with _lock:
                 _origins[attempt] = known

@@ -9,7 +9,6 @@ that no two wait for each other.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 from collections.abc import AsyncIterator, Iterable
@@ -90,7 +89,7 @@ async def alone_in(scopes: Iterable[str]) -> AsyncIterator[None]:
 async def _alone(name: str, what: str) -> AsyncIterator[bool]:
     """Hold a slot; yields whether another process held it before."""
     # Among the calls of this process a lock will do, and their queueing is no sign of another process.
-    async with home().shared.setdefault(f"lock:{name}", asyncio.Lock()):
+    async with home().lock(f"slot:{name}"):
         await _make_sure_of(name)
         slot, contended = _slot(name, max_retries=0), False
         try:

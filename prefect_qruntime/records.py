@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal
 from uuid import UUID
-from weakref import WeakValueDictionary
 
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey, FlowRunFilter
@@ -42,7 +41,6 @@ _KEEP = 2048
 # Pages stand in line for one of the few connections to Prefect, so that a look for a Cancel need not wait behind them.
 _WRITERS = 1
 _META_LIMIT = 500  # characters Prefect takes for one metadata value
-_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +136,7 @@ async def put_record(
     task_context = TaskRunContext.get() if flow_run_id is None else None
     owner = flow_run_id or current_flow_run_id()
     # One at a time in this process: each writer keeps what it found.
-    async with _locks.setdefault(key, asyncio.Lock()):
+    async with home().lock(f"record:{key}"):
         if not new and (await complete(_remembered(key)) or await complete(await find_record(kind, identifier))):
             return
         facts = {**(unknown or {}), **facts}

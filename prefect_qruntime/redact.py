@@ -8,6 +8,7 @@ are replaced even when the value is unknown.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import threading
 import traceback
@@ -42,6 +43,15 @@ _KEEP = 4096
 _lock = threading.Lock()
 _known: OrderedDict[str, None] = OrderedDict()
 _pattern: re.Pattern[str] | None = None
+
+
+def _renew_lock() -> None:
+    """In a forked process: a thread that is not there may have held it, and no line would be logged any more."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 
 def register_secret(secret: str) -> None:

@@ -16,6 +16,7 @@ import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
+from weakref import WeakValueDictionary
 
 import anyio
 
@@ -35,6 +36,7 @@ class Home:
         self.loop = asyncio.new_event_loop()
         self.pid = os.getpid()
         self.shared: dict[str, Any] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._closers: list[Callable[[], Awaitable[None]]] = []
         self._thread = threading.Thread(target=self._serve, name="qruntime-home", daemon=True)
         self._thread.start()
@@ -46,6 +48,10 @@ class Home:
     def on_close(self, closer: Callable[[], Awaitable[None]]) -> None:
         """Register an async clean-up for the end of the process."""
         self._closers.append(closer)
+
+    def lock(self, name: str) -> asyncio.Lock:
+        """The lock of that name; those of a forked process are its own."""
+        return self._locks.setdefault(name, asyncio.Lock())
 
     def is_here(self) -> bool:
         """Whether the caller already runs on this loop."""

@@ -202,6 +202,40 @@ print("both")
     assert script(code) == "both"
 
 
+def test_a_lock_that_somebody_held_is_free_in_a_forked_child() -> None:
+    code = """
+import asyncio, os, signal, threading
+from prefect_qruntime import keys, redact
+from prefect_qruntime.client.home import home
+held, end = threading.Event(), threading.Event()
+async def take():
+    lock = home().lock("record:job-d1")
+    await lock.acquire()
+    return lock
+kept = home().run(take())
+def hold():
+    with keys._lock, redact._lock:
+        held.set()
+        end.wait()
+thread = threading.Thread(target=hold)
+thread.start()
+held.wait()
+pid = os.fork()
+if pid == 0:
+    signal.alarm(20)
+    redact.register_secret("a-secret-0123456789")
+    assert "0123456789" not in redact.redact("it is a-secret-0123456789")
+    keys.count(keys.Origin(None, "call:1", False, False, 0, 0.0), "digest")
+    assert home().run(take()) is not kept
+    os._exit(7)
+status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+end.set()
+thread.join()
+print(status)
+"""
+    assert script(code) == "7"
+
+
 def test_the_process_ends_promptly_with_work_under_way() -> None:
     code = """
 import asyncio, concurrent.futures, threading
