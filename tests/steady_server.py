@@ -1,8 +1,8 @@
 """`prefect server start`, with its garbage collected beside the event loop.
 
-Python collects garbage wherever it happens to allocate. In Prefect's server that is the event loop's thread, and a
-SQLite cursor found there waits for its connection. If that connection waits for another one's write lock (up to
-60 s), the loop that had to give the lock back stands still, and so does every test.
+On SQLite the server stood still for a minute at times: its event loop at an allocation, another thread waiting for the
+write lock that the loop had to give back. Python collects garbage wherever it happens to allocate, and what it finds
+may have to wait for SQLite; so, probably, did the loop.
 """
 
 from __future__ import annotations

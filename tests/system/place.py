@@ -157,12 +157,17 @@ class Site:
         return asyncio.run(read())
 
     def tells(self, flow_run_id: UUID, text: str) -> None:
-        """Wait for a text in a run's log in Prefect, or in what the worker's processes wrote.
+        """Wait for a text in a run's log in Prefect, or in a line that the run's process wrote in its name.
 
         Prefect gives a log line up when its server does not take it, as on a locked SQLite database.
         """
-        written = self.server.home / "worker.log"
-        until(lambda: text in self.log(flow_run_id) or text in written.read_text(), 60, f"{text!r} in the log")
+        written, name = self.server.home / "worker.log", f"Flow run '{self.flow_run(flow_run_id).name}'"
+
+        def told() -> bool:
+            lines = written.read_text().splitlines()
+            return text in self.log(flow_run_id) or any(name in line and text in line for line in lines)
+
+        until(told, 20, f"{text!r} in the log")
 
     def process(self, flow_run_id: UUID) -> psutil.Process:
         """The process that runs a flow run."""

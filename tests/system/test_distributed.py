@@ -17,7 +17,7 @@ import prefect_qruntime as qr
 from prefect_qruntime.sandbox import Sandbox
 from tests.prefect_server import PrefectServer
 from tests.system import spread
-from tests.system.place import Site, until
+from tests.system.place import Site
 
 SIZE = int(os.environ.get("QRUNTIME_MAP_SIZE", "12"))
 BLOCK = "system"
@@ -103,9 +103,5 @@ def test_two_workers_at_once_share_a_slot(prefect_server: PrefectServer, sandbox
     assert second.end_time is not None
     assert max(first.start_time, second.start_time) < min(first.end_time, second.end_time)
     wanted = f"{spread.expected(numbers, 7)}"
-    said = (
-        prefect_server.home / "worker.log"
-    )  # what the runs' processes wrote; Prefect may drop the last lines it is sent
     for run in runs:
-        line = f"Flow run '{sites[0].flow_run(run).name}' - {wanted}"
-        until(lambda line=line: line in said.read_text(), 20, line)
+        sites[0].tells(run, wanted)

@@ -120,7 +120,7 @@ def test_flow_runs_give_their_workers_back_and_the_watcher_ends_their_waits(site
         until(lambda: [run.state.name for run in collected(site)] == ["Completed"], 90, "the result collected")
         (left,) = site.jobs(leaves)
         assert collected(site)[0].parameters == {"job_id": left["id"], "credentials_block": BLOCK}
-        until(lambda: f"job {left['id']}: {{'1': 40}}" in site.log(collected(site)[0].id), 20, "its log")
+        site.tells(collected(site)[0].id, f"job {left['id']}: {{'1': 40}}")
         assert watch.stop() == 0
     finally:
         watch.stop()

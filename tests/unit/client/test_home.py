@@ -204,7 +204,7 @@ print("both")
 
 def test_a_lock_that_somebody_held_is_free_in_a_forked_child() -> None:
     code = """
-import asyncio, os, signal, threading
+import os, signal, threading
 from prefect_qruntime import keys, redact
 from prefect_qruntime.client.home import home
 held, end = threading.Event(), threading.Event()
