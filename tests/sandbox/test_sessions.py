@@ -101,8 +101,8 @@ def test_max_ttl_starts_with_the_first_job_and_fails_queued_ones(cloud):
     cloud.run()  # warm, so that the simulation is short in scaled time
     cloud.control.set_times(queue_time=0, run_time=60)
     session = opened(cloud, max_ttl=100)["id"]
+    ids = [cloud.job_id(session_id=session) for _ in range(4)]  # all in time, before the clock runs
     cloud.control.set_clock_scale(500)
-    ids = [cloud.job_id(session_id=session) for _ in range(4)]
     jobs = [cloud.control.wait_job(job_id) for job_id in ids]
     assert [job["status"] for job in jobs] == ["Completed", "Completed", "Failed", "Failed"]
     assert {job["reason_code"] for job in jobs[2:]} == {4001}
