@@ -217,7 +217,7 @@ def test_usage_is_read_again_until_it_is_final(sandbox: Sandbox, credentials: An
 
 
 def test_whatever_way_jobs_end_the_total_is_the_service_s_once_it_is_final(sandbox: Sandbox, credentials: Any) -> None:
-    sandbox.control.set_option("usage_lag", 3)
+    sandbox.control.set_option("usage_lag", 60)  # over once the clock runs
     for status in ("Completed", "Failed", "Cancelled", "Ran too long"):
         sandbox.control.script_job(status=status, reason="as the script says")
 
@@ -233,6 +233,7 @@ def test_whatever_way_jobs_end_the_total_is_the_service_s_once_it_is_final(sandb
     assert run(state.aresult()) == 3
     text = summary_of(flow_run.id, "5 jobs", "so far")  # some end is not final yet
     assert "the service has not said the final number yet" in text
+    sandbox.control.set_clock_scale(200)
     text = summary_of(flow_run.id, "QPU seconds** in all.")
     used = {job["id"]: job["usage_seconds"] for job in sandbox.control.jobs()}
     assert f"**{sum(used.values()):g} QPU seconds** in all." in text
