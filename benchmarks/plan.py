@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefect_qruntime.client.waiting import WatchLimits
+from prefect_qruntime.client.waiting.plan import PollLimits
 
 CLIENTS = ("official", "prefect-qiskit", "bare", "ours")
 FLOWS = ("prefect-qiskit-flow", "ours-flow")
@@ -104,7 +104,7 @@ def _notice(quick: bool) -> Iterator[Measurement]:
     flat = {"physics": False}
     yield Measurement("running", "notice.running", CLIENTS[2:] if quick else CLIENTS, repeats, args=args, sandbox=flat)
     # As many jobs as a process opens websockets for: the others are polled, which is another row.
-    sockets = {"jobs": WatchLimits().sockets}
+    sockets = {"jobs": PollLimits().sockets}
     yield Measurement("socket", "notice.running", ("ours-legacy",), 1 if quick else 7, args=sockets, sandbox=flat)
     args = {"jobs": jobs // 2}
     peers = ("ours",) if quick else ("official", "ours")

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect_qruntime.flows.shared import circuit_text, instance, single
 from pydantic import Field
 
 from prefect_qruntime import (
@@ -28,7 +29,6 @@ from prefect_qruntime import (
     submit_job,
     wait_for_completion,
 )
-from prefect_qruntime.flows.shared import circuit_text, instance, single
 
 ANGLES = Path(__file__).resolve().parent / "data" / "angles.csv"
 BLOCH = """

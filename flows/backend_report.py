@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
+from prefect_qruntime.flows.shared import instance
 from pydantic import Field
 
 from prefect_qruntime import Backend, get_usage, hooks, list_backends
-from prefect_qruntime.flows.shared import instance
 
 
 def backend_row(backend: Backend) -> dict[str, Any]:

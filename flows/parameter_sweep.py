@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from prefect import flow, unmapped
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect_qruntime.flows.shared import circuit_text, instance, single
 from pydantic import Field
 
 from prefect_qruntime import (
@@ -25,8 +26,7 @@ from prefect_qruntime import (
     submit_job,
     wait_for_completion,
 )
-from prefect_qruntime.flows.shared import circuit_text, instance, single
-from prefect_qruntime.pictures import line_chart, markdown_image
+from prefect_qruntime.observability.charts import line_chart, markdown_image
 
 ROTATION = """
 OPENQASM 3.0;

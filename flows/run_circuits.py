@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.runtime import deployment, flow_run
+from prefect_qruntime.flows.shared import circuit_text, instance
 from pydantic import Field
 from rich.console import Console
 from rich.table import Table
@@ -28,7 +29,6 @@ from prefect_qruntime import (
     submit_job,
     wait_for_completion,
 )
-from prefect_qruntime.flows.shared import circuit_text, instance
 
 CIRCUITS = Path(__file__).resolve().parent / "circuits"
 BELL = (CIRCUITS / "bell.qasm").read_text()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 
-from prefect_qruntime.sweep import SweepReport, rows, run_sweep
+from prefect_qruntime.operations.sweep import SweepReport, rows, run_sweep
 
 
 @flow(name="sweep-sessions")

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
+from prefect_qruntime.flows.shared import instance, single
 from pydantic import Field
 
 from prefect_qruntime import (
@@ -27,8 +28,7 @@ from prefect_qruntime import (
     submit_job,
     wait_for_completion,
 )
-from prefect_qruntime.flows.shared import instance, single
-from prefect_qruntime.pictures import line_chart, markdown_image
+from prefect_qruntime.observability.charts import line_chart, markdown_image
 
 H2 = {
     "II": -1.052373245772859,

@@ -11,7 +11,7 @@ from typing import Annotated
 from prefect import flow, get_run_logger
 from pydantic import Field
 
-from prefect_qruntime.watcher import WatchReport, run_watch
+from prefect_qruntime.suspend.watcher import WatchReport, run_watch
 
 
 @flow(name="watch-jobs")

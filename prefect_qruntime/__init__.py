@@ -1,266 +1,129 @@
 """Prefect 3 integration for IBM's Qiskit Runtime REST API (IBM Quantum Compute Service).
 
-Run quantum jobs from flows so that no job is bought twice, nothing is lost, and Cancel cancels.
+Run quantum jobs from flows so that no job is bought twice automatically, nothing is lost, and Cancel cancels.
 
-Names are imported on first use: this module is also loaded by pytest (for the sandbox's fixtures) and by
-Prefect's collection loader, where importing everything would cost time for nothing.
+The imports under `TYPE_CHECKING` are the one list of public names: type checkers read them there, and at run time
+each name is imported by that same list on first use. This module is also loaded by pytest (for the sandbox's
+fixtures) and by Prefect's collection loader, which need none of them.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
+import inspect
+import sys
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from prefect_qruntime._version import __version__
+__version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from prefect_qruntime import (
-        hooks,
-    )
-    from prefect_qruntime.budget import (
-        Budget,
-    )
-    from prefect_qruntime.client import (
-        QuantumRuntimeClient,
-    )
-    from prefect_qruntime.client.results import (
-        JobResult,
-    )
+    from prefect_qruntime import hooks as hooks
+    from prefect_qruntime.admission.budget import Budget as Budget
+    from prefect_qruntime.client import QuantumRuntimeClient as QuantumRuntimeClient
+    from prefect_qruntime.client.results.job_result import JobResult as JobResult
     from prefect_qruntime.credentials import (
-        QuantumRuntimeCredentials,
-        aload_credentials,
-        load_credentials,
+        QuantumRuntimeCredentials as QuantumRuntimeCredentials,
+        aload_credentials as aload_credentials,
+        load_credentials as load_credentials,
     )
     from prefect_qruntime.errors import (
-        AuthenticationError,
-        BudgetExhausted,
-        InvalidInput,
-        JobCancelled,
-        JobFailed,
-        JobRanTooLong,
-        JobTimeout,
-        NotFound,
-        PermissionDenied,
-        QuantumRuntimeError,
-        RateLimited,
-        ResultNotReady,
-        ServiceUnavailable,
-        SessionClosed,
-        SubmissionUncertain,
-        UsageLimitReached,
+        AuthenticationError as AuthenticationError,
+        BudgetExhausted as BudgetExhausted,
+        InvalidInput as InvalidInput,
+        JobCancelled as JobCancelled,
+        JobFailed as JobFailed,
+        JobRanTooLong as JobRanTooLong,
+        JobTimeout as JobTimeout,
+        NotFound as NotFound,
+        PermissionDenied as PermissionDenied,
+        QuantumRuntimeError as QuantumRuntimeError,
+        RateLimited as RateLimited,
+        ResultNotReady as ResultNotReady,
+        ServiceUnavailable as ServiceUnavailable,
+        SessionClosed as SessionClosed,
+        SubmissionUncertain as SubmissionUncertain,
+        UsageLimitReached as UsageLimitReached,
     )
-    from prefect_qruntime.flow_parameters import (
-        check_flow_parameters,
-    )
+    from prefect_qruntime.flow_parameters import check_flow_parameters as check_flow_parameters
     from prefect_qruntime.jobs import (
-        arun_job,
-        run_job,
+        QuantumRuntimeJob as QuantumRuntimeJob,
+        QuantumRuntimeJobRun as QuantumRuntimeJobRun,
+        arun_job as arun_job,
+        run_job as run_job,
     )
     from prefect_qruntime.models import (
-        Backend,
-        InstanceReport,
-        Job,
-        JobRef,
-        JobStatus,
-        Session,
-        SessionRef,
-        Usage,
+        Backend as Backend,
+        InstanceReport as InstanceReport,
+        Job as Job,
+        JobRef as JobRef,
+        JobStatus as JobStatus,
+        Session as Session,
+        SessionRef as SessionRef,
+        Usage as Usage,
     )
     from prefect_qruntime.sessions import (
-        aruntime_session,
-        runtime_session,
+        aruntime_session as aruntime_session,
+        runtime_session as runtime_session,
     )
-    from prefect_qruntime.settings import (
-        QuantumRuntimeSettings,
-    )
-    from prefect_qruntime.suspend import (
-        aleave_to_watcher,
-        asuspend_until_done,
-        leave_to_watcher,
-        suspend_until_done,
+    from prefect_qruntime.settings import QuantumRuntimeSettings as QuantumRuntimeSettings
+    from prefect_qruntime.suspend.suspend import (
+        aleave_to_watcher as aleave_to_watcher,
+        asuspend_until_done as asuspend_until_done,
+        leave_to_watcher as leave_to_watcher,
+        suspend_until_done as suspend_until_done,
     )
     from prefect_qruntime.tasks import (
-        aauthenticate,
-        acancel_job,
-        aclose_session,
-        afetch_results,
-        aget_usage,
-        alist_backends,
-        aopen_session,
-        aselect_backend,
-        asubmit_job,
-        authenticate,
-        await_for_completion,
-        cancel_job,
-        close_session,
-        fetch_results,
-        get_usage,
-        list_backends,
-        open_session,
-        select_backend,
-        submit_job,
-        wait_for_completion,
+        aauthenticate as aauthenticate,
+        acancel_job as acancel_job,
+        aclose_session as aclose_session,
+        afetch_results as afetch_results,
+        aget_usage as aget_usage,
+        alist_backends as alist_backends,
+        aopen_session as aopen_session,
+        aselect_backend as aselect_backend,
+        asubmit_job as asubmit_job,
+        authenticate as authenticate,
+        await_for_completion as await_for_completion,
+        cancel_job as cancel_job,
+        close_session as close_session,
+        fetch_results as fetch_results,
+        get_usage as get_usage,
+        list_backends as list_backends,
+        open_session as open_session,
+        select_backend as select_backend,
+        submit_job as submit_job,
+        wait_for_completion as wait_for_completion,
     )
 
-__all__ = [
-    "AuthenticationError",
-    "Backend",
-    "Budget",
-    "BudgetExhausted",
-    "InstanceReport",
-    "InvalidInput",
-    "Job",
-    "JobCancelled",
-    "JobFailed",
-    "JobRanTooLong",
-    "JobRef",
-    "JobResult",
-    "JobStatus",
-    "JobTimeout",
-    "NotFound",
-    "PermissionDenied",
-    "QuantumRuntimeClient",
-    "QuantumRuntimeCredentials",
-    "QuantumRuntimeError",
-    "QuantumRuntimeJob",
-    "QuantumRuntimeJobRun",
-    "QuantumRuntimeSettings",
-    "RateLimited",
-    "ResultNotReady",
-    "ServiceUnavailable",
-    "Session",
-    "SessionClosed",
-    "SessionRef",
-    "SubmissionUncertain",
-    "Usage",
-    "UsageLimitReached",
-    "__version__",
-    "aauthenticate",
-    "acancel_job",
-    "aclose_session",
-    "afetch_results",
-    "aget_usage",
-    "aleave_to_watcher",
-    "alist_backends",
-    "aload_credentials",
-    "aopen_session",
-    "arun_job",
-    "aruntime_session",
-    "aselect_backend",
-    "asubmit_job",
-    "asuspend_until_done",
-    "authenticate",
-    "await_for_completion",
-    "cancel_job",
-    "check_flow_parameters",
-    "close_session",
-    "fetch_results",
-    "get_usage",
-    "hooks",
-    "leave_to_watcher",
-    "list_backends",
-    "load_credentials",
-    "open_session",
-    "run_job",
-    "runtime_session",
-    "select_backend",
-    "submit_job",
-    "suspend_until_done",
-    "wait_for_completion",
-]
 
-_HOMES = {
-    ".budget": ("Budget",),
-    ".client": ("QuantumRuntimeClient",),
-    ".client.results": ("JobResult",),
-    ".credentials": (
-        "QuantumRuntimeCredentials",
-        "aload_credentials",
-        "load_credentials",
-    ),
-    ".errors": (
-        "AuthenticationError",
-        "BudgetExhausted",
-        "InvalidInput",
-        "JobCancelled",
-        "JobFailed",
-        "JobRanTooLong",
-        "JobTimeout",
-        "NotFound",
-        "PermissionDenied",
-        "QuantumRuntimeError",
-        "RateLimited",
-        "ResultNotReady",
-        "ServiceUnavailable",
-        "SessionClosed",
-        "SubmissionUncertain",
-        "UsageLimitReached",
-    ),
-    ".flow_parameters": ("check_flow_parameters",),
-    ".jobs": (
-        "QuantumRuntimeJob",
-        "QuantumRuntimeJobRun",
-        "arun_job",
-        "run_job",
-    ),
-    ".models": (
-        "Backend",
-        "InstanceReport",
-        "Job",
-        "JobRef",
-        "JobStatus",
-        "Session",
-        "SessionRef",
-        "Usage",
-    ),
-    ".sessions": (
-        "aruntime_session",
-        "runtime_session",
-    ),
-    ".settings": ("QuantumRuntimeSettings",),
-    ".suspend": (
-        "aleave_to_watcher",
-        "asuspend_until_done",
-        "leave_to_watcher",
-        "suspend_until_done",
-    ),
-    ".tasks": (
-        "aauthenticate",
-        "acancel_job",
-        "aclose_session",
-        "afetch_results",
-        "aget_usage",
-        "alist_backends",
-        "aopen_session",
-        "aselect_backend",
-        "asubmit_job",
-        "authenticate",
-        "await_for_completion",
-        "cancel_job",
-        "close_session",
-        "fetch_results",
-        "get_usage",
-        "list_backends",
-        "open_session",
-        "select_backend",
-        "submit_job",
-        "wait_for_completion",
-    ),
-}
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+@cache
+def _public_names() -> dict[str, tuple[str, str | None]]:
+    """Each public name with its module, and its name there (None for a module itself)."""
+    tree = ast.parse(inspect.getsource(sys.modules[__name__]))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    found: dict[str, tuple[str, str | None]] = {}
+    for node in block.body:
+        assert isinstance(node, ast.ImportFrom) and node.module is not None  # noqa: S101, PT018
+        for alias in node.names:
+            is_module = node.module == __name__
+            found[alias.name] = (f"{node.module}.{alias.name}", None) if is_module else (node.module, alias.name)
+    return found
 
 
 def __getattr__(name: str) -> Any:
-    if name == "hooks":
-        return importlib.import_module(".hooks", __name__)
-    try:
-        module = importlib.import_module(_HOME_OF[name], __name__)
-    except KeyError:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
-    value = getattr(module, name)
+    if name == "__all__":
+        return sorted([*_public_names(), "__version__"])
+    if name.startswith("__") or name not in _public_names():
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _public_names()[name]
+    value = importlib.import_module(module)
+    if attribute is not None:
+        value = getattr(value, attribute)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_public_names()})

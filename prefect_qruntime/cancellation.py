@@ -10,26 +10,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Literal
 from uuid import UUID
 
 from prefect.context import FlowRunContext
 
-from prefect_qruntime import keys, observe
+from prefect_qruntime.admission import keys
 from prefect_qruntime.client import QuantumRuntimeClient
-from prefect_qruntime.client.home import home
+from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.errors import NotFound, QuantumRuntimeError
-from prefect_qruntime.late_usage import follow_usage
 from prefect_qruntime.models import Job
-from prefect_qruntime.orchestration import api, current_flow_run_id
+from prefect_qruntime.observability import notifications
+from prefect_qruntime.observability.notifications import follow_usage
+from prefect_qruntime.prefect_api import api, current_flow_run_id
+from prefect_qruntime.redact import get_logger
+from prefect_qruntime.run_context import current_run
 from prefect_qruntime.settings import current_settings
 
-__all__ = ["Policy", "cancel_jobs_of", "cancelled_by_user", "cancels_jobs", "policy"]
+__all__ = ["Policy", "cancel_jobs_of", "cancelled_by_user", "cancels_jobs", "policy", "polls_for_cancellation"]
 
 Policy = Literal["cancel", "detach"]
-log = logging.getLogger("prefect_qruntime.hooks")
+log = get_logger(__name__)
 
 _UNSEEN_PAUSES = (0.5, 1.5, 4.0)  # seconds between tries for a job that the service does not know yet
 
@@ -58,7 +63,7 @@ async def cancelled_by_user(*, level: int = logging.WARNING) -> bool:
     if flow_run_id is None:
         return False
     try:
-        where = await keys.origin()
+        where = await current_run()
         client = await api()
         for run_id in {flow_run_id, where.flow_run_id or flow_run_id}:
             state = (await client.read_flow_run(UUID(run_id))).state
@@ -70,7 +75,7 @@ async def cancelled_by_user(*, level: int = logging.WARNING) -> bool:
     return False
 
 
-class _Round:
+class _CancelBatch:
     """One cancelling of a flow run's jobs, shared by all who ask for it at the same moment.
 
     When a flow with hundreds of waits is cancelled, each of them asks for all of its jobs.
@@ -114,7 +119,7 @@ class _Round:
         except QuantumRuntimeError as error:
             log.error("job %s could not be cancelled: %s", job_id, error)
             raise
-        await observe.job_cancelled(job, flow_run_id=self._flow_run_id)
+        await notifications.job_cancelled(job, flow_run_id=self._flow_run_id)
         follow_usage(self._client, job)
         return job
 
@@ -127,8 +132,16 @@ class _Round:
         return await self._client.cancel(job_id)
 
 
+@dataclass(slots=True)
+class CancellationWork:
+    """What this process does for flow runs that are, or may be, cancelled: by CRN and flow run."""
+
+    batches: dict[tuple[str, str], _CancelBatch] = field(default_factory=dict)
+    pollers: dict[tuple[str, str], CancellationPoller] = field(default_factory=dict)
+
+
 async def cancel_jobs_of(client: QuantumRuntimeClient, flow_run_id: str, also: Iterable[str] = ()) -> list[Job]:
-    """Cancel all live jobs of a flow run. Runs on the home loop.
+    """Cancel all live jobs of a flow run. Runs on the network loop.
 
     Args:
         client: The instance they run on.
@@ -141,21 +154,21 @@ async def cancel_jobs_of(client: QuantumRuntimeClient, flow_run_id: str, also: I
     Raises:
         QuantumRuntimeError: Not all of them were cancelled; each was tried.
     """
-    rounds: dict[tuple[str, str], _Round] = home().shared.setdefault("cancelling", {})
+    batches = network_loop().state(CancellationWork).batches
     which = (client.connection.crn, flow_run_id)
-    here = rounds.setdefault(which, _Round(client, flow_run_id))
+    here = batches.setdefault(which, _CancelBatch(client, flow_run_id))
     here.askers += 1
     try:
         return await here.all_of(also)
     finally:
         here.askers -= 1
-        if not here.askers and rounds.get(which) is here:
-            del rounds[which]
+        if not here.askers and batches.get(which) is here:
+            del batches[which]
 
 
 @asynccontextmanager
 async def cancels_jobs(client: QuantumRuntimeClient, job_ids: list[str]) -> AsyncIterator[None]:
-    """Cancel the flow run's jobs if a user's cancellation ends this block. Runs on the home loop.
+    """Cancel the flow run's jobs if a user's cancellation ends this block. Runs on the network loop.
 
     Args:
         client: The instance.
@@ -165,9 +178,77 @@ async def cancels_jobs(client: QuantumRuntimeClient, job_ids: list[str]) -> Asyn
         yield
     except asyncio.CancelledError:
         if policy() == "cancel" and await cancelled_by_user():
-            where = await keys.origin()
+            where = await current_run()
             with contextlib.suppress(QuantumRuntimeError):
                 if where.flow_run_id is not None:
                     done = await cancel_jobs_of(client, where.flow_run_id, job_ids)
                     log.info("flow run cancelled: %d jobs cancelled with it", len(done))
         raise
+
+
+class CancellationPoller:
+    """Polls Prefect for a cancellation on behalf of all waits of a flow run on one instance."""
+
+    def __init__(self, client: QuantumRuntimeClient, every: float) -> None:
+        self.jobs: Counter[str] = Counter()  # by how many waits
+        self._client = client
+        self._every = every
+        self._task: asyncio.Task[None] | None = None
+
+    def watch(self, job_id: str) -> None:
+        """Poll for one more wait."""
+        self.jobs[job_id] += 1
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._poll())
+
+    def forget(self, job_id: str) -> bool:
+        """A wait is over; returns whether it was the last one."""
+        self.jobs[job_id] -= 1
+        self.jobs += Counter()  # those without waits leave
+        if self.jobs:
+            return False
+        if self._task is not None:
+            self._task.cancel()
+        return True
+
+    async def _poll(self) -> None:
+        while True:
+            await asyncio.sleep(self._every)
+            # An outage of Prefect's API would else be told of at each look.
+            if await cancelled_by_user(level=logging.DEBUG) and await self._cancel():
+                return
+
+    async def _cancel(self) -> bool:
+        """Cancel the jobs: their waits end as soon as the service says so."""
+        where = await current_run()
+        if where.flow_run_id is None:
+            return True
+        try:
+            done = await cancel_jobs_of(self._client, where.flow_run_id, list(self.jobs))
+        except QuantumRuntimeError:  # told of already
+            return False
+        log.info("flow run cancelled: %d jobs cancelled with it", len(done))
+        return True
+
+
+@asynccontextmanager
+async def polls_for_cancellation(client: QuantumRuntimeClient, job_id: str) -> AsyncIterator[None]:
+    """Cancel the flow run's jobs when it is cancelled while this block runs. Runs on the network loop.
+
+    Args:
+        client: The instance.
+        job_id: The job waited for.
+    """
+    flow_run_id, every = current_flow_run_id(), current_settings().cancel_look_seconds
+    if flow_run_id is None or not every or policy() != "cancel":
+        yield
+        return
+    pollers = network_loop().state(CancellationWork).pollers
+    which = (client.connection.crn, flow_run_id)
+    here = pollers.setdefault(which, CancellationPoller(client, every))
+    here.watch(job_id)
+    try:
+        yield
+    finally:
+        if here.forget(job_id) and pollers.get(which) is here:
+            del pollers[which]

@@ -12,13 +12,12 @@ from prefect.blocks.abstract import CredentialsBlock
 from prefect.exceptions import PrefectHTTPStatusError
 from pydantic import Field, HttpUrl, SecretStr, model_validator
 
-from prefect_qruntime.checkup import check_instance
 from prefect_qruntime.client import QuantumRuntimeClient
-from prefect_qruntime.client.home import home
-from prefect_qruntime.connection import DEFAULT_API_VERSION, Connection
-from prefect_qruntime.loading import load_saved
+from prefect_qruntime.client.connection import DEFAULT_API_VERSION, Connection
+from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.diagnostics.instance import check_instance
 from prefect_qruntime.models import InstanceReport
-from prefect_qruntime.orchestration import api
+from prefect_qruntime.prefect_api import api, load_saved
 
 __all__ = ["QuantumRuntimeCredentials", "aload_credentials", "block_name", "load_credentials", "saved_blocks"]
 
@@ -165,7 +164,7 @@ def load_credentials(name: str) -> QuantumRuntimeCredentials:
     Raises:
         InvalidInput: No block of this type has the name, or a field of it is wrong.
     """
-    return home().run(aload_credentials(name))
+    return network_loop().run(aload_credentials(name))
 
 
 async def aload_credentials(name: str) -> QuantumRuntimeCredentials:
@@ -175,7 +174,7 @@ async def aload_credentials(name: str) -> QuantumRuntimeCredentials:
         InvalidInput: No block of this type has the name, or a field of it is wrong.
     """
     return await load_saved(
-        QuantumRuntimeCredentials, name, field="credentials_block", cure="make one in the UI under Blocks"
+        QuantumRuntimeCredentials, name, field="credentials_block", fix="make one in the UI under Blocks"
     )
 
 
@@ -186,7 +185,7 @@ def block_name(credentials: QuantumRuntimeCredentials) -> str | None:
 
 
 async def saved_blocks() -> list[str]:
-    """The names of all saved blocks of this type. Runs on the home loop."""
+    """The names of all saved blocks of this type. Runs on the network loop."""
     try:
         documents = await (await api()).read_block_documents_by_type(QuantumRuntimeCredentials.get_block_type_slug())
     except PrefectHTTPStatusError as error:

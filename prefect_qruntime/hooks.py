@@ -16,24 +16,25 @@ because Prefect does not run partials and methods as cancellation hooks.
 from __future__ import annotations
 
 import contextlib
-import logging
 from typing import Any, TypedDict
 
 from prefect import Flow, State
 from prefect.client.schemas.objects import FlowRun
 
-from prefect_qruntime import flow_runs, observe
+from prefect_qruntime import prefect_api
 from prefect_qruntime.cancellation import POLICY_MARK, cancel_jobs_of
-from prefect_qruntime.client.home import home
+from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.credentials import QuantumRuntimeCredentials, aload_credentials
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import SessionRef
-from prefect_qruntime.records import Record, find_records
-from prefect_qruntime.summary import write_summary
+from prefect_qruntime.observability import notifications
+from prefect_qruntime.observability.artifacts import Record, find_records
+from prefect_qruntime.observability.run_page import write_summary
+from prefect_qruntime.redact import get_logger
 
 __all__ = ["Hooks", "cancel", "detach", "on_cancellation", "on_cancellation_detach", "on_crashed"]
 
-log = logging.getLogger("prefect_qruntime.hooks")
+log = get_logger(__name__)
 
 
 class Hooks(TypedDict):
@@ -45,17 +46,17 @@ class Hooks(TypedDict):
 
 def on_cancellation(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Cancel the flow run's live jobs and drop its sessions."""
-    home().run(clean_up(flow_run, cancel_jobs=True, drain=False))
+    network_loop().run(clean_up(flow_run, cancel_jobs=True, drain=False))
 
 
 def on_cancellation_detach(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Leave the jobs running and let the sessions close once their queued jobs are done."""
-    home().run(clean_up(flow_run, cancel_jobs=False, drain=True))
+    network_loop().run(clean_up(flow_run, cancel_jobs=False, drain=True))
 
 
 def on_crashed(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Leave the jobs running, to be attached to; sessions take no more jobs and close when drained."""
-    home().run(clean_up(flow_run, cancel_jobs=False, drain=True))
+    network_loop().run(clean_up(flow_run, cancel_jobs=False, drain=True))
 
 
 setattr(on_cancellation, POLICY_MARK, "cancel")
@@ -69,14 +70,14 @@ detach: Hooks = {"on_cancellation": [on_cancellation_detach], "on_crashed": [on_
 
 
 async def clean_up(flow_run: FlowRun, *, cancel_jobs: bool, drain: bool) -> None:
-    """What a flow run needs that cannot clean up by itself. Runs on the home loop.
+    """What a flow run needs that cannot clean up by itself. Runs on the network loop.
 
     Args:
         flow_run: The flow run; its subflows are looked after with it.
         cancel_jobs: Whether its live jobs are cancelled.
         drain: Whether the queued jobs of its sessions may still run.
     """
-    family = await flow_runs.family(flow_run.id)
+    family = await prefect_api.family(flow_run.id)
     jobs = await find_records("job", flow_run_ids=family)
     # A job attached to by an explicit key is noted under the flow run that bought it.
     jobs += [r for r in await find_records("job", since=flow_run.created) if r.meta.get("flow_run") == str(flow_run.id)]
@@ -112,7 +113,7 @@ async def _close(credentials: QuantumRuntimeCredentials, record: Record, *, drai
     log.info("session %s: %s", session_id, state)
     ref = SessionRef(id=session_id, backend=record.meta.get("backend"), state=state)
     owner = str(record.flow_run_id) if record.flow_run_id else None
-    observe.session_event("closed", ref, flow_run_id=owner, drain=drain)
+    notifications.session_event("closed", ref, flow_run_id=owner, drain=drain)
 
 
 def _blocks(flow_run: FlowRun, records: list[Record]) -> set[str]:

@@ -3,61 +3,52 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
-from typing import Annotated, Any
+from collections.abc import Iterator
+from typing import Annotated, Any, Unpack
 
 from prefect.blocks.abstract import JobBlock, JobRun
 from pydantic import Field, HttpUrl
 
-from prefect_qruntime import observe
-from prefect_qruntime.arguments import SessionLike
-from prefect_qruntime.budget import MOST_SECONDS, Budget, BudgetLike
-from prefect_qruntime.client.following import OnTimeout, Stream
+from prefect_qruntime.admission.budget import MOST_SECONDS, Budget
 from prefect_qruntime.client.results import JobResult
+from prefect_qruntime.client.waiting.follow import OnTimeout, Stream
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.errors import InvalidInput, JobFailed
-from prefect_qruntime.models import Backend, Job, JobRef
-from prefect_qruntime.tasks import (
-    acancel_job,
-    afetch_results,
-    asubmit_job,
-    await_for_completion,
-    fetch_results,
-    submit_job,
-    wait_for_completion,
-)
+from prefect_qruntime.models import Job, JobRef
+from prefect_qruntime.observability import notifications
+from prefect_qruntime.tasks.arguments import Submission, defaults_of, spelled_out
+from prefect_qruntime.tasks.cancel import acancel_job
+from prefect_qruntime.tasks.fetch import afetch_results, fetch_results
+from prefect_qruntime.tasks.submit import asubmit_numbered, submit_numbered
+from prefect_qruntime.tasks.wait import await_for_completion, wait_for_completion
 
 __all__ = ["QuantumRuntimeJob", "QuantumRuntimeJobRun", "arun_job", "run_job"]
 
 
+@spelled_out
 def run_job(
     credentials: QuantumRuntimeCredentials,
     pubs: Any = None,
     *,
-    backend: str | Backend,
-    program_id: str = "sampler",
-    session: SessionLike | None = None,
-    shots: int | None = None,
-    options: Any = None,
-    params: dict[str, Any] | None = None,
-    tags: Iterable[str] = (),
-    max_execution_time: int | None = None,
-    private: bool = False,
-    submission_key: str | None = None,
-    check_isa: bool = False,
-    transpile: bool = False,
-    budget: BudgetLike | None = None,
     timeout: float | None = None,
     queue_timeout: float | None = None,
     on_timeout: OnTimeout = "leave",
     stream: Stream = "auto",
     resubmit: int = 0,
+    **submission: Unpack[Submission],
 ) -> JobResult:
-    """Buy one job, wait for it and fetch its result, as three task runs. Creates at most `1 + resubmit` jobs.
+    """Submit one job, wait for it and fetch its result, as three task runs. Creates at most `1 + resubmit` jobs.
 
-    Parameters are those of `submit_job` and `wait_for_completion`, and one more: `resubmit` says how often a job
-    is bought anew after the service said that it failed by the service's own fault (`JobFailed.retryable`). Each
-    job has the timeouts for itself; 0 buys no second one.
+    Args:
+        credentials: The credentials block.
+        pubs: PUBs, as `submit_job` takes them.
+        timeout: Seconds for the whole wait of one job; None for no limit.
+        queue_timeout: Seconds until a job runs; None for no limit.
+        on_timeout: What happens to the job then: `leave` or `cancel`.
+        stream: Whether to use a websocket: `auto`, `always` or `never`.
+        resubmit: How often a new job is submitted after the service said that one failed by the service's own
+            fault (`JobFailed.retryable`); 0 submits no second one.
+        **submission: Backend, program, shots, limits and more: see `Submission`.
 
     Returns:
         The result.
@@ -78,99 +69,61 @@ def run_job(
     """
     job: JobRef | None = None
     for left in _chances(resubmit):
-        job = submit_job(
-            credentials,
-            pubs,
-            backend=backend,
-            program_id=program_id,
-            session=session,
-            shots=shots,
-            options=options,
-            params=params,
-            tags=tags,
-            max_execution_time=max_execution_time,
-            private=private,
-            submission_key=submission_key,
-            check_isa=check_isa,
-            transpile=transpile,
-            budget=budget,
-            replaces=job,
-        )
+        job = submit_numbered(credentials, pubs, replaces=job, **submission)
         try:
             wait_for_completion(
                 credentials, job, timeout=timeout, queue_timeout=queue_timeout, on_timeout=on_timeout, stream=stream
             )
             break
         except JobFailed as error:
-            if not left or not error.retryable:
-                raise
-            observe.say(f"{error}; buying another, {left} left", level=logging.WARNING)
+            _check_resubmission(error, left)
     assert job is not None  # noqa: S101 - there is one chance at least
     return fetch_results(credentials, job)
 
 
-def _chances(resubmit: int) -> Iterator[int]:
-    """How many resubmissions are left, for each job that may be bought."""
-    if isinstance(resubmit, bool) or not isinstance(resubmit, int) or not 0 <= resubmit <= 10:
-        raise InvalidInput("must be a whole number from 0 to 10", field="resubmit")
-    return iter(range(resubmit, -1, -1))
-
-
+@spelled_out
 async def arun_job(
     credentials: QuantumRuntimeCredentials,
     pubs: Any = None,
     *,
-    backend: str | Backend,
-    program_id: str = "sampler",
-    session: SessionLike | None = None,
-    shots: int | None = None,
-    options: Any = None,
-    params: dict[str, Any] | None = None,
-    tags: Iterable[str] = (),
-    max_execution_time: int | None = None,
-    private: bool = False,
-    submission_key: str | None = None,
-    check_isa: bool = False,
-    transpile: bool = False,
-    budget: BudgetLike | None = None,
     timeout: float | None = None,
     queue_timeout: float | None = None,
     on_timeout: OnTimeout = "leave",
     stream: Stream = "auto",
     resubmit: int = 0,
+    **submission: Unpack[Submission],
 ) -> JobResult:
     """As `run_job`, for async flows."""
     job: JobRef | None = None
     for left in _chances(resubmit):
-        job = await asubmit_job(
-            credentials,
-            pubs,
-            backend=backend,
-            program_id=program_id,
-            session=session,
-            shots=shots,
-            options=options,
-            params=params,
-            tags=tags,
-            max_execution_time=max_execution_time,
-            private=private,
-            submission_key=submission_key,
-            check_isa=check_isa,
-            transpile=transpile,
-            budget=budget,
-            replaces=job,
-        )
+        job = await asubmit_numbered(credentials, pubs, replaces=job, **submission)
         try:
             await await_for_completion(
                 credentials, job, timeout=timeout, queue_timeout=queue_timeout, on_timeout=on_timeout, stream=stream
             )
             break
         except JobFailed as error:
-            if not left or not error.retryable:
-                raise
-            observe.say(f"{error}; buying another, {left} left", level=logging.WARNING)
+            _check_resubmission(error, left)
     assert job is not None  # noqa: S101 - there is one chance at least
     return await afetch_results(credentials, job)
+
+
+def _chances(resubmit: int) -> Iterator[int]:
+    """How many resubmissions are left, for each job that may be submitted."""
+    if isinstance(resubmit, bool) or not isinstance(resubmit, int) or not 0 <= resubmit <= 10:
+        raise InvalidInput("must be a whole number from 0 to 10", field="resubmit")
+    return iter(range(resubmit, -1, -1))
+
+
+def _check_resubmission(error: JobFailed, left: int) -> None:
+    """Raise the error unless a new job may succeed and was asked for.
+
+    Raises:
+        JobFailed: `error`.
+    """
+    if not left or not error.retryable:
+        raise error
+    notifications.log_to_run(f"{error} Submitting another job; {left} left.", level=logging.WARNING)
 
 
 class QuantumRuntimeJobRun(JobRun[JobResult]):
@@ -180,7 +133,11 @@ class QuantumRuntimeJobRun(JobRun[JobResult]):
         credentials: The credentials block.
         job: The job's handle.
         timeout: Seconds for the whole wait; None for no limit.
+        queue_timeout: Seconds until the job runs; None for no limit.
         on_timeout: What happens to the job then: `leave` or `cancel`.
+        stream: Whether to use a websocket: `auto`, `always` or `never`.
+        block: The job block that submitted it, if jobs that failed by the service's own fault are to be
+            submitted anew as it says.
     """
 
     def __init__(
@@ -189,21 +146,41 @@ class QuantumRuntimeJobRun(JobRun[JobResult]):
         job: JobRef,
         *,
         timeout: float | None = None,
+        queue_timeout: float | None = None,
         on_timeout: OnTimeout = "leave",
+        stream: Stream = "auto",
+        block: QuantumRuntimeJob | None = None,
     ) -> None:
         self.credentials = credentials
         self.job = job
         self.timeout = timeout
+        self.queue_timeout = queue_timeout
         self.on_timeout = on_timeout
+        self.stream = stream
+        self._block = block
 
     # Prefect annotates the abstract method with its logger's type; nothing returns one.
     async def wait_for_completion(self) -> None:  # type: ignore[override]
-        """Wait until the service says that the job completed. Never submits.
+        """Wait until the service says that the job completed. Submits only what `resubmit` of the block allows.
 
         Raises:
             QuantumRuntimeError: As the task of the same name raises.
         """
-        await await_for_completion(self.credentials, self.job, timeout=self.timeout, on_timeout=self.on_timeout)
+        for left in _chances(self._block.resubmit if self._block is not None else 0):
+            try:
+                await await_for_completion(
+                    self.credentials,
+                    self.job,
+                    timeout=self.timeout,
+                    queue_timeout=self.queue_timeout,
+                    on_timeout=self.on_timeout,
+                    stream=self.stream,
+                )
+                return
+            except JobFailed as error:
+                _check_resubmission(error, left)
+                assert self._block is not None  # noqa: S101 - without it there is no chance left
+                self.job = await self._block.submit(replaces=self.job)
 
     async def fetch_result(self) -> JobResult:
         """Fetch the finished job's result."""
@@ -233,13 +210,19 @@ class QuantumRuntimeJob(JobBlock[JobResult]):
         shots: Shots for PUBs that name none.
         options: Options of the primitive.
         params: Raw payload of any program, in place of `pubs`.
+        session: Id of the session or batch to run in.
         tags: Tags of your own.
         max_execution_time: QPU seconds the job may use.
         private: Whether the input is hidden and the result readable once.
         submission_key: Identity of the purchase across flow runs.
+        check_isa: Whether to compare the circuits with the backend's configuration before anything is sent.
+        transpile: Whether to transpile the circuits for the backend.
         budget: The budget that must have room for the job.
         timeout: Seconds to wait for completion.
+        queue_timeout: Seconds until the job runs.
         on_timeout: What happens to the job then.
+        stream: Whether to use a websocket.
+        resubmit: How often a new job is submitted after one failed by the service's own fault.
 
     Example:
         ```python
@@ -295,8 +278,29 @@ class QuantumRuntimeJob(JobBlock[JobResult]):
         default="leave", title="On timeout", description="Leave the job running, or cancel it, when the wait ends."
     )
 
+    queue_timeout: Annotated[float, _bounds(0)] | None = Field(
+        default=None, title="Queue timeout", description="Seconds until the job runs; empty for no limit."
+    )
+    session: str | None = Field(
+        default=None, title="Session", description="Id of the session or batch to run in; empty for none."
+    )
+    check_isa: bool = Field(
+        default=False, title="Check circuits", description="Compare the circuits with the backend before sending them."
+    )
+    transpile: bool = Field(
+        default=False, title="Transpile", description="Transpile the circuits for the backend (needs qiskit)."
+    )
+    stream: Stream = Field(
+        default="auto", title="Websocket", description="Whether to use the job's websocket where there is one."
+    )
+    resubmit: Annotated[int, _bounds(0, 10)] = Field(
+        default=0,
+        title="Resubmit",
+        description="How often a new job is submitted after one failed by the service's own fault, 0 to 10.",
+    )
+
     async def trigger(self) -> QuantumRuntimeJobRun:
-        """Buy the job, or attach to the one that this very call bought before.
+        """Submit the job, or attach to the one that this very call submitted before.
 
         Returns:
             The run to wait for.
@@ -304,20 +308,21 @@ class QuantumRuntimeJob(JobBlock[JobResult]):
         Raises:
             InvalidInput: A field is wrong; nothing was sent.
             BudgetExhausted: The budget has no room for the job; nothing was sent.
-            SubmissionUncertain: It cannot be told whether a job was bought.
+            SubmissionUncertain: It cannot be told whether a job was accepted.
         """
-        job = await asubmit_job(
+        return QuantumRuntimeJobRun(
             self.credentials,
-            self.pubs,
-            backend=self.backend,
-            program_id=self.program_id,
-            shots=self.shots,
-            options=self.options,
-            params=self.params,
-            tags=self.tags,
-            max_execution_time=self.max_execution_time,
-            private=self.private,
-            submission_key=self.submission_key,
-            budget=self.budget,
+            await self.submit(),
+            timeout=self.timeout,
+            queue_timeout=self.queue_timeout,
+            on_timeout=self.on_timeout,
+            stream=self.stream,
+            block=self,
         )
-        return QuantumRuntimeJobRun(self.credentials, job, timeout=self.timeout, on_timeout=self.on_timeout)
+
+    async def submit(self, *, replaces: JobRef | None = None) -> JobRef:
+        """Submit the job or attach to it, as `trigger`; `replaces` is the failed one that a new one stands for."""
+        names = ("backend", *defaults_of(Submission))
+        submission: Any = {name: getattr(self, name) for name in names}
+        job: JobRef = await asubmit_numbered(self.credentials, self.pubs, replaces=replaces, **submission)
+        return job

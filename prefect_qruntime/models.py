@@ -13,7 +13,24 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Backend", "InstanceReport", "Job", "JobRef", "JobStatus", "Session", "SessionRef", "Usage"]
+__all__ = [
+    "FLOW_TAG",
+    "KEY_TAG",
+    "Backend",
+    "InstanceReport",
+    "Job",
+    "JobRef",
+    "JobStatus",
+    "Session",
+    "SessionRef",
+    "Usage",
+]
+
+
+KEY_TAG = "qr-key:"
+"""What the tag of a submission key begins with; 32 hex digits follow."""
+FLOW_TAG = "qr-flow:"
+"""What the tag of the owning flow run begins with; its id follows."""
 
 
 class _Model(BaseModel):
@@ -172,8 +189,13 @@ class Job(_Model):
             tags=self.tags,
             url=self.url,
             private=self.private,
-            submission_key=next((tag for tag in self.tags if tag.startswith("qr-key:")), None),
+            submission_key=next((tag for tag in self.tags if tag.startswith(KEY_TAG)), None),
         )
+
+    @property
+    def flow_run_id(self) -> str | None:
+        """The id of the flow run that submitted the job, as its tag says; None without one."""
+        return next((tag.removeprefix(FLOW_TAG) for tag in self.tags if tag.startswith(FLOW_TAG)), None)
 
 
 class Usage(_Model):

@@ -14,7 +14,7 @@ import threading
 import traceback
 from collections import OrderedDict
 
-__all__ = ["RedactionFilter", "forget_all", "install", "redact", "register_secret"]
+__all__ = ["RedactionFilter", "forget_all", "get_logger", "install", "redact", "register_secret"]
 
 MASK = "********"
 
@@ -25,11 +25,9 @@ _SHAPES = (
     ),
     re.compile(r"()\beyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]{5,}(?:\.[A-Za-z0-9_-]*)?"),
 )
-# Loggers of the libraries that see a token. A filter on a parent does not reach its children,
-# so each logger that writes is named.
+# Loggers of the libraries that see a token; our own come from `get_logger`. A filter on a parent does not reach
+# its children, so each logger that writes is named.
 _LOGGERS = (
-    *(f"prefect_qruntime{name}" for name in ("", ".client", ".stream", ".waiting", ".tasks", ".hooks", ".sweep")),
-    "prefect_qruntime.watcher",
     "httpx",
     *(f"httpcore.{name}" for name in ("connection", "http11", "http2", "proxy", "socks")),
     "hpack.hpack",
@@ -51,7 +49,8 @@ def _renew_lock() -> None:
     _lock = threading.Lock()
 
 
-os.register_at_fork(after_in_child=_renew_lock)
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def register_secret(secret: str) -> None:
@@ -125,8 +124,23 @@ class RedactionFilter(logging.Filter):
 _filter = RedactionFilter("qruntime-redaction")
 
 
+def get_logger(name: str) -> logging.Logger:
+    """The logger of a module of this package, with the filter that masks secrets.
+
+    Example:
+        ```python
+        from prefect_qruntime.redact import get_logger
+
+        log = get_logger(__name__)
+        ```
+    """
+    logger = logging.getLogger(name)
+    logger.addFilter(_filter)  # the same filter is added once only
+    return logger
+
+
 def install() -> None:
-    """Put the filter on our own loggers and on those of the HTTP and websocket libraries. Repeat-safe."""
+    """Put the filter on the loggers of the HTTP and websocket libraries. Repeat-safe."""
     for name in _LOGGERS:
         logger = logging.getLogger(name)
         if _filter not in logger.filters:

@@ -8,13 +8,13 @@ from contextlib import asynccontextmanager, contextmanager
 
 from prefect.exceptions import Pause
 
-from prefect_qruntime import observe, work
 from prefect_qruntime.cancellation import cancelled_by_user, policy
-from prefect_qruntime.client.home import home
+from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import Backend, SessionRef
-from prefect_qruntime.tasks import aclose_session, aopen_session, close_session, open_session
+from prefect_qruntime.observability import notifications
+from prefect_qruntime.tasks.sessions import aclose_session, aopen_session, close, close_session, open_session
 
 __all__ = ["aruntime_session", "runtime_session"]
 
@@ -61,9 +61,9 @@ def runtime_session(
     except BaseException as left_by:
         try:
             if isinstance(left_by, Pause):  # a suspended flow run starts no task any more
-                home().run(work.close_session(credentials, session, drain=True))
+                network_loop().run(close(credentials, session, drain=True))
             else:
-                close_session(credentials, session, drain=home().run(_drains(left_by)))
+                close_session(credentials, session, drain=network_loop().run(_drains(left_by)))
         except QuantumRuntimeError as error:
             _not_closed(session, error)
         raise
@@ -85,9 +85,9 @@ async def aruntime_session(
     except BaseException as left_by:
         try:
             if isinstance(left_by, Pause):
-                await home().arun(work.close_session(credentials, session, drain=True))
+                await close(credentials, session, drain=True)
             else:
-                await aclose_session(credentials, session, drain=await home().arun(_drains(left_by)))
+                await aclose_session(credentials, session, drain=await network_loop().arun(_drains(left_by)))
         except QuantumRuntimeError as error:
             _not_closed(session, error)
         raise
@@ -107,7 +107,7 @@ async def _drains(left_by: BaseException) -> bool:
 
 def _not_closed(session: SessionRef, error: QuantumRuntimeError) -> None:
     # The error that ended the block is the one to report; the session is left to the sweep.
-    observe.say(
+    notifications.log_to_run(
         f"session {session.id} could not be closed: {error}; `prefect-qruntime sweep` looks after it",
         level=logging.ERROR,
     )

@@ -30,7 +30,7 @@ class Ours:
 
     def open(self) -> None:
         """Make a client."""
-        from prefect_qruntime.connection import Connection
+        from prefect_qruntime.client.connection import Connection
 
         legacy = self.dialect == "legacy"
         connection = Connection(

@@ -1,5 +1,5 @@
 """The service's client: no line below this folder imports Prefect."""
 
-from prefect_qruntime.client.api import QuantumRuntimeClient
+from prefect_qruntime.client.client import QuantumRuntimeClient
 
 __all__ = ["QuantumRuntimeClient"]

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.client.inputs import v1_params, v2_params
-from prefect_qruntime.connection import Connection
+from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.models import JobRef, SessionRef
-from prefect_qruntime.spec import JobSpec
 
 __all__ = ["Cloud", "Dialect", "Legacy", "dialect_of"]
 

@@ -9,12 +9,12 @@ from collections.abc import Awaitable, Callable
 
 import orjson
 
-from prefect_qruntime.client.download import download_elsewhere
-from prefect_qruntime.client.replies import Reply
-from prefect_qruntime.client.results import JobResult
-from prefect_qruntime.client.spool import Shelf, StoredBody
-from prefect_qruntime.client.transport import Transport
-from prefect_qruntime.connection import Connection
+from prefect_qruntime.client.connection import Connection
+from prefect_qruntime.client.failures import job_error
+from prefect_qruntime.client.results.job_result import JobResult
+from prefect_qruntime.client.transport.http import Transport
+from prefect_qruntime.client.transport.replies import Reply
+from prefect_qruntime.client.transport.spool import BodyStore, StoredBody, download_elsewhere
 from prefect_qruntime.errors import (
     NEVER,
     JobFailed,
@@ -23,7 +23,6 @@ from prefect_qruntime.errors import (
     ResultNotReady,
     ServiceUnavailable,
 )
-from prefect_qruntime.failures import job_error
 from prefect_qruntime.models import Job, JobRef
 from prefect_qruntime.redact import redact
 
@@ -35,11 +34,11 @@ _BRACKETS = {b"{": b"}", b"[": b"]"}
 
 async def fetch_result(
     transport: Transport,
-    look: Callable[[str], Awaitable[Job]],
+    fetch_job: Callable[[str], Awaitable[Job]],
     ref: JobRef,
     *,
     grace: float,
-    shelf: Shelf | None = None,
+    shelf: BodyStore | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> JobResult:
@@ -47,7 +46,7 @@ async def fetch_result(
 
     Args:
         transport: The wire.
-        look: Reads the job's state.
+        fetch_job: Reads the job's state.
         ref: Which job.
         grace: Seconds a completed job may still answer 204 or 404.
         shelf: Where a result goes that is too large for memory; None keeps it there all the same.
@@ -63,13 +62,13 @@ async def fetch_result(
             stays in its file, which the error names.
         QuantumRuntimeError: The result is larger than the shelf takes, the disk is full, or it is no JSON.
     """
-    shelf = shelf or Shelf()
+    shelf = shelf or BodyStore()
     name = _name(transport.connection, ref.id)
     if shelf.only_copy:
         # A process that died between the download and the hand-over has left it there.
         found = await asyncio.to_thread(shelf.find, name)
         if found is not None:
-            return await _checked(transport, look, ref, found, shelf, name)
+            return await _checked(transport, fetch_job, ref, found, shelf, name)
     started = clock()
     pause = 0.2
     while True:
@@ -78,8 +77,8 @@ async def fetch_result(
         )
         if isinstance(reply, StoredBody) or (reply.status == 200 and reply.content):
             body = reply if isinstance(reply, StoredBody) else reply.content
-            return await _checked(transport, look, ref, body, shelf, name)
-        job = await look(ref.id)  # raises NotFound for a job that is not there
+            return await _checked(transport, fetch_job, ref, body, shelf, name)
+        job = await fetch_job(ref.id)  # raises NotFound for a job that is not there
         error = job_error(job)
         if error is not None:
             raise error
@@ -112,10 +111,10 @@ def _name(connection: Connection, job_id: str) -> str:
 
 async def _checked(
     transport: Transport,
-    look: Callable[[str], Awaitable[Job]],
+    fetch_job: Callable[[str], Awaitable[Job]],
     ref: JobRef,
     body: bytes | StoredBody,
-    shelf: Shelf,
+    shelf: BodyStore,
     name: str,
 ) -> JobResult:
     head, tail = _ends(body)
@@ -140,7 +139,7 @@ async def _checked(
     if isinstance(body, StoredBody) and not shelf.only_copy:
         body.discard()
     # A failed job's result is its traceback as plain text.
-    job = await look(ref.id)
+    job = await fetch_job(ref.id)
     error = job_error(job)
     text = redact(head.decode("utf-8", "replace").strip())
     if isinstance(error, JobFailed):

@@ -9,12 +9,12 @@ from typing import Any, NoReturn, TypeVar
 import httpx
 
 from prefect_qruntime.client import parsing
-from prefect_qruntime.client.home import at_home, home
-from prefect_qruntime.client.retrying import Patience
-from prefect_qruntime.client.wire import Wire, wire_of
-from prefect_qruntime.connection import Connection, check_name
+from prefect_qruntime.client.connection import Connection, check_name
+from prefect_qruntime.client.failures import Phase
+from prefect_qruntime.client.network_loop import network_loop, on_network_loop
+from prefect_qruntime.client.transport.connections import ServiceConnection, connection_of
+from prefect_qruntime.client.transport.retrying import RetryDeadlines
 from prefect_qruntime.errors import QuantumRuntimeError
-from prefect_qruntime.failures import Phase
 from prefect_qruntime.models import Backend, Usage
 
 __all__ = ["MOST_PAGES", "InstanceCalls", "plain"]
@@ -26,7 +26,7 @@ MOST_PAGES = 50
 class InstanceCalls:
     """What `QuantumRuntimeClient` knows of an instance, and how it reaches the service."""
 
-    def __init__(self, connection: Connection, *, patience: Patience | None = None) -> None:
+    def __init__(self, connection: Connection, *, patience: RetryDeadlines | None = None) -> None:
         self.connection = connection
         self._patience = patience
 
@@ -39,10 +39,10 @@ class InstanceCalls:
     @staticmethod
     def run(work: Coroutine[Any, Any, T]) -> T:
         """Run one of the client's coroutines from code without an event loop and block until it ends."""
-        return home().run(work)
+        return network_loop().run(work)
 
-    def _wire(self) -> Wire:
-        return wire_of(self.connection, self._patience)
+    def _wire(self) -> ServiceConnection:
+        return connection_of(self.connection, self._patience)
 
     async def _get(
         self,
@@ -57,7 +57,7 @@ class InstanceCalls:
 
     # ---- instance ------------------------------------------------------------------------------
 
-    @at_home
+    @on_network_loop
     async def authenticate(self) -> float:
         """Exchange the key if needed. Returns the token's remaining life in seconds, never the token.
 
@@ -68,32 +68,32 @@ class InstanceCalls:
         await wire.tokens.get()
         return wire.tokens.seconds_left or 0.0
 
-    @at_home
+    @on_network_loop
     async def clock_skew(self) -> float | None:
         """Seconds by which IAM's clock is ahead of this machine's, by its last token; None before one."""
         return self._wire().tokens.clock_skew
 
-    @at_home
+    @on_network_loop
     async def versions(self) -> tuple[str, ...]:
         """API versions the service offers."""
         return parsing.parse_versions(await self._get("/versions"))
 
-    @at_home
+    @on_network_loop
     async def usage(self) -> Usage:
         """QPU seconds of the instance in its current period."""
         return parsing.parse_usage(await self._get("/instances/usage"))
 
-    @at_home
+    @on_network_loop
     async def instance(self) -> dict[str, Any]:
         """The instance's plan, backends and limits, as the service gives them."""
         return await self._get("/instance")
 
-    @at_home
+    @on_network_loop
     async def instance_configuration(self) -> dict[str, Any]:
         """The instance's configuration (`instance_limit` in seconds)."""
         return await self._get("/instances/configuration")
 
-    @at_home
+    @on_network_loop
     async def workloads(self, *, limit: int | None = None, **filters: Any) -> list[dict[str, Any]]:
         """Workloads (jobs, batches, sessions), newest first, following the service's cursor.
 
@@ -115,7 +115,7 @@ class InstanceCalls:
 
     # ---- backends ------------------------------------------------------------------------------
 
-    @at_home
+    @on_network_loop
     async def backends(self) -> list[Backend]:
         """All backends of the instance, with status, queue and size."""
         query = dict(self._wire().dialect.backends_query)
@@ -129,17 +129,17 @@ class InstanceCalls:
             whole.append(backend)
         return whole
 
-    @at_home
+    @on_network_loop
     async def backend_status(self, name: str) -> dict[str, Any]:
         """State and queue length of a backend."""
         return await self._get(f"/backends/{check_name(name, field='backend')}/status")
 
-    @at_home
+    @on_network_loop
     async def backend_configuration(self, name: str) -> dict[str, Any]:
         """Qubits, basis gates, coupling map and limits of a backend."""
         return await self._get(f"/backends/{check_name(name, field='backend')}/configuration")
 
-    @at_home
+    @on_network_loop
     async def backend_properties(self, name: str) -> dict[str, Any]:
         """Calibration data of a backend."""
         return await self._get(f"/backends/{check_name(name, field='backend')}/properties")

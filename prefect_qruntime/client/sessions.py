@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
-from prefect_qruntime.client.errand import settled
+from prefect_qruntime.client.transport.in_flight import complete_or_withdraw
 from prefect_qruntime.errors import NotFound, QuantumRuntimeError, SubmissionUncertain
 from prefect_qruntime.models import Job, Session, SessionRef
+from prefect_qruntime.redact import get_logger
 
 __all__ = ["close_session", "open_session"]
 
-log = logging.getLogger("prefect_qruntime.client")
+log = get_logger(__name__)
 
 _CLOCKS_APART = timedelta(minutes=10)
 _DROP_PATIENCE = 4.0  # seconds for dropping a session whose caller is gone
@@ -44,7 +44,7 @@ class _Service(Protocol):
         self, *, session_id: str | None = None, pending: bool | None = None, limit: int | None = None
     ) -> list[Job]: ...
 
-    async def look(self, job_id: str) -> Job: ...
+    async def fetch_job(self, job_id: str) -> Job: ...
 
     def unfinished_jobs(self, session_id: str) -> list[str]: ...
 
@@ -118,7 +118,7 @@ async def _post(service: _Service, backend: str, mode: str, max_ttl: int | None)
         return ref
 
     try:
-        ref = await settled(post())
+        ref = await complete_or_withdraw(post())
     except asyncio.CancelledError:
         for ref in opened:
             if ref.id is not None:  # nobody will ever learn of it
@@ -143,7 +143,7 @@ async def _has_work(service: _Service, session_id: str) -> bool:
         return True
     for job_id in service.unfinished_jobs(session_id):
         try:
-            if not (await service.look(job_id)).is_terminal:
+            if not (await service.fetch_job(job_id)).is_terminal:
                 return True
         except NotFound:  # bought a moment ago and not visible yet
             return True

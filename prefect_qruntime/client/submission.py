@@ -8,20 +8,20 @@ bought twice automatically; we do not promise "exactly once".
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from prefect_qruntime.client.errand import settled
+from prefect_qruntime.client.inputs.spec import JobSpec
+from prefect_qruntime.client.transport.in_flight import complete_or_withdraw
 from prefect_qruntime.errors import QuantumRuntimeError, SubmissionUncertain
 from prefect_qruntime.models import Job, JobRef, JobStatus, SessionRef
-from prefect_qruntime.spec import JobSpec
+from prefect_qruntime.redact import get_logger
 
 __all__ = ["BeforePost", "Intent", "submit_or_attach"]
 
-log = logging.getLogger("prefect_qruntime.client")
+log = get_logger(__name__)
 
 BeforePost = Callable[[str], Awaitable[JobSpec | None]]
 
@@ -114,7 +114,7 @@ async def _buy(
     for attempt in range(1, intent.attempts + 1):
         spec = (await before_post(key) if before_post is not None else None) or intent.spec
         try:
-            return await settled(_post(service, intent, spec, key, tags, on_bought))
+            return await complete_or_withdraw(_post(service, intent, spec, key, tags, on_bought))
         except QuantumRuntimeError as error:
             if error.advice.kind != "search-first":
                 raise

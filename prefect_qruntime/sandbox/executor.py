@@ -14,8 +14,7 @@ import time
 import zlib
 from typing import Any
 
-from prefect_qruntime.sandbox import circuits as qc
-from prefect_qruntime.sandbox import encoding
+from prefect_qruntime.sandbox import circuits as qc, encoding
 from prefect_qruntime.sandbox.catalog import Backend
 from prefect_qruntime.sandbox.clock import iso
 from prefect_qruntime.sandbox.encoding import InputError

@@ -6,8 +6,7 @@ import math
 from statistics import NormalDist
 from typing import Any
 
-from prefect_qruntime.sandbox import circuits as qc
-from prefect_qruntime.sandbox import encoding, simulate
+from prefect_qruntime.sandbox import circuits as qc, encoding, simulate
 from prefect_qruntime.sandbox.catalog import ERROR_READOUT, MAX_SHOTS, Backend
 from prefect_qruntime.sandbox.encoding import InputError
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from prefect_qruntime.sandbox import circuits as qc
-from prefect_qruntime.sandbox import encoding, primitives, simulate
+from prefect_qruntime.sandbox import circuits as qc, encoding, primitives, simulate
 from prefect_qruntime.sandbox.catalog import MAX_SHOTS, Backend
 from prefect_qruntime.sandbox.encoding import InputError
 

@@ -1,12 +1,10 @@
-"""The tasks: each as a pair, `x` for sync flows and `ax` for async flows.
+"""The tasks, one file a verb: each as a pair, `x` for sync flows and `ax` for async flows.
 
 Submit, wait and fetch are separate task runs. `submit_job` has no retries: run again, it attaches to the
-job it bought. A retry of `wait_for_completion` or `fetch_results` never submits.
-
-The async twin of each task takes the same parameters, returns and raises the same.
+job it submitted. A retry of `wait_for_completion` or `fetch_results` never submits.
 """
 
-from prefect_qruntime.tasks.instance import (
+from prefect_qruntime.tasks.backends import (
     aauthenticate,
     aget_usage,
     alist_backends,
@@ -16,17 +14,11 @@ from prefect_qruntime.tasks.instance import (
     list_backends,
     select_backend,
 )
-from prefect_qruntime.tasks.jobs import (
-    acancel_job,
-    afetch_results,
-    asubmit_job,
-    await_for_completion,
-    cancel_job,
-    fetch_results,
-    submit_job,
-    wait_for_completion,
-)
+from prefect_qruntime.tasks.cancel import acancel_job, cancel_job
+from prefect_qruntime.tasks.fetch import afetch_results, fetch_results
 from prefect_qruntime.tasks.sessions import aclose_session, aopen_session, close_session, open_session
+from prefect_qruntime.tasks.submit import asubmit_job, submit_job
+from prefect_qruntime.tasks.wait import await_for_completion, wait_for_completion
 
 __all__ = [
     "aauthenticate",

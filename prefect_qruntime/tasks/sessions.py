@@ -1,20 +1,45 @@
-"""Tasks that open and close sessions and batches."""
+"""Open and close sessions and batches: the tasks and what they do.
+
+In the legacy dialect a session's id is its first job's id. Until that job is accepted the `SessionRef` has
+no id but a token; all callers of this process that hold the token share the binding.
+"""
 
 from __future__ import annotations
 
-from prefect_qruntime import arguments, work
-from prefect_qruntime.arguments import SessionLike
-from prefect_qruntime.client.home import home
-from prefect_qruntime.credentials import QuantumRuntimeCredentials
-from prefect_qruntime.errors import InvalidInput
-from prefect_qruntime.models import Backend, SessionRef
-from prefect_qruntime.tasks.kinds import once, repeatable
+import logging
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
-__all__ = ["aclose_session", "aopen_session", "close_session", "open_session"]
+from cachetools import LRUCache
+
+from prefect_qruntime.client.network_loop import network_loop, on_network_loop
+from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name
+from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError, SubmissionUncertain
+from prefect_qruntime.models import Backend, JobRef, SessionRef
+from prefect_qruntime.observability import notifications
+from prefect_qruntime.run_context import RunContext, current_run
+from prefect_qruntime.settings import current_settings
+from prefect_qruntime.tasks.arguments import SessionLike, as_session, backend_name
+from prefect_qruntime.tasks.decorators import blocking, creates, repeats
+
+__all__ = [
+    "aclose_session",
+    "aopen_session",
+    "bind",
+    "close",
+    "close_session",
+    "first_through",
+    "note_session",
+    "open_session",
+]
+
+_pending_sessions: LRUCache[str, SessionRef | None] = LRUCache(1024)
+"""Sessions of this process that their first job opens, by token; with their id once it did."""
 
 
-@once("open session", "open {mode} session on {backend}")
-def open_session(
+@creates("open session", "open {mode} session on {backend}")
+async def aopen_session(
     credentials: QuantumRuntimeCredentials,
     backend: str | Backend,
     *,
@@ -36,23 +61,45 @@ def open_session(
         PermissionDenied: The plan has no dedicated sessions (code 1352): use `batch`.
         SubmissionUncertain: The answer was lost and looking did not settle it.
     """
-    return home().run(work.open_session(credentials, arguments.plain_backend(backend), mode, max_ttl))
+    name = backend_name(backend)
+    if mode not in ("dedicated", "batch"):
+        raise InvalidInput("must be 'dedicated' or 'batch'", field="mode")
+    if max_ttl is not None and (isinstance(max_ttl, bool) or not isinstance(max_ttl, int) or max_ttl < 1):
+        raise InvalidInput("must be a whole number of seconds, at least 1", field="max_ttl")
+    ttl = max_ttl if max_ttl is not None else current_settings().session_max_ttl_seconds
+    where = await current_run()
+    wanted = SessionRef(
+        mode="batch" if mode == "batch" else "dedicated", backend=name, max_ttl=ttl, token=secrets.token_hex(8)
+    )
+    # Noted before it is opened: if this process dies in between, the sweep knows what to look for.
+    await note_session(credentials, wanted.token, wanted, where, new=True)
+    try:
+        opened = await credentials.get_client().open_session(name, mode=mode, max_ttl=ttl)
+    except QuantumRuntimeError as error:
+        if not isinstance(error, SubmissionUncertain):  # else the sweep would look for it
+            await note_session(credentials, wanted.token, wanted.model_copy(update={"state": "closed"}), where)
+        raise
+    session = opened.model_copy(update={"token": wanted.token, "max_ttl": opened.max_ttl or ttl})
+    kind = "batch" if session.mode == "batch" else "session"
+    if session.id is None:
+        if session.token is not None:
+            _pending_sessions[session.token] = None
+        notifications.log_to_run(f"{kind} on {name}: opens with its first job, at most {ttl} s")
+        return session
+    await note_session(credentials, session.token, session, where)
+    notifications.log_to_run(f"opened {kind} {session.id} on {session.backend or name}, at most {session.max_ttl} s")
+    notifications.session_event("opened", session, max_ttl=session.max_ttl)
+    return session
 
 
-@once("open session", "open {mode} session on {backend}")
-async def aopen_session(
-    credentials: QuantumRuntimeCredentials,
-    backend: str | Backend,
-    *,
-    mode: str = "dedicated",
-    max_ttl: int | None = None,
+open_session = blocking(aopen_session)
+"""As `aopen_session`, for sync flows."""
+
+
+@repeats("close session", "close {session}")
+async def aclose_session(
+    credentials: QuantumRuntimeCredentials, session: SessionLike, *, drain: bool = True
 ) -> SessionRef:
-    """As `open_session`, for async flows."""
-    return await home().arun(work.open_session(credentials, arguments.plain_backend(backend), mode, max_ttl))
-
-
-@repeatable("close session", "close {session}")
-def close_session(credentials: QuantumRuntimeCredentials, session: SessionLike, *, drain: bool = True) -> SessionRef:
     """Close a session or batch and read back that it is closed.
 
     Args:
@@ -63,18 +110,98 @@ def close_session(credentials: QuantumRuntimeCredentials, session: SessionLike, 
     Returns:
         The session as read back.
     """
-    ref = arguments.as_session(session)
+    ref = as_session(session)
     if ref is None:
         raise InvalidInput("must be a SessionRef or a session id", field="session")
-    return home().run(work.close_session(credentials, ref, drain))
+    return await close(credentials, ref, drain)
 
 
-@repeatable("close session", "close {session}")
-async def aclose_session(
-    credentials: QuantumRuntimeCredentials, session: SessionLike, *, drain: bool = True
+close_session = blocking(aclose_session)
+"""As `aclose_session`, for sync flows."""
+
+
+@on_network_loop
+async def close(
+    credentials: QuantumRuntimeCredentials, session: SessionRef, drain: bool, *, event: str = "closed"
 ) -> SessionRef:
-    """As `close_session`, for async flows."""
-    ref = arguments.as_session(session)
-    if ref is None:
-        raise InvalidInput("must be a SessionRef or a session id", field="session")
-    return await home().arun(work.close_session(credentials, ref, drain))
+    """Close a session without a task run, read back, and report."""
+    token, session = session.token, _bound(session)
+    where = await current_run()
+    if session.id is None:
+        notifications.log_to_run("the session was never opened: no job was submitted in it")
+        closed = session.model_copy(update={"state": "closed", "accepting_jobs": False})
+        await note_session(credentials, token, closed, where)
+        return closed
+    read = await credentials.get_client().close_session(session.id, drain=drain)
+    if read is None:
+        notifications.log_to_run(f"session {session.id} is not known to the service any more")
+        closed = session.model_copy(update={"state": "closed", "accepting_jobs": False})
+    else:
+        closed = read.ref().model_copy(update={"mode": session.mode})
+        if closed.is_closed:
+            notifications.log_to_run(f"session {session.id} is closed")
+        elif drain and closed.accepting_jobs is False:
+            notifications.log_to_run(
+                f"session {session.id} takes no more jobs and closes when its queued ones are done"
+            )
+        else:
+            notifications.log_to_run(
+                f"session {session.id} was asked to close but is still {closed.state!r}; "
+                "`prefect-qruntime sweep` looks after it",
+                level=logging.WARNING,
+            )
+    await note_session(credentials, token, closed, where)
+    notifications.session_event(event, closed, drain=drain)
+    return closed
+
+
+async def note_session(
+    credentials: QuantumRuntimeCredentials,
+    token: str | None,
+    session: SessionRef,
+    where: RunContext,
+    *,
+    new: bool = False,
+) -> None:
+    """Keep the session's record in Prefect up to date."""
+    if token is not None:
+        await notifications.session_record(
+            token, session, block=block_name(credentials), flow_run_id=where.flow_run_id, new=new
+        )
+
+
+def _bound(session: SessionRef) -> SessionRef:
+    """The session as it stands now: with its id once the first job is accepted."""
+    if session.id is not None or session.token is None:
+        return session
+    return _pending_sessions.get(session.token) or session
+
+
+def bind(session: SessionRef, ref: JobRef) -> None:
+    """Note the id that the first job brought."""
+    if session.token is not None and ref.session is not None and ref.session.id is not None:
+        _pending_sessions[session.token] = ref.session
+
+
+@asynccontextmanager
+async def first_through(session: SessionRef | None) -> AsyncIterator[SessionRef | None]:
+    """Hold back all submits but one while a session has no id. Runs on the network loop.
+
+    Raises:
+        InvalidInput: The unbound session comes from another process, where its binding cannot be shared.
+    """
+    if session is None or session.id is not None:
+        yield session
+        return
+    if session.token is None or session.token not in _pending_sessions:
+        raise InvalidInput(
+            "this session has no id yet and was opened in another process; submit its first job there and pass "
+            "that job's .session on",
+            field="session",
+        )
+    now = _bound(session)
+    if now.id is not None:
+        yield now
+        return
+    async with network_loop().lock(f"session:{session.token}"):
+        yield _bound(session)

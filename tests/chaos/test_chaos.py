@@ -14,8 +14,8 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
 from prefect.states import Crashed, Scheduled
 
+from prefect_qruntime.operations.sweep import run_sweep
 from prefect_qruntime.sandbox import Sandbox
-from prefect_qruntime.sweep import run_sweep
 from tests.chaos import campaign
 from tests.chaos.victim import FLOWS
 

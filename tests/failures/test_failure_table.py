@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.connection import Connection
+from prefect_qruntime.client.failures import job_error
 from prefect_qruntime.client.inputs import make_spec
-from prefect_qruntime.client.retrying import Patience
 from prefect_qruntime.client.submission import Intent
-from prefect_qruntime.client.waiting import Deadlines, Pace
-from prefect_qruntime.connection import Connection
+from prefect_qruntime.client.transport.retrying import RetryDeadlines
+from prefect_qruntime.client.waiting.plan import Deadlines, PollIntervals
 from prefect_qruntime.errors import (
     AuthenticationError,
     InvalidInput,
@@ -30,15 +31,14 @@ from prefect_qruntime.errors import (
     SubmissionUncertain,
     UsageLimitReached,
 )
-from prefect_qruntime.failures import job_error
 from prefect_qruntime.sandbox import Sandbox
 
 CIRCUIT = 'OPENQASM 3.0; include "stdgates.inc"; qubit[1] q; bit[1] c; x q[0]; c = measure q;'
 KEY = "qr-key:" + "0" * 32
-QUICK = Patience(
+QUICK = RetryDeadlines(
     token=1.5, read=1.5, wait=0.3, fetch=1.5, change=1.5, submit=1.5, open=1.5, first_pause=0.05, longest_pause=0.2
 )
-PACE = Pace(queued=0.05, lively=0.05, streamed=0.1, outage=0.05)
+PACE = PollIntervals(queued=0.05, lively=0.05, streamed=0.1, outage=0.05)
 Inject = Callable[[Any], Any]
 
 

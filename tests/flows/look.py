@@ -17,8 +17,9 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, TaskRun
 
-from prefect_qruntime.client.home import home
-from prefect_qruntime.records import Record, find_records
+from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.observability.artifacts import Record, find_records
+from prefect_qruntime.observability.run_page import PageWrites
 from prefect_qruntime.sandbox import Sandbox
 
 T = TypeVar("T")
@@ -91,13 +92,13 @@ def events(resource: str, number: int = 1, *, last: str | None = None) -> list[d
 
 def noted() -> None:
     """Return once what this process notes behind the flows' backs is noted."""
-    assert until(lambda: not home().shared.get("late notes")) is True
+    assert until(lambda: not network_loop().state(PageWrites).debounced) is True
 
 
 def records(kind: Any, flow_run_id: UUID) -> list[Record]:
     """What a flow run noted in Prefect about its jobs or sessions."""
     noted()
-    return home().run(find_records(kind, flow_run_ids=[flow_run_id]))
+    return network_loop().run(find_records(kind, flow_run_ids=[flow_run_id]))
 
 
 def requests(sandbox: Sandbox, method: str, path: str) -> int:

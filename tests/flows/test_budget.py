@@ -25,7 +25,8 @@ from prefect_qruntime import (
     submit_job,
     wait_for_completion,
 )
-from prefect_qruntime.client.home import home
+from prefect_qruntime.admission.ledger import Ledger
+from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.sandbox import Sandbox
 from tests.flows.conftest import posts
 from tests.flows.look import BACKEND, FLIP, asked, events, until
@@ -37,7 +38,7 @@ SCALE = 200.0  # 40 service seconds pass in 0.2
 @pytest.fixture
 def sandbox(sandbox: Sandbox) -> Sandbox:
     """Each job costs 40 QPU seconds."""
-    home().shared.pop(f"ledger:{sandbox.crn}", None)  # the sandbox forgot its jobs, so this process does too
+    network_loop().forget(Ledger)  # the sandbox forgot its jobs, so this process does too
     sandbox.control.set_clock_scale(SCALE)
     sandbox.control.set_times(queue_time=1, run_time=40)
     return sandbox

@@ -11,14 +11,13 @@ from prefect import flow, runtime
 from prefect.states import Cancelling
 
 import prefect_qruntime as qr
-from prefect_qruntime.cancellation import cancel_jobs_of
-from prefect_qruntime.client.home import home
+from prefect_qruntime.cancellation import CancellationWork, cancel_jobs_of
+from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.errors import PermissionDenied
 from prefect_qruntime.sandbox import Sandbox
-from prefect_qruntime.watcher import run_watch
+from prefect_qruntime.suspend.watcher import run_watch
 from tests.flows.look import BACKEND, FLIP, STAY, asked, events, ran, records, requests, until
-from tests.flows.test_suspend import block as block
-from tests.flows.test_suspend import deployed, detached, start, waits
+from tests.flows.test_suspend import block as block, deployed, detached, start, waits
 
 pytestmark = pytest.mark.server
 
@@ -42,19 +41,19 @@ def test_waits_that_are_cancelled_together_cancel_each_job_once(sandbox: Sandbox
         client = credentials.get_client()
         return await asyncio.gather(*(cancel_jobs_of(client, flow_run_id, [jobs[n % 4]]) for n in range(20)))
 
-    for done in home().run(twenty_at_once()):
+    for done in network_loop().run(twenty_at_once()):
         assert {job.id for job in done} == set(jobs)
         assert all(job.status is qr.JobStatus.CANCELLED for job in done)
     assert requests(sandbox, "POST", "/jobs/*/cancel") == 4
     assert len(events(f"qruntime.job.{jobs[0]}", last="qruntime.job.cancelled")) == 2
-    assert not home().shared["cancelling"]
+    assert not network_loop().state(CancellationWork).batches
 
 
 def test_a_job_that_the_service_does_not_know_yet_is_cancelled_too(sandbox: Sandbox, credentials: Any) -> None:
     sandbox.control.hold()
     flow_run_id, jobs = bought(credentials, 1)
     sandbox.control.add_fault("POST", "/jobs/*/cancel", status=404)
-    done = home().run(cancel_jobs_of(credentials.get_client(), flow_run_id, jobs))
+    done = network_loop().run(cancel_jobs_of(credentials.get_client(), flow_run_id, jobs))
     assert [job.status for job in done] == [qr.JobStatus.CANCELLED]
 
 
@@ -63,7 +62,7 @@ def test_a_job_that_cannot_be_cancelled_holds_up_no_other_and_is_told_of(sandbox
     flow_run_id, jobs = bought(credentials, 3)
     sandbox.control.add_fault("POST", f"/jobs/{jobs[1]}/cancel", status=403, times=None)
     with pytest.raises(PermissionDenied):
-        home().run(cancel_jobs_of(credentials.get_client(), flow_run_id, jobs))
+        network_loop().run(cancel_jobs_of(credentials.get_client(), flow_run_id, jobs))
     assert [sandbox.control.job(job)["status"] for job in jobs] == ["Cancelled", "Queued", "Cancelled"]
 
 

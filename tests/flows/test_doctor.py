@@ -21,14 +21,13 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from prefect_qruntime import Budget, QuantumRuntimeCredentials, QuantumRuntimeJob
-from prefect_qruntime.checks import engine
-from prefect_qruntime.checks.finding import Finding
-from prefect_qruntime.client.home import home
+from prefect_qruntime.admission.rate_limit import set_up
+from prefect_qruntime.cli.doctor import doctor_and_report
 from prefect_qruntime.client.inputs import make_spec
+from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.submission import Intent
-from prefect_qruntime.commands.doctor import doctor_and_report
-from prefect_qruntime.doctor import check_block, run_doctor
-from prefect_qruntime.limits import set_up
+from prefect_qruntime.diagnostics.finding import Finding
+from prefect_qruntime.operations.doctor import check_block, run_doctor
 from prefect_qruntime.sandbox import Sandbox
 from tests.flows.look import BACKEND, FLIP, asked
 from tests.loopback import Authority, answering, hanging_up, passing_on, serving, silent, tunnelling
@@ -95,7 +94,7 @@ def world(around: World, sandbox: Sandbox) -> World:
 
 
 def checked(data: dict[str, Any]) -> list[Finding]:
-    return home().run(check_block(data))
+    return network_loop().run(check_block(data))
 
 
 def wrong(data: dict[str, Any]) -> list[Finding]:
@@ -295,12 +294,12 @@ def _no_such_name(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_wrong_setting_is_found_and_the_cure_is_told(world: World, name: str) -> None:
-    make, check, finding, cure = CASES[name]
+    make, check, finding, fix = CASES[name]
     data = make(world)
     found = wrong(data)
     fitting = [one for one in found if one.check == check and re.search(finding, one.finding)]
     assert fitting, found
-    assert re.search(cure, fitting[0].cure), fitting[0].cure
+    assert re.search(fix, fitting[0].fix), fitting[0].fix
     assert len(found) == (2 if name == "clock fast" else 1), found
     for secret in (data["api_key"].strip(), PASSWORD):
         assert len(secret) < 6 or secret not in "".join(map(str, found))
@@ -312,7 +311,7 @@ def test_no_two_wrong_settings_are_told_alike(world: World) -> None:
         world.sandbox.reset()
         found = next(one for one in wrong(make(world)) if one.check == check and re.search(finding, one.finding))
         # Addresses and numbers are another's in each case, so they do not count.
-        words = tuple(re.sub(r"https?://\S+|\d+", "", text) for text in (check, found.finding, found.cure))
+        words = tuple(re.sub(r"https?://\S+|\d+", "", text) for text in (check, found.finding, found.fix))
         assert words not in told, f"{name} and {told.get(words)} are told alike: {found}"
         told[words] = name
 
@@ -358,7 +357,7 @@ def test_usage_that_may_not_be_read_is_a_hint(world: World) -> None:
     world.fault("GET", "/instances/usage", status=403)
     found = {finding.check: finding for finding in checked(world())}
     assert found["rights"].level == "hint"
-    assert "quantum-computing.instance-usage.read" in found["rights"].cure
+    assert "quantum-computing.instance-usage.read" in found["rights"].fix
 
 
 def test_the_websocket_of_a_legacy_host(world: World) -> None:
@@ -377,10 +376,10 @@ def test_create_limits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert limits().level == "ok"
     monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_CREATE_RATE_PER_MINUTE", "5")
-    assert (limits().level, "prefect-qruntime setup" in limits().cure) == ("hint", True)
-    home().run(set_up(world.sandbox.crn, per_minute=5, period=60.0))
+    assert (limits().level, "prefect-qruntime setup" in limits().fix) == ("hint", True)
+    network_loop().run(set_up(world.sandbox.crn, per_minute=5, period=60.0))
     assert (limits().level, "at most 5 jobs a minute" in limits().finding) == ("ok", True)
-    home().run(set_up(world.sandbox.crn, per_minute=7, period=60.0))
+    network_loop().run(set_up(world.sandbox.crn, per_minute=7, period=60.0))
     assert (limits().level, "7 creates a minute" in limits().finding) == ("hint", True)
 
 
@@ -395,7 +394,7 @@ def test_a_prefect_server_that_cannot_be_reached(world: World) -> None:
     found = {finding.check: finding for finding in report.findings}
     assert found["server"].level == "problem"
     assert "cannot be reached" in found["server"].finding
-    assert "prefect server start" in found["server"].cure
+    assert "prefect server start" in found["server"].fix
     assert found["session ttl"].level == "ok"
     assert found["blocks"].level == "hint"
 
@@ -406,10 +405,10 @@ def test_a_prefect_server_that_cannot_be_reached(world: World) -> None:
 def test_versions_that_do_not_fit(
     prefect_server: PrefectServer, monkeypatch: pytest.MonkeyPatch, version: str, level: str, words: str
 ) -> None:
-    monkeypatch.setattr(engine.prefect, "__version__", version)
+    monkeypatch.setattr(prefect_server.prefect, "__version__", version)
     (found,) = prefects_side("versions")
     assert (found.level, words in found.finding) == (level, True)
-    assert found.cure
+    assert found.fix
 
 
 def test_a_block_type_that_is_not_registered(prefect_server: PrefectServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -429,7 +428,7 @@ def test_a_block_type_that_is_not_registered(prefect_server: PrefectServer, monk
     monkeypatch.setattr(QuantumRuntimeCredentials, "_block_type_slug", f"not-registered-{uuid4().hex}")
     (found,) = prefects_side("block type")
     assert found.level == "problem"
-    assert "prefect block register" in found.cure
+    assert "prefect block register" in found.fix
     report = run_doctor()
     assert "No credentials block is saved." in [finding.finding for finding in report.findings]
 
@@ -438,7 +437,7 @@ def test_hints_about_results_sessions_and_work_pools(
     prefect_server: PrefectServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (results,) = prefects_side("results")
-    assert (results.level, "PREFECT_DEFAULT_RESULT_STORAGE_BLOCK" in results.cure) == ("hint", True)
+    assert (results.level, "PREFECT_DEFAULT_RESULT_STORAGE_BLOCK" in results.fix) == ("hint", True)
     monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_SESSION_MAX_TTL_SECONDS", "90000")
     (ttl,) = prefects_side("session ttl")
     assert (ttl.level, "90000 s" in ttl.finding) == ("hint", True)

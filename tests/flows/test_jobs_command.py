@@ -13,11 +13,11 @@ import pytest
 from prefect import flow
 
 import prefect_qruntime as qr
+from prefect_qruntime.cli.jobs import list_and_report
 from prefect_qruntime.client.inputs import make_spec
 from prefect_qruntime.client.submission import Intent
-from prefect_qruntime.commands.jobs import list_and_report
 from prefect_qruntime.errors import InvalidInput
-from prefect_qruntime.listing import list_jobs, parse_since
+from prefect_qruntime.operations.job_listing import list_jobs, parse_since
 from prefect_qruntime.sandbox import Sandbox
 from tests.flows.look import BACKEND, FLIP, STAY, ran
 from tests.prefect_server import PrefectServer

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from prefect import flow
 from prefect.exceptions import PrefectHTTPStatusError
+from prefect_qruntime.flows.shared import circuit_text
 
 from prefect_qruntime import (
     InvalidInput,
@@ -15,7 +16,6 @@ from prefect_qruntime import (
     check_flow_parameters,
     submit_job,
 )
-from prefect_qruntime.flows.shared import circuit_text
 from prefect_qruntime.sandbox import Sandbox
 from tests.flows.look import BACKEND, FLIP, requests, run
 

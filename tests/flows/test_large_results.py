@@ -20,14 +20,14 @@ from prefect_qruntime import (
     NotFound,
     QuantumRuntimeCredentials,
     fetch_results,
-    private_results,
+    result_storage,
     run_job,
-    stored_results,
     submit_job,
     wait_for_completion,
 )
+from prefect_qruntime.observability import notifications
+from prefect_qruntime.result_storage import SharedJobResult
 from prefect_qruntime.sandbox import Sandbox
-from prefect_qruntime.stored_results import SharedJobResult
 from tests.flows.look import BACKEND, FLIP, ran, requests, run, task_runs
 from tests.prefect_server import PrefectServer
 
@@ -163,7 +163,7 @@ def test_another_machine_reads_it_from_the_shared_storage(
 def test_the_default_storage_gives_it_back_too(
     sandbox: Sandbox, credentials: QuantumRuntimeCredentials, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stored_results, "_PIECE", 50_000)
+    monkeypatch.setattr(result_storage, "_PIECE", 50_000)
     result = one_job.with_options(persist_result=True)(credentials)
     assert isinstance(result, SharedJobResult)
     assert result.storage_pieces == 3
@@ -178,9 +178,9 @@ def test_a_storage_of_no_use_costs_no_result(
     async def broken(result: JobResult) -> JobResult:
         raise OSError("no such bucket")
 
-    monkeypatch.setattr(stored_results, "share", broken)
+    monkeypatch.setattr(result_storage, "share", broken)
     said: list[str] = []
-    monkeypatch.setattr(stored_results.observe, "say", lambda text, **_: said.append(text))
+    monkeypatch.setattr(notifications, "log_to_run", lambda text, **_: said.append(text))
     result = one_job.with_options(persist_result=True)(credentials)
     assert result.counts() == COUNTS
     assert any("no such bucket" in text and str(folder) in text for text in said)
@@ -211,7 +211,7 @@ def test_a_private_result_on_this_machine_alone_is_warned_of(
     chosen: bool,
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(private_results.observe, "say", lambda text, **_: said.append(text))
+    monkeypatch.setattr(notifications, "log_to_run", lambda text, **_: said.append(text))
 
     @flow(result_storage=shared_storage if chosen else None)
     def private() -> str:
@@ -248,15 +248,15 @@ def test_a_private_result_outlives_a_death_before_it_was_stored(
     shots: int,
 ) -> None:
     deaths = []
-    keep = private_results.keep
+    keep_private = result_storage.keep_private
 
     async def dies(*args: Any, **kwargs: Any) -> JobResult:
         if not deaths:
             deaths.append(1)
             raise RuntimeError("the process died here")
-        return await keep(*args, **kwargs)
+        return await keep_private(*args, **kwargs)
 
-    monkeypatch.setattr(private_results, "keep", dies)
+    monkeypatch.setattr(result_storage, "keep_private", dies)
 
     @flow(retries=1)
     def twice() -> dict[str, int]:

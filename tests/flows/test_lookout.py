@@ -14,7 +14,8 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 import prefect_qruntime as qr
 from prefect_qruntime import hooks
-from prefect_qruntime.client.home import home
+from prefect_qruntime.cancellation import CancellationWork
+from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.sandbox import Sandbox
 from tests.flows.look import BACKEND, FLIP, asked, until
 
@@ -67,7 +68,7 @@ def test_mapped_waits_end_and_their_jobs_are_cancelled(sandbox: Sandbox, credent
     assert statuses(sandbox) == ["Cancelled"] * 4
     assert not running.thread.is_alive()
     assert isinstance(running.ended, Exception)
-    assert not home().shared["lookouts"]
+    assert not network_loop().state(CancellationWork).pollers
 
 
 def test_a_detached_flow_run_leaves_its_job(sandbox: Sandbox, credentials: Any) -> None:

@@ -15,7 +15,7 @@ from prefect.client.orchestration import get_client
 from flows.run_circuits import BELL, CIRCUITS, run_circuits
 from flows.sweep_sessions import sweep_sessions
 from prefect_qruntime import JobRef, QuantumRuntimeCredentials, arun_job, load_credentials, run_job, submit_job
-from prefect_qruntime.records import find_records
+from prefect_qruntime.observability.artifacts import find_records
 from prefect_qruntime.sandbox import Sandbox
 from tests.flows.look import noted
 
@@ -135,10 +135,10 @@ def asyncio_run(work: Any) -> Any:
 
 
 async def find_here(kind: Any, flow_run_id: UUID) -> list[Any]:
-    """Read records on the home loop, where their client lives."""
-    from prefect_qruntime.client.home import home
+    """Read records on the network loop, where their client lives."""
+    from prefect_qruntime.client.network_loop import network_loop
 
-    return await home().arun(find_records(kind, flow_run_ids=[flow_run_id]))
+    return await network_loop().arun(find_records(kind, flow_run_ids=[flow_run_id]))
 
 
 def test_async_twin(sandbox: Sandbox, credentials: QuantumRuntimeCredentials) -> None:

@@ -24,8 +24,8 @@ from flows.run_circuits import run_circuits
 from flows.run_saved_job import run_saved_job
 from flows.vqe_session import vqe_session
 from prefect_qruntime import Budget, BudgetExhausted, QuantumRuntimeCredentials, QuantumRuntimeJob
-from prefect_qruntime.client.home import home
-from prefect_qruntime.records import find_records
+from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.observability.artifacts import find_records
 from prefect_qruntime.sandbox import Sandbox
 from tests.flows.conftest import posts
 from tests.flows.look import BACKEND, FLIP, SVG, artifact, asked, picture
@@ -220,7 +220,7 @@ def test_a_job_saved_from_the_form_runs_by_name(sandbox: Sandbox, credentials: Q
     assert [(row["bitstring"], row["count"]) for row in rows] == [("1", 11)]
     (job,) = sandbox.control.jobs()
     assert '"bitstring": "1"' in artifact("qruntime-saved-job")
-    (record,) = home().run(find_records("job", identifiers=[job["id"]]))
+    (record,) = network_loop().run(find_records("job", identifiers=[job["id"]]))
     assert record.meta["block"] == "more-form", "the hooks find the credentials by this name"
 
 

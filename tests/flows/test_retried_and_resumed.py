@@ -7,10 +7,9 @@ from prefect import flow
 
 import prefect_qruntime as qr
 from prefect_qruntime.sandbox import Sandbox
-from prefect_qruntime.watcher import run_watch
+from prefect_qruntime.suspend.watcher import run_watch
 from tests.flows.look import BACKEND, FLIP, run
-from tests.flows.test_suspend import block as block
-from tests.flows.test_suspend import deployed, done, history, start, state_of
+from tests.flows.test_suspend import block as block, deployed, done, history, start, state_of
 
 pytestmark = pytest.mark.server
 

@@ -16,14 +16,14 @@ from prefect import flow
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 
 import prefect_qruntime as qr
-from prefect_qruntime import summary
-from prefect_qruntime.cards import result_section, summary_card
-from prefect_qruntime.client.home import home
+from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.models import Job, JobStatus
-from prefect_qruntime.records import Record, find_record, find_records, put_record
+from prefect_qruntime.observability import run_page
+from prefect_qruntime.observability.artifacts import Record, find_record, find_records, upsert
+from prefect_qruntime.observability.events import Observation, queue_and_run_seconds
+from prefect_qruntime.observability.markdown import result_section, summary_card
+from prefect_qruntime.operations.sweep import run_sweep
 from prefect_qruntime.sandbox import Sandbox
-from prefect_qruntime.sightings import Sighting, times
-from prefect_qruntime.sweep import run_sweep
 from tests.flows.look import BACKEND, FLIP, SVG, asked, events, noted, picture, ran, run, until
 
 pytestmark = pytest.mark.server
@@ -34,7 +34,7 @@ RY = 'OPENQASM 3.0; include "stdgates.inc"; input float[64] theta; qubit[1] q; r
 
 def record(kind: Any, identifier: str) -> Record | None:
     noted()
-    return home().run(find_record(kind, identifier))
+    return network_loop().run(find_record(kind, identifier))
 
 
 def page(job_id: str, *words: str) -> str:
@@ -140,7 +140,7 @@ def test_the_summary_counts_what_failed_and_cancelled_jobs_cost(sandbox: Sandbox
 def written_anew(flow_run_id: UUID) -> str:
     """The summary as a process writes it that knows of no job but by Prefect's records."""
     noted()
-    home().run(summary.write_summary(str(flow_run_id)))
+    network_loop().run(run_page.write_summary(str(flow_run_id)))
     found = record("summary", str(flow_run_id))
     assert found is not None
     return found.text
@@ -175,7 +175,7 @@ def test_the_newest_note_of_a_job_counts(sandbox: Sandbox, credentials: Any) -> 
     def one() -> None:
         for state, usage in (("Queued", None), ("Completed", "7")):
             facts = {"state": state, "usage_seconds": usage, "usage_final": "true"}
-            home().run(put_record("job", "d-noted-twice", "", facts, new=True))
+            network_loop().run(upsert("job", "d-noted-twice", "", facts, new=True))
 
     flow_run, _ = ran(one)
     assert written_anew(flow_run.id).startswith("### 1 job: 1 completed\n\n**7 QPU seconds** in all.")
@@ -353,22 +353,22 @@ def test_a_process_that_ends_at_once_still_tells_all(sandbox: Sandbox, prefect_s
 
 
 def test_what_happens_at_once_is_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(summary, "_PAUSE", 0.05)
+    monkeypatch.setattr(run_page, "_PAUSE", 0.05)
     written: list[int] = []
 
     async def write(flow_run_id: str, job_ids: Any) -> None:
         written.append(len(list(job_ids)))
         await asyncio.sleep(0.01)
 
-    monkeypatch.setattr(summary, "write_summary", write)
+    monkeypatch.setattr(run_page, "write_summary", write)
 
     async def burst() -> None:
         for number in range(100):
-            summary.touch("a-flow-run", f"d{number}")
+            run_page.mark_dirty("a-flow-run", f"d{number}")
 
-    home().run(burst())
+    network_loop().run(burst())
     assert until(lambda: written) == [100]
-    home().run(burst())
+    network_loop().run(burst())
     assert until(lambda: len(written) > 1 and written) == [100, 100]
 
 
@@ -403,15 +403,17 @@ def test_a_text_of_the_service_cannot_break_the_table() -> None:
 def test_times_are_told_only_where_they_were_seen() -> None:
     now = datetime.now(UTC)
     queued, running = (
-        Sighting(JobStatus.QUEUED, "queued", 0.1, now - timedelta(seconds=9.9)),
-        Sighting(JobStatus.RUNNING, "running", 4.0, now - timedelta(seconds=6)),
+        Observation(JobStatus.QUEUED, "queued", 0.1, now - timedelta(seconds=9.9)),
+        Observation(JobStatus.RUNNING, "running", 4.0, now - timedelta(seconds=6)),
     )
-    ended = Sighting(JobStatus.COMPLETED, "completed", 10.0, now)
+    ended = Observation(JobStatus.COMPLETED, "completed", 10.0, now)
     job = Job(id="d1", status=JobStatus.COMPLETED, created_at=now - timedelta(seconds=26))
-    assert times(job, [queued, running, ended]) == pytest.approx((20.0, 6.0))
-    assert times(job.model_copy(update={"created_at": now}), [queued, running, ended]) == pytest.approx((4.0, 6.0))
-    assert times(job, [running, ended]) == (None, None)
-    assert times(job, [ended]) == times(job, []) == (None, None)
+    assert queue_and_run_seconds(job, [queued, running, ended]) == pytest.approx((20.0, 6.0))
+    assert queue_and_run_seconds(job.model_copy(update={"created_at": now}), [queued, running, ended]) == pytest.approx(
+        (4.0, 6.0)
+    )
+    assert queue_and_run_seconds(job, [running, ended]) == (None, None)
+    assert queue_and_run_seconds(job, [ended]) == queue_and_run_seconds(job, []) == (None, None)
 
 
 def test_the_pages_of_one_flow_run_are_found_together(sandbox: Sandbox, credentials: Any) -> None:
@@ -422,6 +424,6 @@ def test_the_pages_of_one_flow_run_are_found_together(sandbox: Sandbox, credenti
 
     flow_run, _ = ran(two)
     ids = {job["id"] for job in sandbox.control.jobs()}
-    found = home().run(find_records("job", flow_run_ids=[flow_run.id]))
+    found = network_loop().run(find_records("job", flow_run_ids=[flow_run.id]))
     assert {item.meta["id"] for item in found} == ids
-    assert {item.meta["id"] for item in home().run(find_records("job", identifiers=ids))} == ids
+    assert {item.meta["id"] for item in network_loop().run(find_records("job", identifiers=ids))} == ids

@@ -18,13 +18,13 @@ from prefect.states import Cancelling, Scheduled
 
 import prefect_qruntime as qr
 from flows.watch_jobs import watch_jobs
-from prefect_qruntime.claims import claimed
-from prefect_qruntime.client.home import home
-from prefect_qruntime.commands.watch import watch_and_report
-from prefect_qruntime.orchestration import api
+from prefect_qruntime.cli.watch import watch_and_report
+from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.prefect_api import api
 from prefect_qruntime.sandbox import Sandbox
-from prefect_qruntime.waits import job_of, notes, pause_key
-from prefect_qruntime.watcher import arun_watch, run_watch
+from prefect_qruntime.suspend.resume import claimed
+from prefect_qruntime.suspend.waits import job_of, notes, pause_key
+from prefect_qruntime.suspend.watcher import arun_watch, run_watch
 from tests.flows.look import BACKEND, FLIP, asked, events, ran, records, run, until
 
 pytestmark = pytest.mark.server
@@ -132,7 +132,7 @@ def test_a_suspended_flow_run_ends_its_wait_once(sandbox: Sandbox, block: str) -
     assert words == ["qruntime.job.submitted", "qruntime.job.completed", "qruntime.job.attached"]
     (record,) = records("job", flow_run.id)
     assert record.meta["state"] == "Completed"
-    assert home().run(notes(flow_run_ids=[flow_run.id])) == []
+    assert network_loop().run(notes(flow_run_ids=[flow_run.id])) == []
 
 
 def test_one_wait_after_the_other_in_a_session(sandbox: Sandbox, block: str) -> None:
@@ -168,9 +168,9 @@ def test_resumed_by_somebody_else_the_note_goes_too(sandbox: Sandbox, block: str
     done(sandbox)
     asked(lambda client: client.resume_flow_run(flow_run.id))
     assert start(waits, flow_run).is_completed()
-    assert len(home().run(notes(flow_run_ids=[flow_run.id]))) == 1
+    assert len(network_loop().run(notes(flow_run_ids=[flow_run.id]))) == 1
     assert run_watch([block], once=True).resumed == 0
-    assert home().run(notes(flow_run_ids=[flow_run.id])) == []
+    assert network_loop().run(notes(flow_run_ids=[flow_run.id])) == []
     (job,) = sandbox.control.jobs()
     assert events(f"qruntime.job.{job['id']}", 3, last="qruntime.job.completed")
 
@@ -211,7 +211,7 @@ def test_a_job_that_the_service_does_not_know_ends_the_wait_after_a_while(
     flow_run = deployed(follows, credentials_block=block)
     assert start(follows, flow_run).name == "Suspended"  # it may just not be visible yet
     assert run_watch([block], once=True).resumed == 0
-    monkeypatch.setattr("prefect_qruntime.watcher._UNSEEN", 0.0)
+    monkeypatch.setattr("prefect_qruntime.suspend.watcher._UNSEEN", 0.0)
     assert run_watch([block], once=True).resumed == 1
     with pytest.raises(qr.NotFound):
         run(start(follows, flow_run).aresult())
@@ -244,11 +244,11 @@ def test_one_watcher_claims_a_flow_run(sandbox: Sandbox, block: str, monkeypatch
         return list(await asyncio.gather(*(claim() for _ in range(8))))
 
     with pytest.raises(ConnectionError):
-        home().run(claim(fail=True))  # given back
-    assert sum(home().run(all_at_once())) == 1
+        network_loop().run(claim(fail=True))  # given back
+    assert sum(network_loop().run(all_at_once())) == 1
     done(sandbox)
     assert run_watch([block], once=True).resumed == 0, "another one is at it"
-    monkeypatch.setattr("prefect_qruntime.claims._STALE", -2.0)  # Prefect tells the time in whole seconds
+    monkeypatch.setattr("prefect_qruntime.suspend.resume._STALE", -2.0)  # Prefect tells the time in whole seconds
     assert run_watch([block], once=True).resumed == 1, "it died over it"
 
 
@@ -285,12 +285,12 @@ def test_a_claim_taken_over_is_not_taken_over_again(sandbox: Sandbox, block: str
     async def two_at_once() -> list[bool]:
         return list(await asyncio.gather(claim(), claim()))
 
-    assert home().run(claim()), "the one that dies over it"
+    assert network_loop().run(claim()), "the one that dies over it"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("prefect_qruntime.claims._STALE", -2.0)
-        patch.setattr("prefect_qruntime.claims.api", paired)
-        assert sorted(home().run(two_at_once())) == [False, True]
-    assert not home().run(claim()), "the new claim holds"
+        patch.setattr("prefect_qruntime.suspend.resume._STALE", -2.0)
+        patch.setattr("prefect_qruntime.suspend.resume.api", paired)
+        assert sorted(network_loop().run(two_at_once())) == [False, True]
+    assert not network_loop().run(claim()), "the new claim holds"
     asked(lambda client: client.set_flow_run_state(flow_run.id, Cancelling()))
 
 
@@ -392,7 +392,7 @@ def test_a_job_whose_event_did_not_get_out_is_told_of_again(
         return set(), {object()}
 
     with monkeypatch.context() as patch:
-        patch.setattr("prefect_qruntime.watcher.EventsWorker.drain_all", stuck)
+        patch.setattr("prefect_qruntime.suspend.watcher.EventsWorker.drain_all", stuck)
         assert run_watch([block], once=True).told == 1
     assert [run_watch([block], once=True).told for _ in range(2)] == [1, 0]
     told = events(f"qruntime.job.{run(state.aresult())}", 2)

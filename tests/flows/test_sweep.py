@@ -18,12 +18,13 @@ from prefect.client.schemas.actions import BlockDocumentUpdate
 from prefect.states import Completed, Crashed, Failed, Running
 
 import prefect_qruntime as qr
-from prefect_qruntime import listing as qr_listing
-from prefect_qruntime.client.home import home
 from prefect_qruntime.client.inputs import make_spec
+from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.submission import Intent
+from prefect_qruntime.operations import job_listing as qr_listing
+from prefect_qruntime.operations.sweep import run_sweep
+from prefect_qruntime.run_context import current_run
 from prefect_qruntime.sandbox import Sandbox
-from prefect_qruntime.sweep import run_sweep
 from tests.flows.look import BACKEND, FLIP, STAY, ran, records, requests, run
 
 pytestmark = pytest.mark.server
@@ -107,7 +108,7 @@ def test_sessions_of_others_are_left_alone(control: Any, sandbox: Sandbox) -> No
 
 def never_noted(sandbox: Sandbox) -> tuple[Any, Any]:
     """A process that died between opening a session and noting its id."""
-    from prefect_qruntime import keys, work
+    from prefect_qruntime import work
 
     opened = []
 
@@ -117,11 +118,11 @@ def never_noted(sandbox: Sandbox) -> tuple[Any, Any]:
         client = credentials.get_client()
 
         async def note_only() -> None:
-            where = await keys.origin()
+            where = await current_run()
             wanted = qr.SessionRef(backend=BACKEND, max_ttl=600, token="0011223344556677")
             await work.note_session(credentials, wanted.token, wanted, where, new=True)
 
-        home().run(note_only())
+        network_loop().run(note_only())
         opened.append(client.run(client.open_session(BACKEND, mode="dedicated", max_ttl=600)))
 
     flow_run, _ = ran(dies)
@@ -300,7 +301,7 @@ def test_a_job_that_was_queued_for_days_is_swept_too(
     flow_run, state = ran(job_left)
     job = run(state.aresult())
     put(flow_run.id, Crashed())
-    monkeypatch.setattr("prefect_qruntime.sweep._LOOK_BACK", timedelta(0))  # so old is the job
+    monkeypatch.setattr("prefect_qruntime.operations.sweep._LOOK_BACK", timedelta(0))  # so old is the job
     if ended:
         control.release()
         control.wait_job(job.id)

@@ -18,8 +18,8 @@ from prefect.states import Crashed, Scheduled
 
 from flows.vqe_session import ANSATZ, H2, best_step, vqe_session
 from prefect_qruntime import QuantumRuntimeCredentials
+from prefect_qruntime.operations.sweep import run_sweep
 from prefect_qruntime.sandbox import Sandbox
-from prefect_qruntime.sweep import run_sweep
 from tests.chaos.victim import known_run
 from tests.flows.look import SVG, artifact, picture
 from tests.prefect_server import PrefectServer

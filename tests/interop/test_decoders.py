@@ -12,7 +12,7 @@ from qiskit.primitives import BitArray
 from qiskit_ibm_runtime import EstimatorV2, SamplerV2
 from qiskit_ibm_runtime.decoders.result_decoder import ResultDecoder
 
-from prefect_qruntime.client.results import JobResult
+from prefect_qruntime.client.results.job_result import JobResult
 
 from .circuits import bell, isa, observables, rotations, teleportation
 

@@ -8,8 +8,7 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
 from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister
 from qiskit.circuit import Parameter, ParameterVector
@@ -28,7 +27,7 @@ from qiskit_ibm_runtime.execution_span import (
 from qiskit_ibm_runtime.results import EstimatorPubResult
 
 from prefect_qruntime.client.inputs import make_spec, v2_params
-from prefect_qruntime.client.results import JobResult
+from prefect_qruntime.client.results.job_result import JobResult
 
 from .test_decoders import same
 

@@ -9,21 +9,21 @@ from typing import Any
 import pytest
 
 from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.client.inputs import make_spec
-from prefect_qruntime.client.retrying import Patience
 from prefect_qruntime.client.submission import Intent
-from prefect_qruntime.client.waiting import Deadlines, Pace
-from prefect_qruntime.connection import Connection
+from prefect_qruntime.client.transport.retrying import RetryDeadlines
+from prefect_qruntime.client.waiting.plan import Deadlines, PollIntervals
 from prefect_qruntime.models import Job, JobRef
 from prefect_qruntime.sandbox import Control, Sandbox
 
 BELL = 'OPENQASM 2.0; include "qelib1.inc"; qreg q[2]; creg c[2]; h q[0]; cx q[0],q[1]; measure q -> c;'
 BACKEND = "sandbox_ideal"
 # A whole test in a second: short pauses, and patience for a few of them.
-QUICK = Patience(
+QUICK = RetryDeadlines(
     token=3.0, read=3.0, wait=0.3, fetch=3.0, change=3.0, submit=3.0, open=3.0, first_pause=0.02, longest_pause=0.2
 )
-PACE = Pace(queued=0.03, lively=0.03, streamed=0.5, outage=0.03)
+PACE = PollIntervals(queued=0.03, lively=0.03, streamed=0.5, outage=0.03)
 
 
 @dataclass
@@ -41,7 +41,7 @@ class World:
     def run(self, work: Any) -> Any:
         return self.client.run(work)
 
-    def another(self, number: int = 0, *, patience: Patience = QUICK, **fields: Any) -> QuantumRuntimeClient:
+    def another(self, number: int = 0, *, patience: RetryDeadlines = QUICK, **fields: Any) -> QuantumRuntimeClient:
         """A client of its own, of the sandbox's `number`-th user."""
         key, crn = self.sandbox.instances[number]
         plain = {**self.sandbox.connection(self.dialect), "api_key": key, "crn": crn, **fields}

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from prefect_qruntime.client.retrying import Patience
 from prefect_qruntime.client.submission import Intent
-from prefect_qruntime.client.waiting import Deadlines
+from prefect_qruntime.client.transport.retrying import RetryDeadlines
+from prefect_qruntime.client.waiting.plan import Deadlines
 from prefect_qruntime.errors import (
     AuthenticationError,
     InvalidInput,
@@ -69,7 +69,7 @@ def test_a_create_that_was_not_accepted_is_bought_after_the_grace(world: World, 
 
 
 def test_a_lost_answer_and_no_list_is_uncertain(world: World) -> None:
-    world.client = world.another(patience=Patience(read=0.2, first_pause=0.02))
+    world.client = world.another(patience=RetryDeadlines(read=0.2, first_pause=0.02))
     world.control.add_fault("POST", "/jobs", drop="after")
     world.control.add_fault("GET", "/jobs", status=503, times=None)
     with pytest.raises(SubmissionUncertain) as caught:
@@ -97,7 +97,7 @@ def test_nobody_listens(world: World) -> None:
         taken.bind(("127.0.0.1", 0))  # bound and deaf: connections are refused
         address = f"http://127.0.0.1:{taken.getsockname()[1]}"
         for fields in ({"base_url": address}, {"iam_url": address}):
-            client = world.another(patience=Patience(submit=0.3, token=0.2, first_pause=0.02), **fields)
+            client = world.another(patience=RetryDeadlines(submit=0.3, token=0.2, first_pause=0.02), **fields)
             with pytest.raises(ServiceUnavailable) as caught:
                 world.run(client.submit(world.intent()))
             assert caught.value.advice.kind == "same-request"
@@ -166,7 +166,7 @@ def test_trouble_at_every_kind_of_read(world: World, fault: dict[str, Any]) -> N
 
 
 def test_an_outage_of_iam_during_the_wait_is_sat_out(world: World) -> None:
-    world.client = world.another(patience=Patience(token=0.1, wait=0.1, first_pause=0.02))
+    world.client = world.another(patience=RetryDeadlines(token=0.1, wait=0.1, first_pause=0.02))
     world.control.hold()
     ref = world.submit()
     world.control.revoke_tokens()
@@ -259,7 +259,7 @@ def test_cancelled_in_the_middle_of_the_post(world: World) -> None:
 
 
 def test_cancelled_during_the_pause_of_a_429_nothing_is_bought(world: World) -> None:
-    world.client = world.another(patience=Patience())
+    world.client = world.another(patience=RetryDeadlines())
     world.control.add_fault("POST", "/jobs", status=429, retry_after="0.4")
 
     async def main() -> None:

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from prefect_qruntime.client.waiting import Deadlines
+from prefect_qruntime.client.failures import job_error
+from prefect_qruntime.client.waiting.plan import Deadlines
 from prefect_qruntime.errors import (
     AuthenticationError,
     JobCancelled,
@@ -17,7 +18,6 @@ from prefect_qruntime.errors import (
     QuantumRuntimeError,
     UsageLimitReached,
 )
-from prefect_qruntime.failures import job_error
 from prefect_qruntime.models import Job, JobStatus
 
 from .conftest import BACKEND, World

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from prefect_qruntime.client.waiting import Deadlines
+from prefect_qruntime.client.waiting.plan import Deadlines
 from prefect_qruntime.models import JobStatus
 
 from .conftest import World
@@ -60,7 +60,7 @@ def test_a_refusal_is_forgotten_after_some_minutes(world: World, monkeypatch: py
     world.control.add_fault("WS", "/stream/jobs/*", status=404, times=1)
     world.control.set_times(run_time=0.4)
     assert world.wait(world.submit("qr-key:a"), stream="always").status is JobStatus.COMPLETED
-    monkeypatch.setattr("prefect_qruntime.client.api._REFUSED_FOR", 0.0)
+    monkeypatch.setattr("prefect_qruntime.client.client._REFUSED_FOR", 0.0)
     assert world.wait(world.submit("qr-key:b"), stream="always").status is JobStatus.COMPLETED
     assert [entry["status"] for entry in world.asked("WS")] == [404, 101]
 

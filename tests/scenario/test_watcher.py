@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from prefect_qruntime.client.home import home
-from prefect_qruntime.client.waiting import Deadlines
+from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.waiting.plan import Deadlines
+from prefect_qruntime.client.waiting.poller import JobPoller
 from prefect_qruntime.models import Job, JobStatus
 
 from .conftest import World
@@ -118,11 +119,10 @@ def test_callers_of_every_kind_share_the_watcher(world: World) -> None:
         jobs = [future.result(30) for future in futures] + [job for group in groups for job in group.result(30)]
     assert [job.id for job in jobs] == ids
     assert {job.status for job in jobs} == {JobStatus.COMPLETED}
-    assert set(told) == {"qruntime-home"}
+    assert set(told) == {"qruntime-network"}
     assert looks(world) + lists(world) <= 20
     assert threading.active_count() <= threads_before
-    shared = [name for name in home().shared if world.client.connection.fingerprint in name and "watcher" in name]
-    assert len(shared) == 1
+    assert sum(poller.service is world.client for poller in network_loop().all_of(JobPoller)) == 1
 
 
 def test_cancelled_callers_take_their_waits_along(world: World) -> None:
@@ -148,7 +148,7 @@ import asyncio, os, threading, time
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.inputs import make_spec
 from prefect_qruntime.client.submission import Intent
-from prefect_qruntime.connection import Connection
+from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.sandbox import Sandbox
 
 BELL = 'OPENQASM 3.0; include "stdgates.inc"; qubit[1] q; bit[1] c; x q[0]; c = measure q;'

@@ -19,12 +19,13 @@ import psutil
 import pytest
 
 from prefect_qruntime.client import QuantumRuntimeClient
-from prefect_qruntime.client.home import home
+from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.client.inputs import make_spec
-from prefect_qruntime.client.retrying import Patience
+from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.submission import Intent
-from prefect_qruntime.client.waiting import Deadlines
-from prefect_qruntime.connection import Connection
+from prefect_qruntime.client.transport.retrying import RetryDeadlines
+from prefect_qruntime.client.waiting.plan import Deadlines
+from prefect_qruntime.client.waiting.poller import JobPoller
 from prefect_qruntime.errors import JobTimeout
 from prefect_qruntime.models import JobStatus
 from prefect_qruntime.sandbox import Control, Sandbox
@@ -35,7 +36,7 @@ SEED = int(os.environ.get("QRUNTIME_SOAK_SEED", "1"))
 HOUR = 3600.0
 WARM = 10
 CIRCUIT = 'OPENQASM 3.0; include "stdgates.inc"; qubit[1] q; bit[1] c; x q[0]; c = measure q;'
-PATIENCE = Patience(
+PATIENCE = RetryDeadlines(
     token=5.0, read=5.0, wait=0.3, fetch=5.0, change=5.0, submit=60.0, open=5.0, first_pause=0.05, longest_pause=0.5
 )
 
@@ -63,7 +64,7 @@ def home_tasks() -> int:
     async def count() -> int:
         return len(asyncio.all_tasks()) - 1
 
-    return home().run(count())
+    return network_loop().run(count())
 
 
 async def warm_up(client: QuantumRuntimeClient) -> None:
@@ -152,12 +153,12 @@ def test_an_hour_of_faults(dialect: Any) -> None:
         assert kinds.keys() <= {"Completed", "cancelled", "short: timeout"}
         assert kinds["Completed"] >= JOBS / 3
         assert len(control.jobs()) == JOBS + WARM
-        watched = [value for name, value in home().shared.items() if name.startswith("watcher:")]
+        watched = network_loop().all_of(JobPoller)
         for watcher in watched:
             kept = watcher.footprint
             assert {name: size for name, size in kept.items() if size and name not in ("ended", "calendar")} == {}
             assert kept["calendar"] <= 64
-        wait_until(lambda: home_tasks() <= tasks_before, "tasks are left on the home loop")
+        wait_until(lambda: home_tasks() <= tasks_before, "tasks are left on the network loop")
         wait_until(lambda: open_sockets(sandbox) <= 8, "sockets are left open")
         gc.collect()
         first = (memory_between - memory_before) / 1e6

@@ -192,7 +192,7 @@ class Site:
         paths = [entry["path"] for entry in self.sandbox.control.journal("POST")]
         return sum(f"/jobs/{job['id']}/cancel" in paths for job in self.jobs(flow_run_id))
 
-    def settled(self, runs: dict[UUID, int]) -> None:
+    def complete_or_withdraw(self, runs: dict[UUID, int]) -> None:
         """Return once all runs are running and have submitted their number of jobs."""
         for run, number in runs.items():
             until(lambda run=run, number=number: len(self.jobs(run)) == number, 90, f"{number} jobs submitted")

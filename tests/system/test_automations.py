@@ -22,8 +22,8 @@ from prefect.events.schemas.automations import AutomationCore
 from prefect.states import Completed, Running, Suspended
 
 import prefect_qruntime as qr
-from prefect_qruntime import observe
 from prefect_qruntime.models import Job, JobStatus
+from prefect_qruntime.observability import notifications
 from prefect_qruntime.sandbox import Sandbox
 from tests.flows.look import BACKEND, FLIP, asked, events, ran, run
 from tests.prefect_server import PrefectServer
@@ -170,7 +170,7 @@ def test_a_suspended_flow_run_is_resumed_and_no_other_is_touched(automations: li
     waiting = made(Suspended(timeout_seconds=600, pause_key="job-d1"))
     for number, flow_run_id in enumerate([*others.values(), waiting], start=1):
         job = Job(id=f"automated{number}", status=JobStatus.COMPLETED, raw_status="Completed")
-        observe.job_event(job, flow_run_id=str(flow_run_id))
+        notifications.job_event(job, flow_run_id=str(flow_run_id))
         assert events(f"qruntime.job.{job.id}")
     until(lambda: state(waiting) == "Resuming", 90, "the flow run resumed")
     assert {name: state(flow_run_id) for name, flow_run_id in others.items()} == {name: name for name in others}

@@ -278,7 +278,7 @@ def test_cancel_retry_crash_and_the_sweep_after_it(place: Site, deployed: dict[s
     cancelled = submit_form(deployed["run-circuits/on-demand"], **same)
     crashed = submit_form(deployed["vqe-session/on-demand"], **same)
     place.set_state(failed, AwaitingRetry(), force=True)  # what the button Retry does
-    place.settled({cancelled: 1, crashed: 1})
+    place.complete_or_withdraw({cancelled: 1, crashed: 1})
     place.set_state(cancelled, Cancelling())
     os.kill(place.process(crashed).pid, signal.SIGKILL)
 

@@ -33,7 +33,7 @@ def test_cancel_reaches_jobs_and_sessions_and_detached_ones_live_on(site: Site) 
     in_process = [site.run(nightly.nightly_sync), site.run(nightly.nightly_async)]
     mapped = site.run(nightly.nightly_mapped)
     busy, detached = site.run(nightly.nightly_busy), site.run(nightly.nightly_detached)
-    site.settled({**dict.fromkeys(in_process, 2), mapped: 3, busy: 1, detached: 1})
+    site.complete_or_withdraw({**dict.fromkeys(in_process, 2), mapped: 3, busy: 1, detached: 1})
     assert len(site.sandbox.control.open_sessions()) == 2
 
     began = time.monotonic()
@@ -56,7 +56,7 @@ def test_cancel_reaches_jobs_and_sessions_and_detached_ones_live_on(site: Site) 
 
 def test_losing_the_process_cancels_nothing_and_a_rerun_attaches(site: Site) -> None:
     ends = {site.run(nightly.nightly_sync): signal.SIGTERM, site.run(nightly.nightly_async): signal.SIGKILL}
-    site.settled(dict.fromkeys(ends, 2))
+    site.complete_or_withdraw(dict.fromkeys(ends, 2))
     for run, number in ends.items():
         os.kill(site.process(run).pid, number)
     for run, number in ends.items():
@@ -74,7 +74,7 @@ def test_losing_the_process_cancels_nothing_and_a_rerun_attaches(site: Site) -> 
 
 def test_stopping_the_worker_cancels_nothing(site: Site) -> None:
     run = site.run(nightly.nightly_async)
-    site.settled({run: 2})
+    site.complete_or_withdraw({run: 2})
     assert site.worker is not None
     site.worker.terminate()
     time.sleep(3.0)  # long enough for a cancel to be seen, were there one

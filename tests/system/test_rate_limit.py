@@ -12,9 +12,9 @@ import orjson
 import pytest
 
 from prefect_qruntime import InvalidInput
-from prefect_qruntime.client.home import home
-from prefect_qruntime.commands.setup import set_up_and_report
-from prefect_qruntime.limits import shared_limits
+from prefect_qruntime.admission.rate_limit import shared_limits
+from prefect_qruntime.cli.setup import set_up_and_report
+from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.sandbox import Sandbox
 from tests.prefect_server import PrefectServer
 
@@ -52,13 +52,13 @@ def actions(capsys: pytest.CaptureFixture[str], block: str, per_minute: int) -> 
 def test_setup_makes_changes_and_keeps_limits(
     sandbox: Sandbox, block: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert home().run(shared_limits(sandbox.crn)) == []
+    assert network_loop().run(shared_limits(sandbox.crn)) == []
     assert actions(capsys, block, 5) == ["created"] * 5
     assert actions(capsys, block, 5) == ["unchanged"] * 5
     assert actions(capsys, block, 3) == ["unchanged"] * 3 + ["removed"] * 2
     monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_CREATE_RATE_PERIOD_SECONDS", "60")
     assert actions(capsys, block, 4) == ["updated"] * 3 + ["created"]
-    made = home().run(shared_limits(sandbox.crn))
+    made = network_loop().run(shared_limits(sandbox.crn))
     assert [(limit.limit, round(1 / limit.slot_decay_per_second)) for limit in made] == [(1, 63)] * 4
     with pytest.raises(InvalidInput, match="per_minute"):
         set_up_and_report([block], per_minute=0, json=True)

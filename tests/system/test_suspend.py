@@ -34,7 +34,7 @@ def site(prefect_server: PrefectServer) -> Iterator[Site]:
         yield place
 
 
-class Watch:
+class Subscription:
     """`prefect-qruntime watch` as people start it."""
 
     def __init__(self, server: PrefectServer, *options: str) -> None:
@@ -108,7 +108,7 @@ def test_flow_runs_give_their_workers_back_and_the_watcher_ends_their_waits(site
     assert site.statuses(unwanted) == ["Queued"]
     assert [session["accepting_jobs"] for session in site.sandbox.control.open_sessions()] == [False]
 
-    watch = Watch(site.server)
+    watch = Subscription(site.server)
     try:
         until(lambda: site.statuses(unwanted) == ["Cancelled"], 60, "the job cancelled")
         assert site.statuses(waits) == ["Queued"]

@@ -30,17 +30,17 @@ from prefect.states import Completed, Running, Suspended
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from prefect_qruntime import QuantumRuntimeClient, QuantumRuntimeCredentials
-from prefect_qruntime.client.home import home
+from prefect_qruntime.admission.keys import flow_tag
 from prefect_qruntime.client.inputs import make_spec
-from prefect_qruntime.keys import flow_tag
-from prefect_qruntime.orchestration import api
+from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.prefect_api import api
 from prefect_qruntime.sandbox import Sandbox
-from prefect_qruntime.waits import note_suspended, notes, pause_key
-from prefect_qruntime.watcher import run_watch
+from prefect_qruntime.suspend.waits import note_suspended, notes, pause_key
+from prefect_qruntime.suspend.watcher import run_watch
 from tests.prefect_server import PrefectServer
 from tests.system.nightly import BACKEND, CIRCUIT
 from tests.system.place import until
-from tests.system.test_suspend import Watch
+from tests.system.test_suspend import Subscription
 
 RUNS = int(os.environ.get("QRUNTIME_WATCH_RUNS", "12"))
 SECONDS = float(os.environ.get("QRUNTIME_WATCH_SECONDS", "0"))
@@ -111,7 +111,7 @@ async def work_off(deployment: UUID) -> int:
 class Meter:
     """What a watcher costs from now on."""
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: Subscription) -> None:
         self.process = psutil.Process(watch.process.pid)
         self.began, self.cpu = time.monotonic(), sum(self.process.cpu_times()[:2])
 
@@ -147,7 +147,7 @@ def test_one_watcher_for_many_killed_halfway(prefect_server: PrefectServer, sand
         deployment = await prefect.create_deployment(await prefect.create_flow(scale), "scale")
         return deployment, await each([deployment] * RUNS, lambda found: park(client, found))
 
-    deployment, parked = home().run(prepare())
+    deployment, parked = network_loop().run(prepare())
     waiting = [job for _, job in parked]
     resumed = 0
 
@@ -160,12 +160,12 @@ def test_one_watcher_for_many_killed_halfway(prefect_server: PrefectServer, sand
             for _ in range(min(max(1, RUNS // 40), len(waiting) - jobs_left)):
                 sandbox.control.finish(waiting.pop())
             time.sleep(max(0.1, SECONDS / 40))
-            resumed += home().run(work_off(deployment))
+            resumed += network_loop().run(work_off(deployment))
 
     with ExitStack() as stack:
 
-        def start() -> Watch:
-            watch = Watch(prefect_server, "--block", BLOCK)
+        def start() -> Subscription:
+            watch = Subscription(prefect_server, "--block", BLOCK)
             stack.callback(watch.stop)
             return watch
 
@@ -190,7 +190,7 @@ def test_one_watcher_for_many_killed_halfway(prefect_server: PrefectServer, sand
         assert max(meter.megabytes() for meter in meters) < 300
 
     once = ["Scheduled", "Running", "Suspended", "Resuming", "Running", "Completed"]
-    assert home().run(histories(parked)) == [once] * RUNS
+    assert network_loop().run(histories(parked)) == [once] * RUNS
     # One that was killed between a resumption and its note leaves the note to the next one that looks.
     run_watch([BLOCK], once=True)
-    assert home().run(notes(flow_run_ids=[flow_run_id for flow_run_id, _ in parked[:100]])) == []
+    assert network_loop().run(notes(flow_run_ids=[flow_run_id for flow_run_id, _ in parked[:100]])) == []

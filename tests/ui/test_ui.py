@@ -14,7 +14,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
 from flows.run_circuits import BELL, run_circuits
 from prefect_qruntime import Budget, QuantumRuntimeCredentials, QuantumRuntimeJob
-from prefect_qruntime.records import artifact_key
+from prefect_qruntime.observability.artifacts import artifact_key
 from prefect_qruntime.sandbox import Sandbox
 from tests.ui.conftest import API_KEY, SIZE, TALL
 

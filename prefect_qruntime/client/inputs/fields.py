@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.models import FLOW_TAG, KEY_TAG
 
 __all__ = [
     "MAX_PAYLOAD_BYTES",
@@ -36,7 +37,7 @@ MAX_EXECUTION_SECONDS = 10_800
 
 # What goes into a URL path or a header may hold nothing that has a meaning there.
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_OWN_TAGS = ("qr-key:", "qr-flow:")
+_OWN_TAGS = (KEY_TAG, FLOW_TAG)
 _MAX_DEPTH = 64
 
 
@@ -101,7 +102,7 @@ def check_tags(tags: object) -> tuple[str, ...]:
         if not tag.isprintable():
             raise InvalidInput("must not hold control or unprintable characters", field=field)
         if tag.startswith(_OWN_TAGS):
-            raise InvalidInput("tags starting with 'qr-key:' or 'qr-flow:' are set by this package", field=field)
+            raise InvalidInput(f"tags starting with {KEY_TAG!r} or {FLOW_TAG!r} are set by this package", field=field)
         if tag in unique:
             continue
         if len(unique) == MAX_USER_TAGS:

@@ -10,12 +10,11 @@ from typing import Any
 
 import orjson
 
-from prefect_qruntime.client.inputs.circuits import load_qpy
-from prefect_qruntime.client.inputs.encode import encode_array
+from prefect_qruntime.client.inputs.circuits import encode_array, load_qpy
 from prefect_qruntime.client.inputs.fields import MAX_PAYLOAD_BYTES
 from prefect_qruntime.client.inputs.parameters import shape_of
+from prefect_qruntime.client.inputs.spec import JobSpec, Pub
 from prefect_qruntime.errors import InvalidInput
-from prefect_qruntime.spec import JobSpec, Pub
 
 __all__ = ["check_size", "v1_params", "v2_params"]
 

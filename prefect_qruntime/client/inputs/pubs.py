@@ -15,8 +15,8 @@ from prefect_qruntime.client.inputs.circuits import Circuit, is_circuit_like, re
 from prefect_qruntime.client.inputs.fields import check_shots
 from prefect_qruntime.client.inputs.observables import check_observables, observable_shape
 from prefect_qruntime.client.inputs.parameters import check_order, check_parameters, points_shape
+from prefect_qruntime.client.inputs.spec import Pub
 from prefect_qruntime.errors import InvalidInput
-from prefect_qruntime.spec import Pub
 
 __all__ = ["pub_parts", "read_pubs"]
 

@@ -11,14 +11,16 @@ import pytest
 from pytest_httpx import HTTPXMock
 
 from prefect_qruntime.client import QuantumRuntimeClient
-from prefect_qruntime.client.home import home
-from prefect_qruntime.client.retrying import Patience
-from prefect_qruntime.connection import Connection
+from prefect_qruntime.client.connection import Connection
+from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.transport.retrying import RetryDeadlines
 
 CRN = "crn:v1:bluemix:public:quantum-computing:us-east:a/0123abcd:11aa-22bb::"
 TOKEN = "tok-Zk39vQx1-not-a-real-one"
 # Short pauses, so that a repeated call ends at once; patient enough for three repeats.
-QUICK = Patience(**dict.fromkeys(("token", "read", "wait", "fetch", "change", "submit", "open"), 0.5), first_pause=0.01)
+QUICK = RetryDeadlines(
+    **dict.fromkeys(("token", "read", "wait", "fetch", "change", "submit", "open"), 0.5), first_pause=0.01
+)
 _numbers = itertools.count()
 
 
@@ -30,7 +32,7 @@ def connection(dialect: str = "cloud", **fields: Any) -> Connection:
 @pytest.fixture(scope="module", autouse=True)
 def _nobody_else_asks() -> None:
     """What tests before left running at home (late usage, waits) would take the answers prepared here."""
-    home().close()
+    network_loop().close()
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def iam(httpx_mock: HTTPXMock) -> HTTPXMock:
 def connect() -> Callable[..., QuantumRuntimeClient]:
     """Make a client: `connect("legacy", patience=…, request_timeout=…)`."""
 
-    def make(dialect: str = "cloud", *, patience: Patience = QUICK, **fields: Any) -> QuantumRuntimeClient:
+    def make(dialect: str = "cloud", *, patience: RetryDeadlines = QUICK, **fields: Any) -> QuantumRuntimeClient:
         return QuantumRuntimeClient(connection(dialect, **fields), patience=patience)
 
     return make

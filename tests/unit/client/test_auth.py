@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from prefect_qruntime.client.auth import TokenSource
+from prefect_qruntime.client.transport.auth import TokenSource
 from prefect_qruntime.errors import AuthenticationError, QuantumRuntimeError, ServiceUnavailable
 from prefect_qruntime.redact import MASK, redact
 

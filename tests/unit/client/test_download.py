@@ -20,15 +20,15 @@ from typing import Any
 import pytest
 
 from prefect_qruntime.client import QuantumRuntimeClient
-from prefect_qruntime.client.retrying import Patience
-from prefect_qruntime.client.spool import Shelf
+from prefect_qruntime.client.transport.retrying import RetryDeadlines
+from prefect_qruntime.client.transport.spool import BodyStore
 from prefect_qruntime.errors import JobFailed, NotFound, QuantumRuntimeError, ServiceUnavailable
 from prefect_qruntime.models import JobStatus
 
 from .conftest import connection
 
 BODY = b'{"results": [{"data": {"c": {"samples": [' + b'"0x3",' * 50_000 + b'"0x0"], "num_bits": 2}}, "metadata": {}}]}'
-QUICK = Patience(token=5.0, read=5.0, fetch=5.0, first_pause=0.01)
+QUICK = RetryDeadlines(token=5.0, read=5.0, fetch=5.0, first_pause=0.01)
 
 
 class Service(ThreadingHTTPServer):
@@ -107,17 +107,17 @@ def client(service: Service) -> QuantumRuntimeClient:
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> Shelf:
-    return Shelf(directory=tmp_path / "private" / "results", memory_limit=10_000)
+def shelf(tmp_path: Path) -> BodyStore:
+    return BodyStore(directory=tmp_path / "private" / "results", memory_limit=10_000)
 
 
-def files(shelf: Shelf) -> list[str]:
+def files(shelf: BodyStore) -> list[str]:
     assert shelf.directory is not None
     return sorted(path.name for path in shelf.directory.iterdir()) if shelf.directory.exists() else []
 
 
 def test_a_large_body_is_a_private_file_with_its_digest(
-    service: Service, client: QuantumRuntimeClient, shelf: Shelf
+    service: Service, client: QuantumRuntimeClient, shelf: BodyStore
 ) -> None:
     service.answers = [whole()]
     result = client.run(client.result("d1", shelf=shelf))
@@ -133,13 +133,15 @@ def test_a_large_body_is_a_private_file_with_its_digest(
 
 def test_a_small_body_stays_in_memory(service: Service, client: QuantumRuntimeClient, tmp_path: Path) -> None:
     service.answers = [whole()]
-    result = client.run(client.result("d1", shelf=Shelf(directory=tmp_path / "r", memory_limit=len(BODY))))
+    result = client.run(client.result("d1", shelf=BodyStore(directory=tmp_path / "r", memory_limit=len(BODY))))
     assert result.file is None
     assert result.counts() == {"11": 50_000, "00": 1}
     assert not (tmp_path / "r").exists()
 
 
-def test_a_body_that_breaks_off_is_fetched_again(service: Service, client: QuantumRuntimeClient, shelf: Shelf) -> None:
+def test_a_body_that_breaks_off_is_fetched_again(
+    service: Service, client: QuantumRuntimeClient, shelf: BodyStore
+) -> None:
     service.answers = [broken_off, lambda handler: handler.reply(b"", 503), broken_off, whole()]
     result = client.run(client.result("d1", shelf=shelf))
     assert result.counts() == {"11": 50_000, "00": 1}
@@ -147,8 +149,8 @@ def test_a_body_that_breaks_off_is_fetched_again(service: Service, client: Quant
     assert len(files(shelf)) == 1
 
 
-def test_a_body_that_always_breaks_off_leaves_nothing_behind(service: Service, shelf: Shelf) -> None:
-    patience = Patience(fetch=0.2, first_pause=0.01)
+def test_a_body_that_always_breaks_off_leaves_nothing_behind(service: Service, shelf: BodyStore) -> None:
+    patience = RetryDeadlines(fetch=0.2, first_pause=0.01)
     client = QuantumRuntimeClient(connection(base_url=service.url, iam_url=service.url), patience=patience)
     service.answers = [broken_off]
     with pytest.raises(ServiceUnavailable):
@@ -156,7 +158,9 @@ def test_a_body_that_always_breaks_off_leaves_nothing_behind(service: Service, s
     assert files(shelf) == []
 
 
-def test_a_cut_body_whose_length_nobody_promised(service: Service, client: QuantumRuntimeClient, shelf: Shelf) -> None:
+def test_a_cut_body_whose_length_nobody_promised(
+    service: Service, client: QuantumRuntimeClient, shelf: BodyStore
+) -> None:
     service.answers = [whole(BODY[:30_000])]
     with pytest.raises(ServiceUnavailable, match="cut off") as caught:
         client.run(client.result("d1", shelf=shelf))
@@ -165,7 +169,7 @@ def test_a_cut_body_whose_length_nobody_promised(service: Service, client: Quant
 
 
 def test_a_large_text_of_a_failed_job_is_its_error(
-    service: Service, client: QuantumRuntimeClient, shelf: Shelf
+    service: Service, client: QuantumRuntimeClient, shelf: BodyStore
 ) -> None:
     service.status = "Failed"
     service.answers = [whole(b"[stderr] Traceback\n" + b"x" * 90_000 + b"\nRuntimeError: boom")]
@@ -174,7 +178,9 @@ def test_a_large_text_of_a_failed_job_is_its_error(
     assert files(shelf) == []
 
 
-def test_packed_bodies_are_unpacked_to_the_disk(service: Service, client: QuantumRuntimeClient, shelf: Shelf) -> None:
+def test_packed_bodies_are_unpacked_to_the_disk(
+    service: Service, client: QuantumRuntimeClient, shelf: BodyStore
+) -> None:
     service.answers = [whole(gzip.compress(BODY), Content_Encoding="gzip")]
     result = client.run(client.result("d1", shelf=shelf))
     assert result.file is not None
@@ -182,9 +188,9 @@ def test_packed_bodies_are_unpacked_to_the_disk(service: Service, client: Quantu
 
 
 def test_a_body_that_unfolds_beyond_the_limit_is_refused(
-    service: Service, client: QuantumRuntimeClient, shelf: Shelf, tmp_path: Path
+    service: Service, client: QuantumRuntimeClient, shelf: BodyStore, tmp_path: Path
 ) -> None:
-    small = Shelf(directory=tmp_path / "r", memory_limit=10_000, size_limit=1_000_000)
+    small = BodyStore(directory=tmp_path / "r", memory_limit=10_000, size_limit=1_000_000)
     service.answers = [whole(gzip.compress(b"[" + b" " * 50_000_000 + b"]"), Content_Encoding="gzip")]
     with pytest.raises(QuantumRuntimeError, match="larger than 1000000") as caught:
         client.run(client.result("d1", shelf=small))
@@ -193,13 +199,13 @@ def test_a_body_that_unfolds_beyond_the_limit_is_refused(
     assert files(small) == []
 
 
-def test_a_damaged_packing_is_fetched_again(service: Service, client: QuantumRuntimeClient, shelf: Shelf) -> None:
+def test_a_damaged_packing_is_fetched_again(service: Service, client: QuantumRuntimeClient, shelf: BodyStore) -> None:
     packed = gzip.compress(BODY)
     service.answers = [whole(packed[:20] + b"\0" * 20 + packed[40:], Content_Encoding="gzip"), whole()]
     assert client.run(client.result("d1", shelf=shelf)).counts() == {"11": 50_000, "00": 1}
 
 
-def test_a_large_body_kept_elsewhere(service: Service, client: QuantumRuntimeClient, shelf: Shelf) -> None:
+def test_a_large_body_kept_elsewhere(service: Service, client: QuantumRuntimeClient, shelf: BodyStore) -> None:
     moved = f'{{"url": "{service.url}/bucket/r?Signature=0123456789"}}'.encode()
     service.answers = [whole(moved), broken_off, whole()]
     result = client.run(client.result("d1", shelf=shelf))
@@ -213,7 +219,7 @@ def _full(*args: Any) -> int:
 
 
 def test_a_full_disk(
-    service: Service, client: QuantumRuntimeClient, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+    service: Service, client: QuantumRuntimeClient, shelf: BodyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service.answers = [whole()]
     with monkeypatch.context() as patch:
@@ -228,7 +234,7 @@ def test_a_full_disk(
 
 @pytest.mark.parametrize("writes", [0, 1])
 def test_a_full_disk_does_not_cost_the_only_copy(
-    service: Service, client: QuantumRuntimeClient, shelf: Shelf, monkeypatch: pytest.MonkeyPatch, writes: int
+    service: Service, client: QuantumRuntimeClient, shelf: BodyStore, monkeypatch: pytest.MonkeyPatch, writes: int
 ) -> None:
     write, left = os.write, [writes]
 
@@ -245,7 +251,9 @@ def test_a_full_disk_does_not_cost_the_only_copy(
     assert files(shelf) == []
 
 
-def test_the_only_copy_is_found_again_on_the_disk(service: Service, client: QuantumRuntimeClient, shelf: Shelf) -> None:
+def test_the_only_copy_is_found_again_on_the_disk(
+    service: Service, client: QuantumRuntimeClient, shelf: BodyStore
+) -> None:
     service.private = True
     service.answers = [whole(b'{"results": []}'), lambda handler: handler.reply(b"", 404)]
     only = shelf.for_only_copy()
@@ -261,7 +269,7 @@ def test_the_only_copy_is_found_again_on_the_disk(service: Service, client: Quan
 
 @pytest.mark.parametrize("body", [b'{"results": [{"data": {"c": {"sam', b"<html>gateway</html>"])
 def test_a_damaged_only_copy_is_kept_and_named(
-    service: Service, client: QuantumRuntimeClient, shelf: Shelf, body: bytes
+    service: Service, client: QuantumRuntimeClient, shelf: BodyStore, body: bytes
 ) -> None:
     service.private = True
     service.answers = [whole(body), lambda handler: handler.reply(b"", 404)]
@@ -277,7 +285,7 @@ def test_a_damaged_only_copy_is_kept_and_named(
 
 
 def test_the_traceback_of_a_failed_private_job_is_no_copy_to_keep(
-    service: Service, client: QuantumRuntimeClient, shelf: Shelf
+    service: Service, client: QuantumRuntimeClient, shelf: BodyStore
 ) -> None:
     service.private, service.status = True, "Failed"
     service.answers = [whole(b"Traceback: boom")]
@@ -287,7 +295,7 @@ def test_the_traceback_of_a_failed_private_job_is_no_copy_to_keep(
 
 
 def test_a_cancelled_download_leaves_nothing_behind(
-    service: Service, client: QuantumRuntimeClient, shelf: Shelf
+    service: Service, client: QuantumRuntimeClient, shelf: BodyStore
 ) -> None:
     gate = threading.Event()
 
@@ -313,7 +321,7 @@ def test_a_cancelled_download_leaves_nothing_behind(
     assert files(shelf) == []
 
 
-def test_the_file_of_another_machine(service: Service, client: QuantumRuntimeClient, shelf: Shelf) -> None:
+def test_the_file_of_another_machine(service: Service, client: QuantumRuntimeClient, shelf: BodyStore) -> None:
     service.answers = [whole()]
     result = client.run(client.result("d1", shelf=shelf))
     assert result.file is not None
@@ -329,7 +337,7 @@ def test_the_file_of_another_machine(service: Service, client: QuantumRuntimeCli
     assert caught.value.job_id == "d1"
 
 
-def test_what_nobody_reads_is_cleaned_up(service: Service, client: QuantumRuntimeClient, shelf: Shelf) -> None:
+def test_what_nobody_reads_is_cleaned_up(service: Service, client: QuantumRuntimeClient, shelf: BodyStore) -> None:
     service.answers = [whole()]
     assert shelf.directory is not None
     names = ("old.body", ".old.body.0a.part", "read.body", "private.only.body", "note.txt")
@@ -347,7 +355,7 @@ def test_what_nobody_reads_is_cleaned_up(service: Service, client: QuantumRuntim
 
 @pytest.mark.timeout(30)
 def test_large_results_leave_room_for_other_requests(
-    service: Service, client: QuantumRuntimeClient, shelf: Shelf
+    service: Service, client: QuantumRuntimeClient, shelf: BodyStore
 ) -> None:
     go_on = threading.Event()
 
@@ -377,13 +385,13 @@ import sys, threading
 from pathlib import Path
 import psutil
 from prefect_qruntime.client import QuantumRuntimeClient
-from prefect_qruntime.client.spool import Shelf
-from prefect_qruntime.connection import Connection
+from prefect_qruntime.client.transport.spool import BodyStore
+from prefect_qruntime.client.connection import Connection
 
 url, folder = sys.argv[1:]
 crn = "crn:v1:bluemix:public:quantum-computing:us-east:a/0123abcd:11aa-22bb::"
 client = QuantumRuntimeClient(Connection(api_key="memory-test-key", crn=crn, base_url=url, iam_url=url))
-shelf = Shelf(directory=Path(folder))
+shelf = BodyStore(directory=Path(folder))
 client.run(client.result("d1", shelf=shelf))
 me, most, done = psutil.Process(), 0, threading.Event()
 

@@ -8,11 +8,11 @@ from collections.abc import Awaitable, Callable
 import httpx
 import pytest
 
-from prefect_qruntime.client.auth import TokenSource
-from prefect_qruntime.client.errand import current_errand, settled
-from prefect_qruntime.client.replies import Reply
-from prefect_qruntime.client.retrying import Patience
-from prefect_qruntime.client.transport import Transport
+from prefect_qruntime.client.transport.auth import TokenSource
+from prefect_qruntime.client.transport.http import Transport
+from prefect_qruntime.client.transport.in_flight import complete_or_withdraw, current_in_flight
+from prefect_qruntime.client.transport.replies import Reply
+from prefect_qruntime.client.transport.retrying import RetryDeadlines
 from prefect_qruntime.errors import QuantumRuntimeError
 
 from .conftest import connection
@@ -46,12 +46,12 @@ def cancelled_after(seconds: float, host: Host, *, phase: str = "submit") -> tup
     async def main() -> float:
         async with httpx.AsyncClient(transport=httpx.MockTransport(host.handle)) as http:
             mine = connection()
-            transport = Transport(mine, http, TokenSource(mine, http), headers={}, patience=Patience())
+            transport = Transport(mine, http, TokenSource(mine, http), headers={}, patience=RetryDeadlines())
 
             async def post() -> None:
                 replies.append(await transport.request("POST", "/jobs", phase=phase, body={}))  # type: ignore[arg-type]
 
-            task = asyncio.create_task(settled(post()))
+            task = asyncio.create_task(complete_or_withdraw(post()))
             await asyncio.sleep(seconds)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -125,17 +125,17 @@ def test_while_waiting_for_a_token_it_is_withdrawn_at_once() -> None:
 def test_without_cancellation_it_is_not_in_the_way() -> None:
     async def main() -> None:
         async def work() -> int:
-            assert current_errand() is not None
+            assert current_in_flight() is not None
             return 7
 
-        assert await settled(work()) == 7
-        assert current_errand() is None
+        assert await complete_or_withdraw(work()) == 7
+        assert current_in_flight() is None
 
         async def fail() -> None:
             raise QuantumRuntimeError("x")
 
         with pytest.raises(QuantumRuntimeError):
-            await settled(fail())
+            await complete_or_withdraw(fail())
 
     run(main())
 

@@ -9,15 +9,14 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from prefect_qruntime.client.following import Stream, follow_job
 from prefect_qruntime.client.parsing import parse_job
-from prefect_qruntime.client.stream import Ending
-from prefect_qruntime.client.waiting import Deadlines, Pace
-from prefect_qruntime.client.walk import Page
-from prefect_qruntime.client.watching import Watcher
+from prefect_qruntime.client.waiting.follow import Stream, follow_job
+from prefect_qruntime.client.waiting.job_list import Page
+from prefect_qruntime.client.waiting.plan import Deadlines, PollIntervals
+from prefect_qruntime.client.waiting.poller import JobPoller
+from prefect_qruntime.client.waiting.websocket import Ending
 from prefect_qruntime.errors import (
     NEVER,
     AuthenticationError,
@@ -67,7 +66,7 @@ class Service:
         self.cancels = 0
         self.endings: list[Ending] = []
 
-    async def look(self, job_id: str) -> Job:
+    async def fetch_job(self, job_id: str) -> Job:
         self.looks.append(clock())
         said = self.says(clock(), len(self.looks))
         if said is HANG:
@@ -102,7 +101,7 @@ def wait(service: Service, **options: Any) -> tuple[Any, float]:
     """The job or the error, and the seconds it took."""
 
     async def main() -> tuple[Any, float]:
-        watcher = Watcher(service, clock=clock)
+        watcher = JobPoller(service, clock=clock)
         limits = options.pop("deadlines", None) or Deadlines(total=options.pop("total", None))
         try:
             end: Any = await follow_job(service, "d1", watcher=watcher, deadlines=limits, **options)
@@ -241,7 +240,7 @@ def test_deadlines_together(ran: float | None, limit: str, moment: float) -> Non
 def test_an_unknown_state_is_warned_of_once_and_ends_at_the_deadline(
     deadlines: Deadlines, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.WARNING, logger="prefect_qruntime.waiting"):
+    with caplog.at_level(logging.WARNING, logger="prefect_qruntime"):
         error, took = wait(Service(states((0, "Paused-By-Magic"))), deadlines=deadlines)
     assert (error.last_status, took) == ("Paused-By-Magic", pytest.approx(30.0))
     assert caplog.text.count("Paused-By-Magic") == 1
@@ -291,7 +290,7 @@ def test_a_cancelled_wait_ends_at_once_and_takes_its_socket_along() -> None:
     service = Service(states((0, "Running")), socket)
 
     async def main() -> float:
-        watcher = Watcher(service, clock=clock)
+        watcher = JobPoller(service, clock=clock)
         task = asyncio.create_task(follow_job(service, "d1", watcher=watcher, deadlines=Deadlines()))
         await asyncio.sleep(100)
         task.cancel()
@@ -356,6 +355,6 @@ def test_whatever_the_service_says_the_wait_ends_by_its_deadline(said: list[Any]
         answer = rng.choice(said)
         return ServiceUnavailable("down") if answer == "outage" else answer
 
-    error, took = wait(Service(says), total=total, pace=Pace())
+    error, took = wait(Service(says), total=total, pace=PollIntervals())
     assert isinstance(error, JobTimeout)
     assert total - 1e-6 <= took <= total + 2.0 + 1e-6

@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 import pytest
 
-from prefect_qruntime.client.home import at_home, home
+from prefect_qruntime.client.network_loop import network_loop, on_network_loop
 
 NAME: ContextVar[str] = ContextVar("test_name", default="nobody")
 
@@ -23,7 +23,7 @@ async def where() -> tuple[str, int]:
     return threading.current_thread().name, id(asyncio.get_running_loop())
 
 
-@at_home
+@on_network_loop
 async def at(value: int = 0) -> tuple[str, int]:
     return await where()
 
@@ -54,28 +54,33 @@ class Work:
 
 
 def test_callers_of_every_kind_meet_on_one_loop() -> None:
-    places = [home().run(where()), home().run(at()), asyncio.run(at()), asyncio.run(home().arun(where()))]
+    places = [
+        network_loop().run(where()),
+        network_loop().run(at()),
+        asyncio.run(at()),
+        asyncio.run(network_loop().arun(where())),
+    ]
 
     async def nested() -> Any:
         return await at()  # already at home: no second hop
 
-    places.append(home().run(nested()))
+    places.append(network_loop().run(nested()))
 
     async def blocking_call_inside_a_running_loop() -> Any:
-        return home().run(where())
+        return network_loop().run(where())
 
     places.append(asyncio.run(blocking_call_inside_a_running_loop()))
     with ThreadPoolExecutor(8) as pool:
-        places += list(pool.map(lambda n: asyncio.run(at()) if n % 2 else home().run(at()), range(16)))
-    assert set(places) == {("qruntime-home", id(home().loop))}
+        places += list(pool.map(lambda n: asyncio.run(at()) if n % 2 else network_loop().run(at()), range(16)))
+    assert set(places) == {("qruntime-network", id(network_loop().loop))}
 
 
 def test_blocking_on_home_from_home_is_refused() -> None:
     async def foolish() -> Any:
-        return home().run(where())
+        return network_loop().run(where())
 
     with pytest.raises(RuntimeError, match="never end"):
-        home().run(foolish())
+        network_loop().run(foolish())
 
 
 @pytest.mark.parametrize("caller", ["run", "arun", "at_home"])
@@ -84,9 +89,9 @@ def test_results_exceptions_and_context_pass_through(caller: str) -> None:
         raise LookupError(NAME.get())
 
     calls = {
-        "run": lambda: home().run(fail()),
-        "arun": lambda: asyncio.run(home().arun(fail())),
-        "at_home": lambda: asyncio.run(at_home(fail)()),
+        "run": lambda: network_loop().run(fail()),
+        "arun": lambda: asyncio.run(network_loop().arun(fail())),
+        "at_home": lambda: asyncio.run(on_network_loop(fail)()),
     }
     token = NAME.set("me")
     try:
@@ -98,7 +103,7 @@ def test_results_exceptions_and_context_pass_through(caller: str) -> None:
 
 async def test_cancelling_the_caller_cancels_the_work_and_waits_for_it() -> None:
     work = Work(settle=0.2)
-    task = asyncio.create_task(home().arun(work()))
+    task = asyncio.create_task(network_loop().arun(work()))
     await work.began_somewhere()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -113,10 +118,10 @@ async def test_a_caller_cancelled_before_its_work_began_waits_for_it_as_well() -
         blocked.set()
         release.wait(5)
 
-    home().loop.call_soon_threadsafe(block)
+    network_loop().loop.call_soon_threadsafe(block)
     assert await asyncio.to_thread(blocked.wait, 5)
     work = Work(settle=0.1)
-    task = asyncio.create_task(home().arun(work()))
+    task = asyncio.create_task(network_loop().arun(work()))
     await asyncio.sleep(0)  # it is handed over, and cannot begin
     await asyncio.sleep(0)
     task.cancel()
@@ -130,7 +135,7 @@ async def test_a_caller_cancelled_before_its_work_began_waits_for_it_as_well() -
 async def test_a_timeout_of_anyio_waits_for_the_work_too() -> None:
     work = Work(settle=0.3)
     with anyio.move_on_after(0.1) as scope:
-        await home().arun(work())
+        await network_loop().arun(work())
     assert scope.cancelled_caught
     assert work.how == "cancelled"
 
@@ -139,7 +144,7 @@ async def test_a_timeout_of_asyncio_waits_for_the_work_too() -> None:
     work = Work(settle=0.2)
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):
-            await home().arun(work())
+            await network_loop().arun(work())
     assert work.how == "cancelled"
 
 
@@ -147,7 +152,7 @@ def test_an_exception_from_a_signal_handler_ends_the_work_first() -> None:
     # What Prefect's TerminationSignal and Ctrl-C do to a thread that blocks in `run`.
     code = """
 import asyncio, os, signal, threading
-from prefect_qruntime.client.home import home
+from prefect_qruntime.client.network_loop import network_loop
 class Stop(BaseException): ...
 def handler(number, frame): raise Stop
 signal.signal(signal.SIGUSR1, handler)
@@ -162,7 +167,7 @@ async def work():
         how.append("settled")
         raise
 try:
-    home().run(work())
+    network_loop().run(work())
 except Stop:
     print("stopped", how)
 """
@@ -182,21 +187,21 @@ def script(code: str) -> str:
 def test_after_a_fork_the_child_has_a_home_of_its_own() -> None:
     code = """
 import asyncio, os
-from prefect_qruntime.client.home import home
+from prefect_qruntime.client.network_loop import network_loop
 async def here():
     return os.getpid()
-assert home().run(here()) == os.getpid()
-parent = home()
+assert network_loop().run(here()) == os.getpid()
+parent = network_loop()
 pid = os.fork()
 if pid == 0:
-    assert home() is not parent
-    assert home().run(here()) == os.getpid() != parent.pid
-    assert asyncio.run(home().arun(here())) == os.getpid()
+    assert network_loop() is not parent
+    assert network_loop().run(here()) == os.getpid() != parent.pid
+    assert asyncio.run(network_loop().arun(here())) == os.getpid()
     parent.close()  # not the child's to close
     raise SystemExit(7)
 assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
-assert home() is parent
-assert home().run(here()) == os.getpid()
+assert network_loop() is parent
+assert network_loop().run(here()) == os.getpid()
 print("both")
 """
     assert script(code) == "both"
@@ -205,16 +210,16 @@ print("both")
 def test_a_lock_that_somebody_held_is_free_in_a_forked_child() -> None:
     code = """
 import os, signal, threading
-from prefect_qruntime import keys, redact
-from prefect_qruntime.client.home import home
+from prefect_qruntime import redact, run_context
+from prefect_qruntime.client.network_loop import network_loop
 held, end = threading.Event(), threading.Event()
 async def take():
-    lock = home().lock("record:job-d1")
+    lock = network_loop().lock("record:job-d1")
     await lock.acquire()
     return lock
-kept = home().run(take())
+kept = network_loop().run(take())
 def hold():
-    with keys._lock, redact._lock:
+    with run_context._lock, redact._lock:
         held.set()
         end.wait()
 thread = threading.Thread(target=hold)
@@ -225,8 +230,8 @@ if pid == 0:
     signal.alarm(20)
     redact.register_secret("a-secret-0123456789")
     assert "0123456789" not in redact.redact("it is a-secret-0123456789")
-    keys.count(keys.Origin(None, "call:1", False, False, 0, 0.0), "digest")
-    assert home().run(take()) is not kept
+    run_context.count(run_context.RunContext(None, "call:1", False, False, 0, 0.0), "digest")
+    assert network_loop().run(take()) is not kept
     os._exit(7)
 status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 end.set()
@@ -239,7 +244,7 @@ print(status)
 def test_the_process_ends_promptly_with_work_under_way() -> None:
     code = """
 import asyncio, concurrent.futures, threading
-from prefect_qruntime.client.home import home
+from prefect_qruntime.client.network_loop import network_loop
 began = threading.Event()
 async def work():
     began.set()
@@ -251,15 +256,15 @@ async def closer():
     print("closed")
 async def broken():
     raise RuntimeError
-home().on_close(broken)
-home().on_close(closer)
+network_loop().on_close(broken)
+network_loop().on_close(closer)
 def wait():
     try:
-        home().run(work())
+        network_loop().run(work())
     except concurrent.futures.CancelledError:
         pass
 threading.Thread(target=wait, daemon=True).start()
-asyncio.run_coroutine_threadsafe(work(), home().loop)
+asyncio.run_coroutine_threadsafe(work(), network_loop().loop)
 began.wait()
 """
     assert script(code).split("\n") == ["wound up", "wound up", "closed"]
@@ -267,14 +272,14 @@ began.wait()
 
 def test_a_closed_home_is_replaced_and_closing_twice_does_no_harm() -> None:
     code = """
-from prefect_qruntime.client.home import home
+from prefect_qruntime.client.network_loop import network_loop
 async def one():
     return 1
-first = home()
+first = network_loop()
 first.close()
 first.close()
-assert home() is not first
-print(home().run(one()))
+assert network_loop() is not first
+print(network_loop().run(one()))
 """
     assert script(code) == "1"
 
@@ -283,7 +288,7 @@ def test_a_client_used_and_forgotten_ends_quietly() -> None:
     code = """
 import asyncio
 from prefect_qruntime.client import QuantumRuntimeClient
-from prefect_qruntime.connection import Connection
+from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.sandbox import Sandbox
 with Sandbox(physics=False) as sandbox:
     client = QuantumRuntimeClient(Connection(**sandbox.connection()))

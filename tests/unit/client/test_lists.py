@@ -11,8 +11,7 @@ import httpx
 import pytest
 from pytest_httpx import HTTPXMock
 
-from prefect_qruntime.client import QuantumRuntimeClient, instance
-from prefect_qruntime.client import api as module
+from prefect_qruntime.client import QuantumRuntimeClient, client as module, instance
 from prefect_qruntime.errors import QuantumRuntimeError
 
 from .conftest import sent

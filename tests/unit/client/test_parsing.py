@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
+from prefect_qruntime.client.failures import job_error
 from prefect_qruntime.client.parsing import (
     complete_backend,
     parse_backend_names,
@@ -20,7 +20,6 @@ from prefect_qruntime.client.parsing import (
     parse_versions,
 )
 from prefect_qruntime.errors import QuantumRuntimeError
-from prefect_qruntime.failures import job_error
 from prefect_qruntime.models import Backend, Job, JobStatus
 
 FULL = {

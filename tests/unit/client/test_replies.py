@@ -7,10 +7,9 @@ from typing import Any
 import httpx
 import orjson
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from prefect_qruntime.client.replies import (
+from prefect_qruntime.client.transport.replies import (
     ErrorBody,
     Reply,
     error_for,

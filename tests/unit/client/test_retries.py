@@ -13,7 +13,7 @@ from pytest_httpx import HTTPXMock
 
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.inputs import make_spec
-from prefect_qruntime.client.retrying import Patience, repeat
+from prefect_qruntime.client.transport.retrying import RetryDeadlines, repeat
 from prefect_qruntime.errors import (
     AuthenticationError,
     InvalidInput,
@@ -47,7 +47,7 @@ CREATES = pytest.mark.parametrize("call", [create, begin], ids=["job", "session"
 REPEATED: list[tuple[str, Call, str]] = [
     ("read", lambda c: c.usage(), "GET"),
     ("list", lambda c: c.jobs(), "GET"),
-    ("wait", lambda c: c.look("d1"), "GET"),
+    ("wait", lambda c: c.fetch_job("d1"), "GET"),
     ("cancel", lambda c: c.cancel("d1"), "POST"),
     ("delete", lambda c: c.delete_job("d1"), "DELETE"),
     ("patch", lambda c: c.stop_accepting("s1"), "PATCH"),
@@ -72,7 +72,7 @@ def test_idempotent_calls_go_out_again(
         else:
             iam.add_exception(trouble, method=method)
     iam.add_response(json=ANSWER, is_reusable=True)
-    client = connect(patience=Patience(first_pause=0.01))
+    client = connect(patience=RetryDeadlines(first_pause=0.01))
     client.run(call(client))
     assert [r.method for r in sent(iam)][:3] == [method] * 3
 
@@ -231,7 +231,7 @@ async def test_backoff_grows_with_jitter_up_to_its_ceiling() -> None:
         if len(pauses) < 9:
             raise ServiceUnavailable("x")
 
-    patience = Patience(first_pause=1.0, longest_pause=20.0, read=1e6)
+    patience = RetryDeadlines(first_pause=1.0, longest_pause=20.0, read=1e6)
     await repeat(fail, phase="read", patience=patience, what="x", sleep=sleep)
     for n, pause in enumerate(pauses):
         assert 0.5 * min(2.0**n, 20.0) <= pause <= min(2.0**n, 20.0)
@@ -250,7 +250,7 @@ async def test_the_service_s_own_pause_is_kept_and_zero_is_no_leave_to_hammer(
         if len(pauses) < 3:
             raise RateLimited("x", advice=after(asked))
 
-    await repeat(fail, phase="submit", patience=Patience(), what="x", sleep=sleep)
+    await repeat(fail, phase="submit", patience=RetryDeadlines(), what="x", sleep=sleep)
     assert len(pauses) == 3
     assert all(least <= pause <= most for pause in pauses)
 
@@ -263,7 +263,7 @@ async def test_a_cancelled_repeat_ends_at_once() -> None:
         failed.set()
         raise ServiceUnavailable("x")
 
-    patience = Patience(first_pause=30.0, longest_pause=30.0)
+    patience = RetryDeadlines(first_pause=30.0, longest_pause=30.0)
     task = asyncio.create_task(repeat(fail, phase="read", patience=patience, what="x"))
     await failed.wait()
     task.cancel()

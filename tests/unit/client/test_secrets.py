@@ -16,8 +16,8 @@ from pytest_httpx import HTTPXMock
 
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.inputs import make_spec
-from prefect_qruntime.client.stream import JobStream
-from prefect_qruntime.client.wire import wire_of
+from prefect_qruntime.client.transport.connections import connection_of
+from prefect_qruntime.client.waiting.websocket import JobStream
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import JobRef
 from prefect_qruntime.redact import MASK
@@ -31,7 +31,7 @@ Connect = Callable[..., QuantumRuntimeClient]
 SPEC = make_spec(["OPENQASM 3.0; qubit q; bit c; c = measure q;"], backend="b")
 CALLS: list[Callable[[QuantumRuntimeClient], Any]] = [
     lambda c: c.usage(),
-    lambda c: c.look("d1"),
+    lambda c: c.fetch_job("d1"),
     lambda c: c.cancel("d1"),
     lambda c: c.result(JobRef(id="d1")),
     lambda c: c.post_job(SPEC, (), None),
@@ -80,7 +80,7 @@ def test_clients_show_and_hand_on_no_secret(connect: Connect) -> None:
         pickle.dumps(client)
 
     async def wire() -> str:
-        return repr(wire_of(client.connection, QUICK))
+        return repr(connection_of(client.connection, QUICK))
 
     assert KEY not in client.run(wire())
 
@@ -92,7 +92,15 @@ def everything_logged() -> Iterator[io.StringIO]:
     handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter("%(name)s %(levelname)s %(message)s"))
     root = logging.getLogger()
-    names = ("", "httpx", "httpcore", "websockets", "asyncio", "prefect_qruntime", "prefect_qruntime.stream")
+    names = (
+        "",
+        "httpx",
+        "httpcore",
+        "websockets",
+        "asyncio",
+        "prefect_qruntime",
+        "prefect_qruntime.client.waiting.websocket",
+    )
     before = {name: logging.getLogger(name).level for name in names}
     for name in names:
         logging.getLogger(name).setLevel("DEBUG")
@@ -121,13 +129,17 @@ def test_nothing_is_logged_at_debug_with_a_real_key_token_and_socket(
         tokens += _tokens(client)
 
         async def broken_socket() -> str:
-            wire = wire_of(client.connection, QUICK)
+            wire = connection_of(client.connection, QUICK)
             stream = JobStream(wire.transport, "/stream/jobs/nobody", lambda: None)
             return await stream.follow()
 
         assert client.run(broken_socket()) == "refused"
     text = everything_logged.getvalue()
-    for name in ("httpx INFO HTTP Request", "httpcore.http11 DEBUG", "prefect_qruntime.stream DEBUG > GET /stream"):
+    for name in (
+        "httpx INFO HTTP Request",
+        "httpcore.http11 DEBUG",
+        "prefect_qruntime.client.waiting.websocket DEBUG > GET /stream",
+    ):
         assert name in text, name
     assert f"> Authorization: Bearer {MASK}" in text
     assert len(set(tokens)) == 2
@@ -137,6 +149,6 @@ def test_nothing_is_logged_at_debug_with_a_real_key_token_and_socket(
 
 def _tokens(client: QuantumRuntimeClient) -> list[str]:
     async def read() -> str:
-        return await wire_of(client.connection, QUICK).tokens.get()
+        return await connection_of(client.connection, QUICK).tokens.get()
 
     return [client.run(read())]

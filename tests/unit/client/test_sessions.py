@@ -81,7 +81,7 @@ class Service:
         self.calls.append("jobs")
         return self.pending[:limit]
 
-    async def look(self, job_id: str) -> Job:
+    async def fetch_job(self, job_id: str) -> Job:
         self.calls.append("look")
         status = self.unfinished[job_id]
         if status is None:

@@ -15,8 +15,8 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
-from prefect_qruntime.client.stream import JobStream, StreamSettings
-from prefect_qruntime.connection import Connection
+from prefect_qruntime.client.connection import Connection
+from prefect_qruntime.client.waiting.websocket import JobStream, StreamSettings
 from prefect_qruntime.errors import ServiceUnavailable
 
 from .conftest import connection

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.client.submission import Intent, submit_or_attach
 from prefect_qruntime.errors import (
     SEARCH_FIRST,
@@ -20,7 +21,6 @@ from prefect_qruntime.errors import (
     SubmissionUncertain,
 )
 from prefect_qruntime.models import Job, JobRef, JobStatus, SessionRef
-from prefect_qruntime.spec import JobSpec
 
 from .fakes import clock, run
 

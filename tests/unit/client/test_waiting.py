@@ -8,10 +8,9 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
-from prefect_qruntime.client.waiting import Deadlines, Pace, WaitPlan
+from prefect_qruntime.client.waiting.plan import Deadlines, PollIntervals, PollSchedule
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import Job, JobStatus
 
@@ -24,7 +23,7 @@ def seen(status: JobStatus | None, **fields: Any) -> Job:
 
 def looks(seconds: float, *, status: JobStatus = JobStatus.QUEUED, seed: int = 0, **fields: Any) -> list[float]:
     """The moments of all looks at a job that stays in one state for `seconds`."""
-    plan = WaitPlan(Deadlines(), started=0.0, rng=random.Random(seed), **fields)
+    plan = PollSchedule(Deadlines(), started=0.0, rng=random.Random(seed), **fields)
     now, moments = 0.0, []
     while now < seconds:
         moments.append(now)
@@ -57,13 +56,13 @@ def test_running_jobs_and_sessions_are_looked_at_more_often() -> None:
     queued = looks(20)
     assert len(looks(20, status=JobStatus.RUNNING)) > len(queued)
     assert len(looks(20, in_session=True)) > len(queued)
-    session_of_the_job = WaitPlan(Deadlines(), started=0.0)
+    session_of_the_job = PollSchedule(Deadlines(), started=0.0)
     session_of_the_job.saw(seen(JobStatus.QUEUED, session_id="s"), 0.0)
-    assert session_of_the_job.pause(0.0) <= Pace().lively
+    assert session_of_the_job.pause(0.0) <= PollIntervals().lively
 
 
 def test_a_change_of_state_makes_it_lively_again() -> None:
-    plan = WaitPlan(Deadlines(), started=0.0)
+    plan = PollSchedule(Deadlines(), started=0.0)
     assert plan.saw(seen(JobStatus.QUEUED), 1000.0) is True
     assert plan.saw(seen(JobStatus.QUEUED), 2000.0) is False
     assert plan.pause(2000.0) > 30
@@ -73,20 +72,20 @@ def test_a_change_of_state_makes_it_lively_again() -> None:
 
 
 def test_jitter_only_shortens_and_differs() -> None:
-    pauses = {WaitPlan(Deadlines(), started=0.0, rng=random.Random(seed)).pause(0.0) for seed in range(50)}
+    pauses = {PollSchedule(Deadlines(), started=0.0, rng=random.Random(seed)).pause(0.0) for seed in range(50)}
     assert len(pauses) == 50
     assert all(0.85 * 0.5 <= pause <= 0.5 for pause in pauses)
 
 
 def test_a_connected_socket_makes_it_slow_but_not_blind() -> None:
-    plan = WaitPlan(Deadlines(), started=0.0)
+    plan = PollSchedule(Deadlines(), started=0.0)
     plan.saw(seen(JobStatus.RUNNING), 0.0)
     assert 4.2 <= plan.pause(0.0, streamed=True) <= 5.0
     assert plan.pause(100_000.0, streamed=True) <= 60.0
 
 
 def test_an_outage_backs_off_to_a_minute_and_one_answer_ends_it() -> None:
-    plan = WaitPlan(Deadlines(), started=0.0)
+    plan = PollSchedule(Deadlines(), started=0.0)
     assert plan.missed() is True
     assert 0.85 <= plan.pause(0.0) <= 1.0
     pauses = []
@@ -100,7 +99,7 @@ def test_an_outage_backs_off_to_a_minute_and_one_answer_ends_it() -> None:
 
 
 def test_retry_after_is_honoured_between_looks() -> None:
-    plan = WaitPlan(Deadlines(), started=0.0)
+    plan = PollSchedule(Deadlines(), started=0.0)
     plan.missed(90.0)
     assert plan.pause(0.0) == 90.0
     plan.missed(None)
@@ -109,7 +108,7 @@ def test_retry_after_is_honoured_between_looks() -> None:
     assert plan.pause(0.0) == 3600.0
     plan.saw(seen(JobStatus.QUEUED), 0.0)
     assert plan.pause(0.0) <= 0.5
-    short = WaitPlan(Deadlines(total=30.0), started=0.0)
+    short = PollSchedule(Deadlines(total=30.0), started=0.0)
     short.missed(90.0)
     assert short.pause(0.0) == 30.0
 
@@ -133,44 +132,44 @@ def test_retry_after_is_honoured_between_looks() -> None:
     ],
 )
 def test_deadlines(deadlines: Deadlines, status: Any, now: float, expected: str | None) -> None:
-    plan = WaitPlan(deadlines, started=0.0)
+    plan = PollSchedule(deadlines, started=0.0)
     plan.saw(seen(status), 0.0)
     assert plan.expired(now) == expected
 
 
 def test_the_limit_of_an_outage_counts_from_the_last_answer() -> None:
-    plan = WaitPlan(Deadlines(outage=100.0), started=0.0)
+    plan = PollSchedule(Deadlines(outage=100.0), started=0.0)
     plan.saw(seen(JobStatus.RUNNING), 50.0)
     plan.missed()
     assert plan.expired(149.0) is None
     assert plan.expired(150.0) == "outage"
     plan.saw(seen(JobStatus.RUNNING), 200.0)
     assert plan.expired(1e6) is None
-    never = WaitPlan(Deadlines(outage=None), started=0.0)
+    never = PollSchedule(Deadlines(outage=None), started=0.0)
     never.missed()
     assert never.expired(1e9) is None
 
 
 def test_a_job_that_ran_and_queues_again_is_past_its_queue_timeout() -> None:
-    plan = WaitPlan(Deadlines(queue=5), started=0.0)
+    plan = PollSchedule(Deadlines(queue=5), started=0.0)
     plan.saw(seen(JobStatus.RUNNING), 1.0)
     plan.saw(seen(JobStatus.QUEUED), 2.0)
     assert plan.expired(100.0) is None
 
 
 def test_pauses_end_at_the_nearest_deadline() -> None:
-    plan = WaitPlan(Deadlines(total=100.0, queue=50.0), started=0.0)
+    plan = PollSchedule(Deadlines(total=100.0, queue=50.0), started=0.0)
     plan.saw(seen(JobStatus.QUEUED), 0.0)
     assert plan.pause(49.9) == pytest.approx(0.1)
     assert plan.left(49.9) == pytest.approx(0.1)
     assert plan.pause(51.0) == 0.0
     plan.saw(seen(JobStatus.RUNNING), 60.0)
     assert plan.left(60.0) == 40.0
-    assert WaitPlan(Deadlines(), started=0.0).left(1e9) == math.inf
+    assert PollSchedule(Deadlines(), started=0.0).left(1e9) == math.inf
 
 
 def test_a_404_is_tolerated_at_the_start_only_and_only_while_unseen() -> None:
-    plan = WaitPlan(Deadlines(unseen=60.0), started=0.0)
+    plan = PollSchedule(Deadlines(unseen=60.0), started=0.0)
     assert plan.may_be_unseen(59.0)
     assert not plan.may_be_unseen(60.0)
     plan.saw(seen(JobStatus.QUEUED), 1.0)
@@ -192,7 +191,7 @@ STEPS = st.lists(st.sampled_from([*JobStatus, None, "missed", "streamed"]), max_
 def test_whatever_is_seen_the_deadline_is_kept_and_time_moves_on(
     steps: list[Any], total: float, queue: float | None, start: float
 ) -> None:
-    plan = WaitPlan(Deadlines(total=total, queue=queue), started=start, rng=random.Random(1))
+    plan = PollSchedule(Deadlines(total=total, queue=queue), started=start, rng=random.Random(1))
     now = start
     for step in steps:
         if step == "missed":

@@ -6,13 +6,10 @@ import random
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 
-from prefect_qruntime.client.calendar import Calendar
-from prefect_qruntime.client.trust import ListTrust
-from prefect_qruntime.client.waiting import Throttle
-from prefect_qruntime.client.walk import LARGEST_PAGE, Page, Walk
+from prefect_qruntime.client.waiting.job_list import LARGEST_PAGE, JobListBreaker, JobListPager, Page
+from prefect_qruntime.client.waiting.plan import TimerQueue, TokenBucket
 from prefect_qruntime.errors import PermissionDenied, RateLimited, ServiceUnavailable, after
 
 START = datetime(2026, 5, 1, 10, tzinfo=UTC)
@@ -29,7 +26,7 @@ class Listed:
     def walk(self, wanted: list[str], unknown: set[str] = frozenset()) -> set[str]:  # type: ignore[assignment]
         """Walk for `wanted`; returns what the walk found of it."""
         known = {name: self.created.get(name, START) for name in wanted if name not in unknown}
-        walk = Walk((name, known.get(name)) for name in wanted)
+        walk = JobListPager((name, known.get(name)) for name in wanted)
         found: set[str] = set()
         while (page := walk.next()) is not None:
             self.pages.append(page)
@@ -48,7 +45,7 @@ def spread(size: int, step: float = 1.0) -> dict[str, float]:
 
 
 def test_nothing_wanted_needs_no_page() -> None:
-    assert Walk([]).next() is None
+    assert JobListPager([]).next() is None
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -109,7 +106,7 @@ def test_jobs_the_list_does_not_show_yet_hold_nobody_up() -> None:
 
 
 def test_a_service_that_ignores_the_filter_is_not_asked_forever() -> None:
-    walk = Walk((f"d{number}", START + timedelta(seconds=number)) for number in range(300))
+    walk = JobListPager((f"d{number}", START + timedelta(seconds=number)) for number in range(300))
     pages = 0
     while (page := walk.next()) is not None:
         pages += 1
@@ -136,7 +133,7 @@ def test_every_walk_ends_and_thick_stretches_are_found_whole(seed: int, size: in
 
 
 def test_one_date_each_and_earliest_first() -> None:
-    calendar = Calendar[str]()
+    calendar = TimerQueue[str]()
     assert calendar.pause(0.0) == float("inf")
     assert calendar.put("b", 5.0) is True
     assert calendar.put("a", 3.0) is True
@@ -152,7 +149,7 @@ def test_one_date_each_and_earliest_first() -> None:
 
 @given(moves=st.lists(st.tuples(st.integers(0, 20), st.floats(0, 1e9)), max_size=2000))
 def test_a_calendar_stays_small_and_forgets_nothing(moves: list[tuple[int, float]]) -> None:
-    calendar = Calendar[int]()
+    calendar = TimerQueue[int]()
     last: dict[int, float] = {}
     for item, when in moves:
         calendar.put(item, when)
@@ -162,7 +159,7 @@ def test_a_calendar_stays_small_and_forgets_nothing(moves: list[tuple[int, float
 
 
 def test_a_throttle_lets_a_burst_pass_and_then_a_rate() -> None:
-    throttle = Throttle(rate=10.0, burst=5.0)
+    throttle = TokenBucket(rate=10.0, burst=5.0)
     assert [throttle.take(0.0) for _ in range(7)] == pytest.approx([0, 0, 0, 0, 0, 0.1, 0.2])
     assert throttle.wait(0.1) == pytest.approx(0.2)
     assert throttle.wait(10.0) == 0.0
@@ -170,13 +167,13 @@ def test_a_throttle_lets_a_burst_pass_and_then_a_rate() -> None:
 
 
 def test_a_refused_list_is_left_alone_for_a_while() -> None:
-    trust = ListTrust(relist=600.0)
+    trust = JobListBreaker(relist=600.0)
     trust.list_failed(PermissionDenied("x"), 10.0)
     assert (trust.may_list(609.0), trust.may_list(610.0), trust.is_down) == (False, True, False)
 
 
 def test_an_outage_of_the_list_is_met_with_growing_pauses_and_what_was_asked_for() -> None:
-    trust = ListTrust()
+    trust = JobListBreaker()
     pauses = []
     for _ in range(8):
         trust.list_failed(ServiceUnavailable("x"), 0.0)
@@ -192,7 +189,7 @@ def test_an_outage_of_the_list_is_met_with_growing_pauses_and_what_was_asked_for
 
 
 def test_after_an_outage_of_everything_the_list_is_asked_at_once() -> None:
-    trust = ListTrust()
+    trust = JobListBreaker()
     for _ in range(3):
         trust.list_failed(ServiceUnavailable("x"), 0.0)
     assert trust.is_down
@@ -206,7 +203,7 @@ def test_after_an_outage_of_everything_the_list_is_asked_at_once() -> None:
 
 
 def test_a_list_that_is_far_behind_is_found_out() -> None:
-    trust = ListTrust(relist=600.0, behind=5.0)
+    trust = JobListBreaker(relist=600.0, behind=5.0)
     trust.job_ended("d1", 100.0)
     trust.listed_alive("d1", 104.0, 104.0)
     trust.listed_alive("d2", 200.0, 200.0)

@@ -13,16 +13,15 @@ from functools import lru_cache
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 
-from prefect_qruntime.client.following import follow_job
 from prefect_qruntime.client.parsing import parse_job
-from prefect_qruntime.client.sockets import Stream
-from prefect_qruntime.client.stream import Ending
-from prefect_qruntime.client.waiting import Deadlines, Pace, WaitPlan
-from prefect_qruntime.client.walk import Page
-from prefect_qruntime.client.watching import Watcher
+from prefect_qruntime.client.waiting.follow import follow_job
+from prefect_qruntime.client.waiting.job_list import Page
+from prefect_qruntime.client.waiting.lookups import Stream
+from prefect_qruntime.client.waiting.plan import Deadlines, PollIntervals, PollSchedule
+from prefect_qruntime.client.waiting.poller import JobPoller
+from prefect_qruntime.client.waiting.websocket import Ending
 from prefect_qruntime.errors import (
     JobTimeout,
     NotFound,
@@ -38,7 +37,7 @@ from .fakes import clock, run
 
 START = datetime(2026, 5, 1, 10, tzinfo=UTC)
 HOUR = 3600.0
-SLOW = Pace(queued=10.0, lively=10.0, share=0.1)
+SLOW = PollIntervals(queued=10.0, lively=10.0, share=0.1)
 
 
 @lru_cache(maxsize=100_000)
@@ -100,7 +99,7 @@ class Service:
         if said:
             await asyncio.sleep(said)
 
-    async def look(self, job_id: str) -> Job:
+    async def fetch_job(self, job_id: str) -> Job:
         self.looks.append((clock(), job_id))
         try:
             await self._trouble(self.look_fault)
@@ -145,7 +144,7 @@ class End:
     at: float
 
 
-async def follow(service: Service, watcher: Watcher, job_id: str, **options: Any) -> End:
+async def follow(service: Service, watcher: JobPoller, job_id: str, **options: Any) -> End:
     try:
         what: Any = await follow_job(
             service, job_id, watcher=watcher, deadlines=options.pop("deadlines", None) or Deadlines(), **options
@@ -159,7 +158,7 @@ def follow_all(service: Service, ids: Iterable[str] | None = None, **options: An
     """Wait for all jobs at the same time, and see that nothing is left over."""
 
     async def main() -> dict[str, End]:
-        watcher = Watcher(service, clock=clock, rng=random.Random(1))
+        watcher = JobPoller(service, clock=clock, rng=random.Random(1))
         wanted = list(service.tasks if ids is None else ids)
         ends = await asyncio.gather(*(follow(service, watcher, job_id, **options) for job_id in wanted))
         await assert_nothing_left(watcher)
@@ -168,7 +167,7 @@ def follow_all(service: Service, ids: Iterable[str] | None = None, **options: An
     return run(main())
 
 
-async def assert_nothing_left(watcher: Watcher) -> None:
+async def assert_nothing_left(watcher: JobPoller) -> None:
     for _ in range(5):  # what was cancelled winds up
         await asyncio.sleep(0)
     kept = watcher.footprint
@@ -208,12 +207,12 @@ def test_jobs_that_are_submitted_one_after_the_other() -> None:
     tasks = {f"d{n}": Task(created=n * 0.05, listed=n * 0.05, runs=10.0, ends=20.0) for n in range(200)}
     service = Service(tasks)
 
-    async def late(watcher: Watcher, number: int) -> End:
+    async def late(watcher: JobPoller, number: int) -> End:
         await asyncio.sleep(number * 0.05)
         return await follow(service, watcher, f"d{number}")
 
     async def main() -> list[End]:
-        watcher = Watcher(service, clock=clock)
+        watcher = JobPoller(service, clock=clock)
         return await asyncio.gather(*(late(watcher, number) for number in range(200)))
 
     ends = run(main())
@@ -232,7 +231,7 @@ def test_many_waits_for_one_job_share_its_looks() -> None:
     ends = follow_all(service, ["d1"])
 
     async def main() -> list[End]:
-        watcher = Watcher(service, clock=clock)
+        watcher = JobPoller(service, clock=clock)
         return await asyncio.gather(*(follow(service, watcher, "d1") for _ in range(50)))
 
     service.looks.clear()
@@ -293,7 +292,7 @@ def test_a_list_out_of_order_fails_no_wait(fault: Any) -> None:
 
 def test_a_list_that_stands_still_is_found_out(caplog: pytest.LogCaptureFixture) -> None:
     service = Service({f"d{n}": Task(ends=20.0 + n * 0.1) for n in range(40)}, list_time=lambda now: min(now, 10.0))
-    with caplog.at_level(logging.WARNING, logger="prefect_qruntime.waiting"):
+    with caplog.at_level(logging.WARNING, logger="prefect_qruntime"):
         ends = follow_all(service)
     assert all(end.what.status is JobStatus.COMPLETED for end in ends.values())
     assert max(end.at for end in ends.values()) <= 45
@@ -327,7 +326,7 @@ def test_what_the_list_shows_behind_the_job_itself_decides_nothing() -> None:
     service = Service(tasks, list_time=lambda now: 0.0 if now < 30 else now)
 
     async def main() -> list[End]:
-        watcher = Watcher(service, clock=clock)
+        watcher = JobPoller(service, clock=clock)
         early = [asyncio.create_task(follow(service, watcher, f"d{n}", on_change=on_change)) for n in range(2)]
         await asyncio.sleep(10)
         late = asyncio.create_task(follow(service, watcher, "d2", on_change=on_change))
@@ -412,7 +411,7 @@ def test_each_deadline_counts_for_itself() -> None:
     service = Service({f"d{n}": Task(runs=30.0 if n % 2 else None) for n in range(100)})
 
     async def main() -> list[End]:
-        watcher = Watcher(service, clock=clock)
+        watcher = JobPoller(service, clock=clock)
         limits = [Deadlines(total=20.0 + n, queue=None if n % 3 else 10.0 + n) for n in range(100)]
         return await asyncio.gather(
             *(follow(service, watcher, f"d{n}", deadlines=limit) for n, limit in enumerate(limits))
@@ -434,7 +433,7 @@ def test_a_new_wait_among_three_hundred_is_seen_to_soon() -> None:
         seen.append(waited)
 
     async def main() -> End:
-        watcher = Watcher(service, clock=clock)
+        watcher = JobPoller(service, clock=clock)
         others = [asyncio.create_task(follow(service, watcher, f"d{n}")) for n in range(300)]
         await asyncio.sleep(200)
         end = await follow(service, watcher, "new", on_change=on_change)
@@ -455,7 +454,7 @@ def test_cancelled_waits_vanish_at_once(hang: bool) -> None:
         service.list_fault = lambda now: PermissionDenied("no")
 
     async def main() -> None:
-        watcher = Watcher(service, clock=clock)
+        watcher = JobPoller(service, clock=clock)
         waits = [asyncio.create_task(follow(service, watcher, f"d{n}")) for n in range(100)]
         await asyncio.sleep(10)
         before = clock()
@@ -479,7 +478,7 @@ def test_the_watcher_rests_between_waits() -> None:
     service = Service({f"d{n}": Task(ends=10.0 + n) for n in range(20)})
 
     async def main() -> None:
-        watcher = Watcher(service, clock=clock)
+        watcher = JobPoller(service, clock=clock)
         for _ in range(3):
             await asyncio.gather(*(follow(service, watcher, job_id) for job_id in service.tasks))
             await assert_nothing_left(watcher)
@@ -492,8 +491,10 @@ def test_a_list_given_up_before_it_began_is_asked_again() -> None:
     service = Service({f"d{n}": Task(ends=10.0) for n in range(5)})
 
     async def main() -> None:
-        watcher = Watcher(service, clock=clock)
-        watches = [watcher.enter(job_id, WaitPlan(Deadlines(), clock()), tell=False) for job_id in service.tasks]
+        watcher = JobPoller(service, clock=clock)
+        watches = [
+            watcher.enter(job_id, PollSchedule(Deadlines(), clock()), every_change=False) for job_id in service.tasks
+        ]
         while watcher._round is None:  # noqa: ASYNC110 - step by step is the point
             await asyncio.sleep(0)
         for watch in watches:
@@ -516,7 +517,7 @@ def test_a_wait_that_the_list_shows_while_it_stands_aside_is_not_lost() -> None:
     service.tasks["late"] = Task(ends=30.0)
 
     async def main() -> list[End]:
-        watcher = Watcher(service, clock=clock)
+        watcher = JobPoller(service, clock=clock)
         others = [asyncio.create_task(follow(service, watcher, f"d{n}")) for n in range(5)]
         await asyncio.sleep(0.1)
         return await asyncio.gather(follow(service, watcher, "late"), *others)
@@ -531,7 +532,7 @@ def test_a_day_of_coming_and_going_leaves_nothing_behind() -> None:
     largest: dict[str, int] = {}
 
     async def main() -> None:
-        watcher = Watcher(service, clock=clock)
+        watcher = JobPoller(service, clock=clock)
         rng = random.Random(3)
         waits: set[asyncio.Task[End]] = set()
         ended = 0

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from prefect_qruntime.checks.fields import check_ca_file, check_fields
-from prefect_qruntime.connection import check_proxy
+from prefect_qruntime.client.connection import check_proxy
+from prefect_qruntime.diagnostics.fields import check_ca_file, check_fields
 from prefect_qruntime.errors import InvalidInput
 from tests.loopback import Authority
 
@@ -20,10 +20,10 @@ CLASSIC = "https://runtime-us-east.quantum-computing.ibm.com"
 
 def found(**fields: Any) -> list[tuple[str, str, str]]:
     data = {"api_key": KEY, "crn": US, **fields}
-    return [(one.check, one.finding, one.cure) for one in check_fields(data).findings if one.level == "problem"]
+    return [(one.check, one.finding, one.fix) for one in check_fields(data).findings if one.level == "problem"]
 
 
-# What is set, the check that finds it, words of the message, words of the cure.
+# What is set, the check that finds it, words of the message, words of the fix.
 HOSTS: list[tuple[dict[str, str], str, str, str]] = [
     ({"crn": EU, "base_url": "https://quantum.cloud.ibm.com/api/v1"}, "region", "in eu-de by", "Leave base_url empty"),
     ({"base_url": "https://eu-de.quantum.cloud.ibm.com/api/v1"}, "region", "to eu-de", "an instance in eu-de"),
@@ -37,10 +37,10 @@ HOSTS: list[tuple[dict[str, str], str, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("fields", "check", "finding", "cure"), HOSTS)
-def test_hosts_that_do_not_fit(fields: dict[str, str], check: str, finding: str, cure: str) -> None:
+@pytest.mark.parametrize(("fields", "check", "finding", "fix"), HOSTS)
+def test_hosts_that_do_not_fit(fields: dict[str, str], check: str, finding: str, fix: str) -> None:
     ((where, said, helps),) = found(**fields)
-    assert (where, finding in said, cure in helps) == (check, True, True), (said, helps)
+    assert (where, finding in said, fix in helps) == (check, True, True), (said, helps)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from prefect_qruntime.connection import Connection, check_id, check_name, check_url
-from prefect_qruntime.crn import parse_crn
+from prefect_qruntime.client.connection import Connection, check_id, check_name, check_url, parse_crn
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.redact import redact
 

@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 import pytest
 
+from prefect_qruntime.client.failures import Phase, job_error, judge, lost_answer, retryable_reason
 from prefect_qruntime.errors import (
     AuthenticationError,
     InvalidInput,
@@ -21,7 +22,6 @@ from prefect_qruntime.errors import (
     SessionClosed,
     UsageLimitReached,
 )
-from prefect_qruntime.failures import Phase, job_error, judge, lost_answer, retryable_reason
 from prefect_qruntime.models import Job, JobStatus
 
 UP = ServiceUnavailable

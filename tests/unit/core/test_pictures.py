@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from prefect_qruntime.pictures import bar_chart, line_chart, markdown_image
+from prefect_qruntime.observability.charts import bar_chart, line_chart, markdown_image
 
 SVG = "{http://www.w3.org/2000/svg}"
 

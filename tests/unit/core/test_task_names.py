@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prefect_qruntime.models import JobRef, SessionRef
-from prefect_qruntime.tasks.kinds import run_name_of
+from prefect_qruntime.tasks.decorators import run_name_of
 
 
 class Unprintable:

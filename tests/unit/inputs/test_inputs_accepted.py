@@ -352,7 +352,7 @@ def test_text_needs_neither_qiskit_nor_numpy() -> None:
     code = f"""
 import sys
 from prefect_qruntime.client.inputs import check_isa, make_spec, v1_params, v2_params
-from prefect_qruntime.client.results import JobResult
+from prefect_qruntime.client.results.job_result import JobResult
 spec = make_spec([({TWO!r}, [1, 2], 3)], backend="b")
 v1_params(spec), v2_params(spec), spec.digest()
 check_isa(spec, {{"n_qubits": 2, "basis_gates": ["rx"], "coupling_map": [[0, 1]]}})

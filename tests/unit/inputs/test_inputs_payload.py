@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
 from jsonschema import Draft202012Validator
 from pydantic import BaseModel
@@ -22,7 +21,7 @@ from qiskit import QuantumCircuit, qasm2, qpy
 from qiskit.circuit import Parameter
 
 from prefect_qruntime.client.inputs import EstimatorOptions, SamplerOptions, make_spec, v1_params, v2_params
-from prefect_qruntime.client.inputs.encode import encode_array
+from prefect_qruntime.client.inputs.circuits import encode_array
 from prefect_qruntime.errors import InvalidInput
 
 SCHEMA = Path(__file__).parents[2] / "schemas" / "openapi-cloud.yaml"

@@ -13,10 +13,14 @@ import pytest
 from prefect.blocks.core import Block
 from prefect.testing.standard_test_suites import BlockStandardTestSuite
 
-from prefect_qruntime import Budget, QuantumRuntimeCredentials, pacing
-from prefect_qruntime import gate as gate_module
-from prefect_qruntime.budget import MOST_SECONDS, Room, as_budget, spend
-from prefect_qruntime.connection import Connection
+from prefect_qruntime import Budget, QuantumRuntimeCredentials
+from prefect_qruntime.admission import guard as gate_module, rate_limit
+from prefect_qruntime.admission.budget import MOST_SECONDS, Remaining, allowed_seconds, as_budget
+from prefect_qruntime.admission.guard import admission_guard
+from prefect_qruntime.admission.ledger import Ledger, Reservation, ledger, scopes, tally
+from prefect_qruntime.client.connection import Connection
+from prefect_qruntime.client.inputs.spec import JobSpec
+from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.errors import (
     BudgetExhausted,
     InvalidInput,
@@ -25,14 +29,11 @@ from prefect_qruntime.errors import (
     ServiceUnavailable,
     SubmissionUncertain,
 )
-from prefect_qruntime.gate import gate
-from prefect_qruntime.keys import Origin
-from prefect_qruntime.ledger import Ledger, Reservation, ledger, scopes, tally
 from prefect_qruntime.models import Job, JobRef, JobStatus, Usage
-from prefect_qruntime.spec import JobSpec
+from prefect_qruntime.run_context import RunContext
 
 CRN = "crn:v1:bluemix:public:quantum-computing:us-east:a/0123abcd:11aa-22bb::"
-RUN = Origin("f1", "flow-run:f1", False, False, 1, 0.0)
+RUN = RunContext("f1", "flow-run:f1", False, False, 1, 0.0)
 FLOW = "qr-flow:f1"
 
 
@@ -48,8 +49,8 @@ class TestTheBlock(BlockStandardTestSuite):
         assert block._logo_url == QuantumRuntimeCredentials._logo_url
 
 
-def room(limit: str = "max_seconds_per_run", allowed: float = 100, used: float = 0, reserved: float = 0) -> Room:
-    return Room("mine", limit, allowed, used, reserved)
+def room(limit: str = "max_seconds_per_run", allowed: float = 100, used: float = 0, reserved: float = 0) -> Remaining:
+    return Remaining("mine", limit, allowed, used, reserved)
 
 
 @pytest.mark.parametrize(
@@ -65,8 +66,8 @@ def room(limit: str = "max_seconds_per_run", allowed: float = 100, used: float =
         ([room("max_jobs_per_run", 2, 1), room()], None, 100),
     ],
 )
-def test_what_a_job_may_use(rooms: list[Room], wanted: int | None, cap: int | None) -> None:
-    assert spend(rooms, wanted) == cap
+def test_what_a_job_may_use(rooms: list[Remaining], wanted: int | None, cap: int | None) -> None:
+    assert allowed_seconds(rooms, wanted) == cap
 
 
 @pytest.mark.parametrize(
@@ -81,9 +82,9 @@ def test_what_a_job_may_use(rooms: list[Room], wanted: int | None, cap: int | No
         ([room("max_jobs_per_run", 2, 2), room(used=100)], 1, "max_jobs_per_run"),
     ],
 )
-def test_what_does_not_fit(rooms: list[Room], wanted: int | None, limit: str) -> None:
+def test_what_does_not_fit(rooms: list[Remaining], wanted: int | None, limit: str) -> None:
     with pytest.raises(BudgetExhausted) as caught:
-        spend(rooms, wanted)
+        allowed_seconds(rooms, wanted)
     error = caught.value
     assert (error.limit, error.budget, error.needed) == (limit, "mine", None if limit == "max_jobs_per_run" else wanted)
     assert not error.advice.may_repeat
@@ -128,7 +129,7 @@ def test_every_job_counts_once() -> None:
     assert total.jobs == 8
     assert total.used == 11.5 + 3 + 0 + 5
     assert total.reserved == 40 + 40 + MOST_SECONDS + 40
-    assert total.booking == {"d5": 40}
+    assert total.settling == {"d5": 40}
 
 
 class Instance:
@@ -250,7 +251,7 @@ BUDGET = Budget(max_seconds_per_run=100, default_max_execution_time=40)
 
 async def submit(instance: Any, error: BaseException | None, *, post: bool = True, attached: bool = False) -> JobSpec:
     """Go through the gate as a submission that ends with `error`."""
-    async with gate(instance, JobSpec("sampler", "b"), RUN, BUDGET) as passing:
+    async with admission_guard(instance, JobSpec("sampler", "b"), RUN, BUDGET) as passing:
         spec = await passing.before_post("qr-key:1") if post else None
         if error is not None:
             raise error
@@ -295,8 +296,8 @@ def test_a_submission_cancelled_while_it_waits_for_its_turn_leaves_nothing(
     book: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_CREATE_RATE_PER_MINUTE", "1")
-    pacer = pacing.Pacer(CRN)
-    monkeypatch.setattr(pacing, "home", lambda: type("Home", (), {"shared": {pacing.limit_name(CRN): pacer}}))
+    pacer = rate_limit.RateLimiter(CRN)
+    network_loop().keep(pacer, rate_limit.limit_name(CRN))
 
     async def main() -> None:
         turn = await pacer.take(1, 60.0, shared=False)
@@ -328,7 +329,7 @@ def test_an_outage_while_the_budget_is_checked_buys_nothing(book: Ledger) -> Non
 @pytest.mark.parametrize("limit", [{"max_seconds_per_run": 90}, {"max_jobs_per_run": 2}])
 def test_outside_a_flow_the_process_is_the_run(limit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     book, instance = Ledger(), Instance()
-    budget, nowhere = Budget(default_max_execution_time=40, **limit), Origin(None, "call:1", False, False, 0, 0.0)
+    budget, nowhere = Budget(default_max_execution_time=40, **limit), RunContext(None, "call:1", False, False, 0, 0.0)
 
     async def spend_once(number: int) -> Reservation:
         return (await book.reserve(instance, [budget], nowhere, f"qr-key:{number}", None))[0]  # type: ignore[arg-type]
@@ -356,9 +357,9 @@ def test_outside_a_flow_the_process_is_the_run(limit: Any, monkeypatch: pytest.M
     ],
 )
 def test_what_processes_must_not_count_at_once(budget: Any, held: tuple[str, ...]) -> None:
-    inside = Origin("f1", "flow-run:f1", False, False, 1, 0.0, deployment_id="d1")
+    inside = RunContext("f1", "flow-run:f1", False, False, 1, 0.0, deployment_id="d1")
     assert scopes([Budget(**budget)], inside, CRN) == held
-    nowhere = Origin(None, "call:1", False, False, 0, 0.0)
+    nowhere = RunContext(None, "call:1", False, False, 0, 0.0)
     assert scopes([Budget(**budget)], nowhere, CRN) == tuple(name for name in held if name.startswith("instance"))
 
 
@@ -375,7 +376,7 @@ def test_where_prefect_gives_no_slot_nothing_is_bought(
             raise OSError("Prefect is away")
         yield
 
-    monkeypatch.setattr(gate_module, "alone_in", slot)
+    monkeypatch.setattr(gate_module, "budget_lock", slot)
     monkeypatch.setattr(gate_module, "in_run", lambda: True)
     monkeypatch.setattr(gate_module, "_PAUSE", 0.0)
     monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_SUBMISSION_GRACE_SECONDS", "0.05")

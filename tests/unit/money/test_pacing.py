@@ -11,9 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from prefect_qruntime.connection import Connection
-from prefect_qruntime.limits import limit_name
-from prefect_qruntime.pacing import Pacer, Shared, pace
+from prefect_qruntime.admission.rate_limit import RateLimiter, Shared, limit_name, pace
+from prefect_qruntime.client.connection import Connection
 from tests.unit.client.fakes import clock, run
 
 from .prefect_limits import PrefectLimits
@@ -21,7 +20,7 @@ from .prefect_limits import PrefectLimits
 CRN = "crn:v1:bluemix:public:quantum-computing:us-east:a/0123abcd:11aa-22bb::"
 
 
-def pacer(prefect: PrefectLimits | None) -> Pacer:
+def pacer(prefect: PrefectLimits | None) -> RateLimiter:
     """A process's pacer; each is another process to Prefect."""
 
     async def find(crn: str) -> Shared | None:
@@ -32,7 +31,7 @@ def pacer(prefect: PrefectLimits | None) -> Pacer:
         client: Any = prefect
         return Shared(tuple(prefect.limits), 63.0, client) if prefect.limits else None
 
-    return Pacer(CRN, find)
+    return RateLimiter(CRN, find)
 
 
 class Service:
@@ -43,7 +42,7 @@ class Service:
         self._random = random.Random(seed)
         self._longest = longest
 
-    async def create(self, pacer: Pacer, number: int) -> None:
+    async def create(self, pacer: RateLimiter, number: int) -> None:
         turn = await pacer.take(5, 60.0)
         seconds = self._random.uniform(0, self._longest)
         before = self._random.uniform(0, seconds)
@@ -57,7 +56,7 @@ class Service:
         return max(sum(start <= other < start + 60 for other in moments) for start in moments)
 
 
-def submit(service: Service, pacers: list[Pacer], number: int) -> float:
+def submit(service: Service, pacers: list[RateLimiter], number: int) -> float:
     """Submit so many jobs at once from all processes; returns how long it took."""
 
     async def main() -> float:
@@ -69,7 +68,7 @@ def submit(service: Service, pacers: list[Pacer], number: int) -> float:
 
 @pytest.fixture
 def _quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    with caplog.at_level(logging.INFO, logger="prefect_qruntime.tasks"):
+    with caplog.at_level(logging.INFO, logger="prefect_qruntime"):
         yield
 
 

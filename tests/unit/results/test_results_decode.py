@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
 
-from prefect_qruntime.client.decode import (
+from prefect_qruntime.client.results.arrays import (
     Allowance,
     ExecutionSpan,
     NpyArray,

@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from pydantic import ValidationError
 from qiskit.primitives import BitArray, DataBin, PrimitiveResult, PubResult, SamplerPubResult
 
-from prefect_qruntime.client.decode import Allowance
-from prefect_qruntime.client.results import JobResult
+from prefect_qruntime.client.results.arrays import Allowance
+from prefect_qruntime.client.results.job_result import JobResult
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 
 from .encoding import bit_array, encoded, ndarray, plain
@@ -160,7 +159,7 @@ def test_counting_with_and_without_numpy(bits: int) -> None:
     assert here == data.c.get_counts()
     code = (
         "import json, sys\n"
-        "from prefect_qruntime.client.results import JobResult\n"
+        "from prefect_qruntime.client.results.job_result import JobResult\n"
         "counts = JobResult.from_body(sys.stdin.read(), job_id='d').counts()\n"
         "assert 'numpy' not in sys.modules\n"
         "print(json.dumps(counts))"

@@ -1,0 +1,263 @@
+"""The budget block: how much QPU time and how many jobs a flow may buy.
+
+A budget limits what is *bought*; following, fetching, cancelling and attaching are free and never refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefect.blocks.core import Block
+from pydantic import Field, HttpUrl
+
+from prefect_qruntime.errors import BudgetExhausted, InvalidInput
+from prefect_qruntime.models import Job
+from prefect_qruntime.prefect_api import load_saved
+from prefect_qruntime.settings import current_settings
+
+__all__ = [
+    "MOST_SECONDS",
+    "Budget",
+    "BudgetLike",
+    "Remaining",
+    "allowed_seconds",
+    "as_budget",
+    "budgets_in_force",
+    "lowest",
+    "upper_bound",
+]
+
+MOST_SECONDS = 10800
+"""QPU seconds a job may use where it names no limit (IBM's OpenAPI document 0.45.3, `cost`)."""
+
+
+class Budget(Block):
+    """What a flow may spend; pass it as `budget=` to `submit_job` and `run_job`, as an object or by its name.
+
+    It is checked before each purchase. Counted are the QPU seconds that the service reports for each job,
+    failed and cancelled ones too, and for a job whose number is not final yet the most it may use: its
+    `max_execution_time`. So under a budget of seconds every job is sent with such a limit: its own, else the
+    budget's `default_max_execution_time`, else all that is left. What does not fit ends in `BudgetExhausted`, before
+    anything is sent.
+
+    Two submissions never share the last seconds: in one process by its own book, among the processes of flow
+    runs by a slot in Prefect that is held until the service lists what was bought. Outside a flow the process
+    counts as the run. The time that a dedicated session is idle belongs to no job: only
+    `min_remaining_seconds` sees it.
+
+    Attributes:
+        max_seconds_per_run: QPU seconds that all jobs of a flow run may use.
+        max_seconds_per_deployment: QPU seconds that all runs of a deployment may use in the last `period_days`.
+        period_days: Days that `max_seconds_per_deployment` looks back.
+        min_remaining_seconds: QPU seconds that must stay on the instance.
+        default_max_execution_time: QPU seconds a job may use that names no limit of its own.
+        max_jobs_per_run: Most jobs a flow run may buy.
+
+    Example:
+        ```python
+        from prefect_qruntime import Budget
+
+        budget = Budget.load("BLOCK_NAME")
+        ```
+    """
+
+    _block_type_name = "Quantum Runtime Budget"
+    _block_type_slug = "quantum-runtime-budget"
+    _logo_url = HttpUrl("https://avatars.githubusercontent.com/u/1459110?s=200&v=4")
+    _documentation_url = HttpUrl("https://quantum.cloud.ibm.com/docs/en/guides/max-execution-time")
+    _description = "How many QPU seconds and jobs a flow run or a deployment may buy, checked before each purchase."
+
+    max_seconds_per_run: float | None = Field(
+        default=None,
+        gt=0,
+        title="QPU seconds per run",
+        description="QPU seconds that all jobs of one flow run may use together; empty for no limit.",
+    )
+    max_seconds_per_deployment: float | None = Field(
+        default=None,
+        gt=0,
+        title="QPU seconds per deployment",
+        description=(
+            "QPU seconds that all runs of one deployment may use in the period below; empty for no limit. "
+            "Runs without a deployment are not limited by it."
+        ),
+    )
+    period_days: float = Field(
+        default=28.0,
+        gt=0,
+        le=366,
+        title="Period in days",
+        description="How many days back the limit per deployment counts.",
+    )
+    min_remaining_seconds: float | None = Field(
+        default=None,
+        ge=0,
+        title="QPU seconds to keep",
+        description="QPU seconds of the instance that must stay unused; empty for none. Needs a limit on the instance.",
+    )
+    default_max_execution_time: int | None = Field(
+        default=None,
+        ge=1,
+        le=MOST_SECONDS,
+        title="Default job limit",
+        description=(
+            "QPU seconds, 1 to 10800, that a job may use if it names no limit itself; the service stops it there. "
+            "Empty: all that the budget has left, so that one live job holds it all."
+        ),
+    )
+    max_jobs_per_run: int | None = Field(
+        default=None,
+        ge=1,
+        title="Jobs per run",
+        description="Most jobs that one flow run may buy, failed and cancelled ones included; empty for no limit.",
+    )
+
+    @property
+    def shown_name(self) -> str:
+        """The block's name, or `unsaved`."""
+        name = self._block_document_name
+        return name if isinstance(name, str) else "unsaved"
+
+
+BudgetLike = Budget | str
+
+
+def as_budget(budget: Any) -> BudgetLike | None:
+    """Check what was passed as a budget; a name is looked up only when something is to be bought.
+
+    Raises:
+        InvalidInput: It is neither a `Budget` nor a name.
+    """
+    if budget is None or isinstance(budget, Budget):
+        return budget
+    if isinstance(budget, str) and budget.strip():
+        return budget.strip()
+    raise InvalidInput("must be a Budget or the name of a saved one", field="budget")
+
+
+async def budgets_in_force(own: BudgetLike | None) -> list[Budget]:
+    """The flow's own budget and the one that the settings impose; both hold.
+
+    Raises:
+        InvalidInput: No budget has the name, or a field of it is wrong.
+    """
+    imposed = current_settings().budget_block
+    found = [own] if isinstance(own, Budget) else []
+    if isinstance(own, str):
+        found.append(await _load(own, "budget"))
+    if imposed and imposed not in {budget.shown_name for budget in found}:
+        found.append(await _load(imposed, "PREFECT_INTEGRATIONS_QRUNTIME_BUDGET_BLOCK"))
+    return found
+
+
+async def _load(name: str, field: str) -> Budget:
+    return await load_saved(Budget, name, field=field, fix="nothing was sent")
+
+
+@dataclass(frozen=True, slots=True)
+class Remaining:
+    """How much one limit of a budget has left.
+
+    Attributes:
+        budget: Name of the budget.
+        limit: Name of the limit.
+        allowed: What it allows: QPU seconds, or jobs for `max_jobs_per_run`.
+        used: What is spent for good.
+        reserved: What jobs may still use whose usage is not final.
+        booking: Those of them that are over, with the part of `reserved` that is theirs.
+    """
+
+    budget: str
+    limit: str
+    allowed: float
+    used: float
+    reserved: float = 0.0
+    settling: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def left(self) -> float:
+        """What a further job may use."""
+        return self.allowed - self.used - self.reserved
+
+    @property
+    def counts_jobs(self) -> bool:
+        """Whether the numbers are jobs instead of seconds."""
+        return self.limit == "max_jobs_per_run"
+
+
+def lowest(*values: int | None) -> int | None:
+    """The lowest of those that are set."""
+    return min((value for value in values if value is not None), default=None)
+
+
+def allowed_seconds(rooms: Sequence[Remaining], wanted: int | None) -> int | None:
+    """The QPU seconds that the next job may use.
+
+    Args:
+        rooms: All limits in force.
+        wanted: The job's own limit, else the budget's default, else None.
+
+    Returns:
+        The limit to send; None where there is none.
+
+    Raises:
+        BudgetExhausted: It does not fit.
+
+    Example:
+        ```python
+        from prefect_qruntime.admission.budget import Remaining, allowed_seconds
+
+        assert allowed_seconds([Remaining("mine", "max_seconds_per_run", allowed=100, used=60)], None) == 40
+        ```
+    """
+    for room in rooms:
+        if room.counts_jobs and room.left < 1:
+            raise _exhausted(room, None)
+    seconds = [room for room in rooms if not room.counts_jobs]
+    if not seconds:
+        return wanted
+    tightest = min(seconds, key=lambda room: room.left)
+    cap = wanted if wanted is not None else min(MOST_SECONDS, math.floor(tightest.left))
+    if cap < 1 or cap > tightest.left:
+        raise _exhausted(tightest, wanted)
+    return cap
+
+
+_CURES = {
+    "max_seconds_per_run": "Raise max_seconds_per_run",
+    "max_seconds_per_deployment": "Wait until older runs leave the budget's period, raise max_seconds_per_deployment",
+    "min_remaining_seconds": "Wait for the instance's next usage period, lower min_remaining_seconds",
+    "max_jobs_per_run": "Raise max_jobs_per_run, or put more PUBs into each job",
+}
+
+
+def _exhausted(room: Remaining, wanted: int | None) -> BudgetExhausted:
+    if room.counts_jobs:
+        text = f"{room.limit} of {room.allowed:g} is reached"
+        fix = _CURES[room.limit] + "."
+    else:
+        needs = f"this one may use {wanted} s" if wanted is not None else "that leaves nothing for this one"
+        text = (
+            f"{room.limit} allows {room.allowed:g} QPU seconds, {room.used:g} are used, "
+            f"{room.reserved:g} reserved by jobs whose usage is not final, and {needs}"
+        )
+        fix = _CURES[room.limit] + ", or give a lower max_execution_time"
+        fix += "; or run again when the live jobs are over." if room.reserved else "."
+    return BudgetExhausted(
+        f"the budget {room.budget!r} has no room for another job: {text}.",
+        solution=f"{fix} Nothing was sent.",
+        budget=room.budget,
+        limit=room.limit,
+        allowed=room.allowed,
+        used=room.used,
+        reserved=room.reserved,
+        needed=wanted,
+    )
+
+
+def upper_bound(job: Job) -> float:
+    """QPU seconds a job whose usage is not final may have used in the end."""
+    return float(max(job.max_execution_time or MOST_SECONDS, job.usage_seconds or 0.0))

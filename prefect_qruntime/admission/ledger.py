@@ -1,0 +1,366 @@
+"""What jobs used and may still use, and the reservations that keep two submissions off the last seconds.
+
+One ledger per instance and process, on the network loop. A reservation is made before the POST, for the most
+that the job may use; once the service lists the job, the service's own numbers take its place. Outside a flow
+there is no run whose jobs the service could list: there this process is the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+from prefect_qruntime.admission import keys
+from prefect_qruntime.admission.budget import MOST_SECONDS, Budget, Remaining, allowed_seconds, lowest, upper_bound
+from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.errors import SAME_REQUEST, BudgetExhausted, NotFound, QuantumRuntimeError
+from prefect_qruntime.models import Job
+from prefect_qruntime.prefect_api import api
+from prefect_qruntime.run_context import RunContext
+from prefect_qruntime.settings import current_settings
+
+__all__ = ["DeploymentJobs", "Ledger", "Reservation", "ledger", "scopes", "tally"]
+
+_FORGET = 3600.0  # seconds after which a list surely shows a job
+_FORGET_UNSETTLED = 86400.0
+_LOOK_AGAIN = 0.5  # seconds between two looks at a usage that is not final yet
+
+
+@dataclass(slots=True, eq=False)
+class Reservation:
+    """What one submission may use.
+
+    Attributes:
+        key: The submission key's tag.
+        flow_run_id: The flow run that pays.
+        deployment_id: Its deployment.
+        seconds: The most the job may use.
+        began: When it was made, on the monotonic clock.
+        job_id: The job, once bought.
+        job: The job as last seen.
+        doubtful_until: Until when the job may turn up, where it is not known whether it was bought.
+    """
+
+    key: str
+    flow_run_id: str | None
+    deployment_id: str | None
+    seconds: float
+    began: float
+    job_id: str | None = None
+    job: Job | None = None
+    doubtful_until: float | None = None
+
+    @property
+    def complete_or_withdraw(self) -> bool:
+        """Whether the service said what the job used."""
+        return self.job is not None and is_settled(self.job)
+
+
+def is_settled(job: Job) -> bool:
+    """Whether the job is over and its usage final."""
+    return job.is_terminal and job.usage_final
+
+
+@dataclass(slots=True)
+class Tally:
+    """A sum over jobs; `booking` are those that are over without a final usage, with what they may have used."""
+
+    jobs: int = 0
+    used: float = 0.0
+    reserved: float = 0.0
+    settling: dict[str, float] = field(default_factory=dict)
+
+    def add(self, job: Job | None, most: float) -> None:
+        """Count one job, or a submission of which no job is known yet."""
+        self.jobs += 1
+        if job is not None and is_settled(job):
+            self.used += job.usage_seconds or 0.0
+            return
+        self.reserved += most
+        if job is not None and job.is_terminal:
+            self.settling[job.id] = most
+
+
+def tally(jobs: Iterable[Job], reservations: Iterable[Reservation]) -> Tally:
+    """Add up jobs as the service lists them, and reservations whose job is not listed yet."""
+    total, ids, tags = Tally(), set[str](), set[str]()
+    for job in jobs:
+        ids.add(job.id)
+        tags.update(job.tags)
+        total.add(job, upper_bound(job))
+    for one in reservations:
+        if one.job_id not in ids and one.key not in tags:
+            total.add(one.job, one.seconds)
+    return total
+
+
+def scopes(budgets: Iterable[Budget], where: RunContext, crn: str) -> tuple[str, ...]:
+    """What the budgets count over, as far as other processes may spend there too."""
+    found = set()
+    for one in budgets:
+        per_run = one.max_seconds_per_run is not None or one.max_jobs_per_run is not None
+        if per_run and where.flow_run_id is not None:
+            found.add(f"run:{where.flow_run_id}")
+        if one.max_seconds_per_deployment is not None and where.deployment_id is not None:
+            found.add(f"deployment:{where.deployment_id}")
+        if one.min_remaining_seconds is not None:
+            found.add(f"instance:{crn}")
+    return tuple(sorted(found))
+
+
+class Ledger:
+    """The reservations of one instance in this process."""
+
+    def __init__(self) -> None:
+        self.reservations: list[Reservation] = []
+        self._deployments = DeploymentJobs()
+        self._lock = asyncio.Lock()
+        self._waited_for: dict[str, float] = {}  # jobs whose usage was not final, and since when
+
+    async def reserve(
+        self,
+        client: QuantumRuntimeClient,
+        budgets: Sequence[Budget],
+        where: RunContext,
+        key: str,
+        wanted: int | None,
+    ) -> tuple[Reservation, int | None]:
+        """Make room for one job, or refuse it.
+
+        Args:
+            client: The instance that pays.
+            budgets: All that hold.
+            where: The flow run that asks.
+            key: The submission key's tag.
+            wanted: The job's own limit of QPU seconds.
+
+        Returns:
+            The reservation, and the limit to send with the job.
+
+        Raises:
+            BudgetExhausted: There is no room.
+            QuantumRuntimeError: The service or Prefect could not be asked.
+        """
+        wanted = wanted if wanted is not None else lowest(*(one.default_max_execution_time for one in budgets))
+        async with self._lock:
+            while True:
+                self._tidy()
+                # A second POST of the same intent takes the place of the first.
+                self.reservations = [one for one in self.reservations if one.key != key]
+                rooms = [room for budget in budgets for room in await self._rooms(client, budget, where)]
+                try:
+                    cap = allowed_seconds(rooms, wanted)
+                except BudgetExhausted:
+                    if not self._may_change(rooms, wanted):
+                        raise
+                    await asyncio.sleep(_LOOK_AGAIN)
+                    continue
+                made = Reservation(
+                    key, where.flow_run_id, where.deployment_id, float(cap or MOST_SECONDS), time.monotonic()
+                )
+                self.reservations.append(made)
+                return made, cap
+
+    def drop(self, reservation: Reservation) -> None:
+        """Nothing was bought."""
+        self.reservations = [one for one in self.reservations if one is not reservation]
+
+    def _tidy(self) -> None:
+        now = time.monotonic()
+        self.reservations = [
+            one
+            for one in self.reservations
+            if not (one.doubtful_until is not None and one.doubtful_until < now)
+            and not (
+                one.flow_run_id is not None
+                and one.job_id is not None
+                and now - one.began > (_FORGET if one.complete_or_withdraw else _FORGET_UNSETTLED)
+            )
+        ]
+
+    def _may_change(self, rooms: Sequence[Remaining], wanted: int | None) -> bool:
+        """Whether usage that the service has not fixed yet may still make room, and is worth waiting for."""
+        now, grace = time.monotonic(), current_settings().usage_grace_seconds
+        fresh = set()
+        for job_id in {job_id for room in rooms for job_id in room.settling}:
+            if now - self._waited_for.setdefault(job_id, now) < grace:
+                fresh.add(job_id)
+        if not fresh:
+            return False
+        best = [
+            Remaining(
+                room.budget,
+                room.limit,
+                room.allowed,
+                room.used,
+                room.reserved - sum(seconds for job_id, seconds in room.settling.items() if job_id in fresh),
+            )
+            for room in rooms
+        ]
+        try:
+            allowed_seconds(best, wanted)
+        except BudgetExhausted:
+            return False
+        return True
+
+    async def _rooms(self, client: QuantumRuntimeClient, budget: Budget, where: RunContext) -> list[Remaining]:
+        """What each limit of a budget has left."""
+        rooms = []
+        if budget.max_seconds_per_run is not None or budget.max_jobs_per_run is not None:
+            run = await self._run(client, where)
+            if budget.max_jobs_per_run is not None:
+                rooms.append(Remaining(budget.shown_name, "max_jobs_per_run", budget.max_jobs_per_run, run.jobs))
+            if budget.max_seconds_per_run is not None:
+                rooms.append(_room(budget, "max_seconds_per_run", budget.max_seconds_per_run, run))
+        if budget.max_seconds_per_deployment is not None and where.deployment_id is not None:
+            whole = await self._deployment(client, where.deployment_id, budget.period_days)
+            rooms.append(_room(budget, "max_seconds_per_deployment", budget.max_seconds_per_deployment, whole))
+        if budget.min_remaining_seconds is not None:
+            rooms += await self._instance(client, budget)
+        return rooms
+
+    async def _run(self, client: QuantumRuntimeClient, where: RunContext) -> Tally:
+        if where.flow_run_id is None:
+            await self._look_at_missing(client, ())
+            return tally([], [one for one in self.reservations if one.flow_run_id is None])
+        jobs = await client.jobs_tagged(keys.flow_tag(where.flow_run_id))
+        mine = [one for one in self.reservations if one.flow_run_id == where.flow_run_id]
+        self._note(jobs)
+        return tally(jobs, mine)
+
+    async def _deployment(self, client: QuantumRuntimeClient, deployment_id: str, days: float) -> Tally:
+        jobs = await self._deployments.read(client, deployment_id, datetime.now(UTC) - timedelta(days=days))
+        mine = [one for one in self.reservations if one.deployment_id == deployment_id]
+        self._note(jobs)
+        return tally(jobs, mine)
+
+    async def _instance(self, client: QuantumRuntimeClient, budget: Budget) -> list[Remaining]:
+        """Room above the minimum; none where the instance has no limit."""
+        live = {job.id: job for job in await client.jobs(pending=True)}
+        self._note(live.values())
+        await self._look_at_missing(client, live)
+        # Read last: what is final by now is in it.
+        usage = await client.usage()
+        if usage.remaining_seconds is None:
+            return []
+        ours = tally([], [one for one in self.reservations if not one.complete_or_withdraw])
+        known = {one.job_id for one in self.reservations} | {one.key for one in self.reservations}
+        others = sum(_expected(job) for job in live.values() if job.id not in known and known.isdisjoint(job.tags))
+        return [
+            Remaining(
+                budget.shown_name,
+                "min_remaining_seconds",
+                usage.consumed_seconds + usage.remaining_seconds - (budget.min_remaining_seconds or 0.0),
+                usage.consumed_seconds,
+                ours.reserved + others,
+                ours.settling,
+            )
+        ]
+
+    async def _look_at_missing(self, client: QuantumRuntimeClient, live: Collection[str]) -> None:
+        """Look at jobs that were bought here and are not live: they are over, or not listed yet, or deleted."""
+        grace = current_settings().submission_grace_seconds
+        for one in list(self.reservations):
+            if one.job_id is None or one.job_id in live or one.complete_or_withdraw:
+                continue
+            try:
+                one.job = await client.job(one.job_id)
+            except NotFound:
+                if time.monotonic() - one.began > grace:
+                    self.drop(one)
+
+    def _note(self, jobs: Iterable[Job]) -> None:
+        """Keep what the service says of jobs that were bought here."""
+        seen = {job.id: job for job in jobs}
+        for one in self.reservations:
+            if one.job_id in seen:
+                one.job = seen[one.job_id]
+
+
+def _room(budget: Budget, limit: str, allowed: float, total: Tally) -> Remaining:
+    return Remaining(budget.shown_name, limit, allowed, total.used, total.reserved, total.settling)
+
+
+def _expected(job: Job) -> float:
+    """What a live job that was not bought here may use: its limit if it was given one, else the estimate."""
+    if job.max_execution_time is not None and job.max_execution_time < MOST_SECONDS:
+        return float(job.max_execution_time)
+    return job.estimated_running_seconds or 0.0
+
+
+def ledger(crn: str) -> Ledger:
+    """The ledger of an instance. Call it on the network loop only."""
+    return network_loop().state(Ledger, crn)
+
+
+_OVERLAP = timedelta(minutes=10)  # lists may lag
+_PAGE = 200
+
+
+def _flow_run_of(job: Job) -> UUID | None:
+    try:
+        return UUID(job.flow_run_id) if job.flow_run_id is not None else None
+    except ValueError:
+        return None
+
+
+class DeploymentJobs:
+    """Jobs of an instance since a moment, and whose they are. Lives on the network loop."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, Job] = {}
+        self._since: datetime | None = None
+        self._read: datetime | None = None
+        self._owners: dict[UUID, UUID | None] = {}
+
+    async def read(self, client: QuantumRuntimeClient, deployment_id: str, since: datetime) -> list[Job]:
+        """All jobs that runs of the deployment bought since a moment.
+
+        A flow run that Prefect does not know (another installation's, or deleted) belongs to no deployment.
+
+        Raises:
+            QuantumRuntimeError: The service or Prefect could not be asked; then nothing may be bought.
+        """
+        await self._read_jobs(client, since)
+        found = [job for job in self._jobs.values() if job.created_at is None or job.created_at >= since]
+        try:
+            await self._read_owners({run for job in found if (run := _flow_run_of(job)) is not None})
+        except Exception as error:
+            raise QuantumRuntimeError(
+                f"the budget of the deployment cannot be checked: Prefect's API gave no answer ({error!r})",
+                solution="Nothing was sent. Run the flow again when Prefect's API can be reached.",
+                advice=SAME_REQUEST,
+            ) from error
+        wanted = UUID(deployment_id)
+        return [job for job in found if (run := _flow_run_of(job)) is not None and self._owners.get(run) == wanted]
+
+    async def _read_jobs(self, client: QuantumRuntimeClient, since: datetime) -> None:
+        now = datetime.now(UTC)
+        begin = since
+        if self._read is not None and self._since is not None and self._since <= since:
+            moving = [job.created_at for job in self._jobs.values() if not job.usage_final and job.created_at]
+            begin = max(since, min([self._read - _OVERLAP, *moving]))
+        else:
+            self._since = since
+        for job in await client.jobs(created_after=begin):
+            if _flow_run_of(job) is not None:
+                self._jobs[job.id] = job
+        self._read = now
+
+    async def _read_owners(self, runs: set[UUID]) -> None:
+        new = sorted(runs - self._owners.keys())
+        prefect = await api()
+        for start in range(0, len(new), _PAGE):
+            batch = new[start : start + _PAGE]
+            known = await prefect.read_flow_runs(
+                flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=batch)), limit=_PAGE
+            )
+            self._owners.update(dict.fromkeys(batch))
+            self._owners.update({run.id: run.deployment_id for run in known})

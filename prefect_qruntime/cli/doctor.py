@@ -1,0 +1,57 @@
+"""`prefect-qruntime doctor`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from itertools import groupby
+
+import orjson
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from prefect_qruntime.diagnostics.finding import Finding
+from prefect_qruntime.operations.doctor import DoctorReport, run_doctor
+
+__all__ = ["doctor_and_report"]
+
+_MARKS = {"ok": ("✓", "green"), "hint": ("•", "yellow"), "problem": ("✗", "bold red")}
+
+
+def doctor_and_report(blocks: list[str] | None, *, json: bool) -> int:
+    """Check up and print the findings; 1 if something must be mended."""
+    report = run_doctor(blocks)
+    if json:
+        rows = [finding.model_dump() for finding in report.findings]
+        sys.stdout.write(orjson.dumps(rows, option=orjson.OPT_INDENT_2).decode() + "\n")
+    else:
+        _print(report, Console())
+    return 0 if report.ok else 1
+
+
+def _print(report: DoctorReport, console: Console) -> None:
+    for block, found in groupby(report.findings, key=lambda finding: finding.block):
+        console.print(_table("Prefect" if block is None else f"Block {block}", list(found)))
+    counts = {level: sum(finding.level == level for finding in report.findings) for level in _MARKS}
+    console.print(
+        f"{_many(counts['problem'], 'problem')}, {_many(counts['hint'], 'hint')}, {counts['ok']} in order.",
+        style="bold red" if counts["problem"] else "green",
+        highlight=False,
+    )
+
+
+def _table(title: str, findings: Sequence[Finding]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", expand=True, show_lines=False)
+    table.add_column("check", no_wrap=True)
+    table.add_column("finding", ratio=1, overflow="fold")
+    table.add_column("fix", ratio=1, overflow="fold")
+    for finding in findings:
+        mark, style = _MARKS[finding.level]
+        # As Text, because square brackets in a message are no markup.
+        table.add_row(Text(f"{mark} {finding.check}", style=style), Text(finding.finding), Text(finding.fix))
+    return table
+
+
+def _many(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -1,0 +1,38 @@
+"""`prefect-qruntime setup`."""
+
+from __future__ import annotations
+
+import sys
+
+import orjson
+
+from prefect_qruntime.admission.rate_limit import limit_name, set_up
+from prefect_qruntime.cli.output import print_rows
+from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.credentials import aload_credentials, saved_blocks
+from prefect_qruntime.settings import QuantumRuntimeSettings
+
+__all__ = ["set_up_and_report"]
+
+
+def set_up_and_report(blocks: list[str] | None, *, per_minute: int, json: bool) -> int:
+    """Make the create limits of each account, and print what was done; 1 if there was no account to do it for."""
+    rows = network_loop().run(_set_up(blocks, per_minute))
+    if json:
+        sys.stdout.write(orjson.dumps(rows, option=orjson.OPT_INDENT_2).decode() + "\n")
+    else:
+        print_rows(rows, f"Create limits, {per_minute} jobs a minute", "no credentials block is saved")
+    return 0 if rows else 1
+
+
+async def _set_up(blocks: list[str] | None, per_minute: int) -> list[dict[str, str]]:
+    accounts: dict[str, tuple[str, list[str]]] = {}
+    for name in sorted(set(blocks)) if blocks is not None else await saved_blocks():
+        crn = (await aload_credentials(name)).crn
+        accounts.setdefault(limit_name(crn), (crn, []))[1].append(name)
+    period = QuantumRuntimeSettings().create_rate_period_seconds
+    return [
+        {"blocks": ", ".join(names), **row}
+        for crn, names in accounts.values()
+        for row in await set_up(crn, per_minute=per_minute, period=period)
+    ]

@@ -1,0 +1,283 @@
+"""Where and as whom to talk to the service: checked once, before anything is sent.
+
+A `Connection` is made by the credentials block and lives in this process only. It holds the API key,
+so it neither prints nor pickles it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import re
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, NoReturn
+from urllib.parse import unquote, urlsplit
+
+from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.redact import register_secret
+
+__all__ = [
+    "DEFAULT_API_VERSION",
+    "DEFAULT_IAM_URL",
+    "Connection",
+    "Crn",
+    "Dialects",
+    "check_id",
+    "check_proxy",
+    "check_url",
+    "parse_crn",
+]
+
+Dialects = Literal["cloud", "legacy"]
+DEFAULT_API_VERSION = "2026-04-15"
+DEFAULT_IAM_URL = "https://iam.cloud.ibm.com"
+
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_HEADER_TEXT = re.compile(r"[ -~]{1,200}")
+_VERSION = re.compile(r"\d{4}-\d{2}-\d{2}")
+
+
+def is_loopback(host: str | None) -> bool:
+    """Whether a host name stays on this machine."""
+    if host is None:
+        return False
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_url(text: str, *, field: str) -> str:
+    """Check a base URL and drop its trailing slash.
+
+    Raises:
+        InvalidInput: Not http(s), plain http to another machine, or it carries user, query or fragment.
+    """
+    parts = urlsplit(text.strip())
+    try:
+        bad_port = parts.port is not None and not 0 < parts.port < 65536
+    except ValueError:
+        bad_port = True
+    if parts.scheme not in ("http", "https") or not parts.hostname or bad_port:
+        raise InvalidInput("must be an address like https://host/path", field=field)
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise InvalidInput("must not carry a user, a password, a query or a fragment", field=field)
+    if re.search(r"[\s\\\x00-\x1f]", parts.netloc + parts.path):
+        raise InvalidInput("must not contain blanks, backslashes or control characters", field=field)
+    if parts.scheme == "http" and not is_loopback(parts.hostname):
+        raise InvalidInput(
+            "plain http:// is refused except to this machine: the API key would travel in clear", field=field
+        )
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+
+
+def check_proxy(text: str, *, field: str = "proxy") -> str:
+    """Check a proxy's address. No error repeats it, as it may hold a password.
+
+    Raises:
+        InvalidInput: Not `http(s)://[user:password@]host[:port]`.
+    """
+    stripped = text.strip()
+    try:
+        parts = urlsplit(stripped)
+        port_fits = parts.port is None or 0 < parts.port < 65536
+    except ValueError:
+        parts, port_fits = urlsplit(""), False
+    whole = parts.scheme in ("http", "https") and bool(parts.hostname) and port_fits
+    if not whole or parts.path not in ("", "/") or parts.query or parts.fragment or re.search(r"[\s\\]", stripped):
+        raise InvalidInput(
+            "is not the address of an HTTP proxy.",
+            field=field,
+            solution="It looks like http://user:password@host:port; write special characters in them as %XX.",
+        )
+    return stripped
+
+
+def check_id(value: Any, *, field: str) -> str:
+    """Check a job or session id before it goes into a URL.
+
+    Raises:
+        InvalidInput: It holds anything but letters, digits, `-` and `_`, or is longer than 64.
+    """
+    if not isinstance(value, str) or _ID.fullmatch(value) is None:
+        raise InvalidInput("not an id of the service (letters, digits, - and _, at most 64)", field=field)
+    return value
+
+
+def check_name(value: Any, *, field: str) -> str:
+    """Check a backend name before it goes into a URL."""
+    if not isinstance(value, str) or _NAME.fullmatch(value) is None:
+        raise InvalidInput("not a backend name (letters, digits, . - and _, at most 64)", field=field)
+    return value
+
+
+def _default_base_url(dialect: str, crn: Crn) -> str:
+    if crn.cname != "bluemix":
+        raise InvalidInput(f"no default address is known for the {crn.cname!r} cloud; give base_url", field="base_url")
+    if dialect == "legacy":
+        return f"https://{crn.region}.quantum-computing.cloud.ibm.com"
+    prefix = "" if crn.region == "us-east" else f"{crn.region}."
+    return f"https://{prefix}quantum.cloud.ibm.com/api/v1"
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A checked set of connection settings.
+
+    `base_url` is what `/jobs` is appended to, `iam_url` what `/identity/token` is appended to; empty
+    ones follow from the dialect and the CRN's region (Qiskit Runtime client 0.51 picks hosts the same way).
+
+    Raises:
+        InvalidInput: A field is wrong; it is named.
+
+    Example:
+        ```python
+        from prefect_qruntime.client.connection import Connection
+
+        connection = Connection(
+            api_key="not-a-real-key", crn="crn:v1:bluemix:public:quantum-computing:eu-de:a/0123:11aa-22bb::"
+        )
+        assert connection.base_url == "https://eu-de.quantum.cloud.ibm.com/api/v1"
+        ```
+    """
+
+    api_key: str = field(repr=False)
+    crn: str
+    dialect: Dialects = "cloud"
+    base_url: str = ""
+    iam_url: str = ""
+    api_version: str = DEFAULT_API_VERSION
+    application: str = "prefect-qruntime"
+    ca_file: str | None = None
+    proxy: str | None = field(default=None, repr=False)
+    request_timeout: float = 30.0
+
+    def __post_init__(self) -> None:
+        key = self.api_key.strip() if isinstance(self.api_key, str) else ""
+        if not key:
+            raise InvalidInput(
+                "is empty.",
+                field="api_key",
+                solution="Enter an IBM Cloud API key, made in IBM Cloud under Manage > Access (IAM) > API keys.",
+            )
+        if set(key) == {"*"}:
+            raise InvalidInput(
+                "is a mask of asterisks, not a key.",
+                field="api_key",
+                solution="A block passed as a deployment parameter loses its secret: pass the block's name and load it "
+                "inside the flow. If the saved block holds the mask, save it again with the key.",
+            )
+        if _HEADER_TEXT.fullmatch(key) is None or " " in key:
+            raise InvalidInput(
+                "is none of IBM Cloud: it holds blanks, line breaks or other characters that no key has.",
+                field="api_key",
+                solution="Copy the key again: one line, without quotes.",
+            )
+        if self.dialect not in ("cloud", "legacy"):
+            raise InvalidInput("must be 'cloud' or 'legacy'", field="dialect")
+        crn = parse_crn(self.crn)
+        if _VERSION.fullmatch(self.api_version) is None:
+            raise InvalidInput("must be a date like 2026-04-15", field="api_version")
+        if _HEADER_TEXT.fullmatch(self.application) is None:
+            raise InvalidInput("must be 1 to 200 printable characters on one line", field="application")
+        if not 0 < self.request_timeout <= 3600:
+            raise InvalidInput("must be between 0 and 3600 seconds", field="request_timeout")
+        base = self.base_url or _default_base_url(self.dialect, crn)
+        put = object.__setattr__
+        put(self, "api_key", key)
+        put(self, "crn", crn.text)
+        put(self, "base_url", check_url(base, field="base_url"))
+        put(self, "iam_url", check_url(self.iam_url or DEFAULT_IAM_URL, field="iam_url"))
+        register_secret(key)
+        if self.proxy:
+            put(self, "proxy", check_proxy(self.proxy))
+            secret = urlsplit(self.proxy).password
+            if secret:
+                register_secret(secret)
+                register_secret(unquote(secret))
+
+    @property
+    def region(self) -> str:
+        """The CRN's region."""
+        return parse_crn(self.crn).region
+
+    @property
+    def host(self) -> str:
+        """Host and port of the API."""
+        return urlsplit(self.base_url).netloc
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells connections apart in this process without showing the key."""
+        text = "\0".join(repr(getattr(self, f.name)) for f in fields(self))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def job_url(self, job_id: str) -> str:
+        """Where a person looks at the job: IBM's console, or the API itself elsewhere."""
+        host = urlsplit(self.base_url).hostname or ""
+        if host.endswith("quantum.cloud.ibm.com") and not host.startswith("private."):
+            return f"https://quantum.cloud.ibm.com/workloads/{job_id}"
+        return f"{self.base_url}/jobs/{job_id}"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Connection holds an API key and is not pickled; pass the credentials block instead")
+
+
+# crn:v1:<cname>:<ctype>:<service>:<region>:a/<account>:<instance guid>::
+# (IBM Cloud docs, "Cloud Resource Names")
+_CRN = re.compile(
+    r"crn:v1:(?P<cname>[a-z][a-z0-9-]{0,31}):(?P<ctype>public|dedicated|local):quantum-computing:"
+    r"(?P<region>[a-z]{2}(?:-[a-z0-9]{1,16}){1,3}):a/(?P<account>[0-9A-Za-z]{1,64}):(?P<instance>[0-9A-Za-z-]{1,64})::"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Crn:
+    """A parsed CRN of a Quantum Compute Service instance."""
+
+    text: str
+    cname: str
+    region: str
+    account: str
+    instance: str
+
+    def __str__(self) -> str:
+        """The CRN as it goes into the `Service-CRN` header."""
+        return self.text
+
+
+def parse_crn(text: str, *, field: str = "crn") -> Crn:
+    """Check a CRN and take it apart.
+
+    Args:
+        text: The CRN; surrounding blanks are dropped.
+        field: How an error names it.
+
+    Returns:
+        The parsed CRN.
+
+    Raises:
+        InvalidInput: It is not the CRN of a quantum-computing instance. A line break or any other
+            character that could leave the header is refused as well.
+
+    Example:
+        ```python
+        from prefect_qruntime.client.connection import parse_crn
+
+        crn = parse_crn("crn:v1:bluemix:public:quantum-computing:eu-de:a/0123abcd:11aa-22bb::")
+        assert crn.region == "eu-de"
+        ```
+    """
+    stripped = text.strip(" ") if isinstance(text, str) else ""
+    match = _CRN.fullmatch(stripped)
+    if match is None:
+        raise InvalidInput(
+            "not the CRN of a quantum-computing instance.",
+            field=field,
+            solution="It looks like crn:v1:bluemix:public:quantum-computing:<region>:a/<account>:<instance>:: "
+            "and stands on the instance's page of the IBM Quantum Platform.",
+        )
+    return Crn(stripped, match["cname"], match["region"], match["account"], match["instance"])

@@ -1,0 +1,204 @@
+"""One network loop per process: a background event loop on which all network work runs.
+
+httpx and websocket clients belong to one event loop, and Prefect runs tasks in many. So callers of
+any kind (sync, async, threads, notebooks) hand their work to this loop and wait for it: one
+connection pool, one token, one watcher. Cancelling the caller cancels the work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import concurrent.futures
+import contextlib
+import functools
+import os
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from typing import Any, ParamSpec, TypeVar
+from weakref import WeakValueDictionary
+
+import anyio
+
+__all__ = ["NetworkLoop", "network_loop", "on_network_loop"]
+
+T = TypeVar("T")
+S = TypeVar("S")
+P = ParamSpec("P")
+
+_WIND_UP = 10.0  # seconds in which an ending process may still settle what it was doing
+_CANCEL_GRACE = 15.0  # seconds a cancelled caller waits for its work to wind up
+
+
+class NetworkLoop:
+    """A daemon thread with a running event loop, and the things that live on it."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.pid = os.getpid()
+        self._states: dict[tuple[Any, ...], Any] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._closers: list[Callable[[], Awaitable[None]]] = []
+        self._thread = threading.Thread(target=self._serve, name="qruntime-network", daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+
+    def on_close(self, closer: Callable[[], Awaitable[None]]) -> None:
+        """Register an async clean-up for the end of the process."""
+        self._closers.append(closer)
+
+    def state(self, kind: Callable[[], S], *key: Hashable) -> S:
+        """The one object of a kind (and key) that belongs to this loop; made on first use.
+
+        Args:
+            kind: The class, or another function without arguments that makes the object and names its kind.
+            *key: What tells several of a kind apart, for instance a connection's fingerprint.
+        """
+        which = (kind, *key)
+        if which not in self._states:
+            self._states[which] = kind()
+        found: S = self._states[which]
+        return found
+
+    def keep(self, state: S, *key: Hashable) -> S:
+        """Keep an object as the one of its class and key; for those that need arguments to be made."""
+        self._states[(type(state), *key)] = state
+        return state
+
+    def find(self, kind: type[S], *key: Hashable) -> S | None:
+        """The object of a class and key if there is one."""
+        found: S | None = self._states.get((kind, *key))
+        return found
+
+    def all_of(self, kind: type[S]) -> list[S]:
+        """All objects of a class."""
+        return [state for (one, *_), state in self._states.items() if one is kind]
+
+    def forget(self, kind: type[Any]) -> None:
+        """Let go of all objects of a class."""
+        for which in [which for which in self._states if which[0] is kind]:
+            del self._states[which]
+
+    def lock(self, name: str) -> asyncio.Lock:
+        """The lock of that name; those of a forked process are its own."""
+        return self._locks.setdefault(name, asyncio.Lock())
+
+    def is_here(self) -> bool:
+        """Whether the caller already runs on this loop."""
+        try:
+            return asyncio.get_running_loop() is self.loop
+        except RuntimeError:
+            return False
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run `work` here and block until it ends; for callers without a loop of their own to keep alive."""
+        if self.is_here():
+            work.close()
+            raise RuntimeError("blocking on the network loop from itself would never end")
+        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        try:
+            return future.result()
+        except BaseException:
+            # A signal handler raised in the waiting thread (Prefect's TerminationSignal, Ctrl-C).
+            if not future.done():
+                future.cancel()
+                with contextlib.suppress(BaseException):
+                    concurrent.futures.wait([future], timeout=_CANCEL_GRACE)
+            raise
+
+    async def arun(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run `work` here and await it from any loop."""
+        if self.is_here():
+            return await work
+        finished = threading.Event()
+
+        async def tracked() -> T:
+            try:
+                return await work
+            finally:
+                finished.set()
+
+        future = asyncio.run_coroutine_threadsafe(tracked(), self.loop)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            # wrap_future has passed the cancellation on; let the work wind up before we go, so that
+            # what it was doing (a POST on its way) is settled when the caller's clean-up runs. The
+            # shield is for anyio (Prefect's timeouts), which cancels again at every await.
+            if self._thread.is_alive():
+                with anyio.CancelScope(shield=True):
+                    await asyncio.to_thread(finished.wait, _CANCEL_GRACE)
+            raise
+
+    def close(self) -> None:
+        """Close what lives here and stop the loop. Called at exit; repeat-safe."""
+        if self.pid != os.getpid() or not self._thread.is_alive():
+            return
+
+        async def wind_up() -> None:
+            # First the work: a task left pending would be complained about on stderr.
+            end, told = self.loop.time() + _WIND_UP, set[asyncio.Task[Any]]()
+            while left := asyncio.all_tasks() - {asyncio.current_task()}:
+                for task in left - told:  # winding up may begin something, which is to end too
+                    task.cancel()
+                told |= left
+                await asyncio.wait(left, timeout=end - self.loop.time())
+                if self.loop.time() >= end:
+                    break
+            for closer in self._closers:
+                with contextlib.suppress(Exception):
+                    await asyncio.wait_for(closer(), timeout=2)
+
+        with contextlib.suppress(Exception):
+            asyncio.run_coroutine_threadsafe(wind_up(), self.loop).result(timeout=_WIND_UP + 5)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(timeout=2)
+        if not self._thread.is_alive():
+            self.loop.close()  # so that `network_loop` sees it and no caller waits for a stopped loop
+
+
+_lock = threading.Lock()
+_current: NetworkLoop | None = None
+_left_behind: list[NetworkLoop] = []
+
+
+def network_loop() -> NetworkLoop:
+    """The network loop of this process; made on first use, and anew after a fork."""
+    global _current
+    with _lock:
+        if _current is None or _current.pid != os.getpid() or _current.loop.is_closed():
+            _current = NetworkLoop()
+        return _current
+
+
+def _close_at_exit() -> None:
+    if _current is not None:
+        _current.close()
+
+
+def _forget_after_fork() -> None:
+    # The parent's loop thread does not exist in the child, and its sockets are not ours to close:
+    # they are kept, as the garbage collector would close them.
+    global _current, _lock
+    if _current is not None:
+        _left_behind.append(_current)
+    _current = None
+    _lock = threading.Lock()
+
+
+atexit.register(_close_at_exit)
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(after_in_child=_forget_after_fork)
+
+
+def on_network_loop(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Make an async method run on the network loop, wherever it is awaited."""
+
+    @functools.wraps(method)
+    async def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        return await network_loop().arun(method(*args, **kwargs))
+
+    return wrapper

@@ -1,0 +1,165 @@
+"""A result as `qiskit.primitives` objects: the only module of the results that needs qiskit.
+
+Built from the same views as everything else, so plain and encoded bodies give equal objects. Arrays in
+metadata become numpy arrays. Where IBM's client is installed, execution spans and the results of its
+estimator are of its classes, else a list of `ExecutionSpan` and qiskit's `PubResult`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from prefect_qruntime.client.results.arrays import Allowance, ExecutionSpan, NpyArray, decode_value
+from prefect_qruntime.client.results.registers import HexRegister, PackedRegister, Register
+from prefect_qruntime.client.results.views import PubView, counts_of, form_of, pub_list, top_metadata, view_pub
+from prefect_qruntime.errors import QuantumRuntimeError
+
+if TYPE_CHECKING:
+    from prefect_qruntime.client.results.job_result import JobResult
+
+__all__ = ["primitive_result"]
+
+
+def primitive_result(result: JobResult) -> Any:
+    """Build a `PrimitiveResult`.
+
+    A legacy quasi-distribution becomes a register `meas` with the shots of `JobResult.counts`, as the
+    legacy service names no register.
+    """
+    try:
+        from qiskit.primitives import PrimitiveResult
+    except ImportError:
+        raise QuantumRuntimeError(
+            "to_primitive_result needs qiskit: pip install 'prefect-qruntime[qiskit]'", job_id=result.job_id
+        ) from None
+    raw, allowance = result.raw, Allowance(result.decode_limit)
+    items = pub_list(raw)
+    if form_of(raw) == "other":
+        raise QuantumRuntimeError("the result has no PUBs; read `.raw`", job_id=result.job_id)
+    pubs: list[Any] = []
+    for place, item in enumerate(items):
+        width = result.widths[place] if place < len(result.widths) else None
+        view = view_pub(raw, item, place, width=width, allowance=allowance)
+        pubs.append(_pub_result(view, result, place, allowance))
+    metadata = top_metadata(raw)
+    if isinstance(metadata, list):  # legacy: one per PUB, already there
+        metadata = {}
+    return PrimitiveResult(pubs, metadata=_decoded(metadata or {}, allowance))
+
+
+def _decoded(value: Any, allowance: Allowance) -> Any:
+    return decode_value(value, allowance=allowance, as_array=_ndarray, as_spans=_spans)
+
+
+def _pub_result(view: PubView, result: JobResult, place: int, allowance: Allowance) -> Any:
+    from qiskit.primitives import BitArray, DataBin, SamplerPubResult
+
+    metadata = _decoded(view.metadata or {}, allowance)
+    if view.quasi is not None:
+        counts = counts_of(view.quasi, result.shots(place) or 0)
+        width = len(next(iter(view.quasi)))
+        data = DataBin(meas=BitArray.from_counts(counts, num_bits=width))
+        return SamplerPubResult(data, metadata=metadata)
+    fields: dict[str, Any] = {}
+    shape: tuple[int, ...] = ()
+    for name, register in view.registers.items():
+        fields[name] = _bit_array(register)
+        shape = register.shape
+    import numpy as np
+
+    for name, value in view.fields.items():
+        found = _decoded(value, allowance)
+        # Numbers of the plain form are arrays in the encoded one.
+        fields[name] = np.asarray(found) if view.kind is None and isinstance(found, list | int | float) else found
+    if view.shape is not None:
+        shape = view.shape
+    elif "evs" in fields and not view.registers:
+        shape = tuple(fields["evs"].shape)
+    return _kind_of(view)(DataBin(shape=shape, **fields), metadata=metadata)
+
+
+def _kind_of(view: PubView) -> Any:
+    """Sampler and estimator results differ by type, as their consumers tell them apart by it."""
+    from qiskit.primitives import PubResult, SamplerPubResult
+
+    if view.kind == "EstimatorPubResult":
+        with suppress(ImportError):
+            return import_module("qiskit_ibm_runtime.results").EstimatorPubResult
+    if view.kind is None:
+        return SamplerPubResult if view.registers else PubResult
+    return SamplerPubResult if view.kind == "SamplerPubResult" else PubResult
+
+
+def _bit_array(register: Register) -> Any:
+    import numpy as np
+    from qiskit.primitives import BitArray
+
+    if isinstance(register, PackedRegister):
+        rows = np.frombuffer(register.data, dtype=np.uint8)
+        rows = rows.reshape(*register.shape, register.num_shots, register.row)
+        spare = register.num_bits % 8
+        if spare and rows[..., 0].max(initial=0) >> spare:
+            raise ValueError(f"a shot does not fit into {register.num_bits} bits")
+        return BitArray(rows.copy(), register.num_bits)
+    if not isinstance(register, HexRegister):
+        raise TypeError(f"no bits in {type(register).__name__}")
+    size = (register.num_bits + 7) // 8
+    points = 1
+    for length in register.shape:
+        points *= length
+    packed = bytearray()
+    shots = 0
+    for point in range(points):
+        keys = register.keys(point)
+        table = {key: register.number(key).to_bytes(size, "big") for key in set(keys)}
+        packed += b"".join([table[key] for key in keys])
+        shots = len(keys)
+    rows = np.frombuffer(bytes(packed), dtype=np.uint8)
+    return BitArray(rows.reshape(*register.shape, shots, size).copy(), register.num_bits)
+
+
+def _ndarray(found: NpyArray | list[Any] | int) -> Any:
+    import numpy as np
+
+    if not isinstance(found, NpyArray):
+        return np.array(found)
+    return np.frombuffer(found.data, dtype=np.dtype(found.descr)).reshape(found.shape).copy()
+
+
+def _spans(found: list[Any]) -> Any:
+    """IBM's `ExecutionSpans`, or what is given where its client is not installed or does not know a kind."""
+    try:
+        official = import_module("qiskit_ibm_runtime.execution_span")
+    except ImportError:
+        return found
+    spans = [_official_span(span, official) for span in found]
+    return official.ExecutionSpans(spans) if None not in spans else found
+
+
+def _official_span(span: Any, official: Any) -> Any:
+    known = _SPANS.get(span.kind) if isinstance(span, ExecutionSpan) else None
+    kind = getattr(official, known[0], None) if known else None
+    if known is None or kind is None:
+        return None
+    slices: dict[int, tuple[Any, ...]] = {}
+    for pub, parts in span.data["data_slices"].items():
+        left = list(parts)
+        slices[int(pub)] = tuple(_PARTS[part](left) for part in known[1])
+    return kind(span.start, span.stop, slices)
+
+
+# What each kind of span says of a PUB, and how that is taken off the front of its parts.
+_PARTS: dict[str, Callable[[list[Any]], Any]] = {
+    "shape": lambda left: tuple(left.pop(0)),
+    "value": lambda left: left.pop(0),
+    "slice": lambda left: slice(left.pop(0), left.pop(0)),
+}
+_SPANS = {
+    "ExecutionSpan": ("SliceSpan", ("shape", "slice")),
+    "DoubleSliceSpan": ("DoubleSliceSpan", ("shape", "slice", "slice")),
+    "TwirledSliceSpan": ("TwirledSliceSpan", ("shape", "value", "slice", "slice")),
+    "TwirledSliceSpanV2": ("TwirledSliceSpanV2", ("shape", "value", "slice", "slice", "value")),
+}

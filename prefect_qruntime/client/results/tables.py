@@ -1,0 +1,110 @@
+"""A result as rows of plain values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from prefect_qruntime.client.results.arrays import LIST_LIMIT
+from prefect_qruntime.errors import QuantumRuntimeError
+
+if TYPE_CHECKING:
+    from prefect_qruntime.client.results.job_result import JobResult
+
+__all__ = ["floats", "frequencies", "list_shape", "loads", "points", "rows", "size_of"]
+
+
+def rows(result: JobResult) -> Iterator[dict[str, Any]]:
+    """One row for each outcome (sampler) or value (estimator), in order of PUB and point.
+
+    Raises:
+        ValueError: More values than there should be objects of: a small body can unfold to very many.
+    """
+    left = LIST_LIMIT // 4
+    for pub in range(result.num_pubs):
+        registers: list[str | None] = list(result.registers(pub))
+        if not registers and not result.is_estimator(pub):
+            registers = [None]
+        for register in registers:
+            for point, counts in points(result.counts_array(pub, register)):
+                shots = sum(counts.values())
+                for bitstring, count in counts.items():
+                    yield {
+                        "pub": pub,
+                        "point": point,
+                        "register": register,
+                        "bitstring": bitstring,
+                        "count": count,
+                        "probability": count / shots,
+                    }
+        if result.is_estimator(pub):
+            errors = dict(points(result.standard_errors(pub)))
+            for point, value in points(result.expectation_values(pub)):
+                left -= 1
+                if left < 0:
+                    raise ValueError("it has too many points for a table; use expectation_values() of each PUB")
+                yield {"pub": pub, "point": point, "ev": value, "std": errors.get(point)}
+
+
+def points(value: Any, place: tuple[int, ...] = ()) -> Iterator[tuple[int | tuple[int, ...] | None, Any]]:
+    """Each point of nested lists with its place: None for a single value, an int, or a tuple."""
+    if isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from points(item, (*place, number))
+    else:
+        yield (place if len(place) > 1 else place[0] if place else None), value
+
+
+def loads(body: bytes | bytearray | memoryview | str, job_id: str) -> Any:
+    """The JSON value of a body.
+
+    Raises:
+        QuantumRuntimeError: It is not JSON.
+    """
+    try:
+        return orjson.loads(body)
+    except ValueError:
+        pass
+    if isinstance(body, memoryview):
+        body = body.tobytes()
+    try:
+        # The standard library reads NaN and Infinity, which the service's encoder can write.
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        start = body[:200]
+        text = start if isinstance(start, str) else bytes(start).decode(errors="replace")
+        raise QuantumRuntimeError(
+            f"the result of job {job_id} is not JSON: {text!r}", reason=str(error), job_id=job_id
+        ) from None
+
+
+def floats(value: Any) -> Any:
+    """The same numbers as floats, in the same lists."""
+    # JSON writes 1 for 1.0; an expectation value is a float nevertheless.
+    if isinstance(value, list):
+        return [floats(item) for item in value]
+    return float(value) if isinstance(value, int) else value
+
+
+def frequencies(counts: Any) -> Any:
+    """Counts as relative frequencies, in the same lists."""
+    if isinstance(counts, list):
+        return [frequencies(item) for item in counts]
+    total = sum(counts.values()) or 1
+    return {text: count / total for text, count in counts.items()}
+
+
+def list_shape(value: Any) -> tuple[int, ...]:
+    """Shape of nested lists; `()` for anything else."""
+    return (len(value), *(list_shape(value[0]) if value else ())) if isinstance(value, list) else ()
+
+
+def size_of(shape: tuple[int, ...]) -> int:
+    """Number of elements of a shape."""
+    size = 1
+    for length in shape:
+        size *= length
+    return size

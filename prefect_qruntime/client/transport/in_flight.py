@@ -1,0 +1,87 @@
+"""A create on its way, when the caller who wanted it is cancelled.
+
+While nothing is out (waiting for a token, pausing after a 429) it is withdrawn and nothing is bought;
+once the request is out, its answer is awaited, so that what was bought is known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TypeVar
+
+from prefect_qruntime.errors import QuantumRuntimeError
+
+__all__ = ["InFlightCreate", "complete_or_withdraw", "current_in_flight"]
+
+T = TypeVar("T")
+
+_SETTLE = 10.0  # seconds a cancelled caller waits for the answer to a request on its way
+
+
+@dataclass(slots=True)
+class InFlightCreate:
+    """What the sender and the one who may be cancelled know of each other.
+
+    Attributes:
+        idle: Nothing is out at the moment, and nothing has been accepted.
+        withdrawn: The caller is gone: nothing may be sent any more.
+    """
+
+    idle: bool = False
+    withdrawn: bool = False
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Within, nothing is out except inside `sending`."""
+        self.idle = True
+        try:
+            yield
+        finally:
+            self.idle = False
+
+    @contextlib.contextmanager
+    def sending(self) -> Iterator[None]:
+        """Within, the request is out. Raises `CancelledError` instead where nobody wants it any more."""
+        self.stop_if_withdrawn()
+        self.idle = False
+        try:
+            yield
+        finally:
+            self.idle = True
+
+    def stop_if_withdrawn(self) -> None:
+        """End this task where its caller is gone."""
+        if self.withdrawn:
+            raise asyncio.CancelledError
+
+
+_current: ContextVar[InFlightCreate | None] = ContextVar("qruntime_errand", default=None)
+
+
+def current_in_flight() -> InFlightCreate | None:
+    """The errand this task runs for, if any."""
+    return _current.get()
+
+
+async def complete_or_withdraw(create: Awaitable[T]) -> T:
+    """Await a create; when cancelled meanwhile, withdraw it, or first learn what became of it."""
+    in_flight = InFlightCreate()
+
+    async def run() -> T:
+        _current.set(in_flight)
+        return await create
+
+    task = asyncio.ensure_future(run())
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        in_flight.withdrawn = True
+        if in_flight.idle:
+            task.cancel()
+        with contextlib.suppress(TimeoutError, asyncio.CancelledError, QuantumRuntimeError):
+            await asyncio.wait_for(task, _SETTLE)
+        raise

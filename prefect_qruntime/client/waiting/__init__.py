@@ -1,0 +1,1 @@
+"""Wait for jobs: when to poll, what to ask, and what a websocket adds."""

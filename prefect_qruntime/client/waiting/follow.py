@@ -1,0 +1,116 @@
+"""Wait for a job: what the watcher sees of it, until its end or a deadline."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Literal, Protocol
+
+from prefect_qruntime.client.waiting.lookups import Stream
+from prefect_qruntime.client.waiting.plan import Deadlines, PollIntervals, PollSchedule
+from prefect_qruntime.client.waiting.poller import JobPoller
+from prefect_qruntime.client.waiting.subscription import Expired
+from prefect_qruntime.errors import JobTimeout, QuantumRuntimeError
+from prefect_qruntime.models import Job, JobStatus
+
+__all__ = ["OnTimeout", "Stream", "follow_job"]
+
+OnTimeout = Literal["leave", "cancel"]
+OnChange = Callable[[Job, float], Awaitable[None]]
+
+
+class _Service(Protocol):
+    """What waiting needs of the client."""
+
+    async def cancel(self, job_id: str) -> Job: ...
+
+
+async def follow_job(
+    service: _Service,
+    job_id: str,
+    *,
+    watcher: JobPoller,
+    deadlines: Deadlines,
+    on_timeout: OnTimeout = "leave",
+    stream: Stream = "auto",
+    in_session: bool = False,
+    pace: PollIntervals | None = None,
+    on_change: OnChange | None = None,
+) -> Job:
+    """Wait until the service itself says that the job is over.
+
+    An outage of the service or of IAM is sat out. Whatever the socket says only leads to an earlier
+    look.
+
+    Args:
+        service: The client.
+        job_id: Which job.
+        watcher: Who looks; the same for all waits on an instance.
+        deadlines: When to stop waiting.
+        on_timeout: `leave` lets the job live on, `cancel` cancels it first.
+        stream: Whether to use a websocket, as far as there are enough.
+        in_session: Look at the quicker pace from the start.
+        pace: Times between looks.
+        on_change: Awaited at the first look and at each change of state, with the seconds waited.
+
+    Returns:
+        The job in a terminal state, whichever it is.
+
+    Raises:
+        JobTimeout: A deadline passed.
+        QuantumRuntimeError: The service refused to show the job, or an outage outlasted its limit.
+    """
+    plan = PollSchedule(
+        deadlines.check(), started=watcher.clock(), pace=pace or PollIntervals(), in_session=in_session, rng=watcher.rng
+    )
+    watch = watcher.enter(job_id, plan, every_change=on_change is not None)
+    try:
+        watcher.listen(watch, stream)
+        while True:
+            event = await watch.next_event()
+            if isinstance(event, Expired):
+                return await _give_up(service, job_id, plan, event.limit, on_timeout, watch.last, event.at)
+            if on_change is not None:
+                await on_change(event.job, event.waited)
+            if event.job.is_terminal:
+                return event.job
+    finally:
+        await watcher.leave(watch)
+
+
+async def _give_up(
+    service: _Service,
+    job_id: str,
+    plan: PollSchedule,
+    limit: str,
+    on_timeout: OnTimeout,
+    last: Job | None,
+    now: float,
+) -> Job:
+    cancelled, trouble = False, ""
+    if on_timeout == "cancel" and limit != "outage":
+        try:
+            last = await service.cancel(job_id)
+        except QuantumRuntimeError as error:
+            trouble = f"cancelling it failed ({error.message}), so "
+        else:
+            cancelled = last.status is JobStatus.CANCELLED and not last.ran_too_long
+            if last.is_terminal and not cancelled:
+                return last
+            if not cancelled:
+                trouble = "its cancellation was accepted but has not happened yet: "
+    state = "unknown" if last is None else last.raw_status
+    fate = (
+        "it was cancelled"
+        if cancelled
+        else f"{trouble}it lives on (last state {state!r}); attach again with "
+        f"wait_for_completion(credentials, {job_id!r}) or end it with cancel_job"
+    )
+    raise JobTimeout(
+        f"waited {now - plan.started:.0f} s for job {job_id} and stopped ({limit}): {fate}",
+        job_id=job_id,
+        job_url=last.url if last else None,
+        limit=limit,
+        waited_seconds=round(now - plan.started, 3),
+        last_status=state,
+        cancelled=cancelled,
+    )

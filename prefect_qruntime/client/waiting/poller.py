@@ -1,0 +1,365 @@
+"""One watcher per instance: all waits of a process look at their jobs together.
+
+A few jobs are looked at one by one. Many share `GET /jobs`: one call shows up to 200 of them. What the list
+does not show, shows incompletely or shows behind what is known already is looked at by itself, and
+now and then a job is looked at by itself to see whether the list can be believed. In every case the
+state is the service's own answer.
+
+The watcher is one task with a calendar: a wait costs no timer of its own. It lives on the network loop as long
+as somebody waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any, Protocol
+
+from prefect_qruntime.client.parsing import listed_moments, listed_whole
+from prefect_qruntime.client.waiting.job_list import JobListBreaker, JobListPager, Page
+from prefect_qruntime.client.waiting.lookups import LookupQueue, Sockets, Stream
+from prefect_qruntime.client.waiting.plan import PollLimits, PollSchedule, TimerQueue, TokenBucket
+from prefect_qruntime.client.waiting.subscription import Subscription
+from prefect_qruntime.client.waiting.websocket import Ending, JobStream
+from prefect_qruntime.errors import QuantumRuntimeError
+from prefect_qruntime.models import Job, JobStatus
+from prefect_qruntime.redact import get_logger
+
+__all__ = ["JobPoller"]
+
+log = get_logger(__name__)
+
+_TICK = 1e-6  # seconds; less may be lost in rounding and turn in circles
+_LATE = 0.9  # seconds past its deadline that a wait still gives a look which began near it
+
+
+class _Service(Protocol):
+    """What watching needs of the client."""
+
+    async def fetch_job(self, job_id: str) -> Job: ...
+
+    async def list_page(self, page: Page) -> list[dict[str, Any]]: ...
+
+    def read_listed(self, entry: dict[str, Any]) -> Job: ...
+
+    def job_stream(self, job_id: str, wake: Callable[[], None], stream: Stream) -> JobStream | None: ...
+
+    def stream_ended(self, ending: Ending) -> None: ...
+
+
+class JobPoller:
+    """Looks at the jobs of one instance for everybody who waits.
+
+    Args:
+        service: The client.
+        limits: Sizes and times.
+        clock: Monotonic seconds, those of the event loop.
+        rng: For jitter.
+    """
+
+    def __init__(
+        self,
+        service: _Service,
+        *,
+        limits: PollLimits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.limits = limits or PollLimits()
+        self.clock = clock
+        self.rng = rng or random.Random()  # noqa: S311 - jitter, no secret
+        self._service = service
+        self._by_id: dict[str, list[Subscription]] = {}
+        self._size = 0
+        self._calendar = TimerQueue[Subscription]()
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._throttle = TokenBucket(rate=self.limits.rate, burst=self.limits.rate)
+        self._looks = LookupQueue(service.fetch_job, self._told, lanes=self.limits.lanes, throttle=self._throttle)
+        self._round: asyncio.Task[None] | None = None
+        self._round_began = self._page_came = -math.inf
+        self._rounds = 0
+        self._riding: set[Subscription] = set()  # the round is looking for them
+        self._parked: set[Subscription] = set()  # due while a round is under way that may show them
+        self._trust = JobListBreaker(relist=self.limits.relist, behind=self.limits.behind)
+        self._first_look = -math.inf
+        self._sockets = Sockets(service, limit=self.limits.sockets, hurry=self.hurry)
+
+    @property
+    def _many(self) -> bool:
+        return len(self._by_id) > self.limits.few
+
+    @property
+    def footprint(self) -> dict[str, int]:
+        """Sizes of what is kept, for tests of growth."""
+        sizes = {"queue": len(self._looks.queue), "flying": len(self._looks.flying), "riding": len(self._riding)}
+        sizes |= {"parked": len(self._parked), "ended": len(self._trust.ended), "calendar": len(self._calendar)}
+        return {"waits": self._size, "sockets": self._sockets.open, "socketless": len(self._sockets.waiting), **sizes}
+
+    # ---- who waits -----------------------------------------------------------------------------
+
+    def enter(self, job_id: str, plan: PollSchedule, *, every_change: bool) -> Subscription:
+        """Begin to watch a job; pair it with `leave`."""
+        watch = Subscription(job_id, plan, every_change=every_change)
+        self._by_id.setdefault(job_id, []).append(watch)
+        self._size += 1
+        now = self.clock()
+        due = max(now, self._first_look + self.limits.gather) if self._many else now
+        self._arm(watch, min(due, now + plan.left(now)))
+        if self._task is None:
+            # In a context of its own: whoever happens to come first is not the one it works for.
+            self._task = asyncio.get_running_loop().create_task(self._serve(), context=Context())
+        return watch
+
+    async def leave(self, watch: Subscription) -> None:
+        """Forget a wait, over or not, and wind its socket up."""
+        self._drop(watch)
+        await self._sockets.close(watch)
+
+    def listen(self, watch: Subscription, stream: Stream) -> None:
+        """Let a websocket tell of the job, as far as there are enough."""
+        self._sockets.listen(watch, stream)
+
+    def hurry(self, watch: Subscription) -> None:
+        """Look at a job now."""
+        watch.hurried = True
+        if not watch.over and (not watch.asked or watch in self._riding):
+            self._arm(watch, self.clock())
+
+    def hurry_for(self, job_id: str) -> None:
+        """Look at a job now if anybody waits for it: something was done to it."""
+        for watch in list(self._by_id.get(job_id, ())):
+            self.hurry(watch)
+
+    def _drop(self, watch: Subscription) -> None:
+        watch.over = True
+        self._calendar.remove(watch)
+        self._riding.discard(watch)
+        self._parked.discard(watch)
+        same = self._by_id.get(watch.job_id, [])
+        if watch not in same:
+            return
+        same.remove(watch)
+        self._size -= 1
+        if not same:
+            del self._by_id[watch.job_id]
+            self._looks.forget(watch.job_id)
+        if not self._size:
+            self._wake.set()
+            if self._round is not None:
+                self._round.cancel()
+
+    # ---- the calendar --------------------------------------------------------------------------
+
+    def _arm(self, watch: Subscription, when: float) -> None:
+        if self._calendar.put(watch, when):
+            self._wake.set()
+
+    def _served(self, watch: Subscription, now: float) -> None:
+        """After an answer, or none: the next date, or the end."""
+        watch.asked = False
+        self._riding.discard(watch)
+        self._parked.discard(watch)
+        if watch.over:
+            self._drop(watch)
+            return
+        pause = 0.0 if watch.hurried else watch.plan.pause(now, streamed=watch.streamed)
+        watch.soon = now + pause / 2
+        self._arm(watch, now + pause)
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while self._size:
+                self._wake.clear()
+                delay = self._dispatch(self.clock())
+                timer = loop.call_later(max(delay, _TICK), self._wake.set) if delay < math.inf else None
+                await self._wake.wait()
+                if timer is not None:
+                    timer.cancel()
+        except Exception as error:  # a fault of ours: nobody is left waiting for a watcher that is gone
+            log.exception("the watcher failed")
+            for watch in [watch for same in self._by_id.values() for watch in same]:
+                watch.fail(error)
+                self._drop(watch)
+        finally:
+            self._task = None
+
+    def _dispatch(self, now: float) -> float:
+        """Start what is due. Returns the seconds until something is again."""
+        due: list[Subscription] = []
+        for watch in self._calendar.due(now):
+            if not watch.asked or watch.hurried:
+                due.append(watch)
+                continue
+            watch.failed(None, now)  # the deadline came before the answer
+            if watch.over:
+                self._drop(watch)
+            else:
+                self._arm(watch, now + max(watch.plan.left(now), 0.001))
+        if due:
+            self._share_out(due, now)
+        return min(self._looks.start(now, freely=not self._many), self._calendar.pause(now))
+
+    def _share_out(self, due: list[Subscription], now: float) -> None:
+        """Who is looked at alone, and who together."""
+        one_by_one = not (self._many and self._trust.may_list(now))
+        if any(watch.last is None for watch in due):
+            self._first_look = now
+        together: list[Subscription] = []
+        for watch in due:
+            if one_by_one or watch.hurried:
+                self._look_alone(watch, now)
+            elif self._round is None:
+                together.append(watch)
+            else:  # under way, and it may show this one too; many pages take long, but come one by one
+                ends = watch.plan.left(now) <= 0
+                patience = (
+                    self._round_began + self.limits.slow_at_the_end if ends else self._page_came + self.limits.slow
+                )
+                if now >= patience:
+                    self._look_alone(watch, now)
+                else:
+                    self._arm(watch, patience)
+                    self._parked.add(watch)
+        if together:
+            # Those in the queue for a look of their own too: it empties slowly, and the list may show them first.
+            queue = self._looks.queue
+            # Whoever is due is among them, whatever else is thought of it: it is in no calendar any more.
+            soon = dict.fromkeys(together) | {
+                w: None
+                for same in self._by_id.values()
+                for w in same
+                if w.soon <= now and (not w.asked or w.job_id in queue)
+            }
+            if len({watch.job_id for watch in soon}) > self.limits.few:
+                self._begin_round(list(soon), now)
+            else:
+                for watch in together:
+                    self._look_alone(watch, now)
+
+    def _asks(self, watch: Subscription, now: float) -> None:
+        watch.asked = True
+        self._riding.discard(watch)
+        ends = watch.plan.deadline
+        self._arm(watch, max(ends, min(now, ends) + _LATE))
+
+    # ---- single looks --------------------------------------------------------------------------
+
+    def _look_alone(self, watch: Subscription, now: float) -> None:
+        self._asks(watch, now)
+        self._looks.ask(watch.job_id, at_once=watch.hurried)
+        watch.hurried = False
+
+    def _told(self, job_id: str, outcome: Job | Exception) -> None:
+        """What came of a look at one job."""
+        now = self.clock()
+        self._wake.set()
+        watches = list(self._by_id.get(job_id, ()))
+        if isinstance(outcome, Job):
+            self._trust.answered(now)
+            if outcome.is_terminal:
+                self._trust.job_ended(job_id, now)
+            for watch in watches:
+                watch.listed_as = None
+                watch.saw(outcome, now)
+                self._served(watch, now)
+            return
+        if isinstance(outcome, QuantumRuntimeError) and outcome.advice.may_repeat:
+            self._trust.unanswered += 1
+            if self._trust.is_down:  # the others need not find out one by one
+                for other in list(self._looks.queue):
+                    self._looks.complete_or_withdraw(other)
+                    watches += self._by_id[other]
+        else:
+            self._trust.answered(now)
+        for watch in watches:
+            if isinstance(outcome, QuantumRuntimeError):
+                watch.failed(outcome, now)
+            else:
+                watch.fail(outcome)
+            self._served(watch, now)
+
+    # ---- the list ------------------------------------------------------------------------------
+
+    def _begin_round(self, watches: list[Subscription], now: float) -> None:
+        for watch in watches:
+            self._asks(watch, now)
+        self._riding = set(watches)
+        self._first_look = self._round_began = self._page_came = now
+        self._round = asyncio.get_running_loop().create_task(self._together())
+        # No `finally` in the round itself: one that is cancelled before its first step never comes to it.
+        self._round.add_done_callback(self._round_over)
+
+    def _round_over(self, _: asyncio.Task[None]) -> None:
+        self._round = None
+        now = self.clock()
+        for watch in list(self._riding):  # not in the list: each by itself
+            self._look_alone(watch, now)
+        parked, self._parked = self._parked, set()
+        for watch in parked:
+            if not watch.asked:
+                self._arm(watch, now)
+        self._wake.set()
+
+    async def _together(self) -> None:
+        walk = JobListPager((watch.job_id, watch.created) for watch in self._riding)
+        try:
+            while (page := walk.next()) is not None:
+                if (delay := self._throttle.take(self.clock())) > 0:
+                    await asyncio.sleep(delay)
+                asked = self.clock()
+                async with asyncio.timeout(self.limits.page):
+                    entries = await self._service.list_page(page)
+                self._read(entries, asked)
+                newest, oldest = listed_moments(entries)
+                walk.took((str(entry.get("id")) for entry in entries), newest=newest, oldest=oldest)
+            self._rounds += 1
+            if self._rounds % self.limits.verify == 0:
+                self._verify()
+        except Exception as error:  # whatever it is, an answer that nobody foresaw too: single looks decide
+            log.debug("the job list cannot be read", exc_info=True)
+            self._trust.list_failed(error, self.clock())
+
+    def _read(self, entries: list[dict[str, Any]], asked: float) -> None:
+        """Give every wait what the list says of its job."""
+        now = self._page_came = self.clock()
+        self._trust.list_worked(now)
+        for entry in entries:
+            job_id = entry.get("id")
+            same = self._by_id.get(job_id) if isinstance(job_id, str) else None
+            if not same:
+                if job_id in self._trust.ended and not self._service.read_listed(entry).is_terminal:
+                    self._trust.listed_alive(job_id, asked, now)
+                continue
+            state, top = entry.get("state"), entry.get("status")
+            said = (state.get("status") if isinstance(state, dict) else None, top)
+            job: Job | None = None
+            self._looks.complete_or_withdraw(entry["id"])
+            for watch in list(same):
+                if watch.listed_as == said:
+                    watch.same(now)
+                    self._served(watch, now)
+                    continue
+                job = job or self._service.read_listed(entry)
+                behind = watch.plan.status is JobStatus.RUNNING and job.status is JobStatus.QUEUED
+                if behind or (job.is_terminal and not listed_whole(entry, job)):
+                    self._look_alone(watch, now)
+                    continue
+                watch.listed_as = said
+                watch.saw(job, now)
+                self._served(watch, now)
+
+    def _verify(self) -> None:
+        """Look at one job by itself, each in turn: a list that stands still would hold the waits forever."""
+        job_id = next(iter(self._by_id), None)
+        if job_id is None:
+            return
+        same = self._by_id[job_id] = self._by_id.pop(job_id)
+        if not same[0].asked:
+            same[0].hurried = True
+            self._look_alone(same[0], self.clock())

@@ -1,0 +1,155 @@
+"""One wait as the watcher keeps it, and the mailbox in which its caller finds what happened."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections import deque
+from dataclasses import dataclass
+from datetime import datetime
+
+from prefect_qruntime.client.waiting.plan import PollSchedule
+from prefect_qruntime.client.waiting.websocket import JobStream
+from prefect_qruntime.errors import NotFound, QuantumRuntimeError
+from prefect_qruntime.models import Job
+from prefect_qruntime.redact import get_logger
+
+__all__ = ["Expired", "Seen", "Subscription"]
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The job as the service showed it, `waited` seconds after the wait began."""
+
+    job: Job
+    waited: float
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """A limit passed: `timeout`, `queue_timeout` or `outage`, at a moment of the watcher's clock."""
+
+    limit: str
+    at: float
+
+
+class Subscription:
+    """The state of one wait.
+
+    Args:
+        job_id: Which job.
+        plan: When to look and when to stop.
+        tell: Whether each change is news, or only the end.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_context",
+        "_news",
+        "_reader",
+        "_tell",
+        "_warned",
+        "asked",
+        "hurried",
+        "job_id",
+        "last",
+        "listed_as",
+        "listener",
+        "over",
+        "plan",
+        "socket",
+        "soon",
+    )
+
+    def __init__(self, job_id: str, plan: PollSchedule, *, every_change: bool) -> None:
+        self.job_id = job_id
+        self.plan = plan
+        self.last: Job | None = None
+        self.listed_as: object = None  # the state as the list last worded it: the same words need no reading
+        self.over = False
+        self.asked = False  # a look is queued or under way
+        self.hurried = False
+        self.soon = plan.started  # from then on a look that costs nothing is welcome
+        self.socket: JobStream | None = None
+        self.listener: asyncio.Task[None] | None = None
+        self._tell = every_change
+        self._warned = False
+        self._context = contextvars.copy_context()
+        self._news: deque[Seen | Expired | BaseException] = deque()
+        self._reader: asyncio.Future[None] | None = None
+
+    @property
+    def created(self) -> datetime | None:
+        """When the job was created, by the service's own clock; None until it was seen."""
+        return None if self.last is None else self.last.created_at
+
+    @property
+    def streamed(self) -> bool:
+        """Whether a websocket would tell of the end."""
+        return self.socket is not None and self.socket.connected
+
+    # ---- the caller's side ---------------------------------------------------------------------
+
+    async def next_event(self) -> Seen | Expired:
+        """The next thing that happened.
+
+        Raises:
+            QuantumRuntimeError: The service refused to show the job.
+        """
+        while not self._news:
+            self._reader = asyncio.get_running_loop().create_future()
+            await self._reader
+        item = self._news.popleft()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def _put(self, item: Seen | Expired | BaseException, *, over: bool) -> None:
+        self.over = self.over or over
+        self._news.append(item)
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    # ---- the watcher's side --------------------------------------------------------------------
+
+    def saw(self, job: Job, now: float) -> None:
+        """The service answered."""
+        self.last = job
+        changed = self.plan.saw(job, now)
+        if job.is_terminal or (changed and self._tell):
+            self._put(Seen(job, now - self.plan.started), over=job.is_terminal)
+        if job.status is None and not self._warned:
+            self._warned = True
+            self._warn("job %s: unknown state %r, waiting on", job.id, job.raw_status)
+        self.expire(now)
+
+    def same(self, now: float) -> None:
+        """The service answered as before."""
+        self.plan.same(now)
+        self.expire(now)
+
+    def failed(self, error: QuantumRuntimeError | None, now: float) -> None:
+        """No usable answer; None where time ran out. An outage and a job not visible yet are let pass."""
+        if isinstance(error, NotFound):
+            if not self.plan.may_be_unseen(now):
+                return self.fail(error)
+        elif error is not None and not error.advice.may_repeat:
+            return self.fail(error)
+        if self.plan.missed(error.advice.seconds if error else None) and error is not None:
+            self._warn("no answer about the job for now, waiting on: %s", error)
+        return self.expire(now)
+
+    def fail(self, error: BaseException) -> None:
+        """End the wait with an error."""
+        self._put(error, over=True)
+
+    def expire(self, now: float) -> None:
+        """End the wait if a limit has passed."""
+        if not self.over and (limit := self.plan.expired(now)) is not None:
+            self._put(Expired(limit, now), over=True)
+
+    def _warn(self, text: str, *values: object) -> None:
+        # In the caller's context, by which Prefect knows whose log it is.
+        self._context.run(log.warning, text, *values)

@@ -1,1 +1,0 @@
-"""What each command of `prefect-qruntime` does; `cli` names them."""

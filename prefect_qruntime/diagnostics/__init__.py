@@ -1,0 +1,1 @@
+"""Checks of settings, network, instance and Prefect server that `doctor` and `verify` report."""

@@ -1,0 +1,195 @@
+"""The fields of a saved block, each by itself and without the network: one wrong field hides no other."""
+
+from __future__ import annotations
+
+import re
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from prefect_qruntime.client.connection import Connection
+from prefect_qruntime.diagnostics.finding import Finding, hint, ok, problem
+from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.redact import register_secret
+
+__all__ = ["Fields", "check_ca_file", "check_fields", "check_host"]
+
+# Stands in for what is missing or wrong; never sent, because the checks that need the field are left out.
+_STAND_IN: Mapping[str, Any] = {
+    "api_key": "none-given",
+    "crn": "crn:v1:bluemix:public:quantum-computing:us-east:a/0:0::",
+}
+_ANY_URL = "https://localhost"
+_NAMES = (
+    *("api_key", "crn", "dialect", "base_url", "iam_url", "api_version"),
+    *("application", "ca_file", "proxy", "request_timeout"),
+)
+# Regions and hosts of the service (IBM's OpenAPI document 0.45.3; the clients 0.1 to 0.51 for the older ones).
+_REGIONS = ("us-east", "eu-de")
+_CLOUD = re.compile(r"(?:private\.)?(?:(?P<region>[a-z]{2}-[a-z0-9-]+)\.)?quantum\.cloud\.ibm\.com")
+_LEGACY = re.compile(r"(?P<region>[a-z]{2}-[a-z0-9-]+)\.quantum-computing\.cloud\.ibm\.com")
+_ENDPOINTS = ("jobs", "backends", "sessions", "workloads", "versions", "instances")
+_SWITCHED_OFF = re.compile(r"(?:[a-z0-9-]+\.)*quantum-computing\.ibm\.com")
+
+
+@dataclass(frozen=True)
+class Fields:
+    """What the fields give: findings, and a connection in which `bad` fields are stood in for."""
+
+    findings: tuple[Finding, ...]
+    connection: Connection
+    bad: frozenset[str]
+
+
+def check_fields(data: Mapping[str, Any]) -> Fields:
+    """Check each field of a block's data.
+
+    Args:
+        data: The document's data, with its secrets.
+
+    Returns:
+        Findings and what can be used in spite of them.
+    """
+    for name in ("api_key", "proxy"):
+        value = data.get(name)
+        # A proxy's address is a secret where it holds a password, also when it cannot be taken apart.
+        if isinstance(value, str) and (name == "api_key" or "@" in value):
+            register_secret(value.strip())
+    given = {name: data[name] for name in _NAMES if data.get(name) is not None}
+    given.setdefault("api_key", "")
+    given.setdefault("crn", "")
+    findings: list[Finding] = []
+    good: dict[str, Any] = {}
+    for name, value in given.items():
+        try:
+            # With an address given, a CRN is looked at by itself; what goes with what comes below.
+            Connection(**{**_STAND_IN, "base_url": _ANY_URL, name: value})
+        except InvalidInput as error:
+            findings.append(_refused(name, error))
+        except (TypeError, ValueError, AttributeError):
+            kind = type(value).__name__
+            findings.append(problem(name, f"{name}: cannot be a {kind}.", f"Correct {name} of the block."))
+        else:
+            good[name] = value
+    bad = set(given) - set(good)
+    try:
+        connection = Connection(**{**_STAND_IN, **good})
+    except InvalidInput as error:  # fields that do not go together: a cloud without a known address
+        findings.append(_refused(error.field or "base_url", error))
+        bad.add("base_url")
+        connection = Connection(**{**_STAND_IN, **{name: good[name] for name in good if name != "crn"}})
+    if "crn" in bad and not given.get("base_url"):
+        bad.add("base_url")  # the address follows from the CRN
+    if "ca_file" in good and (found := check_ca_file(str(good["ca_file"]))) is not None:
+        findings.append(found)
+        if found.level == "problem":
+            bad.add("ca_file")
+    addresses = check_host(connection, region_known="crn" not in bad) if "base_url" not in bad else []
+    addresses += _check_iam_url(connection.iam_url)
+    findings += addresses
+    bad |= {finding.check for finding in addresses} & {"base_url", "iam_url"}
+    if not [finding for finding in findings if finding.level == "problem"]:
+        findings.append(
+            ok("settings", f"{connection.dialect} dialect, region {connection.region}, {connection.base_url}")
+        )
+    return Fields(tuple(findings), connection, frozenset(bad))
+
+
+def _refused(name: str, error: InvalidInput) -> Finding:
+    said = error.message.removeprefix(f"{name}: ")
+    # "api_key: …" has the shape of a secret and would be masked.
+    said = f"The API key {said}" if name == "api_key" else f"{name}: {said}"
+    return problem(name, said.rstrip(".") + ".", error.solution or f"Correct {name} of the block.")
+
+
+def _check_iam_url(url: str) -> list[Finding]:
+    above, endpoint, _ = url.partition("/identity")
+    if not endpoint:
+        return []
+    said = "iam_url holds a part of the endpoint /identity/token; it is what that is appended to."
+    return [problem("iam_url", said, f"Set iam_url to {above}.")]
+
+
+def check_ca_file(path: str) -> Finding | None:
+    """Whether `path` is a file of CA certificates; None if it is."""
+    here = "Put the CA bundle (PEM) there on every machine that runs flows, or correct the path."
+    if not Path(path).is_file():
+        return problem("ca_file", f"ca_file: there is no file {path} on this machine.", here)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(cafile=path)
+    except ssl.SSLError:
+        return problem(
+            "ca_file", f"ca_file: {path} holds no certificate.", "Give a PEM file with BEGIN CERTIFICATE lines in it."
+        )
+    except OSError as error:
+        return problem(
+            "ca_file", f"ca_file: {path} cannot be read: {error.strerror}.", "Let the worker's user read it."
+        )
+    if not context.cert_store_stats()["x509_ca"]:
+        return hint(
+            "ca_file",
+            f"ca_file: {path} holds no CA's certificate, only a server's own.",
+            "Prefer the certificate of the CA that signed it: a server's own one stops working when it is renewed.",
+        )
+    return None
+
+
+def check_host(connection: Connection, *, region_known: bool = True) -> list[Finding]:
+    """Whether a known host fits the dialect and, where that is known, the CRN's region."""
+    host = urlsplit(connection.base_url).hostname or ""
+    findings = []
+    cloud, legacy = _CLOUD.fullmatch(host), _LEGACY.fullmatch(host)
+    above, _, last = connection.base_url.rpartition("/")
+    if last in _ENDPOINTS:
+        # Not left to the network: below an endpoint's path the service finds other things than nothing.
+        findings.append(
+            problem(
+                "base_url",
+                f"base_url ends with the endpoint /{last}; it is what /jobs is appended to.",
+                f"Set base_url to {above}.",
+            )
+        )
+    if _SWITCHED_OFF.fullmatch(host):
+        findings.append(
+            problem(
+                "base_url",
+                f"{host} belongs to IBM's classic platform, which was switched off in July 2025.",
+                "Leave base_url empty and use a key and a CRN of IBM Cloud.",
+            )
+        )
+    elif cloud and connection.dialect == "legacy":
+        findings.append(
+            problem("dialect", f"{host} speaks the cloud dialect, the block says legacy.", "Set dialect to cloud.")
+        )
+    elif legacy and connection.dialect == "cloud":
+        findings.append(
+            problem(
+                "dialect",
+                f"{host} is a host of the legacy dialect, the block says cloud.",
+                "Leave base_url empty for today's service, or set dialect to legacy.",
+            )
+        )
+    match = cloud or legacy
+    region = (match["region"] or "us-east") if match and region_known else None
+    if region is not None and region != connection.region:
+        findings.append(
+            problem(
+                "region",
+                f"The instance is in {connection.region} by its CRN, base_url belongs to {region}.",
+                "Leave base_url empty: the CRN's region then picks the host. Or take the CRN of an instance in "
+                f"{region}.",
+            )
+        )
+    elif region is not None and region not in _REGIONS:
+        findings.append(
+            problem(
+                "region",
+                f"The CRN's region {connection.region} is none of the service's ({', '.join(_REGIONS)}).",
+                "Copy the CRN again from the instance's page; for a new region, update this package.",
+            )
+        )
+    return findings

@@ -1,0 +1,233 @@
+"""The way to the service, without a token: proxy, name, TLS, paths, which dialect answers, the clock."""
+
+from __future__ import annotations
+
+import email.utils
+import time
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import urlsplit
+
+from prefect_qruntime.client.connection import DEFAULT_IAM_URL, Connection
+from prefect_qruntime.client.transport.probe import Probe, Trouble, probe, reaches_proxy
+from prefect_qruntime.client.transport.replies import parse_error
+from prefect_qruntime.diagnostics.finding import Finding, problem
+from prefect_qruntime.errors import QuantumRuntimeError
+
+__all__ = ["MOST_SKEW", "Address", "check_api", "check_clock", "check_iam", "check_proxy_reached", "skew_of"]
+
+MOST_SKEW = 60.0
+"""Seconds by which this machine's clock may be wrong without a word."""
+
+_Setting = Literal["base_url", "iam_url"]
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """What answers at an address.
+
+    `reached` tells that something does, right or wrong; `speaks` is the dialect it shows, `skew` how many seconds
+    its clock is ahead of ours.
+    """
+
+    finding: Finding | None = None
+    reached: bool = True
+    speaks: Literal["cloud", "legacy"] | None = None
+    skew: float | None = None
+
+    @property
+    def answers(self) -> bool:
+        """Whether it is what it should be."""
+        return self.finding is None
+
+
+async def check_proxy_reached(connection: Connection) -> Finding | None:
+    """Whether the block's proxy takes connections; None if so, or if there is none."""
+    if connection.proxy is None or await reaches_proxy(connection.proxy):
+        return None
+    parts = urlsplit(connection.proxy)
+    where = parts.hostname if parts.port is None else f"{parts.hostname}:{parts.port}"
+    return problem(
+        "proxy",
+        f"The proxy {where} cannot be reached from this machine.",
+        "Correct proxy of the block, or leave it empty where the service can be reached directly.",
+    )
+
+
+async def check_iam(connection: Connection) -> Address:
+    """Whether IAM answers at `iam_url`. Asked without a key, IAM refuses with an error code of its own."""
+    found = await _iam(connection, connection.iam_url)
+    if found.trouble is not None:
+        return Address(_in_the_way(found, connection, "iam_url"), reached=False)
+    if _is_iam(found):
+        return Address(skew=skew_of(found))
+    if (found.status or 0) >= 500:
+        return Address(_ill(found, "iam_url"))
+    if connection.iam_url == DEFAULT_IAM_URL:
+        fix = "Something between this machine and IAM answers in its place: set proxy, or let IAM's host pass."
+    else:
+        fix = f"Set iam_url to {DEFAULT_IAM_URL}, or leave it empty."
+        for other in _shorter(connection.iam_url):
+            if _is_iam(await _iam(connection, other)):
+                fix = f"Set iam_url to {other}."
+                break
+    said = f"{connection.iam_url} is not IAM: /identity/token gives HTTP {found.status} there."
+    return Address(problem("iam_url", said, fix))
+
+
+async def check_api(connection: Connection) -> Address:
+    """Whether the service answers at `base_url`, and which dialect. Only the cloud dialect has `/versions`."""
+    found = await probe(connection, f"{connection.base_url}/backends")
+    if found.trouble is not None:
+        return Address(_in_the_way(found, connection, "base_url"), reached=False)
+    status = found.status or 0
+    if status >= 500:
+        return Address(_ill(found, "base_url"), skew=skew_of(found))
+    versions = await _has_versions(connection, connection.base_url)
+    # Without a token the service refuses (401, some gateways 400 or 403), which shows that the path exists.
+    if status in (400, 401, 403) or (status == 200 and _is_json(found)):
+        return Address(speaks="cloud" if versions else "legacy", skew=skew_of(found))
+    return Address(await _wrong_path(found, connection), skew=skew_of(found))
+
+
+async def _wrong_path(found: Probe, connection: Connection) -> Finding:
+    """The finding, with the address that would be right where one of its neighbours is."""
+    if 300 <= (found.status or 0) < 400:
+        said = f"{connection.base_url} redirects elsewhere (HTTP {found.status}), which is not followed."
+    elif found.status == 200:
+        said = f"{connection.base_url} answers with a page, not with the API."
+    else:
+        said = f"{connection.base_url} has no /backends (HTTP {found.status}): not the API's path."
+    origin = "{0.scheme}://{0.netloc}".format(urlsplit(connection.base_url))
+    candidates = [*_shorter(connection.base_url), f"{connection.base_url}/v1", f"{origin}/api/v1"]
+    for other in dict.fromkeys(candidates):
+        if connection.dialect == "cloud":
+            fits = await _has_versions(connection, other)
+        else:
+            neighbour = await probe(connection, f"{other}/backends")
+            fits = neighbour.status in (400, 401, 403) and not await _has_versions(connection, other)
+        if fits:
+            return problem("base_url", said, f"Set base_url to {other}.")
+    fix = "Correct base_url (what /jobs is appended to), or leave it empty; see too that the dialect is right "
+    return problem("base_url", said, f"{fix}({connection.dialect}).")
+
+
+async def _has_versions(connection: Connection, base: str) -> bool:
+    found = await probe(connection, f"{base}/versions")
+    if found.reply is None or found.status != 200:
+        return False
+    try:
+        return isinstance(found.reply.object().get("versions"), list)
+    except QuantumRuntimeError:
+        return False
+
+
+def _is_json(found: Probe) -> bool:
+    try:
+        return found.reply is not None and isinstance(found.reply.json(), dict)
+    except QuantumRuntimeError:
+        return False
+
+
+async def _iam(connection: Connection, base: str) -> Probe:
+    return await probe(connection, f"{base}/identity/token", method="POST")
+
+
+def _is_iam(found: Probe) -> bool:
+    return found.reply is not None and str(parse_error(found.reply.content).code).startswith("BXN")
+
+
+def _shorter(url: str) -> list[str]:
+    """The addresses above: people paste whole endpoints."""
+    parts = urlsplit(url)
+    steps = [step for step in parts.path.split("/") if step]
+    origin = f"{parts.scheme}://{parts.netloc}"
+    return ["/".join([origin, *steps[:number]]) for number in range(len(steps) - 1, -1, -1)]
+
+
+def _ill(found: Probe, setting: _Setting) -> Finding:
+    host = urlsplit(found.url).netloc
+    return problem(
+        setting,
+        f"{host} has trouble of its own: HTTP {found.status}.",
+        f"Try again later; if it lasts, look at IBM Cloud's status page, or correct {setting}.",
+    )
+
+
+def _in_the_way(found: Probe, connection: Connection, setting: _Setting) -> Finding:
+    host = urlsplit(found.url).netloc
+    said, fix, field = _TROUBLES[found.trouble or "broken"]
+    if found.trouble == "untrusted" and connection.ca_file:
+        said = "The certificate of {host} was not signed by a CA in ca_file."
+        fix = "Take the bundle with the CA of {host}, or of the proxy between, into ca_file."
+    elif found.trouble == "proxy" and "407" in found.text:
+        said, fix = "The proxy asks for a user and a password.", "Give them in proxy: http://user:password@host:port."
+    elif found.trouble == "proxy":
+        said = f"{said} ({found.text})" if found.text else said
+    fill = {"host": host, "setting": setting}
+    return problem(field or setting, said.format_map(fill), fix.format_map(fill))
+
+
+# What is said, what helps, and the setting concerned where it is not the address itself.
+_TROUBLES: dict[Trouble, tuple[str, str, str | None]] = {
+    "name": (
+        "The name {host} is not known on this machine.",
+        "Look for a typing error in {setting}; else this machine needs DNS, or a proxy.",
+        None,
+    ),
+    "refused": (
+        "{host} takes no connection.",
+        "Correct host and port of {setting}, or let the firewall pass; else set proxy.",
+        None,
+    ),
+    "silent": (
+        "{host} does not answer in time.",
+        "A firewall may drop what is sent: let {host} pass, or set proxy.",
+        None,
+    ),
+    "untrusted": (
+        "The certificate of {host} is signed by a CA that this machine does not know.",
+        "Set ca_file to your organisation's CA bundle.",
+        "ca_file",
+    ),
+    "expired": (
+        "The certificate of {host} is not valid at this machine's time.",
+        "Set this machine's clock; if it is right, the certificate must be renewed.",
+        None,
+    ),
+    "other-name": (
+        "The certificate of {host} is for another name.",
+        "Use in {setting} the name that is in the certificate.",
+        None,
+    ),
+    "no-tls": ("{host} does not speak TLS on this port.", "Correct scheme and port of {setting}.", None),
+    "proxy": ("The proxy does not let {host} through.", "Ask for {host} to be allowed, or correct proxy.", "proxy"),
+    "broken": (
+        "{host} ends the connection without an answer.",
+        "Correct {setting}; else something in between cuts it off: set proxy.",
+        None,
+    ),
+}
+
+
+def skew_of(found: Probe) -> float | None:
+    """Seconds by which the answerer's clock is ahead of ours by its `Date`, whose step is a second."""
+    stamp = found.reply.headers.get("date") if found.reply is not None else None
+    if not stamp:
+        return None
+    try:
+        return email.utils.parsedate_to_datetime(stamp).timestamp() - time.time()
+    except (ValueError, OverflowError):
+        return None
+
+
+def check_clock(skews: list[float | None]) -> Finding | None:
+    """Whether this machine's clock is right, by what the service's hosts say; None where it is or nobody says."""
+    known = [skew for skew in skews if skew is not None]
+    if not known or (skew := min(known, key=abs)) is None or abs(skew) <= MOST_SKEW:
+        return None
+    return problem(
+        "clock",
+        f"This machine's clock is {abs(skew):.0f} s {'slow' if skew > 0 else 'fast'} by the service's clock.",
+        "Let NTP set it: certificates, schedules and the search for jobs by time depend on it.",
+    )

@@ -1,0 +1,199 @@
+"""Prefect's side: server, versions, block type, create limits, work pool, results, our own settings."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+
+import prefect
+from packaging.version import InvalidVersion, Version
+from prefect.blocks.core import Block
+from prefect.client.orchestration import PrefectClient
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import get_current_settings
+from pydantic import ValidationError
+
+from prefect_qruntime.admission.rate_limit import pace, shared_limits
+from prefect_qruntime.client.connection import Connection
+from prefect_qruntime.diagnostics.finding import Finding, hint, ok, problem
+from prefect_qruntime.prefect_api import api
+from prefect_qruntime.redact import redact
+from prefect_qruntime.settings import QuantumRuntimeSettings
+
+__all__ = ["check_limits", "check_prefect", "check_server", "check_settings"]
+
+_SERVICE_TTL = 28800
+"""Seconds after which the service itself ends a session."""
+_SERVICE_RATE = 5
+"""Jobs a minute that the service takes from a user (IBM's OpenAPI document)."""
+
+
+async def check_server() -> tuple[PrefectClient | None, list[Finding]]:
+    """Reach the Prefect server. Runs on the network loop.
+
+    Returns:
+        The open client, None if the server cannot be reached, and what was found.
+    """
+    url = get_current_settings().api.url
+    try:
+        client = await api()
+        error = await client.api_healthcheck()
+    except Exception as caught:  # no server set and none allowed to start, or the start failed
+        error, client = caught, None
+    if error is not None or client is None:
+        reason = redact(str(error)).split("\n")[0] or type(error).__name__
+        if url is None:
+            said, fix = f"No Prefect server is set, and none could be started: {reason}", "Set PREFECT_API_URL."
+        else:
+            said = f"The Prefect server at {url} cannot be reached: {reason}"
+            fix = "Start it with `prefect server start`, or correct PREFECT_API_URL (it ends with /api)."
+        return None, [problem("server", said, fix)]
+    if url is not None:
+        return client, [ok("server", f"Prefect answers at {url}")]
+    return client, [
+        hint(
+            "server",
+            "No Prefect server is set: each command starts one of its own for as long as it runs.",
+            "Run `prefect server start` and set PREFECT_API_URL; schedules and cancelling need it.",
+        )
+    ]
+
+
+async def check_prefect(client: PrefectClient, kinds: Sequence[type[Block]]) -> list[Finding]:
+    """Look at what the server knows; one failing look hides no other. Runs on the network loop.
+
+    Args:
+        client: The open client.
+        kinds: Our block types, that of the credentials first.
+    """
+    checks: dict[str, Callable[[PrefectClient], Awaitable[Finding]]] = {
+        "versions": _versions,
+        "block type": partial(_block_types, kinds),
+        "work pool": _work_pool,
+        "results": _results,
+    }
+    findings = []
+    for name, check in checks.items():
+        try:
+            findings.append(await check(client))
+        except Exception as error:
+            findings.append(
+                problem(name, f"The server could not be asked: {error}", "See the server's log; correct its version.")
+            )
+    return findings
+
+
+def check_settings() -> list[Finding]:
+    """Look at our own settings."""
+    try:
+        settings = QuantumRuntimeSettings()
+    except ValidationError as error:
+        return [
+            problem(
+                "settings",
+                f"PREFECT_INTEGRATIONS_QRUNTIME_{'_'.join(str(part) for part in wrong['loc']).upper()}: "
+                f"{wrong['msg']}.",
+                "Correct or remove it in the environment or the Prefect profile.",
+            )
+            for wrong in error.errors()
+        ]
+    ttl = settings.session_max_ttl_seconds
+    if ttl > _SERVICE_TTL:
+        return [
+            hint(
+                "session ttl",
+                f"Sessions may live {ttl} s, longer than the service's own {_SERVICE_TTL} s.",
+                "Lower PREFECT_INTEGRATIONS_QRUNTIME_SESSION_MAX_TTL_SECONDS: a session left open costs until then.",
+            )
+        ]
+    return [ok("session ttl", f"A session ends after {ttl} s at the latest, where a flow names no other time")]
+
+
+async def check_limits(connection: Connection) -> Finding:
+    """Whether all processes share the service's pace of creates. Runs on the network loop."""
+    try:
+        found = len(await shared_limits(connection.crn))
+        here = pace(connection)
+    except Exception as error:
+        return problem("limits", f"The create limits could not be read: {error}", "See the server's log.")
+    fix = "Run `prefect-qruntime setup` once, so that all flows together keep to five creates a minute."
+    if not found and here is None:
+        return ok("limits", "None: creates are not limited on this host")
+    if not found:
+        return hint("limits", "No create limit is set up in Prefect: each process keeps the pace by itself.", fix)
+    if found > _SERVICE_RATE:
+        return hint(
+            "limits",
+            f"{found} creates a minute are allowed; the service takes {_SERVICE_RATE} from a user.",
+            "Right where several users share the account; else run `prefect-qruntime setup --per-minute 5`.",
+        )
+    return ok("limits", f"All flows together create at most {found} jobs a minute")
+
+
+async def _versions(client: PrefectClient) -> Finding:
+    ours, theirs = prefect.__version__, await client.api_version()
+    try:
+        here, there = Version(ours), Version(theirs)
+    except InvalidVersion:
+        return hint("versions", f"Prefect {ours} here, {theirs} on the server.")
+    if here.major != there.major:
+        return problem(
+            "versions",
+            f"Prefect {ours} here cannot work with the server's {theirs}.",
+            f"Install Prefect {theirs} here, or update the server.",
+        )
+    if here > there:
+        return hint(
+            "versions",
+            f"The server's Prefect {theirs} is older than the {ours} here.",
+            "Update the server first: newer clients may ask for what it does not know.",
+        )
+    return ok("versions", f"Prefect {ours} here, {theirs} on the server")
+
+
+async def _block_types(kinds: Sequence[type[Block]], client: PrefectClient) -> Finding:
+    fix = "Run `prefect block register -m prefect_qruntime.blocks`."
+    unknown, other = list[str](), list[str]()
+    for kind in kinds:
+        lacking = unknown
+        try:
+            await client.read_block_type_by_slug(kind.get_block_type_slug())
+            lacking = other
+            await client.read_block_schema_by_checksum(kind._calculate_schema_checksum())
+        except ObjectNotFound:
+            lacking.append(str(kind._block_type_name))
+    if unknown:
+        types = "the block type" if len(unknown) == 1 else "the block types"
+        # Without the first, the credentials, nothing can be saved; the others are missed by those who use them.
+        say = problem if kinds[0]._block_type_name in unknown else hint
+        return say("block type", f"The server does not know {types} {', '.join(unknown)}.", fix)
+    if other:
+        said = f"The server's form is of another version of this package for {', '.join(other)}."
+        return hint("block type", said, fix)
+    return ok("block type", "All registered, with the forms of this version")
+
+
+async def _work_pool(client: PrefectClient) -> Finding:
+    pools = await client.read_work_pools()
+    if not pools:
+        return hint(
+            "work pool",
+            "There is no work pool.",
+            "Only scheduled deployments need one: `prefect work-pool create my-pool --type process`.",
+        )
+    return ok("work pool", ", ".join(f"{pool.name} ({pool.type})" for pool in pools))
+
+
+async def _results(client: PrefectClient) -> Finding:
+    results = get_current_settings().results
+    if results.default_storage_block is not None:
+        return ok("results", f"Kept in {results.default_storage_block}")
+    with contextlib.suppress(Exception):  # older servers and clients know no such default
+        if (await client.read_server_default_result_storage()).default_result_storage_block_id is not None:
+            return ok("results", "Kept in the server's default storage")
+    return hint(
+        "results",
+        f"Results are kept on this machine only, in {results.local_storage_path}.",
+        "To resume flows elsewhere, or to keep private results safe, set PREFECT_DEFAULT_RESULT_STORAGE_BLOCK.",
+    )

@@ -1,0 +1,1 @@
+"""What users see of their jobs in Prefect: log lines, events, artifacts."""

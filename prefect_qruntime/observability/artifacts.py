@@ -1,0 +1,236 @@
+"""What this package keeps in Prefect: one artifact per job, session, flow run and wait, readable by people and by us.
+
+The artifact's text is for the run page; its metadata lets a hook, the sweep or the command line find
+jobs and sessions from another process, together with the credentials block that opens them. No secret
+is in either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Literal
+from uuid import UUID
+
+from cachetools import LRUCache
+from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey, FlowRunFilter
+from prefect.client.schemas.objects import Artifact
+from prefect.client.schemas.sorting import ArtifactSort
+from prefect.context import TaskRunContext
+from prefect.exceptions import ObjectNotFound
+
+from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.prefect_api import api, current_flow_run_id
+from prefect_qruntime.redact import redact
+
+__all__ = ["Record", "artifact_key", "drop_record", "find_record", "find_records", "is_over", "upsert"]
+
+Kind = Literal["job", "session", "summary", "wait"]
+Write = Callable[[Mapping[str, str], str], str]
+"""Makes a record's text from all that is noted and from its old text."""
+
+_PAGE = 200
+_REMEMBER = 30.0  # seconds
+_KEEP = 2048
+# Pages stand in line for one of the few connections to Prefect, so that a look for a Cancel need not wait behind them.
+_WRITERS = 1
+_META_LIMIT = 500  # characters Prefect takes for one metadata value
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A job, session, flow run or wait as noted in Prefect."""
+
+    artifact_id: UUID
+    key: str
+    meta: Mapping[str, str]
+    flow_run_id: UUID | None
+    updated: datetime | None
+    text: str = ""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether a job's end was noted."""
+        return is_over(self.meta)
+
+
+def is_over(facts: Mapping[str, str]) -> bool:
+    """Whether the facts of a job's record say that it can never change again."""
+    return facts.get("state", "").lower().startswith(("completed", "failed", "cancelled", "canceled"))
+
+
+def artifact_key(kind: Kind, identifier: str) -> str:
+    """An artifact key: Prefect takes lower-case letters, digits and dashes only.
+
+    Example:
+        ```python
+        from prefect_qruntime.observability.artifacts import artifact_key
+
+        assert artifact_key("job", "D1_x") == "qruntime-job-d1-x"
+        ```
+    """
+    return f"qruntime-{kind}-" + re.sub(r"[^a-z0-9-]", "-", identifier.lower())
+
+
+def _record(artifact: Artifact) -> Record:
+    return Record(
+        artifact_id=artifact.id,
+        key=artifact.key or "",
+        meta=artifact.metadata_ or {},
+        flow_run_id=artifact.flow_run_id,
+        updated=artifact.updated,
+        text=artifact.data if isinstance(artifact.data, str) else "",
+    )
+
+
+async def upsert(
+    kind: Kind,
+    identifier: str,
+    text: str | Write,
+    meta: Mapping[str, str | None],
+    *,
+    defaults: Mapping[str, str] | None = None,
+    new: bool = False,
+    flow_run_id: str | None = None,
+) -> None:
+    """Write or complete a record. Runs on the network loop.
+
+    Args:
+        kind: What it is about.
+        identifier: Its id.
+        text: Markdown for the run page, or what makes it.
+        meta: Plain facts; empty ones are left out, what was noted before stays.
+        defaults: Facts to note only where nothing was noted of them before.
+        new: Whether it cannot exist yet, which saves a look.
+        flow_run_id: The flow run on whose page it is; default the one the caller is in.
+
+    Raises:
+        Exception: Whatever Prefect's API raises.
+    """
+    client, key = await api(), artifact_key(kind, identifier)
+    facts = {name: redact(value)[:_META_LIMIT] for name, value in meta.items() if value}
+    facts = {"kind": kind, "id": identifier, **facts}
+    description = f"{kind.capitalize()} {identifier}"
+
+    async def complete(known: Record | None) -> bool:
+        if known is None:
+            return False
+        merged = {**(defaults or {}), **known.meta, **facts}
+        written = _text(text, merged, known.text)
+        change = ArtifactUpdate(data=written, description=description, metadata_=merged)
+        try:
+            async with _writes().slots:
+                await client.update_artifact(known.artifact_id, change)
+        except ObjectNotFound:  # deleted meanwhile
+            return False
+        _remember(replace(known, meta=merged, text=written))
+        return True
+
+    # What is about a whole flow run belongs to none of its tasks.
+    task_context = TaskRunContext.get() if flow_run_id is None else None
+    owner = flow_run_id or current_flow_run_id()
+    # One at a time in this process: each writer keeps what it found.
+    async with network_loop().lock(f"record:{key}"):
+        if not new and (await complete(_remembered(key)) or await complete(await find_record(kind, identifier))):
+            return
+        facts = {**(defaults or {}), **facts}
+        async with _writes().slots:
+            created = await client.create_artifact(
+                ArtifactCreate(
+                    key=key,
+                    type="markdown",
+                    description=description,
+                    data=_text(text, facts, ""),
+                    metadata_=facts,
+                    flow_run_id=UUID(owner) if owner else None,
+                    task_run_id=task_context.task_run.id if task_context is not None else None,
+                )
+            )
+        _remember(_record(created))
+
+
+class _Writes:
+    """The writes of this process: how many at once, and what was written a moment ago."""
+
+    def __init__(self) -> None:
+        self.slots = asyncio.Semaphore(_WRITERS)
+        self.recent: LRUCache[str, tuple[float, Record]] = LRUCache(_KEEP)
+
+
+def _writes() -> _Writes:
+    return network_loop().state(_Writes)
+
+
+def _remembered(key: str) -> Record | None:
+    """What this process wrote a moment ago, which saves a look; others rarely write while a flow runs."""
+    written, record = _writes().recent.get(key, (0.0, None))
+    return record if time.monotonic() - written < _REMEMBER else None
+
+
+def _remember(record: Record) -> None:
+    _writes().recent[record.key] = (time.monotonic(), record)
+
+
+def _text(text: str | Write, facts: Mapping[str, str], old: str) -> str:
+    return text if isinstance(text, str) else text(facts, old)
+
+
+async def find_record(kind: Kind, identifier: str) -> Record | None:
+    """The record of one job or session, or None. Runs on the network loop."""
+    wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[artifact_key(kind, identifier)]))
+    found = await (await api()).read_artifacts(artifact_filter=wanted, limit=1, sort=ArtifactSort.UPDATED_DESC)
+    return _record(found[0]) if found else None
+
+
+async def find_records(
+    kind: Kind,
+    *,
+    identifiers: Iterable[str] | None = None,
+    flow_run_ids: list[UUID] | None = None,
+    of: FlowRunFilter | None = None,
+    since: datetime | None = None,
+    prefix: str = "",
+) -> list[Record]:
+    """All records of a kind, newest first.
+
+    Args:
+        kind: What they are about.
+        identifiers: Only those about these.
+        flow_run_ids: Only of these flow runs.
+        of: Only of the flow runs that this selects.
+        since: Only those written since then.
+        prefix: How their identifiers begin.
+    """
+    client, found, offset = await api(), list[Record](), 0
+    keys = [artifact_key(kind, identifier) for identifier in identifiers] if identifiers is not None else None
+    wanted = ArtifactFilter(
+        key=ArtifactFilterKey(like_=f"qruntime-{kind}-{prefix}%", any_=keys),
+        flow_run_id=ArtifactFilterFlowRunId(any_=flow_run_ids) if flow_run_ids is not None else None,
+    )
+    while True:
+        page = await client.read_artifacts(
+            artifact_filter=wanted,
+            flow_run_filter=of,
+            limit=_PAGE,
+            offset=offset,
+            sort=ArtifactSort.UPDATED_DESC,
+        )
+        offset += len(page)
+        for artifact in page:
+            if since is not None and artifact.updated is not None and artifact.updated < since:
+                return found
+            found.append(_record(artifact))
+        if len(page) < _PAGE:
+            return found
+
+
+async def drop_record(artifact_id: UUID) -> None:
+    """Delete a record; one that is gone already is no error."""
+    with contextlib.suppress(ObjectNotFound):
+        await (await api()).delete_artifact(artifact_id)

@@ -1,0 +1,105 @@
+"""The two ways to tell something: a line in the run's log, and an event. Neither ever stops a job."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import MutableMapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from prefect.events import emit_event
+from prefect.exceptions import MissingContextError
+from prefect.logging import get_run_logger
+
+from prefect_qruntime.models import Job, JobStatus
+from prefect_qruntime.prefect_api import current_flow_run_id, in_run
+from prefect_qruntime.redact import get_logger, redact
+from prefect_qruntime.settings import current_settings
+
+__all__ = ["Observation", "emit", "log_to_run", "queue_and_run_seconds"]
+
+_fallback = get_logger(__name__)
+
+
+def _worth_telling(record: logging.LogRecord) -> bool:
+    """Whether a record is more than that an ending interpreter starts no thread for an event any more."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(error, RuntimeError) and "after shutdown" in str(error))
+
+
+# Prefect's own events of the artifacts that are written last meet that end: each would print a traceback.
+for _name in ("prefect.events.utilities", _fallback.name):
+    logging.getLogger(_name).addFilter(_worth_telling)
+
+
+def _logger() -> logging.Logger | logging.LoggerAdapter[Any]:
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return _fallback
+
+
+def log_to_run(message: str, *, level: int = logging.INFO) -> None:
+    """Write one line to the run's log, or to our own logger outside a run; secrets are masked."""
+    _logger().log(level, redact(message))
+
+
+def emit(
+    event: str,
+    resource: MutableMapping[str, str],
+    payload: dict[str, Any],
+    *,
+    flow_run_id: str | None = None,
+    event_id: UUID | None = None,
+) -> None:
+    """Emit an event with the flow run first among the related resources, so that automations find it.
+
+    Args:
+        event: Its name.
+        resource: What it is about.
+        payload: Plain facts.
+        flow_run_id: The flow run concerned, where the caller is in none.
+        event_id: Its id, where it may be emitted twice; Prefect keeps one event of an id.
+    """
+    flow_run_id = flow_run_id or current_flow_run_id()
+    if not (in_run() or flow_run_id or event_id) or not current_settings().events:
+        return
+    related = (
+        [{"prefect.resource.id": f"prefect.flow-run.{flow_run_id}", "prefect.resource.role": "flow-run"}]
+        if flow_run_id
+        else []
+    )
+    try:
+        emit_event(event, resource=dict(resource), related=related, payload=payload, id=event_id)
+    except Exception:
+        _fallback.warning("event %s could not be emitted", event, exc_info=True)
+
+
+class Observation(NamedTuple):
+    """A state of a job as a wait saw it: when on our clock, and after how many seconds of waiting."""
+
+    status: JobStatus | None
+    word: str
+    waited: float
+    at: datetime
+
+
+def queue_and_run_seconds(job: Job, seen: Sequence[Observation]) -> tuple[float | None, float | None]:
+    """Seconds queued and run, as far as they were seen; the jobs API tells neither.
+
+    Args:
+        job: The job in its last state.
+        seen: Its states in order; the wait may have begun late.
+
+    Returns:
+        Both, or None for what was not seen from its beginning.
+    """
+    running = next((sighting for sighting in seen if sighting.status is JobStatus.RUNNING), None)
+    if running is None or running is seen[0]:
+        return None, None
+    queued = running.waited
+    if job.created_at is not None:
+        # It was queued before the wait began. That is told by another clock, so only believed if it is more.
+        queued = max(queued, (running.at - job.created_at).total_seconds())
+    return queued, seen[-1].waited - running.waited

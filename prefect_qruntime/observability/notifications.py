@@ -1,0 +1,381 @@
+"""What a person or an automation sees: log lines, events, artifacts. Emitted here and nowhere else.
+
+Observing never stops a job: whatever goes wrong here is logged and passed over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+from uuid import NAMESPACE_URL, UUID, uuid5
+
+from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.results.job_result import JobResult
+from prefect_qruntime.errors import BudgetExhausted, QuantumRuntimeError
+from prefect_qruntime.models import Job, JobRef, JobStatus, SessionRef
+from prefect_qruntime.observability import notifications, run_page
+from prefect_qruntime.observability.artifacts import upsert
+from prefect_qruntime.observability.events import Observation, emit, log_to_run, queue_and_run_seconds
+from prefect_qruntime.observability.markdown import card, job_card, result_section
+from prefect_qruntime.observability.run_page import write, write_bounded, write_debounced
+from prefect_qruntime.prefect_api import current_flow_run_id, in_run
+from prefect_qruntime.redact import get_logger, redact
+from prefect_qruntime.run_context import current_run
+
+__all__ = [
+    "budget_exhausted",
+    "emit",
+    "event_id_of",
+    "follow_usage",
+    "job_cancelled",
+    "job_changed",
+    "job_ended",
+    "job_event",
+    "job_fetched",
+    "job_over",
+    "job_still",
+    "job_submitted",
+    "log_to_run",
+    "session_event",
+    "session_record",
+    "usage_settled",
+]
+
+_fallback = get_logger(__name__)
+_LONG = 10.0  # seconds of waiting from which a change of state is worth a write to the run page
+
+
+def _job_resource(job_id: str, backend: str | None) -> dict[str, str]:
+    return {
+        "prefect.resource.id": f"qruntime.job.{job_id}",
+        "prefect.resource.name": job_id,
+        "qruntime.job-id": job_id,
+        "qruntime.backend": backend or "",
+    }
+
+
+def _facts(job: Job) -> dict[str, Any]:
+    return {
+        "job_id": job.id,
+        "status": job.status.value if job.status else job.raw_status,
+        "backend": job.backend,
+        "program_id": job.program_id,
+        "session_id": job.session_id,
+        "usage_seconds": job.usage_seconds,
+        "usage_final": job.usage_final,
+        "reason": redact(job.reason) if job.reason else None,
+        "reason_code": job.reason_code,
+        "tags": list(job.tags),
+        "url": job.url,
+    }
+
+
+async def job_submitted(ref: JobRef, *, block: str | None, flow_run_id: str | None) -> None:
+    """Tell of a job that was bought or attached to, before anything waits for it.
+
+    Args:
+        ref: The job.
+        block: Name of the credentials block, where it has one.
+        flow_run_id: The flow run that owns the job.
+    """
+    word = "attached to" if ref.attached else "submitted"
+    where = f" on {ref.backend}" if ref.backend else ""
+    session = f" in session {ref.session.id}" if ref.session and ref.session.id else ""
+    log_to_run(f"{word} job {ref.id} ({ref.program_id or 'program unknown'}){where}{session}: {ref.url}")
+    emit(
+        "qruntime.job.attached" if ref.attached else "qruntime.job.submitted",
+        _job_resource(ref.id, ref.backend),
+        {
+            "job_id": ref.id,
+            "backend": ref.backend,
+            "program_id": ref.program_id,
+            "session_id": ref.session.id if ref.session else None,
+            "submission_key": ref.submission_key,
+            "tags": list(ref.tags),
+            "url": ref.url,
+        },
+    )
+    meta = {
+        "url": ref.url,
+        "state": None if ref.attached else "submitted",
+        "backend": ref.backend,
+        "program": ref.program_id,
+        "session": ref.session.id if ref.session else None,
+        "key": ref.submission_key,
+        "block": block,
+        "flow_run": flow_run_id,
+        "noted": None if ref.attached else datetime.now(UTC).isoformat(),
+    }
+    # What is known of the state of a job attached to stays: it may be over.
+    defaults = {"state": "attached"} if ref.attached else {}
+    await write_bounded(ref.id, meta, defaults=defaults, new=not ref.attached, flow_run_id=flow_run_id)
+
+
+def job_changed(job: Job, waited: float) -> None:
+    """Tell of a new state: one line, one event; after a long wait the run page shows it too."""
+    estimate = f", {_estimate(job)}" if job.estimated_running_seconds and not job.is_terminal else ""
+    log_to_run(f"job {job.id} is {_word(job)} after {waited:.1f} s{estimate}: {job.url}")
+    if job.status is not None and job.status.value != "queued":
+        job_event(job, waited_seconds=round(waited, 3))
+    if waited > _LONG and not job.is_terminal:
+        _show_state(job)
+
+
+def job_still(job: Job, waited: float, queue: int | None) -> None:
+    """Tell that a wait goes on.
+
+    Args:
+        job: The job as last seen.
+        waited: Seconds waited so far.
+        queue: Jobs in the queue of its backend, where known.
+    """
+    estimate = _estimate(job) if job.estimated_running_seconds else "the service gives no estimate"
+    jobs = f", {queue} jobs in the queue of {job.backend}" if queue is not None else ""
+    log_to_run(f"job {job.id} is still {_word(job)} after {waited:.0f} s, {estimate}{jobs}: {job.url}")
+    _show_state(job)
+
+
+def _show_state(job: Job) -> None:
+    if in_run():
+        run_page.in_background(lambda: upsert("job", job.id, job_card, {"state": job.raw_status}))
+
+
+def _word(job: Job) -> str:
+    return job.status.value if job.status else f"in the unknown state {job.raw_status!r}"
+
+
+def _estimate(job: Job) -> str:
+    return f"estimated to run {job.estimated_running_seconds:.0f} s"
+
+
+def event_id_of(job: Job, flow_run_id: str | None, *, left: bool = False) -> UUID:
+    """The id of the event of a job's state, the same for all who tell a flow run of it.
+
+    Args:
+        job: The job.
+        flow_run_id: The flow run concerned.
+        left: Whether it is told to whoever collects a job that was left to the watcher.
+    """
+    return uuid5(NAMESPACE_URL, f"qruntime:{flow_run_id}:{job.id}:{job.raw_status}:{left}")
+
+
+def job_event(
+    job: Job,
+    *,
+    flow_run_id: str | None = None,
+    event_id: UUID | None = None,
+    labels: Mapping[str, str] | None = None,
+    **payload: Any,
+) -> None:
+    """Emit the event of the job's present state.
+
+    Its end is told once for each flow run, however often it is waited for and by how many processes: Prefect keeps
+    and acts on the first event of an id.
+    """
+    if job.status is not None:
+        owner = flow_run_id or current_flow_run_id()
+        if event_id is None and job.is_terminal and owner is not None:
+            event_id = event_id_of(job, owner)
+        emit(
+            f"qruntime.job.{job.status.value}",
+            {**_job_resource(job.id, job.backend), **(labels or {})},
+            {**_facts(job), **payload},
+            flow_run_id=flow_run_id,
+            event_id=event_id,
+        )
+
+
+async def job_cancelled(job: Job, *, flow_run_id: str | None = None) -> None:
+    """Tell of a job that was cancelled with its flow run, or on demand; of one that ended otherwise nothing.
+
+    Args:
+        job: The job as read back.
+        flow_run_id: The flow run that owns it, where the caller is in none.
+    """
+    if job.status is JobStatus.CANCELLED:
+        job_event(job, flow_run_id=flow_run_id)
+        await job_ended(job, [], flow_run_id=flow_run_id)
+
+
+def job_over(job: Job, history: list[Observation]) -> None:
+    """Complete the artifact of a job that was waited for, soon and behind the flow's back.
+
+    Args:
+        job: The job in its last state.
+        history: Its states as they were seen.
+    """
+    write_debounced(job.id, _end(job, history))
+
+
+async def job_ended(job: Job, history: list[Observation], *, flow_run_id: str | None = None) -> None:
+    """Complete the artifact of a job now.
+
+    Args:
+        job: The job in its last state.
+        history: Its states as they were seen.
+        flow_run_id: The flow run that owns it, where the caller is in none.
+    """
+    await write(job.id, _end(job, history), flow_run_id=flow_run_id)
+
+
+def _end(job: Job, history: list[Observation]) -> dict[str, str | None]:
+    queued, ran = queue_and_run_seconds(job, history)
+    return {
+        "url": job.url,
+        "state": job.raw_status,
+        "seen": " → ".join(f"{seen.word} ({seen.waited:.1f} s)" for seen in history),
+        "queue_seconds": None if queued is None else f"{queued:.1f}",
+        "run_seconds": None if ran is None else f"{ran:.1f}",
+        "reason": f"{job.reason} (code {job.reason_code})" if job.reason else None,
+        "backend": job.backend,
+        "program": job.program_id,
+        "session": job.session_id,
+        **_usage(job),
+    }
+
+
+def _usage(job: Job) -> dict[str, str | None]:
+    seconds = None if job.usage_seconds is None else f"{job.usage_seconds:g}"
+    return {"usage_seconds": seconds, "usage_final": "true" if job.usage_final else "false"}
+
+
+async def usage_settled(job: Job, *, flow_run_id: str | None) -> None:
+    """Note the final QPU seconds of a job that ended before they were known.
+
+    Args:
+        job: The job, read again.
+        flow_run_id: The flow run that owns it.
+    """
+    log_to_run(f"job {job.id} used {job.usage_seconds or 0:g} QPU seconds", level=logging.INFO)
+    await write(job.id, _usage(job), flow_run_id=flow_run_id)
+
+
+def job_fetched(job_id: str, result: JobResult) -> None:
+    """Show a result on the run page. Never call it for a private job."""
+    if not in_run():
+        return
+
+    async def show() -> None:
+        try:
+            section = await asyncio.to_thread(result_section, result)
+        except RuntimeError:  # the process ends and has no threads any more
+            section = result_section(result)
+        if section:
+            write_debounced(job_id, {}, section)
+
+    run_page.in_background(show)
+
+
+def budget_exhausted(error: BudgetExhausted, *, flow_run_id: str | None) -> None:
+    """Tell that a budget refused a purchase.
+
+    Args:
+        error: The refusal.
+        flow_run_id: The flow run that asked.
+    """
+    log_to_run(str(error), level=logging.WARNING)
+    name = str(error.fields.get("budget", "unsaved"))
+    emit(
+        "qruntime.budget.exhausted",
+        {"prefect.resource.id": f"qruntime.budget.{name}", "prefect.resource.name": name},
+        {key: error.fields.get(key) for key in ("budget", "limit", "allowed", "used", "reserved", "needed")},
+        flow_run_id=flow_run_id,
+    )
+
+
+def session_event(word: str, session: SessionRef, *, flow_run_id: str | None = None, **payload: Any) -> None:
+    """Tell that a session was opened, closed or swept."""
+    if session.id is None:
+        return
+    emit(
+        f"qruntime.session.{word}",
+        {
+            "prefect.resource.id": f"qruntime.session.{session.id}",
+            "prefect.resource.name": session.id,
+            "qruntime.backend": session.backend or "",
+        },
+        {
+            "session_id": session.id,
+            "mode": session.mode,
+            "backend": session.backend,
+            "state": session.state,
+            **payload,
+        },
+        flow_run_id=flow_run_id,
+    )
+
+
+async def session_record(
+    token: str, session: SessionRef, *, block: str | None, flow_run_id: str | None, new: bool
+) -> None:
+    """Note a session in Prefect, so that the sweep and the hooks find it.
+
+    Args:
+        token: Identifies the record; it exists before the session has an id.
+        session: The session as known now.
+        block: Name of the credentials block, where it has one.
+        flow_run_id: The flow run that owns the session.
+        new: Whether this is the first note, written before the session is opened.
+
+    Raises:
+        Exception: Prefect's API failed on the first note; then no session may be opened.
+    """
+    if not in_run():
+        return
+    state = session.state or ("opening" if session.id is None else "open")
+    rows = {
+        "session": session.id,
+        "mode": session.mode,
+        "backend": session.backend,
+        "max_ttl": f"{session.max_ttl} s" if session.max_ttl else None,
+        "state": state,
+    }
+    meta = {
+        "session": session.id,
+        "mode": session.mode,
+        "backend": session.backend,
+        "max_ttl": str(session.max_ttl) if session.max_ttl else None,
+        "state": state,
+        "block": block,
+        "flow_run": flow_run_id,
+    }
+    title = f"Session {session.id}" if session.id else "Session, not opened yet"
+    try:
+        await upsert("session", token, card(title, None, rows), meta, new=new)
+    except Exception:
+        if new:
+            raise
+        _fallback.warning("the record of session %s could not be written", session.id, exc_info=True)
+
+
+_PAUSES = (1, 2, 5, 10, 30)  # seconds between looks; the last one is repeated
+_LOOKS = 120
+
+
+def follow_usage(client: QuantumRuntimeClient, job: Job) -> None:
+    """Look after a job whose usage is not final yet, without anybody waiting. Call it on the network loop.
+
+    Args:
+        client: The instance it ran on.
+        job: The job, over.
+    """
+    if job.usage_final or not in_run():
+        return
+
+    async def follow() -> None:
+        owner = (await current_run()).flow_run_id
+        for pause in itertools.islice(itertools.chain(_PAUSES, itertools.repeat(_PAUSES[-1])), _LOOKS):
+            await asyncio.sleep(pause)
+            try:
+                seen = await client.job(job.id)
+            except QuantumRuntimeError:
+                continue
+            if seen.usage_final:
+                await notifications.usage_settled(seen, flow_run_id=owner)
+                return
+
+    run_page.in_background(follow, again=False)

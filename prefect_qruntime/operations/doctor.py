@@ -1,0 +1,152 @@
+"""The check-up of a whole installation: Prefect's side, then each credentials block. Buys and changes nothing.
+
+Blocks are read as saved, not loaded: a block with a wrong field cannot be loaded, and is what a doctor is for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from prefect.client.orchestration import PrefectClient
+from prefect.exceptions import ObjectNotFound
+from pydantic import BaseModel, ConfigDict
+
+from prefect_qruntime.blocks import Budget, QuantumRuntimeCredentials, QuantumRuntimeJob
+from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.connection import Connection
+from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.transport.retrying import RetryDeadlines
+from prefect_qruntime.credentials import saved_blocks
+from prefect_qruntime.diagnostics.fields import Fields, check_fields
+from prefect_qruntime.diagnostics.finding import Finding, hint, ok, problem
+from prefect_qruntime.diagnostics.instance import check_dialect, check_token, inspect_instance
+from prefect_qruntime.diagnostics.network import Address, check_api, check_clock, check_iam, check_proxy_reached
+from prefect_qruntime.diagnostics.prefect_server import check_limits, check_prefect, check_server, check_settings
+
+__all__ = ["DoctorReport", "arun_doctor", "check_block", "run_doctor"]
+
+# A doctor says what is wrong now; repeating through an outage is for flows.
+_NOW = RetryDeadlines(token=0.0, read=0.0)
+
+
+class DoctorReport(BaseModel):
+    """All that was found, Prefect's side first, then block by block."""
+
+    model_config = ConfigDict(frozen=True)
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing must be mended; hints do not count."""
+        return all(finding.level != "problem" for finding in self.findings)
+
+
+def run_doctor(blocks: Iterable[str] | None = None) -> DoctorReport:
+    """Check up; for code without an event loop.
+
+    Args:
+        blocks: Names of credentials blocks; None for all saved ones.
+
+    Returns:
+        One finding for each thing looked at; it raises for nothing that can be found wrong.
+    """
+    return network_loop().run(_doctor(blocks))
+
+
+async def arun_doctor(blocks: Iterable[str] | None = None) -> DoctorReport:
+    """As `run_doctor`, for async code."""
+    return await network_loop().arun(_doctor(blocks))
+
+
+async def _doctor(blocks: Iterable[str] | None) -> DoctorReport:
+    client, findings = await check_server()
+    findings += check_settings()
+    if client is None:
+        findings.append(hint("blocks", "Not looked at: they are kept by the Prefect server."))
+        return DoctorReport(findings=tuple(findings))
+    findings += await check_prefect(client, (QuantumRuntimeCredentials, Budget, QuantumRuntimeJob))
+    documents, missing = await _documents(client, blocks)
+    findings += missing
+    for name, data in documents.items():
+        own = await check_block(data)
+        findings += [finding.model_copy(update={"block": name}) for finding in own]
+    return DoctorReport(findings=tuple(findings))
+
+
+async def _documents(
+    client: PrefectClient, names: Iterable[str] | None
+) -> tuple[dict[str, Mapping[str, Any]], list[Finding]]:
+    """The data of the blocks, with secrets, and what could not be read."""
+    slug = QuantumRuntimeCredentials.get_block_type_slug()
+    found: dict[str, Mapping[str, Any]] = {}
+    findings: list[Finding] = []
+    try:
+        saved = await saved_blocks()
+        if names is None and not saved:
+            none = problem(
+                "blocks",
+                "No credentials block is saved.",
+                "Make one in Prefect's UI under Blocks: Quantum Runtime Credentials.",
+            )
+            return {}, [none]
+        for name in saved if names is None else dict.fromkeys(names):
+            try:
+                found[name] = (await client.read_block_document_by_name(name, slug)).data
+            except ObjectNotFound:
+                fix = f"Take one of those saved ({', '.join(saved) or 'none'}), or make it."
+                gone = problem("block", "No credentials block has this name.", fix)
+                findings.append(gone.model_copy(update={"block": name}))
+    except Exception as error:
+        findings.append(problem("blocks", f"The blocks could not be read: {error}", "See the Prefect server's log."))
+    return found, findings
+
+
+async def check_block(data: Mapping[str, Any]) -> list[Finding]:
+    """Check one block by its data: fields, way, token, instance. Runs on the network loop.
+
+    Args:
+        data: The document's data, with its secrets.
+    """
+    fields = check_fields(data)
+    connection, bad = fields.connection, fields.bad
+    findings = list(fields.findings)
+    if not bad & {"crn", "base_url"}:
+        findings.append(await check_limits(connection))
+    barred = await check_proxy_reached(connection) if "proxy" not in bad else None
+    if barred is not None:
+        findings.append(barred)
+    if barred is not None or "proxy" in bad or ("ca_file" in bad and _needs_tls(fields)):
+        findings.append(hint("network", "Nothing beyond this machine could be looked at.", "Mend the above first."))
+        return findings
+    api = await check_api(connection) if "base_url" not in bad else Address()
+    if api.finding is not None:
+        findings.append(api.finding)
+    client = QuantumRuntimeClient(connection, patience=_NOW)
+    iam, has_token = Address(), False
+    if not bad & {"api_key", "iam_url"}:
+        refused, _ = await check_token(client)
+        has_token = refused is None
+        findings += [refused] if refused is not None else [ok("api_key", f"Known to {connection.iam_url}")]
+        iam = Address(skew=await client.clock_skew())
+    elif "iam_url" not in bad:
+        iam = await check_iam(connection)
+        findings += [iam.finding] if iam.finding is not None else []
+    wrong_clock = check_clock([api.skew, iam.skew])
+    findings += [wrong_clock] if wrong_clock is not None else []
+    if has_token and api.reached and not bad & {"crn", "base_url", "dialect"}:
+        inspection = await inspect_instance(client, thorough=True)
+        if inspection.backends and api.finding is not None:
+            findings.remove(api.finding)  # with a token it answers: a gateway that hides itself from strangers
+        findings += inspection.findings
+    elif api.answers and not bad & {"base_url", "dialect"}:
+        wrong = check_dialect(connection, api)
+        findings += [wrong] if wrong is not None else []
+    # One cause can be met twice: on the way to IAM and to the API, which may be one host.
+    return list({finding.finding: finding for finding in reversed(findings)}.values())[::-1]
+
+
+def _needs_tls(fields: Fields) -> bool:
+    connection: Connection = fields.connection
+    return any(url.startswith("https") for url in (connection.base_url, connection.iam_url))

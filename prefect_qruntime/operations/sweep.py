@@ -1,0 +1,383 @@
+"""Find what finished flow runs left behind: open sessions are closed, live jobs are reported.
+
+A session is ours when a record in Prefect or the `qr-flow:` tags of all jobs in it say so; sessions of others,
+and those that a flow run still uses, are never touched. Repeat-safe, and two sweeps at once do no harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from prefect.client.schemas.actions import ArtifactUpdate
+from prefect.exceptions import ObjectNotFound
+from pydantic import BaseModel, ConfigDict
+
+from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.credentials import aload_credentials, saved_blocks
+from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
+from prefect_qruntime.models import Job, Session, SessionRef
+from prefect_qruntime.observability import notifications
+from prefect_qruntime.observability.artifacts import Record, find_record, find_records
+from prefect_qruntime.prefect_api import api
+from prefect_qruntime.redact import get_logger
+
+__all__ = ["SweepReport", "Swept", "arun_sweep", "rows", "run_sweep"]
+
+log = get_logger(__name__)
+
+_AT_ONCE = 8  # instances swept side by side
+_LOOK_BACK = timedelta(hours=48)  # over which all jobs are listed; live ones and those noted as such always are
+_NOTED_BACK = timedelta(days=30)  # over which notes in Prefect are completed
+_MOST_LOOKS = 200  # at single jobs, in one sweep of a block
+_OPENING = timedelta(minutes=10)
+"""How far apart the clocks of Prefect and of the service may be for a session whose id was never noted."""
+
+
+class Swept(BaseModel):
+    """One thing found."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    block: str
+    flow_run: str
+    flow_state: str
+    action: str
+    url: str | None = None
+
+
+class SweepReport(BaseModel):
+    """What a sweep found and did.
+
+    `sessions` were closed (or would be, in a dry run), `jobs` are live although their flow run is over,
+    `problems` could not be looked into.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    dry_run: bool
+    blocks: list[str]
+    sessions: list[Swept]
+    jobs: list[Swept]
+    problems: list[str]
+
+
+def run_sweep(blocks: Iterable[str] | None = None, *, dry_run: bool = False, cancel_jobs: bool = False) -> SweepReport:
+    """Sweep; for code without an event loop.
+
+    Args:
+        blocks: Names of credentials blocks; None for all saved ones.
+        dry_run: Only look.
+        cancel_jobs: Also cancel live jobs whose flow run was cancelled, failed or completed. Jobs of a
+            crashed run are only reported: it may run again and attach to them.
+
+    Returns:
+        What was found and done.
+    """
+    return network_loop().run(_sweep(blocks, dry_run=dry_run, cancel_jobs=cancel_jobs))
+
+
+async def arun_sweep(
+    blocks: Iterable[str] | None = None, *, dry_run: bool = False, cancel_jobs: bool = False
+) -> SweepReport:
+    """As `run_sweep`, for async code."""
+    return await network_loop().arun(_sweep(blocks, dry_run=dry_run, cancel_jobs=cancel_jobs))
+
+
+class _Owners:
+    """The states of flow runs, asked once each."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, str | None] = {}
+
+    async def over(self, flow_run_id: str | None) -> str | None:
+        """The final state's name, or None while the flow run may still go on."""
+        if flow_run_id is None:
+            return None
+        if flow_run_id not in self._known:
+            self._known[flow_run_id] = await self._ask(flow_run_id)
+        return self._known[flow_run_id]
+
+    async def _ask(self, flow_run_id: str) -> str | None:
+        try:
+            flow_run = await (await api()).read_flow_run(UUID(flow_run_id))
+        except ObjectNotFound:
+            return None  # another Prefect server's, or deleted: not ours to judge
+        except ValueError:
+            return None
+        state = flow_run.state
+        return state.name if state is not None and state.is_final() else None
+
+
+async def _sweep(blocks: Iterable[str] | None, *, dry_run: bool, cancel_jobs: bool) -> SweepReport:
+    names = sorted(set(blocks)) if blocks is not None else await saved_blocks()
+    owners, records = _Owners(), await find_records("session")
+    unfinished = {} if dry_run else await _unfinished()
+    found = [_Found() for _ in names]
+    instances: dict[str, list[_Sweeper]] = {}
+    for name, part in zip(names, found, strict=True):
+        try:
+            client = (await aload_credentials(name)).get_client()
+        except (QuantumRuntimeError, ValueError) as error:
+            part.problems.append(f"{name}: {error}")
+        else:
+            sweeper = _Sweeper(name, client, owners, records, unfinished, dry_run, part)
+            instances.setdefault(client.connection.crn, []).append(sweeper)
+    at_once = asyncio.Semaphore(_AT_ONCE)
+
+    async def one_after_the_other(same: list[_Sweeper]) -> None:
+        async with at_once:
+            for sweeper in same:  # blocks of one instance would close the same sessions
+                await sweeper.sweep(cancel_jobs)
+
+    # Side by side, as an instance that does not answer takes minutes to give up.
+    await asyncio.gather(*(one_after_the_other(same) for same in instances.values()))
+    return SweepReport(
+        dry_run=dry_run,
+        blocks=names,
+        sessions=[swept for part in found for swept in part.sessions],
+        jobs=[swept for part in found for swept in part.jobs],
+        problems=[problem for part in found for problem in part.problems],
+    )
+
+
+async def _unfinished() -> dict[str, Record]:
+    """The notes of jobs without an end, or without a final usage, by job."""
+    newest: dict[str, Record] = {}
+    for record in await find_records("job", since=datetime.now(UTC) - _NOTED_BACK):
+        newest.setdefault(record.meta["id"], record)
+    return {
+        job_id: record
+        for job_id, record in newest.items()
+        if not record.is_over or record.meta.get("usage_final") == "false"
+    }
+
+
+@dataclass(slots=True)
+class _Found:
+    """What was found with one block."""
+
+    sessions: list[Swept] = field(default_factory=list)
+    jobs: list[Swept] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+class _Sweeper:
+    """Sweeps one instance."""
+
+    def __init__(
+        self,
+        block: str,
+        client: QuantumRuntimeClient,
+        owners: _Owners,
+        records: list[Record],
+        unfinished: Mapping[str, Record],
+        dry_run: bool,
+        found: _Found,
+    ) -> None:
+        self._found = found
+        self._block = block
+        self._client = client
+        self._owners = owners
+        self._records = records
+        self._dry_run = dry_run
+        self._seen: set[str] = set()
+        self._unfinished = unfinished
+        # Flow runs by session; None stands for a job that is not ours.
+        self._users: dict[str, set[str | None]] = {}
+        self._noted: set[str] = set()
+        self._in_jobs: dict[str, None] = {}
+        for record in records:
+            if session_id := record.meta.get("session"):
+                self._noted.add(session_id)
+                self._users.setdefault(session_id, set()).add(_owner(record))
+
+    async def sweep(self, cancel_jobs: bool) -> None:
+        """Look at everything, and keep what was found, also where the instance stops answering."""
+        try:
+            self._found.jobs += await self.jobs(cancel_jobs)  # first: they tell who uses which session
+            self._found.sessions += await self.sessions()
+            self._found.sessions += await self.sessions_of_jobs()
+        except (QuantumRuntimeError, ValueError) as error:
+            self._found.problems.append(f"{self._block}: {error}")
+
+    async def jobs(self, cancel_jobs: bool) -> list[Swept]:
+        """Report live jobs whose flow run is over, and learn who uses which session."""
+        swept = []
+        for job in await self._jobs():
+            owner = job.flow_run_id
+            users = {owner}
+            state = None
+            if owner is not None and job.is_terminal:
+                await self._complete_record(job, owner)
+            if owner is not None and not job.is_terminal:
+                state = await self._owners.over(owner)
+                if state is not None:
+                    # A later flow run may have attached to it by an explicit key; the tag names the first.
+                    record = await find_record("job", job.id)
+                    users.add(_owner(record) if record is not None else owner)
+                    state = await self._all_over(users)
+            if job.session_id:
+                self._in_jobs[job.session_id] = None
+                self._users.setdefault(job.session_id, set()).update(users)
+            if owner is None or state is None:
+                continue
+            action = "left alone"
+            if cancel_jobs and state != "Crashed":
+                action = "would be cancelled" if self._dry_run else await self._cancel(job.id)
+            swept.append(self._entry(job.id, owner, state, action, job.url))
+        return swept
+
+    async def _jobs(self) -> list[Job]:
+        """The jobs of the last days, those that are live however old they are, and those whose end was never noted."""
+        found = {job.id: job for job in await self._client.jobs(created_after=datetime.now(UTC) - _LOOK_BACK)}
+        found |= {job.id: job for job in await self._client.jobs(pending=True)}
+        missing = [
+            job_id
+            for job_id, record in self._unfinished.items()
+            if job_id not in found and record.meta.get("block") == self._block
+        ]
+        for job_id in missing[:_MOST_LOOKS]:
+            with contextlib.suppress(NotFound, InvalidInput):  # deleted
+                found[job_id] = await self._client.job(job_id)
+        return list(found.values())
+
+    async def _complete_record(self, job: Job, owner: str) -> None:
+        """Note the end and the final usage of a job whose process did not live to see them."""
+        if self._dry_run:
+            return
+        noted = self._unfinished.get(job.id)
+        if noted is not None and (job.usage_final or not noted.is_over):
+            await notifications.job_ended(job, [], flow_run_id=owner)
+
+    async def _cancel(self, job_id: str) -> str:
+        try:
+            await self._client.cancel(job_id)
+        except QuantumRuntimeError as error:
+            return f"could not be cancelled: {error.message}"
+        return "cancelled"
+
+    async def _all_over(self, users: Iterable[str | None]) -> str | None:
+        """A final state if all these flow runs are over, `Crashed` if it is one of theirs; else None."""
+        states = [await self._owners.over(user) for user in users]
+        if not states or None in states:
+            return None
+        return "Crashed" if "Crashed" in states else states[0]
+
+    async def sessions(self) -> list[Swept]:
+        """Close the recorded sessions whose flow runs are over."""
+        swept = []
+        for record in self._records:
+            owner = _owner(record)
+            if record.meta.get("block") != self._block or (record.meta.get("state") or "").lower() == "closed":
+                continue
+            if owner is None or await self._owners.over(owner) is None:
+                continue
+            known = record.meta.get("session")
+            found = [known] if known else await self._never_noted(record)
+            if len(found) > 1:
+                log.warning("flow run %s: which of %s it opened cannot be told; none is closed", owner, found)
+                continue
+            done: list[Swept] = []
+            for session_id in found:
+                # Handed on to another flow run, it is still in use.
+                state = await self._all_over({owner, *(self._users.get(session_id, set()) - {None})})
+                if state is None:
+                    break
+                done = await self._close(session_id, owner, state)
+            else:
+                if not any("drain" in entry.action for entry in done):  # a draining one is looked at again
+                    with contextlib.suppress(Exception):
+                        await self._mark_closed(record)
+            swept += done
+        return swept
+
+    async def _never_noted(self, record: Record) -> list[str]:
+        """Sessions that a process opened and died before it could note the id.
+
+        Only an unused session that nobody else noted, that fits the note in everything and was opened
+        right then, can be it.
+        """
+        if record.updated is None:
+            return []
+        kind = "batch" if record.meta.get("mode") == "batch" else "session"
+        try:
+            items = await self._client.workloads(
+                mode=kind, backend=record.meta.get("backend"), created_after=record.updated - _OPENING, limit=50
+            )
+        except NotFound:
+            return []  # such a host opens sessions by their first jobs, which tell of them
+        found = []
+        for item in items:
+            session = await self._read(str(item.get("id")))
+            if session is None or session.state != "open" or str(session.max_ttl) != record.meta.get("max_ttl"):
+                continue
+            begun = session.started_at
+            fits = begun is None or abs(begun - record.updated) <= _OPENING
+            if fits and session.id not in self._noted and session.id not in self._seen:
+                found.append(session.id)
+        return found
+
+    async def sessions_of_jobs(self) -> list[Swept]:
+        """Close sessions that are known by the tags of the jobs in them, all of them ours."""
+        swept = []
+        for session_id in self._in_jobs:
+            users = self._users[session_id]
+            owner = next(iter(users))
+            state = await self._all_over(users)
+            if owner is not None and state is not None:
+                swept += await self._close(session_id, owner, state)
+        return swept
+
+    async def _read(self, session_id: str) -> Session | None:
+        try:
+            return await self._client.session(session_id)
+        except NotFound:
+            return None
+
+    async def _close(self, session_id: str, owner: str, state: str) -> list[Swept]:
+        if session_id in self._seen:
+            return []
+        self._seen.add(session_id)
+        session = await self._read(session_id)
+        if session is None or session.ref().is_closed:
+            return []
+        # Jobs of a crashed run may still be attached to; those of one that ended will not.
+        drain = state == "Crashed"
+        if self._dry_run:
+            return [self._entry(session_id, owner, state, "would be drained" if drain else "would be closed")]
+        read = await self._client.close_session(session_id, drain=drain)
+        closed = read is None or read.ref().is_closed
+        ref = SessionRef(id=session_id, backend=session.backend, state=read.state if read else "closed")
+        notifications.session_event("swept", ref, flow_run_id=owner, flow_state=state, drain=drain)
+        return [self._entry(session_id, owner, state, "closed" if closed else "drains, takes no more jobs")]
+
+    async def _mark_closed(self, record: Record) -> None:
+        if self._dry_run:
+            return
+        await (await api()).update_artifact(
+            record.artifact_id, ArtifactUpdate(metadata_={**record.meta, "state": "closed"})
+        )
+
+    def _entry(self, identifier: str, owner: str, state: str, action: str, url: str | None = None) -> Swept:
+        return Swept(id=identifier, block=self._block, flow_run=owner, flow_state=state, action=action, url=url)
+
+
+def _owner(record: Record) -> str | None:
+    return record.meta.get("flow_run") or (str(record.flow_run_id) if record.flow_run_id else None)
+
+
+def rows(report: SweepReport) -> list[dict[str, Any]]:
+    """The report as rows for a table."""
+    return [
+        {"kind": kind, **swept.model_dump()}
+        for kind, items in (("session", report.sessions), ("job", report.jobs))
+        for swept in items
+    ]

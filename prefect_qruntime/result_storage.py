@@ -1,0 +1,181 @@
+"""Large results in Prefect: a reference travels, the content lies in a file.
+
+Where results are persisted, the content is in the run's result storage as well, once, in pieces: from there
+another machine, or this one after a clean-up, gets it back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import replace
+from pathlib import Path
+from uuid import UUID
+
+from prefect.filesystems import LocalFileSystem
+from prefect.results import ResultStore, aresolve_result_storage, get_result_store, should_persist_result
+from prefect.serializers import PickleSerializer
+from prefect.settings import get_current_settings
+
+from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.results.job_result import JobResult
+from prefect_qruntime.client.transport.spool import BodyStore, BodyWriter, StoredBody
+from prefect_qruntime.observability import notifications
+from prefect_qruntime.settings import current_settings
+
+__all__ = ["SharedJobResult", "keep_private", "read_private", "share", "share_if_persisted", "shelf"]
+
+_PIECE = 1_000_000  # bytes; Prefect's records hold each several times while they are written
+
+
+def shelf() -> BodyStore:
+    """Where large results go on this machine, by the settings."""
+    settings = current_settings()
+    return BodyStore(
+        directory=settings.result_directory or get_current_settings().home / "qruntime" / "results",
+        memory_limit=settings.result_memory_limit_bytes,
+        size_limit=settings.result_size_limit_bytes,
+        keep_seconds=settings.result_keep_days * 86400.0,
+    )
+
+
+class SharedJobResult(JobResult):
+    """A large result whose content is in a result storage as well.
+
+    Attributes:
+        storage_key: What its pieces are called there.
+        storage_pieces: How many there are.
+        storage_block_id: The saved storage block they are in.
+        storage_folder: The folder they are in, for a local storage that is no saved block.
+    """
+
+    storage_key: str
+    storage_pieces: int
+    storage_block_id: UUID | None = None
+    storage_folder: str | None = None
+
+    def _restored(self, reason: str) -> StoredBody:
+        try:
+            return network_loop().run(self._fetched())
+        except Exception as error:
+            return super()._restored(f"{reason}; nor does the result storage have it: {error}")
+
+    async def _fetched(self) -> StoredBody:
+        """Fetch the pieces into a file of this machine, unless another copy of this result did so before."""
+        assert self.file is not None  # noqa: S101 - nothing else is shared
+        here, name = replace(shelf(), memory_limit=0), Path(self.storage_key).name
+        found = await asyncio.to_thread(here.find, name)
+        if found is not None and found.sha256 == self.file.sha256:
+            return found
+        store = await self._store()
+        spool = BodyWriter(here, name, expected=self.file.size)
+        try:
+            for number in range(self.storage_pieces):
+                record = await store.aread(f"{self.storage_key}-{number}")
+                spool.write(record.result)
+            body = spool.finish()
+        finally:
+            spool.discard()
+        if not isinstance(body, StoredBody) or body.sha256 != self.file.sha256:
+            raise ValueError("its pieces there do not make up the result")
+        return body
+
+    async def _store(self) -> ResultStore:
+        if self.storage_block_id is not None:
+            return _store(await aresolve_result_storage(self.storage_block_id))
+        return _store(LocalFileSystem(basepath=self.storage_folder) if self.storage_folder else None)
+
+
+async def share_if_persisted(result: JobResult) -> JobResult:
+    """`share`, where Prefect stores what this task returns; a storage that is of no use is told and costs nothing."""
+    if result.file is None or not should_persist_result():
+        return result
+    try:
+        return await share(result)
+    except Exception as error:
+        notifications.log_to_run(
+            f"the content of job {result.job_id}'s result could not be put into the result storage ({error}): "
+            f"it can only be read on this machine, in {result.file.path}",
+            level=logging.WARNING,
+        )
+        return result
+
+
+async def share(result: JobResult) -> JobResult:
+    """Put the content of a large result into the run's result storage; a small one is handed back as it is."""
+    if result.file is None:
+        return result
+    run = get_result_store()
+    store = _store(run.result_storage)
+    key = f"qruntime-result-{result.job_id}-{result.file.sha256[:16]}"
+    number = -1
+    for number, piece in enumerate(result.file.pieces(_PIECE)):
+        await store.awrite(obj=piece, key=f"{key}-{number}")
+    # Asked after writing: the default storage is found then.
+    used = store.result_storage
+    return SharedJobResult(
+        **{name: getattr(result, name) for name in JobResult.model_fields},
+        storage_key=key,
+        storage_pieces=number + 1,
+        storage_block_id=store.result_storage_block_id,
+        storage_folder=str(used.basepath) if isinstance(used, LocalFileSystem) and used.basepath else None,
+    )
+
+
+def _store(storage: object) -> ResultStore:
+    """A store whose pieces are bytes whatever the run's serializer is, and that holds none of them in memory."""
+    return ResultStore(result_storage=storage, serializer=PickleSerializer(), cache_result_in_memory=False)
+
+
+def _private_key(job_id: str) -> str:
+    return f"qruntime-private-{job_id}"
+
+
+async def read_private(job_id: str) -> JobResult | None:
+    """The stored copy, or None."""
+    store = get_result_store()
+    if not await store.aexists(_private_key(job_id)):
+        return None
+    record = await store.aread(_private_key(job_id))
+    kept = record.result
+    return kept if isinstance(kept, JobResult) else None
+
+
+async def keep_private(result: JobResult, *, memory_limit: int) -> JobResult:
+    """Store the only copy. A failure is told and does not lose the copy in hand.
+
+    Args:
+        result: The result, in the file that it was received into.
+        memory_limit: Up to this many bytes it goes on in memory, and the file is removed once it is stored.
+
+    Returns:
+        What to hand on.
+    """
+    file = result.file
+    small = file is None or file.size <= memory_limit
+    store = get_result_store()
+    try:
+        stored = result.in_memory() if small else await share(result)
+        await store.awrite(obj=stored, key=_private_key(result.job_id))
+    except Exception as error:
+        where = f" is in {file.path}; move it to a safe place" if file else " handed on now is the only one"
+        notifications.log_to_run(
+            f"the result of private job {result.job_id} could not be stored ({error}); the copy{where}",
+            level=logging.ERROR,
+        )
+        return result
+    _warn_of_local(store, result.job_id)
+    if file is not None and small:
+        file.discard()
+    return stored
+
+
+def _warn_of_local(store: ResultStore, job_id: str) -> None:
+    """Say where the only copy is, if that is no storage anybody chose: in a container it ends with the run."""
+    storage = store.result_storage
+    if isinstance(storage, LocalFileSystem) and store.result_storage_block_id is None:
+        notifications.log_to_run(
+            f"the only copy of private job {job_id}'s result is on this machine, in {storage.basepath}. Choose a "
+            "storage that outlives it: result_storage= of the flow, or PREFECT_DEFAULT_RESULT_STORAGE_BLOCK",
+            level=logging.WARNING,
+        )

@@ -1,0 +1,169 @@
+"""The run that a submission belongs to: its flow run, whether it is repeated, and how often it submitted already."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import uuid
+from collections import Counter
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from cachetools import LRUCache
+from prefect.context import FlowRunContext, TaskRunContext
+
+from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.models import Job
+from prefect_qruntime.prefect_api import api
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
+
+__all__ = ["RunContext", "call_index", "count", "current_run", "submitted_so_far"]
+
+_KEEP = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """Where a submission comes from.
+
+    Attributes:
+        flow_run_id: The topmost flow run of this process, or None outside any flow.
+        identity: What stands for it in the key.
+        repeated: Whether an earlier attempt of it may have submitted already.
+        retried: Whether somebody asked for another try (a retry, not a resume).
+        attempt: Which start of the flow run this is.
+        touched: When this process first saw this attempt, on the monotonic clock.
+        deployment_id: The deployment of the flow run, if it has one.
+        asked: When the try before ended, on Prefect's clock; None where that is not known.
+    """
+
+    flow_run_id: str | None
+    identity: str
+    repeated: bool
+    retried: bool
+    attempt: int
+    touched: float
+    deployment_id: str | None = None
+    asked: datetime | None = None
+
+    def may_resubmit(self, dead: Job) -> bool:
+        """Whether a failed or cancelled job is to be bought again: only if another try was asked for since.
+
+        A flow run that was retried and is resumed later was not asked to try again for what failed meanwhile.
+        """
+        return self.retried and (self.asked is None or dead.created_at is None or dead.created_at < self.asked)
+
+
+_lock = threading.Lock()
+
+
+_runs: LRUCache[tuple[str, int, object], RunContext] = LRUCache(_KEEP)
+
+
+_touched: LRUCache[tuple[str, int], float] = LRUCache(_KEEP)
+
+
+_counts: LRUCache[tuple[str, int], Counter[str]] = LRUCache(_KEEP)
+
+
+_given: LRUCache[str, int] = LRUCache(16 * _KEEP)
+
+
+def _renew_lock() -> None:
+    """In a forked process: a thread that is not there may have held it."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
+async def current_run() -> RunContext:
+    """Where the running task submits from. Asks Prefect once per flow run attempt and process."""
+    flow_context, task_context = FlowRunContext.get(), TaskRunContext.get()
+    task_repeated = task_context is not None and (task_context.task_run.run_count or 0) > 1
+    flow_run: FlowRun | None = flow_context.flow_run if flow_context is not None else None
+    if flow_run is None:
+        if task_context is None:
+            return RunContext(None, f"call:{uuid.uuid4()}", False, False, 0, time.monotonic())
+        identity = f"task-run:{task_context.task_run.id}"
+        return RunContext(None, identity, task_repeated, task_repeated, 0, time.monotonic())
+    # Prefect does not count a resume as another run; when the flow was started tells them apart.
+    attempt = (str(flow_run.id), flow_run.run_count or 0, flow_context.start_time if flow_context else None)
+    known = _known(attempt)
+    if known is None:
+        # Mapped submissions start together; one of them asks for all.
+        async with network_loop().lock("run context"):
+            known = _known(attempt) or await _read_run(flow_run)
+            with _lock:
+                _runs[attempt] = known
+    return replace(known, repeated=True) if task_repeated else known
+
+
+def _known(attempt: tuple[Any, ...]) -> RunContext | None:
+    with _lock:
+        return _runs.get(attempt)
+
+
+async def _read_run(flow_run: FlowRun) -> RunContext:
+    client = await api()
+    top = flow_run
+    # A subflow of this process has no deployment of its own; one that has, runs in its own process.
+    while top.parent_task_run_id is not None and top.deployment_id is None:
+        task_run = await client.read_task_run(top.parent_task_run_id)
+        if task_run.flow_run_id is None:
+            break
+        top = await client.read_flow_run(task_run.flow_run_id)
+    states = await client.read_flow_run_states(top.id)
+    began = sum(state.is_running() for state in states)
+    ended = [state.timestamp for state in states if state.is_final() or state.name == "AwaitingRetry"]
+    parked = any(state.is_paused() for state in states)
+    identity, attempt = f"flow-run:{top.id}", max(began, top.run_count or 0)
+    with _lock:
+        touched = _touched.setdefault((identity, attempt), time.monotonic())
+    return RunContext(
+        flow_run_id=str(top.id),
+        identity=identity,
+        repeated=began > 1 or bool(ended) or parked or (top.run_count or 0) > 1,
+        retried=bool(ended) or (top.run_count or 0) > 1,
+        attempt=attempt,
+        touched=touched,
+        deployment_id=str(top.deployment_id) if top.deployment_id is not None else None,
+        asked=max(ended, default=None),
+    )
+
+
+def count(where: RunContext, digest: str) -> int:
+    """Count one more submission of this payload in this attempt; returns how many came before it."""
+    with _lock:
+        counter = _counts.setdefault((where.identity, where.attempt), Counter())
+        number = counter[digest]
+        counter[digest] += 1
+        return number
+
+
+def submitted_so_far(where: RunContext, digest: str) -> int:
+    """How many submissions of this payload this attempt has made so far."""
+    with _lock:
+        return _counts[where.identity, where.attempt][digest] if (where.identity, where.attempt) in _counts else 0
+
+
+def call_index(where: RunContext, digest: str) -> int:
+    """The number of the submission that the running task makes; a task run that runs again keeps its own."""
+    context = TaskRunContext.get()
+    if context is None:
+        return count(where, digest)
+    task_run_id = str(context.task_run.id)
+    with _lock:
+        known = _given.get(task_run_id)
+    if known is not None:
+        return known
+    number = count(where, digest)
+    with _lock:
+        _given[task_run_id] = number
+    return number

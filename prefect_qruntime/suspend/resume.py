@@ -1,0 +1,161 @@
+"""How a wait that was handed over ends: told of, resumed, or cancelled with its flow run.
+
+Each may be done twice, by two watchers or by one that was killed in between: the second time changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from uuid import NAMESPACE_URL, UUID, uuid5
+
+from prefect.client.schemas.responses import SetStateStatus
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+
+from prefect_qruntime import hooks
+from prefect_qruntime.cancellation import cancel_jobs_of
+from prefect_qruntime.credentials import aload_credentials
+from prefect_qruntime.errors import NotFound
+from prefect_qruntime.models import Job
+from prefect_qruntime.observability import notifications
+from prefect_qruntime.prefect_api import api
+from prefect_qruntime.redact import get_logger
+from prefect_qruntime.suspend import waits
+from prefect_qruntime.suspend.waits import Wait
+
+__all__ = ["claimed", "describe", "emit_end", "owner", "reconcile", "resume"]
+
+log = get_logger(__name__)
+
+
+def owner(wait: Wait) -> str | None:
+    """The flow run's id as a text."""
+    return str(wait.flow_run_id) if wait.flow_run_id is not None else None
+
+
+def describe(wait: Wait) -> str:
+    """For whom the job is followed."""
+    return f"flow run {wait.flow_run_id}" if wait.key is not None else "an event"
+
+
+def emit_end(job: Job, *, flow_run_id: str | None, block: str | None, left: bool = False) -> None:
+    """Emit the event of the job's state, with the flow run first.
+
+    Args:
+        job: The job.
+        flow_run_id: The flow run suspended for it, or the one that left it.
+        block: Name of the credentials block.
+        left: Whether the job was left to the watcher.
+    """
+    notifications.job_event(
+        job,
+        flow_run_id=flow_run_id,
+        event_id=notifications.event_id_of(job, flow_run_id, left=left),
+        labels={"qruntime.left-to-watcher": "true"} if left else None,
+        credentials_block=block,
+    )
+
+
+async def resume(wait: Wait) -> bool:
+    """Resume the flow run; False if somebody else did, or if it can not be."""
+    assert wait.flow_run_id is not None  # noqa: S101  # only flow runs are suspended
+    answer = await (await api()).resume_flow_run(wait.flow_run_id)
+    if answer.status is SetStateStatus.ACCEPT:
+        log.info("resumed flow run %s: job %s is over", wait.flow_run_id, wait.job_id)
+        return True
+    reason = getattr(answer.details, "reason", None)
+    log.warning("flow run %s was not resumed: %s", wait.flow_run_id, reason or "no reason given")
+    return False
+
+
+async def reconcile(wait: Wait) -> bool:
+    """See to a wait whose flow run is not suspended for it any more: cancelled, resumed by somebody else, gone.
+
+    A suspended flow run has no process, so Prefect cancels it at once and runs no hook.
+
+    Returns:
+        Whether it was cancelled.
+
+    Raises:
+        QuantumRuntimeError: The service refused to cancel, or the block cannot be loaded; try again.
+    """
+    assert wait.flow_run_id is not None  # noqa: S101  # only flow runs are suspended
+    try:
+        flow_run = await (await api()).read_flow_run(wait.flow_run_id)
+    except ObjectNotFound:
+        await waits.drop_note(wait)
+        return False
+    if waits.pause_key_of(flow_run.state) == wait.key:
+        return False
+    cancelled = flow_run.state is not None and (flow_run.state.is_cancelled() or flow_run.state.is_cancelling())
+    if cancelled:
+        try:
+            if wait.policy == "cancel":
+                client = (await aload_credentials(wait.block)).get_client()
+                await cancel_jobs_of(client, str(flow_run.id), [wait.job_id])
+        except NotFound as error:  # deleted from the service: nothing is left to cancel
+            log.warning("job %s of flow run %s: %s", wait.job_id, flow_run.id, error)
+        finally:
+            await hooks.clean_up(flow_run, cancel_jobs=wait.policy == "cancel", drain=wait.policy == "detach")
+        log.info("flow run %s was cancelled: policy %s for its jobs", flow_run.id, wait.policy)
+    await waits.drop_note(wait)
+    return cancelled
+
+
+_STALE = 60.0  # seconds after which a claim is taken for that of a dead watcher; longer than resuming ever takes
+_MOST = 200  # claims of one resumption that are read
+
+
+@asynccontextmanager
+async def claimed(flow_run_id: UUID, pause_key: str) -> AsyncIterator[bool]:
+    """Claim the resumption of a flow run that is suspended with this key. Runs on the network loop.
+
+    A claim is kept, as a pause key is used once; left by an error, it is given back.
+
+    Args:
+        flow_run_id: The flow run.
+        pause_key: What it is suspended with.
+
+    Yields:
+        Whether the claim is ours; else another watcher is at it.
+
+    Raises:
+        Exception: Prefect's API failed.
+    """
+    name = await _claim(flow_run_id, f"qruntime-resume-{uuid5(NAMESPACE_URL, pause_key).hex}")
+    try:
+        yield name is not None
+    except BaseException:
+        if name is not None:
+            with suppress(Exception):
+                await (await api()).delete_flow_run_input(flow_run_id, name)
+        raise
+
+
+async def _claim(flow_run_id: UUID, first: str) -> str | None:
+    """The name of our claim, or None: the last one in the row is another's and may still be used."""
+    if (now := await _create(flow_run_id, first)) is None:
+        return first
+    # A row of dead watchers: only who makes its next one has it.
+    row = await (await api()).filter_flow_run_input(flow_run_id, first, limit=_MOST, exclude_keys=set())
+    if not row or any(now - (claim.created or now) <= timedelta(seconds=_STALE) for claim in row):
+        return None  # none in the row: given back just now, and free at the next look
+    turns = [int(claim.key.removeprefix(f"{first}-") or 1) for claim in row if claim.key != first]
+    name = f"{first}-{max(turns, default=1) + 1}"
+    return name if await _create(flow_run_id, name) is None else None
+
+
+async def _create(flow_run_id: UUID, name: str) -> datetime | None:
+    """Make a claim; returns None, or what time it is for Prefect where there is one of this name already."""
+    try:
+        await (await api()).create_flow_run_input(flow_run_id, name, "claimed")
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code != 409:
+            raise
+        # The clocks of two hosts may differ, so the age of a claim is told by Prefect's own.
+        with suppress(KeyError, ValueError):
+            return parsedate_to_datetime(error.response.headers["date"])
+        return datetime.now(UTC)
+    return None

@@ -1,0 +1,198 @@
+"""Waits that flows hand over to a watcher in another process: what is noted in Prefect about each.
+
+That a flow run is suspended, and for which job, is told by its own state: the pause key names the job. The
+note beside it tells what the state cannot: with which credentials block the job is looked at, and what becomes
+of the job when the run is cancelled. A note exists as long as its wait does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+from uuid import UUID
+
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateName,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.exceptions import ObjectNotFound
+
+from prefect_qruntime.observability.artifacts import Record, drop_record, find_records, upsert
+from prefect_qruntime.prefect_api import api
+
+__all__ = [
+    "Wait",
+    "drop_note",
+    "is_suspended_with",
+    "job_of",
+    "no_longer_suspended",
+    "note_left",
+    "note_suspended",
+    "notes",
+    "pause_key",
+    "pause_key_of",
+    "suspended",
+    "used_keys",
+]
+
+_KEY = "job-"
+_TURN = "#"  # no part of a job id
+_LEFT = "left-"
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """One wait handed over.
+
+    Attributes:
+        job_id: The job.
+        block: Name of the credentials block.
+        flow_run_id: The flow run suspended for the job, or the one that left it.
+        key: The pause key; None where no flow run is suspended and only an event is wanted.
+        policy: What happens to the job when the flow run is cancelled.
+        note: Id of the note in Prefect.
+        noted: When it was written, on Prefect's clock.
+    """
+
+    job_id: str
+    block: str
+    flow_run_id: UUID | None
+    key: str | None
+    policy: Literal["cancel", "detach"]
+    note: UUID
+    noted: datetime | None = None
+
+
+def pause_key(job_id: str, used: Iterable[str] = ()) -> str:
+    """The key to suspend with: `job-<id>`, then `job-<id>#2` and so on.
+
+    Prefect takes each key once: a run that was resumed before its job was over needs another one.
+
+    Example:
+        ```python
+        from prefect_qruntime.suspend.waits import pause_key
+
+        assert pause_key("d1", used=["job-d1"]) == "job-d1#2"
+        ```
+    """
+    taken, turn, key = set(used), 1, f"{_KEY}{job_id}"
+    while key in taken:
+        turn += 1
+        key = f"{_KEY}{job_id}{_TURN}{turn}"
+    return key
+
+
+def job_of(key: str | None) -> str | None:
+    """The job that a pause key names; None if the key is not one of ours."""
+    return key.removeprefix(_KEY).partition(_TURN)[0] if key is not None and key.startswith(_KEY) else None
+
+
+def pause_key_of(state: State | None) -> str | None:
+    """The key that a flow run is suspended with now; None if it is not suspended."""
+    return state.state_details.pause_key if state is not None and state.is_paused() else None
+
+
+async def note_suspended(job_id: str, *, block: str, flow_run_id: UUID, key: str, policy: str) -> None:
+    """Note that a flow run is about to be suspended for a job.
+
+    Raises:
+        Exception: Prefect's API failed; then the run must not be suspended, as nobody would wake it.
+    """
+    text = f"Suspended until job `{job_id}` is over. `prefect-qruntime watch` resumes this flow run."
+    meta = {"job": job_id, "block": block, "key": key, "policy": policy, "flow_run": str(flow_run_id)}
+    await upsert("wait", f"{flow_run_id}-{key}", lambda _facts, _old: text, meta, flow_run_id=str(flow_run_id))
+
+
+async def note_left(job_id: str, *, block: str, flow_run_id: str | None) -> None:
+    """Note that somebody wants to be told of a job's end, without waiting for it.
+
+    Raises:
+        Exception: Prefect's API failed.
+    """
+    text = f"`prefect-qruntime watch` tells of the end of job `{job_id}` by an event."
+    meta = {"job": job_id, "block": block, "policy": "detach", "flow_run": flow_run_id}
+    await upsert("wait", f"{_LEFT}{job_id}", lambda _facts, _old: text, meta)
+
+
+def _wait(record: Record) -> Wait | None:
+    job_id, block, owner = (record.meta.get(name) for name in ("job", "block", "flow_run"))
+    if not job_id or not block:
+        return None
+    return Wait(
+        job_id=job_id,
+        block=block,
+        flow_run_id=UUID(owner) if owner else None,
+        key=record.meta.get("key"),
+        policy="detach" if record.meta.get("policy") == "detach" else "cancel",
+        note=record.artifact_id,
+        noted=record.updated,
+    )
+
+
+async def notes(*, flow_run_ids: list[UUID] | None = None, of: FlowRunFilter | None = None) -> list[Wait]:
+    """The waits noted: those of some flow runs, those of flow runs that `of` selects, or else those left."""
+    left = flow_run_ids is None and of is None
+    found = await find_records("wait", flow_run_ids=flow_run_ids, of=of, prefix=_LEFT if left else "")
+    waits = [wait for record in found if (wait := _wait(record)) is not None]
+    return [wait for wait in waits if (wait.key is None) is left]
+
+
+async def drop_note(wait: Wait) -> None:
+    """The wait is over. Repeat-safe."""
+    await drop_record(wait.note)
+
+
+async def used_keys(flow_run_id: UUID) -> set[str]:
+    """The pause keys that a flow run has used up."""
+    flow_run = await (await api()).read_flow_run(flow_run_id)
+    return set(flow_run.empirical_policy.pause_keys or ())
+
+
+_PAGE = 200
+
+
+async def suspended(known: Iterable[UUID]) -> AsyncIterator[list[FlowRun]]:
+    """Pages of the flow runs that are suspended, those in `known` left out."""
+    left_out = set(known)
+    while True:
+        page = await (await api()).read_flow_runs(
+            flow_run_filter=FlowRunFilter(
+                id=FlowRunFilterId(not_any_=sorted(left_out)),
+                state=FlowRunFilterState(
+                    type=FlowRunFilterStateType(any_=[StateType.PAUSED]),
+                    name=FlowRunFilterStateName(any_=["Suspended"]),
+                ),
+            ),
+            limit=_PAGE,
+        )
+        if page:
+            yield page
+        if len(page) < _PAGE:
+            return
+        left_out |= {flow_run.id for flow_run in page}
+
+
+async def no_longer_suspended(flow_run_ids: list[UUID]) -> list[UUID]:
+    """Those of the flow runs that are in another state now."""
+    if not flow_run_ids:
+        return []
+    wanted = FlowRunFilter(
+        id=FlowRunFilterId(any_=flow_run_ids),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(not_any_=[StateType.PAUSED])),
+    )
+    return [flow_run.id for flow_run in await (await api()).read_flow_runs(flow_run_filter=wanted, limit=_PAGE)]
+
+
+async def is_suspended_with(flow_run_id: UUID, key: str) -> bool:
+    """Whether a flow run is suspended with this very key now."""
+    try:
+        flow_run = await (await api()).read_flow_run(flow_run_id)
+    except ObjectNotFound:
+        return False
+    return pause_key_of(flow_run.state) == key

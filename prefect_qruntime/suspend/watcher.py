@@ -1,0 +1,341 @@
+"""The watcher: follows the jobs of suspended flow runs, and of flows that left theirs, in one process.
+
+It keeps nothing to itself: which flow run waits for which job is in Prefect, how the jobs are is with the
+service. So a watcher may be killed at any moment and another one goes on, and two at once do no harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from prefect.events.worker import EventsWorker
+from pydantic import BaseModel, ConfigDict
+
+from prefect_qruntime import prefect_api
+from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.waiting.plan import Deadlines
+from prefect_qruntime.credentials import aload_credentials
+from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
+from prefect_qruntime.models import Job, JobStatus
+from prefect_qruntime.observability import notifications
+from prefect_qruntime.observability.events import Observation
+from prefect_qruntime.redact import get_logger, redact
+from prefect_qruntime.suspend import resume, waits
+from prefect_qruntime.suspend.resume import claimed
+from prefect_qruntime.suspend.waits import Wait
+
+__all__ = ["WatchReport", "arun_watch", "run_watch"]
+
+log = get_logger(__name__)
+
+_ALL_AGAIN = 120.0  # seconds after which everything in Prefect is read anew, not only what is new
+_AGAIN = 60.0  # seconds until a wait that failed is taken up again
+_CLAIMED = 15.0  # seconds until a wait that another watcher ends is looked at again
+_UNSEEN = 60.0  # seconds that a job may take to become visible
+_AT_ONCE = 2  # waits that are ended at the same time: a Prefect server on SQLite stands still when asked for more
+_EVENTS_OUT = 10.0  # seconds that events may take to reach Prefect
+
+
+class WatchReport(BaseModel):
+    """What a watcher did: flow runs resumed, jobs told of, flow runs whose jobs were cancelled with them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    followed: int
+    resumed: int
+    told: int
+    cancelled: int
+    problems: list[str]
+
+
+def run_watch(
+    blocks: Iterable[str] | None = None, *, once: bool = False, interval: float = 10.0, duration: float | None = None
+) -> WatchReport:
+    """Follow the jobs that flow runs are suspended for, and resume each flow run when its job is over.
+
+    Args:
+        blocks: Names of the credentials blocks to look after; None for all.
+        once: Look once and return, for a schedule.
+        interval: Seconds between looks for newly suspended flow runs.
+        duration: Seconds to watch; None for ever.
+
+    Returns:
+        What was done.
+
+    Raises:
+        InvalidInput: A number is not positive.
+    """
+    return network_loop().run(_watch(blocks, once=once, interval=interval, duration=duration))
+
+
+async def arun_watch(
+    blocks: Iterable[str] | None = None, *, once: bool = False, interval: float = 10.0, duration: float | None = None
+) -> WatchReport:
+    """As `run_watch`, for async code."""
+    return await network_loop().arun(_watch(blocks, once=once, interval=interval, duration=duration))
+
+
+async def _watch(blocks: Iterable[str] | None, *, once: bool, interval: float, duration: float | None) -> WatchReport:
+    for value, name in ((interval, "interval"), (duration, "duration")):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
+            raise InvalidInput("must be a positive number of seconds", field=name)
+    watcher = _Watcher(blocks, once=once)
+    until = None if duration is None else time.monotonic() + duration
+    try:
+        while True:
+            await watcher.look()
+            if once:
+                await watcher.ended()
+                break
+            pause = interval * random.uniform(0.8, 1.2)  # noqa: S311  # so that two watchers do not march in step
+            if until is not None and time.monotonic() + pause >= until:
+                await asyncio.sleep(max(0.0, until - time.monotonic()))
+                break
+            await asyncio.sleep(pause)
+    finally:
+        await watcher.stop()
+    return watcher.report()
+
+
+@dataclass(slots=True)
+class _Followed:
+    """A wait and the task that follows its job."""
+
+    wait: Wait
+    task: asyncio.Task[None] | None = None
+    seen: list[Observation] = field(default_factory=list)
+    ending: bool = False
+    not_before: float = 0.0
+
+
+class _Watcher:
+    def __init__(self, blocks: Iterable[str] | None, *, once: bool) -> None:
+        self._blocks = frozenset(blocks) if blocks is not None else None
+        self._once = once
+        self._clients: dict[str, QuantumRuntimeClient] = {}
+        self._loading = asyncio.Lock()
+        self._followed: dict[UUID, _Followed] = {}
+        self._not_ours: set[UUID] = set()
+        self._told: list[Wait] = []
+        self._gate = asyncio.Semaphore(_AT_ONCE)
+        self._all, self._all_at = True, 0.0
+        self._counts = dict.fromkeys(("followed", "resumed", "told", "cancelled"), 0)
+        self._problems: dict[str, str] = {}
+
+    def report(self) -> WatchReport:
+        """What was done so far."""
+        return WatchReport(**self._counts, problems=list(self._problems.values()))
+
+    # ---- what Prefect says ---------------------------------------------------------------------
+
+    async def look(self) -> None:
+        """Take up new waits, let go of those that ended otherwise. Prefect may be away; then next time."""
+        for step in (self._drop_told, self._look_at_all, self._new_ones, self._those_that_left, self._left_jobs):
+            try:
+                await step()
+            except Exception as error:
+                self._problem("prefect", f"Prefect's API did not answer: {type(error).__name__}")
+                log.warning("Prefect's API did not answer, looking again later", exc_info=True)
+                return
+        self._problems.pop("prefect", None)
+        for entry in self._followed.values():
+            if entry.task is None and time.monotonic() >= entry.not_before:
+                entry.task = asyncio.create_task(self._follow(entry))
+
+    async def _look_at_all(self) -> None:
+        """Now and then forget what was learnt, and see to what happened while no watcher was there."""
+        self._all = time.monotonic() >= self._all_at
+        if not self._all:
+            return
+        for flow_run_id in self._not_ours:
+            self._problems.pop(str(flow_run_id), None)
+        self._not_ours.clear()
+        self._clients.clear()  # blocks may have been edited
+        for wait in await waits.notes(of=prefect_api.over()):
+            if wait.note not in self._followed and self._looks_after(wait):
+                await self._gone(wait)
+        self._all_at = time.monotonic() + _ALL_AGAIN
+
+    async def _new_ones(self) -> None:
+        known = {e.wait.flow_run_id: e for e in self._followed.values() if e.wait.key is not None}
+        left_out = set() if self._all else self._not_ours | {run for run in known if run is not None}
+        async for page in waits.suspended(left_out):
+            keys = {flow_run.id: waits.pause_key_of(flow_run.state) for flow_run in page}
+            # Suspended again since, for another job: then what is followed for it is out of date.
+            fresh = {run: key for run, key in keys.items() if run not in known or known[run].wait.key != key}
+            ours = [run for run, key in fresh.items() if waits.job_of(key) is not None]
+            noted = {
+                (wait.flow_run_id, wait.key): wait for wait in (await waits.notes(flow_run_ids=ours) if ours else ())
+            }
+            for run, key in fresh.items():
+                if run in known and not known[run].ending:
+                    self._let_go(known[run])
+                wait = noted.get((run, key))
+                if wait is not None and self._looks_after(wait):
+                    self._take(wait)
+                    continue
+                self._not_ours.add(run)
+                if wait is None and run in ours:
+                    self._problem(str(run), f"flow run {run} is suspended with key {key!r}, but without a note")
+
+    async def _those_that_left(self) -> None:
+        runs = {e.wait.flow_run_id: e for e in self._followed.values() if e.wait.key is not None and not e.ending}
+        for flow_run_id in await waits.no_longer_suspended([run for run in runs if run is not None]):
+            entry = runs[flow_run_id]
+            if not entry.ending:
+                self._let_go(entry)
+                await self._gone(entry.wait)
+
+    async def _left_jobs(self) -> None:
+        told = {wait.note for wait in self._told}
+        for wait in await waits.notes():
+            if wait.note not in self._followed and wait.note not in told and self._looks_after(wait):
+                self._take(wait)
+
+    def _looks_after(self, wait: Wait) -> bool:
+        return self._blocks is None or wait.block in self._blocks
+
+    def _take(self, wait: Wait) -> None:
+        self._followed[wait.note] = _Followed(wait)
+        self._counts["followed"] += 1
+        log.info("following job %s for %s", wait.job_id, resume.describe(wait))
+
+    def _let_go(self, entry: _Followed) -> None:
+        self._followed.pop(entry.wait.note, None)
+        if entry.task is not None and entry.task is not asyncio.current_task():
+            entry.task.cancel()
+
+    # ---- what the service says -----------------------------------------------------------------
+
+    async def _client(self, block: str) -> QuantumRuntimeClient:
+        async with self._loading:
+            if block not in self._clients:
+                self._clients[block] = (await aload_credentials(block)).get_client()
+            return self._clients[block]
+
+    async def _follow(self, entry: _Followed) -> None:
+        wait = entry.wait
+        try:
+            end = await self._end_of_job(entry)
+            if end is not None:
+                await self._end(entry, end)
+        except Exception as error:
+            # Ours or Prefect's: whatever it is, this wait is taken up again and the others go on.
+            self._problem(str(wait.note), f"job {wait.job_id} for {resume.describe(wait)}: {error}")
+            log.warning("job %s for %s: %s; taken up again later", wait.job_id, resume.describe(wait), error)
+            self._clients.pop(wait.block, None)
+            entry.ending, entry.task, entry.not_before = False, None, time.monotonic() + _AGAIN
+        else:
+            self._problems.pop(str(wait.note), None)
+
+    async def _end_of_job(self, entry: _Followed) -> Job | NotFound | None:
+        """The job when it is over; the error where the service does not know it; None for not yet."""
+        wait = entry.wait
+        client = await self._client(wait.block)
+        try:
+            if self._once:
+                async with self._gate:
+                    job = await client.job(wait.job_id)
+                return job if job.is_terminal else None
+
+            async def on_change(seen: Job, waited: float) -> None:
+                entry.seen.append(Observation(seen.status, seen.raw_status.lower(), waited, datetime.now(UTC)))
+                if seen.status is JobStatus.RUNNING:
+                    _tell(wait, seen)
+
+            return await client.wait(wait.job_id, deadlines=Deadlines(unseen=_UNSEEN), on_change=on_change)
+        except NotFound as error:
+            # Right after its submission a job may not be visible yet; `wait` has been patient already.
+            return None if self._once and _is_fresh(wait) else error
+
+    async def _end(self, entry: _Followed, end: Job | NotFound) -> None:
+        """Tell of the end, and resume the flow run unless somebody else does."""
+        entry.ending = True
+        async with self._gate:
+            if isinstance(end, NotFound):
+                log.warning("job %s for %s: %s", entry.wait.job_id, resume.describe(entry.wait), end)
+            if entry.wait.key is not None and entry.wait.flow_run_id is not None:
+                await self._end_suspension(entry, end, entry.wait.flow_run_id, entry.wait.key)
+                return
+            if isinstance(end, Job):
+                _tell(entry.wait, end)
+                self._counts["told"] += 1
+                await notifications.job_ended(end, entry.seen, flow_run_id=resume.owner(entry.wait))
+            self._told.append(entry.wait)
+            self._let_go(entry)
+
+    async def _end_suspension(self, entry: _Followed, end: Job | NotFound, flow_run_id: UUID, key: str) -> None:
+        wait = entry.wait
+        async with claimed(flow_run_id, key) as mine:
+            if not mine:  # another watcher is at it; the next look tells whether it lived to do it
+                entry.ending, entry.task, entry.not_before = False, None, time.monotonic() + _CLAIMED
+                return
+            if not await waits.is_suspended_with(flow_run_id, key):
+                await self._gone(wait)
+                self._let_go(entry)
+                return
+            if isinstance(end, Job):
+                _tell(wait, end)
+            # The resumed flow completes the job's record, and says so of a job that the service does not know.
+            self._counts["resumed"] += await resume.resume(wait)
+            await waits.drop_note(wait)
+            self._let_go(entry)
+
+    async def _gone(self, wait: Wait) -> None:
+        try:
+            self._counts["cancelled"] += await resume.reconcile(wait)
+        except (QuantumRuntimeError, ValueError) as error:
+            self._problem(str(wait.note), f"cancelling the jobs of flow run {wait.flow_run_id}: {error}")
+        else:
+            self._problems.pop(str(wait.note), None)
+
+    # ---- the end -------------------------------------------------------------------------------
+
+    async def _drop_told(self) -> None:
+        """Forget the jobs told of once their events are out; until then another watcher would tell again."""
+        told, self._told = self._told, []
+        if not told:
+            return
+        out: Awaitable[tuple[set[object], set[object]] | None] = EventsWorker.drain_all(  # type: ignore[assignment]
+            timeout=_EVENTS_OUT, at_exit=False
+        )
+        _, on_their_way = await out or (set(), set())
+        if on_their_way:  # perhaps lost: the notes stay, and who takes them up tells again, by events of the same ids
+            log.warning("events did not reach Prefect: %s jobs are told of again", len(told))
+            return
+        for wait in told:
+            await waits.drop_note(wait)
+
+    async def ended(self) -> None:
+        """Wait for the looks at all jobs; for a watcher that looks once."""
+        tasks = [entry.task for entry in self._followed.values() if entry.task is not None]
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def stop(self) -> None:
+        """Stop following; nothing is lost by it."""
+        tasks = [entry.task for entry in self._followed.values() if entry.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        try:
+            await self._drop_told()
+        except Exception:
+            log.warning("Prefect's API did not answer, so another watcher may tell of a job again", exc_info=True)
+
+    def _problem(self, about: str, text: str) -> None:
+        self._problems[about] = redact(text)
+
+
+def _is_fresh(wait: Wait) -> bool:
+    return wait.noted is not None and datetime.now(UTC) - wait.noted < timedelta(seconds=_UNSEEN)
+
+
+def _tell(wait: Wait, job: Job) -> None:
+    resume.emit_end(job, flow_run_id=resume.owner(wait), block=wait.block, left=wait.key is None)

@@ -1,0 +1,114 @@
+"""The two kinds of tasks, each as a pair: those that create something, and those that may be repeated.
+
+A pair is written once, as an async body that runs on the process's network loop. `creates` and `repeats` make
+the async task of it; `blocking` makes the task for sync flows, with the same parameters.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Coroutine
+from string import Formatter
+from typing import Any, ParamSpec, TypeVar
+
+from prefect import Task, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+
+from prefect_qruntime.client.network_loop import network_loop, on_network_loop
+from prefect_qruntime.errors import QuantumRuntimeError
+from prefect_qruntime.models import SessionRef
+
+__all__ = ["blocking", "creates", "may_retry", "repeats", "run_blocking"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_TAGS = {"qruntime"}
+_RETRIES = 2
+_DELAYS: list[float] = [5, 30]
+
+
+async def may_retry(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
+    """Whether Prefect may run a task again: only if the error's advice says that it can help.
+
+    A plain function on purpose: Prefect 3.8 silently never retries for methods and partials.
+    """
+    try:
+        await state.aresult()
+    except QuantumRuntimeError as error:
+        return error.advice.may_repeat
+    except Exception:
+        return False
+    return False
+
+
+def run_name_of(pattern: str) -> Callable[..., str]:
+    """A task run name from parameters, with handles shortened to their ids."""
+
+    def short(value: Any) -> str:
+        if isinstance(value, SessionRef) and value.id is None:
+            return "unbound session"
+        return str(getattr(value, "id", None) or getattr(value, "name", None) or value)
+
+    # Only what the pattern names: Prefect prints a block by making its whole JSON schema, which takes 10 ms.
+    named = {field for _, field, _, _ in Formatter().parse(pattern) if field}
+
+    def run_name(parameters: dict[str, Any]) -> str:
+        return pattern.format_map({field: short(parameters[field]) for field in named})
+
+    return run_name
+
+
+def creates(
+    name: str, run_name: str
+) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Task[P, Coroutine[Any, Any, R]]]:
+    """Make an async task of a body that creates something: never retried by Prefect, its handle is stored."""
+
+    def decorate(body: Callable[P, Coroutine[Any, Any, R]]) -> Task[P, Coroutine[Any, Any, R]]:
+        return task(
+            name=name,
+            task_run_name=run_name_of(run_name),
+            tags=_TAGS,
+            cache_policy=NO_CACHE,
+            persist_result=True,
+        )(on_network_loop(body))
+
+    return decorate
+
+
+def repeats(
+    name: str, run_name: str
+) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Task[P, Coroutine[Any, Any, R]]]:
+    """Make an async task of a body that can run again without harm; Prefect retries it if the advice allows."""
+
+    def decorate(body: Callable[P, Coroutine[Any, Any, R]]) -> Task[P, Coroutine[Any, Any, R]]:
+        return task(
+            name=name,
+            task_run_name=run_name_of(run_name),
+            tags=_TAGS,
+            cache_policy=NO_CACHE,
+            retries=_RETRIES,
+            retry_delay_seconds=_DELAYS,
+            retry_condition_fn=may_retry,
+        )(on_network_loop(body))
+
+    return decorate
+
+
+def run_blocking(body: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, R]:
+    """Make a plain function of an async body: it runs on the network loop while the caller waits."""
+
+    @functools.wraps(body)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        return network_loop().run(body(*args, **kwargs))
+
+    return call
+
+
+def blocking(twin: Task[P, Coroutine[Any, Any, R]]) -> Task[P, R]:
+    """The task for sync flows beside its async twin: same name, parameters, retries, result and errors."""
+    changed: Any = twin.with_options()
+    changed.fn = run_blocking(twin.fn)
+    changed.isasync = False
+    return changed  # type: ignore[no-any-return]

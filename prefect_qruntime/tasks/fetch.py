@@ -1,0 +1,51 @@
+"""Fetch a finished job's result: the tasks and what they do."""
+
+from __future__ import annotations
+
+from prefect_qruntime import result_storage
+from prefect_qruntime.client.results import JobResult
+from prefect_qruntime.credentials import QuantumRuntimeCredentials
+from prefect_qruntime.observability import notifications
+from prefect_qruntime.settings import current_settings
+from prefect_qruntime.tasks.arguments import JobLike, as_job
+from prefect_qruntime.tasks.decorators import blocking, repeats
+
+__all__ = ["afetch_results", "fetch_results"]
+
+
+@repeats("fetch results", "fetch {job}")
+async def afetch_results(credentials: QuantumRuntimeCredentials, job: JobLike) -> JobResult:
+    """Fetch a finished job's result; reads only. A private job's is stored before it is handed on.
+
+    Args:
+        credentials: The credentials block.
+        job: A handle or a bare job id.
+
+    Returns:
+        The result: `counts`, `expectation_values`, `quasi_dists` and more.
+
+    Raises:
+        JobFailed: The job failed; carries the service's text.
+        ResultNotReady: The job is not over.
+        NotFound: No such job, or a private result that was read before.
+    """
+    ref = as_job(job)
+    client = credentials.get_client()
+    grace = current_settings().result_grace_seconds
+    private = ref.private if ref.private is not None else (await client.job(ref.id)).private
+    shelf = result_storage.shelf()
+    if not private:
+        result = await client.result(ref, grace=grace, shelf=shelf)
+        if result.file is None:  # a large one is not decoded for a picture
+            notifications.job_fetched(ref.id, result)
+        return await result_storage.share_if_persisted(result)
+    kept = await result_storage.read_private(ref.id)
+    if kept is not None:
+        notifications.log_to_run(f"job {ref.id} is private and was read before: handing on the stored copy")
+        return kept
+    result = await client.result(ref, grace=grace, shelf=shelf.for_only_copy())
+    return await result_storage.keep_private(result, memory_limit=shelf.memory_limit)
+
+
+fetch_results = blocking(afetch_results)
+"""As `afetch_results`, for sync flows."""

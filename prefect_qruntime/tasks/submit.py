@@ -1,0 +1,304 @@
+"""Submit a job, or attach to the one that the same call submitted before: the tasks and what they do.
+
+Which of several equal calls a submission is belongs to its key. Calls that run in this process are counted when
+they run; but with `.submit` and `.map` they may run in other processes (process pool, Dask, Ray), which cannot see
+each other's count. So those get their number here, in the flow's process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar, Unpack
+
+from prefect import Task
+from prefect.context import FlowRunContext
+from prefect.futures import PrefectFuture
+from prefect.utilities.annotations import BaseAnnotation, unmapped
+from prefect.utilities.collections import isiterable
+
+from prefect_qruntime import run_context
+from prefect_qruntime.admission import keys
+from prefect_qruntime.admission.budget import as_budget
+from prefect_qruntime.admission.guard import admission_guard
+from prefect_qruntime.admission.locks import submission_lock
+from prefect_qruntime.cancellation import cancels_jobs
+from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.inputs import make_spec
+from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.submission import Intent
+from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name
+from prefect_qruntime.errors import InvalidInput, NotFound
+from prefect_qruntime.models import Job, JobRef
+from prefect_qruntime.observability import notifications
+from prefect_qruntime.run_context import current_run
+from prefect_qruntime.settings import current_settings
+from prefect_qruntime.tasks.arguments import Submission, as_session, plan_submission, spec_fields, spelled_out
+from prefect_qruntime.tasks.decorators import blocking, creates
+from prefect_qruntime.tasks.sessions import bind, first_through, note_session
+
+__all__ = ["asubmit_job", "asubmit_numbered", "submit_job", "submit_numbered"]
+
+TaskT = TypeVar("TaskT", bound=Task[..., Any])
+
+_NAMES = ("submit job", "submit {program_id} → {backend}")
+_BY_ORDER = 1_000_000
+_OF_PREFECT = ("return_state", "wait_for", "deferred")
+
+
+async def _submit(
+    credentials: QuantumRuntimeCredentials,
+    pubs: Any,
+    submission: Submission,
+    *,
+    call_index: int | None = None,
+    replaces: JobRef | None = None,
+) -> JobRef:
+    """Submit or attach; the job is noted in Prefect before this returns. Runs on the network loop.
+
+    Args:
+        credentials: The credentials block.
+        pubs: The PUBs.
+        submission: Everything else.
+        call_index: Which of several equal calls this is, if the flow's process counted it.
+        replaces: The failed job of this same submission that a new one is wanted for: the next generation of its
+            key is submitted or attached to.
+    """
+    budget, session = as_budget(submission.get("budget")), as_session(submission.get("session"))
+    submission_key = submission.get("submission_key")
+    plan = await plan_submission(credentials, pubs, submission)
+    client = credentials.get_client()
+    settings = current_settings()
+    where = await current_run()
+    spec, digest = plan.spec, plan.digest
+    if submission_key is not None:
+        identity, number, search = keys.explicit_identity(submission_key), 0, True
+    else:
+        identity, search = where.identity, where.repeated
+        number = 0 if replaces else run_context.call_index(where, digest) if call_index is None else call_index
+    first = 0
+    if replaces is not None and (submission_key is not None or where.flow_run_id is not None):
+        submitted_so_far = 1 if submission_key is not None else run_context.submitted_so_far(where, digest)
+        number, first = keys.next_generation(
+            replaces, client.connection.crn, identity, digest, submitted_so_far=submitted_so_far
+        )
+    flow_tag = keys.flow_tag(where.flow_run_id) if where.flow_run_id else None
+
+    def renew_failed(job: Job) -> bool:
+        # Within one attempt, a failed job found under an explicit key is the answer; a later run wants a new one.
+        return where.may_resubmit(job) or (flow_tag is not None and flow_tag not in job.tags)
+
+    def key_tag(generation: int) -> str:
+        return keys.key_tag(client.connection.crn, identity, digest, index=number, generation=generation)
+
+    def later_tag(generation: int) -> str:
+        return key_tag(first + generation)
+
+    known: list[str] = []
+    alone = submission_lock(key_tag(0)) if submission_key is not None else contextlib.nullcontext(False)
+    async with cancels_jobs(client, known), first_through(session) as usable, alone as contended:
+        # After another process the look starts anew: its job may not be in the list yet.
+        touched = time.monotonic() if contended else where.touched
+        intent = Intent(
+            spec=spec,
+            key_tag=later_tag,
+            tags=((flow_tag,) if flow_tag else ()) + spec.tags,
+            session=usable,
+            search_until=touched + settings.submission_grace_seconds if search else None,
+            renew_failed=renew_failed,
+            grace=settings.submission_grace_seconds,
+        )
+        async with admission_guard(client, spec, where, budget) as passing:
+
+            def bought(new: JobRef) -> None:
+                known.append(new.id)
+                passing.bought(new)
+
+            ref = await client.submit(intent, before_post=passing.before_post, on_bought=bought)
+            bought(ref)
+            # Before the gate waits for the service to list the job: it is to be found from now on.
+            if usable is not None and usable.id is None and ref.session is not None and await _takes_jobs(client, ref):
+                bind(usable, ref)
+                await note_session(credentials, usable.token, ref.session, where)
+                notifications.session_event("opened", ref.session, max_ttl=ref.session.max_ttl)
+            await notifications.job_submitted(ref, block=block_name(credentials), flow_run_id=where.flow_run_id)
+    return ref
+
+
+async def _takes_jobs(client: QuantumRuntimeClient, ref: JobRef) -> bool:
+    """Whether the session that a first job opened takes more of them.
+
+    The one of a job attached to may be closed by the try that opened it; then the next job opens another.
+    """
+    if ref.session is None or ref.session.id is None:
+        return False
+    if not ref.attached:
+        return True
+    try:
+        session = (await client.session(ref.session.id)).ref()
+    except NotFound:
+        return False
+    return not session.is_closed and session.accepting_jobs is not False
+
+
+class SubmitTask(Task[..., Any]):
+    """A task whose `.submit` and `.map` give each call its number among equal ones.
+
+    The number travels as a parameter of another task, `numbered`, so that users do not see it in this one's
+    signature.
+    """
+
+    numbered: Task[..., Any]
+
+    def submit(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Task.submit`."""
+        bound, of_prefect = self._bind(args, kwargs)
+        return self.numbered.submit(**bound, call_index=self._number(bound), **of_prefect)
+
+    def map(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Task.map`."""
+        bound, of_prefect = self._bind(args, kwargs)
+        # Read twice, here and by Prefect: a generator would be empty the second time.
+        bound = {name: list(value) if isinstance(value, Iterator) else value for name, value in bound.items()}
+        return self.numbered.map(**bound, call_index=self._numbers(bound), **of_prefect)
+
+    def with_options(self, *args: Any, **kwargs: Any) -> SubmitTask:
+        """As `Task.with_options`; Prefect would hand back a plain task."""
+        return _as_submit_task(super().with_options(*args, **kwargs), self.numbered.with_options(*args, **kwargs))
+
+    def _bind(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The call's own arguments by name, and those that are for Prefect."""
+        of_prefect = {name: kwargs[name] for name in _OF_PREFECT if name in kwargs}
+        plain = {name: value for name, value in kwargs.items() if name not in of_prefect}
+        return dict(inspect.signature(self.fn).bind_partial(*args, **plain).arguments), of_prefect
+
+    def _number(self, arguments: dict[str, Any]) -> int | None:
+        """The call's number, or None outside a flow run, where each call is its own anyway."""
+        context = FlowRunContext.get()
+        if context is None or context.flow_run is None or context.detached:
+            return None
+        fields: dict[str, Any] = {**spec_fields(arguments), "backend": "any"}  # type: ignore[arg-type]
+        fields.pop("tags", None)
+        where = network_loop().run(current_run())
+        if _holds_future(arguments.get("pubs")) or any(_holds_future(value) for value in fields.values()):
+            # The payload comes from another task: numbered by the order of calls, apart from those counted by payload.
+            return _BY_ORDER + run_context.count(where, "unknown payload")
+        try:
+            digest = make_spec(arguments.get("pubs"), **fields).digest()
+        except InvalidInput:
+            return None  # the task itself will say what is wrong
+        return run_context.count(where, digest)
+
+    def _numbers(self, arguments: dict[str, Any]) -> Any:
+        """A number for each mapped call, in Prefect's own reading of what is mapped."""
+        mapped = {
+            name: list(value)
+            for name, value in arguments.items()
+            if not isinstance(value, BaseAnnotation) and isiterable(value)
+        }
+        length = max((len(value) for value in mapped.values()), default=0)
+        if length == 0:
+            return unmapped(None)
+        fixed = {
+            name: value.unwrap() if isinstance(value, BaseAnnotation) else value
+            for name, value in arguments.items()
+            if name not in mapped
+        }
+        return [
+            self._number({**fixed, **{name: value[i] for name, value in mapped.items() if i < len(value)}})
+            for i in range(length)
+        ]
+
+
+def _holds_future(value: Any) -> bool:
+    if isinstance(value, PrefectFuture):
+        return True
+    if isinstance(value, dict):
+        return any(_holds_future(item) for item in value.values())
+    return isinstance(value, list | tuple | set) and any(_holds_future(item) for item in value)
+
+
+def _as_submit_task(plain: Task[..., Any], numbered: Task[..., Any]) -> SubmitTask:
+    changed: Any = plain
+    changed.__class__ = SubmitTask
+    changed.numbered = numbered
+    return changed  # type: ignore[no-any-return]
+
+
+def _counting(numbered: Task[..., Any]) -> Callable[[TaskT], TaskT]:
+    """Make a task number its calls through `numbered`, its twin with the library's own parameters."""
+
+    def decorate(plain: TaskT) -> TaskT:
+        _as_submit_task(plain, numbered)
+        return plain
+
+    return decorate
+
+
+@creates(*_NAMES)
+@spelled_out
+async def asubmit_numbered(
+    credentials: QuantumRuntimeCredentials,
+    pubs: Any = None,
+    *,
+    call_index: int | None = None,
+    replaces: JobRef | None = None,
+    **submission: Unpack[Submission],
+) -> JobRef:
+    """As `asubmit_job`, with the parameters that only this library sets."""
+    return await _submit(credentials, pubs, submission, call_index=call_index, replaces=replaces)
+
+
+submit_numbered = blocking(asubmit_numbered)
+"""As `asubmit_numbered`, for sync flows."""
+
+
+@_counting(asubmit_numbered)
+@creates(*_NAMES)
+@spelled_out
+async def asubmit_job(
+    credentials: QuantumRuntimeCredentials,
+    pubs: Any = None,
+    **submission: Unpack[Submission],
+) -> JobRef:
+    """Submit one job, or attach to the one this very call submitted before. Creates at most one job.
+
+    Run again (flow retry, restart after a crash, resume), it finds its job by the submission key
+    that it left as a tag: a live one is attached to, a completed one too, and a failed or cancelled
+    one is submitted anew only when the flow was retried. Two equal calls in one flow run are two jobs.
+
+    Args:
+        credentials: The credentials block.
+        pubs: PUBs: OpenQASM 2/3 text, or `(circuit, parameters, shots)` for the sampler,
+            `(circuit, observables, parameters, precision)` for the estimator.
+        **submission: Backend, program, shots, limits and more: see `Submission`.
+
+    Returns:
+        The job's handle.
+
+    Raises:
+        InvalidInput: A field is wrong; it is named and nothing was sent.
+        UsageLimitReached: The instance has no QPU time left.
+        BudgetExhausted: The budget has no room for the job; nothing was sent.
+        SubmissionUncertain: It cannot be told whether a job was accepted; nothing more was sent.
+
+    Example:
+        ```python
+        from prefect import flow
+        from prefect_qruntime import QuantumRuntimeCredentials, fetch_results, submit_job, wait_for_completion
+
+        @flow
+        def one_job(credentials_block: str, circuit: str, backend: str) -> dict[str, int]:
+            credentials = QuantumRuntimeCredentials.load(credentials_block)
+            job = submit_job(credentials, [circuit], backend=backend, shots=1000)
+            wait_for_completion(credentials, job)
+            return fetch_results(credentials, job).counts()
+        ```
+    """
+    return await _submit(credentials, pubs, submission)
+
+
+submit_job = _counting(submit_numbered)(blocking(asubmit_job))
+"""As `asubmit_job`, for sync flows."""
