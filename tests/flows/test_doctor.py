@@ -17,6 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 import httpx
+import prefect
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -405,7 +406,7 @@ def test_a_prefect_server_that_cannot_be_reached(world: World) -> None:
 def test_versions_that_do_not_fit(
     prefect_server: PrefectServer, monkeypatch: pytest.MonkeyPatch, version: str, level: str, words: str
 ) -> None:
-    monkeypatch.setattr(prefect_server.prefect, "__version__", version)
+    monkeypatch.setattr(prefect, "__version__", version)
     (found,) = prefects_side("versions")
     assert (found.level, words in found.finding) == (level, True)
     assert found.fix
@@ -466,7 +467,7 @@ def test_the_command_line(
     )
     assert told.returncode == 1, told.stderr
     rows = json.loads(told.stdout)
-    assert all(set(row) == {"block", "check", "level", "finding", "cure"} for row in rows)
+    assert all(set(row) == {"block", "check", "level", "finding", "fix"} for row in rows)
     problems = [(row["block"], row["check"]) for row in rows if row["level"] == "problem"]
     assert problems == [("doctor-gone", "block"), ("doctor-bad", "api_key")]
 

@@ -18,6 +18,7 @@ from prefect_qruntime import (
     wait_for_completion,
 )
 from prefect_qruntime.sandbox import Sandbox
+from prefect_qruntime.tasks.submit import submit_numbered
 from tests.flows.look import BACKEND, FLIP, requests, run
 
 pytestmark = pytest.mark.server
@@ -119,7 +120,7 @@ def test_nothing_is_bought_on_a_guess(sandbox: Sandbox, credentials: QuantumRunt
     def other() -> Any:
         job = submit_job(credentials, [FLIP], backend=BACKEND, shots=5)
         wait_for_completion(credentials, job)
-        return submit_job(credentials, [FLIP], backend=BACKEND, shots=6, replaces=job)
+        return submit_numbered(credentials, [FLIP], backend=BACKEND, shots=6, replaces=job)
 
     with pytest.raises(InvalidInput) as caught:
         other()
@@ -128,7 +129,7 @@ def test_nothing_is_bought_on_a_guess(sandbox: Sandbox, credentials: QuantumRunt
 
     @flow
     def unknown() -> Any:
-        return submit_job(credentials, [FLIP], backend=BACKEND, replaces=JobRef(id="d1"))
+        return submit_numbered(credentials, [FLIP], backend=BACKEND, replaces=JobRef(id="d1"))
 
     with pytest.raises(InvalidInput):
         unknown()

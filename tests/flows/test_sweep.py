@@ -108,7 +108,7 @@ def test_sessions_of_others_are_left_alone(control: Any, sandbox: Sandbox) -> No
 
 def never_noted(sandbox: Sandbox) -> tuple[Any, Any]:
     """A process that died between opening a session and noting its id."""
-    from prefect_qruntime import work
+    from prefect_qruntime.tasks.sessions import note_session
 
     opened = []
 
@@ -120,7 +120,7 @@ def never_noted(sandbox: Sandbox) -> tuple[Any, Any]:
         async def note_only() -> None:
             where = await current_run()
             wanted = qr.SessionRef(backend=BACKEND, max_ttl=600, token="0011223344556677")
-            await work.note_session(credentials, wanted.token, wanted, where, new=True)
+            await note_session(credentials, wanted.token, wanted, where, new=True)
 
         network_loop().run(note_only())
         opened.append(client.run(client.open_session(BACKEND, mode="dedicated", max_ttl=600)))
