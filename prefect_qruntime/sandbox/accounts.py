@@ -15,8 +15,8 @@ from typing import Any
 
 import orjson
 
+from prefect_qruntime.sandbox.api_errors import ApiError, invalid
 from prefect_qruntime.sandbox.clock import Clock, iso
-from prefect_qruntime.sandbox.problems import ApiError, invalid
 from prefect_qruntime.sandbox.settings import Settings
 
 GRANT = "urn:ibm:params:oauth:grant-type:apikey"

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from prefect_qruntime.sandbox.accounts import Instance, User
-from prefect_qruntime.sandbox.problems import ApiError, default_error, invalid
+from prefect_qruntime.sandbox.api_errors import ApiError, default_error, invalid
 from prefect_qruntime.sandbox.service import Service
 from prefect_qruntime.sandbox.views import DEFAULT_VERSION, KNOWN_VERSIONS, LEGACY
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import orjson
 
+from prefect_qruntime.sandbox.api_errors import unknown_backend
 from prefect_qruntime.sandbox.clock import iso
-from prefect_qruntime.sandbox.problems import unknown_backend
 
 ONLINE, PAUSED, OFFLINE = "online", "paused", "offline"
 VERSION = "1.0.0"

@@ -6,8 +6,8 @@ import math
 from statistics import NormalDist
 from typing import Any
 
+from prefect_qruntime.sandbox import aer, encoding
 from prefect_qruntime.sandbox import circuits as qc
-from prefect_qruntime.sandbox import encoding, simulate
 from prefect_qruntime.sandbox.catalog import ERROR_READOUT, MAX_SHOTS, Backend
 from prefect_qruntime.sandbox.encoding import InputError
 
@@ -87,7 +87,7 @@ def take_shots(pub: Any, seed: int, backend: Backend, simulated: bool) -> list[l
     if not simulated:
         return [["0x0"] * pub.shots] * points
     reduced, _ = qc.compact(pub.circuit)
-    return simulate.memory(_bound(reduced, pub), pub.shots, seed, noisy=backend.noisy)
+    return aer.memory(_bound(reduced, pub), pub.shots, seed, noisy=backend.noisy)
 
 
 def _bound(reduced: Any, pub: Any) -> list[Any]:
@@ -254,7 +254,7 @@ def estimate(
     point_shape = pub.parameter_values.shape
     points = np.arange(max(1, math.prod(point_shape))).reshape(point_shape)
     circuits = _bound_points(reduced, pub)
-    exact = simulate.expectations(circuits, labels, min(shots, _TRAJECTORIES), seed, noisy=backend.noisy)
+    exact = aer.expectations(circuits, labels, min(shots, _TRAJECTORIES), seed, noisy=backend.noisy)
     # Unmitigated readout shrinks each term by (1 - 2p) per measured qubit.
     shrink = [
         (1 - 2 * ERROR_READOUT) ** sum(letter != "I" for letter in label) if backend.noisy and not mitigated else 1.0

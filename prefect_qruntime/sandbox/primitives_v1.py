@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from prefect_qruntime.sandbox import aer, encoding, primitives
 from prefect_qruntime.sandbox import circuits as qc
-from prefect_qruntime.sandbox import encoding, primitives, simulate
 from prefect_qruntime.sandbox.catalog import MAX_SHOTS, Backend
 from prefect_qruntime.sandbox.encoding import InputError
 
@@ -30,7 +30,7 @@ def sampler(
             raise InputError("The circuit has no classical bits: add measurements.")
         if simulated:
             bound = _bind(qc.compact(circuit)[0], circuit, row)
-            taken = simulate.memory([bound], shots, seed + number, noisy=backend.noisy)[0]
+            taken = aer.memory([bound], shots, seed + number, noisy=backend.noisy)[0]
         else:
             taken = ["0x0"] * shots
         counts = Counter(int(shot, 16) for shot in taken)

@@ -8,7 +8,9 @@ from typing import Any
 
 from prefect_qruntime.sandbox.catalog import ONLINE, Backend, Catalog
 from prefect_qruntime.sandbox.clock import Clock
-from prefect_qruntime.sandbox.records import (
+from prefect_qruntime.sandbox.sessions import SessionBook
+from prefect_qruntime.sandbox.settings import Settings
+from prefect_qruntime.sandbox.state import (
     CANCELLED,
     COMPLETED,
     FAILED,
@@ -18,8 +20,6 @@ from prefect_qruntime.sandbox.records import (
     Job,
     Outcome,
 )
-from prefect_qruntime.sandbox.sessions import SessionBook
-from prefect_qruntime.sandbox.settings import Settings
 
 # What a script may ask for; any other status is one the job stays in.
 _ENDS = frozenset({COMPLETED, CANCELLED, FAILED, "Ran too long"})

@@ -15,13 +15,13 @@ from ipaddress import ip_address
 from types import TracebackType
 from typing import Any
 
-from prefect_qruntime.sandbox.actions import Actions
 from prefect_qruntime.sandbox.control import Control, ControlError
-from prefect_qruntime.sandbox.physics import import_simulator
+from prefect_qruntime.sandbox.control_actions import ControlActions
 from prefect_qruntime.sandbox.routes import build_app
 from prefect_qruntime.sandbox.service import Service
 from prefect_qruntime.sandbox.settings import Settings
-from prefect_qruntime.sandbox.wire import Server
+from prefect_qruntime.sandbox.simulator import import_simulator
+from prefect_qruntime.sandbox.uvicorn_server import Server
 
 _CALL_TIMEOUT = 60.0
 
@@ -100,7 +100,7 @@ class Sandbox:
             **options,
         )
         self._service = Service(self._settings, api_key, crn)
-        self._actions = Actions(self._service)
+        self._actions = ControlActions(self._service)
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._server: Server | None = None
@@ -218,7 +218,7 @@ class Sandbox:
             TimeoutError: If it takes longer.
         """
         if self._settings.physics:
-            self._service.physics.wait_until_warm(timeout)
+            self._service.simulator.wait_until_warm(timeout)
 
     def __enter__(self) -> Sandbox:
         return self.start()
@@ -250,7 +250,7 @@ class Sandbox:
         self._server = Server(build_app(service), service)
         self._loop = loop
         service.clock.attach(loop)
-        service.physics.start(loop)
+        service.simulator.start(loop)
         serving = asyncio.ensure_future(self._server.serve(sockets=[sock]))
         ready = asyncio.ensure_future(self._server.ready.wait())
         try:
@@ -261,7 +261,7 @@ class Sandbox:
         finally:
             ready.cancel()
             service.clock.clear()
-            service.physics.stop()
+            service.simulator.stop()
 
     # --- control
 

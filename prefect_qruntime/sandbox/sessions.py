@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from prefect_qruntime.sandbox.clock import Clock
-from prefect_qruntime.sandbox.records import CANCELLED, FAILED, Job, Session
 from prefect_qruntime.sandbox.settings import Settings
+from prefect_qruntime.sandbox.state import CANCELLED, FAILED, Job, Session
 
 
 class SessionBook:

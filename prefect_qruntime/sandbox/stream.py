@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from prefect_qruntime.sandbox.api_errors import ApiError
 from prefect_qruntime.sandbox.call import authorize, json_response
 from prefect_qruntime.sandbox.faults import Fault
-from prefect_qruntime.sandbox.problems import ApiError
-from prefect_qruntime.sandbox.records import Job
 from prefect_qruntime.sandbox.service import Service
+from prefect_qruntime.sandbox.state import Job
 from prefect_qruntime.sandbox.views import CLOUD
 
 

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from prefect_qruntime.sandbox.clock import iso
-from prefect_qruntime.sandbox.records import CANCELLED, COMPLETED, FAILED, QUEUED, RUNNING, Job, Session
+from prefect_qruntime.sandbox.state import CANCELLED, COMPLETED, FAILED, QUEUED, RUNNING, Job, Session
 
 CLOUD, LEGACY = "cloud", "legacy"
 VERSIONS: tuple[dict[str, str], ...] = (

@@ -9,8 +9,8 @@ from urllib.parse import urlencode
 
 from starlette.responses import Response
 
+from prefect_qruntime.sandbox.api_errors import invalid
 from prefect_qruntime.sandbox.call import Call, json_response
-from prefect_qruntime.sandbox.problems import invalid
 from prefect_qruntime.sandbox.views import job_workload, session_workload
 
 _STATUSES = frozenset({"completed", "canceled", "failed", "pending", "in_progress"})

@@ -22,8 +22,8 @@ import orjson
 
 from prefect_qruntime.sandbox.catalog import Backend
 from prefect_qruntime.sandbox.encoding import InputError
-from prefect_qruntime.sandbox.records import FAILED, Job, Outcome
 from prefect_qruntime.sandbox.settings import Settings
+from prefect_qruntime.sandbox.state import FAILED, Job, Outcome
 from prefect_qruntime.sandbox.views import LEGACY
 
 _WARM_UP = {
@@ -72,7 +72,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-class Physics:
+class Simulator:
     """One sandbox's way to the QPU. With a seed, a result depends on the place in the submission order only."""
 
     def __init__(self, settings: Settings) -> None:

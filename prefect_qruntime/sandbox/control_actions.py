@@ -6,11 +6,11 @@ import asyncio
 from typing import Any
 
 from prefect_qruntime.sandbox.catalog import OFFLINE, ONLINE, PAUSED
-from prefect_qruntime.sandbox.records import Job, Script, Session
 from prefect_qruntime.sandbox.service import Service
+from prefect_qruntime.sandbox.state import Job, Script, Session
 
 
-class Actions:
+class ControlActions:
     """The control methods; every public one is a call of `Control` and of `/_control/<name>`.
 
     Raises:

@@ -8,8 +8,8 @@ from typing import Any
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from prefect_qruntime.sandbox.api_errors import default_error
 from prefect_qruntime.sandbox.faults import Entry, Fault
-from prefect_qruntime.sandbox.problems import default_error
 from prefect_qruntime.sandbox.service import Service
 from prefect_qruntime.sandbox.views import CLOUD, LEGACY
 
@@ -24,7 +24,7 @@ def split(path: str) -> tuple[str, str]:
     return ("iam" if path.startswith("/identity/") else LEGACY), path
 
 
-class Gate:
+class SandboxMiddleware:
     """ASGI middleware: journal and faults. Control calls pass unnoticed."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
