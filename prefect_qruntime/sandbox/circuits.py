@@ -1,4 +1,4 @@
-"""From what a job holds to circuits that qiskit-aer runs: parse, check, reduce, translate."""
+"""Parse, check, reduce and translate the circuits of a job for qiskit-aer."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _from_base64(text: str) -> Any:
 
 
 def check_fits(circuit: Any, backend: Backend, strict: bool) -> None:
-    """Refuse a circuit that is too wide or, if asked for, not in the backend's terms.
+    """Refuse a circuit that is too wide or, if asked for, not native to the backend.
 
     Raises:
         InputError: With code 1002 (too wide) or 7001 (not ISA).

@@ -1,4 +1,4 @@
-"""`POST /_control/<name>`: the control methods over HTTP, for tests in other processes."""
+"""Serve the control methods over HTTP (`POST /_control/<name>`), for tests in other processes."""
 
 from __future__ import annotations
 

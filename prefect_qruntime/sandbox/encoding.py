@@ -1,4 +1,4 @@
-"""The typed JSON of the official client: `{"__type__": …, "__value__": …}`, both directions, never pickled.
+"""Encode and decode the typed JSON of the official client, `{"__type__": …, "__value__": …}`, never pickled.
 
 Arrays are base64 of zlib of `.npy` bytes; circuits base64 of zlib of QPY bytes (read from the client's own output).
 """
@@ -16,7 +16,7 @@ _MAX_BYTES = 256 * 1024 * 1024
 
 
 class InputError(Exception):
-    """Something in the job's input cannot be run; the job fails with this text.
+    """Raised if the job's input cannot be run; the job fails with this text.
 
     Args:
         message: What is wrong.

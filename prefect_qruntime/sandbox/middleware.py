@@ -1,4 +1,4 @@
-"""The gate in front of the routes: notes every request and lets prepared faults act."""
+"""ASGI middleware that records every request and applies injected faults."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def split(path: str) -> tuple[str, str]:
 
 
 class SandboxMiddleware:
-    """ASGI middleware: journal and faults. Control calls pass unnoticed."""
+    """Record requests in the journal and apply faults; control calls are neither recorded nor faulted."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""The V2 programs `sampler` and `estimator`: PUBs in, plain or encoded results out."""
+"""Run the V2 programs `sampler` and `estimator`: PUBs in, plain or encoded results out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The V1 programs of the legacy dialect: circuits and indices in, quasi-distributions or values out."""
+"""Run the V1 programs of the legacy dialect: circuits and indices in, quasi-distributions or values out."""
 
 from __future__ import annotations
 

@@ -286,7 +286,7 @@ _ROUTES: tuple[tuple[str, str, Handler, bool], ...] = (
 
 
 def build_app(service: Service) -> Starlette:
-    """Build the app: IAM, both dialects, the socket, the control calls, and the gate before them."""
+    """Build the app: IAM, both dialects, the websocket, the control calls and the middleware."""
     routes: list[Route | WebSocketRoute] = []
     for prefix in (CLOUD_PREFIX, ""):
         for method, path, handler, body in _ROUTES:

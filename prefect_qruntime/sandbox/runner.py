@@ -1,4 +1,4 @@
-"""The life of a job: Queued, Running, its end. Moved by timers and events only, never by looking again."""
+"""Move jobs from Queued to Running to their end, by timers and events only, never by polling."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Simulate = Callable[[Job, Backend, Callable[[Outcome], None]], None]
 
 
 class Runner:
-    """Takes jobs from creation to their end.
+    """Move jobs from creation to their end.
 
     Args:
         clock: The service's clock.
@@ -57,21 +57,21 @@ class Runner:
         self._booked = booked
         self._may_run = may_run
         self.held = False
-        # Jobs whose time has come but which something else keeps back.
+        # Jobs that are due but blocked by something else.
         self._parked: dict[str, Job] = {}
         self._epoch = 0
         sessions.next_up = self.advance
         sessions.drop = self.drop
 
     def reset(self, settings: Settings) -> None:
-        """Forget every job; results still being computed are thrown away."""
+        """Forget every job; results still being computed are discarded."""
         self.settings = settings
         self.held = False
         self._parked.clear()
         self._epoch += 1
 
     def admit(self, job: Job, backend: Backend) -> None:
-        """Take a new job."""
+        """Accept a new job."""
         backend.pending += 1
         delay = self.settings.queue_time if backend.queue_time is None else backend.queue_time
         session = self._sessions.of(job)
@@ -86,7 +86,7 @@ class Runner:
         self.advance(job)
 
     def advance(self, job: Job) -> None:
-        """Move the job on if its time has come and nothing keeps it back."""
+        """Move the job to its next state if it is due and nothing blocks it."""
         if job.status == QUEUED and (job.ready or job.forced):
             if self._kept_back(job):
                 self._parked[job.id] = job
@@ -109,7 +109,7 @@ class Runner:
         return session is not None and not self._sessions.is_turn(session, job)
 
     def wake(self) -> None:
-        """Look at the jobs kept back, because something that may have kept them changed."""
+        """Check the blocked jobs again, because something that may have blocked them changed."""
         for job in list(self._parked.values()):
             self.advance(job)
 
@@ -162,7 +162,7 @@ class Runner:
         if job.status != RUNNING:
             return
         if outcome.status not in (COMPLETED, CANCELLED, FAILED):
-            # A status nobody has heard of: the job stays in it until it is finished or cancelled.
+            # An unknown status: the job stays in it until it is finished or cancelled.
             job.status, job.reason, job.reason_code = outcome.status, outcome.reason, outcome.reason_code
             job.outcome = None
             return
@@ -213,7 +213,7 @@ class Runner:
             job.cancel_timer = self._clock.call_later(self.settings.cancel_lag, self.end, job, CANCELLED)
 
     async def finish(self, job: Job) -> None:
-        """Run a job to its end now, whatever holds it back."""
+        """Run a job to its end now, whatever blocks it."""
         if job.is_terminal:
             return
         ended = asyncio.get_running_loop().create_future()
@@ -229,7 +229,7 @@ class Runner:
 
 
 def scripted(job: Job) -> Outcome:
-    """Return the end a script has for a job."""
+    """Return the outcome that the job's script asks for."""
     script = job.script
     if script is None:
         raise ValueError("the job has no script")

@@ -1,4 +1,4 @@
-"""`Sandbox`: the service on a loopback port, in a thread of its own."""
+"""`Sandbox`: serve the sandbox on a loopback port, in a thread of its own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CALL_TIMEOUT = 60.0
 
 
 class Sandbox:
-    """A Qiskit Runtime service of your own: both dialects, IAM and the websocket on one loopback port.
+    """A local Qiskit Runtime server: both dialects, IAM and the websocket on one loopback port.
 
     Use it as a context manager, plain or async; the server runs in its own thread either way.
 
@@ -116,14 +116,14 @@ class Sandbox:
         return f"http://{host}:{self._port}"
 
     def base_url(self, dialect: str = "cloud") -> str:
-        """Return what `/jobs` is appended to."""
+        """Return the base URL of the REST calls in a dialect; `/jobs` is appended to it."""
         if dialect not in ("cloud", "legacy"):
             raise ValueError(f"dialect must be cloud or legacy, not {dialect!r}")
         return f"{self.url}/api/v1" if dialect == "cloud" else self.url
 
     @property
     def iam_url(self) -> str:
-        """What `/identity/token` is appended to."""
+        """The base URL of the IAM service; `/identity/token` is appended to it."""
         return self.url
 
     @property
@@ -142,7 +142,7 @@ class Sandbox:
         return self._service.accounts.pairs[0][1]
 
     def connection(self, dialect: str = "cloud") -> dict[str, str]:
-        """Return the plain fields any client needs: key, CRN, dialect and URLs."""
+        """Return the fields a client needs: key, CRN, dialect and URLs."""
         return {
             "api_key": self.api_key,
             "crn": self.crn,

@@ -1,4 +1,4 @@
-"""The service's state and rules, without HTTP. Everything here runs on the server's loop."""
+"""Keep the service's state and apply its rules, without HTTP. Everything here runs on the server's loop."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Service:
         self.streams: set[asyncio.Transport] = set()
 
     def reset(self) -> None:
-        """Forget jobs, sessions, faults, journal, usage and changed options; make new API keys."""
+        """Remove jobs, sessions, faults, journal, usage and changed options; create new API keys."""
         waiting = [waiter for job in self.jobs.values() for waiter in (*job.waiters, *job.stream_waiters)]
         settings = self.settings = self._initial
         self.clock.clear()
@@ -78,7 +78,7 @@ class Service:
             transport.abort()
 
     def use(self, settings: Settings) -> None:
-        """Take changed options into account."""
+        """Apply changed options."""
         if settings.clock_scale != self.settings.clock_scale:
             self.clock.set_scale(settings.clock_scale)
         self.settings = settings
@@ -200,7 +200,7 @@ class Service:
                 yield session
 
     def delete_job(self, job: Job) -> None:
-        """Forget an ended job.
+        """Delete an ended job.
 
         Raises:
             ApiError: 400 if it has not ended.
@@ -221,7 +221,7 @@ class Service:
         self.runner.cancel(job)
 
     def replace_tags(self, job: Job, wanted: list[str]) -> None:
-        """Give a job other tags."""
+        """Replace a job's tags."""
         self._retagged = True
         self._unindex(job)
         job.tags = list(wanted)

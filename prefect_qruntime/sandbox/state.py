@@ -1,4 +1,4 @@
-"""The things the service keeps: jobs and sessions. Plain data, changed only on the server's loop."""
+"""Jobs and sessions as plain data, changed only on the server's loop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RAN_TOO_LONG = 1305
 
 @dataclass(slots=True)
 class Outcome:
-    """How a run ended: a result, or a failure with its reason and text."""
+    """The outcome of a job: a result, or a failure with its reason and text."""
 
     body: bytes | None = None
     status: str = COMPLETED
@@ -29,7 +29,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class Script:
-    """How the next created job shall end."""
+    """The outcome that a test asks for the next created jobs."""
 
     status: str
     reason: str = ""

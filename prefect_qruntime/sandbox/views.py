@@ -1,4 +1,4 @@
-"""Jobs, sessions and workloads as the two dialects and the API versions show them."""
+"""Build the JSON of jobs, sessions and workloads for each dialect and API version."""
 
 from __future__ import annotations
 

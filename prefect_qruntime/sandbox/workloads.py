@@ -1,4 +1,4 @@
-"""`GET /workloads`: sessions, batches and the jobs outside them, in pages with a cursor."""
+"""Answer `GET /workloads`: sessions, batches and the jobs outside them, in pages with a cursor."""
 
 from __future__ import annotations
 
