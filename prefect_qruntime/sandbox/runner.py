@@ -10,6 +10,7 @@ from prefect_qruntime.sandbox.catalog import ONLINE, Backend, Catalog
 from prefect_qruntime.sandbox.clock import Clock
 from prefect_qruntime.sandbox.sessions import SessionBook
 from prefect_qruntime.sandbox.settings import Settings
+from prefect_qruntime.sandbox.simulator import Simulator
 from prefect_qruntime.sandbox.state import (
     CANCELLED,
     COMPLETED,
@@ -24,8 +25,6 @@ from prefect_qruntime.sandbox.state import (
 # What a script may ask for; any other status is one the job stays in.
 _ENDS = frozenset({COMPLETED, CANCELLED, FAILED, "Ran too long"})
 
-Simulate = Callable[[Job, Backend, Callable[[Outcome], None]], None]
-
 
 class Runner:
     """Move jobs from creation to their end.
@@ -34,7 +33,7 @@ class Runner:
         clock: The service's clock.
         catalog: The backends.
         sessions: The sessions, which decide whose turn it is.
-        simulate: Runs a job's circuits somewhere else and calls back on the server's loop.
+        simulator: Runs a job's circuits in another process and calls back on the server's loop.
         booked: Called when the usage of a job becomes final.
         may_run: Whether the instance of a job still has something to use.
     """
@@ -45,7 +44,7 @@ class Runner:
         settings: Settings,
         catalog: Catalog,
         sessions: SessionBook,
-        simulate: Simulate,
+        simulator: Simulator,
         booked: Callable[[Job], None],
         may_run: Callable[[Job], bool],
     ) -> None:
@@ -53,7 +52,7 @@ class Runner:
         self.settings = settings
         self._catalog = catalog
         self._sessions = sessions
-        self._simulate = simulate
+        self._simulator = simulator
         self._booked = booked
         self._may_run = may_run
         self.held = False
@@ -139,7 +138,7 @@ class Runner:
     def _compute(self, job: Job) -> None:
         epoch = self._epoch
         backend = self._catalog.backends[job.backend]
-        self._simulate(job, backend, lambda outcome: self._simulated(job, outcome, epoch))
+        self._simulator.simulate(job, backend, lambda outcome: self._simulated(job, outcome, epoch))
 
     def _elapsed(self, job: Job) -> None:
         job.time_up = True
@@ -166,6 +165,8 @@ class Runner:
             job.status, job.reason, job.reason_code = outcome.status, outcome.reason, outcome.reason_code
             job.outcome = None
             return
+        if outcome.reason_code == RAN_TOO_LONG:
+            job.run_time = float(job.cost)
         self.end(job, outcome.status, outcome.reason, outcome.reason_code, outcome.solution)
 
     def end(self, job: Job, status: str, reason: str = "", code: int | None = None, solution: str = "") -> None:
@@ -176,6 +177,7 @@ class Runner:
         job.status, job.reason, job.reason_code, job.solution = status, reason, code, solution
         job.ended = now
         self._parked.pop(job.id, None)
+        self._simulator.cancel(job)
         for timer in (job.timer, job.cancel_timer):
             if timer is not None:
                 timer.cancel()

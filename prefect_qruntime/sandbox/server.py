@@ -20,7 +20,6 @@ from prefect_qruntime.sandbox.control_actions import ControlActions
 from prefect_qruntime.sandbox.routes import build_app
 from prefect_qruntime.sandbox.service import Service
 from prefect_qruntime.sandbox.settings import Settings
-from prefect_qruntime.sandbox.simulator import import_simulator
 from prefect_qruntime.sandbox.uvicorn_server import Server
 
 _CALL_TIMEOUT = 60.0
@@ -168,8 +167,6 @@ class Sandbox:
         """
         if self._used:
             raise RuntimeError("a sandbox can be started once; make a new one")
-        if self._settings.physics:
-            import_simulator()
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         # asyncio switches off Nagle's algorithm only where the protocol is named; else answers take 40 ms.
         sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -207,9 +204,9 @@ class Sandbox:
         self.control.reset()
 
     def warm_up(self, timeout: float = 60.0) -> None:
-        """Wait until the simulator has been tried out, which takes 0.1 s once per process.
+        """Wait until the process that simulates is ready, which takes about a second, once per process.
 
-        It happens by itself in the background; waiting makes the first job quick.
+        It starts by itself in the background; waiting makes the first job quick.
 
         Args:
             timeout: Real seconds.

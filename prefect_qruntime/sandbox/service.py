@@ -39,7 +39,7 @@ class Service:
         self.sessions = SessionBook(self.clock, settings)
         self.simulator = Simulator(settings)
         self.runner = Runner(
-            self.clock, settings, self.catalog, self.sessions, self.simulator.simulate, self._book, self._may_run
+            self.clock, settings, self.catalog, self.sessions, self.simulator, self._book, self._may_run
         )
         self.faults = FaultBook()
         self.journal = Journal()
