@@ -65,6 +65,18 @@ def _parse(text: str) -> Any:
         raise InputError(f"The OpenQASM {found.group(1)} program could not be parsed: {error}", 1500) from error
 
 
+def load_qasm3(text: str) -> Any:
+    """Turn OpenQASM 3 into a `QuantumCircuit`.
+
+    Raises:
+        InputError: If it is not OpenQASM 3 or cannot be read.
+    """
+    found = _HEADER.match(text)
+    if found is None or found.group(1) != "3":
+        raise InputError("The circuit is not OpenQASM 3.")
+    return _parse(text)
+
+
 def _from_base64(text: str) -> Any:
     import base64
     import binascii

@@ -59,13 +59,20 @@ def check_params(program_id: str, legacy: bool, params: Any) -> None:
     check(f"{program_id.capitalize()}{version}Params", "params", params)
 
 
+_EXECUTOR = {"v0.1": "V01", "v0.2": "V02", "v1.0": "V1", "v1.1": "V1", "v2.0": "V2"}
+
+
 def _check_executor(params: dict[str, Any]) -> None:
-    packed = params.get("schema_version") == "v2.0"
-    check("ExecutorV2Params" if packed else "ExecutorV0Params", "params", params)
-    for number, item in enumerate(params["quantum_program"]["items"]):
-        if item.get("item_type") == "samplex":
-            where = f"params.quantum_program.items[{number}]"
-            raise invalid(f"{where}: samplex items are not offered here.", "Send circuit items: without twirling.")
+    check("ExecutorVersion", "params", params)
+    check(f"Executor{_EXECUTOR[params.get('schema_version', 'v0.2')]}Checked", "params", params)
+    program = params["quantum_program"]
+    items, circuits = program["items"], program.get("circuits", {})
+    count = circuits.get("num_programs", len(circuits.get("data", items)))
+    if count != len(items):
+        raise invalid(f"params.quantum_program needs a circuit for each item: {count} for {len(items)} items.")
+    automatic = {item.get("chunk_size", "auto") == "auto" for item in items}
+    if len(automatic) > 1:
+        raise invalid("params.quantum_program.items must all have the chunk_size auto, or none of them.")
 
 
 @cache

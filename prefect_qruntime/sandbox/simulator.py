@@ -68,11 +68,15 @@ class Simulator:
         request: dict[str, Any] = {
             "program_id": job.program_id,
             "params": job.params,
-            "backend": {"name": backend.name, "qubits": backend.qubits, "noisy": backend.noisy},
-            "seed": random.Random(f"{self._seed}:{job.ordinal}").getrandbits(31),  # noqa: S311
             "legacy": job.dialect == LEGACY,
-            "strict": self.settings.strict_isa,
-            "simulated": self.settings.physics,
+            "run": {
+                "backend": {"name": backend.name, "qubits": backend.qubits, "noisy": backend.noisy},
+                "seed": random.Random(f"{self._seed}:{job.ordinal}").getrandbits(31),  # noqa: S311
+                "strict": self.settings.strict_isa,
+                "simulated": self.settings.physics,
+                "started": job.started or 0.0,
+                "duration": job.run_time,
+            },
         }
 
         def finish(outcome: Outcome) -> None:

@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from prefect_qruntime.sandbox.catalog import Backend
 from prefect_qruntime.sandbox.clock import Timer
 
 QUEUED, RUNNING, COMPLETED, CANCELLED, FAILED = "Queued", "Running", "Completed", "Cancelled", "Failed"
@@ -25,6 +26,27 @@ class Outcome:
     solution: str = ""
     text: str | None = None
     execution_ns: int = 0
+
+
+@dataclass(slots=True, frozen=True)
+class Run:
+    """What a program needs to know of its job besides the params.
+
+    Attributes:
+        backend: Where the job runs.
+        seed: Of all random numbers.
+        strict: Whether circuits must be native to the backend.
+        simulated: Whether circuits are simulated at all.
+        started: When the job started, in service seconds since the epoch.
+        duration: The job's time on the QPU in service seconds.
+    """
+
+    backend: Backend
+    seed: int
+    strict: bool = False
+    simulated: bool = True
+    started: float = 0.0
+    duration: float = 0.0
 
 
 @dataclass(slots=True)

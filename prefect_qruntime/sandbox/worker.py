@@ -20,7 +20,7 @@ import orjson
 
 from prefect_qruntime.sandbox.catalog import Backend
 from prefect_qruntime.sandbox.encoding import InputError
-from prefect_qruntime.sandbox.state import FAILED, Outcome
+from prefect_qruntime.sandbox.state import FAILED, Outcome, Run
 
 _WARM_UP = {
     "pubs": [
@@ -50,9 +50,7 @@ def main(lifeline: int | None) -> None:
     _warm_up()
     _write(answers, Outcome())
     while (request := _read(requests)) is not None:
-        if request:
-            request["backend"] = Backend(**request["backend"])
-        _write(answers, execute(**request) if request else Outcome())
+        _write(answers, _answer(request) if request else Outcome())
 
 
 def _end_with(lifeline: int) -> None:
@@ -93,16 +91,12 @@ def _write(stream: BinaryIO, outcome: Outcome) -> None:
     stream.flush()
 
 
-def execute(
-    program_id: str,
-    params: dict[str, Any],
-    backend: Backend,
-    seed: int,
-    *,
-    legacy: bool = False,
-    strict: bool = False,
-    simulated: bool = True,
-) -> Outcome:
+def _answer(request: dict[str, Any]) -> Outcome:
+    run = Run(**{**request["run"], "backend": Backend(**request["run"]["backend"])})
+    return execute(request["program_id"], request["params"], run, legacy=request["legacy"])
+
+
+def execute(program_id: str, params: dict[str, Any], run: Run, *, legacy: bool = False) -> Outcome:
     """Run one job's circuits here and now; never raises."""
     started = time.perf_counter_ns()
     try:
@@ -110,7 +104,7 @@ def execute(
 
         home: Any = primitives_v1 if legacy and params.get("version", 1) == 1 else primitives
         program = getattr(executor if program_id == "executor" else home, program_id)
-        result, shots = program(params, backend, seed, strict=strict, simulated=simulated)
+        result, shots = program(params, run)
         body = orjson.dumps(result)
     except InputError as error:
         return _failed(str(error), error.code, str(error), started)
@@ -141,4 +135,4 @@ def _warm_up() -> None:
         for name in ("qiskit.qpy", "qiskit_aer.library", "qiskit_qasm3_import"):
             import_module(name)
     for noisy in (False, True):
-        execute("sampler", _WARM_UP, Backend("warm-up", 2, noisy), 1)
+        execute("sampler", _WARM_UP, Run(Backend("warm-up", 2, noisy), 1))
