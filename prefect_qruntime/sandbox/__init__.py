@@ -1,7 +1,7 @@
-"""A local stand-in for the Qiskit Runtime service: same REST calls, real physics, faults on demand.
+"""Local test server for the Qiskit Runtime REST API: same calls, simulated circuits, faults on demand.
 
 `Sandbox` serves IAM, the cloud and the legacy dialect and the legacy websocket on one loopback port and runs the
-circuits on qiskit-aer. `Control` looks behind the scenes and makes things go wrong. Nothing heavy is imported before
+circuits on qiskit-aer. `Control` inspects the state of the server and injects faults. Nothing heavy is imported before
 one of the names is used, so a pytest plugin can name this package at no cost.
 """
 

@@ -1,4 +1,4 @@
-"""Who may call: API keys, IAM tokens, instances, the create limit and the usage ledger."""
+"""Authenticate callers and keep their accounts: API keys, IAM tokens, instances, create limit and usage."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import Any
 
 import orjson
 
+from prefect_qruntime.sandbox.api_errors import ApiError, invalid
 from prefect_qruntime.sandbox.clock import Clock, iso
-from prefect_qruntime.sandbox.problems import ApiError, invalid
 from prefect_qruntime.sandbox.settings import Settings
 
 GRANT = "urn:ibm:params:oauth:grant-type:apikey"
@@ -45,12 +45,12 @@ class Instance:
 
     @property
     def limit_reached(self) -> bool:
-        """Whether nothing is left to use."""
+        """Whether the usage limit is reached."""
         return self.limit is not None and self.consumed >= self.limit
 
 
 class Accounts:
-    """Keys, tokens and instances. Two users share the first instance; a third has one of its own."""
+    """Keep keys, tokens and instances. Two users share the first instance; a third has one of its own."""
 
     def __init__(self, clock: Clock, settings: Settings, api_key: str | None = None, crn: str | None = None) -> None:
         self._clock = clock
@@ -123,7 +123,7 @@ class Accounts:
         }
 
     def revoke_tokens(self) -> None:
-        """Make every issued token worthless."""
+        """Revoke every issued token."""
         self._tokens.clear()
 
     def _sign(self, claims: dict[str, Any]) -> str:
@@ -138,7 +138,7 @@ class Accounts:
         """Return who calls and for which instance.
 
         Raises:
-            ApiError: 401 without a valid token or key, 400 without a CRN, 403 for an instance of somebody else,
+            ApiError: 401 without a valid token or key, 400 without a CRN, 403 for an instance of another user,
                 404 for one that does not exist.
         """
         user = self._user(headers.get(b"authorization", b"").decode("latin-1"))
@@ -165,7 +165,7 @@ class Accounts:
         raise ApiError(401, 1200, "You are not authorized.", "Send a valid Authorization header.")
 
     def count_create(self, user: User) -> None:
-        """Book one job create against the caller's limit per minute.
+        """Count one job creation against the caller's limit per minute.
 
         Raises:
             ApiError: 429, code 1202.
@@ -210,7 +210,7 @@ class Accounts:
 
 
 def new_crn(region: str = "us-east") -> str:
-    """Make up a CRN that nobody else has."""
+    """Return a new random CRN."""
     return f"crn:v1:bluemix:public:quantum-computing:{region}:a/{secrets.token_hex(16)}:{uuid.uuid4()}::"
 
 

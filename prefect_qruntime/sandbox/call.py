@@ -1,4 +1,4 @@
-"""One REST call: who calls, in which dialect and version, with what query; and the answers' common form."""
+"""Parse what all REST calls share (caller, dialect, version, query) and build responses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from prefect_qruntime.sandbox.accounts import Instance, User
-from prefect_qruntime.sandbox.problems import ApiError, default_error, invalid
+from prefect_qruntime.sandbox.api_errors import ApiError, default_error, invalid
 from prefect_qruntime.sandbox.service import Service
 from prefect_qruntime.sandbox.views import DEFAULT_VERSION, KNOWN_VERSIONS, LEGACY
 
@@ -37,7 +37,7 @@ def no_content() -> Response:
 
 
 class Call:
-    """A call that has shown who it is. Handlers take one and return a response.
+    """An authenticated request; handlers take one and return a response.
 
     Raises:
         ApiError: 400, 401, 403 or 404 if the headers do not allow the call.
@@ -71,7 +71,7 @@ class Call:
         return self._query
 
     def flag(self, name: str, default: bool | None = None) -> bool | None:
-        """Return a boolean of the query; capital letters are as good as small ones."""
+        """Return a boolean of the query; upper and lower case are equal."""
         value = self.query.get(name)
         if value is None:
             return default

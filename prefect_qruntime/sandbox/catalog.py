@@ -1,4 +1,4 @@
-"""The backends on offer, their state and the documents that describe them."""
+"""The backends, their state and the documents that describe them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 import orjson
 
+from prefect_qruntime.sandbox.api_errors import unknown_backend
 from prefect_qruntime.sandbox.clock import iso
-from prefect_qruntime.sandbox.problems import unknown_backend
 
 ONLINE, PAUSED, OFFLINE = "online", "paused", "offline"
 VERSION = "1.0.0"
 MAX_SHOTS = 1_000_000
 
-# What the noisy backends do wrong; uniform over qubits, so a circuit may run on any of them.
+# Error rates of the noisy backends; uniform over qubits, so a circuit may run on any of them.
 ERROR_1Q, ERROR_2Q, ERROR_READOUT = 5e-4, 7e-3, 0.01
 
 # The heavy-hexagon map of 27 qubits that IBM's Falcon processors had.
@@ -49,7 +49,7 @@ class Backend:
 
     @property
     def basis_gates(self) -> tuple[str, ...]:
-        """The gates the backend calls its own."""
+        """The backend's native gates."""
         return _NOISY_GATES if self.noisy else _IDEAL_GATES
 
     @property
@@ -73,7 +73,7 @@ class Catalog:
         self.reset()
 
     def reset(self) -> None:
-        """Put every backend back to its first state."""
+        """Reset every backend to its initial state."""
         made = (
             Backend("sandbox_noisy", 27, noisy=True),
             Backend("sandbox_ideal", 32, noisy=False),

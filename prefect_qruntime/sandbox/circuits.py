@@ -1,4 +1,4 @@
-"""From what a job holds to circuits that qiskit-aer runs: parse, check, reduce, translate."""
+"""Parse, check, reduce and translate the circuits of a job for qiskit-aer."""
 
 from __future__ import annotations
 
@@ -65,6 +65,18 @@ def _parse(text: str) -> Any:
         raise InputError(f"The OpenQASM {found.group(1)} program could not be parsed: {error}", 1500) from error
 
 
+def load_qasm3(text: str) -> Any:
+    """Turn OpenQASM 3 into a `QuantumCircuit`.
+
+    Raises:
+        InputError: If it is not OpenQASM 3 or cannot be read.
+    """
+    found = _HEADER.match(text)
+    if found is None or found.group(1) != "3":
+        raise InputError("The circuit is not OpenQASM 3.")
+    return _parse(text)
+
+
 def _from_base64(text: str) -> Any:
     import base64
     import binascii
@@ -77,7 +89,7 @@ def _from_base64(text: str) -> Any:
 
 
 def check_fits(circuit: Any, backend: Backend, strict: bool) -> None:
-    """Refuse a circuit that is too wide or, if asked for, not in the backend's terms.
+    """Refuse a circuit that is too wide or, if asked for, not native to the backend.
 
     Raises:
         InputError: With code 1002 (too wide) or 7001 (not ISA).

@@ -1,4 +1,4 @@
-"""The service's clock: real time times a scale that may change, and timers that follow it."""
+"""The service's clock, which may run faster or slower than real time, and its timers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class Timer:
-    """One pending call; `cancel()` makes it not happen."""
+    """One scheduled call that can be cancelled."""
 
     __slots__ = ("args", "call", "when")
 
@@ -22,7 +22,7 @@ class Timer:
         self.args = args
 
     def cancel(self) -> None:
-        """Forget the call."""
+        """Cancel the call."""
         self.call = None
         self.args = ()
 
@@ -55,7 +55,7 @@ class Clock:
         return self._service + (time.monotonic() - self._real) * self._scale
 
     def set_scale(self, scale: float) -> None:
-        """Let the time pass faster or slower from now on."""
+        """Change the speed of the clock from now on; pending timers follow."""
         now = self.now()
         self._real = time.monotonic()
         self._service = now
@@ -64,7 +64,7 @@ class Clock:
         self._arm()
 
     def call_later(self, delay: float, call: Callable[..., None], *args: Any) -> Timer:
-        """Call something after `delay` service seconds, on the service's loop."""
+        """Schedule a call after `delay` service seconds, on the service's loop."""
         timer = Timer(self.now() + delay, call, args)
         heapq.heappush(self._heap, (timer.when, next(self._order), timer))
         if timer.when < self._armed:
@@ -127,6 +127,6 @@ def _wake(future: asyncio.Future[None]) -> None:
 
 
 def iso(moment: float) -> str:
-    """Return a service time as the API writes it, for example `2026-05-01T10:00:00.000Z`."""
+    """Return a service time in the format of the API, for example `2026-05-01T10:00:00.000Z`."""
     text = datetime.fromtimestamp(moment, UTC).isoformat(timespec="milliseconds")
     return text.removesuffix("+00:00") + "Z"

@@ -1,4 +1,4 @@
-"""`Control`: look at what the sandbox holds, and make things happen in it."""
+"""`Control`: inspect the sandbox's state, inject faults and steer jobs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ Record = dict[str, Any]
 
 
 class ControlError(Exception):
-    """A control call that the sandbox refused: an unknown id, an option that does not exist, a wrong value."""
+    """Raised if the sandbox refuses a control call: an unknown id or option, or a wrong value."""
 
 
 class Control:
-    """The view from behind: what was asked, what exists, and what shall go wrong.
+    """Inspect and steer a sandbox: its requests, jobs, sessions, options and faults.
 
     Thread-safe. In the process of the server it is `Sandbox.control`; elsewhere `Control.connect(url)` gives the
     same over HTTP. All times are service seconds, timestamps service seconds since the epoch.
@@ -48,7 +48,7 @@ class Control:
 
         return cls(call)
 
-    # --- what is there
+    # --- state
 
     def jobs(self, **filters: Any) -> list[Record]:
         """Return the jobs, oldest first.
@@ -88,7 +88,7 @@ class Control:
         return cast(list[Record], self._call("journal", {"method": method, "path": path}))
 
     def clear_journal(self) -> None:
-        """Forget the requests so far."""
+        """Clear the journal."""
         self._call("clear_journal", {})
 
     def usage(self, crn: str | None = None) -> Record:
@@ -126,7 +126,7 @@ class Control:
         ws_close: int | None = None,
         ws_silence: bool = False,
     ) -> int:
-        """Make matching requests go wrong.
+        """Inject a fault into matching requests.
 
         Args:
             method: HTTP method, `WS` for websockets, `None` for all.
@@ -154,17 +154,17 @@ class Control:
         return int(self._call("add_fault", fields))
 
     def faults(self) -> list[Record]:
-        """Return the faults that are still to come."""
+        """Return the faults that have not fired yet."""
         return cast(list[Record], self._call("faults", {}))
 
     def clear_faults(self) -> None:
-        """Forget the faults."""
+        """Remove all faults."""
         self._call("clear_faults", {})
 
     # --- time and jobs
 
     def set_clock_scale(self, scale: float) -> None:
-        """Let `scale` service seconds pass in a real one, pending timers included."""
+        """Make `scale` service seconds pass per real second; pending timers follow."""
         self.set_option("clock_scale", scale)
 
     def set_times(
@@ -200,11 +200,11 @@ class Control:
         self._call("script_job", fields)
 
     def hold(self) -> None:
-        """Let no job leave Queued or Running until `release`."""
+        """Keep every job Queued or Running until `release`."""
         self._call("hold", {})
 
     def release(self) -> None:
-        """Let the jobs go on."""
+        """Let the jobs continue."""
         self._call("release", {})
 
     def finish(self, job_id: str) -> Record:
@@ -226,7 +226,7 @@ class Control:
     # --- the rest
 
     def revoke_tokens(self) -> None:
-        """Make all issued tokens worthless: they answer 401 from now on."""
+        """Revoke all issued tokens: they answer 401 from now on."""
         self._call("revoke_tokens", {})
 
     def set_usage(self, crn: str | None = None, consumed: float | None = None, limit: float | None = None) -> None:

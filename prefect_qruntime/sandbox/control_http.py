@@ -1,4 +1,4 @@
-"""`POST /_control/<name>`: the control methods over HTTP, for tests in other processes."""
+"""Serve the control methods over HTTP (`POST /_control/<name>`), for tests in other processes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from prefect_qruntime.sandbox.actions import Actions
 from prefect_qruntime.sandbox.call import json_response
+from prefect_qruntime.sandbox.control_actions import ControlActions
 from prefect_qruntime.sandbox.service import Service
 
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -20,7 +20,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 def control_routes(service: Service) -> list[Route]:
     """Build the route; the body is a JSON object of keyword arguments, the answer `{"result": …}`."""
-    actions = Actions(service)
+    actions = ControlActions(service)
 
     async def act(request: Request) -> Response:
         # A page in a browser can post to loopback, but not with this content type and host without asking first.
@@ -44,7 +44,7 @@ def control_routes(service: Service) -> list[Route]:
 
 
 def _public(name: str) -> bool:
-    return not name.startswith("_") and callable(getattr(Actions, name, None))
+    return not name.startswith("_") and callable(getattr(ControlActions, name, None))
 
 
 def _refuse(message: str, status: int, kind: str = "ValueError") -> Response:

@@ -1,4 +1,4 @@
-"""The typed JSON of the official client: `{"__type__": …, "__value__": …}`, both directions, never pickled.
+"""Encode and decode the typed JSON of the official client, `{"__type__": …, "__value__": …}`, never pickled.
 
 Arrays are base64 of zlib of `.npy` bytes; circuits base64 of zlib of QPY bytes (read from the client's own output).
 """
@@ -16,7 +16,7 @@ _MAX_BYTES = 256 * 1024 * 1024
 
 
 class InputError(Exception):
-    """Something in the job's input cannot be run; the job fails with this text.
+    """Raised if the job's input cannot be run; the job fails with this text.
 
     Args:
         message: What is wrong.
@@ -30,16 +30,25 @@ class InputError(Exception):
 
 def inflate(text: Any) -> bytes:
     """Decode base64 and zlib."""
-    if not isinstance(text, str):
-        raise InputError("An encoded value must be a base64 string.")
+    packed = unbase64(text)
     try:
         unpacker = zlib.decompressobj()
-        data = unpacker.decompress(base64.b64decode(text, validate=True), _MAX_BYTES)
-    except (binascii.Error, zlib.error, ValueError) as error:
+        data = unpacker.decompress(packed, _MAX_BYTES)
+    except zlib.error as error:
         raise InputError(f"An encoded value could not be decoded: {error}") from error
     if unpacker.unconsumed_tail or not unpacker.eof:
         raise InputError("An encoded value is too large or incomplete.")
     return data
+
+
+def unbase64(text: Any) -> bytes:
+    """Decode base64."""
+    if not isinstance(text, str):
+        raise InputError("An encoded value must be a base64 string.")
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InputError(f"An encoded value could not be decoded: {error}") from error
 
 
 def decode_array(value: Any) -> Any:

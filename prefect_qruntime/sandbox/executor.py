@@ -1,126 +1,187 @@
-"""The program `executor`: bound circuits in, the bits of every register out, as plain tensors.
+"""Run the program `executor`: bound circuits in, the values of every register out, as plain tensors.
 
-Circuit items only: samplex items (twirling, and everything the official client's own estimator sends) need the
-library that draws from them. Versions `v0.1` and `v0.2` are those of IBM's OpenAPI document; `v2.0`, which packs
-circuits and tensors, is what the official client 0.51 sends (read from its schema package).
+Versions `v0.1` and `v0.2` are those of IBM's OpenAPI document, `v1.0` to `v2.0` those of its schema package. Up to
+v0.2 each item brings its circuit; since then the circuits of all items are in one place. v2.0 compresses circuits
+and tensors and takes OpenQASM 3 as well.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import math
-import time
-import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from prefect_qruntime.sandbox import circuits as qc, encoding
-from prefect_qruntime.sandbox.catalog import Backend
+from prefect_qruntime.sandbox import circuits as qc, encoding, samplex, tensors
 from prefect_qruntime.sandbox.clock import iso
 from prefect_qruntime.sandbox.encoding import InputError
 from prefect_qruntime.sandbox.primitives import bit_values, check_shots, take_shots
+from prefect_qruntime.sandbox.scheduling import schedule, stretches
+from prefect_qruntime.sandbox.state import Run
 
 DEFAULT_VERSION = "v0.2"
-PACKED = "v2.0"
+_ITEM_METADATA = ("scheduler_timing", "stretch_values")
 
 
-def executor(
-    params: dict[str, Any], backend: Backend, seed: int, *, strict: bool, simulated: bool
-) -> tuple[dict[str, Any], int]:
+@dataclass(slots=True, frozen=True)
+class _Version:
+    """What differs between the versions of the schema."""
+
+    packed: bool = False
+    placed: bool = True
+    metadata: bool = True
+
+
+_VERSIONS = {
+    "v0.1": _Version(placed=False, metadata=False),
+    "v0.2": _Version(placed=False),
+    "v1.0": _Version(),
+    "v1.1": _Version(),
+    "v2.0": _Version(packed=True),
+}
+
+
+@dataclass(slots=True)
+class _Points:
+    """One item as it is executed: parameter values for each point, and what else belongs to the points."""
+
+    circuit: Any
+    values: Any
+    shape: tuple[int, ...]
+    extras: dict[str, Any]
+
+
+def executor(params: dict[str, Any], run: Run) -> tuple[dict[str, Any], int]:
     """Run an executor job; return its result and the shots taken.
 
     Raises:
         InputError: If an item cannot be run.
     """
-    program, version = params["quantum_program"], params.get("schema_version", DEFAULT_VERSION)
-    packed = version == PACKED
-    if program.get("meas_level", "classified") != "classified":
-        raise InputError("Only classified measurements are offered here.")
-    shots, items = int(program["shots"]), program["items"]
-    circuits = _circuits(program, items, packed)
-    data, parts, total = [], [], 0
-    began = time.time()
+    program, name = params["quantum_program"], params.get("schema_version", DEFAULT_VERSION)
+    version, shots, items = _VERSIONS[name], int(program["shots"]), program["items"]
+    circuits = _circuits(program, version)
+    if len(circuits) != len(items):
+        raise InputError(f"There are {len(items)} items and {len(circuits)} circuits.")
+    data, sizes, total = [], [], 0
     for number, (circuit, item) in enumerate(zip(circuits, items, strict=True)):
-        qc.check_fits(circuit, backend, strict)
-        pub = _pub(circuit, _read(item["circuit_arguments"], packed), shots)
-        points = max(1, math.prod(pub.shape))
-        total += points * shots
+        qc.check_fits(circuit, run.backend, run.strict)
+        if not circuit.num_clbits:
+            raise InputError("The circuit has no classical bits: add measurements.")
+        points = _points(circuit, item, run.seed + number, version)
+        sizes.append(math.prod(points.shape))
+        total += sizes[-1] * shots
         check_shots(shots, total)
-        taken = take_shots(pub, seed + number, backend, simulated)
-        results = {
-            name: _write(_bits(taken, places, pub), packed) for name, places in qc.registers(circuit).items() if places
-        }
-        data.append({"results": results, "metadata": {}})
-        part: dict[str, Any] = {"idx_item": number, "size": points}
-        if packed:
-            part |= {"permutation": list(range(len(pub.shape))), "element_range": [0, points, 1]}
-        parts.append(part)
-    timing = {"start": iso(began), "stop": iso(time.time()), "parts": parts}
-    answer: dict[str, Any] = {"schema_version": version, "data": data, "metadata": {"chunk_timing": [timing]}}
-    for name in ("passthrough_data", "semantic_role"):
-        if program.get(name) is not None:
-            answer[name] = program[name]
+        results = _results(points, shots, program.get("meas_level", "classified"), run, run.seed + number)
+        written = {key: tensors.write(values, version.packed) for key, values in results.items()}
+        metadata = _metadata(points.circuit, params["options"]) if version.metadata else None
+        data.append({"results": written, "metadata": metadata})
+    timing = _chunks(items, sizes, run, version)
+    answer: dict[str, Any] = {"schema_version": name, "data": data, "metadata": {"chunk_timing": timing}}
+    for passed in ("passthrough_data", "semantic_role"):
+        if program.get(passed) is not None:
+            answer[passed] = program[passed]
     return answer, total
 
 
-def _circuits(program: dict[str, Any], items: list[Any], packed: bool) -> list[Any]:
-    if packed:
-        found = encoding.decode_circuits(encoding.inflate(program["circuits"]["b64_data"]))
-    else:
-        found = [encoding.decode_circuits(_unbase64(item["circuit"]["circuit_b64"]))[0] for item in items]
-    if len(found) != len(items):
-        raise InputError(f"There are {len(items)} items and {len(found)} circuits.")
-    return found
+def _circuits(program: dict[str, Any], version: _Version) -> list[Any]:
+    if not version.placed:
+        read = (encoding.unbase64(item["circuit"]["circuit_b64"]) for item in program["items"])
+        return [encoding.decode_circuits(data)[0] for data in read]
+    sent = program["circuits"]
+    if "data" in sent:
+        return [qc.load_qasm3(text) for text in sent["data"]]
+    decode: Callable[[Any], bytes] = encoding.inflate if version.packed else encoding.unbase64
+    return encoding.decode_circuits(decode(sent["b64_data"]))
 
 
-def _pub(circuit: Any, values: Any, shots: int) -> Any:
-    from qiskit.primitives.containers.bindings_array import BindingsArray
-    from qiskit.primitives.containers.sampler_pub import SamplerPub
-
-    names = tuple(circuit.parameters)
-    if values.shape[-1:] != (len(names),):
-        raise InputError(f"The last axis of circuit_arguments must have {len(names)} values, not {values.shape}.")
-    if not math.prod(values.shape[:-1]):
-        raise InputError("circuit_arguments holds no point.")
-    if not circuit.num_clbits:
-        raise InputError("The circuit has no classical bits: add measurements.")
-    bound = BindingsArray({names: values}) if names else BindingsArray({}, shape=values.shape[:-1])
-    return SamplerPub(circuit, bound, shots)
-
-
-def _bits(taken: list[list[str]], places: list[int], pub: Any) -> Any:
-    """Return the register's bits, lowest first, as booleans of shape (*pub, shots, bits)."""
+def _points(circuit: Any, item: dict[str, Any], seed: int, version: _Version) -> _Points:
     import numpy as np
 
-    whole = places == list(range(pub.circuit.num_clbits))
-    width = -(-len(places) // 8)
-    raw = b"".join(value.to_bytes(width, "little") for shots in taken for value in bit_values(shots, places, whole))
-    rows = np.unpackbits(np.frombuffer(raw, np.uint8).reshape(-1, width), axis=1, bitorder="little")
-    return rows[:, : len(places)].reshape(*pub.shape, pub.shots, len(places))
-
-
-def _write(bits: Any, packed: bool) -> dict[str, Any]:
-    import numpy as np
-
-    data = np.packbits(bits, bitorder="little").tobytes()
-    text = base64.b64encode(zlib.compress(data) if packed else data).decode()
-    return {"data": text, "shape": list(bits.shape), "dtype": "bool"}
-
-
-def _read(tensor: dict[str, Any], packed: bool) -> Any:
-    import numpy as np
-
-    if tensor.get("dtype", "f64") != "f64":
+    width = len(circuit.parameters)
+    if item.get("item_type") == "samplex":
+        values, extras, shape = samplex.draw(item, seed, version.packed)
+        if values.shape[-1] != width:
+            raise InputError(f"The samplex gives {values.shape[-1]} parameters, the circuit has {width}.")
+        return _Points(circuit, values.reshape(-1, width), shape, extras)
+    values = tensors.read(item["circuit_arguments"], "circuit_arguments", version.packed)
+    if values.dtype != np.float64:
         raise InputError("circuit_arguments must be of dtype f64.")
-    raw = encoding.inflate(tensor["data"]) if packed else _unbase64(tensor["data"])
-    shape = tuple(int(length) for length in tensor["shape"])
-    if not shape or len(raw) != 8 * math.prod(shape):
-        raise InputError(f"The data of circuit_arguments does not fit the shape {shape}.")
-    return np.frombuffer(raw, "<f8").reshape(shape)
-
-
-def _unbase64(text: str) -> bytes:
+    if values.shape[-1:] != (width,):
+        raise InputError(f"The last axis of circuit_arguments must have {width} values, not {list(values.shape)}.")
     try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InputError(f"An encoded value could not be decoded: {error}") from error
+        # What the item's shape has beyond that of the arguments are repetitions.
+        shape = np.broadcast_shapes(tuple(item.get("shape", ())), values.shape[:-1])
+    except ValueError:
+        raise InputError(
+            f"The shape {item['shape']} does not extend that of circuit_arguments, {list(values.shape[:-1])}."
+        ) from None
+    if not math.prod(shape):
+        raise InputError("circuit_arguments holds no point.")
+    points = math.prod(shape)
+    rows = np.broadcast_to(values, (*shape, width)).reshape(points, width)
+    return _Points(circuit, rows, shape, {})
+
+
+def _results(points: _Points, shots: int, level: str, run: Run, seed: int) -> dict[str, Any]:
+    """Take the shots; return the values of each register by its name, and what a samplex gave."""
+    taken = take_shots(points.circuit, points.values, shots, run, seed)
+    results: dict[str, Any] = {}
+    for name, places in qc.registers(points.circuit).items():
+        if not places:
+            continue
+        bits = _bits(taken, places, points, shots)
+        if level in ("classified", "both"):
+            results[name] = bits
+        if level in ("kerneled", "both"):
+            results[f"{name}_iq"] = kerneled(bits, seed)
+        if level == "avg_kerneled":
+            results[f"{name}_avg_iq"] = kerneled(bits, seed).mean(axis=-2)
+    return results | points.extras
+
+
+def _bits(taken: list[list[str]], places: list[int], points: _Points, shots: int) -> Any:
+    """Return the register's bits, lowest first, as booleans of shape (*item, shots, bits)."""
+    import numpy as np
+
+    whole = places == list(range(points.circuit.num_clbits))
+    width = -(-len(places) // 8)
+    raw = b"".join(value.to_bytes(width, "little") for one in taken for value in bit_values(one, places, whole))
+    rows = np.unpackbits(np.frombuffer(raw, np.uint8).reshape(-1, width), axis=1, bitorder="little")
+    return rows[:, : len(places)].astype(bool).reshape(*points.shape, shots, len(places))
+
+
+def kerneled(bits: Any, seed: int) -> Any:
+    """Return complex readout points for bits: two clouds around -1 and +1, far enough apart to tell them."""
+    import numpy as np
+
+    random = np.random.default_rng(seed)
+    noise = random.normal(scale=0.2, size=(*bits.shape, 2))
+    return np.where(bits, 1.0, -1.0) + noise[..., 0] + 1j * noise[..., 1]
+
+
+def _metadata(circuit: Any, options: dict[str, Any]) -> dict[str, Any]:
+    makers = (schedule, stretches)
+    return {name: make(circuit) for name, make in zip(_ITEM_METADATA, makers, strict=True) if options.get(name)}
+
+
+def _chunks(items: list[Any], sizes: list[int], run: Run, version: _Version) -> list[dict[str, Any]]:
+    """Lay the chunks of all items end to end over the job's time on the QPU; `auto` is one chunk for an item."""
+    chunks: list[tuple[int, int, int]] = []
+    for number, (item, size) in enumerate(zip(items, sizes, strict=True)):
+        length = item.get("chunk_size", "auto")
+        length = size if length == "auto" else int(length)
+        chunks.extend((number, start, min(start + length, size)) for start in range(0, size, length))
+    done, total, timing = 0, sum(sizes), []
+    for number, start, stop in chunks:
+        part: dict[str, Any] = {"idx_item": number, "size": stop - start}
+        if version.placed:
+            dimensions = len(items[number].get("shape", ())) or _dimensions(items[number])
+            part |= {"permutation": list(range(dimensions)), "element_range": [start, stop, 1]}
+        begin, done = done, done + stop - start
+        moments = (iso(run.started + run.duration * share / total) for share in (begin, done))
+        timing.append({**dict(zip(("start", "stop"), moments, strict=True)), "parts": [part]})
+    return timing
+
+
+def _dimensions(item: dict[str, Any]) -> int:
+    return max(0, len(item.get("circuit_arguments", {}).get("shape", ())) - 1)

@@ -1,4 +1,4 @@
-"""Things that go wrong on demand, and the journal of what was asked."""
+"""Injected faults, and the journal of all requests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _DROPS = (None, "before", "after", "middle")
 
 @dataclass(slots=True)
 class Fault:
-    """One prepared fault; see `Control.add_fault` for the meaning of the fields."""
+    """One injected fault; see `Control.add_fault` for the meaning of the fields."""
 
     id: int
     method: str | None
@@ -32,7 +32,7 @@ class Fault:
 
 
 class FaultBook:
-    """The faults in the order they were added; the first that matches and is not skipped acts."""
+    """Keep the faults in the order they were added; the first that matches and is not skipped fires."""
 
     def __init__(self) -> None:
         self._faults: list[Fault] = []
@@ -93,7 +93,7 @@ class FaultBook:
         return fault.id
 
     def match(self, method: str, path: str) -> Fault | None:
-        """Return the fault that acts on this request, and use it up."""
+        """Return the fault for this request, if any, and count it as fired."""
         if not self._faults:
             return None
         for fault in self._faults:
@@ -113,11 +113,11 @@ class FaultBook:
         return None
 
     def view(self) -> list[dict[str, Any]]:
-        """Return the faults that are still waiting."""
+        """Return the faults that have not fired yet."""
         return [asdict(fault) for fault in self._faults]
 
     def clear(self) -> None:
-        """Forget all faults."""
+        """Remove all faults."""
         self._faults.clear()
 
 
@@ -141,14 +141,14 @@ class Entry:
 
 
 class Journal:
-    """What was asked, newest last. Holds no headers and no bodies, so no secrets; keeps the last 200,000."""
+    """Record requests, newest last. Holds no headers and no bodies, so no secrets; keeps the last 200,000."""
 
     def __init__(self) -> None:
         self._entries: deque[Entry] = deque(maxlen=200_000)
         self._count = 0
 
     def add(self, t: float, method: str, bare: str, query: str, dialect: str, connection: int) -> Entry:
-        """Note a request."""
+        """Record a request."""
         self._count += 1
         path = f"{bare}?{query}" if query else bare
         entry = Entry(self._count, t, method, path, dialect, connection, bare=bare)
@@ -169,5 +169,5 @@ class Journal:
         return found
 
     def clear(self) -> None:
-        """Forget the entries; the numbers go on."""
+        """Remove the entries; the numbering continues."""
         self._entries.clear()

@@ -1,4 +1,4 @@
-"""The V2 programs `sampler` and `estimator`: PUBs in, plain or encoded results out."""
+"""Run the V2 programs `sampler` and `estimator`: PUBs in, plain or encoded results out."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import math
 from statistics import NormalDist
 from typing import Any
 
-from prefect_qruntime.sandbox import circuits as qc, encoding, simulate
+from prefect_qruntime.sandbox import aer, circuits as qc, encoding
 from prefect_qruntime.sandbox.catalog import ERROR_READOUT, MAX_SHOTS, Backend
 from prefect_qruntime.sandbox.encoding import InputError
+from prefect_qruntime.sandbox.state import Run
 
 DEFAULT_SHOTS = 4096
 DEFAULT_PRECISION = 1 / 64
@@ -16,9 +17,7 @@ _MAX_EXECUTIONS = 10_000_000
 _TRAJECTORIES = 4096
 
 
-def sampler(
-    params: dict[str, Any], backend: Backend, seed: int, *, strict: bool, simulated: bool
-) -> tuple[dict[str, Any], int]:
+def sampler(params: dict[str, Any], run: Run) -> tuple[dict[str, Any], int]:
     """Run a V2 sampler job; return its result and the shots taken.
 
     Raises:
@@ -31,11 +30,11 @@ def sampler(
     default = params.get("shots") or options.get("default_shots") or DEFAULT_SHOTS
     results, total = [], 0
     for number, sent in enumerate(params["pubs"]):
-        pub = _sampler_pub(sent, default, backend, strict)
+        pub = _sampler_pub(sent, default, run)
         points = max(1, math.prod(pub.shape))
         total += points * pub.shots
         check_shots(pub.shots, total)
-        taken = take_shots(pub, seed + number, backend, simulated)
+        taken = take_shots(pub.circuit, _rows(pub), pub.shots, run, run.seed + number)
         fields = {
             name: _register(taken, places, pub, encoded) for name, places in qc.registers(pub.circuit).items() if places
         }
@@ -50,12 +49,12 @@ def sampler(
     return {"results": results, "metadata": {"version": 2}}, total
 
 
-def _sampler_pub(sent: Any, default_shots: int, backend: Backend, strict: bool) -> Any:
+def _sampler_pub(sent: Any, default_shots: int, run: Run) -> Any:
     from qiskit.primitives.containers.sampler_pub import SamplerPub
 
     parts = sent if isinstance(sent, list) else [sent]
     circuit = qc.load(parts[0])
-    qc.check_fits(circuit, backend, strict)
+    qc.check_fits(circuit, run.backend, run.strict)
     if not circuit.num_clbits:
         raise InputError("The circuit has no classical bits: add measurements.")
     values = encoding.decode(parts[1]) if len(parts) > 1 else None
@@ -80,24 +79,22 @@ def check_shots(shots: int, total: int) -> None:
         raise InputError("The job asks for too many shots.", 6001)
 
 
-def take_shots(pub: Any, seed: int, backend: Backend, simulated: bool) -> list[list[str]]:
-    """Run a sampler pub; return each point's shots as hex strings over all classical bits."""
-    points = max(1, math.prod(pub.shape))
-    if not simulated:
-        return [["0x0"] * pub.shots] * points
-    reduced, _ = qc.compact(pub.circuit)
-    return simulate.memory(_bound(reduced, pub), pub.shots, seed, noisy=backend.noisy)
+def take_shots(circuit: Any, rows: Any, shots: int, run: Run, seed: int) -> list[list[str]]:
+    """Run a circuit once for each row of parameter values; return the shots as hex strings over all classical bits."""
+    if not run.simulated:
+        return [["0x0"] * shots] * len(rows)
+    reduced, _ = qc.compact(circuit)
+    bound = [reduced.assign_parameters(row) for row in rows] if reduced.parameters else [reduced] * len(rows)
+    return aer.memory(bound, shots, seed, noisy=run.backend.noisy)
 
 
-def _bound(reduced: Any, pub: Any) -> list[Any]:
-    values = pub.parameter_values.as_array(list(reduced.parameters)) if reduced.parameters else None
+def _rows(pub: Any) -> Any:
+    """Return the parameter values of a sampler pub, one row a point, in the order of the circuit's parameters."""
     points = max(1, math.prod(pub.shape))
-    if values is None:
-        return [reduced] * points
-    rows = values.reshape(-1, len(reduced.parameters))
-    if len(rows) == 1 and points > 1:
-        rows = rows.repeat(points, axis=0)
-    return [reduced.assign_parameters(row) for row in rows]
+    if not pub.circuit.parameters:
+        return [[]] * points
+    rows = pub.parameter_values.as_array(list(pub.circuit.parameters)).reshape(-1, len(pub.circuit.parameters))
+    return rows.repeat(points, axis=0) if len(rows) == 1 and points > 1 else rows
 
 
 def _register(taken: list[list[str]], places: list[int], pub: Any, encoded: bool) -> dict[str, Any]:
@@ -136,9 +133,7 @@ def nested(flat: list[Any], shape: tuple[int, ...]) -> Any:
     return [nested(flat[index * step : (index + 1) * step], shape[1:]) for index in range(shape[0])]
 
 
-def estimator(
-    params: dict[str, Any], backend: Backend, seed: int, *, strict: bool, simulated: bool
-) -> tuple[dict[str, Any], int]:
+def estimator(params: dict[str, Any], run: Run) -> tuple[dict[str, Any], int]:
     """Run a V2 estimator job; return its result and the shots it stands for.
 
     Values lie within the asked precision of the simulated expectation: shot noise is drawn from a normal
@@ -159,10 +154,10 @@ def estimator(
     mitigated = params.get("resilience_level", 1) >= 1
     results, total = [], 0
     for number, sent in enumerate(params["pubs"]):
-        pub = _estimator_pub(sent, default, backend, strict)
+        pub = _estimator_pub(sent, default, run)
         shots = math.ceil(1 / pub.precision**2)
         values, deviations = estimate(
-            pub, shots, pub.precision, seed + number, backend, mitigated=mitigated, simulated=simulated
+            pub, shots, pub.precision, run.seed + number, run.backend, mitigated=mitigated, simulated=run.simulated
         )
         total += shots * max(1, math.prod(pub.shape))
         meta: dict[str, Any] = {
@@ -190,12 +185,12 @@ def estimator(
     return {"results": results, "metadata": overall}, total
 
 
-def _estimator_pub(sent: list[Any], default_precision: float, backend: Backend, strict: bool) -> Any:
+def _estimator_pub(sent: list[Any], default_precision: float, run: Run) -> Any:
     from qiskit.primitives.containers.estimator_pub import EstimatorPub
     from qiskit.primitives.containers.observables_array import ObservablesArray
 
     circuit = qc.load(sent[0])
-    qc.check_fits(circuit, backend, strict)
+    qc.check_fits(circuit, run.backend, run.strict)
     observables = encoding.decode(sent[1])
     values = encoding.decode(sent[2]) if len(sent) > 2 else None
     precision = sent[3] if len(sent) > 3 and sent[3] is not None else default_precision
@@ -205,7 +200,7 @@ def _estimator_pub(sent: list[Any], default_precision: float, backend: Backend, 
         observables = observables.tolist()
     try:
         observables = ObservablesArray.coerce(observables)
-        circuit = qc.widen(circuit, min(_width(observables), backend.qubits))
+        circuit = qc.widen(circuit, min(_width(observables), run.backend.qubits))
         return EstimatorPub.coerce((circuit, observables, qc.bindings(circuit, values), float(precision)))
     except InputError:
         raise
@@ -253,7 +248,7 @@ def estimate(
     point_shape = pub.parameter_values.shape
     points = np.arange(max(1, math.prod(point_shape))).reshape(point_shape)
     circuits = _bound_points(reduced, pub)
-    exact = simulate.expectations(circuits, labels, min(shots, _TRAJECTORIES), seed, noisy=backend.noisy)
+    exact = aer.expectations(circuits, labels, min(shots, _TRAJECTORIES), seed, noisy=backend.noisy)
     # Unmitigated readout shrinks each term by (1 - 2p) per measured qubit.
     shrink = [
         (1 - 2 * ERROR_READOUT) ** sum(letter != "I" for letter in label) if backend.noisy and not mitigated else 1.0

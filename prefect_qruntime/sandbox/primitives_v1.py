@@ -1,20 +1,19 @@
-"""The V1 programs of the legacy dialect: circuits and indices in, quasi-distributions or values out."""
+"""Run the V1 programs of the legacy dialect: circuits and indices in, quasi-distributions or values out."""
 
 from __future__ import annotations
 
 from collections import Counter
 from typing import Any
 
-from prefect_qruntime.sandbox import circuits as qc, encoding, primitives, simulate
-from prefect_qruntime.sandbox.catalog import MAX_SHOTS, Backend
+from prefect_qruntime.sandbox import aer, circuits as qc, encoding, primitives
+from prefect_qruntime.sandbox.catalog import MAX_SHOTS
 from prefect_qruntime.sandbox.encoding import InputError
+from prefect_qruntime.sandbox.state import Run
 
 DEFAULT_SHOTS = 4000
 
 
-def sampler(
-    params: dict[str, Any], backend: Backend, seed: int, *, strict: bool, simulated: bool
-) -> tuple[dict[str, Any], int]:
+def sampler(params: dict[str, Any], run: Run) -> tuple[dict[str, Any], int]:
     """Run a V1 sampler job; return `{"quasi_dists", "metadata"}` and the shots taken.
 
     Raises:
@@ -24,12 +23,12 @@ def sampler(
     shots = _shots(params)
     dists: list[dict[str, float]] = []
     for number, (index, row) in enumerate(zip(indices, values, strict=True)):
-        circuit = _load(circuits, index, backend, strict)
+        circuit = _load(circuits, index, run)
         if not circuit.num_clbits:
             raise InputError("The circuit has no classical bits: add measurements.")
-        if simulated:
+        if run.simulated:
             bound = _bind(qc.compact(circuit)[0], circuit, row)
-            taken = simulate.memory([bound], shots, seed + number, noisy=backend.noisy)[0]
+            taken = aer.memory([bound], shots, run.seed + number, noisy=run.backend.noisy)[0]
         else:
             taken = ["0x0"] * shots
         counts = Counter(int(shot, 16) for shot in taken)
@@ -38,9 +37,7 @@ def sampler(
     return {"quasi_dists": dists, "metadata": metadata}, shots * len(dists)
 
 
-def estimator(
-    params: dict[str, Any], backend: Backend, seed: int, *, strict: bool, simulated: bool
-) -> tuple[dict[str, Any], int]:
+def estimator(params: dict[str, Any], run: Run) -> tuple[dict[str, Any], int]:
     """Run a V1 estimator job; return `{"values", "metadata"}` and the shots it stands for.
 
     Raises:
@@ -61,7 +58,7 @@ def estimator(
     found, metadata = [], []
     mitigated = params.get("resilience_level", 0) >= 1
     for number, (index, place, row) in enumerate(zip(indices, chosen, values, strict=True)):
-        circuit = _load(circuits, index, backend, strict)
+        circuit = _load(circuits, index, run)
         if place >= len(observables):
             raise InputError(f"There is no observable {place}.")
         try:
@@ -69,7 +66,7 @@ def estimator(
         except Exception as error:
             raise InputError(f"The observable or the parameters do not fit: {error}") from error
         value, deviation = primitives.estimate(
-            pub, shots, precision, seed + number, backend, mitigated=mitigated, simulated=simulated
+            pub, shots, precision, run.seed + number, run.backend, mitigated=mitigated, simulated=run.simulated
         )
         found.append(value[0])
         metadata.append({"variance": deviation[0] ** 2 * shots, "shots": shots})
@@ -107,11 +104,11 @@ def _shots(params: dict[str, Any]) -> int:
     return DEFAULT_SHOTS
 
 
-def _load(circuits: list[Any], index: int, backend: Backend, strict: bool) -> Any:
+def _load(circuits: list[Any], index: int, run: Run) -> Any:
     if index >= len(circuits):
         raise InputError(f"There is no circuit {index}.")
     circuit = qc.load(circuits[index])
-    qc.check_fits(circuit, backend, strict)
+    qc.check_fits(circuit, run.backend, run.strict)
     return circuit
 
 

@@ -1,4 +1,4 @@
-"""Fixtures for tests against the sandbox; loading this costs nothing until one is used.
+"""Pytest fixtures for tests against the sandbox; nothing heavy is imported until one is used.
 
 The server is started once per module, since that takes longest, and reset before every test: no job, session,
 fault, journal entry, usage or changed option is left, and the API keys are new.
@@ -26,7 +26,7 @@ def _qruntime_sandbox_server() -> Iterator[Sandbox]:
 
 @pytest.fixture
 def qruntime_sandbox(_qruntime_sandbox_server: Sandbox) -> Sandbox:
-    """Return a running `Sandbox` in its first state."""
+    """Return a running `Sandbox` in its initial state."""
     _qruntime_sandbox_server.reset()
     return _qruntime_sandbox_server
 

@@ -12,8 +12,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 
-from prefect_qruntime.sandbox import catalog, schema, views
-from prefect_qruntime.sandbox.app import CLOUD_PREFIX, Gate
+from prefect_qruntime.sandbox import catalog, views
+from prefect_qruntime.sandbox.api_errors import ApiError, invalid
 from prefect_qruntime.sandbox.call import (
     Call,
     Handler,
@@ -25,9 +25,10 @@ from prefect_qruntime.sandbox.call import (
     raw_json,
 )
 from prefect_qruntime.sandbox.control_http import control_routes
-from prefect_qruntime.sandbox.problems import ApiError, invalid
-from prefect_qruntime.sandbox.records import COMPLETED, FAILED
+from prefect_qruntime.sandbox.middleware import CLOUD_PREFIX, SandboxMiddleware
+from prefect_qruntime.sandbox.request_schema import check
 from prefect_qruntime.sandbox.service import Service
+from prefect_qruntime.sandbox.state import COMPLETED, FAILED
 from prefect_qruntime.sandbox.stream import stream_job
 from prefect_qruntime.sandbox.views import LEGACY
 from prefect_qruntime.sandbox.workloads import list_workloads
@@ -134,7 +135,7 @@ def get_metrics(call: Call) -> Response:
 def put_tags(call: Call) -> Response:
     """Answer `PUT /jobs/{id}/tags`."""
     job = call.service.job(call.user, call.instance, call.id)
-    schema.TAGS_UPDATE("body", call.body)
+    check("ReplaceTagsRequest", "body", call.body)
     call.service.replace_tags(job, call.body["tags"])
     return no_content()
 
@@ -167,7 +168,7 @@ def get_session(call: Call) -> Response:
 def patch_session(call: Call) -> Response:
     """Answer `PATCH /sessions/{id}`."""
     session = call.service.session(call.user, call.instance, call.id)
-    schema.SESSION_UPDATE("body", call.body)
+    check("UpdateSessionRequest", "body", call.body)
     if not call.body["accepting_jobs"]:
         call.service.sessions.stop_accepting(session)
     elif session.state == "closed":
@@ -239,7 +240,7 @@ def get_configuration(call: Call) -> Response:
 
 def put_configuration(call: Call) -> Response:
     """Answer `PUT /instances/configuration`; only for the first user of the instance."""
-    schema.CONFIGURATION_UPDATE("body", call.body)
+    check("InstanceConfigurationUpdate", "body", call.body)
     if call.user.id != call.instance.admin_id:
         raise ApiError(403, 1200, "Only an administrator of the instance may do this.")
     limit = call.body.get("instance_limit")
@@ -285,7 +286,7 @@ _ROUTES: tuple[tuple[str, str, Handler, bool], ...] = (
 
 
 def build_app(service: Service) -> Starlette:
-    """Build the app: IAM, both dialects, the socket, the control calls, and the gate before them."""
+    """Build the app: IAM, both dialects, the websocket, the control calls and the middleware."""
     routes: list[Route | WebSocketRoute] = []
     for prefix in (CLOUD_PREFIX, ""):
         for method, path, handler, body in _ROUTES:
@@ -296,7 +297,7 @@ def build_app(service: Service) -> Starlette:
     routes.extend(control_routes(service))
     return Starlette(
         routes=routes,
-        middleware=[Middleware(Gate, service=service)],
+        middleware=[Middleware(SandboxMiddleware, service=service)],
         exception_handlers={ApiError: on_api_error, HTTPException: on_http_error},
     )
 

@@ -1,4 +1,4 @@
-"""The life of a job: Queued, Running, its end. Moved by timers and events only, never by looking again."""
+"""Move jobs from Queued to Running to their end, by timers and events only, never by polling."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any
 
 from prefect_qruntime.sandbox.catalog import ONLINE, Backend, Catalog
 from prefect_qruntime.sandbox.clock import Clock
-from prefect_qruntime.sandbox.records import (
+from prefect_qruntime.sandbox.sessions import SessionBook
+from prefect_qruntime.sandbox.settings import Settings
+from prefect_qruntime.sandbox.simulator import Simulator
+from prefect_qruntime.sandbox.state import (
     CANCELLED,
     COMPLETED,
     FAILED,
@@ -18,23 +21,19 @@ from prefect_qruntime.sandbox.records import (
     Job,
     Outcome,
 )
-from prefect_qruntime.sandbox.sessions import SessionBook
-from prefect_qruntime.sandbox.settings import Settings
 
 # What a script may ask for; any other status is one the job stays in.
 _ENDS = frozenset({COMPLETED, CANCELLED, FAILED, "Ran too long"})
 
-Simulate = Callable[[Job, Backend, Callable[[Outcome], None]], None]
-
 
 class Runner:
-    """Takes jobs from creation to their end.
+    """Move jobs from creation to their end.
 
     Args:
         clock: The service's clock.
         catalog: The backends.
         sessions: The sessions, which decide whose turn it is.
-        simulate: Runs a job's circuits somewhere else and calls back on the server's loop.
+        simulator: Runs a job's circuits in another process and calls back on the server's loop.
         booked: Called when the usage of a job becomes final.
         may_run: Whether the instance of a job still has something to use.
     """
@@ -45,7 +44,7 @@ class Runner:
         settings: Settings,
         catalog: Catalog,
         sessions: SessionBook,
-        simulate: Simulate,
+        simulator: Simulator,
         booked: Callable[[Job], None],
         may_run: Callable[[Job], bool],
     ) -> None:
@@ -53,25 +52,25 @@ class Runner:
         self.settings = settings
         self._catalog = catalog
         self._sessions = sessions
-        self._simulate = simulate
+        self._simulator = simulator
         self._booked = booked
         self._may_run = may_run
         self.held = False
-        # Jobs whose time has come but which something else keeps back.
+        # Jobs that are due but blocked by something else.
         self._parked: dict[str, Job] = {}
         self._epoch = 0
         sessions.next_up = self.advance
         sessions.drop = self.drop
 
     def reset(self, settings: Settings) -> None:
-        """Forget every job; results still being computed are thrown away."""
+        """Forget every job; results still being computed are discarded."""
         self.settings = settings
         self.held = False
         self._parked.clear()
         self._epoch += 1
 
     def admit(self, job: Job, backend: Backend) -> None:
-        """Take a new job."""
+        """Accept a new job."""
         backend.pending += 1
         delay = self.settings.queue_time if backend.queue_time is None else backend.queue_time
         session = self._sessions.of(job)
@@ -86,7 +85,7 @@ class Runner:
         self.advance(job)
 
     def advance(self, job: Job) -> None:
-        """Move the job on if its time has come and nothing keeps it back."""
+        """Move the job to its next state if it is due and nothing blocks it."""
         if job.status == QUEUED and (job.ready or job.forced):
             if self._kept_back(job):
                 self._parked[job.id] = job
@@ -109,7 +108,7 @@ class Runner:
         return session is not None and not self._sessions.is_turn(session, job)
 
     def wake(self) -> None:
-        """Look at the jobs kept back, because something that may have kept them changed."""
+        """Check the blocked jobs again, because something that may have blocked them changed."""
         for job in list(self._parked.values()):
             self.advance(job)
 
@@ -139,7 +138,7 @@ class Runner:
     def _compute(self, job: Job) -> None:
         epoch = self._epoch
         backend = self._catalog.backends[job.backend]
-        self._simulate(job, backend, lambda outcome: self._simulated(job, outcome, epoch))
+        self._simulator.simulate(job, backend, lambda outcome: self._simulated(job, outcome, epoch))
 
     def _elapsed(self, job: Job) -> None:
         job.time_up = True
@@ -162,10 +161,12 @@ class Runner:
         if job.status != RUNNING:
             return
         if outcome.status not in (COMPLETED, CANCELLED, FAILED):
-            # A status nobody has heard of: the job stays in it until it is finished or cancelled.
+            # An unknown status: the job stays in it until it is finished or cancelled.
             job.status, job.reason, job.reason_code = outcome.status, outcome.reason, outcome.reason_code
             job.outcome = None
             return
+        if outcome.reason_code == RAN_TOO_LONG:
+            job.run_time = float(job.cost)
         self.end(job, outcome.status, outcome.reason, outcome.reason_code, outcome.solution)
 
     def end(self, job: Job, status: str, reason: str = "", code: int | None = None, solution: str = "") -> None:
@@ -176,6 +177,7 @@ class Runner:
         job.status, job.reason, job.reason_code, job.solution = status, reason, code, solution
         job.ended = now
         self._parked.pop(job.id, None)
+        self._simulator.cancel(job)
         for timer in (job.timer, job.cancel_timer):
             if timer is not None:
                 timer.cancel()
@@ -213,7 +215,7 @@ class Runner:
             job.cancel_timer = self._clock.call_later(self.settings.cancel_lag, self.end, job, CANCELLED)
 
     async def finish(self, job: Job) -> None:
-        """Run a job to its end now, whatever holds it back."""
+        """Run a job to its end now, whatever blocks it."""
         if job.is_terminal:
             return
         ended = asyncio.get_running_loop().create_future()
@@ -229,7 +231,7 @@ class Runner:
 
 
 def scripted(job: Job) -> Outcome:
-    """Return the end a script has for a job."""
+    """Return the outcome that the job's script asks for."""
     script = job.script
     if script is None:
         raise ValueError("the job has no script")

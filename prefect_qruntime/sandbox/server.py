@@ -1,4 +1,4 @@
-"""`Sandbox`: the service on a loopback port, in a thread of its own."""
+"""`Sandbox`: serve the sandbox on a loopback port, in a thread of its own."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ from ipaddress import ip_address
 from types import TracebackType
 from typing import Any
 
-from prefect_qruntime.sandbox.actions import Actions
 from prefect_qruntime.sandbox.control import Control, ControlError
-from prefect_qruntime.sandbox.physics import import_simulator
+from prefect_qruntime.sandbox.control_actions import ControlActions
 from prefect_qruntime.sandbox.routes import build_app
 from prefect_qruntime.sandbox.service import Service
 from prefect_qruntime.sandbox.settings import Settings
-from prefect_qruntime.sandbox.wire import Server
+from prefect_qruntime.sandbox.uvicorn_server import Server
 
 _CALL_TIMEOUT = 60.0
 
 
 class Sandbox:
-    """A Qiskit Runtime service of your own: both dialects, IAM and the websocket on one loopback port.
+    """A local Qiskit Runtime server: both dialects, IAM and the websocket on one loopback port.
 
     Use it as a context manager, plain or async; the server runs in its own thread either way.
 
@@ -100,7 +99,7 @@ class Sandbox:
             **options,
         )
         self._service = Service(self._settings, api_key, crn)
-        self._actions = Actions(self._service)
+        self._actions = ControlActions(self._service)
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._server: Server | None = None
@@ -116,14 +115,14 @@ class Sandbox:
         return f"http://{host}:{self._port}"
 
     def base_url(self, dialect: str = "cloud") -> str:
-        """Return what `/jobs` is appended to."""
+        """Return the base URL of the REST calls in a dialect; `/jobs` is appended to it."""
         if dialect not in ("cloud", "legacy"):
             raise ValueError(f"dialect must be cloud or legacy, not {dialect!r}")
         return f"{self.url}/api/v1" if dialect == "cloud" else self.url
 
     @property
     def iam_url(self) -> str:
-        """What `/identity/token` is appended to."""
+        """The base URL of the IAM service; `/identity/token` is appended to it."""
         return self.url
 
     @property
@@ -142,7 +141,7 @@ class Sandbox:
         return self._service.accounts.pairs[0][1]
 
     def connection(self, dialect: str = "cloud") -> dict[str, str]:
-        """Return the plain fields any client needs: key, CRN, dialect and URLs."""
+        """Return the fields a client needs: key, CRN, dialect and URLs."""
         return {
             "api_key": self.api_key,
             "crn": self.crn,
@@ -168,8 +167,6 @@ class Sandbox:
         """
         if self._used:
             raise RuntimeError("a sandbox can be started once; make a new one")
-        if self._settings.physics:
-            import_simulator()
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         # asyncio switches off Nagle's algorithm only where the protocol is named; else answers take 40 ms.
         sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -207,9 +204,9 @@ class Sandbox:
         self.control.reset()
 
     def warm_up(self, timeout: float = 60.0) -> None:
-        """Wait until the simulator has been tried out, which takes 0.1 s once per process.
+        """Wait until the process that simulates is ready, which takes about a second, once per process.
 
-        It happens by itself in the background; waiting makes the first job quick.
+        It starts by itself in the background; waiting makes the first job quick.
 
         Args:
             timeout: Real seconds.
@@ -218,7 +215,7 @@ class Sandbox:
             TimeoutError: If it takes longer.
         """
         if self._settings.physics:
-            self._service.physics.wait_until_warm(timeout)
+            self._service.simulator.wait_until_warm(timeout)
 
     def __enter__(self) -> Sandbox:
         return self.start()
@@ -250,7 +247,7 @@ class Sandbox:
         self._server = Server(build_app(service), service)
         self._loop = loop
         service.clock.attach(loop)
-        service.physics.start(loop)
+        service.simulator.start(loop)
         serving = asyncio.ensure_future(self._server.serve(sockets=[sock]))
         ready = asyncio.ensure_future(self._server.ready.wait())
         try:
@@ -261,7 +258,7 @@ class Sandbox:
         finally:
             ready.cancel()
             service.clock.clear()
-            service.physics.stop()
+            service.simulator.stop()
 
     # --- control
 

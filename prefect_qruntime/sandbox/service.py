@@ -1,4 +1,4 @@
-"""The service's state and rules, without HTTP. Everything here runs on the server's loop."""
+"""Keep the service's state and apply its rules, without HTTP. Everything here runs on the server's loop."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 import orjson
 
 from prefect_qruntime.sandbox.accounts import Accounts, Instance, User
+from prefect_qruntime.sandbox.api_errors import ApiError, invalid, job_not_found, unknown_session
 from prefect_qruntime.sandbox.catalog import OFFLINE, Catalog
 from prefect_qruntime.sandbox.clock import Clock, iso
 from prefect_qruntime.sandbox.faults import FaultBook, Journal
-from prefect_qruntime.sandbox.physics import Physics
-from prefect_qruntime.sandbox.problems import ApiError, invalid, job_not_found, unknown_session
-from prefect_qruntime.sandbox.records import Job, Script, Session
+from prefect_qruntime.sandbox.request_schema import check, check_params
 from prefect_qruntime.sandbox.runner import Runner
-from prefect_qruntime.sandbox.schema import JOB, JOB_LEGACY, SESSION, check_params, tags
 from prefect_qruntime.sandbox.sessions import SessionBook
 from prefect_qruntime.sandbox.settings import Settings
+from prefect_qruntime.sandbox.simulator import Simulator
+from prefect_qruntime.sandbox.state import Job, Script, Session
 from prefect_qruntime.sandbox.views import LEGACY, MAX_COST
 
 _ID_LETTERS = "0123456789abcdefghijklmnopqrstuv"
@@ -37,9 +37,9 @@ class Service:
         self.accounts = Accounts(self.clock, settings, api_key, crn)
         self.catalog = Catalog()
         self.sessions = SessionBook(self.clock, settings)
-        self.physics = Physics(settings)
+        self.simulator = Simulator(settings)
         self.runner = Runner(
-            self.clock, settings, self.catalog, self.sessions, self.physics.simulate, self._book, self._may_run
+            self.clock, settings, self.catalog, self.sessions, self.simulator, self._book, self._may_run
         )
         self.faults = FaultBook()
         self.journal = Journal()
@@ -53,7 +53,7 @@ class Service:
         self.streams: set[asyncio.Transport] = set()
 
     def reset(self) -> None:
-        """Forget jobs, sessions, faults, journal, usage and changed options; make new API keys."""
+        """Remove jobs, sessions, faults, journal, usage and changed options; create new API keys."""
         waiting = [waiter for job in self.jobs.values() for waiter in (*job.waiters, *job.stream_waiters)]
         settings = self.settings = self._initial
         self.clock.clear()
@@ -61,7 +61,7 @@ class Service:
         self.accounts.reset(settings)
         self.catalog.reset()
         self.sessions.reset(settings)
-        self.physics.reset(settings)
+        self.simulator.reset(settings)
         self.runner.reset(settings)
         self.faults.clear()
         self.journal = Journal()
@@ -78,12 +78,12 @@ class Service:
             transport.abort()
 
     def use(self, settings: Settings) -> None:
-        """Take changed options into account."""
+        """Apply changed options."""
         if settings.clock_scale != self.settings.clock_scale:
             self.clock.set_scale(settings.clock_scale)
         self.settings = settings
         self.accounts.use(settings)
-        self.sessions.settings = self.runner.settings = self.physics.settings = settings
+        self.sessions.settings = self.runner.settings = self.simulator.settings = settings
         self.runner.wake()
 
     # --- jobs
@@ -96,9 +96,9 @@ class Service:
                 409 at the usage limit, 429 at the create limit.
         """
         legacy = dialect == LEGACY
-        (JOB_LEGACY if legacy else JOB)("body", body)
-        check_params(body["program_id"], legacy, body.get("params"))
         _check_depth(body)
+        check("LegacyJob" if legacy else "Job", "body", body)
+        check_params(body["program_id"], legacy, body.get("params"))
         backend = self.catalog.get(body["backend"])
         if backend.status == OFFLINE:
             raise ApiError(400, 1004, f"The backend {backend.name} is not available.", "Use another backend.")
@@ -200,7 +200,7 @@ class Service:
                 yield session
 
     def delete_job(self, job: Job) -> None:
-        """Forget an ended job.
+        """Delete an ended job.
 
         Raises:
             ApiError: 400 if it has not ended.
@@ -221,8 +221,7 @@ class Service:
         self.runner.cancel(job)
 
     def replace_tags(self, job: Job, wanted: list[str]) -> None:
-        """Give a job other tags."""
-        tags("tags", wanted)
+        """Replace a job's tags."""
         self._retagged = True
         self._unindex(job)
         job.tags = list(wanted)
@@ -253,7 +252,7 @@ class Service:
         Raises:
             ApiError: 400 for the body, an unknown or offline backend, or code 1352 where the plan forbids it.
         """
-        SESSION("body", body)
+        check("CreateSessionRequest", "body", body)
         name = body.get("backend") or body.get("backend_name")
         if name:
             if name not in self.catalog.backends:

@@ -1,16 +1,16 @@
-"""Sessions and batches: whose turn it is, and when they end."""
+"""Run the jobs of sessions and batches in order, and close sessions in time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from prefect_qruntime.sandbox.clock import Clock
-from prefect_qruntime.sandbox.records import CANCELLED, FAILED, Job, Session
 from prefect_qruntime.sandbox.settings import Settings
+from prefect_qruntime.sandbox.state import CANCELLED, FAILED, Job, Session
 
 
 class SessionBook:
-    """All sessions. Jobs of one run one after another; `next_up` and `drop` are the runner's."""
+    """Keep all sessions. Jobs of one session run one after another; `next_up` and `drop` are set by the runner."""
 
     def __init__(self, clock: Clock, settings: Settings) -> None:
         self._clock = clock
@@ -59,7 +59,7 @@ class SessionBook:
         return self.sessions.get(job.session_id) if job.session_id is not None else None
 
     def enqueue(self, session: Session, job: Job) -> None:
-        """Put a job behind the others."""
+        """Append a job to the session's queue."""
         session.queue.append(job)
         session.job_ids.append(job.id)
         if session.backend is None:
@@ -67,11 +67,11 @@ class SessionBook:
         _cancel_idle(session)
 
     def is_turn(self, session: Session, job: Job) -> bool:
-        """Whether no other job of the session runs or is before this one."""
+        """Whether this job is the next of its session to run."""
         return session.current is None and bool(session.queue) and session.queue[0] is job
 
     def started(self, session: Session, job: Job) -> None:
-        """Note that a job of the session runs."""
+        """Record that a job of the session has started."""
         now = self._clock.now()
         if job in session.queue:
             session.queue.remove(job)
@@ -86,7 +86,7 @@ class SessionBook:
             self._move(session, "active")
 
     def ended(self, session: Session, job: Job) -> None:
-        """Note that a job of the session has ended, and let the next one go."""
+        """Record that a job of the session has ended, and start the next one."""
         if session.current is job:
             session.current = None
             session.last_job_completed = self._clock.now()
@@ -104,13 +104,13 @@ class SessionBook:
                 self._close(session, "All jobs of the session have ended.")
 
     def stop_accepting(self, session: Session) -> None:
-        """Take no more jobs; those already there still run, then the session closes."""
+        """Accept no more jobs; those already queued still run, then the session closes."""
         session.accepting_jobs = False
         if session.state != "closed" and session.current is None and not session.queue:
             self._close(session, "The session takes no more jobs.")
 
     def accept_again(self, session: Session) -> None:
-        """Take jobs again, as long as the session is not closed."""
+        """Accept jobs again, unless the session is closed."""
         session.accepting_jobs = True
         if session.current is None and not session.queue:
             self._start_idling(session)

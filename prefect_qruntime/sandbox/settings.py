@@ -1,4 +1,4 @@
-"""What can be set on a sandbox, with the checks; every field but `seed` may change while it runs."""
+"""The options of a sandbox and their checks; all but `seed` may change at run time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The websocket `/stream/jobs/{id}` of 2022-2024: an acknowledgement, the final result, close 1000."""
+"""Serve the websocket `/stream/jobs/{id}` of 2022-2024: an acknowledgement, the final result, close 1000."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from prefect_qruntime.sandbox.api_errors import ApiError
 from prefect_qruntime.sandbox.call import authorize, json_response
 from prefect_qruntime.sandbox.faults import Fault
-from prefect_qruntime.sandbox.problems import ApiError
-from prefect_qruntime.sandbox.records import Job
 from prefect_qruntime.sandbox.service import Service
+from prefect_qruntime.sandbox.state import Job
 from prefect_qruntime.sandbox.views import CLOUD
 
 
@@ -30,7 +30,7 @@ def stream_job(service: Service) -> Callable[[WebSocket], Awaitable[None]]:
         try:
             await _talk(socket, job, socket.scope.get("sandbox.fault"))
         except (WebSocketDisconnect, OSError, RuntimeError):
-            # The client went away in the middle, or the sandbox was reset: nothing is left to say.
+            # The client went away in the middle, or the sandbox was reset: nothing is left to send.
             return
         finally:
             service.streams.discard(transport)
@@ -72,7 +72,7 @@ async def _talk(socket: WebSocket, job: Job, fault: Fault | None) -> None:
 
 
 async def _act(socket: WebSocket, fault: Fault) -> bool:
-    """Let a fault act on an open socket; return whether that was the end of it."""
+    """Apply a fault to an open socket; return whether that ends the conversation."""
     if fault.ws_silence:
         # Nothing is read from now on, so pings stay unanswered and even a close goes unnoticed.
         transport: asyncio.Transport = socket.scope["sandbox.protocol"].transport
@@ -89,7 +89,7 @@ async def _act(socket: WebSocket, fault: Fault) -> bool:
 
 
 async def _ended(socket: WebSocket, job: Job, waiter: asyncio.Future[None]) -> bool:
-    """Wait for the job's end or the client's going; return whether it was the former."""
+    """Wait until the job ends or the client disconnects; return whether the job ended."""
     gone = asyncio.ensure_future(_client_gone(socket))
     try:
         await asyncio.wait({waiter, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -101,6 +101,6 @@ async def _ended(socket: WebSocket, job: Job, waiter: asyncio.Future[None]) -> b
 
 
 async def _client_gone(socket: WebSocket) -> None:
-    # Clients have nothing to say here; whatever they send is ignored.
+    # Whatever a client sends here is ignored.
     while (await socket.receive())["type"] != "websocket.disconnect":
         pass

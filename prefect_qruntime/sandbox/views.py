@@ -1,4 +1,4 @@
-"""Jobs, sessions and workloads as the two dialects and the API versions show them."""
+"""Build the JSON of jobs, sessions and workloads for each dialect and API version."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from prefect_qruntime.sandbox.clock import iso
-from prefect_qruntime.sandbox.records import CANCELLED, COMPLETED, FAILED, QUEUED, RUNNING, Job, Session
+from prefect_qruntime.sandbox.state import CANCELLED, COMPLETED, FAILED, QUEUED, RUNNING, Job, Session
 
 CLOUD, LEGACY = "cloud", "legacy"
 VERSIONS: tuple[dict[str, str], ...] = (

@@ -1,4 +1,4 @@
-"""`GET /workloads`: sessions, batches and the jobs outside them, in pages with a cursor."""
+"""Answer `GET /workloads`: sessions, batches and the jobs outside them, in pages with a cursor."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from urllib.parse import urlencode
 
 from starlette.responses import Response
 
+from prefect_qruntime.sandbox.api_errors import invalid
 from prefect_qruntime.sandbox.call import Call, json_response
-from prefect_qruntime.sandbox.problems import invalid
 from prefect_qruntime.sandbox.views import job_workload, session_workload
 
 _STATUSES = frozenset({"completed", "canceled", "failed", "pending", "in_progress"})

@@ -1,4 +1,4 @@
-"""Refusals: everything the service answers with its error container."""
+"""Errors that the service answers with its error container."""
 
 from __future__ import annotations
 
@@ -48,26 +48,26 @@ def container(code: int | str, message: str, solution: str = "") -> dict[str, An
 
 
 def invalid(message: str, solution: str = "") -> ApiError:
-    """A body or query that does not fit the schema: 400, code 1208."""
+    """Return the error for a body or query that does not fit the schema: 400, code 1208."""
     return ApiError(400, 1208, message, solution)
 
 
 def job_not_found(job_id: str) -> ApiError:
-    """No such job for this caller: 404, code 1291."""
+    """Return the error for a job that does not exist for this caller: 404, code 1291."""
     return ApiError(404, 1291, f"Job not found. Job ID: {job_id}", "Check the job ID and the instance.")
 
 
 def unknown_session(session_id: str) -> ApiError:
-    """No such session for this caller: 404."""
+    """Return the error for a session that does not exist for this caller: 404."""
     return ApiError(404, "not_found", f"unknown session: {session_id}")
 
 
 def unknown_backend(name: str) -> ApiError:
-    """No such device: 404."""
+    """Return the error for a device that does not exist: 404."""
     return ApiError(404, "not_found", f"device not found: {name}")
 
 
-# Sent when a fault or the framework gives a status and no text of its own.
+# Sent if a fault or the framework gives a status and no text of its own.
 DEFAULT_MESSAGES: dict[int, tuple[int | str, str]] = {
     400: (1208, "The request is not valid."),
     401: (1200, "You are not authorized."),

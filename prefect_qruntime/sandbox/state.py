@@ -1,4 +1,4 @@
-"""The things the service keeps: jobs and sessions. Plain data, changed only on the server's loop."""
+"""Jobs and sessions as plain data, changed only on the server's loop."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from prefect_qruntime.sandbox.catalog import Backend
 from prefect_qruntime.sandbox.clock import Timer
 
 QUEUED, RUNNING, COMPLETED, CANCELLED, FAILED = "Queued", "Running", "Completed", "Cancelled", "Failed"
@@ -16,7 +17,7 @@ RAN_TOO_LONG = 1305
 
 @dataclass(slots=True)
 class Outcome:
-    """How a run ended: a result, or a failure with its reason and text."""
+    """The outcome of a job: a result, or a failure with its reason and text."""
 
     body: bytes | None = None
     status: str = COMPLETED
@@ -27,9 +28,30 @@ class Outcome:
     execution_ns: int = 0
 
 
+@dataclass(slots=True, frozen=True)
+class Run:
+    """What a program needs to know of its job besides the params.
+
+    Attributes:
+        backend: Where the job runs.
+        seed: Of all random numbers.
+        strict: Whether circuits must be native to the backend.
+        simulated: Whether circuits are simulated at all.
+        started: When the job started, in service seconds since the epoch.
+        duration: The job's time on the QPU in service seconds.
+    """
+
+    backend: Backend
+    seed: int
+    strict: bool = False
+    simulated: bool = True
+    started: float = 0.0
+    duration: float = 0.0
+
+
 @dataclass(slots=True)
 class Script:
-    """How the next created job shall end."""
+    """The outcome that a test asks for the next created jobs."""
 
     status: str
     reason: str = ""

@@ -1,4 +1,4 @@
-"""The gate in front of the routes: notes every request and lets prepared faults act."""
+"""ASGI middleware that records every request and applies injected faults."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from prefect_qruntime.sandbox.api_errors import default_error
 from prefect_qruntime.sandbox.faults import Entry, Fault
-from prefect_qruntime.sandbox.problems import default_error
 from prefect_qruntime.sandbox.service import Service
 from prefect_qruntime.sandbox.views import CLOUD, LEGACY
 
@@ -24,8 +24,8 @@ def split(path: str) -> tuple[str, str]:
     return ("iam" if path.startswith("/identity/") else LEGACY), path
 
 
-class Gate:
-    """ASGI middleware: journal and faults. Control calls pass unnoticed."""
+class SandboxMiddleware:
+    """Record requests in the journal and apply faults; control calls are neither recorded nor faulted."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app

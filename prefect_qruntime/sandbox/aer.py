@@ -1,4 +1,4 @@
-"""Running circuits on qiskit-aer: shots in order, expectation values, with or without noise."""
+"""Run circuits on qiskit-aer, with or without noise, and return shots or expectation values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `Control` can do, as done inside the server, on its loop. Plain JSON in and out."""
+"""Implement the methods of `Control` inside the server, on its loop; plain JSON in and out."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import asyncio
 from typing import Any
 
 from prefect_qruntime.sandbox.catalog import OFFLINE, ONLINE, PAUSED
-from prefect_qruntime.sandbox.records import Job, Script, Session
 from prefect_qruntime.sandbox.service import Service
+from prefect_qruntime.sandbox.state import Job, Script, Session
 
 
-class Actions:
-    """The control methods; every public one is a call of `Control` and of `/_control/<name>`.
+class ControlActions:
+    """The control methods; each public one is callable through `Control` and `/_control/<name>`.
 
     Raises:
         ValueError: For values that do not fit.
@@ -59,19 +59,19 @@ class Actions:
         return self._service.journal.view(method, path)
 
     def clear_journal(self) -> None:
-        """Forget the requests so far."""
+        """Clear the journal."""
         self._service.journal.clear()
 
     def add_fault(self, **fields: Any) -> int:
-        """Prepare a fault and return its id."""
+        """Add a fault and return its id."""
         return self._service.faults.add(**fields)
 
     def faults(self) -> list[dict[str, Any]]:
-        """Return the faults that are still to come."""
+        """Return the faults that have not fired yet."""
         return self._service.faults.view()
 
     def clear_faults(self) -> None:
-        """Forget the faults."""
+        """Remove all faults."""
         self._service.faults.clear()
 
     def set_option(self, name: str, value: Any) -> None:
@@ -81,7 +81,7 @@ class Actions:
     def set_times(
         self, queue_time: float | None = None, run_time: float | None = None, backend: str | None = None
     ) -> None:
-        """Change the times of jobs still to come, everywhere or on one backend."""
+        """Change the queue and run time of new jobs, everywhere or on one backend."""
         for name, value in (("queue_time", queue_time), ("run_time", run_time)):
             if value is None:
                 continue
@@ -92,7 +92,7 @@ class Actions:
                 setattr(self._backend(backend), name, value)
 
     def set_backend(self, name: str, status: str | None = None, queue_length: int | None = None) -> None:
-        """Change what a backend is and shows."""
+        """Change a backend's status or the queue length it shows."""
         backend = self._backend(name)
         if status is not None:
             if status not in (ONLINE, PAUSED, OFFLINE):
@@ -116,11 +116,11 @@ class Actions:
         self._service.scripts.append(Script(status, reason, reason_code, results_text, times))
 
     def hold(self) -> None:
-        """Let no job move until `release`."""
+        """Keep every job in its state until `release`."""
         self._service.runner.held = True
 
     def release(self) -> None:
-        """Let the jobs move again."""
+        """Let the jobs continue."""
         self._service.runner.held = False
         self._service.runner.wake()
 
@@ -143,7 +143,7 @@ class Actions:
         return _job(job)
 
     def revoke_tokens(self) -> None:
-        """Make all issued tokens worthless."""
+        """Revoke all issued tokens."""
         self._service.accounts.revoke_tokens()
 
     def set_usage(self, crn: str | None = None, consumed: float | None = None, limit: float | None = None) -> None:
@@ -165,7 +165,7 @@ class Actions:
         return self._service.tcp_connections
 
     def iam_calls(self) -> int:
-        """Return how often a token was asked for."""
+        """Return how many tokens were requested."""
         return self._service.accounts.iam_calls
 
     def now(self) -> float:

@@ -1,4 +1,4 @@
-"""The uvicorn parts: protocols that the gate can reach, and a server that stops at once."""
+"""The uvicorn server: protocols that the middleware can reach, and an immediate shutdown."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from prefect_qruntime.sandbox.service import Service
 
-# Only trouble of our own making is told, and uvicorn's loggers belong to other servers of the process as well.
+# Only errors are logged, and uvicorn's loggers belong to other servers of the process as well.
 _logger = logging.getLogger("prefect_qruntime.sandbox")
 _logger.addHandler(logging.NullHandler())
 _logger.setLevel(logging.ERROR)
@@ -26,7 +26,7 @@ class _Config(uvicorn.Config):
 
 
 class _Http(H11Protocol):
-    """HTTP that shows itself in the scope, so that a fault can close the connection."""
+    """HTTP protocol that puts itself into the scope, so that a fault can close the connection."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -51,7 +51,7 @@ class _Http(H11Protocol):
 
 
 class _Socket(WebSocketsSansIOProtocol):
-    """Websocket that shows itself in the scope."""
+    """Websocket protocol that puts itself into the scope."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -66,7 +66,7 @@ class _Socket(WebSocketsSansIOProtocol):
 
 
 class Server(uvicorn.Server):
-    """A server that sleeps until it is told to stop, and then closes every connection."""
+    """A server that sleeps until `stop` is called, and then closes every connection."""
 
     def __init__(self, app: Any, service: Service) -> None:
         config = _Config(
@@ -95,12 +95,12 @@ class Server(uvicorn.Server):
         self._stop.set()
 
     async def main_loop(self) -> None:
-        """Wait without waking up."""
+        """Wait for `stop` without periodic wake-ups."""
         self.ready.set()
         await self._stop.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close everything now; nobody waits for answers of a sandbox that is stopped."""
+        """Close everything now, without waiting for pending answers."""
         for server in self.servers:
             server.close()
         tasks = list(self.server_state.tasks)
