@@ -325,12 +325,24 @@ class Submission:
         return Pause(seconds)
 
     def _nothing_listed(self, now: float) -> Action:
-        del now
+        learnt = self._learnt(now)
+        if learnt is not None:
+            return learnt
         if self.doubt == "accepted":
             return self._give_up(self._unseen())
         if self.doubt == "lost" and self.posts >= self.ask.attempts:
             return self._give_up(self._unanswered())
         return Admit(self.key)
+
+    def _learnt(self, now: float) -> Action | None:
+        """Go by what came in meanwhile: the answer to a request whose caller was cancelled."""
+        record = self.memory.note(self.memory_key)
+        if self.doubt == "accepted" or record.accepted is None:
+            return None
+        if record.ref is None:
+            return self._search(now, "accepted", now + self.ask.grace)
+        self.memory.release(self.memory_key)
+        return self._known(now, record.ref, record.job, record.payload)
 
     def list_failed(self, now: float, error: QuantumRuntimeError) -> Action:
         """The service could not be asked: nothing is bought in doubt."""
@@ -369,9 +381,9 @@ class Submission:
 
     def admitted(self, now: float) -> Action:
         """Budget and rate limit allow one request."""
-        record = self.memory.note(self.memory_key)
-        if record.accepted is not None:  # learnt while this caller waited
-            return self._search(now, "accepted", now + self.ask.grace)
+        learnt = self._learnt(now)
+        if learnt is not None:
+            return learnt
         self.posts += 1
         self.posting = True
         return Post(self.key)
@@ -415,7 +427,8 @@ class Submission:
     # ---- the end -----------------------------------------------------------------------------------------
 
     def _give_up(self, error: QuantumRuntimeError) -> GiveUp:
-        self.memory.release(self.memory_key, error if isinstance(error, SubmissionUncertain) else None)
+        if self._owns():  # not if the answer came too late for a caller that is gone
+            self.memory.release(self.memory_key, error if isinstance(error, SubmissionUncertain) else None)
         return GiveUp(error)
 
     def _uncertain(self, what: str, solution: str, candidates: list[str], **fields: Any) -> SubmissionUncertain:
