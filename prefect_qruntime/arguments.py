@@ -66,10 +66,12 @@ class Plan:
     """A checked submission, and the digest that identifies what was wanted.
 
     The digest is that of the circuits as given: transpiled for another backend, they are still the same work.
+    `transpiled` says that those of `spec` are made for its backend.
     """
 
     spec: JobSpec
     digest: str
+    transpiled: bool = False
 
 
 async def configuration(
@@ -95,8 +97,9 @@ def plan(
     """
     spec = make_spec(pubs, program_id=program_id, **fields)
     digest = spec.digest()
+    transpiled = configuration is not None and transpile
     if configuration is not None and transpile:
         spec = make_spec(transpile_pubs(pubs, configuration, program_id=program_id), program_id=program_id, **fields)
     if configuration is not None and check_isa:
         isa_check(spec, configuration)
-    return Plan(spec, digest)
+    return Plan(spec, digest, transpiled)

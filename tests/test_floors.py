@@ -51,6 +51,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
             "cancellation",
             "private_results",
             "purchase_lock",
+            "submission_marks",
         ),
         *("stored_results", "flow_parameters", "loading"),
         *("waits", "flow_runs", "claims", "checks", "checks.*"),

@@ -25,9 +25,12 @@ from prefect_qruntime.gate import gate
 from prefect_qruntime.late_usage import follow_usage
 from prefect_qruntime.lookout import looks_out
 from prefect_qruntime.models import Job, JobRef, JobStatus, SessionRef
+from prefect_qruntime.orchestration import in_run
 from prefect_qruntime.purchase_lock import alone_with
 from prefect_qruntime.settings import current_settings
 from prefect_qruntime.sightings import Sighting
+from prefect_qruntime.spec import JobSpec
+from prefect_qruntime.submission_marks import mark_sent, never_sent
 from prefect_qruntime.work.instance import queue_length
 from prefect_qruntime.work.sessions import note_session
 
@@ -52,9 +55,9 @@ async def submit(
     where = await keys.origin()
     spec, digest = plan.spec, plan.digest
     if submission_key is not None:
-        identity, number, search = keys.explicit_identity(submission_key), 0, True
+        identity, number = keys.explicit_identity(submission_key), 0
     else:
-        identity, search = where.identity, where.repeated
+        identity = where.identity
         number = 0 if replaces else keys.call_index(where, digest) if index is None else index
     first = 0
     if replaces is not None and (submission_key is not None or where.flow_run_id is not None):
@@ -73,18 +76,23 @@ async def submit(
         return key_tag(first + generation)
 
     known: list[str] = []
+    marked = submission_key is not None and in_run()  # as the lock: outside a run there is no Prefect to ask
     alone = alone_with(key_tag(0)) if submission_key is not None else contextlib.nullcontext(False)
-    async with cancels_jobs(client, known), binding.first_through(session) as usable, alone as contended:
-        # After another process the look starts anew: its job may not be in the list yet.
-        touched = time.monotonic() if contended else where.touched
+    async with cancels_jobs(client, known), binding.first_through(session) as usable, alone:
+        grace = settings.submission_grace_seconds
         intent = Intent(
             spec=spec,
             key_tag=later_tag,
             tags=((flow_tag,) if flow_tag else ()) + spec.tags,
             session=usable,
-            search_until=touched + settings.submission_grace_seconds if search else None,
+            # Earlier attempts of this run ended before this process began; another process may have used an
+            # explicit key a moment before the lock was free.
+            search_until=where.touched + grace if where.repeated else None,
+            search_seconds=grace if submission_key is not None else None,
             renew_failed=renew_failed,
-            grace=settings.submission_grace_seconds,
+            grace=grace,
+            digest=plan.digest,
+            exact=not plan.transpiled,
         )
         async with gate(client, spec, where, budget) as passing:
 
@@ -92,7 +100,17 @@ async def submit(
                 known.append(new.id)
                 passing.bought(new)
 
-            ref = await client.submit(intent, before_post=passing.before_post, on_bought=bought)
+            async def before_post(key: str) -> JobSpec | None:
+                if marked:
+                    await mark_sent(key)
+                return await passing.before_post(key)
+
+            ref = await client.submit(
+                intent,
+                before_post=before_post,
+                on_bought=bought,
+                known_unsent=never_sent if marked else None,
+            )
             bought(ref)
             # Before the gate waits for the service to list the job: it is to be found from now on.
             if usable is not None and usable.id is None and ref.session is not None and await _takes_jobs(client, ref):
