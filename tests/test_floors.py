@@ -32,6 +32,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
             for name in ("waiting", "calendar", "walk", "trust", "watch", "looks", "sockets", "watching")
         ),
         *(f"client.{name}" for name in ("following", "submission", "sessions", "fetching")),
+        *(f"client.{name}" for name in ("submission_core", "submission_memory", "payload_check", "session_core")),
         *(f"client.{name}" for name in ("results*", "result_*", "decode*", "instance", "api")),
         "client",
     ),
@@ -50,6 +51,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
             "cancellation",
             "private_results",
             "purchase_lock",
+            "submission_marks",
         ),
         *("stored_results", "flow_parameters", "loading"),
         *("waits", "flow_runs", "claims", "checks", "checks.*"),

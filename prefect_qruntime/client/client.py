@@ -60,7 +60,12 @@ class QuantumRuntimeClient(InstanceCalls):
     @on_network_loop
     async def submit(self, intent: Intent, **hooks: Any) -> JobRef:
         """Buy the intent's one job, or attach to it. See `submission.submit_or_attach`."""
-        return await submit_or_attach(self, intent, **hooks)
+        scope = f"{self.connection.base_url} {self.connection.crn}"
+        return await submit_or_attach(self, intent, scope=scope, **hooks)
+
+    def job_params(self, spec: JobSpec) -> dict[str, Any]:
+        """The `params` that `post_job` sends for a submission."""
+        return self._wire().dialect.params(spec)
 
     @on_network_loop
     async def post_job(self, spec: JobSpec, tags: tuple[str, ...], session: SessionRef | None) -> JobRef:

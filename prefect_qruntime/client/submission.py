@@ -1,8 +1,8 @@
 """Buy one job for one intent, or attach to the one bought before.
 
-The service has no idempotency key. What it has are job tags that can be listed, so each intent
-carries a tag of its own and every doubt is settled by a look at the list. We promise that no job is
-bought twice automatically; we do not promise "exactly once".
+`submission_core` decides, this module carries it out: it calls the service, sleeps, waits for other callers of the
+process, and reports each outcome back. We promise that no job is bought twice automatically; we do not promise
+"exactly once".
 """
 
 from __future__ import annotations
@@ -11,19 +11,26 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
+from prefect_qruntime.client import submission_core as core
 from prefect_qruntime.client.inputs.spec import JobSpec
+from prefect_qruntime.client.payload_check import differs_at_sight, input_difference, is_small, shape
+from prefect_qruntime.client.submission_memory import Payload, SubmissionMemory
 from prefect_qruntime.client.transport.in_flight import complete_or_withdraw
-from prefect_qruntime.errors import QuantumRuntimeError, SubmissionUncertain
-from prefect_qruntime.models import Job, JobRef, JobStatus, SessionRef
+from prefect_qruntime.errors import NotFound, QuantumRuntimeError
+from prefect_qruntime.models import Job, JobRef, SessionRef
 from prefect_qruntime.redact import get_logger
 
-__all__ = ["BeforePost", "Intent", "submit_or_attach"]
+__all__ = ["BeforePost", "Intent", "KnownUnsent", "submission_memory", "submit_or_attach"]
 
 log = get_logger(__name__)
 
 BeforePost = Callable[[str], Awaitable[JobSpec | None]]
+KnownUnsent = Callable[[str], Awaitable[bool]]
+
+_MOST_COMPARED = 4_000_000  # characters and numbers of a payload that is read back from the service
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +42,15 @@ class Intent:
         key_tag: Gives the submission key's tag for a generation (0 is the first).
         tags: Further tags (the flow's and the user's).
         session: The session to run in.
-        search_until: Look for an earlier job before the first POST, until this moment of `clock` at
-            least once; None when no earlier attempt can exist.
+        search_until: Look for an earlier job before the first POST, until this moment of `clock` at least once. For
+            attempts that are over when this process starts.
+        search_seconds: Look for an earlier job for so long from now on, at least once. For keys that another process
+            may have used a moment ago. With both None no earlier attempt can exist.
         renew_failed: Whether an earlier job that failed or was cancelled is to be bought anew.
         grace: Seconds after a lost answer within which the job must show up in the list.
         attempts: Most POSTs for one generation.
+        digest: The payload's digest, if it was computed already.
+        exact: Whether a job with this key must have the same circuits. False if they were transpiled for a backend.
     """
 
     spec: JobSpec
@@ -47,36 +58,69 @@ class Intent:
     tags: tuple[str, ...] = ()
     session: SessionRef | None = None
     search_until: float | None = None
+    search_seconds: float | None = None
     renew_failed: Callable[[Job], bool] = field(default=lambda job: False)
     grace: float = 30.0
     attempts: int = 3
+    digest: str | None = None
+    exact: bool = True
 
 
-class _Service(Protocol):
-    """What submitting needs of the client."""
+class SubmissionService(Protocol):
+    """The calls of the service that a submission needs."""
 
-    async def post_job(self, spec: JobSpec, tags: tuple[str, ...], session: SessionRef | None) -> JobRef: ...
+    async def post_job(self, spec: JobSpec, tags: tuple[str, ...], session: SessionRef | None) -> JobRef:
+        """Send one `POST /jobs`."""
+        ...
 
-    async def jobs_tagged(self, tag: str) -> list[Job]: ...
+    async def jobs_tagged(self, tag: str) -> list[Job]:
+        """List the jobs with a tag."""
+        ...
+
+    async def job(self, job_id: str) -> Job:
+        """Read a job's state."""
+        ...
+
+    async def job_input(self, job_id: str) -> dict[str, Any]:
+        """Read the `params` that the service kept; empty if it shows none."""
+        ...
+
+    def job_params(self, spec: JobSpec) -> dict[str, Any]:
+        """The `params` that would be sent."""
+        ...
+
+
+_memories: WeakKeyDictionary[asyncio.AbstractEventLoop, SubmissionMemory] = WeakKeyDictionary()
+
+
+def submission_memory() -> SubmissionMemory:
+    """The memory of the running loop. A process submits on one loop only; a forked process has another one."""
+    return _memories.setdefault(asyncio.get_running_loop(), SubmissionMemory())
 
 
 async def submit_or_attach(
-    service: _Service,
+    service: SubmissionService,
     intent: Intent,
     *,
+    scope: str = "",
     before_post: BeforePost | None = None,
     on_bought: Callable[[JobRef], None] | None = None,
+    known_unsent: KnownUnsent | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> JobRef:
     """Return the one job of this intent, bought now or found.
 
     Args:
-        service: The client.
+        service: The calls of the service.
         intent: What is wanted.
+        scope: The instance; callers of one process with equal scope and key share one job.
         before_post: Awaited with the key before each POST: budget and rate limits. It may raise to stop, or
             return what to send in place of the intent's spec (a lower limit of QPU seconds).
-        on_bought: Told of a new job at once, even when the caller is being cancelled meanwhile.
+        on_bought: Called with a new job at once, even when the caller is being cancelled meanwhile.
+        known_unsent: Awaited with the key before a search that precedes the first POST. True, if it is certain that
+            no process has ever sent this key: then one look replaces the search. It must not guess: a process that
+            uses it has to leave a mark in `before_post`, under a lock that keeps other processes with the key off.
         clock: Monotonic seconds.
         sleep: For the pauses between looks.
 
@@ -87,122 +131,182 @@ async def submit_or_attach(
         SubmissionUncertain: It cannot be told whether a job was bought; nothing more is sent.
         QuantumRuntimeError: The service refused the job; nothing was bought.
     """
-    generation = 0
-    while True:
-        key = intent.key_tag(generation)
-        earlier = None
-        if intent.search_until is not None:
-            earlier = await _search(service, intent, key, intent.search_until, clock, sleep)
-        if earlier is None:
-            return await _buy(service, intent, key, before_post, on_bought, clock, sleep)
-        dead = earlier.status in (JobStatus.FAILED, JobStatus.CANCELLED)
-        if not (dead and intent.renew_failed(earlier)):
-            return _attached(earlier, intent, key)
-        generation += 1
+    ask = core.Ask(
+        key_tag=intent.key_tag,
+        scope=scope,
+        payload=Payload(shape(intent.spec), await _digest(intent)),
+        renew_failed=intent.renew_failed,
+        search_until=intent.search_until,
+        search_seconds=intent.search_seconds,
+        can_tell_unsent=known_unsent is not None,
+        grace=intent.grace,
+        attempts=intent.attempts,
+    )
+    memory = submission_memory()
+    machine = core.Submission(ask, memory, object())
+    caller = _Caller(service, intent, machine, memory, before_post, on_bought, known_unsent, clock, sleep)
+    try:
+        return await caller.run()
+    except BaseException:
+        machine.abandoned(clock())
+        raise
 
 
-async def _buy(
-    service: _Service,
-    intent: Intent,
-    key: str,
-    before_post: BeforePost | None,
-    on_bought: Callable[[JobRef], None] | None,
-    clock: Callable[[], float],
-    sleep: Callable[[float], Awaitable[None]],
-) -> JobRef:
-    tags = (key, *intent.tags)
-    for attempt in range(1, intent.attempts + 1):
-        spec = (await before_post(key) if before_post is not None else None) or intent.spec
+async def _digest(intent: Intent) -> str | None:
+    if intent.digest is not None or not intent.exact:
+        return intent.digest
+    return intent.spec.digest() if is_small(intent.spec) else await asyncio.to_thread(intent.spec.digest)
+
+
+@dataclass(slots=True)
+class _Caller:
+    """Carries out what the core decides, for one caller."""
+
+    service: SubmissionService
+    intent: Intent
+    machine: core.Submission
+    memory: SubmissionMemory
+    before_post: BeforePost | None
+    on_bought: Callable[[JobRef], None] | None
+    known_unsent: KnownUnsent | None
+    clock: Callable[[], float]
+    sleep: Callable[[float], Awaitable[None]]
+    spec: JobSpec = field(init=False)
+
+    async def run(self) -> JobRef:
+        self.spec = self.intent.spec
+        action = self.machine.start(self.clock())
+        while True:
+            match action:
+                case core.Bought(ref):
+                    return ref
+                case core.Attach():
+                    return _attached(action, self.intent)
+                case core.GiveUp(error):
+                    raise error
+                case core.Post(key):
+                    action = await complete_or_withdraw(self._post(key))
+                case core.Admit(key):
+                    allowed = await self.before_post(key) if self.before_post is not None else None
+                    self.spec = allowed or self.intent.spec
+                    action = self.machine.admitted(self.clock())
+                case core.AwaitOther(key):
+                    action = await self._await_other(key)
+                case core.Pause(seconds):
+                    await self.sleep(seconds)
+                    action = self.machine.waited(self.clock())
+                case core.AskUnsent(key):
+                    action = self.machine.unsent(self.clock(), await self._is_unsent(key))
+                case core.Look(key):
+                    action = await self._look(key)
+                case core.Compare(job):
+                    action = await self._compare(job)
+                case core.Read(job_id):
+                    action = await self._read(job_id)
+
+    async def _await_other(self, key: str) -> core.Action:
+        log.info("submission %s: another caller of this process submits it; waiting for its outcome", key)
+        free = asyncio.Event()
+        self.memory.when_released(self.machine.memory_key, free.set)
+        await free.wait()
+        return self.machine.other_settled(self.clock())
+
+    async def _is_unsent(self, key: str) -> bool:
+        assert self.known_unsent is not None  # noqa: S101  # else the core does not ask
         try:
-            return await complete_or_withdraw(_post(service, intent, spec, key, tags, on_bought))
+            return await self.known_unsent(key)
+        except Exception as error:  # only certainty shortens the search
+            log.warning("submission %s: cannot be told whether it was sent before (%r); searching", key, error)
+            return False
+
+    async def _look(self, key: str) -> core.Action:
+        try:
+            jobs = await self.service.jobs_tagged(key)
         except QuantumRuntimeError as error:
-            if error.advice.kind != "search-first":
-                raise
-            log.warning("submission %s: the answer was lost (%s); looking for the job", key, error)
-            try:
-                found = await _search(service, intent, key, clock() + intent.grace, clock, sleep)
-            except SubmissionUncertain:
-                raise
-            except QuantumRuntimeError as unseen:
-                raise _uncertain(key, f"looking for it failed: {unseen.message}", []) from unseen
-            if found is not None:
-                return _attached(found, intent, key)
-            log.warning("submission %s: no job after %.0f s, so it was not accepted", key, intent.grace)
-            if attempt == intent.attempts:
-                raise _uncertain(key, f"{attempt} answers were lost: {error.message}", []) from error
-    raise AssertionError("unreachable: attempts is at least 1")
+            return self.machine.list_failed(self.clock(), error)
+        return self.machine.listed(self.clock(), jobs)
 
+    async def _compare(self, job: Job) -> core.Action:
+        try:
+            difference = await self._difference(job)
+        except NotFound:
+            return self.machine.compare_missing(self.clock())
+        except QuantumRuntimeError as error:
+            return self.machine.compare_failed(self.clock(), error)
+        return self.machine.compared(self.clock(), difference)
 
-async def _post(
-    service: _Service,
-    intent: Intent,
-    spec: JobSpec,
-    key: str,
-    tags: tuple[str, ...],
-    on_bought: Callable[[JobRef], None] | None,
-) -> JobRef:
-    ref = await service.post_job(spec, tags, intent.session)
-    ref = ref.model_copy(update={"submission_key": key, "tags": tags})
-    if on_bought is not None:
-        on_bought(ref)
-    return ref
-
-
-async def _search(
-    service: _Service,
-    intent: Intent,
-    key: str,
-    until: float,
-    clock: Callable[[], float],
-    sleep: Callable[[float], Awaitable[None]],
-) -> Job | None:
-    """Look for the key's job, at least once and again until `until`, as lists may lag."""
-    pause = min(0.25, intent.grace / 4)
-    while True:
-        found = [job for job in await service.jobs_tagged(key) if key in job.tags]
-        if len(found) > 1:
-            raise _uncertain(key, "more than one job carries its key", [job.id for job in found])
-        if found:
-            return found[0]
-        left = until - clock()
-        if left <= 0:
+    async def _difference(self, job: Job) -> str | None:
+        spec, exact = self.intent.spec, self.intent.exact
+        difference = differs_at_sight(spec, job)
+        if difference is not None or job.private:
+            return difference
+        if not is_small(spec, _MOST_COMPARED):
+            log.info("job %s: the payload is too large to be read back; only its program is compared", job.id)
             return None
-        await sleep(min(pause, left))
-        pause = min(pause * 1.5, 3.0)
+        kept, sent = await self.service.job_input(job.id), self.service.job_params(spec)
+        if is_small(spec) and not spec.support_qiskit:
+            return input_difference(spec, sent, kept, exact=exact)
+        return await asyncio.to_thread(input_difference, spec, sent, kept, exact=exact)
+
+    async def _read(self, job_id: str) -> core.Action:
+        try:
+            job = await self.service.job(job_id)
+        except NotFound:
+            return self.machine.read_missing(self.clock())
+        except QuantumRuntimeError as error:
+            log.warning("job %s was bought by this process, but cannot be read now: %s", job_id, error)
+            return self.machine.read_failed(self.clock())
+        return self.machine.read(self.clock(), job)
+
+    async def _post(self, key: str) -> core.Action:
+        """Send the request and report its outcome, even if the caller is gone meanwhile."""
+        tags = (key, *self.intent.tags)
+        try:
+            ref = await self.service.post_job(self.spec, tags, self.intent.session)
+        except QuantumRuntimeError as error:
+            now = self.clock()
+            if error.advice.kind != "search-first":
+                return self.machine.refused(now, error)
+            if error.status is not None and 200 <= error.status < 300:
+                log.warning("submission %s: accepted, but the answer is unreadable (%s); looking for it", key, error)
+                return self.machine.unreadable(now)
+            log.warning("submission %s: the answer was lost (%s); looking for the job", key, error)
+            return self.machine.lost(now, error)
+        ref = ref.model_copy(update={"submission_key": key, "tags": tags})
+        action = self.machine.posted(self.clock(), ref)
+        if self.on_bought is not None:
+            self.on_bought(ref)
+        return action
 
 
-def _attached(job: Job, intent: Intent, key: str) -> JobRef:
-    if job.backend and job.backend != intent.spec.backend:
+def _attached(found: core.Attach, intent: Intent) -> JobRef:
+    ref = found.job.ref() if found.job is not None else found.ref
+    if ref.backend and ref.backend != intent.spec.backend:
         log.warning(
             "attached to job %s on %s although %s was asked for now; another submission_key buys one there",
-            job.id,
-            job.backend,
+            ref.id,
+            ref.backend,
             intent.spec.backend,
         )
-    session = intent.session
-    if session is not None and session.id is None and job.session_id and not job.is_terminal:
-        # A legacy session that this very job opened: follow-ups belong into it while it lives.
-        session = session.model_copy(update={"id": job.session_id})
-    return job.ref().model_copy(
+    return ref.model_copy(
         update={
             "attached": True,
-            "submission_key": key,
-            "session": session,
+            "submission_key": found.key,
+            "session": _session(ref, found.job, intent.session),
             "program_id": intent.spec.program_id,
             "widths": intent.spec.widths,
         }
     )
 
 
-def _uncertain(key: str, why: str, candidates: list[str]) -> SubmissionUncertain:
-    shown = f" Candidates: {', '.join(candidates)}." if candidates else ""
-    return SubmissionUncertain(
-        f"it cannot be told whether the job was bought: {why}.{shown}",
-        solution=(
-            f"Look for the tag {key} in the instance's workloads. If a job is there, pass its id on instead of "
-            "submitting; if none is, run the flow again: it looks first."
-        ),
-        submission_key=key,
-        candidates=candidates,
-        job_id=candidates[0] if len(candidates) == 1 else None,
-    )
+def _session(ref: JobRef, job: Job | None, wanted: SessionRef | None) -> SessionRef | None:
+    """The session the job is in, which need not be the one that was asked for now."""
+    found = ref.session
+    if found is None or found.id is None or wanted is None:
+        return found
+    # A legacy session without an id is the one that this very job opened, unless it is over.
+    opened = wanted.id is None and job is not None and not job.is_terminal
+    if opened or wanted.id == found.id:
+        return wanted.model_copy(update={"id": found.id})
+    log.info("job %s runs in session %s, not in %s", ref.id, found.id, wanted.id or "the session that was asked for")
+    return found

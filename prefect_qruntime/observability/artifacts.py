@@ -31,7 +31,7 @@ from prefect_qruntime.redact import redact
 
 __all__ = ["Record", "artifact_key", "drop_record", "find_record", "find_records", "is_over", "upsert"]
 
-Kind = Literal["job", "session", "summary", "wait"]
+Kind = Literal["job", "key", "session", "summary", "wait"]
 Write = Callable[[Mapping[str, str], str], str]
 """Makes a record's text from all that is noted and from its old text."""
 

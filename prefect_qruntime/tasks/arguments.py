@@ -178,10 +178,12 @@ class Plan:
     """A checked submission, and the digest that identifies what was wanted.
 
     The digest is that of the circuits as given: transpiled for another backend, they are still the same work.
+    `transpiled` says that those of `spec` are made for its backend.
     """
 
     spec: JobSpec
     digest: str
+    transpiled: bool = False
 
 
 _SPEC_FIELDS = (
@@ -223,6 +225,6 @@ async def plan_submission(credentials: QuantumRuntimeCredentials, pubs: Any, sub
             spec = make_spec(transpiled, **fields)
         if configuration is not None and checks:
             check_isa(spec, configuration)
-        return Plan(spec, digest)
+        return Plan(spec, digest, transpiled=configuration is not None and transpiles)
 
     return await asyncio.to_thread(read)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, Unpack
 
@@ -24,15 +23,18 @@ from prefect_qruntime.admission import keys
 from prefect_qruntime.admission.budget import as_budget
 from prefect_qruntime.admission.guard import admission_guard
 from prefect_qruntime.admission.locks import submission_lock
+from prefect_qruntime.admission.marks import mark_sent, never_sent
 from prefect_qruntime.cancellation import cancels_jobs
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.inputs import make_spec
+from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.submission import Intent
 from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name
 from prefect_qruntime.errors import InvalidInput, NotFound
 from prefect_qruntime.models import Job, JobRef
 from prefect_qruntime.observability import notifications
+from prefect_qruntime.prefect_api import in_run
 from prefect_qruntime.run_context import current_run
 from prefect_qruntime.settings import current_settings
 from prefect_qruntime.tasks.arguments import Submission, as_session, plan_submission, spec_fields, spelled_out
@@ -74,9 +76,9 @@ async def _submit(
     where = await current_run()
     spec, digest = plan.spec, plan.digest
     if submission_key is not None:
-        identity, number, search = keys.explicit_identity(submission_key), 0, True
+        identity, number = keys.explicit_identity(submission_key), 0
     else:
-        identity, search = where.identity, where.repeated
+        identity = where.identity
         number = 0 if replaces else run_context.call_index(where, digest) if call_index is None else call_index
     first = 0
     if replaces is not None and (submission_key is not None or where.flow_run_id is not None):
@@ -97,18 +99,23 @@ async def _submit(
         return key_tag(first + generation)
 
     known: list[str] = []
+    marked = submission_key is not None and in_run()  # as the lock: outside a run there is no Prefect to ask
     alone = submission_lock(key_tag(0)) if submission_key is not None else contextlib.nullcontext(False)
-    async with cancels_jobs(client, known), first_through(session) as usable, alone as contended:
-        # After another process the look starts anew: its job may not be in the list yet.
-        touched = time.monotonic() if contended else where.touched
+    async with cancels_jobs(client, known), first_through(session) as usable, alone:
+        grace = settings.submission_grace_seconds
         intent = Intent(
             spec=spec,
             key_tag=later_tag,
             tags=((flow_tag,) if flow_tag else ()) + spec.tags,
             session=usable,
-            search_until=touched + settings.submission_grace_seconds if search else None,
+            # Earlier attempts of this run ended before this process began; another process may have used an
+            # explicit key a moment before the lock was free.
+            search_until=where.touched + grace if where.repeated else None,
+            search_seconds=grace if submission_key is not None else None,
             renew_failed=renew_failed,
-            grace=settings.submission_grace_seconds,
+            grace=grace,
+            digest=digest,
+            exact=not plan.transpiled,
         )
         async with admission_guard(client, spec, where, budget) as passing:
 
@@ -116,7 +123,17 @@ async def _submit(
                 known.append(new.id)
                 passing.bought(new)
 
-            ref = await client.submit(intent, before_post=passing.before_post, on_bought=bought)
+            async def before_post(key: str) -> JobSpec | None:
+                if marked:
+                    await mark_sent(key)
+                return await passing.before_post(key)
+
+            ref = await client.submit(
+                intent,
+                before_post=before_post,
+                on_bought=bought,
+                known_unsent=never_sent if marked else None,
+            )
             bought(ref)
             # Before the gate waits for the service to list the job: it is to be found from now on.
             if usable is not None and usable.id is None and ref.session is not None and await _takes_jobs(client, ref):

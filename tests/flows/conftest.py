@@ -9,6 +9,8 @@ import pytest
 from prefect.flow_engine import BaseFlowRunEngine
 
 from prefect_qruntime import QuantumRuntimeCredentials
+from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.submission import submission_memory
 from prefect_qruntime.sandbox import Sandbox
 from tests.prefect_server import PrefectServer
 
@@ -33,7 +35,12 @@ def sandbox(running_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbo
     # Stands for the default of 30 s, so that a repeated run that finds nothing does not wait long.
     monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_SUBMISSION_GRACE_SECONDS", "0.4")
     running_sandbox.reset()
+    network_loop().run(_forget_submissions())
     return running_sandbox
+
+
+async def _forget_submissions() -> None:
+    submission_memory().forget()
 
 
 @pytest.fixture(params=["cloud", "legacy"])

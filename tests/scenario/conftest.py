@@ -11,7 +11,7 @@ import pytest
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.client.inputs import make_spec
-from prefect_qruntime.client.submission import Intent
+from prefect_qruntime.client.submission import Intent, submission_memory
 from prefect_qruntime.client.transport.retrying import RetryDeadlines
 from prefect_qruntime.client.waiting.plan import Deadlines, PollIntervals
 from prefect_qruntime.models import Job, JobRef
@@ -87,4 +87,11 @@ def dialect(request: pytest.FixtureRequest) -> str:
 def world(running: Sandbox, dialect: str) -> World:
     running.reset()
     connection = Connection(**running.connection(dialect))
-    return World(QuantumRuntimeClient(connection, patience=QUICK), running, dialect)
+    client = QuantumRuntimeClient(connection, patience=QUICK)
+    client.run(forget_submissions())
+    return World(client, running, dialect)
+
+
+async def forget_submissions() -> None:
+    """The service forgot all jobs, so this process must, too. Runs on the network loop."""
+    submission_memory().forget()

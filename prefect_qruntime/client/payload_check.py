@@ -1,0 +1,184 @@
+"""Compare the job that carries a submission's key with what was asked for.
+
+A tag is readable by every user of the instance and can be put on any job, so the key alone does not prove that a
+job computes what was asked for. What the service kept of the job's input is compared with what would be sent now.
+Input that the service hides (private jobs) or that is too large is not compared, and the log says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Hashable
+from dataclasses import replace
+from typing import Any
+
+from prefect_qruntime.client.inputs.circuit_digest import identity_of
+from prefect_qruntime.client.inputs.circuits import is_encoded_circuit, load_qpy, qpy_bytes
+from prefect_qruntime.client.inputs.spec import JobSpec, Pub
+from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.models import Job
+from prefect_qruntime.redact import get_logger
+
+__all__ = ["differs_at_sight", "input_difference", "is_small", "shape"]
+
+log = get_logger(__name__)
+
+_SMALL = 64_000  # characters and numbers; hashed or compared on the network loop
+_QPY_BYTES = 1 << 26
+# What the service may fill in where nothing was said.
+_FILLED_IN = frozenset({"version", "support_qiskit", "options", "run_options", "resilience_settings"})
+
+
+def shape(spec: JobSpec) -> Hashable:
+    """Program, PUB count and shots: what can be compared at no cost."""
+    return (
+        spec.program_id,
+        spec.private,
+        spec.shots,
+        tuple((pub.shots, pub.precision) for pub in spec.pubs),
+    )
+
+
+def is_small(spec: JobSpec, limit: int = _SMALL) -> bool:
+    """Whether the payload may be hashed or compared without a thread."""
+    left = limit
+    stack: list[Any] = [spec.params, spec.options]
+    for pub in spec.pubs:
+        stack += [pub.circuit, pub.observables, pub.parameters]
+    while stack and left > 0:
+        value = stack.pop()
+        if isinstance(value, str):
+            left -= len(value)
+        elif isinstance(value, dict):
+            left -= len(value) + 1
+            stack += value.values()
+        elif isinstance(value, list | tuple):
+            left -= len(value) + 1
+            if left > 0:
+                stack += value
+        else:
+            left -= 1
+    return left > 0
+
+
+def differs_at_sight(spec: JobSpec, job: Job) -> str | None:
+    """What the job's own fields tell: the difference, or None."""
+    if job.program_id is not None and job.program_id != spec.program_id:
+        return f"its program is {job.program_id!r}, not {spec.program_id!r}"
+    if job.private and not spec.private:
+        return "it is private, so that its input cannot be compared"
+    return None
+
+
+def input_difference(spec: JobSpec, sent: dict[str, Any], kept: dict[str, Any], *, exact: bool = True) -> str | None:
+    """How the input that the service kept differs from what would be sent.
+
+    Args:
+        spec: What was asked for.
+        sent: The `params` that would be sent for it now.
+        kept: The `params` that the service kept; empty if it shows none.
+        exact: Whether circuits, parameters and observables are compared too. Not where they depend on the backend,
+            because they were transpiled for it.
+
+    Returns:
+        The difference, or None.
+    """
+    if not kept:
+        log.info("the service does not show the job's input: only its program is compared")
+        return None
+    if spec.params is not None:
+        if sent == kept or replace(spec, params=kept).digest() == spec.digest():
+            return None
+        return _difference(sent, kept, "params") or "its params are others"
+    for name in ("pubs", "circuits"):
+        if name in sent:
+            found = kept.get(name)
+            if not isinstance(found, list) or len(found) != len(spec.pubs):
+                count = len(found) if isinstance(found, list) else 0
+                return f"it has {count} PUB{'' if count == 1 else 's'}, not {len(spec.pubs)}"
+            difference = _circuits_difference(spec, sent[name], found, name, exact=exact)
+            if difference is not None:
+                return difference
+    of_backend = {"pubs", "circuits"} | (set() if exact else {"observables", "parameter_values"})
+    rest = {name: value for name, value in sent.items() if name not in of_backend}
+    return _difference(rest, {name: value for name, value in kept.items() if name not in of_backend}, "")
+
+
+def _circuits_difference(spec: JobSpec, sent: list[Any], kept: list[Any], name: str, *, exact: bool) -> str | None:
+    for place, pub in enumerate(spec.pubs):
+        ours, theirs = _parts(sent[place]), _parts(kept[place])
+        width = max(len(ours), len(theirs))
+        ours, theirs = ours + [None] * (width - len(ours)), theirs + [None] * (width - len(theirs))
+        if not exact:  # only the last part (shots or precision) is the same for every backend
+            ours, theirs = ours[_own(spec) :], theirs[_own(spec) :]
+        elif _same_circuit(pub, ours[0], theirs[0]):
+            ours, theirs = ours[1:], theirs[1:]
+        else:
+            return f"the circuit of {name}[{place}] is another"
+        difference = _difference(ours, theirs, f"{name}[{place}]")
+        if difference is not None:
+            return difference
+    return None
+
+
+def _own(spec: JobSpec) -> int:
+    return 3 if spec.program_id == "estimator" else 2
+
+
+def _parts(pub: Any) -> list[Any]:
+    return list(pub) if isinstance(pub, list | tuple) else [pub]
+
+
+def _same_circuit(pub: Pub, ours: Any, theirs: Any) -> bool:
+    if ours == theirs:
+        return True
+    if pub.identity is None or not is_encoded_circuit(theirs):
+        return False
+    # QPY holds random parameter ids: a circuit built again has other bytes and is the same.
+    try:
+        plain = qpy_bytes(theirs, limit=_QPY_BYTES)
+        return bool(identity_of(load_qpy(theirs, field="circuit"), plain) == pub.identity)
+    except (InvalidInput, ValueError) as error:
+        log.warning("the circuit of the job found cannot be read, so it is not compared: %s", error)
+        return True
+
+
+def _difference(sent: Any, kept: Any, path: str) -> str | None:
+    """The first place at which something that was asked for is missing or another."""
+    if (ours := _unpacked(sent)) is not None and (theirs := _unpacked(kept)) is not None:
+        return None if ours == theirs else f"{path} is another"
+    if isinstance(sent, dict) and isinstance(kept, dict):
+        for name in sorted({*sent, *kept}):
+            here = f"{path}.{name}" if path else name
+            if name not in sent:
+                if _is_said(kept[name]) and path == "" and name not in _FILLED_IN:
+                    return f"{here} was not asked for"
+                continue
+            difference = _difference(sent[name], kept.get(name), here)
+            if difference is not None:
+                return difference
+        return None
+    if isinstance(sent, list | tuple) and isinstance(kept, list | tuple):
+        if len(sent) != len(kept):
+            return f"{path} has {len(kept)} parts, not {len(sent)}"
+        for place, (ours, theirs) in enumerate(zip(sent, kept, strict=True)):
+            difference = _difference(ours, theirs, f"{path}[{place}]")
+            if difference is not None:
+                return difference
+        return None
+    if sent == kept or (not _is_said(sent) and not _is_said(kept)):
+        return None
+    short = all(value is None or isinstance(value, bool | int | float) for value in (sent, kept))
+    return f"{path} is {kept!r}, not {sent!r}" if short else f"{path} is another"
+
+
+def _unpacked(value: Any) -> bytes | None:
+    """The bytes of an encoded array or circuit; two builds of zlib pack them differently."""
+    if isinstance(value, dict) and isinstance(value.get("__type__"), str) and isinstance(value.get("__value__"), str):
+        with contextlib.suppress(ValueError):
+            return qpy_bytes(value, limit=_QPY_BYTES)
+    return None
+
+
+def _is_said(value: Any) -> bool:
+    return value is not None and value != {} and value != []

@@ -1,0 +1,495 @@
+"""Decide whether to buy, look, attach, wait or give up: one submission as a state machine without clock and network.
+
+The service has no idempotency key. What it has are job tags that can be listed, so each intent carries a tag of its
+own (its key; one for each generation), and every doubt is settled by a look at the list. A `Submission` is fed with
+events and answers each with the next action; `submission` carries the actions out. The rules:
+
+- A 2xx is proof of acceptance, readable or not. After it nothing is posted under that key again, however long the
+  list lags.
+- A request whose answer was lost is not repeated before a look that began a grace period later found nothing, and at
+  most `attempts` times. If looking fails, the submission ends with `SubmissionUncertain`.
+- What this process bought it knows (`submission_memory`): one caller of a key searches and buys, the others wait and
+  get its job. If it ends without acceptance, the next one goes on; if it gives up in doubt, they learn that.
+- A job found in the list must be what was asked for. A tag can be copied, so the payload is compared.
+- A failed or cancelled job is replaced (generation + 1) only if the caller asks for it; the caller compares the
+  service's own times.
+
+How long to look before the *first* POST of a key is a question of its own. An explicit key may have been used by
+another process a moment ago, and no lag seen so far bounds the lag of the next listing, so a window learnt from
+experience would be a guess with money. The window therefore stays the whole grace period, counted from the moment at
+which the caller holds the lock that keeps other processes off. It is cut to a single look only on proof: the caller
+may offer to answer `AskUnsent` ("no process has ever sent this key"), from a mark that each process writes under the
+lock before it sends.
+
+Every event takes the time at which it arrived, in seconds of any monotonic clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from prefect_qruntime.client.submission_memory import Payload, SubmissionMemory
+from prefect_qruntime.errors import QuantumRuntimeError, SubmissionUncertain
+from prefect_qruntime.models import Job, JobRef, JobStatus
+
+__all__ = [
+    "Action",
+    "Admit",
+    "Ask",
+    "AskUnsent",
+    "Attach",
+    "AwaitOther",
+    "Bought",
+    "Compare",
+    "GiveUp",
+    "Look",
+    "Pause",
+    "Post",
+    "Read",
+    "Submission",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a caller wants, as far as the decision needs it.
+
+    Attributes:
+        key_tag: Gives the key's tag for a generation (0 is the first).
+        scope: The instance; keys of two instances have nothing to do with each other.
+        payload: What is to be computed, to be compared with what other callers of the process bought.
+        renew_failed: Whether an earlier job that failed or was cancelled is to be bought anew.
+        search_until: Look for an earlier job until this moment, at least once.
+        search_seconds: Look for an earlier job for so long, counted from the start. With both None no earlier
+            attempt can exist, and nothing is looked for.
+        can_tell_unsent: Whether `AskUnsent` may be asked.
+        grace: Seconds within which an accepted job shows up in the list.
+        attempts: Most POSTs for one generation.
+        first_pause: Seconds between the first two looks; later pauses grow up to `longest_pause`.
+    """
+
+    key_tag: Callable[[int], str]
+    scope: Hashable = ""
+    payload: Payload = field(default_factory=Payload)
+    renew_failed: Callable[[Job], bool] = field(default=lambda job: False)
+    search_until: float | None = None
+    search_seconds: float | None = None
+    can_tell_unsent: bool = False
+    grace: float = 30.0
+    attempts: int = 3
+    first_pause: float = 0.25
+    longest_pause: float = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitOther:
+    """Wait until the caller that owns the key is done; answer with `other_settled`."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class AskUnsent:
+    """Ask whether it is certain that no process has sent this key; answer with `unsent`."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """List the jobs with this tag; answer with `listed` or `list_failed`."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """Compare a listed job's input with what was asked for.
+
+    Answer with `compared`, `compare_missing` or `compare_failed`.
+    """
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Read the state of a job that this process knows; answer with `read`, `read_missing` or `read_failed`."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Wait; answer with `waited`."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """Ask budget and rate limit for leave to send; answer with `admitted`, or with `abandoned` to stop."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """Send the request; answer with `posted`, `unreadable`, `lost` or `refused`."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bought:
+    """The end: this caller bought the job."""
+
+    ref: JobRef
+
+
+@dataclass(frozen=True, slots=True)
+class Attach:
+    """The end: the job existed already. `job` is its last known state; None right after another caller's purchase."""
+
+    key: str
+    ref: JobRef
+    job: Job | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """The end: raise the error."""
+
+    error: QuantumRuntimeError
+
+
+Action = AwaitOther | AskUnsent | Look | Compare | Read | Pause | Admit | Post | Bought | Attach | GiveUp
+
+_Doubt = Literal["earlier", "lost", "accepted"]
+"""Which job a search is for: one of an earlier attempt, of a request without an answer, of an accepted request."""
+
+
+class Submission:
+    """One caller's way to its one job.
+
+    Args:
+        ask: What is wanted.
+        memory: What this process knows; shared by all its submissions.
+        owner: Names this caller in the memory; must be unique there.
+    """
+
+    def __init__(self, ask: Ask, memory: SubmissionMemory, owner: Hashable) -> None:
+        self.ask, self.memory, self.owner = ask, memory, owner
+        self.generation = 0
+        self.key = ask.key_tag(0)
+        self.search_until: float | None = None  # this caller's window before its first POST
+        self.posts = 0  # of this generation
+        self.posting = False  # a request is out, and its outcome is not known
+        self.doubt: _Doubt = "earlier"
+        self.until = 0.0  # the search goes on until a look began at this time or later
+        self.looked = 0.0
+        self.pause = 0.0
+        self.found: Job | None = None
+        self.unread_until: float | None = None  # a listed job that cannot be read is tried again until then
+        self.lost_error: QuantumRuntimeError | None = None
+
+    # ---- what this process knows ------------------------------------------------------------------
+
+    @property
+    def memory_key(self) -> Hashable:
+        """The key of the present generation, as the memory files it."""
+        return self.ask.scope, self.key
+
+    def _owns(self) -> bool:
+        record = self.memory.get(self.memory_key)
+        return record is not None and record.owner == self.owner
+
+    def start(self, now: float) -> Action:
+        """Begin; the caller holds whatever lock keeps other processes off."""
+        windows = [self.ask.search_until] if self.ask.search_until is not None else []
+        if self.ask.search_seconds is not None:
+            windows.append(now + self.ask.search_seconds)
+        self.search_until = max(windows, default=None)
+        return self._begin(now)
+
+    def other_settled(self, now: float) -> Action:
+        """The caller that owned the key is done."""
+        record = self.memory.get(self.memory_key)
+        if record is not None and record.owner is None:
+            if record.uncertain is not None:
+                return GiveUp(type(record.uncertain)(record.uncertain.message, **record.uncertain.fields))
+            if record.ref is not None:
+                return self._known(now, record.ref, record.job, record.payload)
+        return self._begin(now)
+
+    def _begin(self, now: float) -> Action:
+        record = self.memory.get(self.memory_key)
+        if record is not None and record.owner is not None:
+            return AwaitOther(self.key)
+        if record is not None and record.ref is not None:
+            return Read(record.ref.id)
+        record = self.memory.claim(self.memory_key, self.owner)
+        self.found, self.unread_until = None, None
+        if record.accepted is not None:
+            return self._search(now, "accepted", now + self.ask.grace)
+        if record.sent is not None:
+            return self._search(now, "earlier", max(record.sent + self.ask.grace, self.search_until or now))
+        if self.search_until is None:
+            return Admit(self.key)
+        if self.ask.can_tell_unsent:
+            return AskUnsent(self.key)
+        return self._search(now, "earlier", self.search_until)
+
+    def unsent(self, now: float, certain: bool) -> Action:
+        """Whether it is certain that no process has sent this key: then one look is enough."""
+        return self._search(now, "earlier", now if certain or self.search_until is None else self.search_until)
+
+    # ---- a job this process knows ------------------------------------------------------------------
+
+    def read(self, now: float, job: Job) -> Action:
+        """The state of the job that this process knows."""
+        record = self.memory.get(self.memory_key)
+        return self._known(now, job.ref(), job, record.payload if record is not None else None)
+
+    def read_failed(self, now: float) -> Action:
+        """The job's state could not be read. The job is known all the same, and nothing is bought in doubt."""
+        record = self.memory.get(self.memory_key)
+        if record is None or record.ref is None:  # forgotten meanwhile
+            return self._begin(now)
+        return self._known(now, record.ref, record.job, record.payload)
+
+    def read_missing(self, now: float) -> Action:
+        """The service says that the job does not exist: a new job may be invisible for a while."""
+        record = self.memory.get(self.memory_key)
+        if record is None or record.ref is None:
+            return self._begin(now)
+        if record.owner is not None:
+            return AwaitOther(self.key)
+        if record.accepted is not None and now < record.accepted + self.ask.grace:
+            return self._known(now, record.ref, record.job, record.payload)
+        self.memory.claim(self.memory_key, self.owner)
+        return self._search(now, "accepted", now + self.ask.grace)
+
+    def _known(self, now: float, ref: JobRef, job: Job | None, payload: Payload | None) -> Action:
+        difference = self.ask.payload.difference(payload) if payload is not None else None
+        if difference is not None:
+            return GiveUp(self._mismatch(ref.id, difference))
+        if job is not None and self._renews(job):
+            return self._next_generation(now)
+        return Attach(self.key, ref, job)
+
+    def _renews(self, job: Job) -> bool:
+        # A job that this very caller has sent is its answer, whatever became of it.
+        dead = job.status in (JobStatus.FAILED, JobStatus.CANCELLED)
+        return dead and not self.posts and self.ask.renew_failed(job)
+
+    def _next_generation(self, now: float) -> Action:
+        self.generation += 1
+        self.key = self.ask.key_tag(self.generation)
+        return self._begin(now)
+
+    # ---- the search ----------------------------------------------------------------------------------
+
+    def _search(self, now: float, doubt: _Doubt, until: float) -> Action:
+        self.doubt, self.until = doubt, until
+        self.pause = min(self.ask.first_pause, self.ask.grace / 4)
+        return self.waited(now)
+
+    def waited(self, now: float) -> Action:
+        """A pause is over."""
+        self.looked = now
+        return Look(self.key)
+
+    def _search_is_over(self, now: float) -> bool:
+        # What counts is when the look began: its answer may be late, and shows what was listed before.
+        del now
+        return self.looked >= self.until
+
+    def listed(self, now: float, jobs: list[Job]) -> Action:
+        """The jobs that the service lists for the key."""
+        found = [job for job in jobs if self.key in job.tags]
+        if len(found) > 1:
+            return self._give_up(self._surplus([job.id for job in found]))
+        if found:
+            self.found = found[0]
+            return Compare(self.found)
+        if self._search_is_over(now):
+            return self._nothing_listed(now)
+        return self._pause(now, self.until)
+
+    def _pause(self, now: float, until: float) -> Action:
+        seconds = max(0.0, min(self.pause, until - now))
+        self.pause = min(self.pause * 1.5, self.ask.longest_pause)
+        return Pause(seconds)
+
+    def _nothing_listed(self, now: float) -> Action:
+        learnt = self._learnt(now)
+        if learnt is not None:
+            return learnt
+        if self.doubt == "accepted":
+            return self._give_up(self._unseen())
+        if self.doubt == "lost" and self.posts >= self.ask.attempts:
+            return self._give_up(self._unanswered())
+        return Admit(self.key)
+
+    def _learnt(self, now: float) -> Action | None:
+        """Go by what came in meanwhile: the answer to a request whose caller was cancelled."""
+        record = self.memory.note(self.memory_key)
+        if self.doubt == "accepted" or record.accepted is None:
+            return None
+        if record.ref is None:
+            return self._search(now, "accepted", now + self.ask.grace)
+        self.memory.release(self.memory_key)
+        return self._known(now, record.ref, record.job, record.payload)
+
+    def list_failed(self, now: float, error: QuantumRuntimeError) -> Action:
+        """The service could not be asked: nothing is bought in doubt."""
+        del now
+        return self._give_up(error if self.doubt == "earlier" else self._unasked(error))
+
+    def compared(self, now: float, difference: str | None) -> Action:
+        """How the listed job differs from what was asked for; None if it does not, as far as can be read."""
+        job = self.found
+        assert job is not None  # noqa: S101  # it was handed out with `Compare`
+        if difference is not None:
+            return self._give_up(self._mismatch(job.id, difference))
+        record = self.memory.note(self.memory_key)
+        record.accepted, record.ref, record.job, record.payload = now, job.ref(), job, self.ask.payload
+        self.memory.release(self.memory_key)
+        if self._renews(job):
+            return self._next_generation(now)
+        return Attach(self.key, record.ref, job)
+
+    def compare_missing(self, now: float) -> Action:
+        """The service lists the job, and says that it does not exist: it may be too new."""
+        self.doubt = "accepted"  # a list that shows no job the next time is no leave to buy
+        if self.unread_until is None:
+            self.unread_until = now + self.ask.grace
+            self.until = max(self.until, self.unread_until)
+        if now < self.unread_until:
+            return self._pause(now, self.unread_until)
+        assert self.found is not None  # noqa: S101  # it was handed out with `Compare`
+        return self._give_up(self._unreadable_job(self.found.id))
+
+    def compare_failed(self, now: float, error: QuantumRuntimeError) -> Action:
+        """The listed job could not be read."""
+        return self.list_failed(now, error)
+
+    # ---- the purchase ----------------------------------------------------------------------------------
+
+    def admitted(self, now: float) -> Action:
+        """Budget and rate limit allow one request."""
+        learnt = self._learnt(now)
+        if learnt is not None:
+            return learnt
+        self.posts += 1
+        self.posting = True
+        return Post(self.key)
+
+    def posted(self, now: float, ref: JobRef) -> Action:
+        """The service accepted the job and told its id."""
+        self.posting = False
+        record = self.memory.note(self.memory_key)
+        record.accepted, record.ref, record.job, record.payload = now, ref, None, self.ask.payload
+        if self._owns():
+            self.memory.release(self.memory_key)
+        return Bought(ref)
+
+    def unreadable(self, now: float) -> Action:
+        """The service answered with a 2xx that cannot be read: it accepted the job."""
+        self.posting = False
+        self.memory.note(self.memory_key).accepted = now
+        return self._search(now, "accepted", now + self.ask.grace)
+
+    def lost(self, now: float, error: QuantumRuntimeError) -> Action:
+        """No answer, or one that does not tell: the job may exist."""
+        self.posting = False
+        self.lost_error = error
+        self.memory.note(self.memory_key).sent = now
+        return self._search(now, "lost", now + self.ask.grace)
+
+    def refused(self, now: float, error: QuantumRuntimeError) -> Action:
+        """The service did not accept the job, or the request never reached it."""
+        del now
+        self.posting = False
+        return self._give_up(error)
+
+    def abandoned(self, now: float) -> None:
+        """The caller is gone, or budget or rate limit stopped it: the next caller of the key goes on."""
+        if self.posting:
+            self.posting = False
+            self.memory.note(self.memory_key).sent = now
+        if self._owns():
+            self.memory.release(self.memory_key)
+
+    # ---- the end -----------------------------------------------------------------------------------------
+
+    def _give_up(self, error: QuantumRuntimeError) -> GiveUp:
+        if self._owns():  # not if the answer came too late for a caller that is gone
+            self.memory.release(self.memory_key, error if isinstance(error, SubmissionUncertain) else None)
+        return GiveUp(error)
+
+    def _uncertain(self, what: str, solution: str, candidates: list[str], **fields: Any) -> SubmissionUncertain:
+        return SubmissionUncertain(
+            f"{what} Nothing more is sent.",
+            solution=solution,
+            submission_key=self.key,
+            candidates=candidates,
+            job_id=candidates[0] if len(candidates) == 1 else None,
+            **fields,
+        )
+
+    def _where(self) -> str:
+        return (
+            f"Look for the tag {self.key} in the instance's workloads. If a job is there, pass its id on instead of "
+            "submitting, or run the flow again: it attaches to it."
+        )
+
+    def _unanswered(self) -> SubmissionUncertain:
+        error = self.lost_error
+        times = "1 answer was lost" if self.posts == 1 else f"{self.posts} answers were lost"
+        what = f"it cannot be told whether the job was bought: {times} ({error.message if error else 'no answer'})."
+        return self._uncertain(what, f"{self._where()} If none is, run the flow again: it looks first.", [])
+
+    def _unasked(self, error: QuantumRuntimeError) -> SubmissionUncertain:
+        what = f"it cannot be told whether the job was bought: looking for it failed: {error.message}."
+        return self._uncertain(what, f"{self._where()} If none is, run the flow again: it looks first.", [])
+
+    def _unseen(self) -> SubmissionUncertain:
+        record = self.memory.get(self.memory_key)
+        known = [record.ref.id] if record is not None and record.ref is not None else []
+        whose = f"job {known[0]}" if known else "a job"
+        what = (
+            f"the service accepted {whose} under this key, but does not list it after {self.ask.grace:g} s. "
+            "The job was most likely bought."
+        )
+        return self._uncertain(
+            what, f"{self._where()} If none appears, submit with another submission_key to buy a new job.", known
+        )
+
+    def _surplus(self, candidates: list[str]) -> SubmissionUncertain:
+        return self._uncertain(
+            f"it cannot be told which job is the right one: {len(candidates)} jobs carry its key "
+            f"({', '.join(candidates)}).",
+            "Pass the id of the right one on instead of submitting. To free the key, take the tag "
+            f"{self.key} off the others (client.replace_tags) or delete them, and run the flow again.",
+            candidates,
+        )
+
+    def _mismatch(self, job_id: str, difference: str) -> SubmissionUncertain:
+        return self._uncertain(
+            f"job {job_id} carries this submission's key but is not what was asked for: {difference}.",
+            f"If the job is not yours, take the tag {self.key} off it (client.replace_tags) or delete it, and run the "
+            "flow again; or submit with another submission_key.",
+            [job_id],
+        )
+
+    def _unreadable_job(self, job_id: str) -> SubmissionUncertain:
+        return self._uncertain(
+            f"job {job_id} carries this submission's key, but the service does not show it, so that it cannot be "
+            "compared with what was asked for.",
+            f"{self._where()} It may take a while until the service shows it.",
+            [job_id],
+        )

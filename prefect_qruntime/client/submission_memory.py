@@ -1,0 +1,125 @@
+"""What one process knows about the submission keys it has used.
+
+Two callers of one process that share a key must not both buy. The list of the service cannot tell them apart,
+because it may show a new job late; so the process remembers what it sent and what was accepted. The first caller
+of a key owns it, the others wait for its outcome. Pure: no clock and no loop, and all calls come from one thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+
+from cachetools import LRUCache
+
+from prefect_qruntime.errors import SubmissionUncertain
+from prefect_qruntime.models import Job, JobRef
+
+__all__ = ["Payload", "Record", "SubmissionMemory"]
+
+_KEEP = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """What a job computes, short enough to be kept.
+
+    Attributes:
+        shape: Program, number of PUBs, and shots.
+        digest: The payload's digest; None if it was not computed or cannot be compared.
+    """
+
+    shape: Hashable = None
+    digest: str | None = None
+
+    def difference(self, other: Payload) -> str | None:
+        """How the other one differs; None if it does not, as far as is known."""
+        if self.shape != other.shape:
+            return "it has another program, number of PUBs or shots"
+        if self.digest is not None and other.digest is not None and self.digest != other.digest:
+            return "it has another payload"
+        return None
+
+
+@dataclass(slots=True)
+class Record:
+    """What is known of one key.
+
+    Attributes:
+        owner: The caller that searches or buys now; None if no caller does.
+        sent: When a request ended without an answer for the last time: the job may exist.
+        accepted: When the service accepted the job, or showed it.
+        ref: The job, once its id is known.
+        job: The job as it was listed, if this process found it instead of buying it.
+        payload: What was asked for.
+        uncertain: Why the last owner gave up, if it could not tell whether the job exists.
+    """
+
+    owner: Hashable | None = None
+    sent: float | None = None
+    accepted: float | None = None
+    ref: JobRef | None = None
+    job: Job | None = None
+    payload: Payload | None = None
+    uncertain: SubmissionUncertain | None = None
+    waiting: list[Callable[[], None]] = field(default_factory=list)
+
+    @property
+    def says_something(self) -> bool:
+        """Whether forgetting it would lose knowledge."""
+        return self.sent is not None or self.accepted is not None
+
+
+class SubmissionMemory:
+    """The records of all keys, bounded: owned ones are never dropped, settled ones least recently used first.
+
+    Args:
+        keep: Most settled records.
+    """
+
+    def __init__(self, keep: int = _KEEP) -> None:
+        self._owned: dict[Hashable, Record] = {}
+        self._settled: LRUCache[Hashable, Record] = LRUCache(keep)
+
+    def get(self, key: Hashable) -> Record | None:
+        """The record of a key, if there is one."""
+        return self._owned.get(key) or self._settled.get(key)
+
+    def claim(self, key: Hashable, owner: Hashable) -> Record:
+        """Make `owner` the one caller that searches and buys. The key must not be owned."""
+        record = self._settled.pop(key, None) or Record()
+        record.owner, record.uncertain = owner, None
+        self._owned[key] = record
+        return record
+
+    def note(self, key: Hashable) -> Record:
+        """The record of a key, made if there is none, to write down the outcome of a request."""
+        record = self.get(key)
+        if record is None:
+            record = self._settled[key] = Record()
+        return record
+
+    def release(self, key: Hashable, uncertain: SubmissionUncertain | None = None) -> None:
+        """End the ownership and wake the callers that wait for it."""
+        record = self._owned.pop(key)
+        record.owner, record.uncertain = None, uncertain
+        waiting, record.waiting = record.waiting, []
+        if record.says_something or waiting:
+            self._settled[key] = record
+        for wake in waiting:
+            wake()
+
+    def when_released(self, key: Hashable, wake: Callable[[], None]) -> None:
+        """Call `wake` when the key has no owner any more; at once if it has none."""
+        record = self._owned.get(key)
+        if record is None:
+            wake()
+        else:
+            record.waiting.append(wake)
+
+    def forget(self) -> None:
+        """Drop all settled records, for tests that reset the service."""
+        self._settled.clear()
+
+    def __len__(self) -> int:
+        return len(self._owned) + len(self._settled)
