@@ -252,6 +252,8 @@ class _Decoder:
     def value(self, value: Any) -> Any:
         if isinstance(value, list):
             return [self.value(item) for item in value]
+        if isinstance(value, NpyArray):  # a tensor of the executor, decoded before
+            return self.as_array(value) if self.as_array is not None else self.allowance.listed(value)
         if not isinstance(value, dict):
             return value
         kind = value.get("__type__")

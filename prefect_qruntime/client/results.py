@@ -232,6 +232,10 @@ class JobResult(BaseModel):
         with self._reading(pub):
             return decode_value(view.fields[name], allowance=Allowance(self.decode_limit))
 
+    def arrays(self, pub: int = 0) -> dict[str, Any]:
+        """All fields of a PUB's data that are no registers, by name: expectation values, or kerneled points."""
+        return {name: self.field(name, pub) for name in self._view(pub).fields}
+
     def shots(self, pub: int = 0) -> int | None:
         """Shots of each point; for the estimator what its metadata says, or None."""
         view = self._view(pub)
@@ -251,7 +255,7 @@ class JobResult(BaseModel):
         """Rows of plain values for data pipelines; `pandas.DataFrame(result.to_table())` works.
 
         Columns: `pub`, `point` (None, an int, or a tuple), then `register`, `bitstring`, `count`,
-        `probability`, or `ev`, `std`.
+        `probability`, or `ev`, `std`. Kerneled points: `pub`, `array`, `place` (in the array), `real`, `imag`.
         """
         from prefect_qruntime.client.result_table import rows
 
