@@ -14,7 +14,7 @@ import orjson
 
 __all__ = ["DIGEST_VERSION", "JobSpec", "Pub"]
 
-DIGEST_VERSION = "d1"
+DIGEST_VERSION = "d2"
 """Changes whenever the canonical form below changes, so that old and new keys never mix."""
 
 
@@ -49,7 +49,12 @@ class Pub:
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
-    """What is to be bought: program, payload, limits. Says nothing about session or key."""
+    """What is to be bought: program, payload, limits. Says nothing about session or key.
+
+    Attributes:
+        meaning: What the digest sees in place of `params`: their canonical form.
+        doubts: Why the same work, written again in another process, may get another digest; empty if it cannot.
+    """
 
     program_id: str
     backend: str
@@ -61,6 +66,8 @@ class JobSpec:
     max_execution_time: int | None = None
     private: bool = False
     support_qiskit: bool = False
+    meaning: Any = None
+    doubts: tuple[str, ...] = ()
 
     def digest(self) -> str:
         """Hex SHA-256 over the canonical payload: equal work, equal digest, in every process.
@@ -72,7 +79,7 @@ class JobSpec:
             "v": DIGEST_VERSION,
             "program": self.program_id,
             "pubs": [pub.canonical() for pub in self.pubs],
-            "params": self.params,
+            "params": self.params if self.meaning is None else self.meaning,
             "shots": self.shots,
             "options": self.options,
             "max_execution_time": self.max_execution_time,

@@ -12,6 +12,7 @@ from prefect_qruntime.client.inputs.fields import (
     check_tags,
     plain_json,
 )
+from prefect_qruntime.client.inputs.meaning import meaning_of
 from prefect_qruntime.client.inputs.options import check_options
 from prefect_qruntime.client.inputs.payload import check_size
 from prefect_qruntime.client.inputs.pubs import read_pubs
@@ -77,7 +78,9 @@ def make_spec(
         "private": check_flag(private, field="private"),
     }
     if params is not None:
-        spec = JobSpec(**common, params=_raw(params, pubs, shots, options))
+        raw = _raw(params, pubs, shots, options)
+        meaning = meaning_of(raw)
+        spec = JobSpec(**common, params=raw, meaning=meaning.canonical, doubts=meaning.doubts)
     else:
         if program_id not in _PRIMITIVES:
             raise InvalidInput(
@@ -91,6 +94,11 @@ def make_spec(
             shots=check_shots(shots, field="shots"),
             options=check_options(options, program_id=program_id),
             support_qiskit=any(not isinstance(pub.circuit, str) for pub in read),
+            doubts=tuple(
+                f"pubs[{place}].circuit holds an operation that does not say what it does."
+                for place, pub in enumerate(read)
+                if isinstance(pub.identity, dict) and "qpy" in pub.identity
+            ),
         )
     check_size(spec)
     return spec
