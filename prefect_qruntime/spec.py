@@ -54,6 +54,8 @@ class JobSpec:
     Attributes:
         meaning: What the digest sees in place of `params`: their canonical form.
         doubts: Why the same work, written again in another process, may get another digest; empty if it cannot.
+        prepared: The PUBs as the params of program `executor`, if they take that route. No part of the digest: the
+            same work bought on one route is found again on the other.
     """
 
     program_id: str
@@ -68,6 +70,7 @@ class JobSpec:
     support_qiskit: bool = False
     meaning: Any = None
     doubts: tuple[str, ...] = ()
+    prepared: dict[str, Any] | None = field(default=None, repr=False)
 
     def digest(self) -> str:
         """Hex SHA-256 over the canonical payload: equal work, equal digest, in every process.
@@ -86,6 +89,16 @@ class JobSpec:
             "private": self.private,
         }
         return hashlib.sha256(orjson.dumps(payload, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+    @property
+    def wire_program(self) -> str:
+        """The program that is sent: the executor for PUBs that take that route."""
+        return self.program_id if self.prepared is None else "executor"
+
+    @property
+    def route(self) -> str:
+        """`executor` or `service`."""
+        return "service" if self.prepared is None else "executor"
 
     @property
     def widths(self) -> tuple[int | None, ...]:

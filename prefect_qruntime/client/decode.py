@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, get_args
 
-from prefect_qruntime.client.inputs.options import Extrapolator
-
 __all__ = [
     "DECODE_LIMIT",
     "LIST_LIMIT",
@@ -41,7 +39,6 @@ LIST_LIMIT = 1 << 22
 
 _MAX_COPIES = 1 << 22
 _SPANS = ("ExecutionSpans", "ExecutionSpanCollection")  # the second is their older name
-_OBJECTS = get_args(Extrapolator)
 
 _MAGIC = b"\x93NUMPY"
 _MAX_HEADER = 1 << 16
@@ -184,7 +181,10 @@ def decode_array(value: Any, *, allowance: Allowance | None = None) -> NpyArray 
         return value
     if not isinstance(value, str):
         raise ValueError(f"an encoded array is text, not {type(value).__name__}")
-    return value if value in _OBJECTS else read_npy((allowance or Allowance()).inflate(value))
+    # Read here only: below the inputs nothing imports them.
+    from prefect_qruntime.client.inputs.options import Extrapolator
+
+    return value if value in get_args(Extrapolator) else read_npy((allowance or Allowance()).inflate(value))
 
 
 def read_npy(data: bytes) -> NpyArray:

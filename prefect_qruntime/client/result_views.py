@@ -119,9 +119,7 @@ def view_pub(raw: Any, item: Any, place: int, *, width: int | None, allowance: A
         return PubView(fields=_v1_fields(item, own), metadata=own)
     if form == "executor":
         found = view_executor_pub(raw, place, allowance=allowance)
-        return PubView(
-            {**found.registers}, found.fields, found.metadata, kind=found.kind, shape=found.shape
-        )
+        return PubView({**found.registers}, found.fields, found.metadata, kind=found.kind, shape=found.shape)
     kind: str | None = None
     shape: tuple[int, ...] | None = None
     if form == "encoded" and isinstance(item, dict):

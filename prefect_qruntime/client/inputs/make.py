@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from prefect_qruntime.client.inputs.fields import (
     check_flag,
@@ -36,6 +36,8 @@ def make_spec(
     tags: Any = (),
     max_execution_time: int | None = None,
     private: bool = False,
+    route: str = "service",
+    circuit_form: Literal["auto", "openqasm3", "qpy"] = "auto",
 ) -> JobSpec:
     """Check everything that costs nothing to check. Sends nothing, buys nothing.
 
@@ -51,6 +53,9 @@ def make_spec(
         tags: At most six.
         max_execution_time: QPU seconds the job may use, 1 to 10,800.
         private: The service shows parameters to nobody and results once.
+        route: `service` runs PUBs by the server's primitive, `executor` as a quantum program. `auto` is the former
+            until the service says that the program is gone, see `client.programs.route`.
+        circuit_form: How circuits travel to the executor: `openqasm3`, `qpy`, or `auto` (text as OpenQASM 3).
 
     Returns:
         The checked submission.
@@ -67,7 +72,16 @@ def make_spec(
         assert spec.pubs[1].shots == 500 and spec.widths == (1, 1)
         ```
     """
+    # The programs are built upon the inputs, so they are looked up when they are needed.
+    from prefect_qruntime.client.programs.ibm import is_quantum_program, params_of_program
+    from prefect_qruntime.client.programs.route import choose_route, on_executor
+
+    if is_quantum_program(pubs) and params is None:
+        params, pubs, options = params_of_program(pubs, options), None, None
+        program_id = "executor" if program_id == "sampler" else program_id
     program_id = check_id(program_id, field="program_id")
+    way = choose_route(route, program_id, raw=params is not None)
+    program_id = way.program_id
     if isinstance(backend, Backend):
         backend = backend.name
     common: dict[str, Any] = {
@@ -100,6 +114,8 @@ def make_spec(
                 if isinstance(pub.identity, dict) and "qpy" in pub.identity
             ),
         )
+        if way.route == "executor":
+            spec = on_executor(spec, form=circuit_form)
     check_size(spec)
     return spec
 

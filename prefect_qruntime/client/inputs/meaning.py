@@ -20,7 +20,7 @@ from typing import Any
 
 import orjson
 
-from prefect_qruntime.client.decode import Allowance, NpyArray, decode_array
+from prefect_qruntime.client.decode import Allowance, read_npy
 from prefect_qruntime.client.inputs.identity import identity_of
 from prefect_qruntime.client.programs.tensors import decode_tensor, is_tensor
 
@@ -150,13 +150,12 @@ class _Reader:
         kind, inner = value["__type__"], value["__value__"]
         if kind == "ndarray" and isinstance(inner, str):
             try:
-                found = decode_array(inner, allowance=self.allowance)
+                found = read_npy(self.allowance.inflate(inner))
             except ValueError as error:
                 self.doubts.append(f"{path} is no readable array ({error}).")
                 return ["text", value]
-            if isinstance(found, NpyArray):
-                floats = found.descr in ("<f8", "<c16")
-                return ["array", found.descr, list(found.shape), _values_digest(found.data, floats)]
+            floats = found.descr in ("<f8", "<c16")
+            return ["array", found.descr, list(found.shape), _values_digest(found.data, floats)]
         if kind == "Parameter" and isinstance(inner, str):
             return ["parameter", self._parameter(inner, path)]
         canonical = self.value(inner, path)

@@ -24,7 +24,15 @@ from prefect_qruntime.client.programs.tensors import encode_tensor
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.spec import JobSpec, Pub
 
-__all__ = ["RECIPE_AUTHOR", "RECIPE_VERSION", "SCHEMA_VERSION", "CircuitForm", "executor_params", "program_shots"]
+__all__ = [
+    "RECIPE_AUTHOR",
+    "RECIPE_VERSION",
+    "SCHEMA_VERSION",
+    "CircuitForm",
+    "executor_params",
+    "program_circuits",
+    "program_shots",
+]
 
 SCHEMA_VERSION = "v2.0"
 RECIPE_AUTHOR = "prefect_qruntime"
@@ -148,16 +156,22 @@ def _circuits(spec: JobSpec, form: CircuitForm) -> list[_Circuit]:
         except _CannotBeTextError as error:
             if form == "openqasm3" or not _has_qiskit():
                 raise error.reason from None
-    loaded: dict[int, _Circuit] = {}
-    found: list[_Circuit] = []
+    circuits = program_circuits(spec)
+    return [_Circuit(circuit, tuple(parameter.name for parameter in circuit.parameters)) for circuit in circuits]
+
+
+def program_circuits(spec: JobSpec) -> list[Any]:
+    """The circuit of each PUB as a `QuantumCircuit`. Needs qiskit.
+
+    Raises:
+        InvalidInput: qiskit is not installed, or cannot read one of them.
+    """
+    loaded: dict[int, Any] = {}
     for place, pub in enumerate(spec.pubs):
         # Many points of one circuit share one wire object: it is read once.
-        key = id(pub.circuit)
-        if key not in loaded:
-            circuit = _as_circuit(pub.circuit, f"pubs[{place}].circuit")
-            loaded[key] = _Circuit(circuit, tuple(parameter.name for parameter in circuit.parameters))
-        found.append(loaded[key])
-    return found
+        if id(pub.circuit) not in loaded:
+            loaded[id(pub.circuit)] = _as_circuit(pub.circuit, f"pubs[{place}].circuit")
+    return [loaded[id(pub.circuit)] for pub in spec.pubs]
 
 
 class _CannotBeTextError(Exception):

@@ -49,7 +49,7 @@ def program_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """
     for path, what in options_that_need_ibm(options):
         raise InvalidInput(
-            f'{what} is prepared on the client\'s side on the route "executor", by IBM\'s own client. Install it with '
+            f"{what} is prepared on the client's side on the route \"executor\", by IBM's own client. Install it with "
             f'{IBM_EXTRA}, switch the option off, or use route="service"',
             field=path,
         )

@@ -75,7 +75,7 @@ def recipe_of(raw: Mapping[str, Any]) -> Recipe:
     """
     passed = raw.get("passthrough_data")
     record = passed.get("post_processor") if isinstance(passed, dict) else None
-    if not isinstance(record, dict) or "version" not in record:
+    if not isinstance(passed, dict) or not isinstance(record, dict) or "version" not in record:
         return Recipe("items", {})
     version = record["version"]
     if record.get("by") == RECIPE_AUTHOR:
@@ -306,7 +306,7 @@ def _estimated(raw: Mapping[str, Any], record: Mapping[str, Any], place: int, al
 
     values, errors = estimate(plan, columns)
     fields = {"evs": nested(values, plan.shape), "stds": nested(errors, plan.shape)}
-    metadata = {"shots": record.get("shots"), "resilience_level": 0, "circuit_metadata": {}}
+    metadata: dict[str, Any] = {"shots": record.get("shots"), "resilience_level": 0, "circuit_metadata": {}}
     return ExecutorPub(fields=fields, metadata=metadata, shape=plan.shape)
 
 

@@ -89,7 +89,10 @@ class Plan:
             plan = cls(
                 [(str(label), int(group)) for label, group in record["terms"]],
                 [],
-                [(float(constant), [(int(t), float(c)) for t, c in terms]) for constant, terms in record["observables"]],
+                [
+                    (float(constant), [(int(t), float(c)) for t, c in terms])
+                    for constant, terms in record["observables"]
+                ],
                 tuple(map(int, record["observables_shape"])),
                 tuple(map(int, record["points"])),
             )
@@ -117,7 +120,8 @@ def shots_for(precision: float, *, field: str) -> int:
     wanted = 1 / precision**2 if precision > 1e-150 else math.inf
     if wanted > _MAX_SHOTS:
         raise InvalidInput(
-            f"{precision:g} would take {wanted:.0e} shots, more than the {_MAX_SHOTS} that can be asked for", field=field
+            f"{precision:g} would take {wanted:.0e} shots, more than the {_MAX_SHOTS} that can be asked for",
+            field=field,
         )
     return math.ceil(wanted)
 
@@ -228,7 +232,9 @@ class _Measured:
         return self.known[label]
 
 
-def _terms(value: str | Mapping[str, float], numbers: dict[str, int], field: str) -> tuple[float, list[tuple[int, float]]]:
+def _terms(
+    value: str | Mapping[str, float], numbers: dict[str, int], field: str
+) -> tuple[float, list[tuple[int, float]]]:
     items = {value: 1.0} if isinstance(value, str) else value
     kept = {label: number for label, number in items.items() if abs(number) > NEGLIGIBLE}
     if not kept:
@@ -251,9 +257,7 @@ def _grouped(labels: list[str]) -> tuple[list[tuple[str, int]], list[Group]]:
     groups: list[Group] = []
     where: dict[str, int] = {}
     for label in sorted(labels, key=lambda text: text.count("I")):
-        basis = {
-            qubit: _BASIS[letter] for qubit, letter in enumerate(reversed(label)) if letter != "I"
-        }
+        basis = {qubit: _BASIS[letter] for qubit, letter in enumerate(reversed(label)) if letter != "I"}
         for number, group in enumerate(groups):
             if all(group.basis.get(qubit, letter) == letter for qubit, letter in basis.items()):
                 group.basis.update(basis)

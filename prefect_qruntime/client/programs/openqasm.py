@@ -69,13 +69,12 @@ def as_version_3(text: str, *, field: str) -> str:
     """
     if version_of(text) != 2:
         return text
-    header, *rest = (" ".join(statement.split()) for statement in _top_level(_bare(text)))
+    statements_2 = [" ".join(statement.split()) for statement in _top_level(_bare(text))]
     lines = ["OPENQASM 3.0;", 'include "stdgates.inc";']
-    names: set[str] = set()
-    for statement in rest:
+    for statement in statements_2[1:]:
         if statement in ('include "qelib1.inc"', ""):
             continue
-        lines.append(_rewritten(statement, names, field) + ";")
+        lines.append(_rewritten(statement, field) + ";")
     return "\n".join(lines) + "\n"
 
 
@@ -91,8 +90,7 @@ def qubit_operands(text: str, *, field: str) -> list[str]:
     operands: list[str] = []
     highest = -1
     for statement in statements(text):
-        for match in _PHYSICAL.finditer(statement):
-            highest = max(highest, int(match[1]))
+        highest = max([highest, *(int(place) for place in _PHYSICAL.findall(statement))])
         if match := _CONST.fullmatch(statement):
             constants[match[1]] = int(match[2].replace("_", ""))
         elif match := _QUBIT.fullmatch(statement):
@@ -108,9 +106,7 @@ def qubit_operands(text: str, *, field: str) -> list[str]:
     return operands or [f"${place}" for place in range(highest + 1)]
 
 
-def measured(
-    text: str, letters: Mapping[int, str], *, operands: Sequence[str], register: str, field: str
-) -> str:
+def measured(text: str, letters: Mapping[int, str], *, operands: Sequence[str], register: str, field: str) -> str:
     """The circuit without its last measurements, followed by one of a Pauli operator.
 
     Args:
@@ -156,11 +152,10 @@ def unused_name(wanted: str, texts: Iterable[str]) -> str:
     return name
 
 
-def _rewritten(statement: str, names: set[str], field: str) -> str:
+def _rewritten(statement: str, field: str) -> str:
     if match := _REGISTER_2.fullmatch(statement):
         if match[2] in _KEYWORDS_3 or match[2] in _SAME:
             raise _not_rewritten(statement, field)
-        names.add(match[2])
         return f"{'qubit' if match[1] == 'qreg' else 'bit'}[{match[3]}] {match[2]}"
     if match := _MEASURES[1].fullmatch(statement):
         return f"{match[2]} = measure {match[1]}"

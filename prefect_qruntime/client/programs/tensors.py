@@ -35,13 +35,13 @@ _FLAGS = bytes(int(value == 49) for value in range(256))
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A decoded tensor: its bytes as the service packs them.
+    r"""A decoded tensor: its bytes as the service packs them.
 
     Example:
         ```python
         from prefect_qruntime.client.programs.tensors import Tensor, decode_tensor
 
-        packed = Tensor("bool", (2, 2), b"\\x09").encoded()
+        packed = Tensor("bool", (2, 2), b"\x09").encoded()
         assert decode_tensor(packed).tolist() == [[True, False], [False, True]]
         ```
     """
