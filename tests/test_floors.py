@@ -24,6 +24,8 @@ FLOORS: dict[int, tuple[str, ...]] = {
             f"client.{name}"
             for name in ("probing", "home", "wire", "errand", "spool", "download", "inputs", "inputs.*")
         ),
+        # Pure: what programs take and return, and the arrays and bits it is made of.
+        *(f"client.{name}" for name in ("programs", "programs.*", "decode", "result_samples")),
     ),
     # Each call done safely.
     2: (
@@ -32,7 +34,8 @@ FLOORS: dict[int, tuple[str, ...]] = {
             for name in ("waiting", "calendar", "walk", "trust", "watch", "looks", "sockets", "watching")
         ),
         *(f"client.{name}" for name in ("following", "submission", "sessions", "fetching")),
-        *(f"client.{name}" for name in ("results*", "result_*", "decode*", "instance", "api")),
+        *(f"client.{name}" for name in ("results", "instance", "api")),
+        *(f"client.result_{name}" for name in ("views", "quasi", "table", "values", "qiskit")),
         "client",
     ),
     # Prefect begins: block, keys, what is noted there.
