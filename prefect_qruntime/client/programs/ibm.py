@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from prefect_qruntime.client.decode import NpyArray
 from prefect_qruntime.client.programs.executor_options import IBM_EXTRA
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 
@@ -121,7 +122,7 @@ def estimator_pub(raw: Mapping[str, Any], place: int) -> tuple[dict[str, Any], d
         ) from None
     convert, model = decoder.AVAILABLE_DECODERS[raw["schema_version"]]
     found = finish.estimator_v2_post_processor_v0_1(convert(model.model_validate(dict(raw))))[place]
-    values = {name: value.tolist() for name, value in found.data.items()}
+    values = {name: _array(value) for name, value in found.data.items()}
     metadata = {name: _plain(value) for name, value in found.metadata.items()}
     record = raw["passthrough_data"]["post_processor"]
     return values, {**metadata, "shots": record.get("shots"), "target_precision": record.get("precision")}
@@ -143,6 +144,13 @@ def _module(name: str, what: str) -> Any:
         return import_module(f"{_CLIENT}.{name}")
     except ImportError:
         raise InvalidInput(f"{what} need IBM's own client: {IBM_EXTRA}", field="options") from None
+
+
+def _array(value: Any) -> Any:
+    """An array of numbers without numpy; any other as lists."""
+    if value.dtype.str[1:] in ("f8", "i8", "b1", "c16"):
+        return NpyArray(value.dtype.str, tuple(value.shape), value.tobytes())
+    return value.tolist()
 
 
 def _plain(value: Any) -> Any:
