@@ -38,8 +38,9 @@ _COMPLETE = frozenset(
 # Where expressions are compared: at points of both signs and of several magnitudes, as `abs(t)` is `t` for positive
 # t only, `asin(sin(t))` for small ones, and `abs(t + 9)` for those above -9.
 _PROBES = (
-    (0.1234567890123, 1.0), (0.5772156649015, -1.0), (0.9159655941772, 7.0), (0.2614972128476, -7.0),
-    (0.8346268416740, 60.0), (0.3036630028987, -60.0), (0.7642236535892, 4000.0), (0.4142135623731, -4000.0),
+    (0.1234567890123, 1.0), (0.5772156649015, -1.0), (0.4346294587253, 0.3), (0.6434105462883, -0.3),
+    (0.9159655941772, 7.0), (0.2614972128476, -7.0), (0.8346268416740, 60.0), (0.3036630028987, -60.0),
+    (0.7642236535892, 4000.0), (0.4142135623731, -4000.0),
 )  # fmt: skip
 _LEAST_TOLD = 3  # points at which an expression must have a value
 _GOLDEN = 0.6180339887498949
@@ -217,7 +218,7 @@ def _expression(value: Any) -> list[Any]:
         # Multiples of the golden ratio modulo 1: no two parameters get the same value. From one point to the next
         # other parameters are negative, so that any two of them have all four combinations of signs.
         values = {
-            parameter: (0.05 + (probe + _GOLDEN * (place + 1) * (shift + 1)) % 1.0)
+            parameter: ((0.05 if abs(scale) <= 1 else 0.5) + (probe + _GOLDEN * (place + 1) * (shift + 1)) % 1.0)
             * (-scale if place >> (shift // 2 % 4) & 1 else scale)
             for place, parameter in enumerate(parameters)
         }

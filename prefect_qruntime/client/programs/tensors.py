@@ -114,7 +114,7 @@ def decode_tensor(value: Any, *, compressed: bool | None = None, allowance: Allo
 
     Args:
         value: The JSON value.
-        compressed: Whether its bytes are compressed; None finds out from its size.
+        compressed: Whether its bytes are compressed; None finds out by looking.
         allowance: How many bytes it may unfold to.
 
     Raises:
@@ -128,10 +128,21 @@ def decode_tensor(value: Any, *, compressed: bool | None = None, allowance: Allo
     allowance = allowance or Allowance()
     text, dtype = value["data"], value["dtype"]
     if compressed is None:
-        compressed = bool(text) and len(text) // 4 * 3 - text[-2:].count("=") != _bytes_of(dtype, shape)
+        compressed = _is_compressed(text, _bytes_of(dtype, shape))
     found = Tensor(dtype, shape, allowance.inflate(text) if compressed else _plain(text, allowance))
     _check_size(found)
     return found
+
+
+def _is_compressed(text: str, size: int) -> bool:
+    """Whether a tensor's text is a zlib stream of just the size that its shape asks for."""
+    if len(text) // 4 * 3 - text[-2:].count("=") != size:
+        return bool(text)
+    try:
+        # Bytes that are as many compressed as not: only a whole stream of that size is one.
+        return len(Allowance(size + 1).inflate(text)) == size
+    except ValueError:
+        return False
 
 
 def bit_rows(data: bytes, width: int, count: int) -> bytes:
