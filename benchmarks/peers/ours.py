@@ -21,7 +21,7 @@ class Ours:
     def load(self) -> None:
         """Import the client and check the submission."""
         from prefect_qruntime import QuantumRuntimeClient
-        from prefect_qruntime.client.inputs import make_spec
+        from prefect_qruntime.client.programs import make_spec
         from prefect_qruntime.client.submission import Intent
 
         self._client, self._intent = QuantumRuntimeClient, Intent

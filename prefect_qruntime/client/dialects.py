@@ -35,7 +35,7 @@ class Dialect:
     def job_body(self, spec: JobSpec, tags: tuple[str, ...], session: SessionRef | None) -> dict[str, Any]:
         """The body of `POST /jobs`."""
         body: dict[str, Any] = {
-            "program_id": spec.program_id,
+            "program_id": spec.wire_program,
             "backend": spec.backend,
             "params": self.params(spec),
             "tags": list(tags),

@@ -23,8 +23,9 @@ from typing import (
 
 from prefect_qruntime.admission.budget import BudgetLike
 from prefect_qruntime.client.connection import check_id
-from prefect_qruntime.client.inputs import check_isa, make_spec, transpile_pubs
+from prefect_qruntime.client.inputs import check_isa, transpile_pubs
 from prefect_qruntime.client.inputs.spec import JobSpec
+from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import Backend, Job, JobRef, SessionRef

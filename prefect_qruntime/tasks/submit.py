@@ -26,9 +26,9 @@ from prefect_qruntime.admission.locks import submission_lock
 from prefect_qruntime.admission.marks import mark_sent, never_sent
 from prefect_qruntime.cancellation import cancels_jobs
 from prefect_qruntime.client import QuantumRuntimeClient
-from prefect_qruntime.client.inputs import make_spec
 from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.submission import Intent
 from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name
 from prefect_qruntime.errors import InvalidInput, NotFound

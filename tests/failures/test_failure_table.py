@@ -11,7 +11,7 @@ import pytest
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.client.failures import job_error
-from prefect_qruntime.client.inputs import make_spec
+from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.submission import Intent
 from prefect_qruntime.client.transport.retrying import RetryDeadlines
 from prefect_qruntime.client.waiting.plan import Deadlines, PollIntervals

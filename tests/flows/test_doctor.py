@@ -24,8 +24,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_qruntime import Budget, QuantumRuntimeCredentials, QuantumRuntimeJob
 from prefect_qruntime.admission.rate_limit import set_up
 from prefect_qruntime.cli.doctor import doctor_and_report
-from prefect_qruntime.client.inputs import make_spec
 from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.submission import Intent
 from prefect_qruntime.diagnostics.finding import Finding
 from prefect_qruntime.operations.doctor import check_block, run_doctor

@@ -14,7 +14,7 @@ from prefect import flow
 
 import prefect_qruntime as qr
 from prefect_qruntime.cli.jobs import list_and_report
-from prefect_qruntime.client.inputs import make_spec
+from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.submission import Intent
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.operations.job_listing import list_jobs, parse_since

@@ -18,8 +18,8 @@ from prefect.client.schemas.actions import BlockDocumentUpdate
 from prefect.states import Completed, Crashed, Failed, Running
 
 import prefect_qruntime as qr
-from prefect_qruntime.client.inputs import make_spec
 from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.submission import Intent
 from prefect_qruntime.operations import job_listing as qr_listing
 from prefect_qruntime.operations.sweep import run_sweep

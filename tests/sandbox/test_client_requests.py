@@ -12,7 +12,7 @@ from qiskit.circuit import Parameter
 
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.connection import Connection
-from prefect_qruntime.client.inputs import make_spec
+from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.submission import Intent
 from prefect_qruntime.models import JobRef, SessionRef
 from prefect_qruntime.sandbox import Sandbox

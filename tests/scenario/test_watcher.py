@@ -146,7 +146,7 @@ def test_cancelled_callers_take_their_waits_along(world: World) -> None:
 SCRIPT = """
 import asyncio, os, threading, time
 from prefect_qruntime.client import QuantumRuntimeClient
-from prefect_qruntime.client.inputs import make_spec
+from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.submission import Intent
 from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.sandbox import Sandbox

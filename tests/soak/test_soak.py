@@ -20,8 +20,8 @@ import pytest
 
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.connection import Connection
-from prefect_qruntime.client.inputs import make_spec
 from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.submission import Intent
 from prefect_qruntime.client.transport.retrying import RetryDeadlines
 from prefect_qruntime.client.waiting.plan import Deadlines

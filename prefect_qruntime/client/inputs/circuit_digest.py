@@ -13,6 +13,7 @@ results of another circuit.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -34,8 +35,14 @@ _COMPLETE = frozenset(
         "ContinueLoopOp", "Store",
     }
 )  # fmt: skip
-# Any three points do: two different expressions of angles agree on all of them only by design.
-_PROBES = (0.1234567890123, 0.5772156649015, 0.9159655941772)
+# Where expressions are compared: at points of both signs and of several magnitudes, as `abs(t)` is `t` for positive
+# t only, `asin(sin(t))` for small ones, and `abs(t + 9)` for those above -9.
+_PROBES = (
+    (0.1234567890123, 1.0), (0.5772156649015, -1.0), (0.4346294587253, 0.3), (0.6434105462883, -0.3),
+    (0.9159655941772, 7.0), (0.2614972128476, -7.0), (0.8346268416740, 60.0), (0.3036630028987, -60.0),
+    (0.7642236535892, 4000.0), (0.4142135623731, -4000.0),
+)  # fmt: skip
+_LEAST_TOLD = 3  # points at which an expression must have a value
 _GOLDEN = 0.6180339887498949
 
 
@@ -206,16 +213,29 @@ def _expression(value: Any) -> list[Any]:
     parameters = sorted(value.parameters, key=lambda parameter: str(parameter.name))
     names = [_parameter_name(parameter.name) for parameter in parameters]
     points: list[Any] = []
-    for shift, probe in enumerate(_PROBES):
-        # Multiples of the golden ratio modulo 1: no two parameters get the same value.
-        bound = value.bind(
-            {
-                parameter: 0.05 + (probe + _GOLDEN * (place + 1) * (shift + 1)) % 1.0
-                for place, parameter in enumerate(parameters)
-            }
-        )
-        number = complex(bound.numeric() if hasattr(bound, "numeric") else bound)
-        points.append([number.real, number.imag])
-    if any(part != part or part in (float("inf"), float("-inf")) for point in points for part in point):
+    told = 0
+    for shift, (probe, scale) in enumerate(_PROBES):
+        # Multiples of the golden ratio modulo 1: no two parameters get the same value. From one point to the next
+        # other parameters are negative, so that any two of them have all four combinations of signs.
+        values = {
+            parameter: ((0.05 if abs(scale) <= 1 else 0.5) + (probe + _GOLDEN * (place + 1) * (shift + 1)) % 1.0)
+            * (-scale if place >> (shift // 2 % 4) & 1 else scale)
+            for place, parameter in enumerate(parameters)
+        }
+        point = _at(value, values)
+        told += point is not None
+        points.append(point)
+    if told < _LEAST_TOLD:
         raise _UnknownError("expression")
     return ["expression", names, points]
+
+
+def _at(value: Any, values: dict[Any, float]) -> list[float] | None:
+    """The value of an expression at a point; None if it has none there."""
+    try:
+        bound = value.bind(values)
+        number = complex(bound.numeric() if hasattr(bound, "numeric") else bound)
+    except Exception:  # a logarithm of zero, an arcsine of two, an overflow: qiskit has an error for each
+        return None
+    parts = [number.real + 0.0, number.imag + 0.0]
+    return parts if all(map(math.isfinite, parts)) else None

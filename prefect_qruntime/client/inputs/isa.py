@@ -67,7 +67,8 @@ def check_isa(spec: JobSpec, configuration: Mapping[str, Any]) -> None:
 
     Example:
         ```python
-        from prefect_qruntime.client.inputs import check_isa, make_spec
+        from prefect_qruntime.client.inputs import check_isa
+        from prefect_qruntime.client.programs import make_spec
 
         text = "OPENQASM 3.0; bit[1] c; x $0; c[0] = measure $0;"
         check_isa(make_spec(text, backend="b"), {"n_qubits": 5, "basis_gates": ["x", "sx", "rz", "cz"]})
@@ -198,7 +199,8 @@ def transpile_pubs(
 
     Example:
         ```python
-        from prefect_qruntime.client.inputs import make_spec, transpile_pubs
+        from prefect_qruntime.client.inputs import transpile_pubs
+        from prefect_qruntime.client.programs import make_spec
 
         configuration = {"n_qubits": 2, "basis_gates": ["rz", "sx", "x", "cz"], "coupling_map": [[0, 1]]}
         text = 'OPENQASM 2.0; include "qelib1.inc"; qreg q[1]; creg c[1]; h q[0]; measure q -> c;'

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from prefect_qruntime.client.encodings.arrays import Extrapolator
 from prefect_qruntime.client.inputs.fields import nearest, plain_json
 from prefect_qruntime.errors import InvalidInput
 
@@ -26,19 +27,6 @@ Count = Annotated[int, Field(ge=1, le=_INT)]
 CountOrAuto = Count | Literal["auto"]
 Natural = Annotated[int, Field(ge=0, le=_INT)]
 Positive = Annotated[float, Field(gt=0)]
-Extrapolator = Literal[
-    "linear",
-    "exponential",
-    "double_exponential",
-    "polynomial_degree_1",
-    "polynomial_degree_2",
-    "polynomial_degree_3",
-    "polynomial_degree_4",
-    "polynomial_degree_5",
-    "polynomial_degree_6",
-    "polynomial_degree_7",
-    "fallback",
-]
 
 
 class _Options(BaseModel):

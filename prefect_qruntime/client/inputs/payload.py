@@ -29,8 +29,9 @@ def v2_params(spec: JobSpec) -> dict[str, Any]:
     The estimator has no `shots` beside its options: `shots=` becomes `options.default_shots` there,
     unless that is set.
     """
-    if spec.params is not None:
-        return dict(spec.params)
+    ready = spec.prepared if spec.params is None else spec.params
+    if ready is not None:
+        return dict(ready)
     options = dict(spec.options)
     params: dict[str, Any] = {
         "version": 2,
@@ -57,6 +58,8 @@ def v1_params(spec: JobSpec) -> dict[str, Any]:
         InvalidInput: Something this form cannot say: different shots per PUB, several parameter
             points or observables in one PUB, a precision, options it never had.
     """
+    if spec.prepared is not None:
+        raise InvalidInput("the legacy dialect has no executor; use route='service'", field="route")
     if spec.params is not None:
         return dict(spec.params)
     places = list(range(len(spec.pubs)))
@@ -89,7 +92,7 @@ def check_size(spec: JobSpec) -> None:
         circuit = pub.circuit if isinstance(pub.circuit, str) else pub.circuit["__value__"]
         bound += 6 * len(circuit) + 100
         bound += 25 * (_leaves(pub.parameters) + _leaves(pub.observables))
-    if spec.params is None and bound <= MAX_PAYLOAD_BYTES // 2:
+    if spec.params is None and spec.prepared is None and bound <= MAX_PAYLOAD_BYTES // 2:
         return
     size = len(orjson.dumps(v2_params(spec)))
     if size > MAX_PAYLOAD_BYTES:

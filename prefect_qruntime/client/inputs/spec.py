@@ -14,7 +14,7 @@ import orjson
 
 __all__ = ["DIGEST_VERSION", "JobSpec", "Pub"]
 
-DIGEST_VERSION = "d1"
+DIGEST_VERSION = "d2"
 """Changes whenever the canonical form below changes, so that old and new keys never mix."""
 
 
@@ -49,7 +49,14 @@ class Pub:
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
-    """What is to be bought: program, payload, limits. Says nothing about session or key."""
+    """What is to be bought: program, payload, limits. Says nothing about session or key.
+
+    Attributes:
+        meaning: What the digest sees in place of `params`: their canonical form.
+        doubts: Why the same work, written again in another process, may get another digest; empty if it cannot.
+        prepared: The PUBs as the params of program `executor`, if they take that route. No part of the digest: the
+            same work bought on one route is found again on the other.
+    """
 
     program_id: str
     backend: str
@@ -61,6 +68,9 @@ class JobSpec:
     max_execution_time: int | None = None
     private: bool = False
     support_qiskit: bool = False
+    meaning: Any = None
+    doubts: tuple[str, ...] = ()
+    prepared: dict[str, Any] | None = field(default=None, repr=False)
 
     def digest(self) -> str:
         """Hex SHA-256 over the canonical payload: equal work, equal digest, in every process.
@@ -72,13 +82,23 @@ class JobSpec:
             "v": DIGEST_VERSION,
             "program": self.program_id,
             "pubs": [pub.canonical() for pub in self.pubs],
-            "params": self.params,
+            "params": self.params if self.meaning is None else self.meaning,
             "shots": self.shots,
             "options": self.options,
             "max_execution_time": self.max_execution_time,
             "private": self.private,
         }
         return hashlib.sha256(orjson.dumps(payload, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+    @property
+    def wire_program(self) -> str:
+        """The program that is sent: the executor for PUBs that take that route."""
+        return self.program_id if self.prepared is None else "executor"
+
+    @property
+    def route(self) -> str:
+        """`executor` or `service`."""
+        return "service" if self.prepared is None else "executor"
 
     @property
     def widths(self) -> tuple[int | None, ...]:

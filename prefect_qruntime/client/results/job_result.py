@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from prefect_qruntime.client.results.arrays import DECODE_LIMIT, Allowance, decode_value, nested
-from prefect_qruntime.client.results.registers import Register, flat_index, memory, tally
+from prefect_qruntime.client.encodings.arrays import DECODE_LIMIT, Allowance, decode_value, nested
+from prefect_qruntime.client.encodings.registers import Register, flat_index, memory, tally
 from prefect_qruntime.client.results.tables import floats, frequencies, list_shape, loads, size_of
 from prefect_qruntime.client.results.views import PubView, counts_of, pub_list, top_metadata, view_pub
 from prefect_qruntime.client.transport.spool import StoredBody
@@ -231,6 +231,10 @@ class JobResult(BaseModel):
         with self._reading(pub):
             return decode_value(view.fields[name], allowance=Allowance(self.decode_limit))
 
+    def arrays(self, pub: int = 0) -> dict[str, Any]:
+        """All fields of a PUB's data that are no registers, by name: expectation values, or kerneled points."""
+        return {name: self.field(name, pub) for name in self._view(pub).fields}
+
     def shots(self, pub: int = 0) -> int | None:
         """Shots of each point; for the estimator what its metadata says, or None."""
         view = self._view(pub)
@@ -250,7 +254,7 @@ class JobResult(BaseModel):
         """Rows of plain values for data pipelines; `pandas.DataFrame(result.to_table())` works.
 
         Columns: `pub`, `point` (None, an int, or a tuple), then `register`, `bitstring`, `count`,
-        `probability`, or `ev`, `std`.
+        `probability`, or `ev`, `std`. Kerneled points: `pub`, `array`, `place` (in the array), `real`, `imag`.
         """
         from prefect_qruntime.client.results.tables import rows
 

@@ -12,8 +12,8 @@ from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from prefect_qruntime.client.results.arrays import Allowance, ExecutionSpan, NpyArray, decode_value
-from prefect_qruntime.client.results.registers import HexRegister, PackedRegister, Register
+from prefect_qruntime.client.encodings.arrays import Allowance, ExecutionSpan, NpyArray, decode_value
+from prefect_qruntime.client.encodings.registers import HexRegister, PackedRegister, Register
 from prefect_qruntime.client.results.views import PubView, counts_of, form_of, pub_list, top_metadata, view_pub
 from prefect_qruntime.errors import QuantumRuntimeError
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from prefect_qruntime.client.results.arrays import LIST_LIMIT
+from prefect_qruntime.client.encodings.arrays import LIST_LIMIT
 from prefect_qruntime.errors import QuantumRuntimeError
 
 if TYPE_CHECKING:
@@ -26,7 +26,12 @@ def rows(result: JobResult) -> Iterator[dict[str, Any]]:
     left = LIST_LIMIT // 4
     for pub in range(result.num_pubs):
         registers: list[str | None] = list(result.registers(pub))
-        if not registers and not result.is_estimator(pub):
+        kerneled = [] if result.is_estimator(pub) else list(_kerneled(result, pub))
+        left -= len(kerneled)
+        if left < 0:
+            raise ValueError("it has too many points for a table; use arrays() of each PUB")
+        yield from kerneled
+        if not registers and not kerneled and not result.is_estimator(pub):
             registers = [None]
         for register in registers:
             for point, counts in points(result.counts_array(pub, register)):
@@ -47,6 +52,14 @@ def rows(result: JobResult) -> Iterator[dict[str, Any]]:
                 if left < 0:
                     raise ValueError("it has too many points for a table; use expectation_values() of each PUB")
                 yield {"pub": pub, "point": point, "ev": value, "std": errors.get(point)}
+
+
+def _kerneled(result: JobResult, pub: int) -> Iterator[dict[str, Any]]:
+    for name, values in result.arrays(pub).items():
+        for place, value in points(values):
+            if not isinstance(value, complex):
+                break
+            yield {"pub": pub, "array": name, "place": place, "real": value.real, "imag": value.imag}
 
 
 def points(value: Any, place: tuple[int, ...] = ()) -> Iterator[tuple[int | tuple[int, ...] | None, Any]]:

@@ -5,8 +5,9 @@
 | encoded V2 | `{"__type__": "PrimitiveResult", …}` |
 | plain V2 | `{"results": […]}` |
 | legacy V1 | `{"quasi_dists": […]}`, `{"values": […]}` |
+| executor | `{"schema_version": …, "data": [{"results": …}]}` |
 
-Anything else (executor, noise learner, new programs) has no PUBs here and stays raw.
+Anything else (noise learner, new programs) has no PUBs here and stays raw.
 """
 
 from __future__ import annotations
@@ -16,8 +17,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefect_qruntime.client.results.arrays import Allowance, NpyArray, decode_array, decode_value
-from prefect_qruntime.client.results.registers import HexRegister, PackedRegister, Register
+from prefect_qruntime.client.encodings.arrays import Allowance, NpyArray, decode_array, decode_value
+from prefect_qruntime.client.encodings.registers import HexRegister, PackedRegister, Register
+from prefect_qruntime.client.programs.executor_result import (
+    count_pubs,
+    is_executor_result,
+    result_metadata,
+    view_executor_pub,
+)
 
 __all__ = ["PubView", "counts_of", "form_of", "pub_list", "read_quasi", "top_metadata", "view_pub"]
 
@@ -44,13 +51,15 @@ class PubView:
 
 
 def form_of(raw: Any) -> str:
-    """`encoded`, `plain`, `quasi`, `values` or `other`."""
+    """`encoded`, `plain`, `quasi`, `values`, `executor` or `other`."""
     if isinstance(raw, dict):
         if raw.get("__type__") == "PrimitiveResult":
             return "encoded"
         for form, key in (("plain", "results"), ("quasi", "quasi_dists"), ("values", "values")):
             if key in raw:
                 return form
+        if is_executor_result(raw):
+            return "executor"
     return "other"
 
 
@@ -63,6 +72,8 @@ def pub_list(raw: Any) -> list[Any]:
     form = form_of(raw)
     if form == "other":
         return []
+    if form == "executor":
+        return list(range(count_pubs(raw)))
     if form == "encoded":
         inner = raw.get("__value__")
         found = inner.get("pub_results") if isinstance(inner, dict) else None
@@ -77,7 +88,10 @@ def pub_list(raw: Any) -> list[Any]:
 
 def top_metadata(raw: Any) -> Any:
     """The metadata of the whole result, still encoded; a list per PUB in the legacy form."""
-    if form_of(raw) == "encoded":
+    form = form_of(raw)
+    if form == "executor":
+        return result_metadata(raw)
+    if form == "encoded":
         inner = raw.get("__value__")
         return inner.get("metadata") if isinstance(inner, dict) else None
     return raw.get("metadata") if isinstance(raw, dict) else None
@@ -103,6 +117,9 @@ def view_pub(raw: Any, item: Any, place: int, *, width: int | None, allowance: A
         if form == "quasi":
             return PubView(metadata=own, quasi=read_quasi(item, width))
         return PubView(fields=_v1_fields(item, own), metadata=own)
+    if form == "executor":
+        found = view_executor_pub(raw, place, allowance=allowance)
+        return PubView({**found.registers}, found.fields, found.metadata, kind=found.kind, shape=found.shape)
     kind: str | None = None
     shape: tuple[int, ...] | None = None
     if form == "encoded" and isinstance(item, dict):

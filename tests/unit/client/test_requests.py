@@ -11,7 +11,7 @@ import pytest
 from pytest_httpx import HTTPXMock
 
 from prefect_qruntime.client import QuantumRuntimeClient
-from prefect_qruntime.client.inputs import make_spec
+from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import JobStatus, SessionRef
 

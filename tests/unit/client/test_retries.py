@@ -12,7 +12,7 @@ import pytest
 from pytest_httpx import HTTPXMock
 
 from prefect_qruntime.client import QuantumRuntimeClient
-from prefect_qruntime.client.inputs import make_spec
+from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.transport.retrying import RetryDeadlines, repeat
 from prefect_qruntime.errors import (
     AuthenticationError,

@@ -15,7 +15,7 @@ import pytest
 from pytest_httpx import HTTPXMock
 
 from prefect_qruntime.client import QuantumRuntimeClient
-from prefect_qruntime.client.inputs import make_spec
+from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.transport.connections import connection_of
 from prefect_qruntime.client.waiting.websocket import JobStream
 from prefect_qruntime.errors import QuantumRuntimeError

@@ -16,8 +16,9 @@ from qiskit.primitives.containers.observables_array import ObservablesArray
 from qiskit.primitives.containers.sampler_pub import SamplerPub
 from qiskit.quantum_info import Pauli, SparseObservable, SparsePauliOp
 
-from prefect_qruntime.client.inputs import EstimatorOptions, SamplerOptions, make_spec
+from prefect_qruntime.client.inputs import EstimatorOptions, SamplerOptions
 from prefect_qruntime.client.inputs.qasm import scan
+from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import Backend
 
@@ -351,7 +352,8 @@ def test_raw_params_pass_through() -> None:
 def test_text_needs_neither_qiskit_nor_numpy() -> None:
     code = f"""
 import sys
-from prefect_qruntime.client.inputs import check_isa, make_spec, v1_params, v2_params
+from prefect_qruntime.client.inputs import check_isa, v1_params, v2_params
+from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.results.job_result import JobResult
 spec = make_spec([({TWO!r}, [1, 2], 3)], backend="b")
 v1_params(spec), v2_params(spec), spec.digest()

@@ -17,7 +17,7 @@ from qiskit.circuit.classical import expr
 from qiskit.circuit.library import PauliEvolutionGate, QFTGate, UnitaryGate, XGate
 from qiskit.quantum_info import SparsePauliOp
 
-from prefect_qruntime.client.inputs import make_spec
+from prefect_qruntime.client.programs import make_spec
 
 TWO = "OPENQASM 3.0; input float[64] a; input angle b; qubit[2] q; bit[2] c; rx(a) q[0]; c = measure q;"
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
@@ -95,7 +95,7 @@ circuit.measure(0, 0)
 with circuit.if_test((circuit.clbits[0], 1)):
     circuit.x(1)
 circuit.measure([1, 2], [1, 2])
-from prefect_qruntime.client.inputs import make_spec
+from prefect_qruntime.client.programs import make_spec
 spec = make_spec([(circuit, [[0.1] * 13], 100)], backend="b")
 assert "circuit" in spec.pubs[0].identity, spec.pubs[0].identity
 print(spec.digest())

@@ -8,7 +8,8 @@ import pytest
 from qiskit import QuantumCircuit, qasm3, transpile
 from qiskit.circuit.library import real_amplitudes
 
-from prefect_qruntime.client.inputs import check_isa, make_spec
+from prefect_qruntime.client.inputs import check_isa
+from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.errors import InvalidInput
 
 # ecr runs one way only, cz both ways though listed once.

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from prefect_qruntime.client.inputs import make_spec
+from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.errors import InvalidInput
 
 BELL = 'OPENQASM 3.0; include "stdgates.inc"; qubit[2] q; bit[2] c; h q[0]; cx q[0], q[1]; c = measure q;'

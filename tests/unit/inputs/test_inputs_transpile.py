@@ -11,7 +11,8 @@ from qiskit import QuantumCircuit, qasm3
 from qiskit.circuit import Parameter
 from qiskit.primitives import StatevectorEstimator, StatevectorSampler
 
-from prefect_qruntime.client.inputs import check_isa, make_spec, transpile_pubs
+from prefect_qruntime.client.inputs import check_isa, transpile_pubs
+from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.errors import InvalidInput
 
 LINE: dict[str, Any] = {

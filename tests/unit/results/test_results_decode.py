@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
 
-from prefect_qruntime.client.results.arrays import (
+from prefect_qruntime.client.encodings.arrays import (
     Allowance,
     ExecutionSpan,
     NpyArray,

@@ -16,7 +16,7 @@ from hypothesis import given, settings, strategies as st
 from pydantic import ValidationError
 from qiskit.primitives import BitArray, DataBin, PrimitiveResult, PubResult, SamplerPubResult
 
-from prefect_qruntime.client.results.arrays import Allowance
+from prefect_qruntime.client.encodings.arrays import Allowance
 from prefect_qruntime.client.results.job_result import JobResult
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 
@@ -245,8 +245,8 @@ def test_legacy_estimator() -> None:
 
 
 def test_programs_without_pubs_stay_raw() -> None:
-    body = '{"schema_version": "v0.2", "data": [{"results": {}}]}'
-    result = _read(body, program_id="executor")
+    body = '{"schema_version": "v0.2", "data": [{"generators_sparse": []}]}'
+    result = _read(body, program_id="noise-learner")
     assert result.raw == json.loads(body)
     assert (result.num_pubs, result.quasi_dists, result.to_table()) == (0, [], [])
     for call in (result.counts, result.expectation_values, result.to_primitive_result):

@@ -12,9 +12,9 @@ from collections import Counter
 
 import pytest
 
-from prefect_qruntime.client.results import registers
+from prefect_qruntime.client.encodings import registers
+from prefect_qruntime.client.encodings.registers import HexRegister, PackedRegister, tally
 from prefect_qruntime.client.results.job_result import JobResult
-from prefect_qruntime.client.results.registers import HexRegister, PackedRegister, tally
 from prefect_qruntime.errors import QuantumRuntimeError
 
 
@@ -130,7 +130,7 @@ def test_the_width_is_that_of_the_widest_point() -> None:
 def test_numpy_is_not_loaded_for_few_shots() -> None:
     code = (
         "import sys, os\n"
-        "from prefect_qruntime.client.results.registers import PackedRegister, tally\n"
+        "from prefect_qruntime.client.encodings.registers import PackedRegister, tally\n"
         "data = os.urandom(200_000)\n"
         "assert sum(tally([PackedRegister(data, 16, (), 100_000, 2)], 0).values()) == 100_000\n"
         "assert 'numpy' not in sys.modules\n"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from prefect_qruntime.client.inputs.fields import (
     check_flag,
@@ -12,9 +12,11 @@ from prefect_qruntime.client.inputs.fields import (
     check_tags,
     plain_json,
 )
+from prefect_qruntime.client.inputs.meaning import meaning_of
 from prefect_qruntime.client.inputs.options import check_options
 from prefect_qruntime.client.inputs.payload import check_size
 from prefect_qruntime.client.inputs.pubs import read_pubs
+from prefect_qruntime.client.inputs.quantum_program import is_quantum_program, params_of_program
 from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import Backend
@@ -35,6 +37,8 @@ def make_spec(
     tags: Any = (),
     max_execution_time: int | None = None,
     private: bool = False,
+    route: str = "service",
+    circuit_form: Literal["auto", "openqasm3", "qpy"] = "auto",
 ) -> JobSpec:
     """Check everything that costs nothing to check. Sends nothing, buys nothing.
 
@@ -50,6 +54,9 @@ def make_spec(
         tags: At most six.
         max_execution_time: QPU seconds the job may use, 1 to 10,800.
         private: The service shows parameters to nobody and results once.
+        route: `service` runs PUBs by the server's primitive, `executor` as a quantum program. `auto` is the former
+            until the service says that the program is gone, see `client.programs.route`.
+        circuit_form: How circuits travel to the executor: `openqasm3`, `qpy`, or `auto` (text as OpenQASM 3).
 
     Returns:
         The checked submission.
@@ -59,14 +66,22 @@ def make_spec(
 
     Example:
         ```python
-        from prefect_qruntime.client.inputs import make_spec
+        from prefect_qruntime.client.programs import make_spec
 
         bell = 'OPENQASM 3.0; include "stdgates.inc"; bit[1] c; x $0; c[0] = measure $0;'
         spec = make_spec([bell, (bell, None, 500)], backend="ibm_torino", shots=1000)
         assert spec.pubs[1].shots == 500 and spec.widths == (1, 1)
         ```
     """
+    # The programs are built upon the inputs, so they are looked up when they are needed.
+    from prefect_qruntime.client.programs.route import choose_route, on_executor
+
+    if is_quantum_program(pubs) and params is None:
+        params, pubs, options = params_of_program(pubs, options), None, None
+        program_id = "executor" if program_id == "sampler" else program_id
     program_id = check_id(program_id, field="program_id")
+    way = choose_route(route, program_id, raw=params is not None)
+    program_id = way.program_id
     if isinstance(backend, Backend):
         backend = backend.name
     common: dict[str, Any] = {
@@ -77,7 +92,9 @@ def make_spec(
         "private": check_flag(private, field="private"),
     }
     if params is not None:
-        spec = JobSpec(**common, params=_raw(params, pubs, shots, options))
+        raw = _raw(params, pubs, shots, options)
+        meaning = meaning_of(raw)
+        spec = JobSpec(**common, params=raw, meaning=meaning.canonical, doubts=meaning.doubts)
     else:
         if program_id not in _PRIMITIVES:
             raise InvalidInput(
@@ -91,7 +108,14 @@ def make_spec(
             shots=check_shots(shots, field="shots"),
             options=check_options(options, program_id=program_id),
             support_qiskit=any(not isinstance(pub.circuit, str) for pub in read),
+            doubts=tuple(
+                f"pubs[{place}].circuit holds an operation that does not say what it does."
+                for place, pub in enumerate(read)
+                if isinstance(pub.identity, dict) and "qpy" in pub.identity
+            ),
         )
+        if way.route == "executor":
+            spec = on_executor(spec, form=circuit_form)
     check_size(spec)
     return spec
 

@@ -17,21 +17,35 @@ from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, get_args
-
-from prefect_qruntime.client.inputs.options import Extrapolator
+from typing import Any, Literal, get_args
 
 __all__ = [
     "DECODE_LIMIT",
     "LIST_LIMIT",
     "Allowance",
     "ExecutionSpan",
+    "Extrapolator",
     "NpyArray",
     "decode_array",
     "decode_value",
     "nested",
     "read_npy",
 ]
+
+Extrapolator = Literal[
+    "linear",
+    "exponential",
+    "double_exponential",
+    "polynomial_degree_1",
+    "polynomial_degree_2",
+    "polynomial_degree_3",
+    "polynomial_degree_4",
+    "polynomial_degree_5",
+    "polynomial_degree_6",
+    "polynomial_degree_7",
+    "fallback",
+]
+"""How the server's estimator may extrapolate to zero noise; its name stands where an array would."""
 
 DECODE_LIMIT = 1 << 30
 """Most bytes that what is read at once may unfold to: a few kilobytes of zlib can hold a terabyte of zeros."""
@@ -41,7 +55,6 @@ LIST_LIMIT = 1 << 22
 
 _MAX_COPIES = 1 << 22
 _SPANS = ("ExecutionSpans", "ExecutionSpanCollection")  # the second is their older name
-_OBJECTS = get_args(Extrapolator)
 
 _MAGIC = b"\x93NUMPY"
 _MAX_HEADER = 1 << 16
@@ -112,7 +125,7 @@ class NpyArray:
 
     Example:
         ```python
-        from prefect_qruntime.client.results.arrays import NpyArray
+        from prefect_qruntime.client.encodings.arrays import NpyArray
 
         assert NpyArray("|u1", (2, 1), bytes([0, 3])).tolist() == [[0], [3]]
         ```
@@ -184,7 +197,7 @@ def decode_array(value: Any, *, allowance: Allowance | None = None) -> NpyArray 
         return value
     if not isinstance(value, str):
         raise ValueError(f"an encoded array is text, not {type(value).__name__}")
-    return value if value in _OBJECTS else read_npy((allowance or Allowance()).inflate(value))
+    return value if value in get_args(Extrapolator) else read_npy((allowance or Allowance()).inflate(value))
 
 
 def read_npy(data: bytes) -> NpyArray:
@@ -252,6 +265,8 @@ class _Decoder:
     def value(self, value: Any) -> Any:
         if isinstance(value, list):
             return [self.value(item) for item in value]
+        if isinstance(value, NpyArray):  # a tensor of the executor, decoded before
+            return self.as_array(value) if self.as_array is not None else self.allowance.listed(value)
         if not isinstance(value, dict):
             return value
         kind = value.get("__type__")

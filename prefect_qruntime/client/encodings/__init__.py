@@ -1,0 +1,1 @@
+"""Encodings of the wire: arrays, tensors and registers of bits, without numpy."""

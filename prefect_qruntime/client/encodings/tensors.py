@@ -1,0 +1,252 @@
+"""Tensors as the executor sends and takes them, without numpy.
+
+On the wire a tensor is `{"data": base64, "shape": […], "dtype": …}`: C order, little-endian, booleans packed into
+bits with the least significant bit first. From schema version v2.0 on, the bytes are also compressed with zlib.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import sys
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from zlib import compress
+
+from prefect_qruntime.client.encodings.arrays import Allowance, NpyArray
+
+__all__ = ["DTYPES", "Tensor", "bit_rows", "broadcast_places", "decode_tensor", "encode_tensor", "is_tensor"]
+
+DTYPES: dict[str, tuple[str, int]] = {
+    "f16": ("<f2", 2), "f32": ("<f4", 4), "f64": ("<f8", 8), "c64": ("<c8", 8), "c128": ("<c16", 16),
+    "i8": ("|i1", 1), "i16": ("<i2", 2), "i32": ("<i4", 4), "i64": ("<i8", 8),
+    "u8": ("|u1", 1), "u16": ("<u2", 2), "u32": ("<u4", 4), "u64": ("<u8", 8),
+    "bool": ("|b1", 0),
+}  # fmt: skip
+"""Name on the wire → numpy's name and bytes of an element. v1.1 and older know f64, bool, u8 and c128 only."""
+
+_MAX_DIMENSIONS = 32
+_DIGITS = bytes(48 + (value & 1) for value in range(256))
+_FLAGS = bytes(int(value == 49) for value in range(256))
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    r"""A decoded tensor: its bytes as the service packs them.
+
+    Example:
+        ```python
+        from prefect_qruntime.client.encodings.tensors import Tensor, decode_tensor
+
+        packed = Tensor("bool", (2, 2), b"\x09").encoded()
+        assert decode_tensor(packed).tolist() == [[True, False], [False, True]]
+        ```
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+
+    def encoded(self, *, compressed: bool = True) -> dict[str, Any]:
+        """The tensor as JSON: compressed for v2.0, not compressed for v1.1 and older."""
+        data = compress(self.data) if compressed else self.data
+        return {"data": base64.b64encode(data).decode(), "shape": list(self.shape), "dtype": self.dtype}
+
+    def as_array(self) -> NpyArray:
+        """The same values in numpy's layout, in which a boolean takes a byte."""
+        data = self.data
+        if self.dtype == "bool":
+            size = math.prod(self.shape)
+            digits = format(int.from_bytes(data, "little"), f"0{size}b") if size else ""
+            data = digits[::-1][:size].encode().translate(_FLAGS)
+        return NpyArray(DTYPES[self.dtype][0], self.shape, data)
+
+    def tolist(self) -> Any:
+        """Nested lists, or one value if the shape is `()`."""
+        return self.as_array().tolist()
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether a JSON value is a tensor by its keys and dtype."""
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"data", "shape", "dtype"}
+        and isinstance(value["data"], str)
+        and isinstance(value["shape"], list)
+        and value["dtype"] in DTYPES
+    )
+
+
+def encode_tensor(
+    values: Any, dtype: str = "f64", *, shape: Sequence[int] | None = None, compressed: bool = True
+) -> dict[str, Any]:
+    """Encode values as a tensor.
+
+    Args:
+        values: A number, nested lists of numbers, or the tensor's bytes, which then need a `shape`.
+        dtype: `f64`, `bool`, `u8` or `c128`.
+        shape: Shape of a flat list or of bytes; by default that of the nested lists.
+        compressed: Whether to compress, as v2.0 wants and older versions do not.
+
+    Raises:
+        ValueError: Ragged lists, a shape that does not fit, or a dtype that is not encoded.
+    """
+    if isinstance(values, bytes | bytearray):
+        if shape is None:
+            raise ValueError("bytes need a shape")
+        data = bytes(values)
+    else:
+        flat = list(_flat(values))
+        shape = _shape(values) if shape is None else shape
+        if math.prod(shape) != len(flat):
+            raise ValueError(f"{len(flat)} values do not fill the shape {tuple(shape)}")
+        data = _packed(flat, dtype)
+    found = Tensor(dtype, tuple(shape), data)
+    _check_size(found)
+    return found.encoded(compressed=compressed)
+
+
+def decode_tensor(value: Any, *, compressed: bool | None = None, allowance: Allowance | None = None) -> Tensor:
+    """Decode a tensor.
+
+    Args:
+        value: The JSON value.
+        compressed: Whether its bytes are compressed; None finds out by looking.
+        allowance: How many bytes it may unfold to.
+
+    Raises:
+        ValueError: No tensor, damaged, of another size than its shape says, or more than the allowance has.
+    """
+    if not is_tensor(value):
+        raise ValueError(f"a tensor is {type(value).__name__} without data, shape and a known dtype")
+    shape = tuple(value["shape"])
+    if len(shape) > _MAX_DIMENSIONS or not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(f"a tensor has the shape {list(shape)!r:.80}")
+    allowance = allowance or Allowance()
+    text, dtype = value["data"], value["dtype"]
+    if compressed is None:
+        compressed = _is_compressed(text, _bytes_of(dtype, shape))
+    found = Tensor(dtype, shape, allowance.inflate(text) if compressed else _plain(text, allowance))
+    _check_size(found)
+    return found
+
+
+def _is_compressed(text: str, size: int) -> bool:
+    """Whether a tensor's text is a zlib stream of just the size that its shape asks for."""
+    if len(text) // 4 * 3 - text[-2:].count("=") != size:
+        return bool(text)
+    try:
+        # Bytes that are as many compressed as not: only a whole stream of that size is one.
+        return len(Allowance(size + 1).inflate(text)) == size
+    except ValueError:
+        return False
+
+
+def bit_rows(data: bytes, width: int, count: int) -> bytes:
+    """Unpack a stream of bits into one row of whole bytes for each shot, the most significant byte first.
+
+    Works on strided copies of the whole stream, so that a million shots take milliseconds: shots whose bits
+    start at the same place within a byte are shifted together.
+
+    Args:
+        data: Bits of all shots without gaps, the least significant bit of each byte and of each shot first.
+        width: Bits of one shot.
+        count: Number of shots.
+
+    Raises:
+        ValueError: Fewer bits than that.
+    """
+    if len(data) < (width * count + 7) // 8:
+        raise ValueError(f"{len(data)} bytes hold fewer than {count} shots of {width} bits")
+    if not width or not count:
+        return b""
+    row = (width + 7) // 8
+    phases = 8 // math.gcd(width, 8)
+    period = width * phases // 8
+    groups = -(-count // phases)
+    data = data.ljust(groups * period, b"\0")[: groups * period]
+    if width == 8:
+        return data[:count]
+    target = bytearray(groups * phases * row)
+    for phase in range(phases):
+        for place in range(row):
+            bits = min(8, width - 8 * place)
+            byte, offset = divmod(phase * width + 8 * place, 8)
+            mask = (1 << bits) - 1
+            found = data[byte::period]
+            if offset or bits < 8:
+                found = found.translate(bytes((value >> offset) & mask for value in range(256)))
+            if offset + bits > 8:
+                rest = data[byte + 1 :: period]
+                rest = rest.translate(bytes((value << (8 - offset)) & mask for value in range(256)))
+                both = int.from_bytes(found, "little") | int.from_bytes(rest, "little")
+                found = both.to_bytes(groups, "little")
+            target[phase * row + row - 1 - place :: phases * row] = found
+    return bytes(target[: count * row])
+
+
+def broadcast_places(shape: Sequence[int], own: Sequence[int]) -> list[int]:
+    """For each element of a shape, in C order, the flat index of the element that it is broadcast from."""
+    found = [0]
+    step = math.prod(own)
+    for size, length in zip(shape, (*(1,) * (len(shape) - len(own)), *own), strict=True):
+        step //= max(length, 1)
+        found = [start + (place * step if length > 1 else 0) for start in found for place in range(size)]
+    return found
+
+
+def _plain(text: str, allowance: Allowance) -> bytes:
+    if len(text) // 4 * 3 > allowance.size + 2:
+        raise ValueError(f"an encoded array unfolds to more than {allowance.size} bytes")
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (ValueError, binascii.Error) as error:
+        raise ValueError(f"an encoded array is damaged: {error}") from None
+    allowance.size -= len(data)
+    return data
+
+
+def _bytes_of(dtype: str, shape: Sequence[int]) -> int:
+    size = math.prod(shape)
+    return (size + 7) // 8 if dtype == "bool" else size * DTYPES[dtype][1]
+
+
+def _check_size(tensor: Tensor) -> None:
+    if len(tensor.data) != _bytes_of(tensor.dtype, tensor.shape):
+        raise ValueError(f"a tensor of shape {tensor.shape} and dtype {tensor.dtype} has {len(tensor.data)} bytes")
+
+
+def _packed(flat: list[Any], dtype: str) -> bytes:
+    if dtype == "bool":
+        digits = bytes(map(bool, reversed(flat))).translate(_DIGITS)
+        return int(digits or b"0", 2).to_bytes((len(flat) + 7) // 8, "little")
+    if dtype == "u8":
+        return bytes(flat)
+    if dtype == "c128":
+        flat = [part for value in map(complex, flat) for part in (value.real, value.imag)]
+    elif dtype != "f64":
+        raise ValueError(f"tensors of dtype {dtype!r} are not encoded")
+    numbers = array("d", flat)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers.tobytes()
+
+
+def _flat(values: Any) -> Iterator[Any]:
+    if isinstance(values, list | tuple):
+        for value in values:
+            yield from _flat(value)
+    else:
+        yield values
+
+
+def _shape(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, list | tuple):
+        return ()
+    shapes = {_shape(value) for value in values}
+    if len(shapes) > 1:
+        raise ValueError("ragged lists are no tensor")
+    return (len(values), *(shapes.pop() if shapes else ()))

@@ -1,0 +1,203 @@
+"""Whether two runs of the same circuit agree: statistical tests with a stated rate of false alarms.
+
+Counts are compared by the chi-squared test of homogeneity. Rare outcomes are pooled until each cell has an
+expected count of at least 10 in both samples, which is where the chi-squared distribution holds in its tail.
+Expectation values are compared by their difference in standard errors. With several comparisons each gets its
+share of the rate (Bonferroni), so that the rate is that of the whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from prefect_qruntime.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from prefect_qruntime.client.results.job_result import JobResult
+
+__all__ = ["Agreement", "Comparison", "chi_squared_tail", "compare_counts", "compare_results", "compare_values"]
+
+_LEAST_EXPECTED = 10.0
+_EXACT = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One comparison.
+
+    Attributes:
+        what: What was compared, for instance `pubs[0].c`.
+        p_value: How likely two runs of one circuit differ at least as much.
+        statistic: Chi-squared, or the difference in standard errors.
+        freedom: Degrees of freedom; 0 if there was only one outcome to compare.
+    """
+
+    what: str
+    p_value: float
+    statistic: float
+    freedom: int
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Whether two results agree.
+
+    Attributes:
+        agrees: Whether no comparison is as unlikely as the rate of false alarms allows.
+        false_alarm: How often two runs of the same circuit are said to differ, at most.
+        comparisons: All of them, the least likely first.
+    """
+
+    agrees: bool
+    false_alarm: float
+    comparisons: tuple[Comparison, ...]
+
+    def __str__(self) -> str:
+        """What to tell a user."""
+        rate = f"two runs of one circuit are said to differ in at most {self.false_alarm:.2%} of cases"
+        if not self.comparisons:
+            return f"Nothing to compare ({rate})."
+        worst = self.comparisons[0]
+        share = self.false_alarm / len(self.comparisons)
+        sign = "not below" if self.agrees else "below"
+        return (
+            f"The two routes {'agree' if self.agrees else 'differ'}: the smallest p-value of "
+            f"{len(self.comparisons)} comparison{'s' if len(self.comparisons) != 1 else ''} is {worst.p_value:.2g} "
+            f"({worst.what}), {sign} {share:.2g}; {rate}."
+        )
+
+
+def compare_counts(one: Mapping[str, int], other: Mapping[str, int], *, what: str = "counts") -> Comparison:
+    """Compare two samples of outcomes.
+
+    Raises:
+        ValueError: An empty sample.
+    """
+    totals = sum(one.values()), sum(other.values())
+    if not all(totals):
+        raise ValueError(f"{what}: a sample has no shots")
+    whole = sum(totals)
+    smaller = min(totals) / whole
+    cells: list[tuple[int, int]] = []
+    pool = (0, 0)
+    # The pool takes the rarest outcomes until it is large enough itself, so that no outcome is left out. The order
+    # depends on the sums alone, as an order that knew the samples apart would bend the test.
+    for key in sorted(one.keys() | other.keys(), key=lambda key: (one.get(key, 0) + other.get(key, 0), key)):
+        pair = one.get(key, 0), other.get(key, 0)
+        if sum(pair) * smaller < _LEAST_EXPECTED or 0 < sum(pool) * smaller < _LEAST_EXPECTED:
+            pool = pool[0] + pair[0], pool[1] + pair[1]
+        else:
+            cells.append(pair)
+    if sum(pool) * smaller >= _LEAST_EXPECTED or not cells:
+        cells.append(pool)
+    elif sum(pool):
+        cells[0] = cells[0][0] + pool[0], cells[0][1] + pool[1]
+    statistic = math.fsum(
+        (count - (expected := sum(pair) * total / whole)) ** 2 / expected
+        for pair in cells
+        for count, total in zip(pair, totals, strict=True)
+    )
+    freedom = len(cells) - 1
+    return Comparison(what, chi_squared_tail(statistic, freedom) if freedom else 1.0, statistic, freedom)
+
+
+def compare_values(one: float, other: float, errors: tuple[float, float], *, what: str = "value") -> Comparison:
+    """Compare two estimates of one value by their standard errors."""
+    spread = math.hypot(*errors)
+    difference = abs(one - other)
+    if not spread > 0:  # both exact, or of unknown error
+        same = difference <= _EXACT * max(1.0, abs(one), abs(other))
+        return Comparison(what, 1.0 if same else 0.0, 0.0 if same else math.inf, 1)
+    score = difference / spread
+    return Comparison(what, math.erfc(score / math.sqrt(2)), score, 1)
+
+
+def compare_results(one: JobResult, other: JobResult, *, false_alarm: float = 0.001) -> Agreement:
+    """Compare all PUBs, registers and points of two results of the same PUBs.
+
+    Args:
+        one: A result.
+        other: The result of the other route.
+        false_alarm: How often two runs of the same circuit may be said to differ.
+
+    Raises:
+        InvalidInput: The results are not of the same PUBs, or the rate is none.
+    """
+    if not 0 < false_alarm < 1:
+        raise InvalidInput(f"must be between 0 and 1, not {false_alarm!r}", field="false_alarm")
+    if one.num_pubs != other.num_pubs:
+        raise InvalidInput(f"{one.num_pubs} and {other.num_pubs} PUBs cannot be compared", field="results")
+    found = [item for pub in range(one.num_pubs) for item in _compared(one, other, pub)]
+    found.sort(key=lambda item: item.p_value)
+    share = false_alarm / max(len(found), 1)
+    agrees = all(item.p_value >= share for item in found)
+    return Agreement(agrees, false_alarm, tuple(found))
+
+
+def _compared(one: JobResult, other: JobResult, pub: int) -> Iterable[Comparison]:
+    where = f"pubs[{pub}]"
+    if one.is_estimator(pub) != other.is_estimator(pub) or one.registers(pub) != other.registers(pub):
+        raise InvalidInput(f"{where} has other registers in the two results", field="results")
+    if one.is_estimator(pub):
+        values = [list(_leaves(result.expectation_values(pub))) for result in (one, other)]
+        errors = [_errors(result, pub, len(values[0])) for result in (one, other)]
+        if len(values[0]) != len(values[1]):
+            raise InvalidInput(f"{where} has other shapes in the two results", field="results")
+        for place, (left, right) in enumerate(zip(*values, strict=True)):
+            pair = errors[0][place], errors[1][place]
+            yield compare_values(left, right, pair, what=f"{where} value {place}")
+        return
+    # The joint outcome of all registers holds whatever a single register would show.
+    counts = [list(_leaves(result.counts_array(pub))) for result in (one, other)]
+    if len(counts[0]) != len(counts[1]):
+        raise InvalidInput(f"{where} has other shapes in the two results", field="results")
+    for place, (left, right) in enumerate(zip(*counts, strict=True)):
+        yield compare_counts(left, right, what=f"{where} point {place}")
+
+
+def _errors(result: JobResult, pub: int, size: int) -> Sequence[float]:
+    found = result.standard_errors(pub)
+    return [0.0] * size if found is None else [float(value or 0.0) for value in _leaves(found)]
+
+
+def _leaves(value: Any) -> Iterable[Any]:
+    if isinstance(value, list):
+        for item in value:
+            yield from _leaves(item)
+    else:
+        yield value
+
+
+def chi_squared_tail(statistic: float, freedom: int) -> float:
+    """The chance that chi-squared with so many degrees of freedom is at least as large.
+
+    The regularised incomplete gamma function: its series below the mean, Lentz's continued fraction above.
+    """
+    if statistic <= 0:
+        return 1.0
+    shape, x = freedom / 2, statistic / 2
+    scale = math.exp(shape * math.log(x) - x - math.lgamma(shape))
+    if x < shape + 1:
+        term = total = 1 / shape
+        step = shape
+        while term > total * 1e-16:
+            step += 1
+            term *= x / step
+            total += term
+        return max(0.0, 1.0 - total * scale)
+    tiny = 1e-300
+    b = x + 1 - shape
+    c, d = 1 / tiny, 1 / b
+    value = d
+    for turn in range(1, 100_000):
+        a = -turn * (turn - shape)
+        b += 2
+        d = 1 / ((a * d + b) or tiny)
+        c = (b + a / c) or tiny
+        value *= c * d
+        if abs(c * d - 1) < 1e-15:
+            break
+    return min(1.0, value * scale)

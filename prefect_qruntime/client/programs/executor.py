@@ -1,0 +1,339 @@
+"""PUBs of the sampler and the estimator as a quantum program of the executor, schema version v2.0.
+
+Circuits go as OpenQASM 3 text, which needs neither qiskit nor numpy, or as QPY. The recipe that turns the
+result back into counts or expectation values travels in `passthrough_data`, so that a job fetched by its id
+in another process needs nothing else.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from prefect_qruntime.client.encodings.tensors import encode_tensor
+from prefect_qruntime.client.inputs.circuits import MAX_QPY_VERSION, load_qpy
+from prefect_qruntime.client.inputs.parameters import check_parameters, points_shape
+from prefect_qruntime.client.inputs.qasm import scan
+from prefect_qruntime.client.inputs.spec import JobSpec, Pub
+from prefect_qruntime.client.programs import openqasm
+from prefect_qruntime.client.programs.executor_options import measurement_level, program_options
+from prefect_qruntime.client.programs.expectation import make_plan, shots_for
+from prefect_qruntime.errors import InvalidInput
+
+__all__ = [
+    "RECIPE_AUTHOR",
+    "RECIPE_VERSION",
+    "SCHEMA_VERSION",
+    "CircuitForm",
+    "executor_params",
+    "program_circuits",
+    "program_shots",
+]
+
+SCHEMA_VERSION = "v2.0"
+RECIPE_AUTHOR = "prefect_qruntime"
+RECIPE_VERSION = "p1"
+"""Version of our own post-processing record; IBM's versions start with a `v`."""
+
+CircuitForm = Literal["auto", "openqasm3", "qpy"]
+
+_SAMPLER_SHOTS = 4096
+_PRECISION = 0.015625
+
+
+@dataclass(frozen=True, slots=True)
+class _Circuit:
+    """A circuit in the form in which all of its program go, and its parameters in the program's order."""
+
+    form: Any
+    inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    circuit: Any
+    arguments: dict[str, Any]
+
+
+def executor_params(spec: JobSpec, *, form: CircuitForm = "auto") -> dict[str, Any]:
+    """The `params` of program `executor` for the PUBs of a checked submission. Deterministic and pure.
+
+    Args:
+        spec: A checked submission of program `sampler` or `estimator`.
+        form: How circuits travel. `auto`: as OpenQASM 3 if all PUBs are text that can go so, else as QPY.
+
+    Raises:
+        InvalidInput: What the executor cannot do: PUBs with different shots, options without an equivalent,
+            OpenQASM 2 that is not rewritten, inputs that are not floats or angles.
+    """
+    shots = program_shots(spec)
+    options = program_options(spec.options)
+    circuits = _circuits(spec, form)
+    texts = isinstance(circuits[0].form, str)
+    estimator = spec.program_id == "estimator"
+    items: list[_Item] = []
+    recipe: list[dict[str, Any]] = []
+    for place, (pub, circuit) in enumerate(zip(spec.pubs, circuits, strict=True)):
+        field = f"pubs[{place}]"
+        shape, rows = _points(pub.parameters, circuit.inputs, field=f"{field}.parameters")
+        if estimator:
+            recipe.append(_measured_items(pub, circuit, shape, rows, items, field))
+        else:
+            recipe.append({"item": len(items), "shape": list(shape)})
+            items.append(_Item(circuit.form, _arguments(rows, shape, len(circuit.inputs))))
+    record: dict[str, Any] = {
+        "by": RECIPE_AUTHOR,
+        "version": RECIPE_VERSION,
+        "program": spec.program_id,
+        "shots": shots,
+        "pubs": recipe,
+    }
+    level = "classified" if estimator else measurement_level(spec.options)
+    if not estimator:
+        record["meas_level"] = level
+    found = [item.circuit for item in items]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "quantum_program": {
+            "shots": shots,
+            "circuits": {"data": found} if texts else _qpy(found),
+            "items": [
+                {"item_type": "circuit", "circuit_arguments": item.arguments, "shape": [], "chunk_size": "auto"}
+                for item in items
+            ],
+            "meas_level": level,
+            "passthrough_data": {"post_processor": record},
+        },
+        "options": options,
+    }
+
+
+def program_shots(spec: JobSpec) -> int:
+    """The one number of shots with which the executor runs all PUBs.
+
+    Raises:
+        InvalidInput: PUBs that want different numbers; the field names the first that differs.
+    """
+    options = spec.options
+    common = spec.shots if spec.shots is not None else options.get("default_shots")
+    wanted: list[int] = []
+    if spec.program_id == "estimator":
+        common = options.get("default_shots") if options.get("default_shots") is not None else spec.shots
+        part = "precision"
+        for place, pub in enumerate(spec.pubs):
+            precision = pub.precision if pub.precision is not None else options.get("precision")
+            if precision is None and common is None:
+                precision = options.get("default_precision", _PRECISION)
+            field = f"pubs[{place}].precision" if pub.precision is not None else "options.precision"
+            wanted.append(int(common or 0) if precision is None else shots_for(precision, field=field))
+    else:
+        part = "shots"
+        common = _SAMPLER_SHOTS if common is None else common
+        wanted = [pub.shots if pub.shots is not None else common for pub in spec.pubs]
+    for place, shots in enumerate(wanted):
+        if shots != wanted[0]:
+            raise InvalidInput(
+                f"asks for {shots} shots and pubs[0] for {wanted[0]}: the executor runs all PUBs of a job with one "
+                'number of shots. Give all PUBs the same, submit them as separate jobs, or use route="service"',
+                field=f"pubs[{place}].{part}",
+            )
+    if not wanted or wanted[0] < 1:
+        raise InvalidInput("must be at least 1 on the executor", field="options.default_shots")
+    return wanted[0]
+
+
+def _circuits(spec: JobSpec, form: CircuitForm) -> list[_Circuit]:
+    if form not in ("auto", "openqasm3", "qpy"):
+        raise InvalidInput(f"must be 'auto', 'openqasm3' or 'qpy', not {form!r}", field="circuit_form")
+    text = all(isinstance(pub.circuit, str) for pub in spec.pubs)
+    if form == "openqasm3" or (form == "auto" and text):
+        try:
+            return [_as_text(pub, f"pubs[{place}].circuit") for place, pub in enumerate(spec.pubs)]
+        except _CannotBeTextError as error:
+            if form == "openqasm3" or not _has_qiskit():
+                raise error.reason from None
+    circuits = program_circuits(spec)
+    return [_Circuit(circuit, tuple(parameter.name for parameter in circuit.parameters)) for circuit in circuits]
+
+
+def program_circuits(spec: JobSpec) -> list[Any]:
+    """The circuit of each PUB as a `QuantumCircuit`. Needs qiskit.
+
+    Raises:
+        InvalidInput: qiskit is not installed, or cannot read one of them.
+    """
+    loaded: dict[int, Any] = {}
+    for place, pub in enumerate(spec.pubs):
+        # Many points of one circuit share one wire object: it is read once.
+        if id(pub.circuit) not in loaded:
+            loaded[id(pub.circuit)] = _as_circuit(pub.circuit, f"pubs[{place}].circuit")
+    return [loaded[id(pub.circuit)] for pub in spec.pubs]
+
+
+class _CannotBeTextError(Exception):
+    def __init__(self, reason: InvalidInput) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
+def _as_text(pub: Pub, field: str) -> _Circuit:
+    text = pub.circuit
+    if not isinstance(text, str):
+        return _exported(load_qpy(text, field=field), field)
+    try:
+        text = openqasm.as_version_3(text, field=field)
+    except InvalidInput as error:
+        raise _CannotBeTextError(error) from None
+    inputs = scan(text, field=field).inputs
+    if inputs is None:
+        raise InvalidInput(
+            "has inputs that are not scalar floats or angles, whose place among the executor's arguments is not "
+            'known. Use floats and angles, or route="service"',
+            field=field,
+        )
+    # Readers of OpenQASM text order parameters by their names.
+    return _Circuit(text, tuple(sorted(inputs)))
+
+
+def _exported(circuit: Any, field: str) -> _Circuit:
+    from qiskit import qasm3
+    from qiskit.circuit import Parameter
+
+    names = tuple(parameter.name for parameter in circuit.parameters)
+    try:
+        # Readers order parameters by name, so each gets a name that keeps its place.
+        renamed = {parameter: Parameter(f"p_{place:06}") for place, parameter in enumerate(circuit.parameters)}
+        return _Circuit(str(qasm3.dumps(circuit.assign_parameters(renamed))), names)
+    except Exception as error:
+        raise InvalidInput(f"cannot be written as OpenQASM 3: {type(error).__name__}: {error}", field=field) from None
+
+
+def _as_circuit(value: str | dict[str, Any], field: str) -> Any:
+    if isinstance(value, dict):
+        return load_qpy(value, field=field)
+    if not _has_qiskit():
+        raise InvalidInput(
+            "is text beside circuits that are not, and only qiskit can bring both into one form: "
+            "pip install 'prefect-qruntime[qiskit]'",
+            field=field,
+        )
+    from qiskit import qasm2, qasm3
+
+    try:
+        if openqasm.version_of(value) == 2:
+            return qasm2.loads(value, custom_instructions=qasm2.LEGACY_CUSTOM_INSTRUCTIONS)
+        return qasm3.loads(value)
+    except Exception as error:
+        raise InvalidInput(f"cannot be read by qiskit: {type(error).__name__}: {error}", field=field) from None
+
+
+def _has_qiskit() -> bool:
+    try:
+        import qiskit  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _points(values: Any, inputs: Sequence[str], *, field: str) -> tuple[tuple[int, ...], list[list[float]]]:
+    """Shape of a PUB's points, and the values of each one in the order of the inputs."""
+    checked = check_parameters(values, inputs, field=field)
+    shape = points_shape(checked, inputs) or ()
+    count = 1
+    for length in shape:
+        count *= length
+    if checked is None or not inputs:
+        return shape, [[] for _ in range(count)]
+    if isinstance(checked, dict):
+        columns = [_numbers(checked[name]) for name in inputs]
+        return shape, [list(row) for row in zip(*columns, strict=True)]
+    flat, width = _numbers(checked), len(inputs)
+    return shape, [flat[start : start + width] for start in range(0, len(flat), width)]
+
+
+def _numbers(value: Any) -> list[float]:
+    if not isinstance(value, list):
+        return [value]
+    if value and not isinstance(value[0], list):
+        return value
+    return [number for item in value for number in _numbers(item)]
+
+
+def _arguments(rows: list[list[float]], shape: tuple[int, ...], width: int) -> dict[str, Any]:
+    flat = [number for row in rows for number in row]
+    return encode_tensor(flat, shape=(*shape, width))
+
+
+def _measured_items(
+    pub: Pub, circuit: _Circuit, shape: tuple[int, ...], rows: list[list[float]], items: list[_Item], field: str
+) -> dict[str, Any]:
+    """Add one item for each group of commuting terms; return how their bits become expectation values."""
+    plan = make_plan(pub.observables, shape, field=f"{field}.observables")
+    measure = _text_measurement if isinstance(circuit.form, str) else _circuit_measurement
+    width = len(plan.terms[0][0])
+    groups: list[dict[str, Any]] = []
+    for group in plan.groups:
+        measured, register = measure(circuit.form, group.basis, width, f"{field}.circuit")
+        every = len(group.points) == len(rows)
+        chosen = rows if every else [rows[point] for point in group.points]
+        arguments = _arguments(chosen, shape if every else (len(chosen),), len(circuit.inputs))
+        groups.append({"item": len(items), "register": register, "qubits": list(group.basis)})
+        if not every:
+            groups[-1]["points"] = group.points
+        items.append(_Item(measured, arguments))
+    return {**plan.record(), "groups": groups}
+
+
+def _text_measurement(text: str, basis: dict[int, str], width: int, field: str) -> tuple[str, str]:
+    operands = openqasm.qubit_operands(text, field=field)
+    physical = bool(operands) and operands[0] == "$0"
+    if width < len(operands) or (width > len(operands) and not physical):
+        raise InvalidInput(
+            f"has {len(operands)} qubits and its observables {width} letters; they must be as many", field=field
+        )
+    if physical:
+        operands = [f"${place}" for place in range(width)]
+    register = openqasm.unused_name("qr_meas", [text])
+    return openqasm.measured(text, basis, operands=operands, register=register, field=field), register
+
+
+def _circuit_measurement(circuit: Any, basis: dict[int, str], width: int, field: str) -> tuple[Any, str]:
+    import math
+
+    from qiskit.circuit import ClassicalRegister
+
+    if width != circuit.num_qubits:
+        raise InvalidInput(
+            f"has {circuit.num_qubits} qubits and its observables {width} letters; they must be as many", field=field
+        )
+    # With control flow qiskit would also take away measurements that a condition reads.
+    plain = circuit.has_control_flow_op()
+    target = circuit.copy() if plain else circuit.remove_final_measurements(inplace=False)
+    register = openqasm.unused_name("qr_meas", [name.name for name in target.cregs])
+    bits = ClassicalRegister(len(basis), register)
+    target.add_register(bits)
+    for qubit, letter in basis.items():
+        if letter == "X":
+            target.rz(math.pi / 2, qubit)
+        if letter != "Z":
+            target.sx(qubit)
+    target.barrier(list(basis))
+    target.measure(list(basis), bits)
+    return target, register
+
+
+def _qpy(circuits: list[Any]) -> dict[str, Any]:
+    from qiskit import qpy
+
+    version = min(MAX_QPY_VERSION, qpy.QPY_VERSION)
+    target = io.BytesIO()
+    try:
+        qpy.dump(circuits, target, version=version)
+    except Exception as error:
+        raise InvalidInput(f"cannot be written as QPY: {type(error).__name__}: {error}", field="pubs") from None
+    data = base64.b64encode(zlib.compress(target.getvalue())).decode()
+    return {"b64_data": data, "qpy_version": version, "num_programs": len(circuits)}

@@ -1,0 +1,329 @@
+"""Results of the executor as PUBs: registers, arrays and expectation values, of every schema version.
+
+Who made the quantum program decides what its items mean:
+
+| recipe in `passthrough_data` | PUBs |
+|---|---|
+| our own, sampler | one item each |
+| our own, estimator | several items each, combined into expectation values |
+| IBM's client-side Sampler | one item each, randomizations joined, measurement flips undone |
+| IBM's client-side Estimator | values computed by IBM's own code (extra `[ibm]`) |
+| none | each item by itself, measurement flips undone |
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from prefect_qruntime.client.encodings.arrays import Allowance, ExecutionSpan, NpyArray, nested
+from prefect_qruntime.client.encodings.registers import PackedRegister
+from prefect_qruntime.client.encodings.tensors import Tensor, bit_rows, broadcast_places, decode_tensor
+from prefect_qruntime.client.programs.executor import RECIPE_AUTHOR, RECIPE_VERSION
+from prefect_qruntime.client.programs.expectation import Columns, Plan, estimate
+
+__all__ = ["ExecutorPub", "count_pubs", "is_executor_result", "recipe_of", "result_metadata", "view_executor_pub"]
+
+_FLIPS = "measurement_flips."
+_IQ = ("_avg_iq", "_iq")
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorPub:
+    """What one PUB's items hold: see `PubView` for the fields."""
+
+    registers: dict[str, PackedRegister] = field(default_factory=dict)
+    fields: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+    shape: tuple[int, ...] | None = None
+    kind: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How the items become PUBs.
+
+    Attributes:
+        kind: `sampler`, `estimator`, `ibm-sampler`, `ibm-estimator` or `items`.
+        record: The post-processing record; empty for `items`.
+    """
+
+    kind: str
+    record: Mapping[str, Any]
+
+
+def is_executor_result(raw: Any) -> bool:
+    """Whether a result body is one of the executor, by its form."""
+    return (
+        isinstance(raw, dict)
+        and isinstance(raw.get("schema_version"), str)
+        and isinstance(raw.get("data"), list)
+        and all(isinstance(item, dict) and isinstance(item.get("results"), dict) for item in raw["data"])
+        and (bool(raw["data"]) or "passthrough_data" in raw or "chunk_timing" in (raw.get("metadata") or {}))
+    )
+
+
+def recipe_of(raw: Mapping[str, Any]) -> Recipe:
+    """Find out who made the quantum program.
+
+    Raises:
+        ValueError: A recipe of a version that is not known: its items must not be taken for PUBs.
+    """
+    passed = raw.get("passthrough_data")
+    record = passed.get("post_processor") if isinstance(passed, dict) else None
+    if not isinstance(passed, dict) or not isinstance(record, dict) or "version" not in record:
+        return Recipe("items", {})
+    version = record["version"]
+    if record.get("by") == RECIPE_AUTHOR:
+        if version != RECIPE_VERSION or record.get("program") not in ("sampler", "estimator"):
+            raise ValueError(
+                f"it was submitted by another version of prefect-qruntime, whose recipe {version!r:.40} is not known "
+                "here; `.raw` has the data"
+            )
+        return Recipe(record["program"], record)
+    theirs = "qiskit_mitigation" in passed or "num_pubs" in record
+    if not theirs and not {"twirling", "meas_type"} <= record.keys():
+        return Recipe("items", {})  # somebody else's record, which says nothing about the items here
+    if version != "v0.1":
+        raise ValueError(
+            f"it was made by IBM's client, whose recipe {version!r:.40} is not known here; `.raw` has the data"
+        )
+    return Recipe("ibm-estimator" if theirs else "ibm-sampler", record)
+
+
+def count_pubs(raw: Mapping[str, Any]) -> int:
+    """Number of PUBs of an executor result."""
+    recipe = recipe_of(raw)
+    if recipe.kind in ("sampler", "estimator"):
+        return len(recipe.record["pubs"])
+    if recipe.kind == "ibm-estimator":
+        return int(recipe.record["num_pubs"])
+    return len(raw["data"])
+
+
+def view_executor_pub(raw: Mapping[str, Any], place: int, *, allowance: Allowance) -> ExecutorPub:
+    """Read one PUB of an executor result.
+
+    Raises:
+        ValueError: Damaged, or a recipe that is not known.
+        QuantumRuntimeError: A job of IBM's client-side Estimator, and the extra `[ibm]` is not installed.
+    """
+    recipe = recipe_of(raw)
+    if recipe.kind == "ibm-estimator":
+        from prefect_qruntime.client.programs.ibm import estimator_pub
+
+        values, metadata = estimator_pub(raw, place)
+        return ExecutorPub(fields=values, metadata=metadata, kind="EstimatorPubResult")
+    if recipe.kind == "estimator":
+        return _estimated(raw, recipe.record, place, allowance)
+    index = place
+    if recipe.kind == "sampler":
+        index = recipe.record["pubs"][place]["item"]
+    twirled = recipe.kind == "ibm-sampler" and bool(recipe.record["twirling"])
+    found = _item(raw, index, allowance, joined=twirled)
+    metadata = dict(found.metadata)
+    if recipe.kind != "items":
+        metadata["shots"] = recipe.record.get("shots")
+    if recipe.kind == "ibm-sampler":
+        metadata["circuit_metadata"] = _at(recipe.record.get("circuits_metadata"), place) or {}
+        if twirled:
+            randomizations = _randomizations(raw["data"][index])
+            metadata |= {"num_randomizations": randomizations, "shots": recipe.record.get("shots", 0) * randomizations}
+    kind = None if recipe.kind == "items" else "SamplerPubResult"
+    return ExecutorPub(found.registers, found.fields, metadata, found.shape, kind)
+
+
+def result_metadata(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata of the whole result, with its chunk timings as execution spans.
+
+    Raises:
+        ValueError: A chunk without its times.
+    """
+    metadata = raw.get("metadata")
+    found = {name: value for name, value in metadata.items() if name != "chunk_timing"} if metadata else {}
+    chunks = (metadata or {}).get("chunk_timing") or []
+    if chunks:
+        found["execution"] = {"execution_spans": [_span(chunk) for chunk in chunks]}
+    try:
+        recipe = recipe_of(raw)
+    except ValueError:
+        return found
+    for name in ("options", "shots", "precision"):
+        if name in recipe.record:
+            found["target_precision" if name == "precision" else name] = recipe.record[name]
+    return found
+
+
+def _span(chunk: Mapping[str, Any]) -> ExecutionSpan:
+    try:
+        start, stop = (datetime.fromisoformat(str(chunk[name])) for name in ("start", "stop"))
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"a chunk of execution has no times: {error}") from None
+    parts = [dict(part) for part in chunk.get("parts") or [] if isinstance(part, dict)]
+    return ExecutionSpan(start, stop, "ChunkSpan", {"parts": parts})
+
+
+def _item(raw: Mapping[str, Any], index: int, allowance: Allowance, *, joined: bool = False) -> ExecutorPub:
+    """One item: its registers with flips undone, everything else as arrays.
+
+    Args:
+        raw: The result.
+        index: The item.
+        allowance: What it may unfold to.
+        joined: Whether the first axis runs over randomizations and becomes a part of the shots.
+    """
+    item = _at(raw["data"], index)
+    if item is None:
+        raise ValueError(f"the recipe names item {index}, but the result has {len(raw['data'])}")
+    compressed = _compressed(raw)
+    tensors = {
+        name: decode_tensor(value, compressed=compressed, allowance=allowance)
+        for name, value in item["results"].items()
+    }
+    flips = {name.removeprefix(_FLIPS): tensor for name, tensor in tensors.items() if name.startswith(_FLIPS)}
+    for name in flips:
+        if name not in tensors:
+            raise ValueError(f"it has measurement flips for {name!r}, but no such register")
+    registers: dict[str, PackedRegister] = {}
+    fields: dict[str, Any] = {}
+    shape: tuple[int, ...] | None = None
+    for name, tensor in tensors.items():
+        if name.startswith(_FLIPS):
+            if not joined:
+                fields[name] = tensor.as_array()
+            continue
+        if tensor.dtype == "bool" and len(tensor.shape) >= 2:
+            registers[name] = _register(tensor, flips.get(name), allowance, joined=joined)
+            shape = registers[name].shape if shape is None else shape
+            continue
+        key, average = _plain_name(name, tensors)
+        fields[key] = _joined(tensor, average) if joined else tensor.as_array()
+        if shape is None and tensor.dtype == "c128":
+            shape = fields[key].shape[: -1 if average else -2]
+    metadata = {name: value for name, value in (item.get("metadata") or {}).items() if value is not None}
+    return ExecutorPub(registers, fields, {"compilation": metadata} if metadata else {}, shape)
+
+
+def _compressed(raw: Mapping[str, Any]) -> bool | None:
+    major = str(raw.get("schema_version")).removeprefix("v").split(".")[0]
+    return int(major) >= 2 if major.isdecimal() else None
+
+
+def _plain_name(name: str, tensors: Mapping[str, Tensor]) -> tuple[str, bool]:
+    """`c` for `c_iq` and `c_avg_iq`, unless the register's bits have that name; and whether it is an average."""
+    for suffix in _IQ:
+        if name.endswith(suffix) and tensors[name].dtype == "c128":
+            short = name.removesuffix(suffix)
+            return (name if short in tensors else short), suffix == _IQ[0]
+    return name, False
+
+
+def _register(tensor: Tensor, flips: Tensor | None, allowance: Allowance, *, joined: bool) -> PackedRegister:
+    *outer, shots, width = tensor.shape
+    count = math.prod(outer) * shots
+    row = (width + 7) // 8
+    if count * row > allowance.size:
+        raise ValueError(f"an encoded array unfolds to more than {allowance.size} bytes")
+    allowance.size -= count * row
+    rows = bit_rows(tensor.data, width, count)
+    if flips is not None:
+        rows = _flipped(rows, tensor.shape, flips)
+    if joined:
+        rows, outer, shots = _first_axis_joined(rows, outer, shots * row, shots)
+    return PackedRegister.read(rows, (*outer, shots, row), width)
+
+
+def _flipped(rows: bytes, shape: tuple[int, ...], flips: Tensor) -> bytes:
+    """Exclusive or with the flips, which are broadcast over the axes where they have length 1."""
+    *outer, shots, width = shape
+    lengths = (1,) * (len(shape) - len(flips.shape)) + flips.shape
+    fits = all(length in (1, size) for length, size in zip(lengths, shape, strict=False))
+    if flips.dtype != "bool" or len(lengths) != len(shape) or lengths[-1] != width or not fits:
+        raise ValueError(f"measurement flips of shape {flips.shape} do not fit bits of shape {shape}")
+    row = (width + 7) // 8
+    own = bit_rows(flips.data, width, math.prod(lengths[:-1]))
+    per_shot = lengths[-2] == shots
+    size = (shots if per_shot else 1) * row
+    found: list[bytes] = []
+    for place in broadcast_places(outer, lengths[:-2]):
+        block = own[place * size : (place + 1) * size]
+        found.append(block if per_shot else block * shots)
+    both = int.from_bytes(rows, "little") ^ int.from_bytes(b"".join(found), "little")
+    return both.to_bytes(len(rows), "little")
+
+
+def _first_axis_joined(data: bytes, outer: list[int], size: int, shots: int) -> tuple[bytes, list[int], int]:
+    """Move the axis of randomizations to the shots: data of shape (R, …, shots) as (…, R · shots)."""
+    if not outer:
+        raise ValueError("a twirled register has no axis of randomizations")
+    randomizations, *rest = outer
+    points = math.prod(rest)
+    blocks = [data[place * size : (place + 1) * size] for place in range(randomizations * points)]
+    joined = b"".join(blocks[turn * points + point] for point in range(points) for turn in range(randomizations))
+    return joined, rest, randomizations * shots
+
+
+def _joined(tensor: Tensor, average: bool) -> NpyArray:
+    """Kerneled data over all randomizations: shots one after the other, averages averaged."""
+    found = tensor.as_array()
+    if not average:
+        *outer, shots, width = tensor.shape
+        data, outer, shots = _first_axis_joined(found.data, outer, shots * width * found.itemsize, shots)
+        return NpyArray(found.descr, (*outer, shots, width), data)
+    turns, *rest = tensor.shape
+    values, size = found.flat(), math.prod(rest)
+    means = [sum(values[place::size]) / turns for place in range(size)]
+    parts = [part for value in means for part in (complex(value).real, complex(value).imag)]
+    return NpyArray(found.descr, tuple(rest), struct.pack(f"<{len(parts)}d", *parts))
+
+
+def _randomizations(item: Mapping[str, Any]) -> int:
+    sizes = {value["shape"][0] for value in item["results"].values() if value.get("shape")}
+    if len(sizes) != 1:
+        raise ValueError("its registers have different numbers of randomizations")
+    return int(sizes.pop())
+
+
+def _estimated(raw: Mapping[str, Any], record: Mapping[str, Any], place: int, allowance: Allowance) -> ExecutorPub:
+    pub = record["pubs"][place]
+    plan = Plan.from_record(pub)
+    groups = pub["groups"]
+    read: dict[int, PackedRegister] = {}
+
+    def columns(number: int, point: int) -> Columns:
+        group = groups[number]
+        if number not in read:
+            register = _item(raw, group["item"], allowance).registers.get(group["register"])
+            if register is None or register.num_bits != len(group["qubits"]):
+                raise ValueError(f"item {group['item']} has no register {group['register']!r} of its measured qubits")
+            read[number] = register
+        points = group.get("points")
+        return _columns(read[number], point if points is None else points.index(point), group["qubits"])
+
+    values, errors = estimate(plan, columns)
+    fields = {"evs": nested(values, plan.shape), "stds": nested(errors, plan.shape)}
+    metadata: dict[str, Any] = {"shots": record.get("shots"), "resilience_level": 0, "circuit_metadata": {}}
+    return ExecutorPub(fields=fields, metadata=metadata, shape=plan.shape)
+
+
+# Byte → the digit of one of its bits.
+_DIGITS = [bytes(48 + (value >> bit & 1) for value in range(256)) for bit in range(8)]
+
+
+def _columns(register: PackedRegister, point: int, qubits: list[int]) -> Columns:
+    if not 0 <= point < math.prod(register.shape):
+        raise ValueError(f"the recipe names point {point} of a register of shape {register.shape}")
+    part = register.part(point)
+    bits: dict[int, int] = {}
+    for bit, qubit in enumerate(qubits):
+        plane = part[register.row - 1 - bit // 8 :: register.row]
+        bits[int(qubit)] = int(plane.translate(_DIGITS[bit % 8]) or b"0", 2)
+    return Columns(register.num_shots, bits)
+
+
+def _at(items: Any, place: int) -> Any:
+    return items[place] if isinstance(items, list) and 0 <= place < len(items) else None

@@ -1,0 +1,284 @@
+"""Expectation values from counts: which bases to measure, and what the measured bits say.
+
+Terms that commute qubit by qubit are measured together. Letters other than I, X, Y and Z are projectors, as in
+Qiskit: `0 1` in the basis of Z, `+ -` in that of X, `r l` in that of Y. The rightmost letter is that of qubit 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefect_qruntime.client.encodings.tensors import broadcast_places
+from prefect_qruntime.errors import InvalidInput
+
+__all__ = ["NEGLIGIBLE", "Columns", "Plan", "estimate", "make_plan", "shots_for"]
+
+NEGLIGIBLE = 1e-8
+"""Coefficients not larger than this count as zero, as in Qiskit."""
+
+_BASIS = {"X": "X", "Y": "Y", "Z": "Z", "0": "Z", "1": "Z", "+": "X", "-": "X", "r": "Y", "l": "Y"}
+_ONES = frozenset("1-l")
+_SIGNS = frozenset("XYZ")
+_MAX_SHOTS = 2**31 - 1
+_MAX_VALUES = 1 << 22
+
+
+@dataclass(slots=True)
+class Group:
+    """Terms measured together.
+
+    Attributes:
+        basis: Qubit → `X`, `Y` or `Z`, in the order of the measured bits.
+        points: Which parameter points need this measurement, by their flat index.
+    """
+
+    basis: dict[int, str]
+    points: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How the observables of one PUB are measured.
+
+    Attributes:
+        terms: Each distinct term and its group.
+        groups: The measurements.
+        observables: For each observable its constant, and the number of each term with its coefficient.
+        own_shape: Shape of the observables.
+        points: Shape of the parameter points.
+    """
+
+    terms: list[tuple[str, int]]
+    groups: list[Group]
+    observables: list[tuple[float, list[tuple[int, float]]]]
+    own_shape: tuple[int, ...]
+    points: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the expectation values."""
+        return _broadcast(self.own_shape, self.points)
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """For each value, in C order, its observable and its parameter point."""
+        shape = self.shape
+        places = broadcast_places(shape, self.own_shape), broadcast_places(shape, self.points)
+        return list(zip(*places, strict=True))
+
+    def record(self) -> dict[str, Any]:
+        """The plan as JSON, without its groups."""
+        return {
+            "observables_shape": list(self.own_shape),
+            "points": list(self.points),
+            "terms": [[label, group] for label, group in self.terms],
+            "observables": [[constant, [list(term) for term in terms]] for constant, terms in self.observables],
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Plan:
+        """The plan from its JSON, without its groups.
+
+        Raises:
+            ValueError: A damaged record.
+        """
+        try:
+            plan = cls(
+                [(str(label), int(group)) for label, group in record["terms"]],
+                [],
+                [
+                    (float(constant), [(int(t), float(c)) for t, c in terms])
+                    for constant, terms in record["observables"]
+                ],
+                tuple(map(int, record["observables_shape"])),
+                tuple(map(int, record["points"])),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"the recipe for expectation values is damaged: {error!r}") from None
+        if math.prod(plan.own_shape) != len(plan.observables) or math.prod(plan.shape) > _MAX_VALUES:
+            raise ValueError("the recipe for expectation values is damaged: its shapes do not fit")
+        return plan
+
+
+@dataclass(slots=True)
+class Columns:
+    """The bits of one measurement: one integer for each qubit, with one bit for each shot in one order for all."""
+
+    shots: int
+    bits: Mapping[int, int]
+
+
+def shots_for(precision: float, *, field: str) -> int:
+    """Shots whose standard error is at most `precision` for one Pauli: ceil(1 / precision²).
+
+    Raises:
+        InvalidInput: More shots than the service counts.
+    """
+    wanted = 1 / precision**2 if precision > 1e-150 else math.inf
+    if wanted > _MAX_SHOTS:
+        raise InvalidInput(
+            f"{precision:g} would take {wanted:.0e} shots, more than the {_MAX_SHOTS} that can be asked for",
+            field=field,
+        )
+    return math.ceil(wanted)
+
+
+def make_plan(observables: Any, points: tuple[int, ...], *, field: str) -> Plan:
+    """Group the terms of a PUB's observables.
+
+    Args:
+        observables: Checked observables: a string, `{pauli: coefficient}` or nested lists of them.
+        points: Shape of the PUB's parameter points.
+        field: Name of the field in error messages.
+
+    Raises:
+        InvalidInput: An observable that is zero, or all of them constants, so that nothing is to be measured.
+    """
+    flat, own = _flat(observables)
+    numbers: dict[str, int] = {}
+    read = [_terms(item, numbers, f"{field}[{place}]" if own else field) for place, item in enumerate(flat)]
+    plan = Plan(*_grouped(list(numbers)), read, own, points)
+    wanted: list[set[int]] = [set() for _ in plan.groups]
+    for observable, point in plan.pairs:
+        for term, _ in read[observable][1]:
+            wanted[plan.terms[term][1]].add(point)
+    for group, found in zip(plan.groups, wanted, strict=True):
+        group.points = sorted(found)
+    if not plan.groups:
+        raise InvalidInput(
+            "every term is the identity: the value is the sum of the coefficients, and there is nothing to measure",
+            field=field,
+        )
+    return plan
+
+
+def estimate(plan: Plan, columns: Callable[[int, int], Columns]) -> tuple[list[float], list[float]]:
+    """The expectation value and its standard error for each pair of the plan.
+
+    Terms of one group come from the same shots, so that their covariance counts. One shot has no error: NaN.
+
+    Args:
+        plan: What was measured.
+        columns: Gives the bits of a group at a parameter point.
+    """
+    values: list[float] = []
+    errors: list[float] = []
+    read: dict[tuple[int, int], _Measured] = {}
+    for observable, point in plan.pairs:
+        constant, terms = plan.observables[observable]
+        parts: dict[int, list[tuple[str, float]]] = {}
+        for number, coefficient in terms:
+            label, group = plan.terms[number]
+            parts.setdefault(group, []).append((label, coefficient))
+        total, variance = [constant], 0.0
+        for group, members in parts.items():
+            if (group, point) not in read:
+                read[group, point] = _Measured(columns(group, point))
+            mean, spread = read[group, point].moments(members)
+            total.append(mean)
+            variance += spread
+        values.append(math.fsum(total))
+        errors.append(math.sqrt(variance) if variance == variance else math.nan)
+    return values, errors
+
+
+class _Measured:
+    """What the shots of one measurement say about its terms."""
+
+    def __init__(self, columns: Columns) -> None:
+        self.columns = columns
+        self.every = (1 << columns.shots) - 1
+        self.known: dict[str, tuple[int, int]] = {}
+
+    def moments(self, members: Sequence[tuple[str, float]]) -> tuple[float, float]:
+        """Mean of a sum of terms, and the square of its standard error."""
+        shots = self.columns.shots
+        if shots < 1:
+            raise ValueError("a measurement has no shots")
+        found = [(*self._masks(label), coefficient) for label, coefficient in members]
+        means = [self._mean(sign, hit) for sign, hit, _ in found]
+        mean = math.fsum(coefficient * value for (_, _, coefficient), value in zip(found, means, strict=True))
+        if shots == 1:
+            return mean, math.nan
+        spread: list[float] = []
+        for place, (sign, hit, coefficient) in enumerate(found):
+            square = hit.bit_count() / shots
+            spread.append(coefficient * coefficient * (square - means[place] ** 2))
+            for other in range(place):
+                with_sign, with_hit, factor = found[other]
+                joint = self._mean(sign ^ with_sign, hit & with_hit)
+                spread.append(2 * coefficient * factor * (joint - means[place] * means[other]))
+        return mean, max(0.0, math.fsum(spread)) / (shots - 1)
+
+    def _mean(self, sign: int, hit: int) -> float:
+        return (hit.bit_count() - 2 * (sign & hit).bit_count()) / self.columns.shots
+
+    def _masks(self, label: str) -> tuple[int, int]:
+        """Shots in which the term's sign is negative, and shots in which its projectors hold."""
+        if label not in self.known:
+            sign, hit = 0, self.every
+            for qubit, letter in enumerate(reversed(label)):
+                if letter == "I":
+                    continue
+                column = self.columns.bits[qubit]
+                if letter in _SIGNS:
+                    sign ^= column
+                else:
+                    hit &= column if letter in _ONES else column ^ self.every
+            self.known[label] = sign, hit
+        return self.known[label]
+
+
+def _terms(
+    value: str | Mapping[str, float], numbers: dict[str, int], field: str
+) -> tuple[float, list[tuple[int, float]]]:
+    items = {value: 1.0} if isinstance(value, str) else value
+    kept = {label: number for label, number in items.items() if abs(number) > NEGLIGIBLE}
+    if not kept:
+        shown = max((abs(number) for number in items.values()), default=0.0)
+        raise InvalidInput(
+            f"the observable is zero: its largest coefficient is {shown:g}. There is nothing to measure", field=field
+        )
+    constant = 0.0
+    terms: list[tuple[int, float]] = []
+    for label, number in kept.items():
+        if set(label) <= {"I"}:
+            constant += number
+        else:
+            terms.append((numbers.setdefault(label, len(numbers)), number))
+    return constant, terms
+
+
+def _grouped(labels: list[str]) -> tuple[list[tuple[str, int]], list[Group]]:
+    """Put each term into the first group whose basis it fits, heaviest terms first."""
+    groups: list[Group] = []
+    where: dict[str, int] = {}
+    for label in sorted(labels, key=lambda text: text.count("I")):
+        basis = {qubit: _BASIS[letter] for qubit, letter in enumerate(reversed(label)) if letter != "I"}
+        for number, group in enumerate(groups):
+            if all(group.basis.get(qubit, letter) == letter for qubit, letter in basis.items()):
+                group.basis.update(basis)
+                where[label] = number
+                break
+        else:
+            where[label] = len(groups)
+            groups.append(Group(basis))
+    for group in groups:
+        group.basis = dict(sorted(group.basis.items()))
+    return [(label, where[label]) for label in labels], groups
+
+
+def _flat(value: Any) -> tuple[list[Any], tuple[int, ...]]:
+    if not isinstance(value, list):
+        return [value], ()
+    parts = [_flat(item) for item in value]
+    return [item for part, _ in parts for item in part], (len(value), *parts[0][1])
+
+
+def _broadcast(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    length = max(len(one), len(other))
+    pairs = zip((1,) * (length - len(one)) + one, (1,) * (length - len(other)) + other, strict=True)
+    return tuple(right if left == 1 else left for left, right in pairs)
