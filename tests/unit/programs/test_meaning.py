@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from qiskit import QuantumCircuit
 from qiskit.circuit import Gate, Parameter
-from tests.unit.programs.random_circuits import CHANGES, build, digest, executor_params
 
 from prefect_qruntime.client.inputs import make_spec
 from prefect_qruntime.client.inputs.encode import encode_array
 from prefect_qruntime.client.inputs.meaning import meaning_of
 from prefect_qruntime.client.programs.tensors import encode_tensor
+from tests.unit.programs.random_circuits import CHANGES, build, digest, executor_params
 
 COUNT = 1000
 HERE = Path(__file__).parent
