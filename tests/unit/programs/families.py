@@ -35,8 +35,8 @@ def qaoa() -> QuantumCircuit:
     return circuit
 
 
-def random_text(seed: int, width: int = 3, depth: int = 12) -> str:
-    """A random circuit without measurements, on physical or on declared qubits."""
+def random_text(seed: int, width: int = 3, depth: int = 12, *, measured: bool = False) -> str:
+    """A random circuit on physical or on declared qubits."""
     draw = random.Random(seed)
     physical = draw.random() < 0.5
     names = [f"${place}" if physical else f"q[{place}]" for place in range(width)]
@@ -48,6 +48,8 @@ def random_text(seed: int, width: int = 3, depth: int = 12) -> str:
         lines.append(
             draw.choice((f"rx({angle}) {one};", f"ry({angle}) {one};", f"h {one};", f"cx {one}, {other};", f"t {one};"))
         )
+    if measured:
+        lines += [f"bit[{width}] c;", *(f"c[{place}] = measure {name};" for place, name in enumerate(names))]
     return HEAD + " ".join(lines)
 
 
