@@ -34,7 +34,16 @@ HALL = (
 )
 CLIENT = (
     *("network_loop", "connection", "failures", "parsing", "transport", "encodings", "inputs", "programs", "dialects"),
-    *("results", "waiting", "submission_memory", "submission_core", "payload_check", "submission", "sessions"),
+    *(
+        "service",
+        "results",
+        "waiting",
+        "submission_memory",
+        "submission_core",
+        "payload_check",
+        "submission",
+        "sessions",
+    ),
     *("fetching", "instance", "client"),
 )
 

@@ -12,7 +12,7 @@ from prefect_qruntime.client import parsing
 from prefect_qruntime.client.connection import Connection, check_name
 from prefect_qruntime.client.failures import Phase
 from prefect_qruntime.client.network_loop import network_loop, on_network_loop
-from prefect_qruntime.client.transport.connections import ServiceConnection, connection_of
+from prefect_qruntime.client.service import ServiceConnection, connection_of
 from prefect_qruntime.client.transport.retrying import RetryDeadlines
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import Backend, Usage

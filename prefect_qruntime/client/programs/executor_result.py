@@ -193,8 +193,6 @@ def _item(raw: Mapping[str, Any], index: int, allowance: Allowance, *, joined: b
     shape: tuple[int, ...] | None = None
     for name, tensor in tensors.items():
         if name.startswith(_FLIPS):
-            if not joined:
-                fields[name] = tensor.as_array()
             continue
         if tensor.dtype == "bool" and len(tensor.shape) >= 2:
             registers[name] = _register(tensor, flips.get(name), allowance, joined=joined)
@@ -204,8 +202,16 @@ def _item(raw: Mapping[str, Any], index: int, allowance: Allowance, *, joined: b
         fields[key] = _joined(tensor, average) if joined else tensor.as_array()
         if shape is None and tensor.dtype == "c128":
             shape = fields[key].shape[: -1 if average else -2]
-    metadata = {name: value for name, value in (item.get("metadata") or {}).items() if value is not None}
-    return ExecutorPub(registers, fields, {"compilation": metadata} if metadata else {}, shape)
+    told = {name: value for name, value in (item.get("metadata") or {}).items() if value is not None}
+    metadata: dict[str, Any] = {"compilation": told} if told else {}
+    # Data of a PUB have its shape in front; what has another goes beside them.
+    beside = {name: found for name, found in fields.items() if found.shape[: len(shape or ())] != (shape or ())}
+    if not joined:
+        beside |= {f"{_FLIPS}{name}": tensor.as_array() for name, tensor in flips.items()}
+    if beside:
+        metadata["arrays"] = beside
+        fields = {name: found for name, found in fields.items() if name not in beside}
+    return ExecutorPub(registers, fields, metadata, shape)
 
 
 def _compressed(raw: Mapping[str, Any]) -> bool | None:

@@ -86,9 +86,7 @@ def choose_route(requested: str, program_id: str, *, raw: bool = False, dialect:
             )
         return Route("service", program_id)
     if program_id == "executor":
-        if requested == "service":
-            requested = "executor"  # PUBs for the executor: the default of the route does not speak against it
-        program_id = "sampler"
+        requested, program_id = "executor", "sampler"
     if program_id not in _PRIMITIVES:
         if requested == "executor":
             raise InvalidInput(

@@ -16,7 +16,7 @@ from pytest_httpx import HTTPXMock
 
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.programs import make_spec
-from prefect_qruntime.client.transport.connections import connection_of
+from prefect_qruntime.client.service import connection_of
 from prefect_qruntime.client.waiting.websocket import JobStream
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import JobRef

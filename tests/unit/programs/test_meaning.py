@@ -176,7 +176,7 @@ def test_what_cannot_be_told_is_doubted(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_plain_payloads_import_nothing() -> None:
     code = (
-        "import sys; from prefect_qruntime.client.inputs import make_spec;"
+        "import sys; from prefect_qruntime.client.programs import make_spec;"
         "s = make_spec(None, backend='b', program_id='x', params={'a': ['eJw', 'OPENQASM 3.0;', {'b': 1.5}]});"
         "print(s.doubts, 'qiskit' in sys.modules, 'numpy' in sys.modules)"
     )

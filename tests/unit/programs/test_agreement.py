@@ -1,0 +1,123 @@
+"""Two routes are said to differ as often as stated, and not more; circuits that differ are found."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+from scipy import stats
+
+from prefect_qruntime.client.programs.agreement import (
+    chi_squared_tail,
+    compare_counts,
+    compare_results,
+    compare_values,
+)
+from prefect_qruntime.client.results.job_result import JobResult
+from prefect_qruntime.errors import InvalidInput
+
+TRIALS = 3000
+SPREADS = {
+    "one outcome": [1.0],
+    "a rare second one": [0.999, 0.001],
+    "even": [1 / 16] * 16,
+    "GHZ with noise": [0.47, 0.47, *[0.06 / 62] * 62],
+    "a long tail": [0.5**place for place in range(1, 40)],
+    "many rare ones": [1 / 400] * 400,
+}
+
+
+@pytest.mark.parametrize(("sizes"), [(500, 500), (1000, 150)])
+@pytest.mark.parametrize("name", SPREADS)
+def test_the_rate_of_false_alarms_is_the_stated_one(name: str, sizes: tuple[int, int]) -> None:
+    draw = random.Random(f"{name} {sizes}")
+    weights = list(itertools.accumulate(SPREADS[name]))
+    values = []
+    for _ in range(TRIALS):
+        samples = [Counter(draw.choices(range(len(weights)), cum_weights=weights, k=size)) for size in sizes]
+        named = [{format(key, "b"): count for key, count in sample.items()} for sample in samples]
+        values.append(compare_counts(*named).p_value)
+    for rate in (0.05, 0.01, 0.001):
+        alarms = sum(value < rate for value in values)
+        # Four standard deviations of a binomial above what is stated.
+        assert alarms <= TRIALS * rate + 4 * math.sqrt(TRIALS * rate) + 1, (rate, alarms / TRIALS)
+    if name in ("even", "GHZ with noise", "a long tail"):
+        # And not far below: a test that never raises an alarm has this rate too.
+        assert sum(value < 0.05 for value in values) >= TRIALS * 0.05 * 0.6
+
+
+def test_normal_values_have_the_stated_rate_too() -> None:
+    draw = random.Random(5)
+    alarms = 0
+    for _ in range(TRIALS):
+        errors = draw.uniform(0.01, 0.1), draw.uniform(0.01, 0.1)
+        alarms += compare_values(draw.gauss(0.3, errors[0]), draw.gauss(0.3, errors[1]), errors).p_value < 0.01
+    assert abs(alarms - TRIALS * 0.01) <= 4 * math.sqrt(TRIALS * 0.01)
+
+
+def _result(counts: list[dict[str, int]], width: int = 2) -> JobResult:
+    results = []
+    for item in counts:
+        samples = [hex(int(key, 2)) for key, count in item.items() for _ in range(count)]
+        results.append({"data": {"c": {"samples": samples, "num_bits": width}}, "metadata": {}})
+    return JobResult.from_body(json.dumps({"results": results}), job_id="d1")
+
+
+def _estimates(values: Any, errors: Any) -> JobResult:
+    body = {"results": [{"data": {"evs": values, "stds": errors}, "metadata": {}}]}
+    return JobResult.from_body(json.dumps(body), job_id="d1")
+
+
+def test_a_difference_is_found_and_told() -> None:
+    one = _result([{"00": 500, "11": 500}, {"00": 900, "01": 100}])
+    same = _result([{"00": 520, "11": 480}, {"00": 890, "01": 110}])
+    other = _result([{"00": 500, "11": 500}, {"00": 800, "01": 200}])
+    found = compare_results(one, same)
+    assert found.agrees
+    assert len(found.comparisons) == 2
+    assert "agree: the smallest p-value of 2 comparisons is" in str(found)
+    assert "at most 0.10% of cases" in str(found)
+    found = compare_results(one, other)
+    assert not found.agrees
+    assert found.comparisons[0].what == "pubs[1] point 0"
+    assert "differ: the smallest" in str(found)
+    # An outcome that only one route has counts as well, be each of its kind ever so rare.
+    tail = {format(place, "07b"): 1 for place in range(2, 100)}
+    assert compare_counts({"0000000": 1000}, {"0000000": 902, **tail}).p_value < 1e-6
+
+
+def test_estimates() -> None:
+    one = _estimates([0.5, 1.0], [0.01, 0.0])
+    assert compare_results(one, _estimates([0.51, 1.0], [0.01, 0.0])).agrees
+    assert not compare_results(one, _estimates([0.6, 1.0], [0.01, 0.0])).agrees
+    assert not compare_results(one, _estimates([0.5, 0.9], [0.01, 0.0])).agrees
+    with pytest.raises(InvalidInput, match="shapes"):
+        compare_results(one, _estimates([0.5], [0.01]))
+
+
+def test_what_cannot_be_compared() -> None:
+    one = _result([{"00": 5}])
+    for other, word in (
+        (_result([{"00": 5}, {"00": 5}]), "1 and 2 PUBs"),
+        (_result([{"000": 5}], 3), "registers"),
+        (_estimates([0.5], [0.1]), "registers"),
+    ):
+        with pytest.raises(InvalidInput, match=word):
+            compare_results(one, other)
+    with pytest.raises(InvalidInput, match="between"):
+        compare_results(one, one, false_alarm=0)
+    with pytest.raises(ValueError, match="no shots"):
+        compare_counts({}, {"0": 1})
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 7, 30, 200, 4000])
+def test_the_tail_of_chi_squared(freedom: int) -> None:
+    for factor in (0.01, 0.5, 0.9, 1.0, 1.1, 1.5, 3.0):
+        want = stats.chi2.sf(factor * freedom, freedom)
+        assert chi_squared_tail(factor * freedom, freedom) == pytest.approx(want, rel=1e-9, abs=1e-300)
+    assert chi_squared_tail(0.0, freedom) == 1.0
