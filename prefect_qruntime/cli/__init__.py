@@ -1,11 +1,13 @@
-"""`prefect-qruntime`: the command line. Thin: each command calls what the package offers."""
+"""`prefect-qruntime`: the command line.
+
+Each command is a function of its own module that is loaded when it is called, so `--help` needs no other's imports.
+"""
 
 from __future__ import annotations
 
-import os
 import sys
-from typing import Annotated, Literal
 
+import httpx
 from cyclopts import App, CycloptsError, Parameter
 
 from prefect_qruntime import __version__
@@ -13,148 +15,70 @@ from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 
 __all__ = ["app", "main"]
 
+_COMMANDS = {
+    "demo": "Run the main job on the embedded sandbox.",
+    "init": "Write a deployment file, example circuits and automations.",
+    "doctor": "Check settings, network, keys and the Prefect side.",
+    "setup": "Create the limits in Prefect that keep the service's create rate.",
+    "backends": "List backends with status, size, queue and errors.",
+    "jobs": "List jobs with state, QPU seconds and owner.",
+    "result": "Show a finished job's result.",
+    "cancel": "Cancel a job.",
+    "watch": "Resume suspended flow runs when their jobs are over.",
+    "sweep": "Close sessions whose flow run is over.",
+    "sandbox": "Serve the sandbox.",
+}
+"""Commands and what the list of commands says of each."""
+
 app = App(
     name="prefect-qruntime",
     help="Run quantum jobs from Prefect on IBM's Qiskit Runtime REST API.",
     version=__version__,
+    # `--no-json` and the like would double each help page.
+    default_parameter=Parameter(negative=()),
 )
-
-# An embedded Prefect server takes 11 to 15 s on two cores, and Prefect gives up after 20.
-_START_LIMIT = "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"
-
-
-@app.command
-def demo(
-    *,
-    dialect: Literal["both", "legacy", "cloud"] = "both",
-    shots: Annotated[int, Parameter(help="Shots of each circuit.")] = 1000,
-) -> int:
-    """Run the main job on the embedded sandbox: six times one circuit in a session, a Bell and a GHZ state.
-
-    Needs no account. Shows the counts from a noisy and from an ideal backend.
-    """
-    os.environ.setdefault(_START_LIMIT, "120")
-    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
-    from prefect_qruntime.cli.demo import run_demo
-
-    return run_demo(["legacy", "cloud"] if dialect == "both" else [dialect], shots)
-
-
-@app.command
-def sandbox(
-    *,
-    port: Annotated[int, Parameter(help="Port on 127.0.0.1; 0 picks a free one.")] = 8765,
-    queue_time: Annotated[float, Parameter(help="Seconds a job stays queued.")] = 1.0,
-    run_time: Annotated[float, Parameter(help="Seconds a job runs.")] = 1.0,
-    clock_scale: Annotated[float, Parameter(help="How much faster the service's clock goes.")] = 1.0,
-    json: Annotated[bool, Parameter(help="Print the connection as JSON.")] = False,
-) -> int:
-    """Serve the sandbox until interrupted: both dialects, IAM and a websocket on one port of this machine."""
-    from prefect_qruntime.cli.sandbox import serve_sandbox
-
-    return serve_sandbox(port=port, queue_time=queue_time, run_time=run_time, clock_scale=clock_scale, json=json)
-
-
-@app.command
-def sweep(
-    *,
-    block: Annotated[
-        list[str] | None, Parameter(help="Names of credentials blocks; all saved ones by default.")
-    ] = None,
-    dry_run: Annotated[bool, Parameter(help="Only report.")] = False,
-    cancel_jobs: Annotated[bool, Parameter(help="Also cancel jobs whose flow run is over.")] = False,
-    json: Annotated[bool, Parameter(help="Print the report as JSON.")] = False,
-) -> int:
-    """Close sessions whose flow run is over, and report jobs that nobody waits for."""
-    from prefect_qruntime.cli.sweep import sweep_and_report
-
-    return sweep_and_report(block or None, dry_run=dry_run, cancel_jobs=cancel_jobs, json=json)
-
-
-@app.command
-def doctor(
-    *,
-    block: Annotated[
-        list[str] | None, Parameter(help="Names of credentials blocks; all saved ones by default.")
-    ] = None,
-    json: Annotated[bool, Parameter(help="Print one row for each finding as JSON.")] = False,
-) -> int:
-    """Check keys, addresses, rights, clock and the Prefect side, and say for each thing wrong what mends it.
-
-    Buys and changes nothing. The exit code is 1 if something must be mended; hints do not count.
-    """
-    from prefect_qruntime.cli.doctor import doctor_and_report
-
-    return doctor_and_report(block or None, json=json)
-
-
-@app.command
-def jobs(
-    *,
-    block: Annotated[
-        list[str] | None, Parameter(help="Names of credentials blocks; all saved ones by default.")
-    ] = None,
-    state: Annotated[
-        list[Literal["queued", "running", "completed", "cancelled", "failed"]] | None,
-        Parameter(help="Only jobs in these states."),
-    ] = None,
-    limit: Annotated[int, Parameter(help="Most jobs of each instance, newest first.")] = 50,
-    since: Annotated[
-        str | None, Parameter(help="Only jobs created since then: 2026-05-01, 2026-05-01T08:00, 90m, 24h or 7d.")
-    ] = None,
-    json: Annotated[bool, Parameter(help="Print jobs and totals as JSON.")] = False,
-) -> int:
-    """List the instances' jobs with state, QPU seconds and the flow run that owns each."""
-    from prefect_qruntime.cli.jobs import list_and_report
-
-    return list_and_report(block or None, states=[*(state or ())] or None, limit=limit, since=since, json=json)
-
-
-@app.command
-def setup(
-    *,
-    block: Annotated[
-        list[str] | None, Parameter(help="Names of credentials blocks; all saved ones by default.")
-    ] = None,
-    per_minute: Annotated[int, Parameter(help="Jobs created in a minute, by all who share the account.")] = 5,
-    json: Annotated[bool, Parameter(help="Print what was done as JSON.")] = False,
-) -> int:
-    """Make the create limits in Prefect that share the service's pace of five jobs a minute among all processes.
-
-    May be run again at any time; a second run changes nothing.
-    """
-    from prefect_qruntime.cli.setup import set_up_and_report
-
-    return set_up_and_report(block or None, per_minute=per_minute, json=json)
-
-
-@app.command
-def watch(
-    *,
-    block: Annotated[
-        list[str] | None, Parameter(help="Names of credentials blocks to look after; all by default.")
-    ] = None,
-    once: Annotated[bool, Parameter(help="Look once and return.")] = False,
-    interval: Annotated[float, Parameter(help="Seconds between looks for newly suspended flow runs.")] = 10.0,
-    duration: Annotated[float | None, Parameter(help="Seconds to watch; for ever by default.")] = None,
-    json: Annotated[bool, Parameter(help="Print the report as JSON.")] = False,
-) -> int:
-    """Follow the jobs that suspended flow runs wait for, and resume each flow run when its job is over.
-
-    May be stopped or killed at any time: another one goes on.
-    """
-    from prefect_qruntime.cli.watch import watch_and_report
-
-    return watch_and_report(block or None, once=once, interval=interval, duration=duration, json=json)
+for _name, _help in _COMMANDS.items():
+    app.command(f"prefect_qruntime.cli.{_name}:{_name}", name=_name, help=_help)
+app.register_install_completion_command(name="install-completion")
 
 
 def main() -> None:
     """Entry point of the `prefect-qruntime` command."""
     try:
         result = app(sys.argv[1:], exit_on_error=False)
-    except CycloptsError:  # said already
+    except CycloptsError:  # printed already
         sys.exit(2)
     except QuantumRuntimeError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(2 if isinstance(error, InvalidInput) else 1)
+    except Exception as error:
+        if (said := _no_server(error)) is None:
+            raise
+        sys.stderr.write(f"{said}\n")
+        sys.exit(1)
     sys.exit(result if isinstance(result, int) else 0)
+
+
+def _no_server(error: BaseException) -> str | None:
+    """One sentence if an error means that no Prefect server answers; None for any other error."""
+    from prefect.settings import get_current_settings
+
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    url = get_current_settings().api.url
+    if url is None:
+        if any("server" in str(one).lower() and isinstance(one, RuntimeError) for one in causes):
+            return (
+                "No Prefect server is set, and none could be started here. Run `prefect server start` and set "
+                "PREFECT_API_URL to its address, for instance http://127.0.0.1:4200/api."
+            )
+        return None
+    if any(isinstance(one, httpx.TransportError) for one in causes):
+        return (
+            f"The Prefect server at {url} cannot be reached. Start it with `prefect server start`, or correct "
+            "PREFECT_API_URL (it ends with /api)."
+        )
+    return None

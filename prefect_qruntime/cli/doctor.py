@@ -11,17 +11,22 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from prefect_qruntime.cli.options import AsJson, Blocks
+from prefect_qruntime.cli.output import many
 from prefect_qruntime.diagnostics.finding import Finding
 from prefect_qruntime.operations.doctor import DoctorReport, run_doctor
 
-__all__ = ["doctor_and_report"]
+__all__ = ["doctor"]
 
 _MARKS = {"ok": ("✓", "green"), "hint": ("•", "yellow"), "problem": ("✗", "bold red")}
 
 
-def doctor_and_report(blocks: list[str] | None, *, json: bool) -> int:
-    """Check up and print the findings; 1 if something must be mended."""
-    report = run_doctor(blocks)
+def doctor(*, block: Blocks = None, json: AsJson = False) -> int:
+    """Check keys, addresses, rights, clock and the Prefect side; report every problem and how to fix it.
+
+    Buys and changes nothing. The exit code is 1 if there is a problem; hints do not count.
+    """
+    report = run_doctor(block or None)
     if json:
         rows = [finding.model_dump() for finding in report.findings]
         sys.stdout.write(orjson.dumps(rows, option=orjson.OPT_INDENT_2).decode() + "\n")
@@ -35,7 +40,7 @@ def _print(report: DoctorReport, console: Console) -> None:
         console.print(_table("Prefect" if block is None else f"Block {block}", list(found)))
     counts = {level: sum(finding.level == level for finding in report.findings) for level in _MARKS}
     console.print(
-        f"{_many(counts['problem'], 'problem')}, {_many(counts['hint'], 'hint')}, {counts['ok']} in order.",
+        f"{many(counts['problem'], 'problem')}, {many(counts['hint'], 'hint')}, {counts['ok']} in order.",
         style="bold red" if counts["problem"] else "green",
         highlight=False,
     )
@@ -51,7 +56,3 @@ def _table(title: str, findings: Sequence[Finding]) -> Table:
         # As Text, because square brackets in a message are no markup.
         table.add_row(Text(f"{mark} {finding.check}", style=style), Text(finding.finding), Text(finding.fix))
     return table
-
-
-def _many(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated, Literal
 
+from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.cli.options import AsJson, Blocks
+from prefect_qruntime.cli.output import many
 from prefect_qruntime.operations.job_listing import JobList, ListedJob, list_jobs
 
-__all__ = ["list_and_report"]
+__all__ = ["jobs"]
 
 _STYLES = {"queued": "yellow", "running": "cyan", "completed": "green", "cancelled": "magenta", "failed": "red"}
 _WIDE = 110
 """Columns from which whole flow run ids fit; below, their first eight digits are shown."""
 
 
-def list_and_report(
-    blocks: list[str] | None, *, states: list[str] | None, limit: int, since: str | None, json: bool
+def jobs(
+    *,
+    block: Blocks = None,
+    state: Annotated[
+        list[Literal["queued", "running", "completed", "cancelled", "failed"]] | None,
+        Parameter(help="Only jobs in these states."),
+    ] = None,
+    limit: Annotated[int, Parameter(help="Most jobs of each instance, newest first.")] = 50,
+    since: Annotated[
+        str | None, Parameter(help="Only jobs created since then: 2026-05-01, 2026-05-01T08:00, 90m, 24h or 7d.")
+    ] = None,
+    json: AsJson = False,
 ) -> int:
-    """List jobs and print them; 1 if an instance could not be asked, 2 if an argument is wrong."""
-    try:
-        found = list_jobs(blocks, states=states, limit=limit, since=since)
-    except InvalidInput as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+    """List the instances' jobs with state, QPU seconds and the flow run that owns each."""
+    found = list_jobs(block or None, states=[*(state or ())] or None, limit=limit, since=since)
     if json:
         sys.stdout.write(found.model_dump_json(indent=2) + "\n")
     else:
@@ -40,7 +49,7 @@ def _print(found: JobList, console: Console) -> None:
     if found.jobs:
         console.print(_table(found.jobs, whole=console.width >= _WIDE))
     totals = found.totals
-    line = f"{_many(totals.jobs, 'job')}, {totals.qpu_seconds:g} QPU seconds"
+    line = f"{many(totals.jobs, 'job')}, {totals.qpu_seconds:g} QPU seconds"
     if totals.not_final:
         line += f" ({totals.not_final} not final)"
     if totals.without_owner:
@@ -79,7 +88,3 @@ def _owner(job: ListedJob, *, whole: bool) -> Text:
         return Text("no flow run", style="bold red")
     identifier = job.flow_run_id if whole else job.flow_run_id[:8]
     return Text(f"{job.flow_run}\n{identifier}") if job.flow_run else Text(f"not in this Prefect\n{identifier}")
-
-
-def _many(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import orjson
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["print_rows"]
+__all__ = ["many", "print_json", "print_rows"]
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], title: str, none: str) -> None:
@@ -29,3 +31,13 @@ def print_rows(rows: Sequence[Mapping[str, Any]], title: str, none: str) -> None
     for row in rows:
         table.add_row(*("" if value is None else str(value) for value in row.values()))
     console.print(table)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as indented JSON."""
+    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")
+
+
+def many(number: int, what: str) -> str:
+    """A number with its noun: "1 job", "2 jobs"."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import orjson
+from cyclopts import Parameter
 from rich.console import Console
 
+from prefect_qruntime.cli.options import AsJson
 from prefect_qruntime.sandbox.server import Sandbox, run_forever
 
-__all__ = ["serve_sandbox"]
+__all__ = ["sandbox"]
 
 
-def serve_sandbox(*, port: int, queue_time: float, run_time: float, clock_scale: float, json: bool) -> int:
-    """Serve it until interrupted."""
+def sandbox(
+    *,
+    port: Annotated[int, Parameter(help="Port on 127.0.0.1; 0 picks a free one.")] = 8765,
+    queue_time: Annotated[float, Parameter(help="Seconds a job stays queued.")] = 1.0,
+    run_time: Annotated[float, Parameter(help="Seconds a job runs.")] = 1.0,
+    clock_scale: Annotated[float, Parameter(help="How much faster the service's clock goes.")] = 1.0,
+    json: AsJson = False,
+) -> int:
+    """Serve the sandbox until interrupted: both dialects, IAM and a websocket on one port of this machine."""
 
-    def tell(running: Sandbox) -> None:
+    def show(running: Sandbox) -> None:
         facts = running.connection()
         if json:
             sys.stdout.write(orjson.dumps(facts).decode() + "\n")
@@ -27,5 +37,5 @@ def serve_sandbox(*, port: int, queue_time: float, run_time: float, clock_scale:
             console.print(f"  {name:<9} {value}", soft_wrap=True, highlight=False)
         console.print("For the legacy dialect use base_url without /api/v1. Stop with Ctrl-C.")
 
-    run_forever(port=port, on_start=tell, queue_time=queue_time, run_time=run_time, clock_scale=clock_scale)
+    run_forever(port=port, on_start=show, queue_time=queue_time, run_time=run_time, clock_scale=clock_scale)
     return 0

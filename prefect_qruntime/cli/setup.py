@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import orjson
+from cyclopts import Parameter
 
 from prefect_qruntime.admission.rate_limit import limit_name, set_up
+from prefect_qruntime.cli.options import AsJson, Blocks
 from prefect_qruntime.cli.output import print_rows
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.credentials import aload_credentials, saved_blocks
 from prefect_qruntime.settings import QuantumRuntimeSettings
 
-__all__ = ["set_up_and_report"]
+__all__ = ["setup"]
 
 
-def set_up_and_report(blocks: list[str] | None, *, per_minute: int, json: bool) -> int:
-    """Make the create limits of each account, and print what was done; 1 if there was no account to do it for."""
-    rows = network_loop().run(_set_up(blocks, per_minute))
+def setup(
+    *,
+    block: Blocks = None,
+    per_minute: Annotated[int, Parameter(help="Jobs created in a minute, by all who share the account.")] = 5,
+    json: AsJson = False,
+) -> int:
+    """Create the limits in Prefect that share the service's rate of five jobs a minute among all processes.
+
+    May be run again at any time; a second run changes nothing.
+    """
+    rows = network_loop().run(_set_up(block or None, per_minute))
     if json:
         sys.stdout.write(orjson.dumps(rows, option=orjson.OPT_INDENT_2).decode() + "\n")
     else:

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
+from cyclopts import Parameter
+
+from prefect_qruntime.cli.options import AsJson, Blocks
 from prefect_qruntime.cli.output import print_rows
 from prefect_qruntime.operations.sweep import rows, run_sweep
 
-__all__ = ["sweep_and_report"]
+__all__ = ["sweep"]
 
 
-def sweep_and_report(blocks: list[str] | None, *, dry_run: bool, cancel_jobs: bool, json: bool) -> int:
-    """Sweep, and print what was found; 1 if an instance could not be swept."""
-    report = run_sweep(blocks, dry_run=dry_run, cancel_jobs=cancel_jobs)
+def sweep(
+    *,
+    block: Blocks = None,
+    dry_run: Annotated[bool, Parameter(help="Only report.")] = False,
+    cancel_jobs: Annotated[bool, Parameter(help="Also cancel jobs whose flow run is over.")] = False,
+    json: AsJson = False,
+) -> int:
+    """Close sessions whose flow run is over, and report jobs that no flow run waits for."""
+    report = run_sweep(block or None, dry_run=dry_run, cancel_jobs=cancel_jobs)
     if json:
         sys.stdout.write(report.model_dump_json(indent=2) + "\n")
     else:

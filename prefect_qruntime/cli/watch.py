@@ -7,25 +7,37 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Annotated
 
+from cyclopts import Parameter
 from rich.console import Console
 from rich.logging import RichHandler
 
+from prefect_qruntime.cli.options import AsJson, Blocks
+from prefect_qruntime.cli.output import many
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.suspend.watcher import run_watch
 
-__all__ = ["watch_and_report"]
+__all__ = ["watch"]
 
 
-def watch_and_report(
-    blocks: list[str] | None, *, once: bool, interval: float, duration: float | None, json: bool
+def watch(
+    *,
+    block: Blocks = None,
+    once: Annotated[bool, Parameter(help="Poll once and return.")] = False,
+    interval: Annotated[float, Parameter(help="Seconds between polls for newly suspended flow runs.")] = 10.0,
+    duration: Annotated[float | None, Parameter(help="Seconds to watch; without end by default.")] = None,
+    json: AsJson = False,
 ) -> int:
-    """Watch until interrupted, and say what is done; 1 if something could not be looked after."""
+    """Follow the jobs that suspended flow runs wait for, and resume each flow run when its job is over.
+
+    May be stopped or killed at any time: another one goes on.
+    """
     # As Ctrl-C does: what is being done is wound up, and events still go out.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with nullcontext() if json else _shown():
-            report = run_watch(blocks, once=once, interval=interval, duration=duration)
+            report = run_watch(block or None, once=once, interval=interval, duration=duration)
     except KeyboardInterrupt:
         return 0
     finally:
@@ -34,8 +46,8 @@ def watch_and_report(
         sys.stdout.write(report.model_dump_json(indent=2) + "\n")
     else:
         Console().print(
-            f"Followed {report.followed} jobs, resumed {report.resumed} flow runs, told of {report.told} jobs, "
-            f"cancelled with {report.cancelled} flow runs."
+            f"Watched {many(report.followed, 'job')}: resumed {many(report.resumed, 'flow run')}, "
+            f"reported {many(report.told, 'finished job')}, cancelled the jobs of {many(report.cancelled, 'flow run')}."
         )
         for problem in report.problems:
             sys.stderr.write(f"{problem}\n")

@@ -23,7 +23,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from prefect_qruntime import Budget, QuantumRuntimeCredentials, QuantumRuntimeJob
 from prefect_qruntime.admission.rate_limit import set_up
-from prefect_qruntime.cli.doctor import doctor_and_report
+from prefect_qruntime.cli.doctor import doctor
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.submission import Intent
@@ -472,7 +472,7 @@ def test_the_command_line(
     assert problems == [("doctor-gone", "block"), ("doctor-bad", "api_key")]
 
     monkeypatch.setenv("COLUMNS", "80")
-    assert doctor_and_report(["doctor-good"], json=False) == 0
+    assert doctor(block=["doctor-good"]) == 0
     shown = capsys.readouterr().out
     assert "Block doctor-good" in shown
     assert "0 problems, " in shown

@@ -8,12 +8,13 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from prefect import flow
 
 import prefect_qruntime as qr
-from prefect_qruntime.cli.jobs import list_and_report
+from prefect_qruntime.cli.jobs import jobs as jobs_command
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.submission import Intent
 from prefect_qruntime.errors import InvalidInput
@@ -46,7 +47,8 @@ def by_hand(client: Any, sandbox: Sandbox, *tags: str, ends: str = "Completed") 
     if ends != "Completed":
         sandbox.control.script_job(status=ends)
     spec = make_spec([FLIP], backend=BACKEND)
-    ref = client.run(client.submit(Intent(spec=spec, key_tag=lambda _: "by-hand", tags=tags)))
+    key = f"qr-key:{uuid4().hex}"
+    ref = client.run(client.submit(Intent(spec=spec, key_tag=lambda _: key, tags=tags)))
     sandbox.control.wait_job(ref.id)
     return str(ref.id)
 
@@ -154,7 +156,7 @@ def test_what_is_printed(
 ) -> None:
     def printed(columns: int) -> str:
         monkeypatch.setenv("COLUMNS", str(columns))
-        assert list_and_report([BLOCK], states=None, limit=50, since=None, json=False) == 0
+        assert jobs_command(block=[BLOCK]) == 0
         shown = capsys.readouterr().out
         assert max(map(len, shown.splitlines())) <= columns
         return shown
@@ -170,6 +172,7 @@ def test_what_is_printed(
     assert "3 jobs, " in shown
     assert "; 1 without a flow run, " in shown
     assert str(flow_run.id) in printed(120)
-    assert list_and_report([BLOCK], states=None, limit=50, since="soon", json=False) == 2
-    assert list_and_report(["no-such-block"], states=None, limit=50, since=None, json=False) == 1
+    with pytest.raises(InvalidInput):
+        jobs_command(block=[BLOCK], since="soon")
+    assert jobs_command(block=["no-such-block"]) == 1
     assert "no-such-block" in capsys.readouterr().err

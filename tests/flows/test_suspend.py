@@ -18,7 +18,7 @@ from prefect.states import Cancelling, Scheduled
 
 import prefect_qruntime as qr
 from flows.watch_jobs import watch_jobs
-from prefect_qruntime.cli.watch import watch_and_report
+from prefect_qruntime.cli.watch import watch
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.prefect_api import api
 from prefect_qruntime.sandbox import Sandbox
@@ -221,7 +221,7 @@ def test_the_command_and_the_flow(sandbox: Sandbox, block: str, capsys: pytest.C
     flow_runs = [deployed(waits, credentials_block=block) for _ in range(2)]
     start(waits, flow_runs[0])
     done(sandbox)
-    assert watch_and_report([block], once=True, interval=10, duration=None, json=True) == 0
+    assert watch(block=[block], once=True, json=True) == 0
     assert orjson.loads(capsys.readouterr().out)["resumed"] == 1
     start(waits, flow_runs[1])
     done(sandbox)

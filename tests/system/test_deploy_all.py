@@ -33,7 +33,7 @@ from tests.system.place import ROOT, Site, until
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
 BLOCK = "deploy-all"
-COSTS_NOTHING = {"backend-report/nightly", "sweep-sessions/every-15-minutes"}
+COSTS_NOTHING = {"backend-report/report-nightly", "sweep-sessions/sweep-every-15-minutes"}
 T = TypeVar("T")
 
 
@@ -125,7 +125,7 @@ def test_every_deployment_has_a_form_that_explains_itself(deployed: dict[str, De
         for parameter, field in deployment.parameter_openapi_schema["properties"].items():
             assert field.get("description"), f"{name}: {parameter} has no description"
             assert "block_type_slug" not in str(field), f"{name}: {parameter} is a block, not the name of one"
-    form = deployed["run-circuits/on-demand"].parameter_openapi_schema["properties"]
+    form = deployed["run-circuits/circuits-on-demand"].parameter_openapi_schema["properties"]
     assert form["mode"]["enum"] == ["job", "session", "batch"]
     assert form["mode"]["default"] == "session"
     assert (form["shots"]["minimum"], form["shots"]["default"]) == (1, 1000)
@@ -155,7 +155,7 @@ def test_one_run_at_a_time_and_no_schedule_that_buys_unasked(deployed: dict[str,
 def test_a_form_with_a_wrong_value_is_refused_and_names_it(
     deployed: dict[str, DeploymentResponse], wrong: dict[str, Any], said: str
 ) -> None:
-    deployment = deployed["run-circuits/on-demand"]
+    deployment = deployed["run-circuits/circuits-on-demand"]
     before = len(runs_of(deployment))
     with pytest.raises(httpx.HTTPStatusError) as refused:
         submit_form(deployment, credentials_block=BLOCK, **wrong)
@@ -167,18 +167,20 @@ def test_a_form_with_a_wrong_value_is_refused_and_names_it(
 def test_a_scheduled_run_a_run_of_the_form_and_run_deployment_finish(
     place: Site, deployed: dict[str, DeploymentResponse]
 ) -> None:
-    sweeping = deployed["sweep-sessions/every-15-minutes"]
+    sweeping = deployed["sweep-sessions/sweep-every-15-minutes"]
     form = submit_form(
-        deployed["run-circuits/on-demand"],
+        deployed["run-circuits/circuits-on-demand"],
         circuits=["flows/circuits/flip.qasm"],
         credentials_block=BLOCK,
         backend="sandbox_ideal",
         shots=50,
         mode="batch",
     )
-    code = asyncio.run(arun_deployment("backend-report/nightly", parameters={"credentials_block": BLOCK}, timeout=0)).id
+    code = asyncio.run(
+        arun_deployment("backend-report/report-nightly", parameters={"credentials_block": BLOCK}, timeout=0)
+    ).id
     # Nothing named: on the embedded sandbox, from the defaults of the file.
-    default = asyncio.run(arun_deployment("run-circuits/nightly", timeout=0)).id
+    default = asyncio.run(arun_deployment("run-circuits/circuits-nightly", timeout=0)).id
 
     for flow_run_id in (form, code, default):
         place.reaches(flow_run_id, "Completed", 90)
@@ -207,7 +209,7 @@ def test_a_schedule_shorter_than_its_job_has_one_live_job_and_a_scheduled_purcha
     control = place.sandbox.control
     place.sandbox.reset()
     control.hold()
-    buying = deployed["run-circuits/nightly"]
+    buying = deployed["run-circuits/circuits-nightly"]
     wanted = {
         "circuits": ["flows/circuits/flip.qasm"],
         "credentials_block": BLOCK,
@@ -237,7 +239,7 @@ def test_a_schedule_shorter_than_its_job_has_one_live_job_and_a_scheduled_purcha
 
 def test_a_slot_that_is_run_again_attaches(place: Site, deployed: dict[str, DeploymentResponse]) -> None:
     place.sandbox.reset()
-    buying, slot = deployed["run-circuits/nightly"], datetime.now(UTC) - timedelta(minutes=1)
+    buying, slot = deployed["run-circuits/circuits-nightly"], datetime.now(UTC) - timedelta(minutes=1)
     wanted = {
         "circuits": ["flows/circuits/flip.qasm"],
         "credentials_block": BLOCK,
@@ -261,7 +263,7 @@ def test_a_slot_that_is_run_again_attaches(place: Site, deployed: dict[str, Depl
 def test_cancel_retry_crash_and_the_sweep_after_it(place: Site, deployed: dict[str, DeploymentResponse]) -> None:
     control = place.sandbox.control
     place.sandbox.reset()
-    sweeping = deployed["sweep-sessions/every-15-minutes"]
+    sweeping = deployed["sweep-sessions/sweep-every-15-minutes"]
     # Every fifteen seconds one runs at nearly any time, and another is dropped then.
     for schedule in sweeping.schedules:
         ask(lambda client, schedule=schedule: client.update_deployment_schedule(sweeping.id, schedule.id, active=False))
@@ -269,14 +271,16 @@ def test_cancel_retry_crash_and_the_sweep_after_it(place: Site, deployed: dict[s
     # The result of this one cannot be read at first.
     control.add_fault("GET", "/jobs/*/results", status=403, times=None)
     same = {"credentials_block": BLOCK, "backend": "sandbox_ideal"}
-    failed = submit_form(deployed["run-circuits/nightly"], circuits=["flows/circuits/flip.qasm"], mode="job", **same)
+    failed = submit_form(
+        deployed["run-circuits/circuits-nightly"], circuits=["flows/circuits/flip.qasm"], mode="job", **same
+    )
     place.reaches(failed, "Failed", 90)
     (paid,) = place.jobs(failed)
 
     control.clear_faults()
     control.hold()
-    cancelled = submit_form(deployed["run-circuits/on-demand"], **same)
-    crashed = submit_form(deployed["vqe-session/on-demand"], **same)
+    cancelled = submit_form(deployed["run-circuits/circuits-on-demand"], **same)
+    crashed = submit_form(deployed["vqe-session/vqe-on-demand"], **same)
     place.set_state(failed, AwaitingRetry(), force=True)  # what the button Retry does
     place.complete_or_withdraw({cancelled: 1, crashed: 1})
     place.set_state(cancelled, Cancelling())

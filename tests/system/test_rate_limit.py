@@ -13,7 +13,7 @@ import pytest
 
 from prefect_qruntime import InvalidInput
 from prefect_qruntime.admission.rate_limit import shared_limits
-from prefect_qruntime.cli.setup import set_up_and_report
+from prefect_qruntime.cli.setup import setup
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.sandbox import Sandbox
 from tests.prefect_server import PrefectServer
@@ -45,7 +45,7 @@ def block(sandbox: Sandbox) -> str:
 def actions(capsys: pytest.CaptureFixture[str], block: str, per_minute: int) -> list[str]:
     """What a call of `prefect-qruntime setup --json` did to each limit."""
     capsys.readouterr()
-    assert set_up_and_report([block], per_minute=per_minute, json=True) == 0
+    assert setup(block=[block], per_minute=per_minute, json=True) == 0
     return [row["action"] for row in orjson.loads(capsys.readouterr().out)]
 
 
@@ -61,7 +61,7 @@ def test_setup_makes_changes_and_keeps_limits(
     made = network_loop().run(shared_limits(sandbox.crn))
     assert [(limit.limit, round(1 / limit.slot_decay_per_second)) for limit in made] == [(1, 63)] * 4
     with pytest.raises(InvalidInput, match="per_minute"):
-        set_up_and_report([block], per_minute=0, json=True)
+        setup(block=[block], per_minute=0, json=True)
 
 
 def test_forty_jobs_from_three_processes(

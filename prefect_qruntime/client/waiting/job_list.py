@@ -163,10 +163,10 @@ class JobListBreaker:
 
     Example:
         ```python
-        from prefect_qruntime.client.waiting.job_list import ListTrust
+        from prefect_qruntime.client.waiting.job_list import JobListBreaker
         from prefect_qruntime.errors import PermissionDenied
 
-        trust = ListTrust()
+        trust = JobListBreaker()
         trust.list_failed(PermissionDenied("no right to list jobs"), now=0.0)
         assert not trust.may_list(now=599.0) and trust.may_list(now=600.0)
         ```

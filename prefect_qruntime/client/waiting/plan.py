@@ -256,7 +256,7 @@ class TimerQueue(Generic[T]):
         ```python
         from prefect_qruntime.client.waiting.plan import TimerQueue
 
-        calendar = Calendar[str]()
+        calendar = TimerQueue[str]()
         calendar.put("d1", 5.0)
         calendar.put("d1", 3.0)
         assert calendar.pause(now=1.0) == 2.0

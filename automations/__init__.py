@@ -1,0 +1,1 @@
+"""Automations of Prefect that react to the events of jobs."""
