@@ -193,25 +193,37 @@ async def close_session(
     """
     machine = core.Closing(drain=drain, patience=patience)
     action = machine.start()
-    while True:
+    while not isinstance(action, core.Closed | core.Fail):
         try:
-            match action:
-                case core.Closed(session):
-                    return session
-                case core.Fail(error):
-                    raise error
-                case core.StopAccepting():
-                    await service.stop_accepting(session_id)
-                    action = machine.stopped()
-                case core.HasWork():
-                    action = machine.work(await _has_work(service, session_id))
-                case core.Drop():
-                    await service.drop_session(session_id)
-                    action = machine.dropped(clock())
-                case core.ReadBack():
-                    action = machine.read(clock(), await service.session(session_id))
-                case core.Pause(seconds):
-                    await sleep(seconds)
-                    action = machine.waited()
+            action = await _close_step(service, session_id, machine, action, clock, sleep)
         except NotFound:
             action = machine.missing()
+        except QuantumRuntimeError as error:
+            action = machine.failed(error)
+    if isinstance(action, core.Fail):
+        raise action.error
+    return action.session
+
+
+async def _close_step(
+    service: _Service,
+    session_id: str,
+    machine: core.Closing,
+    action: core.Close,
+    clock: Callable[[], float],
+    sleep: Callable[[float], Awaitable[None]],
+) -> core.Close:
+    match action:
+        case core.StopAccepting():
+            await service.stop_accepting(session_id)
+            return machine.stopped()
+        case core.HasWork():
+            return machine.work(await _has_work(service, session_id))
+        case core.Drop():
+            await service.drop_session(session_id)
+            return machine.dropped(clock())
+        case core.Pause(seconds):
+            await sleep(seconds)
+            return machine.waited()
+        case _:
+            return machine.read(clock(), await service.session(session_id))
