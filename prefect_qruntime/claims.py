@@ -3,25 +3,24 @@
 Prefect checks that a run is suspended before it resumes it, but two requests at the same moment may both pass (seen on
 PostgreSQL). An input of a flow run is unique by its key, so the watcher that creates it goes first.
 
-A watcher that dies leaves its claim behind. Nobody deletes the claim of another, which may just have been made: who
-finds one that has stood too long makes the next one, `…-2`, `…-3`, and again only one of several can.
+Which claim comes after that of a dead watcher is decided by `resume_claims`.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from prefect.exceptions import PrefectHTTPStatusError
 
 from prefect_qruntime.orchestration import api
+from prefect_qruntime.resume_claims import next_claim
 
 __all__ = ["claimed"]
 
-_STALE = 60.0  # seconds after which a claim is taken for that of a dead watcher; longer than resuming ever takes
 _MOST = 200  # claims of one resumption that are read
 
 
@@ -57,11 +56,8 @@ async def _claim(flow_run_id: UUID, first: str) -> str | None:
         return first
     # A row of dead watchers: only who makes its next one has it.
     row = await (await api()).filter_flow_run_input(flow_run_id, first, limit=_MOST, exclude_keys=set())
-    if not row or any(now - (claim.created or now) <= timedelta(seconds=_STALE) for claim in row):
-        return None  # none in the row: given back just now, and free at the next look
-    turns = [int(claim.key.removeprefix(f"{first}-") or 1) for claim in row if claim.key != first]
-    name = f"{first}-{max(turns, default=1) + 1}"
-    return name if await _create(flow_run_id, name) is None else None
+    name = next_claim(first, {claim.key: claim.created for claim in row}, now)
+    return name if name is not None and await _create(flow_run_id, name) is None else None
 
 
 async def _create(flow_run_id: UUID, name: str) -> datetime | None:

@@ -16,7 +16,19 @@ ROOT = Path(__file__).parents[1] / PACKAGE
 # Dotted names below the package, as fnmatch patterns. A new file is added here first: where does it belong?
 FLOORS: dict[int, tuple[str, ...]] = {
     # No I/O.
-    0: ("models", "errors", "failures", "crn", "redact", "spec", "connection", "pictures", "sightings", "_version"),
+    0: (
+        "models",
+        "errors",
+        "failures",
+        "crn",
+        "redact",
+        "spec",
+        "connection",
+        "pictures",
+        "sightings",
+        "_version",
+        "resume_claims",
+    ),
     # The wire: HTTP, token, websocket, dialects, the one network loop.
     1: (
         *(f"client.{name}" for name in ("retrying", "replies", "auth", "transport", "stream", "dialects", "parsing")),

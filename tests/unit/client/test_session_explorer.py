@@ -232,7 +232,8 @@ def test_how_much_was_explored(capsys: pytest.CaptureFixture[str]) -> None:
     states, steps, ends = (sum(getattr(one, field) for one in found) for field in ("states", "steps", "ends"))
     with capsys.disabled():
         print(
-            f"\nsession explorer: {states:,} states, {steps:,} steps, {ends:,} ends in {len(found)} worlds. Held in each:\n"
+            f"\nsession explorer: {states:,} states, {steps:,} steps, {ends:,} ends in {len(found)} worlds. "
+            "Held in each:\n"
             "- no session is asked for after a 2xx for the one wanted;\n"
             "- no session is handed to two callers, or handed out after it was dropped;\n"
             "- not more sessions than callers if the workloads show a session within the grace period;\n"
