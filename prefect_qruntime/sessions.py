@@ -10,6 +10,7 @@ from prefect.exceptions import Pause
 
 from prefect_qruntime.cancellation import cancelled_by_user, policy
 from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.session_core import says_nothing_about_jobs
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import Backend, SessionRef
@@ -30,8 +31,8 @@ def runtime_session(
     """Open a session or batch for the `with` block and close it whatever happens.
 
     Left normally, queued jobs still run; left by an error or a user's cancellation, they are dropped; left
-    because the process goes away (SIGTERM of a worker) or the flow run is suspended, they run on, to be
-    attached to, and the session closes after them.
+    because of an outage, because the process goes away (SIGTERM of a worker) or because the flow run is suspended,
+    they run on, to be attached to, and the session closes after them.
 
     Args:
         credentials: The credentials block.
@@ -97,11 +98,11 @@ async def aruntime_session(
 async def _drains(left_by: BaseException) -> bool:
     """Whether queued jobs still run when a block was left by `left_by`.
 
-    An error or a user's cancellation drops them. The loss of the process does not: the flow may run
+    An error or a user's cancellation drops them. An outage and the loss of the process do not: the flow may run
     again and attach to them; the session just takes no more.
     """
     if isinstance(left_by, Exception):
-        return False
+        return says_nothing_about_jobs(left_by)
     return policy() == "detach" or not await cancelled_by_user()
 
 

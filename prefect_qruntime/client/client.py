@@ -60,8 +60,12 @@ class QuantumRuntimeClient(InstanceCalls):
     @on_network_loop
     async def submit(self, intent: Intent, **hooks: Any) -> JobRef:
         """Buy the intent's one job, or attach to it. See `submission.submit_or_attach`."""
-        scope = f"{self.connection.base_url} {self.connection.crn}"
-        return await submit_or_attach(self, intent, scope=scope, **hooks)
+        return await submit_or_attach(self, intent, scope=self._instance, **hooks)
+
+    @property
+    def _instance(self) -> str:
+        """What callers of one process share jobs and sessions by."""
+        return f"{self.connection.base_url} {self.connection.crn}"
 
     def job_params(self, spec: JobSpec) -> dict[str, Any]:
         """The `params` that `post_job` sends for a submission."""
@@ -254,7 +258,7 @@ class QuantumRuntimeClient(InstanceCalls):
 
         Where a session begins with its first job (legacy), nothing is sent and the session is unbound.
         """
-        return await sessions.open_session(self, backend, mode=mode, max_ttl=max_ttl)
+        return await sessions.open_session(self, backend, mode=mode, max_ttl=max_ttl, scope=self._instance)
 
     @on_network_loop
     async def close_session(self, session_id: str, *, drain: bool) -> Session | None:

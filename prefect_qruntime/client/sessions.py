@@ -1,7 +1,8 @@
-"""Open a session without losing one, and close it so that it is really closed.
+"""Open a session exactly once and close it verifiably.
 
-"Close" is two calls of the service: `PATCH accepting_jobs=false` lets queued jobs run, `DELETE …/close`
-drops them. Both are called drain and drop here, and which one happens is never a side effect.
+`session_core` decides, this module carries it out. "Close" is two calls of the service: `PATCH accepting_jobs=false`
+lets queued jobs run, `DELETE …/close` drops them. Both are called drain and drop here, and which one happens is never
+a side effect.
 """
 
 from __future__ import annotations
@@ -9,26 +10,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
+from prefect_qruntime.client import session_core as core
 from prefect_qruntime.client.transport.in_flight import complete_or_withdraw
-from prefect_qruntime.errors import NotFound, QuantumRuntimeError, SubmissionUncertain
+from prefect_qruntime.errors import NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, Session, SessionRef
 from prefect_qruntime.redact import get_logger
 
-__all__ = ["close_session", "open_session"]
+__all__ = ["close_session", "open_session", "session_memory"]
 
 log = get_logger(__name__)
 
 _CLOCKS_APART = timedelta(minutes=10)
 _DROP_PATIENCE = 4.0  # seconds for dropping a session whose caller is gone
-
-# Sessions this process has handed out: the answer of another opening must not be mistaken for them.
-_ours: OrderedDict[str, None] = OrderedDict()
-_KEEP = 1000
 
 
 class _Service(Protocol):
@@ -53,12 +51,21 @@ class _Service(Protocol):
     async def drop_session(self, session_id: str) -> None: ...
 
 
+_memories: WeakKeyDictionary[asyncio.AbstractEventLoop, core.SessionMemory] = WeakKeyDictionary()
+
+
+def session_memory() -> core.SessionMemory:
+    """What the running loop knows of the sessions it opened. A process opens sessions on one loop only."""
+    return _memories.setdefault(asyncio.get_running_loop(), core.SessionMemory())
+
+
 async def open_session(
     service: _Service,
     backend: str,
     *,
     mode: str,
     max_ttl: int | None,
+    scope: Hashable = "",
     grace: float = 10.0,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -72,6 +79,7 @@ async def open_session(
         backend: Where.
         mode: `dedicated` or `batch`.
         max_ttl: Longest life in seconds.
+        scope: The instance; openings of one process with equal parameters are told apart within it.
         grace: Seconds after a lost answer within which the session must show up in the workloads.
         clock: Monotonic seconds.
         sleep: For the pauses between looks.
@@ -80,61 +88,71 @@ async def open_session(
         SubmissionUncertain: The answer was lost and looking did not settle it. An unused session costs
             nothing and closes by itself.
     """
-    began = datetime.now(UTC)
-    for attempt in (1, 2):
+    wanted = core.Wanted(backend, mode, max_ttl, scope)
+    machine = core.Opening(wanted, session_memory(), object(), grace=grace)
+    since = datetime.now(UTC) - _CLOCKS_APART
+    action = machine.start()
+    try:
+        while True:
+            match action:
+                case core.Opened(ref):
+                    return ref
+                case core.Fail(error):
+                    raise error
+                case core.Open():
+                    action = await _open(service, machine, clock)
+                case core.FindSessions():
+                    action = await _find(service, machine, since, clock)
+                case core.Pause(seconds):
+                    await sleep(seconds)
+                    action = machine.waited(clock())
+    except BaseException:
+        machine.abandoned()
+        raise
+
+
+async def _open(service: _Service, machine: core.Opening, clock: Callable[[], float]) -> core.OpeningAction:
+    """Send the request; drop what it opened if the caller is cancelled meanwhile."""
+    opened: list[str] = []
+    wanted = machine.wanted
+
+    async def post() -> core.OpeningAction:
         try:
-            return await _post(service, backend, mode, max_ttl)
+            ref = await service.post_session(wanted.backend, mode=wanted.mode, max_ttl=wanted.max_ttl)
         except QuantumRuntimeError as error:
             if error.advice.kind != "search-first":
-                raise
+                return machine.refused(error)
+            if error.status is not None and 200 <= error.status < 300:
+                log.warning("opening a session: accepted, but the answer is unreadable (%s); looking for it", error)
+                return machine.unreadable(clock())
             log.warning("opening a session: the answer was lost (%s); looking for it", error)
-            until = clock() + grace
-            pause = min(0.25, grace / 4)
-            while True:
-                found = await _unused_since(service, began - _CLOCKS_APART, backend, mode, max_ttl, error)
-                left = until - clock()
-                if found or left <= 0:
-                    break
-                await sleep(min(pause, left))  # lists may lag
-                pause = min(pause * 1.5, 3.0)
-            if len(found) == 1:
-                _remember(found[0].id)
-                return found[0].ref()
-            if found or attempt == 2:
-                raise SubmissionUncertain(
-                    f"it cannot be told whether a session was opened on {backend}",
-                    solution="Look at the instance's workloads; an unused session costs nothing and closes by itself.",
-                    candidates=[session.id for session in found],
-                ) from error
-    raise AssertionError("unreachable: the second attempt returns or raises")
-
-
-async def _post(service: _Service, backend: str, mode: str, max_ttl: int | None) -> SessionRef:
-    opened: list[SessionRef] = []
-
-    async def post() -> SessionRef:
-        ref = await service.post_session(backend, mode=mode, max_ttl=max_ttl)
-        opened.append(ref)
-        return ref
+            return machine.lost(clock())
+        if ref.id is not None:
+            opened.append(ref.id)
+        return machine.opened(ref)
 
     try:
-        ref = await complete_or_withdraw(post())
+        return await complete_or_withdraw(post())
     except asyncio.CancelledError:
-        for ref in opened:
-            if ref.id is not None:  # nobody will ever learn of it
-                with contextlib.suppress(QuantumRuntimeError, TimeoutError):
-                    async with asyncio.timeout(_DROP_PATIENCE):
-                        await service.drop_session(ref.id)
+        for session_id in opened:  # no caller will ever learn of it
+            with contextlib.suppress(QuantumRuntimeError, TimeoutError):
+                async with asyncio.timeout(_DROP_PATIENCE):
+                    await service.drop_session(session_id)
         raise
-    if ref.id is not None:
-        _remember(ref.id)
-    return ref
 
 
-def _remember(session_id: str) -> None:
-    _ours[session_id] = None
-    while len(_ours) > _KEEP:
-        _ours.popitem(last=False)
+async def _find(
+    service: _Service, machine: core.Opening, since: datetime, clock: Callable[[], float]
+) -> core.OpeningAction:
+    wanted = machine.wanted
+    kind = "batch" if wanted.mode == "batch" else "session"
+    try:
+        items = await service.workloads(mode=kind, backend=wanted.backend, created_after=since, limit=50)
+        new = [str(item["id"]) for item in items if item.get("id") and item["id"] not in machine.memory.ours]
+        sessions = [await service.session(session_id) for session_id in new]
+    except QuantumRuntimeError as error:
+        return machine.find_failed(error)
+    return machine.found(clock(), sessions)
 
 
 async def _has_work(service: _Service, session_id: str) -> bool:
@@ -148,35 +166,6 @@ async def _has_work(service: _Service, session_id: str) -> bool:
         except NotFound:  # bought a moment ago and not visible yet
             return True
     return False
-
-
-async def _unused_since(
-    service: _Service,
-    since: datetime,
-    backend: str,
-    mode: str,
-    max_ttl: int | None,
-    lost: QuantumRuntimeError,
-) -> list[Session]:
-    wanted = "batch" if mode == "batch" else "session"
-    try:
-        items = await service.workloads(mode=wanted, backend=backend, created_after=since, limit=50)
-        sessions = [await service.session(str(item["id"])) for item in items if item.get("id")]
-    except QuantumRuntimeError as error:
-        raise SubmissionUncertain(
-            f"it cannot be told whether a session was opened on {backend}: looking for it failed: {error.message}",
-            solution="Look at the instance's workloads; an unused session costs nothing and closes by itself.",
-            candidates=[],
-        ) from lost
-    return [
-        session
-        for session in sessions
-        if session.state == "open"
-        and session.id not in _ours
-        and session.mode == mode
-        and session.backend == backend
-        and (max_ttl is None or session.max_ttl == max_ttl)
-    ]
 
 
 async def close_session(
@@ -202,18 +191,39 @@ async def close_session(
         The session as read back: closed, or, while drained jobs still run, not accepting jobs. None if
         the service does not know it any more.
     """
-    try:
-        if drain:
+    machine = core.Closing(drain=drain, patience=patience)
+    action = machine.start()
+    while not isinstance(action, core.Closed | core.Fail):
+        try:
+            action = await _close_step(service, session_id, machine, action, clock, sleep)
+        except NotFound:
+            action = machine.missing()
+        except QuantumRuntimeError as error:
+            action = machine.failed(error)
+    if isinstance(action, core.Fail):
+        raise action.error
+    return action.session
+
+
+async def _close_step(
+    service: _Service,
+    session_id: str,
+    machine: core.Closing,
+    action: core.Close,
+    clock: Callable[[], float],
+    sleep: Callable[[float], Awaitable[None]],
+) -> core.Close:
+    match action:
+        case core.StopAccepting():
             await service.stop_accepting(session_id)
-            if await _has_work(service, session_id):
-                return await service.session(session_id)
-        # Nothing is left that could be dropped, and an idle session would go on charging until its TTL.
-        await service.drop_session(session_id)
-        until = clock() + patience
-        while True:
-            session = await service.session(session_id)
-            if session.ref().is_closed or clock() >= until:
-                return session
-            await sleep(0.3)
-    except NotFound:
-        return None
+            return machine.stopped()
+        case core.HasWork():
+            return machine.work(await _has_work(service, session_id))
+        case core.Drop():
+            await service.drop_session(session_id)
+            return machine.dropped(clock())
+        case core.Pause(seconds):
+            await sleep(seconds)
+            return machine.waited()
+        case _:
+            return machine.read(clock(), await service.session(session_id))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from uuid import NAMESPACE_URL, UUID, uuid5
 
@@ -23,6 +23,7 @@ from prefect_qruntime.observability import notifications
 from prefect_qruntime.prefect_api import api
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.suspend import waits
+from prefect_qruntime.suspend.resume_claims import next_claim
 from prefect_qruntime.suspend.waits import Wait
 
 __all__ = ["claimed", "describe", "emit_end", "owner", "reconcile", "resume"]
@@ -104,7 +105,6 @@ async def reconcile(wait: Wait) -> bool:
     return cancelled
 
 
-_STALE = 60.0  # seconds after which a claim is taken for that of a dead watcher; longer than resuming ever takes
 _MOST = 200  # claims of one resumption that are read
 
 
@@ -140,11 +140,8 @@ async def _claim(flow_run_id: UUID, first: str) -> str | None:
         return first
     # A row of dead watchers: only who makes its next one has it.
     row = await (await api()).filter_flow_run_input(flow_run_id, first, limit=_MOST, exclude_keys=set())
-    if not row or any(now - (claim.created or now) <= timedelta(seconds=_STALE) for claim in row):
-        return None  # none in the row: given back just now, and free at the next look
-    turns = [int(claim.key.removeprefix(f"{first}-") or 1) for claim in row if claim.key != first]
-    name = f"{first}-{max(turns, default=1) + 1}"
-    return name if await _create(flow_run_id, name) is None else None
+    name = next_claim(first, {claim.key: claim.created for claim in row}, now)
+    return name if name is not None and await _create(flow_run_id, name) is None else None
 
 
 async def _create(flow_run_id: UUID, name: str) -> datetime | None:

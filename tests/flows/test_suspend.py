@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -248,7 +249,9 @@ def test_one_watcher_claims_a_flow_run(sandbox: Sandbox, block: str, monkeypatch
     assert sum(network_loop().run(all_at_once())) == 1
     done(sandbox)
     assert run_watch([block], once=True).resumed == 0, "another one is at it"
-    monkeypatch.setattr("prefect_qruntime.suspend.resume._STALE", -2.0)  # Prefect tells the time in whole seconds
+    monkeypatch.setattr(
+        "prefect_qruntime.suspend.resume_claims.STALE", timedelta(seconds=-2)
+    )  # Prefect tells the time in whole seconds
     assert run_watch([block], once=True).resumed == 1, "it died over it"
 
 
@@ -287,7 +290,7 @@ def test_a_claim_taken_over_is_not_taken_over_again(sandbox: Sandbox, block: str
 
     assert network_loop().run(claim()), "the one that dies over it"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("prefect_qruntime.suspend.resume._STALE", -2.0)
+        patch.setattr("prefect_qruntime.suspend.resume_claims.STALE", timedelta(seconds=-2))
         patch.setattr("prefect_qruntime.suspend.resume.api", paired)
         assert sorted(network_loop().run(two_at_once())) == [False, True]
     assert not network_loop().run(claim()), "the new claim holds"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from prefect_qruntime.client.sessions import _ours
+from prefect_qruntime.client.sessions import session_memory
 from prefect_qruntime.errors import PermissionDenied, SessionClosed, SubmissionUncertain
 from prefect_qruntime.models import JobStatus, SessionRef
 
@@ -119,7 +119,11 @@ def test_an_equal_session_of_our_own_is_not_mistaken_for_the_lost_one(world: Wor
     second = world.run(world.client.open_session(BACKEND))
     assert first.id != second.id
     assert len(world.control.sessions()) == 2
-    assert {first.id, second.id} <= set(_ours)
+    assert {first.id, second.id} <= world.run(_handed_out())
+
+
+async def _handed_out() -> set[str]:
+    return set(session_memory().ours)
 
 
 @CLOUD_ONLY

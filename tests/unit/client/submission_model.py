@@ -1,23 +1,23 @@
-"""A small world around the pure submission core, and a search through every order of its events.
+"""A small world around the pure submission core, for the explorer.
 
 The world has one service, some processes with a memory each, and callers that want jobs. Each step is one thing that
 can happen: a caller goes on, a request reaches the service, its answer arrives, a caller is cancelled, a process
-crashes and its callers start again in a new one, a job fails, time passes. `explore` follows every step of every
-state once and checks the invariants in each.
+crashes and its callers start again in a new one, a job fails, time passes.
 """
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
 from prefect_qruntime.client import submission_core as core
 from prefect_qruntime.client.submission_memory import Payload, Record, SubmissionMemory
 from prefect_qruntime.errors import QuantumRuntimeError, ServiceUnavailable, SubmissionUncertain
 from prefect_qruntime.models import Job, JobRef, JobStatus
+
+from .explorer import Explored, Violation, explore_from, twin_of
 
 GRACE = 4
 LAGS = {"none": 0, "short": 2, "beyond": 7}
@@ -31,10 +31,6 @@ OUTCOMES = ACCEPTING + NOT_ACCEPTING
 CLEAN = ("answered", "answered 429")
 
 Steps = Iterator[tuple[str, "World"]]
-
-
-class Violation(AssertionError):
-    """An invariant does not hold; the message has the steps that lead there."""
 
 
 @dataclass(frozen=True)
@@ -121,16 +117,6 @@ LOST = ServiceUnavailable("no answer")
 DOWN = ServiceUnavailable("the list is down")
 NO_ROOM = QuantumRuntimeError("no more budget")
 SLOW_DOWN = QuantumRuntimeError("too many requests")
-
-
-T = TypeVar("T")
-
-
-def twin_of(thing: T) -> T:
-    """A shallow copy; `copy.copy` takes three times as long."""
-    other = object.__new__(type(thing))
-    other.__dict__.update(thing.__dict__)
-    return other
 
 
 def _copy_of(record: Record) -> Record:
@@ -251,6 +237,7 @@ class World:
     refusals: int = 0
     deaths: int = 0
     slack: int = 0
+    tried: set[Hashable] = field(default_factory=set)  # ends after which a later caller was tried; shared by all
 
     @classmethod
     def of(cls, setting: Setting) -> World:
@@ -560,21 +547,22 @@ class World:
                 }
                 if len(got) > 1:
                     raise Violation("equal keys got different jobs")
+        if self.setting.stable_keys:
+            self.check_next_callers()
 
-    def check_next_callers(self, tried: set[Hashable]) -> None:
+    def check_next_callers(self) -> None:
         """A later caller of the key "a", in each process or in a new one, gets a job or advice, and buys no second one.
 
-        Args:
-            tried: Ends that were tried before; when a job was listed makes no difference so much later.
+        When a job was listed makes no difference so much later, so equal ends are tried once.
         """
         jobs = tuple(replace(job, visible=0) for job in self.jobs)
         for memory in (None, *range(len(self.memories))):
             known = None if memory is None else frozenset(self.memories[memory].facts())
             proofs = frozenset(tag for place, tag in self.proofs if place == memory)
             end = (known, jobs, self.marked, proofs)
-            if end in tried:
+            if end in self.tried:
                 continue
-            tried.add(end)
+            self.tried.add(end)
             probe = self.clone()
             probe.setting = replace(self.setting, slow_looks=False, outcomes=("answered",), lags=())
             probe.now += 2 * GRACE + self.setting.longest_lag
@@ -597,65 +585,6 @@ class World:
                 raise Violation("a later caller was not told of two jobs")
 
 
-@dataclass
-class Explored:
-    """How much was looked at."""
-
-    states: int = 0
-    steps: int = 0
-    ends: int = 0
-
-
 def explore(setting: Setting, *, most: int = 2_000_000) -> Explored:
-    """Follow every step of every state once.
-
-    Raises:
-        Violation: With the steps that lead there.
-    """
-    was_on = gc.isenabled()
-    gc.disable()  # nothing here is in a circle, and looking for circles takes a fifth of the time
-    try:
-        return _explored(setting, most)
-    finally:
-        if was_on:
-            gc.enable()
-
-
-def _explored(setting: Setting, most: int) -> Explored:
-    first = World.of(setting)
-    found = Explored()
-    seen = {first.state()}
-    tried: set[Hashable] = set()
-    todo: list[tuple[World, Any]] = [(first, None)]
-    while todo:
-        world, trail = todo.pop()
-        found.states += 1
-        if found.states > most:
-            raise AssertionError(f"more than {most} states")
-        moved = False
-        label = ""
-        try:
-            world.check()
-            for label, after in world.steps():
-                moved = True
-                found.steps += 1
-                state = after.state()
-                if state not in seen:
-                    seen.add(state)
-                    todo.append((after, (trail, f"{world.now:g}: {label}")))
-            if not moved:
-                found.ends += 1
-                world.check_end()
-                if setting.stable_keys:
-                    world.check_next_callers(tried)
-        except Violation as violation:
-            raise Violation(f"{violation}\n" + "\n".join(_told(trail))) from None
-    return found
-
-
-def _told(trail: Any) -> list[str]:
-    lines: list[str] = []
-    while trail is not None:
-        trail, label = trail
-        lines.append(label)
-    return lines[::-1]
+    """Follow every step of every state of a world of callers once."""
+    return explore_from(World.of(setting), most=most)

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from prefect_qruntime.client import sessions as module
 from prefect_qruntime.client.sessions import close_session, open_session
 from prefect_qruntime.errors import (
     SEARCH_FIRST,
@@ -23,11 +22,6 @@ from prefect_qruntime.models import Job, JobStatus, Session, SessionRef
 from .fakes import clock, run
 
 LOST = ServiceUnavailable("no answer", advice=SEARCH_FIRST)
-
-
-@pytest.fixture(autouse=True)
-def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_ours", type(module._ours)())
 
 
 class Service:
@@ -82,7 +76,7 @@ class Service:
         return self.pending[:limit]
 
     async def fetch_job(self, job_id: str) -> Job:
-        self.calls.append("look")
+        self.calls.append("fetch_job")
         status = self.unfinished[job_id]
         if status is None:
             raise NotFound("not visible yet")

@@ -12,7 +12,8 @@ import pytest
 from prefect_qruntime.client import submission_core as core
 from prefect_qruntime.errors import QuantumRuntimeError, SubmissionUncertain
 
-from .submission_model import CLEAN, GRACE, LAGS, OUTCOMES, Explored, Person, Setting, Violation, explore
+from .explorer import Explored, Violation
+from .submission_model import CLEAN, GRACE, LAGS, OUTCOMES, Person, Setting, explore
 
 DERIVED, EXPLICIT = Person(), Person(explicit=True)
 ELSEWHERE = Person(process=1, explicit=True)

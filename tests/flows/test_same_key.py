@@ -1,0 +1,110 @@
+"""One explicit submission key, used several times in one process: one job, and every caller gets it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from prefect import flow
+
+from prefect_qruntime import JobRef, QuantumRuntimeCredentials, asubmit_job, submit_job
+from prefect_qruntime.sandbox import Sandbox
+from tests.flows.conftest import posts
+
+pytestmark = pytest.mark.server
+CIRCUIT = 'OPENQASM 3.0; include "stdgates.inc"; qubit[1] q; bit[1] c; x q[0]; c = measure q;'
+BACKEND = "sandbox_ideal"
+GRACE = "PREFECT_INTEGRATIONS_QRUNTIME_SUBMISSION_GRACE_SECONDS"
+
+
+@pytest.fixture(autouse=True)
+def _lagging(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A new job is listed after 3 s, and jobs do not end: what is known must come from memory.
+    monkeypatch.setenv(GRACE, "6")
+    sandbox.control.hold()
+    sandbox.control.set_option("list_lag", 3)
+
+
+def one_job(sandbox: Sandbox, refs: list[JobRef]) -> None:
+    assert len({ref.id for ref in refs}) == 1
+    assert sorted(ref.attached for ref in refs) == [False, *[True] * (len(refs) - 1)]
+    assert posts(sandbox) == 1
+
+
+def test_one_after_the_other(sandbox: Sandbox, credentials: QuantumRuntimeCredentials) -> None:
+    @flow
+    def slot() -> list[JobRef]:
+        return [submit_job(credentials, [CIRCUIT], backend=BACKEND, submission_key="turn") for _ in range(2)]
+
+    refs = slot()
+    one_job(sandbox, refs)
+    time.sleep(3)  # now the list shows it, and a later run of the slot is not stuck
+    assert slot()[0].id == refs[0].id
+    assert posts(sandbox) == 1
+
+
+def test_gathered(sandbox: Sandbox, credentials: QuantumRuntimeCredentials) -> None:
+    @flow
+    async def slot() -> Any:
+        one = asubmit_job
+        return await asyncio.gather(
+            *(one(credentials, [CIRCUIT], backend=BACKEND, submission_key="gathered") for _ in range(3))
+        )
+
+    one_job(sandbox, asyncio.run(slot()))  # type: ignore[arg-type]
+
+
+def test_submitted(sandbox: Sandbox, credentials: QuantumRuntimeCredentials) -> None:
+    @flow
+    def slot() -> list[JobRef]:
+        futures = [submit_job.submit(credentials, [CIRCUIT], backend=BACKEND, submission_key="sub") for _ in range(3)]
+        return [future.result() for future in futures]
+
+    one_job(sandbox, slot())
+
+
+@pytest.mark.parametrize("number", [2, 20])
+def test_flow_runs_in_threads(sandbox: Sandbox, credentials: QuantumRuntimeCredentials, number: int) -> None:
+    @flow
+    def slot() -> JobRef:
+        return submit_job(credentials, [CIRCUIT], backend=BACKEND, submission_key=f"threads-{number}")
+
+    with ThreadPoolExecutor(number) as pool:
+        one_job(sandbox, list(pool.map(lambda _: slot(), range(number))))
+
+
+def test_a_fresh_key_is_bought_at_once(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(GRACE)  # the default, 30 s
+
+    @flow
+    def slot(key: str) -> tuple[JobRef, float]:
+        began = time.monotonic()
+        ref = submit_job(credentials, [CIRCUIT], backend=BACKEND, submission_key=key)
+        return ref, time.monotonic() - began
+
+    ref, took = slot("fresh")
+    assert not ref.attached
+    assert took < 5
+    looks = [entry for entry in sandbox.control.journal("GET", "/jobs") if entry["status"] != 401]
+    assert len(looks) == 1, "one look for those who leave no marks in this Prefect"
+
+
+def test_a_key_sent_by_a_process_that_died_is_searched_for(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials
+) -> None:
+    from prefect_qruntime.client.network_loop import network_loop
+    from tests.flows.conftest import _forget_submissions
+
+    @flow
+    def slot() -> JobRef:
+        return submit_job(credentials, [CIRCUIT], backend=BACKEND, submission_key="died")
+
+    bought = slot()
+    network_loop().run(_forget_submissions())  # as in another process, which finds the mark and no job in the list
+    again = slot()
+    assert (again.id, again.attached, posts(sandbox)) == (bought.id, True, 1)
