@@ -56,6 +56,7 @@ class JobSpec:
         doubts: Why the same work, written again in another process, may get another digest; empty if it cannot.
         prepared: The PUBs as the params of program `executor`, if they take that route. No part of the digest: the
             same work bought on one route is found again on the other.
+        may_turn: Whether the PUBs take the executor if the service says that their program is gone.
     """
 
     program_id: str
@@ -71,6 +72,7 @@ class JobSpec:
     meaning: Any = None
     doubts: tuple[str, ...] = ()
     prepared: dict[str, Any] | None = field(default=None, repr=False)
+    may_turn: bool = False
 
     def digest(self) -> str:
         """Hex SHA-256 over the canonical payload: equal work, equal digest, in every process.

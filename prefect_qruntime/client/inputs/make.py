@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from prefect_qruntime.client.inputs.fields import (
@@ -18,7 +19,7 @@ from prefect_qruntime.client.inputs.payload import check_size
 from prefect_qruntime.client.inputs.pubs import read_pubs
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import Backend
-from prefect_qruntime.spec import JobSpec
+from prefect_qruntime.spec import JobSpec, Pub
 
 __all__ = ["make_spec"]
 
@@ -108,16 +109,21 @@ def make_spec(
             shots=check_shots(shots, field="shots"),
             options=check_options(options, program_id=program_id),
             support_qiskit=any(not isinstance(pub.circuit, str) for pub in read),
-            doubts=tuple(
-                f"pubs[{place}].circuit holds an operation that does not say what it does."
-                for place, pub in enumerate(read)
-                if isinstance(pub.identity, dict) and "qpy" in pub.identity
-            ),
+            doubts=tuple(_doubts(read)),
+            may_turn=way.may_turn,
         )
         if way.route == "executor":
             spec = on_executor(spec, form=circuit_form)
     check_size(spec)
     return spec
+
+
+def _doubts(pubs: Sequence[Pub]) -> Iterator[str]:
+    for place, pub in enumerate(pubs):
+        if pub.identity is None and not isinstance(pub.circuit, str):
+            yield f"pubs[{place}].circuit is an encoded circuit, which is known by its text."
+        elif isinstance(pub.identity, dict) and "qpy" in pub.identity:
+            yield f"pubs[{place}].circuit holds an operation that does not say what it does."
 
 
 def _raw(params: Any, pubs: Any, shots: Any, options: Any) -> dict[str, Any]:

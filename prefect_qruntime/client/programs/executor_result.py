@@ -299,6 +299,7 @@ def _estimated(raw: Mapping[str, Any], record: Mapping[str, Any], place: int, al
     plan = Plan.from_record(pub)
     groups = pub["groups"]
     read: dict[int, PackedRegister] = {}
+    places: dict[int, dict[int, int]] = {}
 
     def columns(number: int, point: int) -> Columns:
         group = groups[number]
@@ -307,8 +308,9 @@ def _estimated(raw: Mapping[str, Any], record: Mapping[str, Any], place: int, al
             if register is None or register.num_bits != len(group["qubits"]):
                 raise ValueError(f"item {group['item']} has no register {group['register']!r} of its measured qubits")
             read[number] = register
-        points = group.get("points")
-        return _columns(read[number], point if points is None else points.index(point), group["qubits"])
+            places[number] = {found: place for place, found in enumerate(group.get("points") or ())}
+        place = places[number][point] if "points" in group else point
+        return _columns(read[number], place, group["qubits"])
 
     values, errors = estimate(plan, columns)
     fields = {"evs": nested(values, plan.shape), "stds": nested(errors, plan.shape)}
