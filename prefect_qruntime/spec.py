@@ -52,7 +52,7 @@ class JobSpec:
     """What is to be bought: program, payload, limits. Says nothing about session or key.
 
     Attributes:
-        meaning: What the digest sees in place of `params`: their canonical form.
+        meaning: The `Meaning` of `params`, see `client.inputs.meaning`.
         doubts: Why the same work, written again in another process, may get another digest; empty if it cannot.
         prepared: The PUBs as the params of program `executor`, if they take that route. No part of the digest: the
             same work bought on one route is found again on the other.
@@ -84,13 +84,23 @@ class JobSpec:
             "v": DIGEST_VERSION,
             "program": self.program_id,
             "pubs": [pub.canonical() for pub in self.pubs],
-            "params": self.params if self.meaning is None else self.meaning,
+            "params": self.canonical_params,
             "shots": self.shots,
             "options": self.options,
             "max_execution_time": self.max_execution_time,
             "private": self.private,
         }
         return hashlib.sha256(orjson.dumps(payload, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+    @property
+    def canonical_params(self) -> Any:
+        """The raw payload as the digest sees it.
+
+        A meaning that was read from other params does not count: of params that replaced them it says nothing.
+        """
+        return (
+            self.meaning.canonical if self.meaning is not None and self.meaning.source is self.params else self.params
+        )
 
     @property
     def wire_program(self) -> str:

@@ -95,7 +95,7 @@ def make_spec(
     if params is not None:
         raw = _raw(params, pubs, shots, options)
         meaning = meaning_of(raw)
-        spec = JobSpec(**common, params=raw, meaning=meaning.canonical, doubts=meaning.doubts)
+        spec = JobSpec(**common, params=raw, meaning=meaning, doubts=meaning.doubts)
     else:
         if program_id not in _PRIMITIVES:
             raise InvalidInput(

@@ -21,7 +21,7 @@ from datetime import datetime
 from typing import Any
 
 from prefect_qruntime.client.decode import Allowance, ExecutionSpan, NpyArray, nested
-from prefect_qruntime.client.programs.executor import RECIPE_AUTHOR, RECIPE_VERSION
+from prefect_qruntime.client.programs import RECIPE_AUTHOR, RECIPE_VERSION
 from prefect_qruntime.client.programs.expectation import Columns, Plan, estimate
 from prefect_qruntime.client.programs.tensors import Tensor, bit_rows, broadcast_places, decode_tensor
 from prefect_qruntime.client.result_samples import PackedRegister
