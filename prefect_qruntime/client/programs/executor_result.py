@@ -58,13 +58,14 @@ class Recipe:
 
 def is_executor_result(raw: Any) -> bool:
     """Whether a result body is one of the executor, by its form."""
-    return (
-        isinstance(raw, dict)
-        and isinstance(raw.get("schema_version"), str)
-        and isinstance(raw.get("data"), list)
-        and all(isinstance(item, dict) and isinstance(item.get("results"), dict) for item in raw["data"])
-        and (bool(raw["data"]) or "passthrough_data" in raw or "chunk_timing" in (raw.get("metadata") or {}))
-    )
+    if not isinstance(raw, dict) or not isinstance(raw.get("schema_version"), str):
+        return False
+    items, metadata = raw.get("data"), raw.get("metadata")
+    if not isinstance(items, list) or not isinstance(metadata, dict | None):
+        return False
+    if not items:  # other programs have results without data, too
+        return "passthrough_data" in raw or (metadata is not None and "chunk_timing" in metadata)
+    return all(isinstance(item, dict) and isinstance(item.get("results"), dict) for item in items)
 
 
 def recipe_of(raw: Mapping[str, Any]) -> Recipe:
@@ -101,7 +102,10 @@ def count_pubs(raw: Mapping[str, Any]) -> int:
     if recipe.kind in ("sampler", "estimator"):
         return len(recipe.record["pubs"])
     if recipe.kind == "ibm-estimator":
-        return int(recipe.record["num_pubs"])
+        count = recipe.record["num_pubs"]
+        if type(count) is not int or not 0 <= count <= len(raw["data"]):
+            raise ValueError(f"its recipe speaks of {count!r:.40} PUBs, but there are {len(raw['data'])} items")
+        return count
     return len(raw["data"])
 
 
@@ -138,15 +142,11 @@ def view_executor_pub(raw: Mapping[str, Any], place: int, *, allowance: Allowanc
 
 
 def result_metadata(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Metadata of the whole result, with its chunk timings as execution spans.
-
-    Raises:
-        ValueError: A chunk without its times.
-    """
-    metadata = raw.get("metadata")
-    found = {name: value for name, value in metadata.items() if name != "chunk_timing"} if metadata else {}
-    chunks = (metadata or {}).get("chunk_timing") or []
-    if chunks:
+    """Metadata of the whole result, with its chunk timings as execution spans; a chunk without times stays as it is."""
+    metadata = raw.get("metadata") or {}
+    found = {name: value for name, value in metadata.items() if name != "chunk_timing"}
+    chunks = metadata.get("chunk_timing")
+    if chunks and isinstance(chunks, list):
         found["execution"] = {"execution_spans": [_span(chunk) for chunk in chunks]}
     try:
         recipe = recipe_of(raw)
@@ -158,12 +158,12 @@ def result_metadata(raw: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _span(chunk: Mapping[str, Any]) -> ExecutionSpan:
+def _span(chunk: Any) -> ExecutionSpan | Any:
     try:
         start, stop = (datetime.fromisoformat(str(chunk[name])) for name in ("start", "stop"))
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"a chunk of execution has no times: {error}") from None
-    parts = [dict(part) for part in chunk.get("parts") or [] if isinstance(part, dict)]
+        parts = [dict(part) for part in chunk.get("parts") or []]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return chunk
     return ExecutionSpan(start, stop, "ChunkSpan", {"parts": parts})
 
 
@@ -232,6 +232,8 @@ def _register(tensor: Tensor, flips: Tensor | None, allowance: Allowance, *, joi
     *outer, shots, width = tensor.shape
     count = math.prod(outer) * shots
     row = (width + 7) // 8
+    if not width or not count:  # any number of them takes no bytes
+        return PackedRegister.read(b"", (*outer, shots, row), width)
     if count * row > allowance.size:
         raise ValueError(f"an encoded array unfolds to more than {allowance.size} bytes")
     allowance.size -= count * row
@@ -276,6 +278,8 @@ def _first_axis_joined(data: bytes, outer: list[int], size: int, shots: int) -> 
 def _joined(tensor: Tensor, average: bool) -> NpyArray:
     """Kerneled data over all randomizations: shots one after the other, averages averaged."""
     found = tensor.as_array()
+    if 0 in tensor.shape:
+        return found
     if not average:
         *outer, shots, width = tensor.shape
         data, outer, shots = _first_axis_joined(found.data, outer, shots * width * found.itemsize, shots)

@@ -97,7 +97,9 @@ class Plan:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"the recipe for expectation values is damaged: {error!r}") from None
-        if math.prod(plan.own_shape) != len(plan.observables) or math.prod(plan.shape) > _MAX_VALUES:
+        sizes = (*plan.own_shape, *plan.points)
+        fits = len(sizes) <= _MAX_VALUES and all(1 <= size <= _MAX_VALUES for size in sizes)
+        if not fits or math.prod(plan.own_shape) != len(plan.observables) or math.prod(plan.shape) > _MAX_VALUES:
             raise ValueError("the recipe for expectation values is damaged: its shapes do not fit")
         return plan
 
