@@ -10,6 +10,7 @@ from prefect.blocks.abstract import JobBlock, JobRun
 from pydantic import Field, HttpUrl
 
 from prefect_qruntime.admission.budget import MOST_SECONDS, Budget
+from prefect_qruntime.client.programs.route import RequestedRoute
 from prefect_qruntime.client.results import JobResult
 from prefect_qruntime.client.waiting.follow import OnTimeout, Stream
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
@@ -214,6 +215,7 @@ class QuantumRuntimeJob(JobBlock[JobResult]):
         tags: Tags of your own.
         max_execution_time: QPU seconds the job may use.
         private: Whether the input is hidden and the result readable once.
+        route: How PUBs run: `service`, `executor` or `auto`.
         submission_key: Identity of the purchase across flow runs.
         check_isa: Whether to compare the circuits with the backend's configuration before anything is sent.
         transpile: Whether to transpile the circuits for the backend.
@@ -262,6 +264,11 @@ class QuantumRuntimeJob(JobBlock[JobResult]):
     )
     private: bool = Field(
         default=False, title="Private", description="Hide the input; the service then hands the result out once."
+    )
+    route: RequestedRoute | None = Field(
+        default=None,
+        title="Route",
+        description="How PUBs run: service, executor or auto; empty for the setting primitive_route.",
     )
     submission_key: str | None = Field(
         default=None,

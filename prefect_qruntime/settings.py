@@ -41,7 +41,7 @@ class QuantumRuntimeSettings(PrefectBaseSettings):
     outage_patience_seconds: float = Field(
         default=4 * 3600.0,
         gt=0,
-        description="How long a wait goes on without one usable answer of the service.",
+        description="How long to keep waiting while the service is unreachable.",
     )
     result_grace_seconds: float = Field(
         default=15.0,
@@ -61,6 +61,13 @@ class QuantumRuntimeSettings(PrefectBaseSettings):
         default=60.0,
         gt=0,
         description="Seconds of that minute; other values are for tests on a scaled clock.",
+    )
+    primitive_route: Literal["service", "executor", "auto"] = Field(
+        default="service",
+        description=(
+            "How PUBs run if a submission names no route: by the server's sampler and estimator, as a quantum program "
+            "of the executor, or by the executor once the service says that the server's program is gone."
+        ),
     )
     budget_block: str | None = Field(
         default=None,

@@ -15,6 +15,7 @@ from typing import Any
 from prefect_qruntime.client.inputs.circuit_digest import identity_of
 from prefect_qruntime.client.inputs.circuits import is_encoded_circuit, load_qpy, qpy_bytes
 from prefect_qruntime.client.inputs.spec import JobSpec, Pub
+from prefect_qruntime.client.programs.kept import executor_difference, may_be_job_of
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import Job
 from prefect_qruntime.redact import get_logger
@@ -63,7 +64,7 @@ def is_small(spec: JobSpec, limit: int = _SMALL) -> bool:
 
 def differs_at_sight(spec: JobSpec, job: Job) -> str | None:
     """What the job's own fields tell: the difference, or None."""
-    if job.program_id is not None and job.program_id != spec.program_id:
+    if not may_be_job_of(spec, job.program_id):
         return f"its program is {job.program_id!r}, not {spec.program_id!r}"
     if job.private and not spec.private:
         return "it is private, so that its input cannot be compared"
@@ -86,6 +87,8 @@ def input_difference(spec: JobSpec, sent: dict[str, Any], kept: dict[str, Any], 
     if not kept:
         log.info("the service does not show the job's input: only its program is compared")
         return None
+    if spec.pubs and "quantum_program" in kept:
+        return executor_difference(spec, kept, exact=exact)
     if spec.params is not None:
         if sent == kept or replace(spec, params=kept).digest() == spec.digest():
             return None

@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 from prefect_qruntime.client import submission_core as core
 from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.client.payload_check import differs_at_sight, input_difference, is_small, shape
+from prefect_qruntime.client.programs.kept import on_service
 from prefect_qruntime.client.submission_memory import Payload, SubmissionMemory
 from prefect_qruntime.client.transport.in_flight import complete_or_withdraw
 from prefect_qruntime.errors import NotFound, QuantumRuntimeError
@@ -243,7 +244,7 @@ class _Caller:
         if not is_small(spec, _MOST_COMPARED):
             log.info("job %s: the payload is too large to be read back; only its program is compared", job.id)
             return None
-        kept, sent = await self.service.job_input(job.id), self.service.job_params(spec)
+        kept, sent = await self.service.job_input(job.id), self.service.job_params(on_service(spec))
         if is_small(spec) and not spec.support_qiskit:
             return input_difference(spec, sent, kept, exact=exact)
         return await asyncio.to_thread(input_difference, spec, sent, kept, exact=exact)

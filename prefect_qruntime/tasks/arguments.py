@@ -26,9 +26,11 @@ from prefect_qruntime.client.connection import check_id
 from prefect_qruntime.client.inputs import check_isa, transpile_pubs
 from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.client.programs import make_spec
+from prefect_qruntime.client.programs.route import RequestedRoute
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import Backend, Job, JobRef, SessionRef
+from prefect_qruntime.settings import current_settings
 
 __all__ = [
     "JobLike",
@@ -71,6 +73,8 @@ class Submission(TypedDict, total=False):
         tags: At most six tags of your own, each of at most 86 characters.
         max_execution_time: QPU seconds the job may use, 1 to 10800.
         private: Hide the input; the result can then be read once.
+        route: `service` runs PUBs by the server's sampler and estimator, `executor` as a quantum program; `auto` is
+            the former until the service says that the program is gone. Default from the setting `primitive_route`.
         submission_key: Identity of this submission across flow runs, for instance deployment and scheduled
             time; it replaces flow run and call order.
         check_isa: Compare the circuits with the backend's configuration before anything is sent.
@@ -88,6 +92,7 @@ class Submission(TypedDict, total=False):
     tags: Annotated[Iterable[str], Default(())]
     max_execution_time: Annotated[int | None, Default(None)]
     private: Annotated[bool, Default(False)]
+    route: Annotated[RequestedRoute | None, Default(None)]
     submission_key: Annotated[str | None, Default(None)]
     check_isa: Annotated[bool, Default(False)]
     transpile: Annotated[bool, Default(False)]
@@ -196,12 +201,17 @@ _SPEC_FIELDS = (
     "tags",
     "max_execution_time",
     "private",
+    "route",
 )
 
 
 def spec_fields(submission: Submission) -> dict[str, Any]:
-    """The parameters that say what is submitted, not how carefully."""
-    return {name: value for name, value in submission.items() if name in _SPEC_FIELDS}
+    """The parameters that say what is submitted, not how carefully; the route from the settings if none is named."""
+    fields: dict[str, Any] = {name: value for name, value in submission.items() if name in _SPEC_FIELDS}
+    if fields.get("route") is None:
+        of_pubs = fields.get("params") is None
+        fields["route"] = current_settings().primitive_route if of_pubs else "service"
+    return fields
 
 
 async def plan_submission(credentials: QuantumRuntimeCredentials, pubs: Any, submission: Submission) -> Plan:

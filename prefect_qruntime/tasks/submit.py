@@ -7,9 +7,12 @@ each other's count. So those get their number here, in the flow's process.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
+import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar, Unpack
 
 from prefect import Task
@@ -29,9 +32,10 @@ from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.programs import make_spec
+from prefect_qruntime.client.programs.route import on_executor, program_is_gone
 from prefect_qruntime.client.submission import Intent
 from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name
-from prefect_qruntime.errors import InvalidInput, NotFound
+from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.prefect_api import in_run
@@ -128,12 +132,18 @@ async def _submit(
                     await mark_sent(key)
                 return await passing.before_post(key)
 
-            ref = await client.submit(
-                intent,
-                before_post=before_post,
-                on_bought=bought,
-                known_unsent=never_sent if marked else None,
-            )
+            async def submit(intent: Intent) -> JobRef:
+                unsent = never_sent if marked else None
+                return await client.submit(intent, before_post=before_post, on_bought=bought, known_unsent=unsent)
+
+            try:
+                ref = await submit(intent)
+            except QuantumRuntimeError as error:
+                # A refusal: nothing was accepted. The route is no part of the key.
+                if not (spec.may_turn and program_is_gone(error, spec.program_id)):
+                    raise
+                notifications.log_to_run(f"{error} The PUBs take the executor instead.", level=logging.WARNING)
+                ref = await submit(replace(intent, spec=await asyncio.to_thread(on_executor, spec)))
             bought(ref)
             # Before the gate waits for the service to list the job: it is to be found from now on.
             if usable is not None and usable.id is None and ref.session is not None and await _takes_jobs(client, ref):

@@ -16,6 +16,7 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -214,20 +215,25 @@ def _expression(value: Any) -> list[Any]:
     names = [_parameter_name(parameter.name) for parameter in parameters]
     points: list[Any] = []
     told = 0
-    for shift, (probe, scale) in enumerate(_PROBES):
-        # Multiples of the golden ratio modulo 1: no two parameters get the same value. From one point to the next
-        # other parameters are negative, so that any two of them have all four combinations of signs.
-        values = {
-            parameter: ((0.05 if abs(scale) <= 1 else 0.5) + (probe + _GOLDEN * (place + 1) * (shift + 1)) % 1.0)
-            * (-scale if place >> (shift // 2 % 4) & 1 else scale)
-            for place, parameter in enumerate(parameters)
-        }
-        point = _at(value, values)
+    for shift in range(len(_PROBES)):
+        point = _at(value, {parameter: _probe(shift, place) for place, parameter in enumerate(parameters)})
         told += point is not None
         points.append(point)
     if told < _LEAST_TOLD:
         raise _UnknownError("expression")
     return ["expression", names, points]
+
+
+@lru_cache(maxsize=1 << 14)
+def _probe(shift: int, place: int) -> float:
+    """The value of a parameter at a point.
+
+    Multiples of the golden ratio modulo 1: no two parameters get the same value. From one point to the next other
+    parameters are negative, so that any two of them have all four combinations of signs.
+    """
+    probe, scale = _PROBES[shift]
+    sign = -1 if place >> (shift // 2 % 4) & 1 else 1
+    return sign * scale * ((0.05 if abs(scale) <= 1 else 0.5) + (probe + _GOLDEN * (place + 1) * (shift + 1)) % 1.0)
 
 
 def _at(value: Any, values: dict[Any, float]) -> list[float] | None:

@@ -15,7 +15,7 @@ import hashlib
 import io
 import json
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -44,10 +44,12 @@ class Meaning:
     Attributes:
         canonical: Plain JSON, equal for equal work.
         doubts: Where that could not be told, one sentence each.
+        source: The payload itself: a form is that of one object, and of no other that took its place.
     """
 
     canonical: Any
     doubts: tuple[str, ...] = ()
+    source: Any = field(default=None, repr=False, compare=False)
 
     @property
     def certain(self) -> bool:
@@ -67,7 +69,7 @@ def meaning_of(params: Any) -> Meaning:
     """
     reader = _Reader()
     canonical = reader.value(params, "params")
-    return Meaning(canonical, tuple(reader.doubts))
+    return Meaning(canonical, tuple(reader.doubts), params)
 
 
 def qpy_in(text: str, allowance: Allowance | None = None) -> bytes | None:

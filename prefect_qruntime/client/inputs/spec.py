@@ -12,8 +12,11 @@ from typing import Any
 
 import orjson
 
-__all__ = ["DIGEST_VERSION", "JobSpec", "Pub"]
+__all__ = ["DIGEST_VERSION", "RECIPE_AUTHOR", "RECIPE_VERSION", "JobSpec", "Pub"]
 
+RECIPE_AUTHOR = "prefect_qruntime"
+RECIPE_VERSION = "p1"
+"""Our own post-processing record in a quantum program: who wrote it, and its version (IBM\'s start with a `v`)."""
 DIGEST_VERSION = "d2"
 """Changes whenever the canonical form below changes, so that old and new keys never mix."""
 
@@ -52,10 +55,11 @@ class JobSpec:
     """What is to be bought: program, payload, limits. Says nothing about session or key.
 
     Attributes:
-        meaning: What the digest sees in place of `params`: their canonical form.
+        meaning: The `Meaning` of `params`, see `client.inputs.meaning`.
         doubts: Why the same work, written again in another process, may get another digest; empty if it cannot.
         prepared: The PUBs as the params of program `executor`, if they take that route. No part of the digest: the
             same work bought on one route is found again on the other.
+        may_turn: Whether the PUBs take the executor if the service says that their program is gone.
     """
 
     program_id: str
@@ -71,6 +75,7 @@ class JobSpec:
     meaning: Any = None
     doubts: tuple[str, ...] = ()
     prepared: dict[str, Any] | None = field(default=None, repr=False)
+    may_turn: bool = False
 
     def digest(self) -> str:
         """Hex SHA-256 over the canonical payload: equal work, equal digest, in every process.
@@ -82,13 +87,23 @@ class JobSpec:
             "v": DIGEST_VERSION,
             "program": self.program_id,
             "pubs": [pub.canonical() for pub in self.pubs],
-            "params": self.params if self.meaning is None else self.meaning,
+            "params": self.canonical_params,
             "shots": self.shots,
             "options": self.options,
             "max_execution_time": self.max_execution_time,
             "private": self.private,
         }
         return hashlib.sha256(orjson.dumps(payload, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+    @property
+    def canonical_params(self) -> Any:
+        """The raw payload as the digest sees it.
+
+        A meaning that was read from other params does not count: of params that replaced them it says nothing.
+        """
+        return (
+            self.meaning.canonical if self.meaning is not None and self.meaning.source is self.params else self.params
+        )
 
     @property
     def wire_program(self) -> str:

@@ -18,26 +18,15 @@ from prefect_qruntime.client.encodings.tensors import encode_tensor
 from prefect_qruntime.client.inputs.circuits import MAX_QPY_VERSION, load_qpy
 from prefect_qruntime.client.inputs.parameters import check_parameters, points_shape
 from prefect_qruntime.client.inputs.qasm import scan
-from prefect_qruntime.client.inputs.spec import JobSpec, Pub
+from prefect_qruntime.client.inputs.spec import RECIPE_AUTHOR, RECIPE_VERSION, JobSpec, Pub
 from prefect_qruntime.client.programs import openqasm
 from prefect_qruntime.client.programs.executor_options import measurement_level, program_options
 from prefect_qruntime.client.programs.expectation import make_plan, shots_for
 from prefect_qruntime.errors import InvalidInput
 
-__all__ = [
-    "RECIPE_AUTHOR",
-    "RECIPE_VERSION",
-    "SCHEMA_VERSION",
-    "CircuitForm",
-    "executor_params",
-    "program_circuits",
-    "program_shots",
-]
+__all__ = ["SCHEMA_VERSION", "CircuitForm", "executor_params", "program_circuits", "program_shots"]
 
 SCHEMA_VERSION = "v2.0"
-RECIPE_AUTHOR = "prefect_qruntime"
-RECIPE_VERSION = "p1"
-"""Version of our own post-processing record; IBM's versions start with a `v`."""
 
 CircuitForm = Literal["auto", "openqasm3", "qpy"]
 

@@ -23,7 +23,7 @@ from typing import Any
 from prefect_qruntime.client.encodings.arrays import Allowance, ExecutionSpan, NpyArray, nested
 from prefect_qruntime.client.encodings.registers import PackedRegister
 from prefect_qruntime.client.encodings.tensors import Tensor, bit_rows, broadcast_places, decode_tensor
-from prefect_qruntime.client.programs.executor import RECIPE_AUTHOR, RECIPE_VERSION
+from prefect_qruntime.client.inputs.spec import RECIPE_AUTHOR, RECIPE_VERSION
 from prefect_qruntime.client.programs.expectation import Columns, Plan, estimate
 
 __all__ = ["ExecutorPub", "count_pubs", "is_executor_result", "recipe_of", "result_metadata", "view_executor_pub"]
@@ -58,13 +58,14 @@ class Recipe:
 
 def is_executor_result(raw: Any) -> bool:
     """Whether a result body is one of the executor, by its form."""
-    return (
-        isinstance(raw, dict)
-        and isinstance(raw.get("schema_version"), str)
-        and isinstance(raw.get("data"), list)
-        and all(isinstance(item, dict) and isinstance(item.get("results"), dict) for item in raw["data"])
-        and (bool(raw["data"]) or "passthrough_data" in raw or "chunk_timing" in (raw.get("metadata") or {}))
-    )
+    if not isinstance(raw, dict) or not isinstance(raw.get("schema_version"), str):
+        return False
+    items, metadata = raw.get("data"), raw.get("metadata")
+    if not isinstance(items, list) or not isinstance(metadata, dict | None):
+        return False
+    if not items:  # other programs have results without data, too
+        return "passthrough_data" in raw or (metadata is not None and "chunk_timing" in metadata)
+    return all(isinstance(item, dict) and isinstance(item.get("results"), dict) for item in items)
 
 
 def recipe_of(raw: Mapping[str, Any]) -> Recipe:
@@ -101,7 +102,10 @@ def count_pubs(raw: Mapping[str, Any]) -> int:
     if recipe.kind in ("sampler", "estimator"):
         return len(recipe.record["pubs"])
     if recipe.kind == "ibm-estimator":
-        return int(recipe.record["num_pubs"])
+        count = recipe.record["num_pubs"]
+        if type(count) is not int or not 0 <= count <= len(raw["data"]):
+            raise ValueError(f"its recipe speaks of {count!r:.40} PUBs, but there are {len(raw['data'])} items")
+        return count
     return len(raw["data"])
 
 
@@ -138,15 +142,11 @@ def view_executor_pub(raw: Mapping[str, Any], place: int, *, allowance: Allowanc
 
 
 def result_metadata(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Metadata of the whole result, with its chunk timings as execution spans.
-
-    Raises:
-        ValueError: A chunk without its times.
-    """
-    metadata = raw.get("metadata")
-    found = {name: value for name, value in metadata.items() if name != "chunk_timing"} if metadata else {}
-    chunks = (metadata or {}).get("chunk_timing") or []
-    if chunks:
+    """Metadata of the whole result, with its chunk timings as execution spans; a chunk without times stays as it is."""
+    metadata = raw.get("metadata") or {}
+    found = {name: value for name, value in metadata.items() if name != "chunk_timing"}
+    chunks = metadata.get("chunk_timing")
+    if chunks and isinstance(chunks, list):
         found["execution"] = {"execution_spans": [_span(chunk) for chunk in chunks]}
     try:
         recipe = recipe_of(raw)
@@ -158,12 +158,12 @@ def result_metadata(raw: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _span(chunk: Mapping[str, Any]) -> ExecutionSpan:
+def _span(chunk: Any) -> ExecutionSpan | Any:
     try:
         start, stop = (datetime.fromisoformat(str(chunk[name])) for name in ("start", "stop"))
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"a chunk of execution has no times: {error}") from None
-    parts = [dict(part) for part in chunk.get("parts") or [] if isinstance(part, dict)]
+        parts = [dict(part) for part in chunk.get("parts") or []]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return chunk
     return ExecutionSpan(start, stop, "ChunkSpan", {"parts": parts})
 
 
@@ -232,6 +232,8 @@ def _register(tensor: Tensor, flips: Tensor | None, allowance: Allowance, *, joi
     *outer, shots, width = tensor.shape
     count = math.prod(outer) * shots
     row = (width + 7) // 8
+    if not width or not count:  # any number of them takes no bytes
+        return PackedRegister.read(b"", (*outer, shots, row), width)
     if count * row > allowance.size:
         raise ValueError(f"an encoded array unfolds to more than {allowance.size} bytes")
     allowance.size -= count * row
@@ -276,6 +278,8 @@ def _first_axis_joined(data: bytes, outer: list[int], size: int, shots: int) -> 
 def _joined(tensor: Tensor, average: bool) -> NpyArray:
     """Kerneled data over all randomizations: shots one after the other, averages averaged."""
     found = tensor.as_array()
+    if 0 in tensor.shape:
+        return found
     if not average:
         *outer, shots, width = tensor.shape
         data, outer, shots = _first_axis_joined(found.data, outer, shots * width * found.itemsize, shots)
@@ -299,6 +303,7 @@ def _estimated(raw: Mapping[str, Any], record: Mapping[str, Any], place: int, al
     plan = Plan.from_record(pub)
     groups = pub["groups"]
     read: dict[int, PackedRegister] = {}
+    places: dict[int, dict[int, int]] = {}
 
     def columns(number: int, point: int) -> Columns:
         group = groups[number]
@@ -307,8 +312,9 @@ def _estimated(raw: Mapping[str, Any], record: Mapping[str, Any], place: int, al
             if register is None or register.num_bits != len(group["qubits"]):
                 raise ValueError(f"item {group['item']} has no register {group['register']!r} of its measured qubits")
             read[number] = register
-        points = group.get("points")
-        return _columns(read[number], point if points is None else points.index(point), group["qubits"])
+            places[number] = {found: place for place, found in enumerate(group.get("points") or ())}
+        place = places[number][point] if "points" in group else point
+        return _columns(read[number], place, group["qubits"])
 
     values, errors = estimate(plan, columns)
     fields = {"evs": nested(values, plan.shape), "stds": nested(errors, plan.shape)}

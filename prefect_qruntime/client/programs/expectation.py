@@ -7,7 +7,7 @@ Qiskit: `0 1` in the basis of Z, `+ -` in that of X, `r l` in that of Y. The rig
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ _BASIS = {"X": "X", "Y": "Y", "Z": "Z", "0": "Z", "1": "Z", "+": "X", "-": "X", 
 _ONES = frozenset("1-l")
 _SIGNS = frozenset("XYZ")
 _MAX_SHOTS = 2**31 - 1
-_MAX_VALUES = 1 << 22
+_MAX_VALUES = 1 << 20
 
 
 @dataclass(slots=True)
@@ -63,11 +63,10 @@ class Plan:
         return _broadcast(self.own_shape, self.points)
 
     @property
-    def pairs(self) -> list[tuple[int, int]]:
+    def pairs(self) -> Iterator[tuple[int, int]]:
         """For each value, in C order, its observable and its parameter point."""
         shape = self.shape
-        places = broadcast_places(shape, self.own_shape), broadcast_places(shape, self.points)
-        return list(zip(*places, strict=True))
+        return zip(broadcast_places(shape, self.own_shape), broadcast_places(shape, self.points), strict=True)
 
     def record(self) -> dict[str, Any]:
         """The plan as JSON, without its groups."""
@@ -98,7 +97,9 @@ class Plan:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"the recipe for expectation values is damaged: {error!r}") from None
-        if math.prod(plan.own_shape) != len(plan.observables) or math.prod(plan.shape) > _MAX_VALUES:
+        sizes = (*plan.own_shape, *plan.points)
+        fits = len(sizes) <= _MAX_VALUES and all(1 <= size <= _MAX_VALUES for size in sizes)
+        if not fits or math.prod(plan.own_shape) != len(plan.observables) or math.prod(plan.shape) > _MAX_VALUES:
             raise ValueError("the recipe for expectation values is damaged: its shapes do not fit")
         return plan
 
@@ -164,10 +165,16 @@ def estimate(plan: Plan, columns: Callable[[int, int], Columns]) -> tuple[list[f
         plan: What was measured.
         columns: Gives the bits of a group at a parameter point.
     """
-    values: list[float] = []
-    errors: list[float] = []
-    read: dict[tuple[int, int], _Measured] = {}
-    for observable, point in plan.pairs:
+    pairs = list(plan.pairs)
+    values, errors = [0.0] * len(pairs), [0.0] * len(pairs)
+    read: dict[int, _Measured] = {}
+    last = None
+    # Point by point, so that only the bits of one are in memory at a time.
+    for place in sorted(range(len(pairs)), key=lambda place: pairs[place][1]):
+        observable, point = pairs[place]
+        if point != last:
+            read.clear()
+            last = point
         constant, terms = plan.observables[observable]
         parts: dict[int, list[tuple[str, float]]] = {}
         for number, coefficient in terms:
@@ -175,13 +182,13 @@ def estimate(plan: Plan, columns: Callable[[int, int], Columns]) -> tuple[list[f
             parts.setdefault(group, []).append((label, coefficient))
         total, variance = [constant], 0.0
         for group, members in parts.items():
-            if (group, point) not in read:
-                read[group, point] = _Measured(columns(group, point))
-            mean, spread = read[group, point].moments(members)
+            if group not in read:
+                read[group] = _Measured(columns(group, point))
+            mean, spread = read[group].moments(members)
             total.append(mean)
             variance += spread
-        values.append(math.fsum(total))
-        errors.append(math.sqrt(variance) if variance == variance else math.nan)
+        values[place] = math.fsum(total)
+        errors[place] = math.sqrt(variance) if variance == variance else math.nan
     return values, errors
 
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from prefect_qruntime.client.encodings.arrays import NpyArray
 from prefect_qruntime.client.inputs.quantum_program import IBM_EXTRA, first_line, ibm_module, write_program
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
@@ -62,7 +64,11 @@ def ibm_params(spec: JobSpec, *, backend: Any = None) -> dict[str, Any]:
     try:
         program, executor_options = prepare(pubs, options, **more)
     except Exception as error:  # IBM's client and samplomatic have errors of their own for each refusal
-        raise InvalidInput(f"IBM's client cannot prepare them: {first_line(error)}", field="pubs") from None
+        raise InvalidInput(
+            f"IBM's client cannot prepare them: {first_line(error)}. Its preparation takes circuits in the gates of "
+            "the backend only",
+            field="pubs",
+        ) from None
     return write_program(program, executor_options)
 
 
@@ -81,8 +87,9 @@ def estimator_pub(raw: Mapping[str, Any], place: int) -> tuple[dict[str, Any], d
             "the job was made by IBM's client-side Estimator, and only IBM's own code turns its bits into "
             f"expectation values: {IBM_EXTRA}. `.raw` has the data"
         ) from None
+    # From the text: from objects the models would take the tensors that were passed through for plain dicts.
     convert, model = decoder.AVAILABLE_DECODERS[raw["schema_version"]]
-    found = finish.estimator_v2_post_processor_v0_1(convert(model.model_validate(dict(raw))))[place]
+    found = finish.estimator_v2_post_processor_v0_1(convert(model.model_validate_json(orjson.dumps(raw))))[place]
     values = {name: _array(value) for name, value in found.data.items()}
     metadata = {name: _plain(value) for name, value in found.metadata.items()}
     record = raw["passthrough_data"]["post_processor"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from prefect_qruntime.client.inputs.fields import (
@@ -17,7 +18,7 @@ from prefect_qruntime.client.inputs.options import check_options
 from prefect_qruntime.client.inputs.payload import check_size
 from prefect_qruntime.client.inputs.pubs import read_pubs
 from prefect_qruntime.client.inputs.quantum_program import is_quantum_program, params_of_program
-from prefect_qruntime.client.inputs.spec import JobSpec
+from prefect_qruntime.client.inputs.spec import JobSpec, Pub
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import Backend
 
@@ -94,7 +95,7 @@ def make_spec(
     if params is not None:
         raw = _raw(params, pubs, shots, options)
         meaning = meaning_of(raw)
-        spec = JobSpec(**common, params=raw, meaning=meaning.canonical, doubts=meaning.doubts)
+        spec = JobSpec(**common, params=raw, meaning=meaning, doubts=meaning.doubts)
     else:
         if program_id not in _PRIMITIVES:
             raise InvalidInput(
@@ -108,16 +109,21 @@ def make_spec(
             shots=check_shots(shots, field="shots"),
             options=check_options(options, program_id=program_id),
             support_qiskit=any(not isinstance(pub.circuit, str) for pub in read),
-            doubts=tuple(
-                f"pubs[{place}].circuit holds an operation that does not say what it does."
-                for place, pub in enumerate(read)
-                if isinstance(pub.identity, dict) and "qpy" in pub.identity
-            ),
+            doubts=tuple(_doubts(read)),
+            may_turn=way.may_turn,
         )
         if way.route == "executor":
             spec = on_executor(spec, form=circuit_form)
     check_size(spec)
     return spec
+
+
+def _doubts(pubs: Sequence[Pub]) -> Iterator[str]:
+    for place, pub in enumerate(pubs):
+        if pub.identity is None and not isinstance(pub.circuit, str):
+            yield f"pubs[{place}].circuit is an encoded circuit, which is known by its text."
+        elif isinstance(pub.identity, dict) and "qpy" in pub.identity:
+            yield f"pubs[{place}].circuit holds an operation that does not say what it does."
 
 
 def _raw(params: Any, pubs: Any, shots: Any, options: Any) -> dict[str, Any]:

@@ -17,10 +17,11 @@ __all__ = ["as_version_3", "measured", "qubit_operands", "unused_name", "version
 _COMMENT = re.compile(r'"[^"\n]*"|//[^\n]*|/\*.*?(?:\*/|\Z)', re.DOTALL)
 _HEADER = re.compile(r"\s*OPENQASM\s+([0-9]+)(?:\.[0-9]+)?\s*;")
 _WORD = re.compile(r"[^\W\d]\w*")
-_OPERAND = r"(?:\$\d+|[^\W\d]\w*(?:\s*\[\s*\d+\s*\])?)"
+_OPERAND = r"(?:\$\d+|[^\W\d]\w*(?:\s*\[[^\[\]]*\])?)"
 _MEASURES = (
     re.compile(rf"(?:bit\b\s*(?:\[\s*\w+\s*\])?\s*)?({_OPERAND})\s*=\s*measure\s+({_OPERAND})"),
     re.compile(rf"measure\s+({_OPERAND})\s*->\s*({_OPERAND})"),
+    re.compile(rf"measure\s+({_OPERAND})"),
 )
 _BARRIER = re.compile(rf"barrier\s*({_OPERAND}(?:\s*,\s*{_OPERAND})*)?")
 _USED = re.compile(r"\$\d+|([^\W\d]\w*)(?:\s*\[\s*(\d+)\s*\])?")
@@ -197,10 +198,17 @@ def _last(statement: str) -> list[str] | None:
     """The operands of a measurement or a barrier; None for any other statement."""
     for pattern in _MEASURES:
         if match := pattern.fullmatch(statement):
-            return ["".join(part.split()) for part in match.groups()]
+            return [_thing(part) for part in match.groups()]
     if match := _BARRIER.fullmatch(statement):
-        return "".join(match[1].split()).split(",") if match[1] else ["*"]
+        return [_thing(part) for part in re.findall(_OPERAND, match[1])] if match[1] else ["*"]
     return None
+
+
+def _thing(operand: str) -> str:
+    """An operand as it counts as touched: a slice or a computed index stands for the whole register."""
+    found = "".join(operand.split())
+    name, bracket, index = found.partition("[")
+    return found if not bracket or index[:-1].isdecimal() else name
 
 
 def _touches(operand: str, touched: set[str]) -> bool:

@@ -143,4 +143,6 @@ def on_executor(spec: JobSpec, *, form: CircuitForm = "auto", backend: Any = Non
     Raises:
         InvalidInput: What the executor cannot do, by name.
     """
+    if spec.params is not None:
+        raise InvalidInput("'executor' is for PUBs; raw params= have a program of their own", field="route")
     return replace(spec, prepared=program_params(spec, form=form, backend=backend))

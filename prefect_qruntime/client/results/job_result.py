@@ -242,7 +242,7 @@ class JobResult(BaseModel):
             for register in view.registers.values():
                 return len(register.keys(0)) if size_of(register.shape) else 0
         shots = view.metadata.get("shots") if isinstance(view.metadata, dict) else None
-        return int(shots) if isinstance(shots, int | float) and shots == int(shots) else None
+        return int(shots) if isinstance(shots, int | float) and shots % 1 == 0 else None
 
     def metadata(self, pub: int | None = None) -> Any:
         """Metadata of the whole result, or of one PUB, with encoded values decoded."""

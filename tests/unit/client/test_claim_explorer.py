@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from prefect_qruntime.resume_claims import STALE, next_claim
+
+from prefect_qruntime.suspend.resume_claims import STALE, next_claim
 
 from .explorer import Violation, explore_from, twin_of
 

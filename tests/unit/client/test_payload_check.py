@@ -150,7 +150,7 @@ def test_at_sight() -> None:
     job = Job(id="d1", status=JobStatus.QUEUED)
     assert differs_at_sight(SAMPLER, job) is None
     assert differs_at_sight(SAMPLER, job.model_copy(update={"program_id": "sampler"})) is None
-    assert "'executor'" in str(differs_at_sight(SAMPLER, job.model_copy(update={"program_id": "executor"})))
+    assert "'calibrate'" in str(differs_at_sight(SAMPLER, job.model_copy(update={"program_id": "calibrate"})))
     private = job.model_copy(update={"private": True})
     assert differs_at_sight(SAMPLER, private) is not None
     assert differs_at_sight(make_spec([(BELL, [0.1])], backend="b", private=True), private) is None

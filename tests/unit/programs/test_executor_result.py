@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 from datetime import UTC, datetime
@@ -269,3 +270,52 @@ def test_damaged_tensors_and_bombs_are_errors_of_ours() -> None:
     lost = _body("v2.0", [{"measurement_flips.c": np.zeros((3, 2), bool)}])
     with pytest.raises(QuantumRuntimeError, match="no such register"):
         _read(lost).counts()
+
+
+CALLS: list[tuple[str, tuple[int, ...]]] = [
+    *((name, ()) for name in ("counts", "memory", "registers", "shape", "shots", "expectation_values", "metadata")),
+    *((name, (0,)) for name in ("metadata", "counts_array", "standard_errors")),
+    *((name, ()) for name in ("arrays", "to_table", "to_primitive_result")),
+]
+
+
+def _mutated(value: Any, draw: Any) -> Any:
+    """The same JSON with one thing in it damaged."""
+    odd = [None, True, -1, 10**12, 0.5, "", "x", [], {}, [[]], "AAAA", float("nan")]
+    if isinstance(value, dict) and value and draw.random() < 0.9:
+        key = draw.choice(list(value))
+        if draw.random() < 0.1:
+            return {name: item for name, item in value.items() if name != key}
+        return {**value, key: _mutated(value[key], draw)}
+    if isinstance(value, list) and value and draw.random() < 0.9:
+        place = draw.randrange(len(value))
+        if draw.random() < 0.2:
+            return value[:place] + value[place + 1 :] + draw.choice([[], [draw.choice(odd)]])
+        return [*value[:place], _mutated(value[place], draw), *value[place + 1 :]]
+    return draw.choice(odd)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_damage_escapes_as_an_error_that_is_not_ours(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    import random
+    import sys
+
+    monkeypatch.setitem(sys.modules, "qiskit_ibm_runtime", None)
+    draw = random.Random(seed)
+    bits = np.array([[0, 0], [1, 1], [1, 0], [0, 0]], bool)
+    points = RANDOM.normal(size=(4, 2)) + 0j
+    bases = [
+        _body("v2.0", [{"m": bits, "c_iq": points}], ESTIMATOR),
+        _body("v1.0", [{"c": bits, "measurement_flips.c": bits[:1]}]),
+        *(recorded["body"] for recorded in RECORDED.values()),
+    ]
+    for _ in range(1000):
+        body = draw.choice(bases)
+        for _ in range(draw.randint(1, 3)):
+            body = _mutated(body, draw)
+        result = JobResult(body=body, job_id="d1", program_id="executor", decode_limit=1 << 20)
+        for name, arguments in CALLS:
+            with contextlib.suppress(QuantumRuntimeError):
+                getattr(result, name)(*arguments)
+        with contextlib.suppress(QuantumRuntimeError):
+            assert result.num_pubs >= 0

@@ -164,6 +164,9 @@ def test_what_cannot_be_told_is_doubted(monkeypatch: pytest.MonkeyPatch) -> None
     circuit.append(_Odd(), [0])
     circuit.measure_all()
     assert "does not say what it does" in make_spec([circuit], backend="b").doubts[0]
+    encoded = make_spec([(_free(), [0.1])], backend="b").pubs[0].circuit
+    assert "known by its text" in make_spec([(encoded, [0.1])], backend="b").doubts[0]
+    assert not make_spec([(_free(), [0.1])], backend="b").doubts
     broken = {"b64_data": base64.b64encode(b"QISKIT\x11 no circuit").decode()}
     assert "cannot read" in meaning_of(broken).doubts[0]
     assert "no readable tensor" in meaning_of({**encode_tensor([1.0]), "shape": [7]}).doubts[0]

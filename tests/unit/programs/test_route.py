@@ -58,6 +58,13 @@ GONE = [
     (QuantumRuntimeError, 400, "The primitive sampler is no longer supported; use executor."),
     (QuantumRuntimeError, 400, "program_id 'sampler' is unknown, program does not exist"),
     (QuantumRuntimeError, 403, "This program has been retired"),
+    (NotFound, 404, "the submission was refused: program not found: sampler (HTTP 404, code not_found, trace 1196c2)"),
+    (
+        InvalidInput,
+        400,
+        "the submission was refused: The program 'sampler' is not offered here. See "
+        "https://quantum.cloud.ibm.com/docs/errors#1208 (HTTP 400, code 1208, trace 11)",
+    ),
 ]
 NOT_GONE = [
     (NotFound, 404, "Backend ibm_x not found."),
@@ -82,7 +89,7 @@ def test_only_a_refusal_that_names_the_program_lets_auto_turn(kind: Any, status:
 
 def test_turning_keeps_the_digest() -> None:
     spec = make_spec([(BELL, None, 10)], backend="b", route="auto")
-    assert (spec.route, spec.wire_program) == ("service", "sampler")
+    assert (spec.route, spec.wire_program, spec.may_turn) == ("service", "sampler", True)
     turned = on_executor(spec)
     assert (turned.route, turned.wire_program, turned.program_id) == ("executor", "executor", "sampler")
     assert turned.digest() == spec.digest()
