@@ -26,7 +26,7 @@ from prefect.flow_engine import BaseFlowRunEngine
 from prefect_qruntime import Budget, QuantumRuntimeCredentials, QuantumRuntimeJob, submit_job
 from prefect_qruntime.sandbox import Sandbox
 from tests.docs.blocks import ROOT, Block, Page, docstrings, pages
-from tests.prefect_server import PrefectServer
+from tests.support.prefect_server import PrefectServer
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(180)]
 

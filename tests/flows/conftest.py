@@ -12,7 +12,7 @@ from prefect_qruntime import QuantumRuntimeCredentials
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.submission import submission_memory
 from prefect_qruntime.sandbox import Sandbox
-from tests.prefect_server import PrefectServer
+from tests.support.prefect_server import PrefectServer
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -60,8 +60,3 @@ def block(sandbox: Sandbox, dialect: str) -> str:
     name = f"flow-tests-{dialect}"
     QuantumRuntimeCredentials(**sandbox.connection(dialect)).save(name, overwrite=True)
     return name
-
-
-def posts(sandbox: Sandbox) -> int:
-    """How many `POST /jobs` the service handled; a 401 for a token of the test before is none."""
-    return sum(entry["path"] == "/jobs" and entry["status"] != 401 for entry in sandbox.control.journal("POST"))

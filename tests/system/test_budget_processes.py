@@ -12,7 +12,7 @@ from prefect.task_runners import ProcessPoolTaskRunner
 
 from prefect_qruntime import Budget, BudgetExhausted, load_credentials, submit_job
 from prefect_qruntime.sandbox import Sandbox
-from tests.prefect_server import PrefectServer
+from tests.support.prefect_server import PrefectServer
 from tests.system.spread import circuit
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(240)]

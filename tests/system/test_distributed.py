@@ -15,9 +15,9 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 
 import prefect_qruntime as qr
 from prefect_qruntime.sandbox import Sandbox
-from tests.prefect_server import PrefectServer
+from tests.support.prefect_server import PrefectServer
+from tests.support.work_pool import Site
 from tests.system import spread
-from tests.system.place import Site
 
 SIZE = int(os.environ.get("QRUNTIME_MAP_SIZE", "12"))
 BLOCK = "system"

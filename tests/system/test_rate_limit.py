@@ -16,7 +16,7 @@ from prefect_qruntime.admission.rate_limit import shared_limits
 from prefect_qruntime.cli.setup import set_up_and_report
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.sandbox import Sandbox
-from tests.prefect_server import PrefectServer
+from tests.support.prefect_server import PrefectServer
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(240)]
 ROOT = Path(__file__).resolve().parent.parent.parent

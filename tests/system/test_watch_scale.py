@@ -37,9 +37,9 @@ from prefect_qruntime.prefect_api import api
 from prefect_qruntime.sandbox import Sandbox
 from prefect_qruntime.suspend.waits import note_suspended, notes, pause_key
 from prefect_qruntime.suspend.watcher import run_watch
-from tests.prefect_server import PrefectServer
+from tests.support.prefect_server import PrefectServer
+from tests.support.work_pool import until
 from tests.system.nightly import BACKEND, CIRCUIT
-from tests.system.place import until
 from tests.system.test_suspend import Subscription
 
 RUNS = int(os.environ.get("QRUNTIME_WATCH_RUNS", "12"))
