@@ -7,6 +7,7 @@ from typing import Any
 
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.connection import Connection
+from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.submission import Intent, submission_memory
 from prefect_qruntime.client.transport.retrying import RetryDeadlines
@@ -69,6 +70,10 @@ class World:
         return len(self.asked("POST", "/jobs"))
 
 
-async def forget_submissions() -> None:
-    """The service forgot all jobs, so this process must, too. Runs on the network loop."""
-    submission_memory().forget()
+def forget_submissions() -> None:
+    """Drop what this process remembers of its submissions, for a service that forgot all jobs."""
+
+    async def forget() -> None:
+        submission_memory().forget()
+
+    network_loop().run(forget())

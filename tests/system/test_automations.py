@@ -107,9 +107,8 @@ def automations(
 
 
 @pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox(queue_time=0.1, run_time=0.2, api_key="automation-tests-key-0123456789") as running:
-        yield running
+def sandbox_options() -> dict[str, Any]:
+    return {"queue_time": 0.1, "run_time": 0.2, "api_key": "automation-tests-key-0123456789"}
 
 
 @flow

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import orjson
@@ -27,12 +27,17 @@ SETTINGS = {
 }
 
 
+@pytest.fixture(scope="module")
+def sandbox_options() -> dict[str, Any]:
+    return {"create_limit": 5, "clock_scale": SCALE, "physics": False}
+
+
 @pytest.fixture
-def sandbox(prefect_server: PrefectServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
+def sandbox(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
+    """This process and the sandbox count a minute as short as `SCALE` makes it."""
     for name, value in SETTINGS.items():
         monkeypatch.setenv(name, value)
-    with Sandbox(create_limit=5, clock_scale=SCALE, physics=False) as running:
-        yield running
+    return sandbox
 
 
 @pytest.fixture
