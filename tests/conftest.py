@@ -1,29 +1,95 @@
-"""What every test may rely on: no settings and no proxy of this machine, no secret left from the test before."""
+"""What every test may rely on: no settings and no proxy of this machine, no secret left from the test before.
+
+Nothing heavy is imported here, so that the test of a pure module starts at once; tests/unit/test_lightness.py holds it.
+"""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import settings
 
-# How long one example takes says more about the machine than about the code.
-settings.register_profile("calm", deadline=None)
-settings.load_profile("calm")
+if TYPE_CHECKING:
+    from prefect_qruntime.sandbox import Sandbox
+    from tests.support.prefect_server import PrefectServer
 
 # At import, before any test module imports Prefect: a session's own server may set some of these later.
 for _name in list(os.environ):
     if _name.startswith("PREFECT_") or _name.lower() in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         del os.environ[_name]
 
-# One fixture for all folders, so that there is one server; only now, because it imports Prefect.
-from tests.prefect_server import prefect_server as prefect_server  # noqa: E402
+
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """Load the profile of property tests before a module that has some is imported."""
+    if isinstance(collector, pytest.Module) and "hypothesis" in collector.path.read_text(encoding="utf-8"):
+        from hypothesis import settings
+
+        # How long one example takes says more about the machine than about the code.
+        settings.register_profile("calm", deadline=None)
+        settings.load_profile("calm")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Give every test that is marked `server` the Prefect server, before its other fixtures."""
+    if isinstance(item, pytest.Function) and item.get_closest_marker("server"):
+        item.fixturenames.insert(0, "prefect_server")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Drop Hypothesis's summary if no test used it: for an empty summary it would import all of Hypothesis."""
+    plugins = session.config.pluginmanager
+    if "hypothesis" not in sys.modules and not plugins.has_plugin("dsession"):
+        plugins.unregister(name="hypothesispytest")
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+    """Start one Prefect server for the session; this process uses it, too."""
+    from tests.support.prefect_server import running_server
+
+    with running_server(tmp_path_factory.mktemp("prefect")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def sandbox_options() -> dict[str, Any]:
+    """How the module's sandbox is started; a module or a folder with other wishes has a fixture of this name."""
+    return {"queue_time": 0.05, "run_time": 0.05}
+
+
+@pytest.fixture(scope="module")
+def running_sandbox(sandbox_options: dict[str, Any]) -> Iterator[Sandbox]:
+    """Run the module's sandbox."""
+    from prefect_qruntime.sandbox import Sandbox
+
+    with Sandbox(**sandbox_options) as running:
+        running.warm_up()
+        yield running
+
+
+@pytest.fixture
+def sandbox(running_sandbox: Sandbox) -> Sandbox:
+    """The module's sandbox as it was when it started; it forgot all jobs, and so does this process."""
+    from tests.support.scenario import forget_submissions
+
+    running_sandbox.reset()
+    forget_submissions()
+    return running_sandbox
+
+
+@pytest.fixture(params=["cloud", "legacy"])
+def dialect(request: pytest.FixtureRequest) -> str:
+    """Each dialect of the service in turn."""
+    return str(request.param)
 
 
 @pytest.fixture(autouse=True)
 def _no_secrets_left() -> Iterator[None]:
-    from prefect_qruntime.redact import forget_all
-
+    """Forget every secret that the test before registered for redaction."""
     yield
-    forget_all()
+    if redact := sys.modules.get("prefect_qruntime.redact"):
+        redact.forget_all()

@@ -34,16 +34,8 @@ HALL = (
 )
 CLIENT = (
     *("network_loop", "connection", "failures", "parsing", "transport", "encodings", "inputs", "programs", "dialects"),
-    *(
-        "service",
-        "results",
-        "waiting",
-        "submission_memory",
-        "submission_core",
-        "payload_check",
-        "submission",
-        "sessions",
-    ),
+    *("service", "results", "waiting", "payload_check"),
+    *("submission_memory", "submission_core", "session_core", "submission", "sessions"),
     *("fetching", "instance", "client"),
 )
 

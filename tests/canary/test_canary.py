@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.prefect_server import PrefectServer
+from tests.support.prefect_server import PrefectServer
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -23,19 +23,18 @@ pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox(queue_time=0.1, run_time=0.2, api_key="chaos-key-of-the-campaign") as running:
-        yield running
+def sandbox_options() -> dict[str, Any]:
+    return {"queue_time": 0.1, "run_time": 0.2, "api_key": "chaos-key-of-the-campaign"}
 
 
 @pytest.fixture(scope="module")
-def blocks(sandbox: Sandbox, prefect_server: Any) -> dict[str, str]:
+def blocks(running_sandbox: Sandbox, prefect_server: Any) -> dict[str, str]:
     from prefect_qruntime import QuantumRuntimeCredentials
 
     names = {}
     for dialect in ("cloud", "legacy"):
         names[dialect] = f"chaos-{dialect}"
-        facts = {**sandbox.connection(dialect), "request_timeout": 1.5}
+        facts = {**running_sandbox.connection(dialect), "request_timeout": 1.5}
         QuantumRuntimeCredentials(**facts).save(names[dialect], overwrite=True)
     return names
 

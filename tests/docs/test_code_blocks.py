@@ -26,7 +26,7 @@ from prefect.flow_engine import BaseFlowRunEngine
 from prefect_qruntime import Budget, QuantumRuntimeCredentials, QuantumRuntimeJob, submit_job
 from prefect_qruntime.sandbox import Sandbox
 from tests.docs.blocks import ROOT, Block, Page, docstrings, pages
-from tests.prefect_server import PrefectServer
+from tests.support.prefect_server import PrefectServer
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(180)]
 
@@ -69,26 +69,27 @@ def leaves_nothing() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def sandbox(prefect_server: PrefectServer) -> Iterator[Sandbox]:
-    with (
-        Sandbox(queue_time=0.05, run_time=0.05, api_key="docs-tests-key-0123456789") as running,
-        pytest.MonkeyPatch.context() as patch,
-        leaves_nothing(),
-    ):
-        running.warm_up()
+def sandbox_options() -> dict[str, Any]:
+    return {"queue_time": 0.05, "run_time": 0.05, "api_key": "docs-tests-key-0123456789"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def blocks(running_sandbox: Sandbox, prefect_server: PrefectServer) -> Iterator[None]:
+    """Save the blocks that the pages load; the pages share one sandbox, as their reader does."""
+    with pytest.MonkeyPatch.context() as patch, leaves_nothing():
         # Stands for the default of 30 s, for which a purchase under a key of the caller's looks first.
         patch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_SUBMISSION_GRACE_SECONDS", "0.4")
         # Prefect joins its heartbeat thread, which costs each sync flow a second.
         patch.setattr(BaseFlowRunEngine, "heartbeat_seconds", None)
-        credentials = QuantumRuntimeCredentials(**running.connection("cloud"))
+        credentials = QuantumRuntimeCredentials(**running_sandbox.connection("cloud"))
         credentials.save("ibm", overwrite=True)
         Budget(max_jobs_per_run=5).save("ibm", overwrite=True)
         QuantumRuntimeJob(credentials=credentials, backend="sandbox_ideal", pubs=[BELL]).save("ibm", overwrite=True)
-        yield running
+        yield
 
 
 @pytest.fixture
-def arguments(sandbox: Sandbox, tmp_path: Path) -> dict[str, Any]:
+def arguments(tmp_path: Path) -> dict[str, Any]:
     """What the flows of the documentation are called with."""
     return {
         "credentials_block": "ibm",
@@ -155,7 +156,7 @@ def call(what: Any, arguments: dict[str, Any], request: pytest.FixtureRequest) -
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.path for page in PAGES])
 def test_python_blocks_run(
-    page: Page, sandbox: Sandbox, arguments: dict[str, Any], request: pytest.FixtureRequest, monkeypatch: Any
+    page: Page, arguments: dict[str, Any], request: pytest.FixtureRequest, monkeypatch: Any
 ) -> None:
     # A real module: tasks and flows that go to other processes are pickled by its name.
     module = ModuleType(f"docs_page_{uuid4().hex[:8]}")

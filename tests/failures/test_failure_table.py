@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -272,16 +272,12 @@ ROWS += [
 
 
 @pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox(queue_time=0.02, run_time=0.02) as running:
-        running.warm_up()
-        yield running
+def sandbox_options() -> dict[str, Any]:
+    return {"queue_time": 0.02, "run_time": 0.02}
 
 
-@pytest.mark.parametrize("dialect", ["cloud", "legacy"])
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_row(sandbox: Sandbox, row: Row, dialect: str) -> None:
-    sandbox.reset()
     client = QuantumRuntimeClient(Connection(**sandbox.connection(dialect), request_timeout=2.0), patience=QUICK)
     row.inject(sandbox.control)
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from prefect.flow_engine import BaseFlowRunEngine
 
 from prefect_qruntime import QuantumRuntimeCredentials
-from prefect_qruntime.client.network_loop import network_loop
-from prefect_qruntime.client.submission import submission_memory
 from prefect_qruntime.sandbox import Sandbox
-from tests.prefect_server import PrefectServer
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,28 +22,15 @@ def _no_heartbeats() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def running_sandbox(prefect_server: PrefectServer) -> Iterator[Sandbox]:
-    with Sandbox(queue_time=0.05, run_time=0.05, api_key="flow-tests-key-0123456789") as running:
-        running.warm_up()
-        yield running
+def sandbox_options() -> dict[str, Any]:
+    return {"queue_time": 0.05, "run_time": 0.05, "api_key": "flow-tests-key-0123456789"}
 
 
 @pytest.fixture
-def sandbox(running_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
+def sandbox(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
     # Stands for the default of 30 s, so that a repeated run that finds nothing does not wait long.
     monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_SUBMISSION_GRACE_SECONDS", "0.4")
-    running_sandbox.reset()
-    network_loop().run(_forget_submissions())
-    return running_sandbox
-
-
-async def _forget_submissions() -> None:
-    submission_memory().forget()
-
-
-@pytest.fixture(params=["cloud", "legacy"])
-def dialect(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+    return sandbox
 
 
 @pytest.fixture
@@ -60,8 +45,3 @@ def block(sandbox: Sandbox, dialect: str) -> str:
     name = f"flow-tests-{dialect}"
     QuantumRuntimeCredentials(**sandbox.connection(dialect)).save(name, overwrite=True)
     return name
-
-
-def posts(sandbox: Sandbox) -> int:
-    """How many `POST /jobs` the service handled; a 401 for a token of the test before is none."""
-    return sum(entry["path"] == "/jobs" and entry["status"] != 401 for entry in sandbox.control.journal("POST"))

@@ -28,8 +28,7 @@ from prefect_qruntime import (
 from prefect_qruntime.admission.ledger import Ledger
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.sandbox import Sandbox
-from tests.flows.conftest import posts
-from tests.flows.look import BACKEND, FLIP, asked, events, until
+from tests.support.flow_runs import BACKEND, FLIP, asked, events, posts, until
 
 pytestmark = pytest.mark.server
 SCALE = 200.0  # 40 service seconds pass in 0.2

@@ -30,9 +30,9 @@ from prefect_qruntime.client.submission import Intent
 from prefect_qruntime.diagnostics.finding import Finding
 from prefect_qruntime.operations.doctor import check_block, run_doctor
 from prefect_qruntime.sandbox import Sandbox
-from tests.flows.look import BACKEND, FLIP, asked
-from tests.loopback import Authority, answering, hanging_up, passing_on, serving, silent, tunnelling
-from tests.prefect_server import PrefectServer
+from tests.support.flow_runs import BACKEND, FLIP, asked
+from tests.support.loopback import Authority, answering, hanging_up, passing_on, serving, silent, tunnelling
+from tests.support.prefect_server import PrefectServer
 
 pytestmark = pytest.mark.server
 ROOT = Path(__file__).resolve().parent.parent.parent

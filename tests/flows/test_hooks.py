@@ -15,7 +15,7 @@ import prefect_qruntime as qr
 from prefect_qruntime import hooks
 from prefect_qruntime.cancellation import policy
 from prefect_qruntime.sandbox import Sandbox
-from tests.flows.look import BACKEND, FLIP, STAY, events, ran, records, run
+from tests.support.flow_runs import BACKEND, FLIP, STAY, events, ran, records, run
 
 pytestmark = pytest.mark.server
 ROOT = Path(__file__).resolve().parent.parent.parent

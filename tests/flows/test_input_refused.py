@@ -21,7 +21,7 @@ from prefect_qruntime import (
     wait_for_completion,
 )
 from prefect_qruntime.sandbox import Sandbox
-from tests.flows.look import BACKEND, FLIP, ran, run
+from tests.support.flow_runs import BACKEND, FLIP, ran, run
 
 pytestmark = pytest.mark.server
 

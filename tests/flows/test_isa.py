@@ -7,7 +7,7 @@ from prefect import flow
 
 from prefect_qruntime import InvalidInput, QuantumRuntimeCredentials, run_job, submit_job
 from prefect_qruntime.sandbox import Sandbox
-from tests.flows.conftest import posts
+from tests.support.flow_runs import posts
 
 pytestmark = pytest.mark.server
 ABSTRACT = 'OPENQASM 3.0; include "stdgates.inc"; qubit[2] q; bit[2] c; h q[0]; cx q[0], q[1]; c = measure q;'

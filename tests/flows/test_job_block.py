@@ -11,7 +11,7 @@ from prefect.blocks.abstract import JobBlock
 
 from prefect_qruntime import InvalidInput, JobResult, QuantumRuntimeCredentials, QuantumRuntimeJob
 from prefect_qruntime.sandbox import Sandbox
-from tests.flows.conftest import posts
+from tests.support.flow_runs import posts
 
 pytestmark = pytest.mark.server
 CIRCUIT = 'OPENQASM 3.0; include "stdgates.inc"; qubit[1] q; bit[1] c; x q[0]; c = measure q;'

@@ -17,7 +17,7 @@ from prefect_qruntime import (
     submit_job,
 )
 from prefect_qruntime.sandbox import Sandbox
-from tests.flows.look import BACKEND, FLIP, requests, run
+from tests.support.flow_runs import BACKEND, FLIP, requests, run
 
 pytestmark = pytest.mark.server
 

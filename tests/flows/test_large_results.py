@@ -28,8 +28,8 @@ from prefect_qruntime import (
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.result_storage import SharedJobResult
 from prefect_qruntime.sandbox import Sandbox
-from tests.flows.look import BACKEND, FLIP, ran, requests, run, task_runs
-from tests.prefect_server import PrefectServer
+from tests.support.flow_runs import BACKEND, FLIP, ran, requests, run, task_runs
+from tests.support.prefect_server import PrefectServer
 
 pytestmark = pytest.mark.server
 

@@ -17,7 +17,7 @@ from flows.sweep_sessions import sweep_sessions
 from prefect_qruntime import JobRef, QuantumRuntimeCredentials, arun_job, load_credentials, run_job, submit_job
 from prefect_qruntime.observability.artifacts import find_records
 from prefect_qruntime.sandbox import Sandbox
-from tests.flows.look import noted
+from tests.support.flow_runs import noted
 
 pytestmark = pytest.mark.server
 SUBMITTED, DONE = "qruntime.job.submitted", "qruntime.job.completed"

@@ -19,7 +19,7 @@ from prefect_qruntime import (
     wait_for_completion,
 )
 from prefect_qruntime.sandbox import Sandbox
-from tests.flows.conftest import posts
+from tests.support.flow_runs import posts
 
 pytestmark = pytest.mark.server
 CIRCUIT = 'OPENQASM 3.0; include "stdgates.inc"; qubit[1] q; bit[1] c; x q[0]; c = measure q;'

@@ -27,8 +27,7 @@ from prefect_qruntime import Budget, BudgetExhausted, QuantumRuntimeCredentials,
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.observability.artifacts import find_records
 from prefect_qruntime.sandbox import Sandbox
-from tests.flows.conftest import posts
-from tests.flows.look import BACKEND, FLIP, SVG, artifact, asked, picture
+from tests.support.flow_runs import BACKEND, FLIP, SVG, artifact, asked, picture, posts
 
 pytestmark = pytest.mark.server
 

@@ -19,7 +19,7 @@ from prefect_qruntime import (
 )
 from prefect_qruntime.sandbox import Sandbox
 from prefect_qruntime.tasks.submit import submit_numbered
-from tests.flows.look import BACKEND, FLIP, requests, run
+from tests.support.flow_runs import BACKEND, FLIP, requests, run
 
 pytestmark = pytest.mark.server
 

@@ -12,7 +12,7 @@ from prefect import flow
 
 from prefect_qruntime import JobRef, QuantumRuntimeCredentials, asubmit_job, submit_job
 from prefect_qruntime.sandbox import Sandbox
-from tests.flows.conftest import posts
+from tests.support.flow_runs import posts
 
 pytestmark = pytest.mark.server
 CIRCUIT = 'OPENQASM 3.0; include "stdgates.inc"; qubit[1] q; bit[1] c; x q[0]; c = measure q;'

@@ -11,7 +11,7 @@ from prefect.futures import wait
 
 import prefect_qruntime as qr
 from prefect_qruntime.sandbox import Sandbox
-from tests.flows.look import BACKEND, FLIP, STAY, events, ran, records, requests, run, until
+from tests.support.flow_runs import BACKEND, FLIP, STAY, events, ran, records, requests, run, until
 
 pytestmark = pytest.mark.server
 

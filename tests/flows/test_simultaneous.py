@@ -9,8 +9,8 @@ import orjson
 import pytest
 
 from prefect_qruntime.sandbox import Sandbox
-from tests.flows.conftest import posts
-from tests.prefect_server import PrefectServer
+from tests.support.flow_runs import posts
+from tests.support.prefect_server import PrefectServer
 
 pytestmark = pytest.mark.server
 

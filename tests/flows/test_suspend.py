@@ -26,7 +26,7 @@ from prefect_qruntime.sandbox import Sandbox
 from prefect_qruntime.suspend.resume import claimed
 from prefect_qruntime.suspend.waits import job_of, notes, pause_key
 from prefect_qruntime.suspend.watcher import arun_watch, run_watch
-from tests.flows.look import BACKEND, FLIP, asked, events, ran, records, run, until
+from tests.support.flow_runs import BACKEND, FLIP, asked, events, ran, records, run, until
 
 pytestmark = pytest.mark.server
 

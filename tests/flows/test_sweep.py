@@ -25,7 +25,7 @@ from prefect_qruntime.operations import job_listing as qr_listing
 from prefect_qruntime.operations.sweep import run_sweep
 from prefect_qruntime.run_context import current_run
 from prefect_qruntime.sandbox import Sandbox
-from tests.flows.look import BACKEND, FLIP, STAY, ran, records, requests, run
+from tests.support.flow_runs import BACKEND, FLIP, STAY, ran, records, requests, run
 
 pytestmark = pytest.mark.server
 BLOCK = "sweep"

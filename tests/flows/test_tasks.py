@@ -13,7 +13,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterId
 
 import prefect_qruntime as qr
 from prefect_qruntime.sandbox import Sandbox
-from tests.flows.look import BACKEND, FLIP, asked, events, ran, records, requests, run, task_runs, until
+from tests.support.flow_runs import BACKEND, FLIP, asked, events, ran, records, requests, run, task_runs, until
 
 pytestmark = pytest.mark.server
 

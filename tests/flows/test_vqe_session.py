@@ -21,8 +21,8 @@ from prefect_qruntime import QuantumRuntimeCredentials
 from prefect_qruntime.operations.sweep import run_sweep
 from prefect_qruntime.sandbox import Sandbox
 from tests.chaos.victim import known_run
-from tests.flows.look import SVG, artifact, picture
-from tests.prefect_server import PrefectServer
+from tests.support.flow_runs import SVG, artifact, picture
+from tests.support.prefect_server import PrefectServer
 
 pytestmark = pytest.mark.server
 ROOT = Path(__file__).parents[2]

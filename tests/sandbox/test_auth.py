@@ -7,7 +7,7 @@ import time
 import httpx
 import pytest
 
-from .conftest import GRANT, code
+from tests.support.sandbox_api import GRANT, code
 
 
 def test_token_is_a_jwt_and_says_when_it_ends(cloud):

@@ -4,7 +4,7 @@ import httpx
 import pytest
 from jsonschema import ValidationError
 
-from .conftest import DOCUMENT, code
+from tests.support.sandbox_api import DOCUMENT, code
 
 NAMES = ["sandbox_noisy", "sandbox_ideal", "sandbox_paused", "sandbox_offline"]
 

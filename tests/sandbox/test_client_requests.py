@@ -16,8 +16,7 @@ from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.submission import Intent
 from prefect_qruntime.models import JobRef, SessionRef
 from prefect_qruntime.sandbox import Sandbox
-
-from .conftest import BELL, BELL_STATE, DOCUMENT
+from tests.support.sandbox_api import BELL, BELL_STATE, DOCUMENT
 
 TURNED = (
     'OPENQASM 3.0; include "stdgates.inc"; input float[64] phi; input float[64] theta; qubit[1] q; bit[1] c;'

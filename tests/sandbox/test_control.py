@@ -4,8 +4,7 @@ import httpx
 import pytest
 
 from prefect_qruntime.sandbox import Control, ControlError
-
-from .conftest import code
+from tests.support.sandbox_api import code
 
 
 def test_scripted_failure(cloud, fast):

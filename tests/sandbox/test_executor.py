@@ -15,8 +15,7 @@ from qiskit.quantum_info import PauliLindbladMap
 from samplomatic.serialization import samplex_to_json
 
 from prefect_qruntime.sandbox.scheduling import schedule
-
-from .conftest import code
+from tests.support.sandbox_api import code
 
 VERSIONS = ["v0.1", "v0.2", "v1.0", "v1.1", "v2.0"]
 TYPES = {"f64": "<f8", "u8": "|u1", "c128": "<c16"}

@@ -6,8 +6,7 @@ import httpx
 import pytest
 
 from prefect_qruntime.sandbox import ControlError
-
-from .conftest import GRANT, code
+from tests.support.sandbox_api import GRANT, code
 
 
 def test_status_replaces_the_handler(cloud, fast):

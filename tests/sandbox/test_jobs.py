@@ -5,7 +5,7 @@ import time
 import httpx
 import pytest
 
-from .conftest import BELL, code
+from tests.support.sandbox_api import BELL, code
 
 
 def test_life_of_a_job(cloud):

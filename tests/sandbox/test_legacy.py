@@ -2,7 +2,7 @@
 
 import pytest
 
-from .conftest import BELL, code
+from tests.support.sandbox_api import BELL, code
 
 BELL2 = 'OPENQASM 2.0; include "qelib1.inc"; qreg q[2]; creg c[2]; h q[0]; cx q[0],q[1]; measure q -> c;'
 STATE2 = 'OPENQASM 2.0; include "qelib1.inc"; qreg q[2]; h q[0]; cx q[0],q[1];'

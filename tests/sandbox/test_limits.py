@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from .conftest import code
+from tests.support.sandbox_api import code
 
 
 def service_time(api, seconds):

@@ -13,8 +13,7 @@ from qiskit import QuantumCircuit, qpy
 from qiskit.circuit import ParameterVector
 
 from prefect_qruntime.sandbox import Sandbox
-
-from .conftest import BELL, BELL_STATE, Api
+from tests.support.sandbox_api import BELL, BELL_STATE, Api
 
 GHZ = (
     'OPENQASM 3.0; include "stdgates.inc"; qubit[5] q; bit[5] c; h q[0];'

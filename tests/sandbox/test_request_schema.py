@@ -4,8 +4,7 @@ import pytest
 
 from prefect_qruntime.sandbox.request_schema import check
 from tests.schemas import make_request_schemas
-
-from .conftest import BELL
+from tests.support.sandbox_api import BELL
 
 
 def test_the_package_data_is_what_the_script_makes():

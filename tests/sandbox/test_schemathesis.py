@@ -15,8 +15,7 @@ from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS, load_all_checks, not_a_server_error
 
 from prefect_qruntime.sandbox import Sandbox
-
-from .conftest import BELL, SCHEMA_FILE, Api
+from tests.support.sandbox_api import BELL, SCHEMA_FILE, Api
 
 load_all_checks()
 CHECKED = [not_a_server_error, *CHECKS.get_by_names(["response_schema_conformance", "content_type_conformance"])]

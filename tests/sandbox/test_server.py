@@ -14,8 +14,7 @@ import pytest
 
 import prefect_qruntime.sandbox as package
 from prefect_qruntime.sandbox import Control, ControlError, Sandbox, serve
-
-from .conftest import BELL, Api
+from tests.support.sandbox_api import BELL, Api
 
 FOLDER = Path(package.__file__).parent
 FLOOR_0 = {"models", "errors", "crn", "redact"}
@@ -242,7 +241,7 @@ def test_the_server_never_imports_the_simulator():
     code = (
         "import sys\n"
         "from prefect_qruntime.sandbox import Sandbox\n"
-        "from tests.sandbox.conftest import Api\n"
+        "from tests.support.sandbox_api import Api\n"
         "with Sandbox(queue_time=0, run_time=0) as sandbox:\n"
         "    assert Api(sandbox).run()['results']\n"
         "heavy = [name for name in sys.modules if name.split('.')[0] in ('qiskit', 'qiskit_aer', 'numpy')]\n"

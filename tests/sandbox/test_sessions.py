@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from .conftest import code
+from tests.support.sandbox_api import code
 
 
 def opened(api, **fields):

@@ -13,8 +13,7 @@ import pytest
 from prefect_qruntime.sandbox import Control, Sandbox
 from prefect_qruntime.sandbox.state import Outcome
 from prefect_qruntime.sandbox.worker_process import Task, WorkerProcess
-
-from .conftest import BELL, Api
+from tests.support.sandbox_api import BELL, Api
 
 _LAYER = "".join(f"h q[{n}]; t q[{n}]; cx q[{n}],q[{(n + 1) % 18}]; " for n in range(18))
 HEAVY = (

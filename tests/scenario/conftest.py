@@ -1,97 +1,24 @@
-"""A sandbox per module, fresh for each test, and a client of it; every test runs in both dialects."""
+"""A sandbox per module, reset for each test, and a client of it; every test runs in both dialects."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.connection import Connection
-from prefect_qruntime.client.programs import make_spec
-from prefect_qruntime.client.submission import Intent, submission_memory
-from prefect_qruntime.client.transport.retrying import RetryDeadlines
-from prefect_qruntime.client.waiting.plan import Deadlines, PollIntervals
-from prefect_qruntime.models import Job, JobRef
-from prefect_qruntime.sandbox import Control, Sandbox
-
-BELL = 'OPENQASM 2.0; include "qelib1.inc"; qreg q[2]; creg c[2]; h q[0]; cx q[0],q[1]; measure q -> c;'
-BACKEND = "sandbox_ideal"
-# A whole test in a second: short pauses, and patience for a few of them.
-QUICK = RetryDeadlines(
-    token=3.0, read=3.0, wait=0.3, fetch=3.0, change=3.0, submit=3.0, open=3.0, first_pause=0.02, longest_pause=0.2
-)
-PACE = PollIntervals(queued=0.03, lively=0.03, streamed=0.5, outage=0.03)
-
-
-@dataclass
-class World:
-    """A client and the service behind it, seen from both sides."""
-
-    client: QuantumRuntimeClient
-    sandbox: Sandbox
-    dialect: str
-
-    @property
-    def control(self) -> Control:
-        return self.sandbox.control
-
-    def run(self, work: Any) -> Any:
-        return self.client.run(work)
-
-    def another(self, number: int = 0, *, patience: RetryDeadlines = QUICK, **fields: Any) -> QuantumRuntimeClient:
-        """A client of its own, of the sandbox's `number`-th user."""
-        key, crn = self.sandbox.instances[number]
-        plain = {**self.sandbox.connection(self.dialect), "api_key": key, "crn": crn, **fields}
-        return QuantumRuntimeClient(Connection(**plain), patience=patience)
-
-    def intent(self, key: str = "qr-key:test", **options: Any) -> Intent:
-        spec = make_spec(
-            [BELL],
-            backend=options.pop("backend", BACKEND),
-            shots=10,
-            private=options.pop("private", False),
-            max_execution_time=options.pop("max_execution_time", None),
-        )
-        return Intent(spec, lambda g: f"{key}{g}", **{"tags": ("qr-flow:test",), "grace": 0.5, **options})
-
-    def submit(self, key: str = "qr-key:test", **options: Any) -> JobRef:
-        return self.run(self.client.submit(self.intent(key, **options)))
-
-    def wait(self, job: JobRef, *, stream: Any = "never", deadlines: Deadlines | None = None, **options: Any) -> Job:
-        limits = deadlines or Deadlines(total=20.0)
-        return self.run(self.client.wait(job.id, deadlines=limits, stream=stream, pace=PACE, **options))
-
-    def asked(self, method: str | None = None, path: str | None = None) -> list[dict[str, Any]]:
-        return self.control.journal(method, path)
-
-    @property
-    def posts(self) -> int:
-        return len(self.asked("POST", "/jobs"))
+from prefect_qruntime.sandbox import Sandbox
+from tests.support.scenario import QUICK, World
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[Sandbox]:
-    with Sandbox(physics=False, queue_time=0.02, run_time=0.02, websocket="both") as sandbox:
-        yield sandbox
-
-
-@pytest.fixture(params=["cloud", "legacy"])
-def dialect(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+def sandbox_options() -> dict[str, Any]:
+    return {"physics": False, "queue_time": 0.02, "run_time": 0.02, "websocket": "both"}
 
 
 @pytest.fixture
-def world(running: Sandbox, dialect: str) -> World:
-    running.reset()
-    connection = Connection(**running.connection(dialect))
+def world(sandbox: Sandbox, dialect: str) -> World:
+    connection = Connection(**sandbox.connection(dialect))
     client = QuantumRuntimeClient(connection, patience=QUICK)
-    client.run(forget_submissions())
-    return World(client, running, dialect)
-
-
-async def forget_submissions() -> None:
-    """The service forgot all jobs, so this process must, too. Runs on the network loop."""
-    submission_memory().forget()
+    return World(client, sandbox, dialect)

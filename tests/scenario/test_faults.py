@@ -23,8 +23,7 @@ from prefect_qruntime.errors import (
     SubmissionUncertain,
 )
 from prefect_qruntime.models import JobRef, JobStatus
-
-from .conftest import World
+from tests.support.scenario import World
 
 LOST: list[dict[str, Any]] = [
     {"drop": "after"},

@@ -19,8 +19,7 @@ from prefect_qruntime.errors import (
     UsageLimitReached,
 )
 from prefect_qruntime.models import Job, JobStatus
-
-from .conftest import BACKEND, World
+from tests.support.scenario import BACKEND, World
 
 
 def test_a_whole_life_takes_three_requests_besides_the_looks(world: World) -> None:

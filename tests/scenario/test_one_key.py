@@ -11,8 +11,7 @@ import pytest
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.errors import QuantumRuntimeError, SubmissionUncertain
 from prefect_qruntime.models import JobRef, JobStatus
-
-from .conftest import BACKEND, BELL, World
+from tests.support.scenario import BACKEND, BELL, World
 
 FLIP = 'OPENQASM 2.0; include "qelib1.inc"; qreg q[2]; creg c[2]; x q[0]; x q[1]; measure q -> c;'
 UNREADABLE: list[dict[str, Any]] = [

@@ -10,8 +10,7 @@ import pytest
 from prefect_qruntime.client.sessions import session_memory
 from prefect_qruntime.errors import PermissionDenied, SessionClosed, SubmissionUncertain
 from prefect_qruntime.models import JobStatus, SessionRef
-
-from .conftest import BACKEND, World
+from tests.support.scenario import BACKEND, World
 
 CLOUD_ONLY = pytest.mark.parametrize("dialect", ["cloud"], indirect=True)
 

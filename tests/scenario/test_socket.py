@@ -9,8 +9,7 @@ import pytest
 
 from prefect_qruntime.client.waiting.plan import Deadlines
 from prefect_qruntime.models import JobStatus
-
-from .conftest import World
+from tests.support.scenario import World
 
 
 def followed(world: World, *, stream: str = "always", run_time: float = 0.35, **options: Any) -> tuple[Any, int]:

@@ -16,8 +16,7 @@ from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.waiting.plan import Deadlines
 from prefect_qruntime.client.waiting.poller import JobPoller
 from prefect_qruntime.models import Job, JobStatus
-
-from .conftest import World
+from tests.support.scenario import World
 
 MANY = 200
 

@@ -25,9 +25,9 @@ import prefect_qruntime as qr
 from prefect_qruntime.models import Job, JobStatus
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.sandbox import Sandbox
-from tests.flows.look import BACKEND, FLIP, asked, events, ran, run
-from tests.prefect_server import PrefectServer
-from tests.system.place import ROOT, until
+from tests.support.flow_runs import BACKEND, FLIP, asked, events, ran, run
+from tests.support.prefect_server import PrefectServer
+from tests.support.work_pool import ROOT, until
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 FILES = sorted((ROOT / "automations").glob("*.yaml"))
@@ -107,9 +107,8 @@ def automations(
 
 
 @pytest.fixture(scope="module")
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox(queue_time=0.1, run_time=0.2, api_key="automation-tests-key-0123456789") as running:
-        yield running
+def sandbox_options() -> dict[str, Any]:
+    return {"queue_time": 0.1, "run_time": 0.2, "api_key": "automation-tests-key-0123456789"}
 
 
 @flow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
 
@@ -12,18 +11,16 @@ from prefect.task_runners import ProcessPoolTaskRunner
 
 from prefect_qruntime import Budget, BudgetExhausted, load_credentials, submit_job
 from prefect_qruntime.sandbox import Sandbox
-from tests.prefect_server import PrefectServer
 from tests.system.spread import circuit
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(240)]
 WANTED = 10
 
 
-@pytest.fixture
-def sandbox(prefect_server: PrefectServer) -> Iterator[Sandbox]:
+@pytest.fixture(scope="module")
+def sandbox_options() -> dict[str, Any]:
     """A job is in no list for a second after it was bought."""
-    with Sandbox(list_lag=1.0, physics=False, api_key="budget-tests-key-0123456789") as running:
-        yield running
+    return {"list_lag": 1.0, "physics": False, "api_key": "budget-tests-key-0123456789"}
 
 
 @pytest.mark.parametrize("limit", ["max_seconds_per_run", "max_jobs_per_run"])

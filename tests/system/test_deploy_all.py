@@ -28,8 +28,8 @@ from prefect.states import AwaitingRetry, Cancelling, Scheduled
 
 from prefect_qruntime import QuantumRuntimeCredentials
 from prefect_qruntime.sandbox import Sandbox
-from tests.prefect_server import PrefectServer
-from tests.system.place import ROOT, Site, until
+from tests.support.prefect_server import PrefectServer
+from tests.support.work_pool import ROOT, Site, until
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
 BLOCK = "deploy-all"

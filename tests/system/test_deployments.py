@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import pytest
 from prefect.states import Cancelling, Scheduled
 
-from tests.prefect_server import PrefectServer
+from tests.support.prefect_server import PrefectServer
+from tests.support.work_pool import Site, until, worked_on
 from tests.system import nightly
-from tests.system.place import Site, until, worked_on
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(240)]
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,9 +14,9 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner, ThreadPoolTa
 
 import prefect_qruntime as qr
 from prefect_qruntime.sandbox import Sandbox
-from tests.prefect_server import PrefectServer
+from tests.support.prefect_server import PrefectServer
+from tests.support.work_pool import Site
 from tests.system import spread
-from tests.system.place import Site
 
 SIZE = int(os.environ.get("QRUNTIME_MAP_SIZE", "12"))
 BLOCK = "system"
@@ -26,17 +25,15 @@ pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(300 + 10
 
 
 @pytest.fixture(scope="module")
-def running(prefect_server: PrefectServer) -> Iterator[Sandbox]:
-    with Sandbox(queue_time=0.1, run_time=0.1, api_key="spread-tests-key-0123456789") as sandbox:
-        yield sandbox
+def sandbox_options() -> dict[str, Any]:
+    return {"queue_time": 0.1, "run_time": 0.1, "api_key": "spread-tests-key-0123456789"}
 
 
 @pytest.fixture
-def sandbox(running: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
+def sandbox(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
     monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_SUBMISSION_GRACE_SECONDS", "1")
-    running.reset()
-    qr.QuantumRuntimeCredentials(**running.connection("cloud")).save(BLOCK, overwrite=True)
-    return running
+    qr.QuantumRuntimeCredentials(**sandbox.connection("cloud")).save(BLOCK, overwrite=True)
+    return sandbox
 
 
 def runner_of(name: str) -> TaskRunner[Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import orjson
@@ -16,7 +16,7 @@ from prefect_qruntime.admission.rate_limit import shared_limits
 from prefect_qruntime.cli.setup import setup
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.sandbox import Sandbox
-from tests.prefect_server import PrefectServer
+from tests.support.prefect_server import PrefectServer
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(240)]
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -27,12 +27,17 @@ SETTINGS = {
 }
 
 
+@pytest.fixture(scope="module")
+def sandbox_options() -> dict[str, Any]:
+    return {"create_limit": 5, "clock_scale": SCALE, "physics": False}
+
+
 @pytest.fixture
-def sandbox(prefect_server: PrefectServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
+def sandbox(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
+    """This process and the sandbox count a minute as short as `SCALE` makes it."""
     for name, value in SETTINGS.items():
         monkeypatch.setenv(name, value)
-    with Sandbox(create_limit=5, clock_scale=SCALE, physics=False) as running:
-        yield running
+    return sandbox
 
 
 @pytest.fixture

@@ -20,10 +20,10 @@ from prefect.events.schemas.automations import AutomationCore
 from prefect.states import Cancelling
 
 from flows.leave_and_collect import collect, leave
-from tests.prefect_server import PrefectServer
+from tests.support.prefect_server import PrefectServer
+from tests.support.work_pool import BLOCK, ROOT, Site, until, worked_on
 from tests.system import parked
 from tests.system.nightly import BACKEND, CIRCUIT
-from tests.system.place import BLOCK, ROOT, Site, until, worked_on
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(240)]
 

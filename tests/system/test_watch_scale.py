@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 import psutil
@@ -37,9 +37,9 @@ from prefect_qruntime.prefect_api import api
 from prefect_qruntime.sandbox import Sandbox
 from prefect_qruntime.suspend.waits import note_suspended, notes, pause_key
 from prefect_qruntime.suspend.watcher import run_watch
-from tests.prefect_server import PrefectServer
+from tests.support.prefect_server import PrefectServer
+from tests.support.work_pool import until
 from tests.system.nightly import BACKEND, CIRCUIT
-from tests.system.place import until
 from tests.system.test_suspend import Subscription
 
 RUNS = int(os.environ.get("QRUNTIME_WATCH_RUNS", "12"))
@@ -56,10 +56,8 @@ def scale() -> None: ...
 
 
 @pytest.fixture(scope="module")
-def sandbox(prefect_server: PrefectServer) -> Iterator[Sandbox]:
-    with Sandbox(queue_time=0.0, run_time=0.0, api_key="scale-tests-key-0123456789") as running:
-        running.control.hold()
-        yield running
+def sandbox_options() -> dict[str, Any]:
+    return {"queue_time": 0.0, "run_time": 0.0, "api_key": "scale-tests-key-0123456789"}
 
 
 async def each(items: list[T], work: Callable[[T], Awaitable[R]]) -> list[R]:
@@ -138,6 +136,7 @@ async def histories(parked: list[tuple[UUID, str]]) -> list[list[str | None]]:
 
 
 def test_one_watcher_for_many_killed_halfway(prefect_server: PrefectServer, sandbox: Sandbox) -> None:
+    sandbox.control.hold()
     credentials = QuantumRuntimeCredentials(**sandbox.connection("cloud"))
     credentials.save(BLOCK, overwrite=True)
     client = credentials.get_client()

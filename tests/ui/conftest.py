@@ -18,7 +18,7 @@ from urllib.parse import urljoin
 import pytest
 
 from prefect_qruntime.sandbox import Sandbox
-from tests.prefect_server import PrefectServer
+from tests.support.prefect_server import PrefectServer
 
 collect_ignore_glob = [] if find_spec("playwright") else ["test_*.py"]
 

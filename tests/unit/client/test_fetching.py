@@ -21,8 +21,7 @@ from prefect_qruntime.errors import (
 )
 from prefect_qruntime.models import JobRef
 from prefect_qruntime.redact import redact
-
-from .conftest import TOKEN, sent
+from tests.support.mock_client import TOKEN, sent
 
 BASE = "https://quantum.cloud.ibm.com/api/v1"
 RESULTS = f"{BASE}/jobs/d1/results"

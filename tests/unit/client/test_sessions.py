@@ -18,8 +18,7 @@ from prefect_qruntime.errors import (
     SubmissionUncertain,
 )
 from prefect_qruntime.models import Job, JobStatus, Session, SessionRef
-
-from .fakes import clock, run
+from tests.support.virtual_clock import clock, run
 
 LOST = ServiceUnavailable("no answer", advice=SEARCH_FIRST)
 

@@ -22,8 +22,7 @@ from prefect_qruntime.errors import (
     SubmissionUncertain,
 )
 from prefect_qruntime.models import Job, JobRef, JobStatus, SessionRef
-
-from .fakes import clock, run
+from tests.support.virtual_clock import clock, run
 
 SPEC = JobSpec("sampler", "backend_a")
 LOST = ServiceUnavailable("no answer", advice=SEARCH_FIRST)

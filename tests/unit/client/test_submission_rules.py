@@ -21,9 +21,8 @@ from prefect_qruntime.errors import (
     SubmissionUncertain,
 )
 from prefect_qruntime.models import Job, JobRef, JobStatus, SessionRef
-
-from .fakes import clock, run
-from .test_submission import LOST, SPEC, Service, key, made
+from tests.support.virtual_clock import clock, run
+from tests.unit.client.test_submission import LOST, SPEC, Service, key, made
 
 UNREADABLE = ServiceUnavailable("accepted, but unreadable", status=200, advice=SEARCH_FIRST)
 DOWN = ServiceUnavailable("it is down")

@@ -1,0 +1,104 @@
+"""A real Prefect server on a free port, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from prefect.context import refresh_global_settings_context
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
+
+START_LIMIT = 120.0
+
+
+@dataclass(frozen=True)
+class PrefectServer:
+    """A running server.
+
+    Attributes:
+        url: Its API address.
+        home: Its PREFECT_HOME, shared with the tests' processes.
+        env: Environment for processes that are to use it.
+        log: What the server wrote.
+    """
+
+    url: str
+    home: Path
+    env: dict[str, str] = field(repr=False)
+    log: Path = field(repr=False)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    until = time.monotonic() + START_LIMIT
+    while time.monotonic() < until:
+        if server.poll() is not None:
+            raise RuntimeError(f"the Prefect server ended with {server.returncode}:\n{log.read_text()[-3000:]}")
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=2):
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise RuntimeError(f"the Prefect server did not start:\n{log.read_text()[-3000:]}")
+
+
+@contextmanager
+def running_server(folder: Path) -> Iterator[PrefectServer]:
+    """Run a server with `folder` as its home; the calling process uses it, too."""
+    port = _free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    env = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")},
+        "PREFECT_HOME": str(folder),
+        "PREFECT_API_URL": url,
+        "PREFECT_SERVER_API_PORT": str(port),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+        "PREFECT_LOGGING_LEVEL": "INFO",
+        "DO_NOT_TRACK": "1",
+    }
+    if database := os.environ.get("QRUNTIME_TEST_DATABASE_URL"):  # else SQLite in the folder
+        env["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database
+    log = folder / "server.log"
+    steady = Path(__file__).with_name("collecting_server.py")
+    command = [sys.executable, str(steady), "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with log.open("wb") as out:
+        server = subprocess.Popen(
+            command, env=env, cwd=folder, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        _wait(url, server, log)
+        # In the environment, because Prefect's logging and event threads read the global settings.
+        with pytest.MonkeyPatch.context() as patch:
+            # What this process's clean-up sends after the session finds no server and starts none.
+            os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"
+            for name in set(env) - set(os.environ) | {name for name in env if name.startswith("PREFECT_")}:
+                patch.setenv(name, env[name])
+            refresh_global_settings_context()
+            yield PrefectServer(url=url, home=folder, env=env, log=log)
+            # Whatever Prefect still has to send goes out while there is a server: at exit it would start another.
+            APILogWorker.drain_all(timeout=10)
+            EventsWorker.drain_all(timeout=10)
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        try:
+            server.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()

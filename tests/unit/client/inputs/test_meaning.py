@@ -1,0 +1,186 @@
+"""A raw payload is recognised by what it means: rebuilt circuits are the same work, changed ones are not."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+import os
+import subprocess
+import sys
+import zlib
+from typing import Any
+
+import pytest
+from qiskit import QuantumCircuit
+from qiskit.circuit import Gate, Parameter
+
+from prefect_qruntime.client.encodings.tensors import encode_tensor
+from prefect_qruntime.client.inputs.circuits import encode_array
+from prefect_qruntime.client.inputs.meaning import meaning_of
+from prefect_qruntime.client.programs import make_spec
+from tests.support import random_circuits
+from tests.support.random_circuits import CHANGES, build, digest, executor_params
+
+COUNT = 1000
+
+
+def _digests(hash_seed: int) -> list[list[str]]:
+    run = subprocess.run(
+        [sys.executable, random_circuits.__file__, "0", str(COUNT), str(hash_seed * 3)],
+        env={**os.environ, "PYTHONHASHSEED": str(hash_seed)},
+        check=True,
+        timeout=280,
+        capture_output=True,
+        text=True,
+    )
+    return [line.split() for line in run.stdout.splitlines()]
+
+
+def test_a_thousand_circuits_rebuilt_in_other_processes_are_equal_and_changed_ones_differ() -> None:
+    one, other = _digests(1), _digests(2)
+    assert len(one) == COUNT
+    assert one == other, "the same circuits, and the same changed circuits, in another process"
+    assert all(same != changed for same, changed in one)
+    # No two of all these circuits are the same, so no two digests are.
+    found = [digest for pair in one for digest in pair]
+    assert len(set(found)) == len(found)
+
+
+def test_each_change_is_one_on_its_own() -> None:
+    found = [digest(build(7, change)) for change in (None, *CHANGES)]
+    assert len(set(found)) == len(found)
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        (lambda t: 1.5 + t.abs(), lambda t: 1.5 + t),
+        (lambda t: (t + 9).abs(), lambda t: t + 9),
+        (lambda t: (t - 900).abs(), lambda t: 900 - t),
+        (lambda t: t.sin().arcsin(), lambda t: t),
+        (lambda t: (t * t).log(), lambda t: 2 * t.log()),
+    ],
+)
+def test_expressions_that_differ_for_some_angles_only(pair: Any) -> None:
+    def circuit(expression: Any) -> QuantumCircuit:
+        found = QuantumCircuit(1)
+        found.ry(expression(Parameter("t")), 0)
+        found.measure_all()
+        return found
+
+    one, other = (make_spec([(circuit(item), [-1.0])], backend="b") for item in pair)
+    assert one.digest() != other.digest()
+    assert make_spec([(circuit(pair[0]), [-1.0])], backend="b").digest() == one.digest()
+
+
+def test_how_it_is_written_does_not_count() -> None:
+    def plain(compressed: bool, level: int, version: int) -> dict[str, Any]:
+        params = executor_params(build(3))
+        sent = params["quantum_program"]
+        qpy = zlib.decompress(base64.b64decode(sent["circuits"]["b64_data"]))
+        data = zlib.compress(qpy, level) if compressed else qpy
+        sent["circuits"] |= {"b64_data": base64.b64encode(data).decode(), "qpy_version": version}
+        sent["items"][0]["circuit_arguments"] = encode_tensor([0.5] * 4, compressed=compressed)
+        return params
+
+    first = meaning_of(plain(True, 9, 17))
+    assert first.certain
+    for other in (plain(True, 1, 16), plain(True, 0, 17), plain(False, 0, 17)):
+        assert meaning_of(other) == first
+
+
+def test_any_value_counts() -> None:
+    base = executor_params(build(3))
+    variants = [base]
+    for change in (
+        lambda p: p["quantum_program"].update(shots=11),
+        lambda p: p["quantum_program"].update(passthrough_data={"a": 1}),
+        lambda p: p["quantum_program"].update(meas_level="kerneled"),
+        lambda p: p["options"].update(init_qubits=False),
+        lambda p: p["quantum_program"]["items"][0].update(circuit_arguments=encode_tensor([0.5, 0.6])),
+        lambda p: p["quantum_program"]["items"][0].update(circuit_arguments=encode_tensor([[0.5, 0.6]])),
+        lambda p: p["quantum_program"]["items"][0].update(circuit_arguments=encode_tensor([0.6, 0.5])),
+    ):
+        variants.append(copy.deepcopy(base))
+        change(variants[-1])
+    found = [json.dumps(meaning_of(params).canonical, sort_keys=True) for params in variants]
+    assert len(set(found)) == len(found)
+    zeros = [meaning_of(encode_tensor([0.0, 1.0])), meaning_of(encode_tensor([-0.0, 1.0]))]
+    assert zeros[0] == zeros[1]
+
+
+def test_objects_of_the_runtime_encoder() -> None:
+    def payload() -> dict[str, Any]:
+        circuit = make_spec([(_free(), [0.1])], backend="b").pubs[0].circuit
+        return {"pubs": [[circuit, encode_array([[0.1], [0.2]]), 100]], "version": 2, "support_qiskit": True}
+
+    one, other = payload(), payload()
+    assert one != other, "QPY differs each time"
+    assert meaning_of(one) == meaning_of(other)
+    assert meaning_of(one).certain
+    names = [b"\0\1" + bytes([place] * 16) + b"a" for place in range(2)]
+    parameters = [{"__type__": "Parameter", "__value__": base64.b64encode(name).decode()} for name in names]
+    assert meaning_of(parameters[0]) == meaning_of(parameters[1])
+    sets = [{"__type__": "set", "__value__": list(order)} for order in ("ab", "ba")]
+    assert meaning_of(sets[0]) == meaning_of(sets[1])
+
+
+def _free() -> QuantumCircuit:
+    circuit = QuantumCircuit(1)
+    circuit.rx(0.25 * Parameter("a"), 0)
+    circuit.measure_all()
+    return circuit
+
+
+def test_qpy_inside_a_samplex_and_its_version_do_not_count() -> None:
+    def samplex(version: str, angle: float) -> dict[str, Any]:
+        circuit = QuantumCircuit(1)
+        circuit.rz(angle * Parameter("p"), 0)
+        import io
+
+        from qiskit import qpy
+
+        target = io.BytesIO()
+        qpy.dump([circuit], target, version=15)
+        table = json.dumps({"circuit_base64": base64.b64encode(target.getvalue()).decode(), "qpy": "15", "id": "P"})
+        inner = {"attrs": {"param_table": table, "samplomatic_version": version, "ssv": "4"}, "nodes": [{"id": 0}]}
+        return {"samplex": {"ssv": 4, "samplex_json": json.dumps(inner)}}
+
+    one = meaning_of(samplex("0.21", 0.5))
+    assert one.certain
+    assert meaning_of(samplex("0.22", 0.5)) == one
+    assert meaning_of(samplex("0.21", 0.6)) != one
+
+
+class _Odd(Gate):
+    def __init__(self) -> None:
+        super().__init__("odd", 1, [])
+
+
+def test_what_cannot_be_told_is_doubted(monkeypatch: pytest.MonkeyPatch) -> None:
+    circuit = QuantumCircuit(1)
+    circuit.append(_Odd(), [0])
+    circuit.measure_all()
+    assert "does not say what it does" in make_spec([circuit], backend="b").doubts[0]
+    encoded = make_spec([(_free(), [0.1])], backend="b").pubs[0].circuit
+    assert "known by its text" in make_spec([(encoded, [0.1])], backend="b").doubts[0]
+    assert not make_spec([(_free(), [0.1])], backend="b").doubts
+    broken = {"b64_data": base64.b64encode(b"QISKIT\x11 no circuit").decode()}
+    assert "cannot read" in meaning_of(broken).doubts[0]
+    assert "no readable tensor" in meaning_of({**encode_tensor([1.0]), "shape": [7]}).doubts[0]
+    params = executor_params(build(3))
+    monkeypatch.setitem(sys.modules, "qiskit", None)
+    found = make_spec(None, backend="b", program_id="executor", params=params)
+    assert "without qiskit" in found.doubts[0]
+    assert found.digest() == make_spec(None, backend="b", program_id="executor", params=params).digest()
+
+
+def test_plain_payloads_import_nothing() -> None:
+    code = (
+        "import sys; from prefect_qruntime.client.programs import make_spec;"
+        "s = make_spec(None, backend='b', program_id='x', params={'a': ['eJw', 'OPENQASM 3.0;', {'b': 1.5}]});"
+        "print(s.doubts, 'qiskit' in sys.modules, 'numpy' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True)
+    assert run.stdout.split() == ["()", "False", "False"]

@@ -1,0 +1,276 @@
+"""Every order of a small world through the submission core; and the old rules, put back, are found out."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefect_qruntime.client import submission_core as core
+from prefect_qruntime.errors import QuantumRuntimeError, SubmissionUncertain
+from tests.support.explorer import Explored, Violation
+from tests.support.submission_model import CLEAN, GRACE, LAGS, OUTCOMES, Person, Setting, explore
+
+DERIVED, EXPLICIT = Person(), Person(explicit=True)
+ELSEWHERE = Person(process=1, explicit=True)
+RENEWS = Person(explicit=True, renews=True)
+
+# How many states each world has at least; a change that makes the explorer see less is seen here.
+WORLDS: dict[str, tuple[Setting, int]] = {
+    "two callers of one key in one process": (Setting((DERIVED, DERIVED)), 1_277),
+    "three callers of one key in one process": (Setting((DERIVED,) * 3, slack=0), 1_607),
+    "three callers with explicit keys in one process": (Setting((EXPLICIT,) * 3, slack=0, attempts=1), 396),
+    "two callers of one key and one of another": (
+        Setting((DERIVED, DERIVED, Person(intent="b")), slack=0, attempts=1),
+        3_854,
+    ),
+    "a caller that is cancelled": (Setting((DERIVED, DERIVED), cancels=1), 8_722),
+    "two callers, one cancelled, and a crash": (
+        Setting((EXPLICIT, EXPLICIT), cancels=1, crashes=1, slack=0, attempts=1),
+        9_524,
+    ),
+    "a crash at every step, and the run resumed": (Setting((DERIVED,), crashes=2), 10_601),
+    "two callers, and a crash at every step": (Setting((DERIVED, DERIVED), crashes=1, slack=0), 4_808),
+    "two processes with a lock, and a crash": (
+        Setting((EXPLICIT, ELSEWHERE), locked=True, crashes=1, slack=0),
+        13_281,
+    ),
+    "two processes with a lock and marks, and a crash": (
+        Setting((EXPLICIT, ELSEWHERE), locked=True, marks=True, crashes=1, slack=0, attempts=1),
+        3_302,
+    ),
+    "two processes, three callers": (Setting((EXPLICIT, EXPLICIT, ELSEWHERE), locked=True, slack=0), 4_382),
+    "two processes, three callers, marks": (
+        Setting((EXPLICIT, EXPLICIT, ELSEWHERE), locked=True, marks=True, slack=0),
+        4_466,
+    ),
+    "the list fails, the budget refuses": (Setting((DERIVED, EXPLICIT), list_failures=1, refusals=1), 3_764),
+    "answers of the list that arrive late": (Setting((EXPLICIT, EXPLICIT), slow_looks=True, slack=2), 8_888),
+    "jobs that fail and are bought anew": (Setting((RENEWS, RENEWS), deaths=2, slack=0), 1_097),
+    "jobs that fail, one caller wants a new one, a crash": (
+        Setting((RENEWS, EXPLICIT), deaths=1, crashes=1, slack=0, attempts=1),
+        3_254,
+    ),
+    "two processes, cancelled, the list fails": (
+        Setting((EXPLICIT, ELSEWHERE), locked=True, cancels=1, list_failures=1, slack=0),
+        6_137,
+    ),
+    "two processes, marks, a job that fails": (
+        Setting((RENEWS, ELSEWHERE), locked=True, marks=True, deaths=1, slack=0),
+        1_347,
+    ),
+    "a copied tag": (Setting((EXPLICIT, DERIVED), foreign=True), 135),
+    "every new job has a lag of its own": (Setting((EXPLICIT, EXPLICIT), lags=(0, GRACE), crashes=1, slack=0), 11_568),
+}
+LEAST_STATES = 550_000  # all together
+
+
+seen: dict[tuple[str, str], Explored] = {}
+
+
+def world(name: str, lag: str) -> Explored:
+    if (name, lag) not in seen:
+        seen[name, lag] = explore(WORLDS[name][0].with_lag(LAGS[lag]))
+    return seen[name, lag]
+
+
+@pytest.mark.parametrize("lag", LAGS)
+@pytest.mark.parametrize("name", WORLDS)
+def test_every_order(name: str, lag: str) -> None:
+    assert world(name, lag).states >= WORLDS[name][1], "the explorer sees less than it did"
+
+
+def test_how_much_was_explored(capsys: pytest.CaptureFixture[str]) -> None:
+    found = [world(name, lag) for name in WORLDS for lag in LAGS]
+    states, steps, ends = (sum(getattr(one, field) for one in found) for field in ("states", "steps", "ends"))
+    with capsys.disabled():
+        print(
+            f"\nsubmission explorer: {states:,} states, {steps:,} steps, {ends:,} ends in {len(found)} worlds. "
+            "Held in each:\n"
+            "- no POST for a key in a process to which a 2xx for that key has come;\n"
+            "- at most one job for each intent and generation if the list shows a job within the grace period;\n"
+            "- a caller gets the job it asked for, and equal keys get the same one, or an error;\n"
+            "- every SubmissionUncertain names the key and says how to go on;\n"
+            "- no caller waits for ever, no key and no lock stays taken;\n"
+            "- a later caller, in the same or another process, gets the job or advice and buys no listed job again."
+        )
+    assert states >= LEAST_STATES
+
+
+# ---- the old rules ---------------------------------------------------------------------------------------------
+
+
+class UnreadableIsLost(core.Submission):
+    """Before: a 2xx that cannot be read was taken for a lost answer."""
+
+    def unreadable(self, now: float) -> core.Action:
+        return self.lost(now, QuantumRuntimeError("unreadable"))
+
+
+class UnreadableIsForgotten(core.Submission):
+    """A 2xx that cannot be read is not remembered for the next caller."""
+
+    def unreadable(self, now: float) -> core.Action:
+        action = super().unreadable(now)
+        self.memory.note(self.memory_key).accepted = None
+        return action
+
+
+class WindowOfTheFirst(core.Submission):
+    """Before: the window to look was counted from when the flow run began, not from this caller's turn."""
+
+    def start(self, now: float) -> core.Action:
+        self.search_until = float(GRACE)
+        return self._begin(now)
+
+
+class Blind(core.Submission):
+    """A request whose answer was lost is sent again at once."""
+
+    def lost(self, now: float, error: QuantumRuntimeError) -> core.Action:
+        action = super().lost(now, error)
+        return core.Admit(self.key) if self.posts < self.ask.attempts else action
+
+
+class BuysWithoutList(core.Submission):
+    """A list that fails is taken for an empty one."""
+
+    def list_failed(self, now: float, error: QuantumRuntimeError) -> core.Action:
+        return self._nothing_listed(now)
+
+
+class ByAnswerTime(core.Submission):
+    """Before: an answer of the list counted for the time when it arrived."""
+
+    def _search_is_over(self, now: float) -> bool:
+        return now >= self.until
+
+
+class Believes(core.Submission):
+    """Before: whatever carried the key was attached to."""
+
+    def compared(self, now: float, difference: str | None) -> core.Action:
+        return super().compared(now, None)
+
+
+class NeverLetsGo(core.Submission):
+    """A cancelled caller keeps the key."""
+
+    def abandoned(self, now: float) -> None:
+        return None
+
+
+class ForgetsWhatIsOut(core.Submission):
+    """A cancelled caller takes the request that is out for one that was never sent."""
+
+    def abandoned(self, now: float) -> None:
+        self.posting = False
+        super().abandoned(now)
+
+
+class GuessesUnsent(core.Submission):
+    """A learnt lag, or any other guess, cuts the search to one look."""
+
+    def unsent(self, now: float, certain: bool) -> core.Action:
+        return super().unsent(now, True)
+
+
+class SaysNothing(core.Submission):
+    """An uncertain end without a way on."""
+
+    def _unseen(self) -> SubmissionUncertain:
+        return SubmissionUncertain("it cannot be told", submission_key=self.key)
+
+
+TWO_JOBS, AFTER_PROOF = "two jobs for one intent", "a POST after a proof"
+SHORT, BEYOND = LAGS["short"], LAGS["beyond"]
+OLD: dict[str, tuple[Setting, str]] = {
+    "row 1: nothing is remembered, keys used at once": (
+        Setting((EXPLICIT, EXPLICIT), SHORT, shared_memory=False, outcomes=CLEAN, slack=0),
+        TWO_JOBS,
+    ),
+    "row 1: nothing is remembered, keys used in turn, a window long past": (
+        Setting(
+            (EXPLICIT, EXPLICIT), SHORT, shared_memory=False, outcomes=CLEAN, machine=WindowOfTheFirst, locked=True
+        ),
+        TWO_JOBS,
+    ),
+    "row 1: the window of the first, two processes in turn": (
+        Setting((EXPLICIT, ELSEWHERE), SHORT, outcomes=CLEAN, machine=WindowOfTheFirst, locked=True, slack=4),
+        TWO_JOBS,
+    ),
+    "row 2: an unreadable 2xx is a lost answer": (Setting((DERIVED,), BEYOND, machine=UnreadableIsLost), AFTER_PROOF),
+    "row 2: an unreadable 2xx is not remembered": (
+        Setting((DERIVED, DERIVED), BEYOND, machine=UnreadableIsForgotten),
+        AFTER_PROOF,
+    ),
+    "row 3: the key changes when the circuit is built again": (
+        Setting((DERIVED,), 0, crashes=1, stable_keys=False, outcomes=CLEAN),
+        TWO_JOBS,
+    ),
+    "row 13: whatever carries the key is attached to": (
+        Setting((EXPLICIT,), 0, foreign=True, machine=Believes),
+        "not what was asked for",
+    ),
+    "a lost answer is repeated blindly": (Setting((DERIVED,), SHORT, machine=Blind), TWO_JOBS),
+    "a list that fails is an empty one": (
+        Setting((DERIVED,), SHORT, machine=BuysWithoutList, list_failures=4),
+        TWO_JOBS,
+    ),
+    "a list counts for when it arrives": (
+        Setting((DERIVED,), GRACE, machine=ByAnswerTime, slow_looks=True, slack=4),
+        TWO_JOBS,
+    ),
+    "a cancelled caller keeps the key": (
+        Setting((DERIVED, DERIVED), cancels=1, machine=NeverLetsGo),
+        "for ever|given back",
+    ),
+    "a cancelled request was never sent": (
+        Setting((DERIVED, DERIVED), SHORT, cancels=1, machine=ForgetsWhatIsOut),
+        f"{TWO_JOBS}|{AFTER_PROOF}",
+    ),
+    "a guess cuts the search": (
+        Setting((EXPLICIT, ELSEWHERE), SHORT, outcomes=CLEAN, locked=True, marks=True, machine=GuessesUnsent),
+        TWO_JOBS,
+    ),
+    "an uncertain end says nothing": (Setting((DERIVED,), BEYOND, machine=SaysNothing), "does not say how"),
+}
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_an_old_rule_put_back_is_found(name: str) -> None:
+    setting, words = OLD[name]
+    with pytest.raises(Violation, match=words) as caught:
+        explore(setting)
+    assert len(str(caught.value).splitlines()) > 2, "the steps that lead there are told"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        pytest.param(Setting((EXPLICIT, ELSEWHERE), SHORT, outcomes=CLEAN), id="two processes without the lock"),
+        pytest.param(Setting((DERIVED, Person(process=1)), 0, outcomes=CLEAN), id="an old process that still runs"),
+    ],
+)
+def test_what_no_rule_of_one_process_can_prevent(setting: Setting) -> None:
+    # The service has no idempotency key: two processes that are unaware of each other need a lock.
+    with pytest.raises(Violation, match=TWO_JOBS):
+        explore(setting)
+
+
+def test_all_outcomes_are_explored() -> None:
+    assert len(OUTCOMES) == 7
+    assert set(CLEAN) <= set(OUTCOMES)
+
+
+def test_the_explorer_needs_no_prefect() -> None:
+    code = (
+        "import sys; from tests.support.submission_model import Person, Setting, explore; "
+        "explore(Setting((Person(),))); print('prefect' in sys.modules)"
+    )
+    root: Any = Path(__file__).parents[3]
+    run = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True, timeout=60)
+    assert run.stdout.strip() == "False"

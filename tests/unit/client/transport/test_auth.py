@@ -1,0 +1,219 @@
+"""Tokens: one exchange for all, early renewal, discarding without races."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from prefect_qruntime.client.transport.auth import TokenSource
+from prefect_qruntime.errors import AuthenticationError, QuantumRuntimeError, ServiceUnavailable
+from prefect_qruntime.redact import MASK, redact
+from tests.support.mock_client import QUICK, connection
+
+
+class Iam:
+    """Counts exchanges; answers when let."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.now = 0.0
+        self.life: Any = 3600.0
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.answers: list[httpx.Response | Exception] = []
+
+    async def handle(self, request: httpx.Request) -> httpx.Response:
+        self.calls += 1
+        number = self.calls
+        await self.gate.wait()
+        if self.answers:
+            answer = self.answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+        return httpx.Response(200, json={"access_token": f"token-number-{number}", "expires_in": self.life})
+
+
+@asynccontextmanager
+async def source_of(iam: Iam) -> AsyncIterator[TokenSource]:
+    async with httpx.AsyncClient(transport=httpx.MockTransport(iam.handle)) as http:
+        yield TokenSource(connection(), http, patience=QUICK, clock=lambda: iam.now)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - there is no event to wait for in the code under test
+            await asyncio.sleep(0)
+
+
+async def test_fifty_callers_one_exchange() -> None:
+    iam = Iam()
+    async with source_of(iam) as source:
+        iam.gate.clear()
+        callers = [asyncio.create_task(source.get()) for _ in range(50)]
+        await until(lambda: iam.calls == 1)
+        iam.gate.set()
+        assert set(await asyncio.gather(*callers)) == {"token-number-1"}
+        assert iam.calls == 1
+
+
+async def test_a_cancelled_caller_takes_the_token_from_nobody() -> None:
+    iam = Iam()
+    async with source_of(iam) as source:
+        iam.gate.clear()
+        first, second = (asyncio.create_task(source.get()) for _ in range(2))
+        await until(lambda: iam.calls == 1)
+        first.cancel()
+        await asyncio.wait([first])
+        iam.gate.set()
+        assert await second == "token-number-1"
+        assert first.cancelled()
+        assert iam.calls == 1
+
+
+async def test_the_life_of_a_token() -> None:
+    iam = Iam()
+    async with source_of(iam) as source:
+        assert source.seconds_left is None
+        assert await source.get() == "token-number-1"
+        iam.now = 2879.0  # 80 % of an hour less a second
+        assert await source.get() == "token-number-1"
+        assert (iam.calls, source.seconds_left) == (1, 721.0)
+        iam.now = 2881.0  # renewed early, in the background: the old one serves meanwhile
+        iam.gate.clear()
+        assert [await source.get() for _ in range(20)] == ["token-number-1"] * 20
+        await until(lambda: iam.calls == 2)
+        iam.gate.set()
+        await until(lambda: (source.seconds_left or 0) > 3000)
+        assert await source.get() == "token-number-2"
+        iam.now += 3599.0  # too late for a new request, without early renewal in between
+        assert await source.get() == "token-number-3"
+        assert iam.calls == 3
+
+
+async def test_a_failed_early_renewal_is_nobody_s_error_and_is_tried_again() -> None:
+    iam = Iam()
+    async with source_of(iam) as source:
+        await source.get()
+        iam.now = 3000.0
+        iam.answers = [httpx.Response(400, json={"errorCode": "BXNIM0415E"})]
+        async with asyncio.timeout(5):
+            while iam.calls < 3:
+                assert await source.get() == "token-number-1"
+                await asyncio.sleep(0)
+        await until(lambda: (source.seconds_left or 0) > 3000)
+        assert await source.get() == "token-number-3"
+
+
+async def test_short_lives_are_used_to_their_end() -> None:
+    iam = Iam()
+    iam.life = 2.0
+    async with source_of(iam) as source:
+        for tenth in range(100):  # ten seconds
+            iam.now = tenth / 10
+            await source.get()
+        assert iam.calls <= 10 / 2 + 2
+
+
+async def test_discarding_only_hits_the_refused_token() -> None:
+    iam = Iam()
+    async with source_of(iam) as source:
+        old = await source.get()
+        source.discard("another")
+        assert await source.get() == old
+        # Fifty requests met the same 401; the late ones must not throw away the new token.
+        source.discard(old)
+        new = await source.get()
+        for _ in range(49):
+            source.discard(old)
+            assert await source.get() == new
+        assert iam.calls == 2
+
+
+async def test_outages_are_repeated_and_a_bad_key_is_not() -> None:
+    iam = Iam()
+    async with source_of(iam) as source:
+        iam.answers = [
+            httpx.Response(503),
+            httpx.ConnectError("refused"),
+            httpx.ReadTimeout("slow"),
+            httpx.Response(200, text="<html>"),
+        ]
+        assert await source.get() == "token-number-5"
+    bad = Iam()
+    async with source_of(bad) as source:
+        bad.answers = [httpx.Response(400, json={"errorCode": "BXNIM0415E", "errorMessage": "x"})]
+        with pytest.raises(AuthenticationError, match="API key not found"):
+            await source.get()
+        assert bad.calls == 1
+        assert await source.get() == "token-number-2"  # the key may have been made since
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        ({}, AuthenticationError),
+        ({"access_token": ""}, AuthenticationError),
+        ({"access_token": None}, AuthenticationError),
+        ({"access_token": "a\r\nX: y"}, AuthenticationError),
+        ({"access_token": "two words"}, AuthenticationError),
+        ({"access_token": "é" * 9}, AuthenticationError),
+        ({"access_token": "t-123456", "expires_in": 0}, QuantumRuntimeError),
+        ({"access_token": "t-123456", "expires_in": True}, QuantumRuntimeError),
+        ({"access_token": "t-123456", "expires_in": "3600"}, QuantumRuntimeError),
+        ([], QuantumRuntimeError),
+    ],
+)
+async def test_answers_without_a_usable_token(body: Any, error: type[QuantumRuntimeError]) -> None:
+    iam = Iam()
+    async with source_of(iam) as source:
+        iam.answers = [httpx.Response(200, json=body)]
+        with pytest.raises(error) as caught:
+            await source.get()
+        assert "t-123456" not in str(caught.value)
+
+
+async def test_a_missing_life_is_an_hour() -> None:
+    iam = Iam()
+    async with source_of(iam) as source:
+        iam.answers = [httpx.Response(200, json={"access_token": "token-number-0"})]
+        await source.get()
+        assert source.seconds_left == 3600.0
+
+
+async def test_the_wall_clock_does_not_matter() -> None:
+    iam = Iam()
+    async with source_of(iam) as source:
+        iam.answers = [
+            httpx.Response(200, json={"access_token": "token-number-0", "expires_in": 3600, "expiration": 12})
+        ]
+        await source.get()
+        iam.now = 1000.0
+        assert await source.get() == "token-number-0"
+
+
+async def test_a_token_is_known_to_redaction_and_shown_nowhere() -> None:
+    iam = Iam()
+    async with source_of(iam) as source:
+        token = await source.get()
+        assert redact(f"x {token}") == f"x {MASK}"
+        assert token not in repr(source.__dict__)
+
+
+async def test_errors_hold_no_key() -> None:
+    iam = Iam()
+    async with httpx.AsyncClient(transport=httpx.MockTransport(iam.handle)) as http:
+        mine = connection(api_key="the-key-of-this-test")
+        source = TokenSource(mine, http, patience=QUICK)
+        echo = httpx.Response(400, json={"errorCode": "X", "errorMessage": "apikey the-key-of-this-test is bad"})
+        for trouble in (httpx.UnsupportedProtocol("the-key-of-this-test"), echo):
+            iam.answers = [trouble] * 50
+            with pytest.raises((ServiceUnavailable, AuthenticationError)) as caught:
+                await source.get()
+            assert "the-key-of-this-test" not in f"{caught.value} {caught.value!r} {caught.value.fields}"
+            assert caught.value.__context__ is None

@@ -1,0 +1,431 @@
+"""Large bodies over real sockets: in pieces to the disk, whole or not at all, and never beyond a limit."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gzip
+import hashlib
+import os
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.transport.retrying import RetryDeadlines
+from prefect_qruntime.client.transport.spool import BodyStore
+from prefect_qruntime.errors import JobFailed, NotFound, QuantumRuntimeError, ServiceUnavailable
+from prefect_qruntime.models import JobStatus
+from tests.support.mock_client import connection
+
+BODY = b'{"results": [{"data": {"c": {"samples": [' + b'"0x3",' * 50_000 + b'"0x0"], "num_bits": 2}}, "metadata": {}}]}'
+QUICK = RetryDeadlines(token=5.0, read=5.0, fetch=5.0, first_pause=0.01)
+
+
+class Service(ThreadingHTTPServer):
+    """Answers with IAM tokens, jobs, and whatever the test queued as results; the last one again and again."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answers: list[Callable[[Handler], None]] = []
+        self.asked: list[str] = []
+        self.status = "Completed"
+        self.private = False
+
+    def handle_error(self, *_: Any) -> None:
+        """A client that hangs up is what some tests are about."""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Service
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.reply(b'{"access_token": "token-0123456789", "expires_in": 3600}')
+
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)
+        if "/results" in self.path or "/bucket" in self.path:
+            answers = self.server.answers
+            (answers.pop(0) if len(answers) > 1 else answers[0])(self)
+        else:
+            job = f'{{"id": "d1", "status": "{self.server.status}", "private": {str(self.server.private).lower()}}}'
+            self.reply(job.encode())
+
+    def reply(self, body: bytes, status: int = 200, *, promised: int | None = None, **headers: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(promised or len(body)))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+        if promised is not None:
+            self.close_connection = True
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+def whole(body: bytes = BODY, **headers: str) -> Callable[[Handler], None]:
+    return lambda handler: handler.reply(body, **headers)
+
+
+def broken_off(handler: Handler) -> None:
+    handler.reply(BODY[: len(BODY) // 2], promised=len(BODY))
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    server = Service()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def client(service: Service) -> QuantumRuntimeClient:
+    return QuantumRuntimeClient(connection(base_url=service.url, iam_url=service.url), patience=QUICK)
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> BodyStore:
+    return BodyStore(directory=tmp_path / "private" / "results", memory_limit=10_000)
+
+
+def files(shelf: BodyStore) -> list[str]:
+    assert shelf.directory is not None
+    return sorted(path.name for path in shelf.directory.iterdir()) if shelf.directory.exists() else []
+
+
+def test_a_large_body_is_a_private_file_with_its_digest(
+    service: Service, client: QuantumRuntimeClient, shelf: BodyStore
+) -> None:
+    service.answers = [whole()]
+    result = client.run(client.result("d1", shelf=shelf))
+    assert result.file is not None
+    assert (result.file.size, result.file.sha256) == (len(BODY), hashlib.sha256(BODY).hexdigest())
+    path = Path(result.file.path)
+    assert path.read_bytes() == BODY
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert files(shelf) == [path.name]
+    assert result.counts() == {"11": 50_000, "00": 1}
+
+
+def test_a_small_body_stays_in_memory(service: Service, client: QuantumRuntimeClient, tmp_path: Path) -> None:
+    service.answers = [whole()]
+    result = client.run(client.result("d1", shelf=BodyStore(directory=tmp_path / "r", memory_limit=len(BODY))))
+    assert result.file is None
+    assert result.counts() == {"11": 50_000, "00": 1}
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_body_that_breaks_off_is_fetched_again(
+    service: Service, client: QuantumRuntimeClient, shelf: BodyStore
+) -> None:
+    service.answers = [broken_off, lambda handler: handler.reply(b"", 503), broken_off, whole()]
+    result = client.run(client.result("d1", shelf=shelf))
+    assert result.counts() == {"11": 50_000, "00": 1}
+    assert len(service.asked) == 4
+    assert len(files(shelf)) == 1
+
+
+def test_a_body_that_always_breaks_off_leaves_nothing_behind(service: Service, shelf: BodyStore) -> None:
+    patience = RetryDeadlines(fetch=0.2, first_pause=0.01)
+    client = QuantumRuntimeClient(connection(base_url=service.url, iam_url=service.url), patience=patience)
+    service.answers = [broken_off]
+    with pytest.raises(ServiceUnavailable):
+        client.run(client.result("d1", shelf=shelf))
+    assert files(shelf) == []
+
+
+def test_a_cut_body_whose_length_nobody_promised(
+    service: Service, client: QuantumRuntimeClient, shelf: BodyStore
+) -> None:
+    service.answers = [whole(BODY[:30_000])]
+    with pytest.raises(ServiceUnavailable, match="cut off") as caught:
+        client.run(client.result("d1", shelf=shelf))
+    assert caught.value.advice.kind == "same-request"
+    assert files(shelf) == []
+
+
+def test_a_large_text_of_a_failed_job_is_its_error(
+    service: Service, client: QuantumRuntimeClient, shelf: BodyStore
+) -> None:
+    service.status = "Failed"
+    service.answers = [whole(b"[stderr] Traceback\n" + b"x" * 90_000 + b"\nRuntimeError: boom")]
+    with pytest.raises(JobFailed, match="RuntimeError: boom"):
+        client.run(client.result("d1", shelf=shelf))
+    assert files(shelf) == []
+
+
+def test_packed_bodies_are_unpacked_to_the_disk(
+    service: Service, client: QuantumRuntimeClient, shelf: BodyStore
+) -> None:
+    service.answers = [whole(gzip.compress(BODY), Content_Encoding="gzip")]
+    result = client.run(client.result("d1", shelf=shelf))
+    assert result.file is not None
+    assert Path(result.file.path).read_bytes() == BODY
+
+
+def test_a_body_that_unfolds_beyond_the_limit_is_refused(
+    service: Service, client: QuantumRuntimeClient, shelf: BodyStore, tmp_path: Path
+) -> None:
+    small = BodyStore(directory=tmp_path / "r", memory_limit=10_000, size_limit=1_000_000)
+    service.answers = [whole(gzip.compress(b"[" + b" " * 50_000_000 + b"]"), Content_Encoding="gzip")]
+    with pytest.raises(QuantumRuntimeError, match="larger than 1000000") as caught:
+        client.run(client.result("d1", shelf=small))
+    assert "result_size_limit_bytes" in str(caught.value.solution)
+    assert len(service.asked) == 1
+    assert files(small) == []
+
+
+def test_a_damaged_packing_is_fetched_again(service: Service, client: QuantumRuntimeClient, shelf: BodyStore) -> None:
+    packed = gzip.compress(BODY)
+    service.answers = [whole(packed[:20] + b"\0" * 20 + packed[40:], Content_Encoding="gzip"), whole()]
+    assert client.run(client.result("d1", shelf=shelf)).counts() == {"11": 50_000, "00": 1}
+
+
+def test_a_large_body_kept_elsewhere(service: Service, client: QuantumRuntimeClient, shelf: BodyStore) -> None:
+    moved = f'{{"url": "{service.url}/bucket/r?Signature=0123456789"}}'.encode()
+    service.answers = [whole(moved), broken_off, whole()]
+    result = client.run(client.result("d1", shelf=shelf))
+    assert result.file is not None
+    assert result.counts() == {"11": 50_000, "00": 1}
+    assert [path.partition("?")[0] for path in service.asked] == ["/jobs/d1/results", "/bucket/r", "/bucket/r"]
+
+
+def _full(*args: Any) -> int:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk(
+    service: Service, client: QuantumRuntimeClient, shelf: BodyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service.answers = [whole()]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", _full)
+        with pytest.raises(QuantumRuntimeError, match="No space left") as caught:
+            client.run(client.result("d1", shelf=shelf))
+    assert "result_directory" in str(caught.value.solution)
+    assert caught.value.advice.kind == "never"
+    assert len(service.asked) == 1
+    assert files(shelf) == []
+
+
+@pytest.mark.parametrize("writes", [0, 1])
+def test_a_full_disk_does_not_cost_the_only_copy(
+    service: Service, client: QuantumRuntimeClient, shelf: BodyStore, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    write, left = os.write, [writes]
+
+    def sometimes(file: int, data: Any) -> int:
+        left[0] -= 1
+        return write(file, data[:1000]) if left[0] >= 0 else _full()
+
+    service.answers = [whole(), lambda handler: handler.reply(b"", 404)]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", sometimes)
+        result = client.run(client.result("d1", shelf=shelf.for_only_copy()))
+    assert result.file is None
+    assert result.counts() == {"11": 50_000, "00": 1}
+    assert files(shelf) == []
+
+
+def test_the_only_copy_is_found_again_on_the_disk(
+    service: Service, client: QuantumRuntimeClient, shelf: BodyStore
+) -> None:
+    service.private = True
+    service.answers = [whole(b'{"results": []}'), lambda handler: handler.reply(b"", 404)]
+    only = shelf.for_only_copy()
+    client.run(client.result("d1", shelf=only))  # and the process dies before it can hand it on
+    again = client.run(client.result("d1", shelf=only))
+    assert again.raw == {"results": []}
+    assert len(service.asked) == 1
+    assert again.file is not None
+    again.file.discard()
+    with pytest.raises(NotFound, match="read before"):
+        client.run(client.result("d1", shelf=only))
+
+
+@pytest.mark.parametrize("body", [b'{"results": [{"data": {"c": {"sam', b"<html>gateway</html>"])
+def test_a_damaged_only_copy_is_kept_and_named(
+    service: Service, client: QuantumRuntimeClient, shelf: BodyStore, body: bytes
+) -> None:
+    service.private = True
+    service.answers = [whole(body), lambda handler: handler.reply(b"", 404)]
+    for _ in range(2):  # the second time from the disk
+        with pytest.raises(ServiceUnavailable, match="no second copy") as caught:
+            client.run(client.result("d1", shelf=shelf.for_only_copy()))
+        assert caught.value.advice.kind == "never"
+        (name,) = files(shelf)
+        path = (shelf.directory or Path()) / name
+        assert str(path) in str(caught.value)
+        assert path.read_bytes() == body
+    assert len([path for path in service.asked if "/results" in path]) == 1
+
+
+def test_the_traceback_of_a_failed_private_job_is_no_copy_to_keep(
+    service: Service, client: QuantumRuntimeClient, shelf: BodyStore
+) -> None:
+    service.private, service.status = True, "Failed"
+    service.answers = [whole(b"Traceback: boom")]
+    with pytest.raises(JobFailed, match="boom"):
+        client.run(client.result("d1", shelf=shelf.for_only_copy()))
+    assert files(shelf) == []
+
+
+def test_a_cancelled_download_leaves_nothing_behind(
+    service: Service, client: QuantumRuntimeClient, shelf: BodyStore
+) -> None:
+    gate = threading.Event()
+
+    def slow(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(BODY)))
+        handler.end_headers()
+        handler.wfile.write(BODY[:100_000])
+        gate.wait(20)
+
+    service.answers = [slow]
+
+    async def cancelled() -> None:
+        task = asyncio.create_task(client.result("d1", shelf=shelf))
+        while not files(shelf):  # noqa: ASYNC110 - a folder tells nobody
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancelled())
+    gate.set()
+    assert files(shelf) == []
+
+
+def test_the_file_of_another_machine(service: Service, client: QuantumRuntimeClient, shelf: BodyStore) -> None:
+    service.answers = [whole()]
+    result = client.run(client.result("d1", shelf=shelf))
+    assert result.file is not None
+    changed = result.model_copy()
+    path = Path(result.file.path)
+    path.write_bytes(BODY.replace(b"0x0", b"0x1"))
+    with pytest.raises(NotFound, match="changed") as caught:
+        changed.counts()
+    path.unlink()
+    with pytest.raises(NotFound, match="not on this machine") as caught:
+        result.counts()
+    assert "fetch_results(credentials, 'd1')" in str(caught.value.solution)
+    assert caught.value.job_id == "d1"
+
+
+def test_what_nobody_reads_is_cleaned_up(service: Service, client: QuantumRuntimeClient, shelf: BodyStore) -> None:
+    service.answers = [whole()]
+    assert shelf.directory is not None
+    names = ("old.body", ".old.body.0a.part", "read.body", "private.only.body", "note.txt")
+    shelf.directory.mkdir(parents=True)
+    for name in names:
+        (shelf.directory / name).write_bytes(b"{}")
+        os.utime(shelf.directory / name, (time.time() - 8 * 86400,) * 2)
+    found = shelf.find("read")
+    assert found is not None
+    assert found.read(bytes) == b"{}"
+    client.run(client.result("d1", shelf=shelf))
+    kept = [name for name in files(shelf) if not name.startswith("d1-")]
+    assert kept == ["note.txt", "private.only.body", "read.body"]
+
+
+@pytest.mark.timeout(30)
+def test_large_results_leave_room_for_other_requests(
+    service: Service, client: QuantumRuntimeClient, shelf: BodyStore
+) -> None:
+    go_on = threading.Event()
+
+    def slow(handler: Handler) -> None:
+        go_on.wait(20)
+        handler.reply(BODY)
+
+    service.answers = [slow]
+
+    async def main() -> None:
+        downloads = [asyncio.create_task(client.result(f"d{n}", shelf=shelf)) for n in range(8)]
+        while len([path for path in service.asked if "/results" in path]) < 6:  # noqa: ASYNC110 - a thread counts
+            await asyncio.sleep(0.01)
+        assert (await client.job("d9")).status is JobStatus.COMPLETED, "while six are under way and two stand in line"
+        assert not any(download.done() for download in downloads)
+        go_on.set()
+        await asyncio.gather(*downloads)
+
+    try:
+        asyncio.run(main())
+    finally:
+        go_on.set()
+
+
+MEMORY = """
+import sys, threading
+from pathlib import Path
+import psutil
+from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.transport.spool import BodyStore
+from prefect_qruntime.client.connection import Connection
+
+url, folder = sys.argv[1:]
+crn = "crn:v1:bluemix:public:quantum-computing:us-east:a/0123abcd:11aa-22bb::"
+client = QuantumRuntimeClient(Connection(api_key="memory-test-key", crn=crn, base_url=url, iam_url=url))
+shelf = BodyStore(directory=Path(folder))
+client.run(client.result("d1", shelf=shelf))
+me, most, done = psutil.Process(), 0, threading.Event()
+
+def watch():
+    global most
+    while not done.wait(0.002):
+        most = max(most, me.memory_info().rss)
+
+before = me.memory_info().rss
+watcher = threading.Thread(target=watch)
+watcher.start()
+result = client.run(client.result("d2", shelf=shelf))
+done.set()
+watcher.join()
+print(result.file.size, max(most, me.memory_info().rss) - before, shelf.memory_limit)
+"""
+
+
+@pytest.mark.slow
+def test_300_megabytes_cost_no_more_memory_than_one_piece(service: Service, tmp_path: Path) -> None:
+    piece = b" " * 1_000_000
+
+    def large(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(300 * len(piece)))
+        handler.end_headers()
+        handler.wfile.write(b'{"results": []' + piece[14:])
+        for _ in range(298):
+            handler.wfile.write(piece)
+        handler.wfile.write(piece[:-1] + b"}")
+
+    # The first, small one brings in what every download needs: certificates aside, modules and buffers.
+    service.answers = [whole(b'{"results": []}'), large]
+    command = [sys.executable, "-c", MEMORY, service.url, str(tmp_path)]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout
+    size, grown, limit = map(int, shown.split())
+    assert size == 300_000_000
+    assert grown <= 1.5 * limit, f"grew by {grown / 1e6:.1f} MB"
