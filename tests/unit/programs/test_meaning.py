@@ -163,7 +163,7 @@ def test_what_cannot_be_told_is_doubted(monkeypatch: pytest.MonkeyPatch) -> None
     circuit = QuantumCircuit(1)
     circuit.append(_Odd(), [0])
     circuit.measure_all()
-    assert "does not say what it does" in make_spec([circuit], backend="b").doubts[0]
+    assert "without a definition" in make_spec([circuit], backend="b").doubts[0]
     encoded = make_spec([(_free(), [0.1])], backend="b").pubs[0].circuit
     assert "known by its text" in make_spec([(encoded, [0.1])], backend="b").doubts[0]
     assert not make_spec([(_free(), [0.1])], backend="b").doubts
