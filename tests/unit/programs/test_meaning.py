@@ -185,3 +185,21 @@ def test_plain_payloads_import_nothing() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True)
     assert run.stdout.split() == ["()", "False", "False"]
+
+
+@pytest.mark.parametrize("seed", range(0, 200, 20))
+def test_a_circuit_and_its_qpy_are_the_same(seed: int) -> None:
+    import io
+
+    from qiskit import qpy
+    from qiskit.circuit.random import random_circuit
+
+    from prefect_qruntime.client.inputs.identity import identity_of
+
+    for number in range(seed, seed + 20):
+        circuit = build(number) if number % 2 else random_circuit(4, 6, conditional=True, measure=True, seed=number)
+        target = io.BytesIO()
+        qpy.dump(circuit, target, version=17)
+        again = qpy.load(io.BytesIO(target.getvalue()))[0]
+        assert set(identity_of(circuit, b"")) == {"circuit"}
+        assert identity_of(circuit, b"") == identity_of(again, b"")
