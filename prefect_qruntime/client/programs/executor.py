@@ -17,10 +17,9 @@ from typing import Any, Literal
 from prefect_qruntime.client.inputs.circuits import MAX_QPY_VERSION, load_qpy
 from prefect_qruntime.client.inputs.parameters import check_parameters, points_shape
 from prefect_qruntime.client.inputs.qasm import scan
-from prefect_qruntime.client.programs import openqasm
+from prefect_qruntime.client.programs import RECIPE_AUTHOR, RECIPE_VERSION, openqasm
 from prefect_qruntime.client.programs.executor_options import measurement_level, program_options
 from prefect_qruntime.client.programs.expectation import make_plan, shots_for
-from prefect_qruntime.client.programs.recipe import RECIPE_AUTHOR, RECIPE_VERSION
 from prefect_qruntime.client.programs.tensors import encode_tensor
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.spec import JobSpec, Pub

@@ -21,12 +21,12 @@ from datetime import datetime
 from typing import Any
 
 from prefect_qruntime.client.decode import Allowance, ExecutionSpan, NpyArray, nested
+from prefect_qruntime.client.programs import RECIPE_AUTHOR, RECIPE_VERSION
 from prefect_qruntime.client.programs.expectation import Columns, Plan, estimate
-from prefect_qruntime.client.programs.recipe import recipe_of
 from prefect_qruntime.client.programs.tensors import Tensor, bit_rows, broadcast_places, decode_tensor
 from prefect_qruntime.client.result_samples import PackedRegister
 
-__all__ = ["ExecutorPub", "count_pubs", "is_executor_result", "result_metadata", "view_executor_pub"]
+__all__ = ["ExecutorPub", "count_pubs", "is_executor_result", "recipe_of", "result_metadata", "view_executor_pub"]
 
 _FLIPS = "measurement_flips."
 _IQ = ("_avg_iq", "_iq")
@@ -43,6 +43,19 @@ class ExecutorPub:
     kind: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How the items become PUBs.
+
+    Attributes:
+        kind: `sampler`, `estimator`, `ibm-sampler`, `ibm-estimator` or `items`.
+        record: The post-processing record; empty for `items`.
+    """
+
+    kind: str
+    record: Mapping[str, Any]
+
+
 def is_executor_result(raw: Any) -> bool:
     """Whether a result body is one of the executor, by its form."""
     if not isinstance(raw, dict) or not isinstance(raw.get("schema_version"), str):
@@ -53,6 +66,34 @@ def is_executor_result(raw: Any) -> bool:
     if not items:  # other programs have results without data, too
         return "passthrough_data" in raw or (metadata is not None and "chunk_timing" in metadata)
     return all(isinstance(item, dict) and isinstance(item.get("results"), dict) for item in items)
+
+
+def recipe_of(raw: Mapping[str, Any]) -> Recipe:
+    """Find out who made the quantum program.
+
+    Raises:
+        ValueError: A recipe of a version that is not known: its items must not be taken for PUBs.
+    """
+    passed = raw.get("passthrough_data")
+    record = passed.get("post_processor") if isinstance(passed, dict) else None
+    if not isinstance(passed, dict) or not isinstance(record, dict) or "version" not in record:
+        return Recipe("items", {})
+    version = record["version"]
+    if record.get("by") == RECIPE_AUTHOR:
+        if version != RECIPE_VERSION or record.get("program") not in ("sampler", "estimator"):
+            raise ValueError(
+                f"it was submitted by another version of prefect-qruntime, whose recipe {version!r:.40} is not known "
+                "here; `.raw` has the data"
+            )
+        return Recipe(record["program"], record)
+    theirs = "qiskit_mitigation" in passed or "num_pubs" in record
+    if not theirs and not {"twirling", "meas_type"} <= record.keys():
+        return Recipe("items", {})  # a record of another client, which does not describe the items
+    if version != "v0.1":
+        raise ValueError(
+            f"it was made by IBM's client, whose recipe {version!r:.40} is not known here; `.raw` has the data"
+        )
+    return Recipe("ibm-estimator" if theirs else "ibm-sampler", record)
 
 
 def count_pubs(raw: Mapping[str, Any]) -> int:

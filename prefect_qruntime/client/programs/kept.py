@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from prefect_qruntime.client.inputs.meaning import meaning_of
-from prefect_qruntime.client.programs.recipe import RECIPE_AUTHOR
+from prefect_qruntime.client.programs import RECIPE_AUTHOR
 from prefect_qruntime.client.programs.route import on_executor
 from prefect_qruntime.errors import InvalidInput
 
