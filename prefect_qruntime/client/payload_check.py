@@ -14,6 +14,7 @@ from typing import Any
 
 from prefect_qruntime.client.inputs.circuit_digest import identity_of
 from prefect_qruntime.client.inputs.circuits import is_encoded_circuit, load_qpy, qpy_bytes
+from prefect_qruntime.client.inputs.meaning import meaning_of
 from prefect_qruntime.client.inputs.spec import JobSpec, Pub
 from prefect_qruntime.client.programs.kept import executor_difference, may_be_job_of
 from prefect_qruntime.errors import InvalidInput
@@ -90,7 +91,8 @@ def input_difference(spec: JobSpec, sent: dict[str, Any], kept: dict[str, Any], 
     if spec.pubs and "quantum_program" in kept:
         return executor_difference(spec, kept, exact=exact)
     if spec.params is not None:
-        if sent == kept or replace(spec, params=kept).digest() == spec.digest():
+        # QPY inside it differs each time it is written: compared is what both mean.
+        if sent == kept or replace(spec, params=kept, meaning=meaning_of(kept)).digest() == spec.digest():
             return None
         return _difference(sent, kept, "params") or "its params are others"
     for name in ("pubs", "circuits"):

@@ -245,7 +245,9 @@ class _Caller:
             log.info("job %s: the payload is too large to be read back; only its program is compared", job.id)
             return None
         kept, sent = await self.service.job_input(job.id), self.service.job_params(on_service(spec))
-        if is_small(spec) and not spec.support_qiskit:
+        # Whatever may hold QPY is decoded elsewhere: reading it can take seconds, and import qiskit.
+        plain = not spec.support_qiskit and spec.params is None and "quantum_program" not in kept
+        if is_small(spec) and plain:
             return input_difference(spec, sent, kept, exact=exact)
         return await asyncio.to_thread(input_difference, spec, sent, kept, exact=exact)
 

@@ -229,7 +229,8 @@ async def plan_submission(credentials: QuantumRuntimeCredentials, pubs: Any, sub
 
     def read() -> Plan:
         fields = spec_fields(submission)
-        spec = make_spec(pubs, **fields)
+        # For its digest alone a submission needs no quantum program, and before a transpilation there may be none.
+        spec = make_spec(pubs, **({**fields, "route": "service"} if transpiles else fields))
         digest = spec.digest()
         if configuration is not None and transpiles:
             transpiled = transpile_pubs(pubs, configuration, program_id=spec.program_id)

@@ -32,7 +32,7 @@ from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.programs import make_spec
-from prefect_qruntime.client.programs.route import on_executor, program_is_gone
+from prefect_qruntime.client.programs.route import on_executor, program_is_gone, route_notices
 from prefect_qruntime.client.submission import Intent
 from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
@@ -79,6 +79,10 @@ async def _submit(
     settings = current_settings()
     where = await current_run()
     spec, digest = plan.spec, plan.digest
+    for notice in route_notices(spec):
+        notifications.log_to_run(notice, level=logging.WARNING)
+    for doubt in spec.doubts:
+        notifications.log_to_run(f"{doubt} The same work, written again in another process, may count as new work.")
     if submission_key is not None:
         identity, number = keys.explicit_identity(submission_key), 0
     else:

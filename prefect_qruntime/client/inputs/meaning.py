@@ -2,9 +2,9 @@
 
 Two payloads that compute the same can differ in every byte: QPY holds random parameter ids and counted names,
 compressed bytes depend on the library, a samplex holds QPY within JSON within JSON. So all of these are decoded:
-circuits become their digest, arrays their values. If something cannot be told (qiskit is not installed, a circuit
-holds an operation that does not say what it does), its bytes stand in and a doubt says so: then a payload that was
-built anew may count as new work.
+circuits become their digest, arrays their values. If something cannot be decoded (qiskit is not installed, a circuit
+has an operation without a definition), its bytes are used instead and a doubt is recorded: the same work, built again,
+may then count as new work.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Meaning:
 
     Attributes:
         canonical: Plain JSON, equal for equal work.
-        doubts: Where that could not be told, one sentence each.
+        doubts: What could not be decoded, one sentence each.
         source: The payload itself: a form is that of one object, and of no other that took its place.
     """
 
@@ -136,7 +136,9 @@ class _Reader:
             return ["qpy", digest]
         identities = [identity_of(circuit, qpy) for circuit in circuits]
         if any("qpy" in identity for identity in identities):
-            self.doubts.append(f"{path} holds a circuit with an operation that does not say what it does.")
+            self.doubts.append(
+                f"{path} holds a circuit that has an operation without a definition that could be compared."
+            )
         return ["circuits", identities]
 
     def _tensor(self, value: dict[str, Any], path: str) -> Any:

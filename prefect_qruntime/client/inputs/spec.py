@@ -72,7 +72,7 @@ class JobSpec:
     max_execution_time: int | None = None
     private: bool = False
     support_qiskit: bool = False
-    meaning: Any = None
+    meaning: Any = field(default=None, repr=False)
     doubts: tuple[str, ...] = ()
     prepared: dict[str, Any] | None = field(default=None, repr=False)
     may_turn: bool = False

@@ -56,7 +56,7 @@ class Agreement:
     comparisons: tuple[Comparison, ...]
 
     def __str__(self) -> str:
-        """What to tell a user."""
+        """The outcome as one sentence for users."""
         rate = f"two runs of one circuit are said to differ in at most {self.false_alarm:.2%} of cases"
         if not self.comparisons:
             return f"Nothing to compare ({rate})."

@@ -299,7 +299,7 @@ def _circuit_measurement(circuit: Any, basis: dict[int, str], width: int, field:
         raise InvalidInput(
             f"has {circuit.num_qubits} qubits and its observables {width} letters; they must be as many", field=field
         )
-    # With control flow qiskit would also take away measurements that a condition reads.
+    # In a circuit with control flow qiskit would also remove measurements that a condition reads.
     plain = circuit.has_control_flow_op()
     target = circuit.copy() if plain else circuit.remove_final_measurements(inplace=False)
     register = openqasm.unused_name("qr_meas", [name.name for name in target.cregs])

@@ -88,7 +88,7 @@ def recipe_of(raw: Mapping[str, Any]) -> Recipe:
         return Recipe(record["program"], record)
     theirs = "qiskit_mitigation" in passed or "num_pubs" in record
     if not theirs and not {"twirling", "meas_type"} <= record.keys():
-        return Recipe("items", {})  # somebody else's record, which says nothing about the items here
+        return Recipe("items", {})  # a record of another client, which does not describe the items
     if version != "v0.1":
         raise ValueError(
             f"it was made by IBM's client, whose recipe {version!r:.40} is not known here; `.raw` has the data"
@@ -104,7 +104,7 @@ def count_pubs(raw: Mapping[str, Any]) -> int:
     if recipe.kind == "ibm-estimator":
         count = recipe.record["num_pubs"]
         if type(count) is not int or not 0 <= count <= len(raw["data"]):
-            raise ValueError(f"its recipe speaks of {count!r:.40} PUBs, but there are {len(raw['data'])} items")
+            raise ValueError(f"its recipe has {count!r:.40} PUBs, but there are {len(raw['data'])} items")
         return count
     return len(raw["data"])
 
@@ -202,8 +202,8 @@ def _item(raw: Mapping[str, Any], index: int, allowance: Allowance, *, joined: b
         fields[key] = _joined(tensor, average) if joined else tensor.as_array()
         if shape is None and tensor.dtype == "c128":
             shape = fields[key].shape[: -1 if average else -2]
-    told = {name: value for name, value in (item.get("metadata") or {}).items() if value is not None}
-    metadata: dict[str, Any] = {"compilation": told} if told else {}
+    compilation = {name: value for name, value in (item.get("metadata") or {}).items() if value is not None}
+    metadata: dict[str, Any] = {"compilation": compilation} if compilation else {}
     # Data of a PUB have its shape in front; what has another goes beside them.
     beside = {name: found for name, found in fields.items() if found.shape[: len(shape or ())] != (shape or ())}
     if not joined:

@@ -123,7 +123,7 @@ def _doubts(pubs: Sequence[Pub]) -> Iterator[str]:
         if pub.identity is None and not isinstance(pub.circuit, str):
             yield f"pubs[{place}].circuit is an encoded circuit, which is known by its text."
         elif isinstance(pub.identity, dict) and "qpy" in pub.identity:
-            yield f"pubs[{place}].circuit holds an operation that does not say what it does."
+            yield f"pubs[{place}].circuit has an operation without a definition that could be compared."
 
 
 def _raw(params: Any, pubs: Any, shots: Any, options: Any) -> dict[str, Any]:

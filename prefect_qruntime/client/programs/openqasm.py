@@ -85,7 +85,7 @@ def qubit_operands(text: str, *, field: str) -> list[str]:
     A circuit on physical qubits has all of them up to the highest that it names.
 
     Raises:
-        InvalidInput: The size of a register cannot be told from the text.
+        InvalidInput: The size of a register cannot be read from the text.
     """
     constants: dict[str, int] = {}
     operands: list[str] = []

@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from prefect_qruntime.client.inputs.quantum_program import has_ibm
+from prefect_qruntime.client.inputs.quantum_program import IBM_EXTRA, has_ibm
 from prefect_qruntime.client.programs.executor import CircuitForm, executor_params
 from prefect_qruntime.client.programs.executor_options import options_that_need_ibm
 from prefect_qruntime.client.programs.ibm import ibm_params
@@ -33,6 +33,7 @@ __all__ = [
     "on_executor",
     "program_is_gone",
     "program_params",
+    "route_notices",
 ]
 
 PrimitiveRoute = Literal["service", "executor"]
@@ -146,3 +147,16 @@ def on_executor(spec: JobSpec, *, form: CircuitForm = "auto", backend: Any = Non
     if spec.params is not None:
         raise InvalidInput("'executor' is for PUBs; raw params= have a program of their own", field="route")
     return replace(spec, prepared=program_params(spec, form=form, backend=backend))
+
+
+def route_notices(spec: JobSpec) -> tuple[str, ...]:
+    """What differs on the route of a submission although no option was refused: to be logged when it is submitted."""
+    if spec.route != "executor" or spec.program_id != "estimator":
+        return ()
+    if "resilience_level" in spec.options or any(options_that_need_ibm(spec.options)):
+        return ()
+    return (
+        'The route "executor" runs the estimator without error mitigation, while the service\'s own estimator would '
+        "mitigate readout errors (resilience level 1). Set options.resilience_level to 0 to confirm that, or to 1 "
+        f"for IBM's mitigation ({IBM_EXTRA}).",
+    )

@@ -13,7 +13,9 @@ from prefect_qruntime.client.inputs import v1_params, v2_params
 from prefect_qruntime.client.inputs.spec import JobSpec, Pub
 from prefect_qruntime.client.payload_check import differs_at_sight, input_difference, is_small, shape
 from prefect_qruntime.client.programs import make_spec
+from prefect_qruntime.client.programs.kept import on_service
 from prefect_qruntime.models import Job, JobStatus
+from tests.support.random_circuits import build, executor_params
 
 BELL = 'OPENQASM 3.0; include "stdgates.inc"; input float a; bit[2] c; qubit[2] q; rx(a) q[0]; c = measure q;'
 SAMPLER = make_spec([(BELL, [[0.1], [0.2]], 50), (BELL, {"a": 0.3})], backend="b", shots=100)
@@ -163,3 +165,20 @@ def test_shapes_and_sizes() -> None:
     assert is_small(RAW)
     assert not is_small(JobSpec("sampler", "b", pubs=(Pub("x", parameters=[[0.1] * 70_000]),)))
     assert not is_small(JobSpec("sampler", "b", params={str(n): 1 for n in range(70_000)}))
+
+
+def test_raw_params_are_compared_by_what_they_mean() -> None:
+    one, again, other = (executor_params(build(seed)) for seed in (1, 1, 2))
+    spec = make_spec(None, program_id="executor", backend="b", params=one)
+    assert one != again, "QPY differs each time it is written"
+    assert input_difference(spec, one, again) is None
+    assert "is another" in str(input_difference(spec, one, other))
+
+
+def test_a_job_found_on_the_other_route_is_compared_with_what_would_go_there() -> None:
+    asked = make_spec([(BELL, [[0.1], [0.2]], 50)], backend="b", route="executor")
+    served = on_service(asked)
+    assert input_difference(asked, v2_params(served), v2_params(served)) is None
+    assert input_difference(served, v2_params(served), v2_params(asked)) is None
+    changed = make_spec([(BELL, [[0.1], [0.3]], 50)], backend="b", route="executor")
+    assert input_difference(served, v2_params(served), v2_params(changed)) is not None

@@ -162,7 +162,7 @@ def test_what_cannot_be_told_is_doubted(monkeypatch: pytest.MonkeyPatch) -> None
     circuit = QuantumCircuit(1)
     circuit.append(_Odd(), [0])
     circuit.measure_all()
-    assert "does not say what it does" in make_spec([circuit], backend="b").doubts[0]
+    assert "without a definition" in make_spec([circuit], backend="b").doubts[0]
     encoded = make_spec([(_free(), [0.1])], backend="b").pubs[0].circuit
     assert "known by its text" in make_spec([(encoded, [0.1])], backend="b").doubts[0]
     assert not make_spec([(_free(), [0.1])], backend="b").doubts
@@ -184,3 +184,21 @@ def test_plain_payloads_import_nothing() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True)
     assert run.stdout.split() == ["()", "False", "False"]
+
+
+@pytest.mark.parametrize("seed", range(0, 200, 20))
+def test_a_circuit_and_its_qpy_are_the_same(seed: int) -> None:
+    import io
+
+    from qiskit import qpy
+    from qiskit.circuit.random import random_circuit
+
+    from prefect_qruntime.client.inputs.circuit_digest import identity_of
+
+    for number in range(seed, seed + 20):
+        circuit = build(number) if number % 2 else random_circuit(4, 6, conditional=True, measure=True, seed=number)
+        target = io.BytesIO()
+        qpy.dump(circuit, target, version=17)
+        again = qpy.load(io.BytesIO(target.getvalue()))[0]
+        assert set(identity_of(circuit, b"")) == {"circuit"}
+        assert identity_of(circuit, b"") == identity_of(again, b"")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from qiskit import QuantumCircuit, qasm3
+from qiskit import QuantumCircuit
 from qiskit.circuit import Parameter
 
 from prefect_qruntime.client.programs import make_spec
@@ -47,28 +47,24 @@ def _run(client: Any, pub: Any, **given: Any) -> JobResult:
     return found
 
 
-def _circuit(pub: Any) -> Any:
-    """The PUB with its circuit as a `QuantumCircuit`, so that it travels as QPY."""
-    first, *rest = pub if isinstance(pub, tuple) else (pub,)
-    return (first if isinstance(first, QuantumCircuit) else qasm3.loads(first), *rest)
-
-
+@pytest.mark.parametrize("form", ["openqasm3", "qpy"])
 @pytest.mark.parametrize("name", SAMPLED)
-def test_counts(client: Any, name: str) -> None:
+def test_counts(client: Any, name: str, form: str) -> None:
     service = _run(client, SAMPLED[name], shots=2000)
-    executor = _run(client, _circuit(SAMPLED[name]), shots=2000, route="executor")
+    executor = _run(client, SAMPLED[name], shots=2000, route="executor", circuit_form=form)
     found = compare_results(service, executor, false_alarm=1e-6)
     assert found.agrees, str(found)
     assert executor.registers() == service.registers()
     assert executor.shape() == service.shape()
 
 
+@pytest.mark.parametrize("form", ["openqasm3", "qpy"])
 @pytest.mark.parametrize("name", ESTIMATED)
-def test_expectation_values(client: Any, name: str) -> None:
+def test_expectation_values(client: Any, name: str, form: str) -> None:
     options = {"resilience_level": 0, "default_precision": 0.02}
     given = {"program_id": "estimator", "options": options}
     service = _run(client, ESTIMATED[name], **given)
-    executor = _run(client, _circuit(ESTIMATED[name]), **given, route="executor")
+    executor = _run(client, ESTIMATED[name], **given, route="executor", circuit_form=form)
     found = compare_results(service, executor, false_alarm=1e-6)
     assert found.agrees, str(found)
     assert executor.shape() == service.shape()
@@ -84,7 +80,7 @@ def test_circuits_that_differ_are_told_apart(client: Any) -> None:
 
 
 def test_a_job_fetched_by_its_id_alone_needs_nothing_else(client: Any) -> None:
-    spec = make_spec([_circuit(ESTIMATED["bell"])], backend="sandbox_ideal", program_id="estimator", route="executor")
+    spec = make_spec([ESTIMATED["bell"]], backend="sandbox_ideal", program_id="estimator", route="executor")
     ref = client.run(client.post_job(spec, (), None))
     client.run(client.wait(ref.id))
     raw = client.run(client.result(ref)).raw

@@ -395,3 +395,28 @@ def test_the_same_submission_gives_the_same_bytes() -> None:
     pubs = [(families.ANSATZ, [["ZZ"], [{"XX": 1.0, "YI": 2.0}]], {"theta": [1, 2], "alpha": [3, 4]})]
     one, other = (executor_params(make_spec(pubs, backend="b", program_id="estimator")) for _ in range(2))
     assert json.dumps(one) == json.dumps(other)
+
+
+@pytest.mark.parametrize("form", ["qpy", "openqasm3"])
+def test_a_transpiled_circuit_with_its_layout(form: str) -> None:
+    from qiskit import transpile
+    from qiskit.quantum_info import SparsePauliOp
+    from qiskit.transpiler import CouplingMap
+
+    circuit = QuantumCircuit(3)
+    circuit.h(0)
+    circuit.cx(0, 2)
+    circuit.ry(0.7, 1)
+    placed = transpile(
+        circuit,
+        coupling_map=CouplingMap.from_line(5),
+        basis_gates=["rz", "sx", "x", "cz"],
+        initial_layout=[4, 1, 2],
+        seed_transpiler=1,
+        optimization_level=1,
+    )
+    labels = {"ZIZ": 1.0, "XIX": 1.0, "IZI": math.cos(0.7), "YIY": -1.0}
+    observables = [SparsePauliOp(label).apply_layout(placed.layout) for label in labels]
+    result = _result([(placed, observables)], program_id="estimator", shots=SHOTS, circuit_form=form)
+    for value, error, want in zip(result.expectation_values(), result.standard_errors(), labels.values(), strict=True):
+        assert abs(value - want) <= 5 * error + 1e-9

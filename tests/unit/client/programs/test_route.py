@@ -9,7 +9,7 @@ import pytest
 
 from prefect_qruntime.client.inputs import v1_params, v2_params
 from prefect_qruntime.client.programs import make_spec
-from prefect_qruntime.client.programs.route import Route, choose_route, on_executor, program_is_gone
+from prefect_qruntime.client.programs.route import Route, choose_route, on_executor, program_is_gone, route_notices
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError, ServiceUnavailable, SubmissionUncertain
 from tests.support.circuits import BELL
 
@@ -96,3 +96,16 @@ def test_turning_keeps_the_digest() -> None:
     assert v2_params(turned) == turned.prepared
     with pytest.raises(InvalidInput, match="legacy dialect has no executor"):
         v1_params(turned)
+
+
+def test_what_changes_without_an_option_is_said() -> None:
+    def notices(**given: Any) -> tuple[str, ...]:
+        pub = (BELL, "ZZ") if given.get("program_id") else BELL
+        return route_notices(make_spec([pub], backend="b", **given))
+
+    assert "without error mitigation" in notices(program_id="estimator", route="executor")[0]
+    assert notices(program_id="estimator", route="executor", options={"resilience_level": 0}) == ()
+    assert notices(program_id="estimator") == ()
+    assert notices(route="executor") == ()
+    with pytest.raises(InvalidInput, match="raw params="):
+        on_executor(make_spec(None, backend="b", program_id="noise-learner", params={"a": 1}))
