@@ -17,7 +17,7 @@ from prefect_qruntime.sandbox.api_errors import ApiError, default_error, invalid
 from prefect_qruntime.sandbox.service import Service
 from prefect_qruntime.sandbox.views import DEFAULT_VERSION, KNOWN_VERSIONS, LEGACY
 
-MAX_INPUT = 50 * 1024 * 1024
+MAX_INPUT = 300 * 1024 * 1024
 _CLIENT_PREFIX = b"qiskit-version-2/"
 
 
@@ -155,7 +155,7 @@ def endpoint(service: Service, handler: Handler, *, body: bool) -> Callable[[Req
 
 
 async def read_json(request: Request) -> Any:
-    """Read a JSON body of at most 50 MB.
+    """Read a JSON body of at most 300 MB.
 
     Raises:
         ApiError: 400 if it is no JSON, 413 if it is too large.
@@ -164,7 +164,7 @@ async def read_json(request: Request) -> Any:
     async for chunk in request.stream():
         size += len(chunk)
         if size > MAX_INPUT:
-            raise ApiError(413, 1208, "The input is larger than 50 MB.", "Send smaller jobs.")
+            raise ApiError(413, 1208, "The input is larger than 300 MB.", "Send smaller jobs.")
         chunks.append(chunk)
     try:
         return orjson.loads(b"".join(chunks))

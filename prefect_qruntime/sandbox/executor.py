@@ -16,7 +16,7 @@ from prefect_qruntime.sandbox import circuits as qc
 from prefect_qruntime.sandbox import encoding, samplex, tensors
 from prefect_qruntime.sandbox.clock import iso
 from prefect_qruntime.sandbox.encoding import InputError
-from prefect_qruntime.sandbox.primitives import bit_values, check_shots, take_shots
+from prefect_qruntime.sandbox.primitives import bits_of, check_shots, readout_points, take_shots
 from prefect_qruntime.sandbox.scheduling import schedule, stretches
 from prefect_qruntime.sandbox.state import Run
 
@@ -130,34 +130,15 @@ def _results(points: _Points, shots: int, level: str, run: Run, seed: int) -> di
     for name, places in qc.registers(points.circuit).items():
         if not places:
             continue
-        bits = _bits(taken, places, points, shots)
+        whole = places == list(range(points.circuit.num_clbits))
+        bits = bits_of(taken, places, whole).reshape(*points.shape, shots, len(places))
         if level in ("classified", "both"):
             results[name] = bits
         if level in ("kerneled", "both"):
-            results[f"{name}_iq"] = kerneled(bits, seed)
+            results[f"{name}_iq"] = readout_points(bits, seed)
         if level == "avg_kerneled":
-            results[f"{name}_avg_iq"] = kerneled(bits, seed).mean(axis=-2)
+            results[f"{name}_avg_iq"] = readout_points(bits, seed).mean(axis=-2)
     return results | points.extras
-
-
-def _bits(taken: list[list[str]], places: list[int], points: _Points, shots: int) -> Any:
-    """Return the register's bits, lowest first, as booleans of shape (*item, shots, bits)."""
-    import numpy as np
-
-    whole = places == list(range(points.circuit.num_clbits))
-    width = -(-len(places) // 8)
-    raw = b"".join(value.to_bytes(width, "little") for one in taken for value in bit_values(one, places, whole))
-    rows = np.unpackbits(np.frombuffer(raw, np.uint8).reshape(-1, width), axis=1, bitorder="little")
-    return rows[:, : len(places)].astype(bool).reshape(*points.shape, shots, len(places))
-
-
-def kerneled(bits: Any, seed: int) -> Any:
-    """Return complex readout points for bits: two clouds around -1 and +1, far enough apart to tell them."""
-    import numpy as np
-
-    random = np.random.default_rng(seed)
-    noise = random.normal(scale=0.2, size=(*bits.shape, 2))
-    return np.where(bits, 1.0, -1.0) + noise[..., 0] + 1j * noise[..., 1]
 
 
 def _metadata(circuit: Any, options: dict[str, Any]) -> dict[str, Any]:
