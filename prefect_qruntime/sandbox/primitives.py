@@ -105,8 +105,12 @@ def take_shots(circuit: Any, rows: Any, shots: int, run: Run, seed: int) -> list
         random = Random(seed)  # noqa: S311
         return [[hex(random.getrandbits(circuit.num_clbits)) for _ in range(shots)] for _ in rows]
     reduced, _ = qc.compact(circuit)
-    bound = [reduced.assign_parameters(row) for row in rows] if reduced.parameters else [reduced] * len(rows)
-    return aer.memory(bound, shots, seed, noisy=run.backend.noisy)
+    bound = qc.bind(reduced, list(circuit.parameters), rows)
+    taken = aer.memory(bound, shots, seed, noisy=run.backend.noisy)
+    if reduced.num_clbits == circuit.num_clbits:
+        return taken
+    mask = (1 << circuit.num_clbits) - 1
+    return [[hex(int(value, 16) & mask) for value in values] for values in taken]
 
 
 def _rows(pub: Any) -> Any:
@@ -310,11 +314,10 @@ def estimate(
 
 
 def _bound_points(reduced: Any, pub: Any) -> list[Any]:
+    known = list(pub.circuit.parameters)
     points = max(1, math.prod(pub.parameter_values.shape))
-    if not reduced.parameters:
-        return [reduced] * points
-    rows = pub.parameter_values.as_array(list(reduced.parameters)).reshape(-1, len(reduced.parameters))
-    return [reduced.assign_parameters(row) for row in rows]
+    rows = pub.parameter_values.as_array(known).reshape(-1, len(known)) if known else [[]] * points
+    return qc.bind(reduced, known, rows)
 
 
 def _moved(label: str, places: dict[int, int], width: int) -> str:

@@ -35,7 +35,9 @@ def test_noise_learner_v3(noisy, control):
         assert layer.num_qubits == 2
         assert (layer.rates >= 0).all()
     sent = control.job(job.job_id())["params"]
-    models = import_module("ibm_quantum_schemas.noise_learner_v3.version_" + sent["schema_version"][1:].replace(".", "_"))
+    models = import_module(
+        "ibm_quantum_schemas.noise_learner_v3.version_" + sent["schema_version"][1:].replace(".", "_")
+    )
     assert models.ParamsModel.model_validate(sent)
     raw = noisy.service._active_api_client.job_results(job.job_id())
     assert models.NoiseLearnerV3ResultsModel.model_validate_json(raw)
