@@ -23,6 +23,7 @@ from prefect_qruntime.sandbox.call import (
     on_api_error,
     on_http_error,
     raw_json,
+    read_body,
 )
 from prefect_qruntime.sandbox.control_http import control_routes
 from prefect_qruntime.sandbox.middleware import CLOUD_PREFIX, SandboxMiddleware
@@ -318,8 +319,8 @@ async def _versions(request: Request) -> Response:
 
 def _token(service: Service) -> Callable[[Request], object]:
     async def issue(request: Request) -> Response:
-        body = await request.body()
-        form = parse_qs(body[:65536].decode("utf-8", "replace"))
+        body = await read_body(request, 65536)
+        form = parse_qs(body.decode("utf-8", "replace"))
         status, answer = service.accounts.issue_token(form)
         return json_response(answer, status)
 

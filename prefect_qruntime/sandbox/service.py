@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from prefect_qruntime.sandbox import control_token
 from prefect_qruntime.sandbox.accounts import Accounts, Instance, User
 from prefect_qruntime.sandbox.api_errors import ApiError, invalid, job_not_found, unknown_session
 from prefect_qruntime.sandbox.catalog import OFFLINE, Catalog
@@ -38,6 +39,8 @@ class Service:
         self.catalog = Catalog()
         self.sessions = SessionBook(self.clock, settings)
         self.simulator = Simulator(settings)
+        # What a control call over HTTP must show; not changed by a reset.
+        self.control_token = control_token.new_token()
         self.runner = Runner(
             self.clock, settings, self.catalog, self.sessions, self.simulator, self._book, self._may_run
         )
