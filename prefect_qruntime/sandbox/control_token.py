@@ -1,7 +1,7 @@
 """The token of the control calls: kept in a file that only the server's own user can read.
 
-`Control.connect` finds it there by the server's port, so that nothing has to be passed on between processes of one
-user, while other users of the machine cannot steer the sandbox. The environment variable `QRUNTIME_SANDBOX_TOKEN`
+`Control.connect` finds it there by the server's port, so processes of one user need not pass it on, and other
+users of the machine cannot control the sandbox. The environment variable `QRUNTIME_SANDBOX_TOKEN`
 sets the token for servers and clients that share no temporary directory.
 """
 
@@ -25,10 +25,10 @@ def new_token() -> str:
 
 
 def publish(port: int, token: str) -> None:
-    """Write the token where clients of the same user find it; without such a place they have to be given it."""
+    """Write the token to its file; if that is impossible, clients need it as an argument."""
     with contextlib.suppress(OSError):
         place = _folder(create=True) / str(port)
-        # Never through a link, and never readable for others, not even for a moment.
+        # Never through a link, and never readable by others, not even for a moment.
         place.unlink(missing_ok=True)
         handle = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "w") as file:
@@ -59,7 +59,7 @@ def _folder(*, create: bool = False) -> Path:
         folder.mkdir(mode=0o700, exist_ok=True)
     if hasattr(os, "getuid"):
         found = folder.lstat()
-        # Somebody else may have made a folder of this name in a place where everybody may write.
+        # Another user may have created a folder of this name in a world-writable place.
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
             raise PermissionError(f"{folder} is not private")
     return folder

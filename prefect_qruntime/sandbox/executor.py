@@ -17,11 +17,13 @@ from prefect_qruntime.sandbox import encoding, samplex, tensors
 from prefect_qruntime.sandbox.clock import iso
 from prefect_qruntime.sandbox.encoding import InputError
 from prefect_qruntime.sandbox.primitives import bits_of, check_shots, readout_points, take_shots
-from prefect_qruntime.sandbox.scheduling import schedule, stretches
 from prefect_qruntime.sandbox.state import Run
 
 DEFAULT_VERSION = "v0.2"
 _ITEM_METADATA = ("scheduler_timing", "stretch_values")
+# Durations in `dt`; the times of real devices are of this order.
+_DURATIONS = {"barrier": 0, "rz": 0, "delay": 0, "measure": 4600, "reset": 4600}
+_ONE_QUBIT, _MORE_QUBITS = 144, 360
 
 
 @dataclass(slots=True, frozen=True)
@@ -144,6 +146,29 @@ def _results(points: _Points, shots: int, level: str, run: Run, seed: int) -> di
 def _metadata(circuit: Any, options: dict[str, Any]) -> dict[str, Any]:
     makers = (schedule, stretches)
     return {name: make(circuit) for name, make in zip(_ITEM_METADATA, makers, strict=True) if options.get(name)}
+
+
+def schedule(circuit: Any) -> dict[str, Any]:
+    """Return the circuit's timing as comma-separated text, one line for each instruction and qubit, and its length."""
+    free = [0] * circuit.num_qubits
+    lines = []
+    for number, item in enumerate(circuit.data):
+        qubits = [circuit.find_bit(qubit).index for qubit in item.qubits]
+        name = item.operation.name
+        duration = _DURATIONS.get(name, _ONE_QUBIT if len(qubits) < 2 else _MORE_QUBITS)
+        if name == "delay" and item.operation.unit == "dt" and isinstance(item.operation.duration, int):
+            duration = item.operation.duration
+        start = max((free[qubit] for qubit in qubits), default=0)
+        for qubit in qubits:
+            free[qubit] = start + duration
+            lines.append(f"main,{name}_{number},Qubit {qubit},{start},{duration},{name}")
+    return {"timing": "\n".join(lines), "circuit_duration": max(free, default=0)}
+
+
+def stretches(circuit: Any) -> list[dict[str, Any]]:
+    """Return the values of the circuit's stretches: none takes any time here."""
+    found = circuit.iter_stretches()
+    return [{"name": stretch.name, "value": 0, "remainder": 0, "expanded_values": []} for stretch in found]
 
 
 def _chunks(items: list[Any], sizes: list[int], run: Run, version: _Version) -> list[dict[str, Any]]:

@@ -95,7 +95,7 @@ class _Lowering:
         return self._target
 
     def _emit(self, circuit: Any, places: dict[Any, Any]) -> None:
-        """Append a circuit's instructions; `places` tells its bits from those of the target."""
+        """Append a circuit's instructions; `places` maps its bits to those of the target."""
         outer, self._clbits = self._clbits, places
         for variable in circuit.iter_declared_vars():
             self._hide(variable)
@@ -198,7 +198,7 @@ class _Lowering:
         kind = variable.type.kind.__name__
         if kind not in ("Bool", "Uint"):
             raise InputError(f"Classical variables of type {variable.type} cannot be simulated.")
-        # Declared again when a block runs again, with the same bits.
+        # A block that is emitted twice declares its variables twice; the bits stay the same.
         if variable.var not in self._hidden:
             self._hidden[variable.var] = [Clbit() for _ in range(1 if kind == "Bool" else variable.type.width)]
             self._target.add_bits(self._hidden[variable.var])

@@ -156,7 +156,7 @@ def bits_of(taken: list[list[str]], places: list[int], whole: bool) -> Any:
 
 
 def readout_points(bits: Any, seed: int) -> Any:
-    """Return complex readout points for bits: two clouds around -1 and +1, far enough apart to tell them."""
+    """Return complex readout points for bits: two clouds around -1 and +1, well separated."""
     import numpy as np
 
     noise = np.random.default_rng(seed).normal(scale=0.2, size=(*bits.shape, 2))

@@ -22,7 +22,7 @@ from typing import Any
 
 from prefect_qruntime.sandbox.encoding import InputError
 
-# How the importer tells a place.
+# The place in front of the importer's messages.
 _PLACE = re.compile(r"\A(\d+),\d+: ")
 
 
@@ -57,7 +57,7 @@ def load(text: str) -> Any:
     except RecursionError:
         raise InputError("The OpenQASM 3 program is nested too deeply.") from None
     except Exception as error:
-        # The importer and qiskit check less than they could; what went wrong is then told by its place.
+        # The importer and qiskit check little; their own exceptions are reported with the line.
         place = f" in line {reader.line}" if reader.line else ""
         raise InputError(
             f"The OpenQASM 3 program could not be parsed: the statement{place} is not valid: {error}"
