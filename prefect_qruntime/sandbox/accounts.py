@@ -6,12 +6,14 @@ import base64
 import hashlib
 import hmac
 import math
+import re
 import secrets
 import time
 import uuid
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote_plus
 
 import orjson
 
@@ -20,6 +22,9 @@ from prefect_qruntime.sandbox.clock import Clock, iso
 from prefect_qruntime.sandbox.settings import Settings
 
 GRANT = "urn:ibm:params:oauth:grant-type:apikey"
+# Values of parameters that have the names of secrets, and what has the shape of the sandbox's keys and tokens.
+_NAMED = re.compile(r"((?:^|[?&;])(?:[\w%-]*(?:key|token|secret|password|authorization)[\w%-]*)=)[^&;]*", re.IGNORECASE)
+_SHAPED = re.compile(r"sandbox-[\w-]{20,}|eyJ[\w-]+\.[\w-]+\.[\w-]+")
 _PERIOD_SECONDS = 28 * 86400.0
 
 
@@ -131,6 +136,15 @@ class Accounts:
         parts = [_b64(orjson.dumps({"alg": "HS256", "typ": "JWT"})), _b64(orjson.dumps(claims))]
         digest = hmac.new(self._secret, ".".join(parts).encode(), hashlib.sha256).digest()
         return ".".join([*parts, _b64(digest)])
+
+    def masked(self, text: str) -> str:
+        """Return a path or query without keys and tokens, whether escaped or not, known here or not."""
+        shown = _NAMED.sub(r"\1***", text)
+        plain = unquote_plus(shown)
+        hidden = _SHAPED.sub("***", plain)
+        for key in self.users:
+            hidden = hidden.replace(key, "***")
+        return shown if hidden == plain else hidden
 
     # --- callers
 

@@ -75,7 +75,7 @@ DEFAULT_MESSAGES: dict[int, tuple[int | str, str]] = {
     404: ("not_found", "The requested resource was not found."),
     405: ("method_not_allowed", "The method is not allowed for this resource."),
     409: ("conflict", "The request conflicts with the state of the resource."),
-    413: (1208, "The input is larger than 50 MB."),
+    413: (1208, "The input is larger than 300 MB."),
     429: (1202, "Too many requests."),
     500: (1000, "Internal error."),
     502: ("bad_gateway", "Bad gateway."),

@@ -17,7 +17,7 @@ from prefect_qruntime.sandbox.api_errors import ApiError, default_error, invalid
 from prefect_qruntime.sandbox.service import Service
 from prefect_qruntime.sandbox.views import DEFAULT_VERSION, KNOWN_VERSIONS, LEGACY
 
-MAX_INPUT = 50 * 1024 * 1024
+MAX_INPUT = 300 * 1024 * 1024
 _CLIENT_PREFIX = b"qiskit-version-2/"
 
 
@@ -154,20 +154,33 @@ def endpoint(service: Service, handler: Handler, *, body: bool) -> Callable[[Req
     return handle
 
 
-async def read_json(request: Request) -> Any:
-    """Read a JSON body of at most 50 MB.
+async def read_body(request: Request, limit: int) -> bytes:
+    """Read a body of at most some bytes.
 
     Raises:
-        ApiError: 400 if it is no JSON, 413 if it is too large.
+        ApiError: 413 if it is larger.
     """
     chunks, size = [], 0
     async for chunk in request.stream():
         size += len(chunk)
-        if size > MAX_INPUT:
-            raise ApiError(413, 1208, "The input is larger than 50 MB.", "Send smaller jobs.")
+        if size > limit:
+            raise ApiError(413, 1208, f"The input is larger than {_size(limit)}.", "Send less at a time.")
         chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _size(limit: int) -> str:
+    return f"{limit >> 20} MB" if limit >= 1 << 20 else f"{limit >> 10} KB"
+
+
+async def read_json(request: Request) -> Any:
+    """Read a JSON body of at most 300 MB.
+
+    Raises:
+        ApiError: 400 if it is no JSON, 413 if it is too large.
+    """
     try:
-        return orjson.loads(b"".join(chunks))
+        return orjson.loads(await read_body(request, MAX_INPUT))
     except orjson.JSONDecodeError as error:
         raise invalid(f"The body is not valid JSON: {error}") from None
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
 import orjson
 
-from prefect_qruntime.sandbox.api_errors import unknown_backend
+from prefect_qruntime.sandbox.api_errors import ApiError, unknown_backend
 from prefect_qruntime.sandbox.clock import iso
 
 ONLINE, PAUSED, OFFLINE = "online", "paused", "offline"
@@ -37,6 +37,7 @@ class Backend:
     name: str
     qubits: int
     noisy: bool
+    mock: bool = False
     status: str = ONLINE
     queue_length: int | None = None
     queue_time: float | None = None
@@ -48,9 +49,19 @@ class Backend:
         self.initial_status = self.status
 
     @property
+    def physical_qubits(self) -> int:
+        """The qubits of the device with those that couple them."""
+        return self.qubits + (len(self.edges()) // 2 if self.noisy else 0)
+
+    @property
     def basis_gates(self) -> tuple[str, ...]:
         """The backend's native gates."""
         return _NOISY_GATES if self.noisy else _IDEAL_GATES
+
+    @property
+    def calibration_id(self) -> str:
+        """The only calibration the backend has had."""
+        return f"calibration-{self.name.replace('_', '-')}-2026-01-01"
 
     @property
     def waiting(self) -> int:
@@ -66,7 +77,7 @@ class Backend:
 
 
 class Catalog:
-    """The four backends of every sandbox."""
+    """The four backends of every sandbox, and for each a mock backend that runs jobs without simulating them."""
 
     def __init__(self) -> None:
         self.backends: dict[str, Backend] = {}
@@ -80,7 +91,12 @@ class Catalog:
             Backend("sandbox_paused", 27, noisy=True, status=PAUSED),
             Backend("sandbox_offline", 27, noisy=True, status=OFFLINE),
         )
-        self.backends = {backend.name: backend for backend in made}
+        mocks = (replace(one, name=f"mock_{one.name.partition('_')[2]}", mock=True) for one in made)
+        self.backends = {backend.name: backend for backend in (*made, *mocks)}
+
+    def names(self) -> list[str]:
+        """Return the names of all backends but the mock ones."""
+        return [backend.name for backend in self.backends.values() if not backend.mock]
 
     def get(self, name: str) -> Backend:
         """Return a backend or raise the service's 404."""
@@ -89,9 +105,25 @@ class Catalog:
             raise unknown_backend(name)
         return backend
 
-    def devices(self, waits: bool, queue_time: float, run_time: float) -> list[dict[str, Any]]:
-        """Return the items of `GET /backends` as objects."""
-        return [_device(backend, waits, queue_time, run_time) for backend in self.backends.values()]
+    def calibration(self, backend: Backend, calibration_id: str | None) -> str:
+        """Check the id of a calibration; return the current one if none is given.
+
+        Raises:
+            ApiError: 404 if the backend has no such calibration.
+        """
+        if calibration_id not in (None, backend.calibration_id):
+            raise ApiError(
+                404,
+                "not_found",
+                f"calibration not found: {calibration_id}",
+                f"Use {backend.calibration_id} or leave it out.",
+            )
+        return backend.calibration_id
+
+    def devices(self, waits: bool, queue_time: float, run_time: float, *, mocks: bool = False) -> list[dict[str, Any]]:
+        """Return the items of `GET /backends` as objects, those of mock backends on request."""
+        shown = [backend for backend in self.backends.values() if mocks or not backend.mock]
+        return [_device(backend, waits, queue_time, run_time) for backend in shown]
 
 
 def _device(backend: Backend, waits: bool, queue_time: float, run_time: float) -> dict[str, Any]:
@@ -104,7 +136,10 @@ def _device(backend: Backend, waits: bool, queue_time: float, run_time: float) -
         "clops": {"type": "hardware" if backend.noisy else "virtual", "value": 100_000},
         "processor_type": {"family": "Sandbox", "revision": "1", "segment": None},
         "queue_length": backend.waiting,
+        "physical_qubits": backend.physical_qubits,
     }
+    if backend.mock:
+        device["class"] = "mock"
     error = ERROR_2Q if backend.noisy else 0.0
     device["performance_metrics"] = {
         "two_q_error_best": {"value": error, "gate": "cz", "unit": "", "qubits": [0, 1]},

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
+from prefect_qruntime.sandbox import qasm3
 from prefect_qruntime.sandbox.catalog import Backend
 from prefect_qruntime.sandbox.encoding import InputError, decode, decode_circuit, inflate
+from prefect_qruntime.sandbox.lowering import lower
 
 _HEADER = re.compile(r"\A(?:\s+|//[^\n]*\n|/\*.*?\*/)*OPENQASM\s+([23])", re.DOTALL)
 
-_BIT_TEST = re.compile(r"\b([A-Za-z_]\w*\[\d+\])\s*==\s*([01])\b")
-_TRUTH = {"0": "false", "1": "true"}
+_GATE = re.compile(r"\bgate\s+([A-Za-z_]\w*)")
 
 # Gates that run as they are, with noise on each; everything else is translated to _BASIS first.
 GATES_1Q = ("h", "p", "r", "rx", "ry", "sx", "sxdg", "u", "u1", "u2", "u3", "x", "y")
@@ -50,19 +51,22 @@ def _from_qpy(text: str) -> Any:
 
 @lru_cache(maxsize=512)
 def _parse(text: str) -> Any:
-    from qiskit import qasm2, qasm3
+    from qiskit import qasm2
 
+    text = text.removeprefix("\ufeff")
     found = _HEADER.match(text)
-    if found is None:
+    if found is None and ";" not in text:
         return _from_base64(text)
+    if found is None or found.group(1) == "3":  # OpenQASM 3 may leave its version out.
+        return qasm3.load(text)
+    # A gate of the program's own goes before one of the same name that qiskit adds to the library.
+    own = set(_GATE.findall(text))
+    added = [one for one in qasm2.LEGACY_CUSTOM_INSTRUCTIONS if one.name not in own]
     try:
-        if found.group(1) == "2":
-            # No include path: a circuit may not read files of the machine.
-            return qasm2.loads(text, include_path=(), custom_instructions=qasm2.LEGACY_CUSTOM_INSTRUCTIONS)
-        # The importer wants `bit == true` where programs have `bit == 1`.
-        return qasm3.loads(_BIT_TEST.sub(lambda hit: f"{hit[1]} == {_TRUTH[hit[2]]}", text))
+        # No include path: a circuit may not read files of the machine.
+        return qasm2.loads(text[found.start(1) - len("OPENQASM ") :], include_path=(), custom_instructions=added)
     except Exception as error:
-        raise InputError(f"The OpenQASM {found.group(1)} program could not be parsed: {error}", 1500) from error
+        raise InputError(f"The OpenQASM 2 program could not be parsed: {error}", 1500) from error
 
 
 def load_qasm3(text: str) -> Any:
@@ -72,9 +76,9 @@ def load_qasm3(text: str) -> Any:
         InputError: If it is not OpenQASM 3 or cannot be read.
     """
     found = _HEADER.match(text)
-    if found is None or found.group(1) != "3":
+    if found is not None and found.group(1) != "3":
         raise InputError("The circuit is not OpenQASM 3.")
-    return _parse(text)
+    return qasm3.load(text)
 
 
 def _from_base64(text: str) -> Any:
@@ -142,8 +146,17 @@ def is_clifford(circuit: Any) -> bool:
     return names_in(circuit) <= _CLIFFORD
 
 
+@cache
+def _known_gates() -> frozenset[str]:
+    from qiskit.circuit.library import get_standard_gate_name_mapping
+
+    return frozenset(get_standard_gate_name_mapping()) | _NATIVE
+
+
 def compact(circuit: Any, keep: frozenset[int] = frozenset()) -> tuple[Any, dict[int, int]]:
-    """Drop idle qubits, barriers and delays, and translate what Aer or the noise model has no name for.
+    """Drop idle qubits, barriers and delays, and translate what Aer cannot run or the noise model has no name for.
+
+    The circuit to run may have further classical bits behind those of the given one.
 
     Returns:
         The circuit to run, and where each kept qubit went.
@@ -157,18 +170,33 @@ def compact(circuit: Any, keep: frozenset[int] = frozenset()) -> tuple[Any, dict
             active.update(circuit.find_bit(qubit).index for qubit in item.qubits)
     order = sorted(active) or [0]
     where = {old: new for new, old in enumerate(order)}
-    if circuit.num_vars or not circuit.num_qubits:
-        reduced, where = circuit, {index: index for index in range(circuit.num_qubits)}
-    else:
-        reduced = QuantumCircuit([Qubit() for _ in order], circuit.clbits, *circuit.cregs)
-        for item in circuit.data:
-            if item.operation.name in ("barrier", "delay"):
-                continue
+    reduced = QuantumCircuit([Qubit() for _ in order], circuit.clbits, *circuit.cregs)
+    for variable in circuit.iter_declared_vars():
+        reduced.add_uninitialized_var(variable)
+    for stretch in circuit.iter_declared_stretches():
+        reduced.add_stretch(stretch)
+    for item in circuit.data:
+        if item.operation.name not in ("barrier", "delay"):
             qubits = [reduced.qubits[where[circuit.find_bit(qubit).index]] for qubit in item.qubits]
             reduced.append(item.operation, qubits, item.clbits)
+    reduced = lower(reduced, _known_gates())
     if not names_in(reduced) <= _NATIVE:
         reduced = transpile(reduced, basis_gates=_BASIS, optimization_level=0)
     return reduced, where
+
+
+def bind(reduced: Any, parameters: list[Any], rows: Any) -> list[Any]:
+    """Bind a reduced circuit once for each row of values; what it does not depend on any more is left out.
+
+    Args:
+        reduced: The circuit to bind.
+        parameters: The parameters of the circuit that it came from, in the order of the values.
+        rows: The values.
+    """
+    places = [parameters.index(parameter) for parameter in reduced.parameters]
+    if not places:
+        return [reduced] * len(rows)
+    return [reduced.assign_parameters([row[place] for place in places]) for row in rows]
 
 
 def registers(circuit: Any) -> dict[str, list[int]]:

@@ -27,19 +27,26 @@ class Control:
         self._call = call
 
     @classmethod
-    def connect(cls, url: str) -> Control:
+    def connect(cls, url: str, token: str | None = None) -> Control:
         """Return the control of a sandbox in another process.
 
         Args:
             url: The sandbox's `url`.
+            token: The sandbox's `control_token`; found by itself if the sandbox runs on this machine as this user.
         """
         import httpx
         import orjson
 
+        from prefect_qruntime.sandbox import control_token
+
         client = httpx.Client(base_url=url.rstrip("/"), trust_env=False, timeout=60.0)
 
         def call(name: str, fields: Mapping[str, Any]) -> Any:
-            headers = {"content-type": "application/json"}
+            # Looked up at each call: the server may have been started again on the same port.
+            headers = {
+                "content-type": "application/json",
+                control_token.HEADER: control_token.find(url) if token is None else token,
+            }
             answer = client.post(f"/_control/{name}", content=orjson.dumps(dict(fields)), headers=headers)
             body = answer.json()
             if answer.status_code != 200:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -11,10 +12,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from prefect_qruntime.sandbox.call import json_response
+from prefect_qruntime.sandbox.call import json_response, read_body
 from prefect_qruntime.sandbox.control_actions import ControlActions
+from prefect_qruntime.sandbox.control_token import HEADER
 from prefect_qruntime.sandbox.service import Service
 
+MAX_BODY = 16 * 1024 * 1024
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -27,12 +30,14 @@ def control_routes(service: Service) -> list[Route]:
         host = request.headers.get("host", "").rsplit(":", 1)[0]
         if request.headers.get("content-type") != "application/json" or host not in _LOOPBACK:
             return _refuse("send JSON to the loopback address", 403)
+        if not hmac.compare_digest(request.headers.get(HEADER, "").encode(), service.control_token.encode()):
+            return _refuse("the token of the control is missing or wrong", 403)
         name = request.path_params["name"]
         method: Callable[..., Any] | None = getattr(actions, name, None) if _public(name) else None
         if method is None:
             return _refuse(f"no control method {name!r}", 404)
         try:
-            fields = orjson.loads(await request.body() or b"{}")
+            fields = orjson.loads(await read_body(request, MAX_BODY) or b"{}")
             result = method(**fields)
             if inspect.isawaitable(result):
                 result = await result

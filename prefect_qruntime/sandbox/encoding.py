@@ -9,6 +9,7 @@ import base64
 import binascii
 import io
 import zlib
+from functools import cache
 from typing import Any
 
 # A circuit or parameter array above this is a mistake or an attack, not an input.
@@ -73,12 +74,35 @@ def decode_circuits(data: bytes) -> list[Any]:
     from qiskit import qpy
 
     try:
-        circuits = qpy.load(io.BytesIO(data))
+        circuits = qpy.load(io.BytesIO(data), annotation_factories={"samplomatic": _annotations()})
     except Exception as error:
         raise InputError(f"The QPY data could not be read: {error}", 1500) from error
     if not circuits:
         raise InputError("The QPY data holds no circuit.")
     return list(circuits)
+
+
+@cache
+def _annotations() -> Any:
+    """Return a reader of the annotations of IBM's package samplomatic that keeps their names only."""
+    from qiskit.circuit import Annotation
+    from qiskit.circuit.annotation import QPYSerializer
+
+    class Named(Annotation):  # type: ignore[misc]
+        namespace = "samplomatic"
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+    class Reader(QPYSerializer):  # type: ignore[misc]
+        def load_annotation(self, payload: bytes) -> Named:
+            size = int.from_bytes(payload[:2], "big")
+            return Named(payload[2 : 2 + size].decode())
+
+        def dump_annotation(self, namespace: str, annotation: Any) -> Any:
+            return NotImplemented
+
+    return Reader
 
 
 def decode(value: Any) -> Any:

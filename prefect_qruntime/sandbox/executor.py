@@ -15,12 +15,14 @@ from typing import Any
 from prefect_qruntime.sandbox import circuits as qc, encoding, samplex, tensors
 from prefect_qruntime.sandbox.clock import iso
 from prefect_qruntime.sandbox.encoding import InputError
-from prefect_qruntime.sandbox.primitives import bit_values, check_shots, take_shots
-from prefect_qruntime.sandbox.scheduling import schedule, stretches
+from prefect_qruntime.sandbox.primitives import bits_of, check_shots, readout_points, take_shots
 from prefect_qruntime.sandbox.state import Run
 
 DEFAULT_VERSION = "v0.2"
 _ITEM_METADATA = ("scheduler_timing", "stretch_values")
+# Durations in `dt`; the times of real devices are of this order.
+_DURATIONS = {"barrier": 0, "rz": 0, "delay": 0, "measure": 4600, "reset": 4600}
+_ONE_QUBIT, _MORE_QUBITS = 144, 360
 
 
 @dataclass(slots=True, frozen=True)
@@ -129,39 +131,43 @@ def _results(points: _Points, shots: int, level: str, run: Run, seed: int) -> di
     for name, places in qc.registers(points.circuit).items():
         if not places:
             continue
-        bits = _bits(taken, places, points, shots)
+        whole = places == list(range(points.circuit.num_clbits))
+        bits = bits_of(taken, places, whole).reshape(*points.shape, shots, len(places))
         if level in ("classified", "both"):
             results[name] = bits
         if level in ("kerneled", "both"):
-            results[f"{name}_iq"] = kerneled(bits, seed)
+            results[f"{name}_iq"] = readout_points(bits, seed)
         if level == "avg_kerneled":
-            results[f"{name}_avg_iq"] = kerneled(bits, seed).mean(axis=-2)
+            results[f"{name}_avg_iq"] = readout_points(bits, seed).mean(axis=-2)
     return results | points.extras
-
-
-def _bits(taken: list[list[str]], places: list[int], points: _Points, shots: int) -> Any:
-    """Return the register's bits, lowest first, as booleans of shape (*item, shots, bits)."""
-    import numpy as np
-
-    whole = places == list(range(points.circuit.num_clbits))
-    width = -(-len(places) // 8)
-    raw = b"".join(value.to_bytes(width, "little") for one in taken for value in bit_values(one, places, whole))
-    rows = np.unpackbits(np.frombuffer(raw, np.uint8).reshape(-1, width), axis=1, bitorder="little")
-    return rows[:, : len(places)].astype(bool).reshape(*points.shape, shots, len(places))
-
-
-def kerneled(bits: Any, seed: int) -> Any:
-    """Return complex readout points for bits: two clouds around -1 and +1, far enough apart to tell them."""
-    import numpy as np
-
-    random = np.random.default_rng(seed)
-    noise = random.normal(scale=0.2, size=(*bits.shape, 2))
-    return np.where(bits, 1.0, -1.0) + noise[..., 0] + 1j * noise[..., 1]
 
 
 def _metadata(circuit: Any, options: dict[str, Any]) -> dict[str, Any]:
     makers = (schedule, stretches)
     return {name: make(circuit) for name, make in zip(_ITEM_METADATA, makers, strict=True) if options.get(name)}
+
+
+def schedule(circuit: Any) -> dict[str, Any]:
+    """Return the circuit's timing as comma-separated text, one line for each instruction and qubit, and its length."""
+    free = [0] * circuit.num_qubits
+    lines = []
+    for number, item in enumerate(circuit.data):
+        qubits = [circuit.find_bit(qubit).index for qubit in item.qubits]
+        name = item.operation.name
+        duration = _DURATIONS.get(name, _ONE_QUBIT if len(qubits) < 2 else _MORE_QUBITS)
+        if name == "delay" and item.operation.unit == "dt" and isinstance(item.operation.duration, int):
+            duration = item.operation.duration
+        start = max((free[qubit] for qubit in qubits), default=0)
+        for qubit in qubits:
+            free[qubit] = start + duration
+            lines.append(f"main,{name}_{number},Qubit {qubit},{start},{duration},{name}")
+    return {"timing": "\n".join(lines), "circuit_duration": max(free, default=0)}
+
+
+def stretches(circuit: Any) -> list[dict[str, Any]]:
+    """Return the values of the circuit's stretches: none takes any time here."""
+    found = circuit.iter_stretches()
+    return [{"name": stretch.name, "value": 0, "remainder": 0, "expanded_values": []} for stretch in found]
 
 
 def _chunks(items: list[Any], sizes: list[int], run: Run, version: _Version) -> list[dict[str, Any]]:

@@ -46,8 +46,8 @@ class SandboxMiddleware:
         entry = service.journal.add(
             service.clock.now(),
             method,
-            bare,
-            self._query(scope),
+            service.accounts.masked(bare),
+            service.accounts.masked(scope["query_string"].decode("latin-1")),
             dialect,
             client[1] if client else 0,
         )
@@ -66,13 +66,6 @@ class SandboxMiddleware:
             await self._faulty(fault, entry, scope, receive, send)
         else:
             await self._faulty_socket(fault, entry, scope, receive, send)
-
-    def _query(self, scope: Scope) -> str:
-        query: str = scope["query_string"].decode("latin-1")
-        if query:
-            for key in self._service.accounts.users:
-                query = query.replace(key, "***")
-        return query
 
     async def _faulty(self, fault: Fault, entry: Entry, scope: Scope, receive: Receive, send: Send) -> None:
         clock = self._service.clock

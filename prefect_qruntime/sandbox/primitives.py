@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from random import Random
 from statistics import NormalDist
 from typing import Any
 
 from prefect_qruntime.sandbox import aer, circuits as qc, encoding
-from prefect_qruntime.sandbox.catalog import ERROR_READOUT, MAX_SHOTS, Backend
+from prefect_qruntime.sandbox.catalog import ERROR_READOUT, MAX_SHOTS
 from prefect_qruntime.sandbox.encoding import InputError
 from prefect_qruntime.sandbox.state import Run
 
@@ -24,10 +25,11 @@ def sampler(params: dict[str, Any], run: Run) -> tuple[dict[str, Any], int]:
         InputError: If a PUB cannot be run.
     """
     options = params.get("options") or {}
-    if (options.get("execution") or {}).get("meas_type", "classified") != "classified":
-        raise InputError("Only classified measurements are offered here.")
+    level = (options.get("execution") or {}).get("meas_type", "classified")
     encoded = bool(params.get("support_qiskit"))
-    default = params.get("shots") or options.get("default_shots") or DEFAULT_SHOTS
+    if level != "classified" and not encoded:
+        raise InputError(f"The meas_type {level} needs support_qiskit: plain JSON has no form for its results.")
+    default = params.get("shots") or _twirled_shots(options) or options.get("default_shots") or DEFAULT_SHOTS
     results, total = [], 0
     for number, sent in enumerate(params["pubs"]):
         pub = _sampler_pub(sent, default, run)
@@ -36,7 +38,11 @@ def sampler(params: dict[str, Any], run: Run) -> tuple[dict[str, Any], int]:
         check_shots(pub.shots, total)
         taken = take_shots(pub.circuit, _rows(pub), pub.shots, run, run.seed + number)
         fields = {
-            name: _register(taken, places, pub, encoded) for name, places in qc.registers(pub.circuit).items() if places
+            name: _register(taken, places, pub, encoded)
+            if level == "classified"
+            else encoding.array(kerneled(taken, places, pub, level, run.seed + number))
+            for name, places in qc.registers(pub.circuit).items()
+            if places
         }
         meta: dict[str, Any] = {"circuit_metadata": {}}
         if encoded:
@@ -47,6 +53,17 @@ def sampler(params: dict[str, Any], run: Run) -> tuple[dict[str, Any], int]:
     if encoded:
         return encoding.primitive_result(results, {"version": 2}), total
     return {"results": results, "metadata": {"version": 2}}, total
+
+
+def _twirled_shots(options: dict[str, Any]) -> int | None:
+    """Return the shots that twirling asks for; shots of a PUB or of the job go first, default shots come after."""
+    twirling = options.get("twirling") or {}
+    if not (twirling.get("enable_gates") or twirling.get("enable_measure")):
+        return None
+    randomizations, shots = twirling.get("num_randomizations"), twirling.get("shots_per_randomization")
+    if isinstance(randomizations, int) and isinstance(shots, int):
+        return randomizations * shots
+    return None
 
 
 def _sampler_pub(sent: Any, default_shots: int, run: Run) -> Any:
@@ -83,9 +100,16 @@ def take_shots(circuit: Any, rows: Any, shots: int, run: Run, seed: int) -> list
     """Run a circuit once for each row of parameter values; return the shots as hex strings over all classical bits."""
     if not run.simulated:
         return [["0x0"] * shots] * len(rows)
+    if run.backend.mock:
+        random = Random(seed)  # noqa: S311
+        return [[hex(random.getrandbits(circuit.num_clbits)) for _ in range(shots)] for _ in rows]
     reduced, _ = qc.compact(circuit)
-    bound = [reduced.assign_parameters(row) for row in rows] if reduced.parameters else [reduced] * len(rows)
-    return aer.memory(bound, shots, seed, noisy=run.backend.noisy)
+    bound = qc.bind(reduced, list(circuit.parameters), rows)
+    taken = aer.memory(bound, shots, seed, noisy=run.backend.noisy)
+    if reduced.num_clbits == circuit.num_clbits:
+        return taken
+    mask = (1 << circuit.num_clbits) - 1
+    return [[hex(int(value, 16) & mask) for value in values] for values in taken]
 
 
 def _rows(pub: Any) -> Any:
@@ -111,6 +135,31 @@ def _register(taken: list[list[str]], places: list[int], pub: Any, encoded: bool
         shots if whole else [hex(value) for value in bit_values(shots, places, whole)] for shots in taken
     ]
     return {"samples": nested(samples, pub.shape), "num_bits": bits}
+
+
+def kerneled(taken: list[list[str]], places: list[int], pub: Any, level: str, seed: int) -> Any:
+    """Return a register's readout points, averaged over the shots at level `avg_kerneled`."""
+    whole = places == list(range(pub.circuit.num_clbits))
+    points = readout_points(bits_of(taken, places, whole).reshape(*pub.shape, pub.shots, len(places)), seed)
+    return points.mean(axis=-2) if level == "avg_kerneled" else points
+
+
+def bits_of(taken: list[list[str]], places: list[int], whole: bool) -> Any:
+    """Return the bits of one register as booleans, one row a shot, the lowest first."""
+    import numpy as np
+
+    width = -(-len(places) // 8)
+    raw = b"".join(value.to_bytes(width, "little") for one in taken for value in bit_values(one, places, whole))
+    rows = np.unpackbits(np.frombuffer(raw, np.uint8).reshape(-1, width), axis=1, bitorder="little")
+    return rows[:, : len(places)].astype(bool)
+
+
+def readout_points(bits: Any, seed: int) -> Any:
+    """Return complex readout points for bits: two clouds around -1 and +1, well separated."""
+    import numpy as np
+
+    noise = np.random.default_rng(seed).normal(scale=0.2, size=(*bits.shape, 2))
+    return np.where(bits, 1.0, -1.0) + noise[..., 0] + 1j * noise[..., 1]
 
 
 def bit_values(shots: list[str], places: list[int], whole: bool) -> list[int]:
@@ -156,9 +205,7 @@ def estimator(params: dict[str, Any], run: Run) -> tuple[dict[str, Any], int]:
     for number, sent in enumerate(params["pubs"]):
         pub = _estimator_pub(sent, default, run)
         shots = math.ceil(1 / pub.precision**2)
-        values, deviations = estimate(
-            pub, shots, pub.precision, run.seed + number, run.backend, mitigated=mitigated, simulated=run.simulated
-        )
+        values, deviations = estimate(pub, shots, pub.precision, run, run.seed + number, mitigated=mitigated)
         total += shots * max(1, math.prod(pub.shape))
         meta: dict[str, Any] = {
             "shots": shots,
@@ -215,22 +262,17 @@ def _width(observables: Any) -> int:
 
 
 def estimate(
-    pub: Any,
-    shots: int,
-    precision: float,
-    seed: int,
-    backend: Backend,
-    *,
-    mitigated: bool,
-    simulated: bool = True,
+    pub: Any, shots: int, precision: float, run: Run, seed: int, *, mitigated: bool
 ) -> tuple[list[float], list[float]]:
     """Return values and standard errors for every point of an estimator pub, flat in C order."""
     import numpy as np
     from qiskit.quantum_info import SparsePauliOp
 
     shape = pub.shape
-    if not simulated:
-        size = max(1, math.prod(shape))
+    noisy, size = run.backend.noisy, max(1, math.prod(shape))
+    if run.backend.mock:
+        return [float(value) for value in np.random.default_rng(seed).uniform(-1, 1, size)], [precision] * size
+    if not run.simulated:
         return [0.0] * size, [precision] * size
     flat = np.empty(pub.observables.shape, dtype=object)
     terms: dict[str, int] = {}
@@ -248,10 +290,10 @@ def estimate(
     point_shape = pub.parameter_values.shape
     points = np.arange(max(1, math.prod(point_shape))).reshape(point_shape)
     circuits = _bound_points(reduced, pub)
-    exact = aer.expectations(circuits, labels, min(shots, _TRAJECTORIES), seed, noisy=backend.noisy)
+    exact = aer.expectations(circuits, labels, min(shots, _TRAJECTORIES), seed, noisy=noisy)
     # Unmitigated readout shrinks each term by (1 - 2p) per measured qubit.
     shrink = [
-        (1 - 2 * ERROR_READOUT) ** sum(letter != "I" for letter in label) if backend.noisy and not mitigated else 1.0
+        (1 - 2 * ERROR_READOUT) ** sum(letter != "I" for letter in label) if noisy and not mitigated else 1.0
         for label in labels
     ]
     random = np.random.default_rng(seed)
@@ -271,11 +313,10 @@ def estimate(
 
 
 def _bound_points(reduced: Any, pub: Any) -> list[Any]:
+    known = list(pub.circuit.parameters)
     points = max(1, math.prod(pub.parameter_values.shape))
-    if not reduced.parameters:
-        return [reduced] * points
-    rows = pub.parameter_values.as_array(list(reduced.parameters)).reshape(-1, len(reduced.parameters))
-    return [reduced.assign_parameters(row) for row in rows]
+    rows = pub.parameter_values.as_array(known).reshape(-1, len(known)) if known else [[]] * points
+    return qc.bind(reduced, known, rows)
 
 
 def _moved(label: str, places: dict[int, int], width: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from prefect_qruntime.sandbox import aer, circuits as qc, encoding, primitives
+from prefect_qruntime.sandbox import circuits as qc, encoding, primitives
 from prefect_qruntime.sandbox.catalog import MAX_SHOTS
 from prefect_qruntime.sandbox.encoding import InputError
 from prefect_qruntime.sandbox.state import Run
@@ -26,11 +26,8 @@ def sampler(params: dict[str, Any], run: Run) -> tuple[dict[str, Any], int]:
         circuit = _load(circuits, index, run)
         if not circuit.num_clbits:
             raise InputError("The circuit has no classical bits: add measurements.")
-        if run.simulated:
-            bound = _bind(qc.compact(circuit)[0], circuit, row)
-            taken = aer.memory([bound], shots, run.seed + number, noisy=run.backend.noisy)[0]
-        else:
-            taken = ["0x0"] * shots
+        bound = _bind(circuit, row)
+        taken = primitives.take_shots(bound, [[]], shots, run, run.seed + number)[0]
         counts = Counter(int(shot, 16) for shot in taken)
         dists.append({str(key): counts[key] / shots for key in sorted(counts)})
     metadata = [{"shots": shots, "circuit_metadata": {}} for _ in dists]
@@ -65,9 +62,7 @@ def estimator(params: dict[str, Any], run: Run) -> tuple[dict[str, Any], int]:
             pub = EstimatorPub.coerce((circuit, observables[place], row or None, precision))
         except Exception as error:
             raise InputError(f"The observable or the parameters do not fit: {error}") from error
-        value, deviation = primitives.estimate(
-            pub, shots, precision, run.seed + number, run.backend, mitigated=mitigated, simulated=run.simulated
-        )
+        value, deviation = primitives.estimate(pub, shots, precision, run, run.seed + number, mitigated=mitigated)
         found.append(value[0])
         metadata.append({"variance": deviation[0] ** 2 * shots, "shots": shots})
     return {"values": found, "metadata": metadata}, shots * len(found)
@@ -112,10 +107,10 @@ def _load(circuits: list[Any], index: int, run: Run) -> Any:
     return circuit
 
 
-def _bind(reduced: Any, circuit: Any, row: list[float]) -> Any:
+def _bind(circuit: Any, row: list[float]) -> Any:
     if len(row) != len(circuit.parameters):
         raise InputError(f"The circuit has {len(circuit.parameters)} parameters, {len(row)} values were sent.")
-    return reduced.assign_parameters(row) if row else reduced
+    return circuit.assign_parameters(row) if row else circuit
 
 
 def _observables(sent: Any) -> list[Any]:

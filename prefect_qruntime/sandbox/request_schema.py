@@ -45,27 +45,58 @@ def check_params(program_id: str, legacy: bool, params: Any) -> None:
     Raises:
         ApiError: 400 for params that do not fit or a program that is not offered, 404 for one that does not exist.
     """
-    if program_id == "noise-learner" or (program_id == "executor" and legacy):
-        raise ApiError(400, 1208, f"The program {program_id!r} is not offered here.")
-    if program_id not in ("sampler", "estimator", "executor"):
+    if program_id not in ("sampler", "estimator", *_VERSIONED):
         raise ApiError(404, "not_found", f"program not found: {program_id}")
+    if program_id in _VERSIONED and legacy:
+        raise ApiError(400, 1208, f"The program {program_id!r} is not offered here.")
     if params is None:
         raise invalid("params is missing.")
     check("Params", "params", params)
-    if program_id == "executor":
-        _check_executor(params)
+    if program_id == "noise-learner" and "schema_version" not in params:
+        check("NoiseLearnerParams", "params", params)
+        return
+    if program_id in _VERSIONED:
+        _check_versioned(program_id, params)
         return
     version = "V1" if legacy and params.get("version", 1) == 1 else ""
     check(f"{program_id.capitalize()}{version}Params", "params", params)
 
 
-_EXECUTOR = {"v0.1": "V01", "v0.2": "V02", "v1.0": "V1", "v1.1": "V1", "v2.0": "V2"}
+# The programs whose params name the version of their schema, what is taken if they do not, and the schemas.
+_VERSIONED: dict[str, tuple[str, dict[str, str]]] = {
+    "executor": (
+        "v0.2",
+        {
+            "v0.1": "ExecutorV01Checked",
+            "v0.2": "ExecutorV02Checked",
+            "v1.0": "ExecutorV1Checked",
+            "v1.1": "ExecutorV1Checked",
+            "v2.0": "ExecutorV2Checked",
+        },
+    ),
+    "noise-learner": (
+        "",
+        {
+            "v0.1": "NoiseLearnerV3V01Params",
+            "v0.2": "NoiseLearnerV3V02Params",
+            "v0.3": "NoiseLearnerV3V03Params",
+        },
+    ),
+    "calibrate": ("v0.1", {"v0.1": "CalibratorParams"}),
+}
 
 
-def _check_executor(params: dict[str, Any]) -> None:
-    check("ExecutorVersion", "params", params)
-    check(f"Executor{_EXECUTOR[params.get('schema_version', 'v0.2')]}Checked", "params", params)
-    program = params["quantum_program"]
+def _check_versioned(program_id: str, params: dict[str, Any]) -> None:
+    default, schemas = _VERSIONED[program_id]
+    version = params.get("schema_version", default)
+    if not isinstance(version, str) or version not in schemas:
+        raise invalid(f"params.schema_version must be one of {', '.join(schemas)}, not {_short(version)}.")
+    check(schemas[version], "params", params)
+    if program_id == "executor":
+        _check_items(params["quantum_program"])
+
+
+def _check_items(program: dict[str, Any]) -> None:
     items, circuits = program["items"], program.get("circuits", {})
     count = circuits.get("num_programs", len(circuits.get("data", items)))
     if count != len(items):

@@ -23,6 +23,7 @@ from prefect_qruntime.sandbox.call import (
     on_api_error,
     on_http_error,
     raw_json,
+    read_body,
 )
 from prefect_qruntime.sandbox.control_http import control_routes
 from prefect_qruntime.sandbox.middleware import CLOUD_PREFIX, SandboxMiddleware
@@ -51,7 +52,7 @@ def create_job(call: Call) -> Response:
         answer["session_id"] = job.session_id
     if job.private:
         answer["private"] = True
-    if job.calibration_id is not None:
+    if "calibration_id" in call.body:
         answer["calibration_id"] = job.calibration_id
     return json_response(answer)
 
@@ -68,9 +69,10 @@ def list_jobs(call: Call) -> Response:
     if sort not in ("ASC", "DESC"):
         raise invalid("sort must be ASC or DESC.")
     shown = not call.flag("exclude_params", True)
+    mocks = bool(call.flag("include_mocks", False))
     found = [
         job
-        for job in call.service.visible_jobs(call.user, call.instance, query.getlist("tags"))
+        for job in call.service.visible_jobs(call.user, call.instance, query.getlist("tags"), mocks=mocks)
         if (pending is None or pending is not job.is_terminal)
         and (program is None or job.program_id == program)
         and (backend is None or job.backend == backend)
@@ -99,8 +101,8 @@ def get_results(call: Call) -> Response:
     if call.now < job.ended + call.service.settings.results_lag:
         return no_content()
     if job.private:
-        if job.result_read:
-            raise ApiError(404, "not_found", "The results of this private job were read and deleted.")
+        if job.result_read:  # The only copy is gone; the service says no more than that there is nothing.
+            return no_content()
         if call.request.method == "GET":
             job.result_read = True
     return raw_json(outcome.body)
@@ -192,10 +194,12 @@ def list_backends(call: Call) -> Response:
     """Answer `GET /backends`: names in the legacy dialect and the oldest version, objects since."""
     service = call.service
     if call.dialect == LEGACY or call.version < views.OBJECTS_SINCE:
-        return json_response({"devices": list(service.catalog.backends)})
+        return json_response({"devices": service.catalog.names()})
     waits = "wait_time_seconds" in call.query.get("fields", "").split(",")
     settings = service.settings
-    return json_response({"devices": service.catalog.devices(waits, settings.queue_time, settings.run_time)})
+    mocks = bool(call.flag("include_mocks", False))
+    devices = service.catalog.devices(waits, settings.queue_time, settings.run_time, mocks=mocks)
+    return json_response({"devices": devices})
 
 
 def backend_status(call: Call) -> Response:
@@ -205,13 +209,20 @@ def backend_status(call: Call) -> Response:
 
 def backend_configuration(call: Call) -> Response:
     """Answer `GET /backends/{id}/configuration`."""
-    return raw_json(catalog.configuration_json(call.service.catalog.get(call.id)))
+    return raw_json(catalog.configuration_json(_calibrated(call)))
 
 
 def backend_properties(call: Call) -> Response:
     """Answer `GET /backends/{id}/properties`."""
     call.moment("updated_before")
-    return raw_json(catalog.properties_json(call.service.catalog.get(call.id)))
+    return raw_json(catalog.properties_json(_calibrated(call)))
+
+
+def _calibrated(call: Call) -> catalog.Backend:
+    """Return the backend of the path if it has the calibration of the query."""
+    backend = call.service.catalog.get(call.id)
+    call.service.catalog.calibration(backend, call.query.get("calibration_id"))
+    return backend
 
 
 def backend_defaults(call: Call) -> Response:
@@ -222,7 +233,7 @@ def backend_defaults(call: Call) -> Response:
 def get_instance(call: Call) -> Response:
     """Answer `GET /instance`."""
     answer: dict[str, object] = {
-        "backends": list(call.service.catalog.backends),
+        "backends": call.service.catalog.names(),
         "plan_id": call.service.accounts.plan_id,
     }
     limit = call.instance.limit
@@ -308,8 +319,8 @@ async def _versions(request: Request) -> Response:
 
 def _token(service: Service) -> Callable[[Request], object]:
     async def issue(request: Request) -> Response:
-        body = await request.body()
-        form = parse_qs(body[:65536].decode("utf-8", "replace"))
+        body = await read_body(request, 65536)
+        form = parse_qs(body.decode("utf-8", "replace"))
         status, answer = service.accounts.issue_token(form)
         return json_response(answer, status)
 

@@ -237,7 +237,7 @@ def scripted(job: Job) -> Outcome:
         raise ValueError("the job has no script")
     if script.status == "Ran too long":
         return Outcome(status=CANCELLED, reason="Ran too long", reason_code=RAN_TOO_LONG)
-    reason = script.reason or ("The job failed as it was told to." if script.status == FAILED else "")
+    reason = script.reason or ("The job failed as scripted." if script.status == FAILED else "")
     text = script.results_text if script.results_text is not None else reason
     return Outcome(status=script.status, reason=reason, reason_code=script.reason_code, text=text)
 

@@ -15,6 +15,7 @@ from ipaddress import ip_address
 from types import TracebackType
 from typing import Any
 
+from prefect_qruntime.sandbox import control_token
 from prefect_qruntime.sandbox.control import Control, ControlError
 from prefect_qruntime.sandbox.control_actions import ControlActions
 from prefect_qruntime.sandbox.routes import build_app
@@ -140,6 +141,11 @@ class Sandbox:
         """The first instance's CRN."""
         return self._service.accounts.pairs[0][1]
 
+    @property
+    def control_token(self) -> str:
+        """What `Control.connect` needs where it does not find it by itself: on another machine or as another user."""
+        return self._service.control_token
+
     def connection(self, dialect: str = "cloud") -> dict[str, str]:
         """Return the fields a client needs: key, CRN, dialect and URLs."""
         return {
@@ -184,6 +190,7 @@ class Sandbox:
         )
         self._thread.start()
         started.result(timeout=30)
+        control_token.publish(self._port, self.control_token)
         return self
 
     def stop(self) -> None:
@@ -191,6 +198,7 @@ class Sandbox:
         thread, loop, server = self._thread, self._loop, self._server
         if thread is None or loop is None or server is None:
             return
+        control_token.withdraw(self._port, self.control_token)
         with contextlib.suppress(RuntimeError):  # The loop may have ended by itself.
             loop.call_soon_threadsafe(server.stop)
         thread.join(timeout=10)

@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from prefect_qruntime.sandbox import control_token
 from prefect_qruntime.sandbox.accounts import Accounts, Instance, User
 from prefect_qruntime.sandbox.api_errors import ApiError, invalid, job_not_found, unknown_session
 from prefect_qruntime.sandbox.catalog import OFFLINE, Catalog
@@ -38,6 +39,8 @@ class Service:
         self.catalog = Catalog()
         self.sessions = SessionBook(self.clock, settings)
         self.simulator = Simulator(settings)
+        # What a control call over HTTP must show; not changed by a reset.
+        self.control_token = control_token.new_token()
         self.runner = Runner(
             self.clock, settings, self.catalog, self.sessions, self.simulator, self._book, self._may_run
         )
@@ -102,7 +105,10 @@ class Service:
         backend = self.catalog.get(body["backend"])
         if backend.status == OFFLINE:
             raise ApiError(400, 1004, f"The backend {backend.name} is not available.", "Use another backend.")
+        calibration_id = self.catalog.calibration(backend, body.get("calibration_id"))
         session = self._session_for(user, instance, body)
+        if body["program_id"] == "calibrate" and (session is None or session.mode != "dedicated"):
+            raise invalid("The program 'calibrate' runs in a session only.", "Open a dedicated session.")
         if instance.limit_reached and not self.settings.usage_limit_queues:
             raise ApiError(409, 4317, "The usage limit of the instance is reached.", "Raise the limit or wait.")
         starts = legacy and str(body.get("start_session", False)).lower() == "true"
@@ -127,7 +133,7 @@ class Service:
             session_id=session.id if session is not None else None,
             private=bool(body.get("private")),
             runtime=body.get("runtime"),
-            calibration_id=body.get("calibration_id"),
+            calibration_id=calibration_id,
             caller=caller,
         )
         if starts:
@@ -177,8 +183,11 @@ class Service:
             raise job_not_found(job_id)
         return job
 
-    def visible_jobs(self, user: User, instance: Instance, wanted: list[str]) -> Iterable[Job]:
-        """Return the caller's jobs that lists show by now, oldest first, having all wanted tags."""
+    def visible_jobs(self, user: User, instance: Instance, wanted: list[str], *, mocks: bool = False) -> Iterable[Job]:
+        """Return the caller's jobs that lists show by now, oldest first, having all wanted tags.
+
+        Jobs on mock backends are among them on request only.
+        """
         pool: Iterable[Job] = self.jobs.values()
         if wanted:
             pool = self._by_tag.get(wanted[0], {}).values()
@@ -188,6 +197,8 @@ class Service:
         crn, user_id, others = instance.crn, user.id, wanted[1:]
         for job in pool:
             if job.user_id != user_id or job.crn != crn or job.created > newest:
+                continue
+            if not mocks and self.catalog.backends[job.backend].mock:
                 continue
             if not others or all(tag in job.tags for tag in others):
                 yield job
@@ -290,7 +301,8 @@ class Service:
 
     def _book(self, job: Job) -> None:
         instance = self.accounts.instances.get(job.crn)
-        if instance is not None:
+        # What a job on a mock backend shows is an estimate; nothing is charged for it.
+        if instance is not None and not self.catalog.backends[job.backend].mock:
             instance.consumed += job.usage_seconds
 
     def _may_run(self, job: Job) -> bool:

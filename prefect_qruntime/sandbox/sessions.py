@@ -75,7 +75,7 @@ class SessionBook:
         now = self._clock.now()
         if job in session.queue:
             session.queue.remove(job)
-        if session.current is None:  # It is not when a job was told to run out of turn.
+        if session.current is None:  # It is set if `finish` runs a job out of turn.
             session.current = job
         session.last_job_started = now
         _cancel_idle(session)

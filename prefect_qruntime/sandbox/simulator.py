@@ -70,7 +70,12 @@ class Simulator:
             "params": job.params,
             "legacy": job.dialect == LEGACY,
             "run": {
-                "backend": {"name": backend.name, "qubits": backend.qubits, "noisy": backend.noisy},
+                "backend": {
+                    "name": backend.name,
+                    "qubits": backend.qubits,
+                    "noisy": backend.noisy,
+                    "mock": backend.mock,
+                },
                 "seed": random.Random(f"{self._seed}:{job.ordinal}").getrandbits(31),  # noqa: S311
                 "strict": self.settings.strict_isa,
                 "simulated": self.settings.physics,

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
+from functools import cache
+from importlib import metadata
 from typing import Any
 
 from prefect_qruntime.sandbox.clock import iso
 from prefect_qruntime.sandbox.state import CANCELLED, COMPLETED, FAILED, QUEUED, RUNNING, Job, Session
 
 CLOUD, LEGACY = "cloud", "legacy"
+# What `GET /versions` lists as of November 2026; older versions are no longer listed but accepted until 2027.
 VERSIONS: tuple[dict[str, str], ...] = (
-    {"version": "2024-01-01", "sunset_date": "2027-01-01", "status": "deprecated"},
-    {"version": "2025-01-01", "sunset_date": "2027-01-01", "status": "deprecated"},
-    {"version": "2025-05-01", "sunset_date": "2027-01-01", "status": "deprecated"},
-    {"version": "2026-02-01", "sunset_date": "2027-02-01", "status": "deprecated"},
     {"version": "2026-02-15", "sunset_date": "2027-02-15", "status": "deprecated"},
-    {"version": "2026-03-15", "status": "live"},
+    {"version": "2026-03-15", "sunset_date": "2027-03-15", "status": "deprecated"},
     {"version": "2026-04-15", "status": "live"},
 )
-KNOWN_VERSIONS = frozenset(item["version"] for item in VERSIONS)
+_UNLISTED = ("2024-01-01", "2025-01-01", "2025-05-01", "2026-02-01")
+KNOWN_VERSIONS = frozenset((*_UNLISTED, *(item["version"] for item in VERSIONS)))
 # A request without the version header gets this one.
 DEFAULT_VERSION = "2025-05-01"
 OBJECTS_SINCE = "2025-01-01"
@@ -59,7 +59,7 @@ def job_view(job: Job, dialect: str, version: str, now: float, *, params: bool) 
         view["session_id"] = job.session_id
     if job.runtime is not None:
         view["runtime"] = job.runtime
-    if job.calibration_id is not None:
+    if job.calibration_id is not None and dialect != LEGACY:
         view["calibration_id"] = job.calibration_id
     if job.status == RUNNING:
         view["estimated_running_time_seconds"] = job.run_time
@@ -105,11 +105,22 @@ def metrics_view(job: Job, dialect: str, version: str, now: float) -> dict[str, 
     view: dict[str, Any] = {"timestamps": stamps, "usage": usage_view(job, dialect, version, now)}
     if job.caller:
         view["caller"] = job.caller
+    if job.started is not None and (version_used := qiskit_version()):
+        view["qiskit_version"] = version_used
     if dialect == LEGACY or version < NEW_USAGE_SINCE:
         view["bss"] = {"seconds": usage_seconds(job, now)}
     elif version >= TIDY_USAGE_SINCE and job.outcome is not None:
         view["circuits_execution_time_ns"] = job.outcome.execution_ns
     return view
+
+
+@cache
+def qiskit_version() -> str:
+    """Return the version of the qiskit that runs the circuits; empty if there is none."""
+    try:
+        return metadata.version("qiskit")
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def logs_text(job: Job) -> str | None:

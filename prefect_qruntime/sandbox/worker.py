@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any, BinaryIO
 
@@ -100,11 +101,7 @@ def execute(program_id: str, params: dict[str, Any], run: Run, *, legacy: bool =
     """Run one job's circuits here and now; never raises."""
     started = time.perf_counter_ns()
     try:
-        from prefect_qruntime.sandbox import executor, primitives, primitives_v1
-
-        home: Any = primitives_v1 if legacy and params.get("version", 1) == 1 else primitives
-        program = getattr(executor if program_id == "executor" else home, program_id)
-        result, shots = program(params, run)
+        result, shots = _program(program_id, legacy and params.get("version", 1) == 1)(params, run)
         body = orjson.dumps(result)
     except InputError as error:
         return _failed(str(error), error.code, str(error), started)
@@ -115,6 +112,20 @@ def execute(program_id: str, params: dict[str, Any], run: Run, *, legacy: bool =
         reason = f"{type(error).__name__}: {error}"
         return _failed(reason[:500], 1500, traceback.format_exc(), started)
     return Outcome(body=body, execution_ns=shots * 2000)
+
+
+def _program(program_id: str, first_version: bool) -> Callable[[dict[str, Any], Run], tuple[dict[str, Any], int]]:
+    from prefect_qruntime.sandbox import executor, noise_learner, primitives, primitives_v1
+
+    if first_version:
+        return {"sampler": primitives_v1.sampler, "estimator": primitives_v1.estimator}[program_id]
+    return {
+        "sampler": primitives.sampler,
+        "estimator": primitives.estimator,
+        "executor": executor.executor,
+        "noise-learner": noise_learner.noise_learner,
+        "calibrate": noise_learner.calibrate,
+    }[program_id]
 
 
 def _failed(reason: str, code: int, text: str, started: int) -> Outcome:

@@ -76,6 +76,34 @@ def test_options_are_accepted(ideal):
     assert data.evs == pytest.approx([1.0], abs=0.05)
 
 
+def test_twirling_decides_the_shots_that_nothing_else_asks_for(ideal):
+    sampler = SamplerV2(mode=ideal)
+    sampler.options.twirling.enable_measure = True
+    sampler.options.twirling.num_randomizations = 4
+    sampler.options.twirling.shots_per_randomization = 25
+    assert sampler.run([isa(bell(), ideal)]).result()[0].data.meas.num_shots == 100
+    assert sampler.run([isa(bell(), ideal)], shots=7).result()[0].data.meas.num_shots == 7
+
+
+@pytest.mark.parametrize("meas_type", ["kerneled", "avg_kerneled"])
+def test_readout_points(ideal, meas_type):
+    sampler = SamplerV2(mode=ideal)
+    sampler.options.execution.meas_type = meas_type
+    data = sampler.run([(isa(rotations(measured=True), ideal), [math.pi, 0])], shots=200).result()[0].data.meas
+    assert data.shape == ((200, 2) if meas_type == "kerneled" else (2,))
+    assert data.reshape(-1, 2).mean(axis=0) == pytest.approx([1, -1], abs=0.1)
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_estimator_at_each_resilience_level(noisy, level):
+    circuit = isa(bell(measured=False), noisy)
+    estimator = EstimatorV2(mode=noisy, options={"resilience_level": level, "default_precision": 0.005})
+    data = estimator.run([(circuit, observables(circuit, "ZZ"))]).result()[0].data
+    # 1 % readout error on two qubits is visible without mitigation only.
+    low, high = (0.93, 0.97) if level == 0 else (0.97, 1.0)
+    assert low < data.evs[0] < high
+
+
 def test_estimator_on_bell(ideal):
     circuit = isa(bell(measured=False), ideal)
     job = EstimatorV2(mode=ideal).run([(circuit, observables(circuit, "ZZ", "XX", "YY", "ZI"))], precision=0.01)

@@ -52,7 +52,32 @@ def test_queue_length_counts_pending_jobs_or_shows_what_it_is_told(cloud):
 def test_versions_need_no_token(qruntime_sandbox):
     answer = httpx.get(f"{qruntime_sandbox.base_url()}/versions", trust_env=False)
     DOCUMENT.check("GET", "/v1/versions", answer)
-    assert answer.json()["versions"][-1] == {"version": "2026-04-15", "status": "live"}
+    assert [(one["version"], one["status"], one.get("sunset_date")) for one in answer.json()["versions"]] == [
+        ("2026-02-15", "deprecated", "2027-02-15"),
+        ("2026-03-15", "deprecated", "2027-03-15"),
+        ("2026-04-15", "live", None),
+    ]
+
+
+@pytest.mark.parametrize("version", ["2024-01-01", "2025-05-01", "2026-02-01", "2026-02-15"])
+def test_versions_that_are_listed_no_more_still_work(cloud, version):
+    assert cloud("GET", "/instance", headers={"IBM-API-Version": version}).status_code == 200
+
+
+def test_devices_say_how_many_qubits_they_have_with_their_couplers(cloud):
+    devices = {device["name"]: device for device in cloud("GET", "/backends").json()["devices"]}
+    assert devices["sandbox_noisy"]["physical_qubits"] == 27 + 28
+    assert devices["sandbox_ideal"]["physical_qubits"] == 32
+
+
+def test_calibrations_are_known_by_their_id(cloud, fast):
+    job_id = cloud.job_id()
+    current = cloud("GET", f"/jobs/{job_id}").json()["calibration_id"]
+    assert cloud.submit(calibration_id=current).json()["calibration_id"] == current
+    for what in ("configuration", "properties"):
+        path = f"/backends/sandbox_ideal/{what}"
+        assert cloud("GET", path, params={"calibration_id": current}).json() == cloud("GET", path).json()
+        assert code(cloud("GET", path, params={"calibration_id": "other"})) == (404, "not_found")
 
 
 def test_workloads_page_with_a_cursor_both_ways(cloud):

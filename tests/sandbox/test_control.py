@@ -1,9 +1,12 @@
 """Scripts, hold and finish, and the control over HTTP."""
 
+import tempfile
+from urllib.parse import unquote_plus
+
 import httpx
 import pytest
 
-from prefect_qruntime.sandbox import Control, ControlError
+from prefect_qruntime.sandbox import Control, ControlError, Sandbox
 from tests.support.sandbox_api import code
 
 
@@ -104,11 +107,12 @@ def test_control_over_http_does_the_same(cloud, fast):
 
 def test_control_over_http_refuses_pages_of_a_browser(qruntime_sandbox):
     url = f"{qruntime_sandbox.url}/_control/jobs"
-    plain = httpx.post(url, content=b"{}", headers={"content-type": "text/plain"}, trust_env=False)
+    token = {"x-sandbox-token": qruntime_sandbox.control_token}
+    plain = httpx.post(url, content=b"{}", headers={**token, "content-type": "text/plain"}, trust_env=False)
     assert plain.status_code == 403
-    headers = {"content-type": "application/json", "host": "evil.example"}
+    headers = {**token, "content-type": "application/json", "host": "evil.example"}
     assert httpx.post(url, content=b"{}", headers=headers, trust_env=False).status_code == 403
-    headers = {"content-type": "application/json"}
+    headers = {**token, "content-type": "application/json"}
     for name in ("_known", "__init__", "nothing"):
         answer = httpx.post(f"{qruntime_sandbox.url}/_control/{name}", headers=headers, trust_env=False)
         assert answer.status_code == 404
@@ -158,3 +162,68 @@ def test_reset_leaves_nothing(cloud, fast):
     assert (control.jobs(), control.sessions(), control.journal(), control.faults()) == ([], [], [], [])
     assert control.usage()["usage_consumed_seconds"] == 0
     assert code(cloud("GET", "/jobs")) == (401, 1201)
+
+
+def test_control_over_http_needs_the_token(qruntime_sandbox, monkeypatch):
+    url = f"{qruntime_sandbox.url}/_control/jobs"
+    for token in ({}, {"x-sandbox-token": ""}, {"x-sandbox-token": "guessed"}):
+        headers = {"content-type": "application/json", **token}
+        assert httpx.post(url, content=b"{}", headers=headers, trust_env=False).status_code == 403
+    with pytest.raises(ControlError, match="token"):
+        Control.connect(qruntime_sandbox.url, token="guessed").jobs()
+    assert Control.connect(qruntime_sandbox.url, token=qruntime_sandbox.control_token).jobs() == []
+    monkeypatch.setenv("QRUNTIME_SANDBOX_TOKEN", "other")
+    with pytest.raises(ControlError, match="token"):
+        Control.connect(qruntime_sandbox.url).jobs()
+
+
+def test_the_token_is_for_the_user_alone_and_goes_with_the_server(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with Sandbox(physics=False) as sandbox:
+        (folder,) = tmp_path.iterdir()
+        (file,) = folder.iterdir()
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert file.stat().st_mode & 0o777 == 0o600
+        assert file.read_text() == sandbox.control_token
+        token = sandbox.control_token
+        sandbox.reset()
+        assert sandbox.control_token == token
+        assert Control.connect(sandbox.url).jobs() == []
+        # A folder that others may look into is not trusted.
+        folder.chmod(0o755)
+        with pytest.raises(ControlError, match="token"):
+            Control.connect(sandbox.url).jobs()
+        folder.chmod(0o700)
+    assert list(folder.iterdir()) == []
+
+
+def test_the_token_may_come_from_the_environment(monkeypatch):
+    monkeypatch.setenv("QRUNTIME_SANDBOX_TOKEN", "shared")
+    with Sandbox(physics=False) as sandbox:
+        assert sandbox.control_token == "shared"
+        monkeypatch.delenv("QRUNTIME_SANDBOX_TOKEN")
+        assert Control.connect(sandbox.url, token="shared").jobs() == []
+
+
+@pytest.mark.parametrize(("path", "limit"), [("/_control/jobs", 16 << 20), ("/identity/token", 1 << 16)])
+def test_bodies_are_limited(qruntime_sandbox, path, limit):
+    headers = {"content-type": "application/json", "x-sandbox-token": qruntime_sandbox.control_token}
+    answer = httpx.post(f"{qruntime_sandbox.url}{path}", content=b" " * (limit + 1), headers=headers, trust_env=False)
+    assert answer.status_code == 413
+
+
+def test_the_journal_holds_no_secrets(cloud):
+    key, token = cloud.key, cloud.headers["Authorization"].removeprefix("Bearer ")
+    for secret in (key, token, "an unknown secret"):
+        for name in ("apikey", "access_token", "api%5Fkey", "Authorization"):
+            cloud("GET", "/jobs", loose=True, params={name: secret})
+    for secret in (key, token):
+        escaped = "".join(f"%{byte:02X}" for byte in secret.encode())
+        cloud("GET", "/jobs", loose=True, params={"search": secret})
+        for text in (secret, escaped):
+            cloud.http.get(f"{cloud.sandbox.base_url()}/jobs/{text}", headers=cloud.headers)
+            cloud.http.get(f"{cloud.sandbox.base_url()}/jobs?x={text}&limit=5", headers=cloud.headers)
+    shown = repr([(one["path"], unquote_plus(one["path"])) for one in cloud.control.journal()])
+    for secret in (key, token, "an unknown secret"):
+        assert secret not in shown
+    assert "limit=5" in shown

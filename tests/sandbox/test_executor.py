@@ -14,7 +14,7 @@ from qiskit.circuit import Parameter, ParameterVector
 from qiskit.quantum_info import PauliLindbladMap
 from samplomatic.serialization import samplex_to_json
 
-from prefect_qruntime.sandbox.scheduling import schedule
+from prefect_qruntime.sandbox.executor import schedule
 from tests.support.sandbox_api import code
 
 VERSIONS = ["v0.1", "v0.2", "v1.0", "v1.1", "v2.0"]

@@ -1,10 +1,12 @@
 """Jobs in the cloud dialect: create, look, list, cancel, delete, results, tags."""
 
 import time
+from importlib import metadata
 
 import httpx
 import pytest
 
+from prefect_qruntime.sandbox import call
 from tests.support.sandbox_api import BELL, code
 
 
@@ -84,6 +86,8 @@ def test_clock_scale_moves_timers_that_are_set(cloud):
         ({"program_id": "executor"}, (400, 1208)),
         ({"program_id": "noise-learner"}, (400, 1208)),
         ({"program_id": "estimator"}, (400, 1208)),
+        ({"program_id": "calibrate", "params": {"options": {}}}, (400, 1208)),
+        ({"calibration_id": "of-another-day"}, (404, "not_found")),
     ],
 )
 def test_bodies_are_checked(cloud, change, expected):
@@ -198,7 +202,9 @@ def test_private_job_shows_its_results_once(cloud, fast):
     assert seen["private"] is True
     assert "params" not in seen
     assert len(cloud("GET", f"/jobs/{job_id}/results").json()["results"]) == 1
-    assert code(cloud("GET", f"/jobs/{job_id}/results")) == (404, "not_found")
+    again = cloud("GET", f"/jobs/{job_id}/results")
+    assert (again.status_code, again.content) == (204, b"")
+    assert cloud.control.job(job_id)["result_read"]
 
 
 def test_job_that_exceeds_its_cost_ran_too_long(cloud):
@@ -239,8 +245,10 @@ def test_old_versions_have_the_old_usage(cloud, fast):
     assert "bss" not in between
 
 
-def test_too_large_input_is_413(cloud):
-    body = b'{"program_id":"' + b"x" * (50 * 1024 * 1024) + b'"}'
+def test_too_large_input_is_413(cloud, monkeypatch):
+    assert call.MAX_INPUT == 300 * 1024 * 1024
+    monkeypatch.setattr(call, "MAX_INPUT", 1024 * 1024)
+    body = b'{"program_id":"' + b"x" * (1024 * 1024) + b'"}'
     answer = cloud.http.post(f"{cloud.sandbox.base_url()}/jobs", headers=cloud.headers, content=body)
     assert answer.status_code == 413
 
@@ -252,3 +260,36 @@ def test_unknown_paths_and_methods_use_the_error_container(cloud):
         assert answer.status_code == status
         assert answer.json()["errors"][0]["message"]
         assert answer.json()["trace"]
+
+
+def test_the_version_may_be_text(cloud, legacy, fast):
+    for api in (cloud, legacy):
+        assert api.run(params={"version": "2", "pubs": [[BELL, None, 7]]})["results"][0]["data"]["c"]["num_bits"] == 2
+    assert code(cloud.submit(params={"version": "3", "pubs": [[BELL]]})) == (400, 1208)
+
+
+@pytest.mark.parametrize(
+    ("twirling", "pub_shots", "shots"),
+    [
+        ({"enable_gates": True, "num_randomizations": 3, "shots_per_randomization": 5}, None, 15),
+        ({"enable_measure": True, "num_randomizations": 3, "shots_per_randomization": 5}, None, 15),
+        ({"enable_gates": True, "num_randomizations": 3, "shots_per_randomization": 5}, 8, 8),
+        ({"num_randomizations": 3, "shots_per_randomization": 5}, None, 20),
+        ({"enable_gates": True, "num_randomizations": "auto", "shots_per_randomization": 5}, None, 20),
+    ],
+)
+def test_twirling_decides_the_shots_that_nothing_else_asks_for(cloud, fast, twirling, pub_shots, shots):
+    params = {"pubs": [[BELL, None, pub_shots]], "options": {"default_shots": 20, "twirling": twirling}}
+    assert len(cloud.run(params=params)["results"][0]["data"]["c"]["samples"]) == shots
+
+
+def test_metrics_name_the_qiskit_that_ran_the_circuits(cloud, fast):
+    job_id = cloud.job_id()
+    cloud.control.wait_job(job_id)
+    assert cloud("GET", f"/jobs/{job_id}/metrics").json()["qiskit_version"] == metadata.version("qiskit")
+
+
+def test_kerneled_samples_need_encoded_results(cloud, fast):
+    params = {"pubs": [[BELL, None, 5]], "options": {"execution": {"meas_type": "kerneled"}}}
+    reason = cloud.control.wait_job(cloud.job_id(params=params))["reason"]
+    assert "kerneled needs support_qiskit" in reason

@@ -16,7 +16,17 @@ DOCUMENT = Path(__file__).with_name("openapi-cloud.yaml")
 ADDITIONS = Path(__file__).with_name("additions.yaml")
 TARGET = Path(__file__).parents[2] / "prefect_qruntime" / "sandbox" / "request_schemas.json"
 # The bodies that the document describes well enough as they are.
-PLAIN_BODIES = ("CreateSessionRequest", "UpdateSessionRequest", "ReplaceTagsRequest", "InstanceConfigurationUpdate")
+PLAIN_BODIES = (
+    "CalibratorParams",
+    "CreateSessionRequest",
+    "InstanceConfigurationUpdate",
+    "NoiseLearnerParams",
+    "NoiseLearnerV3V01Params",
+    "NoiseLearnerV3V02Params",
+    "NoiseLearnerV3V03Params",
+    "ReplaceTagsRequest",
+    "UpdateSessionRequest",
+)
 _PREFIX = "#/components/schemas/"
 
 
