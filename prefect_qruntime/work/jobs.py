@@ -30,7 +30,7 @@ from prefect_qruntime.purchase_lock import alone_with
 from prefect_qruntime.settings import current_settings
 from prefect_qruntime.sightings import Sighting
 from prefect_qruntime.spec import JobSpec
-from prefect_qruntime.submission_marks import mark_sent, never_sent
+from prefect_qruntime.submission_marks import key_history, mark_accepted, mark_sent
 from prefect_qruntime.work.instance import queue_length
 from prefect_qruntime.work.sessions import note_session
 
@@ -109,7 +109,8 @@ async def submit(
                 intent,
                 before_post=before_post,
                 on_bought=bought,
-                known_unsent=never_sent if marked else None,
+                key_history=key_history if marked else None,
+                note_accepted=mark_accepted if marked else None,
             )
             bought(ref)
             # Before the gate waits for the service to list the job: it is to be found from now on.
