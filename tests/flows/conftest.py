@@ -35,11 +35,11 @@ def sandbox(running_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbo
     # Stands for the default of 30 s, so that a repeated run that finds nothing does not wait long.
     monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_SUBMISSION_GRACE_SECONDS", "0.4")
     running_sandbox.reset()
-    home().run(_forget_submissions())
+    home().run(forget_submissions())
     return running_sandbox
 
 
-async def _forget_submissions() -> None:
+async def forget_submissions() -> None:
     submission_memory().forget()
 
 
