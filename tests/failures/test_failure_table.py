@@ -11,7 +11,7 @@ import pytest
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.inputs import make_spec
 from prefect_qruntime.client.retrying import Patience
-from prefect_qruntime.client.submission import Intent
+from prefect_qruntime.client.submission import Intent, submission_memory
 from prefect_qruntime.client.waiting import Deadlines, Pace
 from prefect_qruntime.connection import Connection
 from prefect_qruntime.errors import (
@@ -278,10 +278,16 @@ def sandbox() -> Iterator[Sandbox]:
         yield running
 
 
+async def _forget() -> None:
+    """All rows use one key: as the service forgot its job, this process must, too."""
+    submission_memory().forget()
+
+
 @pytest.mark.parametrize("dialect", ["cloud", "legacy"])
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_row(sandbox: Sandbox, row: Row, dialect: str) -> None:
     sandbox.reset()
+    QuantumRuntimeClient.run(_forget())
     client = QuantumRuntimeClient(Connection(**sandbox.connection(dialect), request_timeout=2.0), patience=QUICK)
     row.inject(sandbox.control)
 

@@ -43,12 +43,7 @@ def test_processes_that_start_together_share_one_job(sandbox: Sandbox, prefect_s
         "PREFECT_LOGGING_LEVEL": "ERROR",
     }
     command = [sys.executable, "-c", CHILD, f"slot/{lag}"]
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-c", CHILD, f"slot/{lag}"], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        for _ in range(2)
-    ]
+    children = [subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(2)]
     try:
         for child in children:
             assert child.stdout is not None
