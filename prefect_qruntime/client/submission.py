@@ -18,18 +18,20 @@ from prefect_qruntime.client import submission_core as core
 from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.client.payload_check import differs_at_sight, input_difference, is_small, shape
 from prefect_qruntime.client.programs.kept import on_service
+from prefect_qruntime.client.submission_core import History
 from prefect_qruntime.client.submission_memory import Payload, SubmissionMemory
 from prefect_qruntime.client.transport.in_flight import complete_or_withdraw
 from prefect_qruntime.errors import NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobRef, SessionRef
 from prefect_qruntime.redact import get_logger
 
-__all__ = ["BeforePost", "Intent", "KnownUnsent", "submission_memory", "submit_or_attach"]
+__all__ = ["BeforePost", "History", "Intent", "KeyHistory", "NoteAccepted", "submission_memory", "submit_or_attach"]
 
 log = get_logger(__name__)
 
 BeforePost = Callable[[str], Awaitable[JobSpec | None]]
-KnownUnsent = Callable[[str], Awaitable[bool]]
+KeyHistory = Callable[[str], Awaitable[History]]
+NoteAccepted = Callable[[str, str | None], Awaitable[None]]
 
 _MOST_COMPARED = 4_000_000  # characters and numbers of a payload that is read back from the service
 
@@ -106,7 +108,8 @@ async def submit_or_attach(
     scope: str = "",
     before_post: BeforePost | None = None,
     on_bought: Callable[[JobRef], None] | None = None,
-    known_unsent: KnownUnsent | None = None,
+    key_history: KeyHistory | None = None,
+    note_accepted: NoteAccepted | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> JobRef:
@@ -119,9 +122,11 @@ async def submit_or_attach(
         before_post: Awaited with the key before each POST: budget and rate limits. It may raise to stop, or
             return what to send in place of the intent's spec (a lower limit of QPU seconds).
         on_bought: Called with a new job at once, even when the caller is being cancelled meanwhile.
-        known_unsent: Awaited with the key before a search that precedes the first POST. True, if it is certain that
-            no process has ever sent this key: then one look replaces the search. It must not guess: a process that
-            uses it has to leave a mark in `before_post`, under a lock that keeps other processes with the key off.
+        key_history: Awaited with the key before a search that precedes the first POST: what other processes did with
+            it. It must not guess: `never_sent`, which makes one look replace the search, is true only if every process
+            leaves a mark in `before_post`, under a lock that keeps other processes with the key off.
+        note_accepted: Awaited with the key and the job's id (None if it could not be read) after a 2xx, for the
+            histories of other processes. If it fails, the job is handed out all the same.
         clock: Monotonic seconds.
         sleep: For the pauses between looks.
 
@@ -139,13 +144,14 @@ async def submit_or_attach(
         renew_failed=intent.renew_failed,
         search_until=intent.search_until,
         search_seconds=intent.search_seconds,
-        can_tell_unsent=known_unsent is not None,
+        knows_history=key_history is not None,
         grace=intent.grace,
         attempts=intent.attempts,
     )
     memory = submission_memory()
     machine = core.Submission(ask, memory, object())
-    caller = _Caller(service, intent, machine, memory, before_post, on_bought, known_unsent, clock, sleep)
+    hooks = _Hooks(before_post, on_bought, key_history, note_accepted)
+    caller = _Caller(service, intent, machine, memory, hooks, clock, sleep)
     try:
         return await caller.run()
     except BaseException:
@@ -159,6 +165,16 @@ async def _digest(intent: Intent) -> str | None:
     return intent.spec.digest() if is_small(intent.spec) else await asyncio.to_thread(intent.spec.digest)
 
 
+@dataclass(frozen=True, slots=True)
+class _Hooks:
+    """What the caller wants to be asked and told; see `submit_or_attach`."""
+
+    before_post: BeforePost | None
+    on_bought: Callable[[JobRef], None] | None
+    key_history: KeyHistory | None
+    note_accepted: NoteAccepted | None
+
+
 @dataclass(slots=True)
 class _Caller:
     """Carries out what the core decides, for one caller."""
@@ -167,12 +183,11 @@ class _Caller:
     intent: Intent
     machine: core.Submission
     memory: SubmissionMemory
-    before_post: BeforePost | None
-    on_bought: Callable[[JobRef], None] | None
-    known_unsent: KnownUnsent | None
+    hooks: _Hooks
     clock: Callable[[], float]
     sleep: Callable[[float], Awaitable[None]]
     spec: JobSpec = field(init=False)
+    accepted: tuple[str, str | None] | None = None  # to be noted
 
     async def run(self) -> JobRef:
         self.spec = self.intent.spec
@@ -187,8 +202,9 @@ class _Caller:
                     raise error
                 case core.Post(key):
                     action = await complete_or_withdraw(self._post(key))
+                    await self._note_accepted()
                 case core.Admit(key):
-                    allowed = await self.before_post(key) if self.before_post is not None else None
+                    allowed = await self.hooks.before_post(key) if self.hooks.before_post is not None else None
                     self.spec = allowed or self.intent.spec
                     action = self.machine.admitted(self.clock())
                 case core.AwaitOther(key):
@@ -196,8 +212,11 @@ class _Caller:
                 case core.Pause(seconds):
                     await self.sleep(seconds)
                     action = self.machine.waited(self.clock())
-                case core.AskUnsent(key):
-                    action = self.machine.unsent(self.clock(), await self._is_unsent(key))
+                case core.AskHistory(key):
+                    known = await self._history(key)
+                    action = self.machine.history(self.clock(), known)
+                case core.Fetch(job_id):
+                    action = await self._fetch(job_id)
                 case core.Look(key):
                     action = await self._look(key)
                 case core.Compare(job):
@@ -212,13 +231,30 @@ class _Caller:
         await free.wait()
         return self.machine.other_settled(self.clock())
 
-    async def _is_unsent(self, key: str) -> bool:
-        assert self.known_unsent is not None  # noqa: S101  # else the core does not ask
+    async def _history(self, key: str) -> History:
+        assert self.hooks.key_history is not None  # noqa: S101  # else the core does not ask
         try:
-            return await self.known_unsent(key)
+            return await self.hooks.key_history(key)
         except Exception as error:  # only certainty shortens the search
             log.warning("submission %s: cannot be told whether it was sent before (%r); searching", key, error)
-            return False
+            return History()
+
+    async def _note_accepted(self) -> None:
+        if self.accepted is None or self.hooks.note_accepted is None:
+            return
+        try:
+            await self.hooks.note_accepted(*self.accepted)
+        except Exception as error:  # what was bought is handed out
+            log.warning("submission %s: that it was accepted could not be noted (%r)", self.accepted[0], error)
+
+    async def _fetch(self, job_id: str) -> core.Action:
+        try:
+            job = await self.service.job(job_id)
+        except NotFound:
+            return self.machine.fetch_missing(self.clock())
+        except QuantumRuntimeError as error:
+            return self.machine.fetch_failed(self.clock(), error)
+        return self.machine.fetched(self.clock(), job)
 
     async def _look(self, key: str) -> core.Action:
         try:
@@ -272,13 +308,15 @@ class _Caller:
                 return self.machine.refused(now, error)
             if error.status is not None and 200 <= error.status < 300:
                 log.warning("submission %s: accepted, but the answer is unreadable (%s); looking for it", key, error)
+                self.accepted = key, None
                 return self.machine.unreadable(now)
             log.warning("submission %s: the answer was lost (%s); looking for the job", key, error)
             return self.machine.lost(now, error)
         ref = ref.model_copy(update={"submission_key": key, "tags": tags})
         action = self.machine.posted(self.clock(), ref)
-        if self.on_bought is not None:
-            self.on_bought(ref)
+        self.accepted = key, ref.id
+        if self.hooks.on_bought is not None:
+            self.hooks.on_bought(ref)
         return action
 
 

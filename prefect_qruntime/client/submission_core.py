@@ -18,8 +18,9 @@ How long to look before the *first* POST of a key is a question of its own. An e
 another process a moment ago, and no lag seen so far bounds the lag of the next listing, so a window learnt from
 experience would be a guess with money. The window therefore stays the whole grace period, counted from the moment at
 which the caller holds the lock that keeps other processes off. It is cut to a single look only on proof: the caller
-may offer to answer `AskUnsent` ("no process has ever sent this key"), from a mark that each process writes under the
-lock before it sends.
+may offer to answer `AskHistory` from marks that each process writes under the lock, before it sends ("no process has
+ever sent this key") and after the service accepted (which job it is, so that even a list that lags for longer than the
+grace period leads to no second one).
 
 Every event takes the time at which it arrived, in seconds of any monotonic clock.
 """
@@ -38,12 +39,14 @@ __all__ = [
     "Action",
     "Admit",
     "Ask",
-    "AskUnsent",
+    "AskHistory",
     "Attach",
     "AwaitOther",
     "Bought",
     "Compare",
+    "Fetch",
     "GiveUp",
+    "History",
     "Look",
     "Pause",
     "Post",
@@ -64,7 +67,7 @@ class Ask:
         search_until: Look for an earlier job until this moment, at least once.
         search_seconds: Look for an earlier job for so long, counted from the start. With both None no earlier
             attempt can exist, and nothing is looked for.
-        can_tell_unsent: Whether `AskUnsent` may be asked.
+        knows_history: Whether `AskHistory` may be asked.
         grace: Seconds within which an accepted job shows up in the list.
         attempts: Most POSTs for one generation.
         first_pause: Seconds between the first two looks; later pauses grow up to `longest_pause`.
@@ -76,7 +79,7 @@ class Ask:
     renew_failed: Callable[[Job], bool] = field(default=lambda job: False)
     search_until: float | None = None
     search_seconds: float | None = None
-    can_tell_unsent: bool = False
+    knows_history: bool = False
     grace: float = 30.0
     attempts: int = 3
     first_pause: float = 0.25
@@ -91,8 +94,23 @@ class AwaitOther:
 
 
 @dataclass(frozen=True, slots=True)
-class AskUnsent:
-    """Ask whether it is certain that no process has sent this key; answer with `unsent`."""
+class History:
+    """What the processes that share a store of marks did with a key.
+
+    Attributes:
+        never_sent: It is certain that none of them has sent it.
+        accepted: The service answered one of them with a 2xx.
+        job_id: The job, if that answer could be read.
+    """
+
+    never_sent: bool = False
+    accepted: bool = False
+    job_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AskHistory:
+    """Ask what other processes did with this key; answer with `history`."""
 
     key: str
 
@@ -117,6 +135,13 @@ class Compare:
 @dataclass(frozen=True, slots=True)
 class Read:
     """Read the state of a job that this process knows; answer with `read`, `read_missing` or `read_failed`."""
+
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Read a job that another process bought; answer with `fetched`, `fetch_missing` or `fetch_failed`."""
 
     job_id: str
 
@@ -165,7 +190,7 @@ class GiveUp:
     error: QuantumRuntimeError
 
 
-Action = AwaitOther | AskUnsent | Look | Compare | Read | Pause | Admit | Post | Bought | Attach | GiveUp
+Action = AwaitOther | AskHistory | Look | Compare | Read | Fetch | Pause | Admit | Post | Bought | Attach | GiveUp
 
 _Doubt = Literal["earlier", "lost", "accepted"]
 """Which job a search is for: one of an earlier attempt, of a request without an answer, of an accepted request."""
@@ -234,17 +259,42 @@ class Submission:
         self.found, self.unread_until = None, None
         if record.accepted is not None:
             return self._search(now, "accepted", now + self.ask.grace)
-        if record.sent is not None:
-            return self._search(now, "earlier", max(record.sent + self.ask.grace, self.search_until or now))
-        if self.search_until is None:
+        if record.sent is None and self.search_until is None:
             return Admit(self.key)
-        if self.ask.can_tell_unsent:
-            return AskUnsent(self.key)
-        return self._search(now, "earlier", self.search_until)
+        if self.ask.knows_history:
+            return AskHistory(self.key)
+        return self._search(now, "earlier", self._window(now))
 
-    def unsent(self, now: float, certain: bool) -> Action:
-        """Whether it is certain that no process has sent this key: then one look is enough."""
-        return self._search(now, "earlier", now if certain or self.search_until is None else self.search_until)
+    def _window(self, now: float) -> float:
+        """Until when an earlier job must be looked for: what this process sent, and what others may have sent."""
+        record, until = self.memory.note(self.memory_key), self.search_until or now
+        return until if record.sent is None else max(until, record.sent + self.ask.grace)
+
+    def history(self, now: float, known: History) -> Action:
+        """What other processes did with this key. If none of them has sent it, one look is enough."""
+        if known.job_id is not None:
+            self.doubt = "accepted"
+            return Fetch(known.job_id)
+        if known.accepted:
+            return self._search(now, "accepted", now + self.ask.grace)
+        unsent = known.never_sent and self.memory.note(self.memory_key).sent is None
+        return self._search(now, "earlier", now if unsent else self._window(now))
+
+    def fetched(self, now: float, job: Job) -> Action:
+        """The job that another process bought, as the service sees it now."""
+        if job.tags and self.key not in job.tags:  # a user took the tag off it, to free the key
+            return self._search(now, "earlier", self._window(now))
+        self.found = job
+        return Compare(job)
+
+    def fetch_missing(self, now: float) -> Action:
+        """The service says that the job does not exist: it may be too new."""
+        return self._search(now, "accepted", now + self.ask.grace)
+
+    def fetch_failed(self, now: float, error: QuantumRuntimeError) -> Action:
+        """The job could not be read: nothing is bought in doubt."""
+        del now
+        return self._give_up(error)
 
     # ---- a job this process knows ------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from prefect_qruntime.admission import keys
 from prefect_qruntime.admission.budget import as_budget
 from prefect_qruntime.admission.guard import admission_guard
 from prefect_qruntime.admission.locks import submission_lock
-from prefect_qruntime.admission.marks import mark_sent, never_sent
+from prefect_qruntime.admission.marks import key_history, mark_accepted, mark_sent
 from prefect_qruntime.cancellation import cancels_jobs
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.inputs.spec import JobSpec
@@ -137,8 +137,13 @@ async def _submit(
                 return await passing.before_post(key)
 
             async def submit(intent: Intent) -> JobRef:
-                unsent = never_sent if marked else None
-                return await client.submit(intent, before_post=before_post, on_bought=bought, known_unsent=unsent)
+                return await client.submit(
+                    intent,
+                    before_post=before_post,
+                    on_bought=bought,
+                    key_history=key_history if marked else None,
+                    note_accepted=mark_accepted if marked else None,
+                )
 
             try:
                 ref = await submit(intent)

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from prefect import flow
 
-from prefect_qruntime import JobRef, QuantumRuntimeCredentials, asubmit_job, submit_job
+from prefect_qruntime import JobRef, QuantumRuntimeCredentials, SubmissionUncertain, asubmit_job, submit_job
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.flow_runs import posts
+from tests.support.scenario import forget_submissions
 
 pytestmark = pytest.mark.server
 CIRCUIT = 'OPENQASM 3.0; include "stdgates.inc"; qubit[1] q; bit[1] c; x q[0]; c = measure q;'
@@ -94,17 +95,38 @@ def test_a_fresh_key_is_bought_at_once(
     assert len(looks) == 1, "one look for those who leave no marks in this Prefect"
 
 
-def test_a_key_sent_by_a_process_that_died_is_searched_for(
-    sandbox: Sandbox, credentials: QuantumRuntimeCredentials
+@pytest.mark.parametrize("lag", [0, 1, 60], ids=["none", "short", "beyond the grace"])
+def test_what_another_process_bought_is_attached_to(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials, lag: int
 ) -> None:
-    from prefect_qruntime.client.network_loop import network_loop
-    from tests.flows.conftest import _forget_submissions
+    sandbox.control.set_option("list_lag", lag)
 
     @flow
     def slot() -> JobRef:
-        return submit_job(credentials, [CIRCUIT], backend=BACKEND, submission_key="died")
+        return submit_job(credentials, [CIRCUIT], backend=BACKEND, submission_key=f"other-{lag}")
 
     bought = slot()
-    network_loop().run(_forget_submissions())  # as in another process, which finds the mark and no job in the list
+    forget_submissions()  # from here on as in another process, which knows what is noted in Prefect
     again = slot()
     assert (again.id, again.attached, posts(sandbox)) == (bought.id, True, 1)
+
+
+def test_what_another_process_could_not_read_is_not_bought_again(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(GRACE, "1")
+    sandbox.control.set_option("list_lag", 60)
+    sandbox.control.add_fault("POST", "/jobs", status=200, body="", after_handler=True)
+
+    @flow
+    def slot() -> JobRef:
+        return submit_job(credentials, [CIRCUIT], backend=BACKEND, submission_key="unreadable")
+
+    for _ in range(3):
+        with pytest.raises(SubmissionUncertain, match="accepted"):
+            slot()
+        forget_submissions()
+    assert posts(sandbox) == 1
+    sandbox.control.set_option("list_lag", 0)
+    assert slot().attached
+    assert posts(sandbox) == 1

@@ -77,6 +77,47 @@ def test_left_by_an_error_queued_jobs_are_dropped(sandbox: Sandbox, dialect: str
     assert sandbox.control.jobs()[0]["status"] in ("Cancelled", "Failed")
 
 
+def test_left_by_an_outage_queued_jobs_still_run(sandbox: Sandbox, dialect: str) -> None:
+    sandbox.control.hold()
+    credentials = sandbox.credentials(dialect)
+
+    @flow
+    def away() -> None:
+        with qr.runtime_session(credentials, BACKEND, max_ttl=300) as session:
+            qr.submit_job(credentials, [FLIP], backend=BACKEND, session=session)
+            raise qr.ServiceUnavailable("no answer for an hour")
+
+    _, state = ran(away)
+    assert state.is_failed()
+    session = only_session(sandbox)
+    assert session["accepting_jobs"] is False
+    (job,) = session["jobs"]
+    assert sandbox.control.job(job)["status"] == "Queued"
+    sandbox.control.release()
+    assert sandbox.control.wait_job(job)["status"] == "Completed"
+
+
+def test_an_attached_job_names_the_session_it_is_in(sandbox: Sandbox, dialect: str) -> None:
+    credentials = sandbox.credentials(dialect)
+    tries: list[int] = []
+
+    @flow(retries=1)
+    def unlucky() -> tuple[bool, str | None, str | None]:
+        with qr.runtime_session(credentials, BACKEND, max_ttl=300) as session:
+            job = qr.submit_job(credentials, [FLIP], backend=BACKEND, session=session)
+            done = qr.wait_for_completion(credentials, job)
+        tries.append(1)
+        if len(tries) == 1:
+            raise RuntimeError("the first attempt fails after the job")
+        return job.attached, job.session.id if job.session else None, done.session_id
+
+    _, state = ran(unlucky)
+    attached, told, real = run(state.aresult())
+    assert attached
+    assert told == real
+    assert real is not None
+
+
 def test_a_session_without_a_job_leaves_nothing_open(sandbox: Sandbox, dialect: str) -> None:
     credentials = sandbox.credentials(dialect)
 

@@ -24,7 +24,7 @@ CIRCUIT = 'OPENQASM 3.0; include "stdgates.inc"; qubit[1] q; bit[1] c; x q[0]; c
 @flow
 def slot(connection: str):
     credentials = QuantumRuntimeCredentials(**orjson.loads(connection))
-    job = submit_job(credentials, [CIRCUIT], backend="sandbox_ideal", submission_key="slot/03:00")
+    job = submit_job(credentials, [CIRCUIT], backend="sandbox_ideal", submission_key=sys.argv[1])
     return job.id, job.attached
 
 print("ready", flush=True)
@@ -33,18 +33,17 @@ print(orjson.dumps([job, attached]).decode(), flush=True)
 """
 
 
-def test_processes_that_start_together_share_one_job(sandbox: Sandbox, prefect_server: PrefectServer) -> None:
-    # Nobody sees the new job in the list for a while, as on the real service.
-    sandbox.control.set_option("list_lag", 3)
+@pytest.mark.parametrize("lag", [3, 60], ids=["within the grace period", "beyond it"])
+def test_processes_that_start_together_share_one_job(sandbox: Sandbox, prefect_server: PrefectServer, lag: int) -> None:
+    # The list does not show the new job for a while, as on the real service.
+    sandbox.control.set_option("list_lag", lag)
     env = {
         **prefect_server.env,
         "PREFECT_INTEGRATIONS_QRUNTIME_SUBMISSION_GRACE_SECONDS": "4",
         "PREFECT_LOGGING_LEVEL": "ERROR",
     }
-    children = [
-        subprocess.Popen([sys.executable, "-c", CHILD], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        for _ in range(2)
-    ]
+    command = [sys.executable, "-c", CHILD, f"slot/{lag}"]
+    children = [subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(2)]
     try:
         for child in children:
             assert child.stdout is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from datetime import UTC, datetime
 from typing import Any
 
@@ -132,7 +133,7 @@ def test_everything_else(client: QuantumRuntimeClient, seen: Seen) -> None:
             assert session.id is not None
             await client.close_session(session.id, drain=drain)
         await client.wait(jobs[0].id)
-        await client.jobs_tagged("qr-key:s0")
+        await client.jobs_tagged("qr-key:s0-0")
         await client.jobs(
             tags=("qr-flow:x",), created_after=datetime(2020, 1, 1, tzinfo=UTC), session_id=sessions[0].id, limit=3
         )
@@ -148,7 +149,12 @@ def test_everything_else(client: QuantumRuntimeClient, seen: Seen) -> None:
 
     async def self_made(session: SessionRef | None, backend: str = "sandbox_ideal") -> JobRef:
         spec = make_spec(BELL, backend=backend, shots=5)
-        return await client.submit(Intent(spec, lambda g: f"qr-key:s{g}", tags=("qr-flow:x",), session=session))
+        number = next(numbers)  # equal keys in one process are one job
+        return await client.submit(
+            Intent(spec, lambda g: f"qr-key:s{number}-{g}", tags=("qr-flow:x",), session=session)
+        )
+
+    numbers = itertools.count()
 
     client.run(all_calls())
     kinds = seen.check()

@@ -159,3 +159,24 @@ def test_cancelled_while_opening_nothing_is_left_open(world: World) -> None:
     asyncio.run(main())
     assert len(world.control.sessions()) == 1
     assert world.control.open_sessions() == []
+
+
+@CLOUD_ONLY
+@pytest.mark.parametrize("fault", [{"status": 200, "body": ""}, {"status": 200, "body": {"session": "x"}}], ids=str)
+def test_no_other_session_is_opened_after_a_2xx(world: World, fault: dict[str, Any]) -> None:
+    world.control.add_fault("POST", "/sessions", after_handler=True, **fault)
+    session = world.run(world.client.open_session(BACKEND))
+    assert [kept["id"] for kept in world.control.sessions()] == [session.id]
+    assert len(world.asked("POST", "/sessions")) == 1
+
+
+@CLOUD_ONLY
+def test_two_lost_answers_at_once_open_two_sessions(world: World) -> None:
+    world.control.add_fault("POST", "/sessions", drop="after", times=2)
+
+    async def main() -> list[SessionRef]:
+        return await asyncio.gather(*(world.client.open_session(BACKEND, max_ttl=600) for _ in range(2)))
+
+    opened = {session.id for session in world.run(main())}
+    assert opened == {kept["id"] for kept in world.control.sessions()}
+    assert len(opened) == len(world.asked("POST", "/sessions")) == 2

@@ -58,7 +58,7 @@ class Setting:
     lags: tuple[int, ...] = ()  # each job has one of these instead
     outcomes: tuple[str, ...] = OUTCOMES
     locked: bool = False  # callers with explicit keys hold a lock across processes
-    marks: bool = False  # each process leaves a mark under the lock before it sends
+    marks: bool = False  # each process leaves a mark under the lock before it sends, and after a 2xx
     crashes: int = 0
     cancels: int = 0
     list_failures: int = 0
@@ -71,10 +71,16 @@ class Setting:
     machine: type[core.Submission] = core.Submission
     shared_memory: bool = True
     stable_keys: bool = True
+    later: bool = False  # only the later caller of `check_next_callers` is still to come
 
     def with_lag(self, lag: int) -> Setting:
         """The same world with another lag; with lags of their own, the jobs have this one more to choose from."""
         return replace(self, lag=lag, lags=(*self.lags, lag) if self.lags else ())
+
+    @property
+    def told(self) -> bool:
+        """Whether the caller is told of each acceptance, readable or not."""
+        return not self.later and not set(self.outcomes) & {"accepted, answer lost", "accepted, answered 5xx"}
 
     @property
     def longest_lag(self) -> int:
@@ -171,6 +177,7 @@ class Caller:
         starts: How often it has started; 2 after a crash.
         again: Its process is a new one: there may be earlier attempts, and all of them are over.
         gone: It was cancelled while its request was out, whose outcome may still arrive.
+        note: The 2xx that it is about to note.
     """
 
     person: Person
@@ -183,6 +190,7 @@ class Caller:
     starts: int = 0
     again: bool = False
     gone: bool = False
+    note: tuple[str, str | None] | None = None
 
     def state(self) -> Hashable:
         machine, action = self.machine, self.action
@@ -200,6 +208,7 @@ class Caller:
             self.starts,
             self.again,
             self.gone,
+            self.note,
             machine.generation,
             machine.posts,
             machine.posting,
@@ -218,6 +227,12 @@ class Caller:
         return (kind, type(what).__name__) if isinstance(what, Exception) else (kind, what)
 
 
+def end_of(world: World) -> tuple[str, Any]:
+    outcome = world.callers[-1].outcome
+    assert outcome is not None
+    return outcome
+
+
 @dataclass
 class World:
     """Everything at one moment."""
@@ -229,6 +244,7 @@ class World:
     jobs: tuple[Known, ...] = ()
     lock: tuple[int, ...] = ()  # callers that hold the lock of the intent "a"
     marked: frozenset[str] = frozenset()
+    noted: frozenset[tuple[str, str | None]] = frozenset()  # (tag, job): a 2xx was noted, with the id if readable
     proofs: frozenset[tuple[int, str]] = frozenset()  # (memory, tag): a 2xx arrived there
     crashes: int = 0
     cancels: int = 0
@@ -274,6 +290,7 @@ class World:
             self.jobs,
             self.lock,
             self.marked,
+            self.noted,
             self.proofs,
             (self.crashes, self.cancels, self.list_failures, self.refusals, self.deaths, self.slack),
         )
@@ -325,7 +342,9 @@ class World:
                 yield "starts", self.started(number)
             return
         action = caller.action
-        if caller.answer is not None:
+        if caller.note is not None:
+            yield f"notes {caller.note}", self.noting(number)
+        elif caller.answer is not None:
             yield f"{caller.answer[0]!r} arrives", self.with_answer(number)
         elif isinstance(action, core.Post):
             for outcome in self.setting.outcomes:
@@ -354,9 +373,13 @@ class World:
                 after = self.clone()
                 after.refusals -= 1
                 yield "is stopped by the budget", after.ended(number, ("error", NO_ROOM), abandon=True)
-        elif isinstance(action, core.AskUnsent):
-            certain = self.setting.marks and action.key not in self.marked
-            yield f"unsent: {certain}", self.clone().go(number, lambda m, now: m.unsent(now, certain))
+        elif isinstance(action, core.AskHistory):
+            known = self.history_of(action.key)
+            yield f"hears of {known}", self.clone().go(number, lambda m, now: m.history(now, known))
+        elif isinstance(action, core.Fetch):
+            job = next(known for known in self.jobs if known.name == action.job_id)
+            seen = listed_job(job.name, job.tag, job.dead)
+            yield "fetches", self.clone().go(number, lambda m, now: m.fetched(now, seen))
         elif isinstance(action, core.Compare):
             job = next(known for known in self.jobs if known.name == action.job.id)
             difference = "it has another payload" if job.foreign else None
@@ -365,6 +388,10 @@ class World:
             job = next(known for known in self.jobs if known.name == action.job_id)
             seen = listed_job(job.name, job.tag, job.dead)
             yield "reads", self.clone().go(number, lambda m, now: m.read(now, seen))
+
+    def history_of(self, tag: str) -> core.History:
+        jobs = [name for noted, name in self.noted if noted == tag]
+        return core.History(tag not in self.marked, bool(jobs), max((name for name in jobs if name), default=None))
 
     def waits_for_lock(self, caller: Caller) -> bool:
         return self.setting.locked and caller.person.explicit and bool(self.lock)
@@ -388,7 +415,7 @@ class World:
             renew_failed=lambda job: person.renews,
             search_until=self.now + GRACE if caller.again else None,
             search_seconds=GRACE if person.explicit else None,
-            can_tell_unsent=setting.marks,
+            knows_history=setting.marks,
             grace=GRACE,
             attempts=setting.attempts,
             first_pause=GRACE,
@@ -409,7 +436,7 @@ class World:
         if isinstance(action, core.Pause):
             caller.wakes = self.now + action.seconds
         elif isinstance(action, core.Bought | core.Attach):
-            return self.ended(number, ("job", action.ref.id))
+            return self if caller.note is not None else self.ended(number, ("job", action.ref.id))
         elif isinstance(action, core.GiveUp):
             kind = "uncertain" if isinstance(action.error, SubmissionUncertain) else "error"
             return self.ended(number, (kind, action.error))
@@ -438,7 +465,7 @@ class World:
         caller = after.callers[number]
         action = caller.action
         assert isinstance(action, core.Post)
-        if (caller.memory, action.key) in self.proofs:
+        if (caller.memory, action.key) in self.proofs or any(tag == action.key for tag, _ in self.noted):
             raise Violation("a POST after a proof of acceptance")
         number_of_job = len(self.jobs)
         if outcome in ACCEPTING:
@@ -458,6 +485,8 @@ class World:
         tag, name = what
         if kind in ("answered", "accepted, 2xx unreadable"):
             after.proofs |= {(caller.memory, tag)}
+            if self.setting.marks and caller.outcome is None:
+                caller.note = (tag, name if kind == "answered" else None)
         if kind == "answered":
             return after.go(number, lambda m, now: m.posted(now, handle(name)))
         if kind == "accepted, 2xx unreadable":
@@ -466,6 +495,16 @@ class World:
             return after.go(number, lambda m, now: m.refused(now, SLOW_DOWN))
         return after.go(number, lambda m, now: m.lost(now, LOST))
 
+    def noting(self, number: int) -> World:
+        after = self.clone()
+        caller = after.callers[number]
+        assert caller.note is not None
+        after.noted |= {caller.note}
+        caller.note = None
+        if isinstance(caller.action, core.Bought):
+            return after.ended(number, ("job", caller.action.ref.id))
+        return after
+
     def cancelled(self, number: int, caller: Caller) -> Steps:
         """The shell waits for the answer to a request that is out, but not for ever."""
         if caller.machine is None:
@@ -473,6 +512,7 @@ class World:
         if caller.answer is not None and isinstance(caller.action, core.Post):
             learnt = self.with_answer(number)
             learnt.cancels -= 1
+            learnt.callers[number].note = None
             if learnt.callers[number].outcome is None:
                 learnt.ended(number, ("cancelled", None), abandon=True)
             yield "is cancelled, having learnt the answer", learnt
@@ -485,7 +525,7 @@ class World:
             return
         after = self.clone()
         after.cancels -= 1
-        after.callers[number].answer = None
+        after.callers[number].answer = after.callers[number].note = None
         yield "is cancelled", after.ended(number, ("cancelled", None), abandon=True)
 
     def crashed(self, memory: int, *, late: bool) -> World:
@@ -519,8 +559,11 @@ class World:
             if not job.foreign:
                 generation = job.tag[-1]
                 bought[job.intent, generation] = bought.get((job.intent, generation), 0) + 1
-        if self.setting.longest_lag <= GRACE and any(count > 1 for count in bought.values()):
-            raise Violation("two jobs for one intent although the list shows each within the grace period")
+        if any(count > 1 for count in bought.values()):
+            if self.setting.longest_lag <= GRACE:
+                raise Violation("two jobs for one intent although the list shows each within the grace period")
+            if self.setting.marks and self.setting.told and not (self.setting.crashes or self.setting.cancels):
+                raise Violation("two jobs for one intent although each process was told and noted it")
         for caller in self.callers:
             if caller.outcome is not None and caller.outcome[0] == "job":
                 job = next(known for known in self.jobs if known.name == caller.outcome[1])
@@ -558,12 +601,12 @@ class World:
         for memory in (None, *range(len(self.memories))):
             known = None if memory is None else frozenset(self.memories[memory].facts())
             proofs = frozenset(tag for place, tag in self.proofs if place == memory)
-            end = (known, jobs, self.marked, proofs)
+            end = (known, jobs, self.marked, self.noted, proofs)
             if end in self.tried:
                 continue
             self.tried.add(end)
             probe = self.clone()
-            probe.setting = replace(self.setting, slow_looks=False, outcomes=("answered",), lags=())
+            probe.setting = replace(self.setting, slow_looks=False, outcomes=("answered",), lags=(), later=True)
             probe.now += 2 * GRACE + self.setting.longest_lag
             probe.slack = probe.crashes = probe.cancels = probe.list_failures = probe.refusals = probe.deaths = 0
             if memory is None:
@@ -579,8 +622,9 @@ class World:
                 probe.check()
             if len(probe.jobs) > had and any(job.tag == key_tag("a", 0) for job in probe.jobs[:had]):
                 raise Violation("a later caller bought again what was listed")
-            visible = [job for job in self.jobs if job.tag == key_tag("a", 0)]
-            if len(visible) > 1 and memory is None and probe.callers[-1].outcome[0] != "uncertain":
+            listed = [job for job in self.jobs if job.tag == key_tag("a", 0)]
+            looks = memory is None and not any(tag == key_tag("a", 0) for tag, _ in self.noted)
+            if len(listed) > 1 and looks and end_of(probe)[0] != "uncertain":
                 raise Violation("a later caller was not told of two jobs")
 
 

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
+from prefect_qruntime.client.session_core import says_nothing_about_jobs
 from prefect_qruntime.client.sessions import close_session, open_session
 from prefect_qruntime.errors import (
     SEARCH_FIRST,
     InvalidInput,
+    JobFailed,
+    JobTimeout,
     NotFound,
     PermissionDenied,
     QuantumRuntimeError,
@@ -287,3 +290,107 @@ def test_an_unknown_session_is_gone(drain: bool) -> None:
         return await close_session(service, "nobody", drain=drain, clock=clock)
 
     assert run(main()) is None
+
+
+UNREADABLE = ServiceUnavailable("accepted, but unreadable", status=200, advice=SEARCH_FIRST)
+
+
+@pytest.mark.parametrize(("lag", "found"), [(0.0, True), (6.0, True), (60.0, False)])
+def test_nothing_is_opened_after_a_2xx_that_cannot_be_read(lag: float, found: bool) -> None:
+    service = Service()
+    service.answers = [(UNREADABLE, lag)]
+    end = opened(service)
+    assert service.posts == 1
+    if found:
+        assert end.id == "s1"
+    else:
+        assert isinstance(end, SubmissionUncertain)
+        assert "accepted" in str(end)
+        assert "workloads" in str(end)
+
+
+def test_a_session_that_its_first_job_opens_has_no_id() -> None:
+    service = Service()
+
+    async def post_session(backend: str, *, mode: str, max_ttl: int | None) -> SessionRef:
+        return SessionRef(backend=backend)
+
+    service.post_session = post_session  # type: ignore[method-assign]
+    assert opened(service) == SessionRef(backend="b")
+
+
+def test_two_lost_answers_in_one_process_are_told_apart() -> None:
+    service = Service()
+    service.answers = [(LOST, 0.0), (LOST, 0.0)]
+
+    async def main() -> list[SessionRef]:
+        one = open_session
+        return await asyncio.gather(*(one(service, "b", mode="dedicated", max_ttl=None, clock=clock) for _ in range(2)))
+
+    assert {ref.id for ref in run(main())} == {"s1", "s2"}
+    assert service.posts == 2
+
+
+def test_another_openings_session_is_not_taken_while_its_answer_is_under_way() -> None:
+    service = Service()
+    service.answers = [LOST]
+
+    async def main() -> list[SessionRef]:
+        first = asyncio.create_task(open_session(service, "b", mode="dedicated", max_ttl=None, clock=clock))
+        await asyncio.sleep(1.0)
+        post = service.post_session
+
+        async def slowly(backend: str, *, mode: str, max_ttl: int | None) -> SessionRef:
+            ref = await post(backend, mode=mode, max_ttl=max_ttl)
+            await asyncio.sleep(5.0)
+            return ref
+
+        service.post_session = slowly  # type: ignore[method-assign]
+        second = asyncio.create_task(open_session(service, "b", mode="dedicated", max_ttl=None, clock=clock))
+        return [await first, await second]
+
+    first, second = run(main())
+    assert first.id != second.id
+
+
+@pytest.mark.parametrize("call", ["stop_accepting", "jobs", "session", "drop_session"])
+def test_an_outage_while_closing_drops_nothing(call: str) -> None:
+    service = Service()
+    service.pending = [Job(id="d1", status=JobStatus.QUEUED)]
+
+    async def away(*args: Any, **options: Any) -> None:
+        raise ServiceUnavailable("it is down")
+
+    setattr(service, call, away)
+
+    async def main() -> Any:
+        service.add("s", state="active")
+        with pytest.raises(ServiceUnavailable, match="it is down"):
+            await close_session(service, "s", drain=call != "drop_session", clock=clock)
+
+    run(main())
+    assert "drop" not in service.calls
+
+
+@pytest.mark.parametrize(
+    ("error", "silent"),
+    [
+        (ServiceUnavailable("down"), True),
+        (SubmissionUncertain("who knows"), True),
+        (JobTimeout("waited 5 s"), True),
+        (JobTimeout("waited 5 s", cancelled=True), False),
+        (JobFailed("it failed"), False),
+        (InvalidInput("bad"), False),
+        (ValueError("the flow's own"), False),
+        (None, False),
+    ],
+    ids=repr,
+)
+def test_what_says_nothing_about_the_jobs(error: Exception | None, silent: bool) -> None:
+    assert says_nothing_about_jobs(error) is silent
+    outer = RuntimeError("the flow broke")
+    outer.__cause__ = error
+    assert says_nothing_about_jobs(outer) is silent
+    circle = RuntimeError("a circle")
+    circle.__cause__ = circle
+    assert not says_nothing_about_jobs(circle)

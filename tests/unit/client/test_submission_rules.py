@@ -10,7 +10,7 @@ import pytest
 
 from prefect_qruntime.client import submission_core as core
 from prefect_qruntime.client.inputs.spec import JobSpec, Pub
-from prefect_qruntime.client.submission import Intent, submission_memory, submit_or_attach
+from prefect_qruntime.client.submission import History, Intent, submission_memory, submit_or_attach
 from prefect_qruntime.client.submission_memory import Payload, SubmissionMemory
 from prefect_qruntime.errors import (
     SEARCH_FIRST,
@@ -28,9 +28,12 @@ UNREADABLE = ServiceUnavailable("accepted, but unreadable", status=200, advice=S
 DOWN = ServiceUnavailable("it is down")
 
 
+HOOKS = ("before_post", "on_bought", "key_history", "note_accepted")
+
+
 async def ask(service: Service, **options: Any) -> Any:
     """The handle or the error."""
-    hooks = {name: options.pop(name) for name in ("before_post", "on_bought", "known_unsent") if name in options}
+    hooks = {name: options.pop(name) for name in HOOKS if name in options}
     spec = options.pop("spec", SPEC)
     try:
         return await submit_or_attach(service, Intent(spec, key, **options), clock=clock, **hooks)
@@ -362,11 +365,8 @@ def test_the_window_is_counted_from_each_callers_own_start() -> None:
 def test_certainty_that_the_key_was_never_sent_cuts_the_search(certain: bool) -> None:
     service = Service()
 
-    async def known_unsent(key: str) -> bool:
-        return certain
-
     async def main() -> float:
-        ref = await ask(service, search_seconds=30.0, known_unsent=known_unsent)
+        ref = await ask(service, search_seconds=30.0, key_history=heard(History(never_sent=certain)))
         assert (ref.id, ref.attached) == ("d1", False)
         return clock()
 
@@ -374,17 +374,91 @@ def test_certainty_that_the_key_was_never_sent_cuts_the_search(certain: bool) ->
     assert (len(service.looks) == 1) is certain
 
 
+def heard(known: History | Exception) -> Callable[[str], Awaitable[History]]:
+    async def key_history(key: str) -> History:
+        if isinstance(known, Exception):
+            raise known
+        return known
+
+    return key_history
+
+
 def test_no_answer_is_no_certainty() -> None:
     service = Service()
 
-    async def known_unsent(key: str) -> bool:
-        raise RuntimeError("Prefect is away")
-
     async def main() -> float:
-        await ask(service, search_seconds=30.0, known_unsent=known_unsent)
+        await ask(service, search_seconds=30.0, key_history=heard(RuntimeError("Prefect is away")))
         return clock()
 
     assert run(main()) == 30.0
+
+
+NOTED = {"search_seconds": 30.0, "key_history": heard(History(accepted=True, job_id="x1"))}
+
+
+def test_what_another_process_noted_is_attached_to_without_the_list() -> None:
+    service = Service()
+    service.listed = [(1e6, made("x1"))]
+    (ref,) = in_turn(service, NOTED)
+    assert (ref.id, ref.attached, service.looks, service.posts) == ("x1", True, [], [])
+
+
+def test_what_another_process_noted_is_compared_too() -> None:
+    service = Service(made("x1"))
+    service.inputs = {"x1": {"pubs": [["another"]]}}
+    (error,) = in_turn(service, NOTED)
+    assert isinstance(error, SubmissionUncertain)
+    assert service.posts == []
+
+
+def test_what_another_process_noted_and_is_gone_is_not_bought_again() -> None:
+    service = Service()
+    (error,) = in_turn(service, NOTED)
+    assert isinstance(error, SubmissionUncertain)
+    assert "another submission_key" in str(error)
+    assert service.posts == []
+
+
+def test_what_another_process_noted_and_cannot_be_read_is_an_outage() -> None:
+    service = Service()
+
+    async def job(job_id: str) -> Job:
+        raise DOWN
+
+    service.job = job  # type: ignore[method-assign]
+    assert in_turn(service, NOTED) == [DOWN]
+    assert service.posts == []
+
+
+def test_a_key_whose_tag_a_user_took_off_the_job_is_free() -> None:
+    service = Service(made("x1").model_copy(update={"tags": ("qr-flow:f",)}))
+    (ref,) = in_turn(service, NOTED)
+    assert (ref.attached, len(service.posts)) == (False, 1)
+
+
+def test_an_acceptance_that_another_process_could_not_read_stops_the_purchase() -> None:
+    service = Service()
+    (error,) = in_turn(service, {"search_seconds": 30.0, "key_history": heard(History(accepted=True))})
+    assert isinstance(error, SubmissionUncertain)
+    assert service.posts == []
+
+
+@pytest.mark.parametrize("answer", [None, (UNREADABLE, 0.0), InvalidInput("bad"), (LOST, 0.0)], ids=repr)
+@pytest.mark.parametrize("fails", [True, False])
+def test_each_2xx_is_noted(answer: Any, fails: bool) -> None:
+    service = Service()
+    service.answers = [answer]
+    noted: list[tuple[str, str | None]] = []
+
+    async def note_accepted(key: str, job_id: str | None) -> None:
+        noted.append((key, job_id))
+        if fails:
+            raise RuntimeError("Prefect is away")
+
+    (end,) = in_turn(service, {"note_accepted": note_accepted})
+    told = {"None": [(key(0), "d1")], repr((UNREADABLE, 0.0)): [(key(0), None)]}
+    assert noted == told.get(repr(answer), [])
+    assert isinstance(end, JobRef | InvalidInput)
 
 
 def test_a_list_counts_for_when_it_was_asked_for() -> None:
