@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import orjson
 
-from prefect_qruntime.client.answers import is_page, read_text
+from prefect_qruntime.client.answers import Question, read_text, whose
 from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.client.failures import is_refusal, job_error
 from prefect_qruntime.client.results.job_result import JobResult
@@ -164,18 +164,19 @@ async def _checked(
             )
             body = read_text(moved.content) if isinstance(moved, Reply) else moved
             head = _head(body)
+    if whose(Question("fetch", "GET", f"/jobs/{ref.id}/results"), 200, head) == "other":
+        if isinstance(body, StoredBody):
+            body.discard()
+        raise _Unusable(_foreign(ref, f"not the service's own: {_shown(head)[:100]!r}"))
     begins = head.lstrip()[:1] in _OPENING
     if begins and (found := await _whole(body, ref)) is not None:
         return found
-    page = is_page(head)
-    if isinstance(body, StoredBody) and (page or not shelf.only_copy):
+    if isinstance(body, StoredBody) and not shelf.only_copy:
         body.discard()
-    if page:
-        raise _Unusable(_foreign(ref, "an HTML page"))
     # A failed job's result is its traceback as plain text.
     job = await fetch_job(ref.id)
     error = job_error(job)
-    text = redact(head.decode("utf-8", "replace").strip())
+    text = _shown(head)
     if isinstance(error, JobFailed):
         if isinstance(body, StoredBody):
             body.discard()
@@ -215,6 +216,10 @@ def _address(body: bytes) -> str | None:
 
 def _foreign(ref: JobRef, seen: str) -> ServiceUnavailable:
     return ServiceUnavailable(f"the answer with the result of job {ref.id} is {seen}", job_id=ref.id, foreign=True)
+
+
+def _shown(head: bytes) -> str:
+    return redact(head.decode("utf-8", "replace").strip())
 
 
 def _head(body: bytes | StoredBody) -> bytes:
