@@ -20,11 +20,14 @@ QuantumRuntimeError
 ```
 
 Every error carries data, never an httpx or websockets object, and pickles with all its fields,
-so that Dask, Ray and Prefect's result storage hand it on whole and without a secret.
+so that Dask, Ray and Prefect's result storage hand it on whole and without a secret. Prefect's JSON
+serializer keeps the text of an error only; what the text says of code, status, trace and `retryable`
+is read back from it, and everything else is then unset.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -76,6 +79,27 @@ def after(seconds: float) -> RetryAdvice:
     return RetryAdvice("after", seconds)
 
 
+# What `__str__` writes behind the sentences of an error.
+_MARK = r"(?:HTTP \d{3}|(?:code|trace) [^\s,()]+|(?:not )?retryable)"
+_MARKS = re.compile(rf" \((?P<marks>{_MARK}(?:, {_MARK})*)\)(?: (?P<url>https?://\S+))?\Z")
+
+
+def _read_marks(text: str) -> tuple[str, dict[str, Any]]:
+    """Take an error's text apart into the message and the fields that it names."""
+    match = _MARKS.search(text)
+    if match is None:
+        return text, {}
+    found: dict[str, Any] = {"job_url": match["url"]} if match["url"] else {}
+    for mark in match["marks"].split(", "):
+        name, _, value = mark.rpartition(" ")
+        if value == "retryable":
+            found["retryable"] = name != "not"
+        else:
+            plain = int(value) if value.isascii() and value.isdigit() and len(value) < 20 else value
+            found[{"HTTP": "status", "code": "code", "trace": "trace_id"}[name]] = value if name == "trace" else plain
+    return text[: match.start()], found
+
+
 _PLAIN = ("code", "reason", "solution", "trace_id", "job_id", "session_id", "job_url", "status", "advice")
 
 
@@ -125,6 +149,13 @@ class QuantumRuntimeError(Exception):
         advice: RetryAdvice | None = None,
         **details: Any,
     ) -> None:
+        given = (code, reason, solution, trace_id, job_id, session_id, job_url, status, advice)
+        if all(value is None for value in (*given, *details.values())):
+            # Perhaps the text of another error, which is all that JSON keeps of it.
+            message, told = _read_marks(message)
+            code, status, trace_id = told.pop("code", None), told.pop("status", None), told.pop("trace_id", None)
+            job_url = told.pop("job_url", None)
+            details |= told
         super().__init__(message)
         self.message = message
         self.code = code
@@ -144,6 +175,14 @@ class QuantumRuntimeError(Exception):
         if details is not None and name in details:
             return details[name]
         raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
+
+    @property
+    def is_outage(self) -> bool:
+        """Whether this says only that the service could not be asked, and nothing about a job, a session or an input.
+
+        What is under way lives on: nothing may be dropped or given up because of it.
+        """
+        return False
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -166,6 +205,8 @@ class QuantumRuntimeError(Exception):
             for label, value in (("HTTP", self.status), ("code", self.code), ("trace", self.trace_id))
             if value is not None
         ]
+        if isinstance(retryable := self.details.get("retryable"), bool):
+            marks.append("retryable" if retryable else "not retryable")
         if marks:
             parts.append(f"({', '.join(marks)})")
         if self.job_url and self.job_url not in self.message:
@@ -210,6 +251,13 @@ class BudgetExhausted(QuantumRuntimeError):
 class RateLimited(QuantumRuntimeError):
     """The service asked for a slower pace until the deadline; nothing was accepted."""
 
+    default_advice = SAME_REQUEST
+
+    @property
+    def is_outage(self) -> bool:
+        """Whether this says only that the service could not be asked."""
+        return True
+
 
 class SubmissionUncertain(QuantumRuntimeError):
     """A create may or may not have been accepted, and looking did not settle it.
@@ -219,11 +267,21 @@ class SubmissionUncertain(QuantumRuntimeError):
 
     default_advice = SEARCH_FIRST
 
+    @property
+    def is_outage(self) -> bool:
+        """Whether this says only that the service could not be asked."""
+        return True
+
 
 class ServiceUnavailable(QuantumRuntimeError):
     """No usable answer until the deadline. Says nothing about the job."""
 
     default_advice = SAME_REQUEST
+
+    @property
+    def is_outage(self) -> bool:
+        """Whether this says only that the service could not be asked."""
+        return True
 
 
 class SessionClosed(QuantumRuntimeError):
@@ -234,13 +292,19 @@ class JobFailed(QuantumRuntimeError):
     """The service ended the job as failed. `retryable` says whether a new job could succeed."""
 
     @property
-    def retryable(self) -> bool:
-        """Whether the failure was the service's own, so that a new job may succeed."""
-        return bool(self.details.get("retryable", False))
+    def retryable(self) -> bool | None:
+        """Whether the failure was the service's own, so that a new job may succeed; None if that is not known."""
+        found: bool | None = self.details.get("retryable")
+        return found
 
 
 class JobRanTooLong(JobFailed):
     """The job reached its QPU time limit (`max_execution_time`, code 1305)."""
+
+    @property
+    def retryable(self) -> bool:
+        """Whether a new job may succeed: not with the same limit."""
+        return bool(self.details.get("retryable"))
 
 
 class JobCancelled(QuantumRuntimeError):
@@ -249,6 +313,11 @@ class JobCancelled(QuantumRuntimeError):
 
 class JobTimeout(QuantumRuntimeError):
     """Our own deadline passed. The job lives on unless `cancelled` is set."""
+
+    @property
+    def is_outage(self) -> bool:
+        """Whether this says only that the service could not be asked."""
+        return self.details.get("limit") == "outage"
 
 
 class ResultNotReady(QuantumRuntimeError):

@@ -83,6 +83,7 @@ class QuantumRuntimeClient(InstanceCalls):
             raise unreadable_create(reply, error) from None
         if ref.session is not None and ref.session.id is not None:
             wire.unfinished.setdefault(ref.session.id, set()).add(ref.id)
+        self._poller().note(ref.id)
         return ref.model_copy(update={"url": self.connection.job_url(ref.id), "tags": tags})
 
     @on_network_loop
@@ -207,7 +208,8 @@ class QuantumRuntimeClient(InstanceCalls):
         """The job's result; with a `shelf`, a large one goes to a file. See `fetching.fetch_result`."""
         ref = JobRef(id=job) if isinstance(job, str) else job
         check_id(ref.id, field="job")
-        return await fetch_result(self._wire().transport, self.fetch_job, ref, grace=grace, shelf=shelf)
+        known = self._poller().knows(ref.id)
+        return await fetch_result(self._wire().transport, self.fetch_job, ref, grace=grace, known=known, shelf=shelf)
 
     @on_network_loop
     async def cancel(self, job_id: str) -> Job:

@@ -1,11 +1,11 @@
-"""The one table that decides: phase × HTTP status × code → error type and retry advice.
+"""The one table that decides: phase × owner of the answer × HTTP status × code → error type and retry advice.
 
-Everything that asks "may I send this again?" reads this module: the transport, the submission, the
-waiting and, through the advice an error carries, Prefect's task retries. The published failure
-table in the docs is this one in words.
+Everything that asks "may I send this again?" reads this module: the transport, the submission, the waiting and,
+through the advice an error carries, Prefect's task retries. The first rule that fits decides; `docs/failures.md` shows
+the same rules in words, in this order. Whose an answer is tells `answers`.
 
-Facts: the status codes of IBM's OpenAPI document, the code list of the old error registry and
-its present-day texts; where those are silent, money decides (no repeat).
+Facts: the status codes of IBM's OpenAPI document, the code list of the old error registry and its present-day texts.
+If those are silent, money decides: a read is repeated, a create is not.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from prefect_qruntime.errors import (
     PermissionDenied,
     QuantumRuntimeError,
     RateLimited,
-    ResultNotReady,
     RetryAdvice,
     ServiceUnavailable,
     SessionClosed,
@@ -35,21 +34,39 @@ from prefect_qruntime.errors import (
 )
 from prefect_qruntime.models import Job, JobStatus
 
-__all__ = ["CREATE_PAUSE", "Phase", "Verdict", "job_error", "judge", "lost_answer", "retryable_reason"]
+__all__ = [
+    "CREATES",
+    "CREATE_PAUSE",
+    "RULES",
+    "Owner",
+    "Phase",
+    "Rule",
+    "Verdict",
+    "is_refusal",
+    "job_error",
+    "judge",
+    "lost_answer",
+    "retryable_reason",
+]
 
 Phase = Literal["token", "read", "submit", "open", "wait", "fetch", "change"]
 """What is being done: `submit` and `open` create something that costs money; `change` is idempotent."""
 
-CREATE_PAUSE = 12.0
-"""Seconds between creates where a 429 names no time: the service allows five a minute per user."""
+Owner = Literal["service", "other"]
+"""Who gave an answer: the service (IAM, for a token) itself, or anything in between."""
 
-_GATEWAY = frozenset({500, 502, 503, 504, 520, 521, 522, 523, 524})
-_CREATES = ("submit", "open")
+CREATE_PAUSE = 12.0
+"""Seconds between creates if a 429 names no time: the service allows five a minute per user."""
+
+CREATES: frozenset[Phase] = frozenset({"submit", "open"})
+_TOKEN: frozenset[Phase] = frozenset({"token"})
+_REPEATABLE: frozenset[Phase] = frozenset({"token", "read", "wait", "fetch", "change"})
+_ALL: frozenset[Phase] = CREATES | _REPEATABLE
+_NOT_TOKEN = _ALL - _TOKEN
+
 # Failed jobs whose cause lies with the service (E2 of the error registry): a new job may succeed.
 _RETRYABLE_REASONS = frozenset({1000, 1006, 1008, 1010, 1011, 5203, 9701, 9707, 9999})
 _RAN_TOO_LONG = frozenset({1305})
-_SESSION_CLOSED = frozenset({1217, 4001})
-_LIMIT_REACHED = frozenset({4317})
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +77,73 @@ class Verdict:
     advice: RetryAdvice
 
 
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One row of the table.
+
+    Attributes:
+        phases: What was being done.
+        owner: Who answered; None for anybody.
+        statuses: HTTP statuses, as inclusive ranges.
+        error: What the answer means.
+        advice: `never`; `again` (after the time that the answer names, if any); `pace` (as `again`, for creates after
+            12 s at least if no time is named); `search` (the request may have been accepted: look first).
+        cause: The row in words, for the documentation.
+        codes: The service's own codes; None for any.
+    """
+
+    phases: frozenset[Phase]
+    owner: Owner | None
+    statuses: tuple[tuple[int, int], ...]
+    error: type[QuantumRuntimeError]
+    advice: Literal["never", "again", "pace", "search"]
+    cause: str
+    codes: frozenset[int] | None = None
+
+    def fits(self, phase: Phase, owner: Owner, status: int, code: int | None) -> bool:
+        """Whether the row is about this answer."""
+        return (
+            phase in self.phases
+            and self.owner in (None, owner)
+            and any(first <= status <= last for first, last in self.statuses)
+            and (self.codes is None or code in self.codes)
+        )
+
+
+def _is(*statuses: int) -> tuple[tuple[int, int], ...]:
+    return tuple((status, status) for status in statuses)
+
+
+_ANY = ((100, 999),)
+_4XX = ((400, 499),)
+_5XX = ((500, 999),)
+
+RULES: tuple[Rule, ...] = (
+    # Not accepted, whoever says so: even a create may go out again.
+    Rule(_ALL, None, _is(429), RateLimited, "pace", "HTTP 429: slower"),
+    Rule(_NOT_TOKEN, "service", _4XX, RateLimited, "pace", "code 1202: slower", frozenset({1202})),
+    # Outages. A success in the form of something else, a page, a redirect: not the service, or not in its right mind.
+    Rule(CREATES, "other", ((200, 299),), ServiceUnavailable, "search", "a 2xx that cannot be read: accepted"),
+    Rule(CREATES, "other", _ANY, ServiceUnavailable, "search", "any answer that is not the service's own"),
+    Rule(CREATES, "service", _5XX, ServiceUnavailable, "search", "HTTP 5xx"),
+    Rule(_REPEATABLE, "other", _ANY, ServiceUnavailable, "again", "any answer that is not the service's own"),
+    Rule(_REPEATABLE, "service", _5XX, ServiceUnavailable, "again", "HTTP 5xx"),
+    # In the service's own words.
+    Rule(_TOKEN, "service", _ANY, AuthenticationError, "never", "IAM's own refusal (code BXNIM...)"),
+    Rule(_ALL, "service", _is(401), AuthenticationError, "never", "HTTP 401 with a fresh token"),
+    Rule(_ALL, "service", _4XX, SessionClosed, "never", "codes 1217, 4001: closed session", frozenset({1217, 4001})),
+    # With a 403 the codes 1200 and 1201 mean the right, not the token.
+    Rule(_ALL, "service", _is(403), PermissionDenied, "never", "HTTP 403"),
+    Rule(_ALL, "service", _4XX, AuthenticationError, "never", "codes 1200, 1201", frozenset({1200, 1201})),
+    Rule(_ALL, "service", _4XX, PermissionDenied, "never", "code 1352: no sessions on this plan", frozenset({1352})),
+    Rule(_ALL, "service", _is(404), NotFound, "never", "HTTP 404"),
+    Rule(_ALL, "service", _4XX, UsageLimitReached, "never", "code 4317: usage limit", frozenset({4317})),
+    Rule(frozenset({"submit"}), "service", _is(409), UsageLimitReached, "never", "HTTP 409: usage limit"),
+    Rule(CREATES, "service", _is(400, 413, 422), InvalidInput, "never", "HTTP 400, 413, 422"),
+    Rule(_ALL, "service", _ANY, QuantumRuntimeError, "never", "any other refusal"),
+)
+
+
 def _as_int(code: int | str | None) -> int | None:
     try:
         return int(code) if code is not None else None
@@ -67,7 +151,14 @@ def _as_int(code: int | str | None) -> int | None:
         return None
 
 
-def judge(phase: Phase, status: int, code: int | str | None = None, retry_after: float | None = None) -> Verdict:
+def judge(
+    phase: Phase,
+    status: int,
+    code: int | str | None = None,
+    retry_after: float | None = None,
+    *,
+    owner: Owner = "service",
+) -> Verdict:
     """Judge an HTTP answer that is not a success.
 
     Args:
@@ -75,48 +166,36 @@ def judge(phase: Phase, status: int, code: int | str | None = None, retry_after:
         status: HTTP status.
         code: The service's own code, if the body had one.
         retry_after: Seconds the service asked to wait.
+        owner: Who gave the answer.
 
     Returns:
         The error type and the advice.
     """
-    number = _as_int(code)
-    if phase == "token":
-        return _judge_token(status, retry_after)
-    if status == 429 or (number == 1202 and status < 500):
-        pause = retry_after if retry_after is not None else (CREATE_PAUSE if phase in _CREATES else None)
-        return Verdict(RateLimited, after(pause) if pause is not None else SAME_REQUEST)
-    # The service gives code 1200 with a 403 too, and there it means the right, not the token.
-    if status == 401 or (number in (1200, 1201) and status != 403):
-        return Verdict(AuthenticationError, NEVER)
-    if status in _GATEWAY or status >= 500:
-        if phase in _CREATES:
-            return Verdict(ServiceUnavailable, SEARCH_FIRST)
-        if status not in _GATEWAY:  # 501 and the like: asking again changes nothing
-            return Verdict(ServiceUnavailable, NEVER)
-        return Verdict(ServiceUnavailable, after(retry_after) if retry_after else SAME_REQUEST)
-    if number in _SESSION_CLOSED:
-        return Verdict(SessionClosed, NEVER)
-    if status == 403 or number == 1352:
-        return Verdict(PermissionDenied, NEVER)
-    if status == 404:
-        return Verdict(NotFound, NEVER)
-    if (status == 409 and phase == "submit") or number in _LIMIT_REACHED:
-        return Verdict(UsageLimitReached, NEVER)
-    if status == 204 and phase == "fetch":
-        return Verdict(ResultNotReady, SAME_REQUEST)
-    if status == 408:
-        return Verdict(ServiceUnavailable, SEARCH_FIRST if phase in _CREATES else SAME_REQUEST)
-    if status in (400, 413, 422) and phase in _CREATES:
-        return Verdict(InvalidInput, NEVER)
-    return Verdict(QuantumRuntimeError, NEVER)
+    number = _as_int(code) if owner == "service" else None
+    rule = next(rule for rule in RULES if rule.fits(phase, owner, status, number))
+    return Verdict(rule.error, _advice(rule, phase, retry_after))
 
 
-def _judge_token(status: int, retry_after: float | None) -> Verdict:
-    if status == 429:
-        return Verdict(RateLimited, after(retry_after) if retry_after is not None else SAME_REQUEST)
-    if status in _GATEWAY or status == 408:
-        return Verdict(ServiceUnavailable, after(retry_after) if retry_after is not None else SAME_REQUEST)
-    return Verdict(AuthenticationError, NEVER)
+def _advice(rule: Rule, phase: Phase, asked: float | None) -> RetryAdvice:
+    if rule.advice == "never":
+        return NEVER
+    if rule.advice == "search":
+        return SEARCH_FIRST
+    if rule.advice == "pace":
+        pause = asked if asked is not None else (CREATE_PAUSE if phase in CREATES else None)
+        return after(pause) if pause is not None else SAME_REQUEST
+    return after(asked) if asked else SAME_REQUEST
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether the service refused, in its own words, to show something: HTTP 401, 403 or 404.
+
+    About a job that was seen before this must repeat for a while until it is believed: a service that restarts, or
+    loses its database for a moment, says the same.
+    """
+    if isinstance(error, AuthenticationError):
+        return error.status == 401
+    return isinstance(error, PermissionDenied | NotFound)
 
 
 def lost_answer(phase: Phase, *, sent: bool) -> RetryAdvice:
@@ -126,7 +205,7 @@ def lost_answer(phase: Phase, *, sent: bool) -> RetryAdvice:
         phase: What the request was for.
         sent: Whether any of it may have reached the service. A refused connection means no.
     """
-    return SEARCH_FIRST if sent and phase in _CREATES else SAME_REQUEST
+    return SEARCH_FIRST if sent and phase in CREATES else SAME_REQUEST
 
 
 def retryable_reason(reason_code: int | str | None) -> bool:

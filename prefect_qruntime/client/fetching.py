@@ -9,9 +9,11 @@ from collections.abc import Awaitable, Callable
 
 import orjson
 
+from prefect_qruntime.client.answers import Question, read_text, whose
 from prefect_qruntime.client.connection import Connection
-from prefect_qruntime.client.failures import job_error
+from prefect_qruntime.client.failures import is_refusal, job_error
 from prefect_qruntime.client.results.job_result import JobResult
+from prefect_qruntime.client.results.tables import loads
 from prefect_qruntime.client.transport.http import Transport
 from prefect_qruntime.client.transport.replies import Reply
 from prefect_qruntime.client.transport.spool import BodyStore, StoredBody, download_elsewhere
@@ -24,12 +26,22 @@ from prefect_qruntime.errors import (
     ServiceUnavailable,
 )
 from prefect_qruntime.models import Job, JobRef
-from prefect_qruntime.redact import redact
+from prefect_qruntime.redact import get_logger, redact
 
 __all__ = ["fetch_result"]
 
 _HEAD = 100_000  # bytes of a body in a file that are looked at
-_BRACKETS = {b"{": b"}", b"[": b"]"}
+_OPENING = (b"{", b"[")
+
+log = get_logger(__name__)
+
+
+class _Unusable(Exception):
+    """A body that is not the result, or not all of it: worth another request."""
+
+    def __init__(self, why: ServiceUnavailable) -> None:
+        super().__init__(why.message)
+        self.why = why
 
 
 async def fetch_result(
@@ -38,6 +50,8 @@ async def fetch_result(
     ref: JobRef,
     *,
     grace: float,
+    known: bool = False,
+    refused: float = 60.0,
     shelf: BodyStore | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -49,6 +63,8 @@ async def fetch_result(
         fetch_job: Reads the job's state.
         ref: Which job.
         grace: Seconds a completed job may still answer 204 or 404.
+        known: Whether this process has seen the job.
+        refused: Seconds for which a 401, 403 or 404 about a known job must repeat before it is believed.
         shelf: Where a result goes that is too large for memory; None keeps it there all the same.
         clock: Monotonic seconds.
         sleep: For the pauses between looks.
@@ -72,35 +88,51 @@ async def fetch_result(
     started = clock()
     pause = 0.2
     while True:
-        reply = await transport.download(
-            f"/jobs/{ref.id}/results", shelf=shelf, name=name, accept=(404,), job_id=ref.id
-        )
-        if isinstance(reply, StoredBody) or (reply.status == 200 and reply.content):
-            body = reply if isinstance(reply, StoredBody) else reply.content
-            return await _checked(transport, fetch_job, ref, body, shelf, name)
-        job = await fetch_job(ref.id)  # raises NotFound for a job that is not there
-        error = job_error(job)
-        if error is not None:
-            raise error
-        if job.private and reply.status == 404:
-            raise NotFound(
-                f"the result of private job {job.id} was read before, perhaps by a download that broke off, "
-                "and the service keeps no second copy",
-                solution="Use the stored result of the run that read it first.",
-                job_id=job.id,
-                job_url=job.url,
-                status=404,
+        try:
+            reply = await transport.download(
+                f"/jobs/{ref.id}/results", shelf=shelf, name=name, accept=(404,), job_id=ref.id
             )
-        if not job.is_terminal or clock() - started >= grace:
-            raise ResultNotReady(
-                f"job {job.id} has no final result yet (state {job.raw_status!r})",
-                solution="Wait for its completion first.",
-                job_id=job.id,
-                job_url=job.url,
-                status=reply.status,
-            )
+            if isinstance(reply, StoredBody) or (reply.status == 200 and reply.content):
+                body = reply if isinstance(reply, StoredBody) else read_text(reply.content)
+                return await _checked(transport, fetch_job, ref, body, shelf, name)
+            job = await fetch_job(ref.id)
+        except _Unusable as error:
+            if clock() - started >= transport.patience.of("fetch"):
+                raise error.why from None
+            log.warning("%s; fetching it again", error.why.message)
+        except QuantumRuntimeError as error:
+            # About a job that is known a refusal is not believed at once.
+            if not known or not is_refusal(error) or clock() - started >= refused:
+                raise
+            log.warning("job %s: %s; fetching again", ref.id, error)
+        else:
+            _raise_if_none(job, reply, over=clock() - started >= grace)
         await sleep(pause)
         pause = min(pause * 2, 2.0)
+
+
+def _raise_if_none(job: Job, reply: Reply, *, over: bool) -> None:
+    """Raise if there is no result and none will come; `over` tells that it was waited for long enough."""
+    error = job_error(job)
+    if error is not None:
+        raise error
+    if job.private and reply.status == 404:
+        raise NotFound(
+            f"the result of private job {job.id} was read before, perhaps by a download that broke off, "
+            "and the service keeps no second copy",
+            solution="Use the stored result of the run that read it first.",
+            job_id=job.id,
+            job_url=job.url,
+            status=404,
+        )
+    if not job.is_terminal or over:
+        raise ResultNotReady(
+            f"job {job.id} has no final result yet (state {job.raw_status!r})",
+            solution="Wait for its completion first.",
+            job_id=job.id,
+            job_url=job.url,
+            status=reply.status,
+        )
 
 
 def _name(connection: Connection, job_id: str) -> str:
@@ -117,9 +149,8 @@ async def _checked(
     shelf: BodyStore,
     name: str,
 ) -> JobResult:
-    head, tail = _ends(body)
-    closing = _BRACKETS.get(head.lstrip()[:1])
-    if closing is not None and len(head) < 4096 and b'"url"' in head:
+    head = _head(body)
+    if head.lstrip()[:1] in _OPENING and len(head) < 4096 and b'"url"' in head:
         url = _address(head)
         if url is not None:
             moved = await download_elsewhere(
@@ -131,17 +162,21 @@ async def _checked(
                 name=name,
                 job_id=ref.id,
             )
-            body = moved.content if isinstance(moved, Reply) else moved
-            head, tail = _ends(body)
-            closing = _BRACKETS.get(head.lstrip()[:1])
-    if closing is not None and tail.rstrip().endswith(closing):
-        return _result(body, ref)
+            body = read_text(moved.content) if isinstance(moved, Reply) else moved
+            head = _head(body)
+    if whose(Question("fetch", "GET", f"/jobs/{ref.id}/results"), 200, head) == "other":
+        if isinstance(body, StoredBody):
+            body.discard()
+        raise _Unusable(_foreign(ref, f"not the service's own: {_shown(head)[:100]!r}"))
+    begins = head.lstrip()[:1] in _OPENING
+    if begins and (found := await _whole(body, ref)) is not None:
+        return found
     if isinstance(body, StoredBody) and not shelf.only_copy:
         body.discard()
     # A failed job's result is its traceback as plain text.
     job = await fetch_job(ref.id)
     error = job_error(job)
-    text = redact(head.decode("utf-8", "replace").strip())
+    text = _shown(head)
     if isinstance(error, JobFailed):
         if isinstance(body, StoredBody):
             body.discard()
@@ -149,9 +184,11 @@ async def _checked(
         raise type(error)(error.message, **fields)
     if error is None and shelf.only_copy:
         raise _damaged(body if isinstance(body, StoredBody) else None, job)
-    if error is None and closing is not None:
-        raise ServiceUnavailable(f"the result of job {ref.id} is cut off", job_id=ref.id, job_url=job.url)
-    raise error or QuantumRuntimeError(f"the result of job {ref.id} is not JSON: {text[:200]!r}", job_id=ref.id)
+    if error is not None:
+        raise error
+    if begins:
+        raise _Unusable(ServiceUnavailable(f"the result of job {ref.id} is cut off or damaged", job_id=ref.id))
+    raise _Unusable(_foreign(ref, f"not JSON: {text[:200]!r}"))
 
 
 def _damaged(kept: StoredBody | None, job: Job) -> ServiceUnavailable:
@@ -177,11 +214,45 @@ def _address(body: bytes) -> str | None:
     return url if isinstance(url, str) else None
 
 
-def _ends(body: bytes | StoredBody) -> tuple[bytes, bytes]:
-    return (body, body[-64:]) if isinstance(body, bytes) else (body.head(_HEAD), body.tail())
+def _foreign(ref: JobRef, seen: str) -> ServiceUnavailable:
+    return ServiceUnavailable(f"the answer with the result of job {ref.id} is {seen}", job_id=ref.id, foreign=True)
 
 
-def _result(body: bytes | StoredBody, ref: JobRef) -> JobResult:
+def _shown(head: bytes) -> str:
+    return redact(head.decode("utf-8", "replace").strip())
+
+
+def _head(body: bytes | StoredBody) -> bytes:
+    return read_text(body if isinstance(body, bytes) else body.head(_HEAD))
+
+
+async def _whole(body: bytes | StoredBody, ref: JobRef) -> JobResult | None:
+    """The result, or None if its JSON is not complete."""
     if isinstance(body, StoredBody):
+        if not await asyncio.to_thread(_is_complete, body):
+            return None
         return JobResult(file=body, job_id=ref.id, program_id=ref.program_id, widths=ref.widths)
-    return JobResult.from_body(body, job_id=ref.id, program_id=ref.program_id, widths=ref.widths)
+    try:
+        return JobResult.from_body(body, job_id=ref.id, program_id=ref.program_id, widths=ref.widths)
+    except QuantumRuntimeError:
+        return None
+
+
+def _is_complete(body: StoredBody) -> bool:
+    """Whether the JSON in a file was not cut, even right behind a bracket.
+
+    Only if its brackets do not match, which those in a text may cause, is it read as a whole.
+    """
+    if body.tail().rstrip()[-1:] not in (b"}", b"]"):
+        return False
+    counts = dict.fromkeys(b"{}[]", 0)
+    for piece in body.pieces(1 << 20):
+        for bracket in counts:
+            counts[bracket] += piece.count(bracket)
+    if counts[ord("{")] == counts[ord("}")] and counts[ord("[")] == counts[ord("]")]:
+        return True
+    try:
+        body.read(lambda view: loads(view, ""))
+    except QuantumRuntimeError:
+        return False
+    return True

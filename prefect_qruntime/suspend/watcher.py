@@ -250,7 +250,7 @@ class _Watcher:
                 if seen.status is JobStatus.RUNNING:
                     _tell(wait, seen)
 
-            return await client.wait(wait.job_id, deadlines=Deadlines(unseen=_UNSEEN), on_change=on_change)
+            return await client.wait(wait.job_id, deadlines=Deadlines(unknown=_UNSEEN), on_change=on_change)
         except NotFound as error:
             # Right after its submission a job may not be visible yet; `wait` has been patient already.
             return None if self._once and _is_fresh(wait) else error

@@ -64,7 +64,7 @@ class Row:
     posts: int = 1
     jobs: int = 1
     advice: str | None = None
-    wait: Deadlines = field(default_factory=lambda: Deadlines(total=8.0, unseen=3.0))
+    wait: Deadlines = field(default_factory=lambda: Deadlines(total=8.0, unseen=3.0, refused=3.0))
 
 
 def fault(method: str | None, path: str, **what: Any) -> Inject:
@@ -177,16 +177,14 @@ REFUSED: list[tuple[str, int, Any, type[QuantumRuntimeError], str]] = [
     ("validation", 400, body(1208, "bad params"), InvalidInput, "bad params"),
     ("too many tags", 400, body(1204, "too many tags", solution="Use fewer."), InvalidInput, "Use fewer."),
     ("tag too long", 400, body("1205", "tag too long"), InvalidInput, "tag too long"),
-    ("too large", 413, "<html>too large</html>", InvalidInput, "too large"),
+    ("too large", 413, body(1208, "too large"), InvalidInput, "too large"),
     ("unprocessable", 422, body(1208, "no such option"), InvalidInput, "no such option"),
     ("plan without sessions", 400, body(1352, "not authorised"), PermissionDenied, "batch"),
     ("forbidden", 403, body(1200 + 3, "no access"), PermissionDenied, "no access"),
-    ("forbidden by a gateway", 403, "<html>Cloudflare</html>", PermissionDenied, "Cloudflare"),
     ("unknown backend", 404, body("not_found", "device not found"), NotFound, "device not found"),
     ("usage limit", 409, body(4317, "quota used up"), UsageLimitReached, "quota used up"),
-    ("usage limit without code", 409, "", UsageLimitReached, "HTTP 409"),
+    ("usage limit with another code", 409, body("conflict", "no"), UsageLimitReached, "HTTP 409"),
     ("closed session", 400, body(1217, "session closed"), SessionClosed, "session closed"),
-    ("redirect", 302, "", QuantumRuntimeError, "redirects"),
     ("old error form", 400, {"error": {"code": 1208, "message": "old form"}}, InvalidInput, "old form"),
     ("trace", 400, body(1208, "x"), InvalidInput, "trace trace-1"),
 ]
@@ -218,9 +216,17 @@ ROWS += [
         fault("GET", "/jobs/*", status=404, body=body(1291, "Job not found."), times=None),
         NotFound,
         "Job not found.",
-        wait=Deadlines(total=8.0, unseen=0.3),
+        wait=Deadlines(total=8.0, unseen=0.3, refused=0.3),
     ),
-    Row("wait 403", fault("GET", "/jobs/*", status=403, times=None), PermissionDenied, "state could not be read"),
+    Row(
+        "wait 403 for ever",
+        fault("GET", "/jobs/*", status=403, times=None),
+        PermissionDenied,
+        "state could not be read",
+        wait=Deadlines(total=8.0, refused=0.3, unseen=0.3),
+    ),
+    Row("wait 403 for a moment", fault("GET", "/jobs/*", status=403, skip=1, times=3)),
+    Row("wait 401 for a moment", fault("GET", "/jobs/*", status=401, skip=1, times=4)),
     Row(
         "wait token outage",
         lambda c: (c.add_fault("POST", "/identity/token", status=503, times=2, skip=1), c.revoke_tokens()),
@@ -266,8 +272,15 @@ ROWS += [
     Row("fetch answer lost", fault("GET", "/jobs/*/results", drop="after")),
     Row("fetch 204 at first", lambda c: c.set_option("results_lag", 0.5)),
     Row("fetch 401 once", fault("GET", "/jobs/*/results", status=401)),
-    Row("fetch no JSON", fault("GET", "/jobs/*/results", status=200, body="oops"), QuantumRuntimeError, "not JSON"),
-    Row("fetch 403", fault("GET", "/jobs/*/results", status=403, times=None), PermissionDenied, "could not be read"),
+    Row("fetch no JSON", fault("GET", "/jobs/*/results", status=200, body="oops")),
+    Row("fetch 403 for a moment", fault("GET", "/jobs/*/results", status=403, times=2)),
+    Row(
+        "fetch page for ever",
+        fault("GET", "/jobs/*/results", status=403, body="<html>no</html>", times=None),
+        ServiceUnavailable,
+        "in between",
+        advice="same-request",
+    ),
 ]
 
 

@@ -110,4 +110,53 @@ def test_advice_reads_as_in_the_published_table() -> None:
 def test_retryable() -> None:
     assert JobFailed("x", retryable=True).retryable is True
     assert pickle.loads(pickle.dumps(JobFailed("x", retryable=True))).retryable is True
-    assert JobFailed("x").retryable is False
+    assert JobFailed("x").retryable is None
+
+
+def through_json(error: QuantumRuntimeError) -> QuantumRuntimeError:
+    """What a JSON result serializer keeps of an exception: its class and its text."""
+    return type(error)(str(error))
+
+
+@given(
+    cls=st.sampled_from(CLASSES),
+    code=st.none() | st.integers(1000, 9999) | st.sampled_from(["not_found", "BXNIM0415E"]),
+    status=st.none() | st.integers(100, 599),
+    trace=st.none() | st.just("a1b2-c3d4"),
+    url=st.none() | st.just("https://host/workloads/d1"),
+    retryable=st.none() | st.booleans(),
+)
+def test_what_json_keeps_of_an_error_is_true(
+    cls: type[QuantumRuntimeError], code: Any, status: int | None, trace: Any, url: Any, retryable: bool | None
+) -> None:
+    details = {"retryable": retryable} if issubclass(cls, JobFailed) else {}
+    error = cls("It broke.", reason="Because.", code=code, status=status, trace_id=trace, job_url=url, **details)
+    again = through_json(error)
+    assert str(again) == str(error)
+    marked = any(value is not None for value in (code, status, trace, details.get("retryable")))
+    assert (again.code, again.status, again.trace_id) == (code, status, trace)
+    assert again.job_url == (url if marked else None)
+    if isinstance(again, JobFailed) and isinstance(error, JobFailed):
+        assert again.retryable is error.retryable
+
+
+def test_prefects_json_serializer_keeps_the_facts_of_a_failed_job() -> None:
+    from prefect.serializers import JSONSerializer
+
+    serializer = JSONSerializer()
+    error = JobFailed("job d1 failed", code=1006, reason="Internal error", retryable=True, job_id="d1")
+    again = serializer.loads(serializer.dumps(error))
+    assert (type(again), again.retryable, again.code) == (JobFailed, True, 1006)
+    assert "Internal error" in str(again)
+
+
+def test_a_loss_is_not_stated_as_a_fact() -> None:
+    assert through_json(JobFailed("job d1 failed")).retryable is None
+    assert JobRanTooLong("x").retryable is False
+
+
+def test_outages_are_told_from_facts() -> None:
+    outages = {cls.__name__ for cls in CLASSES if cls("x").is_outage}
+    assert outages == {"ServiceUnavailable", "RateLimited", "SubmissionUncertain"}
+    assert JobTimeout("x", limit="outage").is_outage
+    assert not JobTimeout("x", limit="timeout").is_outage

@@ -71,12 +71,17 @@ def points(value: Any, place: tuple[int, ...] = ()) -> Iterator[tuple[int | tupl
         yield (place if len(place) > 1 else place[0] if place else None), value
 
 
+_BOM = b"\xef\xbb\xbf"
+
+
 def loads(body: bytes | bytearray | memoryview | str, job_id: str) -> Any:
     """The JSON value of a body.
 
     Raises:
         QuantumRuntimeError: It is not JSON.
     """
+    if not isinstance(body, str) and body[:3] == _BOM:
+        body = body[3:]
     try:
         return orjson.loads(body)
     except ValueError:

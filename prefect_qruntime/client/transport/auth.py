@@ -13,14 +13,15 @@ from dataclasses import dataclass, field
 
 import httpx
 
+from prefect_qruntime.client.answers import Question
 from prefect_qruntime.client.connection import Connection
-from prefect_qruntime.client.transport.replies import Reply, error_for, no_answer
+from prefect_qruntime.client.transport.replies import Reply, accepted, no_answer
 from prefect_qruntime.client.transport.retrying import RetryDeadlines, repeat
-from prefect_qruntime.errors import AuthenticationError, QuantumRuntimeError
 from prefect_qruntime.redact import register_secret
 
 __all__ = ["TokenSource"]
 
+_QUESTION = Question("token", "POST", "/identity/token")
 _GRANT = "urn:ibm:params:oauth:grant-type:apikey"
 # A token is not used in the last 2 % of its life (72 s of an hour), nor in its last second, short lives
 # aside: a request must not expire on its way.
@@ -127,16 +128,10 @@ class TokenSource:
         raise failure  # out here, as httpx's exception holds the request with the key
 
     def _read(self, reply: Reply, born: float) -> _Token:
-        if reply.status != 200:
-            raise error_for(reply, "token")
-        body = reply.object()
-        value, life = body.get("access_token"), body.get("expires_in", 3600)
-        if not isinstance(value, str) or not value or not value.isascii() or not value.isprintable() or " " in value:
-            raise AuthenticationError("IAM's answer holds no usable access token", status=reply.status)
-        if isinstance(life, bool) or not isinstance(life, int | float) or life <= 0:
-            raise QuantumRuntimeError("IAM's answer holds no usable token life", status=reply.status)
+        body = accepted(reply, _QUESTION).object()
+        value, life = str(body["access_token"]), float(body.get("expires_in", 3600))
         expiration = body.get("expiration")
         if isinstance(expiration, int | float) and not isinstance(expiration, bool):
             self.clock_skew = expiration - life - time.time()  # issued now, by its clock
         register_secret(value)
-        return _Token(value, born, float(life))
+        return _Token(value, born, life)

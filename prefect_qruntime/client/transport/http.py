@@ -16,11 +16,12 @@ from typing import Any
 import httpx
 import orjson
 
+from prefect_qruntime.client.answers import Question
 from prefect_qruntime.client.connection import Connection, is_loopback
 from prefect_qruntime.client.failures import Phase
 from prefect_qruntime.client.transport.auth import TokenSource
 from prefect_qruntime.client.transport.in_flight import InFlightCreate, current_in_flight
-from prefect_qruntime.client.transport.replies import Reply, error_for, no_answer
+from prefect_qruntime.client.transport.replies import Reply, accepted, no_answer, refuses_token
 from prefect_qruntime.client.transport.retrying import RetryDeadlines, repeat
 from prefect_qruntime.client.transport.spool import BodyStore, StoredBody, receive
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
@@ -161,19 +162,21 @@ class Transport:
         Raises:
             QuantumRuntimeError: Typed by the failure table; or the body is too large, or the disk is full.
         """
+        question = Question("fetch", "GET", path)
 
         async def once() -> Reply | StoredBody:
             for attempt in (1, 2):
                 async with self._slow_lanes, self._lanes:
                     headers = await self.auth_headers()
                     found = await self._received(path, headers, shelf, name, job_id)
-                if isinstance(found, StoredBody) or found.status != 401 or attempt == 2:
+                if isinstance(found, StoredBody) or not refuses_token(found, question) or attempt == 2:
                     break
                 self.tokens.discard(headers["Authorization"].removeprefix("Bearer "))
                 log.info("GET %s: token refused, renewing it once", path)
-            if isinstance(found, StoredBody) or 200 <= found.status < 300 or found.status in accept:
+            if isinstance(found, StoredBody):
                 return found
-            raise error_for(found, "fetch", job_id=job_id, job_url=self.connection.job_url(job_id) if job_id else None)
+            job_url = self.connection.job_url(job_id) if job_id else None
+            return accepted(found, question, accept=accept, job_id=job_id, job_url=job_url)
 
         return await repeat(once, phase="fetch", patience=self.patience, what=f"GET {path}")
 
@@ -198,6 +201,7 @@ class Transport:
         in_flight: InFlightCreate | None,
     ) -> Reply:
         content = None if body is None else orjson.dumps(body)
+        question = Question(phase, method, path)
         for attempt in (1, 2):
             async with self._lanes:
                 headers = await self.auth_headers()
@@ -205,15 +209,13 @@ class Transport:
                     headers["Content-Type"] = "application/json"
                 with in_flight.sending() if in_flight else contextlib.nullcontext():
                     reply = await self._send(method, path, phase, params, content, headers, job_id)
-            if reply.status == 401 and attempt == 1:
-                # Refused means not accepted, so a create may go out again too.
+            if attempt == 1 and refuses_token(reply, question):
                 self.tokens.discard(headers["Authorization"].removeprefix("Bearer "))
                 log.info("%s %s: token refused, renewing it once", method, path)
                 continue
             break
-        if 200 <= reply.status < 300 or reply.status in accept:
-            return reply
-        raise error_for(reply, phase, job_id=job_id, job_url=self.connection.job_url(job_id) if job_id else None)
+        job_url = self.connection.job_url(job_id) if job_id else None
+        return accepted(reply, question, accept=accept, job_id=job_id, job_url=job_url)
 
     async def _send(
         self,

@@ -1,10 +1,13 @@
-"""Read the service's answers: all error shapes, Retry-After, JSON."""
+"""Turn answers into replies or typed errors: all error forms, Retry-After, JSON.
+
+`accepted` is the one door: an answer that passes it is the service's own and fits the request.
+"""
 
 from __future__ import annotations
 
 import email.utils
 import math
-import time
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC
@@ -13,12 +16,24 @@ from typing import Any
 import httpx
 import orjson
 
-from prefect_qruntime.client.failures import Phase, judge, lost_answer
+from prefect_qruntime.client.answers import Question, is_page, read_json, read_text, whose
+from prefect_qruntime.client.failures import CREATES, Phase, judge, lost_answer
 from prefect_qruntime.errors import NEVER, SEARCH_FIRST, QuantumRuntimeError, ServiceUnavailable
 from prefect_qruntime.redact import redact
 
-__all__ = ["ErrorBody", "Reply", "error_for", "no_answer", "parse_error", "retry_after_seconds", "unreadable_create"]
+__all__ = [
+    "ErrorBody",
+    "Reply",
+    "accepted",
+    "error_for",
+    "no_answer",
+    "parse_error",
+    "refuses_token",
+    "retry_after_seconds",
+    "unreadable_create",
+]
 
+_TITLE = re.compile(r"<title[^>]*>([^<]*)", re.IGNORECASE)
 _TEXT_LIMIT = 500
 _MESSAGE_LIMIT = 2000
 # None of these can have reached the service.
@@ -46,7 +61,7 @@ class Reply:
                 nothing about the job.
         """
         try:
-            return orjson.loads(self.content)
+            return read_json(self.content)
         except orjson.JSONDecodeError:
             pass  # raised out here, as that error holds the whole text, which may be a token's
         shown = redact(self.text[:10_000])[:200]
@@ -56,17 +71,17 @@ class Reply:
         """The body as a JSON object.
 
         Raises:
-            QuantumRuntimeError: The body is something else.
+            ServiceUnavailable: The body is something else.
         """
         body = self.json()
         if not isinstance(body, dict):
-            raise QuantumRuntimeError("the answer is not a JSON object", status=self.status)
+            raise ServiceUnavailable("the answer is not a JSON object", status=self.status)
         return body
 
     @property
     def text(self) -> str:
         """The body as text."""
-        return self.content.decode("utf-8", "replace")
+        return read_text(self.content).decode("utf-8", "replace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +97,8 @@ class ErrorBody:
 def _clean(*values: Any) -> str | None:
     """The first value given, as text without secrets, of bearable length."""
     text = next((str(value) for value in values if value not in (None, "")), None)
-    return None if text is None else redact(text)[:_MESSAGE_LIMIT]
+    # Cut twice: searching a text of many megabytes for secrets would hold up the network loop.
+    return None if text is None else redact(text[: 10 * _MESSAGE_LIMIT])[:_MESSAGE_LIMIT]
 
 
 def parse_error(content: bytes) -> ErrorBody:
@@ -92,7 +108,7 @@ def parse_error(content: bytes) -> ErrorBody:
     `errorCode`/`errorMessage`, a bare `message`, and plain text or HTML of a gateway (kept, truncated).
     """
     try:
-        body = orjson.loads(content) if content else None
+        body = read_json(content) if content else None
     except orjson.JSONDecodeError:
         body = None
     if isinstance(body, dict):
@@ -117,7 +133,7 @@ def parse_error(content: bytes) -> ErrorBody:
             return ErrorBody(
                 _clean(body["message"]) or "the service gave no message", _code(body.get("code")), None, trace
             )
-    text = redact(content.decode("utf-8", "replace").strip())
+    text = redact(read_text(content[: 20 * _TEXT_LIMIT]).decode("utf-8", "replace").strip())
     return ErrorBody(text[:_TEXT_LIMIT] or "the answer has no body")
 
 
@@ -129,24 +145,30 @@ def _code(value: Any) -> int | str | None:
     return int(value) if value.isascii() and value.isdigit() and len(value) < 20 else _clean(value)
 
 
-def retry_after_seconds(headers: Mapping[str, str], *, now: float | None = None) -> float | None:
-    """Seconds asked for by `Retry-After`, given as seconds or as an HTTP date; None without one."""
+def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
+    """Seconds asked for by `Retry-After`, given as seconds or as an HTTP date; None without one.
+
+    A date is measured against the answer's own `Date`: the local clock may be wrong. Without that it says nothing.
+    """
     value = headers.get("retry-after")
     if not value:
         return None
     try:
         seconds = float(value)
     except ValueError:
-        pass
-    else:
-        return max(0.0, seconds) if math.isfinite(seconds) else None
+        moment, sent = _http_date(value), _http_date(headers.get("date", ""))
+        return None if moment is None or sent is None else max(0.0, moment - sent)
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def _http_date(text: str) -> float | None:
     try:
-        moment = email.utils.parsedate_to_datetime(value)
+        moment = email.utils.parsedate_to_datetime(text)
+        if moment.tzinfo is None:  # "-0000": in UTC, of unknown origin
+            moment = moment.replace(tzinfo=UTC)
+        return moment.timestamp()
     except (ValueError, OverflowError):
         return None
-    if moment.tzinfo is None:  # "-0000": in UTC, of unknown origin
-        moment = moment.replace(tzinfo=UTC)
-    return max(0.0, moment.timestamp() - (time.time() if now is None else now))
 
 
 _WHAT = {
@@ -160,20 +182,65 @@ _WHAT = {
 }
 
 
+def accepted(
+    reply: Reply,
+    question: Question,
+    *,
+    accept: tuple[int, ...] = (),
+    job_id: str | None = None,
+    job_url: str | None = None,
+) -> Reply:
+    """The reply, if it is the service's own and a success.
+
+    Args:
+        reply: The answer.
+        question: What was asked.
+        accept: Refusals to hand back as well, in the service's own words.
+        job_id: For the error.
+        job_url: For the error.
+
+    Raises:
+        QuantumRuntimeError: Typed by the failure table.
+    """
+    own = whose(question, reply.status, reply.content) == "service"
+    if own and (200 <= reply.status < 300 or reply.status in accept):
+        return reply
+    raise error_for(reply, question, job_id=job_id, job_url=job_url)
+
+
+def refuses_token(reply: Reply, question: Question) -> bool:
+    """Whether the request may go out again with a fresh token.
+
+    A read may whoever refused it. A create may only if the service did, which means that it was not accepted.
+    """
+    if reply.status != 401:
+        return False
+    return question.phase not in CREATES or whose(question, reply.status, reply.content) == "service"
+
+
 def error_for(
-    reply: Reply, phase: Phase, *, job_id: str | None = None, job_url: str | None = None
+    reply: Reply, question: Question, *, job_id: str | None = None, job_url: str | None = None
 ) -> QuantumRuntimeError:
     """Turn an answer that is no success into the typed error of the failure table."""
-    body = parse_error(reply.content)
-    verdict = judge(phase, reply.status, body.code, retry_after_seconds(reply.headers))
+    phase = question.phase
+    owner = whose(question, reply.status, reply.content)
+    body = parse_error(reply.content) if owner == "service" else _foreign(reply)
+    verdict = judge(phase, reply.status, body.code, retry_after_seconds(reply.headers), owner=owner)
     message = f"{_WHAT[phase]}: {body.message}"
     solution = body.solution
-    if phase == "token" and body.code == "BXNIM0415E":
-        message = "API key not found"
-        solution = "Check the api_key of the credentials block; make a new key in IBM Cloud under Manage > Access."
+    details: dict[str, Any] = {} if owner == "service" else {"foreign": True}
+    if verdict.advice == SEARCH_FIRST:
+        details["sent"] = True
+    if phase in CREATES and 200 <= reply.status < 300:
+        details["accepted"] = True
+        message = f"it was accepted, but the answer cannot be read: {body.message}"
+    if phase == "token" and owner == "service" and body.code == "BXNIM0415E":
+        message = "API key not found."
+        solution = "Check `api_key` of the credentials block; make a new key in IBM Cloud under Manage > Access."
     elif 300 <= reply.status < 400:
-        message = f"the service redirects elsewhere (HTTP {reply.status}), which is not followed"
-        solution = "Check iam_url." if phase == "token" else "Check base_url and the dialect."
+        solution = "If this lasts, check `iam_url`." if phase == "token" else "If this lasts, check `base_url`."
+    elif reply.status == 407:
+        solution = "If this lasts, check `proxy` of the credentials block."
     elif body.code in (1352, "1352"):
         solution = solution or "Use mode='batch' or single jobs: this plan has no dedicated sessions."
     return verdict.error(
@@ -185,7 +252,23 @@ def error_for(
         advice=verdict.advice,
         job_id=job_id,
         job_url=job_url,
+        **details,
     )
+
+
+def _foreign(reply: Reply) -> ErrorBody:
+    """What an answer looks like that is not the service's own."""
+    text = redact(Reply(0, {}, reply.content[: 20 * _TEXT_LIMIT]).text.strip())
+    if 300 <= reply.status < 400:
+        seen = "redirects elsewhere, which is not followed"
+    elif not text:
+        seen = "has no body"
+    elif is_page(reply.content):
+        title = _TITLE.search(text)
+        seen = f"is a page titled {title[1].strip()[:100]!r}" if title else f"is a page: {text[:100]!r}"
+    else:
+        seen = f"reads {text[:200]!r}"
+    return ErrorBody(f"something in between answered instead of the service (HTTP {reply.status}): the answer {seen}")
 
 
 def no_answer(exc: httpx.HTTPError, phase: Phase, host: str, job_id: str | None = None) -> QuantumRuntimeError:
@@ -207,10 +290,11 @@ def no_answer(exc: httpx.HTTPError, phase: Phase, host: str, job_id: str | None 
 
 
 def unreadable_create(reply: Reply, error: QuantumRuntimeError) -> QuantumRuntimeError:
-    """A create that was accepted with an answer nobody can read: as good as a lost answer."""
+    """Describe a create that was accepted with an unreadable answer: it must be looked for, and never sent again."""
     return ServiceUnavailable(
         f"it was accepted, but the answer cannot be read: {error.message}",
         status=reply.status,
         advice=SEARCH_FIRST,
         sent=True,
+        accepted=True,
     )

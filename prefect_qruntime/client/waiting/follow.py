@@ -1,4 +1,4 @@
-"""Wait for a job: what the watcher sees of it, until its end or a deadline."""
+"""Wait for a job until its end or a deadline."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OnChange = Callable[[Job, float], Awaitable[None]]
 
 
 class _Service(Protocol):
-    """What waiting needs of the client."""
+    """What waiting needs of the service."""
 
     async def cancel(self, job_id: str) -> Job: ...
 
@@ -38,25 +38,26 @@ async def follow_job(
 ) -> Job:
     """Wait until the service itself says that the job is over.
 
-    An outage of the service or of IAM is sat out. Whatever the socket says only leads to an earlier
-    look.
+    An outage of the service or of IAM is sat out, and so is anything that is not the service's own answer. A
+    websocket only makes the next poll come earlier.
 
     Args:
-        service: The client.
+        service: The calls of the service.
         job_id: Which job.
-        watcher: Who looks; the same for all waits on an instance.
+        watcher: Polls; the same for all waits on an instance.
         deadlines: When to stop waiting.
         on_timeout: `leave` lets the job live on, `cancel` cancels it first.
-        stream: Whether to use a websocket, as far as there are enough.
-        in_session: Look at the quicker pace from the start.
-        pace: Times between looks.
-        on_change: Awaited at the first look and at each change of state, with the seconds waited.
+        stream: Whether to use a websocket, if one is free.
+        in_session: Poll at the quicker pace from the start.
+        pace: Times between polls.
+        on_change: Awaited at the first answer and at each change of state, with the seconds waited.
 
     Returns:
         The job in a terminal state, whichever it is.
 
     Raises:
         JobTimeout: A deadline passed.
+        NotFound: There is no such job.
         QuantumRuntimeError: The service refused to show the job, or an outage outlasted its limit.
     """
     plan = PollSchedule(

@@ -1,8 +1,8 @@
-"""Which pages of the job list to read in order to see certain jobs: pure, no clock and no socket.
+"""Choose the pages of the job list that show certain jobs, and decide when the list may be asked: pure.
 
 Facts (IBM's OpenAPI document 0.45.3): `GET /jobs` is sorted by creation, newest first, shows at most 200
 jobs a page and takes `created_before` and `offset`. Nothing is said about filtering by several ids, so
-a page is asked for where wanted jobs lie thick enough; what no page shows is left for a look of its own.
+a page is asked for where enough wanted jobs lie together; what no page shows is left for single lookups.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
+from cachetools import LRUCache
+
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.redact import get_logger
 
@@ -19,7 +21,7 @@ __all__ = ["LARGEST_PAGE", "JobListBreaker", "JobListPager", "Page"]
 
 LARGEST_PAGE = 200
 _SMALLEST_PAGE = 20
-_POOR = 2  # a page that shows fewer wanted jobs is no better than single looks
+_POOR = 2  # a page that shows fewer wanted jobs is no better than single lookups
 _POOR_PAGES = 3
 _RICH = 10  # a page is rich where one job in so many was wanted
 
@@ -34,7 +36,7 @@ class Page:
 
 
 class JobListPager:
-    """Leads through the list, newest first, jumping over stretches without wanted jobs.
+    """Walks through the list, newest first, and skips stretches without wanted jobs.
 
     Args:
         wanted: Ids with the moment of creation as the service gave it; None where it is not known
@@ -149,15 +151,15 @@ log = get_logger(__name__)
 
 _REMEMBERED = 32
 _LONGEST_PAUSE = 60.0
-_DOWN = 3  # looks without an answer in a row: the service, not a job
+_DOWN = 3  # requests without an answer in a row: it is the service, not one job
 
 
 @dataclass(slots=True)
 class JobListBreaker:
-    """What was learned of the list, and of the service behind it.
+    """Circuit breaker for the job list.
 
     Attributes:
-        relist: Seconds for which a list that is refused or behind is left alone.
+        relist: Seconds for which a list that is refused or stale is not asked again.
         behind: How many seconds later than the job itself the list may show its end.
         again: When the list may be asked again.
 
@@ -166,9 +168,9 @@ class JobListBreaker:
         from prefect_qruntime.client.waiting.job_list import JobListBreaker
         from prefect_qruntime.errors import PermissionDenied
 
-        trust = JobListBreaker()
-        trust.list_failed(PermissionDenied("no right to list jobs"), now=0.0)
-        assert not trust.may_list(now=599.0) and trust.may_list(now=600.0)
+        breaker = JobListBreaker()
+        breaker.list_failed(PermissionDenied("no right to list jobs"), now=0.0)
+        assert not breaker.may_list(now=599.0) and breaker.may_list(now=600.0)
         ```
     """
 
@@ -177,7 +179,7 @@ class JobListBreaker:
     again: float = -math.inf
     failures: int = 0
     unanswered: int = 0
-    ended: dict[str, float] = field(default_factory=dict)
+    ended: LRUCache[str, float] = field(default_factory=lambda: LRUCache(_REMEMBERED))
 
     def may_list(self, now: float) -> bool:
         """Whether to ask the list."""
@@ -191,7 +193,7 @@ class JobListBreaker:
     def answered(self, now: float) -> None:
         """The service answered something."""
         if self.is_down and self.failures:
-            self.again = now  # it is back: one list brings everybody up to date
+            self.again = now  # it is back: one list call brings all waits up to date
         self.unanswered = 0
 
     def list_worked(self, now: float) -> None:
@@ -200,12 +202,12 @@ class JobListBreaker:
         self.failures = 0
 
     def list_failed(self, error: Exception, now: float) -> None:
-        """A page was not to be had: for a while if refused, with growing pauses in an outage."""
+        """A page could not be read: wait for long if refused, with growing pauses in an outage."""
         advice = error.advice if isinstance(error, QuantumRuntimeError) else None
         refused = advice is not None and not advice.may_repeat
         self.failures += 1
         if self.failures == 1:
-            log.info("the job list is of no use now (%s): jobs are looked at one by one", error)
+            log.info("The job list cannot be used now (%s). Jobs are polled one by one.", error)
         if refused:
             pause = self.relist
             self.answered(now)
@@ -216,15 +218,13 @@ class JobListBreaker:
         self.again = now + pause
 
     def job_ended(self, job_id: str, now: float) -> None:
-        """A look at the job itself showed its end."""
+        """A lookup of the job itself showed its end."""
         self.ended[job_id] = now
-        if len(self.ended) > _REMEMBERED:
-            del self.ended[next(iter(self.ended))]
 
     def listed_alive(self, job_id: str, asked: float, now: float) -> None:
-        """The list, asked for at `asked`, shows the job as not over yet."""
+        """The list, asked at `asked`, shows a job as not over yet."""
         ended = self.ended.get(job_id)
         if ended is not None and asked > ended + self.behind:
-            log.warning("the service's job list is behind: jobs are looked at one by one for a while")
+            log.warning("The service's job list is behind: jobs are polled one by one for a while.")
             self.again = now + self.relist
             self.ended.clear()

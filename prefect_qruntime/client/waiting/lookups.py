@@ -1,4 +1,4 @@
-"""Looks at single jobs: in the order they were asked for, a few at a time."""
+"""Look up single jobs in the order in which they were asked for, a few at a time; share out websockets."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["LookupQueue", "Sockets", "Stream"]
 
 
 class LookupQueue:
-    """Asks for jobs one by one and tells what came of it.
+    """Looks jobs up one by one and reports each outcome.
 
     Args:
         look: Asks the service.
-        told: Given the job's id and the job, or the error instead.
-        lanes: Looks under way at once, unless `freely`.
+        told: Called with the job's id and the job, or the error instead.
+        lanes: Lookups in flight at once, unless `freely`.
         throttle: How many a second, unless `freely`.
     """
 
@@ -42,25 +42,25 @@ class LookupQueue:
         self._throttle = throttle
 
     def ask(self, job_id: str, *, at_once: bool = False) -> None:
-        """Have a job looked at in its turn, or past all others."""
+        """Look a job up in its turn, or at once."""
         if at_once:
             self.queue.pop(job_id, None)
             self._fly(job_id)
         elif job_id not in self.flying:
             self.queue[job_id] = None
 
-    def complete_or_withdraw(self, job_id: str) -> None:
-        """The job was answered for otherwise, its turn is not needed."""
+    def withdraw(self, job_id: str) -> None:
+        """Take a job out of the queue: it was answered for otherwise."""
         self.queue.pop(job_id, None)
 
     def forget(self, job_id: str) -> None:
-        """Nobody wants to know any more."""
+        """Take a job out of the queue and cancel its lookup: no wait is left for it."""
         self.queue.pop(job_id, None)
         if (flight := self.flying.pop(job_id, None)) is not None:
             flight.cancel()
 
     def start(self, now: float, *, freely: bool) -> float:
-        """Begin as many looks as allowed. Returns the seconds until another may begin."""
+        """Begin as many lookups as allowed. Returns the seconds until another may begin."""
         while self.queue and (freely or len(self.flying) < self._lanes):
             if not freely:
                 if (delay := self._throttle.wait(now)) > 0:
@@ -93,7 +93,7 @@ Stream = Literal["auto", "always", "never"]
 
 
 class _Service(Protocol):
-    """What sockets need of the client."""
+    """What sockets need of the service."""
 
     def job_stream(self, job_id: str, wake: Callable[[], None], stream: Stream) -> JobStream | None: ...
 
@@ -101,12 +101,12 @@ class _Service(Protocol):
 
 
 class Sockets:
-    """Gives waits a websocket while there are some left; the others are polled until one is free.
+    """Gives websockets to waits, up to a limit; the other waits are polled until one is free.
 
     Args:
-        service: The client.
+        service: The calls of the service.
         limit: Most sockets at once.
-        hurry: Told of a wait whose job should be looked at now.
+        hurry: Called with a wait whose job should be polled now.
     """
 
     def __init__(self, service: _Service, *, limit: int, hurry: Callable[[Subscription], None]) -> None:
@@ -117,7 +117,7 @@ class Sockets:
         self._hurry = hurry
 
     def listen(self, watch: Subscription, stream: Stream) -> None:
-        """Give the wait a websocket, where there is one to have, now or later."""
+        """Give the wait a websocket, now or once one is free, if the service has them."""
         if stream == "never":
             return
         if self.open >= self._limit:
@@ -131,7 +131,7 @@ class Sockets:
             watch.listener.add_done_callback(lambda _: self._free())
 
     async def close(self, watch: Subscription) -> None:
-        """Wind up the wait's socket."""
+        """Close the wait's websocket."""
         self.waiting.pop(watch, None)
         if watch.listener is not None:
             watch.listener.cancel()
@@ -140,7 +140,7 @@ class Sockets:
     async def _follow(self, watch: Subscription, socket: JobStream) -> None:
         try:
             self._service.stream_ended(await socket.follow())
-        except Exception:  # the socket is a convenience: whatever breaks there must not end the wait
+        except Exception:  # the socket only saves time: whatever breaks there must not end the wait
             log.debug("the websocket failed", exc_info=True)
         self._hurry(watch)
 

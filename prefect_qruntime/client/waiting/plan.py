@@ -1,7 +1,8 @@
-"""When to look at a job next, and when to stop: pure arithmetic, no clock and no socket of its own.
+"""Decide when to poll a job next and when to stop: pure arithmetic, without a clock or a socket of its own.
 
-The end of a job is noticed within `max(0.5 s, 2 % of the time spent in the present state)`, so an hour in
-the queue costs about 300 looks; while it runs, or in a session, the first looks come faster.
+In the queue the pause grows to 8 % of the time spent there, 30 s at most: an hour costs fewer than 200 polls, and
+after it the end is noticed within 15 s (median). Once the job runs the pause is 2 % of its running time, at least
+0.4 s; in a session the first pauses are as short.
 """
 
 from __future__ import annotations
@@ -20,21 +21,25 @@ __all__ = ["Deadlines", "PollIntervals", "PollLimits", "PollSchedule", "TimerQue
 
 @dataclass(frozen=True, slots=True)
 class PollIntervals:
-    """Seconds between looks.
+    """Seconds between two polls of a job.
 
     Attributes:
         queued: Shortest pause while queued.
         lively: Shortest pause while running or in a session.
-        share: Pause as a share of the time spent in the present state.
-        longest: Longest pause.
-        streamed: Shortest pause while a websocket is connected (it wakes us earlier).
-        streamed_share: As `share`, while a websocket is connected.
-        outage: Shortest pause after a look that failed.
+        queued_share: Pause as a share of the time spent in the queue.
+        longest_queued: Longest pause in the queue.
+        share: Pause as a share of the time spent in another state.
+        longest: Longest pause in another state, with a websocket, and in an outage.
+        streamed: Shortest pause while a websocket is connected, which wakes the poller earlier.
+        streamed_share: Pause as a share of the time spent in the state, while a websocket is connected.
+        outage: Shortest pause after a poll without a usable answer.
         longest_asked: Longest `Retry-After` that is honoured.
     """
 
     queued: float = 0.5
     lively: float = 0.4
+    queued_share: float = 0.08
+    longest_queued: float = 30.0
     share: float = 0.02
     longest: float = 60.0
     streamed: float = 5.0
@@ -51,13 +56,18 @@ class Deadlines:
         total: The whole wait.
         queue: Until the job runs.
         outage: Time without a single usable answer.
-        unseen: How long a 404 counts as "not visible yet" right after the start.
+        unseen: How long a 404 may mean that a job which nobody has seen yet is not visible yet.
+        unknown: How long a 404 is repeated for a job that this process neither submitted nor saw, until the newest
+            page of the job list decides. If the list cannot be read, `unseen` counts.
+        refused: How long a 401, 403 or 404 about a known job must repeat before it is believed.
     """
 
     total: float | None = None
     queue: float | None = None
     outage: float | None = 4 * 3600.0
     unseen: float = 60.0
+    unknown: float = 4.0
+    refused: float = 60.0
 
     def check(self) -> Deadlines:
         """Refuse limits that make no sense.
@@ -73,7 +83,7 @@ class Deadlines:
 
 @dataclass(slots=True)
 class PollSchedule:
-    """The state of one wait. Feed it what was seen; it says when to look again and when to stop.
+    """The state of one wait: fed with what was seen, it says when to poll again and when to stop.
 
     Example:
         ```python
@@ -90,6 +100,7 @@ class PollSchedule:
     pace: PollIntervals = field(default_factory=PollIntervals)
     in_session: bool = False
     rng: random.Random = field(default_factory=random.Random)
+    known: bool = False
     status: JobStatus | None = JobStatus.QUEUED
     since: float = field(init=False)
     answered: float = field(init=False)
@@ -97,6 +108,8 @@ class PollSchedule:
     asked: float = 0.0
     seen: bool = False
     ran: bool = False
+    refused_since: float | None = None
+    unlisted: bool = False
 
     def __post_init__(self) -> None:
         self.since = self.started
@@ -107,7 +120,7 @@ class PollSchedule:
         changed = not self.seen or job.status is not self.status
         if changed:
             self.status, self.since = job.status, now if self.seen else self.started
-        self.seen, self.failures, self.answered = True, 0, now
+        self.seen, self.failures, self.answered, self.refused_since = True, 0, now, None
         # A state this version does not know is no proof that it runs: `queue_timeout` goes on counting.
         self.ran = self.ran or job.status not in (JobStatus.QUEUED, None)
         self.in_session = self.in_session or job.session_id is not None
@@ -115,10 +128,28 @@ class PollSchedule:
 
     def same(self, now: float) -> None:
         """Note an answer that says the same as the last one."""
-        self.failures, self.answered = 0, now
+        self.failures, self.answered, self.refused_since = 0, now, None
+
+    def refused(self, now: float, *, missing: bool) -> bool:
+        """Note that the service refused to show the job, in its own words. Returns whether to believe it.
+
+        Args:
+            now: The time.
+            missing: It says that there is no such job, rather than that it must not be shown.
+        """
+        if self.refused_since is None:
+            self.refused_since = now
+        if self.seen or self.known:
+            limit = max(self.deadlines.refused, self.deadlines.unseen if missing and not self.seen else 0.0)
+            return now >= self.refused_since + limit
+        return not missing or self.unlisted or now >= self.started + self.deadlines.unseen
+
+    def is_doubtful(self, now: float) -> bool:
+        """Whether the list should be asked if the job, which nobody here has seen, exists at all."""
+        return not (self.seen or self.known or self.unlisted) and now >= self.started + self.deadlines.unknown
 
     def missed(self, asked: float | None = None) -> bool:
-        """Note a look that got no usable answer. Returns whether it is the first of an outage.
+        """Note a poll that got no usable answer. Returns whether it is the first of an outage.
 
         Args:
             asked: Seconds the service asked to wait (`Retry-After`).
@@ -128,20 +159,35 @@ class PollSchedule:
         return self.failures == 1
 
     def pause(self, now: float, *, streamed: bool = False) -> float:
-        """Seconds until the next look, never past a deadline."""
-        spent = max(0.0, now - self.since)
+        """Seconds until the next poll, never past a deadline."""
+        pace, spent = self.pace, max(0.0, now - self.since)
+        queued, longest = self.status is JobStatus.QUEUED, pace.longest
         if self.failures:
-            pause = min(self.pace.outage * 2.0 ** min(self.failures - 1, 6), self.pace.longest)
+            pause = pace.outage * 2.0 ** min(self.failures - 1, 6)
         elif streamed:
-            pause = max(self.pace.streamed, self.pace.streamed_share * spent)
+            pause = max(pace.streamed, pace.streamed_share * spent)
         else:
-            lively = self.in_session or self.status is JobStatus.RUNNING
-            pause = max(self.pace.lively if lively else self.pace.queued, self.pace.share * spent)
-        # Jitter only shortens, so that the promise on lag holds; it keeps many waits from marching in step.
-        pause = min(pause, self.pace.longest) * self.rng.uniform(0.85, 1.0)
+            shortest = pace.lively if self.in_session or self.status is JobStatus.RUNNING else pace.queued
+            pause = max(shortest, (pace.queued_share if queued else pace.share) * spent)
+            longest = pace.longest_queued if queued else longest
+        # Jitter only shortens, so that the limits on the lag hold; it keeps many waits out of step.
+        pause = min(pause, longest) * self.rng.uniform(0.85, 1.0)
         if self.failures:
             pause = max(pause, self.asked)
+            if self.refused_since is not None:
+                pause = min(pause, max(self._until_believed(now), 0.05))
         return min(pause, self.left(now))
+
+    def _until_believed(self, now: float) -> float:
+        """Seconds until a refusal can be believed, or the list should be asked."""
+        assert self.refused_since is not None  # noqa: S101  # the caller asks
+        if self.seen or self.known:
+            limit = self.refused_since + self.deadlines.refused
+        elif now < self.started + self.deadlines.unknown:
+            limit = self.started + self.deadlines.unknown
+        else:
+            limit = self.started + self.deadlines.unseen
+        return limit - now if limit > now else math.inf
 
     @property
     def deadline(self) -> float:
@@ -169,27 +215,24 @@ class PollSchedule:
             return "outage"
         return None
 
-    def may_be_unseen(self, now: float) -> bool:
-        """Whether a 404 may still mean that the service does not show the new job yet."""
-        return not self.seen and now < self.started + self.deadlines.unseen
-
 
 @dataclass(frozen=True, slots=True)
 class PollLimits:
-    """Sizes and times (seconds) of a watcher.
+    """Sizes and times (seconds) of a `JobPoller`.
 
     Attributes:
-        few: Up to so many jobs are looked at one by one.
-        lanes: Single looks under way at once, where there are more.
+        few: Up to so many jobs are polled one by one.
+        lanes: Single lookups in flight, if there are more jobs.
         sockets: Most websockets at once; the other jobs are polled.
-        rate: Requests a second where there are more than a few jobs.
-        gather: A new wait's first look may be this much later, so that it can share one.
-        slow: A list that takes longer is no longer waited for.
+        rate: Requests a second, if there are more than a few jobs.
+        gather: A new wait's first poll may be this much later, so that it can share one.
+        slow: A list call that takes longer is no longer waited for.
         slow_at_the_end: The same for a wait whose deadline has come.
         page: Longest time for one page.
-        relist: How long a list that is refused or behind is left alone.
+        relist: How long a list that is refused or stale is not asked again.
         behind: How much later than the job itself the list may show a change.
-        verify: Every so many lists one job is looked at by itself.
+        verify: After so many lists one job is looked up by itself, to check the list.
+        wake: Shortest time between two polls of a job that a websocket asks for.
     """
 
     few: int = 2
@@ -203,6 +246,7 @@ class PollLimits:
     relist: float = 600.0
     behind: float = 5.0
     verify: int = 8
+    wake: float = 0.25
 
 
 @dataclass(slots=True)
@@ -233,7 +277,7 @@ class TokenBucket:
         return max(0.0, (1.0 - self.credit) / self.rate)
 
     def take(self, now: float) -> float:
-        """Take a request's place. Returns the seconds to wait before it goes."""
+        """Take one token. Returns the seconds to wait before the request goes."""
         wait = self.wait(now)
         self.credit -= 1.0
         return wait
@@ -250,18 +294,18 @@ _SLACK = 64
 
 
 class TimerQueue(Generic[T]):
-    """Dates of hashable things; a new date replaces the old one.
+    """A priority queue of timers, one for each item; a new time replaces the old one.
 
     Example:
         ```python
         from prefect_qruntime.client.waiting.plan import TimerQueue
 
-        calendar = TimerQueue[str]()
-        calendar.put("d1", 5.0)
-        calendar.put("d1", 3.0)
-        assert calendar.pause(now=1.0) == 2.0
-        assert calendar.due(now=9.0) == ["d1"]
-        assert calendar.due(now=9.0) == []
+        timers = TimerQueue[str]()
+        timers.put("d1", 5.0)
+        timers.put("d1", 3.0)
+        assert timers.pause(now=1.0) == 2.0
+        assert timers.due(now=9.0) == ["d1"]
+        assert timers.due(now=9.0) == []
         ```
     """
 
@@ -274,7 +318,7 @@ class TimerQueue(Generic[T]):
         return len(self._heap)
 
     def put(self, item: T, when: float) -> bool:
-        """Set a date; infinity means none. Returns whether it is the next one of all."""
+        """Set an item's time; infinity means none. Returns whether it is the earliest of all."""
         self._last += 1
         if when == math.inf:
             self._valid.pop(item, None)
@@ -285,12 +329,12 @@ class TimerQueue(Generic[T]):
         return bool(self._heap) and self._heap[0][1] == self._last
 
     def remove(self, item: T) -> None:
-        """Forget a thing and its date."""
+        """Forget an item and its time."""
         self._valid.pop(item, None)
         self._shrink()
 
     def due(self, now: float) -> list[T]:
-        """Take out everything whose date has come, earliest first."""
+        """Take out the items whose time has come, earliest first."""
         found = []
         while self._heap and self._heap[0][0] <= now:
             _, number, item = heapq.heappop(self._heap)
@@ -304,7 +348,7 @@ class TimerQueue(Generic[T]):
         return max(0.0, self._heap[0][0] - now) if self._heap else math.inf
 
     def _shrink(self) -> None:
-        # Entries that were replaced would else stay until their time, which may be days away.
+        # Replaced entries would otherwise stay until their time, which may be days away.
         if len(self._heap) > 2 * len(self._valid) + _SLACK:
             self._heap = [entry for entry in self._heap if self._valid.get(entry[2]) == entry[1]]
             heapq.heapify(self._heap)

@@ -1,12 +1,11 @@
-"""One watcher per instance: all waits of a process look at their jobs together.
+"""Poll the jobs of one instance for all waits of a process together.
 
-A few jobs are looked at one by one. Many share `GET /jobs`: one call shows up to 200 of them. What the list
-does not show, shows incompletely or shows behind what is known already is looked at by itself, and
-now and then a job is looked at by itself to see whether the list can be believed. In every case the
-state is the service's own answer.
+A few jobs are polled one by one. Many share `GET /jobs`: one call shows up to 200 of them. A job that the list does
+not show, shows incompletely, or shows in an older state than is known, is looked up by itself. From time to time one
+job is looked up by itself to check the list. In every case the state is the service's own answer.
 
-The watcher is one task with a calendar: a wait costs no timer of its own. It lives on the network loop as long
-as somebody waits.
+The poller is one task with one timer queue, so a wait costs no timer of its own. It lives on the network loop while
+there are waits.
 """
 
 from __future__ import annotations
@@ -19,13 +18,15 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import Any, Protocol
 
+from cachetools import LRUCache
+
 from prefect_qruntime.client.parsing import listed_moments, listed_whole
-from prefect_qruntime.client.waiting.job_list import JobListBreaker, JobListPager, Page
+from prefect_qruntime.client.waiting.job_list import LARGEST_PAGE, JobListBreaker, JobListPager, Page
 from prefect_qruntime.client.waiting.lookups import LookupQueue, Sockets, Stream
 from prefect_qruntime.client.waiting.plan import PollLimits, PollSchedule, TimerQueue, TokenBucket
 from prefect_qruntime.client.waiting.subscription import Subscription
 from prefect_qruntime.client.waiting.websocket import Ending, JobStream
-from prefect_qruntime.errors import QuantumRuntimeError
+from prefect_qruntime.errors import NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobStatus
 from prefect_qruntime.redact import get_logger
 
@@ -33,12 +34,13 @@ __all__ = ["JobPoller"]
 
 log = get_logger(__name__)
 
+_REMEMBERED = 10_000  # jobs that this process submitted or saw
 _TICK = 1e-6  # seconds; less may be lost in rounding and turn in circles
-_LATE = 0.9  # seconds past its deadline that a wait still gives a look which began near it
+_LATE = 0.9  # seconds past the deadline for which a lookup that began near it is still awaited
 
 
 class _Service(Protocol):
-    """What watching needs of the client."""
+    """What polling needs of the service."""
 
     async def fetch_job(self, job_id: str) -> Job: ...
 
@@ -52,10 +54,10 @@ class _Service(Protocol):
 
 
 class JobPoller:
-    """Looks at the jobs of one instance for everybody who waits.
+    """Polls the jobs of one instance for all waits.
 
     Args:
-        service: The client.
+        service: The calls of the service.
         limits: Sizes and times.
         clock: Monotonic seconds, those of the event loop.
         rng: For jitter.
@@ -79,12 +81,13 @@ class JobPoller:
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._throttle = TokenBucket(rate=self.limits.rate, burst=self.limits.rate)
-        self._looks = LookupQueue(service.fetch_job, self._told, lanes=self.limits.lanes, throttle=self._throttle)
+        self._known: LRUCache[str, None] = LRUCache(_REMEMBERED)
+        self._looks = LookupQueue(self._lookup, self._told, lanes=self.limits.lanes, throttle=self._throttle)
         self._round: asyncio.Task[None] | None = None
         self._round_began = self._page_came = -math.inf
         self._rounds = 0
-        self._riding: set[Subscription] = set()  # the round is looking for them
-        self._parked: set[Subscription] = set()  # due while a round is under way that may show them
+        self._riding: set[Subscription] = set()  # covered by the list call in flight
+        self._parked: set[Subscription] = set()  # due while a list call is in flight that may show them
         self._trust = JobListBreaker(relist=self.limits.relist, behind=self.limits.behind)
         self._first_look = -math.inf
         self._sockets = Sockets(service, limit=self.limits.sockets, hurry=self.hurry)
@@ -100,10 +103,21 @@ class JobPoller:
         sizes |= {"parked": len(self._parked), "ended": len(self._trust.ended), "calendar": len(self._calendar)}
         return {"waits": self._size, "sockets": self._sockets.open, "socketless": len(self._sockets.waiting), **sizes}
 
+    # ---- known jobs ----------------------------------------------------------------------------
+
+    def note(self, job_id: str) -> None:
+        """Remember that a job exists: this process submitted or saw it."""
+        self._known[job_id] = None
+
+    def knows(self, job_id: str) -> bool:
+        """Whether this process submitted or saw a job; a refusal to show such a job is not believed at once."""
+        return job_id in self._known
+
     # ---- who waits -----------------------------------------------------------------------------
 
     def enter(self, job_id: str, plan: PollSchedule, *, every_change: bool) -> Subscription:
-        """Begin to watch a job; pair it with `leave`."""
+        """Begin to poll a job; pair it with `leave`."""
+        plan.known = plan.known or self.knows(job_id)
         watch = Subscription(job_id, plan, every_change=every_change)
         self._by_id.setdefault(job_id, []).append(watch)
         self._size += 1
@@ -111,27 +125,29 @@ class JobPoller:
         due = max(now, self._first_look + self.limits.gather) if self._many else now
         self._arm(watch, min(due, now + plan.left(now)))
         if self._task is None:
-            # In a context of its own: whoever happens to come first is not the one it works for.
+            # In a context of its own, as it does not work for the caller that happens to come first.
             self._task = asyncio.get_running_loop().create_task(self._serve(), context=Context())
         return watch
 
     async def leave(self, watch: Subscription) -> None:
-        """Forget a wait, over or not, and wind its socket up."""
+        """Forget a wait, over or not, and close its websocket."""
         self._drop(watch)
         await self._sockets.close(watch)
 
     def listen(self, watch: Subscription, stream: Stream) -> None:
-        """Let a websocket tell of the job, as far as there are enough."""
+        """Give the wait a websocket, if one is free."""
         self._sockets.listen(watch, stream)
 
     def hurry(self, watch: Subscription) -> None:
-        """Look at a job now."""
+        """Poll a job now, or a little later if that was asked for a moment ago."""
+        if watch.hurried and not watch.asked:
+            return
         watch.hurried = True
         if not watch.over and (not watch.asked or watch in self._riding):
-            self._arm(watch, self.clock())
+            self._arm(watch, max(self.clock(), min(watch.rests_until, watch.plan.deadline)))
 
     def hurry_for(self, job_id: str) -> None:
-        """Look at a job now if anybody waits for it: something was done to it."""
+        """Poll a job now if there are waits for it, because something was done to it."""
         for watch in list(self._by_id.get(job_id, ())):
             self.hurry(watch)
 
@@ -153,21 +169,23 @@ class JobPoller:
             if self._round is not None:
                 self._round.cancel()
 
-    # ---- the calendar --------------------------------------------------------------------------
+    # ---- the timers ----------------------------------------------------------------------------
 
     def _arm(self, watch: Subscription, when: float) -> None:
         if self._calendar.put(watch, when):
             self._wake.set()
 
     def _served(self, watch: Subscription, now: float) -> None:
-        """After an answer, or none: the next date, or the end."""
+        """Set the time of the next poll after an answer or a failure, or end the wait."""
         watch.asked = False
         self._riding.discard(watch)
         self._parked.discard(watch)
         if watch.over:
             self._drop(watch)
             return
-        pause = 0.0 if watch.hurried else watch.plan.pause(now, streamed=watch.streamed)
+        pause = watch.plan.pause(now, streamed=watch.streamed)
+        if watch.hurried:
+            pause = min(pause, max(0.0, watch.rests_until - now))
         watch.soon = now + pause / 2
         self._arm(watch, now + pause)
 
@@ -181,8 +199,8 @@ class JobPoller:
                 await self._wake.wait()
                 if timer is not None:
                     timer.cancel()
-        except Exception as error:  # a fault of ours: nobody is left waiting for a watcher that is gone
-            log.exception("the watcher failed")
+        except Exception as error:  # a fault of ours must not leave waits without a poller
+            log.exception("the job poller failed")
             for watch in [watch for same in self._by_id.values() for watch in same]:
                 watch.fail(error)
                 self._drop(watch)
@@ -190,10 +208,10 @@ class JobPoller:
             self._task = None
 
     def _dispatch(self, now: float) -> float:
-        """Start what is due. Returns the seconds until something is again."""
+        """Start what is due. Returns the seconds until the next timer."""
         due: list[Subscription] = []
         for watch in self._calendar.due(now):
-            if not watch.asked or watch.hurried:
+            if not watch.asked or (watch.hurried and watch.plan.left(now) > 0):
                 due.append(watch)
                 continue
             watch.failed(None, now)  # the deadline came before the answer
@@ -206,7 +224,7 @@ class JobPoller:
         return min(self._looks.start(now, freely=not self._many), self._calendar.pause(now))
 
     def _share_out(self, due: list[Subscription], now: float) -> None:
-        """Who is looked at alone, and who together."""
+        """Decide which jobs are looked up one by one, and which by the list."""
         one_by_one = not (self._many and self._trust.may_list(now))
         if any(watch.last is None for watch in due):
             self._first_look = now
@@ -227,9 +245,9 @@ class JobPoller:
                     self._arm(watch, patience)
                     self._parked.add(watch)
         if together:
-            # Those in the queue for a look of their own too: it empties slowly, and the list may show them first.
+            # Jobs queued for a lookup as well: the queue empties slowly, and the list may show them first.
             queue = self._looks.queue
-            # Whoever is due is among them, whatever else is thought of it: it is in no calendar any more.
+            # All that are due must be among them, as they have no timer any more.
             soon = dict.fromkeys(together) | {
                 w: None
                 for same in self._by_id.values()
@@ -248,15 +266,41 @@ class JobPoller:
         ends = watch.plan.deadline
         self._arm(watch, max(ends, min(now, ends) + _LATE))
 
-    # ---- single looks --------------------------------------------------------------------------
+    # ---- single lookups ------------------------------------------------------------------------
 
     def _look_alone(self, watch: Subscription, now: float) -> None:
         self._asks(watch, now)
         self._looks.ask(watch.job_id, at_once=watch.hurried)
-        watch.hurried = False
+        if watch.hurried:
+            watch.hurried, watch.rests_until = False, now + self.limits.wake
+
+    async def _lookup(self, job_id: str) -> Job:
+        try:
+            return await self._service.fetch_job(job_id)
+        except NotFound:
+            now = self.clock()
+            doubtful = [watch for watch in self._by_id.get(job_id, ()) if watch.plan.is_doubtful(now)]
+            if not doubtful:
+                raise
+            try:
+                listed = await self._find_in_list(job_id)
+            except (QuantumRuntimeError, TimeoutError) as error:
+                log.debug("the job list does not tell whether job %s exists: %s", job_id, error)
+            else:
+                if listed is not None:
+                    return listed
+                for watch in doubtful:
+                    watch.plan.unlisted = True
+            raise
+
+    async def _find_in_list(self, job_id: str) -> Job | None:
+        """The job as the newest page shows it, or None: a job too new for a lookup would be there."""
+        async with asyncio.timeout(self.limits.page):
+            entries = await self._service.list_page(Page(LARGEST_PAGE))
+        return next((self._service.read_listed(entry) for entry in entries if entry.get("id") == job_id), None)
 
     def _told(self, job_id: str, outcome: Job | Exception) -> None:
-        """What came of a look at one job."""
+        """Take in the outcome of one lookup."""
         now = self.clock()
         self._wake.set()
         watches = list(self._by_id.get(job_id, ()))
@@ -264,6 +308,7 @@ class JobPoller:
             self._trust.answered(now)
             if outcome.is_terminal:
                 self._trust.job_ended(job_id, now)
+            self.note(job_id)
             for watch in watches:
                 watch.listed_as = None
                 watch.saw(outcome, now)
@@ -271,9 +316,9 @@ class JobPoller:
             return
         if isinstance(outcome, QuantumRuntimeError) and outcome.advice.may_repeat:
             self._trust.unanswered += 1
-            if self._trust.is_down:  # the others need not find out one by one
+            if self._trust.is_down:  # the other lookups in the queue would fail in the same way
                 for other in list(self._looks.queue):
-                    self._looks.complete_or_withdraw(other)
+                    self._looks.withdraw(other)
                     watches += self._by_id[other]
         else:
             self._trust.answered(now)
@@ -298,7 +343,7 @@ class JobPoller:
     def _round_over(self, _: asyncio.Task[None]) -> None:
         self._round = None
         now = self.clock()
-        for watch in list(self._riding):  # not in the list: each by itself
+        for watch in list(self._riding):  # the list did not show them
             self._look_alone(watch, now)
         parked, self._parked = self._parked, set()
         for watch in parked:
@@ -321,25 +366,29 @@ class JobPoller:
             self._rounds += 1
             if self._rounds % self.limits.verify == 0:
                 self._verify()
-        except Exception as error:  # whatever it is, an answer that nobody foresaw too: single looks decide
+        except Exception as error:  # whatever it is, unforeseen answers included: single lookups decide
             log.debug("the job list cannot be read", exc_info=True)
             self._trust.list_failed(error, self.clock())
 
     def _read(self, entries: list[dict[str, Any]], asked: float) -> None:
-        """Give every wait what the list says of its job."""
+        """Give every wait its job's entry in the list."""
         now = self._page_came = self.clock()
         self._trust.list_worked(now)
         for entry in entries:
             job_id = entry.get("id")
             same = self._by_id.get(job_id) if isinstance(job_id, str) else None
             if not same:
-                if job_id in self._trust.ended and not self._service.read_listed(entry).is_terminal:
+                if (
+                    isinstance(job_id, str)
+                    and job_id in self._trust.ended
+                    and not self._service.read_listed(entry).is_terminal
+                ):
                     self._trust.listed_alive(job_id, asked, now)
                 continue
             state, top = entry.get("state"), entry.get("status")
             said = (state.get("status") if isinstance(state, dict) else None, top)
             job: Job | None = None
-            self._looks.complete_or_withdraw(entry["id"])
+            self._looks.withdraw(entry["id"])
             for watch in list(same):
                 if watch.listed_as == said:
                     watch.same(now)
@@ -351,11 +400,12 @@ class JobPoller:
                     self._look_alone(watch, now)
                     continue
                 watch.listed_as = said
+                self.note(job.id)
                 watch.saw(job, now)
                 self._served(watch, now)
 
     def _verify(self) -> None:
-        """Look at one job by itself, each in turn: a list that stands still would hold the waits forever."""
+        """Look one job up by itself, each in turn: a list that is stuck would otherwise hold the waits for ever."""
         job_id = next(iter(self._by_id), None)
         if job_id is None:
             return

@@ -1,4 +1,4 @@
-"""One wait as the watcher keeps it, and the mailbox in which its caller finds what happened."""
+"""One wait as the `JobPoller` keeps it, and the queue from which its caller takes events."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections import deque
 from dataclasses import dataclass
 from datetime import datetime
 
+from prefect_qruntime.client.failures import is_refusal
 from prefect_qruntime.client.waiting.plan import PollSchedule
 from prefect_qruntime.client.waiting.websocket import JobStream
 from prefect_qruntime.errors import NotFound, QuantumRuntimeError
@@ -29,7 +30,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Expired:
-    """A limit passed: `timeout`, `queue_timeout` or `outage`, at a moment of the watcher's clock."""
+    """A limit passed: `timeout`, `queue_timeout` or `outage`, at a moment of the poller's clock."""
 
     limit: str
     at: float
@@ -40,8 +41,8 @@ class Subscription:
 
     Args:
         job_id: Which job.
-        plan: When to look and when to stop.
-        tell: Whether each change is news, or only the end.
+        plan: When to poll and when to stop.
+        every_change: Whether each change of state is an event, or only the end.
     """
 
     __slots__ = (
@@ -59,6 +60,7 @@ class Subscription:
         "listener",
         "over",
         "plan",
+        "rests_until",
         "socket",
         "soon",
     )
@@ -69,9 +71,10 @@ class Subscription:
         self.last: Job | None = None
         self.listed_as: object = None  # the state as the list last worded it: the same words need no reading
         self.over = False
-        self.asked = False  # a look is queued or under way
+        self.asked = False  # a lookup is queued or in flight
         self.hurried = False
-        self.soon = plan.started  # from then on a look that costs nothing is welcome
+        self.rests_until = plan.started  # no earlier is it polled because a websocket asks for it
+        self.soon = plan.started  # from then on a poll that costs nothing is welcome
         self.socket: JobStream | None = None
         self.listener: asyncio.Task[None] | None = None
         self._tell = every_change
@@ -93,7 +96,7 @@ class Subscription:
     # ---- the caller's side ---------------------------------------------------------------------
 
     async def next_event(self) -> Seen | Expired:
-        """The next thing that happened.
+        """Wait for the next event.
 
         Raises:
             QuantumRuntimeError: The service refused to show the job.
@@ -112,7 +115,7 @@ class Subscription:
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
 
-    # ---- the watcher's side --------------------------------------------------------------------
+    # ---- the poller's side ---------------------------------------------------------------------
 
     def saw(self, job: Job, now: float) -> None:
         """The service answered."""
@@ -131,9 +134,9 @@ class Subscription:
         self.expire(now)
 
     def failed(self, error: QuantumRuntimeError | None, now: float) -> None:
-        """No usable answer; None where time ran out. An outage and a job not visible yet are let pass."""
-        if isinstance(error, NotFound):
-            if not self.plan.may_be_unseen(now):
+        """The poll got no usable answer (None: time ran out). Sit it out, and a refusal until it is believed."""
+        if error is not None and is_refusal(error):
+            if self.plan.refused(now, missing=isinstance(error, NotFound)):
                 return self.fail(error)
         elif error is not None and not error.advice.may_repeat:
             return self.fail(error)

@@ -1,9 +1,9 @@
-"""The job websocket, used for one thing: to say "look now".
+"""Follow a job's websocket, which serves one purpose: to wake the poller.
 
 Facts (legacy service, `/stream/jobs/{id}`): the first message is only an acknowledgement, the next ones
 are results, close 1000 means the server is done, which can be before the job's state says so. The
-present cloud service has no socket. So nothing read here is ever believed: each sign wakes the
-poller, and `GET /jobs/{id}` decides.
+present cloud service has no socket. So nothing read here is believed: each message wakes the poller, and
+`GET /jobs/{id}` decides. A socket that floods is given up, so that it cannot keep the process busy.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMes
 
 from prefect_qruntime.client.connection import is_loopback
 from prefect_qruntime.client.transport.http import Transport
+from prefect_qruntime.client.waiting.plan import TokenBucket
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.redact import get_logger, redact
 
@@ -34,6 +35,10 @@ _TOO_LARGE = 1009  # we refused a frame, and the only large one is the result; s
 Ending = Literal["done", "refused", "given-up"]
 
 
+class _Flooded(Exception):
+    """A socket sends more messages than are of any use."""
+
+
 class _connect_here(_connect):
     """Follows no redirect: the handshake carries the token."""
 
@@ -43,7 +48,7 @@ class _connect_here(_connect):
 
 @dataclass(frozen=True, slots=True)
 class StreamSettings:
-    """Times of a socket, in seconds."""
+    """Times of a socket in seconds, and how many messages it may send: `burst` at once and `rate` a second."""
 
     open_timeout: float = 10.0
     ping_interval: float = 20.0
@@ -51,10 +56,12 @@ class StreamSettings:
     reconnects: int = 5
     first_pause: float = 0.5
     longest_pause: float = 8.0
+    burst: float = 100.0
+    rate: float = 10.0
 
 
 class JobStream:
-    """Follows one job's socket and calls `wake` at every sign of life.
+    """Follows one job's socket and calls `wake` at every message after the acknowledgement.
 
     Args:
         transport: Gives host and, at every connect, fresh headers.
@@ -83,11 +90,11 @@ class JobStream:
         self.connected = False
 
     async def follow(self) -> Ending:
-        """Stay with the job until the socket has no more to say.
+        """Follow the socket until it has no more to say.
 
         Returns:
             `done` after a normal close, `refused` when the host has no such socket, `given-up` after
-            too many broken connections. In every case polling goes on by itself.
+            too many broken connections or a flood of messages. In every case polling goes on by itself.
         """
         failures = 0
         renewed = False
@@ -97,6 +104,9 @@ class JobStream:
                 failures = 0 if heard else failures + 1
                 if ended:
                     return "done"
+            except _Flooded:
+                log.info("The websocket of a job sends too many messages and is given up. The job is polled.")
+                return "given-up"
             except InvalidStatus as exc:
                 status = exc.response.status_code
                 if status == 401 and not renewed:
@@ -122,7 +132,7 @@ class JobStream:
             await self._sleep(pause * random.uniform(0.7, 1.0))  # noqa: S311 - jitter, no secret
 
     async def knock(self) -> str | None:
-        """Open the socket once and hang up. Returns why it did not open, None if it did."""
+        """Open the socket once and close it. Returns why it did not open, None if it did."""
         try:
             socket = await self._open(await self._transport.auth_headers())
         except InvalidStatus as exc:
@@ -133,16 +143,24 @@ class JobStream:
         return None
 
     async def _one_connection(self) -> tuple[bool, bool]:
-        """Serve one connection. Returns (socket is finished, it brought more than the acknowledgement)."""
+        """Serve one connection. Returns (socket is finished, it brought more than the acknowledgement).
+
+        Raises:
+            _Flooded: It sends more messages than are of any use.
+        """
         headers = await self._transport.auth_headers()
         self._last_token = headers["Authorization"].removeprefix("Bearer ")
         heard = 0
         too_large = False
+        bucket, clock = TokenBucket(self._settings.rate, self._settings.burst), asyncio.get_running_loop().time
         async with await self._open(headers) as socket:
             self.connected = True
             try:
                 async for _ in socket:
                     heard += 1
+                    if bucket.take(clock()) > 0:
+                        socket.transport.abort()
+                        raise _Flooded
                     if heard > 1:  # the first message is only an acknowledgement
                         self._wake()
             except ConnectionClosed as exc:

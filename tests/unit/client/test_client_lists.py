@@ -12,7 +12,7 @@ import pytest
 from pytest_httpx import HTTPXMock
 
 from prefect_qruntime.client import QuantumRuntimeClient, client as module, instance
-from prefect_qruntime.errors import QuantumRuntimeError
+from prefect_qruntime.errors import QuantumRuntimeError, ServiceUnavailable
 from tests.support.mock_client import sent
 
 BASE = "https://quantum.cloud.ibm.com/api/v1"
@@ -102,9 +102,9 @@ def test_a_part_is_never_given_for_the_whole(iam: HTTPXMock, connect: Connect, m
 
 @pytest.mark.parametrize("body", [{}, {"jobs": None}, {"jobs": {}}, []])
 def test_a_list_that_is_none(iam: HTTPXMock, connect: Connect, body: Any) -> None:
-    iam.add_response(json=body)
+    iam.add_response(json=body, is_reusable=True)
     client = connect()
-    with pytest.raises(QuantumRuntimeError):
+    with pytest.raises(ServiceUnavailable, match="in between"):
         client.run(client.jobs())
 
 

@@ -21,6 +21,7 @@ LEGACY = "https://us-east.quantum-computing.cloud.ibm.com"
 BASES = {"cloud": CLOUD, "legacy": LEGACY}
 DIALECTS = pytest.mark.parametrize("dialect", ["cloud", "legacy"])
 Connect = Callable[..., QuantumRuntimeClient]
+GONE = {"errors": [{"code": 1291, "message": "not there, or over"}], "trace": "t"}
 JOB = {"id": "d1", "status": "Running", "state": {"status": "Running"}, "created": "2026-05-01T10:00:00Z"}
 BELL = 'OPENQASM 3.0; include "stdgates.inc"; qubit[2] q; bit[2] c; h q[0]; cx q[0], q[1]; c = measure q;'
 
@@ -63,7 +64,7 @@ CALLS: list[tuple[str, Call, str, str, dict[str, Any], Any]] = [
     ),
     ("metrics", lambda c: c.metrics("d1"), "GET", "/jobs/d1/metrics", {"json": {"caller": "x"}}, {"caller": "x"}),
     ("logs", lambda c: c.logs("d1"), "GET", "/jobs/d1/logs", {"text": "line"}, "line"),
-    ("no logs", lambda c: c.logs("d1"), "GET", "/jobs/d1/logs", {"status_code": 404}, ""),
+    ("no logs", lambda c: c.logs("d1"), "GET", "/jobs/d1/logs", {"status_code": 404, "json": GONE}, ""),
     ("empty logs", lambda c: c.logs("d1"), "GET", "/jobs/d1/logs", {"status_code": 204}, ""),
     ("delete", lambda c: c.delete_job("d1"), "DELETE", "/jobs/d1", {"status_code": 204}, None),
     (
@@ -75,7 +76,14 @@ CALLS: list[tuple[str, Call, str, str, dict[str, Any], Any]] = [
         None,
     ),
     ("drop", lambda c: c.drop_session("s1"), "DELETE", "/sessions/s1/close", {"status_code": 204}, None),
-    ("drop, gone", lambda c: c.drop_session("s1"), "DELETE", "/sessions/s1/close", {"status_code": 404}, None),
+    (
+        "drop, gone",
+        lambda c: c.drop_session("s1"),
+        "DELETE",
+        "/sessions/s1/close",
+        {"status_code": 404, "json": GONE},
+        None,
+    ),
     (
         "tags",
         lambda c: c.replace_tags("d1", ("a", "b")),
@@ -89,7 +97,7 @@ CALLS: list[tuple[str, Call, str, str, dict[str, Any], Any]] = [
         lambda c: c.job_input("d1"),
         "GET",
         "/jobs/d1?exclude_params=false",
-        {"json": {"params": {"version": 2}}},
+        {"json": {**JOB, "params": {"version": 2}}},
         {"version": 2},
     ),
 ]
@@ -226,7 +234,9 @@ def test_get_job_without_its_input(iam: HTTPXMock, connect: Connect, dialect: st
 @pytest.mark.parametrize("status", [204, 409])
 def test_cancel_reads_back_until_it_is_over(iam: HTTPXMock, connect: Connect, dialect: str, status: int) -> None:
     base = BASES[dialect]
-    iam.add_response(method="POST", url=f"{base}/jobs/d1/cancel", status_code=status)
+    iam.add_response(
+        method="POST", url=f"{base}/jobs/d1/cancel", status_code=status, json=GONE if status == 409 else None
+    )
     iam.add_response(method="GET", url=f"{base}/jobs/d1?exclude_params=true", json=JOB)
     iam.add_response(
         method="GET", url=f"{base}/jobs/d1?exclude_params=true", json={"id": "d1", "state": {"status": "Cancelled"}}

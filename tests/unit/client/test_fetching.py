@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,6 +11,7 @@ import pytest
 from pytest_httpx import HTTPXMock
 
 from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.transport.spool import BodyStore
 from prefect_qruntime.errors import (
     JobCancelled,
     JobFailed,
@@ -28,6 +30,9 @@ RESULTS = f"{BASE}/jobs/d1/results"
 LOOK = f"{BASE}/jobs/d1?exclude_params=true"
 RESULT = {"results": [{"data": {"c": {"samples": ["0x3", "0x0"], "num_bits": 2}}, "metadata": {}}], "metadata": {}}
 Connect = Callable[..., QuantumRuntimeClient]
+
+
+GONE = {"errors": [{"code": 1291, "message": "Job not found"}], "trace": "t"}
 
 
 def job(status: str = "Completed", **fields: Any) -> dict[str, Any]:
@@ -52,7 +57,7 @@ def test_a_late_result_is_waited_for(iam: HTTPXMock, connect: Connect) -> None:
 
 @pytest.mark.parametrize("status", [204, 404])
 def test_a_result_that_does_not_come(iam: HTTPXMock, connect: Connect, status: int) -> None:
-    iam.add_response(url=RESULTS, status_code=status, is_reusable=True)
+    iam.add_response(url=RESULTS, status_code=status, json=GONE if status == 404 else None, is_reusable=True)
     iam.add_response(url=LOOK, json=job(), is_reusable=True)
     client = connect()
     with pytest.raises(ResultNotReady) as caught:
@@ -74,7 +79,9 @@ FAILED = job("Failed", state={"reason": "it broke", "reason_code": 1006})
 TOO_LONG = {**job("Cancelled", state={"reason": "Ran too long"}), "status": "Cancelled - Ran too long"}
 
 
-@pytest.mark.parametrize("answer", [{"status_code": 204}, {"status_code": 404}, {"text": "Traceback: boom"}], ids=str)
+@pytest.mark.parametrize(
+    "answer", [{"status_code": 204}, {"status_code": 404, "json": GONE}, {"text": "Traceback: boom"}], ids=str
+)
 @pytest.mark.parametrize(
     ("body", "error"),
     [(FAILED, JobFailed), (TOO_LONG, JobRanTooLong), (job("Cancelled"), JobCancelled)],
@@ -107,16 +114,71 @@ def test_the_text_of_a_failed_job_is_its_reason_where_there_is_none(iam: HTTPXMo
     assert len(str(caught.value)) < 3000
 
 
-def test_text_of_a_completed_job_is_no_result(iam: HTTPXMock, connect: Connect) -> None:
-    iam.add_response(url=RESULTS, text="<html>gateway</html>")
-    iam.add_response(url=LOOK, json=job())
+WHOLE = b'{"results":[{"data":{"c":{"samples":["0x3","0x0"],"num_bits":2}},"metadata":{}}],"metadata":{}}'
+ODD = {
+    "page": b"<!DOCTYPE html><html><title>Just a moment...</title></html>",
+    "text": b"oops",
+    "null": b"null",
+    "list": b"[]",
+    "object": b"{}",
+    "errors": b'{"errors": []}',
+    **{f"cut at {n}": WHOLE[: n + 1] for n, byte in enumerate(WHOLE[:-1]) if byte in b"{}[]"},
+}
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+@pytest.mark.parametrize("body", ODD.values(), ids=ODD.keys())
+def test_what_is_not_the_whole_result_is_fetched_again(
+    iam: HTTPXMock, connect: Connect, body: bytes, in_file: bool, tmp_path: Path
+) -> None:
+    iam.add_response(url=RESULTS, content=body)
+    iam.add_response(url=RESULTS, content=b"\xef\xbb\xbf" + WHOLE)
+    iam.add_response(url=LOOK, json=job(), is_optional=True)
     client = connect()
-    with pytest.raises(QuantumRuntimeError, match="not JSON"):
+    shelf = BodyStore(directory=tmp_path, memory_limit=0) if in_file else None
+    assert client.run(client.result("d1", shelf=shelf)).counts() == {"11": 1, "00": 1}
+    assert len(sent(iam, "results")) == 2
+
+
+def test_brackets_in_a_text_do_not_make_a_result_incomplete(iam: HTTPXMock, connect: Connect, tmp_path: Path) -> None:
+    body = WHOLE[:-3] + b'{"note":"[{[","bad":NaN}}'
+    iam.add_response(url=RESULTS, content=body)
+    client = connect()
+    result = client.run(client.result("d1", shelf=BodyStore(directory=tmp_path, memory_limit=0)))
+    assert result.raw["metadata"]["note"] == "[{["
+
+
+def test_an_answer_that_never_is_the_result_is_an_outage(iam: HTTPXMock, connect: Connect) -> None:
+    iam.add_response(url=RESULTS, text="<html>gateway</html>", is_reusable=True)
+    client = connect()
+    with pytest.raises(ServiceUnavailable, match="something in between") as caught:
+        client.run(client.result("d1"))
+    assert caught.value.is_outage
+
+
+def test_a_page_is_not_the_reason_of_a_failed_job(iam: HTTPXMock, connect: Connect) -> None:
+    iam.add_response(url=RESULTS, text="<html>gateway</html>")
+    iam.add_response(url=RESULTS, text="Traceback: boom")
+    iam.add_response(url=LOOK, json=job("Failed"))
+    client = connect()
+    with pytest.raises(JobFailed, match="boom"):
         client.run(client.result("d1"))
 
 
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_refusal_about_a_known_job_is_not_believed_at_once(iam: HTTPXMock, connect: Connect, status: int) -> None:
+    refusal = {"errors": [{"code": "odd", "message": "not for you"}]}
+    for _ in range(4 if status == 401 else 2):
+        iam.add_response(url=RESULTS, status_code=status, json=refusal)
+    iam.add_response(url=RESULTS, content=WHOLE)
+    iam.add_response(url=LOOK, json=job(), is_reusable=True)
+    client = connect()
+    client.run(client.wait("d1"))
+    assert client.run(client.result("d1")).counts() == {"11": 1, "00": 1}
+
+
 def test_a_private_result_that_was_read_before(iam: HTTPXMock, connect: Connect) -> None:
-    iam.add_response(url=RESULTS, status_code=404)
+    iam.add_response(url=RESULTS, status_code=404, json=GONE)
     iam.add_response(url=LOOK, json=job(private=True))
     client = connect()
     with pytest.raises(NotFound, match="read before"):
@@ -124,7 +186,7 @@ def test_a_private_result_that_was_read_before(iam: HTTPXMock, connect: Connect)
 
 
 def test_an_unknown_job(iam: HTTPXMock, connect: Connect) -> None:
-    iam.add_response(url=RESULTS, status_code=404)
+    iam.add_response(url=RESULTS, status_code=404, json=GONE)
     iam.add_response(url=LOOK, status_code=404, json={"errors": [{"code": 1291, "message": "Job not found"}]})
     client = connect()
     with pytest.raises(NotFound) as caught:
@@ -173,13 +235,15 @@ def test_addresses_nobody_should_fetch(iam: HTTPXMock, connect: Connect, url: st
 def test_trouble_at_the_store_shows_no_signature(iam: HTTPXMock, connect: Connect, trouble: Any) -> None:
     iam.add_response(url=RESULTS, json={"url": STORED})
     if isinstance(trouble, int):
-        iam.add_response(url=STORED, status_code=trouble, headers={"Location": "https://evil.example/"})
+        iam.add_response(
+            url=STORED, status_code=trouble, headers={"Location": "https://evil.example/"}, is_reusable=True
+        )
     else:
         iam.add_exception(trouble, url=STORED, is_reusable=True)  # repeated, as nothing can be lost by it
     client = connect()
     with pytest.raises(QuantumRuntimeError) as caught:
         client.run(client.result("d1"))
-    assert isinstance(caught.value, ServiceUnavailable) is not isinstance(trouble, int)
+    assert isinstance(caught.value, ServiceUnavailable)
     assert "Amz" not in f"{caught.value} {caught.value.fields}"
     assert caught.value.__context__ is None
 

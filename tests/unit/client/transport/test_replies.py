@@ -9,18 +9,25 @@ import orjson
 import pytest
 from hypothesis import given, strategies as st
 
+from prefect_qruntime.client.answers import Question
 from prefect_qruntime.client.transport.replies import (
     ErrorBody,
     Reply,
+    accepted,
     error_for,
     no_answer,
     parse_error,
+    refuses_token,
     retry_after_seconds,
     unreadable_create,
 )
 from prefect_qruntime.errors import AuthenticationError, NotFound, QuantumRuntimeError, ServiceUnavailable
 from prefect_qruntime.redact import MASK, register_secret
 
+WAIT = Question("wait", "GET", "/jobs/d1")
+SUBMIT = Question("submit", "POST", "/jobs")
+USAGE = Question("read", "GET", "/instances/usage")
+TOKEN_ = Question("token", "POST", "/identity/token")
 SECRET = "tok-Zk39vQx1-not-a-real-one"
 
 BODIES: list[tuple[str, Any, ErrorBody]] = [
@@ -129,10 +136,11 @@ def test_no_body_breaks_the_reader(body: Any) -> None:
 @given(content=st.binary(max_size=60))
 def test_no_bytes_break_the_reader(content: bytes) -> None:
     assert parse_error(content).message
-    with_error = error_for(Reply(400, {}, content), "submit")
+    with_error = error_for(Reply(400, {}, content), SUBMIT)
     assert isinstance(with_error, QuantumRuntimeError)
 
 
+@pytest.mark.parametrize("date", ["Fri, 01 May 2026 10:00:00 GMT", "Thu, 01 Jan 1970 00:00:00 GMT", None, "odd"])
 @pytest.mark.parametrize(
     ("value", "seconds"),
     [
@@ -141,10 +149,10 @@ def test_no_bytes_break_the_reader(content: bytes) -> None:
         (" 3 ", 3.0),
         ("1.5", 1.5),
         ("-5", 0.0),
-        ("Fri, 01 May 2026 10:00:30 GMT", 30.0),
-        ("Fri, 01 May 2026 10:00:30 -0000", 30.0),
-        ("Fri, 01 May 2026 12:00:30 +0200", 30.0),
-        ("Fri, 01 May 2026 09:59:00 GMT", 0.0),
+        ("Fri, 01 May 2026 10:00:30 GMT", "30 s later"),
+        ("Fri, 01 May 2026 10:00:30 -0000", "30 s later"),
+        ("Fri, 01 May 2026 12:00:30 +0200", "30 s later"),
+        ("Fri, 01 May 2026 09:59:00 GMT", "earlier"),
         ("inf", None),
         ("nan", None),
         ("soon", None),
@@ -153,34 +161,92 @@ def test_no_bytes_break_the_reader(content: bytes) -> None:
         (None, None),
     ],
 )
-def test_retry_after(value: str | None, seconds: float | None) -> None:
-    now = 1777629600.0  # 2026-05-01T10:00:00Z
-    headers = {} if value is None else {"retry-after": value}
-    assert retry_after_seconds(headers, now=now) == seconds
+def test_retry_after_counts_from_the_answers_own_date(value: str | None, seconds: Any, date: str | None) -> None:
+    headers = {name: text for name, text in (("retry-after", value), ("date", date)) if text is not None}
+    if isinstance(seconds, str):
+        own = {"30 s later": 30.0, "earlier": 0.0}[seconds]
+        long_ago = {"30 s later": 1777629630.0, "earlier": 1777629540.0}[seconds]
+        seconds = {"F": own, "T": long_ago}.get((date or "")[:1])
+    assert retry_after_seconds(headers) == seconds
 
 
 def test_errors_name_what_was_refused_and_how_to_go_on() -> None:
     body = b'{"errors":[{"code":1291,"message":"Job not found"}],"trace":"t1"}'
-    error = error_for(Reply(404, {}, body), "wait", job_id="d1", job_url="https://host/d1")
+    error = error_for(Reply(404, {}, body), WAIT, job_id="d1", job_url="https://host/d1")
     assert isinstance(error, NotFound)
     assert (error.code, error.trace_id, error.status, error.job_id) == (1291, "t1", 404, "d1")
     assert "the job's state could not be read: Job not found" in str(error)
 
-    iam = error_for(Reply(400, {}, b'{"errorCode":"BXNIM0415E","errorMessage":"x"}'), "token")
+    iam = error_for(Reply(400, {}, b'{"errorCode":"BXNIM0415E","errorMessage":"x"}'), TOKEN_)
     assert isinstance(iam, AuthenticationError)
-    assert iam.message == "API key not found"
+    assert iam.message == "API key not found."
     assert "api_key" in str(iam.solution)
 
-    moved = error_for(Reply(302, {"location": f"https://evil.example/{SECRET}"}, b""), "read")
+    moved = error_for(Reply(302, {"location": f"https://evil.example/{SECRET}"}, b""), USAGE)
     assert "redirects" in moved.message
     assert "evil" not in str(moved)
-    assert "iam_url" in str(error_for(Reply(302, {}, b""), "token").solution)
+    assert "base_url" in str(moved.solution)
+    assert "iam_url" in str(error_for(Reply(302, {}, b""), TOKEN_).solution)
+    assert "proxy" in str(error_for(Reply(407, {}, b""), USAGE).solution)
 
-    plan = error_for(Reply(400, {}, b'{"errors":[{"code":1352,"message":"no"}]}'), "open")
+    plan = error_for(
+        Reply(400, {}, b'{"errors":[{"code":1352,"message":"no"}]}'), Question("open", "POST", "/sessions")
+    )
     assert "batch" in str(plan.solution)
 
-    late = error_for(Reply(429, {"retry-after": "7"}, b""), "submit")
+    late = error_for(Reply(429, {"retry-after": "7"}, b""), SUBMIT)
     assert str(late.advice) == "after 7 s"
+
+
+@pytest.mark.parametrize(
+    ("content", "seen"),
+    [
+        (b"<html><title>Attention\nRequired</title></html>", "a page titled 'Attention"),
+        (b"<html>tired</html>", "a page: '<html>tired"),
+        (b"default backend - 404", "reads 'default backend - 404'"),
+        (b'{"message":"Forbidden"}', "Forbidden"),
+        (b" ", "has no body"),
+    ],
+)
+def test_a_foreign_answer_is_shown_as_what_it_is(content: bytes, seen: str) -> None:
+    register_secret(SECRET)
+    for question, advice in ((WAIT, "same-request"), (SUBMIT, "search-first"), (TOKEN_, "same-request")):
+        error = error_for(Reply(403, {}, content + SECRET.encode()), question)
+        assert isinstance(error, ServiceUnavailable)
+        assert (str(error.advice), error.foreign, error.code) == (advice, True, None)
+        assert "in between" in str(error)
+        assert SECRET not in str(error)
+    assert seen in str(error_for(Reply(403, {}, content), WAIT))
+
+
+def test_what_a_create_tells_of_itself() -> None:
+    strange = error_for(Reply(302, {}, b""), SUBMIT)
+    assert (strange.sent, strange.details.get("accepted")) == (True, None)
+    unreadable = error_for(Reply(200, {}, b"<html>ok"), SUBMIT)
+    assert (unreadable.sent, unreadable.accepted, str(unreadable.advice)) == (True, True, "search-first")
+    assert "it was accepted" in str(unreadable)
+
+
+@pytest.mark.parametrize(("own", "create"), [(True, True), (False, False)])
+def test_a_fresh_token_for_a_create_only_if_the_service_refused_the_old_one(own: bool, create: bool) -> None:
+    body = b'{"errors":[{"code":1200,"message":"no"}]}' if own else b"<html>log in</html>"
+    assert refuses_token(Reply(401, {}, body), SUBMIT) is create
+    assert refuses_token(Reply(401, {}, body), WAIT)
+    assert not refuses_token(Reply(403, {}, body), WAIT)
+
+
+def test_only_the_services_own_refusal_is_handed_back() -> None:
+    question = Question("change", "DELETE", "/sessions/s1/close")
+    gone = Reply(404, {}, b'{"errors":[{"code":"not_found","message":"unknown session"}]}')
+    assert accepted(gone, question, accept=(404,)) is gone
+    with pytest.raises(ServiceUnavailable):
+        accepted(Reply(404, {}, b"default backend - 404"), question, accept=(404,))
+
+
+def test_a_byte_order_mark_is_skipped() -> None:
+    reply = Reply(200, {}, b'\xef\xbb\xbf{"id": "d1", "status": "Queued"}')
+    assert accepted(reply, WAIT).object()["id"] == "d1"
+    assert parse_error(b'\xef\xbb\xbf{"errors":[{"code":1291,"message":"m"}]}').code == 1291
 
 
 def test_an_answer_that_is_no_json_says_nothing_about_the_job() -> None:

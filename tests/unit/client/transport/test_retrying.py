@@ -53,7 +53,7 @@ REPEATED: list[tuple[str, Call, str]] = [
     ("drop", lambda c: c.drop_session("s1"), "DELETE"),
     ("tags", lambda c: c.replace_tags("d1", []), "PUT"),
 ]
-ANSWER = {"jobs": [], **OVER}
+ANSWER = {"jobs": [], "usage_consumed_seconds": 1.0, **OVER}
 
 
 @pytest.mark.parametrize(
@@ -165,10 +165,10 @@ def test_a_pause_longer_than_our_patience_is_not_begun(iam: HTTPXMock, connect: 
     ("status", "body", "error"),
     [
         (400, {"errors": [{"code": 1208, "message": "m"}]}, InvalidInput),
-        (403, None, PermissionDenied),
+        (403, {"errors": [{"code": 1200, "message": "m"}]}, PermissionDenied),
         (404, {"errors": [{"code": 1004, "message": "backend"}]}, NotFound),
         (409, {"errors": [{"code": "limit", "message": "usage"}]}, UsageLimitReached),
-        (301, None, QuantumRuntimeError),
+        (405, {"errors": [{"code": "method_not_allowed", "message": "m"}]}, QuantumRuntimeError),
     ],
 )
 def test_refused_creates_are_final(
@@ -191,7 +191,9 @@ def test_401_gets_one_fresh_token(httpx_mock: HTTPXMock, connect: Connect, metho
         )
     for token, status in (("first-token-x", 401), ("second-token-x", 200)):
         httpx_mock.add_response(
-            match_headers={"Authorization": f"Bearer {token}"}, status_code=status, json={"id": "d1"}
+            match_headers={"Authorization": f"Bearer {token}"},
+            status_code=status,
+            json={"id": "d1", "status": "Queued"} if status == 200 else {"errors": [{"code": 1200, "message": "m"}]},
         )
     client = connect()
     call = client.job("d1") if method == "read" else create(client)
@@ -214,10 +216,10 @@ def test_redirects_are_not_followed(iam: HTTPXMock, connect: Connect, status: in
     iam.add_response(status_code=status, headers={"Location": "https://evil.example/jobs"}, is_reusable=True)
     client = connect()
     for call in (client.usage(), create(client)):
-        with pytest.raises(QuantumRuntimeError, match="redirect"):
+        with pytest.raises(ServiceUnavailable, match="redirects elsewhere"):
             client.run(call)
+    assert len(sent(iam, "jobs")) == 1, "a create goes out once"
     assert {r.url.host for r in iam.get_requests()} == {"quantum.cloud.ibm.com", "iam.cloud.ibm.com"}
-    assert len(sent(iam)) == 2
 
 
 async def test_backoff_grows_with_jitter_up_to_its_ceiling() -> None:

@@ -64,7 +64,10 @@ class Handler(BaseHTTPRequestHandler):
             answers = self.server.answers
             (answers.pop(0) if len(answers) > 1 else answers[0])(self)
         else:
-            job = f'{{"id": "d1", "status": "{self.server.status}", "private": {str(self.server.private).lower()}}}'
+            job_id = self.path.split("/")[2].partition("?")[0]
+            job = (
+                f'{{"id": "{job_id}", "status": "{self.server.status}", "private": {str(self.server.private).lower()}}}'
+            )
             self.reply(job.encode())
 
     def reply(self, body: bytes, status: int = 200, *, promised: int | None = None, **headers: str) -> None:
@@ -79,6 +82,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *args: Any) -> None:
         pass
+
+
+GONE = b'{"errors": [{"code": 1291, "message": "Result not found."}], "trace": "t"}'
 
 
 def whole(body: bytes = BODY, **headers: str) -> Callable[[Handler], None]:
@@ -241,7 +247,7 @@ def test_a_full_disk_does_not_cost_the_only_copy(
         left[0] -= 1
         return write(file, data[:1000]) if left[0] >= 0 else _full()
 
-    service.answers = [whole(), lambda handler: handler.reply(b"", 404)]
+    service.answers = [whole(), lambda handler: handler.reply(GONE, 404)]
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", sometimes)
         result = client.run(client.result("d1", shelf=shelf.for_only_copy()))
@@ -254,7 +260,7 @@ def test_the_only_copy_is_found_again_on_the_disk(
     service: Service, client: QuantumRuntimeClient, shelf: BodyStore
 ) -> None:
     service.private = True
-    service.answers = [whole(b'{"results": []}'), lambda handler: handler.reply(b"", 404)]
+    service.answers = [whole(b'{"results": []}'), lambda handler: handler.reply(GONE, 404)]
     only = shelf.for_only_copy()
     client.run(client.result("d1", shelf=only))  # and the process dies before it can hand it on
     again = client.run(client.result("d1", shelf=only))
@@ -266,12 +272,12 @@ def test_the_only_copy_is_found_again_on_the_disk(
         client.run(client.result("d1", shelf=only))
 
 
-@pytest.mark.parametrize("body", [b'{"results": [{"data": {"c": {"sam', b"<html>gateway</html>"])
+@pytest.mark.parametrize("body", [b'{"results": [{"data": {"c": {"sam', b'{"results": [{"data": {}', b"no JSON"])
 def test_a_damaged_only_copy_is_kept_and_named(
     service: Service, client: QuantumRuntimeClient, shelf: BodyStore, body: bytes
 ) -> None:
     service.private = True
-    service.answers = [whole(body), lambda handler: handler.reply(b"", 404)]
+    service.answers = [whole(body), lambda handler: handler.reply(GONE, 404)]
     for _ in range(2):  # the second time from the disk
         with pytest.raises(ServiceUnavailable, match="no second copy") as caught:
             client.run(client.result("d1", shelf=shelf.for_only_copy()))
@@ -281,6 +287,12 @@ def test_a_damaged_only_copy_is_kept_and_named(
         assert str(path) in str(caught.value)
         assert path.read_bytes() == body
     assert len([path for path in service.asked if "/results" in path]) == 1
+
+
+def test_a_page_is_not_the_only_copy(service: Service, client: QuantumRuntimeClient, shelf: BodyStore) -> None:
+    service.private = True
+    service.answers = [whole(b"<html>gateway</html>"), whole(), lambda handler: handler.reply(GONE, 404)]
+    assert client.run(client.result("d1", shelf=shelf.for_only_copy())).counts() == {"11": 50_000, "00": 1}
 
 
 def test_the_traceback_of_a_failed_private_job_is_no_copy_to_keep(

@@ -176,7 +176,7 @@ async def assert_nothing_left(watcher: JobPoller) -> None:
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-def on_time(service: Service, ends: dict[str, End], *, share: float = 0.02, least: float = 0.5) -> None:
+def on_time(service: Service, ends: dict[str, End], *, share: float = 0.08, least: float = 0.5) -> None:
     """Each end was noticed within the promised time, counted from the job's last change of state."""
     for job_id, end in ends.items():
         task = service.tasks[job_id]
@@ -189,8 +189,8 @@ def on_time(service: Service, ends: dict[str, End], *, share: float = 0.02, leas
 def test_two_hundred_jobs_an_hour_in_the_queue() -> None:
     service = Service({f"d{n}": Task(created=n * 0.01, ends=HOUR + n) for n in range(200)})
     on_time(service, follow_all(service))
-    assert service.requests <= 800
-    assert len(service.pages) >= 300
+    assert len([moment for moment, _ in service.pages + service.looks if moment <= HOUR]) <= 250
+    assert len(service.pages) >= 150
 
 
 def test_a_burst_of_two_hundred_needs_a_dozen_requests() -> None:
@@ -234,7 +234,7 @@ def test_many_waits_for_one_job_share_its_looks() -> None:
         return await asyncio.gather(*(follow(service, watcher, "d1") for _ in range(50)))
 
     service.looks.clear()
-    assert all(end.at <= HOUR * 1.02 for end in run(main()))
+    assert all(end.at <= HOUR + 30 for end in run(main()))
     assert not service.pages
     assert len(service.looks) <= 450
     assert ends["d1"].what.status is JobStatus.COMPLETED
@@ -382,7 +382,7 @@ def test_one_job_that_cannot_be_shown_harms_no_other() -> None:
     service = Service({f"d{n}": Task(ends=20.0) for n in range(20)})
     ends = follow_all(service, [*service.tasks, "unknown"])
     assert isinstance(ends["unknown"].what, NotFound)
-    assert 60 <= ends["unknown"].at <= 120
+    assert 3 <= ends["unknown"].at <= 15
     del ends["unknown"]
     on_time(service, ends)
 
