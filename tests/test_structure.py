@@ -44,7 +44,7 @@ CLIENT = (
         "submission",
         "sessions",
     ),
-    *("fetching", "instance", "client"),
+    *("fetching", "client"),
 )
 
 

@@ -369,7 +369,7 @@ def test_large_results_leave_room_for_other_requests(
         downloads = [asyncio.create_task(client.result(f"d{n}", shelf=shelf)) for n in range(8)]
         while len([path for path in service.asked if "/results" in path]) < 6:  # noqa: ASYNC110 - a thread counts
             await asyncio.sleep(0.01)
-        assert (await client.job("d9")).status is JobStatus.COMPLETED, "while six are under way and two stand in line"
+        assert (await client.job("d1")).status is JobStatus.COMPLETED, "while six are under way and two stand in line"
         assert not any(download.done() for download in downloads)
         go_on.set()
         await asyncio.gather(*downloads)

@@ -15,8 +15,8 @@ import pytest
 from pytest_httpx import HTTPXMock
 
 from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.client import service_of
 from prefect_qruntime.client.programs import make_spec
-from prefect_qruntime.client.service import connection_of
 from prefect_qruntime.client.waiting.websocket import JobStream
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import JobRef
@@ -80,7 +80,7 @@ def test_clients_show_and_hand_on_no_secret(connect: Connect) -> None:
         pickle.dumps(client)
 
     async def wire() -> str:
-        return repr(connection_of(client.connection, QUICK))
+        return repr(service_of(client.connection, QUICK))
 
     assert KEY not in client.run(wire())
 
@@ -129,7 +129,7 @@ def test_nothing_is_logged_at_debug_with_a_real_key_token_and_socket(
         tokens += _tokens(client)
 
         async def broken_socket() -> str:
-            wire = connection_of(client.connection, QUICK)
+            wire = service_of(client.connection, QUICK)
             stream = JobStream(wire.transport, "/stream/jobs/nobody", lambda: None)
             return await stream.follow()
 
@@ -149,6 +149,6 @@ def test_nothing_is_logged_at_debug_with_a_real_key_token_and_socket(
 
 def _tokens(client: QuantumRuntimeClient) -> list[str]:
     async def read() -> str:
-        return await connection_of(client.connection, QUICK).tokens.get()
+        return await service_of(client.connection, QUICK).tokens.get()
 
     return [client.run(read())]
