@@ -12,9 +12,9 @@ import orjson
 from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.client.failures import job_error
 from prefect_qruntime.client.results.job_result import JobResult
-from prefect_qruntime.client.transport.http import Transport
+from prefect_qruntime.client.transport.http import Transport, download_elsewhere
 from prefect_qruntime.client.transport.replies import Reply
-from prefect_qruntime.client.transport.spool import BodyStore, StoredBody, download_elsewhere
+from prefect_qruntime.client.transport.spool import BodyStore, StoredBody
 from prefect_qruntime.errors import (
     NEVER,
     JobFailed,

@@ -19,6 +19,7 @@ from prefect_qruntime.client.transport.auth import TokenSource
 from prefect_qruntime.client.transport.http import Transport, http_client
 from prefect_qruntime.client.transport.replies import unreadable_create
 from prefect_qruntime.client.transport.retrying import RetryDeadlines
+from prefect_qruntime.client.transport.spool import MOST_BYTES
 from prefect_qruntime.errors import QuantumRuntimeError, ServiceUnavailable
 from prefect_qruntime.models import Backend, Job, JobRef, Session, SessionRef, Usage
 from prefect_qruntime.redact import install
@@ -178,8 +179,10 @@ class Service:
         """The job's `params`, as the service kept them."""
         path = f"/jobs/{check_id(job_id, field='job')}"
         params = {"exclude_params": "false"}
-        reply = await self.transport.request("GET", path, phase="read", params=params, job_id=job_id)
-        kept = reply.object().get("params")
+        reply = await self.transport.request(
+            "GET", path, phase="read", params=params, job_id=job_id, most_values=MOST_BYTES
+        )
+        kept = (await asyncio.to_thread(reply.object)).get("params")
         return kept if isinstance(kept, dict) else {}
 
     async def job_page(
