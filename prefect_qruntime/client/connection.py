@@ -27,6 +27,7 @@ __all__ = [
     "check_id",
     "check_proxy",
     "check_url",
+    "is_id",
     "is_loopback",
     "is_public",
     "parse_crn",
@@ -129,13 +130,18 @@ def check_proxy(text: str, *, field: str = "proxy") -> str:
     return stripped
 
 
+def is_id(value: str) -> bool:
+    """Whether a text can be the id of a job or session: letters, digits, `-` and `_`, at most 64."""
+    return _ID.fullmatch(value) is not None
+
+
 def check_id(value: Any, *, field: str) -> str:
     """Check a job or session id before it goes into a URL.
 
     Raises:
         InvalidInput: It holds anything but letters, digits, `-` and `_`, or is longer than 64.
     """
-    if not isinstance(value, str) or _ID.fullmatch(value) is None:
+    if not isinstance(value, str) or not is_id(value):
         raise InvalidInput("not an id of the service (letters, digits, - and _, at most 64)", field=field)
     return value
 

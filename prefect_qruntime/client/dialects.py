@@ -13,7 +13,8 @@ from typing import Any
 from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.client.inputs import v1_params, v2_params
 from prefect_qruntime.client.inputs.spec import JobSpec
-from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
+from prefect_qruntime.client.parsing import read_id
+from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import JobRef, SessionRef
 
 __all__ = ["Cloud", "Dialect", "Legacy", "dialect_of"]
@@ -57,9 +58,7 @@ class Dialect:
 
     def created(self, body: dict[str, Any], spec: JobSpec, session: SessionRef | None) -> JobRef:
         """Read the answer to `POST /jobs`."""
-        job_id = body.get("id")
-        if not isinstance(job_id, str) or not job_id:
-            raise QuantumRuntimeError("the service accepted a job but gave no id")
+        job_id = read_id(body.get("id"), "accepted job")
         backend = body.get("backend")
         return JobRef(
             id=job_id,
@@ -138,10 +137,7 @@ class Legacy(Dialect):
     def _bind(self, body: dict[str, Any], session: SessionRef | None) -> SessionRef | None:
         if session is None or session.id is not None:
             return session
-        session_id = body.get("session_id") or body.get("id")
-        if not isinstance(session_id, str):
-            raise QuantumRuntimeError("the service opened no session with the first job")
-        return session.model_copy(update={"id": session_id})
+        return session.model_copy(update={"id": read_id(body.get("session_id") or body.get("id"), "session")})
 
     def session_body(self, backend: str, mode: str, max_ttl: int | None) -> dict[str, Any] | None:
         """Nothing to send: the first job opens the session."""

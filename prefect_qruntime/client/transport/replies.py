@@ -15,12 +15,13 @@ import orjson
 
 from prefect_qruntime.client.failures import Phase, judge, lost_answer
 from prefect_qruntime.errors import NEVER, SEARCH_FIRST, QuantumRuntimeError, ServiceUnavailable
-from prefect_qruntime.redact import redact
+from prefect_qruntime.redact import redact, redact_start
 
 __all__ = ["ErrorBody", "Reply", "error_for", "no_answer", "parse_error", "retry_after_seconds", "unreadable_create"]
 
 _TEXT_LIMIT = 500
 _MESSAGE_LIMIT = 2000
+_TEXT_BYTES = 40_000  # of a body that is shown in part
 # None of these can have reached the service.
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 
@@ -49,7 +50,7 @@ class Reply:
             return orjson.loads(self.content)
         except orjson.JSONDecodeError:
             pass  # raised out here, as that error holds the whole text, which may be a token's
-        shown = redact(self.text[:10_000])[:200]
+        shown = redact_start(self.content[:_TEXT_BYTES].decode("utf-8", "replace"), 200)
         raise ServiceUnavailable(f"the answer is not JSON: {shown!r}", status=self.status)
 
     def object(self) -> dict[str, Any]:
@@ -82,7 +83,7 @@ class ErrorBody:
 def _clean(*values: Any) -> str | None:
     """The first value given, as text without secrets, of bearable length."""
     text = next((str(value) for value in values if value not in (None, "")), None)
-    return None if text is None else redact(text)[:_MESSAGE_LIMIT]
+    return None if text is None else redact_start(text, _MESSAGE_LIMIT)
 
 
 def parse_error(content: bytes) -> ErrorBody:
@@ -117,8 +118,8 @@ def parse_error(content: bytes) -> ErrorBody:
             return ErrorBody(
                 _clean(body["message"]) or "the service gave no message", _code(body.get("code")), None, trace
             )
-    text = redact(content.decode("utf-8", "replace").strip())
-    return ErrorBody(text[:_TEXT_LIMIT] or "the answer has no body")
+    text = redact_start(content[:_TEXT_BYTES].decode("utf-8", "replace").strip(), _TEXT_LIMIT)
+    return ErrorBody(text or "the answer has no body")
 
 
 def _code(value: Any) -> int | str | None:
