@@ -6,7 +6,7 @@ import email.utils
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC
 from typing import Any
 
@@ -31,8 +31,8 @@ class Reply:
     """An answer, without anything of httpx in it. Header names are in lower case."""
 
     status: int
-    headers: Mapping[str, str]
-    content: bytes
+    headers: Mapping[str, str] = field(repr=False)
+    content: bytes = field(repr=False)  # it may hold a token, and tracebacks may show it
 
     @classmethod
     def of(cls, answer: httpx.Response) -> Reply:

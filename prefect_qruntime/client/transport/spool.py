@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import math
 import mmap
 import os
 import secrets
@@ -295,12 +296,15 @@ async def exchange(
         connecting = connecting or event == "connection.connect_tcp.started"
         if event.endswith(".send_request_headers.started"):
             connecting = False
+        elif event.endswith(".send_request_body.complete"):  # what is left is the answer's
+            deadline.reschedule(min(deadline.when() or math.inf, asyncio.get_running_loop().time() + seconds))
 
+    deadline = asyncio.timeout(seconds + len(content or b"") / _SLOWEST)
     body = bytearray()
     values, too_large = 0, ""
     try:
         async with (
-            asyncio.timeout(seconds + len(content or b"") / _SLOWEST),
+            deadline,
             http.stream(
                 method,
                 url,

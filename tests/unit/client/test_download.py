@@ -20,6 +20,8 @@ from typing import Any
 import pytest
 
 from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.transport.http import download_elsewhere, tls_context
 from prefect_qruntime.client.transport.retrying import RetryDeadlines
 from prefect_qruntime.client.transport.spool import BodyStore
 from prefect_qruntime.errors import JobFailed, NotFound, QuantumRuntimeError, ServiceUnavailable
@@ -292,6 +294,37 @@ def test_the_traceback_of_a_failed_private_job_is_no_copy_to_keep(
     with pytest.raises(JobFailed, match="boom"):
         client.run(client.result("d1", shelf=shelf.for_only_copy()))
     assert files(shelf) == []
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("{here}/admin", "http://169.254.169.254/latest", "https://169.254.169.254/", "http://localhost.evil/x"),
+        *("file:///etc/passwd", "http://127.0.0.1@evil.example/", "https://user:pw@s3.example.com/", "https://127.1/"),
+        *(
+            "https://10.0.0.1/x",
+            "https://localhost/x",
+            "https://metadata/x",
+            "https://[::1]/x",
+            "http://s3.example.com/",
+        ),
+    ],
+)
+def test_a_remote_service_sends_nobody_to_private_hosts(service: Service, address: str) -> None:
+    remote = connection()
+    with pytest.raises(QuantumRuntimeError, match="no address that can be trusted"):
+        network_loop().run(
+            download_elsewhere(
+                address.format(here=service.url),
+                connection=remote,
+                tls=tls_context(None),
+                patience=QUICK,
+                shelf=BodyStore(),
+                name="n",
+                job_id="d1",
+            )
+        )
+    assert service.asked == []
 
 
 def test_a_cancelled_download_leaves_nothing_behind(
