@@ -86,16 +86,9 @@ class NetworkLoop:
         """The lock of that name; those of a forked process are its own."""
         return self._locks.setdefault(name, asyncio.Lock())
 
-    def is_here(self) -> bool:
-        """Whether the caller already runs on this loop."""
-        try:
-            return asyncio.get_running_loop() is self.loop
-        except RuntimeError:
-            return False
-
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work` here and block until it ends; for callers without a loop of their own to keep alive."""
-        if self.is_here():
+        if threading.current_thread() is self._thread:
             work.close()
             raise RuntimeError("blocking on the network loop from itself would never end")
         future = asyncio.run_coroutine_threadsafe(work, self.loop)
@@ -111,7 +104,7 @@ class NetworkLoop:
 
     async def arun(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work` here and await it from any loop."""
-        if self.is_here():
+        if threading.current_thread() is self._thread:
             return await work
         finished = threading.Event()
 

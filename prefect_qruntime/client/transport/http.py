@@ -25,7 +25,7 @@ import orjson
 from prefect_qruntime.client.connection import Connection, is_loopback, is_public, register_proxy
 from prefect_qruntime.client.failures import Phase
 from prefect_qruntime.client.transport.auth import TokenSource
-from prefect_qruntime.client.transport.in_flight import current_in_flight
+from prefect_qruntime.client.transport.in_flight import IN_FLIGHT, InFlightCreate
 from prefect_qruntime.client.transport.replies import Reply, error_for, no_answer
 from prefect_qruntime.client.transport.retrying import RetryDeadlines, repeat
 from prefect_qruntime.client.transport.spool import MOST_VALUES, BodyStore, StoredBody, exchange, receive
@@ -190,32 +190,20 @@ class Transport:
         Raises:
             QuantumRuntimeError: Typed by the failure table.
         """
-        in_flight = current_in_flight() if phase in ("submit", "open") else None
+        in_flight = IN_FLIGHT.get() if phase in ("submit", "open") else None
         content = None if body is None else orjson.dumps(body)
-
-        async def send(http: httpx.AsyncClient, headers: dict[str, str]) -> Reply:
-            if content is not None:
-                headers["Content-Type"] = "application/json"
-            with in_flight.sending() if in_flight else contextlib.nullcontext():
-                return await exchange(
-                    http,
-                    method,
-                    f"{self.connection.base_url}{path}",
-                    seconds=self.connection.request_timeout,
-                    params=params,
-                    content=content,
-                    headers=headers,
-                    most_values=most_values,
-                )
-
-        async def once() -> Reply:
-            try:
-                return await self._accepted(send, f"{method} {path}", phase, accept, job_id)
-            except QuantumRuntimeError:
-                if in_flight is not None:
-                    in_flight.stop_if_withdrawn()
-                raise
-
+        send = functools.partial(
+            exchange,
+            self._http,
+            method,
+            f"{self.connection.base_url}{path}",
+            seconds=self.connection.request_timeout,
+            params=params,
+            content=content,
+            most_values=most_values,
+        )
+        more = {} if content is None else {"Content-Type": "application/json"}
+        once = functools.partial(self._accepted, send, f"{method} {path}", phase, accept, job_id, more, in_flight)
         with in_flight.waiting() if in_flight else contextlib.nullcontext():
             return await repeat(once, phase=phase, patience=self.patience, what=f"{method} {path}")
 
@@ -237,57 +225,66 @@ class Transport:
         Raises:
             QuantumRuntimeError: Typed by the failure table; or the body is too large, or the disk is full.
         """
-
-        async def send(http: httpx.AsyncClient, headers: dict[str, str]) -> Reply | StoredBody:
-            url, seconds = f"{self.connection.base_url}{path}", self.connection.request_timeout
-            return await receive(http, url, headers, shelf, name, seconds=seconds)
-
-        async def once() -> Reply | StoredBody:
-            return await self._accepted(send, f"GET {path}", "fetch", accept, job_id)
-
+        send = functools.partial(
+            receive,
+            self._http,
+            f"{self.connection.base_url}{path}",
+            shelf=shelf,
+            name=name,
+            seconds=self.connection.request_timeout,
+        )
+        once = functools.partial(self._accepted, send, f"GET {path}", "fetch", accept, job_id, {}, None)
         return await repeat(once, phase="fetch", patience=self.patience, what=f"GET {path}")
 
     async def _accepted(
         self,
-        send: Callable[[httpx.AsyncClient, dict[str, str]], Awaitable[R]],
+        send: Callable[..., Awaitable[R]],
         what: str,
         phase: Phase,
         accept: tuple[int, ...],
         job_id: str | None,
+        more: Mapping[str, str],
+        in_flight: InFlightCreate | None,
     ) -> R:
         """Send with a token, once more with a new one if that was refused, and judge the answer."""
-        found = await self._answer(send, phase, job_id)
+        found = await self._answer(send, phase, job_id, more, in_flight)
         if isinstance(found, Reply) and found.status == 401:
             # Refused means not accepted, so a create may go out again too.
             log.info("%s: the token was refused, renewing it once", what)
-            found = await self._answer(send, phase, job_id)
-        if isinstance(found, QuantumRuntimeError):
-            raise found
+            found = await self._answer(send, phase, job_id, more, in_flight)
         if isinstance(found, Reply) and not (200 <= found.status < 300 or found.status in accept):
-            raise error_for(found, phase, job_id=job_id, job_url=self.connection.job_url(job_id) if job_id else None)
+            url = self.connection.job_url(job_id) if job_id else None
+            found = error_for(found, phase, job_id=job_id, job_url=url)
+        if isinstance(found, QuantumRuntimeError):
+            if in_flight is not None and in_flight.withdrawn:
+                raise asyncio.CancelledError
+            raise found
         return found
 
     async def _answer(
         self,
-        send: Callable[[httpx.AsyncClient, dict[str, str]], Awaitable[R]],
+        send: Callable[..., Awaitable[R]],
         phase: Phase,
         job_id: str | None,
+        more: Mapping[str, str],
+        in_flight: InFlightCreate | None,
     ) -> R | QuantumRuntimeError:
         """The answer, or why there is none: returned, as a traceback would show this frame's token.
 
         httpx's exception would do so too: it holds the request, and would hang on to ours as its context.
         """
-        async with self._slow_lanes if phase == "fetch" else contextlib.nullcontext(), self._lanes:
-            headers = await self.auth_headers()
-            try:
-                found = await send(self._http, headers)
-            except httpx.HTTPError as exc:
-                return no_answer(exc, phase, self.connection.host, job_id)
-            except QuantumRuntimeError as error:  # larger than its limit, or the disk is full
-                return error.with_traceback(None)
-            if isinstance(found, Reply) and found.status == 401:
-                self.tokens.discard(headers["Authorization"].removeprefix("Bearer "))
-            return found
+        try:
+            async with self._slow_lanes if phase == "fetch" else contextlib.nullcontext(), self._lanes:
+                headers = {**await self.auth_headers(), **more}
+                with in_flight.sending() if in_flight else contextlib.nullcontext():
+                    found = await send(headers=headers)
+                if isinstance(found, Reply) and found.status == 401:
+                    self.tokens.discard(headers["Authorization"].removeprefix("Bearer "))
+                return found
+        except httpx.HTTPError as exc:
+            return no_answer(exc, phase, self.connection.host, job_id)
+        except QuantumRuntimeError as error:  # no token; larger than its limit; the disk is full
+            return error.with_traceback(None)
 
 
 async def download_elsewhere(
@@ -320,7 +317,9 @@ async def download_elsewhere(
     async def once() -> Reply | StoredBody:
         try:
             async with http_client(connection, str(address)) as http:
-                found = await receive(http, address, {}, shelf, name, seconds=connection.request_timeout)
+                found = await receive(
+                    http, address, headers={}, shelf=shelf, name=name, seconds=connection.request_timeout
+                )
         except httpx.HTTPError as exc:
             trouble = type(exc).__name__  # its text and its request hold the address with the signature
         else:

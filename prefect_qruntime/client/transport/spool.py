@@ -334,10 +334,10 @@ async def exchange(
 async def receive(
     http: httpx.AsyncClient,
     url: str | httpx.URL,
+    *,
     headers: Mapping[str, str],
     shelf: BodyStore,
     name: str,
-    *,
     seconds: float,
 ) -> Reply | StoredBody:
     """Send one GET. A body of status 200 that is too large for memory ends up in a file on the shelf.
