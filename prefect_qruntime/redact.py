@@ -14,11 +14,12 @@ import threading
 import traceback
 from collections import OrderedDict
 
-__all__ = ["RedactionFilter", "forget_all", "get_logger", "install", "redact", "register_secret"]
+__all__ = ["RedactionFilter", "forget_all", "get_logger", "install", "redact", "redact_start", "register_secret"]
 
 MASK = "********"
 
 _SHAPES = (
+    re.compile(r"(?i)(\bauthorization[\"']?\s*[=:]\s*[\"']?basic\s+)[A-Za-z0-9+/=_-]{4,}"),
     re.compile(r"(?i)(\b(?:bearer|apikey)\s+)[A-Za-z0-9._~+/=-]{6,}"),
     re.compile(
         r"(?i)((?:apikey|api_key|access_token|refresh_token|x-access-token)[\"']?\s*[=:]\s*[\"']?)[^\s\"'&,;)}]{4,}"
@@ -100,6 +101,24 @@ def redact(text: str) -> str:
     for shape in _SHAPES:
         text = shape.sub(rf"\g<1>{MASK}", text)
     return text
+
+
+_LONGEST_SECRET = 4096  # characters
+
+
+def redact_start(text: str, length: int) -> str:
+    """The first `length` characters of a text, masked. A long one is cut first, as the search takes long.
+
+    Example:
+        ```python
+        from prefect_qruntime.redact import redact_start
+
+        assert redact_start("apikey: abcdef123456 " + "x" * 10**7, 20) == "apikey: ******** xxx"
+        ```
+    """
+    whole = length + _LONGEST_SECRET
+    # A secret that the cut went through is not recognised; it stands in what is dropped at the end.
+    return (redact(text) if len(text) <= whole else redact(text[:whole])[:-_LONGEST_SECRET])[:length]
 
 
 class RedactionFilter(logging.Filter):

@@ -36,7 +36,7 @@ CLIENT = (
     *("network_loop", "connection", "failures", "parsing", "transport", "encodings", "inputs", "programs", "dialects"),
     *("service", "results", "waiting", "payload_check"),
     *("submission_memory", "submission_core", "session_core", "submission", "sessions"),
-    *("fetching", "instance", "client"),
+    *("fetching", "client"),
 )
 
 

@@ -1,45 +1,76 @@
 """`QuantumRuntimeClient`: every call of the service, one method each, safe from any event loop.
 
-Usable without Prefect. Methods are coroutines that may be awaited from any loop; the work itself runs
-on the process's one network loop. Without a loop use `client.run(client.usage())`.
+Usable without Prefect. Methods are coroutines that may be awaited from any loop. Each passes to the process's network
+loop once; there it calls `Service`, or what loops over it (submission, sessions, waiting, fetching).
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from datetime import datetime
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
-from prefect_qruntime.client import parsing, sessions
-from prefect_qruntime.client.connection import check_id, check_name
+from prefect_qruntime.client import sessions
+from prefect_qruntime.client.connection import Connection, check_id
 from prefect_qruntime.client.dialects import dialect_of
-from prefect_qruntime.client.failures import Phase
 from prefect_qruntime.client.fetching import fetch_result
 from prefect_qruntime.client.inputs.spec import JobSpec
-from prefect_qruntime.client.instance import MOST_PAGES, InstanceCalls, plain
 from prefect_qruntime.client.network_loop import network_loop, on_network_loop
 from prefect_qruntime.client.results.job_result import JobResult
+from prefect_qruntime.client.service import Service
 from prefect_qruntime.client.submission import Intent, submit_or_attach
-from prefect_qruntime.client.transport.replies import unreadable_create
+from prefect_qruntime.client.transport.retrying import RetryDeadlines
 from prefect_qruntime.client.transport.spool import BodyStore
 from prefect_qruntime.client.waiting.follow import OnChange, OnTimeout, Stream, follow_job
 from prefect_qruntime.client.waiting.job_list import Page
 from prefect_qruntime.client.waiting.plan import Deadlines, PollIntervals
 from prefect_qruntime.client.waiting.poller import JobPoller
 from prefect_qruntime.client.waiting.websocket import Ending, JobStream
-from prefect_qruntime.errors import QuantumRuntimeError
-from prefect_qruntime.models import Job, JobRef, Session, SessionRef
+from prefect_qruntime.models import Backend, Job, JobRef, Session, SessionRef, Usage
 
 __all__ = ["QuantumRuntimeClient"]
 
-_PAGE = 200  # the service's largest page; out of range it silently falls back to it
+T = TypeVar("T")
+
 _REFUSED_FOR = 300.0  # seconds
-_CANCEL_LOOKS = (0.1, 0.2, 0.4, 0.8, 1.5, 2.0)  # seconds between the looks after a cancel
 
 
-class QuantumRuntimeClient(InstanceCalls):
+class _Service(Service):
+    """The calls, and what the poller needs beside them: the websocket and one page of the list."""
+
+    async def list_page(self, page: Page) -> list[dict[str, Any]]:
+        """One page of the job list as the service words it, newest first, giving up quickly."""
+        entries, _ = await self.job_page(
+            phase="wait", limit=page.limit, offset=page.offset, created_before=page.created_before
+        )
+        return entries
+
+    def job_stream(self, job_id: str, wake: Callable[[], None], stream: Stream) -> JobStream | None:
+        """The job's websocket, or None if there is none to try."""
+        if stream == "never" or not (stream == "always" or self.dialect.offers_stream):
+            return None
+        if time.monotonic() < self.stream_refused + _REFUSED_FOR:
+            return None
+        return JobStream(self.transport, self.dialect.stream_path(job_id), wake)
+
+    def stream_ended(self, ending: Ending) -> None:
+        """Remember for a while a host that has no websocket; it may also have been one job's, or a moment's."""
+        if ending == "refused":
+            self.stream_refused = time.monotonic()
+
+
+def service_of(connection: Connection, patience: RetryDeadlines | None = None) -> _Service:
+    """The service of a connection, the same for every caller of this process. Only on the network loop."""
+    here, key = network_loop(), (connection.fingerprint, repr(patience))
+    service = here.find(_Service, *key)
+    if service is None:
+        service = here.keep(_Service(connection, patience), *key)
+        here.on_close(service.http.aclose)
+    return service
+
+
+class QuantumRuntimeClient:
     """A client of one instance, in either dialect.
 
     Args:
@@ -55,56 +86,132 @@ class QuantumRuntimeClient(InstanceCalls):
         ```
     """
 
+    def __init__(self, connection: Connection, *, patience: RetryDeadlines | None = None) -> None:
+        self.connection = connection
+        self._patience = patience
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.connection.host}, {self.connection.dialect})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a client holds an API key and is not pickled; pass the credentials block instead")
+
+    @staticmethod
+    def run(work: Coroutine[Any, Any, T]) -> T:
+        """Run one of the client's coroutines from code without an event loop and block until it ends."""
+        return network_loop().run(work)
+
+    def _service(self) -> _Service:
+        """The calls of this connection, shared by all clients of it in this process. Only on the network loop."""
+        return service_of(self.connection, self._patience)
+
+    def _poller(self) -> JobPoller:
+        """The one poller of this connection."""
+        here, key = network_loop(), (self.connection.fingerprint, repr(self._patience))
+        return here.find(JobPoller, *key) or here.keep(JobPoller(self._service()), *key)
+
+    # ---- the instance --------------------------------------------------------------------------
+
+    @on_network_loop
+    async def authenticate(self) -> float:
+        """Exchange the key if needed. Returns the token's remaining life in seconds, never the token.
+
+        Raises:
+            AuthenticationError: IAM does not know the key.
+        """
+        return await self._service().authenticate()
+
+    @on_network_loop
+    async def clock_skew(self) -> float | None:
+        """Seconds by which IAM's clock is ahead of this machine's, by its last token; None before one."""
+        return self._service().tokens.clock_skew
+
+    @on_network_loop
+    async def versions(self) -> tuple[str, ...]:
+        """API versions the service offers."""
+        return await self._service().versions()
+
+    @on_network_loop
+    async def usage(self) -> Usage:
+        """QPU seconds of the instance in its current period."""
+        return await self._service().usage()
+
+    @on_network_loop
+    async def instance(self) -> dict[str, Any]:
+        """The instance's plan, backends and limits, as the service gives them."""
+        return await self._service().instance()
+
+    @on_network_loop
+    async def instance_configuration(self) -> dict[str, Any]:
+        """The instance's configuration (`instance_limit` in seconds)."""
+        return await self._service().instance_configuration()
+
+    @on_network_loop
+    async def workloads(self, *, limit: int | None = None, **filters: Any) -> list[dict[str, Any]]:
+        """Workloads (jobs, batches, sessions), newest first, following the service's cursor.
+
+        Args:
+            limit: Most items to return; None for all.
+            filters: `mode`, `status`, `backend`, `tags`, `created_after`, `created_before` …
+        """
+        return await self._service().workloads(limit=limit, **filters)
+
+    @on_network_loop
+    async def backends(self) -> list[Backend]:
+        """All backends of the instance, with status, queue and size."""
+        return await self._service().backends()
+
+    @on_network_loop
+    async def backend_status(self, name: str) -> dict[str, Any]:
+        """State and queue length of a backend."""
+        return await self._service().backend_status(name)
+
+    @on_network_loop
+    async def backend_configuration(self, name: str) -> dict[str, Any]:
+        """Qubits, basis gates, coupling map and limits of a backend."""
+        return await self._service().backend_configuration(name)
+
+    @on_network_loop
+    async def backend_properties(self, name: str) -> dict[str, Any]:
+        """Calibration data of a backend."""
+        return await self._service().backend_properties(name)
+
     # ---- jobs ----------------------------------------------------------------------------------
 
     @on_network_loop
     async def submit(self, intent: Intent, **hooks: Any) -> JobRef:
-        """Buy the intent's one job, or attach to it. See `submission.submit_or_attach`."""
-        return await submit_or_attach(self, intent, scope=self._instance, **hooks)
+        """Submit the intent's one job, or attach to it. See `submission.submit_or_attach`."""
+        ref = await submit_or_attach(self._service(), intent, scope=self._instance, **hooks)
+        if not ref.attached:
+            self._poller().note(ref.id)
+        return ref
 
     @property
     def _instance(self) -> str:
         """What callers of one process share jobs and sessions by."""
         return f"{self.connection.base_url} {self.connection.crn}"
 
-    def job_params(self, spec: JobSpec) -> dict[str, Any]:
-        """The `params` that `post_job` sends for a submission."""
-        return self._wire().dialect.params(spec)
-
     @on_network_loop
     async def post_job(self, spec: JobSpec, tags: tuple[str, ...], session: SessionRef | None) -> JobRef:
         """Send one `POST /jobs`. Creates one job; prefer `submit`, which survives a lost answer."""
-        wire = self._wire()
-        body = wire.dialect.job_body(spec, tags, session)
-        reply = await wire.transport.request("POST", "/jobs", phase="submit", body=body)
-        try:
-            ref = wire.dialect.created(reply.object(), spec, session)
-        except QuantumRuntimeError as error:
-            raise unreadable_create(reply, error) from None
-        if ref.session is not None and ref.session.id is not None:
-            wire.unfinished.setdefault(ref.session.id, set()).add(ref.id)
+        ref = await self._service().post_job(spec, tags, session)
         self._poller().note(ref.id)
-        return ref.model_copy(update={"url": self.connection.job_url(ref.id), "tags": tags})
+        return ref
 
     @on_network_loop
-    async def job(self, job_id: str, *, phase: Phase = "read") -> Job:
+    async def job(self, job_id: str) -> Job:
         """The job as the service sees it now, without its input."""
-        path = f"/jobs/{check_id(job_id, field='job')}"
-        body = await self._get(path, phase=phase, params={"exclude_params": "true"}, job_id=job_id)
-        whole = body if body.get("id") else {**body, "id": job_id}
-        return self.read_listed(whole)
+        return await self._service().job(job_id)
 
+    @on_network_loop
     async def fetch_job(self, job_id: str) -> Job:
-        """As `job`, giving up quickly: the wait around it repeats."""
-        return await self.job(job_id, phase="wait")
+        """As `job`, giving up quickly."""
+        return await self._service().fetch_job(job_id)
 
     @on_network_loop
     async def job_input(self, job_id: str) -> dict[str, Any]:
         """The job's `params`, as the service kept them."""
-        path = f"/jobs/{check_id(job_id, field='job')}"
-        body = await self._get(path, params={"exclude_params": "false"}, job_id=job_id)
-        params = body.get("params")
-        return params if isinstance(params, dict) else {}
+        return await self._service().job_input(job_id)
 
     @on_network_loop
     async def jobs(
@@ -134,42 +241,16 @@ class QuantumRuntimeClient(InstanceCalls):
             created_before: Only older ones.
             limit: Most jobs to return; None for all.
         """
-        wanted = tuple(tags)
-        params: dict[str, Any] = {
-            "exclude_params": "true",
-            "limit": _PAGE if limit is None or wanted else min(limit, _PAGE),
-        }
-        given = {
-            "pending": pending,
-            "backend": backend,
-            "program": program,
-            "session_id": session_id,
-            "created_after": created_after,
-            "created_before": created_before,
-        }
-        params.update({name: plain(value) for name, value in given.items() if value is not None})
-        if wanted:
-            params["tags"] = list(wanted)
-        found: dict[str, Job] = {}  # by id: a job created between two pages moves others to the next one
-        offset = 0
-        for _ in range(MOST_PAGES):
-            if offset:
-                params["offset"] = offset
-            page, count = parsing.parse_job_page(await self._get("/jobs", params=params))
-            for item in page:
-                job = parsing.parse_job(item, url=self.connection.job_url(str(item.get("id"))))
-                if set(wanted) <= set(job.tags):
-                    found.setdefault(job.id, job)
-            offset += len(page)
-            done = offset >= count if count is not None else len(page) < int(params["limit"])
-            if not page or done or (limit is not None and len(found) >= limit):
-                break
-        else:
-            # Never hand out a part as the whole: an earlier job could be among the rest.
-            raise QuantumRuntimeError(
-                f"the service lists more than {offset} jobs; narrow the search by created_after or a limit"
-            )
-        return list(found.values())[:limit]
+        return await self._service().jobs(
+            tags=tags,
+            pending=pending,
+            backend=backend,
+            program=program,
+            session_id=session_id,
+            created_after=created_after,
+            created_before=created_before,
+            limit=limit,
+        )
 
     async def jobs_tagged(self, tag: str) -> list[Job]:
         """All jobs that carry `tag` exactly."""
@@ -187,12 +268,13 @@ class QuantumRuntimeClient(InstanceCalls):
         pace: PollIntervals | None = None,
         on_change: OnChange | None = None,
     ) -> Job:
-        """Wait until the job is over, through outages. See `following.follow_job`.
+        """Wait until the job is over, through outages. See `waiting.follow.follow_job`.
 
-        All waits of this process on the instance share one watcher, and with it their looks.
+        All waits of this process on the instance share one poller.
         """
+        service = self._service()
         return await follow_job(
-            self,
+            service,
             check_id(job_id, field="job"),
             watcher=self._poller(),
             deadlines=deadlines or Deadlines(),
@@ -208,8 +290,8 @@ class QuantumRuntimeClient(InstanceCalls):
         """The job's result; with a `shelf`, a large one goes to a file. See `fetching.fetch_result`."""
         ref = JobRef(id=job) if isinstance(job, str) else job
         check_id(ref.id, field="job")
-        known = self._poller().knows(ref.id)
-        return await fetch_result(self._wire().transport, self.fetch_job, ref, grace=grace, known=known, shelf=shelf)
+        service, known = self._service(), self._poller().knows(ref.id)
+        return await fetch_result(service.transport, service.fetch_job, ref, grace=grace, known=known, shelf=shelf)
 
     @on_network_loop
     async def cancel(self, job_id: str) -> Job:
@@ -218,39 +300,31 @@ class QuantumRuntimeClient(InstanceCalls):
         Waits for it in this process end at once. The service may take a while to end a running job; its state is
         read until it says so, for five seconds at most.
         """
-        path = f"/jobs/{check_id(job_id, field='job')}/cancel"
-        await self._wire().transport.request("POST", path, phase="change", accept=(409,), job_id=job_id)
-        for pause in _CANCEL_LOOKS:
-            job = await self.job(job_id)
-            if job.is_terminal:
-                self._poller().hurry_for(job_id)
-                return job
-            await asyncio.sleep(pause)
-        return await self.job(job_id)
+        service = self._service()
+        job = await service.cancel(job_id)
+        if job.is_terminal:
+            self._poller().hurry_for(job_id)
+        return job
 
     @on_network_loop
     async def delete_job(self, job_id: str) -> None:
         """Delete a finished job and its data from the service."""
-        path = f"/jobs/{check_id(job_id, field='job')}"
-        await self._wire().transport.request("DELETE", path, phase="change", job_id=job_id)
+        await self._service().delete_job(job_id)
 
     @on_network_loop
     async def logs(self, job_id: str) -> str:
-        """The job's log text; empty where there is none."""
-        path = f"/jobs/{check_id(job_id, field='job')}/logs"
-        reply = await self._wire().transport.request("GET", path, phase="read", accept=(404,), job_id=job_id)
-        return "" if reply.status in (204, 404) else reply.text
+        """The job's log text; empty if there is none."""
+        return await self._service().logs(job_id)
 
     @on_network_loop
     async def metrics(self, job_id: str) -> dict[str, Any]:
         """Timestamps, usage and execution times of a job."""
-        return await self._get(f"/jobs/{check_id(job_id, field='job')}/metrics", job_id=job_id)
+        return await self._service().metrics(job_id)
 
     @on_network_loop
     async def replace_tags(self, job_id: str, tags: Iterable[str]) -> None:
         """Replace all tags of a job. Dropping its `qr-key:` tag makes it unfindable for a repeated run."""
-        path = f"/jobs/{check_id(job_id, field='job')}/tags"
-        await self._wire().transport.request("PUT", path, phase="change", body={"tags": list(tags)}, job_id=job_id)
+        await self._service().replace_tags(job_id, tags)
 
     # ---- sessions ------------------------------------------------------------------------------
 
@@ -258,87 +332,40 @@ class QuantumRuntimeClient(InstanceCalls):
     async def open_session(self, backend: str, *, mode: str = "dedicated", max_ttl: int | None = None) -> SessionRef:
         """Open a session or batch; its clock starts with its first job.
 
-        Where a session begins with its first job (legacy), nothing is sent and the session is unbound.
+        If a session begins with its first job (legacy), nothing is sent and the session is unbound.
         """
-        return await sessions.open_session(self, backend, mode=mode, max_ttl=max_ttl, scope=self._instance)
+        return await sessions.open_session(self._service(), backend, mode=mode, max_ttl=max_ttl, scope=self._instance)
 
     @on_network_loop
     async def close_session(self, session_id: str, *, drain: bool) -> Session | None:
         """Close a session and read back that it is. See `sessions.close_session`."""
-        session = await sessions.close_session(self, session_id, drain=drain)
+        service = self._service()
+        session = await sessions.close_session(service, session_id, drain=drain)
         if session is None or session.ref().is_closed:
-            self._wire().unfinished.pop(session_id, None)
+            service.forget_session(session_id)
         return session
-
-    def unfinished_jobs(self, session_id: str) -> list[str]:
-        """Jobs this process bought in a session and has not seen at their end."""
-        return sorted(self._wire().unfinished.get(session_id, ()))
 
     @on_network_loop
     async def post_session(self, backend: str, *, mode: str, max_ttl: int | None) -> SessionRef:
         """Send one `POST /sessions`; prefer `open_session`, which survives a lost answer."""
-        wire = self._wire()
-        body = wire.dialect.session_body(check_name(backend, field="backend"), mode, max_ttl)
-        if body is None:
-            return wire.dialect.unbound_session(backend, mode, max_ttl)
-        reply = await wire.transport.request("POST", "/sessions", phase="open", body=body)
-        try:
-            return parsing.parse_session(reply.object()).ref()
-        except QuantumRuntimeError as error:
-            raise unreadable_create(reply, error) from None
+        return await self._service().post_session(backend, mode=mode, max_ttl=max_ttl)
 
     @on_network_loop
     async def session(self, session_id: str) -> Session:
         """A session's state, times and limits."""
-        return parsing.parse_session(await self._get(f"/sessions/{check_id(session_id, field='session')}"))
+        return await self._service().session(session_id)
 
     @on_network_loop
     async def stop_accepting(self, session_id: str) -> None:
         """Let the session's queued jobs run and take no new ones (`PATCH accepting_jobs=false`)."""
-        path = f"/sessions/{check_id(session_id, field='session')}"
-        await self._wire().transport.request(
-            "PATCH", path, phase="change", body={"accepting_jobs": False}, accept=(404,)
-        )
+        await self._service().stop_accepting(session_id)
 
     @on_network_loop
     async def drop_session(self, session_id: str) -> None:
         """End the session now: its queued jobs are not run, a running one finishes (`DELETE …/close`)."""
-        path = f"/sessions/{check_id(session_id, field='session')}/close"
-        await self._wire().transport.request("DELETE", path, phase="change", accept=(404,))
+        await self._service().drop_session(session_id)
 
-    # ---- the poller ---------------------------------------------------------------------------
-
-    def _poller(self) -> JobPoller:
-        """The one poller of this connection."""
-        here, key = network_loop(), (self.connection.fingerprint, repr(self._patience))
-        return here.find(JobPoller, *key) or here.keep(JobPoller(self), *key)
-
-    async def list_page(self, page: Page) -> list[dict[str, Any]]:
-        """One page of the job list as the service words it, newest first, giving up quickly."""
-        params: dict[str, Any] = {"exclude_params": "true", "limit": page.limit}
-        if page.offset:
-            params["offset"] = page.offset
-        if page.created_before is not None:
-            params["created_before"] = plain(page.created_before)
-        return parsing.parse_job_page(await self._get("/jobs", phase="wait", params=params))[0]
-
-    def read_listed(self, entry: dict[str, Any]) -> Job:
-        """A job's entry as a `Job`; its end is noted for its session."""
-        job = parsing.parse_job(entry, url=self.connection.job_url(str(entry.get("id"))))
-        if job.is_terminal and job.session_id is not None:
-            self._wire().unfinished.get(job.session_id, set()).discard(job.id)
-        return job
-
-    # ---- the socket ----------------------------------------------------------------------------
-
-    def job_stream(self, job_id: str, wake: Callable[[], None], stream: Stream) -> JobStream | None:
-        """The job's websocket, or None where there is none to try."""
-        wire = self._wire()
-        if stream == "never" or not (stream == "always" or wire.dialect.offers_stream):
-            return None
-        if time.monotonic() < wire.stream_refused + _REFUSED_FOR:
-            return None
-        return JobStream(wire.transport, wire.dialect.stream_path(job_id), wake)
+    # ---- the websocket -------------------------------------------------------------------------
 
     @property
     def expects_stream(self) -> bool:
@@ -348,10 +375,5 @@ class QuantumRuntimeClient(InstanceCalls):
     @on_network_loop
     async def knock(self, job_id: str) -> str | None:
         """Open a job's websocket and close it again; returns why it does not open, None if it does."""
-        stream = self.job_stream(check_id(job_id, field="job"), lambda: None, "always")
+        stream = self._service().job_stream(check_id(job_id, field="job"), lambda: None, "always")
         return "it was refused before" if stream is None else await stream.knock()
-
-    def stream_ended(self, ending: Ending) -> None:
-        """Remember for a while a host that has no websocket; it may also have been one job's, or a moment's."""
-        if ending == "refused":
-            self._wire().stream_refused = time.monotonic()

@@ -6,10 +6,12 @@ so it neither prints nor pickles it.
 
 from __future__ import annotations
 
+import base64
+import functools
 import hashlib
 import ipaddress
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 from urllib.parse import unquote, urlsplit
 
@@ -25,7 +27,11 @@ __all__ = [
     "check_id",
     "check_proxy",
     "check_url",
+    "is_id",
+    "is_loopback",
+    "is_public",
     "parse_crn",
+    "register_proxy",
 ]
 
 Dialects = Literal["cloud", "legacy"]
@@ -50,6 +56,24 @@ def is_loopback(host: str | None) -> bool:
         return False
 
 
+def is_public(host: str) -> bool:
+    """Whether a host is, as far as it shows without a look-up, not of this machine or its own network.
+
+    Names are not resolved: private endpoints of object storage are named publicly and resolve to private addresses.
+    """
+    name = host.lower().strip("[]").rstrip(".")
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        labels = name.split(".")
+        # Resolvers read 127.1 and 0x7f000001 as addresses, and a name without a dot is one of the own network.
+        odd = len(labels) < 2 or re.fullmatch(r"\d+|0x[0-9a-f]*", labels[-1]) is not None
+        return not odd and labels[-1] not in ("localhost", "local", "internal", "localdomain", "lan", "home", "corp")
+    mapped = getattr(address, "ipv4_mapped", None) or address
+    return bool(mapped.is_global) and not mapped.is_multicast
+
+
+@functools.lru_cache(maxsize=64)
 def check_url(text: str, *, field: str) -> str:
     """Check a base URL and drop its trailing slash.
 
@@ -74,6 +98,16 @@ def check_url(text: str, *, field: str) -> str:
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
 
 
+def register_proxy(proxy: str) -> None:
+    """Keep the user and password of a proxy's address out of every text, in the form that is sent too."""
+    parts = urlsplit(proxy)
+    if parts.password:
+        register_secret(parts.password)
+        register_secret(unquote(parts.password))
+        both = f"{unquote(parts.username or '')}:{unquote(parts.password)}"
+        register_secret(base64.b64encode(both.encode()).decode())
+
+
 def check_proxy(text: str, *, field: str = "proxy") -> str:
     """Check a proxy's address. No error repeats it, as it may hold a password.
 
@@ -96,13 +130,18 @@ def check_proxy(text: str, *, field: str = "proxy") -> str:
     return stripped
 
 
+def is_id(value: str) -> bool:
+    """Whether a text can be the id of a job or session: letters, digits, `-` and `_`, at most 64."""
+    return _ID.fullmatch(value) is not None
+
+
 def check_id(value: Any, *, field: str) -> str:
     """Check a job or session id before it goes into a URL.
 
     Raises:
         InvalidInput: It holds anything but letters, digits, `-` and `_`, or is longer than 64.
     """
-    if not isinstance(value, str) or _ID.fullmatch(value) is None:
+    if not isinstance(value, str) or not is_id(value):
         raise InvalidInput("not an id of the service (letters, digits, - and _, at most 64)", field=field)
     return value
 
@@ -183,6 +222,8 @@ class Connection:
             raise InvalidInput("must be a date like 2026-04-15", field="api_version")
         if _HEADER_TEXT.fullmatch(self.application) is None:
             raise InvalidInput("must be 1 to 200 printable characters on one line", field="application")
+        if self.application != self.application.strip():
+            raise InvalidInput(f"must not start or end with a blank, as {self.application!r} does", field="application")
         if not 0 < self.request_timeout <= 3600:
             raise InvalidInput("must be between 0 and 3600 seconds", field="request_timeout")
         base = self.base_url or _default_base_url(self.dialect, crn)
@@ -192,12 +233,10 @@ class Connection:
         put(self, "base_url", check_url(base, field="base_url"))
         put(self, "iam_url", check_url(self.iam_url or DEFAULT_IAM_URL, field="iam_url"))
         register_secret(key)
-        if self.proxy:
-            put(self, "proxy", check_proxy(self.proxy))
-            secret = urlsplit(self.proxy).password
-            if secret:
-                register_secret(secret)
-                register_secret(unquote(secret))
+        if self.proxy is not None:
+            put(self, "proxy", check_proxy(self.proxy) if self.proxy.strip() else None)
+        if self.proxy is not None:
+            register_proxy(self.proxy)
 
     @property
     def region(self) -> str:
@@ -209,11 +248,10 @@ class Connection:
         """Host and port of the API."""
         return urlsplit(self.base_url).netloc
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Tells connections apart in this process without showing the key."""
-        text = "\0".join(repr(getattr(self, f.name)) for f in fields(self))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256(repr(sorted(vars(self).items())).encode()).hexdigest()
 
     def job_url(self, job_id: str) -> str:
         """Where a person looks at the job: IBM's console, or the API itself elsewhere."""
@@ -249,6 +287,7 @@ class Crn:
         return self.text
 
 
+@functools.lru_cache(maxsize=64)
 def parse_crn(text: str, *, field: str = "crn") -> Crn:
     """Check a CRN and take it apart.
 

@@ -14,9 +14,9 @@ from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.client.failures import is_refusal, job_error
 from prefect_qruntime.client.results.job_result import JobResult
 from prefect_qruntime.client.results.tables import loads
-from prefect_qruntime.client.transport.http import Transport
+from prefect_qruntime.client.transport.http import Transport, download_elsewhere
 from prefect_qruntime.client.transport.replies import Reply
-from prefect_qruntime.client.transport.spool import BodyStore, StoredBody, download_elsewhere
+from prefect_qruntime.client.transport.spool import BodyStore, StoredBody
 from prefect_qruntime.errors import (
     NEVER,
     JobFailed,

@@ -15,12 +15,12 @@ import functools
 import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Hashable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
 import anyio
 
-__all__ = ["NetworkLoop", "network_loop", "on_network_loop"]
+__all__ = ["NetworkLoop", "SingleFlight", "network_loop", "on_network_loop"]
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -86,16 +86,9 @@ class NetworkLoop:
         """The lock of that name; those of a forked process are its own."""
         return self._locks.setdefault(name, asyncio.Lock())
 
-    def is_here(self) -> bool:
-        """Whether the caller already runs on this loop."""
-        try:
-            return asyncio.get_running_loop() is self.loop
-        except RuntimeError:
-            return False
-
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work` here and block until it ends; for callers without a loop of their own to keep alive."""
-        if self.is_here():
+        if threading.current_thread() is self._thread:
             work.close()
             raise RuntimeError("blocking on the network loop from itself would never end")
         future = asyncio.run_coroutine_threadsafe(work, self.loop)
@@ -111,7 +104,7 @@ class NetworkLoop:
 
     async def arun(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work` here and await it from any loop."""
-        if self.is_here():
+        if threading.current_thread() is self._thread:
             return await work
         finished = threading.Event()
 
@@ -158,6 +151,37 @@ class NetworkLoop:
         self._thread.join(timeout=2)
         if not self._thread.is_alive():
             self.loop.close()  # so that `network_loop` sees it and no caller waits for a stopped loop
+
+
+class SingleFlight(Generic[T]):
+    """Lets callers that come while some work is under way share its outcome, rather than begin it again.
+
+    Belongs to one event loop. A caller that is cancelled does not take the outcome from the others.
+
+    Example:
+        ```python
+        from prefect_qruntime.client.network_loop import SingleFlight, network_loop
+
+        async def work() -> int:
+            return 1
+
+        assert network_loop().run(SingleFlight[int]().join(work)) == 1
+        ```
+    """
+
+    def __init__(self) -> None:
+        self._task: asyncio.Task[T] | None = None
+
+    def start(self, work: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Task[T]:
+        """Begin the work in the background, unless it is under way; its failure may go unseen."""
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(work())
+            self._task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return self._task
+
+    async def join(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """The outcome of the work under way, or of a new one."""
+        return await asyncio.shield(self.start(work))
 
 
 _lock = threading.Lock()

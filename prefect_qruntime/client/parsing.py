@@ -9,19 +9,20 @@ import math
 from datetime import UTC, datetime
 from typing import Any
 
-from prefect_qruntime.errors import QuantumRuntimeError
+from prefect_qruntime.client.connection import is_id
+from prefect_qruntime.errors import QuantumRuntimeError, ServiceUnavailable
 from prefect_qruntime.models import Backend, Job, JobStatus, Session, Usage
 
 __all__ = [
     "listed_moments",
     "listed_whole",
-    "parse_backend_names",
     "parse_backends",
     "parse_job",
     "parse_job_page",
     "parse_session",
     "parse_usage",
     "parse_versions",
+    "read_id",
 ]
 
 # Statuses of /jobs, of /workloads and of the oldest jobs API, lower case (api facts E1).
@@ -39,8 +40,32 @@ _STATUSES = {
 }
 
 
+_LONGEST_TEXT = 10_000  # characters of a reason, a name or a state that are kept
+
+
 def _text(value: Any) -> str | None:
-    return str(value) if isinstance(value, str | int | float) and str(value) != "" else None
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 128:
+        return None
+    return str(value)[:_LONGEST_TEXT] if isinstance(value, str | int | float) and str(value) != "" else None
+
+
+def _id(value: Any) -> str | None:
+    text = _text(value)
+    return text if text is not None and is_id(text) else None
+
+
+def read_id(value: Any, what: str) -> str:
+    """The id of a job or session as the service gives it.
+
+    Raises:
+        ServiceUnavailable: There is none, or it cannot be one: such an answer says nothing about the job.
+    """
+    found = _id(value)
+    if found is not None:
+        return found
+    text = _text(value)
+    said = "no id" if text is None else f"an id that cannot be one: {text[:80]!r}"
+    raise ServiceUnavailable(f"The service's {what} has {said}.")
 
 
 def _number(value: Any) -> float | None:
@@ -83,11 +108,9 @@ def parse_job(body: dict[str, Any], *, url: str | None = None) -> Job:
     """Read a job. `state.status` is preferred, the top-level `status` is the fallback.
 
     Raises:
-        QuantumRuntimeError: The object has no id.
+        ServiceUnavailable: The object has no id, or one that cannot be one.
     """
-    job_id = _text(body.get("id"))
-    if job_id is None:
-        raise QuantumRuntimeError("the service's job has no id")
+    job_id = read_id(body.get("id"), "job")
     state = _dict(body.get("state"))
     top = _text(body.get("status")) or ""
     raw = _text(state.get("status")) or top
@@ -125,7 +148,7 @@ def parse_job(body: dict[str, Any], *, url: str | None = None) -> Job:
         ran_too_long=too_long,
         backend=_text(body.get("backend")),
         program_id=_text(_dict(body.get("program")).get("id")),
-        session_id=_text(body.get("session_id")),
+        session_id=_id(body.get("session_id")),
         created_at=_moment(body.get("created")),
         tags=tuple(tag for tag in _list(body.get("tags")) if isinstance(tag, str)),
         usage_seconds=seconds,
@@ -213,20 +236,13 @@ def complete_backend(backend: Backend, status: dict[str, Any], configuration: di
     )
 
 
-def parse_backend_names(body: dict[str, Any]) -> list[str]:
-    """Only the names."""
-    return [backend.name for backend in parse_backends(body)]
-
-
 def parse_session(body: dict[str, Any]) -> Session:
     """Read a session or batch.
 
     Raises:
-        QuantumRuntimeError: The object has no id.
+        ServiceUnavailable: The object has no id, or one that cannot be one.
     """
-    session_id = _text(body.get("id"))
-    if session_id is None:
-        raise QuantumRuntimeError("the service's session has no id")
+    session_id = read_id(body.get("id"), "session")
     accepting = body.get("accepting_jobs")
     return Session(
         id=session_id,

@@ -1,52 +1,346 @@
-"""What one connection shares within a process: HTTP client, token, transport. Lives on the network loop."""
+"""The service's REST API: one coroutine per call. Lives on the network loop, below everything that loops over calls."""
 
 from __future__ import annotations
 
+import asyncio
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
 
 import httpx
 
-from prefect_qruntime.client.connection import Connection
-from prefect_qruntime.client.dialects import Dialect, dialect_of
-from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client import parsing
+from prefect_qruntime.client.connection import Connection, check_id, check_name
+from prefect_qruntime.client.dialects import dialect_of
+from prefect_qruntime.client.failures import Phase
+from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.client.transport.auth import TokenSource
 from prefect_qruntime.client.transport.http import Transport, http_client
+from prefect_qruntime.client.transport.replies import unreadable_create
 from prefect_qruntime.client.transport.retrying import RetryDeadlines
+from prefect_qruntime.client.transport.spool import MOST_BYTES
+from prefect_qruntime.errors import QuantumRuntimeError, ServiceUnavailable
+from prefect_qruntime.models import Backend, Job, JobRef, Session, SessionRef, Usage
 from prefect_qruntime.redact import install
 
-__all__ = ["ServiceConnection", "connection_of"]
+__all__ = ["Service"]
+
+_PAGE = 200  # the service's largest page; out of range it silently falls back to it
+_MOST_PAGES = 50
+_CANCEL_LOOKS = (0.1, 0.2, 0.4, 0.8, 1.5, 2.0)  # seconds between the looks after a cancel
 
 
-@dataclass(slots=True)
-class ServiceConnection:
-    """One connection's sockets and token."""
+class Service:
+    """The calls of one instance, with the HTTP client, token and transport that they share.
 
-    connection: Connection
-    http: httpx.AsyncClient = field(repr=False)
-    tokens: TokenSource = field(repr=False)
-    transport: Transport = field(repr=False)
-    dialect: Dialect
-    stream_refused: float = -math.inf
-    """When this host turned a websocket down last, on the monotonic clock; for a while it is not asked again."""
-    unfinished: dict[str, set[str]] = field(default_factory=dict)
-    """Jobs bought here, by session, that were not seen at their end yet: a list may not show them yet."""
-
-
-def connection_of(connection: Connection, patience: RetryDeadlines | None = None) -> ServiceConnection:
-    """The wire of a connection; the same one for every caller of this process.
-
-    Must be called on the network loop.
+    Args:
+        connection: Where and as whom.
+        patience: How long calls are repeated; the default suits unattended flows.
     """
-    here, key = network_loop(), (connection.fingerprint, repr(patience))
-    wire = here.find(ServiceConnection, *key)
-    if wire is None:
+
+    def __init__(self, connection: Connection, patience: RetryDeadlines | None = None) -> None:
         install()
-        http = http_client(connection)
-        dialect = dialect_of(connection)
-        tokens = TokenSource(connection, http, patience=patience)
-        transport = Transport(connection, http, tokens, headers=dialect.headers(connection), patience=patience)
-        wire = ServiceConnection(connection, http, tokens, transport, dialect)
-        here.keep(wire, *key)
-        here.on_close(http.aclose)
-    return wire
+        self.connection = connection
+        self.dialect = dialect_of(connection)
+        self.http = http_client(connection)
+        self.tokens = TokenSource(connection, self.http, patience=patience)
+        self.transport = Transport(
+            connection, self.http, self.tokens, headers=self.dialect.headers(connection), patience=patience
+        )
+        self.stream_refused = -math.inf
+        """When this host refused a websocket last, on the monotonic clock; for a while it is not asked again."""
+        self._unfinished: dict[str, set[str]] = {}
+        """Jobs bought here, by session, that were not seen at their end yet: a list may not show them yet."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.connection.host}, {self.dialect.name})"
+
+    async def _get(
+        self, path: str, *, phase: Phase = "read", params: dict[str, Any] | None = None, job_id: str | None = None
+    ) -> dict[str, Any]:
+        reply = await self.transport.request("GET", path, phase=phase, params=params, job_id=job_id)
+        return reply.object()
+
+    # ---- the instance --------------------------------------------------------------------------
+
+    async def authenticate(self) -> float:
+        """Exchange the key if needed. Returns the token's remaining life in seconds, never the token.
+
+        Raises:
+            AuthenticationError: IAM does not know the key.
+        """
+        await self.tokens.get()
+        return self.tokens.seconds_left or 0.0
+
+    async def versions(self) -> tuple[str, ...]:
+        """API versions the service offers."""
+        return parsing.parse_versions(await self._get("/versions"))
+
+    async def usage(self) -> Usage:
+        """QPU seconds of the instance in its current period."""
+        return parsing.parse_usage(await self._get("/instances/usage"))
+
+    async def instance(self) -> dict[str, Any]:
+        """The instance's plan, backends and limits, as the service gives them."""
+        return await self._get("/instance")
+
+    async def instance_configuration(self) -> dict[str, Any]:
+        """The instance's configuration (`instance_limit` in seconds)."""
+        return await self._get("/instances/configuration")
+
+    async def workloads(self, *, limit: int | None = None, **filters: Any) -> list[dict[str, Any]]:
+        """Workloads (jobs, batches, sessions), newest first, following the service's cursor.
+
+        Args:
+            limit: Most items to return; None for all.
+            filters: `mode`, `status`, `backend`, `tags`, `created_after`, `created_before` …
+        """
+        found: list[dict[str, Any]] = []
+        params = _query(filters)
+        params["limit"] = min(50, limit or 50)
+        for _ in range(_MOST_PAGES):
+            body = await self._get("/workloads", params=params)
+            found += [item for item in body.get("workloads") or () if isinstance(item, dict)]
+            cursor = _cursor(body)
+            if cursor is None or (limit is not None and len(found) >= limit):
+                break
+            params.update(cursor)
+        return found[:limit]
+
+    # ---- backends ------------------------------------------------------------------------------
+
+    async def backends(self) -> list[Backend]:
+        """All backends of the instance, with status, queue and size."""
+        listed = parsing.parse_backends(await self._get("/backends", params=dict(self.dialect.backends_query) or None))
+        whole = []
+        for backend in listed:
+            if backend.status == "unknown" and backend.num_qubits is None:  # only its name was given
+                status = await self.backend_status(backend.name)
+                backend = parsing.complete_backend(backend, status, await self.backend_configuration(backend.name))
+            whole.append(backend)
+        return whole
+
+    async def backend_status(self, name: str) -> dict[str, Any]:
+        """State and queue length of a backend."""
+        return await self._get(f"/backends/{check_name(name, field='backend')}/status")
+
+    async def backend_configuration(self, name: str) -> dict[str, Any]:
+        """Qubits, basis gates, coupling map and limits of a backend."""
+        return await self._get(f"/backends/{check_name(name, field='backend')}/configuration")
+
+    async def backend_properties(self, name: str) -> dict[str, Any]:
+        """Calibration data of a backend."""
+        return await self._get(f"/backends/{check_name(name, field='backend')}/properties")
+
+    # ---- jobs ----------------------------------------------------------------------------------
+
+    def job_params(self, spec: JobSpec) -> dict[str, Any]:
+        """The `params` that `post_job` sends for a submission."""
+        return self.dialect.params(spec)
+
+    async def post_job(self, spec: JobSpec, tags: tuple[str, ...], session: SessionRef | None) -> JobRef:
+        """Send one `POST /jobs`. Creates one job; `submit_or_attach` survives a lost answer."""
+        body = self.dialect.job_body(spec, tags, session)
+        reply = await self.transport.request("POST", "/jobs", phase="submit", body=body)
+        try:
+            ref = self.dialect.created(reply.object(), spec, session)
+        except QuantumRuntimeError as error:
+            raise unreadable_create(reply, error) from None
+        if ref.session is not None and ref.session.id is not None:
+            self._unfinished.setdefault(ref.session.id, set()).add(ref.id)
+        return ref.model_copy(update={"url": self.connection.job_url(ref.id), "tags": tags})
+
+    async def job(self, job_id: str, *, phase: Phase = "read") -> Job:
+        """The job as the service sees it now, without its input.
+
+        Raises:
+            ServiceUnavailable: The answer is about another job, or unreadable.
+        """
+        path = f"/jobs/{check_id(job_id, field='job')}"
+        body = await self._get(path, phase=phase, params={"exclude_params": "true"}, job_id=job_id)
+        job = self.read_listed(body if body.get("id") else {**body, "id": job_id})
+        if job.id != job_id:
+            raise ServiceUnavailable(f"The service answered about job {job.id}, not {job_id}.", job_id=job_id)
+        return job
+
+    async def fetch_job(self, job_id: str) -> Job:
+        """As `job`, giving up quickly: the wait around it repeats."""
+        return await self.job(job_id, phase="wait")
+
+    def read_listed(self, entry: dict[str, Any]) -> Job:
+        """A job's entry as a `Job`; its end is noted for its session."""
+        job = parsing.parse_job(entry, url=self.connection.job_url(str(entry.get("id"))))
+        if job.is_terminal and job.session_id is not None:
+            self._unfinished.get(job.session_id, set()).discard(job.id)
+        return job
+
+    async def job_input(self, job_id: str) -> dict[str, Any]:
+        """The job's `params`, as the service kept them."""
+        path = f"/jobs/{check_id(job_id, field='job')}"
+        params = {"exclude_params": "false"}
+        reply = await self.transport.request(
+            "GET", path, phase="read", params=params, job_id=job_id, most_values=MOST_BYTES
+        )
+        kept = (await asyncio.to_thread(reply.object)).get("params")
+        return kept if isinstance(kept, dict) else {}
+
+    async def job_page(
+        self, *, phase: Phase = "read", limit: int = _PAGE, offset: int = 0, **filters: Any
+    ) -> tuple[list[dict[str, Any]], int | None]:
+        """One page of the job list as the service words it, newest first, and the total count if it gives one.
+
+        Args:
+            phase: How long to repeat the call.
+            limit: Most jobs on the page.
+            offset: Jobs to leave out at the start.
+            filters: `tags`, `pending`, `backend`, `program`, `session_id`, `created_after`, `created_before`.
+        """
+        params: dict[str, Any] = {"exclude_params": "true", "limit": limit, **_query(filters)}
+        if offset:
+            params["offset"] = offset
+        return parsing.parse_job_page(await self._get("/jobs", phase=phase, params=params))
+
+    async def jobs(
+        self,
+        *,
+        tags: Iterable[str] = (),
+        pending: bool | None = None,
+        backend: str | None = None,
+        program: str | None = None,
+        session_id: str | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        limit: int | None = None,
+    ) -> list[Job]:
+        """Jobs of the instance, newest first. See `QuantumRuntimeClient.jobs`."""
+        wanted = tuple(tags)
+        size = _PAGE if limit is None or wanted else min(limit, _PAGE)
+        filters: dict[str, Any] = {
+            "tags": list(wanted) or None,
+            "pending": pending,
+            "backend": backend,
+            "program": program,
+            "session_id": session_id,
+            "created_after": created_after,
+            "created_before": created_before,
+        }
+        found: dict[str, Job] = {}  # by id: a job created between two pages moves others to the next one
+        offset = 0
+        for _ in range(_MOST_PAGES):
+            page, count = await self.job_page(limit=size, offset=offset, **filters)
+            for item in page:
+                job = parsing.parse_job(item, url=self.connection.job_url(str(item.get("id"))))
+                if set(wanted) <= set(job.tags):
+                    found.setdefault(job.id, job)
+            offset += len(page)
+            done = offset >= count if count is not None else len(page) < size
+            if not page or done or (limit is not None and len(found) >= limit):
+                break
+        else:
+            # Never hand out a part as the whole: an earlier job could be among the rest.
+            raise QuantumRuntimeError(
+                f"The service lists more than {offset} jobs.",
+                solution="Narrow the search by created_after or a limit.",
+            )
+        return list(found.values())[:limit]
+
+    async def jobs_tagged(self, tag: str) -> list[Job]:
+        """All jobs that carry `tag` exactly."""
+        return await self.jobs(tags=(tag,))
+
+    async def request_cancel(self, job_id: str) -> None:
+        """Ask for a job's cancellation. A job that is over already is left as it is."""
+        path = f"/jobs/{check_id(job_id, field='job')}/cancel"
+        await self.transport.request("POST", path, phase="change", accept=(409,), job_id=job_id)
+
+    async def cancel(self, job_id: str) -> Job:
+        """Cancel a job and read its state until it is over, for five seconds at most."""
+        await self.request_cancel(job_id)
+        for pause in _CANCEL_LOOKS:
+            job = await self.job(job_id)
+            if job.is_terminal:
+                return job
+            await asyncio.sleep(pause)
+        return await self.job(job_id)
+
+    async def delete_job(self, job_id: str) -> None:
+        """Delete a finished job and its data from the service."""
+        path = f"/jobs/{check_id(job_id, field='job')}"
+        await self.transport.request("DELETE", path, phase="change", job_id=job_id)
+
+    async def logs(self, job_id: str) -> str:
+        """The job's log text; empty if there is none."""
+        path = f"/jobs/{check_id(job_id, field='job')}/logs"
+        reply = await self.transport.request("GET", path, phase="read", accept=(404,), job_id=job_id)
+        return "" if reply.status in (204, 404) else reply.text
+
+    async def metrics(self, job_id: str) -> dict[str, Any]:
+        """Timestamps, usage and execution times of a job."""
+        return await self._get(f"/jobs/{check_id(job_id, field='job')}/metrics", job_id=job_id)
+
+    async def replace_tags(self, job_id: str, tags: Iterable[str]) -> None:
+        """Replace all tags of a job."""
+        path = f"/jobs/{check_id(job_id, field='job')}/tags"
+        await self.transport.request("PUT", path, phase="change", body={"tags": list(tags)}, job_id=job_id)
+
+    # ---- sessions ------------------------------------------------------------------------------
+
+    def unfinished_jobs(self, session_id: str) -> list[str]:
+        """Jobs this process bought in a session and has not seen at their end."""
+        return sorted(self._unfinished.get(session_id, ()))
+
+    def forget_session(self, session_id: str) -> None:
+        """Forget the jobs of a session that is closed."""
+        self._unfinished.pop(session_id, None)
+
+    async def post_session(self, backend: str, *, mode: str, max_ttl: int | None) -> SessionRef:
+        """Send one `POST /sessions`; `open_session` survives a lost answer."""
+        body = self.dialect.session_body(check_name(backend, field="backend"), mode, max_ttl)
+        if body is None:
+            return self.dialect.unbound_session(backend, mode, max_ttl)
+        reply = await self.transport.request("POST", "/sessions", phase="open", body=body)
+        try:
+            return parsing.parse_session(reply.object()).ref()
+        except QuantumRuntimeError as error:
+            raise unreadable_create(reply, error) from None
+
+    async def session(self, session_id: str) -> Session:
+        """A session's state, times and limits."""
+        return parsing.parse_session(await self._get(f"/sessions/{check_id(session_id, field='session')}"))
+
+    async def stop_accepting(self, session_id: str) -> None:
+        """Let the session's queued jobs run and take no new ones (`PATCH accepting_jobs=false`)."""
+        path = f"/sessions/{check_id(session_id, field='session')}"
+        await self.transport.request("PATCH", path, phase="change", body={"accepting_jobs": False}, accept=(404,))
+
+    async def drop_session(self, session_id: str) -> None:
+        """End the session now: its queued jobs are not run, a running one finishes (`DELETE …/close`)."""
+        path = f"/sessions/{check_id(session_id, field='session')}/close"
+        await self.transport.request("DELETE", path, phase="change", accept=(404,))
+
+
+def _query(filters: dict[str, Any]) -> dict[str, Any]:
+    return {name: _plain(value) for name, value in filters.items() if value is not None}
+
+
+def _plain(value: Any) -> Any:
+    """A query value as the service reads it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    return list(value) if isinstance(value, tuple | set | frozenset) else value
+
+
+def _cursor(body: dict[str, Any]) -> dict[str, list[str]] | None:
+    """The query that `next.href` adds; only its parameters are used, never its host."""
+    link = body.get("next")
+    href = link.get("href") if isinstance(link, dict) else link
+    if not isinstance(href, str) or not href:
+        return None
+    try:
+        params = httpx.URL(href).params
+    except httpx.InvalidURL as exc:
+        raise QuantumRuntimeError(f"The address of the service's next page cannot be read: {exc}.") from None
+    return {name: params.get_list(name) for name in params}

@@ -9,7 +9,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from prefect_qruntime.client.connection import DEFAULT_IAM_URL, Connection
-from prefect_qruntime.client.transport.probe import Probe, Trouble, probe, reaches_proxy
+from prefect_qruntime.client.transport.http import Probe, Trouble, probe, reaches_proxy
 from prefect_qruntime.client.transport.replies import parse_error
 from prefect_qruntime.diagnostics.finding import Finding, problem
 from prefect_qruntime.errors import QuantumRuntimeError

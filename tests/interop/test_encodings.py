@@ -26,7 +26,7 @@ from qiskit_ibm_runtime.execution_span import (
 )
 from qiskit_ibm_runtime.results import EstimatorPubResult
 
-from prefect_qruntime.client.inputs import v2_params
+from prefect_qruntime.client.dialects import v2_params
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.results.job_result import JobResult
 

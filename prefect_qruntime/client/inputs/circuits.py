@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from prefect_qruntime.client.inputs.circuit_digest import identity_of
-from prefect_qruntime.client.inputs.fields import MAX_PAYLOAD_BYTES
 from prefect_qruntime.client.inputs.parameters import shape_of
 from prefect_qruntime.client.inputs.qasm import scan, text_of
 from prefect_qruntime.errors import InvalidInput
@@ -141,7 +140,7 @@ def _from_qiskit(circuit: Any, *, sampler: bool, field: str) -> Circuit:
     except Exception as error:
         raise InvalidInput(f"cannot be written as QPY: {type(error).__name__}: {error}", field=field) from None
     plain = target.getvalue()
-    if len(plain) > 20 * MAX_PAYLOAD_BYTES:
+    if len(plain) > _MAX_QPY_BYTES:
         raise InvalidInput("larger than the service's input limit", field=field)
     return Circuit(
         wire=encode_qpy(plain),

@@ -27,8 +27,8 @@ __all__ = [
     "plain_json",
 ]
 
-MAX_PAYLOAD_BYTES = 50_000_000
-"""The service's limit on a job's input (50 MB, decimal: the stricter reading)."""
+MAX_PAYLOAD_BYTES = 300_000_000
+"""The service's limit on a job's input since July 2026 (300 MB, decimal: the stricter reading)."""
 
 MAX_USER_TAGS = 6
 MAX_TAG_LENGTH = 86

@@ -12,7 +12,10 @@ from typing import Any
 
 import orjson
 
-__all__ = ["DIGEST_VERSION", "RECIPE_AUTHOR", "RECIPE_VERSION", "JobSpec", "Pub"]
+from prefect_qruntime.client.inputs.fields import MAX_PAYLOAD_BYTES
+from prefect_qruntime.errors import InvalidInput
+
+__all__ = ["DIGEST_VERSION", "RECIPE_AUTHOR", "RECIPE_VERSION", "JobSpec", "Pub", "check_size"]
 
 RECIPE_AUTHOR = "prefect_qruntime"
 RECIPE_VERSION = "p1"
@@ -119,3 +122,37 @@ class JobSpec:
     def widths(self) -> tuple[int | None, ...]:
         """Classical bits of each PUB, where known."""
         return tuple(pub.width for pub in self.pubs)
+
+
+def check_size(spec: JobSpec) -> None:
+    """Refuse what is over the service's limit, before it travels.
+
+    Raises:
+        InvalidInput: The JSON text of the payload is larger than 300 MB.
+    """
+    # Upper bounds first (a character takes at most six bytes of JSON, a number 25), as they cost
+    # nothing: nearly every payload is far below.
+    raw = spec.prepared if spec.params is None else spec.params
+    if raw is None:
+        bound = 25 * _leaves(spec.options)
+        for pub in spec.pubs:
+            circuit = pub.circuit if isinstance(pub.circuit, str) else pub.circuit["__value__"]
+            bound += 6 * len(circuit) + 100
+            bound += 25 * (_leaves(pub.parameters) + _leaves(pub.observables))
+        if bound <= MAX_PAYLOAD_BYTES // 2:
+            return
+    pubs = [[pub.circuit, pub.observables, pub.parameters, pub.shots, pub.precision] for pub in spec.pubs]
+    size = len(orjson.dumps([pubs, spec.options] if raw is None else raw))
+    if size > MAX_PAYLOAD_BYTES:
+        raise InvalidInput(
+            f"{size / 1e6:.1f} MB of input; the service takes at most {MAX_PAYLOAD_BYTES // 10**6} MB a job",
+            field="pubs" if spec.params is None else "params",
+        )
+
+
+def _leaves(value: Any) -> int:
+    if isinstance(value, list):
+        return sum(map(_leaves, value)) + 1
+    if isinstance(value, dict):
+        return sum(len(key) + _leaves(item) for key, item in value.items()) + 1
+    return len(value) if isinstance(value, str) else 1

@@ -15,10 +15,9 @@ from prefect_qruntime.client.inputs.fields import (
 )
 from prefect_qruntime.client.inputs.meaning import meaning_of
 from prefect_qruntime.client.inputs.options import check_options
-from prefect_qruntime.client.inputs.payload import check_size
 from prefect_qruntime.client.inputs.pubs import read_pubs
 from prefect_qruntime.client.inputs.quantum_program import is_quantum_program, params_of_program
-from prefect_qruntime.client.inputs.spec import JobSpec, Pub
+from prefect_qruntime.client.inputs.spec import JobSpec, Pub, check_size
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import Backend
 

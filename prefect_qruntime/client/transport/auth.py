@@ -6,17 +6,21 @@ Facts (IBM Cloud docs, IAM identity API): a token lives at most an hour, there i
 
 from __future__ import annotations
 
-import asyncio
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from urllib.parse import urlencode, urlsplit
 
 import httpx
 
 from prefect_qruntime.client.answers import Question
 from prefect_qruntime.client.connection import Connection
-from prefect_qruntime.client.transport.replies import Reply, accepted, no_answer
+from prefect_qruntime.client.network_loop import SingleFlight
+from prefect_qruntime.client.transport.replies import accepted, no_answer
 from prefect_qruntime.client.transport.retrying import RetryDeadlines, repeat
+from prefect_qruntime.client.transport.spool import exchange
+from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.redact import register_secret
 
 __all__ = ["TokenSource"]
@@ -33,18 +37,20 @@ _RENEW = 0.20
 _LONG_LIFE = 300.0
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Token:
+    """A token and the moments of its life."""
+
     value: str = field(repr=False)
-    born: float
-    life: float
+    renew_at: float
+    usable_until: float
+    expires: float
 
-    def usable_at(self, now: float) -> bool:
-        margin = max(_MARGIN * self.life, min(_SHORTEST_MARGIN, 0.1 * self.life))
-        return now < self.born + self.life - margin
-
-    def wants_renewal_at(self, now: float) -> bool:
-        return self.life >= _LONG_LIFE and now >= self.born + self.life * (1 - _RENEW)
+    @classmethod
+    def of(cls, value: str, born: float, life: float) -> _Token:
+        margin = max(_MARGIN * life, min(_SHORTEST_MARGIN, 0.1 * life))
+        renew = born + life * (1 - _RENEW) if life >= _LONG_LIFE else math.inf
+        return cls(value, renew, born + life - margin, born + life)
 
 
 class TokenSource:
@@ -70,7 +76,7 @@ class TokenSource:
         self._patience = patience or RetryDeadlines()
         self._clock = clock
         self._token: _Token | None = None
-        self._exchange: asyncio.Task[_Token] | None = None
+        self._renewal = SingleFlight[_Token]()
         self.clock_skew: float | None = None
         """Seconds by which IAM's wall clock is ahead of ours, None until it said."""
 
@@ -83,12 +89,11 @@ class TokenSource:
         """
         now = self._clock()
         token = self._token
-        if token is not None and token.usable_at(now):
-            if token.wants_renewal_at(now):
-                self._start()
-            return token.value
-        # Shielded: one cancelled caller must not take the token from the others.
-        return (await asyncio.shield(self._start())).value
+        if token is None or now >= token.usable_until:
+            token = await self._renewal.join(self._renew)
+        elif now >= token.renew_at:
+            self._renewal.start(self._renew)  # it may fail unseen; the next caller without a token tries again
+        return token.value
 
     def discard(self, value: str) -> None:
         """Drop a token the service refused, unless a newer one took its place already."""
@@ -99,14 +104,7 @@ class TokenSource:
     def seconds_left(self) -> float | None:
         """Life left in the present token, None without one."""
         token = self._token
-        return None if token is None else max(0.0, token.born + token.life - self._clock())
-
-    def _start(self) -> asyncio.Task[_Token]:
-        if self._exchange is None or self._exchange.done():
-            self._exchange = asyncio.create_task(self._renew())
-            # A background renewal may fail unseen; the next caller without a token tries again.
-            self._exchange.add_done_callback(lambda task: task.cancelled() or task.exception())
-        return self._exchange
+        return None if token is None else max(0.0, token.expires - self._clock())
 
     async def _renew(self) -> _Token:
         token = await repeat(self._ask, phase="token", patience=self._patience, what="token exchange")
@@ -114,24 +112,33 @@ class TokenSource:
         return token
 
     async def _ask(self) -> _Token:
+        found = await self._answer()
+        if isinstance(found, QuantumRuntimeError):
+            raise found
+        return found
+
+    async def _answer(self) -> _Token | QuantumRuntimeError:
+        """The token, or why there is none: returned, as a traceback would show this frame's key and answer."""
         born = self._clock()
+        form = urlencode({"grant_type": _GRANT, "apikey": self._connection.api_key})
         try:
-            answer = await self._http.post(
+            reply = await exchange(
+                self._http,
+                "POST",
                 f"{self._connection.iam_url}/identity/token",
-                data={"grant_type": _GRANT, "apikey": self._connection.api_key},
-                headers={"Accept": "application/json"},
+                seconds=self._connection.request_timeout,
+                headers={"Accept": "application/json", "Content-Type": "application/x-www-form-urlencoded"},
+                content=form.encode(),
             )
         except httpx.HTTPError as exc:
-            failure = no_answer(exc, "token", httpx.URL(self._connection.iam_url).netloc.decode())
-        else:
-            return self._read(Reply.of(answer), born)
-        raise failure  # out here, as httpx's exception holds the request with the key
-
-    def _read(self, reply: Reply, born: float) -> _Token:
-        body = accepted(reply, _QUESTION).object()
+            return no_answer(exc, "token", urlsplit(self._connection.iam_url).netloc)
+        try:
+            body = accepted(reply, _QUESTION).object()
+        except QuantumRuntimeError as error:
+            return error.with_traceback(None)
         value, life = str(body["access_token"]), float(body.get("expires_in", 3600))
         expiration = body.get("expiration")
         if isinstance(expiration, int | float) and not isinstance(expiration, bool):
             self.clock_skew = expiration - life - time.time()  # issued now, by its clock
         register_secret(value)
-        return _Token(value, born, life)
+        return _Token.of(value, born, life)

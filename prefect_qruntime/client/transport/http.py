@@ -9,25 +9,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import ipaddress
+import socket
 import ssl
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import httpx
 import orjson
 
 from prefect_qruntime.client.answers import Question
-from prefect_qruntime.client.connection import Connection, is_loopback
+from prefect_qruntime.client.connection import Connection, is_loopback, is_public, register_proxy
 from prefect_qruntime.client.failures import Phase
 from prefect_qruntime.client.transport.auth import TokenSource
-from prefect_qruntime.client.transport.in_flight import InFlightCreate, current_in_flight
+from prefect_qruntime.client.transport.in_flight import IN_FLIGHT, InFlightCreate
 from prefect_qruntime.client.transport.replies import Reply, accepted, no_answer, refuses_token
 from prefect_qruntime.client.transport.retrying import RetryDeadlines, repeat
-from prefect_qruntime.client.transport.spool import BodyStore, StoredBody, receive
-from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
-from prefect_qruntime.redact import get_logger
+from prefect_qruntime.client.transport.spool import MOST_VALUES, BodyStore, StoredBody, exchange, receive
+from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError, ServiceUnavailable
+from prefect_qruntime.redact import get_logger, redact, register_secret
 
-__all__ = ["Transport", "http_client"]
+__all__ = ["Probe", "Transport", "Trouble", "download_elsewhere", "http_client", "probe", "reaches_proxy"]
+
+R = TypeVar("R", bound=Reply | StoredBody)
 
 log = get_logger(__name__)
 
@@ -35,7 +43,7 @@ _CONNECTIONS = 8
 
 
 @functools.lru_cache(maxsize=8)
-def _tls(ca_file: str | None) -> ssl.SSLContext:
+def tls_context(ca_file: str | None) -> ssl.SSLContext:
     # 30 ms each, so one per CA file and process.
     context = httpx.create_ssl_context()
     if ca_file is not None:
@@ -46,22 +54,72 @@ def _tls(ca_file: str | None) -> ssl.SSLContext:
     return context
 
 
-def http_client(connection: Connection) -> httpx.AsyncClient:
-    """An HTTP client with our limits; belongs to the loop that first uses it."""
+def http_client(connection: Connection, *urls: str) -> httpx.AsyncClient:
+    """An HTTP client with our limits, which keeps no cookies; belongs to the loop that first uses it.
+
+    Args:
+        connection: Gives timeout, CA file and proxy.
+        urls: The hosts that it is for; those of the connection if none is given.
+    """
     seconds = connection.request_timeout
-    local = is_loopback(httpx.URL(connection.base_url).host)
-    secure = any(url.startswith("https") for url in (connection.base_url, connection.iam_url))
-    return httpx.AsyncClient(
-        # The TLS context is costly and of no use where both hosts are this machine's, in clear.
-        verify=_tls(connection.ca_file) if secure else False,
-        timeout=httpx.Timeout(seconds, connect=min(10.0, seconds), pool=max(60.0, seconds)),
+    urls = urls or (connection.base_url, connection.iam_url)
+    secure = any(url.startswith("https") for url in urls)
+    # The TLS context is costly and of no use if all hosts are this machine's, in clear.
+    tls: ssl.SSLContext | bool = tls_context(connection.ca_file) if secure else False
+    # One more than there are lanes: a token is never waited for behind the requests that need it.
+    limits = httpx.Limits(
+        max_connections=_CONNECTIONS + 1,
+        max_keepalive_connections=_CONNECTIONS,
         # Shorter than the five seconds after which common servers drop an idle connection: a create
         # sent into a connection that is just being closed looks like a lost answer.
-        limits=httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS, keepalive_expiry=4.0),
-        proxy=connection.proxy,
-        trust_env=not local,
-        follow_redirects=False,
+        keepalive_expiry=4.0,
     )
+    # The environment is read here and not by httpx, which fails on a network in NO_PROXY and would read .netrc too.
+    proxies = {f"all://{urlsplit(url).hostname}": proxy for url in urls if (proxy := _proxy(connection, url))}
+    return httpx.AsyncClient(
+        verify=tls,
+        timeout=httpx.Timeout(seconds, connect=min(10.0, seconds), pool=max(60.0, seconds)),
+        limits=limits,
+        mounts={
+            pattern: httpx.AsyncHTTPTransport(verify=tls, limits=limits, proxy=proxy, trust_env=False)
+            for pattern, proxy in proxies.items()
+        },
+        trust_env=False,
+        follow_redirects=False,
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+    )
+
+
+def _proxy(connection: Connection, url: str) -> str | None:
+    """The connection's proxy, else that of the environment unless NO_PROXY names the host; None for this machine."""
+    if connection.proxy is not None:
+        return connection.proxy
+    parts = urlsplit(url)
+    if is_loopback(parts.hostname):
+        return None
+    found = getproxies()
+    proxy = found.get(parts.scheme) or found.get("all")
+    if not proxy or _is_direct(parts.hostname or "", found.get("no", "")):
+        return None
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    register_proxy(proxy)
+    return proxy
+
+
+def _is_direct(host: str, no_proxy: str) -> bool:
+    """Whether an entry of NO_PROXY is `*`, the host, a domain above it, or a network with its address."""
+    for entry in (entry.strip().lower() for entry in no_proxy.split(",")):
+        if entry == "*":
+            return True
+        with contextlib.suppress(ValueError):
+            if ipaddress.ip_address(host) in ipaddress.ip_network(entry.strip("[]"), strict=False):
+                return True
+        name = entry.partition("://")[2] or entry
+        name = name.rpartition(":")[0] if name.count(":") == 1 else name
+        name = name.strip("[]").lstrip("*").lstrip(".")
+        if name and (host.lower() == name or host.lower().endswith(f".{name}")):
+            return True
+    return False
 
 
 class Transport:
@@ -90,7 +148,7 @@ class Transport:
     @property
     def tls(self) -> ssl.SSLContext:
         """The TLS context, shared with the websocket."""
-        return _tls(self.connection.ca_file)
+        return tls_context(self.connection.ca_file)
 
     async def auth_headers(self) -> dict[str, str]:
         """Headers of a request or handshake made now, with a token that is valid now."""
@@ -110,6 +168,7 @@ class Transport:
         body: Any = None,
         accept: tuple[int, ...] = (),
         job_id: str | None = None,
+        most_values: int = MOST_VALUES,
     ) -> Reply:
         """Send one request and see it through.
 
@@ -124,6 +183,7 @@ class Transport:
             body: JSON body.
             accept: Further statuses to hand back instead of raising.
             job_id: For the error.
+            most_values: Most values in the answer.
 
         Returns:
             The answer: any 2xx, or a status in `accept`.
@@ -131,16 +191,20 @@ class Transport:
         Raises:
             QuantumRuntimeError: Typed by the failure table.
         """
-        in_flight = current_in_flight() if phase in ("submit", "open") else None
-
-        async def once() -> Reply:
-            try:
-                return await self._authorised(method, path, phase, params, body, accept, job_id, in_flight)
-            except QuantumRuntimeError:
-                if in_flight is not None:
-                    in_flight.stop_if_withdrawn()
-                raise
-
+        in_flight = IN_FLIGHT.get() if phase in ("submit", "open") else None
+        content = None if body is None else orjson.dumps(body)
+        send = functools.partial(
+            exchange,
+            self._http,
+            method,
+            f"{self.connection.base_url}{path}",
+            seconds=self.connection.request_timeout,
+            params=params,
+            content=content,
+            most_values=most_values,
+        )
+        more = {} if content is None else {"Content-Type": "application/json"}
+        once = functools.partial(self._accepted, send, Question(phase, method, path), accept, job_id, more, in_flight)
         with in_flight.waiting() if in_flight else contextlib.nullcontext():
             return await repeat(once, phase=phase, patience=self.patience, what=f"{method} {path}")
 
@@ -162,83 +226,230 @@ class Transport:
         Raises:
             QuantumRuntimeError: Typed by the failure table; or the body is too large, or the disk is full.
         """
-        question = Question("fetch", "GET", path)
-
-        async def once() -> Reply | StoredBody:
-            for attempt in (1, 2):
-                async with self._slow_lanes, self._lanes:
-                    headers = await self.auth_headers()
-                    found = await self._received(path, headers, shelf, name, job_id)
-                if isinstance(found, StoredBody) or not refuses_token(found, question) or attempt == 2:
-                    break
-                self.tokens.discard(headers["Authorization"].removeprefix("Bearer "))
-                log.info("GET %s: token refused, renewing it once", path)
-            if isinstance(found, StoredBody):
-                return found
-            job_url = self.connection.job_url(job_id) if job_id else None
-            return accepted(found, question, accept=accept, job_id=job_id, job_url=job_url)
-
+        send = functools.partial(
+            receive,
+            self._http,
+            f"{self.connection.base_url}{path}",
+            shelf=shelf,
+            name=name,
+            seconds=self.connection.request_timeout,
+        )
+        once = functools.partial(self._accepted, send, Question("fetch", "GET", path), accept, job_id, {}, None)
         return await repeat(once, phase="fetch", patience=self.patience, what=f"GET {path}")
 
-    async def _received(
-        self, path: str, headers: Mapping[str, str], shelf: BodyStore, name: str, job_id: str | None
-    ) -> Reply | StoredBody:
-        try:
-            return await receive(self._http, f"{self.connection.base_url}{path}", headers, shelf, name)
-        except httpx.HTTPError as exc:
-            failure = no_answer(exc, "fetch", self.connection.host, job_id)
-        raise failure  # out here for the reason that `_send` gives
-
-    async def _authorised(
+    async def _accepted(
         self,
-        method: str,
-        path: str,
-        phase: Phase,
-        params: Mapping[str, Any] | None,
-        body: Any,
+        send: Callable[..., Awaitable[R]],
+        question: Question,
         accept: tuple[int, ...],
         job_id: str | None,
+        more: Mapping[str, str],
         in_flight: InFlightCreate | None,
-    ) -> Reply:
-        content = None if body is None else orjson.dumps(body)
-        question = Question(phase, method, path)
-        for attempt in (1, 2):
-            async with self._lanes:
-                headers = await self.auth_headers()
-                if content is not None:
-                    headers["Content-Type"] = "application/json"
-                with in_flight.sending() if in_flight else contextlib.nullcontext():
-                    reply = await self._send(method, path, phase, params, content, headers, job_id)
-            if attempt == 1 and refuses_token(reply, question):
-                self.tokens.discard(headers["Authorization"].removeprefix("Bearer "))
-                log.info("%s %s: token refused, renewing it once", method, path)
-                continue
-            break
-        job_url = self.connection.job_url(job_id) if job_id else None
-        return accepted(reply, question, accept=accept, job_id=job_id, job_url=job_url)
+    ) -> R:
+        """Send with a token, once more with a new one if that was refused, and judge the answer."""
+        found = await self._answer(send, question, job_id, more, in_flight)
+        if isinstance(found, Reply) and refuses_token(found, question):
+            # Refused means not accepted, so a create may go out again too.
+            log.info("%s %s: the token was refused, renewing it once", question.method, question.path)
+            found = await self._answer(send, question, job_id, more, in_flight)
+        if isinstance(found, Reply):
+            url = self.connection.job_url(job_id) if job_id else None
+            try:
+                accepted(found, question, accept=accept, job_id=job_id, job_url=url)
+            except QuantumRuntimeError as error:
+                if in_flight is not None and in_flight.withdrawn:
+                    raise asyncio.CancelledError from None
+                raise error.with_traceback(None) from None
+        if isinstance(found, QuantumRuntimeError):
+            if in_flight is not None and in_flight.withdrawn:
+                raise asyncio.CancelledError
+            raise found
+        return found
 
-    async def _send(
+    async def _answer(
         self,
-        method: str,
-        path: str,
-        phase: Phase,
-        params: Mapping[str, Any] | None,
-        content: bytes | None,
-        headers: Mapping[str, str],
+        send: Callable[..., Awaitable[R]],
+        question: Question,
         job_id: str | None,
-    ) -> Reply:
+        more: Mapping[str, str],
+        in_flight: InFlightCreate | None,
+    ) -> R | QuantumRuntimeError:
+        """The answer, or why there is none: returned, as a traceback would show this frame's token.
+
+        httpx's exception would do so too: it holds the request, and would hang on to ours as its context.
+        """
         try:
-            answer = await self._http.request(
-                method,
-                f"{self.connection.base_url}{path}",
-                params=params,
-                content=content,
-                headers=dict(headers),
-            )
+            async with self._slow_lanes if question.phase == "fetch" else contextlib.nullcontext(), self._lanes:
+                headers = {**await self.auth_headers(), **more}
+                with in_flight.sending() if in_flight else contextlib.nullcontext():
+                    found = await send(headers=headers)
+                if isinstance(found, Reply) and refuses_token(found, question):
+                    self.tokens.discard(headers["Authorization"].removeprefix("Bearer "))
+                return found
         except httpx.HTTPError as exc:
-            failure = no_answer(exc, phase, self.connection.host, job_id)
+            return no_answer(exc, question.phase, self.connection.host, job_id)
+        except QuantumRuntimeError as error:  # no token; larger than its limit; the disk is full
+            return error.with_traceback(None)
+
+
+async def download_elsewhere(
+    url: str,
+    *,
+    connection: Connection,
+    tls: ssl.SSLContext,
+    patience: RetryDeadlines,
+    shelf: BodyStore,
+    name: str,
+    job_id: str,
+) -> Reply | StoredBody:
+    """GET a body kept in object storage: without our token and CRN, following no redirect.
+
+    Args:
+        url: Its address; the signature in it opens the body to anybody.
+        connection: For the timeout and the proxy.
+        tls: The TLS context.
+        patience: How long to go on repeating.
+        shelf: Where a body goes that is too large for memory.
+        name: What its file is called.
+        job_id: For the error.
+
+    Raises:
+        ServiceUnavailable: No answer, or it broke off, until the patience ended.
+        QuantumRuntimeError: No address to be trusted, an answer other than 200, too large, or the disk is full.
+    """
+    address = _trusted(url, connection, job_id)
+
+    async def once() -> Reply | StoredBody:
+        try:
+            async with http_client(connection, str(address)) as http:
+                found = await receive(
+                    http, address, headers={}, shelf=shelf, name=name, seconds=connection.request_timeout
+                )
+        except httpx.HTTPError as exc:
+            trouble = type(exc).__name__  # its text and its request hold the address with the signature
         else:
-            return Reply.of(answer)
-        # Raised out here, or httpx's exception, which holds the request with its token, would hang on
-        # to ours as its context.
-        raise failure
+            if isinstance(found, Reply) and found.status != 200:
+                kind = ServiceUnavailable if found.status >= 500 else QuantumRuntimeError
+                raise kind(f"the stored result of job {job_id} cannot be read", status=found.status, job_id=job_id)
+            return found
+        raise ServiceUnavailable(f"the stored result of job {job_id} cannot be read: {trouble}", job_id=job_id)
+
+    return await repeat(once, phase="fetch", patience=patience, what=f"GET the stored result of job {job_id}")
+
+
+def _trusted(url: str, connection: Connection, job_id: str) -> httpx.URL:
+    """The address of a result that is kept elsewhere: https to a public host, or this machine if the service is here.
+
+    The service says where to go, so without this it could send us to what only this machine or its network reaches.
+    """
+    register_secret(url.partition("?")[2])
+    try:
+        address = httpx.URL(url)
+    except (httpx.InvalidURL, ValueError):
+        address = httpx.URL()
+    local = is_loopback(address.host) and is_loopback(httpx.URL(connection.base_url).host)
+    safe = local if is_loopback(address.host) else address.scheme == "https" and is_public(address.host)
+    if not safe or address.scheme not in ("http", "https") or not address.host or address.userinfo:
+        safe = False
+    if not safe or not 0 < (address.port or 443) < 65536:
+        raise QuantumRuntimeError(
+            f"Job {job_id} points to its result by no address that can be trusted, so it was not fetched.",
+            solution="A result that is kept elsewhere must be at an https address of a public host.",
+            job_id=job_id,
+        )
+    register_secret(address.query.decode("ascii"))
+    return address
+
+
+# ---- is anything there? ---------------------------------------------------------------------
+
+Trouble = Literal["name", "refused", "silent", "untrusted", "expired", "other-name", "no-tls", "proxy", "broken"]
+"""Why there is no answer: the host's name is unknown; nobody listens; no answer in time; the certificate is of an
+unknown CA, out of its time, of another name; no TLS there; the proxy said no; the connection broke."""
+
+_LONGEST = 10.0
+# OpenSSL's verification results (x509_vfy.h): not yet valid, expired; host name or address mismatch.
+_OUT_OF_TIME = (9, 10)
+_OTHER_NAME = (62, 64)
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """An answer, or what stood in its way."""
+
+    url: str
+    reply: Reply | None = None
+    trouble: Trouble | None = None
+    text: str = ""
+
+    @property
+    def status(self) -> int | None:
+        """The HTTP status, if there was an answer."""
+        return self.reply.status if self.reply else None
+
+
+async def probe(connection: Connection, url: str, *, method: str = "GET") -> Probe:
+    """Send one request that carries neither key, token nor CRN, by the connection's proxy and CA.
+
+    Args:
+        connection: Gives proxy, CA file and timeout (10 s at most).
+        url: Where to.
+        method: HTTP method; the body is empty.
+
+    Raises:
+        InvalidInput: The CA file cannot be used.
+    """
+    async with http_client(connection, url) as http:
+        try:
+            reply = await exchange(http, method, url, headers={}, seconds=min(_LONGEST, connection.request_timeout))
+        except httpx.HTTPError as error:
+            return Probe(url, trouble=_trouble(error), text=redact(str(error)))
+    if reply.status == 407:
+        return Probe(url, trouble="proxy", text="407 Proxy Authentication Required")
+    return Probe(url, reply)
+
+
+async def reaches_proxy(proxy: str) -> bool:
+    """Whether somebody listens at the proxy's address."""
+    parts = urlsplit(proxy)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(parts.hostname, port), timeout=_LONGEST)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    todo: list[BaseException] = [error]
+    seen: set[int] = set()
+    while todo:
+        one = todo.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        todo += [other for other in (one.__cause__, one.__context__) if other is not None]
+        if isinstance(one, BaseExceptionGroup):  # several addresses of one name, each with its own error
+            todo += one.exceptions
+
+
+def _trouble(error: httpx.HTTPError) -> Trouble:
+    causes = list(_chain(error))
+    if isinstance(error, httpx.ProxyError):
+        return "proxy"
+    for cause in causes:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            if cause.verify_code in _OUT_OF_TIME:
+                return "expired"
+            return "other-name" if cause.verify_code in _OTHER_NAME else "untrusted"
+        if isinstance(cause, ssl.SSLError):
+            return "no-tls"
+        if isinstance(cause, socket.gaierror):
+            return "name"
+    if isinstance(error, httpx.TimeoutException):
+        return "silent"
+    if isinstance(error, httpx.ConnectError):
+        return "refused"
+    return "broken"

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from prefect_qruntime.errors import QuantumRuntimeError
 
-__all__ = ["InFlightCreate", "complete_or_withdraw", "current_in_flight"]
+__all__ = ["IN_FLIGHT", "InFlightCreate", "complete_or_withdraw"]
 
 T = TypeVar("T")
 
@@ -45,26 +45,18 @@ class InFlightCreate:
 
     @contextlib.contextmanager
     def sending(self) -> Iterator[None]:
-        """Within, the request is out. Raises `CancelledError` instead where nobody wants it any more."""
-        self.stop_if_withdrawn()
+        """Within, the request is out. Raises `CancelledError` instead if its caller is gone."""
+        if self.withdrawn:
+            raise asyncio.CancelledError
         self.idle = False
         try:
             yield
         finally:
             self.idle = True
 
-    def stop_if_withdrawn(self) -> None:
-        """End this task where its caller is gone."""
-        if self.withdrawn:
-            raise asyncio.CancelledError
 
-
-_current: ContextVar[InFlightCreate | None] = ContextVar("qruntime_errand", default=None)
-
-
-def current_in_flight() -> InFlightCreate | None:
-    """The errand this task runs for, if any."""
-    return _current.get()
+IN_FLIGHT: ContextVar[InFlightCreate | None] = ContextVar("qruntime_in_flight", default=None)
+"""The create that this task runs for, if any."""
 
 
 async def complete_or_withdraw(create: Awaitable[T]) -> T:
@@ -72,7 +64,7 @@ async def complete_or_withdraw(create: Awaitable[T]) -> T:
     in_flight = InFlightCreate()
 
     async def run() -> T:
-        _current.set(in_flight)
+        IN_FLIGHT.set(in_flight)
         return await create
 
     task = asyncio.ensure_future(run())

@@ -9,7 +9,7 @@ import email.utils
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC
 from typing import Any
 
@@ -19,7 +19,7 @@ import orjson
 from prefect_qruntime.client.answers import Question, is_page, read_json, read_text, whose
 from prefect_qruntime.client.failures import CREATES, Phase, judge, lost_answer
 from prefect_qruntime.errors import NEVER, SEARCH_FIRST, QuantumRuntimeError, ServiceUnavailable
-from prefect_qruntime.redact import redact
+from prefect_qruntime.redact import redact, redact_start
 
 __all__ = [
     "ErrorBody",
@@ -36,6 +36,7 @@ __all__ = [
 _TITLE = re.compile(r"<title[^>]*>([^<]*)", re.IGNORECASE)
 _TEXT_LIMIT = 500
 _MESSAGE_LIMIT = 2000
+_TEXT_BYTES = 40_000  # of a body that is shown in part
 # None of these can have reached the service.
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 
@@ -45,8 +46,8 @@ class Reply:
     """An answer, without anything of httpx in it. Header names are in lower case."""
 
     status: int
-    headers: Mapping[str, str]
-    content: bytes
+    headers: Mapping[str, str] = field(repr=False)
+    content: bytes = field(repr=False)  # it may hold a token, and tracebacks may show it
 
     @classmethod
     def of(cls, answer: httpx.Response) -> Reply:
@@ -64,7 +65,7 @@ class Reply:
             return read_json(self.content)
         except orjson.JSONDecodeError:
             pass  # raised out here, as that error holds the whole text, which may be a token's
-        shown = redact(self.text[:10_000])[:200]
+        shown = redact_start(self.content[:_TEXT_BYTES].decode("utf-8", "replace"), 200)
         raise ServiceUnavailable(f"the answer is not JSON: {shown!r}", status=self.status)
 
     def object(self) -> dict[str, Any]:
@@ -97,8 +98,7 @@ class ErrorBody:
 def _clean(*values: Any) -> str | None:
     """The first value given, as text without secrets, of bearable length."""
     text = next((str(value) for value in values if value not in (None, "")), None)
-    # Cut twice: searching a text of many megabytes for secrets would hold up the network loop.
-    return None if text is None else redact(text[: 10 * _MESSAGE_LIMIT])[:_MESSAGE_LIMIT]
+    return None if text is None else redact_start(text, _MESSAGE_LIMIT)
 
 
 def parse_error(content: bytes) -> ErrorBody:
@@ -133,8 +133,8 @@ def parse_error(content: bytes) -> ErrorBody:
             return ErrorBody(
                 _clean(body["message"]) or "the service gave no message", _code(body.get("code")), None, trace
             )
-    text = redact(read_text(content[: 20 * _TEXT_LIMIT]).decode("utf-8", "replace").strip())
-    return ErrorBody(text[:_TEXT_LIMIT] or "the answer has no body")
+    text = redact_start(read_text(content[:_TEXT_BYTES]).decode("utf-8", "replace").strip(), _TEXT_LIMIT)
+    return ErrorBody(text or "the answer has no body")
 
 
 def _code(value: Any) -> int | str | None:

@@ -1,34 +1,39 @@
-"""Bodies too large for memory: received piece by piece into a file, and read back once.
+"""Receive answers with limits: of time, of bytes as they arrive, and of what they unfold to.
 
-A `Spool` keeps what arrives in memory up to a limit and goes on in a file from there. A file gets its
+A `BodyWriter` keeps what arrives in memory up to a limit and goes on in a file from there. A file gets its
 name only when it is complete, so whoever finds it by that name may rely on it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
+import math
 import mmap
 import os
 import secrets
-import ssl
 import time
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 
-from prefect_qruntime.client.connection import Connection, is_loopback
 from prefect_qruntime.client.transport.replies import Reply
-from prefect_qruntime.client.transport.retrying import RetryDeadlines, repeat
-from prefect_qruntime.errors import QuantumRuntimeError, ServiceUnavailable
-from prefect_qruntime.redact import register_secret
+from prefect_qruntime.errors import QuantumRuntimeError
 
-__all__ = ["BodyStore", "BodyWriter", "StoredBody", "download_elsewhere", "receive"]
+__all__ = ["MOST_BYTES", "MOST_VALUES", "BodyStore", "BodyWriter", "StoredBody", "exchange", "receive"]
 
 T = TypeVar("T")
+
+MOST_BYTES = 64_000_000
+"""The largest answer that is kept, results aside."""
+
+MOST_VALUES = 1_000_000
+"""The most values of a JSON answer, results aside: each becomes an object that is far larger than its text."""
 
 _SUFFIX = ".body"
 _PART = ".part"
@@ -250,92 +255,167 @@ class BodyWriter:
         )
 
 
-_ERROR_LIMIT = 10_000_000  # bytes of an answer that is no result
+_ERROR_BYTES = 1_000_000  # of an answer that is no success; more of it is cut off
+_PIECE = 1 << 18  # bytes that are unfolded at once, so that the loop can do other things in between
+_SLOWEST = 8_000  # bytes a second below which a large body does not count as moving
+
+
+async def exchange(
+    http: httpx.AsyncClient,
+    method: str,
+    url: str | httpx.URL,
+    *,
+    seconds: float,
+    headers: Mapping[str, str],
+    params: Mapping[str, Any] | None = None,
+    content: bytes | None = None,
+    most_values: int = MOST_VALUES,
+) -> Reply:
+    """Send one request and receive its answer, both within `seconds` and with a limit to what is kept.
+
+    A success whose body is too large comes without it, so that it is an unreadable answer; any other is cut off.
+
+    Args:
+        http: The client.
+        method: HTTP method.
+        url: Where to.
+        seconds: For the whole exchange, however slowly it trickles. A large `content` gets more, by its size.
+        headers: Its headers.
+        params: Its query.
+        content: Its body.
+        most_values: Most values in a JSON answer, counted by its separators.
+
+    Raises:
+        httpx.HTTPError: No answer, one that broke off, or one whose encoding is damaged. Not to be let out of
+            `client.transport`.
+    """
+    connecting = False
+
+    async def trace(event: str, _: Any) -> None:
+        nonlocal connecting
+        connecting = connecting or event == "connection.connect_tcp.started"
+        if event.endswith(".send_request_headers.started"):
+            connecting = False
+        elif event.endswith(".send_request_body.complete"):  # what is left is the answer's
+            deadline.reschedule(min(deadline.when() or math.inf, asyncio.get_running_loop().time() + seconds))
+
+    deadline = asyncio.timeout(seconds + len(content or b"") / _SLOWEST)
+    body = bytearray()
+    values, too_large = 0, ""
+    try:
+        async with (
+            deadline,
+            http.stream(
+                method,
+                url,
+                params=params,
+                content=content,
+                headers={**headers, "Accept-Encoding": "gzip, deflate"},
+                extensions={"trace": trace},
+            ) as answer,
+        ):
+            good = answer.is_success
+            limit = MOST_BYTES if good else _ERROR_BYTES
+            async with contextlib.aclosing(_unfolded(answer, None)) as pieces:
+                async for piece in pieces:
+                    body += piece
+                    values += piece.count(b",") + piece.count(b"[") + piece.count(b"{")
+                    if len(body) > limit or values > most_values:
+                        too_large = f"more than {limit} bytes" if len(body) > limit else f"over {most_values} values"
+                        break
+    except TimeoutError:
+        kind = httpx.ConnectTimeout if connecting else httpx.ReadTimeout
+        raise kind(f"not done within {seconds:g} s") from None
+    if too_large:
+        return Reply(answer.status_code, dict(answer.headers), too_large.encode() if good else bytes(body[:limit]))
+    return Reply(answer.status_code, dict(answer.headers), bytes(body))
 
 
 async def receive(
-    http: httpx.AsyncClient, url: str | httpx.URL, headers: Mapping[str, str], shelf: BodyStore, name: str
+    http: httpx.AsyncClient,
+    url: str | httpx.URL,
+    *,
+    headers: Mapping[str, str],
+    shelf: BodyStore,
+    name: str,
+    seconds: float,
 ) -> Reply | StoredBody:
     """Send one GET. A body of status 200 that is too large for memory ends up in a file on the shelf.
 
+    Args:
+        http: The client.
+        url: Where to.
+        headers: Its headers.
+        shelf: Where the body goes.
+        name: What its file is called.
+        seconds: Until the headers are there; a body that goes on arriving gets more, by its size.
+
     Raises:
-        httpx.HTTPError: No answer, one that broke off, or one whose encoding is damaged. Not to be let out of floor 1.
+        httpx.HTTPError: No answer, one that broke off, or one whose encoding is damaged. Not to be let out of
+            `client.transport`.
         QuantumRuntimeError: Larger than the shelf's limit, or the disk takes no more.
     """
-    async with http.stream("GET", url, headers=dict(headers)) as answer:
-        length = answer.headers.get("content-length", "")
-        expected = int(length) if length.isdigit() else 0
-        spool = BodyWriter(
-            shelf if answer.status_code == 200 else BodyStore(size_limit=_ERROR_LIMIT), name, expected=expected
-        )
-        try:
-            # The limit counts what comes out of a Content-Encoding, so that a small answer cannot unfold without end.
-            async for piece in answer.aiter_bytes():
-                spool.write(piece)
-            body = spool.finish()
-        finally:
-            spool.discard()
-        return body if isinstance(body, StoredBody) else Reply(answer.status_code, dict(answer.headers), body)
+    try:
+        async with (
+            asyncio.timeout(seconds) as deadline,
+            http.stream("GET", url, headers={**headers, "Accept-Encoding": "gzip, deflate"}) as answer,
+        ):
+            found = answer.status_code == 200
+            length = answer.headers.get("content-length", "")
+            expected = int(length) if length.isascii() and length.isdigit() and len(length) < 20 else 0
+            spool = BodyWriter(shelf if found else BodyStore(), name, expected=expected)
+            try:
+                # The limit counts what comes out of a Content-Encoding, so that a small answer cannot unfold without
+                # end; the deadline what goes into it.
+                async with contextlib.aclosing(_unfolded(answer, deadline if found else None)) as pieces:
+                    async for piece in pieces:
+                        spool.write(piece)
+                        if not found and spool.size > _ERROR_BYTES:
+                            break
+                body = spool.finish()
+            finally:
+                spool.discard()
+    except TimeoutError:
+        raise httpx.ReadTimeout(f"not done within {seconds:g} s, and slower than {_SLOWEST} bytes a second") from None
+    return body if isinstance(body, StoredBody) else Reply(answer.status_code, dict(answer.headers), body)
 
 
-async def download_elsewhere(
-    url: str,
-    *,
-    connection: Connection,
-    tls: ssl.SSLContext,
-    patience: RetryDeadlines,
-    shelf: BodyStore,
-    name: str,
-    job_id: str,
-) -> Reply | StoredBody:
-    """GET a body kept in object storage: without our token and CRN, following no redirect.
+async def _unfolded(answer: httpx.Response, deadline: asyncio.Timeout | None) -> AsyncGenerator[bytes]:
+    """The body as it was before its Content-Encoding, in small pieces.
+
+    httpx would unfold each piece that arrives as a whole, which is a thousandfold with gzip.
 
     Args:
-        url: Its address; the signature in it opens the body to anybody.
-        connection: For the timeout and the proxy.
-        tls: The TLS context.
-        patience: How long to go on repeating.
-        shelf: Where a body goes that is too large for memory.
-        name: What its file is called.
-        job_id: For the error.
+        answer: Its headers are there.
+        deadline: Put off by what arrives.
 
     Raises:
-        ServiceUnavailable: No answer, one other than 200, or it broke off, until the patience ended.
-        QuantumRuntimeError: No address to be trusted, too large, or the disk is full.
+        httpx.DecodingError: The encoding is damaged, or one that was not asked for.
     """
-    address = _trusted(url, job_id)
-
-    async def once() -> Reply | StoredBody:
-        try:
-            async with httpx.AsyncClient(
-                timeout=connection.request_timeout,
-                proxy=connection.proxy,
-                verify=tls,
-                trust_env=not is_loopback(address.host),
-            ) as http:
-                found = await receive(http, address, {}, shelf, name)
-        except httpx.HTTPError as exc:
-            trouble = type(exc).__name__  # its text and its request hold the address with the signature
-        else:
-            if isinstance(found, Reply) and found.status != 200:
-                text = f"the stored result of job {job_id} cannot be read"
-                raise ServiceUnavailable(text, status=found.status, job_id=job_id)
-            return found
-        raise ServiceUnavailable(f"the stored result of job {job_id} cannot be read: {trouble}", job_id=job_id)
-
-    return await repeat(once, phase="fetch", patience=patience, what=f"GET the stored result of job {job_id}")
-
-
-def _trusted(url: str, job_id: str) -> httpx.URL:
-    register_secret(url.partition("?")[2])
-    try:
-        address = httpx.URL(url)
-    except httpx.InvalidURL:
-        address = httpx.URL()
-    safe = address.scheme == "https" or (address.scheme == "http" and is_loopback(address.host))
-    if not safe or not address.host or not 0 < (address.port or 443) < 65536:
-        raise QuantumRuntimeError(
-            f"job {job_id} points to its result by no address that can be trusted; not fetched", job_id=job_id
-        )
-    register_secret(address.query.decode("ascii"))
-    return address
+    encodings = [name.strip().lower() for name in answer.headers.get("content-encoding", "").split(",")]
+    encodings = [name for name in encodings if name not in ("", "identity")]
+    if encodings not in ([], ["gzip"], ["x-gzip"], ["deflate"]):
+        raise httpx.DecodingError(f"an encoding that was not asked for: {encodings[0][:40]!r}")
+    assert isinstance(answer.stream, httpx.AsyncByteStream)  # noqa: S101
+    unfold: Any = None
+    async for arrived in answer.stream:
+        if deadline is not None:
+            deadline.reschedule((deadline.when() or 0.0) + len(arrived) / _SLOWEST)
+        if arrived and encodings and unfold is None:
+            bare = encodings == ["deflate"] and arrived[0] & 0x0F != 8  # some servers leave zlib's header out
+            unfold = zlib.decompressobj(-zlib.MAX_WBITS if bare else zlib.MAX_WBITS | 32)
+        if unfold is None:
+            for start in range(0, len(arrived), _PIECE):
+                yield arrived[start : start + _PIECE]
+            continue
+        while arrived and not unfold.eof:
+            try:
+                piece = unfold.decompress(arrived, _PIECE)
+            except zlib.error as error:
+                raise httpx.DecodingError(str(error)) from None
+            arrived = unfold.unconsumed_tail
+            if piece:
+                yield piece
+                await asyncio.sleep(0)
+    if unfold is not None and not unfold.eof:
+        raise httpx.DecodingError("the encoded body is cut off")

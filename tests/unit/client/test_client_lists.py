@@ -11,7 +11,7 @@ import httpx
 import pytest
 from pytest_httpx import HTTPXMock
 
-from prefect_qruntime.client import QuantumRuntimeClient, client as module, instance
+from prefect_qruntime.client import QuantumRuntimeClient, service as module
 from prefect_qruntime.errors import QuantumRuntimeError, ServiceUnavailable
 from tests.support.mock_client import sent
 
@@ -93,7 +93,7 @@ def test_a_job_that_slides_to_the_next_page_is_one_job(iam: HTTPXMock, connect: 
 
 
 def test_a_part_is_never_given_for_the_whole(iam: HTTPXMock, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_PAGES", 2)
+    monkeypatch.setattr(module, "_MOST_PAGES", 2)
     serve(iam, [job(n) for n in range(450)], count=True)
     client = connect()
     with pytest.raises(QuantumRuntimeError, match="more than 400 jobs"):
@@ -147,5 +147,5 @@ def test_workloads_stop_at_the_limit(iam: HTTPXMock, connect: Connect) -> None:
     assert len(client.run(client.workloads(limit=3))) == 3
     assert len(client.run(client.workloads(limit=60))) == 60
     assert [r.url.params["limit"] for r in sent(iam)] == ["3", "50", "50"]
-    assert instance.MOST_PAGES == 50
+    assert module._MOST_PAGES == 50
     assert len(client.run(client.workloads())) == 50 * 50  # an endless cursor ends

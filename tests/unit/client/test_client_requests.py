@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -12,9 +14,10 @@ from pytest_httpx import HTTPXMock
 
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.programs import make_spec
+from prefect_qruntime.client.transport import http as http_module
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import JobStatus, SessionRef
-from tests.support.mock_client import CRN, TOKEN, sent
+from tests.support.mock_client import CRN, TOKEN, connection, sent
 
 CLOUD = "https://quantum.cloud.ibm.com/api/v1"
 LEGACY = "https://us-east.quantum-computing.cloud.ibm.com"
@@ -316,3 +319,37 @@ def test_ids_are_checked_before_they_leave(iam: HTTPXMock, connect: Connect, bad
         with pytest.raises(InvalidInput):
             client.run(call(bad))
     assert not iam.get_requests()
+
+
+NO_PROXIES = [
+    ("", True),
+    ("fd00::/8", True),
+    ("fd00::/8,10.0.0.0/8, other.example", True),
+    ("*", False),
+    ("quantum.cloud.ibm.com", False),
+    (".ibm.com", False),
+    ("*.ibm.com", False),
+    ("cloud.ibm.com:443", False),
+    ("ibm.co", True),
+]
+
+
+@pytest.mark.parametrize(("no_proxy", "expected"), NO_PROXIES)
+def test_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch, no_proxy: str, expected: bool) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", "proxy.example:3128")
+    monkeypatch.setenv("NO_PROXY", no_proxy)
+    assert http_module._proxy(connection(), CLOUD) == ("http://proxy.example:3128" if expected else None)
+    assert http_module._proxy(connection(), "http://127.0.0.1:1") is None
+    given = connection(proxy="http://own.example:1")
+    assert http_module._proxy(given, CLOUD) == "http://own.example:1"
+    with contextlib.closing(asyncio.new_event_loop()) as loop:
+        loop.run_until_complete(http_module.http_client(connection()).aclose())
+
+
+def test_networks_in_no_proxy() -> None:
+    assert http_module._is_direct("fd00::1", "fd00::/8")
+    assert http_module._is_direct("10.1.2.3", "192.168.0.0/16, 10.0.0.0/8")
+    assert not http_module._is_direct("11.1.2.3", "10.0.0.0/8")

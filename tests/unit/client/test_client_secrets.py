@@ -15,8 +15,8 @@ import pytest
 from pytest_httpx import HTTPXMock
 
 from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.client import service_of
 from prefect_qruntime.client.programs import make_spec
-from prefect_qruntime.client.service import connection_of
 from prefect_qruntime.client.waiting.websocket import JobStream
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import JobRef
@@ -72,6 +72,50 @@ def test_no_error_holds_a_secret(iam: HTTPXMock, connect: Connect, trouble: str,
         error = error.__context__
 
 
+# The body of a result is the user's own, so its frames may show it.
+@pytest.mark.parametrize(
+    ("trouble", "number"),
+    [
+        (trouble, number)
+        for trouble in ("400", "401", "503", "not JSON", "exception")
+        for number in range(len(CALLS))
+        if (trouble, number) != ("not JSON", 3)
+    ],
+)
+def test_no_frame_of_a_traceback_holds_a_secret(iam: HTTPXMock, connect: Connect, trouble: str, number: int) -> None:
+    client = connect(api_key=KEY, patience=HASTY)
+    client.run(client.authenticate())
+    answers(trouble, iam)
+    with pytest.raises(QuantumRuntimeError) as caught:
+        client.run(CALLS[number](client))
+    assert_frames_are_clean(caught.value)
+
+
+@pytest.mark.parametrize("answer", [{"status_code": 400, "text": ECHO}, {"text": ECHO}, {"json": {"access_token": ""}}])
+def test_no_frame_of_a_failed_token_exchange_holds_a_secret(
+    httpx_mock: HTTPXMock, connect: Connect, answer: dict[str, Any]
+) -> None:
+    httpx_mock.add_response(is_reusable=True, **answer)
+    client = connect(api_key=f"{KEY}-{len(str(answer))}", patience=HASTY)  # a new one, which has no token yet
+    with pytest.raises(QuantumRuntimeError) as caught:
+        client.run(client.usage())
+    assert_frames_are_clean(caught.value)
+
+
+def assert_frames_are_clean(error: BaseException) -> None:
+    """What tools that print the locals of each frame would show of the package's frames."""
+    frame, seen = error.__traceback__, 0
+    while frame is not None:
+        code = frame.tb_frame.f_code
+        if "prefect_qruntime" in code.co_filename and "tests" not in code.co_filename:
+            seen += 1
+            shown = repr(list(frame.tb_frame.f_locals.values()))
+            assert TOKEN not in shown, code.co_qualname
+            assert KEY not in shown, code.co_qualname
+        frame = frame.tb_next
+    assert seen > 3
+
+
 def test_clients_show_and_hand_on_no_secret(connect: Connect) -> None:
     client = connect(api_key=KEY)
     assert repr(client) == "QuantumRuntimeClient(quantum.cloud.ibm.com, cloud)"
@@ -79,7 +123,7 @@ def test_clients_show_and_hand_on_no_secret(connect: Connect) -> None:
         pickle.dumps(client)
 
     async def wire() -> str:
-        return repr(connection_of(client.connection, QUICK))
+        return repr(service_of(client.connection, QUICK))
 
     assert KEY not in client.run(wire())
 
@@ -128,7 +172,7 @@ def test_nothing_is_logged_at_debug_with_a_real_key_token_and_socket(
         tokens += _tokens(client)
 
         async def broken_socket() -> str:
-            wire = connection_of(client.connection, QUICK)
+            wire = service_of(client.connection, QUICK)
             stream = JobStream(wire.transport, "/stream/jobs/nobody", lambda: None)
             return await stream.follow()
 
@@ -148,6 +192,6 @@ def test_nothing_is_logged_at_debug_with_a_real_key_token_and_socket(
 
 def _tokens(client: QuantumRuntimeClient) -> list[str]:
     async def read() -> str:
-        return await connection_of(client.connection, QUICK).tokens.get()
+        return await service_of(client.connection, QUICK).tokens.get()
 
     return [client.run(read())]

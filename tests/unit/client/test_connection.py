@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import pickle
 from dataclasses import replace
@@ -9,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from prefect_qruntime.client.connection import Connection, check_id, check_name, check_url, parse_crn
+from prefect_qruntime.client.connection import Connection, check_id, check_name, check_url, is_public, parse_crn
 from prefect_qruntime.errors import InvalidInput
-from prefect_qruntime.redact import redact
+from prefect_qruntime.redact import MASK, redact
 
 CRN = "crn:v1:bluemix:public:quantum-computing:us-east:a/0123abcd:11aa-22bb::"
 KEY = "a-key-of-no-worth-1234567890"
@@ -181,3 +182,42 @@ def test_the_fingerprint_tells_connections_apart() -> None:
 def test_where_to_look_at_a_job() -> None:
     assert make().job_url("d1") == "https://quantum.cloud.ibm.com/workloads/d1"
     assert make(base_url="http://127.0.0.1:1/api/v1").job_url("d1") == "http://127.0.0.1:1/api/v1/jobs/d1"
+
+
+PUBLIC = ["s3.us-east.cloud-object-storage.appdomain.cloud", "8.8.8.8", "[2606:4700::1111]", "s3.private.example.com."]
+PRIVATE = [
+    *("127.0.0.1", "10.1.2.3", "192.168.0.1", "172.16.9.9", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1"),
+    *("[::1]", "[fe80::1]", "[fd00::1]", "[::ffff:127.0.0.1]", "[::ffff:10.0.0.1]", "[::]"),
+    *("localhost", "LOCALHOST.", "a.localhost", "printer.local", "metadata.google.internal", "metadata", ""),
+    *("127.1", "2130706433", "0x7f000001", "0x7f.1", "1.2.3.08"),
+]
+
+
+@pytest.mark.parametrize("host", PUBLIC)
+def test_public_hosts(host: str) -> None:
+    assert is_public(host)
+
+
+@pytest.mark.parametrize("host", PRIVATE)
+def test_hosts_of_this_machine_or_its_network(host: str) -> None:
+    assert not is_public(host)
+
+
+@pytest.mark.parametrize("proxy", ["", " ", None])
+def test_an_empty_proxy_is_none(proxy: str | None) -> None:
+    assert make(proxy=proxy).proxy is None
+
+
+@pytest.mark.parametrize("application", [" ", " app", "app ", ""])
+def test_a_blank_around_the_application_is_refused(application: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        make(application=application)
+    assert caught.value.field == "application"
+    assert make(application="my app/1").application == "my app/1"
+
+
+def test_the_proxy_s_password_is_masked_in_every_form() -> None:
+    make(proxy="http://svc:p%40ss-of-the-proxy@127.0.0.1:1")
+    sent = base64.b64encode(b"svc:p@ss-of-the-proxy").decode()
+    text = f"Proxy-Authorization: Basic {sent} p%40ss-of-the-proxy p@ss-of-the-proxy {sent}"
+    assert redact(text) == f"Proxy-Authorization: Basic {MASK} {MASK} {MASK} {MASK}"

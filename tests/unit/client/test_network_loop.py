@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 import pytest
 
-from prefect_qruntime.client.network_loop import network_loop, on_network_loop
+from prefect_qruntime.client.network_loop import SingleFlight, network_loop, on_network_loop
 
 NAME: ContextVar[str] = ContextVar("test_name", default="nobody")
 
@@ -152,7 +152,7 @@ def test_an_exception_from_a_signal_handler_ends_the_work_first() -> None:
     # What Prefect's TerminationSignal and Ctrl-C do to a thread that blocks in `run`.
     code = """
 import asyncio, os, signal, threading
-from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.network_loop import SingleFlight, network_loop
 class Stop(BaseException): ...
 def handler(number, frame): raise Stop
 signal.signal(signal.SIGUSR1, handler)
@@ -187,7 +187,7 @@ def script(code: str) -> str:
 def test_after_a_fork_the_child_has_a_home_of_its_own() -> None:
     code = """
 import asyncio, os
-from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.network_loop import SingleFlight, network_loop
 async def here():
     return os.getpid()
 assert network_loop().run(here()) == os.getpid()
@@ -211,7 +211,7 @@ def test_a_lock_that_somebody_held_is_free_in_a_forked_child() -> None:
     code = """
 import os, signal, threading
 from prefect_qruntime import redact, run_context
-from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.network_loop import SingleFlight, network_loop
 held, end = threading.Event(), threading.Event()
 async def take():
     lock = network_loop().lock("record:job-d1")
@@ -244,7 +244,7 @@ print(status)
 def test_the_process_ends_promptly_with_work_under_way() -> None:
     code = """
 import asyncio, concurrent.futures, threading
-from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.network_loop import SingleFlight, network_loop
 began = threading.Event()
 async def work():
     began.set()
@@ -272,7 +272,7 @@ began.wait()
 
 def test_a_closed_home_is_replaced_and_closing_twice_does_no_harm() -> None:
     code = """
-from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.network_loop import SingleFlight, network_loop
 async def one():
     return 1
 first = network_loop()
@@ -296,3 +296,43 @@ with Sandbox(physics=False) as sandbox:
     print(len(asyncio.run(client.jobs())))
 """
     assert script(code) == "0.0\n0"
+
+
+def test_callers_that_come_meanwhile_share_one_run() -> None:
+    async def story() -> None:
+        runs, gate = [0], asyncio.Event()
+
+        async def work() -> int:
+            runs[0] += 1
+            await gate.wait()
+            return runs[0]
+
+        flight = SingleFlight[int]()
+        first, *others = (asyncio.create_task(flight.join(work)) for _ in range(5))
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.wait([first])
+        gate.set()
+        assert await asyncio.gather(*others) == [1] * 4
+        assert first.cancelled()
+        assert await flight.join(work) == 2, "what is over is begun anew"
+
+    asyncio.run(story())
+
+
+def test_a_shared_failure_reaches_all_and_is_not_kept() -> None:
+    async def story() -> None:
+        flight = SingleFlight[int]()
+
+        async def fails() -> int:
+            raise ValueError("no")
+
+        async def works() -> int:
+            return 1
+
+        outcomes = await asyncio.gather(*(flight.join(fails) for _ in range(3)), return_exceptions=True)
+        assert [type(one) for one in outcomes] == [ValueError] * 3
+        assert await flight.join(works) == 1
+        await asyncio.wait([flight.start(fails)])  # in the background: nobody is told
+
+    asyncio.run(story())

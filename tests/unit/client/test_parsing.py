@@ -12,14 +12,13 @@ from hypothesis import given, strategies as st
 from prefect_qruntime.client.failures import job_error
 from prefect_qruntime.client.parsing import (
     complete_backend,
-    parse_backend_names,
     parse_backends,
     parse_job,
     parse_session,
     parse_usage,
     parse_versions,
 )
-from prefect_qruntime.errors import QuantumRuntimeError
+from prefect_qruntime.errors import QuantumRuntimeError, ServiceUnavailable
 from prefect_qruntime.models import Backend, Job, JobStatus
 
 FULL = {
@@ -150,6 +149,23 @@ def test_a_job_without_an_id(body: dict[str, Any]) -> None:
         parse_job(body)
 
 
+ODD_IDS = ["../../etc", "a/b", "d1\r\nX: y", "x" * 65, "d\u202e1", "<img src=x>", "d1](http://evil) [x", "d 1", "d1\n"]
+
+
+@pytest.mark.parametrize("odd", ODD_IDS)
+def test_an_id_that_cannot_be_one_is_an_unreadable_answer(odd: str) -> None:
+    for read in (parse_job, parse_session):
+        with pytest.raises(ServiceUnavailable, match="cannot be one"):
+            read({"id": odd, "status": "Completed"})
+    assert parse_job({"id": "d1", "session_id": odd}).session_id is None
+
+
+def test_long_texts_are_cut() -> None:
+    job = parse_job({"id": "d1", "status": "x" * 10**6, "state": {"reason": "y" * 10**6}})
+    assert (len(job.raw_status), len(job.reason or "")) == (10_000, 10_000)
+    assert parse_job({"id": "d1", "status": "Failed", "reason": 10**5000}).reason is None
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
@@ -160,7 +176,7 @@ STATES = st.fixed_dictionaries(
     {}, optional={"status": WORDS, "reason": VALUES, "reason_code": VALUES, "reasonCode": VALUES}
 )
 JOBS = st.fixed_dictionaries(
-    {"id": st.text(min_size=1, max_size=5)},
+    {"id": st.from_regex(r"[A-Za-z0-9_-]{1,64}", fullmatch=True)},
     optional={
         **dict.fromkeys(["backend", "program", "created", "cost", "tags", "session_id", "usage", "bss"], VALUES),
         **dict.fromkeys(["estimated_running_time_seconds", "private", "reason"], VALUES),
@@ -217,7 +233,7 @@ def test_sessions() -> None:
 def test_versions_and_names() -> None:
     assert parse_versions({"versions": ["a", {"version": "b"}, {"x": 1}, 7]}) == ("a", "b")
     assert parse_versions({"versions": None}) == ()
-    assert parse_backend_names({"backends": ["a", {"name": "b"}]}) == ["a", "b"]
+    assert [backend.name for backend in parse_backends({"backends": ["a", {"name": "b"}]})] == ["a", "b"]
     with pytest.raises(QuantumRuntimeError):
         parse_backends({"devices": {}})
 

@@ -20,7 +20,8 @@ from pydantic import BaseModel
 from qiskit import QuantumCircuit, qasm2, qpy
 from qiskit.circuit import Parameter
 
-from prefect_qruntime.client.inputs import EstimatorOptions, SamplerOptions, v1_params, v2_params
+from prefect_qruntime.client.dialects import v1_params, v2_params
+from prefect_qruntime.client.inputs import EstimatorOptions, SamplerOptions
 from prefect_qruntime.client.inputs.circuits import encode_array
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.errors import InvalidInput

@@ -352,7 +352,8 @@ def test_raw_params_pass_through() -> None:
 def test_text_needs_neither_qiskit_nor_numpy() -> None:
     code = f"""
 import sys
-from prefect_qruntime.client.inputs import check_isa, v1_params, v2_params
+from prefect_qruntime.client.dialects import v1_params, v2_params
+from prefect_qruntime.client.inputs import check_isa
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.results.job_result import JobResult
 spec = make_spec([({TWO!r}, [1, 2], 3)], backend="b")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from prefect_qruntime.client.inputs import spec as spec_module
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.errors import InvalidInput
 
@@ -196,17 +197,19 @@ def test_unreadable_files(tmp_path: Path) -> None:
     assert "UTF-8" in str(_refused(binary))
     large = tmp_path / "large.qasm"
     with large.open("wb") as file:
-        file.truncate(60_000_000)  # sparse: the size is looked at before the content
-    assert "50 MB" in str(_refused([(large, None, 3)]))
+        file.truncate(300_000_001)  # sparse: the size is looked at before the content
+    assert "300 MB" in str(_refused([(large, None, 3)]))
 
 
-def test_more_than_50_mb_is_not_sent() -> None:
-    long = BELL + "\n" * 26_000_000  # two bytes each in JSON
+def test_more_than_the_service_takes_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert spec_module.MAX_PAYLOAD_BYTES == 300_000_000
+    monkeypatch.setattr(spec_module, "MAX_PAYLOAD_BYTES", 5_000_000)
+    long = BELL + "\n" * 2_600_000  # two bytes each in JSON
     assert _refused(long).field == "pubs"
-    assert _refused(None, program_id="executor", params={"text": "x" * 51_000_000}).field == "params"
-    assert _refused(BELL, options={"experimental": {"text": "x" * 51_000_000}}).field == "pubs"
+    assert _refused(None, program_id="executor", params={"text": "x" * 5_100_000}).field == "params"
+    assert _refused(BELL, options={"experimental": {"text": "x" * 5_100_000}}).field == "pubs"
     # The bound is on what is sent: below it nothing is refused.
-    assert make_spec(BELL + " " * 10_000_000, backend="b").pubs[0].width == 2
+    assert make_spec(BELL + " " * 1_000_000, backend="b").pubs[0].width == 2
 
 
 def test_deep_nesting_is_no_crash() -> None:

@@ -10,7 +10,7 @@ import pytest
 from qiskit import QuantumCircuit
 from qiskit.circuit import Parameter
 
-from prefect_qruntime.client.inputs import v2_params
+from prefect_qruntime.client.dialects.cloud import v2_params
 from prefect_qruntime.client.inputs.meaning import meaning_of
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.programs.kept import executor_difference, may_be_job_of, on_service

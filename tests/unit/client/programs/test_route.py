@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from prefect_qruntime.client.inputs import v1_params, v2_params
+from prefect_qruntime.client.dialects import v1_params, v2_params
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.programs.route import Route, choose_route, on_executor, program_is_gone, route_notices
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError, ServiceUnavailable, SubmissionUncertain

@@ -10,7 +10,7 @@ import pytest
 
 from prefect_qruntime.client.transport.auth import TokenSource
 from prefect_qruntime.client.transport.http import Transport
-from prefect_qruntime.client.transport.in_flight import complete_or_withdraw, current_in_flight
+from prefect_qruntime.client.transport.in_flight import IN_FLIGHT, complete_or_withdraw
 from prefect_qruntime.client.transport.replies import Reply
 from prefect_qruntime.client.transport.retrying import RetryDeadlines
 from prefect_qruntime.errors import QuantumRuntimeError
@@ -124,11 +124,11 @@ def test_while_waiting_for_a_token_it_is_withdrawn_at_once() -> None:
 def test_without_cancellation_it_is_not_in_the_way() -> None:
     async def main() -> None:
         async def work() -> int:
-            assert current_in_flight() is not None
+            assert IN_FLIGHT.get() is not None
             return 7
 
         assert await complete_or_withdraw(work()) == 7
-        assert current_in_flight() is None
+        assert IN_FLIGHT.get() is None
 
         async def fail() -> None:
             raise QuantumRuntimeError("x")

@@ -20,6 +20,8 @@ from typing import Any
 import pytest
 
 from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.transport.http import download_elsewhere, tls_context
 from prefect_qruntime.client.transport.retrying import RetryDeadlines
 from prefect_qruntime.client.transport.spool import BodyStore
 from prefect_qruntime.errors import JobFailed, NotFound, QuantumRuntimeError, ServiceUnavailable
@@ -305,6 +307,37 @@ def test_the_traceback_of_a_failed_private_job_is_no_copy_to_keep(
     assert files(shelf) == []
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("{here}/admin", "http://169.254.169.254/latest", "https://169.254.169.254/", "http://localhost.evil/x"),
+        *("file:///etc/passwd", "http://127.0.0.1@evil.example/", "https://user:pw@s3.example.com/", "https://127.1/"),
+        *(
+            "https://10.0.0.1/x",
+            "https://localhost/x",
+            "https://metadata/x",
+            "https://[::1]/x",
+            "http://s3.example.com/",
+        ),
+    ],
+)
+def test_a_remote_service_sends_nobody_to_private_hosts(service: Service, address: str) -> None:
+    remote = connection()
+    with pytest.raises(QuantumRuntimeError, match="no address that can be trusted"):
+        network_loop().run(
+            download_elsewhere(
+                address.format(here=service.url),
+                connection=remote,
+                tls=tls_context(None),
+                patience=QUICK,
+                shelf=BodyStore(),
+                name="n",
+                job_id="d1",
+            )
+        )
+    assert service.asked == []
+
+
 def test_a_cancelled_download_leaves_nothing_behind(
     service: Service, client: QuantumRuntimeClient, shelf: BodyStore
 ) -> None:
@@ -380,7 +413,7 @@ def test_large_results_leave_room_for_other_requests(
         downloads = [asyncio.create_task(client.result(f"d{n}", shelf=shelf)) for n in range(8)]
         while len([path for path in service.asked if "/results" in path]) < 6:  # noqa: ASYNC110 - a thread counts
             await asyncio.sleep(0.01)
-        assert (await client.job("d9")).status is JobStatus.COMPLETED, "while six are under way and two stand in line"
+        assert (await client.job("d1")).status is JobStatus.COMPLETED, "while six are under way and two stand in line"
         assert not any(download.done() for download in downloads)
         go_on.set()
         await asyncio.gather(*downloads)

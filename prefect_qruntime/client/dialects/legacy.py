@@ -1,54 +1,59 @@
-"""A checked `JobSpec` as the `params` object of one dialect.
+"""The service of 2022 to 2024, switched off in July 2025; kept for mirrors and tests.
 
-`v2_params` holds to the strict schema of IBM's OpenAPI document (unknown keys fail there);
-`v1_params` is the form before August 2024: one text, one flat list of values, one observable each.
+Sources: the Qiskit Runtime clients 0.1 to 0.20 and IBM's migration guides. Its `params` are the form before
+August 2024: one text, one flat list of values, one observable each.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import orjson
-
-from prefect_qruntime.client.inputs.circuits import encode_array, load_qpy
-from prefect_qruntime.client.inputs.fields import MAX_PAYLOAD_BYTES
+from prefect_qruntime.client.connection import Connection
+from prefect_qruntime.client.dialects.base import Dialect
+from prefect_qruntime.client.inputs.circuits import load_qpy
 from prefect_qruntime.client.inputs.parameters import shape_of
 from prefect_qruntime.client.inputs.spec import JobSpec, Pub
+from prefect_qruntime.client.parsing import read_id
 from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.models import SessionRef
 
-__all__ = ["check_size", "v1_params", "v2_params"]
+__all__ = ["Legacy", "v1_params"]
 
-# Estimator keys that stand beside `options` on the wire, not in them.
-_BESIDE = ("resilience_level", "precision")
 _V1_RUN_OPTIONS = {"execution": {"init_qubits"}, "simulator": {"seed_simulator"}}
 
 
-def v2_params(spec: JobSpec) -> dict[str, Any]:
-    """The complete `params` of `POST /v1/jobs`.
+class Legacy(Dialect):
+    """The service of 2022 to 2024."""
 
-    The estimator has no `shots` beside its options: `shots=` becomes `options.default_shots` there,
-    unless that is set.
-    """
-    ready = spec.prepared if spec.params is None else spec.params
-    if ready is not None:
-        return dict(ready)
-    options = dict(spec.options)
-    params: dict[str, Any] = {
-        "version": 2,
-        "support_qiskit": spec.support_qiskit,
-        "pubs": [_v2_pub(pub, spec) for pub in spec.pubs],
-    }
-    if spec.program_id == "estimator":
-        for name in _BESIDE:
-            if name in options:
-                params[name] = options.pop(name)
-        if spec.shots is not None:
-            options.setdefault("default_shots", spec.shots)
-    elif spec.shots is not None:
-        params["shots"] = spec.shots
-    if options:
-        params["options"] = options
-    return params
+    name = "legacy"
+    offers_stream = True
+
+    def headers(self, connection: Connection) -> dict[str, str]:
+        """The service asked for this prefix in the application's name."""
+        return {"x-qx-client-application": f"qiskit-version-2/0.39.2/{connection.application}"}
+
+    def params(self, spec: JobSpec) -> dict[str, Any]:
+        """V1 `circuits`, or the raw payload."""
+        return v1_params(spec)
+
+    def _put_session(self, body: dict[str, Any], session: SessionRef | None) -> None:
+        if session is None:
+            return
+        if session.id is not None:
+            body["session_id"] = session.id
+            return
+        body["start_session"] = True
+        if session.max_ttl is not None:
+            body["session_time"] = session.max_ttl
+
+    def _bind(self, body: dict[str, Any], session: SessionRef | None) -> SessionRef | None:
+        if session is None or session.id is not None:
+            return session
+        return session.model_copy(update={"id": read_id(body.get("session_id") or body.get("id"), "session")})
+
+    def session_body(self, backend: str, mode: str, max_ttl: int | None) -> dict[str, Any] | None:
+        """Nothing to send: the first job opens the session."""
+        return None
 
 
 def v1_params(spec: JobSpec) -> dict[str, Any]:
@@ -77,52 +82,6 @@ def v1_params(spec: JobSpec) -> dict[str, Any]:
     if resilience:
         params["resilience_settings"] = resilience
     return params
-
-
-def check_size(spec: JobSpec) -> None:
-    """Refuse what is over the service's limit, before it travels.
-
-    Raises:
-        InvalidInput: The JSON text of the payload is larger than 50 MB.
-    """
-    # Upper bounds first (a character takes at most six bytes of JSON, a number 25), as they cost
-    # nothing: nearly every payload is far below.
-    bound = 25 * _leaves(spec.options)
-    for pub in spec.pubs:
-        circuit = pub.circuit if isinstance(pub.circuit, str) else pub.circuit["__value__"]
-        bound += 6 * len(circuit) + 100
-        bound += 25 * (_leaves(pub.parameters) + _leaves(pub.observables))
-    if spec.params is None and spec.prepared is None and bound <= MAX_PAYLOAD_BYTES // 2:
-        return
-    size = len(orjson.dumps(v2_params(spec)))
-    if size > MAX_PAYLOAD_BYTES:
-        raise InvalidInput(
-            f"{size / 1e6:.1f} MB of input; the service takes at most {MAX_PAYLOAD_BYTES // 10**6} MB a job",
-            field="pubs" if spec.params is None else "params",
-        )
-
-
-def _leaves(value: Any) -> int:
-    if isinstance(value, list):
-        return sum(map(_leaves, value)) + 1
-    if isinstance(value, dict):
-        return sum(len(key) + _leaves(item) for key, item in value.items()) + 1
-    return len(value) if isinstance(value, str) else 1
-
-
-def _v2_pub(pub: Pub, spec: JobSpec) -> list[Any]:
-    parameters = pub.parameters
-    if isinstance(parameters, list) and not isinstance(pub.circuit, str):
-        parameters = encode_array(parameters)
-    if spec.program_id == "estimator":
-        parts = [pub.circuit, pub.observables, parameters, pub.precision]
-        least = 2
-    else:
-        parts = [pub.circuit, parameters, pub.shots]
-        least = 1
-    while len(parts) > least and parts[-1] is None:
-        parts.pop()
-    return parts
 
 
 def _v1_circuit(pub: Pub, field: str) -> str:

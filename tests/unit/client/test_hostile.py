@@ -1,0 +1,238 @@
+"""Hostile answers, each on every kind of call: bounded in memory, in time, and in how long the network loop stands."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import statistics
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.programs import make_spec
+from prefect_qruntime.client.transport.retrying import RetryDeadlines
+from prefect_qruntime.client.transport.spool import BodyStore
+from prefect_qruntime.errors import QuantumRuntimeError, ServiceUnavailable
+from tests.support.loopback import serving
+
+from .conftest import connection
+
+TIMEOUT = 0.6  # seconds of one exchange
+ONCE = RetryDeadlines(**dict.fromkeys(("token", "read", "wait", "fetch", "change", "submit", "open"), 0.01))
+MIB = 1 << 20
+SPEC = make_spec(["OPENQASM 3.0; qubit q; bit c; c = measure q;"], backend="b")
+TOKEN = b'{"access_token": "tok-Zk39vQx1-not-a-real-one", "expires_in": 3600}'
+GZIP = b"Content-Encoding: gzip\r\n"
+Writer = asyncio.StreamWriter
+
+
+@functools.cache
+def bomb(prefix: bytes, mib: int = 512) -> bytes:
+    """Gzip that unfolds to a valid JSON object with so many MiB of blanks in it."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    blanks = b" " * MIB
+    pieces = [packer.compress(prefix), *(packer.compress(blanks) for _ in range(mib)), packer.compress(b'"z": 1}')]
+    return b"".join([*pieces, packer.flush()])
+
+
+def whole(status: int, body: bytes, more: bytes = b"") -> Callable[[Writer], Any]:
+    async def write(writer: Writer) -> None:
+        writer.write(b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n%s\r\n" % (status, len(body), more) + body)
+        await writer.drain()
+
+    return write
+
+
+async def trickling_body(writer: Writer) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+    while True:
+        writer.write(b" ")
+        await writer.drain()
+        await asyncio.sleep(0.1)
+
+
+async def trickling_headers(writer: Writer) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nX-A: ")
+    while True:
+        writer.write(b"a")
+        await writer.drain()
+        await asyncio.sleep(0.1)
+
+
+async def endless(writer: Writer) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    chunk = b"40000\r\n" + b" " * 0x40000 + b"\r\n"
+    while True:
+        writer.write(chunk)
+        await writer.drain()
+
+
+LAZY: dict[str, Callable[[], Callable[[Writer], Any]]] = {
+    "gzip bomb": lambda: whole(200, bomb(b'{"id": "d1", "jobs": [], "access_token": "abcdefgh",'), GZIP),
+    "gzip bomb as an error": lambda: whole(400, bomb(b'{"errors": [{"message": "x"}],'), GZIP),
+    "gzip bomb as an outage": lambda: whole(503, bomb(b'{"errors": [{"message": "x"}],'), GZIP),
+    "20 MB of text as an error": lambda: whole(403, b"a b c " * 3_500_000),
+    "20 MB of one word as an error": lambda: whole(403, b"a" * 20_000_000),
+    "20 MB of message": lambda: whole(403, b'{"errors": [{"message": "' + b"a b c " * 3_500_000 + b'"}]}'),
+    "900 kB of message": lambda: whole(403, b'{"errors": [{"message": "' + b"Bearer " * 128_000 + b'"}]}'),
+    "20 MB of empty lists": lambda: whole(200, b"[" + b"[]," * 6_600_000 + b"1]"),
+    "a deep nest": lambda: whole(200, b'{"a":' * 100_000 + b"1" + b"}" * 100_000),
+    "a header of 20 MB": lambda: whole(200, b"{}", b"X-Big: " + b"a" * 20_000_000 + b"\r\n"),
+    "500,000 headers": lambda: whole(200, b"{}", b"X: a\r\n" * 500_000),
+    "a body that trickles": lambda: trickling_body,
+    "headers that trickle": lambda: trickling_headers,
+    "an endless body": lambda: endless,
+    "an encoding that was not asked for": lambda: whole(200, b"{}", b"Content-Encoding: br\r\n"),
+    "a cut gzip": lambda: whole(200, zlib.compress(b"{" + b" " * 10_000)[:-8], b"Content-Encoding: deflate\r\n"),
+}
+CALLS: dict[str, tuple[str, Callable[[QuantumRuntimeClient], Any]]] = {
+    "token": ("/identity/token", lambda c: c.authenticate()),
+    "job": ("/api/v1/jobs/d1", lambda c: c.job("d1")),
+    "list": ("/api/v1/jobs", lambda c: c.jobs()),
+    "create": ("/api/v1/jobs", lambda c: c.post_job(SPEC, (), None)),
+    "session": ("/api/v1/sessions", lambda c: c.post_session("b", mode="batch", max_ttl=None)),
+    "result": ("/api/v1/jobs/d1/results", lambda c: c.result("d1", shelf=BodyStore(size_limit=5_000_000))),
+}
+
+
+@dataclass
+class Measured:
+    """What one call cost."""
+
+    error: BaseException | None = None
+    seconds: float = 0.0
+    memory: float = 0.0
+    standstill: float = 0.0
+    asked: list[str] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def hostile(path: str, answer: Callable[[Writer], Any], asked: list[str]) -> Iterator[str]:
+    """A service that gives one path this answer, knows every key, and has finished every job."""
+
+    async def handle(reader: asyncio.StreamReader, writer: Writer) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+                length = head.lower().partition("content-length: ")[2].partition("\r\n")[0]
+                await reader.readexactly(int(length or 0))
+                target = head.split()[1].partition("?")[0]
+                asked.append(head)
+                if target == path:
+                    await answer(writer)
+                elif target == "/identity/token":
+                    await whole(200, TOKEN)(writer)
+                else:
+                    await whole(200, b'{"id": "d1", "status": "Completed"}')(writer)
+        writer.close()
+
+    with serving(handle) as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+def peak() -> float:
+    """The most memory since `reset_peak`, in MiB."""
+    text = Path("/proc/self/status").read_text()
+    return int(text.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+def reset_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def measure(call: str, answer: Callable[[Writer], Any]) -> Measured:
+    """Make the call once, with a pulse beside it on the network loop.
+
+    The pulse reads the CPU time of the loop's own thread, which other processes of a busy machine do not add to.
+    """
+    path, make = CALLS[call]
+    found = Measured()
+    with hostile(path, answer, found.asked) as url:
+        client = QuantumRuntimeClient(
+            connection(base_url=f"{url}/api/v1", iam_url=url, request_timeout=TIMEOUT), patience=ONCE
+        )
+
+        async def story() -> None:
+            async def pulse() -> None:
+                last = time.thread_time()
+                while True:
+                    await asyncio.sleep(0)
+                    now = time.thread_time()
+                    found.standstill, last = max(found.standstill, now - last), now
+
+            beside = asyncio.create_task(pulse())
+            began = time.monotonic()
+            try:
+                await make(client)
+            except QuantumRuntimeError as error:
+                found.error = error
+            found.seconds = time.monotonic() - began
+            beside.cancel()
+
+        reset_peak()
+        before = peak()
+        network_loop().run(story())
+        found.memory = peak() - before
+    return found
+
+
+@pytest.mark.parametrize("name", LAZY)
+@pytest.mark.parametrize("call", CALLS)
+def test_no_answer_takes_more_than_its_share(call: str, name: str) -> None:
+    answer = LAZY[name]()
+    measured = [measure(call, answer)]
+    if measured[0].standstill > 0.05:  # once more, and once more: the middle one counts
+        measured += [measure(call, answer), measure(call, answer)]
+    first = measured[0]
+    assert isinstance(first.error, QuantumRuntimeError)
+    assert len(str(first.error)) < 5_000
+    assert first.seconds <= TIMEOUT + 1
+    assert first.memory <= 150
+    assert statistics.median(one.standstill for one in measured) <= 0.05
+    if call in ("create", "session") and "error" not in name and "message" not in name:
+        assert first.error.advice.kind == "search-first", "it may have been accepted"
+
+
+def test_what_fits_is_read_as_it_is() -> None:
+    body = b'{"id": "d1", "status": "Completed", "tags": ["' + b"x" * 5_000_000 + b'"]}'
+    for encoded, more in (
+        (body, b""),
+        (zlib.compress(body), b"Content-Encoding: deflate\r\n"),
+        (zlib.compress(body)[2:-4], b"Content-Encoding: deflate\r\n"),
+    ):
+        found = measure("job", whole(200, encoded, more))
+        assert found.error is None
+
+
+def test_no_cookie_is_kept_and_no_redirect_followed() -> None:
+    for status in (200, 302, 307):
+        answer = whole(
+            status,
+            b'{"id": "d1", "status": "Completed"}',
+            b"Set-Cookie: a=b; Path=/\r\nLocation: http://127.0.0.2:1/elsewhere\r\n",
+        )
+        asked: list[str] = []
+        with hostile("/api/v1/jobs/d1", answer, asked) as url:
+            client = QuantumRuntimeClient(connection(base_url=f"{url}/api/v1", iam_url=url), patience=ONCE)
+            for _ in range(2):
+                with contextlib.suppress(QuantumRuntimeError):
+                    client.run(client.job("d1"))
+        assert [head.split()[1].partition("?")[0] for head in asked] == ["/identity/token", *["/api/v1/jobs/d1"] * 2]
+        assert not any("cookie" in head.lower() for head in asked)
+
+
+def test_a_job_that_was_not_asked_for_says_nothing_about_ours() -> None:
+    asked: list[str] = []
+    with hostile("/api/v1/jobs/d1", whole(200, b'{"id": "d2", "status": "Completed"}'), asked) as url:
+        client = QuantumRuntimeClient(connection(base_url=f"{url}/api/v1", iam_url=url), patience=ONCE)
+        with pytest.raises(ServiceUnavailable, match="about job d2, not d1") as caught:
+            client.run(client.job("d1"))
+    assert caught.value.advice.may_repeat
