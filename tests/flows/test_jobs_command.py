@@ -8,6 +8,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from prefect import flow
@@ -46,7 +47,8 @@ def by_hand(client: Any, sandbox: Sandbox, *tags: str, ends: str = "Completed") 
     if ends != "Completed":
         sandbox.control.script_job(status=ends)
     spec = make_spec([FLIP], backend=BACKEND)
-    ref = client.run(client.submit(Intent(spec=spec, key_tag=lambda _: "by-hand", tags=tags)))
+    key = f"by-hand-{uuid4().hex}"  # equal keys in one process are one job
+    ref = client.run(client.submit(Intent(spec=spec, key_tag=lambda _: key, tags=tags)))
     sandbox.control.wait_job(ref.id)
     return str(ref.id)
 
