@@ -226,18 +226,18 @@ class Transport:
         headers: Mapping[str, str],
         job_id: str | None,
     ) -> Reply:
+        url, accepted = f"{self.connection.base_url}{path}", None
         try:
-            answer = await self._http.request(
-                method,
-                f"{self.connection.base_url}{path}",
-                params=params,
-                content=content,
-                headers=dict(headers),
-            )
+            async with self._http.stream(method, url, params=params, content=content, headers=dict(headers)) as answer:
+                if method == "POST" and answer.is_success:
+                    accepted = Reply(answer.status_code, dict(answer.headers), b"")
+                await answer.aread()
+                return Reply.of(answer)
         except httpx.HTTPError as exc:
+            if accepted is not None:
+                # The status says that it was accepted, though the body broke off: an unreadable answer, no lost one.
+                return accepted
             failure = no_answer(exc, phase, self.connection.host, job_id)
-        else:
-            return Reply.of(answer)
         # Raised out here, or httpx's exception, which holds the request with its token, would hang on
         # to ours as its context.
         raise failure
