@@ -302,6 +302,7 @@ async def exchange(
     deadline = asyncio.timeout(seconds + len(content or b"") / _SLOWEST)
     body = bytearray()
     values, too_large = 0, ""
+    accepted: Reply | None = None
     try:
         async with (
             deadline,
@@ -315,6 +316,9 @@ async def exchange(
             ) as answer,
         ):
             good = answer.is_success
+            if good and method == "POST":
+                # The status says that it was accepted: a body that breaks off is an unreadable answer, no lost one.
+                accepted = Reply(answer.status_code, dict(answer.headers), b"")
             limit = MOST_BYTES if good else _ERROR_BYTES
             async with contextlib.aclosing(_unfolded(answer, None)) as pieces:
                 async for piece in pieces:
@@ -323,7 +327,11 @@ async def exchange(
                     if len(body) > limit or values > most_values:
                         too_large = f"more than {limit} bytes" if len(body) > limit else f"over {most_values} values"
                         break
-    except TimeoutError:
+    except (TimeoutError, httpx.HTTPError) as error:
+        if accepted is not None:
+            return accepted
+        if isinstance(error, httpx.HTTPError):
+            raise
         kind = httpx.ConnectTimeout if connecting else httpx.ReadTimeout
         raise kind(f"not done within {seconds:g} s") from None
     if too_large:
