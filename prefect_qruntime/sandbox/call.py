@@ -79,6 +79,11 @@ class Call:
             raise invalid(f"{name} must be true or false.")
         return value.lower() == "true"
 
+    @property
+    def mocks(self) -> bool:
+        """Whether mock backends and their jobs are asked for; the parameter may come without a value."""
+        return self.query.get("include_mocks") == "" or bool(self.flag("include_mocks", False))
+
     def whole(self, name: str, default: int, low: int, high: int, *, lenient: bool = False) -> int:
         """Return an integer of the query; a lenient one out of bounds becomes the default."""
         value = self.query.get(name)

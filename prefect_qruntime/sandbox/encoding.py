@@ -9,6 +9,7 @@ import base64
 import binascii
 import io
 import zlib
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
@@ -136,6 +137,11 @@ def array(values: Any) -> dict[str, Any]:
     buffer = io.BytesIO()
     np.save(buffer, values, allow_pickle=False)
     return {"__type__": "ndarray", "__value__": base64.b64encode(zlib.compress(buffer.getvalue())).decode()}
+
+
+def moment(seconds: float) -> dict[str, Any]:
+    """Encode a time in seconds since the epoch."""
+    return {"__type__": "datetime", "__value__": datetime.fromtimestamp(seconds, UTC).isoformat()}
 
 
 def bit_array(values: Any, num_bits: int) -> dict[str, Any]:

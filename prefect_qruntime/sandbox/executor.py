@@ -86,14 +86,25 @@ def executor(params: dict[str, Any], run: Run) -> tuple[dict[str, Any], int]:
 
 
 def _circuits(program: dict[str, Any], version: _Version) -> list[Any]:
+    items = program["items"]
     if not version.placed:
-        read = (encoding.unbase64(item["circuit"]["circuit_b64"]) for item in program["items"])
-        return [encoding.decode_circuits(data)[0] for data in read]
+        return [_from_qpy(item["circuit"], encoding.unbase64(item["circuit"]["circuit_b64"]), 1)[0] for item in items]
     sent = program["circuits"]
     if "data" in sent:
         return [qc.load_qasm3(text) for text in sent["data"]]
     decode: Callable[[Any], bytes] = encoding.inflate if version.packed else encoding.unbase64
-    return encoding.decode_circuits(decode(sent["b64_data"]))
+    return _from_qpy(sent, decode(sent["b64_data"]), sent["num_programs"])
+
+
+def _from_qpy(sent: dict[str, Any], data: bytes, count: int) -> list[Any]:
+    """Decode QPY that must be of the version, and hold the number of circuits, that come with it."""
+    circuits = encoding.decode_circuits(data)
+    # The version is the byte after the mark "QISKIT".
+    if data[6] != sent["qpy_version"]:
+        raise InputError(f"The qpy_version is {sent['qpy_version']}, the data is QPY {data[6]}.")
+    if len(circuits) != count:
+        raise InputError(f"The QPY data holds {len(circuits)} circuits, not {count}.")
+    return circuits
 
 
 def _points(circuit: Any, item: dict[str, Any], seed: int, version: _Version) -> _Points:

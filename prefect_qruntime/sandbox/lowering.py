@@ -80,18 +80,19 @@ class _Lowering:
         self._hidden: dict[Any, list[Any]] = {}
         self._logic = BitLogic(self._bits_of)
         self._clbits: dict[Any, Any] = {}
+        self._stores = False
 
     def run(self) -> Any:
         """Return the rewritten circuit."""
-        from qiskit.circuit import Clbit
+        from qiskit.circuit import CircuitInstruction, Clbit, Measure
 
-        if self._source.num_qubits:
+        same = {bit: bit for bit in (*self._source.qubits, *self._source.clbits)}
+        self._emit(self._source, same)
+        if self._stores and self._source.num_qubits:
             # Aer keeps the classical bits only of circuits that measure something; at the start this changes nothing.
             witness = Clbit()
             self._target.add_bits([witness])
-            self._target.measure(self._source.qubits[0], witness)
-        same = {bit: bit for bit in (*self._source.qubits, *self._source.clbits)}
-        self._emit(self._source, same)
+            self._target.data.insert(0, CircuitInstruction(Measure(), [self._source.qubits[0]], [witness]))
         return self._target
 
     def _emit(self, circuit: Any, places: dict[Any, Any]) -> None:
@@ -248,6 +249,7 @@ class _Lowering:
 
     def _write(self, targets: list[Any], values: Bits) -> None:
         # Aer keeps stores in order with what jumps over them only if the block has qubits, so it is given all.
+        self._stores = True
         self._target.barrier(self._target.qubits)
         for target, value in zip(targets, values, strict=True):
             self._target.store(target, self._expression(value))

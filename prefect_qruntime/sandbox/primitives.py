@@ -31,10 +31,12 @@ def sampler(params: dict[str, Any], run: Run) -> tuple[dict[str, Any], int]:
         raise InputError(f"The meas_type {level} needs support_qiskit: plain JSON has no form for its results.")
     default = params.get("shots") or _twirled_shots(options) or options.get("default_shots") or DEFAULT_SHOTS
     results, total = [], 0
+    shapes: list[tuple[int, ...]] = []
     for number, sent in enumerate(params["pubs"]):
         pub = _sampler_pub(sent, default, run)
         points = max(1, math.prod(pub.shape))
         total += points * pub.shots
+        shapes.append((*pub.shape, pub.shots))
         check_shots(pub.shots, total)
         taken = take_shots(pub.circuit, _rows(pub), pub.shots, run, run.seed + number)
         fields = {
@@ -51,8 +53,22 @@ def sampler(params: dict[str, Any], run: Run) -> tuple[dict[str, Any], int]:
         else:
             results.append({"data": fields, "metadata": meta})
     if encoded:
-        return encoding.primitive_result(results, {"version": 2}), total
+        metadata = {"execution": {"execution_spans": _spans(shapes, run)}, "version": 2}
+        return encoding.primitive_result(results, metadata), total
     return {"results": results, "metadata": {"version": 2}}, total
+
+
+def _spans(shapes: list[tuple[int, ...]], run: Run) -> dict[str, Any]:
+    """Return when each PUB ran, one after another over the job's time on the QPU, in the client's encoding."""
+    sizes = [math.prod(shape) for shape in shapes]
+    spans, done, total = [], 0, max(1, sum(sizes))
+    for number, (shape, size) in enumerate(zip(shapes, sizes, strict=True)):
+        start, stop = (encoding.moment(run.started + run.duration * part / total) for part in (done, done + size))
+        done += size
+        slices = {str(number): [list(shape), 0, size]}
+        span = {"start": start, "stop": stop, "data_slices": slices}
+        spans.append({"__type__": "ExecutionSpan", "__value__": span})
+    return {"__type__": "ExecutionSpans", "__value__": {"spans": spans}}
 
 
 def _twirled_shots(options: dict[str, Any]) -> int | None:

@@ -69,10 +69,9 @@ def list_jobs(call: Call) -> Response:
     if sort not in ("ASC", "DESC"):
         raise invalid("sort must be ASC or DESC.")
     shown = not call.flag("exclude_params", True)
-    mocks = bool(call.flag("include_mocks", False))
     found = [
         job
-        for job in call.service.visible_jobs(call.user, call.instance, query.getlist("tags"), mocks=mocks)
+        for job in call.service.visible_jobs(call.user, call.instance, query.getlist("tags"), mocks=call.mocks)
         if (pending is None or pending is not job.is_terminal)
         and (program is None or job.program_id == program)
         and (backend is None or job.backend == backend)
@@ -197,8 +196,7 @@ def list_backends(call: Call) -> Response:
         return json_response({"devices": service.catalog.names()})
     waits = "wait_time_seconds" in call.query.get("fields", "").split(",")
     settings = service.settings
-    mocks = bool(call.flag("include_mocks", False))
-    devices = service.catalog.devices(waits, settings.queue_time, settings.run_time, mocks=mocks)
+    devices = service.catalog.devices(waits, settings.queue_time, settings.run_time, mocks=call.mocks)
     return json_response({"devices": devices})
 
 

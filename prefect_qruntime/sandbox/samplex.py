@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from prefect_qruntime.sandbox import tensors
 from prefect_qruntime.sandbox.encoding import InputError
 
+# The version within the samplex, which may be escaped JSON in JSON.
+_SSV = re.compile(r'"ssv\\*":\s*\\*"?(\d+)')
 _PARAMETERS = "parameter_values"
 
 
@@ -35,7 +38,10 @@ def draw(item: dict[str, Any], seed: int, packed: bool) -> tuple[Any, dict[str, 
         ) from error
     import numpy as np
 
-    text = item["samplex"]["samplex_json"]
+    text, ssv = item["samplex"]["samplex_json"], item["samplex"]["ssv"]
+    found = _SSV.search(text)
+    if found is not None and int(found[1]) != ssv:
+        raise InputError(f"The ssv is {ssv}, the samplex is of version {found[1]}.")
     try:
         samplex = samplex_from_json(text).finalize()
         inputs = samplex.inputs().make_broadcastable()

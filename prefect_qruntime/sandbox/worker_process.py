@@ -23,7 +23,7 @@ import orjson
 from prefect_qruntime.sandbox.state import CANCELLED, FAILED, RAN_TOO_LONG, Outcome
 
 # A cancelled task that ends by itself within this time leaves the process alive: starting one takes a second.
-_GRACE = 0.3
+_GRACE = 1.0
 _CODE = (
     "import sys\n"
     "lifeline, sys.path[:] = sys.argv[1], sys.argv[2:]\n"

@@ -48,7 +48,7 @@ def _all(call: Call) -> list[dict[str, Any]]:
     service, now = call.service, call.now
     found = [
         job_workload(job, now)
-        for job in service.visible_jobs(call.user, call.instance, [], mocks=bool(call.flag("include_mocks", False)))
+        for job in service.visible_jobs(call.user, call.instance, [], mocks=call.mocks)
         if job.session_id is None
     ]
     found.extend(session_workload(session) for session in service.visible_sessions(call.user, call.instance))

@@ -34,7 +34,11 @@ def test_several_pubs_and_their_kinds(ideal):
     circuits = [isa(ghz(width), ideal) for width in (3, 9, 12)]
     result = SamplerV2(mode=ideal).run(circuits, shots=500).result()
     assert isinstance(result, PrimitiveResult)
-    assert result.metadata == {"version": 2}
+    assert result.metadata["version"] == 2
+    spans = result.metadata["execution"]["execution_spans"]
+    assert [sorted(span.pub_idxs) for span in spans] == [[0], [1], [2]]
+    assert [span.size for span in spans] == [500, 500, 500]
+    assert spans.start <= spans.stop
     for pub, width in zip(result, (3, 9, 12), strict=True):
         assert isinstance(pub, SamplerPubResult)
         assert isinstance(pub.data.meas, BitArray)

@@ -93,6 +93,16 @@ def simple(version, values=(), shape=(), **fields):
     return found if version in ("v0.1", "v0.2") else {**found, "shape": list(shape)}
 
 
+def _samplex():
+    circuit = QuantumCircuit(1, 1)
+    with circuit.box([samplomatic.Twirl()]):
+        circuit.measure(0, 0)
+    return samplex_to_json(samplomatic.build(circuit)[1], ssv=1)
+
+
+SAMPLEX = _samplex()
+
+
 def twirled(version, *, shape, arguments=None, noise=False):
     """A pair of circuit and samplex item: measured and gate-twirled, with a parameter."""
     angle = Parameter("angle")
@@ -223,6 +233,37 @@ def test_unknown_versions_are_refused_by_name(cloud, version):
     assert "schema_version must be one of v0.1, v0.2, v1.0, v1.1, v2.0" in answer.json()["errors"][0]["message"]
 
 
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        (
+            program({**item(turned(), [1.0, 2.0]), "circuit": {**item(turned())["circuit"], "qpy_version": 16}}),
+            "QPY 17",
+        ),
+        (
+            build(
+                "v1.1",
+                (turned(), simple("v1.1", [1, 2])),
+                circuits={"b64_data": encoded(qpy_bytes(turned()), "v1.1"), "qpy_version": 16, "num_programs": 1},
+            ),
+            "QPY 17",
+        ),
+        (
+            build(
+                "v2.0",
+                (turned(), simple("v2.0", [1, 2])),
+                circuits={"b64_data": encoded(qpy_bytes([turned()] * 2), "v2.0"), "qpy_version": 17, "num_programs": 1},
+            ),
+            "2 circuits, not 1",
+        ),
+    ],
+)
+def test_what_is_declared_of_the_data_must_be_so(cloud, fast, params, words):
+    job = cloud.control.wait_job(cloud.job_id(program="executor", params=params, loose=True))
+    assert job["status"] == "Failed"
+    assert words in job["reason"]
+
+
 def run(cloud, params):
     """Run params that the document need not know."""
     job = cloud.control.wait_job(cloud.job_id(program="executor", params=params, loose=True))
@@ -317,6 +358,7 @@ def test_noise_that_a_samplex_injects(cloud, fast):
     ("change", "words"),
     [
         ({"samplex": {"ssv": 1, "samplex_json": "{}"}}, "samplex or its arguments"),
+        ({"samplex": {"ssv": 2, "samplex_json": SAMPLEX}}, "the samplex is of version 1"),
         ({"samplex_arguments": {}}, "lacks arguments"),
         ({"samplex_arguments": {"parameter_values": tensor([1.0, 2.0], "v1.0")}}, "samplex or its arguments"),
         ({"shape": [0]}, "no point"),

@@ -11,6 +11,9 @@ def test_mock_backends_are_listed_on_request(cloud, legacy):
     shown = cloud("GET", "/backends", params={"include_mocks": "true"}).json()["devices"]
     assert [device["name"] for device in shown if device.get("class") == "mock"] == MOCKS
     assert len(shown) == 8
+    bare = cloud.http.get(f"{cloud.sandbox.base_url()}/backends?include_mocks", headers=cloud.headers)
+    assert len(bare.json()["devices"]) == 8
+    assert code(cloud("GET", "/backends", loose=True, params={"include_mocks": "perhaps"})) == (400, 1208)
     assert not [device for device in cloud("GET", "/backends").json()["devices"] if "class" in device]
     assert not set(MOCKS) & set(cloud("GET", "/instance").json()["backends"])
     assert not set(MOCKS) & set(legacy("GET", "/backends").json()["devices"])

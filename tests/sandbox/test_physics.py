@@ -6,6 +6,7 @@ import math
 import time
 import zlib
 from collections import Counter
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -236,6 +237,27 @@ def test_encoded_sampler_result(cloud, fast):
     assert (bits["__type__"], bits["__value__"]["num_bits"]) == ("BitArray", 10)
     array = decode_array(bits["__value__"]["array"])
     assert (array.dtype, array.tolist()) == (np.uint8, [[2, 1]] * 3)
+
+
+def test_encoded_sampler_results_say_when_each_pub_ran(cloud, fast):
+    fast.control.set_times(queue_time=0, run_time=4)
+    fast.control.set_clock_scale(20)
+    circuit = QuantumCircuit(1, 1)
+    circuit.measure(0, 0)
+    params = {
+        "pubs": [[encode_circuit(circuit), None, 10], [encode_circuit(circuit), None, 30]],
+        "support_qiskit": True,
+    }
+    result = cloud.run(params=params)
+    spans = result["__value__"]["metadata"]["execution"]["execution_spans"]
+    assert spans["__type__"] == "ExecutionSpans"
+    found = [span["__value__"] for span in spans["__value__"]["spans"]]
+    assert [span["data_slices"] for span in found] == [{"0": [[10], 0, 10]}, {"1": [[30], 0, 30]}]
+    (job,) = cloud.control.jobs()
+    moments = [
+        datetime.fromisoformat(span[name]["__value__"]).timestamp() for span in found for name in ("start", "stop")
+    ]
+    assert moments == pytest.approx([job["started"] + share for share in (0, 1, 1, 4)], abs=0.001)
 
 
 def test_encoded_parameters_and_estimator_result(cloud, fast):
