@@ -22,7 +22,7 @@ from prefect_qruntime.client.failures import Phase
 from prefect_qruntime.client.transport.auth import TokenSource
 from prefect_qruntime.client.transport.in_flight import InFlightCreate, current_in_flight
 from prefect_qruntime.client.transport.replies import Reply, accepted, no_answer, refuses_token
-from prefect_qruntime.client.transport.retrying import RetryDeadlines, repeat
+from prefect_qruntime.client.transport.retrying import RetryDeadlines, odd_answers, repeat
 from prefect_qruntime.client.transport.spool import BodyStore, StoredBody, receive
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.redact import get_logger
@@ -85,6 +85,7 @@ class Transport:
         self._lanes = asyncio.Semaphore(_CONNECTIONS)
         # Large results take minutes each; looks and creates must get through beside them.
         self._slow_lanes = asyncio.Semaphore(_CONNECTIONS - 2)
+        self._odd_answers = odd_answers()
         self._headers = {"Accept": "application/json", **headers}
 
     @property
@@ -142,7 +143,9 @@ class Transport:
                 raise
 
         with in_flight.waiting() if in_flight else contextlib.nullcontext():
-            return await repeat(once, phase=phase, patience=self.patience, what=f"{method} {path}")
+            return await repeat(
+                once, phase=phase, patience=self.patience, what=f"{method} {path}", logged=self._odd_answers
+            )
 
     async def download(
         self, path: str, *, shelf: BodyStore, name: str, accept: tuple[int, ...] = (), job_id: str | None = None
@@ -178,7 +181,7 @@ class Transport:
             job_url = self.connection.job_url(job_id) if job_id else None
             return accepted(found, question, accept=accept, job_id=job_id, job_url=job_url)
 
-        return await repeat(once, phase="fetch", patience=self.patience, what=f"GET {path}")
+        return await repeat(once, phase="fetch", patience=self.patience, what=f"GET {path}", logged=self._odd_answers)
 
     async def _received(
         self, path: str, headers: Mapping[str, str], shelf: BodyStore, name: str, job_id: str | None

@@ -141,7 +141,9 @@ class Subscription:
         elif error is not None and not error.advice.may_repeat:
             return self.fail(error)
         if self.plan.missed(error.advice.seconds if error else None) and error is not None:
-            self._warn("no answer about the job for now, waiting on: %s", error)
+            # A foreign answer was logged by the transport when it was first seen.
+            why = "" if error.details.get("foreign") else f": {error}"
+            self._warn("no answer about job %s for now, waiting on%s", self.job_id, why)
         return self.expire(now)
 
     def fail(self, error: BaseException) -> None:
