@@ -18,9 +18,9 @@ from hypothesis import example, given, settings, strategies as st
 from prefect_qruntime.client.parsing import parse_job
 from prefect_qruntime.client.waiting.follow import follow_job
 from prefect_qruntime.client.waiting.job_list import Page
-from prefect_qruntime.client.waiting.lookups import Stream
 from prefect_qruntime.client.waiting.plan import Deadlines, PollIntervals, PollSchedule
 from prefect_qruntime.client.waiting.poller import JobPoller
+from prefect_qruntime.client.waiting.subscription import Stream
 from prefect_qruntime.client.waiting.websocket import Ending
 from prefect_qruntime.errors import (
     JobTimeout,
