@@ -224,9 +224,9 @@ def error_for(
     """Turn an answer that is no success into the typed error of the failure table."""
     phase = question.phase
     owner = whose(question, reply.status, reply.content)
-    body = parse_error(reply.content) if owner == "service" else _foreign(reply)
+    body = parse_error(reply.content) if owner == "service" else ErrorBody(_foreign(reply, phase))
     verdict = judge(phase, reply.status, body.code, retry_after_seconds(reply.headers), owner=owner)
-    message = f"{_WHAT[phase]}: {body.message}"
+    message = f"{_WHAT[phase]}: {body.message}" if owner == "service" else body.message
     solution = body.solution
     details: dict[str, Any] = {} if owner == "service" else {"foreign": True}
     if verdict.advice == SEARCH_FIRST:
@@ -256,8 +256,19 @@ def error_for(
     )
 
 
-def _foreign(reply: Reply) -> ErrorBody:
-    """What an answer looks like that is not the service's own."""
+_ASKED = {
+    "token": "the token request",
+    "read": "the request",
+    "submit": "the submission",
+    "open": "the request for a session",
+    "wait": "the request for the job's state",
+    "fetch": "the request for the results",
+    "change": "the change",
+}
+
+
+def _foreign(reply: Reply, phase: Phase) -> str:
+    """Say what an answer looks like that is not the service's own."""
     text = redact(Reply(0, {}, reply.content[: 20 * _TEXT_LIMIT]).text.strip())
     if 300 <= reply.status < 400:
         seen = "redirects elsewhere, which is not followed"
@@ -268,7 +279,7 @@ def _foreign(reply: Reply) -> ErrorBody:
         seen = f"is a page titled {title[1].strip()[:100]!r}" if title else f"is a page: {text[:100]!r}"
     else:
         seen = f"reads {text[:200]!r}"
-    return ErrorBody(f"something in between answered instead of the service (HTTP {reply.status}): the answer {seen}")
+    return f"something in between answered {_ASKED[phase]} instead of the service (HTTP {reply.status}): it {seen}."
 
 
 def no_answer(exc: httpx.HTTPError, phase: Phase, host: str, job_id: str | None = None) -> QuantumRuntimeError:
