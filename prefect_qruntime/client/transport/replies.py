@@ -237,10 +237,11 @@ def error_for(
     if phase == "token" and owner == "service" and body.code == "BXNIM0415E":
         message = "API key not found."
         solution = "Check `api_key` of the credentials block; make a new key in IBM Cloud under Manage > Access."
-    elif 300 <= reply.status < 400:
-        solution = "If this lasts, check `iam_url`." if phase == "token" else "If this lasts, check `base_url`."
     elif reply.status == 407:
         solution = "If this lasts, check `proxy` of the credentials block."
+    elif owner == "other" and reply.status < 500:
+        address = "iam_url" if phase == "token" else "base_url"
+        solution = f"If this lasts, check `{address}`, and the proxy, VPN or firewall on the way."
     elif body.code in (1352, "1352"):
         solution = solution or "Use mode='batch' or single jobs: this plan has no dedicated sessions."
     return verdict.error(
@@ -290,6 +291,14 @@ def no_answer(exc: httpx.HTTPError, phase: Phase, host: str, job_id: str | None 
             f"the certificate of {host} is not trusted: {text}",
             solution="Set ca_file of the credentials block to your organisation's CA bundle.",
             advice=NEVER,
+        )
+    if isinstance(exc, httpx.UnsupportedProtocol) or "Illegal header value" in text:
+        return ServiceUnavailable(
+            f"the request to {host} cannot be made: {text}",
+            solution="Check the fields of the credentials block for blanks and other odd characters.",
+            advice=NEVER,
+            job_id=job_id,
+            sent=False,
         )
     sent = not isinstance(exc, _NOT_SENT)
     return ServiceUnavailable(

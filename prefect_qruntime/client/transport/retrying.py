@@ -100,12 +100,13 @@ async def repeat(
     def tell(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         pause = state.next_action.sleep if state.next_action else 0.0
-        level = logging.INFO
+        level, said = logging.INFO, str(error)
         if isinstance(error, QuantumRuntimeError) and error.details.get("foreign"):
             # Worth a warning, as it may last: but one, however many requests meet it.
             level = logging.DEBUG if error.message in known else logging.WARNING
             known[error.message] = None
-        log.log(level, "%s: %s; trying again in %.1f s", what, error, pause)
+            said = f"{error.message} {error.solution or ''}".strip()
+        log.log(level, "%s: %s Trying again in %.1f s.", what, said if said.endswith(".") else f"{said}.", pause)
 
     retrying = AsyncRetrying(
         retry=retry_if_exception(_may_repeat),
