@@ -194,12 +194,14 @@ class QuantumRuntimeError(Exception):
         return _rebuild, (type(self), self.message, self.fields)
 
     def __str__(self) -> str:
-        """What happened · why · what to do · where to look."""
+        """What happened. Why. What to do. (Marks for the support) and where to look."""
         parts = [self.message]
         if self.reason and self.reason not in self.message:
             parts.append(self.reason)
         if self.solution and self.solution not in self.message:
             parts.append(self.solution)
+        # The service's own words often come without a stop.
+        parts[:-1] = [part if part.endswith((".", "!", "?", ":")) else f"{part}." for part in parts[:-1]]
         marks = [
             f"{label} {value}"
             for label, value in (("HTTP", self.status), ("code", self.code), ("trace", self.trace_id))

@@ -33,7 +33,8 @@ HALL = (
     *("blocks", "operations", "cli"),
 )
 CLIENT = (
-    *("network_loop", "connection", "failures", "parsing", "transport", "encodings", "inputs", "programs", "dialects"),
+    *("network_loop", "connection", "failures", "answers", "parsing", "transport", "encodings"),
+    *("inputs", "programs", "dialects"),
     *("service", "results", "waiting", "payload_check"),
     *("submission_memory", "submission_core", "session_core", "submission", "sessions"),
     *("fetching", "client"),

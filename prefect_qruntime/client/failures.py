@@ -2,7 +2,7 @@
 
 Everything that asks "may I send this again?" reads this module: the transport, the submission, the waiting and,
 through the advice an error carries, Prefect's task retries. The first rule that fits decides; `docs/failures.md` shows
-the same rules in words, in this order. Whose an answer is tells `answers`.
+the same rules in words, in this order (`tools/failure_table.py` writes it). Whose an answer is tells `answers`.
 
 Facts: the status codes of IBM's OpenAPI document, the code list of the old error registry and its present-day texts.
 If those are silent, money decides: a read is repeated, a create is not.

@@ -227,7 +227,6 @@ def test_the_result_of_a_job_under_way(world: World) -> None:
         (400, InvalidInput),
         (403, PermissionDenied),
         (404, NotFound),
-        (302, QuantumRuntimeError),
         (405, QuantumRuntimeError),
     ],
 )

@@ -28,7 +28,7 @@ from prefect_qruntime.client.failures import Phase
 from prefect_qruntime.client.transport.auth import TokenSource
 from prefect_qruntime.client.transport.in_flight import IN_FLIGHT, InFlightCreate
 from prefect_qruntime.client.transport.replies import Reply, accepted, no_answer, refuses_token
-from prefect_qruntime.client.transport.retrying import RetryDeadlines, repeat
+from prefect_qruntime.client.transport.retrying import RetryDeadlines, odd_answers, repeat
 from prefect_qruntime.client.transport.spool import MOST_VALUES, BodyStore, StoredBody, exchange, receive
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError, ServiceUnavailable
 from prefect_qruntime.redact import get_logger, redact, register_secret
@@ -143,6 +143,7 @@ class Transport:
         self._lanes = asyncio.Semaphore(_CONNECTIONS)
         # Large results take minutes each; looks and creates must get through beside them.
         self._slow_lanes = asyncio.Semaphore(_CONNECTIONS - 2)
+        self._odd_answers = odd_answers()
         self._headers = {"Accept": "application/json", **headers}
 
     @property
@@ -206,7 +207,9 @@ class Transport:
         more = {} if content is None else {"Content-Type": "application/json"}
         once = functools.partial(self._accepted, send, Question(phase, method, path), accept, job_id, more, in_flight)
         with in_flight.waiting() if in_flight else contextlib.nullcontext():
-            return await repeat(once, phase=phase, patience=self.patience, what=f"{method} {path}")
+            return await repeat(
+                once, phase=phase, patience=self.patience, what=f"{method} {path}", logged=self._odd_answers
+            )
 
     async def download(
         self, path: str, *, shelf: BodyStore, name: str, accept: tuple[int, ...] = (), job_id: str | None = None
@@ -235,7 +238,7 @@ class Transport:
             seconds=self.connection.request_timeout,
         )
         once = functools.partial(self._accepted, send, Question("fetch", "GET", path), accept, job_id, {}, None)
-        return await repeat(once, phase="fetch", patience=self.patience, what=f"GET {path}")
+        return await repeat(once, phase="fetch", patience=self.patience, what=f"GET {path}", logged=self._odd_answers)
 
     async def _accepted(
         self,

@@ -224,9 +224,9 @@ def error_for(
     """Turn an answer that is no success into the typed error of the failure table."""
     phase = question.phase
     owner = whose(question, reply.status, reply.content)
-    body = parse_error(reply.content) if owner == "service" else _foreign(reply)
+    body = parse_error(reply.content) if owner == "service" else ErrorBody(_foreign(reply, phase))
     verdict = judge(phase, reply.status, body.code, retry_after_seconds(reply.headers), owner=owner)
-    message = f"{_WHAT[phase]}: {body.message}"
+    message = f"{_WHAT[phase]}: {body.message}" if owner == "service" else body.message
     solution = body.solution
     details: dict[str, Any] = {} if owner == "service" else {"foreign": True}
     if verdict.advice == SEARCH_FIRST:
@@ -237,10 +237,11 @@ def error_for(
     if phase == "token" and owner == "service" and body.code == "BXNIM0415E":
         message = "API key not found."
         solution = "Check `api_key` of the credentials block; make a new key in IBM Cloud under Manage > Access."
-    elif 300 <= reply.status < 400:
-        solution = "If this lasts, check `iam_url`." if phase == "token" else "If this lasts, check `base_url`."
     elif reply.status == 407:
         solution = "If this lasts, check `proxy` of the credentials block."
+    elif owner == "other" and reply.status < 500:
+        address = "iam_url" if phase == "token" else "base_url"
+        solution = f"If this lasts, check `{address}`, and the proxy, VPN or firewall on the way."
     elif body.code in (1352, "1352"):
         solution = solution or "Use mode='batch' or single jobs: this plan has no dedicated sessions."
     return verdict.error(
@@ -256,8 +257,19 @@ def error_for(
     )
 
 
-def _foreign(reply: Reply) -> ErrorBody:
-    """What an answer looks like that is not the service's own."""
+_ASKED = {
+    "token": "the token request",
+    "read": "the request",
+    "submit": "the submission",
+    "open": "the request for a session",
+    "wait": "the request for the job's state",
+    "fetch": "the request for the results",
+    "change": "the change",
+}
+
+
+def _foreign(reply: Reply, phase: Phase) -> str:
+    """Say what an answer looks like that is not the service's own."""
     text = redact(Reply(0, {}, reply.content[: 20 * _TEXT_LIMIT]).text.strip())
     if 300 <= reply.status < 400:
         seen = "redirects elsewhere, which is not followed"
@@ -268,7 +280,7 @@ def _foreign(reply: Reply) -> ErrorBody:
         seen = f"is a page titled {title[1].strip()[:100]!r}" if title else f"is a page: {text[:100]!r}"
     else:
         seen = f"reads {text[:200]!r}"
-    return ErrorBody(f"something in between answered instead of the service (HTTP {reply.status}): the answer {seen}")
+    return f"something in between answered {_ASKED[phase]} instead of the service (HTTP {reply.status}): it {seen}."
 
 
 def no_answer(exc: httpx.HTTPError, phase: Phase, host: str, job_id: str | None = None) -> QuantumRuntimeError:
@@ -279,6 +291,14 @@ def no_answer(exc: httpx.HTTPError, phase: Phase, host: str, job_id: str | None 
             f"the certificate of {host} is not trusted: {text}",
             solution="Set ca_file of the credentials block to your organisation's CA bundle.",
             advice=NEVER,
+        )
+    if isinstance(exc, httpx.UnsupportedProtocol) or "Illegal header value" in text:
+        return ServiceUnavailable(
+            f"the request to {host} cannot be made: {text}",
+            solution="Check the fields of the credentials block for blanks and other odd characters.",
+            advice=NEVER,
+            job_id=job_id,
+            sent=False,
         )
     sent = not isinstance(exc, _NOT_SENT)
     return ServiceUnavailable(

@@ -1,20 +1,22 @@
-"""How a single call is repeated: tenacity, driven by the advice an error carries."""
+"""Repeat a single call: tenacity, driven by the advice that an error carries."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from cachetools import TTLCache
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_before_delay
 
 from prefect_qruntime.client.failures import Phase
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.redact import get_logger
 
-__all__ = ["RetryDeadlines", "repeat"]
+__all__ = ["RetryDeadlines", "odd_answers", "repeat"]
 
 T = TypeVar("T")
 log = get_logger(__name__)
@@ -22,7 +24,7 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RetryDeadlines:
-    """How long, in seconds, a call of each phase goes on repeating before it gives up.
+    """How many seconds a call of each phase is repeated before it gives up.
 
     `wait` is short because the waiting loop above it outlives outages by itself. `submit` and `open`
     are long because only refusals that accepted nothing (429, connection refused) are repeated there,
@@ -42,6 +44,11 @@ class RetryDeadlines:
     def of(self, phase: Phase) -> float:
         """Seconds for `phase`."""
         return float(getattr(self, phase))
+
+
+def odd_answers() -> MutableMapping[str, None]:
+    """A memory of the foreign answers that were logged a short while ago, so that each is logged once."""
+    return TTLCache(maxsize=64, ttl=600.0)
 
 
 def _may_repeat(error: BaseException) -> bool:
@@ -73,17 +80,33 @@ async def repeat(
     patience: RetryDeadlines,
     what: str,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    logged: MutableMapping[str, None] | None = None,
 ) -> T:
-    """Run `call`, again while its error advises so and the phase's patience lasts.
+    """Run `call`, again while its error advises so and the phase's time lasts.
+
+    Args:
+        call: One attempt.
+        phase: What it is for.
+        patience: How long to repeat.
+        what: Names the call in the log.
+        sleep: For the pauses.
+        logged: The foreign answers that were logged already.
 
     Raises:
         QuantumRuntimeError: The last error, unchanged.
     """
+    known = logged if logged is not None else odd_answers()
 
     def tell(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         pause = state.next_action.sleep if state.next_action else 0.0
-        log.info("%s: %s; trying again in %.1f s", what, error, pause)
+        level, said = logging.INFO, str(error)
+        if isinstance(error, QuantumRuntimeError) and error.details.get("foreign"):
+            # Worth a warning, as it may last: but one, however many requests meet it.
+            level = logging.DEBUG if error.message in known else logging.WARNING
+            known[error.message] = None
+            said = f"{error.message} {error.solution or ''}".strip()
+        log.log(level, "%s: %s Trying again in %.1f s.", what, said if said.endswith(".") else f"{said}.", pause)
 
     retrying = AsyncRetrying(
         retry=retry_if_exception(_may_repeat),

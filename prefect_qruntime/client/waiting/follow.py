@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Literal, Protocol
 
-from prefect_qruntime.client.waiting.lookups import Stream
 from prefect_qruntime.client.waiting.plan import Deadlines, PollIntervals, PollSchedule
 from prefect_qruntime.client.waiting.poller import JobPoller
-from prefect_qruntime.client.waiting.subscription import Expired
+from prefect_qruntime.client.waiting.subscription import Expired, Stream
 from prefect_qruntime.errors import JobTimeout, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobStatus
 

@@ -14,7 +14,7 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextvars import Context
 from typing import Any, Protocol
 
@@ -22,21 +22,91 @@ from cachetools import LRUCache
 
 from prefect_qruntime.client.parsing import listed_moments, listed_whole
 from prefect_qruntime.client.waiting.job_list import LARGEST_PAGE, JobListBreaker, JobListPager, Page
-from prefect_qruntime.client.waiting.lookups import LookupQueue, Sockets, Stream
 from prefect_qruntime.client.waiting.plan import PollLimits, PollSchedule, TimerQueue, TokenBucket
-from prefect_qruntime.client.waiting.subscription import Subscription
+from prefect_qruntime.client.waiting.subscription import Sockets, Stream, Subscription
 from prefect_qruntime.client.waiting.websocket import Ending, JobStream
 from prefect_qruntime.errors import NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobStatus
 from prefect_qruntime.redact import get_logger
 
-__all__ = ["JobPoller"]
+__all__ = ["JobPoller", "LookupQueue"]
 
 log = get_logger(__name__)
 
 _REMEMBERED = 10_000  # jobs that this process submitted or saw
 _TICK = 1e-6  # seconds; less may be lost in rounding and turn in circles
 _LATE = 0.9  # seconds past the deadline for which a lookup that began near it is still awaited
+
+
+class LookupQueue:
+    """Looks jobs up one by one and reports each outcome.
+
+    Args:
+        look: Asks the service.
+        told: Called with the job's id and the job, or the error instead.
+        lanes: Lookups in flight at once, unless `freely`.
+        throttle: How many a second, unless `freely`.
+    """
+
+    def __init__(
+        self,
+        look: Callable[[str], Awaitable[Job]],
+        told: Callable[[str, Job | Exception], None],
+        *,
+        lanes: int,
+        throttle: TokenBucket,
+    ) -> None:
+        self.queue: dict[str, None] = {}  # in order, each once
+        self.flying: dict[str, asyncio.Task[None]] = {}
+        self._look = look
+        self._told = told
+        self._lanes = lanes
+        self._throttle = throttle
+
+    def ask(self, job_id: str, *, at_once: bool = False) -> None:
+        """Look a job up in its turn, or at once."""
+        if at_once:
+            self.queue.pop(job_id, None)
+            self._fly(job_id)
+        elif job_id not in self.flying:
+            self.queue[job_id] = None
+
+    def withdraw(self, job_id: str) -> None:
+        """Take a job out of the queue: it was answered for otherwise."""
+        self.queue.pop(job_id, None)
+
+    def forget(self, job_id: str) -> None:
+        """Take a job out of the queue and cancel its lookup: no wait is left for it."""
+        self.queue.pop(job_id, None)
+        if (flight := self.flying.pop(job_id, None)) is not None:
+            flight.cancel()
+
+    def start(self, now: float, *, freely: bool) -> float:
+        """Begin as many lookups as allowed. Returns the seconds until another may begin."""
+        while self.queue and (freely or len(self.flying) < self._lanes):
+            if not freely:
+                if (delay := self._throttle.wait(now)) > 0:
+                    return delay
+                self._throttle.take(now)
+            job_id = next(iter(self.queue))
+            del self.queue[job_id]
+            self._fly(job_id)
+        return math.inf
+
+    def _fly(self, job_id: str) -> None:
+        if job_id not in self.flying:
+            self.flying[job_id] = asyncio.get_running_loop().create_task(self._flight(job_id))
+
+    async def _flight(self, job_id: str) -> None:
+        outcome: Job | Exception
+        try:
+            outcome = await self._look(job_id)
+        except Exception as error:
+            outcome = error
+        finally:
+            if self.flying.get(job_id) is asyncio.current_task():  # a forgotten one may have a successor
+                del self.flying[job_id]
+        self._told(job_id, outcome)
 
 
 class _Service(Protocol):

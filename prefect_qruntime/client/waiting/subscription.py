@@ -1,23 +1,27 @@
-"""One wait as the `JobPoller` keeps it, and the queue from which its caller takes events."""
+"""One wait as the `JobPoller` keeps it, the queue from which its caller takes events, and its share of websockets."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal, Protocol
 
 from prefect_qruntime.client.failures import is_refusal
 from prefect_qruntime.client.waiting.plan import PollSchedule
-from prefect_qruntime.client.waiting.websocket import JobStream
+from prefect_qruntime.client.waiting.websocket import Ending, JobStream
 from prefect_qruntime.errors import NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job
 from prefect_qruntime.redact import get_logger
 
-__all__ = ["Expired", "Seen", "Subscription"]
+__all__ = ["Expired", "Seen", "Sockets", "Stream", "Subscription"]
 
 log = get_logger(__name__)
+
+Stream = Literal["auto", "always", "never"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +145,9 @@ class Subscription:
         elif error is not None and not error.advice.may_repeat:
             return self.fail(error)
         if self.plan.missed(error.advice.seconds if error else None) and error is not None:
-            self._warn("no answer about the job for now, waiting on: %s", error)
+            # A foreign answer was logged by the transport when it was first seen.
+            why = "" if error.details.get("foreign") else f": {error}"
+            self._warn("no answer about job %s for now, waiting on%s", self.job_id, why)
         return self.expire(now)
 
     def fail(self, error: BaseException) -> None:
@@ -156,3 +162,62 @@ class Subscription:
     def _warn(self, text: str, *values: object) -> None:
         # In the caller's context, by which Prefect knows whose log it is.
         self._context.run(log.warning, text, *values)
+
+
+class _SocketService(Protocol):
+    """What sockets need of the service."""
+
+    def job_stream(self, job_id: str, wake: Callable[[], None], stream: Stream) -> JobStream | None: ...
+
+    def stream_ended(self, ending: Ending) -> None: ...
+
+
+class Sockets:
+    """Gives websockets to waits, up to a limit; the other waits are polled until one is free.
+
+    Args:
+        service: The calls of the service.
+        limit: Most sockets at once.
+        hurry: Called with a wait whose job should be polled now.
+    """
+
+    def __init__(self, service: _SocketService, *, limit: int, hurry: Callable[[Subscription], None]) -> None:
+        self.open = 0
+        self.waiting: dict[Subscription, Stream] = {}
+        self._service = service
+        self._limit = limit
+        self._hurry = hurry
+
+    def listen(self, watch: Subscription, stream: Stream) -> None:
+        """Give the wait a websocket, now or once one is free, if the service has them."""
+        if stream == "never":
+            return
+        if self.open >= self._limit:
+            self.waiting[watch] = stream
+            return
+        socket = self._service.job_stream(watch.job_id, lambda: self._hurry(watch), stream)
+        if socket is not None:
+            self.open += 1
+            watch.socket = socket
+            watch.listener = asyncio.create_task(self._follow(watch, socket))
+            watch.listener.add_done_callback(lambda _: self._free())
+
+    async def close(self, watch: Subscription) -> None:
+        """Close the wait's websocket."""
+        self.waiting.pop(watch, None)
+        if watch.listener is not None:
+            watch.listener.cancel()
+            await asyncio.wait([watch.listener])  # unlike `await listener`, this keeps a cancellation of ours
+
+    async def _follow(self, watch: Subscription, socket: JobStream) -> None:
+        try:
+            self._service.stream_ended(await socket.follow())
+        except Exception:  # the socket only saves time: whatever breaks there must not end the wait
+            log.debug("the websocket failed", exc_info=True)
+        self._hurry(watch)
+
+    def _free(self) -> None:
+        self.open -= 1
+        while self.waiting and self.open < self._limit:
+            watch = next(iter(self.waiting))
+            self.listen(watch, self.waiting.pop(watch))

@@ -291,3 +291,12 @@ def test_an_untrusted_certificate_is_not_tried_again() -> None:
     error = no_answer(exc, "token", "iam.cloud.ibm.com")
     assert str(error.advice) == "never"
     assert "ca_file" in str(error.solution)
+
+
+@pytest.mark.parametrize(
+    "exc", [httpx.LocalProtocolError("Illegal header value b'nightly '"), httpx.UnsupportedProtocol("no http")], ids=str
+)
+def test_a_request_that_cannot_be_made_was_not_sent_and_is_not_repeated(exc: httpx.HTTPError) -> None:
+    for phase in ("submit", "wait"):
+        error = no_answer(exc, phase, "host:1")  # type: ignore[arg-type]
+        assert (str(error.advice), error.sent) == ("never", False)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http
+import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.datastructures import Headers
+from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from prefect_qruntime.client.connection import Connection
@@ -309,3 +312,42 @@ async def test_cancelled_it_leaves_a_silent_server_at_once() -> None:
         assert following.cancelled()
         assert time.monotonic() - began < 0.5
         gone.set()
+
+
+async def test_a_flood_is_given_up_and_holds_nothing_up() -> None:
+    async def flood(socket: ServerConnection) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            for number in itertools.count():
+                await socket.send("x" * 100)
+                if number % 200 == 0:  # the server shares this loop
+                    await asyncio.sleep(0)
+
+    ticks: list[float] = []
+
+    async def tick() -> None:
+        while True:
+            ticks.append(time.monotonic())
+            await asyncio.sleep(0.005)
+
+    async with serving(flood) as seen:
+        ticking = asyncio.create_task(tick())
+        began = time.monotonic()
+        async with asyncio.timeout(5):
+            assert await seen.stream.follow() == "given-up"
+        ticking.cancel()
+    assert time.monotonic() - began < 2
+    assert len(seen.wakes) <= 102
+    assert len(seen.requests) == 1
+    assert max((after - before for before, after in itertools.pairwise(ticks)), default=0.0) < 0.5
+
+
+async def test_messages_at_a_bearable_pace_are_no_flood() -> None:
+    async def talk(socket: ServerConnection) -> None:
+        for _ in range(8):
+            await socket.send("interim")
+            await asyncio.sleep(0.02)
+        await socket.close(1000)
+
+    settings = StreamSettings(open_timeout=2.0, burst=3.0, rate=1000.0)
+    async with serving(talk, settings=settings) as seen:
+        assert await seen.stream.follow() == "done"
