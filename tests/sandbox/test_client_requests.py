@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from datetime import UTC, datetime
 from typing import Any
 
@@ -115,6 +116,8 @@ def test_submissions(client: QuantumRuntimeClient, seen: Seen, name: str) -> Non
 
 
 def test_everything_else(client: QuantumRuntimeClient, seen: Seen) -> None:
+    numbers = itertools.count()
+
     async def all_calls() -> None:
         await client.backends()
         await client.backend_status("sandbox_ideal")
@@ -149,7 +152,8 @@ def test_everything_else(client: QuantumRuntimeClient, seen: Seen) -> None:
 
     async def self_made(session: SessionRef | None, backend: str = "sandbox_ideal") -> JobRef:
         spec = make_spec(BELL, backend=backend, shots=5)
-        return await client.submit(Intent(spec, lambda g: f"qr-key:s{g}", tags=("qr-flow:x",), session=session))
+        key = f"qr-key:s{next(numbers)}"
+        return await client.submit(Intent(spec, lambda g: f"{key}{g}", tags=("qr-flow:x",), session=session))
 
     client.run(all_calls())
     kinds = seen.check()
