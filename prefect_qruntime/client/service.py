@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 import httpx
+from cachetools import LRUCache
 
 from prefect_qruntime.client import parsing
 from prefect_qruntime.client.connection import Connection, check_id, check_name
@@ -28,6 +29,7 @@ __all__ = ["Service"]
 
 _PAGE = 200  # the service's largest page; out of range it silently falls back to it
 _MOST_PAGES = 50
+_SESSIONS = 1000  # of which the jobs are remembered
 _CANCEL_LOOKS = (0.1, 0.2, 0.4, 0.8, 1.5, 2.0)  # seconds between the looks after a cancel
 
 
@@ -50,7 +52,7 @@ class Service:
         )
         self.stream_refused = -math.inf
         """When this host refused a websocket last, on the monotonic clock; for a while it is not asked again."""
-        self._unfinished: dict[str, set[str]] = {}
+        self._unfinished: LRUCache[str, set[str]] = LRUCache(_SESSIONS)
         """Jobs bought here, by session, that were not seen at their end yet: a list may not show them yet."""
 
     def __repr__(self) -> str:

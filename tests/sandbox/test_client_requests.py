@@ -115,6 +115,8 @@ def test_submissions(client: QuantumRuntimeClient, seen: Seen, name: str) -> Non
 
 
 def test_everything_else(client: QuantumRuntimeClient, seen: Seen) -> None:
+    numbers = itertools.count()
+
     async def all_calls() -> None:
         await client.backends()
         await client.backend_status("sandbox_ideal")

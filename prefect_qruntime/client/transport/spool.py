@@ -296,7 +296,7 @@ async def exchange(
         connecting = connecting or event == "connection.connect_tcp.started"
         if event.endswith(".send_request_headers.started"):
             connecting = False
-        elif event.endswith(".send_request_body.complete"):  # what is left is the answer's
+        elif event.endswith(".send_request_body.complete") and not deadline.expired():  # what is left is the answer's
             deadline.reschedule(min(deadline.when() or math.inf, asyncio.get_running_loop().time() + seconds))
 
     deadline = asyncio.timeout(seconds + len(content or b"") / _SLOWEST)
@@ -407,7 +407,7 @@ async def _unfolded(answer: httpx.Response, deadline: asyncio.Timeout | None) ->
     assert isinstance(answer.stream, httpx.AsyncByteStream)  # noqa: S101
     unfold: Any = None
     async for arrived in answer.stream:
-        if deadline is not None:
+        if deadline is not None and not deadline.expired():
             deadline.reschedule((deadline.when() or 0.0) + len(arrived) / _SLOWEST)
         if arrived and encodings and unfold is None:
             bare = encodings == ["deflate"] and arrived[0] & 0x0F != 8  # some servers leave zlib's header out
