@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prefect_qruntime import result_storage
+from prefect_qruntime.cancellation import ends_with_flow_run
 from prefect_qruntime.client.results import JobResult
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.observability import notifications
@@ -14,6 +15,7 @@ __all__ = ["afetch_results", "fetch_results"]
 
 
 @repeats("fetch results", "fetch {job}")
+@ends_with_flow_run
 async def afetch_results(credentials: QuantumRuntimeCredentials, job: JobLike) -> JobResult:
     """Fetch a finished job's result; reads only. A private job's is stored before it is handed on.
 

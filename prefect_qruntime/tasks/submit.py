@@ -24,7 +24,7 @@ from prefect_qruntime.admission.budget import as_budget
 from prefect_qruntime.admission.guard import admission_guard
 from prefect_qruntime.admission.locks import submission_lock
 from prefect_qruntime.admission.marks import mark_sent, never_sent
-from prefect_qruntime.cancellation import cancels_jobs
+from prefect_qruntime.cancellation import cancels_jobs, ends_with_flow_run
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.client.network_loop import network_loop
@@ -50,6 +50,7 @@ _BY_ORDER = 1_000_000
 _OF_PREFECT = ("return_state", "wait_for", "deferred")
 
 
+@ends_with_flow_run
 async def _submit(
     credentials: QuantumRuntimeCredentials,
     pubs: Any,

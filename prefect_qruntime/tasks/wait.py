@@ -11,7 +11,7 @@ from typing import Any
 
 from prefect.context import TaskRunContext
 
-from prefect_qruntime.cancellation import cancels_jobs, polls_for_cancellation
+from prefect_qruntime.cancellation import cancels_jobs, ends_with_flow_run, polls_for_cancellation
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.failures import job_error
 from prefect_qruntime.client.network_loop import network_loop
@@ -32,6 +32,7 @@ _QUEUE_AGE = 60.0  # seconds for which the length of a queue is news enough
 
 
 @repeats("wait for completion", "wait for {job}")
+@ends_with_flow_run
 async def await_for_completion(
     credentials: QuantumRuntimeCredentials,
     job: JobLike,
