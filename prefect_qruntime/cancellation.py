@@ -290,7 +290,8 @@ def ends_with_flow_run(body: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P,
                 raise
             # A TimeoutError, so that the task run ends in the state TimedOut as Prefect's own timeouts do.
             raise TimeoutError(
-                f"The flow run reached its limit of {limit:g} seconds. Its jobs live on: a repeated run attaches to them."
+                f"The flow run reached its limit of {limit:g} seconds. Its jobs live on: a repeated run attaches to "
+                "them."
             ) from None
 
     return bounded
