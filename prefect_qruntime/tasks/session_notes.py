@@ -38,6 +38,7 @@ from prefect_qruntime.redact import get_logger
 __all__ = [
     "SessionNote",
     "SessionNotes",
+    "is_note",
     "note",
     "process_facts",
     "process_is_gone",
