@@ -184,6 +184,7 @@ async def _of_instance(
             continue
         of_jobs = jobs.get(session.id, [])
         note = processes.get(session.id)
+        opened = session.started_at or (note.opened_at if note is not None else None)
         tagged = next((job.flow_run_id for job in of_jobs if job.flow_run_id), None)
         found.append(
             OpenSession(
@@ -193,8 +194,8 @@ async def _of_instance(
                 backend=session.backend,
                 state=session.state,
                 accepting_jobs=session.accepting_jobs,
-                opened_at=session.started_at,
-                age_seconds=_age(session.started_at),
+                opened_at=opened,
+                age_seconds=_age(opened),
                 max_ttl=session.max_ttl,
                 unfinished_jobs=len(of_jobs),
                 flow_run_id=flow_runs.get(session.id) or (None if note is not None else tagged),

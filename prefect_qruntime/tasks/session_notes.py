@@ -151,6 +151,13 @@ class SessionNote:
         return f"process {self.meta.get('pid', '?')} on {self.meta.get('host', '?')}"
 
     @property
+    def opened_at(self) -> datetime | None:
+        """When it was opened, on that process's clock."""
+        with contextlib.suppress(ValueError):
+            return datetime.fromisoformat(self.meta.get("opened", ""))
+        return None
+
+    @property
     def is_gone(self) -> bool | None:
         """Whether the process that opened it has ended; None if that cannot be told from here."""
         return process_is_gone(self.meta)
