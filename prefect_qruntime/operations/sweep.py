@@ -43,6 +43,7 @@ _OPENING = timedelta(minutes=10)
 
 
 _CLOSED, _DRAINS, _CANCELLED = "closed", "drains, takes no more jobs", "cancelled"
+_LEFT, _WITH_SESSION = "left alone", "ends with its session"
 _DELETED, _DEAD, _EXPIRED = "Deleted", "Ended", "Expired"
 _DRAINED_AFTER = ("Crashed", _DELETED, _DEAD, _EXPIRED)
 """States of an owner after which queued jobs still run: somebody may come back for them, or fetch them by id."""
@@ -64,7 +65,7 @@ class Swept(BaseModel):
     @property
     def is_dealt_with(self) -> bool:
         """Whether nothing is left to do about it."""
-        return self.action in (_CLOSED, _DRAINS, _CANCELLED)
+        return self.action in (_CLOSED, _DRAINS, _CANCELLED, _WITH_SESSION)
 
 
 class SweepReport(BaseModel):
@@ -237,6 +238,7 @@ class _Sweeper:
         self._users: dict[str, set[str | None]] = {}
         self._noted: set[str] = set()
         self._in_jobs: dict[str, None] = {}
+        self._session_of: dict[str, str] = {}
         for record in self._records:
             if session_id := record.meta.get("session"):
                 self._noted.add(session_id)
@@ -260,8 +262,16 @@ class _Sweeper:
             self._found.sessions += await self.sessions()
             self._found.sessions += await self.sessions_of_processes()
             self._found.sessions += await self.sessions_of_jobs()
+            self._found.jobs[:] = [self._after_sessions(entry) for entry in self._found.jobs]
         except (QuantumRuntimeError, ValueError) as error:
             self._found.problems.append(f"{self._block}: {error}")
+
+    def _after_sessions(self, job: Swept) -> Swept:
+        """A job's entry now that sessions were closed: those that were not to be drained dropped their queued jobs."""
+        closed = {entry.id for entry in self._found.sessions if entry.action == _CLOSED}
+        if job.action == _LEFT and self._session_of.get(job.id) in closed:
+            return job.model_copy(update={"action": _WITH_SESSION})
+        return job
 
     async def jobs(self, cancel_jobs: bool) -> list[Swept]:
         """Report live jobs whose flow run is over, and learn who uses which session."""
@@ -281,10 +291,11 @@ class _Sweeper:
                     state = await self._all_over(users)
             if job.session_id:
                 self._in_jobs[job.session_id] = None
+                self._session_of[job.id] = job.session_id
                 self._users.setdefault(job.session_id, set()).update(users)
             if owner is None or state is None:
                 continue
-            action = "left alone"
+            action = _LEFT
             if cancel_jobs and state != "Crashed":
                 action = "would be cancelled" if self._dry_run else await self._cancel(job.id)
             swept.append(self._entry(job.id, state, action, flow_run=owner, url=job.url))
