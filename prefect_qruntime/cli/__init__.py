@@ -162,6 +162,23 @@ def sessions(
 
 
 @app.command
+def resume(
+    flow_run_id: Annotated[str, Parameter(help="Id of the flow run.")],
+    /,
+    *,
+    force: Annotated[bool, Parameter(help="Also if it cannot be told that its process is gone.", negative="")] = False,
+    json: Annotated[bool, Parameter(help="Print the result as JSON.")] = False,
+) -> int:
+    """Run a flow run whose worker died again, under the same id: it attaches to its jobs and submits none twice.
+
+    `prefect-qruntime sweep` finds such runs. The UI's "Copy to new run" would submit their jobs again.
+    """
+    from prefect_qruntime.cli.sweep import resume_and_report
+
+    return resume_and_report(flow_run_id, force=force, json=json)
+
+
+@app.command
 def setup(
     *,
     block: Annotated[

@@ -26,6 +26,7 @@ from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, Session, SessionRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.artifacts import Record, find_record, find_records
+from prefect_qruntime.operations.stalled import StalledRun, find_stalled
 from prefect_qruntime.prefect_api import api
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.tasks.session_notes import SessionNote, is_note, session_notes
@@ -72,7 +73,8 @@ class SweepReport(BaseModel):
     """What a sweep found and did.
 
     `sessions` were closed (or would be, in a dry run), `jobs` are live although their flow run is over,
-    `problems` could not be looked into. `is_clean` tells whether anything is left.
+    `problems` could not be looked into. `stalled` flow runs are shown as running although their process is gone; each
+    says what to do. `is_clean` tells whether anything is left.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -82,11 +84,14 @@ class SweepReport(BaseModel):
     sessions: list[Swept]
     jobs: list[Swept]
     problems: list[str]
+    stalled: list[StalledRun] = []
 
     @property
     def is_clean(self) -> bool:
         """Whether nothing was found, or everything found was dealt with."""
-        return not self.problems and all(entry.is_dealt_with for entry in (*self.sessions, *self.jobs))
+        return not (self.problems or self.stalled) and all(
+            entry.is_dealt_with for entry in (*self.sessions, *self.jobs)
+        )
 
 
 def run_sweep(blocks: Iterable[str] | None = None, *, dry_run: bool = False, cancel_jobs: bool = False) -> SweepReport:
@@ -146,7 +151,8 @@ async def _sweep(blocks: Iterable[str] | None, *, dry_run: bool, cancel_jobs: bo
     names = sorted(set(blocks)) if blocks is not None else await saved_blocks()
     records = await find_records("session")
     jobs = await find_records("job", since=datetime.now(UTC) - _NOTED_BACK)
-    owners = _Owners({owner for record in (*records, *jobs) if (owner := _owner(record)) is not None})
+    noted = {owner for record in (*records, *jobs) if (owner := _owner(record)) is not None}
+    owners = _Owners(noted)
     unfinished = _unfinished(jobs)
     notes = await session_notes(records)
     found = [_Found() for _ in names]
@@ -175,6 +181,7 @@ async def _sweep(blocks: Iterable[str] | None, *, dry_run: bool, cancel_jobs: bo
         jobs=[swept for part in found for swept in part.jobs],
         problems=[problem for part in found for problem in part.problems]
         + (_out_of_reach(notes, [one for same in instances.values() for one in same]) if blocks is None else []),
+        stalled=await find_stalled(noted),
     )
 
 
@@ -508,4 +515,16 @@ def rows(report: SweepReport) -> list[dict[str, Any]]:
         {"kind": kind, **swept.model_dump()}
         for kind, items in (("session", report.sessions), ("job", report.jobs))
         for swept in items
+    ] + [
+        {
+            "kind": "flow run",
+            "id": run.id,
+            "block": None,
+            "flow_run": run.name,
+            "flow_state": "Running",
+            "action": f"{run.evidence} {run.next_step}",
+            "url": None,
+            "process": None,
+        }
+        for run in report.stalled
     ]

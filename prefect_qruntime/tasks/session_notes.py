@@ -40,6 +40,7 @@ __all__ = [
     "SessionNotes",
     "is_note",
     "note",
+    "process_exists",
     "process_facts",
     "process_is_gone",
     "session_notes",
@@ -113,6 +114,13 @@ def process_is_gone(facts: Mapping[str, str]) -> bool | None:
     if not here["boot"]:  # no Linux: that a process of this id is there does not say that it is the same one
         return None if os.name == "nt" or _exists(int(pid)) else True
     return _start_of(int(pid)) != facts.get("started")
+
+
+def process_exists(pid: int) -> bool | None:
+    """Whether a process with this id runs on this machine; None if that cannot be told, as from a container."""
+    if os.name == "nt" or _place()["space"] not in ("", _FIRST_PID_SPACE):
+        return None
+    return _exists(pid)
 
 
 def _exists(pid: int) -> bool:
