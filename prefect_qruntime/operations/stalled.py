@@ -8,7 +8,6 @@ submits them anew.
 from __future__ import annotations
 
 import contextlib
-import socket
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -32,10 +31,10 @@ from pydantic import BaseModel, ConfigDict
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.hooks import clean_up
-from prefect_qruntime.observability.artifacts import find_records
+from prefect_qruntime.observability.artifacts import Record, find_records
+from prefect_qruntime.observability.processes import process_is_gone
 from prefect_qruntime.prefect_api import api
 from prefect_qruntime.redact import get_logger
-from prefect_qruntime.tasks.session_notes import process_exists
 
 __all__ = ["Resumed", "StalledRun", "aresume_flow_run", "find_stalled", "resume_flow_run"]
 
@@ -112,11 +111,20 @@ async def _jobs(flow_run_id: UUID) -> list[str]:
 
 async def _why_gone(flow_run: FlowRun) -> str | None:
     """Why a flow run's process is believed to be gone; None if it may be alive."""
-    # A worker of this host notes the process of the run, not when it started: an id in use again counts as alive.
-    host, _, pid = (flow_run.infrastructure_pid or "").rpartition(":")
-    if host == socket.gethostname() and pid.isdigit() and process_exists(int(pid)) is False:
-        return f"Its process {pid} on this host is gone."
+    # A worker notes the id of the run's process; where that process submitted jobs itself, they tell the rest of it.
+    pid = (flow_run.infrastructure_pid or "").rpartition(":")[2]
+    for record in await find_records("job", flow_run_ids=[flow_run.id]):
+        if record.meta.get("pid") == pid and _noted_in_this_run(record, flow_run):
+            if process_is_gone(record.meta):
+                return f"Its process {pid} on {record.meta.get('host')} is gone."
+            break
     return await _missed_heartbeats(flow_run)
+
+
+def _noted_in_this_run(record: Record, flow_run: FlowRun) -> bool:
+    """Whether a record was written since the flow run is in its present state, not by an earlier process of it."""
+    began = flow_run.state.timestamp if flow_run.state is not None else None
+    return began is not None and record.updated is not None and record.updated >= began
 
 
 async def _missed_heartbeats(flow_run: FlowRun) -> str | None:

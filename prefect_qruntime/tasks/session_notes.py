@@ -12,12 +12,10 @@ import atexit
 import contextlib
 import os
 import re
-import socket
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -32,6 +30,7 @@ from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import SessionRef
 from prefect_qruntime.observability.artifacts import Record, find_records, upsert
 from prefect_qruntime.observability.markdown import card
+from prefect_qruntime.observability.processes import process_facts, process_is_gone
 from prefect_qruntime.prefect_api import api
 from prefect_qruntime.redact import get_logger
 
@@ -40,9 +39,6 @@ __all__ = [
     "SessionNotes",
     "is_note",
     "note",
-    "process_exists",
-    "process_facts",
-    "process_is_gone",
     "session_notes",
     "token_of",
 ]
@@ -53,84 +49,6 @@ _PREFECT_PATIENCE = 5.0  # seconds until the note goes to a file instead
 _EXIT_PATIENCE = 20.0  # seconds for closing what an ending process left open
 _MOST_BYTES = 65_536
 _TOKEN = re.compile(r"[0-9a-f]{8,64}")
-_FIRST_PID_SPACE = "pid:[4026531836]"  # of a Linux machine itself; a container has another one
-_PROCESS_FACTS = ("host", "machine", "boot", "space", "pid", "started")
-
-
-# ---- which process -------------------------------------------------------------------------------
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return ""
-
-
-def _pid_space() -> str:
-    try:
-        return os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - a link to no file
-    except OSError:
-        return ""
-
-
-def _start_of(pid: int) -> str:
-    """When a process started, in ticks since its machine's; empty if it is gone or the system does not tell."""
-    # The name in the second field may hold blanks and parentheses.
-    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    return fields[19] if len(fields) > 19 and fields[0] not in ("Z", "X") else ""
-
-
-@cache
-def _place() -> dict[str, str]:
-    return {
-        "host": socket.gethostname(),
-        "machine": _read("/etc/machine-id"),
-        "boot": _read("/proc/sys/kernel/random/boot_id"),
-        "space": _pid_space(),
-    }
-
-
-def process_facts() -> dict[str, str]:
-    """What identifies this process among those of all hosts."""
-    return {**_place(), "pid": str(os.getpid()), "started": _start_of(os.getpid())}
-
-
-def process_is_gone(facts: Mapping[str, str]) -> bool | None:
-    """Whether a process has ended: None if that cannot be told from here, as on another host.
-
-    Args:
-        facts: What `process_facts` said in that process.
-    """
-    here = _place()
-    same = {name: facts.get(name, "") == value for name, value in here.items()}
-    pid = facts.get("pid", "")
-    if not pid.isdigit() or not same["host"] or not same["space"]:
-        return None
-    if not same["boot"]:
-        # Restarted since, if it is this very machine. A container may share its name and id with one elsewhere.
-        restarted = same["machine"] and here["machine"] and here["boot"] and here["space"] == _FIRST_PID_SPACE
-        return True if restarted else None
-    if not here["boot"]:  # no Linux: that a process of this id is there does not say that it is the same one
-        return None if os.name == "nt" or _exists(int(pid)) else True
-    return _start_of(int(pid)) != facts.get("started")
-
-
-def process_exists(pid: int) -> bool | None:
-    """Whether a process with this id runs on this machine; None if that cannot be told, as from a container."""
-    if os.name == "nt" or _place()["space"] not in ("", _FIRST_PID_SPACE):
-        return None
-    return _exists(pid)
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 # ---- notes ---------------------------------------------------------------------------------------
