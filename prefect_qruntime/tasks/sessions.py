@@ -24,7 +24,7 @@ from prefect_qruntime.run_context import RunContext, current_run
 from prefect_qruntime.settings import current_settings
 from prefect_qruntime.tasks import session_notes
 from prefect_qruntime.tasks.arguments import SessionLike, as_session, backend_name
-from prefect_qruntime.tasks.decorators import blocking, creates, repeats
+from prefect_qruntime.tasks.decorators import blocking, creates, in_flow, repeats
 
 __all__ = [
     "aclose_session",
@@ -43,6 +43,7 @@ _pending_sessions: LRUCache[str, SessionRef | None] = LRUCache(1024)
 """Sessions of this process that their first job opens, by token; with their id once it did."""
 
 
+@in_flow
 @creates("open session", "open {mode} session on {backend}")
 async def aopen_session(
     credentials: QuantumRuntimeCredentials,
@@ -103,6 +104,7 @@ open_session = blocking(aopen_session)
 """As `aopen_session`, for sync flows."""
 
 
+@in_flow
 @repeats("close session", "close {session}")
 async def aclose_session(
     credentials: QuantumRuntimeCredentials, session: SessionLike, *, drain: bool = True

@@ -24,13 +24,14 @@ from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.events import Observation
 from prefect_qruntime.settings import current_settings
 from prefect_qruntime.tasks.arguments import JobLike, as_job
-from prefect_qruntime.tasks.decorators import blocking, repeats
+from prefect_qruntime.tasks.decorators import blocking, in_flow, repeats
 
 __all__ = ["await_for_completion", "wait_for_completion"]
 
 _QUEUE_AGE = 60.0  # seconds for which the length of a queue is news enough
 
 
+@in_flow
 @repeats("wait for completion", "wait for {job}")
 @ends_with_flow_run
 async def await_for_completion(
