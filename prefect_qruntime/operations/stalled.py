@@ -8,7 +8,7 @@ submits them anew.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -36,7 +36,7 @@ from prefect_qruntime.observability.processes import process_is_gone
 from prefect_qruntime.prefect_api import api
 from prefect_qruntime.redact import get_logger
 
-__all__ = ["Resumed", "StalledRun", "aresume_flow_run", "find_stalled", "resume_flow_run"]
+__all__ = ["Resumed", "StalledRun", "aresume_flow_run", "find_stalled", "resume_flow_run", "silence"]
 
 log = get_logger(__name__)
 
@@ -139,18 +139,27 @@ async def _missed_heartbeats(flow_run: FlowRun) -> str | None:
     answer = await (await api()).request("POST", "/events/filter", json=body)
     beats = [datetime.fromisoformat(event["occurred"]) for event in answer.json().get("events", ())]
     began = flow_run.state.timestamp if flow_run.state is not None else None
-    if began is None:
-        return None
-    beats = [beat for beat in beats if beat >= began - timedelta(seconds=5)]
-    if not beats:  # switched off, or of an older Prefect: then nothing is known
-        return None
     now = datetime.now(UTC)
     with contextlib.suppress(KeyError, ValueError):  # Prefect's clock, as this one may be wrong
         now = parsedate_to_datetime(answer.headers["date"])
-    usual = max(
-        (beats[0] - beats[1]).total_seconds() if len(beats) > 1 else 0.0,
-        get_current_settings().flows.heartbeat_frequency or _DEFAULT_BEAT,
-    )
+    setting = get_current_settings().flows.heartbeat_frequency or _DEFAULT_BEAT
+    return silence(beats, began=began, now=now, setting=setting)
+
+
+def silence(beats: Sequence[datetime], *, began: datetime | None, now: datetime, setting: float) -> str | None:
+    """Why heartbeats say that a process is gone; None if they do not.
+
+    Args:
+        beats: The last ones, newest first.
+        began: Since when the flow run is in its present state.
+        now: The time on the clock of the beats.
+        setting: Seconds between heartbeats as configured here; the process may have another setting.
+    """
+    # Of this start of the flow run; without any, they are switched off and say nothing.
+    beats = [beat for beat in beats if began is not None and beat >= began - timedelta(seconds=5)]
+    if not beats:
+        return None
+    usual = max(setting, (beats[0] - beats[1]).total_seconds() if len(beats) > 1 else 0.0)
     silent = (now - beats[0]).total_seconds()
     if silent <= _MISSED * usual:
         return None
