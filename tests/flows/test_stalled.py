@@ -65,7 +65,12 @@ def beat(flow_run_id: UUID, *minutes_ago: float) -> None:
         }
         for moment in moments
     ]
-    wanted = {"filter": {"resource": {"id": [resource["prefect.resource.id"]]}}}
+    wanted = {
+        "filter": {
+            "event": {"name": ["prefect.flow-run.heartbeat"]},
+            "resource": {"id": [resource["prefect.resource.id"]]},
+        }
+    }
 
     async def send(client: PrefectClient) -> int:
         return (await client.request("POST", "/events", json=events)).status_code
