@@ -26,6 +26,8 @@ def sweep_sessions(
     logger = get_run_logger()
     for line in report.problems:
         logger.error("not swept: %s", line)
+    for stalled in report.stalled:
+        logger.warning("flow run %s: %s %s", stalled.name, stalled.evidence, stalled.next_step)
     logger.info("%d sessions and %d jobs left behind", len(report.sessions), len(report.jobs))
     found = rows(report)
     if found:

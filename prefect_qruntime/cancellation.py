@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from datetime import UTC, datetime
+from typing import Any, Literal, ParamSpec, TypeVar
 from uuid import UUID
 
-from prefect.context import FlowRunContext
+from prefect.context import FlowRunContext, TaskRunContext
 
 from prefect_qruntime.admission import keys
 from prefect_qruntime.client import QuantumRuntimeClient
@@ -31,11 +33,23 @@ from prefect_qruntime.redact import get_logger
 from prefect_qruntime.run_context import current_run
 from prefect_qruntime.settings import current_settings
 
-__all__ = ["Policy", "cancel_jobs_of", "cancelled_by_user", "cancels_jobs", "policy", "polls_for_cancellation"]
+__all__ = [
+    "Policy",
+    "cancel_jobs_of",
+    "cancelled_by_user",
+    "cancels_jobs",
+    "ends_with_flow_run",
+    "policy",
+    "polls_for_cancellation",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 Policy = Literal["cancel", "detach"]
 log = get_logger(__name__)
 
+_AFTER_PREFECT = 0.5  # seconds by which Prefect's own timeout of a flow run comes before ours
 _UNSEEN_PAUSES = (0.5, 1.5, 4.0)  # seconds between tries for a job that the service does not know yet
 
 POLICY_MARK = "qruntime_policy"
@@ -252,3 +266,32 @@ async def polls_for_cancellation(client: QuantumRuntimeClient, job_id: str) -> A
     finally:
         if here.forget(job_id) and pollers.get(which) is here:
             del pollers[which]
+
+
+def ends_with_flow_run(body: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+    """Make a task's body end when its flow run reaches `timeout_seconds`.
+
+    Prefect's timeout of a flow interrupts the flow function only. A task that was submitted goes on in its thread, and
+    the flow run waits for it. Works on the network loop; the body is cancelled as by any other timeout.
+    """
+
+    @functools.wraps(body)
+    async def bounded(*args: P.args, **kwargs: P.kwargs) -> R:
+        context = FlowRunContext.get()
+        limit = context.flow.timeout_seconds if context is not None and context.flow is not None else None
+        if context is None or limit is None or TaskRunContext.get() is None:
+            return await body(*args, **kwargs)
+        left = limit - (datetime.now(UTC) - context.start_time).total_seconds() + _AFTER_PREFECT
+        try:
+            async with asyncio.timeout(max(0.0, left)) as scope:
+                return await body(*args, **kwargs)
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            # A TimeoutError, so that the task run ends in the state TimedOut as Prefect's own timeouts do.
+            raise TimeoutError(
+                f"The flow run reached its limit of {limit:g} seconds. Its jobs live on: a repeated run attaches to "
+                "them."
+            ) from None
+
+    return bounded

@@ -6,13 +6,16 @@ import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
+import anyio
 from prefect.exceptions import Pause
 
 from prefect_qruntime.cancellation import cancelled_by_user, policy
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.session_core import says_nothing_about_jobs
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
-from prefect_qruntime.errors import QuantumRuntimeError
+from prefect_qruntime.errors import (
+    QuantumRuntimeError,
+)
 from prefect_qruntime.models import Backend, SessionRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.tasks.sessions import aclose_session, aopen_session, close, close_session, open_session
@@ -61,14 +64,15 @@ def runtime_session(
         yield session
     except BaseException as left_by:
         try:
+            drain = network_loop().run(_drains(left_by))
             if isinstance(left_by, Pause):  # a suspended flow run starts no task any more
-                network_loop().run(close(credentials, session, drain=True))
+                network_loop().run(close(credentials, session, drain))
             else:
-                close_session(credentials, session, drain=network_loop().run(_drains(left_by)))
-        except QuantumRuntimeError as error:
-            _not_closed(session, error)
+                _close(credentials, session, drain)
+        except Exception as error:
+            _report_open(session, error)
         raise
-    close_session(credentials, session, drain=True)
+    _close(credentials, session, drain=True)
 
 
 @asynccontextmanager
@@ -84,31 +88,71 @@ async def aruntime_session(
     try:
         yield session
     except BaseException as left_by:
-        try:
-            if isinstance(left_by, Pause):
-                await close(credentials, session, drain=True)
-            else:
-                await aclose_session(credentials, session, drain=await network_loop().arun(_drains(left_by)))
-        except QuantumRuntimeError as error:
-            _not_closed(session, error)
+        # A timeout of Prefect's cancels anew at every await; the closing has its own time limits.
+        with anyio.CancelScope(shield=True):
+            try:
+                drain = await network_loop().arun(_drains(left_by))
+                if isinstance(left_by, Pause):
+                    await close(credentials, session, drain)
+                else:
+                    await _aclose(credentials, session, drain)
+            except Exception as error:
+                _report_open(session, error)
         raise
-    await aclose_session(credentials, session, drain=True)
+    await _aclose(credentials, session, drain=True)
+
+
+def _close(credentials: QuantumRuntimeCredentials, session: SessionRef, drain: bool) -> None:
+    """Close as a task run, and without one if Prefect fails."""
+    try:
+        close_session(credentials, session, drain=drain)
+    except QuantumRuntimeError:
+        raise
+    except Exception as error:
+        _report_no_task(session, error)
+        network_loop().run(close(credentials, session, drain))
+
+
+async def _aclose(credentials: QuantumRuntimeCredentials, session: SessionRef, drain: bool) -> None:
+    """As `_close`, for async flows."""
+    try:
+        await aclose_session(credentials, session, drain=drain)
+    except QuantumRuntimeError:
+        raise
+    except Exception as error:
+        _report_no_task(session, error)
+        await close(credentials, session, drain)
 
 
 async def _drains(left_by: BaseException) -> bool:
     """Whether queued jobs still run when a block was left by `left_by`.
 
-    An error or a user's cancellation drops them. An outage and the loss of the process do not: the flow may run
-    again and attach to them; the session just takes no more.
+    An error or a user's cancellation drops them. An outage, a suspension and the loss of the process do not: the flow
+    may run again and attach to them; the session just takes no more.
     """
+    if isinstance(left_by, Pause):
+        return True
     if isinstance(left_by, Exception):
         return says_nothing_about_jobs(left_by)
     return policy() == "detach" or not await cancelled_by_user()
 
 
-def _not_closed(session: SessionRef, error: QuantumRuntimeError) -> None:
-    # The error that ended the block is the one to report; the session is left to the sweep.
+def _report_no_task(session: SessionRef, error: Exception) -> None:
     notifications.log_to_run(
-        f"session {session.id} could not be closed: {error}; `prefect-qruntime sweep` looks after it",
+        f"Prefect failed while session {_name(session)} was to be closed ({type(error).__name__}: {error}). "
+        "It is closed without a task run.",
+        level=logging.WARNING,
+    )
+
+
+def _report_open(session: SessionRef, error: Exception) -> None:
+    # The error that ended the block is the one to raise; the session is left to the sweep.
+    notifications.log_to_run(
+        f"session {_name(session)} could not be closed: {type(error).__name__}: {error}. It may still be open and "
+        "charging. `prefect-qruntime sweep` closes it once its flow run is over.",
         level=logging.ERROR,
     )
+
+
+def _name(session: SessionRef) -> str:
+    return session.id or "(opened by its first job)"

@@ -24,8 +24,10 @@ _COMMANDS = {
     "jobs": "List jobs with state, QPU seconds and owner.",
     "result": "Show a finished job's result.",
     "cancel": "Cancel a job.",
+    "sessions": "List open sessions, or close one.",
     "watch": "Resume suspended flow runs when their jobs are over.",
-    "sweep": "Close sessions whose flow run is over.",
+    "sweep": "Close sessions whose flow run or process is gone.",
+    "resume": "Run a flow run whose worker died again, under the same id.",
     "sandbox": "Serve the sandbox.",
 }
 """Commands and what the list of commands says of each."""

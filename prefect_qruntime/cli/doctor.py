@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prefect_qruntime.cli.options import AsJson, Blocks
+from prefect_qruntime.cli.options import AsJson, Blocks, checked_blocks
 from prefect_qruntime.cli.output import many
 from prefect_qruntime.diagnostics.finding import Finding
+from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.operations.doctor import DoctorReport, run_doctor
 
 __all__ = ["doctor"]
@@ -26,7 +27,13 @@ def doctor(*, block: Blocks = None, json: AsJson = False) -> int:
 
     Buys and changes nothing. The exit code is 1 if there is a problem; hints do not count.
     """
-    report = run_doctor(block or None)
+    try:
+        block = checked_blocks(block)
+    except InvalidInput:
+        raise
+    except Exception:  # Prefect's API does not answer: a finding of the doctor's own
+        block = block or None
+    report = run_doctor(block)
     if json:
         rows = [finding.model_dump() for finding in report.findings]
         sys.stdout.write(orjson.dumps(rows, option=orjson.OPT_INDENT_2).decode() + "\n")

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prefect_qruntime.cli.options import AsJson, Blocks
+from prefect_qruntime.cli.options import AsJson, Blocks, checked_blocks
 from prefect_qruntime.cli.output import many
 from prefect_qruntime.operations.job_listing import JobList, ListedJob, list_jobs
 
@@ -35,7 +35,7 @@ def jobs(
     json: AsJson = False,
 ) -> int:
     """List the instances' jobs with state, QPU seconds and the flow run that owns each."""
-    found = list_jobs(block or None, states=[*(state or ())] or None, limit=limit, since=since)
+    found = list_jobs(checked_blocks(block), states=[*(state or ())] or None, limit=limit, since=since)
     if json:
         sys.stdout.write(found.model_dump_json(indent=2) + "\n")
     else:

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.logging import RichHandler
 
-from prefect_qruntime.cli.options import AsJson, Blocks
+from prefect_qruntime.cli.options import AsJson, Blocks, checked_blocks
 from prefect_qruntime.cli.output import many
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.suspend.watcher import run_watch
@@ -37,7 +37,7 @@ def watch(
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with nullcontext() if json else _shown():
-            report = run_watch(block or None, once=once, interval=interval, duration=duration)
+            report = run_watch(checked_blocks(block), once=once, interval=interval, duration=duration)
     except KeyboardInterrupt:
         return 0
     finally:

@@ -328,13 +328,20 @@ _SILENT = (ServiceUnavailable, RateLimited, AuthenticationError, ResultNotReady,
 def says_nothing_about_jobs(error: BaseException | None) -> bool:
     """Whether an error that ended a session's block leaves open what becomes of the jobs in it.
 
-    An outage, an unknown outcome and a wait that was given up do: the jobs live on, and a repeated run attaches to
-    them. The flow's own errors and those about a job do not.
+    An outage, an answer that is not understood, an unknown outcome and a wait that was given up do: the jobs live on,
+    and a repeated run attaches to them. The flow's own errors and the service's word about a job do not.
     """
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, _SILENT) or (isinstance(error, JobTimeout) and not error.fields.get("cancelled")):
+    left, seen = [error], set[int]()
+    while left:
+        one = left.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, _SILENT) or type(one) is QuantumRuntimeError or getattr(one, "is_outage", False):
             return True
-        error = error.__cause__
+        if isinstance(one, JobTimeout) and not one.fields.get("cancelled"):
+            return True
+        left += [one.__cause__, None if one.__suppress_context__ else one.__context__]
+        if isinstance(one, BaseExceptionGroup):
+            left += one.exceptions
     return False

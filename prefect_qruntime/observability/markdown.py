@@ -41,6 +41,12 @@ _JOB_ROWS: dict[str, str | None] = {
     "block": "credentials block",
     "flow_run": "flow run",
     "noted": None,
+    "host": "host",
+    "pid": "process",
+    "machine": None,
+    "boot": None,
+    "space": None,
+    "started": None,
 }
 
 

@@ -21,6 +21,7 @@ from prefect_qruntime.observability import notifications, run_page
 from prefect_qruntime.observability.artifacts import upsert
 from prefect_qruntime.observability.events import Observation, emit, log_to_run, queue_and_run_seconds
 from prefect_qruntime.observability.markdown import card, job_card, result_section
+from prefect_qruntime.observability.processes import process_facts
 from prefect_qruntime.observability.run_page import write, write_bounded, write_debounced
 from prefect_qruntime.prefect_api import current_flow_run_id, in_run
 from prefect_qruntime.redact import get_logger, redact
@@ -109,6 +110,7 @@ async def job_submitted(ref: JobRef, *, block: str | None, flow_run_id: str | No
         "block": block,
         "flow_run": flow_run_id,
         "noted": None if ref.attached else datetime.now(UTC).isoformat(),
+        **(process_facts() if flow_run_id is not None else {}),
     }
     # What is known of the state of a job attached to stays: it may be over.
     defaults = {"state": "attached"} if ref.attached else {}

@@ -1,7 +1,8 @@
-"""Find what finished flow runs left behind: open sessions are closed, live jobs are reported.
+"""Find what finished flow runs and dead processes left behind: open sessions are closed, live jobs are reported.
 
-A session is ours when a record in Prefect or the `qr-flow:` tags of all jobs in it say so; sessions of others,
-and those that a flow run still uses, are never touched. Repeat-safe, and two sweeps at once do no harm.
+A session is ours if a record in Prefect, the note of a process or the `qr-flow:` tags of all jobs in it say so;
+sessions of others, and those that a flow run or a living process still uses, are never touched. Repeat-safe, and two
+sweeps at once do no harm.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, Session, SessionRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.artifacts import Record, find_record, find_records
+from prefect_qruntime.operations.stalled import StalledRun, find_stalled
 from prefect_qruntime.prefect_api import api
 from prefect_qruntime.redact import get_logger
+from prefect_qruntime.tasks.session_notes import SessionNote, is_note, session_notes
 
 __all__ = ["SweepReport", "Swept", "arun_sweep", "rows", "run_sweep"]
 
@@ -40,24 +43,38 @@ _OPENING = timedelta(minutes=10)
 """How far apart the clocks of Prefect and of the service may be for a session whose id was never noted."""
 
 
+_CLOSED, _DRAINS, _CANCELLED = "closed", "drains, takes no more jobs", "cancelled"
+_LEFT, _WITH_SESSION = "left alone", "ends with its session"
+_DELETED, _DEAD, _EXPIRED = "Deleted", "Ended", "Expired"
+_DRAINED_AFTER = ("Crashed", _DELETED, _DEAD, _EXPIRED)
+"""States of an owner after which queued jobs still run: somebody may come back for them, or fetch them by id."""
+
+
 class Swept(BaseModel):
-    """One thing found."""
+    """One thing found, with the flow run or the process that left it and the state of that."""
 
     model_config = ConfigDict(frozen=True)
 
     id: str
     block: str
-    flow_run: str
+    flow_run: str | None
     flow_state: str
     action: str
     url: str | None = None
+    process: str | None = None
+
+    @property
+    def is_dealt_with(self) -> bool:
+        """Whether nothing is left to do about it."""
+        return self.action in (_CLOSED, _DRAINS, _CANCELLED, _WITH_SESSION)
 
 
 class SweepReport(BaseModel):
     """What a sweep found and did.
 
     `sessions` were closed (or would be, in a dry run), `jobs` are live although their flow run is over,
-    `problems` could not be looked into.
+    `problems` could not be looked into. `stalled` flow runs are shown as running although their process is gone; each
+    says what to do. `is_clean` tells whether anything is left.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -67,6 +84,14 @@ class SweepReport(BaseModel):
     sessions: list[Swept]
     jobs: list[Swept]
     problems: list[str]
+    stalled: list[StalledRun] = []
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing was found, or everything found was dealt with."""
+        return not (self.problems or self.stalled) and all(
+            entry.is_dealt_with for entry in (*self.sessions, *self.jobs)
+        )
 
 
 def run_sweep(blocks: Iterable[str] | None = None, *, dry_run: bool = False, cancel_jobs: bool = False) -> SweepReport:
@@ -92,9 +117,14 @@ async def arun_sweep(
 
 
 class _Owners:
-    """The states of flow runs, asked once each."""
+    """The states of flow runs, asked once each.
 
-    def __init__(self) -> None:
+    Args:
+        noted: Flow runs that records of this Prefect server name.
+    """
+
+    def __init__(self, noted: set[str]) -> None:
+        self._noted = noted
         self._known: dict[str, str | None] = {}
 
     async def over(self, flow_run_id: str | None) -> str | None:
@@ -109,7 +139,8 @@ class _Owners:
         try:
             flow_run = await (await api()).read_flow_run(UUID(flow_run_id))
         except ObjectNotFound:
-            return None  # another Prefect server's, or deleted: not ours to judge
+            # Deleted, if this server holds a record of it; else another server's, and not ours to judge.
+            return _DELETED if flow_run_id in self._noted else None
         except ValueError:
             return None
         state = flow_run.state
@@ -118,8 +149,12 @@ class _Owners:
 
 async def _sweep(blocks: Iterable[str] | None, *, dry_run: bool, cancel_jobs: bool) -> SweepReport:
     names = sorted(set(blocks)) if blocks is not None else await saved_blocks()
-    owners, records = _Owners(), await find_records("session")
-    unfinished = {} if dry_run else await _unfinished()
+    records = await find_records("session")
+    jobs = await find_records("job", since=datetime.now(UTC) - _NOTED_BACK)
+    noted = {owner for record in (*records, *jobs) if (owner := _owner(record)) is not None}
+    owners = _Owners(noted)
+    unfinished = _unfinished(jobs)
+    notes = await session_notes(records)
     found = [_Found() for _ in names]
     instances: dict[str, list[_Sweeper]] = {}
     for name, part in zip(names, found, strict=True):
@@ -128,7 +163,7 @@ async def _sweep(blocks: Iterable[str] | None, *, dry_run: bool, cancel_jobs: bo
         except (QuantumRuntimeError, ValueError) as error:
             part.problems.append(f"{name}: {error}")
         else:
-            sweeper = _Sweeper(name, client, owners, records, unfinished, dry_run, part)
+            sweeper = _Sweeper(name, client, owners, records, notes, unfinished, dry_run, part)
             instances.setdefault(client.connection.crn, []).append(sweeper)
     at_once = asyncio.Semaphore(_AT_ONCE)
 
@@ -144,14 +179,28 @@ async def _sweep(blocks: Iterable[str] | None, *, dry_run: bool, cancel_jobs: bo
         blocks=names,
         sessions=[swept for part in found for swept in part.sessions],
         jobs=[swept for part in found for swept in part.jobs],
-        problems=[problem for part in found for problem in part.problems],
+        problems=[problem for part in found for problem in part.problems]
+        + (_out_of_reach(notes, [one for same in instances.values() for one in same]) if blocks is None else []),
+        stalled=await find_stalled(noted),
     )
 
 
-async def _unfinished() -> dict[str, Record]:
+def _out_of_reach(notes: list[SessionNote], sweepers: list[_Sweeper]) -> list[str]:
+    """Sessions of dead processes that no saved block leads to."""
+    recent = datetime.now(UTC) - _LOOK_BACK
+    return [
+        f"session {note.meta.get('session') or 'without an id'}, opened by {note.opener}, was left open, and no saved "
+        f"credentials block leads to its instance {note.meta.get('crn')}. Save one and sweep again."
+        for note in notes
+        if note.is_gone and not any(sweeper.reaches(note) for sweeper in sweepers)
+        if note.record.updated is None or note.record.updated > recent  # an older one has closed by itself
+    ]
+
+
+def _unfinished(jobs: list[Record]) -> dict[str, Record]:
     """The notes of jobs without an end, or without a final usage, by job."""
     newest: dict[str, Record] = {}
-    for record in await find_records("job", since=datetime.now(UTC) - _NOTED_BACK):
+    for record in jobs:
         newest.setdefault(record.meta["id"], record)
     return {
         job_id: record
@@ -178,6 +227,7 @@ class _Sweeper:
         client: QuantumRuntimeClient,
         owners: _Owners,
         records: list[Record],
+        notes: list[SessionNote],
         unfinished: Mapping[str, Record],
         dry_run: bool,
         found: _Found,
@@ -186,7 +236,8 @@ class _Sweeper:
         self._block = block
         self._client = client
         self._owners = owners
-        self._records = records
+        self._records = [record for record in records if not is_note(record)]
+        self._notes = [note for note in notes if self.reaches(note)]
         self._dry_run = dry_run
         self._seen: set[str] = set()
         self._unfinished = unfinished
@@ -194,19 +245,40 @@ class _Sweeper:
         self._users: dict[str, set[str | None]] = {}
         self._noted: set[str] = set()
         self._in_jobs: dict[str, None] = {}
-        for record in records:
+        self._session_of: dict[str, str] = {}
+        for record in self._records:
             if session_id := record.meta.get("session"):
                 self._noted.add(session_id)
                 self._users.setdefault(session_id, set()).add(_owner(record))
+        self._gone = {note.record.key: note.is_gone for note in self._notes}
+        for note in self._notes:
+            if session_id := note.meta.get("session"):
+                self._noted.add(session_id)
+                if not self._gone[note.record.key]:  # in use, as far as can be told
+                    self._users.setdefault(session_id, set()).add(None)
+
+    def reaches(self, note: SessionNote) -> bool:
+        """Whether the note's session is in this instance."""
+        here = self._client.connection
+        return (note.meta.get("crn"), note.meta.get("base_url")) == (here.crn, here.base_url)
 
     async def sweep(self, cancel_jobs: bool) -> None:
         """Look at everything, and keep what was found, also where the instance stops answering."""
         try:
             self._found.jobs += await self.jobs(cancel_jobs)  # first: they tell who uses which session
             self._found.sessions += await self.sessions()
+            self._found.sessions += await self.sessions_of_processes()
             self._found.sessions += await self.sessions_of_jobs()
+            self._found.jobs[:] = [self._after_sessions(entry) for entry in self._found.jobs]
         except (QuantumRuntimeError, ValueError) as error:
             self._found.problems.append(f"{self._block}: {error}")
+
+    def _after_sessions(self, job: Swept) -> Swept:
+        """A job's entry now that sessions were closed: those that were not to be drained dropped their queued jobs."""
+        closed = {entry.id for entry in self._found.sessions if entry.action == _CLOSED}
+        if job.action == _LEFT and self._session_of.get(job.id) in closed:
+            return job.model_copy(update={"action": _WITH_SESSION})
+        return job
 
     async def jobs(self, cancel_jobs: bool) -> list[Swept]:
         """Report live jobs whose flow run is over, and learn who uses which session."""
@@ -226,13 +298,14 @@ class _Sweeper:
                     state = await self._all_over(users)
             if job.session_id:
                 self._in_jobs[job.session_id] = None
+                self._session_of[job.id] = job.session_id
                 self._users.setdefault(job.session_id, set()).update(users)
             if owner is None or state is None:
                 continue
-            action = "left alone"
+            action = _LEFT
             if cancel_jobs and state != "Crashed":
                 action = "would be cancelled" if self._dry_run else await self._cancel(job.id)
-            swept.append(self._entry(job.id, owner, state, action, job.url))
+            swept.append(self._entry(job.id, state, action, flow_run=owner, url=job.url))
         return swept
 
     async def _jobs(self) -> list[Job]:
@@ -262,14 +335,14 @@ class _Sweeper:
             await self._client.cancel(job_id)
         except QuantumRuntimeError as error:
             return f"could not be cancelled: {error.message}"
-        return "cancelled"
+        return _CANCELLED
 
     async def _all_over(self, users: Iterable[str | None]) -> str | None:
-        """A final state if all these flow runs are over, `Crashed` if it is one of theirs; else None."""
+        """A final state if all these flow runs are over, one that spares jobs if it is among them; else None."""
         states = [await self._owners.over(user) for user in users]
         if not states or None in states:
             return None
-        return "Crashed" if "Crashed" in states else states[0]
+        return next((state for state in states if state in _DRAINED_AFTER), states[0])
 
     async def sessions(self) -> list[Swept]:
         """Close the recorded sessions whose flow runs are over."""
@@ -291,13 +364,45 @@ class _Sweeper:
                 state = await self._all_over({owner, *(self._users.get(session_id, set()) - {None})})
                 if state is None:
                     break
-                done = await self._close(session_id, owner, state)
+                done = await self._close(session_id, state, flow_run=owner)
             else:
-                if not any("drain" in entry.action for entry in done):  # a draining one is looked at again
+                if all(entry.action == _CLOSED for entry in done):  # others are looked at again
                     with contextlib.suppress(Exception):
                         await self._mark_closed(record)
             swept += done
         return swept
+
+    async def sessions_of_processes(self) -> list[Swept]:
+        """Close the sessions of scripts and notebooks whose process is gone; of others those that outlived their limit.
+
+        Whether a process of another host lives cannot be told, so its session is left alone while it may be in use.
+        """
+        swept = []
+        for note in self._notes:
+            known, gone = note.meta.get("session"), self._gone[note.record.key]
+            found = [known] if known else await self._never_noted(note.record) if gone else []
+            if len(found) > 1:
+                log.warning("%s: which of %s it opened cannot be told; none is closed", note.opener, found)
+            if len(found) != 1:
+                continue
+            session = await self._read(found[0])
+            if session is None or session.ref().is_closed:
+                await self._forget(note)
+                continue
+            users = self._users.get(found[0], set()) - {None}
+            if users and await self._all_over(users) is None:
+                continue
+            if gone or _has_outlived_its_limit(session):
+                done = await self._close(found[0], _DEAD if gone else _EXPIRED, process=note.opener)
+                if all(entry.action == _CLOSED for entry in done):
+                    await self._forget(note)
+                swept += done
+        return swept
+
+    async def _forget(self, note: SessionNote) -> None:
+        if not self._dry_run:
+            with contextlib.suppress(Exception):
+                await note.mark_closed()
 
     async def _never_noted(self, record: Record) -> list[str]:
         """Sessions that a process opened and died before it could note the id.
@@ -333,7 +438,7 @@ class _Sweeper:
             owner = next(iter(users))
             state = await self._all_over(users)
             if owner is not None and state is not None:
-                swept += await self._close(session_id, owner, state)
+                swept += await self._close(session_id, state, flow_run=owner)
         return swept
 
     async def _read(self, session_id: str) -> Session | None:
@@ -342,22 +447,28 @@ class _Sweeper:
         except NotFound:
             return None
 
-    async def _close(self, session_id: str, owner: str, state: str) -> list[Swept]:
+    async def _close(
+        self, session_id: str, state: str, *, flow_run: str | None = None, process: str | None = None
+    ) -> list[Swept]:
         if session_id in self._seen:
             return []
         self._seen.add(session_id)
         session = await self._read(session_id)
         if session is None or session.ref().is_closed:
             return []
-        # Jobs of a crashed run may still be attached to; those of one that ended will not.
-        drain = state == "Crashed"
+        drain = state in _DRAINED_AFTER
         if self._dry_run:
-            return [self._entry(session_id, owner, state, "would be drained" if drain else "would be closed")]
-        read = await self._client.close_session(session_id, drain=drain)
-        closed = read is None or read.ref().is_closed
-        ref = SessionRef(id=session_id, backend=session.backend, state=read.state if read else "closed")
-        notifications.session_event("swept", ref, flow_run_id=owner, flow_state=state, drain=drain)
-        return [self._entry(session_id, owner, state, "closed" if closed else "drains, takes no more jobs")]
+            action = "would be drained" if drain else "would be closed"
+        else:
+            try:
+                read = await self._client.close_session(session_id, drain=drain)
+            except QuantumRuntimeError as error:  # the others are still looked at
+                action = f"could not be closed: {error.message}"
+            else:
+                ref = SessionRef(id=session_id, backend=session.backend, state=read.state if read else "closed")
+                notifications.session_event("swept", ref, flow_run_id=flow_run, flow_state=state, drain=drain)
+                action = _CLOSED if read is None or read.ref().is_closed else _DRAINS
+        return [self._entry(session_id, state, action, flow_run=flow_run, process=process)]
 
     async def _mark_closed(self, record: Record) -> None:
         if self._dry_run:
@@ -366,8 +477,32 @@ class _Sweeper:
             record.artifact_id, ArtifactUpdate(metadata_={**record.meta, "state": "closed"})
         )
 
-    def _entry(self, identifier: str, owner: str, state: str, action: str, url: str | None = None) -> Swept:
-        return Swept(id=identifier, block=self._block, flow_run=owner, flow_state=state, action=action, url=url)
+    def _entry(
+        self,
+        identifier: str,
+        state: str,
+        action: str,
+        *,
+        flow_run: str | None = None,
+        process: str | None = None,
+        url: str | None = None,
+    ) -> Swept:
+        return Swept(
+            id=identifier,
+            block=self._block,
+            flow_run=flow_run,
+            flow_state=state,
+            action=action,
+            url=url,
+            process=process,
+        )
+
+
+def _has_outlived_its_limit(session: Session) -> bool:
+    """Whether the service should have closed a session long ago."""
+    begun = session.activated_at or session.started_at
+    limit = timedelta(seconds=session.max_ttl) if session.max_ttl else None
+    return begun is not None and limit is not None and datetime.now(UTC) - begun > limit + _OPENING
 
 
 def _owner(record: Record) -> str | None:
@@ -380,4 +515,16 @@ def rows(report: SweepReport) -> list[dict[str, Any]]:
         {"kind": kind, **swept.model_dump()}
         for kind, items in (("session", report.sessions), ("job", report.jobs))
         for swept in items
+    ] + [
+        {
+            "kind": "flow run",
+            "id": run.id,
+            "block": None,
+            "flow_run": run.name,
+            "flow_state": "Running",
+            "action": f"{run.evidence} {run.next_step}",
+            "url": None,
+            "process": None,
+        }
+        for run in report.stalled
     ]

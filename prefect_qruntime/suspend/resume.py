@@ -17,7 +17,7 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect_qruntime import hooks
 from prefect_qruntime.cancellation import cancel_jobs_of
 from prefect_qruntime.credentials import aload_credentials
-from prefect_qruntime.errors import NotFound
+from prefect_qruntime.errors import NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.prefect_api import api
@@ -26,9 +26,17 @@ from prefect_qruntime.suspend import waits
 from prefect_qruntime.suspend.resume_claims import next_claim
 from prefect_qruntime.suspend.waits import Wait
 
-__all__ = ["claimed", "describe", "emit_end", "owner", "reconcile", "resume"]
+__all__ = ["claimed", "describe", "emit_end", "owner", "reconcile", "resume", "says_unknown"]
 
 log = get_logger(__name__)
+
+
+def says_unknown(error: QuantumRuntimeError) -> bool:
+    """Whether the service itself said that it has no such job.
+
+    It gives a code with that. A 404 page of a gateway in between carries none, and says nothing about the job.
+    """
+    return isinstance(error, NotFound) and error.code is not None
 
 
 def owner(wait: Wait) -> str | None:
@@ -96,7 +104,10 @@ async def reconcile(wait: Wait) -> bool:
             if wait.policy == "cancel":
                 client = (await aload_credentials(wait.block)).get_client()
                 await cancel_jobs_of(client, str(flow_run.id), [wait.job_id])
-        except NotFound as error:  # deleted from the service: nothing is left to cancel
+        except NotFound as error:
+            if not says_unknown(error):
+                raise
+            # Deleted from the service: nothing is left to cancel.
             log.warning("job %s of flow run %s: %s", wait.job_id, flow_run.id, error)
         finally:
             await hooks.clean_up(flow_run, cancel_jobs=wait.policy == "cancel", drain=wait.policy == "detach")

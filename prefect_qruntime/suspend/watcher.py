@@ -252,6 +252,8 @@ class _Watcher:
 
             return await client.wait(wait.job_id, deadlines=Deadlines(unknown=_UNSEEN), on_change=on_change)
         except NotFound as error:
+            if not resume.says_unknown(error):
+                raise  # no word of the service's: taken up again, as after any other outage
             # Right after its submission a job may not be visible yet; `wait` has been patient already.
             return None if self._once and _is_fresh(wait) else error
 

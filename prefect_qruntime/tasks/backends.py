@@ -13,7 +13,7 @@ from prefect_qruntime.diagnostics.instance import check_instance
 from prefect_qruntime.errors import AuthenticationError, InvalidInput, NotFound, PermissionDenied
 from prefect_qruntime.models import Backend, InstanceReport, Usage
 from prefect_qruntime.observability import notifications
-from prefect_qruntime.tasks.decorators import blocking, repeats
+from prefect_qruntime.tasks.decorators import blocking, in_flow, repeats
 
 __all__ = [
     "aauthenticate",
@@ -29,6 +29,7 @@ __all__ = [
 _FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 60.0  # seconds between polls for a backend that is online
 
 
+@in_flow
 @repeats("authenticate", "authenticate")
 async def aauthenticate(credentials: QuantumRuntimeCredentials) -> InstanceReport:
     """Check that the key works on the instance; reads only.
@@ -74,6 +75,7 @@ authenticate = blocking(aauthenticate)
 """As `aauthenticate`, for sync flows."""
 
 
+@in_flow
 @repeats("list backends", "list backends")
 async def alist_backends(
     credentials: QuantumRuntimeCredentials,
@@ -108,6 +110,7 @@ list_backends = blocking(alist_backends)
 """As `alist_backends`, for sync flows."""
 
 
+@in_flow
 @repeats("select backend", "select backend")
 async def aselect_backend(
     credentials: QuantumRuntimeCredentials,
@@ -168,6 +171,7 @@ select_backend = blocking(aselect_backend)
 """As `aselect_backend`, for sync flows."""
 
 
+@in_flow
 @repeats("get usage", "get usage")
 async def aget_usage(credentials: QuantumRuntimeCredentials) -> Usage:
     """Read how many QPU seconds the instance used and has left; reads only.

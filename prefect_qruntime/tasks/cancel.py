@@ -6,11 +6,12 @@ from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.models import Job, JobStatus
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.tasks.arguments import JobLike, as_job
-from prefect_qruntime.tasks.decorators import blocking, repeats
+from prefect_qruntime.tasks.decorators import blocking, in_flow, repeats
 
 __all__ = ["acancel_job", "cancel_job"]
 
 
+@in_flow
 @repeats("cancel job", "cancel {job}")
 async def acancel_job(credentials: QuantumRuntimeCredentials, job: JobLike) -> Job:
     """Cancel a job. One that is over already is left as it is and is no error.

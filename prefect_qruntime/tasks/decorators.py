@@ -9,20 +9,21 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Coroutine
 from string import Formatter
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
 from prefect_qruntime.client.network_loop import network_loop, on_network_loop
-from prefect_qruntime.errors import QuantumRuntimeError
+from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.models import SessionRef
 
-__all__ = ["blocking", "creates", "may_retry", "repeats", "run_blocking"]
+__all__ = ["InFlowTask", "blocking", "creates", "in_flow", "may_retry", "repeats", "run_blocking"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+TaskT = TypeVar("TaskT", bound=Task[..., Any])
 
 _TAGS = {"qruntime"}
 _RETRIES = 2
@@ -112,3 +113,48 @@ def blocking(twin: Task[P, Coroutine[Any, Any, R]]) -> Task[P, R]:
     changed.fn = run_blocking(twin.fn)
     changed.isasync = False
     return changed  # type: ignore[no-any-return]
+
+
+class InFlowTask(Task[P, R]):
+    """A task that is called, submitted and mapped, but not deferred to a task worker.
+
+    Prefect stores the parameters of a deferred task run, the credentials block with its API key in clear among them.
+    """
+
+    def delay(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse.
+
+        Raises:
+            InvalidInput: Always, with what to do instead.
+        """
+        self._refuse("delay")
+
+    def apply_async(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """As `delay`."""
+        self._refuse("apply_async")
+
+    def serve(self) -> NoReturn:
+        """As `delay`."""
+        self._refuse("serve")
+
+    def with_options(self, *args: Any, **kwargs: Any) -> InFlowTask[P, R]:
+        """As `Task.with_options`; Prefect would hand back a plain task."""
+        changed: Any = super().with_options(*args, **kwargs)
+        changed.__class__ = InFlowTask
+        return changed  # type: ignore[no-any-return]
+
+    def _refuse(self, method: str) -> NoReturn:
+        name = self.name.replace(" ", "_")
+        raise InvalidInput(
+            f"`{name}` has no `{method}`. Prefect would store the credentials block with its API key in clear, for a "
+            "task worker to read. Start a deployment with `run_deployment`, or defer a task of your own that takes the "
+            "block's name and loads it with `load_credentials`.",
+            field=method,
+        )
+
+
+def in_flow(made: TaskT) -> TaskT:
+    """Make a task refuse to be deferred."""
+    changed: Any = made
+    changed.__class__ = InFlowTask
+    return made

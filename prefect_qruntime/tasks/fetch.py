@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from prefect_qruntime import result_storage
+from prefect_qruntime.cancellation import ends_with_flow_run
 from prefect_qruntime.client.results import JobResult
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.settings import current_settings
 from prefect_qruntime.tasks.arguments import JobLike, as_job
-from prefect_qruntime.tasks.decorators import blocking, repeats
+from prefect_qruntime.tasks.decorators import blocking, in_flow, repeats
 
 __all__ = ["afetch_results", "fetch_results"]
 
 
+@in_flow
 @repeats("fetch results", "fetch {job}")
+@ends_with_flow_run
 async def afetch_results(credentials: QuantumRuntimeCredentials, job: JobLike) -> JobResult:
     """Fetch a finished job's result; reads only. A private job's is stored before it is handed on.
 

@@ -18,10 +18,13 @@ from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError, SubmissionUncertain
 from prefect_qruntime.models import Backend, JobRef, SessionRef
 from prefect_qruntime.observability import notifications
+from prefect_qruntime.prefect_api import current_flow_run_id
+from prefect_qruntime.redact import get_logger
 from prefect_qruntime.run_context import RunContext, current_run
 from prefect_qruntime.settings import current_settings
+from prefect_qruntime.tasks import session_notes
 from prefect_qruntime.tasks.arguments import SessionLike, as_session, backend_name
-from prefect_qruntime.tasks.decorators import blocking, creates, repeats
+from prefect_qruntime.tasks.decorators import blocking, creates, in_flow, repeats
 
 __all__ = [
     "aclose_session",
@@ -34,10 +37,13 @@ __all__ = [
     "open_session",
 ]
 
+log = get_logger(__name__)
+
 _pending_sessions: LRUCache[str, SessionRef | None] = LRUCache(1024)
 """Sessions of this process that their first job opens, by token; with their id once it did."""
 
 
+@in_flow
 @creates("open session", "open {mode} session on {backend}")
 async def aopen_session(
     credentials: QuantumRuntimeCredentials,
@@ -47,6 +53,8 @@ async def aopen_session(
     max_ttl: int | None = None,
 ) -> SessionRef:
     """Open a session or a batch. Costs money from its first job on; prefer `runtime_session`, which closes it.
+
+    Opened outside a flow, by a script or notebook, it takes no more jobs when that process ends.
 
     Args:
         credentials: The credentials block.
@@ -96,6 +104,7 @@ open_session = blocking(aopen_session)
 """As `aopen_session`, for sync flows."""
 
 
+@in_flow
 @repeats("close session", "close {session}")
 async def aclose_session(
     credentials: QuantumRuntimeCredentials, session: SessionLike, *, drain: bool = True
@@ -124,13 +133,12 @@ close_session = blocking(aclose_session)
 async def close(
     credentials: QuantumRuntimeCredentials, session: SessionRef, drain: bool, *, event: str = "closed"
 ) -> SessionRef:
-    """Close a session without a task run, read back, and report."""
+    """Close a session without a task run, read back, and report. A note that fails stops no closing."""
     token, session = session.token, _bound(session)
-    where = await current_run()
     if session.id is None:
         notifications.log_to_run("the session was never opened: no job was submitted in it")
         closed = session.model_copy(update={"state": "closed", "accepting_jobs": False})
-        await note_session(credentials, token, closed, where)
+        await _note_closed(credentials, token, closed)
         return closed
     read = await credentials.get_client().close_session(session.id, drain=drain)
     if read is None:
@@ -150,9 +158,16 @@ async def close(
                 "`prefect-qruntime sweep` looks after it",
                 level=logging.WARNING,
             )
-    await note_session(credentials, token, closed, where)
+    await _note_closed(credentials, token, closed)
     notifications.session_event(event, closed, drain=drain)
     return closed
+
+
+async def _note_closed(credentials: QuantumRuntimeCredentials, token: str | None, closed: SessionRef) -> None:
+    try:
+        await note_session(credentials, token, closed, await current_run())
+    except Exception as error:
+        log.warning("that session %s is closed could not be noted: %r; a sweep notes it", closed.id, error)
 
 
 async def note_session(
@@ -163,11 +178,20 @@ async def note_session(
     *,
     new: bool = False,
 ) -> None:
-    """Keep the session's record in Prefect up to date."""
-    if token is not None:
+    """Keep what is noted of the session up to date: in Prefect, for the process that opened it outside a flow."""
+    outside = session_notes.token_of(session.model_copy(update={"token": token}))
+    if outside is None and new and current_flow_run_id() is None:
+        outside = token
+    if outside is not None:
+        await session_notes.note(credentials, outside, session, drain=_drain)
+    elif token is not None:
         await notifications.session_record(
             token, session, block=block_name(credentials), flow_run_id=where.flow_run_id, new=new
         )
+
+
+async def _drain(credentials: QuantumRuntimeCredentials, session: SessionRef) -> None:
+    await close(credentials, session, drain=True)
 
 
 def _bound(session: SessionRef) -> SessionRef:

@@ -27,7 +27,7 @@ from prefect_qruntime.admission.budget import as_budget
 from prefect_qruntime.admission.guard import admission_guard
 from prefect_qruntime.admission.locks import submission_lock
 from prefect_qruntime.admission.marks import key_history, mark_accepted, mark_sent
-from prefect_qruntime.cancellation import cancels_jobs
+from prefect_qruntime.cancellation import cancels_jobs, ends_with_flow_run
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.client.network_loop import network_loop
@@ -42,7 +42,7 @@ from prefect_qruntime.prefect_api import in_run
 from prefect_qruntime.run_context import current_run
 from prefect_qruntime.settings import current_settings
 from prefect_qruntime.tasks.arguments import Submission, as_session, plan_submission, spec_fields, spelled_out
-from prefect_qruntime.tasks.decorators import blocking, creates
+from prefect_qruntime.tasks.decorators import InFlowTask, blocking, creates, in_flow
 from prefect_qruntime.tasks.sessions import bind, first_through, note_session
 
 __all__ = ["asubmit_job", "asubmit_numbered", "submit_job", "submit_numbered"]
@@ -54,6 +54,7 @@ _BY_ORDER = 1_000_000
 _OF_PREFECT = ("return_state", "wait_for", "deferred")
 
 
+@ends_with_flow_run
 async def _submit(
     credentials: QuantumRuntimeCredentials,
     pubs: Any,
@@ -179,7 +180,7 @@ async def _takes_jobs(client: QuantumRuntimeClient, ref: JobRef) -> bool:
     return not session.is_closed and session.accepting_jobs is not False
 
 
-class SubmitTask(Task[..., Any]):
+class SubmitTask(InFlowTask[..., Any]):
     """A task whose `.submit` and `.map` give each call its number among equal ones.
 
     The number travels as a parameter of another task, `numbered`, so that users do not see it in this one's
@@ -273,6 +274,7 @@ def _counting(numbered: Task[..., Any]) -> Callable[[TaskT], TaskT]:
     return decorate
 
 
+@in_flow
 @creates(*_NAMES)
 @spelled_out
 async def asubmit_numbered(
@@ -292,6 +294,7 @@ submit_numbered = blocking(asubmit_numbered)
 
 
 @_counting(asubmit_numbered)
+@in_flow
 @creates(*_NAMES)
 @spelled_out
 async def asubmit_job(

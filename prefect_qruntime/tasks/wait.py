@@ -11,7 +11,7 @@ from typing import Any
 
 from prefect.context import TaskRunContext
 
-from prefect_qruntime.cancellation import cancels_jobs, polls_for_cancellation
+from prefect_qruntime.cancellation import cancels_jobs, ends_with_flow_run, polls_for_cancellation
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.failures import job_error
 from prefect_qruntime.client.network_loop import network_loop
@@ -24,14 +24,16 @@ from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.events import Observation
 from prefect_qruntime.settings import current_settings
 from prefect_qruntime.tasks.arguments import JobLike, as_job
-from prefect_qruntime.tasks.decorators import blocking, repeats
+from prefect_qruntime.tasks.decorators import blocking, in_flow, repeats
 
 __all__ = ["await_for_completion", "wait_for_completion"]
 
 _QUEUE_AGE = 60.0  # seconds for which the length of a queue is news enough
 
 
+@in_flow
 @repeats("wait for completion", "wait for {job}")
+@ends_with_flow_run
 async def await_for_completion(
     credentials: QuantumRuntimeCredentials,
     job: JobLike,

@@ -22,6 +22,9 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        *((f"{name} --block nope", "named 'nope'") for name in ("jobs", "sweep", "watch --once", "doctor", "sessions")),
+        ("sessions --drop", "drop"),
+        ("sessions --close ../../etc", "session"),
         ("setup --block nope", "no Quantum Runtime Credentials block is named 'nope'"),
         ("setup --block command-line --per-minute 0", "per_minute"),
         ("watch --once --interval 0", "interval"),

@@ -380,6 +380,57 @@ def test_a_job_left_is_told_of_once(sandbox: Sandbox, block: str) -> None:
     assert (told[1]["payload"]["job_id"], told[1]["payload"]["credentials_block"]) == (job_id, block)
 
 
+ODD = [
+    {"status": 404, "body": "default backend - 404"},
+    {"status": 403, "body": "<html>Just a moment...</html>"},
+    {"status": 530, "body": "error code: 1033"},
+    {"status": 503},
+    {"status": 200, "body": "null"},
+    {"status": 499, "body": ""},
+]
+
+
+@pytest.mark.parametrize("fault", ODD, ids=lambda fault: f"{fault['status']}")
+def test_an_odd_answer_while_a_watcher_follows_loses_no_end(
+    sandbox: Sandbox, block: str, monkeypatch: pytest.MonkeyPatch, fault: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("prefect_qruntime.suspend.watcher._AGAIN", 0.3)
+    monkeypatch.setattr("prefect_qruntime.suspend.watcher._UNSEEN", 0.0)
+
+    @flow
+    def leaves(credentials_block: str) -> str:
+        credentials = qr.load_credentials(credentials_block)
+        return qr.leave_to_watcher(credentials, qr.submit_job(credentials, [FLIP], backend=BACKEND, shots=7)).id
+
+    _, state = ran(leaves, block)
+    job_id = run(state.aresult())
+    suspended = deployed(waits, credentials_block=block)
+    assert start(waits, suspended).name == "Suspended"
+
+    async def meanwhile() -> Any:
+        sandbox.control.clear_journal()
+        sandbox.control.add_fault("GET", "/jobs*", times=4, **fault)
+        watching = asyncio.create_task(arun_watch([block], interval=0.2, duration=60))
+        # The fault meets the watcher while nothing is over yet.
+        assert await asyncio.to_thread(until, lambda: not sandbox.control.faults() or _met(sandbox) >= 4, 40)
+        done(sandbox)
+        resumed = await asyncio.to_thread(until, lambda: state_of(suspended).name == "Resuming", 40)
+        ended = await asyncio.to_thread(events, f"qruntime.job.{job_id}", 2)
+        watching.cancel()
+        (report,) = await asyncio.gather(watching, return_exceptions=True)
+        return resumed, ended, report
+
+    resumed, _, _ = run(meanwhile())
+    assert resumed
+    run_watch([block], once=True)  # takes up what a stop in the middle may have left
+    assert run(start(waits, suspended).aresult()) is not None
+    assert [event["event"] for event in events(f"qruntime.job.{job_id}", 2)].count("qruntime.job.completed") == 1
+
+
+def _met(sandbox: Sandbox) -> int:
+    return len([entry for entry in sandbox.control.journal("GET", "/jobs*") if entry["status"] != 401])
+
+
 def test_a_job_whose_event_did_not_get_out_is_told_of_again(
     sandbox: Sandbox, block: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from prefect import flow
@@ -294,6 +295,47 @@ def test_a_block_with_a_wrong_field_does_not_stop_the_others(control: Any, sandb
         assert [problem.split(":")[0] for problem in problems] == ["a-spoiled-one"]
 
 
+def test_a_session_whose_flow_run_was_deleted_is_closed(control: Any) -> None:
+    flow_run, session = left(Running())
+
+    async def delete() -> None:
+        async with get_client() as client:
+            await client.delete_flow_run(flow_run.id)
+
+    run(delete())
+    report = run_sweep([BLOCK])
+    assert [(entry.id, entry.flow_run, entry.flow_state) for entry in report.sessions] == [
+        (session.id, str(flow_run.id), "Deleted")
+    ]
+    assert control.session(session.id)["accepting_jobs"] is False
+    assert control.jobs()[0]["status"] == "Queued"
+
+
+def test_a_flow_run_of_another_prefect_server_is_not_judged(control: Any, sandbox: Sandbox) -> None:
+    """Only the tag of a job names it; no record is here."""
+    client = sandbox.credentials().get_client()
+    session = client.run(client.open_session(BACKEND, mode="dedicated", max_ttl=600))
+    spec = make_spec([FLIP], backend=BACKEND)
+    tag = f"qr-flow:{uuid4()}"
+    client.run(client.submit(Intent(spec=spec, key_tag=lambda generation: "elsewhere", tags=(tag,), session=session)))
+    assert run_sweep([BLOCK], cancel_jobs=True).sessions == []
+    assert control.session(session.id)["accepting_jobs"] is True
+
+
+def test_a_session_that_cannot_be_closed_does_not_stop_the_others(control: Any, sandbox: Sandbox) -> None:
+    _, first = left(Completed())
+    _, second = left(Completed())
+    sandbox.control.add_fault("DELETE", f"/sessions/{first.id}/close", status=403, times=None)
+    report = run_sweep([BLOCK])
+    actions = {entry.id: entry.action for entry in report.sessions}
+    assert actions[first.id].startswith("could not be closed")
+    assert actions[second.id] == "closed"
+    assert not report.is_clean
+    sandbox.control.clear_faults()
+    assert run_sweep([BLOCK], cancel_jobs=True).is_clean
+    assert control.open_sessions() == []
+
+
 @pytest.mark.parametrize("ended", [False, True])
 def test_a_job_that_was_queued_for_days_is_swept_too(
     control: Any, monkeypatch: pytest.MonkeyPatch, ended: bool
@@ -327,5 +369,13 @@ def test_the_command_line(control: Any, sandbox: Sandbox, prefect_server: Any) -
     assert requests(sandbox, "DELETE", "/sessions/*/close") == 1
 
     broken = sweep("--block", "no-such-block")
-    assert broken.returncode == 1
-    assert "no-such-block" in broken.stderr
+    assert broken.returncode == 2
+    assert "'no-such-block'" in broken.stderr
+
+    left(Completed())
+    assert sweep("--block", BLOCK, "--dry-run").returncode == 1, "something is left"
+    assert sweep("--block", BLOCK, "--cancel-jobs").returncode == 0, "all of it was dealt with"
+    _, state = ran(job_left)
+    assert sweep("--block", BLOCK).returncode == 1, "a job goes on"
+    assert sweep("--block", BLOCK, "--cancel-jobs").returncode == 0
+    assert control.job(run(state.aresult()).id)["status"] == "Cancelled"

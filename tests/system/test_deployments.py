@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
+import psutil
 import pytest
 from prefect.states import Cancelling, Scheduled
 
 from tests.support.prefect_server import PrefectServer
-from tests.support.work_pool import Site, until, worked_on
+from tests.support.work_pool import BLOCK, ROOT, Site, until, worked_on
 from tests.system import nightly
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(240)]
@@ -70,6 +74,59 @@ def test_losing_the_process_cancels_nothing_and_a_rerun_attaches(site: Site) -> 
         site.reaches(run, "Completed", 90)
         assert site.statuses(run) == ["Completed"] * 2
         assert site.cancels(run) == 0
+
+
+def sweep(site: Site, *words: str) -> subprocess.CompletedProcess[str]:
+    """The command line, as an operator uses it."""
+    command = [sys.executable, "-c", "from prefect_qruntime.cli import main; main()", *words]
+    return subprocess.run(
+        command, env=site.server.env, cwd=ROOT, capture_output=True, text=True, timeout=90, check=False
+    )
+
+
+def test_worker_and_process_killed_together_the_sweep_says_how_to_go_on_and_resume_does(site: Site) -> None:
+    run = site.run(nightly.nightly_sync)
+    site.complete_or_withdraw({run: 2})
+    alive = sweep(site, "resume", str(run))
+    assert alive.returncode == 2
+    assert "may be alive" in alive.stderr
+    assert site.state(run) == "Running"
+
+    process = site.process(run)
+    assert site.worker is not None
+    site.worker.kill()
+    os.kill(process.pid, signal.SIGKILL)
+    site.worker.wait()
+    psutil.wait_procs([process], timeout=10)
+    assert site.state(run) == "Running", "no part of Prefect noticed"
+    before = [job["id"] for job in site.jobs(run)]
+
+    report = sweep(site, "sweep", "--block", BLOCK, "--json")
+    assert report.returncode == 1, report.stderr
+    (stalled,) = json.loads(report.stdout)["stalled"]
+    assert stalled["id"] == str(run)
+    assert f"prefect-qruntime resume {run}" in stalled["next_step"]
+    assert "Copy to new run" in stalled["next_step"]
+    assert site.statuses(run) == ["Queued"] * 2, "the sweep only reports"
+
+    done = sweep(site, "resume", str(run), "--json")
+    assert done.returncode == 0, done.stderr
+    assert sorted(json.loads(done.stdout)["jobs"]) == sorted(before)
+    (session,) = site.sandbox.control.sessions()
+    assert session["accepting_jobs"] is False
+    assert site.state(run) == "Resuming"
+    again = sweep(site, "resume", str(run))
+    assert again.returncode == 2
+    assert "already" in again.stderr
+
+    site.start_worker(name="another")
+    site.sandbox.control.release()
+    site.reaches(run, "Completed", 90)
+    assert [job["id"] for job in site.jobs(run)] == before, "nothing was submitted twice"
+    assert site.statuses(run) == ["Completed"] * 2
+    assert site.flow_run(run).run_count == 1, "it was no retry"
+    until(lambda: not site.sandbox.control.open_sessions(), 15, "the sessions closed")
+    assert sweep(site, "sweep", "--block", BLOCK).returncode == 0
 
 
 def test_stopping_the_worker_cancels_nothing(site: Site) -> None:

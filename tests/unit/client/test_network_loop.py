@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import subprocess
 import sys
 import threading
@@ -336,3 +337,28 @@ def test_a_shared_failure_reaches_all_and_is_not_kept() -> None:
         await asyncio.wait([flight.start(fails)])  # in the background: nobody is told
 
     asyncio.run(story())
+
+
+def test_an_exception_set_by_another_thread_ends_a_blocked_caller_and_its_work() -> None:
+    """As a timeout of Prefect's for a task in a worker thread."""
+    work, raised = Work(settle=0.1), []
+
+    class Interrupted(BaseException):
+        pass
+
+    def caller() -> None:
+        try:
+            network_loop().run(work())
+        except Interrupted:
+            raised.append((time.monotonic(), work.how))
+
+    thread = threading.Thread(target=caller)
+    thread.start()
+    assert work.began.wait(5)
+    assert thread.ident is not None
+    sent = time.monotonic()
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_long(thread.ident), ctypes.py_object(Interrupted))
+    thread.join(10)
+    ((at_last, how),) = raised
+    assert how == "cancelled"
+    assert at_last - sent < 3

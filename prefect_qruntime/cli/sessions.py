@@ -1,0 +1,123 @@
+"""`prefect-qruntime sessions`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from prefect_qruntime.cli.options import AsJson, Blocks, checked_blocks
+from prefect_qruntime.cli.output import many, print_json
+from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
+from prefect_qruntime.operations.session_listing import OpenSession, SessionList, close_by_id, list_sessions
+
+__all__ = ["sessions"]
+
+
+def sessions(
+    *,
+    block: Blocks = None,
+    close: Annotated[str | None, Parameter(help="Close the session of this id; its queued jobs run first.")] = None,
+    drop: Annotated[bool, Parameter(help="With --close: do not run its queued jobs.")] = False,
+    json: AsJson = False,
+) -> int:
+    """List the instances' open sessions and batches with their age, jobs and who opened each; close one by its id."""
+    if close is None:
+        if drop:
+            raise InvalidInput("goes with --close ID", field="drop")
+        return _list(checked_blocks(block), json=json)
+    return _close(close, checked_blocks(block), drop=drop, json=json)
+
+
+def _list(blocks: list[str] | None, *, json: bool) -> int:
+    """List open sessions and print them; 1 if an instance could not be asked."""
+    found = list_sessions(blocks)
+    if json:
+        sys.stdout.write(found.model_dump_json(indent=2) + "\n")
+    else:
+        _print(found, Console())
+    for problem in found.problems:
+        sys.stderr.write(f"{problem}\n")
+    return 1 if found.problems else 0
+
+
+def _close(session_id: str, blocks: list[str] | None, *, drop: bool, json: bool) -> int:
+    """Close a session and print its state; 1 if it could not be closed."""
+    try:
+        block, session = close_by_id(session_id, blocks, drain=not drop)
+    except InvalidInput:
+        raise
+    except QuantumRuntimeError as error:
+        sys.stderr.write(f"Session {session_id} could not be closed. {error}\n")
+        return 1
+    drains = not session.is_closed and not drop and session.accepting_jobs is False
+    if json:
+        facts = {"block": block, **session.model_dump(exclude={"token"}), "is_closed": session.is_closed}
+        print_json(facts)
+    elif session.is_closed:
+        Console().print(f"Session {session_id} is closed.", highlight=False, soft_wrap=True)
+    elif drains:
+        Console().print(
+            f"Session {session_id} takes no more jobs and closes when its queued jobs are done. "
+            "To drop them, use --drop.",
+            highlight=False,
+            soft_wrap=True,
+        )
+    else:
+        sys.stderr.write(f"Session {session_id} was asked to close but is still {session.state!r}. Try again.\n")
+    return 0 if session.is_closed or drains else 1
+
+
+def _print(found: SessionList, console: Console) -> None:
+    if not found.sessions:
+        console.print("No session is open.")
+        return
+    console.print(_table(found.sessions))
+    number = len(found.sessions)
+    console.print(
+        f"{number} {'session is' if number == 1 else 'sessions are'} open. Close one with "
+        "`prefect-qruntime sessions --close ID`.",
+        highlight=False,
+    )
+
+
+def _table(sessions: list[OpenSession]) -> Table:
+    several = len({one.block for one in sessions}) > 1
+    table = Table(expand=True, show_lines=True)
+    table.add_column("session\nage", overflow="fold", min_width=20)
+    for name in (*(("block",) if several else ()), "mode\nbackend", "state\njobs"):
+        table.add_column(name, overflow="fold")
+    table.add_column("opened by", overflow="fold", ratio=1)
+    for one in sessions:
+        jobs = many(one.unfinished_jobs, "job")
+        draining = " (draining)" if one.accepting_jobs is False else ""
+        table.add_row(
+            Text(f"{one.id}\n{_span(one.age_seconds)}"),
+            *((Text(one.block),) if several else ()),
+            Text(f"{one.mode}\n{one.backend or ''}"),
+            Text(f"{one.state or '?'}{draining}\n{jobs}"),
+            _opener(one),
+        )
+    return table
+
+
+def _opener(one: OpenSession) -> Text:
+    if one.process is not None:
+        style = "bold red" if one.process_state == "ended" else ""
+        return Text(f"{one.process}\n{one.process_state}", style=style)
+    if one.flow_run_id is None:
+        return Text("not known here", style="yellow")
+    return Text(f"flow run {one.flow_run or one.flow_run_id}\n{one.flow_run_state or 'not in this Prefect'}")
+
+
+def _span(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,247 @@
+"""List the open sessions of instances with the flow run or process that opened each, and close one by its id."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from pydantic import BaseModel, ConfigDict
+
+from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.connection import check_id
+from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.credentials import QuantumRuntimeCredentials, aload_credentials, saved_blocks
+from prefect_qruntime.errors import NotFound, QuantumRuntimeError
+from prefect_qruntime.models import Job, Session, SessionRef
+from prefect_qruntime.observability.artifacts import Record, find_records
+from prefect_qruntime.prefect_api import api
+from prefect_qruntime.tasks.session_notes import SessionNote, is_note, session_notes
+from prefect_qruntime.tasks.sessions import close
+
+__all__ = ["OpenSession", "SessionList", "aclose_by_id", "alist_sessions", "close_by_id", "list_sessions"]
+
+_AT_ONCE = 8  # sessions asked for side by side
+_PAGE = 200
+
+
+class OpenSession(BaseModel):
+    """One session that is not closed, and who opened it as far as notes and its jobs' tags tell.
+
+    `flow_run` is the run's name, None where Prefect does not know it. `process` opened it outside a flow, and
+    `process_state` is `running`, `ended` or `unknown` (another host's). Without either it is somebody else's.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    block: str
+    mode: str
+    backend: str | None
+    state: str | None
+    accepting_jobs: bool | None
+    opened_at: datetime | None
+    age_seconds: float | None
+    max_ttl: int | None
+    unfinished_jobs: int
+    flow_run_id: str | None = None
+    flow_run: str | None = None
+    flow_run_state: str | None = None
+    process: str | None = None
+    process_state: str | None = None
+
+
+class SessionList(BaseModel):
+    """Open sessions, oldest first, and what could not be looked into."""
+
+    model_config = ConfigDict(frozen=True)
+
+    sessions: list[OpenSession]
+    problems: list[str]
+
+
+def list_sessions(blocks: Iterable[str] | None = None) -> SessionList:
+    """List open sessions; for code without an event loop. Reads only.
+
+    Args:
+        blocks: Names of credentials blocks; None for all saved ones.
+    """
+    return network_loop().run(_list(blocks))
+
+
+async def alist_sessions(blocks: Iterable[str] | None = None) -> SessionList:
+    """As `list_sessions`, for async code."""
+    return await network_loop().arun(_list(blocks))
+
+
+def close_by_id(session_id: str, blocks: Iterable[str] | None = None, *, drain: bool = True) -> tuple[str, SessionRef]:
+    """Close a session of whichever instance has it; for code without an event loop.
+
+    Args:
+        session_id: The session.
+        blocks: Names of credentials blocks to try; None for all saved ones.
+        drain: True lets queued jobs run first, False drops them; a running one finishes either way.
+
+    Returns:
+        The block that led to it, and the session as read back.
+
+    Raises:
+        NotFound: No instance of these blocks has the session.
+        QuantumRuntimeError: It could not be closed, or an instance could not be asked for it.
+    """
+    return network_loop().run(_close(check_id(session_id, field="session"), blocks, drain))
+
+
+async def aclose_by_id(
+    session_id: str, blocks: Iterable[str] | None = None, *, drain: bool = True
+) -> tuple[str, SessionRef]:
+    """As `close_by_id`, for async code."""
+    return await network_loop().arun(_close(check_id(session_id, field="session"), blocks, drain))
+
+
+async def _names(blocks: Iterable[str] | None) -> list[str]:
+    return sorted(set(blocks)) if blocks is not None else await saved_blocks()
+
+
+async def _close(session_id: str, blocks: Iterable[str] | None, drain: bool) -> tuple[str, SessionRef]:
+    failure: QuantumRuntimeError | None = None
+    for name in await _names(blocks):
+        try:
+            credentials = await aload_credentials(name)
+            await credentials.get_client().session(session_id)
+        except NotFound:
+            continue
+        except QuantumRuntimeError as error:
+            failure = failure or error
+            continue
+        closed = await close(credentials, SessionRef(id=session_id), drain)
+        if closed.is_closed:
+            for note in await session_notes():
+                if note.meta.get("session") == session_id:
+                    await note.mark_closed()
+        return name, closed
+    raise failure or NotFound(
+        f"No saved credentials block leads to an instance with session {session_id!r}.",
+        solution="`prefect-qruntime sessions` lists the open ones.",
+        session_id=session_id,
+    )
+
+
+async def _list(blocks: Iterable[str] | None) -> SessionList:
+    records = await find_records("session")
+    notes = await session_notes(records)
+    found: dict[str, OpenSession] = {}  # by id: two blocks may lead to one instance
+    problems = []
+    for name in await _names(blocks):
+        try:
+            credentials = await aload_credentials(name)
+            for one in await _of_instance(name, credentials, records, notes):
+                found.setdefault(one.id, one)
+        except (QuantumRuntimeError, ValueError) as error:
+            problems.append(f"{name}: {error}")
+    never = datetime.min.replace(tzinfo=UTC)
+    ordered = sorted(found.values(), key=lambda one: one.opened_at or never)
+    return SessionList(sessions=await _with_flow_runs(ordered), problems=problems)
+
+
+async def _of_instance(
+    block: str, credentials: QuantumRuntimeCredentials, records: list[Record], notes: list[SessionNote]
+) -> list[OpenSession]:
+    client = credentials.get_client()
+    pending = await client.jobs(pending=True)
+    jobs: dict[str, list[Job]] = {}
+    for job in pending:
+        if job.session_id:
+            jobs.setdefault(job.session_id, []).append(job)
+    flow_runs = {
+        record.meta["session"]: record.meta.get("flow_run")
+        for record in records
+        if record.meta.get("session") and record.meta.get("block") == block and not is_note(record)
+        if record.meta.get("state", "").lower() != "closed"
+    }
+    here = client.connection
+    processes = {
+        note.meta["session"]: note
+        for note in notes
+        if note.meta.get("session") and (note.meta.get("crn"), note.meta.get("base_url")) == (here.crn, here.base_url)
+    }
+    wanted = dict.fromkeys([*await _listed(client), *jobs, *flow_runs, *processes])
+    slots = asyncio.Semaphore(_AT_ONCE)
+
+    async def read(session_id: str) -> Session | None:
+        async with slots:
+            try:
+                return await client.session(session_id)
+            except NotFound:
+                return None
+
+    found = []
+    for session in await asyncio.gather(*(read(session_id) for session_id in wanted)):
+        if session is None or session.ref().is_closed:
+            continue
+        of_jobs = jobs.get(session.id, [])
+        note = processes.get(session.id)
+        opened = session.started_at or (note.opened_at if note is not None else None)
+        tagged = next((job.flow_run_id for job in of_jobs if job.flow_run_id), None)
+        found.append(
+            OpenSession(
+                id=session.id,
+                block=block,
+                mode=session.mode,
+                backend=session.backend,
+                state=session.state,
+                accepting_jobs=session.accepting_jobs,
+                opened_at=opened,
+                age_seconds=_age(opened),
+                max_ttl=session.max_ttl,
+                unfinished_jobs=len(of_jobs),
+                flow_run_id=flow_runs.get(session.id) or (None if note is not None else tagged),
+                process=note.opener if note is not None else None,
+                process_state=_word(note.is_gone) if note is not None else None,
+            )
+        )
+    return found
+
+
+def _age(since: datetime | None) -> float | None:
+    return None if since is None else max(0.0, (datetime.now(UTC) - since).total_seconds())
+
+
+def _word(gone: bool | None) -> str:
+    return "unknown" if gone is None else "ended" if gone else "running"
+
+
+async def _listed(client: QuantumRuntimeClient) -> list[str]:
+    """The sessions and batches that the service lists as not over; a legacy host has no such list."""
+    found: list[str] = []
+    for mode in ("session", "batch"):
+        for status in ("pending", "in_progress"):
+            try:
+                items: list[dict[str, Any]] = await client.workloads(mode=mode, status=status)
+            except NotFound:
+                return []
+            found += [str(item["id"]) for item in items if item.get("id")]
+    return found
+
+
+async def _with_flow_runs(sessions: list[OpenSession]) -> list[OpenSession]:
+    """Add the names and states of the flow runs, asked for together."""
+    wanted = []
+    for one in sessions:
+        try:
+            wanted += [UUID(one.flow_run_id)] if one.flow_run_id else []
+        except ValueError:
+            continue  # a tag of somebody else's making
+    runs: dict[str, Any] = {}
+    for start in range(0, len(wanted), _PAGE):
+        ids = FlowRunFilter(id=FlowRunFilterId(any_=wanted[start : start + _PAGE]))
+        runs |= {str(run.id): run for run in await (await api()).read_flow_runs(flow_run_filter=ids, limit=_PAGE)}
+    return [
+        one.model_copy(update={"flow_run": run.name, "flow_run_state": run.state.name if run.state else None})
+        if (run := runs.get(one.flow_run_id or "")) is not None
+        else one
+        for one in sessions
+    ]

@@ -1,0 +1,284 @@
+"""Note the sessions that a script or notebook opens outside a flow, so that they are closed when its process is gone.
+
+A note is an artifact in Prefect, or a file under Prefect's home if no API is configured or it does not answer within
+seconds. It names the session, the instance and the process that opened it, and holds no secret. When the process ends
+properly, it drains what it left open; when it is killed, the sweep does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import os
+import re
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import orjson
+from prefect.client.schemas.actions import ArtifactUpdate
+from prefect.settings import get_current_settings
+
+from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name
+from prefect_qruntime.errors import QuantumRuntimeError
+from prefect_qruntime.models import SessionRef
+from prefect_qruntime.observability.artifacts import Record, find_records, upsert
+from prefect_qruntime.observability.markdown import card
+from prefect_qruntime.observability.processes import process_facts, process_is_gone
+from prefect_qruntime.prefect_api import api
+from prefect_qruntime.redact import get_logger
+
+__all__ = [
+    "SessionNote",
+    "SessionNotes",
+    "is_note",
+    "note",
+    "session_notes",
+    "token_of",
+]
+
+log = get_logger(__name__)
+
+_PREFECT_PATIENCE = 5.0  # seconds until the note goes to a file instead
+_EXIT_PATIENCE = 20.0  # seconds for closing what an ending process left open
+_MOST_BYTES = 65_536
+_TOKEN = re.compile(r"[0-9a-f]{8,64}")
+
+
+# ---- notes ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SessionNote:
+    """What was noted of a session that a process opened outside a flow.
+
+    Attributes:
+        record: The facts, as an artifact of Prefect holds them.
+        path: The file, where the note is not in Prefect.
+    """
+
+    record: Record
+    path: Path | None = None
+
+    @property
+    def meta(self) -> Mapping[str, str]:
+        """The facts."""
+        return self.record.meta
+
+    @property
+    def opener(self) -> str:
+        """The process, for people."""
+        return f"process {self.meta.get('pid', '?')} on {self.meta.get('host', '?')}"
+
+    @property
+    def opened_at(self) -> datetime | None:
+        """When it was opened, on that process's clock."""
+        with contextlib.suppress(ValueError):
+            return datetime.fromisoformat(self.meta.get("opened", ""))
+        return None
+
+    @property
+    def is_gone(self) -> bool | None:
+        """Whether the process that opened it has ended; None if that cannot be told from here."""
+        return process_is_gone(self.meta)
+
+    async def mark_closed(self) -> None:
+        """The session needs no further look."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+            return
+        change = ArtifactUpdate(metadata_={**self.meta, "state": "closed"})
+        await (await api()).update_artifact(self.record.artifact_id, change)
+
+
+def is_note(record: Record) -> bool:
+    """Whether a session's record in Prefect is that of a process outside any flow."""
+    return bool(record.meta.get("pid")) and not record.meta.get("flow_run")
+
+
+async def session_notes(records: list[Record] | None = None) -> list[SessionNote]:
+    """All notes that are in Prefect and in this machine's files, closed sessions left out. Runs on the network loop.
+
+    Args:
+        records: The session records of Prefect, where the caller has them already.
+    """
+    records = await find_records("session") if records is None else records
+    noted = [SessionNote(record) for record in records if is_note(record)]
+    noted += await asyncio.to_thread(_files)
+    return [one for one in noted if one.meta.get("state", "").lower() != "closed"]
+
+
+def _folder() -> Path:
+    return get_current_settings().home / "qruntime" / "sessions"
+
+
+def _files() -> list[SessionNote]:
+    found = []
+    for path in sorted(_folder().glob("*.json")):
+        try:
+            if not path.is_file() or path.stat().st_size > _MOST_BYTES:
+                raise ValueError("no note")
+            meta = orjson.loads(path.read_bytes())
+            if not isinstance(meta, dict) or not all(isinstance(value, str) for value in meta.values()):
+                raise ValueError("no note")
+            opened = datetime.fromisoformat(meta["opened"])
+        except (OSError, ValueError, KeyError):
+            log.warning("%s is not a readable note of a session and was passed over", path)
+            continue
+        found.append(SessionNote(Record(UUID(int=0), path.stem, meta, None, opened), path))
+    return found
+
+
+def _write(path: Path, meta: Mapping[str, str]) -> None:
+    """Write a note so that it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    draft = path.with_suffix(f".{os.getpid()}.tmp")
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(orjson.dumps(dict(meta), option=orjson.OPT_INDENT_2))
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+@dataclass(slots=True)
+class _Opened:
+    """A session that this process has open."""
+
+    credentials: QuantumRuntimeCredentials
+    session: SessionRef
+    facts: dict[str, str]
+    path: Path | None = None
+
+
+@dataclass(slots=True)
+class SessionNotes:
+    """The sessions that this process opened outside a flow, by token."""
+
+    opened: dict[str, _Opened] = field(default_factory=dict)
+    drains_at_exit: bool = False
+
+
+def _notes() -> SessionNotes:
+    return network_loop().state(SessionNotes)
+
+
+def token_of(session: SessionRef) -> str | None:
+    """The token under which this process noted a session outside a flow; None for any other session."""
+    opened = _notes().opened
+    if session.token in opened:
+        return session.token
+    known = (token for token, one in opened.items() if session.id is not None and one.session.id == session.id)
+    return next(known, None)
+
+
+async def note(
+    credentials: QuantumRuntimeCredentials,
+    token: str,
+    session: SessionRef,
+    *,
+    drain: Callable[[QuantumRuntimeCredentials, SessionRef], Any],
+) -> None:
+    """Note a session's state. Runs on the network loop.
+
+    Args:
+        credentials: The credentials block; only its name and the instance are noted.
+        token: Identifies the note, which exists before the session has an id.
+        session: The session as known now.
+        drain: Drains a session; called for those that the process leaves open.
+    """
+    if _TOKEN.fullmatch(token) is None:
+        raise ValueError("a session's token consists of hexadecimal digits")
+    notes = _notes()
+    new = token not in notes.opened
+    if new:
+        notes.opened[token] = _Opened(credentials, session, _facts(credentials))
+        _drain_at_exit(notes, drain)
+    entry = notes.opened[token]
+    entry.session = session
+    meta = {**entry.facts, **_of_session(session)}
+    if session.is_closed:
+        del notes.opened[token]
+    if entry.path is None:
+        try:
+            if get_current_settings().api.url is None:
+                raise ConnectionError("no Prefect API is configured")
+            async with asyncio.timeout(_PREFECT_PATIENCE):
+                await upsert("session", token, card(_title(session), None, _of_session(session)), meta, new=new)
+            return
+        except Exception as error:
+            if not new:
+                log.warning("the note of session %s could not be updated in Prefect: %r", session.id, error)
+                return
+            log.debug("session noted in a file, as Prefect did not take it: %r", error)
+    entry.path = _folder() / f"{token}.json"
+    if session.is_closed:
+        entry.path.unlink(missing_ok=True)
+    else:
+        await asyncio.to_thread(_write, entry.path, {"id": token, **meta})
+
+
+def _title(session: SessionRef) -> str:
+    return f"Session {session.id}" if session.id else "Session, not opened yet"
+
+
+def _facts(credentials: QuantumRuntimeCredentials) -> dict[str, str]:
+    connection = credentials.get_client().connection
+    facts = {
+        "block": block_name(credentials) or "",
+        "crn": connection.crn,
+        "base_url": connection.base_url,
+        "dialect": connection.dialect,
+        "opened": datetime.now(UTC).isoformat(),
+        **process_facts(),
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+def _of_session(session: SessionRef) -> dict[str, str]:
+    facts = {
+        "session": session.id,
+        "mode": session.mode,
+        "backend": session.backend,
+        "max_ttl": str(session.max_ttl) if session.max_ttl else None,
+        "state": session.state or ("opening" if session.id is None else "open"),
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
+# ---- the end of the process ----------------------------------------------------------------------
+
+
+def _drain_at_exit(notes: SessionNotes, drain: Callable[[QuantumRuntimeCredentials, SessionRef], Any]) -> None:
+    if notes.drains_at_exit:
+        return
+    notes.drains_at_exit = True
+    home = network_loop()
+
+    def at_exit() -> None:
+        left = [one for one in notes.opened.values() if not one.session.is_closed]
+        if not left or home.pid != os.getpid() or home.loop.is_closed():
+            return
+
+        async def drain_all() -> None:
+            ended = await asyncio.gather(*(drain(one.credentials, one.session) for one in left), return_exceptions=True)
+            for one, end in zip(left, ended, strict=True):
+                if isinstance(end, BaseException):
+                    log.error(
+                        "session %s could not be closed as the process ended: %s. It may still be open and charging. "
+                        "`prefect-qruntime sweep` closes it.",
+                        one.session.id,
+                        end,
+                    )
+
+        with contextlib.suppress(TimeoutError, QuantumRuntimeError):
+            asyncio.run_coroutine_threadsafe(drain_all(), home.loop).result(_EXIT_PATIENCE)
+
+    # Before the interpreter closes its thread pools, without which no host name is resolved any more; atexit is later.
+    register: Callable[[Callable[[], None]], Any] = getattr(threading, "_register_atexit", atexit.register)
+    register(at_exit)

@@ -1,0 +1,187 @@
+"""Flow runs shown as running although their process is gone: what counts as evidence, and what `resume` refuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import Completed, Crashed, Failed, Running, Scheduled, State, Suspended
+
+import prefect_qruntime as qr
+from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.observability.artifacts import upsert
+from prefect_qruntime.observability.processes import process_facts
+from prefect_qruntime.operations.stalled import StalledRun, find_stalled, resume_flow_run, silence
+from tests.support.flow_runs import asked, until
+from tests.support.prefect_server import PrefectServer
+
+pytestmark = pytest.mark.server
+
+
+@flow
+def nothing() -> None:
+    """A flow whose runs are set to states by hand."""
+
+
+def deployed(state: State[Any], *, pid: str | None = None) -> FlowRun:
+    """A run of a deployment in a state, as a worker and its process would have left it."""
+
+    async def create(client: PrefectClient) -> FlowRun:
+        deployment = await client.create_deployment(
+            await client.create_flow(nothing), "stalled", parameter_openapi_schema={"type": "object", "properties": {}}
+        )
+        flow_run = await client.create_flow_run_from_deployment(deployment, state=Scheduled())
+        if pid is not None:
+            await client.update_flow_run(flow_run.id, infrastructure_pid=pid)
+        await client.set_flow_run_state(flow_run.id, state, force=True)
+        return await client.read_flow_run(flow_run.id)
+
+    return asked(create)
+
+
+def stalled(flow_run_id: UUID) -> list[StalledRun]:
+    return network_loop().run(find_stalled([str(flow_run_id), "no-id"]))
+
+
+def beat(flow_run_id: UUID, *minutes_ago: float) -> None:
+    """Heartbeats as Prefect's engine emits them."""
+    moments = [datetime.now(UTC) - timedelta(minutes=minutes) for minutes in minutes_ago]
+    resource = {"prefect.resource.id": f"prefect.flow-run.{flow_run_id}"}
+    events = [
+        {
+            "id": str(uuid4()),
+            "occurred": moment.isoformat(),
+            "event": "prefect.flow-run.heartbeat",
+            "resource": resource,
+            "related": [],
+            "payload": {},
+        }
+        for moment in moments
+    ]
+    wanted = {
+        "filter": {
+            "event": {"name": ["prefect.flow-run.heartbeat"]},
+            "resource": {"id": [resource["prefect.resource.id"]]},
+        }
+    }
+
+    async def send(client: PrefectClient) -> int:
+        return (await client.request("POST", "/events", json=events)).status_code
+
+    async def there(client: PrefectClient) -> bool:
+        return len((await client.request("POST", "/events/filter", json=wanted)).json()["events"]) >= len(events)
+
+    assert asked(send) == 204
+    assert until(lambda: asked(there))
+
+
+@pytest.mark.parametrize(
+    ("beats", "gone"),
+    [
+        ((20.0, 23.0, 26.0), True),
+        ((20.0,), True),
+        ((2.0, 5.0), False),
+        ((8.0, 11.0), False),
+        ((20.0, 30.0), False),  # beats that come every ten minutes
+        ((), False),
+    ],
+)
+def test_heartbeats_that_stopped_are_evidence(beats: tuple[float, ...], gone: bool) -> None:
+    now = datetime(2026, 5, 1, 12, tzinfo=UTC)
+    moments = [now - timedelta(minutes=minutes) for minutes in beats]
+    began = now - timedelta(hours=1)
+    assert (silence(moments, began=began, now=now, setting=180) is not None) is gone
+    assert silence(moments, began=now, now=now, setting=180) is None, "of an earlier start"
+    assert silence(moments, began=None, now=now, setting=180) is None
+
+
+def test_a_run_without_heartbeats_for_an_hour_is_resumed(
+    prefect_server: PrefectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow_run = deployed(Running())
+    beat(flow_run.id, 0.0)
+    assert stalled(flow_run.id) == []
+    later = datetime.now(UTC) + timedelta(hours=1)
+    monkeypatch.setattr("prefect_qruntime.operations.stalled.parsedate_to_datetime", lambda _date: later)
+    (found,) = stalled(flow_run.id)
+    assert "heartbeat" in found.evidence
+    assert f"prefect-qruntime resume {flow_run.id}" in found.next_step
+    assert resume_flow_run(str(flow_run.id)).id == str(flow_run.id)
+    assert stalled(flow_run.id) == []
+
+
+def test_heartbeats_of_an_earlier_attempt_are_none(prefect_server: PrefectServer) -> None:
+    flow_run = deployed(Running())
+    beat(flow_run.id, 20.0, 23.0)
+    assert stalled(flow_run.id) == []
+
+
+@pytest.mark.parametrize("case", ["gone", "alive", "another process", "elsewhere"])
+def test_the_noted_process_is_evidence_only_if_it_is_that_of_the_run(prefect_server: PrefectServer, case: str) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "pass"])
+    child.wait()
+    facts = {**process_facts(), "pid": str(child.pid), "started": "1"}
+    if case == "alive":
+        facts = process_facts()
+    if case == "elsewhere":
+        facts["host"] = "elsewhere"
+    flow_run = deployed(Running(), pid="1234567" if case == "another process" else facts["pid"])
+    meta = {"state": "Queued", "flow_run": str(flow_run.id), **facts}
+    network_loop().run(upsert("job", f"d{uuid4().hex[:19]}", "", meta, new=True, flow_run_id=str(flow_run.id)))
+    assert bool(stalled(flow_run.id)) is (case == "gone")
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        (Running(), "may be alive"),
+        (Completed(), "Completed, not Running or Crashed"),
+        (Failed(), "`Retry`"),
+        (Scheduled(), "already"),
+        (Suspended(timeout_seconds=600), "prefect-qruntime watch"),
+    ],
+    ids=lambda value: value.name if isinstance(value, State) else "",
+)
+def test_what_need_not_or_must_not_be_resumed_is_refused(prefect_server: PrefectServer, state: Any, says: str) -> None:
+    flow_run = deployed(state)
+    with pytest.raises(qr.InvalidInput, match=says):
+        resume_flow_run(str(flow_run.id))
+    assert asked(lambda client: client.read_flow_run(flow_run.id)).state.name == state.name  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("state", "force"), [(Crashed(), False), (Running(), True)], ids=["crashed", "forced"])
+def test_a_crashed_run_and_on_demand_any_running_one_is_resumed(
+    prefect_server: PrefectServer, state: Any, force: bool
+) -> None:
+    flow_run = deployed(state)
+    resume_flow_run(str(flow_run.id), force=force)
+    read = asked(lambda client: client.read_flow_run(flow_run.id))
+    assert read.state is not None
+    assert (read.state.name, read.empirical_policy.resuming) == ("Resuming", True)
+
+
+def test_without_a_deployment_it_says_how_to_fetch(prefect_server: PrefectServer) -> None:
+    async def create(client: PrefectClient) -> FlowRun:
+        return await client.create_flow_run(nothing, state=Running())
+
+    flow_run = asked(create)
+    with pytest.raises(qr.InvalidInput, match=r"no deployment.*fetch_results.*submission_key"):
+        resume_flow_run(str(flow_run.id))
+
+
+@pytest.mark.parametrize("wrong", ["nope", "../etc", ""])
+def test_an_id_that_is_none_is_refused(prefect_server: PrefectServer, wrong: str) -> None:
+    with pytest.raises(qr.InvalidInput, match="not the id of a flow run"):
+        resume_flow_run(wrong)
+
+
+def test_an_unknown_flow_run(prefect_server: PrefectServer) -> None:
+    with pytest.raises(qr.NotFound, match="knows no flow run"):
+        resume_flow_run(str(uuid4()))

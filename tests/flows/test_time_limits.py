@@ -1,0 +1,123 @@
+"""Time limits of Prefect's on blocking waits: called, submitted, and through the flow; the job lives on."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from prefect import flow, unmapped
+from prefect.task_runners import ThreadPoolTaskRunner
+
+import prefect_qruntime as qr
+from prefect_qruntime.sandbox import Sandbox
+from tests.support.flow_runs import BACKEND, FLIP, ran
+
+pytestmark = [pytest.mark.server, pytest.mark.timeout(120)]
+LIMIT = 1.5
+ENOUGH_TO_BUY = 6.0
+LATEST = 8.0  # the job would not end at all
+
+
+@pytest.fixture(autouse=True)
+def held(sandbox: Sandbox) -> Iterator[None]:
+    sandbox.control.hold()
+    yield
+    sandbox.control.release()
+
+
+def limited(task: Any) -> Any:
+    return task.with_options(timeout_seconds=LIMIT, retries=0)
+
+
+@pytest.mark.parametrize("way", ["called", "submitted", "mapped"])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_wait_ends_at_the_limit_of_its_task(sandbox: Sandbox, credentials: Any, way: str, kind: str) -> None:
+    task = limited(qr.wait_for_completion if kind == "sync" else qr.await_for_completion)
+
+    @flow
+    def waits() -> list[tuple[str, float]]:
+        job = qr.submit_job(credentials, [FLIP], backend=BACKEND)
+        began = time.monotonic()
+        if way == "called":
+            state = task(credentials, job, return_state=True)
+            states = [asyncio.run(state) if asyncio.iscoroutine(state) else state]
+        elif way == "submitted":
+            future = task.submit(credentials, job)
+            future.wait()
+            states = [future.state]
+        else:
+            futures = task.map(unmapped(credentials), [job] * 3)
+            futures.wait()
+            states = [future.state for future in futures]
+        return [(state.name, time.monotonic() - began) for state in states]
+
+    ended = waits()
+    assert {name for name, _ in ended} == {"TimedOut"}
+    assert all(LIMIT - 0.2 < seconds < LATEST for _, seconds in ended), ended
+    assert [job["status"] for job in sandbox.control.jobs()] == ["Queued"]
+
+
+@flow
+def bought(credentials: Any) -> Any:
+    """A job that a later flow run waits for: how long a purchase takes is no matter of these limits."""
+    return qr.submit_job(credentials, [FLIP], backend=BACKEND)
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_flow_with_a_submitted_wait_ends_at_its_limit(sandbox: Sandbox, credentials: Any, kind: str) -> None:
+    job = bought(credentials)
+
+    @flow(timeout_seconds=LIMIT)
+    def sync_flow() -> None:
+        qr.wait_for_completion.submit(credentials, job).result()
+
+    @flow(timeout_seconds=LIMIT)
+    async def async_flow() -> None:
+        waiting = qr.await_for_completion.submit(credentials, job)
+        while not waiting.state.is_final():  # noqa: ASYNC110 - Prefect's future has nothing to await
+            await asyncio.sleep(0.05)
+
+    began = time.monotonic()
+    _, state = ran(sync_flow if kind == "sync" else async_flow)
+    assert state.name == "TimedOut"
+    assert time.monotonic() - began < LATEST
+    assert [job["status"] for job in sandbox.control.jobs()] == ["Queued"]
+
+
+def test_a_flow_ends_at_its_limit_while_submitted_purchases_wait_for_their_turn(
+    sandbox: Sandbox, credentials: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_CREATE_RATE_PER_MINUTE", "1")
+
+    @flow(timeout_seconds=LIMIT, task_runner=ThreadPoolTaskRunner(max_workers=4))
+    def buys_too_much() -> None:
+        for future in [qr.submit_job.submit(credentials, [FLIP], backend=BACKEND) for _ in range(4)]:
+            future.result()
+
+    began = time.monotonic()
+    _, state = ran(buys_too_much)
+    assert state.name == "TimedOut"
+    assert time.monotonic() - began < LATEST
+    assert len(sandbox.control.jobs()) <= 1
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_the_session_of_a_flow_that_reached_its_limit_is_drained(sandbox: Sandbox, credentials: Any, kind: str) -> None:
+    @flow(timeout_seconds=ENOUGH_TO_BUY)
+    def sync_flow() -> None:
+        with qr.runtime_session(credentials, BACKEND, max_ttl=300) as session:
+            qr.run_job(credentials, [FLIP], backend=BACKEND, session=session)
+
+    @flow(timeout_seconds=ENOUGH_TO_BUY)
+    async def async_flow() -> None:
+        async with qr.aruntime_session(credentials, BACKEND, max_ttl=300) as session:
+            await qr.arun_job(credentials, [FLIP], backend=BACKEND, session=session)
+
+    _, state = ran(sync_flow if kind == "sync" else async_flow)
+    assert state.name == "TimedOut"
+    (session,) = sandbox.control.sessions()
+    assert session["accepting_jobs"] is False
+    assert [job["status"] for job in sandbox.control.jobs()] == ["Queued"]
