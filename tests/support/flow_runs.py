@@ -109,11 +109,6 @@ def requests(sandbox: Sandbox, method: str, path: str) -> int:
     return sum(entry["status"] != 401 for entry in sandbox.control.journal(method, path))
 
 
-def posts_of(sandbox: Sandbox) -> int:
-    """How many jobs the service was asked to create."""
-    return requests(sandbox, "POST", "/jobs")
-
-
 def artifact(key: str) -> str:
     """The content of the latest artifact of a key."""
     noted()
