@@ -7,16 +7,23 @@ INTEROP := .venv-interop
 # Processes that share the tests; each has a Prefect server of its own.
 WORKERS ?= 3
 NAME ?= run_circuits
+TESTS ?= tests/unit tests/flows
 DOCS := .venv-docs
 UI := .venv-ui
 BENCH := .venv-bench
+FLOOR := .venv-floor
+# Unit tests that compare with nothing of Qiskit's or numpy's and need no Prefect server.
+QUICK := $(wildcard tests/unit/test_*.py) tests/unit/diagnostics tests/unit/observability tests/unit/client/transport \
+         tests/unit/client/waiting $(wildcard tests/unit/client/test_*.py)
+# What decides about money and polling is pure, so every branch of it can be tried.
+CORES := */client/waiting/plan.py,*/client/waiting/job_list.py,*/client/failures.py,*/admission/keys.py
 
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 # An embedded Prefect server needs 11 to 15 s here; Prefect's own limit is 20 s.
 export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS := 120
 
-.PHONY: help install demo flow test lint types unit interop postgres-test docs ui-test pictures plain-install bench bench-quick clean
+.PHONY: help install demo flow quick test lint types unit floor interop postgres-test docs ui-test pictures plain-install bench bench-quick clean
 
 help: ## Say what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -35,17 +42,33 @@ demo: $(STAMP) ## Run the main job on the embedded sandbox, in both dialects
 flow: $(STAMP) ## Run one of the flows on the embedded sandbox: make flow NAME=vqe_session
 	@$(BIN)/python flows/$(NAME).py
 
-test: $(STAMP) lint types unit plain-install ## Run all checks and tests
+quick: $(STAMP) lint types ## Lint, check the types and run the pure unit tests, in a minute
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(QUICK)
 
-lint: $(STAMP) ## Lint and check the format
+test: $(STAMP) lint types unit plain-install ## Run all checks and tests, and measure the coverage
+
+lint: $(STAMP) ## Lint, check the format and the spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 
 types: $(STAMP) ## Check the types
 	$(BIN)/mypy
 
-unit: $(STAMP) ## Run the tests
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+unit: $(STAMP) ## Run the tests and report the coverage of branches
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 25 --cov --cov-report=
+	$(BIN)/coverage report
+	$(BIN)/coverage report --include='$(CORES)' --fail-under=100
+
+$(FLOOR)/.installed: pyproject.toml tests/floor/constraints.txt
+	test -x $(FLOOR)/bin/python || $(PYTHON) -m venv $(FLOOR)
+	$(FLOOR)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[sandbox,qiskit]' \
+	  hypothesis psutil pytest pytest-asyncio pytest-cov pytest-httpx pytest-timeout pytest-xdist pyyaml \
+	  --constraint tests/floor/constraints.txt
+	@touch $@
+
+floor: $(FLOOR)/.installed ## Run unit and flow tests with the oldest versions allowed: make floor TESTS=tests/unit
+	$(FLOOR)/bin/python -m pytest -n $(WORKERS) --dist loadfile -W default $(TESTS)
 
 $(INTEROP)/.installed: pyproject.toml constraints.txt tests/interop/constraints.txt
 	test -x $(INTEROP)/bin/python || $(PYTHON) -m venv $(INTEROP)
@@ -55,7 +78,7 @@ $(INTEROP)/.installed: pyproject.toml constraints.txt tests/interop/constraints.
 	@touch $@
 
 interop: $(INTEROP)/.installed ## Run IBM's official client against the sandbox
-	$(INTEROP)/bin/python -m pytest tests/interop
+	$(INTEROP)/bin/python -m pytest -W default tests/interop
 
 $(DOCS)/.installed: pyproject.toml constraints.txt
 	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
@@ -105,4 +128,4 @@ bench-quick: $(STAMP) $(BENCH)/.installed ## Try the benchmarks out, small and f
 	$(BENCH)/bin/python -m benchmarks.chart .bench/quick.jsonl --out .bench/images
 
 clean: ## Remove what was made
-	rm -rf $(VENV) $(INTEROP) $(DOCS) $(UI) $(BENCH) .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist site *.egg-info
+	rm -rf $(VENV) $(INTEROP) $(DOCS) $(UI) $(BENCH) $(FLOOR) .bench .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist site *.egg-info

@@ -112,17 +112,19 @@ def _public_names() -> dict[str, tuple[str, str | None]]:
     return found
 
 
-def __getattr__(name: str) -> Any:
-    if name == "__all__":
-        return sorted([*_public_names(), "__version__"])
-    if name.startswith("__") or name not in _public_names():
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, attribute = _public_names()[name]
-    value = importlib.import_module(module)
-    if attribute is not None:
-        value = getattr(value, attribute)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a type checker would take every name for one that exists
+
+    def __getattr__(name: str) -> Any:
+        if name == "__all__":
+            return sorted([*_public_names(), "__version__"])
+        if name.startswith("__") or name not in _public_names():
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module, attribute = _public_names()[name]
+        value = importlib.import_module(module)
+        if attribute is not None:
+            value = getattr(value, attribute)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -61,14 +62,30 @@ def sandbox_options() -> dict[str, Any]:
     return {"queue_time": 0.05, "run_time": 0.05}
 
 
-@pytest.fixture(scope="module")
-def running_sandbox(sandbox_options: dict[str, Any]) -> Iterator[Sandbox]:
-    """Run the module's sandbox."""
+@pytest.fixture(scope="session")
+def start_sandbox() -> Iterator[Callable[..., Sandbox]]:
+    """Start sandboxes, one for equal options; they share a process that simulates, and its start takes seconds."""
     from prefect_qruntime.sandbox import Sandbox
 
-    with Sandbox(**sandbox_options) as running:
-        running.warm_up()
-        yield running
+    started: dict[str, Sandbox] = {}
+    with ExitStack() as stack:
+
+        def start(**options: Any) -> Sandbox:
+            name = repr(sorted(options.items()))
+            if name not in started:
+                started[name] = stack.enter_context(Sandbox(**options))
+                started[name].warm_up()
+            return started[name]
+
+        yield start
+
+
+@pytest.fixture(scope="module")
+def running_sandbox(start_sandbox: Callable[..., Sandbox], sandbox_options: dict[str, Any]) -> Sandbox:
+    """The module's sandbox, with nothing left of the module before."""
+    running = start_sandbox(**sandbox_options)
+    running.reset()
+    return running
 
 
 @pytest.fixture

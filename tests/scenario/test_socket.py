@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -81,11 +83,23 @@ def test_closes_of_all_kinds(world: World, code: int) -> None:
 
 
 def test_a_token_that_expires_on_its_way_is_replaced(world: World) -> None:
-    world.control.set_option("token_lifetime", 0.5)
-    world.control.add_fault("WS", "/stream/jobs/*", delay=0.6)
-    job, _ = followed(world, run_time=1.0)
-    assert job.status is JobStatus.COMPLETED
-    assert [entry["status"] for entry in world.asked("WS")] == [401, 101]
+    world.control.hold()
+    ref = world.submit()
+    world.control.add_fault("WS", "/stream/jobs/*", delay=2.0)
+
+    async def reached(what: Callable[[], bool]) -> None:
+        while not what():  # noqa: ASYNC110 - the sandbox is asked, and has no event for it
+            await asyncio.sleep(0.01)
+
+    async def story() -> Any:
+        waiting = asyncio.create_task(world.client.wait(ref.id, deadlines=Deadlines(total=60.0), stream="always"))
+        await reached(lambda: not world.control.faults())  # the handshake has arrived and is held up
+        world.control.revoke_tokens()
+        await reached(lambda: [entry["status"] for entry in world.asked("WS")] == [401, 101])
+        world.control.release()
+        return await waiting
+
+    assert world.run(story()).status is JobStatus.COMPLETED
 
 
 def test_a_revoked_token_at_the_handshake_is_replaced(world: World) -> None:

@@ -1,8 +1,8 @@
 """A script that opens a session outside any flow; run as a process of its own by the tests.
 
 Usage: python -m tests.support.session_opener CONNECTION_JSON MODE [BLOCK], with MODE: `leave` ends with the session
-open, `stay` waits until its standard input ends, `close` uses `runtime_session`, `stay-inside` waits inside of it. `leave-fn` and
-`stay-fn` call the tasks' functions, which need no Prefect API.
+open, `stay` waits until its standard input ends, `close` uses `runtime_session`, `stay-inside` waits inside of it.
+`leave-fn` and `stay-fn` call the tasks' functions, which need no Prefect API.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ import pytest
 from qiskit import QuantumCircuit
 from qiskit.circuit import Parameter
 
+from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.programs.agreement import compare_results
 from prefect_qruntime.client.results.job_result import JobResult
@@ -36,7 +38,7 @@ ESTIMATED = {
 @pytest.fixture(scope="module")
 def client() -> Iterator[Any]:
     with Sandbox(queue_time=0, run_time=0, seed=11) as sandbox:
-        yield sandbox.credentials().get_client()
+        yield QuantumRuntimeClient(Connection(**sandbox.connection("cloud")))
 
 
 def _run(client: Any, pub: Any, **given: Any) -> JobResult:

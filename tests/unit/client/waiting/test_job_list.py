@@ -178,3 +178,30 @@ def test_a_list_that_is_far_behind_is_found_out() -> None:
     for number in range(1000):
         trust.job_ended(f"d{number}", 0.0)
     assert len(trust.ended) <= 32
+
+
+def test_a_page_that_was_not_asked_for_is_of_no_account() -> None:
+    pager = JobListPager([("d1", START)])
+    pager.took(["d1"], newest=START, oldest=START)
+    assert pager.next() is None
+    pager.took(["d1", "d2"], newest=START, oldest=START)
+    assert pager.next() is None
+    assert pager.left == set()
+
+
+def test_a_job_that_a_page_went_past_is_not_looked_for_again() -> None:
+    pager = JobListPager([("d1", START), ("d2", START - timedelta(days=30))])
+    page = pager.next()
+    assert page is not None
+    others = [f"other{number}" for number in range(page.limit)]
+    pager.took(others, newest=START + timedelta(seconds=2), oldest=START - timedelta(minutes=5))
+    assert pager.left == {"d1", "d2"}
+    # One job that is left far down the list costs no less on a page than on its own.
+    assert pager.next() is None
+
+
+def test_a_page_without_a_date_ends_the_list() -> None:
+    pager = JobListPager([("d1", START)])
+    pager.took([], newest=None, oldest=None)
+    assert pager.next() is None
+    assert pager.left == {"d1"}

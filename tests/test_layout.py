@@ -1,0 +1,98 @@
+"""The unit tests mirror the package, and the test of a pure module runs alone without Prefect and at once."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from tools import structure
+
+ROOT = Path(__file__).parents[1]
+UNIT = ROOT / "tests" / "unit"
+FILES = sorted(UNIT.rglob("test_*.py"))
+# What these test decides, with no clock and no socket.
+PURE = (
+    *("test_errors.py", "test_models.py", "test_redact.py", "observability/test_charts.py"),
+    *(
+        "client/test_submission_core.py",
+        "client/test_failures.py",
+        "client/test_parsing.py",
+        "client/inputs/test_spec.py",
+    ),
+    *("client/waiting/test_plan.py", "client/waiting/test_job_list.py"),
+)
+# Runs the first test of each file, which has everything imported that the file needs.
+CODE = """
+import sys, pytest
+
+class FirstOnly:
+    def pytest_collection_modifyitems(self, items):
+        items[:] = {item.path: item for item in reversed(items)}.values()
+
+code = pytest.main(["-q", "-p", "no:cacheprovider", *sys.argv[1:]], plugins=[FirstOnly()])
+print(" ".join({name.split(".")[0] for name in sys.modules}))
+sys.exit(code)
+"""
+
+
+def loaded_by(*arguments: str | Path) -> set[str]:
+    """Top-level names of what a fresh interpreter has loaded after one test of each file."""
+    run = subprocess.run(
+        [sys.executable, "-c", CODE, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    return set(run.stdout.splitlines()[-1].split())
+
+
+def test_each_unit_test_stands_where_its_module_stands() -> None:
+    """`tests/unit/<folder>/test_<module>.py`, or `test_<module>_<aspect>.py` where a module has several."""
+    modules = {Path(*name.split(".")[1:]) for name in structure.modules()}
+    for file in FILES:
+        place = file.relative_to(UNIT)
+        words = place.stem.removeprefix("test_").split("_")
+        names = {place.parent / "_".join(words[:number]) for number in range(1, len(words) + 1)}
+        assert names & modules, f"{place} names no module of the package"
+
+
+def test_pure_tests_run_without_prefect_and_at_once() -> None:
+    loaded = loaded_by(*(UNIT / name for name in PURE))
+    assert "pytest" in loaded
+    assert not loaded & {"prefect", "qiskit", "numpy", "scipy", "starlette", "sqlalchemy"}
+
+
+def test_the_tests_of_the_client_run_without_prefect() -> None:
+    assert "prefect" not in loaded_by("--collect-only", UNIT / "client")
+
+
+def test_the_floor_that_is_tested_is_the_floor_that_is_allowed() -> None:
+    """`tests/floor/constraints.txt` holds the lower bounds of `pyproject.toml`, of each dependency."""
+    lines = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    allowed = {
+        one.name: min(map(Version, re.findall(r">=([^,]+)", str(one.specifier)))) for one in map(Requirement, lines)
+    }
+    tested = {
+        one.name: Version(str(one.specifier).removeprefix("=="))
+        for one in map(Requirement, (ROOT / "tests" / "floor" / "constraints.txt").read_text().splitlines()[1:])
+    }
+    assert tested == allowed
+
+
+def test_every_file_that_the_guides_name_exists() -> None:
+    """AGENTS.md and CONTRIBUTING.md name files from the root, from the package, or from their own folder."""
+    guides = [*ROOT.glob("*.md"), *(ROOT / "prefect_qruntime").rglob("AGENTS.md"), *(ROOT / "tests").glob("AGENTS.md")]
+    assert len(guides) >= 8
+    for guide in (one for one in guides if one.name in ("AGENTS.md", "CONTRIBUTING.md")):
+        for name in re.findall(r"`([\w./-]+(?:/|\.py|\.md|\.toml|\.txt|\.json|\.yml))`", guide.read_text()):
+            places = (ROOT, ROOT / "prefect_qruntime", ROOT / "tests", guide.parent)
+            assert any((place / name).exists() for place in places), f"{guide.relative_to(ROOT)} names {name}"
