@@ -2,6 +2,9 @@
 
 A pair is written once, as an async body that runs on the process's network loop. `creates` and `repeats` make
 the async task of it; `blocking` makes the task for sync flows, with the same parameters.
+
+The tasks carry no tags: for each run of a tagged task Prefect asks its server for a concurrency slot first, and an
+error there would fail the fetch of a job that is paid for, or the closing of its session.
 """
 
 from __future__ import annotations
@@ -24,7 +27,6 @@ __all__ = ["blocking", "creates", "may_retry", "repeats", "run_blocking"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_TAGS = {"qruntime"}
 _RETRIES = 2
 _DELAYS: list[float] = [5, 30]
 
@@ -69,7 +71,6 @@ def creates(
         return task(
             name=name,
             task_run_name=run_name_of(run_name),
-            tags=_TAGS,
             cache_policy=NO_CACHE,
             persist_result=True,
         )(on_network_loop(body))
@@ -86,7 +87,6 @@ def repeats(
         return task(
             name=name,
             task_run_name=run_name_of(run_name),
-            tags=_TAGS,
             cache_policy=NO_CACHE,
             retries=_RETRIES,
             retry_delay_seconds=_DELAYS,

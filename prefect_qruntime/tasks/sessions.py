@@ -18,6 +18,7 @@ from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError, SubmissionUncertain
 from prefect_qruntime.models import Backend, JobRef, SessionRef
 from prefect_qruntime.observability import notifications
+from prefect_qruntime.redact import get_logger
 from prefect_qruntime.run_context import RunContext, current_run
 from prefect_qruntime.settings import current_settings
 from prefect_qruntime.tasks.arguments import SessionLike, as_session, backend_name
@@ -33,6 +34,8 @@ __all__ = [
     "note_session",
     "open_session",
 ]
+
+log = get_logger(__name__)
 
 _pending_sessions: LRUCache[str, SessionRef | None] = LRUCache(1024)
 """Sessions of this process that their first job opens, by token; with their id once it did."""
@@ -126,11 +129,10 @@ async def close(
 ) -> SessionRef:
     """Close a session without a task run, read back, and report."""
     token, session = session.token, _bound(session)
-    where = await current_run()
     if session.id is None:
         notifications.log_to_run("the session was never opened: no job was submitted in it")
         closed = session.model_copy(update={"state": "closed", "accepting_jobs": False})
-        await note_session(credentials, token, closed, where)
+        await _note_closed(credentials, token, closed)
         return closed
     read = await credentials.get_client().close_session(session.id, drain=drain)
     if read is None:
@@ -150,9 +152,17 @@ async def close(
                 "`prefect-qruntime sweep` looks after it",
                 level=logging.WARNING,
             )
-    await note_session(credentials, token, closed, where)
+    await _note_closed(credentials, token, closed)
     notifications.session_event(event, closed, drain=drain)
     return closed
+
+
+async def _note_closed(credentials: QuantumRuntimeCredentials, token: str | None, closed: SessionRef) -> None:
+    """Note the end in Prefect; whatever Prefect answers, the session is closed."""
+    try:
+        await note_session(credentials, token, closed, await current_run())
+    except Exception:
+        log.warning("the record of session %s could not be written", closed.id, exc_info=True)
 
 
 async def note_session(
