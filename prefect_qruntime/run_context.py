@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
 import uuid
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -21,7 +23,15 @@ from prefect_qruntime.prefect_api import api
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
-__all__ = ["RunContext", "call_index", "count", "current_run", "submitted_so_far"]
+__all__ = [
+    "RunContext",
+    "call_index",
+    "count",
+    "current_run",
+    "submission_in_flight",
+    "submissions_in_flight",
+    "submitted_so_far",
+]
 
 _KEEP = 2048
 
@@ -167,3 +177,26 @@ def call_index(where: RunContext, digest: str) -> int:
     with _lock:
         _given[task_run_id] = number
     return number
+
+
+class _InFlight:
+    """How many submissions of this process are under way."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+@contextlib.contextmanager
+def submission_in_flight() -> Iterator[None]:
+    """Count a submission as under way. On the network loop."""
+    state = network_loop().state(_InFlight)
+    state.count += 1
+    try:
+        yield
+    finally:
+        state.count -= 1
+
+
+def submissions_in_flight() -> int:
+    """How many submissions of this process are under way. Call it on the network loop."""
+    return network_loop().state(_InFlight).count

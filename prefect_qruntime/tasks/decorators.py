@@ -21,6 +21,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect_qruntime.client.network_loop import network_loop, on_network_loop
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import SessionRef
+from prefect_qruntime.run_context import submission_in_flight
 
 __all__ = ["blocking", "creates", "may_retry", "repeats", "run_blocking"]
 
@@ -68,12 +69,17 @@ def creates(
     """Make an async task of a body that creates something: never retried by Prefect, its handle is stored."""
 
     def decorate(body: Callable[P, Coroutine[Any, Any, R]]) -> Task[P, Coroutine[Any, Any, R]]:
+        @functools.wraps(body)
+        async def counted(*args: P.args, **kwargs: P.kwargs) -> R:
+            with submission_in_flight():  # those that come together are noted together
+                return await body(*args, **kwargs)
+
         return task(
             name=name,
             task_run_name=run_name_of(run_name),
             cache_policy=NO_CACHE,
             persist_result=True,
-        )(on_network_loop(body))
+        )(on_network_loop(counted))
 
     return decorate
 
