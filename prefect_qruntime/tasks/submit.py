@@ -100,8 +100,8 @@ async def _submit(
 
     known: list[str] = []
     marked = submission_key is not None and in_run()  # as the lock: outside a run there is no Prefect to ask
-    alone = submission_lock(key_tag(0)) if submission_key is not None else contextlib.nullcontext(False)
-    async with cancels_jobs(client, known), first_through(session) as usable, alone:
+    alone = submission_lock(key_tag(0)) if submission_key is not None else contextlib.nullcontext()
+    async with cancels_jobs(client, known), first_through(session) as usable, alone as lock:
         grace = settings.submission_grace_seconds
         intent = Intent(
             spec=spec,
@@ -126,7 +126,10 @@ async def _submit(
             async def before_post(key: str) -> JobSpec | None:
                 if marked:
                     await mark_sent(key)
-                return await passing.before_post(key)
+                allowed = await passing.before_post(key)
+                if lock is not None:
+                    lock.check()
+                return allowed
 
             ref = await client.submit(
                 intent,
