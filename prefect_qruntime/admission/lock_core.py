@@ -14,7 +14,7 @@ No two clocks are compared, and nothing depends on what a Prefect server keeps i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 __all__ = ["ANSWER", "BEAT", "LEASE", "SILENCE", "Action", "Claim", "Holding", "Row"]
@@ -76,7 +76,7 @@ class Claim:
     limit: float
     contended: bool = False
     _began: float | None = None
-    _created: float | None = None
+    _sent: dict[str, float] = field(default_factory=dict)
     _seen: tuple[str, int] | None = None
     _seen_since: float = 0.0
     _held_since: float = 0.0
@@ -86,10 +86,14 @@ class Claim:
         self._began = now
         return Action("create")
 
-    def creating(self, now: float) -> None:
-        """A request to create the row is sent now. One whose answer was lost may have created it."""
-        if self._created is None:
-            self._created = now
+    def creating(self, now: float) -> str:
+        """A request to create the row is sent now; returns the holder to write into it.
+
+        Each request has its own, as one whose answer was lost may create the row at any later time.
+        """
+        name = f"{self.holder}-{len(self._sent)}"
+        self._sent[name] = now
+        return name
 
     def created(self, row: Row, now: float) -> Action:
         """The row was created by this claim."""
@@ -108,9 +112,8 @@ class Claim:
             now: When the answer arrived.
         """
         if row is None:
-            self._created = None
             return self._unless_late(Action("create"), None, now)
-        if row.holder == self.holder:
+        if row.holder in self._sent:
             return self._hold(row, now)
         self.contended = True
         if self._seen is None or self._seen[0] != row.id:
@@ -128,8 +131,7 @@ class Claim:
 
     def _hold(self, row: Row, now: float) -> Action:
         """Take the row, unless others have seen it for so long that they may remove it soon."""
-        since = now if self._created is None else self._created
-        self._created = None
+        since = self._sent[row.holder]
         return Action("hold", row, since) if now - since < LEASE / 2 else Action("remove", row)
 
     def _unless_late(self, action: Action, row: Row | None, now: float) -> Action:

@@ -20,7 +20,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -150,7 +150,7 @@ async def _hold(name: str, what: str) -> AsyncIterator[HeldLock]:
 
 async def _acquire(name: str, what: str) -> HeldLock:
     who = f"flow run {current_flow_run_id() or 'unknown'}, process {os.getpid()} on {socket.gethostname()}"
-    claim = Claim(f"{secrets.token_hex(8)}", _HELD_LIMIT, _LIMIT)
+    claim = Claim(secrets.token_hex(8), _HELD_LIMIT, _LIMIT)
     row = Row("", claim.holder, 0, who)
     try:
         return await _claim(name, what, claim, row)
@@ -174,8 +174,7 @@ async def _claim(name: str, what: str, claim: Claim, row: Row) -> HeldLock:
         sent = time.monotonic()
         try:
             if action.do == "create":
-                claim.creating(sent)
-                action = await _create(name, claim, row)
+                action = await _create(name, claim, replace(row, holder=claim.creating(sent)))
             elif action.do == "read":
                 found = await _read(name)
                 action = claim.read(found, asked=sent, now=time.monotonic())
@@ -187,7 +186,7 @@ async def _claim(name: str, what: str, claim: Claim, row: Row) -> HeldLock:
                     pause = min(1.5 * pause, _PAUSE[1])
             elif action.do == "remove":
                 assert action.row is not None  # noqa: S101 - the core names it
-                if action.row.holder != claim.holder:
+                if not action.row.holder.startswith(claim.holder):
                     log.warning(
                         "The lock %s is taken over: its holder (%s) has shown no sign of life for %d seconds.",
                         name,
@@ -259,7 +258,7 @@ def _withdraw_later(name: str, holder: str) -> None:
     async def withdraw() -> None:
         with contextlib.suppress(Exception), patience(_RELEASE):
             row = await _read(name)
-            if row is not None and row.holder == holder:
+            if row is not None and row.holder.startswith(holder):
                 await _remove(row.id)
 
     task = asyncio.create_task(withdraw())

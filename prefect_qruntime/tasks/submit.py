@@ -34,7 +34,7 @@ from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name
 from prefect_qruntime.errors import InvalidInput, NotFound
 from prefect_qruntime.models import Job, JobRef
 from prefect_qruntime.observability import notifications
-from prefect_qruntime.prefect_api import in_run
+from prefect_qruntime.prefect_api import clock_offset, in_run
 from prefect_qruntime.run_context import current_run
 from prefect_qruntime.settings import current_settings
 from prefect_qruntime.tasks.arguments import Submission, as_session, plan_submission, spec_fields, spelled_out
@@ -90,7 +90,10 @@ async def _submit(
 
     def renew_failed(job: Job) -> bool:
         # Within one attempt, a failed job found under an explicit key is the answer; a later run wants a new one.
-        return where.may_resubmit(job) or (flow_tag is not None and flow_tag not in job.tags)
+        anew = where.may_resubmit(
+            job, service_ahead=client.known_clock_skew() or 0.0, prefect_ahead=clock_offset() or 0.0
+        )
+        return anew or (flow_tag is not None and flow_tag not in job.tags)
 
     def key_tag(generation: int) -> str:
         return keys.key_tag(client.connection.crn, identity, digest, index=number, generation=generation)
@@ -121,6 +124,8 @@ async def _submit(
 
             def bought(new: JobRef) -> None:
                 known.append(new.id)
+                if not new.attached:
+                    run_context.note_submitted(where, new.id)
                 passing.bought(new)
 
             async def before_post(key: str) -> JobSpec | None:
