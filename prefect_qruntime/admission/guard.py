@@ -44,6 +44,7 @@ class AdmissionGuard:
     _alone: AsyncExitStack = field(default_factory=AsyncExitStack)
     _held: tuple[str, ...] = ()
     _locks: tuple[HeldLock, ...] = ()
+    key_lock: HeldLock | None = None
 
     async def before_post(self, key: str) -> JobSpec | None:
         """Reserve QPU seconds and wait for a turn; see `submission.BeforePost`.
@@ -58,8 +59,9 @@ class AdmissionGuard:
             await self._turn.sent()
         spec = await self._reserve(key)
         self._turn = await acquire(self.client.connection)
-        for lock in self._locks:
-            lock.check()
+        for lock in (self.key_lock, *self._locks):
+            if lock is not None:
+                lock.check()
         self._posting = True
         return spec
 

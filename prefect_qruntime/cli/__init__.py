@@ -148,6 +148,13 @@ def watch(
     return watch_and_report(block or None, once=once, interval=interval, duration=duration, json=json)
 
 
+app.command(
+    "prefect_qruntime.cli.server:server",
+    name="server",
+    help="Start a Prefect server that does not stand still on SQLite when many flows run.",
+)
+
+
 def main() -> None:
     """Entry point of the `prefect-qruntime` command."""
     try:

@@ -121,6 +121,7 @@ async def _submit(
             exact=not plan.transpiled,
         )
         async with admission_guard(client, spec, where, budget) as passing:
+            passing.key_lock = lock
 
             def bought(new: JobRef) -> None:
                 known.append(new.id)
@@ -131,10 +132,7 @@ async def _submit(
             async def before_post(key: str) -> JobSpec | None:
                 if marked:
                     await mark_sent(key)
-                allowed = await passing.before_post(key)
-                if lock is not None:
-                    lock.check()
-                return allowed
+                return await passing.before_post(key)
 
             ref = await client.submit(
                 intent,

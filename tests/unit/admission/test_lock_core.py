@@ -13,9 +13,9 @@ from prefect_qruntime.admission import lock_core
 from prefect_qruntime.admission.lock_core import ANSWER, BEAT, LEASE, SILENCE, Action, Claim, Holding, Row
 
 TICK = 40.0
-HORIZON = 3 * TICK  # a takeover, and what a late beat would do to it
-LOSSES = 1  # requests whose answers are lost
-BEATS = 1  # of each process
+HORIZON = 2 * TICK  # a takeover, and what a late beat does to it
+LOSSES = 1  # requests of the first process whose answers are lost
+BEATS = 1  # of the first process; the second one just takes the lock, as soon as it may
 
 
 @dataclass
@@ -81,7 +81,8 @@ class World:
 
     def key(self) -> tuple[Any, ...]:
         """What tells two worlds apart."""
-        return (self.now, self.row, self.rows, self.lost, *(one.key() for one in self.processes), *(_facts(one) for one in self.strays))
+        processes, strays = (one.key() for one in self.processes), (_facts(one) for one in self.strays)
+        return (self.now, self.row, self.rows, self.lost, *processes, *strays)
 
 
 def holders(world: World) -> int:
@@ -120,7 +121,7 @@ def send(world: World, process: Process) -> bool:
         else:
             return False
         return True
-    if process.beats >= BEATS:
+    if process.beats >= BEATS or process is world.processes[1]:
         return False
     row = process.holding.beat(world.now)
     if row is None:
@@ -187,7 +188,7 @@ def successors(world: World) -> Iterator[World]:
             if request.op == "remove":
                 answer(new, new.processes[number])
             yield new
-            if world.lost < LOSSES:
+            if number == 0 and world.lost < LOSSES:
                 new = world.clone()
                 new.lost += 1
                 new.strays.append(lose(new.processes[number]))
@@ -196,7 +197,7 @@ def successors(world: World) -> Iterator[World]:
             new = world.clone()
             answer(new, new.processes[number])
             yield new
-            if world.lost < LOSSES:
+            if number == 0 and world.lost < LOSSES:
                 new = world.clone()
                 new.lost += 1
                 lose(new.processes[number])
