@@ -78,8 +78,8 @@ def emit(
     )
     try:
         emit_event(event, resource=dict(resource), related=related, payload=payload, id=event_id)
-    except Exception:
-        _fallback.warning("event %s could not be emitted", event, exc_info=True)
+    except Exception as error:
+        _fallback.warning("The event %s could not be emitted: %r", event, error)
 
 
 class Observation(NamedTuple):

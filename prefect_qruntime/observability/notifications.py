@@ -346,10 +346,10 @@ async def session_record(
     title = f"Session {session.id}" if session.id else "Session, not opened yet"
     try:
         await upsert("session", token, card(title, None, rows), meta, new=new)
-    except Exception:
+    except Exception as error:
         if new:
             raise
-        _fallback.warning("the record of session %s could not be written", session.id, exc_info=True)
+        _fallback.warning("The record of session %s could not be written: %r", session.id, error)
 
 
 _PAUSES = (1, 2, 5, 10, 30)  # seconds between looks; the last one is repeated

@@ -161,8 +161,8 @@ async def _note_closed(credentials: QuantumRuntimeCredentials, token: str | None
     """Note the end in Prefect; whatever Prefect answers, the session is closed."""
     try:
         await note_session(credentials, token, closed, await current_run())
-    except Exception:
-        log.warning("the record of session %s could not be written", closed.id, exc_info=True)
+    except Exception as error:
+        log.warning("The record of session %s could not be written: %r", closed.id, error)
 
 
 async def note_session(
