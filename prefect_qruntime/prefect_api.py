@@ -1,14 +1,22 @@
-"""One open Prefect API client for the network loop.
+"""One open Prefect API client for the network loop, and the patience with which Prefect is asked.
 
 Making a client costs tens of milliseconds and Prefect's own one belongs to the flow's loop, so the
-network loop keeps one per Prefect API address.
+network loop keeps one per Prefect API address. All our requests to Prefect go through `patiently`: a server that
+restarts, is overloaded or answers 5xx for a moment fails no flow. Every write here may be repeated: artifacts of
+one key are versions of each other, and a process recognises the lock it created.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TypeVar, cast
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 import httpx
@@ -25,21 +33,97 @@ from prefect.client.schemas.objects import StateType
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.settings import get_current_settings
 from pydantic import ValidationError
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.errors import InvalidInput
 
 __all__ = [
     "api",
+    "clock_offset",
     "current_flow_run_id",
     "family",
     "in_run",
     "load_saved",
     "over",
+    "patience",
+    "patiently",
 ]
 
 # A Prefect server on SQLite that is asked for many things at once stands still until its lock times out after a minute.
 _CONNECTIONS = 2
+
+_PATIENCE = 60.0  # seconds for which a failing Prefect API is asked again
+_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
+_patience: ContextVar[float | None] = ContextVar("qruntime_prefect_patience", default=None)
+
+T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def patience(seconds: float) -> Iterator[None]:
+    """Give up on a failing or silent Prefect API after so many seconds, instead of after the default of a minute."""
+    token = _patience.set(seconds)
+    try:
+        yield
+    finally:
+        _patience.reset(token)
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether an error of Prefect's API may be gone a moment later."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code in _PASSING
+    return isinstance(error, httpx.TransportError) and not isinstance(error, httpx.UnsupportedProtocol)
+
+
+async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
+    """Ask Prefect something, again with growing pauses while its API fails in passing.
+
+    Args:
+        ask: Makes the request; may run several times.
+
+    Raises:
+        TimeoutError: There was no answer in time.
+        Exception: The last error of Prefect's API.
+    """
+    given = _patience.get()
+    limit = _PATIENCE if given is None else given
+    attempts = AsyncRetrying(
+        retry=retry_if_exception(is_passing),
+        stop=stop_after_delay(limit),
+        wait=wait_random_exponential(multiplier=0.25, max=5),
+        sleep=asyncio.sleep,
+        reraise=True,
+    )
+    # Prefect's client repeats some requests by itself, for a minute and each with a timeout of its own.
+    async with asyncio.timeout(2 * limit if given is None else limit):
+        async for attempt in attempts:
+            with attempt:
+                return await ask()
+    raise AssertionError("tenacity ends with a result or an error")
+
+
+class _Clock:
+    """By how much Prefect's clock is ahead of ours, as its answers' dates say."""
+
+    def __init__(self) -> None:
+        self.offset: float | None = None
+
+    def learn(self, date: str | None) -> None:
+        """Read an answer's `Date`, which has no fractions of a second."""
+        if date:
+            with contextlib.suppress(ValueError, TypeError):
+                moment = parsedate_to_datetime(date)
+                self.offset = moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() + 0.5 - time.time()
+
+
+def clock_offset() -> float | None:
+    """Seconds by which Prefect's clock is ahead of this machine's, to a second; None if unknown.
+
+    Call it on the network loop.
+    """
+    return network_loop().state(_Clock).offset
 
 
 @dataclass(slots=True)
@@ -66,12 +150,29 @@ async def _open() -> PrefectClient:
     limits = httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS, keepalive_expiry=25)
     client = get_client(httpx_settings={"limits": limits})
     await client.__aenter__()
+    _send_patiently(client)
 
     async def close() -> None:
         await client.__aexit__(None, None, None)
 
     network_loop().on_close(close)
     return client
+
+
+def _send_patiently(client: PrefectClient) -> None:
+    """Have each of a client's requests go through `patiently`."""
+    raw: Any = client._client
+    send, clock = raw.send, network_loop().state(_Clock)
+
+    async def patient_send(request: httpx.Request, *args: Any, **kwargs: Any) -> httpx.Response:
+        async def ask() -> httpx.Response:
+            answer: httpx.Response = await send(request, *args, **kwargs)
+            clock.learn(answer.headers.get("date"))
+            return answer
+
+        return await patiently(ask)
+
+    raw.send = patient_send
 
 
 def in_run() -> bool:
@@ -110,7 +211,7 @@ async def load_saved(kind: type[B], name: str, *, field: str, fix: str) -> B:
     """
     title = kind._block_type_name
     try:
-        return cast(B, await kind.aload(name))
+        return cast(B, await patiently(lambda: kind.aload(name)))
     except InvalidInput as error:
         wrong = error.message
     except ValidationError as error:

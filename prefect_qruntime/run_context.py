@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
 import uuid
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -14,14 +16,25 @@ from typing import TYPE_CHECKING, Any
 from cachetools import LRUCache
 from prefect.context import FlowRunContext, TaskRunContext
 
+from prefect_qruntime.client.failures import job_error
 from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.errors import JobRanTooLong
 from prefect_qruntime.models import Job
 from prefect_qruntime.prefect_api import api
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
-__all__ = ["RunContext", "call_index", "count", "current_run", "submitted_so_far"]
+__all__ = [
+    "RunContext",
+    "call_index",
+    "count",
+    "current_run",
+    "note_submitted",
+    "submission_in_flight",
+    "submissions_in_flight",
+    "submitted_so_far",
+]
 
 _KEEP = 2048
 
@@ -34,11 +47,11 @@ class RunContext:
         flow_run_id: The topmost flow run of this process, or None outside any flow.
         identity: What stands for it in the key.
         repeated: Whether an earlier attempt of it may have submitted already.
-        retried: Whether somebody asked for another try (a retry, not a resume).
+        retried: Whether another try was asked for (a retry, not a resume).
         attempt: Which start of the flow run this is.
         touched: When this process first saw this attempt, on the monotonic clock.
         deployment_id: The deployment of the flow run, if it has one.
-        asked: When the try before ended, on Prefect's clock; None where that is not known.
+        asked: When the try before ended, on Prefect's clock; None if that is not known.
     """
 
     flow_run_id: str | None
@@ -50,12 +63,28 @@ class RunContext:
     deployment_id: str | None = None
     asked: datetime | None = None
 
-    def may_resubmit(self, dead: Job) -> bool:
-        """Whether a failed or cancelled job is to be bought again: only if another try was asked for since.
+    def may_resubmit(self, dead: Job, *, service_ahead: float = 0.0, prefect_ahead: float = 0.0) -> bool:
+        """Whether a failed or cancelled job is to be submitted again: only if another try was asked for since.
 
-        A flow run that was retried and is resumed later was not asked to try again for what failed meanwhile.
+        A flow run that was retried and is resumed later was not asked to try again for what failed meanwhile. A job
+        that ran too long is final: the same job would run too long again, and cost its whole limit again.
+
+        Args:
+            dead: The job, as the service has it.
+            service_ahead: Seconds by which the service's clock is ahead of this machine's.
+            prefect_ahead: The same of Prefect's clock.
         """
-        return self.retried and (self.asked is None or dead.created_at is None or dead.created_at < self.asked)
+        if not self.retried or isinstance(job_error(dead), JobRanTooLong):
+            return False
+        with _lock:
+            submitted_in = _submitted.get(dead.id)
+        if submitted_in is not None and submitted_in[0] == self.identity:
+            return submitted_in[1] < self.attempt
+        # Another process submitted it. Attempts in two processes are seconds apart; clocks may differ by minutes.
+        if self.asked is None or dead.created_at is None:
+            return True
+        created = dead.created_at.timestamp() - service_ahead
+        return created < self.asked.timestamp() - prefect_ahead
 
 
 _lock = threading.Lock()
@@ -71,6 +100,10 @@ _counts: LRUCache[tuple[str, int], Counter[str]] = LRUCache(_KEEP)
 
 
 _given: LRUCache[str, int] = LRUCache(16 * _KEEP)
+
+
+_submitted: LRUCache[str, tuple[str, int]] = LRUCache(16 * _KEEP)
+"""Which run and attempt of this process submitted a job."""
 
 
 def _renew_lock() -> None:
@@ -138,6 +171,12 @@ async def _read_run(flow_run: FlowRun) -> RunContext:
     )
 
 
+def note_submitted(where: RunContext, job_id: str) -> None:
+    """Remember that this attempt submitted a job, not attached to it."""
+    with _lock:
+        _submitted[job_id] = (where.identity, where.attempt)
+
+
 def count(where: RunContext, digest: str) -> int:
     """Count one more submission of this payload in this attempt; returns how many came before it."""
     with _lock:
@@ -167,3 +206,26 @@ def call_index(where: RunContext, digest: str) -> int:
     with _lock:
         _given[task_run_id] = number
     return number
+
+
+class _InFlight:
+    """How many submissions of this process are under way."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+@contextlib.contextmanager
+def submission_in_flight() -> Iterator[None]:
+    """Count a submission as under way. On the network loop."""
+    state = network_loop().state(_InFlight)
+    state.count += 1
+    try:
+        yield
+    finally:
+        state.count -= 1
+
+
+def submissions_in_flight() -> int:
+    """How many submissions of this process are under way. Call it on the network loop."""
+    return network_loop().state(_InFlight).count

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field, replace
 
 from prefect_qruntime.admission.budget import Budget, BudgetLike, budgets_in_force
 from prefect_qruntime.admission.ledger import Ledger, Reservation, ledger, scopes
-from prefect_qruntime.admission.locks import budget_lock
+from prefect_qruntime.admission.locks import HeldLock, budget_lock
 from prefect_qruntime.admission.rate_limit import Permit, acquire
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.inputs.spec import JobSpec
-from prefect_qruntime.errors import SAME_REQUEST, BudgetExhausted, QuantumRuntimeError, SubmissionUncertain
+from prefect_qruntime.errors import BudgetExhausted, QuantumRuntimeError, SubmissionUncertain
 from prefect_qruntime.models import JobRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.prefect_api import in_run
@@ -27,9 +27,6 @@ from prefect_qruntime.run_context import RunContext
 from prefect_qruntime.settings import current_settings
 
 __all__ = ["AdmissionGuard", "admission_guard"]
-
-_TRIES = 3  # failures of Prefect's API in a row until nothing is bought
-_PAUSE = 0.5  # seconds
 
 
 @dataclass(slots=True)
@@ -46,6 +43,8 @@ class AdmissionGuard:
     _posting: bool = False
     _alone: AsyncExitStack = field(default_factory=AsyncExitStack)
     _held: tuple[str, ...] = ()
+    _locks: tuple[HeldLock, ...] = ()
+    key_lock: HeldLock | None = None
 
     async def before_post(self, key: str) -> JobSpec | None:
         """Reserve QPU seconds and wait for a turn; see `submission.BeforePost`.
@@ -60,6 +59,9 @@ class AdmissionGuard:
             await self._turn.sent()
         spec = await self._reserve(key)
         self._turn = await acquire(self.client.connection)
+        for lock in (self.key_lock, *self._locks):
+            if lock is not None:
+                lock.check()
         self._posting = True
         return spec
 
@@ -84,18 +86,7 @@ class AdmissionGuard:
         if wanted == self._held:
             return
         await self._alone.aclose()
-        for attempt in range(_TRIES):
-            try:
-                await self._alone.enter_async_context(budget_lock(wanted))
-                break
-            except Exception as error:
-                if attempt + 1 == _TRIES:
-                    raise QuantumRuntimeError(
-                        f"the budget cannot be kept among processes: Prefect's API gives no slot ({error!r})",
-                        solution="Nothing was sent. Run the flow again when Prefect's API can be reached.",
-                        advice=SAME_REQUEST,
-                    ) from error
-                await asyncio.sleep(_PAUSE)
+        self._locks = await self._alone.enter_async_context(budget_lock(wanted))
         self._held = wanted
 
     async def listed(self) -> None:

@@ -29,6 +29,7 @@ _COMMANDS = {
     "sweep": "Close sessions whose flow run or process is gone.",
     "resume": "Run a flow run whose worker died again, under the same id.",
     "sandbox": "Serve the sandbox.",
+    "server": "Start a Prefect server that does not stand still on SQLite.",
 }
 """Commands and what the list of commands says of each."""
 

@@ -124,6 +124,10 @@ class QuantumRuntimeClient:
     @on_network_loop
     async def clock_skew(self) -> float | None:
         """Seconds by which IAM's clock is ahead of this machine's, by its last token; None before one."""
+        return self.known_clock_skew()
+
+    def known_clock_skew(self) -> float | None:
+        """As `clock_skew`, for code that runs on the network loop."""
         return self._service().tokens.clock_skew
 
     @on_network_loop

@@ -14,10 +14,11 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 from pydantic import ValidationError
 
+from prefect_qruntime.admission.locks import read_locks
 from prefect_qruntime.admission.rate_limit import pace, shared_limits
 from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.diagnostics.finding import Finding, hint, ok, problem
-from prefect_qruntime.prefect_api import api
+from prefect_qruntime.prefect_api import api, patience
 from prefect_qruntime.redact import redact
 from prefect_qruntime.settings import QuantumRuntimeSettings
 
@@ -27,6 +28,10 @@ _SERVICE_TTL = 28800
 """Seconds after which the service itself ends a session."""
 _SERVICE_RATE = 5
 """Jobs a minute that the service takes from a user (IBM's OpenAPI document)."""
+_ANSWER = 10.0
+"""Seconds in which a server that works answers."""
+_MANY = 10
+"""Flow runs at once from which a plain server on SQLite was seen to stand still."""
 
 
 async def check_server() -> tuple[PrefectClient | None, list[Finding]]:
@@ -38,7 +43,8 @@ async def check_server() -> tuple[PrefectClient | None, list[Finding]]:
     url = get_current_settings().api.url
     try:
         client = await api()
-        error = await client.api_healthcheck()
+        with patience(_ANSWER):
+            error = await client.api_healthcheck()
     except Exception as caught:  # no server set and none allowed to start, or the start failed
         error, client = caught, None
     if error is not None or client is None:
@@ -72,6 +78,8 @@ async def check_prefect(client: PrefectClient, kinds: Sequence[type[Block]]) -> 
         "block type": partial(_block_types, kinds),
         "work pool": _work_pool,
         "results": _results,
+        "database": _database,
+        "locks": _locks,
     }
     findings = []
     for name, check in checks.items():
@@ -196,4 +204,42 @@ async def _results(client: PrefectClient) -> Finding:
         "results",
         f"Results are kept on this machine only, in {results.local_storage_path}.",
         "To resume flows elsewhere, or to keep private results safe, set PREFECT_DEFAULT_RESULT_STORAGE_BLOCK.",
+    )
+
+
+async def _database(client: PrefectClient) -> Finding:
+    settings = (await client.request("GET", "/admin/settings")).json()
+    driver = ((settings.get("server") or {}).get("database") or {}).get("driver")
+    url = str(((settings.get("server") or {}).get("database") or {}).get("connection_url") or "")
+    if driver is not None and "sqlite" not in str(driver):
+        return ok("database", f"Prefect keeps its data with {driver}")
+    if driver is None and not url.startswith("sqlite"):
+        # The address is hidden; without a driver in the settings it may be SQLite, Prefect's default.
+        return ok("database", "Prefect does not say which database it uses")
+    running = (
+        await client.request(
+            "POST", "/flow_runs/count", json={"flow_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING"]}}}}
+        )
+    ).json()
+    if running < _MANY:
+        return ok("database", "Prefect keeps its data in SQLite, which is enough for a few flows at a time")
+    return hint(
+        "database",
+        f"{running} flow runs are under way on a Prefect server with SQLite. Such a server stands still for up to a "
+        "minute at times.",
+        "Start it with `prefect-qruntime server` instead of `prefect server start`, or use PostgreSQL.",
+    )
+
+
+async def _locks(client: PrefectClient) -> Finding:
+    held = await read_locks()
+    stuck = [one for one in held if one.is_stuck]
+    if not stuck:
+        return ok("locks", f"{len(held)} held by submissions under way" if held else "None is held")
+    which = "; ".join(f"{one.name}, held by {one.who}, silent for {one.silent:.0f} s" for one in stuck)
+    return hint(
+        "locks",
+        f"{len(stuck)} {'lock' if len(stuck) == 1 else 'locks'} of submission keys or budgets were left by processes "
+        f"that ended: {which}.",
+        "The next submission that needs one takes it over after 75 s. `prefect-qruntime sweep` frees them now.",
     )

@@ -7,16 +7,16 @@ is in either.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
+import orjson
 from cachetools import LRUCache
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey, FlowRunFilter
@@ -29,17 +29,18 @@ from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.prefect_api import api, current_flow_run_id
 from prefect_qruntime.redact import redact
 
-__all__ = ["Record", "artifact_key", "drop_record", "find_record", "find_records", "is_over", "upsert"]
+__all__ = ["Record", "artifact_key", "drop_record", "find_record", "find_records", "is_over", "open_note", "upsert"]
 
 Kind = Literal["job", "key", "session", "summary", "wait"]
 Write = Callable[[Mapping[str, str], str], str]
 """Makes a record's text from all that is noted and from its old text."""
 
 _PAGE = 200
+_OPEN = "open "
+"""Begins the name of a summary's metadata about a job that has no page of its own yet."""
+_OPEN_FACTS = ("state", "block", "flow_run", "noted", "key", "backend", "program", "session", "url")
 _REMEMBER = 30.0  # seconds
 _KEEP = 2048
-# Pages stand in line for one of the few connections to Prefect, so that a look for a Cancel need not wait behind them.
-_WRITERS = 1
 _META_LIMIT = 500  # characters Prefect takes for one metadata value
 
 
@@ -97,6 +98,7 @@ async def upsert(
     *,
     defaults: Mapping[str, str] | None = None,
     new: bool = False,
+    drop: Iterable[str] = (),
     flow_run_id: str | None = None,
 ) -> None:
     """Write or complete a record. Runs on the network loop.
@@ -106,8 +108,9 @@ async def upsert(
         identifier: Its id.
         text: Markdown for the run page, or what makes it.
         meta: Plain facts; empty ones are left out, what was noted before stays.
-        defaults: Facts to note only where nothing was noted of them before.
-        new: Whether it cannot exist yet, which saves a look.
+        defaults: Facts that count only if nothing was noted of them before.
+        new: Whether it cannot exist yet, which saves a request.
+        drop: Names of facts noted before that hold no more.
         flow_run_id: The flow run on whose page it is; default the one the caller is in.
 
     Raises:
@@ -121,12 +124,13 @@ async def upsert(
     async def complete(known: Record | None) -> bool:
         if known is None:
             return False
-        merged = {**(defaults or {}), **known.meta, **facts}
+        gone = set(drop)
+        kept = {name: value for name, value in known.meta.items() if name not in gone}
+        merged = {**(defaults or {}), **kept, **facts}
         written = _text(text, merged, known.text)
         change = ArtifactUpdate(data=written, description=description, metadata_=merged)
         try:
-            async with _writes().slots:
-                await client.update_artifact(known.artifact_id, change)
+            await client.update_artifact(known.artifact_id, change)
         except ObjectNotFound:  # deleted meanwhile
             return False
         _remember(replace(known, meta=merged, text=written))
@@ -140,26 +144,24 @@ async def upsert(
         if not new and (await complete(_remembered(key)) or await complete(await find_record(kind, identifier))):
             return
         facts = {**(defaults or {}), **facts}
-        async with _writes().slots:
-            created = await client.create_artifact(
-                ArtifactCreate(
-                    key=key,
-                    type="markdown",
-                    description=description,
-                    data=_text(text, facts, ""),
-                    metadata_=facts,
-                    flow_run_id=UUID(owner) if owner else None,
-                    task_run_id=task_context.task_run.id if task_context is not None else None,
-                )
+        created = await client.create_artifact(
+            ArtifactCreate(
+                key=key,
+                type="markdown",
+                description=description,
+                data=_text(text, facts, ""),
+                metadata_=facts,
+                flow_run_id=UUID(owner) if owner else None,
+                task_run_id=task_context.task_run.id if task_context is not None else None,
             )
+        )
         _remember(_record(created))
 
 
 class _Writes:
-    """The writes of this process: how many at once, and what was written a moment ago."""
+    """What this process wrote a moment ago."""
 
     def __init__(self) -> None:
-        self.slots = asyncio.Semaphore(_WRITERS)
         self.recent: LRUCache[str, tuple[float, Record]] = LRUCache(_KEEP)
 
 
@@ -197,7 +199,7 @@ async def find_records(
     since: datetime | None = None,
     prefix: str = "",
 ) -> list[Record]:
-    """All records of a kind, newest first.
+    """All records of a kind, newest first; jobs that are noted in a flow run's summary only come last.
 
     Args:
         kind: What they are about.
@@ -207,6 +209,48 @@ async def find_records(
         since: Only those written since then.
         prefix: How their identifiers begin.
     """
+    found = await _read(kind, identifiers, flow_run_ids, of, since, prefix)
+    if kind != "job" or prefix:
+        return found
+    paged = {record.meta.get("id") for record in found}
+    wanted = None if identifiers is None else set(identifiers)
+    for summary in await _read("summary", None, flow_run_ids, of, since, ""):
+        for record in _open_jobs(summary):
+            job_id = record.meta["id"]
+            if job_id not in paged and (wanted is None or job_id in wanted):
+                paged.add(job_id)
+                found.append(record)
+    return found
+
+
+def open_note(facts: Mapping[str, str | None]) -> str:
+    """What a summary's metadata says of a job without a page: its facts, the last ones left out if there is no room."""
+    names = [name for name in _OPEN_FACTS if facts.get(name)]
+    while True:
+        text = orjson.dumps({name: redact(facts[name] or "") for name in names}).decode()
+        if len(text) <= _META_LIMIT:
+            return text
+        names.pop()
+
+
+def _open_jobs(summary: Record) -> Iterator[Record]:
+    """The jobs that a summary notes and that had no page of their own then."""
+    for name, note in summary.meta.items():
+        if name.startswith(_OPEN):
+            with contextlib.suppress(ValueError):
+                facts = {"kind": "job", "id": name.removeprefix(_OPEN), **orjson.loads(note)}
+                yield replace(summary, key=artifact_key("job", facts["id"]), meta=facts, text="")
+
+
+async def _read(
+    kind: Kind,
+    identifiers: Iterable[str] | None,
+    flow_run_ids: list[UUID] | None,
+    of: FlowRunFilter | None,
+    since: datetime | None,
+    prefix: str,
+) -> list[Record]:
+    """Read the records of a kind page by page; see `find_records`."""
     client, found, offset = await api(), list[Record](), 0
     keys = [artifact_key(kind, identifier) for identifier in identifiers] if identifiers is not None else None
     wanted = ArtifactFilter(

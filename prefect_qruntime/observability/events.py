@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from cachetools import LRUCache
 from prefect.events import emit_event
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
@@ -20,6 +21,7 @@ from prefect_qruntime.settings import current_settings
 __all__ = ["Observation", "emit", "log_to_run", "queue_and_run_seconds"]
 
 _fallback = get_logger(__name__)
+_emitted: LRUCache[UUID, bool] = LRUCache(4096)  # by id, by this process
 
 
 def _worth_telling(record: logging.LogRecord) -> bool:
@@ -60,11 +62,15 @@ def emit(
         resource: What it is about.
         payload: Plain facts.
         flow_run_id: The flow run concerned, where the caller is in none.
-        event_id: Its id, where it may be emitted twice; Prefect keeps one event of an id.
+        event_id: Its id, if it may be emitted twice; Prefect keeps one event of an id, and a process sends it once.
     """
     flow_run_id = flow_run_id or current_flow_run_id()
     if not (in_run() or flow_run_id or event_id) or not current_settings().events:
         return
+    if event_id is not None:
+        if event_id in _emitted:
+            return
+        _emitted[event_id] = True
     related = (
         [{"prefect.resource.id": f"prefect.flow-run.{flow_run_id}", "prefect.resource.role": "flow-run"}]
         if flow_run_id
@@ -72,8 +78,8 @@ def emit(
     )
     try:
         emit_event(event, resource=dict(resource), related=related, payload=payload, id=event_id)
-    except Exception:
-        _fallback.warning("event %s could not be emitted", event, exc_info=True)
+    except Exception as error:
+        _fallback.warning("The event %s could not be emitted: %r", event, error)
 
 
 class Observation(NamedTuple):

@@ -20,9 +20,9 @@ from prefect_qruntime.models import Job, JobRef, JobStatus, SessionRef
 from prefect_qruntime.observability import notifications, run_page
 from prefect_qruntime.observability.artifacts import upsert
 from prefect_qruntime.observability.events import Observation, emit, log_to_run, queue_and_run_seconds
-from prefect_qruntime.observability.markdown import card, job_card, result_section
+from prefect_qruntime.observability.markdown import card, result_section
 from prefect_qruntime.observability.processes import process_facts
-from prefect_qruntime.observability.run_page import write, write_bounded, write_debounced
+from prefect_qruntime.observability.run_page import note_submitted, write, write_debounced
 from prefect_qruntime.prefect_api import current_flow_run_id, in_run
 from prefect_qruntime.redact import get_logger, redact
 from prefect_qruntime.run_context import current_run
@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 _fallback = get_logger(__name__)
-_LONG = 10.0  # seconds of waiting from which a change of state is worth a write to the run page
+_LONG = 10.0  # seconds of waiting from which a change of state is worth a log line and a write to the run page
 
 
 def _job_resource(job_id: str, backend: str | None) -> dict[str, str]:
@@ -114,13 +114,14 @@ async def job_submitted(ref: JobRef, *, block: str | None, flow_run_id: str | No
     }
     # What is known of the state of a job attached to stays: it may be over.
     defaults = {"state": "attached"} if ref.attached else {}
-    await write_bounded(ref.id, meta, defaults=defaults, new=not ref.attached, flow_run_id=flow_run_id)
+    await note_submitted(ref.id, meta, defaults=defaults, new=not ref.attached, flow_run_id=flow_run_id)
 
 
 def job_changed(job: Job, waited: float) -> None:
-    """Tell of a new state: one line, one event; after a long wait the run page shows it too."""
-    estimate = f", {_estimate(job)}" if job.estimated_running_seconds and not job.is_terminal else ""
-    log_to_run(f"job {job.id} is {_word(job)} after {waited:.1f} s{estimate}: {job.url}")
+    """Report a new state: an event; for the last state and after a long wait a log line; then the page shows it too."""
+    if job.is_terminal or waited > _LONG:
+        estimate = f", {_estimate(job)}" if job.estimated_running_seconds and not job.is_terminal else ""
+        log_to_run(f"job {job.id} is {_word(job)} after {waited:.1f} s{estimate}: {job.url}")
     if job.status is not None and job.status.value != "queued":
         job_event(job, waited_seconds=round(waited, 3))
     if waited > _LONG and not job.is_terminal:
@@ -142,8 +143,7 @@ def job_still(job: Job, waited: float, queue: int | None) -> None:
 
 
 def _show_state(job: Job) -> None:
-    if in_run():
-        run_page.in_background(lambda: upsert("job", job.id, job_card, {"state": job.raw_status}))
+    write_debounced(job.id, {"state": job.raw_status})
 
 
 def _word(job: Job) -> str:
@@ -175,12 +175,12 @@ def job_event(
 ) -> None:
     """Emit the event of the job's present state.
 
-    Its end is told once for each flow run, however often it is waited for and by how many processes: Prefect keeps
-    and acts on the first event of an id.
+    Each state is reported once to each flow run, however often the job is waited for and by how many processes:
+    Prefect keeps and acts on the first event of an id.
     """
     if job.status is not None:
         owner = flow_run_id or current_flow_run_id()
-        if event_id is None and job.is_terminal and owner is not None:
+        if event_id is None and owner is not None:
             event_id = event_id_of(job, owner)
         emit(
             f"qruntime.job.{job.status.value}",
@@ -348,10 +348,10 @@ async def session_record(
     title = f"Session {session.id}" if session.id else "Session, not opened yet"
     try:
         await upsert("session", token, card(title, None, rows), meta, new=new)
-    except Exception:
+    except Exception as error:
         if new:
             raise
-        _fallback.warning("the record of session %s could not be written", session.id, exc_info=True)
+        _fallback.warning("The record of session %s could not be written: %r", session.id, error)
 
 
 _PAUSES = (1, 2, 5, 10, 30)  # seconds between looks; the last one is repeated

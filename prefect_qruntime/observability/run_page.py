@@ -1,159 +1,389 @@
-"""The page of a job: its artifact, written at once or behind the flow's back, and the summary told of it."""
+"""The pages of a flow run: one artifact for each job and one summary, written in the background with few writes.
+
+A submission is noted in the flow run's summary before anything polls for the job; submissions that come together share
+one write. The job's own page follows when it is over, or after some seconds if it is not, so that a quick job is
+written once. What is still unwritten when the process ends is drained within a limit, and the rest is reported.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import atexit
+import contextlib
+import heapq
+import itertools
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from uuid import UUID
 
 from cachetools import LRUCache
+from prefect.context import FlowRunContext
+from prefect.task_runners import ThreadPoolTaskRunner
 
 from prefect_qruntime import prefect_api
 from prefect_qruntime.client.network_loop import network_loop
-from prefect_qruntime.observability.artifacts import Write, find_records, upsert
+from prefect_qruntime.observability.artifacts import find_records, open_note, upsert
 from prefect_qruntime.observability.markdown import job_card, summary_card
-from prefect_qruntime.prefect_api import in_run
+from prefect_qruntime.prefect_api import in_run, patience
 from prefect_qruntime.redact import get_logger
-from prefect_qruntime.run_context import current_run
+from prefect_qruntime.run_context import current_run, submissions_in_flight
 
-__all__ = ["PageWrites", "in_background", "mark_dirty", "write", "write_bounded", "write_debounced", "write_summary"]
+__all__ = [
+    "PageWrites",
+    "drain",
+    "flush",
+    "in_background",
+    "mark_dirty",
+    "note_submitted",
+    "write",
+    "write_debounced",
+    "write_summary",
+]
 
 log = get_logger(__name__)
 
-_PATIENCE = 0.3  # seconds; the API needs some hundredths unless hundreds of jobs come at once
-_PAUSE = 1.0  # seconds over which news are bundled
+_PATIENCE = 0.3  # seconds a submission waits for its note; the API needs some hundredths unless it is overloaded
+_GATHER = 0.25  # seconds for which a note waits for other submissions that are under way
+_FIRST = 3.0  # seconds after its submission until the page of a job that is not over is written
+_TOGETHER = 2.0  # seconds over which the end and the result of a job are gathered into one write
+_PAUSE = 1.0  # seconds over which changes of a summary are gathered
 _SHARE = 10  # so much longer than the last write took is the pause after it
-_KEEP = 256
-_TOGETHER = 0.25  # seconds over which news of a job are noted in one write
+_KEEP = 256  # flow runs whose jobs are remembered
+_TRIES = 3  # of a page whose write failed, patience included
+_AGAIN = 15.0  # seconds before another try
+_DRAIN = 20.0  # seconds in which an ending process writes what is left; a worker kills it after 30
+_AT_END = 4  # writes at once in that time
+_AT_END_PATIENCE = 5.0  # seconds for which one of them is repeated
 
-
-@dataclass(slots=True)
-class _Late:
-    """What is still to be noted of a job."""
-
-    meta: dict[str, str | None]
-    section: str | None
-    dirty: int = 0
+Facts = dict[str, str | None]
 
 
 async def write(
     job_id: str,
-    meta: dict[str, str | None],
+    meta: Facts,
     *,
-    text: Write = job_card,
     defaults: Mapping[str, str] | None = None,
     new: bool = False,
     flow_run_id: str | None = None,
 ) -> None:
-    """Note something of a job now; a failure is logged. Runs on the network loop.
+    """Write facts to the page of a job now, together with what waits; a failure is logged. Runs on the network loop.
 
     Args:
         job_id: The job.
         meta: Plain facts.
-        text: What makes the page.
-        defaults: Facts to note only where nothing was noted of them before.
-        new: Whether nothing can be noted yet, which saves a look.
-        flow_run_id: The flow run that owns the job, where the caller is in none.
+        defaults: Facts that count only if nothing was noted of them before.
+        new: Whether the page cannot exist yet, which saves a request.
+        flow_run_id: The flow run that owns the job, if the caller is in none.
+    """
+    if in_run() or flow_run_id:
+        pages = network_loop().state(PageWrites)
+        pages.put(job_id, meta, defaults=defaults, new=new, flow_run_id=flow_run_id)
+        await pages.write_page(job_id)
+
+
+async def note_submitted(
+    job_id: str, meta: Facts, *, defaults: Mapping[str, str], new: bool, flow_run_id: str | None
+) -> None:
+    """Note a submission in Prefect, waiting a moment at most; its page follows. Runs on the network loop.
+
+    Args:
+        job_id: The job.
+        meta: Plain facts.
+        defaults: Facts that count only if nothing was noted of them before.
+        new: Whether nothing can be noted yet.
+        flow_run_id: The flow run that owns the job.
     """
     if not (in_run() or flow_run_id):
         return
-    try:
-        page = None if in_run() else flow_run_id
-        await upsert("job", job_id, text, meta, defaults=defaults, new=new, flow_run_id=page)
-        owner = flow_run_id or (await current_run()).flow_run_id
-        if owner is not None:
-            mark_dirty(owner, job_id)
-    except Exception:
-        log.warning("the artifact of job %s could not be written", job_id, exc_info=True)
-
-
-async def write_bounded(
-    job_id: str, meta: dict[str, str | None], *, defaults: Mapping[str, str], new: bool, flow_run_id: str | None
-) -> None:
-    """As `write`, but for a moment at most: a Prefect API that is slow to answer is written to in the background."""
-    if in_run() or flow_run_id:
-        noting = in_background(lambda: write(job_id, meta, defaults=defaults, new=new, flow_run_id=flow_run_id))
+    pages = network_loop().state(PageWrites)
+    if flow_run_id is None:  # a task outside any flow has no summary
+        noting = in_background(lambda: write(job_id, meta, defaults=defaults, new=new))
         await asyncio.wait({noting}, timeout=_PATIENCE)
+        return
+    run = pages.run(flow_run_id)
+    run.alone = run.alone and new and await _knows_all_jobs()
+    facts = {**defaults, **{name: value for name, value in meta.items() if value is not None}}
+    run.learn(job_id, facts)
+    run.open[job_id] = open_note(facts)
+    pages.put(job_id, meta, defaults=defaults, new=new, flow_run_id=flow_run_id, after=_FIRST)
+    await asyncio.wait({run.note(job_id)}, timeout=_PATIENCE)
 
 
-def write_debounced(job_id: str, meta: dict[str, str | None], section: str | None = None) -> None:
-    """Note something of a job in one go with what comes in the next moment: its end and its result do.
+async def _knows_all_jobs() -> bool:
+    """Whether this process sees all jobs of its flow run: its first attempt, and no task in another process."""
+    context = FlowRunContext.get()
+    return (
+        context is not None
+        and not context.detached
+        and isinstance(context.task_runner, ThreadPoolTaskRunner)
+        and not (await current_run()).repeated
+    )
 
-    Nobody waits for it. Call it on the network loop.
+
+def write_debounced(job_id: str, meta: Facts, section: str | None = None) -> None:
+    """Write facts to the page of a job soon, together with what follows. Call it on the network loop.
 
     Args:
         job_id: The job.
         meta: Plain facts.
-        section: Its result as shown on the page.
+        section: Its result as shown on the page. It comes last, so the page is written at once.
     """
-    if not in_run():
-        return
-    waiting = network_loop().state(PageWrites).debounced
-    if (late := waiting.get(job_id)) is not None:
-        late.meta |= meta
-        late.section = section or late.section
-        late.dirty += 1
-        return
-    late = waiting[job_id] = _Late(meta, section)
-
-    async def settle() -> None:
-        await asyncio.sleep(_TOGETHER)
-        while True:
-            noted = late.dirty
-            await write(job_id, late.meta, text=lambda facts, old: job_card(facts, old, late.section))
-            if late.dirty == noted:
-                waiting.pop(job_id, None)
-                return
-
-    in_background(settle)
+    if in_run():
+        after = 0.0 if section is not None else _TOGETHER
+        network_loop().state(PageWrites).put(job_id, meta, section=section, after=after)
 
 
-@dataclass
-class _Page:
-    jobs: dict[str, None] = field(default_factory=dict)
-    dirty: bool = False
-    writer: asyncio.Task[None] | None = None
+@dataclass(slots=True)
+class _Pending:
+    """What is still to be written to the page of a job."""
+
+    meta: Facts
+    section: str | None
+    defaults: dict[str, str]
+    new: bool
+    flow_run_id: str | None
+    context: Context
+    due: float
+    tries: int = 0
 
 
 class PageWrites:
-    """What this process still has to write to run pages."""
+    """What this process still has to write to run pages. Lives on the network loop."""
 
     def __init__(self) -> None:
-        self.debounced: dict[str, _Late] = {}
-        self.pages: LRUCache[str, _Page] = LRUCache(_KEEP)
+        self.pages: dict[str, _Pending] = {}
+        self.runs: LRUCache[str, _Run] = LRUCache(_KEEP)
         self.tasks: set[asyncio.Task[None]] = set()
+        self.writing: dict[str, asyncio.Task[bool]] = {}
+        self._order: list[tuple[float, int, str]] = []
+        self._count = itertools.count()
+        self._changed = asyncio.Event()
+        self._worker: asyncio.Task[None] | None = None
+        self._ending = False
+
+    def run(self, flow_run_id: str) -> _Run:
+        """What is known of a flow run's jobs."""
+        run: _Run = self.runs.setdefault(flow_run_id, _Run(flow_run_id))
+        return run
+
+    def put(
+        self,
+        job_id: str,
+        meta: Facts,
+        *,
+        section: str | None = None,
+        defaults: Mapping[str, str] | None = None,
+        new: bool = False,
+        flow_run_id: str | None = None,
+        after: float = 0.0,
+    ) -> None:
+        """Have facts written after some seconds at the latest; those of one job that wait share one write."""
+        due, pending = time.monotonic() + after, self.pages.get(job_id)
+        if pending is None:
+            pending = self.pages[job_id] = _Pending(
+                dict(meta), section, dict(defaults or {}), new, flow_run_id, copy_context(), due
+            )
+        else:
+            pending.meta |= {name: value for name, value in meta.items() if value is not None}
+            pending.section = section or pending.section
+            pending.due = min(pending.due, due)
+        self._schedule(job_id, pending)
+
+    def _schedule(self, job_id: str, pending: _Pending) -> None:
+        heapq.heappush(self._order, (pending.due, next(self._count), job_id))
+        self._changed.set()
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
+
+    async def _work(self) -> None:
+        while self.pages and not self._ending:
+            due, _, job_id = self._order[0]
+            pending = self.pages.get(job_id)
+            if pending is None or pending.due != due:
+                heapq.heappop(self._order)
+                continue
+            self._changed.clear()
+            left = due - time.monotonic()
+            if left > 0:
+                try:
+                    async with asyncio.timeout(left):
+                        await self._changed.wait()
+                except TimeoutError:
+                    pass
+                continue
+            heapq.heappop(self._order)
+            await self.write_page(job_id)
+
+    async def write_page(self, job_id: str, *, last: bool = False) -> None:
+        """Write what waits for a page, and try again later if that fails.
+
+        Args:
+            job_id: The job.
+            last: Whether the process ends, so that a failure stays.
+        """
+        pending = self.pages.pop(job_id, None)
+        if pending is None:
+            return
+
+        async def attempt() -> bool:
+            with patience(_AT_END_PATIENCE) if last else contextlib.nullcontext():
+                return await _write(job_id, pending)
+
+        done = False
+        writing = asyncio.create_task(attempt(), context=pending.context)
+        self.writing[job_id] = writing
+        try:
+            done = await writing
+        finally:
+            self.writing.pop(job_id, None)
+            pending.tries += 1
+            if not done and (last or pending.tries < _TRIES):
+                self._put_back(job_id, pending, again=not last)
+
+    def _put_back(self, job_id: str, pending: _Pending, *, again: bool) -> None:
+        if (newer := self.pages.get(job_id)) is not None:
+            newer.meta = {**pending.meta, **newer.meta}
+            newer.section = newer.section or pending.section
+            newer.new, newer.defaults = newer.new or pending.new, {**pending.defaults, **newer.defaults}
+            return
+        self.pages[job_id] = pending
+        if again:
+            pending.due = time.monotonic() + _AGAIN
+            self._schedule(job_id, pending)
+
+    async def write_all(self, *, last: bool = False) -> None:
+        """Write everything that waits now, summaries last."""
+        self._ending = last  # the page that is being written is finished, the others are written here
+        self._changed.set()
+        at_once = asyncio.Semaphore(_AT_END if last else 1)
+
+        async def one(job_id: str) -> None:
+            async with at_once:
+                await self.write_page(job_id, last=last)
+
+        await asyncio.gather(*(one(job_id) for job_id in list(self.pages)))
+        while self.writing:
+            await asyncio.wait(self.writing.values())
+        await asyncio.gather(*(run.settle() for run in list(self.runs.values())))
 
 
-def mark_dirty(flow_run_id: str, job_id: str) -> None:
+async def _write(job_id: str, pending: _Pending) -> bool:
+    """Write a page, in the context of the first that had something to write; returns whether that went well."""
+
+    def text(facts: Mapping[str, str], old: str) -> str:
+        return job_card(facts, old, pending.section)
+
+    try:
+        page = None if in_run() else pending.flow_run_id
+        await upsert("job", job_id, text, pending.meta, defaults=pending.defaults, new=pending.new, flow_run_id=page)
+        owner = pending.flow_run_id or (await current_run()).flow_run_id
+        if owner is not None:
+            network_loop().state(PageWrites).run(owner).paged(job_id)
+            mark_dirty(owner, job_id, {**pending.defaults, **pending.meta})
+    except Exception as error:
+        log.warning("The artifact of job %s could not be written: %r", job_id, error)
+        return False
+    return True
+
+
+@dataclass(eq=False)
+class _Run:
+    """The jobs of a flow run as this process knows them, and the writes of its summary.
+
+    Attributes:
+        flow_run_id: The flow run.
+        jobs: Facts of each job.
+        open: Notes of submissions whose jobs have no page yet.
+        alone: Whether no other process, and no earlier attempt, can have had jobs in it.
+    """
+
+    flow_run_id: str
+    jobs: dict[str, dict[str, str]] = field(default_factory=dict)
+    open: dict[str, str] = field(default_factory=dict)
+    alone: bool = True
+    dirty: bool = False
+    _written: bool = False
+    _done: set[str] = field(default_factory=set)
+    _unnoted: set[str] = field(default_factory=set)
+    _another: asyncio.Event = field(default_factory=asyncio.Event)
+    _noting: asyncio.Task[None] | None = None
+    _writer: asyncio.Task[None] | None = None
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def learn(self, job_id: str, facts: Mapping[str, str | None]) -> None:
+        """Keep facts of a job."""
+        known = self.jobs.setdefault(job_id, {})
+        known |= {name: value for name, value in facts.items() if value is not None}
+
+    def paged(self, job_id: str) -> None:
+        """A job has its own page now."""
+        self.open.pop(job_id, None)
+        self._done.add(job_id)
+
+    def note(self, job_id: str) -> asyncio.Task[None]:
+        """Have a submission noted soon; those that come together share one write."""
+        self._unnoted.add(job_id)
+        self._another.set()
+        if self._noting is None:
+            self._noting = in_background(self._note)
+        return self._noting
+
+    async def _note(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_GATHER):
+                while submissions_in_flight() > len(self._unnoted):
+                    self._another.clear()
+                    await self._another.wait()
+        async with self._lock:
+            self._noting = None
+            self._unnoted.clear()
+            await self._write()
+
+    def touch(self) -> None:
+        """Have the summary written soon."""
+        self.dirty = True
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._keep_writing())
+
+    async def _keep_writing(self) -> None:
+        pause = _PAUSE
+        while self.dirty:
+            await asyncio.sleep(pause)
+            began = time.monotonic()
+            await self.settle()
+            pause = max(_PAUSE, _SHARE * (time.monotonic() - began))
+
+    async def settle(self) -> None:
+        """Write the summary now if something changed."""
+        async with self._lock:
+            if self.dirty:
+                await _try(self._write)
+
+    async def _write(self) -> None:
+        self.dirty = False
+        try:
+            await write_summary(self.flow_run_id, self.jobs)
+        except BaseException:
+            self.dirty = True  # for the end of the process
+            raise
+
+
+def mark_dirty(flow_run_id: str, job_id: str, facts: Mapping[str, str | None] | None = None) -> None:
     """Have the summary of a flow run written soon, because a job of it changed. Call it on the network loop.
 
     Args:
         flow_run_id: The flow run that owns the job.
-        job_id: The job; it may be noted on another flow run's page, where it was attached to.
+        job_id: The job; it may be noted on another flow run's page, if it was attached to.
+        facts: What is known of it now.
     """
-    page = network_loop().state(PageWrites).pages.setdefault(flow_run_id, _Page())
-    page.jobs[job_id] = None
-    page.dirty = True
-    if page.writer is None or page.writer.done():
-        page.writer = asyncio.create_task(_keep_writing(flow_run_id, page))
-
-
-async def _keep_writing(flow_run_id: str, page: _Page) -> None:
-    pause = _PAUSE
-    try:
-        while page.dirty:
-            await asyncio.sleep(pause)
-            page.dirty = False
-            began = time.monotonic()
-            await _try(lambda: write_summary(flow_run_id, page.jobs))
-            pause = max(_PAUSE, _SHARE * (time.monotonic() - began))
-    except asyncio.CancelledError:  # the process ends
-        if noting := network_loop().state(PageWrites).tasks:  # what the jobs' pages are about to say belongs to it
-            await asyncio.wait(noting)
-        await _try(lambda: write_summary(flow_run_id, page.jobs))
-        raise
+    run = network_loop().state(PageWrites).run(flow_run_id)
+    if job_id not in run.jobs:
+        run.alone = False  # others noted it first
+    run.learn(job_id, facts or {})
+    run.touch()
 
 
 async def write_summary(flow_run_id: str, job_ids: Iterable[str] = ()) -> None:
@@ -166,51 +396,123 @@ async def write_summary(flow_run_id: str, job_ids: Iterable[str] = ()) -> None:
     Raises:
         Exception: Whatever Prefect's API raises.
     """
-    family = await prefect_api.family(UUID(flow_run_id))
+    run = network_loop().state(PageWrites).run(flow_run_id)
+    known = {job_id: dict(facts) for job_id, facts in run.jobs.items()}
+    alone, first = run.alone and bool(known), not run._written
     jobs: dict[str, Mapping[str, str]] = {}
-    for record in await find_records("job", flow_run_ids=family):
-        jobs.setdefault(record.meta["id"], record.meta)  # the newest note of a job comes first
-    if missing := [job_id for job_id in job_ids if job_id not in jobs]:
-        for record in await find_records("job", identifiers=missing):
-            # Another flow run paid for it, and counts it.
-            jobs.setdefault(record.meta["id"], {**record.meta, "shared": "true"} if record.flow_run_id else record.meta)
+    if alone:
+        jobs |= {job_id: {**facts, "id": job_id} for job_id, facts in known.items()}
+    else:
+        await _read_jobs(flow_run_id, jobs, [*dict.fromkeys([*job_ids, *known])])
+        for job_id, facts in known.items():
+            if job_id in jobs:  # its page may be written later than this
+                jobs[job_id] = {**jobs[job_id], **facts}
+            else:
+                jobs[job_id] = {**facts, "id": job_id}
     # Without a state it was neither bought nor waited for here, only read.
     listed = sorted((facts for facts in jobs.values() if "state" in facts), key=lambda facts: facts.get("noted", ""))
     if not listed:
         return
     total = sum(float(facts.get("usage_seconds", 0)) for facts in listed if "shared" not in facts)
     meta = {"jobs": str(len(listed)), "usage_seconds": f"{total:g}", "flow_run": flow_run_id}
-    await upsert("summary", flow_run_id, summary_card(listed), meta, flow_run_id=flow_run_id)
+    await upsert(
+        "summary",
+        flow_run_id,
+        summary_card(listed),
+        {**meta, **{f"open {job_id}": note for job_id, note in run.open.items()}},
+        new=alone and first,
+        drop=[f"open {job_id}" for job_id in run._done],
+        flow_run_id=flow_run_id,
+    )
+    run._written = True
+
+
+async def _read_jobs(flow_run_id: str, jobs: dict[str, Mapping[str, str]], job_ids: list[str]) -> None:
+    """Read what is noted of a flow run's jobs, its subflows' included."""
+    family = await prefect_api.family(UUID(flow_run_id))
+    for record in await find_records("job", flow_run_ids=family):
+        jobs.setdefault(record.meta["id"], record.meta)  # the newest note of a job comes first
+    if missing := [job_id for job_id in job_ids if job_id not in jobs]:
+        for record in await find_records("job", identifiers=missing):
+            # Another flow run paid for it, and counts it.
+            jobs.setdefault(record.meta["id"], {**record.meta, "shared": "true"} if record.flow_run_id else record.meta)
 
 
 def in_background(work: Callable[[], Awaitable[None]], *, again: bool = True) -> asyncio.Task[None]:
-    """Do something for the run page that nobody waits for. Call it on the network loop.
+    """Do something for the run page in the background. Call it on the network loop.
 
     Args:
         work: What to do.
-        again: Whether to do it once more if the process ends in the middle of it.
+        again: Whether an ending process waits for it.
 
     Returns:
-        The task that does it, for who wants to wait a little.
+        The task that does it.
     """
-
-    async def cared_for() -> None:
-        try:
-            await _try(work)
-        except asyncio.CancelledError:
-            if again:
-                await _try(work)
-            raise
-
     tasks = network_loop().state(PageWrites).tasks
-    task = asyncio.create_task(cared_for())
-    tasks.add(task)
-    task.add_done_callback(tasks.discard)
+    task = asyncio.create_task(_try(work))
+    if again:
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
     return task
 
 
 async def _try(work: Callable[[], Awaitable[None]]) -> None:
     try:
         await work()
-    except Exception:
-        log.warning("the run page could not be completed", exc_info=True)
+    except Exception as error:
+        log.warning("The run page could not be completed: %r", error)
+
+
+async def flush() -> None:
+    """Write everything that this process has to write to run pages. Runs on the network loop."""
+    pages = network_loop().state(PageWrites)
+    while pages.tasks:
+        await asyncio.wait(pages.tasks)
+    await pages.write_all()
+
+
+async def drain(limit: float = _DRAIN) -> list[str]:
+    """Write what is left when the process ends, and report what is not written in time. Runs on the network loop.
+
+    Args:
+        limit: Seconds.
+
+    Returns:
+        The jobs whose pages are incomplete.
+    """
+    pages = network_loop().state(PageWrites)
+    summaries = False
+    try:
+        async with asyncio.timeout(limit):
+            with patience(_AT_END_PATIENCE):
+                if pages.tasks:
+                    await asyncio.wait(pages.tasks)
+                await pages.write_all(last=True)
+    except TimeoutError:
+        pass
+    missing = sorted({*pages.pages, *pages.writing})
+    summaries = any(run.dirty for run in pages.runs.values())
+    pages.pages.clear()
+    for run in pages.runs.values():
+        run.dirty = False
+    if missing or summaries:
+        what = f"{len(missing)} job page{'' if len(missing) == 1 else 's'}" if missing else "The flow run's summary"
+        log.warning(
+            "%s could not be written to Prefect before the process ended. The jobs themselves are not affected. "
+            "Run `prefect-qruntime sweep` to complete the pages.",
+            what,
+        )
+    return missing
+
+
+def _drain_at_exit() -> None:
+    loop = network_loop()
+    pages = loop.find(PageWrites)
+    if pages is not None and (pages.pages or pages.writing or pages.tasks or any(r.dirty for r in pages.runs.values())):
+        loop.run(drain())
+
+
+# Before the pools of threads are shut down, without which no connection can be opened; and again at the very end, for
+# what other threads left. Both come before the network loop closes, because they are registered later.
+getattr(threading, "_register_atexit", atexit.register)(_drain_at_exit)
+atexit.register(_drain_at_exit)

@@ -19,6 +19,7 @@ from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.exceptions import ObjectNotFound
 from pydantic import BaseModel, ConfigDict
 
+from prefect_qruntime.admission.locks import free_stuck_locks
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.credentials import aload_credentials, saved_blocks
@@ -174,6 +175,8 @@ async def _sweep(blocks: Iterable[str] | None, *, dry_run: bool, cancel_jobs: bo
 
     # Side by side, as an instance that does not answer takes minutes to give up.
     await asyncio.gather(*(one_after_the_other(same) for same in instances.values()))
+    if not dry_run:
+        await _free_locks()
     return SweepReport(
         dry_run=dry_run,
         blocks=names,
@@ -183,6 +186,15 @@ async def _sweep(blocks: Iterable[str] | None, *, dry_run: bool, cancel_jobs: bo
         + (_out_of_reach(notes, [one for same in instances.values() for one in same]) if blocks is None else []),
         stalled=await find_stalled(noted),
     )
+
+
+async def _free_locks() -> None:
+    """Free the locks that processes left when they died."""
+    try:
+        for lock in await free_stuck_locks():
+            log.warning("The lock %s was freed. Its holder (%s) shows no sign of life.", lock.name, lock.who)
+    except Exception as error:
+        log.warning("The locks in Prefect could not be read: %r", error)
 
 
 def _out_of_reach(notes: list[SessionNote], sweepers: list[_Sweeper]) -> list[str]:
@@ -246,6 +258,7 @@ class _Sweeper:
         self._noted: set[str] = set()
         self._in_jobs: dict[str, None] = {}
         self._session_of: dict[str, str] = {}
+        self._known: set[str | None] | None = None  # jobs that Prefect has notes of, once asked
         for record in self._records:
             if session_id := record.meta.get("session"):
                 self._noted.add(session_id)
@@ -327,8 +340,19 @@ class _Sweeper:
         if self._dry_run:
             return
         noted = self._unfinished.get(job.id)
-        if noted is not None and (job.usage_final or not noted.is_over):
+        if noted is None:
+            incomplete = await self._was_never_noted(job, owner)
+        else:
+            incomplete = job.usage_final or not noted.is_over
+        if incomplete:
             await notifications.job_ended(job, [], flow_run_id=owner)
+
+    async def _was_never_noted(self, job: Job, owner: str) -> bool:
+        """Whether a finished flow run of this Prefect server could not note a job, because Prefect's API failed."""
+        if self._known is None:
+            found = await find_records("job", since=datetime.now(UTC) - _NOTED_BACK)
+            self._known = {record.meta.get("id") for record in found}
+        return job.id not in self._known and await self._owners.over(owner) is not None
 
     async def _cancel(self, job_id: str) -> str:
         try:

@@ -2,6 +2,9 @@
 
 A pair is written once, as an async body that runs on the process's network loop. `creates` and `repeats` make
 the async task of it; `blocking` makes the task for sync flows, with the same parameters.
+
+The tasks carry no tags: for each run of a tagged task Prefect asks its server for a concurrency slot first, and an
+error there would fail the fetch of a job that is paid for, or the closing of its session.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect_qruntime.client.network_loop import network_loop, on_network_loop
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.models import SessionRef
+from prefect_qruntime.run_context import submission_in_flight
 
 __all__ = ["InFlowTask", "blocking", "creates", "in_flow", "may_retry", "repeats", "run_blocking"]
 
@@ -25,7 +29,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 TaskT = TypeVar("TaskT", bound=Task[..., Any])
 
-_TAGS = {"qruntime"}
 _RETRIES = 2
 _DELAYS: list[float] = [5, 30]
 
@@ -67,13 +70,17 @@ def creates(
     """Make an async task of a body that creates something: never retried by Prefect, its handle is stored."""
 
     def decorate(body: Callable[P, Coroutine[Any, Any, R]]) -> Task[P, Coroutine[Any, Any, R]]:
+        @functools.wraps(body)
+        async def counted(*args: P.args, **kwargs: P.kwargs) -> R:
+            with submission_in_flight():  # those that come together are noted together
+                return await body(*args, **kwargs)
+
         return task(
             name=name,
             task_run_name=run_name_of(run_name),
-            tags=_TAGS,
             cache_policy=NO_CACHE,
             persist_result=True,
-        )(on_network_loop(body))
+        )(on_network_loop(counted))
 
     return decorate
 
@@ -87,7 +94,6 @@ def repeats(
         return task(
             name=name,
             task_run_name=run_name_of(run_name),
-            tags=_TAGS,
             cache_policy=NO_CACHE,
             retries=_RETRIES,
             retry_delay_seconds=_DELAYS,

@@ -164,10 +164,11 @@ async def close(
 
 
 async def _note_closed(credentials: QuantumRuntimeCredentials, token: str | None, closed: SessionRef) -> None:
+    """Note the end in Prefect; whatever Prefect answers, the session is closed."""
     try:
         await note_session(credentials, token, closed, await current_run())
     except Exception as error:
-        log.warning("that session %s is closed could not be noted: %r; a sweep notes it", closed.id, error)
+        log.warning("The record of session %s could not be written: %r", closed.id, error)
 
 
 async def note_session(

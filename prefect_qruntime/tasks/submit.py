@@ -38,7 +38,7 @@ from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobRef
 from prefect_qruntime.observability import notifications
-from prefect_qruntime.prefect_api import in_run
+from prefect_qruntime.prefect_api import clock_offset, in_run
 from prefect_qruntime.run_context import current_run
 from prefect_qruntime.settings import current_settings
 from prefect_qruntime.tasks.arguments import Submission, as_session, plan_submission, spec_fields, spelled_out
@@ -99,7 +99,10 @@ async def _submit(
 
     def renew_failed(job: Job) -> bool:
         # Within one attempt, a failed job found under an explicit key is the answer; a later run wants a new one.
-        return where.may_resubmit(job) or (flow_tag is not None and flow_tag not in job.tags)
+        anew = where.may_resubmit(
+            job, service_ahead=client.known_clock_skew() or 0.0, prefect_ahead=clock_offset() or 0.0
+        )
+        return anew or (flow_tag is not None and flow_tag not in job.tags)
 
     def key_tag(generation: int) -> str:
         return keys.key_tag(client.connection.crn, identity, digest, index=number, generation=generation)
@@ -109,8 +112,8 @@ async def _submit(
 
     known: list[str] = []
     marked = submission_key is not None and in_run()  # as the lock: outside a run there is no Prefect to ask
-    alone = submission_lock(key_tag(0)) if submission_key is not None else contextlib.nullcontext(False)
-    async with cancels_jobs(client, known), first_through(session) as usable, alone:
+    alone = submission_lock(key_tag(0)) if submission_key is not None else contextlib.nullcontext()
+    async with cancels_jobs(client, known), first_through(session) as usable, alone as lock:
         grace = settings.submission_grace_seconds
         intent = Intent(
             spec=spec,
@@ -127,9 +130,12 @@ async def _submit(
             exact=not plan.transpiled,
         )
         async with admission_guard(client, spec, where, budget) as passing:
+            passing.key_lock = lock
 
             def bought(new: JobRef) -> None:
                 known.append(new.id)
+                if not new.attached:
+                    run_context.note_submitted(where, new.id)
                 passing.bought(new)
 
             async def before_post(key: str) -> JobSpec | None:

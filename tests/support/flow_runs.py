@@ -19,7 +19,7 @@ from prefect.client.schemas.objects import FlowRun, TaskRun
 
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.observability.artifacts import Record, find_records
-from prefect_qruntime.observability.run_page import PageWrites
+from prefect_qruntime.observability.run_page import flush
 from prefect_qruntime.sandbox import Sandbox
 
 T = TypeVar("T")
@@ -91,8 +91,8 @@ def events(resource: str, number: int = 1, *, last: str | None = None) -> list[d
 
 
 def noted() -> None:
-    """Return once what this process notes behind the flows' backs is noted."""
-    assert until(lambda: not network_loop().state(PageWrites).debounced) is True
+    """Write what this process has to write in the background."""
+    network_loop().run(flush())
 
 
 def records(kind: Any, flow_run_id: UUID) -> list[Record]:
