@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 import time
@@ -78,7 +79,7 @@ class Lab:
         request = urllib.request.Request(
             f"{self.url}/_control/{action}",
             data=json.dumps(fields).encode(),
-            headers={"content-type": "application/json"},
+            headers={"content-type": "application/json", "x-sandbox-token": os.environ["QRUNTIME_SANDBOX_TOKEN"]},
         )
         with urllib.request.urlopen(request, timeout=120) as answer:
             return json.load(answer)["result"]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -150,6 +152,8 @@ def main() -> None:
     parser.add_argument("--peers-python", type=Path, default=ROOT / ".venv-bench" / "bin" / "python")
     options = parser.parse_args()
     options.out.parent.mkdir(parents=True, exist_ok=True)
+    # The sandboxes' control port takes this token; they inherit it.
+    os.environ.setdefault("QRUNTIME_SANDBOX_TOKEN", secrets.token_urlsafe(32))
     # Ended from outside, it takes its neighbours along.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     begun = time.monotonic()

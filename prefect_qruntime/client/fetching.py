@@ -116,14 +116,15 @@ def _raise_if_none(job: Job, reply: Reply, *, over: bool) -> None:
     error = job_error(job)
     if error is not None:
         raise error
-    if job.private and reply.status == 404:
+    # The service answers a second read with an empty success; IBM's older hosts with a 404.
+    if job.private and (reply.status == 404 or (job.is_terminal and over)):
         raise NotFound(
             f"the result of private job {job.id} was read before, perhaps by a download that broke off, "
             "and the service keeps no second copy",
             solution="Use the stored result of the run that read it first.",
             job_id=job.id,
             job_url=job.url,
-            status=404,
+            status=reply.status,
         )
     if not job.is_terminal or over:
         raise ResultNotReady(

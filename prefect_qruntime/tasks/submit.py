@@ -222,7 +222,8 @@ class SubmitTask(InFlowTask[..., Any]):
         context = FlowRunContext.get()
         if context is None or context.flow_run is None or context.detached:
             return None
-        fields: dict[str, Any] = {**spec_fields(arguments), "backend": "any"}  # type: ignore[arg-type]
+        # Only the digest is needed, and the route is no part of it.
+        fields: dict[str, Any] = {**spec_fields(arguments), "backend": "any", "route": "service"}  # type: ignore[arg-type]
         fields.pop("tags", None)
         where = network_loop().run(current_run())
         if _holds_future(arguments.get("pubs")) or any(_holds_future(value) for value in fields.values()):
