@@ -198,6 +198,10 @@ def _has(*names: str) -> Callable[[Mapping[str, Any], re.Match[str]], bool]:
     return lambda body, match: any(name in body for name in names)
 
 
+def _no_error(body: Mapping[str, Any], match: re.Match[str]) -> bool:
+    return "errors" not in body
+
+
 _MODELS: tuple[tuple[re.Pattern[str], Callable[[dict[str, Any], re.Match[str]], bool]], ...] = tuple(
     (re.compile(path), fits)
     for path, fits in (
@@ -207,6 +211,8 @@ _MODELS: tuple[tuple[re.Pattern[str], Callable[[dict[str, Any], re.Match[str]], 
         (r"/workloads", _has_list("workloads")),
         (r"/backends", _has_list("devices", "backends")),
         (r"/versions", _has_list("versions")),
+        # All their fields are optional.
+        (r"/jobs/[^/]+/metrics|/instances/configuration|/backends/[^/]+/properties", _no_error),
         (r"/instances/usage", _has("usage_consumed_seconds", "usage_limit_seconds", "instance_id", "plan_id")),
     )
 )

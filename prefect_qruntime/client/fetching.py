@@ -1,4 +1,4 @@
-"""Read a job's result: 204 patience, text bodies of failed jobs, results kept elsewhere."""
+"""Fetch a job's result: late results, texts of failed jobs, results kept elsewhere, cut or foreign answers."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def fetch_result(
         refused: Seconds for which a 401, 403 or 404 about a known job must repeat before it is believed.
         shelf: Where a result goes that is too large for memory; None keeps it there all the same.
         clock: Monotonic seconds.
-        sleep: For the pauses between looks.
+        sleep: For the pauses between requests.
 
     Raises:
         JobFailed: The job failed; carries the service's text.

@@ -42,24 +42,24 @@ class LookupQueue:
     """Looks jobs up one by one and reports each outcome.
 
     Args:
-        look: Asks the service.
-        told: Called with the job's id and the job, or the error instead.
+        fetch: Asks the service for a job.
+        report: Called with the job's id and the job, or the error instead.
         lanes: Lookups in flight at once, unless `freely`.
         throttle: How many a second, unless `freely`.
     """
 
     def __init__(
         self,
-        look: Callable[[str], Awaitable[Job]],
-        told: Callable[[str, Job | Exception], None],
+        fetch: Callable[[str], Awaitable[Job]],
+        report: Callable[[str, Job | Exception], None],
         *,
         lanes: int,
         throttle: TokenBucket,
     ) -> None:
         self.queue: dict[str, None] = {}  # in order, each once
         self.flying: dict[str, asyncio.Task[None]] = {}
-        self._look = look
-        self._told = told
+        self._fetch = fetch
+        self._report = report
         self._lanes = lanes
         self._throttle = throttle
 
@@ -100,13 +100,13 @@ class LookupQueue:
     async def _flight(self, job_id: str) -> None:
         outcome: Job | Exception
         try:
-            outcome = await self._look(job_id)
+            outcome = await self._fetch(job_id)
         except Exception as error:
             outcome = error
         finally:
             if self.flying.get(job_id) is asyncio.current_task():  # a forgotten one may have a successor
                 del self.flying[job_id]
-        self._told(job_id, outcome)
+        self._report(job_id, outcome)
 
 
 class _Service(Protocol):
@@ -147,19 +147,19 @@ class JobPoller:
         self._service = service
         self._by_id: dict[str, list[Subscription]] = {}
         self._size = 0
-        self._calendar = TimerQueue[Subscription]()
+        self._timers = TimerQueue[Subscription]()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._throttle = TokenBucket(rate=self.limits.rate, burst=self.limits.rate)
         self._known: LRUCache[str, None] = LRUCache(_REMEMBERED)
-        self._looks = LookupQueue(self._lookup, self._told, lanes=self.limits.lanes, throttle=self._throttle)
+        self._lookups = LookupQueue(self._lookup, self._on_outcome, lanes=self.limits.lanes, throttle=self._throttle)
         self._round: asyncio.Task[None] | None = None
         self._round_began = self._page_came = -math.inf
         self._rounds = 0
         self._riding: set[Subscription] = set()  # covered by the list call in flight
         self._parked: set[Subscription] = set()  # due while a list call is in flight that may show them
-        self._trust = JobListBreaker(relist=self.limits.relist, behind=self.limits.behind)
-        self._first_look = -math.inf
+        self._breaker = JobListBreaker(relist=self.limits.relist, behind=self.limits.behind)
+        self._first_poll = -math.inf
         self._sockets = Sockets(service, limit=self.limits.sockets, hurry=self.hurry)
 
     @property
@@ -169,8 +169,8 @@ class JobPoller:
     @property
     def footprint(self) -> dict[str, int]:
         """Sizes of what is kept, for tests of growth."""
-        sizes = {"queue": len(self._looks.queue), "flying": len(self._looks.flying), "riding": len(self._riding)}
-        sizes |= {"parked": len(self._parked), "ended": len(self._trust.ended), "calendar": len(self._calendar)}
+        sizes = {"queue": len(self._lookups.queue), "flying": len(self._lookups.flying), "riding": len(self._riding)}
+        sizes |= {"parked": len(self._parked), "ended": len(self._breaker.ended), "calendar": len(self._timers)}
         return {"waits": self._size, "sockets": self._sockets.open, "socketless": len(self._sockets.waiting), **sizes}
 
     # ---- known jobs ----------------------------------------------------------------------------
@@ -192,7 +192,7 @@ class JobPoller:
         self._by_id.setdefault(job_id, []).append(watch)
         self._size += 1
         now = self.clock()
-        due = max(now, self._first_look + self.limits.gather) if self._many else now
+        due = max(now, self._first_poll + self.limits.gather) if self._many else now
         self._arm(watch, min(due, now + plan.left(now)))
         if self._task is None:
             # In a context of its own, as it does not work for the caller that happens to come first.
@@ -223,7 +223,7 @@ class JobPoller:
 
     def _drop(self, watch: Subscription) -> None:
         watch.over = True
-        self._calendar.remove(watch)
+        self._timers.remove(watch)
         self._riding.discard(watch)
         self._parked.discard(watch)
         same = self._by_id.get(watch.job_id, [])
@@ -233,7 +233,7 @@ class JobPoller:
         self._size -= 1
         if not same:
             del self._by_id[watch.job_id]
-            self._looks.forget(watch.job_id)
+            self._lookups.forget(watch.job_id)
         if not self._size:
             self._wake.set()
             if self._round is not None:
@@ -242,7 +242,7 @@ class JobPoller:
     # ---- the timers ----------------------------------------------------------------------------
 
     def _arm(self, watch: Subscription, when: float) -> None:
-        if self._calendar.put(watch, when):
+        if self._timers.put(watch, when):
             self._wake.set()
 
     def _served(self, watch: Subscription, now: float) -> None:
@@ -280,7 +280,7 @@ class JobPoller:
     def _dispatch(self, now: float) -> float:
         """Start what is due. Returns the seconds until the next timer."""
         due: list[Subscription] = []
-        for watch in self._calendar.due(now):
+        for watch in self._timers.due(now):
             if not watch.asked or (watch.hurried and watch.plan.left(now) > 0):
                 due.append(watch)
                 continue
@@ -291,17 +291,17 @@ class JobPoller:
                 self._arm(watch, now + max(watch.plan.left(now), 0.001))
         if due:
             self._share_out(due, now)
-        return min(self._looks.start(now, freely=not self._many), self._calendar.pause(now))
+        return min(self._lookups.start(now, freely=not self._many), self._timers.pause(now))
 
     def _share_out(self, due: list[Subscription], now: float) -> None:
         """Decide which jobs are looked up one by one, and which by the list."""
-        one_by_one = not (self._many and self._trust.may_list(now))
+        one_by_one = not (self._many and self._breaker.may_list(now))
         if any(watch.last is None for watch in due):
-            self._first_look = now
+            self._first_poll = now
         together: list[Subscription] = []
         for watch in due:
             if one_by_one or watch.hurried:
-                self._look_alone(watch, now)
+                self._poll_alone(watch, now)
             elif self._round is None:
                 together.append(watch)
             else:  # under way, and it may show this one too; many pages take long, but come one by one
@@ -310,13 +310,13 @@ class JobPoller:
                     self._round_began + self.limits.slow_at_the_end if ends else self._page_came + self.limits.slow
                 )
                 if now >= patience:
-                    self._look_alone(watch, now)
+                    self._poll_alone(watch, now)
                 else:
                     self._arm(watch, patience)
                     self._parked.add(watch)
         if together:
             # Jobs queued for a lookup as well: the queue empties slowly, and the list may show them first.
-            queue = self._looks.queue
+            queue = self._lookups.queue
             # All that are due must be among them, as they have no timer any more.
             soon = dict.fromkeys(together) | {
                 w: None
@@ -328,7 +328,7 @@ class JobPoller:
                 self._begin_round(list(soon), now)
             else:
                 for watch in together:
-                    self._look_alone(watch, now)
+                    self._poll_alone(watch, now)
 
     def _asks(self, watch: Subscription, now: float) -> None:
         watch.asked = True
@@ -338,9 +338,9 @@ class JobPoller:
 
     # ---- single lookups ------------------------------------------------------------------------
 
-    def _look_alone(self, watch: Subscription, now: float) -> None:
+    def _poll_alone(self, watch: Subscription, now: float) -> None:
         self._asks(watch, now)
-        self._looks.ask(watch.job_id, at_once=watch.hurried)
+        self._lookups.ask(watch.job_id, at_once=watch.hurried)
         if watch.hurried:
             watch.hurried, watch.rests_until = False, now + self.limits.wake
 
@@ -369,15 +369,15 @@ class JobPoller:
             entries = await self._service.list_page(Page(LARGEST_PAGE))
         return next((self._service.read_listed(entry) for entry in entries if entry.get("id") == job_id), None)
 
-    def _told(self, job_id: str, outcome: Job | Exception) -> None:
+    def _on_outcome(self, job_id: str, outcome: Job | Exception) -> None:
         """Take in the outcome of one lookup."""
         now = self.clock()
         self._wake.set()
         watches = list(self._by_id.get(job_id, ()))
         if isinstance(outcome, Job):
-            self._trust.answered(now)
+            self._breaker.answered(now)
             if outcome.is_terminal:
-                self._trust.job_ended(job_id, now)
+                self._breaker.job_ended(job_id, now)
             self.note(job_id)
             for watch in watches:
                 watch.listed_as = None
@@ -385,13 +385,13 @@ class JobPoller:
                 self._served(watch, now)
             return
         if isinstance(outcome, QuantumRuntimeError) and outcome.advice.may_repeat:
-            self._trust.unanswered += 1
-            if self._trust.is_down:  # the other lookups in the queue would fail in the same way
-                for other in list(self._looks.queue):
-                    self._looks.withdraw(other)
+            self._breaker.unanswered += 1
+            if self._breaker.is_down:  # the other lookups in the queue would fail in the same way
+                for other in list(self._lookups.queue):
+                    self._lookups.withdraw(other)
                     watches += self._by_id[other]
         else:
-            self._trust.answered(now)
+            self._breaker.answered(now)
         for watch in watches:
             if isinstance(outcome, QuantumRuntimeError):
                 watch.failed(outcome, now)
@@ -405,7 +405,7 @@ class JobPoller:
         for watch in watches:
             self._asks(watch, now)
         self._riding = set(watches)
-        self._first_look = self._round_began = self._page_came = now
+        self._first_poll = self._round_began = self._page_came = now
         self._round = asyncio.get_running_loop().create_task(self._together())
         # No `finally` in the round itself: one that is cancelled before its first step never comes to it.
         self._round.add_done_callback(self._round_over)
@@ -414,7 +414,7 @@ class JobPoller:
         self._round = None
         now = self.clock()
         for watch in list(self._riding):  # the list did not show them
-            self._look_alone(watch, now)
+            self._poll_alone(watch, now)
         parked, self._parked = self._parked, set()
         for watch in parked:
             if not watch.asked:
@@ -438,27 +438,27 @@ class JobPoller:
                 self._verify()
         except Exception as error:  # whatever it is, unforeseen answers included: single lookups decide
             log.debug("the job list cannot be read", exc_info=True)
-            self._trust.list_failed(error, self.clock())
+            self._breaker.list_failed(error, self.clock())
 
     def _read(self, entries: list[dict[str, Any]], asked: float) -> None:
         """Give every wait its job's entry in the list."""
         now = self._page_came = self.clock()
-        self._trust.list_worked(now)
+        self._breaker.list_worked(now)
         for entry in entries:
             job_id = entry.get("id")
             same = self._by_id.get(job_id) if isinstance(job_id, str) else None
             if not same:
                 if (
                     isinstance(job_id, str)
-                    and job_id in self._trust.ended
+                    and job_id in self._breaker.ended
                     and not self._service.read_listed(entry).is_terminal
                 ):
-                    self._trust.listed_alive(job_id, asked, now)
+                    self._breaker.listed_alive(job_id, asked, now)
                 continue
             state, top = entry.get("state"), entry.get("status")
             said = (state.get("status") if isinstance(state, dict) else None, top)
             job: Job | None = None
-            self._looks.withdraw(entry["id"])
+            self._lookups.withdraw(entry["id"])
             for watch in list(same):
                 if watch.listed_as == said:
                     watch.same(now)
@@ -467,7 +467,7 @@ class JobPoller:
                 job = job or self._service.read_listed(entry)
                 behind = watch.plan.status is JobStatus.RUNNING and job.status is JobStatus.QUEUED
                 if behind or (job.is_terminal and not listed_whole(entry, job)):
-                    self._look_alone(watch, now)
+                    self._poll_alone(watch, now)
                     continue
                 watch.listed_as = said
                 self.note(job.id)
@@ -482,4 +482,4 @@ class JobPoller:
         same = self._by_id[job_id] = self._by_id.pop(job_id)
         if not same[0].asked:
             same[0].hurried = True
-            self._look_alone(same[0], self.clock())
+            self._poll_alone(same[0], self.clock())

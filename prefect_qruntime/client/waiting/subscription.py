@@ -52,9 +52,9 @@ class Subscription:
     __slots__ = (
         "__weakref__",
         "_context",
-        "_news",
+        "_events",
+        "_every_change",
         "_reader",
-        "_tell",
         "_warned",
         "asked",
         "hurried",
@@ -81,10 +81,10 @@ class Subscription:
         self.soon = plan.started  # from then on a poll that costs nothing is welcome
         self.socket: JobStream | None = None
         self.listener: asyncio.Task[None] | None = None
-        self._tell = every_change
+        self._every_change = every_change
         self._warned = False
         self._context = contextvars.copy_context()
-        self._news: deque[Seen | Expired | BaseException] = deque()
+        self._events: deque[Seen | Expired | BaseException] = deque()
         self._reader: asyncio.Future[None] | None = None
 
     @property
@@ -94,7 +94,7 @@ class Subscription:
 
     @property
     def streamed(self) -> bool:
-        """Whether a websocket would tell of the end."""
+        """Whether a websocket is connected, which wakes the poller at the end."""
         return self.socket is not None and self.socket.connected
 
     # ---- the caller's side ---------------------------------------------------------------------
@@ -105,17 +105,17 @@ class Subscription:
         Raises:
             QuantumRuntimeError: The service refused to show the job.
         """
-        while not self._news:
+        while not self._events:
             self._reader = asyncio.get_running_loop().create_future()
             await self._reader
-        item = self._news.popleft()
+        item = self._events.popleft()
         if isinstance(item, BaseException):
             raise item
         return item
 
     def _put(self, item: Seen | Expired | BaseException, *, over: bool) -> None:
         self.over = self.over or over
-        self._news.append(item)
+        self._events.append(item)
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
 
@@ -125,7 +125,7 @@ class Subscription:
         """The service answered."""
         self.last = job
         changed = self.plan.saw(job, now)
-        if job.is_terminal or (changed and self._tell):
+        if job.is_terminal or (changed and self._every_change):
             self._put(Seen(job, now - self.plan.started), over=job.is_terminal)
         if job.status is None and not self._warned:
             self._warned = True

@@ -76,6 +76,8 @@ OWN: list[tuple[Question, int, Any]] = [
     (Question("read", "GET", "/versions"), 200, {"versions": []}),
     (Question("read", "GET", "/instances/usage"), 200, {"usage_consumed_seconds": 0}),
     (Question("read", "GET", "/instance"), 200, {"plan_id": "p"}),
+    (Question("read", "GET", "/jobs/d1/metrics"), 200, {}),
+    (Question("read", "GET", "/instances/configuration"), 200, {}),
 ]
 OTHER: list[tuple[Question, int, Any]] = [
     (TOKEN, 201, {"access_token": "abc"}),
@@ -108,12 +110,17 @@ OTHER: list[tuple[Question, int, Any]] = [
     (JOB, 404, {"message": "no Route matched with those values"}),
     (LIST, 200, {"jobs": {}}),
     (RESULT, 200, {"errors": []}),
+    (RESULT, 200, b" null\n"),
+    (RESULT, 200, []),
+    (RESULT, 200, {}),
+    (RESULT, 200, PAGE),
     (LOGS, 200, PAGE),
     (CLOSE, 200, PAGE),
     (CLOSE, 200, []),
     (Question("read", "GET", "/sessions/s1"), 200, {"id": "s2"}),
     (Question("read", "GET", "/instances/usage"), 200, {"errors": []}),
     (Question("read", "GET", "/instance"), 200, {}),
+    (Question("read", "GET", "/jobs/d1/metrics"), 200, {"errors": []}),
     (Question("read", "GET", "/instance"), 200, {"errors": [], "trace": "t"}),
 ]
 
