@@ -116,7 +116,7 @@ def redact_start(text: str, length: int) -> str:
         assert redact_start("apikey: abcdef123456 " + "x" * 10**7, 20) == "apikey: ******** xxx"
         ```
     """
-    whole = length + _LONGEST_SECRET
+    whole = 4 * length + _LONGEST_SECRET  # more than is shown, as masking shortens it
     # A secret that the cut went through is not recognised; it stands in what is dropped at the end.
     return (redact(text) if len(text) <= whole else redact(text[:whole])[:-_LONGEST_SECRET])[:length]
 

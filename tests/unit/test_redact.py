@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,16 @@ from typing import Any
 import pytest
 
 from prefect_qruntime import redact as module
-from prefect_qruntime.redact import MASK, RedactionFilter, forget_all, get_logger, install, redact, register_secret
+from prefect_qruntime.redact import (
+    MASK,
+    RedactionFilter,
+    forget_all,
+    get_logger,
+    install,
+    redact,
+    redact_start,
+    register_secret,
+)
 
 TOKEN = "tok-Zk39vQx1-not-a-real-one"
 JWT = "eyJraWQiOiIyMDI2.eyJpYW1faWQiOiJJQk1p.c2lnbmF0dXJl"
@@ -115,3 +125,16 @@ def test_install_is_repeat_safe_and_covers_every_logger_of_ours() -> None:
         "websockets.client",
     }:
         assert [type(f) for f in logging.getLogger(name).filters].count(RedactionFilter) == 1, name
+
+
+def test_a_long_text_is_cut_before_it_is_searched() -> None:
+    secret = "abcdefgh" * 40
+    register_secret(secret)
+    began = time.thread_time()
+    assert redact_start("a b c " * 3_500_000, 100) == ("a b c " * 20)[:100]
+    assert time.thread_time() - began < 0.05
+    for place in (0, 90, 99, 399, 400, 401, 4000, 4400, 4495):  # wherever a cut might go through it
+        shown = redact_start("x" * place + secret + "y" * 10**6, 100)
+        assert 50 < len(shown) <= 100
+        assert secret[:8] not in shown
+        assert secret[-8:] not in shown
