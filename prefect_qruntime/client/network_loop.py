@@ -93,13 +93,14 @@ class NetworkLoop:
         if threading.current_thread() is self._thread:
             work.close()
             raise RuntimeError("blocking on the network loop from itself would never end")
-        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        future: concurrent.futures.Future[T] | None = None
         try:
+            future = asyncio.run_coroutine_threadsafe(work, self.loop)
             return _result_in_slices(future)
         except BaseException:
             # Raised in the waiting thread by a signal handler (Prefect's TerminationSignal, Ctrl-C) or from another
             # thread (a timeout of Prefect's in a worker thread).
-            if not future.done():
+            if future is not None and not future.done():
                 future.cancel()
                 with contextlib.suppress(BaseException):
                     concurrent.futures.wait([future], timeout=_CANCEL_GRACE)

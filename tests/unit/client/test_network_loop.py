@@ -339,6 +339,16 @@ def test_a_shared_failure_reaches_all_and_is_not_kept() -> None:
     asyncio.run(story())
 
 
+def waits_for_a_result(thread: int) -> bool:
+    """Whether a thread is blocked in `NetworkLoop.run`, not on its way there."""
+    frame = sys._current_frames().get(thread)
+    names = []
+    while frame is not None:
+        names.append(frame.f_code.co_name)
+        frame = frame.f_back
+    return names[:1] == ["wait"] and "_result_in_slices" in names
+
+
 def test_an_exception_set_by_another_thread_ends_a_blocked_caller_and_its_work() -> None:
     """As a timeout of Prefect's for a task in a worker thread."""
     work, raised = Work(settle=0.1), []
@@ -356,6 +366,8 @@ def test_an_exception_set_by_another_thread_ends_a_blocked_caller_and_its_work()
     thread.start()
     assert work.began.wait(5)
     assert thread.ident is not None
+    while not waits_for_a_result(thread.ident):
+        time.sleep(0.01)
     sent = time.monotonic()
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_long(thread.ident), ctypes.py_object(Interrupted))
     thread.join(10)
