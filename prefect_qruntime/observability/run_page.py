@@ -269,6 +269,14 @@ class PageWrites:
             await asyncio.wait(self.writing.values())
         await asyncio.gather(*(run.settle() for run in list(self.runs.values())))
 
+    async def stop(self) -> None:
+        """Give up what is being written; it counts as not written."""
+        under_way = [*self.writing.values(), *([self._worker] if self._worker is not None else [])]
+        for task in under_way:
+            task.cancel()
+        if under_way:
+            await asyncio.wait(under_way)
+
 
 async def _write(job_id: str, pending: _Pending) -> bool:
     """Write a page, in the context of the first that had something to write; returns whether that went well."""
@@ -490,7 +498,8 @@ async def drain(limit: float = _DRAIN) -> list[str]:
                 await pages.write_all(last=True)
     except TimeoutError:
         pass
-    missing = sorted({*pages.pages, *pages.writing})
+    await pages.stop()
+    missing = sorted(pages.pages)
     summaries = any(run.dirty for run in pages.runs.values())
     pages.pages.clear()
     for run in pages.runs.values():

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
 from prefect.states import Crashed, Scheduled
 
 from prefect_qruntime.operations.sweep import run_sweep
@@ -64,12 +63,12 @@ async def note(flow_run_id: str, *states: Any) -> None:
             await client.set_flow_run_state(flow_run_id, state, force=True)
 
 
-async def free_slots() -> None:
-    """Let go at once of what a killed process held; Prefect does so when the lease ends, a minute later."""
+async def free_locks() -> None:
+    """Remove at once what a killed process held; another process does so after a minute without a sign of life."""
     async with get_client() as client:
-        for limit in await client.read_global_concurrency_limits(limit=100):
-            if limit.name.startswith("qruntime-submit-") and limit.active_slots:
-                await client.update_global_concurrency_limit(limit.name, GlobalConcurrencyLimitUpdate(active_slots=0))
+        for variable in await client.read_variables(limit=200):
+            if variable.name.startswith("qruntime-submit-"):
+                await client.delete_variable_by_name(variable.name)
 
 
 def go(host: campaign.Host, plan: campaign.Plan, blocks: dict[str, str], port: int) -> tuple[dict[str, Any], list[str]]:
@@ -90,7 +89,7 @@ def go(host: campaign.Host, plan: campaign.Plan, blocks: dict[str, str], port: i
         if "counts" in answer:
             break
         asyncio.run(note(flow_runs[-1], Crashed(message="killed by the campaign")))
-        asyncio.run(free_slots())
+        asyncio.run(free_locks())
         if plan.explicit:
             flow_runs.append(asyncio.run(new_flow_run(plan.runner, order)))
         else:

@@ -1,0 +1,69 @@
+"""Prefect is asked again while its API fails in passing, and for a bounded time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import httpx
+import pytest
+
+from prefect_qruntime.prefect_api import is_passing, patience, patiently
+
+REQUEST = httpx.Request("GET", "http://127.0.0.1/api/flows")
+
+
+def status(code: int) -> httpx.HTTPStatusError:
+    return httpx.HTTPStatusError(str(code), request=REQUEST, response=httpx.Response(code, request=REQUEST))
+
+
+PASSING = [status(code) for code in (408, 429, 500, 502, 503, 504, 520)] + [
+    httpx.ConnectError("refused"),
+    httpx.ReadTimeout("silent"),
+    httpx.RemoteProtocolError("closed"),
+]
+
+
+@pytest.mark.parametrize("error", PASSING, ids=repr)
+def test_what_may_pass_is_asked_again(error: Exception) -> None:
+    asked: list[int] = []
+
+    async def ask() -> str:
+        asked.append(1)
+        if len(asked) < 3:
+            raise error
+        return "answer"
+
+    assert asyncio.run(patiently(ask)) == "answer"
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize("error", [*(status(code) for code in (400, 401, 403, 404, 409, 422, 423)), ValueError()])
+def test_what_will_not_pass_is_raised_at_once(error: Exception) -> None:
+    asked: list[int] = []
+
+    async def ask() -> None:
+        asked.append(1)
+        raise error
+
+    assert not is_passing(error)
+    with pytest.raises(type(error)):
+        asyncio.run(patiently(ask))
+    assert asked == [1]
+
+
+@pytest.mark.parametrize("silent", [False, True], ids=["errors", "silence"])
+def test_the_patience_has_an_end(silent: bool) -> None:
+    async def ask() -> None:
+        if silent:
+            await asyncio.sleep(60)
+        raise status(500)
+
+    async def bounded() -> None:
+        with patience(0.3):
+            await patiently(ask)
+
+    began = time.monotonic()
+    with pytest.raises((TimeoutError, httpx.HTTPStatusError)):
+        asyncio.run(bounded())
+    assert time.monotonic() - began < 10
