@@ -332,8 +332,8 @@ async def download_elsewhere(
             trouble = type(exc).__name__  # its text and its request hold the address with the signature
         else:
             if isinstance(found, Reply) and found.status != 200:
-                kind = ServiceUnavailable if found.status >= 500 else QuantumRuntimeError
-                raise kind(f"the stored result of job {job_id} cannot be read", status=found.status, job_id=job_id)
+                text = f"the stored result of job {job_id} cannot be read"
+                raise ServiceUnavailable(text, status=found.status, job_id=job_id)
             return found
         raise ServiceUnavailable(f"the stored result of job {job_id} cannot be read: {trouble}", job_id=job_id)
 

@@ -146,7 +146,7 @@ def test_reads_are_no_errands() -> None:
         async with httpx.AsyncClient(transport=httpx.MockTransport(host.handle)) as http:
             mine = connection()
             transport = Transport(mine, http, TokenSource(mine, http), headers={})
-            reply = await transport.request("GET", "/jobs", phase="read")
+            reply = await transport.request("GET", "/instance", phase="read")
             return reply.status
 
     assert run(main()) == 200
