@@ -1,4 +1,4 @@
-"""Wait for one's turn to create a job, in this process and among all.
+"""Keep the service's create rate, in this process and among all processes.
 
 The guarantee: in no window of a minute are more jobs created than there are limits (see `limits`), because two
 creates under the same one are a minute apart, counted from the end of the earlier request; only a request that
@@ -72,7 +72,7 @@ def _host(connection: Connection) -> str | None:
 
 @dataclass(slots=True)
 class Permit:
-    """The permission for one create; say when the request is over."""
+    """The permission for one create. Its holder reports when the request is over."""
 
     pacer: RateLimiter
     slot: str | None
@@ -123,7 +123,7 @@ async def _find_shared(crn: str) -> Shared | None:
 
 @dataclass
 class RateLimiter:
-    """Grants turns of one account in this process, first come, first served. Lives on the network loop."""
+    """Grants permits of one account in this process, first come, first served. Lives on the network loop."""
 
     crn: str
     find: Callable[[str], Awaitable[Shared | None]] = _find_shared
@@ -289,7 +289,7 @@ def _now() -> float:
 async def acquire(connection: Connection) -> Permit | None:
     """Wait until a job may be created; None where no limit holds. Runs on the network loop.
 
-    Never fails for Prefect's sake: without Prefect, this process keeps the pace by itself.
+    Never fails because of Prefect: without it, this process keeps the rate by itself.
     """
     allowed = pace(connection)
     if allowed is None:
