@@ -29,7 +29,7 @@ from prefect_qruntime.client.connection import Connection, is_loopback, parse_cr
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.observability import notifications
-from prefect_qruntime.prefect_api import api, in_run
+from prefect_qruntime.prefect_api import api, in_run, patience
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.settings import current_settings
 
@@ -49,6 +49,7 @@ __all__ = [
 
 _REMEMBER = 60.0  # seconds after which Prefect is asked anew whether limits are set up
 _TRIES = 3  # failures of Prefect's API in a row until this process goes on alone
+_ANSWER = 5.0  # seconds for which a failing request to Prefect is repeated; without it this process goes on alone
 _SAY_AFTER = 2.0  # seconds a wait may take before it is worth a line in the log
 
 log = get_logger(__name__)
@@ -175,7 +176,8 @@ class RateLimiter:
         if known is None or _now() - granted <= known.life - known.period:
             return
         try:
-            await known.client.update_global_concurrency_limit(slot, GlobalConcurrencyLimitUpdate(active_slots=1))
+            with patience(_ANSWER):
+                await known.client.update_global_concurrency_limit(slot, GlobalConcurrencyLimitUpdate(active_slots=1))
             self._free[slot] = _now() + known.life
         except Exception:
             log.warning("the create limit %s could not be renewed", slot, exc_info=True)
@@ -296,7 +298,8 @@ async def acquire(connection: Connection) -> Permit | None:
         return None
     here, name = network_loop(), limit_name(connection.crn)
     pacer = here.find(RateLimiter, name) or here.keep(RateLimiter(connection.crn), name)
-    return await pacer.take(*allowed, shared=in_run())
+    with patience(_ANSWER):
+        return await pacer.take(*allowed, shared=in_run())
 
 
 MARGIN = 1.05
