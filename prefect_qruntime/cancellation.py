@@ -28,7 +28,7 @@ from prefect_qruntime.errors import NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.notifications import follow_usage
-from prefect_qruntime.prefect_api import api, current_flow_run_id
+from prefect_qruntime.prefect_api import api, current_flow_run_id, patience
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.run_context import current_run
 from prefect_qruntime.settings import current_settings
@@ -50,6 +50,7 @@ Policy = Literal["cancel", "detach"]
 log = get_logger(__name__)
 
 _AFTER_PREFECT = 0.5  # seconds by which Prefect's own timeout of a flow run comes before ours
+_ANSWER = 5.0  # seconds for which a failing Prefect API is asked again
 _UNSEEN_PAUSES = (0.5, 1.5, 4.0)  # seconds between tries for a job that the service does not know yet
 
 POLICY_MARK = "qruntime_policy"
@@ -77,12 +78,13 @@ async def cancelled_by_user(*, level: int = logging.WARNING) -> bool:
     if flow_run_id is None:
         return False
     try:
-        where = await current_run()
-        client = await api()
-        for run_id in {flow_run_id, where.flow_run_id or flow_run_id}:
-            state = (await client.read_flow_run(UUID(run_id))).state
-            if state is not None and (state.is_cancelling() or state.is_cancelled()):
-                return True
+        with patience(_ANSWER):  # the process may have 30 seconds left
+            where = await current_run()
+            client = await api()
+            for run_id in {flow_run_id, where.flow_run_id or flow_run_id}:
+                state = (await client.read_flow_run(UUID(run_id))).state
+                if state is not None and (state.is_cancelling() or state.is_cancelled()):
+                    return True
     except Exception:
         # Without an answer, leaving the job alone is what can be undone.
         log.log(level, "whether the flow run was cancelled cannot be told; its jobs are left alone", exc_info=True)

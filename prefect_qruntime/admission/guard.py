@@ -1,7 +1,7 @@
-"""What every purchase passes: first the budget, then the pace of creates.
+"""Admit a submission: first the budget, then the create rate.
 
-A reservation is known to its own process only, so from there until the service lists the job no other process
-may count under the same budget.
+A reservation is known to its own process only, so from then until the service lists the job no other process may
+count under the same budget.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["AdmissionGuard", "admission_guard"]
 
 @dataclass(slots=True)
 class AdmissionGuard:
-    """One submission on its way through budget and pace."""
+    """One submission on its way through budget and rate limit."""
 
     client: QuantumRuntimeClient
     spec: JobSpec
@@ -47,7 +47,7 @@ class AdmissionGuard:
     key_lock: HeldLock | None = None
 
     async def before_post(self, key: str) -> JobSpec | None:
-        """Reserve QPU seconds and wait for a turn; see `submission.BeforePost`.
+        """Reserve QPU seconds and wait for a permit; see `submission.BeforePost`.
 
         Raises:
             BudgetExhausted: The budget has no room; nothing is sent.
@@ -80,7 +80,7 @@ class AdmissionGuard:
         return None if cap == limit else replace(self.spec, max_execution_time=cap)
 
     async def _be_alone(self, budgets: Sequence[Budget]) -> None:
-        """From now on no other process counts what this one is about to spend."""
+        """Take the budget's locks, so that no other process counts what this one is about to spend."""
         # Outside a run there is no Prefect to ask.
         wanted = scopes(budgets, self.where, self.client.connection.crn) if in_run() else ()
         if wanted == self._held:
@@ -111,7 +111,7 @@ class AdmissionGuard:
             self._reservation.job_id = ref.id
 
     def stopped(self, error: BaseException | None) -> None:
-        """Settle the reservation and end the turn, without a word to anybody: the caller may be cancelled."""
+        """Settle the reservation and the permit without asking Prefect: the caller may be cancelled."""
         refused = isinstance(error, QuantumRuntimeError) and not (
             isinstance(error, SubmissionUncertain) or error.advice.kind == "search-first"
         )
@@ -126,7 +126,7 @@ class AdmissionGuard:
             self._turn.drop(sent=True)
 
     async def passed(self) -> None:
-        """The request was answered: the shared pace may have to be told."""
+        """The request was answered: the shared rate limit may have to be renewed."""
         if self._turn is not None:
             await self._turn.sent()
 

@@ -1,4 +1,4 @@
-"""What jobs used and may still use, and the reservations that keep two submissions off the last seconds.
+"""What jobs used and may still use, and reservations, so that concurrent submissions cannot overspend.
 
 One ledger per instance and process, on the network loop. A reservation is made before the POST, for the most
 that the job may use; once the service lists the job, the service's own numbers take its place. Outside a flow

@@ -6,8 +6,8 @@ two holders apart, whatever is slow, dies or is restarted:
 1. A holder relies on its lock for `LEASE` seconds after it *sent* the last beat that was answered within `ANSWER`
    seconds. After that it never beats again, so a lock that was lost stays lost.
 2. Another process removes the row, by its id, only after it saw the same beat for `SILENCE` seconds of its own clock.
-3. `SILENCE` is longer than `LEASE` and `ANSWER` together. So a beat that its holder counts is visible before anybody
-   removes the row, and a late removal hits a row that nobody relies on any more.
+3. `SILENCE` is longer than `LEASE` and `ANSWER` together. So a beat that its holder counts is visible before
+   another process removes the row, and a late removal hits a row that no process relies on any more.
 
 No two clocks are compared, and nothing depends on what a Prefect server keeps in memory.
 """
@@ -174,5 +174,5 @@ class Holding:
             self.until = max(self.until, sent + LEASE)
 
     def gone(self) -> None:
-        """The row is not there any more: somebody removed it."""
+        """The row is not there any more: another process removed it."""
         self.until = float("-inf")

@@ -235,7 +235,7 @@ async def _beat(name: str, holding: Holding) -> None:
                 )
         except httpx.HTTPStatusError as error:
             if error.response.status_code == httpx.codes.NOT_FOUND:
-                log.warning("The lock %s was removed by somebody else.", name)
+                log.warning("The lock %s was removed by another process.", name)
                 holding.gone()
                 return
         except Exception as error:

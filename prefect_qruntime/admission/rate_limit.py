@@ -1,4 +1,4 @@
-"""Wait for one's turn to create a job, in this process and among all.
+"""Keep the service's create rate, in this process and among all processes.
 
 The guarantee: in no window of a minute are more jobs created than there are limits (see `limits`), because two
 creates under the same one are a minute apart, counted from the end of the earlier request; only a request that
@@ -29,7 +29,7 @@ from prefect_qruntime.client.connection import Connection, is_loopback, parse_cr
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.observability import notifications
-from prefect_qruntime.prefect_api import api, in_run
+from prefect_qruntime.prefect_api import api, in_run, patience
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.settings import current_settings
 
@@ -49,6 +49,7 @@ __all__ = [
 
 _REMEMBER = 60.0  # seconds after which Prefect is asked anew whether limits are set up
 _TRIES = 3  # failures of Prefect's API in a row until this process goes on alone
+_ANSWER = 5.0  # seconds for which a failing request to Prefect is repeated; without it this process goes on alone
 _SAY_AFTER = 2.0  # seconds a wait may take before it is worth a line in the log
 
 log = get_logger(__name__)
@@ -72,7 +73,7 @@ def _host(connection: Connection) -> str | None:
 
 @dataclass(slots=True)
 class Permit:
-    """The permission for one create; say when the request is over."""
+    """The permission for one create. Its holder reports when the request is over."""
 
     pacer: RateLimiter
     slot: str | None
@@ -123,7 +124,7 @@ async def _find_shared(crn: str) -> Shared | None:
 
 @dataclass
 class RateLimiter:
-    """Grants turns of one account in this process, first come, first served. Lives on the network loop."""
+    """Grants permits of one account in this process, first come, first served. Lives on the network loop."""
 
     crn: str
     find: Callable[[str], Awaitable[Shared | None]] = _find_shared
@@ -175,7 +176,8 @@ class RateLimiter:
         if known is None or _now() - granted <= known.life - known.period:
             return
         try:
-            await known.client.update_global_concurrency_limit(slot, GlobalConcurrencyLimitUpdate(active_slots=1))
+            with patience(_ANSWER):
+                await known.client.update_global_concurrency_limit(slot, GlobalConcurrencyLimitUpdate(active_slots=1))
             self._free[slot] = _now() + known.life
         except Exception:
             log.warning("the create limit %s could not be renewed", slot, exc_info=True)
@@ -289,14 +291,15 @@ def _now() -> float:
 async def acquire(connection: Connection) -> Permit | None:
     """Wait until a job may be created; None where no limit holds. Runs on the network loop.
 
-    Never fails for Prefect's sake: without Prefect, this process keeps the pace by itself.
+    Never fails because of Prefect: without it, this process keeps the rate by itself.
     """
     allowed = pace(connection)
     if allowed is None:
         return None
     here, name = network_loop(), limit_name(connection.crn)
     pacer = here.find(RateLimiter, name) or here.keep(RateLimiter(connection.crn), name)
-    return await pacer.take(*allowed, shared=in_run())
+    with patience(_ANSWER):
+        return await pacer.take(*allowed, shared=in_run())
 
 
 MARGIN = 1.05

@@ -1,4 +1,4 @@
-"""What this package keeps in Prefect: one artifact per job, session, flow run and wait, readable by people and by us.
+"""Records in Prefect: one artifact per job, session, flow run and wait, for people and for this package.
 
 The artifact's text is for the run page; its metadata lets a hook, the sweep or the command line find
 jobs and sessions from another process, together with the credentials block that opens them. No secret
@@ -170,7 +170,7 @@ def _writes() -> _Writes:
 
 
 def _remembered(key: str) -> Record | None:
-    """What this process wrote a moment ago, which saves a look; others rarely write while a flow runs."""
+    """What this process wrote a moment ago, which saves a request; other processes rarely write while a flow runs."""
     written, record = _writes().recent.get(key, (0.0, None))
     return record if time.monotonic() - written < _REMEMBER else None
 

@@ -1,4 +1,4 @@
-"""The two ways to tell something: a line in the run's log, and an event. Neither ever stops a job."""
+"""The two ways to report something: a line in the run's log, and an event. Neither ever stops a job."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _emitted: LRUCache[UUID, bool] = LRUCache(4096)  # by id, by this process
 
 
 def _worth_telling(record: logging.LogRecord) -> bool:
-    """Whether a record is more than that an ending interpreter starts no thread for an event any more."""
+    """Whether a record says more than that an ending interpreter starts no threads any more."""
     error = record.exc_info[1] if record.exc_info else None
     return not (isinstance(error, RuntimeError) and "after shutdown" in str(error))
 
@@ -61,7 +61,7 @@ def emit(
         event: Its name.
         resource: What it is about.
         payload: Plain facts.
-        flow_run_id: The flow run concerned, where the caller is in none.
+        flow_run_id: The flow run concerned, if the caller is in none.
         event_id: Its id, if it may be emitted twice; Prefect keeps one event of an id, and a process sends it once.
     """
     flow_run_id = flow_run_id or current_flow_run_id()
@@ -92,7 +92,7 @@ class Observation(NamedTuple):
 
 
 def queue_and_run_seconds(job: Job, seen: Sequence[Observation]) -> tuple[float | None, float | None]:
-    """Seconds queued and run, as far as they were seen; the jobs API tells neither.
+    """Seconds queued and run, as far as they were seen; the jobs API reports neither.
 
     Args:
         job: The job in its last state.
@@ -106,6 +106,6 @@ def queue_and_run_seconds(job: Job, seen: Sequence[Observation]) -> tuple[float 
         return None, None
     queued = running.waited
     if job.created_at is not None:
-        # It was queued before the wait began. That is told by another clock, so only believed if it is more.
+        # It was queued before the wait began. That comes from another clock, so it only counts if it is more.
         queued = max(queued, (running.at - job.created_at).total_seconds())
     return queued, seen[-1].waited - running.waited

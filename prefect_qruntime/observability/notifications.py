@@ -1,6 +1,6 @@
-"""What a person or an automation sees: log lines, events, artifacts. Emitted here and nowhere else.
+"""Report to people and automations: log lines, events, artifacts. All of them are made here.
 
-Observing never stops a job: whatever goes wrong here is logged and passed over.
+Reporting never stops a job: an error here is logged and ignored.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _facts(job: Job) -> dict[str, Any]:
 
 
 async def job_submitted(ref: JobRef, *, block: str | None, flow_run_id: str | None) -> None:
-    """Tell of a job that was bought or attached to, before anything waits for it.
+    """Report a job that was submitted or attached to, before anything waits for it.
 
     Args:
         ref: The job.
@@ -129,7 +129,7 @@ def job_changed(job: Job, waited: float) -> None:
 
 
 def job_still(job: Job, waited: float, queue: int | None) -> None:
-    """Tell that a wait goes on.
+    """Report that a wait goes on.
 
     Args:
         job: The job as last seen.
@@ -155,12 +155,12 @@ def _estimate(job: Job) -> str:
 
 
 def event_id_of(job: Job, flow_run_id: str | None, *, left: bool = False) -> UUID:
-    """The id of the event of a job's state, the same for all who tell a flow run of it.
+    """The id of the event of a job's state, the same for every process that reports it to a flow run.
 
     Args:
         job: The job.
         flow_run_id: The flow run concerned.
-        left: Whether it is told to whoever collects a job that was left to the watcher.
+        left: Whether it is for the flow that collects a job that was left to the watcher.
     """
     return uuid5(NAMESPACE_URL, f"qruntime:{flow_run_id}:{job.id}:{job.raw_status}:{left}")
 
@@ -192,7 +192,7 @@ def job_event(
 
 
 async def job_cancelled(job: Job, *, flow_run_id: str | None = None) -> None:
-    """Tell of a job that was cancelled with its flow run, or on demand; of one that ended otherwise nothing.
+    """Report a job that was cancelled with its flow run or on demand; nothing if it ended otherwise.
 
     Args:
         job: The job as read back.
@@ -204,7 +204,7 @@ async def job_cancelled(job: Job, *, flow_run_id: str | None = None) -> None:
 
 
 def job_over(job: Job, history: list[Observation]) -> None:
-    """Complete the artifact of a job that was waited for, soon and behind the flow's back.
+    """Complete the artifact of a job that was waited for, soon and in the background.
 
     Args:
         job: The job in its last state.
@@ -273,7 +273,7 @@ def job_fetched(job_id: str, result: JobResult) -> None:
 
 
 def budget_exhausted(error: BudgetExhausted, *, flow_run_id: str | None) -> None:
-    """Tell that a budget refused a purchase.
+    """Report that a budget refused a submission.
 
     Args:
         error: The refusal.
@@ -290,7 +290,7 @@ def budget_exhausted(error: BudgetExhausted, *, flow_run_id: str | None) -> None
 
 
 def session_event(word: str, session: SessionRef, *, flow_run_id: str | None = None, **payload: Any) -> None:
-    """Tell that a session was opened, closed or swept."""
+    """Report that a session was opened, closed or swept."""
     if session.id is None:
         return
     emit(
@@ -359,7 +359,7 @@ _LOOKS = 120
 
 
 def follow_usage(client: QuantumRuntimeClient, job: Job) -> None:
-    """Look after a job whose usage is not final yet, without anybody waiting. Call it on the network loop.
+    """Read a job again until its usage is final, in the background. Call it on the network loop.
 
     Args:
         client: The instance it ran on.
