@@ -13,6 +13,7 @@ import orjson
 from prefect_qruntime.client.inputs.circuits import encode_array, load_qpy
 from prefect_qruntime.client.inputs.fields import MAX_PAYLOAD_BYTES
 from prefect_qruntime.client.inputs.parameters import shape_of
+from prefect_qruntime.client.inputs.registers import check_scalar_bits
 from prefect_qruntime.client.inputs.spec import JobSpec, Pub
 from prefect_qruntime.errors import InvalidInput
 
@@ -28,7 +29,15 @@ def v2_params(spec: JobSpec) -> dict[str, Any]:
 
     The estimator has no `shots` beside its options: `shots=` becomes `options.default_shots` there,
     unless that is set.
+
+    Raises:
+        InvalidInput: A circuit measures into bits that this dialect's results do not have.
     """
+    check_scalar_bits(spec)
+    return _v2_params(spec)
+
+
+def _v2_params(spec: JobSpec) -> dict[str, Any]:
     ready = spec.prepared if spec.params is None else spec.params
     if ready is not None:
         return dict(ready)
@@ -94,7 +103,7 @@ def check_size(spec: JobSpec) -> None:
         bound += 25 * (_leaves(pub.parameters) + _leaves(pub.observables))
     if spec.params is None and spec.prepared is None and bound <= MAX_PAYLOAD_BYTES // 2:
         return
-    size = len(orjson.dumps(v2_params(spec)))
+    size = len(orjson.dumps(_v2_params(spec)))
     if size > MAX_PAYLOAD_BYTES:
         raise InvalidInput(
             f"{size / 1e6:.1f} MB of input; the service takes at most {MAX_PAYLOAD_BYTES // 10**6} MB a job",

@@ -32,6 +32,8 @@ class Pub:
         shots: Sampler only.
         precision: Estimator only.
         width: Number of classical bits, where the text tells.
+        registers: Names of the classical registers, where known.
+        scalars: Classical bits outside all registers, by name or number.
         identity: What the digest sees in place of `circuit`, where the wire form is not
             reproducible (QPY holds random parameter ids).
     """
@@ -43,6 +45,8 @@ class Pub:
     precision: float | None = None
     width: int | None = None
     identity: Any = None
+    registers: tuple[str, ...] = ()
+    scalars: tuple[str, ...] = ()
 
     def canonical(self) -> list[Any]:
         """The part of the payload that decides what is computed."""
