@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -159,14 +160,11 @@ def test_what_is_valid_passes(text: str) -> None:
 
 
 def test_without_a_parser_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     syntax_error.cache_clear()
-    monkeypatch.setitem(sys.modules, "openqasm3.parser", None)
-    try:
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "openqasm3.parser", None)
         assert syntax_error(H3 + "x q[0]", 3) is None
-    finally:
-        syntax_error.cache_clear()
+    syntax_error.cache_clear()
     assert syntax_error(H3 + "x q[0]", 3) is not None
 
 
@@ -179,7 +177,7 @@ def test_only_regular_files_within_the_limit_are_read(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     for path in (pipe, Path("/dev/zero"), tmp_path):
-        with pytest.raises(InvalidInput, match="not a regular file|cannot be read"):
+        with pytest.raises(InvalidInput, match=r"not a regular file|cannot be read"):
             read_path(path, field="x")
     large = tmp_path / "large"
     large.write_text("SECRET" * 10)
