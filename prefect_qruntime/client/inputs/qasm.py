@@ -10,7 +10,9 @@ import ast
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +25,7 @@ from prefect_qruntime.errors import InvalidInput
 __all__ = [
     "Program",
     "constant_value",
+    "limit_references",
     "path_of",
     "read_path",
     "scan",
@@ -105,6 +108,23 @@ def path_of(value: Any, *, field: str) -> Path | None:
     return value if isinstance(value, Path) else None
 
 
+_check_reference: ContextVar[Callable[[Path, str], Path] | None] = ContextVar("_check_reference", default=None)
+
+
+@contextmanager
+def limit_references(check: Callable[[Path, str], Path]) -> Iterator[None]:
+    """Inside this block, `text_of` asks before it reads a `file:` reference; a `Path` object is the caller's own.
+
+    Args:
+        check: Takes the path and the field's name; returns the path to read, or raises `InvalidInput`.
+    """
+    token = _check_reference.set(check)
+    try:
+        yield
+    finally:
+        _check_reference.reset(token)
+
+
 def text_of(value: Any, *, field: str) -> Any:
     """The text of the file that a path or a `file:` reference names; any other value unchanged.
 
@@ -114,7 +134,12 @@ def text_of(value: Any, *, field: str) -> Any:
         InvalidInput: No file of this machine, or one that cannot be read.
     """
     path = path_of(value, field=field)
-    return value if path is None else read_path(path, field=field)
+    if path is None:
+        return value
+    check = _check_reference.get()
+    if check is not None and isinstance(value, str):
+        path = check(path, field)
+    return read_path(path, field=field)
 
 
 def read_path(path: Path, *, field: str, limit: int = MAX_PAYLOAD_BYTES) -> str:
