@@ -148,27 +148,28 @@ def read_path(path: Path, *, field: str, limit: int = MAX_PAYLOAD_BYTES) -> str:
     Raises:
         InvalidInput: Not a regular file, too large, unreadable, or not UTF-8 text.
     """
+    shown = str(path)[:200]
     try:
         # Opened without waiting, so that a pipe without a writer cannot hang the process.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
         with os.fdopen(handle, "rb") as file:
             found = os.fstat(handle)
             if not stat.S_ISREG(found.st_mode):
-                raise InvalidInput(f"{path} is not a regular file", field=field)
+                raise InvalidInput(f"{shown} is not a regular file", field=field)
             if found.st_size > limit:
-                raise InvalidInput(f"{path} has {found.st_size:,} bytes; at most {limit:,} are read", field=field)
+                raise InvalidInput(f"{shown} has {found.st_size:,} bytes; at most {limit:,} are read", field=field)
             # A file may grow, and those of /proc have no size.
             content = file.read(limit + 1)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or type(error).__name__
-        raise InvalidInput(f"{path} cannot be read: {why}", field=field) from None
+        raise InvalidInput(f"{shown} cannot be read: {why}", field=field) from None
     if len(content) > limit:
-        raise InvalidInput(f"{path} has more than {limit:,} bytes", field=field)
+        raise InvalidInput(f"{shown} has more than {limit:,} bytes", field=field)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
         # `from None`: the decoder's error holds the whole content.
-        raise InvalidInput(f"{path} is not UTF-8 text", field=field) from None
+        raise InvalidInput(f"{shown} is not UTF-8 text", field=field) from None
 
 
 def with_version(text: str) -> str:
