@@ -7,11 +7,14 @@ these models happens in `client.dialects`; no model knows a dialect.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from prefect_qruntime.printable import html_table
 
 __all__ = [
     "FLOW_TAG",
@@ -35,6 +38,17 @@ FLOW_TAG = "qr-flow:"
 
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Only what differs from the default: most fields are empty most of the time."""
+        fields = type(self).model_fields
+        for name, value in super().__repr_args__():
+            if name is None or name not in fields or value != fields[name].default:
+                yield name, value
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the fields that have a value, escaped."""
+        return html_table(type(self).__name__, dict(self))
 
 
 class JobStatus(StrEnum):

@@ -272,6 +272,48 @@ class JobResult(BaseModel):
         with self._reading():
             return primitive_result(self)
 
+    def plot(
+        self,
+        pub: int = 0,
+        *,
+        register: str | None = None,
+        index: int | tuple[int, ...] | None = None,
+        ax: Any = None,
+    ) -> Any:
+        """Draw a PUB with matplotlib: counts as bars, expectation values with their standard errors.
+
+        Needs the extra `[plot]`. At most 16 outcomes are drawn; the others together are one bar.
+
+        Args:
+            pub: Which PUB.
+            register: Which classical register, as in `counts`.
+            index: Which point of a sampler's PUB with several; an estimator's points are all drawn.
+            ax: The matplotlib axes to draw into; None makes a figure.
+
+        Returns:
+            The axes.
+
+        Raises:
+            InvalidInput: As `counts`.
+            QuantumRuntimeError: matplotlib is not installed, or the PUB has neither bitstrings nor values.
+        """
+        from prefect_qruntime.client.results.notebook import plot_result
+
+        return plot_result(self, pub, register=register, index=index, ax=ax)
+
+    def __repr__(self) -> str:
+        from prefect_qruntime.client.results.notebook import describe
+
+        return describe(self)
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from prefect_qruntime.client.results.notebook import result_html
+
+        return result_html(self)
+
     @cached_property
     def _last_view(self) -> dict[str, Any]:
         # The PUB looked at last, as most that is asked of one is asked in a row: its registers unfold once.
