@@ -7,14 +7,13 @@ these models happens in `client.dialects`; no model knows a dialect.
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterator
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-
-from prefect_qruntime.printable import html_table
 
 __all__ = [
     "FLOW_TAG",
@@ -36,6 +35,11 @@ FLOW_TAG = "qr-flow:"
 """What the tag of the owning flow run begins with; its id follows."""
 
 
+def _html(value: Any) -> str:
+    # Like `printable.html_text`, which this lowest module does not import.
+    return html.escape("".join(letter if letter.isprintable() else " " for letter in str(value)[:500]))
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -48,7 +52,10 @@ class _Model(BaseModel):
 
     def _repr_html_(self) -> str:
         """What a notebook shows: the fields that have a value, escaped."""
-        return html_table(type(self).__name__, dict(self))
+        rows = "".join(
+            f"<tr><th>{name}</th><td>{_html(value)}</td></tr>" for name, value in self if value not in (None, "", ())
+        )
+        return f"<table><caption>{type(self).__name__}</caption><tbody>{rows}</tbody></table>"
 
 
 class JobStatus(StrEnum):

@@ -9,10 +9,9 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
-from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["html_table", "html_text", "markdown_text", "printable"]
+__all__ = ["html_text", "markdown_text", "printable"]
 
 # What terminals obey: CSI (colours, cursor), OSC (title, links), and other two-character sequences.
 _ESCAPES = re.compile(
@@ -22,7 +21,6 @@ _ESCAPES = re.compile(
 )
 _PUNCTUATION = re.compile(r"[\\`*_{}\[\]<>()#+!|~&@$^]")
 _AUTOLINK = re.compile(r"(?i)(\bwww|:(?=//))(\.?)")
-_LEFT = 'style="text-align:left"'
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -90,13 +88,3 @@ def html_text(value: Any, limit: int = 500) -> str:
         ```
     """
     return html.escape(printable(value, limit), quote=True)
-
-
-def html_table(title: str, rows: Mapping[str, Any]) -> str:
-    """A small table for a notebook: a name and a value in each row; empty values are left out."""
-    body = "".join(
-        f"<tr><th {_LEFT}>{html_text(name)}</th><td {_LEFT}>{html_text(value)}</td></tr>"
-        for name, value in rows.items()
-        if value is not None and value != "" and value != ()
-    )
-    return f"<table><caption>{html_text(title)}</caption><tbody>{body}</tbody></table>"

@@ -13,8 +13,7 @@ import orjson
 from prefect_qruntime.client.inputs.circuits import encode_array, load_qpy
 from prefect_qruntime.client.inputs.fields import MAX_PAYLOAD_BYTES
 from prefect_qruntime.client.inputs.parameters import shape_of
-from prefect_qruntime.client.inputs.registers import check_scalar_bits
-from prefect_qruntime.client.inputs.spec import JobSpec, Pub
+from prefect_qruntime.client.inputs.spec import JobSpec, Pub, check_scalar_bits
 from prefect_qruntime.errors import InvalidInput
 
 __all__ = ["check_size", "v1_params", "v2_params"]
