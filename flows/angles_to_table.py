@@ -143,7 +143,7 @@ def check_target(path: Path) -> Path:
 
     Raises:
         InvalidInput: It is outside the folders in which flow parameters may name files.
-        ValueError: It is neither CSV nor Parquet, or Parquet without pyarrow, or it exists and is no file.
+        ValueError: It is neither CSV nor Parquet, or Parquet without pyarrow, or it exists and is not a file.
     """
     path = allowed_path(path, field="table", access="write")
     if path.suffix not in (".csv", ".parquet"):

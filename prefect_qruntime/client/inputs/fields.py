@@ -1,4 +1,4 @@
-"""Checks of the small fields of a submission: ids, tags, limits, plain JSON.
+"""Check the small fields of a submission: ids, tags, limits, plain JSON.
 
 Each check returns the value in the form that is sent, or raises `InvalidInput` naming the field.
 Limits come from the service's OpenAPI document: 8 tags of at most 86 characters (two of the
@@ -159,12 +159,12 @@ def _text(value: str, *, field: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise InvalidInput("text holds a lone surrogate, which is no valid UTF-8", field=field) from None
+        raise InvalidInput("text holds a lone surrogate, which is not valid UTF-8", field=field) from None
     return str(value)
 
 
 def _integer(value: object, *, field: str) -> int:
-    # numpy integers have __index__ too; bool has it, and is no number of anything.
+    # numpy integers have __index__ too; bool has it too, and is not a count.
     index = getattr(value, "__index__", None)
     if isinstance(value, bool) or index is None:
         raise InvalidInput(f"must be an integer, not {value!r}", field=field)

@@ -1,4 +1,4 @@
-"""A result as `qiskit.primitives` objects: the only module of the results that needs qiskit.
+"""Build `qiskit.primitives` objects from a result: the only module of the results that needs qiskit.
 
 Built from the same views as everything else, so plain and encoded bodies give equal objects. Arrays in
 metadata become numpy arrays. Where IBM's client is installed, execution spans and the results of its

@@ -110,5 +110,5 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
 def test_what_cannot_be_drawn_is_said() -> None:
     with pytest.raises(InvalidInput, match="register"):
         _estimator(0.5, 0.1).plot(register="c", ax=_axes())
-    with pytest.raises(InvalidInput, match="none of the PUBs"):
+    with pytest.raises(InvalidInput, match="there is no PUB 3"):
         _sampler(["0x1"]).plot(3, ax=_axes())
