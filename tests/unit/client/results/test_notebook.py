@@ -112,3 +112,15 @@ def test_what_cannot_be_drawn_is_said() -> None:
         _estimator(0.5, 0.1).plot(register="c", ax=_axes())
     with pytest.raises(InvalidInput, match="there is no PUB 3"):
         _sampler(["0x1"]).plot(3, ax=_axes())
+
+
+@pytest.mark.parametrize("name", ["values", "keys", "items", "shape"])
+def test_a_name_that_qiskit_uses_is_said_and_counts_work(name: str) -> None:
+    pytest.importorskip("qiskit")
+    body = {"results": [{"data": {name: {"samples": ["0x1"], "num_bits": 1}}, "metadata": {}}]}
+    result = JobResult.from_body(body, job_id="d1")
+    with pytest.raises(QuantumRuntimeError, match=f"data named '{name}'") as caught:
+        result.to_primitive_result()
+    assert "to_table()" in str(caught.value)
+    assert result.counts() == result.counts(register=name) == {"1": 1}
+    assert result.to_table()[0]["register"] == name
