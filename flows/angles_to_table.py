@@ -10,25 +10,30 @@ from __future__ import annotations
 import csv
 import importlib
 import importlib.util
+import io
 import math
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect_qruntime.flows.shared import circuit_text, instance, single
+from prefect_qruntime.flows.shared import instance, single
 from pydantic import Field
 
 from prefect_qruntime import (
     JobRef,
+    circuit_text,
     fetch_results,
     hooks,
     select_backend,
     submit_job,
     wait_for_completion,
 )
+from prefect_qruntime.flow_parameters import allowed_path, read_file
 
 ANGLES = Path(__file__).resolve().parent / "data" / "angles.csv"
 BLOCH = """
@@ -46,43 +51,60 @@ Angles = dict[str, float]
 
 
 @task(name="read angles", cache_policy=NO_CACHE)
-def read_angles(path: Path) -> list[Angles]:
+def read_angles(path: Path, inputs: Sequence[str] | None = None) -> list[Angles]:
     """Read the file; its first line names the circuit's inputs.
+
+    No error shows what the file holds: it may not be the file that was meant.
 
     Args:
         path: A CSV file with a column for each input of the circuit, in radians.
+        inputs: The inputs of the circuit; None accepts any names.
 
     Returns:
         The angles of each line by name.
 
     Raises:
-        ValueError: It has no lines, a line has too few or too many fields, or a field is no finite number;
-            the line is named.
+        InvalidInput: The file is outside the allowed folders or cannot be read.
+        ValueError: It has no lines, its columns are not the inputs, a line has too few or too many fields, or a
+            field is not a finite number; the line and the column are named.
     """
-    with path.open(newline="", encoding="utf-8-sig") as lines:
-        reader = csv.DictReader(lines, restkey="", restval="", skipinitialspace=True)
-        names = [name.strip() for name in reader.fieldnames or []]
-        if not names or not all(names) or len(set(names)) < len(names):
-            raise ValueError(f"{path}: the first line must name each column once, not {names}")
-        reader.fieldnames = names
-        rows = [_angles(f"{path}, line {reader.line_num}", names, found) for found in reader]
+    reader = csv.reader(io.StringIO(read_file(path, field="angles"), newline=""), skipinitialspace=True)
+    try:
+        names = [name.strip() for name in next(reader, [])]
+        if not names or len(set(names)) < len(names) or not all(map(str.isidentifier, names)):
+            raise ValueError(f"{path}: the first line must name each column once")
+        if inputs is not None and set(names) != set(inputs):
+            raise ValueError(f"{path}: the first line must name the circuit's inputs: {', '.join(inputs)}")
+        rows = [_angles(f"{path}, line {reader.line_num}", names, found) for found in reader if found]
+    except csv.Error:
+        raise ValueError(f"{path}, line {reader.line_num}: not readable as CSV") from None
     if not rows:
         raise ValueError(f"{path} has no line of angles")
     return rows
 
 
-def _angles(where: str, names: list[str], found: dict[str, Any]) -> Angles:
-    if len(found) > len(names):
-        raise ValueError(f"{where}: more fields than columns")
+def _angles(where: str, names: list[str], found: list[str]) -> Angles:
+    if len(found) != len(names):
+        raise ValueError(f"{where}: {len(found)} fields, but the first line names {len(names)} columns")
     angles = {}
-    for name in names:
+    for column, (name, text) in enumerate(zip(names, found, strict=True), start=1):
         try:
-            angles[name] = float(found[name])
+            angles[name] = float(text)
         except ValueError:
-            raise ValueError(f"{where}: {name} must be a number, not {found[name]!r}") from None
+            raise ValueError(f"{where}, column {column}: not a number") from None
         if not math.isfinite(angles[name]):
-            raise ValueError(f"{where}: {name} must be finite, not {found[name]!r}")
+            raise ValueError(f"{where}, column {column}: not a finite number")
     return angles
+
+
+def input_names(circuit: str) -> list[str] | None:
+    """The inputs that an OpenQASM 3 text declares, in the order of declaration; None where one is not a number."""
+    bare = re.sub(r"//[^\n]*|/\*.*?\*/", "", circuit, flags=re.DOTALL)
+    declared = [statement.split() for statement in bare.split(";") if statement.split()[:1] == ["input"]]
+    kinds = [re.split(r"\W", words[1])[0] for words in declared if len(words) > 2]
+    if len(kinds) < len(declared) or not set(kinds) <= {"float", "angle"}:
+        return None
+    return [words[-1].rpartition("]")[2] for words in declared]
 
 
 @task(name="write table", cache_policy=NO_CACHE)
@@ -113,16 +135,24 @@ def write_table(rows: list[dict[str, Any]], path: Path) -> Path:
     return path
 
 
-def check_target(path: Path) -> None:
-    """Refuse, before anything is bought, a target that cannot be written.
+def check_target(path: Path) -> Path:
+    """Refuse, before anything is bought, a target that cannot or must not be written.
+
+    Returns:
+        The real path of the target.
 
     Raises:
-        ValueError: It is neither CSV nor Parquet, or Parquet without pyarrow.
+        InvalidInput: It is outside the folders in which flow parameters may name files.
+        ValueError: It is neither CSV nor Parquet, or Parquet without pyarrow, or it exists and is not a file.
     """
+    path = allowed_path(path, field="table", access="write")
     if path.suffix not in (".csv", ".parquet"):
         raise ValueError(f"{path}: the name must end in .csv or .parquet")
     if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise ValueError(f"{path}: Parquet needs pyarrow, which is not installed; use a name that ends in .csv")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: not a regular file")
+    return path
 
 
 def check_columns(inputs: list[str], observables: list[str]) -> None:
@@ -155,7 +185,7 @@ def angles_to_table(
 
     Args:
         angles: CSV file with a column for each input of the circuit, in radians.
-        table: File to write: CSV, or Parquet if pyarrow is installed.
+        table: File to write, in an allowed folder: CSV, or Parquet if pyarrow is installed.
         circuit: OpenQASM 3 with `input`s, nothing measured, as text or as the path of a file.
         observables: Pauli strings, the last letter for qubit 0.
         credentials_block: Name of a Quantum Runtime Credentials block; empty for the embedded sandbox.
@@ -170,14 +200,15 @@ def angles_to_table(
         The rows as written: the angles, a value and a standard error for each observable, and the job.
 
     Raises:
+        InvalidInput: A file is outside the folders in which flow parameters may name files; nothing was bought.
         ValueError: The file of angles, the observables or the name of the table is wrong; nothing was bought.
     """
     logger = get_run_logger()
-    check_target(table)
-    wanted = read_angles(angles)
+    table = check_target(table)
+    text = circuit_text(circuit)
+    wanted = read_angles(angles, input_names(text))
     check_columns(list(wanted[0]), observables)
     parts = [wanted[start : start + rows_per_job] for start in range(0, len(wanted), rows_per_job)]
-    text = circuit_text(circuit)
     with instance(credentials_block, dialect) as credentials:
         chosen = backend or select_backend(credentials).name
         # One PUB for each line and observable: what both dialects can say. All jobs queue at once.

@@ -1,6 +1,6 @@
 """Two flows instead of a wait: one leaves a job to the watcher, the other collects its result.
 
-Nothing waits and nothing is run twice: `leave` ends at once, `prefect-qruntime watch` tells of the job's end by an
+Nothing waits and nothing is run twice: `leave` ends at once, `prefect-qruntime watch` reports the job's end by an
 event, and the automation in `automations/collect_on_finished.yaml` starts `collect`. Deploy both.
 """
 
@@ -12,6 +12,7 @@ from prefect import flow, get_run_logger
 from pydantic import Field
 
 from prefect_qruntime import (
+    circuit_text,
     fetch_results,
     hooks,
     leave_to_watcher,
@@ -31,15 +32,16 @@ def leave(
 
     Args:
         credentials_block: Name of a Quantum Runtime Credentials block.
-        circuit: OpenQASM text.
+        circuit: OpenQASM 2 or 3, as text or as the path of a file.
         backend: Where to run it.
         shots: How often.
 
     Returns:
         The job's id.
     """
+    text = circuit_text(circuit)
     credentials = load_credentials(credentials_block)
-    return leave_to_watcher(credentials, submit_job(credentials, [circuit], backend=backend, shots=shots)).id
+    return leave_to_watcher(credentials, submit_job(credentials, [text], backend=backend, shots=shots)).id
 
 
 @flow(name="collect")

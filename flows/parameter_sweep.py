@@ -13,12 +13,13 @@ from typing import Annotated, Any, Literal
 
 from prefect import flow, unmapped
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
-from prefect_qruntime.flows.shared import circuit_text, instance, single
+from prefect_qruntime.flows.shared import instance, single
 from pydantic import Field
 
 from prefect_qruntime import (
     JobResult,
     SessionRef,
+    circuit_text,
     fetch_results,
     hooks,
     runtime_session,

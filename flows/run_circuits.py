@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.runtime import deployment, flow_run
-from prefect_qruntime.flows.shared import circuit_text, instance
+from prefect_qruntime.flows.shared import instance
 from pydantic import Field
 from rich.console import Console
 from rich.table import Table
@@ -21,6 +21,7 @@ from rich.table import Table
 from prefect_qruntime import (
     JobRef,
     authenticate,
+    circuit_text,
     fetch_results,
     hooks,
     list_backends,
@@ -95,7 +96,7 @@ def run_circuits(
     Returns:
         A row for each circuit, with its job, its shots, its counts and its bitstrings' frequencies.
     """
-    texts = [circuit_text(circuit) for circuit in circuits]
+    texts = [circuit_text(circuit, field=f"circuits[{place}]") for place, circuit in enumerate(circuits)]
     with ExitStack() as stack:
         credentials = stack.enter_context(instance(credentials_block, dialect, queue_time=0.3, run_time=0.3))
 

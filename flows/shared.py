@@ -1,16 +1,14 @@
-"""What the flows share: an instance to run on, circuits by text or by file, plain numbers out of arrays."""
+"""What the flows share: an instance to run on, and plain numbers out of arrays."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal
 
 from prefect import get_run_logger
 
-from prefect_qruntime import QuantumRuntimeCredentials, load_credentials
-from prefect_qruntime.client.inputs.qasm import text_of
+from prefect_qruntime import QuantumRuntimeCredentials, circuit_text, load_credentials
 
 __all__ = ["circuit_text", "instance", "single"]
 
@@ -39,19 +37,6 @@ def instance(
             "No credentials block named: running on the embedded sandbox (%s), not on a QPU", running.url
         )
         yield running.credentials(dialect)
-
-
-def circuit_text(circuit: str) -> str:
-    """The OpenQASM text of a circuit given as text, as the path of a file or as `file:<path>`.
-
-    A path also suits circuits beyond the 512 kB that Prefect takes for all parameters of a run.
-
-    Raises:
-        InvalidInput: The file cannot be read, or is no text.
-    """
-    reference = circuit.startswith("file:")
-    path = not reference and "OPENQASM" not in circuit and "\n" not in circuit
-    return str(text_of(Path(circuit) if path else circuit, field="circuit"))
 
 
 def single(value: Any) -> float:

@@ -34,9 +34,9 @@ def watch_jobs(
     report = run_watch(credentials_blocks or None, once=minutes is None, interval=interval, duration=duration)
     logger = get_run_logger()
     for problem in report.problems:
-        logger.error("not looked after: %s", problem)
+        logger.error("not watched: %s", problem)
     logger.info(
-        "%d flow runs resumed, %d jobs told of, %d flow runs cancelled with their jobs",
+        "flow runs resumed: %d; finished jobs reported: %d; flow runs cancelled with their jobs: %d",
         report.resumed,
         report.told,
         report.cancelled,

@@ -46,7 +46,10 @@ if TYPE_CHECKING:
         SubmissionUncertain as SubmissionUncertain,
         UsageLimitReached as UsageLimitReached,
     )
-    from prefect_qruntime.flow_parameters import check_flow_parameters as check_flow_parameters
+    from prefect_qruntime.flow_parameters import (
+        check_flow_parameters as check_flow_parameters,
+        circuit_text as circuit_text,
+    )
     from prefect_qruntime.jobs import (
         QuantumRuntimeJob as QuantumRuntimeJob,
         QuantumRuntimeJobRun as QuantumRuntimeJobRun,

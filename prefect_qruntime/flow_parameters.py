@@ -1,20 +1,39 @@
-"""Flow parameters that Prefect's server would refuse for their size, refused here by name.
+"""Flow parameters that come from a form: their size, the circuits they name, and the files they may touch.
 
 Prefect keeps the parameters of a flow run in its database and takes at most 512 kB of them (its setting
 `PREFECT_SERVER_API_MAX_PARAMETER_SIZE`). Its own error comes from the server and holds the whole circuit.
+
+Who may start a flow from the UI need not be allowed to read the worker's files. So a path that is a flow parameter is
+opened only inside allowed folders, only if it is a regular file of limited size, and no error shows its content.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
 
+from prefect.context import FlowRunContext
 from prefect.settings import get_current_settings
 from pydantic_core import to_json
 
+from prefect_qruntime.client.inputs.fields import MAX_PAYLOAD_BYTES
+from prefect_qruntime.client.inputs.qasm import limit_references, path_of, read_path, scan
 from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.settings import current_settings
 
-__all__ = ["check_flow_parameters"]
+__all__ = [
+    "allowed_folders",
+    "allowed_path",
+    "check_flow_parameters",
+    "circuit_text",
+    "limited_file_references",
+    "read_file",
+]
+
+_SETTING = "PREFECT_INTEGRATIONS_QRUNTIME_ALLOWED_FOLDERS"
 
 
 def check_flow_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,3 +73,139 @@ def check_flow_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 def _size(value: Any) -> int:
     return len(to_json(value, fallback=repr))
+
+
+def allowed_folders(access: Literal["read", "write"] = "read") -> tuple[Path, ...]:
+    """The folders in which flow parameters may name files, with symbolic links resolved.
+
+    They are those of the setting `allowed_folders`; without it, the working directory. The folder of the running
+    flow's own file may be read too, as the flow's example data is there.
+
+    Args:
+        access: What is to be done there.
+
+    Returns:
+        The folders. The root of the file system never counts as a working directory: it would allow every file.
+    """
+    setting = current_settings().allowed_folders
+    here = Path.cwd()
+    found = list(setting) if setting is not None else [here] if here != here.parent else []
+    own = _folder_of_flow()
+    if access == "read" and own is not None:
+        found.append(own)
+    return tuple(dict.fromkeys(folder.expanduser().resolve() for folder in found))
+
+
+def _folder_of_flow() -> Path | None:
+    running = FlowRunContext.get()
+    if running is None or running.flow is None:
+        return None
+    try:
+        file = inspect.getsourcefile(running.flow.fn)
+    except TypeError:
+        return None
+    folder = Path(file).resolve().parent if file and Path(file).is_file() else None
+    return folder if folder is not None and folder != folder.parent else None
+
+
+def allowed_path(path: Path, *, field: str, access: Literal["read", "write"] = "read") -> Path:
+    """The real path of a file that a flow parameter names, if it is inside an allowed folder.
+
+    Args:
+        path: What the parameter says; a relative path starts at the working directory.
+        field: Name of the parameter, for the error message.
+        access: What is to be done with the file.
+
+    Returns:
+        The absolute path without symbolic links.
+
+    Raises:
+        InvalidInput: The file is, or a symbolic link leads, outside the allowed folders. The message does not say
+            whether such a file exists.
+    """
+    return _inside(path, allowed_folders(access), field=field)
+
+
+def _inside(path: Path, folders: tuple[Path, ...], *, field: str) -> Path:
+    shown = repr(str(path)[:200])
+    try:
+        found = path.resolve()
+    except (OSError, ValueError, RuntimeError):
+        raise InvalidInput(f"{shown} is not a path", field=field) from None
+    if not str(path).isprintable():
+        raise InvalidInput(f"{shown} is not a path: it holds control characters", field=field)
+    if not any(found.is_relative_to(folder) for folder in folders):
+        listed = ", ".join(map(str, folders)) or "none"
+        raise InvalidInput(
+            f"{shown} is outside the folders that flow parameters may use ({listed}). Move the file there, or name "
+            f"its folder in the setting {_SETTING} where the flow runs",
+            field=field,
+        )
+    return found
+
+
+def read_file(path: Path, *, field: str, limit: int = MAX_PAYLOAD_BYTES) -> str:
+    """Read a text file that a flow parameter names.
+
+    Args:
+        path: What the parameter says.
+        field: Name of the parameter, for the error message.
+        limit: Most bytes to read.
+
+    Returns:
+        The text.
+
+    Raises:
+        InvalidInput: The file is outside the allowed folders, is a device, a pipe or a folder, is too large, or is
+            not UTF-8 text. The message never holds the file's content.
+    """
+    return read_path(allowed_path(path, field=field), field=field, limit=limit)
+
+
+def circuit_text(circuit: str, *, field: str = "circuit") -> str:
+    """The OpenQASM text of a circuit that a flow parameter gives as text, as a path, or as `file:<path>`.
+
+    A path also suits circuits beyond the 512 kB that Prefect takes for all parameters of a run. What has neither a
+    semicolon nor a line break is a path.
+
+    Args:
+        circuit: The parameter.
+        field: Its name, for the error message.
+
+    Returns:
+        The text.
+
+    Raises:
+        InvalidInput: The file is outside the allowed folders or cannot be read, or the text is not OpenQASM. The
+            message never holds a file's content.
+
+    Example:
+        ```python
+        from prefect import flow
+        from prefect_qruntime import circuit_text, load_credentials, submit_job
+
+        @flow
+        def submit(credentials_block: str, circuit: str, backend: str) -> str:
+            return submit_job(load_credentials(credentials_block), [circuit_text(circuit)], backend=backend).id
+        ```
+    """
+    path = path_of(circuit, field=field)
+    if path is None and not circuit.strip():
+        raise InvalidInput("the circuit is empty", field=field)
+    if path is None and ";" not in circuit and "\n" not in circuit.strip():
+        path = Path(circuit.strip())
+    text = circuit if path is None else read_file(path, field=field)
+    scan(text, field=field)
+    return text
+
+
+@contextmanager
+def limited_file_references() -> Iterator[None]:
+    """Inside this block, `file:` references of PUBs are read from allowed folders only."""
+    folders = allowed_folders()
+
+    def inside(path: Path, field: str) -> Path:
+        return _inside(path, folders, field=field)
+
+    with limit_references(inside):
+        yield

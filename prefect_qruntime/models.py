@@ -7,9 +7,11 @@ these models happens in `client.dialects`; no model knows a dialect.
 
 from __future__ import annotations
 
+import html
+from collections.abc import Iterator
 from datetime import datetime
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -33,8 +35,27 @@ FLOW_TAG = "qr-flow:"
 """What the tag of the owning flow run begins with; its id follows."""
 
 
+def _html(value: Any) -> str:
+    # Like `printable.html_text`, which this lowest module does not import.
+    return html.escape("".join(letter if letter.isprintable() else " " for letter in str(value)[:500]))
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Only what differs from the default: most fields are empty most of the time."""
+        fields = type(self).model_fields
+        for name, value in super().__repr_args__():
+            if name is None or name not in fields or value != fields[name].default:
+                yield name, value
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the fields that have a value, escaped."""
+        rows = "".join(
+            f"<tr><th>{name}</th><td>{_html(value)}</td></tr>" for name, value in self if value not in (None, "", ())
+        )
+        return f"<table><caption>{type(self).__name__}</caption><tbody>{rows}</tbody></table>"
 
 
 class JobStatus(StrEnum):

@@ -5,14 +5,23 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from prefect.settings.base import PrefectBaseSettings, build_settings_config
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import from_json
+from pydantic_settings import NoDecode
 
 __all__ = ["QuantumRuntimeSettings", "current_settings"]
 
 _OF_OURS = ("PREFECT_INTEGRATIONS_QRUNTIME_", "PREFECT_HOME", "PREFECT_PROFILE")
+
+
+def _as_folders(value: Any) -> Any:
+    """Folders separated as in PATH, or a JSON list of them; none at all forbids every folder."""
+    if not isinstance(value, str):
+        return value
+    return from_json(value) if value.lstrip().startswith("[") else [part for part in value.split(os.pathsep) if part]
 
 
 class QuantumRuntimeSettings(PrefectBaseSettings):
@@ -91,6 +100,13 @@ class QuantumRuntimeSettings(PrefectBaseSettings):
     result_directory: Path | None = Field(
         default=None,
         description="Folder of those files; the default is `qruntime/results` in Prefect's home.",
+    )
+    allowed_folders: Annotated[tuple[Path, ...] | None, NoDecode, BeforeValidator(_as_folders)] = Field(
+        default=None,
+        description=(
+            "Folders in which flow parameters and `file:` references may name files, separated as in PATH; the default "
+            "is the working directory. The folder of the flow's own file may always be read."
+        ),
     )
     result_keep_days: float = Field(
         default=7.0,

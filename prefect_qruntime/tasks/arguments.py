@@ -29,6 +29,7 @@ from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.programs.route import RequestedRoute
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.flow_parameters import limited_file_references
 from prefect_qruntime.models import Backend, Job, JobRef, SessionRef
 from prefect_qruntime.settings import current_settings
 
@@ -228,7 +229,10 @@ async def plan_submission(credentials: QuantumRuntimeCredentials, pubs: Any, sub
         configuration = await credentials.get_client().backend_configuration(backend_name(submission["backend"]))
 
     def read() -> Plan:
-        fields = spec_fields(submission)
+        with limited_file_references():
+            return checked(spec_fields(submission))
+
+    def checked(fields: dict[str, Any]) -> Plan:
         # For its digest alone a submission needs no quantum program, and before a transpilation there may be none.
         spec = make_spec(pubs, **({**fields, "route": "service"} if transpiles else fields))
         digest = spec.digest()

@@ -29,7 +29,7 @@ from prefect_qruntime.admission.locks import submission_lock
 from prefect_qruntime.admission.marks import key_history, mark_accepted, mark_sent
 from prefect_qruntime.cancellation import cancels_jobs, ends_with_flow_run
 from prefect_qruntime.client import QuantumRuntimeClient
-from prefect_qruntime.client.inputs.spec import JobSpec
+from prefect_qruntime.client.inputs.spec import JobSpec, input_notices
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.programs.route import on_executor, program_is_gone, route_notices
@@ -80,7 +80,7 @@ async def _submit(
     settings = current_settings()
     where = await current_run()
     spec, digest = plan.spec, plan.digest
-    for notice in route_notices(spec):
+    for notice in (*route_notices(spec), *input_notices(spec)):
         notifications.log_to_run(notice, level=logging.WARNING)
     for doubt in spec.doubts:
         notifications.log_to_run(f"{doubt} The same work, written again in another process, may count as new work.")

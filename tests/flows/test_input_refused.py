@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from prefect import flow
 
 from prefect_qruntime import (
     InvalidInput,
@@ -148,3 +149,18 @@ def test_credentials_that_cannot_be_right(sandbox: Sandbox, field: str, value: s
         QuantumRuntimeCredentials(**{**sandbox.connection(), field: value}).get_client()
     assert caught.value.field == field
     assert sandbox.control.journal() == []
+
+
+def test_a_register_that_qiskit_cannot_name_is_warned_of(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials, caplog: pytest.LogCaptureFixture
+) -> None:
+    circuit = FLIP.replace("bit[1] c", "bit[1] values").replace("c[0]", "values[0]").replace("c = ", "values = ")
+    assert "values" in circuit
+
+    @flow
+    def submitted() -> str:
+        return submit_job(credentials, [circuit], backend=BACKEND).id
+
+    with caplog.at_level("WARNING"):
+        submitted()
+    assert "pubs[0].circuit has a register named 'values'." in caplog.text

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prefect import flow
 from prefect.exceptions import PrefectHTTPStatusError
-from prefect_qruntime.flows.shared import circuit_text
+from prefect.states import State
 
+from flows.run_circuits import run_circuits
 from prefect_qruntime import (
     InvalidInput,
     QuantumRuntimeCredentials,
     QuantumRuntimeJob,
     check_flow_parameters,
+    circuit_text,
     submit_job,
 )
 from prefect_qruntime.sandbox import Sandbox
@@ -22,6 +25,11 @@ from tests.support.flow_runs import BACKEND, FLIP, requests, run
 pytestmark = pytest.mark.server
 
 LARGE = FLIP + "\n// " + "x" * 600_000  # a comment, so that the circuit stays quick
+
+
+@pytest.fixture(autouse=True)
+def _files_of_the_test_are_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_ALLOWED_FOLDERS", str(tmp_path))
 
 
 def test_too_large_parameters_are_named_before_prefect_sees_them() -> None:
@@ -88,3 +96,33 @@ def test_a_block_may_hold_a_reference(sandbox: Sandbox, credentials: QuantumRunt
         return (await job.fetch_result()).counts()
 
     assert run(triggered()) == {"1": 7}
+
+
+@pytest.mark.parametrize("form", ["file:{}", "{}"])
+def test_a_block_of_a_form_cannot_read_any_file(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before: the state's message showed the file's first 40 characters."""
+    secret = tmp_path / "run-secrets-db"
+    secret.write_text("SECRET0123456789abcdefghijABCDEFGHIJ0123")
+    (tmp_path / "allowed").mkdir()
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_ALLOWED_FOLDERS", str(tmp_path / "allowed"))
+    block = QuantumRuntimeJob(credentials=credentials, backend=BACKEND, pubs=[form.format(secret)])
+
+    @flow
+    async def triggered() -> None:
+        await block.trigger()
+
+    @flow
+    def submitted(circuit: str) -> None:
+        submit_job(credentials, [circuit], backend=BACKEND)
+
+    states: list[State[Any]] = [
+        run(triggered(return_state=True)),  # type: ignore[call-overload]
+        submitted(form.format(secret), return_state=True),
+        run_circuits(circuits=[form.format(secret)], mode="job", return_state=True),
+    ]
+    for state in states:
+        assert state.is_failed()
+        assert "SECRET" not in f"{state.message}{state.data!r}"
+    assert requests(sandbox, "POST", "/jobs") == 0

@@ -17,19 +17,24 @@ from prefect.client.orchestration import PrefectClient
 from prefect.flow_engine import run_flow
 from prefect.states import Scheduled
 
-from flows.angles_to_table import ANGLES, angles_to_table
+from flows.angles_to_table import ANGLES, angles_to_table, check_columns, input_names
 from flows.backend_report import backend_report
 from flows.parameter_sweep import parameter_sweep, parity
 from flows.run_circuits import run_circuits
 from flows.run_saved_job import run_saved_job
 from flows.vqe_session import vqe_session
-from prefect_qruntime import Budget, BudgetExhausted, QuantumRuntimeCredentials, QuantumRuntimeJob
+from prefect_qruntime import Budget, BudgetExhausted, InvalidInput, QuantumRuntimeCredentials, QuantumRuntimeJob
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.observability.artifacts import find_records
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.flow_runs import BACKEND, FLIP, SVG, artifact, asked, picture, posts
 
 pytestmark = pytest.mark.server
+
+
+@pytest.fixture(autouse=True)
+def _files_of_the_test_are_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_ALLOWED_FOLDERS", str(tmp_path))
 
 
 # --- parameter sweep ------------------------------------------------------------------------------------------
@@ -141,21 +146,74 @@ def test_angles_become_a_table_in_both_dialects(sandbox: Sandbox, block: str, tm
         ("", "first line must name"),
         ("theta,phi\n", "no line of angles"),
         ("theta,theta\n1,2\n", "first line must name"),
-        ("theta,phi\n1,2\n3\n", "line 3: phi must be a number"),
-        ("theta,phi\n1,2,3\n", "line 2: more fields"),
-        ("theta,phi\n1,two\n", "line 2: phi must be a number, not 'two'"),
-        ("theta,phi\n1,inf\n", "line 2: phi must be finite"),
-        ("theta,X\n1,2\n", "several columns X"),
+        ("theta,phi\n1,2\n3\n", "line 3: 1 fields, but the first line names 2 columns"),
+        ("theta,phi\n1,2,3\n", "line 2: 3 fields"),
+        ("theta,phi\n1,two\n", "line 2, column 2: not a number"),
+        ("theta,phi\n1,inf\n", "line 2, column 2: not a finite number"),
+        ("theta,X\n1,2\n", "must name the circuit's inputs: theta, phi"),
+        ("SECRET=0123\n1,2\n", "first line must name each column once"),
     ],
 )
 def test_a_wrong_file_is_named_and_nothing_is_bought(sandbox: Sandbox, tmp_path: Path, text: str, said: str) -> None:
     QuantumRuntimeCredentials(**sandbox.connection("cloud")).save("more-wrong", overwrite=True)
     angles = tmp_path / "angles.csv"
     angles.write_text(text)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=said) as caught:
         angles_to_table(angles=angles, table=tmp_path / "out.csv", credentials_block="more-wrong")
+    assert "two" not in str(caught.value)
+    assert "SECRET" not in str(caught.value)
     assert posts(sandbox) == 0
     assert not (tmp_path / "out.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "field"),
+    [
+        ({"angles": "/etc/passwd"}, "angles"),
+        ({"angles": "/dev/zero"}, "angles"),
+        ({"angles": "a\nb"}, "angles"),
+        ({"angles": "folder/angles.csv"}, "angles"),
+        ({"table": "/tmp/other.csv"}, "table"),
+        ({"table": "folder/precious.csv"}, "table"),
+        ({"table": "precious-link.csv"}, "table"),
+        ({"circuit": "/etc/passwd"}, "circuit"),
+    ],
+)
+def test_a_form_reaches_no_file_outside_the_allowed_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parameters: dict[str, Any], field: str
+) -> None:
+    allowed, outside = tmp_path / "allowed", tmp_path / "outside"
+    allowed.mkdir()
+    outside.mkdir()
+    (outside / "precious.csv").write_text("kept")
+    (outside / "angles.csv").write_text("theta,phi\n1,2\n")
+    (allowed / "folder").symlink_to(outside)
+    (allowed / "precious-link.csv").symlink_to(outside / "precious.csv")
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_ALLOWED_FOLDERS", str(allowed))
+    monkeypatch.chdir(allowed)
+    with pytest.raises(InvalidInput, match=r"folders|not a path") as caught:
+        angles_to_table(**{"table": Path("out.csv"), **parameters})
+    assert caught.value.field == field
+    assert (outside / "precious.csv").read_text() == "kept"
+
+
+def test_columns_that_would_overwrite_each_other_are_refused() -> None:
+    with pytest.raises(ValueError, match="several columns X"):
+        check_columns(["theta", "X"], ["X", "Y"])
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("input float[64] theta; input angle phi; qubit q;", ["theta", "phi"]),
+        ("// input float x;\ninput float theta; /* input float[64] y; */", ["theta"]),
+        ("qubit q;", []),
+        ("input int[8] n; qubit q;", None),
+        ("input array[float, 2] x;", None),
+    ],
+)
+def test_the_inputs_of_a_text(text: str, names: list[str] | None) -> None:
+    assert input_names(text) == names
 
 
 def test_a_table_that_cannot_be_written_is_refused_first(

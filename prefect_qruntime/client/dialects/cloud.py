@@ -8,7 +8,7 @@ from typing import Any
 from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.client.dialects.base import Dialect
 from prefect_qruntime.client.inputs.circuits import encode_array
-from prefect_qruntime.client.inputs.spec import JobSpec, Pub
+from prefect_qruntime.client.inputs.spec import JobSpec, Pub, check_scalar_bits
 
 __all__ = ["Cloud", "v2_params"]
 
@@ -39,7 +39,11 @@ def v2_params(spec: JobSpec) -> dict[str, Any]:
 
     The estimator has no `shots` beside its options: `shots=` becomes `options.default_shots` there,
     unless that is set.
+
+    Raises:
+        InvalidInput: A circuit measures into bits that this dialect's results do not have.
     """
+    check_scalar_bits(spec)
     ready = spec.prepared if spec.params is None else spec.params
     if ready is not None:
         return dict(ready)

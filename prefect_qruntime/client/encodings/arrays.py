@@ -1,4 +1,4 @@
-"""RuntimeEncoder's values read without numpy or qiskit, and without ever unpickling.
+"""Read RuntimeEncoder's values without numpy or qiskit, and without ever unpickling.
 
 Known: `ndarray` (base64 of a zlib-packed .npy), `complex`, `datetime`, `set`, `ExecutionSpans`.
 Everything else stays what it is in the JSON. The forms were found by running IBM's encoder.
@@ -207,7 +207,7 @@ def read_npy(data: bytes) -> NpyArray:
         ValueError: Not .npy, objects or text in it, or a size that does not fit the header.
     """
     if data[:6] != _MAGIC or len(data) < 12:
-        raise ValueError("an encoded array is no .npy")
+        raise ValueError("an encoded array is not in .npy format")
     wide = data[6] >= 2
     start = 12 if wide else 10
     length = int.from_bytes(data[8:start], "little")

@@ -1,4 +1,4 @@
-"""Measured bits of one register: kept as they came, counted without building a list of ints.
+"""Count the measured bits of one register, without building a list of ints.
 
 A shot's *key* is whatever stands for it in the body (a hex string, a byte, a machine word, bytes);
 only distinct keys are ever turned into numbers and bitstrings. That is what makes a million shots
@@ -73,7 +73,7 @@ class HexRegister:
             shape.append(len(inner))
             inner = inner[0]
         if not isinstance(samples, list) or not isinstance(inner, list):
-            raise ValueError("`samples` is no list")
+            raise ValueError("`samples` is not a list")
         points = list(_points(samples, shape))
         if bits is None:
             bits = max((_hex(key).bit_length() for point in points for key in set(point)), default=1) or 1
@@ -202,13 +202,13 @@ def flat_index(index: Any, shape: tuple[int, ...]) -> int:
     """
     place = index if isinstance(index, tuple | list) else (index,)
     if len(place) != len(shape):
-        raise IndexError(f"{index!r} is no index of shape {shape}")
+        raise IndexError(f"{index!r} is not an index of shape {shape}")
     flat = 0
     for number, size in zip(place, shape, strict=True):
         # Also numpy's integers; a bool has an index too, and is none.
         found = -size - 1 if isinstance(number, bool) or not hasattr(number, "__index__") else operator.index(number)
         if not -size <= found < size:
-            raise IndexError(f"{index!r} is no index of shape {shape}")
+            raise IndexError(f"{index!r} is not an index of shape {shape}")
         flat = flat * size + found % size
     return flat
 
@@ -286,7 +286,7 @@ def _count_digits(register: HexRegister, point: int) -> Counter[Any] | None:
             return None
         digits = _count_bytes(text[2::3].encode("ascii"))
     except (TypeError, UnicodeEncodeError):
-        return None  # no hex strings: told where their value is asked for
+        return None  # not hex strings: reported when their value is read
     return Counter({f"0x{chr(digit)}": number for digit, number in digits.items()})
 
 
@@ -334,4 +334,4 @@ def _hex(key: Any) -> int:
     try:
         return int(key, 16) if isinstance(key, str) else int.__index__(key)
     except (ValueError, TypeError):
-        raise ValueError(f"{key!r:.60} is no hex string") from None
+        raise ValueError(f"{key!r:.60} is not a hex string") from None

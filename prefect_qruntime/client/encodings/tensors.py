@@ -248,5 +248,5 @@ def _shape(values: Any) -> tuple[int, ...]:
         return ()
     shapes = {_shape(value) for value in values}
     if len(shapes) > 1:
-        raise ValueError("ragged lists are no tensor")
+        raise ValueError("ragged lists are not a tensor")
     return (len(values), *(shapes.pop() if shapes else ()))

@@ -1,7 +1,7 @@
-"""A circuit in any form, as the wire form plus what is known about it.
+"""Turn a circuit of any form into its wire form, with what is known about it.
 
-qiskit is only looked up in `sys.modules`: a user who holds a `QuantumCircuit` has imported it, and
-nobody else pays for it.
+qiskit is only looked up in `sys.modules`: a user who holds a `QuantumCircuit` has imported it already, and other
+users do not pay for the import.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from prefect_qruntime.client.inputs.circuit_digest import identity_of
 from prefect_qruntime.client.inputs.parameters import shape_of
-from prefect_qruntime.client.inputs.qasm import scan, text_of
+from prefect_qruntime.client.inputs.qasm import scan, syntax_error, text_of, with_version
 from prefect_qruntime.errors import InvalidInput
 
 __all__ = [
@@ -50,6 +50,9 @@ class Circuit:
         inputs: Parameter names where exactly known, in declared order (text) or qiskit's order.
         qubits: Number of qubits, where exactly known.
         width: Number of classical bits, where exactly known.
+        registers: Names of the classical registers, where known.
+        scalars: Classical bits that belong to no register: the scalar bits of a text by name, the loose bits of a
+            `QuantumCircuit` by number.
         identity: What stands for the circuit in the digest, where `wire` is not reproducible. For an
             encoded circuit that is the text itself: whether qiskit is there to look into it must not
             decide whether a job is found again.
@@ -60,6 +63,8 @@ class Circuit:
     inputs: tuple[str, ...] | None = None
     qubits: int | None = None
     width: int | None = None
+    registers: tuple[str, ...] = ()
+    scalars: tuple[str, ...] = ()
     identity: Any = None
     source: Any = None
 
@@ -72,7 +77,7 @@ def is_quantum_circuit(value: Any) -> bool:
 
 
 def is_circuit_like(value: Any) -> bool:
-    """Whether it stands where a circuit does: text, a path, a circuit, an encoded circuit."""
+    """Whether a value has a circuit's form: text, a path, a circuit, an encoded circuit."""
     return isinstance(value, str | Path) or is_quantum_circuit(value) or is_encoded_circuit(value)
 
 
@@ -90,19 +95,29 @@ def read_circuit(value: Any, *, sampler: bool, field: str) -> Circuit:
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise InvalidInput("text holds a lone surrogate, which is no valid UTF-8", field=field) from None
+            raise InvalidInput("text holds a lone surrogate, which is not valid UTF-8", field=field) from None
         program = scan(text, field=field)
+        wrong = syntax_error(text, program.version)
+        if wrong is not None:
+            raise InvalidInput(f"not valid OpenQASM {program.version}: syntax error at {wrong}", field=field)
         if sampler and not program.registers:
             raise InvalidInput("no classical register: the sampler returns what is measured into one", field=field)
         if sampler and not program.measures:
             raise InvalidInput("nothing is measured, so the sampler would return nothing", field=field)
-        return Circuit(text, program.inputs, program.qubits, program.width)
+        return Circuit(
+            with_version(text),
+            program.inputs,
+            program.qubits,
+            program.width,
+            registers=tuple(name for name, _ in program.registers if name not in program.scalars),
+            scalars=program.scalars,
+        )
     if is_quantum_circuit(value):
         return _from_qiskit(value, sampler=sampler, field=field)
     if is_encoded_circuit(value):
         return Circuit({"__type__": "QuantumCircuit", "__value__": value["__value__"]})
     raise InvalidInput(
-        f"{type(value).__name__} is no circuit; use OpenQASM 2/3 text, a pathlib.Path, 'file:<path>' "
+        f"{type(value).__name__} is not a circuit; use OpenQASM 2/3 text, a pathlib.Path, 'file:<path>' "
         "or a QuantumCircuit",
         field=field,
     )
@@ -112,7 +127,7 @@ def load_qpy(encoded: dict[str, Any], *, field: str) -> Any:
     """The `QuantumCircuit` of an encoded one. Needs qiskit.
 
     Raises:
-        InvalidInput: qiskit is not installed, or the text is no QPY.
+        InvalidInput: qiskit is not installed, or the text is not QPY.
     """
     try:
         from qiskit import qpy
@@ -124,11 +139,12 @@ def load_qpy(encoded: dict[str, Any], *, field: str) -> Any:
     try:
         return qpy.load(io.BytesIO(qpy_bytes(encoded, limit=_MAX_QPY_BYTES)))[0]
     except Exception as error:
-        raise InvalidInput(f"no readable QPY: {type(error).__name__}: {error}", field=field) from None
+        raise InvalidInput(f"not readable QPY: {type(error).__name__}: {error}", field=field) from None
 
 
 def _from_qiskit(circuit: Any, *, sampler: bool, field: str) -> Circuit:
-    if sampler and not circuit.cregs:
+    loose = tuple(str(place) for place, bit in enumerate(circuit.clbits) if not circuit.find_bit(bit).registers)
+    if sampler and not circuit.cregs and not loose:
         raise InvalidInput("no classical register: the sampler returns what is measured into one", field=field)
     if sampler and not _measures(circuit):
         raise InvalidInput("nothing is measured, so the sampler would return nothing", field=field)
@@ -147,6 +163,8 @@ def _from_qiskit(circuit: Any, *, sampler: bool, field: str) -> Circuit:
         inputs=tuple(parameter.name for parameter in circuit.parameters),
         qubits=circuit.num_qubits,
         width=circuit.num_clbits or None,
+        registers=tuple(register.name for register in circuit.cregs),
+        scalars=loose,
         identity=identity_of(circuit, plain),
         source=circuit,
     )
@@ -187,7 +205,7 @@ def qpy_bytes(encoded: dict[str, Any], *, limit: int) -> bytes:
     """QPY out of the envelope.
 
     Raises:
-        ValueError: No base64, no zlib, or more than `limit` bytes.
+        ValueError: Not base64, not zlib, or more than `limit` bytes.
     """
     try:
         worker = zlib.decompressobj()

@@ -1,4 +1,4 @@
-"""Checks of the small fields of a submission: ids, tags, limits, plain JSON.
+"""Check the small fields of a submission: ids, tags, limits, plain JSON.
 
 Each check returns the value in the form that is sent, or raises `InvalidInput` naming the field.
 Limits come from the service's OpenAPI document: 8 tags of at most 86 characters (two of the
@@ -21,6 +21,7 @@ __all__ = [
     "check_flag",
     "check_id",
     "check_max_execution_time",
+    "check_precision",
     "check_shots",
     "check_tags",
     "nearest",
@@ -68,6 +69,16 @@ def check_shots(value: object, *, field: str) -> int | None:
     if not 1 <= number <= MAX_SHOTS:
         raise InvalidInput(f"must be between 1 and {MAX_SHOTS}, not {number}", field=field)
     return number
+
+
+def check_precision(number: float, *, field: str) -> None:
+    """Refuse a precision that no number of shots reaches: the shots of a value are about 1/precision²."""
+    if number < MAX_SHOTS**-0.5:
+        raise InvalidInput(
+            f"{number:g} is too small: it would take about {number**-2 if number > 1e-150 else math.inf:.1g} shots, "
+            f"and at most {MAX_SHOTS} are possible. Use at least {math.ceil(MAX_SHOTS**-0.5 * 1e7) / 1e7:g}",
+            field=field,
+        )
 
 
 def check_max_execution_time(value: object) -> int | None:
@@ -148,12 +159,12 @@ def _text(value: str, *, field: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise InvalidInput("text holds a lone surrogate, which is no valid UTF-8", field=field) from None
+        raise InvalidInput("text holds a lone surrogate, which is not valid UTF-8", field=field) from None
     return str(value)
 
 
 def _integer(value: object, *, field: str) -> int:
-    # numpy integers have __index__ too; bool has it, and is no number of anything.
+    # numpy integers have __index__ too; bool has it too, and is not a count.
     index = getattr(value, "__index__", None)
     if isinstance(value, bool) or index is None:
         raise InvalidInput(f"must be an integer, not {value!r}", field=field)

@@ -1,4 +1,4 @@
-"""A local look whether circuits fit a backend: qubits, gate names, coupled pairs.
+"""Check locally whether circuits fit a backend: qubits, gate names, coupled pairs, shots.
 
 The service refuses other circuits only when the job runs (code 7001 and the like). This reads the
 backend's configuration (`GET /backends/{id}/configuration`) and the circuit, and sends nothing.
@@ -60,10 +60,10 @@ def check_isa(spec: JobSpec, configuration: Mapping[str, Any]) -> None:
     Args:
         spec: A checked submission.
         configuration: The backend's configuration as the service answers it; parts it lacks
-            (`n_qubits`, `basis_gates`, `supported_instructions`, `coupling_map`) are not checked.
+            (`n_qubits`, `basis_gates`, `supported_instructions`, `coupling_map`, `max_shots`) are not checked.
 
     Raises:
-        InvalidInput: A qubit, gate or pair of qubits the backend does not have.
+        InvalidInput: A qubit, gate or pair of qubits the backend does not have, or more shots than it runs.
 
     Example:
         ```python
@@ -74,6 +74,7 @@ def check_isa(spec: JobSpec, configuration: Mapping[str, Any]) -> None:
         check_isa(make_spec(text, backend="b"), {"n_qubits": 5, "basis_gates": ["x", "sx", "rz", "cz"]})
         ```
     """
+    _check_shots(spec, configuration.get("max_shots"))
     size = configuration.get("n_qubits")
     names = {
         str(name)
@@ -89,6 +90,23 @@ def check_isa(spec: JobSpec, configuration: Mapping[str, Any]) -> None:
         found = _text_uses(circuit) if isinstance(circuit, str) else _qpy_uses(circuit, field)
         for use in found:
             _check(use, size if isinstance(size, int) else None, names, edges, field)
+
+
+def _check_shots(spec: JobSpec, most: Any) -> None:
+    """The most shots of a backend hold for each PUB."""
+    if not isinstance(most, int) or isinstance(most, bool) or most < 1:
+        return
+    asked = [(f"pubs[{place}].shots", pub.shots) for place, pub in enumerate(spec.pubs)]
+    # PUBs that all have shots of their own do not use the common number.
+    if not spec.pubs or any(pub.shots is None for pub in spec.pubs):
+        default = spec.options.get("default_shots")
+        asked.append(("shots", spec.shots) if spec.shots is not None else ("options.default_shots", default))
+    for field, shots in asked:
+        if isinstance(shots, int) and shots > most:
+            raise InvalidInput(
+                f"{shots} shots, but the backend runs at most {most}. Split them over several PUBs or jobs",
+                field=field,
+            )
 
 
 def _check(use: _Use, size: int | None, names: set[str], edges: set[tuple[int, int]] | None, field: str) -> None:

@@ -1,4 +1,4 @@
-"""Estimator observables: strings, `{pauli: coefficient}`, nested lists, qiskit's own objects.
+"""Check the estimator's observables: strings, `{pauli: coefficient}`, nested lists, qiskit's own objects.
 
 What is sent is what was written, only qiskit objects become `{label: coefficient}`. Letters other
 than I, X, Y, Z are the projectors Qiskit 2 knows.
@@ -16,20 +16,22 @@ from prefect_qruntime.errors import InvalidInput
 __all__ = ["check_observables", "observable_shape"]
 
 _LETTERS = frozenset("IXYZ01+-lr")
+ZERO = 1e-8
+"""Coefficients up to this are zero to qiskit, and so to the service: an observable of such terms alone fails there."""
 
 
 def check_observables(value: Any, qubits: int | None, *, field: str) -> Any:
     """Observables as strings, dicts of floats and (nested) lists of them.
 
     Args:
-        value: A Pauli string, `{pauli: coefficient}`, a `SparsePauliOp`, `Pauli` or
-            `SparseObservable`, or (nested) lists or arrays of those.
+        value: A Pauli string, `{pauli: coefficient}`, a `SparsePauliOp`, `Pauli`, `PauliList`
+            or `SparseObservable`, or (nested) lists or arrays of those.
         qubits: Number of qubits of the circuit, where known: every string must have that length.
         field: Name of the field in error messages.
 
     Raises:
-        InvalidInput: Missing, empty, no Pauli, a coefficient that is not a finite real number,
-            strings of different length.
+        InvalidInput: Missing, empty, not a Pauli, a coefficient that is not a finite real number, an observable
+            that is zero, strings of different length.
     """
     if value is None:
         raise InvalidInput("observables are required for the estimator", field=field)
@@ -66,7 +68,7 @@ def _one(value: Any, *, field: str, depth: int = 0) -> Any:
             label, factor = _key(key, field=field)
             number = _real(coefficient, field=f"{field}.{label}") * factor
             terms[label] = terms.get(label, 0.0) + number
-        return terms
+        return _not_zero(terms, field=field)
     if isinstance(value, list | tuple):
         if not value:
             raise InvalidInput("an empty list of observables", field=field)
@@ -94,12 +96,24 @@ def _foreign(value: Any, *, field: str, depth: int) -> Any:
             terms[text] = terms.get(text, 0j) + _complex(coefficient, field=f"{field}.{text}")
         if not terms:
             raise InvalidInput("an observable needs at least one term", field=field)
-        return {text: _real(number, field=f"{field}.{text}") for text, number in terms.items()}
+        return _not_zero({text: _real(number, field=f"{field}.{text}") for text, number in terms.items()}, field=field)
+    if callable(getattr(value, "to_labels", None)):  # PauliList
+        return _one([value[place] for place in range(len(value))], field=field, depth=depth)
     if callable(getattr(value, "tolist", None)):  # ObservablesArray, numpy array of the above
         items = value.tolist()
         if isinstance(items, list | str | Mapping):
             return _one(items, field=field, depth=depth + 1)
-    raise InvalidInput(f"{type(value).__name__} is no observable", field=field)
+    raise InvalidInput(f"{type(value).__name__} is not an observable", field=field)
+
+
+def _not_zero(terms: dict[str, float], *, field: str) -> dict[str, float]:
+    if all(abs(number) <= ZERO for number in terms.values()):
+        raise InvalidInput(
+            f"the observable is zero: its terms cancel, or no coefficient is above {ZERO:g}. The service refuses it "
+            "when the job runs; its expectation value is 0",
+            field=field,
+        )
+    return terms
 
 
 def _key(key: Any, *, field: str) -> tuple[str, float]:
@@ -112,7 +126,7 @@ def _key(key: Any, *, field: str) -> tuple[str, float]:
             raise InvalidInput(f"{text!r} is not Hermitian", field=field)
         sign = -1.0 if text.startswith("-") else 1.0
         return _label(text.lstrip("+-"), field=field), sign
-    raise InvalidInput(f"key {key!r} is no Pauli string", field=field)
+    raise InvalidInput(f"key {key!r} is not a Pauli string", field=field)
 
 
 def _label(text: str, *, field: str) -> str:
@@ -121,7 +135,7 @@ def _label(text: str, *, field: str) -> str:
     wrong = next((letter for letter in text if letter not in _LETTERS), None)
     if wrong is not None:
         hint = " Paulis are written in capitals." if wrong in "ixyz" else ""
-        raise InvalidInput(f"{text[:40]!r} holds {wrong!r}, which is no Pauli.{hint}", field=field)
+        raise InvalidInput(f"{text[:40]!r} holds {wrong!r}, which is not a Pauli.{hint}", field=field)
     return text
 
 
@@ -131,7 +145,7 @@ def _complex(value: Any, *, field: str) -> complex:
             return complex(value)
         except (TypeError, ValueError, OverflowError):
             pass  # an unbound parameter, an integer beyond all floats
-    raise InvalidInput(f"coefficient {value!r:.60} is no number", field=field)
+    raise InvalidInput(f"coefficient {value!r:.60} is not a number", field=field)
 
 
 def _real(value: Any, *, field: str) -> float:

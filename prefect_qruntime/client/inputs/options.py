@@ -1,4 +1,4 @@
-"""Options of the sampler and the estimator, as typed as the service's schema is.
+"""Check options of the sampler and the estimator against the service's schema.
 
 The fields, ranges and enumerations are those of IBM's OpenAPI document 0.45.3. Unknown names are
 refused at every level, also where the schema would ignore them: a misspelt option would otherwise
@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefect_qruntime.client.encodings.arrays import Extrapolator
-from prefect_qruntime.client.inputs.fields import nearest, plain_json
+from prefect_qruntime.client.inputs.fields import check_precision, nearest, plain_json
 from prefect_qruntime.errors import InvalidInput
 
 __all__ = ["EstimatorOptions", "SamplerOptions", "check_options"]
@@ -196,6 +196,9 @@ def check_options(options: Any, *, program_id: str) -> dict[str, Any]:
     except ValidationError as error:
         raise _explained(error, model) from None
     kept: dict[str, Any] = checked.model_dump(exclude_unset=True, mode="json")
+    for name in ("precision", "default_precision"):
+        if kept.get(name) is not None:
+            check_precision(kept[name], field=f"options.{name}")
     return kept
 
 

@@ -1,4 +1,4 @@
-"""Parameter values: whatever the user has, as plain nested lists of finite floats.
+"""Turn parameter values of any form into plain nested lists of finite floats.
 
 One form for equal numbers (list, tuple, numpy array, `1` and `1.0`), so that equal work has an
 equal digest. Names, counts and shapes are checked where the circuit tells, by the rules of qiskit's
@@ -7,14 +7,25 @@ equal digest. Names, counts and shapes are checked where the circuit tells, by t
 
 from __future__ import annotations
 
+import copy
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefect_qruntime.client.inputs.fields import nearest
 from prefect_qruntime.errors import InvalidInput
 
-__all__ = ["MAX_AXES", "check_order", "check_parameters", "numbers", "points_shape", "shape_of"]
+__all__ = [
+    "MAX_AXES",
+    "bindings_of",
+    "check_order",
+    "check_parameters",
+    "is_bindings_array",
+    "numbers",
+    "points_shape",
+    "shape_of",
+]
 
 MAX_AXES = 32
 """More axes than this no array of numpy had for decades."""
@@ -40,6 +51,8 @@ def check_parameters(value: Any, inputs: Sequence[str] | None, *, field: str) ->
             _one_shape(named, field=field)
         return named or None
     values = None if value is None else numbers(value, field=field)
+    if isinstance(values, float) and inputs is not None and len(inputs) == 1:
+        values = [values]  # the value of the only parameter, as qiskit takes it
     if isinstance(values, float):
         raise InvalidInput("must be a list of values, one for each parameter", field=field)
     if not values:
@@ -81,6 +94,22 @@ def check_order(value: Any, inputs: Sequence[str] | None, *, field: str) -> None
     )
 
 
+def is_bindings_array(value: Any) -> bool:
+    """Whether a value is qiskit's `BindingsArray`, without importing qiskit."""
+    kind = getattr(sys.modules.get("qiskit.primitives.containers.bindings_array"), "BindingsArray", None)
+    return isinstance(kind, type) and isinstance(value, kind)
+
+
+def bindings_of(value: Any) -> Any:
+    """A `BindingsArray` as names with values, or, without parameters, as so many points of none."""
+    if value.num_parameters:
+        return dict(value.data)
+    points: Any = []
+    for length in reversed(value.shape):
+        points = [copy.deepcopy(points) for _ in range(length)]
+    return points or None
+
+
 def points_shape(values: Any, inputs: Sequence[str] | None) -> tuple[int, ...] | None:
     """Shape of the points that checked values stand for, as qiskit infers it; None where it cannot be told."""
     if values is None:
@@ -108,11 +137,11 @@ def numbers(value: Any, *, field: str, depth: int = 0) -> Any:
             raise InvalidInput(f"nested deeper than {MAX_AXES} levels", field=field)
         return [numbers(item, field=f"{field}[{position}]", depth=depth + 1) for position, item in enumerate(value)]
     if isinstance(value, bool | str | bytes) or not hasattr(value, "__float__"):
-        raise InvalidInput(f"{_shown(value)} is no number", field=field)
+        raise InvalidInput(f"{_shown(value)} is not a number", field=field)
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
-        raise InvalidInput(f"{_shown(value)} is no real number", field=field) from None
+        raise InvalidInput(f"{_shown(value)} is not a real number", field=field) from None
     if not math.isfinite(number):
         raise InvalidInput(f"{number} cannot be sent", field=field)
     return number + 0.0  # -0.0 and 0.0 are the same angle
@@ -195,7 +224,7 @@ def _one_shape(named: Mapping[str, Any], *, field: str) -> None:
 def _name(key: Any, *, field: str) -> str:
     name = key if isinstance(key, str) else getattr(key, "name", None)
     if not isinstance(name, str) or not name:
-        raise InvalidInput(f"key {_shown(key)} is no parameter name", field=field)
+        raise InvalidInput(f"key {_shown(key)} is not a parameter name", field=field)
     return name
 
 

@@ -1,4 +1,4 @@
-"""PUBs: every form a user may write, as checked `Pub` objects.
+"""Turn PUBs of every form that users write into checked `Pub` objects.
 
 Sampler: a circuit, or `(circuit, parameters, shots)`; estimator: `(circuit, observables,
 parameters, precision)`; trailing parts may be missing. One PUB may stand for a list of one where
@@ -12,9 +12,15 @@ import sys
 from typing import Any
 
 from prefect_qruntime.client.inputs.circuits import Circuit, is_circuit_like, read_circuit
-from prefect_qruntime.client.inputs.fields import check_shots
+from prefect_qruntime.client.inputs.fields import check_precision, check_shots
 from prefect_qruntime.client.inputs.observables import check_observables, observable_shape
-from prefect_qruntime.client.inputs.parameters import check_order, check_parameters, points_shape
+from prefect_qruntime.client.inputs.parameters import (
+    bindings_of,
+    check_order,
+    check_parameters,
+    is_bindings_array,
+    points_shape,
+)
 from prefect_qruntime.client.inputs.spec import Pub
 from prefect_qruntime.errors import InvalidInput
 
@@ -28,10 +34,10 @@ _FORM = {
 
 
 def read_pubs(pubs: Any, *, program_id: str) -> tuple[Pub, ...]:
-    """All PUBs of a submission.
+    """Check all PUBs of a submission.
 
     Raises:
-        InvalidInput: None at all, or one that is wrong; the field says which part of which PUB.
+        InvalidInput: There is no PUB, or one is wrong; the field says which part of which PUB.
     """
     read = _sampler_pub if program_id == "sampler" else _estimator_pub
     # The same circuit with many parameter points is common: read and encode it once.
@@ -44,7 +50,7 @@ def pub_parts(pubs: Any, *, program_id: str) -> list[list[Any]]:
     """Each PUB as the list of its parts, unchecked; trailing ones may be missing.
 
     Raises:
-        InvalidInput: None at all, or something that is no PUB.
+        InvalidInput: There is no PUB, or an item is not a PUB.
     """
     items = _as_list(pubs, sampler=program_id == "sampler")
     if not items:
@@ -84,12 +90,14 @@ def _parts(item: Any, field: str, most: int, form: str) -> list[Any]:
     if is_circuit_like(item):
         return [item]
     if _is_qiskit_pub(item):
-        values = item.parameter_values if item.parameter_values.num_parameters else None
+        # Without parameters too it may have a shape: so often does the circuit run.
+        given = item.parameter_values
+        values = given if given.num_parameters or given.shape else None
         if hasattr(item, "observables"):
             return [item.circuit, item.observables, values, item.precision][:most]
         return [item.circuit, values, item.shots]
     if not isinstance(item, list | tuple):
-        raise InvalidInput(f"{type(item).__name__} is no PUB; use {form}", field=field)
+        raise InvalidInput(f"{type(item).__name__} is not a PUB; use {form}", field=field)
     if not 1 <= len(item) <= most:
         raise InvalidInput(f"has {len(item)} parts; use {form}", field=field)
     return list(item)
@@ -113,6 +121,8 @@ def _sampler_pub(parts: list[Any], field: str, seen: dict[int, tuple[Any, Circui
         shots=check_shots(shots, field=f"{field}.shots"),
         width=read.width,
         identity=read.identity,
+        registers=read.registers,
+        scalars=read.scalars,
     )
 
 
@@ -129,11 +139,15 @@ def _estimator_pub(parts: list[Any], field: str, seen: dict[int, tuple[Any, Circ
         precision=_precision(precision, field=f"{field}.precision"),
         width=read.width,
         identity=read.identity,
+        registers=read.registers,
+        scalars=read.scalars,
     )
 
 
 def _parameters(value: Any, circuit: Circuit, *, field: str) -> Any:
     if circuit.source is None:
+        if is_bindings_array(value):
+            value = bindings_of(value)
         checked = check_parameters(value, circuit.inputs, field=field)
         check_order(value, circuit.inputs, field=field)
         return checked
@@ -180,4 +194,5 @@ def _precision(value: Any, *, field: str) -> float | None:
     number = float(value)
     if not math.isfinite(number) or number <= 0:
         raise InvalidInput(f"must be greater than 0, not {number:g}", field=field)
+    check_precision(number, field=field)
     return number

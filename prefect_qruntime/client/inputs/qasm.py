@@ -1,14 +1,20 @@
-"""What can be read off OpenQASM text without a parser: version, registers, inputs.
+"""Read version, registers and inputs from OpenQASM text without a parser.
 
-This is no OpenQASM parser and refuses only what is certainly wrong; everything it cannot tell
-exactly it leaves open (None), and the service decides.
+The scanner refuses only what is certainly wrong. What it cannot tell exactly it leaves open (None), and the
+service decides. `syntax_error` asks a real parser if one is installed.
 """
 
 from __future__ import annotations
 
+import ast
+import os
 import re
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -16,21 +22,42 @@ from urllib.parse import unquote, urlsplit
 from prefect_qruntime.client.inputs.fields import MAX_PAYLOAD_BYTES
 from prefect_qruntime.errors import InvalidInput
 
-__all__ = ["Program", "looks_like_qasm", "read_path", "scan", "statements", "text_of"]
+__all__ = [
+    "Program",
+    "constant_value",
+    "limit_references",
+    "path_of",
+    "read_path",
+    "scan",
+    "statements",
+    "syntax_error",
+    "text_of",
+    "with_version",
+]
 
 _SKIPPED = re.compile(r'"[^"\n]*"|//[^\n]*|/\*.*?(?:\*/|\Z)', re.DOTALL)
 _PRAGMA = re.compile(r"^[ \t]*(?:@|#?pragma\b)[^\n]*", re.MULTILINE)
 _BRACE = re.compile(r"[{}]")
 _HEADER = re.compile(r"OPENQASM\s+([0-9]+)(?:\.[0-9]+)?\s*;")
-_CONST = re.compile(r"const\s+u?int(?:\s*\[[^\]]*\])?\s+(\w+)\s*=\s*([0-9_]+)")
-_BITS = re.compile(r"(?:output\s+)?bit(?:\s*\[\s*(\w+)\s*\]\s*|\s+)([^\W\d]\w*)\s*(?:=.*)?", re.DOTALL)
-_CREG = re.compile(r"creg\s+([^\W\d]\w*)\s*(?:\[\s*(\w+)\s*\])?")
-_QUBITS = re.compile(r"qubit(?:\s*\[\s*(\w+)\s*\]\s*|\s+)([^\W\d]\w*)")
-_QREG = re.compile(r"qreg\s+([^\W\d]\w*)\s*(?:\[\s*(\w+)\s*\])?")
+_CONST = re.compile(r"const\s+u?int(?:\s*\[[^\]]*\])?\s+(\w+)\s*=\s*(.+)", re.DOTALL)
+_BITS = re.compile(r"(?:output\s+)?bit(?:\s*\[([^\[\]]+)\]\s*|\s+)([^\W\d]\w*)\s*(?:=.*)?", re.DOTALL)
+_CREG = re.compile(r"creg\s+([^\W\d]\w*)\s*(?:\[([^\[\]]+)\])?")
+_QUBITS = re.compile(r"qubit(?:\s*\[([^\[\]]+)\]\s*|\s+)([^\W\d]\w*)")
+_QREG = re.compile(r"qreg\s+([^\W\d]\w*)\s*(?:\[([^\[\]]+)\])?")
 _INPUT = re.compile(r"input\s+(\w+)\s*(?:\[[^\]]*\])?\s*([^\W\d]\w*)")
 _MEASURE = re.compile(r"\bmeasure\b")
 _DECLARING = ("const", "bit", "output", "creg", "qubit", "qreg", "input")
+# What a version 3 text without its version line may begin with. A name of a file or an account begins otherwise.
+_OPENING = re.compile(
+    r"(?:include\s*\"[^\"]*\"|(?:qubit|bit)\s*\[[^\]]+\]\s*[^\W\d]\w*|(?:qubit|bit)\s+[^\W\d]\w*|(?:qreg|creg)\s+[^\W\d]\w*"
+    r"|(?:input|output|const)\s+\w+|(?:gate|def|extern)\s+[^\W\d]\w*|(?:[^\W\d]\w*(?:\s*\([^()]*\))?\s+)\$\d+)"
+)
+_INTEGER = re.compile(r"0[bB][01_]+|0[oO][0-7_]+|0[xX][0-9a-fA-F_]+|[0-9][0-9_]*")
+_EXPRESSION = re.compile(r"[\w\s+*/%()-]{1,200}")
+_LARGEST = 2**31
 _DEFINITION = re.compile(r"\b(?:gate|cal|defcal)\b[^{};]*\{[^{}]*\}")
+_PLACE = re.compile(r"L(\d+):C(\d+)")
+_PLACE_2 = re.compile(r":(\d+),(\d+):")
 _PHYSICAL = re.compile(r"\$([0-9]{1,9})\b")
 
 
@@ -40,7 +67,8 @@ class Program:
 
     Attributes:
         version: 2 or 3.
-        registers: Classical registers in order of declaration, with their bits.
+        registers: Classical registers in order of declaration, with their bits. A scalar bit is one of 1 bit.
+        scalars: Names of those that are scalar bits (`bit c;`), not registers (`bit[1] c;`).
         inputs: Names of the scalar float and angle inputs, in order of declaration.
         qubits: Declared qubits; for physical qubits (`$n`) None.
         measures: Whether anything is measured.
@@ -51,6 +79,7 @@ class Program:
     inputs: tuple[str, ...] | None
     qubits: int | None
     measures: bool
+    scalars: tuple[str, ...] = ()
 
     @property
     def width(self) -> int | None:
@@ -60,74 +89,148 @@ class Program:
         return sum(known) if known and len(known) == len(widths) else None
 
 
-def text_of(value: Any, *, field: str) -> Any:
-    """What a path or a file reference points to, as text; anything else as it is.
+def path_of(value: Any, *, field: str) -> Path | None:
+    """The file that a path or a `file:` reference names; None for anything else.
 
     A reference is `file:` with an absolute or relative path (`file:/shared/bell.qasm`, `file:bell.qasm`,
     `file:///shared/my%20bell.qasm`): for places that hold text only, such as flow parameters, forms and saved
-    blocks. The file is read where the job is submitted.
+    blocks.
 
     Raises:
-        InvalidInput: No file of this machine, or one that cannot be read.
+        InvalidInput: The reference names no file of this machine.
     """
     if isinstance(value, str) and value.startswith("file:"):
         parts = urlsplit(value)
         path = unquote(parts.path)
         if parts.netloc not in ("", "localhost") or parts.query or parts.fragment or not path or "\0" in path:
-            raise InvalidInput(f"{value[:200]!r} names no file of this machine", field=field)
-        value = Path(path)
-    return read_path(value, field=field) if isinstance(value, Path) else value
+            raise InvalidInput(f"{value[:200]!r} does not name a file of this machine", field=field)
+        return Path(path)
+    return value if isinstance(value, Path) else None
 
 
-def read_path(path: Path, *, field: str) -> str:
-    """The text of an OpenQASM file, read now: the job must not depend on a later state of the file."""
+_check_reference: ContextVar[Callable[[Path, str], Path] | None] = ContextVar("_check_reference", default=None)
+
+
+@contextmanager
+def limit_references(check: Callable[[Path, str], Path]) -> Iterator[None]:
+    """Inside this block, `text_of` asks before it reads a `file:` reference; a `Path` object is the caller's own.
+
+    Args:
+        check: Takes the path and the field's name; returns the path to read, or raises `InvalidInput`.
+    """
+    token = _check_reference.set(check)
     try:
-        if path.stat().st_size > MAX_PAYLOAD_BYTES:
-            raise InvalidInput(f"{path} is larger than {MAX_PAYLOAD_BYTES // 10**6} MB", field=field)
-        return path.read_text(encoding="utf-8-sig")
+        yield
+    finally:
+        _check_reference.reset(token)
+
+
+def text_of(value: Any, *, field: str) -> Any:
+    """The text of the file that a path or a `file:` reference names; any other value unchanged.
+
+    The file is read now, where the job is submitted: the job must not depend on a later state of the file.
+
+    Raises:
+        InvalidInput: No file of this machine, or one that cannot be read.
+    """
+    path = path_of(value, field=field)
+    if path is None:
+        return value
+    check = _check_reference.get()
+    if check is not None and isinstance(value, str):
+        path = check(path, field)
+    return read_path(path, field=field)
+
+
+def read_path(path: Path, *, field: str, limit: int = MAX_PAYLOAD_BYTES) -> str:
+    """The text of a regular file. Devices, pipes and large files are refused unread; content is never shown.
+
+    Raises:
+        InvalidInput: Not a regular file, too large, unreadable, or not UTF-8 text.
+    """
+    shown = str(path)[:200]
+    try:
+        # Opened without waiting, so that a pipe without a writer cannot hang the process.
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+        with os.fdopen(handle, "rb") as file:
+            found = os.fstat(handle)
+            if not stat.S_ISREG(found.st_mode):
+                raise InvalidInput(f"{shown} is not a regular file", field=field)
+            if found.st_size > limit:
+                raise InvalidInput(f"{shown} has {found.st_size:,} bytes; at most {limit:,} are read", field=field)
+            # A file may grow, and those of /proc have no size.
+            content = file.read(limit + 1)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or type(error).__name__
+        raise InvalidInput(f"{shown} cannot be read: {why}", field=field) from None
+    if len(content) > limit:
+        raise InvalidInput(f"{shown} has more than {limit:,} bytes", field=field)
+    try:
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise InvalidInput(f"{path} is no UTF-8 text", field=field) from None
-    except OSError as error:
-        why = error.strerror or type(error).__name__
-        raise InvalidInput(f"{path} cannot be read: {why}", field=field) from None
+        # `from None`: the decoder's error holds the whole content.
+        raise InvalidInput(f"{shown} is not UTF-8 text", field=field) from None
 
 
-def looks_like_qasm(text: str) -> bool:
-    """Whether the text has an OpenQASM version line, after comments at most."""
-    return _HEADER.match(_without_comments(text).lstrip().removeprefix("\ufeff").lstrip()) is not None
+def with_version(text: str) -> str:
+    """The text with a version line: OpenQASM 3 may leave it out, and a reader should not have to guess.
+
+    The digest sees the text as it is sent, so both forms of such a text are the same work.
+    """
+    return text if _HEADER.match(_without_comments(text).lstrip()) else f"OPENQASM 3.0;\n{text}"
+
+
+def _version(bare: str, *, field: str) -> int:
+    """The version of a text without comments."""
+    start = bare.lstrip()
+    header = _HEADER.match(start)
+    if header is not None:
+        version = int(header[1])
+        if version not in (2, 3):
+            raise InvalidInput(
+                f"OpenQASM {version} is not a version that the service reads. Use version 2 or 3", field=field
+            )
+        return version
+    if ";" in start and not start.startswith("OPENQASM") and _OPENING.match(start):
+        if "qelib1.inc" in start:
+            raise InvalidInput(
+                "the text includes qelib1.inc, so it is OpenQASM 2, but has no version line. "
+                "Put 'OPENQASM 2.0;' in front of it",
+                field=field,
+            )
+        return 3
+    # The text itself is not shown: it may be a file's content.
+    hint = "" if "\n" in start.strip() or ";" in start else ". To read a file, pass a pathlib.Path or 'file:<path>'"
+    raise InvalidInput(f"the text does not start with an OPENQASM 2 or 3 version line{hint}", field=field)
 
 
 def scan(text: str, *, field: str) -> Program:
-    """Read version, registers and inputs off OpenQASM 2 or 3 text.
+    """Read version, registers and inputs from OpenQASM 2 or 3 text.
 
     Raises:
-        InvalidInput: Empty text, or no `OPENQASM 2` or `OPENQASM 3` line at its start.
+        InvalidInput: Empty text, or neither OpenQASM 2 nor 3. OpenQASM 3 may leave its version line out.
     """
     if not text.strip():
         raise InvalidInput("the circuit text is empty", field=field)
     bare = _without_comments(text)
-    header = _HEADER.match(bare.lstrip())
-    if header is None:
-        shown = text.strip()[:40]
-        hint = (
-            " To read a file, pass a pathlib.Path or 'file:<path>'." if "\n" not in shown and ";" not in shown else ""
-        )
-        raise InvalidInput(f"no OPENQASM 2 or 3 line at the start of {shown!r}.{hint}", field=field)
-    version = int(header[1])
-    if version not in (2, 3):
-        raise InvalidInput(f"OpenQASM {version} is not known to the service; use 2 or 3", field=field)
+    version = _version(bare, field=field)
 
     constants: dict[str, int] = {}
     registers: list[tuple[str, int | None]] = []
+    scalars: list[str] = []
     inputs: list[str] | None = []
     qubits: int | None = 0
     for statement in _top_level(bare):
         if not statement.startswith(_DECLARING):
             continue
         if match := _CONST.fullmatch(statement):
-            constants[match[1]] = int(match[2].replace("_", ""))
+            value = constant_value(match[2], constants)
+            if value is not None:
+                constants[match[1]] = value
         elif match := _BITS.fullmatch(statement):
             registers.append((match[2], _size(match[1], constants)))
+            if match[1] is None:
+                scalars.append(match[2])
         elif match := _CREG.fullmatch(statement):
             registers.append((match[1], _size(match[2], constants)))
         elif match := _QUBITS.fullmatch(statement):
@@ -150,6 +253,7 @@ def scan(text: str, *, field: str) -> Program:
         inputs=tuple(inputs) if inputs is not None else None,
         qubits=qubits or None,
         measures=_MEASURE.search(bare) is not None,
+        scalars=tuple(scalars),
     )
 
 
@@ -193,8 +297,125 @@ def _top_level(text: str) -> Iterator[str]:
             yield statement
 
 
-def _size(text: str | None, constants: dict[str, int]) -> int | None:
-    if text is None:
-        return 1
-    digits = text.replace("_", "")
-    return int(digits) if digits.isdecimal() else constants.get(text)
+def _size(text: str | None, constants: Mapping[str, int]) -> int | None:
+    return 1 if text is None else constant_value(text, constants)
+
+
+def constant_value(text: str, constants: Mapping[str, int]) -> int | None:
+    """The value of a constant integer expression such as `2*n + 1`; None if it is not one or is out of range.
+
+    Args:
+        text: The expression: integers in any base, names of constants, `+ - * / %`, brackets.
+        constants: The constants known by name.
+
+    Example:
+        ```python
+        from prefect_qruntime.client.inputs.qasm import constant_value
+
+        assert constant_value("2*n + 0b10", {"n": 3}) == 8
+        ```
+    """
+    if not _EXPRESSION.fullmatch(text):
+        return None
+    # Python reads `007` and `1__0` otherwise than OpenQASM, so integers are read here.
+    plain = re.sub(r"\w+", lambda word: _as_decimal(word[0], constants), text)
+    try:
+        value = _evaluated(ast.parse(plain.strip(), mode="eval").body)
+    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
+        return None
+    return value if 0 <= value <= _LARGEST else None
+
+
+def _as_decimal(word: str, constants: Mapping[str, int]) -> str:
+    if word in constants:
+        return str(constants[word])
+    if _INTEGER.fullmatch(word):
+        digits = word.replace("_", "")
+        base = {"0b": 2, "0o": 8, "0x": 16}.get(digits[:2].lower())
+        return str(int(digits[2:], base) if base else int(digits))
+    return word  # no number; it is refused below
+
+
+def _evaluated(node: ast.AST) -> int:
+    if isinstance(node, ast.Constant) and type(node.value) is int:
+        value = node.value
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
+        value = _evaluated(node.operand)
+        value = -value if isinstance(node.op, ast.USub) else value
+    elif isinstance(node, ast.BinOp):
+        left, right = _evaluated(node.left), _evaluated(node.right)
+        if isinstance(node.op, ast.Add):
+            value = left + right
+        elif isinstance(node.op, ast.Sub):
+            value = left - right
+        elif isinstance(node.op, ast.Mult):
+            value = left * right
+        elif isinstance(node.op, ast.Div | ast.Mod) and left >= 0 and right > 0:
+            value = left // right if isinstance(node.op, ast.Div) else left % right
+        else:
+            raise ValueError("not an operator of constant sizes")
+    else:
+        raise ValueError("not a constant integer")
+    if abs(value) > _LARGEST:
+        raise ValueError("out of range")
+    return value
+
+
+MAX_PARSED = 20_000
+"""Most characters of a text that is parsed locally: the reference parser reads about 20,000 in a second."""
+
+
+@lru_cache(maxsize=64)
+def syntax_error(text: str, version: int) -> str | None:
+    """The first syntax error that a parser on this machine finds, with its line and column.
+
+    The parser is the reference parser of OpenQASM 3, package `openqasm3`, which the service's own reader is built
+    on. It reads version 2 with few exceptions, so for version 2 qiskit has the last word.
+
+    Args:
+        text: The OpenQASM text.
+        version: 2 or 3.
+
+    Returns:
+        None if there is no error, if no parser is installed, or if the text is longer than `MAX_PARSED`.
+    """
+    if len(text) > MAX_PARSED:
+        return None
+    try:
+        from openqasm3.parser import QASM3ParsingError, parse
+    except ImportError:
+        return None
+    try:
+        parse(text)
+    except QASM3ParsingError as error:
+        return _place_of(error) if version == 3 else _error_in_version_2(text)
+    except (RecursionError, ValueError):
+        return None  # the parser's own limits say nothing about the text
+    return None
+
+
+def _place_of(error: Exception) -> str:
+    if found := _PLACE.match(str(error)):
+        return f"line {found[1]}, column {int(found[2]) + 1}"
+    cause: Any = error
+    while cause is not None:
+        token = getattr(cause, "offendingToken", None) or next(
+            (token for item in cause.args if (token := getattr(item, "offendingToken", None)) is not None), None
+        )
+        if token is not None:
+            return f"line {token.line}, column {token.column + 1}"
+        cause = cause.__cause__ or cause.__context__
+    return "an unknown place"
+
+
+def _error_in_version_2(text: str) -> str | None:
+    try:
+        from qiskit import qasm2
+    except ImportError:
+        return None
+    try:
+        qasm2.loads(text, custom_instructions=qasm2.LEGACY_CUSTOM_INSTRUCTIONS)
+    except qasm2.QASM2ParseError as error:
+        found = _PLACE_2.search(str(error))
+        return f"line {found[1]}, column {int(found[2]) + 1}" if found else "an unknown place"
+    return None

@@ -15,13 +15,27 @@ import orjson
 from prefect_qruntime.client.inputs.fields import MAX_PAYLOAD_BYTES
 from prefect_qruntime.errors import InvalidInput
 
-__all__ = ["DIGEST_VERSION", "RECIPE_AUTHOR", "RECIPE_VERSION", "JobSpec", "Pub", "check_size"]
+__all__ = [
+    "DIGEST_VERSION",
+    "RECIPE_AUTHOR",
+    "RECIPE_VERSION",
+    "RESTRICTED_NAMES",
+    "JobSpec",
+    "Pub",
+    "check_scalar_bits",
+    "check_size",
+    "input_notices",
+]
 
 RECIPE_AUTHOR = "prefect_qruntime"
 RECIPE_VERSION = "p1"
 """Our own post-processing record in a quantum program: who wrote it, and its version (IBM\'s start with a `v`)."""
 DIGEST_VERSION = "d2"
 """Changes whenever the canonical form below changes, so that old and new keys never mix."""
+RESTRICTED_NAMES = frozenset({"keys", "values", "items", "ndim", "shape", "size"})
+"""Names that qiskit's `DataBin` uses itself, so that no register of a result can have them there."""
+
+_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +49,8 @@ class Pub:
         shots: Sampler only.
         precision: Estimator only.
         width: Number of classical bits, where the text tells.
+        registers: Names of the classical registers, where known.
+        scalars: Classical bits outside all registers, by name or number.
         identity: What the digest sees in place of `circuit`, where the wire form is not
             reproducible (QPY holds random parameter ids).
     """
@@ -46,6 +62,8 @@ class Pub:
     precision: float | None = None
     width: int | None = None
     identity: Any = None
+    registers: tuple[str, ...] = ()
+    scalars: tuple[str, ...] = ()
 
     def canonical(self) -> list[Any]:
         """The part of the payload that decides what is computed."""
@@ -156,3 +174,51 @@ def _leaves(value: Any) -> int:
     if isinstance(value, dict):
         return sum(len(key) + _leaves(item) for key, item in value.items()) + 1
     return len(value) if isinstance(value, str) else 1
+
+
+def check_scalar_bits(spec: JobSpec) -> None:
+    """Refuse classical bits outside all registers, for a dialect whose results are registers.
+
+    The sampler of the cloud dialect returns registers by name. Qiskit's primitives drop bits that belong to none,
+    so what is measured into one would be paid for and lost. Legacy results join all bits and lose none.
+
+    Raises:
+        InvalidInput: The bits are named, with the declaration to write instead.
+    """
+    if spec.program_id != "sampler":
+        return
+    for place, pub in enumerate(spec.pubs):
+        if pub.scalars:
+            raise InvalidInput(_refusal(pub), field=f"pubs[{place}].circuit")
+
+
+def _refusal(pub: Pub) -> str:
+    shown, more = pub.scalars[:_SHOWN], len(pub.scalars) - _SHOWN
+    listed = ", ".join(repr(name) if isinstance(pub.circuit, str) else name for name in shown)
+    if more > 0:
+        listed += f" and {more} more"
+    one = len(pub.scalars) == 1
+    if not isinstance(pub.circuit, str):
+        return (
+            f"classical bit{'' if one else 's'} {listed} belong{'s' if one else ''} to no register, and the service "
+            "returns registers only. Measure into a ClassicalRegister instead"
+        )
+    return (
+        f"{listed} {'is a scalar bit' if one else 'are scalar bits'}, and the service returns registers only. "
+        f"Declare {'a register' if one else 'registers'} instead: bit[1] {pub.scalars[0]};"
+    )
+
+
+def input_notices(spec: JobSpec) -> tuple[str, ...]:
+    """Sentences about inputs that are valid and may surprise later: to be logged when the job is submitted."""
+    found: list[str] = []
+    for place, pub in enumerate(spec.pubs if spec.program_id == "sampler" else ()):
+        names = [name for name in pub.registers if name in RESTRICTED_NAMES]
+        if names:
+            listed = ", ".join(repr(name) for name in names)
+            found.append(
+                f"pubs[{place}].circuit has {'a register' if len(names) == 1 else 'registers'} named {listed}. "
+                f"Qiskit's result objects use {'that name' if len(names) == 1 else 'those names'} themselves, so "
+                "to_primitive_result() will fail; counts() and to_table() work. Rename it to avoid that."
+            )
+    return tuple(found)

@@ -1,4 +1,4 @@
-"""`JobResult`: what a job returned, in one shape for every dialect and wire form.
+"""Read what a job returned, in one shape for every dialect and wire form.
 
 The body is kept as it came and read lazily: a small one in memory, a large one in a file that is decoded
 when it is first looked at. Neither numpy nor qiskit is needed, except by `to_primitive_result`.
@@ -219,7 +219,7 @@ class JobResult(BaseModel):
         return floats(self.field("stds", pub)) if "stds" in self._view(pub).fields else None
 
     def field(self, name: str, pub: int = 0) -> Any:
-        """Any field of a PUB's data that is no register, for instance `ensemble_standard_error`.
+        """Any field of a PUB's data that is not a register, for instance `ensemble_standard_error`.
 
         Raises:
             QuantumRuntimeError: The PUB has no such field.
@@ -232,7 +232,7 @@ class JobResult(BaseModel):
             return decode_value(view.fields[name], allowance=Allowance(self.decode_limit))
 
     def arrays(self, pub: int = 0) -> dict[str, Any]:
-        """All fields of a PUB's data that are no registers, by name: expectation values, or kerneled points."""
+        """All fields of a PUB's data that are not registers, by name: expectation values, or kerneled points."""
         return {name: self.field(name, pub) for name in self._view(pub).fields}
 
     def shots(self, pub: int = 0) -> int | None:
@@ -272,6 +272,48 @@ class JobResult(BaseModel):
         with self._reading():
             return primitive_result(self)
 
+    def plot(
+        self,
+        pub: int = 0,
+        *,
+        register: str | None = None,
+        index: int | tuple[int, ...] | None = None,
+        ax: Any = None,
+    ) -> Any:
+        """Draw a PUB with matplotlib: counts as bars, expectation values with their standard errors.
+
+        Needs the extra `[plot]`. At most 16 outcomes are drawn; the others together are one bar.
+
+        Args:
+            pub: Which PUB.
+            register: Which classical register, as in `counts`.
+            index: Which point of a sampler's PUB with several; an estimator's points are all drawn.
+            ax: The matplotlib axes to draw into; None makes a figure.
+
+        Returns:
+            The axes.
+
+        Raises:
+            InvalidInput: As `counts`.
+            QuantumRuntimeError: matplotlib is not installed, or the PUB has neither bitstrings nor values.
+        """
+        from prefect_qruntime.client.results.notebook import plot_result
+
+        return plot_result(self, pub, register=register, index=index, ax=ax)
+
+    def __repr__(self) -> str:
+        from prefect_qruntime.client.results.notebook import describe
+
+        return describe(self)
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from prefect_qruntime.client.results.notebook import result_html
+
+        return result_html(self)
+
     @cached_property
     def _last_view(self) -> dict[str, Any]:
         # The PUB looked at last, as most that is asked of one is asked in a row: its registers unfold once.
@@ -289,7 +331,7 @@ class JobResult(BaseModel):
                 known = f" of program {self.program_id!r}" if self.program_id else ""
                 raise QuantumRuntimeError(f"the result{known} has no PUBs; read `.raw`", job_id=self.job_id)
             if isinstance(pub, bool) or not isinstance(pub, int) or not 0 <= pub < len(items):
-                raise InvalidInput(f"{pub!r} is none of the PUBs 0 to {len(items) - 1}", field="pub")
+                raise InvalidInput(f"there is no PUB {pub!r}; the result has PUBs 0 to {len(items) - 1}", field="pub")
             width = self.widths[pub] if pub < len(self.widths) else None
             view = view_pub(raw, items[pub], pub, width=width, allowance=Allowance(self.decode_limit))
             last.update(raw=raw, pub=pub, view=view)
@@ -333,7 +375,7 @@ class JobResult(BaseModel):
 
     @contextmanager
     def _reading(self, pub: int | None = None) -> Iterator[None]:
-        """Whatever is wrong with a body is one kind of error, with the job it belongs to."""
+        """Turn every failure to read a body into one kind of error that names the job."""
         try:
             yield
         except (

@@ -1,4 +1,4 @@
-"""A result as `qiskit.primitives` objects: the only module of the results that needs qiskit.
+"""Build `qiskit.primitives` objects from a result: the only module of the results that needs qiskit.
 
 Built from the same views as everything else, so plain and encoded bodies give equal objects. Arrays in
 metadata become numpy arrays. Where IBM's client is installed, execution spans and the results of its
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect_qruntime.client.encodings.arrays import Allowance, ExecutionSpan, NpyArray, decode_value
 from prefect_qruntime.client.encodings.registers import HexRegister, PackedRegister, Register
+from prefect_qruntime.client.inputs.spec import RESTRICTED_NAMES
 from prefect_qruntime.client.results.views import PubView, counts_of, form_of, pub_list, top_metadata, view_pub
 from prefect_qruntime.errors import QuantumRuntimeError
 
@@ -63,6 +64,14 @@ def _pub_result(view: PubView, result: JobResult, place: int, allowance: Allowan
         width = len(next(iter(view.quasi)))
         data = DataBin(meas=BitArray.from_counts(counts, num_bits=width))
         return SamplerPubResult(data, metadata=metadata)
+    restricted = [name for name in (*view.registers, *view.fields) if name in RESTRICTED_NAMES]
+    if restricted:
+        raise QuantumRuntimeError(
+            f"PUB {place} has data named {', '.join(map(repr, restricted))}, and Qiskit's result objects use such "
+            "names themselves.",
+            solution="Use counts(), memory() or to_table(), which work, and rename the register for the next job.",
+            job_id=result.job_id,
+        )
     fields: dict[str, Any] = {}
     shape: tuple[int, ...] = ()
     for name, register in view.registers.items():

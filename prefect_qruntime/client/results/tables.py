@@ -1,4 +1,4 @@
-"""A result as rows of plain values."""
+"""Turn a result into rows of plain values."""
 
 from __future__ import annotations
 

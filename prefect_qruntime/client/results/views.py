@@ -1,4 +1,4 @@
-"""One look at one PUB of a result body, whatever its form.
+"""Read one PUB of a result body of any form.
 
 | form | how it is told |
 |---|---|
@@ -98,7 +98,7 @@ def top_metadata(raw: Any) -> Any:
 
 
 def view_pub(raw: Any, item: Any, place: int, *, width: int | None, allowance: Allowance) -> PubView:
-    """Look at one PUB result.
+    """Read one PUB result.
 
     Args:
         raw: The whole body.

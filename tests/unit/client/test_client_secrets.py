@@ -27,7 +27,7 @@ from tests.support.mock_client import QUICK, TOKEN
 HASTY = replace(QUICK, read=0.05, wait=0.05, fetch=0.05, change=0.05)
 KEY = "the-key-of-this-test-0001"
 Connect = Callable[..., QuantumRuntimeClient]
-SPEC = make_spec(["OPENQASM 3.0; qubit q; bit c; c = measure q;"], backend="b")
+SPEC = make_spec(["OPENQASM 3.0; qubit q; bit[1] c; c[0] = measure q;"], backend="b")
 CALLS: list[Callable[[QuantumRuntimeClient], Any]] = [
     lambda c: c.usage(),
     lambda c: c.fetch_job("d1"),
@@ -163,7 +163,7 @@ def test_nothing_is_logged_at_debug_with_a_real_key_token_and_socket(
         client = connect(**sandbox.connection("legacy"))
         client.run(client.authenticate())
         tokens = list(_tokens(client))
-        spec = make_spec(["OPENQASM 3.0; qubit q; bit c; c = measure q;"], backend="sandbox_ideal")
+        spec = make_spec(["OPENQASM 3.0; qubit q; bit[1] c; c[0] = measure q;"], backend="sandbox_ideal")
         ref = client.run(client.post_job(spec, ("qr-key:1",), None))
         client.run(client.wait(ref.id))
         client.run(client.result(ref))

@@ -74,7 +74,7 @@ def test_odd_ways_to_write_a_digit(samples: list[str], counts: dict[str, int]) -
 
 @pytest.mark.parametrize("samples", [["0xg", "0x1"], ["zzz"]])
 def test_what_is_no_digit_is_refused(samples: list[str]) -> None:
-    with pytest.raises(ValueError, match="no hex string"):
+    with pytest.raises(ValueError, match="not a hex string"):
         tally([HexRegister(samples, 2, ())], 0)
 
 

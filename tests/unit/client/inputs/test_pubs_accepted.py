@@ -92,7 +92,7 @@ def test_a_reference_in_text_names_a_file(tmp_path: Path, monkeypatch: pytest.Mo
         ("OPENQASM 3; bit c; c = measure $0;", 1, (), None),
         ("/* a { b */ // OPENQASM 2.0;\nOPENQASM 3.1; bit[3] c; bit d; measure $1;", 4, (), None),
         ("OPENQASM 3.0; const int[32] n = 5; bit[n] c; qubit[n] q; c = measure q;", 5, (), 5),
-        ("OPENQASM 3.0; const int n = 2 * 3; bit[n] c; qubit[n] q; c = measure q;", None, (), None),
+        ("OPENQASM 3.0; const int n = 2 * 3; bit[n] c; qubit[n] q; c = measure q;", 6, (), 6),
         ("OPENQASM 3.0; bit[2] c = measure q; input float[64] t; qubit q;", 2, ("t",), 1),
         ("OPENQASM 3.0; output bit[2] c; input angle t; input float u; measure $0;", 2, ("t", "u"), None),
         ("OPENQASM 3.0; input int[8] n; bit c; measure $0;", 1, None, None),

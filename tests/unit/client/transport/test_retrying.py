@@ -29,7 +29,7 @@ from tests.support.mock_client import QUICK, sent
 
 Connect = Callable[..., QuantumRuntimeClient]
 Call = Callable[[QuantumRuntimeClient], Any]
-SPEC = make_spec(["OPENQASM 3.0; qubit q; bit c; c = measure q;"], backend="b")
+SPEC = make_spec(["OPENQASM 3.0; qubit q; bit[1] c; c[0] = measure q;"], backend="b")
 JOB = {"id": "d1", "state": {"status": "Running"}}
 OVER = {"id": "d1", "state": {"status": "Completed"}}
 

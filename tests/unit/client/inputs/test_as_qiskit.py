@@ -1,0 +1,147 @@
+"""The local checks take and refuse what qiskit's own PUBs take and refuse, as the service builds those."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from qiskit import QuantumCircuit, qasm3
+from qiskit.circuit import Parameter
+from qiskit.primitives.containers.bindings_array import BindingsArray
+from qiskit.primitives.containers.estimator_pub import EstimatorPub
+from qiskit.primitives.containers.observables_array import ObservablesArray
+from qiskit.primitives.containers.sampler_pub import SamplerPub
+from qiskit.quantum_info import PauliList, SparsePauliOp
+
+from prefect_qruntime.client.inputs import check_isa
+from prefect_qruntime.client.inputs.observables import check_observables
+from prefect_qruntime.client.inputs.parameters import shape_of
+from prefect_qruntime.client.programs import make_spec
+from prefect_qruntime.errors import InvalidInput
+
+ROTATION = 'OPENQASM 3.0; include "stdgates.inc"; input float[64] t; qubit[1] q; ry(t) q[0];'
+SAMPLED = ROTATION + " bit[1] c; c = measure q;"
+BELL = 'OPENQASM 3.0; include "stdgates.inc"; qubit[2] q; bit[2] c; h q[0]; c = measure q;'
+
+coefficients = st.sampled_from([0.0, 1.0, -1.0, 1e-8, -1e-8, 9e-9, 1.1e-8, 1e-12, 0.5, -0.5])
+operators = st.lists(st.tuples(st.sampled_from(["ZZ", "XX", "IZ"]), coefficients), min_size=1, max_size=4)
+
+
+@given(st.lists(operators, min_size=1, max_size=3))
+@settings(deadline=None)
+def test_zero_observables_are_refused_where_qiskit_refuses_them(terms: list[list[tuple[str, float]]]) -> None:
+    written = [SparsePauliOp.from_list(operator) for operator in terms]
+    try:
+        ObservablesArray.coerce(written)
+        refused = False
+    except ValueError:
+        refused = True
+    if not refused:
+        check_observables(written, 2, field="observables")
+        return
+    with pytest.raises(InvalidInput, match="is zero") as caught:
+        check_observables(written, 2, field="observables")
+    place = int(str(caught.value.field).removeprefix("observables[").removesuffix("]"))
+    with pytest.raises(ValueError, match="Empty"):
+        ObservablesArray.coerce(written[place])
+
+
+@pytest.mark.parametrize("value", [{"ZZ": 0}, {"ZZ": 1e-8, "XX": -1e-9}, ["ZZ", {"XX": 0.0}], [["ZZ"], [{"ZZ": 0}]]])
+def test_zero_observables_without_qiskit(value: Any) -> None:
+    with pytest.raises(InvalidInput, match="is zero"):
+        check_observables(value, 2, field="x")
+    assert check_observables({"ZZ": 0.0, "XX": 1.1e-8}, 2, field="x")
+
+
+def test_a_pauli_list_is_a_list_of_observables() -> None:
+    assert check_observables(PauliList(["ZZ", "-XX"]), 2, field="x") == ["ZZ", {"XX": -1.0}]
+    with pytest.raises(InvalidInput, match="not Hermitian"):
+        check_observables(PauliList(["iZZ"]), 2, field="x")
+
+
+shapes = st.lists(st.integers(1, 3), max_size=3).map(tuple)
+
+
+@given(shapes)
+@settings(deadline=None)
+def test_pub_objects_without_parameters_keep_their_shape(shape: tuple[int, ...]) -> None:
+    circuit = QuantumCircuit(1)
+    circuit.measure_all()
+    values = BindingsArray({}, shape=shape)
+    forms = [SamplerPub(circuit, values, 10), (circuit, values, 10)]
+    specs = [make_spec([form], backend="b") for form in forms]
+    text = make_spec([(BELL, values, 10)], backend="b")
+    for spec in (*specs, text):
+        found = spec.pubs[0].parameters
+        assert (() if found is None else shape_of(found, field="x")) == ((*shape, 0) if shape else ())
+    assert specs[0].digest() == specs[1].digest()
+    bare = circuit.remove_final_measurements(inplace=False)
+    assert bare is not None
+    pub = EstimatorPub.coerce((bare, ObservablesArray(np.full(shape, "Z")), values))
+    kept = make_spec([pub], backend="b", program_id="estimator").pubs[0].parameters
+    assert (() if kept is None else shape_of(kept, field="x")) == ((*shape, 0) if shape else ())
+
+
+@given(shapes, st.integers(1, 3))
+@settings(deadline=None)
+def test_a_bindings_array_means_the_same_for_text_as_by_name(shape: tuple[int, ...], count: int) -> None:
+    names = [f"t{number}" for number in range(count)]
+    text = "OPENQASM 3.0; " + "".join(f"input float[64] {name}; " for name in names) + "qubit[1] q;"
+    values = np.arange(count * int(np.prod(shape)), dtype=float).reshape(*shape, count)
+    array = BindingsArray({tuple(names): values})
+    named = {name: values[..., place].tolist() for place, name in enumerate(names)}
+    first, second = (make_spec([(text, "Z", form)], backend="b", program_id="estimator") for form in (array, named))
+    for name in names:
+        found, wanted = (np.array(spec.pubs[0].parameters[name]) for spec in (first, second))
+        assert np.array_equal(found.reshape(shape), wanted.reshape(shape))
+
+
+def test_a_scalar_is_the_value_of_the_only_parameter() -> None:
+    circuit = QuantumCircuit(1)
+    circuit.ry(Parameter("t"), 0)
+    assert EstimatorPub.coerce((circuit, "Z", 0.3)).shape == ()
+    for form in (circuit, ROTATION, qasm3.dumps(circuit)):
+        one, other = (make_spec([(form, "Z", value)], backend="b", program_id="estimator") for value in (0.3, [0.3]))
+        assert one.digest() == other.digest()
+    assert make_spec([(SAMPLED, np.float64(0.3))], backend="b").pubs[0].parameters == [0.3]
+
+
+@pytest.mark.parametrize(
+    ("field", "pubs", "options"),
+    [
+        ("pubs[0].precision", [(ROTATION, "Z", [0.1], 1e-7)], None),
+        ("pubs[0].precision", [(ROTATION, "Z", [0.1], 5e-324)], None),
+        ("options.precision", [(ROTATION, "Z", [0.1])], {"precision": 1e-6}),
+        ("options.default_precision", [(ROTATION, "Z", [0.1])], {"default_precision": 1e-9}),
+    ],
+)
+def test_a_precision_that_no_shots_reach_is_named(field: str, pubs: Any, options: Any) -> None:
+    with pytest.raises(InvalidInput, match="too small") as caught:
+        make_spec(pubs, backend="b", program_id="estimator", options=options)
+    assert caught.value.field == field
+    make_spec([(ROTATION, "Z", [0.1], 2.2e-5)], backend="b", program_id="estimator")
+
+
+@pytest.mark.parametrize(
+    ("field", "pubs", "more"),
+    [
+        ("shots", [BELL], {"shots": 1001}),
+        ("pubs[1].shots", [(BELL, None, 1000), (BELL, None, 1001)], {}),
+        ("options.default_shots", [BELL], {"options": {"default_shots": 1001}}),
+        (None, [BELL], {"shots": 1000}),
+        (None, [(BELL, None, 10)], {"shots": 1001}),
+        (None, [BELL], {}),
+        (None, [BELL], {"shots": 10, "options": {"default_shots": 1001}}),
+    ],
+)
+def test_more_shots_than_the_backend_runs(field: str | None, pubs: Any, more: dict[str, Any]) -> None:
+    spec = make_spec(pubs, backend="b", **more)
+    if field is None:
+        check_isa(spec, {"max_shots": 1000})
+        return
+    with pytest.raises(InvalidInput, match="1001 shots, but the backend runs at most 1000") as caught:
+        check_isa(spec, {"max_shots": 1000})
+    assert caught.value.field == field
+    check_isa(spec, {})
