@@ -18,9 +18,6 @@ from prefect.context import refresh_global_settings_context
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 
-from prefect_qruntime.client.network_loop import network_loop
-from prefect_qruntime.observability.run_page import drain
-
 __all__ = ["PrefectServer", "prefect_server"]
 
 START_LIMIT = 120.0
@@ -97,6 +94,9 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect
                 patch.setenv(name, env[name])
             refresh_global_settings_context()
             yield PrefectServer(url=url, home=folder, env=env, log=log)
+            from prefect_qruntime.client.network_loop import network_loop
+            from prefect_qruntime.observability.run_page import drain
+
             network_loop().run(drain())  # what the last tests' flows have to write
             # Whatever Prefect still has to send goes out while there is a server: at exit it would start another.
             APILogWorker.drain_all(timeout=10)
