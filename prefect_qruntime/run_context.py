@@ -52,6 +52,7 @@ class RunContext:
         touched: When this process first saw this attempt, on the monotonic clock.
         deployment_id: The deployment of the flow run, if it has one.
         asked: When the try before ended, on Prefect's clock; None if that is not known.
+        tries: How often another try was asked for. A resume is none, although it starts the flow run again.
     """
 
     flow_run_id: str | None
@@ -62,6 +63,7 @@ class RunContext:
     touched: float
     deployment_id: str | None = None
     asked: datetime | None = None
+    tries: int = 0
 
     def may_resubmit(self, dead: Job, *, service_ahead: float = 0.0, prefect_ahead: float = 0.0) -> bool:
         """Whether a failed or cancelled job is to be submitted again: only if another try was asked for since.
@@ -79,7 +81,7 @@ class RunContext:
         with _lock:
             submitted_in = _submitted.get(dead.id)
         if submitted_in is not None and submitted_in[0] == self.identity:
-            return submitted_in[1] < self.attempt
+            return submitted_in[1] < self.tries
         # Another process submitted it. Attempts in two processes are seconds apart; clocks may differ by minutes.
         if self.asked is None or dead.created_at is None:
             return True
@@ -103,7 +105,7 @@ _given: LRUCache[str, int] = LRUCache(16 * _KEEP)
 
 
 _submitted: LRUCache[str, tuple[str, int]] = LRUCache(16 * _KEEP)
-"""Which run and attempt of this process submitted a job."""
+"""For jobs that this process submitted: the run, and how often another try of it had been asked for then."""
 
 
 def _renew_lock() -> None:
@@ -168,13 +170,14 @@ async def _read_run(flow_run: FlowRun) -> RunContext:
         touched=touched,
         deployment_id=str(top.deployment_id) if top.deployment_id is not None else None,
         asked=max(ended, default=None),
+        tries=max(len(ended), (top.run_count or 0) - 1),
     )
 
 
 def note_submitted(where: RunContext, job_id: str) -> None:
-    """Remember that this attempt submitted a job, not attached to it."""
+    """Remember that this try submitted a job, not attached to it."""
     with _lock:
-        _submitted[job_id] = (where.identity, where.attempt)
+        _submitted[job_id] = (where.identity, where.tries)
 
 
 def count(where: RunContext, digest: str) -> int:

@@ -92,6 +92,10 @@ def running_server(folder: Path) -> Iterator[PrefectServer]:
                 patch.setenv(name, env[name])
             refresh_global_settings_context()
             yield PrefectServer(url=url, home=folder, env=env, log=log)
+            from prefect_qruntime.client.network_loop import network_loop
+            from prefect_qruntime.observability.run_page import drain
+
+            network_loop().run(drain())  # what the last tests' flows have to write
             # Whatever Prefect still has to send goes out while there is a server: at exit it would start another.
             APILogWorker.drain_all(timeout=10)
             EventsWorker.drain_all(timeout=10)

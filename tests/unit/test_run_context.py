@@ -14,9 +14,11 @@ ENDED = datetime(2026, 5, 1, 12, tzinfo=UTC)
 """When the attempt before ended, in true time."""
 
 
-def retried(attempt: int = 2, *, prefect_ahead: float = 0.0, identity: str = "flow-run:1") -> RunContext:
+def retried(
+    tries: int = 1, *, attempt: int = 2, prefect_ahead: float = 0.0, identity: str = "flow-run:1"
+) -> RunContext:
     asked = ENDED + timedelta(seconds=prefect_ahead)
-    return RunContext("1", identity, True, True, attempt, 0.0, asked=asked)
+    return RunContext("1", identity, True, True, attempt, 0.0, asked=asked, tries=tries)
 
 
 def dead(seconds_after_end: float, *, service_ahead: float = 0.0, code: int | None = None) -> Job:
@@ -34,11 +36,13 @@ def test_only_what_failed_before_the_retry_is_submitted_again(service_ahead: flo
 
 
 @pytest.mark.parametrize("after_end", [-600.0, 0.0, 600.0])
-def test_this_process_knows_its_own_attempts_without_a_clock(after_end: float) -> None:
+def test_this_process_knows_its_own_tries_without_a_clock(after_end: float) -> None:
     job, identity = dead(after_end), f"flow-run:{uuid4()}"
     note_submitted(retried(1, identity=identity), job.id)
     assert retried(2, identity=identity).may_resubmit(job)
     assert not retried(1, identity=identity).may_resubmit(job)
+    # A resume starts the flow run again, but asks for no other try.
+    assert not retried(1, attempt=3, identity=identity).may_resubmit(job)
 
 
 def test_a_job_that_ran_too_long_is_final_and_so_is_all_without_a_retry() -> None:
