@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from prefect_qruntime.cli.options import AsJson, Blocks
-from prefect_qruntime.cli.output import many, print_json
+from prefect_qruntime.cli.output import cell, many, print_json
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.credentials import aload_credentials, saved_blocks
 from prefect_qruntime.models import Backend
@@ -30,11 +29,11 @@ def backends(*, block: Blocks = None, json: AsJson = False) -> int:
     for title in ("qubits", "queue", "2q error"):
         table.add_column(title, justify="right", no_wrap=True)
     for name, backend in found:
-        reason = f"\n{backend.status_reason}" if backend.status_reason and not backend.is_online else ""
+        reason = (backend.status_reason,) if backend.status_reason and not backend.is_online else ()
         table.add_row(
-            *((Text(name),) if several else ()),
-            Text(backend.name),
-            Text(f"{backend.status}{reason}", style=_STYLES.get(backend.status, "")),
+            *((cell(name),) if several else ()),
+            cell(backend.name),
+            cell(backend.status, *reason, style=_STYLES.get(backend.status, "")),
             str(backend.num_qubits or ""),
             "" if backend.queue_length is None else str(backend.queue_length),
             "" if backend.two_qubit_error is None else f"{backend.two_qubit_error:.2%}",

@@ -9,10 +9,9 @@ from itertools import groupby
 import orjson
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from prefect_qruntime.cli.options import AsJson, Blocks, checked_blocks
-from prefect_qruntime.cli.output import many
+from prefect_qruntime.cli.output import cell, many
 from prefect_qruntime.diagnostics.finding import Finding
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.operations.doctor import DoctorReport, run_doctor
@@ -61,5 +60,5 @@ def _table(title: str, findings: Sequence[Finding]) -> Table:
     for finding in findings:
         mark, style = _MARKS[finding.level]
         # As Text, because square brackets in a message are no markup.
-        table.add_row(Text(f"{mark} {finding.check}", style=style), Text(finding.finding), Text(finding.fix))
+        table.add_row(cell(f"{mark} {finding.check}", style=style), cell(finding.finding), cell(finding.fix))
     return table

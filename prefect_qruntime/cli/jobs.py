@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prefect_qruntime.cli.options import AsJson, Blocks, checked_blocks
-from prefect_qruntime.cli.output import many
+from prefect_qruntime.cli.output import cell, many
 from prefect_qruntime.operations.job_listing import JobList, ListedJob, list_jobs
 
 __all__ = ["jobs"]
@@ -73,10 +73,10 @@ def _table(jobs: list[ListedJob], *, whole: bool) -> Table:
         created = f"{job.created_at.astimezone():%m-%d %H:%M}" if job.created_at else ""
         seconds = "" if job.qpu_seconds is None else f"{job.qpu_seconds:g}" + ("" if job.qpu_seconds_final else " …")
         table.add_row(
-            Text(f"{job.id}\n{created}"),
-            *((Text(job.block),) if several else ()),
-            Text(job.state, style=_STYLES.get(job.state, "")),
-            Text(f"{job.backend or ''}\n{job.program or ''}"),
+            cell(job.id, created),
+            *((cell(job.block),) if several else ()),
+            cell(job.state, style=_STYLES.get(job.state, "")),
+            cell(job.backend or "", job.program or ""),
             seconds,
             _owner(job, whole=whole),
         )
@@ -85,6 +85,6 @@ def _table(jobs: list[ListedJob], *, whole: bool) -> Table:
 
 def _owner(job: ListedJob, *, whole: bool) -> Text:
     if job.flow_run_id is None:
-        return Text("no flow run", style="bold red")
+        return cell("no flow run", style="bold red")
     identifier = job.flow_run_id if whole else job.flow_run_id[:8]
-    return Text(f"{job.flow_run}\n{identifier}") if job.flow_run else Text(f"not in this Prefect\n{identifier}")
+    return cell(job.flow_run or "not in this Prefect", identifier)

@@ -9,8 +9,11 @@ from typing import Any
 import orjson
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-__all__ = ["many", "print_json", "print_rows"]
+from prefect_qruntime.printable import printable
+
+__all__ = ["cell", "many", "print_json", "print_rows"]
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], title: str, none: str) -> None:
@@ -29,8 +32,13 @@ def print_rows(rows: Sequence[Mapping[str, Any]], title: str, none: str) -> None
     for name in rows[0]:
         table.add_column(name.replace("_", " "), overflow="fold")
     for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row.values()))
+        table.add_row(*(cell("" if value is None else value) for value in row.values()))
     console.print(table)
+
+
+def cell(*lines: object, style: str = "") -> Text:
+    """A table's cell: other people's words, one line each, without anything that a terminal obeys."""
+    return Text("\n".join(printable(line) for line in lines), style=style)
 
 
 def print_json(value: Any) -> None:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prefect_qruntime.cli.options import AsJson, Blocks, checked_blocks
-from prefect_qruntime.cli.output import many, print_json
+from prefect_qruntime.cli.output import cell, many, print_json
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.operations.session_listing import OpenSession, SessionList, close_by_id, list_sessions
 
@@ -96,10 +96,10 @@ def _table(sessions: list[OpenSession]) -> Table:
         jobs = many(one.unfinished_jobs, "job")
         draining = " (draining)" if one.accepting_jobs is False else ""
         table.add_row(
-            Text(f"{one.id}\n{_span(one.age_seconds)}"),
-            *((Text(one.block),) if several else ()),
-            Text(f"{one.mode}\n{one.backend or ''}"),
-            Text(f"{one.state or '?'}{draining}\n{jobs}"),
+            cell(one.id, _span(one.age_seconds)),
+            *((cell(one.block),) if several else ()),
+            cell(one.mode, one.backend or ""),
+            cell(f"{one.state or '?'}{draining}", jobs),
             _opener(one),
         )
     return table
@@ -108,10 +108,10 @@ def _table(sessions: list[OpenSession]) -> Table:
 def _opener(one: OpenSession) -> Text:
     if one.process is not None:
         style = "bold red" if one.process_state == "ended" else ""
-        return Text(f"{one.process}\n{one.process_state}", style=style)
+        return cell(one.process, one.process_state, style=style)
     if one.flow_run_id is None:
-        return Text("not known here", style="yellow")
-    return Text(f"flow run {one.flow_run or one.flow_run_id}\n{one.flow_run_state or 'not in this Prefect'}")
+        return cell("not known here", style="yellow")
+    return cell(f"flow run {one.flow_run or one.flow_run_id}", one.flow_run_state or "not in this Prefect")
 
 
 def _span(seconds: float | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from prefect_qruntime.client.results.tables import points
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.observability.artifacts import is_over
 from prefect_qruntime.observability.charts import bar_chart, markdown_image
+from prefect_qruntime.printable import markdown_text
 from prefect_qruntime.redact import redact
 
 __all__ = ["card", "job_card", "result_section", "summary_card"]
@@ -23,6 +25,7 @@ _VALUES = 20  # rows of an estimator's table
 _JOBS = 200  # rows of a flow run's summary
 
 # Facts of a job's record in the order of the page; `None` is not shown. Others follow under their own names.
+_PLAIN = re.compile(r"[A-Za-z0-9_ .,:;()%'+/-]*")
 _JOB_ROWS: dict[str, str | None] = {
     "kind": None,
     "id": None,
@@ -142,7 +145,6 @@ def summary_card(jobs: Sequence[Mapping[str, str]]) -> str:
     ]
     for job in jobs[:_JOBS]:
         cells = (
-            f"[{job['id']}]({job['url']})" if job.get("url") else job["id"],
             job.get("program", ""),
             job.get("backend", ""),
             _state(job),
@@ -150,7 +152,8 @@ def summary_card(jobs: Sequence[Mapping[str, str]]) -> str:
             f"{job['run_seconds']} s" if "run_seconds" in job else "",
             _usage(job),
         )
-        lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+        job_id = f"[{job['id']}]({job['url']})" if job.get("url") else job["id"]  # ids are checked as they arrive
+        lines.append("| " + " | ".join([job_id, *map(_cell, cells)]) + " |")
     if len(jobs) > _JOBS:
         lines += ["", f"… and {len(jobs) - _JOBS} more."]
     return "\n".join([*lines, "", f"<sub>as of {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC</sub>"])
@@ -168,4 +171,6 @@ def _state(job: Mapping[str, str]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return redact(str(value)).replace("|", "&#124;").replace("\n", " ")
+    """A table's cell: what could be Markdown in other people's words is escaped; plain words stay as they are."""
+    text = redact(str(value))
+    return text if _PLAIN.fullmatch(text) and "//" not in text and "www." not in text.lower() else markdown_text(text)
