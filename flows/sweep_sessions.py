@@ -1,4 +1,4 @@
-"""Close sessions whose flow run is over and report jobs nobody waits for. Deploy it on a schedule."""
+"""Close sessions whose flow run is over and report jobs that no flow run waits for. Deploy it on a schedule."""
 
 from __future__ import annotations
 

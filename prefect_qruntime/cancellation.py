@@ -230,7 +230,7 @@ class CancellationPoller:
     async def _poll(self) -> None:
         while True:
             await asyncio.sleep(self._every)
-            # An outage of Prefect's API would else be told of at each look.
+            # An outage of Prefect's API would otherwise be logged at each poll.
             if await cancelled_by_user(level=logging.DEBUG) and await self._cancel():
                 return
 
@@ -241,7 +241,7 @@ class CancellationPoller:
             return True
         try:
             done = await cancel_jobs_of(self._client, where.flow_run_id, list(self.jobs))
-        except QuantumRuntimeError:  # told of already
+        except QuantumRuntimeError:  # logged already
             return False
         log.info("flow run cancelled: %d jobs cancelled with it", len(done))
         return True

@@ -111,7 +111,7 @@ class QuantumRuntimeSettings(PrefectBaseSettings):
     result_keep_days: float = Field(
         default=7.0,
         gt=0,
-        description="Days after which such a file that nobody read is removed, when the next one is stored.",
+        description="Days after which an unread file is removed, when the next one is stored.",
     )
     on_cancel: Literal["cancel", "detach"] = Field(
         default="cancel",

@@ -3,7 +3,7 @@
 Two flow runs that share a `submission_key` (a slot of a schedule, say) may start at the same moment in two processes,
 and so may two that share the last seconds of a budget: each would look, find nothing, and buy. So a process takes a
 lock first: a Prefect variable with a unique name, which lives in Prefect's database. (The leases of Prefect's own
-concurrency limits live in the server's memory; a restart leaves their slots taken for ever.) `lock_core` decides who
+concurrency limits live in the server's memory; a restart leaves their slots taken without end.) `lock_core` decides who
 holds it. Locks of keys are taken before those of budgets, and those in the order of their names, so that no two
 processes wait for each other.
 """

@@ -211,7 +211,7 @@ class Connection:
             )
         if _HEADER_TEXT.fullmatch(key) is None or " " in key:
             raise InvalidInput(
-                "is none of IBM Cloud: it holds blanks, line breaks or other characters that no key has.",
+                "is not a valid IBM Cloud API key: it contains whitespace or characters that keys never contain.",
                 field="api_key",
                 solution="Copy the key again: one line, without quotes.",
             )

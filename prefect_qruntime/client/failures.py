@@ -119,7 +119,7 @@ _4XX = ((400, 499),)
 _5XX = ((500, 999),)
 
 RULES: tuple[Rule, ...] = (
-    # Not accepted, whoever says so: even a create may go out again.
+    # Not accepted, whichever side says so: even a create may go out again.
     Rule(_ALL, None, _is(429), RateLimited, "pace", "HTTP 429: slower"),
     Rule(_NOT_TOKEN, "service", _4XX, RateLimited, "pace", "code 1202: slower", frozenset({1202})),
     # Outages. A success in the form of something else, a page, a redirect: not the service, or not in its right mind.

@@ -188,7 +188,7 @@ def check_host(connection: Connection, *, region_known: bool = True) -> list[Fin
         findings.append(
             problem(
                 "region",
-                f"The CRN's region {connection.region} is none of the service's ({', '.join(_REGIONS)}).",
+                f"The CRN's region {connection.region} is not a region of the service ({', '.join(_REGIONS)}).",
                 "Copy the CRN again from the instance's page; for a new region, update this package.",
             )
         )

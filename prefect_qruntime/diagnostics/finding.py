@@ -44,5 +44,5 @@ def hint(check: str, finding: str, fix: str = "") -> Finding:
 
 
 def problem(check: str, finding: str, fix: str) -> Finding:
-    """Something that must be mended."""
+    """Something that must be fixed."""
     return Finding(check=check, level="problem", finding=redact(finding), fix=redact(fix))

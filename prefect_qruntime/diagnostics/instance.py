@@ -34,7 +34,7 @@ class InstanceInspection:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing must be mended."""
+        """Whether there is no problem."""
         return all(finding.level != "problem" for finding in self.findings)
 
 

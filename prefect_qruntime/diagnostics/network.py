@@ -222,7 +222,7 @@ def skew_of(found: Probe) -> float | None:
 
 
 def check_clock(skews: list[float | None]) -> Finding | None:
-    """Whether this machine's clock is right, by what the service's hosts say; None where it is or nobody says."""
+    """Whether this machine's clock is right, by what the service's hosts say; None if it is, or if no host says."""
     known = [skew for skew in skews if skew is not None]
     if not known or (skew := min(known, key=abs)) is None or abs(skew) <= MOST_SKEW:
         return None

@@ -39,7 +39,7 @@ class DoctorReport(BaseModel):
 
     @property
     def ok(self) -> bool:
-        """Whether nothing must be mended; hints do not count."""
+        """Whether there is no problem; hints do not count."""
         return all(finding.level != "problem" for finding in self.findings)
 
 

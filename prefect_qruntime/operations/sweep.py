@@ -431,7 +431,7 @@ class _Sweeper:
     async def _never_noted(self, record: Record) -> list[str]:
         """Sessions that a process opened and died before it could note the id.
 
-        Only an unused session that nobody else noted, that fits the note in everything and was opened
+        Only an unused session that no other record names, that fits the note in everything and was opened
         right then, can be it.
         """
         if record.updated is None:
@@ -442,7 +442,7 @@ class _Sweeper:
                 mode=kind, backend=record.meta.get("backend"), created_after=record.updated - _OPENING, limit=50
             )
         except NotFound:
-            return []  # such a host opens sessions by their first jobs, which tell of them
+            return []  # such a host opens sessions by their first jobs, which name them
         found = []
         for item in items:
             session = await self._read(str(item.get("id")))

@@ -1,4 +1,4 @@
-"""How a wait that was handed over ends: told of, resumed, or cancelled with its flow run.
+"""How a wait that was handed over ends: reported, resumed, or cancelled with its flow run.
 
 Each may be done twice, by two watchers or by one that was killed in between: the second time changes nothing.
 """

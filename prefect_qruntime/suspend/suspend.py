@@ -89,7 +89,7 @@ async def asuspend_until_done(credentials: QuantumRuntimeCredentials, job: JobLi
 
 
 def leave_to_watcher(credentials: QuantumRuntimeCredentials, job: JobLike) -> JobRef:
-    """Ask the watcher to tell of the job's end, and go on without waiting. Costs nothing.
+    """Ask the watcher to report the job's end by an event, and go on without waiting. Costs nothing.
 
     The watcher emits `qruntime.job.completed`, `.failed` or `.cancelled` with the label
     `qruntime.left-to-watcher: true` and, in the payload, `job_id` and `credentials_block`: enough for an
@@ -185,5 +185,5 @@ async def _leave(credentials: QuantumRuntimeCredentials, ref: JobRef) -> JobRef:
     if block is None:
         raise InvalidInput("must be a saved block: the watcher loads it by name", field="credentials")
     await waits.note_left(ref.id, block=block, flow_run_id=current_flow_run_id())
-    notifications.log_to_run(f"job {ref.id} is left to the watcher, which tells of its end by an event")
+    notifications.log_to_run(f"job {ref.id} is left to the watcher, which reports its end by an event")
     return ref

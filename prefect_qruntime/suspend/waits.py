@@ -102,7 +102,7 @@ async def note_suspended(job_id: str, *, block: str, flow_run_id: UUID, key: str
     """Note that a flow run is about to be suspended for a job.
 
     Raises:
-        Exception: Prefect's API failed; then the run must not be suspended, as nobody would wake it.
+        Exception: Prefect's API failed; then the run must not be suspended, because nothing would wake it.
     """
     text = f"Suspended until job `{job_id}` is over. `prefect-qruntime watch` resumes this flow run."
     meta = {"job": job_id, "block": block, "key": key, "policy": policy, "flow_run": str(flow_run_id)}
@@ -110,12 +110,12 @@ async def note_suspended(job_id: str, *, block: str, flow_run_id: UUID, key: str
 
 
 async def note_left(job_id: str, *, block: str, flow_run_id: str | None) -> None:
-    """Note that somebody wants to be told of a job's end, without waiting for it.
+    """Note that a job's end is to be reported by an event, without a wait for it.
 
     Raises:
         Exception: Prefect's API failed.
     """
-    text = f"`prefect-qruntime watch` tells of the end of job `{job_id}` by an event."
+    text = f"`prefect-qruntime watch` reports the end of job `{job_id}` by an event."
     meta = {"job": job_id, "block": block, "policy": "detach", "flow_run": flow_run_id}
     await upsert("wait", f"{_LEFT}{job_id}", lambda _facts, _old: text, meta)
 

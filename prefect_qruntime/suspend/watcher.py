@@ -44,7 +44,7 @@ _EVENTS_OUT = 10.0  # seconds that events may take to reach Prefect
 
 
 class WatchReport(BaseModel):
-    """What a watcher did: flow runs resumed, jobs told of, flow runs whose jobs were cancelled with them."""
+    """What a watcher did: flow runs resumed, jobs reported, flow runs whose jobs were cancelled with them."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -64,7 +64,7 @@ def run_watch(
         blocks: Names of the credentials blocks to look after; None for all.
         once: Look once and return, for a schedule.
         interval: Seconds between looks for newly suspended flow runs.
-        duration: Seconds to watch; None for ever.
+        duration: Seconds to watch; None for no end.
 
     Returns:
         What was done.
@@ -301,7 +301,7 @@ class _Watcher:
     # ---- the end -------------------------------------------------------------------------------
 
     async def _drop_told(self) -> None:
-        """Forget the jobs told of once their events are out; until then another watcher would tell again."""
+        """Forget the reported jobs once their events are out; until then another watcher would report them again."""
         told, self._told = self._told, []
         if not told:
             return
@@ -310,7 +310,7 @@ class _Watcher:
         )
         _, on_their_way = await out or (set(), set())
         if on_their_way:  # perhaps lost: the notes stay, and who takes them up tells again, by events of the same ids
-            log.warning("events did not reach Prefect: %s jobs are told of again", len(told))
+            log.warning("Events did not reach Prefect: %s jobs are reported again.", len(told))
             return
         for wait in told:
             await waits.drop_note(wait)
@@ -329,7 +329,7 @@ class _Watcher:
         try:
             await self._drop_told()
         except Exception:
-            log.warning("Prefect's API did not answer, so another watcher may tell of a job again", exc_info=True)
+            log.warning("Prefect's API did not answer, so another watcher may report a job again", exc_info=True)
 
     def _problem(self, about: str, text: str) -> None:
         self._problems[about] = redact(text)

@@ -53,7 +53,7 @@ def make_spec(
         params: The raw `params` of any program; then no pubs, shots and options.
         tags: At most six.
         max_execution_time: QPU seconds the job may use, 1 to 10,800.
-        private: The service shows parameters to nobody and results once.
+        private: The service hides the parameters and hands the result out once.
         route: `service` runs PUBs by the server's primitive, `executor` as a quantum program. `auto` is the former
             until the service says that the program is gone, see `client.programs.route`.
         circuit_form: How circuits travel to the executor: `openqasm3`, `qpy`, or `auto` (text as OpenQASM 3).

@@ -367,7 +367,7 @@ def _trusted(url: str, connection: Connection, job_id: str) -> httpx.URL:
 # ---- is anything there? ---------------------------------------------------------------------
 
 Trouble = Literal["name", "refused", "silent", "untrusted", "expired", "other-name", "no-tls", "proxy", "broken"]
-"""Why there is no answer: the host's name is unknown; nobody listens; no answer in time; the certificate is of an
+"""Why there is no answer: the host's name is unknown; no process listens; no answer in time; the certificate is of an
 unknown CA, out of its time, of another name; no TLS there; the proxy said no; the connection broke."""
 
 _LONGEST = 10.0

@@ -211,7 +211,7 @@ def accepted(
 def refuses_token(reply: Reply, question: Question) -> bool:
     """Whether the request may go out again with a fresh token.
 
-    A read may whoever refused it. A create may only if the service did, which means that it was not accepted.
+    A read may in any case. A create may only if the service itself refused it, which means that it was not accepted.
     """
     if reply.status != 401:
         return False

@@ -1,7 +1,7 @@
 """Receive answers with limits: of time, of bytes as they arrive, and of what they unfold to.
 
 A `BodyWriter` keeps what arrives in memory up to a limit and goes on in a file from there. A file gets its
-name only when it is complete, so whoever finds it by that name may rely on it.
+name only when it is complete, so a file of that name is complete.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class BodyStore:
         directory: Made when needed, for its owner only; None keeps everything in memory.
         memory_limit: Most bytes of one body kept in memory.
         size_limit: Most bytes of one body at all, as they are after decompression.
-        keep_seconds: A file that nobody read for so long is removed when the next one is put here.
+        keep_seconds: A file that was not read for so long is removed when the next one is put here.
         only_copy: The service hands the body out once: it goes to the disk whatever its size, stays there until
             removed by name, and is kept in memory where the disk is of no use.
     """
@@ -132,7 +132,7 @@ class BodyStore:
             return StoredBody(str(path), file.tell(), digest)
 
     def tidy(self) -> int:
-        """Remove files that nobody read for `keep_seconds`, and parts left by killed processes; how many."""
+        """Remove files that were not read for `keep_seconds`, and parts left by killed processes; how many."""
         if self.directory is None:
             return 0
         limit = time.time() - self.keep_seconds

@@ -56,7 +56,7 @@ class Deadlines:
         total: The whole wait.
         queue: Until the job runs.
         outage: Time without a single usable answer.
-        unseen: How long a 404 may mean that a job which nobody has seen yet is not visible yet.
+        unseen: How long a 404 may mean that a job which was never seen is not visible yet.
         unknown: How long a 404 is repeated for a job that this process neither submitted nor saw, until the newest
             page of the job list decides. If the list cannot be read, `unseen` counts.
         refused: How long a 401, 403 or 404 about a known job must repeat before it is believed.
@@ -145,7 +145,7 @@ class PollSchedule:
         return not missing or self.unlisted or now >= self.started + self.deadlines.unseen
 
     def is_doubtful(self, now: float) -> bool:
-        """Whether the list should be asked if the job, which nobody here has seen, exists at all."""
+        """Whether the list should be asked if the job, which was never seen here, exists at all."""
         return not (self.seen or self.known or self.unlisted) and now >= self.started + self.deadlines.unknown
 
     def missed(self, asked: float | None = None) -> bool:

@@ -475,7 +475,7 @@ class JobPoller:
                 self._served(watch, now)
 
     def _verify(self) -> None:
-        """Look one job up by itself, each in turn: a list that is stuck would otherwise hold the waits for ever."""
+        """Look one job up by itself, each in turn: a list that is stuck would otherwise hold the waits without end."""
         job_id = next(iter(self._by_id), None)
         if job_id is None:
             return
