@@ -1,4 +1,5 @@
-"""Prove that a plain `pip install .` in an empty environment gives a Prefect server that starts and schedules.
+"""Prove that a plain `pip install .` in an empty environment gives a Prefect server that starts and schedules,
+and that what `prefect-qruntime init` writes deploys.
 
 Prefect 3.8 lets pip take a fastapi with which its own server fails to import, and a SQLAlchemy with which its
 scheduler fails; our requirements keep pip from both. Run by `make plain-install`; needs a package index.
@@ -67,6 +68,23 @@ def wait_until_healthy(url: str, server: subprocess.Popen[bytes]) -> None:
     raise SystemExit(f"the Prefect server did not start within {START_LIMIT:.0f} s")
 
 
+def deploy_what_init_writes(home: Path, env: dict[str, str]) -> None:
+    """Follow the quick start with the installed package alone: init, register, deploy."""
+    tools, site = home / "env" / "bin", home / "site"
+    subprocess.run([tools / "prefect-qruntime", "init", site], check=True, cwd=home, env=env)
+    for words in (
+        ["block", "register", "-m", "prefect_qruntime.blocks"],
+        ["work-pool", "create", "quantum", "--type", "process"],
+        ["--no-prompt", "deploy", "--all"],
+    ):
+        subprocess.run([tools / "prefect", *words], check=True, cwd=site, env=env, stdout=subprocess.DEVNULL)
+    listed = subprocess.run(
+        [tools / "prefect", "deployment", "ls"], check=True, cwd=site, env=env, capture_output=True, text=True
+    ).stdout
+    if "circuits-on-demand" not in listed:
+        raise SystemExit(f"what init writes was not deployed:\n{listed}")
+
+
 def main() -> None:
     """Install into a new environment, start the server, look at it, stop it."""
     with tempfile.TemporaryDirectory(prefix="plain-") as folder:
@@ -95,11 +113,16 @@ def main() -> None:
         try:
             api = f"http://127.0.0.1:{port}/api"
             wait_until_healthy(f"{api}/health", server)
-            subprocess.run([python, "-c", SCHEDULE], check=True, cwd=home, env={**env, "PREFECT_API_URL": api})
+            env["PREFECT_API_URL"] = api
+            subprocess.run([python, "-c", SCHEDULE], check=True, cwd=home, env=env)
+            deploy_what_init_writes(home, env)
         finally:
             os.killpg(server.pid, signal.SIGTERM)
             server.wait(timeout=30)
-    sys.stdout.write("plain install: the package imports without qiskit, the Prefect server starts and schedules\n")
+    sys.stdout.write(
+        "plain install: the package imports without qiskit, the Prefect server starts and schedules, "
+        "and what init writes deploys\n"
+    )
 
 
 if __name__ == "__main__":

@@ -111,6 +111,10 @@ def test_the_deployment_shown_is_one_that_prefect_takes() -> None:
     assert set(entry) <= set().union(*ours)
 
 
+def test_the_installed_deployment_file_is_that_of_the_repository() -> None:
+    assert (ROOT / "flows" / "prefect.yaml").read_text() == (ROOT / "prefect.yaml").read_text()
+
+
 def test_each_automation_is_on_its_page() -> None:
     text = (DOCS / "how-to" / "automations.md").read_text()
     for file in (ROOT / "automations").glob("*.yaml"):

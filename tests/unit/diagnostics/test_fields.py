@@ -28,7 +28,7 @@ HOSTS: list[tuple[dict[str, str], str, str, str]] = [
     ({"crn": EU, "base_url": "https://quantum.cloud.ibm.com/api/v1"}, "region", "in eu-de by", "Leave base_url empty"),
     ({"base_url": "https://eu-de.quantum.cloud.ibm.com/api/v1"}, "region", "to eu-de", "an instance in eu-de"),
     ({"base_url": "https://private.eu-de.quantum.cloud.ibm.com/api/v1"}, "region", "to eu-de", "Leave base_url"),
-    ({"crn": US.replace("us-east", "us-west")}, "region", "us-west is none of", "Copy the CRN again"),
+    ({"crn": US.replace("us-east", "us-west")}, "region", "us-west is not a region", "Copy the CRN again"),
     ({"dialect": "legacy", "base_url": "https://quantum.cloud.ibm.com/api/v1"}, "dialect", "speaks the", "to cloud"),
     ({"base_url": "https://us-east.quantum-computing.cloud.ibm.com"}, "dialect", "legacy dialect", "to legacy"),
     ({"base_url": CLASSIC}, "base_url", "switched off", "IBM Cloud"),
