@@ -128,8 +128,8 @@ def test_where_may_not_be_written(places: tuple[Path, Path], name: str) -> None:
 
 def test_too_large_a_file_is_not_read(places: tuple[Path, Path]) -> None:
     with (places[0] / "large").open("wb") as file:
-        file.truncate(60_000_000)
-    with pytest.raises(InvalidInput, match="60,000,000 bytes"):
+        file.truncate(300_000_001)
+    with pytest.raises(InvalidInput, match="300,000,001 bytes"):
         circuit_text("large")
 
 

@@ -197,8 +197,8 @@ def test_unreadable_files(tmp_path: Path) -> None:
     assert "UTF-8" in str(_refused(binary))
     large = tmp_path / "large.qasm"
     with large.open("wb") as file:
-        file.truncate(60_000_000)  # sparse: the size is looked at before the content
-    assert "at most 50,000,000 are read" in str(_refused([(large, None, 3)]))
+        file.truncate(300_000_001)  # sparse: the size is looked at before the content
+    assert "at most 300,000,000 are read" in str(_refused([(large, None, 3)]))
 
 
 def test_more_than_the_service_takes_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:

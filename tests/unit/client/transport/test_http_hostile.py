@@ -28,7 +28,7 @@ from .conftest import connection
 TIMEOUT = 0.6  # seconds of one exchange
 ONCE = RetryDeadlines(**dict.fromkeys(("token", "read", "wait", "fetch", "change", "submit", "open"), 0.01))
 MIB = 1 << 20
-SPEC = make_spec(["OPENQASM 3.0; qubit q; bit c; c = measure q;"], backend="b")
+SPEC = make_spec(["OPENQASM 3.0; qubit q; bit[1] c; c[0] = measure q;"], backend="b")
 TOKEN = b'{"access_token": "tok-Zk39vQx1-not-a-real-one", "expires_in": 3600}'
 GZIP = b"Content-Encoding: gzip\r\n"
 Writer = asyncio.StreamWriter
