@@ -22,8 +22,7 @@ from prefect_qruntime.client.transport.retrying import RetryDeadlines
 from prefect_qruntime.client.transport.spool import BodyStore
 from prefect_qruntime.errors import QuantumRuntimeError, ServiceUnavailable
 from tests.support.loopback import serving
-
-from .conftest import connection
+from tests.support.mock_client import connection
 
 TIMEOUT = 0.6  # seconds of one exchange
 ONCE = RetryDeadlines(**dict.fromkeys(("token", "read", "wait", "fetch", "change", "submit", "open"), 0.01))
