@@ -339,6 +339,8 @@ def says_nothing_about_jobs(error: BaseException | None) -> bool:
         seen.add(id(one))
         if isinstance(one, _SILENT) or type(one) is QuantumRuntimeError or getattr(one, "is_outage", False):
             return True
+        if isinstance(one, QuantumRuntimeError) and one.status is not None and one.code is None:
+            return True  # the page of a gateway: the service gives a code with each of its refusals
         if isinstance(one, JobTimeout) and not one.fields.get("cancelled"):
             return True
         left += [one.__cause__, None if one.__suppress_context__ else one.__context__]

@@ -29,7 +29,17 @@ from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.prefect_api import api, current_flow_run_id
 from prefect_qruntime.redact import redact
 
-__all__ = ["Record", "artifact_key", "drop_record", "find_record", "find_records", "is_over", "open_note", "upsert"]
+__all__ = [
+    "Record",
+    "artifact_key",
+    "drop_record",
+    "find_record",
+    "find_records",
+    "is_over",
+    "job_owners",
+    "open_note",
+    "upsert",
+]
 
 Kind = Literal["job", "key", "session", "summary", "wait"]
 Write = Callable[[Mapping[str, str], str], str]
@@ -221,6 +231,15 @@ async def find_records(
                 paged.add(job_id)
                 found.append(record)
     return found
+
+
+async def job_owners(job_id: str, *, since: datetime) -> set[str]:
+    """The flow runs that submitted a job or attached to it, as its page and the summaries written since then say."""
+    pages = await _read("job", [job_id], None, None, None, "")
+    notes = [note for summary in await _read("summary", None, None, None, since, "") for note in _open_jobs(summary)]
+    found = [*pages, *(note for note in notes if note.meta["id"] == job_id)]
+    owners = {one.meta.get("flow_run") or (str(one.flow_run_id) if one.flow_run_id else None) for one in found}
+    return {owner for owner in owners if owner is not None}
 
 
 def open_note(facts: Mapping[str, str | None]) -> str:

@@ -14,7 +14,7 @@ from prefect_qruntime.client.results.tables import points
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.observability.artifacts import is_over
 from prefect_qruntime.observability.charts import bar_chart, markdown_image
-from prefect_qruntime.printable import markdown_text
+from prefect_qruntime.printable import markdown_text, printable
 from prefect_qruntime.redact import redact
 
 __all__ = ["card", "job_card", "result_section", "summary_card"]
@@ -25,7 +25,7 @@ _VALUES = 20  # rows of an estimator's table
 _JOBS = 200  # rows of a flow run's summary
 
 # Facts of a job's record in the order of the page; `None` is not shown. Others follow under their own names.
-_PLAIN = re.compile(r"[A-Za-z0-9_ .,:;()%'+/-]*")
+_RISKY = re.compile(r"[\\`*{}\[\]<>#!|~&@$^]")
 _JOB_ROWS: dict[str, str | None] = {
     "kind": None,
     "id": None,
@@ -173,4 +173,6 @@ def _state(job: Mapping[str, str]) -> str:
 def _cell(value: Any) -> str:
     """A table's cell: what could be Markdown in other people's words is escaped; plain words stay as they are."""
     text = redact(str(value))
-    return text if _PLAIN.fullmatch(text) and "//" not in text and "www." not in text.lower() else markdown_text(text)
+    shown = printable(text)
+    risky = _RISKY.search(shown) or "//" in shown or "www." in shown.lower()
+    return markdown_text(text) if risky else shown

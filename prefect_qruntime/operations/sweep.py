@@ -26,7 +26,7 @@ from prefect_qruntime.credentials import aload_credentials, saved_blocks
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, Session, SessionRef
 from prefect_qruntime.observability import notifications
-from prefect_qruntime.observability.artifacts import Record, find_record, find_records
+from prefect_qruntime.observability.artifacts import Record, find_records, job_owners
 from prefect_qruntime.operations.stalled import StalledRun, find_stalled
 from prefect_qruntime.prefect_api import api
 from prefect_qruntime.redact import get_logger
@@ -306,8 +306,7 @@ class _Sweeper:
                 state = await self._owners.over(owner)
                 if state is not None:
                     # A later flow run may have attached to it by an explicit key; the tag names the first.
-                    record = await find_record("job", job.id)
-                    users.add(_owner(record) if record is not None else owner)
+                    users |= await job_owners(job.id, since=datetime.now(UTC) - _NOTED_BACK)
                     state = await self._all_over(users)
             if job.session_id:
                 self._in_jobs[job.session_id] = None

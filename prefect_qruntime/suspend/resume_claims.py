@@ -31,7 +31,7 @@ def next_claim(first: str, row: Mapping[str, datetime | None], now: datetime) ->
     Example:
         ```python
         from datetime import UTC, datetime, timedelta
-        from prefect_qruntime.resume_claims import next_claim
+        from prefect_qruntime.suspend.resume_claims import next_claim
 
         made = datetime(2026, 1, 1, tzinfo=UTC)
         assert next_claim("resume", {"resume": made}, made + timedelta(minutes=2)) == "resume-2"

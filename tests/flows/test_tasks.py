@@ -93,7 +93,7 @@ def without_ids(value: Any) -> Any:
 
 def test_twins_return_the_same(sandbox: Sandbox, dialect: str) -> None:
     credentials = sandbox.credentials(dialect)
-    plain, twin = everything(credentials, "sync"), run(everything_async(credentials, "async"))
+    plain, twin = everything(credentials, f"sync-{dialect}"), run(everything_async(credentials, f"async-{dialect}"))
     assert {name: without_ids(value) for name, value in plain.items() if name != "usage"} == {
         name: without_ids(value) for name, value in twin.items() if name != "usage"
     }

@@ -94,9 +94,10 @@ def test_a_list_that_lags_or_is_refused_is_made_up_for(world: World, lag: float)
 def test_callers_of_every_kind_share_the_watcher(world: World) -> None:
     """Async tasks of several loops, threads without a loop, and a loop that already runs."""
     world.control.set_times(queue_time=1.0, run_time=0.2)
+    pollers = len(network_loop().all_of(JobPoller))
     ids = asyncio.run(submit_all(world, 30))
     world.control.clear_journal()
-    threads_before, pollers = threading.active_count(), len(network_loop().all_of(JobPoller))
+    threads_before = threading.active_count()
     told: list[str] = []
 
     async def on_change(job: Job, waited: float) -> None:
