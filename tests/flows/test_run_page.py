@@ -200,7 +200,7 @@ def test_a_job_that_two_runs_share_is_paid_by_the_one_that_bought_it(sandbox: Sa
 
 
 def test_usage_is_read_again_until_it_is_final(sandbox: Sandbox, credentials: Any) -> None:
-    sandbox.control.set_option("usage_lag", 1.5)
+    sandbox.control.set_option("usage_lag", 6.0)  # longer than a page waits to be written
 
     @flow
     def late() -> Any:
