@@ -20,6 +20,8 @@ from prefect_qruntime.suspend.watcher import run_watch
 
 __all__ = ["watch"]
 
+_WATCHER = "prefect_qruntime.suspend"  # the loggers of the watcher and of what it resumes
+
 
 def watch(
     *,
@@ -57,7 +59,7 @@ def watch(
 @contextmanager
 def _shown() -> Iterator[None]:
     """Our log lines on standard error; what the process logged before is as before afterwards."""
-    log = get_logger(__name__)
+    log = get_logger(_WATCHER)
     handler = RichHandler(console=Console(stderr=True), show_path=False)
     before = log.level, log.propagate
     log.addHandler(handler)
