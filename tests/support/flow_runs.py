@@ -45,10 +45,14 @@ def asked(what: Callable[[PrefectClient], Awaitable[T]]) -> T:
 
 
 def ran(flow: Flow[..., Any], *args: Any, **kwargs: Any) -> tuple[FlowRun, State[Any]]:
-    """Run a flow; returns its run and its state instead of raising."""
+    """Run a flow; returns its run and its state instead of raising.
+
+    What it noted is written, as it is at the end of a run's own process.
+    """
     state = flow(*args, return_state=True, **kwargs)
     if asyncio.iscoroutine(state):
         state = asyncio.run(state)
+    noted()
     return asked(lambda client: client.read_flow_run(state.state_details.flow_run_id)), state
 
 

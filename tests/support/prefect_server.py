@@ -58,6 +58,30 @@ def _wait(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
     raise RuntimeError(f"the Prefect server did not start:\n{log.read_text()[-3000:]}")
 
 
+def forget_records(home: Path) -> None:
+    """Delete the blocks and the notes of sessions that tests left on the server, for those of the next module.
+
+    A sweep or a list that is given no block looks at all of them, and their sandbox has forgotten its sessions.
+    """
+    from prefect_qruntime.client.network_loop import network_loop
+    from prefect_qruntime.credentials import QuantumRuntimeCredentials, saved_blocks
+    from prefect_qruntime.observability.artifacts import find_records
+    from prefect_qruntime.observability.run_page import flush
+    from prefect_qruntime.prefect_api import api
+
+    async def forget() -> None:
+        await flush()  # else a late write makes a record again
+        client = await api()
+        for name in await saved_blocks():
+            await QuantumRuntimeCredentials.adelete(name, client=client)
+        for record in await find_records("session"):
+            await client.delete_artifact(record.artifact_id)
+
+    network_loop().run(forget())
+    for note in (home / "qruntime" / "sessions").glob("*.json"):
+        note.unlink()
+
+
 @contextmanager
 def running_server(folder: Path) -> Iterator[PrefectServer]:
     """Run a server with `folder` as its home; the calling process uses it, too."""
