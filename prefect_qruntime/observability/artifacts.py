@@ -26,6 +26,7 @@ from prefect.context import TaskRunContext
 from prefect.exceptions import ObjectNotFound
 
 from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.observability.processes import PROCESS_FACTS
 from prefect_qruntime.prefect_api import api, current_flow_run_id
 from prefect_qruntime.redact import redact
 
@@ -254,10 +255,11 @@ def open_note(facts: Mapping[str, str | None]) -> str:
 
 def _open_jobs(summary: Record) -> Iterator[Record]:
     """The jobs that a summary notes and that had no page of their own then."""
+    process = {name: summary.meta[name] for name in PROCESS_FACTS if name in summary.meta}
     for name, note in summary.meta.items():
         if name.startswith(_OPEN):
             with contextlib.suppress(ValueError):
-                facts = {"kind": "job", "id": name.removeprefix(_OPEN), **orjson.loads(note)}
+                facts = {"kind": "job", "id": name.removeprefix(_OPEN), **process, **orjson.loads(note)}
                 yield replace(summary, key=artifact_key("job", facts["id"]), meta=facts, text="")
 
 

@@ -27,6 +27,7 @@ from prefect_qruntime import prefect_api
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.observability.artifacts import find_records, open_note, upsert
 from prefect_qruntime.observability.markdown import job_card, summary_card
+from prefect_qruntime.observability.processes import process_facts
 from prefect_qruntime.prefect_api import in_run, patience
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.run_context import current_run, submissions_in_flight
@@ -427,7 +428,11 @@ async def write_summary(flow_run_id: str, job_ids: Iterable[str] = ()) -> None:
         "summary",
         flow_run_id,
         summary_card(listed),
-        {**meta, **{f"open {job_id}": note for job_id, note in run.open.items()}},
+        {
+            **meta,
+            **(process_facts() if run.open else {}),  # of the process that submitted them
+            **{f"open {job_id}": note for job_id, note in run.open.items()},
+        },
         new=alone and first,
         drop=[f"open {job_id}" for job_id in run._done],
         flow_run_id=flow_run_id,
