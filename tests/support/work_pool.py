@@ -23,7 +23,7 @@ from prefect.states import Scheduled
 
 from prefect_qruntime import QuantumRuntimeCredentials
 from prefect_qruntime.sandbox import Sandbox
-from tests.support.prefect_server import PrefectServer
+from tests.support.prefect_server import PrefectServer, withdraw_runs
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 POOL = "system-tests"
@@ -83,6 +83,13 @@ class Site:
         for process in family:
             if process.is_running():
                 process.kill()
+
+    def ready(self) -> None:
+        """Leave nothing of another test: no run that a worker would take, and a worker that lives."""
+
+        withdraw_runs()
+        if self.worker is None or self.worker.poll() is not None:
+            self.start_worker()
 
     async def deploy(self, flow: Flow[..., Any]) -> UUID:
         name = flow.fn.__name__

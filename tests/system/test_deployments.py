@@ -29,6 +29,7 @@ def site(prefect_server: PrefectServer) -> Iterator[Site]:
 
 @pytest.fixture(autouse=True)
 def clean(site: Site) -> None:
+    site.ready()
     site.sandbox.reset()
     site.sandbox.control.hold()
 
