@@ -59,8 +59,7 @@ class Service:
         """Remove jobs, sessions, faults, journal, usage and changed options; create new API keys."""
         waiting = [waiter for job in self.jobs.values() for waiter in (*job.waiters, *job.stream_waiters)]
         settings = self.settings = self._initial
-        self.clock.clear()
-        self.clock.set_scale(settings.clock_scale)
+        self.clock.reset(settings.clock_scale)
         self.accounts.reset(settings)
         self.catalog.reset()
         self.sessions.reset(settings)
