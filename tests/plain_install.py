@@ -35,7 +35,7 @@ async def main():
     async with get_client() as client:
         schedule = DeploymentScheduleCreate(schedule=IntervalSchedule(interval=timedelta(minutes=1)))
         await client.create_deployment(await client.create_flow(scheduled), "plain", schedules=[schedule])
-        end = time.monotonic() + 90
+        end = time.monotonic() + 240
         while time.monotonic() < end:
             if await client.read_flow_runs():
                 return

@@ -56,7 +56,7 @@ def ran(flow: Flow[..., Any], *args: Any, **kwargs: Any) -> tuple[FlowRun, State
     return asked(lambda client: client.read_flow_run(state.state_details.flow_run_id)), state
 
 
-def until(what: Callable[[], T], seconds: float = 20.0) -> T:
+def until(what: Callable[[], T], seconds: float = 90.0) -> T:
     """Poll until the answer is truthy; returns the last answer in any case."""
     end = time.monotonic() + seconds
     while not (found := what()) and time.monotonic() < end:
