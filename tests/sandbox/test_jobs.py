@@ -1,6 +1,5 @@
 """Jobs in the cloud dialect: create, look, list, cancel, delete, results, tags."""
 
-import time
 from importlib import metadata
 
 import httpx
