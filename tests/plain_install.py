@@ -19,7 +19,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-START_LIMIT = 120.0
+START_LIMIT = 400.0
 SCHEDULE = """
 import asyncio, sys, time
 from datetime import timedelta
