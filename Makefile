@@ -107,8 +107,8 @@ pictures: ## Take the screenshots of the documentation anew
 postgres-test: $(STAMP) ## Run the system tests against a Prefect server on PostgreSQL
 	$(BIN)/python tests/postgres/run.py
 
-plain-install: $(STAMP) ## Prove that a plain install gives a Prefect server that starts
-	$(BIN)/python tests/plain_install.py
+plain-install: $(STAMP) ## Walk the way of a new user with the wheel alone: install, deploy, run, see the counts
+	$(BIN)/python -m tests.plain_install
 
 $(BENCH)/.installed: constraints.txt benchmarks/constraints.txt
 	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)

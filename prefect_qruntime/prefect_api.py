@@ -35,7 +35,7 @@ from prefect.settings import get_current_settings
 from pydantic import ValidationError
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.network_loop import SingleFlight, network_loop
 from prefect_qruntime.errors import InvalidInput
 
 __all__ = [
@@ -130,20 +130,17 @@ def clock_offset() -> float | None:
 class _Clients:
     """The open clients of this process, by API address and home folder."""
 
-    opening: dict[tuple[str, str], asyncio.Task[PrefectClient]] = field(default_factory=dict)
+    open: dict[tuple[str, str], PrefectClient] = field(default_factory=dict)
+    opening: SingleFlight[PrefectClient] = field(default_factory=SingleFlight)
 
 
 async def api() -> PrefectClient:
     """The open client of the Prefect API in force here. Call it on the network loop only."""
-    here = network_loop()
-    settings = get_current_settings()
-    clients = here.state(_Clients).opening
+    settings, clients = get_current_settings(), network_loop().state(_Clients)
     name = (str(settings.api.url), str(settings.home))
-    opening = clients.get(name)
-    if opening is None or (opening.done() and (opening.cancelled() or opening.exception() is not None)):
-        # One for all who come first at the same moment; none of them takes it along when it is cancelled.
-        opening = clients[name] = asyncio.create_task(_open())
-    return await asyncio.shield(opening)
+    if name not in clients.open:
+        clients.open[name] = await clients.opening.join(_open, *name)
+    return clients.open[name]
 
 
 async def _open() -> PrefectClient:

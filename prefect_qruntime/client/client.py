@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Coroutine, Iterable
-from datetime import datetime
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, Unpack
 
 from prefect_qruntime.client import sessions
 from prefect_qruntime.client.connection import Connection, check_id
@@ -18,7 +17,7 @@ from prefect_qruntime.client.fetching import fetch_result
 from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.client.network_loop import network_loop, on_network_loop
 from prefect_qruntime.client.results.job_result import JobResult
-from prefect_qruntime.client.service import Service
+from prefect_qruntime.client.service import JobFilters, Service
 from prefect_qruntime.client.submission import Intent, submit_or_attach
 from prefect_qruntime.client.transport.retrying import RetryDeadlines
 from prefect_qruntime.client.transport.spool import BodyStore
@@ -219,42 +218,10 @@ class QuantumRuntimeClient:
 
     @on_network_loop
     async def jobs(
-        self,
-        *,
-        tags: Iterable[str] = (),
-        pending: bool | None = None,
-        backend: str | None = None,
-        program: str | None = None,
-        session_id: str | None = None,
-        created_after: datetime | None = None,
-        created_before: datetime | None = None,
-        limit: int | None = None,
+        self, *, tags: Iterable[str] = (), limit: int | None = None, **filters: Unpack[JobFilters]
     ) -> list[Job]:
-        """Jobs of the instance, newest first.
-
-        All `tags` must be on a job: the service is asked for them, and the answer is filtered again
-        here, because how it combines several is not documented.
-
-        Args:
-            tags: Tags that a job must carry.
-            pending: True for queued and running ones, False for finished ones.
-            backend: Only this backend's.
-            program: Only this program's.
-            session_id: Only this session's.
-            created_after: Only younger ones.
-            created_before: Only older ones.
-            limit: Most jobs to return; None for all.
-        """
-        return await self._service().jobs(
-            tags=tags,
-            pending=pending,
-            backend=backend,
-            program=program,
-            session_id=session_id,
-            created_after=created_after,
-            created_before=created_before,
-            limit=limit,
-        )
+        """Jobs of the instance, newest first, that carry all of the tags. See `Service.jobs`."""
+        return await self._service().jobs(tags=tags, limit=limit, **filters)
 
     async def jobs_tagged(self, tag: str) -> list[Job]:
         """All jobs that carry `tag` exactly."""

@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import httpx
 from cachetools import LRUCache
@@ -25,12 +25,32 @@ from prefect_qruntime.errors import QuantumRuntimeError, ServiceUnavailable
 from prefect_qruntime.models import Backend, Job, JobRef, Session, SessionRef, Usage
 from prefect_qruntime.redact import install
 
-__all__ = ["Service"]
+__all__ = ["JobFilters", "Service"]
 
 _PAGE = 200  # the service's largest page; out of range it silently falls back to it
 _MOST_PAGES = 50
 _SESSIONS = 1000  # of which the jobs are remembered
 _CANCEL_LOOKS = (0.1, 0.2, 0.4, 0.8, 1.5, 2.0)  # seconds between the looks after a cancel
+
+
+class JobFilters(TypedDict, total=False):
+    """Which jobs are listed; what is None or left out does not matter.
+
+    Attributes:
+        pending: True for queued and running ones, False for finished ones.
+        backend: Only this backend's.
+        program: Only this program's.
+        session_id: Only this session's.
+        created_after: Only younger ones.
+        created_before: Only older ones.
+    """
+
+    pending: bool | None
+    backend: str | None
+    program: str | None
+    session_id: str | None
+    created_after: datetime | None
+    created_before: datetime | None
 
 
 class Service:
@@ -204,33 +224,24 @@ class Service:
         return parsing.parse_job_page(await self._get("/jobs", phase=phase, params=params))
 
     async def jobs(
-        self,
-        *,
-        tags: Iterable[str] = (),
-        pending: bool | None = None,
-        backend: str | None = None,
-        program: str | None = None,
-        session_id: str | None = None,
-        created_after: datetime | None = None,
-        created_before: datetime | None = None,
-        limit: int | None = None,
+        self, *, tags: Iterable[str] = (), limit: int | None = None, **filters: Unpack[JobFilters]
     ) -> list[Job]:
-        """Jobs of the instance, newest first. See `QuantumRuntimeClient.jobs`."""
+        """Jobs of the instance, newest first.
+
+        All `tags` must be on a job: the service is asked for them, and the answer is filtered again
+        here, because how it combines several is not documented.
+
+        Args:
+            tags: Tags that a job must carry.
+            limit: Most jobs to return; None for all.
+            **filters: Backend, program, session, state and age: see `JobFilters`.
+        """
         wanted = tuple(tags)
         size = _PAGE if limit is None or wanted else min(limit, _PAGE)
-        filters: dict[str, Any] = {
-            "tags": list(wanted) or None,
-            "pending": pending,
-            "backend": backend,
-            "program": program,
-            "session_id": session_id,
-            "created_after": created_after,
-            "created_before": created_before,
-        }
         found: dict[str, Job] = {}  # by id: a job created between two pages moves others to the next one
         offset = 0
         for _ in range(_MOST_PAGES):
-            page, count = await self.job_page(limit=size, offset=offset, **filters)
+            page, count = await self.job_page(limit=size, offset=offset, tags=list(wanted) or None, **filters)
             for item in page:
                 job = parsing.parse_job(item, url=self.connection.job_url(str(item.get("id"))))
                 if set(wanted) <= set(job.tags):
