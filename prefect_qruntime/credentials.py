@@ -6,7 +6,8 @@ needs it.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Any
 
 from prefect.blocks.abstract import CredentialsBlock
 from prefect.exceptions import PrefectHTTPStatusError
@@ -14,12 +15,21 @@ from pydantic import Field, HttpUrl, SecretStr, model_validator
 
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.connection import DEFAULT_API_VERSION, Connection
+from prefect_qruntime.client.hosts import Dialects
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.diagnostics.instance import check_instance
+from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import InstanceReport
 from prefect_qruntime.prefect_api import api, load_saved
 
-__all__ = ["QuantumRuntimeCredentials", "aload_credentials", "block_name", "load_credentials", "saved_blocks"]
+__all__ = [
+    "QuantumRuntimeCredentials",
+    "aload_credentials",
+    "block_name",
+    "load_credentials",
+    "load_each",
+    "saved_blocks",
+]
 
 
 class QuantumRuntimeCredentials(CredentialsBlock):
@@ -73,7 +83,7 @@ class QuantumRuntimeCredentials(CredentialsBlock):
             "crn:v1:bluemix:public:quantum-computing:REGION:a/ACCOUNT:INSTANCE::. Its region picks the host."
         ),
     )
-    dialect: Literal["cloud", "legacy"] = Field(
+    dialect: Dialects = Field(
         default="cloud",
         title="Dialect",
         description="Which REST API the host speaks: cloud is today's service, legacy that of 2022 to 2024.",
@@ -182,6 +192,27 @@ def block_name(credentials: QuantumRuntimeCredentials) -> str | None:
     """Name of the saved block, by which another process can load it again."""
     name = credentials._block_document_name
     return name if isinstance(name, str) else None
+
+
+async def load_each(names: Iterable[str] | None) -> tuple[dict[str, QuantumRuntimeCredentials], dict[str, str]]:
+    """Load several saved blocks. One that is wrong stops none of the others, and is named. Runs on the network loop.
+
+    Args:
+        names: The blocks' names; None for all saved ones.
+
+    Returns:
+        The blocks by name, and what is wrong with those that cannot be used, by name.
+    """
+    found: dict[str, QuantumRuntimeCredentials] = {}
+    problems: dict[str, str] = {}
+    for name in sorted(set(names)) if names is not None else await saved_blocks():
+        try:
+            found[name] = await aload_credentials(name)
+            found[name].get_client()  # which checks the key
+        except (QuantumRuntimeError, ValueError) as error:
+            found.pop(name, None)
+            problems[name] = f"{name}: {error}"
+    return found, problems
 
 
 async def saved_blocks() -> list[str]:

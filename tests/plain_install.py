@@ -126,9 +126,9 @@ class Story:
         self.call("prefect", "block", "register", "-m", "prefect_qruntime.blocks")
         self.call("prefect", "work-pool", "create", "quantum", "--type", "process")
         self.call("prefect", "--no-prompt", "deploy", "--all")
-        listed = self.call("prefect", "deployment", "ls")
-        if DEPLOYMENT.split("/")[1] not in listed or DEPLOYMENT not in said:
-            raise SystemExit(f"what init writes was not deployed:\n{said}\n{listed}")
+        self.call("prefect", "deployment", "inspect", DEPLOYMENT)
+        if DEPLOYMENT not in said:
+            raise SystemExit(f"init does not say how to run {DEPLOYMENT}:\n{said}")
 
     def save_block(self, connection: dict[str, str]) -> None:
         """Save the credentials as the README does, and have `doctor` look at them."""
@@ -157,19 +157,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="plain-") as folder:
         home = Path(folder)
         venv.create(home / "env", with_pip=True)
-        python = home / "env" / "bin" / "python"
-        pip = [python, "-m", "pip", "--disable-pip-version-check"]
-        subprocess.run([*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", home / "dist", ROOT], check=True)
-        (wheel,) = (home / "dist").glob("*.whl")
-        subprocess.run([*pip, "install", "--quiet", wheel], check=True)
-        heavy = "import sys, prefect_qruntime; sys.exit(any(m in sys.modules for m in ('qiskit', 'numpy')))"
-        subprocess.run([python, "-c", heavy], check=True, cwd=home)
-        # The demo's flow and its circuits come with the package, not with the repository only.
-        example = (
-            "from prefect_qruntime.flows.run_circuits import CIRCUITS; assert len(list(CIRCUITS.glob('*.qasm'))) == 3"
-        )
-        subprocess.run([python, "-c", example], check=True, cwd=home)
-        port = free_port()
+        # Without PYTHONPATH: pip would take what lies there for installed.
         env = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "PYTHON"))},
             "PREFECT_HOME": str(home / "prefect"),
@@ -177,6 +165,19 @@ def main() -> None:
             "DO_NOT_TRACK": "1",
             "COLUMNS": "80",
         }
+        python = home / "env" / "bin" / "python"
+        pip = [python, "-m", "pip", "--disable-pip-version-check"]
+        subprocess.run([*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", home / "dist", ROOT], check=True, env=env)
+        (wheel,) = (home / "dist").glob("*.whl")
+        subprocess.run([*pip, "install", "--quiet", wheel], check=True, env=env)
+        heavy = "import sys, prefect_qruntime; sys.exit(any(m in sys.modules for m in ('qiskit', 'numpy')))"
+        subprocess.run([python, "-c", heavy], check=True, cwd=home, env=env)
+        # The demo's flow and its circuits come with the package, not with the repository only.
+        example = (
+            "from prefect_qruntime.flows.run_circuits import CIRCUITS; assert len(list(CIRCUITS.glob('*.qasm'))) == 3"
+        )
+        subprocess.run([python, "-c", example], check=True, cwd=home, env=env)
+        port = free_port()
         server: list[str | Path] = [home / "env" / "bin" / "prefect", "server", "start", "--host", "127.0.0.1"]
         with running([*server, "--port", str(port)], home, env) as process, running_sandbox(env) as connection:
             api = f"http://127.0.0.1:{port}/api"

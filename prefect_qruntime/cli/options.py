@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.credentials import saved_blocks
 from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.printable import nearest
 
 __all__ = ["AsJson", "Blocks", "OneBlock", "checked_blocks"]
 
@@ -29,7 +30,8 @@ def checked_blocks(block: list[str] | None) -> list[str] | None:
     for name in block:
         if name not in saved:
             raise InvalidInput(
-                f"no Quantum Runtime Credentials block is named {name!r}; saved are: {', '.join(saved) or 'none'}",
+                f"no Quantum Runtime Credentials block is named {name!r}; saved are: {', '.join(saved) or 'none'}.",
                 field="block",
+                solution=nearest(name, saved) or None,
             )
     return block

@@ -12,10 +12,12 @@ import hashlib
 import ipaddress
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 from urllib.parse import unquote, urlsplit
 
+from prefect_qruntime.client.hosts import DIALECTS, HOSTS, REGIONS, Dialects
 from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.printable import nearest
 from prefect_qruntime.redact import register_secret
 
 __all__ = [
@@ -23,7 +25,6 @@ __all__ = [
     "DEFAULT_IAM_URL",
     "Connection",
     "Crn",
-    "Dialects",
     "check_id",
     "check_proxy",
     "check_url",
@@ -34,7 +35,6 @@ __all__ = [
     "register_proxy",
 ]
 
-Dialects = Literal["cloud", "legacy"]
 DEFAULT_API_VERSION = "2026-04-15"
 DEFAULT_IAM_URL = "https://iam.cloud.ibm.com"
 
@@ -153,13 +153,17 @@ def check_name(value: Any, *, field: str) -> str:
     return value
 
 
-def _default_base_url(dialect: str, crn: Crn) -> str:
+def _default_base_url(dialect: Dialects, crn: Crn) -> str:
     if crn.cname != "bluemix":
         raise InvalidInput(f"no default address is known for the {crn.cname!r} cloud; give base_url", field="base_url")
-    if dialect == "legacy":
-        return f"https://{crn.region}.quantum-computing.cloud.ibm.com"
-    prefix = "" if crn.region == "us-east" else f"{crn.region}."
-    return f"https://{prefix}quantum.cloud.ibm.com/api/v1"
+    if crn.region not in REGIONS:
+        raise InvalidInput(
+            f"the region {crn.region!r} is not one of the service's ({', '.join(REGIONS)}).",
+            field="crn",
+            solution=f"{nearest(crn.region, REGIONS)} Copy the CRN again from the instance's page; for a region that "
+            "is new, give its address as base_url.".lstrip(),
+        )
+    return HOSTS[dialect].url(crn.region)
 
 
 @dataclass(frozen=True)
@@ -215,8 +219,10 @@ class Connection:
                 field="api_key",
                 solution="Copy the key again: one line, without quotes.",
             )
-        if self.dialect not in ("cloud", "legacy"):
-            raise InvalidInput("must be 'cloud' or 'legacy'", field="dialect")
+        if self.dialect not in DIALECTS:
+            raise InvalidInput(
+                f"must be {' or '.join(map(repr, DIALECTS))}, not {str(self.dialect)[:80]!r}", field="dialect"
+            )
         crn = parse_crn(self.crn)
         if _VERSION.fullmatch(self.api_version) is None:
             raise InvalidInput("must be a date like 2026-04-15", field="api_version")

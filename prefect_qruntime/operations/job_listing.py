@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.network_loop import network_loop
-from prefect_qruntime.credentials import aload_credentials, saved_blocks
+from prefect_qruntime.credentials import load_each
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobStatus
 from prefect_qruntime.prefect_api import api
@@ -143,13 +143,13 @@ async def _list(
     blocks: Iterable[str] | None, states: frozenset[JobStatus] | None, limit: int, since: datetime | None
 ) -> JobList:
     found: dict[str, tuple[str, Job]] = {}  # by id: two blocks may lead to one instance
-    problems, more = [], False
-    for name in sorted(set(blocks)) if blocks is not None else await saved_blocks():
+    loaded, problems = await load_each(blocks)
+    more = False
+    for name, credentials in loaded.items():
         try:
-            client = (await aload_credentials(name)).get_client()
-            jobs = await _jobs(client, states, limit + 1, since)
+            jobs = await _jobs(credentials.get_client(), states, limit + 1, since)
         except (QuantumRuntimeError, ValueError) as error:
-            problems.append(f"{name}: {error}")
+            problems[name] = f"{name}: {error}"
             continue
         more = more or len(jobs) > limit
         for job in jobs[:limit]:
@@ -172,7 +172,7 @@ async def _list(
         )
         for name, job in sorted(found.values(), key=lambda item: item[1].created_at or never, reverse=True)
     ]
-    return JobList(jobs=listed, totals=_totals(listed), more=more, problems=problems)
+    return JobList(jobs=listed, totals=_totals(listed), more=more, problems=list(problems.values()))
 
 
 async def _jobs(
