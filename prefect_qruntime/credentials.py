@@ -144,6 +144,7 @@ class QuantumRuntimeCredentials(CredentialsBlock):
             ca_file=self.ca_file,
             proxy=self.proxy.get_secret_value() if self.proxy is not None else None,
             request_timeout=self.request_timeout,
+            block=block_name(self),
         )
 
     def get_client(self, *args: Any, **kwargs: Any) -> QuantumRuntimeClient:

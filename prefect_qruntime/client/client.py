@@ -26,6 +26,7 @@ from prefect_qruntime.client.waiting.job_list import Page
 from prefect_qruntime.client.waiting.plan import Deadlines, PollIntervals
 from prefect_qruntime.client.waiting.poller import JobPoller
 from prefect_qruntime.client.waiting.websocket import Ending, JobStream
+from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import Backend, Job, JobRef, Session, SessionRef, Usage
 
 __all__ = ["QuantumRuntimeClient"]
@@ -66,6 +67,8 @@ def service_of(connection: Connection, patience: RetryDeadlines | None = None) -
     if service is None:
         service = here.keep(_Service(connection, patience), *key)
         here.on_close(service.http.aclose)
+    if connection.block is not None:
+        service.transport.blocks.add(connection.block)
     return service
 
 
@@ -184,7 +187,12 @@ class QuantumRuntimeClient:
     @on_network_loop
     async def submit(self, intent: Intent, **hooks: Any) -> JobRef:
         """Submit the intent's one job, or attach to it. See `submission.submit_or_attach`."""
-        ref = await submit_or_attach(self._service(), intent, scope=self._instance, **hooks)
+        service = self._service()
+        try:
+            ref = await submit_or_attach(service, intent, scope=self._instance, **hooks)
+        except QuantumRuntimeError as error:
+            await service.suggest_backend(error, intent.spec.backend)
+            raise
         if not ref.attached:
             self._poller().note(ref.id)
         return ref
@@ -305,7 +313,12 @@ class QuantumRuntimeClient:
 
         If a session begins with its first job (legacy), nothing is sent and the session is unbound.
         """
-        return await sessions.open_session(self._service(), backend, mode=mode, max_ttl=max_ttl, scope=self._instance)
+        service = self._service()
+        try:
+            return await sessions.open_session(service, backend, mode=mode, max_ttl=max_ttl, scope=self._instance)
+        except QuantumRuntimeError as error:
+            await service.suggest_backend(error, backend)
+            raise
 
     @on_network_loop
     async def close_session(self, session_id: str, *, drain: bool) -> Session | None:

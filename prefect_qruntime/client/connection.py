@@ -197,6 +197,8 @@ class Connection:
     ca_file: str | None = None
     proxy: str | None = field(default=None, repr=False)
     request_timeout: float = 30.0
+    block: str | None = field(default=None, compare=False)
+    """Name of the saved block that it comes from, for messages only."""
 
     def __post_init__(self) -> None:
         key = self.api_key.strip() if isinstance(self.api_key, str) else ""
@@ -257,7 +259,7 @@ class Connection:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Tells connections apart in this process without showing the key."""
-        return hashlib.sha256(repr(sorted(vars(self).items())).encode()).hexdigest()
+        return hashlib.sha256(repr(sorted({**vars(self), "block": None}.items())).encode()).hexdigest()
 
     def job_url(self, job_id: str) -> str:
         """Where a person looks at the job: IBM's console, or the API itself elsewhere."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
+import re
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any, TypedDict, Unpack
@@ -23,6 +25,7 @@ from prefect_qruntime.client.transport.retrying import RetryDeadlines
 from prefect_qruntime.client.transport.spool import MOST_BYTES
 from prefect_qruntime.errors import QuantumRuntimeError, ServiceUnavailable
 from prefect_qruntime.models import Backend, Job, JobRef, Session, SessionRef, Usage
+from prefect_qruntime.printable import nearest
 from prefect_qruntime.redact import install
 
 __all__ = ["JobFilters", "Service"]
@@ -30,6 +33,8 @@ __all__ = ["JobFilters", "Service"]
 _PAGE = 200  # the service's largest page; out of range it silently falls back to it
 _MOST_PAGES = 50
 _SESSIONS = 1000  # of which the jobs are remembered
+_NO_BACKEND = re.compile(r"\b(?:backend|device)\b", re.IGNORECASE)
+_SHOWN = 8  # backends named in a message
 _CANCEL_LOOKS = (0.1, 0.2, 0.4, 0.8, 1.5, 2.0)  # seconds between the looks after a cancel
 
 
@@ -145,15 +150,34 @@ class Service:
 
     async def backend_status(self, name: str) -> dict[str, Any]:
         """State and queue length of a backend."""
-        return await self._get(f"/backends/{check_name(name, field='backend')}/status")
+        return await self._backend(name, "status")
 
     async def backend_configuration(self, name: str) -> dict[str, Any]:
         """Qubits, basis gates, coupling map and limits of a backend."""
-        return await self._get(f"/backends/{check_name(name, field='backend')}/configuration")
+        return await self._backend(name, "configuration")
 
     async def backend_properties(self, name: str) -> dict[str, Any]:
         """Calibration data of a backend."""
-        return await self._get(f"/backends/{check_name(name, field='backend')}/properties")
+        return await self._backend(name, "properties")
+
+    async def _backend(self, name: str, what: str) -> dict[str, Any]:
+        try:
+            return await self._get(f"/backends/{check_name(name, field='backend')}/{what}")
+        except QuantumRuntimeError as error:
+            await self.suggest_backend(error, name)
+            raise
+
+    async def suggest_backend(self, error: QuantumRuntimeError, name: str) -> None:
+        """Name the backends that there are in a refusal of one that there is not. Asks the service for the list."""
+        if error.status not in (400, 404) or not _NO_BACKEND.search(error.message):
+            return
+        with contextlib.suppress(QuantumRuntimeError):  # the refusal is what matters
+            listed = parsing.parse_backends(await self._get("/backends"))
+            names = sorted(backend.name for backend in listed)
+            if name not in names:
+                has = f"The instance has {', '.join(names[:_SHOWN])}" if names else "The instance has no backend"
+                more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+                error.solution = f"{nearest(name, names)} {has}{more}.".strip()
 
     # ---- jobs ----------------------------------------------------------------------------------
 
