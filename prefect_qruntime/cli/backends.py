@@ -7,7 +7,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from prefect_qruntime.cli.options import AsJson, Blocks, checked_blocks
+from prefect_qruntime.cli.options import AsJson, Blocks, checked_blocks, needs_prefect
 from prefect_qruntime.cli.output import cell, many, print_json
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.credentials import load_each
@@ -19,6 +19,7 @@ __all__ = ["backends"]
 _STYLES = {"online": "green", "paused": "yellow", "offline": "red"}
 
 
+@needs_prefect
 def backends(*, block: Blocks = None, json: AsJson = False) -> int:
     """List the instances' backends with status, size, queue and errors."""
     found, problems = network_loop().run(_backends(checked_blocks(block)))

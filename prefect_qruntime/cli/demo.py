@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from prefect import flow
 from rich.console import Console
 
+from prefect_qruntime.cli.options import require_prefect
 from prefect_qruntime.client.hosts import DIALECTS, Dialects
 from prefect_qruntime.flows.run_circuits import CIRCUITS, print_table, run_circuits
 
@@ -53,6 +54,7 @@ def demo(
     """
     os.environ.setdefault(_START_LIMIT, "120")
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
+    require_prefect()
     tables = demo_flow(list(DIALECTS[::-1]) if dialect == "both" else [dialect], shots)
     console = Console()
     console.rule("Counts")

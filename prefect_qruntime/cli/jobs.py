@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prefect_qruntime.cli.options import AsJson, Blocks, checked_blocks
+from prefect_qruntime.cli.options import AsJson, Blocks, checked_blocks, needs_prefect
 from prefect_qruntime.cli.output import cell, many
 from prefect_qruntime.operations.job_listing import JobList, ListedJob, list_jobs
 
@@ -21,6 +21,7 @@ _WIDE = 110
 """Columns from which whole flow run ids fit; below, their first eight digits are shown."""
 
 
+@needs_prefect
 def jobs(
     *,
     block: Blocks = None,

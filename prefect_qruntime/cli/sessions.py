@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prefect_qruntime.cli.options import AsJson, Blocks, checked_blocks
+from prefect_qruntime.cli.options import AsJson, Blocks, checked_blocks, needs_prefect
 from prefect_qruntime.cli.output import cell, many, print_json
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.operations.session_listing import OpenSession, SessionList, close_by_id, list_sessions
@@ -18,6 +18,7 @@ from prefect_qruntime.operations.session_listing import OpenSession, SessionList
 __all__ = ["sessions"]
 
 
+@needs_prefect
 def sessions(
     *,
     block: Blocks = None,

@@ -9,7 +9,7 @@ import orjson
 from cyclopts import Parameter
 
 from prefect_qruntime.admission.rate_limit import limit_name, set_up
-from prefect_qruntime.cli.options import AsJson, Blocks, checked_blocks
+from prefect_qruntime.cli.options import AsJson, Blocks, checked_blocks, needs_prefect
 from prefect_qruntime.cli.output import print_rows
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.credentials import load_each
@@ -18,6 +18,7 @@ from prefect_qruntime.settings import QuantumRuntimeSettings
 __all__ = ["setup"]
 
 
+@needs_prefect
 def setup(
     *,
     block: Blocks = None,

@@ -7,13 +7,14 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from prefect_qruntime.cli.options import AsJson, Blocks, checked_blocks
+from prefect_qruntime.cli.options import AsJson, Blocks, checked_blocks, needs_prefect
 from prefect_qruntime.cli.output import many, print_rows
 from prefect_qruntime.operations.sweep import rows, run_sweep
 
 __all__ = ["sweep"]
 
 
+@needs_prefect
 def sweep(
     *,
     block: Blocks = None,
