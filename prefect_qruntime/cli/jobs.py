@@ -12,11 +12,18 @@ from rich.text import Text
 
 from prefect_qruntime.cli.options import AsJson, Blocks, checked_blocks, needs_prefect
 from prefect_qruntime.cli.output import cell, many
-from prefect_qruntime.operations.job_listing import JobList, ListedJob, list_jobs
+from prefect_qruntime.operations.job_listing import GroupBy, JobList, ListedJob, list_jobs
 
 __all__ = ["jobs"]
 
 _STYLES = {"queued": "yellow", "running": "cyan", "completed": "green", "cancelled": "magenta", "failed": "red"}
+_GROUPED: dict[GroupBy, tuple[str, str]] = {
+    "deployment": ("deployment", "no deployment"),
+    "owner": ("flow run", "no flow run"),
+    "tag": ("tag", "no tag"),
+    "flow-state": ("state of the flow run", "not in this Prefect"),
+}
+"""The heading of each grouping, and what stands for jobs without a value."""
 _WIDE = 110
 """Columns from which whole flow run ids fit; below, their first eight digits are shown."""
 
@@ -33,21 +40,26 @@ def jobs(
     since: Annotated[
         str | None, Parameter(help="Only jobs created since then: 2026-05-01, 2026-05-01T08:00, 90m, 24h or 7d.")
     ] = None,
+    by: Annotated[
+        GroupBy | None, Parameter(help="Sum them up by deployment, owner (flow run), tag or the flow run's state.")
+    ] = None,
     json: AsJson = False,
 ) -> int:
-    """List the instances' jobs with state, QPU seconds and the flow run that owns each."""
-    found = list_jobs(checked_blocks(block), states=[*(state or ())] or None, limit=limit, since=since)
+    """List the instances' jobs with state, QPU seconds and the flow run that owns each, or sum them up by group."""
+    found = list_jobs(checked_blocks(block), states=[*(state or ())] or None, limit=limit, since=since, by=by)
     if json:
         sys.stdout.write(found.model_dump_json(indent=2) + "\n")
     else:
-        _print(found, Console())
+        _print(found, Console(), by)
     for problem in found.problems:
         sys.stderr.write(f"{problem}\n")
     return 1 if found.problems else 0
 
 
-def _print(found: JobList, console: Console) -> None:
-    if found.jobs:
+def _print(found: JobList, console: Console, by: GroupBy | None) -> None:
+    if found.jobs and by is not None:
+        console.print(_group_table(found, by))
+    elif found.jobs:
         console.print(_table(found.jobs, whole=console.width >= _WIDE))
     totals = found.totals
     line = f"{many(totals.jobs, 'job')}, {totals.qpu_seconds:g} QPU seconds"
@@ -81,6 +93,19 @@ def _table(jobs: list[ListedJob], *, whole: bool) -> Table:
             seconds,
             _owner(job, whole=whole),
         )
+    return table
+
+
+def _group_table(found: JobList, by: GroupBy) -> Table:
+    title, none = _GROUPED[by]
+    table = Table(expand=True)
+    table.add_column(title, overflow="fold", ratio=1)
+    for name in ("jobs", "live", "QPU s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for group in found.groups:
+        seconds = f"{group.qpu_seconds:g}" + (" …" if group.not_final else "")
+        value = cell(group.value) if group.value is not None else cell(none, style="bold red")
+        table.add_row(value, str(group.jobs), str(group.live or ""), seconds)
     return table
 
 
