@@ -7,6 +7,7 @@ from prefect_qruntime.cancellation import ends_with_flow_run
 from prefect_qruntime.client.results import JobResult
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.observability import notifications
+from prefect_qruntime.observability.traces import trace_chunks
 from prefect_qruntime.settings import current_settings
 from prefect_qruntime.tasks.arguments import JobLike, as_job
 from prefect_qruntime.tasks.decorators import blocking, in_flow, repeats
@@ -41,6 +42,7 @@ async def afetch_results(credentials: QuantumRuntimeCredentials, job: JobLike) -
         result = await client.result(ref, grace=grace, shelf=shelf)
         if result.file is None:  # a large one is not decoded for a picture
             notifications.job_fetched(ref.id, result)
+            trace_chunks(result)
         return await result_storage.share_if_persisted(result)
     kept = await result_storage.read_private(ref.id)
     if kept is not None:

@@ -23,6 +23,7 @@ from prefect_qruntime.errors import InvalidInput, JobTimeout, QuantumRuntimeErro
 from prefect_qruntime.models import Job, JobStatus
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.events import Observation
+from prefect_qruntime.observability.traces import trace_job, trace_states
 from prefect_qruntime.settings import current_settings
 from prefect_qruntime.tasks.arguments import JobLike, as_job
 from prefect_qruntime.tasks.decorators import blocking, in_flow, repeats
@@ -100,6 +101,8 @@ async def await_for_completion(
     finally:
         reminder.cancel()
     notifications.job_over(done, history)
+    trace_job(done)
+    trace_states(done, history)
     notifications.follow_usage(client, done)
     error = job_error(done)
     if error is not None:
