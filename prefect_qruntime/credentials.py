@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from prefect.blocks.abstract import CredentialsBlock
-from prefect.exceptions import PrefectHTTPStatusError
 from pydantic import Field, HttpUrl, SecretStr, model_validator
 
 from prefect_qruntime.client import QuantumRuntimeClient
@@ -20,7 +19,7 @@ from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.diagnostics.instance import check_instance
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import InstanceReport
-from prefect_qruntime.prefect_api import api, load_saved
+from prefect_qruntime.prefect_api import load_saved, saved_names
 
 __all__ = [
     "QuantumRuntimeCredentials",
@@ -185,7 +184,7 @@ async def aload_credentials(name: str) -> QuantumRuntimeCredentials:
         InvalidInput: No block of this type has the name, or a field of it is wrong.
     """
     return await load_saved(
-        QuantumRuntimeCredentials, name, field="credentials_block", fix="make one in the UI under Blocks"
+        QuantumRuntimeCredentials, name, field="credentials_block", fix="Make one in the UI under Blocks."
     )
 
 
@@ -218,10 +217,4 @@ async def load_each(names: Iterable[str] | None) -> tuple[dict[str, QuantumRunti
 
 async def saved_blocks() -> list[str]:
     """The names of all saved blocks of this type. Runs on the network loop."""
-    try:
-        documents = await (await api()).read_block_documents_by_type(QuantumRuntimeCredentials.get_block_type_slug())
-    except PrefectHTTPStatusError as error:
-        if error.response.status_code == 404:  # the type is not registered, so none is saved
-            return []
-        raise
-    return sorted(document.name for document in documents if document.name)
+    return await saved_names(QuantumRuntimeCredentials)

@@ -9,10 +9,10 @@ from typing import Annotated, ParamSpec
 from cyclopts import Parameter
 
 from prefect_qruntime.client.network_loop import network_loop
-from prefect_qruntime.credentials import saved_blocks
+from prefect_qruntime.credentials import QuantumRuntimeCredentials, saved_blocks
 from prefect_qruntime.diagnostics.prefect_server import check_server
-from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
-from prefect_qruntime.printable import nearest
+from prefect_qruntime.errors import QuantumRuntimeError
+from prefect_qruntime.prefect_api import unknown_block
 
 __all__ = ["AsJson", "Blocks", "OneBlock", "checked_blocks", "needs_prefect", "require_prefect"]
 
@@ -53,16 +53,12 @@ def checked_blocks(block: list[str] | None) -> list[str] | None:
     """The names of blocks to use; None for all.
 
     Raises:
-        InvalidInput: No block is saved under one of them.
+        InvalidInput: No block is saved under one of them; the error names those that look like it.
     """
     if not block:
         return None
     saved = network_loop().run(saved_blocks())
     for name in block:
         if name not in saved:
-            raise InvalidInput(
-                f"no Quantum Runtime Credentials block is named {name!r}; saved are: {', '.join(saved) or 'none'}.",
-                field="block",
-                solution=nearest(name, saved) or None,
-            )
+            raise unknown_block(QuantumRuntimeCredentials, name, saved, field="block")
     return block
