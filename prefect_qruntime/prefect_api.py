@@ -214,7 +214,7 @@ def unknown_block(
     return InvalidInput(
         f"no {kind._block_type_name} block is named {name!r}. {there}",
         field=field,
-        solution=f"{nearest(name, saved)} {fix}".strip(),
+        solution=f"{nearest(name, saved, most=2)} {fix}".strip(),
     )
 
 

@@ -92,7 +92,7 @@ def html_text(value: Any, limit: int = 500) -> str:
     return html.escape(printable(value, limit), quote=True)
 
 
-def nearest(wrong: str, known: Iterable[str]) -> str:
+def nearest(wrong: str, known: Iterable[str], *, most: int = 1) -> str:
     """Ask "Did you mean …?" if names that are known look like a wrong one; else an empty text."""
-    found = difflib.get_close_matches(wrong.lower(), list(known), n=2, cutoff=0.6)
+    found = difflib.get_close_matches(wrong.lower(), list(known), n=most, cutoff=0.6)
     return f"Did you mean {' or '.join(map(repr, found))}?" if found else ""

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prefect_qruntime.cli.options import AsJson, Blocks, checked_blocks, needs_prefect
-from prefect_qruntime.cli.output import cell, many
+from prefect_qruntime.cli.output import cell, id_column, many, short
 from prefect_qruntime.operations.job_listing import GroupBy, JobList, ListedJob, list_jobs
 
 __all__ = ["jobs"]
@@ -24,8 +24,6 @@ _GROUPED: dict[GroupBy, tuple[str, str]] = {
     "flow-state": ("state of the flow run", "not in this Prefect"),
 }
 """The heading of each grouping, and what stands for jobs without a value."""
-_WIDE = 110
-"""Columns from which whole flow run ids fit; below, their first eight digits are shown."""
 
 
 @needs_prefect
@@ -60,7 +58,7 @@ def _print(found: JobList, console: Console, by: GroupBy | None) -> None:
     if found.jobs and by is not None:
         console.print(_group_table(found, by))
     elif found.jobs:
-        console.print(_table(found.jobs, whole=console.width >= _WIDE))
+        console.print(_table(found.jobs, console))
     totals = found.totals
     line = f"{many(totals.jobs, 'job')}, {totals.qpu_seconds:g} QPU seconds"
     if totals.not_final:
@@ -74,11 +72,11 @@ def _print(found: JobList, console: Console, by: GroupBy | None) -> None:
         console.print("There are more: raise --limit, or narrow with --since and --state.", style="yellow")
 
 
-def _table(jobs: list[ListedJob], *, whole: bool) -> Table:
+def _table(jobs: list[ListedJob], console: Console) -> Table:
     several = len({job.block for job in jobs}) > 1
     table = Table(expand=True, show_lines=True)
-    table.add_column("job\ncreated", overflow="fold", min_width=20)
-    for name in (*(("block",) if several else ()), "state", "backend\nprogram"):
+    id_column(table, "job\ncreated" + several * "\nblock", (job.id for job in jobs))
+    for name in ("state", "backend\nprogram"):
         table.add_column(name, overflow="fold")
     table.add_column("QPU s", justify="right", no_wrap=True)
     table.add_column("flow run\nid", overflow="fold", ratio=1)
@@ -86,12 +84,11 @@ def _table(jobs: list[ListedJob], *, whole: bool) -> Table:
         created = f"{job.created_at.astimezone():%m-%d %H:%M}" if job.created_at else ""
         seconds = "" if job.qpu_seconds is None else f"{job.qpu_seconds:g}" + ("" if job.qpu_seconds_final else " …")
         table.add_row(
-            cell(job.id, created),
-            *((cell(job.block),) if several else ()),
+            cell(job.id, created, *several * (job.block,)),
             cell(job.state, style=_STYLES.get(job.state, "")),
             cell(job.backend or "", job.program or ""),
             seconds,
-            _owner(job, whole=whole),
+            _owner(job, console),
         )
     return table
 
@@ -109,8 +106,7 @@ def _group_table(found: JobList, by: GroupBy) -> Table:
     return table
 
 
-def _owner(job: ListedJob, *, whole: bool) -> Text:
+def _owner(job: ListedJob, console: Console) -> Text:
     if job.flow_run_id is None:
         return cell("no flow run", style="bold red")
-    identifier = job.flow_run_id if whole else job.flow_run_id[:8]
-    return cell(job.flow_run or "not in this Prefect", identifier)
+    return cell(job.flow_run or "not in this Prefect", short(job.flow_run_id, console))

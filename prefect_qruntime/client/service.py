@@ -177,7 +177,7 @@ class Service:
             if name not in names:
                 has = f"The instance has {', '.join(names[:_SHOWN])}" if names else "The instance has no backend"
                 more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-                error.solution = f"{nearest(name, names)} {has}{more}.".strip()
+                error.solution = f"{nearest(name, names, most=2)} {has}{more}.".strip()
 
     # ---- jobs ----------------------------------------------------------------------------------
 

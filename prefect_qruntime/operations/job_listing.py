@@ -35,6 +35,7 @@ __all__ = [
     "ListedJob",
     "Totals",
     "alist_jobs",
+    "group_jobs",
     "list_jobs",
     "parse_since",
 ]
@@ -182,7 +183,7 @@ async def alist_jobs(
     if by is not None and by not in GROUPINGS:
         raise InvalidInput(f"must be one of {', '.join(GROUPINGS)}, not {by!r}", field="by")
     found = await network_loop().arun(_list(blocks, wanted, limit, begin))
-    return found.model_copy(update={"groups": _groups(found.jobs, by)}) if by is not None else found
+    return found.model_copy(update={"groups": group_jobs(found.jobs, by)}) if by is not None else found
 
 
 def _states(states: Iterable[str] | None) -> frozenset[JobStatus] | None:
@@ -302,7 +303,8 @@ async def _deployments(wanted: set[UUID]) -> dict[UUID, str]:
     return names
 
 
-def _groups(jobs: list[ListedJob], by: GroupBy) -> list[JobGroup]:
+def group_jobs(jobs: list[ListedJob], by: GroupBy) -> list[JobGroup]:
+    """Sum jobs up by what they have in common, most QPU seconds first."""
     values: dict[str | None, list[ListedJob]] = {}
     for job in jobs:
         for value in _values(job, by):
