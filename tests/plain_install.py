@@ -22,6 +22,7 @@ import tempfile
 import time
 import urllib.request
 import venv
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,18 @@ def running_sandbox(env: dict[str, str]) -> Iterator[dict[str, str]]:
         yield json.loads(line)
 
 
+def check_page(wheel: Path) -> None:
+    """Whether the wheel's page on an index leads somewhere: every link is an address, and the project has some."""
+    with zipfile.ZipFile(wheel) as packed:
+        (name,) = (name for name in packed.namelist() if name.endswith(".dist-info/METADATA"))
+        page = packed.read(name).decode()
+    links = re.findall(r"\]\(([^)\s]+)\)", page)
+    if not links or [link for link in links if not link.startswith(("https://", "#"))]:
+        raise SystemExit(f"the package's page has links that lead nowhere: {links}")
+    if page.count("Project-URL: ") < 4 or "Description-Content-Type: text/markdown" not in page:
+        raise SystemExit(f"the package's page lacks the project's addresses or its kind of text:\n{page[:2000]}")
+
+
 class Story:
     """The commands of the quick start, in the empty environment."""
 
@@ -169,6 +182,7 @@ def main() -> None:
         pip = [python, "-m", "pip", "--disable-pip-version-check"]
         subprocess.run([*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", home / "dist", ROOT], check=True, env=env)
         (wheel,) = (home / "dist").glob("*.whl")
+        check_page(wheel)
         subprocess.run([*pip, "install", "--quiet", wheel], check=True, env=env)
         heavy = "import sys, prefect_qruntime; sys.exit(any(m in sys.modules for m in ('qiskit', 'numpy')))"
         subprocess.run([python, "-c", heavy], check=True, cwd=home, env=env)
