@@ -280,6 +280,9 @@ _CRN = re.compile(
 )
 
 
+_CRN_PARTS = 10
+
+
 @dataclass(frozen=True, slots=True)
 class Crn:
     """A parsed CRN of a Quantum Compute Service instance."""
@@ -293,6 +296,24 @@ class Crn:
     def __str__(self) -> str:
         """The CRN as it goes into the `Service-CRN` header."""
         return self.text
+
+
+_PARTS = {2: "cloud", 4: "service", 5: "region", 6: "account", 7: "instance"}
+"""What stands where in a CRN, as far as people get it wrong."""
+
+
+def _wrong_part(text: str) -> str:
+    """What is wrong in a text that should be a CRN. Of a text that is none nothing is shown: it may be a key."""
+    parts = text.split(":")
+    if parts[0] != "crn" or not text.isprintable():
+        return ": it does not begin with crn:v1"
+    if len(parts) != _CRN_PARTS:
+        return f": it has {len(parts)} parts between colons, not {_CRN_PARTS}; it may be cut off"
+    good = ["crn", "v1", "bluemix", "public", "quantum-computing", "us-east", "a/0", "0", "", ""]
+    for place, name in _PARTS.items():
+        if _CRN.fullmatch(":".join([*good[:place], parts[place], *good[place + 1 :]])) is None:
+            return f": its {name} is {parts[place][:60]!r}"
+    return ""
 
 
 @functools.lru_cache(maxsize=64)
@@ -322,7 +343,7 @@ def parse_crn(text: str, *, field: str = "crn") -> Crn:
     match = _CRN.fullmatch(stripped)
     if match is None:
         raise InvalidInput(
-            "not the CRN of a quantum-computing instance.",
+            f"not the CRN of a quantum-computing instance{_wrong_part(stripped)}.",
             field=field,
             solution="It looks like crn:v1:bluemix:public:quantum-computing:<region>:a/<account>:<instance>:: "
             "and stands on the instance's page of the IBM Quantum Platform.",
