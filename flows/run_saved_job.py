@@ -31,7 +31,7 @@ async def run_saved_job(job_block: str) -> list[dict[str, Any]]:
         InvalidInput: No such block, or a field of it is wrong.
         QuantumRuntimeError: The job could not be bought, or did not complete.
     """
-    job = await load_saved(QuantumRuntimeJob, job_block, field="job_block", fix="make one in the UI under Blocks")
+    job = await load_saved(QuantumRuntimeJob, job_block, field="job_block", fix="Make one in the UI under Blocks.")
     run = await job.trigger()
     await run.wait_for_completion()
     rows: list[dict[str, Any]] = (await run.fetch_result()).to_table()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC
@@ -31,12 +31,14 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import StateType
 from prefect.context import FlowRunContext, TaskRunContext
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 from pydantic import ValidationError
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.network_loop import SingleFlight, network_loop
 from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.printable import nearest
 
 __all__ = [
     "api",
@@ -48,6 +50,8 @@ __all__ = [
     "over",
     "patience",
     "patiently",
+    "saved_names",
+    "unknown_block",
 ]
 
 # A Prefect server on SQLite that is asked for many things at once stands still until its lock times out after a minute.
@@ -130,20 +134,17 @@ def clock_offset() -> float | None:
 class _Clients:
     """The open clients of this process, by API address and home folder."""
 
-    opening: dict[tuple[str, str], asyncio.Task[PrefectClient]] = field(default_factory=dict)
+    open: dict[tuple[str, str], PrefectClient] = field(default_factory=dict)
+    opening: SingleFlight[PrefectClient] = field(default_factory=SingleFlight)
 
 
 async def api() -> PrefectClient:
     """The open client of the Prefect API in force here. Call it on the network loop only."""
-    here = network_loop()
-    settings = get_current_settings()
-    clients = here.state(_Clients).opening
+    settings, clients = get_current_settings(), network_loop().state(_Clients)
     name = (str(settings.api.url), str(settings.home))
-    opening = clients.get(name)
-    if opening is None or (opening.done() and (opening.cancelled() or opening.exception() is not None)):
-        # One for all who come first at the same moment; none of them takes it along when it is cancelled.
-        opening = clients[name] = asyncio.create_task(_open())
-    return await asyncio.shield(opening)
+    if name not in clients.open:
+        clients.open[name] = await clients.opening.join(_open, *name)
+    return clients.open[name]
 
 
 async def _open() -> PrefectClient:
@@ -194,6 +195,29 @@ def current_flow_run_id() -> str | None:
 B = TypeVar("B", bound=Block)
 
 
+async def saved_names(kind: type[Block]) -> list[str]:
+    """The names of all saved blocks of a type. Call it on the network loop."""
+    try:
+        documents = await (await api()).read_block_documents_by_type(kind.get_block_type_slug())
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code == 404:  # the type is not registered, so none is saved
+            return []
+        raise
+    return sorted(document.name for document in documents if document.name)
+
+
+def unknown_block(
+    kind: type[Block], name: str, saved: Sequence[str], *, field: str, fix: str = "Make one in the UI under Blocks."
+) -> InvalidInput:
+    """The error that no block of a type has a name, with the names that look like it."""
+    there = f"Saved {'is' if len(saved) == 1 else 'are'}: {', '.join(saved)}." if saved else "None is saved."
+    return InvalidInput(
+        f"no {kind._block_type_name} block is named {name!r}. {there}",
+        field=field,
+        solution=f"{nearest(name, saved, most=2)} {fix}".strip(),
+    )
+
+
 async def load_saved(kind: type[B], name: str, *, field: str, fix: str) -> B:
     """Load a saved block of a type.
 
@@ -220,13 +244,13 @@ async def load_saved(kind: type[B], name: str, *, field: str, fix: str) -> B:
         if not isinstance(error.__cause__, ValidationError):
             raise
         wrong = _fields(error.__cause__)
-    except ValueError as error:
-        raise InvalidInput(f"no {title} block is named {name!r}; {fix}", field=field) from error
+    except ValueError:
+        raise unknown_block(kind, name, await saved_names(kind), field=field, fix=fix) from None
     # Without its cause, which would show the values.
     raise InvalidInput(
-        f"the {title} block {name!r} has a wrong field ({wrong}); correct it in the UI under Blocks, or see "
-        "`prefect-qruntime doctor`",
+        f"the {title} block {name!r} has a wrong field. {wrong.rstrip('.')}.",
         field=field,
+        solution="Correct it in the UI under Blocks; `prefect-qruntime doctor` looks closer.",
     ) from None
 
 

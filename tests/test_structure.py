@@ -33,7 +33,7 @@ HALL = (
     *("blocks", "operations", "cli"),
 )
 CLIENT = (
-    *("network_loop", "connection", "failures", "answers", "parsing", "transport", "encodings"),
+    *("network_loop", "hosts", "connection", "failures", "answers", "parsing", "transport", "encodings"),
     *("inputs", "programs", "dialects"),
     *("service", "results", "waiting", "payload_check"),
     *("submission_memory", "submission_core", "session_core", "submission", "sessions"),

@@ -9,18 +9,18 @@ from cyclopts import Parameter
 from prefect import flow
 from rich.console import Console
 
+from prefect_qruntime.cli.options import require_prefect
+from prefect_qruntime.client.hosts import DIALECTS, Dialects
 from prefect_qruntime.flows.run_circuits import CIRCUITS, print_table, run_circuits
 
 __all__ = ["demo"]
-
-Dialect = Literal["cloud", "legacy"]
 
 # An embedded Prefect server takes 11 to 15 s on two cores, and Prefect gives up after 20.
 _START_LIMIT = "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"
 
 
 @flow(name="demo", log_prints=False)
-def demo_flow(dialects: list[Dialect], shots: int) -> list[tuple[str, list[dict[str, Any]]]]:
+def demo_flow(dialects: list[Dialects], shots: int) -> list[tuple[str, list[dict[str, Any]]]]:
     """Run the story as subflows: each dialect, on the noisy and on the ideal backend.
 
     Args:
@@ -45,7 +45,7 @@ def demo_flow(dialects: list[Dialect], shots: int) -> list[tuple[str, list[dict[
 
 def demo(
     *,
-    dialect: Literal["both", "legacy", "cloud"] = "both",
+    dialect: Literal["both"] | Dialects = "both",
     shots: Annotated[int, Parameter(help="Shots of each circuit.")] = 1000,
 ) -> int:
     """Run the main job on the embedded sandbox: six times one circuit in a session, a Bell and a GHZ state.
@@ -54,7 +54,8 @@ def demo(
     """
     os.environ.setdefault(_START_LIMIT, "120")
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
-    tables = demo_flow(["legacy", "cloud"] if dialect == "both" else [dialect], shots)
+    require_prefect()
+    tables = demo_flow(list(DIALECTS[::-1]) if dialect == "both" else [dialect], shots)
     console = Console()
     console.rule("Counts")
     wrong = 0

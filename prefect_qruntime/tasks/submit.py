@@ -38,6 +38,7 @@ from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobRef
 from prefect_qruntime.observability import notifications
+from prefect_qruntime.observability.traces import trace_job
 from prefect_qruntime.prefect_api import clock_offset, in_run
 from prefect_qruntime.run_context import current_run
 from prefect_qruntime.settings import current_settings
@@ -167,6 +168,7 @@ async def _submit(
                 await note_session(credentials, usable.token, ref.session, where)
                 notifications.session_event("opened", ref.session, max_ttl=ref.session.max_ttl)
             await notifications.job_submitted(ref, block=block_name(credentials), flow_run_id=where.flow_run_id)
+    trace_job(ref)
     return ref
 
 

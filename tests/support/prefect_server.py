@@ -24,7 +24,7 @@ from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 from prefect.states import Cancelled
 
-START_LIMIT = 400.0
+START_LIMIT = 600.0
 
 
 @dataclass(frozen=True)
