@@ -80,7 +80,10 @@ def patience(seconds: float, *, silence: float | None = None) -> Iterator[None]:
 def is_passing(error: BaseException) -> bool:
     """Whether an error of Prefect's API may be gone a moment later."""
     if isinstance(error, httpx.HTTPStatusError):
-        return error.response.status_code in _PASSING
+        # Two writers of one artifact's key: the second finds the first one's row when it comes again. Elsewhere a
+        # conflict is an answer: a lock is held, parameters do not fit.
+        again = _PASSING | {409} if "/artifacts" in error.request.url.path else _PASSING
+        return error.response.status_code in again
     return isinstance(error, httpx.TransportError) and not isinstance(error, httpx.UnsupportedProtocol)
 
 
