@@ -29,7 +29,7 @@ def at(phase: str) -> None:
 
 def shorten() -> None:
     """Let seconds pass for minutes, so that every limit is met in a test."""
-    prefect_api._PATIENCE = 15.0
+    prefect_api._PATIENCE = 10.0
     run_page._FIRST = run_page._TOGETHER = 0.1
     run_page._AGAIN, run_page._SETTLING, run_page._STUCK = 0.5, 0.2, 8.0
     run_page._TRIES = 20

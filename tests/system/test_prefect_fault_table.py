@@ -60,7 +60,7 @@ def killed(proxy: ApiProxy, _phase: str) -> None:
 
 
 def down(proxy: ApiProxy, _phase: str) -> None:
-    proxy.refusals = 5
+    proxy.refusals = 4
 
 
 FAULTS: dict[str, Callable[[ApiProxy, str], None]] = {
@@ -139,6 +139,14 @@ class World:
 
     def run(self, phase: str, begin: Callable[[], Any], finish: Callable[[], Any]) -> Any:
         """Run the flow once, with a fault from the beginning of a phase to its end; returns the result."""
+        try:
+            return self._run(phase, begin, finish)
+        except BaseException:
+            self.calm()
+            self.stop()  # nobody knows where it stands
+            raise
+
+    def _run(self, phase: str, begin: Callable[[], Any], finish: Callable[[], Any]) -> Any:
         self.sandbox.reset()
         self.sandbox.control.hold()
         story, result = self.story(), None
