@@ -80,11 +80,18 @@ def patience(seconds: float, *, silence: float | None = None) -> Iterator[None]:
 def is_passing(error: BaseException) -> bool:
     """Whether an error of Prefect's API may be gone a moment later."""
     if isinstance(error, httpx.HTTPStatusError):
-        # Two writers of one artifact's key: the second finds the first one's row when it comes again. Elsewhere a
-        # conflict is an answer: a lock is held, parameters do not fit.
-        again = _PASSING | {409} if "/artifacts" in error.request.url.path else _PASSING
-        return error.response.status_code in again
+        return error.response.status_code in (_PASSING if _may_conflict(error.request) else _PASSING | {409})
     return isinstance(error, httpx.TransportError) and not isinstance(error, httpx.UnsupportedProtocol)
+
+
+def _may_conflict(request: httpx.Request) -> bool:
+    """Whether a conflict is an answer: something of this name exists, a lock is held, parameters do not fit.
+
+    It is none to a question, nor to an artifact, of which there may be many of one key: there it tells of two writers
+    at one moment.
+    """
+    path = request.url.path
+    return request.method == "POST" and not path.endswith("/filter") and "/artifacts" not in path
 
 
 async def patiently(ask: Callable[[], Awaitable[T]]) -> T:

@@ -17,13 +17,13 @@ def status(code: int) -> httpx.HTTPStatusError:
     return httpx.HTTPStatusError(str(code), request=REQUEST, response=httpx.Response(code, request=REQUEST))
 
 
-def conflict(path: str) -> httpx.HTTPStatusError:
-    request = httpx.Request("POST", f"http://127.0.0.1/api/{path}")
+def conflict(method: str, path: str) -> httpx.HTTPStatusError:
+    request = httpx.Request(method, f"http://127.0.0.1/api/{path}")
     return httpx.HTTPStatusError("409", request=request, response=httpx.Response(409, request=request))
 
 
 PASSING = (
-    [conflict("artifacts/")]
+    [conflict("POST", "artifacts/"), conflict("GET", "flow_run_states/"), conflict("POST", "flow_runs/filter")]
     + [status(code) for code in (408, 429, 500, 502, 503, 504, 520)]
     + [
         httpx.ConnectError("refused"),
@@ -48,7 +48,7 @@ def test_what_may_pass_is_asked_again(error: Exception) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [*(status(code) for code in (400, 401, 403, 404, 409, 422, 423)), conflict("variables/"), ValueError()]
+    "error", [*(status(code) for code in (400, 401, 403, 404, 422, 423)), conflict("POST", "variables/"), ValueError()]
 )
 def test_what_will_not_pass_is_raised_at_once(error: Exception) -> None:
     asked: list[int] = []
