@@ -41,7 +41,7 @@ from prefect_qruntime.errors import (
 )
 from prefect_qruntime.redact import get_logger, redact, register_secret
 
-__all__ = ["Probe", "Transport", "Trouble", "download_elsewhere", "http_client", "probe", "reaches_proxy"]
+__all__ = ["Probe", "Transport", "Trouble", "download_elsewhere", "http_client", "probe", "proxy_of", "reaches_proxy"]
 
 R = TypeVar("R", bound=Reply | StoredBody)
 
@@ -84,7 +84,7 @@ def http_client(connection: Connection, *urls: str) -> httpx.AsyncClient:
         keepalive_expiry=4.0,
     )
     # The environment is read here and not by httpx, which fails on a network in NO_PROXY and would read .netrc too.
-    proxies = {f"all://{urlsplit(url).hostname}": proxy for url in urls if (proxy := _proxy(connection, url))}
+    proxies = {f"all://{urlsplit(url).hostname}": proxy for url in urls if (proxy := proxy_of(connection, url))}
     return httpx.AsyncClient(
         verify=tls,
         timeout=httpx.Timeout(seconds, connect=min(10.0, seconds), pool=max(60.0, seconds)),
@@ -99,7 +99,7 @@ def http_client(connection: Connection, *urls: str) -> httpx.AsyncClient:
     )
 
 
-def _proxy(connection: Connection, url: str) -> str | None:
+def proxy_of(connection: Connection, url: str) -> str | None:
     """The connection's proxy, else that of the environment unless NO_PROXY names the host; None for this machine."""
     if connection.proxy is not None:
         return connection.proxy
