@@ -1,4 +1,4 @@
-"""The same circuits by the service's programs, by our executor route and by IBM's client: equal within what shots allow.
+"""The same circuits by the service's programs, our executor route and IBM's client: equal within what shots allow.
 
 Three ways to one result on one seeded sandbox: `route="service"`, `route="executor"`, and IBM's client-side Sampler
 and Estimator. Each pair is compared by the stated test of `agreement`; a false alarm comes once in a million pairs.
