@@ -62,6 +62,7 @@ if TYPE_CHECKING:
         Job as Job,
         JobRef as JobRef,
         JobStatus as JobStatus,
+        Provenance as Provenance,
         Session as Session,
         SessionRef as SessionRef,
         Usage as Usage,

@@ -36,13 +36,20 @@ from prefect_qruntime.client.programs.route import on_executor, program_is_gone,
 from prefect_qruntime.client.submission import Intent
 from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
-from prefect_qruntime.models import Job, JobRef
+from prefect_qruntime.models import Job, JobRef, is_mock
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.traces import trace_job
 from prefect_qruntime.prefect_api import clock_offset, in_run
 from prefect_qruntime.run_context import current_run
 from prefect_qruntime.settings import current_settings
-from prefect_qruntime.tasks.arguments import Submission, as_session, plan_submission, spec_fields, spelled_out
+from prefect_qruntime.tasks.arguments import (
+    Submission,
+    as_session,
+    digest_fields,
+    plan_submission,
+    spec_fields,
+    spelled_out,
+)
 from prefect_qruntime.tasks.decorators import InFlowTask, blocking, creates, in_flow
 from prefect_qruntime.tasks.sessions import bind, first_through, note_session
 
@@ -81,6 +88,9 @@ async def _submit(
     settings = current_settings()
     where = await current_run()
     spec, digest = plan.spec, plan.digest
+    if spec.dry_run and session is not None:
+        notifications.log_to_run("A session is for a QPU, which a dry run does not use: this job is no part of it.")
+        session = None
     for notice in (*route_notices(spec), *input_notices(spec)):
         notifications.log_to_run(notice, level=logging.WARNING)
     for doubt in spec.doubts:
@@ -158,6 +168,8 @@ async def _submit(
             except QuantumRuntimeError as error:
                 # A refusal: nothing was accepted. The route is no part of the key.
                 if not (spec.may_turn and program_is_gone(error, spec.program_id)):
+                    if spec.dry_run and isinstance(error, NotFound):
+                        raise _no_mock_backend(error, spec) from error
                     raise
                 notifications.log_to_run(f"{error} The PUBs take the executor instead.", level=logging.WARNING)
                 ref = await submit(replace(intent, spec=await asyncio.to_thread(on_executor, spec)))
@@ -167,9 +179,15 @@ async def _submit(
                 bind(usable, ref)
                 await note_session(credentials, usable.token, ref.session, where)
                 notifications.session_event("opened", ref.session, max_ttl=ref.session.max_ttl)
+            ref = ref.model_copy(update={"payload_digest": digest, "certain": ref.certain and not spec.doubts})
             await notifications.job_submitted(ref, block=block_name(credentials), flow_run_id=where.flow_run_id)
     trace_job(ref)
     return ref
+
+
+def _no_mock_backend(error: NotFound, spec: JobSpec) -> NotFound:
+    fields = {**error.fields, "solution": "Nothing was submitted. Leave dry_run out, or choose another backend."}
+    return NotFound(f"A dry run needs backend {spec.backend}, which the service refused: {error.message}", **fields)
 
 
 async def _takes_jobs(client: QuantumRuntimeClient, ref: JobRef) -> bool:
@@ -225,7 +243,9 @@ class SubmitTask(InFlowTask[..., Any]):
         if context is None or context.flow_run is None or context.detached:
             return None
         # Only the digest is needed, and the route is no part of it.
-        fields: dict[str, Any] = {**spec_fields(arguments), "backend": "any", "route": "service"}  # type: ignore[arg-type]
+        fields: dict[str, Any] = digest_fields(spec_fields(arguments))  # type: ignore[arg-type]
+        if not is_mock(getattr(fields["backend"], "name", fields["backend"])):
+            fields["backend"] = "any"
         fields.pop("tags", None)
         where = network_loop().run(current_run())
         if _holds_future(arguments.get("pubs")) or any(_holds_future(value) for value in fields.values()):
