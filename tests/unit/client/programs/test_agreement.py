@@ -81,7 +81,7 @@ def test_a_difference_is_found_and_told() -> None:
     assert found.agrees
     assert len(found.comparisons) == 2
     assert "agree: the smallest p-value of 2 comparisons is" in str(found)
-    assert "at most 0.10% of cases" in str(found)
+    assert "at most 0.1% of cases" in str(found)
     found = compare_results(one, other)
     assert not found.agrees
     assert found.comparisons[0].what == "pubs[1] point 0"
