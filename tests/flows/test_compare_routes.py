@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from prefect import flow
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
 import prefect_qruntime as qr
+from prefect_qruntime.cli.compare import compare as compare_command
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.flow_runs import BACKEND, asked, ran
 
@@ -27,7 +29,7 @@ def programs(sandbox: Sandbox) -> list[str]:
     return [job["program_id"] for job in sandbox.control.jobs()]
 
 
-def test_two_jobs_agree_and_are_found_again_by_a_retried_flow(credentials: Any, sandbox: Sandbox) -> None:
+def test_two_jobs_agree_and_are_found_again_by_a_retried_flow(credentials: Any, sandbox: Sandbox, capsys: Any) -> None:
     seen: list[qr.RouteComparison] = []
 
     @flow(retries=1)
@@ -57,6 +59,18 @@ def test_two_jobs_agree_and_are_found_again_by_a_retried_flow(credentials: Any, 
     assert "### The two routes agree" in str(artifact.data)
     assert "| pubs[0] point 0 |" in str(artifact.data)
     assert first.executor.id in str(artifact.data)
+
+    credentials.save("comparing", overwrite=True)
+    jobs = first.service.id, first.executor.id
+    capsys.readouterr()
+    assert compare_command(*jobs, false_alarm=1e-9, block="comparing", json=True) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["jobs"], shown["agrees"], shown["false_alarm"]) == ([*jobs], True, 1e-9)
+    assert [one["what"] for one in shown["comparisons"]] == ["pubs[0] point 0"]
+    with pytest.raises(qr.InvalidInput, match="between"):
+        compare_command(*jobs, false_alarm=0, block="comparing")
+    assert compare_command(*jobs, false_alarm=1e-9, block="comparing") == 0
+    assert "The two results agree" in " ".join(capsys.readouterr().out.split())
 
 
 def test_estimators_one_key_and_comparisons_at_once(credentials: Any, sandbox: Sandbox) -> None:

@@ -63,7 +63,7 @@ def run(home: Path, only: str | None) -> dict[str, tuple[str, str]]:
     """Run the tests in a process of their own; return the outcome of each, with the reason if it did not pass."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        Sandbox(queue_time=1.5, run_time=1.5, usage_limit_seconds=1_000_000) as sandbox,
+        Sandbox(queue_time=1.5, run_time=1.5, usage_limit_seconds=1_000_000, whole_seconds=True) as sandbox,
     ):
         for name, gates in _BACKENDS.items():
             sandbox.control.add_backend(name, basis_gates=gates)

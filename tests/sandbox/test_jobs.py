@@ -6,7 +6,7 @@ from importlib import metadata
 import httpx
 import pytest
 
-from prefect_qruntime.sandbox import call
+from prefect_qruntime.sandbox import api_errors, call
 from tests.support.sandbox_api import BELL, code
 
 
@@ -247,6 +247,7 @@ def test_old_versions_have_the_old_usage(cloud, fast):
 
 def test_too_large_input_is_413(cloud, monkeypatch):
     assert call.MAX_INPUT == 300 * 1024 * 1024
+    assert "300 MB" in api_errors.default_error(413)["errors"][0]["message"]
     monkeypatch.setattr(call, "MAX_INPUT", 1024 * 1024)
     body = b'{"program_id":"' + b"x" * (1024 * 1024) + b'"}'
     answer = cloud.http.post(f"{cloud.sandbox.base_url()}/jobs", headers=cloud.headers, content=body)
