@@ -106,7 +106,7 @@ def comparison_card(comparison: RouteComparison) -> str:
         "| compared | statistic | degrees of freedom | p-value | verdict |",
         "|---|---|---|---|---|",
         *(
-            f"| {_cell(row['compared'])} | {row['statistic']:.4g} | {row['degrees_of_freedom']} | {row['p_value']:.2g} "
+            f"| {row['compared']} | {row['statistic']:.4g} | {row['degrees_of_freedom']} | {row['p_value']:.2g} "
             f"| {row['verdict']} |"
             for row in rows[:_VALUES]
         ),
