@@ -29,12 +29,12 @@ from tests.interop.cloud_front import URL, CloudFront
 
 PACKAGE = "qiskit-ibm-runtime"
 EXPECTED = Path(__file__).with_name("ibm_tests.json")
-# IBM's names: its tests look for a backend `test_eagle…`, for `alt_fez` and `ibm_miami` with fractional gates, and for
-# a backend `ibm_…` with a `mock_…` beside it.
+# IBM's names: its tests look for a backend `test_eagle…`, for `alt_fez` with fractional gates, and for a backend
+# `ibm_…` with a `mock_…` beside it.
 QPU = "ibm_sandbox"
 _ECR = ("ecr", "id", "rz", "sx", "x")
 _FRACTIONAL = ("cz", "id", "rx", "rz", "rzz", "sx", "x")
-_BACKENDS = {QPU: _ECR, "test_eagle_sandbox": _ECR, "alt_fez": _FRACTIONAL, "ibm_miami": _FRACTIONAL}
+_BACKENDS = {QPU: _ECR, "test_eagle_sandbox": _ECR, "alt_fez": _FRACTIONAL}
 # Some of the tests want jobs that are old: the ten oldest ones, and a second page of five.
 _HISTORY = 12
 _PROGRAM = 'OPENQASM 3.0; include "stdgates.inc"; bit[1] c; x $0; c[0] = measure $0;'
