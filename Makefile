@@ -84,12 +84,13 @@ floor: $(FLOOR)/.installed ## Run unit and flow tests with the oldest versions a
 $(INTEROP)/.installed: pyproject.toml constraints.txt tests/interop/constraints.txt
 	test -x $(INTEROP)/bin/python || $(PYTHON) -m venv $(INTEROP)
 	$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[sandbox,qiskit]' \
-	  qiskit-ibm-runtime hypothesis pytest pytest-asyncio pytest-timeout \
+	  'qiskit-ibm-runtime[noise-learning]' pproxy simplejson hypothesis pytest pytest-asyncio pytest-timeout \
 	  --constraint constraints.txt --constraint tests/interop/constraints.txt
 	@touch $@
 
-interop: $(INTEROP)/.installed ## Run IBM's official client against the sandbox
+interop: $(INTEROP)/.installed ## Run IBM's official client, and its own integration tests, against the sandbox
 	$(INTEROP)/bin/python -m pytest -W default tests/interop
+	$(INTEROP)/bin/python -m tests.interop.ibm_tests --sources $(INTEROP)/ibm
 
 $(DOCS)/.installed: pyproject.toml constraints.txt
 	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)

