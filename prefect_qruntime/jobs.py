@@ -219,6 +219,7 @@ class QuantumRuntimeJob(JobBlock[JobResult]):
         submission_key: Identity of the purchase across flow runs.
         check_isa: Whether to compare the circuits with the backend's configuration before anything is sent.
         transpile: Whether to transpile the circuits for the backend.
+        require_online: Whether to refuse a backend that is paused or offline.
         budget: The budget that must have room for the job.
         timeout: Seconds to wait for completion.
         queue_timeout: Seconds until the job runs.
@@ -296,6 +297,9 @@ class QuantumRuntimeJob(JobBlock[JobResult]):
     )
     transpile: bool = Field(
         default=False, title="Transpile", description="Transpile the circuits for the backend (needs qiskit)."
+    )
+    require_online: bool = Field(
+        default=False, title="Require online", description="Refuse to submit while the backend is paused or offline."
     )
     stream: Stream = Field(
         default="auto", title="Websocket", description="Whether to use the job's websocket where there is one."

@@ -72,6 +72,27 @@ class JobStatus(StrEnum):
         """Whether the job can never change again."""
         return self in (JobStatus.COMPLETED, JobStatus.CANCELLED, JobStatus.FAILED)
 
+    @classmethod
+    def of(cls, word: str) -> JobStatus | None:
+        """The status that a word of the service, of any API version, stands for; None for an unknown word."""
+        return _STATUSES.get(word.strip().lower())
+
+
+# Statuses of /jobs, of /workloads and of the oldest jobs API, lower case.
+_STATUSES = {
+    "queued": JobStatus.QUEUED,
+    "pending": JobStatus.QUEUED,
+    "running": JobStatus.RUNNING,
+    "in_progress": JobStatus.RUNNING,
+    "completed": JobStatus.COMPLETED,
+    "failed": JobStatus.FAILED,
+    "cancelled": JobStatus.CANCELLED,
+    "canceled": JobStatus.CANCELLED,
+    "cancelled - ran too long": JobStatus.CANCELLED,
+    "canceled - ran too long": JobStatus.CANCELLED,
+    "failed - ran too long": JobStatus.FAILED,
+}
+
 
 class Backend(_Model):
     """A QPU or simulator of the instance.
@@ -117,6 +138,11 @@ class SessionRef(_Model):
     def is_closed(self) -> bool:
         """Whether the service said it is closed. An unknown state counts as open."""
         return (self.state or "").lower() in ("closed", "canceled", "cancelled")
+
+    @property
+    def kind(self) -> Literal["session", "batch"]:
+        """What people call it."""
+        return "batch" if self.mode == "batch" else "session"
 
 
 class Session(_Model):

@@ -128,6 +128,10 @@ class QuantumRuntimeSettings(PrefectBaseSettings):
         gt=0,
         description="How often a long wait says in the log that it is still waiting.",
     )
+    live_line: bool = Field(
+        default=True,
+        description="Whether a wait shows what it waits for in a terminal or notebook, in one line that moves.",
+    )
 
 
 def current_settings() -> QuantumRuntimeSettings:

@@ -9,20 +9,36 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import orjson
+
 from prefect_qruntime.client.results.job_result import JobResult
 from prefect_qruntime.client.results.tables import points
 from prefect_qruntime.errors import QuantumRuntimeError
-from prefect_qruntime.observability.artifacts import is_over
+from prefect_qruntime.models import JobStatus, SessionRef
 from prefect_qruntime.observability.charts import bar_chart, markdown_image
+from prefect_qruntime.observability.progress import line_of
 from prefect_qruntime.printable import markdown_text, printable
 from prefect_qruntime.redact import redact
 
-__all__ = ["card", "job_card", "result_section", "summary_card"]
+__all__ = [
+    "card",
+    "fetched_line",
+    "job_card",
+    "job_description",
+    "result_section",
+    "session_description",
+    "session_title",
+    "summary_card",
+    "summary_description",
+    "with_history",
+]
 
 _RESULT = "\n\n#### Result\n\n"
 _PUBS = 4  # PUBs that are shown
+_COUNTED = 50  # PUBs whose shots are read for the log
 _VALUES = 20  # rows of an estimator's table
 _JOBS = 200  # rows of a flow run's summary
+_HISTORY = 400  # characters of a job's history
 
 # Facts of a job's record in the order of the page; `None` is not shown. Others follow under their own names.
 _RISKY = re.compile(r"[\\`*{}\[\]<>#!|~&@$^]")
@@ -31,7 +47,9 @@ _JOB_ROWS: dict[str, str | None] = {
     "id": None,
     "url": None,
     "state": "state",
+    "now": "now",
     "seen": "seen",
+    "began": None,
     "queue_seconds": "queued",
     "run_seconds": "ran",
     "usage_seconds": "QPU seconds",
@@ -78,13 +96,46 @@ def job_card(facts: Mapping[str, str], old: str, result: str | None = None) -> s
     for label in ("queued", "ran"):
         if label in rows:
             rows[label] = f"about {rows[label]} s"
-    if is_over(facts) and "run_seconds" not in facts:
-        rows["ran"] = "not seen from its start"
+    if _is_over(facts):
+        rows.pop("now", None)
+        if "run_seconds" not in facts:
+            rows["ran"] = _first_seen(facts.get("seen", ""))
     if "QPU seconds" in rows and facts.get("usage_final") != "true":
         rows["QPU seconds"] += " (not final yet)"
     if result is None and _RESULT in old:
         result = old.split(_RESULT, 1)[1]
     return card(f"Job {facts.get('id')}", facts.get("url"), rows) + (_RESULT + result if result else "")
+
+
+def fetched_line(result: JobResult) -> str:
+    """A log line about a fetched result: its PUBs, its shots and its size. A large one is not decoded for it."""
+    start = f"fetched the result of job {result.job_id}"
+    if result.file is not None:
+        return f"{start}: {_size(result.file.size)} in a file"
+    size = _size(len(orjson.dumps(result.raw)))
+    try:
+        pubs = result.num_pubs
+        shots = [result.shots(pub) for pub in range(min(pubs, _COUNTED))]
+    except QuantumRuntimeError:  # a program without PUBs, or a damaged result: its reader will say what is wrong
+        return f"{start}: {size}"
+    told = [number for number in shots if number is not None]
+    counted = f", {_shots(told)}" if told and pubs <= _COUNTED else ""
+    return line_of(f"{start}: {pubs} PUB{'' if pubs == 1 else 's'}", counted, f", {size}")
+
+
+def _shots(told: Sequence[int]) -> str:
+    """Shots of all PUBs: one number if they are equal, else from the least to the most."""
+    least, most = min(told), max(told)
+    if least == most:
+        return f"{least:,} shot{'' if least == 1 else 's'}" + (" each" if len(told) > 1 else "")
+    return f"{least:,} to {most:,} shots each"
+
+
+def _size(number: int) -> str:
+    if number < 1000:
+        return f"{number} bytes"
+    power = min(3, (len(str(number)) - 1) // 3)
+    return f"{number / 1000**power:.3g} {'kMG'[power - 1]}B"
 
 
 def result_section(result: JobResult) -> str:
@@ -124,8 +175,8 @@ def summary_card(jobs: Sequence[Mapping[str, str]]) -> str:
     """
     states = Counter(_state(job) for job in jobs)
     own = [job for job in jobs if "shared" not in job]
-    live = [job for job in own if not is_over(job)]
-    open_ended = [job for job in own if is_over(job) and job.get("usage_final") != "true"]
+    live = [job for job in own if not _is_over(job)]
+    open_ended = [job for job in own if _is_over(job) and job.get("usage_final") != "true"]
     total = sum(float(job.get("usage_seconds", 0)) for job in own)
     told = [f"**{total:g} QPU seconds**" + (" so far" if live or open_ended else " in all")]
     if live:
@@ -168,6 +219,61 @@ def _usage(job: Mapping[str, str]) -> str:
 
 def _state(job: Mapping[str, str]) -> str:
     return job.get("state", "unknown").lower()
+
+
+def _is_over(facts: Mapping[str, str]) -> bool:
+    status = JobStatus.of(facts.get("state", ""))
+    return status is not None and status.is_terminal
+
+
+def _first_seen(seen: str) -> str | None:
+    """Why it is not known how long a job ran: it was first seen in a later state, or never while it ran."""
+    first = seen.partition(" (")[0]
+    if not first:
+        return None
+    return "not seen running" if JobStatus.of(first) is JobStatus.QUEUED else f"first seen {first}"
+
+
+def with_history(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
+    """Join the facts of a job's record, so that a wait that attached keeps the history that an earlier one saw."""
+    merged = {**before, **now}
+    old, new = before.get("seen"), now.get("seen")
+    if old and new and before.get("began") != now.get("began"):
+        nothing_new = "→" not in new and new.partition(" (")[0] in old.rpartition("→")[2]
+        merged["seen"] = old if nothing_new else f"{old}; attached: {new}"
+        if "attached: " in old and not nothing_new and len(merged["seen"]) > _HISTORY:
+            merged["seen"] = f"{old.partition(';')[0]}; …; attached: {new}"
+    elif old and "; attached: " in old and new:  # the wait that attached sees more
+        merged["seen"] = f"{old.rpartition('; attached: ')[0]}; attached: {new}"
+    return merged
+
+
+def job_description(facts: Mapping[str, str]) -> str:
+    """The line under a job's title in lists, for instance `Completed · ibm_torino · 1.5 QPU s`."""
+    state = printable(facts.get("state", "unknown"), 40)
+    cost = f"{facts['usage_seconds']} QPU s" if _is_over(facts) and facts.get("usage_seconds") else ""
+    parts = (state[:1].upper() + state[1:], printable(facts.get("backend", ""), 60), cost)
+    return " · ".join(part for part in parts if part)
+
+
+def session_title(session: SessionRef) -> str:
+    """The title of a session's record."""
+    kind = session.kind.capitalize()
+    return f"{kind} {session.id}" if session.id else f"{kind}, not opened yet"
+
+
+def session_description(facts: Mapping[str, str]) -> str:
+    """The line under a session's title in lists, for instance `Open · batch · ibm_torino`."""
+    state = printable(facts.get("state", "unknown"), 40)
+    kind = "batch" if facts.get("mode") == "batch" else "session"
+    parts = (state[:1].upper() + state[1:], kind, printable(facts.get("backend", ""), 60))
+    return " · ".join(part for part in parts if part)
+
+
+def summary_description(facts: Mapping[str, str]) -> str:
+    """The line under a flow run's summary in lists."""
+    number = facts.get("jobs", "0")
+    return f"{number} {'job' if number == '1' else 'jobs'} · {facts.get('usage_seconds', '0')} QPU s"
 
 
 def _cell(value: Any) -> str:

@@ -26,13 +26,20 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect_qruntime import prefect_api
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.observability.artifacts import find_records, open_note, upsert
-from prefect_qruntime.observability.markdown import job_card, summary_card
+from prefect_qruntime.observability.markdown import (
+    job_card,
+    job_description,
+    summary_card,
+    summary_description,
+    with_history,
+)
 from prefect_qruntime.prefect_api import in_run, patience
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.run_context import current_run, submissions_in_flight
 
 __all__ = [
     "PageWrites",
+    "amend",
     "drain",
     "flush",
     "in_background",
@@ -134,6 +141,13 @@ def write_debounced(job_id: str, meta: Facts, section: str | None = None) -> Non
     if in_run():
         after = 0.0 if section is not None else _TOGETHER
         network_loop().state(PageWrites).put(job_id, meta, section=section, after=after)
+
+
+def amend(job_id: str, meta: Facts) -> None:
+    """Add facts to a write of a job's page that is due anyway; they cause none. Call it on the network loop."""
+    pages = network_loop().find(PageWrites)
+    if pages is not None and (pending := pages.pages.get(job_id)) is not None:
+        pending.meta |= {name: value for name, value in meta.items() if value is not None}
 
 
 @dataclass(slots=True)
@@ -286,11 +300,23 @@ async def _write(job_id: str, pending: _Pending) -> bool:
 
     try:
         page = None if in_run() else pending.flow_run_id
-        await upsert("job", job_id, text, pending.meta, defaults=pending.defaults, new=pending.new, flow_run_id=page)
+        await upsert(
+            "job",
+            job_id,
+            text,
+            pending.meta,
+            defaults=pending.defaults,
+            new=pending.new,
+            flow_run_id=page,
+            describe=job_description,
+            merge=with_history,
+        )
         owner = pending.flow_run_id or (await current_run()).flow_run_id
         if owner is not None:
-            network_loop().state(PageWrites).run(owner).paged(job_id)
-            mark_dirty(owner, job_id, {**pending.defaults, **pending.meta})
+            run = network_loop().state(PageWrites).run(owner)
+            run.paged(job_id)
+            if "now" not in pending.meta or run.jobs.get(job_id, {}).get("state") != pending.meta.get("state"):
+                mark_dirty(owner, job_id, {**pending.defaults, **pending.meta})
     except Exception as error:
         log.warning("The artifact of job %s could not be written: %r", job_id, error)
         return False
@@ -431,6 +457,7 @@ async def write_summary(flow_run_id: str, job_ids: Iterable[str] = ()) -> None:
         new=alone and first,
         drop=[f"open {job_id}" for job_id in run._done],
         flow_run_id=flow_run_id,
+        describe=summary_description,
     )
     run._written = True
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from prefect_qruntime import result_storage
 from prefect_qruntime.cancellation import ends_with_flow_run
 from prefect_qruntime.client.results import JobResult
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.observability import notifications
+from prefect_qruntime.observability.markdown import fetched_line
 from prefect_qruntime.settings import current_settings
 from prefect_qruntime.tasks.arguments import JobLike, as_job
 from prefect_qruntime.tasks.decorators import blocking, in_flow, repeats
@@ -39,6 +42,7 @@ async def afetch_results(credentials: QuantumRuntimeCredentials, job: JobLike) -
     shelf = result_storage.shelf()
     if not private:
         result = await client.result(ref, grace=grace, shelf=shelf)
+        notifications.log_to_run(await asyncio.to_thread(fetched_line, result))
         if result.file is None:  # a large one is not decoded for a picture
             notifications.job_fetched(ref.id, result)
         return await result_storage.share_if_persisted(result)
@@ -47,6 +51,7 @@ async def afetch_results(credentials: QuantumRuntimeCredentials, job: JobLike) -
         notifications.log_to_run(f"job {ref.id} is private and was read before: handing on the stored copy")
         return kept
     result = await client.result(ref, grace=grace, shelf=shelf.for_only_copy())
+    notifications.log_to_run(await asyncio.to_thread(fetched_line, result))
     return await result_storage.keep_private(result, memory_limit=shelf.memory_limit)
 
 
