@@ -20,6 +20,7 @@ from cachetools import LRUCache
 from rich.console import Console
 from rich.live import Live
 from rich.spinner import Spinner
+from rich.text import Text
 
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.observability.progress import WaitProgress, waits_line
@@ -68,7 +69,7 @@ class TerminalDisplay:
         """Show a line in place of the one before."""
         width = max(20, self._live.console.width - 4)
         # Not as markup: names come from the service.
-        self._spinner.update(text=line if len(line) <= width else f"{line[: width - 1]}…")
+        self._spinner.update(text=Text(line if len(line) <= width else f"{line[: width - 1]}…"))
         if not self._live.is_started:
             self._live.start()
         self._live.refresh()

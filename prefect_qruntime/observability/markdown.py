@@ -23,6 +23,7 @@ from prefect_qruntime.redact import redact
 __all__ = [
     "card",
     "fetched_line",
+    "history",
     "job_card",
     "job_description",
     "result_section",
@@ -50,6 +51,7 @@ _JOB_ROWS: dict[str, str | None] = {
     "now": "now",
     "seen": "seen",
     "began": None,
+    "earlier": None,
     "queue_seconds": "queued",
     "run_seconds": "ran",
     "usage_seconds": "QPU seconds",
@@ -93,13 +95,15 @@ def job_card(facts: Mapping[str, str], old: str, result: str | None = None) -> s
         label, value = _JOB_ROWS.get(name, name.replace("_", " ")), facts.get(name)
         if label is not None and value is not None:
             rows[label] = value
+    if seen := history(facts):
+        rows["seen"] = seen
     for label in ("queued", "ran"):
         if label in rows:
             rows[label] = f"about {rows[label]} s"
     if _is_over(facts):
         rows.pop("now", None)
         if "run_seconds" not in facts:
-            rows["ran"] = _first_seen(facts.get("seen", ""))
+            rows["ran"] = _first_seen(history(facts))
     if "QPU seconds" in rows and facts.get("usage_final") != "true":
         rows["QPU seconds"] += " (not final yet)"
     if result is None and _RESULT in old:
@@ -235,17 +239,19 @@ def _first_seen(seen: str) -> str | None:
 
 
 def with_history(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
-    """Join the facts of a job's record, so that a wait that attached keeps the history that an earlier one saw."""
+    """Join the facts of a job's record: what earlier waits saw is kept apart from what the present one sees."""
     merged = {**before, **now}
-    old, new = before.get("seen"), now.get("seen")
-    if old and new and before.get("began") != now.get("began"):
-        nothing_new = "→" not in new and new.partition(" (")[0] in old.rpartition("→")[2]
-        merged["seen"] = old if nothing_new else f"{old}; attached: {new}"
-        if "attached: " in old and not nothing_new and len(merged["seen"]) > _HISTORY:
-            merged["seen"] = f"{old.partition(';')[0]}; …; attached: {new}"
-    elif old and "; attached: " in old and new:  # the wait that attached sees more
-        merged["seen"] = f"{old.rpartition('; attached: ')[0]}; attached: {new}"
+    if before.get("seen") and now.get("seen") and before.get("began") != now.get("began"):
+        told = history(before)
+        merged["earlier"] = told if len(told) <= _HISTORY else f"{told[: _HISTORY // 2]} … {told[-_HISTORY // 2 :]}"
     return merged
+
+
+def history(facts: Mapping[str, str]) -> str:
+    """The states of a job as all waits for it saw them; a wait that saw nothing new is left out."""
+    earlier, seen = facts.get("earlier", ""), facts.get("seen", "")
+    nothing_new = "→" not in seen and seen.partition(" (")[0] in earlier.rpartition("→")[2]
+    return earlier if earlier and nothing_new else f"{earlier}; attached: {seen}" if earlier else seen
 
 
 def job_description(facts: Mapping[str, str]) -> str:
