@@ -15,7 +15,7 @@ from prefect_qruntime.client.results.job_result import JobResult
 from prefect_qruntime.client.results.tables import points
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import JobStatus, SessionRef
-from prefect_qruntime.observability.charts import bar_chart, markdown_image
+from prefect_qruntime.observability.charts import COLOURS, Point, bar_chart, is_shortened, line_chart, markdown_image
 from prefect_qruntime.observability.progress import line_of
 from prefect_qruntime.printable import markdown_text, printable
 from prefect_qruntime.redact import redact
@@ -26,7 +26,9 @@ __all__ = [
     "history",
     "job_card",
     "job_description",
+    "join_sections",
     "result_section",
+    "section",
     "session_description",
     "session_title",
     "summary_card",
@@ -34,8 +36,10 @@ __all__ = [
     "with_history",
 ]
 
-_RESULT = "\n\n#### Result\n\n"
+_SECTION = re.compile(r"(?m)^#### (Circuit|Result)\n\n")
 _PUBS = 4  # PUBs that are shown
+_DRAWN = 200  # values in a picture
+_WHOLE = 15  # outcomes that are written with all their bits
 _COUNTED = 50  # PUBs whose shots are read for the log
 _VALUES = 20  # rows of an estimator's table
 _JOBS = 200  # rows of a flow run's summary
@@ -82,13 +86,32 @@ def card(title: str, url: str | None, rows: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", f"<sub>as of {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC</sub>"])
 
 
-def job_card(facts: Mapping[str, str], old: str, result: str | None = None) -> str:
+def section(title: str, text: str) -> str:
+    """A part of a job's text below its facts.
+
+    Args:
+        title: `Circuit` or `Result`.
+        text: Markdown.
+    """
+    return f"#### {title}\n\n{text}"
+
+
+def join_sections(*texts: str | None) -> str:
+    """The sections of some texts in their order on the page; of two with the same title the later one counts."""
+    found: dict[str, str] = {}
+    for text in texts:
+        _, *parts = _SECTION.split(text or "")
+        found |= dict(zip(parts[::2], parts[1::2], strict=True))
+    return "\n\n".join(section(title, found[title].strip()) for title in sorted(found))
+
+
+def job_card(facts: Mapping[str, str], old: str, sections: str | None = None) -> str:
     """A job's text, from its facts.
 
     Args:
         facts: What its record notes.
-        old: Its text until now; a result shown there stays.
-        result: The section `result_section` made.
+        old: Its text until now; sections shown there stay.
+        sections: New ones, see `section`.
     """
     rows: dict[str, Any] = {}
     for name in [*_JOB_ROWS, *(name for name in facts if name not in _JOB_ROWS)]:
@@ -106,9 +129,8 @@ def job_card(facts: Mapping[str, str], old: str, result: str | None = None) -> s
             rows["ran"] = _first_seen(history(facts))
     if "QPU seconds" in rows and facts.get("usage_final") != "true":
         rows["QPU seconds"] += " (not final yet)"
-    if result is None and _RESULT in old:
-        result = old.split(_RESULT, 1)[1]
-    return card(f"Job {facts.get('id')}", facts.get("url"), rows) + (_RESULT + result if result else "")
+    below = join_sections(old, sections)
+    return card(f"Job {facts.get('id')}", facts.get("url"), rows) + (f"\n\n{below}" if below else "")
 
 
 def fetched_line(result: JobResult) -> str:
@@ -145,6 +167,7 @@ def _size(number: int) -> str:
 def result_section(result: JobResult) -> str:
     """A histogram for each PUB with counts, a table for values; bounded whatever the result's size."""
     parts: list[str] = []
+    told = 0
     values: list[tuple[int, Any, float, Any]] = []
     estimates = result.num_pubs > 0 and result.is_estimator()
     for pub in range(min(result.num_pubs, _VALUES if estimates else _PUBS)):
@@ -160,16 +183,46 @@ def result_section(result: JobResult) -> str:
         where = f" at the first point of {' × '.join(map(str, shape))}" if math.prod(shape) > 1 else ""
         title = f"PUB {pub}{where}: {sum(counts.values())} shots, {len(counts)} outcomes"
         parts.append(markdown_image(title, bar_chart(title, counts)))
+        if any(map(is_shortened, counts)):
+            parts.append(_whole_counts(counts))
+        told += 1
     if values:
+        if len(values) > 1:
+            parts.append(_value_chart(values))
         shown = [
             f"| {pub} | {'' if at is None else at} | {value:.6g} | {'' if error is None else f'{error:.2g}'} |"
             for pub, at, value, error in values[:_VALUES]
         ]
         parts.append("\n".join(["| PUB | point | value | standard error |", "|---|---|---|---|", *shown]))
-    told = len(parts) if not values else len({pub for pub, *_ in values[:_VALUES]})
+    told = told if not values else len({pub for pub, *_ in values[:_VALUES]})
     if told < result.num_pubs or len(values) > _VALUES:
         parts.append(f"{result.num_pubs} PUBs in all; fetch the result for the rest.")
     return "\n\n".join(parts)
+
+
+def _value_chart(values: Sequence[tuple[int, Any, float, Any]]) -> str:
+    """Expectation values with their standard errors, each PUB in a colour if there are few."""
+    values = values[:_DRAWN]
+    pubs = list(dict.fromkeys(pub for pub, *_ in values))
+    if len(pubs) == len(values):
+        series: dict[str, list[Point]] = {"values": [(pub, value, error) for pub, _, value, error in values]}
+        across = "PUB"
+    else:
+        apart = len(pubs) <= len(COLOURS)
+        series = {}
+        for place, (pub, _, value, error) in enumerate(values):
+            line = series.setdefault(f"PUB {pub}" if apart else "values", [])
+            line.append((len(line) if apart else place, value, error))
+        across = "point"
+    title = f"{len(values)} expectation values" + (" ± standard error" if any(v[3] is not None for v in values) else "")
+    chart = line_chart(title, series, x_label=across, y_label="expectation value", joined=False)
+    return markdown_image(title, chart)
+
+
+def _whole_counts(counts: Mapping[str, int]) -> str:
+    """The most frequent outcomes with all their bits, which a picture has no room for."""
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_WHOLE]
+    return "\n".join(["```text", *(f"{bits}  {count}" for bits, count in ranked), "```"])
 
 
 def summary_card(jobs: Sequence[Mapping[str, str]]) -> str:

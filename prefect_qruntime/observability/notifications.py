@@ -14,17 +14,19 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from cachetools import LRUCache
+from cachetools import LRUCache, TTLCache
 
 from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.results.job_result import JobResult
 from prefect_qruntime.errors import BudgetExhausted, QuantumRuntimeError
 from prefect_qruntime.models import Backend, Job, JobRef, JobStatus, SessionRef
 from prefect_qruntime.observability import notifications, run_page
 from prefect_qruntime.observability.artifacts import upsert_session
+from prefect_qruntime.observability.circuit_page import circuit_section, is_drawable
 from prefect_qruntime.observability.events import Observation, emit, log_to_run, queue_and_run_seconds
-from prefect_qruntime.observability.markdown import card, result_section, session_description, session_title
+from prefect_qruntime.observability.markdown import card, result_section, section, session_description, session_title
 from prefect_qruntime.observability.processes import process_facts
 from prefect_qruntime.observability.progress import (
     WaitProgress,
@@ -34,11 +36,12 @@ from prefect_qruntime.observability.progress import (
     line_of,
     waits_line,
 )
-from prefect_qruntime.observability.run_page import amend, note_submitted, write, write_debounced
+from prefect_qruntime.observability.run_page import add_section, amend, note_submitted, write, write_debounced
 from prefect_qruntime.prefect_api import current_flow_run_id, in_run
 from prefect_qruntime.printable import printable
 from prefect_qruntime.redact import get_logger, redact
 from prefect_qruntime.run_context import current_run
+from prefect_qruntime.settings import current_settings
 
 __all__ = [
     "budget_exhausted",
@@ -57,6 +60,7 @@ __all__ = [
     "log_to_run",
     "session_event",
     "session_record",
+    "show_circuits",
     "show_progress",
     "usage_settled",
 ]
@@ -333,13 +337,54 @@ def job_fetched(job_id: str, result: JobResult) -> None:
 
     async def show() -> None:
         try:
-            section = await asyncio.to_thread(result_section, result)
+            shown = await asyncio.to_thread(result_section, result)
         except RuntimeError:  # the process ends and has no threads any more
-            section = result_section(result)
-        if section:
-            write_debounced(job_id, {}, section)
+            shown = result_section(result)
+        if shown:
+            write_debounced(job_id, {}, section("Result", shown))
 
     run_page.in_background(show)
+
+
+def show_circuits(client: QuantumRuntimeClient, job_id: str, spec: JobSpec) -> None:
+    """Show a job's circuits on its page, in the background. Never call it for a private job. On the network loop.
+
+    Args:
+        client: The instance; it is asked for the backend's calibration at most once in ten minutes.
+        job_id: The job.
+        spec: What was submitted.
+    """
+    if not (in_run() and spec.pubs and is_drawable(current_settings().circuit_drawings)):
+        return
+
+    async def show() -> None:
+        properties = await _calibration(client, spec.backend)
+        shown = await asyncio.to_thread(circuit_section, spec.pubs, spec.backend, properties)
+        if shown:
+            add_section(job_id, section("Circuit", shown))
+
+    run_page.in_background(show)
+
+
+class _Calibrations:
+    """Calibrations of backends as this process asked for them last."""
+
+    def __init__(self) -> None:
+        self.known: TTLCache[tuple[str, str], asyncio.Task[dict[str, Any] | None]] = TTLCache(32, ttl=600)
+
+
+async def _calibration(client: QuantumRuntimeClient, backend: str) -> dict[str, Any] | None:
+    known, which = network_loop().state(_Calibrations).known, (client.connection.crn, backend)
+
+    async def ask() -> dict[str, Any] | None:
+        try:
+            return await client.backend_properties(backend)
+        except QuantumRuntimeError:  # simulators have none
+            return None
+
+    if (asking := known.get(which)) is None:
+        asking = known[which] = asyncio.create_task(ask())
+    return await asyncio.shield(asking)
 
 
 def budget_exhausted(error: BudgetExhausted, *, flow_run_id: str | None) -> None:

@@ -29,6 +29,7 @@ from prefect_qruntime.observability.artifacts import find_records, open_note, up
 from prefect_qruntime.observability.markdown import (
     job_card,
     job_description,
+    join_sections,
     summary_card,
     summary_description,
     with_history,
@@ -39,6 +40,7 @@ from prefect_qruntime.run_context import current_run, submissions_in_flight
 
 __all__ = [
     "PageWrites",
+    "add_section",
     "amend",
     "drain",
     "flush",
@@ -150,6 +152,12 @@ def amend(job_id: str, meta: Facts) -> None:
         pending.meta |= {name: value for name, value in meta.items() if value is not None}
 
 
+def add_section(job_id: str, section: str) -> None:
+    """Add a section to a job's page, with the next write if one is due. Call it on the network loop."""
+    if in_run():
+        network_loop().state(PageWrites).put(job_id, {}, section=section, after=_FIRST)
+
+
 @dataclass(slots=True)
 class _Pending:
     """What is still to be written to the page of a job."""
@@ -202,7 +210,7 @@ class PageWrites:
             )
         else:
             pending.meta |= {name: value for name, value in meta.items() if value is not None}
-            pending.section = section or pending.section
+            pending.section = join_sections(pending.section, section) or section or pending.section
             pending.due = min(pending.due, due)
         self._schedule(job_id, pending)
 
@@ -260,7 +268,7 @@ class PageWrites:
     def _put_back(self, job_id: str, pending: _Pending, *, again: bool) -> None:
         if (newer := self.pages.get(job_id)) is not None:
             newer.meta = {**pending.meta, **newer.meta}
-            newer.section = newer.section or pending.section
+            newer.section = join_sections(pending.section, newer.section) or newer.section or pending.section
             newer.new, newer.defaults = newer.new or pending.new, {**pending.defaults, **newer.defaults}
             return
         self.pages[job_id] = pending

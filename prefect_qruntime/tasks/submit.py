@@ -177,6 +177,8 @@ async def _submit(
             )
             if not ref.attached:
                 say_if_held(client, ref)
+                if not spec.private:
+                    notifications.show_circuits(client, ref.id, spec)
     return ref
 
 
