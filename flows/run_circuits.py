@@ -41,12 +41,13 @@ def counts_row(number: int, job: JobRef, counts: dict[str, int]) -> dict[str, An
     shown = "  ".join(f"{bits}: {count}" for bits, count in ranked[:6])
     more = f"  … {len(ranked) - 6} more" if len(ranked) > 6 else ""
     return {
+        # The page shows the first columns; what people look for comes first.
         "circuit": number,
+        "shots": sum(counts.values()),
+        "counts": shown + more,
         "job": job.id,
         "backend": job.backend,
         "session": job.session.id if job.session else None,
-        "shots": sum(counts.values()),
-        "counts": shown + more,
     }
 
 
@@ -76,6 +77,7 @@ def run_circuits(
     max_ttl: Annotated[int, Field(ge=1)] = 900,
     max_execution_time: Annotated[int | None, Field(ge=1, le=10_800)] = None,
     budget_block: str | None = None,
+    require_online: bool = False,
     once_per_slot: bool = False,
 ) -> list[dict[str, Any]]:
     """Run circuits, one job each, and tabulate their counts.
@@ -90,6 +92,7 @@ def run_circuits(
         max_ttl: Longest life of the session or batch, in seconds.
         max_execution_time: Limit of QPU seconds for each job; empty for the service's own.
         budget_block: Name of a Quantum Runtime Budget block that must have room for each job; empty for none.
+        require_online: Refuse to submit while the backend is paused or offline, instead of queueing there.
         once_per_slot: For schedules: runs of this deployment for the same scheduled time share their jobs, so
             that a slot that is run again, by hand or after a mishap, buys nothing again.
 
@@ -118,6 +121,7 @@ def run_circuits(
                     shots=shots,
                     max_execution_time=max_execution_time,
                     budget=budget_block,
+                    require_online=require_online,
                     submission_key=f"{slot()}/{number}" if once_per_slot else None,
                 )
             )

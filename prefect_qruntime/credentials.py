@@ -17,12 +17,12 @@ from prefect_qruntime.client.connection import DEFAULT_API_VERSION, Connection
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.diagnostics.instance import check_instance
 from prefect_qruntime.models import InstanceReport
-from prefect_qruntime.prefect_api import api, load_saved
+from prefect_qruntime.prefect_api import Loadable, api, load_saved
 
 __all__ = ["QuantumRuntimeCredentials", "aload_credentials", "block_name", "load_credentials", "saved_blocks"]
 
 
-class QuantumRuntimeCredentials(CredentialsBlock):
+class QuantumRuntimeCredentials(Loadable, CredentialsBlock):
     """API key and instance of IBM's Qiskit Runtime REST API (IBM Quantum Compute Service).
 
     Building or loading a block never touches the network; `verify` does, and names each thing that

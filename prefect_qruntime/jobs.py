@@ -17,6 +17,7 @@ from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.errors import InvalidInput, JobFailed
 from prefect_qruntime.models import Job, JobRef
 from prefect_qruntime.observability import notifications
+from prefect_qruntime.prefect_api import Loadable
 from prefect_qruntime.tasks.arguments import Submission, defaults_of, spelled_out
 from prefect_qruntime.tasks.cancel import acancel_job
 from prefect_qruntime.tasks.fetch import afetch_results, fetch_results
@@ -197,7 +198,7 @@ def _bounds(least: int, most: int | None = None) -> Any:
     return Field(json_schema_extra=bounds)
 
 
-class QuantumRuntimeJob(JobBlock[JobResult]):
+class QuantumRuntimeJob(Loadable, JobBlock[JobResult]):
     """A quantum job that can be saved, shown in the UI, and triggered from code or from a generic flow.
 
     Triggering buys at most one job for one intent, by the same rules as `submit_job`: triggered again by a

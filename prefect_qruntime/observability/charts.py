@@ -10,7 +10,7 @@ from xml.sax.saxutils import escape
 __all__ = ["Point", "bar_chart", "is_shortened", "line_chart", "markdown_image"]
 
 WIDTH, HEIGHT = 640, 360
-LEFT, RIGHT, TOP, BOTTOM = 84, 20, 64, 56
+LEFT, RIGHT, TOP, BOTTOM = 84, 20, 72, 56
 # From the Okabe-Ito palette, which colour-blind readers can tell apart; the second of each pair is for dark pages.
 COLOURS = (("#0072b2", "#56b4e9"), ("#c4500a", "#ff8a4c"), ("#00795a", "#2fc79b"), ("#a8568a", "#e08fc2"))
 TICKS = 6  # about so many on each axis
@@ -22,8 +22,8 @@ _STYLE = "".join(
         ".soft{fill:#59636e}.mono{font-family:ui-monospace,monospace}.ground{fill:#fff;stroke:#d0d7de}",
         ".grid{stroke:#e3e7ec}.axis{stroke:#8c959f}",
         *(f".s{n}{{fill:{light}}}.l{n}{{stroke:{light}}}" for n, (light, _) in enumerate(COLOURS)),
-        "@media(prefers-color-scheme:dark){text{fill:#e6edf3}.soft{fill:#9da7b3}.ground{fill:#161b22;stroke:#3d444d}",
-        ".grid{stroke:#2a313a}.axis{stroke:#6e7681}",
+        "@media(prefers-color-scheme:dark){text{fill:#ececee}.soft{fill:#a9abb2}.ground{fill:#1b1c1f;stroke:#44464d}",
+        ".grid{stroke:#303238}.axis{stroke:#777a82}",
         *(f".s{n}{{fill:{dark}}}.l{n}{{stroke:{dark}}}" for n, (_, dark) in enumerate(COLOURS)),
         "}</style>",
     )
@@ -95,9 +95,10 @@ def line_chart(
     legend = LEFT
     for place, (name, line) in enumerate(lines.items()):
         kind = place % len(COLOURS)
+        dashes = ' stroke-dasharray="6 4"' if place % 2 else ""  # a line that lies on another hides it less
         if joined and len(line) > 1:
             path = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y, _ in line)
-            parts.append(f'<polyline points="{path}" fill="none" class="l{kind}" stroke-width="1.8"/>')
+            parts.append(f'<polyline points="{path}" fill="none" class="l{kind}" stroke-width="1.8"{dashes}/>')
         for x, y, error in line:
             if error > 0:
                 top, end = down(y + error), down(y - error)
