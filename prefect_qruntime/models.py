@@ -37,6 +37,22 @@ FLOW_TAG = "qr-flow:"
 
 def _html(value: Any) -> str:
     # Like `printable.html_text`, which this lowest module does not import.
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M:%S %Z}"
+    if isinstance(value, tuple):
+        return "<br>".join(map(_html, value))
+    if isinstance(value, _Model):
+        return value._repr_html_()
+    return _text(value)
+
+
+def _link(url: str) -> str:
+    # Made by this package from the block's address; any other text stays a text.
+    shown = _text(url)
+    return f'<a href="{shown}" rel="noopener noreferrer">{shown}</a>' if url.startswith(("https:", "http:")) else shown
+
+
+def _text(value: Any) -> str:
     return html.escape("".join(letter if letter.isprintable() else " " for letter in str(value)[:500]))
 
 
@@ -53,7 +69,10 @@ class _Model(BaseModel):
     def _repr_html_(self) -> str:
         """What a notebook shows: the fields that have a value, escaped."""
         rows = "".join(
-            f"<tr><th>{name}</th><td>{_html(value)}</td></tr>" for name, value in self if value not in (None, "", ())
+            f'<tr><th style="text-align:left">{name.replace("_", " ")}</th>'
+            f'<td style="text-align:left">{_link(value) if name == "url" else _html(value)}</td></tr>'
+            for name, value in self
+            if value not in (None, "", ())
         )
         return f"<table><caption>{type(self).__name__}</caption><tbody>{rows}</tbody></table>"
 

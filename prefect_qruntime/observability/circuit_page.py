@@ -46,7 +46,7 @@ def circuit_section(pubs: Sequence[Pub], backend: str, properties: Mapping[str, 
         if (circuit := _read(pub)) is None:
             continue
         parts.append(_about(circuit, place))
-        if properties is not None and (good := success_probability(circuit, properties)) is not None:
+        if properties is not None and (good := success_probability(circuit, properties)) is not None and good < 1:
             parts.append(_estimate(good, backend, properties))
         parts += _drawing(circuit)
     if parts and len(pubs) > _CIRCUITS:

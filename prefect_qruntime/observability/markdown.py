@@ -114,19 +114,17 @@ def job_card(facts: Mapping[str, str], old: str, sections: str | None = None) ->
         sections: New ones, see `section`.
     """
     rows: dict[str, Any] = {}
+    over = _is_over(facts)
     for name in [*_JOB_ROWS, *(name for name in facts if name not in _JOB_ROWS)]:
         label, value = _JOB_ROWS.get(name, name.replace("_", " ")), facts.get(name)
+        if name == "run_seconds" and value is None and over:
+            rows["ran"] = _first_seen(history(facts))
         if label is not None and value is not None:
-            rows[label] = value
+            rows[label] = f"about {value} s" if name in ("queue_seconds", "run_seconds") else value
     if seen := history(facts):
         rows["seen"] = seen
-    for label in ("queued", "ran"):
-        if label in rows:
-            rows[label] = f"about {rows[label]} s"
-    if _is_over(facts):
+    if over:
         rows.pop("now", None)
-        if "run_seconds" not in facts:
-            rows["ran"] = _first_seen(history(facts))
     if "QPU seconds" in rows and facts.get("usage_final") != "true":
         rows["QPU seconds"] += " (not final yet)"
     below = join_sections(old, sections)

@@ -71,7 +71,7 @@ def backend_words(backend: Backend) -> str:
         return ""
     if backend.is_online:
         return f"{backend.name} online"
-    reason = printable(backend.status_reason or "", _REASON)
+    reason = printable(backend.status_reason or "", _REASON).rstrip(".")
     return f"{backend.name} is {printable(backend.status, 20)}" + (f" ({reason})" if reason else "")
 
 
