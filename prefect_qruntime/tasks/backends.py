@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 
 from prefect_qruntime.client import QuantumRuntimeClient
-from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.network_loop import SingleFlight, network_loop
 from prefect_qruntime.client.parsing import parse_backend_status
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.diagnostics.instance import check_instance
@@ -224,9 +224,10 @@ get_usage = blocking(aget_usage)
 
 @dataclass(slots=True)
 class _States:
-    """States and queues of backends as this process asked for them last."""
+    """States and queues of backends as this process asked for them last, and when."""
 
-    known: dict[tuple[str, str], tuple[float, asyncio.Task[Backend | None]]] = field(default_factory=dict)
+    known: dict[tuple[str, str], tuple[float, Backend | None]] = field(default_factory=dict)
+    asking: SingleFlight[Backend | None] = field(default_factory=SingleFlight)
 
 
 async def backend_now(client: QuantumRuntimeClient, name: str, *, max_age: float) -> Backend | None:
@@ -237,11 +238,13 @@ async def backend_now(client: QuantumRuntimeClient, name: str, *, max_age: float
         name: The backend.
         max_age: Seconds for which an earlier answer is new enough.
     """
-    known = network_loop().state(_States).known
-    which, now = (client.connection.crn, name), time.monotonic()
-    if which not in known or now - known[which][0] > max_age:
-        known[which] = now, asyncio.create_task(_ask_state(client, name))
-    return await asyncio.shield(known[which][1])
+    states, which = network_loop().state(_States), (client.connection.crn, name)
+    asked, backend = states.known.get(which, (-math.inf, None))
+    if time.monotonic() - asked > max_age:
+        asked = time.monotonic()
+        backend = await states.asking.join(lambda: _ask_state(client, name), *which)
+        states.known[which] = asked, backend
+    return backend
 
 
 async def _ask_state(client: QuantumRuntimeClient, name: str) -> Backend | None:

@@ -22,6 +22,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect_qruntime.client.network_loop import network_loop, on_network_loop
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.models import SessionRef
+from prefect_qruntime.observability.traces import trace_task
 from prefect_qruntime.prefect_api import in_run
 from prefect_qruntime.run_context import submission_in_flight
 
@@ -93,7 +94,7 @@ def creates(
     def decorate(body: Callable[P, Coroutine[Any, Any, R]]) -> Task[P, Coroutine[Any, Any, R]]:
         @functools.wraps(body)
         async def counted(*args: P.args, **kwargs: P.kwargs) -> R:
-            with submission_in_flight():  # those that come together are noted together
+            with trace_task(name), submission_in_flight():  # those that come together are noted together
                 return await body(*args, **kwargs)
 
         return task(
@@ -113,6 +114,11 @@ def repeats(
     _names.add(name)
 
     def decorate(body: Callable[P, Coroutine[Any, Any, R]]) -> Task[P, Coroutine[Any, Any, R]]:
+        @functools.wraps(body)
+        async def traced(*args: P.args, **kwargs: P.kwargs) -> R:
+            with trace_task(name):
+                return await body(*args, **kwargs)
+
         return task(
             name=name,
             task_run_name=run_name_of(run_name),
@@ -120,7 +126,7 @@ def repeats(
             retries=_RETRIES,
             retry_delay_seconds=_DELAYS,
             retry_condition_fn=may_retry,
-        )(on_network_loop(body))
+        )(on_network_loop(traced))
 
     return decorate
 

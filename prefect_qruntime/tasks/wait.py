@@ -19,9 +19,10 @@ from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.errors import InvalidInput, JobTimeout, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobStatus
 from prefect_qruntime.observability import notifications
-from prefect_qruntime.observability.events import Observation
+from prefect_qruntime.observability.events import Observation, queue_and_run_seconds
 from prefect_qruntime.observability.live_line import shown_while_waiting, waits_now
 from prefect_qruntime.observability.progress import ProgressPace, WaitProgress, is_held
+from prefect_qruntime.observability.traces import trace_job, trace_states
 from prefect_qruntime.settings import current_settings
 from prefect_qruntime.tasks.arguments import JobLike, as_job
 from prefect_qruntime.tasks.backends import HELD_AFTER, STATE_AGE, backend_now
@@ -76,6 +77,8 @@ async def await_for_completion(
     progress = WaitProgress(ref.id, time.monotonic())
 
     async def on_change(seen: Job, waited: float) -> None:
+        if seen.status is not JobStatus.QUEUED:
+            client.look_at_calibration(seen)
         history.append(Observation(seen.status, seen.raw_status.lower(), waited, datetime.now(UTC)))
         progress.saw(seen, time.monotonic())
         notifications.job_changed(progress, history)
@@ -98,7 +101,10 @@ async def await_for_completion(
         raise
     finally:
         reporter.cancel()
-    notifications.job_over(done, history)
+    client.note_times(done.id, *queue_and_run_seconds(done, history))
+    notifications.job_over(done, history, calibration=client.look_at_calibration(done))
+    trace_job(done)
+    trace_states(done, history)
     notifications.follow_usage(client, done)
     error = job_error(done)
     if error is not None:
