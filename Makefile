@@ -24,7 +24,7 @@ export DO_NOT_TRACK := 1
 # An embedded Prefect server needs 11 to 15 s here; Prefect's own limit is 20 s.
 export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS := 120
 
-.PHONY: help install demo flow quick test lint types unit floor interop postgres-test ray-test prefect-faults docs ui-test pictures plain-install bench bench-quick clean
+.PHONY: notebooks help install demo flow quick test lint types unit floor interop postgres-test ray-test prefect-faults docs ui-test pictures plain-install bench bench-quick clean
 
 help: ## Say what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -115,6 +115,9 @@ ui-test: $(UI)/.installed ## Look at Prefect's pages with a browser
 
 pictures: ## Take the screenshots of the documentation anew
 	QRUNTIME_PICTURES=docs/images $(MAKE) ui-test
+
+notebooks: $(STAMP) ## Run the example notebooks anew and keep their outputs
+	$(BIN)/python tools/notebooks.py
 
 postgres-test: $(STAMP) ## Run the system tests against a Prefect server on PostgreSQL
 	$(BIN)/python tests/postgres/run.py

@@ -74,7 +74,9 @@ def values_of(program: Program, result: JobResult, observable: str) -> dict[str,
     if program == "sampler":
         # One point in an array of one, or no array at all: the dialects differ.
         counts = result.counts(index=0) if result.shape() else result.counts()
-        return {"sampler_value": parity(counts, observable), "counts": counts}
+        value = parity(counts, observable)
+        error = math.sqrt(max(0.0, 1 - value**2) / sum(counts.values()))  # of a mean of values that are 1 or -1
+        return {"sampler_value": value, "sampler_error": error, "counts": counts}
     error = result.standard_errors()
     return {
         "estimator_value": single(result.expectation_values()),
@@ -101,6 +103,7 @@ def parameter_sweep(
     circuit_form: CircuitForm = "auto",
     dry_run: bool = False,
     budget_block: str | None = None,
+    require_online: bool = False,
 ) -> list[dict[str, Any]]:
     """Measure an observable at each angle, by the estimator, by the sampler, or both.
 
@@ -123,6 +126,7 @@ def parameter_sweep(
         circuit_form: How circuits travel to the executor.
         dry_run: Run on the mock backend that stands for the backend: no QPU, no charge, random results.
         budget_block: Name of a Quantum Runtime Budget block that must have room for each job; empty for none.
+        require_online: Refuse to submit while the backend is paused or offline, instead of queueing there.
 
     Returns:
         A row for each angle, with the values, the counts and the jobs.
@@ -152,6 +156,7 @@ def parameter_sweep(
                 circuit_form=unmapped(circuit_form),
                 dry_run=unmapped(dry_run),
                 budget=unmapped(budget_block),
+                require_online=unmapped(require_online),
             )
             for program in chosen_programs
         }
@@ -174,11 +179,11 @@ def tell(rows: list[dict[str, Any]], observable: str, backend: str) -> None:
     shown = [{name: value for name, value in row.items() if name != "counts"} for row in rows]
     create_table_artifact(key="qruntime-parameter-sweep", table=shown, description=title)
     series = {
-        program: [(row["angle"], row[f"{program}_value"]) for row in rows]
+        program: [(row["angle"], row[f"{program}_value"], row.get(f"{program}_error")) for row in rows]
         for program in ("estimator", "sampler")
         if f"{program}_value" in rows[0]
     }
-    chart = line_chart(title, series, x_label="angle / rad", y_label=f"⟨{observable}⟩")
+    chart = line_chart(f"{title}, ± standard error", series, x_label="angle / rad", y_label=f"⟨{observable}⟩")
     create_markdown_artifact(
         key="qruntime-parameter-sweep-picture", markdown=markdown_image(title, chart), description=title
     )

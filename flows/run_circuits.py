@@ -44,12 +44,13 @@ def counts_row(number: int, job: JobRef, counts: dict[str, int]) -> dict[str, An
     shown = "  ".join(f"{bits}: {count}" for bits, count in ranked[:6])
     more = f"  … {len(ranked) - 6} more" if len(ranked) > 6 else ""
     return {
+        # The page shows the first columns; what people look for comes first.
         "circuit": number,
+        "shots": sum(counts.values()),
+        "counts": shown + more,
         "job": job.id,
         "backend": job.backend,
         "session": job.session.id if job.session else None,
-        "shots": sum(counts.values()),
-        "counts": shown + more,
     }
 
 
@@ -82,6 +83,7 @@ def run_circuits(
     circuit_form: CircuitForm = "auto",
     dry_run: bool = False,
     budget_block: str | None = None,
+    require_online: bool = False,
     once_per_slot: bool = False,
     compare_routes: bool = False,
 ) -> list[dict[str, Any]]:
@@ -100,6 +102,7 @@ def run_circuits(
         circuit_form: How circuits travel to the executor.
         dry_run: Run on the mock backend that stands for the backend: no QPU, no charge, random results.
         budget_block: Name of a Quantum Runtime Budget block that must have room for each job; empty for none.
+        require_online: Refuse to submit while the backend is paused or offline, instead of queueing there.
         once_per_slot: For schedules: runs of this deployment for the same scheduled time share their jobs, so
             that a slot that is run again, by hand or after a mishap, buys nothing again.
         compare_routes: Run each circuit both by the server's sampler and by the executor, which buys two jobs for
@@ -130,6 +133,7 @@ def run_circuits(
                 "circuit_form": circuit_form,
                 "dry_run": dry_run,
                 "budget": budget_block,
+                "require_online": require_online,
                 "submission_key": f"{slot()}/{number}" if once_per_slot else None,
             }
             if compare_routes:

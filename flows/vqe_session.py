@@ -103,6 +103,7 @@ class Energies:
         shots: int,
         max_execution_time: int | None,
         budget: str | None = None,
+        require_online: bool = False,
         route: RequestedRoute | None = None,
         circuit_form: CircuitForm = "auto",
         dry_run: bool = False,
@@ -116,6 +117,7 @@ class Energies:
             "shots": shots,
             "max_execution_time": max_execution_time,
             "budget": budget,
+            "require_online": require_online,
             "route": route,
             "circuit_form": circuit_form,
             "dry_run": dry_run,
@@ -153,6 +155,7 @@ def vqe_session(
     circuit_form: CircuitForm = "auto",
     dry_run: bool = False,
     budget_block: str | None = None,
+    require_online: bool = False,
 ) -> list[dict[str, Any]]:
     """Minimise the energy of H2 over four angles, one angle and one job an iteration.
 
@@ -172,6 +175,7 @@ def vqe_session(
         circuit_form: How circuits travel to the executor.
         dry_run: Run on the mock backend that stands for the backend: no QPU, no charge, random results.
         budget_block: Name of a Quantum Runtime Budget block that must have room for each job; empty for none.
+        require_online: Refuse to submit while the backend is paused or offline, instead of queueing there.
 
     Returns:
         A row for each iteration with its job, its angles and its energy in hartree; the last one is the
@@ -193,6 +197,7 @@ def vqe_session(
             shots=wanted_shots,
             max_execution_time=max_execution_time,
             budget=budget_block,
+            require_online=require_online,
             route=route,
             circuit_form=circuit_form,
             dry_run=dry_run,
@@ -249,15 +254,15 @@ def tell(rows: list[dict[str, Any]], backend: str, shots: int) -> None:
     title = f"H2 on {backend}: energy by iteration"
     chart = line_chart(
         title,
-        {"energy": [(row["iteration"], row["energy"]) for row in rows]},
+        {"energy": [(row["iteration"], row["energy"], row["standard_error"]) for row in rows]},
         x_label="iteration",
         y_label="electronic energy / Ha",
     )
     attached = sum(row["attached"] for row in rows)
+    told = f", {attached} of them submitted by an earlier attempt of this flow run" if attached else ""
     error = "" if last["standard_error"] is None else f" ± {last['standard_error']:.6f}"
     lines = [
-        f"**{last['energy']:.6f}{error} Ha** after {len(rows)} jobs of {shots} shots an energy",
-        f"({attached} of them bought by an earlier attempt of this flow run).",
+        f"**{last['energy']:.6f}{error} Ha** after {len(rows)} jobs of {shots:,} shots an energy{told}.",
         "",
         markdown_image(title, chart),
         "",

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from prefect_qruntime.errors import (
         AuthenticationError as AuthenticationError,
+        BackendOffline as BackendOffline,
         BudgetExhausted as BudgetExhausted,
         InvalidInput as InvalidInput,
         JobCancelled as JobCancelled,

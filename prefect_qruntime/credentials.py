@@ -19,7 +19,7 @@ from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.diagnostics.instance import check_instance
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import InstanceReport
-from prefect_qruntime.prefect_api import load_saved, saved_names
+from prefect_qruntime.prefect_api import Loadable, load_saved, saved_names
 
 __all__ = [
     "QuantumRuntimeCredentials",
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 
-class QuantumRuntimeCredentials(CredentialsBlock):
+class QuantumRuntimeCredentials(Loadable, CredentialsBlock):
     """API key and instance of IBM's Qiskit Runtime REST API (IBM Quantum Compute Service).
 
     Building or loading a block never touches the network; `verify` does, and names each thing that

@@ -33,6 +33,7 @@ from typing import Any, Literal
 
 __all__ = [
     "AuthenticationError",
+    "BackendOffline",
     "BudgetExhausted",
     "InvalidInput",
     "JobCancelled",
@@ -255,6 +256,12 @@ class UsageLimitReached(QuantumRuntimeError):
 
 class BudgetExhausted(QuantumRuntimeError):
     """Your own budget leaves no QPU time for this job; nothing was sent."""
+
+
+class BackendOffline(QuantumRuntimeError):
+    """The backend is paused or offline, and the submission was to be refused then; nothing was sent."""
+
+    default_advice = SAME_REQUEST
 
 
 class RateLimited(QuantumRuntimeError):

@@ -54,6 +54,22 @@ def mock_backend(backend: str) -> str:
 
 def _html(value: Any) -> str:
     # Like `printable.html_text`, which this lowest module does not import.
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M:%S %Z}"
+    if isinstance(value, tuple):
+        return "<br>".join(map(_html, value))
+    if isinstance(value, _Model):
+        return value._repr_html_()
+    return _text(value)
+
+
+def _link(url: str) -> str:
+    # Made by this package from the block's address; any other text stays a text.
+    shown = _text(url)
+    return f'<a href="{shown}" rel="noopener noreferrer">{shown}</a>' if url.startswith(("https:", "http:")) else shown
+
+
+def _text(value: Any) -> str:
     return html.escape("".join(letter if letter.isprintable() else " " for letter in str(value)[:500]))
 
 
@@ -70,7 +86,8 @@ class _Model(BaseModel):
     def _repr_html_(self) -> str:
         """What a notebook shows: the fields that have a value, escaped."""
         rows = "".join(
-            f"<tr><th>{name}</th><td>{_html(value)}</td></tr>"
+            f'<tr><th style="text-align:left">{name.replace("_", " ")}</th>'
+            f'<td style="text-align:left">{_link(value) if name == "url" else _html(value)}</td></tr>'
             for name, value in self
             if value not in (None, "", ()) and type(self).model_fields[name].repr
         )
@@ -90,6 +107,27 @@ class JobStatus(StrEnum):
     def is_terminal(self) -> bool:
         """Whether the job can never change again."""
         return self in (JobStatus.COMPLETED, JobStatus.CANCELLED, JobStatus.FAILED)
+
+    @classmethod
+    def of(cls, word: str) -> JobStatus | None:
+        """The status that a word of the service, of any API version, stands for; None for an unknown word."""
+        return _STATUSES.get(word.strip().lower())
+
+
+# Statuses of /jobs, of /workloads and of the oldest jobs API, lower case.
+_STATUSES = {
+    "queued": JobStatus.QUEUED,
+    "pending": JobStatus.QUEUED,
+    "running": JobStatus.RUNNING,
+    "in_progress": JobStatus.RUNNING,
+    "completed": JobStatus.COMPLETED,
+    "failed": JobStatus.FAILED,
+    "cancelled": JobStatus.CANCELLED,
+    "canceled": JobStatus.CANCELLED,
+    "cancelled - ran too long": JobStatus.CANCELLED,
+    "canceled - ran too long": JobStatus.CANCELLED,
+    "failed - ran too long": JobStatus.FAILED,
+}
 
 
 class Backend(_Model):
@@ -136,6 +174,11 @@ class SessionRef(_Model):
     def is_closed(self) -> bool:
         """Whether the service said it is closed. An unknown state counts as open."""
         return (self.state or "").lower() in ("closed", "canceled", "cancelled")
+
+    @property
+    def kind(self) -> Literal["session", "batch"]:
+        """What people call it."""
+        return "batch" if self.mode == "batch" else "session"
 
 
 class Session(_Model):

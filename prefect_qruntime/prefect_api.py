@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import Any, TypeVar, cast
+from typing import Any, Generic, NoReturn, Self, TypeVar, cast
 from uuid import UUID
 
 import httpx
@@ -41,6 +42,8 @@ from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.printable import nearest
 
 __all__ = [
+    "Loadable",
+    "NotAwaited",
     "api",
     "clock_offset",
     "current_flow_run_id",
@@ -268,6 +271,52 @@ async def load_saved(kind: type[B], name: str, *, field: str, fix: str) -> B:
         field=field,
         solution="Correct it in the UI under Blocks; `prefect-qruntime doctor` looks closer.",
     ) from None
+
+
+class NotAwaited(Generic[T]):
+    """A block that is being loaded: what `load` returns while an event loop runs, as in a notebook or an async flow.
+
+    It can be awaited. Used as if it were the block, it says what to write.
+
+    Args:
+        loading: Loads the block.
+        hint: What to write.
+    """
+
+    def __init__(self, loading: Coroutine[Any, Any, T], hint: str) -> None:
+        self._loading = loading
+        self._hint = hint
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self._loading.__await__()
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("_"):  # asked by Python, pydantic or IPython to learn what it is
+            raise AttributeError(name)
+        self._loading.close()
+        raise InvalidInput(self._hint, field=name)
+
+    def __repr__(self) -> str:
+        return f"<{self._hint}>"
+
+
+class Loadable:
+    """A block whose `load` says what to write if its result is used without `await` where that is needed."""
+
+    @classmethod
+    def load(cls, name: str, *args: Any, **kwargs: Any) -> Self:
+        """Load a saved block by its name; await it where an event loop runs, as in a notebook or an async flow."""
+        block: Any = super()
+        loaded: Any = block.load(name, *args, **kwargs)
+        if not inspect.iscoroutine(loaded):
+            return cast(Self, loaded)
+        waiting: Any = NotAwaited(
+            loaded,
+            f"An event loop runs here, as in a notebook or an async flow, so the block {name!r} is not loaded yet. "
+            f"Write `await {cls.__name__}.load({name!r})`"
+            + (f", or `load_credentials({name!r})`." if "Credentials" in cls.__name__ else "."),
+        )
+        return cast(Self, waiting)
 
 
 def _fields(error: ValidationError) -> str:

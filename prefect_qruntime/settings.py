@@ -135,6 +135,17 @@ class QuantumRuntimeSettings(PrefectBaseSettings):
         gt=0,
         description="How often a long wait says in the log that it is still waiting.",
     )
+    circuit_drawings: Literal["loaded", "always", "never"] = Field(
+        default="loaded",
+        description=(
+            "Whether a job's page shows its circuits and an error estimate from the backend's calibration: if the flow "
+            "has loaded Qiskit anyway, always (Qiskit must be installed), or never."
+        ),
+    )
+    live_line: bool = Field(
+        default=True,
+        description="Whether a wait shows what it waits for in a terminal or notebook, in one line that moves.",
+    )
 
 
 def current_settings() -> QuantumRuntimeSettings:

@@ -16,6 +16,7 @@ from prefect_qruntime.models import Backend, Job, JobStatus, Session, Usage
 __all__ = [
     "listed_moments",
     "listed_whole",
+    "parse_backend_status",
     "parse_backends",
     "parse_job",
     "parse_job_page",
@@ -25,21 +26,6 @@ __all__ = [
     "read_id",
     "read_moment",
 ]
-
-# Statuses of /jobs, of /workloads and of the oldest jobs API, lower case (api facts E1).
-_STATUSES = {
-    "queued": JobStatus.QUEUED,
-    "pending": JobStatus.QUEUED,
-    "running": JobStatus.RUNNING,
-    "in_progress": JobStatus.RUNNING,
-    "completed": JobStatus.COMPLETED,
-    "failed": JobStatus.FAILED,
-    "cancelled": JobStatus.CANCELLED,
-    "canceled": JobStatus.CANCELLED,
-    "cancelled - ran too long": JobStatus.CANCELLED,
-    "canceled - ran too long": JobStatus.CANCELLED,
-}
-
 
 _LONGEST_TEXT = 10_000  # characters of a reason, a name or a state that are kept
 
@@ -116,9 +102,9 @@ def parse_job(body: dict[str, Any], *, url: str | None = None) -> Job:
     state = _dict(body.get("state"))
     top = _text(body.get("status")) or ""
     raw = _text(state.get("status")) or top
-    status = _STATUSES.get(raw.strip().lower())
-    if status is None and _STATUSES.get(top.strip().lower()) is not None:
-        raw, status = top, _STATUSES[top.strip().lower()]
+    status = JobStatus.of(raw)
+    if status is None and JobStatus.of(top) is not None:
+        raw, status = top, JobStatus.of(top)
     reason = _text(state.get("reason")) or _text(body.get("reason"))
     code = _reason_code(state.get("reason_code"))
     code = _reason_code(state.get("reasonCode")) if code is None else code
@@ -224,6 +210,11 @@ def parse_backends(body: dict[str, Any]) -> list[Backend]:
         elif isinstance(item, dict) and (backend := _backend(item)) is not None:
             found.append(backend)
     return found
+
+
+def parse_backend_status(name: str, status: dict[str, Any]) -> Backend:
+    """Read a backend's state, reason and queue. Only the queue is certain to be there; the rest counts as well then."""
+    return complete_backend(Backend(name=name), status, {})
 
 
 def complete_backend(backend: Backend, status: dict[str, Any], configuration: dict[str, Any]) -> Backend:

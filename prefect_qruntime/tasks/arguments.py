@@ -85,6 +85,8 @@ class Submission(TypedDict, total=False):
             time; it replaces flow run and call order.
         check_isa: Compare the circuits with the backend's configuration before anything is sent.
         transpile: Transpile the circuits for the backend (needs `[qiskit]`). Never done unasked.
+        require_online: Refuse to submit to a backend that is paused or offline. By default the job queues there, and
+            the log says so.
         budget: A `Budget` or the name of a saved one, checked before anything is sent. In `.map` pass
             `unmapped(budget)`, or the name.
     """
@@ -104,6 +106,7 @@ class Submission(TypedDict, total=False):
     submission_key: Annotated[str | None, Default(None)]
     check_isa: Annotated[bool, Default(False)]
     transpile: Annotated[bool, Default(False)]
+    require_online: Annotated[bool, Default(False)]
     budget: Annotated[BudgetLike | None, Default(None)]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from prefect_qruntime import result_storage
 from prefect_qruntime.cancellation import ends_with_flow_run
 from prefect_qruntime.client import QuantumRuntimeClient
@@ -11,6 +13,7 @@ from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.models import JobRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.events import materialize_result
+from prefect_qruntime.observability.markdown import fetched_line
 from prefect_qruntime.observability.traces import trace_chunks
 from prefect_qruntime.settings import current_settings
 from prefect_qruntime.tasks.arguments import JobLike, as_job
@@ -50,6 +53,7 @@ async def afetch_results(credentials: QuantumRuntimeCredentials, job: JobLike) -
     shelf = result_storage.shelf()
     if not private:
         result = await client.result(ref, grace=grace, shelf=shelf)
+        notifications.log_to_run(await asyncio.to_thread(fetched_line, result))
         if result.file is None:  # a large one is not decoded for a picture
             notifications.job_fetched(ref.id, result)
             trace_chunks(result)
@@ -60,6 +64,7 @@ async def afetch_results(credentials: QuantumRuntimeCredentials, job: JobLike) -
         notifications.log_to_run(f"job {ref.id} is private and was read before: handing on the stored copy")
         return kept
     result = await client.result(ref, grace=grace, shelf=shelf.for_only_copy())
+    notifications.log_to_run(await asyncio.to_thread(fetched_line, result))
     _record(client, ref, result)
     return await result_storage.keep_private(result, memory_limit=shelf.memory_limit)
 

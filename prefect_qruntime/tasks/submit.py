@@ -50,6 +50,7 @@ from prefect_qruntime.tasks.arguments import (
     spec_fields,
     spelled_out,
 )
+from prefect_qruntime.tasks.backends import check_online, say_if_held
 from prefect_qruntime.tasks.decorators import InFlowTask, blocking, creates, in_flow
 from prefect_qruntime.tasks.sessions import bind, first_through, note_session
 
@@ -125,6 +126,7 @@ async def _submit(
         return key_tag(first + generation)
 
     known: list[str] = []
+    checked: set[str] = set()
     marked = submission_key is not None and in_run()  # as the lock: outside a run there is no Prefect to ask
     alone = submission_lock(key_tag(0)) if submission_key is not None else contextlib.nullcontext()
     async with cancels_jobs(client, known), first_through(session) as usable, alone as lock:
@@ -153,6 +155,11 @@ async def _submit(
                 passing.bought(new)
 
             async def before_post(key: str) -> JobSpec | None:
+                # Not earlier, as what was submitted before is attached to; and once, before anything can be accepted.
+                wanted = submission.get("require_online", False) and not submission.get("dry_run", False)
+                if wanted and key not in checked:
+                    await check_online(client, spec.backend)
+                    checked.add(key)
                 if marked:
                     await mark_sent(key)
                 return await passing.before_post(key)
@@ -183,7 +190,13 @@ async def _submit(
                 await note_session(credentials, usable.token, ref.session, where)
                 notifications.session_event("opened", ref.session, max_ttl=ref.session.max_ttl)
             ref = ref.model_copy(update={"payload_digest": digest, "certain": ref.certain and not spec.doubts})
-            await notifications.job_submitted(ref, block=block_name(credentials), flow_run_id=where.flow_run_id)
+            await notifications.job_submitted(
+                ref, block=block_name(credentials), flow_run_id=where.flow_run_id, session=usable
+            )
+            if not ref.attached:
+                say_if_held(client, ref)
+                if not spec.private:
+                    notifications.show_circuits(client, ref.id, spec)
     trace_job(ref)
     return ref
 
@@ -353,6 +366,7 @@ async def asubmit_job(
     Raises:
         InvalidInput: A field is wrong; it is named and nothing was sent.
         UsageLimitReached: The instance has no QPU time left.
+        BackendOffline: The backend is paused or offline, and `require_online` is set; nothing was sent.
         BudgetExhausted: The budget has no room for the job; nothing was sent.
         SubmissionUncertain: It cannot be told whether a job was accepted; nothing more was sent.
 
