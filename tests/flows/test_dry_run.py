@@ -12,6 +12,7 @@ from prefect.serializers import JSONSerializer, PickleSerializer
 import prefect_qruntime as qr
 from flows.run_circuits import run_circuits
 from flows.run_saved_job import run_saved_job
+from prefect_qruntime.admission.ledger import tally
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.flow_runs import BACKEND, FLIP, events, ran, records, requests, run
 
@@ -97,6 +98,29 @@ def test_no_budget_counts_it(sandbox: Sandbox, credentials: Any) -> None:
 
     assert len(set(spend())) == 5
     assert [job["backend"] for job in sandbox.control.jobs()] == [MOCK] * 3 + [BACKEND, MOCK]
+
+
+def test_a_dry_run_that_is_listed_counts_for_nothing() -> None:
+    def job(number: int, backend: str) -> qr.Job:
+        fields: dict[str, Any] = {"status": qr.JobStatus.COMPLETED, "usage_seconds": 3.0, "usage_final": True}
+        return qr.Job(id=f"j{number}", backend=backend, **fields)
+
+    total = tally([job(1, MOCK), job(2, BACKEND), job(3, MOCK)], [])
+    assert (total.jobs, total.used, total.reserved) == (1, 3.0, 0.0)
+
+
+def test_numbering_takes_any_backend(sandbox: Sandbox, credentials: Any) -> None:
+    """A backend may be a text, a `Backend`, or what another task will return."""
+
+    @flow
+    def submitted() -> list[str]:
+        found = qr.select_backend.submit(credentials, min_qubits=30)
+        name = qr.submit_job.submit(credentials, [FLIP], backend=found, shots=5, dry_run=True).result().backend
+        mock = qr.submit_job.submit(credentials, [FLIP], backend=qr.Backend(name=MOCK), shots=5).result()
+        return [name, mock.backend]
+
+    assert submitted() == [MOCK, MOCK]
+    assert len(sandbox.control.jobs()) == 2
 
 
 def test_a_backend_without_a_mock_is_named(sandbox: Sandbox, credentials: Any) -> None:
