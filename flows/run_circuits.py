@@ -6,6 +6,7 @@ credentials block named it runs on the embedded sandbox, so it needs no account.
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,8 +21,10 @@ from rich.table import Table
 
 from prefect_qruntime import (
     JobRef,
+    RouteComparison,
     authenticate,
     circuit_text,
+    compare_routes as run_on_both_routes,
     fetch_results,
     hooks,
     list_backends,
@@ -80,6 +83,7 @@ def run_circuits(
     dry_run: bool = False,
     budget_block: str | None = None,
     once_per_slot: bool = False,
+    compare_routes: bool = False,
 ) -> list[dict[str, Any]]:
     """Run circuits, one job each, and tabulate their counts.
 
@@ -98,6 +102,8 @@ def run_circuits(
         budget_block: Name of a Quantum Runtime Budget block that must have room for each job; empty for none.
         once_per_slot: For schedules: runs of this deployment for the same scheduled time share their jobs, so
             that a slot that is run again, by hand or after a mishap, buys nothing again.
+        compare_routes: Run each circuit both by the server's sampler and by the executor, which buys two jobs for
+            each, and say whether the counts agree. The counts shown are those of the sampler.
 
     Returns:
         A row for each circuit, with its job, its shots, its counts and its bitstrings' frequencies.
@@ -114,37 +120,43 @@ def run_circuits(
         if mode != "job" and not dry_run:
             kind = "batch" if mode == "batch" else "dedicated"
             session = stack.enter_context(runtime_session(credentials, chosen, mode=kind, max_ttl=max_ttl))
+        compared: list[RouteComparison] = []
         for number, text in enumerate(texts):
-            jobs.append(
-                submit_job(
-                    credentials,
-                    [text],
-                    backend=chosen,
-                    session=session,
-                    shots=shots,
-                    max_execution_time=max_execution_time,
-                    route=route,
-                    circuit_form=circuit_form,
-                    dry_run=dry_run,
-                    budget=budget_block,
-                    submission_key=f"{slot()}/{number}" if once_per_slot else None,
-                )
-            )
-        # The last one first: jobs of a session run in order, so the others are over by then.
-        for job in reversed(jobs):
-            wait_for_completion(credentials, job)
+            given: Any = {
+                "backend": chosen,
+                "session": session,
+                "shots": shots,
+                "max_execution_time": max_execution_time,
+                "circuit_form": circuit_form,
+                "dry_run": dry_run,
+                "budget": budget_block,
+                "submission_key": f"{slot()}/{number}" if once_per_slot else None,
+            }
+            if compare_routes:
+                compared.append(run_on_both_routes(credentials, [text], **given))
+                jobs.append(compared[-1].service)
+            else:
+                jobs.append(submit_job(credentials, [text], route=route, **given))
+        if not compare_routes:
+            # The last one first: jobs of a session run in order, so the others are over by then.
+            for job in reversed(jobs):
+                wait_for_completion(credentials, job)
         results = [fetch_results(credentials, job) for job in jobs]
         rows = [
             counts_row(number, job, result.counts())
             for number, (job, result) in enumerate(zip(jobs, results, strict=True), start=1)
         ]
         where = shown_backend(chosen, dry_run)
+        for row, comparison in zip(rows, compared, strict=False):
+            row |= {"executor job": comparison.executor.id, "routes": "agree" if comparison.agrees else "differ"}
         create_table_artifact(
             key="qruntime-counts", table=rows, description=f"Counts of {len(rows)} circuits on {where}"
         )
+        for comparison in compared:
+            print(comparison)
         print_table(rows, f"{len(rows)} circuits on {where}, {shots} shots each ({credentials.dialect} dialect)")
         return [{**row, "frequencies": result.counts()} for row, result in zip(rows, results, strict=True)]
 
 
 if __name__ == "__main__":
-    run_circuits()
+    run_circuits(compare_routes="--compare-routes" in sys.argv[1:])

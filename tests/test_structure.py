@@ -33,7 +33,7 @@ HALL = (
     *("blocks", "operations", "cli"),
 )
 CLIENT = (
-    *("network_loop", "connection", "failures", "answers", "parsing", "encodings", "transport"),
+    *("network_loop", "hosts", "connection", "failures", "answers", "parsing", "encodings", "transport"),
     *("inputs", "programs", "dialects"),
     *("provenance", "service", "results", "waiting", "payload_check"),
     *("submission_memory", "submission_core", "session_core", "submission", "sessions"),

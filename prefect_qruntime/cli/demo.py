@@ -9,11 +9,12 @@ from cyclopts import Parameter
 from prefect import flow
 from rich.console import Console
 
+from prefect_qruntime.cli.options import require_prefect
+from prefect_qruntime.client.hosts import DIALECTS, Dialects
 from prefect_qruntime.flows.run_circuits import CIRCUITS, print_table, run_circuits
 
 __all__ = ["demo"]
 
-Dialect = Literal["cloud", "legacy"]
 Route = Literal["service", "executor", "auto"]
 
 # An embedded Prefect server takes 11 to 15 s on two cores, and Prefect gives up after 20.
@@ -22,7 +23,7 @@ _START_LIMIT = "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"
 
 @flow(name="demo", log_prints=False)
 def demo_flow(
-    dialects: list[Dialect], shots: int, route: Route | None = None, dry_run: bool = False
+    dialects: list[Dialects], shots: int, route: Route | None = None, dry_run: bool = False
 ) -> list[tuple[str, list[dict[str, Any]]]]:
     """Run the story as subflows: each dialect, on the noisy and on the ideal backend.
 
@@ -50,7 +51,7 @@ def demo_flow(
 
 def demo(
     *,
-    dialect: Literal["both", "legacy", "cloud"] = "both",
+    dialect: Literal["both"] | Dialects = "both",
     shots: Annotated[int, Parameter(help="Shots of each circuit.")] = 1000,
     route: Annotated[Route | None, Parameter(help="How the circuits run; executor in the cloud dialect only.")] = None,
     dry_run: Annotated[bool, Parameter(help="On mock backends, in the cloud dialect only: random counts.")] = False,
@@ -61,7 +62,8 @@ def demo(
     """
     os.environ.setdefault(_START_LIMIT, "120")
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
-    both: list[Dialect] = ["cloud"] if dry_run or route == "executor" else ["legacy", "cloud"]
+    require_prefect()
+    both: list[Dialects] = ["cloud"] if dry_run or route == "executor" else list(DIALECTS[::-1])
     tables = demo_flow(both if dialect == "both" else [dialect], shots, route, dry_run)
     console = Console()
     console.rule("Counts")

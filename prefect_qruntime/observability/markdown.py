@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from prefect_qruntime.client.encodings.arrays import ExecutionSpan
+from prefect_qruntime.client.programs.agreement import RouteComparison
 from prefect_qruntime.client.results.job_result import JobResult
 from prefect_qruntime.client.results.tables import points
 from prefect_qruntime.errors import QuantumRuntimeError
@@ -18,7 +19,7 @@ from prefect_qruntime.observability.charts import bar_chart, markdown_image
 from prefect_qruntime.printable import markdown_text, printable
 from prefect_qruntime.redact import redact
 
-__all__ = ["card", "job_card", "result_section", "summary_card"]
+__all__ = ["card", "comparison_card", "job_card", "result_section", "summary_card"]
 
 _RESULT = "\n\n#### Result\n\n"
 _PUBS = 4  # PUBs that are shown
@@ -93,6 +94,34 @@ def job_card(facts: Mapping[str, str], old: str, result: str | None = None) -> s
     if result is None and _RESULT in old:
         result = old.split(_RESULT, 1)[1]
     return card(f"Job {facts.get('id')}", facts.get("url"), rows) + (_RESULT + result if result else "")
+
+
+def comparison_card(comparison: RouteComparison) -> str:
+    """Whether two jobs of the same PUBs agree: the sentence, and a table of the least likely comparisons."""
+    service, executor, rows = comparison.service, comparison.executor, comparison.to_table()
+    lines = [
+        "### The two routes " + ("agree" if comparison.agrees else "differ"),
+        "",
+        str(comparison.agreement),
+        "",
+        "| route | job |",
+        "|---|---|",
+        *(
+            f"| {name} | {f'[{job.id}]({job.url})' if job.url else job.id} |"
+            for name, job in (("service", service), ("executor", executor))
+        ),
+        "",
+        "| compared | statistic | degrees of freedom | p-value | verdict |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {row['compared']} | {row['statistic']:.4g} | {row['degrees_of_freedom']} | {row['p_value']:.2g} "
+            f"| {row['verdict']} |"
+            for row in rows[:_VALUES]
+        ),
+    ]
+    if len(rows) > _VALUES:
+        lines += ["", f"… and {len(rows) - _VALUES} more, each at least as likely."]
+    return "\n".join([*lines, "", f"<sub>as of {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC</sub>"])
 
 
 def result_section(result: JobResult) -> str:

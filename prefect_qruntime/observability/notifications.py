@@ -14,6 +14,7 @@ from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.programs.agreement import RouteComparison
 from prefect_qruntime.client.provenance import Calibration, package_versions
 from prefect_qruntime.client.results.job_result import JobResult
 from prefect_qruntime.errors import BudgetExhausted, QuantumRuntimeError
@@ -21,7 +22,7 @@ from prefect_qruntime.models import Job, JobRef, JobStatus, SessionRef, is_mock
 from prefect_qruntime.observability import notifications, run_page
 from prefect_qruntime.observability.artifacts import upsert
 from prefect_qruntime.observability.events import Observation, emit, log_to_run, queue_and_run_seconds
-from prefect_qruntime.observability.markdown import card, execution_line, result_section
+from prefect_qruntime.observability.markdown import card, comparison_card, execution_line, result_section
 from prefect_qruntime.observability.processes import process_facts
 from prefect_qruntime.observability.run_page import note_submitted, write, write_debounced
 from prefect_qruntime.prefect_api import current_flow_run_id, in_run
@@ -42,6 +43,7 @@ __all__ = [
     "job_still",
     "job_submitted",
     "log_to_run",
+    "routes_compared",
     "session_event",
     "session_record",
     "usage_settled",
@@ -418,3 +420,16 @@ def follow_usage(client: QuantumRuntimeClient, job: Job) -> None:
                 return
 
     run_page.in_background(follow, again=False)
+
+
+async def routes_compared(comparison: RouteComparison) -> None:
+    """Report a comparison of the two routes: a log line, and an artifact with all that was compared."""
+    log_to_run(str(comparison), level=logging.INFO if comparison.agrees else logging.WARNING)
+    if not in_run():
+        return
+    service, executor = comparison.service, comparison.executor
+    meta = {"service": service.id, "executor": executor.id, "agrees": str(comparison.agrees).lower()}
+    try:
+        await upsert("comparison", service.id, comparison_card(comparison), meta)
+    except Exception as error:
+        _fallback.warning("The comparison of jobs %s and %s could not be written: %r", service.id, executor.id, error)

@@ -38,6 +38,7 @@ from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobRef, is_mock
 from prefect_qruntime.observability import notifications
+from prefect_qruntime.observability.traces import trace_job
 from prefect_qruntime.prefect_api import clock_offset, in_run
 from prefect_qruntime.run_context import current_run
 from prefect_qruntime.settings import current_settings
@@ -69,6 +70,7 @@ async def _submit(
     *,
     call_index: int | None = None,
     replaces: JobRef | None = None,
+    by_route: bool = False,
 ) -> JobRef:
     """Submit or attach; the job is noted in Prefect before this returns. Runs on the network loop.
 
@@ -79,6 +81,7 @@ async def _submit(
         call_index: Which of several equal calls this is, if the flow's process counted it.
         replaces: The failed job of this same submission that a new one is wanted for: the next generation of its
             key is submitted or attached to.
+        by_route: Whether the route is part of the key, so that the same work is bought once on each.
     """
     budget, session = as_budget(submission.get("budget")), as_session(submission.get("session"))
     submission_key = submission.get("submission_key")
@@ -86,7 +89,8 @@ async def _submit(
     client = credentials.get_client()
     settings = current_settings()
     where = await current_run()
-    spec, digest = plan.spec, plan.digest
+    spec = plan.spec
+    digest = f"{plan.digest}/{spec.route}" if by_route else plan.digest
     if spec.dry_run and session is not None:
         notifications.log_to_run("A session is for a QPU, which a dry run does not use: this job is no part of it.")
         session = None
@@ -136,7 +140,7 @@ async def _submit(
             search_seconds=grace if submission_key is not None else None,
             renew_failed=renew_failed,
             grace=grace,
-            digest=digest,
+            digest=plan.digest,
             exact=not plan.transpiled,
         )
         async with admission_guard(client, spec, where, budget) as passing:
@@ -180,6 +184,7 @@ async def _submit(
                 notifications.session_event("opened", ref.session, max_ttl=ref.session.max_ttl)
             ref = ref.model_copy(update={"payload_digest": digest, "certain": ref.certain and not spec.doubts})
             await notifications.job_submitted(ref, block=block_name(credentials), flow_run_id=where.flow_run_id)
+    trace_job(ref)
     return ref
 
 
@@ -311,10 +316,11 @@ async def asubmit_numbered(
     *,
     call_index: int | None = None,
     replaces: JobRef | None = None,
+    by_route: bool = False,
     **submission: Unpack[Submission],
 ) -> JobRef:
     """As `asubmit_job`, with the parameters that only this library sets."""
-    return await _submit(credentials, pubs, submission, call_index=call_index, replaces=replaces)
+    return await _submit(credentials, pubs, submission, call_index=call_index, replaces=replaces, by_route=by_route)
 
 
 submit_numbered = blocking(asubmit_numbered)

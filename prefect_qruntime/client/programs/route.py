@@ -6,7 +6,8 @@
 | `executor` | a quantum program | refused, unless the program is the executor |
 | `auto` | the server's primitive; the executor if the service says that the program is gone | as they are |
 
-Program `executor` with PUBs means the sampler on that route. The legacy dialect has no executor.
+Program `executor` with PUBs means the sampler on that route. A dialect without an executor refuses the program's
+payload.
 """
 
 from __future__ import annotations
@@ -65,14 +66,13 @@ class Route:
     may_turn: bool = False
 
 
-def choose_route(requested: str, program_id: str, *, raw: bool = False, dialect: str = "cloud") -> Route:
+def choose_route(requested: str, program_id: str, *, raw: bool = False) -> Route:
     """Decide which way a submission takes.
 
     Args:
         requested: `service`, `executor` or `auto`.
         program_id: The program that was asked for.
         raw: Whether there is a raw payload in place of PUBs.
-        dialect: `cloud` or `legacy`.
 
     Raises:
         InvalidInput: A way that there is not.
@@ -94,10 +94,6 @@ def choose_route(requested: str, program_id: str, *, raw: bool = False, dialect:
                 f"'executor' runs the sampler and the estimator, not program {program_id!r}. Leave route out",
                 field="route",
             )
-        return Route("service", program_id)
-    if dialect == "legacy":
-        if requested == "executor":
-            raise InvalidInput("the legacy dialect has no executor; use route='service'", field="route")
         return Route("service", program_id)
     if requested == "executor":
         return Route("executor", program_id)

@@ -63,7 +63,7 @@ def test_a_result_that_does_not_come(iam: HTTPXMock, connect: Connect, status: i
     with pytest.raises(ResultNotReady) as caught:
         client.run(client.result("d1", grace=0.3))
     assert caught.value.advice.kind == "same-request"
-    assert len(sent(iam, "results")) == 3
+    assert 1 < len(sent(iam, "results")) <= 3
 
 
 @pytest.mark.parametrize("status", ["Queued", "Running", "Odd"])
