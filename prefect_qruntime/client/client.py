@@ -276,7 +276,10 @@ class QuantumRuntimeClient:
         check_id(ref.id, field="job")
         service, known = self._service(), self._poller().knows(ref.id)
         result = await fetch_result(service.transport, service.fetch_job, ref, grace=grace, known=known, shelf=shelf)
-        return result.model_copy(update={"provenance": await service.provenance.of(ref)})
+        # The only copy of a private result is in a file at first, whatever its size.
+        reference = result.file is not None and not (shelf is not None and shelf.only_copy)
+        origin = await service.provenance.of(ref, small=reference)
+        return result.model_copy(update={"provenance": origin})
 
     def look_at_calibration(self, job: Job) -> asyncio.Task[Calibration] | None:
         """Have the properties of a job's backend read in the background, once for each calibration.

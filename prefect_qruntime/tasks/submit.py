@@ -260,7 +260,8 @@ class SubmitTask(InFlowTask[..., Any]):
             return None
         # Only the digest is needed, and the route is no part of it.
         fields: dict[str, Any] = digest_fields(spec_fields(arguments))  # type: ignore[arg-type]
-        if not is_mock(getattr(fields["backend"], "name", fields["backend"])):
+        backend = getattr(fields.get("backend"), "name", fields.get("backend"))
+        if not (isinstance(backend, str) and is_mock(backend)):  # which is no part of the digest, a dry run is one
             fields["backend"] = "any"
         fields.pop("tags", None)
         where = network_loop().run(current_run())
