@@ -189,7 +189,7 @@ async def _submit(
                 bind(usable, ref)
                 await note_session(credentials, usable.token, ref.session, where)
                 notifications.session_event("opened", ref.session, max_ttl=ref.session.max_ttl)
-            ref = ref.model_copy(update={"payload_digest": digest, "certain": ref.certain and not spec.doubts})
+            ref = ref.model_copy(update={"payload_digest": plan.digest, "certain": ref.certain and not spec.doubts})
             await notifications.job_submitted(
                 ref, block=block_name(credentials), flow_run_id=where.flow_run_id, session=usable
             )
