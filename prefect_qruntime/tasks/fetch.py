@@ -42,12 +42,12 @@ async def afetch_results(credentials: QuantumRuntimeCredentials, job: JobLike) -
         if result.file is None:  # a large one is not decoded for a picture
             notifications.job_fetched(ref.id, result)
         return await result_storage.share_if_persisted(result)
-    kept = await result_storage.read_private(ref.id)
+    kept = await result_storage.read_private(client.connection.crn, ref.id)
     if kept is not None:
         notifications.log_to_run(f"job {ref.id} is private and was read before: handing on the stored copy")
         return kept
     result = await client.result(ref, grace=grace, shelf=shelf.for_only_copy())
-    return await result_storage.keep_private(result, memory_limit=shelf.memory_limit)
+    return await result_storage.keep_private(client.connection.crn, result, memory_limit=shelf.memory_limit)
 
 
 fetch_results = blocking(afetch_results)
