@@ -54,20 +54,27 @@ __all__ = [
     "unknown_block",
 ]
 
-# A Prefect server on SQLite that is asked for many things at once stands still until its lock times out after a minute.
-_CONNECTIONS = 2
+# A Prefect server on SQLite that is busy with task runs gives each writer a small share of its lock: with two
+# connections 200 pages took 30 s. With many more it may stand still until the lock times out after a minute.
+_CONNECTIONS = 8
 
 _PATIENCE = 60.0  # seconds for which a failing Prefect API is asked again
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
-_patience: ContextVar[float | None] = ContextVar("qruntime_prefect_patience", default=None)
+_patience: ContextVar[tuple[float, float] | None] = ContextVar("qruntime_prefect_patience", default=None)
 
 T = TypeVar("T")
 
 
 @contextlib.contextmanager
-def patience(seconds: float) -> Iterator[None]:
-    """Give up on a failing or silent Prefect API after so many seconds, instead of after the default of a minute."""
-    token = _patience.set(seconds)
+def patience(seconds: float, *, silence: float | None = None) -> Iterator[None]:
+    """Give up on a failing or silent Prefect API after so many seconds, instead of after the default of a minute.
+
+    Args:
+        seconds: For which an error is answered by another try.
+        silence: For which an answer may take in all; default the same. A server that is busy answers late, and has
+            often done by then what it was asked for.
+    """
+    token = _patience.set((seconds, seconds if silence is None else silence))
     try:
         yield
     finally:
@@ -77,8 +84,18 @@ def patience(seconds: float) -> Iterator[None]:
 def is_passing(error: BaseException) -> bool:
     """Whether an error of Prefect's API may be gone a moment later."""
     if isinstance(error, httpx.HTTPStatusError):
-        return error.response.status_code in _PASSING
+        return error.response.status_code in (_PASSING if _may_conflict(error.request) else _PASSING | {409})
     return isinstance(error, httpx.TransportError) and not isinstance(error, httpx.UnsupportedProtocol)
+
+
+def _may_conflict(request: httpx.Request) -> bool:
+    """Whether a conflict is an answer: something of this name exists, a lock is held, parameters do not fit.
+
+    It is none to a question, nor to an artifact, of which there may be many of one key: there it tells of two writers
+    at one moment.
+    """
+    path = request.url.path
+    return request.method == "POST" and not path.endswith("/filter") and "/artifacts" not in path
 
 
 async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
@@ -91,8 +108,8 @@ async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
         TimeoutError: There was no answer in time.
         Exception: The last error of Prefect's API.
     """
-    given = _patience.get()
-    limit = _PATIENCE if given is None else given
+    # Prefect's client repeats some requests by itself, for a minute and each with a timeout of its own.
+    limit, silence = _patience.get() or (_PATIENCE, 2 * _PATIENCE)
     attempts = AsyncRetrying(
         retry=retry_if_exception(is_passing),
         stop=stop_after_delay(limit),
@@ -100,8 +117,7 @@ async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
         sleep=asyncio.sleep,
         reraise=True,
     )
-    # Prefect's client repeats some requests by itself, for a minute and each with a timeout of its own.
-    async with asyncio.timeout(2 * limit if given is None else limit):
+    async with asyncio.timeout(silence):
         async for attempt in attempts:
             with attempt:
                 return await ask()

@@ -23,6 +23,7 @@ _COMMANDS = {
     "backends": "List backends with status, size, queue and errors.",
     "jobs": "List jobs with state, QPU seconds and owner.",
     "result": "Show a finished job's result.",
+    "compare": "Say whether the results of two jobs agree.",
     "cancel": "Cancel a job.",
     "sessions": "List open sessions, or close one.",
     "watch": "Resume suspended flow runs when their jobs are over.",

@@ -6,6 +6,7 @@ loop once; there it calls `Service`, or what loops over it (submission, sessions
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, NoReturn, TypeVar, Unpack
@@ -16,6 +17,7 @@ from prefect_qruntime.client.dialects import dialect_of
 from prefect_qruntime.client.fetching import fetch_result
 from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.client.network_loop import network_loop, on_network_loop
+from prefect_qruntime.client.provenance import Calibration
 from prefect_qruntime.client.results.job_result import JobResult
 from prefect_qruntime.client.service import JobFilters, Service
 from prefect_qruntime.client.submission import Intent, submit_or_attach
@@ -178,9 +180,9 @@ class QuantumRuntimeClient:
         return await self._service().backend_configuration(name)
 
     @on_network_loop
-    async def backend_properties(self, name: str) -> dict[str, Any]:
-        """Calibration data of a backend."""
-        return await self._service().backend_properties(name)
+    async def backend_properties(self, name: str, *, calibration_id: str | None = None) -> dict[str, Any]:
+        """Calibration data of a backend: the present ones, or those of a calibration."""
+        return await self._service().backend_properties(name, calibration_id=calibration_id)
 
     # ---- jobs ----------------------------------------------------------------------------------
 
@@ -226,14 +228,14 @@ class QuantumRuntimeClient:
 
     @on_network_loop
     async def jobs(
-        self, *, tags: Iterable[str] = (), limit: int | None = None, **filters: Unpack[JobFilters]
+        self, *, tags: Iterable[str] = (), limit: int | None = None, mocks: bool = False, **filters: Unpack[JobFilters]
     ) -> list[Job]:
         """Jobs of the instance, newest first, that carry all of the tags. See `Service.jobs`."""
-        return await self._service().jobs(tags=tags, limit=limit, **filters)
+        return await self._service().jobs(tags=tags, limit=limit, mocks=mocks, **filters)
 
-    async def jobs_tagged(self, tag: str) -> list[Job]:
-        """All jobs that carry `tag` exactly."""
-        return await self.jobs(tags=(tag,))
+    async def jobs_tagged(self, tag: str, *, mocks: bool = False) -> list[Job]:
+        """All jobs that carry `tag` exactly; those on mock backends on request."""
+        return await self.jobs(tags=(tag,), mocks=mocks)
 
     @on_network_loop
     async def wait(
@@ -266,11 +268,26 @@ class QuantumRuntimeClient:
 
     @on_network_loop
     async def result(self, job: JobRef | str, *, grace: float = 15.0, shelf: BodyStore | None = None) -> JobResult:
-        """The job's result; with a `shelf`, a large one goes to a file. See `fetching.fetch_result`."""
+        """The job's result and its provenance; with a `shelf`, a large one goes to a file.
+
+        See `fetching.fetch_result`.
+        """
         ref = JobRef(id=job) if isinstance(job, str) else job
         check_id(ref.id, field="job")
         service, known = self._service(), self._poller().knows(ref.id)
-        return await fetch_result(service.transport, service.fetch_job, ref, grace=grace, known=known, shelf=shelf)
+        result = await fetch_result(service.transport, service.fetch_job, ref, grace=grace, known=known, shelf=shelf)
+        return result.model_copy(update={"provenance": await service.provenance.of(ref)})
+
+    def look_at_calibration(self, job: Job) -> asyncio.Task[Calibration] | None:
+        """Have the properties of a job's backend read in the background, once for each calibration.
+
+        For code that runs on the network loop. Results that are fetched then carry them as their provenance.
+        """
+        return self._service().provenance.look(job)
+
+    def note_times(self, job_id: str, queue_seconds: float | None, run_seconds: float | None) -> None:
+        """Keep the times of a job, as a wait saw them, for its provenance. On the network loop."""
+        self._service().provenance.timed(job_id, queue_seconds, run_seconds)
 
     @on_network_loop
     async def cancel(self, job_id: str) -> Job:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import math
 import re
 from collections.abc import Iterable
@@ -18,6 +19,7 @@ from prefect_qruntime.client.connection import Connection, check_id, check_name
 from prefect_qruntime.client.dialects import dialect_of
 from prefect_qruntime.client.failures import Phase
 from prefect_qruntime.client.inputs.spec import JobSpec
+from prefect_qruntime.client.provenance import ProvenanceNotes
 from prefect_qruntime.client.transport.auth import TokenSource
 from prefect_qruntime.client.transport.http import Transport, http_client
 from prefect_qruntime.client.transport.replies import unreadable_create
@@ -79,6 +81,7 @@ class Service:
         """When this host refused a websocket last, on the monotonic clock; for a while it is not asked again."""
         self._unfinished: LRUCache[str, set[str]] = LRUCache(_SESSIONS)
         """Jobs bought here, by session, that were not seen at their end yet: a list may not show them yet."""
+        self.provenance = ProvenanceNotes(self._properties_of_run)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.connection.host}, {self.dialect.name})"
@@ -159,13 +162,23 @@ class Service:
         """Qubits, basis gates, coupling map and limits of a backend."""
         return await self._backend(name, "configuration")
 
-    async def backend_properties(self, name: str) -> dict[str, Any]:
-        """Calibration data of a backend."""
-        return await self._backend(name, "properties")
+    async def backend_properties(
+        self, name: str, *, calibration_id: str | None = None, phase: Phase = "read"
+    ) -> dict[str, Any]:
+        """Calibration data of a backend: the present ones, or those of a calibration."""
+        params = {"calibration_id": calibration_id} if calibration_id is not None else None
+        return await self._backend(name, "properties", phase=phase, params=params)
 
-    async def _backend(self, name: str, what: str) -> dict[str, Any]:
+    async def _properties_of_run(self, name: str, calibration_id: str | None) -> dict[str, Any]:
+        # Nobody waits for it, so it gives up as quickly as a poll.
+        return await self.backend_properties(name, calibration_id=calibration_id, phase="wait")
+
+    async def _backend(
+        self, name: str, what: str, *, phase: Phase = "read", params: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        path = f"/backends/{check_name(name, field='backend')}/{what}"
         try:
-            return await self._get(f"/backends/{check_name(name, field='backend')}/{what}")
+            return await self._get(path, phase=phase, params=params)
         except QuantumRuntimeError as error:
             await self.suggest_backend(error, name)
             raise
@@ -190,7 +203,9 @@ class Service:
 
     async def post_job(self, spec: JobSpec, tags: tuple[str, ...], session: SessionRef | None) -> JobRef:
         """Send one `POST /jobs`. Creates one job; `submit_or_attach` survives a lost answer."""
-        body = self.dialect.job_body(spec, tags, session)
+        # A circuit that is no text may have to be read by qiskit, and its parameters are encoded.
+        make = functools.partial(self.dialect.job_body, spec, tags, session)
+        body = await asyncio.to_thread(make) if spec.support_qiskit else make()
         reply = await self.transport.request("POST", "/jobs", phase="submit", body=body)
         try:
             ref = self.dialect.created(reply.object(), spec, session)
@@ -220,6 +235,7 @@ class Service:
     def read_listed(self, entry: dict[str, Any]) -> Job:
         """A job's entry as a `Job`; its end is noted for its session."""
         job = parsing.parse_job(entry, url=self.connection.job_url(str(entry.get("id"))))
+        self.provenance.saw(job)
         if job.is_terminal and job.session_id is not None:
             self._unfinished.get(job.session_id, set()).discard(job.id)
         return job
@@ -251,7 +267,7 @@ class Service:
         return parsing.parse_job_page(await self._get("/jobs", phase=phase, params=params))
 
     async def jobs(
-        self, *, tags: Iterable[str] = (), limit: int | None = None, **filters: Unpack[JobFilters]
+        self, *, tags: Iterable[str] = (), limit: int | None = None, mocks: bool = False, **filters: Unpack[JobFilters]
     ) -> list[Job]:
         """Jobs of the instance, newest first.
 
@@ -261,6 +277,7 @@ class Service:
         Args:
             tags: Tags that a job must carry.
             limit: Most jobs to return; None for all.
+            mocks: Whether those on mock backends (dry runs) are among them.
             **filters: Backend, program, session, state and age: see `JobFilters`.
         """
         wanted = tuple(tags)
@@ -268,7 +285,9 @@ class Service:
         found: dict[str, Job] = {}  # by id: a job created between two pages moves others to the next one
         offset = 0
         for _ in range(_MOST_PAGES):
-            page, count = await self.job_page(limit=size, offset=offset, tags=list(wanted) or None, **filters)
+            page, count = await self.job_page(
+                limit=size, offset=offset, tags=list(wanted) or None, include_mocks=mocks or None, **filters
+            )
             for item in page:
                 job = parsing.parse_job(item, url=self.connection.job_url(str(item.get("id"))))
                 if set(wanted) <= set(job.tags):
@@ -285,9 +304,9 @@ class Service:
             )
         return list(found.values())[:limit]
 
-    async def jobs_tagged(self, tag: str) -> list[Job]:
-        """All jobs that carry `tag` exactly."""
-        return await self.jobs(tags=(tag,))
+    async def jobs_tagged(self, tag: str, *, mocks: bool = False) -> list[Job]:
+        """All jobs that carry `tag` exactly; those on mock backends on request."""
+        return await self.jobs(tags=(tag,), mocks=mocks)
 
     async def request_cancel(self, job_id: str) -> None:
         """Ask for a job's cancellation. A job that is over already is left as it is."""

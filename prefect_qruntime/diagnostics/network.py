@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 
 from prefect_qruntime.client.connection import DEFAULT_IAM_URL, Connection
 from prefect_qruntime.client.hosts import HOSTS, Dialects, dialect_that_answers
-from prefect_qruntime.client.transport.http import Probe, Trouble, probe, reaches_proxy
+from prefect_qruntime.client.transport.http import Probe, Trouble, probe, proxy_of, reaches_proxy
 from prefect_qruntime.client.transport.replies import parse_error
-from prefect_qruntime.diagnostics.finding import Finding, problem
+from prefect_qruntime.diagnostics.finding import Finding, ok, problem
 from prefect_qruntime.errors import QuantumRuntimeError
 
 __all__ = ["MOST_SKEW", "Address", "check_api", "check_clock", "check_iam", "check_proxy_reached", "skew_of"]
@@ -42,17 +42,39 @@ class Address:
         return self.finding is None
 
 
-async def check_proxy_reached(connection: Connection) -> Finding | None:
-    """Whether the block's proxy takes connections; None if so, or if there is none."""
-    if connection.proxy is None or await reaches_proxy(connection.proxy):
-        return None
-    parts = urlsplit(connection.proxy)
-    where = parts.hostname if parts.port is None else f"{parts.hostname}:{parts.port}"
-    return problem(
-        "proxy",
-        f"The proxy {where} cannot be reached from this machine.",
-        "Correct proxy of the block, or leave it empty where the service can be reached directly.",
-    )
+async def check_proxy_reached(connection: Connection) -> list[Finding]:
+    """Whether the proxies on the way take connections: the block's, or those that the environment names.
+
+    One of the environment is named even if it works: it is easily forgotten, and may let the next host not through.
+    """
+    findings = []
+    urls = (connection.base_url, connection.iam_url)
+    for proxy in dict.fromkeys(proxy for url in urls if (proxy := proxy_of(connection, url)) is not None):
+        parts = urlsplit(proxy)
+        where = parts.hostname if parts.port is None else f"{parts.hostname}:{parts.port}"
+        reached = await reaches_proxy(proxy)
+        if connection.proxy is None:
+            hosts = [urlsplit(url).hostname for url in urls if proxy_of(connection, url) == proxy]
+            on_the_way = f"the proxy {where} to {' and '.join(dict.fromkeys(map(str, hosts)))}"
+            said = f"The environment (HTTPS_PROXY, ALL_PROXY) names {on_the_way}"
+            findings.append(
+                ok("proxy", f"{said}.")
+                if reached
+                else problem(
+                    "proxy",
+                    f"{said}, and it cannot be reached from this machine.",
+                    "Correct that variable, list the hosts in NO_PROXY, or set proxy of the block.",
+                )
+            )
+        elif not reached:
+            findings.append(
+                problem(
+                    "proxy",
+                    f"The proxy {where} cannot be reached from this machine.",
+                    "Correct proxy of the block, or leave it empty where the service can be reached directly.",
+                )
+            )
+    return findings
 
 
 async def check_iam(connection: Connection) -> Address:

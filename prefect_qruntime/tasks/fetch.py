@@ -40,7 +40,13 @@ async def afetch_results(credentials: QuantumRuntimeCredentials, job: JobLike) -
     ref = as_job(job)
     client = credentials.get_client()
     grace = current_settings().result_grace_seconds
-    private = ref.private if ref.private is not None else (await client.job(ref.id)).private
+    if ref.private is None:  # only its id is known
+        seen = await client.job(ref.id)
+        if seen.is_terminal:
+            client.look_at_calibration(seen)
+        private = seen.private
+    else:
+        private = ref.private
     shelf = result_storage.shelf()
     if not private:
         result = await client.result(ref, grace=grace, shelf=shelf)

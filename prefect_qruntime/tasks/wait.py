@@ -22,7 +22,7 @@ from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.errors import InvalidInput, JobTimeout, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobStatus
 from prefect_qruntime.observability import notifications
-from prefect_qruntime.observability.events import Observation
+from prefect_qruntime.observability.events import Observation, queue_and_run_seconds
 from prefect_qruntime.observability.traces import trace_job, trace_states
 from prefect_qruntime.settings import current_settings
 from prefect_qruntime.tasks.arguments import JobLike, as_job
@@ -79,6 +79,8 @@ async def await_for_completion(
     last: list[Job] = []
 
     async def on_change(seen: Job, waited: float) -> None:
+        if seen.status is not JobStatus.QUEUED:
+            client.look_at_calibration(seen)
         history.append(Observation(seen.status, seen.raw_status.lower(), waited, datetime.now(UTC)))
         last[:] = [seen]
         notifications.job_changed(seen, waited)
@@ -100,7 +102,8 @@ async def await_for_completion(
         raise
     finally:
         reminder.cancel()
-    notifications.job_over(done, history)
+    client.note_times(done.id, *queue_and_run_seconds(done, history))
+    notifications.job_over(done, history, calibration=client.look_at_calibration(done))
     trace_job(done)
     trace_states(done, history)
     notifications.follow_usage(client, done)

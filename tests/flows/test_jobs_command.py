@@ -171,7 +171,7 @@ def test_the_command_line(client: Any, sandbox: Sandbox, prefect_server: Prefect
     code = "from prefect_qruntime.cli import main; main()"
     command = [sys.executable, "-c", code, "jobs", "--block", BLOCK, "--state", "completed", "--json"]
     told = subprocess.run(
-        command, env=prefect_server.env, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        command, env=prefect_server.env, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
     assert told.returncode == 0, told.stderr
     report = json.loads(told.stdout)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from prefect_qruntime.client.inputs.quantum_program import IBM_EXTRA, has_ibm
-from prefect_qruntime.client.programs.executor import CircuitForm, executor_params
+from prefect_qruntime.client.programs.executor import executor_params
 from prefect_qruntime.client.programs.executor_options import options_that_need_ibm
 from prefect_qruntime.client.programs.ibm import ibm_params
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
@@ -116,14 +116,13 @@ def program_is_gone(error: BaseException, program_id: str) -> bool:
     return error.status == 410 or _GONE.search(text) is not None
 
 
-def program_params(spec: JobSpec, *, form: CircuitForm = "auto", backend: Any = None) -> dict[str, Any]:
+def program_params(spec: JobSpec, *, backend: Any = None) -> dict[str, Any]:
     """The `params` of program `executor` for a checked submission of the sampler or the estimator.
 
     IBM's preparation makes them if an option needs it and it is installed, else our own.
 
     Args:
         spec: A checked submission with PUBs.
-        form: How circuits travel.
         backend: IBM's backend object, which dynamical decoupling needs.
 
     Raises:
@@ -131,10 +130,10 @@ def program_params(spec: JobSpec, *, form: CircuitForm = "auto", backend: Any = 
     """
     if any(options_that_need_ibm(spec.options)) and has_ibm():
         return ibm_params(spec, backend=backend)
-    return executor_params(spec, form=form)
+    return executor_params(spec, form=spec.circuit_form)
 
 
-def on_executor(spec: JobSpec, *, form: CircuitForm = "auto", backend: Any = None) -> JobSpec:
+def on_executor(spec: JobSpec, *, backend: Any = None) -> JobSpec:
     """The same submission on the executor: it has the same digest, and so the same key.
 
     Raises:
@@ -142,7 +141,7 @@ def on_executor(spec: JobSpec, *, form: CircuitForm = "auto", backend: Any = Non
     """
     if spec.params is not None:
         raise InvalidInput("'executor' is for PUBs; raw params= have a program of their own", field="route")
-    return replace(spec, prepared=program_params(spec, form=form, backend=backend))
+    return replace(spec, prepared=program_params(spec, backend=backend))
 
 
 def route_notices(spec: JobSpec) -> tuple[str, ...]:
