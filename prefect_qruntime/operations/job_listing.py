@@ -232,7 +232,9 @@ async def _list(
         )
         for name, job in sorted(found.values(), key=lambda item: item[1].created_at or never, reverse=True)
     ]
-    return JobList(jobs=listed, totals=_totals(listed), more=more, problems=list(problems.values()))
+    return JobList(
+        jobs=listed, totals=_totals(listed), more=more, problems=[problems[name] for name in sorted(problems)]
+    )
 
 
 async def _jobs(
