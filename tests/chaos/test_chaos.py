@@ -5,7 +5,6 @@ These are a few seeds; `python -m tests.chaos --runs 500` is the long campaign.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 
 import pytest
