@@ -19,8 +19,8 @@ CRASH_POINTS = (
     "after-open",
 )
 """Exchanges with the service in which a process kills itself."""
-STAGES = {"start": 3.0, "open": 0.6, "submit": 1.2, "wait": 1.2, "leave": 0.8, "fetch": 0.6, "close": 0.8, "end": 0.8}
-"""What a process says that it begins, and within how many seconds of that it may be killed from outside."""
+STAGES = {"start": 2.0, "open": 0.8, "submit": 1.0, "wait": 1.0, "leave": 0.8, "fetch": 0.5, "close": 0.6, "end": 0.5}
+"""What a process says that it begins, and after how many seconds, on average, it is killed from outside."""
 FAULTS = (
     "none",
     "lost-reply",
@@ -151,13 +151,13 @@ def _kills(rng: random.Random, way: str, session: bool) -> tuple[Kill, ...]:
 
 def _kill(rng: random.Random, way: str, session: bool) -> Kill:
     left_out = set() if session else {"open", "close"}
-    if rng.random() < 0.25:
+    if rng.random() < 0.2:
         point = rng.choice([one for one in CRASH_POINTS if session or not one.endswith("-open")])
         return Kill(point, 2 if point.startswith("mid-") and rng.random() < 0.2 else 1)
     left_out |= {"wait"} if way in ("leave", "suspend") else {"leave"}
     left_out |= {"fetch"} if way == "leave" else set()
     stage = rng.choice([one for one in STAGES if one not in left_out])
-    return Kill(stage=stage, delay=rng.uniform(0, STAGES[stage]))
+    return Kill(stage=stage, delay=rng.expovariate(1 / STAGES[stage]))
 
 
 _ODD_PHASES = {

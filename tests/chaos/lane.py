@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
@@ -10,11 +9,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
-from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.orchestration import PrefectClient
 from prefect.states import Crashed, Scheduled
 
 from prefect_qruntime import QuantumRuntimeCredentials
+from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.operations.sweep import run_sweep
+from prefect_qruntime.prefect_api import api
 from prefect_qruntime.sandbox import Sandbox
 from tests.chaos import campaign
 from tests.chaos.campaign import Kill, Plan
@@ -105,6 +106,7 @@ class Lane:
         self._blocks = blocks
         self._deployment = deployment
         self._frees_locks = frees_locks
+        self.forgets_keys = False  # puts an old fault back, to show that it would be seen
 
     def run(self, plan: Plan) -> Outcome:
         """Carry out a plan, and check what is left."""
@@ -137,6 +139,7 @@ class Lane:
             **plan.order(),
             "block": self._blocks[plan.dialect],
             "port": int(self._sandbox.url.rsplit(":", 1)[1]),
+            "forgets_keys": self.forgets_keys,
         }
         while trail.processes < _PROCESSES and not trail.is_over:
             if trail.flow_run_id is None and plan.way != "script":
@@ -280,10 +283,9 @@ def asked(what: Callable[[PrefectClient], Awaitable[T]]) -> T:
     """Ask Prefect's API something."""
 
     async def ask() -> T:
-        async with get_client() as client:
-            return await what(client)
+        return await what(await api())
 
-    return asyncio.run(ask())
+    return network_loop().run(ask())
 
 
 def _is_paused(flow_run_id: Any) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.chaos import campaign
+from tests.chaos.campaign import Kill, Plan, circuit_for
 from tests.chaos.lane import Lane, Outcome, open_lane
 from tests.support.prefect_server import PrefectServer
 
@@ -29,3 +30,29 @@ def test_one_job_for_each_intent_whatever_happens(lane: Lane) -> None:
     broken = [outcome for outcome in outcomes if outcome.wrong]
     assert not broken, "\n\n".join(map(str, broken))
     assert sum(bool(outcome.killed) for outcome in outcomes) >= len(SEEDS) / 2, "hardly a process was killed"
+
+
+@pytest.mark.timeout(600)
+def test_the_campaign_sees_a_second_job(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lane, "forgets_keys", True)
+    circuit, expected = circuit_for(1)
+    outcome = lane.run(
+        Plan(
+            seed=1,
+            way="flow",
+            runner="sync",
+            dialect="cloud",
+            explicit=False,
+            session=False,
+            kills=(Kill("after-submit"),),
+            watcher=Kill(),
+            again="again",
+            fault="none",
+            odd=(),
+            lag=0.0,
+            circuit=circuit,
+            expected=expected,
+        )
+    )
+    assert (outcome.jobs, outcome.excused) == (2, False)
+    assert any(word.startswith("2 jobs") for word in outcome.wrong)

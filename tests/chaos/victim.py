@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 from prefect import flow
@@ -25,6 +25,7 @@ from prefect.exceptions import Pause
 from prefect.flow_engine import run_flow
 
 import prefect_qruntime as qr
+from prefect_qruntime.admission import keys
 from prefect_qruntime.suspend.watcher import run_watch
 from tests.chaos.killer import follow
 
@@ -232,8 +233,15 @@ def watch(order: dict[str, Any]) -> dict[str, Any]:
     return run_watch([order["block"]], once=True).model_dump()
 
 
+def forget_keys() -> None:
+    """Make each process take a job that was submitted before for another one's."""
+    keys.key_tag = lambda *args, **kwargs: f"qr-key:{uuid4().hex}"  # type: ignore[assignment]
+
+
 def carry_out(order: dict[str, Any]) -> dict[str, Any]:
     """Carry out one order to its end, if this process lives to see it."""
+    if order.get("forgets_keys"):
+        forget_keys()
     arm(order["kill"]["point"], order["kill"]["nth"], order["port"])
     does: Callable[[dict[str, Any]], Any] = {"script": script, "watch": watch}.get(order["runner"], run_known)
     try:

@@ -19,7 +19,7 @@ from prefect.context import refresh_global_settings_context
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 
-START_LIMIT = 120.0
+START_LIMIT = 300.0
 
 
 @dataclass(frozen=True)
