@@ -9,6 +9,7 @@ after it has said that it begins something.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
+from importlib import import_module
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -26,7 +28,9 @@ from prefect.flow_engine import run_flow
 
 import prefect_qruntime as qr
 from prefect_qruntime.admission import keys
+from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.suspend.watcher import run_watch
+from tests.chaos.campaign import circuit_for
 from tests.chaos.killer import follow
 
 BACKEND = "sandbox_ideal"
@@ -252,9 +256,21 @@ def carry_out(order: dict[str, Any]) -> dict[str, Any]:
         return {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()[-3000:]}
 
 
+def load() -> None:
+    """Import once what each child would import, and build what a first circuit builds; starts no thread."""
+    for name in qr.__all__:
+        getattr(qr, name)
+    for name in ("prefect.task_engine", "prefect.utilities.visualization", "anyio._backends._asyncio"):
+        import_module(name)
+    make_spec([circuit_for(0)[0]], backend=BACKEND, shots=20).digest()
+    gc.collect()
+    gc.freeze()  # a child's collections leave alone what it shares with this process
+
+
 def host() -> None:
     """Fork a child for each order on stdin; answer with what it said, and with the signal that ended it."""
     global _out
+    load()
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     for line in sys.stdin:
