@@ -102,6 +102,9 @@ async def reconcile(wait: Wait) -> bool:
         finally:
             await hooks.clean_up(flow_run, cancel_jobs=wait.policy == "cancel", drain=wait.policy == "detach")
         log.info("flow run %s was cancelled: policy %s for its jobs", flow_run.id, wait.policy)
+    elif flow_run.state is None or not flow_run.state.is_final():
+        # Run again after a crash it may be about to be suspended by this very note. The note goes when it is over.
+        return False
     await waits.drop_note(wait)
     return cancelled
 

@@ -15,7 +15,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import Pause
 from prefect.flow_engine import run_flow
-from prefect.states import Cancelling, Scheduled
+from prefect.states import Cancelling, Crashed, Running, Scheduled
 
 import prefect_qruntime as qr
 from flows.watch_jobs import watch_jobs
@@ -24,7 +24,7 @@ from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.waiting.plan import Deadlines
 from prefect_qruntime.prefect_api import api
 from prefect_qruntime.sandbox import Sandbox
-from prefect_qruntime.suspend.resume import claimed
+from prefect_qruntime.suspend.resume import claimed, reconcile
 from prefect_qruntime.suspend.waits import job_of, notes, pause_key
 from prefect_qruntime.suspend.watcher import arun_watch, run_watch
 from tests.support.flow_runs import BACKEND, FLIP, asked, events, ran, records, run, until
@@ -175,6 +175,16 @@ def test_resumed_by_somebody_else_the_note_goes_too(sandbox: Sandbox, block: str
     assert network_loop().run(notes(flow_run_ids=[flow_run.id])) == []
     (job,) = sandbox.control.jobs()
     assert events(f"qruntime.job.{job['id']}", 3, last="qruntime.job.completed")
+
+
+def test_the_note_of_a_crashed_flow_run_that_runs_again_stays(sandbox: Sandbox, block: str) -> None:
+    flow_run = deployed(waits, credentials_block=block)
+    start(waits, flow_run)
+    (wait,) = network_loop().run(notes(flow_run_ids=[flow_run.id]))
+    for state, left in ((Running(), 1), (Crashed(), 0)):
+        asked(lambda client, state=state: client.set_flow_run_state(flow_run.id, state, force=True))
+        assert not network_loop().run(reconcile(wait))
+        assert len(network_loop().run(notes(flow_run_ids=[flow_run.id]))) == left, state
 
 
 @pytest.mark.parametrize(("what", "left"), [(waits, "Cancelled"), (detached, "Queued")], ids=["cancel", "detach"])
@@ -421,7 +431,7 @@ def test_an_odd_answer_while_a_watcher_follows_loses_no_end(
     sandbox: Sandbox, block: str, monkeypatch: pytest.MonkeyPatch, fault: dict[str, Any]
 ) -> None:
     monkeypatch.setattr("prefect_qruntime.suspend.watcher._AGAIN", 0.3)
-    monkeypatch.setattr("prefect_qruntime.suspend.watcher._UNSEEN", 0.0)
+    monkeypatch.setattr("prefect_qruntime.suspend.watcher._PATIENCE", Deadlines(unseen=0.0, refused=0.0))
 
     @flow
     def leaves(credentials_block: str) -> str:
