@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import replace
 from typing import Any, NoReturn, TypeVar, Unpack
 
 from prefect_qruntime.client import sessions
@@ -248,6 +249,7 @@ class QuantumRuntimeClient:
         in_session: bool = False,
         pace: PollIntervals | None = None,
         on_change: OnChange | None = None,
+        known: bool = False,
     ) -> Job:
         """Wait until the job is over, through outages. See `waiting.follow.follow_job`.
 
@@ -264,6 +266,27 @@ class QuantumRuntimeClient:
             in_session=in_session,
             pace=pace,
             on_change=on_change,
+            known=known,
+        )
+
+    @on_network_loop
+    async def look(self, job_id: str, *, deadlines: Deadlines | None = None, known: bool = False) -> Job:
+        """The job's state now, as `wait` sees it: through a short outage, and no refusal is believed at once.
+
+        Raises:
+            JobTimeout: No answer for longer than a refusal must repeat; `is_outage` is set.
+            NotFound: There is no such job.
+            QuantumRuntimeError: The service refused to show it.
+        """
+        limits = deadlines or Deadlines()
+        return await follow_job(
+            self._service(),
+            check_id(job_id, field="job"),
+            watcher=self._poller(),
+            deadlines=replace(limits, outage=1.25 * max(limits.refused, limits.unseen, limits.unknown)),
+            stream="never",
+            once=True,
+            known=known,
         )
 
     @on_network_loop

@@ -95,10 +95,12 @@ async def _sweep(blocks: Iterable[str] | None, *, dry_run: bool, cancel_jobs: bo
     found = {name: Found() for name in loaded}
     instances: dict[str, list[InstanceSweeper]] = {}
     for name, credentials in loaded.items():
-        sweeper = InstanceSweeper(
-            name, credentials.get_client(), owners, records, notes, unfinished, dry_run, found[name]
+        same = instances.setdefault(credentials.crn, [])
+        same.append(
+            InstanceSweeper(
+                name, credentials.get_client(), owners, records, notes, unfinished, dry_run, found[name], same
+            )
         )
-        instances.setdefault(credentials.crn, []).append(sweeper)
     at_once = asyncio.Semaphore(_AT_ONCE)
 
     async def one_after_the_other(same: list[InstanceSweeper]) -> None:
