@@ -23,6 +23,7 @@ __all__ = [
     "parse_usage",
     "parse_versions",
     "read_id",
+    "read_units",
 ]
 
 # Statuses of /jobs, of /workloads and of the oldest jobs API, lower case (api facts E1).
@@ -104,6 +105,15 @@ def _dict(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _first_number(body: dict[str, Any], *names: str) -> float | None:
+    return next((number for name in names if (number := _number(body.get(name))) is not None), None)
+
+
+def read_units(usage: dict[str, Any]) -> float | None:
+    """Resource units in the `usage` of a job or a workload; IBM's names for them are not final."""
+    return _first_number(usage, "qpu_charge_ru", "resource_units", "charge_ru", "ru")
+
+
 def parse_job(body: dict[str, Any], *, url: str | None = None) -> Job:
     """Read a job. `state.status` is preferred, the top-level `status` is the fallback.
 
@@ -153,6 +163,8 @@ def parse_job(body: dict[str, Any], *, url: str | None = None) -> Job:
         tags=tuple(tag for tag in _list(body.get("tags")) if isinstance(tag, str)),
         usage_seconds=seconds,
         usage_final=final,
+        usage_units=read_units(usage),
+        user_id=_text(body.get("user_id")),
         estimated_running_seconds=_number(body.get("estimated_running_time_seconds")),
         max_execution_time=_count(body.get("cost")),
         private=body.get("private") is True,
@@ -263,7 +275,7 @@ def parse_session(body: dict[str, Any]) -> Session:
 
 
 def parse_usage(body: dict[str, Any]) -> Usage:
-    """Read the instance's usage; all times in QPU seconds."""
+    """Read the instance's usage: QPU seconds, and resource units where it has some."""
     period = _dict(body.get("usage_period"))
     return Usage(
         instance_id=_text(body.get("instance_id")),
@@ -272,6 +284,9 @@ def parse_usage(body: dict[str, Any]) -> Usage:
         limit_seconds=_number(body.get("usage_limit_seconds")),
         allocation_seconds=_number(body.get("usage_allocation_seconds")),
         limit_reached=body.get("usage_limit_reached") is True,
+        consumed_units=_number(body.get("usage_consumed_ru")),
+        limit_units=_first_number(body, "usage_limit_ru", "instance_limit_ru"),
+        allocation_units=_number(body.get("usage_allocation_ru")),
         period_start=_moment(period.get("start_time")),
         period_end=_moment(period.get("end_time")),
     )
