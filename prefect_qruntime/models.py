@@ -136,6 +136,9 @@ class Session(_Model):
     closed_at: datetime | None = None
     elapsed_time: float | None = None
     user_id: str | None = None
+    usage_seconds: float | None = Field(default=None, description="QPU seconds charged; only workloads say so.")
+    usage_units: float | None = Field(default=None, description="Resource units charged, where the service says so.")
+    usage_final: bool = False
 
     def ref(self) -> SessionRef:
         """The small handle that flows pass on."""

@@ -20,6 +20,7 @@ __all__ = [
     "parse_job",
     "parse_job_page",
     "parse_session",
+    "parse_session_workload",
     "parse_usage",
     "parse_versions",
     "read_id",
@@ -271,6 +272,26 @@ def parse_session(body: dict[str, Any]) -> Session:
         closed_at=_moment(body.get("closed_at")),
         elapsed_time=_number(body.get("elapsed_time")),
         user_id=_text(body.get("user_id")),
+    )
+
+
+def parse_session_workload(item: dict[str, Any]) -> Session:
+    """Read a session or batch from the list of workloads, which alone says what it is charged.
+
+    Raises:
+        ServiceUnavailable: The object has no id, or one that cannot be one.
+    """
+    usage, mode = _dict(item.get("usage")), _text(item.get("mode"))
+    return Session(
+        id=read_id(item.get("id"), "workload"),
+        backend=_text(item.get("backend")),
+        mode="dedicated" if mode == "session" else mode or "dedicated",
+        started_at=_moment(item.get("created")),
+        closed_at=_moment(item.get("ended")),
+        user_id=_text(item.get("user_id")),
+        usage_seconds=_first_number(usage, "qpu_charge_time_seconds", "quantum_seconds", "seconds"),
+        usage_units=read_units(usage),
+        usage_final=_text(usage.get("status")) == "complete",
     )
 
 
