@@ -7,13 +7,15 @@ import math
 from collections.abc import Mapping, Sequence
 from xml.sax.saxutils import escape
 
-__all__ = ["bar_chart", "line_chart", "markdown_image"]
+__all__ = ["bar_chart", "line_chart", "markdown_image", "stacked_chart"]
 
 WIDTH, HEIGHT = 640, 360
 LEFT, RIGHT, TOP, BOTTOM = 84, 16, 40, 52
 # The Okabe-Ito palette, which colour-blind readers can tell apart.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 TICKS = 5
+STACK = (*COLOURS, "#56b4e9", "#882255")
+OTHERS = "#999999"
 BAR, BARS, LABEL = 20, 16, 24  # height of a bar's row, most bars, most characters of a label
 
 
@@ -134,6 +136,78 @@ def bar_chart(title: str, counts: Mapping[str, int]) -> str:
     return "\n".join([*parts, "</svg>"])
 
 
+def stacked_chart(
+    title: str, columns: Sequence[str], parts: Mapping[str, Sequence[float]], *, y_label: str = ""
+) -> str:
+    """Draw columns that are stacks of parts, with a legend.
+
+    At most eight parts: beyond that the seven largest, and all others together in grey.
+
+    Args:
+        title: Printed above the chart.
+        columns: The label of each column, for instance a day.
+        parts: The part of each name in each column, none below 0.
+        y_label: What the vertical axis shows, with its unit.
+
+    Returns:
+        The SVG document.
+
+    Raises:
+        ValueError: There is nothing above 0, or a part has another number of columns.
+
+    Example:
+        ```python
+        from prefect_qruntime.observability.charts import stacked_chart
+
+        assert "team a" in stacked_chart("Usage", ["Mon", "Tue"], {"team a": [1, 2], "team b": [3, 0]})
+        ```
+    """
+    if any(len(values) != len(columns) for values in parts.values()):
+        raise ValueError("each part needs a value for each column")
+    ranked = sorted(parts, key=lambda name: (-sum(parts[name]), name))
+    shown = {name: [*parts[name]] for name in ranked[: len(STACK)]}
+    colours = dict(zip(shown, STACK, strict=False))
+    if rest := ranked[len(STACK) :]:
+        name = f"{len(rest)} others"
+        shown[name] = [sum(parts[other][place] for other in rest) for place in range(len(columns))]
+        colours[name] = OTHERS
+    highest = max((sum(values[place] for values in shown.values()) for place in range(len(columns))), default=0.0)
+    if not highest > 0:
+        raise ValueError("a chart needs at least one part above 0")
+    foot = HEIGHT + 18 * math.ceil(len(shown) / 2)
+    unit = (WIDTH - LEFT - RIGHT) / len(columns)
+    scale = (HEIGHT - TOP - BOTTOM) / (1.05 * highest)
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {foot}" width="{WIDTH}" height="{foot}"'
+        ' font-family="sans-serif" font-size="12">',
+        f'<rect width="{WIDTH}" height="{foot}" fill="#ffffff"/>',
+        _text(LEFT, 18, title[:80], anchor="start", size=14),
+        f'<g transform="rotate(-90 16 {HEIGHT / 2})">{_text(16, HEIGHT / 2, y_label)}</g>',
+    ]
+    for step in range(TICKS):
+        value = 1.05 * highest * step / (TICKS - 1)
+        y = HEIGHT - BOTTOM - scale * value
+        lines += [_line(LEFT, y, WIDTH - RIGHT, y), _text(LEFT - 6, y + 4, f"{value:.4g}", anchor="end")]
+    every = math.ceil(len(columns) / 8)  # as many labels as have room
+    for place, label in enumerate(columns):
+        x, y = LEFT + unit * place, float(HEIGHT - BOTTOM)
+        for name, values in shown.items():
+            height = scale * values[place]
+            y -= height
+            if height > 0:
+                lines.append(
+                    f'<rect x="{x + 0.1 * unit:.1f}" y="{y:.1f}" width="{0.8 * unit:.1f}" height="{height:.1f}"'
+                    f' fill="{colours[name]}"/>'
+                )
+        if place % every == 0:
+            lines.append(_text(x + unit / 2, HEIGHT - BOTTOM + 18, label))
+    for place, name in enumerate(shown):
+        x, y = LEFT + place % 2 * (WIDTH - LEFT) / 2, HEIGHT - 20 + 18 * (place // 2)
+        lines.append(f'<rect x="{x:.0f}" y="{y:.0f}" width="11" height="11" fill="{colours[name]}"/>')
+        lines.append(_text(x + 17, y + 10, _short(name, 36), anchor="start"))
+    return "\n".join([*lines, "</svg>"])
+
+
 def markdown_image(title: str, svg: str) -> str:
     """The picture as a markdown image that carries its own data.
 
@@ -148,8 +222,8 @@ def markdown_image(title: str, svg: str) -> str:
     return f"![{plain}](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})"
 
 
-def _short(label: str) -> str:
-    return label if len(label) <= LABEL else f"{label[: LABEL // 2 - 1]}…{label[-(LABEL // 2) :]}"
+def _short(label: str, most: int = LABEL) -> str:
+    return label if len(label) <= most else f"{label[: most // 2 - 1]}…{label[-(most // 2) :]}"
 
 
 def _bounds(values: list[float], margin: float = 0.0) -> tuple[float, float]:

@@ -6,11 +6,15 @@ Reads only. Jobs are read page by page and kept as small facts, so that tens of 
 from __future__ import annotations
 
 import asyncio
+import csv
+import io
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from sys import intern
+from typing import Any
 from uuid import UUID
 
 from prefect.client.schemas.filters import (
@@ -54,6 +58,10 @@ __all__ = [
     "UsageReport",
     "areport_usage",
     "report_usage",
+    "rolled_up",
+    "table_rows",
+    "to_csv",
+    "write_parquet",
 ]
 
 _PAGE = 200
@@ -246,7 +254,7 @@ class InstanceUsage:
                     self.book.see_session(_session_facts(parse_session_workload(item), block))
         except NotFound:
             self.notes.append(
-                f"{block}: the legacy dialect does not say what sessions are charged, so their jobs are counted singly."
+                f"{block}: this service does not list what sessions are charged, so their jobs are counted one by one."
             )
             return False
         return True
@@ -265,7 +273,9 @@ class InstanceUsage:
                 return
             last = page[-1].created_at
             if last is None:
-                return
+                raise QuantumRuntimeError(
+                    f"The service does not say when job {page[-1].id} was created, so its list cannot be read on."
+                )
             moved = before is None or last + _OVERLAP < before
             # More jobs of one moment than fit on a page: ask for more at once.
             before, size = last + _OVERLAP, _PAGE if moved else 2 * size
@@ -527,6 +537,117 @@ def _line(row: UsageRow, by: tuple[str, ...]) -> UsageLine:
         pending_resource_units=None if units is None else float(pending or 0),
         not_final=row.not_final,
     )
+
+
+def rolled_up(report: UsageReport, by: str) -> UsageReport:
+    """The same report with one of its groups only, for instance by deployment what is by deployment and day."""
+    sums: dict[str, list[UsageLine]] = {}
+    for row in report.rows:
+        sums.setdefault(row.keys[by], []).append(row)
+    rows = [
+        UsageLine(
+            keys={by: name},
+            jobs=sum(row.jobs for row in rows),
+            states={
+                word: sum(row.states.get(word, 0) for row in rows)
+                for word in sorted({w for r in rows for w in r.states})
+            },
+            qpu_seconds=_exact(row.qpu_seconds for row in rows) or 0.0,
+            pending_qpu_seconds=_exact(row.pending_qpu_seconds for row in rows) or 0.0,
+            resource_units=_exact(row.resource_units for row in rows),
+            pending_resource_units=_exact(row.pending_resource_units for row in rows),
+            not_final=sum(row.not_final for row in rows),
+        )
+        for name, rows in sums.items()
+    ]
+    rows.sort(key=lambda row: (-row.qpu_seconds, -(row.resource_units or 0), row.keys[by]))
+    return report.model_copy(update={"by": [by], "rows": rows})
+
+
+def _exact(values: Iterable[float | None]) -> float | None:
+    """A sum without the errors of binary fractions; None if there is no number."""
+    known = [Decimal(str(value)) for value in values if value is not None]
+    return float(sum(known)) if known else None
+
+
+def table_rows(report: UsageReport) -> list[dict[str, Any]]:
+    """The rows as plain columns, all with the same names; resource units only where the service tells some."""
+    units = report.total.resource_units is not None
+    return [
+        {
+            **row.keys,
+            "jobs": row.jobs,
+            "completed": row.states.get("completed", 0),
+            "failed": row.states.get("failed", 0),
+            "cancelled": row.states.get("cancelled", 0),
+            "not_final": row.not_final,
+            "qpu_seconds": row.qpu_seconds,
+            "pending_qpu_seconds": row.pending_qpu_seconds,
+            **(
+                {
+                    "resource_units": row.resource_units or 0.0,
+                    "pending_resource_units": row.pending_resource_units or 0.0,
+                }
+                if units
+                else {}
+            ),
+        }
+        for row in report.rows
+    ]
+
+
+def _columns(report: UsageReport) -> list[str]:
+    found = [*report.by, "jobs", "completed", "failed", "cancelled", "not_final", "qpu_seconds", "pending_qpu_seconds"]
+    return found + (["resource_units", "pending_resource_units"] if report.total.resource_units is not None else [])
+
+
+def to_csv(report: UsageReport) -> str:
+    """The rows as CSV with a header. Names that a spreadsheet would take for a formula begin with an apostrophe."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _columns(report), lineterminator="\n")
+    writer.writeheader()
+    for row in table_rows(report):
+        writer.writerow({name: _no_formula(value) for name, value in row.items()})
+    return text.getvalue()
+
+
+def _no_formula(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
+def write_parquet(report: UsageReport, path: Path) -> None:
+    """Write the rows as a Parquet file, amounts as decimals of six places.
+
+    Raises:
+        InvalidInput: `pyarrow` is not installed, or the file cannot be written.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise InvalidInput(
+            "needs pyarrow, which is not installed. Nothing was written. Install it with "
+            "`pip install 'prefect-qruntime[parquet]'`, or use --csv or --json",
+            field="parquet",
+        ) from None
+    rows = table_rows(report)
+    arrays = {}
+    for name in _columns(report):
+        values = [row[name] for row in rows]
+        if name.endswith(("seconds", "units")):
+            step = Decimal("0.000001")
+            arrays[name] = pyarrow.array(
+                [Decimal(str(value)).quantize(step) for value in values], type=pyarrow.decimal128(24, 6)
+            )
+        else:
+            kind = pyarrow.string() if name in report.by else pyarrow.int64()
+            arrays[name] = pyarrow.array(values, type=kind)
+    try:
+        parquet.write_table(pyarrow.table(arrays), path)
+    except OSError as error:
+        raise InvalidInput(
+            f"cannot write {str(path)!r} ({error.strerror or type(error).__name__})", field="parquet"
+        ) from None
 
 
 def _unowned(charge: Charge) -> UnownedJob:
