@@ -22,9 +22,11 @@ from prefect_qruntime import (
     JobRef,
     authenticate,
     circuit_text,
+    estimate_cost,
     fetch_results,
     hooks,
     list_backends,
+    require_approval,
     runtime_session,
     select_backend,
     submit_job,
@@ -77,6 +79,7 @@ def run_circuits(
     max_execution_time: Annotated[int | None, Field(ge=1, le=10_800)] = None,
     budget_block: str | None = None,
     once_per_slot: bool = False,
+    require_approval_above: Annotated[float | None, Field(ge=0)] = None,
 ) -> list[dict[str, Any]]:
     """Run circuits, one job each, and tabulate their counts.
 
@@ -92,6 +95,8 @@ def run_circuits(
         budget_block: Name of a Quantum Runtime Budget block that must have room for each job; empty for none.
         once_per_slot: For schedules: runs of this deployment for the same scheduled time share their jobs, so
             that a slot that is run again, by hand or after a mishap, buys nothing again.
+        require_approval_above: QPU seconds that the whole may cost without somebody's approval on the run's page;
+            empty to ask nobody.
 
     Returns:
         A row for each circuit, with its job, its shots, its counts and its bitstrings' frequencies.
@@ -103,6 +108,16 @@ def run_circuits(
         authenticate(credentials)
         list_backends(credentials)
         chosen = backend or select_backend(credentials).name
+        cost = estimate_cost(
+            credentials,
+            texts,
+            one_job_each=True,
+            backend=chosen,
+            shots=shots,
+            max_execution_time=max_execution_time,
+        )
+        if require_approval_above is not None:
+            require_approval(cost, above=require_approval_above)  # before a session is open
         jobs: list[JobRef] = []
         session = None
         if mode != "job":
@@ -129,9 +144,8 @@ def run_circuits(
             counts_row(number, job, result.counts())
             for number, (job, result) in enumerate(zip(jobs, results, strict=True), start=1)
         ]
-        create_table_artifact(
-            key="qruntime-counts", table=rows, description=f"Counts of {len(rows)} circuits on {chosen}"
-        )
+        described = f"Counts of {len(rows)} circuits on {chosen}. Estimated: {cost}"
+        create_table_artifact(key="qruntime-counts", table=rows, description=described)
         print_table(rows, f"{len(rows)} circuits on {chosen}, {shots} shots each ({credentials.dialect} dialect)")
         return [{**row, "frequencies": result.counts()} for row, result in zip(rows, results, strict=True)]
 

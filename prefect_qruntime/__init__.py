@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from prefect_qruntime import hooks as hooks
     from prefect_qruntime.admission.budget import Budget as Budget
     from prefect_qruntime.client import QuantumRuntimeClient as QuantumRuntimeClient
+    from prefect_qruntime.client.cost_core import CostEstimate as CostEstimate
     from prefect_qruntime.client.results.job_result import JobResult as JobResult
     from prefect_qruntime.credentials import (
         QuantumRuntimeCredentials as QuantumRuntimeCredentials,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         load_credentials as load_credentials,
     )
     from prefect_qruntime.errors import (
+        ApprovalDenied as ApprovalDenied,
         AuthenticationError as AuthenticationError,
         BudgetExhausted as BudgetExhausted,
         InvalidInput as InvalidInput,
@@ -81,20 +83,24 @@ if TYPE_CHECKING:
         aauthenticate as aauthenticate,
         acancel_job as acancel_job,
         aclose_session as aclose_session,
+        aestimate_cost as aestimate_cost,
         afetch_results as afetch_results,
         aget_usage as aget_usage,
         alist_backends as alist_backends,
         aopen_session as aopen_session,
+        arequire_approval as arequire_approval,
         aselect_backend as aselect_backend,
         asubmit_job as asubmit_job,
         authenticate as authenticate,
         await_for_completion as await_for_completion,
         cancel_job as cancel_job,
         close_session as close_session,
+        estimate_cost as estimate_cost,
         fetch_results as fetch_results,
         get_usage as get_usage,
         list_backends as list_backends,
         open_session as open_session,
+        require_approval as require_approval,
         select_backend as select_backend,
         submit_job as submit_job,
         wait_for_completion as wait_for_completion,

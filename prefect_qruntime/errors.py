@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 __all__ = [
+    "ApprovalDenied",
     "AuthenticationError",
     "BudgetExhausted",
     "InvalidInput",
@@ -248,6 +249,10 @@ class UsageLimitReached(QuantumRuntimeError):
 
 class BudgetExhausted(QuantumRuntimeError):
     """Your own budget leaves no QPU time for this job; nothing was sent."""
+
+
+class ApprovalDenied(QuantumRuntimeError):
+    """A person was asked to approve the cost and did not; nothing was sent."""
 
 
 class RateLimited(QuantumRuntimeError):

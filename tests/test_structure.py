@@ -34,7 +34,7 @@ HALL = (
 )
 CLIENT = (
     *("network_loop", "connection", "failures", "answers", "parsing", "transport", "encodings"),
-    *("inputs", "programs", "dialects"),
+    *("inputs", "programs", "cost_core", "dialects"),
     *("service", "results", "waiting", "payload_check"),
     *("submission_memory", "submission_core", "session_core", "submission", "sessions"),
     *("fetching", "client"),

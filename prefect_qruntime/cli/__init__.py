@@ -22,6 +22,7 @@ _COMMANDS = {
     "setup": "Create the limits in Prefect that keep the service's create rate.",
     "backends": "List backends with status, size, queue and errors.",
     "jobs": "List jobs with state, QPU seconds and owner.",
+    "estimate": "Tell what circuits will probably cost.",
     "usage": "Report QPU seconds by deployment, flow, tag, user or month.",
     "result": "Show a finished job's result.",
     "cancel": "Cancel a job.",
@@ -33,7 +34,7 @@ _COMMANDS = {
     "server": "Start a Prefect server that does not stand still on SQLite.",
 }
 """Commands and what the list of commands says of each."""
-_MODULES = {"usage": "jobs"}
+_MODULES = {"estimate": "jobs", "usage": "jobs"}
 """Modules of commands that share one with another command; each other command has a module of its own name."""
 
 app = App(

@@ -1,4 +1,4 @@
-"""`prefect-qruntime jobs` and `usage`: what was bought, and who pays for it."""
+"""`prefect-qruntime jobs`, `estimate` and `usage`: what was bought, what more would cost, and who pays for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from rich.text import Text
 
 from prefect_qruntime.cli.options import AsJson, Blocks, checked_blocks
 from prefect_qruntime.cli.output import cell, many
+from prefect_qruntime.client.cost_core import CostEstimate
+from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.credentials import aload_credentials, saved_blocks
 from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.flow_parameters import circuit_text
 from prefect_qruntime.operations.job_listing import JobList, ListedJob, list_jobs
 from prefect_qruntime.operations.usage import (
     Reconciled,
@@ -23,8 +27,10 @@ from prefect_qruntime.operations.usage import (
     to_csv,
     write_parquet,
 )
+from prefect_qruntime.tasks.arguments import Submission
+from prefect_qruntime.tasks.estimate import estimate_jobs
 
-__all__ = ["jobs", "usage"]
+__all__ = ["estimate", "jobs", "usage"]
 
 _STYLES = {"queued": "yellow", "running": "cyan", "completed": "green", "cancelled": "magenta", "failed": "red"}
 _WIDE = 110
@@ -98,6 +104,38 @@ def _owner(job: ListedJob, *, whole: bool) -> Text:
         return cell("no flow run", style="bold red")
     identifier = job.flow_run_id if whole else job.flow_run_id[:8]
     return cell(job.flow_run or "not in this Prefect", identifier)
+
+
+def estimate(
+    circuits: list[str],
+    /,
+    *,
+    backend: Annotated[str, Parameter(help="Name of the backend.")],
+    shots: Annotated[int | None, Parameter(help="Shots of each circuit; by default the sampler's own.")] = None,
+    one_job_each: Annotated[bool, Parameter(help="Each circuit is to be a job of its own.")] = False,
+    max_execution_time: Annotated[int | None, Parameter(help="Limit of QPU seconds for each job.")] = None,
+    block: Annotated[str | None, Parameter(help="Name of the credentials block, if several are saved.")] = None,
+    json: AsJson = False,
+) -> int:
+    """Tell what the sampler will probably cost for circuits (OpenQASM, as text or as paths), learnt from finished jobs.
+
+    Nothing is submitted.
+    """
+
+    async def work() -> CostEstimate:
+        names = [block] if block is not None else await saved_blocks()
+        if len(names) != 1:
+            raise InvalidInput(f"name one of the saved blocks: {', '.join(names) or 'there is none'}", field="block")
+        submission: Submission = {"backend": backend, "shots": shots, "max_execution_time": max_execution_time}
+        texts = [circuit_text(circuit, field=f"circuits[{place}]") for place, circuit in enumerate(circuits)]
+        return await estimate_jobs(await aload_credentials(names[0]), texts, submission, one_job_each=one_job_each)
+
+    found = network_loop().run(work())
+    if json:
+        sys.stdout.write(found.model_dump_json(indent=2) + "\n")
+    else:
+        Console().print(cell(str(found)))
+    return 0
 
 
 def usage(

@@ -8,6 +8,7 @@ is in either.
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -38,6 +39,7 @@ __all__ = [
     "is_over",
     "job_owners",
     "open_note",
+    "recent_records",
     "upsert",
 ]
 
@@ -233,6 +235,16 @@ async def find_records(
     return found
 
 
+async def recent_records(kind: Kind, most: int) -> list[Record]:
+    """The records of a kind that were written last, newest first. Runs on the network loop.
+
+    Args:
+        kind: What they are about.
+        most: Most records to read.
+    """
+    return (await _read(kind, None, None, None, None, "", most))[:most]
+
+
 async def job_owners(job_id: str, *, since: datetime) -> set[str]:
     """The flow runs that submitted a job or attached to it, as its page and the summaries written since then say."""
     pages = await _read("job", [job_id], None, None, None, "")
@@ -268,6 +280,7 @@ async def _read(
     of: FlowRunFilter | None,
     since: datetime | None,
     prefix: str,
+    most: float = math.inf,
 ) -> list[Record]:
     """Read the records of a kind page by page; see `find_records`."""
     client, found, offset = await api(), list[Record](), 0
@@ -289,7 +302,7 @@ async def _read(
             if since is not None and artifact.updated is not None and artifact.updated < since:
                 return found
             found.append(_record(artifact))
-        if len(page) < _PAGE:
+        if len(page) < _PAGE or len(found) >= most:
             return found
 
 

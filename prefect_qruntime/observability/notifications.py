@@ -14,6 +14,7 @@ from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.programs.executor_result import executed_seconds
 from prefect_qruntime.client.results.job_result import JobResult
 from prefect_qruntime.errors import BudgetExhausted, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobRef, JobStatus, SessionRef
@@ -75,13 +76,16 @@ def _facts(job: Job) -> dict[str, Any]:
     }
 
 
-async def job_submitted(ref: JobRef, *, block: str | None, flow_run_id: str | None) -> None:
+async def job_submitted(
+    ref: JobRef, *, block: str | None, flow_run_id: str | None, busy_seconds: float | None = None
+) -> None:
     """Report a job that was submitted or attached to, before anything waits for it.
 
     Args:
         ref: The job.
         block: Name of the credentials block, where it has one.
         flow_run_id: The flow run that owns the job.
+        busy_seconds: What the cost model says of it, for later estimates.
     """
     word = "attached to" if ref.attached else "submitted"
     where = f" on {ref.backend}" if ref.backend else ""
@@ -109,6 +113,7 @@ async def job_submitted(ref: JobRef, *, block: str | None, flow_run_id: str | No
         "key": ref.submission_key,
         "block": block,
         "flow_run": flow_run_id,
+        "busy_seconds": None if busy_seconds is None else f"{busy_seconds:.9g}",
         "noted": None if ref.attached else datetime.now(UTC).isoformat(),
         **(process_facts() if flow_run_id is not None else {}),
     }
@@ -266,8 +271,11 @@ def job_fetched(job_id: str, result: JobResult) -> None:
             section = await asyncio.to_thread(result_section, result)
         except RuntimeError:  # the process ends and has no threads any more
             section = result_section(result)
-        if section:
-            write_debounced(job_id, {}, section)
+        # What is in a file is large, and is not read for this.
+        executed = executed_seconds(result.body) if result.file is None else None
+        facts = {"executed_seconds": None if executed is None else f"{executed:.9g}"}
+        if section or executed is not None:
+            write_debounced(job_id, facts, section or None)
 
     run_page.in_background(show)
 

@@ -15,6 +15,7 @@ from prefect_qruntime.tasks.backends import (
     select_backend,
 )
 from prefect_qruntime.tasks.cancel import acancel_job, cancel_job
+from prefect_qruntime.tasks.estimate import aestimate_cost, arequire_approval, estimate_cost, require_approval
 from prefect_qruntime.tasks.fetch import afetch_results, fetch_results
 from prefect_qruntime.tasks.sessions import aclose_session, aopen_session, close_session, open_session
 from prefect_qruntime.tasks.submit import asubmit_job, submit_job
@@ -24,20 +25,24 @@ __all__ = [
     "aauthenticate",
     "acancel_job",
     "aclose_session",
+    "aestimate_cost",
     "afetch_results",
     "aget_usage",
     "alist_backends",
     "aopen_session",
+    "arequire_approval",
     "aselect_backend",
     "asubmit_job",
     "authenticate",
     "await_for_completion",
     "cancel_job",
     "close_session",
+    "estimate_cost",
     "fetch_results",
     "get_usage",
     "list_backends",
     "open_session",
+    "require_approval",
     "select_backend",
     "submit_job",
     "wait_for_completion",

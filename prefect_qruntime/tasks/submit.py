@@ -166,7 +166,12 @@ async def _submit(
                 bind(usable, ref)
                 await note_session(credentials, usable.token, ref.session, where)
                 notifications.session_event("opened", ref.session, max_ttl=ref.session.max_ttl)
-            await notifications.job_submitted(ref, block=block_name(credentials), flow_run_id=where.flow_run_id)
+            await notifications.job_submitted(
+                ref,
+                block=block_name(credentials),
+                flow_run_id=where.flow_run_id,
+                busy_seconds=plan.busy_seconds,
+            )
     return ref
 
 
