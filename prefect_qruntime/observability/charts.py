@@ -176,7 +176,8 @@ def stacked_chart(
         raise ValueError("a chart needs at least one part above 0")
     foot = HEIGHT + 18 * math.ceil(len(shown) / 2)
     unit = (WIDTH - LEFT - RIGHT) / len(columns)
-    scale = (HEIGHT - TOP - BOTTOM) / (1.05 * highest)
+    tick = _round_up(highest / (TICKS - 1))
+    scale = (HEIGHT - TOP - BOTTOM) / (tick * (TICKS - 1))
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {foot}" width="{WIDTH}" height="{foot}"'
         ' font-family="sans-serif" font-size="12">',
@@ -185,7 +186,7 @@ def stacked_chart(
         f'<g transform="rotate(-90 16 {HEIGHT / 2})">{_text(16, HEIGHT / 2, y_label)}</g>',
     ]
     for step in range(TICKS):
-        value = 1.05 * highest * step / (TICKS - 1)
+        value = tick * step
         y = HEIGHT - BOTTOM - scale * value
         lines += [_line(LEFT, y, WIDTH - RIGHT, y), _text(LEFT - 6, y + 4, f"{value:.4g}", anchor="end")]
     every = math.ceil(len(columns) / 8)  # as many labels as have room
@@ -224,6 +225,14 @@ def markdown_image(title: str, svg: str) -> str:
 
 def _short(label: str, most: int = LABEL) -> str:
     return label if len(label) <= most else f"{label[: most // 2 - 1]}…{label[-(most // 2) :]}"
+
+
+def _round_up(value: float) -> float:
+    """The next number that reads well, a few times a power of ten."""
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(
+        power * factor for factor in (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10) if power * factor >= value * (1 - 1e-9)
+    )
 
 
 def _bounds(values: list[float], margin: float = 0.0) -> tuple[float, float]:

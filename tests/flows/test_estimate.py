@@ -141,10 +141,26 @@ def test_a_flow_run_without_a_deployment_waits_in_its_process(
 def test_nobody_answers(sandbox: Sandbox, block: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_WAIT", 0)
     monkeypatch.setattr(module, "_POLL", 0.1)
-    for asking in (runs_a_job, runs_two_jobs):
-        _, state = ran(asking, block, 10)
-        assert state.is_failed()
-        assert "The cost was not approved within 0 days" in str(state.message)
+    told: list[str] = []
+
+    @flow
+    def plain() -> None:
+        try:
+            runs_a_job.fn(block, 10)
+        except ApprovalDenied as error:
+            told.append(str(error))
+
+    @flow
+    async def twin() -> None:
+        try:
+            await runs_two_jobs.fn(block, 10)
+        except ApprovalDenied as error:
+            told.append(str(error))
+
+    for asking in (plain, twin):
+        assert ran(asking)[1].is_failed(), "Prefect itself fails a flow run that was paused for too long"
+    assert all(text.startswith("The cost was not approved within 0 days: 1 job of sampler") for text in told)
+    assert len(told) == 2
     assert posts(sandbox) == 0
 
 
