@@ -186,10 +186,7 @@ def _points(parameters: Any) -> float:
         parameters = None if "__type__" in parameters else next(iter(parameters.values()), None)
     if not isinstance(parameters, list):
         return 1.0
-    try:
-        return float(math.prod(shape_of(parameters, field="parameters")[:-1]))
-    except InvalidInput:
-        return 1.0
+    return float(math.prod(shape_of(parameters, field="parameters")[:-1]))
 
 
 def _bases(pub: Pub) -> float:

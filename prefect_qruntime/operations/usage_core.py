@@ -7,7 +7,6 @@ more advanced one counts, so that the same facts give the same table however the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -45,6 +44,7 @@ _NO_TAG = "no tag"
 _NO_SESSION = "no session"
 _UNKNOWN = "unknown"
 _STEP = Decimal("0.000001")
+_TOO_MUCH = 1e15  # beyond it a float has no millionths
 _NEVER = datetime.min.replace(tzinfo=UTC)
 
 
@@ -65,7 +65,7 @@ class Amount:
     @classmethod
     def of(cls, number: float | Decimal | None, unit: Unit) -> Amount | None:
         """Read a number of the service; None if there is none, or if it cannot be an amount."""
-        if number is None or not math.isfinite(number) or number < 0:
+        if number is None or not 0 <= number < _TOO_MUCH:  # which is false for what is no number
             return None
         return cls(Decimal(str(number)).quantize(_STEP, ROUND_HALF_EVEN), unit)
 

@@ -182,7 +182,7 @@ def test_an_amount_is_never_added_to_a_bare_number() -> None:
         _ = amount + 1  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("number", [None, float("nan"), float("inf"), -1.0])
+@pytest.mark.parametrize("number", [None, float("nan"), float("inf"), -1.0, 1e300, 1e15])
 def test_what_cannot_be_an_amount_is_none(number: float | None) -> None:
     assert Amount.of(number, Unit.SECONDS) is None
 
