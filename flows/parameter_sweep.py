@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from prefect import flow, unmapped
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
-from prefect_qruntime.flows.shared import instance, single
+from prefect_qruntime.flows.shared import CircuitForm, RequestedRoute, instance, shown_backend, single
 from pydantic import Field
 
 from prefect_qruntime import (
@@ -97,6 +97,9 @@ def parameter_sweep(
     dialect: Literal["cloud", "legacy"] = "cloud",
     max_ttl: Annotated[int, Field(ge=1)] = 1800,
     max_execution_time: Annotated[int | None, Field(ge=1, le=10_800)] = None,
+    route: RequestedRoute | None = None,
+    circuit_form: CircuitForm = "auto",
+    dry_run: bool = False,
     budget_block: str | None = None,
 ) -> list[dict[str, Any]]:
     """Measure an observable at each angle, by the estimator, by the sampler, or both.
@@ -112,10 +115,13 @@ def parameter_sweep(
         credentials_block: Name of a Quantum Runtime Credentials block; empty for the embedded sandbox.
         backend: Name of a backend; empty for the least busy one.
         shots: Shots of each job.
-        mode: Single jobs, all in one session, or all in one batch.
+        mode: Single jobs, all in one session, or all in one batch. A dry run needs neither.
         dialect: Which dialect the embedded sandbox speaks; a block knows its own.
         max_ttl: Longest life of the session or batch, in seconds.
         max_execution_time: Limit of QPU seconds for each job; empty for the service's own.
+        route: By the server's programs, the executor, or whichever there is; empty for the setting `primitive_route`.
+        circuit_form: How circuits travel to the executor.
+        dry_run: Run on the mock backend that stands for the backend: no QPU, no charge, random results.
         budget_block: Name of a Quantum Runtime Budget block that must have room for each job; empty for none.
 
     Returns:
@@ -129,7 +135,7 @@ def parameter_sweep(
         credentials = stack.enter_context(instance(credentials_block, dialect, queue_time=0.1, run_time=0.1))
         chosen = backend or select_backend(credentials, min_qubits=len(observable)).name
         session: SessionRef | None = None
-        if mode != "job":
+        if mode != "job" and not dry_run:
             kind = "batch" if mode == "batch" else "dedicated"
             session = stack.enter_context(runtime_session(credentials, chosen, mode=kind, max_ttl=max_ttl))
         jobs = {
@@ -142,6 +148,9 @@ def parameter_sweep(
                 session=unmapped(session),
                 shots=unmapped(shots),
                 max_execution_time=unmapped(max_execution_time),
+                route=unmapped(route),
+                circuit_form=unmapped(circuit_form),
+                dry_run=unmapped(dry_run),
                 budget=unmapped(budget_block),
             )
             for program in chosen_programs
@@ -155,7 +164,7 @@ def parameter_sweep(
             for row, ref, result in zip(rows, refs.result(), results.result(), strict=True):
                 row |= values_of(program, result, observable)
                 row[f"{program}_job"] = ref.id
-    tell(rows, observable, chosen)
+    tell(rows, observable, shown_backend(chosen, dry_run))
     return rows
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
-from prefect_qruntime.flows.shared import instance, single
+from prefect_qruntime.flows.shared import CircuitForm, RequestedRoute, instance, shown_backend, single
 from pydantic import Field
 
 from prefect_qruntime import (
@@ -99,10 +99,13 @@ class Energies:
         hamiltonian: dict[str, float],
         *,
         backend: str,
-        session: SessionRef,
+        session: SessionRef | None,
         shots: int,
         max_execution_time: int | None,
         budget: str | None = None,
+        route: RequestedRoute | None = None,
+        circuit_form: CircuitForm = "auto",
+        dry_run: bool = False,
     ) -> None:
         self.jobs: list[JobRef] = []
         self._credentials = credentials
@@ -113,6 +116,9 @@ class Energies:
             "shots": shots,
             "max_execution_time": max_execution_time,
             "budget": budget,
+            "route": route,
+            "circuit_form": circuit_form,
+            "dry_run": dry_run,
         }
 
     def at(self, *points: Angles) -> list[tuple[float, float | None]]:
@@ -143,6 +149,9 @@ def vqe_session(
     dialect: Literal["cloud", "legacy"] = "cloud",
     max_ttl: Annotated[int, Field(ge=1)] = 1800,
     max_execution_time: Annotated[int | None, Field(ge=1, le=10_800)] = None,
+    route: RequestedRoute | None = None,
+    circuit_form: CircuitForm = "auto",
+    dry_run: bool = False,
     budget_block: str | None = None,
 ) -> list[dict[str, Any]]:
     """Minimise the energy of H2 over four angles, one angle and one job an iteration.
@@ -154,10 +163,14 @@ def vqe_session(
             reaches chemical accuracy there, and 4,000 elsewhere, where they are paid.
         max_iterations: Most jobs of the optimiser; one more measures the energy at its end.
         tolerance: Hartree by which four iterations together must lower the energy for the loop to go on.
-        mode: A dedicated session keeps the QPU between iterations; plans without sessions allow a batch.
+        mode: A dedicated session keeps the QPU between iterations; plans without sessions allow a batch. A dry run
+            needs neither.
         dialect: Which dialect the embedded sandbox speaks; a block knows its own.
         max_ttl: Longest life of the session or batch, in seconds.
         max_execution_time: Limit of QPU seconds for each job; empty for the service's own.
+        route: By the server's programs, the executor, or whichever there is; empty for the setting `primitive_route`.
+        circuit_form: How circuits travel to the executor.
+        dry_run: Run on the mock backend that stands for the backend: no QPU, no charge, random results.
         budget_block: Name of a Quantum Runtime Budget block that must have room for each job; empty for none.
 
     Returns:
@@ -169,7 +182,9 @@ def vqe_session(
         ideal = None if credentials_block else "sandbox_ideal"
         chosen = backend or ideal or select_backend(credentials, min_qubits=2).name
         wanted_shots = shots or (SHOTS_OF_QPU if credentials_block else SHOTS_OF_SANDBOX)
-        session = stack.enter_context(runtime_session(credentials, chosen, mode=mode, max_ttl=max_ttl))
+        session: SessionRef | None = None
+        if not dry_run:
+            session = stack.enter_context(runtime_session(credentials, chosen, mode=mode, max_ttl=max_ttl))
         energies = Energies(
             credentials,
             H2,
@@ -178,9 +193,12 @@ def vqe_session(
             shots=wanted_shots,
             max_execution_time=max_execution_time,
             budget=budget_block,
+            route=route,
+            circuit_form=circuit_form,
+            dry_run=dry_run,
         )
         rows = minimise(energies, max_iterations=max_iterations, tolerance=tolerance)
-    tell(rows, chosen, wanted_shots)
+    tell(rows, shown_backend(chosen, dry_run), wanted_shots)
     return rows
 
 

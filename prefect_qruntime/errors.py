@@ -101,6 +101,14 @@ def _read_marks(text: str) -> tuple[str, dict[str, Any]]:
     return text[: match.start()], found
 
 
+_ADDRESS_LAST = re.compile(r"https?://\S+\Z")
+
+
+def _sentence(text: str) -> str:
+    """A text with a stop, which our own and the service's words may lack; none where it would join an address."""
+    return text if not text or text.endswith((".", "!", "?", ":", "…")) or _ADDRESS_LAST.search(text) else f"{text}."
+
+
 _PLAIN = ("code", "reason", "solution", "trace_id", "job_id", "session_id", "job_url", "status", "advice")
 
 
@@ -201,8 +209,7 @@ class QuantumRuntimeError(Exception):
             parts.append(self.reason)
         if self.solution and self.solution not in self.message:
             parts.append(self.solution)
-        # The service's own words often come without a stop.
-        parts[:-1] = [part if part.endswith((".", "!", "?", ":")) else f"{part}." for part in parts[:-1]]
+        parts = [_sentence(part) for part in parts]
         marks = [
             f"{label} {value}"
             for label, value in (("HTTP", self.status), ("code", self.code), ("trace", self.trace_id))

@@ -10,6 +10,7 @@ from prefect.blocks.abstract import JobBlock, JobRun
 from pydantic import Field, HttpUrl
 
 from prefect_qruntime.admission.budget import MOST_SECONDS, Budget
+from prefect_qruntime.client.inputs.spec import CircuitForm
 from prefect_qruntime.client.programs.route import RequestedRoute
 from prefect_qruntime.client.results import JobResult
 from prefect_qruntime.client.waiting.follow import OnTimeout, Stream
@@ -228,6 +229,8 @@ class QuantumRuntimeJob(JobBlock[JobResult]):
         max_execution_time: QPU seconds the job may use.
         private: Whether the input is hidden and the result readable once.
         route: How PUBs run: `service`, `executor` or `auto`.
+        circuit_form: How circuits travel to the executor.
+        dry_run: Whether the job runs on the mock backend that stands for the backend, without a QPU.
         submission_key: Identity of the purchase across flow runs.
         check_isa: Whether to compare the circuits with the backend's configuration before anything is sent.
         transpile: Whether to transpile the circuits for the backend.
@@ -281,6 +284,16 @@ class QuantumRuntimeJob(JobBlock[JobResult]):
         default=None,
         title="Route",
         description="How PUBs run: service, executor or auto; empty for the setting primitive_route.",
+    )
+    circuit_form: CircuitForm = Field(
+        default="auto",
+        title="Circuit form",
+        description="How circuits travel to the executor: openqasm3, qpy, or auto (text as OpenQASM 3).",
+    )
+    dry_run: bool = Field(
+        default=False,
+        title="Dry run",
+        description="Run on the mock backend that stands for the backend: no QPU, no charge, random results.",
     )
     submission_key: str | None = Field(
         default=None,

@@ -123,6 +123,13 @@ class QuantumRuntimeSettings(PrefectBaseSettings):
         description="How often a wait asks Prefect whether its flow run is being cancelled; 0 for never.",
     )
     events: bool = Field(default=True, description="Whether jobs and sessions emit events.")
+    assets: bool | None = Field(
+        default=None,
+        description=(
+            "Whether fetched results are recorded as assets of Prefect; without it, only with Prefect Cloud, as the "
+            "open-source server shows none."
+        ),
+    )
     progress_seconds: float = Field(
         default=300.0,
         gt=0,

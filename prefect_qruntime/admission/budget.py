@@ -154,7 +154,7 @@ async def budgets_in_force(own: BudgetLike | None) -> list[Budget]:
 
 
 async def _load(name: str, field: str) -> Budget:
-    return await load_saved(Budget, name, field=field, fix="nothing was sent")
+    return await load_saved(Budget, name, field=field, fix="Nothing was sent.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,7 @@ class CostEstimate(BaseModel):
         learnt_from: Finished jobs of the same backend and program that it is learnt from.
         remaining_seconds: QPU seconds that the instance has left; None without a limit.
         work: Stands for the work itself; the same in every process and run.
+        dry_run: Whether they are dry runs, for which nothing is charged.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -96,6 +97,7 @@ class CostEstimate(BaseModel):
     learnt_from: int
     remaining_seconds: float | None = None
     work: str = ""
+    dry_run: bool = False
 
     @property
     def share_of_remaining(self) -> float | None:
@@ -107,6 +109,8 @@ class CostEstimate(BaseModel):
     def __str__(self) -> str:
         """One or two sentences for a log."""
         jobs = "1 job" if self.jobs == 1 else f"{self.jobs} jobs"
+        if self.dry_run:
+            return f"{jobs} of {self.program_id} on {self.backend}, a dry run: no QPU, no charge."
         text = f"{jobs} of {self.program_id} on {self.backend}: {_short(self.low_seconds)} to "
         text += f"{_short(self.high_seconds)} QPU seconds, about {_short(self.expected_seconds)}"
         share = self.share_of_remaining
@@ -268,7 +272,13 @@ def estimate(
         past: Finished jobs of the same backend and program, newest first.
         remaining_seconds: What the instance has left.
     """
-    found = [interval(past, busy_seconds(spec), limit=spec.max_execution_time) for spec in specs]
+    dry_run = all(spec.dry_run for spec in specs)
+    found = [
+        Interval(0.0, 0.0, 0.0, None, 0)
+        if spec.dry_run
+        else interval(past, busy_seconds(spec), limit=spec.max_execution_time)
+        for spec in specs
+    ]
     work = hashlib.sha256("".join(sorted(spec.digest() for spec in specs)).encode()).hexdigest()
     return CostEstimate(
         backend=specs[0].backend,
@@ -281,4 +291,5 @@ def estimate(
         learnt_from=found[0].learnt_from,
         remaining_seconds=remaining_seconds,
         work=work[:24],
+        dry_run=dry_run,
     )

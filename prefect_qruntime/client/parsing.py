@@ -24,6 +24,7 @@ __all__ = [
     "parse_usage",
     "parse_versions",
     "read_id",
+    "read_moment",
     "read_units",
 ]
 
@@ -92,7 +93,8 @@ def _reason_code(value: Any) -> int | str | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _moment(value: Any) -> datetime | None:
+def read_moment(value: Any) -> datetime | None:
+    """A time as the service writes it; None if it is none."""
     if not isinstance(value, str) or not value:
         return None
     try:
@@ -160,7 +162,7 @@ def parse_job(body: dict[str, Any], *, url: str | None = None) -> Job:
         backend=_text(body.get("backend")),
         program_id=_text(_dict(body.get("program")).get("id")),
         session_id=_id(body.get("session_id")),
-        created_at=_moment(body.get("created")),
+        created_at=read_moment(body.get("created")),
         tags=tuple(tag for tag in _list(body.get("tags")) if isinstance(tag, str)),
         usage_seconds=seconds,
         usage_final=final,
@@ -170,6 +172,7 @@ def parse_job(body: dict[str, Any], *, url: str | None = None) -> Job:
         max_execution_time=_count(body.get("cost")),
         private=body.get("private") is True,
         url=url,
+        calibration_id=_text(body.get("calibration_id")),
     )
 
 
@@ -183,7 +186,9 @@ def parse_job_page(body: dict[str, Any]) -> tuple[list[dict[str, Any]], int | No
 
 def listed_moments(entries: list[dict[str, Any]]) -> tuple[datetime | None, datetime | None]:
     """When the first and the last job of a page were created."""
-    return (_moment(entries[0].get("created")), _moment(entries[-1].get("created"))) if entries else (None, None)
+    return (
+        (read_moment(entries[0].get("created")), read_moment(entries[-1].get("created"))) if entries else (None, None)
+    )
 
 
 def listed_whole(entry: dict[str, Any], job: Job) -> bool:
@@ -267,9 +272,9 @@ def parse_session(body: dict[str, Any]) -> Session:
         max_ttl=_count(body.get("max_ttl", body.get("max_session_ttl"))),
         active_ttl=_count(body.get("active_ttl")),
         interactive_ttl=_count(body.get("interactive_ttl")),
-        started_at=_moment(body.get("started_at")),
-        activated_at=_moment(body.get("activated_at")),
-        closed_at=_moment(body.get("closed_at")),
+        started_at=read_moment(body.get("started_at")),
+        activated_at=read_moment(body.get("activated_at")),
+        closed_at=read_moment(body.get("closed_at")),
         elapsed_time=_number(body.get("elapsed_time")),
         user_id=_text(body.get("user_id")),
     )
@@ -286,8 +291,8 @@ def parse_session_workload(item: dict[str, Any]) -> Session:
         id=read_id(item.get("id"), "workload"),
         backend=_text(item.get("backend")),
         mode="dedicated" if mode == "session" else mode or "dedicated",
-        started_at=_moment(item.get("created")),
-        closed_at=_moment(item.get("ended")),
+        started_at=read_moment(item.get("created")),
+        closed_at=read_moment(item.get("ended")),
         user_id=_text(item.get("user_id")),
         usage_seconds=_first_number(usage, "qpu_charge_time_seconds", "quantum_seconds", "seconds"),
         usage_units=read_units(usage),
@@ -308,8 +313,8 @@ def parse_usage(body: dict[str, Any]) -> Usage:
         consumed_units=_number(body.get("usage_consumed_ru")),
         limit_units=_first_number(body, "usage_limit_ru", "instance_limit_ru"),
         allocation_units=_number(body.get("usage_allocation_ru")),
-        period_start=_moment(period.get("start_time")),
-        period_end=_moment(period.get("end_time")),
+        period_start=read_moment(period.get("start_time")),
+        period_end=read_moment(period.get("end_time")),
     )
 
 

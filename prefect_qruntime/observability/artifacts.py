@@ -17,8 +17,10 @@ from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
+import httpx
 import orjson
 from cachetools import LRUCache
+from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey, FlowRunFilter
 from prefect.client.schemas.objects import Artifact
@@ -27,6 +29,7 @@ from prefect.context import TaskRunContext
 from prefect.exceptions import ObjectNotFound
 
 from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.observability.processes import PROCESS_FACTS
 from prefect_qruntime.prefect_api import api, current_flow_run_id
 from prefect_qruntime.redact import redact
 
@@ -43,7 +46,7 @@ __all__ = [
     "upsert",
 ]
 
-Kind = Literal["job", "key", "session", "summary", "wait"]
+Kind = Literal["comparison", "job", "key", "session", "summary", "wait"]
 Write = Callable[[Mapping[str, str], str], str]
 """Makes a record's text from all that is noted and from its old text."""
 
@@ -141,9 +144,7 @@ async def upsert(
         merged = {**(defaults or {}), **kept, **facts}
         written = _text(text, merged, known.text)
         change = ArtifactUpdate(data=written, description=description, metadata_=merged)
-        try:
-            await client.update_artifact(known.artifact_id, change)
-        except ObjectNotFound:  # deleted meanwhile
+        if not await _update(client, known.artifact_id, change):
             return False
         _remember(replace(known, meta=merged, text=written))
         return True
@@ -156,7 +157,8 @@ async def upsert(
         if not new and (await complete(_remembered(key)) or await complete(await find_record(kind, identifier))):
             return
         facts = {**(defaults or {}), **facts}
-        created = await client.create_artifact(
+        created = await _create(
+            client,
             ArtifactCreate(
                 key=key,
                 type="markdown",
@@ -165,9 +167,30 @@ async def upsert(
                 metadata_=facts,
                 flow_run_id=UUID(owner) if owner else None,
                 task_run_id=task_context.task_run.id if task_context is not None else None,
-            )
+            ),
         )
         _remember(_record(created))
+
+
+# `PrefectClient.create_artifact` and `update_artifact` emit an event for each write, the second one with the whole text
+# in it: a third of the server's work for a page. The server's own event of the key and ours of the job say it already.
+
+
+async def _create(client: PrefectClient, artifact: ArtifactCreate) -> Artifact:
+    answer = await client.request("POST", "/artifacts/", json=artifact.model_dump(mode="json", exclude_unset=True))
+    return Artifact.model_validate(answer.json())
+
+
+async def _update(client: PrefectClient, artifact_id: UUID, change: ArtifactUpdate) -> bool:
+    """Change an artifact; returns False if it was deleted meanwhile."""
+    body = change.model_dump(mode="json", exclude_unset=True)
+    try:
+        await client.request("PATCH", "/artifacts/{id}", path_params={"id": artifact_id}, json=body)
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code == httpx.codes.NOT_FOUND:
+            return False
+        raise
+    return True
 
 
 class _Writes:
@@ -266,10 +289,11 @@ def open_note(facts: Mapping[str, str | None]) -> str:
 
 def _open_jobs(summary: Record) -> Iterator[Record]:
     """The jobs that a summary notes and that had no page of their own then."""
+    process = {name: summary.meta[name] for name in PROCESS_FACTS if name in summary.meta}
     for name, note in summary.meta.items():
         if name.startswith(_OPEN):
             with contextlib.suppress(ValueError):
-                facts = {"kind": "job", "id": name.removeprefix(_OPEN), **orjson.loads(note)}
+                facts = {"kind": "job", "id": name.removeprefix(_OPEN), **process, **orjson.loads(note)}
                 yield replace(summary, key=artifact_key("job", facts["id"]), meta=facts, text="")
 
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from prefect_qruntime.client.encodings.arrays import ExecutionSpan
+from prefect_qruntime.client.programs.agreement import RouteComparison
 from prefect_qruntime.client.results.job_result import JobResult
 from prefect_qruntime.client.results.tables import points
 from prefect_qruntime.errors import QuantumRuntimeError
@@ -17,7 +19,7 @@ from prefect_qruntime.observability.charts import bar_chart, markdown_image
 from prefect_qruntime.printable import markdown_text, printable
 from prefect_qruntime.redact import redact
 
-__all__ = ["card", "job_card", "result_section", "summary_card"]
+__all__ = ["card", "comparison_card", "job_card", "result_section", "summary_card"]
 
 _RESULT = "\n\n#### Result\n\n"
 _PUBS = 4  # PUBs that are shown
@@ -30,10 +32,12 @@ _JOB_ROWS: dict[str, str | None] = {
     "kind": None,
     "id": None,
     "url": None,
+    "dry_run": "dry run",
     "state": "state",
     "seen": "seen",
     "queue_seconds": "queued",
     "run_seconds": "ran",
+    "executed": "executed",
     "usage_seconds": "QPU seconds",
     "usage_final": None,
     "busy_seconds": None,
@@ -41,8 +45,13 @@ _JOB_ROWS: dict[str, str | None] = {
     "reason": "reason",
     "backend": "backend",
     "program": "program",
+    "calibration": "calibration",
+    "calibrated": "calibrated",
+    "backend_version": "backend version",
     "session": "session",
     "key": "submission key",
+    "payload": "payload digest",
+    "packages": "packages",
     "block": "credentials block",
     "flow_run": "flow run",
     "noted": None,
@@ -89,6 +98,34 @@ def job_card(facts: Mapping[str, str], old: str, result: str | None = None) -> s
     return card(f"Job {facts.get('id')}", facts.get("url"), rows) + (_RESULT + result if result else "")
 
 
+def comparison_card(comparison: RouteComparison) -> str:
+    """Whether two jobs of the same PUBs agree: the sentence, and a table of the least likely comparisons."""
+    service, executor, rows = comparison.service, comparison.executor, comparison.to_table()
+    lines = [
+        "### The two routes " + ("agree" if comparison.agrees else "differ"),
+        "",
+        str(comparison.agreement),
+        "",
+        "| route | job |",
+        "|---|---|",
+        *(
+            f"| {name} | {f'[{job.id}]({job.url})' if job.url else job.id} |"
+            for name, job in (("service", service), ("executor", executor))
+        ),
+        "",
+        "| compared | statistic | degrees of freedom | p-value | verdict |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {row['compared']} | {row['statistic']:.4g} | {row['degrees_of_freedom']} | {row['p_value']:.2g} "
+            f"| {row['verdict']} |"
+            for row in rows[:_VALUES]
+        ),
+    ]
+    if len(rows) > _VALUES:
+        lines += ["", f"… and {len(rows) - _VALUES} more, each at least as likely."]
+    return "\n".join([*lines, "", f"<sub>as of {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC</sub>"])
+
+
 def result_section(result: JobResult) -> str:
     """A histogram for each PUB with counts, a table for values; bounded whatever the result's size."""
     parts: list[str] = []
@@ -119,6 +156,27 @@ def result_section(result: JobResult) -> str:
     return "\n\n".join(parts)
 
 
+def execution_line(result: JobResult) -> str | None:
+    """When the QPU worked on a job, in words, from the result's execution spans; None if it has none."""
+    try:
+        metadata = result.metadata()
+    except QuantumRuntimeError:
+        return None
+    execution = metadata.get("execution") if isinstance(metadata, dict) else None
+    found = execution.get("execution_spans") if isinstance(execution, dict) else None
+    spans = [span for span in found if isinstance(span, ExecutionSpan)] if isinstance(found, list) else []
+    if not spans or len({span.start.tzinfo is None for span in spans}) > 1:
+        return None
+    begin, end = min(span.start for span in spans), max(span.stop for span in spans)
+    chunks = "1 chunk" if len(spans) == 1 else f"{len(spans)} chunks"
+    longest = max((span.stop - span.start).total_seconds() for span in spans)
+    return f"{chunks}, {_clock(begin)} to {_clock(end)}, longest {longest:.3g} s"
+
+
+def _clock(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S}{'' if moment.tzinfo is None else f' {moment:%Z}'}"
+
+
 def summary_card(jobs: Sequence[Mapping[str, str]]) -> str:
     """All jobs of a flow run, and what they cost together; failed and cancelled ones count too.
 
@@ -134,6 +192,9 @@ def summary_card(jobs: Sequence[Mapping[str, str]]) -> str:
         told.append(f"{len(live)} not over")
     if open_ended:
         told.append(f"of {len(open_ended)} the service has not said the final number yet")
+    rehearsed = sum("dry_run" in job for job in jobs)
+    if rehearsed:
+        told.append(f"{rehearsed} dry run{'' if rehearsed == 1 else 's'}, not charged")
     if len(own) < len(jobs):
         told.append(f"{len(jobs) - len(own)} bought by another flow run, not counted here")
     lines = [

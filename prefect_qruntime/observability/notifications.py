@@ -14,14 +14,16 @@ from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.programs.agreement import RouteComparison
 from prefect_qruntime.client.programs.executor_result import executed_seconds
+from prefect_qruntime.client.provenance import Calibration, package_versions
 from prefect_qruntime.client.results.job_result import JobResult
 from prefect_qruntime.errors import BudgetExhausted, QuantumRuntimeError
-from prefect_qruntime.models import Job, JobRef, JobStatus, SessionRef
+from prefect_qruntime.models import Job, JobRef, JobStatus, SessionRef, is_mock
 from prefect_qruntime.observability import notifications, run_page
 from prefect_qruntime.observability.artifacts import upsert
 from prefect_qruntime.observability.events import Observation, emit, log_to_run, queue_and_run_seconds
-from prefect_qruntime.observability.markdown import card, result_section
+from prefect_qruntime.observability.markdown import card, comparison_card, execution_line, result_section
 from prefect_qruntime.observability.processes import process_facts
 from prefect_qruntime.observability.run_page import note_submitted, write, write_debounced
 from prefect_qruntime.prefect_api import current_flow_run_id, in_run
@@ -42,6 +44,7 @@ __all__ = [
     "job_still",
     "job_submitted",
     "log_to_run",
+    "routes_compared",
     "session_event",
     "session_record",
     "usage_settled",
@@ -51,8 +54,13 @@ _fallback = get_logger(__name__)
 _LONG = 10.0  # seconds of waiting from which a change of state is worth a log line and a write to the run page
 
 
+_REHEARSAL = "Dry run: it uses no QPU and is not charged, and its results are random."
+
+
 def _job_resource(job_id: str, backend: str | None) -> dict[str, str]:
+    mark = {"qruntime.dry-run": "true"} if is_mock(backend) else {}
     return {
+        **mark,
         "prefect.resource.id": f"qruntime.job.{job_id}",
         "prefect.resource.name": job_id,
         "qruntime.job-id": job_id,
@@ -65,10 +73,11 @@ def _facts(job: Job) -> dict[str, Any]:
         "job_id": job.id,
         "status": job.status.value if job.status else job.raw_status,
         "backend": job.backend,
+        "dry_run": job.dry_run,
         "program_id": job.program_id,
         "session_id": job.session_id,
-        "usage_seconds": job.usage_seconds,
-        "usage_final": job.usage_final,
+        "usage_seconds": 0.0 if job.dry_run else job.usage_seconds,
+        "usage_final": job.usage_final or job.dry_run,
         "reason": redact(job.reason) if job.reason else None,
         "reason_code": job.reason_code,
         "tags": list(job.tags),
@@ -91,12 +100,16 @@ async def job_submitted(
     where = f" on {ref.backend}" if ref.backend else ""
     session = f" in session {ref.session.id}" if ref.session and ref.session.id else ""
     log_to_run(f"{word} job {ref.id} ({ref.program_id or 'program unknown'}){where}{session}: {ref.url}")
+    if ref.dry_run:
+        log_to_run(f"Job {ref.id}: {_REHEARSAL}", level=logging.WARNING)
     emit(
         "qruntime.job.attached" if ref.attached else "qruntime.job.submitted",
         _job_resource(ref.id, ref.backend),
         {
             "job_id": ref.id,
             "backend": ref.backend,
+            "dry_run": ref.dry_run,
+            "certain": ref.certain,
             "program_id": ref.program_id,
             "session_id": ref.session.id if ref.session else None,
             "submission_key": ref.submission_key,
@@ -114,6 +127,9 @@ async def job_submitted(
         "block": block,
         "flow_run": flow_run_id,
         "busy_seconds": None if busy_seconds is None else f"{busy_seconds:.9g}",
+        "dry_run": "yes: no QPU, no charge, random results" if ref.dry_run else None,
+        "payload": None if ref.private else ref.payload_digest,
+        "packages": " ".join(f"{name}=={version}" for name, version in package_versions().items()),
         "noted": None if ref.attached else datetime.now(UTC).isoformat(),
         **(process_facts() if flow_run_id is not None else {}),
     }
@@ -208,14 +224,28 @@ async def job_cancelled(job: Job, *, flow_run_id: str | None = None) -> None:
         await job_ended(job, [], flow_run_id=flow_run_id)
 
 
-def job_over(job: Job, history: list[Observation]) -> None:
+def job_over(job: Job, history: list[Observation], *, calibration: asyncio.Task[Calibration] | None = None) -> None:
     """Complete the artifact of a job that was waited for, soon and in the background.
 
     Args:
         job: The job in its last state.
         history: Its states as they were seen.
+        calibration: The look at the properties of its backend.
     """
     write_debounced(job.id, _end(job, history))
+    if calibration is None or not in_run():
+        return
+
+    async def show() -> None:
+        found = await calibration
+        if found.trouble is None:
+            write_debounced(job.id, _calibrated(found.calibrated_at, found.backend_version))
+
+    run_page.in_background(show, again=False)  # an ending process does not wait for it
+
+
+def _calibrated(at: datetime | None, version: str | None) -> dict[str, str | None]:
+    return {"calibrated": None if at is None else at.isoformat(), "backend_version": version}
 
 
 async def job_ended(job: Job, history: list[Observation], *, flow_run_id: str | None = None) -> None:
@@ -241,11 +271,14 @@ def _end(job: Job, history: list[Observation]) -> dict[str, str | None]:
         "backend": job.backend,
         "program": job.program_id,
         "session": job.session_id,
+        "calibration": job.calibration_id,
         **_usage(job),
     }
 
 
 def _usage(job: Job) -> dict[str, str | None]:
+    if job.dry_run:  # what it shows is not charged
+        return {"usage_seconds": "0", "usage_final": "true"}
     seconds = None if job.usage_seconds is None else f"{job.usage_seconds:g}"
     return {"usage_seconds": seconds, "usage_final": "true" if job.usage_final else "false"}
 
@@ -266,15 +299,23 @@ def job_fetched(job_id: str, result: JobResult) -> None:
     if not in_run():
         return
 
+    def read() -> tuple[str, str | None]:
+        return result_section(result), execution_line(result)
+
     async def show() -> None:
         try:
-            section = await asyncio.to_thread(result_section, result)
+            section, executed = await asyncio.to_thread(read)
         except RuntimeError:  # the process ends and has no threads any more
-            section = result_section(result)
+            section, executed = read()
         # What is in a file is large, and is not read for this.
-        executed = executed_seconds(result.body) if result.file is None else None
-        facts = {"executed_seconds": None if executed is None else f"{executed:.9g}"}
-        if section or executed is not None:
+        seconds = executed_seconds(result.body) if result.file is None else None
+        facts: dict[str, str | None] = {
+            "executed": executed,
+            "executed_seconds": None if seconds is None else f"{seconds:.9g}",
+        }
+        if (known := result.provenance) is not None:
+            facts |= _calibrated(known.calibrated_at, known.backend_version)
+        if section or any(facts.values()):
             write_debounced(job_id, facts, section or None)
 
     run_page.in_background(show)
@@ -373,7 +414,7 @@ def follow_usage(client: QuantumRuntimeClient, job: Job) -> None:
         client: The instance it ran on.
         job: The job, over.
     """
-    if job.usage_final or not in_run():
+    if job.usage_final or job.dry_run or not in_run():
         return
 
     async def follow() -> None:
@@ -389,3 +430,16 @@ def follow_usage(client: QuantumRuntimeClient, job: Job) -> None:
                 return
 
     run_page.in_background(follow, again=False)
+
+
+async def routes_compared(comparison: RouteComparison) -> None:
+    """Report a comparison of the two routes: a log line, and an artifact with all that was compared."""
+    log_to_run(str(comparison), level=logging.INFO if comparison.agrees else logging.WARNING)
+    if not in_run():
+        return
+    service, executor = comparison.service, comparison.executor
+    meta = {"service": service.id, "executor": executor.id, "agrees": str(comparison.agrees).lower()}
+    try:
+        await upsert("comparison", service.id, comparison_card(comparison), meta)
+    except Exception as error:
+        _fallback.warning("The comparison of jobs %s and %s could not be written: %r", service.id, executor.id, error)

@@ -41,6 +41,7 @@ class Settings:
         ws_lead: Time by which the socket ends before the job's status says so.
         usage_limit_seconds: QPU seconds an instance may use; `None` is no limit.
         resource_unit_rate: Resource units that a QPU second costs, shown beside the seconds; 0 shows none.
+        whole_seconds: Whether each job is charged whole QPU seconds, rounded up.
         usage_limit_queues: At the limit, accept jobs and leave them Queued instead of answering 409.
         seed: Makes results a function of the submission order.
         strict_isa: Fail circuits that do not fit the backend's basis gates and coupling map.
@@ -67,6 +68,7 @@ class Settings:
     usage_limit_seconds: float | None = None
     resource_unit_rate: float = 0.0
     usage_limit_queues: bool = False
+    whole_seconds: bool = False
     seed: int | None = None
     strict_isa: bool = False
     physics: bool = True

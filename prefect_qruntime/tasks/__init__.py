@@ -15,6 +15,7 @@ from prefect_qruntime.tasks.backends import (
     select_backend,
 )
 from prefect_qruntime.tasks.cancel import acancel_job, cancel_job
+from prefect_qruntime.tasks.compare import acompare_routes, compare_routes
 from prefect_qruntime.tasks.estimate import aestimate_cost, arequire_approval, estimate_cost, require_approval
 from prefect_qruntime.tasks.fetch import afetch_results, fetch_results
 from prefect_qruntime.tasks.sessions import aclose_session, aopen_session, close_session, open_session
@@ -25,6 +26,7 @@ __all__ = [
     "aauthenticate",
     "acancel_job",
     "aclose_session",
+    "acompare_routes",
     "aestimate_cost",
     "afetch_results",
     "aget_usage",
@@ -37,6 +39,7 @@ __all__ = [
     "await_for_completion",
     "cancel_job",
     "close_session",
+    "compare_routes",
     "estimate_cost",
     "fetch_results",
     "get_usage",

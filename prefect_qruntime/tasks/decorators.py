@@ -21,6 +21,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect_qruntime.client.network_loop import network_loop, on_network_loop
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.models import SessionRef
+from prefect_qruntime.observability.traces import trace_task
 from prefect_qruntime.run_context import submission_in_flight
 
 __all__ = ["InFlowTask", "blocking", "creates", "in_flow", "may_retry", "repeats", "run_blocking"]
@@ -72,7 +73,7 @@ def creates(
     def decorate(body: Callable[P, Coroutine[Any, Any, R]]) -> Task[P, Coroutine[Any, Any, R]]:
         @functools.wraps(body)
         async def counted(*args: P.args, **kwargs: P.kwargs) -> R:
-            with submission_in_flight():  # those that come together are noted together
+            with trace_task(name), submission_in_flight():  # those that come together are noted together
                 return await body(*args, **kwargs)
 
         return task(
@@ -91,6 +92,11 @@ def repeats(
     """Make an async task of a body that can run again without harm; Prefect retries it if the advice allows."""
 
     def decorate(body: Callable[P, Coroutine[Any, Any, R]]) -> Task[P, Coroutine[Any, Any, R]]:
+        @functools.wraps(body)
+        async def traced(*args: P.args, **kwargs: P.kwargs) -> R:
+            with trace_task(name):
+                return await body(*args, **kwargs)
+
         return task(
             name=name,
             task_run_name=run_name_of(run_name),
@@ -98,7 +104,7 @@ def repeats(
             retries=_RETRIES,
             retry_delay_seconds=_DELAYS,
             retry_condition_fn=may_retry,
-        )(on_network_loop(body))
+        )(on_network_loop(traced))
 
     return decorate
 

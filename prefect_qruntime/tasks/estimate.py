@@ -57,7 +57,8 @@ class _Seen:
 
 def past_job(facts: Mapping[str, str]) -> PastJob | None:
     """What a job's page says of its cost; None unless it completed, its usage is final and its model is noted."""
-    if not facts.get("state", "").lower().startswith("completed") or facts.get("usage_final") != "true":
+    over = facts.get("state", "").lower().startswith("completed") and facts.get("usage_final") == "true"
+    if not over or facts.get("dry_run"):  # what a dry run shows is charged to nobody
         return None
     busy, charged, executed = (
         _number(facts.get(name)) for name in ("busy_seconds", "usage_seconds", "executed_seconds")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,14 +15,15 @@ from prefect.context import TaskRunContext
 from prefect_qruntime.cancellation import cancels_jobs, ends_with_flow_run, polls_for_cancellation
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.failures import job_error
-from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.network_loop import SingleFlight, network_loop
 from prefect_qruntime.client.waiting.follow import OnTimeout, Stream
 from prefect_qruntime.client.waiting.plan import Deadlines
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.errors import InvalidInput, JobTimeout, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobStatus
 from prefect_qruntime.observability import notifications
-from prefect_qruntime.observability.events import Observation
+from prefect_qruntime.observability.events import Observation, queue_and_run_seconds
+from prefect_qruntime.observability.traces import trace_job, trace_states
 from prefect_qruntime.settings import current_settings
 from prefect_qruntime.tasks.arguments import JobLike, as_job
 from prefect_qruntime.tasks.decorators import blocking, in_flow, repeats
@@ -77,6 +79,8 @@ async def await_for_completion(
     last: list[Job] = []
 
     async def on_change(seen: Job, waited: float) -> None:
+        if seen.status is not JobStatus.QUEUED:
+            client.look_at_calibration(seen)
         history.append(Observation(seen.status, seen.raw_status.lower(), waited, datetime.now(UTC)))
         last[:] = [seen]
         notifications.job_changed(seen, waited)
@@ -98,7 +102,10 @@ async def await_for_completion(
         raise
     finally:
         reminder.cancel()
-    notifications.job_over(done, history)
+    client.note_times(done.id, *queue_and_run_seconds(done, history))
+    notifications.job_over(done, history, calibration=client.look_at_calibration(done))
+    trace_job(done)
+    trace_states(done, history)
     notifications.follow_usage(client, done)
     error = job_error(done)
     if error is not None:
@@ -143,18 +150,21 @@ async def _remind(client: QuantumRuntimeClient, job_id: str, last: list[Job], ev
 
 @dataclass(slots=True)
 class _Queues:
-    """Lengths of backends' queues as this process asked for them last."""
+    """Lengths of backends' queues as this process asked for them last, and when."""
 
-    known: dict[tuple[str, str], tuple[float, asyncio.Task[int | None]]] = field(default_factory=dict)
+    known: dict[tuple[str, str], tuple[float, int | None]] = field(default_factory=dict)
+    asking: SingleFlight[int | None] = field(default_factory=SingleFlight)
 
 
 async def queue_length(client: QuantumRuntimeClient, backend: str) -> int | None:
     """Jobs in a backend's queue, asked once a minute for all waits of this process; None if it is not told."""
-    known = network_loop().state(_Queues).known
-    which, now = (client.connection.crn, backend), time.monotonic()
-    if which not in known or now - known[which][0] > _QUEUE_AGE:
-        known[which] = now, asyncio.create_task(_ask_queue(client, backend))
-    return await asyncio.shield(known[which][1])
+    queues, which = network_loop().state(_Queues), (client.connection.crn, backend)
+    asked, length = queues.known.get(which, (-math.inf, None))
+    if time.monotonic() - asked > _QUEUE_AGE:
+        asked = time.monotonic()
+        length = await queues.asking.join(lambda: _ask_queue(client, backend), *which)
+        queues.known[which] = asked, length
+    return length
 
 
 async def _ask_queue(client: QuantumRuntimeClient, backend: str) -> int | None:

@@ -245,5 +245,6 @@ def test_what_the_past_says_survives_odd_pages() -> None:
         {"usage_seconds": "nan"},
         {"usage_seconds": "-1"},
         {"busy_seconds": ""},
+        {"dry_run": "yes"},
     ):
         assert module.past_job({**good, **change}) is None

@@ -341,7 +341,7 @@ def test_a_process_that_ends_at_once_still_tells_all(sandbox: Sandbox, prefect_s
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -204,6 +204,13 @@ def test_the_share_of_what_is_left() -> None:
     assert CostEstimate.model_validate_json(told([], 400.0).model_dump_json()) == told([], 400.0)
 
 
+def test_a_dry_run_costs_nothing() -> None:
+    spec = make_spec([PLAIN], backend="big", shots=1000, dry_run=True)
+    cost = estimate([spec], [PastJob(0.27, 3.0)] * 40, remaining_seconds=10.0)
+    assert (cost.low_seconds, cost.high_seconds, cost.dry_run) == (0, 0, True)
+    assert str(cost) == "1 job of sampler on mock_big, a dry run: no QPU, no charge."
+
+
 def test_several_jobs_are_added_up() -> None:
     past = [PastJob(0.27, 3.0 + n / 100) for n in range(40)]
     one, three = told(past, None), told(past, None, jobs=3)
