@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import operator
 import zlib
 from itertools import accumulate, product
 from typing import Any
@@ -162,7 +163,7 @@ def _two_qubit_layers(circuit: Any, strategy: str) -> list[tuple[Any, ...]]:
     own = [{place for _, places in layer for place in places} for layer in layers]
     qubits = {
         "active": own,
-        "active-accum": list(accumulate(own, set.union)),
+        "active-accum": list(accumulate(own, operator.or_)),
         "active-circuit": [set().union(*own)] * len(own),
         "all": [set(range(circuit.num_qubits))] * len(own),
     }

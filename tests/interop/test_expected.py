@@ -1,4 +1,4 @@
-"""What is expected of IBM's own tests is held: one that no longer passes, is gone, or passes unexpectedly is a failure."""
+"""What is expected of IBM's own tests is held: one that no longer passes, is gone, or passes unexpectedly fails."""
 
 from __future__ import annotations
 
