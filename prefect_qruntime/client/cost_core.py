@@ -24,15 +24,26 @@ from prefect_qruntime.client.inputs.spec import JobSpec, Pub
 from prefect_qruntime.client.programs.expectation import make_plan, shots_for
 from prefect_qruntime.errors import InvalidInput
 
-__all__ = ["COVERAGE", "ENOUGH", "CostEstimate", "Interval", "PastJob", "busy_seconds", "estimate", "interval"]
+__all__ = [
+    "COVERAGE",
+    "ENOUGH",
+    "NEWEST",
+    "CostEstimate",
+    "Interval",
+    "PastJob",
+    "busy_seconds",
+    "estimate",
+    "interval",
+]
 
 COVERAGE = 0.9
 """Probability with which the interval contains the cost of a job that completes."""
 ENOUGH = round(2 / (1 - COVERAGE)) - 1
 """Finished jobs from which that can be stated: with fewer, their extremes say too little."""
+NEWEST = 200
+"""Finished jobs that are learnt from; older ones say little of the backend as it is now."""
 MOST_SECONDS = 10800
 """QPU seconds that the service lets a job without a limit of its own use."""
-_NEWEST = 200  # finished jobs that are learnt from
 _FITTED = 60  # of them, those that adjust the model
 _REPETITION = 250e-6  # seconds between two shots where the options name none (IBM's default)
 _CIRCUIT = 20e-6  # seconds of a circuit with its measurement
@@ -245,7 +256,7 @@ def interval(past: Sequence[PastJob], busy: float, *, limit: float | None = None
         ```
     """
     most = float(MOST_SECONDS if limit is None else limit)
-    known = list(past[:_NEWEST])
+    known = list(past[:NEWEST])
     judged, model = known, _Model()
     if len(known) >= 2 * ENOUGH:
         fitted = min(_FITTED, len(known) - ENOUGH)

@@ -8,10 +8,9 @@ is in either.
 from __future__ import annotations
 
 import contextlib
-import math
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal
@@ -258,14 +257,17 @@ async def find_records(
     return found
 
 
-async def recent_records(kind: Kind, most: int) -> list[Record]:
-    """The records of a kind that were written last, newest first. Runs on the network loop.
-
-    Args:
-        kind: What they are about.
-        most: Most records to read.
-    """
-    return (await _read(kind, None, None, None, None, "", most))[:most]
+async def recent_records(kind: Kind) -> AsyncIterator[list[Record]]:
+    """The records of a kind, those written last first, page by page as long as more are wanted. On the network loop."""
+    wanted, offset = ArtifactFilter(key=ArtifactFilterKey(like_=f"qruntime-{kind}-%")), 0
+    while True:
+        page = await (await api()).read_artifacts(
+            artifact_filter=wanted, limit=_PAGE, offset=offset, sort=ArtifactSort.UPDATED_DESC
+        )
+        yield [_record(artifact) for artifact in page]
+        offset += len(page)
+        if len(page) < _PAGE:
+            return
 
 
 async def job_owners(job_id: str, *, since: datetime) -> set[str]:
@@ -304,7 +306,6 @@ async def _read(
     of: FlowRunFilter | None,
     since: datetime | None,
     prefix: str,
-    most: float = math.inf,
 ) -> list[Record]:
     """Read the records of a kind page by page; see `find_records`."""
     client, found, offset = await api(), list[Record](), 0
@@ -326,7 +327,7 @@ async def _read(
             if since is not None and artifact.updated is not None and artifact.updated < since:
                 return found
             found.append(_record(artifact))
-        if len(page) < _PAGE or len(found) >= most:
+        if len(page) < _PAGE:
             return found
 
 

@@ -21,7 +21,7 @@ from pydantic import Field
 
 from prefect_qruntime import run_context
 from prefect_qruntime.client import QuantumRuntimeClient
-from prefect_qruntime.client.cost_core import CostEstimate, PastJob, estimate
+from prefect_qruntime.client.cost_core import NEWEST, CostEstimate, PastJob, estimate
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.errors import ApprovalDenied, InvalidInput, QuantumRuntimeError
@@ -41,7 +41,7 @@ __all__ = [
     "require_approval",
 ]
 
-_READ = 1000  # newest job pages that are looked through
+_READ = 1000  # job pages that are looked through for those of one backend and program
 _FRESH = 60.0  # seconds for which they are not read again
 _POLL = 5  # seconds between two looks whether it was resumed
 _WAIT = 7 * 86400  # seconds that a flow run waits in its process, if it cannot be suspended
@@ -49,10 +49,9 @@ _WAIT = 7 * 86400  # seconds that a flow run waits in its process, if it cannot 
 
 @dataclass(slots=True)
 class _Seen:
-    """The pages of jobs as this process read them last."""
+    """Finished jobs by backend and program, as this process read them last, and when."""
 
-    at: float = -math.inf
-    pages: list[Mapping[str, str]] = field(default_factory=list)
+    jobs: dict[tuple[str, str], tuple[float, list[PastJob]]] = field(default_factory=dict)
 
 
 def past_job(facts: Mapping[str, str]) -> PastJob | None:
@@ -76,23 +75,28 @@ def _number(text: str | None) -> float | None:
 
 async def _past(backend: str, program: str) -> list[PastJob]:
     """Finished jobs of a backend and program that this Prefect knows, newest first; none if it cannot be asked."""
-    seen = network_loop().state(_Seen)
-    if time.monotonic() - seen.at > _FRESH:
-        try:
-            seen.pages = [record.meta for record in await recent_records("job", _READ)]
-            seen.at = time.monotonic()
-        except Exception as error:
-            notifications.log_to_run(
-                f"Prefect's API gave no answer about finished jobs ({error!r}), so the estimate knows none.",
-                level=logging.WARNING,
-            )
-            return []
-    found: dict[str | None, PastJob] = {}
-    for facts in seen.pages:
-        job = past_job(facts)
-        if job is not None and (facts.get("backend"), facts.get("program")) == (backend, program):
-            found.setdefault(facts.get("id"), job)
-    return list(found.values())
+    seen, which = network_loop().state(_Seen).jobs, (backend, program)
+    if which in seen and time.monotonic() - seen[which][0] < _FRESH:
+        return seen[which][1]
+    found: dict[str, PastJob] = {}
+    looked = 0
+    try:
+        async for page in recent_records("job"):
+            for record in page:
+                job = past_job(record.meta)
+                if job is not None and (record.meta.get("backend"), record.meta.get("program")) == which:
+                    found.setdefault(record.meta["id"], job)
+            looked += len(page)
+            if len(found) >= NEWEST or looked >= _READ:
+                break
+    except Exception as error:
+        notifications.log_to_run(
+            f"Prefect's API gave no answer about finished jobs ({error!r}), so the estimate knows {len(found)}.",
+            level=logging.WARNING,
+        )
+        return list(found.values())
+    seen[which] = time.monotonic(), list(found.values())
+    return seen[which][1]
 
 
 async def estimate_jobs(
