@@ -191,7 +191,11 @@ async def _submit(
                 notifications.session_event("opened", ref.session, max_ttl=ref.session.max_ttl)
             ref = ref.model_copy(update={"payload_digest": plan.digest, "certain": ref.certain and not spec.doubts})
             await notifications.job_submitted(
-                ref, block=block_name(credentials), flow_run_id=where.flow_run_id, session=usable
+                ref,
+                block=block_name(credentials),
+                flow_run_id=where.flow_run_id,
+                session=usable,
+                busy_seconds=plan.busy_seconds,
             )
             if not ref.attached:
                 say_if_held(client, ref)
