@@ -158,7 +158,8 @@ def vqe_session(
         dialect: Which dialect the embedded sandbox speaks; a block knows its own.
         max_ttl: Longest life of the session or batch, in seconds.
         max_execution_time: Limit of QPU seconds for each job; empty for the service's own.
-        budget_block: Name of a Quantum Runtime Budget block that must have room for each job; empty for none.
+        budget_block: Name of a Quantum Runtime Budget block that must have room for the session and its jobs; empty
+            for none.
 
     Returns:
         A row for each iteration with its job, its angles and its energy in hartree; the last one is the
@@ -169,7 +170,8 @@ def vqe_session(
         ideal = None if credentials_block else "sandbox_ideal"
         chosen = backend or ideal or select_backend(credentials, min_qubits=2).name
         wanted_shots = shots or (SHOTS_OF_QPU if credentials_block else SHOTS_OF_SANDBOX)
-        session = stack.enter_context(runtime_session(credentials, chosen, mode=mode, max_ttl=max_ttl))
+        opening = runtime_session(credentials, chosen, mode=mode, max_ttl=max_ttl, budget=budget_block)
+        session = stack.enter_context(opening)
         energies = Energies(
             credentials,
             H2,

@@ -87,6 +87,11 @@ class QuantumRuntimeSettings(PrefectBaseSettings):
         ge=0,
         description="How long a budget waits for the final usage of a finished job before it counts its limit instead.",
     )
+    session_watch_seconds: float = Field(
+        default=10.0,
+        gt=0,
+        description="How often a session is looked at that has to be closed when its budget is used up.",
+    )
     result_memory_limit_bytes: int = Field(
         default=8_000_000,
         ge=0,

@@ -129,7 +129,7 @@ async def _submit(
             digest=digest,
             exact=not plan.transpiled,
         )
-        async with admission_guard(client, spec, where, budget) as passing:
+        async with admission_guard(client, spec, where, budget, usable) as passing:
             passing.key_lock = lock
 
             def bought(new: JobRef) -> None:
@@ -161,6 +161,7 @@ async def _submit(
                 notifications.log_to_run(f"{error} The PUBs take the executor instead.", level=logging.WARNING)
                 ref = await submit(replace(intent, spec=await asyncio.to_thread(on_executor, spec)))
             bought(ref)
+            await passing.in_session(ref)
             # Before the gate waits for the service to list the job: it is to be found from now on.
             if usable is not None and usable.id is None and ref.session is not None and await _takes_jobs(client, ref):
                 bind(usable, ref)
