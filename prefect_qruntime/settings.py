@@ -82,6 +82,11 @@ class QuantumRuntimeSettings(PrefectBaseSettings):
         default=None,
         description="Name of a saved budget that holds for every submission, together with a flow's own.",
     )
+    policy_block: str = Field(
+        default="qruntime-policy",
+        min_length=1,
+        description="Name of the policy that an administrator keeps in Prefect; it holds for every task if it exists.",
+    )
     usage_grace_seconds: float = Field(
         default=15.0,
         ge=0,

@@ -1,4 +1,4 @@
-"""Admit a submission: first the budget, then the create rate. Admit a session: the budget.
+"""Admit a submission: the policy, the team's turn, the budget, the create rate. Admit a session: the budget.
 
 A reservation is known to its own process only, so from then until the service lists the job no other process may
 count under the same budget.
@@ -13,10 +13,12 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
-from prefect_qruntime.admission.budget import Budget, BudgetLike, budgets_in_force
+from prefect_qruntime.admission import policy
+from prefect_qruntime.admission.budget import Budget, BudgetLike, budgets_in_force, lowest
 from prefect_qruntime.admission.ledger import Ledger, Reservation, ledger, scopes
 from prefect_qruntime.admission.locks import HeldLock, budget_lock
 from prefect_qruntime.admission.rate_limit import Permit, acquire
+from prefect_qruntime.admission.shares import share_turn
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.errors import BudgetExhausted, QuantumRuntimeError, SubmissionUncertain
@@ -46,6 +48,7 @@ class AdmissionGuard:
     _held: tuple[str, ...] = ()
     _locks: tuple[HeldLock, ...] = ()
     key_lock: HeldLock | None = None
+    block: str | None = None
 
     async def before_post(self, key: str) -> JobSpec | None:
         """Reserve QPU seconds and wait for a permit; see `submission.BeforePost`.
@@ -53,25 +56,34 @@ class AdmissionGuard:
         Raises:
             BudgetExhausted: The budget has no room; nothing is sent.
             InvalidInput: No budget has the name.
+            PolicyRefused: The installation's policy does not allow it; nothing is sent.
             QuantumRuntimeError: The service or Prefect could not be asked what is left; nothing is sent.
         """
         self._posting = False
         if self._turn is not None:
             await self._turn.sent()
-        spec = await self._reserve(key)
-        self._turn = await acquire(self.client.connection)
-        for lock in (self.key_lock, *self._locks):
-            if lock is not None:
-                lock.check()
+        most = await self._allowed()
+        # The team's turn comes first: who holds a budget's lock meanwhile would hold up the other teams.
+        async with share_turn(self.client.connection, self.where, self.block):
+            spec = await self._reserve(key, lowest(self.spec.max_execution_time, most))
+            self._turn = await acquire(self.client.connection)
+            for lock in (self.key_lock, *self._locks):
+                if lock is not None:
+                    lock.check()
         self._posting = True
         return spec
 
-    async def _reserve(self, key: str) -> JobSpec | None:
+    async def _allowed(self) -> int | None:
+        """The QPU seconds that the installation's policy allows the job."""
+        asked = policy.Asked(self.spec.backend, self.spec.program_id, self.spec.max_execution_time)
+        most, _ = await policy.admit(self.client.connection, self.where, self.block, [asked])
+        return most
+
+    async def _reserve(self, key: str, limit: int | None) -> JobSpec | None:
         budgets = await budgets_in_force(self.budget)
         if not budgets:
-            return None
+            return self._with_limit(limit)
         await self._be_alone(budgets)
-        limit = self.spec.max_execution_time
         try:
             self._reservation, cap = await self._ledger.reserve(
                 self.client, budgets, self.where, key, limit, self.session
@@ -80,7 +92,13 @@ class AdmissionGuard:
             self._reservation = None
             notifications.budget_exhausted(error, flow_run_id=self.where.flow_run_id)
             raise
-        return None if cap == limit else replace(self.spec, max_execution_time=cap)
+        return self._with_limit(cap)
+
+    def _with_limit(self, seconds: int | None) -> JobSpec | None:
+        """What to send in place of the caller's own spec; None where that will do."""
+        if seconds == self.spec.max_execution_time:
+            return None
+        return replace(self.spec, max_execution_time=seconds)
 
     async def _be_alone(self, budgets: Sequence[Budget]) -> None:
         """Take the budget's locks, so that no other process counts what this one is about to spend."""

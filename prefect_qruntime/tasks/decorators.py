@@ -15,9 +15,11 @@ from string import Formatter
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from prefect import Task, task
+from prefect.blocks.abstract import CredentialsBlock
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
+from prefect_qruntime.admission.policy import check_hosts
 from prefect_qruntime.client.network_loop import network_loop, on_network_loop
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.models import SessionRef
@@ -64,6 +66,13 @@ def run_name_of(pattern: str) -> Callable[..., str]:
     return run_name
 
 
+async def _may_use(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse credentials that lead to a host which the installation's policy does not allow."""
+    credentials = kwargs.get("credentials", args[0] if args else None)
+    if isinstance(credentials, CredentialsBlock):
+        await check_hosts(credentials.get_client().connection)
+
+
 def creates(
     name: str, run_name: str
 ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Task[P, Coroutine[Any, Any, R]]]:
@@ -72,6 +81,7 @@ def creates(
     def decorate(body: Callable[P, Coroutine[Any, Any, R]]) -> Task[P, Coroutine[Any, Any, R]]:
         @functools.wraps(body)
         async def counted(*args: P.args, **kwargs: P.kwargs) -> R:
+            await _may_use(args, kwargs)
             with submission_in_flight():  # those that come together are noted together
                 return await body(*args, **kwargs)
 
@@ -91,6 +101,11 @@ def repeats(
     """Make an async task of a body that can run again without harm; Prefect retries it if the advice allows."""
 
     def decorate(body: Callable[P, Coroutine[Any, Any, R]]) -> Task[P, Coroutine[Any, Any, R]]:
+        @functools.wraps(body)
+        async def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            await _may_use(args, kwargs)
+            return await body(*args, **kwargs)
+
         return task(
             name=name,
             task_run_name=run_name_of(run_name),
@@ -98,7 +113,7 @@ def repeats(
             retries=_RETRIES,
             retry_delay_seconds=_DELAYS,
             retry_condition_fn=may_retry,
-        )(on_network_loop(body))
+        )(on_network_loop(checked))
 
     return decorate
 

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 
 from cachetools import LRUCache
 
+from prefect_qruntime.admission import policy
 from prefect_qruntime.admission.budget import BudgetLike, as_budget
 from prefect_qruntime.admission.guard import session_guard
 from prefect_qruntime.client.network_loop import network_loop, on_network_loop
@@ -80,9 +81,12 @@ async def aopen_session(
         raise InvalidInput("must be 'dedicated' or 'batch'", field="mode")
     if max_ttl is not None and (isinstance(max_ttl, bool) or not isinstance(max_ttl, int) or max_ttl < 1):
         raise InvalidInput("must be a whole number of seconds, at least 1", field="max_ttl")
-    ttl = max_ttl if max_ttl is not None else current_settings().session_max_ttl_seconds
     where = await current_run()
     token, client = secrets.token_hex(8), credentials.get_client()
+    asked = policy.Asked(name, session_seconds=(max_ttl or 0) if mode == "dedicated" else None)
+    _, longest = await policy.admit(client.connection, where, block_name(credentials), [asked])
+    ttl = max_ttl if max_ttl is not None else current_settings().session_max_ttl_seconds
+    ttl = min(ttl, longest) if longest is not None and mode == "dedicated" else ttl
     async with session_guard(client, where, as_budget(budget), token, mode=mode, life=ttl) as admitted:
         wanted = SessionRef(
             mode="batch" if mode == "batch" else "dedicated", backend=name, max_ttl=admitted.life, token=token

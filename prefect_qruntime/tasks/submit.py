@@ -22,7 +22,7 @@ from prefect.utilities.annotations import BaseAnnotation, unmapped
 from prefect.utilities.collections import isiterable
 
 from prefect_qruntime import run_context
-from prefect_qruntime.admission import keys
+from prefect_qruntime.admission import keys, policy
 from prefect_qruntime.admission.budget import as_budget
 from prefect_qruntime.admission.guard import admission_guard
 from prefect_qruntime.admission.locks import submission_lock
@@ -41,7 +41,14 @@ from prefect_qruntime.observability import notifications
 from prefect_qruntime.prefect_api import clock_offset, in_run
 from prefect_qruntime.run_context import current_run
 from prefect_qruntime.settings import current_settings
-from prefect_qruntime.tasks.arguments import Submission, as_session, plan_submission, spec_fields, spelled_out
+from prefect_qruntime.tasks.arguments import (
+    Submission,
+    as_session,
+    backend_name,
+    plan_submission,
+    spec_fields,
+    spelled_out,
+)
 from prefect_qruntime.tasks.decorators import InFlowTask, blocking, creates, in_flow
 from prefect_qruntime.tasks.sessions import bind, first_through, note_session
 
@@ -75,10 +82,12 @@ async def _submit(
     """
     budget, session = as_budget(submission.get("budget")), as_session(submission.get("session"))
     submission_key = submission.get("submission_key")
-    plan = await plan_submission(credentials, pubs, submission)
-    client = credentials.get_client()
-    settings = current_settings()
+    client, block = credentials.get_client(), block_name(credentials)
     where = await current_run()
+    # Before the plan, which may ask the service.
+    await policy.admit(client.connection, where, block, [_asked(submission)])
+    plan = await plan_submission(credentials, pubs, submission)
+    settings = current_settings()
     spec, digest = plan.spec, plan.digest
     for notice in (*route_notices(spec), *input_notices(spec)):
         notifications.log_to_run(notice, level=logging.WARNING)
@@ -130,7 +139,7 @@ async def _submit(
             exact=not plan.transpiled,
         )
         async with admission_guard(client, spec, where, budget, usable) as passing:
-            passing.key_lock = lock
+            passing.key_lock, passing.block = lock, block
 
             def bought(new: JobRef) -> None:
                 known.append(new.id)
@@ -159,7 +168,8 @@ async def _submit(
                 if not (spec.may_turn and program_is_gone(error, spec.program_id)):
                     raise
                 notifications.log_to_run(f"{error} The PUBs take the executor instead.", level=logging.WARNING)
-                ref = await submit(replace(intent, spec=await asyncio.to_thread(on_executor, spec)))
+                passing.spec = await asyncio.to_thread(on_executor, spec)
+                ref = await submit(replace(intent, spec=passing.spec))
             bought(ref)
             await passing.in_session(ref)
             # Before the gate waits for the service to list the job: it is to be found from now on.
@@ -167,8 +177,18 @@ async def _submit(
                 bind(usable, ref)
                 await note_session(credentials, usable.token, ref.session, where)
                 notifications.session_event("opened", ref.session, max_ttl=ref.session.max_ttl)
-            await notifications.job_submitted(ref, block=block_name(credentials), flow_run_id=where.flow_run_id)
+            await notifications.job_submitted(ref, block=block, flow_run_id=where.flow_run_id)
     return ref
+
+
+def _asked(submission: Submission) -> policy.Asked:
+    """What a submission asks for, as far as its arguments tell."""
+    limit = submission.get("max_execution_time")
+    return policy.Asked(
+        backend_name(submission["backend"]),
+        str(submission.get("program_id", "sampler")),
+        limit if isinstance(limit, int) else None,
+    )
 
 
 async def _takes_jobs(client: QuantumRuntimeClient, ref: JobRef) -> bool:
