@@ -41,7 +41,7 @@ __all__ = [
     "upsert",
 ]
 
-Kind = Literal["hold", "job", "key", "session", "summary", "wait"]
+Kind = Literal["hold", "instance", "job", "key", "session", "summary", "wait"]
 Write = Callable[[Mapping[str, str], str], str]
 """Makes a record's text from all that is noted and from its old text."""
 
