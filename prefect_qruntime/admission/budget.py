@@ -27,6 +27,7 @@ __all__ = [
     "as_budget",
     "budgets_in_force",
     "exhausted",
+    "levels",
     "lowest",
     "upper_bound",
 ]
@@ -290,6 +291,24 @@ def exhausted(room: Remaining, wanted: int | None, *, session: bool = False) -> 
         reserved=room.reserved,
         needed=wanted,
     )
+
+
+LEVELS = (50, 80, 100)
+"""Percent of a limit at which it is told how much is spent or held back."""
+
+
+def levels(room: Remaining, more: float) -> list[int]:
+    """The levels that a limit has reached once `more` is spent of it too.
+
+    Example:
+        ```python
+        from prefect_qruntime.admission.budget import Remaining, levels
+
+        assert levels(Remaining("mine", "max_seconds_per_run", allowed=100, used=30, reserved=30), more=25) == [50, 80]
+        ```
+    """
+    reached = room.used + room.reserved + more
+    return [level for level in LEVELS if reached >= room.allowed * level / 100]
 
 
 def upper_bound(job: Job) -> float:

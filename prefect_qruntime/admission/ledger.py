@@ -18,7 +18,15 @@ from uuid import UUID
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
 from prefect_qruntime.admission import keys
-from prefect_qruntime.admission.budget import MOST_SECONDS, Budget, Remaining, allowed_seconds, lowest, upper_bound
+from prefect_qruntime.admission.budget import (
+    MOST_SECONDS,
+    Budget,
+    Remaining,
+    allowed_seconds,
+    levels,
+    lowest,
+    upper_bound,
+)
 from prefect_qruntime.admission.session_budget import (
     SessionHold,
     allotment,
@@ -33,6 +41,7 @@ from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.errors import SAME_REQUEST, BudgetExhausted, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, SessionRef
+from prefect_qruntime.observability import notifications
 from prefect_qruntime.prefect_api import api
 from prefect_qruntime.run_context import RunContext
 from prefect_qruntime.settings import current_settings
@@ -219,6 +228,7 @@ class Ledger:
                 if hold is not None and hold.begun_after is None:
                     await self.sessions.note(hold.sent_job(now()))
                 self.reservations.append(made)
+                self._tell(client, budgets, where, rooms, 0.0 if hold is not None else made.seconds, jobs=1)
                 return made, cap
 
     async def reserve_session(
@@ -242,10 +252,36 @@ class Ledger:
         """
         async with self._lock:
             self._tidy()
-            allotted = allotment(await self._all_rooms(client, budgets, where), life)
+            rooms = await self._all_rooms(client, budgets, where)
+            allotted = allotment(rooms, life)
             if any(budget.counts_seconds for budget in budgets):
                 await self.sessions.make(client, where, token, allotted)
+            self._tell(client, budgets, where, rooms, allotted, jobs=0)
             return allotted
+
+    def _tell(
+        self,
+        client: QuantumRuntimeClient,
+        budgets: Sequence[Budget],
+        where: RunContext,
+        rooms: Sequence[Remaining],
+        seconds: float,
+        *,
+        jobs: int,
+    ) -> None:
+        """Report the limits that are half, nearly or wholly spent or held back, each level once."""
+        days = {budget.shown_name: budget.period_days for budget in budgets}
+        scope = {
+            "max_seconds_per_deployment": where.deployment_id,
+            "min_remaining_seconds": client.connection.crn,
+        }
+        for room in rooms:
+            # A limit that moves along with the days is told of once in each of its periods.
+            moving = room.limit in scope
+            period = int(time.time() // (86400 * days[room.budget])) if moving else 0
+            about = scope[room.limit] if moving else where.flow_run_id
+            for level in levels(room, jobs if room.counts_jobs else seconds):
+                notifications.budget_level(room, level, about=f"{about}:{period}", flow_run_id=where.flow_run_id)
 
     def drop(self, reservation: Reservation) -> None:
         """Nothing was bought."""
