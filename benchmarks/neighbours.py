@@ -22,10 +22,14 @@ _START_LIMIT = 120.0
 
 
 def plain_environment(home: Path) -> dict[str, str]:
-    """This environment without Prefect's settings, with a PREFECT_HOME of its own."""
+    """This environment without Prefect's settings, with a PREFECT_HOME of its own.
+
+    Modules are compiled once, as pip does it for those that it installs; else each start of a process would pay.
+    """
     home.mkdir(parents=True, exist_ok=True)
+    left_out = ("PREFECT_", "PYTHONDONTWRITEBYTECODE")
     return {
-        **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")},
+        **{name: value for name, value in os.environ.items() if not name.startswith(left_out)},
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

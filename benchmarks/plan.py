@@ -28,6 +28,9 @@ class Measurement:
         sandbox: Options of the sandbox.
         scale: Seconds of both sides' clocks in a real one.
         server: Whether a Prefect server is needed.
+        pause: Whether the neighbours come to rest before each measurement.
+        aside: Measured from outside: `end` (the process's end, the server's CPU meanwhile, pages written), `rest` (the
+            server's CPU until it rests), `calls` (requests to Prefect's API), `health` (its slowest answer).
         timeout: Real seconds one process may take.
     """
 
@@ -39,6 +42,8 @@ class Measurement:
     sandbox: dict[str, Any] = field(default_factory=dict)
     scale: float = 1.0
     server: bool = False
+    pause: bool = True
+    aside: tuple[str, ...] = ()
     timeout: float = 300.0
 
 
@@ -115,7 +120,17 @@ def _crowds(repeats: int, jobs: int) -> Iterator[Measurement]:
     sandbox = {"physics": False, "queue_time": 2, "run_time": 0.05}
     args = {"jobs": jobs}
     yield Measurement("crowd", "crowd.crowd", CLIENTS, repeats, args=args, sandbox=sandbox)
-    yield Measurement("flow", "crowd.crowd", FLOWS, repeats, args=args, sandbox=sandbox, server=True)
+    in_turn = ("prefect-qiskit-flow", "ours-flow", "empty-flow") if jobs > 20 else ("ours-flow", "empty-flow")
+    times = 5 if jobs > 20 else 1
+    common: dict[str, Any] = {"args": args, "sandbox": sandbox, "server": True, "timeout": 900}
+    yield Measurement("flow", "flows.to_the_end", in_turn, times, **common, pause=False, aside=("end",))
+    yield Measurement("rest", "flows.to_the_end", in_turn, min(times, 2), **common, aside=("end", "rest"))
+    ten: dict[str, Any] = {**common, "args": {"jobs": 10}}
+    yield Measurement("calls", "flows.to_the_end", in_turn, min(times, 2), **ten, aside=("end", "calls"))
+    many: dict[str, Any] = {**common, "args": {"jobs": 500 if jobs > 20 else 20}}
+    yield Measurement("mapped", "flows.mapped", ("ours-flow", "empty-flow"), 1, **many, aside=("end", "health"))
+    key = ("ours-flow",)
+    yield Measurement("key", "flows.fresh_key", key, times, sandbox=sandbox, server=True, timeout=900)
 
 
 def _queues(quick: bool) -> Iterator[Measurement]:

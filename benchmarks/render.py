@@ -41,7 +41,7 @@ def verdict(line: Line, results: Results) -> str:
     """Whether ours reached its goal, and by how much not."""
     if line.goal is None:
         return ""
-    reached = results.median(line.key, line.peer("ours"), line.metric)
+    reached = line.value("ours", results)
     limit = line.goal.value(results)
     if reached is None or limit is None:
         return "not measured"
@@ -99,12 +99,13 @@ def _table(results: Results) -> Iterator[str]:
 
 def _title(line: Line, results: Results) -> str:
     args = results.args.get(line.key, {})
-    return line.title.format_map({name: f"{args.get(name, 0):,}" for name in ("jobs", "shots")})
+    sizes = {"jobs": args.get("jobs", 0), "shots": args.get("shots", 0), "mapped": args.get("jobs", 0)}
+    return line.title.format_map({name: f"{number:,}" for name, number in sizes.items()})
 
 
 def _cell(line: Line, column: str, results: Results) -> str:
     peer = line.peer(column)
-    value = results.median(line.key, peer, line.metric)
+    value = line.value(column, results)
     if value is None:
         return "failed" if (line.key, peer) in results.errors else "n/a"
     text = shown(value, line.unit)

@@ -51,3 +51,8 @@ class Results:
         """The median of all repeats, or None where nothing was measured."""
         values = self.numbers.get((key, peer, metric))
         return statistics.median(values) if values else None
+
+    def worst(self, key: str, peer: str, metric: str) -> float | None:
+        """The largest of all repeats, or None where nothing was measured."""
+        values = self.numbers.get((key, peer, metric))
+        return max(values) if values else None

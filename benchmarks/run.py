@@ -26,9 +26,10 @@ import psutil
 from benchmarks.machine import describe
 from benchmarks.neighbours import PrefectServer, SandboxProcess, plain_environment
 from benchmarks.plan import Measurement, plan
+from benchmarks.watched import Watched
 
 ROOT = Path(__file__).resolve().parent.parent
-OURS = {"ours", "ours-legacy", "ours-flow"}
+OURS = {"ours", "ours-legacy", "ours-flow", "empty-flow"}
 _SETTLED = 10.0  # per cent of one core
 
 
@@ -69,7 +70,7 @@ class Bench:
         """Run one row: all peers in turn, again and again."""
         for repeat in range(what.repeats):
             for peer in what.peers:
-                busy = self._calm()
+                busy = self._calm() if what.pause else self._busy()
                 record: dict[str, Any] = {"key": what.key, "peer": peer, "repeat": repeat, "busy": busy}
                 record |= {"args": what.args, "scale": what.scale}
                 try:
@@ -80,12 +81,20 @@ class Bench:
                 yield record
 
     def _child(self, what: Measurement, peer: str) -> dict[str, float]:
+        with ExitStack() as stack:
+            return self._child_in(stack, what, peer)
+
+    def _child_in(self, stack: ExitStack, what: Measurement, peer: str) -> dict[str, float]:
         sandbox = self._fresh_sandbox(what.sandbox)
         environment = plain_environment(self._scratch / "home")
         if what.server:
             if self._server is None or not self._server.alive:
                 self._server = PrefectServer(self._scratch / "server")
             environment |= self._server.environment
+            watched = stack.enter_context(Watched(self._server, what.aside)) if what.aside else None
+            environment |= watched.environment if watched is not None else {}
+        else:
+            watched = None
         out = self._scratch / "numbers.json"
         out.unlink(missing_ok=True)
         order = {
@@ -115,7 +124,7 @@ class Bench:
             shown = said if len(said) <= 1400 else f"{said[:700]} … {said[-700:]}"
             raise RuntimeError(f"exit code {done.returncode}: {shown}")
         numbers: dict[str, float] = json.loads(out.read_text())
-        return numbers
+        return numbers if watched is None else watched.numbers(numbers)
 
     def _fresh_sandbox(self, options: dict[str, Any]) -> SandboxProcess:
         last, self._sandbox = self._sandbox, None
@@ -139,6 +148,9 @@ class Bench:
         while watched and time.monotonic() < until:
             if sum(process.cpu_percent(0.5) for process in watched) < _SETTLED:
                 break
+        return self._busy()
+
+    def _busy(self) -> float:
         return round(float(psutil.cpu_percent(0.5)) * (psutil.cpu_count() or 1) / 100, 2)
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from prefect_qruntime.admission.budget import Budget as Budget
     from prefect_qruntime.admission.policy import QuantumRuntimePolicy as QuantumRuntimePolicy
     from prefect_qruntime.client import QuantumRuntimeClient as QuantumRuntimeClient
+    from prefect_qruntime.client.programs.agreement import RouteComparison as RouteComparison
     from prefect_qruntime.client.results.job_result import JobResult as JobResult
     from prefect_qruntime.credentials import (
         QuantumRuntimeCredentials as QuantumRuntimeCredentials,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     )
     from prefect_qruntime.errors import (
         AuthenticationError as AuthenticationError,
+        BackendOffline as BackendOffline,
         BudgetExhausted as BudgetExhausted,
         InvalidInput as InvalidInput,
         JobCancelled as JobCancelled,
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
         Job as Job,
         JobRef as JobRef,
         JobStatus as JobStatus,
+        Provenance as Provenance,
         Session as Session,
         SessionRef as SessionRef,
         Usage as Usage,
@@ -83,6 +86,7 @@ if TYPE_CHECKING:
         aauthenticate as aauthenticate,
         acancel_job as acancel_job,
         aclose_session as aclose_session,
+        acompare_routes as acompare_routes,
         afetch_results as afetch_results,
         aget_usage as aget_usage,
         alist_backends as alist_backends,
@@ -93,6 +97,7 @@ if TYPE_CHECKING:
         await_for_completion as await_for_completion,
         cancel_job as cancel_job,
         close_session as close_session,
+        compare_routes as compare_routes,
         fetch_results as fetch_results,
         get_usage as get_usage,
         list_backends as list_backends,

@@ -17,6 +17,7 @@ HOMES = {
     "prefect-qiskit": "qiskit_block",
     "prefect-qiskit-flow": "qiskit_flow",
     "bare": "bare",
+    "empty-flow": "empty_flow",
 }
 
 

@@ -74,14 +74,16 @@ class AdmissionGuard:
         return spec
 
     async def _allowed(self) -> int | None:
-        """The QPU seconds that the installation's policy allows the job."""
+        """The QPU seconds that the installation's policy allows the job; a dry run uses none."""
+        if self.spec.dry_run:
+            return None
         asked = policy.Asked(self.spec.backend, self.spec.program_id, self.spec.max_execution_time)
         most, _ = await policy.admit(self.client.connection, self.where, self.block, [asked])
         return most
 
     async def _reserve(self, key: str, limit: int | None) -> JobSpec | None:
         budgets = await budgets_in_force(self.budget)
-        if not budgets:
+        if not budgets or self.spec.dry_run:  # which is not charged
             return self._with_limit(limit)
         await self._be_alone(budgets)
         try:

@@ -126,7 +126,7 @@ def tally(
     held: Collection[str | None] = (),
     now: float = 0.0,
 ) -> Tally:
-    """Add up jobs as the service lists them, reservations whose job is not listed yet, and sessions.
+    """Add up jobs as the service lists them, reservations that it does not list yet, and sessions. Dry runs cost nothing.
 
     Args:
         jobs: As the service lists them.
@@ -139,7 +139,9 @@ def tally(
     for job in jobs:
         ids.add(job.id)
         tags.update(job.tags)
-        total.add(job, upper_bound(job), of_session=job.session_id is not None and job.session_id in held)
+        if not job.dry_run:
+            paid = job.session_id is not None and job.session_id in held
+            total.add(job, upper_bound(job), of_session=paid)
     for one in reservations:
         if one.job_id not in ids and one.key not in tags:
             total.add(one.job, one.seconds, of_session=one.hold is not None)
@@ -454,6 +456,8 @@ def _room(budget: Budget, limit: str, allowed: float, total: Tally) -> Remaining
 
 def _expected(job: Job) -> float:
     """What a live job that was not bought here may use: its limit if it was given one, else the estimate."""
+    if job.dry_run:
+        return 0.0
     if job.max_execution_time is not None and job.max_execution_time < MOST_SECONDS:
         return float(job.max_execution_time)
     return job.estimated_running_seconds or 0.0

@@ -18,7 +18,7 @@ import random
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -249,26 +249,41 @@ async def _release(name: str, row_id: str) -> None:
         with patience(_RELEASE):
             await _remove(row_id)
     except Exception as error:  # what was bought is not to be lost for it
-        log.warning("The lock %s could not be given back (%r). It is free in about a minute.", name, error)
+        log.warning(
+            "The lock %s could not be given back yet (%r). It is when Prefect answers, or free in about a minute.",
+            name,
+            error,
+        )
+        _in_background(_remove(row_id))
 
 
 def _withdraw_later(name: str, holder: str) -> None:
     """Remove the row of a claim that was given up while its request was under way."""
 
     async def withdraw() -> None:
-        with contextlib.suppress(Exception), patience(_RELEASE):
+        with patience(_RELEASE):
             row = await _read(name)
             if row is not None and row.holder.startswith(holder):
                 await _remove(row.id)
 
-    task = asyncio.create_task(withdraw())
+    _in_background(withdraw())
+
+
+def _in_background(work: Coroutine[Any, Any, None]) -> None:
+    """Do something with the patience of `prefect_api`; what fails is left to those who come after."""
+
+    async def quietly() -> None:
+        with contextlib.suppress(Exception):
+            await work
+
+    task = asyncio.create_task(quietly())
     withdrawals = network_loop().state(_Withdrawals).tasks
     withdrawals.add(task)
     task.add_done_callback(withdrawals.discard)
 
 
 class _Withdrawals:
-    """Claims of this process that are being withdrawn."""
+    """Rows of this process that are being removed, of claims given up and of locks given back."""
 
     def __init__(self) -> None:
         self.tasks: set[asyncio.Task[None]] = set()

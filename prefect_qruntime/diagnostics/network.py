@@ -9,9 +9,10 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from prefect_qruntime.client.connection import DEFAULT_IAM_URL, Connection
-from prefect_qruntime.client.transport.http import Probe, Trouble, probe, reaches_proxy
+from prefect_qruntime.client.hosts import HOSTS, Dialects, dialect_that_answers
+from prefect_qruntime.client.transport.http import Probe, Trouble, probe, proxy_of, reaches_proxy
 from prefect_qruntime.client.transport.replies import parse_error
-from prefect_qruntime.diagnostics.finding import Finding, problem
+from prefect_qruntime.diagnostics.finding import Finding, ok, problem
 from prefect_qruntime.errors import QuantumRuntimeError
 
 __all__ = ["MOST_SKEW", "Address", "check_api", "check_clock", "check_iam", "check_proxy_reached", "skew_of"]
@@ -32,7 +33,7 @@ class Address:
 
     finding: Finding | None = None
     reached: bool = True
-    speaks: Literal["cloud", "legacy"] | None = None
+    speaks: Dialects | None = None
     skew: float | None = None
 
     @property
@@ -41,17 +42,39 @@ class Address:
         return self.finding is None
 
 
-async def check_proxy_reached(connection: Connection) -> Finding | None:
-    """Whether the block's proxy takes connections; None if so, or if there is none."""
-    if connection.proxy is None or await reaches_proxy(connection.proxy):
-        return None
-    parts = urlsplit(connection.proxy)
-    where = parts.hostname if parts.port is None else f"{parts.hostname}:{parts.port}"
-    return problem(
-        "proxy",
-        f"The proxy {where} cannot be reached from this machine.",
-        "Correct proxy of the block, or leave it empty where the service can be reached directly.",
-    )
+async def check_proxy_reached(connection: Connection) -> list[Finding]:
+    """Whether the proxies on the way take connections: the block's, or those that the environment names.
+
+    One of the environment is named even if it works: it is easily forgotten, and may let the next host not through.
+    """
+    findings = []
+    urls = (connection.base_url, connection.iam_url)
+    for proxy in dict.fromkeys(proxy for url in urls if (proxy := proxy_of(connection, url)) is not None):
+        parts = urlsplit(proxy)
+        where = parts.hostname if parts.port is None else f"{parts.hostname}:{parts.port}"
+        reached = await reaches_proxy(proxy)
+        if connection.proxy is None:
+            hosts = [urlsplit(url).hostname for url in urls if proxy_of(connection, url) == proxy]
+            on_the_way = f"the proxy {where} to {' and '.join(dict.fromkeys(map(str, hosts)))}"
+            said = f"The environment (HTTPS_PROXY, ALL_PROXY) names {on_the_way}"
+            findings.append(
+                ok("proxy", f"{said}.")
+                if reached
+                else problem(
+                    "proxy",
+                    f"{said}, and it cannot be reached from this machine.",
+                    "Correct that variable, list the hosts in NO_PROXY, or set proxy of the block.",
+                )
+            )
+        elif not reached:
+            findings.append(
+                problem(
+                    "proxy",
+                    f"The proxy {where} cannot be reached from this machine.",
+                    "Correct proxy of the block, or leave it empty where the service can be reached directly.",
+                )
+            )
+    return findings
 
 
 async def check_iam(connection: Connection) -> Address:
@@ -76,7 +99,7 @@ async def check_iam(connection: Connection) -> Address:
 
 
 async def check_api(connection: Connection) -> Address:
-    """Whether the service answers at `base_url`, and which dialect. Only the cloud dialect has `/versions`."""
+    """Whether the service answers at `base_url`, and which dialect."""
     found = await probe(connection, f"{connection.base_url}/backends")
     if found.trouble is not None:
         return Address(_in_the_way(found, connection, "base_url"), reached=False)
@@ -86,7 +109,7 @@ async def check_api(connection: Connection) -> Address:
     versions = await _has_versions(connection, connection.base_url)
     # Without a token the service refuses (401, some gateways 400 or 403), which shows that the path exists.
     if status in (400, 401, 403) or (status == 200 and _is_json(found)):
-        return Address(speaks="cloud" if versions else "legacy", skew=skew_of(found))
+        return Address(speaks=dialect_that_answers(lists_versions=versions), skew=skew_of(found))
     return Address(await _wrong_path(found, connection), skew=skew_of(found))
 
 
@@ -101,7 +124,7 @@ async def _wrong_path(found: Probe, connection: Connection) -> Finding:
     origin = "{0.scheme}://{0.netloc}".format(urlsplit(connection.base_url))
     candidates = [*_shorter(connection.base_url), f"{connection.base_url}/v1", f"{origin}/api/v1"]
     for other in dict.fromkeys(candidates):
-        if connection.dialect == "cloud":
+        if HOSTS[connection.dialect].lists_versions:
             fits = await _has_versions(connection, other)
         else:
             neighbour = await probe(connection, f"{other}/backends")

@@ -14,9 +14,10 @@ import heapq
 import itertools
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID
 
 from cachetools import LRUCache
@@ -26,13 +27,23 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect_qruntime import prefect_api
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.observability.artifacts import find_records, open_note, upsert
-from prefect_qruntime.observability.markdown import job_card, summary_card
+from prefect_qruntime.observability.markdown import (
+    job_card,
+    job_description,
+    join_sections,
+    summary_card,
+    summary_description,
+    with_history,
+)
+from prefect_qruntime.observability.processes import process_facts
 from prefect_qruntime.prefect_api import in_run, patience
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.run_context import current_run, submissions_in_flight
 
 __all__ = [
     "PageWrites",
+    "add_section",
+    "amend",
     "drain",
     "flush",
     "in_background",
@@ -50,13 +61,17 @@ _GATHER = 0.25  # seconds for which a note waits for other submissions that are 
 _FIRST = 3.0  # seconds after its submission until the page of a job that is not over is written
 _TOGETHER = 2.0  # seconds over which the end and the result of a job are gathered into one write
 _PAUSE = 1.0  # seconds over which changes of a summary are gathered
+_SETTLING = 4.0  # more of them while jobs of it are without a page
 _SHARE = 10  # so much longer than the last write took is the pause after it
 _KEEP = 256  # flow runs whose jobs are remembered
 _TRIES = 3  # of a page whose write failed, patience included
 _AGAIN = 15.0  # seconds before another try
-_DRAIN = 20.0  # seconds in which an ending process writes what is left; a worker kills it after 30
-_AT_END = 4  # writes at once in that time
-_AT_END_PATIENCE = 5.0  # seconds for which one of them is repeated
+_AT_ONCE = 4  # pages written at the same time
+_AT_END = 8  # by a process that ends
+_STUCK = 12.0  # seconds without a page written after which such a process gives up; a worker kills it after 30
+_DRAIN = 90.0  # seconds after which it gives up in any case
+_AT_END_PATIENCE = 5.0  # seconds for which a write is repeated then, and for the summary
+_WORTH_A_WORD = 5.0  # seconds of writing at the end after which the log says why the process does not end
 
 Facts = dict[str, str | None]
 
@@ -136,6 +151,19 @@ def write_debounced(job_id: str, meta: Facts, section: str | None = None) -> Non
         network_loop().state(PageWrites).put(job_id, meta, section=section, after=after)
 
 
+def amend(job_id: str, meta: Facts) -> None:
+    """Add facts to a write of a job's page that is due anyway; they cause none. Call it on the network loop."""
+    pages = network_loop().find(PageWrites)
+    if pages is not None and (pending := pages.pages.get(job_id)) is not None:
+        pending.meta |= {name: value for name, value in meta.items() if value is not None}
+
+
+def add_section(job_id: str, section: str) -> None:
+    """Add a section to a job's page, with the next write if one is due. Call it on the network loop."""
+    if in_run():
+        network_loop().state(PageWrites).put(job_id, {}, section=section, after=_FIRST)
+
+
 @dataclass(slots=True)
 class _Pending:
     """What is still to be written to the page of a job."""
@@ -158,10 +186,13 @@ class PageWrites:
         self.runs: LRUCache[str, _Run] = LRUCache(_KEEP)
         self.tasks: set[asyncio.Task[None]] = set()
         self.writing: dict[str, asyncio.Task[bool]] = {}
+        self.written = 0
         self._order: list[tuple[float, int, str]] = []
         self._count = itertools.count()
         self._changed = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
+        self._places = asyncio.Semaphore(_AT_ONCE)
+        self._jobs: set[asyncio.Task[None]] = set()
         self._ending = False
 
     def run(self, flow_run_id: str) -> _Run:
@@ -188,7 +219,7 @@ class PageWrites:
             )
         else:
             pending.meta |= {name: value for name, value in meta.items() if value is not None}
-            pending.section = section or pending.section
+            pending.section = join_sections(pending.section, section) or section or pending.section
             pending.due = min(pending.due, due)
         self._schedule(job_id, pending)
 
@@ -215,7 +246,17 @@ class PageWrites:
                     pass
                 continue
             heapq.heappop(self._order)
-            await self.write_page(job_id)
+            await self._places.acquire()
+            if (pending := self.pages.pop(job_id, None)) is None:  # written by another meanwhile
+                self._places.release()
+                continue
+            job = asyncio.create_task(self._write_pending(job_id, pending, last=False))
+            self._jobs.add(job)
+            job.add_done_callback(self._freed)
+
+    def _freed(self, job: asyncio.Task[None]) -> None:
+        self._jobs.discard(job)
+        self._places.release()
 
     async def write_page(self, job_id: str, *, last: bool = False) -> None:
         """Write what waits for a page, and try again later if that fails.
@@ -225,11 +266,12 @@ class PageWrites:
             last: Whether the process ends, so that a failure stays.
         """
         pending = self.pages.pop(job_id, None)
-        if pending is None:
-            return
+        if pending is not None:
+            await self._write_pending(job_id, pending, last=last)
 
+    async def _write_pending(self, job_id: str, pending: _Pending, *, last: bool) -> None:
         async def attempt() -> bool:
-            with patience(_AT_END_PATIENCE) if last else contextlib.nullcontext():
+            with patience(_AT_END_PATIENCE, silence=_DRAIN) if last else contextlib.nullcontext():
                 return await _write(job_id, pending)
 
         done = False
@@ -239,6 +281,7 @@ class PageWrites:
             done = await writing
         finally:
             self.writing.pop(job_id, None)
+            self.written += done
             pending.tries += 1
             if not done and (last or pending.tries < _TRIES):
                 self._put_back(job_id, pending, again=not last)
@@ -246,7 +289,7 @@ class PageWrites:
     def _put_back(self, job_id: str, pending: _Pending, *, again: bool) -> None:
         if (newer := self.pages.get(job_id)) is not None:
             newer.meta = {**pending.meta, **newer.meta}
-            newer.section = newer.section or pending.section
+            newer.section = join_sections(pending.section, newer.section) or newer.section or pending.section
             newer.new, newer.defaults = newer.new or pending.new, {**pending.defaults, **newer.defaults}
             return
         self.pages[job_id] = pending
@@ -254,24 +297,28 @@ class PageWrites:
             pending.due = time.monotonic() + _AGAIN
             self._schedule(job_id, pending)
 
-    async def write_all(self, *, last: bool = False) -> None:
-        """Write everything that waits now, summaries last."""
-        self._ending = last  # the page that is being written is finished, the others are written here
+    async def write_pages(self, *, last: bool = False) -> None:
+        """Write all pages that wait now."""
+        self._ending = last  # the pages that are being written are finished, the others are written here
         self._changed.set()
-        at_once = asyncio.Semaphore(_AT_END if last else 1)
+        at_once = asyncio.Semaphore(_AT_END if last else _AT_ONCE)
 
         async def one(job_id: str) -> None:
             async with at_once:
                 await self.write_page(job_id, last=last)
 
         await asyncio.gather(*(one(job_id) for job_id in list(self.pages)))
-        while self.writing:
-            await asyncio.wait(self.writing.values())
+        while under_way := [*self.writing.values(), *self._jobs]:
+            await asyncio.wait(under_way)
+
+    async def write_summaries(self) -> None:
+        """Write all summaries that changed."""
         await asyncio.gather(*(run.settle() for run in list(self.runs.values())))
 
     async def stop(self) -> None:
         """Give up what is being written; it counts as not written."""
-        under_way = [*self.writing.values(), *([self._worker] if self._worker is not None else [])]
+        worker = [self._worker] if self._worker is not None else []
+        under_way: list[asyncio.Task[Any]] = [*self.writing.values(), *self._jobs, *worker]
         for task in under_way:
             task.cancel()
         if under_way:
@@ -286,11 +333,23 @@ async def _write(job_id: str, pending: _Pending) -> bool:
 
     try:
         page = None if in_run() else pending.flow_run_id
-        await upsert("job", job_id, text, pending.meta, defaults=pending.defaults, new=pending.new, flow_run_id=page)
+        await upsert(
+            "job",
+            job_id,
+            text,
+            pending.meta,
+            defaults=pending.defaults,
+            new=pending.new,
+            flow_run_id=page,
+            describe=job_description,
+            merge=with_history,
+        )
         owner = pending.flow_run_id or (await current_run()).flow_run_id
         if owner is not None:
-            network_loop().state(PageWrites).run(owner).paged(job_id)
-            mark_dirty(owner, job_id, {**pending.defaults, **pending.meta})
+            run = network_loop().state(PageWrites).run(owner)
+            run.paged(job_id)
+            if "now" not in pending.meta or run.jobs.get(job_id, {}).get("state") != pending.meta.get("state"):
+                mark_dirty(owner, job_id, {**pending.defaults, **pending.meta})
     except Exception as error:
         log.warning("The artifact of job %s could not be written: %r", job_id, error)
         return False
@@ -317,6 +376,7 @@ class _Run:
     _done: set[str] = field(default_factory=set)
     _unnoted: set[str] = field(default_factory=set)
     _another: asyncio.Event = field(default_factory=asyncio.Event)
+    _all_paged: asyncio.Event = field(default_factory=asyncio.Event)
     _noting: asyncio.Task[None] | None = None
     _writer: asyncio.Task[None] | None = None
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -330,6 +390,8 @@ class _Run:
         """A job has its own page now."""
         self.open.pop(job_id, None)
         self._done.add(job_id)
+        if not self.open:
+            self._all_paged.set()
 
     def note(self, job_id: str) -> asyncio.Task[None]:
         """Have a submission noted soon; those that come together share one write."""
@@ -360,6 +422,11 @@ class _Run:
         pause = _PAUSE
         while self.dirty:
             await asyncio.sleep(pause)
+            self._all_paged.clear()
+            if self.open:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_SETTLING):
+                        await self._all_paged.wait()
             began = time.monotonic()
             await self.settle()
             pause = max(_PAUSE, _SHARE * (time.monotonic() - began))
@@ -427,10 +494,15 @@ async def write_summary(flow_run_id: str, job_ids: Iterable[str] = ()) -> None:
         "summary",
         flow_run_id,
         summary_card(listed),
-        {**meta, **{f"open {job_id}": note for job_id, note in run.open.items()}},
+        {
+            **meta,
+            **(process_facts() if run.open else {}),  # of the process that submitted them
+            **{f"open {job_id}": note for job_id, note in run.open.items()},
+        },
         new=alone and first,
         drop=[f"open {job_id}" for job_id in run._done],
         flow_run_id=flow_run_id,
+        describe=summary_description,
     )
     run._written = True
 
@@ -476,42 +548,68 @@ async def flush() -> None:
     pages = network_loop().state(PageWrites)
     while pages.tasks:
         await asyncio.wait(pages.tasks)
-    await pages.write_all()
+    await pages.write_pages()
+    await pages.write_summaries()
 
 
-async def drain(limit: float = _DRAIN) -> list[str]:
+async def drain(stuck: float = _STUCK) -> list[str]:
     """Write what is left when the process ends, and report what is not written in time. Runs on the network loop.
 
+    A busy server takes its time, so this goes on as long as pages are written. The summary has every job in it; it is
+    written even if they are not.
+
     Args:
-        limit: Seconds.
+        stuck: Seconds without a page written after which it gives up.
 
     Returns:
         The jobs whose pages are incomplete.
     """
     pages = network_loop().state(PageWrites)
-    summaries = False
-    try:
-        async with asyncio.timeout(limit):
-            with patience(_AT_END_PATIENCE):
-                if pages.tasks:
-                    await asyncio.wait(pages.tasks)
-                await pages.write_all(last=True)
-    except TimeoutError:
-        pass
-    await pages.stop()
+
+    async def write_what_is_left() -> None:
+        if pages.tasks:
+            await asyncio.wait(pages.tasks)
+        await pages.write_pages(last=True)
+
+    with patience(_AT_END_PATIENCE):
+        await _while_it_goes_on(write_what_is_left(), pages, stuck)
+        await pages.stop()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(_AT_END_PATIENCE, stuck / 2)):
+                await pages.write_summaries()
     missing = sorted(pages.pages)
     summaries = any(run.dirty for run in pages.runs.values())
     pages.pages.clear()
     for run in pages.runs.values():
         run.dirty = False
     if missing or summaries:
-        what = f"{len(missing)} job page{'' if len(missing) == 1 else 's'}" if missing else "The flow run's summary"
+        what = _job_pages(len(missing)) if missing else "The flow run's summary"
         log.warning(
             "%s could not be written to Prefect before the process ended. The jobs themselves are not affected. "
             "Run `prefect-qruntime sweep` to complete the pages.",
             what,
         )
     return missing
+
+
+async def _while_it_goes_on(work: Coroutine[Any, Any, None], pages: PageWrites, stuck: float) -> None:
+    """Run what writes pages until it is done, or no page was written for some seconds."""
+    task, began, said = asyncio.create_task(work), time.monotonic(), False
+    moved, seen = began, pages.written
+    while not task.done() and (now := time.monotonic()) - moved < stuck and now - began < _DRAIN:
+        if not said and now - began > _WORTH_A_WORD:
+            said = True
+            left = len(pages.pages) + len(pages.writing)
+            log.info("Writing %s to Prefect, which is busy, before the process ends.", _job_pages(left))
+        await asyncio.wait({task}, timeout=min(1.0, stuck / 4))
+        if pages.written != seen:
+            moved, seen = time.monotonic(), pages.written
+    task.cancel()
+    await asyncio.wait({task})
+
+
+def _job_pages(number: int) -> str:
+    return f"{number} job page{'' if number == 1 else 's'}"
 
 
 def _drain_at_exit() -> None:

@@ -130,10 +130,10 @@ async def check_block(data: Mapping[str, Any], policy: QuantumRuntimePolicy | No
         return [*findings, problem("policy", text, "Correct the block's address, or add the host to the policy.")]
     if not bad & {"crn", "base_url"}:
         findings.append(await check_limits(connection))
-    barred = await check_proxy_reached(connection) if "proxy" not in bad else None
-    if barred is not None:
-        findings.append(barred)
-    if barred is not None or "proxy" in bad or ("ca_file" in bad and _needs_tls(fields)):
+    proxies = await check_proxy_reached(connection) if "proxy" not in bad else []
+    findings += proxies
+    barred = any(one.level == "problem" for one in proxies)
+    if barred or "proxy" in bad or ("ca_file" in bad and _needs_tls(fields)):
         findings.append(hint("network", "Nothing beyond this machine could be looked at.", "Mend the above first."))
         return findings
     api = await check_api(connection) if "base_url" not in bad else Address()

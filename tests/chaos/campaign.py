@@ -149,7 +149,7 @@ class Host:
                 env=self._env,
                 capture_output=True,
                 text=True,
-                timeout=90,
+                timeout=300,
                 check=False,
             )
             lines = [line for line in done.stdout.splitlines() if line.startswith("{")]

@@ -15,7 +15,7 @@ from prefect_qruntime.sandbox import Sandbox
 from prefect_qruntime.sessions import says_nothing_about_jobs
 from tests.support.flow_runs import BACKEND, FLIP, posts, ran, run, until
 
-pytestmark = [pytest.mark.server, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
 
 OUTAGES = [
     qr.ServiceUnavailable("no answer"),

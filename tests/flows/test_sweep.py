@@ -358,7 +358,7 @@ def test_the_command_line(control: Any, sandbox: Sandbox, prefect_server: Any) -
     def sweep(*arguments: str) -> Any:
         command = [sys.executable, "-c", "from prefect_qruntime.cli import main; main()", "sweep", *arguments]
         return subprocess.run(
-            command, env=prefect_server.env, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+            command, env=prefect_server.env, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
         )
 
     done = sweep("--block", BLOCK, "--json")

@@ -36,10 +36,21 @@ class Fault:
 
 @dataclass
 class ApiProxy:
-    """Listens on a free port of this machine while its context lasts."""
+    """Listens on a free port of this machine while its context lasts.
+
+    Attributes:
+        target: The server's port.
+        faults: What happens to requests.
+        refusals: So many more requests find nobody there; websockets neither, as long as there are some.
+        refused: How many requests found nobody.
+        seen: Every request.
+        port: Its own port.
+    """
 
     target: int
     faults: list[Fault] = field(default_factory=list)
+    refusals: int = 0
+    refused: int = 0
     seen: list[str] = field(default_factory=list)
     port: int = 0
     _loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
@@ -70,7 +81,7 @@ class ApiProxy:
 
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
-        assert ready.wait(10)
+        assert ready.wait(60)
         try:
             yield self
         finally:
@@ -98,6 +109,11 @@ class ApiProxy:
         body = await reader.readexactly(int(headers.get("content-length", 0)))
         request = " ".join(lines[0].split(" ")[:2])
         websocket = headers.get("upgrade") == "websocket"
+        if self.refusals > 0:
+            if not websocket:
+                self.refusals -= 1
+                self.refused += 1
+            return False
         fault = None if websocket else self._fault(request)
         if not websocket:
             self.seen.append(request)

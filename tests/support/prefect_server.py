@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -15,11 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.objects import TERMINAL_STATES
 from prefect.context import refresh_global_settings_context
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
+from prefect.states import Cancelled
 
-START_LIMIT = 120.0
+START_LIMIT = 600.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,45 @@ def _wait(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
         except OSError:
             time.sleep(0.2)
     raise RuntimeError(f"the Prefect server did not start:\n{log.read_text()[-3000:]}")
+
+
+def withdraw_runs() -> None:
+    """Cancel all flow runs that are not over, so that the worker of another test takes none of them."""
+
+    async def withdraw() -> None:
+        over = FlowRunFilterStateType(not_any_=list(TERMINAL_STATES))
+        async with get_client() as client:
+            left = FlowRunFilter(state=FlowRunFilterState(type=over))
+            while flow_runs := await client.read_flow_runs(flow_run_filter=left):
+                for flow_run in flow_runs:
+                    await client.set_flow_run_state(flow_run.id, Cancelled(), force=True)
+
+    asyncio.run(withdraw())
+
+
+def forget_records(home: Path) -> None:
+    """Delete what tests left on the server for those of the next module: blocks, notes of sessions, unfinished runs.
+
+    A sweep or a list that is given no block looks at all of them, and their sandbox has forgotten its sessions.
+    """
+    from prefect_qruntime.client.network_loop import network_loop
+    from prefect_qruntime.credentials import QuantumRuntimeCredentials, saved_blocks
+    from prefect_qruntime.observability.artifacts import find_records
+    from prefect_qruntime.observability.run_page import flush
+    from prefect_qruntime.prefect_api import api
+
+    async def forget() -> None:
+        await flush()  # else a late write makes a record again
+        client = await api()
+        for name in await saved_blocks():
+            await QuantumRuntimeCredentials.adelete(name, client=client)
+        for record in await find_records("session"):
+            await client.delete_artifact(record.artifact_id)
+
+    network_loop().run(forget())
+    withdraw_runs()
+    for note in (home / "qruntime" / "sessions").glob("*.json"):
+        note.unlink()
 
 
 @contextmanager

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +14,9 @@ import pytest
 
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.api_proxy import ApiProxy, Fault
+from tests.support.plain_server import PlainServer
 
-pytestmark = [pytest.mark.server, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 150.0
 
@@ -66,72 +63,6 @@ work = {"gathered": gathered, "in_session": in_session, "keyed": keyed}[order["f
 result = asyncio.run(work(order)) if order["flow"] == "gathered" else work(order)
 print("result " + orjson.dumps(result).decode(), flush=True)
 """
-
-
-class PlainServer:
-    """`prefect server start` on SQLite, which can be restarted with its data."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
-        self.url = f"http://127.0.0.1:{self.port}/api"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def env(self, url: str | None = None) -> dict[str, str]:
-        return {
-            **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")},
-            "PYTHONPATH": str(ROOT),
-            "PREFECT_HOME": str(self.home),
-            "PREFECT_API_URL": url or self.url,
-            "PREFECT_SERVER_API_PORT": str(self.port),
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
-            "PREFECT_LOGGING_LEVEL": "WARNING",
-            "PREFECT_INTEGRATIONS_QRUNTIME_SUBMISSION_GRACE_SECONDS": "0.4",
-            "DO_NOT_TRACK": "1",
-        }
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port)]
-        with (self.home / "server.log").open("ab") as out:
-            self.process = subprocess.Popen(
-                [*command, "--no-ui"], env=self.env(), cwd=self.home, stdout=out, stderr=subprocess.STDOUT
-            )
-        until = time.monotonic() + 120
-        while time.monotonic() < until:
-            try:
-                with urllib.request.urlopen(f"{self.url}/health", timeout=2):
-                    return
-            except OSError:
-                assert self.process.poll() is None, (self.home / "server.log").read_text()[-3000:]
-                time.sleep(0.2)
-        raise AssertionError("the Prefect server did not start")
-
-    def stop(self) -> None:
-        assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-    def ask(self, path: str, body: dict[str, Any]) -> Any:
-        request = urllib.request.Request(
-            f"{self.url}{path}", data=orjson.dumps(body), headers={"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return orjson.loads(answer.read())
-
-    def artifacts(self, kind: str) -> list[dict[str, Any]]:
-        wanted = {"artifacts": {"key": {"like_": f"qruntime-{kind}-%"}}, "limit": 200}
-        return [one["metadata_"] for one in self.ask("/artifacts/filter", wanted)]
-
-    def locks(self) -> list[str]:
-        wanted = {"variables": {"name": {"like_": "qruntime-"}}, "limit": 200}
-        return [one["name"] for one in self.ask("/variables/filter", wanted)]
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +124,7 @@ def test_ten_jobs_gathered_in_a_flow_take_few_requests(server: PlainServer, sand
     result, err = end(start(server, sandbox, {"flow": "gathered", "jobs": 10}, proxy.url))
     assert result == [{"1": 10}] * 10
     counts = proxy.counts()
-    assert sum(counts.values()) <= 27, counts  # 25, and 2 where one submission comes too late for the others' note
+    assert sum(counts.values()) <= 25, counts
     assert counts["POST /api/artifacts/"] == 11
     assert not any("concurrency" in name for name in counts)
     assert "Traceback" not in err
@@ -256,7 +187,7 @@ def test_pages_that_cannot_be_written_are_reported_once_and_completed_by_the_swe
     save = "import sys, orjson; from prefect_qruntime import QuantumRuntimeCredentials as C; "
     save += "C(**orjson.loads(sys.argv[1])).save('faults', overwrite=True)"
     connection = orjson.dumps(sandbox.connection("cloud")).decode()
-    subprocess.run([sys.executable, "-c", save, connection], env=server.env(), cwd=ROOT, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", save, connection], env=server.env(), cwd=ROOT, check=True, timeout=300)
     proxy.faults.append(Fault("(PATCH|POST) /api/artifacts/", status=500))
     _, err = end(start(server, sandbox, {"flow": "gathered", "jobs": 3, "block": "faults"}, proxy.url))
     said, *more = [line for line in err.splitlines() if "sweep" in line]
@@ -269,7 +200,7 @@ def test_pages_that_cannot_be_written_are_reported_once_and_completed_by_the_swe
         env=server.env(),
         cwd=ROOT,
         check=True,
-        timeout=90,
+        timeout=300,
         capture_output=True,
     )
     pages = {facts["id"]: facts["state"] for facts in server.artifacts("job")}
@@ -284,7 +215,7 @@ def test_a_killed_holder_s_lock_is_taken_over_and_a_restart_of_the_server_loses_
     sandbox.control.set_option("queue_time", 0.1)
     sandbox.control.add_fault("POST", "/jobs", delay=60.0)  # the lock is held meanwhile
     first = start(server, sandbox, order)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 240
     while not server.locks():
         assert time.monotonic() < until
         time.sleep(0.1)

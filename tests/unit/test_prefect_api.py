@@ -17,11 +17,20 @@ def status(code: int) -> httpx.HTTPStatusError:
     return httpx.HTTPStatusError(str(code), request=REQUEST, response=httpx.Response(code, request=REQUEST))
 
 
-PASSING = [status(code) for code in (408, 429, 500, 502, 503, 504, 520)] + [
-    httpx.ConnectError("refused"),
-    httpx.ReadTimeout("silent"),
-    httpx.RemoteProtocolError("closed"),
-]
+def conflict(method: str, path: str) -> httpx.HTTPStatusError:
+    request = httpx.Request(method, f"http://127.0.0.1/api/{path}")
+    return httpx.HTTPStatusError("409", request=request, response=httpx.Response(409, request=request))
+
+
+PASSING = (
+    [conflict("POST", "artifacts/"), conflict("GET", "flow_run_states/"), conflict("POST", "flow_runs/filter")]
+    + [status(code) for code in (408, 429, 500, 502, 503, 504, 520)]
+    + [
+        httpx.ConnectError("refused"),
+        httpx.ReadTimeout("silent"),
+        httpx.RemoteProtocolError("closed"),
+    ]
+)
 
 
 @pytest.mark.parametrize("error", PASSING, ids=repr)
@@ -38,7 +47,9 @@ def test_what_may_pass_is_asked_again(error: Exception) -> None:
     assert len(asked) == 3
 
 
-@pytest.mark.parametrize("error", [*(status(code) for code in (400, 401, 403, 404, 409, 422, 423)), ValueError()])
+@pytest.mark.parametrize(
+    "error", [*(status(code) for code in (400, 401, 403, 404, 422, 423)), conflict("POST", "variables/"), ValueError()]
+)
 def test_what_will_not_pass_is_raised_at_once(error: Exception) -> None:
     asked: list[int] = []
 

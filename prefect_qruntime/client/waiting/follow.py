@@ -99,14 +99,12 @@ async def _give_up(
             if not cancelled:
                 trouble = "its cancellation was accepted but has not happened yet: "
     state = "unknown" if last is None else last.raw_status
-    fate = (
-        "it was cancelled"
-        if cancelled
-        else f"{trouble}it lives on (last state {state!r}); attach again with "
-        f"wait_for_completion(credentials, {job_id!r}) or end it with cancel_job"
-    )
+    fate = "it was cancelled" if cancelled else f"{trouble}it lives on (last state {state!r})."
     raise JobTimeout(
         f"waited {now - plan.started:.0f} s for job {job_id} and stopped ({limit}): {fate}",
+        solution=None
+        if cancelled
+        else f"Attach again with wait_for_completion(credentials, {job_id!r}), or end it with cancel_job.",
         job_id=job_id,
         job_url=last.url if last else None,
         limit=limit,

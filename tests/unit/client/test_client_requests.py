@@ -341,10 +341,10 @@ def test_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch, no_proxy:
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setenv("HTTPS_PROXY", "proxy.example:3128")
     monkeypatch.setenv("NO_PROXY", no_proxy)
-    assert http_module._proxy(connection(), CLOUD) == ("http://proxy.example:3128" if expected else None)
-    assert http_module._proxy(connection(), "http://127.0.0.1:1") is None
+    assert http_module.proxy_of(connection(), CLOUD) == ("http://proxy.example:3128" if expected else None)
+    assert http_module.proxy_of(connection(), "http://127.0.0.1:1") is None
     given = connection(proxy="http://own.example:1")
-    assert http_module._proxy(given, CLOUD) == "http://own.example:1"
+    assert http_module.proxy_of(given, CLOUD) == "http://own.example:1"
     with contextlib.closing(asyncio.new_event_loop()) as loop:
         loop.run_until_complete(http_module.http_client(connection()).aclose())
 
