@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from prefect_qruntime import hooks as hooks
     from prefect_qruntime.admission.budget import Budget as Budget
+    from prefect_qruntime.admission.policy import QuantumRuntimePolicy as QuantumRuntimePolicy
     from prefect_qruntime.client import QuantumRuntimeClient as QuantumRuntimeClient
     from prefect_qruntime.client.cost_core import CostEstimate as CostEstimate
     from prefect_qruntime.client.programs.agreement import RouteComparison as RouteComparison
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
         JobTimeout as JobTimeout,
         NotFound as NotFound,
         PermissionDenied as PermissionDenied,
+        PolicyRefused as PolicyRefused,
         QuantumRuntimeError as QuantumRuntimeError,
         RateLimited as RateLimited,
         ResultNotReady as ResultNotReady,

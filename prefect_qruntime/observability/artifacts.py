@@ -46,7 +46,7 @@ __all__ = [
     "upsert_session",
 ]
 
-Kind = Literal["comparison", "job", "key", "session", "summary", "wait"]
+Kind = Literal["comparison", "hold", "instance", "job", "key", "session", "summary", "wait"]
 Write = Callable[[Mapping[str, str], str], str]
 """Makes a record's text from all that is noted and from its old text."""
 Merge = Callable[[Mapping[str, str], Mapping[str, str]], dict[str, str]]

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from cachetools import LRUCache, TTLCache
@@ -56,6 +56,7 @@ from prefect_qruntime.settings import current_settings
 
 __all__ = [
     "budget_exhausted",
+    "budget_level",
     "emit",
     "event_id_of",
     "follow_usage",
@@ -462,6 +463,61 @@ def budget_exhausted(error: BudgetExhausted, *, flow_run_id: str | None) -> None
         {"prefect.resource.id": f"qruntime.budget.{name}", "prefect.resource.name": name},
         {key: error.fields.get(key) for key in ("budget", "limit", "allowed", "used", "reserved", "needed")},
         flow_run_id=flow_run_id,
+    )
+
+
+class Limit(Protocol):
+    """A limit of a budget, and how much of it is spent."""
+
+    @property
+    def budget(self) -> str:
+        """Name of the budget."""
+        ...
+
+    @property
+    def limit(self) -> str:
+        """Name of the limit."""
+        ...
+
+    @property
+    def allowed(self) -> float:
+        """What it allows."""
+        ...
+
+    @property
+    def used(self) -> float:
+        """What is spent for good."""
+        ...
+
+    @property
+    def reserved(self) -> float:
+        """What may still be spent."""
+        ...
+
+
+def budget_level(room: Limit, level: int, *, about: str, flow_run_id: str | None) -> None:
+    """Report that a part of a limit is spent or held back, once for whatever the limit counts over.
+
+    Args:
+        room: The limit.
+        level: Percent.
+        about: What it counts over, and which of its periods this is.
+        flow_run_id: The flow run that bought.
+    """
+    if not in_run():
+        return
+    cause = f"qruntime-budget:{room.budget}:{room.limit}:{room.allowed:g}:{about}:{level}"
+    facts = {"budget": room.budget, "limit": room.limit, "allowed": room.allowed, "percent": level}
+    emit(
+        "qruntime.budget.level",
+        {
+            "prefect.resource.id": f"qruntime.budget.{room.budget}",
+            "prefect.resource.name": room.budget,
+            "qruntime.percent": str(level),
+        },
+        {**facts, "used": room.used, "reserved": room.reserved},
+        flow_run_id=flow_run_id,
+        event_id=uuid5(NAMESPACE_URL, cause),
     )
 
 
