@@ -24,7 +24,7 @@ export DO_NOT_TRACK := 1
 # An embedded Prefect server needs 11 to 15 s here; Prefect's own limit is 20 s.
 export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS := 120
 
-.PHONY: help install demo flow quick test lint types unit floor interop postgres-test ray-test prefect-faults docs ui-test pictures plain-install bench bench-quick clean
+.PHONY: notebooks help install demo flow quick test lint types unit floor interop postgres-test ray-test prefect-faults docs ui-test pictures plain-install bench bench-quick clean
 
 help: ## Say what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -37,11 +37,21 @@ $(STAMP): pyproject.toml constraints.txt
 
 install: $(STAMP) ## Make .venv with everything for development
 
-demo: $(STAMP) ## Run the main job on the embedded sandbox, in both dialects
-	@$(BIN)/prefect-qruntime demo
+# What runs flows: the developers' environment if it is there, else one with what a flow needs.
+RUN := $(if $(wildcard $(STAMP)),$(VENV),.venv-run)
 
-flow: $(STAMP) ## Run one of the flows on the embedded sandbox: make flow NAME=vqe_session
-	@$(BIN)/python flows/$(NAME).py
+.venv-run/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed")'
+	test -x .venv-run/bin/python || $(PYTHON) -m venv .venv-run
+	.venv-run/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[sandbox]' --constraint constraints.txt
+	@touch $@
+
+demo: $(RUN)/.installed ## Run the main job on the embedded sandbox, in both dialects
+	@$(RUN)/bin/prefect-qruntime demo
+
+flow: $(RUN)/.installed ## Run one of the flows on the embedded sandbox: make flow NAME=vqe_session
+	@$(RUN)/bin/python flows/$(NAME).py
+	@echo 'flows/$(NAME).py ran on the embedded sandbox. On a QPU it runs with credentials_block="NAME"; see README.md.'
 
 quick: $(STAMP) lint types ## Lint, check the types and run the pure unit tests, in a minute
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(QUICK)
@@ -74,12 +84,13 @@ floor: $(FLOOR)/.installed ## Run unit and flow tests with the oldest versions a
 $(INTEROP)/.installed: pyproject.toml constraints.txt tests/interop/constraints.txt
 	test -x $(INTEROP)/bin/python || $(PYTHON) -m venv $(INTEROP)
 	$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[sandbox,qiskit]' \
-	  qiskit-ibm-runtime hypothesis pytest pytest-asyncio pytest-timeout \
+	  'qiskit-ibm-runtime[noise-learning]' pproxy simplejson hypothesis pytest pytest-asyncio pytest-timeout \
 	  --constraint constraints.txt --constraint tests/interop/constraints.txt
 	@touch $@
 
-interop: $(INTEROP)/.installed ## Run IBM's official client against the sandbox
+interop: $(INTEROP)/.installed ## Run IBM's official client, and its own integration tests, against the sandbox
 	$(INTEROP)/bin/python -m pytest -W default tests/interop
+	$(INTEROP)/bin/python -m tests.interop.ibm_tests --sources $(INTEROP)/ibm
 
 $(DOCS)/.installed: pyproject.toml constraints.txt
 	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
@@ -105,6 +116,9 @@ ui-test: $(UI)/.installed ## Look at Prefect's pages with a browser
 pictures: ## Take the screenshots of the documentation anew
 	QRUNTIME_PICTURES=docs/images $(MAKE) ui-test
 
+notebooks: $(STAMP) ## Run the example notebooks anew and keep their outputs
+	$(BIN)/python tools/notebooks.py
+
 postgres-test: $(STAMP) ## Run the system tests against a Prefect server on PostgreSQL
 	$(BIN)/python tests/postgres/run.py
 
@@ -120,8 +134,8 @@ ray-test: $(RAY)/.installed ## Run mapped tasks on a local Ray cluster
 prefect-faults: $(STAMP) ## Restart, kill and slow down a Prefect server in every phase of a flow
 	QRUNTIME_PREFECT_FAULTS=1 $(BIN)/python -m pytest tests/system/test_prefect_fault_table.py
 
-plain-install: $(STAMP) ## Prove that a plain install gives a Prefect server that starts
-	$(BIN)/python tests/plain_install.py
+plain-install: $(STAMP) ## Walk the way of a new user with the wheel alone: install, deploy, run, see the counts
+	$(BIN)/python -m tests.plain_install
 
 $(BENCH)/.installed: constraints.txt benchmarks/constraints.txt
 	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
@@ -141,4 +155,4 @@ bench-quick: $(STAMP) $(BENCH)/.installed ## Try the benchmarks out, small and f
 	$(BENCH)/bin/python -m benchmarks.chart .bench/quick.jsonl --out .bench/images
 
 clean: ## Remove what was made
-	rm -rf $(VENV) $(INTEROP) $(DOCS) $(UI) $(BENCH) $(FLOOR) $(RAY) .bench .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist site *.egg-info
+	rm -rf $(VENV) .venv-run $(INTEROP) $(DOCS) $(UI) $(BENCH) $(FLOOR) $(RAY) .bench .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist site *.egg-info

@@ -92,9 +92,9 @@ GROUPS: tuple[tuple[str, tuple[Line, ...]], ...] = (
     (
         "Requests",
         (
-            Line("Requests for one job, looks at its state aside", "one", "first", goal=Goal(3), peers=IN_FLOW),
+            Line("Requests for one job, looks at its state aside", "one", "first", goal=Goal(4), peers=IN_FLOW),
             Line("… for the second job of a process", "one", "second", goal=Goal(2), peers=IN_FLOW),
-            Line("Requests for ten jobs in sequence, looks aside", "ten", "requests", goal=Goal(21), peers=IN_FLOW),
+            Line("Requests for ten jobs in sequence, looks aside", "ten", "requests", goal=Goal(22), peers=IN_FLOW),
             Line("… TCP connections for them", "ten", "connections", goal=Goal(2), peers=IN_FLOW),
         ),
     ),

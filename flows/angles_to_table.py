@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect_qruntime.flows.shared import instance, single
+from prefect_qruntime.flows.shared import CircuitForm, RequestedRoute, instance, single
 from pydantic import Field
 
 from prefect_qruntime import (
@@ -179,6 +179,9 @@ def angles_to_table(
     rows_per_job: Annotated[int, Field(ge=1, le=1000)] = 100,
     dialect: Literal["cloud", "legacy"] = "cloud",
     max_execution_time: Annotated[int | None, Field(ge=1, le=10_800)] = None,
+    route: RequestedRoute | None = None,
+    circuit_form: CircuitForm = "auto",
+    dry_run: bool = False,
     budget_block: str | None = None,
 ) -> list[dict[str, Any]]:
     """Measure observables for each line of a CSV file of angles and write them as a table.
@@ -194,6 +197,9 @@ def angles_to_table(
         rows_per_job: Lines of the file that share a job.
         dialect: Which dialect the embedded sandbox speaks; a block knows its own.
         max_execution_time: Limit of QPU seconds for each job; empty for the service's own.
+        route: By the server's programs, the executor, or whichever there is; empty for the setting `primitive_route`.
+        circuit_form: How circuits travel to the executor.
+        dry_run: Run on the mock backend that stands for the backend: no QPU, no charge, random results.
         budget_block: Name of a Quantum Runtime Budget block that must have room for each job; empty for none.
 
     Returns:
@@ -220,6 +226,9 @@ def angles_to_table(
                 backend=chosen,
                 shots=shots,
                 max_execution_time=max_execution_time,
+                route=route,
+                circuit_form=circuit_form,
+                dry_run=dry_run,
                 budget=budget_block,
             )
             for part in parts

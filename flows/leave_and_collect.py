@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from prefect import flow, get_run_logger
+from prefect_qruntime.flows.shared import CircuitForm, RequestedRoute
 from pydantic import Field
 
 from prefect_qruntime import (
@@ -26,7 +27,13 @@ __all__ = ["collect", "leave"]
 
 @flow(name="leave", **hooks.detach)
 def leave(
-    credentials_block: str, circuit: str, backend: str, shots: Annotated[int, Field(ge=1, le=10_000_000)] = 1000
+    credentials_block: str,
+    circuit: str,
+    backend: str,
+    shots: Annotated[int, Field(ge=1, le=10_000_000)] = 1000,
+    route: RequestedRoute | None = None,
+    circuit_form: CircuitForm = "auto",
+    dry_run: bool = False,
 ) -> str:
     """Submit a job and leave it to the watcher.
 
@@ -35,13 +42,25 @@ def leave(
         circuit: OpenQASM 2 or 3, as text or as the path of a file.
         backend: Where to run it.
         shots: How often.
+        route: By the server's programs, the executor, or whichever there is; empty for the setting `primitive_route`.
+        circuit_form: How circuits travel to the executor.
+        dry_run: Run on the mock backend that stands for the backend: no QPU, no charge, random results.
 
     Returns:
         The job's id.
     """
     text = circuit_text(circuit)
     credentials = load_credentials(credentials_block)
-    return leave_to_watcher(credentials, submit_job(credentials, [text], backend=backend, shots=shots)).id
+    job = submit_job(
+        credentials,
+        [text],
+        backend=backend,
+        shots=shots,
+        route=route,
+        circuit_form=circuit_form,
+        dry_run=dry_run,
+    )
+    return leave_to_watcher(credentials, job).id
 
 
 @flow(name="collect")

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from prefect import flow, unmapped
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
-from prefect_qruntime.flows.shared import instance, single
+from prefect_qruntime.flows.shared import CircuitForm, RequestedRoute, instance, shown_backend, single
 from pydantic import Field
 
 from prefect_qruntime import (
@@ -74,7 +74,9 @@ def values_of(program: Program, result: JobResult, observable: str) -> dict[str,
     if program == "sampler":
         # One point in an array of one, or no array at all: the dialects differ.
         counts = result.counts(index=0) if result.shape() else result.counts()
-        return {"sampler_value": parity(counts, observable), "counts": counts}
+        value = parity(counts, observable)
+        error = math.sqrt(max(0.0, 1 - value**2) / sum(counts.values()))  # of a mean of values that are 1 or -1
+        return {"sampler_value": value, "sampler_error": error, "counts": counts}
     error = result.standard_errors()
     return {
         "estimator_value": single(result.expectation_values()),
@@ -97,7 +99,11 @@ def parameter_sweep(
     dialect: Literal["cloud", "legacy"] = "cloud",
     max_ttl: Annotated[int, Field(ge=1)] = 1800,
     max_execution_time: Annotated[int | None, Field(ge=1, le=10_800)] = None,
+    route: RequestedRoute | None = None,
+    circuit_form: CircuitForm = "auto",
+    dry_run: bool = False,
     budget_block: str | None = None,
+    require_online: bool = False,
 ) -> list[dict[str, Any]]:
     """Measure an observable at each angle, by the estimator, by the sampler, or both.
 
@@ -112,11 +118,15 @@ def parameter_sweep(
         credentials_block: Name of a Quantum Runtime Credentials block; empty for the embedded sandbox.
         backend: Name of a backend; empty for the least busy one.
         shots: Shots of each job.
-        mode: Single jobs, all in one session, or all in one batch.
+        mode: Single jobs, all in one session, or all in one batch. A dry run needs neither.
         dialect: Which dialect the embedded sandbox speaks; a block knows its own.
         max_ttl: Longest life of the session or batch, in seconds.
         max_execution_time: Limit of QPU seconds for each job; empty for the service's own.
+        route: By the server's programs, the executor, or whichever there is; empty for the setting `primitive_route`.
+        circuit_form: How circuits travel to the executor.
+        dry_run: Run on the mock backend that stands for the backend: no QPU, no charge, random results.
         budget_block: Name of a Quantum Runtime Budget block that must have room for each job; empty for none.
+        require_online: Refuse to submit while the backend is paused or offline, instead of queueing there.
 
     Returns:
         A row for each angle, with the values, the counts and the jobs.
@@ -129,7 +139,7 @@ def parameter_sweep(
         credentials = stack.enter_context(instance(credentials_block, dialect, queue_time=0.1, run_time=0.1))
         chosen = backend or select_backend(credentials, min_qubits=len(observable)).name
         session: SessionRef | None = None
-        if mode != "job":
+        if mode != "job" and not dry_run:
             kind = "batch" if mode == "batch" else "dedicated"
             session = stack.enter_context(runtime_session(credentials, chosen, mode=kind, max_ttl=max_ttl))
         jobs = {
@@ -142,7 +152,11 @@ def parameter_sweep(
                 session=unmapped(session),
                 shots=unmapped(shots),
                 max_execution_time=unmapped(max_execution_time),
+                route=unmapped(route),
+                circuit_form=unmapped(circuit_form),
+                dry_run=unmapped(dry_run),
                 budget=unmapped(budget_block),
+                require_online=unmapped(require_online),
             )
             for program in chosen_programs
         }
@@ -155,7 +169,7 @@ def parameter_sweep(
             for row, ref, result in zip(rows, refs.result(), results.result(), strict=True):
                 row |= values_of(program, result, observable)
                 row[f"{program}_job"] = ref.id
-    tell(rows, observable, chosen)
+    tell(rows, observable, shown_backend(chosen, dry_run))
     return rows
 
 
@@ -165,11 +179,11 @@ def tell(rows: list[dict[str, Any]], observable: str, backend: str) -> None:
     shown = [{name: value for name, value in row.items() if name != "counts"} for row in rows]
     create_table_artifact(key="qruntime-parameter-sweep", table=shown, description=title)
     series = {
-        program: [(row["angle"], row[f"{program}_value"]) for row in rows]
+        program: [(row["angle"], row[f"{program}_value"], row.get(f"{program}_error")) for row in rows]
         for program in ("estimator", "sampler")
         if f"{program}_value" in rows[0]
     }
-    chart = line_chart(title, series, x_label="angle / rad", y_label=f"⟨{observable}⟩")
+    chart = line_chart(f"{title}, ± standard error", series, x_label="angle / rad", y_label=f"⟨{observable}⟩")
     create_markdown_artifact(
         key="qruntime-parameter-sweep-picture", markdown=markdown_image(title, chart), description=title
     )

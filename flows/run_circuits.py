@@ -6,6 +6,7 @@ credentials block named it runs on the embedded sandbox, so it needs no account.
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,15 +14,17 @@ from typing import Annotated, Any, Literal
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.runtime import deployment, flow_run
-from prefect_qruntime.flows.shared import instance
+from prefect_qruntime.flows.shared import CircuitForm, RequestedRoute, instance, shown_backend
 from pydantic import Field
 from rich.console import Console
 from rich.table import Table
 
 from prefect_qruntime import (
     JobRef,
+    RouteComparison,
     authenticate,
     circuit_text,
+    compare_routes as run_on_both_routes,
     fetch_results,
     hooks,
     list_backends,
@@ -41,12 +44,13 @@ def counts_row(number: int, job: JobRef, counts: dict[str, int]) -> dict[str, An
     shown = "  ".join(f"{bits}: {count}" for bits, count in ranked[:6])
     more = f"  … {len(ranked) - 6} more" if len(ranked) > 6 else ""
     return {
+        # The page shows the first columns; what people look for comes first.
         "circuit": number,
+        "shots": sum(counts.values()),
+        "counts": shown + more,
         "job": job.id,
         "backend": job.backend,
         "session": job.session.id if job.session else None,
-        "shots": sum(counts.values()),
-        "counts": shown + more,
     }
 
 
@@ -75,8 +79,13 @@ def run_circuits(
     dialect: Literal["cloud", "legacy"] = "cloud",
     max_ttl: Annotated[int, Field(ge=1)] = 900,
     max_execution_time: Annotated[int | None, Field(ge=1, le=10_800)] = None,
+    route: RequestedRoute | None = None,
+    circuit_form: CircuitForm = "auto",
+    dry_run: bool = False,
     budget_block: str | None = None,
+    require_online: bool = False,
     once_per_slot: bool = False,
+    compare_routes: bool = False,
 ) -> list[dict[str, Any]]:
     """Run circuits, one job each, and tabulate their counts.
 
@@ -85,13 +94,19 @@ def run_circuits(
         credentials_block: Name of a Quantum Runtime Credentials block; empty for the embedded sandbox.
         backend: Name of a backend; empty for the least busy one.
         shots: Shots of each circuit.
-        mode: Single jobs, all in one session, or all in one batch.
+        mode: Single jobs, all in one session, or all in one batch. A dry run needs neither.
         dialect: Which dialect the embedded sandbox speaks; a block knows its own.
         max_ttl: Longest life of the session or batch, in seconds.
         max_execution_time: Limit of QPU seconds for each job; empty for the service's own.
+        route: By the server's programs, the executor, or whichever there is; empty for the setting `primitive_route`.
+        circuit_form: How circuits travel to the executor.
+        dry_run: Run on the mock backend that stands for the backend: no QPU, no charge, random results.
         budget_block: Name of a Quantum Runtime Budget block that must have room for each job; empty for none.
+        require_online: Refuse to submit while the backend is paused or offline, instead of queueing there.
         once_per_slot: For schedules: runs of this deployment for the same scheduled time share their jobs, so
             that a slot that is run again, by hand or after a mishap, buys nothing again.
+        compare_routes: Run each circuit both by the server's sampler and by the executor, which buys two jobs for
+            each, and say whether the counts agree. The counts shown are those of the sampler.
 
     Returns:
         A row for each circuit, with its job, its shots, its counts and its bitstrings' frequencies.
@@ -105,36 +120,47 @@ def run_circuits(
         chosen = backend or select_backend(credentials).name
         jobs: list[JobRef] = []
         session = None
-        if mode != "job":
+        if mode != "job" and not dry_run:
             kind = "batch" if mode == "batch" else "dedicated"
             session = stack.enter_context(runtime_session(credentials, chosen, mode=kind, max_ttl=max_ttl))
+        compared: list[RouteComparison] = []
         for number, text in enumerate(texts):
-            jobs.append(
-                submit_job(
-                    credentials,
-                    [text],
-                    backend=chosen,
-                    session=session,
-                    shots=shots,
-                    max_execution_time=max_execution_time,
-                    budget=budget_block,
-                    submission_key=f"{slot()}/{number}" if once_per_slot else None,
-                )
-            )
-        # The last one first: jobs of a session run in order, so the others are over by then.
-        for job in reversed(jobs):
-            wait_for_completion(credentials, job)
+            given: Any = {
+                "backend": chosen,
+                "session": session,
+                "shots": shots,
+                "max_execution_time": max_execution_time,
+                "circuit_form": circuit_form,
+                "dry_run": dry_run,
+                "budget": budget_block,
+                "require_online": require_online,
+                "submission_key": f"{slot()}/{number}" if once_per_slot else None,
+            }
+            if compare_routes:
+                compared.append(run_on_both_routes(credentials, [text], **given))
+                jobs.append(compared[-1].service)
+            else:
+                jobs.append(submit_job(credentials, [text], route=route, **given))
+        if not compare_routes:
+            # The last one first: jobs of a session run in order, so the others are over by then.
+            for job in reversed(jobs):
+                wait_for_completion(credentials, job)
         results = [fetch_results(credentials, job) for job in jobs]
         rows = [
             counts_row(number, job, result.counts())
             for number, (job, result) in enumerate(zip(jobs, results, strict=True), start=1)
         ]
+        where = shown_backend(chosen, dry_run)
+        for row, comparison in zip(rows, compared, strict=False):
+            row |= {"executor job": comparison.executor.id, "routes": "agree" if comparison.agrees else "differ"}
         create_table_artifact(
-            key="qruntime-counts", table=rows, description=f"Counts of {len(rows)} circuits on {chosen}"
+            key="qruntime-counts", table=rows, description=f"Counts of {len(rows)} circuits on {where}"
         )
-        print_table(rows, f"{len(rows)} circuits on {chosen}, {shots} shots each ({credentials.dialect} dialect)")
+        for comparison in compared:
+            print(comparison)
+        print_table(rows, f"{len(rows)} circuits on {where}, {shots} shots each ({credentials.dialect} dialect)")
         return [{**row, "frequencies": result.counts()} for row, result in zip(rows, results, strict=True)]
 
 
 if __name__ == "__main__":
-    run_circuits()
+    run_circuits(compare_routes="--compare-routes" in sys.argv[1:])

@@ -18,11 +18,12 @@ SHOWN = 50  # rows of the artifact
 
 
 @flow(name="run-saved-job", **hooks.cancel)
-async def run_saved_job(job_block: str) -> list[dict[str, Any]]:
+async def run_saved_job(job_block: str, dry_run: bool = False) -> list[dict[str, Any]]:
     """Run the job of a Quantum Runtime Job block and tabulate its result.
 
     Args:
         job_block: Name of the Quantum Runtime Job block.
+        dry_run: Run on the mock backend that stands for the block's: no QPU, no charge, random results.
 
     Returns:
         A row for each outcome with its count (sampler), or for each value with its standard error (estimator).
@@ -31,7 +32,9 @@ async def run_saved_job(job_block: str) -> list[dict[str, Any]]:
         InvalidInput: No such block, or a field of it is wrong.
         QuantumRuntimeError: The job could not be bought, or did not complete.
     """
-    job = await load_saved(QuantumRuntimeJob, job_block, field="job_block", fix="make one in the UI under Blocks")
+    job = await load_saved(QuantumRuntimeJob, job_block, field="job_block", fix="Make one in the UI under Blocks.")
+    if dry_run:
+        job.dry_run = True
     run = await job.trigger()
     await run.wait_for_completion()
     rows: list[dict[str, Any]] = (await run.fetch_result()).to_table()

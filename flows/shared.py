@@ -9,8 +9,11 @@ from typing import Any, Literal
 from prefect import get_run_logger
 
 from prefect_qruntime import QuantumRuntimeCredentials, circuit_text, load_credentials
+from prefect_qruntime.client.inputs.spec import CircuitForm
+from prefect_qruntime.client.programs.route import RequestedRoute
+from prefect_qruntime.models import mock_backend
 
-__all__ = ["circuit_text", "instance", "single"]
+__all__ = ["CircuitForm", "RequestedRoute", "circuit_text", "instance", "shown_backend", "single"]
 
 
 @contextmanager
@@ -37,6 +40,11 @@ def instance(
             "No credentials block named: running on the embedded sandbox (%s), not on a QPU", running.url
         )
         yield running.credentials(dialect)
+
+
+def shown_backend(backend: str, dry_run: bool) -> str:
+    """A backend's name for a title; a dry run is called one, as its results are random."""
+    return f"{mock_backend(backend)} (dry run)" if dry_run else backend
 
 
 def single(value: Any) -> float:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
-from prefect_qruntime.flows.shared import instance, single
+from prefect_qruntime.flows.shared import CircuitForm, RequestedRoute, instance, shown_backend, single
 from pydantic import Field
 
 from prefect_qruntime import (
@@ -99,10 +99,14 @@ class Energies:
         hamiltonian: dict[str, float],
         *,
         backend: str,
-        session: SessionRef,
+        session: SessionRef | None,
         shots: int,
         max_execution_time: int | None,
         budget: str | None = None,
+        require_online: bool = False,
+        route: RequestedRoute | None = None,
+        circuit_form: CircuitForm = "auto",
+        dry_run: bool = False,
     ) -> None:
         self.jobs: list[JobRef] = []
         self._credentials = credentials
@@ -113,6 +117,10 @@ class Energies:
             "shots": shots,
             "max_execution_time": max_execution_time,
             "budget": budget,
+            "require_online": require_online,
+            "route": route,
+            "circuit_form": circuit_form,
+            "dry_run": dry_run,
         }
 
     def at(self, *points: Angles) -> list[tuple[float, float | None]]:
@@ -143,7 +151,11 @@ def vqe_session(
     dialect: Literal["cloud", "legacy"] = "cloud",
     max_ttl: Annotated[int, Field(ge=1)] = 1800,
     max_execution_time: Annotated[int | None, Field(ge=1, le=10_800)] = None,
+    route: RequestedRoute | None = None,
+    circuit_form: CircuitForm = "auto",
+    dry_run: bool = False,
     budget_block: str | None = None,
+    require_online: bool = False,
 ) -> list[dict[str, Any]]:
     """Minimise the energy of H2 over four angles, one angle and one job an iteration.
 
@@ -154,11 +166,16 @@ def vqe_session(
             reaches chemical accuracy there, and 4,000 elsewhere, where they are paid.
         max_iterations: Most jobs of the optimiser; one more measures the energy at its end.
         tolerance: Hartree by which four iterations together must lower the energy for the loop to go on.
-        mode: A dedicated session keeps the QPU between iterations; plans without sessions allow a batch.
+        mode: A dedicated session keeps the QPU between iterations; plans without sessions allow a batch. A dry run
+            needs neither.
         dialect: Which dialect the embedded sandbox speaks; a block knows its own.
         max_ttl: Longest life of the session or batch, in seconds.
         max_execution_time: Limit of QPU seconds for each job; empty for the service's own.
+        route: By the server's programs, the executor, or whichever there is; empty for the setting `primitive_route`.
+        circuit_form: How circuits travel to the executor.
+        dry_run: Run on the mock backend that stands for the backend: no QPU, no charge, random results.
         budget_block: Name of a Quantum Runtime Budget block that must have room for each job; empty for none.
+        require_online: Refuse to submit while the backend is paused or offline, instead of queueing there.
 
     Returns:
         A row for each iteration with its job, its angles and its energy in hartree; the last one is the
@@ -169,7 +186,9 @@ def vqe_session(
         ideal = None if credentials_block else "sandbox_ideal"
         chosen = backend or ideal or select_backend(credentials, min_qubits=2).name
         wanted_shots = shots or (SHOTS_OF_QPU if credentials_block else SHOTS_OF_SANDBOX)
-        session = stack.enter_context(runtime_session(credentials, chosen, mode=mode, max_ttl=max_ttl))
+        session: SessionRef | None = None
+        if not dry_run:
+            session = stack.enter_context(runtime_session(credentials, chosen, mode=mode, max_ttl=max_ttl))
         energies = Energies(
             credentials,
             H2,
@@ -178,9 +197,13 @@ def vqe_session(
             shots=wanted_shots,
             max_execution_time=max_execution_time,
             budget=budget_block,
+            require_online=require_online,
+            route=route,
+            circuit_form=circuit_form,
+            dry_run=dry_run,
         )
         rows = minimise(energies, max_iterations=max_iterations, tolerance=tolerance)
-    tell(rows, chosen, wanted_shots)
+    tell(rows, shown_backend(chosen, dry_run), wanted_shots)
     return rows
 
 
@@ -231,15 +254,15 @@ def tell(rows: list[dict[str, Any]], backend: str, shots: int) -> None:
     title = f"H2 on {backend}: energy by iteration"
     chart = line_chart(
         title,
-        {"energy": [(row["iteration"], row["energy"]) for row in rows]},
+        {"energy": [(row["iteration"], row["energy"], row["standard_error"]) for row in rows]},
         x_label="iteration",
         y_label="electronic energy / Ha",
     )
     attached = sum(row["attached"] for row in rows)
+    told = f", {attached} of them submitted by an earlier attempt of this flow run" if attached else ""
     error = "" if last["standard_error"] is None else f" ± {last['standard_error']:.6f}"
     lines = [
-        f"**{last['energy']:.6f}{error} Ha** after {len(rows)} jobs of {shots} shots an energy",
-        f"({attached} of them bought by an earlier attempt of this flow run).",
+        f"**{last['energy']:.6f}{error} Ha** after {len(rows)} jobs of {shots:,} shots an energy{told}.",
         "",
         markdown_image(title, chart),
         "",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from prefect_qruntime import hooks as hooks
     from prefect_qruntime.admission.budget import Budget as Budget
     from prefect_qruntime.client import QuantumRuntimeClient as QuantumRuntimeClient
+    from prefect_qruntime.client.programs.agreement import RouteComparison as RouteComparison
     from prefect_qruntime.client.results.job_result import JobResult as JobResult
     from prefect_qruntime.credentials import (
         QuantumRuntimeCredentials as QuantumRuntimeCredentials,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     )
     from prefect_qruntime.errors import (
         AuthenticationError as AuthenticationError,
+        BackendOffline as BackendOffline,
         BudgetExhausted as BudgetExhausted,
         InvalidInput as InvalidInput,
         JobCancelled as JobCancelled,
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
         Job as Job,
         JobRef as JobRef,
         JobStatus as JobStatus,
+        Provenance as Provenance,
         Session as Session,
         SessionRef as SessionRef,
         Usage as Usage,
@@ -81,6 +84,7 @@ if TYPE_CHECKING:
         aauthenticate as aauthenticate,
         acancel_job as acancel_job,
         aclose_session as aclose_session,
+        acompare_routes as acompare_routes,
         afetch_results as afetch_results,
         aget_usage as aget_usage,
         alist_backends as alist_backends,
@@ -91,6 +95,7 @@ if TYPE_CHECKING:
         await_for_completion as await_for_completion,
         cancel_job as cancel_job,
         close_session as close_session,
+        compare_routes as compare_routes,
         fetch_results as fetch_results,
         get_usage as get_usage,
         list_backends as list_backends,

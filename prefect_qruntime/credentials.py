@@ -6,23 +6,32 @@ needs it.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Any
 
 from prefect.blocks.abstract import CredentialsBlock
-from prefect.exceptions import PrefectHTTPStatusError
 from pydantic import Field, HttpUrl, SecretStr, model_validator
 
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.connection import DEFAULT_API_VERSION, Connection
+from prefect_qruntime.client.hosts import Dialects
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.diagnostics.instance import check_instance
+from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import InstanceReport
-from prefect_qruntime.prefect_api import api, load_saved
+from prefect_qruntime.prefect_api import Loadable, load_saved, saved_names
 
-__all__ = ["QuantumRuntimeCredentials", "aload_credentials", "block_name", "load_credentials", "saved_blocks"]
+__all__ = [
+    "QuantumRuntimeCredentials",
+    "aload_credentials",
+    "block_name",
+    "load_credentials",
+    "load_each",
+    "saved_blocks",
+]
 
 
-class QuantumRuntimeCredentials(CredentialsBlock):
+class QuantumRuntimeCredentials(Loadable, CredentialsBlock):
     """API key and instance of IBM's Qiskit Runtime REST API (IBM Quantum Compute Service).
 
     Building or loading a block never touches the network; `verify` does, and names each thing that
@@ -73,7 +82,7 @@ class QuantumRuntimeCredentials(CredentialsBlock):
             "crn:v1:bluemix:public:quantum-computing:REGION:a/ACCOUNT:INSTANCE::. Its region picks the host."
         ),
     )
-    dialect: Literal["cloud", "legacy"] = Field(
+    dialect: Dialects = Field(
         default="cloud",
         title="Dialect",
         description="Which REST API the host speaks: cloud is today's service, legacy that of 2022 to 2024.",
@@ -134,6 +143,7 @@ class QuantumRuntimeCredentials(CredentialsBlock):
             ca_file=self.ca_file,
             proxy=self.proxy.get_secret_value() if self.proxy is not None else None,
             request_timeout=self.request_timeout,
+            block=block_name(self),
         )
 
     def get_client(self, *args: Any, **kwargs: Any) -> QuantumRuntimeClient:
@@ -174,7 +184,7 @@ async def aload_credentials(name: str) -> QuantumRuntimeCredentials:
         InvalidInput: No block of this type has the name, or a field of it is wrong.
     """
     return await load_saved(
-        QuantumRuntimeCredentials, name, field="credentials_block", fix="make one in the UI under Blocks"
+        QuantumRuntimeCredentials, name, field="credentials_block", fix="Make one in the UI under Blocks."
     )
 
 
@@ -184,12 +194,27 @@ def block_name(credentials: QuantumRuntimeCredentials) -> str | None:
     return name if isinstance(name, str) else None
 
 
+async def load_each(names: Iterable[str] | None) -> tuple[dict[str, QuantumRuntimeCredentials], dict[str, str]]:
+    """Load several saved blocks. One that is wrong stops none of the others, and is named. Runs on the network loop.
+
+    Args:
+        names: The blocks' names; None for all saved ones.
+
+    Returns:
+        The blocks by name, and what is wrong with those that cannot be used, by name.
+    """
+    found: dict[str, QuantumRuntimeCredentials] = {}
+    problems: dict[str, str] = {}
+    for name in sorted(set(names)) if names is not None else await saved_blocks():
+        try:
+            found[name] = await aload_credentials(name)
+            found[name].get_client()  # which checks the key
+        except (QuantumRuntimeError, ValueError) as error:
+            found.pop(name, None)
+            problems[name] = f"{name}: {error}"
+    return found, problems
+
+
 async def saved_blocks() -> list[str]:
     """The names of all saved blocks of this type. Runs on the network loop."""
-    try:
-        documents = await (await api()).read_block_documents_by_type(QuantumRuntimeCredentials.get_block_type_slug())
-    except PrefectHTTPStatusError as error:
-        if error.response.status_code == 404:  # the type is not registered, so none is saved
-            return []
-        raise
-    return sorted(document.name for document in documents if document.name)
+    return await saved_names(QuantumRuntimeCredentials)

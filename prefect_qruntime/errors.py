@@ -33,6 +33,7 @@ from typing import Any, Literal
 
 __all__ = [
     "AuthenticationError",
+    "BackendOffline",
     "BudgetExhausted",
     "InvalidInput",
     "JobCancelled",
@@ -98,6 +99,14 @@ def _read_marks(text: str) -> tuple[str, dict[str, Any]]:
             plain = int(value) if value.isascii() and value.isdigit() and len(value) < 20 else value
             found[{"HTTP": "status", "code": "code", "trace": "trace_id"}[name]] = value if name == "trace" else plain
     return text[: match.start()], found
+
+
+_ADDRESS_LAST = re.compile(r"https?://\S+\Z")
+
+
+def _sentence(text: str) -> str:
+    """A text with a stop, which our own and the service's words may lack; none where it would join an address."""
+    return text if not text or text.endswith((".", "!", "?", ":", "…")) or _ADDRESS_LAST.search(text) else f"{text}."
 
 
 _PLAIN = ("code", "reason", "solution", "trace_id", "job_id", "session_id", "job_url", "status", "advice")
@@ -200,8 +209,7 @@ class QuantumRuntimeError(Exception):
             parts.append(self.reason)
         if self.solution and self.solution not in self.message:
             parts.append(self.solution)
-        # The service's own words often come without a stop.
-        parts[:-1] = [part if part.endswith((".", "!", "?", ":")) else f"{part}." for part in parts[:-1]]
+        parts = [_sentence(part) for part in parts]
         marks = [
             f"{label} {value}"
             for label, value in (("HTTP", self.status), ("code", self.code), ("trace", self.trace_id))
@@ -248,6 +256,12 @@ class UsageLimitReached(QuantumRuntimeError):
 
 class BudgetExhausted(QuantumRuntimeError):
     """Your own budget leaves no QPU time for this job; nothing was sent."""
+
+
+class BackendOffline(QuantumRuntimeError):
+    """The backend is paused or offline, and the submission was to be refused then; nothing was sent."""
+
+    default_advice = SAME_REQUEST
 
 
 class RateLimited(QuantumRuntimeError):

@@ -10,6 +10,7 @@ from prefect.blocks.abstract import JobBlock, JobRun
 from pydantic import Field, HttpUrl
 
 from prefect_qruntime.admission.budget import MOST_SECONDS, Budget
+from prefect_qruntime.client.inputs.spec import CircuitForm
 from prefect_qruntime.client.programs.route import RequestedRoute
 from prefect_qruntime.client.results import JobResult
 from prefect_qruntime.client.waiting.follow import OnTimeout, Stream
@@ -17,6 +18,7 @@ from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.errors import InvalidInput, JobFailed
 from prefect_qruntime.models import Job, JobRef
 from prefect_qruntime.observability import notifications
+from prefect_qruntime.prefect_api import Loadable
 from prefect_qruntime.tasks.arguments import Submission, defaults_of, spelled_out
 from prefect_qruntime.tasks.cancel import acancel_job
 from prefect_qruntime.tasks.fetch import afetch_results, fetch_results
@@ -197,7 +199,7 @@ def _bounds(least: int, most: int | None = None) -> Any:
     return Field(json_schema_extra=bounds)
 
 
-class QuantumRuntimeJob(JobBlock[JobResult]):
+class QuantumRuntimeJob(Loadable, JobBlock[JobResult]):
     """A quantum job that can be saved, shown in the UI, and triggered from code or from a generic flow.
 
     Triggering buys at most one job for one intent, by the same rules as `submit_job`: triggered again by a
@@ -216,9 +218,12 @@ class QuantumRuntimeJob(JobBlock[JobResult]):
         max_execution_time: QPU seconds the job may use.
         private: Whether the input is hidden and the result readable once.
         route: How PUBs run: `service`, `executor` or `auto`.
+        circuit_form: How circuits travel to the executor.
+        dry_run: Whether the job runs on the mock backend that stands for the backend, without a QPU.
         submission_key: Identity of the purchase across flow runs.
         check_isa: Whether to compare the circuits with the backend's configuration before anything is sent.
         transpile: Whether to transpile the circuits for the backend.
+        require_online: Whether to refuse a backend that is paused or offline.
         budget: The budget that must have room for the job.
         timeout: Seconds to wait for completion.
         queue_timeout: Seconds until the job runs.
@@ -270,6 +275,16 @@ class QuantumRuntimeJob(JobBlock[JobResult]):
         title="Route",
         description="How PUBs run: service, executor or auto; empty for the setting primitive_route.",
     )
+    circuit_form: CircuitForm = Field(
+        default="auto",
+        title="Circuit form",
+        description="How circuits travel to the executor: openqasm3, qpy, or auto (text as OpenQASM 3).",
+    )
+    dry_run: bool = Field(
+        default=False,
+        title="Dry run",
+        description="Run on the mock backend that stands for the backend: no QPU, no charge, random results.",
+    )
     submission_key: str | None = Field(
         default=None,
         title="Submission key",
@@ -296,6 +311,9 @@ class QuantumRuntimeJob(JobBlock[JobResult]):
     )
     transpile: bool = Field(
         default=False, title="Transpile", description="Transpile the circuits for the backend (needs qiskit)."
+    )
+    require_online: bool = Field(
+        default=False, title="Require online", description="Refuse to submit while the backend is paused or offline."
     )
     stream: Stream = Field(
         default="auto", title="Websocket", description="Whether to use the job's websocket where there is one."

@@ -7,7 +7,10 @@ these models happens in `client.dialects`; no model knows a dialect.
 
 from __future__ import annotations
 
+import base64
 import html
+import json
+import zlib
 from collections.abc import Iterator
 from datetime import datetime
 from enum import StrEnum
@@ -23,9 +26,12 @@ __all__ = [
     "Job",
     "JobRef",
     "JobStatus",
+    "Provenance",
     "Session",
     "SessionRef",
     "Usage",
+    "is_mock",
+    "mock_backend",
 ]
 
 
@@ -33,10 +39,37 @@ KEY_TAG = "qr-key:"
 """What the tag of a submission key begins with; 32 hex digits follow."""
 FLOW_TAG = "qr-flow:"
 """What the tag of the owning flow run begins with; its id follows."""
+_MOCK = "mock_"
+
+
+def is_mock(backend: str | None) -> bool:
+    """Whether a backend runs jobs without a QPU: they return random results and are not charged."""
+    return backend is not None and backend.startswith(_MOCK)
+
+
+def mock_backend(backend: str) -> str:
+    """The name of the mock backend that stands for a backend: `mock_torino` for `ibm_torino`."""
+    return backend if is_mock(backend) else _MOCK + (backend.partition("_")[2] or backend)
 
 
 def _html(value: Any) -> str:
     # Like `printable.html_text`, which this lowest module does not import.
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M:%S %Z}"
+    if isinstance(value, tuple):
+        return "<br>".join(map(_html, value))
+    if isinstance(value, _Model):
+        return value._repr_html_()
+    return _text(value)
+
+
+def _link(url: str) -> str:
+    # Made by this package from the block's address; any other text stays a text.
+    shown = _text(url)
+    return f'<a href="{shown}" rel="noopener noreferrer">{shown}</a>' if url.startswith(("https:", "http:")) else shown
+
+
+def _text(value: Any) -> str:
     return html.escape("".join(letter if letter.isprintable() else " " for letter in str(value)[:500]))
 
 
@@ -53,7 +86,10 @@ class _Model(BaseModel):
     def _repr_html_(self) -> str:
         """What a notebook shows: the fields that have a value, escaped."""
         rows = "".join(
-            f"<tr><th>{name}</th><td>{_html(value)}</td></tr>" for name, value in self if value not in (None, "", ())
+            f'<tr><th style="text-align:left">{name.replace("_", " ")}</th>'
+            f'<td style="text-align:left">{_link(value) if name == "url" else _html(value)}</td></tr>'
+            for name, value in self
+            if value not in (None, "", ()) and type(self).model_fields[name].repr
         )
         return f"<table><caption>{type(self).__name__}</caption><tbody>{rows}</tbody></table>"
 
@@ -71,6 +107,27 @@ class JobStatus(StrEnum):
     def is_terminal(self) -> bool:
         """Whether the job can never change again."""
         return self in (JobStatus.COMPLETED, JobStatus.CANCELLED, JobStatus.FAILED)
+
+    @classmethod
+    def of(cls, word: str) -> JobStatus | None:
+        """The status that a word of the service, of any API version, stands for; None for an unknown word."""
+        return _STATUSES.get(word.strip().lower())
+
+
+# Statuses of /jobs, of /workloads and of the oldest jobs API, lower case.
+_STATUSES = {
+    "queued": JobStatus.QUEUED,
+    "pending": JobStatus.QUEUED,
+    "running": JobStatus.RUNNING,
+    "in_progress": JobStatus.RUNNING,
+    "completed": JobStatus.COMPLETED,
+    "failed": JobStatus.FAILED,
+    "cancelled": JobStatus.CANCELLED,
+    "canceled": JobStatus.CANCELLED,
+    "cancelled - ran too long": JobStatus.CANCELLED,
+    "canceled - ran too long": JobStatus.CANCELLED,
+    "failed - ran too long": JobStatus.FAILED,
+}
 
 
 class Backend(_Model):
@@ -118,6 +175,11 @@ class SessionRef(_Model):
         """Whether the service said it is closed. An unknown state counts as open."""
         return (self.state or "").lower() in ("closed", "canceled", "cancelled")
 
+    @property
+    def kind(self) -> Literal["session", "batch"]:
+        """What people call it."""
+        return "batch" if self.mode == "batch" else "session"
+
 
 class Session(_Model):
     """The full answer about one session: states, times (aware datetimes) and limits in seconds."""
@@ -155,6 +217,9 @@ class JobRef(_Model):
     `widths` holds the number of classical bits of each PUB where the circuit text tells, because
     a legacy result does not say how long its bitstrings are. `attached` is True when the job
     existed already and nothing was bought. `private` is None where only the id is known.
+    `payload_digest` identifies what was submitted (hex SHA-256), where known. `certain` is False where it could
+    not be told for certain that the job is the one of this call: the same work written again may get another
+    key, or the service does not show the input of the job that was attached to.
     """
 
     id: str
@@ -167,6 +232,13 @@ class JobRef(_Model):
     private: bool | None = False
     attached: bool = False
     widths: tuple[int | None, ...] = ()
+    payload_digest: str | None = None
+    certain: bool = True
+
+    @property
+    def dry_run(self) -> bool:
+        """Whether it runs on a mock backend, without a QPU."""
+        return is_mock(self.backend)
 
 
 class Job(_Model):
@@ -194,11 +266,17 @@ class Job(_Model):
     max_execution_time: int | None = None
     private: bool = False
     url: str | None = None
+    calibration_id: str | None = None
 
     @property
     def is_terminal(self) -> bool:
         """Whether the job can never change again."""
         return self.status is not None and self.status.is_terminal
+
+    @property
+    def dry_run(self) -> bool:
+        """Whether it runs on a mock backend, without a QPU; what it shows as its usage is not charged."""
+        return is_mock(self.backend)
 
     def ref(self) -> JobRef:
         """The handle of this job."""
@@ -217,6 +295,61 @@ class Job(_Model):
     def flow_run_id(self) -> str | None:
         """The id of the flow run that submitted the job, as its tag says; None without one."""
         return next((tag.removeprefix(FLOW_TAG) for tag in self.tags if tag.startswith(FLOW_TAG)), None)
+
+
+class Provenance(_Model):
+    """Where a result comes from: the run's calibration, its times, what was submitted, and by which packages.
+
+    Attributes:
+        job_id: The job.
+        backend: Where it ran.
+        program_id: The program that was asked for.
+        wire_program: The program that the service ran: `executor` for PUBs on that route.
+        calibration_id: The backend's calibration that the job ran with, as the service says.
+        calibrated_at: When the backend's properties were last updated.
+        backend_version: The backend's version.
+        properties_data: The backend's properties, compressed; read `properties`.
+        payload_digest: Hex SHA-256 of the payload as its submission key sees it.
+        submission_key: The tag of the submission key.
+        created_at: When the service accepted the job.
+        queue_seconds: Seconds queued, as a wait of this process saw it.
+        run_seconds: Seconds run, as a wait of this process saw it.
+        usage_seconds: QPU seconds charged; not final unless `usage_final`.
+        usage_final: Whether they are final.
+        packages: Versions of Python and packages where the result was fetched.
+        missing: What is not known and why, in sentences.
+    """
+
+    job_id: str
+    backend: str | None = None
+    program_id: str | None = None
+    wire_program: str | None = None
+    calibration_id: str | None = None
+    calibrated_at: datetime | None = None
+    backend_version: str | None = None
+    properties_data: str | None = Field(default=None, repr=False)
+    payload_digest: str | None = None
+    submission_key: str | None = None
+    created_at: datetime | None = None
+    queue_seconds: float | None = None
+    run_seconds: float | None = None
+    usage_seconds: float | None = None
+    usage_final: bool = False
+    packages: dict[str, str] = Field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+
+    @property
+    def dry_run(self) -> bool:
+        """Whether the job ran on a mock backend: its results are random."""
+        return is_mock(self.backend)
+
+    @property
+    def properties(self) -> dict[str, Any] | None:
+        """The properties of the backend as of the run, as the service gave them; None where they are not known."""
+        if self.properties_data is None:
+            return None
+        found: dict[str, Any] = json.loads(zlib.decompress(base64.b64decode(self.properties_data)))
+        return found
 
 
 class Usage(_Model):

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import Any, TypeVar, cast
+from typing import Any, Generic, NoReturn, Self, TypeVar, cast
 from uuid import UUID
 
 import httpx
@@ -31,14 +32,18 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import StateType
 from prefect.context import FlowRunContext, TaskRunContext
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 from pydantic import ValidationError
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.network_loop import SingleFlight, network_loop
 from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.printable import nearest
 
 __all__ = [
+    "Loadable",
+    "NotAwaited",
     "api",
     "clock_offset",
     "current_flow_run_id",
@@ -48,6 +53,8 @@ __all__ = [
     "over",
     "patience",
     "patiently",
+    "saved_names",
+    "unknown_block",
 ]
 
 # A Prefect server on SQLite that is busy with task runs gives each writer a small share of its lock: with two
@@ -146,20 +153,17 @@ def clock_offset() -> float | None:
 class _Clients:
     """The open clients of this process, by API address and home folder."""
 
-    opening: dict[tuple[str, str], asyncio.Task[PrefectClient]] = field(default_factory=dict)
+    open: dict[tuple[str, str], PrefectClient] = field(default_factory=dict)
+    opening: SingleFlight[PrefectClient] = field(default_factory=SingleFlight)
 
 
 async def api() -> PrefectClient:
     """The open client of the Prefect API in force here. Call it on the network loop only."""
-    here = network_loop()
-    settings = get_current_settings()
-    clients = here.state(_Clients).opening
+    settings, clients = get_current_settings(), network_loop().state(_Clients)
     name = (str(settings.api.url), str(settings.home))
-    opening = clients.get(name)
-    if opening is None or (opening.done() and (opening.cancelled() or opening.exception() is not None)):
-        # One for all who come first at the same moment; none of them takes it along when it is cancelled.
-        opening = clients[name] = asyncio.create_task(_open())
-    return await asyncio.shield(opening)
+    if name not in clients.open:
+        clients.open[name] = await clients.opening.join(_open, *name)
+    return clients.open[name]
 
 
 async def _open() -> PrefectClient:
@@ -210,6 +214,29 @@ def current_flow_run_id() -> str | None:
 B = TypeVar("B", bound=Block)
 
 
+async def saved_names(kind: type[Block]) -> list[str]:
+    """The names of all saved blocks of a type. Call it on the network loop."""
+    try:
+        documents = await (await api()).read_block_documents_by_type(kind.get_block_type_slug())
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code == 404:  # the type is not registered, so none is saved
+            return []
+        raise
+    return sorted(document.name for document in documents if document.name)
+
+
+def unknown_block(
+    kind: type[Block], name: str, saved: Sequence[str], *, field: str, fix: str = "Make one in the UI under Blocks."
+) -> InvalidInput:
+    """The error that no block of a type has a name, with the names that look like it."""
+    there = f"Saved {'is' if len(saved) == 1 else 'are'}: {', '.join(saved)}." if saved else "None is saved."
+    return InvalidInput(
+        f"no {kind._block_type_name} block is named {name!r}. {there}",
+        field=field,
+        solution=f"{nearest(name, saved, most=2)} {fix}".strip(),
+    )
+
+
 async def load_saved(kind: type[B], name: str, *, field: str, fix: str) -> B:
     """Load a saved block of a type.
 
@@ -236,14 +263,60 @@ async def load_saved(kind: type[B], name: str, *, field: str, fix: str) -> B:
         if not isinstance(error.__cause__, ValidationError):
             raise
         wrong = _fields(error.__cause__)
-    except ValueError as error:
-        raise InvalidInput(f"no {title} block is named {name!r}; {fix}", field=field) from error
+    except ValueError:
+        raise unknown_block(kind, name, await saved_names(kind), field=field, fix=fix) from None
     # Without its cause, which would show the values.
     raise InvalidInput(
-        f"the {title} block {name!r} has a wrong field ({wrong}); correct it in the UI under Blocks, or see "
-        "`prefect-qruntime doctor`",
+        f"the {title} block {name!r} has a wrong field. {wrong.rstrip('.')}.",
         field=field,
+        solution="Correct it in the UI under Blocks; `prefect-qruntime doctor` looks closer.",
     ) from None
+
+
+class NotAwaited(Generic[T]):
+    """A block that is being loaded: what `load` returns while an event loop runs, as in a notebook or an async flow.
+
+    It can be awaited. Used as if it were the block, it says what to write.
+
+    Args:
+        loading: Loads the block.
+        hint: What to write.
+    """
+
+    def __init__(self, loading: Coroutine[Any, Any, T], hint: str) -> None:
+        self._loading = loading
+        self._hint = hint
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self._loading.__await__()
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("_"):  # asked by Python, pydantic or IPython to learn what it is
+            raise AttributeError(name)
+        self._loading.close()
+        raise InvalidInput(self._hint, field=name)
+
+    def __repr__(self) -> str:
+        return f"<{self._hint}>"
+
+
+class Loadable:
+    """A block whose `load` says what to write if its result is used without `await` where that is needed."""
+
+    @classmethod
+    def load(cls, name: str, *args: Any, **kwargs: Any) -> Self:
+        """Load a saved block by its name; await it where an event loop runs, as in a notebook or an async flow."""
+        block: Any = super()
+        loaded: Any = block.load(name, *args, **kwargs)
+        if not inspect.iscoroutine(loaded):
+            return cast(Self, loaded)
+        waiting: Any = NotAwaited(
+            loaded,
+            f"An event loop runs here, as in a notebook or an async flow, so the block {name!r} is not loaded yet. "
+            f"Write `await {cls.__name__}.load({name!r})`"
+            + (f", or `load_credentials({name!r})`." if "Credentials" in cls.__name__ else "."),
+        )
+        return cast(Self, waiting)
 
 
 def _fields(error: ValidationError) -> str:

@@ -6,12 +6,14 @@ not move a cursor, reverse a line, load a picture, set a link or run a script wh
 
 from __future__ import annotations
 
+import difflib
 import html
 import re
 import unicodedata
+from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["html_text", "markdown_text", "printable"]
+__all__ = ["html_text", "markdown_text", "nearest", "printable"]
 
 # What terminals obey: CSI (colours, cursor), OSC (title, links), and other two-character sequences.
 _ESCAPES = re.compile(
@@ -88,3 +90,9 @@ def html_text(value: Any, limit: int = 500) -> str:
         ```
     """
     return html.escape(printable(value, limit), quote=True)
+
+
+def nearest(wrong: str, known: Iterable[str], *, most: int = 1) -> str:
+    """Ask "Did you mean …?" if names that are known look like a wrong one; else an empty text."""
+    found = difflib.get_close_matches(wrong.lower(), list(known), n=most, cutoff=0.6)
+    return f"Did you mean {' or '.join(map(repr, found))}?" if found else ""

@@ -17,7 +17,7 @@ from cachetools import LRUCache
 from prefect.context import FlowRunContext, TaskRunContext
 
 from prefect_qruntime.client.failures import job_error
-from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.network_loop import SingleFlight, network_loop
 from prefect_qruntime.errors import JobRanTooLong
 from prefect_qruntime.models import Job
 from prefect_qruntime.prefect_api import api
@@ -133,11 +133,14 @@ async def current_run() -> RunContext:
     known = _known(attempt)
     if known is None:
         # Mapped submissions start together; one of them asks for all.
-        async with network_loop().lock("run context"):
-            known = _known(attempt) or await _read_run(flow_run)
-            with _lock:
-                _runs[attempt] = known
+        known = await network_loop().state(_Reading).join(lambda: _read_run(flow_run), *attempt)
+        with _lock:
+            _runs[attempt] = known
     return replace(known, repeated=True) if task_repeated else known
+
+
+class _Reading(SingleFlight[RunContext]):
+    """Asks Prefect about an attempt of a flow run."""
 
 
 def _known(attempt: tuple[Any, ...]) -> RunContext | None:

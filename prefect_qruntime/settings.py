@@ -123,10 +123,28 @@ class QuantumRuntimeSettings(PrefectBaseSettings):
         description="How often a wait asks Prefect whether its flow run is being cancelled; 0 for never.",
     )
     events: bool = Field(default=True, description="Whether jobs and sessions emit events.")
+    assets: bool | None = Field(
+        default=None,
+        description=(
+            "Whether fetched results are recorded as assets of Prefect; without it, only with Prefect Cloud, as the "
+            "open-source server shows none."
+        ),
+    )
     progress_seconds: float = Field(
         default=300.0,
         gt=0,
         description="How often a long wait says in the log that it is still waiting.",
+    )
+    circuit_drawings: Literal["loaded", "always", "never"] = Field(
+        default="loaded",
+        description=(
+            "Whether a job's page shows its circuits and an error estimate from the backend's calibration: if the flow "
+            "has loaded Qiskit anyway, always (Qiskit must be installed), or never."
+        ),
+    )
+    live_line: bool = Field(
+        default=True,
+        description="Whether a wait shows what it waits for in a terminal or notebook, in one line that moves.",
     )
 
 

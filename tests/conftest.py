@@ -56,6 +56,16 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect
         yield server
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_records_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Leave no blocks and no open sessions on the Prefect server to the tests of the next module."""
+    yield
+    if any("prefect_server" in item.fixturenames for item in request.session.items if item.path == request.path):
+        from tests.support.prefect_server import forget_records
+
+        forget_records(request.getfixturevalue("prefect_server").home)
+
+
 @pytest.fixture(scope="module")
 def sandbox_options() -> dict[str, Any]:
     """How the module's sandbox is started; a module or a folder with other wishes has a fixture of this name."""

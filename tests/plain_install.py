@@ -1,5 +1,8 @@
-"""Prove that a plain `pip install .` in an empty environment gives a Prefect server that starts and schedules,
-and that what `prefect-qruntime init` writes deploys.
+"""Walk a new user's way with the wheel alone, in an empty environment, from `pip install` to the counts of a job.
+
+The wheel is built and installed without extras. Then come a Prefect server that starts and schedules, `init`, a saved
+block, a deployment, a worker and a run, as the quick start has them. The service is the sandbox, in the environment
+that runs this file, as IBM's is elsewhere too.
 
 Prefect 3.8 lets pip take a fastapi with which its own server fails to import, and a SQLAlchemy with which its
 scheduler fails; our requirements keep pip from both. Run by `make plain-install`; needs a package index.
@@ -7,7 +10,10 @@ scheduler fails; our requirements keep pip from both. Run by `make plain-install
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,10 +22,14 @@ import tempfile
 import time
 import urllib.request
 import venv
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-START_LIMIT = 120.0
+START_LIMIT = 300.0
+DEPLOYMENT = "run-circuits/circuits-on-demand"
 SCHEDULE = """
 import asyncio, sys, time
 from datetime import timedelta
@@ -35,7 +45,7 @@ async def main():
     async with get_client() as client:
         schedule = DeploymentScheduleCreate(schedule=IntervalSchedule(interval=timedelta(minutes=1)))
         await client.create_deployment(await client.create_flow(scheduled), "plain", schedules=[schedule])
-        end = time.monotonic() + 90
+        end = time.monotonic() + 300
         while time.monotonic() < end:
             if await client.read_flow_runs():
                 return
@@ -68,60 +78,135 @@ def wait_until_healthy(url: str, server: subprocess.Popen[bytes]) -> None:
     raise SystemExit(f"the Prefect server did not start within {START_LIMIT:.0f} s")
 
 
-def deploy_what_init_writes(home: Path, env: dict[str, str]) -> None:
-    """Follow the quick start with the installed package alone: init, register, deploy."""
-    tools, site = home / "env" / "bin", home / "site"
-    subprocess.run([tools / "prefect-qruntime", "init", site], check=True, cwd=home, env=env)
-    for words in (
-        ["block", "register", "-m", "prefect_qruntime.blocks"],
-        ["work-pool", "create", "quantum", "--type", "process"],
-        ["--no-prompt", "deploy", "--all"],
-    ):
-        subprocess.run([tools / "prefect", *words], check=True, cwd=site, env=env, stdout=subprocess.DEVNULL)
-    listed = subprocess.run(
-        [tools / "prefect", "deployment", "ls"], check=True, cwd=site, env=env, capture_output=True, text=True
-    ).stdout
-    if "circuits-on-demand" not in listed:
-        raise SystemExit(f"what init writes was not deployed:\n{listed}")
+@contextlib.contextmanager
+def running(command: list[str | Path], folder: Path, env: dict[str, str], **pipes: Any) -> Iterator[subprocess.Popen]:
+    """A process, with those it starts, until the block ends."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **pipes}
+    process = subprocess.Popen(command, cwd=folder, env=env, start_new_session=True, **quiet)
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=START_LIMIT)
+
+
+@contextlib.contextmanager
+def running_sandbox(env: dict[str, str]) -> Iterator[dict[str, str]]:
+    """The service: what `prefect-qruntime sandbox --json` says of itself."""
+    code = "from prefect_qruntime.cli import main; main()"
+    command: list[str | Path] = [sys.executable, "-c", code, "sandbox", "--port", "0", "--run-time", "0.2", "--json"]
+    with running(command, ROOT, env, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            raise SystemExit(f"the sandbox ended with code {process.wait()}")
+        yield json.loads(line)
+
+
+def check_page(wheel: Path) -> None:
+    """Whether the wheel's page on an index leads somewhere: every link is an address, and the project has some."""
+    with zipfile.ZipFile(wheel) as packed:
+        (name,) = (name for name in packed.namelist() if name.endswith(".dist-info/METADATA"))
+        page = packed.read(name).decode()
+    links = re.findall(r"\]\(([^)\s]+)\)", page)
+    if not links or [link for link in links if not link.startswith(("https://", "#"))]:
+        raise SystemExit(f"the package's page has links that lead nowhere: {links}")
+    if page.count("Project-URL: ") < 4 or "Description-Content-Type: text/markdown" not in page:
+        raise SystemExit(f"the package's page lacks the project's addresses or its kind of text:\n{page[:2000]}")
+
+
+class Story:
+    """The commands of the quick start, in the empty environment."""
+
+    def __init__(self, home: Path, env: dict[str, str]) -> None:
+        self.tools = home / "env" / "bin"
+        self.site = home / "site"
+        self.env = env
+
+    def call(self, tool: str, *words: str | Path) -> str:
+        """What a command prints. One that fails ends the story with all that it said."""
+        command = [str(self.tools / tool), *map(str, words)]
+        done = subprocess.run(command, cwd=self.site, env=self.env, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"{tool} {words[0]} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+        return done.stdout
+
+    def deploy(self) -> None:
+        """Write the files, register the blocks and deploy."""
+        self.site.mkdir()
+        said = self.call("prefect-qruntime", "init")
+        self.call("prefect", "block", "register", "-m", "prefect_qruntime.blocks")
+        self.call("prefect", "work-pool", "create", "quantum", "--type", "process")
+        self.call("prefect", "--no-prompt", "deploy", "--all")
+        self.call("prefect", "deployment", "inspect", DEPLOYMENT)
+        if DEPLOYMENT not in said:
+            raise SystemExit(f"init does not say how to run {DEPLOYMENT}:\n{said}")
+
+    def save_block(self, connection: dict[str, str]) -> None:
+        """Save the credentials as the README does, and have `doctor` look at them."""
+        code = "import json, sys; from prefect_qruntime import QuantumRuntimeCredentials as C; "
+        code += "C(**json.loads(sys.argv[1])).save('ibm')"
+        self.call("python", "-c", code, json.dumps(connection))
+        self.call("prefect-qruntime", "doctor", "--block", "ibm")
+
+    def run(self) -> dict[str, int]:
+        """Run the deployment on the block with a worker; returns the counts that `result` shows."""
+        worker: list[str | Path] = [self.tools / "prefect", "worker", "start", "--pool", "quantum"]
+        with running(worker, self.site, self.env):
+            self.call(
+                "prefect", "deployment", "run", DEPLOYMENT, "--param", "credentials_block=ibm", "--param", "mode=job",
+                "--watch",
+            )  # fmt: skip
+        listed = json.loads(self.call("prefect-qruntime", "jobs", "--json"))["jobs"]
+        if [(job["state"], bool(job["flow_run"])) for job in listed] != [("completed", True)]:
+            raise SystemExit(f"the run left other jobs than one that is completed and its own: {listed}")
+        shown = self.call("prefect-qruntime", "result", listed[0]["id"])
+        return {outcome: int(count) for outcome, count in re.findall(r"│ +(?:[01]+ +│ +)?([01]{2}) +│ +(\d+)", shown)}
 
 
 def main() -> None:
-    """Install into a new environment, start the server, look at it, stop it."""
+    """Walk the way; the last line says how far it led."""
     with tempfile.TemporaryDirectory(prefix="plain-") as folder:
         home = Path(folder)
         venv.create(home / "env", with_pip=True)
-        python = home / "env" / "bin" / "python"
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", ROOT], check=True)
-        heavy = "import sys, prefect_qruntime; sys.exit(any(m in sys.modules for m in ('qiskit', 'numpy')))"
-        subprocess.run([python, "-c", heavy], check=True, cwd=home)
-        # The demo's flow and its circuits come with the package, not with the repository only.
-        story = (
-            "from prefect_qruntime.flows.run_circuits import CIRCUITS; assert len(list(CIRCUITS.glob('*.qasm'))) == 3"
-        )
-        subprocess.run([python, "-c", story], check=True, cwd=home)
-        port = free_port()
+        # Without PYTHONPATH: pip would take what lies there for installed.
         env = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")},
+            **{name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "PYTHON"))},
             "PREFECT_HOME": str(home / "prefect"),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
+            "COLUMNS": "80",
         }
-        command = [home / "env" / "bin" / "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-        server = subprocess.Popen(
-            command, cwd=home, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        python = home / "env" / "bin" / "python"
+        pip = [python, "-m", "pip", "--disable-pip-version-check"]
+        subprocess.run([*pip, "wheel", "--quiet", "--no-deps", "--wheel-dir", home / "dist", ROOT], check=True, env=env)
+        (wheel,) = (home / "dist").glob("*.whl")
+        check_page(wheel)
+        subprocess.run([*pip, "install", "--quiet", wheel], check=True, env=env)
+        heavy = "import sys, prefect_qruntime; sys.exit(any(m in sys.modules for m in ('qiskit', 'numpy')))"
+        subprocess.run([python, "-c", heavy], check=True, cwd=home, env=env)
+        # The demo's flow and its circuits come with the package, not with the repository only.
+        example = (
+            "from prefect_qruntime.flows.run_circuits import CIRCUITS; assert len(list(CIRCUITS.glob('*.qasm'))) == 3"
         )
-        try:
+        subprocess.run([python, "-c", example], check=True, cwd=home, env=env)
+        port = free_port()
+        server: list[str | Path] = [home / "env" / "bin" / "prefect", "server", "start", "--host", "127.0.0.1"]
+        with running([*server, "--port", str(port)], home, env) as process, running_sandbox(env) as connection:
             api = f"http://127.0.0.1:{port}/api"
-            wait_until_healthy(f"{api}/health", server)
+            wait_until_healthy(f"{api}/health", process)
             env["PREFECT_API_URL"] = api
             subprocess.run([python, "-c", SCHEDULE], check=True, cwd=home, env=env)
-            deploy_what_init_writes(home, env)
-        finally:
-            os.killpg(server.pid, signal.SIGTERM)
-            server.wait(timeout=30)
+            story = Story(home, env)
+            story.deploy()
+            story.save_block(connection)
+            counts = story.run()
+    if sum(counts.values()) != 1000 or not set(counts) & {"00", "11"}:
+        raise SystemExit(f"the Bell circuit's 1000 shots gave {counts}")
     sys.stdout.write(
-        "plain install: the package imports without qiskit, the Prefect server starts and schedules, "
-        "and what init writes deploys\n"
+        "plain install: the wheel imports without qiskit, the Prefect server starts and schedules, what init writes "
+        f"deploys, and a worker's run of {DEPLOYMENT} gave {counts}\n"
     )
 
 

@@ -15,7 +15,7 @@ from pydantic import Field, HttpUrl
 
 from prefect_qruntime.errors import BudgetExhausted, InvalidInput
 from prefect_qruntime.models import Job
-from prefect_qruntime.prefect_api import load_saved
+from prefect_qruntime.prefect_api import Loadable, load_saved
 from prefect_qruntime.settings import current_settings
 
 __all__ = [
@@ -34,7 +34,7 @@ MOST_SECONDS = 10800
 """QPU seconds a job may use where it names no limit (IBM's OpenAPI document 0.45.3, `cost`)."""
 
 
-class Budget(Block):
+class Budget(Loadable, Block):
     """What a flow may spend; pass it as `budget=` to `submit_job` and `run_job`, as an object or by its name.
 
     It is checked before each purchase. Counted are the QPU seconds that the service reports for each job,
@@ -154,7 +154,7 @@ async def budgets_in_force(own: BudgetLike | None) -> list[Budget]:
 
 
 async def _load(name: str, field: str) -> Budget:
-    return await load_saved(Budget, name, field=field, fix="nothing was sent")
+    return await load_saved(Budget, name, field=field, fix="Nothing was sent.")
 
 
 @dataclass(frozen=True, slots=True)

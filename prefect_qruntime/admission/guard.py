@@ -67,7 +67,7 @@ class AdmissionGuard:
 
     async def _reserve(self, key: str) -> JobSpec | None:
         budgets = await budgets_in_force(self.budget)
-        if not budgets:
+        if not budgets or self.spec.dry_run:  # which is not charged
             return None
         await self._be_alone(budgets)
         limit = self.spec.max_execution_time

@@ -89,12 +89,13 @@ class Tally:
 
 
 def tally(jobs: Iterable[Job], reservations: Iterable[Reservation]) -> Tally:
-    """Add up jobs as the service lists them, and reservations whose job is not listed yet."""
+    """Add up jobs as the service lists them, and reservations whose job is not listed yet. Dry runs cost nothing."""
     total, ids, tags = Tally(), set[str](), set[str]()
     for job in jobs:
         ids.add(job.id)
         tags.update(job.tags)
-        total.add(job, upper_bound(job))
+        if not job.dry_run:
+            total.add(job, upper_bound(job))
     for one in reservations:
         if one.job_id not in ids and one.key not in tags:
             total.add(one.job, one.seconds)
@@ -290,6 +291,8 @@ def _room(budget: Budget, limit: str, allowed: float, total: Tally) -> Remaining
 
 def _expected(job: Job) -> float:
     """What a live job that was not bought here may use: its limit if it was given one, else the estimate."""
+    if job.dry_run:
+        return 0.0
     if job.max_execution_time is not None and job.max_execution_time < MOST_SECONDS:
         return float(job.max_execution_time)
     return job.estimated_running_seconds or 0.0

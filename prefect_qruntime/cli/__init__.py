@@ -23,6 +23,7 @@ _COMMANDS = {
     "backends": "List backends with status, size, queue and errors.",
     "jobs": "List jobs with state, QPU seconds and owner.",
     "result": "Show a finished job's result.",
+    "compare": "Say whether the results of two jobs agree.",
     "cancel": "Cancel a job.",
     "sessions": "List open sessions, or close one.",
     "watch": "Resume suspended flow runs when their jobs are over.",
@@ -63,8 +64,10 @@ def main() -> None:
 
 
 def _no_server(error: BaseException) -> str | None:
-    """One sentence if an error means that no Prefect server answers; None for any other error."""
+    """What to say if an error means that Prefect's API stopped answering; None for any other error."""
     from prefect.settings import get_current_settings
+
+    from prefect_qruntime.diagnostics.prefect_server import unreachable
 
     causes: list[BaseException] = []
     cause: BaseException | None = error
@@ -72,16 +75,8 @@ def _no_server(error: BaseException) -> str | None:
         causes.append(cause)
         cause = cause.__cause__ or cause.__context__
     url = get_current_settings().api.url
-    if url is None:
-        if any("server" in str(one).lower() and isinstance(one, RuntimeError) for one in causes):
-            return (
-                "No Prefect server is set, and none could be started here. Run `prefect server start` and set "
-                "PREFECT_API_URL to its address, for instance http://127.0.0.1:4200/api."
-            )
-        return None
-    if any(isinstance(one, httpx.TransportError) for one in causes):
-        return (
-            f"The Prefect server at {url} cannot be reached. Start it with `prefect server start`, or correct "
-            "PREFECT_API_URL (it ends with /api)."
-        )
+    for one in causes:
+        failed_start = isinstance(one, RuntimeError) and "server" in str(one).lower()
+        if failed_start if url is None else isinstance(one, httpx.TransportError | TimeoutError):
+            return str(unreachable(url, str(one).split("\n")[0] or type(one).__name__))
     return None

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
 from rich.console import Console
 from rich.table import Table
 
-from prefect_qruntime.cli.options import AsJson, Blocks
+from prefect_qruntime.cli.options import AsJson, Blocks, checked_blocks, needs_prefect
 from prefect_qruntime.cli.output import cell, many, print_json
 from prefect_qruntime.client.network_loop import network_loop
-from prefect_qruntime.credentials import aload_credentials, saved_blocks
+from prefect_qruntime.credentials import load_each
+from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import Backend
 
 __all__ = ["backends"]
@@ -16,12 +19,20 @@ __all__ = ["backends"]
 _STYLES = {"online": "green", "paused": "yellow", "offline": "red"}
 
 
+@needs_prefect
 def backends(*, block: Blocks = None, json: AsJson = False) -> int:
     """List the instances' backends with status, size, queue and errors."""
-    found = network_loop().run(_backends(block or None))
+    found, problems = network_loop().run(_backends(checked_blocks(block)))
     if json:
         print_json([{"block": name, **backend.model_dump(mode="json")} for name, backend in found])
-        return 0
+    else:
+        _print(found, Console())
+    for problem in problems:
+        sys.stderr.write(f"{problem}\n")
+    return 1 if problems else 0
+
+
+def _print(found: list[tuple[str, Backend]], console: Console) -> None:
     several = len({name for name, _ in found}) > 1
     table = Table(expand=True)
     for title in (*(("block",) if several else ()), "backend", "status"):
@@ -38,15 +49,17 @@ def backends(*, block: Blocks = None, json: AsJson = False) -> int:
             "" if backend.queue_length is None else str(backend.queue_length),
             "" if backend.two_qubit_error is None else f"{backend.two_qubit_error:.2%}",
         )
-    console = Console()
     if found:
         console.print(table)
     console.print(f"{many(len(found), 'backend')}.", highlight=False)
-    return 0
 
 
-async def _backends(blocks: list[str] | None) -> list[tuple[str, Backend]]:
-    names = blocks if blocks is not None else await saved_blocks()
-    return [
-        (name, backend) for name in names for backend in await (await aload_credentials(name)).get_client().backends()
-    ]
+async def _backends(blocks: list[str] | None) -> tuple[list[tuple[str, Backend]], list[str]]:
+    found: list[tuple[str, Backend]] = []
+    loaded, problems = await load_each(blocks)
+    for name, credentials in loaded.items():
+        try:
+            found += [(name, backend) for backend in await credentials.get_client().backends()]
+        except QuantumRuntimeError as error:
+            problems[name] = f"{name}: {error}"
+    return found, [problems[name] for name in sorted(problems)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from prefect_qruntime.cli.find import credentials_for
-from prefect_qruntime.cli.options import AsJson, OneBlock
+from prefect_qruntime.cli.options import AsJson, OneBlock, needs_prefect
 from prefect_qruntime.cli.output import print_json
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.models import Job
@@ -13,6 +13,7 @@ from prefect_qruntime.models import Job
 __all__ = ["cancel"]
 
 
+@needs_prefect
 def cancel(job_id: str, /, *, block: OneBlock = None, json: AsJson = False) -> int:
     """Cancel a job. One that is over already is left as it is."""
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from prefect_qruntime.credentials import QuantumRuntimeCredentials, aload_credentials, saved_blocks
-from prefect_qruntime.errors import InvalidInput, NotFound
+from prefect_qruntime.client.connection import check_id
+from prefect_qruntime.credentials import QuantumRuntimeCredentials, aload_credentials, load_each
+from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 
 __all__ = ["credentials_for"]
 
@@ -21,16 +22,23 @@ async def credentials_for(job_id: str, block: str | None) -> QuantumRuntimeCrede
     """
     if block is not None:
         return await aload_credentials(block)
-    names = await saved_blocks()
-    if not names:
+    check_id(job_id, field="job")
+    loaded, problems = await load_each(None)
+    if len(loaded) == 1 and not problems:
+        return next(iter(loaded.values()))
+    if not loaded and not problems:
         raise InvalidInput("no Quantum Runtime Credentials block is saved; make one in the UI under Blocks")
-    if len(names) == 1:
-        return await aload_credentials(names[0])
-    for name in names:
-        credentials = await aload_credentials(name)
+    for name, credentials in loaded.items():
         try:
             await credentials.get_client().job(job_id)
-        except NotFound:
+        except QuantumRuntimeError as error:  # another instance may have the job all the same
+            if not isinstance(error, NotFound):
+                problems[name] = f"{name}: {error}"
             continue
         return credentials
-    raise NotFound(f"no instance of the saved blocks ({', '.join(names)}) knows job {job_id}", job_id=job_id)
+    kind = QuantumRuntimeError if problems else NotFound
+    raise kind(
+        f"No instance of the saved blocks ({', '.join(sorted({*loaded, *problems}))}) is known to have job {job_id}.",
+        reason=" ".join(problems.values()) or None,
+        job_id=job_id,
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -13,18 +13,22 @@ from rich.text import Text
 
 from prefect_qruntime.printable import printable
 
-__all__ = ["cell", "many", "print_json", "print_rows"]
+__all__ = ["cell", "id_column", "many", "print_json", "print_rows", "short"]
+
+WIDE = 110
+"""Columns from which whole ids of flow runs fit beside those of jobs."""
 
 
-def print_rows(rows: Sequence[Mapping[str, Any]], title: str, none: str) -> None:
+def print_rows(rows: Sequence[Mapping[str, Any]], title: str, none: str, console: Console | None = None) -> None:
     """Print rows of equal keys as a table.
 
     Args:
         rows: What to print.
         title: Heading.
         none: Said after the heading when there is no row.
+        console: Where; by default on standard output.
     """
-    console = Console()
+    console = console or Console()
     if not rows:
         console.print(f"{title}: {none}.")
         return
@@ -34,6 +38,16 @@ def print_rows(rows: Sequence[Mapping[str, Any]], title: str, none: str) -> None
     for row in rows:
         table.add_row(*(cell("" if value is None else value) for value in row.values()))
     console.print(table)
+
+
+def id_column(table: Table, title: str, ids: Iterable[str]) -> None:
+    """Add a column that never breaks an id, however narrow the terminal is: an id in pieces cannot be copied."""
+    table.add_column(title, overflow="fold", min_width=max(map(len, ids), default=0))
+
+
+def short(identifier: str, console: Console) -> str:
+    """A flow run's id, or its first eight digits where the terminal is narrow."""
+    return identifier if console.width >= WIDE else identifier[:8]
 
 
 def cell(*lines: object, style: str = "") -> Text:

@@ -8,13 +8,14 @@ from typing import Annotated
 from cyclopts import Parameter
 from rich.console import Console
 
-from prefect_qruntime.cli.options import AsJson
+from prefect_qruntime.cli.options import AsJson, needs_prefect
 from prefect_qruntime.cli.output import many
 from prefect_qruntime.operations.stalled import resume_flow_run
 
 __all__ = ["resume"]
 
 
+@needs_prefect
 def resume(
     flow_run_id: Annotated[str, Parameter(help="Id of the flow run.")],
     /,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import Annotated
 
@@ -10,9 +11,12 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from prefect_qruntime.cli.options import AsJson
+from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.sandbox.server import Sandbox, run_forever
 
 __all__ = ["sandbox"]
+
+_PORT_PROBLEMS = {errno.EADDRINUSE: "is taken by another program", errno.EACCES: "needs a privileged user"}
 
 
 def sandbox(
@@ -37,5 +41,14 @@ def sandbox(
             console.print(f"  {name:<9} {value}", soft_wrap=True, highlight=False)
         console.print("For the legacy dialect use base_url without /api/v1. Stop with Ctrl-C.")
 
-    run_forever(port=port, on_start=show, queue_time=queue_time, run_time=run_time, clock_scale=clock_scale)
+    try:
+        run_forever(port=port, on_start=show, queue_time=queue_time, run_time=run_time, clock_scale=clock_scale)
+    except OSError as error:
+        if error.errno not in _PORT_PROBLEMS:
+            raise
+        raise InvalidInput(
+            f"{port} of 127.0.0.1 {_PORT_PROBLEMS[error.errno]}.",
+            field="port",
+            solution="Give another port with --port; 0 takes a free one.",
+        ) from None
     return 0

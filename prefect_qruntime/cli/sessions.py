@@ -10,14 +10,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prefect_qruntime.cli.options import AsJson, Blocks, checked_blocks
-from prefect_qruntime.cli.output import cell, many, print_json
+from prefect_qruntime.cli.options import AsJson, Blocks, checked_blocks, needs_prefect
+from prefect_qruntime.cli.output import cell, id_column, many, print_json
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.operations.session_listing import OpenSession, SessionList, close_by_id, list_sessions
 
 __all__ = ["sessions"]
 
 
+@needs_prefect
 def sessions(
     *,
     block: Blocks = None,
@@ -88,18 +89,15 @@ def _print(found: SessionList, console: Console) -> None:
 def _table(sessions: list[OpenSession]) -> Table:
     several = len({one.block for one in sessions}) > 1
     table = Table(expand=True, show_lines=True)
-    table.add_column("session\nage", overflow="fold", min_width=20)
-    for name in (*(("block",) if several else ()), "mode\nbackend", "state\njobs"):
-        table.add_column(name, overflow="fold")
+    id_column(table, "session\nage" + several * "\nblock", (one.id for one in sessions))
+    table.add_column("backend\nmode, state\njobs", overflow="fold")
     table.add_column("opened by", overflow="fold", ratio=1)
     for one in sessions:
         jobs = many(one.unfinished_jobs, "job")
-        draining = " (draining)" if one.accepting_jobs is False else ""
+        state = "draining" if one.accepting_jobs is False else one.state or "?"
         table.add_row(
-            cell(one.id, _span(one.age_seconds)),
-            *((cell(one.block),) if several else ()),
-            cell(one.mode, one.backend or ""),
-            cell(f"{one.state or '?'}{draining}", jobs),
+            cell(one.id, _span(one.age_seconds), *several * (one.block,)),
+            cell(one.backend or "", f"{one.mode}, {state}", jobs),
             _opener(one),
         )
     return table

@@ -9,15 +9,16 @@ import orjson
 from cyclopts import Parameter
 
 from prefect_qruntime.admission.rate_limit import limit_name, set_up
-from prefect_qruntime.cli.options import AsJson, Blocks
+from prefect_qruntime.cli.options import AsJson, Blocks, checked_blocks, needs_prefect
 from prefect_qruntime.cli.output import print_rows
 from prefect_qruntime.client.network_loop import network_loop
-from prefect_qruntime.credentials import aload_credentials, saved_blocks
+from prefect_qruntime.credentials import load_each
 from prefect_qruntime.settings import QuantumRuntimeSettings
 
 __all__ = ["setup"]
 
 
+@needs_prefect
 def setup(
     *,
     block: Blocks = None,
@@ -28,22 +29,25 @@ def setup(
 
     May be run again at any time; a second run changes nothing.
     """
-    rows = network_loop().run(_set_up(block or None, per_minute))
+    rows, problems = network_loop().run(_set_up(checked_blocks(block), per_minute))
     if json:
         sys.stdout.write(orjson.dumps(rows, option=orjson.OPT_INDENT_2).decode() + "\n")
     else:
         print_rows(rows, f"Create limits, {per_minute} jobs a minute", "no credentials block is saved")
-    return 0 if rows else 1
+    for problem in problems:
+        sys.stderr.write(f"{problem}\n")
+    return 0 if rows and not problems else 1
 
 
-async def _set_up(blocks: list[str] | None, per_minute: int) -> list[dict[str, str]]:
+async def _set_up(blocks: list[str] | None, per_minute: int) -> tuple[list[dict[str, str]], list[str]]:
     accounts: dict[str, tuple[str, list[str]]] = {}
-    for name in sorted(set(blocks)) if blocks is not None else await saved_blocks():
-        crn = (await aload_credentials(name)).crn
-        accounts.setdefault(limit_name(crn), (crn, []))[1].append(name)
+    loaded, problems = await load_each(blocks)
+    for name, credentials in loaded.items():
+        accounts.setdefault(limit_name(credentials.crn), (credentials.crn, []))[1].append(name)
     period = QuantumRuntimeSettings().create_rate_period_seconds
-    return [
+    rows = [
         {"blocks": ", ".join(names), **row}
         for crn, names in accounts.values()
         for row in await set_up(crn, per_minute=per_minute, period=period)
     ]
+    return rows, list(problems.values())

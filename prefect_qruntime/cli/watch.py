@@ -13,7 +13,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.logging import RichHandler
 
-from prefect_qruntime.cli.options import AsJson, Blocks, checked_blocks
+from prefect_qruntime.cli.options import AsJson, Blocks, checked_blocks, needs_prefect
 from prefect_qruntime.cli.output import many
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.suspend.watcher import run_watch
@@ -23,6 +23,7 @@ __all__ = ["watch"]
 _WATCHER = "prefect_qruntime.suspend"  # the loggers of the watcher and of what it resumes
 
 
+@needs_prefect
 def watch(
     *,
     block: Blocks = None,

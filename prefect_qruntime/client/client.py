@@ -6,10 +6,11 @@ loop once; there it calls `Service`, or what loops over it (submission, sessions
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterable
-from datetime import datetime
-from typing import Any, NoReturn, TypeVar
+from dataclasses import replace
+from typing import Any, NoReturn, TypeVar, Unpack
 
 from prefect_qruntime.client import sessions
 from prefect_qruntime.client.connection import Connection, check_id
@@ -17,8 +18,9 @@ from prefect_qruntime.client.dialects import dialect_of
 from prefect_qruntime.client.fetching import fetch_result
 from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.client.network_loop import network_loop, on_network_loop
+from prefect_qruntime.client.provenance import Calibration
 from prefect_qruntime.client.results.job_result import JobResult
-from prefect_qruntime.client.service import Service
+from prefect_qruntime.client.service import JobFilters, Service
 from prefect_qruntime.client.submission import Intent, submit_or_attach
 from prefect_qruntime.client.transport.retrying import RetryDeadlines
 from prefect_qruntime.client.transport.spool import BodyStore
@@ -27,6 +29,7 @@ from prefect_qruntime.client.waiting.job_list import Page
 from prefect_qruntime.client.waiting.plan import Deadlines, PollIntervals
 from prefect_qruntime.client.waiting.poller import JobPoller
 from prefect_qruntime.client.waiting.websocket import Ending, JobStream
+from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import Backend, Job, JobRef, Session, SessionRef, Usage
 
 __all__ = ["QuantumRuntimeClient"]
@@ -67,6 +70,8 @@ def service_of(connection: Connection, patience: RetryDeadlines | None = None) -
     if service is None:
         service = here.keep(_Service(connection, patience), *key)
         here.on_close(service.http.aclose)
+    if connection.block is not None:
+        service.transport.blocks.add(connection.block)
     return service
 
 
@@ -176,16 +181,21 @@ class QuantumRuntimeClient:
         return await self._service().backend_configuration(name)
 
     @on_network_loop
-    async def backend_properties(self, name: str) -> dict[str, Any]:
-        """Calibration data of a backend."""
-        return await self._service().backend_properties(name)
+    async def backend_properties(self, name: str, *, calibration_id: str | None = None) -> dict[str, Any]:
+        """Calibration data of a backend: the present ones, or those of a calibration."""
+        return await self._service().backend_properties(name, calibration_id=calibration_id)
 
     # ---- jobs ----------------------------------------------------------------------------------
 
     @on_network_loop
     async def submit(self, intent: Intent, **hooks: Any) -> JobRef:
         """Submit the intent's one job, or attach to it. See `submission.submit_or_attach`."""
-        ref = await submit_or_attach(self._service(), intent, scope=self._instance, **hooks)
+        service = self._service()
+        try:
+            ref = await submit_or_attach(service, intent, scope=self._instance, **hooks)
+        except QuantumRuntimeError as error:
+            await service.suggest_backend(error, intent.spec.backend)
+            raise
         if not ref.attached:
             self._poller().note(ref.id)
         return ref
@@ -219,46 +229,14 @@ class QuantumRuntimeClient:
 
     @on_network_loop
     async def jobs(
-        self,
-        *,
-        tags: Iterable[str] = (),
-        pending: bool | None = None,
-        backend: str | None = None,
-        program: str | None = None,
-        session_id: str | None = None,
-        created_after: datetime | None = None,
-        created_before: datetime | None = None,
-        limit: int | None = None,
+        self, *, tags: Iterable[str] = (), limit: int | None = None, mocks: bool = False, **filters: Unpack[JobFilters]
     ) -> list[Job]:
-        """Jobs of the instance, newest first.
+        """Jobs of the instance, newest first, that carry all of the tags. See `Service.jobs`."""
+        return await self._service().jobs(tags=tags, limit=limit, mocks=mocks, **filters)
 
-        All `tags` must be on a job: the service is asked for them, and the answer is filtered again
-        here, because how it combines several is not documented.
-
-        Args:
-            tags: Tags that a job must carry.
-            pending: True for queued and running ones, False for finished ones.
-            backend: Only this backend's.
-            program: Only this program's.
-            session_id: Only this session's.
-            created_after: Only younger ones.
-            created_before: Only older ones.
-            limit: Most jobs to return; None for all.
-        """
-        return await self._service().jobs(
-            tags=tags,
-            pending=pending,
-            backend=backend,
-            program=program,
-            session_id=session_id,
-            created_after=created_after,
-            created_before=created_before,
-            limit=limit,
-        )
-
-    async def jobs_tagged(self, tag: str) -> list[Job]:
-        """All jobs that carry `tag` exactly."""
-        return await self.jobs(tags=(tag,))
+    async def jobs_tagged(self, tag: str, *, mocks: bool = False) -> list[Job]:
+        """All jobs that carry `tag` exactly; those on mock backends on request."""
+        return await self.jobs(tags=(tag,), mocks=mocks)
 
     @on_network_loop
     async def wait(
@@ -271,6 +249,7 @@ class QuantumRuntimeClient:
         in_session: bool = False,
         pace: PollIntervals | None = None,
         on_change: OnChange | None = None,
+        known: bool = False,
     ) -> Job:
         """Wait until the job is over, through outages. See `waiting.follow.follow_job`.
 
@@ -287,15 +266,54 @@ class QuantumRuntimeClient:
             in_session=in_session,
             pace=pace,
             on_change=on_change,
+            known=known,
+        )
+
+    @on_network_loop
+    async def look(self, job_id: str, *, deadlines: Deadlines | None = None, known: bool = False) -> Job:
+        """The job's state now, as `wait` sees it: through a short outage, and no refusal is believed at once.
+
+        Raises:
+            JobTimeout: No answer for longer than a refusal must repeat; `is_outage` is set.
+            NotFound: There is no such job.
+            QuantumRuntimeError: The service refused to show it.
+        """
+        limits = deadlines or Deadlines()
+        return await follow_job(
+            self._service(),
+            check_id(job_id, field="job"),
+            watcher=self._poller(),
+            deadlines=replace(limits, outage=1.25 * max(limits.refused, limits.unseen, limits.unknown)),
+            stream="never",
+            once=True,
+            known=known,
         )
 
     @on_network_loop
     async def result(self, job: JobRef | str, *, grace: float = 15.0, shelf: BodyStore | None = None) -> JobResult:
-        """The job's result; with a `shelf`, a large one goes to a file. See `fetching.fetch_result`."""
+        """The job's result and its provenance; with a `shelf`, a large one goes to a file.
+
+        See `fetching.fetch_result`.
+        """
         ref = JobRef(id=job) if isinstance(job, str) else job
         check_id(ref.id, field="job")
         service, known = self._service(), self._poller().knows(ref.id)
-        return await fetch_result(service.transport, service.fetch_job, ref, grace=grace, known=known, shelf=shelf)
+        result = await fetch_result(service.transport, service.fetch_job, ref, grace=grace, known=known, shelf=shelf)
+        # The only copy of a private result is in a file at first, whatever its size.
+        reference = result.file is not None and not (shelf is not None and shelf.only_copy)
+        origin = await service.provenance.of(ref, small=reference)
+        return result.model_copy(update={"provenance": origin})
+
+    def look_at_calibration(self, job: Job) -> asyncio.Task[Calibration] | None:
+        """Have the properties of a job's backend read in the background, once for each calibration.
+
+        For code that runs on the network loop. Results that are fetched then carry them as their provenance.
+        """
+        return self._service().provenance.look(job)
+
+    def note_times(self, job_id: str, queue_seconds: float | None, run_seconds: float | None) -> None:
+        """Keep the times of a job, as a wait saw them, for its provenance. On the network loop."""
+        self._service().provenance.timed(job_id, queue_seconds, run_seconds)
 
     @on_network_loop
     async def cancel(self, job_id: str) -> Job:
@@ -338,7 +356,12 @@ class QuantumRuntimeClient:
 
         If a session begins with its first job (legacy), nothing is sent and the session is unbound.
         """
-        return await sessions.open_session(self._service(), backend, mode=mode, max_ttl=max_ttl, scope=self._instance)
+        service = self._service()
+        try:
+            return await sessions.open_session(service, backend, mode=mode, max_ttl=max_ttl, scope=self._instance)
+        except QuantumRuntimeError as error:
+            await service.suggest_backend(error, backend)
+            raise
 
     @on_network_loop
     async def close_session(self, session_id: str, *, drain: bool) -> Session | None:

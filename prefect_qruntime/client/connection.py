@@ -12,10 +12,12 @@ import hashlib
 import ipaddress
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 from urllib.parse import unquote, urlsplit
 
+from prefect_qruntime.client.hosts import DIALECTS, HOSTS, REGIONS, Dialects
 from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.printable import nearest
 from prefect_qruntime.redact import register_secret
 
 __all__ = [
@@ -23,7 +25,6 @@ __all__ = [
     "DEFAULT_IAM_URL",
     "Connection",
     "Crn",
-    "Dialects",
     "check_id",
     "check_proxy",
     "check_url",
@@ -34,7 +35,6 @@ __all__ = [
     "register_proxy",
 ]
 
-Dialects = Literal["cloud", "legacy"]
 DEFAULT_API_VERSION = "2026-04-15"
 DEFAULT_IAM_URL = "https://iam.cloud.ibm.com"
 
@@ -153,13 +153,17 @@ def check_name(value: Any, *, field: str) -> str:
     return value
 
 
-def _default_base_url(dialect: str, crn: Crn) -> str:
+def _default_base_url(dialect: Dialects, crn: Crn) -> str:
     if crn.cname != "bluemix":
         raise InvalidInput(f"no default address is known for the {crn.cname!r} cloud; give base_url", field="base_url")
-    if dialect == "legacy":
-        return f"https://{crn.region}.quantum-computing.cloud.ibm.com"
-    prefix = "" if crn.region == "us-east" else f"{crn.region}."
-    return f"https://{prefix}quantum.cloud.ibm.com/api/v1"
+    if crn.region not in REGIONS:
+        raise InvalidInput(
+            f"the region {crn.region!r} is not one of the service's ({', '.join(REGIONS)}).",
+            field="crn",
+            solution=f"{nearest(crn.region, REGIONS)} Copy the CRN again from the instance's page; for a region that "
+            "is new, give its address as base_url.".lstrip(),
+        )
+    return HOSTS[dialect].url(crn.region)
 
 
 @dataclass(frozen=True)
@@ -193,6 +197,8 @@ class Connection:
     ca_file: str | None = None
     proxy: str | None = field(default=None, repr=False)
     request_timeout: float = 30.0
+    block: str | None = field(default=None, compare=False)
+    """Name of the saved block that it comes from, for messages only."""
 
     def __post_init__(self) -> None:
         key = self.api_key.strip() if isinstance(self.api_key, str) else ""
@@ -215,8 +221,10 @@ class Connection:
                 field="api_key",
                 solution="Copy the key again: one line, without quotes.",
             )
-        if self.dialect not in ("cloud", "legacy"):
-            raise InvalidInput("must be 'cloud' or 'legacy'", field="dialect")
+        if self.dialect not in DIALECTS:
+            raise InvalidInput(
+                f"must be {' or '.join(map(repr, DIALECTS))}, not {str(self.dialect)[:80]!r}", field="dialect"
+            )
         crn = parse_crn(self.crn)
         if _VERSION.fullmatch(self.api_version) is None:
             raise InvalidInput("must be a date like 2026-04-15", field="api_version")
@@ -251,7 +259,7 @@ class Connection:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Tells connections apart in this process without showing the key."""
-        return hashlib.sha256(repr(sorted(vars(self).items())).encode()).hexdigest()
+        return hashlib.sha256(repr(sorted({**vars(self), "block": None}.items())).encode()).hexdigest()
 
     def job_url(self, job_id: str) -> str:
         """Where a person looks at the job: IBM's console, or the API itself elsewhere."""
@@ -272,6 +280,9 @@ _CRN = re.compile(
 )
 
 
+_CRN_PARTS = 10
+
+
 @dataclass(frozen=True, slots=True)
 class Crn:
     """A parsed CRN of a Quantum Compute Service instance."""
@@ -285,6 +296,24 @@ class Crn:
     def __str__(self) -> str:
         """The CRN as it goes into the `Service-CRN` header."""
         return self.text
+
+
+_PARTS = {2: "cloud", 4: "service", 5: "region", 6: "account", 7: "instance"}
+"""What stands where in a CRN, as far as people get it wrong."""
+
+
+def _wrong_part(text: str) -> str:
+    """What is wrong in a text that should be a CRN. Of a text that is none nothing is shown: it may be a key."""
+    parts = text.split(":")
+    if parts[0] != "crn" or not text.isprintable():
+        return ": it does not begin with crn:v1"
+    if len(parts) != _CRN_PARTS:
+        return f": it has {len(parts)} parts between colons, not {_CRN_PARTS}; it may be cut off"
+    good = ["crn", "v1", "bluemix", "public", "quantum-computing", "us-east", "a/0", "0", "", ""]
+    for place, name in _PARTS.items():
+        if _CRN.fullmatch(":".join([*good[:place], parts[place], *good[place + 1 :]])) is None:
+            return f": its {name} is {parts[place][:60]!r}"
+    return ""
 
 
 @functools.lru_cache(maxsize=64)
@@ -314,7 +343,7 @@ def parse_crn(text: str, *, field: str = "crn") -> Crn:
     match = _CRN.fullmatch(stripped)
     if match is None:
         raise InvalidInput(
-            "not the CRN of a quantum-computing instance.",
+            f"not the CRN of a quantum-computing instance{_wrong_part(stripped)}.",
             field=field,
             solution="It looks like crn:v1:bluemix:public:quantum-computing:<region>:a/<account>:<instance>:: "
             "and stands on the instance's page of the IBM Quantum Platform.",

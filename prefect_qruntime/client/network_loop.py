@@ -160,7 +160,8 @@ class NetworkLoop:
 class SingleFlight(Generic[T]):
     """Lets callers that come while some work is under way share its outcome, rather than begin it again.
 
-    Belongs to one event loop. A caller that is cancelled does not take the outcome from the others.
+    Belongs to one event loop. A caller that is cancelled does not take the outcome from the others. Works of several
+    keys are apart; nothing is kept of one that is over.
 
     Example:
         ```python
@@ -174,18 +175,25 @@ class SingleFlight(Generic[T]):
     """
 
     def __init__(self) -> None:
-        self._task: asyncio.Task[T] | None = None
+        self._tasks: dict[tuple[Hashable, ...], asyncio.Task[T]] = {}
 
-    def start(self, work: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Task[T]:
-        """Begin the work in the background, unless it is under way; its failure may go unseen."""
-        if self._task is None or self._task.done():
-            self._task = asyncio.get_running_loop().create_task(work())
-            self._task.add_done_callback(lambda task: task.cancelled() or task.exception())
-        return self._task
+    def start(self, work: Callable[[], Coroutine[Any, Any, T]], *key: Hashable) -> asyncio.Task[T]:
+        """Begin the work of a key in the background, unless it is under way; its failure may go unseen."""
+        task = self._tasks.get(key)
+        if task is None or task.done():
+            task = self._tasks[key] = asyncio.get_running_loop().create_task(work())
+            task.add_done_callback(functools.partial(self._over, key))
+        return task
 
-    async def join(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """The outcome of the work under way, or of a new one."""
-        return await asyncio.shield(self.start(work))
+    def _over(self, key: tuple[Hashable, ...], task: asyncio.Task[T]) -> None:
+        if self._tasks.get(key) is task:
+            del self._tasks[key]
+        if not task.cancelled():
+            task.exception()  # else asyncio complains that nobody looked at it
+
+    async def join(self, work: Callable[[], Coroutine[Any, Any, T]], *key: Hashable) -> T:
+        """The outcome of the work of a key that is under way, or of a new one."""
+        return await asyncio.shield(self.start(work, *key))
 
 
 def _result_in_slices(future: concurrent.futures.Future[T]) -> T:

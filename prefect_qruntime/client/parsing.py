@@ -16,6 +16,7 @@ from prefect_qruntime.models import Backend, Job, JobStatus, Session, Usage
 __all__ = [
     "listed_moments",
     "listed_whole",
+    "parse_backend_status",
     "parse_backends",
     "parse_job",
     "parse_job_page",
@@ -23,22 +24,8 @@ __all__ = [
     "parse_usage",
     "parse_versions",
     "read_id",
+    "read_moment",
 ]
-
-# Statuses of /jobs, of /workloads and of the oldest jobs API, lower case (api facts E1).
-_STATUSES = {
-    "queued": JobStatus.QUEUED,
-    "pending": JobStatus.QUEUED,
-    "running": JobStatus.RUNNING,
-    "in_progress": JobStatus.RUNNING,
-    "completed": JobStatus.COMPLETED,
-    "failed": JobStatus.FAILED,
-    "cancelled": JobStatus.CANCELLED,
-    "canceled": JobStatus.CANCELLED,
-    "cancelled - ran too long": JobStatus.CANCELLED,
-    "canceled - ran too long": JobStatus.CANCELLED,
-}
-
 
 _LONGEST_TEXT = 10_000  # characters of a reason, a name or a state that are kept
 
@@ -90,7 +77,8 @@ def _reason_code(value: Any) -> int | str | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _moment(value: Any) -> datetime | None:
+def read_moment(value: Any) -> datetime | None:
+    """A time as the service writes it; None if it is none."""
     if not isinstance(value, str) or not value:
         return None
     try:
@@ -114,9 +102,9 @@ def parse_job(body: dict[str, Any], *, url: str | None = None) -> Job:
     state = _dict(body.get("state"))
     top = _text(body.get("status")) or ""
     raw = _text(state.get("status")) or top
-    status = _STATUSES.get(raw.strip().lower())
-    if status is None and _STATUSES.get(top.strip().lower()) is not None:
-        raw, status = top, _STATUSES[top.strip().lower()]
+    status = JobStatus.of(raw)
+    if status is None and JobStatus.of(top) is not None:
+        raw, status = top, JobStatus.of(top)
     reason = _text(state.get("reason")) or _text(body.get("reason"))
     code = _reason_code(state.get("reason_code"))
     code = _reason_code(state.get("reasonCode")) if code is None else code
@@ -149,7 +137,7 @@ def parse_job(body: dict[str, Any], *, url: str | None = None) -> Job:
         backend=_text(body.get("backend")),
         program_id=_text(_dict(body.get("program")).get("id")),
         session_id=_id(body.get("session_id")),
-        created_at=_moment(body.get("created")),
+        created_at=read_moment(body.get("created")),
         tags=tuple(tag for tag in _list(body.get("tags")) if isinstance(tag, str)),
         usage_seconds=seconds,
         usage_final=final,
@@ -157,6 +145,7 @@ def parse_job(body: dict[str, Any], *, url: str | None = None) -> Job:
         max_execution_time=_count(body.get("cost")),
         private=body.get("private") is True,
         url=url,
+        calibration_id=_text(body.get("calibration_id")),
     )
 
 
@@ -170,7 +159,9 @@ def parse_job_page(body: dict[str, Any]) -> tuple[list[dict[str, Any]], int | No
 
 def listed_moments(entries: list[dict[str, Any]]) -> tuple[datetime | None, datetime | None]:
     """When the first and the last job of a page were created."""
-    return (_moment(entries[0].get("created")), _moment(entries[-1].get("created"))) if entries else (None, None)
+    return (
+        (read_moment(entries[0].get("created")), read_moment(entries[-1].get("created"))) if entries else (None, None)
+    )
 
 
 def listed_whole(entry: dict[str, Any], job: Job) -> bool:
@@ -221,6 +212,11 @@ def parse_backends(body: dict[str, Any]) -> list[Backend]:
     return found
 
 
+def parse_backend_status(name: str, status: dict[str, Any]) -> Backend:
+    """Read a backend's state, reason and queue. Only the queue is certain to be there; the rest counts as well then."""
+    return complete_backend(Backend(name=name), status, {})
+
+
 def complete_backend(backend: Backend, status: dict[str, Any], configuration: dict[str, Any]) -> Backend:
     """Fill in what a names-only list leaves out, from the backend's status and configuration."""
     healthy = status.get("state", True) is True and _text(status.get("status")) in (None, "active")
@@ -254,9 +250,9 @@ def parse_session(body: dict[str, Any]) -> Session:
         max_ttl=_count(body.get("max_ttl", body.get("max_session_ttl"))),
         active_ttl=_count(body.get("active_ttl")),
         interactive_ttl=_count(body.get("interactive_ttl")),
-        started_at=_moment(body.get("started_at")),
-        activated_at=_moment(body.get("activated_at")),
-        closed_at=_moment(body.get("closed_at")),
+        started_at=read_moment(body.get("started_at")),
+        activated_at=read_moment(body.get("activated_at")),
+        closed_at=read_moment(body.get("closed_at")),
         elapsed_time=_number(body.get("elapsed_time")),
         user_id=_text(body.get("user_id")),
     )
@@ -272,8 +268,8 @@ def parse_usage(body: dict[str, Any]) -> Usage:
         limit_seconds=_number(body.get("usage_limit_seconds")),
         allocation_seconds=_number(body.get("usage_allocation_seconds")),
         limit_reached=body.get("usage_limit_reached") is True,
-        period_start=_moment(period.get("start_time")),
-        period_end=_moment(period.get("end_time")),
+        period_start=read_moment(period.get("start_time")),
+        period_end=read_moment(period.get("end_time")),
     )
 
 

@@ -36,6 +36,7 @@ def shape(spec: JobSpec) -> Hashable:
     return (
         spec.program_id,
         spec.private,
+        spec.dry_run,
         spec.shots,
         tuple((pub.shots, pub.precision) for pub in spec.pubs),
     )
@@ -67,6 +68,8 @@ def differs_at_sight(spec: JobSpec, job: Job) -> str | None:
     """What the job's own fields tell: the difference, or None."""
     if not may_be_job_of(spec, job.program_id):
         return f"its program is {job.program_id!r}, not {spec.program_id!r}"
+    if job.backend is not None and job.dry_run != spec.dry_run:
+        return "it is a dry run" if job.dry_run else f"it is no dry run, but ran on {job.backend}"
     if job.private and not spec.private:
         return "it is private, so that its input cannot be compared"
     return None

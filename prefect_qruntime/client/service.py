@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import math
+import re
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import httpx
 from cachetools import LRUCache
@@ -16,6 +19,7 @@ from prefect_qruntime.client.connection import Connection, check_id, check_name
 from prefect_qruntime.client.dialects import dialect_of
 from prefect_qruntime.client.failures import Phase
 from prefect_qruntime.client.inputs.spec import JobSpec
+from prefect_qruntime.client.provenance import ProvenanceNotes
 from prefect_qruntime.client.transport.auth import TokenSource
 from prefect_qruntime.client.transport.http import Transport, http_client
 from prefect_qruntime.client.transport.replies import unreadable_create
@@ -23,14 +27,37 @@ from prefect_qruntime.client.transport.retrying import RetryDeadlines
 from prefect_qruntime.client.transport.spool import MOST_BYTES
 from prefect_qruntime.errors import QuantumRuntimeError, ServiceUnavailable
 from prefect_qruntime.models import Backend, Job, JobRef, Session, SessionRef, Usage
+from prefect_qruntime.printable import nearest
 from prefect_qruntime.redact import install
 
-__all__ = ["Service"]
+__all__ = ["JobFilters", "Service"]
 
 _PAGE = 200  # the service's largest page; out of range it silently falls back to it
 _MOST_PAGES = 50
 _SESSIONS = 1000  # of which the jobs are remembered
+_NO_BACKEND = re.compile(r"\b(?:backend|device)\b", re.IGNORECASE)
+_SHOWN = 8  # backends named in a message
 _CANCEL_LOOKS = (0.1, 0.2, 0.4, 0.8, 1.5, 2.0)  # seconds between the looks after a cancel
+
+
+class JobFilters(TypedDict, total=False):
+    """Which jobs are listed; what is None or left out does not matter.
+
+    Attributes:
+        pending: True for queued and running ones, False for finished ones.
+        backend: Only this backend's.
+        program: Only this program's.
+        session_id: Only this session's.
+        created_after: Only younger ones.
+        created_before: Only older ones.
+    """
+
+    pending: bool | None
+    backend: str | None
+    program: str | None
+    session_id: str | None
+    created_after: datetime | None
+    created_before: datetime | None
 
 
 class Service:
@@ -54,6 +81,7 @@ class Service:
         """When this host refused a websocket last, on the monotonic clock; for a while it is not asked again."""
         self._unfinished: LRUCache[str, set[str]] = LRUCache(_SESSIONS)
         """Jobs bought here, by session, that were not seen at their end yet: a list may not show them yet."""
+        self.provenance = ProvenanceNotes(self._properties_of_run)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.connection.host}, {self.dialect.name})"
@@ -72,7 +100,10 @@ class Service:
         Raises:
             AuthenticationError: IAM does not know the key.
         """
-        await self.tokens.get()
+        try:
+            await self.tokens.get()
+        except QuantumRuntimeError as error:
+            raise self.transport.with_block(error).with_traceback(None) from None
         return self.tokens.seconds_left or 0.0
 
     async def versions(self) -> tuple[str, ...]:
@@ -125,15 +156,44 @@ class Service:
 
     async def backend_status(self, name: str) -> dict[str, Any]:
         """State and queue length of a backend."""
-        return await self._get(f"/backends/{check_name(name, field='backend')}/status")
+        return await self._backend(name, "status")
 
     async def backend_configuration(self, name: str) -> dict[str, Any]:
         """Qubits, basis gates, coupling map and limits of a backend."""
-        return await self._get(f"/backends/{check_name(name, field='backend')}/configuration")
+        return await self._backend(name, "configuration")
 
-    async def backend_properties(self, name: str) -> dict[str, Any]:
-        """Calibration data of a backend."""
-        return await self._get(f"/backends/{check_name(name, field='backend')}/properties")
+    async def backend_properties(
+        self, name: str, *, calibration_id: str | None = None, phase: Phase = "read"
+    ) -> dict[str, Any]:
+        """Calibration data of a backend: the present ones, or those of a calibration."""
+        params = {"calibration_id": calibration_id} if calibration_id is not None else None
+        return await self._backend(name, "properties", phase=phase, params=params)
+
+    async def _properties_of_run(self, name: str, calibration_id: str | None) -> dict[str, Any]:
+        # Nobody waits for it, so it gives up as quickly as a poll.
+        return await self.backend_properties(name, calibration_id=calibration_id, phase="wait")
+
+    async def _backend(
+        self, name: str, what: str, *, phase: Phase = "read", params: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        path = f"/backends/{check_name(name, field='backend')}/{what}"
+        try:
+            return await self._get(path, phase=phase, params=params)
+        except QuantumRuntimeError as error:
+            await self.suggest_backend(error, name)
+            raise
+
+    async def suggest_backend(self, error: QuantumRuntimeError, name: str) -> None:
+        """Name the backends that there are in a refusal of one that there is not. Asks the service for the list."""
+        if error.status not in (400, 404) or not _NO_BACKEND.search(error.message):
+            return
+        with contextlib.suppress(QuantumRuntimeError):  # the refusal is what matters
+            listed = parsing.parse_backends(await self._get("/backends"))
+            names = sorted(backend.name for backend in listed)
+            if name not in names:
+                has = f"The instance has {', '.join(names[:_SHOWN])}" if names else "The instance has no backend"
+                more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+                error.solution = f"{nearest(name, names, most=2)} {has}{more}.".strip()
 
     # ---- jobs ----------------------------------------------------------------------------------
 
@@ -143,7 +203,9 @@ class Service:
 
     async def post_job(self, spec: JobSpec, tags: tuple[str, ...], session: SessionRef | None) -> JobRef:
         """Send one `POST /jobs`. Creates one job; `submit_or_attach` survives a lost answer."""
-        body = self.dialect.job_body(spec, tags, session)
+        # A circuit that is no text may have to be read by qiskit, and its parameters are encoded.
+        make = functools.partial(self.dialect.job_body, spec, tags, session)
+        body = await asyncio.to_thread(make) if spec.support_qiskit else make()
         reply = await self.transport.request("POST", "/jobs", phase="submit", body=body)
         try:
             ref = self.dialect.created(reply.object(), spec, session)
@@ -173,6 +235,7 @@ class Service:
     def read_listed(self, entry: dict[str, Any]) -> Job:
         """A job's entry as a `Job`; its end is noted for its session."""
         job = parsing.parse_job(entry, url=self.connection.job_url(str(entry.get("id"))))
+        self.provenance.saw(job)
         if job.is_terminal and job.session_id is not None:
             self._unfinished.get(job.session_id, set()).discard(job.id)
         return job
@@ -204,33 +267,27 @@ class Service:
         return parsing.parse_job_page(await self._get("/jobs", phase=phase, params=params))
 
     async def jobs(
-        self,
-        *,
-        tags: Iterable[str] = (),
-        pending: bool | None = None,
-        backend: str | None = None,
-        program: str | None = None,
-        session_id: str | None = None,
-        created_after: datetime | None = None,
-        created_before: datetime | None = None,
-        limit: int | None = None,
+        self, *, tags: Iterable[str] = (), limit: int | None = None, mocks: bool = False, **filters: Unpack[JobFilters]
     ) -> list[Job]:
-        """Jobs of the instance, newest first. See `QuantumRuntimeClient.jobs`."""
+        """Jobs of the instance, newest first.
+
+        All `tags` must be on a job: the service is asked for them, and the answer is filtered again
+        here, because how it combines several is not documented.
+
+        Args:
+            tags: Tags that a job must carry.
+            limit: Most jobs to return; None for all.
+            mocks: Whether those on mock backends (dry runs) are among them.
+            **filters: Backend, program, session, state and age: see `JobFilters`.
+        """
         wanted = tuple(tags)
         size = _PAGE if limit is None or wanted else min(limit, _PAGE)
-        filters: dict[str, Any] = {
-            "tags": list(wanted) or None,
-            "pending": pending,
-            "backend": backend,
-            "program": program,
-            "session_id": session_id,
-            "created_after": created_after,
-            "created_before": created_before,
-        }
         found: dict[str, Job] = {}  # by id: a job created between two pages moves others to the next one
         offset = 0
         for _ in range(_MOST_PAGES):
-            page, count = await self.job_page(limit=size, offset=offset, **filters)
+            page, count = await self.job_page(
+                limit=size, offset=offset, tags=list(wanted) or None, include_mocks=mocks or None, **filters
+            )
             for item in page:
                 job = parsing.parse_job(item, url=self.connection.job_url(str(item.get("id"))))
                 if set(wanted) <= set(job.tags):
@@ -247,9 +304,9 @@ class Service:
             )
         return list(found.values())[:limit]
 
-    async def jobs_tagged(self, tag: str) -> list[Job]:
-        """All jobs that carry `tag` exactly."""
-        return await self.jobs(tags=(tag,))
+    async def jobs_tagged(self, tag: str, *, mocks: bool = False) -> list[Job]:
+        """All jobs that carry `tag` exactly; those on mock backends on request."""
+        return await self.jobs(tags=(tag,), mocks=mocks)
 
     async def request_cancel(self, job_id: str) -> None:
         """Ask for a job's cancellation. A job that is over already is left as it is."""

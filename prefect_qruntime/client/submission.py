@@ -76,8 +76,8 @@ class SubmissionService(Protocol):
         """Send one `POST /jobs`."""
         ...
 
-    async def jobs_tagged(self, tag: str) -> list[Job]:
-        """List the jobs with a tag."""
+    async def jobs_tagged(self, tag: str, *, mocks: bool = False) -> list[Job]:
+        """List the jobs with a tag; those on mock backends on request."""
         ...
 
     async def job(self, job_id: str) -> Job:
@@ -188,6 +188,8 @@ class _Caller:
     sleep: Callable[[float], Awaitable[None]]
     spec: JobSpec = field(init=False)
     accepted: tuple[str, str | None] | None = None  # to be noted
+    compared: bool = True
+    """Whether the input of a job found in the list could be compared."""
 
     async def run(self) -> JobRef:
         self.spec = self.intent.spec
@@ -197,7 +199,7 @@ class _Caller:
                 case core.Bought(ref):
                     return ref
                 case core.Attach():
-                    return _attached(action, self.intent)
+                    return _attached(action, self.intent, certain=self.compared)
                 case core.GiveUp(error):
                     raise error
                 case core.Post(key):
@@ -258,7 +260,9 @@ class _Caller:
 
     async def _look(self, key: str) -> core.Action:
         try:
-            jobs = await self.service.jobs_tagged(key)
+            # The service leaves jobs on mock backends out unless it is asked for them.
+            mocks = {"mocks": True} if self.intent.spec.dry_run else {}
+            jobs = await self.service.jobs_tagged(key, **mocks)
         except QuantumRuntimeError as error:
             return self.machine.list_failed(self.clock(), error)
         return self.machine.listed(self.clock(), jobs)
@@ -275,12 +279,14 @@ class _Caller:
     async def _difference(self, job: Job) -> str | None:
         spec, exact = self.intent.spec, self.intent.exact
         difference = differs_at_sight(spec, job)
+        self.compared = False
         if difference is not None or job.private:
             return difference
         if not is_small(spec, _MOST_COMPARED):
             log.info("job %s: the payload is too large to be read back; only its program is compared", job.id)
             return None
         kept, sent = await self.service.job_input(job.id), self.service.job_params(on_service(spec))
+        self.compared = bool(kept)
         # Whatever may hold QPY is decoded elsewhere: reading it can take seconds, and import qiskit.
         plain = not spec.support_qiskit and spec.params is None and "quantum_program" not in kept
         if is_small(spec) and plain:
@@ -320,7 +326,7 @@ class _Caller:
         return action
 
 
-def _attached(found: core.Attach, intent: Intent) -> JobRef:
+def _attached(found: core.Attach, intent: Intent, *, certain: bool) -> JobRef:
     ref = found.job.ref() if found.job is not None else found.ref
     if ref.backend and ref.backend != intent.spec.backend:
         log.warning(
@@ -332,6 +338,7 @@ def _attached(found: core.Attach, intent: Intent) -> JobRef:
     return ref.model_copy(
         update={
             "attached": True,
+            "certain": certain,
             "submission_key": found.key,
             "session": _session(ref, found.job, intent.session),
             "program_id": intent.spec.program_id,

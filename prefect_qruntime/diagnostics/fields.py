@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from prefect_qruntime.client.connection import Connection
+from prefect_qruntime.client.hosts import HOME_REGION, HOSTS
 from prefect_qruntime.diagnostics.finding import Finding, hint, ok, problem
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.redact import register_secret
@@ -27,10 +28,6 @@ _NAMES = (
     *("api_key", "crn", "dialect", "base_url", "iam_url", "api_version"),
     *("application", "ca_file", "proxy", "request_timeout"),
 )
-# Regions and hosts of the service (IBM's OpenAPI document 0.45.3; the clients 0.1 to 0.51 for the older ones).
-_REGIONS = ("us-east", "eu-de")
-_CLOUD = re.compile(r"(?:private\.)?(?:(?P<region>[a-z]{2}-[a-z0-9-]+)\.)?quantum\.cloud\.ibm\.com")
-_LEGACY = re.compile(r"(?P<region>[a-z]{2}-[a-z0-9-]+)\.quantum-computing\.cloud\.ibm\.com")
 _ENDPOINTS = ("jobs", "backends", "sessions", "workloads", "versions", "instances")
 _SWITCHED_OFF = re.compile(r"(?:[a-z0-9-]+\.)*quantum-computing\.ibm\.com")
 
@@ -142,7 +139,7 @@ def check_host(connection: Connection, *, region_known: bool = True) -> list[Fin
     """Whether a known host fits the dialect and, where that is known, the CRN's region."""
     host = urlsplit(connection.base_url).hostname or ""
     findings = []
-    cloud, legacy = _CLOUD.fullmatch(host), _LEGACY.fullmatch(host)
+    known = {name: match for name, hosts in HOSTS.items() if (match := hosts.pattern.fullmatch(host))}
     above, _, last = connection.base_url.rpartition("/")
     if last in _ENDPOINTS:
         # Not left to the network: below an endpoint's path the service finds other things than nothing.
@@ -161,20 +158,17 @@ def check_host(connection: Connection, *, region_known: bool = True) -> list[Fin
                 "Leave base_url empty and use a key and a CRN of IBM Cloud.",
             )
         )
-    elif cloud and connection.dialect == "legacy":
-        findings.append(
-            problem("dialect", f"{host} speaks the cloud dialect, the block says legacy.", "Set dialect to cloud.")
-        )
-    elif legacy and connection.dialect == "cloud":
+    elif known and connection.dialect not in known:
+        (speaks,) = known
         findings.append(
             problem(
                 "dialect",
-                f"{host} is a host of the legacy dialect, the block says cloud.",
-                "Leave base_url empty for today's service, or set dialect to legacy.",
+                f"{host} speaks the {speaks} dialect, the block says {connection.dialect}.",
+                f"Set dialect to {speaks}, or leave base_url empty: dialect and region then pick the host.",
             )
         )
-    match = cloud or legacy
-    region = (match["region"] or "us-east") if match and region_known else None
+    match = next(iter(known.values()), None)
+    region = (match["region"] or HOME_REGION) if match and region_known else None
     if region is not None and region != connection.region:
         findings.append(
             problem(
@@ -182,14 +176,6 @@ def check_host(connection: Connection, *, region_known: bool = True) -> list[Fin
                 f"The instance is in {connection.region} by its CRN, base_url belongs to {region}.",
                 "Leave base_url empty: the CRN's region then picks the host. Or take the CRN of an instance in "
                 f"{region}.",
-            )
-        )
-    elif region is not None and region not in _REGIONS:
-        findings.append(
-            problem(
-                "region",
-                f"The CRN's region {connection.region} is not a region of the service ({', '.join(_REGIONS)}).",
-                "Copy the CRN again from the instance's page; for a new region, update this package.",
             )
         )
     return findings

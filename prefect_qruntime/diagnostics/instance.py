@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.connection import Connection
+from prefect_qruntime.client.hosts import HOSTS, dialect_that_answers
 from prefect_qruntime.diagnostics.finding import Finding, hint, ok, problem
 from prefect_qruntime.diagnostics.network import Address, check_api, check_iam
 from prefect_qruntime.errors import AuthenticationError, NotFound, PermissionDenied, QuantumRuntimeError
@@ -73,9 +74,9 @@ async def check_token(client: QuantumRuntimeClient) -> tuple[Finding | None, flo
 
 def check_dialect(connection: Connection, address: Address) -> Finding | None:
     """Whether the dialect that answered is the block's."""
-    if address.speaks in (None, connection.dialect):
+    if address.speaks is None or address.speaks == connection.dialect:
         return None
-    right = "api_key, crn and base_url" if address.speaks == "legacy" else "base_url"
+    right = HOSTS[address.speaks].corrects
     return problem(
         "dialect",
         f"{connection.base_url} speaks the {address.speaks} dialect, the block says {connection.dialect}.",
@@ -150,7 +151,7 @@ async def _no_backends(client: QuantumRuntimeClient, error: QuantumRuntimeError)
     if (wrong := check_dialect(connection, address)) is not None:
         return wrong
     versions, _ = await _tried(client.versions())
-    if versions and connection.dialect == "cloud" and connection.api_version not in versions:
+    if versions and HOSTS[connection.dialect].lists_versions and connection.api_version not in versions:
         return _version(connection.api_version, versions)
     return problem("access", f"{host} gives no list of backends: {error}", "Try again later; look at the message.")
 
@@ -224,8 +225,8 @@ async def _judge_versions(client: QuantumRuntimeClient, inspection: InstanceInsp
     inspection.versions = found or ()
     if not inspection.versions:
         return
-    if connection.dialect == "legacy":
-        wrong = check_dialect(connection, Address(speaks="cloud"))
+    if not HOSTS[connection.dialect].lists_versions:
+        wrong = check_dialect(connection, Address(speaks=dialect_that_answers(lists_versions=True)))
         inspection.findings += [wrong] if wrong is not None else []
     elif connection.api_version not in inspection.versions:
         unknown = _version(connection.api_version, inspection.versions)
@@ -248,7 +249,7 @@ def _version(ours: str, versions: tuple[str, ...]) -> Finding:
 
 async def _websocket(client: QuantumRuntimeClient, jobs: list[Job] | None) -> Finding:
     if not client.expects_stream:
-        return ok("websocket", "None in the cloud dialect, which is normal: waiting polls")
+        return ok("websocket", f"None in the {client.connection.dialect} dialect, which is normal: waiting polls")
     if not jobs:
         return ok("websocket", "No job to try it with; the first wait tries it, and polls without")
     refusal, error = await _tried(client.knock(jobs[0].id))

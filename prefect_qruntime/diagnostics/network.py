@@ -9,6 +9,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from prefect_qruntime.client.connection import DEFAULT_IAM_URL, Connection
+from prefect_qruntime.client.hosts import HOSTS, Dialects, dialect_that_answers
 from prefect_qruntime.client.transport.http import Probe, Trouble, probe, proxy_of, reaches_proxy
 from prefect_qruntime.client.transport.replies import parse_error
 from prefect_qruntime.diagnostics.finding import Finding, ok, problem
@@ -32,7 +33,7 @@ class Address:
 
     finding: Finding | None = None
     reached: bool = True
-    speaks: Literal["cloud", "legacy"] | None = None
+    speaks: Dialects | None = None
     skew: float | None = None
 
     @property
@@ -98,7 +99,7 @@ async def check_iam(connection: Connection) -> Address:
 
 
 async def check_api(connection: Connection) -> Address:
-    """Whether the service answers at `base_url`, and which dialect. Only the cloud dialect has `/versions`."""
+    """Whether the service answers at `base_url`, and which dialect."""
     found = await probe(connection, f"{connection.base_url}/backends")
     if found.trouble is not None:
         return Address(_in_the_way(found, connection, "base_url"), reached=False)
@@ -108,7 +109,7 @@ async def check_api(connection: Connection) -> Address:
     versions = await _has_versions(connection, connection.base_url)
     # Without a token the service refuses (401, some gateways 400 or 403), which shows that the path exists.
     if status in (400, 401, 403) or (status == 200 and _is_json(found)):
-        return Address(speaks="cloud" if versions else "legacy", skew=skew_of(found))
+        return Address(speaks=dialect_that_answers(lists_versions=versions), skew=skew_of(found))
     return Address(await _wrong_path(found, connection), skew=skew_of(found))
 
 
@@ -123,7 +124,7 @@ async def _wrong_path(found: Probe, connection: Connection) -> Finding:
     origin = "{0.scheme}://{0.netloc}".format(urlsplit(connection.base_url))
     candidates = [*_shorter(connection.base_url), f"{connection.base_url}/v1", f"{origin}/api/v1"]
     for other in dict.fromkeys(candidates):
-        if connection.dialect == "cloud":
+        if HOSTS[connection.dialect].lists_versions:
             fits = await _has_versions(connection, other)
         else:
             neighbour = await probe(connection, f"{other}/backends")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from urllib.parse import urlsplit
 
 import prefect
 from packaging.version import InvalidVersion, Version
 from prefect.blocks.core import Block
+from prefect.client.base import ServerType
 from prefect.client.orchestration import PrefectClient
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
@@ -16,13 +19,13 @@ from pydantic import ValidationError
 
 from prefect_qruntime.admission.locks import read_locks
 from prefect_qruntime.admission.rate_limit import pace, shared_limits
-from prefect_qruntime.client.connection import Connection
+from prefect_qruntime.client.connection import Connection, is_loopback
 from prefect_qruntime.diagnostics.finding import Finding, hint, ok, problem
 from prefect_qruntime.prefect_api import api, patience
 from prefect_qruntime.redact import redact
 from prefect_qruntime.settings import QuantumRuntimeSettings
 
-__all__ = ["check_limits", "check_prefect", "check_server", "check_settings"]
+__all__ = ["check_limits", "check_prefect", "check_server", "check_settings", "unreachable"]
 
 _SERVICE_TTL = 28800
 """Seconds after which the service itself ends a session."""
@@ -42,19 +45,16 @@ async def check_server() -> tuple[PrefectClient | None, list[Finding]]:
     """
     url = get_current_settings().api.url
     try:
+        if url is not None and await _nothing_listens(url):
+            return None, [unreachable(url, "nothing listens there")]
         client = await api()
         with patience(_ANSWER):
-            error = await client.api_healthcheck()
-    except Exception as caught:  # no server set and none allowed to start, or the start failed
-        error, client = caught, None
-    if error is not None or client is None:
-        reason = redact(str(error)).split("\n")[0] or type(error).__name__
-        if url is None:
-            said, fix = f"No Prefect server is set, and none could be started: {reason}", "Set PREFECT_API_URL."
-        else:
-            said = f"The Prefect server at {url} cannot be reached: {reason}"
-            fix = "Start it with `prefect server start`, or correct PREFECT_API_URL (it ends with /api)."
-        return None, [problem("server", said, fix)]
+            answer = await client._client.get("/health")
+        if client.server_type is not ServerType.CLOUD and answer.text.strip() != "true":
+            return None, [unreachable(url, "something else answers there")]
+    except Exception as error:  # no server set and none allowed to start, or the start failed
+        reason = redact(str(error)).split("\n")[0]
+        return None, [unreachable(url, reason or f"it gave no answer within {_ANSWER:.0f} s")]
     if url is not None:
         return client, [ok("server", f"Prefect answers at {url}")]
     return client, [
@@ -64,6 +64,43 @@ async def check_server() -> tuple[PrefectClient | None, list[Finding]]:
             "Run `prefect server start` and set PREFECT_API_URL; schedules and cancelling need it.",
         )
     ]
+
+
+def unreachable(url: str | None, reason: str) -> Finding:
+    """The finding that Prefect's API is not there.
+
+    Args:
+        url: Its address; None if a server should have been started here.
+        reason: Why, without a stop.
+    """
+    reason = reason.rstrip(".")
+    if url is None:
+        return problem(
+            "server",
+            f"No Prefect server is set, and none could be started here: {reason}.",
+            "Run `prefect server start` and set PREFECT_API_URL to its address, for instance "
+            "http://127.0.0.1:4200/api.",
+        )
+    return problem(
+        "server",
+        f"The Prefect server at {url} cannot be reached: {reason}.",
+        "Start it with `prefect server start`, or correct PREFECT_API_URL (it ends with /api).",
+    )
+
+
+async def _nothing_listens(url: str) -> bool:
+    """Whether a port of this machine is closed, which shows at once; other addresses may lie behind a proxy."""
+    parts = urlsplit(url)
+    if not is_loopback(parts.hostname):
+        return False
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(parts.hostname, parts.port or 80), _ANSWER)
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    writer.close()
+    return False
 
 
 async def check_prefect(client: PrefectClient, kinds: Sequence[type[Block]]) -> list[Finding]:

@@ -28,6 +28,8 @@ from prefect.context import TaskRunContext
 from prefect.exceptions import ObjectNotFound
 
 from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.models import JobStatus
+from prefect_qruntime.observability.processes import PROCESS_FACTS
 from prefect_qruntime.prefect_api import api, current_flow_run_id
 from prefect_qruntime.redact import redact
 
@@ -37,15 +39,17 @@ __all__ = [
     "drop_record",
     "find_record",
     "find_records",
-    "is_over",
     "job_owners",
     "open_note",
     "upsert",
+    "upsert_session",
 ]
 
-Kind = Literal["job", "key", "session", "summary", "wait"]
+Kind = Literal["comparison", "job", "key", "session", "summary", "wait"]
 Write = Callable[[Mapping[str, str], str], str]
 """Makes a record's text from all that is noted and from its old text."""
+Merge = Callable[[Mapping[str, str], Mapping[str, str]], dict[str, str]]
+"""Joins what was noted before and what is noted now."""
 
 _PAGE = 200
 _OPEN = "open "
@@ -70,12 +74,8 @@ class Record:
     @property
     def is_over(self) -> bool:
         """Whether a job's end was noted."""
-        return is_over(self.meta)
-
-
-def is_over(facts: Mapping[str, str]) -> bool:
-    """Whether the facts of a job's record say that it can never change again."""
-    return facts.get("state", "").lower().startswith(("completed", "failed", "cancelled", "canceled"))
+        status = JobStatus.of(self.meta.get("state", ""))
+        return status is not None and status.is_terminal
 
 
 def artifact_key(kind: Kind, identifier: str) -> str:
@@ -112,6 +112,8 @@ async def upsert(
     new: bool = False,
     drop: Iterable[str] = (),
     flow_run_id: str | None = None,
+    describe: Callable[[Mapping[str, str]], str] | None = None,
+    merge: Merge | None = None,
 ) -> None:
     """Write or complete a record. Runs on the network loop.
 
@@ -124,6 +126,8 @@ async def upsert(
         new: Whether it cannot exist yet, which saves a request.
         drop: Names of facts noted before that hold no more.
         flow_run_id: The flow run on whose page it is; default the one the caller is in.
+        describe: Makes its description, the line under its title in lists, from all that is noted.
+        merge: Joins what was noted before and what is noted now; by default the new fact replaces the old one.
 
     Raises:
         Exception: Whatever Prefect's API raises.
@@ -131,16 +135,19 @@ async def upsert(
     client, key = await api(), artifact_key(kind, identifier)
     facts = {name: redact(value)[:_META_LIMIT] for name, value in meta.items() if value}
     facts = {"kind": kind, "id": identifier, **facts}
-    description = f"{kind.capitalize()} {identifier}"
+
+    def description(noted: Mapping[str, str]) -> str:
+        return describe(noted) if describe is not None else f"{kind.capitalize()} {identifier}"
 
     async def complete(known: Record | None) -> bool:
         if known is None:
             return False
         gone = set(drop)
         kept = {name: value for name, value in known.meta.items() if name not in gone}
-        merged = {**(defaults or {}), **kept, **facts}
+        joined = merge(kept, facts) if merge is not None else {**kept, **facts}
+        merged = {name: value[:_META_LIMIT] for name, value in {**(defaults or {}), **joined}.items()}
         written = _text(text, merged, known.text)
-        change = ArtifactUpdate(data=written, description=description, metadata_=merged)
+        change = ArtifactUpdate(data=written, description=description(merged), metadata_=merged)
         if not await _update(client, known.artifact_id, change):
             return False
         _remember(replace(known, meta=merged, text=written))
@@ -159,7 +166,7 @@ async def upsert(
             ArtifactCreate(
                 key=key,
                 type="markdown",
-                description=description,
+                description=description(facts),
                 data=_text(text, facts, ""),
                 metadata_=facts,
                 flow_run_id=UUID(owner) if owner else None,
@@ -188,6 +195,46 @@ async def _update(client: PrefectClient, artifact_id: UUID, change: ArtifactUpda
             return False
         raise
     return True
+
+
+async def upsert_session(
+    token: str,
+    session_id: str | None,
+    text: str,
+    meta: Mapping[str, str | None],
+    *,
+    new: bool = False,
+    describe: Callable[[Mapping[str, str]], str] | None = None,
+) -> None:
+    """Write or complete a session's record: under its token until it has an id, and under the id from then on.
+
+    An artifact keeps its key, so the record is written anew under the id before the first one goes. A process that
+    dies in between leaves both; whoever reads them finds the same session in one and no id in the other.
+
+    Args:
+        token: Identifies the record before the session has an id.
+        session_id: The session's id, once it has one.
+        text: Markdown for the run page.
+        meta: Plain facts.
+        new: Whether it cannot exist yet.
+        describe: Makes its description.
+
+    Raises:
+        Exception: Whatever Prefect's API raises.
+    """
+    if session_id is None:
+        return await upsert("session", token, text, meta, new=new, describe=describe)
+    recent = _writes().recent
+    first = recent.get(artifact_key("session", token))
+    if first is not None:
+        facts = {name: value for name, value in first[1].meta.items() if name not in ("kind", "id")}
+        await upsert("session", session_id, text, {**facts, **meta, "token": token}, new=True, describe=describe)
+        recent.pop(first[1].key, None)
+        return await drop_record(first[1].artifact_id)
+    # Noted by another process, perhaps under the token only.
+    by_id = artifact_key("session", session_id) in recent or await find_record("session", session_id) is not None
+    by_token = not by_id and await find_record("session", token) is not None
+    return await upsert("session", token if by_token else session_id, text, meta, describe=describe)
 
 
 class _Writes:
@@ -276,10 +323,11 @@ def open_note(facts: Mapping[str, str | None]) -> str:
 
 def _open_jobs(summary: Record) -> Iterator[Record]:
     """The jobs that a summary notes and that had no page of their own then."""
+    process = {name: summary.meta[name] for name in PROCESS_FACTS if name in summary.meta}
     for name, note in summary.meta.items():
         if name.startswith(_OPEN):
             with contextlib.suppress(ValueError):
-                facts = {"kind": "job", "id": name.removeprefix(_OPEN), **orjson.loads(note)}
+                facts = {"kind": "job", "id": name.removeprefix(_OPEN), **process, **orjson.loads(note)}
                 yield replace(summary, key=artifact_key("job", facts["id"]), meta=facts, text="")
 
 

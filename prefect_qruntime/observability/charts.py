@@ -7,30 +7,47 @@ import math
 from collections.abc import Mapping, Sequence
 from xml.sax.saxutils import escape
 
-__all__ = ["bar_chart", "line_chart", "markdown_image"]
+__all__ = ["Point", "bar_chart", "is_shortened", "line_chart", "markdown_image"]
 
 WIDTH, HEIGHT = 640, 360
-LEFT, RIGHT, TOP, BOTTOM = 84, 16, 40, 52
-# The Okabe-Ito palette, which colour-blind readers can tell apart.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
-TICKS = 5
-BAR, BARS, LABEL = 20, 16, 24  # height of a bar's row, most bars, most characters of a label
+LEFT, RIGHT, TOP, BOTTOM = 84, 20, 72, 56
+# From the Okabe-Ito palette, which colour-blind readers can tell apart; the second of each pair is for dark pages.
+COLOURS = (("#0072b2", "#56b4e9"), ("#c4500a", "#ff8a4c"), ("#00795a", "#2fc79b"), ("#a8568a", "#e08fc2"))
+TICKS = 6  # about so many on each axis
+BAR, BARS, LABEL = 22, 16, 24  # height of a bar's row, most bars, most characters of a label
+# A ground of its own, so that the text is readable even if the browser's scheme is not the page's.
+_STYLE = "".join(
+    (
+        "<style>text{font-family:system-ui,sans-serif;font-size:12px;fill:#1f2328}.title{font-size:14px;font-weight:600}",
+        ".soft{fill:#59636e}.mono{font-family:ui-monospace,monospace}.ground{fill:#fff;stroke:#d0d7de}",
+        ".grid{stroke:#e3e7ec}.axis{stroke:#8c959f}",
+        *(f".s{n}{{fill:{light}}}.l{n}{{stroke:{light}}}" for n, (light, _) in enumerate(COLOURS)),
+        "@media(prefers-color-scheme:dark){text{fill:#ececee}.soft{fill:#a9abb2}.ground{fill:#1b1c1f;stroke:#44464d}",
+        ".grid{stroke:#303238}.axis{stroke:#777a82}",
+        *(f".s{n}{{fill:{dark}}}.l{n}{{stroke:{dark}}}" for n, (_, dark) in enumerate(COLOURS)),
+        "}</style>",
+    )
+)
+Point = tuple[float, float] | tuple[float, float, float | None]
+"""Where a mark stands, and its standard error if that is known."""
 
 
 def line_chart(
     title: str,
-    series: Mapping[str, Sequence[tuple[float, float]]],
+    series: Mapping[str, Sequence[Point]],
     *,
     x_label: str = "",
     y_label: str = "",
+    joined: bool = True,
 ) -> str:
-    """Draw lines with a mark at each point.
+    """Draw a mark at each point, with an error bar where an error is given, and a line through the marks.
 
     Args:
         title: Printed above the chart.
-        series: The points (x, y) of each line by its name; what is not finite is left out.
+        series: The points (x, y) or (x, y, standard error) of each line by its name; what is not finite is left out.
         x_label: What the horizontal axis shows, with its unit.
         y_label: What the vertical axis shows, with its unit.
+        joined: Whether lines join the marks.
 
     Returns:
         The SVG document.
@@ -45,12 +62,19 @@ def line_chart(
         assert line_chart("Squares", {"x²": [(0, 0), (1, 1), (2, 4)]}).startswith("<svg")
         ```
     """
-    lines = {name: [(x, y) for x, y in points if math.isfinite(x + y)] for name, points in series.items()}
+    lines = {
+        name: [(x, y, _error(rest)) for x, y, *rest in points if math.isfinite(x + y)]
+        for name, points in series.items()
+    }
     points = [point for line in lines.values() for point in line]
     if not points:
         raise ValueError("a chart needs at least one finite point")
-    x_low, x_high = _bounds([x for x, _ in points])
-    y_low, y_high = _bounds([y for _, y in points], margin=0.05)
+    # Whole numbers such as iterations get whole ticks.
+    whole = all(float(x).is_integer() for x, _, _ in points)
+    x_ticks = _ticks([x for x, _, _ in points], least=1.0 if whole else 0.0)
+    y_ticks = _ticks([end for _, y, error in points for end in (y - error, y + error)])
+    x_low, x_high = _ends([x for x, _, _ in points], margin=0.02)
+    y_low, y_high = y_ticks[0], y_ticks[-1]
 
     def across(x: float) -> float:
         return LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
@@ -58,28 +82,33 @@ def line_chart(
     def down(y: float) -> float:
         return HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
 
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
-        ' font-family="sans-serif" font-size="12">',
-        # A ground of its own, because the page may be dark.
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
-        _text(LEFT, 18, title, anchor="start", size=14),
-        _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 12, x_label),
-        f'<g transform="rotate(-90 16 {HEIGHT / 2})">{_text(16, HEIGHT / 2, y_label)}</g>',
-    ]
-    for step in range(TICKS):
-        x = x_low + (x_high - x_low) * step / (TICKS - 1)
-        y = y_low + (y_high - y_low) * step / (TICKS - 1)
-        parts.append(_line(across(x), TOP, across(x), HEIGHT - BOTTOM))
-        parts.append(_line(LEFT, down(y), WIDTH - RIGHT, down(y)))
-        parts.append(_text(across(x), HEIGHT - BOTTOM + 18, f"{x:.4g}"))
-        parts.append(_text(LEFT - 6, down(y) + 4, f"{y:.4g}", anchor="end"))
+    parts = [*_frame(title, HEIGHT), _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 14, x_label, kind="soft")]
+    parts.append(f'<g transform="rotate(-90 20 {(TOP + HEIGHT - BOTTOM) / 2})">')
+    parts.append(_text(20, (TOP + HEIGHT - BOTTOM) / 2, y_label, kind="soft") + "</g>")
+    for x in (tick for tick in x_ticks if x_low <= tick <= x_high):
+        parts.append(_line(across(x), HEIGHT - BOTTOM, across(x), HEIGHT - BOTTOM + 5, "axis"))
+        parts.append(_text(across(x), HEIGHT - BOTTOM + 20, _number(x, x_ticks)))
+    for y in y_ticks:
+        parts.append(_line(LEFT, down(y), WIDTH - RIGHT, down(y), "grid"))
+        parts.append(_text(LEFT - 8, down(y) + 4, _number(y, y_ticks), anchor="end"))
+    parts.append(_line(LEFT, HEIGHT - BOTTOM, WIDTH - RIGHT, HEIGHT - BOTTOM, "axis"))
+    legend = LEFT
     for place, (name, line) in enumerate(lines.items()):
-        colour = COLOURS[place % len(COLOURS)]
-        path = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in line)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
-        parts += [f'<circle cx="{across(x):.1f}" cy="{down(y):.1f}" r="2.5" fill="{colour}"/>' for x, y in line]
-        parts.append(_text(WIDTH - RIGHT - 6, TOP + 16 + 16 * place, name, anchor="end", colour=colour))
+        kind = place % len(COLOURS)
+        dashes = ' stroke-dasharray="6 4"' if place % 2 else ""  # a line that lies on another hides it less
+        if joined and len(line) > 1:
+            path = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y, _ in line)
+            parts.append(f'<polyline points="{path}" fill="none" class="l{kind}" stroke-width="1.8"{dashes}/>')
+        for x, y, error in line:
+            if error > 0:
+                top, end = down(y + error), down(y - error)
+                parts.append(_line(across(x), top, across(x), end, f"l{kind}"))
+                parts += [_line(across(x) - 4, at, across(x) + 4, at, f"l{kind}") for at in (top, end)]
+            parts.append(f'<circle cx="{across(x):.1f}" cy="{down(y):.1f}" r="3" class="s{kind}"/>')
+        if len(lines) > 1:
+            parts.append(f'<rect x="{legend}" y="38" width="12" height="12" rx="2" class="s{kind}"/>')
+            parts.append(_text(legend + 18, 48, name, anchor="start", kind="soft"))
+            legend += 34 + 7 * len(name)
     return "\n".join([*parts, "</svg>"])
 
 
@@ -93,7 +122,7 @@ def bar_chart(title: str, counts: Mapping[str, int]) -> str:
         counts: How often by label, for instance by bitstring; long labels are shortened in their middle.
 
     Returns:
-        The SVG document, at most 5 kB.
+        The SVG document, at most 6 kB.
 
     Raises:
         ValueError: Nothing was counted.
@@ -115,22 +144,17 @@ def bar_chart(title: str, counts: Mapping[str, int]) -> str:
         # Without a bar: drawn to scale it would often be so long that the others vanish.
         bars.append((f"{len(ranked) - len(bars)} others", total - sum(count for _, count, _ in bars), 0))
     said = [f"{count} ({count / total:.1%})" for _, count, _ in bars]
-    left = 24 + 7.5 * max(len(label) for label, _, _ in bars)
+    left = 28 + 7.5 * max(len(label) for label, _, _ in bars)
     room = WIDTH - left - 16 - 7.5 * max(len(text) for text in said)
     longest = max(length for _, _, length in bars)
-    height = TOP + BAR * len(bars) + 8
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"'
-        ' font-family="monospace" font-size="12" fill="#222222">',
-        f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
-        _text(12, 22, title[:80], anchor="start", size=14),
-    ]
+    top = 42
+    parts = _frame(title[:80], top + BAR * len(bars) + 12)
     for place, ((label, _, count), text) in enumerate(zip(bars, said, strict=True)):
-        top, length = TOP + BAR * place, room * count / longest
-        parts.append(f'<text x="{left - 8:.0f}" y="{top + 14}" text-anchor="end">{escape(label)}</text>')
+        here, length = top + BAR * place, room * count / longest
+        parts.append(_text(left - 8, here + 15, label, anchor="end", kind="mono"))
         if count:
-            parts.append(f'<rect x="{left:.0f}" y="{top + 2}" width="{length:.1f}" height="15" fill="{COLOURS[0]}"/>')
-        parts.append(f'<text x="{left + length + 6:.0f}" y="{top + 14}">{text}</text>')
+            parts.append(f'<rect x="{left:.0f}" y="{here + 3}" width="{length:.1f}" height="16" rx="2" class="s0"/>')
+        parts.append(_text(left + length + 8, here + 15, text, anchor="start", kind="soft"))
     return "\n".join([*parts, "</svg>"])
 
 
@@ -152,17 +176,53 @@ def _short(label: str) -> str:
     return label if len(label) <= LABEL else f"{label[: LABEL // 2 - 1]}…{label[-(LABEL // 2) :]}"
 
 
-def _bounds(values: list[float], margin: float = 0.0) -> tuple[float, float]:
+def is_shortened(label: str) -> bool:
+    """Whether `bar_chart` shows only a part of a label."""
+    return len(label) > LABEL
+
+
+def _error(rest: Sequence[float | None]) -> float:
+    error = rest[0] if rest else None
+    return error if error is not None and math.isfinite(error) else 0.0
+
+
+def _ends(values: Sequence[float], *, margin: float) -> tuple[float, float]:
     low, high = min(values), max(values)
     # A single value still needs an axis with a length.
     room = margin * (high - low) if high > low else max(abs(low), 1.0) * 0.05
     return low - room, high + room
 
 
-def _line(x1: float, y1: float, x2: float, y2: float) -> str:
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="#dddddd"/>'
+def _ticks(values: Sequence[float], *, least: float = 0.0) -> list[float]:
+    """Round numbers that enclose the values: steps of 1, 2 or 5 times a power of ten, at least `least`."""
+    low, high = _ends(values, margin=0.0)
+    rough = (high - low) / (TICKS - 1)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = max(least, next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9)))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [number * step for number in range(first, last + 1)]
 
 
-def _text(x: float, y: float, text: str, *, anchor: str = "middle", size: int = 12, colour: str = "#222222") -> str:
-    shown = escape(text)
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" fill="{colour}">{shown}</text>'
+def _number(value: float, ticks: Sequence[float]) -> str:
+    """A tick's number with as many places as tell the ticks apart."""
+    step = ticks[1] - ticks[0] if len(ticks) > 1 else 1.0
+    if max(map(abs, ticks)) >= 1e6 or step < 1e-6:
+        return f"{value:.6g}"
+    return f"{value + 0.0:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _frame(title: str, height: int) -> list[str]:
+    return [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}">',
+        f'{_STYLE}<rect x="0.5" y="0.5" width="{WIDTH - 1}" height="{height - 1}" rx="8" class="ground"/>',
+        _text(16, 26, title, anchor="start", kind="title"),
+    ]
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
+
+
+def _text(x: float, y: float, text: str, *, anchor: str = "middle", kind: str = "") -> str:
+    style = f' class="{kind}"' if kind else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{style}>{escape(text)}</text>'

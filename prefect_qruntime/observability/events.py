@@ -1,24 +1,27 @@
-"""The two ways to report something: a line in the run's log, and an event. Neither ever stops a job."""
+"""The ways to report something: a line in the run's log, an event, an asset. None ever stops a job."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from cachetools import LRUCache
+from prefect.assets import Asset, AssetProperties
+from prefect.context import AssetContext
 from prefect.events import emit_event
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
+from prefect.settings import get_current_settings
 
-from prefect_qruntime.models import Job, JobStatus
+from prefect_qruntime.models import Job, JobRef, JobStatus
 from prefect_qruntime.prefect_api import current_flow_run_id, in_run
 from prefect_qruntime.redact import get_logger, redact
 from prefect_qruntime.settings import current_settings
 
-__all__ = ["Observation", "emit", "log_to_run", "queue_and_run_seconds"]
+__all__ = ["Observation", "emit", "log_to_run", "materialize_result", "queue_and_run_seconds"]
 
 _fallback = get_logger(__name__)
 _emitted: LRUCache[UUID, bool] = LRUCache(4096)  # by id, by this process
@@ -80,6 +83,32 @@ def emit(
         emit_event(event, resource=dict(resource), related=related, payload=payload, id=event_id)
     except Exception as error:
         _fallback.warning("The event %s could not be emitted: %r", event, error)
+
+
+def materialize_result(job: JobRef, instance: str, facts: Mapping[str, Any]) -> None:
+    """Record a fetched result as an asset of Prefect, so that what later tasks make of it has a lineage.
+
+    Call it in the task run that fetches. Nothing is recorded unless the setting `assets` or Prefect Cloud asks for it.
+
+    Args:
+        job: The job; its id is the asset's.
+        instance: The service instance that has it.
+        facts: The asset's metadata.
+    """
+    context, settings = AssetContext.get(), get_current_settings()
+    wanted = current_settings().assets
+    if context is None or not (settings.connected_to_cloud if wanted is None else wanted):
+        return
+    try:
+        asset = Asset(
+            key=f"qruntime://{instance}/jobs/{job.id}",
+            properties=AssetProperties(name=f"Result of job {job.id}", url=job.url),
+        )
+        context.downstream_assets.add(asset)
+        context.add_asset_metadata(asset.key, {name: value for name, value in facts.items() if value is not None})
+        context.update_tracked_assets()
+    except Exception as error:
+        _fallback.warning("The result of job %s could not be recorded as an asset: %r", job.id, error)
 
 
 class Observation(NamedTuple):

@@ -9,20 +9,45 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import orjson
+
+from prefect_qruntime.client.encodings.arrays import ExecutionSpan
+from prefect_qruntime.client.programs.agreement import RouteComparison
 from prefect_qruntime.client.results.job_result import JobResult
 from prefect_qruntime.client.results.tables import points
 from prefect_qruntime.errors import QuantumRuntimeError
-from prefect_qruntime.observability.artifacts import is_over
-from prefect_qruntime.observability.charts import bar_chart, markdown_image
+from prefect_qruntime.models import JobStatus, SessionRef
+from prefect_qruntime.observability.charts import COLOURS, Point, bar_chart, is_shortened, line_chart, markdown_image
+from prefect_qruntime.observability.progress import line_of
 from prefect_qruntime.printable import markdown_text, printable
 from prefect_qruntime.redact import redact
 
-__all__ = ["card", "job_card", "result_section", "summary_card"]
+__all__ = [
+    "card",
+    "comparison_card",
+    "execution_line",
+    "fetched_line",
+    "history",
+    "job_card",
+    "job_description",
+    "join_sections",
+    "result_section",
+    "section",
+    "session_description",
+    "session_title",
+    "summary_card",
+    "summary_description",
+    "with_history",
+]
 
-_RESULT = "\n\n#### Result\n\n"
+_SECTION = re.compile(r"(?m)^#### (Circuit|Result)\n\n")
 _PUBS = 4  # PUBs that are shown
+_DRAWN = 200  # values in a picture
+_WHOLE = 15  # outcomes that are written with all their bits
+_COUNTED = 50  # PUBs whose shots are read for the log
 _VALUES = 20  # rows of an estimator's table
 _JOBS = 200  # rows of a flow run's summary
+_HISTORY = 400  # characters of a job's history
 
 # Facts of a job's record in the order of the page; `None` is not shown. Others follow under their own names.
 _RISKY = re.compile(r"[\\`*{}\[\]<>#!|~&@$^]")
@@ -30,17 +55,27 @@ _JOB_ROWS: dict[str, str | None] = {
     "kind": None,
     "id": None,
     "url": None,
+    "dry_run": "dry run",
     "state": "state",
+    "now": "now",
     "seen": "seen",
+    "began": None,
+    "earlier": None,
     "queue_seconds": "queued",
     "run_seconds": "ran",
+    "executed": "executed",
     "usage_seconds": "QPU seconds",
     "usage_final": None,
     "reason": "reason",
     "backend": "backend",
     "program": "program",
+    "calibration": "calibration",
+    "calibrated": "calibrated",
+    "backend_version": "backend version",
     "session": "session",
     "key": "submission key",
+    "payload": "payload digest",
+    "packages": "packages",
     "block": "credentials block",
     "flow_run": "flow run",
     "noted": None,
@@ -62,34 +97,114 @@ def card(title: str, url: str | None, rows: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", f"<sub>as of {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC</sub>"])
 
 
-def job_card(facts: Mapping[str, str], old: str, result: str | None = None) -> str:
+def section(title: str, text: str) -> str:
+    """A part of a job's text below its facts.
+
+    Args:
+        title: `Circuit` or `Result`.
+        text: Markdown.
+    """
+    return f"#### {title}\n\n{text}"
+
+
+def join_sections(*texts: str | None) -> str:
+    """The sections of some texts in their order on the page; of two with the same title the later one counts."""
+    found: dict[str, str] = {}
+    for text in texts:
+        _, *parts = _SECTION.split(text or "")
+        found |= dict(zip(parts[::2], parts[1::2], strict=True))
+    return "\n\n".join(section(title, found[title].strip()) for title in sorted(found))
+
+
+def job_card(facts: Mapping[str, str], old: str, sections: str | None = None) -> str:
     """A job's text, from its facts.
 
     Args:
         facts: What its record notes.
-        old: Its text until now; a result shown there stays.
-        result: The section `result_section` made.
+        old: Its text until now; sections shown there stay.
+        sections: New ones, see `section`.
     """
     rows: dict[str, Any] = {}
+    over = _is_over(facts)
     for name in [*_JOB_ROWS, *(name for name in facts if name not in _JOB_ROWS)]:
         label, value = _JOB_ROWS.get(name, name.replace("_", " ")), facts.get(name)
+        if name == "run_seconds" and value is None and over:
+            rows["ran"] = _first_seen(history(facts))
         if label is not None and value is not None:
-            rows[label] = value
-    for label in ("queued", "ran"):
-        if label in rows:
-            rows[label] = f"about {rows[label]} s"
-    if is_over(facts) and "run_seconds" not in facts:
-        rows["ran"] = "not seen from its start"
+            rows[label] = f"about {value} s" if name in ("queue_seconds", "run_seconds") else value
+    if seen := history(facts):
+        rows["seen"] = seen
+    if over:
+        rows.pop("now", None)
     if "QPU seconds" in rows and facts.get("usage_final") != "true":
         rows["QPU seconds"] += " (not final yet)"
-    if result is None and _RESULT in old:
-        result = old.split(_RESULT, 1)[1]
-    return card(f"Job {facts.get('id')}", facts.get("url"), rows) + (_RESULT + result if result else "")
+    below = join_sections(old, sections)
+    return card(f"Job {facts.get('id')}", facts.get("url"), rows) + (f"\n\n{below}" if below else "")
+
+
+def fetched_line(result: JobResult) -> str:
+    """A log line about a fetched result: its PUBs, its shots and its size. A large one is not decoded for it."""
+    start = f"fetched the result of job {result.job_id}"
+    if result.file is not None:
+        return f"{start}: {_size(result.file.size)} in a file"
+    size = _size(len(orjson.dumps(result.raw)))
+    try:
+        pubs = result.num_pubs
+        shots = [result.shots(pub) for pub in range(min(pubs, _COUNTED))]
+    except QuantumRuntimeError:  # a program without PUBs, or a damaged result: its reader will say what is wrong
+        return f"{start}: {size}"
+    told = [number for number in shots if number is not None]
+    counted = f", {_shots(told)}" if told and pubs <= _COUNTED else ""
+    return line_of(f"{start}: {pubs} PUB{'' if pubs == 1 else 's'}", counted, f", {size}")
+
+
+def _shots(told: Sequence[int]) -> str:
+    """Shots of all PUBs: one number if they are equal, else from the least to the most."""
+    least, most = min(told), max(told)
+    if least == most:
+        return f"{least:,} shot{'' if least == 1 else 's'}" + (" each" if len(told) > 1 else "")
+    return f"{least:,} to {most:,} shots each"
+
+
+def _size(number: int) -> str:
+    if number < 1000:
+        return f"{number} bytes"
+    power = min(3, (len(str(number)) - 1) // 3)
+    return f"{number / 1000**power:.3g} {'kMG'[power - 1]}B"
+
+
+def comparison_card(comparison: RouteComparison) -> str:
+    """Whether two jobs of the same PUBs agree: the sentence, and a table of the least likely comparisons."""
+    service, executor, rows = comparison.service, comparison.executor, comparison.to_table()
+    lines = [
+        "### The two routes " + ("agree" if comparison.agrees else "differ"),
+        "",
+        str(comparison.agreement),
+        "",
+        "| route | job |",
+        "|---|---|",
+        *(
+            f"| {name} | {f'[{job.id}]({job.url})' if job.url else job.id} |"
+            for name, job in (("service", service), ("executor", executor))
+        ),
+        "",
+        "| compared | statistic | degrees of freedom | p-value | verdict |",
+        "|---|---|---|---|---|",
+        *(
+            f"| {row['compared']} | {row['statistic']:.4g} | {row['degrees_of_freedom']} | {row['p_value']:.2g} "
+            f"| {row['verdict']} |"
+            for row in rows[:_VALUES]
+        ),
+    ]
+    if len(rows) > _VALUES:
+        lines += ["", f"… and {len(rows) - _VALUES} more, each at least as likely."]
+    return "\n".join([*lines, "", f"<sub>as of {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC</sub>"])
 
 
 def result_section(result: JobResult) -> str:
     """A histogram for each PUB with counts, a table for values; bounded whatever the result's size."""
     parts: list[str] = []
+    told = 0
     values: list[tuple[int, Any, float, Any]] = []
     estimates = result.num_pubs > 0 and result.is_estimator()
     for pub in range(min(result.num_pubs, _VALUES if estimates else _PUBS)):
@@ -105,16 +220,67 @@ def result_section(result: JobResult) -> str:
         where = f" at the first point of {' × '.join(map(str, shape))}" if math.prod(shape) > 1 else ""
         title = f"PUB {pub}{where}: {sum(counts.values())} shots, {len(counts)} outcomes"
         parts.append(markdown_image(title, bar_chart(title, counts)))
+        if any(map(is_shortened, counts)):
+            parts.append(_whole_counts(counts))
+        told += 1
     if values:
+        if len(values) > 1:
+            parts.append(_value_chart(values))
         shown = [
             f"| {pub} | {'' if at is None else at} | {value:.6g} | {'' if error is None else f'{error:.2g}'} |"
             for pub, at, value, error in values[:_VALUES]
         ]
         parts.append("\n".join(["| PUB | point | value | standard error |", "|---|---|---|---|", *shown]))
-    told = len(parts) if not values else len({pub for pub, *_ in values[:_VALUES]})
+    told = told if not values else len({pub for pub, *_ in values[:_VALUES]})
     if told < result.num_pubs or len(values) > _VALUES:
         parts.append(f"{result.num_pubs} PUBs in all; fetch the result for the rest.")
     return "\n\n".join(parts)
+
+
+def _value_chart(values: Sequence[tuple[int, Any, float, Any]]) -> str:
+    """Expectation values with their standard errors, each PUB in a colour if there are few."""
+    values = values[:_DRAWN]
+    pubs = list(dict.fromkeys(pub for pub, *_ in values))
+    if len(pubs) == len(values):
+        series: dict[str, list[Point]] = {"values": [(pub, value, error) for pub, _, value, error in values]}
+        across = "PUB"
+    else:
+        apart = len(pubs) <= len(COLOURS)
+        series = {}
+        for place, (pub, _, value, error) in enumerate(values):
+            line = series.setdefault(f"PUB {pub}" if apart else "values", [])
+            line.append((len(line) if apart else place, value, error))
+        across = "point"
+    title = f"{len(values)} expectation values" + (" ± standard error" if any(v[3] is not None for v in values) else "")
+    chart = line_chart(title, series, x_label=across, y_label="expectation value", joined=False)
+    return markdown_image(title, chart)
+
+
+def _whole_counts(counts: Mapping[str, int]) -> str:
+    """The most frequent outcomes with all their bits, which a picture has no room for."""
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_WHOLE]
+    return "\n".join(["```text", *(f"{bits}  {count}" for bits, count in ranked), "```"])
+
+
+def execution_line(result: JobResult) -> str | None:
+    """When the QPU worked on a job, in words, from the result's execution spans; None if it has none."""
+    try:
+        metadata = result.metadata()
+    except QuantumRuntimeError:
+        return None
+    execution = metadata.get("execution") if isinstance(metadata, dict) else None
+    found = execution.get("execution_spans") if isinstance(execution, dict) else None
+    spans = [span for span in found if isinstance(span, ExecutionSpan)] if isinstance(found, list) else []
+    if not spans or len({span.start.tzinfo is None for span in spans}) > 1:
+        return None
+    begin, end = min(span.start for span in spans), max(span.stop for span in spans)
+    chunks = "1 chunk" if len(spans) == 1 else f"{len(spans)} chunks"
+    longest = max((span.stop - span.start).total_seconds() for span in spans)
+    return f"{chunks}, {_clock(begin)} to {_clock(end)}, longest {longest:.3g} s"
+
+
+def _clock(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S}{'' if moment.tzinfo is None else f' {moment:%Z}'}"
 
 
 def summary_card(jobs: Sequence[Mapping[str, str]]) -> str:
@@ -124,14 +290,17 @@ def summary_card(jobs: Sequence[Mapping[str, str]]) -> str:
     """
     states = Counter(_state(job) for job in jobs)
     own = [job for job in jobs if "shared" not in job]
-    live = [job for job in own if not is_over(job)]
-    open_ended = [job for job in own if is_over(job) and job.get("usage_final") != "true"]
+    live = [job for job in own if not _is_over(job)]
+    open_ended = [job for job in own if _is_over(job) and job.get("usage_final") != "true"]
     total = sum(float(job.get("usage_seconds", 0)) for job in own)
     told = [f"**{total:g} QPU seconds**" + (" so far" if live or open_ended else " in all")]
     if live:
         told.append(f"{len(live)} not over")
     if open_ended:
         told.append(f"of {len(open_ended)} the service has not said the final number yet")
+    rehearsed = sum("dry_run" in job for job in jobs)
+    if rehearsed:
+        told.append(f"{rehearsed} dry run{'' if rehearsed == 1 else 's'}, not charged")
     if len(own) < len(jobs):
         told.append(f"{len(jobs) - len(own)} bought by another flow run, not counted here")
     lines = [
@@ -168,6 +337,63 @@ def _usage(job: Mapping[str, str]) -> str:
 
 def _state(job: Mapping[str, str]) -> str:
     return job.get("state", "unknown").lower()
+
+
+def _is_over(facts: Mapping[str, str]) -> bool:
+    status = JobStatus.of(facts.get("state", ""))
+    return status is not None and status.is_terminal
+
+
+def _first_seen(seen: str) -> str | None:
+    """Why it is not known how long a job ran: it was first seen in a later state, or never while it ran."""
+    first = seen.partition(" (")[0]
+    if not first:
+        return None
+    return "not seen running" if JobStatus.of(first) is JobStatus.QUEUED else f"first seen {first}"
+
+
+def with_history(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
+    """Join the facts of a job's record: what earlier waits saw is kept apart from what the present one sees."""
+    merged = {**before, **now}
+    if before.get("seen") and now.get("seen") and before.get("began") != now.get("began"):
+        told = history(before)
+        merged["earlier"] = told if len(told) <= _HISTORY else f"{told[: _HISTORY // 2]} … {told[-_HISTORY // 2 :]}"
+    return merged
+
+
+def history(facts: Mapping[str, str]) -> str:
+    """The states of a job as all waits for it saw them; a wait that saw nothing new is left out."""
+    earlier, seen = facts.get("earlier", ""), facts.get("seen", "")
+    nothing_new = "→" not in seen and seen.partition(" (")[0] in earlier.rpartition("→")[2]
+    return earlier if earlier and nothing_new else f"{earlier}; attached: {seen}" if earlier else seen
+
+
+def job_description(facts: Mapping[str, str]) -> str:
+    """The line under a job's title in lists, for instance `Completed · ibm_torino · 1.5 QPU s`."""
+    state = printable(facts.get("state", "unknown"), 40)
+    cost = f"{facts['usage_seconds']} QPU s" if _is_over(facts) and facts.get("usage_seconds") else ""
+    parts = (state[:1].upper() + state[1:], printable(facts.get("backend", ""), 60), cost)
+    return " · ".join(part for part in parts if part)
+
+
+def session_title(session: SessionRef) -> str:
+    """The title of a session's record."""
+    kind = session.kind.capitalize()
+    return f"{kind} {session.id}" if session.id else f"{kind}, not opened yet"
+
+
+def session_description(facts: Mapping[str, str]) -> str:
+    """The line under a session's title in lists, for instance `Open · batch · ibm_torino`."""
+    state = printable(facts.get("state", "unknown"), 40)
+    kind = "batch" if facts.get("mode") == "batch" else "session"
+    parts = (state[:1].upper() + state[1:], kind, printable(facts.get("backend", ""), 60))
+    return " · ".join(part for part in parts if part)
+
+
+def summary_description(facts: Mapping[str, str]) -> str:
+    """The line under a flow run's summary in lists."""
+    number = facts.get("jobs", "0")
+    return f"{number} {'job' if number == '1' else 'jobs'} · {facts.get('usage_seconds', '0')} QPU s"
 
 
 def _cell(value: Any) -> str:

@@ -8,24 +8,50 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
+from cachetools import LRUCache, TTLCache
+
 from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.inputs.spec import JobSpec
+from prefect_qruntime.client.network_loop import SingleFlight, network_loop
+from prefect_qruntime.client.programs.agreement import RouteComparison
+from prefect_qruntime.client.provenance import Calibration, package_versions
 from prefect_qruntime.client.results.job_result import JobResult
 from prefect_qruntime.errors import BudgetExhausted, QuantumRuntimeError
-from prefect_qruntime.models import Job, JobRef, JobStatus, SessionRef
+from prefect_qruntime.models import Backend, Job, JobRef, JobStatus, SessionRef, is_mock
 from prefect_qruntime.observability import notifications, run_page
-from prefect_qruntime.observability.artifacts import upsert
+from prefect_qruntime.observability.artifacts import upsert, upsert_session
+from prefect_qruntime.observability.circuit_page import circuit_section, is_drawable
 from prefect_qruntime.observability.events import Observation, emit, log_to_run, queue_and_run_seconds
-from prefect_qruntime.observability.markdown import card, result_section
+from prefect_qruntime.observability.markdown import (
+    card,
+    comparison_card,
+    execution_line,
+    result_section,
+    section,
+    session_description,
+    session_title,
+)
 from prefect_qruntime.observability.processes import process_facts
-from prefect_qruntime.observability.run_page import note_submitted, write, write_debounced
+from prefect_qruntime.observability.progress import (
+    WaitProgress,
+    backend_words,
+    duration,
+    is_held,
+    line_of,
+    waits_line,
+)
+from prefect_qruntime.observability.run_page import add_section, amend, note_submitted, write, write_debounced
 from prefect_qruntime.prefect_api import current_flow_run_id, in_run
+from prefect_qruntime.printable import printable
 from prefect_qruntime.redact import get_logger, redact
 from prefect_qruntime.run_context import current_run
+from prefect_qruntime.settings import current_settings
 
 __all__ = [
     "budget_exhausted",
@@ -37,12 +63,16 @@ __all__ = [
     "job_ended",
     "job_event",
     "job_fetched",
+    "job_held",
     "job_over",
     "job_still",
     "job_submitted",
     "log_to_run",
+    "routes_compared",
     "session_event",
     "session_record",
+    "show_circuits",
+    "show_progress",
     "usage_settled",
 ]
 
@@ -50,8 +80,13 @@ _fallback = get_logger(__name__)
 _LONG = 10.0  # seconds of waiting from which a change of state is worth a log line and a write to the run page
 
 
+_REHEARSAL = "Dry run: it uses no QPU and is not charged, and its results are random."
+
+
 def _job_resource(job_id: str, backend: str | None) -> dict[str, str]:
+    mark = {"qruntime.dry-run": "true"} if is_mock(backend) else {}
     return {
+        **mark,
         "prefect.resource.id": f"qruntime.job.{job_id}",
         "prefect.resource.name": job_id,
         "qruntime.job-id": job_id,
@@ -64,10 +99,11 @@ def _facts(job: Job) -> dict[str, Any]:
         "job_id": job.id,
         "status": job.status.value if job.status else job.raw_status,
         "backend": job.backend,
+        "dry_run": job.dry_run,
         "program_id": job.program_id,
         "session_id": job.session_id,
-        "usage_seconds": job.usage_seconds,
-        "usage_final": job.usage_final,
+        "usage_seconds": 0.0 if job.dry_run else job.usage_seconds,
+        "usage_final": job.usage_final or job.dry_run,
         "reason": redact(job.reason) if job.reason else None,
         "reason_code": job.reason_code,
         "tags": list(job.tags),
@@ -75,24 +111,37 @@ def _facts(job: Job) -> dict[str, Any]:
     }
 
 
-async def job_submitted(ref: JobRef, *, block: str | None, flow_run_id: str | None) -> None:
+async def job_submitted(
+    ref: JobRef, *, block: str | None, flow_run_id: str | None, session: SessionRef | None = None
+) -> None:
     """Report a job that was submitted or attached to, before anything waits for it.
 
     Args:
         ref: The job.
         block: Name of the credentials block, where it has one.
         flow_run_id: The flow run that owns the job.
+        session: The session as the caller knows it, whose kind the service does not always repeat.
     """
-    word = "attached to" if ref.attached else "submitted"
-    where = f" on {ref.backend}" if ref.backend else ""
-    session = f" in session {ref.session.id}" if ref.session and ref.session.id else ""
-    log_to_run(f"{word} job {ref.id} ({ref.program_id or 'program unknown'}){where}{session}: {ref.url}")
+    kind = (session or ref.session or SessionRef()).kind
+    log_to_run(
+        line_of(
+            f"{'attached to' if ref.attached else 'submitted'} job {ref.id}",
+            f" on {ref.backend}" if ref.backend else "",
+            f" ({ref.program_id})" if ref.program_id else "",
+            f" in {kind} {ref.session.id}" if ref.session and ref.session.id else "",
+            end=f": {ref.url}" if ref.url else "",
+        )
+    )
+    if ref.dry_run:
+        log_to_run(f"Job {ref.id}: {_REHEARSAL}", level=logging.WARNING)
     emit(
         "qruntime.job.attached" if ref.attached else "qruntime.job.submitted",
         _job_resource(ref.id, ref.backend),
         {
             "job_id": ref.id,
             "backend": ref.backend,
+            "dry_run": ref.dry_run,
+            "certain": ref.certain,
             "program_id": ref.program_id,
             "session_id": ref.session.id if ref.session else None,
             "submission_key": ref.submission_key,
@@ -109,6 +158,9 @@ async def job_submitted(ref: JobRef, *, block: str | None, flow_run_id: str | No
         "key": ref.submission_key,
         "block": block,
         "flow_run": flow_run_id,
+        "dry_run": "yes: no QPU, no charge, random results" if ref.dry_run else None,
+        "payload": None if ref.private else ref.payload_digest,
+        "packages": " ".join(f"{name}=={version}" for name, version in package_versions().items()),
         "noted": None if ref.attached else datetime.now(UTC).isoformat(),
         **(process_facts() if flow_run_id is not None else {}),
     }
@@ -117,41 +169,88 @@ async def job_submitted(ref: JobRef, *, block: str | None, flow_run_id: str | No
     await note_submitted(ref.id, meta, defaults=defaults, new=not ref.attached, flow_run_id=flow_run_id)
 
 
-def job_changed(job: Job, waited: float) -> None:
-    """Report a new state: an event; for the last state and after a long wait a log line; then the page shows it too."""
-    if job.is_terminal or waited > _LONG:
-        estimate = f", {_estimate(job)}" if job.estimated_running_seconds and not job.is_terminal else ""
-        log_to_run(f"job {job.id} is {_word(job)} after {waited:.1f} s{estimate}: {job.url}")
+def job_changed(progress: WaitProgress, history: Sequence[Observation]) -> None:
+    """Report a new state: an event; for the last state and after a long wait a log line; then the page shows it too.
+
+    Args:
+        progress: What the wait knows of the job.
+        history: Its states as they were seen, the new one last.
+    """
+    job, waited = progress.job, history[-1].waited
+    if job is None:
+        return
+    if job.is_terminal:
+        log_to_run(_ended(job, waited))
+    elif waited > _LONG:
+        log_to_run(_line(progress))
     if job.status is not None and job.status.value != "queued":
         job_event(job, waited_seconds=round(waited, 3))
     if waited > _LONG and not job.is_terminal:
-        _show_state(job)
+        show_progress(progress, history)
+    else:
+        amend(job.id, _seen(job, history))
 
 
-def job_still(job: Job, waited: float, queue: int | None) -> None:
-    """Report that a wait goes on.
+def _ended(job: Job, waited: float) -> str:
+    """A line about a job that is over: how it ended, and what it cost as far as that is known."""
+    word = job.status.value if job.status else printable(job.raw_status, 30)
+    code = f", code {job.reason_code}" if job.reason_code is not None else ""
+    used = f", {job.usage_seconds:g} QPU s" if job.usage_seconds is not None else ""
+    return line_of(f"job {job.id} is {word} after {duration(waited)}", code, used)
+
+
+def job_still(progress: WaitProgress) -> None:
+    """Report in the log that a wait goes on.
 
     Args:
-        job: The job as last seen.
-        waited: Seconds waited so far.
-        queue: Jobs in the queue of its backend, where known.
+        progress: What the wait knows of the job.
     """
-    estimate = _estimate(job) if job.estimated_running_seconds else "the service gives no estimate"
-    jobs = f", {queue} jobs in the queue of {job.backend}" if queue is not None else ""
-    log_to_run(f"job {job.id} is still {_word(job)} after {waited:.0f} s, {estimate}{jobs}: {job.url}")
-    _show_state(job)
+    log_to_run(_line(progress), level=logging.WARNING if is_held(progress) else logging.INFO)
 
 
-def _show_state(job: Job) -> None:
-    write_debounced(job.id, {"state": job.raw_status})
+def job_held(job_id: str, backend: Backend) -> None:
+    """Say that a job waits for a backend that runs none now; once for each flow run and state of the backend.
+
+    Args:
+        job_id: The job.
+        backend: Its backend.
+    """
+    told = network_loop().state(_Told).states
+    if (what := (current_flow_run_id() or job_id, backend.name, backend.status)) not in told:
+        told[what] = True
+        log_to_run(line_of(f"job {job_id} waits", f": {backend_words(backend)}"), level=logging.WARNING)
 
 
-def _word(job: Job) -> str:
-    return job.status.value if job.status else f"in the unknown state {job.raw_status!r}"
+class _Told:
+    """What was said of backends that run no jobs."""
+
+    def __init__(self) -> None:
+        self.states: LRUCache[tuple[str, str, str], bool] = LRUCache(1024)
 
 
-def _estimate(job: Job) -> str:
-    return f"estimated to run {job.estimated_running_seconds:.0f} s"
+def show_progress(progress: WaitProgress, history: Sequence[Observation]) -> None:
+    """Show on the job's page how the wait goes on.
+
+    Args:
+        progress: What the wait knows of the job.
+        history: Its states as they were seen.
+    """
+    if progress.job is not None:
+        words = progress.words(time.monotonic(), datetime.now(UTC))
+        write_debounced(progress.job_id, {**_seen(progress.job, history), "now": words})
+
+
+def _line(progress: WaitProgress) -> str:
+    return waits_line([progress], time.monotonic(), datetime.now(UTC))
+
+
+def _seen(job: Job, history: Sequence[Observation]) -> dict[str, str | None]:
+    """The facts of a job's record about its state until now; `began` tells this wait from earlier ones."""
+    return {
+        "state": job.raw_status,
+        "seen": " → ".join(f"{seen.word} ({seen.waited:.1f} s)" for seen in history),
+        "began": history[0].at.isoformat() if history else None,
+    }
 
 
 def event_id_of(job: Job, flow_run_id: str | None, *, left: bool = False) -> UUID:
@@ -203,14 +302,28 @@ async def job_cancelled(job: Job, *, flow_run_id: str | None = None) -> None:
         await job_ended(job, [], flow_run_id=flow_run_id)
 
 
-def job_over(job: Job, history: list[Observation]) -> None:
+def job_over(job: Job, history: list[Observation], *, calibration: asyncio.Task[Calibration] | None = None) -> None:
     """Complete the artifact of a job that was waited for, soon and in the background.
 
     Args:
         job: The job in its last state.
         history: Its states as they were seen.
+        calibration: The look at the properties of its backend.
     """
     write_debounced(job.id, _end(job, history))
+    if calibration is None or not in_run():
+        return
+
+    async def show() -> None:
+        found = await calibration
+        if found.trouble is None:
+            write_debounced(job.id, _calibrated(found.calibrated_at, found.backend_version))
+
+    run_page.in_background(show, again=False)  # an ending process does not wait for it
+
+
+def _calibrated(at: datetime | None, version: str | None) -> dict[str, str | None]:
+    return {"calibrated": None if at is None else at.isoformat(), "backend_version": version}
 
 
 async def job_ended(job: Job, history: list[Observation], *, flow_run_id: str | None = None) -> None:
@@ -228,19 +341,21 @@ def _end(job: Job, history: list[Observation]) -> dict[str, str | None]:
     queued, ran = queue_and_run_seconds(job, history)
     return {
         "url": job.url,
-        "state": job.raw_status,
-        "seen": " → ".join(f"{seen.word} ({seen.waited:.1f} s)" for seen in history),
+        **_seen(job, history),
         "queue_seconds": None if queued is None else f"{queued:.1f}",
         "run_seconds": None if ran is None else f"{ran:.1f}",
         "reason": f"{job.reason} (code {job.reason_code})" if job.reason else None,
         "backend": job.backend,
         "program": job.program_id,
         "session": job.session_id,
+        "calibration": job.calibration_id,
         **_usage(job),
     }
 
 
 def _usage(job: Job) -> dict[str, str | None]:
+    if job.dry_run:  # what it shows is not charged
+        return {"usage_seconds": "0", "usage_final": "true"}
     seconds = None if job.usage_seconds is None else f"{job.usage_seconds:g}"
     return {"usage_seconds": seconds, "usage_final": "true" if job.usage_final else "false"}
 
@@ -261,15 +376,63 @@ def job_fetched(job_id: str, result: JobResult) -> None:
     if not in_run():
         return
 
+    def read() -> tuple[str, str | None]:
+        return result_section(result), execution_line(result)
+
     async def show() -> None:
         try:
-            section = await asyncio.to_thread(result_section, result)
+            shown, executed = await asyncio.to_thread(read)
         except RuntimeError:  # the process ends and has no threads any more
-            section = result_section(result)
-        if section:
-            write_debounced(job_id, {}, section)
+            shown, executed = read()
+        facts: dict[str, str | None] = {"executed": executed}
+        if (known := result.provenance) is not None:
+            facts |= _calibrated(known.calibrated_at, known.backend_version)
+        if shown or any(facts.values()):
+            write_debounced(job_id, facts, section("Result", shown) if shown else None)
 
     run_page.in_background(show)
+
+
+def show_circuits(client: QuantumRuntimeClient, job_id: str, spec: JobSpec) -> None:
+    """Show a job's circuits on its page, in the background. Never call it for a private job. On the network loop.
+
+    Args:
+        client: The instance; it is asked for the backend's calibration at most once in ten minutes.
+        job_id: The job.
+        spec: What was submitted.
+    """
+    if not (in_run() and spec.pubs and is_drawable(current_settings().circuit_drawings)):
+        return
+
+    async def show() -> None:
+        properties = await _calibration(client, spec.backend)
+        shown = await asyncio.to_thread(circuit_section, spec.pubs, spec.backend, properties)
+        if shown:
+            add_section(job_id, section("Circuit", shown))
+
+    run_page.in_background(show)
+
+
+class _Calibrations:
+    """Calibrations of backends as this process asked for them last."""
+
+    def __init__(self) -> None:
+        self.known: TTLCache[tuple[str, str], dict[str, Any] | None] = TTLCache(32, ttl=600)
+        self.asking = SingleFlight[dict[str, Any] | None]()
+
+
+async def _calibration(client: QuantumRuntimeClient, backend: str) -> dict[str, Any] | None:
+    state, which = network_loop().state(_Calibrations), (client.connection.crn, backend)
+
+    async def ask() -> dict[str, Any] | None:
+        try:
+            return await client.backend_properties(backend)
+        except QuantumRuntimeError:  # simulators have none
+            return None
+
+    if which not in state.known:
+        state.known[which] = await state.asking.join(ask, *which)
+    return state.known.get(which)
 
 
 def budget_exhausted(error: BudgetExhausted, *, flow_run_id: str | None) -> None:
@@ -345,9 +508,15 @@ async def session_record(
         "block": block,
         "flow_run": flow_run_id,
     }
-    title = f"Session {session.id}" if session.id else "Session, not opened yet"
     try:
-        await upsert("session", token, card(title, None, rows), meta, new=new)
+        await upsert_session(
+            token,
+            session.id,
+            card(session_title(session), None, rows),
+            meta,
+            new=new,
+            describe=session_description,
+        )
     except Exception as error:
         if new:
             raise
@@ -365,7 +534,7 @@ def follow_usage(client: QuantumRuntimeClient, job: Job) -> None:
         client: The instance it ran on.
         job: The job, over.
     """
-    if job.usage_final or not in_run():
+    if job.usage_final or job.dry_run or not in_run():
         return
 
     async def follow() -> None:
@@ -381,3 +550,16 @@ def follow_usage(client: QuantumRuntimeClient, job: Job) -> None:
                 return
 
     run_page.in_background(follow, again=False)
+
+
+async def routes_compared(comparison: RouteComparison) -> None:
+    """Report a comparison of the two routes: a log line, and an artifact with all that was compared."""
+    log_to_run(str(comparison), level=logging.INFO if comparison.agrees else logging.WARNING)
+    if not in_run():
+        return
+    service, executor = comparison.service, comparison.executor
+    meta = {"service": service.id, "executor": executor.id, "agrees": str(comparison.agrees).lower()}
+    try:
+        await upsert("comparison", service.id, comparison_card(comparison), meta)
+    except Exception as error:
+        _fallback.warning("The comparison of jobs %s and %s could not be written: %r", service.id, executor.id, error)

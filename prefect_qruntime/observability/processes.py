@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-__all__ = ["process_facts", "process_is_gone"]
+__all__ = ["PROCESS_FACTS", "process_facts", "process_is_gone"]
+
+PROCESS_FACTS = ("host", "machine", "boot", "space", "pid", "started")
 
 _FIRST_PID_SPACE = "pid:[4026531836]"  # of a Linux machine itself; a container has another one
 

@@ -27,13 +27,23 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect_qruntime import prefect_api
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.observability.artifacts import find_records, open_note, upsert
-from prefect_qruntime.observability.markdown import job_card, summary_card
+from prefect_qruntime.observability.markdown import (
+    job_card,
+    job_description,
+    join_sections,
+    summary_card,
+    summary_description,
+    with_history,
+)
+from prefect_qruntime.observability.processes import process_facts
 from prefect_qruntime.prefect_api import in_run, patience
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.run_context import current_run, submissions_in_flight
 
 __all__ = [
     "PageWrites",
+    "add_section",
+    "amend",
     "drain",
     "flush",
     "in_background",
@@ -142,6 +152,19 @@ def write_debounced(job_id: str, meta: Facts, section: str | None = None) -> Non
         network_loop().state(PageWrites).put(job_id, meta, section=section, after=after)
 
 
+def amend(job_id: str, meta: Facts) -> None:
+    """Add facts to a write of a job's page that is due anyway; they cause none. Call it on the network loop."""
+    pages = network_loop().find(PageWrites)
+    if pages is not None and (pending := pages.pages.get(job_id)) is not None:
+        pending.meta |= {name: value for name, value in meta.items() if value is not None}
+
+
+def add_section(job_id: str, section: str) -> None:
+    """Add a section to a job's page, with the next write if one is due. Call it on the network loop."""
+    if in_run():
+        network_loop().state(PageWrites).put(job_id, {}, section=section, after=_FIRST)
+
+
 @dataclass(slots=True)
 class _Pending:
     """What is still to be written to the page of a job."""
@@ -197,7 +220,7 @@ class PageWrites:
             )
         else:
             pending.meta |= {name: value for name, value in meta.items() if value is not None}
-            pending.section = section or pending.section
+            pending.section = join_sections(pending.section, section) or section or pending.section
             pending.due = min(pending.due, due)
         self._schedule(job_id, pending)
 
@@ -267,7 +290,7 @@ class PageWrites:
     def _put_back(self, job_id: str, pending: _Pending, *, again: bool) -> None:
         if (newer := self.pages.get(job_id)) is not None:
             newer.meta = {**pending.meta, **newer.meta}
-            newer.section = newer.section or pending.section
+            newer.section = join_sections(pending.section, newer.section) or newer.section or pending.section
             newer.new, newer.defaults = newer.new or pending.new, {**pending.defaults, **newer.defaults}
             return
         self.pages[job_id] = pending
@@ -311,11 +334,23 @@ async def _write(job_id: str, pending: _Pending) -> bool:
 
     try:
         page = None if in_run() else pending.flow_run_id
-        await upsert("job", job_id, text, pending.meta, defaults=pending.defaults, new=pending.new, flow_run_id=page)
+        await upsert(
+            "job",
+            job_id,
+            text,
+            pending.meta,
+            defaults=pending.defaults,
+            new=pending.new,
+            flow_run_id=page,
+            describe=job_description,
+            merge=with_history,
+        )
         owner = pending.flow_run_id or (await current_run()).flow_run_id
         if owner is not None:
-            network_loop().state(PageWrites).run(owner).paged(job_id)
-            mark_dirty(owner, job_id, {**pending.defaults, **pending.meta})
+            run = network_loop().state(PageWrites).run(owner)
+            run.paged(job_id)
+            if "now" not in pending.meta or run.jobs.get(job_id, {}).get("state") != pending.meta.get("state"):
+                mark_dirty(owner, job_id, {**pending.defaults, **pending.meta})
     except Exception as error:
         log.warning("The artifact of job %s could not be written: %r", job_id, error)
         return False
@@ -463,10 +498,15 @@ async def write_summary(flow_run_id: str, job_ids: Iterable[str] = ()) -> None:
         "summary",
         flow_run_id,
         summary_card(listed),
-        {**meta, **{f"open {job_id}": note for job_id, note in run.open.items()}},
+        {
+            **meta,
+            **(process_facts() if run.open else {}),  # of the process that submitted them
+            **{f"open {job_id}": note for job_id, note in run.open.items()},
+        },
         new=alone and first,
         drop=[f"open {job_id}" for job_id in run._done],
         flow_run_id=flow_run_id,
+        describe=summary_description,
     )
     run._written = True
 

@@ -4,20 +4,47 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Literal, get_args
 from uuid import UUID
 
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
+    FlowFilter,
+    FlowFilterId,
+    FlowRunFilter,
+    FlowRunFilterId,
+)
+from prefect.client.schemas.objects import FlowRun
 from pydantic import BaseModel, ConfigDict
 
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.network_loop import network_loop
-from prefect_qruntime.credentials import aload_credentials, saved_blocks
+from prefect_qruntime.credentials import load_each
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobStatus
 from prefect_qruntime.prefect_api import api
 
-__all__ = ["JobList", "ListedJob", "Totals", "alist_jobs", "list_jobs", "parse_since"]
+__all__ = [
+    "GROUPINGS",
+    "GroupBy",
+    "JobGroup",
+    "JobList",
+    "ListedJob",
+    "Totals",
+    "alist_jobs",
+    "group_jobs",
+    "list_jobs",
+    "parse_since",
+]
+
+GroupBy = Literal["deployment", "owner", "tag", "flow-state"]
+GROUPINGS: tuple[GroupBy, ...] = get_args(GroupBy)
+
+_OURS = ("qr-key:", "qr-flow:")
+_OVER = {state.value for state in JobStatus if state.is_terminal}
 
 _PAGE = 200
 _SPAN = re.compile(r"(\d{1,6})\s*([mhd])")
@@ -28,7 +55,8 @@ class ListedJob(BaseModel):
     """One job and who owns it.
 
     `flow_run_id` comes from the job's `qr-flow:` tag, None for a job without one. `flow_run` is the run's name
-    in Prefect, None where Prefect does not know it (deleted, or another server's).
+    in Prefect, None where Prefect does not know it (deleted, or another server's); `flow_state` is the name of its
+    state, `deployment` that of its deployment, `flow/deployment`. `tags` are the job's own, without the package's.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -44,6 +72,24 @@ class ListedJob(BaseModel):
     flow_run_id: str | None
     flow_run: str | None
     url: str | None
+    flow_state: str | None = None
+    deployment: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+class JobGroup(BaseModel):
+    """The jobs that have something in common; `value` is what, None for those that have nothing of the kind.
+
+    `live` counts jobs that are not over, `not_final` those whose usage may still grow.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    value: str | None
+    jobs: int
+    live: int
+    qpu_seconds: float
+    not_final: int
 
 
 class Totals(BaseModel):
@@ -59,7 +105,10 @@ class Totals(BaseModel):
 
 
 class JobList(BaseModel):
-    """Jobs, newest first, their sums, and what could not be looked into. `more` tells that the limit cut it short."""
+    """Jobs, newest first, their sums, and what could not be looked into. `more` tells that the limit cut it short.
+
+    `groups` are there if they were asked for, those with the most QPU seconds first. A job with two tags is in two.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -67,6 +116,7 @@ class JobList(BaseModel):
     totals: Totals
     more: bool
     problems: list[str]
+    groups: list[JobGroup] = []
 
 
 def parse_since(text: str, *, now: datetime | None = None) -> datetime:
@@ -100,6 +150,7 @@ def list_jobs(
     states: Iterable[str] | None = None,
     limit: int = 50,
     since: str | None = None,
+    by: GroupBy | None = None,
 ) -> JobList:
     """List jobs; for code without an event loop.
 
@@ -108,11 +159,12 @@ def list_jobs(
         states: `queued`, `running`, `completed`, `cancelled`, `failed`; None for all.
         limit: Most jobs of each instance.
         since: Only jobs created since then; see `parse_since`.
+        by: Also group them: by `deployment`, `owner` (the flow run), `tag`, or `flow-state` (the flow run's).
 
     Raises:
         InvalidInput: An argument is wrong; nothing was sent.
     """
-    return network_loop().run(alist_jobs(blocks, states=states, limit=limit, since=since))
+    return network_loop().run(alist_jobs(blocks, states=states, limit=limit, since=since, by=by))
 
 
 async def alist_jobs(
@@ -121,13 +173,17 @@ async def alist_jobs(
     states: Iterable[str] | None = None,
     limit: int = 50,
     since: str | None = None,
+    by: GroupBy | None = None,
 ) -> JobList:
     """As `list_jobs`, for async code."""
     wanted = _states(states)
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
         raise InvalidInput("must be a whole number, at least 1", field="limit")
     begin = parse_since(since) if since is not None else None
-    return await network_loop().arun(_list(blocks, wanted, limit, begin))
+    if by is not None and by not in GROUPINGS:
+        raise InvalidInput(f"must be one of {', '.join(GROUPINGS)}, not {by!r}", field="by")
+    found = await network_loop().arun(_list(blocks, wanted, limit, begin))
+    return found.model_copy(update={"groups": group_jobs(found.jobs, by)}) if by is not None else found
 
 
 def _states(states: Iterable[str] | None) -> frozenset[JobStatus] | None:
@@ -143,18 +199,19 @@ async def _list(
     blocks: Iterable[str] | None, states: frozenset[JobStatus] | None, limit: int, since: datetime | None
 ) -> JobList:
     found: dict[str, tuple[str, Job]] = {}  # by id: two blocks may lead to one instance
-    problems, more = [], False
-    for name in sorted(set(blocks)) if blocks is not None else await saved_blocks():
+    loaded, problems = await load_each(blocks)
+    more = False
+    for name, credentials in loaded.items():
         try:
-            client = (await aload_credentials(name)).get_client()
-            jobs = await _jobs(client, states, limit + 1, since)
+            jobs = await _jobs(credentials.get_client(), states, limit + 1, since)
         except (QuantumRuntimeError, ValueError) as error:
-            problems.append(f"{name}: {error}")
+            problems[name] = f"{name}: {error}"
             continue
         more = more or len(jobs) > limit
         for job in jobs[:limit]:
             found.setdefault(job.id, (name, job))
-    names = await _names(job.flow_run_id for _, job in found.values())
+    owners = await _owners(job.flow_run_id for _, job in found.values())
+    nobody = _Owner()
     never = datetime.min.replace(tzinfo=UTC)
     listed = [
         ListedJob(
@@ -164,15 +221,20 @@ async def _list(
             backend=job.backend,
             program=job.program_id,
             created_at=job.created_at,
-            qpu_seconds=job.usage_seconds,
-            qpu_seconds_final=job.usage_final,
-            flow_run_id=(owner := job.flow_run_id),
-            flow_run=names.get(owner) if owner is not None else None,
+            qpu_seconds=0.0 if job.dry_run else job.usage_seconds,
+            qpu_seconds_final=job.usage_final or job.dry_run,
+            flow_run_id=job.flow_run_id,
+            flow_run=(owner := owners.get(job.flow_run_id or "", nobody)).name,
             url=job.url,
+            flow_state=owner.state,
+            deployment=owner.deployment,
+            tags=tuple(tag for tag in job.tags if not tag.startswith(_OURS)),
         )
         for name, job in sorted(found.values(), key=lambda item: item[1].created_at or never, reverse=True)
     ]
-    return JobList(jobs=listed, totals=_totals(listed), more=more, problems=problems)
+    return JobList(
+        jobs=listed, totals=_totals(listed), more=more, problems=[problems[name] for name in sorted(problems)]
+    )
 
 
 async def _jobs(
@@ -196,19 +258,80 @@ async def _jobs(
     return list(found.values())[:limit]
 
 
-async def _names(flow_run_ids: Iterable[str | None]) -> dict[str, str]:
-    """The names of flow runs, asked for together."""
+@dataclass(frozen=True, slots=True)
+class _Owner:
+    """What Prefect knows of a flow run; nothing, if it does not know it."""
+
+    name: str | None = None
+    state: str | None = None
+    deployment: str | None = None
+
+
+async def _owners(flow_run_ids: Iterable[str | None]) -> dict[str, _Owner]:
+    """What Prefect knows of flow runs, asked for together."""
     wanted = []
     for text in set(flow_run_ids):
         try:
             wanted += [UUID(text)] if text is not None else []
         except ValueError:
             continue  # a tag of somebody else's making
-    names: dict[str, str] = {}
+    runs: list[FlowRun] = []
     for start in range(0, len(wanted), _PAGE):
         ids = FlowRunFilter(id=FlowRunFilterId(any_=wanted[start : start + _PAGE]))
-        names |= {str(run.id): run.name for run in await (await api()).read_flow_runs(flow_run_filter=ids, limit=_PAGE)}
+        runs += await (await api()).read_flow_runs(flow_run_filter=ids, limit=_PAGE)
+    deployments = await _deployments({run.deployment_id for run in runs if run.deployment_id is not None})
+    return {
+        str(run.id): _Owner(
+            run.name,
+            run.state.name if run.state is not None else None,
+            deployments.get(run.deployment_id) if run.deployment_id is not None else None,
+        )
+        for run in runs
+    }
+
+
+async def _deployments(wanted: set[UUID]) -> dict[UUID, str]:
+    """The names of deployments, as Prefect's own commands take them."""
+    if not wanted:
+        return {}
+    client, ordered = await api(), sorted(wanted)
+    names: dict[UUID, str] = {}
+    for start in range(0, len(ordered), _PAGE):
+        ids = DeploymentFilter(id=DeploymentFilterId(any_=ordered[start : start + _PAGE]))
+        found = await client.read_deployments(deployment_filter=ids, limit=_PAGE)
+        flow_ids = FlowFilter(id=FlowFilterId(any_=list({one.flow_id for one in found})))
+        flows = {flow.id: flow.name for flow in await client.read_flows(flow_filter=flow_ids, limit=_PAGE)}
+        names.update((one.id, f"{flows.get(one.flow_id, '?')}/{one.name}") for one in found)
     return names
+
+
+def group_jobs(jobs: list[ListedJob], by: GroupBy) -> list[JobGroup]:
+    """Sum jobs up by what they have in common, most QPU seconds first."""
+    values: dict[str | None, list[ListedJob]] = {}
+    for job in jobs:
+        for value in _values(job, by):
+            values.setdefault(value, []).append(job)
+    groups = [
+        JobGroup(
+            value=value,
+            jobs=len(members),
+            live=sum(job.state not in _OVER for job in members),
+            qpu_seconds=sum(job.qpu_seconds or 0.0 for job in members),
+            not_final=sum(not job.qpu_seconds_final for job in members),
+        )
+        for value, members in values.items()
+    ]
+    return sorted(groups, key=lambda group: (-group.qpu_seconds, -group.jobs, group.value or ""))
+
+
+def _values(job: ListedJob, by: GroupBy) -> tuple[str | None, ...]:
+    if by == "tag":
+        return job.tags or (None,)
+    if by == "deployment":
+        return (job.deployment,)
+    if by == "flow-state":
+        return (job.flow_state,)
+    return (f"{job.flow_run or 'not in this Prefect'} ({job.flow_run_id})" if job.flow_run_id is not None else None,)
 
 
 def _totals(jobs: list[ListedJob]) -> Totals:

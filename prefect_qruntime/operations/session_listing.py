@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.connection import check_id
 from prefect_qruntime.client.network_loop import network_loop
-from prefect_qruntime.credentials import QuantumRuntimeCredentials, aload_credentials, saved_blocks
+from prefect_qruntime.credentials import QuantumRuntimeCredentials, load_each
 from prefect_qruntime.errors import NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, Session, SessionRef
 from prefect_qruntime.observability.artifacts import Record, find_records
@@ -102,15 +102,11 @@ async def aclose_by_id(
     return await network_loop().arun(_close(check_id(session_id, field="session"), blocks, drain))
 
 
-async def _names(blocks: Iterable[str] | None) -> list[str]:
-    return sorted(set(blocks)) if blocks is not None else await saved_blocks()
-
-
 async def _close(session_id: str, blocks: Iterable[str] | None, drain: bool) -> tuple[str, SessionRef]:
     failure: QuantumRuntimeError | None = None
-    for name in await _names(blocks):
+    loaded, problems = await load_each(blocks)
+    for name, credentials in loaded.items():
         try:
-            credentials = await aload_credentials(name)
             await credentials.get_client().session(session_id)
         except NotFound:
             continue
@@ -124,7 +120,8 @@ async def _close(session_id: str, blocks: Iterable[str] | None, drain: bool) -> 
                     await note.mark_closed()
         return name, closed
     raise failure or NotFound(
-        f"No saved credentials block leads to an instance with session {session_id!r}.",
+        f"No credentials block leads to an instance with session {session_id!r}.",
+        reason=" ".join(problems.values()) or None,
         solution="`prefect-qruntime sessions` lists the open ones.",
         session_id=session_id,
     )
@@ -134,17 +131,16 @@ async def _list(blocks: Iterable[str] | None) -> SessionList:
     records = await find_records("session")
     notes = await session_notes(records)
     found: dict[str, OpenSession] = {}  # by id: two blocks may lead to one instance
-    problems = []
-    for name in await _names(blocks):
+    loaded, problems = await load_each(blocks)
+    for name, credentials in loaded.items():
         try:
-            credentials = await aload_credentials(name)
             for one in await _of_instance(name, credentials, records, notes):
                 found.setdefault(one.id, one)
         except (QuantumRuntimeError, ValueError) as error:
-            problems.append(f"{name}: {error}")
+            problems[name] = f"{name}: {error}"
     never = datetime.min.replace(tzinfo=UTC)
     ordered = sorted(found.values(), key=lambda one: one.opened_at or never)
-    return SessionList(sessions=await _with_flow_runs(ordered), problems=problems)
+    return SessionList(sessions=await _with_flow_runs(ordered), problems=[problems[name] for name in sorted(problems)])
 
 
 async def _of_instance(

@@ -31,7 +31,7 @@ from pydantic import BaseModel, ConfigDict
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.hooks import clean_up
-from prefect_qruntime.observability.artifacts import Record, find_records
+from prefect_qruntime.observability.artifacts import Kind, Record, find_records
 from prefect_qruntime.observability.processes import process_is_gone
 from prefect_qruntime.prefect_api import api
 from prefect_qruntime.redact import get_logger
@@ -41,6 +41,7 @@ __all__ = ["Resumed", "StalledRun", "aresume_flow_run", "find_stalled", "resume_
 log = get_logger(__name__)
 
 _PAGE = 200
+_WITH_PROCESS: tuple[Kind, ...] = ("job", "session")
 _MISSED = 3  # heartbeats in a row after which a process counts as gone
 _DEFAULT_BEAT = 180.0  # seconds; Prefect's own default
 
@@ -111,9 +112,10 @@ async def _jobs(flow_run_id: UUID) -> list[str]:
 
 async def _why_gone(flow_run: FlowRun) -> str | None:
     """Why a flow run's process is believed to be gone; None if it may be alive."""
-    # A worker notes the id of the run's process; where that process submitted jobs itself, they tell the rest of it.
+    # A worker notes the id of the run's process; where that process opened sessions or submitted jobs itself, their
+    # records tell the rest of it.
     pid = (flow_run.infrastructure_pid or "").rpartition(":")[2]
-    for record in await find_records("job", flow_run_ids=[flow_run.id]):
+    for record in [record for kind in _WITH_PROCESS for record in await find_records(kind, flow_run_ids=[flow_run.id])]:
         if record.meta.get("pid") == pid and _noted_in_this_run(record, flow_run):
             if process_is_gone(record.meta):
                 return f"Its process {pid} on {record.meta.get('host')} is gone."

@@ -1,73 +1,40 @@
 """Find what finished flow runs and dead processes left behind: open sessions are closed, live jobs are reported.
 
-A session is ours if a record in Prefect, the note of a process or the `qr-flow:` tags of all jobs in it say so;
-sessions of others, and those that a flow run or a living process still uses, are never touched. Repeat-safe, and two
-sweeps at once do no harm.
+Instance after instance by `instance_sweep`; here is what is common to all: whose flow runs are over, notes of dead
+processes that no block leads to, locks, stalled flow runs. Repeat-safe, and two sweeps at once do no harm.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID
 
-from prefect.client.schemas.actions import ArtifactUpdate
-from prefect.exceptions import ObjectNotFound
 from pydantic import BaseModel, ConfigDict
 
 from prefect_qruntime.admission.locks import free_stuck_locks
-from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.network_loop import network_loop
-from prefect_qruntime.credentials import aload_credentials, saved_blocks
-from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
-from prefect_qruntime.models import Job, Session, SessionRef
-from prefect_qruntime.observability import notifications
-from prefect_qruntime.observability.artifacts import Record, find_records, job_owners
+from prefect_qruntime.credentials import load_each
+from prefect_qruntime.observability.artifacts import Record, find_records
+from prefect_qruntime.operations.instance_sweep import (
+    LOOK_BACK,
+    NOTED_BACK,
+    Found,
+    InstanceSweeper,
+    Owners,
+    Swept,
+    owner_of,
+)
 from prefect_qruntime.operations.stalled import StalledRun, find_stalled
-from prefect_qruntime.prefect_api import api
 from prefect_qruntime.redact import get_logger
-from prefect_qruntime.tasks.session_notes import SessionNote, is_note, session_notes
+from prefect_qruntime.tasks.session_notes import SessionNote, session_notes
 
 __all__ = ["SweepReport", "Swept", "arun_sweep", "rows", "run_sweep"]
 
 log = get_logger(__name__)
 
 _AT_ONCE = 8  # instances swept side by side
-_LOOK_BACK = timedelta(hours=48)  # over which all jobs are listed; live ones and those noted as such always are
-_NOTED_BACK = timedelta(days=30)  # over which notes in Prefect are completed
-_MOST_LOOKS = 200  # at single jobs, in one sweep of a block
-_OPENING = timedelta(minutes=10)
-"""How far apart the clocks of Prefect and of the service may be for a session whose id was never noted."""
-
-
-_CLOSED, _DRAINS, _CANCELLED = "closed", "drains, takes no more jobs", "cancelled"
-_LEFT, _WITH_SESSION = "left alone", "ends with its session"
-_DELETED, _DEAD, _EXPIRED = "Deleted", "Ended", "Expired"
-_DRAINED_AFTER = ("Crashed", _DELETED, _DEAD, _EXPIRED)
-"""States of an owner after which queued jobs still run: somebody may come back for them, or fetch them by id."""
-
-
-class Swept(BaseModel):
-    """One thing found, with the flow run or the process that left it and the state of that."""
-
-    model_config = ConfigDict(frozen=True)
-
-    id: str
-    block: str
-    flow_run: str | None
-    flow_state: str
-    action: str
-    url: str | None = None
-    process: str | None = None
-
-    @property
-    def is_dealt_with(self) -> bool:
-        """Whether nothing is left to do about it."""
-        return self.action in (_CLOSED, _DRAINS, _CANCELLED, _WITH_SESSION)
 
 
 class SweepReport(BaseModel):
@@ -117,58 +84,26 @@ async def arun_sweep(
     return await network_loop().arun(_sweep(blocks, dry_run=dry_run, cancel_jobs=cancel_jobs))
 
 
-class _Owners:
-    """The states of flow runs, asked once each.
-
-    Args:
-        noted: Flow runs that records of this Prefect server name.
-    """
-
-    def __init__(self, noted: set[str]) -> None:
-        self._noted = noted
-        self._known: dict[str, str | None] = {}
-
-    async def over(self, flow_run_id: str | None) -> str | None:
-        """The final state's name, or None while the flow run may still go on."""
-        if flow_run_id is None:
-            return None
-        if flow_run_id not in self._known:
-            self._known[flow_run_id] = await self._ask(flow_run_id)
-        return self._known[flow_run_id]
-
-    async def _ask(self, flow_run_id: str) -> str | None:
-        try:
-            flow_run = await (await api()).read_flow_run(UUID(flow_run_id))
-        except ObjectNotFound:
-            # Deleted, if this server holds a record of it; else another server's, and not ours to judge.
-            return _DELETED if flow_run_id in self._noted else None
-        except ValueError:
-            return None
-        state = flow_run.state
-        return state.name if state is not None and state.is_final() else None
-
-
 async def _sweep(blocks: Iterable[str] | None, *, dry_run: bool, cancel_jobs: bool) -> SweepReport:
-    names = sorted(set(blocks)) if blocks is not None else await saved_blocks()
+    loaded, problems = await load_each(blocks)
     records = await find_records("session")
-    jobs = await find_records("job", since=datetime.now(UTC) - _NOTED_BACK)
-    noted = {owner for record in (*records, *jobs) if (owner := _owner(record)) is not None}
-    owners = _Owners(noted)
+    jobs = await find_records("job", since=datetime.now(UTC) - NOTED_BACK)
+    noted = {owner for record in (*records, *jobs) if (owner := owner_of(record)) is not None}
+    owners = Owners(noted)
     unfinished = _unfinished(jobs)
     notes = await session_notes(records)
-    found = [_Found() for _ in names]
-    instances: dict[str, list[_Sweeper]] = {}
-    for name, part in zip(names, found, strict=True):
-        try:
-            client = (await aload_credentials(name)).get_client()
-        except (QuantumRuntimeError, ValueError) as error:
-            part.problems.append(f"{name}: {error}")
-        else:
-            sweeper = _Sweeper(name, client, owners, records, notes, unfinished, dry_run, part)
-            instances.setdefault(client.connection.crn, []).append(sweeper)
+    found = {name: Found() for name in loaded}
+    instances: dict[str, list[InstanceSweeper]] = {}
+    for name, credentials in loaded.items():
+        same = instances.setdefault(credentials.crn, [])
+        same.append(
+            InstanceSweeper(
+                name, credentials.get_client(), owners, records, notes, unfinished, dry_run, found[name], same
+            )
+        )
     at_once = asyncio.Semaphore(_AT_ONCE)
 
-    async def one_after_the_other(same: list[_Sweeper]) -> None:
+    async def one_after_the_other(same: list[InstanceSweeper]) -> None:
         async with at_once:
             for sweeper in same:  # blocks of one instance would close the same sessions
                 await sweeper.sweep(cancel_jobs)
@@ -179,10 +114,14 @@ async def _sweep(blocks: Iterable[str] | None, *, dry_run: bool, cancel_jobs: bo
         await _free_locks()
     return SweepReport(
         dry_run=dry_run,
-        blocks=names,
-        sessions=[swept for part in found for swept in part.sessions],
-        jobs=[swept for part in found for swept in part.jobs],
-        problems=[problem for part in found for problem in part.problems]
+        blocks=sorted({*loaded, *problems}),
+        sessions=[swept for part in found.values() for swept in part.sessions],
+        jobs=[swept for part in found.values() for swept in part.jobs],
+        problems=[
+            problem
+            for name in sorted({*loaded, *problems})
+            for problem in ([problems[name]] if name in problems else found[name].problems)
+        ]
         + (_out_of_reach(notes, [one for same in instances.values() for one in same]) if blocks is None else []),
         stalled=await find_stalled(noted),
     )
@@ -197,9 +136,9 @@ async def _free_locks() -> None:
         log.warning("The locks in Prefect could not be read: %r", error)
 
 
-def _out_of_reach(notes: list[SessionNote], sweepers: list[_Sweeper]) -> list[str]:
+def _out_of_reach(notes: list[SessionNote], sweepers: list[InstanceSweeper]) -> list[str]:
     """Sessions of dead processes that no saved block leads to."""
-    recent = datetime.now(UTC) - _LOOK_BACK
+    recent = datetime.now(UTC) - LOOK_BACK
     return [
         f"session {note.meta.get('session') or 'without an id'}, opened by {note.opener}, was left open, and no saved "
         f"credentials block leads to its instance {note.meta.get('crn')}. Save one and sweep again."
@@ -219,317 +158,6 @@ def _unfinished(jobs: list[Record]) -> dict[str, Record]:
         for job_id, record in newest.items()
         if not record.is_over or record.meta.get("usage_final") == "false"
     }
-
-
-@dataclass(slots=True)
-class _Found:
-    """What was found with one block."""
-
-    sessions: list[Swept] = field(default_factory=list)
-    jobs: list[Swept] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-
-
-class _Sweeper:
-    """Sweeps one instance."""
-
-    def __init__(
-        self,
-        block: str,
-        client: QuantumRuntimeClient,
-        owners: _Owners,
-        records: list[Record],
-        notes: list[SessionNote],
-        unfinished: Mapping[str, Record],
-        dry_run: bool,
-        found: _Found,
-    ) -> None:
-        self._found = found
-        self._block = block
-        self._client = client
-        self._owners = owners
-        self._records = [record for record in records if not is_note(record)]
-        self._notes = [note for note in notes if self.reaches(note)]
-        self._dry_run = dry_run
-        self._seen: set[str] = set()
-        self._unfinished = unfinished
-        # Flow runs by session; None stands for a job that is not ours.
-        self._users: dict[str, set[str | None]] = {}
-        self._noted: set[str] = set()
-        self._in_jobs: dict[str, None] = {}
-        self._session_of: dict[str, str] = {}
-        self._known: set[str | None] | None = None  # jobs that Prefect has notes of, once asked
-        for record in self._records:
-            if session_id := record.meta.get("session"):
-                self._noted.add(session_id)
-                self._users.setdefault(session_id, set()).add(_owner(record))
-        self._gone = {note.record.key: note.is_gone for note in self._notes}
-        for note in self._notes:
-            if session_id := note.meta.get("session"):
-                self._noted.add(session_id)
-                if not self._gone[note.record.key]:  # in use, as far as can be told
-                    self._users.setdefault(session_id, set()).add(None)
-
-    def reaches(self, note: SessionNote) -> bool:
-        """Whether the note's session is in this instance."""
-        here = self._client.connection
-        return (note.meta.get("crn"), note.meta.get("base_url")) == (here.crn, here.base_url)
-
-    async def sweep(self, cancel_jobs: bool) -> None:
-        """Look at everything, and keep what was found, also where the instance stops answering."""
-        try:
-            self._found.jobs += await self.jobs(cancel_jobs)  # first: they tell who uses which session
-            self._found.sessions += await self.sessions()
-            self._found.sessions += await self.sessions_of_processes()
-            self._found.sessions += await self.sessions_of_jobs()
-            self._found.jobs[:] = [self._after_sessions(entry) for entry in self._found.jobs]
-        except (QuantumRuntimeError, ValueError) as error:
-            self._found.problems.append(f"{self._block}: {error}")
-
-    def _after_sessions(self, job: Swept) -> Swept:
-        """A job's entry now that sessions were closed: those that were not to be drained dropped their queued jobs."""
-        closed = {entry.id for entry in self._found.sessions if entry.action == _CLOSED}
-        if job.action == _LEFT and self._session_of.get(job.id) in closed:
-            return job.model_copy(update={"action": _WITH_SESSION})
-        return job
-
-    async def jobs(self, cancel_jobs: bool) -> list[Swept]:
-        """Report live jobs whose flow run is over, and learn who uses which session."""
-        swept = []
-        for job in await self._jobs():
-            owner = job.flow_run_id
-            users = {owner}
-            state = None
-            if owner is not None and job.is_terminal:
-                await self._complete_record(job, owner)
-            if owner is not None and not job.is_terminal:
-                state = await self._owners.over(owner)
-                if state is not None:
-                    # A later flow run may have attached to it by an explicit key; the tag names the first.
-                    users |= await job_owners(job.id, since=datetime.now(UTC) - _NOTED_BACK)
-                    state = await self._all_over(users)
-            if job.session_id:
-                self._in_jobs[job.session_id] = None
-                self._session_of[job.id] = job.session_id
-                self._users.setdefault(job.session_id, set()).update(users)
-            if owner is None or state is None:
-                continue
-            action = _LEFT
-            if cancel_jobs and state != "Crashed":
-                action = "would be cancelled" if self._dry_run else await self._cancel(job.id)
-            swept.append(self._entry(job.id, state, action, flow_run=owner, url=job.url))
-        return swept
-
-    async def _jobs(self) -> list[Job]:
-        """The jobs of the last days, those that are live however old they are, and those whose end was never noted."""
-        found = {job.id: job for job in await self._client.jobs(created_after=datetime.now(UTC) - _LOOK_BACK)}
-        found |= {job.id: job for job in await self._client.jobs(pending=True)}
-        missing = [
-            job_id
-            for job_id, record in self._unfinished.items()
-            if job_id not in found and record.meta.get("block") == self._block
-        ]
-        for job_id in missing[:_MOST_LOOKS]:
-            with contextlib.suppress(NotFound, InvalidInput):  # deleted
-                found[job_id] = await self._client.job(job_id)
-        return list(found.values())
-
-    async def _complete_record(self, job: Job, owner: str) -> None:
-        """Note the end and the final usage of a job whose process did not live to see them."""
-        if self._dry_run:
-            return
-        noted = self._unfinished.get(job.id)
-        if noted is None:
-            incomplete = await self._was_never_noted(job, owner)
-        else:
-            incomplete = job.usage_final or not noted.is_over
-        if incomplete:
-            await notifications.job_ended(job, [], flow_run_id=owner)
-
-    async def _was_never_noted(self, job: Job, owner: str) -> bool:
-        """Whether a finished flow run of this Prefect server could not note a job, because Prefect's API failed."""
-        if self._known is None:
-            found = await find_records("job", since=datetime.now(UTC) - _NOTED_BACK)
-            self._known = {record.meta.get("id") for record in found}
-        return job.id not in self._known and await self._owners.over(owner) is not None
-
-    async def _cancel(self, job_id: str) -> str:
-        try:
-            await self._client.cancel(job_id)
-        except QuantumRuntimeError as error:
-            return f"could not be cancelled: {error.message}"
-        return _CANCELLED
-
-    async def _all_over(self, users: Iterable[str | None]) -> str | None:
-        """A final state if all these flow runs are over, one that spares jobs if it is among them; else None."""
-        states = [await self._owners.over(user) for user in users]
-        if not states or None in states:
-            return None
-        return next((state for state in states if state in _DRAINED_AFTER), states[0])
-
-    async def sessions(self) -> list[Swept]:
-        """Close the recorded sessions whose flow runs are over."""
-        swept = []
-        for record in self._records:
-            owner = _owner(record)
-            if record.meta.get("block") != self._block or (record.meta.get("state") or "").lower() == "closed":
-                continue
-            if owner is None or await self._owners.over(owner) is None:
-                continue
-            known = record.meta.get("session")
-            found = [known] if known else await self._never_noted(record)
-            if len(found) > 1:
-                log.warning("flow run %s: which of %s it opened cannot be told; none is closed", owner, found)
-                continue
-            done: list[Swept] = []
-            for session_id in found:
-                # Handed on to another flow run, it is still in use.
-                state = await self._all_over({owner, *(self._users.get(session_id, set()) - {None})})
-                if state is None:
-                    break
-                done = await self._close(session_id, state, flow_run=owner)
-            else:
-                if all(entry.action == _CLOSED for entry in done):  # others are looked at again
-                    with contextlib.suppress(Exception):
-                        await self._mark_closed(record)
-            swept += done
-        return swept
-
-    async def sessions_of_processes(self) -> list[Swept]:
-        """Close the sessions of scripts and notebooks whose process is gone; of others those that outlived their limit.
-
-        Whether a process of another host lives cannot be told, so its session is left alone while it may be in use.
-        """
-        swept = []
-        for note in self._notes:
-            known, gone = note.meta.get("session"), self._gone[note.record.key]
-            found = [known] if known else await self._never_noted(note.record) if gone else []
-            if len(found) > 1:
-                log.warning("%s: which of %s it opened cannot be told; none is closed", note.opener, found)
-            if len(found) != 1:
-                continue
-            session = await self._read(found[0])
-            if session is None or session.ref().is_closed:
-                await self._forget(note)
-                continue
-            users = self._users.get(found[0], set()) - {None}
-            if users and await self._all_over(users) is None:
-                continue
-            if gone or _has_outlived_its_limit(session):
-                done = await self._close(found[0], _DEAD if gone else _EXPIRED, process=note.opener)
-                if all(entry.action == _CLOSED for entry in done):
-                    await self._forget(note)
-                swept += done
-        return swept
-
-    async def _forget(self, note: SessionNote) -> None:
-        if not self._dry_run:
-            with contextlib.suppress(Exception):
-                await note.mark_closed()
-
-    async def _never_noted(self, record: Record) -> list[str]:
-        """Sessions that a process opened and died before it could note the id.
-
-        Only an unused session that no other record names, that fits the note in everything and was opened
-        right then, can be it.
-        """
-        if record.updated is None:
-            return []
-        kind = "batch" if record.meta.get("mode") == "batch" else "session"
-        try:
-            items = await self._client.workloads(
-                mode=kind, backend=record.meta.get("backend"), created_after=record.updated - _OPENING, limit=50
-            )
-        except NotFound:
-            return []  # such a host opens sessions by their first jobs, which name them
-        found = []
-        for item in items:
-            session = await self._read(str(item.get("id")))
-            if session is None or session.state != "open" or str(session.max_ttl) != record.meta.get("max_ttl"):
-                continue
-            begun = session.started_at
-            fits = begun is None or abs(begun - record.updated) <= _OPENING
-            if fits and session.id not in self._noted and session.id not in self._seen:
-                found.append(session.id)
-        return found
-
-    async def sessions_of_jobs(self) -> list[Swept]:
-        """Close sessions that are known by the tags of the jobs in them, all of them ours."""
-        swept = []
-        for session_id in self._in_jobs:
-            users = self._users[session_id]
-            owner = next(iter(users))
-            state = await self._all_over(users)
-            if owner is not None and state is not None:
-                swept += await self._close(session_id, state, flow_run=owner)
-        return swept
-
-    async def _read(self, session_id: str) -> Session | None:
-        try:
-            return await self._client.session(session_id)
-        except NotFound:
-            return None
-
-    async def _close(
-        self, session_id: str, state: str, *, flow_run: str | None = None, process: str | None = None
-    ) -> list[Swept]:
-        if session_id in self._seen:
-            return []
-        self._seen.add(session_id)
-        session = await self._read(session_id)
-        if session is None or session.ref().is_closed:
-            return []
-        drain = state in _DRAINED_AFTER
-        if self._dry_run:
-            action = "would be drained" if drain else "would be closed"
-        else:
-            try:
-                read = await self._client.close_session(session_id, drain=drain)
-            except QuantumRuntimeError as error:  # the others are still looked at
-                action = f"could not be closed: {error.message}"
-            else:
-                ref = SessionRef(id=session_id, backend=session.backend, state=read.state if read else "closed")
-                notifications.session_event("swept", ref, flow_run_id=flow_run, flow_state=state, drain=drain)
-                action = _CLOSED if read is None or read.ref().is_closed else _DRAINS
-        return [self._entry(session_id, state, action, flow_run=flow_run, process=process)]
-
-    async def _mark_closed(self, record: Record) -> None:
-        if self._dry_run:
-            return
-        await (await api()).update_artifact(
-            record.artifact_id, ArtifactUpdate(metadata_={**record.meta, "state": "closed"})
-        )
-
-    def _entry(
-        self,
-        identifier: str,
-        state: str,
-        action: str,
-        *,
-        flow_run: str | None = None,
-        process: str | None = None,
-        url: str | None = None,
-    ) -> Swept:
-        return Swept(
-            id=identifier,
-            block=self._block,
-            flow_run=flow_run,
-            flow_state=state,
-            action=action,
-            url=url,
-            process=process,
-        )
-
-
-def _has_outlived_its_limit(session: Session) -> bool:
-    """Whether the service should have closed a session long ago."""
-    begun = session.activated_at or session.started_at
-    limit = timedelta(seconds=session.max_ttl) if session.max_ttl else None
-    return begun is not None and limit is not None and datetime.now(UTC) - begun > limit + _OPENING
-
-
-def _owner(record: Record) -> str | None:
-    return record.meta.get("flow_run") or (str(record.flow_run_id) if record.flow_run_id else None)
 
 
 def rows(report: SweepReport) -> list[dict[str, Any]]:

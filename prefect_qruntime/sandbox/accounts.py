@@ -209,18 +209,22 @@ class Accounts:
                 "start_time": iso(self._period_start),
                 "end_time": iso(self._period_start + _PERIOD_SECONDS),
             },
-            "usage_consumed_seconds": round(instance.consumed, 6),
+            "usage_consumed_seconds": _plain(round(instance.consumed, 6)),
             "usage_limit_reached": instance.limit_reached,
         }
         if instance.limit is not None:
-            view["usage_limit_seconds"] = instance.limit
-            view["usage_allocation_seconds"] = instance.limit
+            view["usage_limit_seconds"] = view["usage_allocation_seconds"] = _plain(instance.limit)
         return view
 
     @property
     def plan_id(self) -> str:
         """The plan: one with or without dedicated sessions."""
         return "sandbox-premium" if self._settings.allow_dedicated else "sandbox-open"
+
+
+def _plain(seconds: float) -> float:
+    """Return a number without a fraction as an integer, as JSON of the service has it."""
+    return int(seconds) if float(seconds).is_integer() else seconds
 
 
 def new_crn(region: str = "us-east") -> str:

@@ -5,6 +5,14 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
+MAX_INPUT = 300 << 20
+"""Bytes of a request's body that the service takes."""
+
+
+def size_text(limit: int) -> str:
+    """Return a number of bytes as people write it."""
+    return f"{limit >> 20} MB" if limit >= 1 << 20 else f"{limit >> 10} KB"
+
 
 class ApiError(Exception):
     """A refusal with its HTTP status and the service's code.
@@ -75,7 +83,7 @@ DEFAULT_MESSAGES: dict[int, tuple[int | str, str]] = {
     404: ("not_found", "The requested resource was not found."),
     405: ("method_not_allowed", "The method is not allowed for this resource."),
     409: ("conflict", "The request conflicts with the state of the resource."),
-    413: (1208, "The input is larger than 300 MB."),
+    413: (1208, f"The input is larger than {size_text(MAX_INPUT)}."),
     429: (1202, "Too many requests."),
     500: (1000, "Internal error."),
     502: ("bad_gateway", "Bad gateway."),

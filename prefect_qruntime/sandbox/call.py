@@ -13,11 +13,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from prefect_qruntime.sandbox.accounts import Instance, User
-from prefect_qruntime.sandbox.api_errors import ApiError, default_error, invalid
+from prefect_qruntime.sandbox.api_errors import MAX_INPUT, ApiError, default_error, invalid, size_text
 from prefect_qruntime.sandbox.service import Service
 from prefect_qruntime.sandbox.views import DEFAULT_VERSION, KNOWN_VERSIONS, LEGACY
 
-MAX_INPUT = 300 * 1024 * 1024
 _CLIENT_PREFIX = b"qiskit-version-2/"
 
 
@@ -169,17 +168,13 @@ async def read_body(request: Request, limit: int) -> bytes:
     async for chunk in request.stream():
         size += len(chunk)
         if size > limit:
-            raise ApiError(413, 1208, f"The input is larger than {_size(limit)}.", "Send less at a time.")
+            raise ApiError(413, 1208, f"The input is larger than {size_text(limit)}.", "Send less at a time.")
         chunks.append(chunk)
     return b"".join(chunks)
 
 
-def _size(limit: int) -> str:
-    return f"{limit >> 20} MB" if limit >= 1 << 20 else f"{limit >> 10} KB"
-
-
 async def read_json(request: Request) -> Any:
-    """Read a JSON body of at most 300 MB.
+    """Read a JSON body of the size that the service takes.
 
     Raises:
         ApiError: 400 if it is no JSON, 413 if it is too large.

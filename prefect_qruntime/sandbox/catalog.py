@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -26,7 +27,10 @@ _FALCON_EDGES = (
 )  # fmt: skip
 _NOISY_GATES = ("cz", "id", "rz", "sx", "x")
 _IDEAL_GATES = ("cz", "cx", "h", "id", "rx", "ry", "rz", "rzz", "s", "sdg", "sx", "t", "tdg", "u", "x", "y", "z")
-_TWO_QUBIT = frozenset({"cz", "cx", "rzz"})
+_TWO_QUBIT = frozenset({"cz", "cx", "ecr", "rzz"})
+_KNOWN_GATES = frozenset({*_NOISY_GATES, *_IDEAL_GATES, *_TWO_QUBIT})
+_NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)+")
+_FALCON_QUBITS, _MOST_IDEAL_QUBITS = 27, 32
 _ANGLES = {"rz": ["theta"], "rx": ["theta"], "ry": ["theta"], "rzz": ["theta"], "u": ["theta", "phi", "lambda"]}
 
 
@@ -37,6 +41,7 @@ class Backend:
     name: str
     qubits: int
     noisy: bool
+    gates: tuple[str, ...] = ()
     mock: bool = False
     status: str = ONLINE
     queue_length: int | None = None
@@ -47,6 +52,7 @@ class Backend:
 
     def __post_init__(self) -> None:
         self.initial_status = self.status
+        self.gates = tuple(self.gates)
 
     @property
     def physical_qubits(self) -> int:
@@ -56,7 +62,7 @@ class Backend:
     @property
     def basis_gates(self) -> tuple[str, ...]:
         """The backend's native gates."""
-        return _NOISY_GATES if self.noisy else _IDEAL_GATES
+        return self.gates or (_NOISY_GATES if self.noisy else _IDEAL_GATES)
 
     @property
     def calibration_id(self) -> str:
@@ -77,7 +83,10 @@ class Backend:
 
 
 class Catalog:
-    """The four backends of every sandbox, and for each a mock backend that runs jobs without simulating them."""
+    """The four backends of every sandbox and those that were added.
+
+    For each there is a mock backend that runs jobs without simulating them.
+    """
 
     def __init__(self) -> None:
         self.backends: dict[str, Backend] = {}
@@ -91,8 +100,28 @@ class Catalog:
             Backend("sandbox_paused", 27, noisy=True, status=PAUSED),
             Backend("sandbox_offline", 27, noisy=True, status=OFFLINE),
         )
-        mocks = (replace(one, name=f"mock_{one.name.partition('_')[2]}", mock=True) for one in made)
-        self.backends = {backend.name: backend for backend in (*made, *mocks)}
+        self.backends = {backend.name: backend for backend in (*made, *map(_mock_of, made))}
+
+    def add(self, backend: Backend) -> None:
+        """Add a backend with its mock backend.
+
+        Raises:
+            ValueError: The name is taken or of another form, there are too many or too few qubits, or the gates
+                are not known.
+        """
+        if not _NAME.fullmatch(backend.name) or backend.name.startswith("mock_"):
+            raise ValueError(f"a name must be like ibm_example, not {backend.name!r}")
+        if isinstance(backend.qubits, bool) or not isinstance(backend.qubits, int):
+            raise ValueError(f"qubits must be a whole number, not {backend.qubits!r}")
+        most = _FALCON_QUBITS if backend.noisy else _MOST_IDEAL_QUBITS
+        if not 1 <= backend.qubits <= most:
+            raise ValueError(f"qubits must be within 1..{most}, not {backend.qubits}")
+        if strange := [gate for gate in backend.gates if gate not in _KNOWN_GATES]:
+            raise ValueError(f"basis_gates must be of {', '.join(sorted(_KNOWN_GATES))}; {strange[0]!r} is none")
+        mock = _mock_of(backend)
+        if taken := {backend.name, mock.name} & self.backends.keys():
+            raise ValueError(f"there is a backend {min(taken)} already")
+        self.backends |= {backend.name: backend, mock.name: mock}
 
     def names(self) -> list[str]:
         """Return the names of all backends but the mock ones."""
@@ -124,6 +153,10 @@ class Catalog:
         """Return the items of `GET /backends` as objects, those of mock backends on request."""
         shown = [backend for backend in self.backends.values() if mocks or not backend.mock]
         return [_device(backend, waits, queue_time, run_time) for backend in shown]
+
+
+def _mock_of(backend: Backend) -> Backend:
+    return replace(backend, name=f"mock_{backend.name.partition('_')[2]}", mock=True)
 
 
 def _device(backend: Backend, waits: bool, queue_time: float, run_time: float) -> dict[str, Any]:
@@ -169,12 +202,12 @@ def status_view(backend: Backend) -> dict[str, Any]:
 
 def configuration_json(backend: Backend) -> bytes:
     """Return the body of `GET /backends/{id}/configuration`."""
-    return _configuration(backend.name, backend.qubits, backend.noisy)
+    return _configuration(backend.name, backend.qubits, backend.noisy, backend.gates)
 
 
 def properties_json(backend: Backend) -> bytes:
     """Return the body of `GET /backends/{id}/properties`."""
-    return _properties(backend.name, backend.qubits, backend.noisy)
+    return _properties(backend.name, backend.qubits, backend.noisy, backend.gates)
 
 
 def defaults_json(backend: Backend) -> bytes:
@@ -195,8 +228,8 @@ _CALIBRATED = iso(1_767_225_600.0)  # 2026-01-01, a fixed date keeps the documen
 
 
 @lru_cache(maxsize=16)
-def _configuration(name: str, qubits: int, noisy: bool) -> bytes:
-    backend = Backend(name, qubits, noisy)
+def _configuration(name: str, qubits: int, noisy: bool, own_gates: tuple[str, ...]) -> bytes:
+    backend = Backend(name, qubits, noisy, own_gates)
     edges, singles = backend.edges(), [[q] for q in range(qubits)]
     gates = [
         {
@@ -252,8 +285,8 @@ def _nduv(name: str, unit: str, value: float) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=16)
-def _properties(name: str, qubits: int, noisy: bool) -> bytes:
-    backend = Backend(name, qubits, noisy)
+def _properties(name: str, qubits: int, noisy: bool, own_gates: tuple[str, ...]) -> bytes:
+    backend = Backend(name, qubits, noisy, own_gates)
     readout = ERROR_READOUT if noisy else 0.0
     gates: list[dict[str, Any]] = []
     for gate in backend.basis_gates:

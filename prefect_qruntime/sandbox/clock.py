@@ -31,14 +31,18 @@ class Clock:
     """Service seconds since the epoch; one loop timer serves all of ours, so a change of scale moves them all."""
 
     def __init__(self, scale: float) -> None:
-        self._scale = scale
-        self._real = time.monotonic()
-        self._service = time.time()
+        self._set(scale)
         self._heap: list[tuple[float, int, Timer]] = []
         self._order = count()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._handle: asyncio.TimerHandle | None = None
         self._armed = float("inf")
+
+    def _set(self, scale: float) -> None:
+        """Show the real time, and run at this speed from now on."""
+        self._scale = scale
+        self._real = time.monotonic()
+        self._service = time.time()
 
     @property
     def scale(self) -> float:
@@ -88,6 +92,11 @@ class Clock:
             timer.cancel()
         self._heap.clear()
         self._disarm()
+
+    def reset(self, scale: float) -> None:
+        """Cancel all timers and show the real time again, however fast the clock ran before."""
+        self.clear()
+        self._set(scale)
 
     def _disarm(self) -> None:
         if self._handle is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 Record = dict[str, Any]
@@ -183,6 +183,23 @@ class Control:
     def set_backend(self, name: str, *, status: str | None = None, queue_length: int | None = None) -> None:
         """Make a backend online, paused or offline, or let it show a queue length."""
         self._call("set_backend", {"name": name, "status": status, "queue_length": queue_length})
+
+    def add_backend(
+        self, name: str, *, qubits: int = 27, noisy: bool = True, basis_gates: Sequence[str] | None = None
+    ) -> None:
+        """Add a backend under a name of your own, with its mock backend; `reset` removes both.
+
+        Args:
+            name: For instance `ibm_example`; the mock backend is then `mock_example`.
+            qubits: At most 27 of a noisy backend, which has a heavy-hexagon map, else 32.
+            noisy: Whether gates and readout have errors; without, it is a simulator with all qubits coupled.
+            basis_gates: Its native gates; those of `sandbox_noisy` or `sandbox_ideal` if not given.
+
+        Raises:
+            ControlError: If a value does not fit or the name is taken.
+        """
+        fields = {"name": name, "qubits": qubits, "noisy": noisy, "basis_gates": basis_gates and list(basis_gates)}
+        self._call("add_backend", fields)
 
     def script_job(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from prefect_qruntime.sandbox.catalog import OFFLINE, ONLINE, PAUSED
+from prefect_qruntime.sandbox.catalog import OFFLINE, ONLINE, PAUSED, Backend
 from prefect_qruntime.sandbox.service import Service
 from prefect_qruntime.sandbox.state import Job, Script, Session
 
@@ -101,6 +101,12 @@ class ControlActions:
             self._service.runner.wake()
         if queue_length is not None:
             backend.queue_length = queue_length
+
+    def add_backend(
+        self, name: str, qubits: int = 27, noisy: bool = True, basis_gates: list[str] | None = None
+    ) -> None:
+        """Add a backend and its mock backend."""
+        self._service.catalog.add(Backend(name, qubits, noisy, tuple(basis_gates or ())))
 
     def script_job(
         self,

@@ -9,8 +9,9 @@ from __future__ import annotations
 import base64
 import io
 import math
+import operator
 import zlib
-from itertools import product
+from itertools import accumulate, product
 from typing import Any
 
 from prefect_qruntime.sandbox import circuits as qc, encoding, tensors
@@ -119,7 +120,7 @@ def _learn_layers(params: dict[str, Any], run: Run) -> tuple[dict[str, Any], int
     for sent in params["circuits"]:
         circuit = qc.load(sent)
         qc.check_fits(circuit, run.backend, run.strict)
-        for layer in _two_qubit_layers(circuit):
+        for layer in _two_qubit_layers(circuit, options["twirling_strategy"]):
             layers[layer] = layers.get(layer, 0) + 1
     most = sorted(layers, key=lambda layer: -layers[layer])[: options["max_layers_to_learn"]]
     random = np.random.default_rng(run.seed)
@@ -130,8 +131,20 @@ def _learn_layers(params: dict[str, Any], run: Run) -> tuple[dict[str, Any], int
     return {"data": data, "metadata": {"backend": run.backend.name, "input_options": used}}, shots * len(data)
 
 
-def _two_qubit_layers(circuit: Any) -> list[tuple[Any, ...]]:
-    """Return the layers of two-qubit gates as sorted tuples of (name, qubits); parameters play no role."""
+def _two_qubit_layers(circuit: Any, strategy: str) -> list[tuple[Any, ...]]:
+    """Return the layers of two-qubit gates; parameters play no role.
+
+    Args:
+        circuit: The circuit.
+        strategy: Which qubits are learned with a layer: those of its own gates (`active`), of all gates until then
+            (`active-accum`), of all gates of the circuit (`active-circuit`), or all that there are (`all`).
+
+    Raises:
+        InputError: There is no such strategy.
+
+    Returns:
+        For each layer the gates, sorted, as (name, qubits), and the qubits.
+    """
     layers: list[list[tuple[str, tuple[int, int]]]] = []
     depth = [0] * circuit.num_qubits
     for item in circuit.data:
@@ -147,7 +160,18 @@ def _two_qubit_layers(circuit: Any) -> list[tuple[Any, ...]]:
             continue
         for place in places:
             depth[place] = level
-    return [tuple(sorted(layer)) for layer in layers]
+    own = [{place for _, places in layer for place in places} for layer in layers]
+    qubits = {
+        "active": own,
+        "active-accum": list(accumulate(own, operator.or_)),
+        "active-circuit": [set().union(*own)] * len(own),
+        "all": [set(range(circuit.num_qubits))] * len(own),
+    }
+    if strategy not in qubits:
+        raise InputError(f"twirling_strategy must be one of {', '.join(qubits)}, not {strategy!r}.")
+    return [
+        (tuple(sorted(layer)), tuple(sorted(places))) for layer, places in zip(layers, qubits[strategy], strict=True)
+    ]
 
 
 def _layer_error(layer: tuple[Any, ...], options: dict[str, Any], run: Run, random: Any) -> dict[str, Any]:
@@ -155,10 +179,10 @@ def _layer_error(layer: tuple[Any, ...], options: dict[str, Any], run: Run, rand
     from qiskit import QuantumCircuit, qpy
     from qiskit.circuit.library import get_standard_gate_name_mapping
 
-    qubits = sorted({place for _, places in layer for place in places})
+    gates, qubits = layer[0], list(layer[1])
     circuit = QuantumCircuit(len(qubits))
     known = get_standard_gate_name_mapping()
-    for name, places in layer:
+    for name, places in gates:
         gate = known.get(name)
         circuit.append(known["cz"] if gate is None or gate.params else gate, [qubits.index(place) for place in places])
     terms = _layer(circuit, list(range(len(qubits))), run)

@@ -72,7 +72,7 @@ def _spans(shapes: list[tuple[int, ...]], run: Run) -> dict[str, Any]:
 
 
 def _twirled_shots(options: dict[str, Any]) -> int | None:
-    """Return the shots that twirling asks for; shots of a PUB or of the job go first, default shots come after."""
+    """Return the shots that twirling asks for; what a PUB or the job asks for goes first, defaults come after."""
     twirling = options.get("twirling") or {}
     if not (twirling.get("enable_gates") or twirling.get("enable_measure")):
         return None
@@ -220,7 +220,8 @@ def estimator(params: dict[str, Any], run: Run) -> tuple[dict[str, Any], int]:
     results, total = [], 0
     for number, sent in enumerate(params["pubs"]):
         pub = _estimator_pub(sent, default, run)
-        shots = math.ceil(1 / pub.precision**2)
+        asked = len(sent) > 3 and sent[3] is not None
+        shots = (not asked and _twirled_shots(options)) or math.ceil(1 / pub.precision**2)
         values, deviations = estimate(pub, shots, pub.precision, run, run.seed + number, mitigated=mitigated)
         total += shots * max(1, math.prod(pub.shape))
         meta: dict[str, Any] = {
@@ -243,6 +244,9 @@ def estimator(params: dict[str, Any], run: Run) -> tuple[dict[str, Any], int]:
         else:
             results.append({"data": fields, "metadata": meta})
     overall: dict[str, Any] = {"dynamical_decoupling": {}, "twirling": {}, "resilience": {}, "version": 2}
+    learned = (options.get("resilience") or {}).get("layer_noise_model")
+    if learned:
+        overall["resilience"]["layer_noise_model"] = learned
     if encoded:
         return encoding.primitive_result(results, overall), total
     return {"results": results, "metadata": overall}, total

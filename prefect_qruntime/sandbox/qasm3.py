@@ -22,6 +22,8 @@ from typing import Any
 
 from prefect_qruntime.sandbox.encoding import InputError
 
+# The parser's own objects at the end of its messages.
+_RECEIVED = re.compile(r", but received \[.*", re.DOTALL)
 # The place in front of the importer's messages.
 _PLACE = re.compile(r"\A(\d+),\d+: ")
 
@@ -34,6 +36,7 @@ def load(text: str) -> Any:
     """
     import openqasm3
     from openqasm3.parser import QASM3ParsingError
+    from qiskit.exceptions import QiskitError
     from qiskit_qasm3_import import ConversionError
 
     from prefect_qruntime.sandbox.qasm3_reader import Reader
@@ -41,9 +44,8 @@ def load(text: str) -> Any:
     try:
         program = openqasm3.parse(text)
     except QASM3ParsingError as error:
-        raise InputError(
-            f"The OpenQASM 3 program could not be parsed: {str(error) or 'its syntax is wrong'}"
-        ) from error
+        reason = _RECEIVED.sub("", str(error)) or "its syntax is wrong"
+        raise InputError(f"The OpenQASM 3 program could not be parsed: {reason}") from error
     except Exception as error:
         raise InputError(f"The OpenQASM 3 program could not be parsed: {error}") from error
     reader = Reader()
@@ -57,8 +59,8 @@ def load(text: str) -> Any:
     except RecursionError:
         raise InputError("The OpenQASM 3 program is nested too deeply.") from None
     except Exception as error:
-        # The importer and qiskit check little; their own exceptions are reported with the line.
+        # The importer and qiskit check little. Only what qiskit itself words is meant for the program's author.
         place = f" in line {reader.line}" if reader.line else ""
-        raise InputError(
-            f"The OpenQASM 3 program could not be parsed: the statement{place} is not valid: {error}"
-        ) from error
+        known = isinstance(error, QiskitError | ArithmeticError)
+        why = f"is not valid: {error}" if known else "is not valid, or of a form that the sandbox does not read."
+        raise InputError(f"The OpenQASM 3 program could not be parsed: {reader.statement}{place} {why}") from error

@@ -49,6 +49,9 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     ">=": operator.ge,
 }
 
+# Their results may be as large as the memory.
+_GROWING = (operator.pow, operator.lshift)
+_MOST = 10_000
 _NUMBERS = (types.Int, types.Uint, types.Float, types.Angle, types.Bool)
 
 
@@ -57,6 +60,20 @@ def _typed(value: Any) -> tuple[Any, Any]:
     if isinstance(value, bool):
         return value, types.Bool(const=True)
     return value, types.Int(const=True) if isinstance(value, int) else types.Float(const=True)
+
+
+def _value(node: Any, what: str, function: Callable[..., Any], *given: Any) -> Any:
+    """Return a function's value; refuse what it has none for."""
+    shown = ", ".join(map(str, given))
+    try:
+        if function in _GROWING and any(abs(one) > _MOST for one in given):
+            raise OverflowError
+        found = function(*given)
+    except (ArithmeticError, TypeError, ValueError):
+        raise_from_node(node, f"{what} has no value for ({shown})")
+    if not isinstance(found, bool | int | float):
+        raise_from_node(node, f"{what} has no real value for ({shown})")
+    return found
 
 
 class Resolver(ValueResolver):  # type: ignore[misc]
@@ -76,7 +93,8 @@ class Resolver(ValueResolver):  # type: ignore[misc]
                 if isinstance(self.visit(side)[0], expr.Expr):
                     raise_from_node(side, "required a constant or an input, not a variable")
             return super().visit_BinaryExpression(node)
-        return _typed(_OPERATORS[node.op.name](self.constant(node.lhs), self.constant(node.rhs)))
+        sides = self.constant(node.lhs), self.constant(node.rhs)
+        return _typed(_value(node, f"the operator '{node.op.name}'", _OPERATORS[node.op.name], *sides))
 
     def visit_UnaryExpression(self, node: Any) -> Any:
         """Evaluate a node of type `UnaryExpression`."""
@@ -89,7 +107,8 @@ class Resolver(ValueResolver):  # type: ignore[misc]
         function = _FUNCTIONS.get(node.name.name, abs)
         if function is abs:
             raise_from_node(node, f"the function '{node.name.name}' is not supported")
-        return _typed(function(*(self.constant(argument) for argument in node.arguments)))
+        given = [self.constant(argument) for argument in node.arguments]
+        return _typed(_value(node, f"the function '{node.name.name}'", function, *given))
 
     def visit_Cast(self, node: Any) -> Any:
         """Evaluate a node of type `Cast`."""
@@ -103,7 +122,7 @@ class Resolver(ValueResolver):  # type: ignore[misc]
         }
         if type(node.type) not in names:
             raise_from_node(node, "only casts of constants to int, uint, float, angle and bool are supported here")
-        return _typed(names[type(node.type)](value))
+        return _typed(_value(node, "the cast", names[type(node.type)], value))
 
     def _index_collection(self, collection: Any, kind: Any, indexer: Any, base: Any) -> Any:
         if isinstance(indexer, list) and len(indexer) == 1 and isinstance(kind, types.BitArray | types.QubitArray):

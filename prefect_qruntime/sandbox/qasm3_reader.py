@@ -51,6 +51,26 @@ _KEYWORDS = {
 }
 
 
+_STATEMENTS = {
+    "AliasStatement": "the alias",
+    "BranchingStatement": "the condition",
+    "ClassicalAssignment": "the assignment",
+    "ClassicalDeclaration": "the declaration",
+    "ConstantDeclaration": "the constant",
+    "DelayInstruction": "the delay",
+    "ForInLoop": "the loop",
+    "IODeclaration": "the declaration",
+    "QuantumBarrier": "the barrier",
+    "QuantumGate": "the call of a gate",
+    "QuantumGateDefinition": "the definition of a gate",
+    "QuantumMeasurementStatement": "the measurement",
+    "QuantumReset": "the reset",
+    "QubitDeclaration": "the declaration",
+    "SwitchStatement": "the switch",
+    "WhileLoop": "the loop",
+}
+
+
 def _refuse(node: Any, message: str) -> NoReturn:
     raise_from_node(node, message)
     raise AssertionError(message)
@@ -62,12 +82,14 @@ class Reader(converter.ConvertVisitor):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self.line = 0
+        self.statement = "a statement"
         self._rounds = 0
 
     def visit(self, node: Any, context: Any = None) -> Any:
         """Note the line, then convert the node."""
         if isinstance(node, ast.Statement) and node.span is not None:
             self.line = node.span.start_line
+            self.statement = _STATEMENTS.get(type(node).__name__, "the statement")
         return super().visit(node, context)
 
     def generic_visit(self, node: Any, context: Any = None) -> Any:

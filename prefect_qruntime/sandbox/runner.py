@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -189,6 +190,8 @@ class Runner:
             job.usage_seconds = round(min(now - job.started, job.run_time), 6)
             if status in (COMPLETED, FAILED) and not job.forced:
                 job.usage_seconds = job.run_time
+        if self.settings.whole_seconds:
+            job.usage_seconds = math.ceil(job.usage_seconds)
         if self.settings.usage_lag and job.usage_seconds:
             job.usage_timer = self._clock.call_later(self.settings.usage_lag, self._book, job)
         else:

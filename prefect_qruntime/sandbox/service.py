@@ -22,7 +22,7 @@ from prefect_qruntime.sandbox.runner import Runner
 from prefect_qruntime.sandbox.sessions import SessionBook
 from prefect_qruntime.sandbox.settings import Settings
 from prefect_qruntime.sandbox.simulator import Simulator
-from prefect_qruntime.sandbox.state import Job, Script, Session
+from prefect_qruntime.sandbox.state import QUEUED, Job, Script, Session
 from prefect_qruntime.sandbox.views import LEGACY, MAX_COST
 
 _ID_LETTERS = "0123456789abcdefghijklmnopqrstuv"
@@ -59,8 +59,7 @@ class Service:
         """Remove jobs, sessions, faults, journal, usage and changed options; create new API keys."""
         waiting = [waiter for job in self.jobs.values() for waiter in (*job.waiters, *job.stream_waiters)]
         settings = self.settings = self._initial
-        self.clock.clear()
-        self.clock.set_scale(settings.clock_scale)
+        self.clock.reset(settings.clock_scale)
         self.accounts.reset(settings)
         self.catalog.reset()
         self.sessions.reset(settings)
@@ -211,11 +210,13 @@ class Service:
                 yield session
 
     def delete_job(self, job: Job) -> None:
-        """Delete an ended job.
+        """Delete a job that has ended or not begun; the latter is cancelled first.
 
         Raises:
-            ApiError: 400 if it has not ended.
+            ApiError: 400 if it is running.
         """
+        if job.status == QUEUED:
+            self.runner.cancel(job)
         if not job.is_terminal:
             raise ApiError(400, 1208, "The job has not ended.", "Cancel it first.")
         del self.jobs[job.id]

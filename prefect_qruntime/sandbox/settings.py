@@ -39,6 +39,7 @@ class Settings:
         cancel_lag: Time until an accepted cancel takes effect on a running job.
         ws_lead: Time by which the socket ends before the job's status says so.
         usage_limit_seconds: QPU seconds an instance may use; `None` is no limit.
+        whole_seconds: Whether each job is charged whole QPU seconds, rounded up.
         usage_limit_queues: At the limit, accept jobs and leave them Queued instead of answering 409.
         seed: Makes results a function of the submission order.
         strict_isa: Fail circuits that do not fit the backend's basis gates and coupling map.
@@ -64,6 +65,7 @@ class Settings:
     ws_lead: float = 0.0
     usage_limit_seconds: float | None = None
     usage_limit_queues: bool = False
+    whole_seconds: bool = False
     seed: int | None = None
     strict_isa: bool = False
     physics: bool = True

@@ -15,6 +15,7 @@ from prefect_qruntime.tasks.backends import (
     select_backend,
 )
 from prefect_qruntime.tasks.cancel import acancel_job, cancel_job
+from prefect_qruntime.tasks.compare import acompare_routes, compare_routes
 from prefect_qruntime.tasks.fetch import afetch_results, fetch_results
 from prefect_qruntime.tasks.sessions import aclose_session, aopen_session, close_session, open_session
 from prefect_qruntime.tasks.submit import asubmit_job, submit_job
@@ -24,6 +25,7 @@ __all__ = [
     "aauthenticate",
     "acancel_job",
     "aclose_session",
+    "acompare_routes",
     "afetch_results",
     "aget_usage",
     "alist_backends",
@@ -34,6 +36,7 @@ __all__ = [
     "await_for_completion",
     "cancel_job",
     "close_session",
+    "compare_routes",
     "fetch_results",
     "get_usage",
     "list_backends",

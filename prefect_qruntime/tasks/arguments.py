@@ -24,9 +24,10 @@ from typing import (
 from prefect_qruntime.admission.budget import BudgetLike
 from prefect_qruntime.client.connection import check_id
 from prefect_qruntime.client.inputs import check_isa, transpile_pubs
-from prefect_qruntime.client.inputs.spec import JobSpec
+from prefect_qruntime.client.inputs.spec import CircuitForm, JobSpec
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.programs.route import RequestedRoute
+from prefect_qruntime.client.provenance import package_versions
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.flow_parameters import limited_file_references
@@ -42,6 +43,7 @@ __all__ = [
     "as_session",
     "backend_name",
     "defaults_of",
+    "digest_fields",
     "plan_submission",
     "spelled_out",
 ]
@@ -76,10 +78,15 @@ class Submission(TypedDict, total=False):
         private: Hide the input; the result can then be read once.
         route: `service` runs PUBs by the server's sampler and estimator, `executor` as a quantum program; `auto` is
             the former until the service says that the program is gone. Default from the setting `primitive_route`.
+        circuit_form: How circuits travel to the executor: `openqasm3`, `qpy`, or `auto` (text as OpenQASM 3).
+        dry_run: Run on the mock backend that stands for `backend`: the whole way without a QPU and without charge,
+            with random results. Never attached to in place of the real job, and in no budget.
         submission_key: Identity of this submission across flow runs, for instance deployment and scheduled
             time; it replaces flow run and call order.
         check_isa: Compare the circuits with the backend's configuration before anything is sent.
         transpile: Transpile the circuits for the backend (needs `[qiskit]`). Never done unasked.
+        require_online: Refuse to submit to a backend that is paused or offline. By default the job queues there, and
+            the log says so.
         budget: A `Budget` or the name of a saved one, checked before anything is sent. In `.map` pass
             `unmapped(budget)`, or the name.
     """
@@ -94,9 +101,12 @@ class Submission(TypedDict, total=False):
     max_execution_time: Annotated[int | None, Default(None)]
     private: Annotated[bool, Default(False)]
     route: Annotated[RequestedRoute | None, Default(None)]
+    circuit_form: Annotated[CircuitForm, Default("auto")]
+    dry_run: Annotated[bool, Default(False)]
     submission_key: Annotated[str | None, Default(None)]
     check_isa: Annotated[bool, Default(False)]
     transpile: Annotated[bool, Default(False)]
+    require_online: Annotated[bool, Default(False)]
     budget: Annotated[BudgetLike | None, Default(None)]
 
 
@@ -203,6 +213,8 @@ _SPEC_FIELDS = (
     "max_execution_time",
     "private",
     "route",
+    "circuit_form",
+    "dry_run",
 )
 
 
@@ -213,6 +225,11 @@ def spec_fields(submission: Submission) -> dict[str, Any]:
         of_pubs = fields.get("params") is None
         fields["route"] = current_settings().primitive_route if of_pubs else "service"
     return fields
+
+
+def digest_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    """Those of `spec_fields` that the digest depends on: neither the route nor what belongs to it is a part of it."""
+    return {**fields, "route": "service", "circuit_form": "auto"}
 
 
 async def plan_submission(credentials: QuantumRuntimeCredentials, pubs: Any, submission: Submission) -> Plan:
@@ -229,12 +246,13 @@ async def plan_submission(credentials: QuantumRuntimeCredentials, pubs: Any, sub
         configuration = await credentials.get_client().backend_configuration(backend_name(submission["backend"]))
 
     def read() -> Plan:
+        package_versions()  # for the job's page: the first call reads files
         with limited_file_references():
             return checked(spec_fields(submission))
 
     def checked(fields: dict[str, Any]) -> Plan:
         # For its digest alone a submission needs no quantum program, and before a transpilation there may be none.
-        spec = make_spec(pubs, **({**fields, "route": "service"} if transpiles else fields))
+        spec = make_spec(pubs, **(digest_fields(fields) if transpiles else fields))
         digest = spec.digest()
         if configuration is not None and transpiles:
             transpiled = transpile_pubs(pubs, configuration, program_id=spec.program_id)

@@ -7,25 +7,48 @@ import logging
 import math
 import random
 import time
+from dataclasses import dataclass, field
 
+from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.network_loop import SingleFlight, network_loop
+from prefect_qruntime.client.parsing import parse_backend_status
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.diagnostics.instance import check_instance
-from prefect_qruntime.errors import AuthenticationError, InvalidInput, NotFound, PermissionDenied
-from prefect_qruntime.models import Backend, InstanceReport, Usage
+from prefect_qruntime.errors import (
+    AuthenticationError,
+    BackendOffline,
+    InvalidInput,
+    NotFound,
+    PermissionDenied,
+    QuantumRuntimeError,
+)
+from prefect_qruntime.models import Backend, InstanceReport, JobRef, Usage
 from prefect_qruntime.observability import notifications
+from prefect_qruntime.observability.live_line import was_waited_for
+from prefect_qruntime.observability.progress import backend_words, line_of
+from prefect_qruntime.observability.run_page import in_background
 from prefect_qruntime.tasks.decorators import blocking, in_flow, repeats
 
 __all__ = [
+    "HELD_AFTER",
+    "STATE_AGE",
     "aauthenticate",
     "aget_usage",
     "alist_backends",
     "aselect_backend",
     "authenticate",
+    "backend_now",
+    "check_online",
     "get_usage",
     "list_backends",
+    "say_if_held",
     "select_backend",
 ]
 
+HELD_AFTER = 5.0
+"""Seconds after a submission from which a job that is not running may be held by its backend."""
+STATE_AGE = 270.0
+"""Seconds for which a backend's state and queue are news enough for the log and the run page."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 60.0  # seconds between polls for a backend that is online
 
 
@@ -102,7 +125,9 @@ async def alist_backends(
         and (status is None or backend.status == status)
         and (simulator is None or backend.simulator is simulator)
     ]
-    notifications.log_to_run(f"{len(found)} backends: " + ", ".join(f"{b.name} ({b.status})" for b in found))
+    listed = [f"{backend.name} ({backend.status})" for backend in found]
+    count = f"{len(found)} backend{'' if len(found) == 1 else 's'}"
+    notifications.log_to_run(line_of(count, *(f"{', ' if place else ': '}{one}" for place, one in enumerate(listed))))
     return found
 
 
@@ -192,3 +217,69 @@ async def aget_usage(credentials: QuantumRuntimeCredentials) -> Usage:
 
 get_usage = blocking(aget_usage)
 """As `aget_usage`, for sync flows."""
+
+
+# ---- one backend's state -------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _States:
+    """States and queues of backends as this process asked for them last, and when."""
+
+    known: dict[tuple[str, str], tuple[float, Backend | None]] = field(default_factory=dict)
+    asking: SingleFlight[Backend | None] = field(default_factory=SingleFlight)
+
+
+async def backend_now(client: QuantumRuntimeClient, name: str, *, max_age: float) -> Backend | None:
+    """A backend's state, reason and queue, asked once for all waits of this process; None if it is not told.
+
+    Args:
+        client: The instance.
+        name: The backend.
+        max_age: Seconds for which an earlier answer is new enough.
+    """
+    states, which = network_loop().state(_States), (client.connection.crn, name)
+    asked, backend = states.known.get(which, (-math.inf, None))
+    if time.monotonic() - asked > max_age:
+        asked = time.monotonic()
+        backend = await states.asking.join(lambda: _ask_state(client, name), *which)
+        states.known[which] = asked, backend
+    return backend
+
+
+async def _ask_state(client: QuantumRuntimeClient, name: str) -> Backend | None:
+    try:
+        return parse_backend_status(name, await client.backend_status(name))
+    except QuantumRuntimeError:
+        return None
+
+
+def say_if_held(client: QuantumRuntimeClient, ref: JobRef) -> None:
+    """Say in the log that a submitted job waits for a backend that is paused or offline. On the network loop.
+
+    A moment later, so that a job that runs at once costs no request; a wait for the job says it by itself.
+    """
+
+    async def look() -> None:
+        await asyncio.sleep(HELD_AFTER)
+        if ref.backend and not was_waited_for(ref.id):
+            backend = await backend_now(client, ref.backend, max_age=STATE_AGE)
+            if backend is not None and not backend.is_online:
+                notifications.job_held(ref.id, backend)
+
+    in_background(look, again=False)
+
+
+async def check_online(client: QuantumRuntimeClient, name: str) -> None:
+    """Refuse a backend that runs no jobs now.
+
+    Raises:
+        BackendOffline: It is paused or offline.
+        QuantumRuntimeError: The service does not say.
+    """
+    backend = parse_backend_status(name, await client.backend_status(name))
+    if not backend.is_online:
+        raise BackendOffline(
+            f"{backend_words(backend)}, and the submission asks for a backend that is online. Nothing was sent.",
+            solution="Wait until it is back, name another backend, or submit without `require_online` to queue there.",
+        )

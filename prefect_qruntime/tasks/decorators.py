@@ -10,6 +10,7 @@ error there would fail the fetch of a job that is paid for, or the closing of it
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Coroutine
 from string import Formatter
 from typing import Any, NoReturn, ParamSpec, TypeVar
@@ -21,6 +22,8 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect_qruntime.client.network_loop import network_loop, on_network_loop
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.models import SessionRef
+from prefect_qruntime.observability.traces import trace_task
+from prefect_qruntime.prefect_api import in_run
 from prefect_qruntime.run_context import submission_in_flight
 
 __all__ = ["InFlowTask", "blocking", "creates", "in_flow", "may_retry", "repeats", "run_blocking"]
@@ -64,15 +67,34 @@ def run_name_of(pattern: str) -> Callable[..., str]:
     return run_name
 
 
+_names: set[str] = set()
+"""Names of our tasks."""
+
+
+def _reaches_prefect(record: logging.LogRecord) -> bool:
+    """Keep Prefect from warning that a task of ours outside any flow has no flow run to send its log lines to.
+
+    It logs the end of each task run where it has no context any more, and would warn once for each.
+    """
+    outside = not getattr(record, "flow_run_id", None) and not in_run()
+    if outside and getattr(record, "task_name", None) in _names:
+        record.send_to_api = False
+    return True
+
+
+logging.getLogger("prefect.task_runs").addFilter(_reaches_prefect)
+
+
 def creates(
     name: str, run_name: str
 ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Task[P, Coroutine[Any, Any, R]]]:
     """Make an async task of a body that creates something: never retried by Prefect, its handle is stored."""
+    _names.add(name)
 
     def decorate(body: Callable[P, Coroutine[Any, Any, R]]) -> Task[P, Coroutine[Any, Any, R]]:
         @functools.wraps(body)
         async def counted(*args: P.args, **kwargs: P.kwargs) -> R:
-            with submission_in_flight():  # those that come together are noted together
+            with trace_task(name), submission_in_flight():  # those that come together are noted together
                 return await body(*args, **kwargs)
 
         return task(
@@ -89,8 +111,14 @@ def repeats(
     name: str, run_name: str
 ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Task[P, Coroutine[Any, Any, R]]]:
     """Make an async task of a body that can run again without harm; Prefect retries it if the advice allows."""
+    _names.add(name)
 
     def decorate(body: Callable[P, Coroutine[Any, Any, R]]) -> Task[P, Coroutine[Any, Any, R]]:
+        @functools.wraps(body)
+        async def traced(*args: P.args, **kwargs: P.kwargs) -> R:
+            with trace_task(name):
+                return await body(*args, **kwargs)
+
         return task(
             name=name,
             task_run_name=run_name_of(run_name),
@@ -98,7 +126,7 @@ def repeats(
             retries=_RETRIES,
             retry_delay_seconds=_DELAYS,
             retry_condition_fn=may_retry,
-        )(on_network_loop(body))
+        )(on_network_loop(traced))
 
     return decorate
 

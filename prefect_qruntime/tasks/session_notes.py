@@ -28,8 +28,8 @@ from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import SessionRef
-from prefect_qruntime.observability.artifacts import Record, find_records, upsert
-from prefect_qruntime.observability.markdown import card
+from prefect_qruntime.observability.artifacts import Record, find_records, upsert_session
+from prefect_qruntime.observability.markdown import card, session_description, session_title
 from prefect_qruntime.observability.processes import process_facts, process_is_gone
 from prefect_qruntime.prefect_api import api
 from prefect_qruntime.redact import get_logger
@@ -209,7 +209,8 @@ async def note(
             if get_current_settings().api.url is None:
                 raise ConnectionError("no Prefect API is configured")
             async with asyncio.timeout(_PREFECT_PATIENCE):
-                await upsert("session", token, card(_title(session), None, _of_session(session)), meta, new=new)
+                text = card(session_title(session), None, _of_session(session))
+                await upsert_session(token, session.id, text, meta, new=new, describe=session_description)
             return
         except Exception as error:
             if not new:
@@ -221,10 +222,6 @@ async def note(
         entry.path.unlink(missing_ok=True)
     else:
         await asyncio.to_thread(_write, entry.path, {"id": token, **meta})
-
-
-def _title(session: SessionRef) -> str:
-    return f"Session {session.id}" if session.id else "Session, not opened yet"
 
 
 def _facts(credentials: QuantumRuntimeCredentials) -> dict[str, str]:

@@ -88,7 +88,7 @@ async def aopen_session(
             await note_session(credentials, wanted.token, wanted.model_copy(update={"state": "closed"}), where)
         raise
     session = opened.model_copy(update={"token": wanted.token, "max_ttl": opened.max_ttl or ttl})
-    kind = "batch" if session.mode == "batch" else "session"
+    kind = session.kind
     if session.id is None:
         if session.token is not None:
             _pending_sessions[session.token] = None
@@ -136,25 +136,27 @@ async def close(
     """Close a session without a task run, read back, and report. A note that fails stops no closing."""
     token, session = session.token, _bound(session)
     if session.id is None:
-        notifications.log_to_run("the session was never opened: no job was submitted in it")
+        notifications.log_to_run(f"the {session.kind} was never opened: no job was submitted in it")
         closed = session.model_copy(update={"state": "closed", "accepting_jobs": False})
         await _note_closed(credentials, token, closed)
         return closed
     read = await credentials.get_client().close_session(session.id, drain=drain)
     if read is None:
-        notifications.log_to_run(f"session {session.id} is not known to the service any more")
+        notifications.log_to_run(f"{session.kind} {session.id} is not known to the service any more")
         closed = session.model_copy(update={"state": "closed", "accepting_jobs": False})
     else:
-        closed = read.ref().model_copy(update={"mode": session.mode})
+        # The service does not always repeat the mode, and a bare id says nothing of it.
+        closed = read.ref()
+        closed = closed if session.mode == "dedicated" else closed.model_copy(update={"mode": session.mode})
         if closed.is_closed:
-            notifications.log_to_run(f"session {session.id} is closed")
+            notifications.log_to_run(f"{closed.kind} {session.id} is closed")
         elif drain and closed.accepting_jobs is False:
             notifications.log_to_run(
-                f"session {session.id} takes no more jobs and closes when its queued ones are done"
+                f"{closed.kind} {session.id} takes no more jobs and closes when its queued ones are done"
             )
         else:
             notifications.log_to_run(
-                f"session {session.id} was asked to close but is still {closed.state!r}; "
+                f"{closed.kind} {session.id} was asked to close but is still {closed.state!r}; "
                 "`prefect-qruntime sweep` looks after it",
                 level=logging.WARNING,
             )

@@ -36,12 +36,21 @@ from prefect_qruntime.client.programs.route import on_executor, program_is_gone,
 from prefect_qruntime.client.submission import Intent
 from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
-from prefect_qruntime.models import Job, JobRef
+from prefect_qruntime.models import Job, JobRef, is_mock
 from prefect_qruntime.observability import notifications
+from prefect_qruntime.observability.traces import trace_job
 from prefect_qruntime.prefect_api import clock_offset, in_run
 from prefect_qruntime.run_context import current_run
 from prefect_qruntime.settings import current_settings
-from prefect_qruntime.tasks.arguments import Submission, as_session, plan_submission, spec_fields, spelled_out
+from prefect_qruntime.tasks.arguments import (
+    Submission,
+    as_session,
+    digest_fields,
+    plan_submission,
+    spec_fields,
+    spelled_out,
+)
+from prefect_qruntime.tasks.backends import check_online, say_if_held
 from prefect_qruntime.tasks.decorators import InFlowTask, blocking, creates, in_flow
 from prefect_qruntime.tasks.sessions import bind, first_through, note_session
 
@@ -62,6 +71,7 @@ async def _submit(
     *,
     call_index: int | None = None,
     replaces: JobRef | None = None,
+    by_route: bool = False,
 ) -> JobRef:
     """Submit or attach; the job is noted in Prefect before this returns. Runs on the network loop.
 
@@ -72,6 +82,7 @@ async def _submit(
         call_index: Which of several equal calls this is, if the flow's process counted it.
         replaces: The failed job of this same submission that a new one is wanted for: the next generation of its
             key is submitted or attached to.
+        by_route: Whether the route is part of the key, so that the same work is bought once on each.
     """
     budget, session = as_budget(submission.get("budget")), as_session(submission.get("session"))
     submission_key = submission.get("submission_key")
@@ -79,7 +90,11 @@ async def _submit(
     client = credentials.get_client()
     settings = current_settings()
     where = await current_run()
-    spec, digest = plan.spec, plan.digest
+    spec = plan.spec
+    digest = f"{plan.digest}/{spec.route}" if by_route else plan.digest
+    if spec.dry_run and session is not None:
+        notifications.log_to_run("A session is for a QPU, which a dry run does not use: this job is no part of it.")
+        session = None
     for notice in (*route_notices(spec), *input_notices(spec)):
         notifications.log_to_run(notice, level=logging.WARNING)
     for doubt in spec.doubts:
@@ -111,6 +126,7 @@ async def _submit(
         return key_tag(first + generation)
 
     known: list[str] = []
+    checked: set[str] = set()
     marked = submission_key is not None and in_run()  # as the lock: outside a run there is no Prefect to ask
     alone = submission_lock(key_tag(0)) if submission_key is not None else contextlib.nullcontext()
     async with cancels_jobs(client, known), first_through(session) as usable, alone as lock:
@@ -126,7 +142,7 @@ async def _submit(
             search_seconds=grace if submission_key is not None else None,
             renew_failed=renew_failed,
             grace=grace,
-            digest=digest,
+            digest=plan.digest,
             exact=not plan.transpiled,
         )
         async with admission_guard(client, spec, where, budget) as passing:
@@ -139,6 +155,11 @@ async def _submit(
                 passing.bought(new)
 
             async def before_post(key: str) -> JobSpec | None:
+                # Not earlier, as what was submitted before is attached to; and once, before anything can be accepted.
+                wanted = submission.get("require_online", False) and not submission.get("dry_run", False)
+                if wanted and key not in checked:
+                    await check_online(client, spec.backend)
+                    checked.add(key)
                 if marked:
                     await mark_sent(key)
                 return await passing.before_post(key)
@@ -157,6 +178,8 @@ async def _submit(
             except QuantumRuntimeError as error:
                 # A refusal: nothing was accepted. The route is no part of the key.
                 if not (spec.may_turn and program_is_gone(error, spec.program_id)):
+                    if spec.dry_run and isinstance(error, NotFound):
+                        raise _no_mock_backend(error, spec) from error
                     raise
                 notifications.log_to_run(f"{error} The PUBs take the executor instead.", level=logging.WARNING)
                 ref = await submit(replace(intent, spec=await asyncio.to_thread(on_executor, spec)))
@@ -166,8 +189,21 @@ async def _submit(
                 bind(usable, ref)
                 await note_session(credentials, usable.token, ref.session, where)
                 notifications.session_event("opened", ref.session, max_ttl=ref.session.max_ttl)
-            await notifications.job_submitted(ref, block=block_name(credentials), flow_run_id=where.flow_run_id)
+            ref = ref.model_copy(update={"payload_digest": plan.digest, "certain": ref.certain and not spec.doubts})
+            await notifications.job_submitted(
+                ref, block=block_name(credentials), flow_run_id=where.flow_run_id, session=usable
+            )
+            if not ref.attached:
+                say_if_held(client, ref)
+                if not spec.private:
+                    notifications.show_circuits(client, ref.id, spec)
+    trace_job(ref)
     return ref
+
+
+def _no_mock_backend(error: NotFound, spec: JobSpec) -> NotFound:
+    fields = {**error.fields, "solution": "Nothing was submitted. Leave dry_run out, or choose another backend."}
+    return NotFound(f"A dry run needs backend {spec.backend}, which the service refused: {error.message}", **fields)
 
 
 async def _takes_jobs(client: QuantumRuntimeClient, ref: JobRef) -> bool:
@@ -223,7 +259,10 @@ class SubmitTask(InFlowTask[..., Any]):
         if context is None or context.flow_run is None or context.detached:
             return None
         # Only the digest is needed, and the route is no part of it.
-        fields: dict[str, Any] = {**spec_fields(arguments), "backend": "any", "route": "service"}  # type: ignore[arg-type]
+        fields: dict[str, Any] = digest_fields(spec_fields(arguments))  # type: ignore[arg-type]
+        backend = getattr(fields.get("backend"), "name", fields.get("backend"))
+        if not (isinstance(backend, str) and is_mock(backend)):  # which is no part of the digest, a dry run is one
+            fields["backend"] = "any"
         fields.pop("tags", None)
         where = network_loop().run(current_run())
         if _holds_future(arguments.get("pubs")) or any(_holds_future(value) for value in fields.values()):
@@ -290,10 +329,11 @@ async def asubmit_numbered(
     *,
     call_index: int | None = None,
     replaces: JobRef | None = None,
+    by_route: bool = False,
     **submission: Unpack[Submission],
 ) -> JobRef:
     """As `asubmit_job`, with the parameters that only this library sets."""
-    return await _submit(credentials, pubs, submission, call_index=call_index, replaces=replaces)
+    return await _submit(credentials, pubs, submission, call_index=call_index, replaces=replaces, by_route=by_route)
 
 
 submit_numbered = blocking(asubmit_numbered)
@@ -327,6 +367,7 @@ async def asubmit_job(
     Raises:
         InvalidInput: A field is wrong; it is named and nothing was sent.
         UsageLimitReached: The instance has no QPU time left.
+        BackendOffline: The backend is paused or offline, and `require_online` is set; nothing was sent.
         BudgetExhausted: The budget has no room for the job; nothing was sent.
         SubmissionUncertain: It cannot be told whether a job was accepted; nothing more was sent.
 

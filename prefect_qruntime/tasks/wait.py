@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 from prefect.context import TaskRunContext
 
 from prefect_qruntime.cancellation import cancels_jobs, ends_with_flow_run, polls_for_cancellation
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.failures import job_error
-from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.waiting.follow import OnTimeout, Stream
 from prefect_qruntime.client.waiting.plan import Deadlines
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.errors import InvalidInput, JobTimeout, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobStatus
 from prefect_qruntime.observability import notifications
-from prefect_qruntime.observability.events import Observation
+from prefect_qruntime.observability.events import Observation, queue_and_run_seconds
+from prefect_qruntime.observability.live_line import shown_while_waiting, waits_now
+from prefect_qruntime.observability.progress import ProgressPace, WaitProgress, is_held
+from prefect_qruntime.observability.traces import trace_job, trace_states
 from prefect_qruntime.settings import current_settings
 from prefect_qruntime.tasks.arguments import JobLike, as_job
+from prefect_qruntime.tasks.backends import HELD_AFTER, STATE_AGE, backend_now
 from prefect_qruntime.tasks.decorators import blocking, in_flow, repeats
 
 __all__ = ["await_for_completion", "wait_for_completion"]
-
-_QUEUE_AGE = 60.0  # seconds for which the length of a queue is news enough
 
 
 @in_flow
@@ -74,31 +74,37 @@ async def await_for_completion(
     deadlines = Deadlines(total=_time_left(timeout), queue=queue_timeout, outage=deadlines.outage)
     client = credentials.get_client()
     history: list[Observation] = []
-    last: list[Job] = []
+    progress = WaitProgress(ref.id, time.monotonic())
 
     async def on_change(seen: Job, waited: float) -> None:
+        if seen.status is not JobStatus.QUEUED:
+            client.look_at_calibration(seen)
         history.append(Observation(seen.status, seen.raw_status.lower(), waited, datetime.now(UTC)))
-        last[:] = [seen]
-        notifications.job_changed(seen, waited)
+        progress.saw(seen, time.monotonic())
+        notifications.job_changed(progress, history)
 
-    reminder = asyncio.create_task(_remind(client, ref.id, last, settings.progress_seconds))
+    reporter = asyncio.create_task(_report(client, progress, history, log_every=settings.progress_seconds))
     try:
-        async with cancels_jobs(client, [ref.id]), polls_for_cancellation(client, ref.id):
-            done = await client.wait(
-                ref.id,
-                deadlines=deadlines,
-                on_timeout=on_timeout,
-                stream=stream,
-                in_session=ref.session is not None,
-                on_change=on_change,
-            )
+        with shown_while_waiting(progress):
+            async with cancels_jobs(client, [ref.id]), polls_for_cancellation(client, ref.id):
+                done = await client.wait(
+                    ref.id,
+                    deadlines=deadlines,
+                    on_timeout=on_timeout,
+                    stream=stream,
+                    in_session=ref.session is not None,
+                    on_change=on_change,
+                )
     except JobTimeout as late:
         if late.fields.get("cancelled"):
             await _report_cancelled(client, ref.id)
         raise
     finally:
-        reminder.cancel()
-    notifications.job_over(done, history)
+        reporter.cancel()
+    client.note_times(done.id, *queue_and_run_seconds(done, history))
+    notifications.job_over(done, history, calibration=client.look_at_calibration(done))
+    trace_job(done)
+    trace_states(done, history)
     notifications.follow_usage(client, done)
     error = job_error(done)
     if error is not None:
@@ -128,38 +134,24 @@ async def _report_cancelled(client: QuantumRuntimeClient, job_id: str) -> None:
         notifications.follow_usage(client, cancelled)
 
 
-async def _remind(client: QuantumRuntimeClient, job_id: str, last: list[Job], every: float) -> None:
-    started = time.monotonic()
+async def _report(
+    client: QuantumRuntimeClient, progress: WaitProgress, history: list[Observation], *, log_every: float
+) -> None:
+    """Keep the job's page and the log up to date while a wait goes on."""
+    pace = ProgressPace(every=min(60.0, log_every))
+    page_due, log_due = progress.started + pace.pause(waits_now()), progress.started + log_every
+    first = progress.started + HELD_AFTER
     while True:
-        await asyncio.sleep(every)
-        waited = time.monotonic() - started
-        if last:
-            queued, backend = last[0].status is JobStatus.QUEUED, last[0].backend
-            queue = await queue_length(client, backend) if queued and backend else None
-            notifications.job_still(last[0], waited, queue)
-        else:
-            notifications.log_to_run(f"job {job_id}: the service has not told its state after {waited:.0f} s")
-
-
-@dataclass(slots=True)
-class _Queues:
-    """Lengths of backends' queues as this process asked for them last."""
-
-    known: dict[tuple[str, str], tuple[float, asyncio.Task[int | None]]] = field(default_factory=dict)
-
-
-async def queue_length(client: QuantumRuntimeClient, backend: str) -> int | None:
-    """Jobs in a backend's queue, asked once a minute for all waits of this process; None if it is not told."""
-    known = network_loop().state(_Queues).known
-    which, now = (client.connection.crn, backend), time.monotonic()
-    if which not in known or now - known[which][0] > _QUEUE_AGE:
-        known[which] = now, asyncio.create_task(_ask_queue(client, backend))
-    return await asyncio.shield(known[which][1])
-
-
-async def _ask_queue(client: QuantumRuntimeClient, backend: str) -> int | None:
-    try:
-        length: Any = (await client.backend_status(backend)).get("length_queue")
-    except QuantumRuntimeError:
-        return None
-    return length if type(length) is int else None
+        await asyncio.sleep(max(0.0, min(first, page_due, log_due) - time.monotonic()))
+        job = progress.job
+        if job is not None and job.status is JobStatus.QUEUED and job.backend:
+            progress.backend = await backend_now(client, job.backend, max_age=min(STATE_AGE, 0.9 * log_every))
+            if first < math.inf and progress.backend is not None and is_held(progress):
+                notifications.job_held(job.id, progress.backend)
+        first, now = math.inf, time.monotonic()
+        if now >= log_due:
+            log_due = now + log_every
+            notifications.job_still(progress)
+        if now >= page_due:
+            page_due = now + pace.pause(waits_now())
+            notifications.show_progress(progress, history)

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.server, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-@pytest.mark.timeout(180, func_only=True)
+@pytest.mark.timeout(900, func_only=True)
 def test_no_secret_is_written_anywhere(prefect_server: PrefectServer, tmp_path: Path) -> None:
     found, output = tmp_path / "found.json", tmp_path / "output.log"
     with output.open("wb") as out:

@@ -28,7 +28,7 @@ from prefect_qruntime.sandbox import Sandbox
 from tests.docs.blocks import ROOT, Block, Page, docstrings, pages
 from tests.support.prefect_server import PrefectServer
 
-pytestmark = [pytest.mark.server, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
 
 BELL = 'OPENQASM 3.0; include "stdgates.inc"; qubit[2] q; bit[2] c; h q[0]; cx q[0], q[1]; c = measure q;'
 # A reader puts names and keys of theirs here. The block that has placeholders only is not to hide the sandbox's.

@@ -7,6 +7,7 @@ import sys
 import tomllib
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prefect.blocks.core import Block
@@ -53,6 +54,36 @@ def test_help_and_version_are_no_errors(monkeypatch: pytest.MonkeyPatch, capsys:
             main()
         assert stopped.value.code == 0
         assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "dialects", "given"),
+    [
+        ("demo --shots 10", ["legacy", "cloud"], {"route": None, "dry_run": False}),
+        ("demo --shots 10 --dry-run", ["cloud"], {"route": None, "dry_run": True}),
+        ("demo --shots 10 --route executor", ["cloud"], {"route": "executor", "dry_run": False}),
+    ],
+)
+def test_the_demo_hands_on_how_the_circuits_run(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, words: str, dialects: list[str], given: dict[str, Any]
+) -> None:
+    module = import_module("prefect_qruntime.cli.demo")
+    asked: list[dict[str, Any]] = []
+
+    def rows(circuits: list[str], **wanted: Any) -> list[dict[str, Any]]:
+        asked.append(wanted)
+        # What a dry run may give: only there it is no reason to fail.
+        counts = {"0": 10} if wanted["dry_run"] else {"1": 10}
+        shown = {"job": "j", "shots": 10, "counts": "", "backend": wanted["backend"], "frequencies": counts}
+        return [{"circuit": number, **shown} for number, _ in enumerate(circuits, start=1)]
+
+    monkeypatch.setattr(module, "run_circuits", rows)
+    monkeypatch.setattr(sys, "argv", ["prefect-qruntime", *words.split()])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 0
+    assert [one["dialect"] for one in asked] == [dialect for dialect in dialects for _ in range(2)]
+    assert all({name: one[name] for name in given} == given for one in asked)
 
 
 def test_what_prefect_registers_is_our_blocks_and_no_base_class_of_its_own() -> None:

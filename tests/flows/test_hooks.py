@@ -80,7 +80,7 @@ def call(server: Any, hook: str, flow_run_id: Any) -> str:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -20,7 +20,7 @@ from prefect_qruntime.client.submission import Intent
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.operations.job_listing import list_jobs, parse_since
 from prefect_qruntime.sandbox import Sandbox
-from tests.support.flow_runs import BACKEND, FLIP, STAY, ran
+from tests.support.flow_runs import BACKEND, FLIP, STAY, asked, ran
 from tests.support.prefect_server import PrefectServer
 
 pytestmark = pytest.mark.server
@@ -83,6 +83,28 @@ def test_jobs_with_their_flow_run_and_jobs_without(client: Any, sandbox: Sandbox
     assert found.totals.not_final == 0
 
 
+def test_jobs_are_summed_up_by_what_owns_them(client: Any, sandbox: Sandbox) -> None:
+    async def deployed(prefect: Any) -> Any:
+        deployment = await prefect.create_deployment(await prefect.create_flow(two_jobs), "listing")
+        return await prefect.create_flow_run_from_deployment(deployment)
+
+    owner = asked(deployed)
+    mine = [by_hand(client, sandbox, f"qr-flow:{owner.id}", "team-a", tag) for tag in ("first", "second")]
+    foreign = by_hand(client, sandbox, "team-a")
+
+    def sums(by: Any) -> dict[str | None, int]:
+        found = list_jobs([BLOCK], by=by)
+        assert {job.id for job in found.jobs} == {*mine, foreign}
+        assert sum(group.qpu_seconds for group in found.groups) >= found.totals.qpu_seconds
+        return {group.value: group.jobs for group in found.groups}
+
+    assert sums("deployment") == {"two-jobs/listing": 2, None: 1}
+    assert sums("owner") == {f"{owner.name} ({owner.id})": 2, None: 1}
+    assert sums("flow-state") == {"Scheduled": 2, None: 1}
+    assert sums("tag") == {"team-a": 3, "first": 1, "second": 1}
+    assert list_jobs([BLOCK]).groups == []
+
+
 def test_states_limits_and_times(client: Any, sandbox: Sandbox) -> None:
     first, failed, last = (by_hand(client, sandbox, ends=ends) for ends in ("Completed", "Failed", "Completed"))
     sandbox.control.hold()
@@ -119,7 +141,13 @@ def test_two_blocks_of_one_instance_list_a_job_once_and_a_broken_one_stops_none(
 
 
 @pytest.mark.parametrize(
-    ("wanted", "field"), [({"limit": 0}, "limit"), ({"since": "soon"}, "since"), ({"states": ["done"]}, "state")]
+    ("wanted", "field"),
+    [
+        ({"limit": 0}, "limit"),
+        ({"since": "soon"}, "since"),
+        ({"states": ["done"]}, "state"),
+        ({"by": "colour"}, "by"),
+    ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_sent(
     client: Any, sandbox: Sandbox, wanted: dict[str, Any], field: str
@@ -143,7 +171,7 @@ def test_the_command_line(client: Any, sandbox: Sandbox, prefect_server: Prefect
     code = "from prefect_qruntime.cli import main; main()"
     command = [sys.executable, "-c", code, "jobs", "--block", BLOCK, "--state", "completed", "--json"]
     told = subprocess.run(
-        command, env=prefect_server.env, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        command, env=prefect_server.env, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
     assert told.returncode == 0, told.stderr
     report = json.loads(told.stdout)

@@ -68,8 +68,8 @@ def test_a_large_result_is_a_small_reference(
     from_json = JobResult.model_validate_json(result.model_dump_json())
     assert again.counts() == from_json.counts() == result.counts() == COUNTS
     assert again == result
-    assert len(pickle.dumps(result)) < 1000  # also after it was decoded
-    assert len(result.model_dump_json()) < 1000
+    assert len(pickle.dumps(result)) < 4000  # also after it was decoded
+    assert len(result.model_dump_json()) < 4000
     Path(result.file.path).unlink()
 
 
@@ -138,7 +138,7 @@ def test_another_machine_reads_it_from_the_shared_storage(
         "PREFECT_INTEGRATIONS_QRUNTIME_RESULT_DIRECTORY": str(tmp_path / "other-large"),
     }
     command = [sys.executable, "-c", READ, str(found.id)]
-    shown = subprocess.run(command, env=env, capture_output=True, text=True, timeout=90)
+    shown = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert shown.stdout.strip() == str(COUNTS), shown.stderr
     assert len(names(tmp_path / "other-large")) == 1
     # Copies of one reference share the file that the first of them brought here.

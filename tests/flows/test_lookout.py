@@ -64,7 +64,7 @@ def test_mapped_waits_end_and_their_jobs_are_cancelled(sandbox: Sandbox, credent
     running = Running(fan_out)
     assert until(lambda: statuses(sandbox) == ["Queued"] * 4)
     cancel(sandbox)
-    running.thread.join(60)
+    running.thread.join(300)
     assert statuses(sandbox) == ["Cancelled"] * 4
     assert not running.thread.is_alive()
     assert isinstance(running.ended, Exception)
@@ -82,7 +82,7 @@ def test_a_detached_flow_run_leaves_its_job(sandbox: Sandbox, credentials: Any) 
     assert not until(lambda: not running.thread.is_alive(), 2)
     assert statuses(sandbox) == ["Queued"]
     sandbox.control.release()
-    running.thread.join(60)
+    running.thread.join(300)
     assert statuses(sandbox) == ["Completed"]
 
 
@@ -96,6 +96,6 @@ def test_a_session_closes_with_a_run_that_nobody_could_tell(sandbox: Sandbox, cr
     assert until(lambda: statuses(sandbox) == ["Queued"])
     assert len(sandbox.control.open_sessions()) == 1
     cancel(sandbox)
-    running.thread.join(60)
+    running.thread.join(300)
     assert statuses(sandbox) == ["Cancelled"]
     assert not sandbox.control.open_sessions()

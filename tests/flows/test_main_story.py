@@ -62,6 +62,17 @@ def test_single_jobs_and_batch(sandbox: Sandbox) -> None:
     assert {session["mode"] for session in sandbox.control.sessions()} == {"batch"}
 
 
+def test_both_routes(sandbox: Sandbox, capsys: Any) -> None:
+    QuantumRuntimeCredentials(**sandbox.connection("cloud")).save("story-routes", overwrite=True)
+    (row,) = run_circuits(
+        [FLIP], credentials_block="story-routes", backend="sandbox_ideal", shots=10, mode="batch", compare_routes=True
+    )
+    assert [job["program_id"] for job in sandbox.control.jobs()] == ["sampler", "executor"]
+    assert [job["id"] for job in sandbox.control.jobs()] == [row["job"], row["executor job"]]
+    assert (row["frequencies"], row["routes"]) == ({"1": 10}, "agree")
+    assert "The two results agree" in capsys.readouterr().out
+
+
 def test_without_a_block_it_uses_the_embedded_sandbox_and_says_so(sandbox: Sandbox, caplog: Any) -> None:
     rows = run_circuits([FLIP], backend="sandbox_ideal", shots=10, dialect="legacy", mode="job")
     assert rows[0]["frequencies"] == {"1": 10}
@@ -101,7 +112,7 @@ def test_run_job_is_three_task_runs_and_the_job_is_in_prefect(sandbox: Sandbox) 
         from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
         records = await find_here("job", seen["id"])
-        deadline = time.monotonic() + 30  # task runs and events reach the server in the background
+        deadline = time.monotonic() + 120  # task runs and events reach the server in the background
         names: list[str] = []
         found: list[Any] = []
         async with get_client() as client:

@@ -20,8 +20,12 @@ from prefect_qruntime import (
     submit_job,
     wait_for_completion,
 )
+from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.submission import submission_memory
 from prefect_qruntime.sandbox import Sandbox
+from tests.support.circuits import qaoa
 from tests.support.flow_runs import posts
+from tests.support.random_circuits import executor_params
 
 pytestmark = pytest.mark.server
 CIRCUIT = 'OPENQASM 3.0; include "stdgates.inc"; qubit[1] q; bit[1] c; x q[0]; c = measure q;'
@@ -53,6 +57,36 @@ def test_a_retried_flow_attaches_to_its_live_job(sandbox: Sandbox, credentials: 
     job = failing_once(lambda: submit_job(credentials, [CIRCUIT], backend=BACKEND))
     assert job.attached
     assert posts(sandbox) == 1
+
+
+@pytest.mark.parametrize("form", ["PUBs as QPY", "PUBs as text", "a raw program"])
+def test_a_retried_flow_that_builds_its_executor_circuits_again_attaches(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials, form: str
+) -> None:
+    sandbox.control.hold()
+    sent: list[str] = []
+
+    def submit() -> Any:
+        network_loop().run(_forget())  # as a process that was started again
+        circuit = qaoa()  # with new parameters of the same names, which QPY writes otherwise
+        if form == "a raw program":
+            given: dict[str, Any] = {"params": executor_params(circuit), "program_id": "executor"}
+        else:
+            circuit_form = "qpy" if form == "PUBs as QPY" else "openqasm3"
+            given = {"pubs": [(circuit, [0.1, 0.2])], "route": "executor", "circuit_form": circuit_form}
+        sent.append(str(given))
+        return submit_job(credentials, backend=BACKEND, **given)
+
+    job = failing_once(submit)
+    assert job.attached
+    assert job.certain
+    assert posts(sandbox) == 1
+    if form == "a raw program":
+        assert sent[0] != sent[1], "or nothing was to be recognised"
+
+
+async def _forget() -> None:
+    submission_memory().forget()
 
 
 def test_a_retried_flow_attaches_to_its_completed_job(sandbox: Sandbox, credentials: QuantumRuntimeCredentials) -> None:

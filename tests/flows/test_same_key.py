@@ -90,7 +90,7 @@ def test_a_fresh_key_is_bought_at_once(
 
     ref, took = slot("fresh")
     assert not ref.attached
-    assert took < 5
+    assert took < 20, "the grace was not waited for"
     looks = [entry for entry in sandbox.control.journal("GET", "/jobs") if entry["status"] != 401]
     assert len(looks) == 1, "one look for those who leave no marks in this Prefect"
 

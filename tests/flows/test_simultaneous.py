@@ -52,7 +52,7 @@ def test_processes_that_start_together_share_one_job(sandbox: Sandbox, prefect_s
             assert child.stdin is not None
             child.stdin.write(orjson.dumps(sandbox.connection("cloud")) + b"\n")
             child.stdin.flush()
-        said = [orjson.loads(child.communicate(timeout=90)[0].splitlines()[-1]) for child in children]
+        said = [orjson.loads(child.communicate(timeout=300)[0].splitlines()[-1]) for child in children]
     finally:
         for child in children:
             child.kill()

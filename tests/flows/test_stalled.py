@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+import prefect.runtime
 import pytest
 from prefect import flow
 from prefect.client.orchestration import PrefectClient
@@ -16,10 +18,11 @@ from prefect.states import Completed, Crashed, Failed, Running, Scheduled, State
 
 import prefect_qruntime as qr
 from prefect_qruntime.client.network_loop import network_loop
-from prefect_qruntime.observability.artifacts import upsert
+from prefect_qruntime.observability.artifacts import find_records, open_note, upsert
 from prefect_qruntime.observability.processes import process_facts
 from prefect_qruntime.operations.stalled import StalledRun, find_stalled, resume_flow_run, silence
-from tests.support.flow_runs import asked, until
+from prefect_qruntime.sandbox import Sandbox
+from tests.support.flow_runs import BACKEND, FLIP, asked, until
 from tests.support.prefect_server import PrefectServer
 
 pytestmark = pytest.mark.server
@@ -123,8 +126,11 @@ def test_heartbeats_of_an_earlier_attempt_are_none(prefect_server: PrefectServer
     assert stalled(flow_run.id) == []
 
 
+@pytest.mark.parametrize("kind", ["job", "session", "summary"])
 @pytest.mark.parametrize("case", ["gone", "alive", "another process", "elsewhere"])
-def test_the_noted_process_is_evidence_only_if_it_is_that_of_the_run(prefect_server: PrefectServer, case: str) -> None:
+def test_the_noted_process_is_evidence_only_if_it_is_that_of_the_run(
+    prefect_server: PrefectServer, case: str, kind: Any
+) -> None:
     child = subprocess.Popen([sys.executable, "-c", "pass"])
     child.wait()
     facts = {**process_facts(), "pid": str(child.pid), "started": "1"}
@@ -134,8 +140,28 @@ def test_the_noted_process_is_evidence_only_if_it_is_that_of_the_run(prefect_ser
         facts["host"] = "elsewhere"
     flow_run = deployed(Running(), pid="1234567" if case == "another process" else facts["pid"])
     meta = {"state": "Queued", "flow_run": str(flow_run.id), **facts}
-    network_loop().run(upsert("job", f"d{uuid4().hex[:19]}", "", meta, new=True, flow_run_id=str(flow_run.id)))
+    job = f"d{uuid4().hex[:19]}"
+    if kind == "summary":  # all there is in the first seconds after a submission
+        meta[f"open {job}"] = open_note({"state": "submitted"})
+    network_loop().run(upsert(kind, job, "", meta, new=True, flow_run_id=str(flow_run.id)))
     assert bool(stalled(flow_run.id)) is (case == "gone")
+
+
+def test_a_process_killed_right_after_its_submission_is_found(prefect_server: PrefectServer, sandbox: Sandbox) -> None:
+    credentials = qr.QuantumRuntimeCredentials(**sandbox.connection("cloud"))
+    credentials.save("stalled", overwrite=True)
+    sandbox.control.hold()
+    seen = []
+
+    @flow
+    def submits() -> None:
+        qr.submit_job(qr.load_credentials("stalled"), [FLIP], backend=BACKEND)
+        flow_run_id = UUID(prefect.runtime.flow_run.id)
+        seen.extend(network_loop().run(find_records("job", flow_run_ids=[flow_run_id])))
+
+    submits()
+    assert [record.meta["pid"] for record in seen] == [str(os.getpid())]
+    assert seen[0].key.startswith("qruntime-job-")
 
 
 @pytest.mark.parametrize(

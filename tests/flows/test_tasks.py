@@ -29,16 +29,17 @@ TWINS = {
     "close_session": "aclose_session",
     "get_usage": "aget_usage",
 }
+COMPOSED = {"run_job": "arun_job", "compare_routes": "acompare_routes"}
 
 
-@pytest.mark.parametrize(("plain", "twin"), [*TWINS.items(), ("run_job", "arun_job")])
+@pytest.mark.parametrize(("plain", "twin"), [*TWINS.items(), *COMPOSED.items()])
 def test_twins_take_the_same_parameters(plain: str, twin: str) -> None:
     first, second = getattr(qr, plain), getattr(qr, twin)
     fns = [getattr(one, "fn", one) for one in (first, second)]
     signatures = [inspect.signature(fn, eval_str=False) for fn in fns]
     assert signatures[0] == signatures[1]
     assert [inspect.iscoroutinefunction(fn) for fn in fns] == [False, True]
-    if plain != "run_job":
+    if plain in TWINS:
         assert (first.retries, first.tags, first.persist_result) == (second.retries, second.tags, second.persist_result)
 
 

@@ -112,14 +112,14 @@ def killed(server: PrefectServer, sandbox: Sandbox, flow_run_id: UUID, point: st
         env={**server.env, "PREFECT_INTEGRATIONS_QRUNTIME_SUBMISSION_GRACE_SECONDS": "0.4"},
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=300,
         check=False,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("dialect", "kills", "paid"),
     [

@@ -24,7 +24,7 @@ TESTS = [
     "tests/system",
     *(f"tests/flows/test_{name}.py" for name in ("main_story", "money", "suspend", "sweep", "hooks", "simultaneous")),
 ]
-START_LIMIT = 60.0
+START_LIMIT = 400.0
 
 
 def binaries() -> Path | None:

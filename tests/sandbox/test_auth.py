@@ -71,6 +71,17 @@ def test_token_expires_by_the_service_clock(cloud):
     assert cloud("GET", "/jobs").status_code == 200
 
 
+def test_a_reset_sets_the_clock_right(cloud):
+    cloud.control.set_clock_scale(1_000_000)
+    ahead = time.time() + 3600
+    while cloud.control.now() < ahead:
+        pass
+    cloud.control.reset()
+    before = time.time()
+    assert cloud.control.now() < before + 1800, "an hour of the fast clock was over"
+    assert cloud.control.now() >= before - 1
+
+
 def test_revoked_tokens_answer_401(cloud):
     cloud.control.revoke_tokens()
     assert code(cloud("GET", "/backends")) == (401, 1201)

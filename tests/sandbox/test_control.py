@@ -147,6 +147,40 @@ def test_set_backend_is_checked(cloud):
     assert code(cloud.submit()) == (400, 1004)
 
 
+def test_backends_of_your_own(cloud, fast):
+    cloud.control.add_backend("ibm_example", qubits=5, basis_gates=["ecr", "rz", "sx", "x"])
+    shown = {one["name"]: one for one in cloud("GET", "/backends?include_mocks=true").json()["devices"]}
+    assert shown["ibm_example"]["qubits"] == 5
+    assert shown["mock_example"]["class"] == "mock"
+    configuration = cloud("GET", "/backends/ibm_example/configuration").json()
+    assert configuration["basis_gates"] == ["ecr", "rz", "sx", "x"]
+    assert [1, 0] in next(gate for gate in configuration["gates"] if gate["name"] == "ecr")["coupling_map"]
+    properties = cloud("GET", "/backends/ibm_example/properties").json()
+    assert {gate["gate"] for gate in properties["gates"]} == {"ecr", "rz", "sx", "x"}
+    assert cloud.control.wait_job(cloud.job_id(backend="ibm_example"))["status"] == "Completed"
+    fast.reset()
+    with pytest.raises(ControlError, match="no backend"):
+        fast.control.set_backend("mock_example", status="online")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"name": "sandbox_ideal"},
+        {"name": "other_ideal"},
+        {"name": "mock_example"},
+        {"name": "example"},
+        {"name": "ibm_example", "qubits": 28},
+        {"name": "ibm_example", "qubits": 0},
+        {"name": "ibm_example", "qubits": True},
+        {"name": "ibm_example", "basis_gates": ["nothing"]},
+    ],
+)
+def test_backends_of_your_own_are_checked(qruntime_sandbox, fields):
+    with pytest.raises(ControlError):
+        qruntime_sandbox.control.add_backend(**fields)
+
+
 def test_reset_leaves_nothing(cloud, fast):
     cloud.job_id()
     cloud("POST", "/sessions", json={"mode": "batch"})

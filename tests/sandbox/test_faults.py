@@ -70,7 +70,7 @@ def test_delay_is_service_time_before_the_answer(cloud, fast):
     cloud.control.set_clock_scale(250)
     started = time.monotonic()
     assert cloud.submit().status_code == 200
-    assert 0.35 < time.monotonic() - started < 5
+    assert 0.35 < time.monotonic() - started < 60
     cloud.control.set_clock_scale(1)
     cloud.control.add_fault("POST", "/jobs", delay=100)
     with pytest.raises(httpx.ReadTimeout):

@@ -1,13 +1,12 @@
 """Jobs in the cloud dialect: create, look, list, cancel, delete, results, tags."""
 
-import time
 from importlib import metadata
 
 import httpx
 import pytest
 
-from prefect_qruntime.sandbox import call
-from tests.support.sandbox_api import BELL, code
+from prefect_qruntime.sandbox import api_errors, call
+from tests.support.sandbox_api import BELL, BELL_STATE, code
 
 
 def test_life_of_a_job(cloud):
@@ -53,10 +52,8 @@ def test_clock_scale_moves_timers_that_are_set(cloud):
     cloud.control.set_times(queue_time=3600, run_time=1800)
     job_id = cloud.job_id()
     assert cloud.status(job_id) == "Queued"
-    started = time.monotonic()
     cloud.control.set_clock_scale(36_000)
     job = cloud.control.wait_job(job_id)
-    assert time.monotonic() - started < 5
     assert job["started"] - job["created"] >= 3600
     assert job["usage_seconds"] == 1800
 
@@ -169,7 +166,9 @@ def test_tags_can_be_replaced_and_searched(cloud, fast):
 def test_cancel_and_delete(cloud):
     cloud.control.hold()
     job_id = cloud.job_id()
-    assert code(cloud("DELETE", f"/jobs/{job_id}")) == (400, 1208)
+    queued = cloud.job_id()
+    assert cloud("DELETE", f"/jobs/{queued}").status_code == 204
+    assert code(cloud("GET", f"/jobs/{queued}")) == (404, 1291)
     assert cloud("POST", f"/jobs/{job_id}/cancel").status_code == 204
     assert cloud.status(job_id) == "Cancelled"
     assert cloud("GET", f"/jobs/{job_id}/results").status_code == 204
@@ -186,6 +185,7 @@ def test_running_job_is_cancelled_and_charged_for_its_time(cloud):
     job_id = cloud.job_id()
     while cloud.status(job_id) != "Running":
         pass
+    assert code(cloud("DELETE", f"/jobs/{job_id}")) == (400, 1208)
     assert "estimated_running_time_seconds" in cloud("GET", f"/jobs/{job_id}").json()
     assert cloud("POST", f"/jobs/{job_id}/cancel").status_code == 204
     job = cloud.control.wait_job(job_id)
@@ -247,6 +247,7 @@ def test_old_versions_have_the_old_usage(cloud, fast):
 
 def test_too_large_input_is_413(cloud, monkeypatch):
     assert call.MAX_INPUT == 300 * 1024 * 1024
+    assert "300 MB" in api_errors.default_error(413)["errors"][0]["message"]
     monkeypatch.setattr(call, "MAX_INPUT", 1024 * 1024)
     body = b'{"program_id":"' + b"x" * (1024 * 1024) + b'"}'
     answer = cloud.http.post(f"{cloud.sandbox.base_url()}/jobs", headers=cloud.headers, content=body)
@@ -281,6 +282,15 @@ def test_the_version_may_be_text(cloud, legacy, fast):
 def test_twirling_decides_the_shots_that_nothing_else_asks_for(cloud, fast, twirling, pub_shots, shots):
     params = {"pubs": [[BELL, None, pub_shots]], "options": {"default_shots": 20, "twirling": twirling}}
     assert len(cloud.run(params=params)["results"][0]["data"]["c"]["samples"]) == shots
+
+
+@pytest.mark.parametrize(("precision", "shots"), [(None, 15), (0.25, 16)])
+def test_twirling_decides_the_shots_of_an_estimator_too(cloud, fast, precision, shots):
+    twirling = {"enable_gates": True, "num_randomizations": 3, "shots_per_randomization": 5}
+    options = {"default_precision": 0.1, "twirling": twirling}
+    params = {"pubs": [[BELL_STATE, "ZZ", None, precision]], "version": 2, "options": options}
+    (result,) = cloud.run(program="estimator", params=params)["results"]
+    assert result["metadata"]["shots"] == shots
 
 
 def test_metrics_name_the_qiskit_that_ran_the_circuits(cloud, fast):

@@ -132,3 +132,13 @@ def test_thousands_of_jobs_wake_nobody_while_they_wait(cloud):
     before = time.process_time()
     time.sleep(0.5)  # the time in which nothing shall happen is the test
     assert time.process_time() - before < 0.1
+
+
+def test_whole_seconds_are_charged_on_request(cloud):
+    cloud.control.set_option("whole_seconds", True)
+    cloud.control.set_usage(limit=100)
+    cloud.control.set_times(queue_time=0, run_time=0.01)
+    cloud.run()
+    usage = cloud("GET", "/instances/usage").json()
+    assert (usage["usage_consumed_seconds"], usage["usage_limit_seconds"]) == (1, 100)
+    assert {type(usage[name]) for name in ("usage_consumed_seconds", "usage_limit_seconds")} == {int}

@@ -133,6 +133,23 @@ def test_the_first_noise_learner_learns_the_layers_of_circuits(cloud, fast):
     assert "IZZI" not in labels
 
 
+@pytest.mark.parametrize(
+    ("strategy", "learned"),
+    [
+        ("active", [[0, 1], [1, 2]]),
+        ("active-accum", [[0, 1], [0, 1, 2], [0, 1, 2]]),
+        ("active-circuit", [[0, 1], [0, 1, 2], [0, 1, 2]]),
+        ("all", [[0, 1, 2, 3], [0, 1, 2, 3]]),
+    ],
+)
+def test_the_twirling_strategy_decides_which_qubits_are_learned(cloud, fast, strategy, learned):
+    head = 'OPENQASM 3.0; include "stdgates.inc"; qubit[4] q; '
+    texts = [head + "cz q[0], q[1];", head + "cz q[0], q[1]; cz q[1], q[2]; cz q[0], q[1];"]
+    options = {"max_layers_to_learn": 9, "twirling_strategy": strategy}
+    result = cloud.run(program="noise-learner", params={"circuits": texts, "options": options})
+    assert sorted(layer["__value__"]["qubits"] for layer in result["data"]) == learned
+
+
 def test_calibrate_runs_in_a_session(cloud, fast):
     params = {"schema_version": "v0.1", "options": {}}
     session = cloud("POST", "/sessions", json={"mode": "dedicated", "backend": "sandbox_ideal"}).json()["id"]

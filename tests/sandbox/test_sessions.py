@@ -14,7 +14,7 @@ def opened(api, **fields):
     return answer.json()
 
 
-def wait_for(what, timeout=10):
+def wait_for(what, timeout=60):
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         if what():

@@ -159,7 +159,7 @@ def test_silent_socket_answers_no_ping(legacy):
     job_id = submit(legacy)
     with opened(legacy, job_id, ping_interval=None) as socket:
         socket.recv(timeout=5)
-        assert socket.ping().wait(2), "an ordinary socket answers pings"
+        assert socket.ping().wait(20), "an ordinary socket answers pings"
     legacy.control.add_fault("WS", ws_silence=True)
     with opened(legacy, job_id, ping_interval=None, close_timeout=0.1) as socket:
         assert socket.recv(timeout=5).startswith("Listening")
@@ -196,4 +196,4 @@ def test_client_that_leaves_is_forgotten(legacy):
             asyncio.get_running_loop().call_later(0.01, look)
 
     legacy.sandbox._loop.call_soon_threadsafe(look)
-    assert gone.wait(5)
+    assert gone.wait(60)

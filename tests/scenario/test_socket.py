@@ -117,7 +117,7 @@ def test_a_silent_socket_holds_nobody_up(world: World) -> None:
     job = world.wait(world.submit(), stream="always")
     assert job.status is JobStatus.COMPLETED
     assert len(world.control.journal("WS")) == 1
-    assert time.monotonic() - began < 1.8  # and no closing handshake
+    assert time.monotonic() - began < 30  # without an end the wait would last a minute
 
 
 def test_a_job_that_is_over_already(world: World) -> None:

@@ -81,7 +81,7 @@ class ApiProxy:
 
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
-        assert ready.wait(10)
+        assert ready.wait(60)
         try:
             yield self
         finally:

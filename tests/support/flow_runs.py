@@ -45,14 +45,18 @@ def asked(what: Callable[[PrefectClient], Awaitable[T]]) -> T:
 
 
 def ran(flow: Flow[..., Any], *args: Any, **kwargs: Any) -> tuple[FlowRun, State[Any]]:
-    """Run a flow; returns its run and its state instead of raising."""
+    """Run a flow; returns its run and its state instead of raising.
+
+    What it noted is written, as it is at the end of a run's own process.
+    """
     state = flow(*args, return_state=True, **kwargs)
     if asyncio.iscoroutine(state):
         state = asyncio.run(state)
+    noted()
     return asked(lambda client: client.read_flow_run(state.state_details.flow_run_id)), state
 
 
-def until(what: Callable[[], T], seconds: float = 20.0) -> T:
+def until(what: Callable[[], T], seconds: float = 90.0) -> T:
     """Poll until the answer is truthy; returns the last answer in any case."""
     end = time.monotonic() + seconds
     while not (found := what()) and time.monotonic() < end:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -15,11 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.objects import TERMINAL_STATES
 from prefect.context import refresh_global_settings_context
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
+from prefect.states import Cancelled
 
-START_LIMIT = 300.0
+START_LIMIT = 600.0
 
 
 @dataclass(frozen=True)
@@ -58,9 +63,53 @@ def _wait(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
     raise RuntimeError(f"the Prefect server did not start:\n{log.read_text()[-3000:]}")
 
 
+def withdraw_runs() -> None:
+    """Cancel all flow runs that are not over, so that the worker of another test takes none of them."""
+
+    async def withdraw() -> None:
+        over = FlowRunFilterStateType(not_any_=list(TERMINAL_STATES))
+        async with get_client() as client:
+            left = FlowRunFilter(state=FlowRunFilterState(type=over))
+            while flow_runs := await client.read_flow_runs(flow_run_filter=left):
+                for flow_run in flow_runs:
+                    await client.set_flow_run_state(flow_run.id, Cancelled(), force=True)
+
+    asyncio.run(withdraw())
+
+
+def forget_records(home: Path) -> None:
+    """Delete what tests left on the server for those of the next module: blocks, notes of sessions, unfinished runs.
+
+    A sweep or a list that is given no block looks at all of them, and their sandbox has forgotten its sessions.
+    """
+    from prefect_qruntime.client.network_loop import network_loop
+    from prefect_qruntime.credentials import QuantumRuntimeCredentials, saved_blocks
+    from prefect_qruntime.observability.artifacts import find_records
+    from prefect_qruntime.observability.run_page import flush
+    from prefect_qruntime.prefect_api import api
+
+    async def forget() -> None:
+        await flush()  # else a late write makes a record again
+        client = await api()
+        for name in await saved_blocks():
+            await QuantumRuntimeCredentials.adelete(name, client=client)
+        for record in await find_records("session"):
+            await client.delete_artifact(record.artifact_id)
+
+    network_loop().run(forget())
+    withdraw_runs()
+    for note in (home / "qruntime" / "sessions").glob("*.json"):
+        note.unlink()
+
+
 @contextmanager
-def running_server(folder: Path) -> Iterator[PrefectServer]:
-    """Run a server with `folder` as its home; the calling process uses it, too."""
+def running_server(folder: Path, *, plain: bool = False) -> Iterator[PrefectServer]:
+    """Run a server with `folder` as its home; the calling process uses it, too.
+
+    Args:
+        folder: Its home.
+        plain: Start it as `prefect server start` does, not as `prefect-qruntime server`.
+    """
     port = _free_port()
     url = f"http://127.0.0.1:{port}/api"
     env = {
@@ -76,8 +125,8 @@ def running_server(folder: Path) -> Iterator[PrefectServer]:
     if database := os.environ.get("QRUNTIME_TEST_DATABASE_URL"):  # else SQLite in the folder
         env["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database
     log = folder / "server.log"
-    steady = Path(__file__).with_name("collecting_server.py")
-    command = [sys.executable, str(steady), "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    started = ["-m", "prefect"] if plain else [str(Path(__file__).with_name("collecting_server.py"))]
+    command = [sys.executable, *started, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with log.open("wb") as out:
         server = subprocess.Popen(
             command, env=env, cwd=folder, stdout=out, stderr=subprocess.STDOUT, start_new_session=True

@@ -85,7 +85,7 @@ def automations(
         env=prefect_server.env,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert made.returncode == 0, made.stdout + made.stderr

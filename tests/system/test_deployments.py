@@ -18,7 +18,7 @@ from tests.support.prefect_server import PrefectServer
 from tests.support.work_pool import BLOCK, ROOT, Site, until, worked_on
 from tests.system import nightly
 
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +29,7 @@ def site(prefect_server: PrefectServer) -> Iterator[Site]:
 
 @pytest.fixture(autouse=True)
 def clean(site: Site) -> None:
+    site.ready()
     site.sandbox.reset()
     site.sandbox.control.hold()
 
@@ -80,7 +81,7 @@ def sweep(site: Site, *words: str) -> subprocess.CompletedProcess[str]:
     """The command line, as an operator uses it."""
     command = [sys.executable, "-c", "from prefect_qruntime.cli import main; main()", *words]
     return subprocess.run(
-        command, env=site.server.env, cwd=ROOT, capture_output=True, text=True, timeout=90, check=False
+        command, env=site.server.env, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
 
 

@@ -187,7 +187,7 @@ def test_pages_that_cannot_be_written_are_reported_once_and_completed_by_the_swe
     save = "import sys, orjson; from prefect_qruntime import QuantumRuntimeCredentials as C; "
     save += "C(**orjson.loads(sys.argv[1])).save('faults', overwrite=True)"
     connection = orjson.dumps(sandbox.connection("cloud")).decode()
-    subprocess.run([sys.executable, "-c", save, connection], env=server.env(), cwd=ROOT, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", save, connection], env=server.env(), cwd=ROOT, check=True, timeout=300)
     proxy.faults.append(Fault("(PATCH|POST) /api/artifacts/", status=500))
     _, err = end(start(server, sandbox, {"flow": "gathered", "jobs": 3, "block": "faults"}, proxy.url))
     said, *more = [line for line in err.splitlines() if "sweep" in line]
@@ -200,7 +200,7 @@ def test_pages_that_cannot_be_written_are_reported_once_and_completed_by_the_swe
         env=server.env(),
         cwd=ROOT,
         check=True,
-        timeout=90,
+        timeout=300,
         capture_output=True,
     )
     pages = {facts["id"]: facts["state"] for facts in server.artifacts("job")}
@@ -215,7 +215,7 @@ def test_a_killed_holder_s_lock_is_taken_over_and_a_restart_of_the_server_loses_
     sandbox.control.set_option("queue_time", 0.1)
     sandbox.control.add_fault("POST", "/jobs", delay=60.0)  # the lock is held meanwhile
     first = start(server, sandbox, order)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 240
     while not server.locks():
         assert time.monotonic() < until
         time.sleep(0.1)

@@ -18,7 +18,7 @@ from prefect_qruntime.observability.artifacts import artifact_key
 from prefect_qruntime.sandbox import Sandbox
 from tests.ui.conftest import API_KEY, SIZE, TALL
 
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(900)]
 FORM = "/blocks/catalog/quantum-runtime-credentials/create"
 BLOCK = "ibm"
 

@@ -71,14 +71,29 @@ def test_the_text_says_what_why_what_to_do_and_where() -> None:
     text = str(QuantumRuntimeError("it broke", **FIELDS))
     for part in ("it broke", "because", "do this", "HTTP 404", "code 1291", "trace t-1", "https://host/d1"):
         assert text.count(part) == 1
-    assert str(QuantumRuntimeError("it broke because of x", reason="because of x")) == "it broke because of x"
+    assert str(QuantumRuntimeError("it broke because of x", reason="because of x")) == "it broke because of x."
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("it broke", "it broke."),
+        ("it broke.", "it broke."),
+        ("why?", "why?"),
+        ("see https://host/errors#1", "see https://host/errors#1"),
+        ("", ""),
+    ],
+)
+def test_each_part_of_the_text_is_a_sentence_and_no_address_grows_a_stop(said: str, shown: str) -> None:
+    assert str(QuantumRuntimeError(said)) == shown
+    assert str(QuantumRuntimeError("x", solution=said)) == (f"x. {shown}" if shown else "x.")
 
 
 def test_the_field_of_invalid_input_is_named_once() -> None:
     error = InvalidInput("is empty", field="tags[0]")
-    assert (str(error), error.field) == ("tags[0]: is empty", "tags[0]")
+    assert (str(error), error.field) == ("tags[0]: is empty.", "tags[0]")
     again = pickle.loads(pickle.dumps(error))
-    assert (str(again), again.field) == ("tags[0]: is empty", "tags[0]")
+    assert (str(again), again.field) == ("tags[0]: is empty.", "tags[0]")
     assert InvalidInput("is empty").field is None
 
 

@@ -108,3 +108,10 @@ def test_models_in_a_notebook_are_short_and_escaped() -> None:
         assert set(reader.tags) == {"table", "caption", "tbody", "tr", "th", "td"}
         assert "\x1b" not in page
         assert "\u202e" not in page
+
+
+def test_a_job_s_address_is_a_link_in_a_notebook_and_no_other_text_is() -> None:
+    page = Job(id="d1", status=None, reason="https://evil.example", url="https://here.example/d1")._repr_html_()
+    assert '<a href="https://here.example/d1" rel="noopener noreferrer">https://here.example/d1</a>' in page
+    assert 'href="https://evil' not in page
+    assert "href" not in Job(id="d1", status=None, url="javascript:alert(1)")._repr_html_()

@@ -65,6 +65,8 @@ def v1_params(spec: JobSpec) -> dict[str, Any]:
     """
     if spec.prepared is not None:
         raise InvalidInput("the legacy dialect has no executor; use route='service'", field="route")
+    if spec.dry_run:
+        raise InvalidInput("the legacy dialect has no mock backends; leave dry_run out", field="dry_run")
     if spec.params is not None:
         return dict(spec.params)
     places = list(range(len(spec.pubs)))

@@ -39,6 +39,7 @@ MAX_QPY_VERSION = 17
 """Newest QPY the service reads, as IBM's own client caps it; newer qiskit writes newer by default."""
 
 _MAX_QPY_BYTES = 1 << 30
+_MEASURE_IT = "Measure into a classical register, in OpenQASM 3 by `c = measure q;`."
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +100,17 @@ def read_circuit(value: Any, *, sampler: bool, field: str) -> Circuit:
         program = scan(text, field=field)
         wrong = syntax_error(text, program.version)
         if wrong is not None:
-            raise InvalidInput(f"not valid OpenQASM {program.version}: syntax error at {wrong}", field=field)
+            raise InvalidInput(
+                f"not valid OpenQASM {program.version}: syntax error at {wrong}.",
+                field=field,
+                solution="Correct it there or just before; each statement ends with a semicolon.",
+            )
         if sampler and not program.registers:
             raise InvalidInput("no classical register: the sampler returns what is measured into one", field=field)
         if sampler and not program.measures:
-            raise InvalidInput("nothing is measured, so the sampler would return nothing", field=field)
+            raise InvalidInput(
+                "nothing is measured, so the sampler would return nothing", field=field, solution=_MEASURE_IT
+            )
         return Circuit(
             with_version(text),
             program.inputs,
@@ -147,7 +154,9 @@ def _from_qiskit(circuit: Any, *, sampler: bool, field: str) -> Circuit:
     if sampler and not circuit.cregs and not loose:
         raise InvalidInput("no classical register: the sampler returns what is measured into one", field=field)
     if sampler and not _measures(circuit):
-        raise InvalidInput("nothing is measured, so the sampler would return nothing", field=field)
+        raise InvalidInput(
+            "nothing is measured, so the sampler would return nothing", field=field, solution=_MEASURE_IT
+        )
     from qiskit import qpy
 
     target = io.BytesIO()

@@ -7,10 +7,9 @@ eight are ours), 1 to 10,800 seconds of QPU time.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from prefect_qruntime.errors import InvalidInput
@@ -24,7 +23,6 @@ __all__ = [
     "check_precision",
     "check_shots",
     "check_tags",
-    "nearest",
     "plain_json",
 ]
 
@@ -40,12 +38,6 @@ MAX_EXECUTION_SECONDS = 10_800
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _OWN_TAGS = (KEY_TAG, FLOW_TAG)
 _MAX_DEPTH = 64
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint at the known name meant most likely, or an empty string."""
-    close = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.6)
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def check_id(value: object, *, field: str) -> str:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefect_qruntime.client.inputs.circuits import is_quantum_circuit, load_qpy
-from prefect_qruntime.client.inputs.fields import nearest
 from prefect_qruntime.client.inputs.pubs import pub_parts
 from prefect_qruntime.client.inputs.qasm import scan, statements, text_of
 from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.printable import nearest
 
 __all__ = ["check_isa", "transpile_pubs"]
 
@@ -116,8 +116,9 @@ def _check(use: _Use, size: int | None, names: set[str], edges: set[tuple[int, i
         return
     if names and use.name not in names and use.name not in _ALWAYS:
         raise InvalidInput(
-            f"the backend has no gate {use.name!r}; transpile for it first.{nearest(use.name, names)}",
+            f"the backend has no gate {use.name!r}. {nearest(use.name, names)}".strip(),
             field=field,
+            solution="Transpile for the backend first: `transpile=True` does it here.",
         )
     if edges is None or use.qubits is None or len(use.qubits) != 2 or use.name in _ALWAYS:
         return

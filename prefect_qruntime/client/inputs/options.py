@@ -16,8 +16,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefect_qruntime.client.encodings.arrays import Extrapolator
-from prefect_qruntime.client.inputs.fields import check_precision, nearest, plain_json
+from prefect_qruntime.client.inputs.fields import check_precision, plain_json
 from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.printable import nearest
 
 __all__ = ["EstimatorOptions", "SamplerOptions", "check_options"]
 
@@ -212,7 +213,7 @@ def _explained(error: ValidationError, model: type[BaseModel]) -> InvalidInput:
     if first["type"] == "extra_forbidden":
         name = str(first["loc"][-1])
         where = _ELSEWHERE.get(name) or _belongs(name, model)
-        hint = f" {where}" if where else nearest(name, known)
+        hint = f" {where}" if where else f" {nearest(name, known)}".rstrip()
         listed = ", ".join(sorted(known))
         return InvalidInput(f"unknown option.{hint or f' Known: {listed}.'}", field=field)
     same = [item["msg"] for item in details if _path(item["loc"], model)[0] == path]

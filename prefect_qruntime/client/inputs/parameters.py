@@ -13,8 +13,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prefect_qruntime.client.inputs.fields import nearest
 from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.printable import nearest
 
 __all__ = [
     "MAX_AXES",
@@ -183,7 +183,7 @@ def _by_name(value: Mapping[Any, Any], inputs: Sequence[str] | None, *, field: s
         for text, column in zip(texts, columns, strict=True):
             if inputs is not None and text not in inputs:
                 raise InvalidInput(
-                    f"the circuit has no parameter {text!r}.{nearest(text, inputs)}", field=f"{field}.{text}"
+                    f"the circuit has no parameter {text!r}. {nearest(text, inputs)}".strip(), field=f"{field}.{text}"
                 )
             if text in named:
                 raise InvalidInput(f"{text!r} is given twice", field=f"{field}.{text}")

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-import orjson
-
+from prefect_qruntime.client.encodings.json_pieces import json_pieces
 from prefect_qruntime.client.inputs.fields import MAX_PAYLOAD_BYTES
 from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.models import is_mock
 
 __all__ = [
+    "CIRCUIT_FORMS",
     "DIGEST_VERSION",
     "RECIPE_AUTHOR",
     "RECIPE_VERSION",
     "RESTRICTED_NAMES",
+    "CircuitForm",
     "JobSpec",
     "Pub",
     "check_scalar_bits",
@@ -27,6 +29,9 @@ __all__ = [
     "input_notices",
 ]
 
+CircuitForm = Literal["auto", "openqasm3", "qpy"]
+"""How circuits travel to the executor. `auto`: as OpenQASM 3 if all PUBs are text that can go so, else as QPY."""
+CIRCUIT_FORMS: tuple[CircuitForm, ...] = ("auto", "openqasm3", "qpy")
 RECIPE_AUTHOR = "prefect_qruntime"
 RECIPE_VERSION = "p1"
 """Our own post-processing record in a quantum program: who wrote it, and its version (IBM\'s start with a `v`)."""
@@ -81,6 +86,7 @@ class JobSpec:
         prepared: The PUBs as the params of program `executor`, if they take that route. No part of the digest: the
             same work bought on one route is found again on the other.
         may_turn: Whether the PUBs take the executor if the service says that their program is gone.
+        circuit_form: How circuits travel if they take it; no part of the digest, as the route is none.
     """
 
     program_id: str
@@ -97,14 +103,21 @@ class JobSpec:
     doubts: tuple[str, ...] = ()
     prepared: dict[str, Any] | None = field(default=None, repr=False)
     may_turn: bool = False
+    circuit_form: CircuitForm = "auto"
+
+    @property
+    def dry_run(self) -> bool:
+        """Whether the job is for a mock backend, which needs no QPU."""
+        return is_mock(self.backend)
 
     def digest(self) -> str:
         """Hex SHA-256 over the canonical payload: equal work, equal digest, in every process.
 
         The backend, the session and the tags are left out on purpose: a repeated flow run may
-        meet another least busy backend or a new session, and must still find its job.
+        meet another least busy backend or a new session, and must still find its job. But a dry run is never
+        taken for the real job, nor the real job for a dry run.
         """
-        payload = {
+        payload: dict[str, Any] = {
             "v": DIGEST_VERSION,
             "program": self.program_id,
             "pubs": [pub.canonical() for pub in self.pubs],
@@ -114,7 +127,12 @@ class JobSpec:
             "max_execution_time": self.max_execution_time,
             "private": self.private,
         }
-        return hashlib.sha256(orjson.dumps(payload, option=orjson.OPT_SORT_KEYS)).hexdigest()
+        if self.dry_run:
+            payload["dry_run"] = True
+        found = hashlib.sha256()
+        for piece in json_pieces(payload, sort_keys=True):
+            found.update(piece)
+        return found.hexdigest()
 
     @property
     def canonical_params(self) -> Any:
@@ -160,7 +178,7 @@ def check_size(spec: JobSpec) -> None:
         if bound <= MAX_PAYLOAD_BYTES // 2:
             return
     pubs = [[pub.circuit, pub.observables, pub.parameters, pub.shots, pub.precision] for pub in spec.pubs]
-    size = len(orjson.dumps([pubs, spec.options] if raw is None else raw))
+    size = sum(map(len, json_pieces([pubs, spec.options] if raw is None else raw)))
     if size > MAX_PAYLOAD_BYTES:
         raise InvalidInput(
             f"{size / 1e6:.1f} MB of input; the service takes at most {MAX_PAYLOAD_BYTES // 10**6} MB a job",

@@ -13,12 +13,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, ConfigDict
+
 from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.models import JobRef
 
 if TYPE_CHECKING:
     from prefect_qruntime.client.results.job_result import JobResult
 
-__all__ = ["Agreement", "Comparison", "chi_squared_tail", "compare_counts", "compare_results", "compare_values"]
+__all__ = [
+    "Agreement",
+    "Comparison",
+    "RouteComparison",
+    "checked_rate",
+    "chi_squared_tail",
+    "compare_counts",
+    "compare_results",
+    "compare_values",
+]
 
 _LEAST_EXPECTED = 10.0
 _EXACT = 1e-9
@@ -55,19 +67,65 @@ class Agreement:
     false_alarm: float
     comparisons: tuple[Comparison, ...]
 
+    @property
+    def share(self) -> float:
+        """The p-value below which a comparison is a difference: the rate of false alarms, shared among all."""
+        return self.false_alarm / max(len(self.comparisons), 1)
+
+    def to_table(self) -> list[dict[str, Any]]:
+        """A row for each comparison, the least likely first."""
+        return [
+            {
+                "compared": one.what,
+                "statistic": one.statistic,
+                "degrees_of_freedom": one.freedom,
+                "p_value": one.p_value,
+                "verdict": "agree" if one.p_value >= self.share else "differ",
+            }
+            for one in self.comparisons
+        ]
+
     def __str__(self) -> str:
         """The outcome as one sentence for users."""
-        rate = f"two runs of one circuit are said to differ in at most {self.false_alarm:.2%} of cases"
+        rate = f"two runs of one circuit are said to differ in at most {100 * self.false_alarm:.3g}% of cases"
         if not self.comparisons:
             return f"Nothing to compare ({rate})."
         worst = self.comparisons[0]
-        share = self.false_alarm / len(self.comparisons)
         sign = "not below" if self.agrees else "below"
         return (
-            f"The two routes {'agree' if self.agrees else 'differ'}: the smallest p-value of "
+            f"The two results {'agree' if self.agrees else 'differ'}: the smallest p-value of "
             f"{len(self.comparisons)} comparison{'s' if len(self.comparisons) != 1 else ''} is {worst.p_value:.2g} "
-            f"({worst.what}), {sign} {share:.2g}; {rate}."
+            f"({worst.what}), {sign} {self.share:.2g}; {rate}."
         )
+
+
+class RouteComparison(BaseModel):
+    """The same PUBs run on both routes, and whether the results agree.
+
+    Attributes:
+        service: The job of the server-side primitive.
+        executor: The job of the executor.
+        agreement: The comparison of their results.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    service: JobRef
+    executor: JobRef
+    agreement: Agreement
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the two results agree."""
+        return self.agreement.agrees
+
+    def to_table(self) -> list[dict[str, Any]]:
+        """A row for each comparison, the least likely first."""
+        return self.agreement.to_table()
+
+    def __str__(self) -> str:
+        """The jobs and the outcome as two sentences for users."""
+        return f"Job {self.service.id} ran on the service, job {self.executor.id} on the executor. {self.agreement}"
 
 
 def compare_counts(one: Mapping[str, int], other: Mapping[str, int], *, what: str = "counts") -> Comparison:
@@ -115,6 +173,17 @@ def compare_values(one: float, other: float, errors: tuple[float, float], *, wha
     return Comparison(what, math.erfc(score / math.sqrt(2)), score, 1)
 
 
+def checked_rate(false_alarm: float) -> float:
+    """A rate of false alarms.
+
+    Raises:
+        InvalidInput: It is no rate.
+    """
+    if isinstance(false_alarm, bool) or not isinstance(false_alarm, int | float) or not 0 < false_alarm < 1:
+        raise InvalidInput(f"must be between 0 and 1, not {false_alarm!r}", field="false_alarm")
+    return float(false_alarm)
+
+
 def compare_results(one: JobResult, other: JobResult, *, false_alarm: float = 0.001) -> Agreement:
     """Compare all PUBs, registers and points of two results of the same PUBs.
 
@@ -126,14 +195,12 @@ def compare_results(one: JobResult, other: JobResult, *, false_alarm: float = 0.
     Raises:
         InvalidInput: The results are not of the same PUBs, or the rate is none.
     """
-    if not 0 < false_alarm < 1:
-        raise InvalidInput(f"must be between 0 and 1, not {false_alarm!r}", field="false_alarm")
+    checked_rate(false_alarm)
     if one.num_pubs != other.num_pubs:
         raise InvalidInput(f"{one.num_pubs} and {other.num_pubs} PUBs cannot be compared", field="results")
     found = [item for pub in range(one.num_pubs) for item in _compared(one, other, pub)]
     found.sort(key=lambda item: item.p_value)
-    share = false_alarm / max(len(found), 1)
-    agrees = all(item.p_value >= share for item in found)
+    agrees = all(item.p_value >= false_alarm / len(found) for item in found)
     return Agreement(agrees, false_alarm, tuple(found))
 
 

@@ -12,23 +12,21 @@ import io
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from prefect_qruntime.client.encodings.tensors import encode_tensor
 from prefect_qruntime.client.inputs.circuits import MAX_QPY_VERSION, load_qpy
 from prefect_qruntime.client.inputs.parameters import check_parameters, points_shape
 from prefect_qruntime.client.inputs.qasm import scan
-from prefect_qruntime.client.inputs.spec import RECIPE_AUTHOR, RECIPE_VERSION, JobSpec, Pub
+from prefect_qruntime.client.inputs.spec import RECIPE_AUTHOR, RECIPE_VERSION, CircuitForm, JobSpec, Pub
 from prefect_qruntime.client.programs import openqasm
 from prefect_qruntime.client.programs.executor_options import measurement_level, program_options
 from prefect_qruntime.client.programs.expectation import make_plan, shots_for
 from prefect_qruntime.errors import InvalidInput
 
-__all__ = ["SCHEMA_VERSION", "CircuitForm", "executor_params", "program_circuits", "program_shots"]
+__all__ = ["SCHEMA_VERSION", "executor_params", "program_circuits", "program_shots"]
 
 SCHEMA_VERSION = "v2.0"
-
-CircuitForm = Literal["auto", "openqasm3", "qpy"]
 
 _SAMPLER_SHOTS = 4096
 _PRECISION = 0.015625

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from prefect_qruntime.client.inputs.fields import (
     check_flag,
@@ -17,9 +17,9 @@ from prefect_qruntime.client.inputs.meaning import meaning_of
 from prefect_qruntime.client.inputs.options import check_options
 from prefect_qruntime.client.inputs.pubs import read_pubs
 from prefect_qruntime.client.inputs.quantum_program import is_quantum_program, params_of_program
-from prefect_qruntime.client.inputs.spec import JobSpec, Pub, check_size
+from prefect_qruntime.client.inputs.spec import CIRCUIT_FORMS, CircuitForm, JobSpec, Pub, check_size
 from prefect_qruntime.errors import InvalidInput
-from prefect_qruntime.models import Backend
+from prefect_qruntime.models import Backend, mock_backend
 
 __all__ = ["make_spec"]
 
@@ -38,7 +38,8 @@ def make_spec(
     max_execution_time: int | None = None,
     private: bool = False,
     route: str = "service",
-    circuit_form: Literal["auto", "openqasm3", "qpy"] = "auto",
+    circuit_form: CircuitForm = "auto",
+    dry_run: bool = False,
 ) -> JobSpec:
     """Check everything that costs nothing to check. Sends nothing, buys nothing.
 
@@ -57,6 +58,7 @@ def make_spec(
         route: `service` runs PUBs by the server's primitive, `executor` as a quantum program. `auto` is the former
             until the service says that the program is gone, see `client.programs.route`.
         circuit_form: How circuits travel to the executor: `openqasm3`, `qpy`, or `auto` (text as OpenQASM 3).
+        dry_run: Run on the mock backend that stands for `backend`, without a QPU.
 
     Returns:
         The checked submission.
@@ -84,9 +86,11 @@ def make_spec(
     program_id = way.program_id
     if isinstance(backend, Backend):
         backend = backend.name
+    _check_form(circuit_form, raw=params is not None, takes_executor=way.route == "executor" or way.may_turn)
+    backend = check_id(backend, field="backend")
     common: dict[str, Any] = {
         "program_id": program_id,
-        "backend": check_id(backend, field="backend"),
+        "backend": mock_backend(backend) if check_flag(dry_run, field="dry_run") else backend,
         "tags": check_tags(tags),
         "max_execution_time": check_max_execution_time(max_execution_time),
         "private": check_flag(private, field="private"),
@@ -110,11 +114,20 @@ def make_spec(
             support_qiskit=any(not isinstance(pub.circuit, str) for pub in read),
             doubts=tuple(_doubts(read)),
             may_turn=way.may_turn,
+            circuit_form=circuit_form,
         )
         if way.route == "executor":
-            spec = on_executor(spec, form=circuit_form)
+            spec = on_executor(spec)
     check_size(spec)
     return spec
+
+
+def _check_form(circuit_form: str, *, raw: bool, takes_executor: bool) -> None:
+    if circuit_form not in CIRCUIT_FORMS:
+        raise InvalidInput(f"must be 'auto', 'openqasm3' or 'qpy', not {circuit_form!r}", field="circuit_form")
+    if circuit_form != "auto" and (raw or not takes_executor):
+        what = "raw params= go as they are" if raw else 'the service\'s own programs choose it; use route="executor"'
+        raise InvalidInput(f"is for PUBs on the executor: {what}. Leave circuit_form out", field="circuit_form")
 
 
 def _doubts(pubs: Sequence[Pub]) -> Iterator[str]:

@@ -6,7 +6,8 @@
 | `executor` | a quantum program | refused, unless the program is the executor |
 | `auto` | the server's primitive; the executor if the service says that the program is gone | as they are |
 
-Program `executor` with PUBs means the sampler on that route. The legacy dialect has no executor.
+Program `executor` with PUBs means the sampler on that route. A dialect without an executor refuses the program's
+payload.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from prefect_qruntime.client.inputs.quantum_program import IBM_EXTRA, has_ibm
-from prefect_qruntime.client.programs.executor import CircuitForm, executor_params
+from prefect_qruntime.client.programs.executor import executor_params
 from prefect_qruntime.client.programs.executor_options import options_that_need_ibm
 from prefect_qruntime.client.programs.ibm import ibm_params
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
@@ -65,14 +66,13 @@ class Route:
     may_turn: bool = False
 
 
-def choose_route(requested: str, program_id: str, *, raw: bool = False, dialect: str = "cloud") -> Route:
+def choose_route(requested: str, program_id: str, *, raw: bool = False) -> Route:
     """Decide which way a submission takes.
 
     Args:
         requested: `service`, `executor` or `auto`.
         program_id: The program that was asked for.
         raw: Whether there is a raw payload in place of PUBs.
-        dialect: `cloud` or `legacy`.
 
     Raises:
         InvalidInput: A way that there is not.
@@ -95,10 +95,6 @@ def choose_route(requested: str, program_id: str, *, raw: bool = False, dialect:
                 field="route",
             )
         return Route("service", program_id)
-    if dialect == "legacy":
-        if requested == "executor":
-            raise InvalidInput("the legacy dialect has no executor; use route='service'", field="route")
-        return Route("service", program_id)
     if requested == "executor":
         return Route("executor", program_id)
     return Route("service", program_id, may_turn=requested == "auto")
@@ -120,14 +116,13 @@ def program_is_gone(error: BaseException, program_id: str) -> bool:
     return error.status == 410 or _GONE.search(text) is not None
 
 
-def program_params(spec: JobSpec, *, form: CircuitForm = "auto", backend: Any = None) -> dict[str, Any]:
+def program_params(spec: JobSpec, *, backend: Any = None) -> dict[str, Any]:
     """The `params` of program `executor` for a checked submission of the sampler or the estimator.
 
     IBM's preparation makes them if an option needs it and it is installed, else our own.
 
     Args:
         spec: A checked submission with PUBs.
-        form: How circuits travel.
         backend: IBM's backend object, which dynamical decoupling needs.
 
     Raises:
@@ -135,10 +130,10 @@ def program_params(spec: JobSpec, *, form: CircuitForm = "auto", backend: Any = 
     """
     if any(options_that_need_ibm(spec.options)) and has_ibm():
         return ibm_params(spec, backend=backend)
-    return executor_params(spec, form=form)
+    return executor_params(spec, form=spec.circuit_form)
 
 
-def on_executor(spec: JobSpec, *, form: CircuitForm = "auto", backend: Any = None) -> JobSpec:
+def on_executor(spec: JobSpec, *, backend: Any = None) -> JobSpec:
     """The same submission on the executor: it has the same digest, and so the same key.
 
     Raises:
@@ -146,7 +141,7 @@ def on_executor(spec: JobSpec, *, form: CircuitForm = "auto", backend: Any = Non
     """
     if spec.params is not None:
         raise InvalidInput("'executor' is for PUBs; raw params= have a program of their own", field="route")
-    return replace(spec, prepared=program_params(spec, form=form, backend=backend))
+    return replace(spec, prepared=program_params(spec, backend=backend))
 
 
 def route_notices(spec: JobSpec) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from prefect_qruntime.client.results.tables import floats, frequencies, list_sha
 from prefect_qruntime.client.results.views import PubView, counts_of, pub_list, top_metadata, view_pub
 from prefect_qruntime.client.transport.spool import StoredBody
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
+from prefect_qruntime.models import Provenance
 
 if TYPE_CHECKING:
     from qiskit.primitives import PrimitiveResult
@@ -43,6 +44,7 @@ class JobResult(BaseModel):
         widths: Classical bits of each PUB, where known: a legacy result does not say how long its
             bitstrings are.
         decode_limit: Most bytes that the encoded arrays read at once may unfold to (1 GiB).
+        provenance: Which calibration, backend, payload and packages it comes from, where known.
 
     Example:
         ```python
@@ -62,6 +64,7 @@ class JobResult(BaseModel):
     program_id: str | None = None
     widths: tuple[int | None, ...] = ()
     decode_limit: int = Field(default=DECODE_LIMIT, gt=0, repr=False)
+    provenance: Provenance | None = None
 
     @classmethod
     def from_body(

@@ -128,7 +128,7 @@ class TokenSource:
                 f"{self._connection.iam_url}/identity/token",
                 seconds=self._connection.request_timeout,
                 headers={"Accept": "application/json", "Content-Type": "application/x-www-form-urlencoded"},
-                content=form.encode(),
+                content=[form.encode()],
             )
         except httpx.HTTPError as exc:
             return no_answer(exc, "token", urlsplit(self._connection.iam_url).netloc)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import functools
 import ipaddress
+import re
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -24,13 +25,21 @@ import orjson
 
 from prefect_qruntime.client.answers import Question
 from prefect_qruntime.client.connection import Connection, is_loopback, is_public, register_proxy
+from prefect_qruntime.client.encodings.json_pieces import PIECE, json_pieces, weighs_at_most
 from prefect_qruntime.client.failures import Phase
 from prefect_qruntime.client.transport.auth import TokenSource
 from prefect_qruntime.client.transport.in_flight import IN_FLIGHT, InFlightCreate
 from prefect_qruntime.client.transport.replies import Reply, accepted, no_answer, refuses_token
 from prefect_qruntime.client.transport.retrying import RetryDeadlines, odd_answers, repeat
 from prefect_qruntime.client.transport.spool import MOST_VALUES, BodyStore, StoredBody, exchange, receive
-from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError, ServiceUnavailable
+from prefect_qruntime.errors import (
+    AuthenticationError,
+    InvalidInput,
+    NotFound,
+    PermissionDenied,
+    QuantumRuntimeError,
+    ServiceUnavailable,
+)
 from prefect_qruntime.redact import get_logger, redact, register_secret
 
 __all__ = ["Probe", "Transport", "Trouble", "download_elsewhere", "http_client", "probe", "proxy_of", "reaches_proxy"]
@@ -40,6 +49,7 @@ R = TypeVar("R", bound=Reply | StoredBody)
 log = get_logger(__name__)
 
 _CONNECTIONS = 8
+_INSTANCE = re.compile(r"\b(?:instance|crn)\b", re.IGNORECASE)
 
 
 @functools.lru_cache(maxsize=8)
@@ -144,6 +154,8 @@ class Transport:
         # Large results take minutes each; looks and creates must get through beside them.
         self._slow_lanes = asyncio.Semaphore(_CONNECTIONS - 2)
         self._odd_answers = odd_answers()
+        self.blocks: set[str] = set()
+        """Names of the saved blocks that this connection comes from."""
         self._headers = {"Accept": "application/json", **headers}
 
     @property
@@ -193,20 +205,20 @@ class Transport:
             QuantumRuntimeError: Typed by the failure table.
         """
         in_flight = IN_FLIGHT.get() if phase in ("submit", "open") else None
-        content = None if body is None else orjson.dumps(body)
-        send = functools.partial(
-            exchange,
-            self._http,
-            method,
-            f"{self.connection.base_url}{path}",
-            seconds=self.connection.request_timeout,
-            params=params,
-            content=content,
-            most_values=most_values,
-        )
-        more = {} if content is None else {"Content-Type": "application/json"}
-        once = functools.partial(self._accepted, send, Question(phase, method, path), accept, job_id, more, in_flight)
+        more = {} if body is None else {"Content-Type": "application/json"}
         with in_flight.waiting() if in_flight else contextlib.nullcontext():
+            send = functools.partial(
+                exchange,
+                self._http,
+                method,
+                f"{self.connection.base_url}{path}",
+                seconds=self.connection.request_timeout,
+                params=params,
+                content=await _written(body),
+                most_values=most_values,
+            )
+            question = Question(phase, method, path)
+            once = functools.partial(self._accepted, send, question, accept, job_id, more, in_flight)
             return await repeat(
                 once, phase=phase, patience=self.patience, what=f"{method} {path}", logged=self._odd_answers
             )
@@ -262,12 +274,25 @@ class Transport:
             except QuantumRuntimeError as error:
                 if in_flight is not None and in_flight.withdrawn:
                     raise asyncio.CancelledError from None
-                raise error.with_traceback(None) from None
+                raise self.with_block(error).with_traceback(None) from None
         if isinstance(found, QuantumRuntimeError):
             if in_flight is not None and in_flight.withdrawn:
                 raise asyncio.CancelledError
-            raise found
+            raise self.with_block(found)
         return found
+
+    def with_block(self, error: QuantumRuntimeError) -> QuantumRuntimeError:
+        """Name the block, and the region that its CRN names, in an error about the key or the instance."""
+        named = " or ".join(repr(name) for name in sorted(self.blocks))
+        where = f"block {named}" if named else "the credentials"
+        if isinstance(error, AuthenticationError):
+            error.solution = f"{error.solution or 'Make a new key.'} The key is that of {where}."
+        elif isinstance(error, NotFound | PermissionDenied) and _INSTANCE.search(error.message):
+            error.solution = (
+                f"The CRN of {where} is for an instance in {self.connection.region}: copy it again from the instance's "
+                "page there, and take a key of the same account. `prefect-qruntime doctor` looks closer."
+            )
+        return error
 
     async def _answer(
         self,
@@ -293,6 +318,15 @@ class Transport:
             return no_answer(exc, question.phase, self.connection.host, job_id)
         except QuantumRuntimeError as error:  # no token; larger than its limit; the disk is full
             return error.with_traceback(None)
+
+
+async def _written(body: Any) -> list[bytes] | None:
+    """A body as JSON; a large one is written in another thread, in pieces between which the loop gets its turn."""
+    if body is None:
+        return None
+    if weighs_at_most(body, PIECE):
+        return [orjson.dumps(body)]
+    return await asyncio.to_thread(lambda: list(json_pieces(body)))
 
 
 async def download_elsewhere(

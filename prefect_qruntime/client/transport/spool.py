@@ -15,7 +15,7 @@ import os
 import secrets
 import time
 import zlib
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -260,6 +260,11 @@ _PIECE = 1 << 18  # bytes that are unfolded at once, so that the loop can do oth
 _SLOWEST = 8_000  # bytes a second below which a large body does not count as moving
 
 
+async def _one_by_one(pieces: Sequence[bytes]) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+
+
 async def exchange(
     http: httpx.AsyncClient,
     method: str,
@@ -268,7 +273,7 @@ async def exchange(
     seconds: float,
     headers: Mapping[str, str],
     params: Mapping[str, Any] | None = None,
-    content: bytes | None = None,
+    content: Sequence[bytes] | None = None,
     most_values: int = MOST_VALUES,
 ) -> Reply:
     """Send one request and receive its answer, both within `seconds` and with a limit to what is kept.
@@ -282,7 +287,7 @@ async def exchange(
         seconds: For the whole exchange, however slowly it trickles. A large `content` gets more, by its size.
         headers: Its headers.
         params: Its query.
-        content: Its body.
+        content: Its body in pieces, which are sent one by one.
         most_values: Most values in a JSON answer, counted by its separators.
 
     Raises:
@@ -299,7 +304,10 @@ async def exchange(
         elif event.endswith(".send_request_body.complete") and not deadline.expired():  # what is left is the answer's
             deadline.reschedule(min(deadline.when() or math.inf, asyncio.get_running_loop().time() + seconds))
 
-    deadline = asyncio.timeout(seconds + len(content or b"") / _SLOWEST)
+    sent = content or ()
+    size = sum(map(len, sent))
+    deadline = asyncio.timeout(seconds + size / _SLOWEST)
+    length = {"Content-Length": str(size)} if len(sent) > 1 else {}
     body = bytearray()
     values, too_large = 0, ""
     accepted: Reply | None = None
@@ -310,8 +318,9 @@ async def exchange(
                 method,
                 url,
                 params=params,
-                content=content,
-                headers={**headers, "Accept-Encoding": "gzip, deflate"},
+                # All at once it would be encrypted at once.
+                content=_one_by_one(sent) if length else b"".join(sent) or None,
+                headers={**headers, **length, "Accept-Encoding": "gzip, deflate"},
                 extensions={"trace": trace},
             ) as answer,
         ):

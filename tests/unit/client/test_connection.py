@@ -55,6 +55,35 @@ def test_what_is_no_crn(text: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (CRN.replace("quantum-computing", "cloud-object-storage"), "its service is 'cloud-object-storage'"),
+        (CRN.replace("us-east", "US EAST"), "its region is 'US EAST'"),
+        (CRN.replace("a/", "b/"), "its account is "),
+        (CRN.removesuffix("::"), "8 parts between colons, not 10"),
+        ("an-api-key-in-the-wrong-field", "does not begin with crn:v1"),
+    ],
+)
+def test_a_wrong_crn_is_told_where_it_is_wrong(text: str, said: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        parse_crn(text)
+    assert said in caught.value.message
+    assert "an-api-key" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("region", "said"), [("us-west", "Did you mean 'us-east'?"), ("eu-fr", ""), ("jp-tok", "give its address")]
+)
+def test_a_region_that_there_is_not_is_refused_unless_its_address_is_given(region: str, said: str) -> None:
+    crn = CRN.replace("us-east", region)
+    with pytest.raises(InvalidInput) as caught:
+        make(crn=crn)
+    assert (caught.value.field, repr(region) in caught.value.message) == ("crn", True)
+    assert said in str(caught.value)
+    assert make(crn=crn, base_url="https://host.example/x").region == region
+
+
+@pytest.mark.parametrize(
     ("region", "dialect", "url"),
     [
         ("us-east", "cloud", "https://quantum.cloud.ibm.com/api/v1"),

@@ -63,7 +63,7 @@ def test_a_result_that_does_not_come(iam: HTTPXMock, connect: Connect, status: i
     with pytest.raises(ResultNotReady) as caught:
         client.run(client.result("d1", grace=0.3))
     assert caught.value.advice.kind == "same-request"
-    assert len(sent(iam, "results")) == 3
+    assert 1 < len(sent(iam, "results")) <= 3
 
 
 @pytest.mark.parametrize("status", ["Queued", "Running", "Odd"])
@@ -177,12 +177,14 @@ def test_a_refusal_about_a_known_job_is_not_believed_at_once(iam: HTTPXMock, con
     assert client.run(client.result("d1")).counts() == {"11": 1, "00": 1}
 
 
-def test_a_private_result_that_was_read_before(iam: HTTPXMock, connect: Connect) -> None:
-    iam.add_response(url=RESULTS, status_code=404, json=GONE)
+@pytest.mark.parametrize("answer", [{"status_code": 404, "json": GONE}, {"status_code": 200}, {"status_code": 204}])
+def test_a_private_result_that_was_read_before(iam: HTTPXMock, connect: Connect, answer: dict[str, Any]) -> None:
+    iam.add_response(url=RESULTS, **answer)  # once: it is not asked for again
     iam.add_response(url=LOOK, json=job(private=True))
     client = connect()
-    with pytest.raises(NotFound, match="read before"):
-        client.run(client.result(JobRef(id="d1", private=True)))
+    with pytest.raises(NotFound, match="read before") as caught:
+        client.run(client.result(JobRef(id="d1", private=True), grace=0))
+    assert caught.value.advice.kind == "never"
 
 
 def test_an_unknown_job(iam: HTTPXMock, connect: Connect) -> None:

@@ -117,7 +117,7 @@ async def test_a_caller_cancelled_before_its_work_began_waits_for_it_as_well() -
 
     def block() -> None:
         blocked.set()
-        release.wait(5)
+        release.wait(60)
 
     network_loop().loop.call_soon_threadsafe(block)
     assert await asyncio.to_thread(blocked.wait, 5)
@@ -179,9 +179,9 @@ def script(code: str) -> str:
     """Run a script of its own, which must end well without a warning, and return what it printed."""
     shown = ("-W", "default::ResourceWarning", "-W", "default::RuntimeWarning")
     began = time.monotonic()
-    run = subprocess.run([sys.executable, *shown, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    run = subprocess.run([sys.executable, *shown, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert (run.returncode, run.stderr) == (0, "")
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 50  # what it left would take a minute
     return run.stdout.strip()
 
 
@@ -364,13 +364,13 @@ def test_an_exception_set_by_another_thread_ends_a_blocked_caller_and_its_work()
 
     thread = threading.Thread(target=caller)
     thread.start()
-    assert work.began.wait(5)
+    assert work.began.wait(60)
     assert thread.ident is not None
     while not waits_for_a_result(thread.ident):
         time.sleep(0.01)
     sent = time.monotonic()
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_long(thread.ident), ctypes.py_object(Interrupted))
-    thread.join(10)
+    thread.join(60)
     ((at_last, how),) = raised
     assert how == "cancelled"
     assert at_last - sent < 3

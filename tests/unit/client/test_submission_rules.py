@@ -124,7 +124,7 @@ def test_after_a_stop_by_the_budget_the_next_caller_goes_on() -> None:
         raise QuantumRuntimeError("no room")
 
     first, second = several(service, {"before_post": no_room}, {})
-    assert str(first) == "no room"
+    assert str(first) == "no room."
     assert (second.id, len(service.posts)) == ("d1", 1)
 
 

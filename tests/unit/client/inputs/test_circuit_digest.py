@@ -105,7 +105,7 @@ print(spec.digest())
 def test_one_circuit_built_in_two_processes_has_one_digest() -> None:
     found = [
         subprocess.run(
-            [sys.executable, "-c", BUILD, str(before)], check=True, timeout=60, capture_output=True, text=True
+            [sys.executable, "-c", BUILD, str(before)], check=True, timeout=300, capture_output=True, text=True
         ).stdout
         for before in (0, 5)
     ]

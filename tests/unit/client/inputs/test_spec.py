@@ -60,5 +60,5 @@ def test_the_digest_is_the_same_in_another_process() -> None:
         " options={'a': {'b': 1, 'c': 2}}).digest())"
     )
     env = {"PYTHONHASHSEED": "7"}
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env, timeout=60)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env, timeout=300)
     assert run.stdout.strip() == SPEC.digest()

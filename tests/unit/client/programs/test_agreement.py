@@ -81,7 +81,7 @@ def test_a_difference_is_found_and_told() -> None:
     assert found.agrees
     assert len(found.comparisons) == 2
     assert "agree: the smallest p-value of 2 comparisons is" in str(found)
-    assert "at most 0.10% of cases" in str(found)
+    assert "at most 0.1% of cases" in str(found)
     found = compare_results(one, other)
     assert not found.agrees
     assert found.comparisons[0].what == "pubs[1] point 0"
@@ -89,6 +89,44 @@ def test_a_difference_is_found_and_told() -> None:
     # An outcome that only one route has counts as well, be each of its kind ever so rare.
     tail = {format(place, "07b"): 1 for place in range(2, 100)}
     assert compare_counts({"0000000": 1000}, {"0000000": 902, **tail}).p_value < 1e-6
+
+
+RATES = (0.2, 0.05, 0.01)
+PAIRS = 600
+
+
+def _drawn(draw: random.Random, *, tilt: float = 0.0) -> list[JobResult]:
+    """A result of counts and one of values, as a job of two PUBs each would give them."""
+    counts = [
+        dict(Counter(draw.choices(["00", "01", "10", "11"], weights=[0.5 - tilt, 0.02, 0.01, 0.47 + tilt], k=800)))
+        for _ in range(3)
+    ]
+    values, errors = [], []
+    for expected in (-1.0, -0.2, 0.0, 0.6 + tilt, 0.9):
+        ones = sum(draw.random() < (1 - expected) / 2 for _ in range(800))
+        values.append(1 - 2 * ones / 800)
+        errors.append(math.sqrt((1 - values[-1] ** 2) / 800))
+    return [_result(counts), _estimates(values, errors)]
+
+
+def test_whole_results_are_said_to_differ_no_more_often_than_stated() -> None:
+    draw = random.Random(12)
+    alarms = {(kind, rate): 0 for kind in range(2) for rate in RATES}
+    for _ in range(PAIRS):
+        for kind, pair in enumerate(zip(_drawn(draw), _drawn(draw), strict=True)):
+            for rate in RATES:
+                alarms[kind, rate] += not compare_results(*pair, false_alarm=rate).agrees
+    for (kind, rate), found in alarms.items():
+        # Four standard deviations of a binomial above what is stated; and not far below it either.
+        assert found <= PAIRS * rate + 4 * math.sqrt(PAIRS * rate), (kind, rate, found)
+        assert found >= PAIRS * rate * 0.4 - 4 * math.sqrt(PAIRS * rate), (kind, rate, found)
+
+
+def test_a_difference_that_is_large_enough_is_found_nearly_always() -> None:
+    draw = random.Random(13)
+    for kind in range(2):
+        pairs = [(_drawn(draw)[kind], _drawn(draw, tilt=0.25)[kind]) for _ in range(60)]
+        assert sum(not compare_results(*pair, false_alarm=0.001).agrees for pair in pairs) >= 55
 
 
 def test_estimates() -> None:

@@ -387,7 +387,7 @@ body = {{"schema_version": "v2.0", "data": [item, item],
 result = JobResult.from_body(json.dumps(body), job_id="d1")
 print(result.expectation_values(), len(result.to_table()))
 """
-    run_ = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
+    run_ = subprocess.run([sys.executable, "-c", code], timeout=300, capture_output=True, text=True)
     assert run_.stdout.split() == ["[1.0,", "1.5]", "2"], run_.stderr
 
 

@@ -55,7 +55,7 @@ def test_a_circuit_built_again_and_one_that_went_as_text() -> None:
     kept = _kept([(_circuit(), [0.1])], shots=10)
     assert kept != on_executor(spec).prepared
     assert executor_difference(spec, kept) is None
-    text = on_executor(spec, form="openqasm3").prepared
+    text = on_executor(replace(spec, circuit_form="openqasm3")).prepared
     assert text is not None
     assert executor_difference(spec, text) is None
     assert "circuits is another" in str(executor_difference(spec, _kept([(_circuit(0.5), [0.1])], shots=10)))

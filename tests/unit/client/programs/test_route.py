@@ -27,9 +27,6 @@ from tests.support.circuits import BELL
         ("service", "executor", {"raw": True}, Route("service", "executor")),
         ("executor", "executor", {"raw": True}, Route("service", "executor")),
         ("auto", "noise-learner", {"raw": True}, Route("service", "noise-learner")),
-        # The legacy dialect has one way.
-        ("auto", "sampler", {"dialect": "legacy"}, Route("service", "sampler")),
-        ("service", "sampler", {"dialect": "legacy"}, Route("service", "sampler")),
     ],
 )
 def test_the_table(requested: str, program: str, given: dict[str, Any], want: Route) -> None:
@@ -42,8 +39,6 @@ def test_the_table(requested: str, program: str, given: dict[str, Any], want: Ro
         ("fast", "sampler", {}, "'fast'"),
         ("executor", "noise-learner", {}, "'noise-learner'"),
         ("executor", "noise-learner", {"raw": True}, "raw params="),
-        ("executor", "sampler", {"dialect": "legacy"}, "legacy"),
-        ("service", "executor", {"dialect": "legacy"}, "legacy"),
     ],
 )
 def test_ways_that_there_are_not(requested: str, program: str, given: dict[str, Any], word: str) -> None:

@@ -164,7 +164,7 @@ def test_counting_with_and_without_numpy(bits: int) -> None:
         "print(json.dumps(counts))"
     )
     there = subprocess.run(
-        [sys.executable, "-c", code], input=body, capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], input=body, capture_output=True, text=True, check=True, timeout=300
     )
     assert json.loads(there.stdout) == here
 

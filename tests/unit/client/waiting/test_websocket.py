@@ -303,7 +303,7 @@ async def test_cancelled_it_leaves_a_silent_server_at_once() -> None:
 
     async with serving(silent, settings=StreamSettings()) as seen:
         following = asyncio.create_task(seen.stream.follow())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not seen.stream.connected:  # noqa: ASYNC110 - the stream offers a flag only
                 await asyncio.sleep(0.01)
         began = time.monotonic()
@@ -332,7 +332,7 @@ async def test_a_flood_is_given_up_and_holds_nothing_up() -> None:
     async with serving(flood) as seen:
         ticking = asyncio.create_task(tick())
         began = time.monotonic()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             assert await seen.stream.follow() == "given-up"
         ticking.cancel()
     assert time.monotonic() - began < 2

@@ -1,0 +1,138 @@
+"""Draw a job's circuits and estimate their error from the backend's calibration, where Qiskit is loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prefect_qruntime.client.inputs.circuits import load_qpy
+from prefect_qruntime.client.inputs.spec import Pub
+from prefect_qruntime.printable import printable
+
+__all__ = ["circuit_section", "is_drawable", "success_probability"]
+
+_CIRCUITS = 2  # circuits that are drawn
+_GATES = 150  # gates of the largest circuit that is drawn
+_QUBITS = 12  # and its qubits in use
+_WIDTH = 96  # characters of a drawing's line
+_FREE = frozenset({"barrier", "delay"})
+
+
+def is_drawable(wish: str) -> bool:
+    """Whether circuits are drawn here: never, always, or where Qiskit is loaded anyway.
+
+    Args:
+        wish: The setting `circuit_drawings`.
+    """
+    return wish == "always" or (wish == "loaded" and "qiskit.circuit" in sys.modules)
+
+
+def circuit_section(pubs: Sequence[Pub], backend: str, properties: Mapping[str, Any] | None) -> str:
+    """The first circuits of a job as text drawings, each with its size and its estimated error.
+
+    Args:
+        pubs: The PUBs as they were sent.
+        backend: Name of the backend.
+        properties: Its calibration, where known.
+
+    Returns:
+        Markdown; empty if no circuit can be read.
+    """
+    parts = []
+    for place, pub in enumerate(pubs[:_CIRCUITS]):
+        if (circuit := _read(pub)) is None:
+            continue
+        parts.append(_about(circuit, place))
+        if properties is not None and (good := success_probability(circuit, properties)) is not None and good < 1:
+            parts.append(_estimate(good, backend, properties))
+        parts += _drawing(circuit)
+    if parts and len(pubs) > _CIRCUITS:
+        parts.append(f"{len(pubs)} circuits in all.")
+    return "\n\n".join(parts)
+
+
+def success_probability(circuit: Any, properties: Mapping[str, Any]) -> float | None:
+    """The product of (1 - error) over all gates and measurements of a circuit, as the calibration has them.
+
+    Args:
+        circuit: A `QuantumCircuit` in the backend's own gates, its qubits numbered as the backend's.
+        properties: The answer of `GET /backends/{id}/properties`.
+
+    Returns:
+        A number from 0 to 1, or None if the calibration does not have some gate where the circuit uses it.
+    """
+    gates = {
+        (gate.get("gate"), tuple(gate.get("qubits", ()))): _value(gate.get("parameters"), "gate_error")
+        for gate in properties.get("gates", ())
+    }
+    readouts = [_value(qubit, "readout_error") for qubit in properties.get("qubits", ())]
+    logs = 0.0
+    for step in circuit.data:
+        name, qubits = step.operation.name, tuple(circuit.find_bit(qubit).index for qubit in step.qubits)
+        if name in _FREE:
+            continue
+        if name == "measure":
+            error = readouts[qubits[0]] if qubits[0] < len(readouts) else None
+        else:
+            error = gates.get((name, qubits), gates.get((name, qubits[::-1])))
+        if error is None or not 0 <= error <= 1:
+            return None
+        if error == 1:
+            return 0.0
+        logs += math.log1p(-error)
+    return math.exp(logs)
+
+
+def _value(parameters: Any, name: str) -> float | None:
+    for one in parameters or ():
+        if one.get("name") == name and isinstance(one.get("value"), int | float):
+            return float(one["value"])
+    return None
+
+
+def _read(pub: Pub) -> Any | None:
+    """The circuit as Qiskit's own; None if Qiskit's readers refuse the text, which the service may take."""
+    if not isinstance(pub.circuit, str):
+        return load_qpy(pub.circuit, field="pubs")
+    from qiskit import qasm2, qasm3
+
+    for reader in (qasm3.loads, qasm2.loads):
+        with contextlib.suppress(Exception):
+            return reader(pub.circuit)
+    return None
+
+
+def _used(circuit: Any) -> int:
+    return len({qubit for step in circuit.data for qubit in step.qubits})
+
+
+def _about(circuit: Any, place: int) -> str:
+    pairs = sum(len(step.qubits) == 2 and step.operation.name != "barrier" for step in circuit.data)
+    gates = sum(step.operation.name not in ("measure", *_FREE) for step in circuit.data)
+    facts = (
+        f"{_used(circuit)} of {circuit.num_qubits} qubits",
+        f"{gates} gate{'' if gates == 1 else 's'}, {pairs} on two qubits",
+        f"depth {circuit.depth()}",
+    )
+    return f"**Circuit {place}**: {'; '.join(facts)}."
+
+
+def _estimate(good: float, backend: str, properties: Mapping[str, Any]) -> str:
+    date = printable(str(properties.get("last_update_date", ""))[:10])
+    when = f" of {date}" if date else ""
+    return (
+        f"Estimated error: **{1 - good:.1%}** of the shots meet at least one faulty gate or readout. Multiplied out of "
+        f"the gate and readout errors in the calibration{when} of {printable(backend, 60)}; crosstalk, idle time and "
+        "error mitigation are left out."
+    )
+
+
+def _drawing(circuit: Any) -> list[str]:
+    if len(circuit.data) > _GATES or _used(circuit) > _QUBITS:
+        return ["Too large for a drawing."]
+    text = str(circuit.draw("text", fold=_WIDTH, idle_wires=False, vertical_compression="high"))
+    # Blanks at the ends of lines mean nothing, and three backquotes would end the block.
+    return ["\n".join(["```text", *(line.rstrip().replace("```", "'''") for line in text.splitlines()), "```"])]

@@ -1,0 +1,448 @@
+"""Sweep one instance: close the sessions there that finished flow runs and dead processes left, find their live jobs.
+
+A session is ours if a record in Prefect, the note of a process or the `qr-flow:` tags of all jobs in it say so;
+sessions of others, and those that a flow run or a living process still uses, are never touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from prefect.client.schemas.actions import ArtifactUpdate
+from prefect.exceptions import ObjectNotFound
+from pydantic import BaseModel, ConfigDict
+
+from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
+from prefect_qruntime.models import Job, Session, SessionRef
+from prefect_qruntime.observability import notifications
+from prefect_qruntime.observability.artifacts import Record, find_records, job_owners
+from prefect_qruntime.prefect_api import api
+from prefect_qruntime.redact import get_logger
+from prefect_qruntime.tasks.session_notes import SessionNote, is_note
+
+__all__ = ["LOOK_BACK", "NOTED_BACK", "Found", "InstanceSweeper", "Owners", "Swept", "owner_of"]
+
+log = get_logger(__name__)
+
+LOOK_BACK = timedelta(hours=48)  # over which all jobs are listed; live ones and those noted as such always are
+NOTED_BACK = timedelta(days=30)  # over which notes in Prefect are completed
+_MOST_LOOKS = 200  # at single jobs, in one sweep of a block
+_OPENING = timedelta(minutes=10)
+"""How far apart the clocks of Prefect and of the service may be for a session whose id was never noted."""
+
+
+_CLOSED, _DRAINS, _CANCELLED = "closed", "drains, takes no more jobs", "cancelled"
+_LEFT, _WITH_SESSION = "left alone", "ends with its session"
+_DELETED, _DEAD, _EXPIRED = "Deleted", "Ended", "Expired"
+_DRAINED_AFTER = ("Crashed", _DELETED, _DEAD, _EXPIRED)
+"""States of an owner after which queued jobs still run: somebody may come back for them, or fetch them by id."""
+
+
+class Swept(BaseModel):
+    """One thing found, with the flow run or the process that left it and the state of that."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    block: str
+    flow_run: str | None
+    flow_state: str
+    action: str
+    url: str | None = None
+    process: str | None = None
+
+    @property
+    def is_dealt_with(self) -> bool:
+        """Whether nothing is left to do about it."""
+        return self.action in (_CLOSED, _DRAINS, _CANCELLED, _WITH_SESSION)
+
+
+class Owners:
+    """The states of flow runs, asked once each.
+
+    Args:
+        noted: Flow runs that records of this Prefect server name.
+    """
+
+    def __init__(self, noted: set[str]) -> None:
+        self._noted = noted
+        self._known: dict[str, str | None] = {}
+
+    async def over(self, flow_run_id: str | None) -> str | None:
+        """The final state's name, or None while the flow run may still go on."""
+        if flow_run_id is None:
+            return None
+        if flow_run_id not in self._known:
+            self._known[flow_run_id] = await self._ask(flow_run_id)
+        return self._known[flow_run_id]
+
+    async def _ask(self, flow_run_id: str) -> str | None:
+        try:
+            flow_run = await (await api()).read_flow_run(UUID(flow_run_id))
+        except ObjectNotFound:
+            # Deleted, if this server holds a record of it; else another server's, and not ours to judge.
+            return _DELETED if flow_run_id in self._noted else None
+        except ValueError:
+            return None
+        state = flow_run.state
+        return state.name if state is not None and state.is_final() else None
+
+
+@dataclass(slots=True)
+class Found:
+    """What was found with one block."""
+
+    sessions: list[Swept] = field(default_factory=list)
+    jobs: list[Swept] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+class InstanceSweeper:
+    """Sweeps one instance."""
+
+    def __init__(
+        self,
+        block: str,
+        client: QuantumRuntimeClient,
+        owners: Owners,
+        records: list[Record],
+        notes: list[SessionNote],
+        unfinished: Mapping[str, Record],
+        dry_run: bool,
+        found: Found,
+        same: Sequence[InstanceSweeper],
+    ) -> None:
+        self._found = found
+        self._same = same  # all that sweep this instance
+        self._block = block
+        self._client = client
+        self._owners = owners
+        self._records = [record for record in records if not is_note(record)]
+        self._notes = [note for note in notes if self.reaches(note)]
+        self._dry_run = dry_run
+        self._seen: set[str] = set()
+        self._unfinished = unfinished
+        # Flow runs by session; None stands for a job that is not ours.
+        self._users: dict[str, set[str | None]] = {}
+        self._noted: set[str] = set()
+        self._in_jobs: dict[str, None] = {}
+        self._session_of: dict[str, str] = {}
+        self._known: set[str | None] | None = None  # jobs that Prefect has notes of, once asked
+        for record in self._records:
+            if session_id := record.meta.get("session"):
+                self._noted.add(session_id)
+                self._users.setdefault(session_id, set()).add(owner_of(record))
+        self._gone = {note.record.key: note.is_gone for note in self._notes}
+        for note in self._notes:
+            if session_id := note.meta.get("session"):
+                self._noted.add(session_id)
+                if not self._gone[note.record.key]:  # in use, as far as can be told
+                    self._users.setdefault(session_id, set()).add(None)
+
+    def reaches(self, note: SessionNote) -> bool:
+        """Whether the note's session is in this instance."""
+        here = self._client.connection
+        return (note.meta.get("crn"), note.meta.get("base_url")) == (here.crn, here.base_url)
+
+    async def sweep(self, cancel_jobs: bool) -> None:
+        """Look at everything, and keep what was found, also where the instance stops answering."""
+        try:
+            self._found.jobs += await self.jobs(cancel_jobs)  # first: they tell who uses which session
+            self._found.sessions += await self.sessions()
+            self._found.sessions += await self.sessions_of_processes()
+            self._found.sessions += await self.sessions_of_jobs()
+            self._found.jobs[:] = [self._after_sessions(entry) for entry in self._found.jobs]
+        except (QuantumRuntimeError, ValueError) as error:
+            self._found.problems.append(f"{self._block}: {error}")
+
+    def _after_sessions(self, job: Swept) -> Swept:
+        """A job's entry now that sessions were closed: those that were not to be drained dropped their queued jobs."""
+        closed = {entry.id for entry in self._found.sessions if entry.action == _CLOSED}
+        if job.action == _LEFT and self._session_of.get(job.id) in closed:
+            return job.model_copy(update={"action": _WITH_SESSION})
+        return job
+
+    async def jobs(self, cancel_jobs: bool) -> list[Swept]:
+        """Report live jobs whose flow run is over, and learn who uses which session."""
+        swept = []
+        for job in await self._jobs():
+            owner = job.flow_run_id
+            users = {owner}
+            state = None
+            if owner is not None and job.is_terminal:
+                await self._complete_record(job, owner)
+            if owner is not None and not job.is_terminal:
+                state = await self._owners.over(owner)
+                if state is not None:
+                    # A later flow run may have attached to it by an explicit key; the tag names the first.
+                    users |= await job_owners(job.id, since=datetime.now(UTC) - NOTED_BACK)
+                    state = await self._all_over(users)
+            if job.session_id:
+                self._in_jobs[job.session_id] = None
+                self._session_of[job.id] = job.session_id
+                self._users.setdefault(job.session_id, set()).update(users)
+            if owner is None or state is None:
+                continue
+            action = _LEFT
+            if cancel_jobs and state != "Crashed":
+                action = "would be cancelled" if self._dry_run else await self._cancel(job.id)
+            swept.append(self._entry(job.id, state, action, flow_run=owner, url=job.url))
+        return swept
+
+    async def _jobs(self) -> list[Job]:
+        """The jobs of the last days, those that are live however old they are, and those whose end was never noted."""
+        found = {job.id: job for job in await self._client.jobs(created_after=datetime.now(UTC) - LOOK_BACK)}
+        found |= {job.id: job for job in await self._client.jobs(pending=True)}
+        missing = [
+            job_id
+            for job_id, record in self._unfinished.items()
+            if job_id not in found and record.meta.get("block") == self._block
+        ]
+        for job_id in missing[:_MOST_LOOKS]:
+            with contextlib.suppress(NotFound, InvalidInput):  # deleted
+                found[job_id] = await self._client.job(job_id)
+        return list(found.values())
+
+    async def _complete_record(self, job: Job, owner: str) -> None:
+        """Note the end and the final usage of a job whose process did not live to see them."""
+        if self._dry_run:
+            return
+        noted = self._unfinished.get(job.id)
+        if noted is None:
+            incomplete = await self._was_never_noted(job, owner)
+        else:
+            incomplete = job.usage_final or not noted.is_over
+        if incomplete:
+            await notifications.job_ended(job, [], flow_run_id=owner)
+
+    async def _was_never_noted(self, job: Job, owner: str) -> bool:
+        """Whether a finished flow run of this Prefect server could not note a job, because Prefect's API failed."""
+        if self._known is None:
+            found = await find_records("job", since=datetime.now(UTC) - NOTED_BACK)
+            self._known = {record.meta.get("id") for record in found}
+        return job.id not in self._known and await self._owners.over(owner) is not None
+
+    async def _cancel(self, job_id: str) -> str:
+        try:
+            await self._client.cancel(job_id)
+        except QuantumRuntimeError as error:
+            return f"could not be cancelled: {error.message}"
+        return _CANCELLED
+
+    async def _all_over(self, users: Iterable[str | None]) -> str | None:
+        """A final state if all these flow runs are over, one that spares jobs if it is among them; else None."""
+        states = [await self._owners.over(user) for user in users]
+        if not states or None in states:
+            return None
+        return next((state for state in states if state in _DRAINED_AFTER), states[0])
+
+    async def sessions(self) -> list[Swept]:
+        """Close the recorded sessions whose flow runs are over."""
+        swept = []
+        for record in self._records:
+            owner = owner_of(record)
+            if record.meta.get("block") != self._block or (record.meta.get("state") or "").lower() == "closed":
+                continue
+            if owner is None or await self._owners.over(owner) is None:
+                continue
+            known = record.meta.get("session")
+            found = [known] if known else await self._left_unnoted(record, f"flow run {owner}")
+            if found is None:
+                continue
+            done: list[Swept] = []
+            for session_id in found:
+                # Handed on to another flow run, it is still in use.
+                state = await self._all_over({owner, *(self._users.get(session_id, set()) - {None})})
+                if state is None:
+                    break
+                done += await self._close(session_id, state, flow_run=owner)
+            else:
+                if all(entry.action == _CLOSED for entry in done):  # others are looked at again
+                    with contextlib.suppress(Exception):
+                        await self._mark_closed(record)
+            swept += done
+        return swept
+
+    async def sessions_of_processes(self) -> list[Swept]:
+        """Close the sessions of scripts and notebooks whose process is gone; of others those that outlived their limit.
+
+        Whether a process of another host lives cannot be told, so its session is left alone while it may be in use.
+        """
+        swept = []
+        for note in self._notes:
+            known, gone = note.meta.get("session"), self._gone[note.record.key]
+            found = [known] if known else await self._left_unnoted(note.record, note.opener) if gone else []
+            for session_id in found or ():
+                session = await self._read(session_id)
+                if session is None or session.ref().is_closed:
+                    await self._forget(note)
+                    continue
+                users = self._users.get(session_id, set()) - {None}
+                if users and await self._all_over(users) is None:
+                    continue
+                if gone or _has_outlived_its_limit(session):
+                    done = await self._close(session_id, _DEAD if gone else _EXPIRED, process=note.opener)
+                    if all(entry.action == _CLOSED for entry in done):
+                        await self._forget(note)
+                    swept += done
+        return swept
+
+    async def _forget(self, note: SessionNote) -> None:
+        if not self._dry_run:
+            with contextlib.suppress(Exception):
+                await note.mark_closed()
+
+    async def _left_unnoted(self, record: Record, opener: str) -> list[str] | None:
+        """Sessions left by processes that died before they noted an id, this note's among them.
+
+        Which session belongs to which of several equal notes cannot be told and need not be: if there are no more
+        sessions than notes, and each note's process is gone, all of them were left.
+
+        Returns:
+            The sessions; None, with a problem reported, if one may be another's.
+        """
+        found = await self._never_noted(record)
+        rivals = [one for one in self._unnamed() if _may_be_the_same(one, record)] if found else []
+        gone = [one for one in rivals if await self._has_no_opener(one)]
+        if len(found) <= len(gone) == len(rivals):
+            return found
+        self._found.problems.append(
+            f"{self._block}: it cannot be told whether {opener} opened {' or '.join(found)}, so none is closed. Close "
+            "those that no flow uses with `prefect-qruntime sessions --close ID`."
+        )
+        return None
+
+    def _unnamed(self) -> list[Record]:
+        """The notes of openings on this instance whose session was never named."""
+        blocks = {sweeper._block for sweeper in self._same}
+        flows = [record for record in self._records if record.meta.get("block") in blocks]
+        notes = [note.record for note in self._notes]
+        return [
+            one
+            for one in (*flows, *notes)
+            if not one.meta.get("session") and (one.meta.get("state") or "").lower() != "closed"
+        ]
+
+    async def _has_no_opener(self, record: Record) -> bool:
+        """Whether the flow run or the process that wrote a note is over."""
+        if record.key in self._gone:
+            return bool(self._gone[record.key])
+        return await self._owners.over(owner_of(record)) is not None
+
+    async def _never_noted(self, record: Record) -> list[str]:
+        """Sessions that a process opened and died before it could note the id.
+
+        Only an unused session that no other record names, that fits the note in everything and was opened
+        right then, can be it.
+        """
+        if record.updated is None:
+            return []
+        kind = "batch" if record.meta.get("mode") == "batch" else "session"
+        try:
+            items = await self._client.workloads(
+                mode=kind, backend=record.meta.get("backend"), created_after=record.updated - _OPENING, limit=50
+            )
+        except NotFound:
+            return []  # such a host opens sessions by their first jobs, which name them
+        found = []
+        for item in items:
+            session = await self._read(str(item.get("id")))
+            if session is None or session.state != "open" or str(session.max_ttl) != record.meta.get("max_ttl"):
+                continue
+            begun = session.started_at
+            fits = begun is None or abs(begun - record.updated) <= _OPENING
+            if fits and session.id not in self._noted and session.id not in self._seen:
+                found.append(session.id)
+        return found
+
+    async def sessions_of_jobs(self) -> list[Swept]:
+        """Close sessions that are known by the tags of the jobs in them, all of them ours."""
+        swept = []
+        for session_id in self._in_jobs:
+            users = self._users[session_id]
+            owner = next(iter(users))
+            state = await self._all_over(users)
+            if owner is not None and state is not None:
+                swept += await self._close(session_id, state, flow_run=owner)
+        return swept
+
+    async def _read(self, session_id: str) -> Session | None:
+        try:
+            return await self._client.session(session_id)
+        except NotFound:
+            return None
+
+    async def _close(
+        self, session_id: str, state: str, *, flow_run: str | None = None, process: str | None = None
+    ) -> list[Swept]:
+        if session_id in self._seen:
+            return []
+        self._seen.add(session_id)
+        session = await self._read(session_id)
+        if session is None or session.ref().is_closed:
+            return []
+        drain = state in _DRAINED_AFTER
+        if self._dry_run:
+            action = "would be drained" if drain else "would be closed"
+        else:
+            try:
+                read = await self._client.close_session(session_id, drain=drain)
+            except QuantumRuntimeError as error:  # the others are still looked at
+                action = f"could not be closed: {error.message}"
+            else:
+                ref = SessionRef(id=session_id, backend=session.backend, state=read.state if read else "closed")
+                notifications.session_event("swept", ref, flow_run_id=flow_run, flow_state=state, drain=drain)
+                action = _CLOSED if read is None or read.ref().is_closed else _DRAINS
+        return [self._entry(session_id, state, action, flow_run=flow_run, process=process)]
+
+    async def _mark_closed(self, record: Record) -> None:
+        if self._dry_run:
+            return
+        await (await api()).update_artifact(
+            record.artifact_id, ArtifactUpdate(metadata_={**record.meta, "state": "closed"})
+        )
+
+    def _entry(
+        self,
+        identifier: str,
+        state: str,
+        action: str,
+        *,
+        flow_run: str | None = None,
+        process: str | None = None,
+        url: str | None = None,
+    ) -> Swept:
+        return Swept(
+            id=identifier,
+            block=self._block,
+            flow_run=flow_run,
+            flow_state=state,
+            action=action,
+            url=url,
+            process=process,
+        )
+
+
+def _has_outlived_its_limit(session: Session) -> bool:
+    """Whether the service should have closed a session long ago."""
+    begun = session.activated_at or session.started_at
+    limit = timedelta(seconds=session.max_ttl) if session.max_ttl else None
+    return begun is not None and limit is not None and datetime.now(UTC) - begun > limit + _OPENING
+
+
+def _may_be_the_same(one: Record, other: Record) -> bool:
+    """Whether a session may have been opened for either of two notes that name none."""
+    if one.updated is None or other.updated is None:
+        return False
+    equal = all(one.meta.get(name) == other.meta.get(name) for name in ("mode", "backend", "max_ttl"))
+    return equal and abs(one.updated - other.updated) <= 2 * _OPENING
+
+
+def owner_of(record: Record) -> str | None:
+    """The flow run that a record names as the owner, else the one that wrote it."""
+    return record.meta.get("flow_run") or (str(record.flow_run_id) if record.flow_run_id else None)

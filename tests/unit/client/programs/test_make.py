@@ -1,0 +1,97 @@
+"""Dry runs and forms of circuits, as a checked submission knows them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from prefect_qruntime.client.dialects.cloud import Cloud
+from prefect_qruntime.client.dialects.legacy import Legacy
+from prefect_qruntime.client.payload_check import differs_at_sight, shape
+from prefect_qruntime.client.programs import make_spec
+from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.models import Backend, Job, JobRef, JobStatus, mock_backend
+
+BELL = 'OPENQASM 3.0; include "stdgates.inc"; qubit[2] q; bit[2] c; h q[0]; cx q[0], q[1]; c = measure q;'
+
+
+@pytest.mark.parametrize(
+    ("backend", "mock"),
+    [
+        ("ibm_torino", "mock_torino"),
+        ("ibm_new_york", "mock_new_york"),
+        ("mock_torino", "mock_torino"),
+        ("aer", "mock_aer"),
+        ("odd_", "mock_odd_"),
+    ],
+)
+def test_the_mock_backend_of_a_backend(backend: str, mock: str) -> None:
+    assert mock_backend(backend) == mock
+
+
+@pytest.mark.parametrize("backend", ["ibm_torino", Backend(name="ibm_torino")])
+def test_a_dry_run_goes_to_the_mock_backend_and_is_another_work(backend: Any) -> None:
+    real = make_spec([BELL], backend=backend)
+    dry = make_spec([BELL], backend=backend, dry_run=True)
+    assert (real.dry_run, dry.dry_run) == (False, True)
+    assert Cloud().job_body(dry, (), None) == {**Cloud().job_body(real, (), None), "backend": "mock_torino"}
+    assert dry.digest() != real.digest()
+    assert shape(dry) != shape(real)
+
+
+def test_what_names_a_mock_backend_is_a_dry_run_without_being_called_one() -> None:
+    named = make_spec([BELL], backend="mock_torino")
+    assert named == make_spec([BELL], backend="ibm_torino", dry_run=True)
+    raw: dict[str, Any] = {"params": {"x": 1}, "program_id": "p"}
+    assert make_spec(None, backend="mock_a", **raw).digest() == make_spec(None, backend="mock_b", **raw).digest()
+    assert make_spec(None, backend="mock_a", **raw).digest() != make_spec(None, backend="ibm_a", **raw).digest()
+
+
+@pytest.mark.parametrize(("backend", "found"), [("mock_a", "ibm_a"), ("ibm_a", "mock_a")])
+def test_a_job_found_by_its_key_is_never_the_other_kind(backend: str, found: str) -> None:
+    spec = make_spec([BELL], backend=backend)
+    job = Job(id="j", status=JobStatus.COMPLETED, program_id="sampler", backend=found)
+    assert "dry run" in (differs_at_sight(spec, job) or "")
+    assert differs_at_sight(spec, job.model_copy(update={"backend": backend})) is None
+
+
+def test_the_legacy_dialect_has_none() -> None:
+    with pytest.raises(InvalidInput, match="dry_run: the legacy dialect has no mock backends"):
+        Legacy().job_body(make_spec([BELL], backend="b_c", dry_run=True), (), None)
+
+
+def test_handles_say_it() -> None:
+    assert JobRef(id="j", backend="mock_a").dry_run
+    assert not JobRef(id="j").dry_run
+    assert Job(id="j", status=None, backend="mock_a").dry_run
+
+
+@pytest.mark.parametrize("route", ["executor", "auto"])
+def test_the_form_of_circuits_is_kept_until_the_executor_is_turned_to(route: str) -> None:
+    from prefect_qruntime.client.programs.route import on_executor
+
+    spec = make_spec([BELL], backend="b", route=route, circuit_form="qpy")
+    program = on_executor(spec).prepared
+    assert program is not None
+    assert "b64_data" in program["quantum_program"]["circuits"]
+    assert spec.digest() == make_spec([BELL], backend="b").digest(), "neither route nor form is part of the key"
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        ({"pubs": [BELL], "circuit_form": "qpy"}, 'route="executor"'),
+        ({"pubs": [BELL], "circuit_form": "text", "route": "executor"}, "not 'text'"),
+        ({"pubs": None, "params": {}, "program_id": "executor", "circuit_form": "qpy"}, "as they are"),
+    ],
+)
+def test_a_form_without_effect_is_refused(given: dict[str, Any], word: str) -> None:
+    with pytest.raises(InvalidInput, match=word) as caught:
+        make_spec(backend="b", **given)
+    assert caught.value.field == "circuit_form"
+
+
+def test_dry_run_is_a_flag() -> None:
+    with pytest.raises(InvalidInput, match="dry_run"):
+        make_spec([BELL], backend="b", dry_run="yes")  # type: ignore[arg-type]

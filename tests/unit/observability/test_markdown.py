@@ -1,0 +1,116 @@
+"""The texts of records: what stays when a later wait attaches, one line for lists, plain words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import prefect_qruntime as qr
+from prefect_qruntime.observability.markdown import (
+    fetched_line,
+    history,
+    job_card,
+    job_description,
+    session_description,
+    session_title,
+    summary_description,
+    with_history,
+)
+
+QUEUED, RUNNING, DONE = "queued (0.1 s)", "running (4.0 s)", "completed (9.0 s)"
+
+
+def seen(*states: str, began: str = "first") -> dict[str, str]:
+    return {"seen": " → ".join(states), "began": began}
+
+
+def test_the_history_of_one_wait_grows_and_that_of_another_is_added() -> None:
+    facts = with_history({}, seen(QUEUED))
+    facts = with_history(facts, seen(QUEUED, RUNNING))
+    assert history(facts) == f"{QUEUED} → {RUNNING}"
+    facts = with_history(facts, seen("running (0.0 s)", began="second"))
+    facts = with_history(facts, seen("running (0.0 s)", DONE, began="second"))
+    told = f"{QUEUED} → {RUNNING}; attached: running (0.0 s) → {DONE}"
+    assert history(facts) == told
+    assert history(with_history(facts, seen("completed (0.0 s)", began="third"))) == told, "nothing new"
+    assert f"| seen | {told} |" in job_card({"id": "d1", **facts}, "")
+
+
+def test_a_history_stays_short_however_often_is_attached() -> None:
+    facts = with_history({}, seen(QUEUED))
+    for number in range(200):
+        facts = with_history(facts, seen("running (0.0 s)", f"odd{number} (1.0 s)", began=str(number)))
+    assert max(map(len, facts.values())) < 500
+    assert history(facts).startswith(QUEUED)
+    assert history(facts).endswith("odd199 (1.0 s)")
+
+
+def test_a_history_that_is_not_known_now_stays() -> None:
+    assert with_history(seen(QUEUED), {"usage_seconds": "2"})["seen"] == QUEUED
+
+
+@pytest.mark.parametrize(
+    ("facts", "ran"),
+    [
+        ({"seen": f"{QUEUED} → {DONE}"}, "not seen running"),
+        ({"seen": f"{RUNNING} → {DONE}"}, "first seen running"),
+        ({"seen": DONE}, "first seen completed"),
+        ({"seen": f"{QUEUED} → {DONE}", "run_seconds": "5.0"}, "about 5.0 s"),
+    ],
+)
+def test_how_long_a_job_ran_is_said_in_plain_words(facts: dict[str, str], ran: str) -> None:
+    assert f"| ran | {ran} |" in job_card({"id": "d1", "state": "Completed", **facts}, "")
+
+
+def test_what_goes_on_is_shown_until_the_end() -> None:
+    facts = {"id": "d1", "state": "Queued", "now": "queued 12 min, 14 jobs in the queue, ibm_torino online"}
+    assert "| now | queued 12 min, 14 jobs in the queue, ibm_torino online |" in job_card(facts, "")
+    assert "queued 12 min" not in job_card({**facts, "state": "Completed"}, "")
+
+
+@pytest.mark.parametrize("word", ["Completed", "Failed", "Cancelled", "canceled", "Cancelled - Ran too long"])
+def test_cost_is_said_in_lists_once_a_job_is_over(word: str) -> None:
+    facts = {"state": word, "backend": "ibm_torino", "usage_seconds": "1.5"}
+    assert job_description(facts) == f"{word[:1].upper()}{word[1:]} · ibm_torino · 1.5 QPU s"
+    assert job_description({**facts, "state": "Running"}) == "Running · ibm_torino"
+    assert job_description({"state": "submitted"}) == "Submitted"
+
+
+def test_the_lines_of_sessions_and_summaries() -> None:
+    assert session_title(qr.SessionRef(id="s1", mode="batch")) == "Batch s1"
+    assert session_title(qr.SessionRef()) == "Session, not opened yet"
+    assert session_description({"state": "open", "mode": "batch", "backend": "b"}) == "Open · batch · b"
+    assert summary_description({"jobs": "1", "usage_seconds": "2"}) == "1 job · 2 QPU s"
+    assert summary_description({"jobs": "12", "usage_seconds": "2.5"}) == "12 jobs · 2.5 QPU s"
+
+
+def result(*pubs: Any) -> qr.JobResult:
+    return qr.JobResult.from_body({"results": list(pubs)}, job_id="d1")
+
+
+def sampled(shots: int) -> dict[str, Any]:
+    return {"data": {"c": {"samples": ["0x1"] * shots, "num_bits": 2}}, "metadata": {}}
+
+
+@pytest.mark.parametrize(
+    ("pubs", "said"),
+    [
+        ([sampled(1)], "1 PUB, 1 shot, "),
+        ([sampled(2000)], "1 PUB, 2,000 shots, 12.1 kB"),
+        ([sampled(5), sampled(5)], "2 PUBs, 5 shots each, "),
+        ([sampled(5), sampled(7)], "2 PUBs, 5 to 7 shots each, "),
+        ([{"data": {"evs": 1.0}, "metadata": {}}], "1 PUB, "),
+        ([sampled(1)] * 60, "60 PUBs, "),
+    ],
+)
+def test_a_fetch_says_its_shots_and_its_size(pubs: list[Any], said: str) -> None:
+    line = fetched_line(result(*pubs))
+    assert line.startswith(f"fetched the result of job d1: {said}")
+    assert line.endswith("B") or line.endswith(" bytes")
+
+
+def test_a_result_of_another_shape_says_its_size() -> None:
+    assert (
+        fetched_line(qr.JobResult.from_body({"a": 1}, job_id="d1")) == "fetched the result of job d1: 0 PUBs, 7 bytes"
+    )
