@@ -43,9 +43,18 @@ def doors(folder: Path, ports: Sequence[int]) -> Iterator[None]:
             )
         ready.set()
 
+    async def live() -> None:
+        await serve()
+        await over.wait()
+
+    over = asyncio.Event()
+
     def work() -> None:
-        loop.run_until_complete(serve())
-        loop.run_forever()
+        loop.run_until_complete(live())
+        for task in (left := asyncio.all_tasks(loop)):
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        loop.close()
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
@@ -53,8 +62,8 @@ def doors(folder: Path, ports: Sequence[int]) -> Iterator[None]:
     try:
         yield
     finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
+        loop.call_soon_threadsafe(over.set)
+        thread.join(30)
 
 
 def on_host(name: str, folder: Path, ports: Sequence[int], command: Sequence[str]) -> list[str]:
