@@ -33,6 +33,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 __all__ = [
+    "ApprovalDenied",
     "AuthenticationError",
     "BackendOffline",
     "BudgetExhausted",
@@ -268,6 +269,10 @@ class BackendOffline(QuantumRuntimeError):
     """The backend is paused or offline, and the submission was to be refused then; nothing was sent."""
 
     default_advice = SAME_REQUEST
+
+
+class ApprovalDenied(QuantumRuntimeError):
+    """A person was asked to approve the cost and did not; nothing was sent."""
 
 
 class RateLimited(QuantumRuntimeError):

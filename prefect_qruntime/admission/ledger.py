@@ -126,7 +126,7 @@ def tally(
     held: Collection[str | None] = (),
     now: float = 0.0,
 ) -> Tally:
-    """Add up jobs as the service lists them, reservations of jobs not listed yet, and sessions. Dry runs cost nothing.
+    """Add up jobs as the service lists them, reservations not listed yet, and sessions. Dry runs cost nothing.
 
     Args:
         jobs: As the service lists them.

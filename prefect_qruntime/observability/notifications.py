@@ -20,6 +20,7 @@ from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.client.network_loop import SingleFlight, network_loop
 from prefect_qruntime.client.programs.agreement import RouteComparison
+from prefect_qruntime.client.programs.executor_result import executed_seconds
 from prefect_qruntime.client.provenance import Calibration, package_versions
 from prefect_qruntime.client.results.job_result import JobResult
 from prefect_qruntime.errors import BudgetExhausted, QuantumRuntimeError
@@ -113,7 +114,12 @@ def _facts(job: Job) -> dict[str, Any]:
 
 
 async def job_submitted(
-    ref: JobRef, *, block: str | None, flow_run_id: str | None, session: SessionRef | None = None
+    ref: JobRef,
+    *,
+    block: str | None,
+    flow_run_id: str | None,
+    session: SessionRef | None = None,
+    busy_seconds: float | None = None,
 ) -> None:
     """Report a job that was submitted or attached to, before anything waits for it.
 
@@ -122,6 +128,7 @@ async def job_submitted(
         block: Name of the credentials block, where it has one.
         flow_run_id: The flow run that owns the job.
         session: The session as the caller knows it, whose kind the service does not always repeat.
+        busy_seconds: What the cost model says of it, for later estimates.
     """
     kind = (session or ref.session or SessionRef()).kind
     log_to_run(
@@ -159,6 +166,7 @@ async def job_submitted(
         "key": ref.submission_key,
         "block": block,
         "flow_run": flow_run_id,
+        "busy_seconds": None if busy_seconds is None else f"{busy_seconds:.9g}",
         "dry_run": "yes: no QPU, no charge, random results" if ref.dry_run else None,
         "payload": None if ref.private else ref.payload_digest,
         "packages": " ".join(f"{name}=={version}" for name, version in package_versions().items()),
@@ -385,7 +393,12 @@ def job_fetched(job_id: str, result: JobResult) -> None:
             shown, executed = await asyncio.to_thread(read)
         except RuntimeError:  # the process ends and has no threads any more
             shown, executed = read()
-        facts: dict[str, str | None] = {"executed": executed}
+        # What is in a file is large, and is not read for this.
+        seconds = executed_seconds(result.body) if result.file is None else None
+        facts: dict[str, str | None] = {
+            "executed": executed,
+            "executed_seconds": None if seconds is None else f"{seconds:.9g}",
+        }
         if (known := result.provenance) is not None:
             facts |= _calibrated(known.calibrated_at, known.backend_version)
         if shown or any(facts.values()):

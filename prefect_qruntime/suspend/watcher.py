@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from uuid import UUID
 
 from prefect.events.worker import EventsWorker
@@ -40,7 +40,7 @@ log = get_logger(__name__)
 _ALL_AGAIN = 120.0  # seconds after which everything in Prefect is read anew, not only what is new
 _AGAIN = 60.0  # seconds until a wait that failed is taken up again
 _CLAIMED = 15.0  # seconds until a wait that another watcher ends is looked at again
-_UNSEEN = 60.0  # seconds that a job may take to become visible
+_PATIENCE = Deadlines()
 _AT_ONCE = 2  # waits that are ended at the same time: a Prefect server on SQLite stands still when asked for more
 _EVENTS_OUT = 10.0  # seconds that events may take to reach Prefect
 
@@ -274,8 +274,7 @@ class _Watcher:
         client = await self._client(wait.block)
         try:
             if self._once:
-                async with self._gate:
-                    job = await client.job(wait.job_id)
+                job = await client.look(wait.job_id, deadlines=_PATIENCE, known=True)
                 return job if job.is_terminal else None
 
             async def on_change(seen: Job, waited: float) -> None:
@@ -283,12 +282,9 @@ class _Watcher:
                 if seen.status is JobStatus.RUNNING:
                     _tell(wait, seen)
 
-            return await client.wait(wait.job_id, deadlines=Deadlines(unknown=_UNSEEN), on_change=on_change)
+            return await client.wait(wait.job_id, deadlines=_PATIENCE, on_change=on_change, known=True)
         except NotFound as error:
-            if not resume.says_unknown(error):
-                raise  # no word of the service's: taken up again, as after any other outage
-            # Right after its submission a job may not be visible yet; `wait` has been patient already.
-            return None if self._once and _is_fresh(wait) else error
+            return error
 
     async def _end(self, entry: _Followed, end: Job | NotFound) -> None:
         """Tell of the end, and resume the flow run unless somebody else does."""
@@ -370,10 +366,6 @@ class _Watcher:
 
     def _problem(self, about: str, text: str) -> None:
         self._problems[about] = redact(text)
-
-
-def _is_fresh(wait: Wait) -> bool:
-    return wait.noted is not None and datetime.now(UTC) - wait.noted < timedelta(seconds=_UNSEEN)
 
 
 def _tell(wait: Wait, job: Job) -> None:

@@ -195,7 +195,13 @@ async def _submit(
                 await note_session(credentials, usable.token, ref.session, where)
                 notifications.session_event("opened", ref.session, max_ttl=ref.session.max_ttl)
             ref = ref.model_copy(update={"payload_digest": plan.digest, "certain": ref.certain and not spec.doubts})
-            await notifications.job_submitted(ref, block=block, flow_run_id=where.flow_run_id, session=usable)
+            await notifications.job_submitted(
+                ref,
+                block=block,
+                flow_run_id=where.flow_run_id,
+                session=usable,
+                busy_seconds=plan.busy_seconds,
+            )
             if not ref.attached:
                 say_if_held(client, ref)
                 if not spec.private:

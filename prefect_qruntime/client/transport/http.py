@@ -274,14 +274,14 @@ class Transport:
             except QuantumRuntimeError as error:
                 if in_flight is not None and in_flight.withdrawn:
                     raise asyncio.CancelledError from None
-                raise self._with_block(error).with_traceback(None) from None
+                raise self.with_block(error).with_traceback(None) from None
         if isinstance(found, QuantumRuntimeError):
             if in_flight is not None and in_flight.withdrawn:
                 raise asyncio.CancelledError
-            raise self._with_block(found)
+            raise self.with_block(found)
         return found
 
-    def _with_block(self, error: QuantumRuntimeError) -> QuantumRuntimeError:
+    def with_block(self, error: QuantumRuntimeError) -> QuantumRuntimeError:
         """Name the block, and the region that its CRN names, in an error about the key or the instance."""
         named = " or ".join(repr(name) for name in sorted(self.blocks))
         where = f"block {named}" if named else "the credentials"
