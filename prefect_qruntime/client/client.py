@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn, TypeVar, Unpack
 
 from prefect_qruntime.client import sessions
 from prefect_qruntime.client.connection import Connection, check_id
+from prefect_qruntime.client.cost_core import CostEstimate, PastJob, estimate
 from prefect_qruntime.client.dialects import dialect_of
 from prefect_qruntime.client.fetching import fetch_result
 from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.client.network_loop import network_loop, on_network_loop
+from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.provenance import Calibration
 from prefect_qruntime.client.results.job_result import JobResult
 from prefect_qruntime.client.service import JobFilters, Service
@@ -184,6 +186,21 @@ class QuantumRuntimeClient:
     async def backend_properties(self, name: str, *, calibration_id: str | None = None) -> dict[str, Any]:
         """Calibration data of a backend: the present ones, or those of a calibration."""
         return await self._service().backend_properties(name, calibration_id=calibration_id)
+
+    @on_network_loop
+    async def estimate_cost(self, pubs: Any, *, past: Sequence[PastJob] = (), **fields: Any) -> CostEstimate:
+        """Estimate the QPU seconds of one job without submitting it; reads the instance's usage.
+
+        Args:
+            pubs: PUBs, as `submit_job` takes them.
+            past: Finished jobs of the same backend and program, newest first; the client keeps none itself.
+            fields: `backend`, `shots`, `options` and the other parameters of `make_spec`.
+
+        Raises:
+            InvalidInput: A field is wrong; it is named.
+        """
+        spec = await asyncio.to_thread(lambda: make_spec(pubs, **fields))
+        return estimate([spec], past, remaining_seconds=(await self._service().usage()).remaining_seconds)
 
     # ---- jobs ----------------------------------------------------------------------------------
 

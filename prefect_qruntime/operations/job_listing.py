@@ -119,7 +119,7 @@ class JobList(BaseModel):
     groups: list[JobGroup] = []
 
 
-def parse_since(text: str, *, now: datetime | None = None) -> datetime:
+def parse_since(text: str, *, now: datetime | None = None, field: str = "since") -> datetime:
     """Read a moment: an ISO date or time (local unless it names a zone), or a time span before now.
 
     Raises:
@@ -140,7 +140,7 @@ def parse_since(text: str, *, now: datetime | None = None) -> datetime:
         return datetime.fromisoformat(text.strip()).astimezone(UTC)
     except (ValueError, OverflowError):
         raise InvalidInput(
-            "must be a date or time like 2026-05-01T08:00, or a span like 90m, 24h or 7d", field="since"
+            "must be a date or time like 2026-05-01T08:00, or a span like 90m, 24h or 7d", field=field
         ) from None
 
 

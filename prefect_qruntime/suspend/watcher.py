@@ -21,13 +21,15 @@ from prefect_qruntime import prefect_api
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.waiting.plan import Deadlines
-from prefect_qruntime.credentials import aload_credentials
+from prefect_qruntime.credentials import aload_credentials, saved_blocks
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobStatus
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.events import Observation
 from prefect_qruntime.redact import get_logger, redact
+from prefect_qruntime.settings import current_settings
 from prefect_qruntime.suspend import resume, waits
+from prefect_qruntime.suspend.alarms import InstanceWatch
 from prefect_qruntime.suspend.resume import claimed
 from prefect_qruntime.suspend.waits import Wait
 
@@ -128,6 +130,9 @@ class _Watcher:
         self._all, self._all_at = True, 0.0
         self._counts = dict.fromkeys(("followed", "resumed", "told", "cancelled"), 0)
         self._problems: dict[str, str] = {}
+        self._instances: dict[str, InstanceWatch] = {}
+        self._instances_at = 0.0
+        self._looking: asyncio.Task[None] | None = None
 
     def report(self) -> WatchReport:
         """What was done so far."""
@@ -145,9 +150,37 @@ class _Watcher:
                 log.warning("Prefect's API did not answer, looking again later", exc_info=True)
                 return
         self._problems.pop("prefect", None)
+        self._look_at_instances()
         for entry in self._followed.values():
             if entry.task is None and time.monotonic() >= entry.not_before:
                 entry.task = asyncio.create_task(self._follow(entry))
+
+    def _look_at_instances(self) -> None:
+        """Now and then look after the instances too, beside the waits: one that does not answer holds up none."""
+        every = current_settings().watch_instance_seconds
+        busy = self._looking is not None and not self._looking.done()
+        if every and not busy and time.monotonic() >= self._instances_at:
+            self._instances_at = time.monotonic() + every
+            self._looking = asyncio.create_task(self._look_after_instances())
+
+    async def _look_after_instances(self) -> None:
+        try:
+            blocks = sorted(self._blocks) if self._blocks is not None else await saved_blocks()
+        except Exception:
+            log.warning("Prefect's API did not answer, so no instance is looked after now", exc_info=True)
+            return
+        seen = set[str]()
+        for block in blocks:
+            try:
+                client = await self._client(block)
+                if client.connection.crn not in seen:
+                    seen.add(client.connection.crn)
+                    await self._instances.setdefault(block, InstanceWatch(block)).look(client)
+            except Exception as error:
+                self._clients.pop(block, None)
+                self._problem(f"instance {block}", f"the instance of {block} could not be looked after: {error}")
+            else:
+                self._problems.pop(f"instance {block}", None)
 
     async def _look_at_all(self) -> None:
         """Now and then forget what was learnt, and see to what happened while no watcher was there."""
@@ -314,11 +347,15 @@ class _Watcher:
     async def ended(self) -> None:
         """Wait for the looks at all jobs; for a watcher that looks once."""
         tasks = [entry.task for entry in self._followed.values() if entry.task is not None]
+        if self._looking is not None:
+            tasks.append(self._looking)
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def stop(self) -> None:
         """Stop following; nothing is lost by it."""
         tasks = [entry.task for entry in self._followed.values() if entry.task is not None]
+        if self._looking is not None:
+            tasks.append(self._looking)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
