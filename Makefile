@@ -14,10 +14,11 @@ BENCH := .venv-bench
 FLOOR := .venv-floor
 RAY := .venv-ray
 # Unit tests that compare with nothing of Qiskit's or numpy's and need no Prefect server.
-QUICK := $(wildcard tests/unit/test_*.py) tests/unit/diagnostics tests/unit/observability tests/unit/client/transport \
+QUICK := $(wildcard tests/unit/test_*.py) tests/unit/diagnostics tests/unit/observability tests/unit/operations \
+         tests/unit/client/transport \
          tests/unit/client/waiting $(wildcard tests/unit/client/test_*.py)
 # What decides about money and polling is pure, so every branch of it can be tried.
-CORES := */client/waiting/plan.py,*/client/waiting/job_list.py,*/client/failures.py,*/client/answers.py,*/client/submission_core.py,*/admission/keys.py
+CORES := */client/waiting/plan.py,*/client/waiting/job_list.py,*/client/failures.py,*/client/answers.py,*/client/submission_core.py,*/client/cost_core.py,*/operations/usage_core.py,*/admission/keys.py,*/admission/session_budget.py,*/admission/share_core.py
 
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1

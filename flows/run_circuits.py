@@ -25,9 +25,11 @@ from prefect_qruntime import (
     authenticate,
     circuit_text,
     compare_routes as run_on_both_routes,
+    estimate_cost,
     fetch_results,
     hooks,
     list_backends,
+    require_approval,
     runtime_session,
     select_backend,
     submit_job,
@@ -86,6 +88,7 @@ def run_circuits(
     require_online: bool = False,
     once_per_slot: bool = False,
     compare_routes: bool = False,
+    require_approval_above: Annotated[float | None, Field(ge=0)] = None,
 ) -> list[dict[str, Any]]:
     """Run circuits, one job each, and tabulate their counts.
 
@@ -107,6 +110,8 @@ def run_circuits(
             that a slot that is run again, by hand or after a mishap, buys nothing again.
         compare_routes: Run each circuit both by the server's sampler and by the executor, which buys two jobs for
             each, and say whether the counts agree. The counts shown are those of the sampler.
+        require_approval_above: QPU seconds that the whole may cost without somebody's approval on the run's page;
+            empty to ask nobody.
 
     Returns:
         A row for each circuit, with its job, its shots, its counts and its bitstrings' frequencies.
@@ -118,6 +123,19 @@ def run_circuits(
         authenticate(credentials)
         list_backends(credentials)
         chosen = backend or select_backend(credentials).name
+        cost = estimate_cost(
+            credentials,
+            texts * 2 if compare_routes else texts,
+            one_job_each=True,
+            backend=chosen,
+            shots=shots,
+            max_execution_time=max_execution_time,
+            route=route,
+            circuit_form=circuit_form,
+            dry_run=dry_run,
+        )
+        if require_approval_above is not None:
+            require_approval(cost, above=require_approval_above)  # before a session is open
         jobs: list[JobRef] = []
         session = None
         if mode != "job" and not dry_run:
@@ -153,9 +171,8 @@ def run_circuits(
         where = shown_backend(chosen, dry_run)
         for row, comparison in zip(rows, compared, strict=False):
             row |= {"executor job": comparison.executor.id, "routes": "agree" if comparison.agrees else "differ"}
-        create_table_artifact(
-            key="qruntime-counts", table=rows, description=f"Counts of {len(rows)} circuits on {where}"
-        )
+        described = f"Counts of {len(rows)} circuits on {where}. Estimated: {cost}"
+        create_table_artifact(key="qruntime-counts", table=rows, description=described)
         for comparison in compared:
             print(comparison)
         print_table(rows, f"{len(rows)} circuits on {where}, {shots} shots each ({credentials.dialect} dialect)")

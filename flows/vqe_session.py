@@ -174,7 +174,8 @@ def vqe_session(
         route: By the server's programs, the executor, or whichever there is; empty for the setting `primitive_route`.
         circuit_form: How circuits travel to the executor.
         dry_run: Run on the mock backend that stands for the backend: no QPU, no charge, random results.
-        budget_block: Name of a Quantum Runtime Budget block that must have room for each job; empty for none.
+        budget_block: Name of a Quantum Runtime Budget block that must have room for the session and its jobs; empty
+            for none.
         require_online: Refuse to submit while the backend is paused or offline, instead of queueing there.
 
     Returns:
@@ -188,7 +189,8 @@ def vqe_session(
         wanted_shots = shots or (SHOTS_OF_QPU if credentials_block else SHOTS_OF_SANDBOX)
         session: SessionRef | None = None
         if not dry_run:
-            session = stack.enter_context(runtime_session(credentials, chosen, mode=mode, max_ttl=max_ttl))
+            opening = runtime_session(credentials, chosen, mode=mode, max_ttl=max_ttl, budget=budget_block)
+            session = stack.enter_context(opening)
         energies = Energies(
             credentials,
             H2,

@@ -21,7 +21,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from prefect_qruntime import hooks as hooks
     from prefect_qruntime.admission.budget import Budget as Budget
+    from prefect_qruntime.admission.policy import QuantumRuntimePolicy as QuantumRuntimePolicy
     from prefect_qruntime.client import QuantumRuntimeClient as QuantumRuntimeClient
+    from prefect_qruntime.client.cost_core import CostEstimate as CostEstimate
     from prefect_qruntime.client.programs.agreement import RouteComparison as RouteComparison
     from prefect_qruntime.client.results.job_result import JobResult as JobResult
     from prefect_qruntime.credentials import (
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
         load_credentials as load_credentials,
     )
     from prefect_qruntime.errors import (
+        ApprovalDenied as ApprovalDenied,
         AuthenticationError as AuthenticationError,
         BackendOffline as BackendOffline,
         BudgetExhausted as BudgetExhausted,
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
         JobTimeout as JobTimeout,
         NotFound as NotFound,
         PermissionDenied as PermissionDenied,
+        PolicyRefused as PolicyRefused,
         QuantumRuntimeError as QuantumRuntimeError,
         RateLimited as RateLimited,
         ResultNotReady as ResultNotReady,
@@ -85,10 +89,12 @@ if TYPE_CHECKING:
         acancel_job as acancel_job,
         aclose_session as aclose_session,
         acompare_routes as acompare_routes,
+        aestimate_cost as aestimate_cost,
         afetch_results as afetch_results,
         aget_usage as aget_usage,
         alist_backends as alist_backends,
         aopen_session as aopen_session,
+        arequire_approval as arequire_approval,
         aselect_backend as aselect_backend,
         asubmit_job as asubmit_job,
         authenticate as authenticate,
@@ -96,10 +102,12 @@ if TYPE_CHECKING:
         cancel_job as cancel_job,
         close_session as close_session,
         compare_routes as compare_routes,
+        estimate_cost as estimate_cost,
         fetch_results as fetch_results,
         get_usage as get_usage,
         list_backends as list_backends,
         open_session as open_session,
+        require_approval as require_approval,
         select_backend as select_backend,
         submit_job as submit_job,
         wait_for_completion as wait_for_completion,

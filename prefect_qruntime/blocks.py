@@ -6,7 +6,8 @@ Prefect registers every block class that a module holds, an imported base class 
 from __future__ import annotations
 
 from prefect_qruntime.admission.budget import Budget
+from prefect_qruntime.admission.policy import QuantumRuntimePolicy
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.jobs import QuantumRuntimeJob
 
-__all__ = ["Budget", "QuantumRuntimeCredentials", "QuantumRuntimeJob"]
+__all__ = ["Budget", "QuantumRuntimeCredentials", "QuantumRuntimeJob", "QuantumRuntimePolicy"]

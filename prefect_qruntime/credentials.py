@@ -12,6 +12,7 @@ from typing import Any
 from prefect.blocks.abstract import CredentialsBlock
 from pydantic import Field, HttpUrl, SecretStr, model_validator
 
+from prefect_qruntime.admission.policy import check_hosts
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.connection import DEFAULT_API_VERSION, Connection
 from prefect_qruntime.client.hosts import Dialects
@@ -160,12 +161,13 @@ class QuantumRuntimeCredentials(Loadable, CredentialsBlock):
         Returns:
             A report; `ok` tells whether jobs can be run, `problems` names each thing wrong with its cure.
         """
-        client = self.get_client()
-        return client.run(check_instance(client))
+        return network_loop().run(self.averify())
 
     async def averify(self) -> InstanceReport:
         """As `verify`, for async code."""
-        return await check_instance(self.get_client())
+        client = self.get_client()
+        await network_loop().arun(check_hosts(client.connection))
+        return await check_instance(client)
 
 
 def load_credentials(name: str) -> QuantumRuntimeCredentials:
@@ -173,6 +175,7 @@ def load_credentials(name: str) -> QuantumRuntimeCredentials:
 
     Raises:
         InvalidInput: No block of this type has the name, or a field of it is wrong.
+        PolicyRefused: It leads to a host that the installation's policy does not allow.
     """
     return network_loop().run(aload_credentials(name))
 
@@ -182,10 +185,13 @@ async def aload_credentials(name: str) -> QuantumRuntimeCredentials:
 
     Raises:
         InvalidInput: No block of this type has the name, or a field of it is wrong.
+        PolicyRefused: It leads to a host that the installation's policy does not allow.
     """
-    return await load_saved(
+    found = await load_saved(
         QuantumRuntimeCredentials, name, field="credentials_block", fix="Make one in the UI under Blocks."
     )
+    await network_loop().arun(check_hosts(found._connection(api_key="unchecked")))
+    return found
 
 
 def block_name(credentials: QuantumRuntimeCredentials) -> str | None:

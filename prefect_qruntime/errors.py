@@ -8,6 +8,7 @@ QuantumRuntimeError
 ├─ NotFound                no such job, session or backend in this instance
 ├─ UsageLimitReached       the instance has no QPU time left
 ├─ BudgetExhausted         your own budget has no QPU time left
+├─ PolicyRefused           the installation's policy does not allow it, nothing was sent
 ├─ RateLimited             429; the request was not accepted
 ├─ SubmissionUncertain     a create may or may not have been accepted: look before going on
 ├─ ServiceUnavailable      no answer, or a 5xx, until the deadline
@@ -32,6 +33,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 __all__ = [
+    "ApprovalDenied",
     "AuthenticationError",
     "BackendOffline",
     "BudgetExhausted",
@@ -42,6 +44,7 @@ __all__ = [
     "JobTimeout",
     "NotFound",
     "PermissionDenied",
+    "PolicyRefused",
     "QuantumRuntimeError",
     "RateLimited",
     "ResultNotReady",
@@ -258,10 +261,18 @@ class BudgetExhausted(QuantumRuntimeError):
     """Your own budget leaves no QPU time for this job; nothing was sent."""
 
 
+class PolicyRefused(QuantumRuntimeError):
+    """The installation's policy does not allow it; nothing was sent. `policy` names the block."""
+
+
 class BackendOffline(QuantumRuntimeError):
     """The backend is paused or offline, and the submission was to be refused then; nothing was sent."""
 
     default_advice = SAME_REQUEST
+
+
+class ApprovalDenied(QuantumRuntimeError):
+    """A person was asked to approve the cost and did not; nothing was sent."""
 
 
 class RateLimited(QuantumRuntimeError):

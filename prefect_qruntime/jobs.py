@@ -21,6 +21,7 @@ from prefect_qruntime.observability import notifications
 from prefect_qruntime.prefect_api import Loadable
 from prefect_qruntime.tasks.arguments import Submission, defaults_of, spelled_out
 from prefect_qruntime.tasks.cancel import acancel_job
+from prefect_qruntime.tasks.estimate import aestimate_cost, arequire_approval, estimate_cost, require_approval
 from prefect_qruntime.tasks.fetch import afetch_results, fetch_results
 from prefect_qruntime.tasks.submit import asubmit_numbered, submit_numbered
 from prefect_qruntime.tasks.wait import await_for_completion, wait_for_completion
@@ -38,6 +39,7 @@ def run_job(
     on_timeout: OnTimeout = "leave",
     stream: Stream = "auto",
     resubmit: int = 0,
+    require_approval_above: float | None = None,
     **submission: Unpack[Submission],
 ) -> JobResult:
     """Submit one job, wait for it and fetch its result, as three task runs. Creates at most `1 + resubmit` jobs.
@@ -51,12 +53,15 @@ def run_job(
         stream: Whether to use a websocket: `auto`, `always` or `never`.
         resubmit: How often a new job is submitted after the service said that one failed by the service's own
             fault (`JobFailed.retryable`); 0 submits no second one.
+        require_approval_above: QPU seconds that a job may cost without somebody's approval; see `require_approval`.
+            An approval holds for the jobs of `resubmit` too. None asks nobody.
         **submission: Backend, program, shots, limits and more: see `Submission`.
 
     Returns:
         The result.
 
     Raises:
+        ApprovalDenied: Somebody was asked and did not approve; nothing was submitted.
         QuantumRuntimeError: As the three tasks raise.
 
     Example:
@@ -71,7 +76,10 @@ def run_job(
         ```
     """
     job: JobRef | None = None
-    for left in _chances(resubmit):
+    chances = _chances(resubmit)
+    if require_approval_above is not None:
+        require_approval(estimate_cost(credentials, pubs, **submission), above=require_approval_above)
+    for left in chances:
         job = submit_numbered(credentials, pubs, replaces=job, **submission)
         try:
             wait_for_completion(
@@ -94,11 +102,15 @@ async def arun_job(
     on_timeout: OnTimeout = "leave",
     stream: Stream = "auto",
     resubmit: int = 0,
+    require_approval_above: float | None = None,
     **submission: Unpack[Submission],
 ) -> JobResult:
     """As `run_job`, for async flows."""
     job: JobRef | None = None
-    for left in _chances(resubmit):
+    chances = _chances(resubmit)
+    if require_approval_above is not None:
+        await arequire_approval(await aestimate_cost(credentials, pubs, **submission), above=require_approval_above)
+    for left in chances:
         job = await asubmit_numbered(credentials, pubs, replaces=job, **submission)
         try:
             await await_for_completion(

@@ -198,6 +198,9 @@ class Session(_Model):
     closed_at: datetime | None = None
     elapsed_time: float | None = None
     user_id: str | None = None
+    usage_seconds: float | None = Field(default=None, description="QPU seconds charged; only workloads say so.")
+    usage_units: float | None = Field(default=None, description="Resource units charged, where the service says so.")
+    usage_final: bool = False
 
     def ref(self) -> SessionRef:
         """The small handle that flows pass on."""
@@ -262,6 +265,8 @@ class Job(_Model):
     tags: tuple[str, ...] = ()
     usage_seconds: float | None = None
     usage_final: bool = False
+    usage_units: float | None = Field(default=None, description="Resource units charged, where the service says so.")
+    user_id: str | None = None
     estimated_running_seconds: float | None = None
     max_execution_time: int | None = None
     private: bool = False
@@ -361,6 +366,9 @@ class Usage(_Model):
     limit_seconds: float | None = None
     allocation_seconds: float | None = None
     limit_reached: bool = False
+    consumed_units: float | None = Field(default=None, description="In resource units; never added to seconds.")
+    limit_units: float | None = None
+    allocation_units: float | None = None
     period_start: datetime | None = None
     period_end: datetime | None = None
 

@@ -7,6 +7,7 @@ another machine, or this one after a clean-up, gets it back.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -127,24 +128,26 @@ def _store(storage: object) -> ResultStore:
     return ResultStore(result_storage=storage, serializer=PickleSerializer(), cache_result_in_memory=False)
 
 
-def _private_key(job_id: str) -> str:
-    return f"qruntime-private-{job_id}"
+def _private_key(crn: str, job_id: str) -> str:
+    """The name of a private result: of the instance, too, so that its id alone gives it to no other account."""
+    return f"qruntime-private-{hashlib.sha256(crn.encode()).hexdigest()[:20]}-{job_id}"
 
 
-async def read_private(job_id: str) -> JobResult | None:
-    """The stored copy, or None."""
-    store = get_result_store()
-    if not await store.aexists(_private_key(job_id)):
+async def read_private(crn: str, job_id: str) -> JobResult | None:
+    """The stored copy of an instance's private result, or None."""
+    store, key = get_result_store(), _private_key(crn, job_id)
+    if not await store.aexists(key):
         return None
-    record = await store.aread(_private_key(job_id))
+    record = await store.aread(key)
     kept = record.result
     return kept if isinstance(kept, JobResult) else None
 
 
-async def keep_private(result: JobResult, *, memory_limit: int) -> JobResult:
+async def keep_private(crn: str, result: JobResult, *, memory_limit: int) -> JobResult:
     """Store the only copy. A failure is told and does not lose the copy in hand.
 
     Args:
+        crn: The instance that ran it.
         result: The result, in the file that it was received into.
         memory_limit: Up to this many bytes it goes on in memory, and the file is removed once it is stored.
 
@@ -156,7 +159,7 @@ async def keep_private(result: JobResult, *, memory_limit: int) -> JobResult:
     store = get_result_store()
     try:
         stored = result.in_memory() if small else await share(result)
-        await store.awrite(obj=stored, key=_private_key(result.job_id))
+        await store.awrite(obj=stored, key=_private_key(crn, result.job_id))
     except Exception as error:
         where = f" is in {file.path}; move it to a safe place" if file else " handed on now is the only one"
         notifications.log_to_run(

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, contextmanager
 import anyio
 from prefect.exceptions import Pause
 
+from prefect_qruntime.admission.budget import BudgetLike
 from prefect_qruntime.cancellation import cancelled_by_user, policy
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.session_core import says_nothing_about_jobs
@@ -30,6 +31,7 @@ def runtime_session(
     *,
     mode: str = "dedicated",
     max_ttl: int | None = None,
+    budget: BudgetLike | None = None,
 ) -> Iterator[SessionRef]:
     """Open a session or batch for the `with` block and close it whatever happens.
 
@@ -42,6 +44,7 @@ def runtime_session(
         backend: Where.
         mode: `dedicated` or `batch`.
         max_ttl: Longest life in seconds; default from the settings (two hours).
+        budget: A `Budget` or the name of a saved one, which the session may use up but not exceed.
 
     Yields:
         The session to pass to `submit_job` or `run_job`. In the legacy dialect the first job opens it,
@@ -59,7 +62,7 @@ def runtime_session(
                 return [run_job(credentials, [circuit], backend=backend, session=session).counts() for _ in range(5)]
         ```
     """
-    session = open_session(credentials, backend, mode=mode, max_ttl=max_ttl)
+    session = open_session(credentials, backend, mode=mode, max_ttl=max_ttl, budget=budget)
     try:
         yield session
     except BaseException as left_by:
@@ -82,9 +85,10 @@ async def aruntime_session(
     *,
     mode: str = "dedicated",
     max_ttl: int | None = None,
+    budget: BudgetLike | None = None,
 ) -> AsyncIterator[SessionRef]:
     """As `runtime_session`, for async flows."""
-    session = await aopen_session(credentials, backend, mode=mode, max_ttl=max_ttl)
+    session = await aopen_session(credentials, backend, mode=mode, max_ttl=max_ttl, budget=budget)
     try:
         yield session
     except BaseException as left_by:

@@ -82,10 +82,41 @@ class QuantumRuntimeSettings(PrefectBaseSettings):
         default=None,
         description="Name of a saved budget that holds for every submission, together with a flow's own.",
     )
+    policy_block: str = Field(
+        default="qruntime-policy",
+        min_length=1,
+        description="Name of the policy that an administrator keeps in Prefect; it holds for every task if it exists.",
+    )
     usage_grace_seconds: float = Field(
         default=15.0,
         ge=0,
         description="How long a budget waits for the final usage of a finished job before it counts its limit instead.",
+    )
+    session_watch_seconds: float = Field(
+        default=10.0,
+        gt=0,
+        description="How often a session is looked at that has to be closed when its budget is used up.",
+    )
+    alarm_allowance_percent: float = Field(
+        default=20.0,
+        ge=0,
+        le=100,
+        description="The watcher gives an alarm when no more than this part of the instance's QPU time is left.",
+    )
+    alarm_idle_minutes: float = Field(
+        default=10.0,
+        gt=0,
+        description="The watcher gives an alarm when a dedicated session has had no job for so long.",
+    )
+    alarm_spending_factor: float = Field(
+        default=3.0,
+        gt=1,
+        description="The watcher gives an alarm when a day costs so many times the instance's usual one.",
+    )
+    watch_instance_seconds: float = Field(
+        default=60.0,
+        ge=0,
+        description="How often the watcher looks at each instance for alarms and its artifact; 0 for never.",
     )
     result_memory_limit_bytes: int = Field(
         default=8_000_000,

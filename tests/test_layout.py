@@ -25,6 +25,7 @@ PURE = (
         "client/test_parsing.py",
         "client/inputs/test_spec.py",
     ),
+    *("client/test_cost_core.py", "operations/test_usage_core.py"),
     *("client/waiting/test_plan.py", "client/waiting/test_job_list.py"),
 )
 # Runs the first test of each file, which has everything imported that the file needs.

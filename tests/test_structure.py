@@ -34,7 +34,7 @@ HALL = (
 )
 CLIENT = (
     *("network_loop", "hosts", "connection", "failures", "answers", "parsing", "encodings", "transport"),
-    *("inputs", "programs", "dialects"),
+    *("inputs", "programs", "cost_core", "dialects"),
     *("provenance", "service", "results", "waiting", "payload_check"),
     *("submission_memory", "submission_core", "session_core", "submission", "sessions"),
     *("fetching", "client"),

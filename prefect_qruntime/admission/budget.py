@@ -26,6 +26,8 @@ __all__ = [
     "allowed_seconds",
     "as_budget",
     "budgets_in_force",
+    "exhausted",
+    "levels",
     "lowest",
     "upper_bound",
 ]
@@ -55,6 +57,8 @@ class Budget(Loadable, Block):
         min_remaining_seconds: QPU seconds that must stay on the instance.
         default_max_execution_time: QPU seconds a job may use that names no limit of its own.
         max_jobs_per_run: Most jobs a flow run may buy.
+        close_sessions_at_limit: Whether a session that was opened without the budget may be used although it could
+            live longer than the budget lasts; it is closed when that is used up.
 
     Example:
         ```python
@@ -115,6 +119,21 @@ class Budget(Loadable, Block):
         description="Most jobs that one flow run may buy, failed and cancelled ones included; empty for no limit.",
     )
 
+    close_sessions_at_limit: bool = Field(
+        default=False,
+        title="Close sessions at the limit",
+        description=(
+            "Whether a dedicated session that was opened without this budget may be used although it could live longer "
+            "than the budget lasts. It is then closed when the budget is used up; otherwise its jobs are refused."
+        ),
+    )
+
+    @property
+    def counts_seconds(self) -> bool:
+        """Whether it limits QPU seconds, not only jobs."""
+        limits = (self.max_seconds_per_run, self.max_seconds_per_deployment, self.min_remaining_seconds)
+        return any(limit is not None for limit in limits)
+
     @property
     def shown_name(self) -> str:
         """The block's name, or `unsaved`."""
@@ -167,7 +186,7 @@ class Remaining:
         allowed: What it allows: QPU seconds, or jobs for `max_jobs_per_run`.
         used: What is spent for good.
         reserved: What jobs may still use whose usage is not final.
-        booking: Those of them that are over, with the part of `reserved` that is theirs.
+        settling: Those of them that are over, with the part of `reserved` that is theirs.
     """
 
     budget: str
@@ -215,14 +234,14 @@ def allowed_seconds(rooms: Sequence[Remaining], wanted: int | None) -> int | Non
     """
     for room in rooms:
         if room.counts_jobs and room.left < 1:
-            raise _exhausted(room, None)
+            raise exhausted(room, None)
     seconds = [room for room in rooms if not room.counts_jobs]
     if not seconds:
         return wanted
     tightest = min(seconds, key=lambda room: room.left)
     cap = wanted if wanted is not None else min(MOST_SECONDS, math.floor(tightest.left))
     if cap < 1 or cap > tightest.left:
-        raise _exhausted(tightest, wanted)
+        raise exhausted(tightest, wanted)
     return cap
 
 
@@ -231,23 +250,39 @@ _CURES = {
     "max_seconds_per_deployment": "Wait until older runs leave the budget's period, raise max_seconds_per_deployment",
     "min_remaining_seconds": "Wait for the instance's next usage period, lower min_remaining_seconds",
     "max_jobs_per_run": "Raise max_jobs_per_run, or put more PUBs into each job",
+    "max_seconds_per_team": "Wait until older jobs leave the team's period, have the policy's max_seconds raised",
+    "session": "Open another session",
 }
 
 
-def _exhausted(room: Remaining, wanted: int | None) -> BudgetExhausted:
+def exhausted(room: Remaining, wanted: int | None, *, session: bool = False) -> BudgetExhausted:
+    """The refusal of a job, or of a session.
+
+    Args:
+        room: The limit that has no room.
+        wanted: The seconds that were asked for.
+        session: Whether a session was to be opened, or used for the first time.
+    """
+    what = "a session" if session else "another job"
     if room.counts_jobs:
         text = f"{room.limit} of {room.allowed:g} is reached"
         fix = _CURES[room.limit] + "."
     else:
         needs = f"this one may use {wanted} s" if wanted is not None else "that leaves nothing for this one"
+        limit = "the session" if room.limit == "session" else room.limit
         text = (
-            f"{room.limit} allows {room.allowed:g} QPU seconds, {room.used:g} are used, "
-            f"{room.reserved:g} reserved by jobs whose usage is not final, and {needs}"
+            f"{limit} allows {room.allowed:g} QPU seconds, {room.used:g} are used, "
+            f"{room.reserved:g} reserved by jobs and sessions whose usage is not final, and {needs}"
         )
-        fix = _CURES[room.limit] + ", or give a lower max_execution_time"
-        fix += "; or run again when the live jobs are over." if room.reserved else "."
+        if session and wanted is not None:
+            fix = _CURES[room.limit] + ", open the session under the budget, or set close_sessions_at_limit"
+        elif session:
+            fix = _CURES[room.limit]
+        else:
+            fix = _CURES[room.limit] + ", or give a lower max_execution_time"
+        fix += "; or run again when the live jobs and sessions are over." if room.reserved else "."
     return BudgetExhausted(
-        f"the budget {room.budget!r} has no room for another job: {text}.",
+        f"the budget {room.budget!r} has no room for {what}: {text}.",
         solution=f"{fix} Nothing was sent.",
         budget=room.budget,
         limit=room.limit,
@@ -256,6 +291,24 @@ def _exhausted(room: Remaining, wanted: int | None) -> BudgetExhausted:
         reserved=room.reserved,
         needed=wanted,
     )
+
+
+LEVELS = (50, 80, 100)
+"""Percent of a limit at which it is told how much is spent or held back."""
+
+
+def levels(room: Remaining, more: float) -> list[int]:
+    """The levels that a limit has reached once `more` is spent of it too.
+
+    Example:
+        ```python
+        from prefect_qruntime.admission.budget import Remaining, levels
+
+        assert levels(Remaining("mine", "max_seconds_per_run", allowed=100, used=30, reserved=30), more=25) == [50, 80]
+        ```
+    """
+    reached = room.used + room.reserved + more
+    return [level for level in LEVELS if reached >= room.allowed * level / 100]
 
 
 def upper_bound(job: Job) -> float:

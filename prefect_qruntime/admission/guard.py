@@ -1,4 +1,4 @@
-"""Admit a submission: first the budget, then the create rate.
+"""Admit a submission: the policy, the team's turn, the budget, the create rate. Admit a session: the budget.
 
 A reservation is known to its own process only, so from then until the service lists the job no other process may
 count under the same budget.
@@ -13,20 +13,22 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
-from prefect_qruntime.admission.budget import Budget, BudgetLike, budgets_in_force
+from prefect_qruntime.admission import policy
+from prefect_qruntime.admission.budget import Budget, BudgetLike, budgets_in_force, lowest
 from prefect_qruntime.admission.ledger import Ledger, Reservation, ledger, scopes
 from prefect_qruntime.admission.locks import HeldLock, budget_lock
 from prefect_qruntime.admission.rate_limit import Permit, acquire
+from prefect_qruntime.admission.shares import share_turn
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.errors import BudgetExhausted, QuantumRuntimeError, SubmissionUncertain
-from prefect_qruntime.models import JobRef
+from prefect_qruntime.models import JobRef, SessionRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.prefect_api import in_run
 from prefect_qruntime.run_context import RunContext
 from prefect_qruntime.settings import current_settings
 
-__all__ = ["AdmissionGuard", "admission_guard"]
+__all__ = ["AdmissionGuard", "SessionAdmission", "admission_guard", "session_guard"]
 
 
 @dataclass(slots=True)
@@ -38,6 +40,7 @@ class AdmissionGuard:
     where: RunContext
     budget: BudgetLike | None
     _ledger: Ledger
+    session: SessionRef | None = None
     _reservation: Reservation | None = None
     _turn: Permit | None = None
     _posting: bool = False
@@ -45,6 +48,7 @@ class AdmissionGuard:
     _held: tuple[str, ...] = ()
     _locks: tuple[HeldLock, ...] = ()
     key_lock: HeldLock | None = None
+    block: str | None = None
 
     async def before_post(self, key: str) -> JobSpec | None:
         """Reserve QPU seconds and wait for a permit; see `submission.BeforePost`.
@@ -52,32 +56,51 @@ class AdmissionGuard:
         Raises:
             BudgetExhausted: The budget has no room; nothing is sent.
             InvalidInput: No budget has the name.
+            PolicyRefused: The installation's policy does not allow it; nothing is sent.
             QuantumRuntimeError: The service or Prefect could not be asked what is left; nothing is sent.
         """
         self._posting = False
         if self._turn is not None:
             await self._turn.sent()
-        spec = await self._reserve(key)
-        self._turn = await acquire(self.client.connection)
-        for lock in (self.key_lock, *self._locks):
-            if lock is not None:
-                lock.check()
+        most = await self._allowed()
+        # The team's turn comes first: who holds a budget's lock meanwhile would hold up the other teams.
+        async with share_turn(self.client.connection, self.where, self.block):
+            spec = await self._reserve(key, lowest(self.spec.max_execution_time, most))
+            self._turn = await acquire(self.client.connection)
+            for lock in (self.key_lock, *self._locks):
+                if lock is not None:
+                    lock.check()
         self._posting = True
         return spec
 
-    async def _reserve(self, key: str) -> JobSpec | None:
+    async def _allowed(self) -> int | None:
+        """The QPU seconds that the installation's policy allows the job; a dry run uses none."""
+        if self.spec.dry_run:
+            return None
+        asked = policy.Asked(self.spec.backend, self.spec.program_id, self.spec.max_execution_time)
+        most, _ = await policy.admit(self.client.connection, self.where, self.block, [asked])
+        return most
+
+    async def _reserve(self, key: str, limit: int | None) -> JobSpec | None:
         budgets = await budgets_in_force(self.budget)
         if not budgets or self.spec.dry_run:  # which is not charged
-            return None
+            return self._with_limit(limit)
         await self._be_alone(budgets)
-        limit = self.spec.max_execution_time
         try:
-            self._reservation, cap = await self._ledger.reserve(self.client, budgets, self.where, key, limit)
+            self._reservation, cap = await self._ledger.reserve(
+                self.client, budgets, self.where, key, limit, self.session
+            )
         except BudgetExhausted as error:
             self._reservation = None
             notifications.budget_exhausted(error, flow_run_id=self.where.flow_run_id)
             raise
-        return None if cap == limit else replace(self.spec, max_execution_time=cap)
+        return self._with_limit(cap)
+
+    def _with_limit(self, seconds: int | None) -> JobSpec | None:
+        """What to send in place of the caller's own spec; None where that will do."""
+        if seconds == self.spec.max_execution_time:
+            return None
+        return replace(self.spec, max_execution_time=seconds)
 
     async def _be_alone(self, budgets: Sequence[Budget]) -> None:
         """Take the budget's locks, so that no other process counts what this one is about to spend."""
@@ -130,10 +153,20 @@ class AdmissionGuard:
         if self._turn is not None:
             await self._turn.sent()
 
+    async def in_session(self, ref: JobRef) -> None:
+        """Note which session the job is in, where its first job opens it."""
+        kept = self._reservation
+        if kept is not None and kept.hold is not None and ref.session is not None:
+            await self._ledger.sessions.opened(kept.hold, ref.session.id)
+
 
 @asynccontextmanager
 async def admission_guard(
-    client: QuantumRuntimeClient, spec: JobSpec, where: RunContext, budget: BudgetLike | None
+    client: QuantumRuntimeClient,
+    spec: JobSpec,
+    where: RunContext,
+    budget: BudgetLike | None,
+    session: SessionRef | None = None,
 ) -> AsyncIterator[AdmissionGuard]:
     """Guard one submission. Runs on the network loop.
 
@@ -142,11 +175,12 @@ async def admission_guard(
         spec: What is to be bought.
         where: The flow run that asks.
         budget: The flow's own budget.
+        session: The session that it is to run in.
 
     Yields:
         The hooks of `client.submit`.
     """
-    one = AdmissionGuard(client, spec, where, budget, ledger(client.connection.crn))
+    one = AdmissionGuard(client, spec, where, budget, ledger(client.connection.crn), session)
     async with one._alone:
         try:
             yield one
@@ -161,3 +195,63 @@ async def admission_guard(
         await one.passed()
         one.stopped(None)
         await one.listed()
+
+
+@dataclass(slots=True)
+class SessionAdmission:
+    """A session that is about to be opened.
+
+    Attributes:
+        life: Seconds that it may live.
+    """
+
+    life: int
+    _ledger: Ledger
+    _token: str
+
+    async def opened(self, session: SessionRef) -> None:
+        """It was opened; in the legacy dialect its first job does it."""
+        await self._ledger.sessions.opened(self._token, session.id)
+
+
+@asynccontextmanager
+async def session_guard(
+    client: QuantumRuntimeClient, where: RunContext, budget: BudgetLike | None, token: str, *, mode: str, life: int
+) -> AsyncIterator[SessionAdmission]:
+    """Guard the opening of a session. Runs on the network loop.
+
+    Args:
+        client: The instance that pays.
+        where: The flow run that asks.
+        budget: The flow's own budget.
+        token: Names the session.
+        mode: `dedicated`; a batch is charged by its jobs, and passes.
+        life: Seconds that it was to live.
+
+    Yields:
+        How long it may live.
+
+    Raises:
+        BudgetExhausted: There is no room for it.
+        InvalidInput: No budget has the name.
+        QuantumRuntimeError: The service or Prefect could not be asked what is left; nothing is sent.
+    """
+    book = ledger(client.connection.crn)
+    budgets = await budgets_in_force(budget) if mode == "dedicated" else []
+    if not any(one.counts_seconds for one in budgets):
+        yield SessionAdmission(life, book, token)
+        return
+    async with budget_lock(scopes(budgets, where, client.connection.crn) if in_run() else ()) as locks:
+        try:
+            allowed = await book.reserve_session(client, budgets, where, token, life)
+        except BudgetExhausted as error:
+            notifications.budget_exhausted(error, flow_run_id=where.flow_run_id)
+            raise
+        for lock in locks:
+            lock.check()
+        try:
+            yield SessionAdmission(allowed, book, token)
+        except QuantumRuntimeError as error:
+            if not isinstance(error, SubmissionUncertain):  # else it may be open; without an id it is used by none
+                await book.sessions.opened(token, None, opened=False)
+            raise

@@ -2,7 +2,8 @@
 
 One ledger per instance and process, on the network loop. A reservation is made before the POST, for the most
 that the job may use; once the service lists the job, the service's own numbers take its place. Outside a flow
-there is no run whose jobs the service could list: there this process is the run.
+there is no run whose jobs the service could list: there this process is the run. Dedicated sessions are counted as
+`session_budget` says; the seconds of their jobs are the session's.
 """
 
 from __future__ import annotations
@@ -17,11 +18,30 @@ from uuid import UUID
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
 from prefect_qruntime.admission import keys
-from prefect_qruntime.admission.budget import MOST_SECONDS, Budget, Remaining, allowed_seconds, lowest, upper_bound
+from prefect_qruntime.admission.budget import (
+    MOST_SECONDS,
+    Budget,
+    Remaining,
+    allowed_seconds,
+    levels,
+    lowest,
+    upper_bound,
+)
+from prefect_qruntime.admission.session_budget import (
+    SessionHold,
+    allotment,
+    counts,
+    held_back,
+    job_limit,
+    job_room,
+    used_up,
+)
+from prefect_qruntime.admission.session_holds import SessionHolds, now
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.errors import SAME_REQUEST, BudgetExhausted, NotFound, QuantumRuntimeError
-from prefect_qruntime.models import Job
+from prefect_qruntime.models import Job, SessionRef
+from prefect_qruntime.observability import notifications
 from prefect_qruntime.prefect_api import api
 from prefect_qruntime.run_context import RunContext
 from prefect_qruntime.settings import current_settings
@@ -30,6 +50,7 @@ __all__ = ["DeploymentJobs", "Ledger", "Reservation", "ledger", "scopes", "tally
 
 _FORGET = 3600.0  # seconds after which a list surely shows a job
 _FORGET_UNSETTLED = 86400.0
+_RUN_DAYS = 7.0  # days that a flow run may take from opening a session to its last submission
 _LOOK_AGAIN = 0.5  # seconds between two looks at a usage that is not final yet
 
 
@@ -45,6 +66,7 @@ class Reservation:
         began: When it was made, on the monotonic clock.
         job_id: The job, once bought.
         job: The job as last seen.
+        hold: Names what its session holds, if it runs in one that pays for it.
         doubtful_until: Until when the job may turn up, where it is not known whether it was bought.
     """
 
@@ -55,7 +77,13 @@ class Reservation:
     began: float
     job_id: str | None = None
     job: Job | None = None
+    hold: str | None = None
     doubtful_until: float | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its job is over, whatever it used."""
+        return self.job is not None and self.job.is_terminal
 
     @property
     def complete_or_withdraw(self) -> bool:
@@ -70,16 +98,18 @@ def is_settled(job: Job) -> bool:
 
 @dataclass(slots=True)
 class Tally:
-    """A sum over jobs; `booking` are those that are over without a final usage, with what they may have used."""
+    """A sum over jobs; `settling` are those that are over without a final usage, with what they may have used."""
 
     jobs: int = 0
     used: float = 0.0
     reserved: float = 0.0
     settling: dict[str, float] = field(default_factory=dict)
 
-    def add(self, job: Job | None, most: float) -> None:
-        """Count one job, or a submission of which no job is known yet."""
+    def add(self, job: Job | None, most: float, *, of_session: bool = False) -> None:
+        """Count one job, or a submission of which no job is known yet; its session may pay for it."""
         self.jobs += 1
+        if of_session:
+            return
         if job is not None and is_settled(job):
             self.used += job.usage_seconds or 0.0
             return
@@ -88,17 +118,36 @@ class Tally:
             self.settling[job.id] = most
 
 
-def tally(jobs: Iterable[Job], reservations: Iterable[Reservation]) -> Tally:
-    """Add up jobs as the service lists them, and reservations whose job is not listed yet. Dry runs cost nothing."""
+def tally(
+    jobs: Iterable[Job],
+    reservations: Iterable[Reservation],
+    holds: Iterable[SessionHold] = (),
+    *,
+    held: Collection[str | None] = (),
+    now: float = 0.0,
+) -> Tally:
+    """Add up jobs as the service lists them, reservations not listed yet, and sessions. Dry runs cost nothing.
+
+    Args:
+        jobs: As the service lists them.
+        reservations: Those of this process.
+        holds: What sessions of the same scope hold.
+        held: The ids of all sessions that pay for their jobs, of this scope or another.
+        now: Seconds, on the clock of the holds.
+    """
     total, ids, tags = Tally(), set[str](), set[str]()
     for job in jobs:
         ids.add(job.id)
         tags.update(job.tags)
         if not job.dry_run:
-            total.add(job, upper_bound(job))
+            paid = job.session_id is not None and job.session_id in held
+            total.add(job, upper_bound(job), of_session=paid)
     for one in reservations:
         if one.job_id not in ids and one.key not in tags:
-            total.add(one.job, one.seconds)
+            total.add(one.job, one.seconds, of_session=one.hold is not None)
+    for hold in holds:
+        total.used += used_up(hold, now)
+        total.reserved += held_back(hold, now)
     return total
 
 
@@ -124,6 +173,7 @@ class Ledger:
         self._deployments = DeploymentJobs()
         self._lock = asyncio.Lock()
         self._waited_for: dict[str, float] = {}  # jobs whose usage was not final, and since when
+        self.sessions = SessionHolds()
 
     async def reserve(
         self,
@@ -132,6 +182,7 @@ class Ledger:
         where: RunContext,
         key: str,
         wanted: int | None,
+        session: SessionRef | None = None,
     ) -> tuple[Reservation, int | None]:
         """Make room for one job, or refuse it.
 
@@ -141,6 +192,7 @@ class Ledger:
             where: The flow run that asks.
             key: The submission key's tag.
             wanted: The job's own limit of QPU seconds.
+            session: The session that it runs in.
 
         Returns:
             The reservation, and the limit to send with the job.
@@ -155,43 +207,107 @@ class Ledger:
                 self._tidy()
                 # A second POST of the same intent takes the place of the first.
                 self.reservations = [one for one in self.reservations if one.key != key]
-                rooms = [room for budget in budgets for room in await self._rooms(client, budget, where)]
+                rooms = await self._all_rooms(client, budgets, where)
+                hold = await self.sessions.of(client, budgets, where, session, rooms)
                 try:
-                    cap = allowed_seconds(rooms, wanted)
+                    if hold is None:
+                        cap = allowed_seconds(rooms, wanted)
+                    else:
+                        cap = job_limit(rooms, await self._session_room(client, budgets, hold), wanted)
                 except BudgetExhausted:
                     if not self._may_change(rooms, wanted):
                         raise
                     await asyncio.sleep(_LOOK_AGAIN)
                     continue
                 made = Reservation(
-                    key, where.flow_run_id, where.deployment_id, float(cap or MOST_SECONDS), time.monotonic()
+                    key,
+                    where.flow_run_id,
+                    where.deployment_id,
+                    float(cap or MOST_SECONDS),
+                    time.monotonic(),
+                    hold=hold.token if hold is not None else None,
                 )
+                if hold is not None and hold.begun_after is None:
+                    await self.sessions.note(hold.sent_job(now()))
                 self.reservations.append(made)
+                self._tell(client, budgets, where, rooms, 0.0 if hold is not None else made.seconds, jobs=1)
                 return made, cap
+
+    async def reserve_session(
+        self, client: QuantumRuntimeClient, budgets: Sequence[Budget], where: RunContext, token: str, life: int
+    ) -> int:
+        """Make room for a dedicated session before it is opened, or refuse it.
+
+        Args:
+            client: The instance that pays.
+            budgets: All that hold.
+            where: The flow run that asks.
+            token: Names the session.
+            life: Seconds that it was to live.
+
+        Returns:
+            Seconds that it may live.
+
+        Raises:
+            BudgetExhausted: There is no room.
+            QuantumRuntimeError: The service or Prefect could not be asked.
+        """
+        async with self._lock:
+            self._tidy()
+            rooms = await self._all_rooms(client, budgets, where)
+            allotted = allotment(rooms, life)
+            if any(budget.counts_seconds for budget in budgets):
+                await self.sessions.make(client, where, token, allotted)
+            self._tell(client, budgets, where, rooms, allotted, jobs=0)
+            return allotted
+
+    def _tell(
+        self,
+        client: QuantumRuntimeClient,
+        budgets: Sequence[Budget],
+        where: RunContext,
+        rooms: Sequence[Remaining],
+        seconds: float,
+        *,
+        jobs: int,
+    ) -> None:
+        """Report the limits that are half, nearly or wholly spent or held back, each level once."""
+        days = {budget.shown_name: budget.period_days for budget in budgets}
+        scope = {
+            "max_seconds_per_deployment": where.deployment_id,
+            "min_remaining_seconds": client.connection.crn,
+        }
+        for room in rooms:
+            # A limit that moves along with the days is told of once in each of its periods.
+            moving = room.limit in scope
+            period = int(time.time() // (86400 * days[room.budget])) if moving else 0
+            about = scope[room.limit] if moving else where.flow_run_id
+            for level in levels(room, jobs if room.counts_jobs else seconds):
+                notifications.budget_level(room, level, about=f"{about}:{period}", flow_run_id=where.flow_run_id)
 
     def drop(self, reservation: Reservation) -> None:
         """Nothing was bought."""
         self.reservations = [one for one in self.reservations if one is not reservation]
 
     def _tidy(self) -> None:
-        now = time.monotonic()
+        moment = time.monotonic()
         self.reservations = [
             one
             for one in self.reservations
-            if not (one.doubtful_until is not None and one.doubtful_until < now)
+            if not (one.doubtful_until is not None and one.doubtful_until < moment)
             and not (
                 one.flow_run_id is not None
                 and one.job_id is not None
-                and now - one.began > (_FORGET if one.complete_or_withdraw else _FORGET_UNSETTLED)
+                and moment - one.began > (_FORGET if one.complete_or_withdraw else _FORGET_UNSETTLED)
             )
         ]
 
     def _may_change(self, rooms: Sequence[Remaining], wanted: int | None) -> bool:
         """Whether usage that the service has not fixed yet may still make room, and is worth waiting for."""
-        now, grace = time.monotonic(), current_settings().usage_grace_seconds
+        moment, grace = time.monotonic(), current_settings().usage_grace_seconds
         fresh = set()
         for job_id in {job_id for room in rooms for job_id in room.settling}:
-            if now - self._waited_for.setdefault(job_id, now) < grace:
+            if moment - self._waited_for.setdefault(job_id, moment) < grace:
                 fresh.add(job_id)
         if not fresh:
             return False
@@ -210,6 +326,35 @@ class Ledger:
         except BudgetExhausted:
             return False
         return True
+
+    async def _all_rooms(
+        self, client: QuantumRuntimeClient, budgets: Sequence[Budget], where: RunContext
+    ) -> list[Remaining]:
+        if any(budget.counts_seconds for budget in budgets):
+            days = [budget.period_days for budget in budgets if budget.max_seconds_per_deployment is not None]
+            await self.sessions.read(client, max([_RUN_DAYS, *days]))
+        return [room for budget in budgets for room in await self._rooms(client, budget, where)]
+
+    def _tally(self, jobs: Iterable[Job], reservations: Iterable[Reservation], holds: Iterable[SessionHold]) -> Tally:
+        moment = now()
+        counted = [one for one in holds if counts(one, moment)]
+        return tally(jobs, reservations, counted, held=self.sessions.ids(), now=moment)
+
+    async def _session_room(
+        self, client: QuantumRuntimeClient, budgets: Sequence[Budget], hold: SessionHold
+    ) -> Remaining:
+        """What a session has left for one more job."""
+        live = await client.jobs(session_id=hold.session_id, pending=True) if hold.session_id is not None else []
+        self._see(live)
+        await self._look_at_missing(client, {job.id for job in live}, hold.token)
+        known = {job.id for job in live} | {tag for job in live for tag in job.tags}
+        on_their_way = sum(
+            one.seconds
+            for one in self.reservations
+            if one.hold == hold.token and known.isdisjoint({one.job_id, one.key}) and not one.is_over
+        )
+        name = next(budget.shown_name for budget in budgets if budget.counts_seconds)
+        return job_room(hold, name, live, on_their_way, now())
 
     async def _rooms(self, client: QuantumRuntimeClient, budget: Budget, where: RunContext) -> list[Remaining]:
         """What each limit of a budget has left."""
@@ -230,45 +375,65 @@ class Ledger:
     async def _run(self, client: QuantumRuntimeClient, where: RunContext) -> Tally:
         if where.flow_run_id is None:
             await self._look_at_missing(client, ())
-            return tally([], [one for one in self.reservations if one.flow_run_id is None])
+            mine = [one for one in self.reservations if one.flow_run_id is None]
+            return self._tally([], mine, [one for one in self.sessions.holds.values() if one.flow_run_id is None])
         jobs = await client.jobs_tagged(keys.flow_tag(where.flow_run_id))
         mine = [one for one in self.reservations if one.flow_run_id == where.flow_run_id]
-        self._note(jobs)
-        return tally(jobs, mine)
+        self._see(jobs)
+        return self._tally(
+            jobs, mine, [one for one in self.sessions.holds.values() if one.flow_run_id == where.flow_run_id]
+        )
 
     async def _deployment(self, client: QuantumRuntimeClient, deployment_id: str, days: float) -> Tally:
-        jobs = await self._deployments.read(client, deployment_id, datetime.now(UTC) - timedelta(days=days))
+        since = datetime.now(UTC) - timedelta(days=days)
+        jobs = await self._deployments.read(client, deployment_id, since)
         mine = [one for one in self.reservations if one.deployment_id == deployment_id]
-        self._note(jobs)
-        return tally(jobs, mine)
+        self._see(jobs)
+        held = [
+            one
+            for one in self.sessions.holds.values()
+            if one.deployment_id == deployment_id and one.opened >= since.timestamp()
+        ]
+        return self._tally(jobs, mine, held)
 
     async def _instance(self, client: QuantumRuntimeClient, budget: Budget) -> list[Remaining]:
         """Room above the minimum; none where the instance has no limit."""
         live = {job.id: job for job in await client.jobs(pending=True)}
-        self._note(live.values())
+        self._see(live.values())
         await self._look_at_missing(client, live)
         # Read last: what is final by now is in it.
         usage = await client.usage()
         if usage.remaining_seconds is None:
             return []
-        ours = tally([], [one for one in self.reservations if not one.complete_or_withdraw])
+        live_holds = [one for one in self.sessions.holds.values() if one.final is None]
+        held = self.sessions.ids()
+        ours = self._tally([], [one for one in self.reservations if not one.complete_or_withdraw], live_holds)
         known = {one.job_id for one in self.reservations} | {one.key for one in self.reservations}
-        others = sum(_expected(job) for job in live.values() if job.id not in known and known.isdisjoint(job.tags))
+        others = sum(
+            _expected(job)
+            for job in live.values()
+            if job.id not in known and known.isdisjoint(job.tags) and job.session_id not in held
+        )
         return [
             Remaining(
                 budget.shown_name,
                 "min_remaining_seconds",
                 usage.consumed_seconds + usage.remaining_seconds - (budget.min_remaining_seconds or 0.0),
                 usage.consumed_seconds,
-                ours.reserved + others,
+                # What live sessions have used may not be in the instance's number yet.
+                ours.used + ours.reserved + others,
                 ours.settling,
             )
         ]
 
-    async def _look_at_missing(self, client: QuantumRuntimeClient, live: Collection[str]) -> None:
+    async def _look_at_missing(
+        self, client: QuantumRuntimeClient, live: Collection[str], hold: str | None = None
+    ) -> None:
         """Look at jobs that were bought here and are not live: they are over, or not listed yet, or deleted."""
         grace = current_settings().submission_grace_seconds
         for one in list(self.reservations):
+            if hold is not None and (one.hold != hold or one.is_over):
+                continue
             if one.job_id is None or one.job_id in live or one.complete_or_withdraw:
                 continue
             try:
@@ -277,7 +442,7 @@ class Ledger:
                 if time.monotonic() - one.began > grace:
                     self.drop(one)
 
-    def _note(self, jobs: Iterable[Job]) -> None:
+    def _see(self, jobs: Iterable[Job]) -> None:
         """Keep what the service says of jobs that were bought here."""
         seen = {job.id: job for job in jobs}
         for one in self.reservations:
@@ -345,7 +510,7 @@ class DeploymentJobs:
         return [job for job in found if (run := _flow_run_of(job)) is not None and self._owners.get(run) == wanted]
 
     async def _read_jobs(self, client: QuantumRuntimeClient, since: datetime) -> None:
-        now = datetime.now(UTC)
+        moment = datetime.now(UTC)
         begin = since
         if self._read is not None and self._since is not None and self._since <= since:
             moving = [job.created_at for job in self._jobs.values() if not job.usage_final and job.created_at]
@@ -355,7 +520,7 @@ class DeploymentJobs:
         for job in await client.jobs(created_after=begin):
             if _flow_run_of(job) is not None:
                 self._jobs[job.id] = job
-        self._read = now
+        self._read = moment
 
     async def _read_owners(self, runs: set[UUID]) -> None:
         new = sorted(runs - self._owners.keys())

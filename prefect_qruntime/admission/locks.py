@@ -358,7 +358,9 @@ async def read_locks() -> list[LockState]:
         Exception: Whatever Prefect's API raises.
     """
     answer = await (await api()).request(
-        "POST", "/variables/filter", json={"variables": {"name": {"like_": "qruntime-"}}, "limit": _PAGE}
+        "POST",
+        "/variables/filter",
+        json={"variables": {"name": {"like_": "qruntime-"}, "tags": {"all_": [_TAG]}}, "limit": _PAGE},
     )
     now = time.time() + (clock_offset() or 0.0)
     found = []

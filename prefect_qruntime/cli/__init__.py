@@ -22,6 +22,8 @@ _COMMANDS = {
     "setup": "Create the limits in Prefect that keep the service's create rate.",
     "backends": "List backends with status, size, queue and errors.",
     "jobs": "List jobs with state, QPU seconds and owner.",
+    "estimate": "Tell what circuits will probably cost.",
+    "usage": "Report QPU seconds by deployment, flow, tag, user or month.",
     "result": "Show a finished job's result.",
     "compare": "Say whether the results of two jobs agree.",
     "cancel": "Cancel a job.",
@@ -33,6 +35,8 @@ _COMMANDS = {
     "server": "Start a Prefect server that does not stand still on SQLite.",
 }
 """Commands and what the list of commands says of each."""
+_MODULES = {"estimate": "jobs", "usage": "jobs"}
+"""Modules of commands that share one with another command; each other command has a module of its own name."""
 
 app = App(
     name="prefect-qruntime",
@@ -42,7 +46,7 @@ app = App(
     default_parameter=Parameter(negative=()),
 )
 for _name, _help in _COMMANDS.items():
-    app.command(f"prefect_qruntime.cli.{_name}:{_name}", name=_name, help=_help)
+    app.command(f"prefect_qruntime.cli.{_MODULES.get(_name, _name)}:{_name}", name=_name, help=_help)
 app.register_install_completion_command(name="install-completion")
 
 

@@ -62,4 +62,4 @@ async def _backends(blocks: list[str] | None) -> tuple[list[tuple[str, Backend]]
             found += [(name, backend) for backend in await credentials.get_client().backends()]
         except QuantumRuntimeError as error:
             problems[name] = f"{name}: {error}"
-    return found, list(problems.values())
+    return found, [problems[name] for name in sorted(problems)]

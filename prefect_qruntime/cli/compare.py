@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from prefect_qruntime.cli.find import credentials_for
-from prefect_qruntime.cli.options import AsJson, OneBlock
+from prefect_qruntime.cli.options import AsJson, OneBlock, needs_prefect
 from prefect_qruntime.cli.output import print_json, print_rows
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.programs.agreement import checked_rate, compare_results
@@ -20,6 +20,7 @@ __all__ = ["compare"]
 _ROWS = 20
 
 
+@needs_prefect
 def compare(
     job_id: str,
     other_id: str,

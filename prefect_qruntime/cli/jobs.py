@@ -1,8 +1,9 @@
-"""`prefect-qruntime jobs`."""
+"""`prefect-qruntime jobs`, `estimate` and `usage`: what was bought, what more would cost, and who pays for it."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
@@ -12,9 +13,24 @@ from rich.text import Text
 
 from prefect_qruntime.cli.options import AsJson, Blocks, checked_blocks, needs_prefect
 from prefect_qruntime.cli.output import cell, id_column, many, short
+from prefect_qruntime.client.cost_core import CostEstimate
+from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.credentials import aload_credentials, saved_blocks
+from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.flow_parameters import circuit_text
 from prefect_qruntime.operations.job_listing import GroupBy, JobList, ListedJob, list_jobs
+from prefect_qruntime.operations.usage import (
+    Reconciled,
+    UsageLine,
+    UsageReport,
+    report_usage,
+    to_csv,
+    write_parquet,
+)
+from prefect_qruntime.tasks.arguments import Submission
+from prefect_qruntime.tasks.estimate import estimate_jobs
 
-__all__ = ["jobs"]
+__all__ = ["estimate", "jobs", "usage"]
 
 _STYLES = {"queued": "yellow", "running": "cyan", "completed": "green", "cancelled": "magenta", "failed": "red"}
 _GROUPED: dict[GroupBy, tuple[str, str]] = {
@@ -110,3 +126,141 @@ def _owner(job: ListedJob, console: Console) -> Text:
     if job.flow_run_id is None:
         return cell("no flow run", style="bold red")
     return cell(job.flow_run or "not in this Prefect", short(job.flow_run_id, console))
+
+
+@needs_prefect
+def estimate(
+    circuits: list[str],
+    /,
+    *,
+    backend: Annotated[str, Parameter(help="Name of the backend.")],
+    shots: Annotated[int | None, Parameter(help="Shots of each circuit; by default the sampler's own.")] = None,
+    one_job_each: Annotated[bool, Parameter(help="Each circuit is to be a job of its own.")] = False,
+    max_execution_time: Annotated[int | None, Parameter(help="Limit of QPU seconds for each job.")] = None,
+    block: Annotated[str | None, Parameter(help="Name of the credentials block, if several are saved.")] = None,
+    json: AsJson = False,
+) -> int:
+    """Tell what the sampler will probably cost for circuits (OpenQASM, as text or as paths), learnt from finished jobs.
+
+    Nothing is submitted.
+    """
+
+    async def work() -> CostEstimate:
+        names = [block] if block is not None else await saved_blocks()
+        if len(names) != 1:
+            raise InvalidInput(f"name one of the saved blocks: {', '.join(names) or 'there is none'}", field="block")
+        submission: Submission = {"backend": backend, "shots": shots, "max_execution_time": max_execution_time}
+        texts = [circuit_text(circuit, field=f"circuits[{place}]") for place, circuit in enumerate(circuits)]
+        return await estimate_jobs(await aload_credentials(names[0]), texts, submission, one_job_each=one_job_each)
+
+    found = network_loop().run(work())
+    if json:
+        sys.stdout.write(found.model_dump_json(indent=2) + "\n")
+    else:
+        Console().print(cell(str(found)))
+    return 0
+
+
+@needs_prefect
+def usage(
+    *,
+    by: Annotated[
+        list[Literal["flow", "deployment", "flow-run", "tag", "user", "session", "month", "day", "backend", "block"]]
+        | None,
+        Parameter(help="What the rows are; may be given more than once. The deployment by default."),
+    ] = None,
+    since: Annotated[
+        str, Parameter(help="Only what was created since then: 2026-05-01, 2026-05-01T08:00, 24h or 7d.")
+    ] = "28d",
+    until: Annotated[str | None, Parameter(help="Only what was created before then, in the same form.")] = None,
+    block: Blocks = None,
+    csv: Annotated[bool, Parameter(help="Print CSV.")] = False,
+    json: AsJson = False,
+    parquet: Annotated[Path | None, Parameter(help="Write the rows to this Parquet file (needs pyarrow).")] = None,
+) -> int:
+    """Report QPU seconds by owner, failed and cancelled jobs included, and reconcile them with the service's own sums.
+
+    A dedicated session is charged by the clock: its own usage counts, split over its jobs. Numbers that the service has
+    not fixed yet are marked as pending. The exit code is 0 if everything was read, 1 if something could not be looked
+    into, 2 if an argument is wrong.
+    """
+    if csv and json:
+        raise InvalidInput("cannot be given together with --json", field="csv")
+    report = report_usage(checked_blocks(block), by=[*(by or ("deployment",))], since=since, until=until)
+    if parquet is not None:
+        write_parquet(report, parquet)
+    if csv:
+        sys.stdout.write(to_csv(report))
+    elif json:
+        sys.stdout.write(report.model_dump_json(indent=2) + "\n")
+    else:
+        _print_usage(report, Console())
+    for problem in report.problems:
+        sys.stderr.write(f"{problem}\n")
+    return 1 if report.problems else 0
+
+
+_SHOWN = 10
+"""Jobs without an owner that are shown; `--json` has more."""
+
+
+def _print_usage(report: UsageReport, console: Console) -> None:
+    units = report.total.resource_units is not None
+    if report.rows:
+        table = Table(expand=True)
+        for name in report.by:
+            table.add_column(name, overflow="fold", ratio=1)
+        for name in ("jobs", "failed", "cancelled", "QPU s", *(("resource units",) if units else ())):
+            table.add_column(name, justify="right", no_wrap=True)
+        for row in report.rows:
+            table.add_row(*(cell(value) for value in row.keys.values()), *_numbers(row, units=units))
+        if len(report.rows) > 1:
+            table.add_section()
+            table.add_row(
+                *("total", *([""] * (len(report.by) - 1))), *_numbers(report.total, units=units), style="bold"
+            )
+        console.print(table)
+    line = f"{many(report.total.jobs, 'job')}, {report.total.qpu_seconds:g} QPU seconds"
+    if units:
+        line += f"; in another account of the same work, {report.total.resource_units:g} resource units"
+    console.print(f"{line}.", highlight=False)
+    if report.total.not_final:
+        console.print(
+            f"{report.total.pending_qpu_seconds:g} QPU seconds of {many(report.total.not_final, 'job')} are not final "
+            "yet (…).",
+            style="yellow",
+            highlight=False,
+        )
+    if report.without_owner:
+        console.print(
+            f"Without an owner: {many(report.jobs_without_owner, 'job')}, {report.qpu_seconds_without_owner:g} QPU "
+            "seconds. No flow run's tag is on them.",
+            style="red",
+            highlight=False,
+        )
+        for job in report.without_owner[:_SHOWN]:
+            created = f"{job.created_at:%Y-%m-%d %H:%M}" if job.created_at else "at an unknown time"
+            console.print(
+                cell(f"  {job.id}  {created}  {job.state}  {job.qpu_seconds:g} QPU s  {job.user or 'unknown user'}")
+            )
+        if len(report.without_owner) > _SHOWN:
+            console.print(f"  … and {report.jobs_without_owner - _SHOWN} more; --json lists them.", highlight=False)
+    for one in report.reconciled:
+        console.print(cell(_reconciled(one)))
+    for note in report.notes:
+        console.print(cell(note))
+
+
+def _numbers(row: UsageLine, *, units: bool) -> list[str]:
+    """A row's numbers; those that may still change end with dots."""
+    dots = " …" if row.not_final else ""
+    found = [str(row.jobs), str(row.states.get("failed", 0)), str(row.states.get("cancelled", 0))]
+    found.append(f"{row.qpu_seconds:g}{dots}")
+    return [*found, f"{row.resource_units or 0:g}{dots}"] if units else found
+
+
+def _reconciled(one: Reconciled) -> str:
+    return (
+        f"{one.block}, {one.what}: the service says {one.service_says:g} {one.unit}, counted are {one.counted:g}; "
+        f"difference {one.difference:+g}. {one.meaning}"
+    )

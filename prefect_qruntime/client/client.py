@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, NoReturn, TypeVar, Unpack
 
 from prefect_qruntime.client import sessions
 from prefect_qruntime.client.connection import Connection, check_id
+from prefect_qruntime.client.cost_core import CostEstimate, PastJob, estimate
 from prefect_qruntime.client.dialects import dialect_of
 from prefect_qruntime.client.fetching import fetch_result
 from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.client.network_loop import network_loop, on_network_loop
+from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.provenance import Calibration
 from prefect_qruntime.client.results.job_result import JobResult
 from prefect_qruntime.client.service import JobFilters, Service
@@ -184,6 +187,21 @@ class QuantumRuntimeClient:
         """Calibration data of a backend: the present ones, or those of a calibration."""
         return await self._service().backend_properties(name, calibration_id=calibration_id)
 
+    @on_network_loop
+    async def estimate_cost(self, pubs: Any, *, past: Sequence[PastJob] = (), **fields: Any) -> CostEstimate:
+        """Estimate the QPU seconds of one job without submitting it; reads the instance's usage.
+
+        Args:
+            pubs: PUBs, as `submit_job` takes them.
+            past: Finished jobs of the same backend and program, newest first; the client keeps none itself.
+            fields: `backend`, `shots`, `options` and the other parameters of `make_spec`.
+
+        Raises:
+            InvalidInput: A field is wrong; it is named.
+        """
+        spec = await asyncio.to_thread(lambda: make_spec(pubs, **fields))
+        return estimate([spec], past, remaining_seconds=(await self._service().usage()).remaining_seconds)
+
     # ---- jobs ----------------------------------------------------------------------------------
 
     @on_network_loop
@@ -248,6 +266,7 @@ class QuantumRuntimeClient:
         in_session: bool = False,
         pace: PollIntervals | None = None,
         on_change: OnChange | None = None,
+        known: bool = False,
     ) -> Job:
         """Wait until the job is over, through outages. See `waiting.follow.follow_job`.
 
@@ -264,6 +283,27 @@ class QuantumRuntimeClient:
             in_session=in_session,
             pace=pace,
             on_change=on_change,
+            known=known,
+        )
+
+    @on_network_loop
+    async def look(self, job_id: str, *, deadlines: Deadlines | None = None, known: bool = False) -> Job:
+        """The job's state now, as `wait` sees it: through a short outage, and no refusal is believed at once.
+
+        Raises:
+            JobTimeout: No answer for longer than a refusal must repeat; `is_outage` is set.
+            NotFound: There is no such job.
+            QuantumRuntimeError: The service refused to show it.
+        """
+        limits = deadlines or Deadlines()
+        return await follow_job(
+            self._service(),
+            check_id(job_id, field="job"),
+            watcher=self._poller(),
+            deadlines=replace(limits, outage=1.25 * max(limits.refused, limits.unseen, limits.unknown)),
+            stream="never",
+            once=True,
+            known=known,
         )
 
     @on_network_loop
@@ -276,7 +316,10 @@ class QuantumRuntimeClient:
         check_id(ref.id, field="job")
         service, known = self._service(), self._poller().knows(ref.id)
         result = await fetch_result(service.transport, service.fetch_job, ref, grace=grace, known=known, shelf=shelf)
-        return result.model_copy(update={"provenance": await service.provenance.of(ref)})
+        # The only copy of a private result is in a file at first, whatever its size.
+        reference = result.file is not None and not (shelf is not None and shelf.only_copy)
+        origin = await service.provenance.of(ref, small=reference)
+        return result.model_copy(update={"provenance": origin})
 
     def look_at_calibration(self, job: Job) -> asyncio.Task[Calibration] | None:
         """Have the properties of a job's backend read in the background, once for each calibration.

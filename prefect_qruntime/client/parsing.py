@@ -21,10 +21,12 @@ __all__ = [
     "parse_job",
     "parse_job_page",
     "parse_session",
+    "parse_session_workload",
     "parse_usage",
     "parse_versions",
     "read_id",
     "read_moment",
+    "read_units",
 ]
 
 _LONGEST_TEXT = 10_000  # characters of a reason, a name or a state that are kept
@@ -92,6 +94,15 @@ def _dict(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _first_number(body: dict[str, Any], *names: str) -> float | None:
+    return next((number for name in names if (number := _number(body.get(name))) is not None), None)
+
+
+def read_units(usage: dict[str, Any]) -> float | None:
+    """Resource units in the `usage` of a job or a workload; IBM's names for them are not final."""
+    return _first_number(usage, "qpu_charge_ru", "resource_units", "charge_ru", "ru")
+
+
 def parse_job(body: dict[str, Any], *, url: str | None = None) -> Job:
     """Read a job. `state.status` is preferred, the top-level `status` is the fallback.
 
@@ -141,6 +152,8 @@ def parse_job(body: dict[str, Any], *, url: str | None = None) -> Job:
         tags=tuple(tag for tag in _list(body.get("tags")) if isinstance(tag, str)),
         usage_seconds=seconds,
         usage_final=final,
+        usage_units=read_units(usage),
+        user_id=_text(body.get("user_id")),
         estimated_running_seconds=_number(body.get("estimated_running_time_seconds")),
         max_execution_time=_count(body.get("cost")),
         private=body.get("private") is True,
@@ -258,8 +271,28 @@ def parse_session(body: dict[str, Any]) -> Session:
     )
 
 
+def parse_session_workload(item: dict[str, Any]) -> Session:
+    """Read a session or batch from the list of workloads, which alone says what it is charged.
+
+    Raises:
+        ServiceUnavailable: The object has no id, or one that cannot be one.
+    """
+    usage, mode = _dict(item.get("usage")), _text(item.get("mode"))
+    return Session(
+        id=read_id(item.get("id"), "workload"),
+        backend=_text(item.get("backend")),
+        mode="dedicated" if mode == "session" else mode or "dedicated",
+        started_at=read_moment(item.get("created")),
+        closed_at=read_moment(item.get("ended")),
+        user_id=_text(item.get("user_id")),
+        usage_seconds=_first_number(usage, "qpu_charge_time_seconds", "quantum_seconds", "seconds"),
+        usage_units=read_units(usage),
+        usage_final=_text(usage.get("status")) == "complete",
+    )
+
+
 def parse_usage(body: dict[str, Any]) -> Usage:
-    """Read the instance's usage; all times in QPU seconds."""
+    """Read the instance's usage: QPU seconds, and resource units where it has some."""
     period = _dict(body.get("usage_period"))
     return Usage(
         instance_id=_text(body.get("instance_id")),
@@ -268,6 +301,9 @@ def parse_usage(body: dict[str, Any]) -> Usage:
         limit_seconds=_number(body.get("usage_limit_seconds")),
         allocation_seconds=_number(body.get("usage_allocation_seconds")),
         limit_reached=body.get("usage_limit_reached") is True,
+        consumed_units=_number(body.get("usage_consumed_ru")),
+        limit_units=_first_number(body, "usage_limit_ru", "instance_limit_ru"),
+        allocation_units=_number(body.get("usage_allocation_ru")),
         period_start=read_moment(period.get("start_time")),
         period_end=read_moment(period.get("end_time")),
     )

@@ -14,7 +14,7 @@ import functools
 import time
 import zlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -36,7 +36,7 @@ _KEEP = 4096  # jobs
 _CALIBRATIONS = 128
 _CURRENT_FOR = 600.0  # seconds for which properties without an id of their calibration count as the present ones
 _FAILED_FOR = 300.0  # seconds until another look after one that failed
-_LARGEST = 1_000_000  # characters of compressed properties that a result carries
+_LARGEST = 200_000  # characters of compressed properties that a result carries
 
 ReadProperties = Callable[[str, str | None], Awaitable[dict[str, Any]]]
 
@@ -102,8 +102,14 @@ class ProvenanceNotes:
             log.info("the properties of backend %s cannot be read: %s", backend, error)
             return Calibration(trouble=f"The properties of {backend} could not be read: {error}")
 
-    async def of(self, ref: JobRef, *, patience: float = PATIENCE) -> Provenance:
-        """What is known about where a job's result comes from. Never raises and sends nothing by itself."""
+    async def of(self, ref: JobRef, *, small: bool = False, patience: float = PATIENCE) -> Provenance:
+        """What is known about where a job's result comes from. Never raises and sends nothing by itself.
+
+        Args:
+            ref: The job.
+            small: Whether the result is a reference to a file, which is to stay small: the properties are left out.
+            patience: Seconds to wait for a look that is under way.
+        """
         packages = await _packages()
         job = self._jobs.get(ref.id)
         missing: list[str] = []
@@ -120,6 +126,12 @@ class ProvenanceNotes:
                     "The backend was calibrated after the job was submitted, and the service does not say which "
                     "calibration it ran with: these properties may be later than the run."
                 )
+        if small and found.data is not None:
+            found = replace(found, data=None)
+            missing.append(
+                "A reference to a large result carries no properties; "
+                "client.backend_properties(backend, calibration_id=...) reads them."
+            )
         queued, ran = self._times.get(ref.id, (None, None))
         if job.is_terminal and ran is None:
             missing.append("The job was not seen running from its start: its queue and run times are not known.")

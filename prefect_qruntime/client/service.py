@@ -100,7 +100,10 @@ class Service:
         Raises:
             AuthenticationError: IAM does not know the key.
         """
-        await self.tokens.get()
+        try:
+            await self.tokens.get()
+        except QuantumRuntimeError as error:
+            raise self.transport.with_block(error).with_traceback(None) from None
         return self.tokens.seconds_left or 0.0
 
     async def versions(self) -> tuple[str, ...]:

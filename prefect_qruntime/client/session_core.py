@@ -24,9 +24,7 @@ from prefect_qruntime.errors import (
     AuthenticationError,
     JobTimeout,
     QuantumRuntimeError,
-    RateLimited,
     ResultNotReady,
-    ServiceUnavailable,
     SubmissionUncertain,
 )
 from prefect_qruntime.models import Session, SessionRef
@@ -322,7 +320,7 @@ class Closing:
         return Fail(error)
 
 
-_SILENT = (ServiceUnavailable, RateLimited, AuthenticationError, ResultNotReady, SubmissionUncertain)
+_SILENT = (AuthenticationError, ResultNotReady)  # beside outages
 
 
 def says_nothing_about_jobs(error: BaseException | None) -> bool:
@@ -337,10 +335,10 @@ def says_nothing_about_jobs(error: BaseException | None) -> bool:
         if one is None or id(one) in seen:
             continue
         seen.add(id(one))
-        if isinstance(one, _SILENT) or type(one) is QuantumRuntimeError or getattr(one, "is_outage", False):
+        if isinstance(one, _SILENT) or type(one) is QuantumRuntimeError:
             return True
-        if isinstance(one, QuantumRuntimeError) and one.status is not None and one.code is None:
-            return True  # the page of a gateway: the service gives a code with each of its refusals
+        if isinstance(one, QuantumRuntimeError) and one.is_outage:
+            return True
         if isinstance(one, JobTimeout) and not one.fields.get("cancelled"):
             return True
         left += [one.__cause__, None if one.__suppress_context__ else one.__context__]

@@ -18,14 +18,16 @@ from prefect.settings import get_current_settings
 from pydantic import ValidationError
 
 from prefect_qruntime.admission.locks import read_locks
+from prefect_qruntime.admission.policy import QuantumRuntimePolicy, policy_in_force
 from prefect_qruntime.admission.rate_limit import pace, shared_limits
 from prefect_qruntime.client.connection import Connection, is_loopback
 from prefect_qruntime.diagnostics.finding import Finding, hint, ok, problem
+from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.prefect_api import api, patience
 from prefect_qruntime.redact import redact
 from prefect_qruntime.settings import QuantumRuntimeSettings
 
-__all__ = ["check_limits", "check_prefect", "check_server", "check_settings", "unreachable"]
+__all__ = ["check_limits", "check_policy", "check_prefect", "check_server", "check_settings", "unreachable"]
 
 _SERVICE_TTL = 28800
 """Seconds after which the service itself ends a session."""
@@ -174,6 +176,20 @@ async def check_limits(connection: Connection) -> Finding:
             "Right where several users share the account; else run `prefect-qruntime setup --per-minute 5`.",
         )
     return ok("limits", f"All flows together create at most {found} jobs a minute")
+
+
+async def check_policy() -> tuple[QuantumRuntimePolicy | None, Finding]:
+    """The installation's policy, and what can be said of it. Runs on the network loop."""
+    try:
+        policy = await policy_in_force()
+    except QuantumRuntimeError as error:
+        return None, problem("policy", error.message, error.solution or "")
+    if policy is None:
+        return None, ok("policy", "None: every flow may use every saved block, backend and program")
+    rules = "1 rule" if len(policy.rules) == 1 else f"{len(policy.rules)} rules"
+    hosts = ", ".join(policy.hosts) or "any host"
+    shares = ", ".join(f"{one.name} ({one.weight:g})" for one in policy.shares) or "none"
+    return policy, ok("policy", f"{rules}; keys go to {hosts} only; shares: {shares}")
 
 
 async def _versions(client: PrefectClient) -> Finding:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal
@@ -41,11 +41,12 @@ __all__ = [
     "find_records",
     "job_owners",
     "open_note",
+    "recent_records",
     "upsert",
     "upsert_session",
 ]
 
-Kind = Literal["comparison", "job", "key", "session", "summary", "wait"]
+Kind = Literal["comparison", "hold", "instance", "job", "key", "session", "summary", "wait"]
 Write = Callable[[Mapping[str, str], str], str]
 """Makes a record's text from all that is noted and from its old text."""
 Merge = Callable[[Mapping[str, str], Mapping[str, str]], dict[str, str]]
@@ -300,6 +301,19 @@ async def find_records(
                 paged.add(job_id)
                 found.append(record)
     return found
+
+
+async def recent_records(kind: Kind) -> AsyncIterator[list[Record]]:
+    """The records of a kind, those written last first, page by page as long as more are wanted. On the network loop."""
+    wanted, offset = ArtifactFilter(key=ArtifactFilterKey(like_=f"qruntime-{kind}-%")), 0
+    while True:
+        page = await (await api()).read_artifacts(
+            artifact_filter=wanted, limit=_PAGE, offset=offset, sort=ArtifactSort.UPDATED_DESC
+        )
+        yield [_record(artifact) for artifact in page]
+        offset += len(page)
+        if len(page) < _PAGE:
+            return
 
 
 async def job_owners(job_id: str, *, since: datetime) -> set[str]:

@@ -7,12 +7,15 @@ import math
 from collections.abc import Mapping, Sequence
 from xml.sax.saxutils import escape
 
-__all__ = ["Point", "bar_chart", "is_shortened", "line_chart", "markdown_image"]
+__all__ = ["Point", "bar_chart", "is_shortened", "line_chart", "markdown_image", "stacked_chart"]
 
 WIDTH, HEIGHT = 640, 360
 LEFT, RIGHT, TOP, BOTTOM = 84, 20, 72, 56
 # From the Okabe-Ito palette, which colour-blind readers can tell apart; the second of each pair is for dark pages.
 COLOURS = (("#0072b2", "#56b4e9"), ("#c4500a", "#ff8a4c"), ("#00795a", "#2fc79b"), ("#a8568a", "#e08fc2"))
+# For areas, in middle tones that stand out on both grounds.
+STACK = ("#3b82c4", "#d9772b", "#2a9d78", "#b565a0", "#b8912a", "#7a7ad6", "#a83264")
+OTHERS = "#8c959f"
 TICKS = 6  # about so many on each axis
 BAR, BARS, LABEL = 22, 16, 24  # height of a bar's row, most bars, most characters of a label
 # A ground of its own, so that the text is readable even if the browser's scheme is not the page's.
@@ -158,6 +161,74 @@ def bar_chart(title: str, counts: Mapping[str, int]) -> str:
     return "\n".join([*parts, "</svg>"])
 
 
+def stacked_chart(
+    title: str, columns: Sequence[str], parts: Mapping[str, Sequence[float]], *, y_label: str = ""
+) -> str:
+    """Draw columns that are stacks of parts, with a legend.
+
+    At most eight parts: beyond that the seven largest, and all others together in grey.
+
+    Args:
+        title: Printed above the chart.
+        columns: The label of each column, for instance a day.
+        parts: The part of each name in each column, none below 0.
+        y_label: What the vertical axis shows, with its unit.
+
+    Returns:
+        The SVG document.
+
+    Raises:
+        ValueError: There is nothing above 0, or a part has another number of columns.
+
+    Example:
+        ```python
+        from prefect_qruntime.observability.charts import stacked_chart
+
+        assert "team a" in stacked_chart("Usage", ["Mon", "Tue"], {"team a": [1, 2], "team b": [3, 0]})
+        ```
+    """
+    if any(len(values) != len(columns) for values in parts.values()):
+        raise ValueError("each part needs a value for each column")
+    ranked = sorted(parts, key=lambda name: (-sum(parts[name]), name))
+    shown = {name: [*parts[name]] for name in ranked[: len(STACK)]}
+    colours = dict(zip(shown, STACK, strict=False))
+    if rest := ranked[len(STACK) :]:
+        name = f"{len(rest)} others"
+        shown[name] = [sum(parts[other][place] for other in rest) for place in range(len(columns))]
+        colours[name] = OTHERS
+    highest = max((sum(values[place] for values in shown.values()) for place in range(len(columns))), default=0.0)
+    if not highest > 0:
+        raise ValueError("a chart needs at least one part above 0")
+    top, foot = 48, HEIGHT + 18 * math.ceil(len(shown) / 2)
+    unit = (WIDTH - LEFT - RIGHT) / len(columns)
+    ticks = _ticks([0.0, highest])
+    scale = (HEIGHT - top - BOTTOM) / ticks[-1]
+    drawn = [*_frame(title[:80], foot), f'<g transform="rotate(-90 20 {(top + HEIGHT - BOTTOM) / 2})">']
+    drawn.append(_text(20, (top + HEIGHT - BOTTOM) / 2, y_label, kind="soft") + "</g>")
+    for value in ticks:
+        y = HEIGHT - BOTTOM - scale * value
+        drawn.append(_line(LEFT, y, WIDTH - RIGHT, y, "grid" if value else "axis"))
+        drawn.append(_text(LEFT - 8, y + 4, _number(value, ticks), anchor="end"))
+    every = math.ceil(len(columns) / 8)  # as many labels as have room
+    for place, label in enumerate(columns):
+        x, y = LEFT + unit * place, float(HEIGHT - BOTTOM)
+        for name, values in shown.items():
+            height = scale * values[place]
+            y -= height
+            if height > 0:
+                drawn.append(
+                    f'<rect x="{x + 0.1 * unit:.1f}" y="{y:.1f}" width="{0.8 * unit:.1f}" height="{height:.1f}"'
+                    f' fill="{colours[name]}"/>'
+                )
+        if place % every == 0:
+            drawn.append(_text(x + unit / 2, HEIGHT - BOTTOM + 20, label))
+    for place, name in enumerate(shown):
+        x, y = LEFT + place % 2 * (WIDTH - LEFT) / 2, HEIGHT - 24 + 18 * (place // 2)
+        drawn.append(f'<rect x="{x:.0f}" y="{y:.0f}" width="12" height="12" rx="2" fill="{colours[name]}"/>')
+        drawn.append(_text(x + 18, y + 10, _short(name, 36), anchor="start", kind="soft"))
+    return "\n".join([*drawn, "</svg>"])
+
+
 def markdown_image(title: str, svg: str) -> str:
     """The picture as a markdown image that carries its own data.
 
@@ -172,8 +243,8 @@ def markdown_image(title: str, svg: str) -> str:
     return f"![{plain}](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})"
 
 
-def _short(label: str) -> str:
-    return label if len(label) <= LABEL else f"{label[: LABEL // 2 - 1]}…{label[-(LABEL // 2) :]}"
+def _short(label: str, most: int = LABEL) -> str:
+    return label if len(label) <= most else f"{label[: most // 2 - 1]}…{label[-(most // 2) :]}"
 
 
 def is_shortened(label: str) -> bool:

@@ -67,6 +67,8 @@ _JOB_ROWS: dict[str, str | None] = {
     "executed": "executed",
     "usage_seconds": "QPU seconds",
     "usage_final": None,
+    "busy_seconds": None,
+    "executed_seconds": None,
     "reason": "reason",
     "backend": "backend",
     "program": "program",

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from cachetools import LRUCache, TTLCache
@@ -20,6 +20,7 @@ from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.client.network_loop import SingleFlight, network_loop
 from prefect_qruntime.client.programs.agreement import RouteComparison
+from prefect_qruntime.client.programs.executor_result import executed_seconds
 from prefect_qruntime.client.provenance import Calibration, package_versions
 from prefect_qruntime.client.results.job_result import JobResult
 from prefect_qruntime.errors import BudgetExhausted, QuantumRuntimeError
@@ -55,6 +56,7 @@ from prefect_qruntime.settings import current_settings
 
 __all__ = [
     "budget_exhausted",
+    "budget_level",
     "emit",
     "event_id_of",
     "follow_usage",
@@ -112,7 +114,12 @@ def _facts(job: Job) -> dict[str, Any]:
 
 
 async def job_submitted(
-    ref: JobRef, *, block: str | None, flow_run_id: str | None, session: SessionRef | None = None
+    ref: JobRef,
+    *,
+    block: str | None,
+    flow_run_id: str | None,
+    session: SessionRef | None = None,
+    busy_seconds: float | None = None,
 ) -> None:
     """Report a job that was submitted or attached to, before anything waits for it.
 
@@ -121,6 +128,7 @@ async def job_submitted(
         block: Name of the credentials block, where it has one.
         flow_run_id: The flow run that owns the job.
         session: The session as the caller knows it, whose kind the service does not always repeat.
+        busy_seconds: What the cost model says of it, for later estimates.
     """
     kind = (session or ref.session or SessionRef()).kind
     log_to_run(
@@ -158,6 +166,7 @@ async def job_submitted(
         "key": ref.submission_key,
         "block": block,
         "flow_run": flow_run_id,
+        "busy_seconds": None if busy_seconds is None else f"{busy_seconds:.9g}",
         "dry_run": "yes: no QPU, no charge, random results" if ref.dry_run else None,
         "payload": None if ref.private else ref.payload_digest,
         "packages": " ".join(f"{name}=={version}" for name, version in package_versions().items()),
@@ -384,7 +393,12 @@ def job_fetched(job_id: str, result: JobResult) -> None:
             shown, executed = await asyncio.to_thread(read)
         except RuntimeError:  # the process ends and has no threads any more
             shown, executed = read()
-        facts: dict[str, str | None] = {"executed": executed}
+        # What is in a file is large, and is not read for this.
+        seconds = executed_seconds(result.body) if result.file is None else None
+        facts: dict[str, str | None] = {
+            "executed": executed,
+            "executed_seconds": None if seconds is None else f"{seconds:.9g}",
+        }
         if (known := result.provenance) is not None:
             facts |= _calibrated(known.calibrated_at, known.backend_version)
         if shown or any(facts.values()):
@@ -449,6 +463,61 @@ def budget_exhausted(error: BudgetExhausted, *, flow_run_id: str | None) -> None
         {"prefect.resource.id": f"qruntime.budget.{name}", "prefect.resource.name": name},
         {key: error.fields.get(key) for key in ("budget", "limit", "allowed", "used", "reserved", "needed")},
         flow_run_id=flow_run_id,
+    )
+
+
+class Limit(Protocol):
+    """A limit of a budget, and how much of it is spent."""
+
+    @property
+    def budget(self) -> str:
+        """Name of the budget."""
+        ...
+
+    @property
+    def limit(self) -> str:
+        """Name of the limit."""
+        ...
+
+    @property
+    def allowed(self) -> float:
+        """What it allows."""
+        ...
+
+    @property
+    def used(self) -> float:
+        """What is spent for good."""
+        ...
+
+    @property
+    def reserved(self) -> float:
+        """What may still be spent."""
+        ...
+
+
+def budget_level(room: Limit, level: int, *, about: str, flow_run_id: str | None) -> None:
+    """Report that a part of a limit is spent or held back, once for whatever the limit counts over.
+
+    Args:
+        room: The limit.
+        level: Percent.
+        about: What it counts over, and which of its periods this is.
+        flow_run_id: The flow run that bought.
+    """
+    if not in_run():
+        return
+    cause = f"qruntime-budget:{room.budget}:{room.limit}:{room.allowed:g}:{about}:{level}"
+    facts = {"budget": room.budget, "limit": room.limit, "allowed": room.allowed, "percent": level}
+    emit(
+        "qruntime.budget.level",
+        {
+            "prefect.resource.id": f"qruntime.budget.{room.budget}",
+            "prefect.resource.name": room.budget,
+            "qruntime.percent": str(level),
+        },
+        {**facts, "used": room.used, "reserved": room.reserved},
+        flow_run_id=flow_run_id,
+        event_id=uuid5(NAMESPACE_URL, cause),
     )
 
 

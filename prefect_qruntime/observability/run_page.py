@@ -58,6 +58,7 @@ log = get_logger(__name__)
 
 _PATIENCE = 0.3  # seconds a submission waits for its note; the API needs some hundredths unless it is overloaded
 _GATHER = 0.25  # seconds for which a note waits for other submissions that are under way
+_NOTE_SHARE = 3  # or so much longer than the last one took
 _FIRST = 3.0  # seconds after its submission until the page of a job that is not over is written
 _TOGETHER = 2.0  # seconds over which the end and the result of a job are gathered into one write
 _PAUSE = 1.0  # seconds over which changes of a summary are gathered
@@ -373,6 +374,7 @@ class _Run:
     alone: bool = True
     dirty: bool = False
     _written: bool = False
+    _took: float = 0.0
     _done: set[str] = field(default_factory=set)
     _unnoted: set[str] = field(default_factory=set)
     _another: asyncio.Event = field(default_factory=asyncio.Event)
@@ -403,7 +405,8 @@ class _Run:
 
     async def _note(self) -> None:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_GATHER):
+            # Each note names all jobs without a page: a busy server gets few of them.
+            async with asyncio.timeout(max(_GATHER, _NOTE_SHARE * self._took)):
                 while submissions_in_flight() > len(self._unnoted):
                     self._another.clear()
                     await self._another.wait()
@@ -438,12 +441,13 @@ class _Run:
                 await _try(self._write)
 
     async def _write(self) -> None:
-        self.dirty = False
+        self.dirty, began = False, time.monotonic()
         try:
             await write_summary(self.flow_run_id, self.jobs)
         except BaseException:
             self.dirty = True  # for the end of the process
             raise
+        self._took = time.monotonic() - began
 
 
 def mark_dirty(flow_run_id: str, job_id: str, facts: Mapping[str, str | None] | None = None) -> None:

@@ -34,13 +34,9 @@ from prefect_qruntime.redact import redact
 
 __all__ = ["trace_chunks", "trace_job", "trace_states", "trace_task"]
 
+_OURS = "prefect_qruntime"  # the tracer's name
 _MOST_CHUNKS = 100  # spans of one result
 _LONGEST = 500  # characters of an error
-
-
-def _tracer() -> trace.Tracer:
-    # Asked for each time: an SDK may be set up after this module is loaded.
-    return trace.get_tracer("prefect_qruntime")
 
 
 @contextlib.contextmanager
@@ -50,15 +46,16 @@ def trace_task(name: str) -> Iterator[None]:
     Args:
         name: The task's name.
     """
-    owner = current_flow_run_id()
-    with _tracer().start_as_current_span(
+    # The tracer is asked for each time: an SDK may be set up after this module is loaded.
+    with trace.get_tracer(_OURS).start_as_current_span(
         f"qruntime {name}",
         kind=SpanKind.CLIENT,
-        attributes={"prefect.flow-run.id": owner} if owner is not None else {},
         # The exception's own text would go out as it is.
         record_exception=False,
         set_status_on_exception=False,
     ) as span:
+        if span.is_recording() and (owner := current_flow_run_id()) is not None:
+            span.set_attribute("prefect.flow-run.id", owner)
         try:
             yield
         except Exception as error:
@@ -115,7 +112,7 @@ def trace_chunks(result: JobResult) -> None:
 
 def _past(name: str, begin: datetime, end: datetime, attributes: dict[str, Any]) -> None:
     started, ended = (int(moment.timestamp() * 1e9) for moment in (begin, max(begin, end)))
-    _tracer().start_span(name, start_time=started, attributes=_facts(attributes)).end(ended)
+    trace.get_tracer(_OURS).start_span(name, start_time=started, attributes=_facts(attributes)).end(ended)
 
 
 def _facts(attributes: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.exceptions import ObjectNotFound
 from pydantic import BaseModel, ConfigDict
 
+from prefect_qruntime.admission.policy import QuantumRuntimePolicy, host_refusal
 from prefect_qruntime.blocks import Budget, QuantumRuntimeCredentials, QuantumRuntimeJob
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.connection import Connection
@@ -22,7 +23,13 @@ from prefect_qruntime.diagnostics.fields import Fields, check_fields
 from prefect_qruntime.diagnostics.finding import Finding, hint, ok, problem
 from prefect_qruntime.diagnostics.instance import check_dialect, check_token, inspect_instance
 from prefect_qruntime.diagnostics.network import Address, check_api, check_clock, check_iam, check_proxy_reached
-from prefect_qruntime.diagnostics.prefect_server import check_limits, check_prefect, check_server, check_settings
+from prefect_qruntime.diagnostics.prefect_server import (
+    check_limits,
+    check_policy,
+    check_prefect,
+    check_server,
+    check_settings,
+)
 
 __all__ = ["DoctorReport", "arun_doctor", "check_block", "run_doctor"]
 
@@ -66,11 +73,15 @@ async def _doctor(blocks: Iterable[str] | None) -> DoctorReport:
     if client is None:
         findings.append(hint("blocks", "Not looked at: they are kept by the Prefect server."))
         return DoctorReport(findings=tuple(findings))
-    findings += await check_prefect(client, (QuantumRuntimeCredentials, Budget, QuantumRuntimeJob))
+    findings += await check_prefect(
+        client, (QuantumRuntimeCredentials, Budget, QuantumRuntimeJob, QuantumRuntimePolicy)
+    )
+    policy, found = await check_policy()
+    findings.append(found)
     documents, missing = await _documents(client, blocks)
     findings += missing
     for name, data in documents.items():
-        own = await check_block(data)
+        own = await check_block(data, policy)
         findings += [finding.model_copy(update={"block": name}) for finding in own]
     return DoctorReport(findings=tuple(findings))
 
@@ -103,15 +114,20 @@ async def _documents(
     return found, findings
 
 
-async def check_block(data: Mapping[str, Any]) -> list[Finding]:
-    """Check one block by its data: fields, way, token, instance. Runs on the network loop.
+async def check_block(data: Mapping[str, Any], policy: QuantumRuntimePolicy | None = None) -> list[Finding]:
+    """Check one block by its data: fields, policy, way, token, instance. Runs on the network loop.
 
     Args:
         data: The document's data, with its secrets.
+        policy: The installation's.
     """
     fields = check_fields(data)
     connection, bad = fields.connection, fields.bad
     findings = list(fields.findings)
+    barred_host = host_refusal(policy, connection.base_url, connection.iam_url) if policy is not None else None
+    if barred_host is not None:  # the key is not sent there, not even for a check-up
+        text = f"The policy refuses this block: {barred_host}."
+        return [*findings, problem("policy", text, "Correct the block's address, or add the host to the policy.")]
     if not bad & {"crn", "base_url"}:
         findings.append(await check_limits(connection))
     proxies = await check_proxy_reached(connection) if "proxy" not in bad else []

@@ -7,7 +7,7 @@ sessions of others, and those that a flow run or a living process still uses, ar
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -115,8 +115,10 @@ class InstanceSweeper:
         unfinished: Mapping[str, Record],
         dry_run: bool,
         found: Found,
+        same: Sequence[InstanceSweeper],
     ) -> None:
         self._found = found
+        self._same = same  # all that sweep this instance
         self._block = block
         self._client = client
         self._owners = owners
@@ -249,9 +251,8 @@ class InstanceSweeper:
             if owner is None or await self._owners.over(owner) is None:
                 continue
             known = record.meta.get("session")
-            found = [known] if known else await self._never_noted(record)
-            if len(found) > 1:
-                log.warning("flow run %s: which of %s it opened cannot be told; none is closed", owner, found)
+            found = [known] if known else await self._left_unnoted(record, f"flow run {owner}")
+            if found is None:
                 continue
             done: list[Swept] = []
             for session_id in found:
@@ -259,7 +260,7 @@ class InstanceSweeper:
                 state = await self._all_over({owner, *(self._users.get(session_id, set()) - {None})})
                 if state is None:
                     break
-                done = await self._close(session_id, state, flow_run=owner)
+                done += await self._close(session_id, state, flow_run=owner)
             else:
                 if all(entry.action == _CLOSED for entry in done):  # others are looked at again
                     with contextlib.suppress(Exception):
@@ -275,29 +276,63 @@ class InstanceSweeper:
         swept = []
         for note in self._notes:
             known, gone = note.meta.get("session"), self._gone[note.record.key]
-            found = [known] if known else await self._never_noted(note.record) if gone else []
-            if len(found) > 1:
-                log.warning("%s: which of %s it opened cannot be told; none is closed", note.opener, found)
-            if len(found) != 1:
-                continue
-            session = await self._read(found[0])
-            if session is None or session.ref().is_closed:
-                await self._forget(note)
-                continue
-            users = self._users.get(found[0], set()) - {None}
-            if users and await self._all_over(users) is None:
-                continue
-            if gone or _has_outlived_its_limit(session):
-                done = await self._close(found[0], _DEAD if gone else _EXPIRED, process=note.opener)
-                if all(entry.action == _CLOSED for entry in done):
+            found = [known] if known else await self._left_unnoted(note.record, note.opener) if gone else []
+            for session_id in found or ():
+                session = await self._read(session_id)
+                if session is None or session.ref().is_closed:
                     await self._forget(note)
-                swept += done
+                    continue
+                users = self._users.get(session_id, set()) - {None}
+                if users and await self._all_over(users) is None:
+                    continue
+                if gone or _has_outlived_its_limit(session):
+                    done = await self._close(session_id, _DEAD if gone else _EXPIRED, process=note.opener)
+                    if all(entry.action == _CLOSED for entry in done):
+                        await self._forget(note)
+                    swept += done
         return swept
 
     async def _forget(self, note: SessionNote) -> None:
         if not self._dry_run:
             with contextlib.suppress(Exception):
                 await note.mark_closed()
+
+    async def _left_unnoted(self, record: Record, opener: str) -> list[str] | None:
+        """Sessions left by processes that died before they noted an id, this note's among them.
+
+        Which session belongs to which of several equal notes cannot be told and need not be: if there are no more
+        sessions than notes, and each note's process is gone, all of them were left.
+
+        Returns:
+            The sessions; None, with a problem reported, if one may be another's.
+        """
+        found = await self._never_noted(record)
+        rivals = [one for one in self._unnamed() if _may_be_the_same(one, record)] if found else []
+        gone = [one for one in rivals if await self._has_no_opener(one)]
+        if len(found) <= len(gone) == len(rivals):
+            return found
+        self._found.problems.append(
+            f"{self._block}: it cannot be told whether {opener} opened {' or '.join(found)}, so none is closed. Close "
+            "those that no flow uses with `prefect-qruntime sessions --close ID`."
+        )
+        return None
+
+    def _unnamed(self) -> list[Record]:
+        """The notes of openings on this instance whose session was never named."""
+        blocks = {sweeper._block for sweeper in self._same}
+        flows = [record for record in self._records if record.meta.get("block") in blocks]
+        notes = [note.record for note in self._notes]
+        return [
+            one
+            for one in (*flows, *notes)
+            if not one.meta.get("session") and (one.meta.get("state") or "").lower() != "closed"
+        ]
+
+    async def _has_no_opener(self, record: Record) -> bool:
+        """Whether the flow run or the process that wrote a note is over."""
+        if record.key in self._gone:
+            return bool(self._gone[record.key])
+        return await self._owners.over(owner_of(record)) is not None
 
     async def _never_noted(self, record: Record) -> list[str]:
         """Sessions that a process opened and died before it could note the id.
@@ -398,6 +433,14 @@ def _has_outlived_its_limit(session: Session) -> bool:
     begun = session.activated_at or session.started_at
     limit = timedelta(seconds=session.max_ttl) if session.max_ttl else None
     return begun is not None and limit is not None and datetime.now(UTC) - begun > limit + _OPENING
+
+
+def _may_be_the_same(one: Record, other: Record) -> bool:
+    """Whether a session may have been opened for either of two notes that name none."""
+    if one.updated is None or other.updated is None:
+        return False
+    equal = all(one.meta.get(name) == other.meta.get(name) for name in ("mode", "backend", "max_ttl"))
+    return equal and abs(one.updated - other.updated) <= 2 * _OPENING
 
 
 def owner_of(record: Record) -> str | None:

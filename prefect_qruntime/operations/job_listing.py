@@ -119,7 +119,7 @@ class JobList(BaseModel):
     groups: list[JobGroup] = []
 
 
-def parse_since(text: str, *, now: datetime | None = None) -> datetime:
+def parse_since(text: str, *, now: datetime | None = None, field: str = "since") -> datetime:
     """Read a moment: an ISO date or time (local unless it names a zone), or a time span before now.
 
     Raises:
@@ -140,7 +140,7 @@ def parse_since(text: str, *, now: datetime | None = None) -> datetime:
         return datetime.fromisoformat(text.strip()).astimezone(UTC)
     except (ValueError, OverflowError):
         raise InvalidInput(
-            "must be a date or time like 2026-05-01T08:00, or a span like 90m, 24h or 7d", field="since"
+            "must be a date or time like 2026-05-01T08:00, or a span like 90m, 24h or 7d", field=field
         ) from None
 
 
@@ -232,7 +232,9 @@ async def _list(
         )
         for name, job in sorted(found.values(), key=lambda item: item[1].created_at or never, reverse=True)
     ]
-    return JobList(jobs=listed, totals=_totals(listed), more=more, problems=list(problems.values()))
+    return JobList(
+        jobs=listed, totals=_totals(listed), more=more, problems=[problems[name] for name in sorted(problems)]
+    )
 
 
 async def _jobs(

@@ -140,7 +140,7 @@ async def _list(blocks: Iterable[str] | None) -> SessionList:
             problems[name] = f"{name}: {error}"
     never = datetime.min.replace(tzinfo=UTC)
     ordered = sorted(found.values(), key=lambda one: one.opened_at or never)
-    return SessionList(sessions=await _with_flow_runs(ordered), problems=list(problems.values()))
+    return SessionList(sessions=await _with_flow_runs(ordered), problems=[problems[name] for name in sorted(problems)])
 
 
 async def _of_instance(

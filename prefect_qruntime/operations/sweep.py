@@ -95,10 +95,12 @@ async def _sweep(blocks: Iterable[str] | None, *, dry_run: bool, cancel_jobs: bo
     found = {name: Found() for name in loaded}
     instances: dict[str, list[InstanceSweeper]] = {}
     for name, credentials in loaded.items():
-        sweeper = InstanceSweeper(
-            name, credentials.get_client(), owners, records, notes, unfinished, dry_run, found[name]
+        same = instances.setdefault(credentials.crn, [])
+        same.append(
+            InstanceSweeper(
+                name, credentials.get_client(), owners, records, notes, unfinished, dry_run, found[name], same
+            )
         )
-        instances.setdefault(credentials.crn, []).append(sweeper)
     at_once = asyncio.Semaphore(_AT_ONCE)
 
     async def one_after_the_other(same: list[InstanceSweeper]) -> None:
@@ -115,7 +117,11 @@ async def _sweep(blocks: Iterable[str] | None, *, dry_run: bool, cancel_jobs: bo
         blocks=sorted({*loaded, *problems}),
         sessions=[swept for part in found.values() for swept in part.sessions],
         jobs=[swept for part in found.values() for swept in part.jobs],
-        problems=[*problems.values(), *(problem for part in found.values() for problem in part.problems)]
+        problems=[
+            problem
+            for name in sorted({*loaded, *problems})
+            for problem in ([problems[name]] if name in problems else found[name].problems)
+        ]
         + (_out_of_reach(notes, [one for same in instances.values() for one in same]) if blocks is None else []),
         stalled=await find_stalled(noted),
     )

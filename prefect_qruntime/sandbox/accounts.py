@@ -47,6 +47,7 @@ class Instance:
     admin_id: str
     limit: float | None
     consumed: float = 0.0
+    consumed_units: float = 0.0
 
     @property
     def limit_reached(self) -> bool:
@@ -214,6 +215,10 @@ class Accounts:
         }
         if instance.limit is not None:
             view["usage_limit_seconds"] = view["usage_allocation_seconds"] = _plain(instance.limit)
+        if rate := self._settings.resource_unit_rate:
+            view["usage_consumed_ru"] = round(instance.consumed_units, 6)
+            if instance.limit is not None:
+                view["instance_limit_ru"] = view["usage_allocation_ru"] = round(instance.limit * rate, 6)
         return view
 
     @property

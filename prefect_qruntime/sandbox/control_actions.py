@@ -238,4 +238,5 @@ def _session(session: Session) -> dict[str, Any]:
         "jobs": list(session.job_ids),
         "history": [{"state": state, "t": moment} for state, moment in session.timestamps],
         "usage_seconds": session.usage_seconds,
+        "usage_final": session.usage_final,
     }

@@ -44,6 +44,7 @@ class Service:
         self.runner = Runner(
             self.clock, settings, self.catalog, self.sessions, self.simulator, self._book, self._may_run
         )
+        self.sessions.booked = self._book_session
         self.faults = FaultBook()
         self.journal = Journal()
         self.jobs: dict[str, Job] = {}
@@ -134,6 +135,7 @@ class Service:
             runtime=body.get("runtime"),
             calibration_id=calibration_id,
             caller=caller,
+            unit_rate=self.settings.resource_unit_rate,
         )
         if starts:
             job.session_id = job.id
@@ -301,10 +303,21 @@ class Service:
     # --- usage
 
     def _book(self, job: Job) -> None:
-        instance = self.accounts.instances.get(job.crn)
+        session = self.sessions.of(job)
+        # A dedicated session is charged as a whole, by the clock.
+        if session is None or session.mode == "batch":
+            self._charge(job.crn, job.backend, job.usage_seconds, job.unit_rate)
+
+    def _book_session(self, session: Session) -> None:
+        if session.mode != "batch":  # of a batch each job is charged
+            self._charge(session.crn, session.backend, session.usage_seconds, session.unit_rate)
+
+    def _charge(self, crn: str, backend: str | None, seconds: float, unit_rate: float) -> None:
+        instance = self.accounts.instances.get(crn)
         # What a job on a mock backend shows is an estimate; nothing is charged for it.
-        if instance is not None and not self.catalog.backends[job.backend].mock:
-            instance.consumed += job.usage_seconds
+        if instance is not None and not (backend and self.catalog.backends[backend].mock):
+            instance.consumed += seconds
+            instance.consumed_units += round(seconds * unit_rate, 6)
 
     def _may_run(self, job: Job) -> bool:
         instance = self.accounts.instances.get(job.crn)

@@ -1,4 +1,4 @@
-"""Run the jobs of sessions and batches in order, and close sessions in time."""
+"""Run the jobs of sessions and batches in order, close sessions in time, and charge dedicated ones by the clock."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from prefect_qruntime.sandbox.state import CANCELLED, FAILED, Job, Session
 
 
 class SessionBook:
-    """Keep all sessions. Jobs of one session run one after another; `next_up` and `drop` are set by the runner."""
+    """Keep all sessions. Jobs of one session run one after another; the runner sets `next_up`, `drop` and `booked`.
+
+    A dedicated session is charged while it is active, idle or not, and until its last job has ended.
+    """
 
     def __init__(self, clock: Clock, settings: Settings) -> None:
         self._clock = clock
@@ -18,6 +21,7 @@ class SessionBook:
         self.sessions: dict[str, Session] = {}
         self.next_up: Callable[[Job], None] = lambda job: None
         self.drop: Callable[[Job, str, str], None] = lambda job, status, reason: None
+        self.booked: Callable[[Session], None] = lambda session: None
 
     def reset(self, settings: Settings) -> None:
         """Forget all sessions."""
@@ -48,6 +52,7 @@ class SessionBook:
             max_ttl=max_ttl or self.settings.max_ttl,
             interactive_ttl=interactive_ttl or self.settings.interactive_ttl,
             active_ttl=active_ttl,
+            unit_rate=self.settings.resource_unit_rate,
         )
         self.sessions[session_id] = session
         session.timestamps.append(("open", now))
@@ -90,18 +95,22 @@ class SessionBook:
         if session.current is job:
             session.current = None
             session.last_job_completed = self._clock.now()
-            session.usage_seconds += job.usage_seconds
+            if session.mode == "batch":
+                session.usage_seconds += job.usage_seconds
+            elif session.state == "closed":
+                self._stop_charging(session)
         elif job in session.queue:
             session.queue.remove(job)
         if session.current is not None:
             return
         if session.queue:
             self.next_up(session.queue[0])
-        elif session.state != "closed":
-            if session.accepting_jobs:
-                self._start_idling(session)
-            else:
-                self._close(session, "All jobs of the session have ended.")
+        elif session.state == "closed":
+            self._settle(session)
+        elif session.accepting_jobs:
+            self._start_idling(session)
+        else:
+            self._close(session, "All jobs of the session have ended.")
 
     def stop_accepting(self, session: Session) -> None:
         """Accept no more jobs; those already queued still run, then the session closes."""
@@ -156,10 +165,35 @@ class SessionBook:
         _cancel_idle(session)
         if session.ttl_timer is not None:
             session.ttl_timer.cancel()
+        if session.current is None:
+            self._settle(session)
 
     def _move(self, session: Session, state: str) -> None:
+        now = self._clock.now()
         session.state = state
-        session.timestamps.append((state, self._clock.now()))
+        session.timestamps.append((state, now))
+        if session.mode == "batch":
+            return
+        if state == "active" and session.charged_since is None:
+            session.charged_since = now
+        elif state != "active" and session.current is None:
+            self._stop_charging(session)
+
+    def _stop_charging(self, session: Session) -> None:
+        session.usage_seconds, session.charged_since = session.charge(self._clock.now()), None
+
+    def _settle(self, session: Session) -> None:
+        """Make the usage of a session that is over final, after the lag."""
+        if session.usage_final or session.usage_timer is not None:
+            return
+        if self.settings.usage_lag and session.usage_seconds:
+            session.usage_timer = self._clock.call_later(self.settings.usage_lag, self._book, session)
+        else:
+            self._book(session)
+
+    def _book(self, session: Session) -> None:
+        session.usage_final = True
+        self.booked(session)
 
 
 def _cancel_idle(session: Session) -> None:

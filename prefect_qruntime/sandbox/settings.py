@@ -15,6 +15,7 @@ _NON_NEGATIVE = (
     "usage_lag",
     "cancel_lag",
     "ws_lead",
+    "resource_unit_rate",
 )
 _POSITIVE = ("clock_scale", "max_ttl", "interactive_ttl", "idle_close")
 
@@ -39,6 +40,7 @@ class Settings:
         cancel_lag: Time until an accepted cancel takes effect on a running job.
         ws_lead: Time by which the socket ends before the job's status says so.
         usage_limit_seconds: QPU seconds an instance may use; `None` is no limit.
+        resource_unit_rate: Resource units that a QPU second costs, shown beside the seconds; 0 shows none.
         whole_seconds: Whether each job is charged whole QPU seconds, rounded up.
         usage_limit_queues: At the limit, accept jobs and leave them Queued instead of answering 409.
         seed: Makes results a function of the submission order.
@@ -64,6 +66,7 @@ class Settings:
     cancel_lag: float = 0.0
     ws_lead: float = 0.0
     usage_limit_seconds: float | None = None
+    resource_unit_rate: float = 0.0
     usage_limit_queues: bool = False
     whole_seconds: bool = False
     seed: int | None = None

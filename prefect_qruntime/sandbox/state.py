@@ -93,6 +93,7 @@ class Job:
     run_time: float = 0.0
     usage_seconds: float = 0.0
     usage_final: bool = False
+    unit_rate: float = 0.0
     outcome: Outcome | None = None
     script: Script | None = None
     result_read: bool = False
@@ -138,6 +139,15 @@ class Session:
     current: Job | None = None
     job_ids: list[str] = field(default_factory=list)
     usage_seconds: float = 0.0
+    usage_final: bool = False
+    unit_rate: float = 0.0
+    charged_since: float | None = None
     ttl_timer: Timer | None = None
     idle_timer: Timer | None = None
     close_timer: Timer | None = None
+    usage_timer: Timer | None = None
+
+    def charge(self, now: float) -> float:
+        """Return the QPU seconds used by now: by the clock while a dedicated session has the QPU, else by its jobs."""
+        running = 0.0 if self.charged_since is None else now - self.charged_since
+        return round(self.usage_seconds + running, 6)

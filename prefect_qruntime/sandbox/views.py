@@ -92,6 +92,8 @@ def usage_view(job: Job, dialect: str, version: str, now: float) -> dict[str, An
         view["quantum_seconds"] = view["seconds"] = seconds
     elif version < TIDY_USAGE_SINCE and job.outcome is not None:
         view["circuits_execution_time_ns"] = job.outcome.execution_ns
+    if job.unit_rate:
+        view["qpu_charge_ru"] = round(seconds * job.unit_rate, 6)
     return view
 
 
@@ -188,6 +190,8 @@ def job_workload(job: Job, now: float) -> dict[str, Any]:
             "status": "complete" if job.usage_final else "pending",
         },
     }
+    if job.unit_rate:
+        view["usage"]["qpu_charge_ru"] = round(usage_seconds(job, now) * job.unit_rate, 6)
     if job.reason:
         view["status_reason"] = job.reason
     if job.ended is not None:
@@ -195,7 +199,7 @@ def job_workload(job: Job, now: float) -> dict[str, Any]:
     return view
 
 
-def session_workload(session: Session) -> dict[str, Any]:
+def session_workload(session: Session, now: float) -> dict[str, Any]:
     """Return a session or batch as a workload."""
     if session.state == "closed":
         status = "in_progress" if session.current is not None else "completed"
@@ -212,10 +216,12 @@ def session_workload(session: Session) -> dict[str, Any]:
         "accepting_jobs": session.accepting_jobs,
         "tags": [],
         "usage": {
-            "qpu_charge_time_seconds": round(session.usage_seconds, 6),
-            "status": "complete" if session.state == "closed" and session.current is None else "pending",
+            "qpu_charge_time_seconds": session.charge(now),
+            "status": "complete" if session.usage_final else "pending",
         },
     }
+    if session.unit_rate:
+        view["usage"]["qpu_charge_ru"] = round(session.charge(now) * session.unit_rate, 6)
     if session.closed is not None:
         view["ended"] = iso(session.closed)
     return view

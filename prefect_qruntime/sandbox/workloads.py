@@ -51,7 +51,7 @@ def _all(call: Call) -> list[dict[str, Any]]:
         for job in service.visible_jobs(call.user, call.instance, [], mocks=call.mocks)
         if job.session_id is None
     ]
-    found.extend(session_workload(session) for session in service.visible_sessions(call.user, call.instance))
+    found.extend(session_workload(session, now) for session in service.visible_sessions(call.user, call.instance))
     found.sort(key=_key)
     return found
 

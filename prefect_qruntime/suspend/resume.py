@@ -17,7 +17,7 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect_qruntime import hooks
 from prefect_qruntime.cancellation import cancel_jobs_of
 from prefect_qruntime.credentials import aload_credentials
-from prefect_qruntime.errors import NotFound, QuantumRuntimeError
+from prefect_qruntime.errors import NotFound
 from prefect_qruntime.models import Job
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.prefect_api import api
@@ -26,17 +26,9 @@ from prefect_qruntime.suspend import waits
 from prefect_qruntime.suspend.resume_claims import next_claim
 from prefect_qruntime.suspend.waits import Wait
 
-__all__ = ["claimed", "describe", "emit_end", "owner", "reconcile", "resume", "says_unknown"]
+__all__ = ["claimed", "describe", "emit_end", "owner", "reconcile", "resume"]
 
 log = get_logger(__name__)
-
-
-def says_unknown(error: QuantumRuntimeError) -> bool:
-    """Whether the service itself said that it has no such job.
-
-    It gives a code with that. A 404 page of a gateway in between carries none, and says nothing about the job.
-    """
-    return isinstance(error, NotFound) and error.code is not None
 
 
 def owner(wait: Wait) -> str | None:
@@ -105,13 +97,14 @@ async def reconcile(wait: Wait) -> bool:
                 client = (await aload_credentials(wait.block)).get_client()
                 await cancel_jobs_of(client, str(flow_run.id), [wait.job_id])
         except NotFound as error:
-            if not says_unknown(error):
-                raise
             # Deleted from the service: nothing is left to cancel.
             log.warning("job %s of flow run %s: %s", wait.job_id, flow_run.id, error)
         finally:
             await hooks.clean_up(flow_run, cancel_jobs=wait.policy == "cancel", drain=wait.policy == "detach")
         log.info("flow run %s was cancelled: policy %s for its jobs", flow_run.id, wait.policy)
+    elif flow_run.state is None or not flow_run.state.is_final():
+        # Run again after a crash it may be about to be suspended by this very note. The note goes when it is over.
+        return False
     await waits.drop_note(wait)
     return cancelled
 

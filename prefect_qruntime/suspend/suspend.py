@@ -14,14 +14,13 @@ from prefect.flow_runs import asuspend_flow_run, suspend_flow_run
 from prefect_qruntime.cancellation import policy
 from prefect_qruntime.client.failures import job_error
 from prefect_qruntime.client.network_loop import network_loop
-from prefect_qruntime.client.session_core import says_nothing_about_jobs
 from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name
-from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
+from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.prefect_api import current_flow_run_id
 from prefect_qruntime.suspend import waits
-from prefect_qruntime.suspend.resume import emit_end, says_unknown
+from prefect_qruntime.suspend.resume import emit_end
 from prefect_qruntime.tasks.arguments import JobLike, as_job
 from prefect_qruntime.tasks.wait import await_for_completion, wait_for_completion
 
@@ -147,14 +146,9 @@ def _flow_run_id() -> UUID:
 async def _end(credentials: QuantumRuntimeCredentials, ref: JobRef) -> Job | None:
     """The job if it is over, as the service shows it now; None if the flow run may be suspended (again)."""
     try:
-        job = await credentials.get_client().job(ref.id)
+        job = await credentials.get_client().look(ref.id)
     except QuantumRuntimeError as error:
-        if says_unknown(error):
-            # Right after the submission it may not be visible yet; the watcher knows how long to be patient.
-            if waits.pause_key(ref.id) in await waits.used_keys(_flow_run_id()):
-                raise
-            return None
-        if not (says_nothing_about_jobs(error) or error.advice.may_repeat or isinstance(error, NotFound)):
+        if not error.is_outage:
             raise
         notifications.log_to_run(f"no answer about job {ref.id} for now: {error}", level=logging.WARNING)
         return None

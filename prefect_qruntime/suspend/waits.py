@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
@@ -57,7 +56,6 @@ class Wait:
         key: The pause key; None where no flow run is suspended and only an event is wanted.
         policy: What happens to the job when the flow run is cancelled.
         note: Id of the note in Prefect.
-        noted: When it was written, on Prefect's clock.
     """
 
     job_id: str
@@ -66,7 +64,6 @@ class Wait:
     key: str | None
     policy: Literal["cancel", "detach"]
     note: UUID
-    noted: datetime | None = None
 
 
 def pause_key(job_id: str, used: Iterable[str] = ()) -> str:
@@ -131,7 +128,6 @@ def _wait(record: Record) -> Wait | None:
         key=record.meta.get("key"),
         policy="detach" if record.meta.get("policy") == "detach" else "cancel",
         note=record.artifact_id,
-        noted=record.updated,
     )
 
 

@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from uuid import UUID
 
 from prefect.events.worker import EventsWorker
@@ -21,13 +21,15 @@ from prefect_qruntime import prefect_api
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.waiting.plan import Deadlines
-from prefect_qruntime.credentials import aload_credentials
+from prefect_qruntime.credentials import aload_credentials, saved_blocks
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobStatus
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.events import Observation
 from prefect_qruntime.redact import get_logger, redact
+from prefect_qruntime.settings import current_settings
 from prefect_qruntime.suspend import resume, waits
+from prefect_qruntime.suspend.alarms import InstanceWatch
 from prefect_qruntime.suspend.resume import claimed
 from prefect_qruntime.suspend.waits import Wait
 
@@ -38,7 +40,7 @@ log = get_logger(__name__)
 _ALL_AGAIN = 120.0  # seconds after which everything in Prefect is read anew, not only what is new
 _AGAIN = 60.0  # seconds until a wait that failed is taken up again
 _CLAIMED = 15.0  # seconds until a wait that another watcher ends is looked at again
-_UNSEEN = 60.0  # seconds that a job may take to become visible
+_PATIENCE = Deadlines()
 _AT_ONCE = 2  # waits that are ended at the same time: a Prefect server on SQLite stands still when asked for more
 _EVENTS_OUT = 10.0  # seconds that events may take to reach Prefect
 
@@ -128,6 +130,9 @@ class _Watcher:
         self._all, self._all_at = True, 0.0
         self._counts = dict.fromkeys(("followed", "resumed", "told", "cancelled"), 0)
         self._problems: dict[str, str] = {}
+        self._instances: dict[str, InstanceWatch] = {}
+        self._instances_at = 0.0
+        self._looking: asyncio.Task[None] | None = None
 
     def report(self) -> WatchReport:
         """What was done so far."""
@@ -145,9 +150,37 @@ class _Watcher:
                 log.warning("Prefect's API did not answer, looking again later", exc_info=True)
                 return
         self._problems.pop("prefect", None)
+        self._look_at_instances()
         for entry in self._followed.values():
             if entry.task is None and time.monotonic() >= entry.not_before:
                 entry.task = asyncio.create_task(self._follow(entry))
+
+    def _look_at_instances(self) -> None:
+        """Now and then look after the instances too, beside the waits: one that does not answer holds up none."""
+        every = current_settings().watch_instance_seconds
+        busy = self._looking is not None and not self._looking.done()
+        if every and not busy and time.monotonic() >= self._instances_at:
+            self._instances_at = time.monotonic() + every
+            self._looking = asyncio.create_task(self._look_after_instances())
+
+    async def _look_after_instances(self) -> None:
+        try:
+            blocks = sorted(self._blocks) if self._blocks is not None else await saved_blocks()
+        except Exception:
+            log.warning("Prefect's API did not answer, so no instance is looked after now", exc_info=True)
+            return
+        seen = set[str]()
+        for block in blocks:
+            try:
+                client = await self._client(block)
+                if client.connection.crn not in seen:
+                    seen.add(client.connection.crn)
+                    await self._instances.setdefault(block, InstanceWatch(block)).look(client)
+            except Exception as error:
+                self._clients.pop(block, None)
+                self._problem(f"instance {block}", f"the instance of {block} could not be looked after: {error}")
+            else:
+                self._problems.pop(f"instance {block}", None)
 
     async def _look_at_all(self) -> None:
         """Now and then forget what was learnt, and see to what happened while no watcher was there."""
@@ -241,8 +274,7 @@ class _Watcher:
         client = await self._client(wait.block)
         try:
             if self._once:
-                async with self._gate:
-                    job = await client.job(wait.job_id)
+                job = await client.look(wait.job_id, deadlines=_PATIENCE, known=True)
                 return job if job.is_terminal else None
 
             async def on_change(seen: Job, waited: float) -> None:
@@ -250,12 +282,9 @@ class _Watcher:
                 if seen.status is JobStatus.RUNNING:
                     _tell(wait, seen)
 
-            return await client.wait(wait.job_id, deadlines=Deadlines(unknown=_UNSEEN), on_change=on_change)
+            return await client.wait(wait.job_id, deadlines=_PATIENCE, on_change=on_change, known=True)
         except NotFound as error:
-            if not resume.says_unknown(error):
-                raise  # no word of the service's: taken up again, as after any other outage
-            # Right after its submission a job may not be visible yet; `wait` has been patient already.
-            return None if self._once and _is_fresh(wait) else error
+            return error
 
     async def _end(self, entry: _Followed, end: Job | NotFound) -> None:
         """Tell of the end, and resume the flow run unless somebody else does."""
@@ -318,11 +347,15 @@ class _Watcher:
     async def ended(self) -> None:
         """Wait for the looks at all jobs; for a watcher that looks once."""
         tasks = [entry.task for entry in self._followed.values() if entry.task is not None]
+        if self._looking is not None:
+            tasks.append(self._looking)
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def stop(self) -> None:
         """Stop following; nothing is lost by it."""
         tasks = [entry.task for entry in self._followed.values() if entry.task is not None]
+        if self._looking is not None:
+            tasks.append(self._looking)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -333,10 +366,6 @@ class _Watcher:
 
     def _problem(self, about: str, text: str) -> None:
         self._problems[about] = redact(text)
-
-
-def _is_fresh(wait: Wait) -> bool:
-    return wait.noted is not None and datetime.now(UTC) - wait.noted < timedelta(seconds=_UNSEEN)
 
 
 def _tell(wait: Wait, job: Job) -> None:

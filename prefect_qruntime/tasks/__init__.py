@@ -16,6 +16,7 @@ from prefect_qruntime.tasks.backends import (
 )
 from prefect_qruntime.tasks.cancel import acancel_job, cancel_job
 from prefect_qruntime.tasks.compare import acompare_routes, compare_routes
+from prefect_qruntime.tasks.estimate import aestimate_cost, arequire_approval, estimate_cost, require_approval
 from prefect_qruntime.tasks.fetch import afetch_results, fetch_results
 from prefect_qruntime.tasks.sessions import aclose_session, aopen_session, close_session, open_session
 from prefect_qruntime.tasks.submit import asubmit_job, submit_job
@@ -26,10 +27,12 @@ __all__ = [
     "acancel_job",
     "aclose_session",
     "acompare_routes",
+    "aestimate_cost",
     "afetch_results",
     "aget_usage",
     "alist_backends",
     "aopen_session",
+    "arequire_approval",
     "aselect_backend",
     "asubmit_job",
     "authenticate",
@@ -37,10 +40,12 @@ __all__ = [
     "cancel_job",
     "close_session",
     "compare_routes",
+    "estimate_cost",
     "fetch_results",
     "get_usage",
     "list_backends",
     "open_session",
+    "require_approval",
     "select_backend",
     "submit_job",
     "wait_for_completion",

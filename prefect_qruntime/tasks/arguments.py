@@ -23,6 +23,7 @@ from typing import (
 
 from prefect_qruntime.admission.budget import BudgetLike
 from prefect_qruntime.client.connection import check_id
+from prefect_qruntime.client.cost_core import busy_seconds
 from prefect_qruntime.client.inputs import check_isa, transpile_pubs
 from prefect_qruntime.client.inputs.spec import CircuitForm, JobSpec
 from prefect_qruntime.client.programs import make_spec
@@ -195,12 +196,13 @@ class Plan:
     """A checked submission, and the digest that identifies what was wanted.
 
     The digest is that of the circuits as given: transpiled for another backend, they are still the same work.
-    `transpiled` says that those of `spec` are made for its backend.
+    `transpiled` says that those of `spec` are made for its backend, `busy_seconds` what the cost model says of it.
     """
 
     spec: JobSpec
     digest: str
     transpiled: bool = False
+    busy_seconds: float = 0.0
 
 
 _SPEC_FIELDS = (
@@ -259,6 +261,7 @@ async def plan_submission(credentials: QuantumRuntimeCredentials, pubs: Any, sub
             spec = make_spec(transpiled, **fields)
         if configuration is not None and checks:
             check_isa(spec, configuration)
-        return Plan(spec, digest, transpiled=configuration is not None and transpiles)
+        transpiled_here = configuration is not None and transpiles
+        return Plan(spec, digest, transpiled=transpiled_here, busy_seconds=busy_seconds(spec))
 
     return await asyncio.to_thread(read)

@@ -121,6 +121,8 @@ async def _check(credentials: QuantumRuntimeCredentials, pubs: Any, submission: 
         raise InvalidInput("compare_routes runs both routes. Leave route out.", field="route")
     if submission.get("params") is not None or pubs is None:
         raise InvalidInput("compare_routes takes PUBs, since raw params= have one route. Pass pubs.", field="pubs")
+    if submission.get("dry_run"):
+        raise InvalidInput("a dry run's results are random, so there is nothing to compare", field="dry_run")
     if credentials.dialect == "legacy":
         raise InvalidInput("the legacy dialect has no executor to compare with", field="credentials")
     for route in _ROUTES:

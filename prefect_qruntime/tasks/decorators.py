@@ -16,9 +16,11 @@ from string import Formatter
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from prefect import Task, task
+from prefect.blocks.abstract import CredentialsBlock
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
+from prefect_qruntime.admission.policy import check_hosts
 from prefect_qruntime.client.network_loop import network_loop, on_network_loop
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.models import SessionRef
@@ -67,6 +69,13 @@ def run_name_of(pattern: str) -> Callable[..., str]:
     return run_name
 
 
+async def _may_use(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse credentials that lead to a host which the installation's policy does not allow."""
+    credentials = kwargs.get("credentials", args[0] if args else None)
+    if isinstance(credentials, CredentialsBlock):
+        await check_hosts(credentials.get_client().connection)
+
+
 _names: set[str] = set()
 """Names of our tasks."""
 
@@ -95,6 +104,7 @@ def creates(
         @functools.wraps(body)
         async def counted(*args: P.args, **kwargs: P.kwargs) -> R:
             with trace_task(name), submission_in_flight():  # those that come together are noted together
+                await _may_use(args, kwargs)
                 return await body(*args, **kwargs)
 
         return task(
@@ -117,6 +127,7 @@ def repeats(
         @functools.wraps(body)
         async def traced(*args: P.args, **kwargs: P.kwargs) -> R:
             with trace_task(name):
+                await _may_use(args, kwargs)
                 return await body(*args, **kwargs)
 
         return task(

@@ -59,14 +59,14 @@ async def afetch_results(credentials: QuantumRuntimeCredentials, job: JobLike) -
             trace_chunks(result)
         _record(client, ref, result)
         return await result_storage.share_if_persisted(result)
-    kept = await result_storage.read_private(ref.id)
+    kept = await result_storage.read_private(client.connection.crn, ref.id)
     if kept is not None:
         notifications.log_to_run(f"job {ref.id} is private and was read before: handing on the stored copy")
         return kept
     result = await client.result(ref, grace=grace, shelf=shelf.for_only_copy())
     notifications.log_to_run(await asyncio.to_thread(fetched_line, result))
     _record(client, ref, result)
-    return await result_storage.keep_private(result, memory_limit=shelf.memory_limit)
+    return await result_storage.keep_private(client.connection.crn, result, memory_limit=shelf.memory_limit)
 
 
 def _record(client: QuantumRuntimeClient, ref: JobRef, result: JobResult) -> None:

@@ -13,6 +13,9 @@ from contextlib import asynccontextmanager
 
 from cachetools import LRUCache
 
+from prefect_qruntime.admission import policy
+from prefect_qruntime.admission.budget import BudgetLike, as_budget
+from prefect_qruntime.admission.guard import session_guard
 from prefect_qruntime.client.network_loop import network_loop, on_network_loop
 from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError, SubmissionUncertain
@@ -51,6 +54,7 @@ async def aopen_session(
     *,
     mode: str = "dedicated",
     max_ttl: int | None = None,
+    budget: BudgetLike | None = None,
 ) -> SessionRef:
     """Open a session or a batch. Costs money from its first job on; prefer `runtime_session`, which closes it.
 
@@ -61,11 +65,14 @@ async def aopen_session(
         backend: Where.
         mode: `dedicated` keeps the QPU between jobs and is charged by the clock; `batch` is not.
         max_ttl: Longest life in seconds; default from the settings (two hours).
+        budget: A `Budget` or the name of a saved one. A dedicated session lives no longer than it lasts, and reserves
+            that time of it until the session is over.
 
     Returns:
         The session. In the legacy dialect it has no id until its first job is accepted.
 
     Raises:
+        BudgetExhausted: The budget has no room for a session; nothing was opened.
         PermissionDenied: The plan has no dedicated sessions (code 1352): use `batch`.
         SubmissionUncertain: The answer was lost and looking did not settle it.
     """
@@ -74,25 +81,33 @@ async def aopen_session(
         raise InvalidInput("must be 'dedicated' or 'batch'", field="mode")
     if max_ttl is not None and (isinstance(max_ttl, bool) or not isinstance(max_ttl, int) or max_ttl < 1):
         raise InvalidInput("must be a whole number of seconds, at least 1", field="max_ttl")
-    ttl = max_ttl if max_ttl is not None else current_settings().session_max_ttl_seconds
     where = await current_run()
-    wanted = SessionRef(
-        mode="batch" if mode == "batch" else "dedicated", backend=name, max_ttl=ttl, token=secrets.token_hex(8)
-    )
-    # Noted before it is opened: if this process dies in between, the sweep knows what to look for.
-    await note_session(credentials, wanted.token, wanted, where, new=True)
-    try:
-        opened = await credentials.get_client().open_session(name, mode=mode, max_ttl=ttl)
-    except QuantumRuntimeError as error:
-        if not isinstance(error, SubmissionUncertain):  # else the sweep would look for it
-            await note_session(credentials, wanted.token, wanted.model_copy(update={"state": "closed"}), where)
-        raise
-    session = opened.model_copy(update={"token": wanted.token, "max_ttl": opened.max_ttl or ttl})
+    token, client = secrets.token_hex(8), credentials.get_client()
+    asked = policy.Asked(name, session_seconds=(max_ttl or 0) if mode == "dedicated" else None)
+    _, longest = await policy.admit(client.connection, where, block_name(credentials), [asked])
+    ttl = max_ttl if max_ttl is not None else current_settings().session_max_ttl_seconds
+    ttl = min(ttl, longest) if longest is not None and mode == "dedicated" else ttl
+    async with session_guard(client, where, as_budget(budget), token, mode=mode, life=ttl) as admitted:
+        wanted = SessionRef(
+            mode="batch" if mode == "batch" else "dedicated", backend=name, max_ttl=admitted.life, token=token
+        )
+        # Noted before it is opened: if this process dies in between, the sweep knows what to look for.
+        await note_session(credentials, token, wanted, where, new=True)
+        try:
+            opened = await client.open_session(name, mode=mode, max_ttl=admitted.life)
+        except QuantumRuntimeError as error:
+            if not isinstance(error, SubmissionUncertain):  # else the sweep would look for it
+                await note_session(credentials, token, wanted.model_copy(update={"state": "closed"}), where)
+            raise
+        session = opened.model_copy(update={"token": token, "max_ttl": opened.max_ttl or admitted.life})
+        await admitted.opened(session)
+    if admitted.life < ttl:
+        notifications.log_to_run(f"the budget leaves the session {admitted.life} s")
     kind = session.kind
     if session.id is None:
         if session.token is not None:
             _pending_sessions[session.token] = None
-        notifications.log_to_run(f"{kind} on {name}: opens with its first job, at most {ttl} s")
+        notifications.log_to_run(f"{kind} on {name}: opens with its first job, at most {session.max_ttl} s")
         return session
     await note_session(credentials, session.token, session, where)
     notifications.log_to_run(f"opened {kind} {session.id} on {session.backend or name}, at most {session.max_ttl} s")

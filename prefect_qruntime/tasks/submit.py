@@ -22,7 +22,7 @@ from prefect.utilities.annotations import BaseAnnotation, unmapped
 from prefect.utilities.collections import isiterable
 
 from prefect_qruntime import run_context
-from prefect_qruntime.admission import keys
+from prefect_qruntime.admission import keys, policy
 from prefect_qruntime.admission.budget import as_budget
 from prefect_qruntime.admission.guard import admission_guard
 from prefect_qruntime.admission.locks import submission_lock
@@ -45,6 +45,7 @@ from prefect_qruntime.settings import current_settings
 from prefect_qruntime.tasks.arguments import (
     Submission,
     as_session,
+    backend_name,
     digest_fields,
     plan_submission,
     spec_fields,
@@ -86,10 +87,12 @@ async def _submit(
     """
     budget, session = as_budget(submission.get("budget")), as_session(submission.get("session"))
     submission_key = submission.get("submission_key")
-    plan = await plan_submission(credentials, pubs, submission)
-    client = credentials.get_client()
-    settings = current_settings()
+    client, block = credentials.get_client(), block_name(credentials)
     where = await current_run()
+    # Before the plan, which may ask the service.
+    await policy.admit(client.connection, where, block, [_asked(submission)])
+    plan = await plan_submission(credentials, pubs, submission)
+    settings = current_settings()
     spec = plan.spec
     digest = f"{plan.digest}/{spec.route}" if by_route else plan.digest
     if spec.dry_run and session is not None:
@@ -145,8 +148,8 @@ async def _submit(
             digest=plan.digest,
             exact=not plan.transpiled,
         )
-        async with admission_guard(client, spec, where, budget) as passing:
-            passing.key_lock = lock
+        async with admission_guard(client, spec, where, budget, usable) as passing:
+            passing.key_lock, passing.block = lock, block
 
             def bought(new: JobRef) -> None:
                 known.append(new.id)
@@ -182,16 +185,22 @@ async def _submit(
                         raise _no_mock_backend(error, spec) from error
                     raise
                 notifications.log_to_run(f"{error} The PUBs take the executor instead.", level=logging.WARNING)
-                ref = await submit(replace(intent, spec=await asyncio.to_thread(on_executor, spec)))
+                passing.spec = await asyncio.to_thread(on_executor, spec)
+                ref = await submit(replace(intent, spec=passing.spec))
             bought(ref)
+            await passing.in_session(ref)
             # Before the gate waits for the service to list the job: it is to be found from now on.
             if usable is not None and usable.id is None and ref.session is not None and await _takes_jobs(client, ref):
                 bind(usable, ref)
                 await note_session(credentials, usable.token, ref.session, where)
                 notifications.session_event("opened", ref.session, max_ttl=ref.session.max_ttl)
-            ref = ref.model_copy(update={"payload_digest": digest, "certain": ref.certain and not spec.doubts})
+            ref = ref.model_copy(update={"payload_digest": plan.digest, "certain": ref.certain and not spec.doubts})
             await notifications.job_submitted(
-                ref, block=block_name(credentials), flow_run_id=where.flow_run_id, session=usable
+                ref,
+                block=block,
+                flow_run_id=where.flow_run_id,
+                session=usable,
+                busy_seconds=plan.busy_seconds,
             )
             if not ref.attached:
                 say_if_held(client, ref)
@@ -199,6 +208,16 @@ async def _submit(
                     notifications.show_circuits(client, ref.id, spec)
     trace_job(ref)
     return ref
+
+
+def _asked(submission: Submission) -> policy.Asked:
+    """What a submission asks for, as far as its arguments tell."""
+    limit = submission.get("max_execution_time")
+    return policy.Asked(
+        backend_name(submission["backend"]),
+        str(submission.get("program_id", "sampler")),
+        limit if isinstance(limit, int) else None,
+    )
 
 
 def _no_mock_backend(error: NotFound, spec: JobSpec) -> NotFound:
@@ -260,7 +279,8 @@ class SubmitTask(InFlowTask[..., Any]):
             return None
         # Only the digest is needed, and the route is no part of it.
         fields: dict[str, Any] = digest_fields(spec_fields(arguments))  # type: ignore[arg-type]
-        if not is_mock(getattr(fields["backend"], "name", fields["backend"])):
+        backend = getattr(fields.get("backend"), "name", fields.get("backend"))
+        if not (isinstance(backend, str) and is_mock(backend)):  # which is no part of the digest, a dry run is one
             fields["backend"] = "any"
         fields.pop("tags", None)
         where = network_loop().run(current_run())

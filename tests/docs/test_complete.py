@@ -115,6 +115,12 @@ def test_the_installed_deployment_file_is_that_of_the_repository() -> None:
     assert (ROOT / "flows" / "prefect.yaml").read_text() == (ROOT / "prefect.yaml").read_text()
 
 
+def test_the_deployments_have_names_of_their_own() -> None:
+    """Prefect tells deployments apart by flow and name; a person in a list of runs by the name alone."""
+    names = [one["name"] for one in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]]
+    assert len(names) == len(set(names)) > 5
+
+
 def test_each_automation_is_on_its_page() -> None:
     text = (DOCS / "how-to" / "automations.md").read_text()
     for file in (ROOT / "automations").glob("*.yaml"):

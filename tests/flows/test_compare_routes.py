@@ -100,6 +100,7 @@ def test_nothing_is_bought_where_there_can_be_no_comparison(credentials: Any, sa
     for block, pubs, given, word in (
         (credentials, [BELL], plain | {"route": "auto"}, "Leave route out"),
         (credentials, None, plain | {"params": {"pubs": [[BELL]], "version": 2}}, "takes PUBs"),
+        (credentials, [BELL], plain | {"dry_run": True}, "random"),
         (credentials, [BELL], plain | {"false_alarm": 1.5}, "between 0 and 1"),
         (credentials, [BELL], plain | {"program_id": "executor"}, "sampler"),
         (credentials, [(STATE, "Z", [0.3])], estimator, "resilience_level"),

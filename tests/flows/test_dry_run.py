@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect import flow, unmapped
 from prefect.serializers import JSONSerializer, PickleSerializer
+from qiskit import QuantumCircuit
 
 import prefect_qruntime as qr
+from flows.angles_to_table import angles_to_table
+from flows.leave_and_collect import leave
+from flows.parameter_sweep import parameter_sweep
 from flows.run_circuits import run_circuits
 from flows.run_saved_job import run_saved_job
+from flows.vqe_session import vqe_session
+from prefect_qruntime.admission.ledger import tally
+from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.flow_runs import BACKEND, FLIP, events, ran, records, requests, run
 
@@ -99,6 +107,29 @@ def test_no_budget_counts_it(sandbox: Sandbox, credentials: Any) -> None:
     assert [job["backend"] for job in sandbox.control.jobs()] == [MOCK] * 3 + [BACKEND, MOCK]
 
 
+def test_a_dry_run_that_is_listed_counts_for_nothing() -> None:
+    def job(number: int, backend: str) -> qr.Job:
+        fields: dict[str, Any] = {"status": qr.JobStatus.COMPLETED, "usage_seconds": 3.0, "usage_final": True}
+        return qr.Job(id=f"j{number}", backend=backend, **fields)
+
+    total = tally([job(1, MOCK), job(2, BACKEND), job(3, MOCK)], [])
+    assert (total.jobs, total.used, total.reserved) == (1, 3.0, 0.0)
+
+
+def test_numbering_takes_any_backend(sandbox: Sandbox, credentials: Any) -> None:
+    """A backend may be a text, a `Backend`, or what another task will return."""
+
+    @flow
+    def submitted() -> list[str]:
+        found = qr.select_backend.submit(credentials, min_qubits=30)
+        name = qr.submit_job.submit(credentials, [FLIP], backend=found, shots=5, dry_run=True).result().backend
+        mock = qr.submit_job.submit(credentials, [FLIP], backend=qr.Backend(name=MOCK), shots=5).result()
+        return [name, mock.backend]
+
+    assert submitted() == [MOCK, MOCK]
+    assert len(sandbox.control.jobs()) == 2
+
+
 def test_a_backend_without_a_mock_is_named(sandbox: Sandbox, credentials: Any) -> None:
     @flow
     def nowhere() -> None:
@@ -123,6 +154,41 @@ def test_the_shipped_flows_and_the_job_block(sandbox: Sandbox, credentials: Any)
     run(run_saved_job("dry-run-job"))  # type: ignore[arg-type]
     assert [job["backend"] for job in sandbox.control.jobs()] == [MOCK, MOCK, BACKEND]
     assert all("b64_data" in job["params"]["quantum_program"]["circuits"] for job in sandbox.control.jobs()[1:])
+
+
+def test_every_shipped_flow_that_submits_can_rehearse_on_either_route(
+    sandbox: Sandbox, credentials: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_ALLOWED_FOLDERS", str(tmp_path))
+    credentials.save("dry-run-flows", overwrite=True)
+    (tmp_path / "angles.csv").write_text("theta,phi\n0.1,0.2\n")
+    given: dict[str, Any] = {"credentials_block": "dry-run-flows", "backend": BACKEND, "shots": 10, "dry_run": True}
+    given |= {"route": "executor", "circuit_form": "qpy"}
+    parameter_sweep(points=1, **given)
+    angles_to_table(angles=tmp_path / "angles.csv", table=tmp_path / "table.csv", observables=["Z"], **given)
+    vqe_session(max_iterations=1, **given)
+    leave(circuit=FLIP, **given)
+    jobs = sandbox.control.jobs()
+    assert len(jobs) == 2 + 1 + 2 + 1
+    assert {(job["backend"], job["program_id"], job["session_id"]) for job in jobs} == {(MOCK, "executor", None)}
+    assert all("b64_data" in job["params"]["quantum_program"]["circuits"] for job in jobs)
+    assert sandbox.control.sessions() == []
+
+
+def test_what_may_be_taken_for_new_work_is_not_certain(sandbox: Sandbox, credentials: Any, caplog: Any) -> None:
+    circuit = QuantumCircuit(1, 1)
+    circuit.measure(0, 0)
+    encoded = make_spec([circuit], backend="b").pubs[0].circuit
+
+    @flow
+    def submitted() -> Any:
+        return qr.submit_job(credentials, [encoded], backend=BACKEND, shots=5)
+
+    job = submitted()
+    assert not job.certain
+    (event,) = events(f"qruntime.job.{job.id}")
+    assert event["payload"]["certain"] is False
+    assert "may count as new work" in caplog.text
 
 
 def artifact_description(key: str) -> str:
@@ -199,6 +265,7 @@ def test_a_private_result_keeps_its_provenance_and_the_page_no_digest(sandbox: S
     flow_run, state = ran(hidden)
     first, stored = run(state.aresult())
     assert stored.provenance == first.provenance
+    assert stored.provenance.properties["backend_name"] == BACKEND
     assert pickle.loads(pickle.dumps(stored)).provenance.payload_digest is not None
     (record,) = records("job", flow_run.id)
     assert first.provenance.payload_digest not in str(record.meta) + record.text

@@ -11,7 +11,9 @@ from prefect import flow, unmapped
 
 from prefect_qruntime import (
     JobFailed,
+    JobRef,
     QuantumRuntimeCredentials,
+    QuantumRuntimeError,
     asubmit_job,
     fetch_results,
     run_job,
@@ -288,3 +290,22 @@ def test_a_private_result_is_stored_before_it_is_handed_on(
     assert one() == [{"1": 5}, {"1": 5}]
     reads = [entry for entry in sandbox.control.journal("GET") if entry["path"].endswith("/results")]
     assert len(reads) == 1
+
+
+def test_a_stored_private_result_is_for_its_own_instance(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials
+) -> None:
+    crn = credentials.crn.replace("::", "x::")
+    another = credentials.model_copy(update={"crn": crn})
+
+    @flow
+    def one() -> list[Any]:
+        job = submit_job(credentials, [CIRCUIT], backend=BACKEND, shots=5, private=True)
+        wait_for_completion(credentials, job)
+        mine = fetch_results(credentials, job).counts()
+        theirs = fetch_results(another, JobRef(id=job.id, private=True), return_state=True)
+        return [mine, theirs.result(raise_on_failure=False)]
+
+    mine, theirs = one()
+    assert mine == {"1": 5}
+    assert isinstance(theirs, QuantumRuntimeError)

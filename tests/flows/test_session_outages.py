@@ -24,14 +24,14 @@ OUTAGES = [
     qr.ResultNotReady("later"),
     qr.JobTimeout("our own deadline"),
     qr.QuantumRuntimeError("an answer of no kind that is known", status=499),
-    qr.NotFound("default backend - 404", status=404),
-    qr.PermissionDenied("<html>Just a moment...</html>", status=403),
+    qr.AuthenticationError("the key is unknown", status=400, code="BXNIM0415E"),
     ExceptionGroup("gathered", [ValueError("mine"), qr.ServiceUnavailable("no answer")]),
 ]
 ENDS = [
     ValueError("mine"),
     qr.NotFound("the service knows no such job", status=404, code=1291),
     qr.PermissionDenied("no right", status=403, code=1200),
+    qr.NotFound("what was read before cannot be read again", status=204),
     qr.JobFailed("the job failed"),
     qr.JobCancelled("it was cancelled"),
     qr.InvalidInput("wrong", field="shots"),

@@ -15,15 +15,16 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import Pause
 from prefect.flow_engine import run_flow
-from prefect.states import Cancelling, Scheduled
+from prefect.states import Cancelling, Crashed, Running, Scheduled
 
 import prefect_qruntime as qr
 from flows.watch_jobs import watch_jobs
 from prefect_qruntime.cli.watch import watch
 from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.waiting.plan import Deadlines
 from prefect_qruntime.prefect_api import api
 from prefect_qruntime.sandbox import Sandbox
-from prefect_qruntime.suspend.resume import claimed
+from prefect_qruntime.suspend.resume import claimed, reconcile
 from prefect_qruntime.suspend.waits import job_of, notes, pause_key
 from prefect_qruntime.suspend.watcher import arun_watch, run_watch
 from tests.support.flow_runs import BACKEND, FLIP, asked, events, ran, records, run, until
@@ -176,6 +177,16 @@ def test_resumed_by_somebody_else_the_note_goes_too(sandbox: Sandbox, block: str
     assert events(f"qruntime.job.{job['id']}", 3, last="qruntime.job.completed")
 
 
+def test_the_note_of_a_crashed_flow_run_that_runs_again_stays(sandbox: Sandbox, block: str) -> None:
+    flow_run = deployed(waits, credentials_block=block)
+    start(waits, flow_run)
+    (wait,) = network_loop().run(notes(flow_run_ids=[flow_run.id]))
+    for state, left in ((Running(), 1), (Crashed(), 0)):
+        asked(lambda client, state=state: client.set_flow_run_state(flow_run.id, state, force=True))
+        assert not network_loop().run(reconcile(wait))
+        assert len(network_loop().run(notes(flow_run_ids=[flow_run.id]))) == left, state
+
+
 @pytest.mark.parametrize(("what", "left"), [(waits, "Cancelled"), (detached, "Queued")], ids=["cancel", "detach"])
 def test_cancelled_while_suspended_the_policy_decides(
     sandbox: Sandbox, block: str, what: Flow[..., Any], left: str
@@ -202,20 +213,44 @@ def test_a_failed_job_fails_the_flow_run_that_waited(sandbox: Sandbox, block: st
     assert len(sandbox.control.jobs()) == 1
 
 
-def test_a_job_that_the_service_does_not_know_ends_the_wait_after_a_while(
-    sandbox: Sandbox, block: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    @flow
-    def follows(credentials_block: str) -> None:
-        qr.suspend_until_done(qr.load_credentials(credentials_block), "d0000000000000000000")
+@flow
+def follows(credentials_block: str, job_id: str) -> None:
+    qr.suspend_until_done(qr.load_credentials(credentials_block), job_id)
 
-    flow_run = deployed(follows, credentials_block=block)
-    assert start(follows, flow_run).name == "Suspended"  # it may just not be visible yet
-    assert run_watch([block], once=True).resumed == 0
-    monkeypatch.setattr("prefect_qruntime.suspend.watcher._UNSEEN", 0.0)
-    assert run_watch([block], once=True).resumed == 1
+
+def test_for_a_job_that_the_service_does_not_know_no_flow_run_is_suspended(sandbox: Sandbox, block: str) -> None:
+    flow_run = deployed(follows, credentials_block=block, job_id="d0000000000000000000")
     with pytest.raises(qr.NotFound):
         run(start(follows, flow_run).aresult())
+
+
+def test_a_job_that_is_deleted_meanwhile_ends_the_wait_after_a_while(
+    sandbox: Sandbox, block: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = qr.submit_job.fn(qr.load_credentials(block), [FLIP], backend=BACKEND)
+    flow_run = deployed(follows, credentials_block=block, job_id=job.id)
+    assert start(follows, flow_run).name == "Suspended"
+    done(sandbox)
+    client = qr.load_credentials(block).get_client()
+    client.run(client.delete_job(job.id))
+    monkeypatch.setattr("prefect_qruntime.suspend.watcher._PATIENCE", Deadlines(unseen=0.0, refused=0.0))
+    assert run_watch([block], once=True).resumed == 1
+    client._poller()._known.clear()  # what is resumed is another process
+    with pytest.raises(qr.NotFound):
+        run(start(follows, flow_run).aresult())
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_one_refusal_ends_no_wait(sandbox: Sandbox, block: str, status: int) -> None:
+    """A service that restarts says for a moment that it knows no job, or no user."""
+    flow_run = deployed(waits, credentials_block=block)
+    sandbox.control.add_fault("GET", "/jobs/*", status=status)
+    assert start(waits, flow_run).name == "Suspended"
+    done(sandbox)
+    sandbox.control.add_fault("GET", "/jobs/*", status=status)
+    assert run_watch([block], once=True).model_dump(include={"resumed", "problems"}) == {"resumed": 1, "problems": []}
+    sandbox.control.add_fault("GET", "/jobs/*", status=status)
+    assert run(start(waits, flow_run).aresult()) == {"1": 20}
 
 
 def test_the_command_and_the_flow(sandbox: Sandbox, block: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -396,7 +431,7 @@ def test_an_odd_answer_while_a_watcher_follows_loses_no_end(
     sandbox: Sandbox, block: str, monkeypatch: pytest.MonkeyPatch, fault: dict[str, Any]
 ) -> None:
     monkeypatch.setattr("prefect_qruntime.suspend.watcher._AGAIN", 0.3)
-    monkeypatch.setattr("prefect_qruntime.suspend.watcher._UNSEEN", 0.0)
+    monkeypatch.setattr("prefect_qruntime.suspend.watcher._PATIENCE", Deadlines(unseen=0.0, refused=0.0))
 
     @flow
     def leaves(credentials_block: str) -> str:

@@ -107,8 +107,8 @@ def test_sessions_of_others_are_left_alone(control: Any, sandbox: Sandbox) -> No
     assert [entry["id"] for entry in control.open_sessions()] == [foreign.id]
 
 
-def never_noted(sandbox: Sandbox) -> tuple[Any, Any]:
-    """A process that died between opening a session and noting its id."""
+def never_noted(final: Any = Crashed, *, opens: bool = True) -> tuple[Any, Any]:
+    """A process that died between opening a session and noting its id, or before it opened one."""
     from prefect_qruntime.tasks.sessions import note_session
 
     opened = []
@@ -120,26 +120,27 @@ def never_noted(sandbox: Sandbox) -> tuple[Any, Any]:
 
         async def note_only() -> None:
             where = await current_run()
-            wanted = qr.SessionRef(backend=BACKEND, max_ttl=600, token="0011223344556677")
+            wanted = qr.SessionRef(backend=BACKEND, max_ttl=600, token=uuid4().hex[:16])
             await note_session(credentials, wanted.token, wanted, where, new=True)
 
         network_loop().run(note_only())
-        opened.append(client.run(client.open_session(BACKEND, mode="dedicated", max_ttl=600)))
+        if opens:
+            opened.append(client.run(client.open_session(BACKEND, mode="dedicated", max_ttl=600)))
 
     flow_run, _ = ran(dies)
-    put(flow_run.id, Crashed())
-    return flow_run, opened[0]
+    put(flow_run.id, final())
+    return flow_run, opened[0] if opens else None
 
 
 def test_a_session_whose_id_was_never_noted(control: Any, sandbox: Sandbox) -> None:
-    flow_run, session = never_noted(sandbox)
+    flow_run, session = never_noted()
     report = run_sweep([BLOCK])
     assert [(entry.id, entry.flow_run) for entry in report.sessions] == [(session.id, str(flow_run.id))]
     assert control.open_sessions() == []
 
 
 def test_looking_for_a_session_never_noted_spares_those_of_running_flows(control: Any, sandbox: Sandbox) -> None:
-    _, lost = never_noted(sandbox)
+    _, lost = never_noted()
     _, running = left(Running(), jobs=0)
     report = run_sweep([BLOCK])
     assert running.id not in [entry.id for entry in report.sessions]
@@ -147,13 +148,36 @@ def test_looking_for_a_session_never_noted_spares_those_of_running_flows(control
     assert [entry.id for entry in report.sessions] == [lost.id]
 
 
-def test_when_it_cannot_be_told_which_session_was_never_noted_none_is_closed(control: Any, sandbox: Sandbox) -> None:
-    never_noted(sandbox)
-    client = sandbox.credentials().get_client()
-    client.run(client.open_session(BACKEND, mode="dedicated", max_ttl=600))
+@pytest.mark.parametrize("opens", [(True, True), (True, True, True), (True, False), (False, True, True)], ids=str)
+def test_of_equal_sessions_that_were_never_noted_all_are_closed(control: Any, opens: tuple[bool, ...]) -> None:
+    """Which of them is whose cannot be told and need not be: all of their processes are gone."""
+    sessions = [never_noted((Crashed, Failed)[n % 2], opens=does)[1] for n, does in enumerate(opens)]
     report = run_sweep([BLOCK])
-    assert report.sessions == []
+    assert sorted(entry.id for entry in report.sessions) == sorted(one.id for one in sessions if one is not None)
+    assert (control.open_sessions(), report.problems) == ([], [])
+    assert run_sweep([BLOCK]).is_clean
+
+
+@pytest.mark.parametrize("other", ["a stranger", "a flow run that is just opening it"])
+def test_when_a_session_may_be_anothers_none_is_closed(control: Any, sandbox: Sandbox, other: str) -> None:
+    never_noted()
+    if other == "a stranger":
+        client = sandbox.credentials().get_client()
+        client.run(client.open_session(BACKEND, mode="dedicated", max_ttl=600))
+    else:
+        alive, _ = never_noted(Running)
+    report = run_sweep([BLOCK])
+    assert (report.sessions, report.is_clean) == ([], False)
     assert len(control.open_sessions()) == 2
+    (problem,) = report.problems
+    assert all(session["id"] in problem for session in control.open_sessions())
+    # So that the tests after this one find nothing.
+    if other == "a stranger":
+        client.run(client.close_session(control.open_sessions()[0]["id"], drain=False))
+    else:
+        put(alive.id, Crashed())
+    run_sweep([BLOCK])
+    assert control.open_sessions() == []
 
 
 def test_a_legacy_session_that_never_opened_does_not_stop_the_sweep(control: Any, sandbox: Sandbox) -> None:

@@ -28,6 +28,7 @@ TWINS = {
     "cancel_job": "acancel_job",
     "close_session": "aclose_session",
     "get_usage": "aget_usage",
+    "estimate_cost": "aestimate_cost",
 }
 COMPOSED = {"run_job": "arun_job", "compare_routes": "acompare_routes"}
 

@@ -174,3 +174,79 @@ def test_cancelled_job_lets_the_next_one_go(cloud):
     cloud("POST", f"/jobs/{first}/cancel")
     cloud.control.release()
     assert cloud.control.wait_job(second)["status"] == "Completed"
+
+
+def workload(api, session_id):
+    return next(item for item in api("GET", "/workloads").json()["workloads"] if item["id"] == session_id)
+
+
+def test_a_dedicated_session_is_charged_by_the_clock_and_its_jobs_are_not_charged_on_top(cloud):
+    cloud.control.set_option("usage_lag", 50.0)
+    session = opened(cloud)["id"]
+    ids = [cloud.job_id(session_id=session) for _ in range(2)]
+    for job_id in ids:
+        cloud.control.wait_job(job_id)
+    # Idle but active: the QPU is reserved, and the clock runs.
+    charged = workload(cloud, session)["usage"]
+    assert charged["status"] == "pending"
+    wait_for(lambda: workload(cloud, session)["usage"]["qpu_charge_time_seconds"] > charged["qpu_charge_time_seconds"])
+    assert cloud("DELETE", f"/sessions/{session}/close").status_code == 204
+    assert workload(cloud, session)["usage"]["status"] == "pending"
+    assert cloud.control.usage()["usage_consumed_seconds"] == 0
+    cloud.control.set_clock_scale(1000)
+    wait_for(lambda: workload(cloud, session)["usage"]["status"] == "complete")
+    seen = cloud.control.session(session)
+    assert workload(cloud, session)["usage"]["qpu_charge_time_seconds"] == seen["usage_seconds"]
+    assert seen["usage_seconds"] == pytest.approx(seen["closed"] - seen["activated"], abs=0.05)
+    assert cloud.control.usage()["usage_consumed_seconds"] == seen["usage_seconds"]
+    assert seen["usage_seconds"] > sum(cloud.control.job(job_id)["usage_seconds"] for job_id in ids)
+
+
+def test_an_inactive_session_is_charged_nothing_until_its_next_job(cloud):
+    session = opened(cloud, interactive_ttl=1)["id"]
+    cloud.control.wait_job(cloud.job_id(session_id=session))
+    wait_for(lambda: state(cloud, session) == "inactive")
+    charged = workload(cloud, session)["usage"]["qpu_charge_time_seconds"]
+    assert charged == pytest.approx(1, abs=0.9)
+    cloud.control.set_clock_scale(100)
+    before = cloud.control.now()
+    wait_for(lambda: cloud.control.now() > before + 20)
+    assert workload(cloud, session)["usage"]["qpu_charge_time_seconds"] == charged
+
+
+def test_a_closed_session_is_charged_until_its_running_job_ends(cloud):
+    cloud.control.set_times(run_time=1)
+    session = opened(cloud)["id"]
+    job_id = cloud.job_id(session_id=session)
+    wait_for(lambda: cloud.control.job(job_id)["status"] == "Running")
+    assert cloud("DELETE", f"/sessions/{session}/close").status_code == 204
+    assert workload(cloud, session)["usage"]["status"] == "pending"
+    job, seen = cloud.control.wait_job(job_id), cloud.control.session(session)
+    assert seen["usage_seconds"] == pytest.approx(job["ended"] - job["started"], abs=0.05)
+    assert seen["usage_final"]
+    assert cloud.control.usage()["usage_consumed_seconds"] == seen["usage_seconds"]
+
+
+def test_a_batch_is_charged_by_its_jobs(cloud):
+    session = opened(cloud, mode="batch")["id"]
+    ids = [cloud.job_id(session_id=session) for _ in range(3)]
+    used = sum(cloud.control.wait_job(job_id)["usage_seconds"] for job_id in ids)
+    assert cloud("DELETE", f"/sessions/{session}/close").status_code == 204
+    assert workload(cloud, session)["usage"] == {"qpu_charge_time_seconds": pytest.approx(used), "status": "complete"}
+    assert cloud.control.usage()["usage_consumed_seconds"] == pytest.approx(used)
+
+
+def test_resource_units_stand_beside_the_seconds(cloud):
+    cloud.control.set_option("resource_unit_rate", 4.0)
+    cloud.control.set_usage(limit=100)
+    session = opened(cloud)["id"]
+    cloud.control.wait_job(cloud.job_id(session_id=session))
+    alone = cloud.control.wait_job(cloud.job_id())["id"]
+    assert cloud("DELETE", f"/sessions/{session}/close").status_code == 204
+    usage = cloud("GET", f"/jobs/{alone}").json()["usage"]
+    assert usage["qpu_charge_ru"] == 4 * usage["qpu_charge_time_seconds"]
+    for item in cloud("GET", "/workloads").json()["workloads"]:
+        assert item["usage"]["qpu_charge_ru"] == pytest.approx(4 * item["usage"]["qpu_charge_time_seconds"])
+    whole = cloud("GET", "/instances/usage").json()
+    assert whole["usage_consumed_ru"] == pytest.approx(4 * whole["usage_consumed_seconds"], abs=1e-5)
+    assert (whole["instance_limit_ru"], whole["usage_allocation_ru"]) == (400, 400)

@@ -103,8 +103,13 @@ def forget_records(home: Path) -> None:
 
 
 @contextmanager
-def running_server(folder: Path) -> Iterator[PrefectServer]:
-    """Run a server with `folder` as its home; the calling process uses it, too."""
+def running_server(folder: Path, *, plain: bool = False) -> Iterator[PrefectServer]:
+    """Run a server with `folder` as its home; the calling process uses it, too.
+
+    Args:
+        folder: Its home.
+        plain: Start it as `prefect server start` does, not as `prefect-qruntime server`.
+    """
     port = _free_port()
     url = f"http://127.0.0.1:{port}/api"
     env = {
@@ -120,8 +125,8 @@ def running_server(folder: Path) -> Iterator[PrefectServer]:
     if database := os.environ.get("QRUNTIME_TEST_DATABASE_URL"):  # else SQLite in the folder
         env["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database
     log = folder / "server.log"
-    steady = Path(__file__).with_name("collecting_server.py")
-    command = [sys.executable, str(steady), "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    started = ["-m", "prefect"] if plain else [str(Path(__file__).with_name("collecting_server.py"))]
+    command = [sys.executable, *started, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with log.open("wb") as out:
         server = subprocess.Popen(
             command, env=env, cwd=folder, stdout=out, stderr=subprocess.STDOUT, start_new_session=True

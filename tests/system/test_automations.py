@@ -179,6 +179,8 @@ def test_a_suspended_flow_run_is_resumed_and_no_other_is_touched(automations: li
 def test_each_file_is_complete_and_expects_events_that_we_emit(path: Path) -> None:
     text = path.read_text()
     emitted = {f"qruntime.job.{word}" for word in ("submitted", "attached", *(status.value for status in JobStatus))}
+    emitted |= {"qruntime.budget.level", "qruntime.allowance.low", "qruntime.session.idle", "qruntime.job.unowned"}
+    emitted |= {"qruntime.spending.unusual", "qruntime.lock.stuck"}
     for automation in yaml.safe_load(text)["automations"]:
         checked = AutomationCore.model_validate(automation)
         assert set(checked.trigger.expect) <= emitted  # type: ignore[union-attr]

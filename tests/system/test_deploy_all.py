@@ -33,7 +33,7 @@ from tests.support.work_pool import ROOT, Site, until
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
 BLOCK = "deploy-all"
-COSTS_NOTHING = {"backend-report/report-nightly", "sweep-sessions/sweep-every-15-minutes"}
+COSTS_NOTHING = {"backend-report/report-nightly", "usage-report/usage-nightly", "sweep-sessions/sweep-every-15-minutes"}
 T = TypeVar("T")
 
 

@@ -158,6 +158,15 @@ def result_metadata(raw: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def executed_seconds(raw: Any) -> float | None:
+    """QPU seconds that the chunk timings of an executor result add up to; None without timings."""
+    metadata = raw.get("metadata") if isinstance(raw, Mapping) else None
+    chunks = metadata.get("chunk_timing") if isinstance(metadata, Mapping) else None
+    spans = [_span(chunk) for chunk in chunks] if isinstance(chunks, list) else []
+    times = [(one.stop - one.start).total_seconds() for one in spans if isinstance(one, ExecutionSpan)]
+    return sum(times) if times and len(times) == len(spans) and min(times) >= 0 else None
+
+
 def _span(chunk: Any) -> ExecutionSpan | Any:
     try:
         start, stop = (datetime.fromisoformat(str(chunk[name])) for name in ("start", "stop"))

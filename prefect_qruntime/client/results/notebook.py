@@ -24,6 +24,8 @@ def describe(result: JobResult) -> str:
     words = [repr(result.job_id)]
     if result.program_id:
         words.append(f"program_id={result.program_id!r}")
+    if result.provenance is not None and result.provenance.dry_run:
+        words.append("of a dry run: random")
     if result.file is not None:
         words.append(f"in a file of {result.file.size:,} bytes")
     else:

@@ -34,6 +34,8 @@ async def follow_job(
     in_session: bool = False,
     pace: PollIntervals | None = None,
     on_change: OnChange | None = None,
+    once: bool = False,
+    known: bool = False,
 ) -> Job:
     """Wait until the service itself says that the job is over.
 
@@ -50,9 +52,12 @@ async def follow_job(
         in_session: Poll at the quicker pace from the start.
         pace: Times between polls.
         on_change: Awaited at the first answer and at each change of state, with the seconds waited.
+        once: End with the service's first answer about the job, whatever its state.
+        known: The job is known to exist, so that a refusal to show it is not believed at once. Of what this process
+            submitted or saw that is known anyway.
 
     Returns:
-        The job in a terminal state, whichever it is.
+        The job in a terminal state, whichever it is; with `once` in any state.
 
     Raises:
         JobTimeout: A deadline passed.
@@ -62,7 +67,8 @@ async def follow_job(
     plan = PollSchedule(
         deadlines.check(), started=watcher.clock(), pace=pace or PollIntervals(), in_session=in_session, rng=watcher.rng
     )
-    watch = watcher.enter(job_id, plan, every_change=on_change is not None)
+    plan.known = known
+    watch = watcher.enter(job_id, plan, every_change=once or on_change is not None)
     try:
         watcher.listen(watch, stream)
         while True:
@@ -71,7 +77,7 @@ async def follow_job(
                 return await _give_up(service, job_id, plan, event.limit, on_timeout, watch.last, event.at)
             if on_change is not None:
                 await on_change(event.job, event.waited)
-            if event.job.is_terminal:
+            if once or event.job.is_terminal:
                 return event.job
     finally:
         await watcher.leave(watch)

@@ -15,6 +15,7 @@ from prefect_qruntime.client.parsing import (
     parse_backends,
     parse_job,
     parse_session,
+    parse_session_workload,
     parse_usage,
     parse_versions,
 )
@@ -228,6 +229,51 @@ def test_sessions() -> None:
     assert session.ref().mode == "batch"
     with pytest.raises(QuantumRuntimeError):
         parse_session({"state": "open"})
+
+
+@given(
+    item=st.dictionaries(st.sampled_from(["mode", "created", "ended", "usage", "user_id", "backend"]), VALUES),
+    usage=st.dictionaries(st.sampled_from(["qpu_charge_time_seconds", "status", "qpu_charge_ru"]), VALUES),
+)
+def test_no_workload_breaks_the_reader(item: dict[str, Any], usage: dict[str, Any]) -> None:
+    assert parse_session_workload({**item, "id": "s1"}).id == "s1"
+    assert parse_session_workload({"usage": usage, "id": "s1"}).id == "s1"
+
+
+def test_what_a_session_is_charged_comes_from_its_workload() -> None:
+    item = {
+        "id": "s",
+        "mode": "session",
+        "created": "2026-05-01T10:00:00Z",
+        "ended": "2026-05-01T11:00:00Z",
+        "user_id": "IBMid-1",
+        "usage": {"qpu_charge_time_seconds": 12.5, "status": "complete", "resource_units": 3},
+    }
+    session = parse_session_workload(item)
+    assert (session.mode, session.usage_seconds, session.usage_units, session.usage_final) == (
+        "dedicated",
+        12.5,
+        3.0,
+        True,
+    )
+    assert (session.user_id, session.closed_at) == ("IBMid-1", datetime(2026, 5, 1, 11, tzinfo=UTC))
+    batch = parse_session_workload({"id": "b", "mode": "batch", "usage": {"qpu_charge_time_seconds": 1}})
+    assert (batch.mode, batch.usage_units, batch.usage_final) == ("batch", None, False)
+    with pytest.raises(ServiceUnavailable):
+        parse_session_workload({"mode": "session"})
+
+
+def test_resource_units_stand_beside_seconds() -> None:
+    job = parse_job({**FULL, "user_id": "IBMid-1", "usage": {"qpu_charge_time_seconds": 3.0, "qpu_charge_ru": 12}})
+    assert (job.usage_seconds, job.usage_units, job.user_id) == (3.0, 12.0, "IBMid-1")
+    usage = parse_usage({"usage_consumed_seconds": 5, "usage_consumed_ru": 20, "instance_limit_ru": 400})
+    assert (usage.consumed_seconds, usage.consumed_units, usage.limit_units, usage.allocation_units) == (
+        5,
+        20,
+        400,
+        None,
+    )
+    assert usage.remaining_seconds is None, "a limit in resource units is none in seconds"
 
 
 def test_versions_and_names() -> None:

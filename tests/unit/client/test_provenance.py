@@ -164,8 +164,18 @@ async def test_a_job_that_was_not_seen() -> None:
     assert found.calibration_id is None
 
 
+async def test_a_reference_to_a_large_result_stays_small() -> None:
+    backend = Backend(lambda: {**PROPERTIES, "noise": random.Random(1).randbytes(50_000).hex()})
+    backend.seen(job())
+    whole, small = [await backend.notes.of(REF, small=small, patience=60) for small in (False, True)]
+    assert small.model_copy(update={"properties_data": whole.properties_data, "missing": whole.missing}) == whole
+    assert small.properties is None
+    assert "carries no properties" in small.missing[0]
+    assert len(pickle.dumps(small)) < 2_500 < 50_000 < len(pickle.dumps(whole))
+
+
 async def test_properties_that_are_too_large_are_left_out() -> None:
-    backend = Backend(lambda: {**PROPERTIES, "noise": random.Random(1).randbytes(1_000_000).hex()})
+    backend = Backend(lambda: {**PROPERTIES, "noise": random.Random(1).randbytes(200_000).hex()})
     backend.seen(job())
     found = await backend.notes.of(REF, patience=60)
     assert found.properties_data is None

@@ -10,7 +10,14 @@ from pytest_httpx import HTTPXMock
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.submission import Intent
-from prefect_qruntime.errors import InvalidInput, NotFound, PermissionDenied, QuantumRuntimeError, ServiceUnavailable
+from prefect_qruntime.errors import (
+    AuthenticationError,
+    InvalidInput,
+    NotFound,
+    PermissionDenied,
+    QuantumRuntimeError,
+    ServiceUnavailable,
+)
 from tests.support.circuits import BELL
 from tests.support.mock_client import connection, sent
 
@@ -90,6 +97,16 @@ def test_a_wrong_instance_names_the_block_and_the_region(
     with pytest.raises(kind) as caught:
         client.run(client.backend_status("ibm_fez"))
     assert "The CRN of block 'ibm' is for an instance in us-east: " in str(caught.value)
+
+
+def test_a_key_that_is_unknown_names_its_block(httpx_mock: HTTPXMock) -> None:
+    body = {"errorCode": "BXNIM0415E", "errorMessage": "Provided API key could not be found."}
+    httpx_mock.add_response(method="POST", status_code=400, json=body, is_reusable=True)
+    client = QuantumRuntimeClient(connection(block="ibm"))
+    for call in (client.authenticate, client.backends):
+        with pytest.raises(AuthenticationError) as caught:
+            client.run(call())
+        assert str(caught.value).count("The key is that of block 'ibm'.") == 1
 
 
 def test_two_blocks_of_one_connection_are_both_named(iam: HTTPXMock) -> None:

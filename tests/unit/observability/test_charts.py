@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from prefect_qruntime.observability.charts import bar_chart, line_chart, markdown_image
+from prefect_qruntime.observability.charts import bar_chart, line_chart, markdown_image, stacked_chart
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -64,3 +64,33 @@ def test_a_histogram_of_nothing_is_refused() -> None:
     for counts in ({}, {"0": 0}):
         with pytest.raises(ValueError, match="at least one count"):
             bar_chart("nothing", counts)
+
+
+def test_a_stack_has_a_part_for_each_name_in_proportion_one_upon_the_other() -> None:
+    drawn = ElementTree.fromstring(
+        stacked_chart("a < b", ["Mon", "Tue"], {"small": [1, 0], "large": [2, 4]}, y_label="s")
+    )
+    parts = [part for part in drawn.iter(f"{SVG}rect") if float(part.get("width", "0")) > 20][1:]
+    found = [(part.get("fill"), float(part.get("y", "")), float(part.get("height", ""))) for part in parts]
+    (first, low, high), (second, upper, small), (third, _, whole) = found
+    assert first == third != second, "a name keeps its colour, and what is 0 has no part"
+    assert high == pytest.approx(2 * small, abs=0.1)
+    assert whole == pytest.approx(2 * high, abs=0.2)
+    assert upper + small == pytest.approx(low, abs=0.1)
+    texts = [text.text for text in drawn.iter(f"{SVG}text")]
+    assert {"a < b", "Mon", "Tue", "small", "large", "s"} <= set(texts)
+
+
+def test_a_stack_of_many_names_and_days_is_bounded() -> None:
+    parts = {f"{'owner' * 20}-{number}": [float(number)] * 60 for number in range(30)}
+    drawn = ElementTree.fromstring(stacked_chart("many", [f"day {n}" for n in range(60)], parts))
+    texts = [str(text.text) for text in drawn.iter(f"{SVG}text")]
+    assert "23 others" in texts
+    assert sum(text.startswith("day") for text in texts) <= 8
+    assert max(map(len, texts)) <= 36
+
+
+@pytest.mark.parametrize(("parts", "words"), [({}, "above 0"), ({"a": [0.0]}, "above 0"), ({"a": []}, "each column")])
+def test_a_stack_of_nothing_is_refused(parts: dict[str, list[float]], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        stacked_chart("nothing", ["Mon"], parts)

@@ -10,6 +10,7 @@ import pytest
 from prefect_qruntime.client.results.job_result import JobResult
 from prefect_qruntime.client.transport.spool import StoredBody
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
+from prefect_qruntime.models import Provenance
 
 EVIL = "<script>alert(1)</script>\x1b[2J"
 
@@ -124,3 +125,12 @@ def test_a_name_that_qiskit_uses_is_said_and_counts_work(name: str) -> None:
     assert "to_table()" in str(caught.value)
     assert result.counts() == result.counts(register=name) == {"1": 1}
     assert result.to_table()[0]["register"] == name
+
+
+def test_a_dry_run_is_called_one() -> None:
+    known = Provenance(job_id="d1", backend="mock_torino")
+    result = JobResult(body={"results": []}, job_id="d1", provenance=known)
+    assert repr(result) == "JobResult('d1', of a dry run: random, 0 PUBs)"
+    assert "of a dry run: random" in result._repr_html_()
+    real = result.model_copy(update={"provenance": known.model_copy(update={"backend": "ibm_torino"})})
+    assert "dry run" not in repr(real)

@@ -147,6 +147,13 @@ def test_a_finished_job_needs_one_look() -> None:
     assert len(service.looks) == 1
 
 
+@pytest.mark.parametrize("state", ["Queued", "Running", "Completed", "Failed", "never heard of"])
+def test_once_is_the_first_answer_whatever_the_state(state: str) -> None:
+    service = Service(lambda t, n: ServiceUnavailable("down") if n < 3 else state)
+    job, _ = wait(service, once=True)
+    assert (job.raw_status, len(service.looks)) == (state, 3)
+
+
 def test_changes_are_told_once_each() -> None:
     told: list[tuple[str, float]] = []
 
@@ -206,6 +213,16 @@ def test_what_is_no_outage_ends_the_wait(error: QuantumRuntimeError) -> None:
 
 
 REFUSALS = [AuthenticationError("x", status=401), PermissionDenied("x", status=403), NotFound("x", status=404)]
+
+
+@pytest.mark.parametrize("error", REFUSALS, ids=lambda e: type(e).__name__)
+def test_even_a_single_look_believes_no_single_refusal(error: QuantumRuntimeError) -> None:
+    job, took = wait(Service(states((0, error), (30, "Queued"))), submitted=True, once=True)
+    assert job.status is JobStatus.QUEUED
+    assert 30 <= took <= 60
+    end, took = wait(Service(states((0, error))), submitted=True, once=True)
+    assert end is error
+    assert 60 <= took <= 72
 
 
 @pytest.mark.parametrize("error", REFUSALS, ids=lambda e: type(e).__name__)

@@ -1,0 +1,97 @@
+"""Report who used how many QPU seconds: a table, a picture and what has no owner. Reads only; deploy it nightly."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+from prefect_qruntime.observability.charts import markdown_image, stacked_chart
+from prefect_qruntime.operations.usage import UsageReport, report_usage, rolled_up, table_rows
+from prefect_qruntime.printable import markdown_text
+
+Owner = Literal["deployment", "flow", "tag", "user", "backend", "block"]
+ROWS = 50  # jobs without an owner that are listed
+
+
+def picture(report: UsageReport, owner: str) -> str:
+    """The days' QPU seconds, stacked by owner; a sentence where there are none."""
+    days = sorted({row.keys["day"] for row in report.rows})
+    parts: dict[str, list[float]] = {}
+    for row in report.rows:
+        parts.setdefault(row.keys[owner], [0.0] * len(days))[days.index(row.keys["day"])] += row.qpu_seconds
+    if not any(map(sum, parts.values())):
+        return "No QPU seconds were used."
+    title = f"QPU seconds a day, by {owner}"
+    return markdown_image(title, stacked_chart(title, [day[5:] for day in days], parts, y_label="QPU seconds"))
+
+
+def page(report: UsageReport, by_day: UsageReport, owner: str) -> str:
+    """The artifact's text: sums, the picture, what the service says, and what belongs to no flow run."""
+    total = report.total
+    lines = [
+        f"### {total.jobs} jobs, {total.qpu_seconds:g} QPU seconds since {report.since:%Y-%m-%d}",
+        "",
+        "Complete." if report.is_complete else f"{total.pending_qpu_seconds:g} QPU seconds are not final yet.",
+        "",
+    ]
+    if total.resource_units is not None:
+        lines += [f"In another account of the same work: {total.resource_units:g} resource units.", ""]
+    lines += [picture(by_day, owner), ""]
+    if report.reconciled:
+        lines += ["| what | unit | the service says | counted | difference | meaning |", "|---|---|---|---|---|---|"]
+        for one in report.reconciled:
+            lines.append(
+                f"| {markdown_text(one.block)}, {one.what} | {one.unit} | {one.service_says:g} | {one.counted:g} "
+                f"| {one.difference:+g} | {one.meaning} |"
+            )
+        lines.append("")
+    if report.jobs_without_owner:
+        lines += [
+            f"#### {report.jobs_without_owner} jobs without an owner, {report.qpu_seconds_without_owner:g} QPU seconds",
+            "",
+            "| job | created | state | QPU seconds | user |",
+            "|---|---|---|---|---|",
+        ]
+        for job in report.without_owner[:ROWS]:
+            created = f"{job.created_at:%Y-%m-%d %H:%M}" if job.created_at else ""
+            user = markdown_text(job.user or "")
+            lines.append(f"| {job.id} | {created} | {markdown_text(job.state)} | {job.qpu_seconds:g} | {user} |")
+        lines.append("")
+    lines += [f"- {markdown_text(note)}" for note in (*report.notes, *report.problems)]
+    return "\n".join(lines)
+
+
+@flow(name="usage-report")
+def usage_report(
+    credentials_blocks: list[str] | None = None, by: Owner = "deployment", since: str = "28d"
+) -> list[dict[str, Any]]:
+    """Report usage by owner.
+
+    Args:
+        credentials_blocks: Names of Quantum Runtime Credentials blocks; empty for all saved ones.
+        by: What an owner is.
+        since: Only what was created since then: a date, or a span like 28d.
+
+    Returns:
+        A row for each owner.
+    """
+    logger = get_run_logger()
+    by_day = report_usage(credentials_blocks or None, by=[by, "day"], since=since)
+    report = rolled_up(by_day, by)
+    rows = table_rows(report)
+    create_markdown_artifact(key="qruntime-usage", markdown=page(report, by_day, by), description="Who used the QPUs")
+    if rows:
+        create_table_artifact(key="qruntime-usage-table", table=rows, description=f"QPU seconds by {by}")
+    total = report.total
+    logger.info("%d jobs, %g QPU seconds, %d not final", total.jobs, total.qpu_seconds, total.not_final)
+    if report.jobs_without_owner:
+        logger.warning("%d jobs belong to no flow run", report.jobs_without_owner)
+    if report.problems:
+        raise RuntimeError(f"{len(report.problems)} instances could not be read: {'; '.join(report.problems)}")
+    return rows
+
+
+if __name__ == "__main__":
+    usage_report()

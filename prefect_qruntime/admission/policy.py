@@ -1,0 +1,436 @@
+"""The policy block: what the tenants of an installation may do, and which team has which share of it.
+
+An administrator owns it. It is found under a fixed name in Prefect, read before each purchase, and kept for half a
+minute. Where Prefect cannot be asked, nothing is bought. The hosts to which a key may be sent are checked before each
+task, so before an access token is asked for as well.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import UUID
+
+from cachetools import LRUCache
+from prefect.blocks.core import Block
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import get_current_settings
+from pydantic import BaseModel, ConfigDict, Field, HttpUrl, ValidationError, field_validator, model_validator
+
+from prefect_qruntime.admission.budget import MOST_SECONDS, lowest
+from prefect_qruntime.client.connection import Connection
+from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.errors import SAME_REQUEST, PolicyRefused, QuantumRuntimeError
+from prefect_qruntime.prefect_api import api, in_run
+from prefect_qruntime.redact import get_logger
+from prefect_qruntime.run_context import RunContext
+from prefect_qruntime.settings import current_settings
+
+__all__ = [
+    "Asked",
+    "PolicyRule",
+    "QuantumRuntimePolicy",
+    "TeamShare",
+    "Tenant",
+    "admit",
+    "check_hosts",
+    "host_refusal",
+    "limits",
+    "policy_in_force",
+    "refusal",
+    "share_of",
+    "tenant_of",
+]
+
+log = get_logger(__name__)
+
+_FRESH = 30.0  # seconds for which a policy is not read again
+_KEEP = 512
+
+
+class PolicyRule(BaseModel):
+    """What holds for the submissions that it names. All rules that name a submission hold together.
+
+    Names may hold `*`. A field that is left empty names all.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    deployment: str = Field(default="", description="Deployment: its name, or flow/deployment.")
+    tag: str = Field(default="", description="Tag of the deployment; of the flow run where it has no deployment.")
+    work_pool: str = Field(default="", description="Work pool of the deployment.")
+    block: str = Field(default="", description="Name of the credentials block.")
+    backends: list[str] = Field(default=[], description="Backends that may be used; none named: all.")
+    programs: list[str] = Field(default=[], description="Programs that may run, such as sampler; none named: all.")
+    max_execution_time: int | None = Field(
+        default=None, ge=1, le=MOST_SECONDS, description="Most QPU seconds of a job; one that names none is given it."
+    )
+    max_session_seconds: int | None = Field(
+        default=None, ge=0, description="Longest life of a dedicated session; 0 allows none."
+    )
+
+
+class TeamShare(BaseModel):
+    """One team's share of the create rate, and its ceilings. It is named by a tag of its deployments or a work pool."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1, max_length=60, description="The team.")
+    tag: str = Field(default="", description="Tag of its deployments; of its flow runs where they have none.")
+    work_pool: str = Field(default="", description="Its work pool.")
+    weight: float = Field(default=1.0, ge=0.01, le=100, description="Its share, against the weights of those waiting.")
+    max_creates_per_minute: int | None = Field(
+        default=None, ge=1, le=60, description="Most jobs it may create a minute."
+    )
+
+    @model_validator(mode="after")
+    def _named(self) -> TeamShare:
+        if not (self.tag or self.work_pool):
+            raise ValueError("a team's share names a tag or a work pool")
+        return self
+
+
+class QuantumRuntimePolicy(Block):
+    """What the tenants of an installation may do. Save it under the name `qruntime-policy` and let only admins edit it.
+
+    Attributes:
+        hosts: Hosts to which an API key or an access token may be sent.
+        rules: What each tenant may use.
+        refuse_unnamed: Whether submissions that no rule names are refused.
+        shares: The teams' shares of the create rate.
+
+    Example:
+        ```python
+        from prefect_qruntime import QuantumRuntimePolicy
+
+        policy = QuantumRuntimePolicy.load("BLOCK_NAME")
+        ```
+    """
+
+    _block_type_name = "Quantum Runtime Policy"
+    _block_type_slug = "quantum-runtime-policy"
+    _logo_url = HttpUrl("https://avatars.githubusercontent.com/u/1459110?s=200&v=4")
+    _documentation_url = HttpUrl("https://quantum.cloud.ibm.com/docs/en/guides/max-execution-time")
+    _description = "What the tenants of an installation may do, and each team's share of it. Owned by an administrator."
+
+    hosts: list[str] = Field(
+        default=["*.quantum.cloud.ibm.com", "quantum.cloud.ibm.com", "iam.cloud.ibm.com"],
+        title="Hosts",
+        description=(
+            "Hosts to which an API key or an access token may be sent, with a port where it is not the usual one. A "
+            "credentials block whose base_url or iam_url leads elsewhere is refused. Empty: all hosts."
+        ),
+    )
+    rules: list[PolicyRule] = Field(
+        default=[],
+        title="Rules",
+        description="What each tenant may use. All rules that name a submission hold together.",
+    )
+    refuse_unnamed: bool = Field(
+        default=False,
+        title="Refuse what no rule names",
+        description="Whether a submission is refused that no rule names.",
+    )
+    shares: list[TeamShare] = Field(
+        default=[],
+        title="Shares",
+        description="The teams' shares of the create rate. Others together have the weight 1.",
+    )
+
+    @field_validator("hosts")
+    @classmethod
+    def _plain_hosts(cls, hosts: list[str]) -> list[str]:
+        for host in hosts:
+            if not host or "/" in host or host != host.strip():
+                raise ValueError(
+                    f"{host!r} is no host: give a name such as iam.cloud.ibm.com, without https:// and path"
+                )
+        return [host.lower() for host in hosts]
+
+    @field_validator("shares")
+    @classmethod
+    def _each_once(cls, shares: list[TeamShare]) -> list[TeamShare]:
+        names = [share.name for share in shares]
+        if len(set(names)) < len(names):
+            raise ValueError("two shares have the same name")
+        return shares
+
+
+# ---- decisions only ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """Who asks, as far as an administrator can tell.
+
+    Attributes:
+        flow: Name of the deployment's flow.
+        deployment: Name of the deployment.
+        tags: Of the deployment, else of the flow run.
+        work_pool: Of the deployment.
+        block: Name of the credentials block.
+    """
+
+    flow: str | None = None
+    deployment: str | None = None
+    tags: frozenset[str] = frozenset()
+    work_pool: str | None = None
+    block: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is asked for: a job, or a dedicated session where `session_seconds` is set (0 for one of any life)."""
+
+    backend: str
+    program: str | None = None
+    max_execution_time: int | None = None
+    session_seconds: int | None = None
+
+
+def host_refusal(policy: QuantumRuntimePolicy, base_url: str, iam_url: str) -> str | None:
+    """Why a credentials block's addresses are refused; None if they are allowed."""
+    for name, url in (("base_url", base_url), ("iam_url", iam_url)):
+        host = _host(url)
+        if policy.hosts and not any(fnmatchcase(host, allowed) for allowed in policy.hosts):
+            return (
+                f"the credentials block's {name} leads to {host!r}, which is none of the policy's hosts "
+                f"({', '.join(policy.hosts)})"
+            )
+    return None
+
+
+def _host(url: str) -> str:
+    parts = urlsplit(url)
+    usual = {"https": 443, "http": 80}.get(parts.scheme)
+    return (parts.hostname or "") + (f":{parts.port}" if parts.port not in (None, usual) else "")
+
+
+def _rules(policy: QuantumRuntimePolicy, tenant: Tenant) -> Iterator[PolicyRule]:
+    for rule in policy.rules:
+        full = f"{tenant.flow}/{tenant.deployment}" if tenant.deployment is not None else None
+        if (
+            (_matches(rule.deployment, tenant.deployment) or _matches(rule.deployment, full))
+            and (not rule.tag or any(fnmatchcase(tag, rule.tag) for tag in tenant.tags))
+            and _matches(rule.work_pool, tenant.work_pool)
+            and _matches(rule.block, tenant.block)
+        ):
+            yield rule
+
+
+def _matches(pattern: str, value: str | None) -> bool:
+    return not pattern or (value is not None and fnmatchcase(value, pattern))
+
+
+def refusal(policy: QuantumRuntimePolicy, tenant: Tenant, asked: Asked) -> str | None:
+    """Why something is refused; None if it is allowed."""
+    rules = list(_rules(policy, tenant))
+    if not rules and policy.refuse_unnamed:
+        return "no rule of the policy names this submission, and it refuses those"
+    for rule in rules:
+        why = _broken(rule, asked)
+        if why is not None:
+            return why
+    return None
+
+
+def _broken(rule: PolicyRule, asked: Asked) -> str | None:
+    if rule.backends and not any(fnmatchcase(asked.backend, one) for one in rule.backends):
+        return f"the backend {asked.backend!r} is none of those allowed here ({', '.join(rule.backends)})"
+    if asked.program is not None and rule.programs and not any(fnmatchcase(asked.program, p) for p in rule.programs):
+        return f"the program {asked.program!r} is none of those allowed here ({', '.join(rule.programs)})"
+    most = rule.max_execution_time
+    if most is not None and asked.max_execution_time is not None and asked.max_execution_time > most:
+        return f"max_execution_time is {asked.max_execution_time} s, and at most {most} s are allowed here"
+    life = rule.max_session_seconds
+    if life is None or asked.session_seconds is None:
+        return None
+    if life == 0:
+        return "a dedicated session is asked for, and none is allowed here; use a batch"
+    if asked.session_seconds > life:
+        return f"a dedicated session of {asked.session_seconds} s is asked for, and at most {life} s are allowed here"
+    return None
+
+
+def limits(policy: QuantumRuntimePolicy, tenant: Tenant) -> tuple[int | None, int | None]:
+    """The most QPU seconds of a job, and the longest life of a session."""
+    rules = list(_rules(policy, tenant))
+    return lowest(*(one.max_execution_time for one in rules)), lowest(*(one.max_session_seconds for one in rules))
+
+
+def share_of(policy: QuantumRuntimePolicy, tenant: Tenant) -> TeamShare | None:
+    """The first share that names the tenant; None for those who have none."""
+    for share in policy.shares:
+        of_tag = share.tag and any(fnmatchcase(tag, share.tag) for tag in tenant.tags)
+        if of_tag or (share.work_pool and _matches(share.work_pool, tenant.work_pool)):
+            return share
+    return None
+
+
+# ---- Prefect -------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Known:
+    """The policies that this process read last, by Prefect's address and the block's name."""
+
+    policies: dict[tuple[str, str], tuple[float, QuantumRuntimePolicy | None]] = field(default_factory=dict)
+    tenants: LRUCache[str, Tenant] = field(default_factory=lambda: LRUCache(_KEEP))
+
+
+async def policy_in_force(*, buys: bool = True) -> QuantumRuntimePolicy | None:
+    """The installation's policy, or None if it has none. Runs on the network loop.
+
+    Args:
+        buys: Whether something is about to be bought. If not, the policy as known last will do while Prefect is away.
+
+    Raises:
+        PolicyRefused: The policy cannot be read, so nothing is allowed.
+        QuantumRuntimeError: Prefect could not be asked.
+    """
+    url = get_current_settings().api.url
+    if url is None and not in_run():
+        return None  # there is no Prefect to ask
+    name = current_settings().policy_block
+    known = network_loop().state(_Known).policies
+    moment, policy = known.get((str(url), name), (float("-inf"), None))
+    if time.monotonic() - moment < _FRESH:
+        return policy
+    async with network_loop().lock("policy"):
+        moment, policy = known.get((str(url), name), (float("-inf"), None))
+        if time.monotonic() - moment < _FRESH:
+            return policy
+        try:
+            policy = await _read(name)
+        except PolicyRefused:
+            if buys:
+                raise
+            # What was bought is to be followed, cancelled and closed; the key still goes to known hosts only.
+            return QuantumRuntimePolicy()
+        except Exception as error:
+            if moment > float("-inf") and not buys:
+                log.warning("Prefect does not tell the policy (%r); it is taken as known before.", error)
+                return policy
+            raise QuantumRuntimeError(
+                f"The policy {name!r} cannot be read: Prefect's API failed ({error!r}). Without it nothing is allowed.",
+                solution="Nothing was sent. Run the flow again when Prefect's API can be reached.",
+                advice=SAME_REQUEST,
+            ) from error
+        known[str(url), name] = time.monotonic(), policy
+        return policy
+
+
+async def _read(name: str) -> QuantumRuntimePolicy | None:
+    try:
+        document = await (await api()).read_block_document_by_name(name, QuantumRuntimePolicy.get_block_type_slug())
+    except ObjectNotFound:
+        return None
+    return parsed(name, document.data)
+
+
+def parsed(name: str, data: dict[str, Any]) -> QuantumRuntimePolicy:
+    """The policy that a block document holds.
+
+    Raises:
+        PolicyRefused: A field of it is wrong.
+    """
+    try:
+        policy = QuantumRuntimePolicy(**data)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'the whole'}: {one['msg']}" for one in error.errors())
+        raise PolicyRefused(
+            f"The policy {name!r} has a wrong field ({wrong}). Until it is right, nothing is allowed.",
+            solution="Nothing was sent. An administrator has to correct the block in Prefect's UI.",
+            policy=name,
+        ) from None
+    policy._block_document_name = name
+    return policy
+
+
+async def check_hosts(connection: Connection, *, buys: bool = False) -> None:
+    """Refuse a credentials block that leads to a host which the policy does not allow. Runs on the network loop.
+
+    Raises:
+        PolicyRefused: It does.
+        QuantumRuntimeError: Prefect could not be asked for the policy.
+    """
+    policy = await policy_in_force(buys=buys)
+    if policy is not None:
+        _refuse(policy, host_refusal(policy, connection.base_url, connection.iam_url))
+
+
+async def admit(
+    connection: Connection, where: RunContext, block: str | None, asked: Sequence[Asked]
+) -> tuple[int | None, int | None]:
+    """Refuse what the policy does not allow. Runs on the network loop.
+
+    Args:
+        connection: Where it is to be sent.
+        where: The flow run that asks.
+        block: Name of the credentials block.
+        asked: What is asked for.
+
+    Returns:
+        The most QPU seconds of a job, and the longest life of a session.
+
+    Raises:
+        PolicyRefused: It is not allowed.
+        QuantumRuntimeError: Prefect could not be asked.
+    """
+    policy = await policy_in_force()
+    if policy is None:
+        return None, None
+    _refuse(policy, host_refusal(policy, connection.base_url, connection.iam_url))
+    if not policy.rules and not policy.refuse_unnamed:
+        return None, None
+    tenant = await tenant_of(where, block)
+    for one in asked:
+        _refuse(policy, refusal(policy, tenant, one))
+    return limits(policy, tenant)
+
+
+def _refuse(policy: QuantumRuntimePolicy, why: str | None) -> None:
+    if why is not None:
+        name = policy._block_document_name
+        raise PolicyRefused(
+            f"The policy {name!r} does not allow this: {why}.",
+            solution="Nothing was sent. Change what you ask for, or have an administrator change the policy.",
+            policy=name,
+        )
+
+
+async def tenant_of(where: RunContext, block: str | None) -> Tenant:
+    """Who asks. Runs on the network loop.
+
+    Raises:
+        QuantumRuntimeError: Prefect could not be asked.
+    """
+    known = network_loop().state(_Known).tenants
+    name = where.deployment_id or where.flow_run_id
+    if name is None:
+        return Tenant(block=block)
+    if name not in known:
+        try:
+            known[name] = await _read_tenant(where)
+        except Exception as error:
+            raise QuantumRuntimeError(
+                f"Prefect does not tell which deployment this is ({error!r}), so the policy cannot be applied.",
+                solution="Nothing was sent. Run the flow again when Prefect's API can be reached.",
+                advice=SAME_REQUEST,
+            ) from error
+    found = known[name]
+    return Tenant(found.flow, found.deployment, found.tags, found.work_pool, block)
+
+
+async def _read_tenant(where: RunContext) -> Tenant:
+    client = await api()
+    if where.deployment_id is not None:
+        deployment = await client.read_deployment(UUID(where.deployment_id))
+        flow = await client.read_flow(deployment.flow_id)
+        return Tenant(flow.name, deployment.name, frozenset(deployment.tags), deployment.work_pool_name)
+    run = await client.read_flow_run(UUID(where.flow_run_id or ""))
+    return Tenant(tags=frozenset(run.tags))

@@ -1,0 +1,263 @@
+"""What dedicated sessions hold of the budgets: known to this process, noted in Prefect for the others.
+
+A note is written before a session is opened or first used, with its id, at its first job and when the service has told
+what it cost, under the budget's lock. `session_budget` decides what it all means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from prefect_qruntime.admission.budget import Budget, Remaining
+from prefect_qruntime.admission.session_budget import SessionHold, allotment, is_due, observed
+from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.errors import SAME_REQUEST, NotFound, QuantumRuntimeError
+from prefect_qruntime.models import SessionRef
+from prefect_qruntime.observability import notifications
+from prefect_qruntime.observability.artifacts import Record, find_records, upsert
+from prefect_qruntime.observability.markdown import card
+from prefect_qruntime.prefect_api import clock_offset, in_run
+from prefect_qruntime.redact import get_logger
+from prefect_qruntime.run_context import RunContext
+from prefect_qruntime.settings import current_settings
+
+__all__ = ["SessionHolds", "close_at_limit", "close_if_due", "now", "read_holds"]
+
+log = get_logger(__name__)
+
+_DAYS = 7.0  # for which a watcher looks back
+
+
+def now() -> float:
+    """Seconds by Prefect's clock, which is the same for all processes. Call it on the network loop."""
+    return time.time() + (clock_offset() or 0.0)
+
+
+class SessionHolds:
+    """The holds that this process knows of one instance, by token. Lives on the network loop."""
+
+    def __init__(self) -> None:
+        self.holds: dict[str, SessionHold] = {}
+        self._watches: set[asyncio.Task[None]] = set()
+
+    def ids(self) -> set[str]:
+        """The sessions that pay for their jobs."""
+        return {hold.session_id for hold in self.holds.values() if hold.session_id is not None}
+
+    async def opened(self, token: str, session_id: str | None, *, opened: bool = True) -> None:
+        """Note a session's id, or that it was not opened. Prefect may fail then: the hold stays, which is safe."""
+        hold = self.holds.get(token)
+        if hold is None or (opened and session_id in (None, hold.session_id)):
+            return
+        changed = replace(hold, session_id=session_id) if opened else replace(hold, over=now(), final=0.0)
+        self.holds[token] = changed
+        with contextlib.suppress(QuantumRuntimeError):
+            await self.note(changed)
+
+    async def make(
+        self, client: QuantumRuntimeClient, where: RunContext, token: str, allotted: float, **more: Any
+    ) -> SessionHold:
+        """Hold back what a session may use.
+
+        Raises:
+            QuantumRuntimeError: It cannot be noted; then the session must not be opened or used.
+        """
+        hold = SessionHold(
+            token,
+            allotted,
+            client.connection.crn,
+            now(),
+            flow_run_id=where.flow_run_id,
+            deployment_id=where.deployment_id,
+            **more,
+        )
+        await self.note(hold)
+        return hold
+
+    async def note(self, hold: SessionHold) -> None:
+        """Keep a hold, here and in Prefect.
+
+        Raises:
+            QuantumRuntimeError: Prefect's API failed.
+        """
+        if in_run():  # outside a run there is no Prefect to ask, and no other process that counts with this one
+            await _write(hold)
+        self.holds[hold.token] = hold
+
+    async def of(
+        self,
+        client: QuantumRuntimeClient,
+        budgets: Sequence[Budget],
+        where: RunContext,
+        session: SessionRef | None,
+        rooms: Sequence[Remaining],
+    ) -> SessionHold | None:
+        """What pays for a job in a session; None where the job pays itself: outside a session, or in a batch."""
+        counting = [budget for budget in budgets if budget.counts_seconds]
+        if session is None or not counting:
+            return None
+        for hold in self.holds.values():
+            if hold.token == session.token or (session.id is not None and hold.session_id == session.id):
+                return hold
+        life, mode = session.max_ttl, session.mode
+        if session.id is not None:
+            read = await client.session(session.id)
+            life, mode = read.max_ttl, read.ref().mode
+        if mode == "batch":
+            return None
+        closes = all(budget.close_sessions_at_limit for budget in counting)
+        allotted = allotment(rooms, life, foreign=True, closes=closes)
+        token = session.token or f"session-{session.id}"
+        hold = await self.make(client, where, token, allotted, session_id=session.id, closes=closes)
+        if closes:
+            self._watch(client, token)
+        return hold
+
+    async def read(self, client: QuantumRuntimeClient, days: float) -> None:
+        """Learn what sessions hold, from Prefect and from the service."""
+        if in_run():
+            for noted in await read_holds(client.connection.crn, datetime.now(UTC) - timedelta(days=days)):
+                mine = self.holds.get(noted.token)
+                if mine is None or (mine.final is None and noted.final is not None):
+                    self.holds[noted.token] = noted
+                elif mine.session_id is None:
+                    self.holds[noted.token] = replace(mine, session_id=noted.session_id, begun_after=noted.begun_after)
+        for hold in list(self.holds.values()):
+            if hold.final is None and hold.session_id is not None:
+                await self.look_at(client, hold.session_id, hold)
+
+    async def look_at(self, client: QuantumRuntimeClient, session_id: str, hold: SessionHold) -> SessionHold:
+        """Read a session and return what it holds now.
+
+        Raises:
+            QuantumRuntimeError: The service could not be asked.
+        """
+        asked = now()
+        try:
+            session = await client.session(session_id)
+        except NotFound:
+            session = None
+        closed = session is None or session.ref().is_closed
+        live = bool(await client.jobs(session_id=session_id, pending=True)) if closed else True
+        ahead = (client.known_clock_skew() or 0.0) - (clock_offset() or 0.0)
+        # What was learnt meanwhile stays.
+        seen = observed(self.holds.get(hold.token, hold), session, asked, live_jobs=live, ahead=ahead)
+        self.holds[hold.token] = seen
+        if seen.final is not None:
+            with contextlib.suppress(QuantumRuntimeError):  # another look finds it out again
+                await self.note(seen)
+        return seen
+
+    def _watch(self, client: QuantumRuntimeClient, token: str) -> None:
+        task = asyncio.create_task(self._close_at_limit(client, token))
+        self._watches.add(task)
+        task.add_done_callback(self._watches.discard)
+
+    async def _close_at_limit(self, client: QuantumRuntimeClient, token: str) -> None:
+        while True:
+            await asyncio.sleep(current_settings().session_watch_seconds)
+            hold = self.holds[token]
+            if hold.over is not None:
+                return
+            if hold.session_id is None:
+                continue
+            try:
+                hold = await self.look_at(client, hold.session_id, hold)
+                await close_if_due(client, hold)
+            except QuantumRuntimeError as error:  # again at the next look
+                log.warning("session %s could not be closed at its budget's limit: %s", hold.session_id, error)
+
+
+async def close_at_limit(client: QuantumRuntimeClient) -> list[str]:
+    """Close the sessions whose processes are gone and that used up what they were allotted; returns their ids.
+
+    For a watcher; those of a living process are closed by itself. Runs on the network loop.
+
+    Raises:
+        QuantumRuntimeError: The service or Prefect could not be asked.
+    """
+    closed, known = [], SessionHolds()
+    for hold in await read_holds(client.connection.crn, datetime.now(UTC) - timedelta(days=_DAYS)):
+        if hold.closes and hold.final is None and hold.session_id is not None:
+            seen = await known.look_at(client, hold.session_id, hold)
+            if await close_if_due(client, seen):
+                closed.append(hold.session_id)
+    return closed
+
+
+async def close_if_due(client: QuantumRuntimeClient, hold: SessionHold) -> bool:
+    """Close a session that used up what it was allotted; whether it was to be closed.
+
+    Raises:
+        QuantumRuntimeError: The service did not close it.
+    """
+    if not is_due(hold, now()) or hold.session_id is None:
+        return False
+    session = await client.close_session(hold.session_id, drain=False)
+    ref = session.ref() if session is not None else SessionRef(id=hold.session_id, state="closed")
+    notifications.log_to_run(
+        f"session {hold.session_id} is closed: it used up the {hold.allotted:g} s that its budget allows",
+        level=logging.WARNING,
+    )
+    notifications.session_event("closed", ref, flow_run_id=hold.flow_run_id, at_limit=hold.allotted)
+    return True
+
+
+_NUMBERS = {"allotted", "opened", "begun_after", "told", "over", "final"}
+
+
+async def _write(hold: SessionHold) -> None:
+    meta: dict[str, str | None] = {}
+    for one in fields(hold):
+        value = getattr(hold, one.name)
+        meta[one.name] = None if value is None else f"{value:.3f}" if one.name in _NUMBERS else str(value)
+    rows = {"session": hold.session_id, "allotted": f"{hold.allotted:g} s", "used": _told(hold)}
+    try:
+        await upsert("hold", hold.token, card("QPU seconds held for a session", None, rows), meta)
+    except Exception as error:
+        raise QuantumRuntimeError(
+            f"what the session may use of its budget cannot be noted in Prefect ({error!r})",
+            solution="Nothing was sent. Run the flow again when Prefect's API can be reached.",
+            advice=SAME_REQUEST,
+        ) from error
+
+
+def _told(hold: SessionHold) -> str:
+    return "not told yet" if hold.final is None else f"{hold.final:g} s"
+
+
+async def read_holds(crn: str, since: datetime) -> list[SessionHold]:
+    """What sessions of an instance hold, or held, that were noted since a moment.
+
+    Raises:
+        QuantumRuntimeError: Prefect's API failed; then nothing may be bought.
+    """
+    try:
+        records = await find_records("hold", since=since)
+    except Exception as error:
+        raise QuantumRuntimeError(
+            f"the budget cannot be checked: Prefect's API does not say which sessions spend from it ({error!r})",
+            solution="Nothing was sent. Run the flow again when Prefect's API can be reached.",
+            advice=SAME_REQUEST,
+        ) from error
+    found = [hold for record in records if (hold := _hold(record)) is not None]
+    return [hold for hold in found if hold.crn == crn and hold.opened >= since.timestamp()]
+
+
+def _hold(record: Record) -> SessionHold | None:
+    facts: dict[str, object] = {}
+    with contextlib.suppress(ValueError, TypeError):
+        for one in fields(SessionHold):
+            text = record.meta.get(one.name)
+            if text is not None:
+                facts[one.name] = float(text) if one.name in _NUMBERS else text
+        facts["closes"] = facts.get("closes") == "True"
+        return SessionHold(**facts)  # type: ignore[arg-type]
+    return None

@@ -1,0 +1,306 @@
+"""Estimate what a job will cost, and learn from what jobs did cost. Numbers in, numbers out; no clock, no network.
+
+A simple model gives the seconds that a job keeps the QPU busy: shots times circuits times the time of one repetition,
+and an overhead. How far it is off is learnt from finished jobs of the same backend and program by split conformal
+prediction: the older half of them adjusts the model, the newer half says by what factors it missed, and the quantiles
+of these factors make the interval. If the next job is like those before it, the interval contains its cost with at
+least the stated probability, however wrong the model is. With too few jobs nothing is stated, and the interval is wide.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import median
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from prefect_qruntime.client.inputs.parameters import shape_of
+from prefect_qruntime.client.inputs.spec import JobSpec, Pub
+from prefect_qruntime.client.programs.expectation import make_plan, shots_for
+from prefect_qruntime.errors import InvalidInput
+
+__all__ = [
+    "COVERAGE",
+    "ENOUGH",
+    "NEWEST",
+    "CostEstimate",
+    "Interval",
+    "PastJob",
+    "busy_seconds",
+    "estimate",
+    "interval",
+]
+
+COVERAGE = 0.9
+"""Probability with which the interval contains the cost of a job that completes."""
+ENOUGH = round(2 / (1 - COVERAGE)) - 1
+"""Finished jobs from which that can be stated: with fewer, their extremes say too little."""
+NEWEST = 200
+"""Finished jobs that are learnt from; older ones say little of the backend as it is now."""
+MOST_SECONDS = 10800
+"""QPU seconds that the service lets a job without a limit of its own use."""
+_FITTED = 60  # of them, those that adjust the model
+_REPETITION = 250e-6  # seconds between two shots where the options name none (IBM's default)
+_CIRCUIT = 20e-6  # seconds of a circuit with its measurement
+_OVERHEAD = 2.0  # seconds that a job takes beside its shots
+_SHOTS, _PRECISION = 4096, 0.015625  # the service's own defaults
+_LEAST = 1e-3  # seconds; nothing is expected to cost less
+
+
+@dataclass(frozen=True, slots=True)
+class PastJob:
+    """A job that completed.
+
+    Attributes:
+        busy_seconds: What `busy_seconds` said of it when it was submitted.
+        charged_seconds: The final QPU seconds.
+        executed_seconds: Of those, the time that its result's chunk timings account for; None without any.
+    """
+
+    busy_seconds: float
+    charged_seconds: float
+    executed_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """QPU seconds that a job may cost. `coverage` is None if it cannot be stated yet."""
+
+    low: float
+    expected: float
+    high: float
+    coverage: float | None
+    learnt_from: int
+
+
+class CostEstimate(BaseModel):
+    """What jobs will probably cost, as an interval of QPU seconds.
+
+    Attributes:
+        backend: Where they would run.
+        program_id: The program.
+        jobs: How many jobs it is about; of several, the intervals are added up.
+        low_seconds: The interval's lower end.
+        expected_seconds: The middle of what is expected.
+        high_seconds: The interval's upper end.
+        coverage: Probability with which the interval contains the cost of a job that completes; None before enough
+            jobs were seen.
+        learnt_from: Finished jobs of the same backend and program that it is learnt from.
+        remaining_seconds: QPU seconds that the instance has left; None without a limit.
+        work: Stands for the work itself; the same in every process and run.
+        dry_run: Whether they are dry runs, for which nothing is charged.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    backend: str
+    program_id: str
+    jobs: int
+    low_seconds: float
+    expected_seconds: float
+    high_seconds: float
+    coverage: float | None
+    learnt_from: int
+    remaining_seconds: float | None = None
+    work: str = ""
+    dry_run: bool = False
+
+    @property
+    def share_of_remaining(self) -> float | None:
+        """The upper end's share of what is left; None without a limit, infinite if nothing is left."""
+        if self.remaining_seconds is None:
+            return None
+        return self.high_seconds / self.remaining_seconds if self.remaining_seconds > 0 else math.inf
+
+    def __str__(self) -> str:
+        """One or two sentences for a log."""
+        jobs = "1 job" if self.jobs == 1 else f"{self.jobs} jobs"
+        if self.dry_run:
+            return f"{jobs} of {self.program_id} on {self.backend}, a dry run: no QPU, no charge."
+        text = f"{jobs} of {self.program_id} on {self.backend}: {_short(self.low_seconds)} to "
+        text += f"{_short(self.high_seconds)} QPU seconds, about {_short(self.expected_seconds)}"
+        share = self.share_of_remaining
+        if share is not None and math.isfinite(share):
+            text += f"; at most {share:.0%} of the {_short(self.remaining_seconds or 0)} s that are left"
+        elif share is not None:
+            text += "; the instance has none left"
+        if self.coverage is None:
+            seen = "none" if not self.learnt_from else f"only {self.learnt_from}"
+            return (
+                f"{text}. The interval is as wide as the limits: it takes {ENOUGH} finished jobs of this backend and "
+                f"program to learn from, and there are {seen}."
+            )
+        return f"{text}. Each holds for {self.coverage:.0%} of such jobs, by {self.learnt_from} finished ones."
+
+
+def _short(seconds: float) -> str:
+    return f"{seconds:.3g}" if seconds < 1000 else f"{seconds:.0f}"
+
+
+def busy_seconds(spec: JobSpec) -> float:
+    """The seconds that a job's shots take by the model; 0 for a payload of which nothing is known."""
+    raw = spec.params
+    if raw is not None:
+        program = raw.get("quantum_program")
+        if not isinstance(program, Mapping):
+            return 0.0
+        options = raw.get("options")
+        return _executions_of_program(program) * _repetition(options if isinstance(options, Mapping) else {})
+    execution = spec.options.get("execution")
+    return sum(_executions(spec, pub) for pub in spec.pubs) * _repetition(
+        execution if isinstance(execution, Mapping) else {}
+    )
+
+
+def _repetition(options: Mapping[str, Any]) -> float:
+    given = _number(options.get("rep_delay"))
+    return (_REPETITION if given is None else given) + _CIRCUIT
+
+
+def _number(value: Any) -> float | None:
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    return float(value) if fits else None
+
+
+def _executions_of_program(program: Mapping[str, Any]) -> float:
+    points = 0.0
+    items = program.get("items")
+    for item in items if isinstance(items, list) else ():
+        shape = item.get("shape") if isinstance(item, Mapping) else None
+        points += math.prod(_number(length) or 0.0 for length in shape) if isinstance(shape, list) else 1.0
+    return points * (_number(program.get("shots")) or 0.0)
+
+
+def _executions(spec: JobSpec, pub: Pub) -> float:
+    """How often the circuits of a PUB are run."""
+    options = spec.options
+    points = _points(pub.parameters)
+    if spec.program_id == "estimator":
+        precision = pub.precision if pub.precision is not None else options.get("precision")
+        shots = options.get("default_shots") or spec.shots
+        if precision is not None or shots is None:
+            shots = shots_for(precision or options.get("default_precision") or _PRECISION, field="precision")
+        return float(shots) * points * _bases(pub)
+    shots = next((n for n in (pub.shots, spec.shots, options.get("default_shots")) if n is not None), _SHOTS)
+    twirling = options.get("twirling")
+    if isinstance(twirling, Mapping) and (twirling.get("enable_gates") or twirling.get("enable_measure")):
+        parts = [_number(twirling.get(name)) for name in ("num_randomizations", "shots_per_randomization")]
+        if None not in parts:
+            return math.prod(part or 0.0 for part in parts) * points
+    return float(shots) * points
+
+
+def _points(parameters: Any) -> float:
+    """Parameter points of a PUB, as far as their shape tells; an encoded array counts as one."""
+    if isinstance(parameters, Mapping):
+        parameters = None if "__type__" in parameters else next(iter(parameters.values()), None)
+    if not isinstance(parameters, list):
+        return 1.0
+    return float(math.prod(shape_of(parameters, field="parameters")[:-1]))
+
+
+def _bases(pub: Pub) -> float:
+    """Measurements that an estimator's observables take: groups of terms that commute qubit by qubit."""
+    try:
+        return float(len(make_plan(pub.observables, (), field="observables").groups))
+    except InvalidInput:
+        return 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """Charged seconds as overhead and a multiple of the busy seconds."""
+
+    overhead: float = _OVERHEAD
+    factor: float = 1.0
+
+    def __call__(self, busy: float) -> float:
+        return max(_LEAST, self.overhead + self.factor * busy)
+
+
+def _adjusted(past: Sequence[PastJob]) -> _Model:
+    """A model fitted to jobs: by chunk timings where there are some, else by the median of the slopes of all pairs."""
+    timed = [one for one in past if one.executed_seconds is not None and one.busy_seconds > 0]
+    if len(timed) > len(past) // 2:
+        factor = median((one.executed_seconds or 0.0) / one.busy_seconds for one in timed)
+    else:
+        slopes = [
+            (one.charged_seconds - other.charged_seconds) / (one.busy_seconds - other.busy_seconds)
+            for one, other in combinations(past, 2)
+            if one.busy_seconds != other.busy_seconds
+        ]
+        factor = max(0.0, median(slopes)) if slopes else 0.0
+    overhead = max(0.0, median(one.charged_seconds - factor * one.busy_seconds for one in past))
+    return _Model(overhead, factor)
+
+
+def interval(past: Sequence[PastJob], busy: float, *, limit: float | None = None) -> Interval:
+    """What a job may cost, learnt from finished jobs of the same backend and program.
+
+    Args:
+        past: The jobs, newest first.
+        busy: Seconds that its shots take by the model.
+        limit: The job's own limit, at which the service stops it.
+
+    Example:
+        ```python
+        from prefect_qruntime.client.cost_core import PastJob, interval
+
+        assert interval([], busy=10.0, limit=60.0).high == 60
+        assert interval([PastJob(10.0, 4.0)] * 40, busy=10.0).high == 4
+        ```
+    """
+    most = float(MOST_SECONDS if limit is None else limit)
+    known = list(past[:NEWEST])
+    judged, model = known, _Model()
+    if len(known) >= 2 * ENOUGH:
+        fitted = min(_FITTED, len(known) - ENOUGH)
+        judged = known[: max(ENOUGH, len(known) - fitted)]
+        model = _adjusted(known[len(judged) :][:_FITTED])
+    factors = sorted(one.charged_seconds / model(one.busy_seconds) for one in judged)
+    middle = model(busy) * (median(factors) if factors else 1.0)
+    if len(judged) < ENOUGH:
+        return Interval(0.0, min(middle, most), most, None, len(known))
+    tail = (len(factors) + 1) * (1 - COVERAGE) / 2
+    lowest = factors[math.floor(tail + 1e-9) - 1]
+    highest = factors[len(factors) - math.floor(tail + 1e-9)]
+    low, high = (min(most, model(busy) * factor) for factor in (lowest, highest))
+    return Interval(low, min(middle, most), high, COVERAGE, len(known))
+
+
+def estimate(
+    specs: Sequence[JobSpec], past: Sequence[PastJob], *, remaining_seconds: float | None = None
+) -> CostEstimate:
+    """What jobs of one backend and program may cost together.
+
+    Args:
+        specs: The jobs, one at least.
+        past: Finished jobs of the same backend and program, newest first.
+        remaining_seconds: What the instance has left.
+    """
+    dry_run = all(spec.dry_run for spec in specs)
+    found = [
+        Interval(0.0, 0.0, 0.0, None, 0)
+        if spec.dry_run
+        else interval(past, busy_seconds(spec), limit=spec.max_execution_time)
+        for spec in specs
+    ]
+    work = hashlib.sha256("".join(sorted(spec.digest() for spec in specs)).encode()).hexdigest()
+    return CostEstimate(
+        backend=specs[0].backend,
+        program_id=specs[0].wire_program,
+        jobs=len(specs),
+        low_seconds=round(sum(one.low for one in found), 6),
+        expected_seconds=round(sum(one.expected for one in found), 6),
+        high_seconds=round(sum(one.high for one in found), 6),
+        coverage=found[0].coverage,
+        learnt_from=found[0].learnt_from,
+        remaining_seconds=remaining_seconds,
+        work=work[:24],
+        dry_run=dry_run,
+    )

@@ -1,0 +1,316 @@
+"""Watch over an instance: alarms as events, and one artifact that shows how it stands.
+
+Each alarm has an identity that its cause gives it (a session and the jobs it has had, a day, a lock's row). Its event's
+id is made of that, and Prefect keeps and acts on the first event of an id. So an alarm is given once for each crossing,
+by however many watchers and however often they are restarted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import NAMESPACE_URL, UUID, uuid5
+
+from cachetools import LRUCache
+
+from prefect_qruntime.admission.locks import LockState, read_locks
+from prefect_qruntime.admission.session_holds import close_at_limit
+from prefect_qruntime.admission.share_core import Row
+from prefect_qruntime.admission.shares import read_queue
+from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.errors import NotFound, QuantumRuntimeError
+from prefect_qruntime.models import Job, Session, Usage
+from prefect_qruntime.observability.artifacts import upsert
+from prefect_qruntime.observability.events import emit
+from prefect_qruntime.printable import markdown_text
+from prefect_qruntime.redact import get_logger
+from prefect_qruntime.settings import QuantumRuntimeSettings, current_settings
+
+__all__ = ["Alarm", "InstanceView", "InstanceWatch", "alarms", "board"]
+
+log = get_logger(__name__)
+
+_HISTORY = timedelta(days=28)
+_HISTORY_AGAIN = 3600.0  # seconds after which the past is read anew
+_DAY = timedelta(days=1)
+_LEAST_DAYS = 5  # of the past on which something was spent, before a day can be called unusual
+_LEAST_SECONDS = 60.0  # below which no day is unusual
+_ROWS = 20
+_PERIOD_DAYS = 28
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """Something that an administrator wants to hear of once.
+
+    Attributes:
+        event: The event's name.
+        about: What it is about: kind and id of the event's resource.
+        cause: Tells this crossing from earlier and later ones.
+        text: For people.
+        facts: The event's payload.
+    """
+
+    event: str
+    about: tuple[str, str]
+    cause: str
+    text: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> UUID:
+        """The event's id, the same for every process that gives the alarm."""
+        return uuid5(NAMESPACE_URL, f"qruntime-alarm:{self.event}:{self.about[0]}:{self.about[1]}:{self.cause}")
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceView:
+    """An instance at one moment.
+
+    Attributes:
+        name: Names the instance; made of its CRN.
+        block: The credentials block that it was looked at with.
+        now: When.
+        usage: Its allowance.
+        live: Jobs that are not over.
+        past: Jobs of the last four weeks.
+        sessions: Those that are open.
+        idle: Seconds for which sessions were seen without a live job.
+        locks: Of the Prefect server.
+        queue: Submissions that wait for their team's turn.
+    """
+
+    name: str
+    block: str
+    now: datetime
+    usage: Usage
+    live: Sequence[Job] = ()
+    past: Sequence[Job] = ()
+    sessions: Sequence[Session] = ()
+    idle: Mapping[str, float] = field(default_factory=dict)
+    locks: Sequence[LockState] = ()
+    queue: Sequence[Row] = ()
+
+
+def alarms(view: InstanceView, settings: QuantumRuntimeSettings) -> list[Alarm]:
+    """All alarms whose cause is there now; those given before among them, with the same ids."""
+    found = [*_allowance(view, settings), *_idle(view, settings), *_unowned(view), *_unusual(view, settings)]
+    for lock in view.locks:
+        if lock.is_stuck:
+            text = f"The lock {lock.name} has been silent for {lock.silent:.0f} s. Its holder: {lock.who}."
+            found.append(Alarm("qruntime.lock.stuck", ("lock", lock.name), lock.row_id, text, {"holder": lock.who}))
+    return found
+
+
+def _allowance(view: InstanceView, settings: QuantumRuntimeSettings) -> Iterable[Alarm]:
+    left = view.usage.remaining_seconds
+    if left is None:
+        return
+    whole = view.usage.consumed_seconds + left
+    percent = settings.alarm_allowance_percent
+    if left <= whole * percent / 100:
+        # A period that moves along with the days counts as one of four weeks.
+        start = view.usage.period_start or view.now
+        period = int(start.timestamp() // (86400 * _PERIOD_DAYS))
+        text = f"{left:g} of {whole:g} QPU seconds are left, {percent:g} % or less."
+        facts = {"remaining_seconds": left, "limit_seconds": whole, "percent": percent}
+        yield Alarm("qruntime.allowance.low", ("instance", view.name), f"{period}:{percent:g}", text, facts)
+
+
+def _idle(view: InstanceView, settings: QuantumRuntimeSettings) -> Iterable[Alarm]:
+    for session in view.sessions:
+        idle = view.idle.get(session.id, 0.0)
+        if session.mode == "dedicated" and idle >= settings.alarm_idle_minutes * 60:
+            jobs = sum(job.session_id == session.id for job in view.past)
+            text = f"Session {session.id} has had no job for {idle / 60:.0f} minutes and may be charging."
+            owner = _owner(view, session.id)
+            facts = {"session_id": session.id, "idle_seconds": round(idle), "flow_run_id": owner}
+            yield Alarm("qruntime.session.idle", ("session", session.id), str(jobs), text, facts)
+
+
+def _owner(view: InstanceView, session_id: str) -> str | None:
+    """A flow run that has jobs in the session."""
+    jobs = (*view.live, *view.past)
+    return next((job.flow_run_id for job in jobs if job.session_id == session_id and job.flow_run_id), None)
+
+
+def _unowned(view: InstanceView) -> Iterable[Alarm]:
+    for job in {job.id: job for job in (*view.past, *view.live)}.values():
+        recent = job.created_at is not None and view.now - job.created_at < _DAY
+        if job.flow_run_id is None and (recent or not job.is_terminal):
+            text = f"Job {job.id} on {job.backend} carries no flow run's tag."
+            yield Alarm("qruntime.job.unowned", ("job", job.id), "", text, {"job_id": job.id, "url": job.url})
+
+
+def _unusual(view: InstanceView, settings: QuantumRuntimeSettings) -> Iterable[Alarm]:
+    spent = dict[int, float]()
+    for job in view.past:
+        if job.created_at is not None:
+            day = (view.now - job.created_at) // _DAY
+            spent[day] = spent.get(day, 0.0) + (job.usage_seconds or 0.0)
+    today = spent.pop(0, 0.0)
+    if sum(value > 0 for value in spent.values()) < _LEAST_DAYS or today < _LEAST_SECONDS:
+        return
+    # The days since the first purchase, those without one included.
+    usual = sum(spent.values()) / max(spent)
+    highest = max(spent.values())
+    if today > settings.alarm_spending_factor * usual and today > highest:
+        text = (
+            f"{today:g} QPU seconds were used in the last day, {today / usual:.1f} times the {usual:.0f} of a usual "
+            f"one; the most in one day was {highest:g}."
+        )
+        facts = {"seconds": today, "usual_seconds": round(usual, 1), "highest_seconds": highest}
+        yield Alarm("qruntime.spending.unusual", ("instance", view.name), view.now.date().isoformat(), text, facts)
+
+
+# ---- the board -----------------------------------------------------------------------------------------------
+
+
+def board(view: InstanceView, raised: Sequence[Alarm]) -> str:
+    """The instance as Markdown."""
+    usage = view.usage
+    left = "no limit" if usage.remaining_seconds is None else f"{usage.remaining_seconds:g} s left"
+    parts = [
+        f"### Instance of {markdown_text(view.block)}",
+        f"{view.now:%Y-%m-%d %H:%M} UTC · {usage.consumed_seconds:g} QPU seconds used, {left} · "
+        f"{len(view.live)} live jobs · {len(view.sessions)} open sessions",
+    ]
+    parts += _section("Alarms", ("alarm", "what"), [(one.event, one.text) for one in raised])
+    parts += _section(
+        "Live jobs",
+        ("job", "state", "backend", "flow run", "created"),
+        [(one.id, one.raw_status, one.backend, one.flow_run_id or "none", _at(one.created_at)) for one in view.live],
+    )
+    parts += _section(
+        "Sessions",
+        ("session", "mode", "state", "used by flow run", "since", "live jobs"),
+        [
+            (
+                one.id,
+                one.mode,
+                one.state,
+                _owner(view, one.id) or "none",
+                _at(one.activated_at or one.started_at),
+                sum(job.session_id == one.id for job in view.live),
+            )
+            for one in view.sessions
+        ],
+    )
+    parts += _section("Spenders of the last day", ("flow run", "jobs", "QPU seconds"), _spenders(view))
+    waiting = Counter(row.team or "(none)" for row in view.queue if row.granted is None)
+    parts += _section("Queue", ("team", "processes waiting to create a job"), waiting.most_common())
+    return "\n".join(parts)
+
+
+def _spenders(view: InstanceView) -> list[tuple[str, int, str]]:
+    jobs, seconds = Counter[str](), Counter[str]()
+    for job in view.past:
+        if job.created_at is not None and view.now - job.created_at < _DAY:
+            owner = job.flow_run_id or "none"
+            jobs[owner] += 1
+            seconds[owner] += job.usage_seconds or 0.0  # type: ignore[assignment]  # typeshed counts in whole numbers
+    return [(owner, jobs[owner], f"{value:g}") for owner, value in seconds.most_common()]
+
+
+def _section(title: str, heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    if not rows:
+        return []
+    lines = ["", f"#### {title}", "", f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    for row in rows[:_ROWS]:
+        lines.append("| " + " | ".join(markdown_text(str("" if cell is None else cell)) for cell in row) + " |")
+    if len(rows) > _ROWS:
+        lines.append(f"\nand {len(rows) - _ROWS} more")
+    return lines
+
+
+def _at(moment: datetime | None) -> str:
+    return "" if moment is None else f"{moment.astimezone(UTC):%m-%d %H:%M}"
+
+
+# ---- the instance --------------------------------------------------------------------------------------------
+
+
+class InstanceWatch:
+    """What a watcher remembers of one instance between its looks: nothing that matters after a restart."""
+
+    def __init__(self, block: str) -> None:
+        self._block = block
+        self._idle_since: dict[str, float] = {}
+        self._past: dict[str, Job] = {}
+        self._past_read = float("-inf")
+        self._closed: LRUCache[str, bool] = LRUCache(4096)
+
+    async def look(self, client: QuantumRuntimeClient) -> list[Alarm]:
+        """Give the alarms, bring the board up to date, close sessions over their limit. Runs on the network loop.
+
+        Raises:
+            QuantumRuntimeError: The service could not be asked.
+            Exception: Whatever Prefect's API raises.
+        """
+        try:
+            await close_at_limit(client)
+        except QuantumRuntimeError as error:  # again at the next look
+            log.warning("sessions over their budget's limit could not be closed: %s", error)
+        view = await self._view(client)
+        raised = alarms(view, current_settings())
+        for one in raised:
+            kind, name = one.about
+            resource = {"prefect.resource.id": f"qruntime.{kind}.{name}", "prefect.resource.name": name}
+            facts = {**one.facts, "text": one.text, "block": self._block}
+            emit(one.event, resource, facts, flow_run_id=one.facts.get("flow_run_id"), event_id=one.id)
+        await upsert("instance", view.name, board(view, raised), {"block": self._block})
+        return raised
+
+    async def _sessions(self, client: QuantumRuntimeClient, live: Sequence[Job], now: datetime) -> list[Session]:
+        """The open sessions: those of known jobs, and those among the workloads of the last day."""
+        ids = dict.fromkeys(job.session_id for job in (*live, *self._past.values()) if job.session_id)
+        with contextlib.suppress(NotFound):  # such a host has no workloads; its sessions are known by their jobs
+            for item in await client.workloads(created_after=now - _DAY, limit=200):
+                if str(item.get("mode")) in ("session", "batch") and item.get("id"):
+                    ids[str(item["id"])] = None
+        found = []
+        for session_id in ids:
+            if session_id not in self._closed:
+                with contextlib.suppress(NotFound):
+                    session = await client.session(session_id)
+                    if session.ref().is_closed:
+                        self._closed[session_id] = True
+                    else:
+                        found.append(session)
+        return found
+
+    async def _view(self, client: QuantumRuntimeClient) -> InstanceView:
+        now, moment = datetime.now(UTC), time.monotonic()
+        live = await client.jobs(pending=True)
+        whole = moment - self._past_read > _HISTORY_AGAIN
+        begin = now - (_HISTORY if whole else _DAY)
+        self._past = {
+            **({} if whole else {one.id: one for one in self._past.values() if _is_younger(one, now - _HISTORY)}),
+            **{job.id: job for job in await client.jobs(created_after=begin)},
+        }
+        self._past_read = moment if whole else self._past_read
+        sessions = await self._sessions(client, live, now)
+        busy = {job.session_id for job in live}
+        self._idle_since = {one.id: self._idle_since.get(one.id, moment) for one in sessions if one.id not in busy}
+        return InstanceView(
+            hashlib.sha256(client.connection.crn.encode()).hexdigest()[:10],
+            self._block,
+            now,
+            await client.usage(),
+            live,
+            list(self._past.values()),
+            sessions,
+            {name: moment - since for name, since in self._idle_since.items()},
+            await read_locks(),
+            await read_queue(client.connection.crn),
+        )
+
+
+def _is_younger(job: Job, moment: datetime) -> bool:
+    return job.created_at is None or job.created_at > moment

@@ -1,0 +1,288 @@
+"""Tell what jobs will cost before they are submitted, and ask a person if that is much: the tasks and what they do.
+
+What finished jobs took is read from their pages in Prefect, so it needs no store of its own: each job's page notes the
+seconds that the model gave it when it was submitted, and later what the service charged.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Unpack
+
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.exceptions import FlowPauseTimeout
+from prefect.flow_runs import apause_flow_run, asuspend_flow_run, pause_flow_run, suspend_flow_run
+from prefect.input import RunInput
+from pydantic import Field
+
+from prefect_qruntime import run_context
+from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.cost_core import NEWEST, CostEstimate, PastJob, estimate
+from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.credentials import QuantumRuntimeCredentials
+from prefect_qruntime.errors import ApprovalDenied, InvalidInput, QuantumRuntimeError
+from prefect_qruntime.observability import notifications
+from prefect_qruntime.observability.artifacts import recent_records
+from prefect_qruntime.run_context import current_run
+from prefect_qruntime.tasks.arguments import Submission, plan_submission, spelled_out
+from prefect_qruntime.tasks.decorators import blocking, in_flow, repeats
+
+__all__ = [
+    "CostApproval",
+    "aestimate_cost",
+    "arequire_approval",
+    "estimate_cost",
+    "estimate_jobs",
+    "past_job",
+    "require_approval",
+]
+
+_READ = 1000  # job pages that are looked through for those of one backend and program
+_FRESH = 60.0  # seconds for which they are not read again
+_POLL = 5  # seconds between two looks whether it was resumed
+_WAIT = 7 * 86400  # seconds that a flow run waits in its process, if it cannot be suspended
+
+
+@dataclass(slots=True)
+class _Seen:
+    """Finished jobs by backend and program, as this process read them last, and when."""
+
+    jobs: dict[tuple[str, str], tuple[float, list[PastJob]]] = field(default_factory=dict)
+
+
+def past_job(facts: Mapping[str, str]) -> PastJob | None:
+    """What a job's page says of its cost; None unless it completed, its usage is final and its model is noted."""
+    over = facts.get("state", "").lower().startswith("completed") and facts.get("usage_final") == "true"
+    if not over or facts.get("dry_run"):  # what a dry run shows is charged to nobody
+        return None
+    busy, charged, executed = (
+        _number(facts.get(name)) for name in ("busy_seconds", "usage_seconds", "executed_seconds")
+    )
+    return None if busy is None or charged is None else PastJob(busy, charged, executed)
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        number = float(text or "")
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and number >= 0 else None
+
+
+async def _past(backend: str, program: str) -> list[PastJob]:
+    """Finished jobs of a backend and program that this Prefect knows, newest first; none if it cannot be asked."""
+    seen, which = network_loop().state(_Seen).jobs, (backend, program)
+    if which in seen and time.monotonic() - seen[which][0] < _FRESH:
+        return seen[which][1]
+    found: dict[str, PastJob] = {}
+    looked = 0
+    try:
+        async for page in recent_records("job"):
+            for record in page:
+                job = past_job(record.meta)
+                if job is not None and (record.meta.get("backend"), record.meta.get("program")) == which:
+                    found.setdefault(record.meta["id"], job)
+            looked += len(page)
+            if len(found) >= NEWEST or looked >= _READ:
+                break
+    except Exception as error:
+        notifications.log_to_run(
+            f"Prefect's API gave no answer about finished jobs ({error!r}), so the estimate knows {len(found)}.",
+            level=logging.WARNING,
+        )
+        return list(found.values())
+    seen[which] = time.monotonic(), list(found.values())
+    return seen[which][1]
+
+
+async def estimate_jobs(
+    credentials: QuantumRuntimeCredentials, pubs: Any, submission: Submission, *, one_job_each: bool = False
+) -> CostEstimate:
+    """Estimate what a submission would cost; see `aestimate_cost`. Runs on the network loop."""
+    if one_job_each and not (isinstance(pubs, list | tuple) and pubs):
+        raise InvalidInput("must be a list of PUBs, one at least, with one_job_each", field="pubs")
+    groups = [[pub] for pub in pubs] if one_job_each else [pubs]
+    specs = [(await plan_submission(credentials, group, submission)).spec for group in groups]
+    remaining = await _remaining(credentials.get_client())
+    return estimate(specs, await _past(specs[0].backend, specs[0].wire_program), remaining_seconds=remaining)
+
+
+async def _remaining(client: QuantumRuntimeClient) -> float | None:
+    try:
+        return (await client.usage()).remaining_seconds
+    except QuantumRuntimeError as error:
+        if not error.is_outage:
+            raise
+        notifications.log_to_run(f"What the instance has left is not known: {error}", level=logging.WARNING)
+        return None
+
+
+@in_flow
+@repeats("estimate cost", "estimate {program_id} on {backend}")
+@spelled_out
+async def aestimate_cost(
+    credentials: QuantumRuntimeCredentials,
+    pubs: Any = None,
+    *,
+    one_job_each: bool = False,
+    **submission: Unpack[Submission],
+) -> CostEstimate:
+    """Estimate the QPU seconds that a job would cost, without submitting it. Costs nothing.
+
+    The interval is learnt from finished jobs of the same backend and program whose pages are in Prefect. It states the
+    probability with which it holds for a job that completes, or that too few jobs were seen.
+
+    Args:
+        credentials: The credentials block.
+        pubs: PUBs, as `submit_job` takes them.
+        one_job_each: Whether each PUB is to be a job of its own.
+        **submission: What `submit_job` would get: see `Submission`.
+
+    Returns:
+        The interval, with its share of what the instance has left.
+
+    Raises:
+        InvalidInput: A field is wrong; it is named.
+
+    Example:
+        ```python
+        from prefect import flow
+        from prefect_qruntime import estimate_cost, load_credentials, require_approval, run_job
+
+        @flow
+        def asks_first(credentials_block: str, circuit: str, backend: str) -> dict[str, int]:
+            credentials = load_credentials(credentials_block)
+            cost = estimate_cost(credentials, [circuit], backend=backend, shots=1000, max_execution_time=30)
+            require_approval(cost, above=60)
+            return run_job(credentials, [circuit], backend=backend, shots=1000, max_execution_time=30).counts()
+        ```
+    """
+    found = await estimate_jobs(credentials, pubs, submission, one_job_each=one_job_each)
+    notifications.log_to_run(f"Estimate: {found}")
+    return found
+
+
+estimate_cost = blocking(aestimate_cost)
+"""As `aestimate_cost`, for sync flows."""
+
+
+class CostApproval(RunInput):
+    """What the page of a suspended flow run asks for."""
+
+    # Without a default, so that a mere "resume" approves nothing.
+    approve: bool = Field(title="Approve", description="Whether the jobs may be submitted. If not, the flow run fails.")
+    comment: str = Field(default="", title="Comment", description="Said in the flow run's log.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What is asked, under which key, and whether the flow run can give its worker back meanwhile."""
+
+    key: str
+    text: str
+    suspends: bool
+    estimate: CostEstimate
+
+    @property
+    def form(self) -> type[CostApproval]:
+        """The form of the flow run's page."""
+        return CostApproval.with_initial_data(description=self.text)
+
+    def check(self, answer: CostApproval) -> None:
+        """Go on if the answer is yes.
+
+        Raises:
+            ApprovalDenied: It is no.
+        """
+        comment = f" Comment: {answer.comment.strip()[:500]}" if answer.comment.strip() else ""
+        if answer.approve:
+            notifications.log_to_run(f"The cost was approved: {self.estimate}{comment}")
+            return
+        raise ApprovalDenied(
+            f"The cost was not approved: {self.estimate}{comment}",
+            solution="Nothing was submitted. Start another flow run to ask again.",
+        )
+
+    def late(self) -> ApprovalDenied:
+        """The error if nobody answers."""
+        return ApprovalDenied(
+            f"The cost was not approved within {_WAIT // 86400} days: {self.estimate}",
+            solution="Nothing was submitted. Start another flow run to ask again.",
+        )
+
+
+def require_approval(cost: CostEstimate, *, above: float) -> None:
+    """Ask a person in Prefect's UI before jobs are submitted that may cost more than so many QPU seconds.
+
+    Call it in the flow, not in a task, with what `estimate_cost` says. If the interval's upper end is above the limit,
+    the flow run is suspended: it gives its worker back, and its page shows the estimate with a form. When somebody
+    resumes it with "Approve", Prefect runs the flow **from the top**, and this call, which finds its answer, returns.
+    One approval holds for the same work in the same flow run, for retries too. A flow run that cannot be suspended
+    (without a deployment, or a subflow) is paused: it waits in its process, for a week at most.
+
+    Args:
+        cost: What the jobs will probably cost.
+        above: QPU seconds up to which nobody is asked.
+
+    Raises:
+        InvalidInput: `above` is no number of seconds, or this is not a flow.
+        ApprovalDenied: The answer was no, or there was none. Nothing was submitted.
+    """
+    question = network_loop().run(_question(cost, above))
+    if question is None:
+        return
+    if question.suspends:
+        question.check(suspend_flow_run(wait_for_input=question.form, key=question.key, _sync=True))  # type: ignore[call-overload]
+        return
+    try:
+        answer = pause_flow_run(  # type: ignore[call-overload]
+            wait_for_input=question.form, timeout=_WAIT, poll_interval=_POLL, key=question.key, _sync=True
+        )
+    except FlowPauseTimeout:
+        raise question.late() from None
+    question.check(answer)
+
+
+async def arequire_approval(cost: CostEstimate, *, above: float) -> None:
+    """As `require_approval`, for async flows."""
+    question = await network_loop().arun(_question(cost, above))
+    if question is None:
+        return
+    if question.suspends:
+        question.check(await asuspend_flow_run(wait_for_input=question.form, key=question.key))
+        return
+    try:
+        answer = await apause_flow_run(
+            wait_for_input=question.form, timeout=_WAIT, poll_interval=_POLL, key=question.key
+        )
+    except FlowPauseTimeout:
+        raise question.late() from None
+    question.check(answer)
+
+
+async def _question(cost: CostEstimate, above: float) -> _Question | None:
+    """What to ask; None if the cost is within the limit."""
+    if isinstance(above, bool) or not isinstance(above, int | float) or not 0 <= above < math.inf:
+        raise InvalidInput(f"must be a number of QPU seconds, 0 or more, not {above!r:.60}", field="above")
+    context = FlowRunContext.get()
+    if TaskRunContext.get() is not None or context is None or context.flow_run is None:
+        raise InvalidInput("an approval is asked for in a flow, and in none of its tasks", field="above")
+    # Counted before it is known whether to ask: the key must be the same when the flow runs from the top.
+    number = run_context.count(await current_run(), f"approval {cost.work}")
+    if cost.high_seconds <= above:
+        return None
+    text = (
+        f"**Approve {cost.high_seconds:.3g} QPU seconds?** {cost} You are asked because the upper end is above "
+        f"{above:g} QPU seconds. Without approval nothing is submitted and the flow run fails."
+    )
+    notifications.log_to_run(
+        f"Waiting for an approval on the flow run's page. {cost} That is above {above:g} QPU seconds.",
+        level=logging.WARNING,
+    )
+    run = context.flow_run
+    suspends = run.deployment_id is not None and run.parent_task_run_id is None
+    return _Question(f"approve-{cost.work}-{number}", text, suspends, cost)

@@ -1,0 +1,85 @@
+"""Dedicated sessions under a budget, on the sandbox: how long they live, what they reserve, who closes them."""
+
+from __future__ import annotations
+
+import pytest
+from prefect import flow
+
+from prefect_qruntime import (
+    Budget,
+    BudgetExhausted,
+    QuantumRuntimeCredentials,
+    close_session,
+    get_usage,
+    open_session,
+    run_job,
+    runtime_session,
+    submit_job,
+)
+from prefect_qruntime.admission.ledger import Ledger, ledger
+from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.sandbox import Sandbox
+from tests.support.flow_runs import BACKEND, FLIP, posts, until
+
+pytestmark = pytest.mark.server
+
+
+@pytest.fixture
+def sandbox(sandbox: Sandbox) -> Sandbox:
+    """Each job costs 10 QPU seconds; 100 service seconds pass in one."""
+    network_loop().forget(Ledger)
+    sandbox.control.set_clock_scale(100.0)
+    sandbox.control.set_times(queue_time=0, run_time=10)
+    return sandbox
+
+
+def test_a_session_lives_as_long_as_its_budget_and_reserves_it(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials
+) -> None:
+    budget = Budget(max_seconds_per_run=5000, default_max_execution_time=1000)
+
+    @flow
+    def two_sessions() -> tuple[int | None, float]:
+        with runtime_session(credentials, BACKEND, budget=budget) as session:
+            run_job(credentials, [FLIP], backend=BACKEND, session=session, budget=budget)
+            with pytest.raises(BudgetExhausted, match="reserved by jobs and sessions"):
+                submit_job(credentials, [FLIP], backend=BACKEND, budget=budget)
+            with pytest.raises(BudgetExhausted, match="no room for a session"):
+                open_session(credentials, BACKEND, budget=budget)
+            assert posts(sandbox) == 1
+        # Over, it counts with what the service tells, not with what was reserved.
+        again = open_session(credentials, BACKEND, budget=budget)
+        close_session(credentials, again, drain=False)
+        get_usage(credentials)
+        crn = credentials.crn
+        first, *_ = network_loop().run(_holds(crn))
+        return again.max_ttl, first
+
+    ttl, used = two_sessions()
+    assert 10 <= used < 5000
+    assert ttl == int(5000 - used)
+
+
+async def _holds(crn: str) -> list[float]:
+    return [hold.final or -1.0 for hold in ledger(crn).sessions.holds.values()]
+
+
+def test_a_session_opened_without_the_budget_must_fit_or_is_closed_at_the_limit(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_SESSION_WATCH_SECONDS", "0.1")
+    small = {"max_seconds_per_run": 60, "default_max_execution_time": 20}
+
+    @flow
+    def in_a_strangers_session() -> str | None:
+        session = open_session(credentials, BACKEND, max_ttl=7200)
+        with pytest.raises(BudgetExhausted, match="close_sessions_at_limit"):
+            run_job(credentials, [FLIP], backend=BACKEND, session=session, budget=Budget(**small))
+        assert posts(sandbox) == 0
+        closing = Budget(**small, close_sessions_at_limit=True)
+        run_job(credentials, [FLIP], backend=BACKEND, session=session, budget=closing)
+        return session.id
+
+    session_id = in_a_strangers_session()
+    # Idle, it would go on for half an hour.
+    until(lambda: next(one["state"] for one in sandbox.control.sessions() if one["id"] == session_id) == "closed")

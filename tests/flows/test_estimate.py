@@ -1,0 +1,250 @@
+"""Estimates from the pages of finished jobs, and approvals that are asked for once and buy once."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from prefect import flow, task
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
+from prefect.client.schemas.responses import SetStateStatus
+
+import prefect_qruntime as qr
+from prefect_qruntime.cli.jobs import estimate as estimate_command
+from prefect_qruntime.client.cost_core import COVERAGE, ENOUGH
+from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.errors import ApprovalDenied, InvalidInput
+from prefect_qruntime.observability.artifacts import upsert
+from prefect_qruntime.sandbox import Sandbox
+from prefect_qruntime.tasks import estimate as module
+from tests.flows.test_suspend import deployed, done, history, start, state_of
+from tests.support.flow_runs import BACKEND, FLIP, asked, ran, records, requests, until
+
+pytestmark = pytest.mark.server
+PARAMETERS: dict[str, Any] = {"backend": BACKEND, "shots": 100, "max_execution_time": 50}
+
+
+@pytest.fixture
+def block(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(module, "_FRESH", 0.0)
+    name = f"estimate-{uuid4().hex[:8]}"
+    qr.QuantumRuntimeCredentials(**sandbox.connection("cloud"), application=name).save(name)
+    return name
+
+
+def posts(sandbox: Sandbox) -> int:
+    return requests(sandbox, "POST", "/jobs")
+
+
+def approve(flow_run: Any, **answer: Any) -> Any:
+    return asked(lambda client: client.resume_flow_run(flow_run.id, run_input=answer or None))
+
+
+@flow(**qr.hooks.cancel)
+def asks(credentials_block: str, above: float) -> int:
+    credentials = qr.load_credentials(credentials_block)
+    cost = qr.estimate_cost(credentials, [FLIP], **PARAMETERS)
+    qr.require_approval(cost, above=above)
+    job = qr.submit_job(credentials, [FLIP], **PARAMETERS)
+    qr.suspend_until_done(credentials, job)
+    return qr.fetch_results(credentials, job).counts()["1"]
+
+
+@flow
+def runs_a_job(credentials_block: str, above: float | None) -> int:
+    credentials = qr.load_credentials(credentials_block)
+    return qr.run_job(credentials, [FLIP], require_approval_above=above, **PARAMETERS).counts()["1"]
+
+
+@flow
+async def runs_two_jobs(credentials_block: str, above: float) -> int:
+    credentials = await qr.aload_credentials(credentials_block)
+    found = 0
+    for _ in range(2):
+        result = await qr.arun_job(credentials, [FLIP], require_approval_above=above, **PARAMETERS)
+        found += result.counts()["1"]
+    return found
+
+
+def test_an_approved_flow_run_asks_once_and_buys_once_however_often_it_is_resumed(sandbox: Sandbox, block: str) -> None:
+    sandbox.control.hold()
+    flow_run = deployed(asks, credentials_block=block, above=10)
+    assert start(asks, flow_run).name == "Suspended"
+    assert posts(sandbox) == 0
+    # A mere resume is no approval.
+    assert approve(flow_run).status is not SetStateStatus.ACCEPT
+    assert state_of(flow_run).name == "Suspended"
+    assert approve(flow_run, approve=True, comment="for the paper").status is SetStateStatus.ACCEPT
+    assert start(asks, flow_run).name == "Suspended", "now for its job"
+    assert posts(sandbox) == 1
+    done(sandbox)
+    asked(lambda client: client.resume_flow_run(flow_run.id))
+    state = start(asks, flow_run)
+    assert state.is_completed()
+    assert posts(sandbox) == 1
+    assert history(flow_run).count("Suspended") == 2
+    sandbox.control.release()
+
+
+def test_a_refusal_ends_the_flow_run_and_buys_nothing(sandbox: Sandbox, block: str) -> None:
+    flow_run = deployed(runs_a_job, credentials_block=block, above=10)
+    assert start(runs_a_job, flow_run).name == "Suspended"
+    approve(flow_run, approve=False, comment="too much")
+    state = start(runs_a_job, flow_run)
+    assert state.is_failed()
+    assert "The cost was not approved: 1 job of sampler on sandbox_ideal" in str(state.message)
+    assert "Comment: too much" in str(state.message)
+    assert posts(sandbox) == 0
+
+
+def test_equal_jobs_are_approved_one_by_one_and_in_an_async_flow(sandbox: Sandbox, block: str) -> None:
+    flow_run = deployed(runs_two_jobs, credentials_block=block, above=10)
+    for bought in (0, 1):
+        assert start(runs_two_jobs, flow_run).name == "Suspended"
+        assert posts(sandbox) == bought
+        approve(flow_run, approve=True)
+    assert start(runs_two_jobs, flow_run).is_completed()
+    assert posts(sandbox) == 2
+
+
+def test_what_is_below_the_limit_is_not_asked_for(sandbox: Sandbox, block: str) -> None:
+    _, state = ran(runs_a_job, block, 50)
+    assert state.is_completed()
+    assert posts(sandbox) == 1
+
+
+def test_a_flow_run_without_a_deployment_waits_in_its_process(
+    sandbox: Sandbox, block: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_POLL", 0.1)
+    name, states = f"paused-{uuid4().hex[:8]}", []
+    named = runs_a_job.with_options(flow_run_name=name)
+    other = threading.Thread(target=lambda: states.append(ran(named, block, 10)[1]))
+    other.start()
+    wanted = FlowRunFilter(name=FlowRunFilterName(any_=[name]))
+
+    def paused() -> Any:
+        found = asked(lambda client: client.read_flow_runs(flow_run_filter=wanted))
+        return next((one for one in found if one.state is not None and one.state.is_paused()), None)
+
+    flow_run = until(paused, 120)
+    assert posts(sandbox) == 0
+    # Its form is saved a moment later than its state.
+    until(lambda: approve(flow_run, approve=True).status is SetStateStatus.ACCEPT, 60)
+    other.join()
+    assert states[0].is_completed()
+    assert posts(sandbox) == 1
+
+
+def test_nobody_answers(sandbox: Sandbox, block: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_WAIT", 0)
+    monkeypatch.setattr(module, "_POLL", 0.1)
+    told: list[str] = []
+
+    @flow
+    def plain() -> None:
+        try:
+            runs_a_job.fn(block, 10)
+        except ApprovalDenied as error:
+            told.append(str(error))
+
+    @flow
+    async def twin() -> None:
+        try:
+            await runs_two_jobs.fn(block, 10)
+        except ApprovalDenied as error:
+            told.append(str(error))
+
+    for asking in (plain, twin):
+        assert ran(asking)[1].is_failed(), "Prefect itself fails a flow run that was paused for too long"
+    assert all(text.startswith("The cost was not approved within 0 days: 1 job of sampler") for text in told)
+    assert len(told) == 2
+    assert posts(sandbox) == 0
+
+
+def test_an_approval_belongs_in_a_flow(block: str, sandbox: Sandbox) -> None:
+    credentials = qr.load_credentials(block)
+
+    @task
+    def inside() -> None:
+        qr.require_approval(qr.estimate_cost.fn(credentials, [FLIP], **PARAMETERS), above=1)
+
+    with pytest.raises(InvalidInput, match="in none of its tasks"):
+        inside()
+    with pytest.raises(InvalidInput, match="in none of its tasks"):
+        qr.run_job(credentials, [FLIP], require_approval_above=1, **PARAMETERS)
+    with pytest.raises(InvalidInput, match="must be a number of QPU seconds, 0 or more, not 'much'"):
+        qr.require_approval(qr.estimate_cost.fn(credentials, [FLIP], **PARAMETERS), above="much")  # type: ignore[arg-type]
+    assert posts(sandbox) == 0
+    assert issubclass(ApprovalDenied, qr.QuantumRuntimeError)
+
+
+@flow
+def executed(credentials_block: str) -> None:
+    credentials = qr.load_credentials(credentials_block)
+    for route in ("service", "executor"):
+        qr.run_job(credentials, [FLIP], route=route, **PARAMETERS)
+
+
+def test_the_pages_of_jobs_note_what_the_estimate_learns_from(
+    sandbox: Sandbox, block: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sandbox.control.set_usage(limit=1000)
+    flow_run, state = ran(executed, block)
+    assert state.is_completed()
+    pages = {record.meta["program"]: record for record in records("job", flow_run.id)}
+    past = {program: module.past_job(page.meta) for program, page in pages.items()}
+    for program in ("sampler", "executor"):
+        job = past[program]
+        assert job is not None
+        assert job.busy_seconds == pytest.approx(100 * 270e-6)
+        assert job.charged_seconds == pytest.approx(0.05)
+        assert "busy" not in pages[program].text
+    assert past["sampler"].executed_seconds is None
+    assert past["executor"].executed_seconds == pytest.approx(0.05, abs=0.01)
+
+    credentials = qr.load_credentials(block)
+    before = qr.estimate_cost(credentials, [FLIP], **PARAMETERS)
+    assert (before.coverage, before.high_seconds) == (None, 50)
+    assert 0 < before.learnt_from < ENOUGH
+    assert before.remaining_seconds == pytest.approx(1000 - 0.1)
+    for number in range(ENOUGH):
+        facts = {
+            "state": "Completed",
+            "backend": BACKEND,
+            "program": "sampler",
+            "busy_seconds": "0.027",
+            "usage_seconds": f"{3 + number / 100}",
+            "usage_final": "true",
+        }
+        network_loop().run(upsert("job", f"learnt-{uuid4().hex[:12]}", "a job", facts, new=True))
+    told = qr.estimate_cost(credentials, [FLIP, FLIP], one_job_each=True, **PARAMETERS)
+    assert (told.coverage, told.jobs) == (COVERAGE, 2)
+    assert 0 < told.low_seconds < told.expected_seconds < told.high_seconds < 8
+
+    assert estimate_command([FLIP, FLIP], backend=BACKEND, shots=100, one_job_each=True, block=block) == 0
+    assert "2 jobs of sampler on sandbox_ideal: " in " ".join(capsys.readouterr().out.split())
+    assert estimate_command([FLIP], backend=BACKEND, block=block, json=True) == 0
+    assert '"coverage": 0.9' in capsys.readouterr().out
+    with pytest.raises(InvalidInput, match="name one of the saved blocks"):
+        estimate_command([FLIP], backend=BACKEND)
+    with pytest.raises(InvalidInput, match="must be a list of PUBs, one at least"):
+        qr.estimate_cost(credentials, FLIP, one_job_each=True, **PARAMETERS)
+    assert posts(sandbox) == 2
+
+
+def test_what_the_past_says_survives_odd_pages() -> None:
+    good = {"state": "Completed", "usage_final": "true", "busy_seconds": "1", "usage_seconds": "2"}
+    assert module.past_job(good) is not None
+    for change in (
+        {"state": "Failed"},
+        {"usage_final": "false"},
+        {"busy_seconds": "soon"},
+        {"usage_seconds": "nan"},
+        {"usage_seconds": "-1"},
+        {"busy_seconds": ""},
+        {"dry_run": "yes"},
+    ):
+        assert module.past_job({**good, **change}) is None

@@ -1,0 +1,257 @@
+"""The ledger in any order of reserving, buying, ending, late usage, lost answers and crashes: nothing is overspent."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings, strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+
+from prefect_qruntime import Budget
+from prefect_qruntime.admission import ledger as module
+from prefect_qruntime.admission.ledger import Ledger, Reservation
+from prefect_qruntime.admission.session_budget import SessionHold
+from prefect_qruntime.client.connection import Connection
+from prefect_qruntime.errors import BudgetExhausted, NotFound
+from prefect_qruntime.models import Job, JobStatus, Session, SessionRef
+from prefect_qruntime.run_context import RunContext
+
+CRN = "crn:v1:bluemix:public:quantum-computing:us-east:a/0123abcd:11aa-22bb::"
+RUN = RunContext("f1", "flow-run:f1", False, False, 1, 0.0)
+ALLOWED = 100
+BUDGET = Budget(max_seconds_per_run=ALLOWED, default_max_execution_time=30, max_jobs_per_run=12)
+
+
+@dataclass
+class Real:
+    """A job as it truly is; the service tells its usage late."""
+
+    id: str
+    key: str
+    limit: int
+    session: str | None = None
+    used: float | None = None
+    told: bool = False
+    listed: bool = True
+
+    def seen(self) -> Job:
+        return Job(
+            id=self.id,
+            status=JobStatus.QUEUED if self.used is None else JobStatus.COMPLETED,
+            tags=(self.key, "qr-flow:f1"),
+            max_execution_time=self.limit,
+            usage_seconds=self.used if self.told else None,
+            usage_final=self.told,
+            session_id=self.session,
+        )
+
+
+@dataclass
+class RealSession:
+    """A dedicated session: its life is its time from the first job on."""
+
+    id: str
+    life: int
+    elapsed: float = 0.0
+    state: str = "open"
+    told: bool = False
+
+
+@dataclass
+class Service:
+    """What the ledger asks of a client."""
+
+    connection: Connection = field(
+        default_factory=lambda: Connection(api_key="unit-test-key", crn=CRN, base_url="http://127.0.0.1:9/api/v1")
+    )
+    real: list[Real] = field(default_factory=list)
+    open: dict[str, RealSession] = field(default_factory=dict)
+
+    async def jobs_tagged(self, tag: str) -> list[Job]:
+        return [job.seen() for job in self.real if job.listed]
+
+    async def jobs(self, *, session_id: str | None = None, pending: bool = True) -> list[Job]:
+        return [one.seen() for one in self.real if one.session == session_id and one.used is None and one.listed]
+
+    async def job(self, job_id: str) -> Job:
+        for job in self.real:
+            if job.id == job_id:
+                return job.seen()
+        raise NotFound("unknown")
+
+    async def session(self, session_id: str) -> Session:
+        one = self.open[session_id]
+        return Session(id=one.id, state=one.state, max_ttl=one.life, elapsed_time=one.elapsed if one.told else None)
+
+    def known_clock_skew(self) -> float:
+        return 0.0
+
+
+class Spending(RuleBasedStateMachine):
+    """One flow run that buys jobs and sessions, and what becomes of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.service: Any = Service()
+        self.notes: dict[str, SessionHold] = {}
+        self.book = Ledger()
+        self.number = 0
+        self.pending: list[tuple[Reservation, int, str | None]] = []
+        self.moment = 0.0
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_USAGE_GRACE_SECONDS", "0")
+        self.patch.setattr(module, "now", lambda: self.moment)
+        self.patch.setattr("prefect_qruntime.admission.session_holds.now", lambda: self.moment)
+
+    def teardown(self) -> None:
+        self.patch.undo()
+
+    def _reserve(self, session: SessionRef | None, wanted: int | None) -> None:
+        self.number += 1
+        key = f"qr-key:{self.number}"
+        try:
+            made, cap = asyncio.run(self.book.reserve(self.service, [BUDGET], RUN, key, wanted, session))
+        except BudgetExhausted:
+            return
+        assert cap is not None
+        assert wanted is None or cap == wanted
+        self.pending.append((made, cap, session.id if session is not None else None))
+
+    @rule(wanted=st.none() | st.integers(1, 60))
+    def reserve(self, wanted: int | None) -> None:
+        self._reserve(None, wanted)
+
+    @rule(wanted=st.none() | st.integers(1, 60))
+    def reserve_in_session(self, wanted: int | None) -> None:
+        live = [one for one in self.service.open.values() if one.state != "closed"]
+        if live:
+            self._reserve(SessionRef(id=live[0].id), wanted)
+
+    @rule(how=st.sampled_from(["answered", "lost", "lost, not listed", "refused"]))
+    def send(self, how: str) -> None:
+        if not self.pending:
+            return
+        made, cap, session = self.pending.pop(0)
+        if how == "refused":
+            self.book.drop(made)
+            return
+        job = Real(f"d{made.key[7:]}", made.key, cap, session, listed=how != "lost, not listed")
+        closed = session is not None and self.service.open[session].state == "closed"
+        if closed:  # the service refuses it
+            self.book.drop(made)
+            return
+        self.service.real.append(job)
+        if session is not None and self.service.open[session].state == "open":
+            self.service.open[session].state = "active"
+        if how == "answered":
+            made.job_id = job.id
+
+    @rule(data=st.data())
+    def end(self, data: st.DataObject) -> None:
+        live = [one for one in self.service.real if one.used is None and one.session is None]
+        if live:
+            job = data.draw(st.sampled_from(live))
+            job.used = float(data.draw(st.integers(0, job.limit)))
+
+    @rule()
+    def end_in_session(self) -> None:
+        for job in self.service.real:
+            if job.session is not None and job.used is None:
+                job.used = 0.0  # the session pays
+                return
+
+    @rule()
+    def tell(self) -> None:
+        for job in self.service.real:
+            job.told = job.told or job.used is not None
+            job.listed = True
+        for one in self.service.open.values():
+            one.told = one.told or one.state == "closed"
+
+    @rule(life=st.integers(1, 200))
+    def open_session(self, life: int) -> None:
+        self.number += 1
+        token = f"t{self.number}"
+        try:
+            allowed = asyncio.run(self.book.reserve_session(self.service, [BUDGET], RUN, token, life))
+        except BudgetExhausted:
+            return
+        assert allowed <= life
+        made = RealSession(f"s{self.number}", allowed)
+        self.service.open[made.id] = made
+        asyncio.run(self.book.sessions.opened(token, made.id))
+        self.notes[token] = self.book.sessions.holds[token]
+
+    @rule(seconds=st.integers(1, 40))
+    def time_passes(self, seconds: int) -> None:
+        self.moment += seconds
+        for one in self.service.open.values():
+            if one.state == "active":
+                one.elapsed = min(float(one.life), one.elapsed + seconds)
+                if one.elapsed >= one.life:
+                    self._close(one)
+
+    @rule()
+    def close_session(self) -> None:
+        for one in self.service.open.values():
+            if one.state != "closed":
+                self._close(one)
+                return
+
+    def _close(self, one: RealSession) -> None:
+        one.state = "closed"
+        for job in self.service.real:
+            if job.session == one.id and job.used is None:
+                job.used = 0.0
+
+    @rule()
+    def crash(self) -> None:
+        """Another process goes on: with Prefect's notes and the service's list, under the budget's lock."""
+        # The lock is held until the job is listed, or until no job can turn up any more.
+        for job in self.service.real:
+            job.listed = True
+        self.pending = []
+        self.book = Ledger()
+        self.book.sessions.holds = dict(self.notes)
+
+    @invariant()
+    def nothing_is_overspent(self) -> None:
+        spent = sum(job.limit if job.used is None else job.used for job in self.service.real if job.session is None)
+        spent += sum(one.elapsed if one.state == "closed" else one.life for one in self.service.open.values())
+        assert spent <= ALLOWED, f"{spent} s are or may be spent"
+        assert len(self.service.real) <= 12
+
+    @invariant()
+    def what_is_final_is_what_the_service_told(self) -> None:
+        for hold in self.book.sessions.holds.values():
+            if hold.final is not None and hold.session_id is not None:
+                assert hold.final == self.service.open[hold.session_id].elapsed
+
+
+def test_the_ledger_never_overspends_in_any_order() -> None:
+    run_state_machine_as_test(
+        Spending,
+        settings=settings(
+            max_examples=150, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
+
+
+def test_the_machine_finds_a_ledger_that_forgets_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "held_back", lambda hold, now: 0.0)
+    with pytest.raises(AssertionError, match="may be spent"):
+        run_state_machine_as_test(
+            Spending,
+            settings=settings(
+                max_examples=300,
+                stateful_step_count=30,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+                database=None,
+                report_multiple_bugs=False,
+                phases=[Phase.generate],
+            ),
+        )

@@ -1,0 +1,235 @@
+"""What the policy allows, and that nothing is allowed where it cannot be read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from prefect.blocks.core import Block
+from prefect.exceptions import ObjectNotFound
+from prefect.testing.standard_test_suites import BlockStandardTestSuite
+from pydantic import ValidationError
+
+from prefect_qruntime import PolicyRefused, QuantumRuntimeCredentials, QuantumRuntimePolicy
+from prefect_qruntime.admission import policy as module
+from prefect_qruntime.admission.guard import admission_guard
+from prefect_qruntime.admission.policy import (
+    Asked,
+    PolicyRule,
+    TeamShare,
+    Tenant,
+    host_refusal,
+    limits,
+    refusal,
+    share_of,
+)
+from prefect_qruntime.client.connection import Connection
+from prefect_qruntime.client.inputs.spec import JobSpec
+from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.errors import QuantumRuntimeError
+from prefect_qruntime.run_context import RunContext
+
+CRN = "crn:v1:bluemix:public:quantum-computing:us-east:a/0123abcd:11aa-22bb::"
+IBM, IAM = "https://quantum.cloud.ibm.com/api/v1", "https://iam.cloud.ibm.com"
+NOWHERE = RunContext(None, "call:1", False, False, 0, 0.0)
+
+
+class TestTheBlock(BlockStandardTestSuite):
+    """Prefect's own rules for blocks."""
+
+    @pytest.fixture
+    def block(self) -> type[Block]:
+        return QuantumRuntimePolicy
+
+    def test_has_a_valid_image(self, block: type[Block]) -> None:
+        """Without the network: it is the one of the credentials block."""
+        assert block._logo_url == QuantumRuntimeCredentials._logo_url
+
+
+@pytest.mark.parametrize(
+    ("base_url", "iam_url", "allowed"),
+    [
+        (IBM, IAM, True),
+        ("https://eu-de.quantum.cloud.ibm.com/api/v1", IAM, True),
+        (IBM, "https://iam.cloud.ibm.com:443", True),
+        (IBM, "https://iam.cloud.ibm.com:8443", False),
+        (IBM, "https://iam.cloud.ibm.com.evil.example", False),
+        (IBM, "https://evil.example/iam.cloud.ibm.com", False),
+        ("https://evilquantum.cloud.ibm.com/api/v1", IAM, False),
+        ("https://quantum.cloud.ibm.com@evil.example/api/v1", IAM, False),
+        ("http://127.0.0.1:8000/api/v1", IAM, False),
+    ],
+)
+def test_where_a_key_may_go(base_url: str, iam_url: str, allowed: bool) -> None:
+    assert (host_refusal(QuantumRuntimePolicy(), base_url, iam_url) is None) is allowed
+    assert host_refusal(QuantumRuntimePolicy(hosts=[]), base_url, iam_url) is None
+
+
+def test_a_host_of_the_policy_may_have_a_port() -> None:
+    pinned = QuantumRuntimePolicy(hosts=["127.0.0.1:8000", "IAM.cloud.ibm.com"])
+    assert host_refusal(pinned, "http://127.0.0.1:8000/api/v1", IAM) is None
+    assert "base_url" in str(host_refusal(pinned, "http://127.0.0.1:8001/api/v1", IAM))
+
+
+RESEARCH = Tenant("main", "nightly", frozenset({"research"}), "pool-a", "ibm")
+RULES = QuantumRuntimePolicy(
+    rules=[
+        PolicyRule(max_execution_time=600),
+        PolicyRule(tag="research", backends=["ibm_*"], programs=["sampler"], max_execution_time=60),
+        PolicyRule(deployment="other/*", backends=["none"]),
+        PolicyRule(work_pool="pool-a", max_session_seconds=100),
+        PolicyRule(block="ibm-open", max_session_seconds=0),
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        (Asked("ibm_fez", "sampler"), None),
+        (Asked("ibm_fez", "sampler", 60), None),
+        (Asked("ibm_fez", "sampler", 61), "at most 60 s"),
+        (Asked("aer", "sampler"), "backend 'aer'"),
+        (Asked("ibm_fez", "estimator"), "program 'estimator'"),
+        (Asked("ibm_fez", session_seconds=100), None),
+        (Asked("ibm_fez", session_seconds=0), None),
+        (Asked("ibm_fez", session_seconds=101), "at most 100 s"),
+    ],
+)
+def test_all_rules_that_name_a_tenant_hold(asked: Asked, why: str | None) -> None:
+    found = refusal(RULES, RESEARCH, asked)
+    assert (found is None) if why is None else (found is not None and why in found)
+
+
+def test_rules_for_others_do_not_hold() -> None:
+    stranger = Tenant("main", "other", block="ibm-open")
+    assert refusal(RULES, stranger, Asked("aer", "estimator", 600)) is None
+    assert "none is allowed" in str(refusal(RULES, stranger, Asked("aer", session_seconds=0)))
+    assert "none" in str(refusal(RULES, Tenant("other", "daily"), Asked("aer")))
+    assert limits(RULES, RESEARCH) == (60, 100)
+    assert limits(RULES, Tenant()) == (600, None)
+    assert limits(QuantumRuntimePolicy(), RESEARCH) == (None, None)
+
+
+def test_what_no_rule_names_may_be_refused() -> None:
+    closed = QuantumRuntimePolicy(rules=[PolicyRule(deployment="nightly")], refuse_unnamed=True)
+    assert refusal(closed, RESEARCH, Asked("aer")) is None
+    assert "no rule" in str(refusal(closed, Tenant(), Asked("aer")))
+
+
+def test_a_share_is_found_by_tag_or_work_pool() -> None:
+    shares = [TeamShare(name="a", tag="team-a", weight=3), TeamShare(name="b", work_pool="pool-*")]
+    both = QuantumRuntimePolicy(shares=shares)
+    assert share_of(both, Tenant(tags=frozenset({"team-a"}), work_pool="pool-1")) == shares[0]
+    assert share_of(both, Tenant(work_pool="pool-1")) == shares[1]
+    assert share_of(both, Tenant(tags=frozenset({"team"}))) is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"hosts": ["https://iam.cloud.ibm.com"]},
+        {"hosts": [""]},
+        {"shares": [{"name": "a"}]},
+        {"shares": [{"name": "a", "tag": "x"}, {"name": "a", "tag": "y"}]},
+        {"rules": [{"backend": "ibm_fez"}]},
+        {"rules": [{"max_execution_time": 0}]},
+    ],
+)
+def test_what_is_no_policy(wrong: Any) -> None:
+    with pytest.raises(ValidationError):
+        QuantumRuntimePolicy(**wrong)
+
+
+class Server:
+    """Prefect's API as the policy asks it."""
+
+    def __init__(self) -> None:
+        self.data: dict[str, Any] | Exception = ObjectNotFound(Exception())
+        self.asked = 0
+
+    async def read_block_document_by_name(self, name: str, slug: str) -> Any:
+        self.asked += 1
+        assert (name, slug) == ("qruntime-policy", "quantum-runtime-policy")
+        if isinstance(self.data, Exception):
+            raise self.data
+        return SimpleNamespace(data=self.data)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A Prefect server that the policy is read from."""
+    found = Server()
+
+    async def api() -> Server:
+        return found
+
+    monkeypatch.setattr(module, "api", api)
+    monkeypatch.setattr(module, "in_run", lambda: True)
+    network_loop().forget(module._Known)
+    yield found
+    network_loop().forget(module._Known)
+
+
+def in_force(**options: Any) -> Any:
+    return network_loop().run(module.policy_in_force(**options))
+
+
+def test_it_is_read_once_in_a_while(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert in_force() is None
+    server.data = {"rules": [{"tag": "a"}]}
+    assert in_force() is None
+    assert server.asked == 1
+    monkeypatch.setattr(module, "_FRESH", 0.0)
+    assert in_force().rules == [PolicyRule(tag="a")]
+
+
+def test_without_prefect_nothing_is_bought(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_FRESH", 0.0)
+    server.data = RuntimeError("down")
+    for buys in (True, False):
+        with pytest.raises(QuantumRuntimeError, match="Without it nothing is allowed") as caught:
+            in_force(buys=buys)
+        assert caught.value.advice.may_repeat
+    server.data = {"hosts": ["iam.cloud.ibm.com"]}
+    known = in_force()
+    server.data = RuntimeError("down")
+    assert in_force(buys=False) == known  # what was bought can be followed
+    with pytest.raises(QuantumRuntimeError):
+        in_force()
+
+
+def test_a_wrong_policy_allows_no_purchase_and_sends_keys_to_the_service_only(server: Server) -> None:
+    server.data = {"rules": [{"nonsense": 1}], "hosts": []}
+    with pytest.raises(PolicyRefused, match="wrong field"):
+        in_force()
+    assert in_force(buys=False) == QuantumRuntimePolicy()
+
+
+def test_a_refused_submission_asks_nobody(server: Server) -> None:
+    server.data = {"rules": [{"backends": ["ibm_fez"], "max_execution_time": 30}], "hosts": []}
+
+    class Client:
+        connection = Connection(api_key="unit-test-key", crn=CRN, base_url="http://127.0.0.1:9/api/v1")
+
+    async def submit(spec: JobSpec) -> JobSpec | None:
+        client: Any = Client()
+        async with admission_guard(client, spec, NOWHERE, None) as passing:
+            return await passing.before_post("qr-key:1")
+
+    with pytest.raises(PolicyRefused, match="'aer'"):
+        network_loop().run(submit(JobSpec("sampler", "aer")))
+    sent = network_loop().run(submit(JobSpec("sampler", "ibm_fez")))
+    assert sent is not None
+    assert sent.max_execution_time == 30
+
+
+def test_changed_hosts_are_refused_before_the_token(server: Server) -> None:
+    server.data = {}
+    block = QuantumRuntimeCredentials(api_key="k", crn=CRN, iam_url="https://evil.example")  # type: ignore[arg-type]
+    for ask in (block.verify, lambda: asyncio.run(block.averify())):
+        with pytest.raises(PolicyRefused, match=r"iam_url leads to 'evil\.example'"):
+            ask()

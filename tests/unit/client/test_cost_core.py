@@ -1,0 +1,219 @@
+"""The estimate keeps its promise on costs of a law it does not know, and promises nothing without finished jobs."""
+
+from __future__ import annotations
+
+import math
+import random
+from statistics import mean, median
+from typing import Any
+
+import pytest
+from hypothesis import given, strategies as st
+
+from prefect_qruntime.client.cost_core import (
+    COVERAGE,
+    ENOUGH,
+    MOST_SECONDS,
+    CostEstimate,
+    PastJob,
+    busy_seconds,
+    estimate,
+    interval,
+)
+from prefect_qruntime.client.programs import make_spec
+
+ONE = 'OPENQASM 3.0; include "stdgates.inc"; input float a; bit[1] c; rx(a) $0; c[0] = measure $0;'
+PLAIN = 'OPENQASM 3.0; include "stdgates.inc"; bit[1] c; x $0; c[0] = measure $0;'
+REPETITION = 270e-6
+
+
+class HiddenLaw:
+    """Costs by a law of its own: overhead, seconds for a busy second, noise; and jobs of all sizes."""
+
+    def __init__(self, seed: int, *, timed: bool = False) -> None:
+        self.random = random.Random(seed)
+        self.overhead = self.random.choice([0.0, 0.5, 4.0, 20.0])
+        self.factor = self.random.choice([0.2, 1.0, 3.0])
+        self.noise = self.random.choice([0.05, 0.3, 0.8])
+        self.timed = timed
+
+    def job(self) -> PastJob:
+        busy = math.exp(self.random.uniform(math.log(0.05), math.log(200)))
+        executed = self.factor * busy * self.random.lognormvariate(0, self.noise)
+        overhead = self.overhead * self.random.lognormvariate(0, self.noise)
+        return PastJob(busy, executed + overhead, executed if self.timed else None)
+
+
+@pytest.mark.parametrize("timed", [False, True])
+@pytest.mark.parametrize("seen", [ENOUGH, 37, 2 * ENOUGH, 90, 200])
+def test_the_interval_covers_unseen_jobs_at_its_stated_rate(seen: int, timed: bool) -> None:
+    trials, inside = 400, 0
+    for seed in range(trials):
+        law = HiddenLaw(seed, timed=timed)
+        past, new = [law.job() for _ in range(seen)], law.job()
+        told = interval(past, new.busy_seconds)
+        assert told.coverage == COVERAGE
+        inside += told.low <= new.charged_seconds <= told.high
+    # The stated rate, and four standard errors of so many trials around it.
+    slack = 4 * math.sqrt(COVERAGE * (1 - COVERAGE) / trials)
+    assert inside / trials >= COVERAGE - slack
+    assert inside / trials < 1, "an interval that is never missed is too wide to be of use"
+
+
+def test_learning_makes_the_interval_narrow() -> None:
+    def width(seen: int, timed: bool = False) -> float:
+        widths = []
+        for seed in range(60):
+            law = HiddenLaw(seed, timed=timed)
+            law.noise = 0.1
+            past, new = [law.job() for _ in range(seen)], law.job()
+            told = interval(past, new.busy_seconds)
+            widths.append((told.high - told.low) / new.charged_seconds)
+        return median(widths)
+
+    assert width(0) > 100
+    assert width(ENOUGH) < width(0) / 10
+    assert width(200) < width(ENOUGH) / 2, "the adjusted model knows overhead and rate"
+    assert width(200) < 1
+    assert width(200, timed=True) < 1
+
+
+@pytest.mark.parametrize("seen", range(ENOUGH))
+def test_before_enough_jobs_nothing_is_promised_and_the_interval_is_wide(seen: int) -> None:
+    told = interval([PastJob(1.0, 5.0)] * seen, 1.0)
+    assert (told.low, told.high, told.coverage, told.learnt_from) == (0, MOST_SECONDS, None, seen)
+    assert told.expected == pytest.approx(5.0 if seen else 3.0)
+    assert interval([PastJob(1.0, 5.0)] * seen, 1.0, limit=60).high == 60
+
+
+JOBS = st.lists(
+    st.builds(
+        PastJob,
+        busy_seconds=st.floats(0, 1e4),
+        charged_seconds=st.floats(0, 1e4),
+        executed_seconds=st.one_of(st.none(), st.floats(0, 1e4)),
+    ),
+    max_size=60,
+)
+
+
+@given(JOBS, st.floats(0, 1e5), st.one_of(st.none(), st.integers(1, MOST_SECONDS)))
+def test_whatever_the_past_was_the_ends_are_in_order_and_within_the_limit(
+    past: list[PastJob], busy: float, limit: int | None
+) -> None:
+    told = interval(past, busy, limit=limit)
+    assert 0 <= told.low <= told.high <= (limit or MOST_SECONDS)
+    assert 0 <= told.expected <= (limit or MOST_SECONDS)
+    assert (told.coverage is None) == (len(past) < ENOUGH)
+
+
+def test_payloads_of_which_nothing_is_known_are_learnt_by_their_own_costs() -> None:
+    spec = make_spec(None, backend="big", program_id="noise-learner", params={"circuits": []})
+    assert busy_seconds(spec) == 0
+    told = interval([PastJob(0.0, 30.0 + n % 5) for n in range(50)], 0.0)
+    assert (told.low, told.high) == (30, 34)
+
+
+def busy(pubs: Any, **given: Any) -> float:
+    return busy_seconds(make_spec(pubs, backend="big", **given)) / REPETITION
+
+
+@pytest.mark.parametrize(
+    ("pubs", "given", "executions"),
+    [
+        ([PLAIN], {"shots": 1000}, 1000),
+        ([PLAIN], {}, 4096),
+        ([PLAIN], {"options": {"default_shots": 50}}, 50),
+        ([PLAIN, (PLAIN, None, 500)], {"shots": 1000}, 1500),
+        ([(ONE, [[0.1], [0.2], [0.3]])], {"shots": 100}, 300),
+        ([(ONE, {"a": [0.1, 0.2]})], {"shots": 100}, 100),
+        ([(ONE, [0.1])], {"shots": 100}, 100),
+        (
+            [PLAIN],
+            {"options": {"twirling": {"enable_measure": True, "num_randomizations": 8, "shots_per_randomization": 16}}},
+            128,
+        ),
+        ([PLAIN], {"options": {"twirling": {"enable_measure": True}}, "shots": 10}, 10),
+        ([(PLAIN, "Z")], {"program_id": "estimator"}, 4096),
+        ([(PLAIN, "Z", None, 0.1)], {"program_id": "estimator"}, 100),
+        ([(PLAIN, ["Z", "X", "I"], None, 0.1)], {"program_id": "estimator"}, 200),
+        ([(PLAIN, "I", None, 0.1)], {"program_id": "estimator"}, 100),
+        ([(PLAIN, "Z")], {"program_id": "estimator", "options": {"default_shots": 7}}, 7),
+    ],
+)
+def test_executions(pubs: Any, given: dict[str, Any], executions: int) -> None:
+    assert busy(pubs, **given) == pytest.approx(executions)
+
+
+def test_the_repetition_delay_counts() -> None:
+    spec = make_spec([PLAIN], backend="big", shots=1000, options={"execution": {"rep_delay": 0.001}})
+    assert busy_seconds(spec) == pytest.approx(1000 * 0.00102)
+
+
+def test_the_points_of_a_quantum_program() -> None:
+    def program(items: Any, **rest: Any) -> float:
+        params = {"quantum_program": {"shots": 100, "items": items}, **rest}
+        return busy_seconds(make_spec(None, backend="big", program_id="executor", params=params))
+
+    assert program([{"shape": [2, 3]}, {"shape": []}, {}]) == pytest.approx(800 * REPETITION)
+    assert program([{"shape": [2]}], options={"rep_delay": 0.0}) == pytest.approx(200 * 20e-6)
+    assert program("none") == program([{"shape": ["x"]}]) == 0
+
+
+def test_the_same_work_has_one_name_on_both_routes_and_in_any_order() -> None:
+    one, two = (make_spec([PLAIN], backend="big", shots=shots) for shots in (10, 20))
+    route = make_spec([PLAIN], backend="other", shots=10, route="executor")
+    assert estimate([one, two], []).work == estimate([two, one], []).work == estimate([route, two], []).work
+    assert estimate([one], []).work != estimate([two], []).work
+    assert (estimate([route], []).program_id, estimate([one], []).program_id) == ("executor", "sampler")
+    assert busy_seconds(route) == busy_seconds(one)
+
+
+def told(past: list[PastJob], remaining: float | None, jobs: int = 1) -> CostEstimate:
+    spec = make_spec([PLAIN], backend="big", shots=1000, max_execution_time=100)
+    return estimate([spec] * jobs, past, remaining_seconds=remaining)
+
+
+@pytest.mark.parametrize(
+    ("past", "remaining", "jobs", "words"),
+    [
+        (
+            [],
+            None,
+            1,
+            "1 job of sampler on big: 0 to 100 QPU seconds, about 2.27. The interval is as wide as the limits",
+        ),
+        ([], 400.0, 2, "2 jobs of sampler on big: 0 to 200 QPU seconds, about 4.54; at most 50% of the 400 s"),
+        ([PastJob(0.27, 3.0)] * 5, None, 1, f"it takes {ENOUGH} finished jobs of this backend and program to learn"),
+        (
+            [PastJob(0.27, 3.0)] * 40,
+            0.0,
+            1,
+            "3 to 3 QPU seconds, about 3; the instance has none left. Each holds for 90%",
+        ),
+    ],
+)
+def test_what_is_said(past: list[PastJob], remaining: float | None, jobs: int, words: str) -> None:
+    assert words in str(told(past, remaining, jobs))
+
+
+def test_the_share_of_what_is_left() -> None:
+    assert told([], None).share_of_remaining is None
+    assert told([], 400.0).share_of_remaining == 0.25
+    assert told([], 0.0).share_of_remaining == math.inf
+    assert CostEstimate.model_validate_json(told([], 400.0).model_dump_json()) == told([], 400.0)
+
+
+def test_a_dry_run_costs_nothing() -> None:
+    spec = make_spec([PLAIN], backend="big", shots=1000, dry_run=True)
+    cost = estimate([spec], [PastJob(0.27, 3.0)] * 40, remaining_seconds=10.0)
+    assert (cost.low_seconds, cost.high_seconds, cost.dry_run) == (0, 0, True)
+    assert str(cost) == "1 job of sampler on mock_big, a dry run: no QPU, no charge."
+
+
+def test_several_jobs_are_added_up() -> None:
+    past = [PastJob(0.27, 3.0 + n / 100) for n in range(40)]
+    one, three = told(past, None), told(past, None, jobs=3)
+    for name in ("low_seconds", "expected_seconds", "high_seconds"):
+        assert getattr(three, name) == pytest.approx(3 * getattr(one, name))
+    assert mean([one.low_seconds, one.high_seconds]) == pytest.approx(3.2, abs=0.3)

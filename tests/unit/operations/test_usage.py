@@ -1,0 +1,206 @@
+"""Reading usage: lists that move, many jobs of one moment, bounded memory, files that a spreadsheet may open."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import tracemalloc
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from prefect_qruntime.errors import NotFound, QuantumRuntimeError
+from prefect_qruntime.models import Job, JobStatus, Session, Usage
+from prefect_qruntime.operations.usage import (
+    InstanceUsage,
+    UsageReport,
+    compile_report,
+    rolled_up,
+    table_rows,
+    to_csv,
+)
+from prefect_qruntime.operations.usage_core import Owner
+
+START = datetime(2026, 5, 1, tzinfo=UTC)
+
+
+def job(number: int, *, at: float = 0.0, **given: Any) -> Job:
+    facts: dict[str, Any] = {
+        "id": f"job-{number:06}",
+        "status": JobStatus.COMPLETED,
+        "created_at": START + timedelta(seconds=at),
+        "usage_seconds": 0.1,
+        "usage_final": True,
+        "tags": (f"qr-key:{number}", f"qr-flow:run-{number % 7}"),
+        "backend": "big",
+    }
+    return Job(**{**facts, **given})
+
+
+class Service:
+    """A service with jobs; more may appear before each page, as on a busy instance."""
+
+    def __init__(self, jobs: list[Job], *, appear: int = 0, inclusive: bool = True) -> None:
+        self.jobs_there, self.appear, self.inclusive, self.pages = jobs, appear, inclusive, 0
+        self.sessions: dict[str, Session] = {}
+        self.listed: list[dict[str, Any]] = []
+        self.legacy = False
+
+    async def usage(self) -> Usage:
+        return Usage(consumed_seconds=1.0)
+
+    async def workloads(self, *, mode: str, created_after: datetime) -> list[dict[str, Any]]:
+        if self.legacy:
+            raise NotFound("no such page")
+        return [item for item in self.listed if item["mode"] == mode]
+
+    async def session(self, session_id: str) -> Session:
+        if session_id not in self.sessions:
+            raise NotFound("no such session")
+        return self.sessions[session_id]
+
+    async def jobs(
+        self, *, created_after: datetime, created_before: datetime | None = None, limit: int | None = None
+    ) -> list[Job]:
+        self.pages += 1
+        newest = max((one.created_at or START for one in self.jobs_there), default=START)
+        for _ in range(self.appear):
+            number = len(self.jobs_there)
+            self.jobs_there.append(job(number, created_at=newest + timedelta(seconds=number)))
+        found = [
+            one
+            for one in self.jobs_there
+            if one.created_at is None
+            or (
+                one.created_at >= created_after
+                and (
+                    created_before is None
+                    or one.created_at < created_before
+                    or (self.inclusive and one.created_at == created_before)
+                )
+            )
+        ]
+        found.sort(key=lambda one: one.created_at or START, reverse=True)
+        return found[:limit]
+
+
+def read(service: Service, until: datetime | None = None) -> InstanceUsage:
+    book = InstanceUsage("mine")
+    asyncio.run(book.read(service, "mine", START, until))  # type: ignore[arg-type]
+    return book
+
+
+async def nobody(wanted: set[str]) -> Mapping[str, Owner]:
+    return {name: Owner(name, name, "=flow()", "=flow()/+night") for name in wanted}
+
+
+def report(book: InstanceUsage, *by: str) -> UsageReport:
+    return asyncio.run(compile_report([book], nobody, by or ("deployment",), START, None))
+
+
+@pytest.mark.parametrize("inclusive", [True, False])
+@pytest.mark.parametrize("count", [0, 1, 199, 200, 201, 1000])
+def test_every_job_is_read_once(count: int, inclusive: bool) -> None:
+    book = read(Service([job(n, at=n) for n in range(count)], inclusive=inclusive))
+    assert len(book.book.jobs) == count
+    assert report(book).total.qpu_seconds == pytest.approx(count / 10)
+
+
+@pytest.mark.parametrize("inclusive", [True, False])
+def test_more_jobs_of_one_moment_than_fit_on_a_page(inclusive: bool) -> None:
+    jobs = [job(n, at=5) for n in range(950)] + [job(1000 + n, at=n) for n in range(300)]
+    assert len(read(Service(jobs, inclusive=inclusive)).book.jobs) == 1250
+
+
+def test_jobs_that_appear_while_the_list_is_read_move_nothing_out_of_it() -> None:
+    service = Service([job(n, at=n) for n in range(1000)], appear=30)
+    book = read(service)
+    assert {f"job-{n:06}" for n in range(1000)} <= book.book.jobs.keys()
+
+
+def test_jobs_without_a_moment_end_the_reading_with_an_error_instead_of_repeating_it() -> None:
+    with pytest.raises(QuantumRuntimeError, match="cannot be read on"):
+        read(Service([job(n, created_at=None) for n in range(300)]))
+
+
+def test_twenty_thousand_jobs_fit_into_a_little_memory() -> None:
+    service = Service([job(n, at=n) for n in range(20_000)])
+    tracemalloc.start()
+    book = read(service)
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(book.book.jobs) == 20_000
+    assert kept / 20_000 < 1500, "bytes a job"
+    assert peak - kept < 20e6, "what a page needs on top"
+    assert service.pages < 120
+
+
+def test_a_session_that_no_list_shows_is_asked_for() -> None:
+    jobs = [
+        job(1, session_id="old"),
+        job(2, session_id="gone"),
+        job(3, session_id="lags", at=10),
+        job(4, session_id="group"),
+    ]
+    service = Service(jobs)
+    service.sessions = {
+        "old": Session(id="old", started_at=START - timedelta(hours=1), elapsed_time=99.0),
+        "lags": Session(id="lags", started_at=START + timedelta(seconds=9), elapsed_time=7.0),
+        "group": Session(id="group", mode="batch", started_at=START, elapsed_time=50.0),
+    }
+    told = report(read(service), "session")
+    # The old one belongs to the time before, and with it its jobs; how long another is open is the most it can cost.
+    assert {row.keys["session"]: (row.qpu_seconds, row.not_final) for row in told.rows} == {
+        "lags": (7.0, 1),
+        "gone": (0.1, 0),
+        "group": (0.1, 0),
+    }
+
+
+def test_without_a_list_of_workloads_jobs_are_counted_one_by_one() -> None:
+    service = Service([job(1, session_id="s")])
+    service.legacy = True
+    told = report(read(service))
+    assert told.total.qpu_seconds == 0.1
+    assert any("does not list what sessions are charged" in note for note in told.notes)
+
+
+def test_a_session_of_workloads_is_charged_by_the_clock_and_noted_to_its_opener() -> None:
+    service = Service([])
+    usage = {"qpu_charge_time_seconds": 12.5, "status": "complete", "resource_units": 3}
+    service.listed = [{"id": "s", "mode": "session", "created": START.isoformat(), "usage": usage}]
+    book = read(service)
+    assert book.has_sessions_without_jobs
+    book.note_openers({"s": "run-1", "t": None})
+    told = report(book)
+    assert [(row.keys["deployment"], row.qpu_seconds, row.resource_units) for row in told.rows] == [
+        ("=flow()/+night", 12.5, 3.0)
+    ]
+    assert [(line.what, line.unit, line.difference) for line in told.reconciled] == [
+        ("dedicated sessions", "QPU seconds", 12.5),
+        ("dedicated sessions", "resource units", 3.0),
+    ]
+    assert "no job of theirs ran" in told.reconciled[0].meaning
+
+
+def test_names_cannot_become_formulas_in_a_spreadsheet() -> None:
+    told = report(read(Service([job(1), job(2, tags=("@SUM(A1)", "qr-key:2"))])), "flow", "tag")
+    rows = list(csv.DictReader(io.StringIO(to_csv(told))))
+    assert {(row["flow"], row["tag"]) for row in rows} == {("'=flow()", "no tag"), ("no owner", "'@SUM(A1)")}
+    assert any("several tags" in note for note in told.notes)
+
+
+def test_an_empty_report_has_its_header() -> None:
+    told = report(read(Service([])), "flow")
+    assert to_csv(told) == "flow,jobs,completed,failed,cancelled,not_final,qpu_seconds,pending_qpu_seconds\n"
+    assert table_rows(told) == []
+
+
+def test_rolled_up_rows_are_those_of_the_one_group() -> None:
+    book = read(Service([job(n, at=n * 5000, usage_units=0.3, usage_final=n % 3 > 0) for n in range(50)]))
+    both, alone = report(book, "deployment", "day"), report(book, "deployment")
+    assert rolled_up(both, "deployment").rows == alone.rows
+    assert rolled_up(both, "day").rows == report(book, "day").rows

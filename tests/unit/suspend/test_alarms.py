@@ -1,0 +1,169 @@
+"""Which alarms an instance gives, once for each crossing, and what its board shows."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from prefect_qruntime.admission.locks import LockState
+from prefect_qruntime.admission.share_core import Row
+from prefect_qruntime.client.connection import Connection
+from prefect_qruntime.models import Job, JobStatus, Session, Usage
+from prefect_qruntime.settings import QuantumRuntimeSettings
+from prefect_qruntime.suspend import alarms as module
+from prefect_qruntime.suspend.alarms import InstanceView, InstanceWatch, alarms, board
+
+NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
+RICH = Usage(consumed_seconds=10, limit_seconds=600, period_start=NOW - timedelta(days=3))
+CALM = InstanceView("i1", "ibm", NOW, RICH)
+SETTINGS = QuantumRuntimeSettings()
+
+
+def job(number: int, *, days: float = 0.1, used: float = 0.0, owner: bool = True, **fields: Any) -> Job:
+    tags = (f"qr-flow:run{number}",) if owner else ()
+    given = {"status": JobStatus.COMPLETED, "usage_seconds": used, "created_at": NOW - timedelta(days=days), **fields}
+    return Job(id=f"d{number}", tags=tags, **given)
+
+
+def names(view: InstanceView) -> list[str]:
+    return [one.event for one in alarms(view, SETTINGS)]
+
+
+def ids(view: InstanceView) -> set[Any]:
+    return {one.id for one in alarms(view, SETTINGS)}
+
+
+def test_a_calm_instance_gives_none() -> None:
+    assert names(CALM) == []
+    assert names(replace(CALM, usage=Usage(consumed_seconds=1e6), past=[job(1)])) == []
+
+
+def test_little_allowance_is_told_once_a_period() -> None:
+    low = replace(CALM, usage=RICH.model_copy(update={"consumed_seconds": 481.0}))
+    assert names(low) == ["qruntime.allowance.low"]
+    later = replace(low, now=NOW + timedelta(days=2), usage=RICH.model_copy(update={"consumed_seconds": 599.0}))
+    assert ids(later) == ids(low)
+    next_period = RICH.model_copy(update={"consumed_seconds": 590.0, "period_start": NOW + timedelta(days=28)})
+    assert ids(replace(later, usage=next_period)).isdisjoint(ids(low))
+
+
+def test_an_idle_session_is_told_again_only_after_another_job() -> None:
+    session = Session(id="s1", state="active")
+    idle = replace(CALM, sessions=[session], idle={"s1": 601.0}, past=[job(1, session_id="s1")])
+    (alarm,) = alarms(idle, SETTINGS)
+    assert (alarm.event, alarm.facts["flow_run_id"]) == ("qruntime.session.idle", "run1")
+    assert ids(replace(idle, idle={"s1": 9000.0})) == {alarm.id}
+    used_again = replace(idle, past=[job(1, session_id="s1"), job(2, session_id="s1")])
+    assert ids(used_again).isdisjoint({alarm.id})
+    assert names(replace(idle, idle={"s1": 599.0})) == []
+    assert names(replace(idle, sessions=[Session(id="s1", mode="batch")])) == []
+
+
+def test_jobs_without_an_owner_are_told_each_once() -> None:
+    queued = job(1, days=9, owner=False, status=JobStatus.QUEUED)
+    view = replace(CALM, live=[queued], past=[queued, job(2, owner=False), job(3, days=2, owner=False), job(4)])
+    assert {one.facts["job_id"] for one in alarms(view, SETTINGS)} == {"d1", "d2"}
+    assert len(ids(view)) == 2
+
+
+def test_spending_is_measured_against_the_instance_s_own_past() -> None:
+    past = [job(day, days=day + 0.5, used=100.0) for day in range(1, 21)]
+    assert names(replace(CALM, past=[*past, job(99, used=290.0)])) == []
+    much = replace(CALM, past=[*past, job(99, used=310.0)])
+    assert names(much) == ["qruntime.spending.unusual"]
+    assert ids(replace(much, past=[*past, job(99, used=900.0)])) == ids(much)
+    assert names(replace(much, past=[*past, job(50, days=9.5, used=400.0), job(99, used=390.0)])) == []
+    assert names(replace(CALM, past=[*past[:4], job(99, used=9000.0)])) == []  # too little is known
+    little = [job(day, days=day + 0.5, used=1.0) for day in range(1, 21)]
+    assert names(replace(CALM, past=[*little, job(99, used=50.0)])) == []
+
+
+def test_a_stuck_lock_is_told() -> None:
+    locks = [LockState("l1", "flow run 7", 1e4, "row1"), LockState("l2", "flow run 8", 5.0, "row2")]
+    assert [one.about for one in alarms(replace(CALM, locks=locks), SETTINGS)] == [("lock", "l1")]
+
+
+def test_the_board_shows_all_and_quotes_nothing_as_markup() -> None:
+    evil = job(1, status=JobStatus.QUEUED, backend="[x](http://evil.example)", raw_status="Queued")
+    view = replace(
+        CALM,
+        live=[evil, *(job(n, status=JobStatus.QUEUED) for n in range(2, 30))],
+        past=[job(40, used=5.0), job(41, used=7.0)],
+        sessions=[Session(id="s1", state="active", activated_at=NOW)],
+        queue=[Row("1", "physics", 0.0), Row("2", "physics", 0.0), Row("3", "", 0.0), Row("4", "x", 0.0, granted=1.0)],
+    )
+    text = board(view, alarms(replace(view, idle={"s1": 700.0}), SETTINGS))
+    for wanted in (
+        "590 s left",
+        "29 live jobs",
+        "physics | 2 ",
+        "qruntime.session.idle",
+        "and 9 more",
+        "run41 | 1 | 7",
+    ):
+        assert wanted in text, text
+    assert "[x](http" not in text
+    assert "| x |" not in text
+
+
+class Client:
+    """The service as a watcher asks it."""
+
+    connection = Connection(api_key="unit-test-key", crn="crn:v1:bluemix:public:quantum-computing:us-east:a/01:11::")
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+        self.listed = [job(1, session_id="s1"), job(2, session_id="gone", owner=False)]
+
+    async def jobs(self, *, pending: bool = False, created_after: datetime | None = None) -> list[Job]:
+        if created_after is not None:
+            self.asked.append(created_after)
+        return [] if pending else self.listed
+
+    async def workloads(self, **options: Any) -> list[dict[str, Any]]:
+        return [{"id": "s2", "mode": "session"}, {"id": "d1", "mode": "job"}]
+
+    async def session(self, session_id: str) -> Session:
+        self.asked.append(session_id)
+        return Session(id=session_id, state="closed" if session_id == "gone" else "active")
+
+    async def usage(self) -> Usage:
+        return RICH
+
+
+def test_a_restarted_watcher_gives_the_same_alarms_and_reads_little_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+    written: list[Any] = []
+
+    async def nothing(*args: Any) -> list[Any]:
+        return []
+
+    async def upsert(*args: Any, **options: Any) -> None:
+        written.append(args)
+
+    for name in ("close_at_limit", "read_locks", "read_queue"):
+        monkeypatch.setattr(module, name, nothing)
+    monkeypatch.setattr(module, "upsert", upsert)
+    monkeypatch.setattr(module, "emit", lambda *args, event_id, **options: sent.append(event_id))
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_ALARM_IDLE_MINUTES", "0.000001")
+    client: Any = Client()
+    client.listed = [one.model_copy(update={"created_at": datetime.now(UTC)}) for one in client.listed]
+
+    async def looks(number: int) -> None:
+        watch = InstanceWatch("ibm")
+        for _ in range(number):
+            await watch.look(client)
+
+    asyncio.run(looks(2))
+    first = list(sent)
+    assert len(set(first)) == 3  # two idle sessions, and a job without an owner
+    assert client.asked.count("gone") == 1
+    begins = [one for one in client.asked if isinstance(one, datetime)]
+    assert begins[1] - begins[0] > timedelta(days=26)
+    asyncio.run(looks(2))
+    assert set(sent) == set(first)
+    assert {args[:2] for args in written} == {("instance", written[0][1])}
