@@ -63,6 +63,8 @@ def _no_records_left(request: pytest.FixtureRequest) -> Iterator[None]:
     server = request.getfixturevalue("prefect_server") if wanted else None
     yield
     if server is not None:
+        from concurrent.futures import ThreadPoolExecutor
+
         from tests.support.prefect_server import forget_records
 
         with ThreadPoolExecutor(max_workers=1) as thread:  # Playwright keeps a loop running in this one
