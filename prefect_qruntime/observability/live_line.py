@@ -123,10 +123,13 @@ def find_display() -> Display | None:
 
 def _prefect_console() -> Console | None:
     """The console of Prefect's own log: what is printed by the same one does not run into the line."""
-    for handler in logging.getLogger("prefect").handlers:
-        console = getattr(handler, "console", None)
-        if isinstance(console, Console):
-            return console
+    logger: logging.Logger | None = logging.getLogger("prefect")
+    while logger is not None:
+        for handler in logger.handlers:
+            console = getattr(handler, "console", None)
+            if isinstance(console, Console):
+                return console
+        logger = logger.parent if logger.propagate else None
     return None
 
 
