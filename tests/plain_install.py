@@ -116,6 +116,18 @@ def check_page(wheel: Path) -> None:
         raise SystemExit(f"the package's page lacks the project's addresses or its kind of text:\n{page[:2000]}")
 
 
+def walk_dockerfile(tools: Path, folder: Path, env: dict[str, str], wheel: Path) -> None:
+    """Run the steps of `deploy/Dockerfile` in the empty environment, but for the user that an image needs."""
+    folder.mkdir()
+    env = {**env, "PATH": f"{tools}:{env['PATH']}", "PACKAGE": str(wheel), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    steps = re.findall(r"^RUN (.+)$", (ROOT / "deploy" / "Dockerfile").read_text(), re.MULTILINE)
+    for step in steps:
+        if not step.startswith("useradd"):
+            subprocess.run(["bash", "-c", step], check=True, cwd=folder, env=env, stdout=subprocess.DEVNULL)
+    if not steps or not (folder / "prefect.yaml").exists():
+        raise SystemExit(f"the Dockerfile's steps left no deployment file: {steps}")
+
+
 class Story:
     """The commands of the quick start, in the empty environment."""
 
@@ -191,6 +203,7 @@ def main() -> None:
             "from prefect_qruntime.flows.run_circuits import CIRCUITS; assert len(list(CIRCUITS.glob('*.qasm'))) == 3"
         )
         subprocess.run([python, "-c", example], check=True, cwd=home, env=env)
+        walk_dockerfile(home / "env" / "bin", home / "image", env, wheel)
         port = free_port()
         server: list[str | Path] = [home / "env" / "bin" / "prefect", "server", "start", "--host", "127.0.0.1"]
         with running([*server, "--port", str(port)], home, env) as process, running_sandbox(env) as connection:

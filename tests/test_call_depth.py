@@ -16,7 +16,7 @@ REPOSITORY = Path(call_depth.__file__).parent.parent
 def test_no_call_goes_deeper_than_its_bound() -> None:
     """In a process of its own: what other tests left in memory would lead another way."""
     code = "from tools import call_depth; print(repr(call_depth.figures(call_depth.measure())))"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, timeout=120)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, timeout=600)
     assert run.returncode == 0, run.stderr
     figures = eval(run.stdout.strip().splitlines()[-1])
     assert figures.keys() == call_depth.BOUNDS.keys()

@@ -123,10 +123,13 @@ def find_display() -> Display | None:
 
 def _prefect_console() -> Console | None:
     """The console of Prefect's own log: what is printed by the same one does not run into the line."""
-    for handler in logging.getLogger("prefect").handlers:
-        console = getattr(handler, "console", None)
-        if isinstance(console, Console):
-            return console
+    logger: logging.Logger | None = logging.getLogger("prefect")
+    while logger is not None:
+        for handler in logger.handlers:
+            console = getattr(handler, "console", None)
+            if isinstance(console, Console):
+                return console
+        logger = logger.parent if logger.propagate else None
     return None
 
 
@@ -134,7 +137,7 @@ class _Waits:
     """The waits of this process, and the task that shows them. Lives on the network loop."""
 
     def __init__(self) -> None:
-        self.open: list[WaitProgress] = []
+        self.open: dict[int, WaitProgress] = {}
         self.seen: LRUCache[str, bool] = LRUCache(_KEEP)
         self.task: asyncio.Task[None] | None = None
 
@@ -157,14 +160,14 @@ def shown_while_waiting(progress: WaitProgress) -> Iterator[None]:
         progress: What the wait knows of its job; read again for each line.
     """
     waits = network_loop().state(_Waits)
-    waits.open.append(progress)
+    waits.open[id(progress)] = progress  # two waits may be for one job
     waits.seen[progress.job_id] = True
     if waits.task is None and (display := find_display()) is not None:
         waits.task = asyncio.create_task(_show(waits, display))
     try:
         yield
     finally:
-        waits.open.remove(progress)
+        del waits.open[id(progress)]
         if not waits.open and waits.task is not None:
             waits.task.cancel()
             waits.task = None
@@ -175,7 +178,7 @@ async def _show(waits: _Waits, display: Display) -> None:
     try:
         await asyncio.sleep(_AFTER)
         while waits.open:
-            display.show(redact(waits_line(waits.open, time.monotonic(), datetime.now(UTC))))
+            display.show(redact(waits_line(waits.open.values(), time.monotonic(), datetime.now(UTC))))
             await asyncio.sleep(_EVERY)
     except Exception:
         log.debug("the live line could not be shown", exc_info=True)

@@ -13,6 +13,8 @@ from prefect_qruntime.sandbox.encoding import InputError
 _MEMORY_MB = 2048
 _WIDE = 24
 _DENSITY_QUBITS = 9
+# Parts of a wide circuit that have nothing to do with each other run side by side up to this many qubits.
+_TOGETHER = 5
 
 
 @lru_cache(maxsize=4)
@@ -57,6 +59,74 @@ def _run(simulator: Any, circuits: list[Any], shots: int, seed: int, **options: 
 
 def memory(circuits: list[Any], shots: int, seed: int, *, noisy: bool) -> list[list[str]]:
     """Run bound circuits of one shape; return for each the shots in order as hex strings over all its bits."""
+    parts = _parts(circuits[0]) if circuits[0].num_qubits > _WIDE and not is_clifford(circuits[0]) else []
+    if len(parts) < 2:
+        return _memory(circuits, shots, seed, noisy=noisy)
+    joined = [[0] * shots for _ in circuits]
+    for number, (qubits, clbits) in enumerate(parts):
+        if not clbits:
+            continue
+        cut = [_cut(circuit, qubits, clbits) for circuit in circuits]
+        for whole, taken in zip(joined, _memory(cut, shots, seed + number, noisy=noisy), strict=True):
+            for shot, shown in enumerate(taken):
+                value = int(shown, 16)
+                for place, bit in enumerate(clbits):
+                    whole[shot] |= (value >> place & 1) << bit
+    return [[hex(value) for value in whole] for whole in joined]
+
+
+def _parts(circuit: Any) -> list[tuple[list[int], list[int]]]:
+    """Return the qubits and bits of each part of a circuit that no instruction connects with another part.
+
+    Conditions name bits of the whole circuit, so one that has any is not cut.
+    """
+    if circuit.has_control_flow_op():
+        return []
+    home = list(range(circuit.num_qubits + circuit.num_clbits))
+
+    def root(place: int) -> int:
+        while home[place] != place:
+            home[place] = home[home[place]]
+            place = home[place]
+        return place
+
+    for item in circuit.data:
+        if item.operation.name != "barrier":
+            places = [circuit.find_bit(qubit).index for qubit in item.qubits]
+            places += [circuit.num_qubits + circuit.find_bit(bit).index for bit in item.clbits]
+            for place in places[1:]:
+                home[root(place)] = root(places[0])
+    found: dict[int, tuple[list[int], list[int]]] = {}
+    for place in range(len(home)):
+        qubits, clbits = found.setdefault(root(place), ([], []))
+        if place < circuit.num_qubits:
+            qubits.append(place)
+        else:
+            clbits.append(place - circuit.num_qubits)
+    parts: list[tuple[list[int], list[int]]] = []
+    for qubits, clbits in sorted(found.values(), key=lambda part: -len(part[0])):
+        if parts and len(parts[-1][0]) + len(qubits) <= _TOGETHER:
+            parts[-1] = parts[-1][0] + qubits, parts[-1][1] + clbits
+        else:
+            parts.append((qubits, clbits))
+    return parts
+
+
+def _cut(circuit: Any, qubits: list[int], clbits: list[int]) -> Any:
+    """Return a part of a circuit as a circuit of its own."""
+    from qiskit import QuantumCircuit
+
+    part = QuantumCircuit(len(qubits), len(clbits))
+    bits = {circuit.qubits[place]: part.qubits[number] for number, place in enumerate(qubits)}
+    bits |= {circuit.clbits[place]: part.clbits[number] for number, place in enumerate(clbits)}
+    for item in circuit.data:
+        operands = (*item.qubits, *item.clbits)
+        if item.operation.name != "barrier" and operands and operands[0] in bits:
+            part.append(item.operation, [bits[one] for one in item.qubits], [bits[one] for one in item.clbits])
+    return part
+
+
+def _memory(circuits: list[Any], shots: int, seed: int, *, noisy: bool) -> list[list[str]]:
     result = _run(_for(circuits[0], noisy), circuits, shots, seed, memory=True)
     shown = []
     for index in range(len(circuits)):

@@ -154,6 +154,20 @@ def test_wide_circuit_with_physical_qubits_runs_on_its_active_ones(cloud, fast):
     assert "0x1" in pub_data(cloud.run(params=params, backend="sandbox_noisy"))["c"]["samples"]
 
 
+@pytest.mark.parametrize("condition", ["", "if (c[29] == 1) { x q[7]; }"])
+def test_parts_of_a_wide_circuit_that_nothing_connects_keep_their_bits(cloud, fast, condition):
+    """Qubits 0 and 29 are entangled, 7 is turned over, 3 may be either; the bits are in reverse order."""
+    gates = "h q[0]; t q[0]; cx q[0], q[29]; x q[7]; h q[3]; t q[3];" + "".join(f" id q[{n}];" for n in range(30))
+    measured = "".join(f"c[{29 - n}] = measure q[{n}]; " for n in (0, *range(1, 30)))
+    text = f'OPENQASM 3.0; include "stdgates.inc"; qubit[30] q; bit[30] c; {gates} barrier q; {measured} {condition}'
+    samples = cloud.run([[text, None, 60]])["results"][0]["data"]["c"]["samples"]
+    values = [int(sample, 16) for sample in samples]
+    ends, middle = 1 << 29 | 1, 1 << 26
+    assert {value & ~middle for value in values} == {1 << 22, 1 << 22 | ends}
+    assert {value & middle for value in values} == {0, middle}
+    assert len(set(values)) == 4
+
+
 def test_gates_without_a_name_in_the_simulator_are_translated(cloud, fast):
     text = (
         'OPENQASM 2.0; include "qelib1.inc"; gate twice a { x a; x a; x a; } qreg q[3]; creg c[3];'

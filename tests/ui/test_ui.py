@@ -150,7 +150,22 @@ def test_the_job_s_artifact_shows_its_facts_a_link_and_a_histogram(
     assert picture.is_visible()
     assert picture.bounding_box()["width"] > 100
     if ui:
+        page.get_by_text("Completed · sandbox_noisy · 1.5 QPU s").first.wait_for()
         page.screenshot(path=pictures / "job-artifact.png")
+        page.emulate_media(color_scheme="dark")
+        picture.wait_for()
+        assert picture.is_visible()
+        page.screenshot(path=pictures / "job-artifact-dark.png")
+        page.emulate_media(color_scheme="light")
+
+
+def test_the_list_of_artifacts_says_how_each_job_ended(
+    page: Any, site: Any, ui: str, story: Story, pictures: Path
+) -> None:
+    page.goto(site(f"{ui}/artifacts"))
+    page.get_by_text("Completed · sandbox_noisy · 1.5 QPU s").first.wait_for()
+    if ui:
+        page.screenshot(path=pictures / "artifacts.png")
 
 
 def test_the_deployment_s_form_explains_each_parameter(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import httpx
 import pytest
 
-from prefect_qruntime.prefect_api import is_passing, patience, patiently
+from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.prefect_api import Loadable, NotAwaited, is_passing, patience, patiently
 
 REQUEST = httpx.Request("GET", "http://127.0.0.1/api/flows")
 
@@ -78,3 +80,38 @@ def test_the_patience_has_an_end(silent: bool) -> None:
     with pytest.raises((TimeoutError, httpx.HTTPStatusError)):
         asyncio.run(bounded())
     assert time.monotonic() - began < 10
+
+
+class _Saved:
+    """A block as Prefect loads it: while a loop runs, `load` returns a coroutine."""
+
+    @classmethod
+    def load(cls, name: str, *, at_once: bool = True) -> Any:
+        async def load() -> str:
+            return f"the block {name}"
+
+        return f"the block {name}" if at_once else load()
+
+
+class SomeCredentials(Loadable, _Saved):  # type: ignore[misc]
+    """A block of ours."""
+
+
+def test_a_block_that_was_not_awaited_says_what_to_write() -> None:
+    loaded: Any = SomeCredentials.load("mine", at_once=False)
+    assert isinstance(loaded, NotAwaited)
+    assert "`await SomeCredentials.load('mine')`, or `load_credentials('mine')`" in repr(loaded)
+    assert not hasattr(loaded, "_repr_html_"), "what only asks what it is does no harm"
+    for name in ("get_client", "verify", "crn"):
+        with pytest.raises(InvalidInput, match="An event loop runs here"):
+            getattr(loaded, name)
+
+
+def test_a_block_is_loaded_at_once_or_awaited() -> None:
+    assert SomeCredentials.load("mine") == "the block mine"  # type: ignore[comparison-overlap]
+
+    async def wait() -> Any:
+        loaded: Any = SomeCredentials.load("mine", at_once=False)
+        return await loaded
+
+    assert asyncio.run(wait()) == "the block mine"

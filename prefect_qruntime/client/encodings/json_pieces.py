@@ -11,19 +11,14 @@ from typing import Any
 
 import orjson
 
-__all__ = ["PIECE", "json_pieces", "weighs_at_most"]
+__all__ = ["PIECE", "json_pieces", "weight"]
 
 PIECE = 1 << 16
 """Characters and values that are written at once: at most a few milliseconds of work."""
 
 
-def weighs_at_most(value: Any, limit: int) -> bool:
-    """Whether a value has at most so many characters and values; finding out takes no longer than that."""
-    return _weight(value, limit) <= limit
-
-
-def _weight(value: Any, limit: int) -> int:
-    """Characters and values together; above the limit any larger number."""
+def weight(value: Any, limit: int) -> int:
+    """Characters and values in a value together; any larger number above the limit, as counting ends there."""
     found, stack = 0, [value]
     while stack and found <= limit:
         one = stack.pop()
@@ -54,7 +49,7 @@ def json_pieces(value: Any, *, sort_keys: bool = False, piece: int = PIECE) -> I
         TypeError: `orjson` cannot write it.
     """
     option = orjson.OPT_SORT_KEYS if sort_keys else None
-    if weighs_at_most(value, piece):
+    if weight(value, piece) <= piece:
         yield orjson.dumps(value, option=option)
     elif isinstance(value, str):
         yield b'"'
@@ -88,10 +83,10 @@ def _groups(items: list[Any] | tuple[Any, ...], piece: int) -> Iterator[list[Any
     group: list[Any] = []
     left = piece
     for item in items:
-        weight = _weight(item, piece) + 1
-        if group and weight > left:
+        needed = weight(item, piece) + 1
+        if group and needed > left:
             yield group
             group, left = [], piece
         group.append(item)
-        left -= weight
+        left -= needed
     yield group

@@ -25,7 +25,7 @@ import orjson
 
 from prefect_qruntime.client.answers import Question
 from prefect_qruntime.client.connection import Connection, is_loopback, is_public, register_proxy
-from prefect_qruntime.client.encodings.json_pieces import PIECE, json_pieces, weighs_at_most
+from prefect_qruntime.client.encodings.json_pieces import PIECE, json_pieces, weight
 from prefect_qruntime.client.failures import Phase
 from prefect_qruntime.client.transport.auth import TokenSource
 from prefect_qruntime.client.transport.in_flight import IN_FLIGHT, InFlightCreate
@@ -214,7 +214,7 @@ class Transport:
                 f"{self.connection.base_url}{path}",
                 seconds=self.connection.request_timeout,
                 params=params,
-                content=await _written(body),
+                content=None if body is None else await _written(body),
                 most_values=most_values,
             )
             question = Question(phase, method, path)
@@ -320,11 +320,9 @@ class Transport:
             return error.with_traceback(None)
 
 
-async def _written(body: Any) -> list[bytes] | None:
+async def _written(body: Any) -> list[bytes]:
     """A body as JSON; a large one is written in another thread, in pieces between which the loop gets its turn."""
-    if body is None:
-        return None
-    if weighs_at_most(body, PIECE):
+    if weight(body, PIECE) <= PIECE:
         return [orjson.dumps(body)]
     return await asyncio.to_thread(lambda: list(json_pieces(body)))
 

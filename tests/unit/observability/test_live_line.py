@@ -133,6 +133,7 @@ def test_a_notebook_shows_one_output_that_is_renewed_and_emptied() -> None:
     assert updates == ["<em>⏳ job d1: running</em>", ""]
 
 
+@pytest.mark.parametrize("holder", ["prefect", None], ids=["Prefect's logger", "the root logger"])
 @pytest.mark.parametrize(
     ("file", "variables", "expected"),
     [
@@ -144,14 +145,20 @@ def test_a_notebook_shows_one_output_that_is_renewed_and_emptied() -> None:
     ],
     ids=["a file", "a file with colours", "a terminal", "a dumb terminal", "switched off"],
 )
-def test_a_line_is_shown_where_it_is_read_live(
-    file: io.StringIO, variables: dict[str, str], expected: type | None, monkeypatch: pytest.MonkeyPatch
+def test_a_line_is_shown_by_the_console_of_prefect_s_log_where_it_is_read_live(
+    file: io.StringIO,
+    variables: dict[str, str],
+    expected: type | None,
+    holder: str | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     handler = logging.StreamHandler(file)
     handler.console = Console(file=file)  # type: ignore[attr-defined]
-    monkeypatch.setattr(logging.getLogger("prefect"), "handlers", [handler])
+    for name in ("prefect", None):
+        monkeypatch.setattr(logging.getLogger(name), "handlers", [handler] if name == holder else [])
+    monkeypatch.setattr(logging.getLogger("prefect"), "propagate", True)
     found = find_display()
     assert type(found) is (expected or type(None))
 

@@ -1,9 +1,14 @@
-"""Names of task runs are made of ids and names, and of nothing that is not named."""
+"""What all tasks have in common: names of their runs, and log lines that go where they can."""
 
 from __future__ import annotations
 
+import logging
+
+import pytest
+
 from prefect_qruntime.models import JobRef, SessionRef
-from prefect_qruntime.tasks.decorators import run_name_of
+from prefect_qruntime.tasks import wait_for_completion
+from prefect_qruntime.tasks.decorators import _reaches_prefect, run_name_of
 
 
 class Unprintable:
@@ -21,3 +26,20 @@ def test_handles_are_shortened_and_the_rest_is_left_alone():
     assert run_name_of("submit {program_id} → {backend}")({"program_id": "sampler", "backend": "b"}) == (
         "submit sampler → b"
     )
+
+
+@pytest.mark.parametrize(
+    ("task_name", "flow_run_id", "sent"),
+    [
+        (wait_for_completion.name, None, False),
+        (wait_for_completion.name, "a-flow-run", True),
+        ("a user's own task", None, True),
+    ],
+)
+def test_only_our_own_tasks_outside_flows_keep_their_lines_from_prefect(
+    task_name: str, flow_run_id: str | None, sent: bool
+) -> None:
+    record = logging.makeLogRecord({"name": "prefect.task_runs", "task_name": task_name, "flow_run_id": flow_run_id})
+    (ours,) = [one for one in logging.getLogger("prefect.task_runs").filters if one is _reaches_prefect]
+    assert ours(record)  # type: ignore[operator]
+    assert getattr(record, "send_to_api", True) is sent

@@ -8,7 +8,7 @@ import orjson
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from prefect_qruntime.client.encodings.json_pieces import json_pieces, weighs_at_most
+from prefect_qruntime.client.encodings.json_pieces import json_pieces, weight
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats() | st.text(),
@@ -40,7 +40,8 @@ def test_what_orjson_refuses_is_refused(value: Any) -> None:
 
 
 def test_weighing_stops_at_the_limit() -> None:
-    assert weighs_at_most([1.0] * 10, 21)
-    assert not weighs_at_most([1.0] * 11, 21)
-    assert not weighs_at_most("x" * 22, 21)
-    assert not weighs_at_most({"x" * 20: 1}, 20)
+    assert weight([1.0] * 10, 21) == 21
+    assert weight([1.0] * 1_000_000, 21) > 21
+    assert weight("x" * 22, 21) > 21
+    assert weight({"x" * 20: 1}, 20) > 20
+    assert weight({"a": [None, "bc"]}, 100) == 11
