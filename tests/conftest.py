@@ -59,11 +59,16 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect
 @pytest.fixture(scope="module", autouse=True)
 def _no_records_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """Leave no blocks and no open sessions on the Prefect server to the tests of the next module."""
+    wanted = any("prefect_server" in item.fixturenames for item in request.session.items if item.path == request.path)
+    server = request.getfixturevalue("prefect_server") if wanted else None
     yield
-    if any("prefect_server" in item.fixturenames for item in request.session.items if item.path == request.path):
+    if server is not None:
+        from concurrent.futures import ThreadPoolExecutor
+
         from tests.support.prefect_server import forget_records
 
-        forget_records(request.getfixturevalue("prefect_server").home)
+        with ThreadPoolExecutor(max_workers=1) as thread:  # Playwright keeps a loop running in this one
+            thread.submit(forget_records, server.home).result()
 
 
 @pytest.fixture(scope="module")

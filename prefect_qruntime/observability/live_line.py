@@ -137,7 +137,7 @@ class _Waits:
     """The waits of this process, and the task that shows them. Lives on the network loop."""
 
     def __init__(self) -> None:
-        self.open: list[WaitProgress] = []
+        self.open: dict[int, WaitProgress] = {}
         self.seen: LRUCache[str, bool] = LRUCache(_KEEP)
         self.task: asyncio.Task[None] | None = None
 
@@ -160,14 +160,14 @@ def shown_while_waiting(progress: WaitProgress) -> Iterator[None]:
         progress: What the wait knows of its job; read again for each line.
     """
     waits = network_loop().state(_Waits)
-    waits.open.append(progress)
+    waits.open[id(progress)] = progress  # two waits may be for one job
     waits.seen[progress.job_id] = True
     if waits.task is None and (display := find_display()) is not None:
         waits.task = asyncio.create_task(_show(waits, display))
     try:
         yield
     finally:
-        waits.open.remove(progress)
+        del waits.open[id(progress)]
         if not waits.open and waits.task is not None:
             waits.task.cancel()
             waits.task = None
@@ -178,7 +178,7 @@ async def _show(waits: _Waits, display: Display) -> None:
     try:
         await asyncio.sleep(_AFTER)
         while waits.open:
-            display.show(redact(waits_line(waits.open, time.monotonic(), datetime.now(UTC))))
+            display.show(redact(waits_line(waits.open.values(), time.monotonic(), datetime.now(UTC))))
             await asyncio.sleep(_EVERY)
     except Exception:
         log.debug("the live line could not be shown", exc_info=True)

@@ -40,7 +40,8 @@ __all__ = [
     "with_history",
 ]
 
-_SECTION = re.compile(r"(?m)^#### (Circuit|Result)\n\n")
+_SECTIONS = ("Result", "Circuit", "Details")  # in the order of the page
+_SECTION = re.compile(rf"(?m)^#### ({'|'.join(_SECTIONS)})\n\n")
 _PUBS = 4  # PUBs that are shown
 _DRAWN = 200  # values in a picture
 _WHOLE = 15  # outcomes that are written with all their bits
@@ -90,13 +91,15 @@ _JOB_ROWS: dict[str, str | None] = {
 }
 
 
+_FIRST_ROWS = frozenset(
+    ("dry run", "state", "now", "seen", "queued", "ran", "executed", "QPU seconds", "reason", "backend", "program")
+)
+
+
 def card(title: str, url: str | None, rows: Mapping[str, Any]) -> str:
     """A small table under a heading; empty values are left out."""
-    lines = [f"### [{title}]({url})" if url else f"### {title}", "", "| | |", "|---|---|"]
-    for name, value in rows.items():
-        if value is not None:
-            lines.append(f"| {name} | {_cell(value)} |")
-    return "\n".join([*lines, "", f"<sub>as of {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC</sub>"])
+    heading = f"### [{title}]({url})" if url else f"### {title}"
+    return "\n".join([heading, "", *_table(rows), "", f"<sub>as of {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC</sub>"])
 
 
 def section(title: str, text: str) -> str:
@@ -115,7 +118,13 @@ def join_sections(*texts: str | None) -> str:
     for text in texts:
         _, *parts = _SECTION.split(text or "")
         found |= dict(zip(parts[::2], parts[1::2], strict=True))
-    return "\n\n".join(section(title, found[title].strip()) for title in sorted(found))
+    return "\n\n".join(section(title, found[title].strip()) for title in _SECTIONS if title in found)
+
+
+def _table(rows: Mapping[str, Any]) -> list[str]:
+    """The lines of a table of two columns; empty values are left out."""
+    shown = [f"| {name} | {_cell(value)} |" for name, value in rows.items() if value is not None]
+    return ["| | |", "|---|---|", *shown]
 
 
 def job_card(facts: Mapping[str, str], old: str, sections: str | None = None) -> str:
@@ -140,7 +149,10 @@ def job_card(facts: Mapping[str, str], old: str, sections: str | None = None) ->
         rows.pop("now", None)
     if "QPU seconds" in rows and facts.get("usage_final") != "true":
         rows["QPU seconds"] += " (not final yet)"
-    below = join_sections(old, sections)
+    # What people look for first; what only a search or a support case needs comes last.
+    details = {label: rows.pop(label) for label in list(rows) if label not in _FIRST_ROWS}
+    last = section("Details", "\n".join(_table(details))) if details else None
+    below = join_sections(old, sections, last)
     return card(f"Job {facts.get('id')}", facts.get("url"), rows) + (f"\n\n{below}" if below else "")
 
 

@@ -12,6 +12,8 @@ from prefect_qruntime.observability.markdown import (
     history,
     job_card,
     job_description,
+    join_sections,
+    section,
     session_description,
     session_title,
     summary_description,
@@ -114,3 +116,16 @@ def test_a_result_of_another_shape_says_its_size() -> None:
     assert (
         fetched_line(qr.JobResult.from_body({"a": 1}, job_id="d1")) == "fetched the result of job d1: 0 PUBs, 7 bytes"
     )
+
+
+def test_what_people_look_for_stands_above_the_result_and_the_details_below() -> None:
+    facts = {"id": "d1", "state": "Completed", "backend": "ibm_torino", "key": "qr-key:ab", "pid": "7", "odd": "new"}
+    text = job_card(facts, "", join_sections(section("Circuit", "a drawing"), section("Result", "a picture")))
+    order = ["| state |", "| backend |", "#### Result", "a picture", "#### Circuit", "a drawing", "#### Details"]
+    order += ["| submission key |", "| process |", "| odd |"]
+    assert [text.index(part) for part in order] == sorted(text.index(part) for part in order)
+    again = job_card({**facts, "pid": "8"}, text, section("Result", "another picture"))
+    assert again.count("#### Details") == again.count("a drawing") == 1
+    assert "| process | 8 |" in again
+    assert "another picture" in again
+    assert "a picture" not in again
