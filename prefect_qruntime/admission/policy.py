@@ -7,6 +7,7 @@ task, so before an access token is asked for as well.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from prefect_qruntime.admission.budget import MOST_SECONDS, lowest
 from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.errors import SAME_REQUEST, PolicyRefused, QuantumRuntimeError
-from prefect_qruntime.prefect_api import api, in_run
+from prefect_qruntime.prefect_api import api, in_run, patience
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.run_context import RunContext
 from prefect_qruntime.settings import current_settings
@@ -49,6 +50,7 @@ __all__ = [
 log = get_logger(__name__)
 
 _FRESH = 30.0  # seconds for which a policy is not read again
+_ANSWER = 5.0  # seconds in which Prefect has to tell a policy anew, where the one known will do
 _KEEP = 512
 
 
@@ -279,6 +281,7 @@ class _Known:
     """The policies that this process read last, by Prefect's address and the block's name."""
 
     policies: dict[tuple[str, str], tuple[float, QuantumRuntimePolicy | None]] = field(default_factory=dict)
+    failed: dict[tuple[str, str], float] = field(default_factory=dict)
     tenants: LRUCache[str, Tenant] = field(default_factory=lambda: LRUCache(_KEEP))
 
 
@@ -296,23 +299,28 @@ async def policy_in_force(*, buys: bool = True) -> QuantumRuntimePolicy | None:
     if url is None and not in_run():
         return None  # there is no Prefect to ask
     name = current_settings().policy_block
-    known = network_loop().state(_Known).policies
-    moment, policy = known.get((str(url), name), (float("-inf"), None))
+    known, which = network_loop().state(_Known), (str(url), name)
+    moment, policy = known.policies.get(which, (float("-inf"), None))
     if time.monotonic() - moment < _FRESH:
         return policy
     async with network_loop().lock("policy"):
-        moment, policy = known.get((str(url), name), (float("-inf"), None))
+        moment, policy = known.policies.get(which, (float("-inf"), None))
         if time.monotonic() - moment < _FRESH:
             return policy
+        will_do = moment > float("-inf") and not buys
+        if will_do and time.monotonic() - known.failed.get(which, float("-inf")) < _FRESH:
+            return policy
         try:
-            policy = await _read(name)
+            with patience(_ANSWER) if will_do else contextlib.nullcontext():
+                policy = await _read(name)
         except PolicyRefused:
             if buys:
                 raise
             # What was bought is to be followed, cancelled and closed; the key still goes to known hosts only.
             return QuantumRuntimePolicy()
         except Exception as error:
-            if moment > float("-inf") and not buys:
+            known.failed[which] = time.monotonic()
+            if will_do:
                 log.warning("Prefect does not tell the policy (%r); it is taken as known before.", error)
                 return policy
             raise QuantumRuntimeError(
@@ -320,7 +328,7 @@ async def policy_in_force(*, buys: bool = True) -> QuantumRuntimePolicy | None:
                 solution="Nothing was sent. Run the flow again when Prefect's API can be reached.",
                 advice=SAME_REQUEST,
             ) from error
-        known[str(url), name] = time.monotonic(), policy
+        known.policies[which] = time.monotonic(), policy
         return policy
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -200,6 +201,7 @@ def usage(
     return 1 if report.problems else 0
 
 
+_FLOW_RUN = re.compile(r"\(([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\)\Z")
 _SHOWN = 10
 """Jobs without an owner that are shown; `--json` has more."""
 
@@ -209,11 +211,15 @@ def _print_usage(report: UsageReport, console: Console) -> None:
     if report.rows:
         table = Table(expand=True)
         for name in report.by:
-            table.add_column(name, overflow="fold", ratio=1)
+            if name == "session":
+                id_column(table, name, (row.keys[name] for row in report.rows))
+            else:
+                table.add_column(name, overflow="fold", ratio=1)
         for name in ("jobs", "failed", "cancelled", "QPU s", *(("resource units",) if units else ())):
             table.add_column(name, justify="right", no_wrap=True)
         for row in report.rows:
-            table.add_row(*(cell(value) for value in row.keys.values()), *_numbers(row, units=units))
+            keys = (_FLOW_RUN.sub(lambda found: f"({short(found[1], console)})", key) for key in row.keys.values())
+            table.add_row(*map(cell, keys), *_numbers(row, units=units))
         if len(report.rows) > 1:
             table.add_section()
             table.add_row(

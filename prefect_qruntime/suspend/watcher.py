@@ -42,6 +42,7 @@ _AGAIN = 60.0  # seconds until a wait that failed is taken up again
 _CLAIMED = 15.0  # seconds until a wait that another watcher ends is looked at again
 _PATIENCE = Deadlines()
 _AT_ONCE = 2  # waits that are ended at the same time: a Prefect server on SQLite stands still when asked for more
+_INSTANCE = 60.0  # seconds for one look at an instance
 _EVENTS_OUT = 10.0  # seconds that events may take to reach Prefect
 
 
@@ -159,7 +160,7 @@ class _Watcher:
         """Now and then look after the instances too, beside the waits: one that does not answer holds up none."""
         every = current_settings().watch_instance_seconds
         busy = self._looking is not None and not self._looking.done()
-        if every and not busy and time.monotonic() >= self._instances_at:
+        if every and not self._once and not busy and time.monotonic() >= self._instances_at:
             self._instances_at = time.monotonic() + every
             self._looking = asyncio.create_task(self._look_after_instances())
 
@@ -175,12 +176,10 @@ class _Watcher:
                 client = await self._client(block)
                 if client.connection.crn not in seen:
                     seen.add(client.connection.crn)
-                    await self._instances.setdefault(block, InstanceWatch(block)).look(client)
-            except Exception as error:
-                self._clients.pop(block, None)
-                self._problem(f"instance {block}", f"the instance of {block} could not be looked after: {error}")
-            else:
-                self._problems.pop(f"instance {block}", None)
+                    async with asyncio.timeout(_INSTANCE):
+                        await self._instances.setdefault(block, InstanceWatch(block)).look(client)
+            except Exception as error:  # no wait depends on it
+                log.warning("the instance of %s could not be looked after: %s", block, redact(str(error)))
 
     async def _look_at_all(self) -> None:
         """Now and then forget what was learnt, and see to what happened while no watcher was there."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from prefect import flow
 
@@ -22,6 +24,12 @@ from prefect_qruntime.sandbox import Sandbox
 from tests.support.flow_runs import BACKEND, FLIP, posts, until
 
 pytestmark = pytest.mark.server
+
+
+@pytest.fixture(scope="module")
+def sandbox_options() -> dict[str, Any]:
+    """A sandbox, and so an instance, of its own: what is noted of its sessions counts for no other test."""
+    return {"api_key": "budget-sessions-key-0123456789"}
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ import prefect
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from prefect_qruntime import Budget, QuantumRuntimeCredentials, QuantumRuntimeJob
+from prefect_qruntime import Budget, QuantumRuntimeCredentials, QuantumRuntimeJob, QuantumRuntimePolicy
 from prefect_qruntime.admission.rate_limit import set_up
 from prefect_qruntime.cli.doctor import doctor
 from prefect_qruntime.client.network_loop import network_loop
@@ -413,7 +413,7 @@ def test_versions_that_do_not_fit(
 
 
 def test_a_block_type_that_is_not_registered(prefect_server: PrefectServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    for kind in (QuantumRuntimeCredentials, Budget, QuantumRuntimeJob):
+    for kind in (QuantumRuntimeCredentials, Budget, QuantumRuntimeJob, QuantumRuntimePolicy):
         kind.register_type_and_schema()
     assert prefects_side("block type")[0].level == "ok"
     for kind in (Budget, QuantumRuntimeJob):

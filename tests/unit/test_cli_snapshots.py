@@ -24,6 +24,7 @@ from prefect_qruntime.operations.job_listing import JobList, ListedJob, Totals, 
 from prefect_qruntime.operations.session_listing import OpenSession, SessionList
 from prefect_qruntime.operations.stalled import StalledRun
 from prefect_qruntime.operations.sweep import SweepReport, Swept
+from prefect_qruntime.operations.usage import UnownedJob, UsageLine, UsageReport
 
 FOLDER = Path(__file__).parent / "cli_snapshots"
 COLUMNS = 80
@@ -119,6 +120,45 @@ BACKENDS = [
 LIMITS = [{"blocks": "ibm, ibm-frankfurt", "limit": "qruntime-create-9f31c2d47ab0-1", "action": "created"}]
 
 
+def line(**facts: Any) -> UsageLine:
+    given: dict[str, Any] = {
+        "keys": {"deployment": "run-circuits/circuits-nightly", "flow-run": f"graceful-caterpillar ({RUN})"},
+        "jobs": 12,
+        "states": {"completed": 10, "failed": 1, "cancelled": 1},
+        "qpu_seconds": 12.5,
+        "pending_qpu_seconds": 0.0,
+        "resource_units": None,
+        "pending_resource_units": None,
+        "not_final": 0,
+    }
+    return UsageLine(**{**given, **facts})
+
+
+USAGE = UsageReport(
+    by=["deployment", "flow-run"],
+    since=NOON,
+    until=None,
+    rows=[line(), line(keys={"deployment": "none", "flow-run": "none"}, not_final=1, pending_qpu_seconds=3.0)],
+    total=line(keys={}, jobs=24, qpu_seconds=25.0, not_final=1, pending_qpu_seconds=3.0),
+    without_owner=[
+        UnownedJob(
+            id=JOBS[2],
+            block="ibm",
+            user="IBMid-1",
+            state="completed",
+            created_at=NOON,
+            qpu_seconds=300.25,
+            qpu_seconds_final=True,
+        )
+    ],
+    jobs_without_owner=1,
+    qpu_seconds_without_owner=300.25,
+    reconciled=[],
+    problems=[],
+    notes=[],
+)
+
+
 def tables() -> dict[str, Any]:
     """What prints each table on a console."""
     return {
@@ -127,6 +167,7 @@ def tables() -> dict[str, Any]:
             f"jobs-by-{by}": lambda console, by=by: jobs._print(listed(by), console, by)
             for by in ("deployment", "owner", "tag", "flow-state")
         },
+        "usage": lambda console: jobs._print_usage(USAGE, console),
         "sessions": lambda console: sessions._print(
             SessionList(
                 sessions=[

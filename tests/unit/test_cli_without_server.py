@@ -22,7 +22,9 @@ COMMANDS = sorted(name for name in app if not name.startswith("-"))
 def words(command: str) -> list[str]:
     """The command with a text for each argument that it cannot do without."""
     found = app[command].assemble_argument_collection(parse_docstring=False)
-    return [command, *("d0123456789abcdefghij" for argument in found if argument.required)]
+    wanted = [argument.name for argument in found if argument.required]
+    options = [word for name in wanted if name.startswith("--") for word in (name, "any")]
+    return [command, *("d0123456789abcdefghij" for name in wanted if not name.startswith("--")), *options]
 
 
 def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
