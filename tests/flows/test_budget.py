@@ -280,8 +280,11 @@ def test_the_refusal_is_an_event_about_the_budget(sandbox: Sandbox, credentials:
 
     state: Any = two(return_state=True)
     assert state.is_failed()
-    (event,) = events(f"qruntime.budget.{name}")
+    *told, event = events(f"qruntime.budget.{name}", 3, last="qruntime.budget.exhausted")
     assert event["event"] == "qruntime.budget.exhausted"
+    # The first job held back 40 of 50, once each.
+    assert {one["event"] for one in told} == {"qruntime.budget.level"}
+    assert sorted(one["payload"]["percent"] for one in told) == [50, 80]
     assert event["related"][0]["prefect.resource.id"] == f"prefect.flow-run.{state.state_details.flow_run_id}"
     assert {key: event["payload"][key] for key in ("limit", "allowed", "reserved", "needed")} == {
         "limit": "max_seconds_per_run",
