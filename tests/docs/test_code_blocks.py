@@ -23,7 +23,7 @@ from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.flow_engine import BaseFlowRunEngine
 
-from prefect_qruntime import Budget, QuantumRuntimeCredentials, QuantumRuntimeJob, submit_job
+from prefect_qruntime import Budget, QuantumRuntimeCredentials, QuantumRuntimeJob, QuantumRuntimePolicy, submit_job
 from prefect_qruntime.sandbox import Sandbox
 from tests.docs.blocks import ROOT, Block, Page, docstrings, pages
 from tests.support.prefect_server import PrefectServer
@@ -84,6 +84,7 @@ def blocks(running_sandbox: Sandbox, prefect_server: PrefectServer) -> Iterator[
         credentials = QuantumRuntimeCredentials(**running_sandbox.connection("cloud"))
         credentials.save("ibm", overwrite=True)
         Budget(max_jobs_per_run=5).save("ibm", overwrite=True)
+        QuantumRuntimePolicy().save("ibm", overwrite=True)  # in force only under the name that the settings say
         QuantumRuntimeJob(credentials=credentials, backend="sandbox_ideal", pubs=[BELL]).save("ibm", overwrite=True)
         yield
 
