@@ -26,7 +26,7 @@ from prefect_qruntime.admission import keys, policy
 from prefect_qruntime.admission.budget import as_budget
 from prefect_qruntime.admission.guard import admission_guard
 from prefect_qruntime.admission.locks import submission_lock
-from prefect_qruntime.admission.marks import key_history, mark_accepted, mark_sent
+from prefect_qruntime.admission.marks import key_history, mark_accepted, mark_sent, noted_by_earlier_attempts
 from prefect_qruntime.cancellation import cancels_jobs, ends_with_flow_run
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.inputs.spec import JobSpec, input_notices
@@ -172,7 +172,7 @@ async def _submit(
                     intent,
                     before_post=before_post,
                     on_bought=bought,
-                    key_history=key_history if marked else None,
+                    key_history=key_history if marked else noted_by_earlier_attempts(where),
                     note_accepted=mark_accepted if marked else None,
                 )
 

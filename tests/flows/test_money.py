@@ -26,6 +26,7 @@ from prefect_qruntime.sandbox import Sandbox
 from tests.support.circuits import qaoa
 from tests.support.flow_runs import posts
 from tests.support.random_circuits import executor_params
+from tests.support.scenario import forget_submissions
 
 pytestmark = pytest.mark.server
 CIRCUIT = 'OPENQASM 3.0; include "stdgates.inc"; qubit[1] q; bit[1] c; x q[0]; c = measure q;'
@@ -227,6 +228,32 @@ def test_a_subflow_that_fails_and_is_run_again_by_its_parent_attaches(
 
     assert outer() == sandbox.control.jobs()[0]["id"]
     assert posts(sandbox) == 1
+
+
+@pytest.mark.parametrize("in_subflow", [False, True])
+def test_a_job_noted_before_its_process_died_is_found_however_late_it_is_listed(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials, monkeypatch: pytest.MonkeyPatch, in_subflow: bool
+) -> None:
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_SUBMISSION_GRACE_SECONDS", "0.2")
+    sandbox.control.set_option("list_lag", 3600.0)
+    tries: list[int] = []
+
+    def work() -> list[str]:
+        jobs = [submit_job(credentials, [CIRCUIT], backend=BACKEND).id for _ in range(2)]
+        tries.append(1)
+        if len(tries) == 1:
+            forget_submissions()  # as a process that was killed here
+            raise RuntimeError("the process is gone")
+        return jobs
+
+    inner = flow(work, name="inner") if in_subflow else work
+
+    @flow(retries=1)
+    def outer() -> list[str]:
+        return inner()
+
+    assert sorted(outer()) == sorted(job["id"] for job in sandbox.control.jobs())
+    assert posts(sandbox) == 2
 
 
 def test_an_explicit_key_spans_flow_runs_and_payloads_stay_apart(
