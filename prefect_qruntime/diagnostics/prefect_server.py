@@ -184,6 +184,8 @@ async def check_policy() -> tuple[QuantumRuntimePolicy | None, Finding]:
         policy = await policy_in_force()
     except QuantumRuntimeError as error:
         return None, problem("policy", error.message, error.solution or "")
+    except ValidationError:  # a setting of ours is wrong, which is reported with the settings
+        return None, hint("policy", "Not looked at: the settings that name it are wrong.")
     if policy is None:
         return None, ok("policy", "None: every flow may use every saved block, backend and program")
     rules = "1 rule" if len(policy.rules) == 1 else f"{len(policy.rules)} rules"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from prefect.blocks.core import Block
 
-from prefect_qruntime import Budget, QuantumRuntimeCredentials, QuantumRuntimeJob
+from prefect_qruntime import Budget, QuantumRuntimeCredentials, QuantumRuntimeJob, QuantumRuntimePolicy
 from prefect_qruntime.cli import main
 from prefect_qruntime.sandbox import Sandbox
 
@@ -90,4 +90,4 @@ def test_what_prefect_registers_is_our_blocks_and_no_base_class_of_its_own() -> 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     module = import_module(project["entry-points"]["prefect.collections"]["prefect_qruntime"])
     found = {kind for _, kind in inspect.getmembers(module) if inspect.isclass(kind) and issubclass(kind, Block)}
-    assert found == {Budget, QuantumRuntimeCredentials, QuantumRuntimeJob}
+    assert found == {Budget, QuantumRuntimeCredentials, QuantumRuntimeJob, QuantumRuntimePolicy}
