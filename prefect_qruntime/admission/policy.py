@@ -51,6 +51,7 @@ log = get_logger(__name__)
 
 _FRESH = 30.0  # seconds for which a policy is not read again
 _ANSWER = 5.0  # seconds in which Prefect has to tell a policy anew, where the one known will do
+_GLANCE = 1.0  # as long, outside any run
 _KEEP = 512
 
 
@@ -293,7 +294,7 @@ async def policy_in_force(*, buys: bool = True) -> QuantumRuntimePolicy | None:
 
     Raises:
         PolicyRefused: The policy cannot be read, so nothing is allowed.
-        QuantumRuntimeError: Prefect could not be asked.
+        QuantumRuntimeError: Prefect could not be asked, in a run.
     """
     url = get_current_settings().api.url
     if url is None and not in_run():
@@ -307,11 +308,12 @@ async def policy_in_force(*, buys: bool = True) -> QuantumRuntimePolicy | None:
         moment, policy = known.policies.get(which, (float("-inf"), None))
         if time.monotonic() - moment < _FRESH:
             return policy
-        will_do = moment > float("-inf") and not buys
+        # A script outside any run needs no Prefect, and could name another one: there a policy holds if it can be read.
+        will_do = not in_run() or (moment > float("-inf") and not buys)
         if will_do and time.monotonic() - known.failed.get(which, float("-inf")) < _FRESH:
             return policy
         try:
-            with patience(_ANSWER) if will_do else contextlib.nullcontext():
+            with patience(_ANSWER if in_run() else _GLANCE) if will_do else contextlib.nullcontext():
                 policy = await _read(name)
         except PolicyRefused:
             if buys:
@@ -321,7 +323,8 @@ async def policy_in_force(*, buys: bool = True) -> QuantumRuntimePolicy | None:
         except Exception as error:
             known.failed[which] = time.monotonic()
             if will_do:
-                log.warning("Prefect does not tell the policy (%r); it is taken as known before.", error)
+                what = "as known before" if policy is not None else "as if there were none"
+                log.warning("Prefect does not tell the policy (%r); it is taken %s.", error, what)
                 return policy
             raise QuantumRuntimeError(
                 f"The policy {name!r} cannot be read: Prefect's API failed ({error!r}). Without it nothing is allowed.",
