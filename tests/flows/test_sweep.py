@@ -367,7 +367,7 @@ def test_a_job_that_was_queued_for_days_is_swept_too(
     flow_run, state = ran(job_left)
     job = run(state.aresult())
     put(flow_run.id, Crashed())
-    monkeypatch.setattr("prefect_qruntime.operations.sweep._LOOK_BACK", timedelta(0))  # so old is the job
+    monkeypatch.setattr("prefect_qruntime.operations.instance_sweep.LOOK_BACK", timedelta(0))  # so old is the job
     if ended:
         control.release()
         control.wait_job(job.id)

@@ -22,7 +22,7 @@ GOOD, WRONG = "wrong-block-good", "wrong-block-from-the-ui"
 COMMANDS = sorted(
     name
     for name in app
-    if not name.startswith("-")
+    if not name.startswith("-") and name != "estimate"  # it prices on one block
     and any(one.name == "--block" for one in app[name].assemble_argument_collection(parse_docstring=False))
 )
 
@@ -60,10 +60,11 @@ def test_a_wrong_block_stops_none_of_the_others_and_is_named(
     client = blocks.get_client()
     job = client.run(client.submit(Intent(spec=make_spec([FLIP], backend=BACKEND), key_tag=lambda _: "wrong-block")))
     sandbox.control.wait_job(job.id)
-    with_job = command in ("result", "cancel")
+    with_job = command in ("result", "cancel", "compare")
     chosen = [] if with_job else ["--block", GOOD, "--block", WRONG]
     more = {"watch": ["--once"], "sweep": ["--dry-run"]}.get(command, [])
-    arguments = [command, *([job.id] if with_job else []), *chosen, *more, "--json"]
+    jobs = [job.id] * {"compare": 2}.get(command, int(with_job))
+    arguments = [command, *jobs, *chosen, *more, "--json"]
     monkeypatch.setattr(sys, "argv", ["prefect-qruntime", *arguments])
     with pytest.raises(SystemExit) as stopped:
         main()
