@@ -183,10 +183,20 @@ def _send_patiently(client: PrefectClient) -> None:
     """Have each of a client's requests go through `patiently`."""
     raw: Any = client._client
     send, clock = raw.send, network_loop().state(_Clock)
+    # Few servers want CSRF tokens: those that do say so, and the others are not asked, which saves a request.
+    may_need_token, raw.enable_csrf_support = raw.enable_csrf_support, False
 
     async def patient_send(request: httpx.Request, *args: Any, **kwargs: Any) -> httpx.Response:
         async def ask() -> httpx.Response:
-            answer: httpx.Response = await send(request, *args, **kwargs)
+            answer: httpx.Response
+            try:
+                answer = await send(request, *args, **kwargs)
+            except httpx.HTTPStatusError as error:
+                refused = error.response.status_code == httpx.codes.FORBIDDEN and "CSRF" in error.response.text
+                if not (refused and may_need_token) or raw.enable_csrf_support:
+                    raise
+                raw.enable_csrf_support = True
+                answer = await send(request, *args, **kwargs)
             clock.learn(answer.headers.get("date"))
             return answer
 

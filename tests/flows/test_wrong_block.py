@@ -22,7 +22,8 @@ GOOD, WRONG = "wrong-block-good", "wrong-block-from-the-ui"
 COMMANDS = sorted(
     name
     for name in app
-    if not name.startswith("-") and name != "estimate"  # it prices on one block
+    if not name.startswith("-")
+    and name != "estimate"  # it prices on one block
     and any(one.name == "--block" for one in app[name].assemble_argument_collection(parse_docstring=False))
 )
 

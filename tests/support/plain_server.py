@@ -21,8 +21,8 @@ START_LIMIT = 300.0
 class PlainServer:
     """`prefect server start` on SQLite, which can be restarted with its data."""
 
-    def __init__(self, home: Path) -> None:
-        self.home = home
+    def __init__(self, home: Path, **settings: str) -> None:
+        self.home, self.settings = home, settings
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
@@ -41,6 +41,7 @@ class PlainServer:
             "PREFECT_LOGGING_LEVEL": "WARNING",
             "PREFECT_INTEGRATIONS_QRUNTIME_SUBMISSION_GRACE_SECONDS": "0.4",
             "DO_NOT_TRACK": "1",
+            **self.settings,
         }
 
     def start(self) -> None:

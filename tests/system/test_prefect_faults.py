@@ -18,7 +18,7 @@ from tests.support.plain_server import PlainServer
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT = 150.0
+LIMIT = 400.0
 
 FLOW = """
 import asyncio, os, sys, orjson
@@ -128,6 +128,20 @@ def test_ten_jobs_gathered_in_a_flow_take_few_requests(server: PlainServer, sand
     assert counts["POST /api/artifacts/"] == 11
     assert not any("concurrency" in name for name in counts)
     assert "Traceback" not in err
+
+
+def test_a_server_that_wants_csrf_tokens_gets_them(tmp_path: Path, sandbox: Sandbox) -> None:
+    server = PlainServer(tmp_path, PREFECT_SERVER_CSRF_PROTECTION_ENABLED="true")
+    server.start()
+    try:
+        with ApiProxy(server.port).running() as proxy:
+            result, err = end(start(server, sandbox, {"flow": "gathered", "jobs": 2}, proxy.url))
+            assert result == [{"1": 10}] * 2
+            assert proxy.counts()["POST /api/artifacts/"] >= 3
+            assert "Traceback" not in err
+            assert "could not be written" not in err
+    finally:
+        server.stop()
 
 
 @pytest.mark.parametrize(
