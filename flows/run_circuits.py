@@ -171,11 +171,12 @@ def run_circuits(
         where = shown_backend(chosen, dry_run)
         for row, comparison in zip(rows, compared, strict=False):
             row |= {"executor job": comparison.executor.id, "routes": "agree" if comparison.agrees else "differ"}
-        described = f"Counts of {len(rows)} circuits on {where}. Estimated: {cost}"
+        ran = f"{len(rows)} circuit{'' if len(rows) == 1 else 's'} on {where}"
+        described = f"Counts of {ran}. Estimated: {cost}"
         create_table_artifact(key="qruntime-counts", table=rows, description=described)
         for comparison in compared:
             print(comparison)
-        print_table(rows, f"{len(rows)} circuits on {where}, {shots} shots each ({credentials.dialect} dialect)")
+        print_table(rows, f"{ran}, {shots} shots each ({credentials.dialect} dialect)")
         return [{**row, "frequencies": result.counts()} for row, result in zip(rows, results, strict=True)]
 
 
