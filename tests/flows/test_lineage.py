@@ -51,13 +51,14 @@ print("SPANS", json.dumps([
 """
 
 
-def asset_events() -> list[dict[str, Any]]:
-    """Prefect's events about assets, oldest first."""
+def asset_events(*assets: str) -> list[dict[str, Any]]:
+    """Prefect's events about assets that end so, oldest first; the server has those of other tests, too."""
 
     async def ask(client: Any) -> list[dict[str, Any]]:
         wanted = {"filter": {"event": {"prefix": ["prefect.asset."]}}, "limit": 50}
         answer = await client._client.post("/events/filter", json=wanted)
-        return sorted(answer.json()["events"], key=lambda event: str(event["occurred"]))
+        found = [one for one in answer.json()["events"] if one["resource"]["prefect.resource.id"].endswith(assets)]
+        return sorted(found, key=lambda event: str(event["occurred"]))
 
     return until(lambda: found if len(found := asked(ask)) >= 3 else [], seconds=60)
 
@@ -104,7 +105,7 @@ def test_a_flow_is_one_trace_and_its_result_an_asset(sandbox: Sandbox, prefect_s
     assert above(ours["qruntime queued"])[0] == "qruntime wait for completion"
     assert above(ours["qruntime chunk"])[0] == "qruntime fetch results"
 
-    result, reference, dataset = asset_events()
+    result, reference, dataset = asset_events(f"/jobs/{job}", "lab/table.csv")
     assert result["event"] == "prefect.asset.materialization.succeeded"
     assert result["resource"]["prefect.resource.id"].endswith(f"/jobs/{job}")
     assert result["payload"]["job_id"] == job

@@ -75,7 +75,7 @@ def test_what_a_rule_forbids_is_not_sent_and_its_limit_is(
                 run_job(credentials, [FLIP], **{"backend": BACKEND, **wrong})  # type: ignore[arg-type]
         with pytest.raises(PolicyRefused, match="use a batch"):
             open_session(credentials, BACKEND)
-        assert sandbox.control.journal() == []
+        assert sandbox.control.journal("POST") == []
         run_job(credentials, [FLIP], backend=BACKEND)
 
     several()

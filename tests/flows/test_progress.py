@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 from prefect import flow
-from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, LogFilter, LogFilterFlowRunId
 
 import prefect_qruntime as qr
 from prefect_qruntime.client.network_loop import network_loop
@@ -71,9 +71,9 @@ def test_a_session_s_record_is_found_by_its_id_and_called_what_it_is(sandbox: Sa
     assert [record.key for record in records] == [artifact_key("session", session_id)]
     assert records[0].text.startswith(f"### Batch {session_id}")
     assert records[0].meta["state"].lower() == "closed"
-    artifact = asked(lambda client: client.read_artifacts(artifact_filter=None, limit=200))
-    described = {one.key: one.description for one in artifact}
-    assert described[records[0].key] == "Closed · batch · sandbox_ideal"
+    key = ArtifactFilter(key=ArtifactFilterKey(any_=[records[0].key]))
+    (artifact,) = asked(lambda client: client.read_artifacts(artifact_filter=key))
+    assert artifact.description == "Closed · batch · sandbox_ideal"
 
 
 def test_a_flow_run_that_attaches_keeps_the_history_seen_before(sandbox: Sandbox, credentials: Any) -> None:

@@ -15,7 +15,7 @@ import prefect_qruntime as qr
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.flow_runs import BACKEND, FLIP, ran
 
-pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(300)]
 LIMIT = 1.5
 ENOUGH_TO_BUY = 6.0
 LATEST = 90.0  # far above what a busy machine needs; without a limit these waits would not end at all
