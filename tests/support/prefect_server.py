@@ -78,7 +78,7 @@ def withdraw_runs() -> None:
 
 
 def forget_records(home: Path) -> None:
-    """Delete what tests left on the server for those of the next module: blocks, notes of sessions, unfinished runs.
+    """Delete what tests left on the server for those of the next module: blocks, sessions, limits, unfinished runs.
 
     A sweep or a list that is given no block looks at all of them, and their sandbox has forgotten its sessions.
     """
@@ -95,6 +95,8 @@ def forget_records(home: Path) -> None:
             await QuantumRuntimeCredentials.adelete(name, client=client)
         for record in await find_records("session"):
             await client.delete_artifact(record.artifact_id)
+        for limit in await client.read_global_concurrency_limits(limit=200):
+            await client.delete_global_concurrency_limit_by_name(limit.name)
 
     network_loop().run(forget())
     withdraw_runs()
