@@ -86,8 +86,6 @@ def stands_by_the_document(case: Any, answer: Any) -> None:
         assert answer.json()["trace"]
 
 
-# Threads of this process, such as the sandbox's, draw random numbers too, which Hypothesis takes for a strategy's.
-@pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
 @pytest.mark.parametrize(
     ("label", "mode"),
     [(label, mode) for label, one in OPERATIONS.items() for mode in GenerationMode if one.path != "/v1/versions"],
