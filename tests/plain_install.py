@@ -88,7 +88,11 @@ def running(command: list[str | Path], folder: Path, env: dict[str, str], **pipe
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=START_LIMIT)
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:  # a worker sends itself SIGINT, which a background job may have to ignore
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 @contextlib.contextmanager
