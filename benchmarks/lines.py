@@ -219,7 +219,7 @@ GROUPS: tuple[tuple[str, tuple[Line, ...]], ...] = (
                 "s",
                 Goal(5),
                 peers=IN_FLOW,
-                missing={**dict.fromkeys(COLUMNS[:3], ONLY_OURS)},
+                missing=dict.fromkeys(COLUMNS[:3], ONLY_OURS),
                 worst=True,
             ),
             Line(
@@ -229,7 +229,7 @@ GROUPS: tuple[tuple[str, tuple[Line, ...]], ...] = (
                 "s",
                 Goal(1.3, ("mapped", "empty-flow", "wall"), "as many empty tasks"),
                 peers=IN_FLOW,
-                missing={**dict.fromkeys(COLUMNS[:3], ONLY_OURS)},
+                missing=dict.fromkeys(COLUMNS[:3], ONLY_OURS),
             ),
             Line(
                 "Submission with a fresh explicit key",
@@ -238,7 +238,7 @@ GROUPS: tuple[tuple[str, tuple[Line, ...]], ...] = (
                 "s",
                 Goal(5),
                 peers=IN_FLOW,
-                missing={**dict.fromkeys(COLUMNS[:3], ONLY_OURS)},
+                missing=dict.fromkeys(COLUMNS[:3], ONLY_OURS),
                 worst=True,
             ),
             Line(

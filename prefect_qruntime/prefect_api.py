@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import inspect
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC
@@ -26,11 +26,12 @@ from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterDeploymentId,
+    FlowRunFilterId,
     FlowRunFilterParentFlowRunId,
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
@@ -48,6 +49,7 @@ __all__ = [
     "clock_offset",
     "current_flow_run_id",
     "family",
+    "flow_runs_by_id",
     "in_run",
     "load_saved",
     "over",
@@ -336,6 +338,19 @@ def _fields(error: ValidationError) -> str:
 
 _PAGE = 200
 _FINAL = [StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.CRASHED]
+
+
+async def flow_runs_by_id(flow_run_ids: Iterable[str | None]) -> dict[str, FlowRun]:
+    """The flow runs that this Prefect knows, asked for together. What is no id, as a tag may say, is left out."""
+    wanted = []
+    for text in set(flow_run_ids):
+        with contextlib.suppress(ValueError):
+            wanted += [UUID(text)] if text is not None else []
+    found: dict[str, FlowRun] = {}
+    for start in range(0, len(wanted), _PAGE):
+        ids = FlowRunFilter(id=FlowRunFilterId(any_=wanted[start : start + _PAGE]))
+        found |= {str(run.id): run for run in await (await api()).read_flow_runs(flow_run_filter=ids, limit=_PAGE)}
+    return found
 
 
 async def family(flow_run_id: UUID) -> list[UUID]:

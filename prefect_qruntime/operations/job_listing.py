@@ -14,10 +14,7 @@ from prefect.client.schemas.filters import (
     DeploymentFilterId,
     FlowFilter,
     FlowFilterId,
-    FlowRunFilter,
-    FlowRunFilterId,
 )
-from prefect.client.schemas.objects import FlowRun
 from pydantic import BaseModel, ConfigDict
 
 from prefect_qruntime.client import QuantumRuntimeClient
@@ -25,7 +22,7 @@ from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.credentials import load_each
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobStatus
-from prefect_qruntime.prefect_api import api
+from prefect_qruntime.prefect_api import api, flow_runs_by_id
 
 __all__ = [
     "GROUPINGS",
@@ -269,16 +266,7 @@ class _Owner:
 
 async def _owners(flow_run_ids: Iterable[str | None]) -> dict[str, _Owner]:
     """What Prefect knows of flow runs, asked for together."""
-    wanted = []
-    for text in set(flow_run_ids):
-        try:
-            wanted += [UUID(text)] if text is not None else []
-        except ValueError:
-            continue  # a tag of somebody else's making
-    runs: list[FlowRun] = []
-    for start in range(0, len(wanted), _PAGE):
-        ids = FlowRunFilter(id=FlowRunFilterId(any_=wanted[start : start + _PAGE]))
-        runs += await (await api()).read_flow_runs(flow_run_filter=ids, limit=_PAGE)
+    runs = (await flow_runs_by_id(flow_run_ids)).values()
     deployments = await _deployments({run.deployment_id for run in runs if run.deployment_id is not None})
     return {
         str(run.id): _Owner(

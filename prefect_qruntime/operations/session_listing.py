@@ -6,9 +6,7 @@ import asyncio
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID
 
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from pydantic import BaseModel, ConfigDict
 
 from prefect_qruntime.client import QuantumRuntimeClient
@@ -18,7 +16,7 @@ from prefect_qruntime.credentials import QuantumRuntimeCredentials, load_each
 from prefect_qruntime.errors import NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, Session, SessionRef
 from prefect_qruntime.observability.artifacts import Record, find_records
-from prefect_qruntime.prefect_api import api
+from prefect_qruntime.prefect_api import flow_runs_by_id
 from prefect_qruntime.tasks.session_notes import SessionNote, is_note, session_notes
 from prefect_qruntime.tasks.sessions import close
 
@@ -225,16 +223,7 @@ async def _listed(client: QuantumRuntimeClient) -> list[str]:
 
 async def _with_flow_runs(sessions: list[OpenSession]) -> list[OpenSession]:
     """Add the names and states of the flow runs, asked for together."""
-    wanted = []
-    for one in sessions:
-        try:
-            wanted += [UUID(one.flow_run_id)] if one.flow_run_id else []
-        except ValueError:
-            continue  # a tag of somebody else's making
-    runs: dict[str, Any] = {}
-    for start in range(0, len(wanted), _PAGE):
-        ids = FlowRunFilter(id=FlowRunFilterId(any_=wanted[start : start + _PAGE]))
-        runs |= {str(run.id): run for run in await (await api()).read_flow_runs(flow_run_filter=ids, limit=_PAGE)}
+    runs = await flow_runs_by_id(one.flow_run_id for one in sessions)
     return [
         one.model_copy(update={"flow_run": run.name, "flow_run_state": run.state.name if run.state else None})
         if (run := runs.get(one.flow_run_id or "")) is not None

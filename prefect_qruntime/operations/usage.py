@@ -22,16 +22,13 @@ from prefect.client.schemas.filters import (
     DeploymentFilterId,
     FlowFilter,
     FlowFilterId,
-    FlowRunFilter,
-    FlowRunFilterId,
 )
-from prefect.client.schemas.objects import FlowRun
 from pydantic import BaseModel, ConfigDict
 
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.parsing import parse_session_workload
-from prefect_qruntime.credentials import aload_credentials, saved_blocks
+from prefect_qruntime.credentials import load_each
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import FLOW_TAG, KEY_TAG, Job, Session, Usage
 from prefect_qruntime.observability.artifacts import find_records
@@ -49,7 +46,7 @@ from prefect_qruntime.operations.usage_core import (
     difference,
     group,
 )
-from prefect_qruntime.prefect_api import api
+from prefect_qruntime.prefect_api import api, flow_runs_by_id
 
 __all__ = [
     "Reconciled",
@@ -187,15 +184,15 @@ async def areport_usage(
 async def _report(
     blocks: Iterable[str] | None, by: tuple[str, ...], since: datetime, until: datetime | None
 ) -> UsageReport:
-    problems: list[str] = []
+    loaded, problems = await load_each(blocks)
     instances: dict[str, InstanceUsage] = {}  # two blocks may lead to one instance
-    for name in sorted(set(blocks)) if blocks is not None else await saved_blocks():
+    for name, credentials in loaded.items():
         try:
-            client = (await aload_credentials(name)).get_client()
+            client = credentials.get_client()
             instance = instances.setdefault(client.connection.crn, InstanceUsage(name))
             await instance.read(client, name, since, until)
         except (QuantumRuntimeError, ValueError) as error:
-            problems.append(f"{name}: {error}")
+            problems[name] = f"{name}: {error}"
     if any(one.has_sessions_without_jobs for one in instances.values()):
         openers = {
             record.meta["session"]: record.meta.get("flow_run")
@@ -204,7 +201,9 @@ async def _report(
         }
         for instance in instances.values():
             instance.note_openers(openers)
-    return await compile_report(list(instances.values()), find_owners, by, since, until, problems)
+    return await compile_report(
+        list(instances.values()), find_owners, by, since, until, [problems[name] for name in sorted(problems)]
+    )
 
 
 @dataclass
@@ -444,10 +443,7 @@ async def find_owners(flow_run_ids: set[str]) -> dict[str, Owner]:
         flow_run_ids: As jobs' tags say; what is no id, or unknown to this Prefect, is left out.
     """
     client = await api()
-    runs: dict[str, FlowRun] = {}
-    for some in _pages([text for text in flow_run_ids if _is_uuid(text)]):
-        wanted = FlowRunFilter(id=FlowRunFilterId(any_=some))
-        runs |= {str(run.id): run for run in await client.read_flow_runs(flow_run_filter=wanted, limit=_PAGE)}
+    runs = await flow_runs_by_id(flow_run_ids)
     flows: dict[UUID, str] = {}
     deployments: dict[UUID, str] = {}
     for some in _pages([str(run.flow_id) for run in runs.values()]):
@@ -464,14 +460,6 @@ async def find_owners(flow_run_ids: set[str]) -> dict[str, Owner]:
             deployment = f"{flow}/{deployments.get(run.deployment_id, f'deleted deployment {run.deployment_id}')}"
         found[run_id] = Owner(run_id, run.name, flow, deployment, tuple(sorted(run.tags)))
     return found
-
-
-def _is_uuid(text: str) -> bool:
-    try:
-        UUID(text)
-    except ValueError:
-        return False  # a tag of somebody else's making
-    return True
 
 
 def _pages(texts: Iterable[str]) -> list[list[UUID]]:
