@@ -136,7 +136,7 @@ class ApiProxy:
             back.write(head + body)
             await back.drain()
             if websocket:
-                await asyncio.gather(_pump(reader, back), _pump(there, writer))
+                await asyncio.gather(pump(reader, back), pump(there, writer))
                 return False
             answer = await there.read()
         finally:
@@ -147,7 +147,8 @@ class ApiProxy:
         return False  # the server closed its side, and said so in its answer
 
 
-async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    """Hand on what comes, until one of the two is closed."""
     with contextlib.suppress(OSError):
         while data := await source.read(65536):
             sink.write(data)

@@ -16,6 +16,8 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
+from tests.support.api_proxy import pump
+
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
@@ -79,17 +81,9 @@ def _to(
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             back, out = await there()
-            await asyncio.gather(_pump(reader, out), _pump(back, writer))
+            await asyncio.gather(pump(reader, out), pump(back, writer))
 
     return serve
-
-
-async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while data := await source.read(65536):
-            sink.write(data)
-            await sink.drain()
-    sink.close()
 
 
 async def _live(folder: Path, ports: Sequence[int], command: Sequence[str]) -> int:
