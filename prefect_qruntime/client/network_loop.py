@@ -200,12 +200,15 @@ def _result_in_slices(future: concurrent.futures.Future[T]) -> T:
     """Wait for a result so that an exception that another thread sets in this one is raised soon.
 
     Such an exception is seen between two instructions only, never inside one long wait. The slices grow with the wait:
-    an interruption comes at most a tenth of the time late, and hundreds of waiting threads cost nothing.
+    an interruption comes at most a tenth of the time late, and hundreds of waiting threads cost nothing. A bare lock,
+    because `Condition.wait` below `Event` and `Future.result` holds another one that it loses when the exception comes
+    between two of its lines: the caller would see "release unlocked lock" in place of its timeout.
     """
-    done = threading.Event()
-    future.add_done_callback(lambda _future: done.set())
+    done = threading.Lock()
+    done.acquire()
+    future.add_done_callback(lambda _future: done.release())
     began = time.monotonic()
-    while not done.wait(min(max((time.monotonic() - began) / 10, _SHORTEST_SLICE), _LONGEST_SLICE)):
+    while not done.acquire(timeout=min(max((time.monotonic() - began) / 10, _SHORTEST_SLICE), _LONGEST_SLICE)):
         pass
     return future.result()
 

@@ -15,7 +15,9 @@ import prefect_qruntime as qr
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.flow_runs import BACKEND, FLIP, ran
 
-pytestmark = [pytest.mark.server, pytest.mark.timeout(300)]
+# pytest's own limit must not take the alarm signal: Prefect would not use it either, but throw its exception into the
+# main thread at any instruction, which can be one of another test's. In users' processes the alarm is free.
+pytestmark = [pytest.mark.server, pytest.mark.timeout(600, method="thread")]
 LIMIT = 1.5
 ENOUGH_TO_BUY = 6.0
 LATEST = 90.0  # far above what a busy machine needs; without a limit these waits would not end at all

@@ -96,10 +96,11 @@ def forget_records(home: Path) -> None:
         for record in await find_records("session"):
             await client.delete_artifact(record.artifact_id)
         for limit in await client.read_global_concurrency_limits(limit=200):
-            await client.delete_global_concurrency_limit_by_name(limit.name)
+            if not limit.name.startswith("deployment:"):  # Prefect's own, which belong to their deployments
+                await client.delete_global_concurrency_limit_by_name(limit.name)
 
+    withdraw_runs()  # first: Prefect answers 500 to the end of a run whose limit is gone
     network_loop().run(forget())
-    withdraw_runs()
     for note in (home / "qruntime" / "sessions").glob("*.json"):
         note.unlink()
 
