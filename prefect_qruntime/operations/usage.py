@@ -6,24 +6,11 @@ Reads only. Jobs are read page by page and kept as small facts, so that tens of 
 from __future__ import annotations
 
 import asyncio
-import csv
-import io
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from pathlib import Path
 from sys import intern
-from typing import Any
-from uuid import UUID
-
-from prefect.client.schemas.filters import (
-    DeploymentFilter,
-    DeploymentFilterId,
-    FlowFilter,
-    FlowFilterId,
-)
-from pydantic import BaseModel, ConfigDict
 
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.network_loop import network_loop
@@ -32,7 +19,7 @@ from prefect_qruntime.credentials import load_each
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import FLOW_TAG, KEY_TAG, Job, Session, Usage
 from prefect_qruntime.observability.artifacts import find_records
-from prefect_qruntime.operations.job_listing import parse_since
+from prefect_qruntime.operations.job_listing import find_owners, parse_since
 from prefect_qruntime.operations.usage_core import (
     Amount,
     Amounts,
@@ -46,20 +33,9 @@ from prefect_qruntime.operations.usage_core import (
     difference,
     group,
 )
-from prefect_qruntime.prefect_api import api, flow_runs_by_id
+from prefect_qruntime.operations.usage_tables import Reconciled, UnownedJob, UsageLine, UsageReport
 
-__all__ = [
-    "Reconciled",
-    "UnownedJob",
-    "UsageLine",
-    "UsageReport",
-    "areport_usage",
-    "report_usage",
-    "rolled_up",
-    "table_rows",
-    "to_csv",
-    "write_parquet",
-]
+__all__ = ["InstanceUsage", "areport_usage", "compile_report", "report_usage"]
 
 _PAGE = 200
 _AT_ONCE = 8  # sessions asked for side by side
@@ -68,79 +44,6 @@ _OVERLAP = timedelta(milliseconds=1)  # a page begins with the last moment of th
 _UNOWNED = 100  # jobs without an owner that are listed one by one
 
 FindOwners = Callable[[set[str]], Awaitable[Mapping[str, Owner]]]
-
-
-class UsageLine(BaseModel):
-    """One row: what it is about, its jobs, what they are charged, and the part of it that may still change.
-
-    `qpu_seconds` and `resource_units` are two accounts of the same work. They are never added up, and the latter is
-    None where the service tells none.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    keys: dict[str, str]
-    jobs: int
-    states: dict[str, int]
-    qpu_seconds: float
-    pending_qpu_seconds: float
-    resource_units: float | None
-    pending_resource_units: float | None
-    not_final: int
-
-
-class UnownedJob(BaseModel):
-    """A job, or a session without known jobs, that belongs to no flow run."""
-
-    model_config = ConfigDict(frozen=True)
-
-    id: str
-    block: str | None
-    user: str | None
-    state: str
-    created_at: datetime | None
-    qpu_seconds: float
-    qpu_seconds_final: bool
-
-
-class Reconciled(BaseModel):
-    """What the service says of a whole beside what was counted. `difference` is what the service says more."""
-
-    model_config = ConfigDict(frozen=True)
-
-    block: str
-    what: str
-    unit: str
-    since: datetime | None
-    until: datetime | None
-    service_says: float
-    counted: float
-    pending: float
-    difference: float
-    meaning: str
-
-
-class UsageReport(BaseModel):
-    """Usage by owner. `problems` could not be looked into, so that the numbers are too low; `notes` explain them."""
-
-    model_config = ConfigDict(frozen=True)
-
-    by: list[str]
-    since: datetime
-    until: datetime | None
-    rows: list[UsageLine]
-    total: UsageLine
-    without_owner: list[UnownedJob]
-    jobs_without_owner: int
-    qpu_seconds_without_owner: float
-    reconciled: list[Reconciled]
-    problems: list[str]
-    notes: list[str]
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether everything was read and no number can change any more."""
-        return not self.problems and self.total.not_final == 0
 
 
 def report_usage(
@@ -436,37 +339,6 @@ def _session_facts(session: Session, block: str) -> SessionFacts:
     )
 
 
-async def find_owners(flow_run_ids: set[str]) -> dict[str, Owner]:
-    """Name flow runs, their flows and their deployments. Runs on the network loop.
-
-    Args:
-        flow_run_ids: As jobs' tags say; what is no id, or unknown to this Prefect, is left out.
-    """
-    client = await api()
-    runs = await flow_runs_by_id(flow_run_ids)
-    flows: dict[UUID, str] = {}
-    deployments: dict[UUID, str] = {}
-    for some in _pages([str(run.flow_id) for run in runs.values()]):
-        of = FlowFilter(id=FlowFilterId(any_=some))
-        flows |= {flow.id: flow.name for flow in await client.read_flows(flow_filter=of, limit=_PAGE)}
-    for some in _pages([str(run.deployment_id) for run in runs.values() if run.deployment_id is not None]):
-        by_id = DeploymentFilter(id=DeploymentFilterId(any_=some))
-        deployments |= {one.id: one.name for one in await client.read_deployments(deployment_filter=by_id, limit=_PAGE)}
-    found = {}
-    for run_id, run in runs.items():
-        flow = flows.get(run.flow_id, "deleted flow")
-        deployment = None
-        if run.deployment_id is not None:
-            deployment = f"{flow}/{deployments.get(run.deployment_id, f'deleted deployment {run.deployment_id}')}"
-        found[run_id] = Owner(run_id, run.name, flow, deployment, tuple(sorted(run.tags)))
-    return found
-
-
-def _pages(texts: Iterable[str]) -> list[list[UUID]]:
-    ids = [UUID(text) for text in sorted(set(texts))]
-    return [ids[start : start + _PAGE] for start in range(0, len(ids), _PAGE)]
-
-
 async def compile_report(
     instances: Sequence[InstanceUsage],
     owners_of: FindOwners,
@@ -525,117 +397,6 @@ def _line(row: UsageRow, by: tuple[str, ...]) -> UsageLine:
         pending_resource_units=None if units is None else float(pending or 0),
         not_final=row.not_final,
     )
-
-
-def rolled_up(report: UsageReport, by: str) -> UsageReport:
-    """The same report with one of its groups only, for instance by deployment what is by deployment and day."""
-    sums: dict[str, list[UsageLine]] = {}
-    for row in report.rows:
-        sums.setdefault(row.keys[by], []).append(row)
-    rows = [
-        UsageLine(
-            keys={by: name},
-            jobs=sum(row.jobs for row in rows),
-            states={
-                word: sum(row.states.get(word, 0) for row in rows)
-                for word in sorted({w for r in rows for w in r.states})
-            },
-            qpu_seconds=_exact(row.qpu_seconds for row in rows) or 0.0,
-            pending_qpu_seconds=_exact(row.pending_qpu_seconds for row in rows) or 0.0,
-            resource_units=_exact(row.resource_units for row in rows),
-            pending_resource_units=_exact(row.pending_resource_units for row in rows),
-            not_final=sum(row.not_final for row in rows),
-        )
-        for name, rows in sums.items()
-    ]
-    rows.sort(key=lambda row: (-row.qpu_seconds, -(row.resource_units or 0), row.keys[by]))
-    return report.model_copy(update={"by": [by], "rows": rows})
-
-
-def _exact(values: Iterable[float | None]) -> float | None:
-    """A sum without the errors of binary fractions; None if there is no number."""
-    known = [Decimal(str(value)) for value in values if value is not None]
-    return float(sum(known)) if known else None
-
-
-def table_rows(report: UsageReport) -> list[dict[str, Any]]:
-    """The rows as plain columns, all with the same names; resource units only where the service tells some."""
-    units = report.total.resource_units is not None
-    return [
-        {
-            **row.keys,
-            "jobs": row.jobs,
-            "completed": row.states.get("completed", 0),
-            "failed": row.states.get("failed", 0),
-            "cancelled": row.states.get("cancelled", 0),
-            "not_final": row.not_final,
-            "qpu_seconds": row.qpu_seconds,
-            "pending_qpu_seconds": row.pending_qpu_seconds,
-            **(
-                {
-                    "resource_units": row.resource_units or 0.0,
-                    "pending_resource_units": row.pending_resource_units or 0.0,
-                }
-                if units
-                else {}
-            ),
-        }
-        for row in report.rows
-    ]
-
-
-def _columns(report: UsageReport) -> list[str]:
-    found = [*report.by, "jobs", "completed", "failed", "cancelled", "not_final", "qpu_seconds", "pending_qpu_seconds"]
-    return found + (["resource_units", "pending_resource_units"] if report.total.resource_units is not None else [])
-
-
-def to_csv(report: UsageReport) -> str:
-    """The rows as CSV with a header. Names that a spreadsheet would take for a formula begin with an apostrophe."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, _columns(report), lineterminator="\n")
-    writer.writeheader()
-    for row in table_rows(report):
-        writer.writerow({name: _no_formula(value) for name, value in row.items()})
-    return text.getvalue()
-
-
-def _no_formula(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
-
-
-def write_parquet(report: UsageReport, path: Path) -> None:
-    """Write the rows as a Parquet file, amounts as decimals of six places.
-
-    Raises:
-        InvalidInput: `pyarrow` is not installed, or the file cannot be written.
-    """
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise InvalidInput(
-            "needs pyarrow, which is not installed. Nothing was written. Install it with "
-            "`pip install 'prefect-qruntime[parquet]'`, or use --csv or --json",
-            field="parquet",
-        ) from None
-    rows = table_rows(report)
-    arrays = {}
-    for name in _columns(report):
-        values = [row[name] for row in rows]
-        if name.endswith(("seconds", "units")):
-            step = Decimal("0.000001")
-            arrays[name] = pyarrow.array(
-                [Decimal(str(value)).quantize(step) for value in values], type=pyarrow.decimal128(24, 6)
-            )
-        else:
-            kind = pyarrow.string() if name in report.by else pyarrow.int64()
-            arrays[name] = pyarrow.array(values, type=kind)
-    try:
-        parquet.write_table(pyarrow.table(arrays), path)
-    except OSError as error:
-        raise InvalidInput(
-            f"cannot write {str(path)!r} ({error.strerror or type(error).__name__})", field="parquet"
-        ) from None
 
 
 def _unowned(charge: Charge) -> UnownedJob:

@@ -218,6 +218,7 @@ class Owner:
     flow: str | None = None
     deployment: str | None = None
     tags: tuple[str, ...] = ()
+    state: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,8 @@ from flows.usage_report import usage_report
 from prefect_qruntime.cli.jobs import usage as usage_command
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.errors import InvalidInput
-from prefect_qruntime.operations.usage import report_usage, write_parquet
+from prefect_qruntime.operations.usage import report_usage
+from prefect_qruntime.operations.usage_tables import write_parquet
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.flow_runs import BACKEND, FLIP, artifact
 
