@@ -5,17 +5,20 @@ A budget limits what is *bought*; following, fetching, cancelling and attaching 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import NAMESPACE_URL, uuid5
 
 from prefect.blocks.core import Block
 from pydantic import Field, HttpUrl
 
 from prefect_qruntime.errors import BudgetExhausted, InvalidInput
 from prefect_qruntime.models import Job
-from prefect_qruntime.prefect_api import Loadable, load_saved
+from prefect_qruntime.observability.events import emit, log_to_run
+from prefect_qruntime.prefect_api import Loadable, in_run, load_saved
 from prefect_qruntime.settings import current_settings
 
 __all__ = [
@@ -29,6 +32,8 @@ __all__ = [
     "exhausted",
     "levels",
     "lowest",
+    "report_exhausted",
+    "report_level",
     "upper_bound",
 ]
 
@@ -309,6 +314,49 @@ def levels(room: Remaining, more: float) -> list[int]:
     """
     reached = room.used + room.reserved + more
     return [level for level in LEVELS if reached >= room.allowed * level / 100]
+
+
+def report_exhausted(error: BudgetExhausted, *, flow_run_id: str | None) -> None:
+    """Report that a budget refused a submission.
+
+    Args:
+        error: The refusal.
+        flow_run_id: The flow run that asked.
+    """
+    log_to_run(str(error), level=logging.WARNING)
+    name = str(error.fields.get("budget", "unsaved"))
+    emit(
+        "qruntime.budget.exhausted",
+        {"prefect.resource.id": f"qruntime.budget.{name}", "prefect.resource.name": name},
+        {key: error.fields.get(key) for key in ("budget", "limit", "allowed", "used", "reserved", "needed")},
+        flow_run_id=flow_run_id,
+    )
+
+
+def report_level(room: Remaining, level: int, *, about: str, flow_run_id: str | None) -> None:
+    """Report that a part of a limit is spent or held back, once for each thing that the limit counts over.
+
+    Args:
+        room: The limit.
+        level: Percent.
+        about: What it counts over, and which of its periods this is.
+        flow_run_id: The flow run that bought.
+    """
+    if not in_run():
+        return
+    cause = f"qruntime-budget:{room.budget}:{room.limit}:{room.allowed:g}:{about}:{level}"
+    facts = {"budget": room.budget, "limit": room.limit, "allowed": room.allowed, "percent": level}
+    emit(
+        "qruntime.budget.level",
+        {
+            "prefect.resource.id": f"qruntime.budget.{room.budget}",
+            "prefect.resource.name": room.budget,
+            "qruntime.percent": str(level),
+        },
+        {**facts, "used": room.used, "reserved": room.reserved},
+        flow_run_id=flow_run_id,
+        event_id=uuid5(NAMESPACE_URL, cause),
+    )
 
 
 def upper_bound(job: Job) -> float:

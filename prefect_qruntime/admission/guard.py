@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 from prefect_qruntime.admission import policy
-from prefect_qruntime.admission.budget import Budget, BudgetLike, budgets_in_force, lowest
+from prefect_qruntime.admission.budget import Budget, BudgetLike, budgets_in_force, lowest, report_exhausted
 from prefect_qruntime.admission.ledger import Ledger, Reservation, ledger, scopes
 from prefect_qruntime.admission.locks import HeldLock, budget_lock
 from prefect_qruntime.admission.rate_limit import Permit, acquire
@@ -23,7 +23,6 @@ from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.errors import BudgetExhausted, QuantumRuntimeError, SubmissionUncertain
 from prefect_qruntime.models import JobRef, SessionRef
-from prefect_qruntime.observability import notifications
 from prefect_qruntime.prefect_api import in_run
 from prefect_qruntime.run_context import RunContext
 from prefect_qruntime.settings import current_settings
@@ -92,7 +91,7 @@ class AdmissionGuard:
             )
         except BudgetExhausted as error:
             self._reservation = None
-            notifications.budget_exhausted(error, flow_run_id=self.where.flow_run_id)
+            report_exhausted(error, flow_run_id=self.where.flow_run_id)
             raise
         return self._with_limit(cap)
 
@@ -245,7 +244,7 @@ async def session_guard(
         try:
             allowed = await book.reserve_session(client, budgets, where, token, life)
         except BudgetExhausted as error:
-            notifications.budget_exhausted(error, flow_run_id=where.flow_run_id)
+            report_exhausted(error, flow_run_id=where.flow_run_id)
             raise
         for lock in locks:
             lock.check()

@@ -25,6 +25,7 @@ from prefect_qruntime.admission.budget import (
     allowed_seconds,
     levels,
     lowest,
+    report_level,
     upper_bound,
 )
 from prefect_qruntime.admission.session_budget import (
@@ -41,7 +42,6 @@ from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.errors import SAME_REQUEST, BudgetExhausted, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, SessionRef
-from prefect_qruntime.observability import notifications
 from prefect_qruntime.prefect_api import api
 from prefect_qruntime.run_context import RunContext
 from prefect_qruntime.settings import current_settings
@@ -283,7 +283,7 @@ class Ledger:
             period = int(time.time() // (86400 * days[room.budget])) if moving else 0
             about = scope[room.limit] if moving else where.flow_run_id
             for level in levels(room, jobs if room.counts_jobs else seconds):
-                notifications.budget_level(room, level, about=f"{about}:{period}", flow_run_id=where.flow_run_id)
+                report_level(room, level, about=f"{about}:{period}", flow_run_id=where.flow_run_id)
 
     def drop(self, reservation: Reservation) -> None:
         """Nothing was bought."""

@@ -1,24 +1,76 @@
-"""Draw a job's circuits and estimate their error from the backend's calibration, where Qiskit is loaded."""
+"""Draw a job's circuits on its page and estimate their error from the backend's calibration, where Qiskit is loaded."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prefect_qruntime.client.inputs.circuits import load_qpy
-from prefect_qruntime.client.inputs.spec import Pub
-from prefect_qruntime.printable import printable
+from cachetools import TTLCache
 
-__all__ = ["circuit_section", "is_drawable", "success_probability"]
+from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.inputs.circuits import load_qpy
+from prefect_qruntime.client.inputs.spec import JobSpec, Pub
+from prefect_qruntime.client.network_loop import SingleFlight, network_loop
+from prefect_qruntime.errors import QuantumRuntimeError
+from prefect_qruntime.observability.markdown import section
+from prefect_qruntime.observability.run_page import add_section, in_background
+from prefect_qruntime.prefect_api import in_run
+from prefect_qruntime.printable import printable
+from prefect_qruntime.settings import current_settings
+
+__all__ = ["circuit_section", "is_drawable", "show_circuits", "success_probability"]
 
 _CIRCUITS = 2  # circuits that are drawn
 _GATES = 150  # gates of the largest circuit that is drawn
 _QUBITS = 12  # and its qubits in use
 _WIDTH = 96  # characters of a drawing's line
 _FREE = frozenset({"barrier", "delay"})
+
+
+def show_circuits(client: QuantumRuntimeClient, job_id: str, spec: JobSpec) -> None:
+    """Show a job's circuits on its page, in the background. Never call it for a private job. On the network loop.
+
+    Args:
+        client: The instance; it is asked for the backend's calibration at most once in ten minutes.
+        job_id: The job.
+        spec: What was submitted.
+    """
+    if not (in_run() and spec.pubs and is_drawable(current_settings().circuit_drawings)):
+        return
+
+    async def show() -> None:
+        properties = await _calibration(client, spec.backend)
+        shown = await asyncio.to_thread(circuit_section, spec.pubs, spec.backend, properties)
+        if shown:
+            add_section(job_id, section("Circuit", shown))
+
+    in_background(show)
+
+
+class _Calibrations:
+    """Calibrations of backends as this process asked for them last."""
+
+    def __init__(self) -> None:
+        self.known: TTLCache[tuple[str, str], dict[str, Any] | None] = TTLCache(32, ttl=600)
+        self.asking = SingleFlight[dict[str, Any] | None]()
+
+
+async def _calibration(client: QuantumRuntimeClient, backend: str) -> dict[str, Any] | None:
+    state, which = network_loop().state(_Calibrations), (client.connection.crn, backend)
+
+    async def ask() -> dict[str, Any] | None:
+        try:
+            return await client.backend_properties(backend)
+        except QuantumRuntimeError:  # simulators have none
+            return None
+
+    if which not in state.known:
+        state.known[which] = await state.asking.join(ask, *which)
+    return state.known.get(which)
 
 
 def is_drawable(wish: str) -> bool:

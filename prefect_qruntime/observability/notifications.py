@@ -1,4 +1,4 @@
-"""Report to people and automations: log lines, events, artifacts. All of them are made here.
+"""Report jobs to people and automations: log lines, events, artifacts.
 
 Reporting never stops a job: an error here is logged and ignored.
 """
@@ -11,32 +11,27 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from cachetools import LRUCache, TTLCache
+from cachetools import LRUCache
 
 from prefect_qruntime.client import QuantumRuntimeClient
-from prefect_qruntime.client.inputs.spec import JobSpec
-from prefect_qruntime.client.network_loop import SingleFlight, network_loop
+from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.programs.agreement import RouteComparison
 from prefect_qruntime.client.programs.executor_result import executed_seconds
 from prefect_qruntime.client.provenance import Calibration, package_versions
 from prefect_qruntime.client.results.job_result import JobResult
-from prefect_qruntime.errors import BudgetExhausted, QuantumRuntimeError
+from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import Backend, Job, JobRef, JobStatus, SessionRef, is_mock
-from prefect_qruntime.observability import notifications, run_page
-from prefect_qruntime.observability.artifacts import upsert, upsert_session
-from prefect_qruntime.observability.circuit_page import circuit_section, is_drawable
+from prefect_qruntime.observability import run_page
+from prefect_qruntime.observability.artifacts import upsert
 from prefect_qruntime.observability.events import Observation, emit, log_to_run, queue_and_run_seconds
 from prefect_qruntime.observability.markdown import (
-    card,
     comparison_card,
     execution_line,
     result_section,
     section,
-    session_description,
-    session_title,
 )
 from prefect_qruntime.observability.processes import process_facts
 from prefect_qruntime.observability.progress import (
@@ -47,16 +42,13 @@ from prefect_qruntime.observability.progress import (
     line_of,
     waits_line,
 )
-from prefect_qruntime.observability.run_page import add_section, amend, note_submitted, write, write_debounced
+from prefect_qruntime.observability.run_page import amend, note_submitted, write, write_debounced
 from prefect_qruntime.prefect_api import current_flow_run_id, in_run
 from prefect_qruntime.printable import printable
 from prefect_qruntime.redact import get_logger, redact
 from prefect_qruntime.run_context import current_run
-from prefect_qruntime.settings import current_settings
 
 __all__ = [
-    "budget_exhausted",
-    "budget_level",
     "emit",
     "event_id_of",
     "follow_usage",
@@ -72,8 +64,6 @@ __all__ = [
     "log_to_run",
     "routes_compared",
     "session_event",
-    "session_record",
-    "show_circuits",
     "show_progress",
     "usage_settled",
 ]
@@ -407,120 +397,6 @@ def job_fetched(job_id: str, result: JobResult) -> None:
     run_page.in_background(show)
 
 
-def show_circuits(client: QuantumRuntimeClient, job_id: str, spec: JobSpec) -> None:
-    """Show a job's circuits on its page, in the background. Never call it for a private job. On the network loop.
-
-    Args:
-        client: The instance; it is asked for the backend's calibration at most once in ten minutes.
-        job_id: The job.
-        spec: What was submitted.
-    """
-    if not (in_run() and spec.pubs and is_drawable(current_settings().circuit_drawings)):
-        return
-
-    async def show() -> None:
-        properties = await _calibration(client, spec.backend)
-        shown = await asyncio.to_thread(circuit_section, spec.pubs, spec.backend, properties)
-        if shown:
-            add_section(job_id, section("Circuit", shown))
-
-    run_page.in_background(show)
-
-
-class _Calibrations:
-    """Calibrations of backends as this process asked for them last."""
-
-    def __init__(self) -> None:
-        self.known: TTLCache[tuple[str, str], dict[str, Any] | None] = TTLCache(32, ttl=600)
-        self.asking = SingleFlight[dict[str, Any] | None]()
-
-
-async def _calibration(client: QuantumRuntimeClient, backend: str) -> dict[str, Any] | None:
-    state, which = network_loop().state(_Calibrations), (client.connection.crn, backend)
-
-    async def ask() -> dict[str, Any] | None:
-        try:
-            return await client.backend_properties(backend)
-        except QuantumRuntimeError:  # simulators have none
-            return None
-
-    if which not in state.known:
-        state.known[which] = await state.asking.join(ask, *which)
-    return state.known.get(which)
-
-
-def budget_exhausted(error: BudgetExhausted, *, flow_run_id: str | None) -> None:
-    """Report that a budget refused a submission.
-
-    Args:
-        error: The refusal.
-        flow_run_id: The flow run that asked.
-    """
-    log_to_run(str(error), level=logging.WARNING)
-    name = str(error.fields.get("budget", "unsaved"))
-    emit(
-        "qruntime.budget.exhausted",
-        {"prefect.resource.id": f"qruntime.budget.{name}", "prefect.resource.name": name},
-        {key: error.fields.get(key) for key in ("budget", "limit", "allowed", "used", "reserved", "needed")},
-        flow_run_id=flow_run_id,
-    )
-
-
-class Limit(Protocol):
-    """A limit of a budget, and how much of it is spent."""
-
-    @property
-    def budget(self) -> str:
-        """Name of the budget."""
-        ...
-
-    @property
-    def limit(self) -> str:
-        """Name of the limit."""
-        ...
-
-    @property
-    def allowed(self) -> float:
-        """What it allows."""
-        ...
-
-    @property
-    def used(self) -> float:
-        """What is spent for good."""
-        ...
-
-    @property
-    def reserved(self) -> float:
-        """What may still be spent."""
-        ...
-
-
-def budget_level(room: Limit, level: int, *, about: str, flow_run_id: str | None) -> None:
-    """Report that a part of a limit is spent or held back, once for whatever the limit counts over.
-
-    Args:
-        room: The limit.
-        level: Percent.
-        about: What it counts over, and which of its periods this is.
-        flow_run_id: The flow run that bought.
-    """
-    if not in_run():
-        return
-    cause = f"qruntime-budget:{room.budget}:{room.limit}:{room.allowed:g}:{about}:{level}"
-    facts = {"budget": room.budget, "limit": room.limit, "allowed": room.allowed, "percent": level}
-    emit(
-        "qruntime.budget.level",
-        {
-            "prefect.resource.id": f"qruntime.budget.{room.budget}",
-            "prefect.resource.name": room.budget,
-            "qruntime.percent": str(level),
-        },
-        {**facts, "used": room.used, "reserved": room.reserved},
-        flow_run_id=flow_run_id,
-        event_id=uuid5(NAMESPACE_URL, cause),
-    )
-
-
 def session_event(word: str, session: SessionRef, *, flow_run_id: str | None = None, **payload: Any) -> None:
     """Report that a session was opened, closed or swept."""
     if session.id is None:
@@ -541,55 +417,6 @@ def session_event(word: str, session: SessionRef, *, flow_run_id: str | None = N
         },
         flow_run_id=flow_run_id,
     )
-
-
-async def session_record(
-    token: str, session: SessionRef, *, block: str | None, flow_run_id: str | None, new: bool
-) -> None:
-    """Note a session in Prefect, so that the sweep and the hooks find it.
-
-    Args:
-        token: Identifies the record; it exists before the session has an id.
-        session: The session as known now.
-        block: Name of the credentials block, where it has one.
-        flow_run_id: The flow run that owns the session.
-        new: Whether this is the first note, written before the session is opened.
-
-    Raises:
-        Exception: Prefect's API failed on the first note; then no session may be opened.
-    """
-    if not in_run():
-        return
-    state = session.state or ("opening" if session.id is None else "open")
-    rows = {
-        "session": session.id,
-        "mode": session.mode,
-        "backend": session.backend,
-        "max_ttl": f"{session.max_ttl} s" if session.max_ttl else None,
-        "state": state,
-    }
-    meta = {
-        "session": session.id,
-        "mode": session.mode,
-        "backend": session.backend,
-        "max_ttl": str(session.max_ttl) if session.max_ttl else None,
-        "state": state,
-        "block": block,
-        "flow_run": flow_run_id,
-    }
-    try:
-        await upsert_session(
-            token,
-            session.id,
-            card(session_title(session), None, rows),
-            meta,
-            new=new,
-            describe=session_description,
-        )
-    except Exception as error:
-        if new:
-            raise
-        _fallback.warning("The record of session %s could not be written: %r", session.id, error)
 
 
 _PAUSES = (1, 2, 5, 10, 30)  # seconds between looks; the last one is repeated
@@ -615,7 +442,7 @@ def follow_usage(client: QuantumRuntimeClient, job: Job) -> None:
             except QuantumRuntimeError:
                 continue
             if seen.usage_final:
-                await notifications.usage_settled(seen, flow_run_id=owner)
+                await usage_settled(seen, flow_run_id=owner)
                 return
 
     run_page.in_background(follow, again=False)

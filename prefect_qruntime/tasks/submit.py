@@ -38,6 +38,7 @@ from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobRef, is_mock
 from prefect_qruntime.observability import notifications
+from prefect_qruntime.observability.circuit_page import show_circuits
 from prefect_qruntime.observability.traces import trace_job
 from prefect_qruntime.prefect_api import clock_offset, in_run
 from prefect_qruntime.run_context import current_run
@@ -205,7 +206,7 @@ async def _submit(
             if not ref.attached:
                 say_if_held(client, ref)
                 if not spec.private:
-                    notifications.show_circuits(client, ref.id, spec)
+                    show_circuits(client, ref.id, spec)
     trace_job(ref)
     return ref
 
