@@ -17,7 +17,8 @@ from prefect_qruntime.client.inputs.spec import JobSpec, Pub
 from prefect_qruntime.client.network_loop import SingleFlight, network_loop
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.observability.markdown import section
-from prefect_qruntime.observability.run_page import add_section, in_background
+from prefect_qruntime.observability.run_page import add_section
+from prefect_qruntime.observability.run_summary import in_background
 from prefect_qruntime.prefect_api import in_run
 from prefect_qruntime.printable import printable
 from prefect_qruntime.settings import current_settings

@@ -24,7 +24,6 @@ from prefect_qruntime.client.provenance import Calibration, package_versions
 from prefect_qruntime.client.results.job_result import JobResult
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import Backend, Job, JobRef, JobStatus, SessionRef, is_mock
-from prefect_qruntime.observability import run_page
 from prefect_qruntime.observability.artifacts import upsert
 from prefect_qruntime.observability.events import Observation, emit, log_to_run, queue_and_run_seconds
 from prefect_qruntime.observability.markdown import (
@@ -43,6 +42,7 @@ from prefect_qruntime.observability.progress import (
     waits_line,
 )
 from prefect_qruntime.observability.run_page import amend, note_submitted, write, write_debounced
+from prefect_qruntime.observability.run_summary import in_background
 from prefect_qruntime.prefect_api import current_flow_run_id, in_run
 from prefect_qruntime.printable import printable
 from prefect_qruntime.redact import get_logger, redact
@@ -318,7 +318,7 @@ def job_over(job: Job, history: list[Observation], *, calibration: asyncio.Task[
         if found.trouble is None:
             write_debounced(job.id, _calibrated(found.calibrated_at, found.backend_version))
 
-    run_page.in_background(show, again=False)  # an ending process does not wait for it
+    in_background(show, again=False)  # an ending process does not wait for it
 
 
 def _calibrated(at: datetime | None, version: str | None) -> dict[str, str | None]:
@@ -394,7 +394,7 @@ def job_fetched(job_id: str, result: JobResult) -> None:
         if shown or any(facts.values()):
             write_debounced(job_id, facts, section("Result", shown) if shown else None)
 
-    run_page.in_background(show)
+    in_background(show)
 
 
 def session_event(word: str, session: SessionRef, *, flow_run_id: str | None = None, **payload: Any) -> None:
@@ -445,7 +445,7 @@ def follow_usage(client: QuantumRuntimeClient, job: Job) -> None:
                 await usage_settled(seen, flow_run_id=owner)
                 return
 
-    run_page.in_background(follow, again=False)
+    in_background(follow, again=False)
 
 
 async def routes_compared(comparison: RouteComparison) -> None:

@@ -18,7 +18,7 @@ from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 import prefect_qruntime as qr
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.models import Job, JobStatus
-from prefect_qruntime.observability import run_page
+from prefect_qruntime.observability import run_summary
 from prefect_qruntime.observability.artifacts import Record, find_record, find_records, upsert
 from prefect_qruntime.observability.events import Observation, queue_and_run_seconds
 from prefect_qruntime.observability.markdown import result_section, summary_card
@@ -140,7 +140,7 @@ def test_the_summary_counts_what_failed_and_cancelled_jobs_cost(sandbox: Sandbox
 def written_anew(flow_run_id: UUID) -> str:
     """The summary as a process writes it that knows of no job but by Prefect's records."""
     noted()
-    network_loop().run(run_page.write_summary(str(flow_run_id)))
+    network_loop().run(run_summary.write_summary(str(flow_run_id)))
     found = record("summary", str(flow_run_id))
     assert found is not None
     return found.text
@@ -355,18 +355,18 @@ def test_a_process_that_ends_at_once_still_tells_all(sandbox: Sandbox, prefect_s
 
 
 def test_what_happens_at_once_is_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_page, "_PAUSE", 0.05)
+    monkeypatch.setattr(run_summary, "_PAUSE", 0.05)
     written: list[int] = []
 
     async def write(flow_run_id: str, job_ids: Any) -> None:
         written.append(len(list(job_ids)))
         await asyncio.sleep(0.01)
 
-    monkeypatch.setattr(run_page, "write_summary", write)
+    monkeypatch.setattr(run_summary, "write_summary", write)
 
     async def burst() -> None:
         for number in range(100):
-            run_page.mark_dirty("a-flow-run", f"d{number}")
+            run_summary.mark_dirty("a-flow-run", f"d{number}")
 
     network_loop().run(burst())
     assert until(lambda: written) == [100]
