@@ -6,39 +6,30 @@ A budget limits what is *bought*; following, fetching, cancelling and attaching 
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 from prefect.blocks.core import Block
 from pydantic import Field, HttpUrl
 
+from prefect_qruntime.admission.budget_core import Remaining
+from prefect_qruntime.client.cost_core import MOST_SECONDS
 from prefect_qruntime.errors import BudgetExhausted, InvalidInput
-from prefect_qruntime.models import Job
 from prefect_qruntime.observability.events import emit, log_to_run
 from prefect_qruntime.prefect_api import Loadable, in_run, load_saved
+from prefect_qruntime.run_context import RunContext
 from prefect_qruntime.settings import current_settings
 
 __all__ = [
-    "MOST_SECONDS",
     "Budget",
     "BudgetLike",
-    "Remaining",
-    "allowed_seconds",
     "as_budget",
     "budgets_in_force",
-    "exhausted",
-    "levels",
-    "lowest",
     "report_exhausted",
     "report_level",
-    "upper_bound",
+    "scopes",
 ]
-
-MOST_SECONDS = 10800
-"""QPU seconds a job may use where it names no limit (IBM's OpenAPI document 0.45.3, `cost`)."""
 
 
 class Budget(Loadable, Block):
@@ -181,139 +172,18 @@ async def _load(name: str, field: str) -> Budget:
     return await load_saved(Budget, name, field=field, fix="Nothing was sent.")
 
 
-@dataclass(frozen=True, slots=True)
-class Remaining:
-    """How much one limit of a budget has left.
-
-    Attributes:
-        budget: Name of the budget.
-        limit: Name of the limit.
-        allowed: What it allows: QPU seconds, or jobs for `max_jobs_per_run`.
-        used: What is spent for good.
-        reserved: What jobs may still use whose usage is not final.
-        settling: Those of them that are over, with the part of `reserved` that is theirs.
-    """
-
-    budget: str
-    limit: str
-    allowed: float
-    used: float
-    reserved: float = 0.0
-    settling: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def left(self) -> float:
-        """What a further job may use."""
-        return self.allowed - self.used - self.reserved
-
-    @property
-    def counts_jobs(self) -> bool:
-        """Whether the numbers are jobs instead of seconds."""
-        return self.limit == "max_jobs_per_run"
-
-
-def lowest(*values: int | None) -> int | None:
-    """The lowest of those that are set."""
-    return min((value for value in values if value is not None), default=None)
-
-
-def allowed_seconds(rooms: Sequence[Remaining], wanted: int | None) -> int | None:
-    """The QPU seconds that the next job may use.
-
-    Args:
-        rooms: All limits in force.
-        wanted: The job's own limit, else the budget's default, else None.
-
-    Returns:
-        The limit to send; None where there is none.
-
-    Raises:
-        BudgetExhausted: It does not fit.
-
-    Example:
-        ```python
-        from prefect_qruntime.admission.budget import Remaining, allowed_seconds
-
-        assert allowed_seconds([Remaining("mine", "max_seconds_per_run", allowed=100, used=60)], None) == 40
-        ```
-    """
-    for room in rooms:
-        if room.counts_jobs and room.left < 1:
-            raise exhausted(room, None)
-    seconds = [room for room in rooms if not room.counts_jobs]
-    if not seconds:
-        return wanted
-    tightest = min(seconds, key=lambda room: room.left)
-    cap = wanted if wanted is not None else min(MOST_SECONDS, math.floor(tightest.left))
-    if cap < 1 or cap > tightest.left:
-        raise exhausted(tightest, wanted)
-    return cap
-
-
-_CURES = {
-    "max_seconds_per_run": "Raise max_seconds_per_run",
-    "max_seconds_per_deployment": "Wait until older runs leave the budget's period, raise max_seconds_per_deployment",
-    "min_remaining_seconds": "Wait for the instance's next usage period, lower min_remaining_seconds",
-    "max_jobs_per_run": "Raise max_jobs_per_run, or put more PUBs into each job",
-    "max_seconds_per_team": "Wait until older jobs leave the team's period, have the policy's max_seconds raised",
-    "session": "Open another session",
-}
-
-
-def exhausted(room: Remaining, wanted: int | None, *, session: bool = False) -> BudgetExhausted:
-    """The refusal of a job, or of a session.
-
-    Args:
-        room: The limit that has no room.
-        wanted: The seconds that were asked for.
-        session: Whether a session was to be opened, or used for the first time.
-    """
-    what = "a session" if session else "another job"
-    if room.counts_jobs:
-        text = f"{room.limit} of {room.allowed:g} is reached"
-        fix = _CURES[room.limit] + "."
-    else:
-        needs = f"this one may use {wanted} s" if wanted is not None else "that leaves nothing for this one"
-        limit = "the session" if room.limit == "session" else room.limit
-        text = (
-            f"{limit} allows {room.allowed:g} QPU seconds, {room.used:g} are used, "
-            f"{room.reserved:g} reserved by jobs and sessions whose usage is not final, and {needs}"
-        )
-        if session and wanted is not None:
-            fix = _CURES[room.limit] + ", open the session under the budget, or set close_sessions_at_limit"
-        elif session:
-            fix = _CURES[room.limit]
-        else:
-            fix = _CURES[room.limit] + ", or give a lower max_execution_time"
-        fix += "; or run again when the live jobs and sessions are over." if room.reserved else "."
-    return BudgetExhausted(
-        f"the budget {room.budget!r} has no room for {what}: {text}.",
-        solution=f"{fix} Nothing was sent.",
-        budget=room.budget,
-        limit=room.limit,
-        allowed=room.allowed,
-        used=room.used,
-        reserved=room.reserved,
-        needed=wanted,
-    )
-
-
-LEVELS = (50, 80, 100)
-"""Percent of a limit at which it is told how much is spent or held back."""
-
-
-def levels(room: Remaining, more: float) -> list[int]:
-    """The levels that a limit has reached once `more` is spent of it too.
-
-    Example:
-        ```python
-        from prefect_qruntime.admission.budget import Remaining, levels
-
-        assert levels(Remaining("mine", "max_seconds_per_run", allowed=100, used=30, reserved=30), more=25) == [50, 80]
-        ```
-    """
-    reached = room.used + room.reserved + more
-    return [level for level in LEVELS if reached >= room.allowed * level / 100]
+def scopes(budgets: Iterable[Budget], where: RunContext, crn: str) -> tuple[str, ...]:
+    """What the budgets count over, as far as other processes may spend there too."""
+    found = set()
+    for one in budgets:
+        per_run = one.max_seconds_per_run is not None or one.max_jobs_per_run is not None
+        if per_run and where.flow_run_id is not None:
+            found.add(f"run:{where.flow_run_id}")
+        if one.max_seconds_per_deployment is not None and where.deployment_id is not None:
+            found.add(f"deployment:{where.deployment_id}")
+        if one.min_remaining_seconds is not None:
+            found.add(f"instance:{crn}")
+    return tuple(sorted(found))
 
 
 def report_exhausted(error: BudgetExhausted, *, flow_run_id: str | None) -> None:
@@ -357,8 +227,3 @@ def report_level(room: Remaining, level: int, *, about: str, flow_run_id: str | 
         flow_run_id=flow_run_id,
         event_id=uuid5(NAMESPACE_URL, cause),
     )
-
-
-def upper_bound(job: Job) -> float:
-    """QPU seconds a job whose usage is not final may have used in the end."""
-    return float(max(job.max_execution_time or MOST_SECONDS, job.usage_seconds or 0.0))

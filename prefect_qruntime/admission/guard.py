@@ -14,8 +14,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 from prefect_qruntime.admission import policy
-from prefect_qruntime.admission.budget import Budget, BudgetLike, budgets_in_force, lowest, report_exhausted
-from prefect_qruntime.admission.ledger import Ledger, Reservation, ledger, scopes
+from prefect_qruntime.admission.budget import Budget, BudgetLike, budgets_in_force, report_exhausted, scopes
+from prefect_qruntime.admission.budget_core import Reservation, lowest
+from prefect_qruntime.admission.ledger import Ledger, ledger
 from prefect_qruntime.admission.locks import HeldLock, budget_lock
 from prefect_qruntime.admission.rate_limit import Permit, acquire
 from prefect_qruntime.admission.shares import share_turn

@@ -3,7 +3,7 @@
 One ledger per instance and process, on the network loop. A reservation is made before the POST, for the most
 that the job may use; once the service lists the job, the service's own numbers take its place. Outside a flow
 there is no run whose jobs the service could list: there this process is the run. Dedicated sessions are counted as
-`session_budget` says; the seconds of their jobs are the session's.
+`budget_core` says; the seconds of their jobs are the session's.
 """
 
 from __future__ import annotations
@@ -11,34 +11,31 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
 from prefect_qruntime.admission import keys
-from prefect_qruntime.admission.budget import (
-    MOST_SECONDS,
-    Budget,
+from prefect_qruntime.admission.budget import Budget, report_level
+from prefect_qruntime.admission.budget_core import (
     Remaining,
-    allowed_seconds,
-    levels,
-    lowest,
-    report_level,
-    upper_bound,
-)
-from prefect_qruntime.admission.session_budget import (
+    Reservation,
     SessionHold,
+    Tally,
     allotment,
+    allowed_seconds,
     counts,
-    held_back,
+    expected_seconds,
     job_limit,
     job_room,
-    used_up,
+    levels,
+    lowest,
+    tally,
 )
 from prefect_qruntime.admission.session_holds import SessionHolds, now
 from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.cost_core import MOST_SECONDS
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.errors import SAME_REQUEST, BudgetExhausted, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, SessionRef
@@ -46,123 +43,12 @@ from prefect_qruntime.prefect_api import api
 from prefect_qruntime.run_context import RunContext
 from prefect_qruntime.settings import current_settings
 
-__all__ = ["DeploymentJobs", "Ledger", "Reservation", "ledger", "scopes", "tally"]
+__all__ = ["DeploymentJobs", "Ledger", "ledger"]
 
 _FORGET = 3600.0  # seconds after which a list surely shows a job
 _FORGET_UNSETTLED = 86400.0
 _RUN_DAYS = 7.0  # days that a flow run may take from opening a session to its last submission
 _LOOK_AGAIN = 0.5  # seconds between two looks at a usage that is not final yet
-
-
-@dataclass(slots=True, eq=False)
-class Reservation:
-    """What one submission may use.
-
-    Attributes:
-        key: The submission key's tag.
-        flow_run_id: The flow run that pays.
-        deployment_id: Its deployment.
-        seconds: The most the job may use.
-        began: When it was made, on the monotonic clock.
-        job_id: The job, once bought.
-        job: The job as last seen.
-        hold: Names what its session holds, if it runs in one that pays for it.
-        doubtful_until: Until when the job may turn up, where it is not known whether it was bought.
-    """
-
-    key: str
-    flow_run_id: str | None
-    deployment_id: str | None
-    seconds: float
-    began: float
-    job_id: str | None = None
-    job: Job | None = None
-    hold: str | None = None
-    doubtful_until: float | None = None
-
-    @property
-    def is_over(self) -> bool:
-        """Whether its job is over, whatever it used."""
-        return self.job is not None and self.job.is_terminal
-
-    @property
-    def complete_or_withdraw(self) -> bool:
-        """Whether the service said what the job used."""
-        return self.job is not None and is_settled(self.job)
-
-
-def is_settled(job: Job) -> bool:
-    """Whether the job is over and its usage final."""
-    return job.is_terminal and job.usage_final
-
-
-@dataclass(slots=True)
-class Tally:
-    """A sum over jobs; `settling` are those that are over without a final usage, with what they may have used."""
-
-    jobs: int = 0
-    used: float = 0.0
-    reserved: float = 0.0
-    settling: dict[str, float] = field(default_factory=dict)
-
-    def add(self, job: Job | None, most: float, *, of_session: bool = False) -> None:
-        """Count one job, or a submission of which no job is known yet; its session may pay for it."""
-        self.jobs += 1
-        if of_session:
-            return
-        if job is not None and is_settled(job):
-            self.used += job.usage_seconds or 0.0
-            return
-        self.reserved += most
-        if job is not None and job.is_terminal:
-            self.settling[job.id] = most
-
-
-def tally(
-    jobs: Iterable[Job],
-    reservations: Iterable[Reservation],
-    holds: Iterable[SessionHold] = (),
-    *,
-    held: Collection[str | None] = (),
-    now: float = 0.0,
-) -> Tally:
-    """Add up jobs as the service lists them, reservations not listed yet, and sessions. Dry runs cost nothing.
-
-    Args:
-        jobs: As the service lists them.
-        reservations: Those of this process.
-        holds: What sessions of the same scope hold.
-        held: The ids of all sessions that pay for their jobs, of this scope or another.
-        now: Seconds, on the clock of the holds.
-    """
-    total, ids, tags = Tally(), set[str](), set[str]()
-    for job in jobs:
-        ids.add(job.id)
-        tags.update(job.tags)
-        if not job.dry_run:
-            paid = job.session_id is not None and job.session_id in held
-            total.add(job, upper_bound(job), of_session=paid)
-    for one in reservations:
-        if one.job_id not in ids and one.key not in tags:
-            total.add(one.job, one.seconds, of_session=one.hold is not None)
-    for hold in holds:
-        total.used += used_up(hold, now)
-        total.reserved += held_back(hold, now)
-    return total
-
-
-def scopes(budgets: Iterable[Budget], where: RunContext, crn: str) -> tuple[str, ...]:
-    """What the budgets count over, as far as other processes may spend there too."""
-    found = set()
-    for one in budgets:
-        per_run = one.max_seconds_per_run is not None or one.max_jobs_per_run is not None
-        if per_run and where.flow_run_id is not None:
-            found.add(f"run:{where.flow_run_id}")
-        if one.max_seconds_per_deployment is not None and where.deployment_id is not None:
-            found.add(f"deployment:{where.deployment_id}")
-        if one.min_remaining_seconds is not None:
-            found.add(f"instance:{crn}")
-    return tuple(sorted(found))
 
 
 class Ledger:
@@ -298,7 +184,7 @@ class Ledger:
             and not (
                 one.flow_run_id is not None
                 and one.job_id is not None
-                and moment - one.began > (_FORGET if one.complete_or_withdraw else _FORGET_UNSETTLED)
+                and moment - one.began > (_FORGET if one.is_settled else _FORGET_UNSETTLED)
             )
         ]
 
@@ -407,10 +293,10 @@ class Ledger:
             return []
         live_holds = [one for one in self.sessions.holds.values() if one.final is None]
         held = self.sessions.ids()
-        ours = self._tally([], [one for one in self.reservations if not one.complete_or_withdraw], live_holds)
+        ours = self._tally([], [one for one in self.reservations if not one.is_settled], live_holds)
         known = {one.job_id for one in self.reservations} | {one.key for one in self.reservations}
         others = sum(
-            _expected(job)
+            expected_seconds(job)
             for job in live.values()
             if job.id not in known and known.isdisjoint(job.tags) and job.session_id not in held
         )
@@ -434,7 +320,7 @@ class Ledger:
         for one in list(self.reservations):
             if hold is not None and (one.hold != hold or one.is_over):
                 continue
-            if one.job_id is None or one.job_id in live or one.complete_or_withdraw:
+            if one.job_id is None or one.job_id in live or one.is_settled:
                 continue
             try:
                 one.job = await client.job(one.job_id)
@@ -452,15 +338,6 @@ class Ledger:
 
 def _room(budget: Budget, limit: str, allowed: float, total: Tally) -> Remaining:
     return Remaining(budget.shown_name, limit, allowed, total.used, total.reserved, total.settling)
-
-
-def _expected(job: Job) -> float:
-    """What a live job that was not bought here may use: its limit if it was given one, else the estimate."""
-    if job.dry_run:
-        return 0.0
-    if job.max_execution_time is not None and job.max_execution_time < MOST_SECONDS:
-        return float(job.max_execution_time)
-    return job.estimated_running_seconds or 0.0
 
 
 def ledger(crn: str) -> Ledger:

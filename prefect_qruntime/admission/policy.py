@@ -22,8 +22,9 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, ValidationError, field_validator, model_validator
 
-from prefect_qruntime.admission.budget import MOST_SECONDS, lowest
+from prefect_qruntime.admission.budget_core import lowest
 from prefect_qruntime.client.connection import Connection
+from prefect_qruntime.client.cost_core import MOST_SECONDS
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.errors import SAME_REQUEST, PolicyRefused, QuantumRuntimeError
 from prefect_qruntime.prefect_api import api, in_run, patience

@@ -1,7 +1,7 @@
 """What dedicated sessions hold of the budgets: known to this process, noted in Prefect for the others.
 
 A note is written before a session is opened or first used, with its id, at its first job and when the service has told
-what it cost, under the budget's lock. `session_budget` decides what it all means.
+what it cost, under the budget's lock. `budget_core` decides what it all means.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from prefect_qruntime.admission.budget import Budget, Remaining
-from prefect_qruntime.admission.session_budget import SessionHold, allotment, is_due, observed
+from prefect_qruntime.admission.budget import Budget
+from prefect_qruntime.admission.budget_core import Remaining, SessionHold, allotment, is_due, observed
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.errors import SAME_REQUEST, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import SessionRef
