@@ -25,8 +25,8 @@ from prefect_qruntime import run_context
 from prefect_qruntime.admission import keys, policy
 from prefect_qruntime.admission.budget import as_budget
 from prefect_qruntime.admission.guard import admission_guard
-from prefect_qruntime.admission.keys import key_history, mark_accepted, mark_sent, noted_by_earlier_attempts
 from prefect_qruntime.admission.locks import submission_lock
+from prefect_qruntime.admission.marks import key_history, mark_accepted, mark_sent, noted_by_earlier_attempts
 from prefect_qruntime.cancellation import cancels_jobs, ends_with_flow_run
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.inputs.spec import JobSpec, input_notices
