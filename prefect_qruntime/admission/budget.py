@@ -1,6 +1,6 @@
-"""The budget block: how much QPU time and how many jobs a flow may buy.
+"""The budget block: how much QPU time a flow may use and how many jobs it may submit.
 
-A budget limits what is *bought*; following, fetching, cancelling and attaching are free and never refused.
+A budget limits *new* jobs and sessions; waiting, fetching, cancelling and attaching are free and never refused.
 """
 
 from __future__ import annotations
@@ -35,26 +35,25 @@ __all__ = [
 class Budget(Loadable, Block):
     """What a flow may spend; pass it as `budget=` to `submit_job` and `run_job`, as an object or by its name.
 
-    It is checked before each purchase. Counted are the QPU seconds that the service reports for each job,
-    failed and cancelled ones too, and for a job whose number is not final yet the most it may use: its
-    `max_execution_time`. So under a budget of seconds every job is sent with such a limit: its own, else the
-    budget's `default_max_execution_time`, else all that is left. What does not fit ends in `BudgetExhausted`, before
-    anything is sent.
+    It is checked before each submission. It counts the QPU seconds that the service reports for each job, failed and
+    cancelled ones too; for a job whose number is not final yet, the most that it may use: its `max_execution_time`. So
+    under a budget of seconds every job is sent with such a limit: its own, else the budget's
+    `default_max_execution_time`, else all that is left. A job that does not fit is refused with `BudgetExhausted`
+    before anything is sent.
 
-    Two submissions never share the last seconds: in one process by its own book, among the processes of flow
-    runs by a slot in Prefect that is held until the service lists what was bought. Outside a flow the process
-    counts as the run. The time that a dedicated session is idle belongs to no job: only
-    `min_remaining_seconds` sees it.
+    Two submissions never share the last seconds: within a process by its own ledger, among the processes of flow
+    runs by a lock in Prefect that is held until the service lists the new job. Outside a flow the process
+    counts as the run. A dedicated session is charged as a whole, idle time included.
 
     Attributes:
         max_seconds_per_run: QPU seconds that all jobs of a flow run may use.
         max_seconds_per_deployment: QPU seconds that all runs of a deployment may use in the last `period_days`.
         period_days: Days that `max_seconds_per_deployment` looks back.
         min_remaining_seconds: QPU seconds that must stay on the instance.
-        default_max_execution_time: QPU seconds a job may use that names no limit of its own.
-        max_jobs_per_run: Most jobs a flow run may buy.
+        default_max_execution_time: QPU seconds that a job without a limit of its own may use.
+        max_jobs_per_run: Most jobs that a flow run may submit.
         close_sessions_at_limit: Whether a session that was opened without the budget may be used although it could
-            live longer than the budget lasts; it is closed when that is used up.
+            outlive the budget; it is closed when the budget is used up.
 
     Example:
         ```python
@@ -68,7 +67,7 @@ class Budget(Loadable, Block):
     _block_type_slug = "quantum-runtime-budget"
     _logo_url = HttpUrl("https://avatars.githubusercontent.com/u/1459110?s=200&v=4")
     _documentation_url = HttpUrl("https://quantum.cloud.ibm.com/docs/en/guides/max-execution-time")
-    _description = "How many QPU seconds and jobs a flow run or a deployment may buy, checked before each purchase."
+    _description = "How many QPU seconds and jobs a flow run or a deployment may use, checked before each submission."
 
     max_seconds_per_run: float | None = Field(
         default=None,
@@ -141,7 +140,7 @@ BudgetLike = Budget | str
 
 
 def as_budget(budget: Any) -> BudgetLike | None:
-    """Check what was passed as a budget; a name is looked up only when something is to be bought.
+    """Check the argument `budget`; a name is looked up only when something is to be submitted.
 
     Raises:
         InvalidInput: It is neither a `Budget` nor a name.
@@ -154,7 +153,7 @@ def as_budget(budget: Any) -> BudgetLike | None:
 
 
 async def budgets_in_force(own: BudgetLike | None) -> list[Budget]:
-    """The flow's own budget and the one that the settings impose; both hold.
+    """Load the flow's own budget and the one that the settings impose; both apply.
 
     Raises:
         InvalidInput: No budget has the name, or a field of it is wrong.
@@ -173,7 +172,7 @@ async def _load(name: str, field: str) -> Budget:
 
 
 def scopes(budgets: Iterable[Budget], where: RunContext, crn: str) -> tuple[str, ...]:
-    """What the budgets count over, as far as other processes may spend there too."""
+    """Name what the budgets count over, if other processes may spend there too."""
     found = set()
     for one in budgets:
         per_run = one.max_seconds_per_run is not None or one.max_jobs_per_run is not None
@@ -204,13 +203,13 @@ def report_exhausted(error: BudgetExhausted, *, flow_run_id: str | None) -> None
 
 
 def report_level(room: Remaining, level: int, *, about: str, flow_run_id: str | None) -> None:
-    """Report that a part of a limit is spent or held back, once for each thing that the limit counts over.
+    """Report that a limit has reached a level, once for each run, deployment or instance that it counts over.
 
     Args:
         room: The limit.
         level: Percent.
         about: What it counts over, and which of its periods this is.
-        flow_run_id: The flow run that bought.
+        flow_run_id: The flow run that submits.
     """
     if not in_run():
         return

@@ -1,17 +1,18 @@
 """What jobs and sessions cost a budget: decisions only, no clock, no service.
 
-A job is reserved with the most that it may use; once its usage is final, the service's own number takes its place.
+For a job, the most that it may use is reserved; once its usage is final, the service's own number takes its place.
 
-A dedicated session is charged by the clock from its first job to its end, whether a job runs or not. The service tells
-the sum late, so a budget treats a session as it treats a job: while it is open, all that it may use is held back, its
-*allotment*, and in the end the service's own number takes its place. Four rules bound what a session can overspend:
+A dedicated session is charged by the clock from its first job to its end, whether a job runs or not. The service
+reports the sum late, so a budget treats a session as it treats a job: while it is open, all that it may use is held
+back, its *allotment*, and in the end the service's own number takes its place. Four rules bound how much a session can
+overspend:
 
 1. The allotment is at most what the budgets have left when the session is opened, and the session is opened with it as
    its longest life. So the service itself ends the session there, even if every process of ours is gone.
-2. A session that somebody else opened has a longest life that cannot be changed. It is taken on only if that fits; or,
-   where the budget may close sessions, with less, and then it is watched and closed at its allotment.
+2. A session that was opened without the budget has a longest life that cannot be changed. It is used only if that fits;
+   or, if the budget may close sessions, with less, and then it is watched and closed at its allotment.
 3. A job in the session fits only if its limit and those of the session's live jobs are left of the allotment.
-4. What the service does not tell is counted by our own clock, from the last moment at which no job had begun.
+4. What the service does not report is counted by our own clock, from the last moment at which no job had begun.
 
 A job that runs when the session ends may finish. So a session overspends by one job's limit at most, and by one watch
 interval more where it has to be closed from outside.
@@ -51,7 +52,7 @@ __all__ = [
 ]
 
 UNOPENED = 2400.0
-"""Seconds after which a session whose id was never noted is over: the service closes an unused one after 1800 s."""
+"""Seconds after which a session whose id was never recorded is over: the service closes an unused one after 1800 s."""
 
 
 UNSEEN = 120.0
@@ -63,15 +64,15 @@ UNSEEN = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Remaining:
-    """How much one limit of a budget has left.
+    """One limit of a budget and how much of it is left.
 
     Attributes:
         budget: Name of the budget.
         limit: Name of the limit.
         allowed: What it allows: QPU seconds, or jobs for `max_jobs_per_run`.
-        used: What is spent for good.
+        used: What is spent.
         reserved: What jobs may still use whose usage is not final.
-        settling: Those of them that are over, with the part of `reserved` that is theirs.
+        settling: Those jobs that are over, each with its part of `reserved`.
     """
 
     budget: str
@@ -88,24 +89,24 @@ class Remaining:
 
     @property
     def counts_jobs(self) -> bool:
-        """Whether the numbers are jobs instead of seconds."""
+        """Whether the limit counts jobs instead of seconds."""
         return self.limit == "max_jobs_per_run"
 
 
 def lowest(*values: int | None) -> int | None:
-    """The lowest of those that are set."""
+    """The lowest of the values that are set."""
     return min((value for value in values if value is not None), default=None)
 
 
 def allowed_seconds(rooms: Sequence[Remaining], wanted: int | None) -> int | None:
-    """The QPU seconds that the next job may use.
+    """Compute the QPU seconds that the next job may use.
 
     Args:
         rooms: All limits in force.
         wanted: The job's own limit, else the budget's default, else None.
 
     Returns:
-        The limit to send; None where there is none.
+        The limit to send; None if there is none.
 
     Raises:
         BudgetExhausted: It does not fit.
@@ -141,7 +142,7 @@ _CURES = {
 
 
 def exhausted(room: Remaining, wanted: int | None, *, session: bool = False) -> BudgetExhausted:
-    """The refusal of a job, or of a session.
+    """Make the error that refuses a job or a session.
 
     Args:
         room: The limit that has no room.
@@ -183,7 +184,7 @@ LEVELS = (50, 80, 100)
 
 
 def levels(room: Remaining, more: float) -> list[int]:
-    """The levels that a limit has reached once `more` is spent of it too.
+    """The levels that a limit reaches when `more` is spent of it.
 
     Example:
         ```python
@@ -200,12 +201,12 @@ def levels(room: Remaining, more: float) -> list[int]:
 
 
 def upper_bound(job: Job) -> float:
-    """QPU seconds a job whose usage is not final may have used in the end."""
+    """The most QPU seconds that a job whose usage is not final may have used."""
     return float(max(job.max_execution_time or MOST_SECONDS, job.usage_seconds or 0.0))
 
 
 def expected_seconds(job: Job) -> float:
-    """What a live job that was not bought here may use: its limit if it was given one, else the estimate."""
+    """The QPU seconds to expect of a live job of others: its limit if it has one, else the estimate."""
     if job.dry_run:
         return 0.0
     if job.max_execution_time is not None and job.max_execution_time < MOST_SECONDS:
@@ -220,7 +221,7 @@ def is_settled(job: Job) -> bool:
 
 @dataclass(slots=True, eq=False)
 class Reservation:
-    """What one submission may use.
+    """The QPU seconds that one submission may use.
 
     Attributes:
         key: The submission key's tag.
@@ -228,10 +229,10 @@ class Reservation:
         deployment_id: Its deployment.
         seconds: The most the job may use.
         began: When it was made, on the monotonic clock.
-        job_id: The job, once bought.
+        job_id: The job, once it is accepted.
         job: The job as last seen.
-        hold: Names what its session holds, if it runs in one that pays for it.
-        doubtful_until: Until when the job may turn up, where it is not known whether it was bought.
+        hold: Token of the hold of its session, if the session pays for it.
+        doubtful_until: Until when the job may appear, if it is not known whether it was accepted.
     """
 
     key: str
@@ -246,18 +247,18 @@ class Reservation:
 
     @property
     def is_over(self) -> bool:
-        """Whether its job is over, whatever it used."""
+        """Whether its job is over."""
         return self.job is not None and self.job.is_terminal
 
     @property
     def is_settled(self) -> bool:
-        """Whether the service said what the job used."""
+        """Whether the service has reported the job's final usage."""
         return self.job is not None and is_settled(self.job)
 
 
 @dataclass(slots=True)
 class Tally:
-    """A sum over jobs; `settling` are those that are over without a final usage, with what they may have used."""
+    """A sum over jobs; `settling` holds jobs that are over without a final usage, and what they may have used."""
 
     jobs: int = 0
     used: float = 0.0
@@ -265,7 +266,7 @@ class Tally:
     settling: dict[str, float] = field(default_factory=dict)
 
     def add(self, job: Job | None, most: float, *, of_session: bool = False) -> None:
-        """Count one job, or a submission of which no job is known yet; its session may pay for it."""
+        """Count one job, or a submission whose job is not known yet; its session may pay for it."""
         self.jobs += 1
         if of_session:
             return
@@ -285,12 +286,12 @@ def tally(
     held: Collection[str | None] = (),
     now: float = 0.0,
 ) -> Tally:
-    """Add up jobs as the service lists them, reservations not listed yet, and sessions. Dry runs cost nothing.
+    """Add up listed jobs, reservations whose jobs are not listed yet, and sessions. Dry runs cost nothing.
 
     Args:
-        jobs: As the service lists them.
+        jobs: The jobs that the service lists.
         reservations: Those of this process.
-        holds: What sessions of the same scope hold.
+        holds: The holds of sessions in the same scope.
         held: The ids of all sessions that pay for their jobs, of this scope or another.
         now: Seconds, on the clock of the holds.
     """
@@ -315,21 +316,21 @@ def tally(
 
 @dataclass(frozen=True, slots=True)
 class SessionHold:
-    """What a session holds of the budgets that it was opened or first used under. Times are seconds of one clock.
+    """A session's hold on the budgets under which it was opened or first used. Times are seconds of one clock.
 
     Attributes:
-        token: Names it before the session has an id.
+        token: Identifies it before the session has an id.
         allotted: Seconds that it may use.
         crn: Of the instance.
         opened: When it was made.
         session_id: The session, once known.
         flow_run_id: The flow run that pays.
         deployment_id: Its deployment.
-        closes: Whether it is to be closed when the allotment is used up. The service does not do it by itself.
+        closes: Whether it is closed when the allotment is used up, which the service does not do by itself.
         begun_after: No job had begun before this moment; None if no job was sent yet.
-        told: Seconds that the service told last, of a session that may go on.
+        told: Seconds that the service reported last, of a session that may continue.
         over: When the session was first seen closed, with none of its jobs running.
-        final: Seconds that the service told of the session when it was over.
+        final: Seconds that the service reported when the session was over.
     """
 
     token: str
@@ -353,19 +354,19 @@ class SessionHold:
 def observed(
     hold: SessionHold, session: Session | None, now: float, *, live_jobs: bool, ahead: float = 0.0
 ) -> SessionHold:
-    """The hold after the service's answer about its session.
+    """Update a hold from the service's answer about its session.
 
     Args:
-        hold: As it was.
+        hold: The hold so far.
         session: The answer; None if the service does not know the session any more.
-        now: When it was asked.
+        now: When the request was sent.
         live_jobs: Whether a job of the session is not over. One that runs may outlive the session.
         ahead: Seconds by which the service's clock is ahead of ours.
     """
     if hold.final is not None:
         return hold
     if session is None:
-        # A new one may not be visible yet. Later nothing more will be told, so what the clock says is final.
+        # A new one may not be visible yet. Later the service will report nothing more, so our clock's number is final.
         return hold if live_jobs or now - hold.opened < UNSEEN else replace(hold, over=now, final=used_up(hold, now))
     hold = replace(hold, session_id=session.id, told=max(hold.told, session.elapsed_time or 0.0))
     if session.activated_at is not None:
@@ -380,7 +381,7 @@ def observed(
 
 
 def used_up(hold: SessionHold, now: float) -> float:
-    """Seconds that the session has used by now at the most."""
+    """The most seconds that the session may have used by now."""
     if hold.final is not None:
         return hold.final
     if hold.begun_after is None:
@@ -390,28 +391,28 @@ def used_up(hold: SessionHold, now: float) -> float:
 
 
 def counts(hold: SessionHold, now: float) -> bool:
-    """Whether it is to be counted at all: one that never got a session is forgotten when the service closes those."""
+    """Whether the hold counts: one without a session expires when the service would have closed it."""
     return hold.session_id is not None or now - hold.opened < UNOPENED
 
 
 def held_back(hold: SessionHold, now: float) -> float:
-    """Seconds that it may still use within its allotment."""
+    """The seconds that the session may still use within its allotment."""
     return 0.0 if hold.over is not None else max(0.0, hold.allotted - used_up(hold, now))
 
 
 def is_due(hold: SessionHold, now: float) -> bool:
-    """Whether the session is to be closed now, because its allotment is used up."""
+    """Whether the session has used up its allotment and must be closed now."""
     return hold.closes and hold.over is None and hold.session_id is not None and used_up(hold, now) >= hold.allotted
 
 
 def allotment(rooms: Sequence[Remaining], life: int | None, *, foreign: bool = False, closes: bool = False) -> int:
-    """The seconds that a session may use.
+    """Compute the seconds that a session may use.
 
     Args:
         rooms: All limits in force.
-        life: Seconds that it may live: what was asked for, or what is left of a session that is open already.
+        life: Its longest life in seconds: as requested, or what is left of a session that is open already.
         foreign: Whether the session is open already, so that its life cannot be changed.
-        closes: Whether it may be closed at its allotment.
+        closes: Whether it may be closed when its allotment is used up.
 
     Raises:
         BudgetExhausted: There is no room for it.
@@ -428,7 +429,7 @@ def allotment(rooms: Sequence[Remaining], life: int | None, *, foreign: bool = F
 
 
 def job_room(hold: SessionHold, budget: str, live: Iterable[Job], on_their_way: float, now: float) -> Remaining:
-    """What a session has left for one more job.
+    """Compute what a session has left for one more job.
 
     Args:
         hold: The session's.
@@ -442,5 +443,5 @@ def job_room(hold: SessionHold, budget: str, live: Iterable[Job], on_their_way: 
 
 
 def job_limit(rooms: Sequence[Remaining], session: Remaining, wanted: int | None) -> int | None:
-    """The limit of a job in a session: counts of jobs hold as ever, seconds are the session's."""
+    """Compute the limit of a job in a session: job counts apply as usual, seconds come from the session."""
     return allowed_seconds([*(room for room in rooms if room.counts_jobs), session], wanted)

@@ -1,7 +1,7 @@
-"""Admit a submission: the policy, the team's turn, the budget, the create rate. Admit a session: the budget.
+"""Admit a submission: policy, the team's turn, budget, create rate. Admit a session: budget.
 
-A reservation is known to its own process only, so from then until the service lists the job no other process may
-count under the same budget.
+A reservation is known to its own process only, so until the service lists the job no other process may check the same
+budget.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["AdmissionGuard", "SessionAdmission", "admission_guard", "session_gua
 
 @dataclass(slots=True)
 class AdmissionGuard:
-    """One submission on its way through budget and rate limit."""
+    """The checks of one submission: policy, budget and rate limit."""
 
     client: QuantumRuntimeClient
     spec: JobSpec
@@ -54,7 +54,7 @@ class AdmissionGuard:
         """Reserve QPU seconds and wait for a permit; see `submission.BeforePost`.
 
         Raises:
-            BudgetExhausted: The budget has no room; nothing is sent.
+            BudgetExhausted: Not enough of the budget is left; nothing is sent.
             InvalidInput: No budget has the name.
             PolicyRefused: The installation's policy does not allow it; nothing is sent.
             QuantumRuntimeError: The service or Prefect could not be asked what is left; nothing is sent.
@@ -63,7 +63,7 @@ class AdmissionGuard:
         if self._turn is not None:
             await self._turn.sent()
         most = await self._allowed()
-        # The team's turn comes first: who holds a budget's lock meanwhile would hold up the other teams.
+        # The team's turn comes first: a process that waits with a budget's lock would delay the other teams.
         async with share_turn(self.client.connection, self.where, self.block):
             spec = await self._reserve(key, lowest(self.spec.max_execution_time, most))
             self._turn = await acquire(self.client.connection)
@@ -83,7 +83,7 @@ class AdmissionGuard:
 
     async def _reserve(self, key: str, limit: int | None) -> JobSpec | None:
         budgets = await budgets_in_force(self.budget)
-        if not budgets or self.spec.dry_run:  # which is not charged
+        if not budgets or self.spec.dry_run:  # a dry run is not charged
             return self._with_limit(limit)
         await self._be_alone(budgets)
         try:
@@ -97,13 +97,13 @@ class AdmissionGuard:
         return self._with_limit(cap)
 
     def _with_limit(self, seconds: int | None) -> JobSpec | None:
-        """What to send in place of the caller's own spec; None where that will do."""
+        """The spec with this limit; None if the caller's own already has it."""
         if seconds == self.spec.max_execution_time:
             return None
         return replace(self.spec, max_execution_time=seconds)
 
     async def _be_alone(self, budgets: Sequence[Budget]) -> None:
-        """Take the budget's locks, so that no other process counts what this one is about to spend."""
+        """Take the budget's locks, so that no other process spends the same seconds."""
         # Outside a run there is no Prefect to ask.
         wanted = scopes(budgets, self.where, self.client.connection.crn) if in_run() else ()
         if wanted == self._held:
@@ -129,7 +129,7 @@ class AdmissionGuard:
             pause = min(2 * pause, 3.0)
 
     def bought(self, ref: JobRef) -> None:
-        """A job was bought; from now on its own state counts."""
+        """Note the accepted job; from now on its own state counts."""
         if self._reservation is not None:
             self._reservation.job_id = ref.id
 
@@ -143,7 +143,7 @@ class AdmissionGuard:
             if refused or not self._posting:
                 self._ledger.drop(kept)
             else:
-                # It may turn up in the list; until then it counts.
+                # It may still appear in the list, so it counts until then.
                 kept.doubtful_until = time.monotonic() + 2 * current_settings().submission_grace_seconds
         if self._turn is not None:
             self._turn.drop(sent=True)
@@ -154,7 +154,7 @@ class AdmissionGuard:
             await self._turn.sent()
 
     async def in_session(self, ref: JobRef) -> None:
-        """Note which session the job is in, where its first job opens it."""
+        """Note the session's id, if the session is opened by its first job."""
         kept = self._reservation
         if kept is not None and kept.hold is not None and ref.session is not None:
             await self._ledger.sessions.opened(kept.hold, ref.session.id)
@@ -172,8 +172,8 @@ async def admission_guard(
 
     Args:
         client: The instance that pays.
-        spec: What is to be bought.
-        where: The flow run that asks.
+        spec: The checked submission.
+        where: The flow run that submits.
         budget: The flow's own budget.
         session: The session that it is to run in.
 
@@ -202,7 +202,7 @@ class SessionAdmission:
     """A session that is about to be opened.
 
     Attributes:
-        life: Seconds that it may live.
+        life: Its longest life in seconds.
     """
 
     life: int
@@ -210,7 +210,7 @@ class SessionAdmission:
     _token: str
 
     async def opened(self, session: SessionRef) -> None:
-        """It was opened; in the legacy dialect its first job does it."""
+        """Note that it was opened; in the legacy dialect its first job opens it."""
         await self._ledger.sessions.opened(self._token, session.id)
 
 
@@ -222,17 +222,17 @@ async def session_guard(
 
     Args:
         client: The instance that pays.
-        where: The flow run that asks.
+        where: The flow run that submits.
         budget: The flow's own budget.
-        token: Names the session.
-        mode: `dedicated`; a batch is charged by its jobs, and passes.
-        life: Seconds that it was to live.
+        token: Identifies the session.
+        mode: `dedicated`; a batch is charged by its jobs and needs no reservation.
+        life: Its wanted life in seconds.
 
     Yields:
-        How long it may live.
+        Its admission, with its longest life.
 
     Raises:
-        BudgetExhausted: There is no room for it.
+        BudgetExhausted: Not enough of the budget is left for it.
         InvalidInput: No budget has the name.
         QuantumRuntimeError: The service or Prefect could not be asked what is left; nothing is sent.
     """
@@ -252,6 +252,6 @@ async def session_guard(
         try:
             yield SessionAdmission(allowed, book, token)
         except QuantumRuntimeError as error:
-            if not isinstance(error, SubmissionUncertain):  # else it may be open; without an id it is used by none
+            if not isinstance(error, SubmissionUncertain):  # else it may be open
                 await book.sessions.opened(token, None, opened=False)
             raise

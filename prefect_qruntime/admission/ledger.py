@@ -1,9 +1,9 @@
-"""What jobs used and may still use, and reservations, so that concurrent submissions cannot overspend.
+"""Count what jobs used and may still use, and reserve it, so that concurrent submissions cannot overspend.
 
 One ledger per instance and process, on the network loop. A reservation is made before the POST, for the most
 that the job may use; once the service lists the job, the service's own numbers take its place. Outside a flow
-there is no run whose jobs the service could list: there this process is the run. Dedicated sessions are counted as
-`budget_core` says; the seconds of their jobs are the session's.
+there is no run whose jobs the service could list, so this process counts as the run. `budget_core` decides how jobs and
+dedicated sessions are counted.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ __all__ = ["DeploymentJobs", "Ledger", "ledger"]
 _FORGET = 3600.0  # seconds after which a list surely shows a job
 _FORGET_UNSETTLED = 86400.0
 _RUN_DAYS = 7.0  # days that a flow run may take from opening a session to its last submission
-_LOOK_AGAIN = 0.5  # seconds between two looks at a usage that is not final yet
+_LOOK_AGAIN = 0.5  # seconds between two reads of a usage that is not final yet
 
 
 class Ledger:
@@ -70,12 +70,12 @@ class Ledger:
         wanted: int | None,
         session: SessionRef | None = None,
     ) -> tuple[Reservation, int | None]:
-        """Make room for one job, or refuse it.
+        """Reserve QPU seconds for one job, or refuse it.
 
         Args:
             client: The instance that pays.
-            budgets: All that hold.
-            where: The flow run that asks.
+            budgets: All that apply.
+            where: The flow run that submits.
             key: The submission key's tag.
             wanted: The job's own limit of QPU seconds.
             session: The session that it runs in.
@@ -84,14 +84,14 @@ class Ledger:
             The reservation, and the limit to send with the job.
 
         Raises:
-            BudgetExhausted: There is no room.
+            BudgetExhausted: Not enough is left.
             QuantumRuntimeError: The service or Prefect could not be asked.
         """
         wanted = wanted if wanted is not None else lowest(*(one.default_max_execution_time for one in budgets))
         async with self._lock:
             while True:
                 self._tidy()
-                # A second POST of the same intent takes the place of the first.
+                # A second POST of the same submission replaces the first.
                 self.reservations = [one for one in self.reservations if one.key != key]
                 rooms = await self._all_rooms(client, budgets, where)
                 hold = await self.sessions.of(client, budgets, where, session, rooms)
@@ -122,20 +122,20 @@ class Ledger:
     async def reserve_session(
         self, client: QuantumRuntimeClient, budgets: Sequence[Budget], where: RunContext, token: str, life: int
     ) -> int:
-        """Make room for a dedicated session before it is opened, or refuse it.
+        """Reserve QPU seconds for a dedicated session before it is opened, or refuse it.
 
         Args:
             client: The instance that pays.
-            budgets: All that hold.
-            where: The flow run that asks.
-            token: Names the session.
-            life: Seconds that it was to live.
+            budgets: All that apply.
+            where: The flow run that submits.
+            token: Identifies the session.
+            life: Its wanted life in seconds.
 
         Returns:
-            Seconds that it may live.
+            Its longest life in seconds.
 
         Raises:
-            BudgetExhausted: There is no room.
+            BudgetExhausted: Not enough is left.
             QuantumRuntimeError: The service or Prefect could not be asked.
         """
         async with self._lock:
@@ -157,14 +157,14 @@ class Ledger:
         *,
         jobs: int,
     ) -> None:
-        """Report the limits that are half, nearly or wholly spent or held back, each level once."""
+        """Report the limits that are half, nearly or wholly spent or reserved, each level once."""
         days = {budget.shown_name: budget.period_days for budget in budgets}
         scope = {
             "max_seconds_per_deployment": where.deployment_id,
             "min_remaining_seconds": client.connection.crn,
         }
         for room in rooms:
-            # A limit that moves along with the days is told of once in each of its periods.
+            # A limit over a moving period is reported once in each period.
             moving = room.limit in scope
             period = int(time.time() // (86400 * days[room.budget])) if moving else 0
             about = scope[room.limit] if moving else where.flow_run_id
@@ -172,7 +172,7 @@ class Ledger:
                 report_level(room, level, about=f"{about}:{period}", flow_run_id=where.flow_run_id)
 
     def drop(self, reservation: Reservation) -> None:
-        """Nothing was bought."""
+        """Release a reservation: no job was created."""
         self.reservations = [one for one in self.reservations if one is not reservation]
 
     def _tidy(self) -> None:
@@ -189,7 +189,7 @@ class Ledger:
         ]
 
     def _may_change(self, rooms: Sequence[Remaining], wanted: int | None) -> bool:
-        """Whether usage that the service has not fixed yet may still make room, and is worth waiting for."""
+        """Whether usage that is not final yet may still leave enough, and is worth waiting for."""
         moment, grace = time.monotonic(), current_settings().usage_grace_seconds
         fresh = set()
         for job_id in {job_id for room in rooms for job_id in room.settling}:
@@ -229,7 +229,7 @@ class Ledger:
     async def _session_room(
         self, client: QuantumRuntimeClient, budgets: Sequence[Budget], hold: SessionHold
     ) -> Remaining:
-        """What a session has left for one more job."""
+        """Compute what a session has left for one more job."""
         live = await client.jobs(session_id=hold.session_id, pending=True) if hold.session_id is not None else []
         self._see(live)
         await self._look_at_missing(client, {job.id for job in live}, hold.token)
@@ -243,7 +243,7 @@ class Ledger:
         return job_room(hold, name, live, on_their_way, now())
 
     async def _rooms(self, client: QuantumRuntimeClient, budget: Budget, where: RunContext) -> list[Remaining]:
-        """What each limit of a budget has left."""
+        """Compute what each limit of a budget has left."""
         rooms = []
         if budget.max_seconds_per_run is not None or budget.max_jobs_per_run is not None:
             run = await self._run(client, where)
@@ -283,7 +283,7 @@ class Ledger:
         return self._tally(jobs, mine, held)
 
     async def _instance(self, client: QuantumRuntimeClient, budget: Budget) -> list[Remaining]:
-        """Room above the minimum; none where the instance has no limit."""
+        """Compute what the instance has left above the minimum; empty if it has no limit."""
         live = {job.id: job for job in await client.jobs(pending=True)}
         self._see(live.values())
         await self._look_at_missing(client, live)
@@ -315,7 +315,7 @@ class Ledger:
     async def _look_at_missing(
         self, client: QuantumRuntimeClient, live: Collection[str], hold: str | None = None
     ) -> None:
-        """Look at jobs that were bought here and are not live: they are over, or not listed yet, or deleted."""
+        """Read the jobs submitted here that are not live: they are over, not listed yet, or deleted."""
         grace = current_settings().submission_grace_seconds
         for one in list(self.reservations):
             if hold is not None and (one.hold != hold or one.is_over):
@@ -329,7 +329,7 @@ class Ledger:
                     self.drop(one)
 
     def _see(self, jobs: Iterable[Job]) -> None:
-        """Keep what the service says of jobs that were bought here."""
+        """Keep the service's answers about jobs that were submitted here."""
         seen = {job.id: job for job in jobs}
         for one in self.reservations:
             if one.job_id in seen:
@@ -341,7 +341,7 @@ def _room(budget: Budget, limit: str, allowed: float, total: Tally) -> Remaining
 
 
 def ledger(crn: str) -> Ledger:
-    """The ledger of an instance. Call it on the network loop only."""
+    """The ledger of an instance. Call it on the network loop."""
     return network_loop().state(Ledger, crn)
 
 
@@ -357,7 +357,7 @@ def _flow_run_of(job: Job) -> UUID | None:
 
 
 class DeploymentJobs:
-    """Jobs of an instance since a moment, and whose they are. Lives on the network loop."""
+    """A cache of an instance's recent jobs and their deployments. Lives on the network loop."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, Job] = {}
@@ -366,12 +366,12 @@ class DeploymentJobs:
         self._owners: dict[UUID, UUID | None] = {}
 
     async def read(self, client: QuantumRuntimeClient, deployment_id: str, since: datetime) -> list[Job]:
-        """All jobs that runs of the deployment bought since a moment.
+        """List the jobs that runs of the deployment submitted since a moment.
 
         A flow run that Prefect does not know (another installation's, or deleted) belongs to no deployment.
 
         Raises:
-            QuantumRuntimeError: The service or Prefect could not be asked; then nothing may be bought.
+            QuantumRuntimeError: The service or Prefect could not be asked; then nothing may be submitted.
         """
         await self._read_jobs(client, since)
         found = [job for job in self._jobs.values() if job.created_at is None or job.created_at >= since]
@@ -379,7 +379,7 @@ class DeploymentJobs:
             await self._read_owners({run for job in found if (run := _flow_run_of(job)) is not None})
         except Exception as error:
             raise QuantumRuntimeError(
-                f"the budget of the deployment cannot be checked: Prefect's API gave no answer ({error!r})",
+                f"the deployment's budget cannot be checked: Prefect's API failed ({error!r})",
                 solution="Nothing was sent. Run the flow again when Prefect's API can be reached.",
                 advice=SAME_REQUEST,
             ) from error

@@ -90,7 +90,7 @@ async def _submit(
     submission_key = submission.get("submission_key")
     client, block = credentials.get_client(), block_name(credentials)
     where = await current_run()
-    # Before the plan, which may ask the service.
+    # Before the plan, which may ask the service. The guard checks again before each POST, as the policy may change.
     await policy.admit(client.connection, where, block, [_asked(submission)])
     plan = await plan_submission(credentials, pubs, submission)
     settings = current_settings()

@@ -209,7 +209,7 @@ def test_a_wrong_policy_allows_no_purchase_and_sends_keys_to_the_service_only(se
     assert in_force(buys=False) == QuantumRuntimePolicy()
 
 
-def test_a_refused_submission_asks_nobody(server: Server) -> None:
+def test_a_submission_is_checked_again_before_its_post(server: Server) -> None:
     server.data = {"rules": [{"backends": ["ibm_fez"], "max_execution_time": 30}], "hosts": []}
 
     class Client:
@@ -231,5 +231,5 @@ def test_changed_hosts_are_refused_before_the_token(server: Server) -> None:
     server.data = {}
     block = QuantumRuntimeCredentials(api_key="k", crn=CRN, iam_url="https://evil.example")  # type: ignore[arg-type]
     for ask in (block.verify, lambda: asyncio.run(block.averify())):
-        with pytest.raises(PolicyRefused, match=r"iam_url leads to 'evil\.example'"):
+        with pytest.raises(PolicyRefused, match=r"iam_url points to 'evil\.example'"):
             ask()
