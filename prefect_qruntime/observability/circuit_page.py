@@ -26,8 +26,8 @@ from prefect_qruntime.settings import current_settings
 __all__ = ["circuit_section", "is_drawable", "show_circuits", "success_probability"]
 
 _CIRCUITS = 2  # circuits that are drawn
-_GATES = 150  # gates of the largest circuit that is drawn
-_QUBITS = 12  # and its qubits in use
+_GATES = 150  # most gates of a drawn circuit
+_QUBITS = 12  # most qubits of a drawn circuit
 _WIDTH = 96  # characters of a drawing's line
 _FREE = frozenset({"barrier", "delay"})
 
@@ -38,7 +38,7 @@ def show_circuits(client: QuantumRuntimeClient, job_id: str, spec: JobSpec) -> N
     Args:
         client: The instance; it is asked for the backend's calibration at most once in ten minutes.
         job_id: The job.
-        spec: What was submitted.
+        spec: The submission.
     """
     if not (in_run() and spec.pubs and is_drawable(current_settings().circuit_drawings)):
         return
@@ -53,7 +53,7 @@ def show_circuits(client: QuantumRuntimeClient, job_id: str, spec: JobSpec) -> N
 
 
 class _Calibrations:
-    """Calibrations of backends as this process asked for them last."""
+    """A cache of backends' calibrations."""
 
     def __init__(self) -> None:
         self.known: TTLCache[tuple[str, str], dict[str, Any] | None] = TTLCache(32, ttl=600)
@@ -75,7 +75,7 @@ async def _calibration(client: QuantumRuntimeClient, backend: str) -> dict[str, 
 
 
 def is_drawable(wish: str) -> bool:
-    """Whether circuits are drawn here: never, always, or where Qiskit is loaded anyway.
+    """Whether circuits are drawn in this process: never, always, or if Qiskit is loaded anyway.
 
     Args:
         wish: The setting `circuit_drawings`.
@@ -84,12 +84,12 @@ def is_drawable(wish: str) -> bool:
 
 
 def circuit_section(pubs: Sequence[Pub], backend: str, properties: Mapping[str, Any] | None) -> str:
-    """The first circuits of a job as text drawings, each with its size and its estimated error.
+    """Draw the first circuits of a job as text, each with its size and its estimated error.
 
     Args:
-        pubs: The PUBs as they were sent.
+        pubs: The PUBs that were sent.
         backend: Name of the backend.
-        properties: Its calibration, where known.
+        properties: Its calibration, if it is known.
 
     Returns:
         Markdown; empty if no circuit can be read.
@@ -108,14 +108,14 @@ def circuit_section(pubs: Sequence[Pub], backend: str, properties: Mapping[str, 
 
 
 def success_probability(circuit: Any, properties: Mapping[str, Any]) -> float | None:
-    """The product of (1 - error) over all gates and measurements of a circuit, as the calibration has them.
+    """Multiply (1 - error) over all gates and measurements of a circuit, with the errors of the calibration.
 
     Args:
         circuit: A `QuantumCircuit` in the backend's own gates, its qubits numbered as the backend's.
         properties: The answer of `GET /backends/{id}/properties`.
 
     Returns:
-        A number from 0 to 1, or None if the calibration does not have some gate where the circuit uses it.
+        A number from 0 to 1; None if the calibration lacks a gate that the circuit uses.
     """
     gates = {
         (gate.get("gate"), tuple(gate.get("qubits", ()))): _value(gate.get("parameters"), "gate_error")
@@ -147,7 +147,7 @@ def _value(parameters: Any, name: str) -> float | None:
 
 
 def _read(pub: Pub) -> Any | None:
-    """The circuit as Qiskit's own; None if Qiskit's readers refuse the text, which the service may take."""
+    """Parse the circuit with Qiskit; None if Qiskit refuses the text, which the service may accept."""
     if not isinstance(pub.circuit, str):
         return load_qpy(pub.circuit, field="pubs")
     from qiskit import qasm2, qasm3
@@ -187,5 +187,5 @@ def _drawing(circuit: Any) -> list[str]:
     if len(circuit.data) > _GATES or _used(circuit) > _QUBITS:
         return ["Too large for a drawing."]
     text = str(circuit.draw("text", fold=_WIDTH, idle_wires=False, vertical_compression="high"))
-    # Blanks at the ends of lines mean nothing, and three backquotes would end the block.
+    # Trailing blanks mean nothing, and three backquotes would end the block.
     return ["\n".join(["```text", *(line.rstrip().replace("```", "'''") for line in text.splitlines()), "```"])]

@@ -48,17 +48,17 @@ __all__ = [
 
 log = get_logger(__name__)
 
-_PATIENCE = 0.3  # seconds a submission waits for its note; the API needs some hundredths unless it is overloaded
+_PATIENCE = 0.3  # seconds that a submission waits for its note; the API needs some hundredths unless overloaded
 _FIRST = 3.0  # seconds after its submission until the page of a job that is not over is written
 _TOGETHER = 2.0  # seconds over which the end and the result of a job are gathered into one write
-_TRIES = 3  # of a page whose write failed, patience included
+_TRIES = 3  # attempts to write a page
 _AGAIN = 15.0  # seconds before another try
 _AT_ONCE = 4  # pages written at the same time
-_AT_END = 8  # by a process that ends
-_STUCK = 12.0  # seconds without a page written after which such a process gives up; a worker kills it after 30
+_AT_END = 8  # the same, by a process that ends
+_STUCK = 12.0  # seconds without a written page after which such a process gives up; a worker kills it after 30
 _DRAIN = 90.0  # seconds after which it gives up in any case
 _AT_END_PATIENCE = 5.0  # seconds for which a write is repeated then, and for the summary
-_WORTH_A_WORD = 5.0  # seconds of writing at the end after which the log says why the process does not end
+_WORTH_A_WORD = 5.0  # seconds of writing after which the log says why the process has not ended yet
 
 Facts = dict[str, str | None]
 
@@ -71,12 +71,12 @@ async def write(
     new: bool = False,
     flow_run_id: str | None = None,
 ) -> None:
-    """Write facts to the page of a job now, together with what waits; a failure is logged. Runs on the network loop.
+    """Write facts to a job's page now, with those that are pending; log a failure. Runs on the network loop.
 
     Args:
         job_id: The job.
         meta: Plain facts.
-        defaults: Facts that count only if nothing was noted of them before.
+        defaults: Facts that apply only if they were not recorded before.
         new: Whether the page cannot exist yet, which saves a request.
         flow_run_id: The flow run that owns the job, if the caller is in none.
     """
@@ -89,13 +89,13 @@ async def write(
 async def note_submitted(
     job_id: str, meta: Facts, *, defaults: Mapping[str, str], new: bool, flow_run_id: str | None
 ) -> None:
-    """Note a submission in Prefect, waiting a moment at most; its page follows. Runs on the network loop.
+    """Note a submission in the flow run's summary, waiting a moment at most; its page follows. On the network loop.
 
     Args:
         job_id: The job.
         meta: Plain facts.
-        defaults: Facts that count only if nothing was noted of them before.
-        new: Whether nothing can be noted yet.
+        defaults: Facts that apply only if they were not recorded before.
+        new: Whether nothing can have been recorded yet.
         flow_run_id: The flow run that owns the job.
     """
     if not (in_run() or flow_run_id):
@@ -126,7 +126,7 @@ async def _knows_all_jobs() -> bool:
 
 
 def write_debounced(job_id: str, meta: Facts, section: str | None = None) -> None:
-    """Write facts to the page of a job soon, together with what follows. Call it on the network loop.
+    """Write facts to a job's page soon, together with later ones. Call it on the network loop.
 
     Args:
         job_id: The job.
@@ -139,7 +139,7 @@ def write_debounced(job_id: str, meta: Facts, section: str | None = None) -> Non
 
 
 def amend(job_id: str, meta: Facts) -> None:
-    """Add facts to a write of a job's page that is due anyway; they cause none. Call it on the network loop."""
+    """Add facts to a pending write of a job's page; cause no write. Call it on the network loop."""
     pages = network_loop().find(PageWrites)
     if pages is not None and (pending := pages.pages.get(job_id)) is not None:
         pending.meta |= {name: value for name, value in meta.items() if value is not None}
@@ -153,7 +153,7 @@ def add_section(job_id: str, section: str) -> None:
 
 @dataclass(slots=True)
 class _Pending:
-    """What is still to be written to the page of a job."""
+    """The pending write of a job's page."""
 
     meta: Facts
     section: str | None
@@ -166,7 +166,7 @@ class _Pending:
 
 
 class PageWrites:
-    """What this process still has to write to run pages. Lives on the network loop."""
+    """The job pages that this process still has to write. Lives on the network loop."""
 
     def __init__(self) -> None:
         self.pages: dict[str, _Pending] = {}
@@ -191,7 +191,7 @@ class PageWrites:
         flow_run_id: str | None = None,
         after: float = 0.0,
     ) -> None:
-        """Have facts written after some seconds at the latest; those of one job that wait share one write."""
+        """Schedule facts to be written after some seconds at the latest; pending facts of one job share one write."""
         due, pending = time.monotonic() + after, self.pages.get(job_id)
         if pending is None:
             pending = self.pages[job_id] = _Pending(
@@ -227,7 +227,7 @@ class PageWrites:
                 continue
             heapq.heappop(self._order)
             await self._places.acquire()
-            if (pending := self.pages.pop(job_id, None)) is None:  # written by another meanwhile
+            if (pending := self.pages.pop(job_id, None)) is None:  # written meanwhile
                 self._places.release()
                 continue
             job = asyncio.create_task(self._write_pending(job_id, pending, last=False))
@@ -239,11 +239,11 @@ class PageWrites:
         self._places.release()
 
     async def write_page(self, job_id: str, *, last: bool = False) -> None:
-        """Write what waits for a page, and try again later if that fails.
+        """Write the pending facts of a page, and schedule another attempt if that fails.
 
         Args:
             job_id: The job.
-            last: Whether the process ends, so that a failure stays.
+            last: Whether the process ends, so that there is no further attempt.
         """
         pending = self.pages.pop(job_id, None)
         if pending is not None:
@@ -278,8 +278,8 @@ class PageWrites:
             self._schedule(job_id, pending)
 
     async def write_pages(self, *, last: bool = False) -> None:
-        """Write all pages that wait now."""
-        self._ending = last  # the pages that are being written are finished, the others are written here
+        """Write all pending pages now."""
+        self._ending = last  # pages that are being written are completed, the others are written here
         self._changed.set()
         at_once = asyncio.Semaphore(_AT_END if last else _AT_ONCE)
 
@@ -292,7 +292,7 @@ class PageWrites:
             await asyncio.wait(under_way)
 
     async def stop(self) -> None:
-        """Give up what is being written; it counts as not written."""
+        """Cancel the writes in flight; they count as not written."""
         worker = [self._worker] if self._worker is not None else []
         under_way: list[asyncio.Task[Any]] = [*self.writing.values(), *self._jobs, *worker]
         for task in under_way:
@@ -302,7 +302,7 @@ class PageWrites:
 
 
 async def _write(job_id: str, pending: _Pending) -> bool:
-    """Write a page, in the context of the first that had something to write; returns whether that went well."""
+    """Write a page, in the context of the first pending fact; return whether that succeeded."""
 
     def text(facts: Mapping[str, str], old: str) -> str:
         return job_card(facts, old, pending.section)
@@ -333,7 +333,7 @@ async def _write(job_id: str, pending: _Pending) -> bool:
 
 
 async def flush() -> None:
-    """Write everything that this process has to write to run pages. Runs on the network loop."""
+    """Write all pending pages and summaries of this process. Runs on the network loop."""
     tasks = network_loop().state(Background).tasks
     while tasks:
         await asyncio.wait(tasks)
@@ -342,13 +342,13 @@ async def flush() -> None:
 
 
 async def drain(stuck: float = _STUCK) -> list[str]:
-    """Write what is left when the process ends, and report what is not written in time. Runs on the network loop.
+    """Write what is pending when the process ends, and report what is not written in time. Runs on the network loop.
 
-    A busy server takes its time, so this goes on as long as pages are written. The summary has every job in it; it is
-    written even if they are not.
+    A busy server is slow, so this continues while pages are written. The summary lists every job; it is written even
+    if their pages are not.
 
     Args:
-        stuck: Seconds without a page written after which it gives up.
+        stuck: Seconds without a written page after which it gives up.
 
     Returns:
         The jobs whose pages are incomplete.
@@ -383,7 +383,7 @@ async def drain(stuck: float = _STUCK) -> list[str]:
 
 
 async def _while_it_goes_on(work: Coroutine[Any, Any, None], pages: PageWrites, stuck: float) -> None:
-    """Run what writes pages until it is done, or no page was written for some seconds."""
+    """Run a coroutine that writes pages until it is done, or until no page was written for some seconds."""
     task, began, said = asyncio.create_task(work), time.monotonic(), False
     moved, seen = began, pages.written
     while not task.done() and (now := time.monotonic()) - moved < stuck and now - began < _DRAIN:
@@ -413,7 +413,7 @@ def _drain_at_exit() -> None:
         loop.run(drain())
 
 
-# Before the pools of threads are shut down, without which no connection can be opened; and again at the very end, for
-# what other threads left. Both come before the network loop closes, because they are registered later.
+# Before the thread pools are shut down, without which no connection can be opened; and again at the very end, for what
+# other threads left. Both run before the network loop closes, because they are registered later.
 getattr(threading, "_register_atexit", atexit.register)(_drain_at_exit)
 atexit.register(_drain_at_exit)

@@ -26,30 +26,30 @@ __all__ = ["Background", "RunSummary", "Summaries", "in_background", "mark_dirty
 
 log = get_logger(__name__)
 
-_GATHER = 0.25  # seconds for which a note waits for other submissions that are under way
-_NOTE_SHARE = 3  # or so much longer than the last one took
+_GATHER = 0.25  # seconds for which a note waits for other submissions in flight
+_NOTE_SHARE = 3  # or this many times as long as the last write took
 _PAUSE = 1.0  # seconds over which changes of a summary are gathered
-_SETTLING = 4.0  # more of them while jobs of it are without a page
-_SHARE = 10  # so much longer than the last write took is the pause after it
-_KEEP = 256  # flow runs whose jobs are remembered
+_SETTLING = 4.0  # further seconds while some of its jobs have no page
+_SHARE = 10  # the pause after a write is this many times as long as the write
+_KEEP = 256  # flow runs whose jobs are kept in memory
 
 
 class Background:
-    """What this process does for run pages in the background, and finishes before it ends."""
+    """The background work for run pages that this process completes before it ends."""
 
     def __init__(self) -> None:
         self.tasks: set[asyncio.Task[None]] = set()
 
 
 def in_background(work: Callable[[], Awaitable[None]], *, again: bool = True) -> asyncio.Task[None]:
-    """Do something for the run page in the background. Call it on the network loop.
+    """Run work for the run page in the background; log its failure. Call it on the network loop.
 
     Args:
-        work: What to do.
+        work: The work.
         again: Whether an ending process waits for it.
 
     Returns:
-        The task that does it.
+        Its task.
     """
     tasks = network_loop().state(Background).tasks
     task = asyncio.create_task(_try(work))
@@ -68,13 +68,13 @@ async def _try(work: Callable[[], Awaitable[None]]) -> None:
 
 @dataclass(eq=False)
 class RunSummary:
-    """The jobs of a flow run as this process knows them, and the writes of its summary.
+    """A flow run's jobs as this process knows them, and the writes of its summary.
 
     Attributes:
         flow_run_id: The flow run.
         jobs: Facts of each job.
         open: Notes of submissions whose jobs have no page yet.
-        alone: Whether no other process, and no earlier attempt, can have had jobs in it.
+        alone: Whether no other process and no earlier attempt can have submitted jobs for it.
         dirty: Whether something changed since its summary was written.
         is_written: Whether this process wrote its summary.
         done: Jobs that have a page.
@@ -96,19 +96,19 @@ class RunSummary:
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def learn(self, job_id: str, facts: Mapping[str, str | None]) -> None:
-        """Keep facts of a job."""
+        """Remember facts of a job."""
         known = self.jobs.setdefault(job_id, {})
         known |= {name: value for name, value in facts.items() if value is not None}
 
     def paged(self, job_id: str) -> None:
-        """A job has its own page now."""
+        """Note that a job has its own page now."""
         self.open.pop(job_id, None)
         self.done.add(job_id)
         if not self.open:
             self._all_paged.set()
 
     def note(self, job_id: str) -> asyncio.Task[None]:
-        """Have a submission noted soon; those that come together share one write."""
+        """Schedule the note of a submission; submissions that come together share one write."""
         self._unnoted.add(job_id)
         self._another.set()
         if self._noting is None:
@@ -117,7 +117,7 @@ class RunSummary:
 
     async def _note(self) -> None:
         with contextlib.suppress(TimeoutError):
-            # Each note names all jobs without a page: a busy server gets few of them.
+            # Each note names all jobs without a page, so a busy server needs only few of them.
             async with asyncio.timeout(max(_GATHER, _NOTE_SHARE * self._took)):
                 while submissions_in_flight() > len(self._unnoted):
                     self._another.clear()
@@ -128,7 +128,7 @@ class RunSummary:
             await self._write()
 
     def touch(self) -> None:
-        """Have the summary written soon."""
+        """Schedule a write of the summary."""
         self.dirty = True
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._keep_writing())
@@ -147,7 +147,7 @@ class RunSummary:
             pause = max(_PAUSE, _SHARE * (time.monotonic() - began))
 
     async def settle(self) -> None:
-        """Write the summary now if something changed."""
+        """Write the summary now if it changed."""
         async with self._lock:
             if self.dirty:
                 await _try(self._write)
@@ -157,19 +157,19 @@ class RunSummary:
         try:
             await write_summary(self.flow_run_id, self.jobs)
         except BaseException:
-            self.dirty = True  # for the end of the process
+            self.dirty = True  # written again, at the latest when the process ends
             raise
         self._took = time.monotonic() - began
 
 
 class Summaries:
-    """The flow runs whose jobs this process knows. Lives on the network loop."""
+    """The summaries of the flow runs that this process knows. Lives on the network loop."""
 
     def __init__(self) -> None:
         self.runs: LRUCache[str, RunSummary] = LRUCache(_KEEP)
 
     def of(self, flow_run_id: str) -> RunSummary:
-        """What is known of a flow run's jobs."""
+        """The summary of a flow run, made if there is none."""
         run: RunSummary = self.runs.setdefault(flow_run_id, RunSummary(flow_run_id))
         return run
 
@@ -179,16 +179,16 @@ class Summaries:
 
 
 def mark_dirty(flow_run_id: str, job_id: str, facts: Mapping[str, str | None] | None = None) -> None:
-    """Have the summary of a flow run written soon, because a job of it changed. Call it on the network loop.
+    """Schedule a write of a flow run's summary because a job of it changed. Call it on the network loop.
 
     Args:
         flow_run_id: The flow run that owns the job.
-        job_id: The job; it may be noted on another flow run's page, if it was attached to.
-        facts: What is known of it now.
+        job_id: The job; if it was attached to, it may be recorded on another flow run's page.
+        facts: New facts of the job.
     """
     run = network_loop().state(Summaries).of(flow_run_id)
     if job_id not in run.jobs:
-        run.alone = False  # others noted it first
+        run.alone = False  # another process recorded it first
     run.learn(job_id, facts or {})
     run.touch()
 
@@ -198,10 +198,10 @@ async def write_summary(flow_run_id: str, job_ids: Iterable[str] = ()) -> None:
 
     Args:
         flow_run_id: The flow run.
-        job_ids: Jobs of it that may be noted elsewhere: by the run that bought what this one attached to.
+        job_ids: Jobs that may be recorded by another flow run, to whose jobs this one attached.
 
     Raises:
-        Exception: Whatever Prefect's API raises.
+        Exception: Prefect's API failed.
     """
     run = network_loop().state(Summaries).of(flow_run_id)
     known = {job_id: dict(facts) for job_id, facts in run.jobs.items()}
@@ -212,11 +212,11 @@ async def write_summary(flow_run_id: str, job_ids: Iterable[str] = ()) -> None:
     else:
         await _read_jobs(flow_run_id, jobs, [*dict.fromkeys([*job_ids, *known])])
         for job_id, facts in known.items():
-            if job_id in jobs:  # its page may be written later than this
+            if job_id in jobs:  # its page may be older than this
                 jobs[job_id] = {**jobs[job_id], **facts}
             else:
                 jobs[job_id] = {**facts, "id": job_id}
-    # Without a state it was neither bought nor waited for here, only read.
+    # A job without a state was neither submitted nor waited for here, only read.
     listed = sorted((facts for facts in jobs.values() if "state" in facts), key=lambda facts: facts.get("noted", ""))
     if not listed:
         return
@@ -240,11 +240,11 @@ async def write_summary(flow_run_id: str, job_ids: Iterable[str] = ()) -> None:
 
 
 async def _read_jobs(flow_run_id: str, jobs: dict[str, Mapping[str, str]], job_ids: list[str]) -> None:
-    """Read what is noted of a flow run's jobs, its subflows' included."""
+    """Read the records of the jobs of a flow run and its subflows."""
     family = await prefect_api.family(UUID(flow_run_id))
     for record in await find_records("job", flow_run_ids=family):
-        jobs.setdefault(record.meta["id"], record.meta)  # the newest note of a job comes first
+        jobs.setdefault(record.meta["id"], record.meta)  # the newest record of a job comes first
     if missing := [job_id for job_id in job_ids if job_id not in jobs]:
         for record in await find_records("job", identifiers=missing):
-            # Another flow run paid for it, and counts it.
+            # Another flow run submitted it and counts its usage.
             jobs.setdefault(record.meta["id"], {**record.meta, "shared": "true"} if record.flow_run_id else record.meta)

@@ -1,4 +1,4 @@
-"""The jobs of instances with their owners: which flow run spent which QPU seconds. Reads only."""
+"""List the jobs of instances with their owners: which flow run used which QPU seconds. Reads only."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 
 class ListedJob(BaseModel):
-    """One job and who owns it.
+    """One job and its owner.
 
     `flow_run_id` comes from the job's `qr-flow:` tag, None for a job without one. `flow_run` is the run's name
-    in Prefect, None where Prefect does not know it (deleted, or another server's); `flow_state` is the name of its
+    in Prefect, None if Prefect does not know it (deleted, or another server's); `flow_state` is the name of its
     state, `deployment` that of its deployment, `flow/deployment`. `tags` are the job's own, without the package's.
     """
 
@@ -76,7 +76,7 @@ class ListedJob(BaseModel):
 
 
 class JobGroup(BaseModel):
-    """The jobs that have something in common; `value` is what, None for those that have nothing of the kind.
+    """The jobs that share a value, such as a deployment; `value` is None for jobs without one.
 
     `live` counts jobs that are not over, `not_final` those whose usage may still grow.
     """
@@ -103,9 +103,9 @@ class Totals(BaseModel):
 
 
 class JobList(BaseModel):
-    """Jobs, newest first, their sums, and what could not be looked into. `more` tells that the limit cut it short.
+    """Jobs, newest first, their sums, and the problems met. `more` says that the limit cut the list short.
 
-    `groups` are there if they were asked for, those with the most QPU seconds first. A job with two tags is in two.
+    `groups` are filled on request, those with the most QPU seconds first. A job with two tags is in two groups.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -118,7 +118,7 @@ class JobList(BaseModel):
 
 
 def parse_since(text: str, *, now: datetime | None = None, field: str = "since") -> datetime:
-    """Read a moment: an ISO date or time (local unless it names a zone), or a time span before now.
+    """Parse a time: an ISO date or time (local unless it names a zone), or a time span before now.
 
     Raises:
         InvalidInput: It is neither.
@@ -238,7 +238,7 @@ async def _list(
 async def _jobs(
     client: QuantumRuntimeClient, states: frozenset[JobStatus] | None, limit: int, since: datetime | None
 ) -> list[Job]:
-    """The newest jobs that fit. The service filters by "over or not" only, so states are picked out here."""
+    """List the newest matching jobs. The service filters by "over or not" only, so states are filtered here."""
     over = {state.is_terminal for state in states} if states is not None else {True, False}
     pending = None if len(over) == 2 else not over.pop()
     found: dict[str, Job] = {}
@@ -257,10 +257,10 @@ async def _jobs(
 
 
 async def find_owners(flow_run_ids: Iterable[str | None]) -> dict[str, Owner]:
-    """Name flow runs, their flows and their deployments. Runs on the network loop.
+    """Read the names of flow runs, their flows and their deployments. Runs on the network loop.
 
     Args:
-        flow_run_ids: As tags of jobs say; those that are no ids or unknown to this Prefect are left out.
+        flow_run_ids: Ids from the tags of jobs; invalid ones and those unknown to this Prefect are left out.
     """
     client = await api()
     runs = await flow_runs_by_id(flow_run_ids)
@@ -289,7 +289,7 @@ def _pages(ids: Iterable[UUID]) -> list[list[UUID]]:
 
 
 def group_jobs(jobs: list[ListedJob], by: GroupBy) -> list[JobGroup]:
-    """Sum jobs up by what they have in common, most QPU seconds first."""
+    """Group jobs by a value that they share, most QPU seconds first."""
     values: dict[str | None, list[ListedJob]] = {}
     for job in jobs:
         for value in _values(job, by):

@@ -1,4 +1,4 @@
-"""Report usage by owner: read the service's lists, name the owners in Prefect, reconcile with what the service says.
+"""Report usage by owner: read the service's lists, name the owners in Prefect, reconcile with the service's totals.
 
 Reads only. Jobs are read page by page and kept as small facts, so that tens of thousands of them fit into memory.
 """
@@ -38,9 +38,9 @@ from prefect_qruntime.operations.usage_tables import Reconciled, UnownedJob, Usa
 __all__ = ["InstanceUsage", "areport_usage", "compile_report", "report_usage"]
 
 _PAGE = 200
-_AT_ONCE = 8  # sessions asked for side by side
+_AT_ONCE = 8  # sessions read concurrently
 _SESSION_LIFE = timedelta(hours=24)  # within which the jobs of a session are created
-_OVERLAP = timedelta(milliseconds=1)  # a page begins with the last moment of the page before, whose jobs are known
+_OVERLAP = timedelta(milliseconds=1)  # a page begins with the last millisecond of the page before
 _UNOWNED = 100  # jobs without an owner that are listed one by one
 
 FindOwners = Callable[[set[str]], Awaitable[Mapping[str, Owner]]]
@@ -57,7 +57,7 @@ def report_usage(
 
     Args:
         blocks: Names of credentials blocks; None for all saved ones.
-        by: What the rows are; one or more of `flow`, `deployment`, `flow-run`, `tag`, `user`, `session`, `month`,
+        by: How rows are grouped: one or more of `flow`, `deployment`, `flow-run`, `tag`, `user`, `session`, `month`,
             `day`, `backend` and `block`.
         since: Only what was created since then; see `parse_since`.
         until: Only what was created before then; None for no end.
@@ -76,7 +76,7 @@ async def areport_usage(
     until: str | None = None,
 ) -> UsageReport:
     """As `report_usage`, for async code."""
-    group((), by)  # refuses a wrong one before anything is sent
+    group((), by)  # refuses wrong names before anything is sent
     begin = parse_since(since)
     end = parse_since(until, field="until") if until is not None else None
     if end is not None and end <= begin:
@@ -111,7 +111,7 @@ async def _report(
 
 @dataclass
 class InstanceUsage:
-    """What one instance's lists said of its jobs and sessions, and what it says of its usage as a whole."""
+    """The jobs and sessions that one instance lists, and the total usage that it reports."""
 
     block: str
     book: UsageBook = field(default_factory=UsageBook)
@@ -123,13 +123,13 @@ class InstanceUsage:
     async def read(
         self, client: QuantumRuntimeClient, block: str, since: datetime, until: datetime | None = None
     ) -> None:
-        """Read an instance, in any order and as often as it takes. Runs on the network loop.
+        """Read the jobs, sessions and usage of an instance. Runs on the network loop.
 
         Args:
             client: The instance.
             block: Name of the credentials block.
-            since: What was created since then; and all of the usage period, to compare it with what the service says.
-            until: What was created before then, and the jobs of sessions opened before.
+            since: Read what was created since then, and the whole usage period, to compare it with the service's total.
+            until: Read what was created before then, and the jobs of sessions opened before then.
 
         Raises:
             QuantumRuntimeError: The service could not be asked; what was read stays.
@@ -145,7 +145,7 @@ class InstanceUsage:
         await self._read_jobs(client, block, since, None if until is None else until + _SESSION_LIFE)
         if lists_sessions:
             await self._read_unlisted(client, block)
-        # Read last: what is final in a list is in the sum, and what became final meanwhile counts as pending.
+        # Read last: usage that is final in a list is in this total; what became final meanwhile counts as pending.
         self.usage = await client.usage() if self.has_period else usage
         self.unfinished.discard(block)
 
@@ -156,7 +156,7 @@ class InstanceUsage:
                     self.book.see_session(_session_facts(parse_session_workload(item), block))
         except NotFound:
             self.notes.append(
-                f"{block}: this service does not list what sessions are charged, so their jobs are counted one by one."
+                f"{block}: this service does not list the usage of sessions, so their jobs are counted one by one."
             )
             return False
         return True
@@ -164,7 +164,7 @@ class InstanceUsage:
     async def _read_jobs(
         self, client: QuantumRuntimeClient, block: str, since: datetime, until: datetime | None
     ) -> None:
-        """All jobs, newest first. A list that moves while it is read repeats jobs, and leaves none out."""
+        """Read all jobs, newest first. A list that changes while it is read repeats jobs, and omits none."""
         before, size, seen = until, _PAGE, set[str]()
         while True:
             page = await client.jobs(created_after=since, created_before=before, limit=size)
@@ -176,15 +176,15 @@ class InstanceUsage:
             last = page[-1].created_at
             if last is None:
                 raise QuantumRuntimeError(
-                    f"The service does not say when job {page[-1].id} was created, so its list cannot be read on."
+                    f"The service does not say when job {page[-1].id} was created, so the list cannot be continued."
                 )
             moved = before is None or last + _OVERLAP < before
-            # More jobs of one moment than fit on a page: ask for more at once.
+            # More jobs of one millisecond than fit on a page: ask for a larger page.
             before, size = last + _OVERLAP, _PAGE if moved else 2 * size
             seen = {job.id for job in page}
 
     async def _read_unlisted(self, client: QuantumRuntimeClient, block: str) -> None:
-        """Ask for the sessions that jobs name and no list showed: older ones, and such that lag behind."""
+        """Read the sessions that jobs name and no list showed: older ones, and those listed late."""
         slots = asyncio.Semaphore(_AT_ONCE)
 
         async def read(session_id: str) -> None:
@@ -193,7 +193,7 @@ class InstanceUsage:
                     session = await client.session(session_id)
                 except NotFound:
                     return  # deleted: its jobs are counted one by one
-                # How long it has been open is the most that it can be charged.
+                # It cannot be charged for more than the time for which it has been open.
                 seen = session.model_copy(update={"usage_seconds": session.elapsed_time, "usage_final": False})
                 self.book.see_session(_session_facts(seen, block))
 
@@ -201,12 +201,12 @@ class InstanceUsage:
 
     @property
     def has_sessions_without_jobs(self) -> bool:
-        """Whether a session that is charged by the clock has no job that was listed."""
+        """Whether a session that is charged by the clock has no listed job."""
         of_jobs = {job.session_id for job in self.book.jobs.values()}
         return any(one.is_charged_by_the_clock and one.id not in of_jobs for one in self.book.sessions.values())
 
     def note_openers(self, openers: Mapping[str, str | None]) -> None:
-        """Note which flow runs opened sessions.
+        """Note the flow runs that opened sessions.
 
         Args:
             openers: Flow runs by session.
@@ -216,10 +216,10 @@ class InstanceUsage:
             self.book.sessions[session_id] = replace(known, flow_run_id=openers[session_id])
 
     def reconcile(self) -> list[Reconciled]:
-        """Compare what the service says of the usage period, of sessions and of batches with what was counted."""
+        """Compare the service's totals of the usage period, of sessions and of batches with the counted usage."""
         found: list[Reconciled] = []
         usage = self.usage
-        if usage is None or self.unfinished:  # a part is no match for the whole
+        if usage is None or self.unfinished:  # a part cannot be compared with the whole
             return found
         if self.has_period:
             charges = self.book.charges({}, since=usage.period_start, until=usage.period_end)
@@ -230,7 +230,7 @@ class InstanceUsage:
                     found.append(self._line("instance", unit, amount, total.amounts, total.pending, _instance_meaning))
         else:
             self.notes.append(
-                f"{self.block}: its sum is told for the present usage period only, which the report leaves out."
+                f"{self.block}: the service reports a total for the current usage period only, which this report omits."
             )
         for mode, what, meaning in (
             ("dedicated", "dedicated sessions", _session_meaning),
@@ -283,15 +283,15 @@ def _instance_meaning(more: Decimal, pending: Decimal) -> str:
             else "The service counts less than its own jobs say. Ask IBM's support with the job ids."
         )
     return ("Some jobs are not final yet. If it stays: " if pending else "") + (
-        "Somebody else used the instance, jobs were deleted, or jobs of the period before ran into this one. "
-        "A key lists only its own user's jobs: save a block for each user to see them."
+        "Another user used the instance, jobs were deleted, or jobs of the previous period ran into this one. "
+        "A key lists only its own user's jobs: save a block for each user to see them all."
     )
 
 
 def _session_meaning(more: Decimal, pending: Decimal) -> str:
     if more < 0:
-        return "The jobs report more than their sessions are charged." + (" Not final yet." if pending else "")
-    return "Time for which sessions held the QPU and no job of theirs ran." if more else "They agree."
+        return "The jobs report more than their sessions are charged." + (" It is not final yet." if pending else "")
+    return "Time for which sessions held the QPU without running a job." if more else "They agree."
 
 
 def _batch_meaning(more: Decimal, pending: Decimal) -> str:
@@ -305,7 +305,7 @@ def _amounts(seconds: float | None, units: float | None) -> Amounts:
 
 
 def _shared(text: str | None) -> str | None:
-    """The same text object for equal texts: thousands of jobs have few backends and users."""
+    """Intern a text: thousands of jobs share few backends and users."""
     return None if text is None else intern(text)
 
 
@@ -347,14 +347,14 @@ async def compile_report(
     until: datetime | None,
     problems: Sequence[str] = (),
 ) -> UsageReport:
-    """Make the report of what was read.
+    """Make the report of the instances that were read.
 
     Args:
-        instances: What was read.
+        instances: The instances.
         owners_of: Names flow runs by their ids.
-        by: What the rows are.
-        since: Only what was created at that moment or later.
-        until: Only what was created before that moment; None for no end.
+        by: How rows are grouped.
+        since: Only what was created then or later.
+        until: Only what was created before then; None for no end.
         problems: What could not be read.
     """
     told = [job.flow_run_id for one in instances for job in one.book.jobs.values()]

@@ -18,10 +18,10 @@ __all__ = ["Reconciled", "UnownedJob", "UsageLine", "UsageReport", "rolled_up", 
 
 
 class UsageLine(BaseModel):
-    """One row: what it is about, its jobs, what they are charged, and the part of it that may still change.
+    """One row: its keys, its jobs, their usage, and the part of it that may still change.
 
-    `qpu_seconds` and `resource_units` are two accounts of the same work. They are never added up, and the latter is
-    None where the service tells none.
+    `qpu_seconds` and `resource_units` are two measures of the same work. They are never added up, and the latter is
+    None if the service reports none.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -51,7 +51,7 @@ class UnownedJob(BaseModel):
 
 
 class Reconciled(BaseModel):
-    """What the service says of a whole beside what was counted. `difference` is what the service says more."""
+    """A total of the service beside the counted usage. `difference` is the service's total less the counted usage."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -68,7 +68,7 @@ class Reconciled(BaseModel):
 
 
 class UsageReport(BaseModel):
-    """Usage by owner. `problems` could not be looked into, so that the numbers are too low; `notes` explain them."""
+    """Usage by owner. If there are `problems`, the numbers are too low; `notes` explain the numbers."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -91,7 +91,7 @@ class UsageReport(BaseModel):
 
 
 def rolled_up(report: UsageReport, by: str) -> UsageReport:
-    """The same report with one of its groups only, for instance by deployment what is by deployment and day."""
+    """Sum a report up by one of its groups, for instance one by deployment and day by deployment."""
     sums: dict[str, list[UsageLine]] = {}
     for row in report.rows:
         sums.setdefault(row.keys[by], []).append(row)
@@ -116,13 +116,13 @@ def rolled_up(report: UsageReport, by: str) -> UsageReport:
 
 
 def _exact(values: Iterable[float | None]) -> float | None:
-    """A sum without the errors of binary fractions; None if there is no number."""
+    """Add numbers without the errors of binary fractions; None if there is no number."""
     known = [Decimal(str(value)) for value in values if value is not None]
     return float(sum(known)) if known else None
 
 
 def table_rows(report: UsageReport) -> list[dict[str, Any]]:
-    """The rows as plain columns, all with the same names; resource units only where the service tells some."""
+    """The rows as plain columns, all with the same names; resource units only if the service reports them."""
     units = report.total.resource_units is not None
     return [
         {
@@ -153,7 +153,7 @@ def _columns(report: UsageReport) -> list[str]:
 
 
 def to_csv(report: UsageReport) -> str:
-    """The rows as CSV with a header. Names that a spreadsheet would take for a formula begin with an apostrophe."""
+    """The rows as CSV with a header. Names that a spreadsheet would read as a formula begin with an apostrophe."""
     text = io.StringIO()
     writer = csv.DictWriter(text, _columns(report), lineterminator="\n")
     writer.writeheader()

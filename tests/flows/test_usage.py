@@ -125,7 +125,7 @@ def test_usage_by_everything_and_what_the_service_says(
     assert "resource units" in shown
     sandbox.control.set_usage(consumed=1000)
     usage_command(block=[BLOCK], since="2026-01-01")
-    assert "Somebody else used the instance" in " ".join(capsys.readouterr().out.split())
+    assert "Another user used the instance" in " ".join(capsys.readouterr().out.split())
 
 
 def test_pending_usage_is_marked(

@@ -107,8 +107,8 @@ def test_all_rules_that_name_a_tenant_hold(asked: Asked, why: str | None) -> Non
 def test_rules_for_others_do_not_hold() -> None:
     stranger = Tenant("main", "other", block="ibm-open")
     assert refusal(RULES, stranger, Asked("aer", "estimator", 600)) is None
-    assert "none is allowed" in str(refusal(RULES, stranger, Asked("aer", session_seconds=0)))
-    assert "none" in str(refusal(RULES, Tenant("other", "daily"), Asked("aer")))
+    assert "no dedicated session is allowed" in str(refusal(RULES, stranger, Asked("aer", session_seconds=0)))
+    assert "backend 'aer' is not allowed" in str(refusal(RULES, Tenant("other", "daily"), Asked("aer")))
     assert limits(RULES, RESEARCH) == (60, 100)
     assert limits(RULES, Tenant()) == (600, None)
     assert limits(QuantumRuntimePolicy(), RESEARCH) == (None, None)
