@@ -111,7 +111,7 @@ class Budget(Loadable, Block):
         default=None,
         ge=1,
         title="Jobs per run",
-        description="Most jobs that one flow run may buy, failed and cancelled ones included; empty for no limit.",
+        description="Most jobs that one flow run may submit, failed and cancelled ones included; empty for no limit.",
     )
 
     close_sessions_at_limit: bool = Field(

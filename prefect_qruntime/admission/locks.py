@@ -209,7 +209,7 @@ async def _claim(name: str, what: str, claim: Claim, row: Row) -> HeldLock:
 
 
 def _held_too_long(name: str, what: str, action: Action) -> QuantumRuntimeError:
-    who = action.row.who if action.row is not None else "several processes in turn"
+    who = action.row.who if action.row is not None else "several processes, one after the other"
     return QuantumRuntimeError(
         f"Another process holds the lock {name} for {what} and does not release it: {who}.",
         solution=(

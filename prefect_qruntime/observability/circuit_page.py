@@ -1,4 +1,4 @@
-"""Draw a job's circuits on its page and estimate their error from the backend's calibration, where Qiskit is loaded."""
+"""Draw a job's circuits on its page and estimate their error from the backend's calibration, if Qiskit is loaded."""
 
 from __future__ import annotations
 

@@ -128,9 +128,8 @@ class WaitProgress:
             return [f"no answer from the service yet after {spent}"]
         if self.status is JobStatus.QUEUED:
             said = backend_words(self.backend) if self.backend is not None else ""
-            notes = (
-                (said, self._queue()) if is_held(self) else (self._queue(), said)
-            )  # the reason that holds the job comes first
+            # The reason that holds the job comes first.
+            notes = (said, self._queue()) if is_held(self) else (self._queue(), said)
             return [note for note in (f"queued {spent}", *notes) if note]
         if self.status is JobStatus.RUNNING:
             estimate = self.job.estimated_running_seconds

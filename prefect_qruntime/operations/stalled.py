@@ -207,7 +207,7 @@ async def _resume(flow_run_id: str, force: bool) -> Resumed:
     if answer.status is not SetStateStatus.ACCEPT:
         reason = getattr(answer.details, "reason", None) or "no reason was given"
         raise QuantumRuntimeError(f"Prefect did not schedule flow run {flow_run.id}: {reason}.")
-    # As after a suspension: this is no retry, so that a job that failed meanwhile is not submitted anew.
+    # As after a suspension: this is no retry, so that a job that failed meanwhile is not submitted again.
     policy = (await client.read_flow_run(flow_run.id)).empirical_policy
     await client.update_flow_run(flow_run.id, empirical_policy=policy.model_copy(update={"resuming": True}))
     return Resumed(id=str(flow_run.id), name=flow_run.name, jobs=await _jobs(flow_run.id))
