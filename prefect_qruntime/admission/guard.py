@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from prefect_qruntime.admission import policy
 from prefect_qruntime.admission.budget import Budget, BudgetLike, budgets_in_force, report_exhausted, scopes
-from prefect_qruntime.admission.budget_core import Reservation, lowest
+from prefect_qruntime.admission.budget_core import Reservation
 from prefect_qruntime.admission.ledger import Ledger, ledger
 from prefect_qruntime.admission.locks import HeldLock, budget_lock
 from prefect_qruntime.admission.rate_limit import Permit, acquire
@@ -39,7 +39,6 @@ class AdmissionGuard:
     spec: JobSpec
     where: RunContext
     budget: BudgetLike | None
-    _ledger: Ledger
     session: SessionRef | None = None
     _reservation: Reservation | None = None
     _turn: Permit | None = None
@@ -49,6 +48,10 @@ class AdmissionGuard:
     _locks: tuple[HeldLock, ...] = ()
     key_lock: HeldLock | None = None
     block: str | None = None
+
+    @property
+    def _ledger(self) -> Ledger:
+        return ledger(self.client.connection.crn)
 
     async def before_post(self, key: str) -> JobSpec | None:
         """Reserve QPU seconds and wait for a permit; see `submission.BeforePost`.
@@ -62,10 +65,10 @@ class AdmissionGuard:
         self._posting = False
         if self._turn is not None:
             await self._turn.sent()
-        most = await self._allowed()
+        limit = await self._allowed()
         # The team's turn comes first: a process that waits with a budget's lock would delay the other teams.
         async with share_turn(self.client.connection, self.where, self.block):
-            spec = await self._reserve(key, lowest(self.spec.max_execution_time, most))
+            spec = await self._reserve(key, limit)
             self._turn = await acquire(self.client.connection)
             for lock in (self.key_lock, *self._locks):
                 if lock is not None:
@@ -74,12 +77,12 @@ class AdmissionGuard:
         return spec
 
     async def _allowed(self) -> int | None:
-        """The QPU seconds that the installation's policy allows the job; a dry run uses none."""
+        """The job's own limit of QPU seconds, else the policy's, which refuses a higher one; a dry run uses none."""
         if self.spec.dry_run:
-            return None
+            return self.spec.max_execution_time
         asked = policy.Asked(self.spec.backend, self.spec.program_id, self.spec.max_execution_time)
         most, _ = await policy.admit(self.client.connection, self.where, self.block, [asked])
-        return most
+        return most if self.spec.max_execution_time is None else self.spec.max_execution_time
 
     async def _reserve(self, key: str, limit: int | None) -> JobSpec | None:
         budgets = await budgets_in_force(self.budget)
@@ -180,7 +183,7 @@ async def admission_guard(
     Yields:
         The hooks of `client.submit`.
     """
-    one = AdmissionGuard(client, spec, where, budget, ledger(client.connection.crn), session)
+    one = AdmissionGuard(client, spec, where, budget, session)
     async with one._alone:
         try:
             yield one

@@ -225,6 +225,7 @@ def test_a_submission_is_checked_again_before_its_post(server: Server) -> None:
     sent = network_loop().run(submit(JobSpec("sampler", "ibm_fez")))
     assert sent is not None
     assert sent.max_execution_time == 30
+    assert network_loop().run(submit(JobSpec("sampler", "ibm_fez", max_execution_time=20))) is None, "sent as it is"
 
 
 def test_changed_hosts_are_refused_before_the_token(server: Server) -> None:
