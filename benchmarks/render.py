@@ -196,8 +196,8 @@ def _method(results: Results) -> Iterator[str]:
     )
     yield (
         "- Hours of queue: the sandbox and our process live on clocks sped up by the same factor, so lags include the "
-        "work of a poll times that factor. The peers' poll rate does not change with the wait, so theirs is counted for "
-        "some seconds and extrapolated to an hour."
+        "work of a poll times that factor. The peers' poll rate does not change with the wait, so theirs is counted "
+        "for some seconds and extrapolated to an hour."
     )
     yield (
         "- CPU is that of the measured process, memory its peak (jobs) or its growth (waits). Installed sizes are "
