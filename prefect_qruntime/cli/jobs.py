@@ -152,7 +152,9 @@ def estimate(
             raise InvalidInput(f"name one of the saved blocks: {', '.join(names) or 'there is none'}", field="block")
         submission: Submission = {"backend": backend, "shots": shots, "max_execution_time": max_execution_time}
         texts = [circuit_text(circuit, field=f"circuits[{place}]") for place, circuit in enumerate(circuits)]
-        return await estimate_jobs(await aload_credentials(names[0]), texts, submission, one_job_each=one_job_each)
+        return await estimate_jobs(
+            await aload_credentials(names[0]), texts, submission, pubs_per_job=1 if one_job_each else None
+        )
 
     found = network_loop().run(work())
     if json:
