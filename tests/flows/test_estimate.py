@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import json
 import pkgutil
 import threading
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -25,6 +27,7 @@ from flows.vqe_session import vqe_session
 from prefect_qruntime.cli.jobs import estimate as estimate_command
 from prefect_qruntime.client.cost_core import COVERAGE, ENOUGH
 from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.errors import ApprovalDenied, InvalidInput
 from prefect_qruntime.observability.artifacts import upsert
 from prefect_qruntime.sandbox import Sandbox
@@ -318,6 +321,61 @@ def test_the_pages_of_jobs_note_what_the_estimate_learns_from(
     with pytest.raises(InvalidInput, match="must be a list of PUBs, one at least"):
         qr.estimate_cost(credentials, FLIP, pubs_per_job=1, **parameters)
     assert posts(sandbox) == 2
+
+
+def test_the_command_prices_every_program_from_files(
+    block: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def file(content: Any) -> Path:
+        path = tmp_path / f"{uuid4().hex}.json"
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return path
+
+    def expected(*circuits: str, **given: Any) -> tuple[float, int, str]:
+        assert estimate_command([*circuits], backend="priced", block=block, json=True, **given) == 0
+        found = json.loads(capsys.readouterr().out)
+        return found["expected_seconds"] - 2 * found["jobs"], found["jobs"], found["program_id"]
+
+    repetition = 270e-6
+    plain = 'OPENQASM 3.0; include "stdgates.inc"; qubit[1] q; x q[0];'
+    (tmp_path / "plain.qasm").write_text(plain)
+    sampler = make_spec([FLIP], backend="priced", shots=30, route="executor")
+    for given, executions, jobs, program in (
+        ({"circuits": [FLIP], "shots": 1000}, 1000, 1, "sampler"),
+        ({"circuits": [FLIP], "shots": 1000, "program": "executor"}, 1000, 1, "executor"),
+        ({"circuits": [FLIP], "shots": 1000, "route": "executor"}, 1000, 1, "executor"),
+        (
+            {"circuits": ["plain.qasm"], "program": "estimator", "observable": ["Z", "X"], "shots": 50},
+            100,
+            1,
+            "estimator",
+        ),
+        ({"pubs": file([[FLIP, None, 10], FLIP]), "options": file({"default_shots": 20})}, 30, 1, "sampler"),
+        ({"pubs": file([[FLIP, None, 10], FLIP]), "shots": 20, "one_job_each": True}, 30, 2, "sampler"),
+        ({"pubs": file([[plain, "Z", None, 0.1]]), "program": "estimator"}, 100, 1, "estimator"),
+        ({"params": file(sampler.prepared or {}), "program": "executor"}, 30, 1, "executor"),
+        ({"params": file({"pubs": [[FLIP, None, 70]], "version": 2})}, 70, 1, "sampler"),
+        ({"params": file({"circuits": []}), "program": "noise-learner"}, 0, 1, "noise-learner"),
+    ):
+        seconds, number, name = expected(*given.pop("circuits", ()), **given)
+        assert (seconds, number, name) == (pytest.approx(executions * repetition), jobs, program), given
+    for given, field in (
+        ({}, "circuits"),
+        ({"circuits": [FLIP], "pubs": file([FLIP])}, "circuits"),
+        ({"circuits": [FLIP], "program": "estimator"}, "observable"),
+        ({"circuits": [FLIP], "observable": ["Z"]}, "observable"),
+        ({"pubs": file("[secret")}, "pubs"),
+        ({"pubs": tmp_path / "none.json"}, "pubs"),
+        ({"pubs": file([]), "one_job_each": True}, "pubs"),
+        ({"params": file({"quantum_program": {"shots": 1}}), "program": "executor"}, "params.quantum_program.items"),
+        ({"params": file({"circuits": []})}, "params.pubs"),
+    ):
+        with pytest.raises(InvalidInput) as caught:
+            estimate_command(given.pop("circuits", None), backend="priced", block=block, **given)
+        assert caught.value.field == field, given
+        assert "secret" not in str(caught.value)
 
 
 def test_what_the_past_says_survives_odd_pages() -> None:
