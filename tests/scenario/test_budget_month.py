@@ -29,7 +29,7 @@ from tests.support.scenario import BELL, QUICK
 DAY = 86400.0
 LAG = 0.8 * DAY
 ALLOWED, CAP, WATCH = 300, 40, 30
-WEEKS, ROUNDS = 4, 14  # a week has a flow run for each team, with a budget of its own
+WEEKS, ROUNDS = 4, 9  # a week has a flow run for each team, with a budget of its own
 TEAMS = {"single jobs": 0, "sessions under the budget": 0, "sessions of others": 1}
 
 
@@ -42,6 +42,8 @@ def sandbox_options() -> dict[str, Any]:
         "token_lifetime": 1e9,
         "usage_lag": LAG,
         "physics": False,
+        "interactive_ttl": 3600,
+        "idle_close": 3600,
     }
 
 
@@ -115,9 +117,7 @@ class Run:
         token, life = f"t{self.month.random.getrandbits(64):016x}", 3600
         mine = self.team == "sessions under the budget"
         if mine:
-            life = self.client.run(
-                self.ledger.reserve_session(self.client, [self.budget], self.where, token, life // 40)
-            )
+            life = self.client.run(self.ledger.reserve_session(self.client, [self.budget], self.where, token, 90))
         ref = self.client.run(self.client.post_session("sandbox_ideal", mode="dedicated", max_ttl=life))
         self.session = ref.model_copy(update={"token": token}) if mine else ref
         if mine:
@@ -212,7 +212,7 @@ def test_no_budget_of_the_month_is_overspent_beyond_the_bound(
     assert max(spent["sessions of others"]) <= ALLOWED + CAP + WATCH
     # It was no month without pressure.
     assert all(run.refused for run in runs)
-    assert all(min(numbers) > ALLOWED / 2 for numbers in spent.values())
+    assert all(max(numbers) > 0.9 * ALLOWED for numbers in spent.values())
     assert sum(run.crashes for run in runs) > len(runs)
     assert sum(run.lost for run in runs) > 5
     assert len(month.closed) >= WEEKS / 2
