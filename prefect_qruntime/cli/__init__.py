@@ -22,7 +22,7 @@ _COMMANDS = {
     "setup": "Create the limits in Prefect that keep the service's create rate.",
     "backends": "List backends with status, size, queue and errors.",
     "jobs": "List jobs with state, QPU seconds and owner.",
-    "estimate": "Tell what circuits will probably cost.",
+    "estimate": "Tell what a job will probably cost.",
     "usage": "Report QPU seconds by deployment, flow, tag, user or month.",
     "result": "Show a finished job's result.",
     "compare": "Say whether the results of two jobs agree.",
