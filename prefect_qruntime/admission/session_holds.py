@@ -150,7 +150,8 @@ class SessionHolds:
         # The hold may have changed meanwhile.
         seen = observed(self.holds.get(hold.token, hold), session, asked, live_jobs=live, ahead=ahead)
         self.holds[hold.token] = seen
-        if seen.final is not None:
+        if seen.final is not None and session is not None:
+            # Only what the service reported: a session that this key cannot see may belong to another user.
             with contextlib.suppress(QuantumRuntimeError):  # the next read finds it again
                 await self.note(seen)
         return seen
