@@ -32,7 +32,7 @@ async def run_saved_job(job_block: str, dry_run: bool = False) -> list[dict[str,
         InvalidInput: No such block, or a field of it is wrong.
         QuantumRuntimeError: The job could not be bought, or did not complete.
     """
-    job = await load_saved(QuantumRuntimeJob, job_block, field="job_block", fix="Make one in the UI under Blocks.")
+    job = await load_saved(QuantumRuntimeJob, job_block, field="job_block", fix="Create one in the UI under Blocks.")
     if dry_run:
         job.dry_run = True
     run = await job.trigger()

@@ -1,4 +1,4 @@
-"""What the service's answers mean, the same for both dialects.
+"""Models of the service's answers, the same for both dialects.
 
 All models are frozen, small, free of secrets and round-trip through JSON. Readers are tolerant:
 unknown fields are ignored and an unknown status is kept as text. Parsing one dialect's JSON into
@@ -36,9 +36,9 @@ __all__ = [
 
 
 KEY_TAG = "qr-key:"
-"""What the tag of a submission key begins with; 32 hex digits follow."""
+"""Prefix of a submission key's tag; 32 hex digits follow."""
 FLOW_TAG = "qr-flow:"
-"""What the tag of the owning flow run begins with; its id follows."""
+"""Prefix of the tag of the owning flow run; its id follows."""
 _MOCK = "mock_"
 
 
@@ -95,7 +95,7 @@ class _Model(BaseModel):
 
 
 class JobStatus(StrEnum):
-    """Where a job stands. Only the service's own answer sets it."""
+    """State of a job. Only the service's own answer sets it."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -110,7 +110,7 @@ class JobStatus(StrEnum):
 
     @classmethod
     def of(cls, word: str) -> JobStatus | None:
-        """The status that a word of the service, of any API version, stands for; None for an unknown word."""
+        """The status for a word of the service, of any API version; None for an unknown word."""
         return _STATUSES.get(word.strip().lower())
 
 
@@ -133,7 +133,7 @@ _STATUSES = {
 class Backend(_Model):
     """A QPU or simulator of the instance.
 
-    `status` is `online`, `paused`, `offline` or whatever else the service says; `queue_length` counts
+    `status` is `online`, `paused`, `offline` or any other word of the service; `queue_length` counts
     pending jobs; `wait_time_seconds` is the service's average estimate, if any.
     """
 
@@ -177,7 +177,7 @@ class SessionRef(_Model):
 
     @property
     def kind(self) -> Literal["session", "batch"]:
-        """What people call it."""
+        """Whether it is a session or a batch, in words."""
         return "batch" if self.mode == "batch" else "session"
 
 
@@ -199,11 +199,11 @@ class Session(_Model):
     elapsed_time: float | None = None
     user_id: str | None = None
     usage_seconds: float | None = Field(default=None, description="QPU seconds charged; only workloads say so.")
-    usage_units: float | None = Field(default=None, description="Resource units charged, where the service says so.")
+    usage_units: float | None = Field(default=None, description="Resource units charged, if the service says so.")
     usage_final: bool = False
 
     def ref(self) -> SessionRef:
-        """The small handle that flows pass on."""
+        """The small handle that flows pass around."""
         return SessionRef(
             id=self.id,
             mode="batch" if self.mode == "batch" else "dedicated",
@@ -265,7 +265,7 @@ class Job(_Model):
     tags: tuple[str, ...] = ()
     usage_seconds: float | None = None
     usage_final: bool = False
-    usage_units: float | None = Field(default=None, description="Resource units charged, where the service says so.")
+    usage_units: float | None = Field(default=None, description="Resource units charged, if the service says so.")
     user_id: str | None = None
     estimated_running_seconds: float | None = None
     max_execution_time: int | None = None
@@ -303,7 +303,7 @@ class Job(_Model):
 
 
 class Provenance(_Model):
-    """Where a result comes from: the run's calibration, its times, what was submitted, and by which packages.
+    """Origin of a result: the run's calibration and times, what was submitted, and by which packages.
 
     Attributes:
         job_id: The job.
@@ -322,7 +322,7 @@ class Provenance(_Model):
         usage_seconds: QPU seconds charged; not final unless `usage_final`.
         usage_final: Whether they are final.
         packages: Versions of Python and packages where the result was fetched.
-        missing: What is not known and why, in sentences.
+        missing: What is unknown and why, in sentences.
     """
 
     job_id: str
@@ -382,9 +382,9 @@ class Usage(_Model):
 
 
 class InstanceReport(_Model):
-    """What an API key can do on an instance; never holds the key or a token.
+    """The rights of an API key on an instance; never holds the key or a token.
 
-    `problems` names each thing that is wrong, in its own words with its cure.
+    `problems` names each problem with its fix.
     """
 
     ok: bool

@@ -45,7 +45,7 @@ _pattern: re.Pattern[str] | None = None
 
 
 def _renew_lock() -> None:
-    """In a forked process: a thread that is not there may have held it, and no line would be logged any more."""
+    """Replace the lock in a forked process: a thread of the parent may have held it, and logging would block."""
     global _lock
     _lock = threading.Lock()
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prefect_qruntime.printable import printable
+from prefect_qruntime.printable import many, printable
 
 __all__ = ["cell", "id_column", "many", "print_json", "print_rows", "short"]
 
@@ -58,8 +58,3 @@ def cell(*lines: object, style: str = "") -> Text:
 def print_json(value: Any) -> None:
     """Print a value as indented JSON."""
     sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")
-
-
-def many(number: int, what: str) -> str:
-    """A number with its noun: "1 job", "2 jobs"."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
