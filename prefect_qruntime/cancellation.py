@@ -88,7 +88,7 @@ async def cancelled_by_user(*, level: int = logging.WARNING) -> bool:
                     return True
     except Exception:
         # Without an answer the jobs are left running, because a cancellation cannot be undone.
-        log.log(level, "Prefect does not say whether the flow run was cancelled. Its jobs keep running.", exc_info=True)
+        log.log(level, "Prefect does not say whether the flow run was cancelled. Its jobs live on.", exc_info=True)
     return False
 
 
@@ -293,8 +293,8 @@ def ends_with_flow_run(body: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P,
                 raise
             # A TimeoutError, so that the task run ends in the state TimedOut as Prefect's own timeouts do.
             raise TimeoutError(
-                f"The flow run reached its limit of {limit:g} seconds. Its jobs keep running: a repeated run attaches "
-                "to them."
+                f"The flow run reached its limit of {limit:g} seconds. Its jobs live on: a repeated run attaches to "
+                "them."
             ) from None
 
     return bounded

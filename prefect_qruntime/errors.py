@@ -16,7 +16,7 @@ QuantumRuntimeError
 ├─ JobFailed
 │  └─ JobRanTooLong        the job hit its QPU time limit (code 1305)
 ├─ JobCancelled
-├─ JobTimeout              our wait ended; the job keeps running
+├─ JobTimeout              our wait ended; the job lives on
 └─ ResultNotReady          no final result yet
 ```
 
@@ -339,7 +339,7 @@ class JobCancelled(QuantumRuntimeError):
 
 
 class JobTimeout(QuantumRuntimeError):
-    """Our own deadline passed. The job keeps running unless `cancelled` is set."""
+    """Our own deadline passed. The job lives on unless `cancelled` is set."""
 
     @property
     def is_outage(self) -> bool:

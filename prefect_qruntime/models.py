@@ -84,7 +84,7 @@ class _Model(BaseModel):
                 yield name, value
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the fields that have a value, escaped."""
+        """The HTML that a notebook shows: the fields that have a value, escaped."""
         rows = "".join(
             f'<tr><th style="text-align:left">{name.replace("_", " ")}</th>'
             f'<td style="text-align:left">{_link(value) if name == "url" else _html(value)}</td></tr>'

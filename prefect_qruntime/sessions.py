@@ -37,7 +37,7 @@ def runtime_session(
 
     If the block ends normally, queued jobs still run. If it ends by an error or a user's cancellation, they are
     dropped. If it ends because of an outage, a process that is stopped (SIGTERM of a worker) or a suspended flow run,
-    they keep running, to be attached to, and the session closes after them.
+    they live on, to be attached to, and the session closes after them.
 
     Args:
         credentials: The credentials block.

@@ -39,15 +39,15 @@ __all__ = [
 COVERAGE = 0.9
 """Probability with which the interval contains the cost of a job that completes."""
 ENOUGH = round(2 / (1 - COVERAGE)) - 1
-"""Finished jobs from which that can be stated: with fewer, their extremes say too little."""
+"""Finished jobs that are needed to state that probability."""
 NEWEST = 200
-"""Finished jobs that are learnt from; older ones say little of the backend as it is now."""
+"""Most finished jobs that are learnt from; older ones say little about the backend as it is now."""
 MOST_SECONDS = 10800
-"""QPU seconds that the service lets a job without a limit of its own use."""
+"""QPU seconds that the service allows a job without a limit of its own."""
 _FITTED = 60  # of them, those that adjust the model
-_REPETITION = 250e-6  # seconds between two shots where the options name none (IBM's default)
+_REPETITION = 250e-6  # seconds between two shots if the options set none (IBM's default)
 _CIRCUIT = 20e-6  # seconds of a circuit with its measurement
-_OVERHEAD = 2.0  # seconds that a job takes beside its shots
+_OVERHEAD = 2.0  # seconds that a job takes in addition to its shots
 _SHOTS, _PRECISION = 4096, 0.015625  # the service's own defaults
 _LEAST = 1e-3  # seconds; nothing is expected to cost less
 
@@ -57,7 +57,7 @@ class PastJob:
     """A job that completed.
 
     Attributes:
-        busy_seconds: What `busy_seconds` said of it when it was submitted.
+        busy_seconds: What `busy_seconds` gave for it when it was submitted.
         charged_seconds: The final QPU seconds.
         executed_seconds: Of those, the time that its result's chunk timings account for; None without any.
     """
@@ -79,7 +79,7 @@ class Interval:
 
 
 class CostEstimate(BaseModel):
-    """What jobs will probably cost, as an interval of QPU seconds.
+    """The probable cost of jobs, as an interval of QPU seconds.
 
     Attributes:
         backend: Where they would run.
@@ -92,7 +92,7 @@ class CostEstimate(BaseModel):
             jobs were seen.
         learnt_from: Finished jobs of the same backend and program that it is learnt from.
         remaining_seconds: QPU seconds that the instance has left; None without a limit.
-        work: Stands for the work itself; the same in every process and run.
+        work: Identifies the work itself; the same in every process and run.
         dry_run: Whether they are dry runs, for which nothing is charged.
     """
 

@@ -1,4 +1,4 @@
-"""Where each dialect of the service is: its hosts, by region. Facts only; what a dialect says is in `dialects/`.
+"""The hosts of each dialect of the service, by region.
 
 Sources: IBM's OpenAPI document 0.45.3; the clients 0.1 to 0.51 for the older hosts.
 """

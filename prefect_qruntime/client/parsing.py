@@ -1,4 +1,4 @@
-"""JSON of the service into models: tolerant, both dialects.
+"""Parse the service's JSON into models: tolerant, for both dialects.
 
 Unknown fields are ignored, absent ones become None, and an unknown status keeps its text.
 """
@@ -80,7 +80,7 @@ def _reason_code(value: Any) -> int | str | None:
 
 
 def read_moment(value: Any) -> datetime | None:
-    """A time as the service writes it; None if it is none."""
+    """Parse a time as the service writes it; None if it is not a time."""
     if not isinstance(value, str) or not value:
         return None
     try:
@@ -171,7 +171,7 @@ def parse_job_page(body: dict[str, Any]) -> tuple[list[dict[str, Any]], int | No
 
 
 def listed_moments(entries: list[dict[str, Any]]) -> tuple[datetime | None, datetime | None]:
-    """When the first and the last job of a page were created."""
+    """The creation times of the first and the last job of a page."""
     return (
         (read_moment(entries[0].get("created")), read_moment(entries[-1].get("created"))) if entries else (None, None)
     )
@@ -226,7 +226,7 @@ def parse_backends(body: dict[str, Any]) -> list[Backend]:
 
 
 def parse_backend_status(name: str, status: dict[str, Any]) -> Backend:
-    """Read a backend's state, reason and queue. Only the queue is certain to be there; the rest counts as well then."""
+    """Read a backend's state, reason and queue. Only the queue is always there."""
     return complete_backend(Backend(name=name), status, {})
 
 

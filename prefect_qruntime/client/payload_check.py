@@ -1,4 +1,4 @@
-"""Compare the job that carries a submission's key with what was asked for.
+"""Compare the job that carries a submission's key with the submission.
 
 A tag is readable by every user of the instance and can be put on any job, so the key alone does not prove that a
 job computes what was asked for. What the service kept of the job's input is compared with what would be sent now.
@@ -27,12 +27,12 @@ log = get_logger(__name__)
 
 _SMALL = 64_000  # characters and numbers; hashed or compared on the network loop
 _QPY_BYTES = 1 << 26
-# What the service may fill in where nothing was said.
+# Defaults that the service may fill in.
 _FILLED_IN = frozenset({"version", "support_qiskit", "options", "run_options", "resilience_settings"})
 
 
 def shape(spec: JobSpec) -> Hashable:
-    """Program, PUB count and shots: what can be compared at no cost."""
+    """Program, PUB count and shots, which can be compared at no cost."""
     return (
         spec.program_id,
         spec.private,
@@ -65,25 +65,25 @@ def is_small(spec: JobSpec, limit: int = _SMALL) -> bool:
 
 
 def differs_at_sight(spec: JobSpec, job: Job) -> str | None:
-    """What the job's own fields tell: the difference, or None."""
+    """Compare the job's own fields with the submission: the difference, or None."""
     if not may_be_job_of(spec, job.program_id):
         return f"its program is {job.program_id!r}, not {spec.program_id!r}"
     if job.backend is not None and job.dry_run != spec.dry_run:
-        return "it is a dry run" if job.dry_run else f"it is no dry run, but ran on {job.backend}"
+        return "it is a dry run" if job.dry_run else f"it is not a dry run, but ran on {job.backend}"
     if job.private and not spec.private:
         return "it is private, so that its input cannot be compared"
     return None
 
 
 def input_difference(spec: JobSpec, sent: dict[str, Any], kept: dict[str, Any], *, exact: bool = True) -> str | None:
-    """How the input that the service kept differs from what would be sent.
+    """Compare the input that the service kept with what would be sent.
 
     Args:
         spec: What was asked for.
         sent: The `params` that would be sent for it now.
         kept: The `params` that the service kept; empty if it shows none.
-        exact: Whether circuits, parameters and observables are compared too. Not where they depend on the backend,
-            because they were transpiled for it.
+        exact: Whether circuits, parameters and observables are compared too; False if they were transpiled for a
+            backend, on which they depend then.
 
     Returns:
         The difference, or None.
@@ -94,10 +94,10 @@ def input_difference(spec: JobSpec, sent: dict[str, Any], kept: dict[str, Any], 
     if spec.pubs and "quantum_program" in kept:
         return executor_difference(spec, kept, exact=exact)
     if spec.params is not None:
-        # QPY inside it differs each time it is written: compared is what both mean.
+        # QPY differs each time it is written, so the meanings are compared.
         if sent == kept or replace(spec, params=kept, meaning=meaning_of(kept)).digest() == spec.digest():
             return None
-        return _difference(sent, kept, "params") or "its params are others"
+        return _difference(sent, kept, "params") or "its params differ"
     for name in ("pubs", "circuits"):
         if name in sent:
             found = kept.get(name)
@@ -152,7 +152,7 @@ def _same_circuit(pub: Pub, ours: Any, theirs: Any) -> bool:
 
 
 def _difference(sent: Any, kept: Any, path: str) -> str | None:
-    """The first place at which something that was asked for is missing or another."""
+    """The first place at which something that was asked for is missing or differs."""
     if (ours := _unpacked(sent)) is not None and (theirs := _unpacked(kept)) is not None:
         return None if ours == theirs else f"{path} is another"
     if isinstance(sent, dict) and isinstance(kept, dict):

@@ -1,6 +1,6 @@
-"""What one process knows about the submission keys it has used.
+"""Remember the submission keys that this process has used.
 
-Two callers of one process that share a key must not both buy. The list of the service cannot tell them apart,
+Two callers of one process that share a key must not both submit. The list of the service cannot tell them apart,
 because it may show a new job late; so the process remembers what it sent and what was accepted. The first caller
 of a key owns it, the others wait for its outcome. Pure: no clock and no loop, and all calls come from one thread.
 """
@@ -33,7 +33,7 @@ class Payload:
     digest: str | None = None
 
     def difference(self, other: Payload) -> str | None:
-        """How the other one differs; None if it does not, as far as is known."""
+        """How the other payload differs; None if it does not, as far as is known."""
         if self.shape != other.shape:
             return "it has another program, number of PUBs or shots"
         if self.digest is not None and other.digest is not None and self.digest != other.digest:
@@ -43,7 +43,7 @@ class Payload:
 
 @dataclass(slots=True)
 class Record:
-    """What is known of one key.
+    """What is known about one key.
 
     Attributes:
         owner: The caller that searches or buys now; None if no caller does.
@@ -93,7 +93,7 @@ class SubmissionMemory:
         return record
 
     def note(self, key: Hashable) -> Record:
-        """The record of a key, made if there is none, to write down the outcome of a request."""
+        """Return the record of a key, made if there is none, to record the outcome of a request."""
         record = self.get(key)
         if record is None:
             record = self._settled[key] = Record()

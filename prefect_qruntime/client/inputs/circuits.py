@@ -192,7 +192,7 @@ def _operation_measures(operation: Any) -> bool:
     if not operation.num_clbits:
         return False
     definition = getattr(operation, "definition", None)
-    # What has bits and no definition is the backend's own: only it knows.
+    # An instruction with bits and no definition is the backend's own: only the backend knows.
     return definition is None or _measures(definition)
 
 

@@ -80,7 +80,7 @@ def _one(value: Any, *, field: str, depth: int = 0) -> Any:
 
 
 def _foreign(value: Any, *, field: str, depth: int) -> Any:
-    """Objects of qiskit and numpy, told by what they offer, so that neither is imported."""
+    """Convert objects of qiskit and numpy, recognised by their attributes, so that neither is imported."""
     if callable(getattr(value, "to_label", None)):  # Pauli
         label, factor = _key(value, field=field)
         return label if factor == 1.0 else {label: factor}

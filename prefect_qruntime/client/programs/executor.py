@@ -34,7 +34,7 @@ _PRECISION = 0.015625
 
 @dataclass(frozen=True, slots=True)
 class _Circuit:
-    """A circuit in the form in which all of its program go, and its parameters in the program's order."""
+    """A circuit in the common form of its program, and its parameters in the program's order."""
 
     form: Any
     inputs: tuple[str, ...]
@@ -54,7 +54,7 @@ def executor_params(spec: JobSpec, *, form: CircuitForm = "auto") -> dict[str, A
         form: How circuits travel. `auto`: as OpenQASM 3 if all PUBs are text that can go so, else as QPY.
 
     Raises:
-        InvalidInput: What the executor cannot do: PUBs with different shots, options without an equivalent,
+        InvalidInput: Something that the executor cannot do: PUBs with different shots, options without an equivalent,
             OpenQASM 2 that is not rewritten, inputs that are not floats or angles.
     """
     shots = program_shots(spec)
@@ -204,7 +204,7 @@ def _as_circuit(value: str | dict[str, Any], field: str) -> Any:
         return load_qpy(value, field=field)
     if not _has_qiskit():
         raise InvalidInput(
-            "is text beside circuits that are not, and only qiskit can bring both into one form: "
+            "is text and other circuits are not, and only qiskit can bring both into one form: "
             "pip install 'prefect-qruntime[qiskit]'",
             field=field,
         )

@@ -15,7 +15,7 @@ from prefect_qruntime.errors import InvalidInput
 __all__ = ["measurement_level", "options_that_need_ibm", "program_options"]
 
 
-# What needs IBM's preparation once it is switched on: the switch and what it does.
+# Options that need IBM's preparation if they are switched on: the switch and what it does.
 _SWITCHES = {
     ("dynamical_decoupling", "enable"): "dynamical decoupling",
     ("twirling", "enable_gates"): "twirling of gates",

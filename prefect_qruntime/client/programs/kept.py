@@ -1,4 +1,4 @@
-"""Whether the quantum program that the service kept for a job is that of a submission.
+"""Compare the quantum program that the service kept for a job with a submission.
 
 A submission's key does not depend on its route, so a job found by the key may have taken either: PUBs that would go
 to the server's primitive now may have gone to the executor before, and the other way round.
@@ -32,7 +32,7 @@ def on_service(spec: JobSpec) -> JobSpec:
 
 
 def executor_difference(spec: JobSpec, kept: Mapping[str, Any], *, exact: bool = True) -> str | None:
-    """How a kept quantum program differs from that of a submission's PUBs.
+    """Compare a kept quantum program with that of a submission's PUBs.
 
     Args:
         spec: What was asked for, with PUBs.
@@ -66,11 +66,11 @@ def executor_difference(spec: JobSpec, kept: Mapping[str, Any], *, exact: bool =
     for name in sorted(ours.keys() | theirs.keys()):
         if not _same(ours.get(name), theirs.get(name)):
             return f"its quantum_program.{name} is another"
-    return None if _same(sent.get("options"), kept.get("options")) else "its options are others"
+    return None if _same(sent.get("options"), kept.get("options")) else "its options differ"
 
 
 def _same(one: Any, other: Any) -> bool:
-    # The service may add what it takes for granted; what was asked for must be there.
+    # The service may add defaults; what was asked for must be there.
     mine, yours = meaning_of(one).canonical, meaning_of(other).canonical
     if isinstance(mine, dict) and isinstance(yours, dict):
         return all(yours.get(name) == value for name, value in mine.items())

@@ -31,7 +31,7 @@ class JobResult(BaseModel):
     """The result of one job. Frozen; round-trips through JSON and pickle.
 
     A large result is a reference to a file: it pickles small, costs no memory until it is first read, and
-    then as much as the decoded body until the object is let go.
+    then as much as the decoded body until the object is released.
 
     Bitstrings have the most significant bit first, as Qiskit prints them. A PUB with an array of
     parameter points needs `index=` to pick one.
@@ -101,7 +101,7 @@ class JobResult(BaseModel):
         def decoded(view: memoryview) -> Any:
             return loads(view, self.job_id)
 
-        assert self.file is not None  # noqa: S101 - `raw` asks
+        assert self.file is not None  # noqa: S101 - `raw` checks
         try:
             return self.file.read(decoded)
         except (OSError, ValueError) as error:
@@ -109,9 +109,9 @@ class JobResult(BaseModel):
         return self._restored(reason).read(decoded)
 
     def _restored(self, reason: str) -> StoredBody:
-        """Another copy of the body, where its file is of no use."""
+        """Another copy of the body, if its file cannot be used."""
         raise NotFound(
-            f"the file with the result of job {self.job_id} is not on this machine, or not any more: {reason}",
+            f"the file with the result of job {self.job_id} is not, or no longer, on this machine: {reason}",
             solution=f"Fetch it again by the job's id: fetch_results(credentials, {self.job_id!r}).",
             job_id=self.job_id,
         )
@@ -123,7 +123,7 @@ class JobResult(BaseModel):
 
     def __getstate__(self) -> dict[Any, Any]:
         state = super().__getstate__()
-        # What was decoded stays here: a reference is to be small wherever it goes.
+        # The decoded body is left out: a reference must stay small.
         kept = {name: value for name, value in state["__dict__"].items() if name not in ("_from_file", "_last_view")}
         return {**state, "__dict__": kept}
 
@@ -312,14 +312,14 @@ class JobResult(BaseModel):
     __str__ = __repr__
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
+        """The HTML that a notebook shows."""
         from prefect_qruntime.client.results.notebook import result_html
 
         return result_html(self)
 
     @cached_property
     def _last_view(self) -> dict[str, Any]:
-        # The PUB looked at last, as most that is asked of one is asked in a row: its registers unfold once.
+        # The last PUB is kept, because calls about one PUB usually follow each other: its registers unfold once.
         return {}
 
     def _view(self, pub: int) -> PubView:

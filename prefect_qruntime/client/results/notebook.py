@@ -20,7 +20,7 @@ _CELL = '<td style="text-align:left">'
 
 
 def describe(result: JobResult) -> str:
-    """The result in a few words, without decoding one that is kept in a file."""
+    """Describe the result in a few words, without decoding one that is kept in a file."""
     words = [repr(result.job_id)]
     if result.program_id:
         words.append(f"program_id={result.program_id!r}")

@@ -1,6 +1,6 @@
 """Read one PUB of a result body of any form.
 
-| form | how it is told |
+| form | how it is recognised |
 |---|---|
 | encoded V2 | `{"__type__": "PrimitiveResult", …}` |
 | plain V2 | `{"results": […]}` |
@@ -31,7 +31,7 @@ __all__ = ["PubView", "counts_of", "form_of", "pub_list", "read_quasi", "top_met
 
 @dataclass(frozen=True, slots=True)
 class PubView:
-    """What one PUB's answer holds.
+    """The contents of one PUB's result.
 
     Attributes:
         registers: Measured bits by register name, in the service's order.
@@ -202,7 +202,7 @@ def read_quasi(value: Any, width: int | None) -> dict[str, float]:
 
 
 def counts_of(distribution: Mapping[str, float], shots: int) -> dict[str, int]:
-    """Whole shots for each outcome, `shots` in all; negative quasi-probabilities count as none.
+    """Whole shots for each outcome, `shots` in all; negative quasi-probabilities count as zero.
 
     What rounding down leaves over goes to the largest remainders, so that nothing is lost.
     """
