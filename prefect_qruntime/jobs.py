@@ -345,7 +345,7 @@ class QuantumRuntimeJob(Loadable, JobBlock[JobResult]):
         Raises:
             InvalidInput: A field is wrong; nothing was sent.
             BudgetExhausted: The budget has no room for the job; nothing was sent.
-            SubmissionUncertain: It cannot be told whether a job was accepted.
+            SubmissionUncertain: It is not known whether a job was accepted.
         """
         return QuantumRuntimeJobRun(
             self.credentials,

@@ -23,6 +23,7 @@ from prefect_qruntime.client.inputs.parameters import shape_of
 from prefect_qruntime.client.inputs.spec import JobSpec, Pub
 from prefect_qruntime.client.programs.expectation import make_plan, shots_for
 from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.printable import many
 
 __all__ = [
     "COVERAGE",
@@ -119,7 +120,7 @@ class CostEstimate(BaseModel):
 
     def __str__(self) -> str:
         """One or two sentences for a log."""
-        jobs = "1 job" if self.jobs == 1 else f"{self.jobs} jobs"
+        jobs = many(self.jobs, "job")
         if self.dry_run:
             return f"{jobs} of {self.program_id} on {self.backend}, a dry run: no QPU, no charge."
         text = f"{jobs} of {self.program_id} on {self.backend}: {_short(self.low_seconds)} to "

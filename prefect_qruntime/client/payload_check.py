@@ -19,6 +19,7 @@ from prefect_qruntime.client.inputs.spec import JobSpec, Pub
 from prefect_qruntime.client.programs.kept import executor_difference, may_be_job_of
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import Job
+from prefect_qruntime.printable import many
 from prefect_qruntime.redact import get_logger
 
 __all__ = ["differs_at_sight", "input_difference", "is_small", "shape"]
@@ -103,7 +104,7 @@ def input_difference(spec: JobSpec, sent: dict[str, Any], kept: dict[str, Any], 
             found = kept.get(name)
             if not isinstance(found, list) or len(found) != len(spec.pubs):
                 count = len(found) if isinstance(found, list) else 0
-                return f"it has {count} PUB{'' if count == 1 else 's'}, not {len(spec.pubs)}"
+                return f"it has {many(count, 'PUB')}, not {len(spec.pubs)}"
             difference = _circuits_difference(spec, sent[name], found, name, exact=exact)
             if difference is not None:
                 return difference

@@ -24,6 +24,7 @@ from prefect_qruntime.client.connection import Connection, is_loopback
 from prefect_qruntime.diagnostics.finding import Finding, hint, ok, problem
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.prefect_api import api, patience
+from prefect_qruntime.printable import many
 from prefect_qruntime.redact import redact
 from prefect_qruntime.settings import QuantumRuntimeSettings
 
@@ -188,7 +189,7 @@ async def check_policy() -> tuple[QuantumRuntimePolicy | None, Finding]:
         return None, hint("policy", "Not looked at: the settings that name it are wrong.")
     if policy is None:
         return None, ok("policy", "None: every flow may use every saved block, backend and program")
-    rules = "1 rule" if len(policy.rules) == 1 else f"{len(policy.rules)} rules"
+    rules = many(len(policy.rules), "rule")
     hosts = ", ".join(policy.hosts) or "any host"
     shares = ", ".join(f"{one.name} ({one.weight:g})" for one in policy.shares) or "none"
     return policy, ok("policy", f"{rules}; keys go to {hosts} only; shares: {shares}")

@@ -12,6 +12,7 @@ from typing import Any
 
 from prefect_qruntime.client.inputs.parameters import MAX_AXES
 from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.printable import many
 
 __all__ = ["check_observables", "observable_shape"]
 
@@ -46,7 +47,9 @@ def check_observables(value: Any, qubits: int | None, *, field: str) -> Any:
         )
     length = next(iter(lengths))
     if qubits is not None and length != qubits:
-        raise InvalidInput(f"{lengths[length]!r} has {length} letters, the circuit {qubits} qubits", field=field)
+        raise InvalidInput(
+            f"{lengths[length]!r} has {many(length, 'letter')}, the circuit {many(qubits, 'qubit')}", field=field
+        )
     return found
 
 

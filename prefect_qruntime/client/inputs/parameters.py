@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefect_qruntime.errors import InvalidInput
-from prefect_qruntime.printable import nearest
+from prefect_qruntime.printable import many, nearest
 
 __all__ = [
     "MAX_AXES",
@@ -174,7 +174,7 @@ def _by_name(value: Mapping[Any, Any], inputs: Sequence[str] | None, *, field: s
         if several:
             shape = shape_of(values, field=spot)
             if not shape or shape[-1] != len(texts):
-                raise InvalidInput(f"the last axis must have {len(texts)} values", field=spot)
+                raise InvalidInput(f"the last axis must have {many(len(texts), 'value')}", field=spot)
             # An axis of one point would be taken for the one of the single parameter.
             alone = shape[-2:-1] == (1,)
             columns = [_column(values, place, alone=alone) for place in range(len(texts))]

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import JobRef
+from prefect_qruntime.printable import many
 
 if TYPE_CHECKING:
     from prefect_qruntime.client.results.job_result import JobResult
@@ -94,7 +95,7 @@ class Agreement:
         sign = "not below" if self.agrees else "below"
         return (
             f"The two results {'agree' if self.agrees else 'differ'}: the smallest p-value of "
-            f"{len(self.comparisons)} comparison{'s' if len(self.comparisons) != 1 else ''} is {worst.p_value:.2g} "
+            f"{many(len(self.comparisons), 'comparison')} is {worst.p_value:.2g} "
             f"({worst.what}), {sign} {self.share:.2g}; {rate}."
         )
 

@@ -23,6 +23,7 @@ from prefect_qruntime.client.programs import openqasm
 from prefect_qruntime.client.programs.executor_options import measurement_level, program_options
 from prefect_qruntime.client.programs.expectation import make_plan, shots_for
 from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.printable import many
 
 __all__ = ["SCHEMA_VERSION", "executor_params", "program_circuits", "program_shots"]
 
@@ -280,7 +281,8 @@ def _text_measurement(text: str, basis: dict[int, str], width: int, field: str) 
     physical = bool(operands) and operands[0] == "$0"
     if width < len(operands) or (width > len(operands) and not physical):
         raise InvalidInput(
-            f"has {len(operands)} qubits and its observables {width} letters; they must be as many", field=field
+            f"has {many(len(operands), 'qubit')} and its observables {many(width, 'letter')}; the numbers must be equal",
+            field=field,
         )
     if physical:
         operands = [f"${place}" for place in range(width)]
@@ -295,7 +297,8 @@ def _circuit_measurement(circuit: Any, basis: dict[int, str], width: int, field:
 
     if width != circuit.num_qubits:
         raise InvalidInput(
-            f"has {circuit.num_qubits} qubits and its observables {width} letters; they must be as many", field=field
+            f"has {many(circuit.num_qubits, 'qubit')} and its observables {many(width, 'letter')}; the numbers must be equal",
+            field=field,
         )
     # In a circuit with control flow qiskit would also remove measurements that a condition reads.
     plain = circuit.has_control_flow_op()

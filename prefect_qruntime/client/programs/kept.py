@@ -14,6 +14,7 @@ from prefect_qruntime.client.inputs.meaning import meaning_of
 from prefect_qruntime.client.inputs.spec import RECIPE_AUTHOR
 from prefect_qruntime.client.programs.route import on_executor
 from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.printable import many
 
 if TYPE_CHECKING:
     from prefect_qruntime.client.inputs.spec import JobSpec
@@ -58,7 +59,7 @@ def executor_difference(spec: JobSpec, kept: Mapping[str, Any], *, exact: bool =
                 return f"its recipe has {name} {other.get(name)!r}, not {record.get(name)!r}"
         found, wanted = _length(other.get("pubs")), len(spec.pubs)
         if found != wanted:
-            return f"it has {found} PUB{'' if found == 1 else 's'}, not {wanted}"
+            return f"it has {many(found, 'PUB')}, not {wanted}"
     if not exact:
         return None
     if _is_text(ours) != _is_text(theirs):

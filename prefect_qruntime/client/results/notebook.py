@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect_qruntime.client.results.tables import points
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
-from prefect_qruntime.printable import html_text, printable
+from prefect_qruntime.printable import html_text, many, printable
 
 if TYPE_CHECKING:
     from prefect_qruntime.client.results.job_result import JobResult
@@ -34,7 +34,7 @@ def describe(result: JobResult) -> str:
         except QuantumRuntimeError:
             words.append("not readable")
         else:
-            words.append(f"{pubs} PUB" if pubs == 1 else f"{pubs} PUBs")
+            words.append(many(pubs, "PUB"))
     return f"JobResult({', '.join(words)})"
 
 
