@@ -171,9 +171,9 @@ def test_an_approval_belongs_in_a_flow(block: str, sandbox: Sandbox) -> None:
     def inside() -> None:
         qr.require_approval(qr.estimate_cost.fn(credentials, [FLIP], **PARAMETERS), above=1)
 
-    with pytest.raises(InvalidInput, match="in none of its tasks"):
+    with pytest.raises(InvalidInput, match="not in a task"):
         inside()
-    with pytest.raises(InvalidInput, match="in none of its tasks"):
+    with pytest.raises(InvalidInput, match="not in a task"):
         qr.run_job(credentials, [FLIP], require_approval_above=1, **PARAMETERS)
     with pytest.raises(InvalidInput, match="must be a number of QPU seconds, 0 or more, not 'much'"):
         qr.require_approval(qr.estimate_cost.fn(credentials, [FLIP], **PARAMETERS), above="much")  # type: ignore[arg-type]

@@ -281,7 +281,7 @@ def _text_measurement(text: str, basis: dict[int, str], width: int, field: str) 
     physical = bool(operands) and operands[0] == "$0"
     if width < len(operands) or (width > len(operands) and not physical):
         raise InvalidInput(
-            f"has {many(len(operands), 'qubit')} and its observables {many(width, 'letter')}; the numbers must be equal",
+            f"has {many(len(operands), 'qubit')} and its observables {many(width, 'letter')}; both must be equal",
             field=field,
         )
     if physical:
@@ -297,7 +297,7 @@ def _circuit_measurement(circuit: Any, basis: dict[int, str], width: int, field:
 
     if width != circuit.num_qubits:
         raise InvalidInput(
-            f"has {many(circuit.num_qubits, 'qubit')} and its observables {many(width, 'letter')}; the numbers must be equal",
+            f"has {many(circuit.num_qubits, 'qubit')} and its observables {many(width, 'letter')}; both must be equal",
             field=field,
         )
     # In a circuit with control flow qiskit would also remove measurements that a condition reads.
