@@ -143,7 +143,7 @@ class Sandbox:
 
     @property
     def control_token(self) -> str:
-        """What `Control.connect` needs where it does not find it by itself: on another machine or as another user."""
+        """The token that `Control.connect` needs on another machine or as another user."""
         return self._service.control_token
 
     def connection(self, dialect: str = "cloud") -> dict[str, str]:

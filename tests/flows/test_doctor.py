@@ -241,11 +241,11 @@ CASES: dict[str, tuple[Callable[[World], dict[str, Any]], str, str, str]] = {
     "iam_url of the endpoint": (
         lambda w: w(iam_url=w.sandbox.url + "/identity/token"),
         "iam_url",
-        "holds a part of the endpoint",
+        "contains a part of the endpoint",
         r"^Set iam_url to http://[\d.:]+\.$",
     ),
     "iam_url a page": (lambda w: w(iam_url=w.at("page")), "iam_url", "is not IAM: .*HTTP 200", "iam.cloud.ibm.com"),
-    "iam_url closed": (lambda w: w(iam_url=w.at("closed")), "iam_url", "no connection", "port of iam_url"),
+    "iam_url closed": (lambda w: w(iam_url=w.at("closed")), "iam_url", "refuses connections", "port of iam_url"),
     "iam ill": (ill("POST", "/identity/token"), "iam_url", "trouble of its own: HTTP 503", "correct iam_url"),
     "proxy malformed": (lambda w: w(proxy=f"user:{PASSWORD}@host:1"), "proxy", "not the address", "http://user:pass"),
     "proxy unreachable": (
