@@ -1,6 +1,6 @@
 """Run a job that was saved as a block, for instance from the form in the UI: trigger, wait, fetch.
 
-Deploy it once and run any saved job by its name. A run that is repeated attaches to the job it bought.
+Deploy it once and run any saved job by its name. A run that is repeated attaches to the job it submitted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ async def run_saved_job(job_block: str, dry_run: bool = False) -> list[dict[str,
 
     Raises:
         InvalidInput: No such block, or a field of it is wrong.
-        QuantumRuntimeError: The job could not be bought, or did not complete.
+        QuantumRuntimeError: The job could not be submitted, or did not complete.
     """
     job = await load_saved(QuantumRuntimeJob, job_block, field="job_block", fix="Create one in the UI under Blocks.")
     if dry_run:

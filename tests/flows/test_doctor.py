@@ -231,7 +231,7 @@ CASES: dict[str, tuple[Callable[[World], dict[str, Any]], str, str, str]] = {
         "plain http:// is refused",
         "Correct base_url",
     ),
-    "service ill": (ill("GET", "/backends"), "base_url", "trouble of its own: HTTP 503", "status page"),
+    "service ill": (ill("GET", "/backends"), "base_url", "server error: HTTP 503", "status page"),
     "iam_url wrong": (
         lambda w: w(iam_url=w.sandbox.url + "/nowhere"),
         "iam_url",
@@ -246,7 +246,7 @@ CASES: dict[str, tuple[Callable[[World], dict[str, Any]], str, str, str]] = {
     ),
     "iam_url a page": (lambda w: w(iam_url=w.at("page")), "iam_url", "is not IAM: .*HTTP 200", "iam.cloud.ibm.com"),
     "iam_url closed": (lambda w: w(iam_url=w.at("closed")), "iam_url", "refuses connections", "port of iam_url"),
-    "iam ill": (ill("POST", "/identity/token"), "iam_url", "trouble of its own: HTTP 503", "correct iam_url"),
+    "iam ill": (ill("POST", "/identity/token"), "iam_url", "server error: HTTP 503", "correct iam_url"),
     "proxy malformed": (lambda w: w(proxy=f"user:{PASSWORD}@host:1"), "proxy", "not the address", "http://user:pass"),
     "proxy unreachable": (
         lambda w: w(proxy=f"http://me:{PASSWORD}@127.0.0.1:{w.ports['closed']}"),
