@@ -521,8 +521,7 @@ class Submission:
 
     def _surplus(self, candidates: list[str]) -> SubmissionUncertain:
         return self._uncertain(
-            f"it is not known which job is the right one: {len(candidates)} jobs carry its key "
-            f"({', '.join(candidates)}).",
+            f"it is not known which job is the right one: several carry its key ({', '.join(candidates)}).",
             "Pass the id of the right one on instead of submitting. To free the key, take the tag "
             f"{self.key} off the others (client.replace_tags) or delete them, and run the flow again.",
             candidates,

@@ -254,7 +254,12 @@ CASES: dict[str, tuple[Callable[[World], dict[str, Any]], str, str, str]] = {
         r"127.0.0.1:\d+ cannot be reached",
         "Correct proxy",
     ),
-    "proxy asks": (lambda w: {**w.tls("tls", "ours"), "proxy": w.at("proxy asks")}, "proxy", "asks for a user", "Give"),
+    "proxy asks": (
+        lambda w: {**w.tls("tls", "ours"), "proxy": w.at("proxy asks")},
+        "proxy",
+        "asks for a user",
+        "Set them",
+    ),
     "proxy refuses": (
         lambda w: {**w.tls("tls", "ours"), "proxy": w.at("proxy refuses")},
         "proxy",
