@@ -2,7 +2,7 @@
 
 Run it by hand (`python flows/angles_to_table.py`), deploy it, or call it from a flow of your own. With no
 credentials block named it runs on the embedded sandbox. A run that is repeated, for the same file, attaches to
-the jobs it bought. The output replaces an older one only when it is complete.
+the jobs it submitted. The output replaces an older one only when it is complete.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _angles(where: str, names: list[str], found: list[str]) -> Angles:
 
 
 def input_names(circuit: str) -> list[str] | None:
-    """The inputs that an OpenQASM 3 text declares, in the order of declaration; None where one is not a number."""
+    """The inputs that an OpenQASM 3 text declares, in the order of declaration; None if one is not a number."""
     bare = re.sub(r"//[^\n]*|/\*.*?\*/", "", circuit, flags=re.DOTALL)
     declared = [statement.split() for statement in bare.split(";") if statement.split()[:1] == ["input"]]
     kinds = [re.split(r"\W", words[1])[0] for words in declared if len(words) > 2]

@@ -1,6 +1,6 @@
 """Cancel a flow run's jobs if a user cancels the flow run, and leave them running if only its process is lost.
 
-Both reach the code as the same `CancelledError`. Prefect's own state of the flow run tells them apart:
+Both reach the code as the same `CancelledError`. Prefect's own state of the flow run distinguishes them:
 `Cancelling` or `Cancelled` means that a user pressed Cancel, anything else that the process is going
 away and the flow may run again, to attach to its jobs.
 """
@@ -274,8 +274,8 @@ async def polls_for_cancellation(client: QuantumRuntimeClient, job_id: str) -> A
 def ends_with_flow_run(body: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
     """Make a task's body end when its flow run reaches `timeout_seconds`.
 
-    Prefect's timeout of a flow interrupts the flow function only. A task that was submitted goes on in its thread, and
-    the flow run waits for it. Works on the network loop; the body is cancelled as by any other timeout.
+    Prefect's timeout of a flow interrupts the flow function only. A task that was submitted continues in its thread,
+    and the flow run waits for it. Works on the network loop; the body is cancelled as by any other timeout.
     """
 
     @functools.wraps(body)

@@ -159,7 +159,7 @@ class QuantumRuntimeCredentials(Loadable, CredentialsBlock):
         """Check the key and its rights with the service; for code without an event loop.
 
         Returns:
-            A report; `ok` tells whether jobs can be run, `problems` names each problem with its fix.
+            A report; `ok` says whether jobs can be run, `problems` names each problem with its fix.
         """
         return network_loop().run(self.averify())
 

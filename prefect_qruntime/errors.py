@@ -130,7 +130,7 @@ class QuantumRuntimeError(Exception):
         trace_id: The service's trace id, for a support case.
         job_id: The job concerned.
         session_id: The session concerned.
-        job_url: Where to look at the job.
+        job_url: Address of the job for people.
         status: The HTTP status, if there was one.
         advice: Whether repeating can help.
         details: Fields of single subclasses, for instance `field` of `InvalidInput`.
@@ -228,7 +228,7 @@ class QuantumRuntimeError(Exception):
 
 
 class InvalidInput(QuantumRuntimeError):
-    """An input is wrong; nothing was bought. `field` names it.
+    """An input is wrong; nothing was submitted. `field` names it.
 
     Found here, nothing was sent; found by the service, `status` is its HTTP status (400).
     """

@@ -219,9 +219,9 @@ class JobRef(_Model):
 
     `widths` holds the number of classical bits of each PUB where the circuit text tells, because
     a legacy result does not say how long its bitstrings are. `attached` is True when the job
-    existed already and nothing was bought. `private` is None where only the id is known.
-    `payload_digest` identifies what was submitted (hex SHA-256), where known. `certain` is False where it could
-    not be told for certain that the job is the one of this call: the same work written again may get another
+    existed already and nothing was submitted. `private` is None if only the id is known.
+    `payload_digest` identifies what was submitted (hex SHA-256), if known. `certain` is False if it could
+    not be known for certain that the job is the one of this call: the same work written again may get another
     key, or the service does not show the input of the job that was attached to.
     """
 
@@ -307,7 +307,7 @@ class Provenance(_Model):
 
     Attributes:
         job_id: The job.
-        backend: Where it ran.
+        backend: The backend.
         program_id: The program that was asked for.
         wire_program: The program that the service ran: `executor` for PUBs on that route.
         calibration_id: The backend's calibration that the job ran with, as the service says.
@@ -350,7 +350,7 @@ class Provenance(_Model):
 
     @property
     def properties(self) -> dict[str, Any] | None:
-        """The properties of the backend as of the run, as the service gave them; None where they are not known."""
+        """The properties of the backend as of the run, as the service gave them; None if they are not known."""
         if self.properties_data is None:
             return None
         found: dict[str, Any] = json.loads(zlib.decompress(base64.b64decode(self.properties_data)))
@@ -374,7 +374,7 @@ class Usage(_Model):
 
     @property
     def remaining_seconds(self) -> float | None:
-        """Seconds left, or None where the instance has no limit."""
+        """Seconds left, or None if the instance has no limit."""
         limit = self.limit_seconds if self.limit_seconds is not None else self.allocation_seconds
         if self.limit_reached:
             return 0.0

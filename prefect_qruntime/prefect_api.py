@@ -72,7 +72,7 @@ T = TypeVar("T")
 
 @contextlib.contextmanager
 def patience(seconds: float, *, silence: float | None = None) -> Iterator[None]:
-    """Give up on a failing or silent Prefect API after so many seconds, instead of after the default of a minute.
+    """Give up on a failing or silent Prefect API after this many seconds, instead of after the default of a minute.
 
     Args:
         seconds: How long a request is repeated after errors.
@@ -317,7 +317,7 @@ class Loadable:
 
     @classmethod
     def load(cls, name: str, *args: Any, **kwargs: Any) -> Self:
-        """Load a saved block by its name; await it where an event loop runs, as in a notebook or an async flow."""
+        """Load a saved block by its name; await it if an event loop runs, as in a notebook or an async flow."""
         block: Any = super()
         loaded: Any = block.load(name, *args, **kwargs)
         if not inspect.iscoroutine(loaded):

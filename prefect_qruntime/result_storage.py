@@ -1,6 +1,6 @@
 """Pass large results through Prefect as references to files.
 
-Where results are persisted, the content is in the run's result storage as well, once, in pieces: from there
+If results are persisted, the content is in the run's result storage as well, once, in pieces: from there
 another machine, or this one after a clean-up, gets it back.
 """
 

@@ -128,7 +128,7 @@ async def current_run() -> RunContext:
             return RunContext(None, f"call:{uuid.uuid4()}", False, False, 0, time.monotonic())
         identity = f"task-run:{task_context.task_run.id}"
         return RunContext(None, identity, task_repeated, task_repeated, 0, time.monotonic())
-    # Prefect does not count a resume as another run; when the flow was started tells them apart.
+    # Prefect does not count a resume as another run; when the flow was started distinguishes them.
     attempt = (str(flow_run.id), flow_run.run_count or 0, flow_context.start_time if flow_context else None)
     known = _known(attempt)
     if known is None:

@@ -33,7 +33,7 @@ def runtime_session(
     max_ttl: int | None = None,
     budget: BudgetLike | None = None,
 ) -> Iterator[SessionRef]:
-    """Open a session or batch for the `with` block and close it whatever happens.
+    """Open a session or batch for the `with` block and close it in every case.
 
     If the block ends normally, queued jobs still run. If it ends by an error or a user's cancellation, they are
     dropped. If it ends because of an outage, a process that is stopped (SIGTERM of a worker) or a suspended flow run,

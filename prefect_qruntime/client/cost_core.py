@@ -83,7 +83,7 @@ class CostEstimate(BaseModel):
     """The probable cost of jobs, as an interval of QPU seconds.
 
     Attributes:
-        backend: Where they would run.
+        backend: The backend.
         program_id: The program.
         jobs: How many jobs it is about; of several, the intervals are added up.
         low_seconds: The interval's lower end.
@@ -197,7 +197,7 @@ def _executions(spec: JobSpec, pub: Pub) -> float:
 
 
 def _points(parameters: Any) -> float:
-    """Parameter points of a PUB, as far as their shape tells; an encoded array counts as one."""
+    """Parameter points of a PUB, as far as their shape shows; an encoded array counts as one."""
     if isinstance(parameters, Mapping):
         parameters = None if "__type__" in parameters else next(iter(parameters.values()), None)
     if not isinstance(parameters, list):
@@ -225,7 +225,7 @@ class _Model:
 
 
 def _adjusted(past: Sequence[PastJob]) -> _Model:
-    """A model fitted to jobs: by chunk timings where there are some, else by the median of the slopes of all pairs."""
+    """A model fitted to jobs: by chunk timings if there are any, else by the median of the slopes of all pairs."""
     timed = [one for one in past if one.executed_seconds is not None and one.busy_seconds > 0]
     if len(timed) > len(past) // 2:
         factor = median((one.executed_seconds or 0.0) / one.busy_seconds for one in timed)

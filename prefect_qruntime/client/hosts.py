@@ -25,7 +25,7 @@ class Hosts:
 
     Attributes:
         pattern: Matches a host's name; its group `region` is the region, if the name has one.
-        lists_versions: Whether there is `GET /versions`, which tells the dialects apart.
+        lists_versions: Whether there is `GET /versions`, which distinguishes the dialects.
         corrects: What is wrong in a block that names another dialect's host, beside the dialect.
     """
 

@@ -163,7 +163,7 @@ def parse_job(body: dict[str, Any], *, url: str | None = None) -> Job:
 
 
 def parse_job_page(body: dict[str, Any]) -> tuple[list[dict[str, Any]], int | None]:
-    """The raw jobs of one page, and the total count where the service gives it."""
+    """The raw jobs of one page, and the total count if the service gives it."""
     jobs = body.get("jobs")
     if not isinstance(jobs, list):
         raise QuantumRuntimeError("the service's job list has no 'jobs'")
@@ -292,7 +292,7 @@ def parse_session_workload(item: dict[str, Any]) -> Session:
 
 
 def parse_usage(body: dict[str, Any]) -> Usage:
-    """Read the instance's usage: QPU seconds, and resource units where it has some."""
+    """Read the instance's usage: QPU seconds, and resource units if it has some."""
     period = _dict(body.get("usage_period"))
     return Usage(
         instance_id=_text(body.get("instance_id")),

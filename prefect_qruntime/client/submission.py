@@ -117,7 +117,7 @@ async def submit_or_attach(
 
     Args:
         service: The calls of the service.
-        intent: What is wanted.
+        intent: The request.
         scope: The instance; callers of one process with equal scope and key share one job.
         before_post: Awaited with the key before each POST: budget and rate limits. It may raise to stop, or
             return what to send in place of the intent's spec (a lower limit of QPU seconds).
@@ -135,7 +135,7 @@ async def submit_or_attach(
 
     Raises:
         SubmissionUncertain: It is not known whether a job was accepted; nothing more is sent.
-        QuantumRuntimeError: The service refused the job; nothing was bought.
+        QuantumRuntimeError: The service refused the job; nothing was submitted.
     """
     ask = core.Ask(
         key_tag=intent.key_tag,

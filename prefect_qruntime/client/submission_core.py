@@ -200,7 +200,7 @@ class Submission:
     """The submission of one job for one caller, as a state machine.
 
     Args:
-        ask: What is wanted.
+        ask: The request.
         memory: What this process knows; shared by all its submissions.
         owner: Names this caller in the memory; must be unique there.
     """

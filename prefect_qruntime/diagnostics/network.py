@@ -71,7 +71,7 @@ async def check_proxy_reached(connection: Connection) -> list[Finding]:
                 problem(
                     "proxy",
                     f"The proxy {where} cannot be reached from this machine.",
-                    "Correct proxy of the block, or leave it empty where the service can be reached directly.",
+                    "Correct proxy of the block, or leave it empty if the service can be reached directly.",
                 )
             )
     return findings

@@ -32,7 +32,7 @@ def load(text: str) -> Any:
     """Turn OpenQASM 3 into a `QuantumCircuit`.
 
     Raises:
-        InputError: If it is not valid, or has something that is not read; with the line where it is known.
+        InputError: If it is not valid, or has something that is not read; with the line if it is known.
     """
     import openqasm3
     from openqasm3.parser import QASM3ParsingError

@@ -264,7 +264,7 @@ class Service:
         """Open a session or batch.
 
         Raises:
-            ApiError: 400 for the body, an unknown or offline backend, or code 1352 where the plan forbids it.
+            ApiError: 400 for the body, an unknown or offline backend, or code 1352 if the plan forbids it.
         """
         check("CreateSessionRequest", "body", body)
         name = body.get("backend") or body.get("backend_name")

@@ -33,7 +33,7 @@ class Run:
     """The facts about its job that a program needs besides the params.
 
     Attributes:
-        backend: Where the job runs.
+        backend: The backend.
         seed: Seed of all random numbers.
         strict: Whether circuits must be native to the backend.
         simulated: Whether circuits are simulated at all.

@@ -53,7 +53,7 @@ class Wait:
         job_id: The job.
         block: Name of the credentials block.
         flow_run_id: The flow run suspended for the job, or the one that left it.
-        key: The pause key; None where no flow run is suspended and only an event is wanted.
+        key: The pause key; None if no flow run is suspended and only an event is wanted.
         policy: What happens to the job when the flow run is cancelled.
         note: Id of the note in Prefect.
     """

@@ -150,7 +150,7 @@ def spelled_out(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def as_job(job: JobLike) -> JobRef:
-    """A handle from whatever names a job.
+    """A handle for a job, from any value that names it.
 
     Raises:
         InvalidInput: It names none.
@@ -166,7 +166,7 @@ def as_job(job: JobLike) -> JobRef:
 
 
 def as_session(session: SessionLike | None) -> SessionRef | None:
-    """A session handle from whatever names one.
+    """A session handle, from any value that names a session.
 
     Raises:
         InvalidInput: It names none.
@@ -237,7 +237,7 @@ def digest_fields(fields: dict[str, Any]) -> dict[str, Any]:
 async def plan_submission(credentials: QuantumRuntimeCredentials, pubs: Any, submission: Submission) -> Plan:
     """Check everything that costs nothing to check; transpile only if asked to.
 
-    Large inputs are read in a thread of their own, so that the network loop goes on meanwhile.
+    Large inputs are read in a thread of their own, so that the network loop continues meanwhile.
 
     Raises:
         InvalidInput: A field is wrong; it is named.

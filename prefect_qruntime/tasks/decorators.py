@@ -183,7 +183,7 @@ class InFlowTask(Task[P, R]):
         self._refuse("serve")
 
     def with_options(self, *args: Any, **kwargs: Any) -> InFlowTask[P, R]:
-        """As `Task.with_options`; Prefect would hand back a plain task."""
+        """As `Task.with_options`; Prefect would return a plain task."""
         changed: Any = super().with_options(*args, **kwargs)
         changed.__class__ = InFlowTask
         return changed  # type: ignore[no-any-return]

@@ -216,7 +216,7 @@ class _Question:
 
 
 def require_approval(cost: CostEstimate, *, above: float) -> None:
-    """Ask a person in Prefect's UI before jobs are submitted that may cost more than so many QPU seconds.
+    """Ask a person in Prefect's UI before jobs are submitted that may cost more than a number of QPU seconds.
 
     Call it in the flow, not in a task, with what `estimate_cost` says. If the interval's upper end is above the limit,
     the flow run is suspended: it releases its worker, and its page shows the estimate with a form. When a person

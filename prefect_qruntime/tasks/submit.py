@@ -263,7 +263,7 @@ class SubmitTask(InFlowTask[..., Any]):
         return self.numbered.map(**bound, call_index=self._numbers(bound), **of_prefect)
 
     def with_options(self, *args: Any, **kwargs: Any) -> SubmitTask:
-        """As `Task.with_options`; Prefect would hand back a plain task."""
+        """As `Task.with_options`; Prefect would return a plain task."""
         return _as_submit_task(super().with_options(*args, **kwargs), self.numbered.with_options(*args, **kwargs))
 
     def _bind(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -59,7 +59,7 @@ _SPANS = ("ExecutionSpans", "ExecutionSpanCollection")  # the second is their ol
 _MAGIC = b"\x93NUMPY"
 _MAX_HEADER = 1 << 16
 _MAX_DIMENSIONS = 32
-# numpy's kind and size → typecode of struct; None where struct has none.
+# numpy's kind and size → typecode of struct; None if struct has none.
 _CODES = {
     "b1": "?", "u1": "B", "i1": "b", "u2": "H", "i2": "h", "u4": "I", "i4": "i", "u8": "Q", "i8": "q",
     "f2": "e", "f4": "f", "f8": "d", "c8": "f", "c16": "d",
@@ -161,7 +161,7 @@ class NpyArray:
         return found.tolist()
 
     def tolist(self) -> Any:
-        """Nested lists, or one number where the shape is `()`."""
+        """Nested lists, or one number if the shape is `()`."""
         return nested(self.flat(), self.shape)
 
 

@@ -26,7 +26,7 @@ _WORDS = ((2, "H"), (4, "I"), (8, "Q"))
 _WIDER = {2: "I", 4: "Q"}
 _MANY = 500_000  # shots
 _MANY_EMPTY = 1 << 24
-_SAMPLE = 2048  # shots that tell whether few outcomes dominate
+_SAMPLE = 2048  # shots that show whether few outcomes dominate
 
 
 class Register(Protocol):

@@ -2,7 +2,7 @@
 
 The service refuses other circuits only when the job runs (code 7001 and the like). This reads the
 backend's configuration (`GET /backends/{id}/configuration`) and the circuit, and sends nothing.
-Circuits that arrange their qubits at run time are checked as far as their text tells.
+Circuits that arrange their qubits at run time are checked as far as their text shows.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _DECLARED = re.compile(r"(?:qubit(?:\s*\[\s*(\d+)\s*\])?\s*([^\W\d]\w*)|qreg\s+(
 
 @dataclass(frozen=True, slots=True)
 class _Use:
-    """One operation: its name and, where known, the qubits it acts on."""
+    """One operation: its name and, if known, the qubits it acts on."""
 
     name: str
     qubits: tuple[int, ...] | None

@@ -27,7 +27,7 @@ def check_observables(value: Any, qubits: int | None, *, field: str) -> Any:
     Args:
         value: A Pauli string, `{pauli: coefficient}`, a `SparsePauliOp`, `Pauli`, `PauliList`
             or `SparseObservable`, or (nested) lists or arrays of those.
-        qubits: Number of qubits of the circuit, where known: every string must have that length.
+        qubits: Number of qubits of the circuit, if known: every string must have that length.
         field: Name of the field in error messages.
 
     Raises:

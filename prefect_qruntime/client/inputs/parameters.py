@@ -1,7 +1,7 @@
 """Turn parameter values of any form into plain nested lists of finite floats.
 
 One form for equal numbers (list, tuple, numpy array, `1` and `1.0`), so that equal work has an
-equal digest. Names, counts and shapes are checked where the circuit tells, by the rules of qiskit's
+equal digest. Names, counts and shapes are checked if the circuit declares them, by the rules of qiskit's
 `BindingsArray`, which the service uses.
 """
 
@@ -36,7 +36,7 @@ def check_parameters(value: Any, inputs: Sequence[str] | None, *, field: str) ->
 
     Args:
         value: None, a list, nested lists, an array, or `{name: value or list}`.
-        inputs: Names the circuit declares; None where the text does not tell exactly.
+        inputs: Names the circuit declares; None if the text does not show them exactly.
         field: Name of the field in error messages.
 
     Returns:

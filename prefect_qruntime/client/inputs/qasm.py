@@ -1,6 +1,6 @@
 """Read version, registers and inputs from OpenQASM text without a parser.
 
-The scanner refuses only what is certainly wrong. What it cannot tell exactly it leaves open (None), and the
+The scanner refuses only what is certainly wrong. What it cannot read exactly it leaves open (None), and the
 service decides. `syntax_error` asks a real parser if one is installed.
 """
 

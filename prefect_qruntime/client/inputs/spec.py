@@ -53,10 +53,10 @@ class Pub:
         parameters: List, nested lists, `{name: value(s)}`, an encoded array, or None.
         shots: Sampler only.
         precision: Estimator only.
-        width: Number of classical bits, where the text tells.
-        registers: Names of the classical registers, where known.
+        width: Number of classical bits, if the text shows it.
+        registers: Names of the classical registers, if known.
         scalars: Classical bits outside all registers, by name or number.
-        identity: What the digest sees in place of `circuit`, where the wire form is not
+        identity: What the digest sees in place of `circuit`, if the wire form is not
             reproducible (QPY holds random parameter ids).
     """
 
@@ -156,7 +156,7 @@ class JobSpec:
 
     @property
     def widths(self) -> tuple[int | None, ...]:
-        """Classical bits of each PUB, where known."""
+        """Classical bits of each PUB, if known."""
         return tuple(pub.width for pub in self.pubs)
 
 

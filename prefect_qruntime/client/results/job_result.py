@@ -1,7 +1,7 @@
 """Read what a job returned, in one shape for every dialect and wire form.
 
 The body is kept as it came and read lazily: a small one in memory, a large one in a file that is decoded
-when it is first looked at. Neither numpy nor qiskit is needed, except by `to_primitive_result`.
+when it is first used. Neither numpy nor qiskit is needed, except by `to_primitive_result`.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class JobResult(BaseModel):
         body: The decoded JSON body of a result that is kept in memory; read `raw`, which knows both kinds.
         file: The file that holds the body instead.
         job_id: The job.
-        program_id: The program, where known.
-        widths: Classical bits of each PUB, where known: a legacy result does not say how long its
+        program_id: The program, if known.
+        widths: Classical bits of each PUB, if known: a legacy result does not say how long its
             bitstrings are.
         decode_limit: Most bytes that the encoded arrays read at once may unfold to (1 GiB).
-        provenance: Which calibration, backend, payload and packages it comes from, where known.
+        provenance: Which calibration, backend, payload and packages it comes from, if known.
 
     Example:
         ```python
@@ -172,7 +172,7 @@ class JobResult(BaseModel):
             return tally(chosen, self._point(chosen[0].shape, index, pub))
 
     def counts_array(self, pub: int = 0, register: str | None = None) -> Any:
-        """`counts` for all points: nested lists of dicts in the PUB's shape, one dict where it is `()`."""
+        """`counts` for all points: nested lists of dicts in the PUB's shape, one dict if it is `()`."""
         view = self._view(pub)
         if view.quasi is not None:
             return self.counts(pub, register)
@@ -218,7 +218,7 @@ class JobResult(BaseModel):
         return floats(self.field("evs", pub))
 
     def standard_errors(self, pub: int = 0) -> Any:
-        """Standard errors of `expectation_values`, in the same shape; None where the service gave none."""
+        """Standard errors of `expectation_values`, in the same shape; None if the service gave none."""
         return floats(self.field("stds", pub)) if "stds" in self._view(pub).fields else None
 
     def field(self, name: str, pub: int = 0) -> Any:

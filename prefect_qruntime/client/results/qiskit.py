@@ -1,7 +1,7 @@
 """Build `qiskit.primitives` objects from a result: the only module of the results that needs qiskit.
 
 Built from the same views as everything else, so plain and encoded bodies give equal objects. Arrays in
-metadata become numpy arrays. Where IBM's client is installed, execution spans and the results of its
+metadata become numpy arrays. If IBM's client is installed, execution spans and the results of its
 estimator are of its classes, else a list of `ExecutionSpan` and qiskit's `PubResult`.
 """
 

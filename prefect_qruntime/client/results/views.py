@@ -39,7 +39,7 @@ class PubView:
         metadata: Still encoded.
         quasi: Quasi-distribution by bitstring, legacy sampler only.
         kind: The encoded type, for instance `SamplerPubResult`: a sampler's data need not be registers.
-        shape: Shape of the points, where the body says it.
+        shape: Shape of the points, if the body has it.
     """
 
     registers: dict[str, Register] = field(default_factory=dict)
@@ -64,7 +64,7 @@ def form_of(raw: Any) -> str:
 
 
 def pub_list(raw: Any) -> list[Any]:
-    """The PUB results, one element each; empty where the body has none.
+    """The PUB results, one element each; empty if the body has none.
 
     Raises:
         ValueError: The body has a known form, but not its list.
@@ -104,7 +104,7 @@ def view_pub(raw: Any, item: Any, place: int, *, width: int | None, allowance: A
         raw: The whole body.
         item: The PUB's element of `pub_list(raw)`.
         place: Its place there.
-        width: Classical bits of the PUB's circuit, where known.
+        width: Classical bits of the PUB's circuit, if known.
         allowance: What the registers may unfold to.
 
     Raises:

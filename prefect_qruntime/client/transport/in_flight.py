@@ -1,7 +1,7 @@
 """Keep track of a create in flight whose caller may be cancelled.
 
-While nothing is out (waiting for a token, pausing after a 429) it is withdrawn and nothing is bought;
-once the request is out, its answer is awaited, so that what was bought is known.
+While nothing is out (waiting for a token, pausing after a 429) it is withdrawn and nothing is created;
+once the request is out, its answer is awaited, so that what was created is known.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class StoredBody:
     """A complete body in a file of this machine.
 
     Attributes:
-        path: Where it is.
+        path: Its path.
         size: Bytes.
         sha256: Hex digest of its content.
     """

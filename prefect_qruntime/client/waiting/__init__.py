@@ -1,1 +1,1 @@
-"""Wait for jobs by polling, with a websocket where there is one."""
+"""Wait for jobs by polling, with a websocket if there is one."""

@@ -45,7 +45,7 @@ async def follow_job(
     Args:
         service: The calls of the service.
         job_id: Which job.
-        watcher: Polls; the same for all waits on an instance.
+        watcher: The poller, the same for all waits on an instance.
         deadlines: When to stop waiting.
         on_timeout: `leave` lets the job live on, `cancel` cancels it first.
         stream: Whether to use a websocket, if one is free.

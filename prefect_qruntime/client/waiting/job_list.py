@@ -39,7 +39,7 @@ class JobListPager:
     """Walks through the list, newest first, and skips stretches without wanted jobs.
 
     Args:
-        wanted: Ids with the moment of creation as the service gave it; None where it is not known
+        wanted: Ids with the moment of creation as the service gave it; None if it is not known
             yet, which is looked for on the newest page, and on further ones while they show many.
 
     Example:

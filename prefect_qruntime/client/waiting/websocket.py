@@ -94,7 +94,7 @@ class JobStream:
 
         Returns:
             `done` after a normal close, `refused` when the host has no such socket, `given-up` after
-            too many broken connections or a flood of messages. In every case polling goes on by itself.
+            too many broken connections or a flood of messages. In every case polling continues.
         """
         failures = 0
         renewed = False
