@@ -26,9 +26,9 @@ def sweep_sessions(
     report = run_sweep(credentials_blocks or None, dry_run=dry_run, cancel_jobs=cancel_jobs)
     logger = get_run_logger()
     for line in report.problems:
-        logger.error("not swept: %s", line)
+        logger.error("Not swept: %s", line)
     for stalled in report.stalled:
-        logger.warning("flow run %s: %s %s", stalled.name, stalled.evidence, stalled.next_step)
+        logger.warning("Flow run %s: %s %s", stalled.name, stalled.evidence, stalled.next_step)
     logger.info("Left behind: %s and %s.", many(len(report.sessions), "session"), many(len(report.jobs), "job"))
     found = rows(report)
     if found:

@@ -34,7 +34,7 @@ def watch_jobs(
     report = run_watch(credentials_blocks or None, once=minutes is None, interval=interval, duration=duration)
     logger = get_run_logger()
     for problem in report.problems:
-        logger.error("not watched: %s", problem)
+        logger.error("Not watched: %s", problem)
     logger.info(
         "flow runs resumed: %d; finished jobs reported: %d; flow runs cancelled with their jobs: %d",
         report.resumed,

@@ -134,7 +134,7 @@ class _CancelBatch:
         try:
             job = await self._until_visible(job_id)
         except QuantumRuntimeError as error:
-            log.error("job %s could not be cancelled: %s", job_id, error)
+            log.error("Job %s could not be cancelled: %s", job_id, error)
             raise
         await notifications.job_cancelled(job, flow_run_id=self._flow_run_id)
         follow_usage(self._client, job)

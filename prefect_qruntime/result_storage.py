@@ -95,8 +95,8 @@ async def share_if_persisted(result: JobResult) -> JobResult:
         return await share(result)
     except Exception as error:
         notifications.log_to_run(
-            f"the content of job {result.job_id}'s result could not be stored in the result storage ({error}). "
-            f"It can only be read on this machine, in {result.file.path}",
+            f"The content of job {result.job_id}'s result could not be stored in the result storage ({error}). "
+            f"It can only be read on this machine, in {result.file.path}.",
             level=logging.WARNING,
         )
         return result
@@ -163,7 +163,7 @@ async def keep_private(crn: str, result: JobResult, *, memory_limit: int) -> Job
     except Exception as error:
         where = f"is in {file.path}. Move it to a safe place" if file else "is only the value that this task returns"
         notifications.log_to_run(
-            f"the result of private job {result.job_id} could not be stored ({error}). The only copy {where}.",
+            f"The result of private job {result.job_id} could not be stored ({error}). The only copy {where}.",
             level=logging.ERROR,
         )
         return result
@@ -178,7 +178,7 @@ def _warn_of_local(store: ResultStore, job_id: str) -> None:
     storage = store.result_storage
     if isinstance(storage, LocalFileSystem) and store.result_storage_block_id is None:
         notifications.log_to_run(
-            f"the only copy of private job {job_id}'s result is on this machine, in {storage.basepath}. Choose a "
+            f"The only copy of private job {job_id}'s result is on this machine, in {storage.basepath}. Choose a "
             "storage that outlives it: result_storage= of the flow, or PREFECT_DEFAULT_RESULT_STORAGE_BLOCK.",
             level=logging.WARNING,
         )

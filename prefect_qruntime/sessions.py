@@ -152,7 +152,7 @@ def _report_no_task(session: SessionRef, error: Exception) -> None:
 def _report_open(session: SessionRef, error: Exception) -> None:
     # The error that ended the block is the one to raise; the session is left to the sweep.
     notifications.log_to_run(
-        f"session {_name(session)} could not be closed: {type(error).__name__}: {error}. It may still be open and "
+        f"Session {_name(session)} could not be closed: {type(error).__name__}: {error}. It may still be open and "
         "charging. `prefect-qruntime sweep` closes it once its flow run is over.",
         level=logging.ERROR,
     )

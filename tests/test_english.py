@@ -39,6 +39,7 @@ PHRASES = {
 }
 _FORBIDDEN = re.compile("|".join(f"(?:{phrase})" for phrase in PHRASES))
 _NOUNS = r"(?:jobs|sessions|flow runs|rows|instances|backends|rules|locks|PUBs)\b"
+_LOUD = re.compile(r"^(?:log|logger|_log)\.(?:warning|error)$")
 # A number of things that may be one: `printable.many` writes "1 job" and "2 jobs". "3 of 4 backends" needs the plural.
 _COUNTED = re.compile(rf"(?<!of )(?:%d|\{{len\([^{{}}]*\)\}}) {_NOUNS}")
 
@@ -66,6 +67,18 @@ def odd(source: str) -> list[str]:
     return [f"line {line}: {phrase}" for line, phrase in sorted(found)]
 
 
+def fragments(source: str) -> list[str]:
+    """The texts of warnings and errors in the log that are no sentences: each begins like one and ends like one."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not (isinstance(node, ast.Call) and node.args and _LOUD.search(ast.unparse(node.func))):
+            continue
+        said = "".join(text for _, text in texts(ast.unparse(node.args[0])))
+        if said and not (re.match(r"[A-Z%{`]", said) and re.search(r"(?:[.:?]| %[rs])$", said)):
+            found.append(f"line {node.lineno}: {said[:80]}")
+    return found
+
+
 def unfinished(source: str) -> list[str]:
     """The docstrings, those of attributes too, whose first line is no sentence."""
     bodies = (getattr(node, "body", None) for node in ast.walk(ast.parse(source)))
@@ -89,6 +102,7 @@ def test_words_are_plain(path: Path) -> None:
     text = path.read_text()
     assert not odd(text)
     assert not unfinished(text)
+    assert not fragments(text)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +122,11 @@ def test_an_odd_text_is_found(source: str) -> None:
 @pytest.mark.parametrize("source", ['"""it begins small."""', 'X = 1\n"""An attribute without a stop"""'])
 def test_a_docstring_that_is_no_sentence_is_found(source: str) -> None:
     assert unfinished(source)
+
+
+@pytest.mark.parametrize("call", ['log.warning("it was lost")', 'log.error("job %s was lost.", job)'])
+def test_a_warning_that_is_no_sentence_is_found(call: str) -> None:
+    assert fragments(call)
 
 
 def test_numbers_that_agree_are_not_reported() -> None:

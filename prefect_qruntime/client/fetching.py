@@ -99,12 +99,12 @@ async def fetch_result(
         except _Unusable as error:
             if clock() - started >= transport.patience.of("fetch"):
                 raise error.why from None
-            log.warning("%s; fetching it again", error.why.message)
+            log.warning("%s. It is fetched again.", error.why.message)
         except QuantumRuntimeError as error:
             # A refusal about a known job is not believed at once.
             if not known or not is_refusal(error) or clock() - started >= refused:
                 raise
-            log.warning("job %s: %s; fetching again", ref.id, error)
+            log.warning("Job %s: %s Its result is fetched again.", ref.id, error)
         else:
             _raise_if_none(job, reply, over=clock() - started >= grace)
         await sleep(pause)

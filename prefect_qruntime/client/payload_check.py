@@ -148,7 +148,7 @@ def _same_circuit(pub: Pub, ours: Any, theirs: Any) -> bool:
         plain = qpy_bytes(theirs, limit=_QPY_BYTES)
         return bool(identity_of(load_qpy(theirs, field="circuit"), plain) == pub.identity)
     except (InvalidInput, ValueError) as error:
-        log.warning("the circuit of the job found cannot be read, so it is not compared: %s", error)
+        log.warning("The circuit of the job found cannot be read, so it is not compared: %s", error)
         return True
 
 

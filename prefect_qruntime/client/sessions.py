@@ -123,9 +123,9 @@ async def _open(service: _Service, machine: core.Opening, clock: Callable[[], fl
             if error.advice.kind != "search-first":
                 return machine.refused(error)
             if error.status is not None and 200 <= error.status < 300:
-                log.warning("opening a session: accepted, but the answer is unreadable (%s); searching for it", error)
+                log.warning("A session was opened, but the answer is unreadable: %s It is searched for.", error)
                 return machine.unreadable(clock())
-            log.warning("opening a session: the answer was lost (%s); searching for it", error)
+            log.warning("The answer to opening a session was lost: %s The session is searched for.", error)
             return machine.lost(clock())
         if ref.id is not None:
             opened.append(ref.id)

@@ -238,7 +238,7 @@ class _Caller:
         try:
             return await self.hooks.key_history(key)
         except Exception as error:  # only certainty shortens the search
-            log.warning("submission %s: it is not known whether it was sent before (%r); searching", key, error)
+            log.warning("Whether submission %s was sent before is not known: %r. Its job is searched for.", key, error)
             return History()
 
     async def _note_accepted(self) -> None:
@@ -247,7 +247,7 @@ class _Caller:
         try:
             await self.hooks.note_accepted(*self.accepted)
         except Exception as error:  # a job that was submitted is returned
-            log.warning("submission %s: its acceptance could not be recorded (%r)", self.accepted[0], error)
+            log.warning("The acceptance of submission %s could not be recorded: %r", self.accepted[0], error)
 
     async def _fetch(self, job_id: str) -> core.Action:
         try:
@@ -299,7 +299,7 @@ class _Caller:
         except NotFound:
             return self.machine.read_missing(self.clock())
         except QuantumRuntimeError as error:
-            log.warning("job %s was submitted by this process, but cannot be read now: %s", job_id, error)
+            log.warning("Job %s was submitted by this process, but cannot be read now: %s", job_id, error)
             return self.machine.read_failed(self.clock())
         return self.machine.read(self.clock(), job)
 
@@ -313,10 +313,12 @@ class _Caller:
             if error.advice.kind != "search-first":
                 return self.machine.refused(now, error)
             if error.status is not None and 200 <= error.status < 300:
-                log.warning("submission %s: accepted, but the answer is unreadable (%s); searching for it", key, error)
+                log.warning(
+                    "Submission %s was accepted with an unreadable answer: %s Its job is searched for.", key, error
+                )
                 self.accepted = key, None
                 return self.machine.unreadable(now)
-            log.warning("submission %s: the answer was lost (%s); searching for the job", key, error)
+            log.warning("The answer to submission %s was lost: %s Its job is searched for.", key, error)
             return self.machine.lost(now, error)
         ref = ref.model_copy(update={"submission_key": key, "tags": tags})
         action = self.machine.posted(self.clock(), ref)
@@ -330,7 +332,7 @@ def _attached(found: core.Attach, intent: Intent, *, certain: bool) -> JobRef:
     ref = found.job.ref() if found.job is not None else found.ref
     if ref.backend and ref.backend != intent.spec.backend:
         log.warning(
-            "attached to job %s on %s although %s was requested now; another submission_key submits one there",
+            "Attached to job %s on %s, although %s was requested now. Another submission_key submits one there.",
             ref.id,
             ref.backend,
             intent.spec.backend,

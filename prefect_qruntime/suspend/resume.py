@@ -67,7 +67,7 @@ async def resume(wait: Wait) -> bool:
         log.info("Resumed flow run %s: job %s is over.", wait.flow_run_id, wait.job_id)
         return True
     reason = getattr(answer.details, "reason", None)
-    log.warning("flow run %s was not resumed: %s", wait.flow_run_id, reason or "no reason given")
+    log.warning("Flow run %s was not resumed: %s", wait.flow_run_id, reason or "no reason given")
     return False
 
 
@@ -98,7 +98,7 @@ async def reconcile(wait: Wait) -> bool:
                 await cancel_jobs_of(client, str(flow_run.id), [wait.job_id])
         except NotFound as error:
             # Deleted from the service: nothing is left to cancel.
-            log.warning("job %s of flow run %s: %s", wait.job_id, flow_run.id, error)
+            log.warning("Job %s of flow run %s: %s", wait.job_id, flow_run.id, error)
         finally:
             await hooks.clean_up(flow_run, cancel_jobs=wait.policy == "cancel", drain=wait.policy == "detach")
         log.info("Flow run %s was cancelled: policy %s for its jobs.", flow_run.id, wait.policy)

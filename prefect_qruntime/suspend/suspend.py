@@ -133,7 +133,8 @@ def _obstacle(credentials: QuantumRuntimeCredentials) -> str:
 
 
 def _warn(obstacle: str) -> None:
-    notifications.log_to_run(f"{obstacle}: waiting for the job in this process instead", level=logging.WARNING)
+    text = f"The flow run is not suspended: {obstacle}. It waits for the job in this process."
+    notifications.log_to_run(text, level=logging.WARNING)
 
 
 def _flow_run_id() -> UUID:
@@ -150,7 +151,7 @@ async def _end(credentials: QuantumRuntimeCredentials, ref: JobRef) -> Job | Non
     except QuantumRuntimeError as error:
         if not error.is_outage:
             raise
-        notifications.log_to_run(f"no answer about job {ref.id} for now: {error}", level=logging.WARNING)
+        notifications.log_to_run(f"No answer about job {ref.id} for now: {error}", level=logging.WARNING)
         return None
     if not job.is_terminal:
         return None

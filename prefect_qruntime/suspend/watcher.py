@@ -262,7 +262,7 @@ class _Watcher:
         except Exception as error:
             # Any error, ours or Prefect's: this wait is tried again and the others continue.
             self._problem(str(wait.note), f"job {wait.job_id} for {resume.describe(wait)}: {error}")
-            log.warning("job %s for %s: %s; it is tried again later", wait.job_id, resume.describe(wait), error)
+            log.warning("Job %s for %s is tried again later: %s", wait.job_id, resume.describe(wait), error)
             self._clients.pop(wait.block, None)
             entry.ending, entry.task, entry.not_before = False, None, time.monotonic() + _AGAIN
         else:
@@ -291,7 +291,7 @@ class _Watcher:
         entry.ending = True
         async with self._gate:
             if isinstance(end, NotFound):
-                log.warning("job %s for %s: %s", entry.wait.job_id, resume.describe(entry.wait), end)
+                log.warning("Job %s for %s: %s", entry.wait.job_id, resume.describe(entry.wait), end)
             if entry.wait.key is not None and entry.wait.flow_run_id is not None:
                 await self._end_suspension(entry, end, entry.wait.flow_run_id, entry.wait.key)
                 return

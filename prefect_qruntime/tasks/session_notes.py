@@ -129,7 +129,7 @@ def _files() -> list[SessionNote]:
                 raise ValueError("no note")
             opened = datetime.fromisoformat(meta["opened"])
         except (OSError, ValueError, KeyError):
-            log.warning("%s is not a readable record of a session and was skipped", path)
+            log.warning("%s is not a readable record of a session and was skipped.", path)
             continue
         found.append(SessionNote(Record(UUID(int=0), path.stem, meta, None, opened), path))
     return found

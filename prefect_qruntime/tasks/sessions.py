@@ -172,7 +172,7 @@ async def close(
         else:
             notifications.log_to_run(
                 f"{closed.kind} {session.id} was asked to close but is still {closed.state!r}; "
-                "`prefect-qruntime sweep` will try again",
+                "`prefect-qruntime sweep` will try again.",
                 level=logging.WARNING,
             )
     await _note_closed(credentials, token, closed)

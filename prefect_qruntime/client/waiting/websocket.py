@@ -105,7 +105,7 @@ class JobStream:
                 if ended:
                     return "done"
             except _Flooded:
-                log.info("The websocket of a job sends too many messages and was closed. The job is polled.")
+                log.info("The websocket of a job sent too many messages and was closed. The job is polled.")
                 return "given-up"
             except InvalidStatus as exc:
                 status = exc.response.status_code
