@@ -25,8 +25,8 @@ def print_rows(rows: Sequence[Mapping[str, Any]], title: str, none: str, console
     Args:
         rows: What to print.
         title: Heading.
-        none: Said after the heading when there is no row.
-        console: Where; by default on standard output.
+        none: Text after the heading if there is no row.
+        console: Console to print to; standard output by default.
     """
     console = console or Console()
     if not rows:
@@ -46,12 +46,12 @@ def id_column(table: Table, title: str, ids: Iterable[str]) -> None:
 
 
 def short(identifier: str, console: Console) -> str:
-    """A flow run's id, or its first eight digits where the terminal is narrow."""
+    """A flow run's id, or its first eight digits if the terminal is narrow."""
     return identifier if console.width >= WIDE else identifier[:8]
 
 
 def cell(*lines: object, style: str = "") -> Text:
-    """A table's cell: other people's words, one line each, without anything that a terminal obeys."""
+    """A table's cell: one line for each text, without terminal sequences."""
     return Text("\n".join(printable(line) for line in lines), style=style)
 
 
