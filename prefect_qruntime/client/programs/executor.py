@@ -26,6 +26,7 @@ from prefect_qruntime.client.inputs.spec import RECIPE_AUTHOR, RECIPE_VERSION, C
 from prefect_qruntime.client.programs import openqasm
 from prefect_qruntime.client.programs.expectation import make_plan, shots_for
 from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.printable import many
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -45,7 +46,7 @@ _PRECISION = 0.015625
 
 @dataclass(frozen=True, slots=True)
 class _Circuit:
-    """A circuit in the form in which all of its program go, and its parameters in the program's order."""
+    """A circuit in the common form of its program, and its parameters in the program's order."""
 
     form: Any
     inputs: tuple[str, ...]
@@ -65,7 +66,7 @@ def executor_params(spec: JobSpec, *, form: CircuitForm = "auto") -> dict[str, A
         form: How circuits travel. `auto`: as OpenQASM 3 if all PUBs are text that can go so, else as QPY.
 
     Raises:
-        InvalidInput: What the executor cannot do: PUBs with different shots, options without an equivalent,
+        InvalidInput: Something that the executor cannot do: PUBs with different shots, options without an equivalent,
             OpenQASM 2 that is not rewritten, inputs that are not floats or angles.
     """
     shots = program_shots(spec)
@@ -215,7 +216,7 @@ def _as_circuit(value: str | dict[str, Any], field: str) -> Any:
         return load_qpy(value, field=field)
     if not _has_qiskit():
         raise InvalidInput(
-            "is text beside circuits that are not, and only qiskit can bring both into one form: "
+            "is text and other circuits are not, and only qiskit can bring both into one form: "
             "pip install 'prefect-qruntime[qiskit]'",
             field=field,
         )
@@ -291,7 +292,8 @@ def _text_measurement(text: str, basis: dict[int, str], width: int, field: str) 
     physical = bool(operands) and operands[0] == "$0"
     if width < len(operands) or (width > len(operands) and not physical):
         raise InvalidInput(
-            f"has {len(operands)} qubits and its observables {width} letters; they must be as many", field=field
+            f"has {many(len(operands), 'qubit')} and its observables {many(width, 'letter')}; both must be equal",
+            field=field,
         )
     if physical:
         operands = [f"${place}" for place in range(width)]
@@ -306,7 +308,8 @@ def _circuit_measurement(circuit: Any, basis: dict[int, str], width: int, field:
 
     if width != circuit.num_qubits:
         raise InvalidInput(
-            f"has {circuit.num_qubits} qubits and its observables {width} letters; they must be as many", field=field
+            f"has {many(circuit.num_qubits, 'qubit')} and its observables {many(width, 'letter')}; both must be equal",
+            field=field,
         )
     # In a circuit with control flow qiskit would also remove measurements that a condition reads.
     plain = circuit.has_control_flow_op()
@@ -339,7 +342,7 @@ def _qpy(circuits: list[Any]) -> dict[str, Any]:
 
 # ---- options --------------------------------------------------------------------------------------------------
 
-# What needs IBM's preparation once it is switched on: the switch and what it does.
+# Options that need IBM's preparation if they are switched on: the switch and what it does.
 _SWITCHES = {
     ("dynamical_decoupling", "enable"): "dynamical decoupling",
     ("twirling", "enable_gates"): "twirling of gates",

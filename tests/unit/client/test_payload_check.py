@@ -73,7 +73,7 @@ def test_every_change_is_seen(name: str, path: tuple[Any, ...], value: Any) -> N
         ("estimator", {"shots": 7}, "shots was not asked for"),
         ("sampler", {"pubs": "none"}, "0 PUBs, not 2"),
         ("sampler", {"pubs": [[BELL]]}, "1 PUB, not 2"),
-        ("raw", {"more": 1}, "its params are others"),
+        ("raw", {"more": 1}, "its params differ"),
         ("raw", {"options": {"x": [1, 2, 3]}}, "params.options.x has 3 parts, not 2"),
     ],
     ids=str,

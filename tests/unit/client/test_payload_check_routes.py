@@ -79,7 +79,7 @@ def test_another_job(pubs: Any, given: dict[str, Any], word: str | None) -> None
     assert (found is None) if word is None else (word in str(found))
     if word is None:
         asked = make_spec(pubs, backend="b", **given)
-        assert executor_difference(asked, _kept([families.BELL], shots=10)) == "its options are others"
+        assert executor_difference(asked, _kept([families.BELL], shots=10)) == "its options differ"
 
 
 def test_other_arguments_and_what_cannot_take_the_route() -> None:
