@@ -20,8 +20,6 @@ from prefect_qruntime.models import Job, JobRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.prefect_api import Loadable
 from prefect_qruntime.tasks.arguments import Submission, defaults_of, spelled_out
-from prefect_qruntime.tasks.cancel import acancel_job
-from prefect_qruntime.tasks.estimate import aestimate_cost, arequire_approval, estimate_cost, require_approval
 from prefect_qruntime.tasks.fetch import afetch_results, fetch_results
 from prefect_qruntime.tasks.submit import asubmit_numbered, submit_numbered
 from prefect_qruntime.tasks.wait import await_for_completion, wait_for_completion
@@ -78,6 +76,8 @@ def run_job(
     job: JobRef | None = None
     chances = _chances(resubmit)
     if require_approval_above is not None:
+        from prefect_qruntime.tasks.estimate import estimate_cost, require_approval
+
         require_approval(estimate_cost(credentials, pubs, **submission), above=require_approval_above)
     for left in chances:
         job = submit_numbered(credentials, pubs, replaces=job, **submission)
@@ -109,6 +109,8 @@ async def arun_job(
     job: JobRef | None = None
     chances = _chances(resubmit)
     if require_approval_above is not None:
+        from prefect_qruntime.tasks.estimate import aestimate_cost, arequire_approval
+
         await arequire_approval(await aestimate_cost(credentials, pubs, **submission), above=require_approval_above)
     for left in chances:
         job = await asubmit_numbered(credentials, pubs, replaces=job, **submission)
@@ -203,6 +205,8 @@ class QuantumRuntimeJobRun(JobRun[JobResult]):
 
     async def cancel(self) -> Job:
         """Cancel the job; one that is over already is left as it is."""
+        from prefect_qruntime.tasks.cancel import acancel_job
+
         return await acancel_job(self.credentials, self.job)
 
 

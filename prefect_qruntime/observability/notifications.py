@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from cachetools import LRUCache, TTLCache
@@ -19,7 +19,6 @@ from cachetools import LRUCache, TTLCache
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.client.network_loop import SingleFlight, network_loop
-from prefect_qruntime.client.programs.agreement import RouteComparison
 from prefect_qruntime.client.programs.executor_result import executed_seconds
 from prefect_qruntime.client.provenance import Calibration, package_versions
 from prefect_qruntime.client.results.job_result import JobResult
@@ -53,6 +52,9 @@ from prefect_qruntime.printable import printable
 from prefect_qruntime.redact import get_logger, redact
 from prefect_qruntime.run_context import current_run
 from prefect_qruntime.settings import current_settings
+
+if TYPE_CHECKING:
+    from prefect_qruntime.client.programs.agreement import RouteComparison
 
 __all__ = [
     "budget_exhausted",

@@ -17,9 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from prefect_qruntime.client.inputs.quantum_program import IBM_EXTRA, has_ibm
-from prefect_qruntime.client.programs.executor import executor_params
 from prefect_qruntime.client.programs.executor_options import options_that_need_ibm
-from prefect_qruntime.client.programs.ibm import ibm_params
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 
 if TYPE_CHECKING:
@@ -128,8 +126,13 @@ def program_params(spec: JobSpec, *, backend: Any = None) -> dict[str, Any]:
     Raises:
         InvalidInput: What the executor cannot do, by name.
     """
+    # Loaded here: few submissions take the executor.
     if any(options_that_need_ibm(spec.options)) and has_ibm():
+        from prefect_qruntime.client.programs.ibm import ibm_params
+
         return ibm_params(spec, backend=backend)
+    from prefect_qruntime.client.programs.executor import executor_params
+
     return executor_params(spec, form=spec.circuit_form)
 
 
