@@ -60,6 +60,7 @@ _PATIENCE = 0.3  # seconds a submission waits for its note; the API needs some h
 _GATHER = 0.25  # seconds for which a note waits for other submissions that are under way
 _NOTE_SHARE = 3  # or so much longer than the last one took
 _FIRST = 3.0  # seconds after its submission until the page of a job that is not over is written
+_FIRST_EACH = 0.03  # more of them for each page that waits: so long does a busy server take to write one
 _TOGETHER = 2.0  # seconds over which the end and the result of a job are gathered into one write
 _PAUSE = 1.0  # seconds over which changes of a summary are gathered
 _SETTLING = 4.0  # more of them while jobs of it are without a page
@@ -124,7 +125,7 @@ async def note_submitted(
     facts = {**defaults, **{name: value for name, value in meta.items() if value is not None}}
     run.learn(job_id, facts)
     run.open[job_id] = open_note(facts)
-    pages.put(job_id, meta, defaults=defaults, new=new, flow_run_id=flow_run_id, after=_FIRST)
+    pages.put(job_id, meta, defaults=defaults, new=new, flow_run_id=flow_run_id, after=pages.first())
     await asyncio.wait({run.note(job_id)}, timeout=_PATIENCE)
 
 
@@ -200,6 +201,13 @@ class PageWrites:
         """What is known of a flow run's jobs."""
         run: _Run = self.runs.setdefault(flow_run_id, _Run(flow_run_id))
         return run
+
+    def first(self) -> float:
+        """Seconds after which the page of a job that is not over is written: its end may save that write.
+
+        The flow run's summary notes the job until then.
+        """
+        return _FIRST + _FIRST_EACH * len(self.pages)
 
     def put(
         self,
