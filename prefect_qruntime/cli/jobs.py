@@ -1,4 +1,4 @@
-"""`prefect-qruntime jobs`, `estimate` and `usage`: what was bought, what more would cost, and who pays for it."""
+"""`prefect-qruntime jobs`, `estimate` and `usage`: which jobs there are, what more would cost, and who used what."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _GROUPED: dict[GroupBy, tuple[str, str]] = {
     "tag": ("tag", "no tag"),
     "flow-state": ("state of the flow run", "not in this Prefect"),
 }
-"""The heading of each grouping, and what stands for jobs without a value."""
+"""The heading of each grouping, and the text for jobs without a value."""
 
 
 @needs_prefect
@@ -51,12 +51,12 @@ def jobs(
         list[Literal["queued", "running", "completed", "cancelled", "failed"]] | None,
         Parameter(help="Only jobs in these states."),
     ] = None,
-    limit: Annotated[int, Parameter(help="Most jobs of each instance, newest first.")] = 50,
+    limit: Annotated[int, Parameter(help="Most jobs to list of each instance, newest first.")] = 50,
     since: Annotated[
         str | None, Parameter(help="Only jobs created since then: 2026-05-01, 2026-05-01T08:00, 90m, 24h or 7d.")
     ] = None,
     by: Annotated[
-        GroupBy | None, Parameter(help="Sum them up by deployment, owner (flow run), tag or the flow run's state.")
+        GroupBy | None, Parameter(help="Show sums by deployment, owner (flow run), tag or the flow run's state.")
     ] = None,
     json: AsJson = False,
 ) -> int:
@@ -131,25 +131,33 @@ def _owner(job: ListedJob, console: Console) -> Text:
 
 @needs_prefect
 def estimate(
-    circuits: list[str],
+    circuits: Annotated[list[str], Parameter(help="OpenQASM, as text or as paths of files.")],
     /,
     *,
     backend: Annotated[str, Parameter(help="Name of the backend.")],
     shots: Annotated[int | None, Parameter(help="Shots of each circuit; by default the sampler's own.")] = None,
-    one_job_each: Annotated[bool, Parameter(help="Each circuit is to be a job of its own.")] = False,
+    one_job_each: Annotated[bool, Parameter(help="One job for each circuit; by default one job for all.")] = False,
     max_execution_time: Annotated[int | None, Parameter(help="Limit of QPU seconds for each job.")] = None,
     block: Annotated[str | None, Parameter(help="Name of the credentials block, if several are saved.")] = None,
     json: AsJson = False,
 ) -> int:
-    """Tell what the sampler will probably cost for circuits (OpenQASM, as text or as paths), learnt from finished jobs.
+    """Estimate what the sampler will cost for circuits (OpenQASM, as text or as paths), learnt from finished jobs.
 
     Nothing is submitted.
     """
 
     async def work() -> CostEstimate:
         names = [block] if block is not None else await saved_blocks()
-        if len(names) != 1:
-            raise InvalidInput(f"name one of the saved blocks: {', '.join(names) or 'there is none'}", field="block")
+        if not names:
+            raise InvalidInput(
+                "no Quantum Runtime Credentials block is saved.",
+                field="block",
+                solution="Create one in the UI under Blocks.",
+            )
+        if len(names) > 1:
+            raise InvalidInput(
+                f"the saved blocks are {', '.join(names)}.", field="block", solution="Name one of them with --block."
+            )
         submission: Submission = {"backend": backend, "shots": shots, "max_execution_time": max_execution_time}
         texts = [circuit_text(circuit, field=f"circuits[{place}]") for place, circuit in enumerate(circuits)]
         return await estimate_jobs(await aload_credentials(names[0]), texts, submission, one_job_each=one_job_each)
@@ -168,7 +176,7 @@ def usage(
     by: Annotated[
         list[Literal["flow", "deployment", "flow-run", "tag", "user", "session", "month", "day", "backend", "block"]]
         | None,
-        Parameter(help="What the rows are; may be given more than once. The deployment by default."),
+        Parameter(help="What to group by; may be given more than once. The deployment by default."),
     ] = None,
     since: Annotated[
         str, Parameter(help="Only what was created since then: 2026-05-01, 2026-05-01T08:00, 24h or 7d.")
@@ -181,9 +189,8 @@ def usage(
 ) -> int:
     """Report QPU seconds by owner, failed and cancelled jobs included, and reconcile them with the service's own sums.
 
-    A dedicated session is charged by the clock: its own usage counts, split over its jobs. Numbers that the service has
-    not fixed yet are marked as pending. The exit code is 0 if everything was read, 1 if something could not be looked
-    into, 2 if an argument is wrong.
+    A dedicated session is charged by the clock: its own usage counts, divided among its jobs. Numbers that may change
+    are marked. The exit code is 0 if everything was read, 1 if something could not be read, 2 if an argument is wrong.
     """
     if csv and json:
         raise InvalidInput("cannot be given together with --json", field="csv")
@@ -240,7 +247,7 @@ def _print_usage(report: UsageReport, console: Console) -> None:
     if report.without_owner:
         console.print(
             f"Without an owner: {many(report.jobs_without_owner, 'job')}, {report.qpu_seconds_without_owner:g} QPU "
-            "seconds. No flow run's tag is on them.",
+            f"seconds. {'It carries' if report.jobs_without_owner == 1 else 'They carry'} no flow run's tag.",
             style="red",
             highlight=False,
         )
@@ -258,7 +265,7 @@ def _print_usage(report: UsageReport, console: Console) -> None:
 
 
 def _numbers(row: UsageLine, *, units: bool) -> list[str]:
-    """A row's numbers; those that may still change end with dots."""
+    """Format a row's numbers; those that may still change end with dots."""
     dots = " …" if row.not_final else ""
     found = [str(row.jobs), str(row.states.get("failed", 0)), str(row.states.get("cancelled", 0))]
     found.append(f"{row.qpu_seconds:g}{dots}")
@@ -267,6 +274,6 @@ def _numbers(row: UsageLine, *, units: bool) -> list[str]:
 
 def _reconciled(one: Reconciled) -> str:
     return (
-        f"{one.block}, {one.what}: the service says {one.service_says:g} {one.unit}, counted are {one.counted:g}; "
+        f"{one.block}, {one.what}: the service says {one.service_says:g} {one.unit}, counted {one.counted:g}; "
         f"difference {one.difference:+g}. {one.meaning}"
     )

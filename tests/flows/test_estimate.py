@@ -231,7 +231,7 @@ def test_the_pages_of_jobs_note_what_the_estimate_learns_from(
     assert f"2 jobs of sampler on {name}: " in " ".join(capsys.readouterr().out.split())
     assert estimate_command([FLIP], backend=name, block=block, json=True) == 0
     assert '"coverage": 0.9' in capsys.readouterr().out
-    with pytest.raises(InvalidInput, match="name one of the saved blocks"):
+    with pytest.raises(InvalidInput, match="Name one of them with --block"):
         estimate_command([FLIP], backend=name)
     with pytest.raises(InvalidInput, match="must be a list of PUBs, one at least"):
         qr.estimate_cost(credentials, FLIP, one_job_each=True, **parameters)
