@@ -127,8 +127,10 @@ def _crowds(repeats: int, jobs: int) -> Iterator[Measurement]:
     yield Measurement("rest", "flows.to_the_end", in_turn, min(times, 2), **common, aside=("end", "rest"))
     ten: dict[str, Any] = {**common, "args": {"jobs": 10}}
     yield Measurement("calls", "flows.to_the_end", in_turn, min(times, 2), **ten, aside=("end", "calls"))
-    many: dict[str, Any] = {**common, "args": {"jobs": 500 if jobs > 20 else 20}}
+    many: dict[str, Any] = {**common, "args": {"jobs": 500 if jobs > 20 else 50}}
     yield Measurement("mapped", "flows.mapped", ("ours-flow", "empty-flow"), 1, **many, aside=("end", "health"))
+    runs: dict[str, Any] = {**common, "args": {"jobs": 50 if jobs > 20 else 5}}
+    yield Measurement("workers", "workers.at_once", ("ours-flow",), 1, **runs)
     key = ("ours-flow",)
     yield Measurement("key", "flows.fresh_key", key, times, sandbox=sandbox, server=True, timeout=900)
 

@@ -84,32 +84,46 @@ if TYPE_CHECKING:
         leave_to_watcher as leave_to_watcher,
         suspend_until_done as suspend_until_done,
     )
-    from prefect_qruntime.tasks import (
+    from prefect_qruntime.tasks.backends import (
         aauthenticate as aauthenticate,
-        acancel_job as acancel_job,
-        aclose_session as aclose_session,
-        acompare_routes as acompare_routes,
-        aestimate_cost as aestimate_cost,
-        afetch_results as afetch_results,
         aget_usage as aget_usage,
         alist_backends as alist_backends,
-        aopen_session as aopen_session,
-        arequire_approval as arequire_approval,
         aselect_backend as aselect_backend,
-        asubmit_job as asubmit_job,
         authenticate as authenticate,
-        await_for_completion as await_for_completion,
-        cancel_job as cancel_job,
-        close_session as close_session,
-        compare_routes as compare_routes,
-        estimate_cost as estimate_cost,
-        fetch_results as fetch_results,
         get_usage as get_usage,
         list_backends as list_backends,
-        open_session as open_session,
-        require_approval as require_approval,
         select_backend as select_backend,
+    )
+    from prefect_qruntime.tasks.cancel import (
+        acancel_job as acancel_job,
+        cancel_job as cancel_job,
+    )
+    from prefect_qruntime.tasks.compare import (
+        acompare_routes as acompare_routes,
+        compare_routes as compare_routes,
+    )
+    from prefect_qruntime.tasks.estimate import (
+        aestimate_cost as aestimate_cost,
+        arequire_approval as arequire_approval,
+        estimate_cost as estimate_cost,
+        require_approval as require_approval,
+    )
+    from prefect_qruntime.tasks.fetch import (
+        afetch_results as afetch_results,
+        fetch_results as fetch_results,
+    )
+    from prefect_qruntime.tasks.sessions import (
+        aclose_session as aclose_session,
+        aopen_session as aopen_session,
+        close_session as close_session,
+        open_session as open_session,
+    )
+    from prefect_qruntime.tasks.submit import (
+        asubmit_job as asubmit_job,
         submit_job as submit_job,
+    )
+    from prefect_qruntime.tasks.wait import (
+        await_for_completion as await_for_completion,
         wait_for_completion as wait_for_completion,
     )
 

@@ -17,7 +17,6 @@ from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.connection import DEFAULT_API_VERSION, Connection
 from prefect_qruntime.client.hosts import Dialects
 from prefect_qruntime.client.network_loop import network_loop
-from prefect_qruntime.diagnostics.instance import check_instance
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import InstanceReport
 from prefect_qruntime.prefect_api import Loadable, load_saved, saved_names
@@ -165,6 +164,8 @@ class QuantumRuntimeCredentials(Loadable, CredentialsBlock):
 
     async def averify(self) -> InstanceReport:
         """As `verify`, for async code."""
+        from prefect_qruntime.diagnostics.instance import check_instance
+
         client = self.get_client()
         await network_loop().arun(check_hosts(client.connection))
         return await check_instance(client)

@@ -21,8 +21,6 @@ from prefect_qruntime.models import Job, JobRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.prefect_api import Loadable
 from prefect_qruntime.tasks.arguments import Submission, defaults_of, spelled_out
-from prefect_qruntime.tasks.cancel import acancel_job
-from prefect_qruntime.tasks.estimate import aask_above, ask_above
 from prefect_qruntime.tasks.fetch import afetch_results, fetch_results
 from prefect_qruntime.tasks.submit import asubmit_numbered, submit_numbered
 from prefect_qruntime.tasks.wait import await_for_completion, wait_for_completion
@@ -78,7 +76,10 @@ def run_job(
     """
     job: JobRef | None = None
     chances = _chances(resubmit)
-    ask_above(require_approval_above, credentials, pubs, submission, times=1 + resubmit)
+    if require_approval_above is not None:
+        from prefect_qruntime.tasks.estimate import ask_above
+
+        ask_above(require_approval_above, credentials, pubs, submission, times=1 + resubmit)
     for left in chances:
         job = submit_numbered(credentials, pubs, replaces=job, **submission)
         try:
@@ -108,7 +109,10 @@ async def arun_job(
     """As `run_job`, for async flows."""
     job: JobRef | None = None
     chances = _chances(resubmit)
-    await aask_above(require_approval_above, credentials, pubs, submission, times=1 + resubmit)
+    if require_approval_above is not None:
+        from prefect_qruntime.tasks.estimate import aask_above
+
+        await aask_above(require_approval_above, credentials, pubs, submission, times=1 + resubmit)
     for left in chances:
         job = await asubmit_numbered(credentials, pubs, replaces=job, **submission)
         try:
@@ -202,6 +206,8 @@ class QuantumRuntimeJobRun(JobRun[JobResult]):
 
     async def cancel(self) -> Job:
         """Cancel the job; one that is over already is left as it is."""
+        from prefect_qruntime.tasks.cancel import acancel_job
+
         return await acancel_job(self.credentials, self.job)
 
 
@@ -358,9 +364,10 @@ class QuantumRuntimeJob(Loadable, JobBlock[JobResult]):
             SubmissionUncertain: It is not known whether a job was accepted.
         """
         _chances(self.resubmit)
-        await aask_above(
-            self.require_approval_above, self.credentials, self.pubs, self._submission(), times=1 + self.resubmit
-        )
+        if (above := self.require_approval_above) is not None:
+            from prefect_qruntime.tasks.estimate import aask_above
+
+            await aask_above(above, self.credentials, self.pubs, self._submission(), times=1 + self.resubmit)
         return QuantumRuntimeJobRun(
             self.credentials,
             await self.submit(),

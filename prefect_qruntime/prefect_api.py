@@ -313,7 +313,13 @@ class NotAwaited(Generic[T]):
 
 
 class Loadable:
-    """A block whose `load` reports a missing `await` and says what to write."""
+    """A block that imports quickly, and whose `load` reports a missing `await` and says what to write."""
+
+    @classmethod
+    def __dispatch_key__(cls) -> str:
+        # Prefect's own makes the JSON schema twice to read the slug from it: a third of this package's import time.
+        block: Any = cls
+        return str(block.get_block_type_slug())
 
     @classmethod
     def load(cls, name: str, *args: Any, **kwargs: Any) -> Self:

@@ -47,8 +47,10 @@ def printable(value: Any, limit: int = 500) -> str:
         ```
     """
     # Cut first: a service may send a very long text. Sequences and spaces only shorten it.
-    text = _ESCAPES.sub("", str(value)[: 4 * limit])
-    shown = " ".join("".join(map(_visible, text)).split())
+    text = str(value)[: 4 * limit]
+    if not text.isprintable():  # most texts are, and need no search
+        text = "".join(map(_visible, _ESCAPES.sub("", text)))
+    shown = " ".join(text.split())
     return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
 
 

@@ -26,6 +26,9 @@ _SHAPES = (
     ),
     re.compile(r"()\beyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]{5,}(?:\.[A-Za-z0-9_-]*)?"),
 )
+# One of these is in whatever has such a shape, in small letters. A job asks a hundred times, and to look for them takes
+# a tenth of the time that the shapes take.
+_WORDS = ("authorization", "bearer", "apikey", "api_key", "access_token", "refresh_token", "x-access-token", "eyj")
 # Loggers of the libraries that see a token; our own come from `get_logger`. A filter on a parent does not reach
 # its children, so each logger that writes is named.
 _LOGGERS = (
@@ -41,7 +44,8 @@ _KEEP = 4096
 
 _lock = threading.Lock()
 _known: OrderedDict[str, None] = OrderedDict()
-_pattern: re.Pattern[str] | None = None
+_pattern: tuple[list[str], re.Pattern[str]] | None = None
+"""The known secrets and what finds them; None until a text is searched after one was added."""
 
 
 def _renew_lock() -> None:
@@ -76,12 +80,12 @@ def forget_all() -> None:
         _pattern = None
 
 
-def _known_pattern() -> re.Pattern[str] | None:
+def _known_pattern() -> tuple[list[str], re.Pattern[str]] | None:
     global _pattern
     with _lock:
         if _pattern is None and _known:
             longest_first = sorted(_known, key=len, reverse=True)
-            _pattern = re.compile("|".join(re.escape(secret) for secret in longest_first))
+            _pattern = longest_first, re.compile("|".join(re.escape(secret) for secret in longest_first))
         return _pattern
 
 
@@ -95,9 +99,16 @@ def redact(text: str) -> str:
         assert redact("Authorization: Bearer abcdef123456") == "Authorization: Bearer ********"
         ```
     """
-    pattern = _known_pattern()
-    if pattern is not None:
-        text = pattern.sub(MASK, text)
+    known = _known_pattern()
+    if known is not None:
+        for secret in known[0]:
+            if secret in text:
+                text = known[1].sub(MASK, text)
+                break
+    if text.isascii():  # beyond it other letters are taken for the same ones, such as a long s
+        lower = text.lower()
+        if not any(word in lower for word in _WORDS):
+            return text
     for shape in _SHAPES:
         text = shape.sub(rf"\g<1>{MASK}", text)
     return text

@@ -12,7 +12,6 @@ from prefect.exceptions import Pause
 from prefect_qruntime.admission.budget import BudgetLike
 from prefect_qruntime.cancellation import cancelled_by_user, policy
 from prefect_qruntime.client.network_loop import network_loop
-from prefect_qruntime.client.session_core import says_nothing_about_jobs
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.errors import (
     QuantumRuntimeError,
@@ -137,6 +136,8 @@ async def _drains(left_by: BaseException) -> bool:
     if isinstance(left_by, Pause):
         return True
     if isinstance(left_by, Exception):
+        from prefect_qruntime.client.session_core import says_nothing_about_jobs
+
         return says_nothing_about_jobs(left_by)
     return policy() == "detach" or not await cancelled_by_user()
 

@@ -92,17 +92,44 @@ def test_the_sandbox_stands_alone() -> None:
             assert room(name, 1) == "cli", f"{name} imports the sandbox"
 
 
-def loaded_after(code: str) -> set[str]:
-    """Top-level names of what a fresh interpreter has loaded after `code`."""
-    shown = f"{code}\nimport sys\nprint(' '.join(sorted({{name.split('.')[0] for name in sys.modules}})))"
+def modules_after(code: str) -> set[str]:
+    """The names of all modules that a fresh interpreter has loaded after `code`."""
+    shown = f"{code}\nimport sys\nprint(' '.join(sys.modules))"
     run = subprocess.run([sys.executable, "-c", shown], capture_output=True, text=True, check=True, timeout=100)
     return set(run.stdout.split())
+
+
+def loaded_after(code: str) -> set[str]:
+    """Top-level names of what a fresh interpreter has loaded after `code`."""
+    return {name.split(".")[0] for name in modules_after(code)}
 
 
 def test_the_public_names_need_neither_qiskit_nor_numpy() -> None:
     loaded = loaded_after("import prefect_qruntime as q\nfor name in q.__all__: getattr(q, name)")
     assert "prefect" in loaded
     assert not loaded & {"qiskit", "qiskit_aer", "numpy", "scipy", "qiskit_ibm_runtime", "samplomatic"}
+
+
+# What one job needs only if it is asked for: options, checks for a backend, the executor, an estimate, a session.
+SELDOM = (
+    *("client.inputs.isa", "client.inputs.options", "client.session_core", "client.sessions"),
+    *("client.programs.agreement", "client.programs.executor", "client.programs.ibm", "client.programs.openqasm"),
+    *("client.results.notebook", "client.results.qiskit", "diagnostics.instance", "diagnostics.network"),
+    *("tasks.cancel", "tasks.compare", "tasks.estimate", "blocks", "cli", "operations", "sandbox", "suspend"),
+)
+
+
+def test_a_flow_of_plain_jobs_loads_only_what_it_needs() -> None:
+    for name in SELDOM:
+        assert (structure.ROOT / name.replace(".", "/")).exists() or f"{PACKAGE}.{name}" in MODULES, name
+    loaded = modules_after(
+        "import prefect, prefect_qruntime as q\n"
+        "for name in ('QuantumRuntimeCredentials', 'run_job', 'arun_job', 'submit_job', 'wait_for_completion',"
+        " 'fetch_results', 'runtime_session', 'hooks'): getattr(q, name)"
+    )
+    assert f"{PACKAGE}.tasks.submit" in loaded
+    seldom = {f"{PACKAGE}.{name}" for name in SELDOM}
+    assert not loaded & seldom, "import it in the function that needs it"
 
 
 def test_the_client_loads_without_prefect() -> None:

@@ -27,7 +27,7 @@ from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.client.cost_core import MOST_SECONDS
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.errors import SAME_REQUEST, PolicyRefused, QuantumRuntimeError
-from prefect_qruntime.prefect_api import api, in_run, patience
+from prefect_qruntime.prefect_api import Loadable, api, in_run, patience
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.run_context import RunContext
 from prefect_qruntime.settings import current_settings
@@ -101,7 +101,7 @@ class TeamShare(BaseModel):
         return self
 
 
-class QuantumRuntimePolicy(Block):
+class QuantumRuntimePolicy(Loadable, Block):
     """What the tenants of an installation may do. Save it under the name `qruntime-policy` and let only admins edit it.
 
     Attributes:

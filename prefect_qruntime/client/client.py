@@ -12,7 +12,6 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn, TypeVar, Unpack
 
-from prefect_qruntime.client import sessions
 from prefect_qruntime.client.connection import Connection, check_id
 from prefect_qruntime.client.cost_core import CostEstimate, PastJob, estimate
 from prefect_qruntime.client.dialects import dialect_of
@@ -373,6 +372,8 @@ class QuantumRuntimeClient:
 
         If a session begins with its first job (legacy), nothing is sent and the session is unbound.
         """
+        from prefect_qruntime.client import sessions  # only here, as few jobs are in one
+
         service = self._service()
         try:
             return await sessions.open_session(service, backend, mode=mode, max_ttl=max_ttl, scope=self._instance)
@@ -383,6 +384,8 @@ class QuantumRuntimeClient:
     @on_network_loop
     async def close_session(self, session_id: str, *, drain: bool) -> Session | None:
         """Close a session and read back that it is. See `sessions.close_session`."""
+        from prefect_qruntime.client import sessions
+
         service = self._service()
         session = await sessions.close_session(service, session_id, drain=drain)
         if session is None or session.ref().is_closed:

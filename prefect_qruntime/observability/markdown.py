@@ -7,12 +7,11 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from prefect_qruntime.client.encodings.arrays import ExecutionSpan
-from prefect_qruntime.client.programs.agreement import RouteComparison
 from prefect_qruntime.client.results.job_result import JobResult
 from prefect_qruntime.client.results.tables import points
 from prefect_qruntime.errors import QuantumRuntimeError
@@ -21,6 +20,9 @@ from prefect_qruntime.observability.charts import COLOURS, Point, bar_chart, is_
 from prefect_qruntime.observability.progress import line_of
 from prefect_qruntime.printable import markdown_text, printable
 from prefect_qruntime.redact import redact
+
+if TYPE_CHECKING:
+    from prefect_qruntime.client.programs.agreement import RouteComparison
 
 __all__ = [
     "card",

@@ -11,14 +11,13 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from cachetools import LRUCache
 
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.network_loop import network_loop
-from prefect_qruntime.client.programs.agreement import RouteComparison
 from prefect_qruntime.client.programs.executor_result import executed_seconds
 from prefect_qruntime.client.provenance import Calibration, package_versions
 from prefect_qruntime.client.results.job_result import JobResult
@@ -47,6 +46,9 @@ from prefect_qruntime.prefect_api import current_flow_run_id, in_run
 from prefect_qruntime.printable import printable
 from prefect_qruntime.redact import get_logger, redact
 from prefect_qruntime.run_context import current_run
+
+if TYPE_CHECKING:
+    from prefect_qruntime.client.programs.agreement import RouteComparison
 
 __all__ = [
     "emit",

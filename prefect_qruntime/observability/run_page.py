@@ -50,6 +50,7 @@ log = get_logger(__name__)
 
 _PATIENCE = 0.3  # seconds that a submission waits for its note; the API needs some hundredths unless overloaded
 _FIRST = 3.0  # seconds after its submission until the page of a job that is not over is written
+_FIRST_EACH = 0.03  # more of them for each page that waits: so long does a busy server take to write one
 _TOGETHER = 2.0  # seconds over which the end and the result of a job are gathered into one write
 _TRIES = 3  # attempts to write a page
 _AGAIN = 15.0  # seconds before another try
@@ -110,7 +111,7 @@ async def note_submitted(
     facts = {**defaults, **{name: value for name, value in meta.items() if value is not None}}
     run.learn(job_id, facts)
     run.open[job_id] = open_note(facts)
-    pages.put(job_id, meta, defaults=defaults, new=new, flow_run_id=flow_run_id, after=_FIRST)
+    pages.put(job_id, meta, defaults=defaults, new=new, flow_run_id=flow_run_id, after=pages.first())
     await asyncio.wait({run.note(job_id)}, timeout=_PATIENCE)
 
 
@@ -179,6 +180,13 @@ class PageWrites:
         self._places = asyncio.Semaphore(_AT_ONCE)
         self._jobs: set[asyncio.Task[None]] = set()
         self._ending = False
+
+    def first(self) -> float:
+        """Seconds after which the page of a job that has not ended is written: its end may save that write.
+
+        The flow run's summary notes the job until then.
+        """
+        return _FIRST + _FIRST_EACH * len(self.pages)
 
     def put(
         self,

@@ -22,9 +22,9 @@ from typing import (
 )
 
 from prefect_qruntime.admission.budget import BudgetLike
+from prefect_qruntime.client import inputs
 from prefect_qruntime.client.connection import check_id
 from prefect_qruntime.client.cost_core import busy_seconds
-from prefect_qruntime.client.inputs import check_isa, transpile_pubs
 from prefect_qruntime.client.inputs.spec import CircuitForm, JobSpec
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.programs.route import RequestedRoute
@@ -257,10 +257,10 @@ async def plan_submission(credentials: QuantumRuntimeCredentials, pubs: Any, sub
         spec = make_spec(pubs, **(digest_fields(fields) if transpiles else fields))
         digest = spec.digest()
         if configuration is not None and transpiles:
-            transpiled = transpile_pubs(pubs, configuration, program_id=spec.program_id)
+            transpiled = inputs.transpile_pubs(pubs, configuration, program_id=spec.program_id)
             spec = make_spec(transpiled, **fields)
         if configuration is not None and checks:
-            check_isa(spec, configuration)
+            inputs.check_isa(spec, configuration)
         transpiled_here = configuration is not None and transpiles
         return Plan(spec, digest, transpiled=transpiled_here, busy_seconds=busy_seconds(spec))
 

@@ -13,7 +13,6 @@ from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.network_loop import SingleFlight, network_loop
 from prefect_qruntime.client.parsing import parse_backend_status
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
-from prefect_qruntime.diagnostics.instance import check_instance
 from prefect_qruntime.errors import (
     AuthenticationError,
     BackendOffline,
@@ -79,6 +78,8 @@ async def aauthenticate(credentials: QuantumRuntimeCredentials) -> InstanceRepor
             print(report.backends)
         ```
     """
+    from prefect_qruntime.diagnostics.instance import check_instance
+
     client = credentials.get_client()
     await client.authenticate()
     report = await check_instance(client)

@@ -9,6 +9,7 @@ error there would fail the fetch of a job that is paid for, or the closing of it
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 from collections.abc import Callable, Coroutine
@@ -154,7 +155,7 @@ def run_blocking(body: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, R]:
 
 def blocking(twin: Task[P, Coroutine[Any, Any, R]]) -> Task[P, R]:
     """Make the task for sync flows from its async twin: same name, parameters, retries, result and errors."""
-    changed: Any = twin.with_options()
+    changed: Any = copy.copy(twin)  # `with_options` would read the source file once more
     changed.fn = run_blocking(twin.fn)
     changed.isasync = False
     return changed  # type: ignore[no-any-return]

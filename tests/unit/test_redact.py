@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, strategies as st
 
 from prefect_qruntime import redact as module
 from prefect_qruntime.redact import (
@@ -58,6 +59,23 @@ def test_known_secrets_are_found_anywhere() -> None:
     assert redact("a+b(c)[d]") == MASK
     forget_all()
     assert redact(TOKEN) == TOKEN
+
+
+PIECES = [
+    *("Authorization", "AUTHORIZATI\N{LATIN SMALL LETTER DOTLESS I}ON", "basic", "ba\N{LATIN SMALL LETTER LONG S}ic"),
+    *("Bearer", "apikey", "API\N{KELVIN SIGN}EY", "api_key", "access_token", "Refresh_Token", "x-access-token"),
+    *("eyJhbGciOi", ".", ": ", "=", " ", '"', "abcdef123456", "known-secret", "\N{RIGHTWARDS ARROW}"),
+]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
+def test_a_short_way_finds_what_a_full_search_finds(text: str) -> None:
+    forget_all()
+    register_secret("known-secret")
+    searched = text.replace("known-secret", MASK)
+    for shape in module._SHAPES:
+        searched = shape.sub(rf"\g<1>{MASK}", searched)
+    assert redact(text) == searched
 
 
 def test_only_so_many_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,6 @@ from prefect_qruntime.client.inputs.fields import (
     plain_json,
 )
 from prefect_qruntime.client.inputs.meaning import meaning_of
-from prefect_qruntime.client.inputs.options import check_options
 from prefect_qruntime.client.inputs.pubs import read_pubs
 from prefect_qruntime.client.inputs.quantum_program import is_quantum_program, params_of_program
 from prefect_qruntime.client.inputs.spec import CIRCUIT_FORMS, CircuitForm, JobSpec, Pub, check_size
@@ -110,7 +109,7 @@ def make_spec(
             **common,
             pubs=read,
             shots=check_shots(shots, field="shots"),
-            options=check_options(options, program_id=program_id),
+            options=_options(options, program_id),
             support_qiskit=any(not isinstance(pub.circuit, str) for pub in read),
             doubts=tuple(_doubts(read)),
             may_turn=way.may_turn,
@@ -120,6 +119,14 @@ def make_spec(
             spec = on_executor(spec)
     check_size(spec)
     return spec
+
+
+def _options(options: Any, program_id: str) -> dict[str, Any]:
+    if options is None:
+        return {}
+    from prefect_qruntime.client.inputs.options import check_options  # fourteen models
+
+    return check_options(options, program_id=program_id)
 
 
 def _check_form(circuit_form: str, *, raw: bool, takes_executor: bool) -> None:

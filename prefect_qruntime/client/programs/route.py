@@ -17,8 +17,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from prefect_qruntime.client.inputs.quantum_program import IBM_EXTRA, has_ibm
-from prefect_qruntime.client.programs.executor import executor_params, options_that_need_ibm
-from prefect_qruntime.client.programs.ibm import ibm_params
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 
 if TYPE_CHECKING:
@@ -127,7 +125,12 @@ def program_params(spec: JobSpec, *, backend: Any = None) -> dict[str, Any]:
     Raises:
         InvalidInput: Something that the executor cannot do; it is named.
     """
+    # Loaded here: few submissions take the executor.
+    from prefect_qruntime.client.programs.executor import executor_params, options_that_need_ibm
+
     if any(options_that_need_ibm(spec.options)) and has_ibm():
+        from prefect_qruntime.client.programs.ibm import ibm_params
+
         return ibm_params(spec, backend=backend)
     return executor_params(spec, form=spec.circuit_form)
 
@@ -147,6 +150,8 @@ def route_notices(spec: JobSpec) -> tuple[str, ...]:
     """Differences on a submission's route although no option was refused, to be logged when it is submitted."""
     if spec.route != "executor" or spec.program_id != "estimator":
         return ()
+    from prefect_qruntime.client.programs.executor import options_that_need_ibm
+
     if "resilience_level" in spec.options or any(options_that_need_ibm(spec.options)):
         return ()
     return (
