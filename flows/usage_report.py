@@ -8,7 +8,8 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from prefect_qruntime.observability.charts import markdown_image, stacked_chart
-from prefect_qruntime.operations.usage import UsageReport, report_usage, rolled_up, table_rows
+from prefect_qruntime.operations.usage import report_usage
+from prefect_qruntime.operations.usage_tables import UsageReport, rolled_up, table_rows
 from prefect_qruntime.printable import many, markdown_text
 
 Owner = Literal["deployment", "flow", "tag", "user", "backend", "block"]

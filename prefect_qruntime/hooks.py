@@ -29,7 +29,7 @@ from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import SessionRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.artifacts import Record, find_records
-from prefect_qruntime.observability.run_page import write_summary
+from prefect_qruntime.observability.run_summary import write_summary
 from prefect_qruntime.printable import many
 from prefect_qruntime.redact import get_logger
 

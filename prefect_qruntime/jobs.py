@@ -9,7 +9,8 @@ from typing import Annotated, Any, Unpack, cast
 from prefect.blocks.abstract import JobBlock, JobRun
 from pydantic import Field, HttpUrl
 
-from prefect_qruntime.admission.budget import MOST_SECONDS, Budget
+from prefect_qruntime.admission.budget import Budget
+from prefect_qruntime.client.cost_core import MOST_SECONDS
 from prefect_qruntime.client.inputs.spec import CircuitForm
 from prefect_qruntime.client.programs.route import RequestedRoute
 from prefect_qruntime.client.results import JobResult

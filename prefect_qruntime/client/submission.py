@@ -16,8 +16,7 @@ from weakref import WeakKeyDictionary
 
 from prefect_qruntime.client import submission_core as core
 from prefect_qruntime.client.inputs.spec import JobSpec
-from prefect_qruntime.client.payload_check import differs_at_sight, input_difference, is_small, shape
-from prefect_qruntime.client.programs.kept import on_service
+from prefect_qruntime.client.payload_check import differs_at_sight, input_difference, is_small, on_service, shape
 from prefect_qruntime.client.submission_core import History
 from prefect_qruntime.client.submission_memory import Payload, SubmissionMemory
 from prefect_qruntime.client.transport.in_flight import complete_or_withdraw

@@ -1,8 +1,9 @@
-"""Record the sessions that a script or notebook opens outside a flow, so that they are closed if its process is gone.
+"""Note sessions, so that the hooks and the sweep find and close those whose process is gone.
 
-A note is an artifact in Prefect, or a file under Prefect's home if no API is configured or it does not answer within
-seconds. It names the session, the instance and the process that opened it, and holds no secret. When the process ends
-normally, it drains the sessions it left open; when it is killed, the sweep does.
+The session of a flow run is recorded in Prefect. So is one that a script or notebook opens outside a flow, or in a file
+under Prefect's home if no API is configured or it does not answer within seconds. Such a note names the session, the
+instance and the process that opened it, and holds no secret. A process that ends properly closes what it left open;
+if it is killed, the sweep does.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from prefect_qruntime.models import SessionRef
 from prefect_qruntime.observability.artifacts import Record, find_records, upsert_session
 from prefect_qruntime.observability.markdown import card, session_description, session_title
 from prefect_qruntime.observability.processes import process_facts, process_is_gone
-from prefect_qruntime.prefect_api import api
+from prefect_qruntime.prefect_api import api, in_run
 from prefect_qruntime.redact import get_logger
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "SessionNotes",
     "is_note",
     "note",
+    "record_session",
     "session_notes",
     "token_of",
 ]
@@ -175,6 +177,40 @@ def token_of(session: SessionRef) -> str | None:
         return session.token
     known = (token for token, one in opened.items() if session.id is not None and one.session.id == session.id)
     return next(known, None)
+
+
+async def record_session(
+    token: str, session: SessionRef, *, block: str | None, flow_run_id: str | None, new: bool
+) -> None:
+    """Record a flow run's session in Prefect.
+
+    Args:
+        token: Identifies the record; it exists before the session has an id.
+        session: The session as known now.
+        block: Name of the credentials block, if it has one.
+        flow_run_id: The flow run that owns the session.
+        new: Whether this is the first record, written before the session is opened.
+
+    Raises:
+        Exception: Prefect's API failed on the first record; then no session may be opened.
+    """
+    if not in_run():
+        return
+    facts = _of_session(session)
+    shown = {**facts, "max_ttl": f"{session.max_ttl} s"} if session.max_ttl else facts
+    try:
+        await upsert_session(
+            token,
+            session.id,
+            card(session_title(session), None, shown),
+            {**facts, "block": block, "flow_run": flow_run_id},
+            new=new,
+            describe=session_description,
+        )
+    except Exception as error:
+        if new:
+            raise
+        log.warning("The record of session %s could not be written: %r", session.id, error)
 
 
 async def note(

@@ -38,6 +38,7 @@ from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobRef, is_mock
 from prefect_qruntime.observability import notifications
+from prefect_qruntime.observability.circuit_page import show_circuits
 from prefect_qruntime.observability.traces import trace_job
 from prefect_qruntime.prefect_api import clock_offset, in_run
 from prefect_qruntime.run_context import current_run
@@ -89,7 +90,7 @@ async def _submit(
     submission_key = submission.get("submission_key")
     client, block = credentials.get_client(), block_name(credentials)
     where = await current_run()
-    # Before the plan, which may ask the service.
+    # Before the plan, which may ask the service. The guard checks again before each POST, as the policy may change.
     await policy.admit(client.connection, where, block, [_asked(submission)])
     plan = await plan_submission(credentials, pubs, submission)
     settings = current_settings()
@@ -205,7 +206,7 @@ async def _submit(
             if not ref.attached:
                 say_if_held(client, ref)
                 if not spec.private:
-                    notifications.show_circuits(client, ref.id, spec)
+                    show_circuits(client, ref.id, spec)
     trace_job(ref)
     return ref
 

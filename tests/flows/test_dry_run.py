@@ -18,7 +18,7 @@ from flows.parameter_sweep import parameter_sweep
 from flows.run_circuits import run_circuits
 from flows.run_saved_job import run_saved_job
 from flows.vqe_session import vqe_session
-from prefect_qruntime.admission.ledger import tally
+from prefect_qruntime.admission.budget_core import tally
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.flow_runs import BACKEND, FLIP, events, ran, records, requests, run

@@ -17,8 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from prefect_qruntime.client.inputs.quantum_program import IBM_EXTRA, has_ibm
-from prefect_qruntime.client.programs.executor import executor_params
-from prefect_qruntime.client.programs.executor_options import options_that_need_ibm
+from prefect_qruntime.client.programs.executor import executor_params, options_that_need_ibm
 from prefect_qruntime.client.programs.ibm import ibm_params
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 

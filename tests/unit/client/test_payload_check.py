@@ -12,9 +12,8 @@ import pytest
 from prefect_qruntime.client.dialects.cloud import v2_params
 from prefect_qruntime.client.dialects.legacy import v1_params
 from prefect_qruntime.client.inputs.spec import JobSpec, Pub
-from prefect_qruntime.client.payload_check import differs_at_sight, input_difference, is_small, shape
+from prefect_qruntime.client.payload_check import differs_at_sight, input_difference, is_small, on_service, shape
 from prefect_qruntime.client.programs import make_spec
-from prefect_qruntime.client.programs.kept import on_service
 from prefect_qruntime.models import Job, JobStatus
 from tests.support.random_circuits import build, executor_params
 
