@@ -89,6 +89,26 @@ def test_the_floor_that_is_tested_is_the_floor_that_is_allowed() -> None:
     assert tested == allowed
 
 
+# Developers' tools, and what only tests in other folders than those of `make floor` need.
+NOT_AT_THE_FLOOR = {
+    *("codespell", "mypy", "pre-commit", "ruff", "types-PyYAML"),
+    *("ipykernel", "nbclient", "schemathesis", "prefect-qruntime[dask]"),
+}
+
+
+def test_the_floor_has_what_its_tests_import() -> None:
+    """Each package of the extra `dev` is in the floor's environment too, or named above."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    recipe = (ROOT / "Makefile").read_text().partition("$(FLOOR)/.installed:")[2].partition("@touch")[0]
+    own = re.search(r"'\.\[([\w,]+)\]'", recipe)
+    assert own is not None
+    installed = {*recipe.split(), *(f"prefect-qruntime[{extra}]" for extra in own[1].split(","))}
+    wanted = set()
+    for one in map(Requirement, extras["dev"]):
+        wanted |= {f"{one.name}[{extra}]" for extra in one.extras} or {one.name}
+    assert wanted - installed == NOT_AT_THE_FLOOR
+
+
 def test_every_file_that_the_guides_name_exists() -> None:
     """AGENTS.md and CONTRIBUTING.md name files from the root, from the package, or from their own folder."""
     guides = [*ROOT.glob("*.md"), *(ROOT / "prefect_qruntime").rglob("AGENTS.md"), *(ROOT / "tests").glob("AGENTS.md")]

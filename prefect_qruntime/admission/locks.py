@@ -11,14 +11,13 @@ processes wait for each other.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import os
 import random
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -43,7 +42,9 @@ _HELD_LIMIT = 1800.0  # most seconds to wait for one living holder
 _LIMIT = 4 * 3600.0  # most seconds to wait in all
 _TRIES = 2  # of requests in a row that fail, each with the patience of `prefect_api`
 _PAUSE = (0.3, 2.0)  # seconds between two reads of another's lock, growing
-_RELEASE = 5.0  # seconds to release a lock
+_RELEASE = 5.0  # seconds to release a lock while a flow waits for that
+_GIVE_BACK = 3600.0  # seconds for which the release is retried afterwards
+_AGAIN = (1.0, 30.0)  # seconds between two of these attempts, growing
 _STUCK = 4 * SILENCE  # seconds without a beat, by Prefect's own clock, after which doctor and sweep call a lock stuck
 _PAGE = 200
 
@@ -254,7 +255,7 @@ async def _release(name: str, row_id: str) -> None:
             name,
             error,
         )
-        _in_background(_remove(row_id))
+        _in_background(lambda: _remove(row_id))
 
 
 def _withdraw_later(name: str, holder: str) -> None:
@@ -266,17 +267,31 @@ def _withdraw_later(name: str, holder: str) -> None:
             if row is not None and row.holder.startswith(holder):
                 await _remove(row.id)
 
-    _in_background(withdraw())
+    _in_background(withdraw)
 
 
-def _in_background(work: Coroutine[Any, Any, None]) -> None:
-    """Run something in the background and ignore failures: the next claim or sweep cleans up."""
+def _in_background(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Do something until it succeeds, each time with the patience of `prefect_api`.
 
-    async def quietly() -> None:
-        with contextlib.suppress(Exception):
-            await work
+    Prefect may be away, or stand still, for longer than one patience lasts. What still fails after an hour, or is not done
+    when the process ends, is left to the next claim or sweep.
+    """
 
-    task = asyncio.create_task(quietly())
+    async def until_done() -> None:
+        pause, end = _AGAIN[0], asyncio.get_running_loop().time() + _GIVE_BACK
+        while True:
+            try:
+                await work()
+            except Exception as error:
+                log.debug("A lock could not be released: %r", error)
+            else:
+                return
+            if asyncio.get_running_loop().time() + pause > end:
+                return
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _AGAIN[1])
+
+    task = asyncio.create_task(until_done())
     withdrawals = network_loop().state(_Withdrawals).tasks
     withdrawals.add(task)
     task.add_done_callback(withdrawals.discard)

@@ -15,7 +15,7 @@ Pure: no clock and no network. `failures` decides what an answer means once its 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,14 @@ import orjson
 
 from prefect_qruntime.client.failures import CREATES, Owner, Phase
 
-__all__ = ["Question", "is_page", "read_json", "read_text", "whose"]
+__all__ = ["MOST_LEVELS", "Question", "check_levels", "is_page", "read_json", "read_text", "whose"]
+
+MOST_LEVELS = 200
+"""Most lists and objects inside each other in an answer: the service nests a dozen.
+
+What is nested deeper can be read, but neither shown nor stored: Python's `str` and `pickle` and pydantic end at a few
+hundred levels, with errors that nothing expects.
+"""
 
 _BOM = b"\xef\xbb\xbf"
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -53,13 +60,34 @@ def read_text(content: bytes) -> bytes:
     return content[3:] if content[:3] == _BOM else content
 
 
+def check_levels(value: Any) -> None:
+    """Refuse a decoded value with more than `MOST_LEVELS` lists and objects inside each other.
+
+    Raises:
+        orjson.JSONDecodeError: It has more.
+    """
+    level = [value]
+    for _ in range(MOST_LEVELS):
+        level = [item for one in level for item in _items(one) if isinstance(item, list | dict)]
+        if not level:
+            return
+    raise orjson.JSONDecodeError(f"nested more than {MOST_LEVELS} levels deep", "", 0)
+
+
+def _items(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
 def read_json(content: bytes) -> Any:
     """The body as JSON, with or without a byte order mark.
 
     Raises:
-        orjson.JSONDecodeError: It is not JSON.
+        orjson.JSONDecodeError: It is not JSON, or nested too deeply.
     """
-    return orjson.loads(read_text(content))
+    value = orjson.loads(read_text(content))
+    if content.count(b"[") + content.count(b"{") > MOST_LEVELS:  # else it cannot be
+        check_levels(value)
+    return value
 
 
 def is_page(content: bytes) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from prefect_qruntime.client.answers import check_levels
 from prefect_qruntime.client.encodings.arrays import LIST_LIMIT
 from prefect_qruntime.errors import QuantumRuntimeError
 
@@ -78,19 +79,18 @@ def loads(body: bytes | bytearray | memoryview | str, job_id: str) -> Any:
     """The JSON value of a body.
 
     Raises:
-        QuantumRuntimeError: It is not JSON.
+        QuantumRuntimeError: It is not JSON, or nested too deeply.
     """
     if not isinstance(body, str) and body[:3] == _BOM:
         body = body[3:]
     try:
-        return orjson.loads(body)
-    except ValueError:
-        pass
-    if isinstance(body, memoryview):
-        body = body.tobytes()
-    try:
-        # The standard library reads NaN and Infinity, which the service's encoder can write.
-        return json.loads(body)
+        try:
+            value = orjson.loads(body)
+        except ValueError:
+            # The standard library reads NaN and Infinity, which the service's encoder can write.
+            value = json.loads(body.tobytes() if isinstance(body, memoryview) else body)
+        check_levels(value)
+        return value
     except (ValueError, RecursionError) as error:
         start = body[:200]
         text = start if isinstance(start, str) else bytes(start).decode(errors="replace")

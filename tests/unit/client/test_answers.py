@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import orjson
 import pytest
 from hypothesis import given, strategies as st
 
-from prefect_qruntime.client.answers import Question, is_page, read_json, read_text, whose
+from prefect_qruntime.client.answers import MOST_LEVELS, Question, is_page, read_json, read_text, whose
+from prefect_qruntime.client.failures import CREATES
+from prefect_qruntime.client.transport.replies import Reply, error_for
+from prefect_qruntime.errors import SEARCH_FIRST, ServiceUnavailable
 
 PAGE = b"<!DOCTYPE html><html><head><title>Attention Required! | Cloudflare</title></head></html>"
 TOKEN = Question("token", "POST", "/identity/token")
@@ -175,6 +179,63 @@ JSON = st.recursive(
 )
 def test_no_answer_breaks_the_judge(question: Question, status: int, content: bytes) -> None:
     assert whose(question, status, content) in ("service", "other")
+
+
+NESTS = {
+    "lists": (b"[", b"]"),
+    "objects": (b'{"a":', b"}"),
+    "both": (b'[0,{"b":[],"a":', b"}]"),
+}
+# Up to 1,024 levels orjson reads; `str` and `pickle` end before, at a depth that the caller's own stack decides.
+LEVELS = [MOST_LEVELS + 1, 950, 1010, 1024, 1025, 100_000]
+
+
+def nest(kind: str, levels: int) -> bytes:
+    opening, closing = NESTS[kind]
+    count = -(-levels // (opening.count(b"[0") + opening.count(b"{") or 1))
+    return opening * count + (b"1" if b":" in opening else b"") + closing * count
+
+
+def nested_answers(body: Any, inner: bytes) -> Iterator[bytes]:
+    """The nest alone, beside the fields of an answer, and in place of each value in it."""
+    yield inner
+    if not isinstance(body, dict):
+        return
+    yield orjson.dumps({**body, "other": "HERE"}).replace(b'"HERE"', inner)
+    for name, value in body.items():
+        yield orjson.dumps({**body, name: "HERE"}).replace(b'"HERE"', inner)
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            for field in (*value[0], "solution", "more_info"):
+                yield orjson.dumps({**body, name: [{**value[0], field: "HERE"}]}).replace(b'"HERE"', inner)
+
+
+@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("kind", NESTS)
+def test_an_answer_that_is_nested_deeply_is_none(kind: str, levels: int) -> None:
+    """On every kind of request: a typed error of bearable length, and neither a crash nor a RecursionError."""
+    inner = nest(kind, levels)
+    for question, status, body in OWN:
+        for content in nested_answers(body, inner):
+            reply = Reply(status, {}, content)
+            text = question in (RESULT, LOGS) and status < 300  # may be anything, and is read as JSON later, if at all
+            assert whose(question, status, content) == ("service" if text else "other")
+            with pytest.raises(ServiceUnavailable) as unread:
+                reply.json()
+            error = unread.value if text else error_for(reply, question)
+            assert len(str(error)) < 2_000
+            assert error.advice.kind != "never"
+            if question.phase in CREATES and status < 300:
+                assert error.advice == SEARCH_FIRST
+
+
+@pytest.mark.parametrize("kind", NESTS)
+def test_what_is_nested_as_far_as_allowed_is_read_and_shown(kind: str) -> None:
+    inner = nest(kind, MOST_LEVELS - 10)
+    for question, status, body in OWN:
+        if isinstance(body, dict):
+            content = orjson.dumps({**body, "other": "HERE"}).replace(b'"HERE"', inner)
+            assert whose(question, status, content) == "service"
+            assert str(read_json(content)["other"])
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from hypothesis import given, settings, strategies as st
 from pydantic import ValidationError
 from qiskit.primitives import BitArray, DataBin, PrimitiveResult, PubResult, SamplerPubResult
 
+from prefect_qruntime.client.answers import MOST_LEVELS
 from prefect_qruntime.client.encodings.arrays import Allowance
 from prefect_qruntime.client.results.job_result import JobResult
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
@@ -365,6 +366,29 @@ def test_what_is_not_json(text: Any) -> None:
     with pytest.raises(QuantumRuntimeError, match="not JSON") as caught:
         _read(text)
     assert caught.value.job_id == "d1"
+
+
+@pytest.mark.parametrize("levels", [MOST_LEVELS + 1, 950, 1010, 1025, 100_000])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "%s",
+        "[NaN, %s]",
+        '{"results": [{"data": {"evs": %s}}]}',
+        '{"results": [{"data": {"evs": 1.0}, "metadata": %s}]}',
+        '{"results": [{"data": {"c": {"samples": %s, "num_bits": 2}}}]}',
+        '{"quasi_dists": %s}',
+        '{"values": %s, "metadata": [Infinity]}',
+    ],
+)
+def test_a_body_that_is_nested_deeply_is_refused_before_it_is_stored(body: str, levels: int) -> None:
+    for opening, closing in (("[", "]"), ('{"a":', "}")):
+        nest = opening * levels + "1" * (opening != "[") + closing * levels
+        with pytest.raises(QuantumRuntimeError, match="not JSON") as caught:
+            _read(body % nest)
+        assert len(str(caught.value)) < 1000
+    allowed = _read(body % ("[" * (MOST_LEVELS - 10) + "]" * (MOST_LEVELS - 10)))
+    assert pickle.loads(pickle.dumps(allowed)).job_id == JobResult.model_validate_json(allowed.model_dump_json()).job_id
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda inner: (
