@@ -273,8 +273,8 @@ def _withdraw_later(name: str, holder: str) -> None:
 def _in_background(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Do something until it succeeds, each time with the patience of `prefect_api`.
 
-    Prefect may be away, or stand still, for longer than one patience lasts. What still fails after an hour, or is not done
-    when the process ends, is left to the next claim or sweep.
+    Prefect may be away, or stand still, for longer than one patience lasts. What still fails after an hour, or is not
+    done when the process ends, is left to the next claim or sweep.
     """
 
     async def until_done() -> None:
