@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from datetime import timedelta
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -22,6 +23,8 @@ from flows.watch_jobs import watch_jobs
 from prefect_qruntime.cli.watch import watch
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.waiting.plan import Deadlines
+from prefect_qruntime.observability.artifacts import Record
+from prefect_qruntime.observability.progress import PageTurn
 from prefect_qruntime.prefect_api import api
 from prefect_qruntime.sandbox import Sandbox
 from prefect_qruntime.suspend.resume import claimed, reconcile
@@ -509,6 +512,33 @@ def test_a_watcher_that_stays_sees_new_flow_runs_and_the_ends(sandbox: Sandbox, 
 
     second = run(meanwhile())
     assert history(first).count("Resuming") == history(second).count("Resuming") == 1
+
+
+def test_the_page_of_a_suspended_flow_run_s_job_moves_until_the_job_is_over(
+    sandbox: Sandbox, block: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefect_qruntime.suspend.watcher._BETWEEN_PAGES", 0.1)
+    monkeypatch.setattr("prefect_qruntime.suspend.watcher.PageTurn", partial(PageTurn, least=0.0))
+    flow_run = deployed(waits, credentials_block=block)
+    start(waits, flow_run)
+
+    def page() -> Record:
+        return records("job", flow_run.id)[0]
+
+    async def meanwhile() -> None:
+        watching = asyncio.create_task(arun_watch([block], interval=0.2, duration=600))
+        await asyncio.to_thread(until, lambda: page().meta.get("now", "").startswith("queued"))
+        assert "| now | queued" in page().text
+        assert page().meta["block"] == block
+        done(sandbox)
+        await asyncio.to_thread(until, lambda: state_of(flow_run).name == "Resuming")
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+    run(meanwhile())
+    assert start(waits, flow_run).is_completed()
+    assert page().meta["state"] == "Completed"
+    assert "| now |" not in page().text
 
 
 @pytest.mark.parametrize(("name", "value"), [("interval", 0), ("interval", -1.0), ("duration", 0)])
