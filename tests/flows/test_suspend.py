@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -13,9 +12,7 @@ import orjson
 import pytest
 from prefect import Flow, flow, suspend_flow_run, task
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.objects import FlowRun, State
-from prefect.exceptions import Pause
-from prefect.flow_engine import run_flow
+from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelling, Crashed, Running, Scheduled
 
 import prefect_qruntime as qr
@@ -30,7 +27,7 @@ from prefect_qruntime.sandbox import Sandbox
 from prefect_qruntime.suspend.resume import claimed, reconcile
 from prefect_qruntime.suspend.waits import job_of, notes, pause_key
 from prefect_qruntime.suspend.watcher import arun_watch, run_watch
-from tests.support.flow_runs import BACKEND, FLIP, asked, events, ran, records, run, until
+from tests.support.flow_runs import BACKEND, FLIP, asked, events, ran, records, run, start, state_of, until
 
 pytestmark = pytest.mark.server
 
@@ -55,22 +52,6 @@ def deployed(what: Flow[..., Any], **parameters: Any) -> FlowRun:
         return await client.create_flow_run_from_deployment(deployment, parameters=parameters, state=Scheduled())
 
     return asked(create)
-
-
-def start(what: Flow[..., Any], flow_run: FlowRun) -> State[Any]:
-    """Run a flow run as a worker would, until it ends or is suspended."""
-    flow_run = asked(lambda client: client.read_flow_run(flow_run.id))
-    try:
-        end: Any = run_flow(what, flow_run=flow_run, parameters=flow_run.parameters, return_type="state")
-        return asyncio.run(end) if inspect.iscoroutine(end) else end
-    except Pause:
-        return state_of(flow_run)
-
-
-def state_of(flow_run: FlowRun) -> State[Any]:
-    state = asked(lambda client: client.read_flow_run(flow_run.id)).state
-    assert state is not None
-    return state
 
 
 def history(flow_run: FlowRun) -> list[str | None]:

@@ -75,6 +75,31 @@ def page(chromium: str) -> Iterator[Any]:
         browser.close()
 
 
+@pytest.fixture
+def shoot(page: Any, pictures: Path, tmp_path: Path) -> Callable[..., None]:
+    """Take a picture of the page: light for the docs, and dark to be looked at.
+
+    Where Pillow is there, 256 colours of the page are kept, which nobody sees and which halves the file.
+    """
+
+    def take(name: str, *, height: int = SIZE["height"], **options: Any) -> None:
+        page.set_viewport_size({**SIZE, "height": height})
+        page.wait_for_load_state("networkidle")
+        dark = Path(os.environ.get("QRUNTIME_DARK_PICTURES") or tmp_path)
+        for scheme, folder in (("dark", dark), ("light", pictures)):
+            page.emulate_media(color_scheme=scheme)
+            file = folder / f"{name}.png"
+            page.screenshot(path=file, animations="disabled", **options)
+            if find_spec("PIL"):
+                from PIL import Image
+
+                with Image.open(file) as image:
+                    image.convert("RGB").quantize(256).save(file, optimize=True)
+        page.set_viewport_size(SIZE)
+
+    return take
+
+
 @pytest.fixture(scope="session")
 def site(prefect_server: PrefectServer) -> Callable[[str], str]:
     """The UI's address of a path."""
