@@ -83,10 +83,11 @@ def shoot(page: Any, pictures: Path, tmp_path: Path) -> Callable[..., None]:
     """
 
     def take(name: str, *, height: int = SIZE["height"], **options: Any) -> None:
-        page.set_viewport_size({**SIZE, "height": height})
+        if page.viewport_size["height"] != height:
+            page.set_viewport_size({**SIZE, "height": height})
         page.wait_for_load_state("networkidle")
         dark = Path(os.environ.get("QRUNTIME_DARK_PICTURES") or tmp_path)
-        for scheme, folder in (("dark", dark), ("light", pictures)):
+        for scheme, folder in (("light", pictures), ("dark", dark)):  # a run's graph is drawn once only
             page.emulate_media(color_scheme=scheme)
             file = folder / f"{name}.png"
             page.screenshot(path=file, animations="disabled", **options)
@@ -95,6 +96,7 @@ def shoot(page: Any, pictures: Path, tmp_path: Path) -> Callable[..., None]:
 
                 with Image.open(file) as image:
                     image.convert("RGB").quantize(256).save(file, optimize=True)
+        page.emulate_media(color_scheme="light")
         page.set_viewport_size(SIZE)
 
     return take
@@ -106,7 +108,7 @@ def site(prefect_server: PrefectServer) -> Callable[[str], str]:
     return lambda path: urljoin(prefect_server.url, path)
 
 
-@pytest.fixture(scope="session", params=["", "/v2"], ids=["first-ui", "second-ui"])
+@pytest.fixture(params=["", "/v2"], ids=["first-ui", "second-ui"])
 def ui(request: pytest.FixtureRequest) -> str:
     """Prefect's server has two UIs; it opens the second one, and the first is a click away."""
     return str(request.param)
