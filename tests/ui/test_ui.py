@@ -22,7 +22,7 @@ from prefect_qruntime import Budget, QuantumRuntimeCredentials, QuantumRuntimeJo
 from prefect_qruntime.observability.artifacts import artifact_key
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.flow_runs import asked, start, until
-from tests.ui.conftest import API_KEY, SIZE, TALL
+from tests.ui.conftest import API_KEY, SIZE, TALL, WIDE, high
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(900)]
 FORM = "/blocks/catalog/quantum-runtime-credentials/create"
@@ -137,7 +137,8 @@ def test_the_run_page_tells_each_change_of_the_job_and_links_to_it(
     link.wait_for()
     assert API_KEY not in page.content()
     if ui:
-        shoot("run-page", height=TALL["height"])
+        page.locator("canvas").first.wait_for()
+        shoot("run-page", size=TALL)
     page.set_viewport_size(SIZE)
 
 
@@ -167,7 +168,7 @@ def test_the_list_of_artifacts_says_how_each_job_ended(page: Any, site: Any, ui:
     page.goto(site(f"{ui}/artifacts"))
     page.get_by_text("Completed · sandbox_noisy · 1.5 QPU s").first.wait_for()
     if ui:
-        shoot("artifacts")
+        shoot("artifacts", size=WIDE)
 
 
 @flow
@@ -193,11 +194,14 @@ def test_the_form_picks_a_saved_block_by_reference_and_the_run_loads_it(
     aside(lambda: QuantumRuntimeCredentials.load(BLOCK).save(saved_later))  # type: ignore[union-attr]
     page.goto(site(f"{ui}/deployments/deployment/{deployment}/run"))
     options = page.get_by_role("option") if ui else page.locator(".p-select-option")
-    page.locator("button", has_text="Select a block").or_(page.locator(".p-select-button__control")).first.click()
+    if ui:
+        page.get_by_role("button", name="Select a block").click()
+    else:  # its button opens the list on focus, and a click closes it again
+        page.locator(".block-documents-select .p-select-button__icon").click()
     options.filter(has_text=saved_later).wait_for()
     if ui:
         # The logo is on another host, which this browser does not ask.
-        shoot("block-picker", height=860, style="img[src^=http] { visibility: hidden }")
+        shoot("block-picker", size=high(860), style="img[src^=http] { visibility: hidden }")
     options.filter(has_text=re.compile(f"^\\s*{BLOCK}\\s*$")).click()
     page.get_by_role("button", name="Submit").click()
 

@@ -29,7 +29,7 @@ from prefect_qruntime.observability.artifacts import find_records, upsert
 from prefect_qruntime.sandbox import Sandbox
 from prefect_qruntime.suspend.alarms import InstanceWatch
 from tests.support.flow_runs import asked, start
-from tests.ui.conftest import API_KEY, SIZE
+from tests.ui.conftest import API_KEY, high
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(900)]
 BLOCK, POLICY, BACKEND = "lab", "lab-policy", "sandbox_ideal"
@@ -162,6 +162,7 @@ def fortnight(sandbox: Sandbox, block: QuantumRuntimeCredentials, deployments: d
     jump(sandbox, time.time() - HOUR)
     buys(None, 4.0)
     tonight = flow_run(deployments["vqe-nightly"], "vqe-nightly-13")
+    jump(sandbox, time.time() - 180)
     session = client.run(client.post_session(BACKEND, mode="dedicated", max_ttl=7200))
     buys(tonight, 20.0, session)
     jump(sandbox, time.time())
@@ -181,7 +182,7 @@ def test_the_board_shows_how_the_instance_stands(page: Any, site: Any, ui: str, 
         page.get_by_role("heading", name=title).first.wait_for()
     page.get_by_text("vqe-nightly-13").first.wait_for()
     if ui:
-        shoot("team-board", height=1060)
+        shoot("team-board", size=high(1060))
 
 
 def test_the_usage_report_has_a_picture_and_a_table(page: Any, site: Any, ui: str, lab: Lab, shoot: Any) -> None:
@@ -196,7 +197,7 @@ def test_the_usage_report_has_a_picture_and_a_table(page: Any, site: Any, ui: st
     for team in TEAMS.values():
         page.get_by_text(team, exact=True).first.wait_for()
     if ui:
-        shoot("team-usage-table", height=560)
+        shoot("team-usage-table", size=high(560))
 
 
 def test_a_person_approves_on_the_run_s_page(page: Any, site: Any, ui: str, lab: Lab, shoot: Any) -> None:
@@ -218,12 +219,13 @@ def test_an_alarm_is_an_automation(page: Any, site: Any, ui: str, lab: Lab, shoo
     if ui:
         page.goto(site(f"{ui}/automations/automation/{lab.automation}/edit"))
         page.get_by_text("qruntime.budget.level").first.wait_for()
-        shoot("team-alarm", height=740)
+        shoot("team-alarm", size=high(740))
 
 
 def test_a_refusal_by_the_policy_says_why(page: Any, site: Any, ui: str, lab: Lab, shoot: Any) -> None:
-    page.set_viewport_size({**SIZE, "height": 958})  # the graph is drawn for the size the page opens with
+    page.set_viewport_size(high(958))  # the graph is drawn for the size the page opens with
     page.goto(site(f"{ui}/runs/flow-run/{lab.refused.id}" + ("?tab=Details" if ui else "")))
     page.get_by_text("at most 30 s are allowed here").first.wait_for()
     if ui:
-        shoot("team-refusal", height=958)
+        page.locator("canvas").first.wait_for()
+        shoot("team-refusal", size=high(958))
