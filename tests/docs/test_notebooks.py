@@ -57,6 +57,5 @@ def test_it_runs_and_warns_of_nothing(path: Path, prefect_server: Any, monkeypat
     done = notebooks.run(path)
     assert not MACHINE.search(shown(done))
     kinds = [[output.output_type for output in cell.get("outputs", ())] for cell in done.cells]
-    assert kinds == [[output.output_type for output in cell.get("outputs", ())] for cell in before.cells], (
-        "as it is kept"
-    )
+    kept = [[output.output_type for output in cell.get("outputs", ())] for cell in before.cells]
+    assert kinds == kept, f"not as it is kept:\n{done.cells}"
