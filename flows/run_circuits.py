@@ -172,7 +172,7 @@ def run_circuits(
         for row, comparison in zip(rows, compared, strict=False):
             row |= {"executor job": comparison.executor.id, "routes": "agree" if comparison.agrees else "differ"}
         ran = f"{len(rows)} circuit{'' if len(rows) == 1 else 's'} on {where}"
-        described = f"Counts of {ran}. Estimated: {cost}"
+        described = f"Counts of {ran}\n\nEstimated: {cost}"
         create_table_artifact(key="qruntime-counts", table=rows, description=described)
         for comparison in compared:
             print(comparison)

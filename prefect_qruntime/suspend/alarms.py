@@ -215,14 +215,14 @@ def board(view: InstanceView, raised: Sequence[Alarm]) -> str:
 
 
 def board_line(view: InstanceView, raised: Sequence[Alarm]) -> str:
-    """The instance in a line, for lists of artifacts."""
-    told = (_left(view), _many(len(view.live), "live job"), *([_many(len(raised), "alarm")] if raised else []))
+    """The instance in a line, for lists of artifacts; they have room for some thirty characters."""
+    told = (*([_many(len(raised), "alarm")] if raised else []), _left(view, whole=True), f"{len(view.live)} live")
     return " · ".join((printable(view.block, 60), *told))
 
 
-def _left(view: InstanceView) -> str:
+def _left(view: InstanceView, *, whole: bool = False) -> str:
     left = view.usage.remaining_seconds
-    return "no limit" if left is None else f"{left:g} s left"
+    return "no limit" if left is None else f"{left:.0f} s left" if whole and left >= 10 else f"{left:g} s left"
 
 
 def _many(number: int, what: str) -> str:

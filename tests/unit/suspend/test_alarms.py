@@ -114,7 +114,9 @@ def test_the_board_shows_all_and_quotes_nothing_as_markup() -> None:
         assert wanted in text, text
     assert "[x](http" not in text
     assert "| x |" not in text
-    assert board_line(view, alarms(view, SETTINGS)) == "ibm · 590 s left · 29 live jobs"
+    assert board_line(view, alarms(view, SETTINGS)) == "ibm · 590 s left · 29 live"
+    low = replace(CALM, usage=RICH.model_copy(update={"consumed_seconds": 529.25}))
+    assert board_line(low, alarms(low, SETTINGS)) == "ibm · 1 alarm · 71 s left · 0 live"
 
 
 class Client:
