@@ -27,7 +27,7 @@ export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS := 120
 
 .PHONY: notebooks help install demo flow quick test lint types unit floor interop-client interop postgres-test ray-test prefect-faults docs ui-test pictures plain-install bench bench-quick clean
 
-help: ## Say what can be made
+help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 $(STAMP): pyproject.toml constraints.txt
@@ -52,7 +52,7 @@ demo: $(RUN)/.installed ## Run the main job on the embedded sandbox, in both dia
 
 flow: $(RUN)/.installed ## Run one of the flows on the embedded sandbox: make flow NAME=vqe_session
 	@$(RUN)/bin/python flows/$(NAME).py
-	@echo 'flows/$(NAME).py ran on the embedded sandbox. On a QPU it runs with credentials_block="NAME"; see README.md.'
+	@echo 'flows/$(NAME).py ran on the embedded sandbox. On a QPU it runs with credentials_block="NAME"; see docs/examples.md.'
 
 quick: $(STAMP) lint types ## Lint, check the types and run the pure unit tests, in a minute
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(QUICK)
@@ -111,15 +111,15 @@ $(UI)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 # As root the browser is installed where it is missing; otherwise the tests say that it is, and are skipped.
-ui-test: $(UI)/.installed ## Look at Prefect's pages with a browser
+ui-test: $(UI)/.installed ## Check Prefect's pages with a headless browser
 	@command -v chromium >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null \
 	  || { apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } || true
 	$(UI)/bin/python -m pytest tests/ui
 
-pictures: ## Take the screenshots of the documentation anew
+pictures: ## Take the documentation's screenshots again
 	QRUNTIME_PICTURES=docs/images $(MAKE) ui-test
 
-notebooks: $(STAMP) ## Run the example notebooks anew and keep their outputs
+notebooks: $(STAMP) ## Run the example notebooks and store their outputs
 	$(BIN)/python tools/notebooks.py
 
 postgres-test: $(STAMP) ## Run the system tests against a Prefect server on PostgreSQL
@@ -137,7 +137,7 @@ ray-test: $(RAY)/.installed ## Run mapped tasks on a local Ray cluster
 prefect-faults: $(STAMP) ## Restart, kill and slow down a Prefect server in every phase of a flow
 	QRUNTIME_PREFECT_FAULTS=1 $(BIN)/python -m pytest tests/system/test_prefect_fault_table.py
 
-plain-install: $(STAMP) ## Walk the way of a new user with the wheel alone: install, deploy, run, see the counts
+plain-install: $(STAMP) ## Install the wheel as a new user would, deploy, run and read the counts
 	$(BIN)/python -m tests.plain_install
 
 $(BENCH)/.installed: constraints.txt benchmarks/constraints.txt
@@ -147,15 +147,15 @@ $(BENCH)/.installed: constraints.txt benchmarks/constraints.txt
 	  --constraint constraints.txt --constraint benchmarks/constraints.txt
 	@touch $@
 
-bench: $(STAMP) $(BENCH)/.installed ## Measure beside the peers and write docs/benchmarks.md (about 40 minutes; leave the machine alone)
+bench: $(STAMP) $(BENCH)/.installed ## Measure beside comparable packages and write docs/benchmarks.md (40 minutes; use the machine for nothing else)
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.render
 	$(BENCH)/bin/python -m benchmarks.chart
 
-bench-quick: $(STAMP) $(BENCH)/.installed ## Try the benchmarks out, small and few, into .bench/
+bench-quick: $(STAMP) $(BENCH)/.installed ## Try the benchmarks with few repeats, into .bench/
 	$(BIN)/python -m benchmarks.run --quick --out .bench/quick.jsonl
 	$(BIN)/python -m benchmarks.render .bench/quick.jsonl --out .bench/benchmarks.md
 	$(BENCH)/bin/python -m benchmarks.chart .bench/quick.jsonl --out .bench/images
 
-clean: ## Remove what was made
+clean: ## Remove built files
 	rm -rf $(VENV) .venv-run $(INTEROP) $(DOCS) $(UI) $(BENCH) $(FLOOR) $(RAY) .bench .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist site *.egg-info

@@ -27,7 +27,7 @@ NAMES = {
 BARS = (
     ("one", "first", "requests, one job", True),
     ("ten", "requests", "requests, ten jobs", True),
-    ("hour", "polls", "looks in an hour of queue", False),
+    ("hour", "polls", "polls in an hour of queue", False),
     ("hours", "polls", "… {jobs} jobs", False),
     ("crowd", "requests", "{jobs} jobs: requests", False),
     ("crowd", "wall", "{jobs} jobs: wall time", False),

@@ -67,15 +67,15 @@ class Line:
 
 
 NO_FLOW = "not a Prefect integration"
-ONLY_OURS = "only ours is held to it"
-FLAT = "keeps one pace everywhere"
+ONLY_OURS = "measured only for ours"
+FLAT = "polls at one rate everywhere"
 _DECODE = {"prefect-qiskit": "uses the official decoder", "bare": "decodes nothing"}
 
 _WEIGHT = {"bare": "part of Prefect"}
 
 
 def _purchase(title: str, key: str) -> Line:
-    return Line(title, key, "bought", goal=Goal(1), peers=IN_FLOW, missing={"bare": "leaves it to its caller"})
+    return Line(title, key, "bought", goal=Goal(1), peers=IN_FLOW, missing={"bare": "left to its caller"})
 
 
 def _in_flow(title: str, where: tuple[str, str, str], goal: Goal) -> tuple[Line, Line]:
@@ -92,16 +92,18 @@ GROUPS: tuple[tuple[str, tuple[Line, ...]], ...] = (
     (
         "Requests",
         (
-            Line("Requests for one job, looks at its state aside", "one", "first", goal=Goal(4), peers=IN_FLOW),
+            Line("Requests for one job, not counting polls", "one", "first", goal=Goal(4), peers=IN_FLOW),
             Line("… for the second job of a process", "one", "second", goal=Goal(2), peers=IN_FLOW),
-            Line("Requests for ten jobs in sequence, looks aside", "ten", "requests", goal=Goal(22), peers=IN_FLOW),
+            Line(
+                "Requests for ten jobs in sequence, not counting polls", "ten", "requests", goal=Goal(22), peers=IN_FLOW
+            ),
             Line("… TCP connections for them", "ten", "connections", goal=Goal(2), peers=IN_FLOW),
         ),
     ),
     (
         "Waiting",
         (
-            Line("Looks in one hour of queue, one job", "hour", "polls", goal=Goal(200)),
+            Line("Polls in one hour of queue, one job", "hour", "polls", goal=Goal(200)),
             Line(
                 "… and the end noticed after",
                 "hour",
@@ -109,7 +111,7 @@ GROUPS: tuple[tuple[str, tuple[Line, ...]], ...] = (
                 "s",
                 Goal(1, ("hour", "ours", "allowed"), "max(0.5 s, 2 %)"),
             ),
-            Line("Looks in one hour of queue, {jobs} jobs in one process", "hours", "polls", goal=Goal(250)),
+            Line("Polls in one hour of queue, {jobs} jobs in one process", "hours", "polls", goal=Goal(250)),
             Line(
                 "… and the last end noticed after",
                 "hours",
@@ -131,14 +133,14 @@ GROUPS: tuple[tuple[str, tuple[Line, ...]], ...] = (
                 },
             ),
             Line("… polling while jobs run", "running", "p50", "s", Goal(0.3)),
-            Line("… … looks for each job", "running", "polls_per_job"),
+            Line("… … polls for each job", "running", "polls_per_job"),
             Line(
                 "… polling in a session",
                 "session",
                 "p50",
                 "s",
                 Goal(0.3),
-                missing={"prefect-qiskit": "knows no sessions", "bare": FLAT},
+                missing={"prefect-qiskit": "does not support sessions", "bare": FLAT},
             ),
         ),
     ),
@@ -290,8 +292,8 @@ GROUPS: tuple[tuple[str, tuple[Line, ...]], ...] = (
     (
         "Money",
         (
-            _purchase("Jobs bought: connection cut after the job was taken", "cut"),
-            _purchase("… 503 in place of that answer", "gateway"),
+            _purchase("Jobs submitted: connection cut after the job was accepted", "cut"),
+            _purchase("… 503 instead of that answer", "gateway"),
             _purchase("… two 503 on the job's status", "two"),
             _purchase("… eight of them", "eight"),
         ),
@@ -301,7 +303,7 @@ GROUPS: tuple[tuple[str, tuple[Line, ...]], ...] = (
         (
             Line("`import` of the package, beyond Prefect's", "import", "seconds", "s", Goal(0.15), missing=_WEIGHT),
             Line("… and of the names that a flow uses", "import", "names", "s", Goal(0.15), missing=_WEIGHT),
-            Line("… of qiskit and numpy, how many come along", "import", "heavy", goal=Goal(0), missing=_WEIGHT),
+            Line("… how many of qiskit and numpy it imports", "import", "heavy", goal=Goal(0), missing=_WEIGHT),
             Line("Installed size beyond Prefect's", "size", "mib", "MiB", Goal(10), missing=_WEIGHT),
         ),
     ),

@@ -165,7 +165,7 @@ def _long(results: Results) -> Iterator[str]:
     yield ""
     yield (
         f"{results.args['long']['jobs']} jobs, {hours:.1f} hours in the queue, clocks of both sides sped up: "
-        f"{numbers['polls']:,.0f} looks for all together, {numbers['cpu']:.2g} s of CPU, the last end noticed after "
+        f"{numbers['polls']:,.0f} polls for all together, {numbers['cpu']:.2g} s of CPU, the last end noticed after "
         f"{shown(numbers['lag'], 's')} (allowed: {shown(numbers['allowed'], 's')})."
     )
     yield ""
@@ -181,14 +181,14 @@ def _method(results: Results) -> Iterator[str]:
         "measurement."
     )
     yield ""
-    for side, title in (("ours", "Ours"), ("peers", "Peers, in an environment of their own")):
+    for side, title in (("ours", "Ours"), ("peers", "Peers, in their own environment")):
         yield f"- {title}: " + ", ".join(f"{name} {version}" for name, version in about[side].items()) + "."
-    yield "- The sandbox and the Prefect server run in processes of their own on the same cores."
+    yield "- The sandbox and the Prefect server run in separate processes on the same cores."
     yield (
         "- The peers are unmodified: the official client takes the sandbox's addresses by documented parameters and "
-        "its own environment variables, prefect-qiskit by the arguments of its client; its 300 s between tries are "
+        "its own environment variables, prefect-qiskit by the arguments of its client; its 300 s between attempts are "
         "1 s here. "
-        "Bare httpx is the floor: one pool, one token, a look each half second, no retries."
+        "Bare httpx is the floor: one pool, one token, a poll every half second, no retries."
     )
     yield (
         "- Where Prefect matters (requests, money, jobs in a flow) prefect-qiskit and ours run in a flow with a "
@@ -196,14 +196,14 @@ def _method(results: Results) -> Iterator[str]:
     )
     yield (
         "- Hours of queue: the sandbox and our process live on clocks sped up by the same factor, so lags include the "
-        "work of a look times that factor. The peers' pace does not change with the wait, so theirs is counted for "
-        "some seconds and reckoned to an hour."
+        "work of a poll times that factor. The peers' poll rate does not change with the wait, so theirs is counted "
+        "for some seconds and extrapolated to an hour."
     )
     yield (
         "- CPU is that of the measured process, memory its peak (jobs) or its growth (waits). Installed sizes are "
         "those of the distributions that are needed beside Prefect's own, without compiled caches."
     )
-    yield "- Make your own: `make bench`, or `make bench-quick` in three minutes."
+    yield "- Measure yourself: `make bench`, or `make bench-quick` in three minutes."
 
 
 def main() -> None:

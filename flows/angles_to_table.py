@@ -27,8 +27,10 @@ from pydantic import Field
 from prefect_qruntime import (
     JobRef,
     circuit_text,
+    estimate_cost,
     fetch_results,
     hooks,
+    require_approval,
     select_backend,
     submit_job,
     wait_for_completion,
@@ -183,6 +185,7 @@ def angles_to_table(
     circuit_form: CircuitForm = "auto",
     dry_run: bool = False,
     budget_block: str | None = None,
+    require_approval_above: Annotated[float | None, Field(ge=0)] = None,
 ) -> list[dict[str, Any]]:
     """Measure observables for each line of a CSV file of angles and write them as a table.
 
@@ -201,6 +204,8 @@ def angles_to_table(
         circuit_form: How circuits travel to the executor.
         dry_run: Run on the mock backend that stands for the backend: no QPU, no charge, random results.
         budget_block: Name of a Quantum Runtime Budget block that must have room for each job; empty for none.
+        require_approval_above: QPU seconds that the whole may cost without somebody's approval on the run's page;
+            empty to ask nobody.
 
     Returns:
         The rows as written: the angles, a value and a standard error for each observable, and the job.
@@ -217,21 +222,25 @@ def angles_to_table(
     parts = [wanted[start : start + rows_per_job] for start in range(0, len(wanted), rows_per_job)]
     with instance(credentials_block, dialect) as credentials:
         chosen = backend or select_backend(credentials).name
-        # One PUB for each line and observable: what both dialects can say. All jobs queue at once.
+        # One PUB for each line and observable: what both dialects can say.
+        pubs = [(text, observable, point) for point in wanted for observable in observables]
+        size = rows_per_job * len(observables)
+        given: dict[str, Any] = {
+            "program_id": "estimator",
+            "backend": chosen,
+            "shots": shots,
+            "max_execution_time": max_execution_time,
+            "route": route,
+            "circuit_form": circuit_form,
+            "dry_run": dry_run,
+        }
+        if require_approval_above is not None:
+            cost = estimate_cost(credentials, pubs, pubs_per_job=size, **given)
+            require_approval(cost, above=require_approval_above)
+        # All jobs queue at once.
         jobs: list[JobRef] = [
-            submit_job(
-                credentials,
-                [(text, observable, point) for point in part for observable in observables],
-                program_id="estimator",
-                backend=chosen,
-                shots=shots,
-                max_execution_time=max_execution_time,
-                route=route,
-                circuit_form=circuit_form,
-                dry_run=dry_run,
-                budget=budget_block,
-            )
-            for part in parts
+            submit_job(credentials, pubs[start : start + size], budget=budget_block, **given)
+            for start in range(0, len(pubs), size)
         ]
         rows: list[dict[str, Any]] = []
         for job, part in zip(jobs, parts, strict=True):

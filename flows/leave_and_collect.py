@@ -6,7 +6,7 @@ event, and the automation in `automations/collect_on_finished.yaml` starts `coll
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from prefect import flow, get_run_logger
 from prefect_qruntime.flows.shared import CircuitForm, RequestedRoute
@@ -14,10 +14,12 @@ from pydantic import Field
 
 from prefect_qruntime import (
     circuit_text,
+    estimate_cost,
     fetch_results,
     hooks,
     leave_to_watcher,
     load_credentials,
+    require_approval,
     submit_job,
     wait_for_completion,
 )
@@ -34,6 +36,7 @@ def leave(
     route: RequestedRoute | None = None,
     circuit_form: CircuitForm = "auto",
     dry_run: bool = False,
+    require_approval_above: Annotated[float | None, Field(ge=0)] = None,
 ) -> str:
     """Submit a job and leave it to the watcher.
 
@@ -45,21 +48,24 @@ def leave(
         route: By the server's programs, the executor, or whichever there is; empty for the setting `primitive_route`.
         circuit_form: How circuits travel to the executor.
         dry_run: Run on the mock backend that stands for the backend: no QPU, no charge, random results.
+        require_approval_above: QPU seconds that the job may cost without somebody's approval on the run's page;
+            empty to ask nobody.
 
     Returns:
         The job's id.
     """
     text = circuit_text(circuit)
     credentials = load_credentials(credentials_block)
-    job = submit_job(
-        credentials,
-        [text],
-        backend=backend,
-        shots=shots,
-        route=route,
-        circuit_form=circuit_form,
-        dry_run=dry_run,
-    )
+    given: dict[str, Any] = {
+        "backend": backend,
+        "shots": shots,
+        "route": route,
+        "circuit_form": circuit_form,
+        "dry_run": dry_run,
+    }
+    if require_approval_above is not None:
+        require_approval(estimate_cost(credentials, [text], **given), above=require_approval_above)
+    job = submit_job(credentials, [text], **given)
     return leave_to_watcher(credentials, job).id
 
 

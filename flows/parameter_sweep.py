@@ -17,11 +17,14 @@ from prefect_qruntime.flows.shared import CircuitForm, RequestedRoute, instance,
 from pydantic import Field
 
 from prefect_qruntime import (
+    CostEstimate,
     JobResult,
     SessionRef,
     circuit_text,
+    estimate_cost,
     fetch_results,
     hooks,
+    require_approval,
     runtime_session,
     select_backend,
     submit_job,
@@ -104,6 +107,7 @@ def parameter_sweep(
     dry_run: bool = False,
     budget_block: str | None = None,
     require_online: bool = False,
+    require_approval_above: Annotated[float | None, Field(ge=0)] = None,
 ) -> list[dict[str, Any]]:
     """Measure an observable at each angle, by the estimator, by the sampler, or both.
 
@@ -127,6 +131,8 @@ def parameter_sweep(
         dry_run: Run on the mock backend that stands for the backend: no QPU, no charge, random results.
         budget_block: Name of a Quantum Runtime Budget block that must have room for each job; empty for none.
         require_online: Refuse to submit while the backend is paused or offline, instead of queueing there.
+        require_approval_above: QPU seconds that the whole may cost without somebody's approval on the run's page;
+            empty to ask nobody.
 
     Returns:
         A row for each angle, with the values, the counts and the jobs.
@@ -138,27 +144,41 @@ def parameter_sweep(
     with ExitStack() as stack:
         credentials = stack.enter_context(instance(credentials_block, dialect, queue_time=0.1, run_time=0.1))
         chosen = backend or select_backend(credentials, min_qubits=len(observable)).name
+        given: Any = {
+            "backend": chosen,
+            "shots": shots,
+            "max_execution_time": max_execution_time,
+            "route": route,
+            "circuit_form": circuit_form,
+            "dry_run": dry_run,
+        }
+        pubs = {program: [pub_for(program, text, observable, angle) for angle in angles] for program in chosen_programs}
+        if require_approval_above is not None:  # before a session is open
+            costs = [
+                estimate_cost(credentials, found, pubs_per_job=1, program_id=program, **given)
+                for program, found in pubs.items()
+            ]
+            in_session = mode == "session" and not dry_run
+            require_approval(
+                CostEstimate.together(costs, session_life=max_ttl if in_session else None), above=require_approval_above
+            )
         session: SessionRef | None = None
         if mode != "job" and not dry_run:
             kind = "batch" if mode == "batch" else "dedicated"
             session = stack.enter_context(runtime_session(credentials, chosen, mode=kind, max_ttl=max_ttl))
+        unmapped_each: Any = {name: unmapped(value) for name, value in given.items()}
         jobs = {
             program: submit_job.map(
                 # A block, a session and a text are one value each, whatever they look like to `map`.
                 unmapped(credentials),
-                [[pub_for(program, text, observable, angle)] for angle in angles],
-                backend=unmapped(chosen),
+                [[pub] for pub in found],
                 program_id=unmapped(program),
                 session=unmapped(session),
-                shots=unmapped(shots),
-                max_execution_time=unmapped(max_execution_time),
-                route=unmapped(route),
-                circuit_form=unmapped(circuit_form),
-                dry_run=unmapped(dry_run),
+                **unmapped_each,
                 budget=unmapped(budget_block),
                 require_online=unmapped(require_online),
             )
-            for program in chosen_programs
+            for program, found in pubs.items()
         }
         done = {program: wait_for_completion.map(unmapped(credentials), refs) for program, refs in jobs.items()}
         for program, refs in jobs.items():

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from prefect_qruntime import (
+    CostEstimate,
     JobRef,
     RouteComparison,
     authenticate,
@@ -123,17 +124,22 @@ def run_circuits(
         authenticate(credentials)
         list_backends(credentials)
         chosen = backend or select_backend(credentials).name
-        cost = estimate_cost(
-            credentials,
-            texts * 2 if compare_routes else texts,
-            one_job_each=True,
-            backend=chosen,
-            shots=shots,
-            max_execution_time=max_execution_time,
-            route=route,
-            circuit_form=circuit_form,
-            dry_run=dry_run,
-        )
+        in_session = mode == "session" and not dry_run
+        costs = [
+            estimate_cost(
+                credentials,
+                texts,
+                pubs_per_job=1,
+                backend=chosen,
+                shots=shots,
+                max_execution_time=max_execution_time,
+                route=one,
+                circuit_form=circuit_form,
+                dry_run=dry_run,
+            )
+            for one in (("service", "executor") if compare_routes else (route,))
+        ]
+        cost = CostEstimate.together(costs, session_life=max_ttl if in_session else None)
         if require_approval_above is not None:
             require_approval(cost, above=require_approval_above)  # before a session is open
         jobs: list[JobRef] = []

@@ -18,11 +18,14 @@ from prefect_qruntime.flows.shared import CircuitForm, RequestedRoute, instance,
 from pydantic import Field
 
 from prefect_qruntime import (
+    CostEstimate,
     JobRef,
     QuantumRuntimeCredentials,
     SessionRef,
+    estimate_cost,
     fetch_results,
     hooks,
+    require_approval,
     runtime_session,
     select_backend,
     submit_job,
@@ -156,6 +159,7 @@ def vqe_session(
     dry_run: bool = False,
     budget_block: str | None = None,
     require_online: bool = False,
+    require_approval_above: Annotated[float | None, Field(ge=0)] = None,
 ) -> list[dict[str, Any]]:
     """Minimise the energy of H2 over four angles, one angle and one job an iteration.
 
@@ -177,6 +181,9 @@ def vqe_session(
         budget_block: Name of a Quantum Runtime Budget block that must have room for the session and its jobs; empty
             for none.
         require_online: Refuse to submit while the backend is paused or offline, instead of queueing there.
+        require_approval_above: QPU seconds that the whole may cost without somebody's approval on the run's page;
+            empty to ask nobody. How many iterations the loop takes is not known, so the upper end is that of
+            `max_iterations` and the last measurement, or the session's life if that is longer.
 
     Returns:
         A row for each iteration with its job, its angles and its energy in hartree; the last one is the
@@ -187,6 +194,23 @@ def vqe_session(
         ideal = None if credentials_block else "sandbox_ideal"
         chosen = backend or ideal or select_backend(credentials, min_qubits=2).name
         wanted_shots = shots or (SHOTS_OF_QPU if credentials_block else SHOTS_OF_SANDBOX)
+        if require_approval_above is not None:  # before a session is open
+            given: dict[str, Any] = {
+                "program_id": "estimator",
+                "backend": chosen,
+                "shots": wanted_shots,
+                "max_execution_time": max_execution_time,
+                "route": route,
+                "circuit_form": circuit_form,
+                "dry_run": dry_run,
+            }
+            start = (ANSATZ, H2, dict.fromkeys(ANGLES, START))
+            step, final = (estimate_cost(credentials, [start] * points, **given) for points in (3, 1))
+            in_session = mode == "dedicated" and not dry_run
+            cost = CostEstimate.together(
+                [step.at_most(max_iterations), final], session_life=max_ttl if in_session else None
+            )
+            require_approval(cost, above=require_approval_above)
         session: SessionRef | None = None
         if not dry_run:
             opening = runtime_session(credentials, chosen, mode=mode, max_ttl=max_ttl, budget=budget_block)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Annotated, Any, Unpack
+from typing import Annotated, Any, Unpack, cast
 
 from prefect.blocks.abstract import JobBlock, JobRun
 from pydantic import Field, HttpUrl
@@ -21,7 +21,7 @@ from prefect_qruntime.observability import notifications
 from prefect_qruntime.prefect_api import Loadable
 from prefect_qruntime.tasks.arguments import Submission, defaults_of, spelled_out
 from prefect_qruntime.tasks.cancel import acancel_job
-from prefect_qruntime.tasks.estimate import aestimate_cost, arequire_approval, estimate_cost, require_approval
+from prefect_qruntime.tasks.estimate import aask_above, ask_above
 from prefect_qruntime.tasks.fetch import afetch_results, fetch_results
 from prefect_qruntime.tasks.submit import asubmit_numbered, submit_numbered
 from prefect_qruntime.tasks.wait import await_for_completion, wait_for_completion
@@ -53,8 +53,8 @@ def run_job(
         stream: Whether to use a websocket: `auto`, `always` or `never`.
         resubmit: How often a new job is submitted after the service said that one failed by the service's own
             fault (`JobFailed.retryable`); 0 submits no second one.
-        require_approval_above: QPU seconds that a job may cost without somebody's approval; see `require_approval`.
-            An approval holds for the jobs of `resubmit` too. None asks nobody.
+        require_approval_above: QPU seconds that the jobs may cost together, those of `resubmit` included, without
+            somebody's approval; see `require_approval`. None asks nobody.
         **submission: Backend, program, shots, limits and more: see `Submission`.
 
     Returns:
@@ -77,8 +77,7 @@ def run_job(
     """
     job: JobRef | None = None
     chances = _chances(resubmit)
-    if require_approval_above is not None:
-        require_approval(estimate_cost(credentials, pubs, **submission), above=require_approval_above)
+    ask_above(require_approval_above, credentials, pubs, submission, times=1 + resubmit)
     for left in chances:
         job = submit_numbered(credentials, pubs, replaces=job, **submission)
         try:
@@ -108,8 +107,7 @@ async def arun_job(
     """As `run_job`, for async flows."""
     job: JobRef | None = None
     chances = _chances(resubmit)
-    if require_approval_above is not None:
-        await arequire_approval(await aestimate_cost(credentials, pubs, **submission), above=require_approval_above)
+    await aask_above(require_approval_above, credentials, pubs, submission, times=1 + resubmit)
     for left in chances:
         job = await asubmit_numbered(credentials, pubs, replaces=job, **submission)
         try:
@@ -242,6 +240,8 @@ class QuantumRuntimeJob(Loadable, JobBlock[JobResult]):
         on_timeout: What happens to the job then.
         stream: Whether to use a websocket.
         resubmit: How often a new job is submitted after one failed by the service's own fault.
+        require_approval_above: QPU seconds that the jobs may cost together, those of `resubmit` included, without
+            somebody's approval; see `require_approval`. Such a block is triggered in a flow.
 
     Example:
         ```python
@@ -335,6 +335,14 @@ class QuantumRuntimeJob(Loadable, JobBlock[JobResult]):
         title="Resubmit",
         description="How often a new job is submitted after one failed by the service's own fault, 0 to 10.",
     )
+    require_approval_above: Annotated[float, _bounds(0)] | None = Field(
+        default=None,
+        title="Approval above",
+        description=(
+            "QPU seconds that the jobs may cost together without somebody's approval on the flow run's page; empty to "
+            "ask nobody."
+        ),
+    )
 
     async def trigger(self) -> QuantumRuntimeJobRun:
         """Submit the job, or attach to the one that this very call submitted before.
@@ -344,9 +352,14 @@ class QuantumRuntimeJob(Loadable, JobBlock[JobResult]):
 
         Raises:
             InvalidInput: A field is wrong; nothing was sent.
+            ApprovalDenied: Somebody was asked and did not approve; nothing was sent.
             BudgetExhausted: The budget has no room for the job; nothing was sent.
             SubmissionUncertain: It cannot be told whether a job was accepted.
         """
+        _chances(self.resubmit)
+        await aask_above(
+            self.require_approval_above, self.credentials, self.pubs, self._submission(), times=1 + self.resubmit
+        )
         return QuantumRuntimeJobRun(
             self.credentials,
             await self.submit(),
@@ -359,7 +372,9 @@ class QuantumRuntimeJob(Loadable, JobBlock[JobResult]):
 
     async def submit(self, *, replaces: JobRef | None = None) -> JobRef:
         """Submit the job or attach to it, as `trigger`; `replaces` is the failed one that a new one stands for."""
-        names = ("backend", *defaults_of(Submission))
-        submission: Any = {name: getattr(self, name) for name in names}
-        job: JobRef = await asubmit_numbered(self.credentials, self.pubs, replaces=replaces, **submission)
+        job: JobRef = await asubmit_numbered(self.credentials, self.pubs, replaces=replaces, **self._submission())
         return job
+
+    def _submission(self) -> Submission:
+        names = ("backend", *defaults_of(Submission))
+        return cast("Submission", {name: getattr(self, name) for name in names})

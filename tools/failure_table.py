@@ -1,6 +1,6 @@
 """Write the table of answers in `docs/failures.md` from the rules that decide.
 
-Run `python tools/failure_table.py`; with `--check` it only tells whether the page is up to date (exit code 1 if not).
+Run `python tools/failure_table.py`; with `--check` it only checks whether the page is up to date (exit code 1 if not).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from prefect_qruntime.client.failures import RULES, Phase, Rule
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "failures.md"
 BEGIN, END = "<!-- answers: written by tools/failure_table.py -->", "<!-- end of answers -->"
-OWNERS = {"service": "the service", "other": "anything in between", None: "anybody"}
+OWNERS = {"service": "the service", "other": "anything in between", None: "anyone"}
 ADVICE = {
     "never": "final",
     "again": "repeated",

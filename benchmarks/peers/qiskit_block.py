@@ -48,7 +48,7 @@ def block(lab: Lab) -> Any:
 class QiskitBlock(OnRunner):
     """`PrimitiveJob` and `PrimitiveJobRun`."""
 
-    no_session = "it knows no sessions"
+    no_session = "it does not support sessions"
 
     def load(self) -> None:
         """Import the blocks and make the PUB."""

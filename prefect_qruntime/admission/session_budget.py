@@ -87,8 +87,7 @@ def observed(
     if hold.final is not None:
         return hold
     if session is None:
-        # A new one may not be visible yet. Later nothing more will be told, so what the clock says is final.
-        return hold if live_jobs or now - hold.opened < UNSEEN else replace(hold, over=now, final=used_up(hold, now))
+        return hold if live_jobs else _unknown(hold, now)
     hold = replace(hold, session_id=session.id, told=max(hold.told, session.elapsed_time or 0.0))
     if session.activated_at is not None:
         activated = min(now, session.activated_at.timestamp() - ahead)
@@ -99,6 +98,18 @@ def observed(
         return hold
     # Without the service's number our clock's counts, which stands still from here on.
     return replace(hold, over=now if hold.over is None else hold.over, final=session.elapsed_time)
+
+
+def _unknown(hold: SessionHold, now: float) -> SessionHold:
+    """The hold of a session that the service does not know.
+
+    It may be new, or another user's of the same instance, who alone can see it: so it counts until it must be over, by
+    the clock, and then as all that it was allotted.
+    """
+    begun = hold.begun_after is not None
+    if now - hold.opened < UNSEEN or (used_up(hold, now) < hold.allotted if begun else now - hold.opened < UNOPENED):
+        return hold
+    return replace(hold, over=now, final=max(hold.told, hold.allotted) if begun else hold.told)
 
 
 def used_up(hold: SessionHold, now: float) -> float:

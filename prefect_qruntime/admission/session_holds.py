@@ -150,7 +150,8 @@ class SessionHolds:
         # What was learnt meanwhile stays.
         seen = observed(self.holds.get(hold.token, hold), session, asked, live_jobs=live, ahead=ahead)
         self.holds[hold.token] = seen
-        if seen.final is not None:
+        if seen.final is not None and session is not None:
+            # Only what the service told: a session that this user cannot see may be another one's, who knows better.
             with contextlib.suppress(QuantumRuntimeError):  # another look finds it out again
                 await self.note(seen)
         return seen

@@ -1,6 +1,6 @@
 """`prefect-qruntime`: the command line.
 
-Each command is a function of its own module that is loaded when it is called, so `--help` needs no other's imports.
+Each command is a function in a module that is loaded when the command is called, so `--help` imports no other.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ _COMMANDS = {
     "demo": "Run the main job on the embedded sandbox.",
     "init": "Write a deployment file, example circuits and automations.",
     "doctor": "Check settings, network, keys and the Prefect side.",
-    "setup": "Create the limits in Prefect that keep the service's create rate.",
+    "setup": "Create the limits in Prefect by which processes share the create rate.",
     "backends": "List backends with status, size, queue and errors.",
     "jobs": "List jobs with state, QPU seconds and owner.",
-    "estimate": "Tell what circuits will probably cost.",
+    "estimate": "Estimate what a job will cost.",
     "usage": "Report QPU seconds by deployment, flow, tag, user or month.",
     "result": "Show a finished job's result.",
-    "compare": "Say whether the results of two jobs agree.",
+    "compare": "Test whether the results of two jobs agree.",
     "cancel": "Cancel a job.",
     "sessions": "List open sessions, or close one.",
-    "watch": "Resume suspended flow runs when their jobs are over.",
+    "watch": "Resume suspended flow runs when their jobs have ended.",
     "sweep": "Close sessions whose flow run or process is gone.",
     "resume": "Run a flow run whose worker died again, under the same id.",
     "sandbox": "Serve the sandbox.",
-    "server": "Start a Prefect server that does not stand still on SQLite.",
+    "server": "Start a Prefect server that does not stall on SQLite.",
 }
-"""Commands and what the list of commands says of each."""
+"""Commands with their lines in the list of commands."""
 _MODULES = {"estimate": "jobs", "usage": "jobs"}
-"""Modules of commands that share one with another command; each other command has a module of its own name."""
+"""Modules of commands that share one; each other command has a module of its own name."""
 
 app = App(
     name="prefect-qruntime",
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def _no_server(error: BaseException) -> str | None:
-    """What to say if an error means that Prefect's API stopped answering; None for any other error."""
+    """Return the message if an error means that Prefect's API stopped answering; None for any other error."""
     from prefect.settings import get_current_settings
 
     from prefect_qruntime.diagnostics.prefect_server import unreachable

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from rich.console import Console
 
 from prefect_qruntime.cli.find import credentials_for
-from prefect_qruntime.cli.options import AsJson, OneBlock, needs_prefect
+from prefect_qruntime.cli.options import AsJson, JobId, OneBlock, needs_prefect
 from prefect_qruntime.cli.output import print_json, print_rows
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.programs.agreement import checked_rate, compare_results
@@ -22,15 +22,15 @@ _ROWS = 20
 
 @needs_prefect
 def compare(
-    job_id: str,
-    other_id: str,
+    job_id: JobId,
+    other_id: Annotated[str, Parameter(help="Id of the other job.")],
     /,
     *,
     false_alarm: Annotated[float, Parameter(help="How often two runs of the same PUBs may be said to differ.")] = 0.001,
     block: OneBlock = None,
     json: AsJson = False,
 ) -> int:
-    """Say by a statistical test whether two finished jobs of the same PUBs agree; submits nothing.
+    """Test statistically whether the results of two finished jobs of the same PUBs agree; submits nothing.
 
     For instance the two jobs of `compare_routes`, or one before and one after a change. Ends with 1 if they differ.
     """

@@ -1,4 +1,4 @@
-"""`prefect-qruntime demo`: the main job in both dialects, with its counts on the last screen."""
+"""`prefect-qruntime demo`: the main flow in both dialects, with its counts on the last screen."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from prefect import flow
 from rich.console import Console
 
 from prefect_qruntime.cli.options import require_prefect
+from prefect_qruntime.cli.output import many
 from prefect_qruntime.client.hosts import DIALECTS, Dialects
 from prefect_qruntime.flows.run_circuits import CIRCUITS, print_table, run_circuits
 
@@ -25,7 +26,7 @@ _START_LIMIT = "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"
 def demo_flow(
     dialects: list[Dialects], shots: int, route: Route | None = None, dry_run: bool = False
 ) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Run the story as subflows: each dialect, on the noisy and on the ideal backend.
+    """Run the main flow as subflows: each dialect, on the noisy and on the ideal backend.
 
     Args:
         dialects: Dialects in order.
@@ -56,7 +57,7 @@ def demo(
     route: Annotated[Route | None, Parameter(help="How the circuits run; executor in the cloud dialect only.")] = None,
     dry_run: Annotated[bool, Parameter(help="On mock backends, in the cloud dialect only: random counts.")] = False,
 ) -> int:
-    """Run the main job on the embedded sandbox: six times one circuit in a session, a Bell and a GHZ state.
+    """Run the main flow on the embedded sandbox: a bit flip, a Bell state and a GHZ state, in sessions.
 
     Needs no account. Shows the counts from a noisy and from an ideal backend.
     """
@@ -72,7 +73,7 @@ def demo(
         print_table(rows, title)
         wrong += sum(_implausible(row) for row in rows if row["circuit"] == 1 and not dry_run)
     if wrong:
-        console.print(f"[red]{wrong} runs of the flip circuit did not give nearly all ones[/red]")
+        console.print(f"[red]{many(wrong, 'run')} of the flip circuit did not give nearly all ones.[/red]")
     return 1 if wrong else 0
 
 

@@ -24,13 +24,13 @@ _MARKS = {"ok": ("✓", "green"), "hint": ("•", "yellow"), "problem": ("✗", 
 def doctor(*, block: Blocks = None, json: AsJson = False) -> int:
     """Check keys, addresses, rights, clock and the Prefect side; report every problem and how to fix it.
 
-    Buys and changes nothing. The exit code is 1 if there is a problem; hints do not count.
+    Submits and changes nothing. The exit code is 1 if there is a problem; hints do not count.
     """
     try:
         block = checked_blocks(block)
     except InvalidInput:
         raise
-    except Exception:  # Prefect's API does not answer: a finding of the doctor's own
+    except Exception:  # Prefect's API does not answer: the doctor reports that itself
         block = block or None
     report = run_doctor(block)
     if json:

@@ -1,4 +1,4 @@
-"""Find the instance that has a job, for commands that are given a job's id alone."""
+"""Find the instance that has a job, for commands that get only a job's id."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ __all__ = ["credentials_for"]
 
 
 async def credentials_for(job_id: str, block: str | None) -> QuantumRuntimeCredentials:
-    """The credentials block of the instance that has a job. Runs on the network loop.
+    """Return the credentials block of the instance that has a job. Runs on the network loop.
 
     Args:
         job_id: The job.
-        block: Name of the block; None to ask the instance of each saved one.
+        block: Name of the block; None to search the instance of each saved block.
 
     Raises:
         InvalidInput: No block has the name, or none is saved.
@@ -27,7 +27,9 @@ async def credentials_for(job_id: str, block: str | None) -> QuantumRuntimeCrede
     if len(loaded) == 1 and not problems:
         return next(iter(loaded.values()))
     if not loaded and not problems:
-        raise InvalidInput("no Quantum Runtime Credentials block is saved; make one in the UI under Blocks")
+        raise InvalidInput(
+            "no Quantum Runtime Credentials block is saved.", solution="Create one in the UI under Blocks."
+        )
     for name, credentials in loaded.items():
         try:
             await credentials.get_client().job(job_id)

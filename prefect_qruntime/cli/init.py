@@ -16,7 +16,7 @@ from prefect_qruntime.errors import InvalidInput
 __all__ = ["init"]
 
 _ENV = """\
-# Where Prefect's server is. Without it every command starts a server of its own for as long as it runs.
+# The address of Prefect's server. Without it each command starts a temporary server of its own.
 PREFECT_API_URL=http://127.0.0.1:4200/api
 # The API key belongs in a credentials block, not here: see `prefect block register -m prefect_qruntime.blocks`.
 """
@@ -36,15 +36,18 @@ def init(
     folder: Annotated[Path, Parameter(help="Where to write the files.")] = Path(),
     /,
     *,
-    force: Annotated[bool, Parameter(help="Overwrite files that are there.")] = False,
+    force: Annotated[bool, Parameter(help="Overwrite existing files.")] = False,
 ) -> int:
     """Write a deployment file for the installed flows, example circuits, automations and an .env example.
 
-    Changes nothing in Prefect and sends nothing. The exit code is 2 if a file is there already.
+    Changes nothing in Prefect and sends nothing. If a file exists already, writes nothing; the exit code is 2.
     """
     contents = _contents()
     if not force and (there := [name for name in contents if (folder / name).exists()]):
-        raise InvalidInput(f"{', '.join(there)} exist in {folder.resolve()}; use --force to overwrite them")
+        raise InvalidInput(
+            f"{folder.resolve()} already has {', '.join(there)}; nothing was written.",
+            solution="Choose another folder, or overwrite with --force.",
+        )
     for name, text in contents.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +59,7 @@ def init(
 
 
 def _contents() -> dict[str, str]:
-    """Every file by its path below the folder."""
+    """Return the text of each file by its path in the folder."""
     flows, automations = files("prefect_qruntime.flows"), files("prefect_qruntime.automations")
     deployments = (flows / "prefect.yaml").read_text(encoding="utf-8")
     deployments = re.sub(r"\bflows/(\w+)\.py:(\w+)", r"prefect_qruntime.flows.\1:\2", deployments)

@@ -1,12 +1,13 @@
-"""`prefect-qruntime jobs`, `estimate` and `usage`: what was bought, what more would cost, and who pays for it."""
+"""`prefect-qruntime jobs`, `estimate` and `usage`: which jobs there are, what more would cost, and who used what."""
 
 from __future__ import annotations
 
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import orjson
 from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
@@ -18,7 +19,7 @@ from prefect_qruntime.client.cost_core import CostEstimate
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.credentials import aload_credentials, saved_blocks
 from prefect_qruntime.errors import InvalidInput
-from prefect_qruntime.flow_parameters import circuit_text
+from prefect_qruntime.flow_parameters import circuit_text, read_file
 from prefect_qruntime.operations.job_listing import GroupBy, JobList, ListedJob, list_jobs
 from prefect_qruntime.operations.usage import (
     Reconciled,
@@ -40,7 +41,7 @@ _GROUPED: dict[GroupBy, tuple[str, str]] = {
     "tag": ("tag", "no tag"),
     "flow-state": ("state of the flow run", "not in this Prefect"),
 }
-"""The heading of each grouping, and what stands for jobs without a value."""
+"""The heading of each grouping, and the text for jobs without a value."""
 
 
 @needs_prefect
@@ -51,12 +52,12 @@ def jobs(
         list[Literal["queued", "running", "completed", "cancelled", "failed"]] | None,
         Parameter(help="Only jobs in these states."),
     ] = None,
-    limit: Annotated[int, Parameter(help="Most jobs of each instance, newest first.")] = 50,
+    limit: Annotated[int, Parameter(help="Most jobs to list of each instance, newest first.")] = 50,
     since: Annotated[
         str | None, Parameter(help="Only jobs created since then: 2026-05-01, 2026-05-01T08:00, 90m, 24h or 7d.")
     ] = None,
     by: Annotated[
-        GroupBy | None, Parameter(help="Sum them up by deployment, owner (flow run), tag or the flow run's state.")
+        GroupBy | None, Parameter(help="Show sums by deployment, owner (flow run), tag or the flow run's state.")
     ] = None,
     json: AsJson = False,
 ) -> int:
@@ -131,28 +132,61 @@ def _owner(job: ListedJob, console: Console) -> Text:
 
 @needs_prefect
 def estimate(
-    circuits: list[str],
+    circuits: Annotated[list[str] | None, Parameter(help="OpenQASM, as text or as paths of files.")] = None,
     /,
     *,
     backend: Annotated[str, Parameter(help="Name of the backend.")],
-    shots: Annotated[int | None, Parameter(help="Shots of each circuit; by default the sampler's own.")] = None,
-    one_job_each: Annotated[bool, Parameter(help="Each circuit is to be a job of its own.")] = False,
+    program: Annotated[str, Parameter(help="sampler, estimator, executor, or with --params any other.")] = "sampler",
+    observable: Annotated[
+        list[str] | None, Parameter(help="For the estimator: a Pauli string for each circuit; can be repeated.")
+    ] = None,
+    pubs: Annotated[
+        Path | None, Parameter(help="JSON file with a list of PUBs in place of circuits, as submit_job takes them.")
+    ] = None,
+    params: Annotated[
+        Path | None, Parameter(help="JSON file with a program's raw payload in place of circuits.")
+    ] = None,
+    options: Annotated[Path | None, Parameter(help="JSON file with the options of the primitive.")] = None,
+    shots: Annotated[int | None, Parameter(help="Shots of each circuit; by default the program's own.")] = None,
+    route: Annotated[
+        Literal["service", "executor", "auto"] | None, Parameter(help="How PUBs run; by default as set.")
+    ] = None,
+    one_job_each: Annotated[bool, Parameter(help="One job for each circuit or PUB; by default one for all.")] = False,
     max_execution_time: Annotated[int | None, Parameter(help="Limit of QPU seconds for each job.")] = None,
     block: Annotated[str | None, Parameter(help="Name of the credentials block, if several are saved.")] = None,
     json: AsJson = False,
 ) -> int:
-    """Tell what the sampler will probably cost for circuits (OpenQASM, as text or as paths), learnt from finished jobs.
+    """Estimate what a job will cost, learnt from finished jobs; nothing is submitted.
 
-    Nothing is submitted.
+    What it would run is given as circuits (OpenQASM, as text or as paths), as PUBs or as a raw payload.
     """
+    given: Submission = {
+        "backend": backend,
+        "program_id": program,
+        "shots": shots,
+        "options": _json_file(options, "options"),
+        "params": _json_file(params, "params"),
+        "route": route,
+        "max_execution_time": max_execution_time,
+    }
+    wanted = _json_file(pubs, "pubs") if pubs is not None else _pubs_of(circuits or [], observable or [], program)
+    if bool(circuits) + (pubs is not None) + (params is not None) != 1:
+        raise InvalidInput("give circuits, --pubs or --params: one of the three", field="circuits")
+    each = 1 if one_job_each else None
 
     async def work() -> CostEstimate:
         names = [block] if block is not None else await saved_blocks()
-        if len(names) != 1:
-            raise InvalidInput(f"name one of the saved blocks: {', '.join(names) or 'there is none'}", field="block")
-        submission: Submission = {"backend": backend, "shots": shots, "max_execution_time": max_execution_time}
-        texts = [circuit_text(circuit, field=f"circuits[{place}]") for place, circuit in enumerate(circuits)]
-        return await estimate_jobs(await aload_credentials(names[0]), texts, submission, one_job_each=one_job_each)
+        if not names:
+            raise InvalidInput(
+                "no Quantum Runtime Credentials block is saved.",
+                field="block",
+                solution="Create one in the UI under Blocks.",
+            )
+        if len(names) > 1:
+            raise InvalidInput(
+                f"the saved blocks are {', '.join(names)}.", field="block", solution="Name one of them with --block."
+            )
+        return await estimate_jobs(await aload_credentials(names[0]), wanted, given, pubs_per_job=each)
 
     found = network_loop().run(work())
     if json:
@@ -162,13 +196,39 @@ def estimate(
     return 0
 
 
+def _pubs_of(circuits: list[str], observables: list[str], program: str) -> list[Any] | None:
+    """Circuits as PUBs, each with all observables for the estimator; None without circuits."""
+    if observables and program != "estimator":
+        raise InvalidInput(f"is for the program estimator, not {program!r:.60}", field="observable")
+    if circuits and program == "estimator" and not observables:
+        raise InvalidInput("the estimator needs one at least, for instance --observable ZZ", field="observable")
+    texts = [circuit_text(circuit, field=f"circuits[{place}]") for place, circuit in enumerate(circuits)]
+    if observables:
+        return [(text, observables if len(observables) > 1 else observables[0]) for text in texts]
+    return list(texts) or None
+
+
+def _json_file(path: Path | None, field: str) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        InvalidInput: It cannot be read, or is not JSON. The message never holds its content.
+    """
+    if path is None:
+        return None
+    try:
+        return orjson.loads(read_file(path, field=field))
+    except orjson.JSONDecodeError as error:
+        raise InvalidInput(f"{path} is not JSON (line {error.lineno}, column {error.colno})", field=field) from None
+
+
 @needs_prefect
 def usage(
     *,
     by: Annotated[
         list[Literal["flow", "deployment", "flow-run", "tag", "user", "session", "month", "day", "backend", "block"]]
         | None,
-        Parameter(help="What the rows are; may be given more than once. The deployment by default."),
+        Parameter(help="What to group by; may be given more than once. The deployment by default."),
     ] = None,
     since: Annotated[
         str, Parameter(help="Only what was created since then: 2026-05-01, 2026-05-01T08:00, 24h or 7d.")
@@ -181,9 +241,8 @@ def usage(
 ) -> int:
     """Report QPU seconds by owner, failed and cancelled jobs included, and reconcile them with the service's own sums.
 
-    A dedicated session is charged by the clock: its own usage counts, split over its jobs. Numbers that the service has
-    not fixed yet are marked as pending. The exit code is 0 if everything was read, 1 if something could not be looked
-    into, 2 if an argument is wrong.
+    A dedicated session is charged by the clock: its own usage counts, divided among its jobs. Numbers that may change
+    are marked. The exit code is 0 if everything was read, 1 if something could not be read, 2 if an argument is wrong.
     """
     if csv and json:
         raise InvalidInput("cannot be given together with --json", field="csv")
@@ -240,7 +299,7 @@ def _print_usage(report: UsageReport, console: Console) -> None:
     if report.without_owner:
         console.print(
             f"Without an owner: {many(report.jobs_without_owner, 'job')}, {report.qpu_seconds_without_owner:g} QPU "
-            "seconds. No flow run's tag is on them.",
+            f"seconds. {'It carries' if report.jobs_without_owner == 1 else 'They carry'} no flow run's tag.",
             style="red",
             highlight=False,
         )
@@ -258,7 +317,7 @@ def _print_usage(report: UsageReport, console: Console) -> None:
 
 
 def _numbers(row: UsageLine, *, units: bool) -> list[str]:
-    """A row's numbers; those that may still change end with dots."""
+    """Format a row's numbers; those that may still change end with dots."""
     dots = " …" if row.not_final else ""
     found = [str(row.jobs), str(row.states.get("failed", 0)), str(row.states.get("cancelled", 0))]
     found.append(f"{row.qpu_seconds:g}{dots}")
@@ -267,6 +326,6 @@ def _numbers(row: UsageLine, *, units: bool) -> list[str]:
 
 def _reconciled(one: Reconciled) -> str:
     return (
-        f"{one.block}, {one.what}: the service says {one.service_says:g} {one.unit}, counted are {one.counted:g}; "
+        f"{one.block}, {one.what}: the service says {one.service_says:g} {one.unit}, counted {one.counted:g}; "
         f"difference {one.difference:+g}. {one.meaning}"
     )

@@ -14,17 +14,20 @@ from prefect_qruntime.diagnostics.prefect_server import check_server
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.prefect_api import unknown_block
 
-__all__ = ["AsJson", "Blocks", "OneBlock", "checked_blocks", "needs_prefect", "require_prefect"]
+__all__ = ["AsJson", "Blocks", "JobId", "OneBlock", "checked_blocks", "needs_prefect", "require_prefect"]
 
 P = ParamSpec("P")
 
 Blocks = Annotated[list[str] | None, Parameter(help="Names of credentials blocks; all saved ones by default.")]
-OneBlock = Annotated[str | None, Parameter(help="Name of the credentials block; by default the one that fits.")]
+OneBlock = Annotated[
+    str | None, Parameter(help="Name of the credentials block; by default the one whose instance has the job.")
+]
+JobId = Annotated[str, Parameter(help="Id of the job.")]
 AsJson = Annotated[bool, Parameter(help="Print JSON.")]
 
 
 def needs_prefect(command: Callable[P, int]) -> Callable[P, int]:
-    """Make a command say in one sentence that Prefect's API is not there, before it begins.
+    """Make a command report that Prefect's API does not answer before it starts.
 
     Raises:
         QuantumRuntimeError: When called, if no Prefect server answers.
@@ -50,10 +53,10 @@ def require_prefect() -> None:
 
 
 def checked_blocks(block: list[str] | None) -> list[str] | None:
-    """The names of blocks to use; None for all.
+    """Return the names of blocks to use; None for all.
 
     Raises:
-        InvalidInput: No block is saved under one of them; the error names those that look like it.
+        InvalidInput: No block is saved under one of them; the error names similar ones.
     """
     if not block:
         return None

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from prefect_qruntime.cli.find import credentials_for
-from prefect_qruntime.cli.options import AsJson, OneBlock, needs_prefect
+from prefect_qruntime.cli.options import AsJson, JobId, OneBlock, needs_prefect
 from prefect_qruntime.cli.output import print_json
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.results import JobResult
@@ -17,10 +17,10 @@ _ROWS = 20
 
 
 @needs_prefect
-def result(job_id: str, /, *, block: OneBlock = None, json: AsJson = False) -> int:
-    """Fetch a finished job's result and show it; `--json` prints it as the service worded it.
+def result(job_id: JobId, /, *, block: OneBlock = None, json: AsJson = False) -> int:
+    """Fetch a finished job's result and show it; `--json` prints it as the service returned it.
 
-    A private job's result can be read once: use a flow, which stores it.
+    A private job's result can be read only once: fetch it in a flow, which stores it.
     """
 
     async def work() -> JobResult:

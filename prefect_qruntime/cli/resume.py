@@ -20,7 +20,7 @@ def resume(
     flow_run_id: Annotated[str, Parameter(help="Id of the flow run.")],
     /,
     *,
-    force: Annotated[bool, Parameter(help="Also if it cannot be told that its process is gone.")] = False,
+    force: Annotated[bool, Parameter(help="Run it again even if its process may be alive.")] = False,
     json: AsJson = False,
 ) -> int:
     """Run a flow run whose worker died again, under the same id: it attaches to its jobs and submits none twice.

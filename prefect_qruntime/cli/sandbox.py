@@ -24,7 +24,7 @@ def sandbox(
     port: Annotated[int, Parameter(help="Port on 127.0.0.1; 0 picks a free one.")] = 8765,
     queue_time: Annotated[float, Parameter(help="Seconds a job stays queued.")] = 1.0,
     run_time: Annotated[float, Parameter(help="Seconds a job runs.")] = 1.0,
-    clock_scale: Annotated[float, Parameter(help="How much faster the service's clock goes.")] = 1.0,
+    clock_scale: Annotated[float, Parameter(help="How much faster than real time the service's clock runs.")] = 1.0,
     json: AsJson = False,
 ) -> int:
     """Serve the sandbox until interrupted: both dialects, IAM and a websocket on one port of this machine."""

@@ -1,4 +1,4 @@
-"""`prefect-qruntime server`: Prefect's own server, with its garbage collected beside the event loop.
+"""`prefect-qruntime server`: Prefect's own server, with its garbage collected outside the event loop.
 
 On SQLite a plain `prefect server start` stands still for up to a minute at times. Python collects cyclic garbage
 wherever it happens to allocate, so also on the server's event loop. Closing a SQLite cursor there waits for a mutex
@@ -27,16 +27,16 @@ _PERIOD = 5.0  # seconds between collections
 def server(
     *options: Annotated[str, Parameter(allow_leading_hyphen=True, help="As `prefect server start` takes them.")],
 ) -> int:
-    """Start a Prefect server that does not stand still on SQLite when many flows run. All options are Prefect's.
+    """Start a Prefect server that does not stall on SQLite when many flows run. All options are Prefect's.
 
-    For many flows on several machines, PostgreSQL is the better choice.
+    For many flows on several machines, use PostgreSQL.
     """
     for option in options:
         if option in ("-b", "--background") or option.startswith("--workers"):
             raise InvalidInput(
-                "starts other processes, which this command cannot care for; leave it out, or use "
-                "`prefect server start` with PostgreSQL",
+                "starts other processes, which this command cannot control.",
                 field=option,
+                solution="Leave it out, or use `prefect server start` with PostgreSQL.",
             )
     return run_prefect("server", "start", *options)
 

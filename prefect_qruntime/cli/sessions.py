@@ -23,19 +23,19 @@ def sessions(
     *,
     block: Blocks = None,
     close: Annotated[str | None, Parameter(help="Close the session of this id; its queued jobs run first.")] = None,
-    drop: Annotated[bool, Parameter(help="With --close: do not run its queued jobs.")] = False,
+    drop: Annotated[bool, Parameter(help="With --close: drop its queued jobs.")] = False,
     json: AsJson = False,
 ) -> int:
-    """List the instances' open sessions and batches with their age, jobs and who opened each; close one by its id."""
+    """List the instances' open sessions and batches with age, jobs and opener; with --close, close one by its id."""
     if close is None:
         if drop:
-            raise InvalidInput("goes with --close ID", field="drop")
+            raise InvalidInput("has no effect alone.", field="drop", solution="Give the session with --close ID.")
         return _list(checked_blocks(block), json=json)
     return _close(close, checked_blocks(block), drop=drop, json=json)
 
 
 def _list(blocks: list[str] | None, *, json: bool) -> int:
-    """List open sessions and print them; 1 if an instance could not be asked."""
+    """List open sessions and print them; 1 if an instance could not be read."""
     found = list_sessions(blocks)
     if json:
         sys.stdout.write(found.model_dump_json(indent=2) + "\n")

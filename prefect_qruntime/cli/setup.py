@@ -22,10 +22,10 @@ __all__ = ["setup"]
 def setup(
     *,
     block: Blocks = None,
-    per_minute: Annotated[int, Parameter(help="Jobs created in a minute, by all who share the account.")] = 5,
+    per_minute: Annotated[int, Parameter(help="Jobs created in a minute, by all users of the account together.")] = 5,
     json: AsJson = False,
 ) -> int:
-    """Create the limits in Prefect that share the service's rate of five jobs a minute among all processes.
+    """Create the limits in Prefect by which all processes share the service's rate of five new jobs a minute.
 
     May be run again at any time; a second run changes nothing.
     """

@@ -20,14 +20,15 @@ __all__ = ["sweep"]
 def sweep(
     *,
     block: Blocks = None,
-    dry_run: Annotated[bool, Parameter(help="Only report.")] = False,
-    cancel_jobs: Annotated[bool, Parameter(help="Also cancel jobs whose flow run is over.")] = False,
+    dry_run: Annotated[bool, Parameter(help="Report only; change nothing.")] = False,
+    cancel_jobs: Annotated[
+        bool, Parameter(help="Also cancel live jobs whose flow run was cancelled, failed or completed.")
+    ] = False,
     json: AsJson = False,
 ) -> int:
-    """Close sessions whose flow run is over or whose process is gone, and report jobs that no flow run waits for.
+    """Close sessions whose flow run has ended or whose process is gone, and report jobs that no flow run waits for.
 
-    The exit code is 0 if nothing was left behind or all of it was dealt with, 1 if something remains or could not be
-    looked into, 2 if an argument is wrong.
+    The exit code is 0 if nothing remains, 1 if something remains or could not be read, 2 if an argument is wrong.
     """
     report = run_sweep(checked_blocks(block), dry_run=dry_run, cancel_jobs=cancel_jobs)
     if json:
@@ -40,7 +41,7 @@ def sweep(
 
 
 def _print(report: SweepReport, console: Console) -> None:
-    """Print sessions and jobs as a table, and what goes on with stalled flow runs as commands to copy."""
+    """Print sessions and jobs as a table, and the commands that continue stalled flow runs."""
     found = [("session", one) for one in report.sessions] + [("job", one) for one in report.jobs]
     title = f"Swept {many(len(report.blocks), 'block')}"
     if not found and not report.stalled:
@@ -52,7 +53,7 @@ def _print(report: SweepReport, console: Console) -> None:
         table.add_column("left by\nits state", overflow="fold", ratio=1)
         table.add_column("done", overflow="fold", ratio=1)
         for kind, one in found:
-            owner = f"flow run {short(one.flow_run, console)}" if one.flow_run else one.process or "nobody known"
+            owner = f"flow run {short(one.flow_run, console)}" if one.flow_run else one.process or "unknown"
             table.add_row(
                 cell(kind, one.id, *several * (one.block,)),
                 cell(owner, one.flow_state),

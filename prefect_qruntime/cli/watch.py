@@ -29,14 +29,14 @@ def watch(
     block: Blocks = None,
     once: Annotated[bool, Parameter(help="Poll once and return.")] = False,
     interval: Annotated[float, Parameter(help="Seconds between polls for newly suspended flow runs.")] = 10.0,
-    duration: Annotated[float | None, Parameter(help="Seconds to watch; without end by default.")] = None,
+    duration: Annotated[float | None, Parameter(help="Seconds to watch; no limit by default.")] = None,
     json: AsJson = False,
 ) -> int:
-    """Follow the jobs that suspended flow runs wait for, and resume each flow run when its job is over.
+    """Follow the jobs that suspended flow runs wait for, and resume each flow run when its job has ended.
 
-    May be stopped or killed at any time: another one goes on.
+    It may be stopped or killed at any time; another watcher continues.
     """
-    # As Ctrl-C does: what is being done is wound up, and events still go out.
+    # As with Ctrl-C: work in progress is finished, and events are still sent.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with nullcontext() if json else _shown():
@@ -59,7 +59,7 @@ def watch(
 
 @contextmanager
 def _shown() -> Iterator[None]:
-    """Our log lines on standard error; what the process logged before is as before afterwards."""
+    """Print the watcher's log lines on standard error, and restore the logger afterwards."""
     log = get_logger(_WATCHER)
     handler = RichHandler(console=Console(stderr=True), show_path=False)
     before = log.level, log.propagate

@@ -117,7 +117,10 @@ def find_display() -> Display | None:
         return NotebookDisplay(tools.display, tools.HTML)
     console = _prefect_console() or Console(stderr=True)
     # Asked of the file itself, as FORCE_COLOR makes rich take anything for a terminal.
-    is_terminal = getattr(console.file, "isatty", lambda: False)()
+    try:
+        is_terminal = console.file.isatty()
+    except (AttributeError, ValueError):  # the process has no such stream, or has closed it
+        is_terminal = False
     return TerminalDisplay(console) if is_terminal and not console.is_dumb_terminal else None
 
 

@@ -67,6 +67,22 @@ class Clock:
         self._disarm()
         self._arm()
 
+    def step(self, end: float) -> bool:
+        """Go on to the next timer and call it, if one is due by then; else to `end`. Whether there was one."""
+        self._arm()
+        due = bool(self._heap) and self._heap[0][0] <= end
+        now = max(self.now(), self._heap[0][0] if due else end)
+        self._service, self._real = now, time.monotonic()
+        self._disarm()
+        if due:
+            timer = heapq.heappop(self._heap)[2]
+            call, args = timer.call, timer.args
+            timer.cancel()
+            if call is not None:
+                call(*args)
+        self._arm()
+        return due
+
     def call_later(self, delay: float, call: Callable[..., None], *args: Any) -> Timer:
         """Schedule a call after `delay` service seconds, on the service's loop."""
         timer = Timer(self.now() + delay, call, args)

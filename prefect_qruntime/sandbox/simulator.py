@@ -51,6 +51,11 @@ class Simulator:
         for job_id in list(self._tasks):
             self._cancel(job_id)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a simulation is under way."""
+        return bool(self._tasks)
+
     def cancel(self, job: Job) -> None:
         """Cancel the simulation of a job, if it has one."""
         self._cancel(job.id)

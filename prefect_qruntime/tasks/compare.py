@@ -14,6 +14,7 @@ from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import JobRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.tasks.arguments import Submission, plan_submission, spelled_out
+from prefect_qruntime.tasks.estimate import aask_above, ask_above
 from prefect_qruntime.tasks.fetch import afetch_results, fetch_results
 from prefect_qruntime.tasks.submit import asubmit_numbered, submit_numbered
 from prefect_qruntime.tasks.wait import await_for_completion, wait_for_completion
@@ -34,6 +35,7 @@ def compare_routes(
     queue_timeout: float | None = None,
     on_timeout: OnTimeout = "leave",
     stream: Stream = "auto",
+    require_approval_above: float | None = None,
     **submission: Unpack[Submission],
 ) -> RouteComparison:
     """Run PUBs by the server-side primitive and by the executor, and say whether the results agree. Buys two jobs.
@@ -53,6 +55,8 @@ def compare_routes(
         queue_timeout: Seconds until a job runs; None for no limit.
         on_timeout: What happens to the job then: `leave` or `cancel`.
         stream: Whether to use a websocket: `auto`, `always` or `never`.
+        require_approval_above: QPU seconds that both jobs may cost together without somebody's approval; see
+            `require_approval`. None asks nobody.
         **submission: Backend, program, shots, limits and more: see `Submission`. `route` is left out.
 
     Returns:
@@ -60,6 +64,7 @@ def compare_routes(
 
     Raises:
         InvalidInput: A field is wrong, or does not hold on both routes; nothing was sent.
+        ApprovalDenied: Somebody was asked and did not approve; nothing was sent.
         QuantumRuntimeError: As the three tasks raise. A job that was submitted by then is left as it is.
 
     Example:
@@ -74,6 +79,7 @@ def compare_routes(
         ```
     """
     network_loop().run(_check(credentials, pubs, submission, false_alarm))
+    ask_above(require_approval_above, credentials, pubs, *(_on(route, submission) for route in _ROUTES))
     jobs = [submit_numbered(credentials, pubs, by_route=True, **_on(route, submission)) for route in _ROUTES]
     for job in jobs:
         wait_for_completion(
@@ -93,10 +99,12 @@ async def acompare_routes(
     queue_timeout: float | None = None,
     on_timeout: OnTimeout = "leave",
     stream: Stream = "auto",
+    require_approval_above: float | None = None,
     **submission: Unpack[Submission],
 ) -> RouteComparison:
     """As `compare_routes`, for async flows."""
     await network_loop().arun(_check(credentials, pubs, submission, false_alarm))
+    await aask_above(require_approval_above, credentials, pubs, *(_on(route, submission) for route in _ROUTES))
     jobs = [await asubmit_numbered(credentials, pubs, by_route=True, **_on(route, submission)) for route in _ROUTES]
     for job in jobs:
         await await_for_completion(

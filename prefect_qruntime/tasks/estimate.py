@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Unpack
 
+from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import FlowPauseTimeout
 from prefect.flow_runs import apause_flow_run, asuspend_flow_run, pause_flow_run, suspend_flow_run
@@ -21,7 +22,7 @@ from pydantic import Field
 
 from prefect_qruntime import run_context
 from prefect_qruntime.client import QuantumRuntimeClient
-from prefect_qruntime.client.cost_core import NEWEST, CostEstimate, PastJob, estimate
+from prefect_qruntime.client.cost_core import NEWEST, CostEstimate, PastJob, estimate, priced_seconds
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.errors import ApprovalDenied, InvalidInput, QuantumRuntimeError
@@ -33,8 +34,10 @@ from prefect_qruntime.tasks.decorators import blocking, in_flow, repeats
 
 __all__ = [
     "CostApproval",
+    "aask_above",
     "aestimate_cost",
     "arequire_approval",
+    "ask_above",
     "estimate_cost",
     "estimate_jobs",
     "past_job",
@@ -100,13 +103,19 @@ async def _past(backend: str, program: str) -> list[PastJob]:
 
 
 async def estimate_jobs(
-    credentials: QuantumRuntimeCredentials, pubs: Any, submission: Submission, *, one_job_each: bool = False
+    credentials: QuantumRuntimeCredentials, pubs: Any, submission: Submission, *, pubs_per_job: int | None = None
 ) -> CostEstimate:
     """Estimate what a submission would cost; see `aestimate_cost`. Runs on the network loop."""
-    if one_job_each and not (isinstance(pubs, list | tuple) and pubs):
-        raise InvalidInput("must be a list of PUBs, one at least, with one_job_each", field="pubs")
-    groups = [[pub] for pub in pubs] if one_job_each else [pubs]
+    groups = [pubs]
+    if pubs_per_job is not None:
+        if isinstance(pubs_per_job, bool) or not isinstance(pubs_per_job, int) or pubs_per_job < 1:
+            raise InvalidInput(f"must be a whole number, 1 or more, not {pubs_per_job!r:.60}", field="pubs_per_job")
+        if not (isinstance(pubs, list | tuple) and pubs):
+            raise InvalidInput("must be a list of PUBs, one at least, with pubs_per_job", field="pubs")
+        groups = [pubs[start : start + pubs_per_job] for start in range(0, len(pubs), pubs_per_job)]
     specs = [(await plan_submission(credentials, group, submission)).spec for group in groups]
+    for spec in specs:
+        priced_seconds(spec)  # refuses what cannot be priced
     remaining = await _remaining(credentials.get_client())
     return estimate(specs, await _past(specs[0].backend, specs[0].wire_program), remaining_seconds=remaining)
 
@@ -128,7 +137,7 @@ async def aestimate_cost(
     credentials: QuantumRuntimeCredentials,
     pubs: Any = None,
     *,
-    one_job_each: bool = False,
+    pubs_per_job: int | None = None,
     **submission: Unpack[Submission],
 ) -> CostEstimate:
     """Estimate the QPU seconds that a job would cost, without submitting it. Costs nothing.
@@ -139,14 +148,15 @@ async def aestimate_cost(
     Args:
         credentials: The credentials block.
         pubs: PUBs, as `submit_job` takes them.
-        one_job_each: Whether each PUB is to be a job of its own.
+        pubs_per_job: How many of the PUBs, in order, share a job; None for all of them. Of several jobs the
+            estimates are added up.
         **submission: What `submit_job` would get: see `Submission`.
 
     Returns:
         The interval, with its share of what the instance has left.
 
     Raises:
-        InvalidInput: A field is wrong; it is named.
+        InvalidInput: A field is wrong, or a payload does not tell how much is run; it is named.
 
     Example:
         ```python
@@ -161,7 +171,7 @@ async def aestimate_cost(
             return run_job(credentials, [circuit], backend=backend, shots=1000, max_execution_time=30).counts()
         ```
     """
-    found = await estimate_jobs(credentials, pubs, submission, one_job_each=one_job_each)
+    found = await estimate_jobs(credentials, pubs, submission, pubs_per_job=pubs_per_job)
     notifications.log_to_run(f"Estimate: {found}")
     return found
 
@@ -264,13 +274,53 @@ async def arequire_approval(cost: CostEstimate, *, above: float) -> None:
     question.check(answer)
 
 
-async def _question(cost: CostEstimate, above: float) -> _Question | None:
-    """What to ask; None if the cost is within the limit."""
+def ask_above(
+    limit: float | None, credentials: QuantumRuntimeCredentials, pubs: Any, *jobs: Submission, times: int = 1
+) -> None:
+    """Ask before jobs of the same PUBs are submitted; what `require_approval_above` means wherever it is a parameter.
+
+    Args:
+        limit: QPU seconds up to which nobody is asked; None asks nobody and estimates nothing.
+        credentials: The credentials block.
+        pubs: PUBs, as `submit_job` takes them.
+        *jobs: What `submit_job` will get for each job.
+        times: How often each may be submitted at the most.
+    """
+    if limit is None:
+        return
+    _asking_flow_run(limit, "require_approval_above")
+    costs = [estimate_cost(credentials, pubs, **one) for one in jobs]
+    require_approval(CostEstimate.together(costs).at_most(times), above=limit)
+
+
+async def aask_above(
+    limit: float | None, credentials: QuantumRuntimeCredentials, pubs: Any, *jobs: Submission, times: int = 1
+) -> None:
+    """As `ask_above`, for async flows."""
+    if limit is None:
+        return
+    _asking_flow_run(limit, "require_approval_above")
+    costs = [await aestimate_cost(credentials, pubs, **one) for one in jobs]
+    await arequire_approval(CostEstimate.together(costs).at_most(times), above=limit)
+
+
+def _asking_flow_run(above: Any, field: str) -> FlowRun:
+    """The flow run whose page can ask.
+
+    Raises:
+        InvalidInput: `above` is no number of seconds, or this is not a flow.
+    """
     if isinstance(above, bool) or not isinstance(above, int | float) or not 0 <= above < math.inf:
-        raise InvalidInput(f"must be a number of QPU seconds, 0 or more, not {above!r:.60}", field="above")
+        raise InvalidInput(f"must be a number of QPU seconds, 0 or more, not {above!r:.60}", field=field)
     context = FlowRunContext.get()
     if TaskRunContext.get() is not None or context is None or context.flow_run is None:
-        raise InvalidInput("an approval is asked for in a flow, and in none of its tasks", field="above")
+        raise InvalidInput("an approval is asked for in a flow, and in none of its tasks", field=field)
+    return context.flow_run
+
+
+async def _question(cost: CostEstimate, above: float) -> _Question | None:
+    """What to ask; None if the cost is within the limit."""
+    run = _asking_flow_run(above, "above")
     # Counted before it is known whether to ask: the key must be the same when the flow runs from the top.
     number = run_context.count(await current_run(), f"approval {cost.work}")
     if cost.high_seconds <= above:
@@ -283,6 +333,5 @@ async def _question(cost: CostEstimate, above: float) -> _Question | None:
         f"Waiting for an approval on the flow run's page. {cost} That is above {above:g} QPU seconds.",
         level=logging.WARNING,
     )
-    run = context.flow_run
     suspends = run.deployment_id is not None and run.parent_task_run_id is None
     return _Question(f"approve-{cost.work}-{number}", text, suspends, cost)

@@ -76,7 +76,7 @@ def test_page_shows_medians_goals_and_verdicts(results):
     assert "200 jobs, 4.0 hours in the queue" in page
     assert "2 cores of Some CPU, 8 GiB" in page
     assert "A quick run" not in page
-    assert "leaves it to its caller (bare httpx)" in page
+    assert "left to its caller (bare httpx)" in page
 
 
 def test_a_quick_run_says_so(results):

@@ -7,7 +7,7 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["ROOT", "Block", "Page", "docstrings", "pages"]
+__all__ = ["ROOT", "Block", "Page", "docstrings", "guides", "pages", "prose"]
 
 ROOT = Path(__file__).resolve().parents[2]
 # Written by `make bench` from what it measured.
@@ -62,6 +62,17 @@ def pages() -> list[Page]:
     """The README and all pages written by hand."""
     found = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     return [page for page in map(_page, found) if page.path not in GENERATED]
+
+
+def guides() -> list[Page]:
+    """The pages for those who work on the package."""
+    found = [ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *ROOT.glob("AGENTS.md"), *ROOT.glob("tests/AGENTS.md")]
+    return [_page(path) for path in [*found, *sorted((ROOT / "prefect_qruntime").rglob("AGENTS.md"))]]
+
+
+def prose(page: Page) -> str:
+    """The text of a page without its blocks."""
+    return _FENCE.sub("", (ROOT / page.path).read_text())
 
 
 def docstrings() -> list[Page]:

@@ -121,15 +121,28 @@ def test_the_deployments_have_names_of_their_own() -> None:
     assert len(names) == len(set(names)) > 5
 
 
+def test_each_deployment_that_a_page_names_is_in_the_file() -> None:
+    names = {one["name"] for one in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]}
+    files = [*(ROOT / page.path for page in pages()), *(DOCS / "notebooks").glob("*.ipynb")]
+    named = {name: file for file in files for name in re.findall(r"\bdeployment `([\w-]+)`", file.read_text())}
+    assert len(named) >= 2
+    assert not named.keys() - names, {name: named[name] for name in named.keys() - names}
+
+
+def test_the_file_deploys_all_flows() -> None:
+    entries = {one["entrypoint"] for one in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]}
+    deployed = {entry.split(":")[0] for entry in entries}
+    there = {f"flows/{file.name}" for file in (ROOT / "flows").glob("*.py")}
+    assert deployed == there - {"flows/__init__.py", "flows/shared.py"}
+
+
 def test_each_automation_is_on_its_page() -> None:
     text = (DOCS / "how-to" / "automations.md").read_text()
     for file in (ROOT / "automations").glob("*.yaml"):
         assert f"`{file.name}`" in text, f"docs/how-to/automations.md lacks {file.name}"
 
 
-def test_each_flow_is_in_the_readme() -> None:
-    text = (ROOT / "README.md").read_text()
-    flows = [file for file in (ROOT / "flows").glob("*.py") if 'if __name__ == "__main__"' in file.read_text()]
-    assert flows
-    for file in flows:
-        assert f"flows/{file.name}" in text, f"README.md lacks flows/{file.name}"
+def test_each_flow_is_on_the_page_of_examples() -> None:
+    named = set(rows("examples.md", r"`flows/\w+\.py`"))
+    there = {f"flows/{file.name}" for file in (ROOT / "flows").glob("*.py")}
+    assert named == there - {"flows/__init__.py", "flows/shared.py"}

@@ -1,4 +1,4 @@
-"""The commonest mistakes, made: what a user reads then is the table of docs/troubleshooting.md.
+"""The most common mistakes, made: the messages are the table of docs/troubleshooting.md.
 
 Each message says what happened, what it means and what to do. `QRUNTIME_TROUBLESHOOTING=write` writes the table anew.
 """

@@ -366,10 +366,17 @@ def test_what_is_never_told_is_what_our_clock_says() -> None:
     assert look(over, 2001.0, state="closed", elapsed_time=30.0).final == 30.0
 
 
-def test_a_session_that_the_service_does_not_know_counts_once_it_must_be_visible() -> None:
+def test_a_session_that_the_service_does_not_know_counts_until_it_must_be_over() -> None:
     assert core.observed(HOLD, None, 1050.0, live_jobs=False) is HOLD
     assert core.observed(HOLD, None, 1200.0, live_jobs=True) is HOLD
-    assert core.observed(HOLD, None, 1200.0, live_jobs=False).final == 190.0
+    # Another user's session of the same instance looks so too, and goes on.
+    long = replace(HOLD, allotted=3600.0)
+    assert core.observed(long, None, 1200.0, live_jobs=False) is long
+    assert core.observed(HOLD, None, 1200.0, live_jobs=False).final == 100.0
+    assert core.observed(replace(HOLD, told=120.0), None, 9000.0, live_jobs=False).final == 120.0
+    unused = replace(HOLD, begun_after=None)
+    assert core.observed(unused, None, 1000.0 + core.UNOPENED - 1, live_jobs=False) is unused
+    assert core.observed(unused, None, 1000.0 + core.UNOPENED, live_jobs=False).final == 0.0
 
 
 def test_a_session_without_an_id_is_forgotten_when_the_service_has_closed_it() -> None:

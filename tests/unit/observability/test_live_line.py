@@ -27,6 +27,13 @@ from prefect_qruntime.observability.live_line import (
 from prefect_qruntime.observability.progress import WaitProgress
 
 
+def closed() -> io.StringIO:
+    """A stream that its process has closed."""
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
 class Terminal(io.StringIO):
     """A file that is a terminal."""
 
@@ -139,11 +146,12 @@ def test_a_notebook_shows_one_output_that_is_renewed_and_emptied() -> None:
     [
         (io.StringIO(), {}, None),
         (io.StringIO(), {"FORCE_COLOR": "1"}, None),
+        (closed(), {"TERM": "xterm"}, None),
         (Terminal(), {"TERM": "xterm"}, TerminalDisplay),
         (Terminal(), {"TERM": "dumb"}, None),
         (Terminal(), {"TERM": "xterm", "PREFECT_INTEGRATIONS_QRUNTIME_LIVE_LINE": "false"}, None),
     ],
-    ids=["a file", "a file with colours", "a terminal", "a dumb terminal", "switched off"],
+    ids=["a file", "a file with colours", "a closed stream", "a terminal", "a dumb terminal", "switched off"],
 )
 def test_a_line_is_shown_by_the_console_of_prefect_s_log_where_it_is_read_live(
     file: io.StringIO,
