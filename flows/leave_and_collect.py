@@ -43,13 +43,13 @@ def leave(
     Args:
         credentials_block: Name of a Quantum Runtime Credentials block.
         circuit: OpenQASM 2 or 3, as text or as the path of a file.
-        backend: Where to run it.
-        shots: How often.
-        route: By the server's programs, the executor, or whichever there is; empty for the setting `primitive_route`.
+        backend: Name of the backend.
+        shots: Shots of the circuit.
+        route: How PUBs run: service, executor or auto; empty for the setting `primitive_route`.
         circuit_form: How circuits travel to the executor.
         dry_run: Run on the mock backend that stands for the backend: no QPU, no charge, random results.
-        require_approval_above: QPU seconds that the job may cost without somebody's approval on the run's page;
-            empty to ask nobody.
+        require_approval_above: QPU seconds that the job may cost without a person's approval on the run's page;
+            empty if no approval is needed.
 
     Returns:
         The job's id.
@@ -71,17 +71,17 @@ def leave(
 
 @flow(name="collect")
 def collect(credentials_block: str, job_id: str) -> dict[str, int]:
-    """Collect the result of a job that is over; started by an event, or by hand. Buys nothing.
+    """Collect the result of a job that is over; started by an event, or by hand. Submits nothing.
 
     Args:
-        credentials_block: Name of the block it was submitted with.
+        credentials_block: Name of the credentials block that the job was submitted with.
         job_id: The job.
 
     Returns:
         Its counts.
     """
     credentials = load_credentials(credentials_block)
-    job = wait_for_completion(credentials, job_id)  # raises what went wrong with a job that failed
+    job = wait_for_completion(credentials, job_id)  # raises the error of a failed job
     counts = fetch_results(credentials, job).counts()
     get_run_logger().info("job %s: %s", job_id, counts)
     return counts

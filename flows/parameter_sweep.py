@@ -2,7 +2,7 @@
 
 Run it by hand (`python flows/parameter_sweep.py`) or deploy it. With no credentials block named it runs on the
 embedded sandbox. Each angle is a job of its own for each program, so all of them queue at once; a run that is
-repeated attaches to the jobs it bought and buys those that are missing.
+repeated attaches to the jobs it submitted and submits those that are missing.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def pub_for(program: Program, circuit: str, observable: str, angle: float) -> tu
 
 
 def parity(counts: dict[str, int], observable: str) -> float:
-    """The expectation value of a product of Z that counted bitstrings give."""
+    """The expectation value of a product of Z from counted bitstrings."""
     total = sum(counts.values())
     signed = 0
     for bits, count in counts.items():
@@ -123,16 +123,16 @@ def parameter_sweep(
         backend: Name of a backend; empty for the least busy one.
         shots: Shots of each job.
         mode: Single jobs, all in one session, or all in one batch. A dry run needs neither.
-        dialect: Which dialect the embedded sandbox speaks; a block knows its own.
+        dialect: Dialect of the embedded sandbox; a block has its own.
         max_ttl: Longest life of the session or batch, in seconds.
         max_execution_time: Limit of QPU seconds for each job; empty for the service's own.
-        route: By the server's programs, the executor, or whichever there is; empty for the setting `primitive_route`.
+        route: How PUBs run: service, executor or auto; empty for the setting `primitive_route`.
         circuit_form: How circuits travel to the executor.
         dry_run: Run on the mock backend that stands for the backend: no QPU, no charge, random results.
         budget_block: Name of a Quantum Runtime Budget block that must have room for each job; empty for none.
         require_online: Refuse to submit while the backend is paused or offline, instead of queueing there.
-        require_approval_above: QPU seconds that the whole may cost without somebody's approval on the run's page;
-            empty to ask nobody.
+        require_approval_above: QPU seconds that the whole may cost without a person's approval on the run's page;
+            empty if no approval is needed.
 
     Returns:
         A row for each angle, with the values, the counts and the jobs.
@@ -169,7 +169,7 @@ def parameter_sweep(
         unmapped_each: Any = {name: unmapped(value) for name, value in given.items()}
         jobs = {
             program: submit_job.map(
-                # A block, a session and a text are one value each, whatever they look like to `map`.
+                # A block, a session and a text are one value each, although `map` might iterate over them.
                 unmapped(credentials),
                 [[pub] for pub in found],
                 program_id=unmapped(program),

@@ -1,6 +1,6 @@
 """Run a job that was saved as a block, for instance from the form in the UI: trigger, wait, fetch.
 
-Deploy it once and run any saved job by its name. A run that is repeated attaches to the job it bought.
+Deploy it once and run any saved job by its name. A run that is repeated attaches to the job it submitted.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ async def run_saved_job(
     Args:
         job_block: Name of the Quantum Runtime Job block.
         dry_run: Run on the mock backend that stands for the block's: no QPU, no charge, random results.
-        require_approval_above: QPU seconds that the whole may cost without somebody's approval on the run's page;
+        require_approval_above: QPU seconds that the whole may cost without a person's approval on the run's page;
             empty for what the block says.
 
     Returns:
@@ -37,9 +37,9 @@ async def run_saved_job(
 
     Raises:
         InvalidInput: No such block, or a field of it is wrong.
-        QuantumRuntimeError: The job could not be bought, or did not complete.
+        QuantumRuntimeError: The job could not be submitted, or did not complete.
     """
-    job = await load_saved(QuantumRuntimeJob, job_block, field="job_block", fix="Make one in the UI under Blocks.")
+    job = await load_saved(QuantumRuntimeJob, job_block, field="job_block", fix="Create one in the UI under Blocks.")
     if dry_run:
         job.dry_run = True
     if require_approval_above is not None:

@@ -21,14 +21,8 @@ from prefect_qruntime.credentials import aload_credentials, saved_blocks
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.flow_parameters import circuit_text, read_file
 from prefect_qruntime.operations.job_listing import GroupBy, JobList, ListedJob, list_jobs
-from prefect_qruntime.operations.usage import (
-    Reconciled,
-    UsageLine,
-    UsageReport,
-    report_usage,
-    to_csv,
-    write_parquet,
-)
+from prefect_qruntime.operations.usage import report_usage
+from prefect_qruntime.operations.usage_tables import Reconciled, UsageLine, UsageReport, to_csv, write_parquet
 from prefect_qruntime.tasks.arguments import Submission
 from prefect_qruntime.tasks.estimate import estimate_jobs
 

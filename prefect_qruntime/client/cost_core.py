@@ -26,6 +26,7 @@ from prefect_qruntime.client.inputs.qasm import scan
 from prefect_qruntime.client.inputs.spec import JobSpec, Pub
 from prefect_qruntime.client.programs.expectation import make_plan, shots_for
 from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.printable import many
 
 __all__ = [
     "COVERAGE",
@@ -43,15 +44,15 @@ __all__ = [
 COVERAGE = 0.9
 """Probability with which the interval contains the cost of a job that completes."""
 ENOUGH = round(2 / (1 - COVERAGE)) - 1
-"""Finished jobs from which that can be stated: with fewer, their extremes say too little."""
+"""Finished jobs that are needed to state that probability."""
 NEWEST = 200
-"""Finished jobs that are learnt from; older ones say little of the backend as it is now."""
+"""Most finished jobs that are learnt from; older ones say little about the backend as it is now."""
 MOST_SECONDS = 10800
-"""QPU seconds that the service lets a job without a limit of its own use."""
+"""QPU seconds that the service allows a job without a limit of its own."""
 _FITTED = 60  # of them, those that adjust the model
-_REPETITION = 250e-6  # seconds between two shots where the options name none (IBM's default)
+_REPETITION = 250e-6  # seconds between two shots if the options set none (IBM's default)
 _CIRCUIT = 20e-6  # seconds of a circuit with its measurement
-_OVERHEAD = 2.0  # seconds that a job takes beside its shots
+_OVERHEAD = 2.0  # seconds that a job takes in addition to its shots
 _SHOTS, _PRECISION = 4096, 0.015625  # the service's own defaults
 _LEAST = 1e-3  # seconds; nothing is expected to cost less
 
@@ -61,7 +62,7 @@ class PastJob:
     """A job that completed.
 
     Attributes:
-        busy_seconds: What `busy_seconds` said of it when it was submitted.
+        busy_seconds: What `busy_seconds` gave for it when it was submitted.
         charged_seconds: The final QPU seconds.
         executed_seconds: Of those, the time that its result's chunk timings account for; None without any.
     """
@@ -83,10 +84,10 @@ class Interval:
 
 
 class CostEstimate(BaseModel):
-    """What jobs will probably cost, as an interval of QPU seconds.
+    """The probable cost of jobs, as an interval of QPU seconds.
 
     Attributes:
-        backend: Where they would run.
+        backend: The backend.
         program_id: The program.
         jobs: How many jobs it is about; of several, the intervals are added up.
         low_seconds: The interval's lower end.
@@ -96,7 +97,7 @@ class CostEstimate(BaseModel):
             jobs were seen.
         learnt_from: Finished jobs of the same backend and program that it is learnt from.
         remaining_seconds: QPU seconds that the instance has left; None without a limit.
-        work: Stands for the work itself; the same in every process and run.
+        work: Identifies the work itself; the same in every process and run.
         dry_run: Whether they are dry runs, for which nothing is charged.
         bounded: Whether `jobs` is a bound: a loop may end before, or a job may need no second try.
         session_seconds: How long the dedicated session may live that the jobs are in, which is charged by the clock.
@@ -182,7 +183,7 @@ class CostEstimate(BaseModel):
 
     def __str__(self) -> str:
         """One or two sentences for a log."""
-        jobs = ("at most " if self.bounded else "") + ("1 job" if self.jobs == 1 else f"{self.jobs} jobs")
+        jobs = ("at most " if self.bounded else "") + many(self.jobs, "job")
         if self.dry_run:
             return f"{jobs} of {self.program_id} on {self.backend}, a dry run: no QPU, no charge."
         text = f"{jobs} of {self.program_id} on {self.backend}: {_short(self.low_seconds)} to "
@@ -313,7 +314,7 @@ def _executions(spec: JobSpec, pub: Pub, field: str) -> float:
 
 
 def _points(pub: Pub, field: str) -> float:
-    """Parameter points of a PUB, as far as the circuit and the values tell."""
+    """Parameter points of a PUB, as far as the circuit and the values show."""
     values = pub.parameters
     if values is None:
         return 1.0
@@ -361,7 +362,7 @@ class _Model:
 
 
 def _adjusted(past: Sequence[PastJob]) -> _Model:
-    """A model fitted to jobs: by chunk timings where there are some, else by the median of the slopes of all pairs."""
+    """A model fitted to jobs: by chunk timings if there are any, else by the median of the slopes of all pairs."""
     timed = [one for one in past if one.executed_seconds is not None and one.busy_seconds > 0]
     if len(timed) > len(past) // 2:
         factor = median((one.executed_seconds or 0.0) / one.busy_seconds for one in timed)

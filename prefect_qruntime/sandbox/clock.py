@@ -28,7 +28,7 @@ class Timer:
 
 
 class Clock:
-    """Service seconds since the epoch; one loop timer serves all of ours, so a change of scale moves them all."""
+    """Service seconds since the epoch; all timers share one timer of the loop, so a change of scale moves them all."""
 
     def __init__(self, scale: float) -> None:
         self._set(scale)
@@ -135,7 +135,7 @@ class Clock:
     def _fire(self) -> None:
         self._handle = None
         self._armed = float("inf")
-        # The loop may be a clock tick early; what is due within that tick is due.
+        # The loop may be a clock tick early; timers that are due within that tick are due.
         now = self.now() + 1e-6
         while self._heap and self._heap[0][0] <= now:
             timer = heapq.heappop(self._heap)[2]

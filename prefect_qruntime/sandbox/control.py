@@ -239,7 +239,7 @@ class Control:
         self._call("release", {})
 
     def finish(self, job_id: str) -> Record:
-        """Run one job to its end now, whatever holds it back, and return it."""
+        """Run one job to its end now, even if it is held, and return it."""
         return cast(Record, self._call("finish", {"job_id": job_id}))
 
     def wait_job(self, job_id: str, timeout: float = 30.0) -> Record:

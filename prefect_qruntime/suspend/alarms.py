@@ -1,6 +1,6 @@
-"""Watch over an instance: alarms as events, and one artifact that shows how it stands.
+"""Monitor an instance: alarms as events, and one artifact that shows its state.
 
-Each alarm has an identity that its cause gives it (a session and the jobs it has had, a day, a lock's row). Its event's
+Each alarm is identified by its cause (a session and the jobs it has had, a day, a lock's row). Its event's
 id is made of that, and Prefect keeps and acts on the first event of an id. So an alarm is given once for each crossing,
 by however many watchers and however often they are restarted.
 """
@@ -29,7 +29,7 @@ from prefect_qruntime.models import Job, Session, Usage
 from prefect_qruntime.observability.artifacts import upsert
 from prefect_qruntime.observability.events import emit
 from prefect_qruntime.prefect_api import flow_runs_by_id
-from prefect_qruntime.printable import markdown_text, printable
+from prefect_qruntime.printable import many, markdown_text, printable
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.settings import QuantumRuntimeSettings, current_settings
 
@@ -38,23 +38,23 @@ __all__ = ["Alarm", "InstanceView", "InstanceWatch", "alarms", "board", "board_l
 log = get_logger(__name__)
 
 _HISTORY = timedelta(days=28)
-_HISTORY_AGAIN = 3600.0  # seconds after which the past is read anew
+_HISTORY_AGAIN = 3600.0  # seconds after which the past is read again
 _DAY = timedelta(days=1)
-_LEAST_DAYS = 5  # of the past on which something was spent, before a day can be called unusual
-_LEAST_SECONDS = 60.0  # below which no day is unusual
+_LEAST_DAYS = 5  # past days with some usage that are needed before a day can be called unusual
+_LEAST_SECONDS = 60.0  # QPU seconds below which no day is unusual
 _ROWS = 20
 _PERIOD_DAYS = 28
 
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """Something that an administrator wants to hear of once.
+    """A condition that is reported to an administrator once.
 
     Attributes:
         event: The event's name.
         about: What it is about: kind and id of the event's resource.
-        cause: Tells this crossing from earlier and later ones.
-        text: For people.
+        cause: Distinguishes this crossing from earlier and later ones.
+        text: The message for people.
         facts: The event's payload.
     """
 
@@ -72,12 +72,12 @@ class Alarm:
 
 @dataclass(frozen=True, slots=True)
 class InstanceView:
-    """An instance at one moment.
+    """The state of an instance at one moment.
 
     Attributes:
-        name: Names the instance; made of its CRN.
-        block: The credentials block that it was looked at with.
-        now: When.
+        name: Identifies the instance; made from its CRN.
+        block: The credentials block with which it was read.
+        now: The moment.
         usage: Its allowance.
         live: Jobs that are not over.
         past: Jobs of the last four weeks.
@@ -106,7 +106,7 @@ class InstanceView:
 
 
 def alarms(view: InstanceView, settings: QuantumRuntimeSettings) -> list[Alarm]:
-    """All alarms whose cause is there now; those given before among them, with the same ids."""
+    """All alarms whose cause exists now, including those raised before, with the same ids."""
     found = [*_allowance(view, settings), *_idle(view, settings), *_unowned(view), *_unusual(view, settings)]
     for lock in view.locks:
         if lock.is_stuck:
@@ -122,7 +122,7 @@ def _allowance(view: InstanceView, settings: QuantumRuntimeSettings) -> Iterable
     whole = view.usage.consumed_seconds + left
     percent = settings.alarm_allowance_percent
     if left <= whole * percent / 100:
-        # A period that moves along with the days counts as one of four weeks.
+        # A period that moves with the days counts as one of four weeks.
         start = view.usage.period_start or view.now
         period = int(start.timestamp() // (86400 * _PERIOD_DAYS))
         text = f"{left:g} of {whole:g} QPU seconds are left, {percent:g} % or less."
@@ -164,7 +164,7 @@ def _unusual(view: InstanceView, settings: QuantumRuntimeSettings) -> Iterable[A
     today = spent.pop(0, 0.0)
     if sum(value > 0 for value in spent.values()) < _LEAST_DAYS or today < _LEAST_SECONDS:
         return
-    # The days since the first purchase, those without one included.
+    # The days since the first job, including days without one.
     usual = sum(spent.values()) / max(spent)
     highest = max(spent.values())
     if today > settings.alarm_spending_factor * usual and today > highest:
@@ -176,12 +176,12 @@ def _unusual(view: InstanceView, settings: QuantumRuntimeSettings) -> Iterable[A
         yield Alarm("qruntime.spending.unusual", ("instance", view.name), view.now.date().isoformat(), text, facts)
 
 
-# ---- the board -----------------------------------------------------------------------------------------------
+# ---- the artifact --------------------------------------------------------------------------------------------
 
 
 def board(view: InstanceView, raised: Sequence[Alarm]) -> str:
-    """The instance as Markdown."""
-    live, sessions = _many(len(view.live), "live job"), _many(len(view.sessions), "open session")
+    """The instance's state as Markdown."""
+    live, sessions = many(len(view.live), "live job"), many(len(view.sessions), "open session")
     parts = [
         f"### Instance of {markdown_text(view.block)}",
         f"{view.now:%Y-%m-%d %H:%M} UTC · {view.usage.consumed_seconds:g} QPU seconds used, {_left(view)} · {live} · "
@@ -216,17 +216,13 @@ def board(view: InstanceView, raised: Sequence[Alarm]) -> str:
 
 def board_line(view: InstanceView, raised: Sequence[Alarm]) -> str:
     """The instance in a line, for lists of artifacts; they have room for some thirty characters."""
-    told = (*([_many(len(raised), "alarm")] if raised else []), _left(view, whole=True), f"{len(view.live)} live")
+    told = (*([many(len(raised), "alarm")] if raised else []), _left(view, whole=True), f"{len(view.live)} live")
     return " · ".join((printable(view.block, 60), *told))
 
 
 def _left(view: InstanceView, *, whole: bool = False) -> str:
     left = view.usage.remaining_seconds
     return "no limit" if left is None else f"{left:.0f} s left" if whole and left >= 10 else f"{left:g} s left"
-
-
-def _many(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _spenders(view: InstanceView) -> list[tuple[str, int, str]]:
@@ -258,7 +254,7 @@ def _at(moment: datetime | None) -> str:
 
 
 class InstanceWatch:
-    """What a watcher remembers of one instance between its looks: nothing that matters after a restart."""
+    """A watcher's state of one instance between its checks; nothing that matters after a restart."""
 
     def __init__(self, block: str) -> None:
         self._block = block
@@ -269,16 +265,16 @@ class InstanceWatch:
         self._names: LRUCache[str, str] = LRUCache(4096)
 
     async def look(self, client: QuantumRuntimeClient) -> list[Alarm]:
-        """Give the alarms, bring the board up to date, close sessions over their limit. Runs on the network loop.
+        """Raise alarms, update the artifact, and close sessions over their limit. Runs on the network loop.
 
         Raises:
-            QuantumRuntimeError: The service could not be asked.
-            Exception: Whatever Prefect's API raises.
+            QuantumRuntimeError: The service did not answer.
+            Exception: An error of Prefect's API.
         """
         try:
             await close_at_limit(client)
-        except QuantumRuntimeError as error:  # again at the next look
-            log.warning("sessions over their budget's limit could not be closed: %s", error)
+        except QuantumRuntimeError as error:  # again at the next check
+            log.warning("Sessions over their budget's limit could not be closed: %s", error)
         view = await self._view(client)
         raised = alarms(view, current_settings())
         for one in raised:
@@ -301,7 +297,7 @@ class InstanceWatch:
     async def _sessions(self, client: QuantumRuntimeClient, live: Sequence[Job], now: datetime) -> list[Session]:
         """The open sessions: those of known jobs, and those among the workloads of the last day."""
         ids = dict.fromkeys(job.session_id for job in (*live, *self._past.values()) if job.session_id)
-        with contextlib.suppress(NotFound):  # such a host has no workloads; its sessions are known by their jobs
+        with contextlib.suppress(NotFound):  # such a host has no workloads; its sessions are found by their jobs
             for item in await client.workloads(created_after=now - _DAY, limit=200):
                 if str(item.get("mode")) in ("session", "batch") and item.get("id"):
                     ids[str(item["id"])] = None

@@ -15,8 +15,8 @@ import pytest
 
 from prefect_qruntime.admission import ledger as ledger_module, session_holds
 from prefect_qruntime.admission.budget import Budget
+from prefect_qruntime.admission.budget_core import SessionHold
 from prefect_qruntime.admission.ledger import Ledger
-from prefect_qruntime.admission.session_budget import SessionHold
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.client.programs import make_spec
@@ -185,7 +185,8 @@ def prefect(monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox) -> Prefect:
     monkeypatch.setattr(QuantumRuntimeClient, "known_clock_skew", lambda self: 0.0)
     # The month's own watcher looks, in the service's time.
     monkeypatch.setattr(session_holds.SessionHolds, "_watch", lambda *args: None)
-    for name in ("budget_level", "session_event", "log_to_run"):
+    monkeypatch.setattr(ledger_module, "report_level", lambda *args, **more: None)
+    for name in ("session_event", "log_to_run"):
         monkeypatch.setattr(session_holds.notifications, name, lambda *args, **more: None)
     monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_USAGE_GRACE_SECONDS", "0")
     return noted

@@ -16,8 +16,9 @@ from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.models import SessionRef
-from prefect_qruntime.operations.usage import InstanceUsage, UsageReport, compile_report
+from prefect_qruntime.operations.usage import InstanceUsage, compile_report
 from prefect_qruntime.operations.usage_core import Owner
+from prefect_qruntime.operations.usage_tables import UsageReport
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.scenario import BELL, QUICK
 

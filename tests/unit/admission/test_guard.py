@@ -3,8 +3,8 @@
 Each submission goes the way that `guard.admission_guard` goes: its team's turn, the budget's lock, the count of what is
 spent, the POST, the lock given back when the service lists the job. Any process may be killed at any of these steps or
 stand still for a while, jobs end when they like and cost what they like, and of all that happens at the same moment
-every order is tried. What decides is the package's own: `share_core`, `lock_core`, `ledger.tally` and
-`budget.allowed_seconds`.
+every order is tried. What decides is the package's own: `share_core`, `lock_core`, `budget_core.tally` and
+`budget_core.allowed_seconds`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from typing import Any
 
 import pytest
 
-from prefect_qruntime.admission import ledger, lock_core, share_core
-from prefect_qruntime.admission.budget import Remaining, allowed_seconds
-from prefect_qruntime.admission.ledger import tally
+from prefect_qruntime.admission import budget_core, lock_core, share_core
+from prefect_qruntime.admission.budget_core import Remaining, allowed_seconds, tally
 from prefect_qruntime.admission.lock_core import Claim, Holding
 from prefect_qruntime.admission.share_core import Row, Share, Waiter, in_order
 from prefect_qruntime.errors import BudgetExhausted
@@ -391,7 +390,7 @@ def test_every_order_of_submissions_that_share_a_rate_and_budgets(capsys: pytest
 
 
 def without_what_runs(jobs: Any, reservations: Any) -> Any:
-    return ledger.tally([job for job in jobs if job.usage_final], reservations)
+    return budget_core.tally([job for job in jobs if job.usage_final], reservations)
 
 
 def by_size(rows: Any, shares: Any, now: float, period: float, *, until: str | None = None) -> Any:
