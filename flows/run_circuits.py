@@ -179,7 +179,10 @@ def run_circuits(
         for row, comparison in zip(rows, compared, strict=False):
             row |= {"executor job": comparison.executor.id, "routes": "agree" if comparison.agrees else "differ"}
         ran = f"{many(len(rows), 'circuit')} on {where}"
-        described = f"Counts of {ran}. Estimated: {cost}"
+        # Two short lines: the cards of the list of artifacts cut longer ones. The log has all of the estimate.
+        described = (
+            f"Counts of {ran}\n\nEstimated: {round(cost.low_seconds, 1):g} to {round(cost.high_seconds, 1):g} QPU s"
+        )
         create_table_artifact(key="qruntime-counts", table=rows, description=described)
         for comparison in compared:
             print(comparison)

@@ -28,13 +28,32 @@ def picture(report: UsageReport, owner: str) -> str:
     return markdown_image(title, stacked_chart(title, [day[5:] for day in days], parts, y_label="QPU seconds"))
 
 
+def not_final(report: UsageReport) -> str:
+    """What may still change in the sums."""
+    jobs, seconds = report.total.not_final, report.total.pending_qpu_seconds
+    told = "1 job is not final yet" if jobs == 1 else f"{jobs} jobs are not final yet"
+    return f"{told}. The {seconds:g} QPU seconds counted so far may change."
+
+
+def table(report: UsageReport) -> list[dict[str, Any]]:
+    """The rows for people: rounded, and without what is 0 in all of them, so that they fit the page."""
+    rows = table_rows(report)
+    always = (*report.by, "jobs", "qpu_seconds")
+    shown = [name for name in (rows[0] if rows else ()) if name in always or any(row[name] for row in rows)]
+
+    def cell(value: Any) -> Any:
+        return value if isinstance(value, str | int) else round(float(value), 2)
+
+    return [{name.replace("_", " ").replace("qpu", "QPU"): cell(row[name]) for name in shown} for row in rows]
+
+
 def page(report: UsageReport, by_day: UsageReport, owner: str) -> str:
     """The artifact's text: sums, the picture, the service's own sums, and jobs without a flow run."""
     total = report.total
     lines = [
         f"### {many(total.jobs, 'job')}, {total.qpu_seconds:g} QPU seconds since {report.since:%Y-%m-%d}",
         "",
-        "Complete." if report.is_complete else f"{total.pending_qpu_seconds:g} QPU seconds are not final yet.",
+        "Complete." if report.is_complete else not_final(report),
         "",
     ]
     if total.resource_units is not None:
@@ -85,7 +104,7 @@ def usage_report(
     rows = table_rows(report)
     create_markdown_artifact(key="qruntime-usage", markdown=page(report, by_day, by), description="Who used the QPUs")
     if rows:
-        create_table_artifact(key="qruntime-usage-table", table=rows, description=f"QPU seconds by {by}")
+        create_table_artifact(key="qruntime-usage-table", table=table(report), description=f"QPU seconds by {by}")
     total = report.total
     logger.info(
         "%s, %g QPU seconds; not final: %s.",

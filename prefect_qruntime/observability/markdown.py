@@ -40,6 +40,7 @@ __all__ = [
     "summary_card",
     "summary_description",
     "with_history",
+    "with_progress",
 ]
 
 _SECTIONS = ("Result", "Circuit", "Details")  # in the order of the page
@@ -376,6 +377,11 @@ def with_history(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str,
         told = history(before)
         merged["earlier"] = told if len(told) <= _HISTORY else f"{told[: _HISTORY // 2]} … {told[-_HISTORY // 2 :]}"
     return merged
+
+
+def with_progress(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
+    """Join the facts of a job that goes on with older ones; an end that was noted meanwhile stays."""
+    return dict(before) if _is_over(before) else with_history(before, now)
 
 
 def history(facts: Mapping[str, str]) -> str:

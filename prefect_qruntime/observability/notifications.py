@@ -40,7 +40,7 @@ from prefect_qruntime.observability.progress import (
     line_of,
     waits_line,
 )
-from prefect_qruntime.observability.run_page import amend, note_submitted, write, write_debounced
+from prefect_qruntime.observability.run_page import amend, note_submitted, write, write_debounced, write_progress
 from prefect_qruntime.observability.run_summary import in_background
 from prefect_qruntime.prefect_api import current_flow_run_id, in_run
 from prefect_qruntime.printable import printable
@@ -66,6 +66,7 @@ __all__ = [
     "log_to_run",
     "routes_compared",
     "session_event",
+    "show_followed",
     "show_progress",
     "usage_settled",
 ]
@@ -237,8 +238,27 @@ def show_progress(progress: WaitProgress, history: Sequence[Observation]) -> Non
         history: The observed states.
     """
     if progress.job is not None:
-        words = progress.words(time.monotonic(), datetime.now(UTC))
-        write_debounced(progress.job_id, {**_seen(progress.job, history), "now": words})
+        write_debounced(progress.job_id, _progress(progress.job, progress, history))
+
+
+async def show_followed(progress: WaitProgress, history: Sequence[Observation], *, flow_run_id: str) -> None:
+    """Show the same for a flow run that has no process: it is suspended, or left its job to the watcher.
+
+    Args:
+        progress: What the watcher knows of the job.
+        history: Its states as they were seen.
+        flow_run_id: The flow run that owns the job.
+
+    Raises:
+        Exception: Whatever Prefect's API raises.
+    """
+    if progress.job is not None:
+        facts = _progress(progress.job, progress, history)
+        await write_progress(progress.job_id, facts, flow_run_id=flow_run_id)
+
+
+def _progress(job: Job, progress: WaitProgress, history: Sequence[Observation]) -> dict[str, str | None]:
+    return {**_seen(job, history), "now": progress.words(time.monotonic(), datetime.now(UTC))}
 
 
 def _line(progress: WaitProgress) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from prefect_qruntime.printable import printable
 
 __all__ = [
     "LINE",
+    "PageTurn",
     "ProgressPace",
     "WaitProgress",
     "backend_words",
@@ -162,6 +164,28 @@ class ProgressPace:
             waits: Jobs that this process waits for.
         """
         return self.every * max(1.0, waits / self.pages)
+
+
+@dataclass(slots=True)
+class PageTurn:
+    """When a watcher writes a job's page: at a change or after a while, but no page more than once a minute.
+
+    Attributes:
+        written: When it was written last, on a monotonic clock; before that, when the job was taken up.
+        due: When it is written next.
+    """
+
+    written: float
+    due: float = math.inf
+    least: float = 60.0
+
+    def changed(self) -> None:
+        """The job is in another state."""
+        self.due = min(self.due, self.written + self.least)
+
+    def taken(self, now: float, every: float) -> None:
+        """The page is written now, or that was tried; the next time is `every` seconds later if nothing changes."""
+        self.written, self.due = now, now + max(every, self.least)
 
 
 def waits_line(waits: Collection[WaitProgress], now: float, today: datetime | None = None) -> str:

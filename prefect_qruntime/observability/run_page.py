@@ -29,6 +29,7 @@ from prefect_qruntime.observability.markdown import (
     job_description,
     join_sections,
     with_history,
+    with_progress,
 )
 from prefect_qruntime.observability.run_summary import Background, Summaries, in_background, mark_dirty
 from prefect_qruntime.prefect_api import in_run, patience
@@ -44,6 +45,7 @@ __all__ = [
     "note_submitted",
     "write",
     "write_debounced",
+    "write_progress",
 ]
 
 log = get_logger(__name__)
@@ -144,6 +146,22 @@ def amend(job_id: str, meta: Facts) -> None:
     pages = network_loop().find(PageWrites)
     if pages is not None and (pending := pages.pages.get(job_id)) is not None:
         pending.meta |= {name: value for name, value in meta.items() if value is not None}
+
+
+async def write_progress(job_id: str, meta: Facts, *, flow_run_id: str) -> None:
+    """Write to a job's page how the job goes on, for a flow run that has no process. Runs on the network loop.
+
+    The flow run's summary is left alone, and so is a page that tells the job's end.
+
+    Args:
+        job_id: The job.
+        meta: Plain facts.
+        flow_run_id: The flow run that owns the job.
+
+    Raises:
+        Exception: Whatever Prefect's API raises.
+    """
+    await upsert("job", job_id, job_card, meta, flow_run_id=flow_run_id, describe=job_description, merge=with_progress)
 
 
 def add_section(job_id: str, section: str) -> None:

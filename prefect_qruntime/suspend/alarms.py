@@ -28,11 +28,12 @@ from prefect_qruntime.errors import NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, Session, Usage
 from prefect_qruntime.observability.artifacts import upsert
 from prefect_qruntime.observability.events import emit
-from prefect_qruntime.printable import markdown_text
+from prefect_qruntime.prefect_api import flow_runs_by_id
+from prefect_qruntime.printable import many, markdown_text, printable
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.settings import QuantumRuntimeSettings, current_settings
 
-__all__ = ["Alarm", "InstanceView", "InstanceWatch", "alarms", "board"]
+__all__ = ["Alarm", "InstanceView", "InstanceWatch", "alarms", "board", "board_line"]
 
 log = get_logger(__name__)
 
@@ -84,6 +85,7 @@ class InstanceView:
         idle: Seconds for which sessions were seen without a live job.
         locks: Of the Prefect server.
         queue: Submissions that wait for their team's turn.
+        names: Names of flow runs, by id.
     """
 
     name: str
@@ -96,6 +98,11 @@ class InstanceView:
     idle: Mapping[str, float] = field(default_factory=dict)
     locks: Sequence[LockState] = ()
     queue: Sequence[Row] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    def who(self, flow_run_id: str | None) -> str:
+        """The flow run's name, else its id."""
+        return "none" if flow_run_id is None else self.names.get(flow_run_id, flow_run_id)
 
 
 def alarms(view: InstanceView, settings: QuantumRuntimeSettings) -> list[Alarm]:
@@ -174,18 +181,17 @@ def _unusual(view: InstanceView, settings: QuantumRuntimeSettings) -> Iterable[A
 
 def board(view: InstanceView, raised: Sequence[Alarm]) -> str:
     """The instance's state as Markdown."""
-    usage = view.usage
-    left = "no limit" if usage.remaining_seconds is None else f"{usage.remaining_seconds:g} s left"
+    live, sessions = many(len(view.live), "live job"), many(len(view.sessions), "open session")
     parts = [
         f"### Instance of {markdown_text(view.block)}",
-        f"{view.now:%Y-%m-%d %H:%M} UTC · {usage.consumed_seconds:g} QPU seconds used, {left} · "
-        f"{len(view.live)} live jobs · {len(view.sessions)} open sessions",
+        f"{view.now:%Y-%m-%d %H:%M} UTC · {view.usage.consumed_seconds:g} QPU seconds used, {_left(view)} · {live} · "
+        f"{sessions}",
     ]
     parts += _section("Alarms", ("alarm", "what"), [(one.event, one.text) for one in raised])
     parts += _section(
         "Live jobs",
         ("job", "state", "backend", "flow run", "created"),
-        [(one.id, one.raw_status, one.backend, one.flow_run_id or "none", _at(one.created_at)) for one in view.live],
+        [(one.id, one.raw_status, one.backend, view.who(one.flow_run_id), _at(one.created_at)) for one in view.live],
     )
     parts += _section(
         "Sessions",
@@ -195,7 +201,7 @@ def board(view: InstanceView, raised: Sequence[Alarm]) -> str:
                 one.id,
                 one.mode,
                 one.state,
-                _owner(view, one.id) or "none",
+                view.who(_owner(view, one.id)),
                 _at(one.activated_at or one.started_at),
                 sum(job.session_id == one.id for job in view.live),
             )
@@ -208,14 +214,25 @@ def board(view: InstanceView, raised: Sequence[Alarm]) -> str:
     return "\n".join(parts)
 
 
+def board_line(view: InstanceView, raised: Sequence[Alarm]) -> str:
+    """The instance in a line, for lists of artifacts; they have room for some thirty characters."""
+    told = (*([many(len(raised), "alarm")] if raised else []), _left(view, whole=True), f"{len(view.live)} live")
+    return " · ".join((printable(view.block, 60), *told))
+
+
+def _left(view: InstanceView, *, whole: bool = False) -> str:
+    left = view.usage.remaining_seconds
+    return "no limit" if left is None else f"{left:.0f} s left" if whole and left >= 10 else f"{left:g} s left"
+
+
 def _spenders(view: InstanceView) -> list[tuple[str, int, str]]:
     jobs, seconds = Counter[str](), Counter[str]()
     for job in view.past:
         if job.created_at is not None and view.now - job.created_at < _DAY:
-            owner = job.flow_run_id or "none"
+            owner = job.flow_run_id or ""
             jobs[owner] += 1
             seconds[owner] += job.usage_seconds or 0.0  # type: ignore[assignment]  # typeshed counts in whole numbers
-    return [(owner, jobs[owner], f"{value:g}") for owner, value in seconds.most_common()]
+    return [(view.who(owner or None), jobs[owner], f"{value:g}") for owner, value in seconds.most_common()]
 
 
 def _section(title: str, heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
@@ -245,6 +262,7 @@ class InstanceWatch:
         self._past: dict[str, Job] = {}
         self._past_read = float("-inf")
         self._closed: LRUCache[str, bool] = LRUCache(4096)
+        self._names: LRUCache[str, str] = LRUCache(4096)
 
     async def look(self, client: QuantumRuntimeClient) -> list[Alarm]:
         """Raise alarms, update the artifact, and close sessions over their limit. Runs on the network loop.
@@ -264,8 +282,17 @@ class InstanceWatch:
             resource = {"prefect.resource.id": f"qruntime.{kind}.{name}", "prefect.resource.name": name}
             facts = {**one.facts, "text": one.text, "block": self._block}
             emit(one.event, resource, facts, flow_run_id=one.facts.get("flow_run_id"), event_id=one.id)
-        await upsert("instance", view.name, board(view, raised), {"block": self._block})
+        line = board_line(view, raised)
+        await upsert("instance", view.name, board(view, raised), {"block": self._block}, describe=lambda _facts: line)
         return raised
+
+    async def _name_runs(self, jobs: Iterable[Job]) -> dict[str, str]:
+        """The names of the jobs' flow runs. One that this Prefect does not know goes by its id."""
+        ids = {job.flow_run_id for job in jobs if job.flow_run_id}
+        if unknown := {one for one in ids if one not in self._names}:
+            found = await flow_runs_by_id(unknown)
+            self._names.update({one: found[one].name if one in found else one for one in unknown})
+        return {one: self._names[one] for one in ids if one in self._names}
 
     async def _sessions(self, client: QuantumRuntimeClient, live: Sequence[Job], now: datetime) -> list[Session]:
         """The open sessions: those of known jobs, and those among the workloads of the last day."""
@@ -298,6 +325,8 @@ class InstanceWatch:
         sessions = await self._sessions(client, live, now)
         busy = {job.session_id for job in live}
         self._idle_since = {one.id: self._idle_since.get(one.id, moment) for one in sessions if one.id not in busy}
+        opened = {one.id for one in sessions}
+        shown = (one for one in self._past.values() if _is_younger(one, now - _DAY) or one.session_id in opened)
         return InstanceView(
             hashlib.sha256(client.connection.crn.encode()).hexdigest()[:10],
             self._block,
@@ -309,6 +338,7 @@ class InstanceWatch:
             {name: moment - since for name, since in self._idle_since.items()},
             await read_locks(),
             await read_queue(client.connection.crn),
+            await self._name_runs((*live, *shown)),
         )
 
 

@@ -26,6 +26,7 @@ from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobStatus
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.events import Observation
+from prefect_qruntime.observability.progress import PageTurn, WaitProgress
 from prefect_qruntime.printable import many
 from prefect_qruntime.redact import get_logger, redact
 from prefect_qruntime.settings import current_settings
@@ -33,6 +34,7 @@ from prefect_qruntime.suspend import resume, waits
 from prefect_qruntime.suspend.alarms import InstanceWatch
 from prefect_qruntime.suspend.resume import claimed
 from prefect_qruntime.suspend.waits import Wait
+from prefect_qruntime.tasks.backends import STATE_AGE, backend_now
 
 __all__ = ["WatchReport", "arun_watch", "run_watch"]
 
@@ -45,6 +47,8 @@ _PATIENCE = Deadlines()
 _AT_ONCE = 2  # waits that are ended at the same time: a Prefect server on SQLite stalls with more
 _INSTANCE = 60.0  # seconds for one check of an instance
 _EVENTS_OUT = 10.0  # seconds that events may take to reach Prefect
+_PAGE = 15.0  # seconds for writing one job's page
+_BETWEEN_PAGES = 5.0  # seconds between two of them, so that many suspended flow runs are no load on Prefect
 
 
 class WatchReport(BaseModel):
@@ -117,6 +121,19 @@ class _Followed:
     seen: list[Observation] = field(default_factory=list)
     ending: bool = False
     not_before: float = 0.0
+    progress: WaitProgress = field(init=False)
+    page: PageTurn = field(init=False)
+    writing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def __post_init__(self) -> None:
+        now = time.monotonic()
+        self.progress, self.page = WaitProgress(self.wait.job_id, now), PageTurn(now)
+
+    def saw(self, job: Job, waited: float) -> None:
+        """Take in an answer of the service."""
+        self.seen.append(Observation(job.status, job.raw_status.lower(), waited, datetime.now(UTC)))
+        self.progress.saw(job, time.monotonic())
+        self.page.changed()
 
 
 class _Watcher:
@@ -135,6 +152,7 @@ class _Watcher:
         self._instances: dict[str, InstanceWatch] = {}
         self._instances_at = 0.0
         self._looking: asyncio.Task[None] | None = None
+        self._showing: asyncio.Task[None] | None = None
 
     def report(self) -> WatchReport:
         """The work done so far."""
@@ -156,6 +174,34 @@ class _Watcher:
         for entry in self._followed.values():
             if entry.task is None and time.monotonic() >= entry.not_before:
                 entry.task = asyncio.create_task(self._follow(entry))
+        if not self._once and (self._showing is None or self._showing.done()):
+            self._showing = asyncio.create_task(self._show_pages())
+
+    async def _show_pages(self) -> None:
+        """Bring the pages of jobs up to date whose turn has come, one after the other."""
+        while True:
+            now = time.monotonic()
+            due = [entry for entry in self._followed.values() if entry.page.due <= now]
+            if not due:
+                return
+            await self._show_page(min(due, key=lambda entry: entry.page.due))
+            await asyncio.sleep(_BETWEEN_PAGES)
+
+    async def _show_page(self, entry: _Followed) -> None:
+        wait, progress, owner = entry.wait, entry.progress, resume.owner(entry.wait)
+        entry.page.taken(time.monotonic(), current_settings().progress_seconds)
+        if owner is None:
+            return
+        try:
+            async with asyncio.timeout(_PAGE):
+                if progress.status is JobStatus.QUEUED and progress.job is not None and progress.job.backend:
+                    client = await self._client(wait.block)
+                    progress.backend = await backend_now(client, progress.job.backend, max_age=STATE_AGE)
+                async with entry.writing:
+                    if not entry.ending and self._followed.get(wait.note) is entry:
+                        await notifications.show_followed(progress, entry.seen, flow_run_id=owner)
+        except Exception as error:  # no wait depends on it
+            log.warning("the page of job %s could not be brought up to date: %s", wait.job_id, redact(repr(error)))
 
     def _look_at_instances(self) -> None:
         """Check the instances from time to time, beside the waits: one that does not answer delays no other."""
@@ -278,7 +324,7 @@ class _Watcher:
                 return job if job.is_terminal else None
 
             async def on_change(seen: Job, waited: float) -> None:
-                entry.seen.append(Observation(seen.status, seen.raw_status.lower(), waited, datetime.now(UTC)))
+                entry.saw(seen, waited)
                 if seen.status is JobStatus.RUNNING:
                     _tell(wait, seen)
 
@@ -289,6 +335,8 @@ class _Watcher:
     async def _end(self, entry: _Followed, end: Job | NotFound) -> None:
         """Report the job's end, and resume the flow run unless another watcher does."""
         entry.ending = True
+        async with entry.writing:
+            pass  # a page that tells less than the end is written before the flow run goes on, or not at all
         async with self._gate:
             if isinstance(end, NotFound):
                 log.warning("Job %s for %s: %s", entry.wait.job_id, resume.describe(entry.wait), end)
@@ -354,8 +402,7 @@ class _Watcher:
     async def stop(self) -> None:
         """Stop watching; nothing is lost by that."""
         tasks = [entry.task for entry in self._followed.values() if entry.task is not None]
-        if self._looking is not None:
-            tasks.append(self._looking)
+        tasks += [task for task in (self._looking, self._showing) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

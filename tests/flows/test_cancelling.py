@@ -16,8 +16,8 @@ from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.errors import PermissionDenied
 from prefect_qruntime.sandbox import Sandbox
 from prefect_qruntime.suspend.watcher import run_watch
-from tests.flows.test_suspend import block as block, deployed, detached, start, waits
-from tests.support.flow_runs import BACKEND, FLIP, STAY, asked, events, ran, records, requests, until
+from tests.flows.test_suspend import block as block, deployed, detached, waits
+from tests.support.flow_runs import BACKEND, FLIP, STAY, asked, events, ran, records, requests, start, until
 
 pytestmark = pytest.mark.server
 

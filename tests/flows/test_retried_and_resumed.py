@@ -8,8 +8,8 @@ from prefect import flow
 import prefect_qruntime as qr
 from prefect_qruntime.sandbox import Sandbox
 from prefect_qruntime.suspend.watcher import run_watch
-from tests.flows.test_suspend import block as block, deployed, done, history, start, state_of
-from tests.support.flow_runs import BACKEND, FLIP, run
+from tests.flows.test_suspend import block as block, deployed, done, history
+from tests.support.flow_runs import BACKEND, FLIP, run, start, state_of
 
 pytestmark = pytest.mark.server
 

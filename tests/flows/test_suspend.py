@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 from datetime import timedelta
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -12,9 +12,7 @@ import orjson
 import pytest
 from prefect import Flow, flow, suspend_flow_run, task
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.objects import FlowRun, State
-from prefect.exceptions import Pause
-from prefect.flow_engine import run_flow
+from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelling, Crashed, Running, Scheduled
 
 import prefect_qruntime as qr
@@ -22,12 +20,14 @@ from flows.watch_jobs import watch_jobs
 from prefect_qruntime.cli.watch import watch
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.waiting.plan import Deadlines
+from prefect_qruntime.observability.artifacts import Record
+from prefect_qruntime.observability.progress import PageTurn
 from prefect_qruntime.prefect_api import api
 from prefect_qruntime.sandbox import Sandbox
 from prefect_qruntime.suspend.resume import claimed, reconcile
 from prefect_qruntime.suspend.waits import job_of, notes, pause_key
 from prefect_qruntime.suspend.watcher import arun_watch, run_watch
-from tests.support.flow_runs import BACKEND, FLIP, asked, events, ran, records, run, until
+from tests.support.flow_runs import BACKEND, FLIP, asked, events, ran, records, run, start, state_of, until
 
 pytestmark = pytest.mark.server
 
@@ -52,22 +52,6 @@ def deployed(what: Flow[..., Any], **parameters: Any) -> FlowRun:
         return await client.create_flow_run_from_deployment(deployment, parameters=parameters, state=Scheduled())
 
     return asked(create)
-
-
-def start(what: Flow[..., Any], flow_run: FlowRun) -> State[Any]:
-    """Run a flow run as a worker would, until it ends or is suspended."""
-    flow_run = asked(lambda client: client.read_flow_run(flow_run.id))
-    try:
-        end: Any = run_flow(what, flow_run=flow_run, parameters=flow_run.parameters, return_type="state")
-        return asyncio.run(end) if inspect.iscoroutine(end) else end
-    except Pause:
-        return state_of(flow_run)
-
-
-def state_of(flow_run: FlowRun) -> State[Any]:
-    state = asked(lambda client: client.read_flow_run(flow_run.id)).state
-    assert state is not None
-    return state
 
 
 def history(flow_run: FlowRun) -> list[str | None]:
@@ -509,6 +493,33 @@ def test_a_watcher_that_stays_sees_new_flow_runs_and_the_ends(sandbox: Sandbox, 
 
     second = run(meanwhile())
     assert history(first).count("Resuming") == history(second).count("Resuming") == 1
+
+
+def test_the_page_of_a_suspended_flow_run_s_job_moves_until_the_job_is_over(
+    sandbox: Sandbox, block: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefect_qruntime.suspend.watcher._BETWEEN_PAGES", 0.1)
+    monkeypatch.setattr("prefect_qruntime.suspend.watcher.PageTurn", partial(PageTurn, least=0.0))
+    flow_run = deployed(waits, credentials_block=block)
+    start(waits, flow_run)
+
+    def page() -> Record:
+        return records("job", flow_run.id)[0]
+
+    async def meanwhile() -> None:
+        watching = asyncio.create_task(arun_watch([block], interval=0.2, duration=600))
+        await asyncio.to_thread(until, lambda: page().meta.get("now", "").startswith("queued"))
+        assert "| now | queued" in page().text
+        assert page().meta["block"] == block
+        done(sandbox)
+        await asyncio.to_thread(until, lambda: state_of(flow_run).name == "Resuming")
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+    run(meanwhile())
+    assert start(waits, flow_run).is_completed()
+    assert page().meta["state"] == "Completed"
+    assert "| now |" not in page().text
 
 
 @pytest.mark.parametrize(("name", "value"), [("interval", 0), ("interval", -1.0), ("duration", 0)])

@@ -150,16 +150,21 @@ def test_the_nightly_flow_makes_a_table_and_a_picture_and_a_file_holds_decimals(
     assert "data:image/svg+xml;base64," in shown
     assert story["nobody"] in shown
     assert "They agree." in shown
-    assert "paid-work/nightly" in artifact("qruntime-usage-table")
+    table = {row["deployment"]: row for row in json.loads(artifact("qruntime-usage-table"))}
+    assert {"jobs", "completed", "failed", "QPU seconds"} <= set(table["paid-work/nightly"])
+    assert "not final" not in table["paid-work/nightly"], "all are final"
+    assert table["no owner"]["QPU seconds"] == round(
+        next(row["qpu_seconds"] for row in rows if row["deployment"] == "no owner"), 2
+    )
     assert usage_report([BLOCK], by="tag", since="1m")
 
     from pyarrow import parquet
 
     path = tmp_path / "usage.parquet"
     assert usage_command(block=[BLOCK], parquet=path, json=True) == 0
-    table = parquet.read_table(path).to_pylist()
-    assert sum(row["qpu_seconds"] for row in table) == Decimal(str(sandbox.control.usage()["usage_consumed_seconds"]))
-    assert {row["deployment"] for row in table} >= {"paid-work/nightly", "no owner"}
+    kept = parquet.read_table(path).to_pylist()
+    assert sum(row["qpu_seconds"] for row in kept) == Decimal(str(sandbox.control.usage()["usage_consumed_seconds"]))
+    assert {row["deployment"] for row in kept} >= {"paid-work/nightly", "no owner"}
     with pytest.raises(InvalidInput, match="cannot write"):
         write_parquet(report_usage([BLOCK]), tmp_path)
     monkeypatch.setitem(sys.modules, "pyarrow", None)

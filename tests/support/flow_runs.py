@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import inspect
 import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine
@@ -16,6 +17,8 @@ from prefect.artifacts import Artifact
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, TaskRun
+from prefect.exceptions import Pause
+from prefect.flow_engine import run_flow
 
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.observability.artifacts import Record, find_records
@@ -42,6 +45,22 @@ def asked(what: Callable[[PrefectClient], Awaitable[T]]) -> T:
             return await what(client)
 
     return asyncio.run(ask())
+
+
+def start(what: Flow[..., Any], flow_run: FlowRun) -> State[Any]:
+    """Run a flow run as a worker would, until it ends or is suspended."""
+    flow_run = asked(lambda client: client.read_flow_run(flow_run.id))
+    try:
+        end: Any = run_flow(what, flow_run=flow_run, parameters=flow_run.parameters, return_type="state")
+        return asyncio.run(end) if inspect.iscoroutine(end) else end
+    except Pause:
+        return state_of(flow_run)
+
+
+def state_of(flow_run: FlowRun) -> State[Any]:
+    state = asked(lambda client: client.read_flow_run(flow_run.id)).state
+    assert state is not None
+    return state
 
 
 def ran(flow: Flow[..., Any], *args: Any, **kwargs: Any) -> tuple[FlowRun, State[Any]]:

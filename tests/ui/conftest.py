@@ -6,6 +6,7 @@ missing there is nothing to see: without Playwright nothing is collected, withou
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ collect_ignore_glob = [] if find_spec("playwright") else ["test_*.py"]
 
 SIZE = {"width": 1280, "height": 960}
 TALL = {"width": 1280, "height": 1440}
+WIDE = {"width": 1440, "height": 800}
 API_KEY = "ui-tests-key-0123456789abcdef"
 # No sandbox of its own as root, and no calls to the browser maker's hosts.
 FLAGS = (
@@ -75,13 +77,53 @@ def page(chromium: str) -> Iterator[Any]:
         browser.close()
 
 
+@pytest.fixture
+def shoot(page: Any, pictures: Path, tmp_path: Path) -> Callable[..., None]:
+    """Take a picture of the page: light for the docs, and dark to be looked at, into QRUNTIME_DARK_PICTURES.
+
+    Each has 256 colours of the page, which halves the file.
+    """
+    from PIL import Image
+
+    dark = Path(os.environ.get("QRUNTIME_DARK_PICTURES") or tmp_path)
+
+    def still(**options: Any) -> bytes:
+        """The page once it does not move any more; what moves for ever is taken as it is."""
+        last = b""
+        for _ in range(12):
+            seen = page.screenshot(animations="disabled", **options)
+            if seen == last:
+                break
+            last = seen
+            page.wait_for_timeout(700)
+        return last
+
+    def take(name: str, *, size: dict[str, int] = SIZE, **options: Any) -> None:
+        if page.viewport_size != size:
+            page.set_viewport_size(size)
+        page.wait_for_load_state("networkidle")
+        for scheme, folder in (("light", pictures), ("dark", dark)):  # a run's graph is drawn for the first one only
+            page.emulate_media(color_scheme=scheme)
+            with Image.open(io.BytesIO(still(**options))) as image:
+                image.convert("RGB").quantize(256).save(folder / f"{name}.png", optimize=True)
+        page.emulate_media(color_scheme="light")
+        page.set_viewport_size(SIZE)
+
+    return take
+
+
+def high(height: int) -> dict[str, int]:
+    """The usual width, and this height."""
+    return {**SIZE, "height": height}
+
+
 @pytest.fixture(scope="session")
 def site(prefect_server: PrefectServer) -> Callable[[str], str]:
     """The UI's address of a path."""
     return lambda path: urljoin(prefect_server.url, path)
 
 
-@pytest.fixture(scope="session", params=["", "/v2"], ids=["first-ui", "second-ui"])
+@pytest.fixture(params=["", "/v2"], ids=["first-ui", "second-ui"])
 def ui(request: pytest.FixtureRequest) -> str:
     """Prefect's server has two UIs; it opens the second one, and the first is a click away."""
     return str(request.param)

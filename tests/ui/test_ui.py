@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+from uuid import UUID
 
 import pytest
+from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, DeploymentFilter, DeploymentFilterId
+from prefect.client.schemas.objects import FlowRun
+from prefect.exceptions import PrefectHTTPStatusError
+from pydantic import Field
 
 from flows.run_circuits import BELL, run_circuits
-from prefect_qruntime import Budget, QuantumRuntimeCredentials, QuantumRuntimeJob
+from prefect_qruntime import Budget, QuantumRuntimeCredentials, QuantumRuntimeJob, run_job
 from prefect_qruntime.observability.artifacts import artifact_key
 from prefect_qruntime.sandbox import Sandbox
-from tests.ui.conftest import API_KEY, SIZE, TALL
+from tests.support.flow_runs import asked, start, until
+from tests.ui.conftest import API_KEY, SIZE, TALL, WIDE, high
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(900)]
 FORM = "/blocks/catalog/quantum-runtime-credentials/create"
@@ -39,7 +45,7 @@ def registered(aside: Callable[..., Any]) -> None:
     aside(register_blocks)
 
 
-def test_the_form_of_the_credentials_block_explains_each_field(page: Any, site: Any, ui: str, pictures: Path) -> None:
+def test_the_form_of_the_credentials_block_explains_each_field(page: Any, site: Any, ui: str, shoot: Any) -> None:
     page.goto(site(ui + FORM))
     page.get_by_text("API key", exact=True).first.wait_for()
     shown = " ".join(page.inner_text("body").split())
@@ -51,7 +57,7 @@ def test_the_form_of_the_credentials_block_explains_each_field(page: Any, site: 
     if ui:  # the first UI shows a key while it is typed
         assert page.get_by_label("API key", exact=True).get_attribute("type") == "password"
         # The logo is on another host, which this browser does not ask.
-        page.screenshot(path=pictures / "block-form.png", style="img[src^=http] { visibility: hidden }")
+        shoot("block-form", style="img[src^=http] { visibility: hidden }")
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,7 @@ def test_a_job_is_saved_from_its_form(page: Any, site: Any, story: Story, aside:
 
 
 def test_the_run_page_tells_each_change_of_the_job_and_links_to_it(
-    page: Any, site: Any, ui: str, story: Story, pictures: Path
+    page: Any, site: Any, ui: str, story: Story, shoot: Any
 ) -> None:
     page.set_viewport_size(TALL)  # the graph above the log is drawn for the size the page opens with
     page.goto(site(f"{ui}/runs/flow-run/{story.flow_run}"))
@@ -131,13 +137,13 @@ def test_the_run_page_tells_each_change_of_the_job_and_links_to_it(
     link.wait_for()
     assert API_KEY not in page.content()
     if ui:
-        page.wait_for_load_state("networkidle")  # the graph comes last
-        page.screenshot(path=pictures / "run-page.png")
+        page.locator("canvas").first.wait_for()
+        shoot("run-page", size=TALL)
     page.set_viewport_size(SIZE)
 
 
 def test_the_job_s_artifact_shows_its_facts_a_link_and_a_histogram(
-    page: Any, site: Any, ui: str, story: Story, pictures: Path
+    page: Any, site: Any, ui: str, story: Story, shoot: Any
 ) -> None:
     page.goto(site(f"{ui}/artifacts/artifact/{story.artifact}"))
     # The page is drawn several times over, so each is waited for.
@@ -151,26 +157,91 @@ def test_the_job_s_artifact_shows_its_facts_a_link_and_a_histogram(
     assert picture.bounding_box()["width"] > 100
     if ui:
         page.get_by_text("Completed · sandbox_noisy · 1.5 QPU s").first.wait_for()
-        page.screenshot(path=pictures / "job-artifact.png")
+        shoot("job-artifact")
         page.emulate_media(color_scheme="dark")
         picture.wait_for()
         assert picture.is_visible()
-        page.screenshot(path=pictures / "job-artifact-dark.png")
         page.emulate_media(color_scheme="light")
 
 
-def test_the_list_of_artifacts_says_how_each_job_ended(
-    page: Any, site: Any, ui: str, story: Story, pictures: Path
-) -> None:
+def test_the_list_of_artifacts_says_how_each_job_ended(page: Any, site: Any, ui: str, story: Story, shoot: Any) -> None:
     page.goto(site(f"{ui}/artifacts"))
     page.get_by_text("Completed · sandbox_noisy · 1.5 QPU s").first.wait_for()
     if ui:
-        page.screenshot(path=pictures / "artifacts.png")
+        shoot("artifacts", size=WIDE)
 
 
-def test_the_deployment_s_form_explains_each_parameter(
-    page: Any, site: Any, ui: str, story: Story, pictures: Path
+@flow
+def picked(credentials: QuantumRuntimeCredentials, backend: str = "sandbox_ideal", shots: int = 100) -> dict[str, int]:
+    """Run one circuit on the instance that somebody picks.
+
+    Args:
+        credentials: The instance.
+        backend: Name of the backend.
+        shots: How often the circuit runs.
+    """
+    return run_job(credentials, [BELL], backend=backend, shots=shots).counts()
+
+
+def test_the_form_picks_a_saved_block_by_reference_and_the_run_loads_it(
+    page: Any, site: Any, ui: str, story: Story, aside: Callable[..., Any], shoot: Any
 ) -> None:
+    async def deploy() -> UUID:
+        return await (await picked.ato_deployment(name="on-demand" if ui else "first-ui")).aapply()
+
+    deployment = aside(lambda: asyncio.run(deploy()))
+    saved_later = "open-plan" if ui else "premium-plan"
+    aside(lambda: QuantumRuntimeCredentials.load(BLOCK).save(saved_later))  # type: ignore[union-attr]
+    page.goto(site(f"{ui}/deployments/deployment/{deployment}/run"))
+    options = page.get_by_role("option") if ui else page.locator(".p-select-option")
+    if ui:
+        page.get_by_role("button", name="Select a block").click()
+    else:  # its button opens the list on focus, and a click closes it again
+        page.locator(".block-documents-select .p-select-button__icon").click()
+    options.filter(has_text=saved_later).wait_for()
+    if ui:
+        # The logo is on another host, which this browser does not ask.
+        shoot("block-picker", size=high(860), style="img[src^=http] { visibility: hidden }")
+    options.filter(has_text=re.compile(f"^\\s*{BLOCK}\\s*$")).click()
+    page.get_by_role("button", name="Submit").click()
+
+    def submitted() -> FlowRun | None:
+        of = DeploymentFilter(id=DeploymentFilterId(any_=[deployment]))
+        return next(iter(asked(lambda client: client.read_flow_runs(deployment_filter=of))), None)
+
+    flow_run = aside(until, submitted)
+    block = aside(QuantumRuntimeCredentials.load, BLOCK)
+    assert flow_run.parameters["credentials"] == {"$ref": {"block_document_id": str(block._block_document_id)}}
+    assert aside(start, picked, flow_run).is_completed()
+    page.goto(site(f"{ui}/runs/flow-run/{flow_run.id}"))
+    page.get_by_text("submitted job").first.wait_for()
+    page.get_by_text("Parameters", exact=True).first.click()
+    page.get_by_text("block_document_id").or_(page.get_by_text("credentials")).first.wait_for()
+    assert API_KEY not in page.content()
+
+
+def test_a_list_of_names_made_at_deploy_time_is_a_dropdown_that_knows_no_block_saved_later(aside: Any) -> None:
+    """Why the documentation shows a parameter of the block's type."""
+
+    async def deploy() -> UUID:
+        @flow
+        def chosen(credentials_block: Annotated[str, Field(json_schema_extra={"enum": [BLOCK]})]) -> None: ...
+
+        return await (await chosen.ato_deployment(name="names")).aapply()
+
+    deployment = aside(lambda: asyncio.run(deploy()))
+
+    def runs(name: str) -> FlowRun:
+        return asked(  # type: ignore[no-any-return]
+            lambda client: client.create_flow_run_from_deployment(deployment, parameters={"credentials_block": name})
+        )
+
+    aside(runs, BLOCK)
+    with pytest.raises(PrefectHTTPStatusError, match="'saved-later' is not one of"):
+        aside(runs, "saved-later")
+
+
+def test_the_deployment_s_form_explains_each_parameter(page: Any, site: Any, ui: str, story: Story, shoot: Any) -> None:
     page.goto(site(f"{ui}/deployments/deployment/{story.deployment}/run"))
     page.get_by_text("credentials_block").first.wait_for()
     shown = " ".join(page.inner_text("body").replace("`", "").split())  # one of the two reads Markdown
@@ -179,4 +250,4 @@ def test_the_deployment_s_form_explains_each_parameter(
         assert field.get("description"), f"{name} has no description"
         assert " ".join(field["description"].replace("`", "").split()) in shown, name
     if ui:
-        page.screenshot(path=pictures / "deployment-form.png")
+        shoot("deployment-form")

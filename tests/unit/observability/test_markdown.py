@@ -18,6 +18,7 @@ from prefect_qruntime.observability.markdown import (
     session_title,
     summary_description,
     with_history,
+    with_progress,
 )
 
 QUEUED, RUNNING, DONE = "queued (0.1 s)", "running (4.0 s)", "completed (9.0 s)"
@@ -46,6 +47,14 @@ def test_a_history_stays_short_however_often_is_attached() -> None:
     assert max(map(len, facts.values())) < 500
     assert history(facts).startswith(QUEUED)
     assert history(facts).endswith("odd199 (1.0 s)")
+
+
+def test_progress_that_comes_late_does_not_hide_an_end() -> None:
+    going_on = {"state": "Running", "now": "running 40 s", "began": "second"}
+    assert with_progress({"state": "Queued", "block": "ibm"}, going_on) == {**going_on, "block": "ibm"}
+    for state in ("Completed", "Failed", "Cancelled", "Cancelled - Ran too long"):
+        over = {"state": state, "seen": DONE}
+        assert with_progress(over, going_on) == over
 
 
 def test_a_history_that_is_not_known_now_stays() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, strategies as st
 from prefect_qruntime.models import Backend, Job, JobStatus
 from prefect_qruntime.observability.progress import (
     LINE,
+    PageTurn,
     ProgressPace,
     WaitProgress,
     backend_words,
@@ -108,6 +110,23 @@ def test_a_wait_s_line_is_short_whatever_the_service_says(status: str, reason: s
     line = waits_line([progress], spent)
     assert len(line) <= LINE
     assert "\n" not in line
+
+
+def test_a_watched_page_is_written_at_a_change_and_now_and_then_but_not_more_than_once_a_minute() -> None:
+    page = PageTurn(100.0)
+    assert page.due == math.inf, "nothing is known of the job yet"
+    page.changed()
+    assert page.due == 160
+    page.taken(160, 300)
+    assert page.due == 460
+    page.changed()
+    assert page.due == 220
+    page.taken(400, 300)
+    page.taken(450, 5)
+    assert page.due == 510
+    page.taken(600, math.inf)
+    page.changed()
+    assert page.due == 660
 
 
 def test_pages_are_written_more_seldom_if_there_are_many() -> None:

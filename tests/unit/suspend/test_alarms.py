@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.models import Job, JobStatus, Session, Usage
 from prefect_qruntime.settings import QuantumRuntimeSettings
 from prefect_qruntime.suspend import alarms as module
-from prefect_qruntime.suspend.alarms import InstanceView, InstanceWatch, alarms, board
+from prefect_qruntime.suspend.alarms import InstanceView, InstanceWatch, alarms, board, board_line
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 RICH = Usage(consumed_seconds=10, limit_seconds=600, period_start=NOW - timedelta(days=3))
@@ -94,6 +95,7 @@ def test_the_board_shows_all_and_quotes_nothing_as_markup() -> None:
         live=[evil, *(job(n, status=JobStatus.QUEUED) for n in range(2, 30))],
         past=[job(40, used=5.0), job(41, used=7.0)],
         sessions=[Session(id="s1", state="active", activated_at=NOW)],
+        names={"run2": "brave-bee", "run40": "[same](x)", "run41": "[same](x)"},
         queue=[Row("1", "physics", 0.0), Row("2", "physics", 0.0), Row("3", "", 0.0), Row("4", "x", 0.0, granted=1.0)],
     )
     text = board(view, alarms(replace(view, idle={"s1": 700.0}), SETTINGS))
@@ -103,11 +105,18 @@ def test_the_board_shows_all_and_quotes_nothing_as_markup() -> None:
         "physics | 2 ",
         "qruntime.session.idle",
         "and 9 more",
-        "run41 | 1 | 7",
+        "1 open session\n",
+        "| brave-bee |",
+        "| run3 |",
+        "\\[same\\]\\(x\\) | 1 | 7",
+        "\\[same\\]\\(x\\) | 1 | 5",
     ):
         assert wanted in text, text
     assert "[x](http" not in text
     assert "| x |" not in text
+    assert board_line(view, alarms(view, SETTINGS)) == "ibm · 590 s left · 29 live"
+    low = replace(CALM, usage=RICH.model_copy(update={"consumed_seconds": 529.25}))
+    assert board_line(low, alarms(low, SETTINGS)) == "ibm · 1 alarm · 71 s left · 0 live"
 
 
 class Client:
@@ -133,6 +142,23 @@ class Client:
 
     async def usage(self) -> Usage:
         return RICH
+
+
+def test_the_names_of_flow_runs_are_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[set[str]] = []
+
+    async def flow_runs_by_id(wanted: set[str]) -> dict[str, Any]:
+        asked.append(wanted)
+        return {"run1": SimpleNamespace(name="brave-bee")} if "run1" in wanted else {}
+
+    monkeypatch.setattr(module, "flow_runs_by_id", flow_runs_by_id)
+    watch = InstanceWatch("ibm")
+
+    async def looks() -> list[dict[str, str]]:
+        return [await watch._name_runs(jobs) for jobs in ([job(1), job(2)], [job(1), job(2), job(3, owner=False)])]
+
+    assert asyncio.run(looks()) == [{"run1": "brave-bee", "run2": "run2"}] * 2
+    assert asked == [{"run1", "run2"}]
 
 
 def test_a_restarted_watcher_gives_the_same_alarms_and_reads_little_again(monkeypatch: pytest.MonkeyPatch) -> None:
