@@ -187,5 +187,5 @@ def _drawing(circuit: Any) -> list[str]:
     if len(circuit.data) > _GATES or _used(circuit) > _QUBITS:
         return ["Too large for a drawing."]
     text = str(circuit.draw("text", fold=_WIDTH, idle_wires=False, vertical_compression="high"))
-    # Trailing blanks mean nothing, and three backquotes would end the block.
+    # Trailing spaces mean nothing, and three backquotes would end the block.
     return ["\n".join(["```text", *(line.rstrip().replace("```", "'''") for line in text.splitlines()), "```"])]

@@ -18,7 +18,7 @@ from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import JobStatus, SessionRef
 from prefect_qruntime.observability.charts import COLOURS, Point, bar_chart, is_shortened, line_chart, markdown_image
 from prefect_qruntime.observability.progress import line_of
-from prefect_qruntime.printable import markdown_text, printable
+from prefect_qruntime.printable import many, markdown_text, printable
 from prefect_qruntime.redact import redact
 
 if TYPE_CHECKING:
@@ -314,8 +314,7 @@ def summary_card(jobs: Sequence[Mapping[str, str]]) -> str:
     if live:
         told.append(f"{len(live)} not over")
     if open_ended:
-        whose = "1 job" if len(open_ended) == 1 else f"{len(open_ended)} jobs"
-        told.append(f"the service has not reported the final usage of {whose} yet")
+        told.append(f"the service has not reported the final usage of {many(len(open_ended), 'job')} yet")
     rehearsed = sum("dry_run" in job for job in jobs)
     if rehearsed:
         told.append(f"{rehearsed} dry run{'' if rehearsed == 1 else 's'}, not charged")

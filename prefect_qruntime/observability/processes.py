@@ -35,7 +35,7 @@ def _pid_space() -> str:
 
 def _start_of(pid: int) -> str:
     """When a process started, in ticks since the machine's start; empty if it is gone or that is not known."""
-    # The name in the second field may contain blanks and parentheses.
+    # The name in the second field may contain spaces and parentheses.
     fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
     return fields[19] if len(fields) > 19 and fields[0] not in ("Z", "X") else ""
 

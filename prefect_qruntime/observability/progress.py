@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from prefect_qruntime.models import Backend, Job, JobStatus
-from prefect_qruntime.printable import printable
+from prefect_qruntime.printable import many, printable
 
 __all__ = [
     "LINE",
@@ -198,7 +198,7 @@ def waits_line(waits: Collection[WaitProgress], now: float, today: datetime | No
     oldest = duration(max((now - one.started for one in waits), default=0.0))
     counted = ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
     offline = sorted({backend_words(one.backend) for one in waits if one.backend is not None and is_held(one)})
-    return line_of(f"{len(waits)} jobs: {counted}, for {oldest}", *(f", {said}" for said in offline))
+    return line_of(f"{many(len(waits), 'job')}: {counted}, for {oldest}", *(f", {said}" for said in offline))
 
 
 def is_held(wait: WaitProgress) -> bool:

@@ -27,7 +27,7 @@ __all__ = ["Background", "RunSummary", "Summaries", "in_background", "mark_dirty
 log = get_logger(__name__)
 
 _GATHER = 0.25  # seconds for which a note waits for other submissions in flight
-_NOTE_SHARE = 3  # or this many times as long as the last write took
+_NOTE_SHARE = 3  # or this many times the duration of the last write
 _PAUSE = 1.0  # seconds over which changes of a summary are gathered
 _SETTLING = 4.0  # further seconds while some of its jobs have no page
 _SHARE = 10  # the pause after a write is this many times as long as the write

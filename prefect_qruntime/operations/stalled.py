@@ -2,7 +2,7 @@
 
 If a worker and its flow processes are killed together, no part of Prefect reports it: the run stays `Running`. Run
 again under the same id it attaches to its jobs; a copy of it ("Copy to new run" in the UI) is another flow run and
-submits them anew.
+submits them again.
 """
 
 from __future__ import annotations

@@ -201,7 +201,7 @@ class _Watcher:
                     if not entry.ending and self._followed.get(wait.note) is entry:
                         await notifications.show_followed(progress, entry.seen, flow_run_id=owner)
         except Exception as error:  # no wait depends on it
-            log.warning("the page of job %s could not be brought up to date: %s", wait.job_id, redact(repr(error)))
+            log.warning("The page of job %s could not be updated: %s.", wait.job_id, redact(repr(error)))
 
     def _look_at_instances(self) -> None:
         """Check the instances from time to time, beside the waits: one that does not answer delays no other."""
