@@ -60,22 +60,38 @@ def read_text(content: bytes) -> bytes:
     return content[3:] if content[:3] == _BOM else content
 
 
-def check_levels(value: Any) -> None:
+def check_levels(value: Any, body: bytes | bytearray | memoryview | str) -> None:
     """Refuse a decoded value with more than `MOST_LEVELS` lists and objects inside each other.
+
+    Args:
+        value: The value.
+        body: What it was decoded from; most have too few brackets to be searched.
 
     Raises:
         orjson.JSONDecodeError: It has more.
     """
+    if isinstance(body, str):
+        brackets = body.count("[") + body.count("{")
+    elif isinstance(body, memoryview):  # it cannot be searched without a copy
+        brackets = len(body)
+    else:
+        brackets = body.count(b"[") + body.count(b"{")
+    if brackets <= MOST_LEVELS:
+        return
     level = [value]
     for _ in range(MOST_LEVELS):
-        level = [item for one in level for item in _items(one) if isinstance(item, list | dict)]
+        level = [item for one in level for item in _containers(one)]
         if not level:
             return
     raise orjson.JSONDecodeError(f"nested more than {MOST_LEVELS} levels deep", "", 0)
 
 
-def _items(value: Any) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+def _containers(value: Any) -> Iterable[Any]:
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    # The types of all items first, as long lists of numbers have none of these.
+    if {list, dict}.isdisjoint(map(type, items)):
+        return ()
+    return (item for item in items if isinstance(item, list | dict))
 
 
 def read_json(content: bytes) -> Any:
@@ -85,8 +101,7 @@ def read_json(content: bytes) -> Any:
         orjson.JSONDecodeError: It is not JSON, or nested too deeply.
     """
     value = orjson.loads(read_text(content))
-    if content.count(b"[") + content.count(b"{") > MOST_LEVELS:  # else it cannot be
-        check_levels(value)
+    check_levels(value, content)
     return value
 
 

@@ -89,7 +89,7 @@ def loads(body: bytes | bytearray | memoryview | str, job_id: str) -> Any:
         except ValueError:
             # The standard library reads NaN and Infinity, which the service's encoder can write.
             value = json.loads(body.tobytes() if isinstance(body, memoryview) else body)
-        check_levels(value)
+        check_levels(value, body)
         return value
     except (ValueError, RecursionError) as error:
         start = body[:200]
