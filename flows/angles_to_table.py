@@ -2,7 +2,7 @@
 
 Run it by hand (`python flows/angles_to_table.py`), deploy it, or call it from a flow of your own. With no
 credentials block named it runs on the embedded sandbox. A run that is repeated, for the same file, attaches to
-the jobs it bought. The output replaces an older one only when it is complete.
+the jobs it submitted. The output replaces an older one only when it is complete.
 """
 
 from __future__ import annotations
@@ -27,13 +27,16 @@ from pydantic import Field
 from prefect_qruntime import (
     JobRef,
     circuit_text,
+    estimate_cost,
     fetch_results,
     hooks,
+    require_approval,
     select_backend,
     submit_job,
     wait_for_completion,
 )
 from prefect_qruntime.flow_parameters import allowed_path, read_file
+from prefect_qruntime.printable import many
 
 ANGLES = Path(__file__).resolve().parent / "data" / "angles.csv"
 BLOCH = """
@@ -54,7 +57,7 @@ Angles = dict[str, float]
 def read_angles(path: Path, inputs: Sequence[str] | None = None) -> list[Angles]:
     """Read the file; its first line names the circuit's inputs.
 
-    No error shows what the file holds: it may not be the file that was meant.
+    No error shows the file's content: the path may name another file than the intended one.
 
     Args:
         path: A CSV file with a column for each input of the circuit, in radians.
@@ -98,7 +101,7 @@ def _angles(where: str, names: list[str], found: list[str]) -> Angles:
 
 
 def input_names(circuit: str) -> list[str] | None:
-    """The inputs that an OpenQASM 3 text declares, in the order of declaration; None where one is not a number."""
+    """The inputs that an OpenQASM 3 text declares, in the order of declaration; None if one is not a number."""
     bare = re.sub(r"//[^\n]*|/\*.*?\*/", "", circuit, flags=re.DOTALL)
     declared = [statement.split() for statement in bare.split(";") if statement.split()[:1] == ["input"]]
     kinds = [re.split(r"\W", words[1])[0] for words in declared if len(words) > 2]
@@ -109,11 +112,11 @@ def input_names(circuit: str) -> list[str] | None:
 
 @task(name="write table", cache_policy=NO_CACHE)
 def write_table(rows: list[dict[str, Any]], path: Path) -> Path:
-    """Write the rows as CSV, or as Parquet where the name ends so; a reader never sees half a file.
+    """Write the rows as CSV, or as Parquet if the name ends in .parquet; a reader never sees half a file.
 
     Args:
         rows: At least one row; all with the same columns.
-        path: Where to; its folder is made.
+        path: The file to write; its folder is created.
 
     Returns:
         The path.
@@ -136,7 +139,7 @@ def write_table(rows: list[dict[str, Any]], path: Path) -> Path:
 
 
 def check_target(path: Path) -> Path:
-    """Refuse, before anything is bought, a target that cannot or must not be written.
+    """Refuse a target that cannot or must not be written, before anything is submitted.
 
     Returns:
         The real path of the target.
@@ -156,7 +159,7 @@ def check_target(path: Path) -> Path:
 
 
 def check_columns(inputs: list[str], observables: list[str]) -> None:
-    """Refuse, before anything is bought, columns that would overwrite each other.
+    """Refuse columns that would overwrite each other, before anything is submitted.
 
     Raises:
         ValueError: Two columns of the table would have the same name.
@@ -183,6 +186,7 @@ def angles_to_table(
     circuit_form: CircuitForm = "auto",
     dry_run: bool = False,
     budget_block: str | None = None,
+    require_approval_above: Annotated[float | None, Field(ge=0)] = None,
 ) -> list[dict[str, Any]]:
     """Measure observables for each line of a CSV file of angles and write them as a table.
 
@@ -195,19 +199,21 @@ def angles_to_table(
         backend: Name of a backend; empty for the least busy one.
         shots: Shots of each expectation value.
         rows_per_job: Lines of the file that share a job.
-        dialect: Which dialect the embedded sandbox speaks; a block knows its own.
+        dialect: Dialect of the embedded sandbox; a block has its own.
         max_execution_time: Limit of QPU seconds for each job; empty for the service's own.
-        route: By the server's programs, the executor, or whichever there is; empty for the setting `primitive_route`.
+        route: How PUBs run: service, executor or auto; empty for the setting `primitive_route`.
         circuit_form: How circuits travel to the executor.
         dry_run: Run on the mock backend that stands for the backend: no QPU, no charge, random results.
         budget_block: Name of a Quantum Runtime Budget block that must have room for each job; empty for none.
+        require_approval_above: QPU seconds that the whole may cost without a person's approval on the run's page;
+            empty if no approval is needed.
 
     Returns:
         The rows as written: the angles, a value and a standard error for each observable, and the job.
 
     Raises:
-        InvalidInput: A file is outside the folders in which flow parameters may name files; nothing was bought.
-        ValueError: The file of angles, the observables or the name of the table is wrong; nothing was bought.
+        InvalidInput: A file is outside the folders in which flow parameters may name files; nothing was submitted.
+        ValueError: The file of angles, the observables or the name of the table is wrong; nothing was submitted.
     """
     logger = get_run_logger()
     table = check_target(table)
@@ -217,21 +223,25 @@ def angles_to_table(
     parts = [wanted[start : start + rows_per_job] for start in range(0, len(wanted), rows_per_job)]
     with instance(credentials_block, dialect) as credentials:
         chosen = backend or select_backend(credentials).name
-        # One PUB for each line and observable: what both dialects can say. All jobs queue at once.
+        # One PUB for each line and observable, which both dialects support.
+        pubs = [(text, observable, point) for point in wanted for observable in observables]
+        size = rows_per_job * len(observables)
+        given: dict[str, Any] = {
+            "program_id": "estimator",
+            "backend": chosen,
+            "shots": shots,
+            "max_execution_time": max_execution_time,
+            "route": route,
+            "circuit_form": circuit_form,
+            "dry_run": dry_run,
+        }
+        if require_approval_above is not None:
+            cost = estimate_cost(credentials, pubs, pubs_per_job=size, **given)
+            require_approval(cost, above=require_approval_above)
+        # All jobs queue at once.
         jobs: list[JobRef] = [
-            submit_job(
-                credentials,
-                [(text, observable, point) for point in part for observable in observables],
-                program_id="estimator",
-                backend=chosen,
-                shots=shots,
-                max_execution_time=max_execution_time,
-                route=route,
-                circuit_form=circuit_form,
-                dry_run=dry_run,
-                budget=budget_block,
-            )
-            for part in parts
+            submit_job(credentials, pubs[start : start + size], budget=budget_block, **given)
+            for start in range(0, len(pubs), size)
         ]
         rows: list[dict[str, Any]] = []
         for job, part in zip(jobs, parts, strict=True):
@@ -247,7 +257,7 @@ def angles_to_table(
                     pub += 1
                 rows.append({**row, "job": job.id})
     written = write_table(rows, table)
-    logger.info("wrote %d rows of %d jobs to %s", len(rows), len(jobs), written)
+    logger.info("Wrote %s of %s to %s.", many(len(rows), "row"), many(len(jobs), "job"), written)
     create_table_artifact(
         key="qruntime-angles",
         table=rows[:SHOWN],

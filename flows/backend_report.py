@@ -1,6 +1,6 @@
 """A table of the instance's backends: status, queue and errors. Deploy it on a schedule, for instance nightly.
 
-Run it by hand (`python flows/backend_report.py`). With no credentials block named it looks at the embedded
+Run it by hand (`python flows/backend_report.py`). With no credentials block named it reads the embedded
 sandbox. It reads only and costs nothing.
 """
 
@@ -17,7 +17,7 @@ from prefect_qruntime import Backend, get_usage, hooks, list_backends
 
 
 def backend_row(backend: Backend) -> dict[str, Any]:
-    """One row of the table; what the service does not say is None."""
+    """One row of the table; values that the service does not give are None."""
     return {
         "backend": backend.name,
         "status": backend.status,
@@ -43,7 +43,7 @@ def backend_report(
     Args:
         credentials_block: Name of a Quantum Runtime Credentials block; empty for the embedded sandbox.
         min_qubits: Only backends of at least this size.
-        dialect: Which dialect the embedded sandbox speaks; a block knows its own.
+        dialect: Dialect of the embedded sandbox; a block has its own.
 
     Returns:
         A row for each backend. Errors are probabilities, waits are seconds.
@@ -53,7 +53,7 @@ def backend_report(
         backends = list_backends(credentials, min_qubits=min_qubits)
         usage = get_usage(credentials)
 
-    # A queue of unknown length goes last among its like.
+    # A queue of unknown length goes last in its group.
     backends.sort(key=lambda item: (not item.is_online, item.queue_length is None, item.queue_length or 0, item.name))
     rows = [backend_row(backend) for backend in backends]
     away = [backend for backend in backends if not backend.is_online]

@@ -6,7 +6,7 @@ event, and the automation in `automations/collect_on_finished.yaml` starts `coll
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from prefect import flow, get_run_logger
 from prefect_qruntime.flows.shared import CircuitForm, RequestedRoute
@@ -14,10 +14,12 @@ from pydantic import Field
 
 from prefect_qruntime import (
     circuit_text,
+    estimate_cost,
     fetch_results,
     hooks,
     leave_to_watcher,
     load_credentials,
+    require_approval,
     submit_job,
     wait_for_completion,
 )
@@ -34,48 +36,52 @@ def leave(
     route: RequestedRoute | None = None,
     circuit_form: CircuitForm = "auto",
     dry_run: bool = False,
+    require_approval_above: Annotated[float | None, Field(ge=0)] = None,
 ) -> str:
     """Submit a job and leave it to the watcher.
 
     Args:
         credentials_block: Name of a Quantum Runtime Credentials block.
         circuit: OpenQASM 2 or 3, as text or as the path of a file.
-        backend: Where to run it.
-        shots: How often.
-        route: By the server's programs, the executor, or whichever there is; empty for the setting `primitive_route`.
+        backend: Name of the backend.
+        shots: Shots of the circuit.
+        route: How PUBs run: service, executor or auto; empty for the setting `primitive_route`.
         circuit_form: How circuits travel to the executor.
         dry_run: Run on the mock backend that stands for the backend: no QPU, no charge, random results.
+        require_approval_above: QPU seconds that the job may cost without a person's approval on the run's page;
+            empty if no approval is needed.
 
     Returns:
         The job's id.
     """
     text = circuit_text(circuit)
     credentials = load_credentials(credentials_block)
-    job = submit_job(
-        credentials,
-        [text],
-        backend=backend,
-        shots=shots,
-        route=route,
-        circuit_form=circuit_form,
-        dry_run=dry_run,
-    )
+    given: dict[str, Any] = {
+        "backend": backend,
+        "shots": shots,
+        "route": route,
+        "circuit_form": circuit_form,
+        "dry_run": dry_run,
+    }
+    if require_approval_above is not None:
+        require_approval(estimate_cost(credentials, [text], **given), above=require_approval_above)
+    job = submit_job(credentials, [text], **given)
     return leave_to_watcher(credentials, job).id
 
 
 @flow(name="collect")
 def collect(credentials_block: str, job_id: str) -> dict[str, int]:
-    """Collect the result of a job that is over; started by an event, or by hand. Buys nothing.
+    """Collect the result of a job that is over; started by an event, or by hand. Submits nothing.
 
     Args:
-        credentials_block: Name of the block it was submitted with.
+        credentials_block: Name of the credentials block that the job was submitted with.
         job_id: The job.
 
     Returns:
         Its counts.
     """
     credentials = load_credentials(credentials_block)
-    job = wait_for_completion(credentials, job_id)  # raises what went wrong with a job that failed
+    job = wait_for_completion(credentials, job_id)  # raises the error of a failed job
     counts = fetch_results(credentials, job).counts()
     get_run_logger().info("job %s: %s", job_id, counts)
     return counts

@@ -2,7 +2,7 @@
 
 Run it by hand (`python flows/parameter_sweep.py`) or deploy it. With no credentials block named it runs on the
 embedded sandbox. Each angle is a job of its own for each program, so all of them queue at once; a run that is
-repeated attaches to the jobs it bought and buys those that are missing.
+repeated attaches to the jobs it submitted and submits those that are missing.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ from prefect_qruntime.flows.shared import CircuitForm, RequestedRoute, instance,
 from pydantic import Field
 
 from prefect_qruntime import (
+    CostEstimate,
     JobResult,
     SessionRef,
     circuit_text,
+    estimate_cost,
     fetch_results,
     hooks,
+    require_approval,
     runtime_session,
     select_backend,
     submit_job,
@@ -60,7 +63,7 @@ def pub_for(program: Program, circuit: str, observable: str, angle: float) -> tu
 
 
 def parity(counts: dict[str, int], observable: str) -> float:
-    """The expectation value of a product of Z that counted bitstrings give."""
+    """The expectation value of a product of Z from counted bitstrings."""
     total = sum(counts.values())
     signed = 0
     for bits, count in counts.items():
@@ -104,6 +107,7 @@ def parameter_sweep(
     dry_run: bool = False,
     budget_block: str | None = None,
     require_online: bool = False,
+    require_approval_above: Annotated[float | None, Field(ge=0)] = None,
 ) -> list[dict[str, Any]]:
     """Measure an observable at each angle, by the estimator, by the sampler, or both.
 
@@ -119,14 +123,16 @@ def parameter_sweep(
         backend: Name of a backend; empty for the least busy one.
         shots: Shots of each job.
         mode: Single jobs, all in one session, or all in one batch. A dry run needs neither.
-        dialect: Which dialect the embedded sandbox speaks; a block knows its own.
+        dialect: Dialect of the embedded sandbox; a block has its own.
         max_ttl: Longest life of the session or batch, in seconds.
         max_execution_time: Limit of QPU seconds for each job; empty for the service's own.
-        route: By the server's programs, the executor, or whichever there is; empty for the setting `primitive_route`.
+        route: How PUBs run: service, executor or auto; empty for the setting `primitive_route`.
         circuit_form: How circuits travel to the executor.
         dry_run: Run on the mock backend that stands for the backend: no QPU, no charge, random results.
         budget_block: Name of a Quantum Runtime Budget block that must have room for each job; empty for none.
         require_online: Refuse to submit while the backend is paused or offline, instead of queueing there.
+        require_approval_above: QPU seconds that the whole may cost without a person's approval on the run's page;
+            empty if no approval is needed.
 
     Returns:
         A row for each angle, with the values, the counts and the jobs.
@@ -138,27 +144,41 @@ def parameter_sweep(
     with ExitStack() as stack:
         credentials = stack.enter_context(instance(credentials_block, dialect, queue_time=0.1, run_time=0.1))
         chosen = backend or select_backend(credentials, min_qubits=len(observable)).name
+        given: Any = {
+            "backend": chosen,
+            "shots": shots,
+            "max_execution_time": max_execution_time,
+            "route": route,
+            "circuit_form": circuit_form,
+            "dry_run": dry_run,
+        }
+        pubs = {program: [pub_for(program, text, observable, angle) for angle in angles] for program in chosen_programs}
+        if require_approval_above is not None:  # before a session is open
+            costs = [
+                estimate_cost(credentials, found, pubs_per_job=1, program_id=program, **given)
+                for program, found in pubs.items()
+            ]
+            in_session = mode == "session" and not dry_run
+            require_approval(
+                CostEstimate.together(costs, session_life=max_ttl if in_session else None), above=require_approval_above
+            )
         session: SessionRef | None = None
         if mode != "job" and not dry_run:
             kind = "batch" if mode == "batch" else "dedicated"
             session = stack.enter_context(runtime_session(credentials, chosen, mode=kind, max_ttl=max_ttl))
+        unmapped_each: Any = {name: unmapped(value) for name, value in given.items()}
         jobs = {
             program: submit_job.map(
-                # A block, a session and a text are one value each, whatever they look like to `map`.
+                # A block, a session and a text are one value each, although `map` might iterate over them.
                 unmapped(credentials),
-                [[pub_for(program, text, observable, angle)] for angle in angles],
-                backend=unmapped(chosen),
+                [[pub] for pub in found],
                 program_id=unmapped(program),
                 session=unmapped(session),
-                shots=unmapped(shots),
-                max_execution_time=unmapped(max_execution_time),
-                route=unmapped(route),
-                circuit_form=unmapped(circuit_form),
-                dry_run=unmapped(dry_run),
+                **unmapped_each,
                 budget=unmapped(budget_block),
                 require_online=unmapped(require_online),
             )
-            for program in chosen_programs
+            for program, found in pubs.items()
         }
         done = {program: wait_for_completion.map(unmapped(credentials), refs) for program, refs in jobs.items()}
         for program, refs in jobs.items():

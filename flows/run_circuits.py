@@ -1,4 +1,4 @@
-"""The whole story of the service in one flow: authenticate, list, open a session, submit, wait, close, fetch.
+"""The main example, with every step of the service: authenticate, list, open a session, submit, wait, close, fetch.
 
 Run it by hand (`python flows/run_circuits.py`), deploy it, or call it from a flow of your own. With no
 credentials block named it runs on the embedded sandbox, so it needs no account.
@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from prefect_qruntime import (
+    CostEstimate,
     JobRef,
     RouteComparison,
     authenticate,
@@ -35,6 +36,7 @@ from prefect_qruntime import (
     submit_job,
     wait_for_completion,
 )
+from prefect_qruntime.printable import many
 
 CIRCUITS = Path(__file__).resolve().parent / "circuits"
 BELL = (CIRCUITS / "bell.qasm").read_text()
@@ -46,7 +48,7 @@ def counts_row(number: int, job: JobRef, counts: dict[str, int]) -> dict[str, An
     shown = "  ".join(f"{bits}: {count}" for bits, count in ranked[:6])
     more = f"  … {len(ranked) - 6} more" if len(ranked) > 6 else ""
     return {
-        # The page shows the first columns; what people look for comes first.
+        # The page shows the first columns, so the most wanted ones come first.
         "circuit": number,
         "shots": sum(counts.values()),
         "counts": shown + more,
@@ -67,7 +69,7 @@ def print_table(rows: list[dict[str, Any]], title: str) -> None:
 
 
 def slot() -> str:
-    """What names this deployment's scheduled time, the same in every run for it and in no other deployment's."""
+    """The key of this deployment's scheduled time: the same in all runs for it, and different in other deployments."""
     return f"{deployment.id or 'no deployment'}/{flow_run.scheduled_start_time:%Y-%m-%dT%H:%M:%S}"
 
 
@@ -98,20 +100,20 @@ def run_circuits(
         backend: Name of a backend; empty for the least busy one.
         shots: Shots of each circuit.
         mode: Single jobs, all in one session, or all in one batch. A dry run needs neither.
-        dialect: Which dialect the embedded sandbox speaks; a block knows its own.
+        dialect: Dialect of the embedded sandbox; a block has its own.
         max_ttl: Longest life of the session or batch, in seconds.
         max_execution_time: Limit of QPU seconds for each job; empty for the service's own.
-        route: By the server's programs, the executor, or whichever there is; empty for the setting `primitive_route`.
+        route: How PUBs run: service, executor or auto; empty for the setting `primitive_route`.
         circuit_form: How circuits travel to the executor.
         dry_run: Run on the mock backend that stands for the backend: no QPU, no charge, random results.
         budget_block: Name of a Quantum Runtime Budget block that must have room for each job; empty for none.
         require_online: Refuse to submit while the backend is paused or offline, instead of queueing there.
         once_per_slot: For schedules: runs of this deployment for the same scheduled time share their jobs, so
-            that a slot that is run again, by hand or after a mishap, buys nothing again.
+            that a slot that is run again, by hand or after a failure, submits nothing again.
         compare_routes: Run each circuit both by the server's sampler and by the executor, which buys two jobs for
-            each, and say whether the counts agree. The counts shown are those of the sampler.
-        require_approval_above: QPU seconds that the whole may cost without somebody's approval on the run's page;
-            empty to ask nobody.
+            each, and test whether the counts agree. The counts shown are those of the sampler.
+        require_approval_above: QPU seconds that all jobs together may cost without a person's approval on the run's
+            page; empty if no approval is needed.
 
     Returns:
         A row for each circuit, with its job, its shots, its counts and its bitstrings' frequencies.
@@ -123,17 +125,22 @@ def run_circuits(
         authenticate(credentials)
         list_backends(credentials)
         chosen = backend or select_backend(credentials).name
-        cost = estimate_cost(
-            credentials,
-            texts * 2 if compare_routes else texts,
-            one_job_each=True,
-            backend=chosen,
-            shots=shots,
-            max_execution_time=max_execution_time,
-            route=route,
-            circuit_form=circuit_form,
-            dry_run=dry_run,
-        )
+        in_session = mode == "session" and not dry_run
+        costs = [
+            estimate_cost(
+                credentials,
+                texts,
+                pubs_per_job=1,
+                backend=chosen,
+                shots=shots,
+                max_execution_time=max_execution_time,
+                route=one,
+                circuit_form=circuit_form,
+                dry_run=dry_run,
+            )
+            for one in (("service", "executor") if compare_routes else (route,))
+        ]
+        cost = CostEstimate.together(costs, session_life=max_ttl if in_session else None)
         if require_approval_above is not None:
             require_approval(cost, above=require_approval_above)  # before a session is open
         jobs: list[JobRef] = []
@@ -171,7 +178,7 @@ def run_circuits(
         where = shown_backend(chosen, dry_run)
         for row, comparison in zip(rows, compared, strict=False):
             row |= {"executor job": comparison.executor.id, "routes": "agree" if comparison.agrees else "differ"}
-        ran = f"{len(rows)} circuit{'' if len(rows) == 1 else 's'} on {where}"
+        ran = f"{many(len(rows), 'circuit')} on {where}"
         described = f"Counts of {ran}. Estimated: {cost}"
         create_table_artifact(key="qruntime-counts", table=rows, description=described)
         for comparison in compared:

@@ -1,15 +1,16 @@
 """Run a job that was saved as a block, for instance from the form in the UI: trigger, wait, fetch.
 
-Deploy it once and run any saved job by its name. A run that is repeated attaches to the job it bought.
+Deploy it once and run any saved job by its name. A run that is repeated attaches to the job it submitted.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 from prefect import flow
 from prefect.artifacts import acreate_table_artifact
+from pydantic import Field
 
 from prefect_qruntime import QuantumRuntimeJob, hooks
 from prefect_qruntime.prefect_api import load_saved
@@ -18,23 +19,31 @@ SHOWN = 50  # rows of the artifact
 
 
 @flow(name="run-saved-job", **hooks.cancel)
-async def run_saved_job(job_block: str, dry_run: bool = False) -> list[dict[str, Any]]:
+async def run_saved_job(
+    job_block: str,
+    dry_run: bool = False,
+    require_approval_above: Annotated[float | None, Field(ge=0)] = None,
+) -> list[dict[str, Any]]:
     """Run the job of a Quantum Runtime Job block and tabulate its result.
 
     Args:
         job_block: Name of the Quantum Runtime Job block.
         dry_run: Run on the mock backend that stands for the block's: no QPU, no charge, random results.
+        require_approval_above: QPU seconds that the whole may cost without a person's approval on the run's page;
+            empty for what the block says.
 
     Returns:
         A row for each outcome with its count (sampler), or for each value with its standard error (estimator).
 
     Raises:
         InvalidInput: No such block, or a field of it is wrong.
-        QuantumRuntimeError: The job could not be bought, or did not complete.
+        QuantumRuntimeError: The job could not be submitted, or did not complete.
     """
-    job = await load_saved(QuantumRuntimeJob, job_block, field="job_block", fix="Make one in the UI under Blocks.")
+    job = await load_saved(QuantumRuntimeJob, job_block, field="job_block", fix="Create one in the UI under Blocks.")
     if dry_run:
         job.dry_run = True
+    if require_approval_above is not None:
+        job.require_approval_above = require_approval_above
     run = await job.trigger()
     await run.wait_for_completion()
     rows: list[dict[str, Any]] = (await run.fetch_result()).to_table()

@@ -20,11 +20,11 @@ __all__ = ["CircuitForm", "RequestedRoute", "circuit_text", "instance", "shown_b
 def instance(
     credentials_block: str | None, dialect: Literal["cloud", "legacy"], **sandbox: Any
 ) -> Iterator[QuantumRuntimeCredentials]:
-    """The instance of a saved block, or the embedded sandbox where none is named.
+    """The instance of a saved block, or the embedded sandbox if none is named.
 
     Args:
         credentials_block: Name of a Quantum Runtime Credentials block, or nothing.
-        dialect: Which dialect the embedded sandbox speaks; a block knows its own.
+        dialect: Dialect of the embedded sandbox; a block has its own.
         **sandbox: Options of the embedded sandbox.
 
     Yields:
@@ -37,7 +37,7 @@ def instance(
 
     with Sandbox(**sandbox) as running:
         get_run_logger().warning(
-            "No credentials block named: running on the embedded sandbox (%s), not on a QPU", running.url
+            "No credentials block is named. Running on the embedded sandbox (%s), not on a QPU.", running.url
         )
         yield running.credentials(dialect)
 

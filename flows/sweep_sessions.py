@@ -6,6 +6,7 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 
 from prefect_qruntime.operations.sweep import SweepReport, rows, run_sweep
+from prefect_qruntime.printable import many
 
 
 @flow(name="sweep-sessions")
@@ -25,15 +26,15 @@ def sweep_sessions(
     report = run_sweep(credentials_blocks or None, dry_run=dry_run, cancel_jobs=cancel_jobs)
     logger = get_run_logger()
     for line in report.problems:
-        logger.error("not swept: %s", line)
+        logger.error("Not swept: %s", line)
     for stalled in report.stalled:
-        logger.warning("flow run %s: %s %s", stalled.name, stalled.evidence, stalled.next_step)
-    logger.info("%d sessions and %d jobs left behind", len(report.sessions), len(report.jobs))
+        logger.warning("Flow run %s: %s %s", stalled.name, stalled.evidence, stalled.next_step)
+    logger.info("Left behind: %s and %s.", many(len(report.sessions), "session"), many(len(report.jobs), "job"))
     found = rows(report)
     if found:
         create_table_artifact(key="qruntime-sweep", table=found, description="Left behind by finished flow runs")
     if report.problems:
-        raise RuntimeError(f"{len(report.problems)} instances could not be swept: {'; '.join(report.problems)}")
+        raise RuntimeError(f"{many(len(report.problems), 'instance')} could not be swept: {'; '.join(report.problems)}")
     return report
 
 

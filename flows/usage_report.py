@@ -8,15 +8,16 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from prefect_qruntime.observability.charts import markdown_image, stacked_chart
-from prefect_qruntime.operations.usage import UsageReport, report_usage, rolled_up, table_rows
-from prefect_qruntime.printable import markdown_text
+from prefect_qruntime.operations.usage import report_usage
+from prefect_qruntime.operations.usage_tables import UsageReport, rolled_up, table_rows
+from prefect_qruntime.printable import many, markdown_text
 
 Owner = Literal["deployment", "flow", "tag", "user", "backend", "block"]
 ROWS = 50  # jobs without an owner that are listed
 
 
 def picture(report: UsageReport, owner: str) -> str:
-    """The days' QPU seconds, stacked by owner; a sentence where there are none."""
+    """The days' QPU seconds, stacked by owner; a sentence if there are none."""
     days = sorted({row.keys["day"] for row in report.rows})
     parts: dict[str, list[float]] = {}
     for row in report.rows:
@@ -28,10 +29,10 @@ def picture(report: UsageReport, owner: str) -> str:
 
 
 def page(report: UsageReport, by_day: UsageReport, owner: str) -> str:
-    """The artifact's text: sums, the picture, what the service says, and what belongs to no flow run."""
+    """The artifact's text: sums, the picture, the service's own sums, and jobs without a flow run."""
     total = report.total
     lines = [
-        f"### {total.jobs} jobs, {total.qpu_seconds:g} QPU seconds since {report.since:%Y-%m-%d}",
+        f"### {many(total.jobs, 'job')}, {total.qpu_seconds:g} QPU seconds since {report.since:%Y-%m-%d}",
         "",
         "Complete." if report.is_complete else f"{total.pending_qpu_seconds:g} QPU seconds are not final yet.",
         "",
@@ -49,7 +50,8 @@ def page(report: UsageReport, by_day: UsageReport, owner: str) -> str:
         lines.append("")
     if report.jobs_without_owner:
         lines += [
-            f"#### {report.jobs_without_owner} jobs without an owner, {report.qpu_seconds_without_owner:g} QPU seconds",
+            f"#### Without an owner: {many(report.jobs_without_owner, 'job')}, "
+            f"{report.qpu_seconds_without_owner:g} QPU seconds",
             "",
             "| job | created | state | QPU seconds | user |",
             "|---|---|---|---|---|",
@@ -71,8 +73,8 @@ def usage_report(
 
     Args:
         credentials_blocks: Names of Quantum Runtime Credentials blocks; empty for all saved ones.
-        by: What an owner is.
-        since: Only what was created since then: a date, or a span like 28d.
+        by: Kind of owner by which usage is summed up.
+        since: Only jobs and sessions created since this date, or within this period, such as 28d.
 
     Returns:
         A row for each owner.
@@ -85,11 +87,16 @@ def usage_report(
     if rows:
         create_table_artifact(key="qruntime-usage-table", table=rows, description=f"QPU seconds by {by}")
     total = report.total
-    logger.info("%d jobs, %g QPU seconds, %d not final", total.jobs, total.qpu_seconds, total.not_final)
+    logger.info(
+        "%s, %g QPU seconds; not final: %s.",
+        many(total.jobs, "job"),
+        total.qpu_seconds,
+        many(total.not_final, "job"),
+    )
     if report.jobs_without_owner:
-        logger.warning("%d jobs belong to no flow run", report.jobs_without_owner)
+        logger.warning("%s without a flow run.", many(report.jobs_without_owner, "job"))
     if report.problems:
-        raise RuntimeError(f"{len(report.problems)} instances could not be read: {'; '.join(report.problems)}")
+        raise RuntimeError(f"{many(len(report.problems), 'instance')} could not be read: {'; '.join(report.problems)}")
     return rows
 
 

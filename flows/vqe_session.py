@@ -3,7 +3,7 @@
 Run it by hand (`python flows/vqe_session.py`) or deploy it. With no credentials block named it runs on the
 embedded sandbox. The optimiser is deterministic and reads nothing but the jobs' results, so a flow run
 that was killed and is run again asks for the same jobs in the same order: those it paid for are attached
-to, and the loop goes on where it stopped. A result is read from the job itself, not from a file of ours.
+to, and the loop continues where it stopped. A result is read from the job itself, not from a file of ours.
 """
 
 from __future__ import annotations
@@ -18,17 +18,21 @@ from prefect_qruntime.flows.shared import CircuitForm, RequestedRoute, instance,
 from pydantic import Field
 
 from prefect_qruntime import (
+    CostEstimate,
     JobRef,
     QuantumRuntimeCredentials,
     SessionRef,
+    estimate_cost,
     fetch_results,
     hooks,
+    require_approval,
     runtime_session,
     select_backend,
     submit_job,
     wait_for_completion,
 )
 from prefect_qruntime.observability.charts import line_chart, markdown_image
+from prefect_qruntime.printable import many
 
 H2 = {
     "II": -1.052373245772859,
@@ -91,7 +95,7 @@ def best_step(here: float, ahead: float, behind: float) -> tuple[float, float]:
 
 
 class Energies:
-    """Measures energies, one job a call, and keeps count."""
+    """Measure energies, one job per call, and count the jobs."""
 
     def __init__(
         self,
@@ -125,7 +129,7 @@ class Energies:
 
     def at(self, *points: Angles) -> list[tuple[float, float | None]]:
         """Energy and standard error at each point, in hartree. Creates at most one job."""
-        # One PUB for each point, and shots in place of a precision: what both dialects can say.
+        # One PUB for each point, and shots in place of a precision, which both dialects support.
         pubs = [(ANSATZ, self._hamiltonian, point) for point in points]
         job = submit_job(self._credentials, pubs, program_id="estimator", **self._settings)
         self.jobs.append(job)
@@ -135,7 +139,7 @@ class Energies:
 
 
 def error_of(result: Any, pub: int) -> float | None:
-    """The standard error of a PUB's value, or None where the service gave none."""
+    """The standard error of a PUB's value, or None if the service gave none."""
     error = result.standard_errors(pub)
     return None if error is None else single(error)
 
@@ -156,6 +160,7 @@ def vqe_session(
     dry_run: bool = False,
     budget_block: str | None = None,
     require_online: bool = False,
+    require_approval_above: Annotated[float | None, Field(ge=0)] = None,
 ) -> list[dict[str, Any]]:
     """Minimise the energy of H2 over four angles, one angle and one job an iteration.
 
@@ -165,18 +170,21 @@ def vqe_session(
         shots: Shots of each energy, three energies a job; empty for 1,000,000 on the embedded sandbox, which
             reaches chemical accuracy there, and 4,000 elsewhere, where they are paid.
         max_iterations: Most jobs of the optimiser; one more measures the energy at its end.
-        tolerance: Hartree by which four iterations together must lower the energy for the loop to go on.
+        tolerance: Hartree by which four iterations together must lower the energy for the loop to continue.
         mode: A dedicated session keeps the QPU between iterations; plans without sessions allow a batch. A dry run
             needs neither.
-        dialect: Which dialect the embedded sandbox speaks; a block knows its own.
+        dialect: Dialect of the embedded sandbox; a block has its own.
         max_ttl: Longest life of the session or batch, in seconds.
         max_execution_time: Limit of QPU seconds for each job; empty for the service's own.
-        route: By the server's programs, the executor, or whichever there is; empty for the setting `primitive_route`.
+        route: How PUBs run: service, executor or auto; empty for the setting `primitive_route`.
         circuit_form: How circuits travel to the executor.
         dry_run: Run on the mock backend that stands for the backend: no QPU, no charge, random results.
         budget_block: Name of a Quantum Runtime Budget block that must have room for the session and its jobs; empty
             for none.
         require_online: Refuse to submit while the backend is paused or offline, instead of queueing there.
+        require_approval_above: QPU seconds that the whole may cost without a person's approval on the run's page;
+            empty if no approval is needed. How many iterations the loop takes is not known, so the upper end is that of
+            `max_iterations` and the last measurement, or the session's life if that is longer.
 
     Returns:
         A row for each iteration with its job, its angles and its energy in hartree; the last one is the
@@ -187,6 +195,23 @@ def vqe_session(
         ideal = None if credentials_block else "sandbox_ideal"
         chosen = backend or ideal or select_backend(credentials, min_qubits=2).name
         wanted_shots = shots or (SHOTS_OF_QPU if credentials_block else SHOTS_OF_SANDBOX)
+        if require_approval_above is not None:  # before a session is open
+            given: dict[str, Any] = {
+                "program_id": "estimator",
+                "backend": chosen,
+                "shots": wanted_shots,
+                "max_execution_time": max_execution_time,
+                "route": route,
+                "circuit_form": circuit_form,
+                "dry_run": dry_run,
+            }
+            start = (ANSATZ, H2, dict.fromkeys(ANGLES, START))
+            step, final = (estimate_cost(credentials, [start] * points, **given) for points in (3, 1))
+            in_session = mode == "dedicated" and not dry_run
+            cost = CostEstimate.together(
+                [step.at_most(max_iterations), final], session_life=max_ttl if in_session else None
+            )
+            require_approval(cost, above=require_approval_above)
         session: SessionRef | None = None
         if not dry_run:
             opening = runtime_session(credentials, chosen, mode=mode, max_ttl=max_ttl, budget=budget_block)
@@ -224,7 +249,7 @@ def minimise(energies: Energies, *, max_iterations: int, tolerance: float) -> li
         rows.append(row(number, "step", energies, angles, energy, error))
         logger.info("iteration %d: energy %.6f Ha after turning %s", number, energy, name)
         if number % len(ANGLES) == 0:
-            # What is below its own error is no gain.
+            # A gain below its own error does not count.
             if before - energy < max(tolerance, error or 0.0):
                 break
             before = energy
@@ -264,7 +289,7 @@ def tell(rows: list[dict[str, Any]], backend: str, shots: int) -> None:
     told = f", {attached} of them submitted by an earlier attempt of this flow run" if attached else ""
     error = "" if last["standard_error"] is None else f" ± {last['standard_error']:.6f}"
     lines = [
-        f"**{last['energy']:.6f}{error} Ha** after {len(rows)} jobs of {shots:,} shots an energy{told}.",
+        f"**{last['energy']:.6f}{error} Ha** after {many(len(rows), 'job')} of {shots:,} shots per energy{told}.",
         "",
         markdown_image(title, chart),
         "",

@@ -20,21 +20,21 @@ def watch_jobs(
     minutes: Annotated[float | None, Field(gt=0)] = 55,
     interval: Annotated[float, Field(gt=0)] = 10,
 ) -> WatchReport:
-    """Watch all instances, or some.
+    """Watch the jobs of all instances, or of some.
 
     Args:
         credentials_blocks: Names of Quantum Runtime Credentials blocks; empty for all.
-        minutes: How long to watch; empty for one look only.
-        interval: Seconds between looks for newly suspended flow runs.
+        minutes: How long to watch; empty to poll once.
+        interval: Seconds between polls for newly suspended flow runs.
 
     Returns:
-        What was done.
+        The work done.
     """
     duration = None if minutes is None else minutes * 60
     report = run_watch(credentials_blocks or None, once=minutes is None, interval=interval, duration=duration)
     logger = get_run_logger()
     for problem in report.problems:
-        logger.error("not watched: %s", problem)
+        logger.error("Not watched: %s", problem)
     logger.info(
         "flow runs resumed: %d; finished jobs reported: %d; flow runs cancelled with their jobs: %d",
         report.resumed,

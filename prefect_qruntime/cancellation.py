@@ -1,7 +1,7 @@
-"""Cancel means cancel; losing a process does not.
+"""Cancel a flow run's jobs if a user cancels the flow run, and leave them running if only its process is lost.
 
-Both reach the code as the same `CancelledError`. Prefect's own state of the flow run tells them apart:
-`Cancelling` or `Cancelled` means that somebody pressed Cancel, anything else that the process is going
+Both reach the code as the same `CancelledError`. Prefect's own state of the flow run distinguishes them:
+`Cancelling` or `Cancelled` means that a user pressed Cancel, anything else that the process is going
 away and the flow may run again, to attach to its jobs.
 """
 
@@ -29,6 +29,7 @@ from prefect_qruntime.models import Job
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.notifications import follow_usage
 from prefect_qruntime.prefect_api import api, current_flow_run_id, patience
+from prefect_qruntime.printable import many
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.run_context import current_run
 from prefect_qruntime.settings import current_settings
@@ -50,15 +51,15 @@ Policy = Literal["cancel", "detach"]
 log = get_logger(__name__)
 
 _AFTER_PREFECT = 0.5  # seconds by which Prefect's own timeout of a flow run comes before ours
-_ANSWER = 5.0  # seconds for which a failing Prefect API is asked again
+_ANSWER = 5.0  # seconds for which requests to a failing Prefect API are repeated
 _UNSEEN_PAUSES = (0.5, 1.5, 4.0)  # seconds between tries for a job that the service does not know yet
 
 POLICY_MARK = "qruntime_policy"
-"""Attribute by which our hooks tell the policy of the flow that carries them."""
+"""Attribute of our hooks that holds the policy of their flow."""
 
 
 def policy() -> Policy:
-    """What a cancelled flow run does to its jobs: its hooks say, else the settings."""
+    """What happens to the jobs of a cancelled flow run, according to its hooks or else to the settings."""
     context = FlowRunContext.get()
     if context is not None and context.flow is not None:
         for hook in context.flow.on_cancellation_hooks or ():
@@ -69,10 +70,10 @@ def policy() -> Policy:
 
 
 async def cancelled_by_user(*, level: int = logging.WARNING) -> bool:
-    """Whether Prefect says that this flow run, or the one above it in this process, is being cancelled.
+    """Whether, according to Prefect, this flow run or its parent in this process is being cancelled.
 
     Args:
-        level: Of what is logged where Prefect does not say.
+        level: Log level of the message if Prefect does not answer.
     """
     flow_run_id = current_flow_run_id()
     if flow_run_id is None:
@@ -86,13 +87,13 @@ async def cancelled_by_user(*, level: int = logging.WARNING) -> bool:
                 if state is not None and (state.is_cancelling() or state.is_cancelled()):
                     return True
     except Exception:
-        # Without an answer, leaving the job alone is what can be undone.
-        log.log(level, "whether the flow run was cancelled cannot be told; its jobs are left alone", exc_info=True)
+        # Without an answer the jobs are left running, because a cancellation cannot be undone.
+        log.log(level, "Prefect does not say whether the flow run was cancelled. Its jobs live on.", exc_info=True)
     return False
 
 
 class _CancelBatch:
-    """One cancelling of a flow run's jobs, shared by all who ask for it at the same moment.
+    """One cancellation of a flow run's jobs, shared by all callers that request it at the same moment.
 
     When a flow with hundreds of waits is cancelled, each of them asks for all of its jobs.
     """
@@ -106,7 +107,7 @@ class _CancelBatch:
 
     async def all_of(self, also: Iterable[str]) -> list[Job]:
         """Cancel these jobs and all live ones that are listed; see `cancel_jobs_of`."""
-        for job_id in also:  # at once, whatever the list is about to say
+        for job_id in also:  # at once, without waiting for the list
             self._start(job_id)
         if self._listed is None:
             self._listed = asyncio.create_task(self._list())
@@ -133,14 +134,14 @@ class _CancelBatch:
         try:
             job = await self._until_visible(job_id)
         except QuantumRuntimeError as error:
-            log.error("job %s could not be cancelled: %s", job_id, error)
+            log.error("Job %s could not be cancelled: %s", job_id, error)
             raise
         await notifications.job_cancelled(job, flow_run_id=self._flow_run_id)
         follow_usage(self._client, job)
         return job
 
     async def _until_visible(self, job_id: str) -> Job:
-        """A job that was bought a moment ago may be unknown to the service for a while."""
+        """Cancel a job, and try again while the service does not know it, as a new job may be unknown for a while."""
         for pause in _UNSEEN_PAUSES:
             with contextlib.suppress(NotFound):
                 return await self._client.cancel(job_id)
@@ -150,7 +151,7 @@ class _CancelBatch:
 
 @dataclass(slots=True)
 class CancellationWork:
-    """What this process does for flow runs that are, or may be, cancelled: by CRN and flow run."""
+    """The cancellations and cancellation pollers of this process, by CRN and flow run."""
 
     batches: dict[tuple[str, str], _CancelBatch] = field(default_factory=dict)
     pollers: dict[tuple[str, str], CancellationPoller] = field(default_factory=dict)
@@ -198,12 +199,12 @@ async def cancels_jobs(client: QuantumRuntimeClient, job_ids: list[str]) -> Asyn
             with contextlib.suppress(QuantumRuntimeError):
                 if where.flow_run_id is not None:
                     done = await cancel_jobs_of(client, where.flow_run_id, job_ids)
-                    log.info("flow run cancelled: %d jobs cancelled with it", len(done))
+                    log.info("The flow run was cancelled, and %s with it.", many(len(done), "job"))
         raise
 
 
 class CancellationPoller:
-    """Polls Prefect for a cancellation on behalf of all waits of a flow run on one instance."""
+    """Poll Prefect for a cancellation on behalf of all waits of a flow run on one instance."""
 
     def __init__(self, client: QuantumRuntimeClient, every: float) -> None:
         self.jobs: Counter[str] = Counter()  # by how many waits
@@ -218,9 +219,9 @@ class CancellationPoller:
             self._task = asyncio.create_task(self._poll())
 
     def forget(self, job_id: str) -> bool:
-        """A wait is over; returns whether it was the last one."""
+        """Remove a wait that is over; returns whether it was the last one."""
         self.jobs[job_id] -= 1
-        self.jobs += Counter()  # those without waits leave
+        self.jobs += Counter()  # drops jobs without waits
         if self.jobs:
             return False
         if self._task is not None:
@@ -243,7 +244,7 @@ class CancellationPoller:
             done = await cancel_jobs_of(self._client, where.flow_run_id, list(self.jobs))
         except QuantumRuntimeError:  # logged already
             return False
-        log.info("flow run cancelled: %d jobs cancelled with it", len(done))
+        log.info("The flow run was cancelled, and %s with it.", many(len(done), "job"))
         return True
 
 
@@ -273,8 +274,8 @@ async def polls_for_cancellation(client: QuantumRuntimeClient, job_id: str) -> A
 def ends_with_flow_run(body: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
     """Make a task's body end when its flow run reaches `timeout_seconds`.
 
-    Prefect's timeout of a flow interrupts the flow function only. A task that was submitted goes on in its thread, and
-    the flow run waits for it. Works on the network loop; the body is cancelled as by any other timeout.
+    Prefect's timeout of a flow interrupts the flow function only. A task that was submitted continues in its thread,
+    and the flow run waits for it. Works on the network loop; the body is cancelled as by any other timeout.
     """
 
     @functools.wraps(body)

@@ -1,6 +1,6 @@
-"""The credentials block: who we are, which instance, where.
+"""The credentials block: API key, instance and address.
 
-Building or loading one never touches the network. The API key stays in its `SecretStr` until a client
+Building or loading a block never uses the network. The API key stays in its `SecretStr` until a client
 needs it.
 """
 
@@ -34,7 +34,7 @@ __all__ = [
 class QuantumRuntimeCredentials(Loadable, CredentialsBlock):
     """API key and instance of IBM's Qiskit Runtime REST API (IBM Quantum Compute Service).
 
-    Building or loading a block never touches the network; `verify` does, and names each thing that
+    Building or loading a block never uses the network; `verify` does, and names each problem
     is wrong.
 
     Attributes:
@@ -110,7 +110,7 @@ class QuantumRuntimeCredentials(Loadable, CredentialsBlock):
     ca_file: str | None = Field(
         default=None,
         title="CA file",
-        description="Path of a CA bundle on the worker, where a proxy or private endpoint has its own certificates.",
+        description="Path of a CA bundle on the worker, if a proxy or private endpoint has its own certificates.",
     )
     proxy: SecretStr | None = Field(
         default=None,
@@ -155,10 +155,10 @@ class QuantumRuntimeCredentials(Loadable, CredentialsBlock):
         return QuantumRuntimeClient(self._connection(), *args, **kwargs)
 
     def verify(self) -> InstanceReport:
-        """Ask the service who this key is and what it may do; for code without an event loop.
+        """Check the key and its rights with the service; for code without an event loop.
 
         Returns:
-            A report; `ok` tells whether jobs can be run, `problems` names each thing wrong with its cure.
+            A report; `ok` says whether jobs can be run, `problems` names each problem with its fix.
         """
         return network_loop().run(self.averify())
 
@@ -176,7 +176,7 @@ def load_credentials(name: str) -> QuantumRuntimeCredentials:
 
     Raises:
         InvalidInput: No block of this type has the name, or a field of it is wrong.
-        PolicyRefused: It leads to a host that the installation's policy does not allow.
+        PolicyRefused: Its host is not allowed by the installation's policy.
     """
     return network_loop().run(aload_credentials(name))
 
@@ -186,10 +186,10 @@ async def aload_credentials(name: str) -> QuantumRuntimeCredentials:
 
     Raises:
         InvalidInput: No block of this type has the name, or a field of it is wrong.
-        PolicyRefused: It leads to a host that the installation's policy does not allow.
+        PolicyRefused: Its host is not allowed by the installation's policy.
     """
     found = await load_saved(
-        QuantumRuntimeCredentials, name, field="credentials_block", fix="Make one in the UI under Blocks."
+        QuantumRuntimeCredentials, name, field="credentials_block", fix="Create one in the UI under Blocks."
     )
     await network_loop().arun(check_hosts(found._connection(api_key="unchecked")))
     return found
@@ -202,7 +202,7 @@ def block_name(credentials: QuantumRuntimeCredentials) -> str | None:
 
 
 async def load_each(names: Iterable[str] | None) -> tuple[dict[str, QuantumRuntimeCredentials], dict[str, str]]:
-    """Load several saved blocks. One that is wrong stops none of the others, and is named. Runs on the network loop.
+    """Load several saved blocks; an invalid one is reported and does not stop the others. Runs on the network loop.
 
     Args:
         names: The blocks' names; None for all saved ones.

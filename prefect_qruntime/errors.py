@@ -10,7 +10,7 @@ QuantumRuntimeError
 ├─ BudgetExhausted         your own budget has no QPU time left
 ├─ PolicyRefused           the installation's policy does not allow it, nothing was sent
 ├─ RateLimited             429; the request was not accepted
-├─ SubmissionUncertain     a create may or may not have been accepted: look before going on
+├─ SubmissionUncertain     a create may or may not have been accepted: search before going on
 ├─ ServiceUnavailable      no answer, or a 5xx, until the deadline
 ├─ SessionClosed           the session takes no more jobs
 ├─ JobFailed
@@ -64,12 +64,12 @@ class RetryAdvice:
     seconds: float | None = None
 
     def __str__(self) -> str:
-        """Read as in the published failure table."""
+        """The advice as the published failure table words it."""
         return f"after {self.seconds:g} s" if self.kind == "after" and self.seconds is not None else self.kind
 
     @property
     def may_repeat(self) -> bool:
-        """Whether the same request may be sent again without a look at the service first."""
+        """Whether the same request may be sent again without searching the service first."""
         return self.kind in ("same-request", "after")
 
 
@@ -83,7 +83,7 @@ def after(seconds: float) -> RetryAdvice:
     return RetryAdvice("after", seconds)
 
 
-# What `__str__` writes behind the sentences of an error.
+# What `__str__` writes after the sentences of an error.
 _MARK = r"(?:HTTP \d{3}|(?:code|trace) [^\s,()]+|(?:not )?retryable)"
 _MARKS = re.compile(rf" \((?P<marks>{_MARK}(?:, {_MARK})*)\)(?: (?P<url>https?://\S+))?\Z")
 
@@ -108,7 +108,7 @@ _ADDRESS_LAST = re.compile(r"https?://\S+\Z")
 
 
 def _sentence(text: str) -> str:
-    """A text with a stop, which our own and the service's words may lack; none where it would join an address."""
+    """End a text with a stop, unless it has one or ends with an address, which a stop would break."""
     return text if not text or text.endswith((".", "!", "?", ":", "…")) or _ADDRESS_LAST.search(text) else f"{text}."
 
 
@@ -124,14 +124,14 @@ class QuantumRuntimeError(Exception):
 
     Args:
         message: What happened, in one sentence.
-        code: The service's own code, an int or a string, where it gave one.
+        code: The service's own code, an int or a string, if it gave one.
         reason: The service's reason text.
         solution: What to do about it.
         trace_id: The service's trace id, for a support case.
         job_id: The job concerned.
         session_id: The session concerned.
-        job_url: Where to look at the job.
-        status: The HTTP status, where there was one.
+        job_url: Address of the job for people.
+        status: The HTTP status, if there was one.
         advice: Whether repeating can help.
         details: Fields of single subclasses, for instance `field` of `InvalidInput`.
 
@@ -163,7 +163,7 @@ class QuantumRuntimeError(Exception):
     ) -> None:
         given = (code, reason, solution, trace_id, job_id, session_id, job_url, status, advice)
         if all(value is None for value in (*given, *details.values())):
-            # Perhaps the text of another error, which is all that JSON keeps of it.
+            # The message may be the text of another error, which is all that JSON keeps of it.
             message, told = _read_marks(message)
             code, status, trace_id = told.pop("code", None), told.pop("status", None), told.pop("trace_id", None)
             job_url = told.pop("job_url", None)
@@ -190,9 +190,9 @@ class QuantumRuntimeError(Exception):
 
     @property
     def is_outage(self) -> bool:
-        """Whether this says only that the service could not be asked, and nothing about a job, a session or an input.
+        """Whether the error only means that the service was unreachable: it says nothing about a job or an input.
 
-        What is under way lives on: nothing may be dropped or given up because of it.
+        Work in flight continues: nothing may be dropped or given up because of such an error.
         """
         return False
 
@@ -206,7 +206,7 @@ class QuantumRuntimeError(Exception):
         return _rebuild, (type(self), self.message, self.fields)
 
     def __str__(self) -> str:
-        """What happened. Why. What to do. (Marks for the support) and where to look."""
+        """What happened. Why. What to do. (Marks for support) and the job's address."""
         parts = [self.message]
         if self.reason and self.reason not in self.message:
             parts.append(self.reason)
@@ -228,7 +228,7 @@ class QuantumRuntimeError(Exception):
 
 
 class InvalidInput(QuantumRuntimeError):
-    """An input is wrong; nothing was bought. `field` names it.
+    """An input is wrong; nothing was submitted. `field` names it.
 
     Found here, nothing was sent; found by the service, `status` is its HTTP status (400).
     """
@@ -266,13 +266,13 @@ class PolicyRefused(QuantumRuntimeError):
 
 
 class BackendOffline(QuantumRuntimeError):
-    """The backend is paused or offline, and the submission was to be refused then; nothing was sent."""
+    """The backend is paused or offline, and the submission requires an online one; nothing was sent."""
 
     default_advice = SAME_REQUEST
 
 
 class ApprovalDenied(QuantumRuntimeError):
-    """A person was asked to approve the cost and did not; nothing was sent."""
+    """A person declined to approve the cost, or did not answer in time; nothing was sent."""
 
 
 class RateLimited(QuantumRuntimeError):
@@ -282,12 +282,12 @@ class RateLimited(QuantumRuntimeError):
 
     @property
     def is_outage(self) -> bool:
-        """Whether this says only that the service could not be asked."""
+        """Whether the error only means that the service was unreachable."""
         return True
 
 
 class SubmissionUncertain(QuantumRuntimeError):
-    """A create may or may not have been accepted, and looking did not settle it.
+    """A create may or may not have been accepted, and searching for it did not decide that.
 
     `submission_key` is the tag to look for, `candidates` the job ids found so far.
     """
@@ -296,7 +296,7 @@ class SubmissionUncertain(QuantumRuntimeError):
 
     @property
     def is_outage(self) -> bool:
-        """Whether this says only that the service could not be asked."""
+        """Whether the error only means that the service was unreachable."""
         return True
 
 
@@ -307,7 +307,7 @@ class ServiceUnavailable(QuantumRuntimeError):
 
     @property
     def is_outage(self) -> bool:
-        """Whether this says only that the service could not be asked."""
+        """Whether the error only means that the service was unreachable."""
         return True
 
 
@@ -335,7 +335,7 @@ class JobRanTooLong(JobFailed):
 
 
 class JobCancelled(QuantumRuntimeError):
-    """The job was cancelled, by us or by somebody else."""
+    """The job was cancelled, by this package or by someone else."""
 
 
 class JobTimeout(QuantumRuntimeError):
@@ -343,7 +343,7 @@ class JobTimeout(QuantumRuntimeError):
 
     @property
     def is_outage(self) -> bool:
-        """Whether this says only that the service could not be asked."""
+        """Whether the error only means that the service was unreachable."""
         return self.details.get("limit") == "outage"
 
 

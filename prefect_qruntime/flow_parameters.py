@@ -82,7 +82,7 @@ def allowed_folders(access: Literal["read", "write"] = "read") -> tuple[Path, ..
     flow's own file may be read too, as the flow's example data is there.
 
     Args:
-        access: What is to be done there.
+        access: `read` or `write`.
 
     Returns:
         The folders. The root of the file system never counts as a working directory: it would allow every file.
@@ -112,9 +112,9 @@ def allowed_path(path: Path, *, field: str, access: Literal["read", "write"] = "
     """The real path of a file that a flow parameter names, if it is inside an allowed folder.
 
     Args:
-        path: What the parameter says; a relative path starts at the working directory.
+        path: The parameter's value; a relative path starts at the working directory.
         field: Name of the parameter, for the error message.
-        access: What is to be done with the file.
+        access: `read` or `write`.
 
     Returns:
         The absolute path without symbolic links.
@@ -148,7 +148,7 @@ def read_file(path: Path, *, field: str, limit: int = MAX_PAYLOAD_BYTES) -> str:
     """Read a text file that a flow parameter names.
 
     Args:
-        path: What the parameter says.
+        path: The parameter's value.
         field: Name of the parameter, for the error message.
         limit: Most bytes to read.
 

@@ -1,4 +1,4 @@
-"""Hooks that a flow adds with one line, for the case that its own process cannot clean up any more.
+"""Hooks that a flow adds with one line, in case the flow's own process can no longer clean up.
 
 ```python
 from prefect import flow
@@ -29,7 +29,8 @@ from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import SessionRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.artifacts import Record, find_records
-from prefect_qruntime.observability.run_page import write_summary
+from prefect_qruntime.observability.run_summary import write_summary
+from prefect_qruntime.printable import many
 from prefect_qruntime.redact import get_logger
 
 __all__ = ["Hooks", "cancel", "detach", "on_cancellation", "on_cancellation_detach", "on_crashed"]
@@ -70,38 +71,39 @@ detach: Hooks = {"on_cancellation": [on_cancellation_detach], "on_crashed": [on_
 
 
 async def clean_up(flow_run: FlowRun, *, cancel_jobs: bool, drain: bool) -> None:
-    """What a flow run needs that cannot clean up by itself. Runs on the network loop.
+    """Clean up after a flow run that cannot do so itself. Runs on the network loop.
 
     Args:
-        flow_run: The flow run; its subflows are looked after with it.
+        flow_run: The flow run; its subflows are cleaned up with it.
         cancel_jobs: Whether its live jobs are cancelled.
         drain: Whether the queued jobs of its sessions may still run.
     """
     family = await prefect_api.family(flow_run.id)
     jobs = await find_records("job", flow_run_ids=family)
-    # A job attached to by an explicit key is noted under the flow run that bought it.
+    # A job attached to by an explicit key is recorded under the flow run that submitted it.
     jobs += [r for r in await find_records("job", since=flow_run.created) if r.meta.get("flow_run") == str(flow_run.id)]
     sessions = await find_records("session", flow_run_ids=family)
     for block in sorted(_blocks(flow_run, [*jobs, *sessions])):
         try:
             credentials = await aload_credentials(block)
         except (QuantumRuntimeError, ValueError):
-            log.error("credentials block %r cannot be loaded; jobs it opens are left alone", block)
+            log.error("Credentials block %r cannot be loaded. The jobs and sessions of its instance stay.", block)
             continue
         if cancel_jobs:
-            # The service's list may lag; what is noted here is known to exist.
+            # The service's list may lag; the jobs recorded here are known to exist.
             noted = [r.meta["id"] for r in jobs if r.meta.get("block") == block and not r.is_over]
             try:
                 done = await cancel_jobs_of(credentials.get_client(), str(flow_run.id), noted)
-                log.info("flow run %s: %d live jobs cancelled", flow_run.id, len(done))
+                log.info("flow run %s: %s cancelled", flow_run.id, many(len(done), "live job"))
             except QuantumRuntimeError as error:
-                log.error("cancelling the jobs of flow run %s with block %r: %s", flow_run.id, block, error)
+                log.error("The jobs of flow run %s on block %r could not be cancelled: %s", flow_run.id, block, error)
         for record in sessions:
             if record.meta.get("block") == block and record.meta.get("session"):
                 try:
                     await _close(credentials, record, drain=drain)
                 except QuantumRuntimeError as error:
-                    log.error("closing session %s of flow run %s: %s", record.meta["session"], flow_run.id, error)
+                    session_id = record.meta["session"]
+                    log.error("Session %s of flow run %s could not be closed: %s", session_id, flow_run.id, error)
     with contextlib.suppress(Exception):
         await write_summary(str(flow_run.id), [record.meta["id"] for record in jobs])
 

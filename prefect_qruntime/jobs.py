@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Annotated, Any, Unpack
+from typing import Annotated, Any, Unpack, cast
 
 from prefect.blocks.abstract import JobBlock, JobRun
 from pydantic import Field, HttpUrl
 
-from prefect_qruntime.admission.budget import MOST_SECONDS, Budget
+from prefect_qruntime.admission.budget import Budget
+from prefect_qruntime.client.cost_core import MOST_SECONDS
 from prefect_qruntime.client.inputs.spec import CircuitForm
 from prefect_qruntime.client.programs.route import RequestedRoute
 from prefect_qruntime.client.results import JobResult
@@ -51,15 +52,15 @@ def run_job(
         stream: Whether to use a websocket: `auto`, `always` or `never`.
         resubmit: How often a new job is submitted after the service said that one failed by the service's own
             fault (`JobFailed.retryable`); 0 submits no second one.
-        require_approval_above: QPU seconds that a job may cost without somebody's approval; see `require_approval`.
-            An approval holds for the jobs of `resubmit` too. None asks nobody.
+        require_approval_above: QPU seconds that the jobs may cost together, those of `resubmit` included, without a
+            person's approval; see `require_approval`. With None no approval is needed.
         **submission: Backend, program, shots, limits and more: see `Submission`.
 
     Returns:
         The result.
 
     Raises:
-        ApprovalDenied: Somebody was asked and did not approve; nothing was submitted.
+        ApprovalDenied: A person was asked and did not approve; nothing was submitted.
         QuantumRuntimeError: As the three tasks raise.
 
     Example:
@@ -76,9 +77,9 @@ def run_job(
     job: JobRef | None = None
     chances = _chances(resubmit)
     if require_approval_above is not None:
-        from prefect_qruntime.tasks.estimate import estimate_cost, require_approval
+        from prefect_qruntime.tasks.estimate import ask_above
 
-        require_approval(estimate_cost(credentials, pubs, **submission), above=require_approval_above)
+        ask_above(require_approval_above, credentials, pubs, submission, times=1 + resubmit)
     for left in chances:
         job = submit_numbered(credentials, pubs, replaces=job, **submission)
         try:
@@ -109,9 +110,9 @@ async def arun_job(
     job: JobRef | None = None
     chances = _chances(resubmit)
     if require_approval_above is not None:
-        from prefect_qruntime.tasks.estimate import aestimate_cost, arequire_approval
+        from prefect_qruntime.tasks.estimate import aask_above
 
-        await arequire_approval(await aestimate_cost(credentials, pubs, **submission), above=require_approval_above)
+        await aask_above(require_approval_above, credentials, pubs, submission, times=1 + resubmit)
     for left in chances:
         job = await asubmit_numbered(credentials, pubs, replaces=job, **submission)
         try:
@@ -126,14 +127,14 @@ async def arun_job(
 
 
 def _chances(resubmit: int) -> Iterator[int]:
-    """How many resubmissions are left, for each job that may be submitted."""
+    """Return the number of resubmissions left, once for each job that may be submitted."""
     if isinstance(resubmit, bool) or not isinstance(resubmit, int) or not 0 <= resubmit <= 10:
         raise InvalidInput("must be a whole number from 0 to 10", field="resubmit")
     return iter(range(resubmit, -1, -1))
 
 
 def _check_resubmission(error: JobFailed, left: int) -> None:
-    """Raise the error unless a new job may succeed and was asked for.
+    """Raise the error unless a new job was requested and may succeed.
 
     Raises:
         JobFailed: `error`.
@@ -154,7 +155,7 @@ class QuantumRuntimeJobRun(JobRun[JobResult]):
         on_timeout: What happens to the job then: `leave` or `cancel`.
         stream: Whether to use a websocket: `auto`, `always` or `never`.
         block: The job block that submitted it, if jobs that failed by the service's own fault are to be
-            submitted anew as it says.
+            resubmitted as it says.
     """
 
     def __init__(
@@ -218,7 +219,7 @@ def _bounds(least: int, most: int | None = None) -> Any:
 class QuantumRuntimeJob(Loadable, JobBlock[JobResult]):
     """A quantum job that can be saved, shown in the UI, and triggered from code or from a generic flow.
 
-    Triggering buys at most one job for one intent, by the same rules as `submit_job`: triggered again by a
+    Triggering submits at most one job for one intent, by the same rules as `submit_job`: triggered again by a
     retried or resumed flow run, it attaches.
 
     Attributes:
@@ -226,7 +227,7 @@ class QuantumRuntimeJob(Loadable, JobBlock[JobResult]):
         backend: Name of the backend.
         program_id: `sampler`, `estimator`, or with `params` any other.
         pubs: PUBs, as `submit_job` takes them.
-        shots: Shots for PUBs that name none.
+        shots: Shots for PUBs without shots of their own.
         options: Options of the primitive.
         params: Raw payload of any program, in place of `pubs`.
         session: Id of the session or batch to run in.
@@ -236,7 +237,7 @@ class QuantumRuntimeJob(Loadable, JobBlock[JobResult]):
         route: How PUBs run: `service`, `executor` or `auto`.
         circuit_form: How circuits travel to the executor.
         dry_run: Whether the job runs on the mock backend that stands for the backend, without a QPU.
-        submission_key: Identity of the purchase across flow runs.
+        submission_key: Identity of the submission across flow runs.
         check_isa: Whether to compare the circuits with the backend's configuration before anything is sent.
         transpile: Whether to transpile the circuits for the backend.
         require_online: Whether to refuse a backend that is paused or offline.
@@ -246,6 +247,8 @@ class QuantumRuntimeJob(Loadable, JobBlock[JobResult]):
         on_timeout: What happens to the job then.
         stream: Whether to use a websocket.
         resubmit: How often a new job is submitted after one failed by the service's own fault.
+        require_approval_above: QPU seconds that the jobs may cost together, those of `resubmit` included, without
+            a person's approval; see `require_approval`. Such a block is triggered in a flow.
 
     Example:
         ```python
@@ -273,7 +276,7 @@ class QuantumRuntimeJob(Loadable, JobBlock[JobResult]):
     )
     # The form keeps to these bounds; a value from elsewhere is refused by `submit_job`, which names it.
     shots: Annotated[int, _bounds(1)] | None = Field(
-        default=None, title="Shots", description="Shots for PUBs that name none, at least 1."
+        default=None, title="Shots", description="Shots for PUBs without shots of their own, at least 1."
     )
     options: dict[str, Any] | None = Field(default=None, title="Options", description="Options of the primitive.")
     params: dict[str, Any] | None = Field(
@@ -304,7 +307,7 @@ class QuantumRuntimeJob(Loadable, JobBlock[JobResult]):
     submission_key: str | None = Field(
         default=None,
         title="Submission key",
-        description="Identity of the purchase across flow runs; empty: each flow run buys its own job.",
+        description="Identity of the submission across flow runs; empty: each flow run submits its own job.",
     )
     budget: Budget | None = Field(
         default=None, title="Budget", description="The budget that must have room for the job; empty for none."
@@ -332,25 +335,40 @@ class QuantumRuntimeJob(Loadable, JobBlock[JobResult]):
         default=False, title="Require online", description="Refuse to submit while the backend is paused or offline."
     )
     stream: Stream = Field(
-        default="auto", title="Websocket", description="Whether to use the job's websocket where there is one."
+        default="auto", title="Websocket", description="Whether to use the job's websocket if there is one."
     )
     resubmit: Annotated[int, _bounds(0, 10)] = Field(
         default=0,
         title="Resubmit",
         description="How often a new job is submitted after one failed by the service's own fault, 0 to 10.",
     )
+    require_approval_above: Annotated[float, _bounds(0)] | None = Field(
+        default=None,
+        title="Approval above",
+        description=(
+            "QPU seconds that the jobs may cost together without a person's approval on the flow run's page; empty if "
+            "no approval is needed."
+        ),
+    )
 
     async def trigger(self) -> QuantumRuntimeJobRun:
-        """Submit the job, or attach to the one that this very call submitted before.
+        """Submit the job, or attach to the one that this same call submitted before.
 
         Returns:
             The run to wait for.
 
         Raises:
             InvalidInput: A field is wrong; nothing was sent.
+            ApprovalDenied: A person was asked and did not approve; nothing was sent.
             BudgetExhausted: The budget has no room for the job; nothing was sent.
-            SubmissionUncertain: It cannot be told whether a job was accepted.
+            SubmissionUncertain: It is not known whether a job was accepted.
         """
+        _chances(self.resubmit)
+        if self.require_approval_above is not None:
+            from prefect_qruntime.tasks.estimate import aask_above
+
+            above, times = self.require_approval_above, 1 + self.resubmit
+            await aask_above(above, self.credentials, self.pubs, self._submission(), times=times)
         return QuantumRuntimeJobRun(
             self.credentials,
             await self.submit(),
@@ -362,8 +380,10 @@ class QuantumRuntimeJob(Loadable, JobBlock[JobResult]):
         )
 
     async def submit(self, *, replaces: JobRef | None = None) -> JobRef:
-        """Submit the job or attach to it, as `trigger`; `replaces` is the failed one that a new one stands for."""
-        names = ("backend", *defaults_of(Submission))
-        submission: Any = {name: getattr(self, name) for name in names}
-        job: JobRef = await asubmit_numbered(self.credentials, self.pubs, replaces=replaces, **submission)
+        """Submit the job or attach to it, as `trigger`; `replaces` is the failed job that a new one replaces."""
+        job: JobRef = await asubmit_numbered(self.credentials, self.pubs, replaces=replaces, **self._submission())
         return job
+
+    def _submission(self) -> Submission:
+        names = ("backend", *defaults_of(Submission))
+        return cast("Submission", {name: getattr(self, name) for name in names})

@@ -1,4 +1,4 @@
-"""What the service's answers mean, the same for both dialects.
+"""Models of the service's answers, the same for both dialects.
 
 All models are frozen, small, free of secrets and round-trip through JSON. Readers are tolerant:
 unknown fields are ignored and an unknown status is kept as text. Parsing one dialect's JSON into
@@ -36,9 +36,9 @@ __all__ = [
 
 
 KEY_TAG = "qr-key:"
-"""What the tag of a submission key begins with; 32 hex digits follow."""
+"""Prefix of a submission key's tag; 32 hex digits follow."""
 FLOW_TAG = "qr-flow:"
-"""What the tag of the owning flow run begins with; its id follows."""
+"""Prefix of the tag of the owning flow run; its id follows."""
 _MOCK = "mock_"
 
 
@@ -84,7 +84,7 @@ class _Model(BaseModel):
                 yield name, value
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the fields that have a value, escaped."""
+        """The HTML that a notebook shows: the fields that have a value, escaped."""
         rows = "".join(
             f'<tr><th style="text-align:left">{name.replace("_", " ")}</th>'
             f'<td style="text-align:left">{_link(value) if name == "url" else _html(value)}</td></tr>'
@@ -95,7 +95,7 @@ class _Model(BaseModel):
 
 
 class JobStatus(StrEnum):
-    """Where a job stands. Only the service's own answer sets it."""
+    """State of a job. Only the service's own answer sets it."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -110,7 +110,7 @@ class JobStatus(StrEnum):
 
     @classmethod
     def of(cls, word: str) -> JobStatus | None:
-        """The status that a word of the service, of any API version, stands for; None for an unknown word."""
+        """The status for a word of the service, of any API version; None for an unknown word."""
         return _STATUSES.get(word.strip().lower())
 
 
@@ -133,7 +133,7 @@ _STATUSES = {
 class Backend(_Model):
     """A QPU or simulator of the instance.
 
-    `status` is `online`, `paused`, `offline` or whatever else the service says; `queue_length` counts
+    `status` is `online`, `paused`, `offline` or any other word of the service; `queue_length` counts
     pending jobs; `wait_time_seconds` is the service's average estimate, if any.
     """
 
@@ -177,7 +177,7 @@ class SessionRef(_Model):
 
     @property
     def kind(self) -> Literal["session", "batch"]:
-        """What people call it."""
+        """Whether it is a session or a batch, in words."""
         return "batch" if self.mode == "batch" else "session"
 
 
@@ -199,11 +199,11 @@ class Session(_Model):
     elapsed_time: float | None = None
     user_id: str | None = None
     usage_seconds: float | None = Field(default=None, description="QPU seconds charged; only workloads say so.")
-    usage_units: float | None = Field(default=None, description="Resource units charged, where the service says so.")
+    usage_units: float | None = Field(default=None, description="Resource units charged, if the service says so.")
     usage_final: bool = False
 
     def ref(self) -> SessionRef:
-        """The small handle that flows pass on."""
+        """The small handle that flows pass around."""
         return SessionRef(
             id=self.id,
             mode="batch" if self.mode == "batch" else "dedicated",
@@ -219,9 +219,9 @@ class JobRef(_Model):
 
     `widths` holds the number of classical bits of each PUB where the circuit text tells, because
     a legacy result does not say how long its bitstrings are. `attached` is True when the job
-    existed already and nothing was bought. `private` is None where only the id is known.
-    `payload_digest` identifies what was submitted (hex SHA-256), where known. `certain` is False where it could
-    not be told for certain that the job is the one of this call: the same work written again may get another
+    existed already and nothing was submitted. `private` is None if only the id is known.
+    `payload_digest` identifies what was submitted (hex SHA-256), if known. `certain` is False if it could
+    not be known for certain that the job is the one of this call: the same work written again may get another
     key, or the service does not show the input of the job that was attached to.
     """
 
@@ -265,7 +265,7 @@ class Job(_Model):
     tags: tuple[str, ...] = ()
     usage_seconds: float | None = None
     usage_final: bool = False
-    usage_units: float | None = Field(default=None, description="Resource units charged, where the service says so.")
+    usage_units: float | None = Field(default=None, description="Resource units charged, if the service says so.")
     user_id: str | None = None
     estimated_running_seconds: float | None = None
     max_execution_time: int | None = None
@@ -303,11 +303,11 @@ class Job(_Model):
 
 
 class Provenance(_Model):
-    """Where a result comes from: the run's calibration, its times, what was submitted, and by which packages.
+    """Origin of a result: the run's calibration and times, what was submitted, and by which packages.
 
     Attributes:
         job_id: The job.
-        backend: Where it ran.
+        backend: The backend.
         program_id: The program that was asked for.
         wire_program: The program that the service ran: `executor` for PUBs on that route.
         calibration_id: The backend's calibration that the job ran with, as the service says.
@@ -322,7 +322,7 @@ class Provenance(_Model):
         usage_seconds: QPU seconds charged; not final unless `usage_final`.
         usage_final: Whether they are final.
         packages: Versions of Python and packages where the result was fetched.
-        missing: What is not known and why, in sentences.
+        missing: What is unknown and why, in sentences.
     """
 
     job_id: str
@@ -350,7 +350,7 @@ class Provenance(_Model):
 
     @property
     def properties(self) -> dict[str, Any] | None:
-        """The properties of the backend as of the run, as the service gave them; None where they are not known."""
+        """The properties of the backend as of the run, as the service gave them; None if they are not known."""
         if self.properties_data is None:
             return None
         found: dict[str, Any] = json.loads(zlib.decompress(base64.b64decode(self.properties_data)))
@@ -374,7 +374,7 @@ class Usage(_Model):
 
     @property
     def remaining_seconds(self) -> float | None:
-        """Seconds left, or None where the instance has no limit."""
+        """Seconds left, or None if the instance has no limit."""
         limit = self.limit_seconds if self.limit_seconds is not None else self.allocation_seconds
         if self.limit_reached:
             return 0.0
@@ -382,9 +382,9 @@ class Usage(_Model):
 
 
 class InstanceReport(_Model):
-    """What an API key can do on an instance; never holds the key or a token.
+    """The rights of an API key on an instance; never holds the key or a token.
 
-    `problems` names each thing that is wrong, in its own words with its cure.
+    `problems` names each problem with its fix.
     """
 
     ok: bool

@@ -1,4 +1,4 @@
-"""One open Prefect API client for the network loop, and the patience with which Prefect is asked.
+"""One open Prefect API client for the network loop, with retries for each request to Prefect.
 
 Making a client costs tens of milliseconds and Prefect's own one belongs to the flow's loop, so the
 network loop keeps one per Prefect API address. All our requests to Prefect go through `patiently`: a server that
@@ -63,7 +63,7 @@ __all__ = [
 # connections 200 pages took 30 s. With many more it may stand still until the lock times out after a minute.
 _CONNECTIONS = 8
 
-_PATIENCE = 60.0  # seconds for which a failing Prefect API is asked again
+_PATIENCE = 60.0  # seconds for which requests to a failing Prefect API are repeated
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
 _patience: ContextVar[tuple[float, float] | None] = ContextVar("qruntime_prefect_patience", default=None)
 
@@ -72,12 +72,12 @@ T = TypeVar("T")
 
 @contextlib.contextmanager
 def patience(seconds: float, *, silence: float | None = None) -> Iterator[None]:
-    """Give up on a failing or silent Prefect API after so many seconds, instead of after the default of a minute.
+    """Give up on a failing or silent Prefect API after this many seconds, instead of after the default of a minute.
 
     Args:
-        seconds: For which an error is answered by another try.
-        silence: For which an answer may take in all; default the same. A server that is busy answers late, and has
-            often done by then what it was asked for.
+        seconds: How long a request is repeated after errors.
+        silence: How long an answer may take in all; the same by default. A busy server answers late, and has
+            often done by then what was requested.
     """
     token = _patience.set((seconds, seconds if silence is None else silence))
     try:
@@ -87,16 +87,16 @@ def patience(seconds: float, *, silence: float | None = None) -> Iterator[None]:
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether an error of Prefect's API may be gone a moment later."""
+    """Whether an error of Prefect's API is transient."""
     if isinstance(error, httpx.HTTPStatusError):
         return error.response.status_code in (_PASSING if _may_conflict(error.request) else _PASSING | {409})
     return isinstance(error, httpx.TransportError) and not isinstance(error, httpx.UnsupportedProtocol)
 
 
 def _may_conflict(request: httpx.Request) -> bool:
-    """Whether a conflict is an answer: something of this name exists, a lock is held, parameters do not fit.
+    """Whether a 409 is a final answer: something of this name exists, a lock is held, parameters do not fit.
 
-    It is none to a question, nor to an artifact, of which there may be many of one key: there it tells of two writers
+    It is not final for a query, nor for an artifact, of which there may be many of one key: there it means two writers
     at one moment.
     """
     path = request.url.path
@@ -104,7 +104,7 @@ def _may_conflict(request: httpx.Request) -> bool:
 
 
 async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
-    """Ask Prefect something, again with growing pauses while its API fails in passing.
+    """Send Prefect a request, and repeat it with growing pauses while its API has a transient failure.
 
     Args:
         ask: Makes the request; may run several times.
@@ -130,7 +130,7 @@ async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
 
 
 class _Clock:
-    """By how much Prefect's clock is ahead of ours, as its answers' dates say."""
+    """How far Prefect's clock is ahead of ours, according to the dates of its answers."""
 
     def __init__(self) -> None:
         self.offset: float | None = None
@@ -182,10 +182,10 @@ async def _open() -> PrefectClient:
 
 
 def _send_patiently(client: PrefectClient) -> None:
-    """Have each of a client's requests go through `patiently`."""
+    """Send each of a client's requests through `patiently`."""
     raw: Any = client._client
     send, clock = raw.send, network_loop().state(_Clock)
-    # Few servers want CSRF tokens: those that do say so, and the others are not asked, which saves a request.
+    # Few servers want CSRF tokens: those that do say so; no request is spent on asking the others.
     may_need_token, raw.enable_csrf_support = raw.enable_csrf_support, False
 
     async def patient_send(request: httpx.Request, *args: Any, **kwargs: Any) -> httpx.Response:
@@ -238,9 +238,9 @@ async def saved_names(kind: type[Block]) -> list[str]:
 
 
 def unknown_block(
-    kind: type[Block], name: str, saved: Sequence[str], *, field: str, fix: str = "Make one in the UI under Blocks."
+    kind: type[Block], name: str, saved: Sequence[str], *, field: str, fix: str = "Create one in the UI under Blocks."
 ) -> InvalidInput:
-    """The error that no block of a type has a name, with the names that look like it."""
+    """Build the error for a block name that is not saved, with similar names."""
     there = f"Saved {'is' if len(saved) == 1 else 'are'}: {', '.join(saved)}." if saved else "None is saved."
     return InvalidInput(
         f"no {kind._block_type_name} block is named {name!r}. {there}",
@@ -256,7 +256,7 @@ async def load_saved(kind: type[B], name: str, *, field: str, fix: str) -> B:
         kind: The block's class.
         name: The block's name.
         field: What gave the name.
-        fix: Said where no block has the name.
+        fix: What to do if no block has the name.
 
     Returns:
         The block.
@@ -271,7 +271,7 @@ async def load_saved(kind: type[B], name: str, *, field: str, fix: str) -> B:
         wrong = error.message
     except ValidationError as error:
         wrong = _fields(error)
-    except RuntimeError as error:  # Prefect's word for a document that its class refuses
+    except RuntimeError as error:  # what Prefect raises for a document that its class refuses
         if not isinstance(error.__cause__, ValidationError):
             raise
         wrong = _fields(error.__cause__)
@@ -281,14 +281,14 @@ async def load_saved(kind: type[B], name: str, *, field: str, fix: str) -> B:
     raise InvalidInput(
         f"the {title} block {name!r} has a wrong field. {wrong.rstrip('.')}.",
         field=field,
-        solution="Correct it in the UI under Blocks; `prefect-qruntime doctor` looks closer.",
+        solution="Correct it in the UI under Blocks; `prefect-qruntime doctor` shows more.",
     ) from None
 
 
 class NotAwaited(Generic[T]):
-    """A block that is being loaded: what `load` returns while an event loop runs, as in a notebook or an async flow.
+    """The awaitable that `load` returns while an event loop runs, as in a notebook or an async flow.
 
-    It can be awaited. Used as if it were the block, it says what to write.
+    Used as if it were the block, it raises an error that says what to write.
 
     Args:
         loading: Loads the block.
@@ -313,7 +313,7 @@ class NotAwaited(Generic[T]):
 
 
 class Loadable:
-    """A block of ours: cheap to import, and its `load` says what to write if `await` is missing."""
+    """A block of ours: cheap to import, and its `load` reports a missing `await` and says what to write."""
 
     @classmethod
     def __dispatch_key__(cls) -> str:
@@ -323,7 +323,7 @@ class Loadable:
 
     @classmethod
     def load(cls, name: str, *args: Any, **kwargs: Any) -> Self:
-        """Load a saved block by its name; await it where an event loop runs, as in a notebook or an async flow."""
+        """Load a saved block by its name; await it if an event loop runs, as in a notebook or an async flow."""
         block: Any = super()
         loaded: Any = block.load(name, *args, **kwargs)
         if not inspect.iscoroutine(loaded):
@@ -347,7 +347,7 @@ _FINAL = [StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.
 
 
 async def flow_runs_by_id(flow_run_ids: Iterable[str | None]) -> dict[str, FlowRun]:
-    """The flow runs that this Prefect knows, asked for together. What is no id, as a tag may say, is left out."""
+    """Read the flow runs of some ids in one request; unknown ids and texts that are no ids are left out."""
     wanted = []
     for text in set(flow_run_ids):
         with contextlib.suppress(ValueError):
@@ -360,9 +360,9 @@ async def flow_runs_by_id(flow_run_ids: Iterable[str | None]) -> dict[str, FlowR
 
 
 async def family(flow_run_id: UUID) -> list[UUID]:
-    """The flow run and its subflows, whose tasks note jobs and sessions under their own ids.
+    """The ids of the flow run and its subflows, whose tasks record jobs and sessions under their own ids.
 
-    A subflow that is a run of a deployment is none: it has its own process and its own jobs.
+    A subflow that is a run of a deployment is not included: it has its own process and its own jobs.
     """
     found, parents = [flow_run_id], [flow_run_id]
     while parents:

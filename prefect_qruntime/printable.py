@@ -1,4 +1,4 @@
-"""Make other people's words safe to show: in a terminal, in Markdown, in HTML.
+"""Make texts safe to show, in a terminal, in Markdown and in HTML, and write numbers with their nouns.
 
 Names, reasons, ids and tags come from the service, and so from other users of the instance. They are data: they must
 not move a cursor, reverse a line, load a picture, set a link or run a script where they are shown.
@@ -13,9 +13,9 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["html_text", "markdown_text", "nearest", "printable"]
+__all__ = ["html_text", "many", "markdown_text", "nearest", "printable"]
 
-# What terminals obey: CSI (colours, cursor), OSC (title, links), and other two-character sequences.
+# Terminal control sequences: CSI (colours, cursor), OSC (title, links), and other two-character sequences.
 _ESCAPES = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
     r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"
@@ -27,9 +27,9 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 def printable(value: Any, limit: int = 500) -> str:
-    r"""The text in one line, without anything that a terminal obeys or a reader cannot see.
+    r"""The text in one line, without terminal sequences and invisible characters.
 
-    Terminal sequences go, line breaks and other control characters become blanks, invisible characters (text
+    Terminal sequences are removed, line breaks and other control characters become spaces, invisible characters (text
     direction, zero width, private use, lone surrogates) become the replacement character.
 
     Args:
@@ -95,6 +95,11 @@ def html_text(value: Any, limit: int = 500) -> str:
 
 
 def nearest(wrong: str, known: Iterable[str], *, most: int = 1) -> str:
-    """Ask "Did you mean …?" if names that are known look like a wrong one; else an empty text."""
+    """The question "Did you mean …?" if known names are similar to a wrong one; else an empty text."""
     found = difflib.get_close_matches(wrong.lower(), list(known), n=most, cutoff=0.6)
     return f"Did you mean {' or '.join(map(repr, found))}?" if found else ""
+
+
+def many(number: int, what: str) -> str:
+    """A number with its noun: "1 job", "2 jobs"."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -49,7 +49,7 @@ _pattern: tuple[list[str], re.Pattern[str]] | None = None
 
 
 def _renew_lock() -> None:
-    """In a forked process: a thread that is not there may have held it, and no line would be logged any more."""
+    """Replace the lock in a forked process: a thread of the parent may have held it, and logging would block."""
     global _lock
     _lock = threading.Lock()
 
@@ -170,7 +170,7 @@ def get_logger(name: str) -> logging.Logger:
 
 
 def install() -> None:
-    """Put the filter on the loggers of the HTTP and websocket libraries. Repeat-safe."""
+    """Put the filter on the loggers of the HTTP and websocket libraries. May be called twice."""
     for name in _LOGGERS:
         logger = logging.getLogger(name)
         if _filter not in logger.filters:

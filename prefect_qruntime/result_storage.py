@@ -1,6 +1,6 @@
-"""Large results in Prefect: a reference travels, the content lies in a file.
+"""Pass large results through Prefect as references to files.
 
-Where results are persisted, the content is in the run's result storage as well, once, in pieces: from there
+If results are persisted, the content is in the run's result storage as well, once, in pieces: from there
 another machine, or this one after a clean-up, gets it back.
 """
 
@@ -30,7 +30,7 @@ _PIECE = 1_000_000  # bytes; Prefect's records hold each several times while the
 
 
 def shelf() -> BodyStore:
-    """Where large results go on this machine, by the settings."""
+    """The store for large results on this machine, according to the settings."""
     settings = current_settings()
     return BodyStore(
         directory=settings.result_directory or get_current_settings().home / "qruntime" / "results",
@@ -59,10 +59,10 @@ class SharedJobResult(JobResult):
         try:
             return network_loop().run(self._fetched())
         except Exception as error:
-            return super()._restored(f"{reason}; nor does the result storage have it: {error}")
+            return super()._restored(f"{reason}; the result storage does not have it either: {error}")
 
     async def _fetched(self) -> StoredBody:
-        """Fetch the pieces into a file of this machine, unless another copy of this result did so before."""
+        """Fetch the pieces into a file on this machine, unless another copy of this result did so before."""
         assert self.file is not None  # noqa: S101 - nothing else is shared
         here, name = replace(shelf(), memory_limit=0), Path(self.storage_key).name
         found = await asyncio.to_thread(here.find, name)
@@ -88,22 +88,22 @@ class SharedJobResult(JobResult):
 
 
 async def share_if_persisted(result: JobResult) -> JobResult:
-    """`share`, where Prefect stores what this task returns; a storage that is of no use is told and costs nothing."""
+    """`share` the result if Prefect stores what this task returns; a storage that fails is logged and costs nothing."""
     if result.file is None or not should_persist_result():
         return result
     try:
         return await share(result)
     except Exception as error:
         notifications.log_to_run(
-            f"the content of job {result.job_id}'s result could not be put into the result storage ({error}): "
-            f"it can only be read on this machine, in {result.file.path}",
+            f"The content of job {result.job_id}'s result could not be stored in the result storage ({error}). "
+            f"It can only be read on this machine, in {result.file.path}.",
             level=logging.WARNING,
         )
         return result
 
 
 async def share(result: JobResult) -> JobResult:
-    """Put the content of a large result into the run's result storage; a small one is handed back as it is."""
+    """Store the content of a large result in the run's result storage; a small one is returned unchanged."""
     if result.file is None:
         return result
     run = get_result_store()
@@ -124,12 +124,12 @@ async def share(result: JobResult) -> JobResult:
 
 
 def _store(storage: object) -> ResultStore:
-    """A store whose pieces are bytes whatever the run's serializer is, and that holds none of them in memory."""
+    """A store that writes bytes independently of the run's serializer and keeps none of them in memory."""
     return ResultStore(result_storage=storage, serializer=PickleSerializer(), cache_result_in_memory=False)
 
 
 def _private_key(crn: str, job_id: str) -> str:
-    """The name of a private result: of the instance, too, so that its id alone gives it to no other account."""
+    """The key of a private result; it includes the instance, so that the job's id alone does not expose the result."""
     return f"qruntime-private-{hashlib.sha256(crn.encode()).hexdigest()[:20]}-{job_id}"
 
 
@@ -144,15 +144,15 @@ async def read_private(crn: str, job_id: str) -> JobResult | None:
 
 
 async def keep_private(crn: str, result: JobResult, *, memory_limit: int) -> JobResult:
-    """Store the only copy. A failure is told and does not lose the copy in hand.
+    """Store the only copy of a private result. A failure is logged and does not lose the copy in hand.
 
     Args:
         crn: The instance that ran it.
         result: The result, in the file that it was received into.
-        memory_limit: Up to this many bytes it goes on in memory, and the file is removed once it is stored.
+        memory_limit: Up to this many bytes it is returned in memory, and the file is removed once it is stored.
 
     Returns:
-        What to hand on.
+        The result to return.
     """
     file = result.file
     small = file is None or file.size <= memory_limit
@@ -161,9 +161,9 @@ async def keep_private(crn: str, result: JobResult, *, memory_limit: int) -> Job
         stored = result.in_memory() if small else await share(result)
         await store.awrite(obj=stored, key=_private_key(crn, result.job_id))
     except Exception as error:
-        where = f" is in {file.path}; move it to a safe place" if file else " handed on now is the only one"
+        where = f"is in {file.path}. Move it to a safe place" if file else "is only the value that this task returns"
         notifications.log_to_run(
-            f"the result of private job {result.job_id} could not be stored ({error}); the copy{where}",
+            f"The result of private job {result.job_id} could not be stored ({error}). The only copy {where}.",
             level=logging.ERROR,
         )
         return result
@@ -174,11 +174,11 @@ async def keep_private(crn: str, result: JobResult, *, memory_limit: int) -> Job
 
 
 def _warn_of_local(store: ResultStore, job_id: str) -> None:
-    """Say where the only copy is, if that is no storage anybody chose: in a container it ends with the run."""
+    """Warn if the only copy is in the default local storage: in a container it is lost with the run."""
     storage = store.result_storage
     if isinstance(storage, LocalFileSystem) and store.result_storage_block_id is None:
         notifications.log_to_run(
-            f"the only copy of private job {job_id}'s result is on this machine, in {storage.basepath}. Choose a "
-            "storage that outlives it: result_storage= of the flow, or PREFECT_DEFAULT_RESULT_STORAGE_BLOCK",
+            f"The only copy of private job {job_id}'s result is on this machine, in {storage.basepath}. Choose a "
+            "storage that outlives it: result_storage= of the flow, or PREFECT_DEFAULT_RESULT_STORAGE_BLOCK.",
             level=logging.WARNING,
         )

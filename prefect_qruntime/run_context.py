@@ -1,4 +1,4 @@
-"""The run that a submission belongs to: its flow run, whether it is repeated, and how often it submitted already."""
+"""The run that a submission belongs to: its flow run, whether it is repeated, and how often it has submitted."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ _KEEP = 2048
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """Where a submission comes from.
+    """The run that a submission comes from.
 
     Attributes:
         flow_run_id: The topmost flow run of this process, or None outside any flow.
-        identity: What stands for it in the key.
-        repeated: Whether an earlier attempt of it may have submitted already.
-        retried: Whether another try was asked for (a retry, not a resume).
+        identity: The run's part of the submission key.
+        repeated: Whether an earlier attempt of it may have submitted.
+        retried: Whether it was retried (a resume does not count).
         attempt: Which start of the flow run this is.
         touched: When this process first saw this attempt, on the monotonic clock.
         deployment_id: The deployment of the flow run, if it has one.
-        asked: When the try before ended, on Prefect's clock; None if that is not known.
-        tries: How often another try was asked for. A resume is none, although it starts the flow run again.
+        asked: When the previous try ended, on Prefect's clock; None if unknown.
+        tries: How often it was retried. A resume does not count, although it starts the flow run again.
     """
 
     flow_run_id: str | None
@@ -66,7 +66,7 @@ class RunContext:
     tries: int = 0
 
     def may_resubmit(self, dead: Job, *, service_ahead: float = 0.0, prefect_ahead: float = 0.0) -> bool:
-        """Whether a failed or cancelled job is to be submitted again: only if another try was asked for since.
+        """Whether a failed or cancelled job is to be submitted again: only if the flow run was retried since.
 
         A flow run that was retried and is resumed later was not asked to try again for what failed meanwhile. A job
         that ran too long is final: the same job would run too long again, and cost its whole limit again.
@@ -105,11 +105,11 @@ _given: LRUCache[str, int] = LRUCache(16 * _KEEP)
 
 
 _submitted: LRUCache[str, tuple[str, int]] = LRUCache(16 * _KEEP)
-"""For jobs that this process submitted: the run, and how often another try of it had been asked for then."""
+"""For jobs that this process submitted: the run, and how often it had been retried then."""
 
 
 def _renew_lock() -> None:
-    """In a forked process: a thread that is not there may have held it."""
+    """Replace the lock in a forked process: a thread of the parent may have held it."""
     global _lock
     _lock = threading.Lock()
 
@@ -119,7 +119,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
 
 
 async def current_run() -> RunContext:
-    """Where the running task submits from. Asks Prefect once per flow run attempt and process."""
+    """The run of the running task. Asks Prefect once per flow run attempt and process."""
     flow_context, task_context = FlowRunContext.get(), TaskRunContext.get()
     task_repeated = task_context is not None and (task_context.task_run.run_count or 0) > 1
     flow_run: FlowRun | None = flow_context.flow_run if flow_context is not None else None
@@ -128,7 +128,7 @@ async def current_run() -> RunContext:
             return RunContext(None, f"call:{uuid.uuid4()}", False, False, 0, time.monotonic())
         identity = f"task-run:{task_context.task_run.id}"
         return RunContext(None, identity, task_repeated, task_repeated, 0, time.monotonic())
-    # Prefect does not count a resume as another run; when the flow was started tells them apart.
+    # Prefect does not count a resume as another run; when the flow was started distinguishes them.
     attempt = (str(flow_run.id), flow_run.run_count or 0, flow_context.start_time if flow_context else None)
     known = _known(attempt)
     if known is None:
@@ -140,7 +140,7 @@ async def current_run() -> RunContext:
 
 
 class _Reading(SingleFlight[RunContext]):
-    """Asks Prefect about an attempt of a flow run."""
+    """Read an attempt of a flow run from Prefect."""
 
 
 def _known(attempt: tuple[Any, ...]) -> RunContext | None:
@@ -178,7 +178,7 @@ async def _read_run(flow_run: FlowRun) -> RunContext:
 
 
 def note_submitted(where: RunContext, job_id: str) -> None:
-    """Remember that this try submitted a job, not attached to it."""
+    """Remember that this try submitted a job rather than attached to it."""
     with _lock:
         _submitted[job_id] = (where.identity, where.tries)
 
@@ -199,7 +199,7 @@ def submitted_so_far(where: RunContext, digest: str) -> int:
 
 
 def call_index(where: RunContext, digest: str) -> int:
-    """The number of the submission that the running task makes; a task run that runs again keeps its own."""
+    """The number of the running task's submission; a task run that is retried keeps its number."""
     context = TaskRunContext.get()
     if context is None:
         return count(where, digest)

@@ -32,15 +32,15 @@ def runtime_session(
     max_ttl: int | None = None,
     budget: BudgetLike | None = None,
 ) -> Iterator[SessionRef]:
-    """Open a session or batch for the `with` block and close it whatever happens.
+    """Open a session or batch for the `with` block and close it in every case.
 
-    Left normally, queued jobs still run; left by an error or a user's cancellation, they are dropped; left
-    because of an outage, because the process goes away (SIGTERM of a worker) or because the flow run is suspended,
-    they run on, to be attached to, and the session closes after them.
+    If the block ends normally, queued jobs still run. If it ends by an error or a user's cancellation, they are
+    dropped. If it ends because of an outage, a process that is stopped (SIGTERM of a worker) or a suspended flow run,
+    they live on, to be attached to, and the session closes after them.
 
     Args:
         credentials: The credentials block.
-        backend: Where.
+        backend: The backend or its name.
         mode: `dedicated` or `batch`.
         max_ttl: Longest life in seconds; default from the settings (two hours).
         budget: A `Budget` or the name of a saved one, which the session may use up but not exceed.
@@ -67,7 +67,7 @@ def runtime_session(
     except BaseException as left_by:
         try:
             drain = network_loop().run(_drains(left_by))
-            if isinstance(left_by, Pause):  # a suspended flow run starts no task any more
+            if isinstance(left_by, Pause):  # a suspended flow run starts no more tasks
                 network_loop().run(close(credentials, session, drain))
             else:
                 _close(credentials, session, drain)
@@ -91,7 +91,7 @@ async def aruntime_session(
     try:
         yield session
     except BaseException as left_by:
-        # A timeout of Prefect's cancels anew at every await; the closing has its own time limits.
+        # Prefect's timeout cancels again at every await; closing has its own time limits.
         with anyio.CancelScope(shield=True):
             try:
                 drain = await network_loop().arun(_drains(left_by))
@@ -106,7 +106,7 @@ async def aruntime_session(
 
 
 def _close(credentials: QuantumRuntimeCredentials, session: SessionRef, drain: bool) -> None:
-    """Close as a task run, and without one if Prefect fails."""
+    """Close the session in a task run, or without one if Prefect fails."""
     try:
         close_session(credentials, session, drain=drain)
     except QuantumRuntimeError:
@@ -128,10 +128,10 @@ async def _aclose(credentials: QuantumRuntimeCredentials, session: SessionRef, d
 
 
 async def _drains(left_by: BaseException) -> bool:
-    """Whether queued jobs still run when a block was left by `left_by`.
+    """Whether queued jobs still run after a block that ended by `left_by`.
 
     An error or a user's cancellation drops them. An outage, a suspension and the loss of the process do not: the flow
-    may run again and attach to them; the session just takes no more.
+    may run again and attach to them, while the session takes no more jobs.
     """
     if isinstance(left_by, Pause):
         return True
@@ -144,8 +144,8 @@ async def _drains(left_by: BaseException) -> bool:
 
 def _report_no_task(session: SessionRef, error: Exception) -> None:
     notifications.log_to_run(
-        f"Prefect failed while session {_name(session)} was to be closed ({type(error).__name__}: {error}). "
-        "It is closed without a task run.",
+        f"Prefect failed while session {_name(session)} was being closed ({type(error).__name__}: {error}). "
+        "The session is closed without a task run.",
         level=logging.WARNING,
     )
 
@@ -153,7 +153,7 @@ def _report_no_task(session: SessionRef, error: Exception) -> None:
 def _report_open(session: SessionRef, error: Exception) -> None:
     # The error that ended the block is the one to raise; the session is left to the sweep.
     notifications.log_to_run(
-        f"session {_name(session)} could not be closed: {type(error).__name__}: {error}. It may still be open and "
+        f"Session {_name(session)} could not be closed: {type(error).__name__}: {error}. It may still be open and "
         "charging. `prefect-qruntime sweep` closes it once its flow run is over.",
         level=logging.ERROR,
     )

@@ -18,14 +18,14 @@ _OF_OURS = ("PREFECT_INTEGRATIONS_QRUNTIME_", "PREFECT_HOME", "PREFECT_PROFILE")
 
 
 def _as_folders(value: Any) -> Any:
-    """Folders separated as in PATH, or a JSON list of them; none at all forbids every folder."""
+    """Read folders separated as in PATH, or as a JSON list; an empty value forbids every folder."""
     if not isinstance(value, str):
         return value
     return from_json(value) if value.lstrip().startswith("[") else [part for part in value.split(os.pathsep) if part]
 
 
 class QuantumRuntimeSettings(PrefectBaseSettings):
-    """Numbers and policies of a whole installation; each can be set in a Prefect profile or the environment.
+    """Settings of a whole installation; each can be set in a Prefect profile or in the environment.
 
     Example:
         ```python
@@ -40,12 +40,12 @@ class QuantumRuntimeSettings(PrefectBaseSettings):
     submission_grace_seconds: float = Field(
         default=30.0,
         ge=0,
-        description="How long, after a lost answer or a repeated run, a job may take to show up in the service's list.",
+        description="How long a job may take to appear in the service's list after a lost answer or in a repeated run.",
     )
     session_max_ttl_seconds: int = Field(
         default=7200,
         ge=1,
-        description="Longest life of a session where the flow names none.",
+        description="Longest life of a session if the flow sets none.",
     )
     outage_patience_seconds: float = Field(
         default=4 * 3600.0,
@@ -62,7 +62,7 @@ class QuantumRuntimeSettings(PrefectBaseSettings):
         ge=0,
         le=60,
         description=(
-            "Most jobs created in a minute where `prefect-qruntime setup` has made no limits; 0 for no limit at all. "
+            "Most jobs created in a minute if `prefect-qruntime setup` has created no limits; 0 for no limit. "
             "The sandbox is limited only if this is set."
         ),
     )
@@ -74,18 +74,18 @@ class QuantumRuntimeSettings(PrefectBaseSettings):
     primitive_route: Literal["service", "executor", "auto"] = Field(
         default="service",
         description=(
-            "How PUBs run if a submission names no route: by the server's sampler and estimator, as a quantum program "
+            "How PUBs run if a submission sets no route: by the server's sampler and estimator, as a quantum program "
             "of the executor, or by the executor once the service says that the server's program is gone."
         ),
     )
     budget_block: str | None = Field(
         default=None,
-        description="Name of a saved budget that holds for every submission, together with a flow's own.",
+        description="Name of a saved budget that applies to every submission, in addition to a flow's own.",
     )
     policy_block: str = Field(
         default="qruntime-policy",
         min_length=1,
-        description="Name of the policy that an administrator keeps in Prefect; it holds for every task if it exists.",
+        description="Name of the policy that an administrator keeps in Prefect; it applies to every task if it exists.",
     )
     usage_grace_seconds: float = Field(
         default=15.0,
@@ -95,33 +95,33 @@ class QuantumRuntimeSettings(PrefectBaseSettings):
     session_watch_seconds: float = Field(
         default=10.0,
         gt=0,
-        description="How often a session is looked at that has to be closed when its budget is used up.",
+        description="How often a session is checked that must be closed when its budget is used up.",
     )
     alarm_allowance_percent: float = Field(
         default=20.0,
         ge=0,
         le=100,
-        description="The watcher gives an alarm when no more than this part of the instance's QPU time is left.",
+        description="The watcher raises an alarm when at most this percentage of the instance's QPU time is left.",
     )
     alarm_idle_minutes: float = Field(
         default=10.0,
         gt=0,
-        description="The watcher gives an alarm when a dedicated session has had no job for so long.",
+        description="The watcher raises an alarm when a dedicated session has had no job for this many minutes.",
     )
     alarm_spending_factor: float = Field(
         default=3.0,
         gt=1,
-        description="The watcher gives an alarm when a day costs so many times the instance's usual one.",
+        description="The watcher raises an alarm when a day costs this many times as much as the instance's usual day.",
     )
     watch_instance_seconds: float = Field(
         default=60.0,
         ge=0,
-        description="How often the watcher looks at each instance for alarms and its artifact; 0 for never.",
+        description="How often the watcher checks each instance for alarms and updates its artifact; 0 for never.",
     )
     result_memory_limit_bytes: int = Field(
         default=8_000_000,
         ge=0,
-        description="Results larger than this are received into a file and handed on as a reference to it.",
+        description="Results larger than this are stored in a file and passed on as a reference to it.",
     )
     result_size_limit_bytes: int = Field(
         default=4_000_000_000,
@@ -157,14 +157,14 @@ class QuantumRuntimeSettings(PrefectBaseSettings):
     assets: bool | None = Field(
         default=None,
         description=(
-            "Whether fetched results are recorded as assets of Prefect; without it, only with Prefect Cloud, as the "
-            "open-source server shows none."
+            "Whether fetched results are recorded as assets in Prefect; if unset, only in Prefect Cloud, because the "
+            "open-source server does not show assets."
         ),
     )
     progress_seconds: float = Field(
         default=300.0,
         gt=0,
-        description="How often a long wait says in the log that it is still waiting.",
+        description="How often a long wait logs that it is still waiting.",
     )
     circuit_drawings: Literal["loaded", "always", "never"] = Field(
         default="loaded",
@@ -175,7 +175,7 @@ class QuantumRuntimeSettings(PrefectBaseSettings):
     )
     live_line: bool = Field(
         default=True,
-        description="Whether a wait shows what it waits for in a terminal or notebook, in one line that moves.",
+        description="Whether a wait shows its progress in a terminal or notebook, in one line updated in place.",
     )
 
 

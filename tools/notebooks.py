@@ -21,6 +21,9 @@ SECONDS = 600  # most for one cell, on a slow machine that starts a server
 # Lines that differ from run to run and teach nothing.
 _NOISE = re.compile(r"Starting temporary server|Stopping temporary server|dedicated Prefect server|^\s*$")
 
+# What the package says of a Prefect server that answers slowly, as it does on a busy machine.
+_SLOW = re.compile(r"could not be given back yet")
+
 
 def notebooks() -> list[Path]:
     """All example notebooks."""
@@ -61,8 +64,11 @@ def outputs(notebook: Any) -> Iterator[Any]:
 
 
 def says_something(output: Any) -> bool:
-    """Whether an output is more than a line that was taken away again."""
-    return bool(output.get("text", "kept")) and output.get("data", {}).get("text/html", "kept") != ""
+    """Whether an output is more than a line that was taken away again, or a word about a slow machine."""
+    data = output.get("data", {})
+    if _SLOW.search(str(data.get("text/plain", ""))):
+        return False
+    return bool(output.get("text", "kept")) and data.get("text/html", "kept") != ""
 
 
 def tidy(output: Any, folder: str) -> None:

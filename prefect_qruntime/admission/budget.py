@@ -1,64 +1,59 @@
-"""The budget block: how much QPU time and how many jobs a flow may buy.
+"""The budget block: how much QPU time a flow may use and how many jobs it may submit.
 
-A budget limits what is *bought*; following, fetching, cancelling and attaching are free and never refused.
+A budget limits *new* jobs and sessions; waiting, fetching, cancelling and attaching are free and never refused.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Iterable
 from typing import Any
+from uuid import NAMESPACE_URL, uuid5
 
 from prefect.blocks.core import Block
 from pydantic import Field, HttpUrl
 
+from prefect_qruntime.admission.budget_core import Remaining
+from prefect_qruntime.client.cost_core import MOST_SECONDS
 from prefect_qruntime.errors import BudgetExhausted, InvalidInput
-from prefect_qruntime.models import Job
-from prefect_qruntime.prefect_api import Loadable, load_saved
+from prefect_qruntime.observability.events import emit, log_to_run
+from prefect_qruntime.prefect_api import Loadable, in_run, load_saved
+from prefect_qruntime.run_context import RunContext
 from prefect_qruntime.settings import current_settings
 
 __all__ = [
-    "MOST_SECONDS",
     "Budget",
     "BudgetLike",
-    "Remaining",
-    "allowed_seconds",
     "as_budget",
     "budgets_in_force",
-    "exhausted",
-    "levels",
-    "lowest",
-    "upper_bound",
+    "report_exhausted",
+    "report_level",
+    "scopes",
 ]
-
-MOST_SECONDS = 10800
-"""QPU seconds a job may use where it names no limit (IBM's OpenAPI document 0.45.3, `cost`)."""
 
 
 class Budget(Loadable, Block):
     """What a flow may spend; pass it as `budget=` to `submit_job` and `run_job`, as an object or by its name.
 
-    It is checked before each purchase. Counted are the QPU seconds that the service reports for each job,
-    failed and cancelled ones too, and for a job whose number is not final yet the most it may use: its
-    `max_execution_time`. So under a budget of seconds every job is sent with such a limit: its own, else the
-    budget's `default_max_execution_time`, else all that is left. What does not fit ends in `BudgetExhausted`, before
-    anything is sent.
+    It is checked before each submission. It counts the QPU seconds that the service reports for each job, failed and
+    cancelled ones too; for a job whose number is not final yet, the most that it may use: its `max_execution_time`. So
+    under a budget of seconds every job is sent with such a limit: its own, else the budget's
+    `default_max_execution_time`, else all that is left. A job that does not fit is refused with `BudgetExhausted`
+    before anything is sent.
 
-    Two submissions never share the last seconds: in one process by its own book, among the processes of flow
-    runs by a slot in Prefect that is held until the service lists what was bought. Outside a flow the process
-    counts as the run. The time that a dedicated session is idle belongs to no job: only
-    `min_remaining_seconds` sees it.
+    Two submissions never share the last seconds: within a process by its own ledger, among the processes of flow
+    runs by a lock in Prefect that is held until the service lists the new job. Outside a flow the process
+    counts as the run. A dedicated session is charged as a whole, idle time included.
 
     Attributes:
         max_seconds_per_run: QPU seconds that all jobs of a flow run may use.
         max_seconds_per_deployment: QPU seconds that all runs of a deployment may use in the last `period_days`.
         period_days: Days that `max_seconds_per_deployment` looks back.
         min_remaining_seconds: QPU seconds that must stay on the instance.
-        default_max_execution_time: QPU seconds a job may use that names no limit of its own.
-        max_jobs_per_run: Most jobs a flow run may buy.
+        default_max_execution_time: QPU seconds that a job without a limit of its own may use.
+        max_jobs_per_run: Most jobs that a flow run may submit.
         close_sessions_at_limit: Whether a session that was opened without the budget may be used although it could
-            live longer than the budget lasts; it is closed when that is used up.
+            outlive the budget; it is closed when the budget is used up.
 
     Example:
         ```python
@@ -72,7 +67,7 @@ class Budget(Loadable, Block):
     _block_type_slug = "quantum-runtime-budget"
     _logo_url = HttpUrl("https://avatars.githubusercontent.com/u/1459110?s=200&v=4")
     _documentation_url = HttpUrl("https://quantum.cloud.ibm.com/docs/en/guides/max-execution-time")
-    _description = "How many QPU seconds and jobs a flow run or a deployment may buy, checked before each purchase."
+    _description = "How many QPU seconds and jobs a flow run or a deployment may use, checked before each submission."
 
     max_seconds_per_run: float | None = Field(
         default=None,
@@ -116,7 +111,7 @@ class Budget(Loadable, Block):
         default=None,
         ge=1,
         title="Jobs per run",
-        description="Most jobs that one flow run may buy, failed and cancelled ones included; empty for no limit.",
+        description="Most jobs that one flow run may submit, failed and cancelled ones included; empty for no limit.",
     )
 
     close_sessions_at_limit: bool = Field(
@@ -145,7 +140,7 @@ BudgetLike = Budget | str
 
 
 def as_budget(budget: Any) -> BudgetLike | None:
-    """Check what was passed as a budget; a name is looked up only when something is to be bought.
+    """Check the argument `budget`; a name is looked up only when something is to be submitted.
 
     Raises:
         InvalidInput: It is neither a `Budget` nor a name.
@@ -158,7 +153,7 @@ def as_budget(budget: Any) -> BudgetLike | None:
 
 
 async def budgets_in_force(own: BudgetLike | None) -> list[Budget]:
-    """The flow's own budget and the one that the settings impose; both hold.
+    """Load the flow's own budget and the one that the settings impose; both apply.
 
     Raises:
         InvalidInput: No budget has the name, or a field of it is wrong.
@@ -176,141 +171,58 @@ async def _load(name: str, field: str) -> Budget:
     return await load_saved(Budget, name, field=field, fix="Nothing was sent.")
 
 
-@dataclass(frozen=True, slots=True)
-class Remaining:
-    """How much one limit of a budget has left.
-
-    Attributes:
-        budget: Name of the budget.
-        limit: Name of the limit.
-        allowed: What it allows: QPU seconds, or jobs for `max_jobs_per_run`.
-        used: What is spent for good.
-        reserved: What jobs may still use whose usage is not final.
-        settling: Those of them that are over, with the part of `reserved` that is theirs.
-    """
-
-    budget: str
-    limit: str
-    allowed: float
-    used: float
-    reserved: float = 0.0
-    settling: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def left(self) -> float:
-        """What a further job may use."""
-        return self.allowed - self.used - self.reserved
-
-    @property
-    def counts_jobs(self) -> bool:
-        """Whether the numbers are jobs instead of seconds."""
-        return self.limit == "max_jobs_per_run"
+def scopes(budgets: Iterable[Budget], where: RunContext, crn: str) -> tuple[str, ...]:
+    """Name what the budgets count over, if other processes may spend there too."""
+    found = set()
+    for one in budgets:
+        per_run = one.max_seconds_per_run is not None or one.max_jobs_per_run is not None
+        if per_run and where.flow_run_id is not None:
+            found.add(f"run:{where.flow_run_id}")
+        if one.max_seconds_per_deployment is not None and where.deployment_id is not None:
+            found.add(f"deployment:{where.deployment_id}")
+        if one.min_remaining_seconds is not None:
+            found.add(f"instance:{crn}")
+    return tuple(sorted(found))
 
 
-def lowest(*values: int | None) -> int | None:
-    """The lowest of those that are set."""
-    return min((value for value in values if value is not None), default=None)
-
-
-def allowed_seconds(rooms: Sequence[Remaining], wanted: int | None) -> int | None:
-    """The QPU seconds that the next job may use.
+def report_exhausted(error: BudgetExhausted, *, flow_run_id: str | None) -> None:
+    """Report that a budget refused a submission.
 
     Args:
-        rooms: All limits in force.
-        wanted: The job's own limit, else the budget's default, else None.
-
-    Returns:
-        The limit to send; None where there is none.
-
-    Raises:
-        BudgetExhausted: It does not fit.
-
-    Example:
-        ```python
-        from prefect_qruntime.admission.budget import Remaining, allowed_seconds
-
-        assert allowed_seconds([Remaining("mine", "max_seconds_per_run", allowed=100, used=60)], None) == 40
-        ```
+        error: The refusal.
+        flow_run_id: The flow run that asked.
     """
-    for room in rooms:
-        if room.counts_jobs and room.left < 1:
-            raise exhausted(room, None)
-    seconds = [room for room in rooms if not room.counts_jobs]
-    if not seconds:
-        return wanted
-    tightest = min(seconds, key=lambda room: room.left)
-    cap = wanted if wanted is not None else min(MOST_SECONDS, math.floor(tightest.left))
-    if cap < 1 or cap > tightest.left:
-        raise exhausted(tightest, wanted)
-    return cap
-
-
-_CURES = {
-    "max_seconds_per_run": "Raise max_seconds_per_run",
-    "max_seconds_per_deployment": "Wait until older runs leave the budget's period, raise max_seconds_per_deployment",
-    "min_remaining_seconds": "Wait for the instance's next usage period, lower min_remaining_seconds",
-    "max_jobs_per_run": "Raise max_jobs_per_run, or put more PUBs into each job",
-    "max_seconds_per_team": "Wait until older jobs leave the team's period, have the policy's max_seconds raised",
-    "session": "Open another session",
-}
-
-
-def exhausted(room: Remaining, wanted: int | None, *, session: bool = False) -> BudgetExhausted:
-    """The refusal of a job, or of a session.
-
-    Args:
-        room: The limit that has no room.
-        wanted: The seconds that were asked for.
-        session: Whether a session was to be opened, or used for the first time.
-    """
-    what = "a session" if session else "another job"
-    if room.counts_jobs:
-        text = f"{room.limit} of {room.allowed:g} is reached"
-        fix = _CURES[room.limit] + "."
-    else:
-        needs = f"this one may use {wanted} s" if wanted is not None else "that leaves nothing for this one"
-        limit = "the session" if room.limit == "session" else room.limit
-        text = (
-            f"{limit} allows {room.allowed:g} QPU seconds, {room.used:g} are used, "
-            f"{room.reserved:g} reserved by jobs and sessions whose usage is not final, and {needs}"
-        )
-        if session and wanted is not None:
-            fix = _CURES[room.limit] + ", open the session under the budget, or set close_sessions_at_limit"
-        elif session:
-            fix = _CURES[room.limit]
-        else:
-            fix = _CURES[room.limit] + ", or give a lower max_execution_time"
-        fix += "; or run again when the live jobs and sessions are over." if room.reserved else "."
-    return BudgetExhausted(
-        f"the budget {room.budget!r} has no room for {what}: {text}.",
-        solution=f"{fix} Nothing was sent.",
-        budget=room.budget,
-        limit=room.limit,
-        allowed=room.allowed,
-        used=room.used,
-        reserved=room.reserved,
-        needed=wanted,
+    log_to_run(str(error), level=logging.WARNING)
+    name = str(error.fields.get("budget", "unsaved"))
+    emit(
+        "qruntime.budget.exhausted",
+        {"prefect.resource.id": f"qruntime.budget.{name}", "prefect.resource.name": name},
+        {key: error.fields.get(key) for key in ("budget", "limit", "allowed", "used", "reserved", "needed")},
+        flow_run_id=flow_run_id,
     )
 
 
-LEVELS = (50, 80, 100)
-"""Percent of a limit at which it is told how much is spent or held back."""
+def report_level(room: Remaining, level: int, *, about: str, flow_run_id: str | None) -> None:
+    """Report that a limit has reached a level, once for each run, deployment or instance that it counts over.
 
-
-def levels(room: Remaining, more: float) -> list[int]:
-    """The levels that a limit has reached once `more` is spent of it too.
-
-    Example:
-        ```python
-        from prefect_qruntime.admission.budget import Remaining, levels
-
-        assert levels(Remaining("mine", "max_seconds_per_run", allowed=100, used=30, reserved=30), more=25) == [50, 80]
-        ```
+    Args:
+        room: The limit.
+        level: Percent.
+        about: What it counts over, and which of its periods this is.
+        flow_run_id: The flow run that submits.
     """
-    reached = room.used + room.reserved + more
-    return [level for level in LEVELS if reached >= room.allowed * level / 100]
-
-
-def upper_bound(job: Job) -> float:
-    """QPU seconds a job whose usage is not final may have used in the end."""
-    return float(max(job.max_execution_time or MOST_SECONDS, job.usage_seconds or 0.0))
+    if not in_run():
+        return
+    cause = f"qruntime-budget:{room.budget}:{room.limit}:{room.allowed:g}:{about}:{level}"
+    facts = {"budget": room.budget, "limit": room.limit, "allowed": room.allowed, "percent": level}
+    emit(
+        "qruntime.budget.level",
+        {
+            "prefect.resource.id": f"qruntime.budget.{room.budget}",
+            "prefect.resource.name": room.budget,
+            "qruntime.percent": str(level),
+        },
+        {**facts, "used": room.used, "reserved": room.reserved},
+        flow_run_id=flow_run_id,
+        event_id=uuid5(NAMESPACE_URL, cause),
+    )

@@ -1,7 +1,7 @@
-"""Admit a submission: the policy, the team's turn, the budget, the create rate. Admit a session: the budget.
+"""Admit a submission: policy, the team's turn, budget, create rate. Admit a session: budget.
 
-A reservation is known to its own process only, so from then until the service lists the job no other process may
-count under the same budget.
+A reservation is known to its own process only, so until the service lists the job no other process may check the same
+budget.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 from prefect_qruntime.admission import policy
-from prefect_qruntime.admission.budget import Budget, BudgetLike, budgets_in_force, lowest
-from prefect_qruntime.admission.ledger import Ledger, Reservation, ledger, scopes
+from prefect_qruntime.admission.budget import Budget, BudgetLike, budgets_in_force, report_exhausted, scopes
+from prefect_qruntime.admission.budget_core import Reservation
+from prefect_qruntime.admission.ledger import Ledger, ledger
 from prefect_qruntime.admission.locks import HeldLock, budget_lock
 from prefect_qruntime.admission.rate_limit import Permit, acquire
 from prefect_qruntime.admission.shares import share_turn
@@ -23,7 +24,6 @@ from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.errors import BudgetExhausted, QuantumRuntimeError, SubmissionUncertain
 from prefect_qruntime.models import JobRef, SessionRef
-from prefect_qruntime.observability import notifications
 from prefect_qruntime.prefect_api import in_run
 from prefect_qruntime.run_context import RunContext
 from prefect_qruntime.settings import current_settings
@@ -33,13 +33,12 @@ __all__ = ["AdmissionGuard", "SessionAdmission", "admission_guard", "session_gua
 
 @dataclass(slots=True)
 class AdmissionGuard:
-    """One submission on its way through budget and rate limit."""
+    """The checks of one submission: policy, budget and rate limit."""
 
     client: QuantumRuntimeClient
     spec: JobSpec
     where: RunContext
     budget: BudgetLike | None
-    _ledger: Ledger
     session: SessionRef | None = None
     _reservation: Reservation | None = None
     _turn: Permit | None = None
@@ -50,11 +49,15 @@ class AdmissionGuard:
     key_lock: HeldLock | None = None
     block: str | None = None
 
+    @property
+    def _ledger(self) -> Ledger:
+        return ledger(self.client.connection.crn)
+
     async def before_post(self, key: str) -> JobSpec | None:
         """Reserve QPU seconds and wait for a permit; see `submission.BeforePost`.
 
         Raises:
-            BudgetExhausted: The budget has no room; nothing is sent.
+            BudgetExhausted: Not enough of the budget is left; nothing is sent.
             InvalidInput: No budget has the name.
             PolicyRefused: The installation's policy does not allow it; nothing is sent.
             QuantumRuntimeError: The service or Prefect could not be asked what is left; nothing is sent.
@@ -62,10 +65,10 @@ class AdmissionGuard:
         self._posting = False
         if self._turn is not None:
             await self._turn.sent()
-        most = await self._allowed()
-        # The team's turn comes first: who holds a budget's lock meanwhile would hold up the other teams.
+        limit = await self._allowed()
+        # The team's turn comes first: a process that waits with a budget's lock would delay the other teams.
         async with share_turn(self.client.connection, self.where, self.block):
-            spec = await self._reserve(key, lowest(self.spec.max_execution_time, most))
+            spec = await self._reserve(key, limit)
             self._turn = await acquire(self.client.connection)
             for lock in (self.key_lock, *self._locks):
                 if lock is not None:
@@ -74,16 +77,16 @@ class AdmissionGuard:
         return spec
 
     async def _allowed(self) -> int | None:
-        """The QPU seconds that the installation's policy allows the job; a dry run uses none."""
+        """The job's own limit of QPU seconds, else the policy's, which refuses a higher one; a dry run uses none."""
         if self.spec.dry_run:
-            return None
+            return self.spec.max_execution_time
         asked = policy.Asked(self.spec.backend, self.spec.program_id, self.spec.max_execution_time)
         most, _ = await policy.admit(self.client.connection, self.where, self.block, [asked])
-        return most
+        return most if self.spec.max_execution_time is None else self.spec.max_execution_time
 
     async def _reserve(self, key: str, limit: int | None) -> JobSpec | None:
         budgets = await budgets_in_force(self.budget)
-        if not budgets or self.spec.dry_run:  # which is not charged
+        if not budgets or self.spec.dry_run:  # a dry run is not charged
             return self._with_limit(limit)
         await self._be_alone(budgets)
         try:
@@ -92,18 +95,18 @@ class AdmissionGuard:
             )
         except BudgetExhausted as error:
             self._reservation = None
-            notifications.budget_exhausted(error, flow_run_id=self.where.flow_run_id)
+            report_exhausted(error, flow_run_id=self.where.flow_run_id)
             raise
         return self._with_limit(cap)
 
     def _with_limit(self, seconds: int | None) -> JobSpec | None:
-        """What to send in place of the caller's own spec; None where that will do."""
+        """The spec with this limit; None if the caller's own already has it."""
         if seconds == self.spec.max_execution_time:
             return None
         return replace(self.spec, max_execution_time=seconds)
 
     async def _be_alone(self, budgets: Sequence[Budget]) -> None:
-        """Take the budget's locks, so that no other process counts what this one is about to spend."""
+        """Take the budget's locks, so that no other process spends the same seconds."""
         # Outside a run there is no Prefect to ask.
         wanted = scopes(budgets, self.where, self.client.connection.crn) if in_run() else ()
         if wanted == self._held:
@@ -129,7 +132,7 @@ class AdmissionGuard:
             pause = min(2 * pause, 3.0)
 
     def bought(self, ref: JobRef) -> None:
-        """A job was bought; from now on its own state counts."""
+        """Note the accepted job; from now on its own state counts."""
         if self._reservation is not None:
             self._reservation.job_id = ref.id
 
@@ -143,7 +146,7 @@ class AdmissionGuard:
             if refused or not self._posting:
                 self._ledger.drop(kept)
             else:
-                # It may turn up in the list; until then it counts.
+                # It may still appear in the list, so it counts until then.
                 kept.doubtful_until = time.monotonic() + 2 * current_settings().submission_grace_seconds
         if self._turn is not None:
             self._turn.drop(sent=True)
@@ -154,7 +157,7 @@ class AdmissionGuard:
             await self._turn.sent()
 
     async def in_session(self, ref: JobRef) -> None:
-        """Note which session the job is in, where its first job opens it."""
+        """Note the session's id, if the session is opened by its first job."""
         kept = self._reservation
         if kept is not None and kept.hold is not None and ref.session is not None:
             await self._ledger.sessions.opened(kept.hold, ref.session.id)
@@ -172,15 +175,15 @@ async def admission_guard(
 
     Args:
         client: The instance that pays.
-        spec: What is to be bought.
-        where: The flow run that asks.
+        spec: The checked submission.
+        where: The flow run that submits.
         budget: The flow's own budget.
         session: The session that it is to run in.
 
     Yields:
         The hooks of `client.submit`.
     """
-    one = AdmissionGuard(client, spec, where, budget, ledger(client.connection.crn), session)
+    one = AdmissionGuard(client, spec, where, budget, session)
     async with one._alone:
         try:
             yield one
@@ -202,7 +205,7 @@ class SessionAdmission:
     """A session that is about to be opened.
 
     Attributes:
-        life: Seconds that it may live.
+        life: Its longest life in seconds.
     """
 
     life: int
@@ -210,7 +213,7 @@ class SessionAdmission:
     _token: str
 
     async def opened(self, session: SessionRef) -> None:
-        """It was opened; in the legacy dialect its first job does it."""
+        """Note that it was opened; in the legacy dialect its first job opens it."""
         await self._ledger.sessions.opened(self._token, session.id)
 
 
@@ -222,17 +225,17 @@ async def session_guard(
 
     Args:
         client: The instance that pays.
-        where: The flow run that asks.
+        where: The flow run that submits.
         budget: The flow's own budget.
-        token: Names the session.
-        mode: `dedicated`; a batch is charged by its jobs, and passes.
-        life: Seconds that it was to live.
+        token: Identifies the session.
+        mode: `dedicated`; a batch is charged by its jobs and needs no reservation.
+        life: Its wanted life in seconds.
 
     Yields:
-        How long it may live.
+        Its admission, with its longest life.
 
     Raises:
-        BudgetExhausted: There is no room for it.
+        BudgetExhausted: Not enough of the budget is left for it.
         InvalidInput: No budget has the name.
         QuantumRuntimeError: The service or Prefect could not be asked what is left; nothing is sent.
     """
@@ -245,13 +248,13 @@ async def session_guard(
         try:
             allowed = await book.reserve_session(client, budgets, where, token, life)
         except BudgetExhausted as error:
-            notifications.budget_exhausted(error, flow_run_id=where.flow_run_id)
+            report_exhausted(error, flow_run_id=where.flow_run_id)
             raise
         for lock in locks:
             lock.check()
         try:
             yield SessionAdmission(allowed, book, token)
         except QuantumRuntimeError as error:
-            if not isinstance(error, SubmissionUncertain):  # else it may be open; without an id it is used by none
+            if not isinstance(error, SubmissionUncertain):  # else it may be open
                 await book.sessions.opened(token, None, opened=False)
             raise

@@ -25,7 +25,7 @@ _MOST_GENERATIONS = 100
 
 
 def flow_tag(flow_run_id: str) -> str:
-    """The tag by which all jobs of a flow run are found.
+    """The tag that all jobs of a flow run carry.
 
     Example:
         ```python
@@ -46,20 +46,20 @@ def key_tag(crn: str, identity: str, digest: str, *, index: int = 0, generation:
 def next_generation(
     replaces: JobRef, crn: str, identity: str, digest: str, *, submitted_so_far: int
 ) -> tuple[int, int]:
-    """Which of `made` equal submissions a job was bought for, and the generation after the job's.
+    """Find which of the equal submissions so far a job belongs to, and the generation after the job's.
 
     Raises:
-        InvalidInput: It was bought for none of them; nothing is to be bought on a guess.
+        InvalidInput: It belongs to none of them; nothing is submitted on a guess.
     """
     for generation in range(_MOST_GENERATIONS):
         for index in range(submitted_so_far):
             if key_tag(crn, identity, digest, index=index, generation=generation) == replaces.submission_key:
                 return index, generation + 1
-    raise InvalidInput(f"job {replaces.id} was not bought for this submission", field="replaces")
+    raise InvalidInput(f"job {replaces.id} does not belong to this submission", field="replaces")
 
 
 def explicit_identity(submission_key: str) -> str:
-    """Check a key given by the caller; it replaces flow run and count.
+    """Check a caller's explicit key, which replaces flow run and count.
 
     Raises:
         InvalidInput: Empty, too long, or not printable.

@@ -1,9 +1,9 @@
-"""What jobs used and may still use, and reservations, so that concurrent submissions cannot overspend.
+"""Count what jobs used and may still use, and reserve it, so that concurrent submissions cannot overspend.
 
 One ledger per instance and process, on the network loop. A reservation is made before the POST, for the most
 that the job may use; once the service lists the job, the service's own numbers take its place. Outside a flow
-there is no run whose jobs the service could list: there this process is the run. Dedicated sessions are counted as
-`session_budget` says; the seconds of their jobs are the session's.
+there is no run whose jobs the service could list, so this process counts as the run. `budget_core` decides how jobs and
+dedicated sessions are counted.
 """
 
 from __future__ import annotations
@@ -11,158 +11,44 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
 from prefect_qruntime.admission import keys
-from prefect_qruntime.admission.budget import (
-    MOST_SECONDS,
-    Budget,
+from prefect_qruntime.admission.budget import Budget, report_level
+from prefect_qruntime.admission.budget_core import (
     Remaining,
-    allowed_seconds,
-    levels,
-    lowest,
-    upper_bound,
-)
-from prefect_qruntime.admission.session_budget import (
+    Reservation,
     SessionHold,
+    Tally,
     allotment,
+    allowed_seconds,
     counts,
-    held_back,
+    expected_seconds,
     job_limit,
     job_room,
-    used_up,
+    levels,
+    lowest,
+    tally,
 )
 from prefect_qruntime.admission.session_holds import SessionHolds, now
 from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.cost_core import MOST_SECONDS
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.errors import SAME_REQUEST, BudgetExhausted, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, SessionRef
-from prefect_qruntime.observability import notifications
 from prefect_qruntime.prefect_api import api
 from prefect_qruntime.run_context import RunContext
 from prefect_qruntime.settings import current_settings
 
-__all__ = ["DeploymentJobs", "Ledger", "Reservation", "ledger", "scopes", "tally"]
+__all__ = ["DeploymentJobs", "Ledger", "ledger"]
 
 _FORGET = 3600.0  # seconds after which a list surely shows a job
 _FORGET_UNSETTLED = 86400.0
 _RUN_DAYS = 7.0  # days that a flow run may take from opening a session to its last submission
-_LOOK_AGAIN = 0.5  # seconds between two looks at a usage that is not final yet
-
-
-@dataclass(slots=True, eq=False)
-class Reservation:
-    """What one submission may use.
-
-    Attributes:
-        key: The submission key's tag.
-        flow_run_id: The flow run that pays.
-        deployment_id: Its deployment.
-        seconds: The most the job may use.
-        began: When it was made, on the monotonic clock.
-        job_id: The job, once bought.
-        job: The job as last seen.
-        hold: Names what its session holds, if it runs in one that pays for it.
-        doubtful_until: Until when the job may turn up, where it is not known whether it was bought.
-    """
-
-    key: str
-    flow_run_id: str | None
-    deployment_id: str | None
-    seconds: float
-    began: float
-    job_id: str | None = None
-    job: Job | None = None
-    hold: str | None = None
-    doubtful_until: float | None = None
-
-    @property
-    def is_over(self) -> bool:
-        """Whether its job is over, whatever it used."""
-        return self.job is not None and self.job.is_terminal
-
-    @property
-    def complete_or_withdraw(self) -> bool:
-        """Whether the service said what the job used."""
-        return self.job is not None and is_settled(self.job)
-
-
-def is_settled(job: Job) -> bool:
-    """Whether the job is over and its usage final."""
-    return job.is_terminal and job.usage_final
-
-
-@dataclass(slots=True)
-class Tally:
-    """A sum over jobs; `settling` are those that are over without a final usage, with what they may have used."""
-
-    jobs: int = 0
-    used: float = 0.0
-    reserved: float = 0.0
-    settling: dict[str, float] = field(default_factory=dict)
-
-    def add(self, job: Job | None, most: float, *, of_session: bool = False) -> None:
-        """Count one job, or a submission of which no job is known yet; its session may pay for it."""
-        self.jobs += 1
-        if of_session:
-            return
-        if job is not None and is_settled(job):
-            self.used += job.usage_seconds or 0.0
-            return
-        self.reserved += most
-        if job is not None and job.is_terminal:
-            self.settling[job.id] = most
-
-
-def tally(
-    jobs: Iterable[Job],
-    reservations: Iterable[Reservation],
-    holds: Iterable[SessionHold] = (),
-    *,
-    held: Collection[str | None] = (),
-    now: float = 0.0,
-) -> Tally:
-    """Add up jobs as the service lists them, reservations not listed yet, and sessions. Dry runs cost nothing.
-
-    Args:
-        jobs: As the service lists them.
-        reservations: Those of this process.
-        holds: What sessions of the same scope hold.
-        held: The ids of all sessions that pay for their jobs, of this scope or another.
-        now: Seconds, on the clock of the holds.
-    """
-    total, ids, tags = Tally(), set[str](), set[str]()
-    for job in jobs:
-        ids.add(job.id)
-        tags.update(job.tags)
-        if not job.dry_run:
-            paid = job.session_id is not None and job.session_id in held
-            total.add(job, upper_bound(job), of_session=paid)
-    for one in reservations:
-        if one.job_id not in ids and one.key not in tags:
-            total.add(one.job, one.seconds, of_session=one.hold is not None)
-    for hold in holds:
-        total.used += used_up(hold, now)
-        total.reserved += held_back(hold, now)
-    return total
-
-
-def scopes(budgets: Iterable[Budget], where: RunContext, crn: str) -> tuple[str, ...]:
-    """What the budgets count over, as far as other processes may spend there too."""
-    found = set()
-    for one in budgets:
-        per_run = one.max_seconds_per_run is not None or one.max_jobs_per_run is not None
-        if per_run and where.flow_run_id is not None:
-            found.add(f"run:{where.flow_run_id}")
-        if one.max_seconds_per_deployment is not None and where.deployment_id is not None:
-            found.add(f"deployment:{where.deployment_id}")
-        if one.min_remaining_seconds is not None:
-            found.add(f"instance:{crn}")
-    return tuple(sorted(found))
+_LOOK_AGAIN = 0.5  # seconds between two reads of a usage that is not final yet
 
 
 class Ledger:
@@ -184,12 +70,12 @@ class Ledger:
         wanted: int | None,
         session: SessionRef | None = None,
     ) -> tuple[Reservation, int | None]:
-        """Make room for one job, or refuse it.
+        """Reserve QPU seconds for one job, or refuse it.
 
         Args:
             client: The instance that pays.
-            budgets: All that hold.
-            where: The flow run that asks.
+            budgets: All that apply.
+            where: The flow run that submits.
             key: The submission key's tag.
             wanted: The job's own limit of QPU seconds.
             session: The session that it runs in.
@@ -198,14 +84,14 @@ class Ledger:
             The reservation, and the limit to send with the job.
 
         Raises:
-            BudgetExhausted: There is no room.
+            BudgetExhausted: Not enough is left.
             QuantumRuntimeError: The service or Prefect could not be asked.
         """
         wanted = wanted if wanted is not None else lowest(*(one.default_max_execution_time for one in budgets))
         async with self._lock:
             while True:
                 self._tidy()
-                # A second POST of the same intent takes the place of the first.
+                # A second POST of the same submission replaces the first.
                 self.reservations = [one for one in self.reservations if one.key != key]
                 rooms = await self._all_rooms(client, budgets, where)
                 hold = await self.sessions.of(client, budgets, where, session, rooms)
@@ -236,20 +122,20 @@ class Ledger:
     async def reserve_session(
         self, client: QuantumRuntimeClient, budgets: Sequence[Budget], where: RunContext, token: str, life: int
     ) -> int:
-        """Make room for a dedicated session before it is opened, or refuse it.
+        """Reserve QPU seconds for a dedicated session before it is opened, or refuse it.
 
         Args:
             client: The instance that pays.
-            budgets: All that hold.
-            where: The flow run that asks.
-            token: Names the session.
-            life: Seconds that it was to live.
+            budgets: All that apply.
+            where: The flow run that submits.
+            token: Identifies the session.
+            life: Its wanted life in seconds.
 
         Returns:
-            Seconds that it may live.
+            Its longest life in seconds.
 
         Raises:
-            BudgetExhausted: There is no room.
+            BudgetExhausted: Not enough is left.
             QuantumRuntimeError: The service or Prefect could not be asked.
         """
         async with self._lock:
@@ -271,22 +157,22 @@ class Ledger:
         *,
         jobs: int,
     ) -> None:
-        """Report the limits that are half, nearly or wholly spent or held back, each level once."""
+        """Report the limits that are half, nearly or wholly spent or reserved, each level once."""
         days = {budget.shown_name: budget.period_days for budget in budgets}
         scope = {
             "max_seconds_per_deployment": where.deployment_id,
             "min_remaining_seconds": client.connection.crn,
         }
         for room in rooms:
-            # A limit that moves along with the days is told of once in each of its periods.
+            # A limit over a moving period is reported once in each period.
             moving = room.limit in scope
             period = int(time.time() // (86400 * days[room.budget])) if moving else 0
             about = scope[room.limit] if moving else where.flow_run_id
             for level in levels(room, jobs if room.counts_jobs else seconds):
-                notifications.budget_level(room, level, about=f"{about}:{period}", flow_run_id=where.flow_run_id)
+                report_level(room, level, about=f"{about}:{period}", flow_run_id=where.flow_run_id)
 
     def drop(self, reservation: Reservation) -> None:
-        """Nothing was bought."""
+        """Release a reservation: no job was created."""
         self.reservations = [one for one in self.reservations if one is not reservation]
 
     def _tidy(self) -> None:
@@ -298,12 +184,12 @@ class Ledger:
             and not (
                 one.flow_run_id is not None
                 and one.job_id is not None
-                and moment - one.began > (_FORGET if one.complete_or_withdraw else _FORGET_UNSETTLED)
+                and moment - one.began > (_FORGET if one.is_settled else _FORGET_UNSETTLED)
             )
         ]
 
     def _may_change(self, rooms: Sequence[Remaining], wanted: int | None) -> bool:
-        """Whether usage that the service has not fixed yet may still make room, and is worth waiting for."""
+        """Whether usage that is not final yet may still leave enough, and is worth waiting for."""
         moment, grace = time.monotonic(), current_settings().usage_grace_seconds
         fresh = set()
         for job_id in {job_id for room in rooms for job_id in room.settling}:
@@ -343,7 +229,7 @@ class Ledger:
     async def _session_room(
         self, client: QuantumRuntimeClient, budgets: Sequence[Budget], hold: SessionHold
     ) -> Remaining:
-        """What a session has left for one more job."""
+        """Compute what a session has left for one more job."""
         live = await client.jobs(session_id=hold.session_id, pending=True) if hold.session_id is not None else []
         self._see(live)
         await self._look_at_missing(client, {job.id for job in live}, hold.token)
@@ -357,7 +243,7 @@ class Ledger:
         return job_room(hold, name, live, on_their_way, now())
 
     async def _rooms(self, client: QuantumRuntimeClient, budget: Budget, where: RunContext) -> list[Remaining]:
-        """What each limit of a budget has left."""
+        """Compute what each limit of a budget has left."""
         rooms = []
         if budget.max_seconds_per_run is not None or budget.max_jobs_per_run is not None:
             run = await self._run(client, where)
@@ -397,7 +283,7 @@ class Ledger:
         return self._tally(jobs, mine, held)
 
     async def _instance(self, client: QuantumRuntimeClient, budget: Budget) -> list[Remaining]:
-        """Room above the minimum; none where the instance has no limit."""
+        """Compute what the instance has left above the minimum; empty if it has no limit."""
         live = {job.id: job for job in await client.jobs(pending=True)}
         self._see(live.values())
         await self._look_at_missing(client, live)
@@ -407,10 +293,10 @@ class Ledger:
             return []
         live_holds = [one for one in self.sessions.holds.values() if one.final is None]
         held = self.sessions.ids()
-        ours = self._tally([], [one for one in self.reservations if not one.complete_or_withdraw], live_holds)
+        ours = self._tally([], [one for one in self.reservations if not one.is_settled], live_holds)
         known = {one.job_id for one in self.reservations} | {one.key for one in self.reservations}
         others = sum(
-            _expected(job)
+            expected_seconds(job)
             for job in live.values()
             if job.id not in known and known.isdisjoint(job.tags) and job.session_id not in held
         )
@@ -429,12 +315,12 @@ class Ledger:
     async def _look_at_missing(
         self, client: QuantumRuntimeClient, live: Collection[str], hold: str | None = None
     ) -> None:
-        """Look at jobs that were bought here and are not live: they are over, or not listed yet, or deleted."""
+        """Read the jobs submitted here that are not live: they are over, not listed yet, or deleted."""
         grace = current_settings().submission_grace_seconds
         for one in list(self.reservations):
             if hold is not None and (one.hold != hold or one.is_over):
                 continue
-            if one.job_id is None or one.job_id in live or one.complete_or_withdraw:
+            if one.job_id is None or one.job_id in live or one.is_settled:
                 continue
             try:
                 one.job = await client.job(one.job_id)
@@ -443,7 +329,7 @@ class Ledger:
                     self.drop(one)
 
     def _see(self, jobs: Iterable[Job]) -> None:
-        """Keep what the service says of jobs that were bought here."""
+        """Keep the service's answers about jobs that were submitted here."""
         seen = {job.id: job for job in jobs}
         for one in self.reservations:
             if one.job_id in seen:
@@ -454,17 +340,8 @@ def _room(budget: Budget, limit: str, allowed: float, total: Tally) -> Remaining
     return Remaining(budget.shown_name, limit, allowed, total.used, total.reserved, total.settling)
 
 
-def _expected(job: Job) -> float:
-    """What a live job that was not bought here may use: its limit if it was given one, else the estimate."""
-    if job.dry_run:
-        return 0.0
-    if job.max_execution_time is not None and job.max_execution_time < MOST_SECONDS:
-        return float(job.max_execution_time)
-    return job.estimated_running_seconds or 0.0
-
-
 def ledger(crn: str) -> Ledger:
-    """The ledger of an instance. Call it on the network loop only."""
+    """The ledger of an instance. Call it on the network loop."""
     return network_loop().state(Ledger, crn)
 
 
@@ -480,7 +357,7 @@ def _flow_run_of(job: Job) -> UUID | None:
 
 
 class DeploymentJobs:
-    """Jobs of an instance since a moment, and whose they are. Lives on the network loop."""
+    """A cache of an instance's recent jobs and their deployments. Lives on the network loop."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, Job] = {}
@@ -489,12 +366,12 @@ class DeploymentJobs:
         self._owners: dict[UUID, UUID | None] = {}
 
     async def read(self, client: QuantumRuntimeClient, deployment_id: str, since: datetime) -> list[Job]:
-        """All jobs that runs of the deployment bought since a moment.
+        """List the jobs that runs of the deployment submitted since a moment.
 
         A flow run that Prefect does not know (another installation's, or deleted) belongs to no deployment.
 
         Raises:
-            QuantumRuntimeError: The service or Prefect could not be asked; then nothing may be bought.
+            QuantumRuntimeError: The service or Prefect could not be asked; then nothing may be submitted.
         """
         await self._read_jobs(client, since)
         found = [job for job in self._jobs.values() if job.created_at is None or job.created_at >= since]
@@ -502,7 +379,7 @@ class DeploymentJobs:
             await self._read_owners({run for job in found if (run := _flow_run_of(job)) is not None})
         except Exception as error:
             raise QuantumRuntimeError(
-                f"the budget of the deployment cannot be checked: Prefect's API gave no answer ({error!r})",
+                f"the deployment's budget cannot be checked: Prefect's API failed ({error!r})",
                 solution="Nothing was sent. Run the flow again when Prefect's API can be reached.",
                 advice=SAME_REQUEST,
             ) from error

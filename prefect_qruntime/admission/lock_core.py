@@ -1,7 +1,7 @@
-"""When a process has a lock, when it lost it, and when another one may take it over: decisions only, no clock, no API.
+"""Decide when a process holds a lock, has lost it, or may take over another's: no clock, no API.
 
-A lock is a row in Prefect with a unique name. Its holder changes the row every few seconds (a beat). Three rules keep
-two holders apart, whatever is slow, dies or is restarted:
+A lock is a row in Prefect with a unique name. Its holder changes the row every few seconds (a heartbeat, or beat).
+Three rules prevent two holders at once, whatever is slow, dies or is restarted:
 
 1. A holder relies on its lock for `LEASE` seconds after it *sent* the last beat that was answered within `ANSWER`
    seconds. After that it never beats again, so a lock that was lost stays lost.
@@ -34,9 +34,9 @@ class Row:
     """A lock as it stands in Prefect.
 
     Attributes:
-        id: Of this very row; a lock that is given back and taken again has another one.
-        holder: What the holding process calls itself, different for each claim.
-        beat: How often the holder changed it.
+        id: Of this row; a lock that is released and taken again has another one.
+        holder: The name of the claim that holds it, unique for each claim.
+        beat: How many times the holder changed it.
         who: The holder in words.
     """
 
@@ -48,7 +48,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """What a claiming process does next.
+    """The next action of a claiming process.
 
     Attributes:
         do: One of five things.
@@ -63,12 +63,12 @@ class Action:
 
 @dataclass(slots=True)
 class Claim:
-    """One process's attempt to get a lock. Feed it what happened; it answers what to do next.
+    """One process's attempt to get a lock: events in, the next action out.
 
     Attributes:
-        holder: What this process calls itself.
-        held_limit: Seconds for which one living holder is waited for.
-        limit: Seconds for the whole wait.
+        holder: The name of this claim.
+        held_limit: Most seconds to wait for one living holder.
+        limit: Most seconds of the whole wait.
     """
 
     holder: str
@@ -87,9 +87,9 @@ class Claim:
         return Action("create")
 
     def creating(self, now: float) -> str:
-        """A request to create the row is sent now; returns the holder to write into it.
+        """Note that a request to create the row is sent now, and return the holder to write into it.
 
-        Each request has its own, as one whose answer was lost may create the row at any later time.
+        Each request has its own, because one whose answer was lost may create the row at any later time.
         """
         name = f"{self.holder}-{len(self._sent)}"
         self._sent[name] = now
@@ -100,14 +100,14 @@ class Claim:
         return self._hold(row, now)
 
     def not_created(self) -> Action:
-        """The name is taken, or the answer was lost: the row tells whose it is."""
+        """The name is taken, or the answer was lost: read the row to see whose it is."""
         return Action("read")
 
     def read(self, row: Row | None, *, asked: float, now: float) -> Action:
         """The row was read.
 
         Args:
-            row: As it is, None if there is none.
+            row: The row; None if there is none.
             asked: When the request was sent.
             now: When the answer arrived.
         """
@@ -130,7 +130,7 @@ class Claim:
         return self._unless_late(Action("create"), None, now)
 
     def _hold(self, row: Row, now: float) -> Action:
-        """Take the row, unless others have seen it for so long that they may remove it soon."""
+        """Take the row, unless it is so old that other processes may remove it soon."""
         since = self._sent[row.holder]
         return Action("hold", row, since) if now - since < LEASE / 2 else Action("remove", row)
 
@@ -141,7 +141,7 @@ class Claim:
 
 @dataclass(slots=True)
 class Holding:
-    """A lock that this process got. Times are those of its own monotonic clock.
+    """A lock that this process holds. Times are of its own monotonic clock.
 
     Attributes:
         row: The row, with the beat that was sent last.
@@ -153,7 +153,7 @@ class Holding:
 
     @classmethod
     def begin(cls, row: Row, *, sent: float) -> Holding:
-        """The lock was got by a request that was sent at `sent`, or that found the row at that time."""
+        """Begin to hold the lock, from the time at which the request that got it was sent."""
         return cls(row, sent + LEASE)
 
     def holds(self, now: float) -> bool:
@@ -169,10 +169,10 @@ class Holding:
         return self.row
 
     def answered(self, *, sent: float, now: float) -> None:
-        """A beat was written; one that took too long does not count."""
+        """Note that a beat was written; one that took too long does not count."""
         if self.holds(now) and now - sent <= ANSWER:
             self.until = max(self.until, sent + LEASE)
 
     def gone(self) -> None:
-        """The row is not there any more: another process removed it."""
+        """Note that another process removed the row."""
         self.until = float("-inf")

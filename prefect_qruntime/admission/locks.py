@@ -1,8 +1,8 @@
 """Serialise submissions of processes that share a key or a budget.
 
 Two flow runs that share a `submission_key` (a slot of a schedule, say) may start at the same moment in two processes,
-and so may two that share the last seconds of a budget: each would look, find nothing, and buy. So a process takes a
-lock first: a Prefect variable with a unique name, which lives in Prefect's database. (The leases of Prefect's own
+and so may two that share the last seconds of a budget: each would search, find nothing, and submit. So a process takes
+a lock first: a Prefect variable with a unique name, which lives in Prefect's database. (The leases of Prefect's own
 concurrency limits live in the server's memory; a restart leaves their slots taken without end.) `lock_core` decides who
 holds it. Locks of keys are taken before those of budgets, and those in the order of their names, so that no two
 processes wait for each other.
@@ -39,17 +39,17 @@ __all__ = ["LockState", "budget_lock", "free_stuck_locks", "lock_name", "read_lo
 log = get_logger(__name__)
 
 _TAG = "qruntime-lock"
-_HELD_LIMIT = 1800.0  # seconds for which one living holder is waited for
-_LIMIT = 4 * 3600.0  # seconds of waiting in all
+_HELD_LIMIT = 1800.0  # most seconds to wait for one living holder
+_LIMIT = 4 * 3600.0  # most seconds to wait in all
 _TRIES = 2  # of requests in a row that fail, each with the patience of `prefect_api`
-_PAUSE = (0.3, 2.0)  # seconds between two looks at another's lock, growing
-_RELEASE = 5.0  # seconds for giving a lock back
+_PAUSE = (0.3, 2.0)  # seconds between two reads of another's lock, growing
+_RELEASE = 5.0  # seconds to release a lock
 _STUCK = 4 * SILENCE  # seconds without a beat, by Prefect's own clock, after which doctor and sweep call a lock stuck
 _PAGE = 200
 
 
 def lock_name(kind: str, text: str) -> str:
-    """The Prefect variable that is the lock of a submission key's tag or of a budget's scope.
+    """Name the Prefect variable that is the lock of a submission key's tag or of a budget's scope.
 
     Example:
         ```python
@@ -71,7 +71,7 @@ async def submission_lock(tag: str) -> AsyncIterator[HeldLock]:
         tag: The submission key's tag of the first generation.
 
     Yields:
-        The lock; `contended` tells whether another process held it before, which may have bought the job just now.
+        The lock; `contended` says whether another process held it before, which may just have submitted the job.
 
     Raises:
         QuantumRuntimeError: Prefect's API failed, or another process holds the lock for too long; nothing was sent.
@@ -88,7 +88,7 @@ async def budget_lock(scopes: Iterable[str]) -> AsyncIterator[tuple[HeldLock, ..
     """Hold the locks of what a budget counts over, waiting for other processes. Runs on the network loop.
 
     Args:
-        scopes: What jobs are counted for: a flow run, a deployment, an instance. Those of a caller in a run.
+        scopes: What the budget counts over: a flow run, a deployment, an instance. Empty outside a run.
 
     Yields:
         The locks.
@@ -106,7 +106,7 @@ async def budget_lock(scopes: Iterable[str]) -> AsyncIterator[tuple[HeldLock, ..
 
 @dataclass(slots=True)
 class HeldLock:
-    """A lock of this process.
+    """A lock that this process holds.
 
     Attributes:
         name: Of the variable; empty outside a run.
@@ -136,7 +136,7 @@ class HeldLock:
 @asynccontextmanager
 async def _hold(name: str, what: str) -> AsyncIterator[HeldLock]:
     """Hold a lock."""
-    # Among the calls of this process a lock in memory will do; their queueing is no sign of another process.
+    # Within this process a lock in memory will do; waiting for it does not mean that another process holds the key.
     async with network_loop().lock(f"lock:{name}"):
         held = await _acquire(name, what)
         assert held.holding is not None  # noqa: S101 - `_acquire` makes no other
@@ -188,7 +188,7 @@ async def _claim(name: str, what: str, claim: Claim, row: Row) -> HeldLock:
                 assert action.row is not None  # noqa: S101 - the core names it
                 if not action.row.holder.startswith(claim.holder):
                     log.warning(
-                        "The lock %s is taken over: its holder (%s) has shown no sign of life for %d seconds.",
+                        "The lock %s is taken over: its holder (%s) has sent no heartbeat for %d seconds.",
                         name,
                         action.row.who,
                         SILENCE,
@@ -209,12 +209,12 @@ async def _claim(name: str, what: str, claim: Claim, row: Row) -> HeldLock:
 
 
 def _held_too_long(name: str, what: str, action: Action) -> QuantumRuntimeError:
-    who = action.row.who if action.row is not None else "several processes in turn"
+    who = action.row.who if action.row is not None else "several processes, one after the other"
     return QuantumRuntimeError(
-        f"Another process holds the lock {name} for {what} and does not give it back: {who}.",
+        f"Another process holds the lock {name} for {what} and does not release it: {who}.",
         solution=(
-            "Nothing was sent. Wait for that process or end it, then run the flow again. If it does not exist any "
-            f"more, delete the variable {name} in Prefect."
+            "Nothing was sent. Wait for that process or end it, then run the flow again. If it no longer exists, "
+            f"delete the variable {name} in Prefect."
         ),
         advice=SAME_REQUEST,
     )
@@ -248,9 +248,9 @@ async def _release(name: str, row_id: str) -> None:
     try:
         with patience(_RELEASE):
             await _remove(row_id)
-    except Exception as error:  # what was bought is not to be lost for it
+    except Exception as error:  # this must not lose a submitted job
         log.warning(
-            "The lock %s could not be given back yet (%r). It is when Prefect answers, or free in about a minute.",
+            "The lock %s could not be released yet (%r). It is released when Prefect answers, or expires in a minute.",
             name,
             error,
         )
@@ -258,7 +258,7 @@ async def _release(name: str, row_id: str) -> None:
 
 
 def _withdraw_later(name: str, holder: str) -> None:
-    """Remove the row of a claim that was given up while its request was under way."""
+    """Remove the row of a claim that was abandoned while its request was in flight."""
 
     async def withdraw() -> None:
         with patience(_RELEASE):
@@ -270,7 +270,7 @@ def _withdraw_later(name: str, holder: str) -> None:
 
 
 def _in_background(work: Coroutine[Any, Any, None]) -> None:
-    """Do something with the patience of `prefect_api`; what fails is left to those who come after."""
+    """Run something in the background and ignore failures: the next claim or sweep cleans up."""
 
     async def quietly() -> None:
         with contextlib.suppress(Exception):
@@ -283,7 +283,7 @@ def _in_background(work: Coroutine[Any, Any, None]) -> None:
 
 
 class _Withdrawals:
-    """Rows of this process that are being removed, of claims given up and of locks given back."""
+    """Rows that this process is removing: of abandoned claims and released locks."""
 
     def __init__(self) -> None:
         self.tasks: set[asyncio.Task[None]] = set()
@@ -326,12 +326,12 @@ async def _remove(row_id: str) -> None:
             raise
 
 
-# ---- for those who look after an installation ----------------------------------------------------------------
+# ---- for operators ----------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class LockState:
-    """A lock as it stands in Prefect.
+    """The state of a lock in Prefect.
 
     Attributes:
         name: Of the variable.
@@ -347,12 +347,12 @@ class LockState:
 
     @property
     def is_stuck(self) -> bool:
-        """Whether its holder shows no sign of life. The next process that needs it takes it over by itself."""
+        """Whether its holder sends no heartbeats. The next process that needs the lock takes it over by itself."""
         return self.silent > _STUCK
 
 
 async def read_locks() -> list[LockState]:
-    """All locks that are held now. Runs on the network loop.
+    """Read all locks that are held now. Runs on the network loop.
 
     Raises:
         Exception: Whatever Prefect's API raises.
@@ -373,10 +373,10 @@ async def read_locks() -> list[LockState]:
 
 
 async def free_stuck_locks() -> list[LockState]:
-    """Free the locks whose holders show no sign of life. Runs on the network loop.
+    """Free the locks whose holders send no heartbeats. Runs on the network loop.
 
     Returns:
-        Those that were freed.
+        The freed locks.
 
     Raises:
         Exception: Whatever Prefect's API raises.

@@ -1,15 +1,15 @@
-"""What Prefect knows of a submission key: marks of explicit keys, and the jobs noted by a flow run's earlier attempts.
+"""What Prefect knows of submission keys: marks of explicit keys, and jobs recorded by a flow run's earlier attempts.
 
-Before its first POST under an explicit key, a caller has to exclude that another process bought the job a moment ago
-and the service does not list it yet, which takes a whole grace period of searching, and is no proof if the list lags
-for longer. A mark makes that cheap and certain: every process writes it under the key's lock, before it sends and
+Before its first POST under an explicit key, a caller has to exclude that another process submitted the job a moment ago
+and the service does not list it yet. That takes a whole grace period of searching, and is no proof if the list lags
+for longer. A mark makes it cheap and certain: every process writes one under the key's lock, before it sends and
 again after a 2xx, with the job's id. A process that holds the lock and finds no mark knows that no process on this
-Prefect server has ever sent the key, and one look into the list is enough; one that finds a job's id reads that job.
+Prefect server has ever sent the key, so one query is enough; a process that finds a job's id reads that job.
 
-A mark without an id says "may have been sent": a process may die between mark and request, or before the answer.
+A mark without an id means "may have been sent": a process may die between mark and request, or before the answer.
 
-The keys of a flow run have no marks. But each of its jobs is noted in Prefect before anything waits for it, so the job
-of an attempt whose process died after that is found again, however late the service lists it.
+The keys of a flow run have no marks. But each of its jobs is recorded in Prefect before anything waits for it, so the
+job of an attempt whose process died after that is found again, however late the service lists it.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ _KEEP = 64  # attempts of flow runs
 
 @dataclass(slots=True)
 class _Noted:
-    """Jobs by submission key, as the attempts before this one noted them. Lives on the network loop."""
+    """Jobs by submission key, as earlier attempts recorded them. Lives on the network loop."""
 
     jobs: LRUCache[tuple[str, int], dict[str, str]] = field(default_factory=lambda: LRUCache(_KEEP))
     reads: SingleFlight[dict[str, str]] = field(default_factory=SingleFlight)
 
 
 def noted_by_earlier_attempts(where: RunContext) -> KeyHistory | None:
-    """Gives the histories of a flow run's own keys; None if no earlier attempt can have noted anything.
+    """Return a function that looks up a flow run's own keys; None if no earlier attempt can have recorded anything.
 
-    Prefect is asked once for all jobs of an attempt: what this process submits, it remembers itself.
+    Prefect is asked once for all jobs of an attempt; the process itself remembers what it submits.
     """
     flow_run_id = where.flow_run_id
     if not where.repeated or flow_run_id is None:
@@ -64,7 +64,7 @@ async def _noted_jobs(flow_run_id: UUID) -> dict[str, str]:
 
 
 async def key_history(tag: str) -> History:
-    """What the processes on this Prefect server did with a key. The caller holds the key's lock.
+    """Read what the processes on this Prefect server did with a key. The caller holds the key's lock.
 
     Runs on the network loop.
 
@@ -78,7 +78,7 @@ async def key_history(tag: str) -> History:
 
 
 async def mark_sent(tag: str) -> None:
-    """Note that a request with this key is about to be sent. The caller holds the key's lock.
+    """Record that a request with this key is about to be sent. The caller holds the key's lock.
 
     Raises:
         QuantumRuntimeError: Prefect's API failed; then nothing must be sent.
@@ -95,7 +95,7 @@ async def mark_sent(tag: str) -> None:
 
 
 async def mark_accepted(tag: str, job_id: str | None) -> None:
-    """Note that the service accepted a request with this key, and as which job. The caller holds the key's lock.
+    """Record that the service accepted a request with this key, and the job's id. The caller holds the key's lock.
 
     Raises:
         Exception: Prefect's API failed.

@@ -1,8 +1,8 @@
 """The policy block: what the tenants of an installation may do, and which team has which share of it.
 
-An administrator owns it. It is found under a fixed name in Prefect, read before each purchase, and kept for half a
-minute. Where Prefect cannot be asked, nothing is bought. The hosts to which a key may be sent are checked before each
-task, so before an access token is asked for as well.
+An administrator owns it. It is stored under a fixed name in Prefect, read before each submission, and cached for half a
+minute. If Prefect cannot be asked, nothing is submitted. The hosts to which a key may be sent are checked before each
+task, and so before an access token is requested.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, ValidationError, field_validator, model_validator
 
-from prefect_qruntime.admission.budget import MOST_SECONDS, lowest
+from prefect_qruntime.admission.budget_core import lowest
 from prefect_qruntime.client.connection import Connection
+from prefect_qruntime.client.cost_core import MOST_SECONDS
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.errors import SAME_REQUEST, PolicyRefused, QuantumRuntimeError
 from prefect_qruntime.prefect_api import Loadable, api, in_run, patience
@@ -50,30 +51,33 @@ __all__ = [
 log = get_logger(__name__)
 
 _FRESH = 30.0  # seconds for which a policy is not read again
-_ANSWER = 5.0  # seconds in which Prefect has to tell a policy anew, where the one known will do
-_GLANCE = 1.0  # as long, outside any run
+_ANSWER = 5.0  # seconds within which Prefect must answer if the cached policy will do
+_GLANCE = 1.0  # the same, outside any run
 _KEEP = 512
 
 
 class PolicyRule(BaseModel):
-    """What holds for the submissions that it names. All rules that name a submission hold together.
+    """Limits for the submissions that match it. All rules that match a submission apply together.
 
-    Names may hold `*`. A field that is left empty names all.
+    Names may contain `*`. An empty field matches all.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     deployment: str = Field(default="", description="Deployment: its name, or flow/deployment.")
-    tag: str = Field(default="", description="Tag of the deployment; of the flow run where it has no deployment.")
+    tag: str = Field(default="", description="Tag of the deployment, or of a flow run without one.")
     work_pool: str = Field(default="", description="Work pool of the deployment.")
     block: str = Field(default="", description="Name of the credentials block.")
-    backends: list[str] = Field(default=[], description="Backends that may be used; none named: all.")
-    programs: list[str] = Field(default=[], description="Programs that may run, such as sampler; none named: all.")
+    backends: list[str] = Field(default=[], description="Backends that may be used. Empty: all.")
+    programs: list[str] = Field(default=[], description="Programs that may run, such as sampler. Empty: all.")
     max_execution_time: int | None = Field(
-        default=None, ge=1, le=MOST_SECONDS, description="Most QPU seconds of a job; one that names none is given it."
+        default=None,
+        ge=1,
+        le=MOST_SECONDS,
+        description="Most QPU seconds of a job, and the limit of jobs without one.",
     )
     max_session_seconds: int | None = Field(
-        default=None, ge=0, description="Longest life of a dedicated session; 0 allows none."
+        default=None, ge=0, description="Longest life of a dedicated session in seconds; 0 allows none."
     )
 
 
@@ -83,9 +87,9 @@ class TeamShare(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: str = Field(min_length=1, max_length=60, description="The team.")
-    tag: str = Field(default="", description="Tag of its deployments; of its flow runs where they have none.")
+    tag: str = Field(default="", description="Tag of its deployments, or of its flow runs without one.")
     work_pool: str = Field(default="", description="Its work pool.")
-    weight: float = Field(default=1.0, ge=0.01, le=100, description="Its share, against the weights of those waiting.")
+    weight: float = Field(default=1.0, ge=0.01, le=100, description="Its share, relative to the other waiting teams.")
     max_creates_per_minute: int | None = Field(
         default=None, ge=1, le=60, description="Most jobs it may create a minute."
     )
@@ -93,7 +97,7 @@ class TeamShare(BaseModel):
     @model_validator(mode="after")
     def _named(self) -> TeamShare:
         if not (self.tag or self.work_pool):
-            raise ValueError("a team's share names a tag or a work pool")
+            raise ValueError("a team's share needs a tag or a work pool")
         return self
 
 
@@ -103,7 +107,7 @@ class QuantumRuntimePolicy(Loadable, Block):
     Attributes:
         hosts: Hosts to which an API key or an access token may be sent.
         rules: What each tenant may use.
-        refuse_unnamed: Whether submissions that no rule names are refused.
+        refuse_unnamed: Whether submissions that match no rule are refused.
         shares: The teams' shares of the create rate.
 
     Example:
@@ -124,24 +128,24 @@ class QuantumRuntimePolicy(Loadable, Block):
         default=["*.quantum.cloud.ibm.com", "quantum.cloud.ibm.com", "iam.cloud.ibm.com"],
         title="Hosts",
         description=(
-            "Hosts to which an API key or an access token may be sent, with a port where it is not the usual one. A "
-            "credentials block whose base_url or iam_url leads elsewhere is refused. Empty: all hosts."
+            "Hosts to which an API key or an access token may be sent, with the port unless it is the usual one. A "
+            "credentials block whose base_url or iam_url points elsewhere is refused. Empty: all hosts."
         ),
     )
     rules: list[PolicyRule] = Field(
         default=[],
         title="Rules",
-        description="What each tenant may use. All rules that name a submission hold together.",
+        description="What each tenant may use. All rules that match a submission apply together.",
     )
     refuse_unnamed: bool = Field(
         default=False,
-        title="Refuse what no rule names",
-        description="Whether a submission is refused that no rule names.",
+        title="Refuse what matches no rule",
+        description="Whether a submission that matches no rule is refused.",
     )
     shares: list[TeamShare] = Field(
         default=[],
         title="Shares",
-        description="The teams' shares of the create rate. Others together have the weight 1.",
+        description="The teams' shares of the create rate. All other submissions together have the weight 1.",
     )
 
     @field_validator("hosts")
@@ -150,7 +154,7 @@ class QuantumRuntimePolicy(Loadable, Block):
         for host in hosts:
             if not host or "/" in host or host != host.strip():
                 raise ValueError(
-                    f"{host!r} is no host: give a name such as iam.cloud.ibm.com, without https:// and path"
+                    f"{host!r} is not a host: give a name such as iam.cloud.ibm.com, without https:// and path"
                 )
         return [host.lower() for host in hosts]
 
@@ -168,12 +172,12 @@ class QuantumRuntimePolicy(Loadable, Block):
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """Who asks, as far as an administrator can tell.
+    """The submitter, as far as an administrator can identify it.
 
     Attributes:
         flow: Name of the deployment's flow.
         deployment: Name of the deployment.
-        tags: Of the deployment, else of the flow run.
+        tags: Of the deployment, or of a flow run that has none.
         work_pool: Of the deployment.
         block: Name of the credentials block.
     """
@@ -187,7 +191,7 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What is asked for: a job, or a dedicated session where `session_seconds` is set (0 for one of any life)."""
+    """A request: a job, or a dedicated session if `session_seconds` is set (0 for one of any life)."""
 
     backend: str
     program: str | None = None
@@ -196,12 +200,12 @@ class Asked:
 
 
 def host_refusal(policy: QuantumRuntimePolicy, base_url: str, iam_url: str) -> str | None:
-    """Why a credentials block's addresses are refused; None if they are allowed."""
+    """The reason why a credentials block's addresses are refused; None if they are allowed."""
     for name, url in (("base_url", base_url), ("iam_url", iam_url)):
         host = _host(url)
         if policy.hosts and not any(fnmatchcase(host, allowed) for allowed in policy.hosts):
             return (
-                f"the credentials block's {name} leads to {host!r}, which is none of the policy's hosts "
+                f"the credentials block's {name} points to {host!r}, which is not among the policy's hosts "
                 f"({', '.join(policy.hosts)})"
             )
     return None
@@ -230,10 +234,10 @@ def _matches(pattern: str, value: str | None) -> bool:
 
 
 def refusal(policy: QuantumRuntimePolicy, tenant: Tenant, asked: Asked) -> str | None:
-    """Why something is refused; None if it is allowed."""
+    """The reason why a request is refused; None if it is allowed."""
     rules = list(_rules(policy, tenant))
     if not rules and policy.refuse_unnamed:
-        return "no rule of the policy names this submission, and it refuses those"
+        return "no rule of the policy matches this submission, and the policy refuses such submissions"
     for rule in rules:
         why = _broken(rule, asked)
         if why is not None:
@@ -243,19 +247,19 @@ def refusal(policy: QuantumRuntimePolicy, tenant: Tenant, asked: Asked) -> str |
 
 def _broken(rule: PolicyRule, asked: Asked) -> str | None:
     if rule.backends and not any(fnmatchcase(asked.backend, one) for one in rule.backends):
-        return f"the backend {asked.backend!r} is none of those allowed here ({', '.join(rule.backends)})"
+        return f"the backend {asked.backend!r} is not allowed; allowed are {', '.join(rule.backends)}"
     if asked.program is not None and rule.programs and not any(fnmatchcase(asked.program, p) for p in rule.programs):
-        return f"the program {asked.program!r} is none of those allowed here ({', '.join(rule.programs)})"
+        return f"the program {asked.program!r} is not allowed; allowed are {', '.join(rule.programs)}"
     most = rule.max_execution_time
     if most is not None and asked.max_execution_time is not None and asked.max_execution_time > most:
-        return f"max_execution_time is {asked.max_execution_time} s, and at most {most} s are allowed here"
+        return f"max_execution_time is {asked.max_execution_time} s; at most {most} s are allowed"
     life = rule.max_session_seconds
     if life is None or asked.session_seconds is None:
         return None
     if life == 0:
-        return "a dedicated session is asked for, and none is allowed here; use a batch"
+        return "no dedicated session is allowed; use a batch"
     if asked.session_seconds > life:
-        return f"a dedicated session of {asked.session_seconds} s is asked for, and at most {life} s are allowed here"
+        return f"max_ttl of the dedicated session is {asked.session_seconds} s; at most {life} s are allowed"
     return None
 
 
@@ -266,7 +270,7 @@ def limits(policy: QuantumRuntimePolicy, tenant: Tenant) -> tuple[int | None, in
 
 
 def share_of(policy: QuantumRuntimePolicy, tenant: Tenant) -> TeamShare | None:
-    """The first share that names the tenant; None for those who have none."""
+    """The first share that matches the tenant; None if none does."""
     for share in policy.shares:
         of_tag = share.tag and any(fnmatchcase(tag, share.tag) for tag in tenant.tags)
         if of_tag or (share.work_pool and _matches(share.work_pool, tenant.work_pool)):
@@ -279,7 +283,7 @@ def share_of(policy: QuantumRuntimePolicy, tenant: Tenant) -> TeamShare | None:
 
 @dataclass(slots=True)
 class _Known:
-    """The policies that this process read last, by Prefect's address and the block's name."""
+    """A cache of the policies that this process read, by Prefect's address and the block's name."""
 
     policies: dict[tuple[str, str], tuple[float, QuantumRuntimePolicy | None]] = field(default_factory=dict)
     failed: dict[tuple[str, str], float] = field(default_factory=dict)
@@ -287,10 +291,10 @@ class _Known:
 
 
 async def policy_in_force(*, buys: bool = True) -> QuantumRuntimePolicy | None:
-    """The installation's policy, or None if it has none. Runs on the network loop.
+    """Read the installation's policy; None if it has none. Runs on the network loop.
 
     Args:
-        buys: Whether something is about to be bought. If not, the policy as known last will do while Prefect is away.
+        buys: Whether something is about to be submitted. If not, the cached policy will do if Prefect is unreachable.
 
     Raises:
         PolicyRefused: The policy cannot be read, so nothing is allowed.
@@ -308,7 +312,7 @@ async def policy_in_force(*, buys: bool = True) -> QuantumRuntimePolicy | None:
         moment, policy = known.policies.get(which, (float("-inf"), None))
         if time.monotonic() - moment < _FRESH:
             return policy
-        # A script outside any run needs no Prefect, and could name another one: there a policy holds if it can be read.
+        # A script outside any run needs no Prefect and could name another: a policy applies there if it can be read.
         will_do = not in_run() or (moment > float("-inf") and not buys)
         if will_do and time.monotonic() - known.failed.get(which, float("-inf")) < _FRESH:
             return policy
@@ -318,13 +322,13 @@ async def policy_in_force(*, buys: bool = True) -> QuantumRuntimePolicy | None:
         except PolicyRefused:
             if buys:
                 raise
-            # What was bought is to be followed, cancelled and closed; the key still goes to known hosts only.
+            # Existing jobs and sessions must stay manageable; the key still goes to known hosts only.
             return QuantumRuntimePolicy()
         except Exception as error:
             known.failed[which] = time.monotonic()
             if will_do:
-                what = "as known before" if policy is not None else "as if there were none"
-                log.warning("Prefect does not tell the policy (%r); it is taken %s.", error, what)
+                what = "The last known one applies." if policy is not None else "None applies."
+                log.warning("The policy could not be read from Prefect (%r). %s", error, what)
                 return policy
             raise QuantumRuntimeError(
                 f"The policy {name!r} cannot be read: Prefect's API failed ({error!r}). Without it nothing is allowed.",
@@ -344,7 +348,7 @@ async def _read(name: str) -> QuantumRuntimePolicy | None:
 
 
 def parsed(name: str, data: dict[str, Any]) -> QuantumRuntimePolicy:
-    """The policy that a block document holds.
+    """Parse the policy of a block document.
 
     Raises:
         PolicyRefused: A field of it is wrong.
@@ -354,7 +358,7 @@ def parsed(name: str, data: dict[str, Any]) -> QuantumRuntimePolicy:
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'the whole'}: {one['msg']}" for one in error.errors())
         raise PolicyRefused(
-            f"The policy {name!r} has a wrong field ({wrong}). Until it is right, nothing is allowed.",
+            f"The policy {name!r} has a wrong field ({wrong}). Until it is corrected, nothing is allowed.",
             solution="Nothing was sent. An administrator has to correct the block in Prefect's UI.",
             policy=name,
         ) from None
@@ -363,10 +367,10 @@ def parsed(name: str, data: dict[str, Any]) -> QuantumRuntimePolicy:
 
 
 async def check_hosts(connection: Connection, *, buys: bool = False) -> None:
-    """Refuse a credentials block that leads to a host which the policy does not allow. Runs on the network loop.
+    """Refuse a credentials block that points to a host that the policy does not allow. Runs on the network loop.
 
     Raises:
-        PolicyRefused: It does.
+        PolicyRefused: The host is not allowed.
         QuantumRuntimeError: Prefect could not be asked for the policy.
     """
     policy = await policy_in_force(buys=buys)
@@ -380,10 +384,10 @@ async def admit(
     """Refuse what the policy does not allow. Runs on the network loop.
 
     Args:
-        connection: Where it is to be sent.
+        connection: The instance to which it would be sent.
         where: The flow run that asks.
         block: Name of the credentials block.
-        asked: What is asked for.
+        asked: The requests.
 
     Returns:
         The most QPU seconds of a job, and the longest life of a session.
@@ -409,13 +413,13 @@ def _refuse(policy: QuantumRuntimePolicy, why: str | None) -> None:
         name = policy._block_document_name
         raise PolicyRefused(
             f"The policy {name!r} does not allow this: {why}.",
-            solution="Nothing was sent. Change what you ask for, or have an administrator change the policy.",
+            solution="Nothing was sent. Change the request, or ask an administrator to change the policy.",
             policy=name,
         )
 
 
 async def tenant_of(where: RunContext, block: str | None) -> Tenant:
-    """Who asks. Runs on the network loop.
+    """Identify the submitter. Runs on the network loop.
 
     Raises:
         QuantumRuntimeError: Prefect could not be asked.
@@ -429,7 +433,7 @@ async def tenant_of(where: RunContext, block: str | None) -> Tenant:
             known[name] = await _read_tenant(where)
         except Exception as error:
             raise QuantumRuntimeError(
-                f"Prefect does not tell which deployment this is ({error!r}), so the policy cannot be applied.",
+                f"The deployment could not be read from Prefect ({error!r}), so the policy cannot be applied.",
                 solution="Nothing was sent. Run the flow again when Prefect's API can be reached.",
                 advice=SAME_REQUEST,
             ) from error

@@ -1,9 +1,9 @@
 """Keep the service's create rate, in this process and among all processes.
 
-The guarantee: in no window of a minute are more jobs created than there are limits (see `limits`), because two
-creates under the same one are a minute apart, counted from the end of the earlier request; only a request that
-itself takes longer than a minute (one that waits after a 429) escapes it. Without limits in Prefect, or while
-Prefect cannot be reached, the same holds within each process.
+The guarantee: in no window of a minute are more jobs created than there are limits (`limit_names`), because two
+creates under the same limit are a minute apart, counted from the end of the earlier request. The exception is a request
+that itself takes longer than a minute (it waits after a 429). Without limits in Prefect, or while Prefect cannot be
+reached, the same holds within each process.
 """
 
 from __future__ import annotations
@@ -47,18 +47,19 @@ __all__ = [
     "shared_limits",
 ]
 
-_REMEMBER = 60.0  # seconds after which Prefect is asked anew whether limits are set up
-_TRIES = 3  # failures of Prefect's API in a row until this process goes on alone
-_ANSWER = 5.0  # seconds for which a failing request to Prefect is repeated; without it this process goes on alone
-_SAY_AFTER = 2.0  # seconds a wait may take before it is worth a line in the log
+_REMEMBER = 60.0  # seconds after which Prefect is asked again whether limits are set up
+_TRIES = 3  # failures of Prefect's API in a row until this process continues without it
+_ANSWER = 5.0  # seconds for which a failing request to Prefect is repeated
+_SAY_AFTER = 2.0  # seconds after which a wait is logged
+_ALONE = "The rate is limited within this process only."
 
 log = get_logger(__name__)
 
 
 def pace(connection: Connection) -> tuple[int, float] | None:
-    """Creates and seconds that hold for a connection within this process, or None for no limit.
+    """The rate limit of a connection within this process, as creates and seconds; None for no limit.
 
-    A host on this machine (the sandbox) has none unless `create_rate_per_minute` is set explicitly.
+    A host on this machine (the sandbox) has no limit unless `create_rate_per_minute` is set explicitly.
     """
     settings = current_settings()
     explicit = "create_rate_per_minute" in settings.model_fields_set
@@ -73,7 +74,7 @@ def _host(connection: Connection) -> str | None:
 
 @dataclass(slots=True)
 class Permit:
-    """The permission for one create. Its holder reports when the request is over."""
+    """A permit for one create. Its holder reports when the request is over."""
 
     pacer: RateLimiter
     slot: str | None
@@ -81,14 +82,14 @@ class Permit:
     over: bool = False
 
     async def sent(self) -> None:
-        """The request was answered, or is lost: from now on the minute counts. Repeat-safe."""
+        """Note that the request was answered or is lost: its minute begins now. Idempotent."""
         if not self.over:
             self.drop(sent=True)
             if self.slot is not None:
                 await self.pacer.restamp(self.slot, self.granted)
 
     def drop(self, *, sent: bool) -> None:
-        """End the turn without asking Prefect; `sent` tells whether a request may have gone out."""
+        """Return the permit without asking Prefect; `sent` says whether a request may have been sent."""
         if not self.over:
             self.over = True
             self.pacer.ended(sent=sent)
@@ -96,7 +97,7 @@ class Permit:
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """An account's limits in Prefect, and how to reach them.
+    """An account's limits in Prefect.
 
     Attributes:
         names: Of the limits.
@@ -131,7 +132,7 @@ class RateLimiter:
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _waiting: int = 0
-    _out: int = 0  # turns whose request is not over
+    _out: int = 0  # permits whose request is not over
     _ends: list[float] = field(default_factory=list)  # when requests were over, in the last period
     _free: dict[str, float] = field(default_factory=dict)  # when it is worth asking for a limit again
     _shared: Shared | None = None
@@ -139,10 +140,10 @@ class RateLimiter:
     _warned: set[str] = field(default_factory=set)
 
     async def take(self, count: int, period: float, *, shared: bool = True) -> Permit:
-        """Wait for a turn.
+        """Wait for a permit.
 
         Args:
-            count: Creates in a period, where Prefect has no limits for the account.
+            count: Creates in a period, if Prefect has no limits for the account.
             period: Seconds.
             shared: Whether Prefect may be asked.
         """
@@ -164,14 +165,14 @@ class RateLimiter:
             self._waiting -= 1
 
     def ended(self, *, sent: bool) -> None:
-        """A turn is over."""
+        """Note that a permit was returned."""
         self._out -= 1
         if sent:
             self._ends.append(_now())
         self._changed.set()
 
     async def restamp(self, slot: str, granted: float) -> None:
-        """Let the slot's minute begin anew where the request took longer than the margin allows."""
+        """Restart the slot's minute if the request took longer than the margin allows."""
         known = self._shared
         if known is None or _now() - granted <= known.life - known.period:
             return
@@ -180,7 +181,7 @@ class RateLimiter:
                 await known.client.update_global_concurrency_limit(slot, GlobalConcurrencyLimitUpdate(active_slots=1))
             self._free[slot] = _now() + known.life
         except Exception:
-            log.warning("the create limit %s could not be renewed", slot, exc_info=True)
+            log.warning("The create limit %s could not be renewed.", slot, exc_info=True)
 
     # ---- within this process -------------------------------------------------------------------
 
@@ -198,37 +199,40 @@ class RateLimiter:
     # ---- among all processes -------------------------------------------------------------------
 
     async def _known(self) -> Shared | None:
-        """The account's limits in Prefect, looked for once a minute."""
+        """The account's limits in Prefect, read once a minute."""
         if self._looked is not None and _now() - self._looked < _REMEMBER:
             return self._shared
         self._looked, self._shared = _now(), None
         try:
             self._shared = await self.find(self.crn)
         except Exception as error:
-            self._warn("Prefect cannot be asked for the create limit (%s); only this process keeps the pace", error)
+            self._warn(
+                "The create limit cannot be read from Prefect (%s). The rate is limited within this process only.",
+                error,
+            )
             return None
         if self._shared is None:
             self._warn(
-                "no create limit is set up in Prefect, so only this process keeps the service's pace; "
-                "run `prefect-qruntime setup` once to share it among all"
+                f"No create limit is set up in Prefect. {_ALONE} "
+                "Run `prefect-qruntime setup` once to share the limit among all processes."
             )
         return self._shared
 
     async def _shared_slot(self, known: Shared) -> tuple[str | None, float]:
-        """As `_room_everywhere`; no slot where Prefect fails more than for a moment."""
+        """Take one of the limits as `_room_everywhere`; no slot if Prefect keeps failing."""
         for attempt in range(_TRIES):
             try:
                 return await self._room_everywhere(known)
             except Exception as error:
                 if isinstance(error, LookupError | ObjectNotFound) or attempt + 1 == _TRIES:
                     self._shared = None
-                    self._warn("the create limit in Prefect fails (%s); only this process keeps the pace", error)
+                    self._warn("The create limit in Prefect failed (%s). " + _ALONE, error)
                     break
                 await asyncio.sleep(known.life / 40)
         return None, _now()
 
     async def _room_everywhere(self, known: Shared) -> tuple[str, float]:
-        """Take one of the limits; returns it with a moment before it was granted."""
+        """Take one of the limits; return it with a time before it was granted."""
         off = set()
         while True:
             for name in sorted(known.names, key=self._due):
@@ -239,14 +243,14 @@ class RateLimiter:
                 if left <= 0:
                     self._free[name] = now + known.life
                     if _now() - now > known.life / 2:
-                        continue  # the grant was so long on its way that it is worth little
+                        continue  # the grant took so long that most of it is over
                     return name, now
                 if left == float("inf"):
                     off.add(name)
-                # Prefect's clock may differ from ours: not too late, and not all the time.
+                # Prefect's clock may differ from ours: ask neither too late nor too often.
                 self._free[name] = _now() + min(max(left, known.life / 40), known.life / 5)
             if len(off) == len(known.names):
-                raise LookupError("all of them are switched off")
+                raise LookupError("all limits are switched off")
             pause = max(0.001, min(self._due(name) for name in known.names) - _now())
             await asyncio.sleep(pause * random.uniform(1.0, 1.1))  # noqa: S311
 
@@ -254,8 +258,8 @@ class RateLimiter:
         return self._free.get(name, float("-inf"))
 
     async def _try(self, client: PrefectClient, name: str) -> float:
-        """Take a slot; returns 0, or the seconds until it may be free."""
-        # Looked at before it is asked for: each refusal would make Prefect count its decay from the start.
+        """Take a slot; return 0, or the seconds until it may be free."""
+        # Read it before asking for it: each refusal would make Prefect restart its decay.
         limit = await client.read_global_concurrency_limit_by_name(name)
         if not limit.active:
             return float("inf")
@@ -273,14 +277,16 @@ class RateLimiter:
         return 0.0
 
     def _warn(self, text: str, *args: object) -> None:
-        """Say something once in this process."""
+        """Log a warning once in this process."""
         if text not in self._warned:
             self._warned.add(text)
             notifications.log_to_run(text % args, level=logging.WARNING)
 
     def _tell(self) -> None:
+        others = self._waiting - 1
         notifications.log_to_run(
-            f"waiting for the service's create limit, with {self._waiting - 1} other submissions of this process"
+            "waiting for the service's create limit, with "
+            f"{others} other submission{'' if others == 1 else 's'} of this process"
         )
 
 
@@ -289,9 +295,9 @@ def _now() -> float:
 
 
 async def acquire(connection: Connection) -> Permit | None:
-    """Wait until a job may be created; None where no limit holds. Runs on the network loop.
+    """Wait until a job may be created; return None if there is no limit. Runs on the network loop.
 
-    Never fails because of Prefect: without it, this process keeps the rate by itself.
+    Never fails because of Prefect: without it, the rate is limited within this process.
     """
     allowed = pace(connection)
     if allowed is None:
@@ -309,10 +315,10 @@ MOST = 60
 
 
 def limit_name(crn: str) -> str:
-    """What the names of an account's limits begin with.
+    """The prefix of the names of an account's limits.
 
     The service counts per user. A user is known to us by a secret only, so the CRN's account stands for it:
-    several users of one account share the pace, which is slower than need be but never too fast; `setup
+    several users of one account share the rate, which is slower than necessary but never too fast; `setup
     --per-minute` raises it for them.
 
     Example:
@@ -328,12 +334,12 @@ def limit_name(crn: str) -> str:
 
 
 def limit_names(crn: str, count: int) -> list[str]:
-    """The Prefect global concurrency limits of an account, one for each create a minute."""
+    """Name the Prefect global concurrency limits of an account, one for each create a minute."""
     return [f"{limit_name(crn)}-{number}" for number in range(1, count + 1)]
 
 
 async def shared_limits(crn: str) -> list[GlobalConcurrencyLimitResponse]:
-    """The account's limits in Prefect that can be used: active, with a decay. Runs on the network loop.
+    """Read the account's usable limits in Prefect: active, with a decay. Runs on the network loop.
 
     Raises:
         Exception: Whatever Prefect's API raises.
@@ -358,7 +364,7 @@ async def set_up(crn: str, *, per_minute: int, period: float) -> list[dict[str, 
         period: Seconds; the service's is a minute.
 
     Returns:
-        What was done: a `limit` and an `action` each.
+        One row for each limit: its name as `limit`, and the `action`.
 
     Raises:
         InvalidInput: `per_minute` is not between 1 and 60.

@@ -1,7 +1,7 @@
-"""What dedicated sessions hold of the budgets: known to this process, noted in Prefect for the others.
+"""Keep what dedicated sessions hold of the budgets: in this process, and in Prefect for the other processes.
 
-A note is written before a session is opened or first used, with its id, at its first job and when the service has told
-what it cost, under the budget's lock. `session_budget` decides what it all means.
+A hold is recorded under the budget's lock: before a session is opened or first used, when its id is known, at its first
+job, and when the service has reported its cost. `budget_core` decides how it counts.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from prefect_qruntime.admission.budget import Budget, Remaining
-from prefect_qruntime.admission.session_budget import SessionHold, allotment, is_due, observed
+from prefect_qruntime.admission.budget import Budget
+from prefect_qruntime.admission.budget_core import Remaining, SessionHold, allotment, is_due, observed
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.errors import SAME_REQUEST, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import SessionRef
@@ -32,7 +32,7 @@ __all__ = ["SessionHolds", "close_at_limit", "close_if_due", "now", "read_holds"
 
 log = get_logger(__name__)
 
-_DAYS = 7.0  # for which a watcher looks back
+_DAYS = 7.0  # how far back a watcher reads
 
 
 def now() -> float:
@@ -52,7 +52,7 @@ class SessionHolds:
         return {hold.session_id for hold in self.holds.values() if hold.session_id is not None}
 
     async def opened(self, token: str, session_id: str | None, *, opened: bool = True) -> None:
-        """Note a session's id, or that it was not opened. Prefect may fail then: the hold stays, which is safe."""
+        """Record a session's id, or that it was not opened. If Prefect fails, the hold stays, which is safe."""
         hold = self.holds.get(token)
         if hold is None or (opened and session_id in (None, hold.session_id)):
             return
@@ -67,7 +67,7 @@ class SessionHolds:
         """Hold back what a session may use.
 
         Raises:
-            QuantumRuntimeError: It cannot be noted; then the session must not be opened or used.
+            QuantumRuntimeError: It cannot be recorded; then the session must not be opened or used.
         """
         hold = SessionHold(
             token,
@@ -99,7 +99,7 @@ class SessionHolds:
         session: SessionRef | None,
         rooms: Sequence[Remaining],
     ) -> SessionHold | None:
-        """What pays for a job in a session; None where the job pays itself: outside a session, or in a batch."""
+        """Find or make the hold that pays for a job; None if the job pays itself: outside a session, or in a batch."""
         counting = [budget for budget in budgets if budget.counts_seconds]
         if session is None or not counting:
             return None
@@ -121,7 +121,7 @@ class SessionHolds:
         return hold
 
     async def read(self, client: QuantumRuntimeClient, days: float) -> None:
-        """Learn what sessions hold, from Prefect and from the service."""
+        """Update the holds from Prefect and from the service."""
         if in_run():
             for noted in await read_holds(client.connection.crn, datetime.now(UTC) - timedelta(days=days)):
                 mine = self.holds.get(noted.token)
@@ -134,7 +134,7 @@ class SessionHolds:
                 await self.look_at(client, hold.session_id, hold)
 
     async def look_at(self, client: QuantumRuntimeClient, session_id: str, hold: SessionHold) -> SessionHold:
-        """Read a session and return what it holds now.
+        """Read a session and update its hold.
 
         Raises:
             QuantumRuntimeError: The service could not be asked.
@@ -147,11 +147,12 @@ class SessionHolds:
         closed = session is None or session.ref().is_closed
         live = bool(await client.jobs(session_id=session_id, pending=True)) if closed else True
         ahead = (client.known_clock_skew() or 0.0) - (clock_offset() or 0.0)
-        # What was learnt meanwhile stays.
+        # The hold may have changed meanwhile.
         seen = observed(self.holds.get(hold.token, hold), session, asked, live_jobs=live, ahead=ahead)
         self.holds[hold.token] = seen
-        if seen.final is not None:
-            with contextlib.suppress(QuantumRuntimeError):  # another look finds it out again
+        if seen.final is not None and session is not None:
+            # Only what the service reported: a session that this key cannot see may belong to another user.
+            with contextlib.suppress(QuantumRuntimeError):  # the next read finds it again
                 await self.note(seen)
         return seen
 
@@ -171,14 +172,14 @@ class SessionHolds:
             try:
                 hold = await self.look_at(client, hold.session_id, hold)
                 await close_if_due(client, hold)
-            except QuantumRuntimeError as error:  # again at the next look
-                log.warning("session %s could not be closed at its budget's limit: %s", hold.session_id, error)
+            except QuantumRuntimeError as error:  # tried again later
+                log.warning("Session %s could not be closed at its budget's limit: %s", hold.session_id, error)
 
 
 async def close_at_limit(client: QuantumRuntimeClient) -> list[str]:
-    """Close the sessions whose processes are gone and that used up what they were allotted; returns their ids.
+    """Close the sessions that used up their allotment and whose processes are gone; return their ids.
 
-    For a watcher; those of a living process are closed by itself. Runs on the network loop.
+    For a watcher; a living process closes its own sessions. Runs on the network loop.
 
     Raises:
         QuantumRuntimeError: The service or Prefect could not be asked.
@@ -193,7 +194,7 @@ async def close_at_limit(client: QuantumRuntimeClient) -> list[str]:
 
 
 async def close_if_due(client: QuantumRuntimeClient, hold: SessionHold) -> bool:
-    """Close a session that used up what it was allotted; whether it was to be closed.
+    """Close a session if it used up its allotment; return whether it had.
 
     Raises:
         QuantumRuntimeError: The service did not close it.
@@ -203,7 +204,7 @@ async def close_if_due(client: QuantumRuntimeClient, hold: SessionHold) -> bool:
     session = await client.close_session(hold.session_id, drain=False)
     ref = session.ref() if session is not None else SessionRef(id=hold.session_id, state="closed")
     notifications.log_to_run(
-        f"session {hold.session_id} is closed: it used up the {hold.allotted:g} s that its budget allows",
+        f"Session {hold.session_id} was closed: it used the {hold.allotted:g} s that its budget allows.",
         level=logging.WARNING,
     )
     notifications.session_event("closed", ref, flow_run_id=hold.flow_run_id, at_limit=hold.allotted)
@@ -223,27 +224,27 @@ async def _write(hold: SessionHold) -> None:
         await upsert("hold", hold.token, card("QPU seconds held for a session", None, rows), meta)
     except Exception as error:
         raise QuantumRuntimeError(
-            f"what the session may use of its budget cannot be noted in Prefect ({error!r})",
+            f"the session's part of the budget cannot be recorded in Prefect ({error!r})",
             solution="Nothing was sent. Run the flow again when Prefect's API can be reached.",
             advice=SAME_REQUEST,
         ) from error
 
 
 def _told(hold: SessionHold) -> str:
-    return "not told yet" if hold.final is None else f"{hold.final:g} s"
+    return "not reported yet" if hold.final is None else f"{hold.final:g} s"
 
 
 async def read_holds(crn: str, since: datetime) -> list[SessionHold]:
-    """What sessions of an instance hold, or held, that were noted since a moment.
+    """Read the holds of an instance's sessions that were recorded since a moment.
 
     Raises:
-        QuantumRuntimeError: Prefect's API failed; then nothing may be bought.
+        QuantumRuntimeError: Prefect's API failed; then nothing may be submitted.
     """
     try:
         records = await find_records("hold", since=since)
     except Exception as error:
         raise QuantumRuntimeError(
-            f"the budget cannot be checked: Prefect's API does not say which sessions spend from it ({error!r})",
+            f"the budget cannot be checked: the sessions that spend from it could not be read from Prefect ({error!r})",
             solution="Nothing was sent. Run the flow again when Prefect's API can be reached.",
             advice=SAME_REQUEST,
         ) from error

@@ -1,16 +1,16 @@
-"""Whose turn it is when several teams share a create rate: decisions only, no clock, no API.
+"""Decide whose turn it is when several teams share a create rate: no clock, no API.
 
 Each submission that waits has a ticket, a row in Prefect; a ticket that got its turn stays as a grant for a while.
-There is no dispatcher: each waiting process reads all rows and comes to the same order by itself.
+There is no dispatcher: each waiting process reads all rows and computes the same order.
 
 The order is start-time fair queueing. A grant has a start tag and a finish tag, a weight's reciprocal apart. The next
 tag of a team is the larger of its last finish tag and the largest start tag of all; the team with the smallest goes
-first, within a team the oldest ticket. So teams that wait get turns by their weights, an idle team saves up nothing,
-and none starves: what others get before it is bounded by their weights.
+first, within a team the oldest ticket. So waiting teams get turns by their weights, an idle team saves up nothing,
+and no team starves: the turns that others get before it are bounded by their weights.
 
-A process that was killed leaves a ticket. Where it has a turn and does not take it for `PATIENCE` seconds, by the clock
-of the one who looks, it is passed over and its row removed. A living process that finds its row gone renews it. Nothing
-but the order depends on that: the rate limit itself is kept elsewhere.
+A killed process leaves a ticket. If a ticket does not take its turn within `PATIENCE` seconds, by the clock of the
+process that reads it, it is skipped and its row removed. A living process that finds its row gone renews it. Only the
+order depends on that: the rate limit itself is kept elsewhere.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import Literal
 __all__ = ["PATIENCE", "Row", "Share", "Turn", "Waiter", "in_order", "is_spent"]
 
 PATIENCE = 6.0
-"""Seconds after which a turn that nobody takes goes to the next."""
+"""Seconds after which a turn that is not taken goes to the next ticket."""
 QUICKEST, SLOWEST = 0.5, 60.0
-"""Seconds between two looks, of the next in turn and of those who wait for long."""
+"""Seconds between two reads, of the next in turn and of tickets that wait for long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Share:
     """A team's share.
 
     Attributes:
-        weight: Against the weights of the others that wait.
+        weight: Relative to the weights of the other waiting teams.
         ceiling: Most turns in a period.
     """
 
@@ -45,7 +45,7 @@ class Row:
     """A ticket, or a grant if it has tags.
 
     Attributes:
-        id: Of its owner's choice.
+        id: Chosen by its owner.
         team: The team's name.
         since: When its owner began to wait, by Prefect's clock.
         granted: When it got its turn, by Prefect's clock.
@@ -63,14 +63,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What a waiting process does next.
+    """The next action of a waiting process.
 
     Attributes:
         do: Take the turn, wait, or renew its own row.
-        pause: Seconds until the next look.
+        pause: Seconds until the next read.
         start: The start tag of the turn.
         finish: Its finish tag.
-        drop: Rows to remove: of the dead, and grants that matter no more.
+        drop: Rows to remove: of dead processes, and grants that no longer matter.
     """
 
     do: Literal["go", "wait", "renew"]
@@ -95,14 +95,14 @@ def _tags(grants: Iterable[Row]) -> tuple[float, dict[str, float]]:
 def in_order(
     rows: Iterable[Row], shares: Mapping[str, Share], now: float, period: float, *, until: str | None = None
 ) -> list[tuple[Row, float, float]]:
-    """All tickets in the order of their turns, with the tags they get; those of teams at their ceilings left out.
+    """Order all tickets by their turns, with the tags they get; leave out teams that are at their ceilings.
 
     Args:
         rows: Tickets and grants.
         shares: By team.
         now: Seconds of Prefect's clock.
         period: Seconds.
-        until: The ticket after which nothing is wanted.
+        until: Stop after this ticket.
     """
     rows = list(rows)
     grants = [row for row in rows if row.granted is not None]
@@ -136,7 +136,7 @@ def in_order(
 
 
 def is_spent(row: Row, rows: Sequence[Row], now: float, period: float) -> bool:
-    """Whether a grant matters no more: its period is over, and its team's next tag does not depend on it."""
+    """Whether a grant no longer matters: its period is over, and its team's next tag does not depend on it."""
     if row.granted is None or now - row.granted < 2 * period:
         return False
     virtual, finished = _tags(one for one in rows if one.granted is not None)
@@ -146,7 +146,7 @@ def is_spent(row: Row, rows: Sequence[Row], now: float, period: float) -> bool:
 
 @dataclass(slots=True)
 class Waiter:
-    """One waiting submission. Feed it all rows; it answers what to do.
+    """One waiting submission: all rows in, the next action out.
 
     Attributes:
         id: Of its own row.
@@ -160,13 +160,13 @@ class Waiter:
     _entitled: dict[str, float] = field(default_factory=dict)
 
     def look(self, rows: Sequence[Row], shares: Mapping[str, Share], *, server: float, now: float) -> Turn:
-        """All rows were read.
+        """Decide what to do after all rows were read.
 
         Args:
             rows: Tickets and grants.
             shares: By team.
             server: Seconds of Prefect's clock, for grants.
-            now: Seconds of this process's clock, for its patience.
+            now: Seconds of this process's clock, for `PATIENCE`.
         """
         if all(row.id != self.id for row in rows):
             return Turn("renew")
@@ -188,6 +188,6 @@ class Waiter:
         return Turn("wait", min(max(wait / 4, QUICKEST), SLOWEST), drop=drop)
 
     def _dead(self, entitled: Sequence[str], now: float) -> frozenset[str]:
-        """Those who have had a turn for too long without taking it."""
+        """The tickets that have had a turn for too long without taking it."""
         self._entitled = {one: self._entitled.get(one, now) for one in entitled if one != self.id}
         return frozenset(one for one, since in self._entitled.items() if now - since >= PATIENCE)

@@ -1,7 +1,7 @@
-"""Give teams their shares of the create rate, among all processes, with nothing but Prefect's database.
+"""Give teams their shares of the create rate, among all processes, through Prefect's database alone.
 
-`share_core` decides; here are the rows, Prefect variables with names of their own. No process holds anything while
-others wait: one that is killed costs them seconds. If Prefect fails for longer, the order is lost and the rate kept.
+`share_core` decides; this module keeps the rows, which are Prefect variables. No process holds anything while others
+wait, so a killed one delays them by seconds only. If Prefect fails for longer, the order is lost and the rate kept.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ log = get_logger(__name__)
 
 _TAG = "qruntime-share"
 _PAGE = 200
-_SAY_AFTER = 30.0  # seconds of waiting that are worth a line in the log
+_SAY_AFTER = 30.0  # seconds after which a wait is logged
 
 
 @asynccontextmanager
 async def share_turn(connection: Connection, where: RunContext, block: str | None) -> AsyncIterator[None]:
-    """Wait for the team's turn; given back where the block is left by an error. Runs on the network loop.
+    """Wait for the team's turn; release it if the block ends with an error. Runs on the network loop.
 
     Args:
         connection: The instance.
-        where: The flow run that asks.
+        where: The flow run that submits.
         block: Name of the credentials block.
 
     Raises:
@@ -65,7 +65,7 @@ async def share_turn(connection: Connection, where: RunContext, block: str | Non
         try:
             taken = await _wait(connection, prefix, team, shares, allowed)
         except Exception as error:
-            log.warning("Prefect does not tell whose turn it is (%r); going on without the teams' shares.", error)
+            log.warning("Prefect cannot be asked whose turn it is (%r). Continuing without the teams' shares.", error)
     try:
         yield
     except BaseException:
@@ -81,7 +81,7 @@ def _prefix(crn: str) -> str:
 async def _wait(
     connection: Connection, prefix: str, team: str, shares: dict[str, Share], allowed: tuple[int, float]
 ) -> str:
-    """Wait for a turn; returns the name of its row."""
+    """Wait for a turn; return the name of its row."""
     limits = await shared_limits(connection.crn)
     count, period = (len(limits), allowed[1]) if limits else allowed
     row = Row(secrets.token_hex(8), team, _server_now())
@@ -103,9 +103,8 @@ async def _wait(
             if not told and time.monotonic() - began > _SAY_AFTER:
                 told = True
                 waiting = sum(one.granted is None for one in rows) - 1
-                notifications.log_to_run(
-                    f"waiting for the turn of team {team or '(none)'} to create a job; {waiting} others wait too"
-                )
+                others = "1 other waits" if waiting == 1 else f"{waiting} others wait"
+                notifications.log_to_run(f"waiting for the turn of team {team or '(none)'} to create a job; {others}")
             await asyncio.sleep(turn.pause * random.uniform(0.8, 1.2))  # noqa: S311
     except BaseException:
         with contextlib.suppress(Exception):
@@ -137,11 +136,11 @@ async def _write(name: str, row: Row, turn: Turn) -> None:
     except httpx.HTTPStatusError as error:
         if error.response.status_code != httpx.codes.NOT_FOUND:
             raise
-        await _create(name, granted)  # passed over in this very moment
+        await _create(name, granted)  # it was skipped just now
 
 
 async def _remove(name: str) -> None:
-    with contextlib.suppress(Exception):  # another one did it, or will
+    with contextlib.suppress(Exception):  # another process removes it too
         await (await api()).request("DELETE", "/variables/name/{name}", path_params={"name": name})
 
 
@@ -170,7 +169,7 @@ def _row(name: str, value: Any) -> Row:
 
 
 async def read_queue(crn: str) -> list[Row]:
-    """All tickets and recent grants of an account. Runs on the network loop.
+    """Read all tickets and recent grants of an account. Runs on the network loop.
 
     Raises:
         Exception: Whatever Prefect's API raises.

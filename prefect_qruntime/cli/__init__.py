@@ -22,7 +22,7 @@ _COMMANDS = {
     "setup": "Create the limits in Prefect by which processes share the create rate.",
     "backends": "List backends with status, size, queue and errors.",
     "jobs": "List jobs with state, QPU seconds and owner.",
-    "estimate": "Estimate what circuits will cost.",
+    "estimate": "Estimate what a job will cost.",
     "usage": "Report QPU seconds by deployment, flow, tag, user or month.",
     "result": "Show a finished job's result.",
     "compare": "Test whether the results of two jobs agree.",

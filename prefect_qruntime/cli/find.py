@@ -33,7 +33,7 @@ async def credentials_for(job_id: str, block: str | None) -> QuantumRuntimeCrede
     for name, credentials in loaded.items():
         try:
             await credentials.get_client().job(job_id)
-        except QuantumRuntimeError as error:  # another instance may have the job all the same
+        except QuantumRuntimeError as error:  # another instance may have the job nevertheless
             if not isinstance(error, NotFound):
                 problems[name] = f"{name}: {error}"
             continue

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import orjson
 from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
@@ -18,16 +19,10 @@ from prefect_qruntime.client.cost_core import CostEstimate
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.credentials import aload_credentials, saved_blocks
 from prefect_qruntime.errors import InvalidInput
-from prefect_qruntime.flow_parameters import circuit_text
+from prefect_qruntime.flow_parameters import circuit_text, read_file
 from prefect_qruntime.operations.job_listing import GroupBy, JobList, ListedJob, list_jobs
-from prefect_qruntime.operations.usage import (
-    Reconciled,
-    UsageLine,
-    UsageReport,
-    report_usage,
-    to_csv,
-    write_parquet,
-)
+from prefect_qruntime.operations.usage import report_usage
+from prefect_qruntime.operations.usage_tables import Reconciled, UsageLine, UsageReport, to_csv, write_parquet
 from prefect_qruntime.tasks.arguments import Submission
 from prefect_qruntime.tasks.estimate import estimate_jobs
 
@@ -131,20 +126,47 @@ def _owner(job: ListedJob, console: Console) -> Text:
 
 @needs_prefect
 def estimate(
-    circuits: Annotated[list[str], Parameter(help="OpenQASM, as text or as paths of files.")],
+    circuits: Annotated[list[str] | None, Parameter(help="OpenQASM, as text or as paths of files.")] = None,
     /,
     *,
     backend: Annotated[str, Parameter(help="Name of the backend.")],
-    shots: Annotated[int | None, Parameter(help="Shots of each circuit; by default the sampler's own.")] = None,
-    one_job_each: Annotated[bool, Parameter(help="One job for each circuit; by default one job for all.")] = False,
+    program: Annotated[str, Parameter(help="sampler, estimator, executor, or with --params any other.")] = "sampler",
+    observable: Annotated[
+        list[str] | None, Parameter(help="For the estimator: a Pauli string for each circuit; can be repeated.")
+    ] = None,
+    pubs: Annotated[
+        Path | None, Parameter(help="JSON file with a list of PUBs in place of circuits, as submit_job takes them.")
+    ] = None,
+    params: Annotated[
+        Path | None, Parameter(help="JSON file with a program's raw payload in place of circuits.")
+    ] = None,
+    options: Annotated[Path | None, Parameter(help="JSON file with the options of the primitive.")] = None,
+    shots: Annotated[int | None, Parameter(help="Shots of each circuit; by default the program's own.")] = None,
+    route: Annotated[
+        Literal["service", "executor", "auto"] | None, Parameter(help="How PUBs run; by default as set.")
+    ] = None,
+    one_job_each: Annotated[bool, Parameter(help="One job for each circuit or PUB; by default one for all.")] = False,
     max_execution_time: Annotated[int | None, Parameter(help="Limit of QPU seconds for each job.")] = None,
     block: Annotated[str | None, Parameter(help="Name of the credentials block, if several are saved.")] = None,
     json: AsJson = False,
 ) -> int:
-    """Estimate what the sampler will cost for circuits (OpenQASM, as text or as paths), learnt from finished jobs.
+    """Estimate what a job will cost, learnt from finished jobs; nothing is submitted.
 
-    Nothing is submitted.
+    What it would run is given as circuits (OpenQASM, as text or as paths), as PUBs or as a raw payload.
     """
+    given: Submission = {
+        "backend": backend,
+        "program_id": program,
+        "shots": shots,
+        "options": _json_file(options, "options"),
+        "params": _json_file(params, "params"),
+        "route": route,
+        "max_execution_time": max_execution_time,
+    }
+    wanted = _json_file(pubs, "pubs") if pubs is not None else _pubs_of(circuits or [], observable or [], program)
+    if bool(circuits) + (pubs is not None) + (params is not None) != 1:
+        raise InvalidInput("give circuits, --pubs or --params: one of the three", field="circuits")
+    each = 1 if one_job_each else None
 
     async def work() -> CostEstimate:
         names = [block] if block is not None else await saved_blocks()
@@ -158,9 +180,7 @@ def estimate(
             raise InvalidInput(
                 f"the saved blocks are {', '.join(names)}.", field="block", solution="Name one of them with --block."
             )
-        submission: Submission = {"backend": backend, "shots": shots, "max_execution_time": max_execution_time}
-        texts = [circuit_text(circuit, field=f"circuits[{place}]") for place, circuit in enumerate(circuits)]
-        return await estimate_jobs(await aload_credentials(names[0]), texts, submission, one_job_each=one_job_each)
+        return await estimate_jobs(await aload_credentials(names[0]), wanted, given, pubs_per_job=each)
 
     found = network_loop().run(work())
     if json:
@@ -168,6 +188,32 @@ def estimate(
     else:
         Console().print(cell(str(found)))
     return 0
+
+
+def _pubs_of(circuits: list[str], observables: list[str], program: str) -> list[Any] | None:
+    """Circuits as PUBs, each with all observables for the estimator; None without circuits."""
+    if observables and program != "estimator":
+        raise InvalidInput(f"is for the program estimator, not {program!r:.60}", field="observable")
+    if circuits and program == "estimator" and not observables:
+        raise InvalidInput("the estimator needs one at least, for instance --observable ZZ", field="observable")
+    texts = [circuit_text(circuit, field=f"circuits[{place}]") for place, circuit in enumerate(circuits)]
+    if observables:
+        return [(text, observables if len(observables) > 1 else observables[0]) for text in texts]
+    return list(texts) or None
+
+
+def _json_file(path: Path | None, field: str) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        InvalidInput: It cannot be read, or is not JSON. The message never holds its content.
+    """
+    if path is None:
+        return None
+    try:
+        return orjson.loads(read_file(path, field=field))
+    except orjson.JSONDecodeError as error:
+        raise InvalidInput(f"{path} is not JSON (line {error.lineno}, column {error.colno})", field=field) from None
 
 
 @needs_prefect

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prefect_qruntime.printable import printable
+from prefect_qruntime.printable import many, printable
 
 __all__ = ["cell", "id_column", "many", "print_json", "print_rows", "short"]
 
@@ -25,8 +25,8 @@ def print_rows(rows: Sequence[Mapping[str, Any]], title: str, none: str, console
     Args:
         rows: What to print.
         title: Heading.
-        none: Said after the heading when there is no row.
-        console: Where; by default on standard output.
+        none: Text after the heading if there is no row.
+        console: Console to print to; standard output by default.
     """
     console = console or Console()
     if not rows:
@@ -46,20 +46,15 @@ def id_column(table: Table, title: str, ids: Iterable[str]) -> None:
 
 
 def short(identifier: str, console: Console) -> str:
-    """A flow run's id, or its first eight digits where the terminal is narrow."""
+    """A flow run's id, or its first eight digits if the terminal is narrow."""
     return identifier if console.width >= WIDE else identifier[:8]
 
 
 def cell(*lines: object, style: str = "") -> Text:
-    """A table's cell: other people's words, one line each, without anything that a terminal obeys."""
+    """A table's cell: one line for each text, without terminal sequences."""
     return Text("\n".join(printable(line) for line in lines), style=style)
 
 
 def print_json(value: Any) -> None:
     """Print a value as indented JSON."""
     sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")
-
-
-def many(number: int, what: str) -> str:
-    """A number with its noun: "1 job", "2 jobs"."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -1,4 +1,4 @@
-"""The service's client: no line below this folder imports Prefect."""
+"""The client of the service; nothing in this folder imports Prefect."""
 
 from prefect_qruntime.client.client import QuantumRuntimeClient
 

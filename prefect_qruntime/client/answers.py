@@ -1,4 +1,4 @@
-"""Whose answer is this? Tell the service's own answers from those of anything in between.
+"""Distinguish the service's own answers from those of proxies and other intermediaries.
 
 Proxies, gateways, load balancers and login pages answer in the service's place, with any status and any body. Such an
 answer says nothing about a job, a session or a key. An answer is the service's own only if its status is one that the
@@ -68,7 +68,7 @@ def is_page(content: bytes) -> bool:
 
 
 def whose(question: Question, status: int, content: bytes) -> Owner:
-    """Tell whether the service (or IAM, for a token) gave this answer itself.
+    """Decide whether the service (or IAM, for a token) gave this answer itself.
 
     Args:
         question: What was asked.
@@ -170,7 +170,7 @@ def _token(body: dict[str, Any] | None) -> bool:
 
 
 def _result(status: int, body: bytes) -> bool:
-    # Of a result only its beginning is looked at: it may be large, and that of a failed job is plain text.
+    # Only the beginning of a result is examined: it may be large, and that of a failed job is plain text.
     if status != 200 or not body:
         return True
     if is_page(body) or body in (b"null", b"[]", b"{}"):

@@ -41,10 +41,10 @@ _REFUSED_FOR = 300.0  # seconds
 
 
 class _Service(Service):
-    """The calls, and what the poller needs beside them: the websocket and one page of the list."""
+    """The calls, with two that only the poller needs: the websocket and one page of the list."""
 
     async def list_page(self, page: Page) -> list[dict[str, Any]]:
-        """One page of the job list as the service words it, newest first, giving up quickly."""
+        """Read one page of the job list as the service sends it, newest first, giving up quickly."""
         entries, _ = await self.job_page(
             phase="wait", limit=page.limit, offset=page.offset, created_before=page.created_before
         )
@@ -59,7 +59,7 @@ class _Service(Service):
         return JobStream(self.transport, self.dialect.stream_path(job_id), wake)
 
     def stream_ended(self, ending: Ending) -> None:
-        """Remember for a while a host that has no websocket; it may also have been one job's, or a moment's."""
+        """Remember for a while that a host refused a websocket; the refusal may concern one job or be transient."""
         if ending == "refused":
             self.stream_refused = time.monotonic()
 
@@ -80,8 +80,8 @@ class QuantumRuntimeClient:
     """A client of one instance, in either dialect.
 
     Args:
-        connection: Where and as whom.
-        patience: How long calls go on repeating; the default suits unattended flows.
+        connection: Address and credentials.
+        patience: How long calls are retried; the default suits unattended flows.
 
     Example:
         ```python
@@ -218,7 +218,7 @@ class QuantumRuntimeClient:
 
     @property
     def _instance(self) -> str:
-        """What callers of one process share jobs and sessions by."""
+        """Key under which callers of one process share jobs and sessions."""
         return f"{self.connection.base_url} {self.connection.crn}"
 
     @on_network_loop
@@ -230,7 +230,7 @@ class QuantumRuntimeClient:
 
     @on_network_loop
     async def job(self, job_id: str) -> Job:
-        """The job as the service sees it now, without its input."""
+        """Read the job's present state, without its input."""
         return await self._service().job(job_id)
 
     @on_network_loop
@@ -287,7 +287,7 @@ class QuantumRuntimeClient:
 
     @on_network_loop
     async def look(self, job_id: str, *, deadlines: Deadlines | None = None, known: bool = False) -> Job:
-        """The job's state now, as `wait` sees it: through a short outage, and no refusal is believed at once.
+        """Read the job's state as `wait` does: sit out a short outage, and believe a refusal only if it repeats.
 
         Raises:
             JobTimeout: No answer for longer than a refusal must repeat; `is_outage` is set.
@@ -321,14 +321,14 @@ class QuantumRuntimeClient:
         return result.model_copy(update={"provenance": origin})
 
     def look_at_calibration(self, job: Job) -> asyncio.Task[Calibration] | None:
-        """Have the properties of a job's backend read in the background, once for each calibration.
+        """Read the properties of a job's backend in the background, once for each calibration.
 
         For code that runs on the network loop. Results that are fetched then carry them as their provenance.
         """
         return self._service().provenance.look(job)
 
     def note_times(self, job_id: str, queue_seconds: float | None, run_seconds: float | None) -> None:
-        """Keep the times of a job, as a wait saw them, for its provenance. On the network loop."""
+        """Keep the times of a job, as a wait observed them, for its provenance. On the network loop."""
         self._service().provenance.timed(job_id, queue_seconds, run_seconds)
 
     @on_network_loop

@@ -1,4 +1,4 @@
-"""Where and as whom to talk to the service: checked once, before anything is sent.
+"""The address and credentials of an instance, checked once, before anything is sent.
 
 A `Connection` is made by the credentials block and lives in this process only. It holds the API key,
 so it neither prints nor pickles it.
@@ -45,7 +45,7 @@ _VERSION = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
 def is_loopback(host: str | None) -> bool:
-    """Whether a host name stays on this machine."""
+    """Whether a host name refers to this machine."""
     if host is None:
         return False
     if host == "localhost":
@@ -57,7 +57,7 @@ def is_loopback(host: str | None) -> bool:
 
 
 def is_public(host: str) -> bool:
-    """Whether a host is, as far as it shows without a look-up, not of this machine or its own network.
+    """Whether a host is outside this machine and its private network, as far as its name shows.
 
     Names are not resolved: private endpoints of object storage are named publicly and resolve to private addresses.
     """
@@ -66,7 +66,7 @@ def is_public(host: str) -> bool:
         address = ipaddress.ip_address(name)
     except ValueError:
         labels = name.split(".")
-        # Resolvers read 127.1 and 0x7f000001 as addresses, and a name without a dot is one of the own network.
+        # Resolvers read 127.1 and 0x7f000001 as addresses, and a name without a dot belongs to the local network.
         odd = len(labels) < 2 or re.fullmatch(r"\d+|0x[0-9a-f]*", labels[-1]) is not None
         return not odd and labels[-1] not in ("localhost", "local", "internal", "localdomain", "lan", "home", "corp")
     mapped = getattr(address, "ipv4_mapped", None) or address
@@ -90,16 +90,16 @@ def check_url(text: str, *, field: str) -> str:
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise InvalidInput("must not carry a user, a password, a query or a fragment", field=field)
     if re.search(r"[\s\\\x00-\x1f]", parts.netloc + parts.path):
-        raise InvalidInput("must not contain blanks, backslashes or control characters", field=field)
+        raise InvalidInput("must not contain whitespace, backslashes or control characters", field=field)
     if parts.scheme == "http" and not is_loopback(parts.hostname):
         raise InvalidInput(
-            "plain http:// is refused except to this machine: the API key would travel in clear", field=field
+            "plain http:// is refused except to this machine: the API key would travel unencrypted", field=field
         )
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
 
 
 def register_proxy(proxy: str) -> None:
-    """Keep the user and password of a proxy's address out of every text, in the form that is sent too."""
+    """Register the user and password of a proxy's address for redaction, also in the form that is sent."""
     parts = urlsplit(proxy)
     if parts.password:
         register_secret(parts.password)
@@ -231,7 +231,7 @@ class Connection:
         if _HEADER_TEXT.fullmatch(self.application) is None:
             raise InvalidInput("must be 1 to 200 printable characters on one line", field="application")
         if self.application != self.application.strip():
-            raise InvalidInput(f"must not start or end with a blank, as {self.application!r} does", field="application")
+            raise InvalidInput(f"must not start or end with a space, as {self.application!r} does", field="application")
         if not 0 < self.request_timeout <= 3600:
             raise InvalidInput("must be between 0 and 3600 seconds", field="request_timeout")
         base = self.base_url or _default_base_url(self.dialect, crn)
@@ -258,11 +258,11 @@ class Connection:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Tells connections apart in this process without showing the key."""
+        """Identifies the connection in this process without showing the key."""
         return hashlib.sha256(repr(sorted({**vars(self), "block": None}.items())).encode()).hexdigest()
 
     def job_url(self, job_id: str) -> str:
-        """Where a person looks at the job: IBM's console, or the API itself elsewhere."""
+        """Address of the job for people: IBM's console, or the API itself on other hosts."""
         host = urlsplit(self.base_url).hostname or ""
         if host.endswith("quantum.cloud.ibm.com") and not host.startswith("private."):
             return f"https://quantum.cloud.ibm.com/workloads/{job_id}"
@@ -299,11 +299,11 @@ class Crn:
 
 
 _PARTS = {2: "cloud", 4: "service", 5: "region", 6: "account", 7: "instance"}
-"""What stands where in a CRN, as far as people get it wrong."""
+"""Parts of a CRN that users often get wrong, by position."""
 
 
 def _wrong_part(text: str) -> str:
-    """What is wrong in a text that should be a CRN. Of a text that is none nothing is shown: it may be a key."""
+    """Describe what is wrong with a CRN. Text that is not a CRN at all is not shown, because it may be a key."""
     parts = text.split(":")
     if parts[0] != "crn" or not text.isprintable():
         return ": it does not begin with crn:v1"
@@ -321,7 +321,7 @@ def parse_crn(text: str, *, field: str = "crn") -> Crn:
     """Check a CRN and take it apart.
 
     Args:
-        text: The CRN; surrounding blanks are dropped.
+        text: The CRN; surrounding whitespace is dropped.
         field: How an error names it.
 
     Returns:

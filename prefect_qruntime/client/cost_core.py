@@ -9,20 +9,24 @@ least the stated probability, however wrong the model is. With too few jobs noth
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, zip_longest
 from statistics import median
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from prefect_qruntime.client.encodings.arrays import NpyArray, decode_array
 from prefect_qruntime.client.inputs.parameters import shape_of
+from prefect_qruntime.client.inputs.qasm import scan
 from prefect_qruntime.client.inputs.spec import JobSpec, Pub
 from prefect_qruntime.client.programs.expectation import make_plan, shots_for
 from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.printable import many
 
 __all__ = [
     "COVERAGE",
@@ -34,20 +38,21 @@ __all__ = [
     "busy_seconds",
     "estimate",
     "interval",
+    "priced_seconds",
 ]
 
 COVERAGE = 0.9
 """Probability with which the interval contains the cost of a job that completes."""
 ENOUGH = round(2 / (1 - COVERAGE)) - 1
-"""Finished jobs from which that can be stated: with fewer, their extremes say too little."""
+"""Finished jobs that are needed to state that probability."""
 NEWEST = 200
-"""Finished jobs that are learnt from; older ones say little of the backend as it is now."""
+"""Most finished jobs that are learnt from; older ones say little about the backend as it is now."""
 MOST_SECONDS = 10800
-"""QPU seconds that the service lets a job without a limit of its own use."""
+"""QPU seconds that the service allows a job without a limit of its own."""
 _FITTED = 60  # of them, those that adjust the model
-_REPETITION = 250e-6  # seconds between two shots where the options name none (IBM's default)
+_REPETITION = 250e-6  # seconds between two shots if the options set none (IBM's default)
 _CIRCUIT = 20e-6  # seconds of a circuit with its measurement
-_OVERHEAD = 2.0  # seconds that a job takes beside its shots
+_OVERHEAD = 2.0  # seconds that a job takes in addition to its shots
 _SHOTS, _PRECISION = 4096, 0.015625  # the service's own defaults
 _LEAST = 1e-3  # seconds; nothing is expected to cost less
 
@@ -57,7 +62,7 @@ class PastJob:
     """A job that completed.
 
     Attributes:
-        busy_seconds: What `busy_seconds` said of it when it was submitted.
+        busy_seconds: What `busy_seconds` gave for it when it was submitted.
         charged_seconds: The final QPU seconds.
         executed_seconds: Of those, the time that its result's chunk timings account for; None without any.
     """
@@ -79,10 +84,10 @@ class Interval:
 
 
 class CostEstimate(BaseModel):
-    """What jobs will probably cost, as an interval of QPU seconds.
+    """The probable cost of jobs, as an interval of QPU seconds.
 
     Attributes:
-        backend: Where they would run.
+        backend: The backend.
         program_id: The program.
         jobs: How many jobs it is about; of several, the intervals are added up.
         low_seconds: The interval's lower end.
@@ -92,8 +97,10 @@ class CostEstimate(BaseModel):
             jobs were seen.
         learnt_from: Finished jobs of the same backend and program that it is learnt from.
         remaining_seconds: QPU seconds that the instance has left; None without a limit.
-        work: Stands for the work itself; the same in every process and run.
+        work: Identifies the work itself; the same in every process and run.
         dry_run: Whether they are dry runs, for which nothing is charged.
+        bounded: Whether `jobs` is a bound: a loop may end before, or a job may need no second try.
+        session_seconds: How long the dedicated session may live that the jobs are in, which is charged by the clock.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -109,6 +116,63 @@ class CostEstimate(BaseModel):
     remaining_seconds: float | None = None
     work: str = ""
     dry_run: bool = False
+    bounded: bool = False
+    session_seconds: int | None = None
+
+    def __add__(self, other: CostEstimate) -> CostEstimate:
+        """Both together: the ends are added up, and the stated rate is the lower one."""
+        names = dict.fromkeys([*self.program_id.split(" + "), *other.program_id.split(" + ")])
+        backends = dict.fromkeys([*self.backend.split(" + "), *other.backend.split(" + ")])
+        lives = [one.session_seconds for one in (self, other) if one.session_seconds is not None]
+        covers = None if self.coverage is None or other.coverage is None else min(self.coverage, other.coverage)
+        return CostEstimate(
+            backend=" + ".join(backends),
+            program_id=" + ".join(names),
+            jobs=self.jobs + other.jobs,
+            low_seconds=round(self.low_seconds + other.low_seconds, 6),
+            expected_seconds=round(self.expected_seconds + other.expected_seconds, 6),
+            high_seconds=round(self.high_seconds + other.high_seconds, 6),
+            coverage=covers,
+            learnt_from=min(self.learnt_from, other.learnt_from),
+            remaining_seconds=self.remaining_seconds if other.remaining_seconds is None else other.remaining_seconds,
+            work=_digest("+".join(sorted((self.work, other.work)))),
+            dry_run=self.dry_run and other.dry_run,
+            bounded=self.bounded or other.bounded,
+            session_seconds=sum(lives) if lives else None,
+        )
+
+    def at_most(self, times: int) -> CostEstimate:
+        """The same up to so many times over, where it is not known how often.
+
+        The upper end and the middle are those of all of them, the lower end is that of one.
+        """
+        if times == 1:
+            return self
+        return self.model_copy(
+            update={
+                "jobs": self.jobs * times,
+                "expected_seconds": round(self.expected_seconds * times, 6),
+                "high_seconds": round(self.high_seconds * times, 6),
+                "work": _digest(f"{self.work}*{times}"),
+                "bounded": True,
+            }
+        )
+
+    @classmethod
+    def together(cls, costs: Iterable[CostEstimate], *, session_life: int | None = None) -> CostEstimate:
+        """What jobs may cost that were estimated one by one, one estimate at least.
+
+        Args:
+            costs: The estimates.
+            session_life: Seconds that the dedicated session may live in which they are to run. It is charged by the
+                clock, so the upper end is its life at least.
+        """
+        first, *others = costs
+        whole = sum(others, first)
+        if session_life is None or whole.dry_run:
+            return whole
+        high = max(whole.high_seconds, float(session_life))
+        return whole.model_copy(update={"high_seconds": high, "session_seconds": session_life})
 
     @property
     def share_of_remaining(self) -> float | None:
@@ -119,7 +183,7 @@ class CostEstimate(BaseModel):
 
     def __str__(self) -> str:
         """One or two sentences for a log."""
-        jobs = "1 job" if self.jobs == 1 else f"{self.jobs} jobs"
+        jobs = ("at most " if self.bounded else "") + many(self.jobs, "job")
         if self.dry_run:
             return f"{jobs} of {self.program_id} on {self.backend}, a dry run: no QPU, no charge."
         text = f"{jobs} of {self.program_id} on {self.backend}: {_short(self.low_seconds)} to "
@@ -129,6 +193,8 @@ class CostEstimate(BaseModel):
             text += f"; at most {share:.0%} of the {_short(self.remaining_seconds or 0)} s that are left"
         elif share is not None:
             text += "; the instance has none left"
+        if self.session_seconds is not None:
+            text += f". A dedicated session is charged by the clock, here for {self.session_seconds} s at most"
         if self.coverage is None:
             seen = "none" if not self.learnt_from else f"only {self.learnt_from}"
             return (
@@ -138,27 +204,61 @@ class CostEstimate(BaseModel):
         return f"{text}. Each holds for {self.coverage:.0%} of such jobs, by {self.learnt_from} finished ones."
 
 
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
 def _short(seconds: float) -> str:
     return f"{seconds:.3g}" if seconds < 1000 else f"{seconds:.0f}"
 
 
 def busy_seconds(spec: JobSpec) -> float:
     """The seconds that a job's shots take by the model; 0 for a payload of which nothing is known."""
+    try:
+        return priced_seconds(spec)
+    except InvalidInput:
+        return 0.0
+
+
+def priced_seconds(spec: JobSpec) -> float:
+    """As `busy_seconds`, but refuse a payload that cannot be priced; programs without a model take 0 seconds by it.
+
+    Raises:
+        InvalidInput: The executor's, the sampler's or the estimator's payload does not tell how much is run; `field`
+            names what is missing or wrong.
+    """
     raw = spec.params
-    if raw is not None:
-        program = raw.get("quantum_program")
-        if not isinstance(program, Mapping):
-            return 0.0
+    if raw is None:
+        executions = sum(_executions(spec, pub, f"pubs[{place}]") for place, pub in enumerate(spec.pubs))
+        return executions * _repetition(spec.options.get("execution"))
+    if spec.program_id == "executor":
+        return _executions_of_program(raw.get("quantum_program")) * _repetition(raw.get("options"))
+    if spec.program_id in ("sampler", "estimator"):
         options = raw.get("options")
-        return _executions_of_program(program) * _repetition(options if isinstance(options, Mapping) else {})
-    execution = spec.options.get("execution")
-    return sum(_executions(spec, pub) for pub in spec.pubs) * _repetition(
-        execution if isinstance(execution, Mapping) else {}
-    )
+        options = options if isinstance(options, Mapping) else {}
+        plain = replace(spec, params=None, shots=_number(raw.get("shots")), options=dict(options))  # type: ignore[arg-type]
+        pubs = raw.get("pubs")
+        if not isinstance(pubs, list) or not pubs:
+            raise InvalidInput("must be a list of PUBs, one at least, to be priced", field="params.pubs")
+        read = [_raw_pub(pub, spec.program_id, f"params.pubs[{place}]") for place, pub in enumerate(pubs)]
+        executions = sum(_executions(plain, pub, f"params.pubs[{place}]") for place, pub in enumerate(read))
+        return executions * _repetition(options.get("execution"))
+    return 0.0
 
 
-def _repetition(options: Mapping[str, Any]) -> float:
-    given = _number(options.get("rep_delay"))
+def _raw_pub(pub: Any, program_id: str, field: str) -> Pub:
+    """A PUB of a raw payload, as far as its price depends on it."""
+    parts = pub if isinstance(pub, list) else [pub]
+    estimator = program_id == "estimator"
+    names = ("observables", "parameters", "precision") if estimator else ("parameters", "shots")
+    if not parts or (estimator and len(parts) < 2) or not isinstance(parts[0], str | dict):
+        wanted = "[circuit, observables, …]" if estimator else "a circuit or [circuit, …]"
+        raise InvalidInput(f"must be {wanted}, to be priced", field=field)
+    return Pub(parts[0], **dict(zip(names, parts[1:], strict=False)))
+
+
+def _repetition(options: Any) -> float:
+    given = _number(options.get("rep_delay")) if isinstance(options, Mapping) else None
     return (_REPETITION if given is None else given) + _CIRCUIT
 
 
@@ -167,19 +267,37 @@ def _number(value: Any) -> float | None:
     return float(value) if fits else None
 
 
-def _executions_of_program(program: Mapping[str, Any]) -> float:
-    points = 0.0
-    items = program.get("items")
-    for item in items if isinstance(items, list) else ():
-        shape = item.get("shape") if isinstance(item, Mapping) else None
-        points += math.prod(_number(length) or 0.0 for length in shape) if isinstance(shape, list) else 1.0
-    return points * (_number(program.get("shots")) or 0.0)
+def _executions_of_program(program: Any) -> float:
+    field = "params.quantum_program"
+    if not isinstance(program, Mapping):
+        raise InvalidInput("must be a quantum program, to be priced", field=field)
+    items, shots = program.get("items"), _number(program.get("shots"))
+    if not isinstance(items, list) or not items:
+        raise InvalidInput("must be a list of items, one at least, to be priced", field=f"{field}.items")
+    if shots is None:
+        raise InvalidInput("must be a number of shots, to be priced", field=f"{field}.shots")
+    return sum(_points_of_item(item, f"{field}.items[{place}]") for place, item in enumerate(items)) * shots
 
 
-def _executions(spec: JobSpec, pub: Pub) -> float:
+def _points_of_item(item: Any, field: str) -> float:
+    """How often an item's circuit is run for one shot: its shape, broadcast with the points of its arguments."""
+    item = item if isinstance(item, Mapping) else {}
+    arguments = item.get("circuit_arguments")
+    rows = _shape(arguments.get("shape", []), f"{field}.circuit_arguments.shape") if arguments else ()
+    shape = _shape(item.get("shape", []), f"{field}.shape")
+    return float(math.prod(max(pair) for pair in zip_longest(reversed(shape), reversed(rows[:-1]), fillvalue=1)))
+
+
+def _shape(value: Any, field: str) -> tuple[int, ...]:
+    if isinstance(value, list) and all(type(length) is int and length >= 0 for length in value):
+        return tuple(value)
+    raise InvalidInput("must be a list of lengths, to be priced", field=field)
+
+
+def _executions(spec: JobSpec, pub: Pub, field: str) -> float:
     """How often the circuits of a PUB are run."""
     options = spec.options
-    points = _points(pub.parameters)
+    points = _points(pub, f"{field}.parameters")
     if spec.program_id == "estimator":
         precision = pub.precision if pub.precision is not None else options.get("precision")
         shots = options.get("default_shots") or spec.shots
@@ -195,13 +313,33 @@ def _executions(spec: JobSpec, pub: Pub) -> float:
     return float(shots) * points
 
 
-def _points(parameters: Any) -> float:
-    """Parameter points of a PUB, as far as their shape tells; an encoded array counts as one."""
-    if isinstance(parameters, Mapping):
-        parameters = None if "__type__" in parameters else next(iter(parameters.values()), None)
-    if not isinstance(parameters, list):
+def _points(pub: Pub, field: str) -> float:
+    """Parameter points of a PUB, as far as the circuit and the values show."""
+    values = pub.parameters
+    if values is None:
         return 1.0
-    return float(math.prod(shape_of(parameters, field="parameters")[:-1]))
+    inputs = None
+    if isinstance(pub.circuit, str):
+        with contextlib.suppress(InvalidInput):
+            inputs = scan(pub.circuit, field=field).inputs
+    named = isinstance(values, Mapping) and "__type__" not in values
+    shape = _shape_of_values(next(iter(values.values()), None) if named else values, field)
+    if (named and inputs is not None) or (inputs is not None and len(inputs) == 1):
+        # One number for each point of a parameter, with an axis of its own or without.
+        return float(math.prod(shape[:-1] if shape[-1:] == (1,) else shape))
+    return float(math.prod(shape[:-1]))
+
+
+def _shape_of_values(values: Any, field: str) -> tuple[int, ...]:
+    if not isinstance(values, Mapping):
+        return shape_of(values, field=field)
+    try:
+        found = decode_array(values.get("__value__")) if values.get("__type__") == "ndarray" else None
+    except ValueError:
+        found = None
+    if not isinstance(found, NpyArray):
+        raise InvalidInput("must be numbers or an encoded array of them, to be priced", field=field)
+    return found.shape
 
 
 def _bases(pub: Pub) -> float:
@@ -224,7 +362,7 @@ class _Model:
 
 
 def _adjusted(past: Sequence[PastJob]) -> _Model:
-    """A model fitted to jobs: by chunk timings where there are some, else by the median of the slopes of all pairs."""
+    """A model fitted to jobs: by chunk timings if there are any, else by the median of the slopes of all pairs."""
     timed = [one for one in past if one.executed_seconds is not None and one.busy_seconds > 0]
     if len(timed) > len(past) // 2:
         factor = median((one.executed_seconds or 0.0) / one.busy_seconds for one in timed)
@@ -290,7 +428,6 @@ def estimate(
         else interval(past, busy_seconds(spec), limit=spec.max_execution_time)
         for spec in specs
     ]
-    work = hashlib.sha256("".join(sorted(spec.digest() for spec in specs)).encode()).hexdigest()
     return CostEstimate(
         backend=specs[0].backend,
         program_id=specs[0].wire_program,
@@ -301,6 +438,6 @@ def estimate(
         coverage=found[0].coverage,
         learnt_from=found[0].learnt_from,
         remaining_seconds=remaining_seconds,
-        work=work[:24],
+        work=_digest("".join(sorted(spec.digest() for spec in specs))),
         dry_run=dry_run,
     )

@@ -1,8 +1,8 @@
-"""The one table that decides: phase × owner of the answer × HTTP status × code → error type and retry advice.
+"""Decide what a failure means: phase × owner of the answer × HTTP status × code → error type and retry advice.
 
 Everything that asks "may I send this again?" reads this module: the transport, the submission, the waiting and,
 through the advice an error carries, Prefect's task retries. The first rule that fits decides; `docs/failures.md` shows
-the same rules in words, in this order (`tools/failure_table.py` writes it). Whose an answer is tells `answers`.
+the same rules in words, in this order (`tools/failure_table.py` writes it). `answers` decides whose an answer is.
 
 Facts: the status codes of IBM's OpenAPI document, the code list of the old error registry and its present-day texts.
 If those are silent, money decides: a read is repeated, a create is not.
@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 Phase = Literal["token", "read", "submit", "open", "wait", "fetch", "change"]
-"""What is being done: `submit` and `open` create something that costs money; `change` is idempotent."""
+"""What a request is for: `submit` and `open` create something that costs money; `change` is idempotent."""
 
 Owner = Literal["service", "other"]
 """Who gave an answer: the service (IAM, for a token) itself, or anything in between."""
@@ -83,11 +83,11 @@ class Rule:
 
     Attributes:
         phases: What was being done.
-        owner: Who answered; None for anybody.
+        owner: Who answered; None for any.
         statuses: HTTP statuses, as inclusive ranges.
         error: What the answer means.
         advice: `never`; `again` (after the time that the answer names, if any); `pace` (as `again`, for creates after
-            12 s at least if no time is named); `search` (the request may have been accepted: look first).
+            12 s at least if no time is named); `search` (the request may have been accepted: search first).
         cause: The row in words, for the documentation.
         codes: The service's own codes; None for any.
     """
@@ -119,10 +119,10 @@ _4XX = ((400, 499),)
 _5XX = ((500, 999),)
 
 RULES: tuple[Rule, ...] = (
-    # Not accepted, whichever side says so: even a create may go out again.
+    # Not accepted, according to either side: even a create may go out again.
     Rule(_ALL, None, _is(429), RateLimited, "pace", "HTTP 429: slower"),
     Rule(_NOT_TOKEN, "service", _4XX, RateLimited, "pace", "code 1202: slower", frozenset({1202})),
-    # Outages. A success in the form of something else, a page, a redirect: not the service, or not in its right mind.
+    # Outages. A success of another form, a page, a redirect: not the service, or a broken one.
     Rule(CREATES, "other", ((200, 299),), ServiceUnavailable, "search", "a 2xx that cannot be read: accepted"),
     Rule(CREATES, "other", _ANY, ServiceUnavailable, "search", "any answer that is not the service's own"),
     Rule(CREATES, "service", _5XX, ServiceUnavailable, "search", "HTTP 5xx"),
@@ -188,7 +188,7 @@ def _advice(rule: Rule, phase: Phase, asked: float | None) -> RetryAdvice:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether the service refused, in its own words, to show something: HTTP 401, 403 or 404.
+    """Whether the service itself refused to show something: HTTP 401, 403 or 404.
 
     About a job that was seen before this must repeat for a while until it is believed: a service that restarts, or
     loses its database for a moment, says the same.
@@ -199,7 +199,7 @@ def is_refusal(error: BaseException) -> bool:
 
 
 def lost_answer(phase: Phase, *, sent: bool) -> RetryAdvice:
-    """Advice when no answer came.
+    """Return the advice for a request without an answer.
 
     Args:
         phase: What the request was for.
@@ -209,12 +209,12 @@ def lost_answer(phase: Phase, *, sent: bool) -> RetryAdvice:
 
 
 def retryable_reason(reason_code: int | str | None) -> bool:
-    """Whether a failed job's reason code lies with the service, so that a new job may succeed."""
+    """Whether a failed job's reason code blames the service, so that a new job may succeed."""
     return _as_int(reason_code) in _RETRYABLE_REASONS
 
 
 def job_error(job: Job) -> QuantumRuntimeError | None:
-    """The error a finished job means, or None for a completed or unfinished one."""
+    """The error for a finished job, or None for a completed or unfinished one."""
     if job.status not in (JobStatus.FAILED, JobStatus.CANCELLED):
         return None
     fields: dict[str, Any] = {

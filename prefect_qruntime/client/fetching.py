@@ -1,4 +1,4 @@
-"""Fetch a job's result: late results, texts of failed jobs, results kept elsewhere, cut or foreign answers."""
+"""Fetch a job's result, including late, redirected and incomplete results and the texts of failed jobs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from prefect_qruntime.redact import get_logger, redact
 
 __all__ = ["fetch_result"]
 
-_HEAD = 100_000  # bytes of a body in a file that are looked at
+_HEAD = 100_000  # bytes of a body in a file that are examined
 _OPENING = (b"{", b"[")
 
 log = get_logger(__name__)
@@ -64,8 +64,8 @@ async def fetch_result(
         ref: Which job.
         grace: Seconds a completed job may still answer 204 or 404.
         known: Whether this process has seen the job.
-        refused: Seconds for which a 401, 403 or 404 about a known job must repeat before it is believed.
-        shelf: Where a result goes that is too large for memory; None keeps it there all the same.
+        refused: Seconds that a 401, 403 or 404 about a known job must persist before it is believed.
+        shelf: Store for a result that is too large for memory; None keeps every result in memory.
         clock: Monotonic seconds.
         sleep: For the pauses between requests.
 
@@ -74,14 +74,14 @@ async def fetch_result(
         JobCancelled: The job was cancelled.
         ResultNotReady: The job is not over, or its result did not appear in time.
         NotFound: No such job, or the only copy of a private result was read before.
-        ServiceUnavailable: No answer, or an incomplete one, until the patience ended. An incomplete only copy
-            stays in its file, which the error names.
+        ServiceUnavailable: No answer, or an incomplete one, until the time for retries ended. An incomplete only
+            copy stays in its file, which the error names.
         QuantumRuntimeError: The result is larger than the shelf takes, the disk is full, or it is no JSON.
     """
     shelf = shelf or BodyStore()
     name = _name(transport.connection, ref.id)
     if shelf.only_copy:
-        # A process that died between the download and the hand-over has left it there.
+        # A process that died after the download has left it there.
         found = await asyncio.to_thread(shelf.find, name)
         if found is not None:
             return await _checked(transport, fetch_job, ref, found, shelf, name)
@@ -99,12 +99,12 @@ async def fetch_result(
         except _Unusable as error:
             if clock() - started >= transport.patience.of("fetch"):
                 raise error.why from None
-            log.warning("%s; fetching it again", error.why.message)
+            log.warning("%s. It is fetched again.", error.why.message)
         except QuantumRuntimeError as error:
-            # About a job that is known a refusal is not believed at once.
+            # A refusal about a known job is not believed at once.
             if not known or not is_refusal(error) or clock() - started >= refused:
                 raise
-            log.warning("job %s: %s; fetching again", ref.id, error)
+            log.warning("Job %s: %s Its result is fetched again.", ref.id, error)
         else:
             _raise_if_none(job, reply, over=clock() - started >= grace)
         await sleep(pause)
@@ -112,7 +112,7 @@ async def fetch_result(
 
 
 def _raise_if_none(job: Job, reply: Reply, *, over: bool) -> None:
-    """Raise if there is no result and none will come; `over` tells that it was waited for long enough."""
+    """Raise if there is no result and none will come; `over` means that the wait was long enough."""
     error = job_error(job)
     if error is not None:
         raise error
@@ -137,7 +137,7 @@ def _raise_if_none(job: Job, reply: Reply, *, over: bool) -> None:
 
 
 def _name(connection: Connection, job_id: str) -> str:
-    """A file name of its own for each job, also where two services give out the same ids."""
+    """A file name that is unique to the job, even if two services give out the same ids."""
     where = hashlib.sha256(f"{connection.base_url}\0{connection.crn}".encode()).hexdigest()
     return f"{job_id}-{where[:12]}"
 
@@ -193,11 +193,11 @@ async def _checked(
 
 
 def _damaged(kept: StoredBody | None, job: Job) -> ServiceUnavailable:
-    """A result that the service does not hand out again, and that is no whole JSON: what is there of it stays."""
-    where = f"is kept in {kept.path}" if kept else "could not be kept, as the disk took no more"
+    """Build the error for a damaged result that the service does not hand out again; the part that arrived is kept."""
+    where = f"is kept in {kept.path}" if kept else "could not be kept, because it could not be written to disk"
     return ServiceUnavailable(
         f"the result of private job {job.id} is cut off or damaged, and the service keeps no second copy; "
-        f"what came of it {where}",
+        f"the part that arrived {where}",
         solution="Save from it what can be saved, then remove the file." if kept else None,
         job_id=job.id,
         job_url=job.url,
@@ -206,7 +206,7 @@ def _damaged(kept: StoredBody | None, job: Job) -> ServiceUnavailable:
 
 
 def _address(body: bytes) -> str | None:
-    """Where the result is instead: those of 2023 and 2024 may be kept in object storage."""
+    """The address of a result that is kept in object storage, as those of 2023 and 2024 may be."""
     try:
         known = orjson.loads(body)
     except orjson.JSONDecodeError:

@@ -1,4 +1,4 @@
-"""Where each dialect of the service is: its hosts, by region. Facts only; what a dialect says is in `dialects/`.
+"""The hosts of each dialect of the service, by region.
 
 Sources: IBM's OpenAPI document 0.45.3; the clients 0.1 to 0.51 for the older hosts.
 """
@@ -25,7 +25,7 @@ class Hosts:
 
     Attributes:
         pattern: Matches a host's name; its group `region` is the region, if the name has one.
-        lists_versions: Whether there is `GET /versions`, which tells the dialects apart.
+        lists_versions: Whether there is `GET /versions`, which distinguishes the dialects.
         corrects: What is wrong in a block that names another dialect's host, beside the dialect.
     """
 

@@ -27,13 +27,13 @@ T = TypeVar("T")
 S = TypeVar("S")
 P = ParamSpec("P")
 
-_WIND_UP = 10.0  # seconds in which an ending process may still settle what it was doing
+_WIND_UP = 10.0  # seconds in which an ending process may still complete its work
 _CANCEL_GRACE = 15.0  # seconds a cancelled caller waits for its work to wind up
 _SHORTEST_SLICE, _LONGEST_SLICE = 0.05, 1.0  # seconds that a blocked thread cannot be interrupted from another one
 
 
 class NetworkLoop:
-    """A daemon thread with a running event loop, and the things that live on it."""
+    """A daemon thread with a running event loop, and the objects that live on it."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
@@ -53,11 +53,11 @@ class NetworkLoop:
         self._closers.append(closer)
 
     def state(self, kind: Callable[[], S], *key: Hashable) -> S:
-        """The one object of a kind (and key) that belongs to this loop; made on first use.
+        """Return the one object of a kind (and key) that belongs to this loop; made on first use.
 
         Args:
             kind: The class, or another function without arguments that makes the object and names its kind.
-            *key: What tells several of a kind apart, for instance a connection's fingerprint.
+            *key: Distinguishes several of a kind, for instance a connection's fingerprint.
         """
         which = (kind, *key)
         if which not in self._states:
@@ -66,7 +66,7 @@ class NetworkLoop:
         return found
 
     def keep(self, state: S, *key: Hashable) -> S:
-        """Keep an object as the one of its class and key; for those that need arguments to be made."""
+        """Store an object under its class and key, for classes that need arguments."""
         self._states[(type(state), *key)] = state
         return state
 
@@ -80,12 +80,12 @@ class NetworkLoop:
         return [state for (one, *_), state in self._states.items() if one is kind]
 
     def forget(self, kind: type[Any]) -> None:
-        """Let go of all objects of a class."""
+        """Drop all objects of a class."""
         for which in [which for which in self._states if which[0] is kind]:
             del self._states[which]
 
     def lock(self, name: str) -> asyncio.Lock:
-        """The lock of that name; those of a forked process are its own."""
+        """Return the lock of that name; a forked process has locks of its own."""
         return self._locks.setdefault(name, asyncio.Lock())
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -131,15 +131,15 @@ class NetworkLoop:
             raise
 
     def close(self) -> None:
-        """Close what lives here and stop the loop. Called at exit; repeat-safe."""
+        """Close what lives here and stop the loop. Called at exit; may be called twice."""
         if self.pid != os.getpid() or not self._thread.is_alive():
             return
 
         async def wind_up() -> None:
-            # First the work: a task left pending would be complained about on stderr.
+            # First the work: asyncio reports pending tasks on stderr.
             end, told = self.loop.time() + _WIND_UP, set[asyncio.Task[Any]]()
             while left := asyncio.all_tasks() - {asyncio.current_task()}:
-                for task in left - told:  # winding up may begin something, which is to end too
+                for task in left - told:  # work that ends may start other work, which must end too
                     task.cancel()
                 told |= left
                 await asyncio.wait(left, timeout=end - self.loop.time())
@@ -158,10 +158,10 @@ class NetworkLoop:
 
 
 class SingleFlight(Generic[T]):
-    """Lets callers that come while some work is under way share its outcome, rather than begin it again.
+    """Let callers that arrive while some work is in flight share its outcome, rather than start it again.
 
-    Belongs to one event loop. A caller that is cancelled does not take the outcome from the others. Works of several
-    keys are apart; nothing is kept of one that is over.
+    Belongs to one event loop. A caller that is cancelled does not take the outcome from the others. Work of different
+    keys is independent; nothing is kept of work that is over.
 
     Example:
         ```python
@@ -189,7 +189,7 @@ class SingleFlight(Generic[T]):
         if self._tasks.get(key) is task:
             del self._tasks[key]
         if not task.cancelled():
-            task.exception()  # else asyncio complains that nobody looked at it
+            task.exception()  # else asyncio logs that the exception was never retrieved
 
     async def join(self, work: Callable[[], Coroutine[Any, Any, T]], *key: Hashable) -> T:
         """The outcome of the work of a key that is under way, or of a new one."""
@@ -219,7 +219,7 @@ _left_behind: list[NetworkLoop] = []
 
 
 def network_loop() -> NetworkLoop:
-    """The network loop of this process; made on first use, and anew after a fork."""
+    """The network loop of this process; made on first use, and again after a fork."""
     global _current
     with _lock:
         if _current is None or _current.pid != os.getpid() or _current.loop.is_closed():

@@ -1,4 +1,4 @@
-"""JSON of the service into models: tolerant, both dialects.
+"""Parse the service's JSON into models: tolerant, for both dialects.
 
 Unknown fields are ignored, absent ones become None, and an unknown status keeps its text.
 """
@@ -80,7 +80,7 @@ def _reason_code(value: Any) -> int | str | None:
 
 
 def read_moment(value: Any) -> datetime | None:
-    """A time as the service writes it; None if it is none."""
+    """Parse a time as the service writes it; None if it is not a time."""
     if not isinstance(value, str) or not value:
         return None
     try:
@@ -163,7 +163,7 @@ def parse_job(body: dict[str, Any], *, url: str | None = None) -> Job:
 
 
 def parse_job_page(body: dict[str, Any]) -> tuple[list[dict[str, Any]], int | None]:
-    """The raw jobs of one page, and the total count where the service gives it."""
+    """The raw jobs of one page, and the total count if the service gives it."""
     jobs = body.get("jobs")
     if not isinstance(jobs, list):
         raise QuantumRuntimeError("the service's job list has no 'jobs'")
@@ -171,7 +171,7 @@ def parse_job_page(body: dict[str, Any]) -> tuple[list[dict[str, Any]], int | No
 
 
 def listed_moments(entries: list[dict[str, Any]]) -> tuple[datetime | None, datetime | None]:
-    """When the first and the last job of a page were created."""
+    """The creation times of the first and the last job of a page."""
     return (
         (read_moment(entries[0].get("created")), read_moment(entries[-1].get("created"))) if entries else (None, None)
     )
@@ -226,7 +226,7 @@ def parse_backends(body: dict[str, Any]) -> list[Backend]:
 
 
 def parse_backend_status(name: str, status: dict[str, Any]) -> Backend:
-    """Read a backend's state, reason and queue. Only the queue is certain to be there; the rest counts as well then."""
+    """Read a backend's state, reason and queue. Only the queue is always there."""
     return complete_backend(Backend(name=name), status, {})
 
 
@@ -292,7 +292,7 @@ def parse_session_workload(item: dict[str, Any]) -> Session:
 
 
 def parse_usage(body: dict[str, Any]) -> Usage:
-    """Read the instance's usage: QPU seconds, and resource units where it has some."""
+    """Read the instance's usage: QPU seconds, and resource units if it has some."""
     period = _dict(body.get("usage_period"))
     return Usage(
         instance_id=_text(body.get("instance_id")),

@@ -1,38 +1,50 @@
-"""Compare the job that carries a submission's key with what was asked for.
+"""Compare the job that carries a submission's key with the submission.
 
 A tag is readable by every user of the instance and can be put on any job, so the key alone does not prove that a
 job computes what was asked for. What the service kept of the job's input is compared with what would be sent now.
 Input that the service hides (private jobs) or that is too large is not compared, and the log says so.
+
+A submission's key does not depend on its route, so a job found by the key may have taken either: PUBs that would go
+to the server's primitive now may have gone to the executor before, and the other way round.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from prefect_qruntime.client.inputs.circuit_digest import identity_of
 from prefect_qruntime.client.inputs.circuits import is_encoded_circuit, load_qpy, qpy_bytes
 from prefect_qruntime.client.inputs.meaning import meaning_of
-from prefect_qruntime.client.inputs.spec import JobSpec, Pub
-from prefect_qruntime.client.programs.kept import executor_difference, may_be_job_of
+from prefect_qruntime.client.inputs.spec import RECIPE_AUTHOR, JobSpec, Pub
+from prefect_qruntime.client.programs.route import on_executor
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import Job
+from prefect_qruntime.printable import many
 from prefect_qruntime.redact import get_logger
 
-__all__ = ["differs_at_sight", "input_difference", "is_small", "shape"]
+__all__ = [
+    "differs_at_sight",
+    "executor_difference",
+    "input_difference",
+    "is_small",
+    "may_be_job_of",
+    "on_service",
+    "shape",
+]
 
 log = get_logger(__name__)
 
 _SMALL = 64_000  # characters and numbers; hashed or compared on the network loop
 _QPY_BYTES = 1 << 26
-# What the service may fill in where nothing was said.
+# Defaults that the service may fill in.
 _FILLED_IN = frozenset({"version", "support_qiskit", "options", "run_options", "resilience_settings"})
 
 
 def shape(spec: JobSpec) -> Hashable:
-    """Program, PUB count and shots: what can be compared at no cost."""
+    """Program, PUB count and shots, which can be compared at no cost."""
     return (
         spec.program_id,
         spec.private,
@@ -65,25 +77,25 @@ def is_small(spec: JobSpec, limit: int = _SMALL) -> bool:
 
 
 def differs_at_sight(spec: JobSpec, job: Job) -> str | None:
-    """What the job's own fields tell: the difference, or None."""
+    """Compare the job's own fields with the submission: the difference, or None."""
     if not may_be_job_of(spec, job.program_id):
         return f"its program is {job.program_id!r}, not {spec.program_id!r}"
     if job.backend is not None and job.dry_run != spec.dry_run:
-        return "it is a dry run" if job.dry_run else f"it is no dry run, but ran on {job.backend}"
+        return "it is a dry run" if job.dry_run else f"it is not a dry run, but ran on {job.backend}"
     if job.private and not spec.private:
         return "it is private, so that its input cannot be compared"
     return None
 
 
 def input_difference(spec: JobSpec, sent: dict[str, Any], kept: dict[str, Any], *, exact: bool = True) -> str | None:
-    """How the input that the service kept differs from what would be sent.
+    """Compare the input that the service kept with what would be sent.
 
     Args:
         spec: What was asked for.
         sent: The `params` that would be sent for it now.
         kept: The `params` that the service kept; empty if it shows none.
-        exact: Whether circuits, parameters and observables are compared too. Not where they depend on the backend,
-            because they were transpiled for it.
+        exact: Whether circuits, parameters and observables are compared too; False if they were transpiled for a
+            backend, on which they depend then.
 
     Returns:
         The difference, or None.
@@ -94,16 +106,16 @@ def input_difference(spec: JobSpec, sent: dict[str, Any], kept: dict[str, Any], 
     if spec.pubs and "quantum_program" in kept:
         return executor_difference(spec, kept, exact=exact)
     if spec.params is not None:
-        # QPY inside it differs each time it is written: compared is what both mean.
+        # QPY differs each time it is written, so the meanings are compared.
         if sent == kept or replace(spec, params=kept, meaning=meaning_of(kept)).digest() == spec.digest():
             return None
-        return _difference(sent, kept, "params") or "its params are others"
+        return _difference(sent, kept, "params") or "its params differ"
     for name in ("pubs", "circuits"):
         if name in sent:
             found = kept.get(name)
             if not isinstance(found, list) or len(found) != len(spec.pubs):
                 count = len(found) if isinstance(found, list) else 0
-                return f"it has {count} PUB{'' if count == 1 else 's'}, not {len(spec.pubs)}"
+                return f"it has {many(count, 'PUB')}, not {len(spec.pubs)}"
             difference = _circuits_difference(spec, sent[name], found, name, exact=exact)
             if difference is not None:
                 return difference
@@ -147,12 +159,12 @@ def _same_circuit(pub: Pub, ours: Any, theirs: Any) -> bool:
         plain = qpy_bytes(theirs, limit=_QPY_BYTES)
         return bool(identity_of(load_qpy(theirs, field="circuit"), plain) == pub.identity)
     except (InvalidInput, ValueError) as error:
-        log.warning("the circuit of the job found cannot be read, so it is not compared: %s", error)
+        log.warning("The circuit of the job found cannot be read, so it is not compared: %s", error)
         return True
 
 
 def _difference(sent: Any, kept: Any, path: str) -> str | None:
-    """The first place at which something that was asked for is missing or another."""
+    """The first place at which something that was asked for is missing or differs."""
     if (ours := _unpacked(sent)) is not None and (theirs := _unpacked(kept)) is not None:
         return None if ours == theirs else f"{path} is another"
     if isinstance(sent, dict) and isinstance(kept, dict):
@@ -190,3 +202,82 @@ def _unpacked(value: Any) -> bytes | None:
 
 def _is_said(value: Any) -> bool:
     return value is not None and value != {} and value != []
+
+
+# ---- by the other route ----------------------------------------------------------------------------------------
+
+
+def may_be_job_of(spec: JobSpec, program_id: str | None) -> bool:
+    """Whether a job of that program can be one of this submission, by either route."""
+    return program_id in (None, spec.program_id, spec.wire_program) or (program_id == "executor" and bool(spec.pubs))
+
+
+def on_service(spec: JobSpec) -> JobSpec:
+    """The same submission on the server's primitive."""
+    return replace(spec, prepared=None)
+
+
+def executor_difference(spec: JobSpec, kept: Mapping[str, Any], *, exact: bool = True) -> str | None:
+    """Compare a kept quantum program with that of a submission's PUBs.
+
+    Args:
+        spec: What was asked for, with PUBs.
+        kept: The `params` that the service kept of a job of program `executor`.
+        exact: Whether circuits, arguments and terms are compared too. Not if they depend on the backend, because
+            they were transpiled for it.
+
+    Returns:
+        The difference, or None. Circuits that went as text once and as QPY now are not compared with each other.
+    """
+    try:
+        sent = (spec if spec.prepared is not None else on_executor(spec)).prepared or {}
+    except InvalidInput as error:
+        return f"it is a quantum program, which this submission cannot be ({error})"
+    ours, theirs = _program(sent), _program(kept)
+    for name, what in (("shots", "shots"), ("meas_level", "measurement level")):
+        if ours.get(name) != theirs.get(name):
+            return f"it has {what} {theirs.get(name)!r}, not {ours.get(name)!r}"
+    record, other = _record(ours), _record(theirs)
+    if record.get("by") == RECIPE_AUTHOR:
+        for name in ("by", "version", "program"):
+            if record.get(name) != other.get(name):
+                return f"its recipe has {name} {other.get(name)!r}, not {record.get(name)!r}"
+        found, wanted = _length(other.get("pubs")), len(spec.pubs)
+        if found != wanted:
+            return f"it has {many(found, 'PUB')}, not {wanted}"
+    if not exact:
+        return None
+    if _is_text(ours) != _is_text(theirs):
+        ours, theirs = ({**program, "circuits": None} for program in (ours, theirs))
+    for name in sorted(ours.keys() | theirs.keys()):
+        if not _same(ours.get(name), theirs.get(name)):
+            return f"its quantum_program.{name} is another"
+    return None if _same(sent.get("options"), kept.get("options")) else "its options differ"
+
+
+def _same(one: Any, other: Any) -> bool:
+    # The service may add defaults; what was asked for must be there.
+    mine, yours = meaning_of(one).canonical, meaning_of(other).canonical
+    if isinstance(mine, dict) and isinstance(yours, dict):
+        return all(yours.get(name) == value for name, value in mine.items())
+    return bool((mine or None) == (yours or None))
+
+
+def _program(params: Mapping[str, Any]) -> dict[str, Any]:
+    found = params.get("quantum_program")
+    return found if isinstance(found, dict) else {}
+
+
+def _record(program: Mapping[str, Any]) -> dict[str, Any]:
+    passed = program.get("passthrough_data")
+    found = passed.get("post_processor") if isinstance(passed, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _is_text(program: Mapping[str, Any]) -> bool:
+    circuits = program.get("circuits")
+    return isinstance(circuits, dict) and "data" in circuits
+
+
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, list) else 0

@@ -1,8 +1,8 @@
-"""Where a result comes from: calibration, properties of the backend, times, package versions.
+"""The origin of a result: calibration, properties of the backend, times, package versions.
 
-What can be known without a request is known: the job as it was seen, its times as a wait saw them. One look is
-made beside that, at the properties of the backend, once for each of its calibrations. It runs in the background from
-the moment at which a job runs. Nothing waits for it longer than `PATIENCE`, and if it fails, the provenance says so.
+Most of it needs no request: the job as it was seen, its times as a wait observed them. One request is added: it reads
+the properties of the backend, once for each of its calibrations, in the background from the moment at which a job
+runs. Nothing waits for it longer than `PATIENCE`, and if it fails, the provenance says so.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ __all__ = ["PATIENCE", "Calibration", "ProvenanceNotes", "package_versions"]
 log = get_logger(__name__)
 
 PATIENCE = 0.25
-"""Seconds for which a result that is here waits for a look that is under way."""
+"""Most seconds that a fetched result waits for a request that is in flight."""
 _PACKAGES = ("prefect-qruntime", "prefect", "qiskit", "qiskit-ibm-runtime", "samplomatic")
 _KEEP = 4096  # jobs
 _CALIBRATIONS = 128
 _CURRENT_FOR = 600.0  # seconds for which properties without an id of their calibration count as the present ones
-_FAILED_FOR = 300.0  # seconds until another look after one that failed
+_FAILED_FOR = 300.0  # seconds until another request after one that failed
 _LARGEST = 200_000  # characters of compressed properties that a result carries
 
 ReadProperties = Callable[[str, str | None], Awaitable[dict[str, Any]]]
@@ -43,7 +43,7 @@ ReadProperties = Callable[[str, str | None], Awaitable[dict[str, Any]]]
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What a look at a backend's properties found; `trouble` if it found nothing."""
+    """The properties of a backend as they were read; `trouble` if they could not be read."""
 
     backend_version: str | None = None
     calibrated_at: datetime | None = None
@@ -58,7 +58,7 @@ class _Look:
 
 
 class ProvenanceNotes:
-    """What this process saw of the jobs of one instance. Lives on the network loop.
+    """What this process knows about the jobs of one instance. Lives on the network loop.
 
     Args:
         read: Reads the properties of a backend, those of a calibration if its id is given.
@@ -72,16 +72,16 @@ class ProvenanceNotes:
         self._looks: LRUCache[tuple[str, str | None], _Look] = LRUCache(_CALIBRATIONS)
 
     def saw(self, job: Job) -> None:
-        """Keep what the service says of a job that runs or is over."""
+        """Keep the state of a job that runs or is over."""
         if job.status is not None and job.status.value != "queued":
             self._jobs[job.id] = job
 
     def timed(self, job_id: str, queue_seconds: float | None, run_seconds: float | None) -> None:
-        """Keep a job's times as a wait saw them."""
+        """Keep a job's times as a wait observed them."""
         self._times[job_id] = queue_seconds, run_seconds
 
     def look(self, job: Job) -> asyncio.Task[Calibration] | None:
-        """Look at the properties that the job's backend has in its run, unless that was done; returns the look."""
+        """Read the properties of the job's backend during its run, unless that was done; returns the request."""
         if job.backend is None:
             return None
         which, now = (job.backend, job.calibration_id), self._clock()
@@ -98,17 +98,17 @@ class ProvenanceNotes:
     async def _find(self, backend: str, calibration_id: str | None) -> Calibration:
         try:
             return await asyncio.to_thread(_calibration, await self._read(backend, calibration_id))
-        except Exception as error:  # a result is never lost for them
-            log.info("the properties of backend %s cannot be read: %s", backend, error)
+        except Exception as error:  # their loss must not cost a result
+            log.info("The properties of backend %s cannot be read: %s", backend, error)
             return Calibration(trouble=f"The properties of {backend} could not be read: {error}")
 
     async def of(self, ref: JobRef, *, small: bool = False, patience: float = PATIENCE) -> Provenance:
-        """What is known about where a job's result comes from. Never raises and sends nothing by itself.
+        """Return the known origin of a job's result. Never raises and sends nothing by itself.
 
         Args:
             ref: The job.
             small: Whether the result is a reference to a file, which is to stay small: the properties are left out.
-            patience: Seconds to wait for a look that is under way.
+            patience: Seconds to wait for a request that is in flight.
         """
         packages = await _packages()
         job = self._jobs.get(ref.id)
@@ -158,10 +158,10 @@ class ProvenanceNotes:
     async def _looked(self, job: Job, patience: float) -> Calibration:
         known = self._looks.get((job.backend or "", job.calibration_id))
         if known is None:
-            return Calibration(trouble="The backend's properties were not looked at.")
+            return Calibration(trouble="The backend's properties were not read.")
         await asyncio.wait({known.task}, timeout=patience)
         if not known.task.done() or known.task.cancelled():
-            return Calibration(trouble=f"The properties of {job.backend} did not come in time.")
+            return Calibration(trouble=f"The properties of {job.backend} did not arrive in time.")
         return known.task.result()
 
 
@@ -170,7 +170,7 @@ def _is_later(one: datetime | None, other: datetime | None) -> bool:
 
 
 def _calibration(properties: dict[str, Any]) -> Calibration:
-    """What a result keeps of a backend's properties. Compressed, they are a tenth of their size."""
+    """The part of a backend's properties that a result keeps. Compressed, they are a tenth of their size."""
     data: str | None = base64.b64encode(zlib.compress(orjson.dumps(properties))).decode()
     trouble = None
     if len(data or "") > _LARGEST:
@@ -185,7 +185,7 @@ def _calibration(properties: dict[str, Any]) -> Calibration:
 
 async def _packages() -> dict[str, str]:
     if not package_versions.cache_info().currsize:
-        with contextlib.suppress(RuntimeError):  # the process ends and has no threads any more
+        with contextlib.suppress(RuntimeError):  # the process is ending and can start no threads
             await asyncio.to_thread(package_versions)
     return package_versions()
 

@@ -37,11 +37,11 @@ _MOST_PAGES = 50
 _SESSIONS = 1000  # of which the jobs are remembered
 _NO_BACKEND = re.compile(r"\b(?:backend|device)\b", re.IGNORECASE)
 _SHOWN = 8  # backends named in a message
-_CANCEL_LOOKS = (0.1, 0.2, 0.4, 0.8, 1.5, 2.0)  # seconds between the looks after a cancel
+_CANCEL_LOOKS = (0.1, 0.2, 0.4, 0.8, 1.5, 2.0)  # seconds between polls after a cancel
 
 
 class JobFilters(TypedDict, total=False):
-    """Which jobs are listed; what is None or left out does not matter.
+    """Filters of the job list; those that are None or left out do not apply.
 
     Attributes:
         pending: True for queued and running ones, False for finished ones.
@@ -64,7 +64,7 @@ class Service:
     """The calls of one instance, with the HTTP client, token and transport that they share.
 
     Args:
-        connection: Where and as whom.
+        connection: Address and credentials.
         patience: How long calls are repeated; the default suits unattended flows.
     """
 
@@ -78,9 +78,9 @@ class Service:
             connection, self.http, self.tokens, headers=self.dialect.headers(connection), patience=patience
         )
         self.stream_refused = -math.inf
-        """When this host refused a websocket last, on the monotonic clock; for a while it is not asked again."""
+        """When this host last refused a websocket, on the monotonic clock; it is not tried again for a while."""
         self._unfinished: LRUCache[str, set[str]] = LRUCache(_SESSIONS)
-        """Jobs bought here, by session, that were not seen at their end yet: a list may not show them yet."""
+        """Jobs submitted here, by session, whose end was not seen yet: a list may not show them yet."""
         self.provenance = ProvenanceNotes(self._properties_of_run)
 
     def __repr__(self) -> str:
@@ -170,7 +170,7 @@ class Service:
         return await self._backend(name, "properties", phase=phase, params=params)
 
     async def _properties_of_run(self, name: str, calibration_id: str | None) -> dict[str, Any]:
-        # Nobody waits for it, so it gives up as quickly as a poll.
+        # No caller waits for it, so it gives up as quickly as a poll.
         return await self.backend_properties(name, calibration_id=calibration_id, phase="wait")
 
     async def _backend(
@@ -184,7 +184,7 @@ class Service:
             raise
 
     async def suggest_backend(self, error: QuantumRuntimeError, name: str) -> None:
-        """Name the backends that there are in a refusal of one that there is not. Asks the service for the list."""
+        """Add the existing backends to the refusal of an unknown one. Asks the service for the list."""
         if error.status not in (400, 404) or not _NO_BACKEND.search(error.message):
             return
         with contextlib.suppress(QuantumRuntimeError):  # the refusal is what matters
@@ -216,7 +216,7 @@ class Service:
         return ref.model_copy(update={"url": self.connection.job_url(ref.id), "tags": tags})
 
     async def job(self, job_id: str, *, phase: Phase = "read") -> Job:
-        """The job as the service sees it now, without its input.
+        """Read the job's present state, without its input.
 
         Raises:
             ServiceUnavailable: The answer is about another job, or unreadable.
@@ -229,11 +229,11 @@ class Service:
         return job
 
     async def fetch_job(self, job_id: str) -> Job:
-        """As `job`, giving up quickly: the wait around it repeats."""
+        """As `job`, giving up quickly, because the wait around it repeats."""
         return await self.job(job_id, phase="wait")
 
     def read_listed(self, entry: dict[str, Any]) -> Job:
-        """A job's entry as a `Job`; its end is noted for its session."""
+        """Parse a job's entry; its end is recorded for its session."""
         job = parsing.parse_job(entry, url=self.connection.job_url(str(entry.get("id"))))
         self.provenance.saw(job)
         if job.is_terminal and job.session_id is not None:
@@ -253,7 +253,7 @@ class Service:
     async def job_page(
         self, *, phase: Phase = "read", limit: int = _PAGE, offset: int = 0, **filters: Any
     ) -> tuple[list[dict[str, Any]], int | None]:
-        """One page of the job list as the service words it, newest first, and the total count if it gives one.
+        """Read one page of the job list as the service sends it, newest first, and the total count if there is one.
 
         Args:
             phase: How long to repeat the call.
@@ -297,7 +297,7 @@ class Service:
             if not page or done or (limit is not None and len(found) >= limit):
                 break
         else:
-            # Never hand out a part as the whole: an earlier job could be among the rest.
+            # Never return a part as the whole: an earlier job could be among the rest.
             raise QuantumRuntimeError(
                 f"The service lists more than {offset} jobs.",
                 solution="Narrow the search by created_after or a limit.",
@@ -346,7 +346,7 @@ class Service:
     # ---- sessions ------------------------------------------------------------------------------
 
     def unfinished_jobs(self, session_id: str) -> list[str]:
-        """Jobs this process bought in a session and has not seen at their end."""
+        """Jobs that this process submitted in a session and whose end it has not seen."""
         return sorted(self._unfinished.get(session_id, ()))
 
     def forget_session(self, session_id: str) -> None:

@@ -5,8 +5,8 @@ unused session with equal parameters before another one is opened:
 
 - A 2xx is proof of acceptance, readable or not: after it no other session is opened.
 - A session that this process handed out, or that another opening of this process may still turn out to own, is not
-  taken. Another process that opens an equal session at the same moment cannot be told apart.
-- If looking fails, or more sessions are found than this process is missing, the opening ends with
+  taken. Another process that opens an equal session at the same moment cannot be distinguished.
+- If the search fails, or more sessions are found than this process is missing, the opening ends with
   `SubmissionUncertain`.
 
 Closing drops queued jobs only if that was asked for, or if none is left: a question that could not be answered is not
@@ -53,7 +53,7 @@ _KEEP = 1000
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Parameters by which a session is told from others."""
+    """Parameters that distinguish a session from others."""
 
     backend: str
     mode: str
@@ -131,7 +131,7 @@ OpeningAction = Open | FindSessions | Pause | Opened | Fail
 
 
 class Opening:
-    """One caller's way to its one session.
+    """The opening of one session for one caller, as a state machine.
 
     Args:
         wanted: What to open.
@@ -160,7 +160,7 @@ class Opening:
         return Open()
 
     def opened(self, ref: SessionRef) -> OpeningAction:
-        """The service opened the session and told its id; None where its first job opens it."""
+        """The service opened the session and sent its id; None if its first job opens it."""
         self.memory.forget_opening(self.owner)
         if ref.id is not None:
             self.memory.note(ref.id)
@@ -172,7 +172,7 @@ class Opening:
         return self._search(now)
 
     def lost(self, now: float) -> OpeningAction:
-        """No answer, or one that does not tell: a session may be open."""
+        """No answer, or an ambiguous one: a session may be open."""
         return self._search(now)
 
     def refused(self, error: QuantumRuntimeError) -> OpeningAction:
@@ -223,8 +223,8 @@ class Opening:
         return Pause(seconds)
 
     def find_failed(self, error: QuantumRuntimeError) -> OpeningAction:
-        """The service could not be asked: nothing is opened in doubt."""
-        return self._end(self._uncertain(f"looking for it failed: {error.message}", []))
+        """The search failed: nothing is opened in doubt."""
+        return self._end(self._uncertain(f"searching for it failed: {error.message}", []))
 
     def _end(self, error: QuantumRuntimeError) -> OpeningAction:
         self.memory.forget_opening(self.owner)
@@ -232,9 +232,9 @@ class Opening:
 
     def _uncertain(self, why: str, candidates: list[str]) -> SubmissionUncertain:
         return SubmissionUncertain(
-            f"it cannot be told whether a session was opened on {self.wanted.backend}: {why}.",
+            f"it is not known whether a session was opened on {self.wanted.backend}: {why}.",
             solution=(
-                "Look at the instance's workloads, and close a session that no flow uses. An unused session costs "
+                "Check the instance's workloads, and close a session that no flow uses. An unused session costs "
                 "nothing and closes by itself. Then open a session again."
             ),
             candidates=candidates,
@@ -248,7 +248,7 @@ class StopAccepting:
 
 @dataclass(frozen=True, slots=True)
 class HasWork:
-    """Ask whether a job of the session may still be waiting; answer with `work` or `failed`."""
+    """Find out whether a job of the session may still be waiting; answer with `work` or `failed`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,7 +316,7 @@ class Closing:
         return Closed(None)
 
     def failed(self, error: QuantumRuntimeError) -> Close:
-        """A question or request was not answered: nothing is dropped in doubt."""
+        """A request was not answered: nothing is dropped in doubt."""
         return Fail(error)
 
 
@@ -324,10 +324,11 @@ _SILENT = (AuthenticationError, ResultNotReady)  # beside outages
 
 
 def says_nothing_about_jobs(error: BaseException | None) -> bool:
-    """Whether an error that ended a session's block leaves open what becomes of the jobs in it.
+    """Whether an error that ended a session's block says nothing about the jobs in it.
 
-    An outage, an answer that is not understood, an unknown outcome and a wait that was given up do: the jobs live on,
-    and a repeated run attaches to them. The flow's own errors and the service's word about a job do not.
+    This holds for an outage, an answer that is not understood, an unknown outcome and a wait that was given up: the
+    jobs live on, and a repeated run attaches to them. It does not hold for the flow's own errors and for what the
+    service says about a job.
     """
     left, seen = [error], set[int]()
     while left:

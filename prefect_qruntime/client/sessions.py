@@ -1,6 +1,6 @@
 """Open a session exactly once and close it verifiably.
 
-`session_core` decides, this module carries it out. "Close" is two calls of the service: `PATCH accepting_jobs=false`
+`session_core` decides; this module acts. "Close" is two calls of the service: `PATCH accepting_jobs=false`
 lets queued jobs run, `DELETE …/close` drops them. Both are called drain and drop here, and which one happens is never
 a side effect.
 """
@@ -55,7 +55,7 @@ _memories: WeakKeyDictionary[asyncio.AbstractEventLoop, core.SessionMemory] = We
 
 
 def session_memory() -> core.SessionMemory:
-    """What the running loop knows of the sessions it opened. A process opens sessions on one loop only."""
+    """The running loop's memory of the sessions it opened. A process opens sessions on one loop only."""
     return _memories.setdefault(asyncio.get_running_loop(), core.SessionMemory())
 
 
@@ -70,22 +70,22 @@ async def open_session(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> SessionRef:
-    """Open a session or batch; after a lost answer look for it before opening another.
+    """Open a session or batch; after a lost answer search for it before opening another.
 
     When the caller is cancelled while the request is out, its answer is awaited and the session dropped.
 
     Args:
         service: The client.
-        backend: Where.
+        backend: The backend's name.
         mode: `dedicated` or `batch`.
         max_ttl: Longest life in seconds.
-        scope: The instance; openings of one process with equal parameters are told apart within it.
+        scope: The instance; openings of one process with equal parameters are distinguished within it.
         grace: Seconds after a lost answer within which the session must show up in the workloads.
         clock: Monotonic seconds.
-        sleep: For the pauses between looks.
+        sleep: For the pauses between polls.
 
     Raises:
-        SubmissionUncertain: The answer was lost and looking did not settle it. An unused session costs
+        SubmissionUncertain: The answer was lost and the search did not decide it. An unused session costs
             nothing and closes by itself.
     """
     wanted = core.Wanted(backend, mode, max_ttl, scope)
@@ -123,9 +123,9 @@ async def _open(service: _Service, machine: core.Opening, clock: Callable[[], fl
             if error.advice.kind != "search-first":
                 return machine.refused(error)
             if error.status is not None and 200 <= error.status < 300:
-                log.warning("opening a session: accepted, but the answer is unreadable (%s); looking for it", error)
+                log.warning("A session was opened, but the answer is unreadable: %s It is searched for.", error)
                 return machine.unreadable(clock())
-            log.warning("opening a session: the answer was lost (%s); looking for it", error)
+            log.warning("The answer to opening a session was lost: %s The session is searched for.", error)
             return machine.lost(clock())
         if ref.id is not None:
             opened.append(ref.id)
@@ -134,7 +134,7 @@ async def _open(service: _Service, machine: core.Opening, clock: Callable[[], fl
     try:
         return await complete_or_withdraw(post())
     except asyncio.CancelledError:
-        for session_id in opened:  # no caller will ever learn of it
+        for session_id in opened:  # no caller will use it
             with contextlib.suppress(QuantumRuntimeError, TimeoutError):
                 async with asyncio.timeout(_DROP_PATIENCE):
                     await service.drop_session(session_id)
@@ -156,14 +156,14 @@ async def _find(
 
 
 async def _has_work(service: _Service, session_id: str) -> bool:
-    """Whether a job of the session may still be waiting; asked of the jobs too, as the list may lag."""
+    """Whether a job of the session may still be waiting; the jobs are read too, because the list may lag."""
     if await service.jobs(session_id=session_id, pending=True, limit=1):
         return True
     for job_id in service.unfinished_jobs(session_id):
         try:
             if not (await service.fetch_job(job_id)).is_terminal:
                 return True
-        except NotFound:  # bought a moment ago and not visible yet
+        except NotFound:  # submitted a moment ago and not visible yet
             return True
     return False
 
@@ -185,7 +185,7 @@ async def close_session(
         drain: True lets queued jobs run first; False drops them. A running job finishes in both cases.
         patience: Seconds to wait for the service to say `closed`.
         clock: Monotonic seconds.
-        sleep: For the pauses between looks.
+        sleep: For the pauses between polls.
 
     Returns:
         The session as read back: closed, or, while drained jobs still run, not accepting jobs. None if

@@ -1,6 +1,6 @@
-"""Buy one job for one intent, or attach to the one bought before.
+"""Submit one job for one intent, or attach to the one submitted before.
 
-`submission_core` decides, this module carries it out: it calls the service, sleeps, waits for other callers of the
+`submission_core` decides; this module acts: it calls the service, sleeps, waits for other callers of the
 process, and reports each outcome back. We promise that no job is bought twice automatically; we do not promise
 "exactly once".
 """
@@ -16,8 +16,7 @@ from weakref import WeakKeyDictionary
 
 from prefect_qruntime.client import submission_core as core
 from prefect_qruntime.client.inputs.spec import JobSpec
-from prefect_qruntime.client.payload_check import differs_at_sight, input_difference, is_small, shape
-from prefect_qruntime.client.programs.kept import on_service
+from prefect_qruntime.client.payload_check import differs_at_sight, input_difference, is_small, on_service, shape
 from prefect_qruntime.client.submission_core import History
 from prefect_qruntime.client.submission_memory import Payload, SubmissionMemory
 from prefect_qruntime.client.transport.in_flight import complete_or_withdraw
@@ -38,18 +37,18 @@ _MOST_COMPARED = 4_000_000  # characters and numbers of a payload that is read b
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """What is wanted, and how careful to be.
+    """What to submit, and how carefully.
 
     Attributes:
         spec: The checked submission.
         key_tag: Gives the submission key's tag for a generation (0 is the first).
         tags: Further tags (the flow's and the user's).
         session: The session to run in.
-        search_until: Look for an earlier job before the first POST, until this moment of `clock` at least once. For
+        search_until: Search for an earlier job before the first POST, until this moment of `clock` at least once. For
             attempts that are over when this process starts.
-        search_seconds: Look for an earlier job for so long from now on, at least once. For keys that another process
-            may have used a moment ago. With both None no earlier attempt can exist.
-        renew_failed: Whether an earlier job that failed or was cancelled is to be bought anew.
+        search_seconds: Search for an earlier job for this long from now on, at least once. For keys that another
+            process may have used a moment ago. With both None no earlier attempt can exist.
+        renew_failed: Whether an earlier job that failed or was cancelled is replaced by a new one.
         grace: Seconds after a lost answer within which the job must show up in the list.
         attempts: Most POSTs for one generation.
         digest: The payload's digest, if it was computed already.
@@ -113,29 +112,29 @@ async def submit_or_attach(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> JobRef:
-    """Return the one job of this intent, bought now or found.
+    """Return the one job of this intent, submitted now or found.
 
     Args:
         service: The calls of the service.
-        intent: What is wanted.
+        intent: The request.
         scope: The instance; callers of one process with equal scope and key share one job.
         before_post: Awaited with the key before each POST: budget and rate limits. It may raise to stop, or
             return what to send in place of the intent's spec (a lower limit of QPU seconds).
-        on_bought: Called with a new job at once, even when the caller is being cancelled meanwhile.
+        on_bought: Called with a new job at once, even if the caller is being cancelled.
         key_history: Awaited with the key before a search that precedes the first POST: what other processes did with
-            it. It must not guess: `never_sent`, which makes one look replace the search, is true only if every process
-            leaves a mark in `before_post`, under a lock that keeps other processes with the key off.
+            it. It must not guess: `never_sent`, which reduces the search to one query, is true only if every process
+            leaves a mark in `before_post`, under a lock that excludes other processes with the key.
         note_accepted: Awaited with the key and the job's id (None if it could not be read) after a 2xx, for the
-            histories of other processes. If it fails, the job is handed out all the same.
+            histories of other processes. If it fails, the job is returned nevertheless.
         clock: Monotonic seconds.
         sleep: For the pauses between looks.
 
     Returns:
-        The job; `attached` tells whether it existed already.
+        The job; `attached` says whether it existed already.
 
     Raises:
-        SubmissionUncertain: It cannot be told whether a job was bought; nothing more is sent.
-        QuantumRuntimeError: The service refused the job; nothing was bought.
+        SubmissionUncertain: It is not known whether a job was accepted; nothing more is sent.
+        QuantumRuntimeError: The service refused the job; nothing was submitted.
     """
     ask = core.Ask(
         key_tag=intent.key_tag,
@@ -167,7 +166,7 @@ async def _digest(intent: Intent) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class _Hooks:
-    """What the caller wants to be asked and told; see `submit_or_attach`."""
+    """The caller's callbacks; see `submit_or_attach`."""
 
     before_post: BeforePost | None
     on_bought: Callable[[JobRef], None] | None
@@ -177,7 +176,7 @@ class _Hooks:
 
 @dataclass(slots=True)
 class _Caller:
-    """Carries out what the core decides, for one caller."""
+    """Carry out the core's decisions for one caller."""
 
     service: SubmissionService
     intent: Intent
@@ -238,7 +237,7 @@ class _Caller:
         try:
             return await self.hooks.key_history(key)
         except Exception as error:  # only certainty shortens the search
-            log.warning("submission %s: cannot be told whether it was sent before (%r); searching", key, error)
+            log.warning("Whether submission %s was sent before is not known: %r. Its job is searched for.", key, error)
             return History()
 
     async def _note_accepted(self) -> None:
@@ -246,8 +245,8 @@ class _Caller:
             return
         try:
             await self.hooks.note_accepted(*self.accepted)
-        except Exception as error:  # what was bought is handed out
-            log.warning("submission %s: that it was accepted could not be noted (%r)", self.accepted[0], error)
+        except Exception as error:  # a job that was submitted is returned
+            log.warning("The acceptance of submission %s could not be recorded: %r", self.accepted[0], error)
 
     async def _fetch(self, job_id: str) -> core.Action:
         try:
@@ -287,7 +286,7 @@ class _Caller:
             return None
         kept, sent = await self.service.job_input(job.id), self.service.job_params(on_service(spec))
         self.compared = bool(kept)
-        # Whatever may hold QPY is decoded elsewhere: reading it can take seconds, and import qiskit.
+        # What may hold QPY is decoded in a thread: reading it can take seconds, and imports qiskit.
         plain = not spec.support_qiskit and spec.params is None and "quantum_program" not in kept
         if is_small(spec) and plain:
             return input_difference(spec, sent, kept, exact=exact)
@@ -299,7 +298,7 @@ class _Caller:
         except NotFound:
             return self.machine.read_missing(self.clock())
         except QuantumRuntimeError as error:
-            log.warning("job %s was bought by this process, but cannot be read now: %s", job_id, error)
+            log.warning("Job %s was submitted by this process, but cannot be read now: %s", job_id, error)
             return self.machine.read_failed(self.clock())
         return self.machine.read(self.clock(), job)
 
@@ -313,10 +312,12 @@ class _Caller:
             if error.advice.kind != "search-first":
                 return self.machine.refused(now, error)
             if error.status is not None and 200 <= error.status < 300:
-                log.warning("submission %s: accepted, but the answer is unreadable (%s); looking for it", key, error)
+                log.warning(
+                    "Submission %s was accepted with an unreadable answer: %s Its job is searched for.", key, error
+                )
                 self.accepted = key, None
                 return self.machine.unreadable(now)
-            log.warning("submission %s: the answer was lost (%s); looking for the job", key, error)
+            log.warning("The answer to submission %s was lost: %s Its job is searched for.", key, error)
             return self.machine.lost(now, error)
         ref = ref.model_copy(update={"submission_key": key, "tags": tags})
         action = self.machine.posted(self.clock(), ref)
@@ -330,7 +331,7 @@ def _attached(found: core.Attach, intent: Intent, *, certain: bool) -> JobRef:
     ref = found.job.ref() if found.job is not None else found.ref
     if ref.backend and ref.backend != intent.spec.backend:
         log.warning(
-            "attached to job %s on %s although %s was asked for now; another submission_key buys one there",
+            "Attached to job %s on %s, although %s was requested now. Another submission_key submits one there.",
             ref.id,
             ref.backend,
             intent.spec.backend,
@@ -348,13 +349,13 @@ def _attached(found: core.Attach, intent: Intent, *, certain: bool) -> JobRef:
 
 
 def _session(ref: JobRef, job: Job | None, wanted: SessionRef | None) -> SessionRef | None:
-    """The session the job is in, which need not be the one that was asked for now."""
+    """The session the job is in, which need not be the requested one."""
     found = ref.session
     if found is None or found.id is None or wanted is None:
         return found
-    # A legacy session without an id is the one that this very job opened, unless it is over.
+    # A legacy session without an id is the one that this job opened, unless it is over.
     opened = wanted.id is None and job is not None and not job.is_terminal
     if opened or wanted.id == found.id:
         return wanted.model_copy(update={"id": found.id})
-    log.info("job %s runs in session %s, not in %s", ref.id, found.id, wanted.id or "the session that was asked for")
+    log.info("job %s runs in session %s, not in %s", ref.id, found.id, wanted.id or "the requested session")
     return found

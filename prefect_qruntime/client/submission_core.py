@@ -1,23 +1,23 @@
-"""Decide whether to buy, look, attach, wait or give up: one submission as a state machine without clock and network.
+"""Decide whether to submit, search, attach, wait or give up: a state machine without clock and network.
 
 The service has no idempotency key. What it has are job tags that can be listed, so each intent carries a tag of its
-own (its key; one for each generation), and every doubt is settled by a look at the list. A `Submission` is fed with
+own (its key; one for each generation), and every doubt is resolved by searching the list. A `Submission` is fed with
 events and answers each with the next action; `submission` carries the actions out. The rules:
 
 - A 2xx is proof of acceptance, readable or not. After it nothing is posted under that key again, however long the
   list lags.
-- A request whose answer was lost is not repeated before a look that began a grace period later found nothing, and at
-  most `attempts` times. If looking fails, the submission ends with `SubmissionUncertain`.
-- What this process bought it knows (`submission_memory`): one caller of a key searches and buys, the others wait and
-  get its job. If it ends without acceptance, the next one goes on; if it gives up in doubt, they learn that.
+- A request whose answer was lost is not repeated before a query that began a grace period later found nothing, and at
+  most `attempts` times. If the search fails, the submission ends with `SubmissionUncertain`.
+- A process knows what it submitted (`submission_memory`): one caller of a key searches and submits, the others wait and
+  get its job. If it ends without acceptance, the next one continues; if it gives up in doubt, the others fail too.
 - A job found in the list must be what was asked for. A tag can be copied, so the payload is compared.
 - A failed or cancelled job is replaced (generation + 1) only if the caller asks for it; the caller compares the
   service's own times.
 
-How long to look before the *first* POST of a key is a question of its own. An explicit key may have been used by
+How long to search before the *first* POST of a key is a question of its own. An explicit key may have been used by
 another process a moment ago, and no lag seen so far bounds the lag of the next listing, so a window learnt from
-experience would be a guess with money. The window therefore stays the whole grace period, counted from the moment at
-which the caller holds the lock that keeps other processes off. It is cut to a single look only on proof: the caller
+experience would be a guess that risks money. The window therefore stays the whole grace period, counted from when
+the caller holds the lock that excludes other processes. It is cut to a single query only on proof: the caller
 may offer to answer `AskHistory` from marks that each process writes under the lock, before it sends ("no process has
 ever sent this key") and after the service accepted (which job it is, so that even a list that lags for longer than the
 grace period leads to no second one).
@@ -57,20 +57,20 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What a caller wants, as far as the decision needs it.
+    """A caller's request, as far as the decision needs it.
 
     Attributes:
         key_tag: Gives the key's tag for a generation (0 is the first).
         scope: The instance; keys of two instances have nothing to do with each other.
-        payload: What is to be computed, to be compared with what other callers of the process bought.
-        renew_failed: Whether an earlier job that failed or was cancelled is to be bought anew.
-        search_until: Look for an earlier job until this moment, at least once.
-        search_seconds: Look for an earlier job for so long, counted from the start. With both None no earlier
-            attempt can exist, and nothing is looked for.
+        payload: What is to be computed, for comparison with what other callers of the process submitted.
+        renew_failed: Whether an earlier job that failed or was cancelled is replaced by a new one.
+        search_until: Search for an earlier job until this moment, at least once.
+        search_seconds: Search for an earlier job for this long, counted from the start. With both None no earlier
+            attempt can exist, and there is no search.
         knows_history: Whether `AskHistory` may be asked.
         grace: Seconds within which an accepted job shows up in the list.
         attempts: Most POSTs for one generation.
-        first_pause: Seconds between the first two looks; later pauses grow up to `longest_pause`.
+        first_pause: Seconds between the first two queries; later pauses grow up to `longest_pause`.
     """
 
     key_tag: Callable[[int], str]
@@ -134,14 +134,14 @@ class Compare:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Read the state of a job that this process knows; answer with `read`, `read_missing` or `read_failed`."""
+    """Read a job that this process knows; answer with `read`, `read_missing` or `read_failed`."""
 
     job_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Read a job that another process bought; answer with `fetched`, `fetch_missing` or `fetch_failed`."""
+    """Read a job that another process submitted; answer with `fetched`, `fetch_missing` or `fetch_failed`."""
 
     job_id: str
 
@@ -155,7 +155,7 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Admit:
-    """Ask budget and rate limit for leave to send; answer with `admitted`, or with `abandoned` to stop."""
+    """Ask budget and rate limit for permission to send; answer with `admitted`, or with `abandoned` to stop."""
 
     key: str
 
@@ -169,14 +169,14 @@ class Post:
 
 @dataclass(frozen=True, slots=True)
 class Bought:
-    """The end: this caller bought the job."""
+    """The end: this caller submitted the job."""
 
     ref: JobRef
 
 
 @dataclass(frozen=True, slots=True)
 class Attach:
-    """The end: the job existed already. `job` is its last known state; None right after another caller's purchase."""
+    """The end: the job existed already. `job` is its last known state; None right after another caller submitted it."""
 
     key: str
     ref: JobRef
@@ -197,10 +197,10 @@ _Doubt = Literal["earlier", "lost", "accepted"]
 
 
 class Submission:
-    """One caller's way to its one job.
+    """The submission of one job for one caller, as a state machine.
 
     Args:
-        ask: What is wanted.
+        ask: The request.
         memory: What this process knows; shared by all its submissions.
         owner: Names this caller in the memory; must be unique there.
     """
@@ -213,11 +213,11 @@ class Submission:
         self.posts = 0  # of this generation
         self.posting = False  # a request is out, and its outcome is not known
         self.doubt: _Doubt = "earlier"
-        self.until = 0.0  # the search goes on until a look began at this time or later
+        self.until = 0.0  # the search continues until a query began at this time or later
         self.looked = 0.0
         self.pause = 0.0
         self.found: Job | None = None
-        self.unread_until: float | None = None  # a listed job that cannot be read is tried again until then
+        self.unread_until: float | None = None  # a listed job that cannot be read is read again until then
         self.lost_error: QuantumRuntimeError | None = None
 
     # ---- what this process knows ------------------------------------------------------------------
@@ -232,7 +232,7 @@ class Submission:
         return record is not None and record.owner == self.owner
 
     def start(self, now: float) -> Action:
-        """Begin; the caller holds whatever lock keeps other processes off."""
+        """Begin; the caller holds the lock that excludes other processes."""
         windows = [self.ask.search_until] if self.ask.search_until is not None else []
         if self.ask.search_seconds is not None:
             windows.append(now + self.ask.search_seconds)
@@ -266,12 +266,12 @@ class Submission:
         return self._search(now, "earlier", self._window(now))
 
     def _window(self, now: float) -> float:
-        """Until when an earlier job must be looked for: what this process sent, and what others may have sent."""
+        """The time until which an earlier job, of this process or of another, must be searched for."""
         record, until = self.memory.note(self.memory_key), self.search_until or now
         return until if record.sent is None else max(until, record.sent + self.ask.grace)
 
     def history(self, now: float, known: History) -> Action:
-        """What other processes did with this key. If none of them has sent it, one look is enough."""
+        """What other processes did with this key. If none of them has sent it, one query is enough."""
         if known.job_id is not None:
             self.doubt = "accepted"
             return Fetch(known.job_id)
@@ -281,7 +281,7 @@ class Submission:
         return self._search(now, "earlier", now if unsent else self._window(now))
 
     def fetched(self, now: float, job: Job) -> Action:
-        """The job that another process bought, as the service sees it now."""
+        """The present state of the job that another process submitted."""
         if job.tags and self.key not in job.tags:  # a user took the tag off it, to free the key
             return self._search(now, "earlier", self._window(now))
         self.found = job
@@ -292,7 +292,7 @@ class Submission:
         return self._search(now, "accepted", now + self.ask.grace)
 
     def fetch_failed(self, now: float, error: QuantumRuntimeError) -> Action:
-        """The job could not be read: nothing is bought in doubt."""
+        """The job could not be read: nothing is submitted in doubt."""
         del now
         return self._give_up(error)
 
@@ -304,7 +304,7 @@ class Submission:
         return self._known(now, job.ref(), job, record.payload if record is not None else None)
 
     def read_failed(self, now: float) -> Action:
-        """The job's state could not be read. The job is known all the same, and nothing is bought in doubt."""
+        """The job's state could not be read. The job is known nevertheless, and nothing is submitted in doubt."""
         record = self.memory.get(self.memory_key)
         if record is None or record.ref is None:  # forgotten meanwhile
             return self._begin(now)
@@ -331,7 +331,7 @@ class Submission:
         return Attach(self.key, ref, job)
 
     def _renews(self, job: Job) -> bool:
-        # A job that this very caller has sent is its answer, whatever became of it.
+        # A job that this caller itself has sent is its answer, in any state.
         dead = job.status in (JobStatus.FAILED, JobStatus.CANCELLED)
         return dead and not self.posts and self.ask.renew_failed(job)
 
@@ -353,7 +353,7 @@ class Submission:
         return Look(self.key)
 
     def _search_is_over(self, now: float) -> bool:
-        # What counts is when the look began: its answer may be late, and shows what was listed before.
+        # What counts is when the query began: its answer may be late, and shows what was listed before.
         del now
         return self.looked >= self.until
 
@@ -385,7 +385,7 @@ class Submission:
         return Admit(self.key)
 
     def _learnt(self, now: float) -> Action | None:
-        """Go by what came in meanwhile: the answer to a request whose caller was cancelled."""
+        """Use what arrived meanwhile: the answer to a request whose caller was cancelled."""
         record = self.memory.note(self.memory_key)
         if self.doubt == "accepted" or record.accepted is None:
             return None
@@ -395,7 +395,7 @@ class Submission:
         return self._known(now, record.ref, record.job, record.payload)
 
     def list_failed(self, now: float, error: QuantumRuntimeError) -> Action:
-        """The service could not be asked: nothing is bought in doubt."""
+        """The list could not be read: nothing is submitted in doubt."""
         del now
         return self._give_up(error if self.doubt == "earlier" else self._unasked(error))
 
@@ -414,7 +414,7 @@ class Submission:
 
     def compare_missing(self, now: float) -> Action:
         """The service lists the job, and says that it does not exist: it may be too new."""
-        self.doubt = "accepted"  # a list that shows no job the next time is no leave to buy
+        self.doubt = "accepted"  # if the next list shows no job, that does not permit a submission
         if self.unread_until is None:
             self.unread_until = now + self.ask.grace
             self.until = max(self.until, self.unread_until)
@@ -439,7 +439,7 @@ class Submission:
         return Post(self.key)
 
     def posted(self, now: float, ref: JobRef) -> Action:
-        """The service accepted the job and told its id."""
+        """The service accepted the job and sent its id."""
         self.posting = False
         record = self.memory.note(self.memory_key)
         record.accepted, record.ref, record.job, record.payload = now, ref, None, self.ask.payload
@@ -454,7 +454,7 @@ class Submission:
         return self._search(now, "accepted", now + self.ask.grace)
 
     def lost(self, now: float, error: QuantumRuntimeError) -> Action:
-        """No answer, or one that does not tell: the job may exist."""
+        """No answer, or an ambiguous one: the job may exist."""
         self.posting = False
         self.lost_error = error
         self.memory.note(self.memory_key).sent = now
@@ -467,7 +467,7 @@ class Submission:
         return self._give_up(error)
 
     def abandoned(self, now: float) -> None:
-        """The caller is gone, or budget or rate limit stopped it: the next caller of the key goes on."""
+        """The caller is gone, or budget or rate limit stopped it: the next caller of the key continues."""
         if self.posting:
             self.posting = False
             self.memory.note(self.memory_key).sent = now
@@ -500,12 +500,12 @@ class Submission:
     def _unanswered(self) -> SubmissionUncertain:
         error = self.lost_error
         times = "1 answer was lost" if self.posts == 1 else f"{self.posts} answers were lost"
-        what = f"it cannot be told whether the job was bought: {times} ({error.message if error else 'no answer'})."
-        return self._uncertain(what, f"{self._where()} If none is, run the flow again: it looks first.", [])
+        what = f"it is not known whether the job was accepted: {times} ({error.message if error else 'no answer'})."
+        return self._uncertain(what, f"{self._where()} If none is, run the flow again: it searches first.", [])
 
     def _unasked(self, error: QuantumRuntimeError) -> SubmissionUncertain:
-        what = f"it cannot be told whether the job was bought: looking for it failed: {error.message}."
-        return self._uncertain(what, f"{self._where()} If none is, run the flow again: it looks first.", [])
+        what = f"it is not known whether the job was accepted: searching for it failed: {error.message}."
+        return self._uncertain(what, f"{self._where()} If none is, run the flow again: it searches first.", [])
 
     def _unseen(self) -> SubmissionUncertain:
         record = self.memory.get(self.memory_key)
@@ -513,16 +513,15 @@ class Submission:
         whose = f"job {known[0]}" if known else "a job"
         what = (
             f"the service accepted {whose} under this key, but does not list it after {self.ask.grace:g} s. "
-            "The job was most likely bought."
+            "The job most likely exists."
         )
         return self._uncertain(
-            what, f"{self._where()} If none appears, submit with another submission_key to buy a new job.", known
+            what, f"{self._where()} If none appears, submit with another submission_key to create a new job.", known
         )
 
     def _surplus(self, candidates: list[str]) -> SubmissionUncertain:
         return self._uncertain(
-            f"it cannot be told which job is the right one: {len(candidates)} jobs carry its key "
-            f"({', '.join(candidates)}).",
+            f"it is not known which job is the right one: several carry its key ({', '.join(candidates)}).",
             "Pass the id of the right one on instead of submitting. To free the key, take the tag "
             f"{self.key} off the others (client.replace_tags) or delete them, and run the flow again.",
             candidates,

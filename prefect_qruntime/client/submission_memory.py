@@ -1,6 +1,6 @@
-"""What one process knows about the submission keys it has used.
+"""Remember the submission keys that this process has used.
 
-Two callers of one process that share a key must not both buy. The list of the service cannot tell them apart,
+Two callers of one process that share a key must not both submit. The list of the service cannot distinguish them,
 because it may show a new job late; so the process remembers what it sent and what was accepted. The first caller
 of a key owns it, the others wait for its outcome. Pure: no clock and no loop, and all calls come from one thread.
 """
@@ -33,7 +33,7 @@ class Payload:
     digest: str | None = None
 
     def difference(self, other: Payload) -> str | None:
-        """How the other one differs; None if it does not, as far as is known."""
+        """How the other payload differs; None if it does not, as far as is known."""
         if self.shape != other.shape:
             return "it has another program, number of PUBs or shots"
         if self.digest is not None and other.digest is not None and self.digest != other.digest:
@@ -43,16 +43,16 @@ class Payload:
 
 @dataclass(slots=True)
 class Record:
-    """What is known of one key.
+    """What is known about one key.
 
     Attributes:
-        owner: The caller that searches or buys now; None if no caller does.
+        owner: The caller that searches or submits now; None if no caller does.
         sent: When a request ended without an answer for the last time: the job may exist.
         accepted: When the service accepted the job, or showed it.
         ref: The job, once its id is known.
         job: The job as it was listed, if this process found it instead of buying it.
         payload: What was asked for.
-        uncertain: Why the last owner gave up, if it could not tell whether the job exists.
+        uncertain: Why the last owner gave up, if it did not know whether the job exists.
     """
 
     owner: Hashable | None = None
@@ -86,14 +86,14 @@ class SubmissionMemory:
         return self._owned.get(key) or self._settled.get(key)
 
     def claim(self, key: Hashable, owner: Hashable) -> Record:
-        """Make `owner` the one caller that searches and buys. The key must not be owned."""
+        """Make `owner` the one caller that searches and submits. The key must not be owned."""
         record = self._settled.pop(key, None) or Record()
         record.owner, record.uncertain = owner, None
         self._owned[key] = record
         return record
 
     def note(self, key: Hashable) -> Record:
-        """The record of a key, made if there is none, to write down the outcome of a request."""
+        """Return the record of a key, made if there is none, to record the outcome of a request."""
         record = self.get(key)
         if record is None:
             record = self._settled[key] = Record()

@@ -1,4 +1,4 @@
-"""The fields of a saved block, each by itself and without the network: one wrong field hides no other."""
+"""Check the fields of a saved block, each by itself and without the network: one wrong field hides no other."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from prefect_qruntime.redact import register_secret
 
 __all__ = ["Fields", "check_ca_file", "check_fields", "check_host"]
 
-# Stands in for what is missing or wrong; never sent, because the checks that need the field are left out.
+# Placeholder for a missing or wrong field; never sent, because the checks that need the field are skipped.
 _STAND_IN: Mapping[str, Any] = {
     "api_key": "none-given",
     "crn": "crn:v1:bluemix:public:quantum-computing:us-east:a/0:0::",
@@ -34,7 +34,7 @@ _SWITCHED_OFF = re.compile(r"(?:[a-z0-9-]+\.)*quantum-computing\.ibm\.com")
 
 @dataclass(frozen=True)
 class Fields:
-    """What the fields give: findings, and a connection in which `bad` fields are stood in for."""
+    """The outcome of the fields' checks: findings, and a connection with placeholders for the `bad` fields."""
 
     findings: tuple[Finding, ...]
     connection: Connection
@@ -48,11 +48,11 @@ def check_fields(data: Mapping[str, Any]) -> Fields:
         data: The document's data, with its secrets.
 
     Returns:
-        Findings and what can be used in spite of them.
+        Findings and the fields that can be used despite them.
     """
     for name in ("api_key", "proxy"):
         value = data.get(name)
-        # A proxy's address is a secret where it holds a password, also when it cannot be taken apart.
+        # A proxy's address is a secret if it holds a password, even if it cannot be parsed.
         if isinstance(value, str) and (name == "api_key" or "@" in value):
             register_secret(value.strip())
     given = {name: data[name] for name in _NAMES if data.get(name) is not None}
@@ -62,7 +62,7 @@ def check_fields(data: Mapping[str, Any]) -> Fields:
     good: dict[str, Any] = {}
     for name, value in given.items():
         try:
-            # With an address given, a CRN is looked at by itself; what goes with what comes below.
+            # With an address given, a CRN is checked by itself; combinations of fields are checked below.
             Connection(**{**_STAND_IN, "base_url": _ANY_URL, name: value})
         except InvalidInput as error:
             findings.append(_refused(name, error))
@@ -74,7 +74,7 @@ def check_fields(data: Mapping[str, Any]) -> Fields:
     bad = set(given) - set(good)
     try:
         connection = Connection(**{**_STAND_IN, **good})
-    except InvalidInput as error:  # fields that do not go together: a cloud without a known address
+    except InvalidInput as error:  # fields that do not fit together: a cloud without a known address
         findings.append(_refused(error.field or "base_url", error))
         bad.add("base_url")
         connection = Connection(**{**_STAND_IN, **{name: good[name] for name in good if name != "crn"}})
@@ -106,12 +106,12 @@ def _check_iam_url(url: str) -> list[Finding]:
     above, endpoint, _ = url.partition("/identity")
     if not endpoint:
         return []
-    said = "iam_url holds a part of the endpoint /identity/token; it is what that is appended to."
+    said = "iam_url contains a part of the endpoint /identity/token, which is appended to it."
     return [problem("iam_url", said, f"Set iam_url to {above}.")]
 
 
 def check_ca_file(path: str) -> Finding | None:
-    """Whether `path` is a file of CA certificates; None if it is."""
+    """Check that `path` is a file of CA certificates; None if it is."""
     here = "Put the CA bundle (PEM) there on every machine that runs flows, or correct the path."
     if not Path(path).is_file():
         return problem("ca_file", f"ca_file: there is no file {path} on this machine.", here)
@@ -136,17 +136,17 @@ def check_ca_file(path: str) -> Finding | None:
 
 
 def check_host(connection: Connection, *, region_known: bool = True) -> list[Finding]:
-    """Whether a known host fits the dialect and, where that is known, the CRN's region."""
+    """Check that a known host fits the dialect and, if that is known, the CRN's region."""
     host = urlsplit(connection.base_url).hostname or ""
     findings = []
     known = {name: match for name, hosts in HOSTS.items() if (match := hosts.pattern.fullmatch(host))}
     above, _, last = connection.base_url.rpartition("/")
     if last in _ENDPOINTS:
-        # Not left to the network: below an endpoint's path the service finds other things than nothing.
+        # Checked without the network: below an endpoint's path the service may answer with something else than a 404.
         findings.append(
             problem(
                 "base_url",
-                f"base_url ends with the endpoint /{last}; it is what /jobs is appended to.",
+                f"base_url ends with the endpoint /{last}, but endpoints are appended to it.",
                 f"Set base_url to {above}.",
             )
         )

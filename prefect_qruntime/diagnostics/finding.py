@@ -1,4 +1,4 @@
-"""A finding: what was looked at, what was found, what to do about it."""
+"""A finding: what was checked, what was found, and what to do about it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Level = Literal["ok", "hint", "problem"]
 class Finding(BaseModel):
     """One row of a check-up, free of secrets.
 
-    `block` names the credentials block, None where it is not about one. `ok` needs nothing, a `hint` may be
+    `block` names the credentials block, or is None if the finding is not about one. `ok` needs nothing, a `hint` may be
     ignored, a `problem` stops jobs or makes them unsafe.
     """
 
@@ -29,20 +29,20 @@ class Finding(BaseModel):
     fix: str = ""
 
     def __str__(self) -> str:
-        """What was found, and what to do."""
+        """The finding and what to do."""
         return f"{self.finding} {self.fix}".strip()
 
 
 def ok(check: str, finding: str) -> Finding:
-    """Nothing to do."""
+    """A check that found nothing to do."""
     return Finding(check=check, level="ok", finding=redact(finding))
 
 
 def hint(check: str, finding: str, fix: str = "") -> Finding:
-    """Good to know; everything works without."""
+    """Advice that may be ignored; everything works without it."""
     return Finding(check=check, level="hint", finding=redact(finding), fix=redact(fix))
 
 
 def problem(check: str, finding: str, fix: str) -> Finding:
-    """Something that must be fixed."""
+    """A problem that must be fixed."""
     return Finding(check=check, level="problem", finding=redact(finding), fix=redact(fix))

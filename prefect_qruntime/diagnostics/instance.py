@@ -1,4 +1,4 @@
-"""The instance, with a token: is the key known, may it do what flows do, is there something to run on."""
+"""Check the instance with a token: whether the key is known, has the rights that flows need, and has backends."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _JOBS = "quantum-computing.job.read"
 
 @dataclass
 class InstanceInspection:
-    """What an instance showed."""
+    """The outcome of inspecting an instance."""
 
     findings: list[Finding] = field(default_factory=list)
     backends: list[Backend] = field(default_factory=list)
@@ -40,7 +40,7 @@ class InstanceInspection:
 
 
 async def check_token(client: QuantumRuntimeClient) -> tuple[Finding | None, float | None]:
-    """Exchange the key; returns what is wrong, or the token's remaining life in seconds."""
+    """Exchange the key; returns the problem, or the token's remaining life in seconds."""
     connection = client.connection
     try:
         return None, await client.authenticate()
@@ -51,7 +51,7 @@ async def check_token(client: QuantumRuntimeClient) -> tuple[Finding | None, flo
                 problem(
                     "api_key",
                     f"The API key is not known to {connection.iam_url}.",
-                    "Make a new key in IBM Cloud under Manage > Access (IAM) > API keys and save it in the block.",
+                    "Create a new key in IBM Cloud under Manage > Access (IAM) > API keys and save it in the block.",
                 ),
                 None,
             )
@@ -60,20 +60,20 @@ async def check_token(client: QuantumRuntimeClient) -> tuple[Finding | None, flo
                 problem(
                     "api_key",
                     f"The API key was refused by {connection.iam_url}: {error}",
-                    "See in IBM Cloud under Manage > Access (IAM) > API keys whether it is locked or expired.",
+                    "Check in IBM Cloud under Manage > Access (IAM) > API keys whether it is locked or expired.",
                 ),
                 None,
             )
         address = await check_iam(connection)
         return (
             address.finding
-            or problem("iam_url", f"No token could be had from {connection.iam_url}: {error}", "Try again later."),
+            or problem("iam_url", f"No token could be obtained from {connection.iam_url}: {error}", "Try again later."),
             None,
         )
 
 
 def check_dialect(connection: Connection, address: Address) -> Finding | None:
-    """Whether the dialect that answered is the block's."""
+    """Check that the dialect that answered is the block's."""
     if address.speaks is None or address.speaks == connection.dialect:
         return None
     right = HOSTS[address.speaks].corrects
@@ -85,11 +85,11 @@ def check_dialect(connection: Connection, address: Address) -> Finding | None:
 
 
 async def inspect_instance(client: QuantumRuntimeClient, *, thorough: bool = False) -> InstanceInspection:
-    """Read what the instance shows, once there is a token. Buys nothing.
+    """Read the instance's rights, backends, usage and versions, with a token. Submits nothing.
 
     Args:
         client: Its client.
-        thorough: Also look at jobs and at the websocket.
+        thorough: Also check jobs and the websocket.
     """
     inspection = InstanceInspection()
     backends, no_backends = await _tried(client.backends())
@@ -129,15 +129,15 @@ async def _tried(call: Awaitable[T]) -> tuple[T | None, QuantumRuntimeError | No
 
 
 async def _no_backends(client: QuantumRuntimeClient, error: QuantumRuntimeError) -> Finding:
-    """Why the list of backends, the simplest request, fails."""
+    """Explain why the list of backends, the simplest request, fails."""
     connection = client.connection
     host = connection.host
     if isinstance(error, AuthenticationError):
         return problem(
             "access",
             f"IAM gave a token, but {host} refuses it: {error}",
-            "Take key and CRN of the same account and the iam_url that belongs to this host; see that no proxy drops "
-            "the Authorization header.",
+            "Take key and CRN of the same account and the iam_url that belongs to this host; check that no proxy "
+            "drops the Authorization header.",
         )
     address = await check_api(connection)
     if address.finding is not None:
@@ -153,7 +153,7 @@ async def _no_backends(client: QuantumRuntimeClient, error: QuantumRuntimeError)
     versions, _ = await _tried(client.versions())
     if versions and HOSTS[connection.dialect].lists_versions and connection.api_version not in versions:
         return _version(connection.api_version, versions)
-    return problem("access", f"{host} gives no list of backends: {error}", "Try again later; look at the message.")
+    return problem("access", f"{host} does not list backends: {error}", "Read the message, or try again later.")
 
 
 def _right(doing: str, action: str) -> tuple[str, str]:
@@ -183,7 +183,7 @@ def _judge_usage(inspection: InstanceInspection, error: QuantumRuntimeError | No
         said, fix = _right("read the instance's usage", _USAGE)
         inspection.findings.append(hint("rights", said, f"{fix} Budgets need it."))
     elif isinstance(error, NotFound):
-        inspection.findings.append(hint("usage", "This host tells no usage."))
+        inspection.findings.append(hint("usage", "This host does not report usage."))
     elif error is not None:
         inspection.findings.append(
             problem("usage", f"The instance's usage cannot be read: {error}", "Try again later.")
@@ -219,7 +219,7 @@ def _judge_jobs(inspection: InstanceInspection, error: QuantumRuntimeError) -> N
 
 
 async def _judge_versions(client: QuantumRuntimeClient, inspection: InstanceInspection) -> None:
-    """Versions tell two mistakes: a sunset `api_version`, and a cloud host under a legacy block."""
+    """Find two mistakes by the versions: a sunset `api_version`, and a cloud host in a legacy block."""
     connection = client.connection
     found, _ = await _tried(client.versions())  # not every host lists them; nothing depends on it
     inspection.versions = found or ()
@@ -230,7 +230,7 @@ async def _judge_versions(client: QuantumRuntimeClient, inspection: InstanceInsp
         inspection.findings += [wrong] if wrong is not None else []
     elif connection.api_version not in inspection.versions:
         unknown = _version(connection.api_version, inspection.versions)
-        # It answered all the same: only what is older than all will stop working.
+        # It answered nevertheless: only a version older than all others will stop working.
         works = connection.api_version > min(inspection.versions)
         inspection.findings.append(unknown.model_copy(update={"level": "hint"}) if works else unknown)
 
@@ -241,7 +241,7 @@ def _version(ours: str, versions: tuple[str, ...]) -> Finding:
         said, fix = f"is newer than all that the service lists (up to {newest}).", f"Set api_version to {newest}."
     else:
         said, fix = (
-            f"is none that the service offers ({min(versions)} … {newest}).",
+            f"is not one that the service offers ({min(versions)} … {newest}).",
             f"Set api_version to {newest}, or leave the default.",
         )
     return problem("api_version", f"API version {ours} {said}", fix)
@@ -259,15 +259,15 @@ async def _websocket(client: QuantumRuntimeClient, jobs: list[Job] | None) -> Fi
     return hint(
         "websocket",
         f"The host offers no websocket ({reason}): waiting polls.",
-        "Nothing need be done. If it should have one, see that the proxy lets websockets pass.",
+        "Nothing needs to be done. If it should have one, make sure that the proxy lets websockets pass.",
     )
 
 
 async def check_instance(client: QuantumRuntimeClient) -> InstanceReport:
-    """Authenticate, then read what the instance shows.
+    """Authenticate, then inspect the instance.
 
     Returns:
-        The report. It never raises for what the service answers: that is what the report is for.
+        The report. It raises no error for an answer of the service: the report contains it.
     """
     connection = client.connection
     where = {

@@ -1,4 +1,4 @@
-"""The way to the service, without a token: proxy, name, TLS, paths, which dialect answers, the clock."""
+"""Check the way to the service without a token: proxy, name, TLS, paths, the dialect that answers, the clock."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from prefect_qruntime.errors import QuantumRuntimeError
 __all__ = ["MOST_SKEW", "Address", "check_api", "check_clock", "check_iam", "check_proxy_reached", "skew_of"]
 
 MOST_SKEW = 60.0
-"""Seconds by which this machine's clock may be wrong without a word."""
+"""Seconds by which this machine's clock may be wrong without a finding."""
 
 _Setting = Literal["base_url", "iam_url"]
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """What answers at an address.
+    """The service or other server that answers at an address.
 
-    `reached` tells that something does, right or wrong; `speaks` is the dialect it shows, `skew` how many seconds
+    `reached` says that something answers, right or wrong; `speaks` is the dialect it shows, `skew` how many seconds
     its clock is ahead of ours.
     """
 
@@ -38,14 +38,14 @@ class Address:
 
     @property
     def answers(self) -> bool:
-        """Whether it is what it should be."""
+        """Whether the expected service answers."""
         return self.finding is None
 
 
 async def check_proxy_reached(connection: Connection) -> list[Finding]:
-    """Whether the proxies on the way take connections: the block's, or those that the environment names.
+    """Check that the proxies in use accept connections: the block's, or those that the environment names.
 
-    One of the environment is named even if it works: it is easily forgotten, and may let the next host not through.
+    A proxy of the environment is reported even if it works: it is easily forgotten, and may block the next host.
     """
     findings = []
     urls = (connection.base_url, connection.iam_url)
@@ -56,7 +56,7 @@ async def check_proxy_reached(connection: Connection) -> list[Finding]:
         if connection.proxy is None:
             hosts = [urlsplit(url).hostname for url in urls if proxy_of(connection, url) == proxy]
             on_the_way = f"the proxy {where} to {' and '.join(dict.fromkeys(map(str, hosts)))}"
-            said = f"The environment (HTTPS_PROXY, ALL_PROXY) names {on_the_way}"
+            said = f"The environment (HTTPS_PROXY, ALL_PROXY) sets {on_the_way}"
             findings.append(
                 ok("proxy", f"{said}.")
                 if reached
@@ -71,14 +71,14 @@ async def check_proxy_reached(connection: Connection) -> list[Finding]:
                 problem(
                     "proxy",
                     f"The proxy {where} cannot be reached from this machine.",
-                    "Correct proxy of the block, or leave it empty where the service can be reached directly.",
+                    "Correct proxy of the block, or leave it empty if the service can be reached directly.",
                 )
             )
     return findings
 
 
 async def check_iam(connection: Connection) -> Address:
-    """Whether IAM answers at `iam_url`. Asked without a key, IAM refuses with an error code of its own."""
+    """Check that IAM answers at `iam_url`. Without a key, IAM refuses with an error code of its own."""
     found = await _iam(connection, connection.iam_url)
     if found.trouble is not None:
         return Address(_in_the_way(found, connection, "iam_url"), reached=False)
@@ -87,7 +87,7 @@ async def check_iam(connection: Connection) -> Address:
     if (found.status or 0) >= 500:
         return Address(_ill(found, "iam_url"))
     if connection.iam_url == DEFAULT_IAM_URL:
-        fix = "Something between this machine and IAM answers in its place: set proxy, or let IAM's host pass."
+        fix = "Something between this machine and IAM answers in its place: set proxy, or allow IAM's host."
     else:
         fix = f"Set iam_url to {DEFAULT_IAM_URL}, or leave it empty."
         for other in _shorter(connection.iam_url):
@@ -99,7 +99,7 @@ async def check_iam(connection: Connection) -> Address:
 
 
 async def check_api(connection: Connection) -> Address:
-    """Whether the service answers at `base_url`, and which dialect."""
+    """Check that the service answers at `base_url`, and in which dialect."""
     found = await probe(connection, f"{connection.base_url}/backends")
     if found.trouble is not None:
         return Address(_in_the_way(found, connection, "base_url"), reached=False)
@@ -114,7 +114,7 @@ async def check_api(connection: Connection) -> Address:
 
 
 async def _wrong_path(found: Probe, connection: Connection) -> Finding:
-    """The finding, with the address that would be right where one of its neighbours is."""
+    """Build the finding for a wrong path, with the right address if a similar one answers."""
     if 300 <= (found.status or 0) < 400:
         said = f"{connection.base_url} redirects elsewhere (HTTP {found.status}), which is not followed."
     elif found.status == 200:
@@ -131,7 +131,7 @@ async def _wrong_path(found: Probe, connection: Connection) -> Finding:
             fits = neighbour.status in (400, 401, 403) and not await _has_versions(connection, other)
         if fits:
             return problem("base_url", said, f"Set base_url to {other}.")
-    fix = "Correct base_url (what /jobs is appended to), or leave it empty; see too that the dialect is right "
+    fix = "Correct base_url (what /jobs is appended to), or leave it empty; check also that the dialect is right "
     return problem("base_url", said, f"{fix}({connection.dialect}).")
 
 
@@ -161,7 +161,7 @@ def _is_iam(found: Probe) -> bool:
 
 
 def _shorter(url: str) -> list[str]:
-    """The addresses above: people paste whole endpoints."""
+    """The addresses above this one: users paste whole endpoints."""
     parts = urlsplit(url)
     steps = [step for step in parts.path.split("/") if step]
     origin = f"{parts.scheme}://{parts.netloc}"
@@ -172,8 +172,8 @@ def _ill(found: Probe, setting: _Setting) -> Finding:
     host = urlsplit(found.url).netloc
     return problem(
         setting,
-        f"{host} has trouble of its own: HTTP {found.status}.",
-        f"Try again later; if it lasts, look at IBM Cloud's status page, or correct {setting}.",
+        f"{host} answers with a server error: HTTP {found.status}.",
+        f"Try again later; if it lasts, check IBM Cloud's status page, or correct {setting}.",
     )
 
 
@@ -182,30 +182,30 @@ def _in_the_way(found: Probe, connection: Connection, setting: _Setting) -> Find
     said, fix, field = _TROUBLES[found.trouble or "broken"]
     if found.trouble == "untrusted" and connection.ca_file:
         said = "The certificate of {host} was not signed by a CA in ca_file."
-        fix = "Take the bundle with the CA of {host}, or of the proxy between, into ca_file."
+        fix = "Add the CA of {host}, or of the proxy in between, to ca_file."
     elif found.trouble == "proxy" and "407" in found.text:
-        said, fix = "The proxy asks for a user and a password.", "Give them in proxy: http://user:password@host:port."
+        said, fix = "The proxy asks for a user and a password.", "Set them in proxy: http://user:password@host:port."
     elif found.trouble == "proxy":
         said = f"{said} ({found.text})" if found.text else said
     fill = {"host": host, "setting": setting}
     return problem(field or setting, said.format_map(fill), fix.format_map(fill))
 
 
-# What is said, what helps, and the setting concerned where it is not the address itself.
+# The finding, the fix, and the setting concerned if it is not the address itself.
 _TROUBLES: dict[Trouble, tuple[str, str, str | None]] = {
     "name": (
         "The name {host} is not known on this machine.",
-        "Look for a typing error in {setting}; else this machine needs DNS, or a proxy.",
+        "Check {setting} for a typing error; otherwise this machine needs DNS, or a proxy.",
         None,
     ),
     "refused": (
-        "{host} takes no connection.",
-        "Correct host and port of {setting}, or let the firewall pass; else set proxy.",
+        "{host} refuses connections.",
+        "Correct host and port of {setting}, or open the firewall; otherwise set proxy.",
         None,
     ),
     "silent": (
         "{host} does not answer in time.",
-        "A firewall may drop what is sent: let {host} pass, or set proxy.",
+        "A firewall may drop the packets: allow {host}, or set proxy.",
         None,
     ),
     "untrusted": (
@@ -215,26 +215,26 @@ _TROUBLES: dict[Trouble, tuple[str, str, str | None]] = {
     ),
     "expired": (
         "The certificate of {host} is not valid at this machine's time.",
-        "Set this machine's clock; if it is right, the certificate must be renewed.",
+        "Correct this machine's clock; if it is right, the certificate must be renewed.",
         None,
     ),
     "other-name": (
         "The certificate of {host} is for another name.",
-        "Use in {setting} the name that is in the certificate.",
+        "Use the name in the certificate for {setting}.",
         None,
     ),
     "no-tls": ("{host} does not speak TLS on this port.", "Correct scheme and port of {setting}.", None),
     "proxy": ("The proxy does not let {host} through.", "Ask for {host} to be allowed, or correct proxy.", "proxy"),
     "broken": (
-        "{host} ends the connection without an answer.",
-        "Correct {setting}; else something in between cuts it off: set proxy.",
+        "{host} closes the connection without an answer.",
+        "Correct {setting}; otherwise something in between closes the connection: set proxy.",
         None,
     ),
 }
 
 
 def skew_of(found: Probe) -> float | None:
-    """Seconds by which the answerer's clock is ahead of ours by its `Date`, whose step is a second."""
+    """Seconds by which the server's clock is ahead of ours according to its `Date`, whose step is a second."""
     stamp = found.reply.headers.get("date") if found.reply is not None else None
     if not stamp:
         return None
@@ -245,7 +245,7 @@ def skew_of(found: Probe) -> float | None:
 
 
 def check_clock(skews: list[float | None]) -> Finding | None:
-    """Whether this machine's clock is right, by what the service's hosts say; None if it is, or if no host says."""
+    """Compare this machine's clock with those of the service's hosts; None if it is right or no host sends a date."""
     known = [skew for skew in skews if skew is not None]
     if not known or (skew := min(known, key=abs)) is None or abs(skew) <= MOST_SKEW:
         return None

@@ -1,4 +1,4 @@
-"""Prefect's side: server, versions, block type, create limits, work pool, results, our own settings."""
+"""Check Prefect's side: server, versions, block types, create limits, work pool, results and our own settings."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from prefect_qruntime.client.connection import Connection, is_loopback
 from prefect_qruntime.diagnostics.finding import Finding, hint, ok, problem
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.prefect_api import api, patience
+from prefect_qruntime.printable import many
 from prefect_qruntime.redact import redact
 from prefect_qruntime.settings import QuantumRuntimeSettings
 
@@ -32,11 +33,11 @@ __all__ = ["check_limits", "check_policy", "check_prefect", "check_server", "che
 _SERVICE_TTL = 28800
 """Seconds after which the service itself ends a session."""
 _SERVICE_RATE = 5
-"""Jobs a minute that the service takes from a user (IBM's OpenAPI document)."""
+"""Jobs a minute that the service accepts from a user (IBM's OpenAPI document)."""
 _ANSWER = 10.0
-"""Seconds in which a server that works answers."""
+"""Seconds within which a working server answers."""
 _MANY = 10
-"""Flow runs at once from which a plain server on SQLite was seen to stand still."""
+"""Simultaneous flow runs from which a plain server on SQLite was seen to stall."""
 
 
 async def check_server() -> tuple[PrefectClient | None, list[Finding]]:
@@ -62,14 +63,14 @@ async def check_server() -> tuple[PrefectClient | None, list[Finding]]:
     return client, [
         hint(
             "server",
-            "No Prefect server is set: each command starts one of its own for as long as it runs.",
+            "No Prefect server is set: each command starts a temporary one of its own.",
             "Run `prefect server start` and set PREFECT_API_URL; schedules and cancelling need it.",
         )
     ]
 
 
 def unreachable(url: str | None, reason: str) -> Finding:
-    """The finding that Prefect's API is not there.
+    """Build the finding that Prefect's API cannot be reached.
 
     Args:
         url: Its address; None if a server should have been started here.
@@ -91,7 +92,7 @@ def unreachable(url: str | None, reason: str) -> Finding:
 
 
 async def _nothing_listens(url: str) -> bool:
-    """Whether a port of this machine is closed, which shows at once; other addresses may lie behind a proxy."""
+    """Whether a port of this machine is closed; other addresses may be behind a proxy."""
     parts = urlsplit(url)
     if not is_loopback(parts.hostname):
         return False
@@ -106,7 +107,7 @@ async def _nothing_listens(url: str) -> bool:
 
 
 async def check_prefect(client: PrefectClient, kinds: Sequence[type[Block]]) -> list[Finding]:
-    """Look at what the server knows; one failing look hides no other. Runs on the network loop.
+    """Check the server's data; one failing check hides no other. Runs on the network loop.
 
     Args:
         client: The open client.
@@ -126,13 +127,13 @@ async def check_prefect(client: PrefectClient, kinds: Sequence[type[Block]]) -> 
             findings.append(await check(client))
         except Exception as error:
             findings.append(
-                problem(name, f"The server could not be asked: {error}", "See the server's log; correct its version.")
+                problem(name, f"The server did not answer: {error}", "See the server's log; correct its version.")
             )
     return findings
 
 
 def check_settings() -> list[Finding]:
-    """Look at our own settings."""
+    """Check our own settings."""
     try:
         settings = QuantumRuntimeSettings()
     except ValidationError as error:
@@ -154,41 +155,41 @@ def check_settings() -> list[Finding]:
                 "Lower PREFECT_INTEGRATIONS_QRUNTIME_SESSION_MAX_TTL_SECONDS: a session left open costs until then.",
             )
         ]
-    return [ok("session ttl", f"A session ends after {ttl} s at the latest, where a flow names no other time")]
+    return [ok("session ttl", f"A session ends after {ttl} s at the latest, unless a flow sets another time")]
 
 
 async def check_limits(connection: Connection) -> Finding:
-    """Whether all processes share the service's pace of creates. Runs on the network loop."""
+    """Check that all processes share the service's rate limit for creates. Runs on the network loop."""
     try:
         found = len(await shared_limits(connection.crn))
         here = pace(connection)
     except Exception as error:
         return problem("limits", f"The create limits could not be read: {error}", "See the server's log.")
-    fix = "Run `prefect-qruntime setup` once, so that all flows together keep to five creates a minute."
+    fix = "Run `prefect-qruntime setup` once, so that all flows together create at most five jobs a minute."
     if not found and here is None:
         return ok("limits", "None: creates are not limited on this host")
     if not found:
-        return hint("limits", "No create limit is set up in Prefect: each process keeps the pace by itself.", fix)
+        return hint("limits", "No create limit is set up in Prefect: each process limits its own rate only.", fix)
     if found > _SERVICE_RATE:
         return hint(
             "limits",
-            f"{found} creates a minute are allowed; the service takes {_SERVICE_RATE} from a user.",
-            "Right where several users share the account; else run `prefect-qruntime setup --per-minute 5`.",
+            f"{found} creates a minute are allowed; the service accepts {_SERVICE_RATE} from a user.",
+            "That is right if several users share the account; otherwise run `prefect-qruntime setup --per-minute 5`.",
         )
     return ok("limits", f"All flows together create at most {found} jobs a minute")
 
 
 async def check_policy() -> tuple[QuantumRuntimePolicy | None, Finding]:
-    """The installation's policy, and what can be said of it. Runs on the network loop."""
+    """Report the installation's policy. Runs on the network loop."""
     try:
         policy = await policy_in_force()
     except QuantumRuntimeError as error:
         return None, problem("policy", error.message, error.solution or "")
-    except ValidationError:  # a setting of ours is wrong, which is reported with the settings
-        return None, hint("policy", "Not looked at: the settings that name it are wrong.")
+    except ValidationError:  # one of our settings is wrong, which is reported with the settings
+        return None, hint("policy", "Not checked, because the settings that name it are wrong.")
     if policy is None:
         return None, ok("policy", "None: every flow may use every saved block, backend and program")
-    rules = "1 rule" if len(policy.rules) == 1 else f"{len(policy.rules)} rules"
+    rules = many(len(policy.rules), "rule")
     hosts = ", ".join(policy.hosts) or "any host"
     shares = ", ".join(f"{one.name} ({one.weight:g})" for one in policy.shares) or "none"
     return policy, ok("policy", f"{rules}; keys go to {hosts} only; shares: {shares}")
@@ -210,7 +211,7 @@ async def _versions(client: PrefectClient) -> Finding:
         return hint(
             "versions",
             f"The server's Prefect {theirs} is older than the {ours} here.",
-            "Update the server first: newer clients may ask for what it does not know.",
+            "Update the server first: newer clients may use features that it lacks.",
         )
     return ok("versions", f"Prefect {ours} here, {theirs} on the server")
 
@@ -228,11 +229,11 @@ async def _block_types(kinds: Sequence[type[Block]], client: PrefectClient) -> F
             lacking.append(str(kind._block_type_name))
     if unknown:
         types = "the block type" if len(unknown) == 1 else "the block types"
-        # Without the first, the credentials, nothing can be saved; the others are missed by those who use them.
+        # Without the first, the credentials, nothing can be saved; the others matter to their users only.
         say = problem if kinds[0]._block_type_name in unknown else hint
         return say("block type", f"The server does not know {types} {', '.join(unknown)}.", fix)
     if other:
-        said = f"The server's form is of another version of this package for {', '.join(other)}."
+        said = f"The server has the form of another version of this package for {', '.join(other)}."
         return hint("block type", said, fix)
     return ok("block type", "All registered, with the forms of this version")
 
@@ -252,7 +253,7 @@ async def _results(client: PrefectClient) -> Finding:
     results = get_current_settings().results
     if results.default_storage_block is not None:
         return ok("results", f"Kept in {results.default_storage_block}")
-    with contextlib.suppress(Exception):  # older servers and clients know no such default
+    with contextlib.suppress(Exception):  # older servers and clients have no such default
         if (await client.read_server_default_result_storage()).default_result_storage_block_id is not None:
             return ok("results", "Kept in the server's default storage")
     return hint(
@@ -280,8 +281,7 @@ async def _database(client: PrefectClient) -> Finding:
         return ok("database", "Prefect keeps its data in SQLite, which is enough for a few flows at a time")
     return hint(
         "database",
-        f"{running} flow runs are under way on a Prefect server with SQLite. Such a server stands still for up to a "
-        "minute at times.",
+        f"{running} flow runs are active on a Prefect server with SQLite. Such a server may stall for up to a minute.",
         "Start it with `prefect-qruntime server` instead of `prefect server start`, or use PostgreSQL.",
     )
 
@@ -290,7 +290,7 @@ async def _locks(client: PrefectClient) -> Finding:
     held = await read_locks()
     stuck = [one for one in held if one.is_stuck]
     if not stuck:
-        return ok("locks", f"{len(held)} held by submissions under way" if held else "None is held")
+        return ok("locks", f"{len(held)} held by submissions in flight" if held else "None is held")
     which = "; ".join(f"{one.name}, held by {one.who}, silent for {one.silent:.0f} s" for one in stuck)
     return hint(
         "locks",

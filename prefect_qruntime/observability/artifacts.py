@@ -1,8 +1,7 @@
 """Records in Prefect: one artifact per job, session, flow run and wait, for people and for this package.
 
-The artifact's text is for the run page; its metadata lets a hook, the sweep or the command line find
-jobs and sessions from another process, together with the credentials block that opens them. No secret
-is in either.
+The artifact's text is for the run page; its metadata lets a hook, the sweep or the command line in another process find
+jobs and sessions, and the credentials block for them. Neither holds a secret.
 """
 
 from __future__ import annotations
@@ -48,9 +47,9 @@ __all__ = [
 
 Kind = Literal["comparison", "hold", "instance", "job", "key", "session", "summary", "wait"]
 Write = Callable[[Mapping[str, str], str], str]
-"""Makes a record's text from all that is noted and from its old text."""
+"""Makes a record's text from all recorded facts and from its old text."""
 Merge = Callable[[Mapping[str, str], Mapping[str, str]], dict[str, str]]
-"""Joins what was noted before and what is noted now."""
+"""Joins the facts recorded before and the new ones."""
 
 _PAGE = 200
 _OPEN = "open "
@@ -58,12 +57,12 @@ _OPEN = "open "
 _OPEN_FACTS = ("state", "block", "flow_run", "noted", "key", "backend", "program", "session", "url")
 _REMEMBER = 30.0  # seconds
 _KEEP = 2048
-_META_LIMIT = 500  # characters Prefect takes for one metadata value
+_META_LIMIT = 500  # characters that Prefect allows in one metadata value
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A job, session, flow run or wait as noted in Prefect."""
+    """The record of a job, session, flow run or wait in Prefect."""
 
     artifact_id: UUID
     key: str
@@ -74,7 +73,7 @@ class Record:
 
     @property
     def is_over(self) -> bool:
-        """Whether a job's end was noted."""
+        """Whether a job's end was recorded."""
         status = JobStatus.of(self.meta.get("state", ""))
         return status is not None and status.is_terminal
 
@@ -121,17 +120,17 @@ async def upsert(
     Args:
         kind: What it is about.
         identifier: Its id.
-        text: Markdown for the run page, or what makes it.
-        meta: Plain facts; empty ones are left out, what was noted before stays.
-        defaults: Facts that count only if nothing was noted of them before.
+        text: Markdown for the run page, or a function that makes it.
+        meta: Plain facts; empty ones are left out, facts recorded before stay.
+        defaults: Facts that apply only if they were not recorded before.
         new: Whether it cannot exist yet, which saves a request.
-        drop: Names of facts noted before that hold no more.
+        drop: Names of recorded facts to remove.
         flow_run_id: The flow run on whose page it is; default the one the caller is in.
-        describe: Makes its description, the line under its title in lists, from all that is noted.
-        merge: Joins what was noted before and what is noted now; by default the new fact replaces the old one.
+        describe: Makes its description, the line under its title in lists, from all recorded facts.
+        merge: Joins the facts recorded before and the new ones; by default a new fact replaces the old one.
 
     Raises:
-        Exception: Whatever Prefect's API raises.
+        Exception: Prefect's API failed.
     """
     client, key = await api(), artifact_key(kind, identifier)
     facts = {name: redact(value)[:_META_LIMIT] for name, value in meta.items() if value}
@@ -154,7 +153,7 @@ async def upsert(
         _remember(replace(known, meta=merged, text=written))
         return True
 
-    # What is about a whole flow run belongs to none of its tasks.
+    # A record about a whole flow run belongs to none of its tasks.
     task_context = TaskRunContext.get() if flow_run_id is None else None
     owner = flow_run_id or current_flow_run_id()
     # One at a time in this process: each writer keeps what it found.
@@ -209,8 +208,8 @@ async def upsert_session(
 ) -> None:
     """Write or complete a session's record: under its token until it has an id, and under the id from then on.
 
-    An artifact keeps its key, so the record is written anew under the id before the first one goes. A process that
-    dies in between leaves both; whoever reads them finds the same session in one and no id in the other.
+    An artifact keeps its key, so a new record is written under the id before the first one is deleted. A process that
+    dies in between leaves both; a reader finds the session's id in one and none in the other.
 
     Args:
         token: Identifies the record before the session has an id.
@@ -221,7 +220,7 @@ async def upsert_session(
         describe: Makes its description.
 
     Raises:
-        Exception: Whatever Prefect's API raises.
+        Exception: Prefect's API failed.
     """
     if session_id is None:
         return await upsert("session", token, text, meta, new=new, describe=describe)
@@ -232,14 +231,14 @@ async def upsert_session(
         await upsert("session", session_id, text, {**facts, **meta, "token": token}, new=True, describe=describe)
         recent.pop(first[1].key, None)
         return await drop_record(first[1].artifact_id)
-    # Noted by another process, perhaps under the token only.
+    # Recorded by another process, perhaps under the token only.
     by_id = artifact_key("session", session_id) in recent or await find_record("session", session_id) is not None
     by_token = not by_id and await find_record("session", token) is not None
     return await upsert("session", token if by_token else session_id, text, meta, describe=describe)
 
 
 class _Writes:
-    """What this process wrote a moment ago."""
+    """The records that this process wrote recently."""
 
     def __init__(self) -> None:
         self.recent: LRUCache[str, tuple[float, Record]] = LRUCache(_KEEP)
@@ -250,7 +249,7 @@ def _writes() -> _Writes:
 
 
 def _remembered(key: str) -> Record | None:
-    """What this process wrote a moment ago, which saves a request; other processes rarely write while a flow runs."""
+    """A record that this process wrote recently, to save a request; other processes rarely write while a flow runs."""
     written, record = _writes().recent.get(key, (0.0, None))
     return record if time.monotonic() - written < _REMEMBER else None
 
@@ -264,7 +263,7 @@ def _text(text: str | Write, facts: Mapping[str, str], old: str) -> str:
 
 
 async def find_record(kind: Kind, identifier: str) -> Record | None:
-    """The record of one job or session, or None. Runs on the network loop."""
+    """Find the record of one job or session, or None. Runs on the network loop."""
     wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[artifact_key(kind, identifier)]))
     found = await (await api()).read_artifacts(artifact_filter=wanted, limit=1, sort=ArtifactSort.UPDATED_DESC)
     return _record(found[0]) if found else None
@@ -279,11 +278,11 @@ async def find_records(
     since: datetime | None = None,
     prefix: str = "",
 ) -> list[Record]:
-    """All records of a kind, newest first; jobs that are noted in a flow run's summary only come last.
+    """Find all records of a kind, newest first; jobs that are noted only in a flow run's summary come last.
 
     Args:
-        kind: What they are about.
-        identifiers: Only those about these.
+        kind: Their kind.
+        identifiers: Only those with these ids.
         flow_run_ids: Only of these flow runs.
         of: Only of the flow runs that this selects.
         since: Only those written since then.
@@ -304,7 +303,7 @@ async def find_records(
 
 
 async def recent_records(kind: Kind) -> AsyncIterator[list[Record]]:
-    """The records of a kind, those written last first, page by page as long as more are wanted. On the network loop."""
+    """Yield the records of a kind page by page, the most recently written first. On the network loop."""
     wanted, offset = ArtifactFilter(key=ArtifactFilterKey(like_=f"qruntime-{kind}-%")), 0
     while True:
         page = await (await api()).read_artifacts(
@@ -317,7 +316,7 @@ async def recent_records(kind: Kind) -> AsyncIterator[list[Record]]:
 
 
 async def job_owners(job_id: str, *, since: datetime) -> set[str]:
-    """The flow runs that submitted a job or attached to it, as its page and the summaries written since then say."""
+    """Find the flow runs that submitted a job or attached to it, in its record and the summaries written since then."""
     pages = await _read("job", [job_id], None, None, None, "")
     notes = [note for summary in await _read("summary", None, None, None, since, "") for note in _open_jobs(summary)]
     found = [*pages, *(note for note in notes if note.meta["id"] == job_id)]
@@ -326,7 +325,7 @@ async def job_owners(job_id: str, *, since: datetime) -> set[str]:
 
 
 def open_note(facts: Mapping[str, str | None]) -> str:
-    """What a summary's metadata says of a job without a page: its facts, the last ones left out if there is no room."""
+    """Encode the facts of a job without a page for a summary's metadata; drop the last ones if there are too many."""
     names = [name for name in _OPEN_FACTS if facts.get(name)]
     while True:
         text = orjson.dumps({name: redact(facts[name] or "") for name in names}).decode()
@@ -336,7 +335,7 @@ def open_note(facts: Mapping[str, str | None]) -> str:
 
 
 def _open_jobs(summary: Record) -> Iterator[Record]:
-    """The jobs that a summary notes and that had no page of their own then."""
+    """Yield the jobs that a summary notes because they had no page of their own."""
     process = {name: summary.meta[name] for name in PROCESS_FACTS if name in summary.meta}
     for name, note in summary.meta.items():
         if name.startswith(_OPEN):
@@ -378,6 +377,6 @@ async def _read(
 
 
 async def drop_record(artifact_id: UUID) -> None:
-    """Delete a record; one that is gone already is no error."""
+    """Delete a record; do nothing if it is gone already."""
     with contextlib.suppress(ObjectNotFound):
         await (await api()).delete_artifact(artifact_id)

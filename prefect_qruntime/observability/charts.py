@@ -11,7 +11,7 @@ __all__ = ["Point", "bar_chart", "is_shortened", "line_chart", "markdown_image",
 
 WIDTH, HEIGHT = 640, 360
 LEFT, RIGHT, TOP, BOTTOM = 84, 20, 72, 56
-# From the Okabe-Ito palette, which colour-blind readers can tell apart; the second of each pair is for dark pages.
+# From the Okabe-Ito palette, which colour-blind readers can distinguish; the second of each pair is for dark pages.
 COLOURS = (("#0072b2", "#56b4e9"), ("#c4500a", "#ff8a4c"), ("#00795a", "#2fc79b"), ("#a8568a", "#e08fc2"))
 # For areas, in middle tones that stand out on both grounds.
 STACK = ("#3b82c4", "#d9772b", "#2a9d78", "#b565a0", "#b8912a", "#7a7ad6", "#a83264")
@@ -274,7 +274,7 @@ def _ticks(values: Sequence[float], *, least: float = 0.0) -> list[float]:
 
 
 def _number(value: float, ticks: Sequence[float]) -> str:
-    """A tick's number with as many places as tell the ticks apart."""
+    """Format a tick's number with enough places to distinguish the ticks."""
     step = ticks[1] - ticks[0] if len(ticks) > 1 else 1.0
     if max(map(abs, ticks)) >= 1e6 or step < 1e-6:
         return f"{value:.6g}"

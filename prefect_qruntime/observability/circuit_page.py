@@ -1,28 +1,81 @@
-"""Draw a job's circuits and estimate their error from the backend's calibration, where Qiskit is loaded."""
+"""Draw a job's circuits on its page and estimate their error from the backend's calibration, if Qiskit is loaded."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prefect_qruntime.client.inputs.circuits import load_qpy
-from prefect_qruntime.client.inputs.spec import Pub
-from prefect_qruntime.printable import printable
+from cachetools import TTLCache
 
-__all__ = ["circuit_section", "is_drawable", "success_probability"]
+from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.inputs.circuits import load_qpy
+from prefect_qruntime.client.inputs.spec import JobSpec, Pub
+from prefect_qruntime.client.network_loop import SingleFlight, network_loop
+from prefect_qruntime.errors import QuantumRuntimeError
+from prefect_qruntime.observability.markdown import section
+from prefect_qruntime.observability.run_page import add_section
+from prefect_qruntime.observability.run_summary import in_background
+from prefect_qruntime.prefect_api import in_run
+from prefect_qruntime.printable import printable
+from prefect_qruntime.settings import current_settings
+
+__all__ = ["circuit_section", "is_drawable", "show_circuits", "success_probability"]
 
 _CIRCUITS = 2  # circuits that are drawn
-_GATES = 150  # gates of the largest circuit that is drawn
-_QUBITS = 12  # and its qubits in use
+_GATES = 150  # most gates of a drawn circuit
+_QUBITS = 12  # most qubits of a drawn circuit
 _WIDTH = 96  # characters of a drawing's line
 _FREE = frozenset({"barrier", "delay"})
 
 
+def show_circuits(client: QuantumRuntimeClient, job_id: str, spec: JobSpec) -> None:
+    """Show a job's circuits on its page, in the background. Never call it for a private job. On the network loop.
+
+    Args:
+        client: The instance; it is asked for the backend's calibration at most once in ten minutes.
+        job_id: The job.
+        spec: The submission.
+    """
+    if not (in_run() and spec.pubs and is_drawable(current_settings().circuit_drawings)):
+        return
+
+    async def show() -> None:
+        properties = await _calibration(client, spec.backend)
+        shown = await asyncio.to_thread(circuit_section, spec.pubs, spec.backend, properties)
+        if shown:
+            add_section(job_id, section("Circuit", shown))
+
+    in_background(show)
+
+
+class _Calibrations:
+    """A cache of backends' calibrations."""
+
+    def __init__(self) -> None:
+        self.known: TTLCache[tuple[str, str], dict[str, Any] | None] = TTLCache(32, ttl=600)
+        self.asking = SingleFlight[dict[str, Any] | None]()
+
+
+async def _calibration(client: QuantumRuntimeClient, backend: str) -> dict[str, Any] | None:
+    state, which = network_loop().state(_Calibrations), (client.connection.crn, backend)
+
+    async def ask() -> dict[str, Any] | None:
+        try:
+            return await client.backend_properties(backend)
+        except QuantumRuntimeError:  # simulators have none
+            return None
+
+    if which not in state.known:
+        state.known[which] = await state.asking.join(ask, *which)
+    return state.known.get(which)
+
+
 def is_drawable(wish: str) -> bool:
-    """Whether circuits are drawn here: never, always, or where Qiskit is loaded anyway.
+    """Whether circuits are drawn in this process: never, always, or if Qiskit is loaded anyway.
 
     Args:
         wish: The setting `circuit_drawings`.
@@ -31,12 +84,12 @@ def is_drawable(wish: str) -> bool:
 
 
 def circuit_section(pubs: Sequence[Pub], backend: str, properties: Mapping[str, Any] | None) -> str:
-    """The first circuits of a job as text drawings, each with its size and its estimated error.
+    """Draw the first circuits of a job as text, each with its size and its estimated error.
 
     Args:
-        pubs: The PUBs as they were sent.
+        pubs: The PUBs that were sent.
         backend: Name of the backend.
-        properties: Its calibration, where known.
+        properties: Its calibration, if it is known.
 
     Returns:
         Markdown; empty if no circuit can be read.
@@ -55,14 +108,14 @@ def circuit_section(pubs: Sequence[Pub], backend: str, properties: Mapping[str, 
 
 
 def success_probability(circuit: Any, properties: Mapping[str, Any]) -> float | None:
-    """The product of (1 - error) over all gates and measurements of a circuit, as the calibration has them.
+    """Multiply (1 - error) over all gates and measurements of a circuit, with the errors of the calibration.
 
     Args:
         circuit: A `QuantumCircuit` in the backend's own gates, its qubits numbered as the backend's.
         properties: The answer of `GET /backends/{id}/properties`.
 
     Returns:
-        A number from 0 to 1, or None if the calibration does not have some gate where the circuit uses it.
+        A number from 0 to 1; None if the calibration lacks a gate that the circuit uses.
     """
     gates = {
         (gate.get("gate"), tuple(gate.get("qubits", ()))): _value(gate.get("parameters"), "gate_error")
@@ -94,7 +147,7 @@ def _value(parameters: Any, name: str) -> float | None:
 
 
 def _read(pub: Pub) -> Any | None:
-    """The circuit as Qiskit's own; None if Qiskit's readers refuse the text, which the service may take."""
+    """Parse the circuit with Qiskit; None if Qiskit refuses the text, which the service may accept."""
     if not isinstance(pub.circuit, str):
         return load_qpy(pub.circuit, field="pubs")
     from qiskit import qasm2, qasm3
@@ -134,5 +187,5 @@ def _drawing(circuit: Any) -> list[str]:
     if len(circuit.data) > _GATES or _used(circuit) > _QUBITS:
         return ["Too large for a drawing."]
     text = str(circuit.draw("text", fold=_WIDTH, idle_wires=False, vertical_compression="high"))
-    # Blanks at the ends of lines mean nothing, and three backquotes would end the block.
+    # Trailing blanks mean nothing, and three backquotes would end the block.
     return ["\n".join(["```text", *(line.rstrip().replace("```", "'''") for line in text.splitlines()), "```"])]

@@ -1,4 +1,4 @@
-"""The ways to report something: a line in the run's log, an event, an asset. None ever stops a job."""
+"""Report by a line in the run's log, an event or an asset. An error here never stops a job."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from prefect_qruntime.settings import current_settings
 __all__ = ["Observation", "emit", "log_to_run", "materialize_result", "queue_and_run_seconds"]
 
 _fallback = get_logger(__name__)
-_emitted: LRUCache[UUID, bool] = LRUCache(4096)  # by id, by this process
+_emitted: LRUCache[UUID, bool] = LRUCache(4096)  # ids of events that this process emitted
 
 
 def _worth_telling(record: logging.LogRecord) -> bool:
-    """Whether a record says more than that an ending interpreter starts no threads any more."""
+    """Drop the records that only say that an ending interpreter starts no more threads."""
     error = record.exc_info[1] if record.exc_info else None
     return not (isinstance(error, RuntimeError) and "after shutdown" in str(error))
 
 
-# Prefect's own events of the artifacts that are written last meet that end: each would print a traceback.
+# Prefect's own events of the artifacts that are written last meet this error, and each would print a traceback.
 for _name in ("prefect.events.utilities", _fallback.name):
     logging.getLogger(_name).addFilter(_worth_telling)
 
@@ -46,7 +46,7 @@ def _logger() -> logging.Logger | logging.LoggerAdapter[Any]:
 
 
 def log_to_run(message: str, *, level: int = logging.INFO) -> None:
-    """Write one line to the run's log, or to our own logger outside a run; secrets are masked."""
+    """Log one line to the run's log, or to our own logger outside a run; secrets are masked."""
     _logger().log(level, redact(message))
 
 
@@ -65,7 +65,7 @@ def emit(
         resource: What it is about.
         payload: Plain facts.
         flow_run_id: The flow run concerned, if the caller is in none.
-        event_id: Its id, if it may be emitted twice; Prefect keeps one event of an id, and a process sends it once.
+        event_id: Its id, if it may be emitted twice: Prefect keeps one event of an id, and a process sends it once.
     """
     flow_run_id = flow_run_id or current_flow_run_id()
     if not (in_run() or flow_run_id or event_id) or not current_settings().events:
@@ -86,7 +86,7 @@ def emit(
 
 
 def materialize_result(job: JobRef, instance: str, facts: Mapping[str, Any]) -> None:
-    """Record a fetched result as an asset of Prefect, so that what later tasks make of it has a lineage.
+    """Record a fetched result as an asset of Prefect, so that later tasks' outputs have a lineage.
 
     Call it in the task run that fetches. Nothing is recorded unless the setting `assets` or Prefect Cloud asks for it.
 
@@ -112,7 +112,7 @@ def materialize_result(job: JobRef, instance: str, facts: Mapping[str, Any]) -> 
 
 
 class Observation(NamedTuple):
-    """A state of a job as a wait saw it: when on our clock, and after how many seconds of waiting."""
+    """A state that a wait observed: the time on our clock, and the seconds of waiting until then."""
 
     status: JobStatus | None
     word: str
@@ -121,20 +121,20 @@ class Observation(NamedTuple):
 
 
 def queue_and_run_seconds(job: Job, seen: Sequence[Observation]) -> tuple[float | None, float | None]:
-    """Seconds queued and run, as far as they were seen; the jobs API reports neither.
+    """Compute the seconds queued and run from observations; the jobs API reports neither.
 
     Args:
         job: The job in its last state.
         seen: Its states in order; the wait may have begun late.
 
     Returns:
-        Both, or None for what was not seen from its beginning.
+        Both; None for a state whose beginning was not observed.
     """
     running = next((sighting for sighting in seen if sighting.status is JobStatus.RUNNING), None)
     if running is None or running is seen[0]:
         return None, None
     queued = running.waited
     if job.created_at is not None:
-        # It was queued before the wait began. That comes from another clock, so it only counts if it is more.
+        # It was queued before the wait began. Its creation time is from another clock, so it counts only if it is more.
         queued = max(queued, (running.at - job.created_at).total_seconds())
     return queued, seen[-1].waited - running.waited

@@ -1,6 +1,6 @@
-"""Show in a terminal or notebook what this process waits for: one line, renewed each second, gone at the end.
+"""Show in a terminal or notebook what this process waits for: one line, updated each second, removed at the end.
 
-Nothing is shown where output is not read live: in a pipe, a file, a worker's log, a test.
+Nothing is shown if output is not read live: in a pipe, a file, a worker's log, a test.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ __all__ = [
 
 log = get_logger(__name__)
 
-_AFTER = 1.5  # seconds of waiting from which a line is worth showing
-_EVERY = 1.0  # seconds between two renewals
+_AFTER = 1.5  # seconds of waiting after which the line is shown
+_EVERY = 1.0  # seconds between two updates
 _KEEP = 4096  # jobs whose waits are remembered
 
 
@@ -51,7 +51,7 @@ class Display(Protocol):
         """Show a line in place of the one before."""
 
     def close(self) -> None:
-        """Take the line away."""
+        """Remove the line."""
 
 
 class TerminalDisplay:
@@ -75,7 +75,7 @@ class TerminalDisplay:
         self._live.refresh()
 
     def close(self) -> None:
-        """Take the line away."""
+        """Remove the line."""
         self._live.stop()
 
 
@@ -101,13 +101,13 @@ class NotebookDisplay:
             self._handle.update(shown)
 
     def close(self) -> None:
-        """Take the line away."""
+        """Remove the line."""
         if self._handle is not None:
             self._handle.update(self._wrap(""))
 
 
 def find_display() -> Display | None:
-    """Where a line can be shown; None where nobody reads it live or the setting `live_line` is off."""
+    """Find where a line can be shown; None if output is not read live or the setting `live_line` is off."""
     if not current_settings().live_line:
         return None
     shell = sys.modules.get("IPython")
@@ -116,7 +116,7 @@ def find_display() -> Display | None:
         tools: Any = importlib.import_module("IPython.display")
         return NotebookDisplay(tools.display, tools.HTML)
     console = _prefect_console() or Console(stderr=True)
-    # Asked of the file itself, as FORCE_COLOR makes rich take anything for a terminal.
+    # Ask the file itself, because FORCE_COLOR makes rich treat anything as a terminal.
     try:
         is_terminal = console.file.isatty()
     except (AttributeError, ValueError):  # the process has no such stream, or has closed it
@@ -125,7 +125,7 @@ def find_display() -> Display | None:
 
 
 def _prefect_console() -> Console | None:
-    """The console of Prefect's own log: what is printed by the same one does not run into the line."""
+    """The console of Prefect's own log: output of the same console does not collide with the line."""
     logger: logging.Logger | None = logging.getLogger("prefect")
     while logger is not None:
         for handler in logger.handlers:
@@ -146,7 +146,7 @@ class _Waits:
 
 
 def waits_now() -> int:
-    """How many jobs this process waits for. Call it on the network loop."""
+    """Count the jobs that this process waits for. Call it on the network loop."""
     return len(network_loop().state(_Waits).open)
 
 
@@ -160,7 +160,7 @@ def shown_while_waiting(progress: WaitProgress) -> Iterator[None]:
     """Count a wait among those of this process, and show them all live. On the network loop.
 
     Args:
-        progress: What the wait knows of its job; read again for each line.
+        progress: The state of the wait; read again for each line.
     """
     waits = network_loop().state(_Waits)
     waits.open[id(progress)] = progress  # two waits may be for one job

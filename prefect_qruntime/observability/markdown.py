@@ -1,4 +1,4 @@
-"""Markdown for the run page: what is noted about a job, a session, a flow run. Text in, text out."""
+"""Markdown for the run page of a job, a session or a flow run. Text in, text out."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _SECTION = re.compile(rf"(?m)^#### ({'|'.join(_SECTIONS)})\n\n")
 _PUBS = 4  # PUBs that are shown
 _DRAWN = 60  # values in a picture
 _WHOLE = 5  # outcomes that are written with all their bits
-_COUNTED = 50  # PUBs whose shots are read for the log
+_COUNTED = 50  # most PUBs whose shots are read for the log
 _VALUES = 20  # rows of an estimator's table
 _JOBS = 200  # rows of a flow run's summary
 _HISTORY = 400  # characters of a job's history
@@ -99,13 +99,13 @@ _FIRST_ROWS = frozenset(
 
 
 def card(title: str, url: str | None, rows: Mapping[str, Any]) -> str:
-    """A small table under a heading; empty values are left out."""
+    """Make a small table under a heading; empty values are left out."""
     heading = f"### [{title}]({url})" if url else f"### {title}"
     return "\n".join([heading, "", *_table(rows), "", f"<sub>as of {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC</sub>"])
 
 
 def section(title: str, text: str) -> str:
-    """A part of a job's text below its facts.
+    """Make a section of a job's text below its facts.
 
     Args:
         title: `Circuit` or `Result`.
@@ -115,7 +115,7 @@ def section(title: str, text: str) -> str:
 
 
 def join_sections(*texts: str | None) -> str:
-    """The sections of some texts in their order on the page; of two with the same title the later one counts."""
+    """Join the sections of several texts in the page's order; of two with the same title the later one counts."""
     found: dict[str, str] = {}
     for text in texts:
         _, *parts = _SECTION.split(text or "")
@@ -130,10 +130,10 @@ def _table(rows: Mapping[str, Any]) -> list[str]:
 
 
 def job_card(facts: Mapping[str, str], old: str, sections: str | None = None) -> str:
-    """A job's text, from its facts.
+    """Make a job's text from its facts.
 
     Args:
-        facts: What its record notes.
+        facts: The facts of its record.
         old: Its text until now; sections shown there stay.
         sections: New ones, see `section`.
     """
@@ -151,7 +151,7 @@ def job_card(facts: Mapping[str, str], old: str, sections: str | None = None) ->
         rows.pop("now", None)
     if "QPU seconds" in rows and facts.get("usage_final") != "true":
         rows["QPU seconds"] += " (not final yet)"
-    # What people look for first; what only a search or a support case needs comes last.
+    # First what people look for; last what only a search or a support case needs.
     details = {label: rows.pop(label) for label in list(rows) if label not in _FIRST_ROWS}
     last = section("Details", "\n".join(_table(details))) if details else None
     below = join_sections(old, sections, last)
@@ -159,7 +159,7 @@ def job_card(facts: Mapping[str, str], old: str, sections: str | None = None) ->
 
 
 def fetched_line(result: JobResult) -> str:
-    """A log line about a fetched result: its PUBs, its shots and its size. A large one is not decoded for it."""
+    """Describe a fetched result for the log: PUBs, shots and size. A large one is not decoded for it."""
     start = f"fetched the result of job {result.job_id}"
     if result.file is not None:
         return f"{start}: {_size(result.file.size)} in a file"
@@ -167,7 +167,7 @@ def fetched_line(result: JobResult) -> str:
     try:
         pubs = result.num_pubs
         shots = [result.shots(pub) for pub in range(min(pubs, _COUNTED))]
-    except QuantumRuntimeError:  # a program without PUBs, or a damaged result: its reader will say what is wrong
+    except QuantumRuntimeError:  # a program without PUBs, or a damaged result, which reading it reports
         return f"{start}: {size}"
     told = [number for number in shots if number is not None]
     counted = f", {_shots(told)}" if told and pubs <= _COUNTED else ""
@@ -175,7 +175,7 @@ def fetched_line(result: JobResult) -> str:
 
 
 def _shots(told: Sequence[int]) -> str:
-    """Shots of all PUBs: one number if they are equal, else from the least to the most."""
+    """Describe the shots of all PUBs: one number if they are equal, else a range."""
     least, most = min(told), max(told)
     if least == most:
         return f"{least:,} shot{'' if least == 1 else 's'}" + (" each" if len(told) > 1 else "")
@@ -190,7 +190,7 @@ def _size(number: int) -> str:
 
 
 def comparison_card(comparison: RouteComparison) -> str:
-    """Whether two jobs of the same PUBs agree: the sentence, and a table of the least likely comparisons."""
+    """Describe whether two jobs of the same PUBs agree, with a table of the least likely comparisons."""
     service, executor, rows = comparison.service, comparison.executor, comparison.to_table()
     lines = [
         "### The two routes " + ("agree" if comparison.agrees else "differ"),
@@ -218,7 +218,7 @@ def comparison_card(comparison: RouteComparison) -> str:
 
 
 def result_section(result: JobResult) -> str:
-    """A histogram for each PUB with counts, a table for values; bounded whatever the result's size."""
+    """Show a histogram for each PUB with counts and a table for values, both of bounded size."""
     parts: list[str] = []
     told = 0
     values: list[tuple[int, Any, float, Any]] = []
@@ -254,7 +254,7 @@ def result_section(result: JobResult) -> str:
 
 
 def _value_chart(values: Sequence[tuple[int, Any, float, Any]]) -> str:
-    """Expectation values with their standard errors, each PUB in a colour if there are few."""
+    """Draw expectation values with their standard errors, each PUB in a colour if there are few."""
     values = values[:_DRAWN]
     pubs = list(dict.fromkeys(pub for pub, *_ in values))
     if len(pubs) == len(values):
@@ -273,13 +273,13 @@ def _value_chart(values: Sequence[tuple[int, Any, float, Any]]) -> str:
 
 
 def _whole_counts(counts: Mapping[str, int]) -> str:
-    """The most frequent outcomes with all their bits, which a picture has no room for."""
+    """List the most frequent outcomes with all their bits, for which a picture has no room."""
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_WHOLE]
     return "\n".join(["```text", *(f"{bits}  {count}" for bits, count in ranked), "```"])
 
 
 def execution_line(result: JobResult) -> str | None:
-    """When the QPU worked on a job, in words, from the result's execution spans; None if it has none."""
+    """Describe when the QPU worked on a job, from the result's execution spans; None if it has none."""
     try:
         metadata = result.metadata()
     except QuantumRuntimeError:
@@ -300,9 +300,9 @@ def _clock(moment: datetime) -> str:
 
 
 def summary_card(jobs: Sequence[Mapping[str, str]]) -> str:
-    """All jobs of a flow run, and what they cost together; failed and cancelled ones count too.
+    """List all jobs of a flow run and their total usage; failed and cancelled ones count too.
 
-    Those marked `shared` were bought by another flow run and are no cost of this one.
+    Jobs marked `shared` were submitted by another flow run and do not count.
     """
     states = Counter(_state(job) for job in jobs)
     own = [job for job in jobs if "shared" not in job]
@@ -313,12 +313,13 @@ def summary_card(jobs: Sequence[Mapping[str, str]]) -> str:
     if live:
         told.append(f"{len(live)} not over")
     if open_ended:
-        told.append(f"of {len(open_ended)} the service has not said the final number yet")
+        whose = "1 job" if len(open_ended) == 1 else f"{len(open_ended)} jobs"
+        told.append(f"the service has not reported the final usage of {whose} yet")
     rehearsed = sum("dry_run" in job for job in jobs)
     if rehearsed:
         told.append(f"{rehearsed} dry run{'' if rehearsed == 1 else 's'}, not charged")
     if len(own) < len(jobs):
-        told.append(f"{len(jobs) - len(own)} bought by another flow run, not counted here")
+        told.append(f"{len(jobs) - len(own)} submitted by another flow run, not counted here")
     lines = [
         f"### {len(jobs)} {'job' if len(jobs) == 1 else 'jobs'}: "
         + ", ".join(f"{number} {state}" for state, number in states.items()),
@@ -361,7 +362,7 @@ def _is_over(facts: Mapping[str, str]) -> bool:
 
 
 def _first_seen(seen: str) -> str | None:
-    """Why it is not known how long a job ran: it was first seen in a later state, or never while it ran."""
+    """Say why it is not known how long a job ran: it was first observed in a later state, or never while running."""
     first = seen.partition(" (")[0]
     if not first:
         return None
@@ -369,7 +370,7 @@ def _first_seen(seen: str) -> str | None:
 
 
 def with_history(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
-    """Join the facts of a job's record: what earlier waits saw is kept apart from what the present one sees."""
+    """Join the facts of a job's record; observations of earlier waits are kept apart from those of the present one."""
     merged = {**before, **now}
     if before.get("seen") and now.get("seen") and before.get("began") != now.get("began"):
         told = history(before)
@@ -378,7 +379,7 @@ def with_history(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str,
 
 
 def history(facts: Mapping[str, str]) -> str:
-    """The states of a job as all waits for it saw them; a wait that saw nothing new is left out."""
+    """Describe the states of a job that all waits observed; a wait that observed nothing new is left out."""
     earlier, seen = facts.get("earlier", ""), facts.get("seen", "")
     nothing_new = "→" not in seen and seen.partition(" (")[0] in earlier.rpartition("→")[2]
     return earlier if earlier and nothing_new else f"{earlier}; attached: {seen}" if earlier else seen
@@ -413,7 +414,7 @@ def summary_description(facts: Mapping[str, str]) -> str:
 
 
 def _cell(value: Any) -> str:
-    """A table's cell: what could be Markdown in other people's words is escaped; plain words stay as they are."""
+    """Make a table's cell: text that could be Markdown is escaped; plain words stay as they are."""
     text = redact(str(value))
     shown = printable(text)
     risky = _RISKY.search(shown) or "//" in shown or "www." in shown.lower()

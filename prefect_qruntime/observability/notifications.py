@@ -1,4 +1,4 @@
-"""Report to people and automations: log lines, events, artifacts. All of them are made here.
+"""Report jobs to people and automations: log lines, events, artifacts.
 
 Reporting never stops a job: an error here is logged and ignored.
 """
@@ -11,31 +11,25 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from cachetools import LRUCache, TTLCache
+from cachetools import LRUCache
 
 from prefect_qruntime.client import QuantumRuntimeClient
-from prefect_qruntime.client.inputs.spec import JobSpec
-from prefect_qruntime.client.network_loop import SingleFlight, network_loop
+from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.programs.executor_result import executed_seconds
 from prefect_qruntime.client.provenance import Calibration, package_versions
 from prefect_qruntime.client.results.job_result import JobResult
-from prefect_qruntime.errors import BudgetExhausted, QuantumRuntimeError
+from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import Backend, Job, JobRef, JobStatus, SessionRef, is_mock
-from prefect_qruntime.observability import notifications, run_page
-from prefect_qruntime.observability.artifacts import upsert, upsert_session
-from prefect_qruntime.observability.circuit_page import circuit_section, is_drawable
+from prefect_qruntime.observability.artifacts import upsert
 from prefect_qruntime.observability.events import Observation, emit, log_to_run, queue_and_run_seconds
 from prefect_qruntime.observability.markdown import (
-    card,
     comparison_card,
     execution_line,
     result_section,
     section,
-    session_description,
-    session_title,
 )
 from prefect_qruntime.observability.processes import process_facts
 from prefect_qruntime.observability.progress import (
@@ -46,19 +40,17 @@ from prefect_qruntime.observability.progress import (
     line_of,
     waits_line,
 )
-from prefect_qruntime.observability.run_page import add_section, amend, note_submitted, write, write_debounced
+from prefect_qruntime.observability.run_page import amend, note_submitted, write, write_debounced
+from prefect_qruntime.observability.run_summary import in_background
 from prefect_qruntime.prefect_api import current_flow_run_id, in_run
 from prefect_qruntime.printable import printable
 from prefect_qruntime.redact import get_logger, redact
 from prefect_qruntime.run_context import current_run
-from prefect_qruntime.settings import current_settings
 
 if TYPE_CHECKING:
     from prefect_qruntime.client.programs.agreement import RouteComparison
 
 __all__ = [
-    "budget_exhausted",
-    "budget_level",
     "emit",
     "event_id_of",
     "follow_usage",
@@ -74,14 +66,12 @@ __all__ = [
     "log_to_run",
     "routes_compared",
     "session_event",
-    "session_record",
-    "show_circuits",
     "show_progress",
     "usage_settled",
 ]
 
 _fallback = get_logger(__name__)
-_LONG = 10.0  # seconds of waiting from which a change of state is worth a log line and a write to the run page
+_LONG = 10.0  # seconds of waiting after which a change of state is logged and written to the run page
 
 
 _REHEARSAL = "Dry run: it uses no QPU and is not charged, and its results are random."
@@ -123,14 +113,14 @@ async def job_submitted(
     session: SessionRef | None = None,
     busy_seconds: float | None = None,
 ) -> None:
-    """Report a job that was submitted or attached to, before anything waits for it.
+    """Report a submitted job, or one that was attached to, before anything waits for it.
 
     Args:
         ref: The job.
-        block: Name of the credentials block, where it has one.
+        block: Name of the credentials block, if it has one.
         flow_run_id: The flow run that owns the job.
-        session: The session as the caller knows it, whose kind the service does not always repeat.
-        busy_seconds: What the cost model says of it, for later estimates.
+        session: The session as the caller knows it; the service does not always repeat its kind.
+        busy_seconds: The cost model's prediction, for later estimates.
     """
     kind = (session or ref.session or SessionRef()).kind
     log_to_run(
@@ -175,17 +165,17 @@ async def job_submitted(
         "noted": None if ref.attached else datetime.now(UTC).isoformat(),
         **(process_facts() if flow_run_id is not None else {}),
     }
-    # What is known of the state of a job attached to stays: it may be over.
+    # A job attached to keeps its recorded state: it may be over.
     defaults = {"state": "attached"} if ref.attached else {}
     await note_submitted(ref.id, meta, defaults=defaults, new=not ref.attached, flow_run_id=flow_run_id)
 
 
 def job_changed(progress: WaitProgress, history: Sequence[Observation]) -> None:
-    """Report a new state: an event; for the last state and after a long wait a log line; then the page shows it too.
+    """Report a new state by an event; the last one and those after a long wait also by a log line and on the page.
 
     Args:
-        progress: What the wait knows of the job.
-        history: Its states as they were seen, the new one last.
+        progress: The state of the wait.
+        history: The observed states, the new one last.
     """
     job, waited = progress.job, history[-1].waited
     if job is None:
@@ -203,7 +193,7 @@ def job_changed(progress: WaitProgress, history: Sequence[Observation]) -> None:
 
 
 def _ended(job: Job, waited: float) -> str:
-    """A line about a job that is over: how it ended, and what it cost as far as that is known."""
+    """A log line about a job that is over: how it ended, and its usage if that is known."""
     word = job.status.value if job.status else printable(job.raw_status, 30)
     code = f", code {job.reason_code}" if job.reason_code is not None else ""
     used = f", {job.usage_seconds:g} QPU s" if job.usage_seconds is not None else ""
@@ -211,16 +201,16 @@ def _ended(job: Job, waited: float) -> str:
 
 
 def job_still(progress: WaitProgress) -> None:
-    """Report in the log that a wait goes on.
+    """Log that a wait continues.
 
     Args:
-        progress: What the wait knows of the job.
+        progress: The state of the wait.
     """
     log_to_run(_line(progress), level=logging.WARNING if is_held(progress) else logging.INFO)
 
 
 def job_held(job_id: str, backend: Backend) -> None:
-    """Say that a job waits for a backend that runs none now; once for each flow run and state of the backend.
+    """Log that a job waits for a backend that runs none now, once for each flow run and state of the backend.
 
     Args:
         job_id: The job.
@@ -233,18 +223,18 @@ def job_held(job_id: str, backend: Backend) -> None:
 
 
 class _Told:
-    """What was said of backends that run no jobs."""
+    """The warnings that were logged about backends that run no jobs."""
 
     def __init__(self) -> None:
         self.states: LRUCache[tuple[str, str, str], bool] = LRUCache(1024)
 
 
 def show_progress(progress: WaitProgress, history: Sequence[Observation]) -> None:
-    """Show on the job's page how the wait goes on.
+    """Show the progress of a wait on the job's page.
 
     Args:
-        progress: What the wait knows of the job.
-        history: Its states as they were seen.
+        progress: The state of the wait.
+        history: The observed states.
     """
     if progress.job is not None:
         words = progress.words(time.monotonic(), datetime.now(UTC))
@@ -256,7 +246,7 @@ def _line(progress: WaitProgress) -> str:
 
 
 def _seen(job: Job, history: Sequence[Observation]) -> dict[str, str | None]:
-    """The facts of a job's record about its state until now; `began` tells this wait from earlier ones."""
+    """The facts of a job's record about its states; `began` distinguishes this wait from earlier ones."""
     return {
         "state": job.raw_status,
         "seen": " → ".join(f"{seen.word} ({seen.waited:.1f} s)" for seen in history),
@@ -265,12 +255,12 @@ def _seen(job: Job, history: Sequence[Observation]) -> dict[str, str | None]:
 
 
 def event_id_of(job: Job, flow_run_id: str | None, *, left: bool = False) -> UUID:
-    """The id of the event of a job's state, the same for every process that reports it to a flow run.
+    """The id of the event of a job's state, equal in all processes that report it to a flow run.
 
     Args:
         job: The job.
         flow_run_id: The flow run concerned.
-        left: Whether it is for the flow that collects a job that was left to the watcher.
+        left: Whether the event is for a flow that collects a job left to the watcher.
     """
     return uuid5(NAMESPACE_URL, f"qruntime:{flow_run_id}:{job.id}:{job.raw_status}:{left}")
 
@@ -285,8 +275,8 @@ def job_event(
 ) -> None:
     """Emit the event of the job's present state.
 
-    Each state is reported once to each flow run, however often the job is waited for and by how many processes:
-    Prefect keeps and acts on the first event of an id.
+    Each state is reported once to each flow run, even if several processes wait for the job: Prefect keeps and acts
+    on the first event of an id.
     """
     if job.status is not None:
         owner = flow_run_id or current_flow_run_id()
@@ -302,11 +292,11 @@ def job_event(
 
 
 async def job_cancelled(job: Job, *, flow_run_id: str | None = None) -> None:
-    """Report a job that was cancelled with its flow run or on demand; nothing if it ended otherwise.
+    """Report a job that was cancelled with its flow run or on demand; do nothing if it ended otherwise.
 
     Args:
         job: The job as read back.
-        flow_run_id: The flow run that owns it, where the caller is in none.
+        flow_run_id: The flow run that owns it, if the caller is in none.
     """
     if job.status is JobStatus.CANCELLED:
         job_event(job, flow_run_id=flow_run_id)
@@ -318,8 +308,8 @@ def job_over(job: Job, history: list[Observation], *, calibration: asyncio.Task[
 
     Args:
         job: The job in its last state.
-        history: Its states as they were seen.
-        calibration: The look at the properties of its backend.
+        history: The observed states.
+        calibration: The read of its backend's properties.
     """
     write_debounced(job.id, _end(job, history))
     if calibration is None or not in_run():
@@ -330,7 +320,7 @@ def job_over(job: Job, history: list[Observation], *, calibration: asyncio.Task[
         if found.trouble is None:
             write_debounced(job.id, _calibrated(found.calibrated_at, found.backend_version))
 
-    run_page.in_background(show, again=False)  # an ending process does not wait for it
+    in_background(show, again=False)  # an ending process does not wait for it
 
 
 def _calibrated(at: datetime | None, version: str | None) -> dict[str, str | None]:
@@ -342,8 +332,8 @@ async def job_ended(job: Job, history: list[Observation], *, flow_run_id: str | 
 
     Args:
         job: The job in its last state.
-        history: Its states as they were seen.
-        flow_run_id: The flow run that owns it, where the caller is in none.
+        history: The observed states.
+        flow_run_id: The flow run that owns it, if the caller is in none.
     """
     await write(job.id, _end(job, history), flow_run_id=flow_run_id)
 
@@ -365,14 +355,14 @@ def _end(job: Job, history: list[Observation]) -> dict[str, str | None]:
 
 
 def _usage(job: Job) -> dict[str, str | None]:
-    if job.dry_run:  # what it shows is not charged
+    if job.dry_run:  # it is not charged
         return {"usage_seconds": "0", "usage_final": "true"}
     seconds = None if job.usage_seconds is None else f"{job.usage_seconds:g}"
     return {"usage_seconds": seconds, "usage_final": "true" if job.usage_final else "false"}
 
 
 async def usage_settled(job: Job, *, flow_run_id: str | None) -> None:
-    """Note the final QPU seconds of a job that ended before they were known.
+    """Record the final QPU seconds of a job that ended before they were known.
 
     Args:
         job: The job, read again.
@@ -393,9 +383,9 @@ def job_fetched(job_id: str, result: JobResult) -> None:
     async def show() -> None:
         try:
             shown, executed = await asyncio.to_thread(read)
-        except RuntimeError:  # the process ends and has no threads any more
+        except RuntimeError:  # the process is ending and starts no more threads
             shown, executed = read()
-        # What is in a file is large, and is not read for this.
+        # A result in a file is large, so it is not read for this.
         seconds = executed_seconds(result.body) if result.file is None else None
         facts: dict[str, str | None] = {
             "executed": executed,
@@ -406,121 +396,7 @@ def job_fetched(job_id: str, result: JobResult) -> None:
         if shown or any(facts.values()):
             write_debounced(job_id, facts, section("Result", shown) if shown else None)
 
-    run_page.in_background(show)
-
-
-def show_circuits(client: QuantumRuntimeClient, job_id: str, spec: JobSpec) -> None:
-    """Show a job's circuits on its page, in the background. Never call it for a private job. On the network loop.
-
-    Args:
-        client: The instance; it is asked for the backend's calibration at most once in ten minutes.
-        job_id: The job.
-        spec: What was submitted.
-    """
-    if not (in_run() and spec.pubs and is_drawable(current_settings().circuit_drawings)):
-        return
-
-    async def show() -> None:
-        properties = await _calibration(client, spec.backend)
-        shown = await asyncio.to_thread(circuit_section, spec.pubs, spec.backend, properties)
-        if shown:
-            add_section(job_id, section("Circuit", shown))
-
-    run_page.in_background(show)
-
-
-class _Calibrations:
-    """Calibrations of backends as this process asked for them last."""
-
-    def __init__(self) -> None:
-        self.known: TTLCache[tuple[str, str], dict[str, Any] | None] = TTLCache(32, ttl=600)
-        self.asking = SingleFlight[dict[str, Any] | None]()
-
-
-async def _calibration(client: QuantumRuntimeClient, backend: str) -> dict[str, Any] | None:
-    state, which = network_loop().state(_Calibrations), (client.connection.crn, backend)
-
-    async def ask() -> dict[str, Any] | None:
-        try:
-            return await client.backend_properties(backend)
-        except QuantumRuntimeError:  # simulators have none
-            return None
-
-    if which not in state.known:
-        state.known[which] = await state.asking.join(ask, *which)
-    return state.known.get(which)
-
-
-def budget_exhausted(error: BudgetExhausted, *, flow_run_id: str | None) -> None:
-    """Report that a budget refused a submission.
-
-    Args:
-        error: The refusal.
-        flow_run_id: The flow run that asked.
-    """
-    log_to_run(str(error), level=logging.WARNING)
-    name = str(error.fields.get("budget", "unsaved"))
-    emit(
-        "qruntime.budget.exhausted",
-        {"prefect.resource.id": f"qruntime.budget.{name}", "prefect.resource.name": name},
-        {key: error.fields.get(key) for key in ("budget", "limit", "allowed", "used", "reserved", "needed")},
-        flow_run_id=flow_run_id,
-    )
-
-
-class Limit(Protocol):
-    """A limit of a budget, and how much of it is spent."""
-
-    @property
-    def budget(self) -> str:
-        """Name of the budget."""
-        ...
-
-    @property
-    def limit(self) -> str:
-        """Name of the limit."""
-        ...
-
-    @property
-    def allowed(self) -> float:
-        """What it allows."""
-        ...
-
-    @property
-    def used(self) -> float:
-        """What is spent for good."""
-        ...
-
-    @property
-    def reserved(self) -> float:
-        """What may still be spent."""
-        ...
-
-
-def budget_level(room: Limit, level: int, *, about: str, flow_run_id: str | None) -> None:
-    """Report that a part of a limit is spent or held back, once for whatever the limit counts over.
-
-    Args:
-        room: The limit.
-        level: Percent.
-        about: What it counts over, and which of its periods this is.
-        flow_run_id: The flow run that bought.
-    """
-    if not in_run():
-        return
-    cause = f"qruntime-budget:{room.budget}:{room.limit}:{room.allowed:g}:{about}:{level}"
-    facts = {"budget": room.budget, "limit": room.limit, "allowed": room.allowed, "percent": level}
-    emit(
-        "qruntime.budget.level",
-        {
-            "prefect.resource.id": f"qruntime.budget.{room.budget}",
-            "prefect.resource.name": room.budget,
-            "qruntime.percent": str(level),
-        },
-        {**facts, "used": room.used, "reserved": room.reserved},
-        flow_run_id=flow_run_id,
-        event_id=uuid5(NAMESPACE_URL, cause),
-    )
+    in_background(show)
 
 
 def session_event(word: str, session: SessionRef, *, flow_run_id: str | None = None, **payload: Any) -> None:
@@ -545,61 +421,12 @@ def session_event(word: str, session: SessionRef, *, flow_run_id: str | None = N
     )
 
 
-async def session_record(
-    token: str, session: SessionRef, *, block: str | None, flow_run_id: str | None, new: bool
-) -> None:
-    """Note a session in Prefect, so that the sweep and the hooks find it.
-
-    Args:
-        token: Identifies the record; it exists before the session has an id.
-        session: The session as known now.
-        block: Name of the credentials block, where it has one.
-        flow_run_id: The flow run that owns the session.
-        new: Whether this is the first note, written before the session is opened.
-
-    Raises:
-        Exception: Prefect's API failed on the first note; then no session may be opened.
-    """
-    if not in_run():
-        return
-    state = session.state or ("opening" if session.id is None else "open")
-    rows = {
-        "session": session.id,
-        "mode": session.mode,
-        "backend": session.backend,
-        "max_ttl": f"{session.max_ttl} s" if session.max_ttl else None,
-        "state": state,
-    }
-    meta = {
-        "session": session.id,
-        "mode": session.mode,
-        "backend": session.backend,
-        "max_ttl": str(session.max_ttl) if session.max_ttl else None,
-        "state": state,
-        "block": block,
-        "flow_run": flow_run_id,
-    }
-    try:
-        await upsert_session(
-            token,
-            session.id,
-            card(session_title(session), None, rows),
-            meta,
-            new=new,
-            describe=session_description,
-        )
-    except Exception as error:
-        if new:
-            raise
-        _fallback.warning("The record of session %s could not be written: %r", session.id, error)
-
-
-_PAUSES = (1, 2, 5, 10, 30)  # seconds between looks; the last one is repeated
+_PAUSES = (1, 2, 5, 10, 30)  # seconds between reads; the last one is repeated
 _LOOKS = 120
 
 
 def follow_usage(client: QuantumRuntimeClient, job: Job) -> None:
-    """Read a job again until its usage is final, in the background. Call it on the network loop.
+    """Read a job in the background until its usage is final. Call it on the network loop.
 
     Args:
         client: The instance it ran on.
@@ -617,10 +444,10 @@ def follow_usage(client: QuantumRuntimeClient, job: Job) -> None:
             except QuantumRuntimeError:
                 continue
             if seen.usage_final:
-                await notifications.usage_settled(seen, flow_run_id=owner)
+                await usage_settled(seen, flow_run_id=owner)
                 return
 
-    run_page.in_background(follow, again=False)
+    in_background(follow, again=False)
 
 
 async def routes_compared(comparison: RouteComparison) -> None:

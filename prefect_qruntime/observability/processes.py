@@ -1,7 +1,7 @@
-"""Tell processes of all hosts apart, and tell whether one has ended: noted with jobs and sessions.
+"""Identify processes across hosts, and find out whether one has ended. The facts are recorded with jobs and sessions.
 
-A process id alone says little: it is given again, and every host and container counts its own. So it is noted with its
-host, the host's start, its space of process ids and its own start. What cannot be told from here is never guessed.
+A process id alone is ambiguous: it is reused, and every host and container has its own. So it is recorded with its
+host, the host's boot id, its pid namespace and its own start time. What is not known here is never guessed.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def _pid_space() -> str:
 
 
 def _start_of(pid: int) -> str:
-    """When a process started, in ticks since its machine's; empty if it is gone or the system does not tell."""
-    # The name in the second field may hold blanks and parentheses.
+    """When a process started, in ticks since the machine's start; empty if it is gone or that is not known."""
+    # The name in the second field may contain blanks and parentheses.
     fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
     return fields[19] if len(fields) > 19 and fields[0] not in ("Z", "X") else ""
 
@@ -51,15 +51,15 @@ def _place() -> dict[str, str]:
 
 
 def process_facts() -> dict[str, str]:
-    """What identifies this process among those of all hosts."""
+    """The facts that identify this process among those of all hosts."""
     return {**_place(), "pid": str(os.getpid()), "started": _start_of(os.getpid())}
 
 
 def process_is_gone(facts: Mapping[str, str]) -> bool | None:
-    """Whether a process has ended: None if that cannot be told from here, as on another host.
+    """Whether a process has ended; None if that is not known here, for instance of another host.
 
     Args:
-        facts: What `process_facts` said in that process.
+        facts: The `process_facts` of that process.
     """
     here = _place()
     same = {name: facts.get(name, "") == value for name, value in here.items()}
@@ -67,10 +67,10 @@ def process_is_gone(facts: Mapping[str, str]) -> bool | None:
     if not pid.isdigit() or not same["host"] or not same["space"]:
         return None
     if not same["boot"]:
-        # Restarted since, if it is this very machine. A container may share its name and id with one elsewhere.
+        # The machine was restarted since. A container may share its name and id with one elsewhere.
         restarted = same["machine"] and here["machine"] and here["boot"] and here["space"] == _FIRST_PID_SPACE
         return True if restarted else None
-    if not here["boot"]:  # no Linux: that a process of this id is there does not say that it is the same one
+    if not here["boot"]:  # not Linux: a process with this id need not be the same one
         return None if os.name == "nt" or _exists(int(pid)) else True
     return _start_of(int(pid)) != facts.get("started")
 

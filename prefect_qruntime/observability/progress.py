@@ -1,4 +1,4 @@
-"""Word what a wait waits for, and decide how often that is written. Pure: times come in, text goes out."""
+"""Describe the progress of a wait, and decide how often it is written. Pure: times in, text out."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ __all__ = [
 ]
 
 LINE = 120
-"""Most characters of a log line, where nothing in it is longer by itself."""
+"""Most characters of a log line, unless a part of it is longer by itself."""
 _REASON = 60
 
 
 def duration(seconds: float) -> str:
-    """A length of time as people say it.
+    """Format a duration for people.
 
     Example:
         ```python
@@ -51,7 +51,7 @@ def duration(seconds: float) -> str:
 
 
 def line_of(start: str, *extras: str, end: str = "", limit: int = LINE) -> str:
-    """A line from its parts; extras that do not fit any more are left out, the last ones first.
+    """Join a line from its parts; extras that do not fit are left out, the last ones first.
 
     Args:
         start: Always there.
@@ -66,7 +66,7 @@ def line_of(start: str, *extras: str, end: str = "", limit: int = LINE) -> str:
 
 
 def backend_words(backend: Backend) -> str:
-    """Whether a backend runs jobs now, with the service's reason if it does not; empty if the service did not tell."""
+    """Describe whether a backend runs jobs now, with the service's reason if not; empty if that is not known."""
     if backend.status == "unknown":
         return ""
     if backend.is_online:
@@ -77,14 +77,14 @@ def backend_words(backend: Backend) -> str:
 
 @dataclass(slots=True)
 class WaitProgress:
-    """What a wait knows of its job.
+    """The state of a wait for a job.
 
     Attributes:
         job_id: The job.
         started: When the wait began, on a monotonic clock.
-        job: The job as last seen.
-        since: When its present state was first seen, on the same clock.
-        backend: The job's backend as last asked for.
+        job: The job as last read.
+        since: When its present state was first observed, on the same clock.
+        backend: The job's backend as last read.
     """
 
     job_id: str
@@ -94,30 +94,30 @@ class WaitProgress:
     backend: Backend | None = None
 
     def saw(self, job: Job, now: float) -> None:
-        """Take in an answer of the service."""
+        """Note an answer of the service."""
         if self.job is None or job.raw_status != self.job.raw_status:
             self.since = now
         self.job = job
 
     @property
     def status(self) -> JobStatus | None:
-        """The job's state, None as long as it was not seen or is not known."""
+        """The job's state; None if it was not read yet or is unknown."""
         return None if self.job is None else self.job.status
 
     def spent(self, now: float, today: datetime | None = None) -> float:
-        """Seconds in the present state: in the queue from the job's creation on, which may be before the wait."""
+        """Seconds in the present state; a queued job counts from its creation, which may be before the wait."""
         seen = now - (self.since if self.job is not None else self.started)
         if self.status is JobStatus.QUEUED and self.job is not None and self.job.created_at is not None and today:
-            # Another clock than ours, so it only counts if it is more.
+            # From another clock than ours, so it counts only if it is more.
             return max(seen, (today - self.job.created_at).total_seconds())
         return seen
 
     def words(self, now: float, today: datetime | None = None) -> str:
-        """What the job is doing, for instance `queued 12 min, 14 jobs in the queue, ibm_torino online`.
+        """Describe what the job is doing, for instance `queued 12 min, 14 jobs in the queue, ibm_torino online`.
 
         Args:
             now: The monotonic clock.
-            today: The time of day, by which time in the queue before the wait is known.
+            today: The present time, to count time in the queue before the wait.
         """
         return ", ".join(self.parts(now, today))
 
@@ -125,10 +125,11 @@ class WaitProgress:
         """The parts of `words`, the most important one first."""
         spent = duration(self.spent(now, today))
         if self.job is None:
-            return [f"no answer of the service yet after {spent}"]
+            return [f"no answer from the service yet after {spent}"]
         if self.status is JobStatus.QUEUED:
             said = backend_words(self.backend) if self.backend is not None else ""
-            notes = (said, self._queue()) if is_held(self) else (self._queue(), said)  # what holds the job comes first
+            # The reason that holds the job comes first.
+            notes = (said, self._queue()) if is_held(self) else (self._queue(), said)
             return [note for note in (f"queued {spent}", *notes) if note]
         if self.status is JobStatus.RUNNING:
             estimate = self.job.estimated_running_seconds
@@ -144,18 +145,18 @@ class WaitProgress:
 
 @dataclass(frozen=True, slots=True)
 class ProgressPace:
-    """How often pages show progress: each once a minute, more seldom if a process waits for many jobs.
+    """How often pages show progress: once a minute each, less often if a process waits for many jobs.
 
     Attributes:
         every: Seconds between two writes of a page.
-        pages: Most pages of a process that are written in that time.
+        pages: Most pages that a process writes in that time.
     """
 
     every: float = 60.0
     pages: int = 20
 
     def pause(self, waits: int) -> float:
-        """Seconds until a page is written again, if nothing changes.
+        """Seconds until a page is written again if nothing changes.
 
         Args:
             waits: Jobs that this process waits for.
@@ -164,7 +165,7 @@ class ProgressPace:
 
 
 def waits_line(waits: Collection[WaitProgress], now: float, today: datetime | None = None) -> str:
-    """One line about all jobs that a process waits for."""
+    """Describe all jobs that a process waits for in one line."""
     if len(waits) == 1:
         (wait,) = waits
         first, *others = wait.parts(now, today)

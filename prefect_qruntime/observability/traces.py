@@ -1,13 +1,13 @@
-"""OpenTelemetry spans of jobs: what this process waits for, the states that it sees, and what the QPU ran.
+"""OpenTelemetry spans of jobs: the waits of this process, the states that it observes, and what the QPU ran.
 
 ```
 flow run                 Prefect's own span, as is the task run's
 ├─ qruntime submit job            says whether the job was attached to
 ├─ qruntime wait for completion
-│  ├─ qruntime queued             one span for each state, as this process saw it
+│  ├─ qruntime queued             one span for each observed state
 │  └─ qruntime running
 └─ qruntime fetch results
-   └─ qruntime chunk              one for each execution span that the result tells of, in the service's own times
+   └─ qruntime chunk              one for each execution span of the result, in the service's own times
 ```
 
 Prefect brings OpenTelemetry's API. Without an SDK in the process its spans do nothing.
@@ -41,7 +41,7 @@ _LONGEST = 500  # characters of an error
 
 @contextlib.contextmanager
 def trace_task(name: str) -> Iterator[None]:
-    """A span around what a task does, with what became of it.
+    """Record a span around the body of a task, with its outcome.
 
     Args:
         name: The task's name.
@@ -50,7 +50,7 @@ def trace_task(name: str) -> Iterator[None]:
     with trace.get_tracer(_OURS).start_as_current_span(
         f"qruntime {name}",
         kind=SpanKind.CLIENT,
-        # The exception's own text would go out as it is.
+        # The exception's own text would be exported unredacted.
         record_exception=False,
         set_status_on_exception=False,
     ) as span:
@@ -65,7 +65,7 @@ def trace_task(name: str) -> Iterator[None]:
 
 
 def trace_job(job: Job | JobRef) -> None:
-    """Put a job's facts on the span of the running task."""
+    """Add a job's facts to the span of the running task."""
     span = trace.get_current_span()
     if not span.is_recording():
         return
@@ -82,7 +82,7 @@ def trace_job(job: Job | JobRef) -> None:
 
 
 def trace_states(job: Job, seen: Sequence[Observation]) -> None:
-    """A span for each state of a job that ended, from when a wait saw it to when it saw the next one.
+    """Record a span for each observed state of a job that ended, until the next state was observed.
 
     Args:
         job: The job in its last state.
@@ -91,17 +91,17 @@ def trace_states(job: Job, seen: Sequence[Observation]) -> None:
     for state, following in pairwise(seen):
         begin = state.at
         if state is seen[0] and job.created_at is not None:
-            begin = min(begin, job.created_at)  # it was there before the wait began
+            begin = min(begin, job.created_at)  # the state began before the wait
         _past(f"qruntime {state.word}", begin, following.at, {"job.id": job.id, "backend": job.backend})
 
 
 def trace_chunks(result: JobResult) -> None:
-    """A span for each stretch of QPU time that a result tells of. It is only read if the task's span is recorded."""
+    """Record a span for each execution span of a result. It is read only if the task's span is recorded."""
     if not trace.get_current_span().is_recording():
         return
     try:
         metadata = result.metadata()
-    except QuantumRuntimeError:  # it is for who reads the result to say so
+    except QuantumRuntimeError:  # reading the result reports it
         return
     execution = metadata.get("execution") if isinstance(metadata, dict) else None
     spans = execution.get("execution_spans") if isinstance(execution, dict) else None

@@ -1,6 +1,6 @@
-"""The check-up of a whole installation: Prefect's side, then each credentials block. Buys and changes nothing.
+"""Check a whole installation: Prefect's side, then each credentials block. Submits and changes nothing.
 
-Blocks are read as saved, not loaded: a block with a wrong field cannot be loaded, and is what a doctor is for.
+Blocks are read as saved, not loaded: a block with a wrong field cannot be loaded, but must be diagnosed.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from prefect_qruntime.diagnostics.prefect_server import (
 
 __all__ = ["DoctorReport", "arun_doctor", "check_block", "run_doctor"]
 
-# A doctor says what is wrong now; repeating through an outage is for flows.
+# What is wrong now is reported now; only flows repeat requests through an outage.
 _NOW = RetryDeadlines(token=0.0, read=0.0)
 
 
 class DoctorReport(BaseModel):
-    """All that was found, Prefect's side first, then block by block."""
+    """All findings, Prefect's side first, then block by block."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -51,13 +51,13 @@ class DoctorReport(BaseModel):
 
 
 def run_doctor(blocks: Iterable[str] | None = None) -> DoctorReport:
-    """Check up; for code without an event loop.
+    """Check an installation; for code without an event loop.
 
     Args:
         blocks: Names of credentials blocks; None for all saved ones.
 
     Returns:
-        One finding for each thing looked at; it raises for nothing that can be found wrong.
+        One finding for each check; what is wrong is a finding, never an exception.
     """
     return network_loop().run(_doctor(blocks))
 
@@ -71,7 +71,7 @@ async def _doctor(blocks: Iterable[str] | None) -> DoctorReport:
     client, findings = await check_server()
     findings += check_settings()
     if client is None:
-        findings.append(hint("blocks", "Not looked at: they are kept by the Prefect server."))
+        findings.append(hint("blocks", "Not checked: the Prefect server stores them."))
         return DoctorReport(findings=tuple(findings))
     findings += await check_prefect(
         client, (QuantumRuntimeCredentials, Budget, QuantumRuntimeJob, QuantumRuntimePolicy)
@@ -99,14 +99,14 @@ async def _documents(
             none = problem(
                 "blocks",
                 "No credentials block is saved.",
-                "Make one in Prefect's UI under Blocks: Quantum Runtime Credentials.",
+                "Create one in Prefect's UI under Blocks: Quantum Runtime Credentials.",
             )
             return {}, [none]
         for name in saved if names is None else dict.fromkeys(names):
             try:
                 found[name] = (await client.read_block_document_by_name(name, slug)).data
             except ObjectNotFound:
-                fix = f"Take one of those saved ({', '.join(saved) or 'none'}), or make it."
+                fix = f"Use a saved one ({', '.join(saved) or 'there is none'}), or create it."
                 gone = problem("block", "No credentials block has this name.", fix)
                 findings.append(gone.model_copy(update={"block": name}))
     except Exception as error:
@@ -115,11 +115,11 @@ async def _documents(
 
 
 async def check_block(data: Mapping[str, Any], policy: QuantumRuntimePolicy | None = None) -> list[Finding]:
-    """Check one block by its data: fields, policy, way, token, instance. Runs on the network loop.
+    """Check one block by its data: fields, policy, network, token, instance. Runs on the network loop.
 
     Args:
         data: The document's data, with its secrets.
-        policy: The installation's.
+        policy: The installation's policy.
     """
     fields = check_fields(data)
     connection, bad = fields.connection, fields.bad
@@ -134,7 +134,7 @@ async def check_block(data: Mapping[str, Any], policy: QuantumRuntimePolicy | No
     findings += proxies
     barred = any(one.level == "problem" for one in proxies)
     if barred or "proxy" in bad or ("ca_file" in bad and _needs_tls(fields)):
-        findings.append(hint("network", "Nothing beyond this machine could be looked at.", "Mend the above first."))
+        findings.append(hint("network", "Nothing beyond this machine could be checked.", "Fix the above first."))
         return findings
     api = await check_api(connection) if "base_url" not in bad else Address()
     if api.finding is not None:
@@ -154,7 +154,7 @@ async def check_block(data: Mapping[str, Any], policy: QuantumRuntimePolicy | No
     if has_token and api.reached and not bad & {"crn", "base_url", "dialect"}:
         inspection = await inspect_instance(client, thorough=True)
         if inspection.backends and api.finding is not None:
-            findings.remove(api.finding)  # with a token it answers: a gateway that hides itself from strangers
+            findings.remove(api.finding)  # with a token it answers: a gateway hides it from requests without one
         findings += inspection.findings
     elif api.answers and not bad & {"base_url", "dialect"}:
         wrong = check_dialect(connection, api)

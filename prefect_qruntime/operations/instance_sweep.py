@@ -1,7 +1,7 @@
-"""Sweep one instance: close the sessions there that finished flow runs and dead processes left, find their live jobs.
+"""Sweep one instance: close the sessions that finished flow runs and dead processes left open, find their live jobs.
 
-A session is ours if a record in Prefect, the note of a process or the `qr-flow:` tags of all jobs in it say so;
-sessions of others, and those that a flow run or a living process still uses, are never touched.
+A session is ours if a record in Prefect, the note of a process or the `qr-flow:` tags of all its jobs say so. Sessions
+of others, and those that a flow run or a living process still uses, are never touched.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ __all__ = ["LOOK_BACK", "NOTED_BACK", "Found", "InstanceSweeper", "Owners", "Swe
 
 log = get_logger(__name__)
 
-LOOK_BACK = timedelta(hours=48)  # over which all jobs are listed; live ones and those noted as such always are
-NOTED_BACK = timedelta(days=30)  # over which notes in Prefect are completed
-_MOST_LOOKS = 200  # at single jobs, in one sweep of a block
+LOOK_BACK = timedelta(hours=48)  # within which all jobs are listed; jobs that are or were noted as live always are
+NOTED_BACK = timedelta(days=30)  # within which records in Prefect are completed
+_MOST_LOOKS = 200  # single jobs read in one sweep of a block
 _OPENING = timedelta(minutes=10)
-"""How far apart the clocks of Prefect and of the service may be for a session whose id was never noted."""
+"""How far apart the clocks of Prefect and of the service may be for a session whose id was never recorded."""
 
 
 _CLOSED, _DRAINS, _CANCELLED = "closed", "drains, takes no more jobs", "cancelled"
 _LEFT, _WITH_SESSION = "left alone", "ends with its session"
 _DELETED, _DEAD, _EXPIRED = "Deleted", "Ended", "Expired"
 _DRAINED_AFTER = ("Crashed", _DELETED, _DEAD, _EXPIRED)
-"""States of an owner after which queued jobs still run: somebody may come back for them, or fetch them by id."""
+"""States of an owner after which queued jobs still run: the run may be resumed, or the jobs fetched by their ids."""
 
 
 class Swept(BaseModel):
-    """One thing found, with the flow run or the process that left it and the state of that."""
+    """One session or job that was found, and the flow run or process that left it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -63,7 +63,7 @@ class Swept(BaseModel):
 
 
 class Owners:
-    """The states of flow runs, asked once each.
+    """The final states of flow runs, each read once.
 
     Args:
         noted: Flow runs that records of this Prefect server name.
@@ -74,7 +74,7 @@ class Owners:
         self._known: dict[str, str | None] = {}
 
     async def over(self, flow_run_id: str | None) -> str | None:
-        """The final state's name, or None while the flow run may still go on."""
+        """The name of the final state; None if the flow run may still continue."""
         if flow_run_id is None:
             return None
         if flow_run_id not in self._known:
@@ -85,7 +85,7 @@ class Owners:
         try:
             flow_run = await (await api()).read_flow_run(UUID(flow_run_id))
         except ObjectNotFound:
-            # Deleted, if this server holds a record of it; else another server's, and not ours to judge.
+            # Deleted, if this server has a record of it; else it belongs to another server and may still run.
             return _DELETED if flow_run_id in self._noted else None
         except ValueError:
             return None
@@ -95,7 +95,7 @@ class Owners:
 
 @dataclass(slots=True)
 class Found:
-    """What was found with one block."""
+    """The findings of one block."""
 
     sessions: list[Swept] = field(default_factory=list)
     jobs: list[Swept] = field(default_factory=list)
@@ -103,7 +103,7 @@ class Found:
 
 
 class InstanceSweeper:
-    """Sweeps one instance."""
+    """The sweep of one instance."""
 
     def __init__(
         self,
@@ -127,12 +127,12 @@ class InstanceSweeper:
         self._dry_run = dry_run
         self._seen: set[str] = set()
         self._unfinished = unfinished
-        # Flow runs by session; None stands for a job that is not ours.
+        # Flow runs by session; None stands for a job of others.
         self._users: dict[str, set[str | None]] = {}
         self._noted: set[str] = set()
         self._in_jobs: dict[str, None] = {}
         self._session_of: dict[str, str] = {}
-        self._known: set[str | None] | None = None  # jobs that Prefect has notes of, once asked
+        self._known: set[str | None] | None = None  # jobs that Prefect has records of, once read
         for record in self._records:
             if session_id := record.meta.get("session"):
                 self._noted.add(session_id)
@@ -141,7 +141,7 @@ class InstanceSweeper:
         for note in self._notes:
             if session_id := note.meta.get("session"):
                 self._noted.add(session_id)
-                if not self._gone[note.record.key]:  # in use, as far as can be told
+                if not self._gone[note.record.key]:  # it may be in use
                     self._users.setdefault(session_id, set()).add(None)
 
     def reaches(self, note: SessionNote) -> bool:
@@ -150,9 +150,9 @@ class InstanceSweeper:
         return (note.meta.get("crn"), note.meta.get("base_url")) == (here.crn, here.base_url)
 
     async def sweep(self, cancel_jobs: bool) -> None:
-        """Look at everything, and keep what was found, also where the instance stops answering."""
+        """Sweep everything, and keep what was found even if the instance stops answering."""
         try:
-            self._found.jobs += await self.jobs(cancel_jobs)  # first: they tell who uses which session
+            self._found.jobs += await self.jobs(cancel_jobs)  # first: they show who uses which session
             self._found.sessions += await self.sessions()
             self._found.sessions += await self.sessions_of_processes()
             self._found.sessions += await self.sessions_of_jobs()
@@ -161,14 +161,14 @@ class InstanceSweeper:
             self._found.problems.append(f"{self._block}: {error}")
 
     def _after_sessions(self, job: Swept) -> Swept:
-        """A job's entry now that sessions were closed: those that were not to be drained dropped their queued jobs."""
+        """Update a job's entry after sessions were closed: a session that was not drained dropped its queued jobs."""
         closed = {entry.id for entry in self._found.sessions if entry.action == _CLOSED}
         if job.action == _LEFT and self._session_of.get(job.id) in closed:
             return job.model_copy(update={"action": _WITH_SESSION})
         return job
 
     async def jobs(self, cancel_jobs: bool) -> list[Swept]:
-        """Report live jobs whose flow run is over, and learn who uses which session."""
+        """Report live jobs whose flow run is over, and collect who uses which session."""
         swept = []
         for job in await self._jobs():
             owner = job.flow_run_id
@@ -195,7 +195,7 @@ class InstanceSweeper:
         return swept
 
     async def _jobs(self) -> list[Job]:
-        """The jobs of the last days, those that are live however old they are, and those whose end was never noted."""
+        """List the jobs of the last days, all live jobs, and those whose end was never recorded."""
         found = {job.id: job for job in await self._client.jobs(created_after=datetime.now(UTC) - LOOK_BACK)}
         found |= {job.id: job for job in await self._client.jobs(pending=True)}
         missing = [
@@ -209,7 +209,7 @@ class InstanceSweeper:
         return list(found.values())
 
     async def _complete_record(self, job: Job, owner: str) -> None:
-        """Note the end and the final usage of a job whose process did not live to see them."""
+        """Record the end and the final usage of a job whose process had ended before."""
         if self._dry_run:
             return
         noted = self._unfinished.get(job.id)
@@ -221,7 +221,7 @@ class InstanceSweeper:
             await notifications.job_ended(job, [], flow_run_id=owner)
 
     async def _was_never_noted(self, job: Job, owner: str) -> bool:
-        """Whether a finished flow run of this Prefect server could not note a job, because Prefect's API failed."""
+        """Whether a finished flow run of this Prefect server left a job unrecorded, because Prefect's API failed."""
         if self._known is None:
             found = await find_records("job", since=datetime.now(UTC) - NOTED_BACK)
             self._known = {record.meta.get("id") for record in found}
@@ -235,7 +235,7 @@ class InstanceSweeper:
         return _CANCELLED
 
     async def _all_over(self, users: Iterable[str | None]) -> str | None:
-        """A final state if all these flow runs are over, one that spares jobs if it is among them; else None."""
+        """A final state if all these flow runs are over, preferably one after which jobs still run; else None."""
         states = [await self._owners.over(user) for user in users]
         if not states or None in states:
             return None
@@ -256,22 +256,22 @@ class InstanceSweeper:
                 continue
             done: list[Swept] = []
             for session_id in found:
-                # Handed on to another flow run, it is still in use.
+                # If it was passed to another flow run, it is still in use.
                 state = await self._all_over({owner, *(self._users.get(session_id, set()) - {None})})
                 if state is None:
                     break
                 done += await self._close(session_id, state, flow_run=owner)
             else:
-                if all(entry.action == _CLOSED for entry in done):  # others are looked at again
+                if all(entry.action == _CLOSED for entry in done):  # the others are swept again
                     with contextlib.suppress(Exception):
                         await self._mark_closed(record)
             swept += done
         return swept
 
     async def sessions_of_processes(self) -> list[Swept]:
-        """Close the sessions of scripts and notebooks whose process is gone; of others those that outlived their limit.
+        """Close the sessions of scripts and notebooks whose process is gone, or that outlived their limit.
 
-        Whether a process of another host lives cannot be told, so its session is left alone while it may be in use.
+        Whether a process on another host lives is not known, so its session is left alone while it may be in use.
         """
         swept = []
         for note in self._notes:
@@ -298,13 +298,13 @@ class InstanceSweeper:
                 await note.mark_closed()
 
     async def _left_unnoted(self, record: Record, opener: str) -> list[str] | None:
-        """Sessions left by processes that died before they noted an id, this note's among them.
+        """Find the sessions of processes that died before they recorded an id, including this record's.
 
-        Which session belongs to which of several equal notes cannot be told and need not be: if there are no more
-        sessions than notes, and each note's process is gone, all of them were left.
+        Which session belongs to which of several equal records is not known and need not be: if there are no more
+        sessions than records, and each record's process is gone, all of them were abandoned.
 
         Returns:
-            The sessions; None, with a problem reported, if one may be another's.
+            The sessions; None, with a problem reported, if one may belong to another process.
         """
         found = await self._never_noted(record)
         rivals = [one for one in self._unnamed() if _may_be_the_same(one, record)] if found else []
@@ -312,13 +312,13 @@ class InstanceSweeper:
         if len(found) <= len(gone) == len(rivals):
             return found
         self._found.problems.append(
-            f"{self._block}: it cannot be told whether {opener} opened {' or '.join(found)}, so none is closed. Close "
+            f"{self._block}: it is not known whether {opener} opened {' or '.join(found)}, so none was closed. Close "
             "those that no flow uses with `prefect-qruntime sessions --close ID`."
         )
         return None
 
     def _unnamed(self) -> list[Record]:
-        """The notes of openings on this instance whose session was never named."""
+        """The records of sessions on this instance whose id was never recorded."""
         blocks = {sweeper._block for sweeper in self._same}
         flows = [record for record in self._records if record.meta.get("block") in blocks]
         notes = [note.record for note in self._notes]
@@ -329,16 +329,16 @@ class InstanceSweeper:
         ]
 
     async def _has_no_opener(self, record: Record) -> bool:
-        """Whether the flow run or the process that wrote a note is over."""
+        """Whether the flow run or the process that wrote a record is over."""
         if record.key in self._gone:
             return bool(self._gone[record.key])
         return await self._owners.over(owner_of(record)) is not None
 
     async def _never_noted(self, record: Record) -> list[str]:
-        """Sessions that a process opened and died before it could note the id.
+        """Find sessions that a process opened before it died, without recording the id.
 
-        Only an unused session that no other record names, that fits the note in everything and was opened
-        right then, can be it.
+        Only an unused session that no other record names, that matches the record in everything and was opened
+        at that time, can be one.
         """
         if record.updated is None:
             return []
@@ -348,7 +348,7 @@ class InstanceSweeper:
                 mode=kind, backend=record.meta.get("backend"), created_after=record.updated - _OPENING, limit=50
             )
         except NotFound:
-            return []  # such a host opens sessions by their first jobs, which name them
+            return []  # such a host opens sessions by their first jobs, whose records name them
         found = []
         for item in items:
             session = await self._read(str(item.get("id")))
@@ -361,7 +361,7 @@ class InstanceSweeper:
         return found
 
     async def sessions_of_jobs(self) -> list[Swept]:
-        """Close sessions that are known by the tags of the jobs in them, all of them ours."""
+        """Close sessions that are known by the tags of their jobs, if all jobs are ours."""
         swept = []
         for session_id in self._in_jobs:
             users = self._users[session_id]
@@ -392,7 +392,7 @@ class InstanceSweeper:
         else:
             try:
                 read = await self._client.close_session(session_id, drain=drain)
-            except QuantumRuntimeError as error:  # the others are still looked at
+            except QuantumRuntimeError as error:  # the others are still swept
                 action = f"could not be closed: {error.message}"
             else:
                 ref = SessionRef(id=session_id, backend=session.backend, state=read.state if read else "closed")
@@ -429,14 +429,14 @@ class InstanceSweeper:
 
 
 def _has_outlived_its_limit(session: Session) -> bool:
-    """Whether the service should have closed a session long ago."""
+    """Whether the service should have closed the session long ago."""
     begun = session.activated_at or session.started_at
     limit = timedelta(seconds=session.max_ttl) if session.max_ttl else None
     return begun is not None and limit is not None and datetime.now(UTC) - begun > limit + _OPENING
 
 
 def _may_be_the_same(one: Record, other: Record) -> bool:
-    """Whether a session may have been opened for either of two notes that name none."""
+    """Whether a session may have been opened for either of two records that name none."""
     if one.updated is None or other.updated is None:
         return False
     equal = all(one.meta.get(name) == other.meta.get(name) for name in ("mode", "backend", "max_ttl"))
@@ -444,5 +444,5 @@ def _may_be_the_same(one: Record, other: Record) -> bool:
 
 
 def owner_of(record: Record) -> str | None:
-    """The flow run that a record names as the owner, else the one that wrote it."""
+    """The flow run that a record names as the owner, or else the one that wrote it."""
     return record.meta.get("flow_run") or (str(record.flow_run_id) if record.flow_run_id else None)

@@ -1,10 +1,9 @@
-"""The jobs of instances with their owners: which flow run spent which QPU seconds. Reads only."""
+"""List the jobs of instances with their owners: which flow run used which QPU seconds. Reads only."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal, get_args
 from uuid import UUID
@@ -22,6 +21,7 @@ from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.credentials import load_each
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobStatus
+from prefect_qruntime.operations.usage_core import Owner
 from prefect_qruntime.prefect_api import api, flow_runs_by_id
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "ListedJob",
     "Totals",
     "alist_jobs",
+    "find_owners",
     "group_jobs",
     "list_jobs",
     "parse_since",
@@ -49,10 +50,10 @@ _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 
 class ListedJob(BaseModel):
-    """One job and who owns it.
+    """One job and its owner.
 
     `flow_run_id` comes from the job's `qr-flow:` tag, None for a job without one. `flow_run` is the run's name
-    in Prefect, None where Prefect does not know it (deleted, or another server's); `flow_state` is the name of its
+    in Prefect, None if Prefect does not know it (deleted, or another server's); `flow_state` is the name of its
     state, `deployment` that of its deployment, `flow/deployment`. `tags` are the job's own, without the package's.
     """
 
@@ -75,7 +76,7 @@ class ListedJob(BaseModel):
 
 
 class JobGroup(BaseModel):
-    """The jobs that have something in common; `value` is what, None for those that have nothing of the kind.
+    """The jobs that share a value, such as a deployment; `value` is None for jobs without one.
 
     `live` counts jobs that are not over, `not_final` those whose usage may still grow.
     """
@@ -102,9 +103,9 @@ class Totals(BaseModel):
 
 
 class JobList(BaseModel):
-    """Jobs, newest first, their sums, and what could not be looked into. `more` tells that the limit cut it short.
+    """Jobs, newest first, their sums, and the problems met. `more` says that the limit cut the list short.
 
-    `groups` are there if they were asked for, those with the most QPU seconds first. A job with two tags is in two.
+    `groups` are filled on request, those with the most QPU seconds first. A job with two tags is in two groups.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -117,7 +118,7 @@ class JobList(BaseModel):
 
 
 def parse_since(text: str, *, now: datetime | None = None, field: str = "since") -> datetime:
-    """Read a moment: an ISO date or time (local unless it names a zone), or a time span before now.
+    """Parse a time: an ISO date or time (local unless it names a zone), or a time span before now.
 
     Raises:
         InvalidInput: It is neither.
@@ -207,8 +208,8 @@ async def _list(
         more = more or len(jobs) > limit
         for job in jobs[:limit]:
             found.setdefault(job.id, (name, job))
-    owners = await _owners(job.flow_run_id for _, job in found.values())
-    nobody = _Owner()
+    owners = await find_owners(job.flow_run_id for _, job in found.values())
+    unknown = Owner("")
     never = datetime.min.replace(tzinfo=UTC)
     listed = [
         ListedJob(
@@ -221,7 +222,7 @@ async def _list(
             qpu_seconds=0.0 if job.dry_run else job.usage_seconds,
             qpu_seconds_final=job.usage_final or job.dry_run,
             flow_run_id=job.flow_run_id,
-            flow_run=(owner := owners.get(job.flow_run_id or "", nobody)).name,
+            flow_run=(owner := owners.get(job.flow_run_id or "", unknown)).flow_run,
             url=job.url,
             flow_state=owner.state,
             deployment=owner.deployment,
@@ -237,7 +238,7 @@ async def _list(
 async def _jobs(
     client: QuantumRuntimeClient, states: frozenset[JobStatus] | None, limit: int, since: datetime | None
 ) -> list[Job]:
-    """The newest jobs that fit. The service filters by "over or not" only, so states are picked out here."""
+    """List the newest matching jobs. The service filters by "over or not" only, so states are filtered here."""
     over = {state.is_terminal for state in states} if states is not None else {True, False}
     pending = None if len(over) == 2 else not over.pop()
     found: dict[str, Job] = {}
@@ -255,46 +256,40 @@ async def _jobs(
     return list(found.values())[:limit]
 
 
-@dataclass(frozen=True, slots=True)
-class _Owner:
-    """What Prefect knows of a flow run; nothing, if it does not know it."""
+async def find_owners(flow_run_ids: Iterable[str | None]) -> dict[str, Owner]:
+    """Read the names of flow runs, their flows and their deployments. Runs on the network loop.
 
-    name: str | None = None
-    state: str | None = None
-    deployment: str | None = None
+    Args:
+        flow_run_ids: Ids from the tags of jobs; invalid ones and those unknown to this Prefect are left out.
+    """
+    client = await api()
+    runs = await flow_runs_by_id(flow_run_ids)
+    flows: dict[UUID, str] = {}
+    deployments: dict[UUID, str] = {}
+    for some in _pages(run.flow_id for run in runs.values()):
+        of = FlowFilter(id=FlowFilterId(any_=some))
+        flows |= {flow.id: flow.name for flow in await client.read_flows(flow_filter=of, limit=_PAGE)}
+    for some in _pages(run.deployment_id for run in runs.values() if run.deployment_id is not None):
+        by_id = DeploymentFilter(id=DeploymentFilterId(any_=some))
+        deployments |= {one.id: one.name for one in await client.read_deployments(deployment_filter=by_id, limit=_PAGE)}
+    found = {}
+    for run_id, run in runs.items():
+        flow = flows.get(run.flow_id, "deleted flow")
+        deployment = None
+        if run.deployment_id is not None:
+            deployment = f"{flow}/{deployments.get(run.deployment_id, f'deleted deployment {run.deployment_id}')}"
+        state = run.state.name if run.state is not None else None
+        found[run_id] = Owner(run_id, run.name, flow, deployment, tuple(sorted(run.tags)), state)
+    return found
 
 
-async def _owners(flow_run_ids: Iterable[str | None]) -> dict[str, _Owner]:
-    """What Prefect knows of flow runs, asked for together."""
-    runs = (await flow_runs_by_id(flow_run_ids)).values()
-    deployments = await _deployments({run.deployment_id for run in runs if run.deployment_id is not None})
-    return {
-        str(run.id): _Owner(
-            run.name,
-            run.state.name if run.state is not None else None,
-            deployments.get(run.deployment_id) if run.deployment_id is not None else None,
-        )
-        for run in runs
-    }
-
-
-async def _deployments(wanted: set[UUID]) -> dict[UUID, str]:
-    """The names of deployments, as Prefect's own commands take them."""
-    if not wanted:
-        return {}
-    client, ordered = await api(), sorted(wanted)
-    names: dict[UUID, str] = {}
-    for start in range(0, len(ordered), _PAGE):
-        ids = DeploymentFilter(id=DeploymentFilterId(any_=ordered[start : start + _PAGE]))
-        found = await client.read_deployments(deployment_filter=ids, limit=_PAGE)
-        flow_ids = FlowFilter(id=FlowFilterId(any_=list({one.flow_id for one in found})))
-        flows = {flow.id: flow.name for flow in await client.read_flows(flow_filter=flow_ids, limit=_PAGE)}
-        names.update((one.id, f"{flows.get(one.flow_id, '?')}/{one.name}") for one in found)
-    return names
+def _pages(ids: Iterable[UUID]) -> list[list[UUID]]:
+    ordered = sorted(set(ids))
+    return [ordered[start : start + _PAGE] for start in range(0, len(ordered), _PAGE)]
 
 
 def group_jobs(jobs: list[ListedJob], by: GroupBy) -> list[JobGroup]:
-    """Sum jobs up by what they have in common, most QPU seconds first."""
+    """Group jobs by a value that they share, most QPU seconds first."""
     values: dict[str | None, list[ListedJob]] = {}
     for job in jobs:
         for value in _values(job, by):

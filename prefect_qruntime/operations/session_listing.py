@@ -22,15 +22,15 @@ from prefect_qruntime.tasks.sessions import close
 
 __all__ = ["OpenSession", "SessionList", "aclose_by_id", "alist_sessions", "close_by_id", "list_sessions"]
 
-_AT_ONCE = 8  # sessions asked for side by side
+_AT_ONCE = 8  # sessions read concurrently
 _PAGE = 200
 
 
 class OpenSession(BaseModel):
-    """One session that is not closed, and who opened it as far as notes and its jobs' tags tell.
+    """One session that is not closed, and who opened it as far as notes and its jobs' tags say.
 
-    `flow_run` is the run's name, None where Prefect does not know it. `process` opened it outside a flow, and
-    `process_state` is `running`, `ended` or `unknown` (another host's). Without either it is somebody else's.
+    `flow_run` is the run's name, None if Prefect does not know it. `process` opened it outside a flow, and
+    `process_state` is `running`, `ended` or `unknown` (another host's). Without either, another program opened it.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -53,7 +53,7 @@ class OpenSession(BaseModel):
 
 
 class SessionList(BaseModel):
-    """Open sessions, oldest first, and what could not be looked into."""
+    """Open sessions, oldest first, and the problems that made the list incomplete."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -76,7 +76,7 @@ async def alist_sessions(blocks: Iterable[str] | None = None) -> SessionList:
 
 
 def close_by_id(session_id: str, blocks: Iterable[str] | None = None, *, drain: bool = True) -> tuple[str, SessionRef]:
-    """Close a session of whichever instance has it; for code without an event loop.
+    """Close a session on the instance that has it; for code without an event loop.
 
     Args:
         session_id: The session.
@@ -222,7 +222,7 @@ async def _listed(client: QuantumRuntimeClient) -> list[str]:
 
 
 async def _with_flow_runs(sessions: list[OpenSession]) -> list[OpenSession]:
-    """Add the names and states of the flow runs, asked for together."""
+    """Add the names and states of the flow runs, in few requests."""
     runs = await flow_runs_by_id(one.flow_run_id for one in sessions)
     return [
         one.model_copy(update={"flow_run": run.name, "flow_run_state": run.state.name if run.state else None})

@@ -47,7 +47,7 @@ _DEFAULT_BEAT = 180.0  # seconds; Prefect's own default
 
 
 class StalledRun(BaseModel):
-    """A flow run whose process is gone, why that is believed, and what goes on without submitting a job twice."""
+    """A flow run whose process is gone, the evidence, and how to continue without submitting a job twice."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -58,7 +58,7 @@ class StalledRun(BaseModel):
 
 
 class Resumed(BaseModel):
-    """A flow run that was scheduled again under its id, with the jobs it will attach to."""
+    """A flow run that was scheduled again under its id, with the jobs that it will attach to."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -68,7 +68,7 @@ class Resumed(BaseModel):
 
 
 async def find_stalled(flow_run_ids: Iterable[str]) -> list[StalledRun]:
-    """Those of some flow runs that are shown as running although their process is gone. Runs on the network loop."""
+    """Find the flow runs that Prefect shows as running although their process is gone. Runs on the network loop."""
     wanted = []
     for text in sorted(set(flow_run_ids)):
         with contextlib.suppress(ValueError):
@@ -111,9 +111,9 @@ async def _jobs(flow_run_id: UUID) -> list[str]:
 
 
 async def _why_gone(flow_run: FlowRun) -> str | None:
-    """Why a flow run's process is believed to be gone; None if it may be alive."""
-    # A worker notes the id of the run's process; where that process opened sessions or submitted jobs itself, their
-    # records tell the rest of it.
+    """The evidence that a flow run's process is gone; None if it may be alive."""
+    # A worker records the id of the run's process. If that process opened sessions or submitted jobs itself, their
+    # records identify it.
     pid = (flow_run.infrastructure_pid or "").rpartition(":")[2]
     for record in [record for kind in _WITH_PROCESS for record in await find_records(kind, flow_run_ids=[flow_run.id])]:
         if record.meta.get("pid") == pid and _noted_in_this_run(record, flow_run):
@@ -124,7 +124,7 @@ async def _why_gone(flow_run: FlowRun) -> str | None:
 
 
 def _noted_in_this_run(record: Record, flow_run: FlowRun) -> bool:
-    """Whether a record was written since the flow run is in its present state, not by an earlier process of it."""
+    """Whether a record was written since the flow run entered its present state, not by an earlier process of it."""
     began = flow_run.state.timestamp if flow_run.state is not None else None
     return began is not None and record.updated is not None and record.updated >= began
 
@@ -149,7 +149,7 @@ async def _missed_heartbeats(flow_run: FlowRun) -> str | None:
 
 
 def silence(beats: Sequence[datetime], *, began: datetime | None, now: datetime, setting: float) -> str | None:
-    """Why heartbeats say that a process is gone; None if they do not.
+    """The evidence of heartbeats that a process is gone; None if there is none.
 
     Args:
         beats: The last ones, newest first.
@@ -157,7 +157,7 @@ def silence(beats: Sequence[datetime], *, began: datetime | None, now: datetime,
         now: The time on the clock of the beats.
         setting: Seconds between heartbeats as configured here; the process may have another setting.
     """
-    # Of this start of the flow run; without any, they are switched off and say nothing.
+    # Only those of this start of the flow run; if there are none, they are switched off and prove nothing.
     beats = [beat for beat in beats if began is not None and beat >= began - timedelta(seconds=5)]
     if not beats:
         return None
@@ -169,17 +169,17 @@ def silence(beats: Sequence[datetime], *, began: datetime | None, now: datetime,
 
 
 def resume_flow_run(flow_run_id: str, *, force: bool = False) -> Resumed:
-    """Run a flow run whose process is gone again, under the same id; for code without an event loop.
+    """Resume a flow run whose process is gone, under the same id; for code without an event loop.
 
     A worker starts it from the top: it attaches to the jobs it submitted, failed ones included, and submits only what
     it had not submitted yet. Sessions that the dead process left open are drained first.
 
     Args:
         flow_run_id: The flow run.
-        force: Also if it cannot be told that its process is gone.
+        force: Resume it even if it is not known that its process is gone.
 
     Raises:
-        InvalidInput: The flow run is in no state to be resumed, or its process may be alive; nothing was changed.
+        InvalidInput: The flow run cannot be resumed in its state, or its process may be alive; nothing was changed.
         NotFound: Prefect knows no such flow run.
         QuantumRuntimeError: Prefect refused to schedule it.
     """
@@ -207,20 +207,20 @@ async def _resume(flow_run_id: str, force: bool) -> Resumed:
     if answer.status is not SetStateStatus.ACCEPT:
         reason = getattr(answer.details, "reason", None) or "no reason was given"
         raise QuantumRuntimeError(f"Prefect did not schedule flow run {flow_run.id}: {reason}.")
-    # As after a suspension: this is no retry, so that a job that failed meanwhile is not submitted anew.
+    # As after a suspension: this is no retry, so that a job that failed meanwhile is not submitted again.
     policy = (await client.read_flow_run(flow_run.id)).empirical_policy
     await client.update_flow_run(flow_run.id, empirical_policy=policy.model_copy(update={"resuming": True}))
     return Resumed(id=str(flow_run.id), name=flow_run.name, jobs=await _jobs(flow_run.id))
 
 
 async def _check(flow_run: FlowRun, force: bool) -> None:
-    """Refuse what must not or need not be resumed.
+    """Refuse flow runs that must not or need not be resumed.
 
     Raises:
-        InvalidInput: With what to do instead.
+        InvalidInput: It must not; the message says what to do instead.
     """
     state = flow_run.state
-    name = state.name if state is not None else "in no state"
+    name = state.name if state is not None else "without a state"
     wrong: Any = None
     if flow_run.deployment_id is None:
         wrong = f"flow run {flow_run.name} cannot be resumed. {await _next_step(flow_run)}"

@@ -1,7 +1,7 @@
-"""Find what finished flow runs and dead processes left behind: open sessions are closed, live jobs are reported.
+"""Clean up after finished flow runs and dead processes: close their open sessions, report their live jobs.
 
-Instance after instance by `instance_sweep`; here is what is common to all: whose flow runs are over, notes of dead
-processes that no block leads to, locks, stalled flow runs. Repeat-safe, and two sweeps at once do no harm.
+`instance_sweep` sweeps one instance; this module does what concerns all: which flow runs are over, notes of dead
+processes that no block leads to, locks, stalled flow runs. Idempotent, and two sweeps at once do no harm.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ __all__ = ["SweepReport", "Swept", "arun_sweep", "rows", "run_sweep"]
 
 log = get_logger(__name__)
 
-_AT_ONCE = 8  # instances swept side by side
+_AT_ONCE = 8  # instances swept concurrently
 
 
 class SweepReport(BaseModel):
     """What a sweep found and did.
 
     `sessions` were closed (or would be, in a dry run), `jobs` are live although their flow run is over,
-    `problems` could not be looked into. `stalled` flow runs are shown as running although their process is gone; each
-    says what to do. `is_clean` tells whether anything is left.
+    `problems` say what could not be swept. `stalled` flow runs are shown as running although their process is gone;
+    each says what to do. `is_clean` says whether nothing is left to do.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -56,7 +56,7 @@ class SweepReport(BaseModel):
 
     @property
     def is_clean(self) -> bool:
-        """Whether nothing was found, or everything found was dealt with."""
+        """Whether nothing was found, or everything found was handled."""
         return not (self.problems or self.stalled) and all(
             entry.is_dealt_with for entry in (*self.sessions, *self.jobs)
         )
@@ -67,7 +67,7 @@ def run_sweep(blocks: Iterable[str] | None = None, *, dry_run: bool = False, can
 
     Args:
         blocks: Names of credentials blocks; None for all saved ones.
-        dry_run: Only look.
+        dry_run: Report only, change nothing.
         cancel_jobs: Also cancel live jobs whose flow run was cancelled, failed or completed. Jobs of a
             crashed run are only reported: it may run again and attach to them.
 
@@ -108,7 +108,7 @@ async def _sweep(blocks: Iterable[str] | None, *, dry_run: bool, cancel_jobs: bo
             for sweeper in same:  # blocks of one instance would close the same sessions
                 await sweeper.sweep(cancel_jobs)
 
-    # Side by side, as an instance that does not answer takes minutes to give up.
+    # Concurrently, because giving up on an instance that does not answer takes minutes.
     await asyncio.gather(*(one_after_the_other(same) for same in instances.values()))
     if not dry_run:
         await _free_locks()
@@ -128,16 +128,16 @@ async def _sweep(blocks: Iterable[str] | None, *, dry_run: bool, cancel_jobs: bo
 
 
 async def _free_locks() -> None:
-    """Free the locks that processes left when they died."""
+    """Free the locks of processes that died."""
     try:
         for lock in await free_stuck_locks():
-            log.warning("The lock %s was freed. Its holder (%s) shows no sign of life.", lock.name, lock.who)
+            log.warning("The lock %s was freed. Its holder (%s) sent no more heartbeats.", lock.name, lock.who)
     except Exception as error:
         log.warning("The locks in Prefect could not be read: %r", error)
 
 
 def _out_of_reach(notes: list[SessionNote], sweepers: list[InstanceSweeper]) -> list[str]:
-    """Sessions of dead processes that no saved block leads to."""
+    """Report the open sessions of dead processes that no saved block leads to."""
     recent = datetime.now(UTC) - LOOK_BACK
     return [
         f"session {note.meta.get('session') or 'without an id'}, opened by {note.opener}, was left open, and no saved "
@@ -149,7 +149,7 @@ def _out_of_reach(notes: list[SessionNote], sweepers: list[InstanceSweeper]) -> 
 
 
 def _unfinished(jobs: list[Record]) -> dict[str, Record]:
-    """The notes of jobs without an end, or without a final usage, by job."""
+    """The records of jobs without an end or without a final usage, by job."""
     newest: dict[str, Record] = {}
     for record in jobs:
         newest.setdefault(record.meta["id"], record)
@@ -161,7 +161,7 @@ def _unfinished(jobs: list[Record]) -> dict[str, Record]:
 
 
 def rows(report: SweepReport) -> list[dict[str, Any]]:
-    """The report as rows for a table."""
+    """The report as rows of a table."""
     return [
         {"kind": kind, **swept.model_dump()}
         for kind, items in (("session", report.sessions), ("job", report.jobs))

@@ -1,8 +1,8 @@
 """Account for usage: facts of jobs and sessions in, charges and tables out. No clock, no network, no Prefect.
 
-A dedicated session is charged by the clock, so its own usage counts once and is split over its jobs; what these report
-themselves is not added on top. Facts may arrive in any order, late and more than once: of two facts about one job the
-more advanced one counts, so that the same facts give the same table however they were read.
+A dedicated session is charged by the clock, so its own usage counts once and is split over its jobs; their own usage is
+not added to it. Facts may arrive in any order, late and more than once: of two facts about one job the more advanced
+one counts, so that the same facts give the same table in whichever order they were read.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Amount:
     @classmethod
     def of(cls, number: float | Decimal | None, unit: Unit) -> Amount | None:
         """Read a number of the service; None if there is none, or if it cannot be an amount."""
-        if number is None or not 0 <= number < _TOO_MUCH:  # which is false for what is no number
+        if number is None or not 0 <= number < _TOO_MUCH:  # the comparison is false for NaN
             return None
         return cls(Decimal(str(number)).quantize(_STEP, ROUND_HALF_EVEN), unit)
 
@@ -82,7 +82,7 @@ class Amount:
 
 @dataclass(frozen=True, slots=True)
 class Amounts:
-    """One amount at most for each unit. Seconds and resource units stand beside each other and never become one number.
+    """At most one amount for each unit. Seconds and resource units are kept apart and never added up.
 
     Example:
         ```python
@@ -120,11 +120,11 @@ class Amounts:
         return Amounts(*(_plus(self.get(unit), other.get(unit)) for unit in Unit))
 
     def rank(self) -> tuple[Decimal, Decimal]:
-        """Orders amounts of one job, of which a later one is never lower. No number to show."""
+        """A sort key for amounts of one job, of which a later one is never lower."""
         return tuple(Decimal(-1) if (value := self.get(unit)) is None else value for unit in Unit)  # type: ignore[return-value]
 
     def split(self, weights: Sequence[Decimal]) -> list[Amounts]:
-        """Split into parts of these weights, which add up to the whole exactly; equal parts if all weights are 0."""
+        """Split into parts by weight, which add up to the whole exactly; equal parts if all weights are 0."""
         parts = [_split(value, weights) if (value := self.get(unit)) is not None else None for unit in Unit]
         return [Amounts(*(None if part is None else part[place] for part in parts)) for place in range(len(weights))]
 
@@ -134,7 +134,7 @@ def _plus(one: Decimal | None, other: Decimal | None) -> Decimal | None:
 
 
 def _split(value: Decimal, weights: Sequence[Decimal]) -> list[Decimal]:
-    """Parts of a value, a millionth at a time: differences of rounded running sums, so that nothing is lost."""
+    """Split a value into whole millionths: differences of rounded running sums, so that nothing is lost."""
     total = sum(weights)
     equal = [Fraction(1, len(weights))] * len(weights)
     shares = [Fraction(weight) / Fraction(total) for weight in weights] if total else equal
@@ -150,7 +150,7 @@ def _split(value: Decimal, weights: Sequence[Decimal]) -> list[Decimal]:
 
 @dataclass(frozen=True, slots=True)
 class JobFacts:
-    """What the service said about one job, as far as accounting needs it."""
+    """The service's facts about one job, as far as accounting needs them."""
 
     id: str
     created: datetime | None = None
@@ -166,7 +166,7 @@ class JobFacts:
     block: str | None = None
 
     def rank(self) -> tuple[object, ...]:
-        """Orders facts about one job by how far it has come; the rest only makes the order total."""
+        """A sort key for facts about one job, by how far it has come; the last fields only make the order total."""
         return (
             self.is_final and self.is_over,
             self.is_over,
@@ -181,7 +181,7 @@ class JobFacts:
 
 @dataclass(frozen=True, slots=True)
 class SessionFacts:
-    """What the service said about one session or batch; a dedicated one with a usage of its own is charged by it."""
+    """The service's facts about one session or batch; a dedicated one is charged by its own usage if it has one."""
 
     id: str
     created: datetime | None = None
@@ -205,27 +205,28 @@ class SessionFacts:
 
     @property
     def is_charged_by_the_clock(self) -> bool:
-        """Whether its own usage counts instead of its jobs'."""
+        """Whether its own usage counts instead of that of its jobs."""
         return self.mode == "dedicated" and self.amounts.known
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """A flow run as Prefect knows it. `flow` is None for a flow run that this Prefect does not know."""
+    """A flow run as Prefect knows it. `flow` is None if this Prefect does not know the flow run."""
 
     flow_run_id: str
     flow_run: str | None = None
     flow: str | None = None
     deployment: str | None = None
     tags: tuple[str, ...] = ()
+    state: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """What is to be paid for one job, or for a session of which no job is known.
+    """The charge for one job, or for a session without known jobs.
 
-    `amounts` of a job in a dedicated session are its part of what the session is charged. `created` is the moment that
-    a charge belongs to: of the session, if there is one that is charged by the clock.
+    `amounts` of a job in a dedicated session are its part of the session's charge. `created` is the time to which the
+    charge belongs: that of the session, if the session is charged by the clock.
     """
 
     job_id: str | None
@@ -242,39 +243,39 @@ class Charge:
 
 
 class UsageBook:
-    """The facts about one instance's jobs and sessions; each fact may come again, late and in any order."""
+    """The facts about one instance's jobs and sessions; each may arrive again, late and in any order."""
 
     def __init__(self) -> None:
         self.jobs: dict[str, JobFacts] = {}
         self.sessions: dict[str, SessionFacts] = {}
 
     def see_job(self, facts: JobFacts) -> None:
-        """Take note of a job."""
+        """Add facts about a job."""
         known = self.jobs.get(facts.id)
         self.jobs[facts.id] = facts if known is None else max(known, facts, key=JobFacts.rank)
 
     def see_session(self, facts: SessionFacts) -> None:
-        """Take note of a session."""
+        """Add facts about a session."""
         known = self.sessions.get(facts.id)
         self.sessions[facts.id] = facts if known is None else max(known, facts, key=SessionFacts.rank)
 
     def unknown_sessions(self) -> list[str]:
-        """Sessions that jobs name and of which nothing is known: they may be charged by the clock."""
+        """Sessions that jobs name but no fact describes: they may be charged by the clock."""
         return sorted({job.session_id for job in self.jobs.values() if job.session_id} - self.sessions.keys())
 
     def charges(
         self, owners: Mapping[str, Owner], *, since: datetime | None = None, until: datetime | None = None
     ) -> list[Charge]:
-        """Everything that is to be paid, each job once.
+        """List all charges, each job once.
 
         Args:
             owners: Flow runs by their id.
-            since: Only what was created at that moment or later.
-            until: Only what was created before that moment.
+            since: Only what was created then or later.
+            until: Only what was created before then.
         """
 
         def inside(moment: datetime | None) -> bool:
-            # What has no moment is shown rather than lost.
+            # A charge without a time is shown rather than lost.
             return moment is None or ((since is None or moment >= since) and (until is None or moment < until))
 
         found: list[Charge] = []
@@ -315,7 +316,7 @@ def _of_job(job: JobFacts, owners: Mapping[str, Owner]) -> Charge:
 
 
 def _of_session(session: SessionFacts, jobs: Sequence[JobFacts], owners: Mapping[str, Owner]) -> list[Charge]:
-    """What a session is charged, split over its jobs by what each of them used; idle time goes with it."""
+    """Split the charge of a session over its jobs by their own usage; idle time is split with it."""
     if not jobs:
         owner = _owner(session.flow_run_id, owners)
         return [
@@ -335,7 +336,7 @@ def _of_session(session: SessionFacts, jobs: Sequence[JobFacts], owners: Mapping
         ]
     unit = Unit.SECONDS if session.amounts.seconds is not None else Unit.RESOURCE_UNITS
     parts = session.amounts.split([job.amounts.get(unit) or Decimal(0) for job in jobs])
-    # As long as one of them is not final, the parts may change even if the whole does not.
+    # While one of them is not final, the parts may change even if the whole does not.
     final = session.is_final and all(job.is_final and job.is_over for job in jobs)
     return [
         replace(
@@ -352,7 +353,7 @@ def _of_session(session: SessionFacts, jobs: Sequence[JobFacts], owners: Mapping
 
 @dataclass(slots=True)
 class UsageRow:
-    """A line of the table. `pending` is the part of `amounts` that may still change; `not_final` counts its jobs."""
+    """A row of the table. `pending` is the part of `amounts` that may still change; `not_final` counts its jobs."""
 
     keys: tuple[str, ...]
     jobs: int = 0
@@ -362,7 +363,7 @@ class UsageRow:
     not_final: int = 0
 
     def add(self, charge: Charge) -> None:
-        """Count a charge."""
+        """Add a charge."""
         if charge.job_id is not None:
             self.jobs += 1
             self.states[charge.state] = self.states.get(charge.state, 0) + 1
@@ -373,7 +374,7 @@ class UsageRow:
 
     @property
     def is_complete(self) -> bool:
-        """Whether no number of it can change any more."""
+        """Whether its numbers are final."""
         return self.not_final == 0
 
 
@@ -410,18 +411,18 @@ _KEYS: dict[str, Callable[[Charge], str]] = {
 
 
 def group(charges: Iterable[Charge], by: Sequence[str]) -> tuple[list[UsageRow], UsageRow]:
-    """Add charges up.
+    """Sum charges up in groups.
 
     Args:
-        charges: What is to be paid.
-        by: What the rows are, one or more of `ALL_GROUPS`.
+        charges: The charges.
+        by: How rows are grouped: one or more of `ALL_GROUPS`.
 
     Returns:
         The rows, most seconds first, and the total, in which each charge counts once. A job with several tags is in
-        the row of each of them, so that rows by tag may add up to more than the total.
+        the row of each tag, so that rows by tag may add up to more than the total.
 
     Raises:
-        InvalidInput: `by` names no group, or one that there is not.
+        InvalidInput: `by` is empty, or names an unknown group.
     """
     unknown = [name for name in by if name not in ALL_GROUPS]
     if unknown or not by or len(set(by)) < len(by):
@@ -446,5 +447,5 @@ def _order(row: UsageRow) -> tuple[object, ...]:
 
 
 def difference(said: Decimal | None, counted: Amounts, unit: Unit) -> Decimal | None:
-    """By how much the service says more than was counted, in one unit; None if it says nothing."""
+    """The service's number less the counted one, in one unit; None if the service gives none."""
     return None if said is None else said - (counted.get(unit) or Decimal(0))

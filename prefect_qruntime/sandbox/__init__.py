@@ -1,4 +1,4 @@
-"""Local test server for the Qiskit Runtime REST API: same calls, simulated circuits, faults on demand.
+"""Local test server for the Qiskit Runtime REST API: the same calls, simulated circuits, faults on demand.
 
 `Sandbox` serves IAM, the cloud and the legacy dialect and the legacy websocket on one loopback port and runs the
 circuits on qiskit-aer. `Control` inspects the state of the server and injects faults. Nothing heavy is imported before

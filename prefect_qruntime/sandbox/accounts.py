@@ -22,7 +22,7 @@ from prefect_qruntime.sandbox.clock import Clock, iso
 from prefect_qruntime.sandbox.settings import Settings
 
 GRANT = "urn:ibm:params:oauth:grant-type:apikey"
-# Values of parameters that have the names of secrets, and what has the shape of the sandbox's keys and tokens.
+# Values of parameters with names of secrets, and texts in the form of the sandbox's keys and tokens.
 _NAMED = re.compile(r"((?:^|[?&;])(?:[\w%-]*(?:key|token|secret|password|authorization)[\w%-]*)=)[^&;]*", re.IGNORECASE)
 _SHAPED = re.compile(r"sandbox-[\w-]{20,}|eyJ[\w-]+\.[\w-]+\.[\w-]+")
 _PERIOD_SECONDS = 28 * 86400.0
@@ -104,7 +104,7 @@ class Accounts:
     def issue_token(self, form: dict[str, list[str]]) -> tuple[int, dict[str, Any]]:
         """Answer `POST /identity/token`: HTTP status and body.
 
-        The times in the answer are real seconds, since they are for the caller's clock; the token itself lives
+        The times in the answer are real seconds, because they are for the caller's clock; the token itself lives
         `token_lifetime` service seconds.
         """
         self.iam_calls += 1
@@ -150,7 +150,7 @@ class Accounts:
     # --- callers
 
     def authenticate(self, headers: dict[bytes, bytes]) -> tuple[User, Instance]:
-        """Return who calls and for which instance.
+        """Return the calling user and the instance.
 
         Raises:
             ApiError: 401 without a valid token or key, 400 without a CRN, 403 for an instance of another user,

@@ -13,7 +13,7 @@ from prefect_qruntime.sandbox.encoding import InputError
 _MEMORY_MB = 2048
 _WIDE = 24
 _DENSITY_QUBITS = 9
-# Parts of a wide circuit that have nothing to do with each other run side by side up to this many qubits.
+# Unconnected parts of a wide circuit run as one circuit up to this many qubits.
 _TOGETHER = 5
 
 

@@ -6,11 +6,11 @@ import uuid
 from typing import Any
 
 MAX_INPUT = 300 << 20
-"""Bytes of a request's body that the service takes."""
+"""Most bytes of a request's body that the service accepts."""
 
 
 def size_text(limit: int) -> str:
-    """Return a number of bytes as people write it."""
+    """Return a number of bytes in KB or MB."""
     return f"{limit >> 20} MB" if limit >= 1 << 20 else f"{limit >> 10} KB"
 
 

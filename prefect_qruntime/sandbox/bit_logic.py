@@ -20,7 +20,7 @@ class BitLogic:
     """Compiles expressions.
 
     Args:
-        bits_of: Returns the bits of a variable: a `Clbit`, a `ClassicalRegister` or what stands for a typed variable.
+        bits_of: Returns the bits of a variable: a `Clbit`, a `ClassicalRegister` or a typed variable.
 
     Raises:
         InputError: From every method, for an expression that cannot be compiled.

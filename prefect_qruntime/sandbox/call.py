@@ -1,4 +1,4 @@
-"""Parse what all REST calls share (caller, dialect, version, query) and build responses."""
+"""Parse the common parts of all REST calls (caller, dialect, version, query) and build responses."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Call:
 
     @property
     def mocks(self) -> bool:
-        """Whether mock backends and their jobs are asked for; the parameter may come without a value."""
+        """Whether mock backends and their jobs are requested; the parameter may come without a value."""
         return self.query.get("include_mocks") == "" or bool(self.flag("include_mocks", False))
 
     def whole(self, name: str, default: int, low: int, high: int, *, lenient: bool = False) -> int:
@@ -147,7 +147,7 @@ Handler = Callable[[Call], Response]
 
 
 def endpoint(service: Service, handler: Handler, *, body: bool) -> Callable[[Request], Any]:
-    """Wrap a handler: check the headers, read the body if there is to be one, then call it."""
+    """Wrap a handler: check the headers, read the body if the call has one, then call it."""
 
     async def handle(request: Request) -> Response:
         call = Call(service, request)
@@ -174,10 +174,10 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 
 async def read_json(request: Request) -> Any:
-    """Read a JSON body of the size that the service takes.
+    """Read a JSON body, up to the size that the service accepts.
 
     Raises:
-        ApiError: 400 if it is no JSON, 413 if it is too large.
+        ApiError: 400 if it is not JSON, 413 if it is too large.
     """
     try:
         return orjson.loads(await read_body(request, MAX_INPUT))
@@ -193,7 +193,7 @@ def on_api_error(request: Request, error: Exception) -> Response:
 
 
 def on_http_error(request: Request, error: Exception) -> Response:
-    """Answer what the framework refuses (unknown path, wrong method) in the same form."""
+    """Answer a request that the framework refuses (unknown path, wrong method) in the same form."""
     if not isinstance(error, HTTPException):
         raise error
     return json_response(default_error(error.status_code), error.status_code, dict(error.headers or {}))

@@ -106,7 +106,7 @@ class Catalog:
         """Add a backend with its mock backend.
 
         Raises:
-            ValueError: The name is taken or of another form, there are too many or too few qubits, or the gates
+            ValueError: The name is taken or not valid, there are too many or too few qubits, or the gates
                 are not known.
         """
         if not _NAME.fullmatch(backend.name) or backend.name.startswith("mock_"):
@@ -117,7 +117,7 @@ class Catalog:
         if not 1 <= backend.qubits <= most:
             raise ValueError(f"qubits must be within 1..{most}, not {backend.qubits}")
         if strange := [gate for gate in backend.gates if gate not in _KNOWN_GATES]:
-            raise ValueError(f"basis_gates must be of {', '.join(sorted(_KNOWN_GATES))}; {strange[0]!r} is none")
+            raise ValueError(f"basis_gates must be of {', '.join(sorted(_KNOWN_GATES))}; not {strange[0]!r}")
         mock = _mock_of(backend)
         if taken := {backend.name, mock.name} & self.backends.keys():
             raise ValueError(f"there is a backend {min(taken)} already")

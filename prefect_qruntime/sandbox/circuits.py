@@ -154,7 +154,7 @@ def _known_gates() -> frozenset[str]:
 
 
 def compact(circuit: Any, keep: frozenset[int] = frozenset()) -> tuple[Any, dict[int, int]]:
-    """Drop idle qubits, barriers and delays, and translate what Aer cannot run or the noise model has no name for.
+    """Drop idle qubits, barriers and delays, and translate gates that Aer or the noise model does not know.
 
     The circuit to run may have further classical bits behind those of the given one.
 
@@ -186,7 +186,7 @@ def compact(circuit: Any, keep: frozenset[int] = frozenset()) -> tuple[Any, dict
 
 
 def bind(reduced: Any, parameters: list[Any], rows: Any) -> list[Any]:
-    """Bind a reduced circuit once for each row of values; what it does not depend on any more is left out.
+    """Bind a reduced circuit once for each row of values; values that it no longer depends on are left out.
 
     Args:
         reduced: The circuit to bind.

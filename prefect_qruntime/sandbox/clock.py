@@ -28,7 +28,7 @@ class Timer:
 
 
 class Clock:
-    """Service seconds since the epoch; one loop timer serves all of ours, so a change of scale moves them all."""
+    """Service seconds since the epoch; all timers share one timer of the loop, so a change of scale moves them all."""
 
     def __init__(self, scale: float) -> None:
         self._set(scale)
@@ -66,6 +66,22 @@ class Clock:
         self._scale = scale
         self._disarm()
         self._arm()
+
+    def step(self, end: float) -> bool:
+        """Go on to the next timer and call it, if one is due by then; else to `end`. Whether there was one."""
+        self._arm()
+        due = bool(self._heap) and self._heap[0][0] <= end
+        now = max(self.now(), self._heap[0][0] if due else end)
+        self._service, self._real = now, time.monotonic()
+        self._disarm()
+        if due:
+            timer = heapq.heappop(self._heap)[2]
+            call, args = timer.call, timer.args
+            timer.cancel()
+            if call is not None:
+                call(*args)
+        self._arm()
+        return due
 
     def call_later(self, delay: float, call: Callable[..., None], *args: Any) -> Timer:
         """Schedule a call after `delay` service seconds, on the service's loop."""
@@ -119,7 +135,7 @@ class Clock:
     def _fire(self) -> None:
         self._handle = None
         self._armed = float("inf")
-        # The loop may be a clock tick early; what is due within that tick is due.
+        # The loop may be a clock tick early; timers that are due within that tick are due.
         now = self.now() + 1e-6
         while self._heap and self._heap[0][0] <= now:
             timer = heapq.heappop(self._heap)[2]

@@ -174,6 +174,13 @@ class Control:
         """Make `scale` service seconds pass per real second; pending timers follow."""
         self.set_option("clock_scale", scale)
 
+    def advance(self, seconds: float) -> None:
+        """Let service time pass at once: what is due meanwhile happens in order, each at its own moment.
+
+        With a `clock_scale` near 0 no time passes otherwise, so a test of days is the same on every machine.
+        """
+        self._call("advance", {"seconds": seconds})
+
     def set_times(
         self, queue_time: float | None = None, run_time: float | None = None, backend: str | None = None
     ) -> None:
@@ -232,7 +239,7 @@ class Control:
         self._call("release", {})
 
     def finish(self, job_id: str) -> Record:
-        """Run one job to its end now, whatever holds it back, and return it."""
+        """Run one job to its end now, even if it is held, and return it."""
         return cast(Record, self._call("finish", {"job_id": job_id}))
 
     def wait_job(self, job_id: str, timeout: float = 30.0) -> Record:

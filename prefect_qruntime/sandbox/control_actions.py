@@ -78,6 +78,19 @@ class ControlActions:
         """Change an option."""
         self._service.use(self._service.settings.changed(name, value))
 
+    async def advance(self, seconds: float) -> None:
+        """Let service time pass at once, each timer at its own moment; simulations end first."""
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < float("inf"):
+            raise ValueError("seconds must be a number, 0 or more")
+        clock, simulator = self._service.clock, self._service.simulator
+        end = clock.now() + seconds
+        passed = True
+        while passed:
+            while simulator.busy:  # noqa: ASYNC110  what is waited for is the state itself
+                await asyncio.sleep(0.001)
+            passed = clock.step(end)
+            await asyncio.sleep(0)
+
     def set_times(
         self, queue_time: float | None = None, run_time: float | None = None, backend: str | None = None
     ) -> None:

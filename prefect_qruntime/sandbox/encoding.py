@@ -1,4 +1,4 @@
-"""Encode and decode the typed JSON of the official client, `{"__type__": …, "__value__": …}`, never pickled.
+"""Encode and decode the typed JSON of the official client, `{"__type__": …, "__value__": …}`, without pickle.
 
 Arrays are base64 of zlib of `.npy` bytes; circuits base64 of zlib of QPY bytes (read from the client's own output).
 """
@@ -127,7 +127,7 @@ def decode(value: Any) -> Any:
         return complex(float(inner[0]), float(inner[1]))
     if kind == "ObservablesArray":
         return decode(inner)
-    raise InputError(f"Encoded values of type {kind!r} are not understood here.")
+    raise InputError(f"Encoded values of type {kind!r} are not known here.")
 
 
 def array(values: Any) -> dict[str, Any]:

@@ -27,7 +27,7 @@ _ONE_QUBIT, _MORE_QUBITS = 144, 360
 
 @dataclass(slots=True, frozen=True)
 class _Version:
-    """What differs between the versions of the schema."""
+    """The differences between the versions of the schema."""
 
     packed: bool = False
     placed: bool = True
@@ -122,7 +122,7 @@ def _points(circuit: Any, item: dict[str, Any], seed: int, version: _Version) ->
     if values.shape[-1:] != (width,):
         raise InputError(f"The last axis of circuit_arguments must have {width} values, not {list(values.shape)}.")
     try:
-        # What the item's shape has beyond that of the arguments are repetitions.
+        # Axes of the item's shape beyond that of the arguments are repetitions.
         shape = np.broadcast_shapes(tuple(item.get("shape", ())), values.shape[:-1])
     except ValueError:
         raise InputError(
@@ -136,7 +136,7 @@ def _points(circuit: Any, item: dict[str, Any], seed: int, version: _Version) ->
 
 
 def _results(points: _Points, shots: int, level: str, run: Run, seed: int) -> dict[str, Any]:
-    """Take the shots; return the values of each register by its name, and what a samplex gave."""
+    """Take the shots; return the values of each register by its name, and the outputs of a samplex."""
     taken = take_shots(points.circuit, points.values, shots, run, seed)
     results: dict[str, Any] = {}
     for name, places in qc.registers(points.circuit).items():

@@ -1,6 +1,6 @@
-"""Rewrite circuits in what qiskit-aer runs: boxes and own gates inlined, classical variables as hidden bits.
+"""Rewrite circuits so that qiskit-aer can run them: boxes and own gates inlined, classical variables as hidden bits.
 
-Typed variables (`bool`, `uint`) and expressions over them become bits behind the circuit's own, and logic of single
+Typed variables (`bool`, `uint`) and expressions over them become bits after the circuit's own, and logic of single
 bits; a `switch` becomes a chain of `if`.
 """
 
@@ -15,7 +15,7 @@ _SIMPLE = frozenset({"BIT_AND", "BIT_OR", "BIT_XOR", "LOGIC_AND", "LOGIC_OR", "E
 
 
 def lower(circuit: Any, known: frozenset[str]) -> Any:
-    """Return a circuit that Aer can run but for gates that it has no name for; the same one if it is that already.
+    """Return a circuit that Aer can run except for gates that it does not know; the same one if nothing changes.
 
     Args:
         circuit: The circuit.
@@ -248,7 +248,7 @@ class _Lowering:
         return [expr.lift(bit) for bit in fresh]
 
     def _write(self, targets: list[Any], values: Bits) -> None:
-        # Aer keeps stores in order with what jumps over them only if the block has qubits, so it is given all.
+        # Aer keeps stores in order with jumps over them only if the block has qubits, so it gets all qubits.
         self._stores = True
         self._target.barrier(self._target.qubits)
         for target, value in zip(targets, values, strict=True):

@@ -1,4 +1,4 @@
-"""Run the programs `noise-learner` and `calibrate`: what they would find of the sandbox's own noise.
+"""Run the programs `noise-learner` and `calibrate`, which report the sandbox's own noise.
 
 The learned models are those of the simulation: depolarising gates and readout that flips bits, each rate with the
 scatter that the number of shots leaves. Nothing is simulated, so a noise learner job takes no time.

@@ -72,7 +72,7 @@ def _spans(shapes: list[tuple[int, ...]], run: Run) -> dict[str, Any]:
 
 
 def _twirled_shots(options: dict[str, Any]) -> int | None:
-    """Return the shots that twirling asks for; what a PUB or the job asks for goes first, defaults come after."""
+    """Return the shots that twirling sets; shots of a PUB or of the job come before it, defaults after it."""
     twirling = options.get("twirling") or {}
     if not (twirling.get("enable_gates") or twirling.get("enable_measure")):
         return None
@@ -303,7 +303,7 @@ def estimate(
     width = pub.circuit.num_qubits
     needed = frozenset(width - 1 - i for label in terms for i, letter in enumerate(label) if letter != "I")
     circuit = pub.circuit
-    if not circuit.has_control_flow_op():  # Else it would take away measurements that a condition reads.
+    if not circuit.has_control_flow_op():  # Otherwise it would remove measurements that a condition reads.
         circuit = circuit.remove_final_measurements(inplace=False)
     reduced, places = qc.compact(circuit, needed)
     labels = [_moved(label, places, reduced.num_qubits) for label in terms]

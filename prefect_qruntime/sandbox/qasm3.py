@@ -10,7 +10,7 @@ Read:
   <= > >= + - * << >>` and casts, in conditions, declarations and assignments; scalar bits (`bit a;`) too;
 - `switch`, `output bit`, `end` between statements; pragmas, and annotations of anything but boxes, are ignored.
 
-Not read, and refused by name and place: `def`, `extern`, `array`, `complex`, `defcal` and other calibrations, other
+Not supported, and refused with name and line: `def`, `extern`, `array`, `complex`, `defcal`, other calibrations, other
 types of `output` and `input`, variables of type float, angle, duration and stretch that change, division of
 variables, functions of inputs, `durationof`, `end` inside a block, `return`.
 """
@@ -32,7 +32,7 @@ def load(text: str) -> Any:
     """Turn OpenQASM 3 into a `QuantumCircuit`.
 
     Raises:
-        InputError: If it is not valid, or has something that is not read; with the line where it is known.
+        InputError: If it is not valid, or has something that is not read; with the line if it is known.
     """
     import openqasm3
     from openqasm3.parser import QASM3ParsingError
@@ -59,8 +59,8 @@ def load(text: str) -> Any:
     except RecursionError:
         raise InputError("The OpenQASM 3 program is nested too deeply.") from None
     except Exception as error:
-        # The importer and qiskit check little. Only what qiskit itself words is meant for the program's author.
+        # The importer and qiskit check little. Only qiskit's own messages are meant for the program's author.
         place = f" in line {reader.line}" if reader.line else ""
         known = isinstance(error, QiskitError | ArithmeticError)
-        why = f"is not valid: {error}" if known else "is not valid, or of a form that the sandbox does not read."
+        why = f"is not valid: {error}" if known else "is not valid, or of a form that the sandbox does not support."
         raise InputError(f"The OpenQASM 3 program could not be parsed: {reader.statement}{place} {why}") from error

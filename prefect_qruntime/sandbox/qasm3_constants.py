@@ -63,7 +63,7 @@ def _typed(value: Any) -> tuple[Any, Any]:
 
 
 def _value(node: Any, what: str, function: Callable[..., Any], *given: Any) -> Any:
-    """Return a function's value; refuse what it has none for."""
+    """Return a function's value; refuse arguments for which it has none."""
     shown = ", ".join(map(str, given))
     try:
         if function in _GROWING and any(abs(one) > _MOST for one in given):

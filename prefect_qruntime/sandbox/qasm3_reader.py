@@ -93,7 +93,7 @@ class Reader(converter.ConvertVisitor):  # type: ignore[misc]
         return super().visit(node, context)
 
     def generic_visit(self, node: Any, context: Any = None) -> Any:
-        """Refuse what neither the importer nor this class reads."""
+        """Refuse a node that neither the importer nor this class supports."""
         name = type(node).__name__
         _refuse(node, f"'{_KEYWORDS.get(name, name)}' is not supported")
 

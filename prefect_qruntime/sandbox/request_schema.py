@@ -23,7 +23,7 @@ def check(schema: str, where: str, value: Any) -> None:
 
     Args:
         schema: Name of the schema in `components/schemas`.
-        where: What the value is called in a message.
+        where: Name of the value in a message.
         value: The value.
 
     Raises:
@@ -62,7 +62,7 @@ def check_params(program_id: str, legacy: bool, params: Any) -> None:
     check(f"{program_id.capitalize()}{version}Params", "params", params)
 
 
-# The programs whose params name the version of their schema, what is taken if they do not, and the schemas.
+# The programs whose params name the version of their schema, the default version, and the schemas.
 _VERSIONED: dict[str, tuple[str, dict[str, str]]] = {
     "executor": (
         "v0.2",

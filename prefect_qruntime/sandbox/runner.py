@@ -1,4 +1,4 @@
-"""Move jobs from Queued to Running to their end, by timers and events only, never by polling."""
+"""Move jobs from Queued to Running to their end, by timers and events, without polling."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from prefect_qruntime.sandbox.state import (
     Outcome,
 )
 
-# What a script may ask for; any other status is one the job stays in.
+# Statuses that end a job; in any other status of a script the job stays.
 _ENDS = frozenset({COMPLETED, CANCELLED, FAILED, "Ran too long"})
 
 
@@ -36,7 +36,7 @@ class Runner:
         sessions: The sessions, which decide whose turn it is.
         simulator: Runs a job's circuits in another process and calls back on the server's loop.
         booked: Called when the usage of a job becomes final.
-        may_run: Whether the instance of a job still has something to use.
+        may_run: Whether the instance of a job has usage left.
     """
 
     def __init__(
@@ -218,7 +218,7 @@ class Runner:
             job.cancel_timer = self._clock.call_later(self.settings.cancel_lag, self.end, job, CANCELLED)
 
     async def finish(self, job: Job) -> None:
-        """Run a job to its end now, whatever blocks it."""
+        """Run a job to its end now, even if it is blocked."""
         if job.is_terminal:
             return
         ended = asyncio.get_running_loop().create_future()

@@ -21,7 +21,7 @@ def draw(item: dict[str, Any], seed: int, packed: bool) -> tuple[Any, dict[str, 
 
     Args:
         item: The item as sent.
-        seed: Of the random numbers.
+        seed: Seed of the random numbers.
         packed: Whether its tensors are compressed.
 
     Returns:
@@ -48,7 +48,7 @@ def draw(item: dict[str, Any], seed: int, packed: bool) -> tuple[Any, dict[str, 
         for name, value in item["samplex_arguments"].items():
             inputs[name] = _argument(name, value, packed)
         shape = np.broadcast_shapes(tuple(item["shape"]), inputs.shape)
-    except Exception as error:  # The library's own kinds of errors are many.
+    except Exception as error:  # The library raises many kinds of errors.
         raise InputError(f"The samplex or its arguments cannot be used: {error}") from error
     if not inputs.fully_bound:
         raise InputError(f"The samplex lacks arguments:\n{inputs.describe(include_bound=False)}")

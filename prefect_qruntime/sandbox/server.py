@@ -143,7 +143,7 @@ class Sandbox:
 
     @property
     def control_token(self) -> str:
-        """What `Control.connect` needs where it does not find it by itself: on another machine or as another user."""
+        """The token that `Control.connect` needs on another machine or as another user."""
         return self._service.control_token
 
     def connection(self, dialect: str = "cloud") -> dict[str, str]:
@@ -174,7 +174,7 @@ class Sandbox:
         if self._used:
             raise RuntimeError("a sandbox can be started once; make a new one")
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        # asyncio switches off Nagle's algorithm only where the protocol is named; else answers take 40 ms.
+        # asyncio switches off Nagle's algorithm only if the protocol is named; else answers take 40 ms.
         sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -313,7 +313,7 @@ async def serve(
     on_start: Callable[[Sandbox], None] | None = None,
     **options: Any,
 ) -> None:
-    """Serve a sandbox until cancelled, or until SIGINT or SIGTERM where this is the main thread.
+    """Serve a sandbox until cancelled, or until SIGINT or SIGTERM if this is the main thread.
 
     Args:
         host: Loopback address.

@@ -39,7 +39,7 @@ class Service:
         self.catalog = Catalog()
         self.sessions = SessionBook(self.clock, settings)
         self.simulator = Simulator(settings)
-        # What a control call over HTTP must show; not changed by a reset.
+        # The token that a control call over HTTP must send; not changed by a reset.
         self.control_token = control_token.new_token()
         self.runner = Runner(
             self.clock, settings, self.catalog, self.sessions, self.simulator, self._book, self._may_run
@@ -173,7 +173,7 @@ class Service:
         """Return a job of the caller.
 
         Raises:
-            ApiError: 404 if there is none (or not yet, see `get_lag`), 403 if it belongs to another user.
+            ApiError: 404 if it does not exist (or not yet, see `get_lag`), 403 if it belongs to another user.
         """
         job = self.jobs.get(job_id)
         if job is None or job.crn != instance.crn:
@@ -264,7 +264,7 @@ class Service:
         """Open a session or batch.
 
         Raises:
-            ApiError: 400 for the body, an unknown or offline backend, or code 1352 where the plan forbids it.
+            ApiError: 400 for the body, an unknown or offline backend, or code 1352 if the plan forbids it.
         """
         check("CreateSessionRequest", "body", body)
         name = body.get("backend") or body.get("backend_name")
@@ -314,7 +314,7 @@ class Service:
 
     def _charge(self, crn: str, backend: str | None, seconds: float, unit_rate: float) -> None:
         instance = self.accounts.instances.get(crn)
-        # What a job on a mock backend shows is an estimate; nothing is charged for it.
+        # The usage of a job on a mock backend is an estimate; nothing is charged for it.
         if instance is not None and not (backend and self.catalog.backends[backend].mock):
             instance.consumed += seconds
             instance.consumed_units += round(seconds * unit_rate, 6)
@@ -325,7 +325,7 @@ class Service:
 
 
 def _check_depth(body: Any) -> None:
-    # What is read may be nested deeper than what can be written again, which a later GET would have to do.
+    # JSON that can be read may be nested too deeply to be written, which a later GET would have to do.
     try:
         orjson.dumps(body)
     except orjson.JSONEncodeError:

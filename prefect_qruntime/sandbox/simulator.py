@@ -33,13 +33,13 @@ class Simulator:
         self._seed = random.SystemRandom().getrandbits(31) if settings.seed is None else settings.seed
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Report to this loop, and try out the simulator in the background."""
+        """Report to this loop, and warm up the simulator in the background."""
         self._loop = loop
         if self.settings.physics:
             worker_process().warm_up()
 
     def wait_until_warm(self, timeout: float) -> None:
-        """Block until the simulator is imported and tried out.
+        """Block until the simulator is imported and warm.
 
         Raises:
             TimeoutError: If it takes longer than `timeout` real seconds.
@@ -50,6 +50,11 @@ class Simulator:
         """Cancel all simulations."""
         for job_id in list(self._tasks):
             self._cancel(job_id)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a simulation is under way."""
+        return bool(self._tasks)
 
     def cancel(self, job: Job) -> None:
         """Cancel the simulation of a job, if it has one."""

@@ -30,11 +30,11 @@ class Outcome:
 
 @dataclass(slots=True, frozen=True)
 class Run:
-    """What a program needs to know of its job besides the params.
+    """The facts about its job that a program needs besides the params.
 
     Attributes:
-        backend: Where the job runs.
-        seed: Of all random numbers.
+        backend: The backend.
+        seed: Seed of all random numbers.
         strict: Whether circuits must be native to the backend.
         simulated: Whether circuits are simulated at all.
         started: When the job started, in service seconds since the epoch.

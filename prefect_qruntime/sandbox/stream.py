@@ -101,6 +101,6 @@ async def _ended(socket: WebSocket, job: Job, waiter: asyncio.Future[None]) -> b
 
 
 async def _client_gone(socket: WebSocket) -> None:
-    # Whatever a client sends here is ignored.
+    # Anything a client sends here is ignored.
     while (await socket.receive())["type"] != "websocket.disconnect":
         pass

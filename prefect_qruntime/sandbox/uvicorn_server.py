@@ -20,7 +20,7 @@ _logger.setLevel(logging.ERROR)
 
 
 class _Config(uvicorn.Config):
-    """uvicorn's configuration, carrying the service to the protocols."""
+    """The configuration of uvicorn, which passes the service to the protocols."""
 
     service: Service
 

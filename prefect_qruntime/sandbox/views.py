@@ -11,7 +11,7 @@ from prefect_qruntime.sandbox.clock import iso
 from prefect_qruntime.sandbox.state import CANCELLED, COMPLETED, FAILED, QUEUED, RUNNING, Job, Session
 
 CLOUD, LEGACY = "cloud", "legacy"
-# What `GET /versions` lists as of November 2026; older versions are no longer listed but accepted until 2027.
+# The versions that `GET /versions` lists as of November 2026; older ones are not listed but accepted until 2027.
 VERSIONS: tuple[dict[str, str], ...] = (
     {"version": "2026-02-15", "sunset_date": "2027-02-15", "status": "deprecated"},
     {"version": "2026-03-15", "sunset_date": "2027-03-15", "status": "deprecated"},

@@ -1,4 +1,4 @@
-"""Run jobs' circuits in a process of its own: qiskit-aer holds the GIL, and only a process can be stopped at any time.
+"""Run jobs' circuits in a separate process: qiskit-aer holds the GIL, and only a process can be stopped at any time.
 
 A request is JSON with its size on a line before it, an answer a line of JSON followed by the result's bytes; the first
 answer, before any request, says that the process is ready, and an empty request is only answered. The process ends
@@ -44,7 +44,7 @@ def main(lifeline: int | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if lifeline is not None:
         _end_with(lifeline)
-    # What libraries print must not get between the answers.
+    # The output of libraries must not get between the answers.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     requests = sys.stdin.buffer
@@ -55,7 +55,7 @@ def main(lifeline: int | None) -> None:
 
 
 def _end_with(lifeline: int) -> None:
-    """Let the kernel end this process when the other end of a pipe closes, whatever holds the GIL then."""
+    """Let the kernel end this process when the other end of a pipe closes, even if other code holds the GIL."""
     with contextlib.suppress(ImportError, AttributeError, OSError):
         import fcntl
 
@@ -142,7 +142,7 @@ def _failed(reason: str, code: int, text: str, started: int) -> Outcome:
 def _warm_up() -> None:
     """Import qiskit and qiskit-aer and run one small circuit with and without noise."""
     with contextlib.suppress(ImportError):
-        # Everything that the other modules import from these packages on first use.
+        # Imports everything that the other modules import from these packages on first use.
         for name in ("qiskit.qpy", "qiskit_aer.library", "qiskit_qasm3_import"):
             import_module(name)
     for noisy in (False, True):

@@ -68,7 +68,7 @@ class WorkerProcess:
             self._changed.notify()
 
     def warm_up(self) -> Future[None]:
-        """Start the process if there is none, import the simulator and try it out."""
+        """Start the process if there is none, and import and warm up the simulator."""
         ready: Future[None] = Future()
         self.submit(Task({}, lambda outcome: ready.set_result(None)))
         return ready

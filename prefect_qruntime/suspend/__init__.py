@@ -1,1 +1,1 @@
-"""Flow runs that give their worker back while a job is queued, and the process that resumes them."""
+"""Suspend flow runs while a job is queued, so that their worker is free, and resume them in another process."""

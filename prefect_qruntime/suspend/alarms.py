@@ -1,6 +1,6 @@
-"""Watch over an instance: alarms as events, and one artifact that shows how it stands.
+"""Monitor an instance: alarms as events, and one artifact that shows its state.
 
-Each alarm has an identity that its cause gives it (a session and the jobs it has had, a day, a lock's row). Its event's
+Each alarm is identified by its cause (a session and the jobs it has had, a day, a lock's row). Its event's
 id is made of that, and Prefect keeps and acts on the first event of an id. So an alarm is given once for each crossing,
 by however many watchers and however often they are restarted.
 """
@@ -37,23 +37,23 @@ __all__ = ["Alarm", "InstanceView", "InstanceWatch", "alarms", "board"]
 log = get_logger(__name__)
 
 _HISTORY = timedelta(days=28)
-_HISTORY_AGAIN = 3600.0  # seconds after which the past is read anew
+_HISTORY_AGAIN = 3600.0  # seconds after which the past is read again
 _DAY = timedelta(days=1)
-_LEAST_DAYS = 5  # of the past on which something was spent, before a day can be called unusual
-_LEAST_SECONDS = 60.0  # below which no day is unusual
+_LEAST_DAYS = 5  # past days with some usage that are needed before a day can be called unusual
+_LEAST_SECONDS = 60.0  # QPU seconds below which no day is unusual
 _ROWS = 20
 _PERIOD_DAYS = 28
 
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """Something that an administrator wants to hear of once.
+    """A condition that is reported to an administrator once.
 
     Attributes:
         event: The event's name.
         about: What it is about: kind and id of the event's resource.
-        cause: Tells this crossing from earlier and later ones.
-        text: For people.
+        cause: Distinguishes this crossing from earlier and later ones.
+        text: The message for people.
         facts: The event's payload.
     """
 
@@ -71,12 +71,12 @@ class Alarm:
 
 @dataclass(frozen=True, slots=True)
 class InstanceView:
-    """An instance at one moment.
+    """The state of an instance at one moment.
 
     Attributes:
-        name: Names the instance; made of its CRN.
-        block: The credentials block that it was looked at with.
-        now: When.
+        name: Identifies the instance; made from its CRN.
+        block: The credentials block with which it was read.
+        now: The moment.
         usage: Its allowance.
         live: Jobs that are not over.
         past: Jobs of the last four weeks.
@@ -99,7 +99,7 @@ class InstanceView:
 
 
 def alarms(view: InstanceView, settings: QuantumRuntimeSettings) -> list[Alarm]:
-    """All alarms whose cause is there now; those given before among them, with the same ids."""
+    """All alarms whose cause exists now, including those raised before, with the same ids."""
     found = [*_allowance(view, settings), *_idle(view, settings), *_unowned(view), *_unusual(view, settings)]
     for lock in view.locks:
         if lock.is_stuck:
@@ -115,7 +115,7 @@ def _allowance(view: InstanceView, settings: QuantumRuntimeSettings) -> Iterable
     whole = view.usage.consumed_seconds + left
     percent = settings.alarm_allowance_percent
     if left <= whole * percent / 100:
-        # A period that moves along with the days counts as one of four weeks.
+        # A period that moves with the days counts as one of four weeks.
         start = view.usage.period_start or view.now
         period = int(start.timestamp() // (86400 * _PERIOD_DAYS))
         text = f"{left:g} of {whole:g} QPU seconds are left, {percent:g} % or less."
@@ -157,7 +157,7 @@ def _unusual(view: InstanceView, settings: QuantumRuntimeSettings) -> Iterable[A
     today = spent.pop(0, 0.0)
     if sum(value > 0 for value in spent.values()) < _LEAST_DAYS or today < _LEAST_SECONDS:
         return
-    # The days since the first purchase, those without one included.
+    # The days since the first job, including days without one.
     usual = sum(spent.values()) / max(spent)
     highest = max(spent.values())
     if today > settings.alarm_spending_factor * usual and today > highest:
@@ -169,11 +169,11 @@ def _unusual(view: InstanceView, settings: QuantumRuntimeSettings) -> Iterable[A
         yield Alarm("qruntime.spending.unusual", ("instance", view.name), view.now.date().isoformat(), text, facts)
 
 
-# ---- the board -----------------------------------------------------------------------------------------------
+# ---- the artifact --------------------------------------------------------------------------------------------
 
 
 def board(view: InstanceView, raised: Sequence[Alarm]) -> str:
-    """The instance as Markdown."""
+    """The instance's state as Markdown."""
     usage = view.usage
     left = "no limit" if usage.remaining_seconds is None else f"{usage.remaining_seconds:g} s left"
     parts = [
@@ -237,7 +237,7 @@ def _at(moment: datetime | None) -> str:
 
 
 class InstanceWatch:
-    """What a watcher remembers of one instance between its looks: nothing that matters after a restart."""
+    """A watcher's state of one instance between its checks; nothing that matters after a restart."""
 
     def __init__(self, block: str) -> None:
         self._block = block
@@ -247,16 +247,16 @@ class InstanceWatch:
         self._closed: LRUCache[str, bool] = LRUCache(4096)
 
     async def look(self, client: QuantumRuntimeClient) -> list[Alarm]:
-        """Give the alarms, bring the board up to date, close sessions over their limit. Runs on the network loop.
+        """Raise alarms, update the artifact, and close sessions over their limit. Runs on the network loop.
 
         Raises:
-            QuantumRuntimeError: The service could not be asked.
-            Exception: Whatever Prefect's API raises.
+            QuantumRuntimeError: The service did not answer.
+            Exception: An error of Prefect's API.
         """
         try:
             await close_at_limit(client)
-        except QuantumRuntimeError as error:  # again at the next look
-            log.warning("sessions over their budget's limit could not be closed: %s", error)
+        except QuantumRuntimeError as error:  # again at the next check
+            log.warning("Sessions over their budget's limit could not be closed: %s", error)
         view = await self._view(client)
         raised = alarms(view, current_settings())
         for one in raised:
@@ -270,7 +270,7 @@ class InstanceWatch:
     async def _sessions(self, client: QuantumRuntimeClient, live: Sequence[Job], now: datetime) -> list[Session]:
         """The open sessions: those of known jobs, and those among the workloads of the last day."""
         ids = dict.fromkeys(job.session_id for job in (*live, *self._past.values()) if job.session_id)
-        with contextlib.suppress(NotFound):  # such a host has no workloads; its sessions are known by their jobs
+        with contextlib.suppress(NotFound):  # such a host has no workloads; its sessions are found by their jobs
             for item in await client.workloads(created_after=now - _DAY, limit=200):
                 if str(item.get("mode")) in ("session", "batch") and item.get("id"):
                     ids[str(item["id"])] = None

@@ -1,4 +1,4 @@
-"""How a wait that was handed over ends: reported, resumed, or cancelled with its flow run.
+"""End a wait that was handed over: report it, resume its flow run, or cancel its job with the flow run.
 
 Each may be done twice, by two watchers or by one that was killed in between: the second time changes nothing.
 """
@@ -37,7 +37,7 @@ def owner(wait: Wait) -> str | None:
 
 
 def describe(wait: Wait) -> str:
-    """For whom the job is followed."""
+    """Name what the job is followed for: a flow run or an event."""
     return f"flow run {wait.flow_run_id}" if wait.key is not None else "an event"
 
 
@@ -60,19 +60,19 @@ def emit_end(job: Job, *, flow_run_id: str | None, block: str | None, left: bool
 
 
 async def resume(wait: Wait) -> bool:
-    """Resume the flow run; False if somebody else did, or if it can not be."""
+    """Resume the flow run; False if another process did, or if it cannot be resumed."""
     assert wait.flow_run_id is not None  # noqa: S101  # only flow runs are suspended
     answer = await (await api()).resume_flow_run(wait.flow_run_id)
     if answer.status is SetStateStatus.ACCEPT:
-        log.info("resumed flow run %s: job %s is over", wait.flow_run_id, wait.job_id)
+        log.info("Resumed flow run %s: job %s is over.", wait.flow_run_id, wait.job_id)
         return True
     reason = getattr(answer.details, "reason", None)
-    log.warning("flow run %s was not resumed: %s", wait.flow_run_id, reason or "no reason given")
+    log.warning("Flow run %s was not resumed: %s", wait.flow_run_id, reason or "no reason given")
     return False
 
 
 async def reconcile(wait: Wait) -> bool:
-    """See to a wait whose flow run is not suspended for it any more: cancelled, resumed by somebody else, gone.
+    """Complete a wait whose flow run is no longer suspended for it: cancelled, resumed by another process, or deleted.
 
     A suspended flow run has no process, so Prefect cancels it at once and runs no hook.
 
@@ -98,12 +98,12 @@ async def reconcile(wait: Wait) -> bool:
                 await cancel_jobs_of(client, str(flow_run.id), [wait.job_id])
         except NotFound as error:
             # Deleted from the service: nothing is left to cancel.
-            log.warning("job %s of flow run %s: %s", wait.job_id, flow_run.id, error)
+            log.warning("Job %s of flow run %s: %s", wait.job_id, flow_run.id, error)
         finally:
             await hooks.clean_up(flow_run, cancel_jobs=wait.policy == "cancel", drain=wait.policy == "detach")
-        log.info("flow run %s was cancelled: policy %s for its jobs", flow_run.id, wait.policy)
+        log.info("Flow run %s was cancelled: policy %s for its jobs.", flow_run.id, wait.policy)
     elif flow_run.state is None or not flow_run.state.is_final():
-        # Run again after a crash it may be about to be suspended by this very note. The note goes when it is over.
+        # After a crash the flow run may be about to be suspended with this same note, which is dropped at its end.
         return False
     await waits.drop_note(wait)
     return cancelled
@@ -123,7 +123,7 @@ async def claimed(flow_run_id: UUID, pause_key: str) -> AsyncIterator[bool]:
         pause_key: What it is suspended with.
 
     Yields:
-        Whether the claim is ours; else another watcher is at it.
+        Whether the claim is ours; otherwise another watcher is resuming the flow run.
 
     Raises:
         Exception: Prefect's API failed.
@@ -139,23 +139,23 @@ async def claimed(flow_run_id: UUID, pause_key: str) -> AsyncIterator[bool]:
 
 
 async def _claim(flow_run_id: UUID, first: str) -> str | None:
-    """The name of our claim, or None: the last one in the row is another's and may still be used."""
+    """The name of our claim, or None: the last claim is another watcher's and may still be in use."""
     if (now := await _create(flow_run_id, first)) is None:
         return first
-    # A row of dead watchers: only who makes its next one has it.
+    # Claims of dead watchers: only the creator of the next one holds the claim.
     row = await (await api()).filter_flow_run_input(flow_run_id, first, limit=_MOST, exclude_keys=set())
     name = next_claim(first, {claim.key: claim.created for claim in row}, now)
     return name if name is not None and await _create(flow_run_id, name) is None else None
 
 
 async def _create(flow_run_id: UUID, name: str) -> datetime | None:
-    """Make a claim; returns None, or what time it is for Prefect where there is one of this name already."""
+    """Create a claim; returns None, or Prefect's time if a claim of this name exists."""
     try:
         await (await api()).create_flow_run_input(flow_run_id, name, "claimed")
     except PrefectHTTPStatusError as error:
         if error.response.status_code != 409:
             raise
-        # The clocks of two hosts may differ, so the age of a claim is told by Prefect's own.
+        # The clocks of two hosts may differ, so the age of a claim is measured by Prefect's clock.
         with suppress(KeyError, ValueError):
             return parsedate_to_datetime(error.response.headers["date"])
         return datetime.now(UTC)

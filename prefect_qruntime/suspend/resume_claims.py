@@ -1,8 +1,8 @@
 """Decide which claim on a resumption is the next one: a rule without clock and network, for `claims`.
 
 A claim is a row that only one of several watchers can create, because its name is unique. A watcher that dies leaves
-its claim behind. No watcher deletes the claim of another, which may just have been made: one that finds only claims
-that have stood too long makes the next in the row, `…-2`, `…-3`, and again only one of several can.
+its claim behind. No watcher deletes the claim of another, which may be new: a watcher that finds only claims that
+are too old makes the next one, `…-2`, `…-3`, and again only one of several can.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 __all__ = ["STALE", "next_claim"]
 
 STALE = timedelta(seconds=60)
-"""Age from which a claim is taken for that of a dead watcher. Resuming a flow run must never take as long."""
+"""Age from which a claim counts as that of a dead watcher. Resuming a flow run must never take as long."""
 
 
 def next_claim(first: str, row: Mapping[str, datetime | None], now: datetime) -> str | None:
@@ -25,8 +25,8 @@ def next_claim(first: str, row: Mapping[str, datetime | None], now: datetime) ->
         now: The time by the clock that dated them.
 
     Returns:
-        The name; None if a claim may still be in use, or if there is none any more: it was given back just now, and
-        the next look may create the first one again.
+        The name; None if a claim may still be in use, or if there is no claim any more: it was just released, and the
+        next check may create the first one again.
 
     Example:
         ```python

@@ -1,4 +1,4 @@
-"""Hand a wait over to a watcher: give the worker back until the job is over, or leave the job altogether.
+"""Hand a wait over to a watcher: release the worker until the job is over, or leave the job to the watcher.
 
 `prefect-qruntime watch` (or the flow `watch_jobs`) follows what is handed over here.
 """
@@ -28,7 +28,7 @@ __all__ = ["aleave_to_watcher", "asuspend_until_done", "leave_to_watcher", "susp
 
 
 def suspend_until_done(credentials: QuantumRuntimeCredentials, job: JobLike) -> Job:
-    """Give the worker back until the job is over; for waits of hours and days. Costs nothing.
+    """Release the worker until the job is over; for waits of hours and days. Costs nothing.
 
     Call it in the flow, not in a task. A job that is over is returned at once. Else the flow run is suspended
     and its process ends; `prefect-qruntime watch` resumes it when the job is over. Then Prefect runs the flow
@@ -88,7 +88,7 @@ async def asuspend_until_done(credentials: QuantumRuntimeCredentials, job: JobLi
 
 
 def leave_to_watcher(credentials: QuantumRuntimeCredentials, job: JobLike) -> JobRef:
-    """Ask the watcher to report the job's end by an event, and go on without waiting. Costs nothing.
+    """Let the watcher report the job's end by an event, and continue without waiting. Costs nothing.
 
     The watcher emits `qruntime.job.completed`, `.failed` or `.cancelled` with the label
     `qruntime.left-to-watcher: true` and, in the payload, `job_id` and `credentials_block`: enough for an
@@ -133,29 +133,30 @@ def _obstacle(credentials: QuantumRuntimeCredentials) -> str:
 
 
 def _warn(obstacle: str) -> None:
-    notifications.log_to_run(f"{obstacle}: waiting for the job in this process instead", level=logging.WARNING)
+    text = f"The flow run is not suspended: {obstacle}. It waits for the job in this process."
+    notifications.log_to_run(text, level=logging.WARNING)
 
 
 def _flow_run_id() -> UUID:
     context = FlowRunContext.get()
-    assert context is not None  # noqa: S101  # _obstacle has looked
+    assert context is not None  # noqa: S101  # _obstacle has checked it
     assert context.flow_run is not None  # noqa: S101
     return context.flow_run.id
 
 
 async def _end(credentials: QuantumRuntimeCredentials, ref: JobRef) -> Job | None:
-    """The job if it is over, as the service shows it now; None if the flow run may be suspended (again)."""
+    """The job's present state if it is over; None if the flow run may be suspended (again)."""
     try:
         job = await credentials.get_client().look(ref.id)
     except QuantumRuntimeError as error:
         if not error.is_outage:
             raise
-        notifications.log_to_run(f"no answer about job {ref.id} for now: {error}", level=logging.WARNING)
+        notifications.log_to_run(f"No answer about job {ref.id} for now: {error}", level=logging.WARNING)
         return None
     if not job.is_terminal:
         return None
     notifications.log_to_run(f"job {job.id} is over (state {job.raw_status!r})")
-    emit_end(job, flow_run_id=str(_flow_run_id()), block=block_name(credentials))  # once, if the watcher did
+    emit_end(job, flow_run_id=str(_flow_run_id()), block=block_name(credentials))  # only once, even with a watcher
     await notifications.job_ended(job, [])
     failure = job_error(job)
     if failure is not None:
@@ -164,12 +165,12 @@ async def _end(credentials: QuantumRuntimeCredentials, ref: JobRef) -> Job | Non
 
 
 async def _note(credentials: QuantumRuntimeCredentials, ref: JobRef) -> str:
-    """Note the wait and return the key to suspend with."""
+    """Record the wait and return the key to suspend with."""
     flow_run_id, block = _flow_run_id(), block_name(credentials)
     key = waits.pause_key(ref.id, await waits.used_keys(flow_run_id))
     await waits.note_suspended(ref.id, block=block or "", flow_run_id=flow_run_id, key=key, policy=policy())
     notifications.log_to_run(
-        f"giving the worker back until job {ref.id} is over; `prefect-qruntime watch` resumes this flow run"
+        f"releasing the worker until job {ref.id} is over; `prefect-qruntime watch` resumes this flow run"
     )
     return key
 

@@ -1,8 +1,8 @@
-"""Waits that flows hand over to a watcher in another process: what is noted in Prefect about each.
+"""Record in Prefect the waits that flows hand over to a watcher in another process.
 
-That a flow run is suspended, and for which job, is told by its own state: the pause key names the job. The
-note beside it tells what the state cannot: with which credentials block the job is looked at, and what becomes
-of the job when the run is cancelled. A note exists as long as its wait does.
+A flow run's own state says that it is suspended and for which job: the pause key names the job. A note holds what
+the state cannot: the credentials block with which the job is read, and what happens to the job when the run is
+cancelled. A note exists as long as its wait does.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ __all__ = [
 ]
 
 _KEY = "job-"
-_TURN = "#"  # no part of a job id
+_TURN = "#"  # never part of a job id
 _LEFT = "left-"
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """One wait handed over.
+    """One wait that was handed over.
 
     Attributes:
         job_id: The job.
         block: Name of the credentials block.
         flow_run_id: The flow run suspended for the job, or the one that left it.
-        key: The pause key; None where no flow run is suspended and only an event is wanted.
+        key: The pause key; None if no flow run is suspended and only an event is wanted.
         policy: What happens to the job when the flow run is cancelled.
         note: Id of the note in Prefect.
     """
@@ -96,10 +96,10 @@ def pause_key_of(state: State | None) -> str | None:
 
 
 async def note_suspended(job_id: str, *, block: str, flow_run_id: UUID, key: str, policy: str) -> None:
-    """Note that a flow run is about to be suspended for a job.
+    """Record that a flow run is about to be suspended for a job.
 
     Raises:
-        Exception: Prefect's API failed; then the run must not be suspended, because nothing would wake it.
+        Exception: Prefect's API failed; then the run must not be suspended, because nothing would resume it.
     """
     text = f"Suspended until job `{job_id}` is over. `prefect-qruntime watch` resumes this flow run."
     meta = {"job": job_id, "block": block, "key": key, "policy": policy, "flow_run": str(flow_run_id)}
@@ -107,7 +107,7 @@ async def note_suspended(job_id: str, *, block: str, flow_run_id: UUID, key: str
 
 
 async def note_left(job_id: str, *, block: str, flow_run_id: str | None) -> None:
-    """Note that a job's end is to be reported by an event, without a wait for it.
+    """Record that a job's end is to be reported by an event, without a wait for it.
 
     Raises:
         Exception: Prefect's API failed.
@@ -132,7 +132,7 @@ def _wait(record: Record) -> Wait | None:
 
 
 async def notes(*, flow_run_ids: list[UUID] | None = None, of: FlowRunFilter | None = None) -> list[Wait]:
-    """The waits noted: those of some flow runs, those of flow runs that `of` selects, or else those left."""
+    """Read the recorded waits: those of some flow runs, of flow runs that `of` selects, or else of jobs left."""
     left = flow_run_ids is None and of is None
     found = await find_records("wait", flow_run_ids=flow_run_ids, of=of, prefix=_LEFT if left else "")
     waits = [wait for record in found if (wait := _wait(record)) is not None]
@@ -140,12 +140,12 @@ async def notes(*, flow_run_ids: list[UUID] | None = None, of: FlowRunFilter | N
 
 
 async def drop_note(wait: Wait) -> None:
-    """The wait is over. Repeat-safe."""
+    """Delete the note of a wait that is over. May be called twice."""
     await drop_record(wait.note)
 
 
 async def used_keys(flow_run_id: UUID) -> set[str]:
-    """The pause keys that a flow run has used up."""
+    """The pause keys that a flow run has used."""
     flow_run = await (await api()).read_flow_run(flow_run_id)
     return set(flow_run.empirical_policy.pause_keys or ())
 
@@ -154,7 +154,7 @@ _PAGE = 200
 
 
 async def suspended(known: Iterable[UUID]) -> AsyncIterator[list[FlowRun]]:
-    """Pages of the flow runs that are suspended, those in `known` left out."""
+    """Read the suspended flow runs page by page, without those in `known`."""
     left_out = set(known)
     while True:
         page = await (await api()).read_flow_runs(
@@ -175,7 +175,7 @@ async def suspended(known: Iterable[UUID]) -> AsyncIterator[list[FlowRun]]:
 
 
 async def no_longer_suspended(flow_run_ids: list[UUID]) -> list[UUID]:
-    """Those of the flow runs that are in another state now."""
+    """The given flow runs that are no longer suspended."""
     if not flow_run_ids:
         return []
     wanted = FlowRunFilter(
@@ -186,7 +186,7 @@ async def no_longer_suspended(flow_run_ids: list[UUID]) -> list[UUID]:
 
 
 async def is_suspended_with(flow_run_id: UUID, key: str) -> bool:
-    """Whether a flow run is suspended with this very key now."""
+    """Whether a flow run is suspended with this key now."""
     try:
         flow_run = await (await api()).read_flow_run(flow_run_id)
     except ObjectNotFound:

@@ -1,7 +1,7 @@
-"""The watcher: follows the jobs of suspended flow runs, and of flows that left theirs, in one process.
+"""Watch the jobs of suspended flow runs, and the jobs that flows left to the watcher, in one process.
 
-It keeps nothing to itself: which flow run waits for which job is in Prefect, how the jobs are is with the
-service. So a watcher may be killed at any moment and another one goes on, and two at once do no harm.
+It has no state of its own: Prefect knows which flow run waits for which job, and the service knows the jobs'
+states. So a watcher may be killed at any moment, another one continues its work, and two at once do no harm.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobStatus
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.events import Observation
+from prefect_qruntime.printable import many
 from prefect_qruntime.redact import get_logger, redact
 from prefect_qruntime.settings import current_settings
 from prefect_qruntime.suspend import resume, waits
@@ -37,17 +38,17 @@ __all__ = ["WatchReport", "arun_watch", "run_watch"]
 
 log = get_logger(__name__)
 
-_ALL_AGAIN = 120.0  # seconds after which everything in Prefect is read anew, not only what is new
-_AGAIN = 60.0  # seconds until a wait that failed is taken up again
-_CLAIMED = 15.0  # seconds until a wait that another watcher ends is looked at again
+_ALL_AGAIN = 120.0  # seconds after which everything in Prefect is read again, not only what is new
+_AGAIN = 60.0  # seconds until a wait that failed is tried again
+_CLAIMED = 15.0  # seconds until a wait that another watcher ends is checked again
 _PATIENCE = Deadlines()
-_AT_ONCE = 2  # waits that are ended at the same time: a Prefect server on SQLite stands still when asked for more
-_INSTANCE = 60.0  # seconds for one look at an instance
+_AT_ONCE = 2  # waits that are ended at the same time: a Prefect server on SQLite stalls with more
+_INSTANCE = 60.0  # seconds for one check of an instance
 _EVENTS_OUT = 10.0  # seconds that events may take to reach Prefect
 
 
 class WatchReport(BaseModel):
-    """What a watcher did: flow runs resumed, jobs reported, flow runs whose jobs were cancelled with them."""
+    """The work of a watcher: flow runs resumed, jobs reported, flow runs whose jobs were cancelled with them."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -64,10 +65,10 @@ def run_watch(
     """Follow the jobs that flow runs are suspended for, and resume each flow run when its job is over.
 
     Args:
-        blocks: Names of the credentials blocks to look after; None for all.
-        once: Look once and return, for a schedule.
-        interval: Seconds between looks for newly suspended flow runs.
-        duration: Seconds to watch; None for no end.
+        blocks: Names of the credentials blocks to watch; None for all.
+        once: Poll once and return, for a schedule.
+        interval: Seconds between polls for newly suspended flow runs.
+        duration: Seconds to watch; None for no limit.
 
     Returns:
         What was done.
@@ -97,7 +98,7 @@ async def _watch(blocks: Iterable[str] | None, *, once: bool, interval: float, d
             if once:
                 await watcher.ended()
                 break
-            pause = interval * random.uniform(0.8, 1.2)  # noqa: S311  # so that two watchers do not march in step
+            pause = interval * random.uniform(0.8, 1.2)  # noqa: S311  # so that two watchers do not poll in step
             if until is not None and time.monotonic() + pause >= until:
                 await asyncio.sleep(max(0.0, until - time.monotonic()))
                 break
@@ -136,19 +137,19 @@ class _Watcher:
         self._looking: asyncio.Task[None] | None = None
 
     def report(self) -> WatchReport:
-        """What was done so far."""
+        """The work done so far."""
         return WatchReport(**self._counts, problems=list(self._problems.values()))
 
-    # ---- what Prefect says ---------------------------------------------------------------------
+    # ---- polling Prefect -----------------------------------------------------------------------
 
     async def look(self) -> None:
-        """Take up new waits, let go of those that ended otherwise. Prefect may be away; then next time."""
+        """Start new waits and drop those that ended elsewhere. If Prefect does not answer, the next poll does it."""
         for step in (self._drop_told, self._look_at_all, self._new_ones, self._those_that_left, self._left_jobs):
             try:
                 await step()
             except Exception as error:
                 self._problem("prefect", f"Prefect's API did not answer: {type(error).__name__}")
-                log.warning("Prefect's API did not answer, looking again later", exc_info=True)
+                log.warning("Prefect's API did not answer. It is polled again later.", exc_info=True)
                 return
         self._problems.pop("prefect", None)
         self._look_at_instances()
@@ -157,7 +158,7 @@ class _Watcher:
                 entry.task = asyncio.create_task(self._follow(entry))
 
     def _look_at_instances(self) -> None:
-        """Now and then look after the instances too, beside the waits: one that does not answer holds up none."""
+        """Check the instances from time to time, beside the waits: one that does not answer delays no other."""
         every = current_settings().watch_instance_seconds
         busy = self._looking is not None and not self._looking.done()
         if every and not self._once and not busy and time.monotonic() >= self._instances_at:
@@ -168,7 +169,7 @@ class _Watcher:
         try:
             blocks = sorted(self._blocks) if self._blocks is not None else await saved_blocks()
         except Exception:
-            log.warning("Prefect's API did not answer, so no instance is looked after now", exc_info=True)
+            log.warning("Prefect's API did not answer, so no instance is checked now.", exc_info=True)
             return
         seen = set[str]()
         for block in blocks:
@@ -179,10 +180,10 @@ class _Watcher:
                     async with asyncio.timeout(_INSTANCE):
                         await self._instances.setdefault(block, InstanceWatch(block)).look(client)
             except Exception as error:  # no wait depends on it
-                log.warning("the instance of %s could not be looked after: %s", block, redact(str(error)))
+                log.warning("The instance of %s could not be checked: %s", block, redact(str(error)))
 
     async def _look_at_all(self) -> None:
-        """Now and then forget what was learnt, and see to what happened while no watcher was there."""
+        """From time to time drop what was learnt, and process what happened while no watcher ran."""
         self._all = time.monotonic() >= self._all_at
         if not self._all:
             return
@@ -200,7 +201,7 @@ class _Watcher:
         left_out = set() if self._all else self._not_ours | {run for run in known if run is not None}
         async for page in waits.suspended(left_out):
             keys = {flow_run.id: waits.pause_key_of(flow_run.state) for flow_run in page}
-            # Suspended again since, for another job: then what is followed for it is out of date.
+            # Suspended again since, for another job: then the wait that is followed is outdated.
             fresh = {run: key for run, key in keys.items() if run not in known or known[run].wait.key != key}
             ours = [run for run, key in fresh.items() if waits.job_of(key) is not None]
             noted = {
@@ -237,14 +238,14 @@ class _Watcher:
     def _take(self, wait: Wait) -> None:
         self._followed[wait.note] = _Followed(wait)
         self._counts["followed"] += 1
-        log.info("following job %s for %s", wait.job_id, resume.describe(wait))
+        log.info("Watching job %s for %s.", wait.job_id, resume.describe(wait))
 
     def _let_go(self, entry: _Followed) -> None:
         self._followed.pop(entry.wait.note, None)
         if entry.task is not None and entry.task is not asyncio.current_task():
             entry.task.cancel()
 
-    # ---- what the service says -----------------------------------------------------------------
+    # ---- polling the service -------------------------------------------------------------------
 
     async def _client(self, block: str) -> QuantumRuntimeClient:
         async with self._loading:
@@ -259,16 +260,16 @@ class _Watcher:
             if end is not None:
                 await self._end(entry, end)
         except Exception as error:
-            # Ours or Prefect's: whatever it is, this wait is taken up again and the others go on.
+            # Any error, ours or Prefect's: this wait is tried again and the others continue.
             self._problem(str(wait.note), f"job {wait.job_id} for {resume.describe(wait)}: {error}")
-            log.warning("job %s for %s: %s; taken up again later", wait.job_id, resume.describe(wait), error)
+            log.warning("Job %s for %s is tried again later: %s", wait.job_id, resume.describe(wait), error)
             self._clients.pop(wait.block, None)
             entry.ending, entry.task, entry.not_before = False, None, time.monotonic() + _AGAIN
         else:
             self._problems.pop(str(wait.note), None)
 
     async def _end_of_job(self, entry: _Followed) -> Job | NotFound | None:
-        """The job when it is over; the error where the service does not know it; None for not yet."""
+        """The job when it is over; the error if the service does not know it; None if it is not over."""
         wait = entry.wait
         client = await self._client(wait.block)
         try:
@@ -286,11 +287,11 @@ class _Watcher:
             return error
 
     async def _end(self, entry: _Followed, end: Job | NotFound) -> None:
-        """Tell of the end, and resume the flow run unless somebody else does."""
+        """Report the job's end, and resume the flow run unless another watcher does."""
         entry.ending = True
         async with self._gate:
             if isinstance(end, NotFound):
-                log.warning("job %s for %s: %s", entry.wait.job_id, resume.describe(entry.wait), end)
+                log.warning("Job %s for %s: %s", entry.wait.job_id, resume.describe(entry.wait), end)
             if entry.wait.key is not None and entry.wait.flow_run_id is not None:
                 await self._end_suspension(entry, end, entry.wait.flow_run_id, entry.wait.key)
                 return
@@ -304,7 +305,7 @@ class _Watcher:
     async def _end_suspension(self, entry: _Followed, end: Job | NotFound, flow_run_id: UUID, key: str) -> None:
         wait = entry.wait
         async with claimed(flow_run_id, key) as mine:
-            if not mine:  # another watcher is at it; the next look tells whether it lived to do it
+            if not mine:  # another watcher is resuming it; the next check shows whether it succeeded
                 entry.ending, entry.task, entry.not_before = False, None, time.monotonic() + _CLAIMED
                 return
             if not await waits.is_suspended_with(flow_run_id, key):
@@ -313,7 +314,7 @@ class _Watcher:
                 return
             if isinstance(end, Job):
                 _tell(wait, end)
-            # The resumed flow completes the job's record, and says so of a job that the service does not know.
+            # The resumed flow completes the job's record, also of a job that the service does not know.
             self._counts["resumed"] += await resume.resume(wait)
             await waits.drop_note(wait)
             self._let_go(entry)
@@ -322,7 +323,7 @@ class _Watcher:
         try:
             self._counts["cancelled"] += await resume.reconcile(wait)
         except (QuantumRuntimeError, ValueError) as error:
-            self._problem(str(wait.note), f"cancelling the jobs of flow run {wait.flow_run_id}: {error}")
+            self._problem(str(wait.note), f"The jobs of flow run {wait.flow_run_id} could not be cancelled: {error}")
         else:
             self._problems.pop(str(wait.note), None)
 
@@ -337,21 +338,21 @@ class _Watcher:
             timeout=_EVENTS_OUT, at_exit=False
         )
         _, on_their_way = await out or (set(), set())
-        if on_their_way:  # perhaps lost: the notes stay, and who takes them up tells again, by events of the same ids
-            log.warning("Events did not reach Prefect: %s jobs are reported again.", len(told))
+        if on_their_way:  # perhaps lost: the notes stay, and a watcher reports them again, by events of the same ids
+            log.warning("Events did not reach Prefect. %s will be reported again.", many(len(told), "job"))
             return
         for wait in told:
             await waits.drop_note(wait)
 
     async def ended(self) -> None:
-        """Wait for the looks at all jobs; for a watcher that looks once."""
+        """Wait until all jobs were checked; for a watcher that polls once."""
         tasks = [entry.task for entry in self._followed.values() if entry.task is not None]
         if self._looking is not None:
             tasks.append(self._looking)
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def stop(self) -> None:
-        """Stop following; nothing is lost by it."""
+        """Stop watching; nothing is lost by that."""
         tasks = [entry.task for entry in self._followed.values() if entry.task is not None]
         if self._looking is not None:
             tasks.append(self._looking)
@@ -361,7 +362,7 @@ class _Watcher:
         try:
             await self._drop_told()
         except Exception:
-            log.warning("Prefect's API did not answer, so another watcher may report a job again", exc_info=True)
+            log.warning("Prefect's API did not answer, so another watcher may report a job again.", exc_info=True)
 
     def _problem(self, about: str, text: str) -> None:
         self._problems[about] = redact(text)

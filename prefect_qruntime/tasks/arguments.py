@@ -1,4 +1,4 @@
-"""What callers pass to the tasks: one definition of a submission's parameters, and handles in one form each."""
+"""The arguments of the tasks: one definition of a submission's parameters, and handles in one form each."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Submission(TypedDict, total=False):
         backend: A backend or its name.
         program_id: `sampler`, `estimator`, or with `params` any other.
         session: Session or batch to run in.
-        shots: Shots for PUBs that name none.
+        shots: Shots for PUBs without shots of their own.
         options: Options of the primitive.
         params: Raw payload of any program, in place of `pubs`.
         tags: At most six tags of your own, each of at most 86 characters.
@@ -85,7 +85,7 @@ class Submission(TypedDict, total=False):
         submission_key: Identity of this submission across flow runs, for instance deployment and scheduled
             time; it replaces flow run and call order.
         check_isa: Compare the circuits with the backend's configuration before anything is sent.
-        transpile: Transpile the circuits for the backend (needs `[qiskit]`). Never done unasked.
+        transpile: Transpile the circuits for the backend (needs `[qiskit]`). Off by default.
         require_online: Refuse to submit to a backend that is paused or offline. By default the job queues there, and
             the log says so.
         budget: A `Budget` or the name of a saved one, checked before anything is sent. In `.map` pass
@@ -150,7 +150,7 @@ def spelled_out(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def as_job(job: JobLike) -> JobRef:
-    """A handle from whatever names a job.
+    """A handle for a job, from any value that names it.
 
     Raises:
         InvalidInput: It names none.
@@ -166,7 +166,7 @@ def as_job(job: JobLike) -> JobRef:
 
 
 def as_session(session: SessionLike | None) -> SessionRef | None:
-    """A session handle from whatever names one.
+    """A session handle, from any value that names a session.
 
     Raises:
         InvalidInput: It names none.
@@ -237,7 +237,7 @@ def digest_fields(fields: dict[str, Any]) -> dict[str, Any]:
 async def plan_submission(credentials: QuantumRuntimeCredentials, pubs: Any, submission: Submission) -> Plan:
     """Check everything that costs nothing to check; transpile only if asked to.
 
-    Large inputs are read in a thread of their own, so that the network loop goes on meanwhile.
+    Large inputs are read in a thread of their own, so that the network loop continues meanwhile.
 
     Raises:
         InvalidInput: A field is wrong; it is named.

@@ -1,4 +1,4 @@
-"""Read what an instance has (rights, backends, usage): the tasks and what they do."""
+"""Read an instance's rights, backends and usage: the tasks and their bodies."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from prefect_qruntime.models import Backend, InstanceReport, JobRef, Usage
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.live_line import was_waited_for
 from prefect_qruntime.observability.progress import backend_words, line_of
-from prefect_qruntime.observability.run_page import in_background
+from prefect_qruntime.observability.run_summary import in_background
+from prefect_qruntime.printable import many
 from prefect_qruntime.tasks.decorators import blocking, in_flow, repeats
 
 __all__ = [
@@ -47,7 +48,7 @@ __all__ = [
 HELD_AFTER = 5.0
 """Seconds after a submission from which a job that is not running may be held by its backend."""
 STATE_AGE = 270.0
-"""Seconds for which a backend's state and queue are news enough for the log and the run page."""
+"""Seconds for which a backend's state and queue are recent enough for the log and the run page."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 60.0  # seconds between polls for a backend that is online
 
 
@@ -89,7 +90,7 @@ async def aauthenticate(credentials: QuantumRuntimeCredentials) -> InstanceRepor
         notifications.log_to_run(problem, level=logging.WARNING)
     left = report.usage.remaining_seconds if report.usage else None
     notifications.log_to_run(
-        f"authenticated at {report.host}, region {report.region}, {len(report.backends)} backends, "
+        f"authenticated at {report.host}, region {report.region}, {many(len(report.backends), 'backend')}, "
         + (f"{left:g} QPU seconds left" if left is not None else "no usage limit known")
     )
     return report
@@ -127,7 +128,7 @@ async def alist_backends(
         and (simulator is None or backend.simulator is simulator)
     ]
     listed = [f"{backend.name} ({backend.status})" for backend in found]
-    count = f"{len(found)} backend{'' if len(found) == 1 else 's'}"
+    count = many(len(found), "backend")
     notifications.log_to_run(line_of(count, *(f"{', ' if place else ': '}{one}" for place, one in enumerate(listed))))
     return found
 
@@ -174,14 +175,13 @@ async def aselect_backend(
         ]
         if online := [backend for backend in fitting if backend.is_online]:
             best = min(online, key=lambda b: (b.queue_length or 0, -(b.num_qubits or 0), b.name))
-            notifications.log_to_run(
-                f"least busy: {best.name}, {best.num_qubits} qubits, {best.queue_length} jobs queued"
-            )
+            queue = "queue unknown" if best.queue_length is None else many(best.queue_length, "queued job")
+            notifications.log_to_run(f"least busy: {best.name}, {best.num_qubits} qubits, {queue}")
             return best
-        states = ", ".join(f"{backend.name} is {backend.status}" for backend in fitting) or "there is none at all"
+        states = ", ".join(f"{backend.name} is {backend.status}" for backend in fitting) or "it has no such backend"
         left = end - time.monotonic()
         if not fitting or left <= 0:
-            wanted = f" with at least {min_qubits} qubits" if min_qubits else ""
+            wanted = f" with at least {many(min_qubits, 'qubit')}" if min_qubits else ""
             raise NotFound(
                 f"no backend of the instance{wanted} is online: {states}",
                 solution="Wait (`timeout=`), or ask for fewer qubits.",
@@ -225,14 +225,14 @@ get_usage = blocking(aget_usage)
 
 @dataclass(slots=True)
 class _States:
-    """States and queues of backends as this process asked for them last, and when."""
+    """States and queues of backends as this process last read them, and when."""
 
     known: dict[tuple[str, str], tuple[float, Backend | None]] = field(default_factory=dict)
     asking: SingleFlight[Backend | None] = field(default_factory=SingleFlight)
 
 
 async def backend_now(client: QuantumRuntimeClient, name: str, *, max_age: float) -> Backend | None:
-    """A backend's state, reason and queue, asked once for all waits of this process; None if it is not told.
+    """A backend's state, reason and queue, read once for all waits of this process; None if they are not known.
 
     Args:
         client: The instance.

@@ -1,4 +1,4 @@
-"""Cancel a job: the tasks and what they do."""
+"""Cancel a job: the tasks and their bodies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["acancel_job", "cancel_job"]
 @in_flow
 @repeats("cancel job", "cancel {job}")
 async def acancel_job(credentials: QuantumRuntimeCredentials, job: JobLike) -> Job:
-    """Cancel a job. One that is over already is left as it is and is no error.
+    """Cancel a job. If it is over already it is left as it is, without an error.
 
     Args:
         credentials: The credentials block.

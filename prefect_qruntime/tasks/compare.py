@@ -14,13 +14,14 @@ from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import JobRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.tasks.arguments import Submission, plan_submission, spelled_out
+from prefect_qruntime.tasks.estimate import aask_above, ask_above
 from prefect_qruntime.tasks.fetch import afetch_results, fetch_results
 from prefect_qruntime.tasks.submit import asubmit_numbered, submit_numbered
 from prefect_qruntime.tasks.wait import await_for_completion, wait_for_completion
 
 __all__ = ["acompare_routes", "compare_routes"]
 
-# The service's first: if its program is gone, which it says before it accepts anything, nothing is bought at all.
+# The service's first: if its program is gone, it refuses that job, and nothing is submitted at all.
 _ROUTES: tuple[PrimitiveRoute, ...] = ("service", "executor")
 
 
@@ -34,25 +35,28 @@ def compare_routes(
     queue_timeout: float | None = None,
     on_timeout: OnTimeout = "leave",
     stream: Stream = "auto",
+    require_approval_above: float | None = None,
     **submission: Unpack[Submission],
 ) -> RouteComparison:
-    """Run PUBs by the server-side primitive and by the executor, and say whether the results agree. Buys two jobs.
+    """Run PUBs by the server-side primitive and by the executor, and test whether the results agree. Buys two jobs.
 
     The route is part of both submission keys: run again (flow retry, resume), each job is attached to on its own
     route. Both submissions are checked before the first one is sent.
 
     Counts are compared by a chi-squared test, expectation values by their difference in standard errors. Two runs
-    of one circuit are said to differ in at most `false_alarm` of cases, however many PUBs, registers and points there
-    are. A backend that drifts between the two jobs differs too.
+    of one circuit are reported as different in at most `false_alarm` of cases, however many PUBs, registers and points
+    there are. A backend that drifts between the two jobs differs too.
 
     Args:
         credentials: The credentials block; of the cloud dialect, since the legacy one has no executor.
         pubs: PUBs, as `submit_job` takes them.
-        false_alarm: How often two runs of the same circuits may be said to differ.
+        false_alarm: How often two runs of the same circuits may be reported as different.
         timeout: Seconds for the whole wait of one job; None for no limit.
         queue_timeout: Seconds until a job runs; None for no limit.
         on_timeout: What happens to the job then: `leave` or `cancel`.
         stream: Whether to use a websocket: `auto`, `always` or `never`.
+        require_approval_above: QPU seconds that both jobs may cost together without a person's approval; see
+            `require_approval`. With None no approval is needed.
         **submission: Backend, program, shots, limits and more: see `Submission`. `route` is left out.
 
     Returns:
@@ -60,6 +64,7 @@ def compare_routes(
 
     Raises:
         InvalidInput: A field is wrong, or does not hold on both routes; nothing was sent.
+        ApprovalDenied: Somebody was asked and did not approve; nothing was sent.
         QuantumRuntimeError: As the three tasks raise. A job that was submitted by then is left as it is.
 
     Example:
@@ -74,6 +79,7 @@ def compare_routes(
         ```
     """
     network_loop().run(_check(credentials, pubs, submission, false_alarm))
+    ask_above(require_approval_above, credentials, pubs, *(_on(route, submission) for route in _ROUTES))
     jobs = [submit_numbered(credentials, pubs, by_route=True, **_on(route, submission)) for route in _ROUTES]
     for job in jobs:
         wait_for_completion(
@@ -93,10 +99,12 @@ async def acompare_routes(
     queue_timeout: float | None = None,
     on_timeout: OnTimeout = "leave",
     stream: Stream = "auto",
+    require_approval_above: float | None = None,
     **submission: Unpack[Submission],
 ) -> RouteComparison:
     """As `compare_routes`, for async flows."""
     await network_loop().arun(_check(credentials, pubs, submission, false_alarm))
+    await aask_above(require_approval_above, credentials, pubs, *(_on(route, submission) for route in _ROUTES))
     jobs = [await asubmit_numbered(credentials, pubs, by_route=True, **_on(route, submission)) for route in _ROUTES]
     for job in jobs:
         await await_for_completion(
@@ -111,10 +119,10 @@ def _on(route: PrimitiveRoute, submission: Submission) -> Submission:
 
 
 async def _check(credentials: QuantumRuntimeCredentials, pubs: Any, submission: Submission, false_alarm: float) -> None:
-    """Check both submissions, so that no job is bought if there can be no comparison.
+    """Check both submissions, so that no job is submitted if the results could not be compared.
 
     Raises:
-        InvalidInput: What is wrong, by name.
+        InvalidInput: A field is wrong; it is named.
     """
     checked_rate(false_alarm)
     if submission.get("route") is not None:

@@ -40,7 +40,7 @@ _DELAYS: list[float] = [5, 30]
 
 
 async def may_retry(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
-    """Whether Prefect may run a task again: only if the error's advice says that it can help.
+    """Whether Prefect may run a task again: only if the error's advice is to repeat it.
 
     A plain function on purpose: Prefect 3.8 silently never retries for methods and partials.
     """
@@ -82,9 +82,9 @@ _names: set[str] = set()
 
 
 def _reaches_prefect(record: logging.LogRecord) -> bool:
-    """Keep Prefect from warning that a task of ours outside any flow has no flow run to send its log lines to.
+    """Suppress Prefect's warning that one of our tasks outside any flow has no flow run for its log lines.
 
-    It logs the end of each task run where it has no context any more, and would warn once for each.
+    It logs the end of each task run outside the run's context, and would warn each time.
     """
     outside = not getattr(record, "flow_run_id", None) and not in_run()
     if outside and getattr(record, "task_name", None) in _names:
@@ -104,7 +104,7 @@ def creates(
     def decorate(body: Callable[P, Coroutine[Any, Any, R]]) -> Task[P, Coroutine[Any, Any, R]]:
         @functools.wraps(body)
         async def counted(*args: P.args, **kwargs: P.kwargs) -> R:
-            with trace_task(name), submission_in_flight():  # those that come together are noted together
+            with trace_task(name), submission_in_flight():  # calls that come together are recorded together
                 await _may_use(args, kwargs)
                 return await body(*args, **kwargs)
 
@@ -154,7 +154,7 @@ def run_blocking(body: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, R]:
 
 
 def blocking(twin: Task[P, Coroutine[Any, Any, R]]) -> Task[P, R]:
-    """The task for sync flows beside its async twin: same name, parameters, retries, result and errors."""
+    """Make the task for sync flows from its async twin: same name, parameters, retries, result and errors."""
     changed: Any = copy.copy(twin)  # `with_options` would read the source file once more
     changed.fn = run_blocking(twin.fn)
     changed.isasync = False
@@ -164,11 +164,11 @@ def blocking(twin: Task[P, Coroutine[Any, Any, R]]) -> Task[P, R]:
 class InFlowTask(Task[P, R]):
     """A task that is called, submitted and mapped, but not deferred to a task worker.
 
-    Prefect stores the parameters of a deferred task run, the credentials block with its API key in clear among them.
+    Prefect stores the parameters of a deferred task run, including the credentials block with its unencrypted API key.
     """
 
     def delay(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse.
+        """Raise an error, because a deferred task run would store the API key.
 
         Raises:
             InvalidInput: Always, with what to do instead.
@@ -184,7 +184,7 @@ class InFlowTask(Task[P, R]):
         self._refuse("serve")
 
     def with_options(self, *args: Any, **kwargs: Any) -> InFlowTask[P, R]:
-        """As `Task.with_options`; Prefect would hand back a plain task."""
+        """As `Task.with_options`; Prefect would return a plain task."""
         changed: Any = super().with_options(*args, **kwargs)
         changed.__class__ = InFlowTask
         return changed  # type: ignore[no-any-return]
@@ -192,9 +192,9 @@ class InFlowTask(Task[P, R]):
     def _refuse(self, method: str) -> NoReturn:
         name = self.name.replace(" ", "_")
         raise InvalidInput(
-            f"`{name}` has no `{method}`. Prefect would store the credentials block with its API key in clear, for a "
-            "task worker to read. Start a deployment with `run_deployment`, or defer a task of your own that takes the "
-            "block's name and loads it with `load_credentials`.",
+            f"`{name}` has no `{method}`. Prefect would store the credentials block with its unencrypted API key, for "
+            "a task worker to read. Start a deployment with `run_deployment`, or defer a task of your own that takes "
+            "the block's name and loads it with `load_credentials`.",
             field=method,
         )
 

@@ -1,6 +1,6 @@
-"""Tell what jobs will cost before they are submitted, and ask a person if that is much: the tasks and what they do.
+"""Estimate what jobs will cost before they are submitted, and ask a person to approve a high cost.
 
-What finished jobs took is read from their pages in Prefect, so it needs no store of its own: each job's page notes the
+The cost of finished jobs is read from their pages in Prefect, so no other store is needed: each job's page has the
 seconds that the model gave it when it was submitted, and later what the service charged.
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Unpack
 
+from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import FlowPauseTimeout
 from prefect.flow_runs import apause_flow_run, asuspend_flow_run, pause_flow_run, suspend_flow_run
@@ -21,7 +22,7 @@ from pydantic import Field
 
 from prefect_qruntime import run_context
 from prefect_qruntime.client import QuantumRuntimeClient
-from prefect_qruntime.client.cost_core import NEWEST, CostEstimate, PastJob, estimate
+from prefect_qruntime.client.cost_core import NEWEST, CostEstimate, PastJob, estimate, priced_seconds
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.errors import ApprovalDenied, InvalidInput, QuantumRuntimeError
@@ -33,31 +34,33 @@ from prefect_qruntime.tasks.decorators import blocking, in_flow, repeats
 
 __all__ = [
     "CostApproval",
+    "aask_above",
     "aestimate_cost",
     "arequire_approval",
+    "ask_above",
     "estimate_cost",
     "estimate_jobs",
     "past_job",
     "require_approval",
 ]
 
-_READ = 1000  # job pages that are looked through for those of one backend and program
+_READ = 1000  # job pages that are searched for those of one backend and program
 _FRESH = 60.0  # seconds for which they are not read again
-_POLL = 5  # seconds between two looks whether it was resumed
+_POLL = 5  # seconds between two checks whether it was resumed
 _WAIT = 7 * 86400  # seconds that a flow run waits in its process, if it cannot be suspended
 
 
 @dataclass(slots=True)
 class _Seen:
-    """Finished jobs by backend and program, as this process read them last, and when."""
+    """Finished jobs by backend and program, as this process last read them, and when."""
 
     jobs: dict[tuple[str, str], tuple[float, list[PastJob]]] = field(default_factory=dict)
 
 
 def past_job(facts: Mapping[str, str]) -> PastJob | None:
-    """What a job's page says of its cost; None unless it completed, its usage is final and its model is noted."""
+    """Read a job's cost from its page; None unless it completed and the page has its final usage and its model."""
     over = facts.get("state", "").lower().startswith("completed") and facts.get("usage_final") == "true"
-    if not over or facts.get("dry_run"):  # what a dry run shows is charged to nobody
+    if not over or facts.get("dry_run"):  # the usage that a dry run shows is not charged
         return None
     busy, charged, executed = (
         _number(facts.get(name)) for name in ("busy_seconds", "usage_seconds", "executed_seconds")
@@ -74,7 +77,7 @@ def _number(text: str | None) -> float | None:
 
 
 async def _past(backend: str, program: str) -> list[PastJob]:
-    """Finished jobs of a backend and program that this Prefect knows, newest first; none if it cannot be asked."""
+    """Finished jobs of a backend and program that this Prefect knows, newest first; none if its API does not answer."""
     seen, which = network_loop().state(_Seen).jobs, (backend, program)
     if which in seen and time.monotonic() - seen[which][0] < _FRESH:
         return seen[which][1]
@@ -91,7 +94,7 @@ async def _past(backend: str, program: str) -> list[PastJob]:
                 break
     except Exception as error:
         notifications.log_to_run(
-            f"Prefect's API gave no answer about finished jobs ({error!r}), so the estimate knows {len(found)}.",
+            f"Prefect's API did not list the finished jobs ({error!r}). The estimate uses the {len(found)} known here.",
             level=logging.WARNING,
         )
         return list(found.values())
@@ -100,13 +103,19 @@ async def _past(backend: str, program: str) -> list[PastJob]:
 
 
 async def estimate_jobs(
-    credentials: QuantumRuntimeCredentials, pubs: Any, submission: Submission, *, one_job_each: bool = False
+    credentials: QuantumRuntimeCredentials, pubs: Any, submission: Submission, *, pubs_per_job: int | None = None
 ) -> CostEstimate:
     """Estimate what a submission would cost; see `aestimate_cost`. Runs on the network loop."""
-    if one_job_each and not (isinstance(pubs, list | tuple) and pubs):
-        raise InvalidInput("must be a list of PUBs, one at least, with one_job_each", field="pubs")
-    groups = [[pub] for pub in pubs] if one_job_each else [pubs]
+    groups = [pubs]
+    if pubs_per_job is not None:
+        if isinstance(pubs_per_job, bool) or not isinstance(pubs_per_job, int) or pubs_per_job < 1:
+            raise InvalidInput(f"must be a whole number, 1 or more, not {pubs_per_job!r:.60}", field="pubs_per_job")
+        if not (isinstance(pubs, list | tuple) and pubs):
+            raise InvalidInput("must be a list of PUBs, one at least, with pubs_per_job", field="pubs")
+        groups = [pubs[start : start + pubs_per_job] for start in range(0, len(pubs), pubs_per_job)]
     specs = [(await plan_submission(credentials, group, submission)).spec for group in groups]
+    for spec in specs:
+        priced_seconds(spec)  # refuses what cannot be priced
     remaining = await _remaining(credentials.get_client())
     return estimate(specs, await _past(specs[0].backend, specs[0].wire_program), remaining_seconds=remaining)
 
@@ -117,7 +126,7 @@ async def _remaining(client: QuantumRuntimeClient) -> float | None:
     except QuantumRuntimeError as error:
         if not error.is_outage:
             raise
-        notifications.log_to_run(f"What the instance has left is not known: {error}", level=logging.WARNING)
+        notifications.log_to_run(f"The remaining QPU time of the instance is not known: {error}", level=logging.WARNING)
         return None
 
 
@@ -128,25 +137,26 @@ async def aestimate_cost(
     credentials: QuantumRuntimeCredentials,
     pubs: Any = None,
     *,
-    one_job_each: bool = False,
+    pubs_per_job: int | None = None,
     **submission: Unpack[Submission],
 ) -> CostEstimate:
     """Estimate the QPU seconds that a job would cost, without submitting it. Costs nothing.
 
     The interval is learnt from finished jobs of the same backend and program whose pages are in Prefect. It states the
-    probability with which it holds for a job that completes, or that too few jobs were seen.
+    probability with which it holds for a job that completes, or that there were too few jobs.
 
     Args:
         credentials: The credentials block.
         pubs: PUBs, as `submit_job` takes them.
-        one_job_each: Whether each PUB is to be a job of its own.
-        **submission: What `submit_job` would get: see `Submission`.
+        pubs_per_job: How many of the PUBs, in order, share a job; None for all of them. Of several jobs the
+            estimates are added up.
+        **submission: As for `submit_job`: see `Submission`.
 
     Returns:
         The interval, with its share of what the instance has left.
 
     Raises:
-        InvalidInput: A field is wrong; it is named.
+        InvalidInput: A field is wrong, or a payload does not tell how much is run; it is named.
 
     Example:
         ```python
@@ -161,7 +171,7 @@ async def aestimate_cost(
             return run_job(credentials, [circuit], backend=backend, shots=1000, max_execution_time=30).counts()
         ```
     """
-    found = await estimate_jobs(credentials, pubs, submission, one_job_each=one_job_each)
+    found = await estimate_jobs(credentials, pubs, submission, pubs_per_job=pubs_per_job)
     notifications.log_to_run(f"Estimate: {found}")
     return found
 
@@ -171,16 +181,16 @@ estimate_cost = blocking(aestimate_cost)
 
 
 class CostApproval(RunInput):
-    """What the page of a suspended flow run asks for."""
+    """The form on the page of a suspended flow run."""
 
-    # Without a default, so that a mere "resume" approves nothing.
+    # Without a default, so that resuming alone approves nothing.
     approve: bool = Field(title="Approve", description="Whether the jobs may be submitted. If not, the flow run fails.")
-    comment: str = Field(default="", title="Comment", description="Said in the flow run's log.")
+    comment: str = Field(default="", title="Comment", description="A comment for the flow run's log.")
 
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """What is asked, under which key, and whether the flow run can give its worker back meanwhile."""
+    """The question, its key, and whether the flow run can release its worker until it is answered."""
 
     key: str
     text: str
@@ -193,10 +203,10 @@ class _Question:
         return CostApproval.with_initial_data(description=self.text)
 
     def check(self, answer: CostApproval) -> None:
-        """Go on if the answer is yes.
+        """Raise an error unless the answer is yes.
 
         Raises:
-            ApprovalDenied: It is no.
+            ApprovalDenied: The answer is no.
         """
         comment = f" Comment: {answer.comment.strip()[:500]}" if answer.comment.strip() else ""
         if answer.approve:
@@ -208,7 +218,7 @@ class _Question:
         )
 
     def late(self) -> ApprovalDenied:
-        """The error if nobody answers."""
+        """The error if there is no answer in time."""
         return ApprovalDenied(
             f"The cost was not approved within {_WAIT // 86400} days: {self.estimate}",
             solution="Nothing was submitted. Start another flow run to ask again.",
@@ -216,20 +226,20 @@ class _Question:
 
 
 def require_approval(cost: CostEstimate, *, above: float) -> None:
-    """Ask a person in Prefect's UI before jobs are submitted that may cost more than so many QPU seconds.
+    """Ask a person in Prefect's UI before jobs are submitted that may cost more than a number of QPU seconds.
 
     Call it in the flow, not in a task, with what `estimate_cost` says. If the interval's upper end is above the limit,
-    the flow run is suspended: it gives its worker back, and its page shows the estimate with a form. When somebody
+    the flow run is suspended: it releases its worker, and its page shows the estimate with a form. When a person
     resumes it with "Approve", Prefect runs the flow **from the top**, and this call, which finds its answer, returns.
     One approval holds for the same work in the same flow run, for retries too. A flow run that cannot be suspended
     (without a deployment, or a subflow) is paused: it waits in its process, for a week at most.
 
     Args:
         cost: What the jobs will probably cost.
-        above: QPU seconds up to which nobody is asked.
+        above: QPU seconds up to which no approval is needed.
 
     Raises:
-        InvalidInput: `above` is no number of seconds, or this is not a flow.
+        InvalidInput: `above` is not a number of seconds, or the call is not in a flow.
         ApprovalDenied: The answer was no, or there was none. Nothing was submitted.
     """
     question = network_loop().run(_question(cost, above))
@@ -264,13 +274,53 @@ async def arequire_approval(cost: CostEstimate, *, above: float) -> None:
     question.check(answer)
 
 
-async def _question(cost: CostEstimate, above: float) -> _Question | None:
-    """What to ask; None if the cost is within the limit."""
+def ask_above(
+    limit: float | None, credentials: QuantumRuntimeCredentials, pubs: Any, *jobs: Submission, times: int = 1
+) -> None:
+    """Ask for approval before jobs of the same PUBs are submitted, as `require_approval_above` of other functions.
+
+    Args:
+        limit: QPU seconds up to which no approval is needed; None estimates nothing and never asks.
+        credentials: The credentials block.
+        pubs: PUBs, as `submit_job` takes them.
+        *jobs: The parameters of `submit_job` for each job.
+        times: How often each may be submitted at the most.
+    """
+    if limit is None:
+        return
+    _asking_flow_run(limit, "require_approval_above")
+    costs = [estimate_cost(credentials, pubs, **one) for one in jobs]
+    require_approval(CostEstimate.together(costs).at_most(times), above=limit)
+
+
+async def aask_above(
+    limit: float | None, credentials: QuantumRuntimeCredentials, pubs: Any, *jobs: Submission, times: int = 1
+) -> None:
+    """As `ask_above`, for async flows."""
+    if limit is None:
+        return
+    _asking_flow_run(limit, "require_approval_above")
+    costs = [await aestimate_cost(credentials, pubs, **one) for one in jobs]
+    await arequire_approval(CostEstimate.together(costs).at_most(times), above=limit)
+
+
+def _asking_flow_run(above: Any, field: str) -> FlowRun:
+    """The flow run whose page can ask.
+
+    Raises:
+        InvalidInput: `above` is not a number of seconds, or the call is not in a flow.
+    """
     if isinstance(above, bool) or not isinstance(above, int | float) or not 0 <= above < math.inf:
-        raise InvalidInput(f"must be a number of QPU seconds, 0 or more, not {above!r:.60}", field="above")
+        raise InvalidInput(f"must be a number of QPU seconds, 0 or more, not {above!r:.60}", field=field)
     context = FlowRunContext.get()
     if TaskRunContext.get() is not None or context is None or context.flow_run is None:
-        raise InvalidInput("an approval is asked for in a flow, and in none of its tasks", field="above")
+        raise InvalidInput("an approval can be asked for in a flow, but not in a task", field=field)
+    return context.flow_run
+
+
+async def _question(cost: CostEstimate, above: float) -> _Question | None:
+    """What to ask; None if the cost is within the limit."""
+    run = _asking_flow_run(above, "above")
     # Counted before it is known whether to ask: the key must be the same when the flow runs from the top.
     number = run_context.count(await current_run(), f"approval {cost.work}")
     if cost.high_seconds <= above:
@@ -283,6 +333,5 @@ async def _question(cost: CostEstimate, above: float) -> _Question | None:
         f"Waiting for an approval on the flow run's page. {cost} That is above {above:g} QPU seconds.",
         level=logging.WARNING,
     )
-    run = context.flow_run
     suspends = run.deployment_id is not None and run.parent_task_run_id is None
     return _Question(f"approve-{cost.work}-{number}", text, suspends, cost)

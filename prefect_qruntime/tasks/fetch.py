@@ -1,4 +1,4 @@
-"""Fetch a finished job's result: the tasks and what they do."""
+"""Fetch a finished job's result: the tasks and their bodies."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["afetch_results", "fetch_results"]
 @repeats("fetch results", "fetch {job}")
 @ends_with_flow_run
 async def afetch_results(credentials: QuantumRuntimeCredentials, job: JobLike) -> JobResult:
-    """Fetch a finished job's result; reads only. A private job's is stored before it is handed on.
+    """Fetch a finished job's result; reads only. A private job's result is stored before it is returned.
 
     Args:
         credentials: The credentials block.
@@ -61,7 +61,7 @@ async def afetch_results(credentials: QuantumRuntimeCredentials, job: JobLike) -
         return await result_storage.share_if_persisted(result)
     kept = await result_storage.read_private(client.connection.crn, ref.id)
     if kept is not None:
-        notifications.log_to_run(f"job {ref.id} is private and was read before: handing on the stored copy")
+        notifications.log_to_run(f"job {ref.id} is private and was read before: returning the stored copy")
         return kept
     result = await client.result(ref, grace=grace, shelf=shelf.for_only_copy())
     notifications.log_to_run(await asyncio.to_thread(fetched_line, result))

@@ -1,8 +1,9 @@
-"""Note the sessions that a script or notebook opens outside a flow, so that they are closed when its process is gone.
+"""Record sessions, so that the hooks and the sweep find and close those whose process is gone.
 
-A note is an artifact in Prefect, or a file under Prefect's home if no API is configured or it does not answer within
-seconds. It names the session, the instance and the process that opened it, and holds no secret. When the process ends
-properly, it drains what it left open; when it is killed, the sweep does.
+The session of a flow run is recorded in Prefect. So is one that a script or notebook opens outside a flow, or in a file
+under Prefect's home if no API is configured or it does not answer within seconds. Such a note names the session, the
+instance and the process that opened it, and holds no secret. When the process ends normally, it drains the sessions it
+left open; when it is killed, the sweep does.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from prefect_qruntime.models import SessionRef
 from prefect_qruntime.observability.artifacts import Record, find_records, upsert_session
 from prefect_qruntime.observability.markdown import card, session_description, session_title
 from prefect_qruntime.observability.processes import process_facts, process_is_gone
-from prefect_qruntime.prefect_api import api
+from prefect_qruntime.prefect_api import api, in_run
 from prefect_qruntime.redact import get_logger
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "SessionNotes",
     "is_note",
     "note",
+    "record_session",
     "session_notes",
     "token_of",
 ]
@@ -46,7 +48,7 @@ __all__ = [
 log = get_logger(__name__)
 
 _PREFECT_PATIENCE = 5.0  # seconds until the note goes to a file instead
-_EXIT_PATIENCE = 20.0  # seconds for closing what an ending process left open
+_EXIT_PATIENCE = 20.0  # seconds for closing the sessions that an ending process left open
 _MOST_BYTES = 65_536
 _TOKEN = re.compile(r"[0-9a-f]{8,64}")
 
@@ -56,7 +58,7 @@ _TOKEN = re.compile(r"[0-9a-f]{8,64}")
 
 @dataclass(frozen=True, slots=True)
 class SessionNote:
-    """What was noted of a session that a process opened outside a flow.
+    """The record of a session that a process opened outside a flow.
 
     Attributes:
         record: The facts, as an artifact of Prefect holds them.
@@ -73,7 +75,7 @@ class SessionNote:
 
     @property
     def opener(self) -> str:
-        """The process, for people."""
+        """The process, in words."""
         return f"process {self.meta.get('pid', '?')} on {self.meta.get('host', '?')}"
 
     @property
@@ -85,11 +87,11 @@ class SessionNote:
 
     @property
     def is_gone(self) -> bool | None:
-        """Whether the process that opened it has ended; None if that cannot be told from here."""
+        """Whether the process that opened it has ended; None if that cannot be found out here."""
         return process_is_gone(self.meta)
 
     async def mark_closed(self) -> None:
-        """The session needs no further look."""
+        """Mark the session as closed, so that it is not checked again."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
             return
@@ -129,14 +131,14 @@ def _files() -> list[SessionNote]:
                 raise ValueError("no note")
             opened = datetime.fromisoformat(meta["opened"])
         except (OSError, ValueError, KeyError):
-            log.warning("%s is not a readable note of a session and was passed over", path)
+            log.warning("%s is not a readable record of a session and was skipped.", path)
             continue
         found.append(SessionNote(Record(UUID(int=0), path.stem, meta, None, opened), path))
     return found
 
 
 def _write(path: Path, meta: Mapping[str, str]) -> None:
-    """Write a note so that it is there whole or not at all."""
+    """Write a note atomically."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     draft = path.with_suffix(f".{os.getpid()}.tmp")
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
@@ -177,6 +179,40 @@ def token_of(session: SessionRef) -> str | None:
     return next(known, None)
 
 
+async def record_session(
+    token: str, session: SessionRef, *, block: str | None, flow_run_id: str | None, new: bool
+) -> None:
+    """Record a flow run's session in Prefect.
+
+    Args:
+        token: Identifies the record; it exists before the session has an id.
+        session: The session as known now.
+        block: Name of the credentials block, if it has one.
+        flow_run_id: The flow run that owns the session.
+        new: Whether this is the first record, written before the session is opened.
+
+    Raises:
+        Exception: Prefect's API failed on the first record; then no session may be opened.
+    """
+    if not in_run():
+        return
+    facts = _of_session(session)
+    shown = {**facts, "max_ttl": f"{session.max_ttl} s"} if session.max_ttl else facts
+    try:
+        await upsert_session(
+            token,
+            session.id,
+            card(session_title(session), None, shown),
+            {**facts, "block": block, "flow_run": flow_run_id},
+            new=new,
+            describe=session_description,
+        )
+    except Exception as error:
+        if new:
+            raise
+        log.warning("The record of session %s could not be written: %r", session.id, error)
+
+
 async def note(
     credentials: QuantumRuntimeCredentials,
     token: str,
@@ -184,7 +220,7 @@ async def note(
     *,
     drain: Callable[[QuantumRuntimeCredentials, SessionRef], Any],
 ) -> None:
-    """Note a session's state. Runs on the network loop.
+    """Record a session's state. Runs on the network loop.
 
     Args:
         credentials: The credentials block; only its name and the instance are noted.
@@ -214,9 +250,9 @@ async def note(
             return
         except Exception as error:
             if not new:
-                log.warning("the note of session %s could not be updated in Prefect: %r", session.id, error)
+                log.warning("The record of session %s could not be updated in Prefect: %r", session.id, error)
                 return
-            log.debug("session noted in a file, as Prefect did not take it: %r", error)
+            log.debug("The session is recorded in a file, because Prefect did not accept the record: %r", error)
     entry.path = _folder() / f"{token}.json"
     if session.is_closed:
         entry.path.unlink(missing_ok=True)
@@ -267,7 +303,7 @@ def _drain_at_exit(notes: SessionNotes, drain: Callable[[QuantumRuntimeCredentia
             for one, end in zip(left, ended, strict=True):
                 if isinstance(end, BaseException):
                     log.error(
-                        "session %s could not be closed as the process ended: %s. It may still be open and charging. "
+                        "Session %s could not be closed when the process ended: %s. It may still be open and charging. "
                         "`prefect-qruntime sweep` closes it.",
                         one.session.id,
                         end,

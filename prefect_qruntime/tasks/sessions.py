@@ -1,4 +1,4 @@
-"""Open and close sessions and batches: the tasks and what they do.
+"""Open and close sessions and batches: the tasks and their bodies.
 
 In the legacy dialect a session's id is its first job's id. Until that job is accepted the `SessionRef` has
 no id but a token; all callers of this process that hold the token share the binding.
@@ -43,7 +43,7 @@ __all__ = [
 log = get_logger(__name__)
 
 _pending_sessions: LRUCache[str, SessionRef | None] = LRUCache(1024)
-"""Sessions of this process that their first job opens, by token; with their id once it did."""
+"""Sessions of this process that their first job opens, by token; with their id once it is known."""
 
 
 @in_flow
@@ -62,7 +62,7 @@ async def aopen_session(
 
     Args:
         credentials: The credentials block.
-        backend: Where.
+        backend: The backend or its name.
         mode: `dedicated` keeps the QPU between jobs and is charged by the clock; `batch` is not.
         max_ttl: Longest life in seconds; default from the settings (two hours).
         budget: A `Budget` or the name of a saved one. A dedicated session lives no longer than it lasts, and reserves
@@ -74,7 +74,7 @@ async def aopen_session(
     Raises:
         BudgetExhausted: The budget has no room for a session; nothing was opened.
         PermissionDenied: The plan has no dedicated sessions (code 1352): use `batch`.
-        SubmissionUncertain: The answer was lost and looking did not settle it.
+        SubmissionUncertain: The answer was lost and the search did not decide it.
     """
     name = backend_name(backend)
     if mode not in ("dedicated", "batch"):
@@ -91,12 +91,12 @@ async def aopen_session(
         wanted = SessionRef(
             mode="batch" if mode == "batch" else "dedicated", backend=name, max_ttl=admitted.life, token=token
         )
-        # Noted before it is opened: if this process dies in between, the sweep knows what to look for.
+        # Recorded before it is opened: if this process dies in between, the sweep knows what to search for.
         await note_session(credentials, token, wanted, where, new=True)
         try:
             opened = await client.open_session(name, mode=mode, max_ttl=admitted.life)
         except QuantumRuntimeError as error:
-            if not isinstance(error, SubmissionUncertain):  # else the sweep would look for it
+            if not isinstance(error, SubmissionUncertain):  # else the sweep would search for it
                 await note_session(credentials, token, wanted.model_copy(update={"state": "closed"}), where)
             raise
         session = opened.model_copy(update={"token": token, "max_ttl": opened.max_ttl or admitted.life})
@@ -148,7 +148,7 @@ close_session = blocking(aclose_session)
 async def close(
     credentials: QuantumRuntimeCredentials, session: SessionRef, drain: bool, *, event: str = "closed"
 ) -> SessionRef:
-    """Close a session without a task run, read back, and report. A note that fails stops no closing."""
+    """Close a session without a task run, read it back, and report. A record that fails does not stop the closing."""
     token, session = session.token, _bound(session)
     if session.id is None:
         notifications.log_to_run(f"the {session.kind} was never opened: no job was submitted in it")
@@ -157,7 +157,7 @@ async def close(
         return closed
     read = await credentials.get_client().close_session(session.id, drain=drain)
     if read is None:
-        notifications.log_to_run(f"{session.kind} {session.id} is not known to the service any more")
+        notifications.log_to_run(f"{session.kind} {session.id} is no longer known to the service")
         closed = session.model_copy(update={"state": "closed", "accepting_jobs": False})
     else:
         # The service does not always repeat the mode, and a bare id says nothing of it.
@@ -172,7 +172,7 @@ async def close(
         else:
             notifications.log_to_run(
                 f"{closed.kind} {session.id} was asked to close but is still {closed.state!r}; "
-                "`prefect-qruntime sweep` looks after it",
+                "`prefect-qruntime sweep` will try again.",
                 level=logging.WARNING,
             )
     await _note_closed(credentials, token, closed)
@@ -181,7 +181,7 @@ async def close(
 
 
 async def _note_closed(credentials: QuantumRuntimeCredentials, token: str | None, closed: SessionRef) -> None:
-    """Note the end in Prefect; whatever Prefect answers, the session is closed."""
+    """Record the end in Prefect; the session is closed even if that fails."""
     try:
         await note_session(credentials, token, closed, await current_run())
     except Exception as error:
@@ -196,14 +196,14 @@ async def note_session(
     *,
     new: bool = False,
 ) -> None:
-    """Keep what is noted of the session up to date: in Prefect, for the process that opened it outside a flow."""
+    """Update the record of a session that a process opened outside a flow."""
     outside = session_notes.token_of(session.model_copy(update={"token": token}))
     if outside is None and new and current_flow_run_id() is None:
         outside = token
     if outside is not None:
         await session_notes.note(credentials, outside, session, drain=_drain)
     elif token is not None:
-        await notifications.session_record(
+        await session_notes.record_session(
             token, session, block=block_name(credentials), flow_run_id=where.flow_run_id, new=new
         )
 
@@ -213,21 +213,21 @@ async def _drain(credentials: QuantumRuntimeCredentials, session: SessionRef) ->
 
 
 def _bound(session: SessionRef) -> SessionRef:
-    """The session as it stands now: with its id once the first job is accepted."""
+    """The session's present state: with its id once the first job is accepted."""
     if session.id is not None or session.token is None:
         return session
     return _pending_sessions.get(session.token) or session
 
 
 def bind(session: SessionRef, ref: JobRef) -> None:
-    """Note the id that the first job brought."""
+    """Record the id that the first job brought."""
     if session.token is not None and ref.session is not None and ref.session.id is not None:
         _pending_sessions[session.token] = ref.session
 
 
 @asynccontextmanager
 async def first_through(session: SessionRef | None) -> AsyncIterator[SessionRef | None]:
-    """Hold back all submits but one while a session has no id. Runs on the network loop.
+    """Let one submission through while a session has no id, and hold the others back. Runs on the network loop.
 
     Raises:
         InvalidInput: The unbound session comes from another process, where its binding cannot be shared.

@@ -1,4 +1,4 @@
-"""Submit a job, or attach to the one that the same call submitted before: the tasks and what they do.
+"""Submit a job, or attach to the one that the same call submitted before: the tasks and their bodies.
 
 Which of several equal calls a submission is belongs to its key. Calls that run in this process are counted when
 they run; but with `.submit` and `.map` they may run in other processes (process pool, Dask, Ray), which cannot see
@@ -38,6 +38,7 @@ from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobRef, is_mock
 from prefect_qruntime.observability import notifications
+from prefect_qruntime.observability.circuit_page import show_circuits
 from prefect_qruntime.observability.traces import trace_job
 from prefect_qruntime.prefect_api import clock_offset, in_run
 from prefect_qruntime.run_context import current_run
@@ -74,29 +75,29 @@ async def _submit(
     replaces: JobRef | None = None,
     by_route: bool = False,
 ) -> JobRef:
-    """Submit or attach; the job is noted in Prefect before this returns. Runs on the network loop.
+    """Submit or attach; the job is recorded in Prefect before this returns. Runs on the network loop.
 
     Args:
         credentials: The credentials block.
         pubs: The PUBs.
-        submission: Everything else.
+        submission: The other parameters.
         call_index: Which of several equal calls this is, if the flow's process counted it.
         replaces: The failed job of this same submission that a new one is wanted for: the next generation of its
             key is submitted or attached to.
-        by_route: Whether the route is part of the key, so that the same work is bought once on each.
+        by_route: Whether the route is part of the key, so that the same work is submitted once on each.
     """
     budget, session = as_budget(submission.get("budget")), as_session(submission.get("session"))
     submission_key = submission.get("submission_key")
     client, block = credentials.get_client(), block_name(credentials)
     where = await current_run()
-    # Before the plan, which may ask the service.
+    # Before the plan, which may ask the service. The guard checks again before each POST, as the policy may change.
     await policy.admit(client.connection, where, block, [_asked(submission)])
     plan = await plan_submission(credentials, pubs, submission)
     settings = current_settings()
     spec = plan.spec
     digest = f"{plan.digest}/{spec.route}" if by_route else plan.digest
     if spec.dry_run and session is not None:
-        notifications.log_to_run("A session is for a QPU, which a dry run does not use: this job is no part of it.")
+        notifications.log_to_run("A dry run uses no QPU, so this job does not run in the session.")
         session = None
     for notice in (*route_notices(spec), *input_notices(spec)):
         notifications.log_to_run(notice, level=logging.WARNING)
@@ -130,7 +131,7 @@ async def _submit(
 
     known: list[str] = []
     checked: set[str] = set()
-    marked = submission_key is not None and in_run()  # as the lock: outside a run there is no Prefect to ask
+    marked = submission_key is not None and in_run()  # as for the lock: outside a run no Prefect may be configured
     alone = submission_lock(key_tag(0)) if submission_key is not None else contextlib.nullcontext()
     async with cancels_jobs(client, known), first_through(session) as usable, alone as lock:
         grace = settings.submission_grace_seconds
@@ -158,7 +159,7 @@ async def _submit(
                 passing.bought(new)
 
             async def before_post(key: str) -> JobSpec | None:
-                # Not earlier, as what was submitted before is attached to; and once, before anything can be accepted.
+                # Not earlier, because an earlier job is attached to; and once, before anything can be accepted.
                 wanted = submission.get("require_online", False) and not submission.get("dry_run", False)
                 if wanted and key not in checked:
                     await check_online(client, spec.backend)
@@ -179,7 +180,7 @@ async def _submit(
             try:
                 ref = await submit(intent)
             except QuantumRuntimeError as error:
-                # A refusal: nothing was accepted. The route is no part of the key.
+                # A refusal: nothing was accepted. The route is not part of the key.
                 if not (spec.may_turn and program_is_gone(error, spec.program_id)):
                     if spec.dry_run and isinstance(error, NotFound):
                         raise _no_mock_backend(error, spec) from error
@@ -189,7 +190,7 @@ async def _submit(
                 ref = await submit(replace(intent, spec=passing.spec))
             bought(ref)
             await passing.in_session(ref)
-            # Before the gate waits for the service to list the job: it is to be found from now on.
+            # Before the guard waits for the service to list the job: it must be found from now on.
             if usable is not None and usable.id is None and ref.session is not None and await _takes_jobs(client, ref):
                 bind(usable, ref)
                 await note_session(credentials, usable.token, ref.session, where)
@@ -205,13 +206,13 @@ async def _submit(
             if not ref.attached:
                 say_if_held(client, ref)
                 if not spec.private:
-                    notifications.show_circuits(client, ref.id, spec)
+                    show_circuits(client, ref.id, spec)
     trace_job(ref)
     return ref
 
 
 def _asked(submission: Submission) -> policy.Asked:
-    """What a submission asks for, as far as its arguments tell."""
+    """The parameters of a submission that its arguments show, for the policy."""
     limit = submission.get("max_execution_time")
     return policy.Asked(
         backend_name(submission["backend"]),
@@ -226,7 +227,7 @@ def _no_mock_backend(error: NotFound, spec: JobSpec) -> NotFound:
 
 
 async def _takes_jobs(client: QuantumRuntimeClient, ref: JobRef) -> bool:
-    """Whether the session that a first job opened takes more of them.
+    """Whether the session that a first job opened accepts more jobs.
 
     The one of a job attached to may be closed by the try that opened it; then the next job opens another.
     """
@@ -263,7 +264,7 @@ class SubmitTask(InFlowTask[..., Any]):
         return self.numbered.map(**bound, call_index=self._numbers(bound), **of_prefect)
 
     def with_options(self, *args: Any, **kwargs: Any) -> SubmitTask:
-        """As `Task.with_options`; Prefect would hand back a plain task."""
+        """As `Task.with_options`; Prefect would return a plain task."""
         return _as_submit_task(super().with_options(*args, **kwargs), self.numbered.with_options(*args, **kwargs))
 
     def _bind(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -277,10 +278,10 @@ class SubmitTask(InFlowTask[..., Any]):
         context = FlowRunContext.get()
         if context is None or context.flow_run is None or context.detached:
             return None
-        # Only the digest is needed, and the route is no part of it.
+        # Only the digest is needed, and the route is not part of it.
         fields: dict[str, Any] = digest_fields(spec_fields(arguments))  # type: ignore[arg-type]
         backend = getattr(fields.get("backend"), "name", fields.get("backend"))
-        if not (isinstance(backend, str) and is_mock(backend)):  # which is no part of the digest, a dry run is one
+        if not (isinstance(backend, str) and is_mock(backend)):  # which is not part of the digest, while the dry run is
             fields["backend"] = "any"
         fields.pop("tags", None)
         where = network_loop().run(current_run())
@@ -290,11 +291,11 @@ class SubmitTask(InFlowTask[..., Any]):
         try:
             digest = make_spec(arguments.get("pubs"), **fields).digest()
         except InvalidInput:
-            return None  # the task itself will say what is wrong
+            return None  # the task itself reports the error
         return run_context.count(where, digest)
 
     def _numbers(self, arguments: dict[str, Any]) -> Any:
-        """A number for each mapped call, in Prefect's own reading of what is mapped."""
+        """A number for each mapped call, by Prefect's own rules of mapping."""
         mapped = {
             name: list(value)
             for name, value in arguments.items()
@@ -368,11 +369,11 @@ async def asubmit_job(
     pubs: Any = None,
     **submission: Unpack[Submission],
 ) -> JobRef:
-    """Submit one job, or attach to the one this very call submitted before. Creates at most one job.
+    """Submit one job, or attach to the one that this same call submitted before. Creates at most one job.
 
     Run again (flow retry, restart after a crash, resume), it finds its job by the submission key
     that it left as a tag: a live one is attached to, a completed one too, and a failed or cancelled
-    one is submitted anew only when the flow was retried. Two equal calls in one flow run are two jobs.
+    one is submitted again only when the flow was retried. Two equal calls in one flow run are two jobs.
 
     Args:
         credentials: The credentials block.
@@ -388,7 +389,7 @@ async def asubmit_job(
         UsageLimitReached: The instance has no QPU time left.
         BackendOffline: The backend is paused or offline, and `require_online` is set; nothing was sent.
         BudgetExhausted: The budget has no room for the job; nothing was sent.
-        SubmissionUncertain: It cannot be told whether a job was accepted; nothing more was sent.
+        SubmissionUncertain: It is not known whether a job was accepted; nothing more was sent.
 
     Example:
         ```python

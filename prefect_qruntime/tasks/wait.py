@@ -1,4 +1,4 @@
-"""Wait until a job is over: the tasks and what they do."""
+"""Wait until a job is over: the tasks and their bodies."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ async def await_for_completion(
         timeout: Seconds for the whole wait, retries included; None for no limit.
         queue_timeout: Seconds until the job runs; None for no limit.
         on_timeout: `leave` lets the job live on, `cancel` cancels it.
-        stream: `auto` uses a websocket where the dialect has one, `always` tries one anywhere,
+        stream: `auto` uses a websocket if the dialect has one, `always` tries one anywhere,
             `never` polls only. In every case the job's state comes from `GET /jobs/{id}`.
 
     Returns:
         The completed job.
 
     Raises:
-        JobFailed: The job failed; `retryable` tells whether a new one may succeed.
+        JobFailed: The job failed; `retryable` says whether a new one may succeed.
         JobRanTooLong: It reached its QPU time limit.
         JobCancelled: It was cancelled.
         JobTimeout: A limit of this wait passed; the error says how to attach again.
@@ -117,7 +117,7 @@ wait_for_completion = blocking(await_for_completion)
 
 
 def _time_left(timeout: float | None) -> float | None:
-    """What a retried wait has left of its total time: a retry does not start the clock again."""
+    """The remaining time of a retried wait: a retry does not start the clock again."""
     context = TaskRunContext.get()
     if timeout is None or context is None or (context.task_run.run_count or 0) <= 1:
         return timeout
@@ -128,7 +128,7 @@ def _time_left(timeout: float | None) -> float | None:
 
 
 async def _report_cancelled(client: QuantumRuntimeClient, job_id: str) -> None:
-    with contextlib.suppress(QuantumRuntimeError):  # it is cancelled all the same; the sweep completes its page
+    with contextlib.suppress(QuantumRuntimeError):  # it is cancelled nevertheless; the sweep completes its page
         cancelled = await client.job(job_id)
         await notifications.job_cancelled(cancelled)
         notifications.follow_usage(client, cancelled)

@@ -138,7 +138,7 @@ ROWS += [
         "submit lost and the list fails",
         lambda c: (c.add_fault("POST", "/jobs", drop="after"), c.add_fault("GET", "/jobs", status=503, times=None)),
         SubmissionUncertain,
-        "looking for it failed",
+        "searching for it failed",
         posts=1,
         jobs=1,
         advice="search-first",

@@ -18,7 +18,7 @@ from flows.parameter_sweep import parameter_sweep
 from flows.run_circuits import run_circuits
 from flows.run_saved_job import run_saved_job
 from flows.vqe_session import vqe_session
-from prefect_qruntime.admission.ledger import tally
+from prefect_qruntime.admission.budget_core import tally
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.flow_runs import BACKEND, FLIP, events, ran, records, requests, run
@@ -44,7 +44,7 @@ def test_a_dry_run_is_seen_to_be_one(sandbox: Sandbox, credentials: Any, route: 
     assert set(result.counts()) == {"0", "1"}, "random, where the circuit gives ones only"
     said = " ".join(record.getMessage() for record in caplog.records)
     assert "Dry run: it uses no QPU and is not charged, and its results are random." in said
-    assert "A session is for a QPU" in said
+    assert "does not run in the session" in said
     for event in events(f"qruntime.job.{job.id}", last="qruntime.job.completed"):
         assert event["payload"]["dry_run"] is True
         assert event["resource"]["qruntime.dry-run"] == "true"

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib
+import json
+import pkgutil
 import threading
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from prefect import flow, task
+from prefect import Flow, flow, task
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from prefect.client.schemas.responses import SetStateStatus
 
+import flows
 import prefect_qruntime as qr
+from flows.angles_to_table import angles_to_table
+from flows.leave_and_collect import leave
+from flows.parameter_sweep import parameter_sweep
+from flows.run_circuits import run_circuits
+from flows.run_saved_job import run_saved_job
+from flows.vqe_session import vqe_session
 from prefect_qruntime.cli.jobs import estimate as estimate_command
 from prefect_qruntime.client.cost_core import COVERAGE, ENOUGH
 from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.errors import ApprovalDenied, InvalidInput
 from prefect_qruntime.observability.artifacts import upsert
 from prefect_qruntime.sandbox import Sandbox
 from prefect_qruntime.tasks import estimate as module
+from tests.flows.test_resubmit import THEIRS
 from tests.flows.test_suspend import deployed, done, history, start, state_of
 from tests.support.flow_runs import BACKEND, FLIP, asked, ran, records, requests, until
 
@@ -68,6 +82,13 @@ async def runs_two_jobs(credentials_block: str, above: float) -> int:
     return found
 
 
+@flow
+async def triggers(job_block: str) -> int:
+    run = await (await qr.QuantumRuntimeJob.aload(job_block)).trigger()  # type: ignore[misc]
+    await run.wait_for_completion()
+    return (await run.fetch_result()).counts()["1"]
+
+
 def test_an_approved_flow_run_asks_once_and_buys_once_however_often_it_is_resumed(sandbox: Sandbox, block: str) -> None:
     sandbox.control.hold()
     flow_run = deployed(asks, credentials_block=block, above=0)
@@ -106,6 +127,70 @@ def test_equal_jobs_are_approved_one_by_one_and_in_an_async_flow(sandbox: Sandbo
         assert posts(sandbox) == bought
         approve(flow_run, approve=True)
     assert start(runs_two_jobs, flow_run).is_completed()
+    assert posts(sandbox) == 2
+
+
+MANY = {"shots": 10, "backend": BACKEND}
+BUYERS: list[tuple[Any, dict[str, Any], str]] = [
+    (run_circuits, {**MANY, "circuits": [FLIP] * 3}, "3 jobs of sampler on .*by the clock, here for 900 s at most"),
+    (run_circuits, {**MANY, "circuits": [FLIP], "compare_routes": True, "mode": "job"}, "2 jobs of sampler . executor"),
+    (parameter_sweep, {**MANY, "points": 4}, "8 jobs of estimator . sampler on "),
+    (vqe_session, {**MANY, "max_iterations": 7}, "at most 8 jobs of estimator on .*by the clock, here for 1800 s"),
+    (angles_to_table, {**MANY, "rows_per_job": 4}, r"\d+ jobs of estimator on "),
+    (leave, {**MANY, "circuit": FLIP}, "1 job of sampler on "),
+    (run_saved_job, {}, "at most 3 jobs of sampler on "),
+]
+
+
+def test_every_flow_that_can_buy_has_the_limit_in_its_form() -> None:
+    shipped = [importlib.import_module(f"flows.{one.name}") for one in pkgutil.iter_modules(flows.__path__)]
+    found = {name: one for module in shipped for name, one in vars(module).items() if isinstance(one, Flow)}
+    buying = {name for name, one in found.items() if {"route", "job_block"} & one.parameters.properties.keys()}
+    assert buying == {one.fn.__name__ for one, _, _ in BUYERS}
+    assert all("require_approval_above" in found[name].parameters.properties for name in buying)
+
+
+@pytest.mark.parametrize(("buyer", "parameters", "words"), BUYERS)
+def test_a_flow_that_buys_many_jobs_asks_for_their_sum_before_the_first(
+    sandbox: Sandbox, block: str, monkeypatch: pytest.MonkeyPatch, buyer: Any, parameters: Any, words: str
+) -> None:
+    asked_for: list[str] = []
+
+    async def question(cost: Any, above: float) -> None:
+        asked_for.append(str(cost))
+        assert above == 0
+        raise ApprovalDenied(str(cost))
+
+    monkeypatch.setattr(module, "_question", question)
+    if buyer is run_saved_job:
+        job = qr.QuantumRuntimeJob(
+            credentials=qr.load_credentials(block), backend=BACKEND, pubs=[FLIP], resubmit=2, require_approval_above=0
+        )
+        job.save(block)
+        parameters = {"job_block": block}
+    else:
+        parameters = {**parameters, "credentials_block": block, "require_approval_above": 0}
+    run = (lambda: asyncio.run(buyer(**parameters))) if buyer.isasync else (lambda: buyer(**parameters))
+    with pytest.raises(ApprovalDenied, match=words):
+        run()
+    assert len(asked_for) == 1
+    assert posts(sandbox) == 0
+    assert requests(sandbox, "POST", "/sessions") == 0
+
+
+def test_a_job_block_asks_once_and_for_its_second_tries_too(sandbox: Sandbox, block: str) -> None:
+    job = qr.QuantumRuntimeJob(
+        credentials=qr.load_credentials(block), pubs=[FLIP], resubmit=1, require_approval_above=60, **PARAMETERS
+    )
+    with pytest.raises(InvalidInput, match=r"require_approval_above.*not in a task"):
+        asyncio.run(job.trigger())
+    job.save(block)
+    flow_run = deployed(triggers, job_block=block)
+    assert start(triggers, flow_run).name == "Suspended", "two jobs of 50 s are above 60 s"
+    assert posts(sandbox) == 0
+    approve(flow_run, approve=True)
+    sandbox.control.script_job(status="Failed", reason_code=THEIRS)
+    assert start(triggers, flow_run).is_completed()
     assert posts(sandbox) == 2
 
 
@@ -171,9 +256,9 @@ def test_an_approval_belongs_in_a_flow(block: str, sandbox: Sandbox) -> None:
     def inside() -> None:
         qr.require_approval(qr.estimate_cost.fn(credentials, [FLIP], **PARAMETERS), above=1)
 
-    with pytest.raises(InvalidInput, match="in none of its tasks"):
+    with pytest.raises(InvalidInput, match="not in a task"):
         inside()
-    with pytest.raises(InvalidInput, match="in none of its tasks"):
+    with pytest.raises(InvalidInput, match="not in a task"):
         qr.run_job(credentials, [FLIP], require_approval_above=1, **PARAMETERS)
     with pytest.raises(InvalidInput, match="must be a number of QPU seconds, 0 or more, not 'much'"):
         qr.require_approval(qr.estimate_cost.fn(credentials, [FLIP], **PARAMETERS), above="much")  # type: ignore[arg-type]
@@ -223,7 +308,7 @@ def test_the_pages_of_jobs_note_what_the_estimate_learns_from(
             "usage_final": "true",
         }
         network_loop().run(upsert("job", f"learnt-{uuid4().hex[:12]}", "a job", facts, new=True))
-    told = qr.estimate_cost(credentials, [FLIP, FLIP], one_job_each=True, **parameters)
+    told = qr.estimate_cost(credentials, [FLIP, FLIP], pubs_per_job=1, **parameters)
     assert (told.coverage, told.jobs) == (COVERAGE, 2)
     assert 0 < told.low_seconds < told.expected_seconds < told.high_seconds < 8
 
@@ -234,8 +319,63 @@ def test_the_pages_of_jobs_note_what_the_estimate_learns_from(
     with pytest.raises(InvalidInput, match="Name one of them with --block"):
         estimate_command([FLIP], backend=name)
     with pytest.raises(InvalidInput, match="must be a list of PUBs, one at least"):
-        qr.estimate_cost(credentials, FLIP, one_job_each=True, **parameters)
+        qr.estimate_cost(credentials, FLIP, pubs_per_job=1, **parameters)
     assert posts(sandbox) == 2
+
+
+def test_the_command_prices_every_program_from_files(
+    block: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def file(content: Any) -> Path:
+        path = tmp_path / f"{uuid4().hex}.json"
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return path
+
+    def expected(*circuits: str, **given: Any) -> tuple[float, int, str]:
+        assert estimate_command([*circuits], backend="priced", block=block, json=True, **given) == 0
+        found = json.loads(capsys.readouterr().out)
+        return found["expected_seconds"] - 2 * found["jobs"], found["jobs"], found["program_id"]
+
+    repetition = 270e-6
+    plain = 'OPENQASM 3.0; include "stdgates.inc"; qubit[1] q; x q[0];'
+    (tmp_path / "plain.qasm").write_text(plain)
+    sampler = make_spec([FLIP], backend="priced", shots=30, route="executor")
+    for given, executions, jobs, program in (
+        ({"circuits": [FLIP], "shots": 1000}, 1000, 1, "sampler"),
+        ({"circuits": [FLIP], "shots": 1000, "program": "executor"}, 1000, 1, "executor"),
+        ({"circuits": [FLIP], "shots": 1000, "route": "executor"}, 1000, 1, "executor"),
+        (
+            {"circuits": ["plain.qasm"], "program": "estimator", "observable": ["Z", "X"], "shots": 50},
+            100,
+            1,
+            "estimator",
+        ),
+        ({"pubs": file([[FLIP, None, 10], FLIP]), "options": file({"default_shots": 20})}, 30, 1, "sampler"),
+        ({"pubs": file([[FLIP, None, 10], FLIP]), "shots": 20, "one_job_each": True}, 30, 2, "sampler"),
+        ({"pubs": file([[plain, "Z", None, 0.1]]), "program": "estimator"}, 100, 1, "estimator"),
+        ({"params": file(sampler.prepared or {}), "program": "executor"}, 30, 1, "executor"),
+        ({"params": file({"pubs": [[FLIP, None, 70]], "version": 2})}, 70, 1, "sampler"),
+        ({"params": file({"circuits": []}), "program": "noise-learner"}, 0, 1, "noise-learner"),
+    ):
+        seconds, number, name = expected(*given.pop("circuits", ()), **given)
+        assert (seconds, number, name) == (pytest.approx(executions * repetition), jobs, program), given
+    for given, field in (
+        ({}, "circuits"),
+        ({"circuits": [FLIP], "pubs": file([FLIP])}, "circuits"),
+        ({"circuits": [FLIP], "program": "estimator"}, "observable"),
+        ({"circuits": [FLIP], "observable": ["Z"]}, "observable"),
+        ({"pubs": file("[secret")}, "pubs"),
+        ({"pubs": tmp_path / "none.json"}, "pubs"),
+        ({"pubs": file([]), "one_job_each": True}, "pubs"),
+        ({"params": file({"quantum_program": {"shots": 1}}), "program": "executor"}, "params.quantum_program.items"),
+        ({"params": file({"circuits": []})}, "params.pubs"),
+    ):
+        with pytest.raises(InvalidInput) as caught:
+            estimate_command(given.pop("circuits", None), backend="priced", block=block, **given)
+        assert caught.value.field == field, given
+        assert "secret" not in str(caught.value)
 
 
 def test_what_the_past_says_survives_odd_pages() -> None:

@@ -156,7 +156,7 @@ def test_another_machine_reads_it_from_the_shared_storage(
             result.model_copy().counts()
     # A damaged piece is no result.
     pieces[0].write_bytes(pieces[0].read_bytes().replace(b"A", b"B"))
-    with pytest.raises(NotFound, match="nor does the result storage"):
+    with pytest.raises(NotFound, match="the result storage does not"):
         result.model_copy().counts()
 
 

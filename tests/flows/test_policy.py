@@ -51,7 +51,7 @@ def test_a_changed_address_is_refused_before_a_token_is_asked_for(
             lambda: wait_for_completion(credentials, "d1abc"),
             lambda: load_credentials(name),
         ):
-            with pytest.raises(PolicyRefused, match="none of the policy's hosts") as caught:
+            with pytest.raises(PolicyRefused, match="not among the policy's hosts") as caught:
                 ask()
             found.append(caught.value.advice.may_repeat)
         return found
@@ -72,10 +72,10 @@ def test_what_a_rule_forbids_is_not_sent_and_its_limit_is(
     def several() -> None:
         for wrong in ({"backend": "sandbox_other"}, {"program_id": "estimator"}, {"max_execution_time": 78}):
             with pytest.raises(PolicyRefused):
-                run_job(credentials, [FLIP], **{"backend": BACKEND, **wrong})  # type: ignore[arg-type]
+                run_job(credentials, [FLIP], submission_key="refused", **{"backend": BACKEND, **wrong})  # type: ignore[arg-type]
         with pytest.raises(PolicyRefused, match="use a batch"):
             open_session(credentials, BACKEND)
-        assert sandbox.control.journal("POST") == []
+        assert sandbox.control.journal() == [], "refused before the search for the key asks the service"
         run_job(credentials, [FLIP], backend=BACKEND)
 
     several()

@@ -338,7 +338,7 @@ def test_without_a_deployment_it_waits_here(sandbox: Sandbox, block: str, caplog
     flow_run, state = ran(waits, block)
     assert run(state.aresult()) == {"1": 20}
     assert history(flow_run).count("Running") == 1
-    assert "without a deployment cannot be resumed: waiting for the job in this process" in caplog.text
+    assert "without a deployment cannot be resumed. It waits for the job in this process" in caplog.text
 
 
 def test_a_block_that_is_not_saved_makes_it_wait_here(

@@ -261,7 +261,7 @@ def test_a_backend_in_maintenance_is_waited_for(sandbox: Sandbox, credentials: A
         sandbox.control.set_backend(name, status="paused")
     with pytest.raises(qr.NotFound, match=f"{BACKEND} is paused"):
         qr.select_backend(credentials)
-    with pytest.raises(qr.NotFound, match="none at all"):
+    with pytest.raises(qr.NotFound, match="it has no such backend"):
         qr.select_backend(credentials, min_qubits=1000, timeout=600)  # no wait would help
     with pytest.raises(qr.InvalidInput, match="timeout"):
         qr.select_backend(credentials, timeout=-1)

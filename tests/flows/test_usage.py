@@ -20,7 +20,8 @@ from flows.usage_report import usage_report
 from prefect_qruntime.cli.jobs import usage as usage_command
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.errors import InvalidInput
-from prefect_qruntime.operations.usage import report_usage, write_parquet
+from prefect_qruntime.operations.usage import report_usage
+from prefect_qruntime.operations.usage_tables import write_parquet
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.flow_runs import BACKEND, FLIP, artifact
 
@@ -124,7 +125,7 @@ def test_usage_by_everything_and_what_the_service_says(
     assert "resource units" in shown
     sandbox.control.set_usage(consumed=1000)
     usage_command(block=[BLOCK], since="2026-01-01")
-    assert "Somebody else used the instance" in " ".join(capsys.readouterr().out.split())
+    assert "Another user used the instance" in " ".join(capsys.readouterr().out.split())
 
 
 def test_pending_usage_is_marked(

@@ -72,6 +72,25 @@ def test_hold_also_stops_running_jobs(cloud):
     assert cloud.control.wait_job(job_id)["status"] == "Completed"
 
 
+def test_time_passes_at_once_and_each_thing_happens_at_its_own_moment(cloud):
+    cloud.run()
+    cloud.control.set_clock_scale(1e-9)
+    cloud.control.set_times(queue_time=100, run_time=50)
+    begun, first = cloud.control.now(), cloud.job_id()
+    cloud.control.advance(120)
+    assert cloud.control.job(first)["status"] == "Running"
+    second = cloud.job_id()
+    cloud.control.advance(86_400)
+    assert cloud.control.now() == pytest.approx(begun + 86_520, abs=0.01)
+    for job_id, created in ((first, begun), (second, begun + 120)):
+        job = cloud.control.job(job_id)
+        times = [job[name] - created for name in ("created", "started", "ended")]
+        assert (job["status"], times) == ("Completed", pytest.approx([0, 100, 150], abs=0.01))
+    with pytest.raises(ControlError, match="seconds must be a number"):
+        cloud.control.advance(-1)
+    cloud.control.set_clock_scale(1)
+
+
 def test_finish_does_not_wait_for_the_queue(cloud):
     cloud.control.set_times(queue_time=1000, run_time=1000)
     job = cloud.control.finish(cloud.job_id())

@@ -15,7 +15,7 @@ from prefect import flow
 
 import prefect_qruntime as qr
 from prefect_qruntime import prefect_api, run_context
-from prefect_qruntime.observability import run_page
+from prefect_qruntime.observability import run_page, run_summary
 
 PHASES = ("open", "bought", "wait", "fetch", "close", "end")
 CIRCUIT = 'OPENQASM 3.0; include "stdgates.inc"; qubit[1] q; bit[1] c; x q[0]; c = measure q;'
@@ -31,7 +31,8 @@ def shorten() -> None:
     """Let seconds pass for minutes, so that every limit is met in a test."""
     prefect_api._PATIENCE = 10.0
     run_page._FIRST = run_page._TOGETHER = 0.1
-    run_page._AGAIN, run_page._SETTLING, run_page._STUCK = 0.5, 0.2, 8.0
+    run_page._AGAIN, run_page._STUCK = 0.5, 8.0
+    run_summary._SETTLING = 0.2
     run_page._TRIES = 20
 
 

@@ -301,7 +301,7 @@ def test_cancel_retry_crash_and_the_sweep_after_it(place: Site, deployed: dict[s
     assert sweep.state.is_completed(), place.log(sweep.id)
     assert sweep.created_by is not None
     assert sweep.created_by.type == "AUTOMATION"
-    place.tells(sweep.id, "1 jobs left behind")
+    place.tells(sweep.id, "and 1 job.")
     assert [session["accepting_jobs"] for session in control.open_sessions()] == [False], "it drains"
     control.release()
     until(lambda: not control.open_sessions(), 20, "no session open")

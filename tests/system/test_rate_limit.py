@@ -94,7 +94,7 @@ def test_forty_jobs_from_three_processes(
             process.wait()
     assert [process.returncode for process in running] == [0, 0, 0], "\n".join(said)[-5000:]
 
-    assert not [line for text in said for line in text.splitlines() if "keeps the pace" in line]
+    assert not [line for text in said for line in text.splitlines() if "within this process only" in line]
     statuses = [entry["status"] for entry in sandbox.control.journal("POST", "/jobs")]
     assert (statuses.count(200), statuses.count(429)) == (40, 0), "\n".join(said)[-20000:]
     created = sorted(job["created"] for job in sandbox.control.jobs())

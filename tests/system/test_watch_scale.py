@@ -169,7 +169,7 @@ def test_one_watcher_for_many_killed_halfway(prefect_server: PrefectServer, sand
             return watch
 
         first = start()
-        until(lambda: first.log.read_text().count("following job") == RUNS, PATIENCE, "all followed")
+        until(lambda: first.log.read_text().count("Watching job") == RUNS, PATIENCE, "all followed")
         sandbox.control.clear_journal()
         meter = Meter(first)
         time.sleep(max(SECONDS / 4, 30 if RUNS >= 200 else 0))

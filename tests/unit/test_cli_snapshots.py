@@ -24,7 +24,7 @@ from prefect_qruntime.operations.job_listing import JobList, ListedJob, Totals, 
 from prefect_qruntime.operations.session_listing import OpenSession, SessionList
 from prefect_qruntime.operations.stalled import StalledRun
 from prefect_qruntime.operations.sweep import SweepReport, Swept
-from prefect_qruntime.operations.usage import UnownedJob, UsageLine, UsageReport
+from prefect_qruntime.operations.usage_tables import UnownedJob, UsageLine, UsageReport
 
 FOLDER = Path(__file__).parent / "cli_snapshots"
 COLUMNS = 80

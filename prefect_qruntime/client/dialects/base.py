@@ -1,6 +1,6 @@
-"""What a dialect of the service decides: paths, headers and bodies.
+"""The interface of a dialect: paths, headers and bodies.
 
-Everything above asks a `Dialect` and never which one it is.
+Callers use a `Dialect` and never ask which one it is.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Dialect:
     offers_stream = False
     """Whether hosts of this dialect are known to have the job websocket."""
     backends_query: Mapping[str, str] = {}
-    """What `GET /backends` must be asked for beyond what it says by itself."""
+    """Fields that `GET /backends` returns only on request."""
 
     def headers(self, connection: Connection) -> dict[str, str]:
         """Headers of every request, authorization aside."""
@@ -69,7 +69,7 @@ class Dialect:
         return session
 
     def session_body(self, backend: str, mode: str, max_ttl: int | None) -> dict[str, Any] | None:
-        """The body of `POST /sessions`, or None where a session begins with its first job."""
+        """The body of `POST /sessions`, or None if a session begins with its first job."""
         body: dict[str, Any] = {"mode": mode, "backend": backend}
         if max_ttl is not None:
             body["max_ttl"] = max_ttl

@@ -23,7 +23,7 @@ class Cloud(Dialect):
     backends_query: Mapping[str, str] = {"fields": "wait_time_seconds"}
 
     def headers(self, connection: Connection) -> dict[str, str]:
-        """The version is always sent: without one the service falls back to an old default."""
+        """Headers of every request, always with the API version: without it the service falls back to an old one."""
         return {
             "IBM-API-Version": connection.api_version,
             "X-Qx-Client-Application": connection.application,

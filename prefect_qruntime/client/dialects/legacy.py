@@ -29,7 +29,7 @@ class Legacy(Dialect):
     offers_stream = True
 
     def headers(self, connection: Connection) -> dict[str, str]:
-        """The service asked for this prefix in the application's name."""
+        """Headers of every request, with the prefix of the application's name that this service requires."""
         return {"x-qx-client-application": f"qiskit-version-2/0.39.2/{connection.application}"}
 
     def params(self, spec: JobSpec) -> dict[str, Any]:
@@ -52,7 +52,7 @@ class Legacy(Dialect):
         return session.model_copy(update={"id": read_id(body.get("session_id") or body.get("id"), "session")})
 
     def session_body(self, backend: str, mode: str, max_ttl: int | None) -> dict[str, Any] | None:
-        """Nothing to send: the first job opens the session."""
+        """None, because the first job opens the session."""
         return None
 
 
@@ -60,7 +60,7 @@ def v1_params(spec: JobSpec) -> dict[str, Any]:
     """The complete `params` of a legacy `POST /jobs`.
 
     Raises:
-        InvalidInput: Something this form cannot say: different shots per PUB, several parameter
+        InvalidInput: Something that this form cannot express: different shots per PUB, several parameter
             points or observables in one PUB, a precision, options it never had.
     """
     if spec.prepared is not None:

@@ -45,13 +45,13 @@ Extrapolator = Literal[
     "polynomial_degree_7",
     "fallback",
 ]
-"""How the server's estimator may extrapolate to zero noise; its name stands where an array would."""
+"""Methods by which the server's estimator extrapolates to zero noise; a name may stand in place of an array."""
 
 DECODE_LIMIT = 1 << 30
-"""Most bytes that what is read at once may unfold to: a few kilobytes of zlib can hold a terabyte of zeros."""
+"""Most bytes to which the arrays read at once may unfold: a few kilobytes of zlib can hold a terabyte of zeros."""
 
 LIST_LIMIT = 1 << 22
-"""Most elements made into Python objects at once: each takes some 32 bytes, whatever it took in the array."""
+"""Most elements made into Python objects at once: each takes some 32 bytes, whatever its size in the array."""
 
 _MAX_COPIES = 1 << 22
 _SPANS = ("ExecutionSpans", "ExecutionSpanCollection")  # the second is their older name
@@ -59,7 +59,7 @@ _SPANS = ("ExecutionSpans", "ExecutionSpanCollection")  # the second is their ol
 _MAGIC = b"\x93NUMPY"
 _MAX_HEADER = 1 << 16
 _MAX_DIMENSIONS = 32
-# numpy's kind and size → typecode of struct; None where struct has none.
+# numpy's kind and size → typecode of struct; None if struct has none.
 _CODES = {
     "b1": "?", "u1": "B", "i1": "b", "u2": "H", "i2": "h", "u4": "I", "i4": "i", "u8": "Q", "i8": "q",
     "f2": "e", "f4": "f", "f8": "d", "c8": "f", "c16": "d",
@@ -67,7 +67,7 @@ _CODES = {
 
 
 class Allowance:
-    """What one reading may still unfold to, over all the arrays in it.
+    """The remaining size to which one reading may unfold, over all the arrays in it.
 
     Args:
         size: Bytes.
@@ -81,7 +81,7 @@ class Allowance:
         self.elements = elements
 
     def inflate(self, text: str) -> bytes:
-        """Base64 and zlib undone.
+        """Decode base64 and zlib.
 
         Raises:
             ValueError: Damaged, or more bytes than are left.
@@ -89,7 +89,7 @@ class Allowance:
         try:
             packed = base64.b64decode(text, validate=True)
             worker = zlib.decompressobj()
-            # A limit of 0 would be none at all.
+            # A limit of 0 would mean no limit.
             data = worker.decompress(packed, max(self.size, 1))
         except (ValueError, zlib.error) as error:
             raise ValueError(f"an encoded array is damaged: {error}") from None
@@ -161,13 +161,13 @@ class NpyArray:
         return found.tolist()
 
     def tolist(self) -> Any:
-        """Nested lists, or one number where the shape is `()`."""
+        """Nested lists, or one number if the shape is `()`."""
         return nested(self.flat(), self.shape)
 
 
 @dataclass(frozen=True, slots=True)
 class ExecutionSpan:
-    """When a part of a sampler job ran on the QPU; times are aware, `data` says which shots."""
+    """The time at which a part of a sampler job ran on the QPU; times are aware, `data` says which shots."""
 
     start: datetime
     stop: datetime
@@ -219,7 +219,7 @@ def read_npy(data: bytes) -> NpyArray:
     except (ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError):
         raise ValueError("an .npy header is damaged") from None
     if not isinstance(descr, str) or descr[:1] not in ("<", ">", "|", "=") or descr[1:] not in _CODES:
-        raise ValueError(f"an array of {descr!r} is not read")
+        raise ValueError(f"an array of {descr!r} is not supported")
     if (
         not isinstance(shape, tuple)
         or len(shape) > _MAX_DIMENSIONS
@@ -325,7 +325,7 @@ def _to_c_order(body: bytes, shape: tuple[int, ...], size: int) -> bytes:
     longest = max(range(len(shape)), key=lambda axis: shape[axis])
     others = [axis for axis in range(len(shape)) if axis != longest]
     if math.prod(shape[axis] for axis in others) > _MAX_COPIES:
-        raise ValueError(f"an array of shape {shape} in column-major order is not read")
+        raise ValueError(f"an array of shape {shape} in column-major order is not supported")
     # Words of up to eight bytes, for a strided copy moves one at a time; a wider element is several.
     word = min(size, 8)
     lanes = size // word

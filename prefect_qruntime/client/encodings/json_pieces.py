@@ -1,7 +1,7 @@
 """Write JSON piece by piece, so that a large payload never holds the interpreter's lock for long.
 
 `orjson.dumps` keeps the lock from its first byte to its last, so that a large payload stops the network loop even
-when it is written in another thread. Between two pieces the loop gets its turn.
+when it is written in another thread. Between two pieces the loop can run.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def json_pieces(value: Any, *, sort_keys: bool = False, piece: int = PIECE) -> I
 
 
 def _groups(items: list[Any] | tuple[Any, ...], piece: int) -> Iterator[list[Any]]:
-    """Neighbours that go into one piece together; what is too large for one stands alone."""
+    """Group neighbours that fit into one piece; a value that is too large stands alone."""
     group: list[Any] = []
     left = piece
     for item in items:

@@ -1,6 +1,6 @@
 """Count the measured bits of one register, without building a list of ints.
 
-A shot's *key* is whatever stands for it in the body (a hex string, a byte, a machine word, bytes);
+A shot's *key* is its form in the body (a hex string, a byte, a machine word, bytes);
 only distinct keys are ever turned into numbers and bitstrings. That is what makes a million shots
 cheap.
 """
@@ -26,7 +26,7 @@ _WORDS = ((2, "H"), (4, "I"), (8, "Q"))
 _WIDER = {2: "I", 4: "Q"}
 _MANY = 500_000  # shots
 _MANY_EMPTY = 1 << 24
-_SAMPLE = 2048  # shots that tell whether few outcomes dominate
+_SAMPLE = 2048  # shots that show whether few outcomes dominate
 
 
 class Register(Protocol):
@@ -205,7 +205,7 @@ def flat_index(index: Any, shape: tuple[int, ...]) -> int:
         raise IndexError(f"{index!r} is not an index of shape {shape}")
     flat = 0
     for number, size in zip(place, shape, strict=True):
-        # Also numpy's integers; a bool has an index too, and is none.
+        # Also numpy's integers; a bool has `__index__` too, and is not an index.
         found = -size - 1 if isinstance(number, bool) or not hasattr(number, "__index__") else operator.index(number)
         if not -size <= found < size:
             raise IndexError(f"{index!r} is not an index of shape {shape}")
@@ -324,7 +324,7 @@ def _points(samples: list[Any], shape: Sequence[int]) -> Iterator[list[Any]]:
 
 
 def _fitting(number: int, bits: int) -> int:
-    """A shot's number, which damage has made larger than its register, or negative, if it does not fit."""
+    """Check that a shot's number fits into its register; in a damaged result it may be too large or negative."""
     if number >> bits:  # -1 for all negative ones
         raise ValueError(f"a shot of {number:#x} does not fit into {bits} bits")
     return number

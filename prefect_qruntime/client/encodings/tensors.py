@@ -114,7 +114,7 @@ def decode_tensor(value: Any, *, compressed: bool | None = None, allowance: Allo
 
     Args:
         value: The JSON value.
-        compressed: Whether its bytes are compressed; None finds out by looking.
+        compressed: Whether its bytes are compressed; None detects it.
         allowance: How many bytes it may unfold to.
 
     Raises:

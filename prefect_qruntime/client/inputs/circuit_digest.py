@@ -1,12 +1,12 @@
-"""What a `QuantumCircuit` is, said the same way in every process.
+"""Digest a `QuantumCircuit` so that equal circuits have equal digests in every process.
 
-QPY does not do: it holds random parameter ids, counted circuit names (`circuit-7`) and the version
+A digest of QPY would not do: QPY holds random parameter ids, counted circuit names (`circuit-7`) and the version
 of qiskit. So the circuit is walked: operations, numbers, bits, blocks and, for gates outside
 qiskit's library, their definitions. Names that qiskit counts up (circuits, classical registers
 `c3`, loop variables) do not count; parameters count by name.
 
-Where an operation cannot be told for certain, the QPY bytes stand in: then a circuit built anew
-gets a new digest, which at worst buys a second job, while a too coarse identity would return the
+If an operation cannot be identified for certain, the QPY bytes stand in: then a circuit built again
+gets a new digest, which at worst submits a second job, while a too coarse identity would return the
 results of another circuit.
 """
 
@@ -52,7 +52,7 @@ class _UnknownError(Exception):
 
 
 def identity_of(circuit: Any, fallback: bytes) -> dict[str, str]:
-    """A digest of the circuit for `Pub.identity`; of `fallback` where the circuit cannot be told."""
+    """A digest of the circuit for `Pub.identity`; of `fallback` if the circuit cannot be identified."""
     try:
         text = orjson.dumps(_circuit(circuit))
     except Exception:
@@ -152,7 +152,7 @@ class _Scope:
         return form
 
     def value(self, value: Any) -> Any:
-        """Numbers, names, arrays, parameter expressions, classical expressions."""
+        """The canonical form of a number, name, array, parameter expression or classical expression."""
         if value is None or isinstance(value, bool | str):
             return value
         if isinstance(value, int | float):

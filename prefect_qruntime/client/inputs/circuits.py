@@ -48,13 +48,13 @@ class Circuit:
 
     Attributes:
         wire: OpenQASM text or an encoded circuit.
-        inputs: Parameter names where exactly known, in declared order (text) or qiskit's order.
-        qubits: Number of qubits, where exactly known.
-        width: Number of classical bits, where exactly known.
-        registers: Names of the classical registers, where known.
+        inputs: Parameter names if exactly known, in declared order (text) or qiskit's order.
+        qubits: Number of qubits, if exactly known.
+        width: Number of classical bits, if exactly known.
+        registers: Names of the classical registers, if known.
         scalars: Classical bits that belong to no register: the scalar bits of a text by name, the loose bits of a
             `QuantumCircuit` by number.
-        identity: What stands for the circuit in the digest, where `wire` is not reproducible. For an
+        identity: What stands for the circuit in the digest, if `wire` is not reproducible. For an
             encoded circuit that is the text itself: whether qiskit is there to look into it must not
             decide whether a job is found again.
         source: The user's `QuantumCircuit`, if it was one.
@@ -192,7 +192,7 @@ def _operation_measures(operation: Any) -> bool:
     if not operation.num_clbits:
         return False
     definition = getattr(operation, "definition", None)
-    # What has bits and no definition is the backend's own: only it knows.
+    # An instruction with bits and no definition is the backend's own: only the backend knows.
     return definition is None or _measures(definition)
 
 

@@ -34,7 +34,7 @@ MAX_TAG_LENGTH = 86
 MAX_SHOTS = 2**31 - 1
 MAX_EXECUTION_SECONDS = 10_800
 
-# What goes into a URL path or a header may hold nothing that has a meaning there.
+# A value in a URL path or a header must not contain characters with a meaning there.
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _OWN_TAGS = (KEY_TAG, FLOW_TAG)
 _MAX_DEPTH = 64
@@ -110,7 +110,7 @@ def check_tags(tags: object) -> tuple[str, ...]:
             continue
         if len(unique) == MAX_USER_TAGS:
             raise InvalidInput(
-                f"at most {MAX_USER_TAGS} tags are yours: the service allows 8, two are needed to find the job again",
+                f"at most {MAX_USER_TAGS} tags are allowed: the service takes 8, and this package needs two",
                 field=field,
             )
         unique.append(tag)

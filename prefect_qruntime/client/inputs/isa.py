@@ -2,7 +2,7 @@
 
 The service refuses other circuits only when the job runs (code 7001 and the like). This reads the
 backend's configuration (`GET /backends/{id}/configuration`) and the circuit, and sends nothing.
-Circuits that arrange their qubits at run time are checked as far as their text tells.
+Circuits that arrange their qubits at run time are checked as far as their text shows.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _DECLARED = re.compile(r"(?:qubit(?:\s*\[\s*(\d+)\s*\])?\s*([^\W\d]\w*)|qreg\s+(
 
 @dataclass(frozen=True, slots=True)
 class _Use:
-    """One operation: its name and, where known, the qubits it acts on."""
+    """One operation: its name and, if known, the qubits it acts on."""
 
     name: str
     qubits: tuple[int, ...] | None
@@ -93,7 +93,7 @@ def check_isa(spec: JobSpec, configuration: Mapping[str, Any]) -> None:
 
 
 def _check_shots(spec: JobSpec, most: Any) -> None:
-    """The most shots of a backend hold for each PUB."""
+    """Check the backend's limit of shots, which applies to each PUB."""
     if not isinstance(most, int) or isinstance(most, bool) or most < 1:
         return
     asked = [(f"pubs[{place}].shots", pub.shots) for place, pub in enumerate(spec.pubs)]
@@ -208,7 +208,7 @@ def transpile_pubs(
         configuration: The backend's configuration as the service answers it.
         program_id: `sampler` or `estimator`.
         optimization_level: 0 to 3, as in qiskit.
-        seed: Of the transpiler.
+        seed: Seed of the transpiler.
 
     Returns:
         One tuple for each PUB, to be given to `make_spec`.

@@ -1,4 +1,4 @@
-"""What a raw `params` payload means, in a form that is the same whenever the same work is written again.
+"""Turn a raw `params` payload into a canonical form that is equal for equal work.
 
 Two payloads that compute the same can differ in every byte: QPY holds random parameter ids and counted names,
 compressed bytes depend on the library, a samplex holds QPY within JSON within JSON. So all of these are decoded:
@@ -39,12 +39,12 @@ _VERSIONS = frozenset({"samplomatic_version"})
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """What a payload means.
+    """The meaning of a payload.
 
     Attributes:
         canonical: Plain JSON, equal for equal work.
         doubts: What could not be decoded, one sentence each.
-        source: The payload itself: a form is that of one object, and of no other that took its place.
+        source: The payload itself: the form does not apply to another object that replaces it.
     """
 
     canonical: Any
@@ -117,7 +117,7 @@ class _Reader:
             try:
                 inner = json.loads(text)
             except (ValueError, RecursionError):
-                self.doubts.append(f"{path} is no readable JSON.")
+                self.doubts.append(f"{path} is not readable JSON.")
                 return text
             return ["json", self.value(inner, path, nested_json=True)]
         return text
@@ -145,7 +145,7 @@ class _Reader:
         try:
             found = decode_tensor(value, allowance=self.allowance)
         except ValueError as error:
-            self.doubts.append(f"{path} is no readable tensor ({error}).")
+            self.doubts.append(f"{path} is not a readable tensor ({error}).")
             return ["text", value]
         return ["array", found.dtype, list(found.shape), _values_digest(found.data, found.dtype in ("f64", "c128"))]
 
@@ -156,7 +156,7 @@ class _Reader:
             try:
                 found = read_npy(self.allowance.inflate(inner))
             except ValueError as error:
-                self.doubts.append(f"{path} is no readable array ({error}).")
+                self.doubts.append(f"{path} is not a readable array ({error}).")
                 return ["text", value]
             floats = found.descr in ("<f8", "<c16")
             return ["array", found.descr, list(found.shape), _values_digest(found.data, floats)]
@@ -176,7 +176,7 @@ class _Reader:
                 return data[18:].decode()
         except ValueError:
             pass
-        self.doubts.append(f"{path} is no readable parameter.")
+        self.doubts.append(f"{path} is not a readable parameter.")
         return text
 
 

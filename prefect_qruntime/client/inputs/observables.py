@@ -12,6 +12,7 @@ from typing import Any
 
 from prefect_qruntime.client.inputs.parameters import MAX_AXES
 from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.printable import many
 
 __all__ = ["check_observables", "observable_shape"]
 
@@ -26,7 +27,7 @@ def check_observables(value: Any, qubits: int | None, *, field: str) -> Any:
     Args:
         value: A Pauli string, `{pauli: coefficient}`, a `SparsePauliOp`, `Pauli`, `PauliList`
             or `SparseObservable`, or (nested) lists or arrays of those.
-        qubits: Number of qubits of the circuit, where known: every string must have that length.
+        qubits: Number of qubits of the circuit, if known: every string must have that length.
         field: Name of the field in error messages.
 
     Raises:
@@ -46,7 +47,9 @@ def check_observables(value: Any, qubits: int | None, *, field: str) -> Any:
         )
     length = next(iter(lengths))
     if qubits is not None and length != qubits:
-        raise InvalidInput(f"{lengths[length]!r} has {length} letters, the circuit {qubits} qubits", field=field)
+        raise InvalidInput(
+            f"{lengths[length]!r} has {many(length, 'letter')}, the circuit {many(qubits, 'qubit')}", field=field
+        )
     return found
 
 
@@ -80,7 +83,7 @@ def _one(value: Any, *, field: str, depth: int = 0) -> Any:
 
 
 def _foreign(value: Any, *, field: str, depth: int) -> Any:
-    """Objects of qiskit and numpy, told by what they offer, so that neither is imported."""
+    """Convert objects of qiskit and numpy, recognised by their attributes, so that neither is imported."""
     if callable(getattr(value, "to_label", None)):  # Pauli
         label, factor = _key(value, field=field)
         return label if factor == 1.0 else {label: factor}

@@ -165,7 +165,7 @@ class EstimatorOptions(_Common):
 
 _MODELS: dict[str, type[_Common]] = {"sampler": SamplerOptions, "estimator": EstimatorOptions}
 
-# Names other clients and older services use, and what stands for them here.
+# Names that other clients and older services use, with what to use here.
 _ELSEWHERE = {
     "shots": "Use shots= beside the options.",
     "max_execution_time": "Use max_execution_time= beside the options.",
@@ -204,7 +204,7 @@ def check_options(options: Any, *, program_id: str) -> dict[str, Any]:
 
 
 def _explained(error: ValidationError, model: type[BaseModel]) -> InvalidInput:
-    """The deepest of pydantic's complaints, as one about one field."""
+    """Build one error about one field from the deepest of pydantic's errors."""
     details = error.errors(include_url=False, include_context=False)
     # A union reports each branch; the field is the path up to where the model stops.
     first = details[0]
@@ -221,7 +221,7 @@ def _explained(error: ValidationError, model: type[BaseModel]) -> InvalidInput:
 
 
 def _belongs(name: str, model: type[BaseModel]) -> str | None:
-    """Where an option of that very name is: elsewhere in this program's options, or in those of the other."""
+    """The place of an option of the same name: elsewhere in this program's options, or in the other program's."""
     others = [(program, other) for program, other in _MODELS.items() if other is not model]
     for program, candidate in [("", model), *others]:
         path = _place(name, candidate)

@@ -1,7 +1,7 @@
 """Turn parameter values of any form into plain nested lists of finite floats.
 
 One form for equal numbers (list, tuple, numpy array, `1` and `1.0`), so that equal work has an
-equal digest. Names, counts and shapes are checked where the circuit tells, by the rules of qiskit's
+equal digest. Names, counts and shapes are checked if the circuit declares them, by the rules of qiskit's
 `BindingsArray`, which the service uses.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefect_qruntime.errors import InvalidInput
-from prefect_qruntime.printable import nearest
+from prefect_qruntime.printable import many, nearest
 
 __all__ = [
     "MAX_AXES",
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 MAX_AXES = 32
-"""More axes than this no array of numpy had for decades."""
+"""Most axes of an array; numpy allowed no more for decades."""
 
 
 def check_parameters(value: Any, inputs: Sequence[str] | None, *, field: str) -> Any:
@@ -36,7 +36,7 @@ def check_parameters(value: Any, inputs: Sequence[str] | None, *, field: str) ->
 
     Args:
         value: None, a list, nested lists, an array, or `{name: value or list}`.
-        inputs: Names the circuit declares; None where the text does not tell exactly.
+        inputs: Names the circuit declares; None if the text does not show them exactly.
         field: Name of the field in error messages.
 
     Returns:
@@ -66,7 +66,7 @@ def check_parameters(value: Any, inputs: Sequence[str] | None, *, field: str) ->
         raise InvalidInput("holds no parameter point at all", field=field)
     if inputs is None or shape[-1] == len(inputs):
         return values
-    # Qiskit lets the last axis away where there is one parameter; so does the service.
+    # Qiskit lets the last axis be omitted if there is one parameter; so does the service.
     if len(inputs) == 1:
         return values
     raise InvalidInput(
@@ -77,10 +77,10 @@ def check_parameters(value: Any, inputs: Sequence[str] | None, *, field: str) ->
 
 
 def check_order(value: Any, inputs: Sequence[str] | None, *, field: str) -> None:
-    """Refuse a plain list where readers of OpenQASM text disagree on which value is whose.
+    """Refuse a plain list if readers of OpenQASM text disagree on which value belongs to which input.
 
     OpenQASM does not say in which order inputs take values from outside, and qiskit sorts them by name: a
-    list in order of declaration would be bound to the wrong names without a word.
+    list in order of declaration would silently be bound to the wrong names.
 
     Raises:
         InvalidInput: The values have no names, and the declared order is not that of the names.
@@ -111,7 +111,7 @@ def bindings_of(value: Any) -> Any:
 
 
 def points_shape(values: Any, inputs: Sequence[str] | None) -> tuple[int, ...] | None:
-    """Shape of the points that checked values stand for, as qiskit infers it; None where it cannot be told."""
+    """Shape of the points that checked values stand for, as qiskit infers it; None if it is not known."""
     if values is None:
         return ()
     if inputs is None:
@@ -167,14 +167,14 @@ def _by_name(value: Mapping[Any, Any], inputs: Sequence[str] | None, *, field: s
         # A tuple of names, or qiskit's ParameterVector: the last axis runs over them.
         several = not isinstance(key, str) and hasattr(key, "__iter__")
         names = tuple(key) if several else (key,)
-        several = len(names) > 1  # for one name qiskit lets the last axis be away
+        several = len(names) > 1  # for one name qiskit lets the last axis be omitted
         texts = [_name(name, field=field) for name in names]
         spot = f"{field}.{','.join(texts)}"
         values = numbers(item, field=spot)
         if several:
             shape = shape_of(values, field=spot)
             if not shape or shape[-1] != len(texts):
-                raise InvalidInput(f"the last axis must have {len(texts)} values", field=spot)
+                raise InvalidInput(f"the last axis must have {many(len(texts), 'value')}", field=spot)
             # An axis of one point would be taken for the one of the single parameter.
             alone = shape[-2:-1] == (1,)
             columns = [_column(values, place, alone=alone) for place in range(len(texts))]
@@ -208,7 +208,7 @@ def _leading(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _one_shape(named: Mapping[str, Any], *, field: str) -> None:
-    """All parameters have values for the same points: qiskit, and so the service, broadcasts none of them."""
+    """The one shape of all parameters' points; others are refused, as qiskit and the service broadcast none."""
     first = ""
     for name, values in named.items():
         first = first or name

@@ -108,7 +108,7 @@ def _circuit(value: Any, *, sampler: bool, field: str, seen: dict[int, tuple[Any
     if known is not None and known[0] is value:
         return known[1]
     circuit = read_circuit(value, sampler=sampler, field=field)
-    seen[id(value)] = (value, circuit)  # holding the value keeps its id taken
+    seen[id(value)] = (value, circuit)  # holding the value keeps its id in use
     return circuit
 
 
@@ -174,7 +174,7 @@ def _parameters(value: Any, circuit: Circuit, *, field: str) -> Any:
 
 
 def _check_broadcast(observables: tuple[int, ...], points: tuple[int, ...] | None, *, field: str) -> None:
-    """Observables and parameter points go together by numpy's rules, as in qiskit's `EstimatorPub`."""
+    """Check that observables and parameter points broadcast by numpy's rules, as in qiskit's `EstimatorPub`."""
     if points is None or all(
         one == other or 1 in (one, other) for one, other in zip(observables[::-1], points[::-1], strict=False)
     ):

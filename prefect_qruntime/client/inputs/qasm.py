@@ -1,6 +1,6 @@
 """Read version, registers and inputs from OpenQASM text without a parser.
 
-The scanner refuses only what is certainly wrong. What it cannot tell exactly it leaves open (None), and the
+The scanner refuses only what is certainly wrong. What it cannot read exactly it leaves open (None), and the
 service decides. `syntax_error` asks a real parser if one is installed.
 """
 
@@ -47,7 +47,7 @@ _QREG = re.compile(r"qreg\s+([^\W\d]\w*)\s*(?:\[([^\[\]]+)\])?")
 _INPUT = re.compile(r"input\s+(\w+)\s*(?:\[[^\]]*\])?\s*([^\W\d]\w*)")
 _MEASURE = re.compile(r"\bmeasure\b")
 _DECLARING = ("const", "bit", "output", "creg", "qubit", "qreg", "input")
-# What a version 3 text without its version line may begin with. A name of a file or an account begins otherwise.
+# How a version 3 text without its version line may begin; a file name begins otherwise.
 _OPENING = re.compile(
     r"(?:include\s*\"[^\"]*\"|(?:qubit|bit)\s*\[[^\]]+\]\s*[^\W\d]\w*|(?:qubit|bit)\s+[^\W\d]\w*|(?:qreg|creg)\s+[^\W\d]\w*"
     r"|(?:input|output|const)\s+\w+|(?:gate|def|extern)\s+[^\W\d]\w*|(?:[^\W\d]\w*(?:\s*\([^()]*\))?\s+)\$\d+)"
@@ -63,7 +63,7 @@ _PHYSICAL = re.compile(r"\$([0-9]{1,9})\b")
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What the text says. None means: not exactly known.
+    """The contents of the text. None means: not exactly known.
 
     Attributes:
         version: 2 or 3.
@@ -113,7 +113,7 @@ _check_reference: ContextVar[Callable[[Path, str], Path] | None] = ContextVar("_
 
 @contextmanager
 def limit_references(check: Callable[[Path, str], Path]) -> Iterator[None]:
-    """Inside this block, `text_of` asks before it reads a `file:` reference; a `Path` object is the caller's own.
+    """Inside this block, check `file:` references before `text_of` reads them; a `Path` object is not checked.
 
     Args:
         check: Takes the path and the field's name; returns the path to read, or raises `InvalidInput`.
@@ -128,7 +128,7 @@ def limit_references(check: Callable[[Path, str], Path]) -> Iterator[None]:
 def text_of(value: Any, *, field: str) -> Any:
     """The text of the file that a path or a `file:` reference names; any other value unchanged.
 
-    The file is read now, where the job is submitted: the job must not depend on a later state of the file.
+    The file is read now, in the submitting process: the job must not depend on a later state of the file.
 
     Raises:
         InvalidInput: No file of this machine, or one that cannot be read.

@@ -62,7 +62,7 @@ def params_of_program(program: Any, options: Mapping[str, Any] | None = None) ->
 
 
 def write_program(program: Any, options: Any) -> dict[str, Any]:
-    """The `params` of a program of IBM's with its options.
+    """The `params` of an IBM quantum program with its options.
 
     Raises:
         InvalidInput: IBM's client is not installed, or cannot write the program.
@@ -90,5 +90,5 @@ def ibm_module(name: str, what: str) -> Any:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error of IBM's, cut to 300 characters."""
+    """The first line of an error of IBM's client, cut to 300 characters."""
     return str(error).strip().partition("\n")[0][:300] or type(error).__name__

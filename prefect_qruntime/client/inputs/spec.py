@@ -38,7 +38,7 @@ RECIPE_VERSION = "p1"
 DIGEST_VERSION = "d2"
 """Changes whenever the canonical form below changes, so that old and new keys never mix."""
 RESTRICTED_NAMES = frozenset({"keys", "values", "items", "ndim", "shape", "size"})
-"""Names that qiskit's `DataBin` uses itself, so that no register of a result can have them there."""
+"""Names that qiskit's `DataBin` uses itself, so that a result's register cannot have them there."""
 
 _SHOWN = 5
 
@@ -53,10 +53,10 @@ class Pub:
         parameters: List, nested lists, `{name: value(s)}`, an encoded array, or None.
         shots: Sampler only.
         precision: Estimator only.
-        width: Number of classical bits, where the text tells.
-        registers: Names of the classical registers, where known.
+        width: Number of classical bits, if the text shows it.
+        registers: Names of the classical registers, if known.
         scalars: Classical bits outside all registers, by name or number.
-        identity: What the digest sees in place of `circuit`, where the wire form is not
+        identity: What the digest sees in place of `circuit`, if the wire form is not
             reproducible (QPY holds random parameter ids).
     """
 
@@ -78,15 +78,15 @@ class Pub:
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
-    """What is to be bought: program, payload, limits. Says nothing about session or key.
+    """What to submit: program, payload, limits. Without session and key.
 
     Attributes:
         meaning: The `Meaning` of `params`, see `client.inputs.meaning`.
         doubts: Why the same work, written again in another process, may get another digest; empty if it cannot.
-        prepared: The PUBs as the params of program `executor`, if they take that route. No part of the digest: the
-            same work bought on one route is found again on the other.
+        prepared: The PUBs as the params of program `executor`, if they take that route. Not part of the digest: the
+            same work submitted on one route is found again on the other.
         may_turn: Whether the PUBs take the executor if the service says that their program is gone.
-        circuit_form: How circuits travel if they take it; no part of the digest, as the route is none.
+        circuit_form: How circuits travel on that route; not part of the digest, just as the route.
     """
 
     program_id: str
@@ -156,7 +156,7 @@ class JobSpec:
 
     @property
     def widths(self) -> tuple[int | None, ...]:
-        """Classical bits of each PUB, where known."""
+        """Classical bits of each PUB, if known."""
         return tuple(pub.width for pub in self.pubs)
 
 
@@ -181,7 +181,7 @@ def check_size(spec: JobSpec) -> None:
     size = sum(map(len, json_pieces([pubs, spec.options] if raw is None else raw)))
     if size > MAX_PAYLOAD_BYTES:
         raise InvalidInput(
-            f"{size / 1e6:.1f} MB of input; the service takes at most {MAX_PAYLOAD_BYTES // 10**6} MB a job",
+            f"{size / 1e6:.1f} MB of input; the service takes at most {MAX_PAYLOAD_BYTES // 10**6} MB per job",
             field="pubs" if spec.params is None else "params",
         )
 
@@ -228,7 +228,7 @@ def _refusal(pub: Pub) -> str:
 
 
 def input_notices(spec: JobSpec) -> tuple[str, ...]:
-    """Sentences about inputs that are valid and may surprise later: to be logged when the job is submitted."""
+    """Sentences about valid inputs that may cause trouble later, to be logged when the job is submitted."""
     found: list[str] = []
     for place, pub in enumerate(spec.pubs if spec.program_id == "sampler" else ()):
         names = [name for name in pub.registers if name in RESTRICTED_NAMES]

@@ -1,4 +1,4 @@
-"""Programs: what each takes and returns, one file a program, and the check that comes before all of them."""
+"""The programs: what each takes and returns, one file per program, and the check of their inputs."""
 
 from prefect_qruntime.client.programs.make import make_spec
 

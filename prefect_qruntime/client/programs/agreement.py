@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import JobRef
+from prefect_qruntime.printable import many
 
 if TYPE_CHECKING:
     from prefect_qruntime.client.results.job_result import JobResult
@@ -41,7 +42,7 @@ class Comparison:
     """One comparison.
 
     Attributes:
-        what: What was compared, for instance `pubs[0].c`.
+        what: The part that was compared, for instance `pubs[0].c`.
         p_value: How likely two runs of one circuit differ at least as much.
         statistic: Chi-squared, or the difference in standard errors.
         freedom: Degrees of freedom; 0 if there was only one outcome to compare.
@@ -59,7 +60,7 @@ class Agreement:
 
     Attributes:
         agrees: Whether no comparison is as unlikely as the rate of false alarms allows.
-        false_alarm: How often two runs of the same circuit are said to differ, at most.
+        false_alarm: How often, at most, two runs of the same circuit are reported as different.
         comparisons: All of them, the least likely first.
     """
 
@@ -87,14 +88,14 @@ class Agreement:
 
     def __str__(self) -> str:
         """The outcome as one sentence for users."""
-        rate = f"two runs of one circuit are said to differ in at most {100 * self.false_alarm:.3g}% of cases"
+        rate = f"two runs of one circuit are reported as different in at most {100 * self.false_alarm:.3g}% of cases"
         if not self.comparisons:
             return f"Nothing to compare ({rate})."
         worst = self.comparisons[0]
         sign = "not below" if self.agrees else "below"
         return (
             f"The two results {'agree' if self.agrees else 'differ'}: the smallest p-value of "
-            f"{len(self.comparisons)} comparison{'s' if len(self.comparisons) != 1 else ''} is {worst.p_value:.2g} "
+            f"{many(len(self.comparisons), 'comparison')} is {worst.p_value:.2g} "
             f"({worst.what}), {sign} {self.share:.2g}; {rate}."
         )
 
@@ -141,8 +142,8 @@ def compare_counts(one: Mapping[str, int], other: Mapping[str, int], *, what: st
     smaller = min(totals) / whole
     cells: list[tuple[int, int]] = []
     pool = (0, 0)
-    # The pool takes the rarest outcomes until it is large enough itself, so that no outcome is left out. The order
-    # depends on the sums alone, as an order that knew the samples apart would bend the test.
+    # The pool collects the rarest outcomes until it is large enough, so that no outcome is left out. The order
+    # depends on the sums alone, because an order that distinguishes the samples would bias the test.
     for key in sorted(one.keys() | other.keys(), key=lambda key: (one.get(key, 0) + other.get(key, 0), key)):
         pair = one.get(key, 0), other.get(key, 0)
         if sum(pair) * smaller < _LEAST_EXPECTED or 0 < sum(pool) * smaller < _LEAST_EXPECTED:
@@ -174,10 +175,10 @@ def compare_values(one: float, other: float, errors: tuple[float, float], *, wha
 
 
 def checked_rate(false_alarm: float) -> float:
-    """A rate of false alarms.
+    """Check a rate of false alarms.
 
     Raises:
-        InvalidInput: It is no rate.
+        InvalidInput: It is not between 0 and 1.
     """
     if isinstance(false_alarm, bool) or not isinstance(false_alarm, int | float) or not 0 < false_alarm < 1:
         raise InvalidInput(f"must be between 0 and 1, not {false_alarm!r}", field="false_alarm")
@@ -190,10 +191,10 @@ def compare_results(one: JobResult, other: JobResult, *, false_alarm: float = 0.
     Args:
         one: A result.
         other: The result of the other route.
-        false_alarm: How often two runs of the same circuit may be said to differ.
+        false_alarm: How often two runs of the same circuit may be reported as different.
 
     Raises:
-        InvalidInput: The results are not of the same PUBs, or the rate is none.
+        InvalidInput: The results are not of the same PUBs, or the rate is not between 0 and 1.
     """
     checked_rate(false_alarm)
     if one.num_pubs != other.num_pubs:
@@ -239,7 +240,7 @@ def _leaves(value: Any) -> Iterable[Any]:
 
 
 def chi_squared_tail(statistic: float, freedom: int) -> float:
-    """The chance that chi-squared with so many degrees of freedom is at least as large.
+    """The probability that chi-squared with this many degrees of freedom is at least as large.
 
     The regularised incomplete gamma function: its series below the mean, Lentz's continued fraction above.
     """

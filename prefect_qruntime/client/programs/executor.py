@@ -3,6 +3,9 @@
 Circuits go as OpenQASM 3 text, which needs neither qiskit nor numpy, or as QPY. The recipe that turns the
 result back into counts or expectation values travels in `passthrough_data`, so that a job fetched by its id
 in another process needs nothing else.
+
+The executor runs circuits as they are. Twirling, dynamical decoupling and error mitigation are prepared on the
+client's side, which IBM's own client does (extra `[ibm]`). An option is dropped only if it has no effect.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import base64
 import io
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +21,22 @@ from prefect_qruntime.client.encodings.tensors import encode_tensor
 from prefect_qruntime.client.inputs.circuits import MAX_QPY_VERSION, load_qpy
 from prefect_qruntime.client.inputs.parameters import check_parameters, points_shape
 from prefect_qruntime.client.inputs.qasm import scan
+from prefect_qruntime.client.inputs.quantum_program import IBM_EXTRA
 from prefect_qruntime.client.inputs.spec import RECIPE_AUTHOR, RECIPE_VERSION, CircuitForm, JobSpec, Pub
 from prefect_qruntime.client.programs import openqasm
-from prefect_qruntime.client.programs.executor_options import measurement_level, program_options
 from prefect_qruntime.client.programs.expectation import make_plan, shots_for
 from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.printable import many
 
-__all__ = ["SCHEMA_VERSION", "executor_params", "program_circuits", "program_shots"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "executor_params",
+    "measurement_level",
+    "options_that_need_ibm",
+    "program_circuits",
+    "program_options",
+    "program_shots",
+]
 
 SCHEMA_VERSION = "v2.0"
 
@@ -34,7 +46,7 @@ _PRECISION = 0.015625
 
 @dataclass(frozen=True, slots=True)
 class _Circuit:
-    """A circuit in the form in which all of its program go, and its parameters in the program's order."""
+    """A circuit in the common form of its program, and its parameters in the program's order."""
 
     form: Any
     inputs: tuple[str, ...]
@@ -54,7 +66,7 @@ def executor_params(spec: JobSpec, *, form: CircuitForm = "auto") -> dict[str, A
         form: How circuits travel. `auto`: as OpenQASM 3 if all PUBs are text that can go so, else as QPY.
 
     Raises:
-        InvalidInput: What the executor cannot do: PUBs with different shots, options without an equivalent,
+        InvalidInput: Something that the executor cannot do: PUBs with different shots, options without an equivalent,
             OpenQASM 2 that is not rewritten, inputs that are not floats or angles.
     """
     shots = program_shots(spec)
@@ -204,7 +216,7 @@ def _as_circuit(value: str | dict[str, Any], field: str) -> Any:
         return load_qpy(value, field=field)
     if not _has_qiskit():
         raise InvalidInput(
-            "is text beside circuits that are not, and only qiskit can bring both into one form: "
+            "is text and other circuits are not, and only qiskit can bring both into one form: "
             "pip install 'prefect-qruntime[qiskit]'",
             field=field,
         )
@@ -280,7 +292,8 @@ def _text_measurement(text: str, basis: dict[int, str], width: int, field: str) 
     physical = bool(operands) and operands[0] == "$0"
     if width < len(operands) or (width > len(operands) and not physical):
         raise InvalidInput(
-            f"has {len(operands)} qubits and its observables {width} letters; they must be as many", field=field
+            f"has {many(len(operands), 'qubit')} and its observables {many(width, 'letter')}; both must be equal",
+            field=field,
         )
     if physical:
         operands = [f"${place}" for place in range(width)]
@@ -295,7 +308,8 @@ def _circuit_measurement(circuit: Any, basis: dict[int, str], width: int, field:
 
     if width != circuit.num_qubits:
         raise InvalidInput(
-            f"has {circuit.num_qubits} qubits and its observables {width} letters; they must be as many", field=field
+            f"has {many(circuit.num_qubits, 'qubit')} and its observables {many(width, 'letter')}; both must be equal",
+            field=field,
         )
     # In a circuit with control flow qiskit would also remove measurements that a condition reads.
     plain = circuit.has_control_flow_op()
@@ -324,3 +338,75 @@ def _qpy(circuits: list[Any]) -> dict[str, Any]:
         raise InvalidInput(f"cannot be written as QPY: {type(error).__name__}: {error}", field="pubs") from None
     data = base64.b64encode(zlib.compress(target.getvalue())).decode()
     return {"b64_data": data, "qpy_version": version, "num_programs": len(circuits)}
+
+
+# ---- options --------------------------------------------------------------------------------------------------
+
+# Options that need IBM's preparation if they are switched on: the switch and what it does.
+_SWITCHES = {
+    ("dynamical_decoupling", "enable"): "dynamical decoupling",
+    ("twirling", "enable_gates"): "twirling of gates",
+    ("twirling", "enable_measure"): "twirling of measurements",
+    ("resilience", "measure_mitigation"): "readout error mitigation",
+    ("resilience", "zne_mitigation"): "zero-noise extrapolation",
+    ("resilience", "pec_mitigation"): "probabilistic error cancellation",
+    ("resilience", "layer_noise_model"): "a layer noise model",
+}
+_FLAGS = ("scheduler_timing", "stretch_values")
+
+
+def options_that_need_ibm(options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Each option that is switched on and needs IBM's preparation: its path and what it is."""
+    if options.get("resilience_level"):
+        yield "options.resilience_level", f"error mitigation (level {options['resilience_level']})"
+    for (group, name), what in _SWITCHES.items():
+        found = options.get(group)
+        if isinstance(found, Mapping) and found.get(name):
+            yield f"options.{group}.{name}", what
+
+
+def program_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The `options` of a quantum program.
+
+    Args:
+        options: Checked options of the sampler or the estimator; those that decide the shots are read elsewhere.
+
+    Raises:
+        InvalidInput: An option that the executor has no equivalent for.
+    """
+    for path, what in options_that_need_ibm(options):
+        raise InvalidInput(
+            f"{what} is prepared on the client's side on the route \"executor\", by IBM's own client. Install it with "
+            f'{IBM_EXTRA}, switch the option off, or use route="service"',
+            field=path,
+        )
+    if options.get("seed_estimator") is not None:
+        raise _no_equivalent("options.seed_estimator")
+    for name, value in (options.get("simulator") or {}).items():
+        if value not in (None, [], {}):
+            raise _no_equivalent(f"options.simulator.{name}")
+    found: dict[str, Any] = {}
+    execution = options.get("execution") or {}
+    for name in ("init_qubits", "rep_delay"):
+        if execution.get(name) is not None:
+            found[name] = execution[name]
+    experimental = options.get("experimental") or {}
+    inner = experimental.get("execution")
+    for name in _FLAGS:
+        if isinstance(inner, Mapping) and inner.get(name):
+            found[name] = True
+    if experimental:
+        found["experimental"] = dict(experimental)
+    return found
+
+
+def measurement_level(options: Mapping[str, Any]) -> str:
+    """The `meas_level` of a quantum program."""
+    return str((options.get("execution") or {}).get("meas_type") or "classified")
+
+
+def _no_equivalent(path: str) -> InvalidInput:
+    return InvalidInput(
+        'has no equivalent on the route "executor", with or without extras. Leave it out, or use route="service"',
+        field=path,
+    )

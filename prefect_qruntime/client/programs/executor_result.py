@@ -45,7 +45,7 @@ class ExecutorPub:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How the items become PUBs.
+    """The rule by which items become PUBs.
 
     Attributes:
         kind: `sampler`, `estimator`, `ibm-sampler`, `ibm-estimator` or `items`.
@@ -213,7 +213,7 @@ def _item(raw: Mapping[str, Any], index: int, allowance: Allowance, *, joined: b
             shape = fields[key].shape[: -1 if average else -2]
     compilation = {name: value for name, value in (item.get("metadata") or {}).items() if value is not None}
     metadata: dict[str, Any] = {"compilation": compilation} if compilation else {}
-    # Data of a PUB have its shape in front; what has another goes beside them.
+    # Data of a PUB begin with its shape; arrays of another shape are kept separately.
     beside = {name: found for name, found in fields.items() if found.shape[: len(shape or ())] != (shape or ())}
     if not joined:
         beside |= {f"{_FLIPS}{name}": tensor.as_array() for name, tensor in flips.items()}

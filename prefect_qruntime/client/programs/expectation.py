@@ -193,7 +193,7 @@ def estimate(plan: Plan, columns: Callable[[int, int], Columns]) -> tuple[list[f
 
 
 class _Measured:
-    """What the shots of one measurement say about its terms."""
+    """The terms' values in the shots of one measurement."""
 
     def __init__(self, columns: Columns) -> None:
         self.columns = columns

@@ -1,6 +1,6 @@
 """IBM's own preparation and post-processing of quantum programs (extra `[ibm]`), called by name.
 
-Twirling, dynamical decoupling and error mitigation are IBM's code on both ends; nothing of it is written again here.
+Twirling, dynamical decoupling and error mitigation are IBM's code on both ends; none of it is reimplemented here.
 What IBM's client prepares is sent as it is, and what it needs afterwards travels in the job's `passthrough_data`.
 """
 
@@ -65,8 +65,8 @@ def ibm_params(spec: JobSpec, *, backend: Any = None) -> dict[str, Any]:
         program, executor_options = prepare(pubs, options, **more)
     except Exception as error:  # IBM's client and samplomatic have errors of their own for each refusal
         raise InvalidInput(
-            f"IBM's client cannot prepare them: {first_line(error)}. Its preparation takes circuits in the gates of "
-            "the backend only",
+            f"IBM's client cannot prepare them: {first_line(error)}. Its preparation takes only circuits in the "
+            "gates of the backend",
             field="pubs",
         ) from None
     return write_program(program, executor_options)

@@ -1,4 +1,4 @@
-"""From what a user passes to a checked `JobSpec`: nothing is sent that could not be right."""
+"""Build a checked `JobSpec` from what a user passes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def make_spec(
     circuit_form: CircuitForm = "auto",
     dry_run: bool = False,
 ) -> JobSpec:
-    """Check everything that costs nothing to check. Sends nothing, buys nothing.
+    """Check a submission locally and build its `JobSpec`. Sends nothing.
 
     Args:
         pubs: A list of PUBs, or a single one. Sampler: OpenQASM 2/3 text, a `pathlib.Path` to it, a

@@ -102,7 +102,7 @@ def qubit_operands(text: str, *, field: str) -> list[str]:
             digits = size.replace("_", "")
             number = int(digits) if digits.isdecimal() else constants.get(size)
             if number is None:
-                raise InvalidInput(f"the size {size!r} of qubit register {name!r} is no plain number", field=field)
+                raise InvalidInput(f"the size {size!r} of qubit register {name!r} is not a plain number", field=field)
             operands += [f"{name}[{place}]" for place in range(number)]
     return operands or [f"${place}" for place in range(highest + 1)]
 
@@ -144,7 +144,7 @@ def measured(text: str, letters: Mapping[int, str], *, operands: Sequence[str], 
 
 
 def unused_name(wanted: str, texts: Iterable[str]) -> str:
-    """A name that none of the texts uses: the wanted one, or with a number."""
+    """A name that none of the texts uses: the wanted one, or the wanted one with a number."""
     used = {word for text in texts for word in _WORD.findall(text)}
     name, number = wanted, 0
     while name in used:

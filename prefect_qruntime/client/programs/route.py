@@ -1,4 +1,4 @@
-"""Which way PUBs take: the service's own primitive, or a quantum program of the executor. Pure.
+"""Choose the route of PUBs: the service's own primitive, or a quantum program of the executor. Pure.
 
 | asked for | PUBs of the sampler and the estimator | raw `params` |
 |---|---|---|
@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from prefect_qruntime.client.inputs.quantum_program import IBM_EXTRA, has_ibm
-from prefect_qruntime.client.programs.executor_options import options_that_need_ibm
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 
 if TYPE_CHECKING:
@@ -51,10 +50,10 @@ _OTHER_THINGS = re.compile(r"\b(?:backend|session|instance|job [a-z0-9-]+|schema
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Which way a submission takes.
+    """The route of a submission.
 
     Attributes:
-        route: The way it takes first.
+        route: The route it takes first.
         program_id: What the PUBs are for: `sampler` or `estimator`; of a raw payload its program.
         may_turn: Whether it takes the executor if the service says that the program is gone.
     """
@@ -65,7 +64,7 @@ class Route:
 
 
 def choose_route(requested: str, program_id: str, *, raw: bool = False) -> Route:
-    """Decide which way a submission takes.
+    """Choose the route of a submission.
 
     Args:
         requested: `service`, `executor` or `auto`.
@@ -73,7 +72,7 @@ def choose_route(requested: str, program_id: str, *, raw: bool = False) -> Route
         raw: Whether there is a raw payload in place of PUBs.
 
     Raises:
-        InvalidInput: A way that there is not.
+        InvalidInput: There is no such route.
     """
     if requested not in ROUTES:
         raise InvalidInput(f"must be 'service', 'executor' or 'auto', not {requested!r}", field="route")
@@ -101,7 +100,7 @@ def choose_route(requested: str, program_id: str, *, raw: bool = False) -> Route
 def program_is_gone(error: BaseException, program_id: str) -> bool:
     """Whether the service's refusal of a submission says that the program itself is gone or not offered.
 
-    Only such a refusal lets `auto` turn to the executor: nothing was bought then. Everything else does not, a
+    Only such a refusal lets `auto` turn to the executor: nothing was accepted then. Everything else does not, a
     lost answer least of all. How the service will word it is not known, so the words must name the program and
     nothing else that could be missing.
     """
@@ -124,15 +123,14 @@ def program_params(spec: JobSpec, *, backend: Any = None) -> dict[str, Any]:
         backend: IBM's backend object, which dynamical decoupling needs.
 
     Raises:
-        InvalidInput: What the executor cannot do, by name.
+        InvalidInput: Something that the executor cannot do; it is named.
     """
-    # Loaded here: few submissions take the executor.
+    from prefect_qruntime.client.programs.executor import executor_params, options_that_need_ibm  # few jobs take it
+
     if any(options_that_need_ibm(spec.options)) and has_ibm():
         from prefect_qruntime.client.programs.ibm import ibm_params
 
         return ibm_params(spec, backend=backend)
-    from prefect_qruntime.client.programs.executor import executor_params
-
     return executor_params(spec, form=spec.circuit_form)
 
 
@@ -140,7 +138,7 @@ def on_executor(spec: JobSpec, *, backend: Any = None) -> JobSpec:
     """The same submission on the executor: it has the same digest, and so the same key.
 
     Raises:
-        InvalidInput: What the executor cannot do, by name.
+        InvalidInput: Something that the executor cannot do; it is named.
     """
     if spec.params is not None:
         raise InvalidInput("'executor' is for PUBs; raw params= have a program of their own", field="route")
@@ -148,9 +146,11 @@ def on_executor(spec: JobSpec, *, backend: Any = None) -> JobSpec:
 
 
 def route_notices(spec: JobSpec) -> tuple[str, ...]:
-    """What differs on the route of a submission although no option was refused: to be logged when it is submitted."""
+    """Differences on a submission's route although no option was refused, to be logged when it is submitted."""
     if spec.route != "executor" or spec.program_id != "estimator":
         return ()
+    from prefect_qruntime.client.programs.executor import options_that_need_ibm
+
     if "resilience_level" in spec.options or any(options_that_need_ibm(spec.options)):
         return ()
     return (

@@ -1,7 +1,7 @@
 """Read what a job returned, in one shape for every dialect and wire form.
 
 The body is kept as it came and read lazily: a small one in memory, a large one in a file that is decoded
-when it is first looked at. Neither numpy nor qiskit is needed, except by `to_primitive_result`.
+when it is first used. Neither numpy nor qiskit is needed, except by `to_primitive_result`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class JobResult(BaseModel):
     """The result of one job. Frozen; round-trips through JSON and pickle.
 
     A large result is a reference to a file: it pickles small, costs no memory until it is first read, and
-    then as much as the decoded body until the object is let go.
+    then as much as the decoded body until the object is released.
 
     Bitstrings have the most significant bit first, as Qiskit prints them. A PUB with an array of
     parameter points needs `index=` to pick one.
@@ -40,11 +40,11 @@ class JobResult(BaseModel):
         body: The decoded JSON body of a result that is kept in memory; read `raw`, which knows both kinds.
         file: The file that holds the body instead.
         job_id: The job.
-        program_id: The program, where known.
-        widths: Classical bits of each PUB, where known: a legacy result does not say how long its
+        program_id: The program, if known.
+        widths: Classical bits of each PUB, if known: a legacy result does not say how long its
             bitstrings are.
         decode_limit: Most bytes that the encoded arrays read at once may unfold to (1 GiB).
-        provenance: Which calibration, backend, payload and packages it comes from, where known.
+        provenance: Which calibration, backend, payload and packages it comes from, if known.
 
     Example:
         ```python
@@ -101,7 +101,7 @@ class JobResult(BaseModel):
         def decoded(view: memoryview) -> Any:
             return loads(view, self.job_id)
 
-        assert self.file is not None  # noqa: S101 - `raw` asks
+        assert self.file is not None  # noqa: S101 - `raw` checks
         try:
             return self.file.read(decoded)
         except (OSError, ValueError) as error:
@@ -109,9 +109,9 @@ class JobResult(BaseModel):
         return self._restored(reason).read(decoded)
 
     def _restored(self, reason: str) -> StoredBody:
-        """Another copy of the body, where its file is of no use."""
+        """Another copy of the body, if its file cannot be used."""
         raise NotFound(
-            f"the file with the result of job {self.job_id} is not on this machine, or not any more: {reason}",
+            f"the file with the result of job {self.job_id} is not, or no longer, on this machine: {reason}",
             solution=f"Fetch it again by the job's id: fetch_results(credentials, {self.job_id!r}).",
             job_id=self.job_id,
         )
@@ -123,7 +123,7 @@ class JobResult(BaseModel):
 
     def __getstate__(self) -> dict[Any, Any]:
         state = super().__getstate__()
-        # What was decoded stays here: a reference is to be small wherever it goes.
+        # The decoded body is left out: a reference must stay small.
         kept = {name: value for name, value in state["__dict__"].items() if name not in ("_from_file", "_last_view")}
         return {**state, "__dict__": kept}
 
@@ -172,7 +172,7 @@ class JobResult(BaseModel):
             return tally(chosen, self._point(chosen[0].shape, index, pub))
 
     def counts_array(self, pub: int = 0, register: str | None = None) -> Any:
-        """`counts` for all points: nested lists of dicts in the PUB's shape, one dict where it is `()`."""
+        """`counts` for all points: nested lists of dicts in the PUB's shape, one dict if it is `()`."""
         view = self._view(pub)
         if view.quasi is not None:
             return self.counts(pub, register)
@@ -218,7 +218,7 @@ class JobResult(BaseModel):
         return floats(self.field("evs", pub))
 
     def standard_errors(self, pub: int = 0) -> Any:
-        """Standard errors of `expectation_values`, in the same shape; None where the service gave none."""
+        """Standard errors of `expectation_values`, in the same shape; None if the service gave none."""
         return floats(self.field("stds", pub)) if "stds" in self._view(pub).fields else None
 
     def field(self, name: str, pub: int = 0) -> Any:
@@ -312,14 +312,14 @@ class JobResult(BaseModel):
     __str__ = __repr__
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
+        """The HTML that a notebook shows."""
         from prefect_qruntime.client.results.notebook import result_html
 
         return result_html(self)
 
     @cached_property
     def _last_view(self) -> dict[str, Any]:
-        # The PUB looked at last, as most that is asked of one is asked in a row: its registers unfold once.
+        # The last PUB is kept, because calls about one PUB usually follow each other: its registers unfold once.
         return {}
 
     def _view(self, pub: int) -> PubView:

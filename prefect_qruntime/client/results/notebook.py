@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect_qruntime.client.results.tables import points
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
-from prefect_qruntime.printable import html_text, printable
+from prefect_qruntime.printable import html_text, many, printable
 
 if TYPE_CHECKING:
     from prefect_qruntime.client.results.job_result import JobResult
@@ -20,7 +20,7 @@ _CELL = '<td style="text-align:left">'
 
 
 def describe(result: JobResult) -> str:
-    """The result in a few words, without decoding one that is kept in a file."""
+    """Describe the result in a few words, without decoding one that is kept in a file."""
     words = [repr(result.job_id)]
     if result.program_id:
         words.append(f"program_id={result.program_id!r}")
@@ -34,7 +34,7 @@ def describe(result: JobResult) -> str:
         except QuantumRuntimeError:
             words.append("not readable")
         else:
-            words.append(f"{pubs} PUB" if pubs == 1 else f"{pubs} PUBs")
+            words.append(many(pubs, "PUB"))
     return f"JobResult({', '.join(words)})"
 
 

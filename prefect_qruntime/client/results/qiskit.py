@@ -1,7 +1,7 @@
 """Build `qiskit.primitives` objects from a result: the only module of the results that needs qiskit.
 
 Built from the same views as everything else, so plain and encoded bodies give equal objects. Arrays in
-metadata become numpy arrays. Where IBM's client is installed, execution spans and the results of its
+metadata become numpy arrays. If IBM's client is installed, execution spans and the results of its
 estimator are of its classes, else a list of `ExecutionSpan` and qiskit's `PubResult`.
 """
 
@@ -91,7 +91,7 @@ def _pub_result(view: PubView, result: JobResult, place: int, allowance: Allowan
 
 
 def _kind_of(view: PubView) -> Any:
-    """Sampler and estimator results differ by type, as their consumers tell them apart by it."""
+    """The type of a PUB's result, by which consumers distinguish sampler and estimator."""
     from qiskit.primitives import PubResult, SamplerPubResult
 
     if view.kind == "EstimatorPubResult":
@@ -139,7 +139,7 @@ def _ndarray(found: NpyArray | list[Any] | int) -> Any:
 
 
 def _spans(found: list[Any]) -> Any:
-    """IBM's `ExecutionSpans`, or what is given where its client is not installed or does not know a kind."""
+    """IBM's `ExecutionSpans`, or the given spans if its client is not installed or does not know a kind."""
     try:
         official = import_module("qiskit_ibm_runtime.execution_span")
     except ImportError:
@@ -160,7 +160,7 @@ def _official_span(span: Any, official: Any) -> Any:
     return kind(span.start, span.stop, slices)
 
 
-# What each kind of span says of a PUB, and how that is taken off the front of its parts.
+# The fields that each kind of span has for a PUB, and how they are taken from the front of its parts.
 _PARTS: dict[str, Callable[[list[Any]], Any]] = {
     "shape": lambda left: tuple(left.pop(0)),
     "value": lambda left: left.pop(0),

@@ -21,7 +21,7 @@ def rows(result: JobResult) -> Iterator[dict[str, Any]]:
     """One row for each outcome (sampler) or value (estimator), in order of PUB and point.
 
     Raises:
-        ValueError: More values than there should be objects of: a small body can unfold to very many.
+        ValueError: Too many values to make objects of: a small body can unfold to very many.
     """
     left = LIST_LIMIT // 4
     for pub in range(result.num_pubs):

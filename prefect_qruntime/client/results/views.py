@@ -1,6 +1,6 @@
 """Read one PUB of a result body of any form.
 
-| form | how it is told |
+| form | how it is recognised |
 |---|---|
 | encoded V2 | `{"__type__": "PrimitiveResult", …}` |
 | plain V2 | `{"results": […]}` |
@@ -31,7 +31,7 @@ __all__ = ["PubView", "counts_of", "form_of", "pub_list", "read_quasi", "top_met
 
 @dataclass(frozen=True, slots=True)
 class PubView:
-    """What one PUB's answer holds.
+    """The contents of one PUB's result.
 
     Attributes:
         registers: Measured bits by register name, in the service's order.
@@ -39,7 +39,7 @@ class PubView:
         metadata: Still encoded.
         quasi: Quasi-distribution by bitstring, legacy sampler only.
         kind: The encoded type, for instance `SamplerPubResult`: a sampler's data need not be registers.
-        shape: Shape of the points, where the body says it.
+        shape: Shape of the points, if the body has it.
     """
 
     registers: dict[str, Register] = field(default_factory=dict)
@@ -64,7 +64,7 @@ def form_of(raw: Any) -> str:
 
 
 def pub_list(raw: Any) -> list[Any]:
-    """The PUB results, one element each; empty where the body has none.
+    """The PUB results, one element each; empty if the body has none.
 
     Raises:
         ValueError: The body has a known form, but not its list.
@@ -104,7 +104,7 @@ def view_pub(raw: Any, item: Any, place: int, *, width: int | None, allowance: A
         raw: The whole body.
         item: The PUB's element of `pub_list(raw)`.
         place: Its place there.
-        width: Classical bits of the PUB's circuit, where known.
+        width: Classical bits of the PUB's circuit, if known.
         allowance: What the registers may unfold to.
 
     Raises:
@@ -202,7 +202,7 @@ def read_quasi(value: Any, width: int | None) -> dict[str, float]:
 
 
 def counts_of(distribution: Mapping[str, float], shots: int) -> dict[str, int]:
-    """Whole shots for each outcome, `shots` in all; negative quasi-probabilities count as none.
+    """Whole shots for each outcome, `shots` in all; negative quasi-probabilities count as zero.
 
     What rounding down leaves over goes to the largest remainders, so that nothing is lost.
     """

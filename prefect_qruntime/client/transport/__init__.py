@@ -1,1 +1,1 @@
-"""HTTP exchanges with the service: authorised, repeated where that is safe, received within bounds."""
+"""HTTP exchanges with the service: authorised, repeated if that is safe, received within bounds."""

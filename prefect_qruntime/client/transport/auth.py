@@ -1,4 +1,4 @@
-"""IAM tokens: one exchange for all callers, renewed early, never written anywhere.
+"""Get IAM tokens: one exchange for all callers, renewed early, never written anywhere.
 
 Facts (IBM Cloud docs, IAM identity API): a token lives at most an hour, there is no refresh grant,
 `expires_in` is in seconds. We count from our own monotonic clock, so a wrong wall clock does no harm.
@@ -39,7 +39,7 @@ _LONG_LIFE = 300.0
 
 @dataclass(frozen=True, slots=True)
 class _Token:
-    """A token and the moments of its life."""
+    """A token and its times."""
 
     value: str = field(repr=False)
     renew_at: float
@@ -54,12 +54,12 @@ class _Token:
 
 
 class TokenSource:
-    """Hands out a valid bearer token. Lives on the network loop.
+    """Source of valid bearer tokens. Lives on the network loop.
 
     Args:
-        connection: Whose key to exchange, and where.
+        connection: The key to exchange, and IAM's address.
         http: The client to exchange it with.
-        patience: How long to repeat through an outage.
+        patience: How long to retry during an outage.
         clock: Monotonic seconds.
     """
 
@@ -78,7 +78,7 @@ class TokenSource:
         self._token: _Token | None = None
         self._renewal = SingleFlight[_Token]()
         self.clock_skew: float | None = None
-        """Seconds by which IAM's wall clock is ahead of ours, None until it said."""
+        """Seconds by which IAM's wall clock is ahead of ours; None before its first token."""
 
     async def get(self) -> str:
         """A token that is valid now.
@@ -92,7 +92,7 @@ class TokenSource:
         if token is None or now >= token.usable_until:
             token = await self._renewal.join(self._renew)
         elif now >= token.renew_at:
-            self._renewal.start(self._renew)  # it may fail unseen; the next caller without a token tries again
+            self._renewal.start(self._renew)  # its failure is ignored; the next caller without a token tries again
         return token.value
 
     def discard(self, value: str) -> None:
@@ -118,7 +118,7 @@ class TokenSource:
         return found
 
     async def _answer(self) -> _Token | QuantumRuntimeError:
-        """The token, or why there is none: returned, as a traceback would show this frame's key and answer."""
+        """Return the token or the error; raised here, the error's traceback would show this frame's key and answer."""
         born = self._clock()
         form = urlencode({"grant_type": _GRANT, "apikey": self._connection.api_key})
         try:

@@ -1,4 +1,4 @@
-"""One HTTP call done safely: headers, token, timeouts, retries, typed errors.
+"""Send HTTP calls safely: headers, token, timeouts, retries, typed errors.
 
 Foreign errors end here: what leaves this module is a `Reply` or a `QuantumRuntimeError`, and neither
 holds an httpx object.
@@ -74,9 +74,9 @@ def http_client(connection: Connection, *urls: str) -> httpx.AsyncClient:
     seconds = connection.request_timeout
     urls = urls or (connection.base_url, connection.iam_url)
     secure = any(url.startswith("https") for url in urls)
-    # The TLS context is costly and of no use if all hosts are this machine's, in clear.
+    # The TLS context is costly, and not needed if all hosts are on this machine, without TLS.
     tls: ssl.SSLContext | bool = tls_context(connection.ca_file) if secure else False
-    # One more than there are lanes: a token is never waited for behind the requests that need it.
+    # One more than there are lanes: a token request never waits behind the requests that need it.
     limits = httpx.Limits(
         max_connections=_CONNECTIONS + 1,
         max_keepalive_connections=_CONNECTIONS,
@@ -148,10 +148,10 @@ class Transport:
         self.tokens = tokens
         self.patience = patience or RetryDeadlines()
         self._http = http
-        # A turn is waited for before the token is taken: in the pool's own queue a token would grow old, and a
-        # create that waits there could not be withdrawn any more.
+        # The lane is awaited before the token is taken: in the pool's own queue a token would age, and a
+        # create that waits there could no longer be withdrawn.
         self._lanes = asyncio.Semaphore(_CONNECTIONS)
-        # Large results take minutes each; looks and creates must get through beside them.
+        # Large results take minutes each; polls and creates must get through meanwhile.
         self._slow_lanes = asyncio.Semaphore(_CONNECTIONS - 2)
         self._odd_answers = odd_answers()
         self.blocks: set[str] = set()
@@ -183,10 +183,10 @@ class Transport:
         job_id: str | None = None,
         most_values: int = MOST_VALUES,
     ) -> Reply:
-        """Send one request and see it through.
+        """Send one request, and repeat it as the failure table allows.
 
-        Repeats what the failure table allows for `phase`, for as long as the patience of that phase
-        lasts. A create whose answer is lost is *not* repeated: its error advises `search-first`.
+        Repeats for `phase` until the time for retries of that phase
+        ends. A create whose answer is lost is *not* repeated: its error advises `search-first`.
 
         Args:
             method: HTTP method.
@@ -194,7 +194,7 @@ class Transport:
             phase: What the request is for.
             params: Query.
             body: JSON body.
-            accept: Further statuses to hand back instead of raising.
+            accept: Further statuses to return instead of raising.
             job_id: For the error.
             most_values: Most values in the answer.
 
@@ -226,13 +226,13 @@ class Transport:
     async def download(
         self, path: str, *, shelf: BodyStore, name: str, accept: tuple[int, ...] = (), job_id: str | None = None
     ) -> Reply | StoredBody:
-        """GET a body that may be large, piece by piece; one that breaks off is fetched again from its start.
+        """GET a body that may be large, piece by piece; an interrupted one is fetched again from its start.
 
         Args:
             path: Below `base_url`, starting with a slash; ids in it must be checked already.
-            shelf: Where a body goes that is too large for memory.
-            name: What its file is called.
-            accept: Further statuses to hand back instead of raising.
+            shelf: Store for a body that is too large for memory.
+            name: Name of its file.
+            accept: Further statuses to return instead of raising.
             job_id: For the error.
 
         Returns:
@@ -261,7 +261,7 @@ class Transport:
         more: Mapping[str, str],
         in_flight: InFlightCreate | None,
     ) -> R:
-        """Send with a token, once more with a new one if that was refused, and judge the answer."""
+        """Send with a token, again with a new one if the first was refused, and judge the answer."""
         found = await self._answer(send, question, job_id, more, in_flight)
         if isinstance(found, Reply) and refuses_token(found, question):
             # Refused means not accepted, so a create may go out again too.
@@ -286,11 +286,11 @@ class Transport:
         named = " or ".join(repr(name) for name in sorted(self.blocks))
         where = f"block {named}" if named else "the credentials"
         if isinstance(error, AuthenticationError):
-            error.solution = f"{error.solution or 'Make a new key.'} The key is that of {where}."
+            error.solution = f"{error.solution or 'Create a new key.'} The key is that of {where}."
         elif isinstance(error, NotFound | PermissionDenied) and _INSTANCE.search(error.message):
             error.solution = (
                 f"The CRN of {where} is for an instance in {self.connection.region}: copy it again from the instance's "
-                "page there, and take a key of the same account. `prefect-qruntime doctor` looks closer."
+                "page there, and take a key of the same account. `prefect-qruntime doctor` shows more."
             )
         return error
 
@@ -302,9 +302,9 @@ class Transport:
         more: Mapping[str, str],
         in_flight: InFlightCreate | None,
     ) -> R | QuantumRuntimeError:
-        """The answer, or why there is none: returned, as a traceback would show this frame's token.
+        """Return the answer or the error; raised here, the error's traceback would show this frame's token.
 
-        httpx's exception would do so too: it holds the request, and would hang on to ours as its context.
+        httpx's exception would show it too: it holds the request, and would stay attached to ours as its context.
         """
         try:
             async with self._slow_lanes if question.phase == "fetch" else contextlib.nullcontext(), self._lanes:
@@ -321,7 +321,7 @@ class Transport:
 
 
 async def _written(body: Any) -> list[bytes]:
-    """A body as JSON; a large one is written in another thread, in pieces between which the loop gets its turn."""
+    """Write a body as JSON; a large one in another thread, in pieces between which the loop can run."""
     if weight(body, PIECE) <= PIECE:
         return [orjson.dumps(body)]
     return await asyncio.to_thread(lambda: list(json_pieces(body)))
@@ -340,17 +340,17 @@ async def download_elsewhere(
     """GET a body kept in object storage: without our token and CRN, following no redirect.
 
     Args:
-        url: Its address; the signature in it opens the body to anybody.
+        url: Its address; its signature gives anyone access to the body.
         connection: For the timeout and the proxy.
         tls: The TLS context.
-        patience: How long to go on repeating.
-        shelf: Where a body goes that is too large for memory.
-        name: What its file is called.
+        patience: How long to retry.
+        shelf: Store for a body that is too large for memory.
+        name: Name of its file.
         job_id: For the error.
 
     Raises:
-        ServiceUnavailable: No answer, or it broke off, until the patience ended.
-        QuantumRuntimeError: No address to be trusted, an answer other than 200, too large, or the disk is full.
+        ServiceUnavailable: No complete answer until the time for retries ended.
+        QuantumRuntimeError: The address is not trusted, an answer other than 200, too large, or the disk is full.
     """
     address = _trusted(url, connection, job_id)
 
@@ -373,9 +373,9 @@ async def download_elsewhere(
 
 
 def _trusted(url: str, connection: Connection, job_id: str) -> httpx.URL:
-    """The address of a result that is kept elsewhere: https to a public host, or this machine if the service is here.
+    """Check the address of a result in object storage: https to a public host, or this machine if the service is here.
 
-    The service says where to go, so without this it could send us to what only this machine or its network reaches.
+    The service chooses the address, so without this check it could point to hosts of this machine's network.
     """
     register_secret(url.partition("?")[2])
     try:
@@ -388,7 +388,7 @@ def _trusted(url: str, connection: Connection, job_id: str) -> httpx.URL:
         safe = False
     if not safe or not 0 < (address.port or 443) < 65536:
         raise QuantumRuntimeError(
-            f"Job {job_id} points to its result by no address that can be trusted, so it was not fetched.",
+            f"Job {job_id} points to its result by an address that cannot be trusted, so the result was not fetched.",
             solution="A result that is kept elsewhere must be at an https address of a public host.",
             job_id=job_id,
         )
@@ -396,11 +396,11 @@ def _trusted(url: str, connection: Connection, job_id: str) -> httpx.URL:
     return address
 
 
-# ---- is anything there? ---------------------------------------------------------------------
+# ---- reachability ---------------------------------------------------------------------------
 
 Trouble = Literal["name", "refused", "silent", "untrusted", "expired", "other-name", "no-tls", "proxy", "broken"]
 """Why there is no answer: the host's name is unknown; no process listens; no answer in time; the certificate is of an
-unknown CA, out of its time, of another name; no TLS there; the proxy said no; the connection broke."""
+unknown CA, not valid now, of another name; no TLS there; the proxy refused; the connection broke."""
 
 _LONGEST = 10.0
 # OpenSSL's verification results (x509_vfy.h): not yet valid, expired; host name or address mismatch.
@@ -410,7 +410,7 @@ _OTHER_NAME = (62, 64)
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """An answer, or what stood in its way."""
+    """An answer, or the reason why there is none."""
 
     url: str
     reply: Reply | None = None
@@ -428,7 +428,7 @@ async def probe(connection: Connection, url: str, *, method: str = "GET") -> Pro
 
     Args:
         connection: Gives proxy, CA file and timeout (10 s at most).
-        url: Where to.
+        url: The address.
         method: HTTP method; the body is empty.
 
     Raises:
@@ -445,7 +445,7 @@ async def probe(connection: Connection, url: str, *, method: str = "GET") -> Pro
 
 
 async def reaches_proxy(proxy: str) -> bool:
-    """Whether somebody listens at the proxy's address."""
+    """Whether a process listens at the proxy's address."""
     parts = urlsplit(proxy)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:

@@ -1,7 +1,7 @@
-"""A create on its way, when the caller who wanted it is cancelled.
+"""Keep track of a create in flight whose caller may be cancelled.
 
-While nothing is out (waiting for a token, pausing after a 429) it is withdrawn and nothing is bought;
-once the request is out, its answer is awaited, so that what was bought is known.
+While nothing is out (waiting for a token, pausing after a 429) it is withdrawn and nothing is created;
+once the request is out, its answer is awaited, so that what was created is known.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ __all__ = ["IN_FLIGHT", "InFlightCreate", "complete_or_withdraw"]
 
 T = TypeVar("T")
 
-_SETTLE = 10.0  # seconds a cancelled caller waits for the answer to a request on its way
+_SETTLE = 10.0  # seconds a cancelled caller waits for the answer to a request in flight
 
 
 @dataclass(slots=True)
 class InFlightCreate:
-    """What the sender and the one who may be cancelled know of each other.
+    """The state that a sender shares with its caller, which may be cancelled.
 
     Attributes:
         idle: Nothing is out at the moment, and nothing has been accepted.
@@ -36,7 +36,7 @@ class InFlightCreate:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Within, nothing is out except inside `sending`."""
+        """Mark a block in which nothing is in flight except inside `sending`."""
         self.idle = True
         try:
             yield
@@ -45,7 +45,7 @@ class InFlightCreate:
 
     @contextlib.contextmanager
     def sending(self) -> Iterator[None]:
-        """Within, the request is out. Raises `CancelledError` instead if its caller is gone."""
+        """Mark a block in which the request is in flight. Raises `CancelledError` instead if its caller is gone."""
         if self.withdrawn:
             raise asyncio.CancelledError
         self.idle = False
@@ -60,7 +60,7 @@ IN_FLIGHT: ContextVar[InFlightCreate | None] = ContextVar("qruntime_in_flight", 
 
 
 async def complete_or_withdraw(create: Awaitable[T]) -> T:
-    """Await a create; when cancelled meanwhile, withdraw it, or first learn what became of it."""
+    """Await a create; when cancelled meanwhile, withdraw it, or wait for its outcome if it is in flight."""
     in_flight = InFlightCreate()
 
     async def run() -> T:

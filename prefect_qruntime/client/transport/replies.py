@@ -1,6 +1,6 @@
 """Turn answers into replies or typed errors: all error forms, Retry-After, JSON.
 
-`accepted` is the one door: an answer that passes it is the service's own and fits the request.
+An answer that passes `accepted` is the service's own and fits the request.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Reply:
         """The body as JSON.
 
         Raises:
-            ServiceUnavailable: The body is no JSON: cut short, or from a gateway in between. It says
+            ServiceUnavailable: The body is not JSON: cut short, or from a gateway in between. It says
                 nothing about the job.
         """
         try:
@@ -87,7 +87,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class ErrorBody:
-    """What an error body says, whatever its shape."""
+    """The contents of an error body of any form."""
 
     message: str
     code: int | str | None = None
@@ -96,13 +96,13 @@ class ErrorBody:
 
 
 def _clean(*values: Any) -> str | None:
-    """The first value given, as text without secrets, of bearable length."""
+    """The first value given, as text without secrets and of limited length."""
     text = next((str(value) for value in values if value not in (None, "")), None)
     return None if text is None else redact_start(text, _MESSAGE_LIMIT)
 
 
 def parse_error(content: bytes) -> ErrorBody:
-    """Take an error body apart.
+    """Parse an error body.
 
     Understands the API's `errors` list (codes as int or text), the older single `error` object, IAM's
     `errorCode`/`errorMessage`, a bare `message`, and plain text or HTML of a gateway (kept, truncated).
@@ -195,7 +195,7 @@ def accepted(
     Args:
         reply: The answer.
         question: What was asked.
-        accept: Refusals to hand back as well, in the service's own words.
+        accept: Refusals to return as well, if they are the service's own.
         job_id: For the error.
         job_url: For the error.
 
@@ -221,7 +221,7 @@ def refuses_token(reply: Reply, question: Question) -> bool:
 def error_for(
     reply: Reply, question: Question, *, job_id: str | None = None, job_url: str | None = None
 ) -> QuantumRuntimeError:
-    """Turn an answer that is no success into the typed error of the failure table."""
+    """Turn an unsuccessful answer into the typed error of the failure table."""
     phase = question.phase
     owner = whose(question, reply.status, reply.content)
     body = parse_error(reply.content) if owner == "service" else ErrorBody(_foreign(reply, phase))
@@ -236,12 +236,12 @@ def error_for(
         message = f"it was accepted, but the answer cannot be read: {body.message}"
     if phase == "token" and owner == "service" and body.code == "BXNIM0415E":
         message = "API key not found."
-        solution = "Check `api_key` of the credentials block; make a new key in IBM Cloud under Manage > Access."
+        solution = "Check `api_key` of the credentials block; create a new key in IBM Cloud under Manage > Access."
     elif reply.status == 407:
         solution = "If this lasts, check `proxy` of the credentials block."
     elif owner == "other" and reply.status < 500:
         address = "iam_url" if phase == "token" else "base_url"
-        solution = f"If this lasts, check `{address}`, and the proxy, VPN or firewall on the way."
+        solution = f"If this lasts, check `{address}`, and the proxy, VPN or firewall in between."
     elif body.code in (1352, "1352"):
         solution = solution or "Use mode='batch' or single jobs: this plan has no dedicated sessions."
     return verdict.error(
@@ -269,7 +269,7 @@ _ASKED = {
 
 
 def _foreign(reply: Reply, phase: Phase) -> str:
-    """Say what an answer looks like that is not the service's own."""
+    """Build the error for an answer that is not the service's own, with what it looks like."""
     text = redact(Reply(0, {}, reply.content[: 20 * _TEXT_LIMIT]).text.strip())
     if 300 <= reply.status < 400:
         seen = "redirects elsewhere, which is not followed"
@@ -284,7 +284,7 @@ def _foreign(reply: Reply, phase: Phase) -> str:
 
 
 def no_answer(exc: httpx.HTTPError, phase: Phase, host: str, job_id: str | None = None) -> QuantumRuntimeError:
-    """Turn a request without an answer into an error that says whether it may have been accepted."""
+    """Build the error for a request without an answer, which says whether it may have been accepted."""
     text = redact(str(exc)) or type(exc).__name__
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return ServiceUnavailable(
@@ -295,7 +295,7 @@ def no_answer(exc: httpx.HTTPError, phase: Phase, host: str, job_id: str | None 
     if isinstance(exc, httpx.UnsupportedProtocol) or "Illegal header value" in text:
         return ServiceUnavailable(
             f"the request to {host} cannot be made: {text}",
-            solution="Check the fields of the credentials block for blanks and other odd characters.",
+            solution="Check the fields of the credentials block for whitespace and other unexpected characters.",
             advice=NEVER,
             job_id=job_id,
             sent=False,
@@ -310,7 +310,7 @@ def no_answer(exc: httpx.HTTPError, phase: Phase, host: str, job_id: str | None 
 
 
 def unreadable_create(reply: Reply, error: QuantumRuntimeError) -> QuantumRuntimeError:
-    """Describe a create that was accepted with an unreadable answer: it must be looked for, and never sent again."""
+    """Describe a create that was accepted with an unreadable answer: it must be searched for, and never sent again."""
     return ServiceUnavailable(
         f"it was accepted, but the answer cannot be read: {error.message}",
         status=reply.status,

@@ -1,4 +1,4 @@
-"""Repeat a single call: tenacity, driven by the advice that an error carries."""
+"""Retry a single call with tenacity, by the advice that an error carries."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RetryDeadlines:
-    """How many seconds a call of each phase is repeated before it gives up.
+    """How many seconds a call of each phase is retried before it gives up.
 
     `wait` is short because the waiting loop above it outlives outages by itself. `submit` and `open`
     are long because only refusals that accepted nothing (429, connection refused) are repeated there,
@@ -47,7 +47,7 @@ class RetryDeadlines:
 
 
 def odd_answers() -> MutableMapping[str, None]:
-    """A memory of the foreign answers that were logged a short while ago, so that each is logged once."""
+    """A cache of the foreign answers that were logged recently, so that each is logged once."""
     return TTLCache(maxsize=64, ttl=600.0)
 
 
@@ -67,7 +67,7 @@ class _Pause:
         pause = min(grown, self.patience.longest_pause) * self.rng.uniform(0.5, 1.0)
         error = state.outcome.exception() if state.outcome else None
         if isinstance(error, QuantumRuntimeError) and error.advice.seconds is not None:
-            # Spread callers that were all told the same time; and a `Retry-After: 0` is no leave to hammer.
+            # Spread callers that got the same time; a `Retry-After: 0` does not allow requests without pause.
             asked = error.advice.seconds + self.rng.uniform(0.0, min(1.0, 0.1 * error.advice.seconds))
             return max(asked, min(pause, self.patience.first_pause))
         return pause
@@ -82,12 +82,12 @@ async def repeat(
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     logged: MutableMapping[str, None] | None = None,
 ) -> T:
-    """Run `call`, again while its error advises so and the phase's time lasts.
+    """Run `call`, and repeat it while its error advises so and the phase's time lasts.
 
     Args:
         call: One attempt.
         phase: What it is for.
-        patience: How long to repeat.
+        patience: How long to retry.
         what: Names the call in the log.
         sleep: For the pauses.
         logged: The foreign answers that were logged already.
@@ -102,7 +102,7 @@ async def repeat(
         pause = state.next_action.sleep if state.next_action else 0.0
         level, said = logging.INFO, str(error)
         if isinstance(error, QuantumRuntimeError) and error.details.get("foreign"):
-            # Worth a warning, as it may last: but one, however many requests meet it.
+            # A warning, because it may last; only one, even if many requests get this answer.
             level = logging.DEBUG if error.message in known else logging.WARNING
             known[error.message] = None
             said = f"{error.message} {error.solution or ''}".strip()

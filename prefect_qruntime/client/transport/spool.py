@@ -1,6 +1,6 @@
-"""Receive answers with limits: of time, of bytes as they arrive, and of what they unfold to.
+"""Receive answers with limits: of time, of bytes as they arrive, and of their decompressed size.
 
-A `BodyWriter` keeps what arrives in memory up to a limit and goes on in a file from there. A file gets its
+A `BodyWriter` keeps what arrives in memory up to a limit and continues in a file from there. A file gets its
 name only when it is complete, so a file of that name is complete.
 """
 
@@ -45,7 +45,7 @@ class StoredBody:
     """A complete body in a file of this machine.
 
     Attributes:
-        path: Where it is.
+        path: Its path.
         size: Bytes.
         sha256: Hex digest of its content.
     """
@@ -66,7 +66,7 @@ class StoredBody:
             return file.read(length)
 
     def read(self, use: Callable[[memoryview], T]) -> T:
-        """Give the whole content to `use`, mapped rather than copied; it must not keep the view.
+        """Pass the whole content to `use`, mapped rather than copied; it must not keep the view.
 
         Raises:
             FileNotFoundError: The file is gone.
@@ -79,7 +79,7 @@ class StoredBody:
                 if hashlib.sha256(view).hexdigest() != self.sha256:
                     raise ValueError(f"{self.path} was changed")
                 with contextlib.suppress(OSError):
-                    os.utime(self.path)  # what is read is not cleaned up
+                    os.utime(self.path)  # a file that is read is not cleaned up
                 return use(view)
 
     def pieces(self, length: int) -> Iterator[bytes]:
@@ -95,15 +95,15 @@ class StoredBody:
 
 @dataclass(frozen=True, slots=True)
 class BodyStore:
-    """Where large bodies are put, and how large they may be.
+    """The folder for large bodies, and their limits.
 
     Attributes:
         directory: Made when needed, for its owner only; None keeps everything in memory.
         memory_limit: Most bytes of one body kept in memory.
         size_limit: Most bytes of one body at all, as they are after decompression.
-        keep_seconds: A file that was not read for so long is removed when the next one is put here.
+        keep_seconds: A file that was not read for this long is removed when the next one is stored here.
         only_copy: The service hands the body out once: it goes to the disk whatever its size, stays there until
-            removed by name, and is kept in memory where the disk is of no use.
+            removed by name, and is kept in memory if the disk cannot be used.
     """
 
     directory: Path | None = None
@@ -113,7 +113,7 @@ class BodyStore:
     only_copy: bool = False
 
     def for_only_copy(self) -> BodyStore:
-        """The same for a body that cannot be fetched again."""
+        """The same store for a body that cannot be fetched again."""
         return replace(self, memory_limit=0, only_copy=True)
 
     def place(self, name: str) -> Path | None:
@@ -132,7 +132,7 @@ class BodyStore:
             return StoredBody(str(path), file.tell(), digest)
 
     def tidy(self) -> int:
-        """Remove files that were not read for `keep_seconds`, and parts left by killed processes; how many."""
+        """Remove files that were not read for `keep_seconds`, and parts left by killed processes; return how many."""
         if self.directory is None:
             return 0
         limit = time.time() - self.keep_seconds
@@ -149,12 +149,12 @@ class BodyStore:
 
 
 class BodyWriter:
-    """One body on its way in.
+    """Receives one body.
 
     Args:
-        shelf: Where it may go.
-        name: What its file is called.
-        expected: Its size in bytes, where known: a large one then takes no memory even at its start.
+        shelf: The store for it.
+        name: Name of its file.
+        expected: Its size in bytes, if known: a large one then takes no memory even at its start.
     """
 
     def __init__(self, shelf: BodyStore, name: str, *, expected: int = 0) -> None:
@@ -168,10 +168,10 @@ class BodyWriter:
         self._digest = hashlib.sha256()
 
     def write(self, piece: bytes) -> None:
-        """Take the next piece.
+        """Write the next piece.
 
         Raises:
-            QuantumRuntimeError: Larger than the shelf's limit, or the disk takes no more.
+            QuantumRuntimeError: Larger than the shelf's limit, or the disk is full.
         """
         self.size += len(piece)
         if self.size > self._shelf.size_limit:
@@ -189,7 +189,7 @@ class BodyWriter:
                 self._put(waiting)
 
     def finish(self) -> bytes | StoredBody:
-        """The whole body: in memory, or under its name on the disk.
+        """Return the whole body: in memory, or under its name on the disk.
 
         Raises:
             QuantumRuntimeError: The disk takes no more.
@@ -243,7 +243,7 @@ class BodyWriter:
         return self._file
 
     def _back_to_memory(self, rest: bytes) -> None:
-        # There is no second copy to be had, so a full disk must not cost it.
+        # There is no second copy, so a full disk must not cost this one.
         written = self._part.read_bytes() if self._part is not None and self._file is not None else b""
         self.discard()
         self._pieces, self._path = [written, rest], None
@@ -251,7 +251,7 @@ class BodyWriter:
     def _no_room(self, error: OSError) -> QuantumRuntimeError:
         return QuantumRuntimeError(
             f"the result cannot be stored in {self._shelf.directory}: {error.strerror or error}",
-            solution="Make room there, or set result_directory to another folder.",
+            solution="Free space there, or set result_directory to another folder.",
         )
 
 
@@ -283,15 +283,15 @@ async def exchange(
     Args:
         http: The client.
         method: HTTP method.
-        url: Where to.
-        seconds: For the whole exchange, however slowly it trickles. A large `content` gets more, by its size.
+        url: The address.
+        seconds: For the whole exchange, however slow. A large `content` gets more, by its size.
         headers: Its headers.
         params: Its query.
         content: Its body in pieces, which are sent one by one.
         most_values: Most values in a JSON answer, counted by its separators.
 
     Raises:
-        httpx.HTTPError: No answer, one that broke off, or one whose encoding is damaged. Not to be let out of
+        httpx.HTTPError: No answer, one that broke off, or one whose encoding is damaged. Must not leave
             `client.transport`.
     """
     connecting = False
@@ -318,7 +318,7 @@ async def exchange(
                 method,
                 url,
                 params=params,
-                # All at once it would be encrypted at once.
+                # Sent at once, it would be encrypted at once, which blocks the loop.
                 content=_one_by_one(sent) if length else b"".join(sent) or None,
                 headers={**headers, **length, "Accept-Encoding": "gzip, deflate"},
                 extensions={"trace": trace},
@@ -361,16 +361,16 @@ async def receive(
 
     Args:
         http: The client.
-        url: Where to.
+        url: The address.
         headers: Its headers.
-        shelf: Where the body goes.
-        name: What its file is called.
-        seconds: Until the headers are there; a body that goes on arriving gets more, by its size.
+        shelf: Store for the body.
+        name: Name of its file.
+        seconds: Until the headers are there; a body that keeps arriving gets more, by its size.
 
     Raises:
-        httpx.HTTPError: No answer, one that broke off, or one whose encoding is damaged. Not to be let out of
+        httpx.HTTPError: No answer, one that broke off, or one whose encoding is damaged. Must not leave
             `client.transport`.
-        QuantumRuntimeError: Larger than the shelf's limit, or the disk takes no more.
+        QuantumRuntimeError: Larger than the shelf's limit, or the disk is full.
     """
     try:
         async with (
@@ -383,7 +383,7 @@ async def receive(
             spool = BodyWriter(shelf if found else BodyStore(), name, expected=expected)
             try:
                 # The limit counts what comes out of a Content-Encoding, so that a small answer cannot unfold without
-                # end; the deadline what goes into it.
+                # limit; the deadline what goes into it.
                 async with contextlib.aclosing(_unfolded(answer, deadline if found else None)) as pieces:
                     async for piece in pieces:
                         spool.write(piece)
@@ -398,13 +398,13 @@ async def receive(
 
 
 async def _unfolded(answer: httpx.Response, deadline: asyncio.Timeout | None) -> AsyncGenerator[bytes]:
-    """The body as it was before its Content-Encoding, in small pieces.
+    """Decode the body's Content-Encoding, in small pieces.
 
     httpx would unfold each piece that arrives as a whole, which is a thousandfold with gzip.
 
     Args:
         answer: Its headers are there.
-        deadline: Put off by what arrives.
+        deadline: Extended by what arrives.
 
     Raises:
         httpx.DecodingError: The encoding is damaged, or one that was not asked for.

@@ -1,1 +1,1 @@
-"""Wait for jobs: when to poll, what to ask, and what a websocket adds."""
+"""Wait for jobs by polling, with a websocket if there is one."""

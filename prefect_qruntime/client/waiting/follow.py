@@ -39,22 +39,22 @@ async def follow_job(
 ) -> Job:
     """Wait until the service itself says that the job is over.
 
-    An outage of the service or of IAM is sat out, and so is anything that is not the service's own answer. A
+    An outage of the service or of IAM does not end the wait, nor does an answer that is not the service's own. A
     websocket only makes the next poll come earlier.
 
     Args:
         service: The calls of the service.
         job_id: Which job.
-        watcher: Polls; the same for all waits on an instance.
+        watcher: The poller, the same for all waits on an instance.
         deadlines: When to stop waiting.
         on_timeout: `leave` lets the job live on, `cancel` cancels it first.
         stream: Whether to use a websocket, if one is free.
-        in_session: Poll at the quicker pace from the start.
+        in_session: Poll at the faster pace from the start.
         pace: Times between polls.
         on_change: Awaited at the first answer and at each change of state, with the seconds waited.
         once: End with the service's first answer about the job, whatever its state.
-        known: The job is known to exist, so that a refusal to show it is not believed at once. Of what this process
-            submitted or saw that is known anyway.
+        known: The job is known to exist, so that a refusal to show it is not believed at once. Jobs that this process
+            submitted or saw are known anyway.
 
     Returns:
         The job in a terminal state, whichever it is; with `once` in any state.

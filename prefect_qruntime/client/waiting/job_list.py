@@ -1,8 +1,8 @@
-"""Choose the pages of the job list that show certain jobs, and decide when the list may be asked: pure.
+"""Choose the pages of the job list that show certain jobs, and decide when the list may be read: pure.
 
 Facts (IBM's OpenAPI document 0.45.3): `GET /jobs` is sorted by creation, newest first, shows at most 200
 jobs a page and takes `created_before` and `offset`. Nothing is said about filtering by several ids, so
-a page is asked for where enough wanted jobs lie together; what no page shows is left for single lookups.
+a page is requested if it shows enough wanted jobs together; the others are left for single lookups.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LARGEST_PAGE = 200
 _SMALLEST_PAGE = 20
 _POOR = 2  # a page that shows fewer wanted jobs is no better than single lookups
 _POOR_PAGES = 3
-_RICH = 10  # a page is rich where one job in so many was wanted
+_RICH = 10  # a page is rich if one job in this many was wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class JobListPager:
     """Walks through the list, newest first, and skips stretches without wanted jobs.
 
     Args:
-        wanted: Ids with the moment of creation as the service gave it; None where it is not known
+        wanted: Ids with the moment of creation as the service gave it; None if it is not known
             yet, which is looked for on the newest page, and on further ones while they show many.
 
     Example:
@@ -82,11 +82,11 @@ class JobListPager:
         return self._page
 
     def took(self, ids: Iterable[str], *, oldest: datetime | None, newest: datetime | None = None) -> None:
-        """Note what the page showed.
+        """Record what the page showed.
 
         Args:
             ids: All ids on it.
-            oldest: When its last job was created; None where that cannot be told.
+            oldest: When its last job was created; None if unknown.
             newest: When its first job was created.
         """
         page, shown = self._page, list(ids)
@@ -100,14 +100,14 @@ class JobListPager:
         found = before - len(self._known) - len(self._fresh)
         ended = len(shown) < page.limit or oldest is None
         if ended or len(self._fresh) < _POOR or found < page.limit // _RICH:
-            # A new job is on the newest page, or not listed yet. Only where many are waited for from one moment
-            # on, and the pages are full of them, do the next ones show more.
+            # A new job is on the newest page, or not listed yet. Only if many were created at one moment, and the
+            # pages are full of them, do the next ones show more.
             self._unseen |= self._fresh
             self._fresh = set()
         self._poor = 0 if found >= _POOR else self._poor + 1
         self._pages_left -= 1
         if oldest is not None:
-            # The page went past these and did not show them.
+            # The page covered their time and did not show them.
             passed = [job_id for job_id, created in self._known.items() if created > oldest + _grain(created)]
             for job_id in passed:
                 del self._known[job_id]
@@ -159,9 +159,9 @@ class JobListBreaker:
     """Circuit breaker for the job list.
 
     Attributes:
-        relist: Seconds for which a list that is refused or stale is not asked again.
+        relist: Seconds for which a list that is refused or stale is not read again.
         behind: How many seconds later than the job itself the list may show its end.
-        again: When the list may be asked again.
+        again: When the list may be read again.
 
     Example:
         ```python
@@ -182,7 +182,7 @@ class JobListBreaker:
     ended: LRUCache[str, float] = field(default_factory=lambda: LRUCache(_REMEMBERED))
 
     def may_list(self, now: float) -> bool:
-        """Whether to ask the list."""
+        """Whether the list may be read."""
         return now >= self.again
 
     @property
@@ -222,9 +222,9 @@ class JobListBreaker:
         self.ended[job_id] = now
 
     def listed_alive(self, job_id: str, asked: float, now: float) -> None:
-        """The list, asked at `asked`, shows a job as not over yet."""
+        """The list, requested at `asked`, shows a job as not over yet."""
         ended = self.ended.get(job_id)
         if ended is not None and asked > ended + self.behind:
-            log.warning("The service's job list is behind: jobs are polled one by one for a while.")
+            log.warning("The service's job list lags behind. Jobs are polled one by one for a while.")
             self.again = now + self.relist
             self.ended.clear()

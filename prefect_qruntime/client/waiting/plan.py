@@ -83,7 +83,7 @@ class Deadlines:
 
 @dataclass(slots=True)
 class PollSchedule:
-    """The state of one wait: fed with what was seen, it says when to poll again and when to stop.
+    """The state of one wait: it takes what was seen, and says when to poll again and when to stop.
 
     Example:
         ```python
@@ -116,22 +116,22 @@ class PollSchedule:
         self.answered = self.started
 
     def saw(self, job: Job, now: float) -> bool:
-        """Note an answer. Returns whether the state changed since the last one."""
+        """Record an answer. Returns whether the state changed since the last one."""
         changed = not self.seen or job.status is not self.status
         if changed:
             self.status, self.since = job.status, now if self.seen else self.started
         self.seen, self.failures, self.answered, self.refused_since = True, 0, now, None
-        # A state this version does not know is no proof that it runs: `queue_timeout` goes on counting.
+        # A state this version does not know does not prove that the job runs: `queue_timeout` keeps counting.
         self.ran = self.ran or job.status not in (JobStatus.QUEUED, None)
         self.in_session = self.in_session or job.session_id is not None
         return changed
 
     def same(self, now: float) -> None:
-        """Note an answer that says the same as the last one."""
+        """Record an answer that equals the last one."""
         self.failures, self.answered, self.refused_since = 0, now, None
 
     def refused(self, now: float, *, missing: bool) -> bool:
-        """Note that the service refused to show the job, in its own words. Returns whether to believe it.
+        """Record that the service itself refused to show the job. Returns whether to believe it.
 
         Args:
             now: The time.
@@ -145,11 +145,11 @@ class PollSchedule:
         return not missing or self.unlisted or now >= self.started + self.deadlines.unseen
 
     def is_doubtful(self, now: float) -> bool:
-        """Whether the list should be asked if the job, which was never seen here, exists at all."""
+        """Whether the list should decide if the job, which was never seen here, exists at all."""
         return not (self.seen or self.known or self.unlisted) and now >= self.started + self.deadlines.unknown
 
     def missed(self, asked: float | None = None) -> bool:
-        """Note a poll that got no usable answer. Returns whether it is the first of an outage.
+        """Record a poll that got no usable answer. Returns whether it is the first of an outage.
 
         Args:
             asked: Seconds the service asked to wait (`Retry-After`).
@@ -221,7 +221,7 @@ class PollLimits:
     """Sizes and times (seconds) of a `JobPoller`.
 
     Attributes:
-        few: Up to so many jobs are polled one by one.
+        few: Up to this many jobs are polled one by one.
         lanes: Single lookups in flight, if there are more jobs.
         sockets: Most websockets at once; the other jobs are polled.
         rate: Requests a second, if there are more than a few jobs.
@@ -229,9 +229,9 @@ class PollLimits:
         slow: A list call that takes longer is no longer waited for.
         slow_at_the_end: The same for a wait whose deadline has come.
         page: Longest time for one page.
-        relist: How long a list that is refused or stale is not asked again.
+        relist: How long a list that is refused or stale is not read again.
         behind: How much later than the job itself the list may show a change.
-        verify: After so many lists one job is looked up by itself, to check the list.
+        verify: After this many lists one job is looked up by itself, to check the list.
         wake: Shortest time between two polls of a job that a websocket asks for.
     """
 

@@ -34,7 +34,7 @@ __all__ = ["JobPoller", "LookupQueue"]
 log = get_logger(__name__)
 
 _REMEMBERED = 10_000  # jobs that this process submitted or saw
-_TICK = 1e-6  # seconds; less may be lost in rounding and turn in circles
+_TICK = 1e-6  # seconds; a shorter pause may be lost in rounding and make the poller spin
 _LATE = 0.9  # seconds past the deadline for which a lookup that began near it is still awaited
 
 
@@ -72,7 +72,7 @@ class LookupQueue:
             self.queue[job_id] = None
 
     def withdraw(self, job_id: str) -> None:
-        """Take a job out of the queue: it was answered for otherwise."""
+        """Take a job out of the queue: another answer covered it."""
         self.queue.pop(job_id, None)
 
     def forget(self, job_id: str) -> None:
@@ -183,7 +183,7 @@ class JobPoller:
         """Whether this process submitted or saw a job; a refusal to show such a job is not believed at once."""
         return job_id in self._known
 
-    # ---- who waits -----------------------------------------------------------------------------
+    # ---- waits ---------------------------------------------------------------------------------
 
     def enter(self, job_id: str, plan: PollSchedule, *, every_change: bool) -> Subscription:
         """Begin to poll a job; pair it with `leave`."""
@@ -195,7 +195,7 @@ class JobPoller:
         due = max(now, self._first_poll + self.limits.gather) if self._many else now
         self._arm(watch, min(due, now + plan.left(now)))
         if self._task is None:
-            # In a context of its own, as it does not work for the caller that happens to come first.
+            # In a context of its own, because it does not work for its first caller only.
             self._task = asyncio.get_running_loop().create_task(self._serve(), context=Context())
         return watch
 
@@ -209,7 +209,7 @@ class JobPoller:
         self._sockets.listen(watch, stream)
 
     def hurry(self, watch: Subscription) -> None:
-        """Poll a job now, or a little later if that was asked for a moment ago."""
+        """Poll a job now, or a little later if it was polled a moment ago."""
         if watch.hurried and not watch.asked:
             return
         watch.hurried = True
@@ -217,7 +217,7 @@ class JobPoller:
             self._arm(watch, max(self.clock(), min(watch.rests_until, watch.plan.deadline)))
 
     def hurry_for(self, job_id: str) -> None:
-        """Poll a job now if there are waits for it, because something was done to it."""
+        """Poll a job now if there are waits for it, because it was changed."""
         for watch in list(self._by_id.get(job_id, ())):
             self.hurry(watch)
 
@@ -269,8 +269,8 @@ class JobPoller:
                 await self._wake.wait()
                 if timer is not None:
                     timer.cancel()
-        except Exception as error:  # a fault of ours must not leave waits without a poller
-            log.exception("the job poller failed")
+        except Exception as error:  # a bug must not leave waits without a poller
+            log.exception("The job poller failed.")
             for watch in [watch for same in self._by_id.values() for watch in same]:
                 watch.fail(error)
                 self._drop(watch)
@@ -355,7 +355,7 @@ class JobPoller:
             try:
                 listed = await self._find_in_list(job_id)
             except (QuantumRuntimeError, TimeoutError) as error:
-                log.debug("the job list does not tell whether job %s exists: %s", job_id, error)
+                log.debug("the job list does not show whether job %s exists: %s", job_id, error)
             else:
                 if listed is not None:
                     return listed
@@ -370,7 +370,7 @@ class JobPoller:
         return next((self._service.read_listed(entry) for entry in entries if entry.get("id") == job_id), None)
 
     def _on_outcome(self, job_id: str, outcome: Job | Exception) -> None:
-        """Take in the outcome of one lookup."""
+        """Process the outcome of one lookup."""
         now = self.clock()
         self._wake.set()
         watches = list(self._by_id.get(job_id, ()))
@@ -407,7 +407,7 @@ class JobPoller:
         self._riding = set(watches)
         self._first_poll = self._round_began = self._page_came = now
         self._round = asyncio.get_running_loop().create_task(self._together())
-        # No `finally` in the round itself: one that is cancelled before its first step never comes to it.
+        # No `finally` in the round itself: a task that is cancelled before its first step never reaches it.
         self._round.add_done_callback(self._round_over)
 
     def _round_over(self, _: asyncio.Task[None]) -> None:
@@ -436,7 +436,7 @@ class JobPoller:
             self._rounds += 1
             if self._rounds % self.limits.verify == 0:
                 self._verify()
-        except Exception as error:  # whatever it is, unforeseen answers included: single lookups decide
+        except Exception as error:  # any error, also for unforeseen answers: single lookups decide
             log.debug("the job list cannot be read", exc_info=True)
             self._breaker.list_failed(error, self.clock())
 
@@ -475,7 +475,7 @@ class JobPoller:
                 self._served(watch, now)
 
     def _verify(self) -> None:
-        """Look one job up by itself, each in turn: a list that is stuck would otherwise hold the waits without end."""
+        """Look one job up by itself, each in turn: a list that is stuck would otherwise hold the waits forever."""
         job_id = next(iter(self._by_id), None)
         if job_id is None:
             return

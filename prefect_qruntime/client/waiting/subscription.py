@@ -73,12 +73,12 @@ class Subscription:
         self.job_id = job_id
         self.plan = plan
         self.last: Job | None = None
-        self.listed_as: object = None  # the state as the list last worded it: the same words need no reading
+        self.listed_as: object = None  # the state as the list last gave it: an equal one needs no parsing
         self.over = False
         self.asked = False  # a lookup is queued or in flight
         self.hurried = False
-        self.rests_until = plan.started  # no earlier is it polled because a websocket asks for it
-        self.soon = plan.started  # from then on a poll that costs nothing is welcome
+        self.rests_until = plan.started  # the earliest poll that a websocket may request
+        self.soon = plan.started  # from then on a poll that costs nothing may be used
         self.socket: JobStream | None = None
         self.listener: asyncio.Task[None] | None = None
         self._every_change = every_change
@@ -138,7 +138,7 @@ class Subscription:
         self.expire(now)
 
     def failed(self, error: QuantumRuntimeError | None, now: float) -> None:
-        """The poll got no usable answer (None: time ran out). Sit it out, and a refusal until it is believed."""
+        """The poll got no usable answer (None: time ran out). Wait on, and believe a refusal only if it repeats."""
         if error is not None and is_refusal(error):
             if self.plan.refused(now, missing=isinstance(error, NotFound)):
                 return self.fail(error)
@@ -160,7 +160,7 @@ class Subscription:
             self._put(Expired(limit, now), over=True)
 
     def _warn(self, text: str, *values: object) -> None:
-        # In the caller's context, by which Prefect knows whose log it is.
+        # In the caller's context, by which Prefect assigns the log line to its run.
         self._context.run(log.warning, text, *values)
 
 
@@ -173,7 +173,7 @@ class _SocketService(Protocol):
 
 
 class Sockets:
-    """Gives websockets to waits, up to a limit; the other waits are polled until one is free.
+    """Assign websockets to waits, up to a limit; the other waits are polled until one is free.
 
     Args:
         service: The calls of the service.
@@ -212,7 +212,7 @@ class Sockets:
     async def _follow(self, watch: Subscription, socket: JobStream) -> None:
         try:
             self._service.stream_ended(await socket.follow())
-        except Exception:  # the socket only saves time: whatever breaks there must not end the wait
+        except Exception:  # the socket only saves time: no failure of it may end the wait
             log.debug("the websocket failed", exc_info=True)
         self._hurry(watch)
 

@@ -3,7 +3,7 @@
 Facts (legacy service, `/stream/jobs/{id}`): the first message is only an acknowledgement, the next ones
 are results, close 1000 means the server is done, which can be before the job's state says so. The
 present cloud service has no socket. So nothing read here is believed: each message wakes the poller, and
-`GET /jobs/{id}` decides. A socket that floods is given up, so that it cannot keep the process busy.
+`GET /jobs/{id}` decides. A socket that sends too much is closed, so that it cannot keep the process busy.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ log = get_logger(__name__)
 # 1000: the server is done. 4002 and 4003 (job finished, job unknown) belong to the older job-status
 # socket and mean the same to us.
 _FINISHED = (1000, 4002, 4003)
-_TOO_LARGE = 1009  # we refused a frame, and the only large one is the result; seldom does the server reply
+_TOO_LARGE = 1009  # we refused a frame, and the only large one is the result; the server seldom replies
 Ending = Literal["done", "refused", "given-up"]
 
 
@@ -40,7 +40,7 @@ class _Flooded(Exception):
 
 
 class _connect_here(_connect):
-    """Follows no redirect: the handshake carries the token."""
+    """A connection that follows no redirect, because the handshake carries the token."""
 
     def process_redirect(self, exc: Exception) -> Exception | str:
         return exc
@@ -61,7 +61,7 @@ class StreamSettings:
 
 
 class JobStream:
-    """Follows one job's socket and calls `wake` at every message after the acknowledgement.
+    """Follow one job's socket and call `wake` at every message after the acknowledgement.
 
     Args:
         transport: Gives host and, at every connect, fresh headers.
@@ -94,7 +94,7 @@ class JobStream:
 
         Returns:
             `done` after a normal close, `refused` when the host has no such socket, `given-up` after
-            too many broken connections or a flood of messages. In every case polling goes on by itself.
+            too many broken connections or a flood of messages. In every case polling continues.
         """
         failures = 0
         renewed = False
@@ -105,7 +105,7 @@ class JobStream:
                 if ended:
                     return "done"
             except _Flooded:
-                log.info("The websocket of a job sends too many messages and is given up. The job is polled.")
+                log.info("The websocket of a job sent too many messages and was closed. The job is polled.")
                 return "given-up"
             except InvalidStatus as exc:
                 status = exc.response.status_code

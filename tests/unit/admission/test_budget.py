@@ -15,10 +15,12 @@ from prefect.testing.standard_test_suites import BlockStandardTestSuite
 
 from prefect_qruntime import Budget, QuantumRuntimeCredentials
 from prefect_qruntime.admission import guard as gate_module, rate_limit
-from prefect_qruntime.admission.budget import MOST_SECONDS, Remaining, allowed_seconds, as_budget
+from prefect_qruntime.admission.budget import as_budget, scopes
+from prefect_qruntime.admission.budget_core import Remaining, Reservation, allowed_seconds, tally
 from prefect_qruntime.admission.guard import admission_guard
-from prefect_qruntime.admission.ledger import Ledger, Reservation, ledger, scopes, tally
+from prefect_qruntime.admission.ledger import Ledger, ledger
 from prefect_qruntime.client.connection import Connection
+from prefect_qruntime.client.cost_core import MOST_SECONDS
 from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.errors import (

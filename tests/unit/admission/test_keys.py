@@ -58,7 +58,7 @@ def test_the_generation_after_a_job(index: int, generation: int) -> None:
     ],
 )
 def test_a_job_of_another_submission_is_refused(job: JobRef) -> None:
-    with pytest.raises(InvalidInput, match="not bought for this submission"):
+    with pytest.raises(InvalidInput, match="does not belong to this submission"):
         next_generation(job, "crn:1", "run-1", "d1", submitted_so_far=3)
 
 

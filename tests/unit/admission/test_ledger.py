@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, Phase, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from prefect_qruntime import Budget
-from prefect_qruntime.admission import ledger as module
-from prefect_qruntime.admission.ledger import Ledger, Reservation
-from prefect_qruntime.admission.session_budget import SessionHold
+from prefect_qruntime.admission import budget_core, ledger as module
+from prefect_qruntime.admission.budget_core import Reservation, SessionHold
+from prefect_qruntime.admission.ledger import Ledger
 from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.errors import BudgetExhausted, NotFound
 from prefect_qruntime.models import Job, JobStatus, Session, SessionRef
@@ -241,7 +241,7 @@ def test_the_ledger_never_overspends_in_any_order() -> None:
 
 
 def test_the_machine_finds_a_ledger_that_forgets_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "held_back", lambda hold, now: 0.0)
+    monkeypatch.setattr(budget_core, "held_back", lambda hold, now: 0.0)
     with pytest.raises(AssertionError, match="may be spent"):
         run_state_machine_as_test(
             Spending,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import random
+import zlib
 from statistics import mean, median
 from typing import Any
 
@@ -19,10 +21,17 @@ from prefect_qruntime.client.cost_core import (
     busy_seconds,
     estimate,
     interval,
+    priced_seconds,
 )
+from prefect_qruntime.client.encodings.tensors import encode_tensor
 from prefect_qruntime.client.programs import make_spec
+from prefect_qruntime.errors import InvalidInput
 
 ONE = 'OPENQASM 3.0; include "stdgates.inc"; input float a; bit[1] c; rx(a) $0; c[0] = measure $0;'
+TWO = (
+    'OPENQASM 3.0; include "stdgates.inc"; input float a; input float b; bit[1] c; rx(a) $0; rz(b) $0; '
+    "c[0] = measure $0;"
+)
 PLAIN = 'OPENQASM 3.0; include "stdgates.inc"; bit[1] c; x $0; c[0] = measure $0;'
 REPETITION = 270e-6
 
@@ -126,7 +135,12 @@ def busy(pubs: Any, **given: Any) -> float:
         ([PLAIN], {"options": {"default_shots": 50}}, 50),
         ([PLAIN, (PLAIN, None, 500)], {"shots": 1000}, 1500),
         ([(ONE, [[0.1], [0.2], [0.3]])], {"shots": 100}, 300),
-        ([(ONE, {"a": [0.1, 0.2]})], {"shots": 100}, 100),
+        ([(ONE, {"a": [0.1, 0.2]})], {"shots": 100}, 200),
+        ([(ONE, {"a": [[0.1], [0.2]]})], {"shots": 100}, 200),
+        ([(ONE, {"a": 0.1})], {"shots": 100}, 100),
+        ([(TWO, {"a": [0.1, 0.2, 0.3], "b": [1.0, 2.0, 3.0]})], {"shots": 100}, 300),
+        ([(TWO, [[0.1, 0.2], [0.3, 0.4]])], {"shots": 100}, 200),
+        ([(TWO, [0.1, 0.2])], {"shots": 100}, 100),
         ([(ONE, [0.1])], {"shots": 100}, 100),
         (
             [PLAIN],
@@ -158,6 +172,60 @@ def test_the_points_of_a_quantum_program() -> None:
     assert program([{"shape": [2, 3]}, {"shape": []}, {}]) == pytest.approx(800 * REPETITION)
     assert program([{"shape": [2]}], options={"rep_delay": 0.0}) == pytest.approx(200 * 20e-6)
     assert program("none") == program([{"shape": ["x"]}]) == 0
+
+    arguments = encode_tensor([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]])
+    assert program([{"item_type": "circuit", "shape": [], "circuit_arguments": arguments}]) == program([{"shape": [3]}])
+    repeated = {"item_type": "circuit", "shape": [5, 3], "circuit_arguments": arguments}
+    assert program([repeated]) == program([{"shape": [15]}])
+
+
+def packed_array(*shape: int) -> str:
+    """An array of zeros as the service's encoder writes it."""
+    header = repr({"descr": "<f8", "fortran_order": False, "shape": shape}).encode()
+    body = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(8 * math.prod(shape))
+    return base64.b64encode(zlib.compress(body)).decode()
+
+
+def raw(program_id: str, params: dict[str, Any]) -> float:
+    return priced_seconds(make_spec(None, backend="big", program_id=program_id, params=params)) / REPETITION
+
+
+def test_pubs_on_the_wire_cost_what_they_cost_as_arguments() -> None:
+    two = {"__type__": "ndarray", "__value__": packed_array(2, 1)}
+    assert raw("sampler", {"pubs": [[ONE, [[0.1], [0.2]], 50], [PLAIN], PLAIN], "shots": 10}) == pytest.approx(120)
+    assert raw("sampler", {"pubs": [[ONE, two]], "options": {"default_shots": 7}}) == pytest.approx(14)
+    assert raw("estimator", {"pubs": [[PLAIN, ["Z", "X"], None, 0.1]]}) == pytest.approx(200)
+    assert raw("noise-learner", {"circuits": []}) == 0, "known by past jobs only"
+    # The executor's payload that PUBs are turned into costs as much as the PUBs.
+    spec = make_spec([(TWO, [[0.1, 0.2], [0.3, 0.4]])], backend="big", shots=30, route="executor")
+    assert spec.prepared is not None
+    assert raw("executor", spec.prepared) == pytest.approx(60) == busy_seconds(spec) / REPETITION
+
+
+@pytest.mark.parametrize(
+    ("program_id", "params", "field"),
+    [
+        ("executor", {}, "params.quantum_program"),
+        ("executor", {"quantum_program": {"shots": 1}}, "params.quantum_program.items"),
+        ("executor", {"quantum_program": {"items": [{}]}}, "params.quantum_program.shots"),
+        ("executor", {"quantum_program": {"shots": 1, "items": [{}, {"shape": "x"}]}}, "items[1].shape"),
+        (
+            "executor",
+            {"quantum_program": {"shots": 1, "items": [{"circuit_arguments": {"shape": [-1]}}]}},
+            "items[0].circuit_arguments.shape",
+        ),
+        ("sampler", {"circuits": []}, "params.pubs"),
+        ("sampler", {"pubs": [[PLAIN], []]}, "params.pubs[1]"),
+        ("estimator", {"pubs": [[PLAIN]]}, "params.pubs[0]"),
+        ("sampler", {"pubs": [[ONE, {"__type__": "ndarray", "__value__": "no"}]]}, "params.pubs[0].parameters"),
+    ],
+)
+def test_what_cannot_be_priced_is_named(program_id: str, params: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        raw(program_id, params)
+    assert str(caught.value.field).endswith(field)
+    # It can be bought all the same; then nothing is known of it.
+    assert busy_seconds(make_spec(None, backend="big", program_id=program_id, params=params)) == 0
 
 
 def test_the_same_work_has_one_name_on_both_routes_and_in_any_order() -> None:
@@ -195,6 +263,39 @@ def told(past: list[PastJob], remaining: float | None, jobs: int = 1) -> CostEst
 )
 def test_what_is_said(past: list[PastJob], remaining: float | None, jobs: int, words: str) -> None:
     assert words in str(told(past, remaining, jobs))
+
+
+def test_estimates_of_several_programs_are_added_up() -> None:
+    specs = [make_spec([(PLAIN, "Z")], backend="big", program_id="estimator", max_execution_time=10)]
+    estimator = estimate(specs, [PastJob(1.0, 3.0)] * 40)
+    sampler = told([], 400.0, jobs=2)
+    both = sampler + estimator
+    assert (both.jobs, both.coverage, both.learnt_from, both.remaining_seconds) == (3, None, 0, 400.0)
+    for end in ("low_seconds", "expected_seconds", "high_seconds"):
+        assert getattr(both, end) == pytest.approx(getattr(sampler, end) + getattr(estimator, end))
+    assert str(both).startswith("3 jobs of sampler + estimator on big: ")
+    assert both.work == (estimator + sampler).work
+    assert len({both.work, sampler.work, estimator.work}) == 3
+    assert (sampler + sampler).program_id == "sampler"
+
+
+def test_a_loop_whose_length_is_not_known_is_bounded_by_its_longest() -> None:
+    one = told([PastJob(0.27, 3.0)] * 40, None)
+    loop = one.at_most(24)
+    assert one.at_most(1) is one
+    assert (loop.jobs, loop.bounded, loop.low_seconds, loop.high_seconds) == (24, True, one.low_seconds, 72)
+    assert str(loop + one).startswith("at most 25 jobs of sampler on big: ")
+    assert loop.work not in (one.work, one.at_most(23).work)
+
+
+def test_a_dedicated_session_costs_its_life_at_most() -> None:
+    jobs = told([PastJob(0.27, 3.0)] * 40, None, jobs=4)
+    held = CostEstimate.together([jobs], session_life=900)
+    assert (held.low_seconds, held.high_seconds, held.work) == (12, 900, jobs.work)
+    assert "A dedicated session is charged by the clock, here for 900 s at most." in str(held)
+    assert CostEstimate.together([jobs], session_life=5).high_seconds == jobs.high_seconds == 12
+    dry = jobs.model_copy(update={"dry_run": True})
+    assert CostEstimate.together([dry], session_life=900) is dry
 
 
 def test_the_share_of_what_is_left() -> None:

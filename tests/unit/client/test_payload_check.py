@@ -12,9 +12,8 @@ import pytest
 from prefect_qruntime.client.dialects.cloud import v2_params
 from prefect_qruntime.client.dialects.legacy import v1_params
 from prefect_qruntime.client.inputs.spec import JobSpec, Pub
-from prefect_qruntime.client.payload_check import differs_at_sight, input_difference, is_small, shape
+from prefect_qruntime.client.payload_check import differs_at_sight, input_difference, is_small, on_service, shape
 from prefect_qruntime.client.programs import make_spec
-from prefect_qruntime.client.programs.kept import on_service
 from prefect_qruntime.models import Job, JobStatus
 from tests.support.random_circuits import build, executor_params
 
@@ -74,7 +73,7 @@ def test_every_change_is_seen(name: str, path: tuple[Any, ...], value: Any) -> N
         ("estimator", {"shots": 7}, "shots was not asked for"),
         ("sampler", {"pubs": "none"}, "0 PUBs, not 2"),
         ("sampler", {"pubs": [[BELL]]}, "1 PUB, not 2"),
-        ("raw", {"more": 1}, "its params are others"),
+        ("raw", {"more": 1}, "its params differ"),
         ("raw", {"options": {"x": [1, 2, 3]}}, "params.options.x has 3 parts, not 2"),
     ],
     ids=str,

@@ -153,7 +153,7 @@ async def test_a_look_that_hangs_holds_nothing_up() -> None:
     backend = Backend(None)
     backend.seen(job())
     found = await backend.notes.of(REF)
-    assert "did not come in time" in found.missing[0]
+    assert "did not arrive in time" in found.missing[0]
     assert found.calibration_id == "c1"
 
 

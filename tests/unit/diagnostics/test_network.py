@@ -46,7 +46,7 @@ def test_a_proxy_of_the_environment_is_named(monkeypatch: pytest.MonkeyPatch, li
     monkeypatch.setenv("HTTPS_PROXY", f"http://user:secret@127.0.0.1:{listening}")
     ((level, said),) = found()
     assert level == "ok"
-    assert f"names the proxy 127.0.0.1:{listening} to" in said
+    assert f"sets the proxy 127.0.0.1:{listening} to" in said
     assert "iam.cloud.ibm.com" in said
     assert "secret" not in said
 

@@ -48,7 +48,7 @@ def test_a_length_of_time_is_said_as_people_say_it(seconds: float, said: str) ->
 
 
 def test_the_words_of_each_state() -> None:
-    assert wait(None).words(3) == "no answer of the service yet after 3.0 s"
+    assert wait(None).words(3) == "no answer from the service yet after 3.0 s"
     assert wait(job()).words(720) == "queued 12 min"
     assert wait(job(), backend=ONLINE).words(720) == "queued 12 min, 14 jobs in the queue, ibm_torino online"
     assert (

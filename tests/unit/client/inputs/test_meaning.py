@@ -168,7 +168,7 @@ def test_what_cannot_be_told_is_doubted(monkeypatch: pytest.MonkeyPatch) -> None
     assert not make_spec([(_free(), [0.1])], backend="b").doubts
     broken = {"b64_data": base64.b64encode(b"QISKIT\x11 no circuit").decode()}
     assert "cannot read" in meaning_of(broken).doubts[0]
-    assert "no readable tensor" in meaning_of({**encode_tensor([1.0]), "shape": [7]}).doubts[0]
+    assert "not a readable tensor" in meaning_of({**encode_tensor([1.0]), "shape": [7]}).doubts[0]
     params = executor_params(build(3))
     monkeypatch.setitem(sys.modules, "qiskit", None)
     found = make_spec(None, backend="b", program_id="executor", params=params)

@@ -295,7 +295,7 @@ def test_a_list_that_stands_still_is_found_out(caplog: pytest.LogCaptureFixture)
         ends = follow_all(service)
     assert all(end.what.status is JobStatus.COMPLETED for end in ends.values())
     assert max(end.at for end in ends.values()) <= 45
-    assert "list is behind" in caplog.text
+    assert "list lags behind" in caplog.text
 
 
 def test_a_list_a_little_behind_is_used_on() -> None:

@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-from prefect_qruntime.admission import ledger, session_budget as core
-from prefect_qruntime.admission.budget import MOST_SECONDS, Remaining, allowed_seconds
-from prefect_qruntime.admission.ledger import tally
-from prefect_qruntime.admission.session_budget import SessionHold
+from prefect_qruntime.admission import budget_core as core
+from prefect_qruntime.admission.budget_core import Remaining, SessionHold, allowed_seconds, tally
+from prefect_qruntime.client.cost_core import MOST_SECONDS
 from prefect_qruntime.errors import BudgetExhausted
 from prefect_qruntime.models import Job, JobStatus, Session
 from tests.support.explorer import Violation, explore_from
@@ -288,7 +287,7 @@ def test_no_order_of_events_overspends_by_more_than_the_bound(
 
 
 def without_sessions(jobs: Iterable[Job], *others: Any, **options: Any) -> Any:
-    return ledger.tally(jobs, [])
+    return core.tally(jobs, [])
 
 
 def life_as_asked(rooms: Any, life: int, **options: Any) -> int:
@@ -306,10 +305,10 @@ def not_begun(self: SessionHold, now: float) -> SessionHold:
 @pytest.mark.parametrize(
     ("name", "wrong", "world"),
     [
-        ("tests.unit.admission.test_session_budget.tally", without_sessions, 0),
-        ("prefect_qruntime.admission.session_budget.allotment", life_as_asked, 1),
-        ("prefect_qruntime.admission.session_budget.is_due", never_due, 5),
-        ("prefect_qruntime.admission.session_budget.SessionHold.sent_job", not_begun, 7),
+        ("tests.unit.admission.test_budget_core.tally", without_sessions, 0),
+        ("prefect_qruntime.admission.budget_core.allotment", life_as_asked, 1),
+        ("prefect_qruntime.admission.budget_core.is_due", never_due, 5),
+        ("prefect_qruntime.admission.budget_core.SessionHold.sent_job", not_begun, 7),
     ],
 )
 def test_the_exploration_finds_each_rule_that_is_left_out(
@@ -366,10 +365,17 @@ def test_what_is_never_told_is_what_our_clock_says() -> None:
     assert look(over, 2001.0, state="closed", elapsed_time=30.0).final == 30.0
 
 
-def test_a_session_that_the_service_does_not_know_counts_once_it_must_be_visible() -> None:
+def test_a_session_that_the_service_does_not_know_counts_until_it_must_be_over() -> None:
     assert core.observed(HOLD, None, 1050.0, live_jobs=False) is HOLD
     assert core.observed(HOLD, None, 1200.0, live_jobs=True) is HOLD
-    assert core.observed(HOLD, None, 1200.0, live_jobs=False).final == 190.0
+    # Another user's session of the same instance looks so too, and goes on.
+    long = replace(HOLD, allotted=3600.0)
+    assert core.observed(long, None, 1200.0, live_jobs=False) is long
+    assert core.observed(HOLD, None, 1200.0, live_jobs=False).final == 100.0
+    assert core.observed(replace(HOLD, told=120.0), None, 9000.0, live_jobs=False).final == 120.0
+    unused = replace(HOLD, begun_after=None)
+    assert core.observed(unused, None, 1000.0 + core.UNOPENED - 1, live_jobs=False) is unused
+    assert core.observed(unused, None, 1000.0 + core.UNOPENED, live_jobs=False).final == 0.0
 
 
 def test_a_session_without_an_id_is_forgotten_when_the_service_has_closed_it() -> None:

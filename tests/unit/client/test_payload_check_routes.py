@@ -12,8 +12,8 @@ from qiskit.circuit import Parameter
 
 from prefect_qruntime.client.dialects.cloud import v2_params
 from prefect_qruntime.client.inputs.meaning import meaning_of
+from prefect_qruntime.client.payload_check import executor_difference, may_be_job_of, on_service
 from prefect_qruntime.client.programs import make_spec
-from prefect_qruntime.client.programs.kept import executor_difference, may_be_job_of, on_service
 from prefect_qruntime.client.programs.route import on_executor
 from tests.support import circuits as families
 from tests.support.random_circuits import build, executor_params
@@ -79,7 +79,7 @@ def test_another_job(pubs: Any, given: dict[str, Any], word: str | None) -> None
     assert (found is None) if word is None else (word in str(found))
     if word is None:
         asked = make_spec(pubs, backend="b", **given)
-        assert executor_difference(asked, _kept([families.BELL], shots=10)) == "its options are others"
+        assert executor_difference(asked, _kept([families.BELL], shots=10)) == "its options differ"
 
 
 def test_other_arguments_and_what_cannot_take_the_route() -> None:

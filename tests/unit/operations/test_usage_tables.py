@@ -1,0 +1,29 @@
+"""The report as tables: files that a spreadsheet may open, headers of empty reports, sums by one group."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from prefect_qruntime.operations.usage_tables import rolled_up, table_rows, to_csv
+from tests.unit.operations.test_usage import Service, job, read, report
+
+
+def test_names_cannot_become_formulas_in_a_spreadsheet() -> None:
+    told = report(read(Service([job(1), job(2, tags=("@SUM(A1)", "qr-key:2"))])), "flow", "tag")
+    rows = list(csv.DictReader(io.StringIO(to_csv(told))))
+    assert {(row["flow"], row["tag"]) for row in rows} == {("'=flow()", "no tag"), ("no owner", "'@SUM(A1)")}
+    assert any("several tags" in note for note in told.notes)
+
+
+def test_an_empty_report_has_its_header() -> None:
+    told = report(read(Service([])), "flow")
+    assert to_csv(told) == "flow,jobs,completed,failed,cancelled,not_final,qpu_seconds,pending_qpu_seconds\n"
+    assert table_rows(told) == []
+
+
+def test_rolled_up_rows_are_those_of_the_one_group() -> None:
+    book = read(Service([job(n, at=n * 5000, usage_units=0.3, usage_final=n % 3 > 0) for n in range(50)]))
+    both, alone = report(book, "deployment", "day"), report(book, "deployment")
+    assert rolled_up(both, "deployment").rows == alone.rows
+    assert rolled_up(both, "day").rows == report(book, "day").rows
