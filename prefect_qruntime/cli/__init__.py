@@ -30,7 +30,7 @@ _COMMANDS = {
     "sessions": "List open sessions, or close one.",
     "watch": "Resume suspended flow runs when their jobs have ended.",
     "sweep": "Close sessions whose flow run or process is gone.",
-    "resume": "Run a flow run whose worker died again, under the same id.",
+    "resume": "Run a flow run again, under its own id, after its worker died.",
     "sandbox": "Serve the sandbox.",
     "server": "Start a Prefect server that does not stall on SQLite.",
 }

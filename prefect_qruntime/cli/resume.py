@@ -23,7 +23,7 @@ def resume(
     force: Annotated[bool, Parameter(help="Run it again even if its process may be alive.")] = False,
     json: AsJson = False,
 ) -> int:
-    """Run a flow run whose worker died again, under the same id: it attaches to its jobs and submits none twice.
+    """Run a flow run again, under its own id, after its worker died: it attaches to its jobs and submits none twice.
 
     `prefect-qruntime sweep` finds such runs. The UI's "Copy to new run" would submit their jobs again.
     """
