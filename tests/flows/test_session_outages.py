@@ -11,8 +11,8 @@ from prefect.client.orchestration import PrefectClient
 
 import prefect_qruntime as qr
 from prefect_qruntime import sessions
+from prefect_qruntime.client.session_core import says_nothing_about_jobs
 from prefect_qruntime.sandbox import Sandbox
-from prefect_qruntime.sessions import says_nothing_about_jobs
 from tests.support.flow_runs import BACKEND, FLIP, posts, ran, run, until
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]

@@ -87,16 +87,18 @@ def loads(body: bytes | bytearray | memoryview | str, job_id: str) -> Any:
         try:
             value = orjson.loads(body)
         except ValueError:
+            if isinstance(body, memoryview):
+                body = body.tobytes()
             # The standard library reads NaN and Infinity, which the service's encoder can write.
-            value = json.loads(body.tobytes() if isinstance(body, memoryview) else body)
+            value = json.loads(body)
         check_levels(value, body)
         return value
     except (ValueError, RecursionError) as error:
-        start = body[:200]
-        text = start if isinstance(start, str) else bytes(start).decode(errors="replace")
-        raise QuantumRuntimeError(
-            f"the result of job {job_id} is not JSON: {text!r}", reason=str(error), job_id=job_id
-        ) from None
+        reason = str(error)
+    start = body[:200] if isinstance(body, str) else bytes(body[:200]).decode(errors="replace")
+    # Neither the error nor its context may keep the body: a file in memory could not be closed.
+    del body
+    raise QuantumRuntimeError(f"the result of job {job_id} is not JSON: {start!r}", reason=reason, job_id=job_id)
 
 
 def floats(value: Any) -> Any:

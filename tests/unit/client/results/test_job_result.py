@@ -19,6 +19,7 @@ from qiskit.primitives import BitArray, DataBin, PrimitiveResult, PubResult, Sam
 from prefect_qruntime.client.answers import MOST_LEVELS
 from prefect_qruntime.client.encodings.arrays import Allowance
 from prefect_qruntime.client.results.job_result import JobResult
+from prefect_qruntime.client.results.tables import loads
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from tests.support.encoding import bit_array, encoded, ndarray, plain
 
@@ -389,6 +390,15 @@ def test_a_body_that_is_nested_deeply_is_refused_before_it_is_stored(body: str, 
         assert len(str(caught.value)) < 1000
     allowed = _read(body % ("[" * (MOST_LEVELS - 10) + "]" * (MOST_LEVELS - 10)))
     assert pickle.loads(pickle.dumps(allowed)).job_id == JobResult.model_validate_json(allowed.model_dump_json()).job_id
+
+
+@pytest.mark.parametrize("text", ["{", "[NaN, ", "[" * 300 + "]" * 300, "[NaN, " + "[" * 300 + "]" * 300 + "]"])
+def test_an_error_keeps_no_hold_of_the_body(text: str) -> None:
+    kept = bytearray(text.encode())
+    with pytest.raises(QuantumRuntimeError) as caught, memoryview(kept) as body:
+        loads(body, "d1")
+    kept.append(0)  # it could not grow while the error's traceback holds a view of it
+    assert caught.value.job_id == "d1"
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda inner: (
