@@ -225,7 +225,7 @@ def test_an_alarm_is_an_automation(page: Any, site: Any, ui: str, lab: Lab, shoo
 def test_a_refusal_by_the_policy_says_why(page: Any, site: Any, ui: str, lab: Lab, shoot: Any) -> None:
     page.set_viewport_size(high(958))  # the graph is drawn for the size the page opens with
     page.goto(site(f"{ui}/runs/flow-run/{lab.refused.id}" + ("?tab=Details" if ui else "")))
-    page.get_by_text("at most 30 s are allowed here").first.wait_for()
+    page.get_by_text("at most 30 s are allowed").first.wait_for()
     if ui:
         page.locator("canvas").first.wait_for()
         shoot("team-refusal", size=high(958))
