@@ -427,3 +427,14 @@ def test_only_a_session_that_the_service_does_not_end_is_closed() -> None:
     assert not core.is_due(replace(mine, session_id=None), 1e6)
     assert HOLD.sent_job(5.0) is HOLD
     assert replace(HOLD, begun_after=None).sent_job(5.0).begun_after == 5.0
+
+
+def test_what_a_live_job_of_others_is_expected_to_use() -> None:
+    def expected(**facts: Any) -> float:
+        return core.expected_seconds(Job(id="d1", status=JobStatus.QUEUED, **facts))
+
+    assert expected() == 0.0
+    assert expected(estimated_running_seconds=20) == 20.0
+    assert expected(max_execution_time=100, estimated_running_seconds=20) == 100.0
+    assert expected(max_execution_time=MOST_SECONDS, estimated_running_seconds=20) == 20.0
+    assert expected(backend="mock_sandbox_ideal", max_execution_time=100) == 0.0, "a dry run is not charged"
