@@ -158,10 +158,8 @@ def parameter_sweep(
                 estimate_cost(credentials, found, pubs_per_job=1, program_id=program, **given)
                 for program, found in pubs.items()
             ]
-            in_session = mode == "session" and not dry_run
-            require_approval(
-                CostEstimate.together(costs, session_life=max_ttl if in_session else None), above=require_approval_above
-            )
+            cost = CostEstimate.together(costs, session_life=max_ttl if mode == "session" else None)
+            require_approval(cost, above=require_approval_above)
         session: SessionRef | None = None
         if mode != "job" and not dry_run:
             kind = "batch" if mode == "batch" else "dedicated"

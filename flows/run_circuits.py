@@ -125,7 +125,6 @@ def run_circuits(
         authenticate(credentials)
         list_backends(credentials)
         chosen = backend or select_backend(credentials).name
-        in_session = mode == "session" and not dry_run
         costs = [
             estimate_cost(
                 credentials,
@@ -140,7 +139,7 @@ def run_circuits(
             )
             for one in (("service", "executor") if compare_routes else (route,))
         ]
-        cost = CostEstimate.together(costs, session_life=max_ttl if in_session else None)
+        cost = CostEstimate.together(costs, session_life=max_ttl if mode == "session" else None)
         if require_approval_above is not None:
             require_approval(cost, above=require_approval_above)  # before a session is open
         jobs: list[JobRef] = []

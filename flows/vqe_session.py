@@ -207,9 +207,8 @@ def vqe_session(
             }
             start = (ANSATZ, H2, dict.fromkeys(ANGLES, START))
             step, final = (estimate_cost(credentials, [start] * points, **given) for points in (3, 1))
-            in_session = mode == "dedicated" and not dry_run
             cost = CostEstimate.together(
-                [step.at_most(max_iterations), final], session_life=max_ttl if in_session else None
+                [step.at_most(max_iterations), final], session_life=max_ttl if mode == "dedicated" else None
             )
             require_approval(cost, above=require_approval_above)
         session: SessionRef | None = None

@@ -165,7 +165,7 @@ class CostEstimate(BaseModel):
         Args:
             costs: The estimates.
             session_life: Seconds that the dedicated session may live in which they are to run. It is charged by the
-                clock, so the upper end is its life at least.
+                clock, so the upper end is its life at least. Dry runs need no session, so it does not count for them.
         """
         first, *others = costs
         whole = sum(others, first)
