@@ -1,12 +1,34 @@
-"""Find the instance that has a job, for commands that get only a job's id."""
+"""Find the credentials block that a command works with if its name is not given."""
 
 from __future__ import annotations
 
 from prefect_qruntime.client.connection import check_id
-from prefect_qruntime.credentials import QuantumRuntimeCredentials, aload_credentials, load_each
+from prefect_qruntime.credentials import QuantumRuntimeCredentials, aload_credentials, load_each, saved_blocks
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 
-__all__ = ["credentials_for"]
+__all__ = ["credentials_for", "only_credentials"]
+
+
+def _none_saved(field: str | None = None) -> InvalidInput:
+    return InvalidInput(
+        "no Quantum Runtime Credentials block is saved.", field=field, solution="Create one in the UI under Blocks."
+    )
+
+
+async def only_credentials(block: str | None) -> QuantumRuntimeCredentials:
+    """Return the named credentials block, or the only one that is saved. Runs on the network loop.
+
+    Raises:
+        InvalidInput: No block has the name, or not exactly one is saved.
+    """
+    names = [block] if block is not None else await saved_blocks()
+    if not names:
+        raise _none_saved("block")
+    if len(names) > 1:
+        raise InvalidInput(
+            f"the saved blocks are {', '.join(names)}.", field="block", solution="Name one of them with --block."
+        )
+    return await aload_credentials(names[0])
 
 
 async def credentials_for(job_id: str, block: str | None) -> QuantumRuntimeCredentials:
@@ -27,9 +49,7 @@ async def credentials_for(job_id: str, block: str | None) -> QuantumRuntimeCrede
     if len(loaded) == 1 and not problems:
         return next(iter(loaded.values()))
     if not loaded and not problems:
-        raise InvalidInput(
-            "no Quantum Runtime Credentials block is saved.", solution="Create one in the UI under Blocks."
-        )
+        raise _none_saved()
     for name, credentials in loaded.items():
         try:
             await credentials.get_client().job(job_id)

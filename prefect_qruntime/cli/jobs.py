@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from prefect_qruntime.cli.find import only_credentials
 from prefect_qruntime.cli.options import AsJson, Blocks, checked_blocks, needs_prefect
 from prefect_qruntime.cli.output import cell, id_column, many, short
 from prefect_qruntime.client.cost_core import CostEstimate
 from prefect_qruntime.client.network_loop import network_loop
-from prefect_qruntime.credentials import aload_credentials, saved_blocks
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.flow_parameters import circuit_text, read_file
 from prefect_qruntime.operations.job_listing import GroupBy, JobList, ListedJob, list_jobs
@@ -169,18 +169,7 @@ def estimate(
     each = 1 if one_job_each else None
 
     async def work() -> CostEstimate:
-        names = [block] if block is not None else await saved_blocks()
-        if not names:
-            raise InvalidInput(
-                "no Quantum Runtime Credentials block is saved.",
-                field="block",
-                solution="Create one in the UI under Blocks.",
-            )
-        if len(names) > 1:
-            raise InvalidInput(
-                f"the saved blocks are {', '.join(names)}.", field="block", solution="Name one of them with --block."
-            )
-        return await estimate_jobs(await aload_credentials(names[0]), wanted, given, pubs_per_job=each)
+        return await estimate_jobs(await only_credentials(block), wanted, given, pubs_per_job=each)
 
     found = network_loop().run(work())
     if json:
