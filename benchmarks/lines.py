@@ -67,7 +67,7 @@ class Line:
 
 
 NO_FLOW = "not a Prefect integration"
-ONLY_OURS = "measured only for ours"
+ONLY_OURS = dict.fromkeys(COLUMNS[:3], "measured only for ours")
 FLAT = "polls at one rate everywhere"
 _DECODE = {"prefect-qiskit": "uses the official decoder", "bare": "decodes nothing"}
 
@@ -221,7 +221,7 @@ GROUPS: tuple[tuple[str, tuple[Line, ...]], ...] = (
                 "s",
                 Goal(5),
                 peers=IN_FLOW,
-                missing=dict.fromkeys(COLUMNS[:3], ONLY_OURS),
+                missing=ONLY_OURS,
                 worst=True,
             ),
             Line(
@@ -231,7 +231,7 @@ GROUPS: tuple[tuple[str, tuple[Line, ...]], ...] = (
                 "s",
                 Goal(1.3, ("mapped", "empty-flow", "wall"), "as many empty tasks"),
                 peers=IN_FLOW,
-                missing=dict.fromkeys(COLUMNS[:3], ONLY_OURS),
+                missing=ONLY_OURS,
             ),
             Line(
                 "{jobs} flow runs at once on two workers: not completed",
@@ -239,14 +239,14 @@ GROUPS: tuple[tuple[str, tuple[Line, ...]], ...] = (
                 "failed",
                 goal=Goal(0),
                 peers=IN_FLOW,
-                missing=dict.fromkeys(COLUMNS[:3], ONLY_OURS),
+                missing=ONLY_OURS,
             ),
             Line(
                 "… jobs bought",
                 "workers",
                 "jobs",
                 peers=IN_FLOW,
-                missing=dict.fromkeys(COLUMNS[:3], ONLY_OURS),
+                missing=ONLY_OURS,
             ),
             Line(
                 "… all over after",
@@ -254,7 +254,7 @@ GROUPS: tuple[tuple[str, tuple[Line, ...]], ...] = (
                 "wall",
                 "s",
                 peers=IN_FLOW,
-                missing=dict.fromkeys(COLUMNS[:3], ONLY_OURS),
+                missing=ONLY_OURS,
             ),
             Line(
                 "Submission with a fresh explicit key",
@@ -263,7 +263,7 @@ GROUPS: tuple[tuple[str, tuple[Line, ...]], ...] = (
                 "s",
                 Goal(5),
                 peers=IN_FLOW,
-                missing=dict.fromkeys(COLUMNS[:3], ONLY_OURS),
+                missing=ONLY_OURS,
                 worst=True,
             ),
             Line(
@@ -272,7 +272,7 @@ GROUPS: tuple[tuple[str, tuple[Line, ...]], ...] = (
                 "ratio",
                 "×",
                 Goal(1.15),
-                missing=dict.fromkeys(COLUMNS[:3], ONLY_OURS),
+                missing=ONLY_OURS,
             ),
             Line(
                 "{shots} shots → counts, plain JSON",
