@@ -1,4 +1,4 @@
-"""One Prefect client for everybody on the network loop, however many ask first at the same moment."""
+"""One Prefect client for all callers on the network loop, however many ask first at the same moment."""
 
 from __future__ import annotations
 

@@ -174,7 +174,7 @@ class Month:
 
 @pytest.fixture
 def prefect(monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox) -> Prefect:
-    """Notes that outlive processes, and the service's clock for everybody."""
+    """Notes that outlive processes, and the service's clock for all processes."""
     noted, control = Prefect(), sandbox.control
     monkeypatch.setattr(session_holds, "_write", noted.write)
     monkeypatch.setattr(session_holds, "read_holds", noted.read)

@@ -88,7 +88,7 @@ def shoot(page: Any, pictures: Path, tmp_path: Path) -> Callable[..., None]:
     dark = Path(os.environ.get("QRUNTIME_DARK_PICTURES") or tmp_path)
 
     def still(**options: Any) -> bytes:
-        """The page once it does not move any more; what moves for ever is taken as it is."""
+        """The page once it stops changing; a page that never stops is taken as it is."""
         last = b""
         for _ in range(12):
             seen = page.screenshot(animations="disabled", **options)
