@@ -135,7 +135,7 @@ ray-test: $(RAY)/.installed ## Run mapped tasks on a local Ray cluster
 	$(RAY)/bin/python -m pytest -W default tests/ray
 
 prefect-faults: $(STAMP) ## Restart, kill and slow down a Prefect server in every phase of a flow
-	QRUNTIME_PREFECT_FAULTS=1 $(BIN)/python -m pytest tests/system/test_prefect_fault_table.py
+	QRUNTIME_PREFECT_FAULTS=real $(BIN)/python -m pytest tests/system/test_prefect_fault_table.py
 
 plain-install: $(STAMP) ## Install the wheel as a new user would, deploy, run and read the counts
 	$(BIN)/python -m tests.plain_install
