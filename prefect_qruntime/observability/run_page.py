@@ -196,7 +196,6 @@ class PageWrites:
         self._changed = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
         self._places = asyncio.Semaphore(_AT_ONCE)
-        self._jobs: set[asyncio.Task[None]] = set()
         self._ending = False
 
     def first(self) -> float:
@@ -252,17 +251,13 @@ class PageWrites:
                     pass
                 continue
             heapq.heappop(self._order)
+            if job_id in self.writing:  # its end schedules it
+                continue
             await self._places.acquire()
-            if (pending := self.pages.pop(job_id, None)) is None:  # written meanwhile
+            if job_id in self.writing or (pending := self.pages.pop(job_id, None)) is None:  # written meanwhile
                 self._places.release()
                 continue
-            job = asyncio.create_task(self._write_pending(job_id, pending, last=False))
-            self._jobs.add(job)
-            job.add_done_callback(self._freed)
-
-    def _freed(self, job: asyncio.Task[None]) -> None:
-        self._jobs.discard(job)
-        self._places.release()
+            self._start(job_id, pending).add_done_callback(lambda _: self._places.release())
 
     async def write_page(self, job_id: str, *, last: bool = False) -> None:
         """Write the pending facts of a page, and schedule another attempt if that fails.
@@ -271,37 +266,44 @@ class PageWrites:
             job_id: The job.
             last: Whether the process ends, so that there is no further attempt.
         """
-        pending = self.pages.pop(job_id, None)
-        if pending is not None:
-            await self._write_pending(job_id, pending, last=last)
+        while (writing := self.writing.get(job_id)) is not None:
+            await asyncio.wait([writing])
+        if (pending := self.pages.pop(job_id, None)) is not None:
+            await self._start(job_id, pending, last=last)
 
-    async def _write_pending(self, job_id: str, pending: _Pending, *, last: bool) -> None:
+    def _start(self, job_id: str, pending: _Pending, *, last: bool = False) -> asyncio.Task[bool]:
+        """Begin to write a page.
+
+        There is one write at a time for each page. Newer facts wait, because those of a write that fails join them: if
+        they were written first, the older ones would replace them at the next attempt.
+        """
+
         async def attempt() -> bool:
             with patience(_AT_END_PATIENCE, silence=_DRAIN) if last else contextlib.nullcontext():
                 return await _write(job_id, pending)
 
-        done = False
-        writing = asyncio.create_task(attempt(), context=pending.context)
-        self.writing[job_id] = writing
-        try:
-            done = await writing
-        finally:
-            self.writing.pop(job_id, None)
-            self.written += done
+        def ended(writing: asyncio.Task[bool]) -> None:
+            del self.writing[job_id]
             pending.tries += 1
-            if not done and (last or pending.tries < _TRIES):
-                self._put_back(job_id, pending, again=not last)
+            if not writing.cancelled() and writing.result():
+                self.written += 1
+            elif last or pending.tries < _TRIES:
+                self._put_back(job_id, pending)
+            if (waiting := self.pages.get(job_id)) is not None:
+                self._schedule(job_id, waiting)
 
-    def _put_back(self, job_id: str, pending: _Pending, *, again: bool) -> None:
+        writing = self.writing[job_id] = asyncio.create_task(attempt(), context=pending.context)
+        writing.add_done_callback(ended)
+        return writing
+
+    def _put_back(self, job_id: str, pending: _Pending) -> None:
         if (newer := self.pages.get(job_id)) is not None:
             newer.meta = {**pending.meta, **newer.meta}
             newer.section = join_sections(pending.section, newer.section) or newer.section or pending.section
             newer.new, newer.defaults = newer.new or pending.new, {**pending.defaults, **newer.defaults}
             return
+        pending.due = time.monotonic() + _AGAIN
         self.pages[job_id] = pending
-        if again:
-            pending.due = time.monotonic() + _AGAIN
-            self._schedule(job_id, pending)
 
     async def write_pages(self, *, last: bool = False) -> None:
         """Write all pending pages now."""
@@ -314,13 +316,13 @@ class PageWrites:
                 await self.write_page(job_id, last=last)
 
         await asyncio.gather(*(one(job_id) for job_id in list(self.pages)))
-        while under_way := [*self.writing.values(), *self._jobs]:
-            await asyncio.wait(under_way)
+        while self.writing:
+            await asyncio.wait(list(self.writing.values()))
 
     async def stop(self) -> None:
         """Cancel the writes in flight; they count as not written."""
         worker = [self._worker] if self._worker is not None else []
-        under_way: list[asyncio.Task[Any]] = [*self.writing.values(), *self._jobs, *worker]
+        under_way: list[asyncio.Task[Any]] = [*self.writing.values(), *worker]
         for task in under_way:
             task.cancel()
         if under_way:

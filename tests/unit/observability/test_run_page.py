@@ -76,6 +76,39 @@ def test_a_page_that_failed_is_written_again_with_what_came_meanwhile(
     assert len(written) == run_page._TRIES
 
 
+@pytest.mark.parametrize("flushed", [False, True])
+def test_facts_of_a_failed_write_never_replace_newer_ones(monkeypatch: pytest.MonkeyPatch, flushed: bool) -> None:
+    monkeypatch.setattr(run_page, "_AGAIN", 0.01)
+    done: list[dict[str, Any]] = []
+
+    async def work(pages: PageWrites) -> None:
+        begun, fail = asyncio.Event(), asyncio.Event()
+
+        async def write(_job_id: str, pending: Any) -> bool:
+            if not begun.is_set():  # the first attempt fails, but late
+                begun.set()
+                await fail.wait()
+                return False
+            done.append(dict(pending.meta))
+            return True
+
+        monkeypatch.setattr(run_page, "_write", write)
+        pages.put("d1", {"state": "submitted", "block": "b"}, new=True)
+        await begun.wait()
+        pages.put("d1", {"state": "Completed"})
+        flushing = asyncio.create_task(flush()) if flushed else None
+        await asyncio.sleep(0.05)
+        assert not done
+        fail.set()
+        while pages.pages or pages.writing:  # noqa: ASYNC110 - the write happens in another task
+            await asyncio.sleep(0.01)
+        if flushing is not None:
+            await flushing
+
+    on_loop(work)
+    assert done == [{"state": "Completed", "block": "b"}]
+
+
 def test_an_ending_process_reports_once_what_it_cannot_write(
     written: Written, caplog: pytest.LogCaptureFixture
 ) -> None:
