@@ -13,10 +13,10 @@ UI := .venv-ui
 BENCH := .venv-bench
 FLOOR := .venv-floor
 RAY := .venv-ray
-# Unit tests that compare with nothing of Qiskit's or numpy's and need no Prefect server.
-QUICK := $(wildcard tests/unit/test_*.py) tests/unit/diagnostics tests/unit/observability tests/unit/operations \
-         tests/unit/client/transport \
-         tests/unit/client/waiting $(wildcard tests/unit/client/test_*.py)
+# Unit tests that compare with nothing of Qiskit's or numpy's, need no Prefect server, and wait for no hostile one.
+QUICK := $(filter-out %/test_http_hostile.py %/test_spool.py %/test_cli_without_server.py, \
+         $(wildcard tests/unit/test_*.py tests/unit/client/test_*.py tests/unit/client/transport/test_*.py)) \
+         tests/unit/diagnostics tests/unit/observability tests/unit/operations tests/unit/client/waiting
 # What decides about money and polling is pure, so every branch of it can be tried.
 CORES := */client/waiting/plan.py,*/client/waiting/job_list.py,*/client/failures.py,*/client/answers.py,*/client/submission_core.py,*/client/cost_core.py,*/operations/usage_core.py,*/admission/keys.py,*/admission/budget_core.py,*/admission/share_core.py
 
