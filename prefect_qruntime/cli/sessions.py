@@ -1,4 +1,4 @@
-"""`prefect-qruntime sessions`."""
+"""`prefect-qruntime sessions` and `sweep`: which sessions are open, and which of them nothing uses any more."""
 
 from __future__ import annotations
 
@@ -10,12 +10,22 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prefect_qruntime.cli.options import AsJson, Blocks, checked_blocks, needs_prefect
-from prefect_qruntime.cli.output import cell, id_column, many, print_json
+from prefect_qruntime.cli.options import (
+    AsJson,
+    Blocks,
+    cell,
+    checked_blocks,
+    id_column,
+    many,
+    needs_prefect,
+    print_json,
+    short,
+)
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.operations.session_listing import OpenSession, SessionList, close_by_id, list_sessions
+from prefect_qruntime.operations.sweep import SweepReport, run_sweep
 
-__all__ = ["sessions"]
+__all__ = ["sessions", "sweep"]
 
 
 @needs_prefect
@@ -40,7 +50,7 @@ def _list(blocks: list[str] | None, *, json: bool) -> int:
     if json:
         sys.stdout.write(found.model_dump_json(indent=2) + "\n")
     else:
-        _print(found, Console())
+        _print_sessions(found, Console())
     for problem in found.problems:
         sys.stderr.write(f"{problem}\n")
     return 1 if found.problems else 0
@@ -73,7 +83,7 @@ def _close(session_id: str, blocks: list[str] | None, *, drop: bool, json: bool)
     return 0 if session.is_closed or drains else 1
 
 
-def _print(found: SessionList, console: Console) -> None:
+def _print_sessions(found: SessionList, console: Console) -> None:
     if not found.sessions:
         console.print("No session is open.")
         return
@@ -119,3 +129,53 @@ def _span(seconds: float | None) -> str:
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds:.0f} s"
+
+
+@needs_prefect
+def sweep(
+    *,
+    block: Blocks = None,
+    dry_run: Annotated[bool, Parameter(help="Report only; change nothing.")] = False,
+    cancel_jobs: Annotated[
+        bool, Parameter(help="Also cancel live jobs whose flow run was cancelled, failed or completed.")
+    ] = False,
+    json: AsJson = False,
+) -> int:
+    """Close sessions whose flow run has ended or whose process is gone, and report jobs that no flow run waits for.
+
+    The exit code is 0 if nothing remains, 1 if something remains or could not be read, 2 if an argument is wrong.
+    """
+    report = run_sweep(checked_blocks(block), dry_run=dry_run, cancel_jobs=cancel_jobs)
+    if json:
+        sys.stdout.write(report.model_dump_json(indent=2) + "\n")
+    else:
+        _print_swept(report, Console())
+        for problem in report.problems:
+            sys.stderr.write(f"{problem}\n")
+    return 0 if report.is_clean else 1
+
+
+def _print_swept(report: SweepReport, console: Console) -> None:
+    """Print sessions and jobs as a table, and the commands that continue stalled flow runs."""
+    found = [("session", one) for one in report.sessions] + [("job", one) for one in report.jobs]
+    title = f"Swept {many(len(report.blocks), 'block')}"
+    if not found and not report.stalled:
+        console.print(f"{title}: nothing was left behind.")
+    if found:
+        several = len({one.block for _, one in found}) > 1
+        table = Table(title=title, title_justify="left", expand=True, show_lines=True)
+        id_column(table, "what\nid" + several * "\nblock", (one.id for _, one in found))
+        table.add_column("left by\nits state", overflow="fold", ratio=1)
+        table.add_column("done", overflow="fold", ratio=1)
+        for kind, one in found:
+            owner = f"flow run {short(one.flow_run, console)}" if one.flow_run else one.process or "unknown"
+            table.add_row(
+                cell(kind, one.id, *several * (one.block,)),
+                cell(owner, one.flow_state),
+                cell(one.action, style="" if one.is_dealt_with else "bold red"),
+            )
+        console.print(table)
+    for run in report.stalled:
+        console.print(
+            cell(f"Flow run {run.name} ({run.id}) is shown as running. {run.evidence} {run.next_step}"), soft_wrap=True
+        )

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from prefect_qruntime.cli import app, backends, doctor, jobs, main, sessions, sweep
-from prefect_qruntime.cli.output import print_rows
+from prefect_qruntime.cli import app, instances, jobs, main, sessions
+from prefect_qruntime.cli.options import print_rows
 from prefect_qruntime.diagnostics.finding import hint, ok, problem
 from prefect_qruntime.models import Backend
 from prefect_qruntime.operations.doctor import DoctorReport
@@ -168,7 +168,7 @@ def tables() -> dict[str, Any]:
             for by in ("deployment", "owner", "tag", "flow-state")
         },
         "usage": lambda console: jobs._print_usage(USAGE, console),
-        "sessions": lambda console: sessions._print(
+        "sessions": lambda console: sessions._print_sessions(
             SessionList(
                 sessions=[
                     open_session(0, flow_run_id=RUN, flow_run="graceful-caterpillar", flow_run_state="Running"),
@@ -178,9 +178,9 @@ def tables() -> dict[str, Any]:
             ),
             console,
         ),
-        "sweep": lambda console: sweep._print(REPORT, console),
-        "doctor": lambda console: doctor._print(FINDINGS, console),
-        "backends": lambda console: backends._print(BACKENDS, console),
+        "sweep": lambda console: sessions._print_swept(REPORT, console),
+        "doctor": lambda console: instances._print_report(FINDINGS, console),
+        "backends": lambda console: instances._print_backends(BACKENDS, console),
         "setup": lambda console: print_rows(LIMITS, "Create limits, 5 jobs a minute", "none", console),
     }
 

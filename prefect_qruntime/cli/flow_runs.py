@@ -1,4 +1,4 @@
-"""`prefect-qruntime watch`."""
+"""`prefect-qruntime watch` and `resume`: continue flow runs that wait for a job, or whose worker died."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.logging import RichHandler
 
-from prefect_qruntime.cli.options import AsJson, Blocks, checked_blocks, needs_prefect
-from prefect_qruntime.cli.output import many
+from prefect_qruntime.cli.options import AsJson, Blocks, checked_blocks, many, needs_prefect
+from prefect_qruntime.operations.stalled import resume_flow_run
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.suspend.watcher import run_watch
 
-__all__ = ["watch"]
+__all__ = ["resume", "watch"]
+
 
 _WATCHER = "prefect_qruntime.suspend"  # the loggers of the watcher and of what it resumes
 
@@ -72,3 +73,30 @@ def _shown() -> Iterator[None]:
         log.removeHandler(handler)
         log.setLevel(before[0])
         log.propagate = before[1]
+
+
+@needs_prefect
+def resume(
+    flow_run_id: Annotated[str, Parameter(help="Id of the flow run.")],
+    /,
+    *,
+    force: Annotated[bool, Parameter(help="Run it again even if its process may be alive.")] = False,
+    json: AsJson = False,
+) -> int:
+    """Run a flow run again, under its own id, after its worker died: it attaches to its jobs and submits none twice.
+
+    `prefect-qruntime sweep` finds such runs. The UI's "Copy to new run" would submit their jobs again.
+    """
+    resumed = resume_flow_run(flow_run_id, force=force)
+    if json:
+        sys.stdout.write(resumed.model_dump_json(indent=2) + "\n")
+        return 0
+    number = len(resumed.jobs)
+    jobs = f"It attaches to its {many(number, 'job')}" if number else "It had submitted no job"
+    Console().print(
+        f"Flow run {resumed.name} ({resumed.id}) is scheduled again under the same id. {jobs}. "
+        "A worker of its work pool starts it.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
