@@ -29,8 +29,7 @@ from prefect_qruntime.models import Job
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.notifications import follow_usage
 from prefect_qruntime.prefect_api import api, current_flow_run_id, patience
-from prefect_qruntime.printable import many
-from prefect_qruntime.redact import get_logger
+from prefect_qruntime.redact import get_logger, many
 from prefect_qruntime.run_context import current_run
 from prefect_qruntime.settings import current_settings
 

@@ -21,9 +21,8 @@ from prefect_qruntime.models import Job, JobRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.prefect_api import Loadable
 from prefect_qruntime.tasks.arguments import Submission, defaults_of, spelled_out
-from prefect_qruntime.tasks.fetch import afetch_results, fetch_results
+from prefect_qruntime.tasks.jobs import afetch_results, await_for_completion, fetch_results, wait_for_completion
 from prefect_qruntime.tasks.submit import asubmit_numbered, submit_numbered
-from prefect_qruntime.tasks.wait import await_for_completion, wait_for_completion
 
 __all__ = ["QuantumRuntimeJob", "QuantumRuntimeJobRun", "arun_job", "run_job"]
 
@@ -206,7 +205,7 @@ class QuantumRuntimeJobRun(JobRun[JobResult]):
 
     async def cancel(self) -> Job:
         """Cancel the job; one that is over already is left as it is."""
-        from prefect_qruntime.tasks.cancel import acancel_job
+        from prefect_qruntime.tasks.jobs import acancel_job
 
         return await acancel_job(self.credentials, self.job)
 

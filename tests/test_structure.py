@@ -23,7 +23,7 @@ SANDBOX = {
 # The rooms of the hall from the ground up; each may import those before it, never one after it. Inside `client/`, the
 # same for its rooms.
 HALL = (
-    *("errors", "models", "printable", "redact", "settings"),
+    *("errors", "models", "redact", "settings"),
     *("client", "flow_parameters"),
     *("prefect_api", "run_context", "observability"),
     *("admission", "result_storage", "cancellation", "diagnostics", "credentials"),
@@ -74,9 +74,7 @@ def test_nothing_below_the_client_imports_prefect() -> None:
         if name.startswith(f"{PACKAGE}.client"):
             assert "prefect" not in top_level(path), name
             assert not {
-                other
-                for other in ARROWS[name]
-                if room(other, 1) not in ("client", "errors", "models", "printable", "redact")
+                other for other in ARROWS[name] if room(other, 1) not in ("client", "errors", "models", "redact")
             }
 
 
@@ -120,7 +118,7 @@ SELDOM = (
     *("client.inputs.isa", "client.inputs.options", "client.session_core", "client.sessions"),
     *("client.programs.agreement", "client.programs.executor", "client.programs.ibm", "client.programs.openqasm"),
     *("client.results.notebook", "client.results.qiskit", "diagnostics.instance", "diagnostics.network"),
-    *("tasks.cancel", "tasks.compare", "tasks.estimate", "blocks", "cli", "operations", "sandbox", "suspend"),
+    *("tasks.compare", "tasks.estimate", "blocks", "cli", "operations", "sandbox", "suspend"),
 )
 
 

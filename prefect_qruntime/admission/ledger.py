@@ -17,7 +17,7 @@ from uuid import UUID
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
 from prefect_qruntime.admission import keys
-from prefect_qruntime.admission.budget import Budget, report_level
+from prefect_qruntime.admission.budget import Budget, SessionHolds, now, report_level
 from prefect_qruntime.admission.budget_core import (
     Remaining,
     Reservation,
@@ -33,7 +33,6 @@ from prefect_qruntime.admission.budget_core import (
     lowest,
     tally,
 )
-from prefect_qruntime.admission.session_holds import SessionHolds, now
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.cost_core import MOST_SECONDS
 from prefect_qruntime.client.network_loop import network_loop

@@ -25,7 +25,7 @@ from prefect_qruntime.cli.options import (
 )
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.credentials import load_each
-from prefect_qruntime.diagnostics.finding import Finding
+from prefect_qruntime.diagnostics.fields import Finding
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.models import Backend
 from prefect_qruntime.operations.doctor import DoctorReport, run_doctor

@@ -19,7 +19,7 @@ from prefect_qruntime.credentials import QuantumRuntimeCredentials, aload_creden
 from prefect_qruntime.diagnostics.prefect_server import check_server
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.prefect_api import unknown_block
-from prefect_qruntime.printable import many, printable
+from prefect_qruntime.redact import many, printable
 
 __all__ = [
     "AsJson",

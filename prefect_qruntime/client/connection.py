@@ -17,8 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from prefect_qruntime.client.hosts import DIALECTS, HOSTS, REGIONS, Dialects
 from prefect_qruntime.errors import InvalidInput
-from prefect_qruntime.printable import nearest
-from prefect_qruntime.redact import register_secret
+from prefect_qruntime.redact import nearest, register_secret
 
 __all__ = [
     "DEFAULT_API_VERSION",

@@ -22,8 +22,7 @@ from prefect_qruntime.client.inputs.spec import RECIPE_AUTHOR, JobSpec, Pub
 from prefect_qruntime.client.programs.route import on_executor
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import Job
-from prefect_qruntime.printable import many
-from prefect_qruntime.redact import get_logger
+from prefect_qruntime.redact import get_logger, many
 
 __all__ = [
     "differs_at_sight",

@@ -18,8 +18,7 @@ from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import JobStatus, SessionRef
 from prefect_qruntime.observability.charts import COLOURS, Point, bar_chart, is_shortened, line_chart, markdown_image
 from prefect_qruntime.observability.progress import line_of
-from prefect_qruntime.printable import many, markdown_text, printable
-from prefect_qruntime.redact import redact
+from prefect_qruntime.redact import many, markdown_text, printable, redact
 
 if TYPE_CHECKING:
     from prefect_qruntime.client.programs.agreement import RouteComparison

@@ -32,9 +32,9 @@ from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.hooks import clean_up
 from prefect_qruntime.observability.artifacts import Kind, Record, find_records
-from prefect_qruntime.observability.processes import process_is_gone
 from prefect_qruntime.prefect_api import api
 from prefect_qruntime.redact import get_logger
+from prefect_qruntime.run_context import process_is_gone
 
 __all__ = ["Resumed", "StalledRun", "aresume_flow_run", "find_stalled", "resume_flow_run", "silence"]
 

@@ -15,9 +15,8 @@ from prefect_qruntime.models import JobRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.tasks.arguments import Submission, plan_submission, spelled_out
 from prefect_qruntime.tasks.estimate import aask_above, ask_above
-from prefect_qruntime.tasks.fetch import afetch_results, fetch_results
+from prefect_qruntime.tasks.jobs import afetch_results, await_for_completion, fetch_results, wait_for_completion
 from prefect_qruntime.tasks.submit import asubmit_numbered, submit_numbered
-from prefect_qruntime.tasks.wait import await_for_completion, wait_for_completion
 
 __all__ = ["acompare_routes", "compare_routes"]
 

@@ -25,7 +25,7 @@ from prefect_qruntime.admission.policy import check_hosts
 from prefect_qruntime.client.network_loop import network_loop, on_network_loop
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.models import SessionRef
-from prefect_qruntime.observability.traces import trace_task
+from prefect_qruntime.observability.telemetry import trace_task
 from prefect_qruntime.prefect_api import in_run
 from prefect_qruntime.run_context import submission_in_flight
 

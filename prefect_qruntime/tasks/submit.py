@@ -25,8 +25,13 @@ from prefect_qruntime import run_context
 from prefect_qruntime.admission import keys, policy
 from prefect_qruntime.admission.budget import as_budget
 from prefect_qruntime.admission.guard import admission_guard
-from prefect_qruntime.admission.locks import submission_lock
-from prefect_qruntime.admission.marks import key_history, mark_accepted, mark_sent, noted_by_earlier_attempts
+from prefect_qruntime.admission.locks import (
+    key_history,
+    mark_accepted,
+    mark_sent,
+    noted_by_earlier_attempts,
+    submission_lock,
+)
 from prefect_qruntime.cancellation import cancels_jobs, ends_with_flow_run
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.inputs.spec import JobSpec, input_notices
@@ -39,7 +44,7 @@ from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobRef, is_mock
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.circuit_page import show_circuits
-from prefect_qruntime.observability.traces import trace_job
+from prefect_qruntime.observability.telemetry import trace_job
 from prefect_qruntime.prefect_api import clock_offset, in_run
 from prefect_qruntime.run_context import current_run
 from prefect_qruntime.settings import current_settings

@@ -27,7 +27,7 @@ from prefect_qruntime.cli.instances import doctor
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.submission import Intent
-from prefect_qruntime.diagnostics.finding import Finding
+from prefect_qruntime.diagnostics.fields import Finding
 from prefect_qruntime.operations.doctor import check_block, run_doctor
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.flow_runs import BACKEND, FLIP, asked

@@ -19,8 +19,8 @@ from prefect.states import Completed, Crashed, Failed, Running, Scheduled, State
 import prefect_qruntime as qr
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.observability.artifacts import find_records, open_note, upsert
-from prefect_qruntime.observability.processes import process_facts
 from prefect_qruntime.operations.stalled import StalledRun, find_stalled, resume_flow_run, silence
+from prefect_qruntime.run_context import process_facts
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.flow_runs import BACKEND, FLIP, asked, until
 from tests.support.prefect_server import PrefectServer

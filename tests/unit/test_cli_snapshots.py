@@ -17,7 +17,7 @@ from rich.console import Console
 
 from prefect_qruntime.cli import app, instances, jobs, main, sessions
 from prefect_qruntime.cli.options import print_rows
-from prefect_qruntime.diagnostics.finding import hint, ok, problem
+from prefect_qruntime.diagnostics.fields import hint, ok, problem
 from prefect_qruntime.models import Backend
 from prefect_qruntime.operations.doctor import DoctorReport
 from prefect_qruntime.operations.job_listing import JobList, ListedJob, Totals, group_jobs

@@ -17,7 +17,7 @@ from prefect_qruntime.client.inputs.pubs import pub_parts
 from prefect_qruntime.client.inputs.qasm import scan, statements, text_of
 from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.errors import InvalidInput
-from prefect_qruntime.printable import nearest
+from prefect_qruntime.redact import nearest
 
 __all__ = ["check_isa", "transpile_pubs"]
 

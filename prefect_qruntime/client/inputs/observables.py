@@ -12,7 +12,7 @@ from typing import Any
 
 from prefect_qruntime.client.inputs.parameters import MAX_AXES
 from prefect_qruntime.errors import InvalidInput
-from prefect_qruntime.printable import many
+from prefect_qruntime.redact import many
 
 __all__ = ["check_observables", "observable_shape"]
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefect_qruntime.errors import InvalidInput
-from prefect_qruntime.printable import many, nearest
+from prefect_qruntime.redact import many, nearest
 
 __all__ = [
     "MAX_AXES",

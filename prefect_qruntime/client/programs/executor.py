@@ -26,7 +26,7 @@ from prefect_qruntime.client.inputs.spec import RECIPE_AUTHOR, RECIPE_VERSION, C
 from prefect_qruntime.client.programs import openqasm
 from prefect_qruntime.client.programs.expectation import make_plan, shots_for
 from prefect_qruntime.errors import InvalidInput
-from prefect_qruntime.printable import many
+from prefect_qruntime.redact import many
 
 __all__ = [
     "SCHEMA_VERSION",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect_qruntime.client.results.tables import points
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
-from prefect_qruntime.printable import html_text, many, printable
+from prefect_qruntime.redact import html_text, many, printable
 
 if TYPE_CHECKING:
     from prefect_qruntime.client.results.job_result import JobResult

@@ -8,7 +8,7 @@ import pytest
 
 from prefect_qruntime.models import JobRef, SessionRef
 from prefect_qruntime.tasks.decorators import _reaches_prefect, run_name_of
-from prefect_qruntime.tasks.wait import wait_for_completion
+from prefect_qruntime.tasks.jobs import wait_for_completion
 
 
 class Unprintable:

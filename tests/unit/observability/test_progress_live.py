@@ -15,16 +15,16 @@ from rich.console import Console
 
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.models import Job, JobStatus
-from prefect_qruntime.observability import live_line
-from prefect_qruntime.observability.live_line import (
+from prefect_qruntime.observability import progress
+from prefect_qruntime.observability.progress import (
     NotebookDisplay,
     TerminalDisplay,
+    WaitProgress,
     _Waits,
     find_display,
     shown_while_waiting,
     waits_now,
 )
-from prefect_qruntime.observability.progress import WaitProgress
 
 
 def closed() -> io.StringIO:
@@ -78,8 +78,8 @@ def running(job_id: str = "d1") -> WaitProgress:
 
 
 def shown_by(display: Shown, monkeypatch: pytest.MonkeyPatch, work: Callable[[], Any]) -> None:
-    monkeypatch.setattr(live_line, "_AFTER", 0.0)
-    monkeypatch.setattr(live_line, "find_display", lambda: display)
+    monkeypatch.setattr(progress, "_AFTER", 0.0)
+    monkeypatch.setattr(progress, "find_display", lambda: display)
     network_loop().run(work())
 
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from prefect_qruntime.suspend.resume_claims import STALE, next_claim
+from prefect_qruntime.suspend.suspend import STALE, next_claim
 from tests.support.explorer import Violation, explore_from, twin_of
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)

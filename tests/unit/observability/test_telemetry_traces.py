@@ -15,8 +15,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prefect_qruntime.client.results.job_result import JobResult
 from prefect_qruntime.errors import JobFailed
 from prefect_qruntime.models import Job, JobRef, JobStatus
-from prefect_qruntime.observability import traces
-from prefect_qruntime.observability.events import Observation
+from prefect_qruntime.observability import telemetry
+from prefect_qruntime.observability.telemetry import Observation
 from prefect_qruntime.redact import register_secret
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -47,10 +47,10 @@ def seen(status: JobStatus, after: float) -> Observation:
 
 
 def test_a_wait_has_a_span_for_each_state_it_saw(exported: InMemorySpanExporter) -> None:
-    with traces.trace_task("wait for completion"):
-        traces.trace_job(DONE)
+    with telemetry.trace_task("wait for completion"):
+        telemetry.trace_job(DONE)
         states = [(JobStatus.QUEUED, 3.0), (JobStatus.RUNNING, 60.0), (JobStatus.COMPLETED, 75.5)]
-        traces.trace_states(DONE, [seen(*state) for state in states])
+        telemetry.trace_states(DONE, [seen(*state) for state in states])
     queued, running, whole = exported.get_finished_spans()
     assert (queued.name, running.name, whole.name) == (
         "qruntime queued",
@@ -70,8 +70,8 @@ def test_a_wait_has_a_span_for_each_state_it_saw(exported: InMemorySpanExporter)
 
 
 def test_a_handle_says_whether_it_was_attached_to(exported: InMemorySpanExporter) -> None:
-    with traces.trace_task("submit job"):
-        traces.trace_job(JobRef(id="d1", backend="ibm_fez", program_id="sampler", attached=True))
+    with telemetry.trace_task("submit job"):
+        telemetry.trace_job(JobRef(id="d1", backend="ibm_fez", program_id="sampler", attached=True))
     (span,) = exported.get_finished_spans()
     assert span.attributes is not None
     assert span.attributes["qruntime.attached"] is True
@@ -80,7 +80,7 @@ def test_a_handle_says_whether_it_was_attached_to(exported: InMemorySpanExporter
 
 def test_an_error_is_marked_without_its_secrets_and_its_traceback(exported: InMemorySpanExporter) -> None:
     register_secret("a-key-that-nobody-may-see")
-    with pytest.raises(JobFailed), traces.trace_task("submit job"):
+    with pytest.raises(JobFailed), telemetry.trace_task("submit job"):
         raise JobFailed("refused for a-key-that-nobody-may-see " + "x" * 5000)
     (span,) = exported.get_finished_spans()
     assert span.status.status_code is trace.StatusCode.ERROR
@@ -99,8 +99,8 @@ def chunked(spans: Any) -> JobResult:
 def test_a_result_has_a_span_for_each_chunk_in_the_services_times(exported: InMemorySpanExporter) -> None:
     moments = [{"__type__": "datetime", "__value__": f"2026-05-01T12:00:0{second}+00:00"} for second in (1, 4)]
     span = {"__type__": "ExecutionSpan", "__value__": {"start": moments[0], "stop": moments[1], "data_slices": {}}}
-    with traces.trace_task("fetch results"):
-        traces.trace_chunks(chunked([span, span]))
+    with telemetry.trace_task("fetch results"):
+        telemetry.trace_chunks(chunked([span, span]))
     *chunks, whole = exported.get_finished_spans()
     assert [chunk.name for chunk in chunks] == ["qruntime chunk"] * 2
     assert [seconds(chunk) for chunk in chunks] == [(1, 4)] * 2
@@ -109,8 +109,8 @@ def test_a_result_has_a_span_for_each_chunk_in_the_services_times(exported: InMe
 
 @pytest.mark.parametrize("spans", [None, [], "odd", [{"__type__": "ExecutionSpan", "__value__": {}}]])
 def test_a_result_without_readable_chunks_has_none(exported: InMemorySpanExporter, spans: Any) -> None:
-    with traces.trace_task("fetch results"):
-        traces.trace_chunks(chunked(spans))
+    with telemetry.trace_task("fetch results"):
+        telemetry.trace_chunks(chunked(spans))
     assert [span.name for span in exported.get_finished_spans()] == ["qruntime fetch results"]
 
 
@@ -119,6 +119,6 @@ def test_without_an_sdk_nothing_is_recorded_and_no_result_is_read() -> None:
         def metadata(self, pub: int | None = None) -> Any:
             raise AssertionError("read for nothing")
 
-    with traces.trace_task("fetch results"):
-        traces.trace_chunks(Unread(body={}, job_id="d1"))
+    with telemetry.trace_task("fetch results"):
+        telemetry.trace_chunks(Unread(body={}, job_id="d1"))
         assert not trace.get_current_span().is_recording()

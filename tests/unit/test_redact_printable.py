@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from prefect_qruntime.models import Backend, Job, JobStatus, Usage
-from prefect_qruntime.printable import html_text, markdown_text, printable
+from prefect_qruntime.redact import html_text, markdown_text, printable
 
 HOSTILE = (
     "x [click me](https://evil.example/login) ![b](https://evil.example/beacon.png) <img src=https://evil.example/b "

@@ -14,7 +14,7 @@ import pytest
 from prefect.client.schemas.actions import VariableCreate
 
 from prefect_qruntime import QuantumRuntimePolicy
-from prefect_qruntime.admission import share_core, shares as module
+from prefect_qruntime.admission import guard as module, share_core
 from prefect_qruntime.admission.policy import TeamShare, Tenant
 from prefect_qruntime.admission.share_core import Share
 from prefect_qruntime.client.connection import Connection
