@@ -21,8 +21,7 @@ from uuid import UUID
 
 from prefect.context import FlowRunContext, TaskRunContext
 
-from prefect_qruntime.admission import keys
-from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client import QuantumRuntimeClient, submission_keys
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.errors import NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job
@@ -123,7 +122,7 @@ class _CancelBatch:
         return [job for job in done if isinstance(job, Job)]
 
     async def _list(self) -> list[Job]:
-        return await self._client.jobs(tags=(keys.flow_tag(self._flow_run_id),), pending=True)
+        return await self._client.jobs(tags=(submission_keys.flow_tag(self._flow_run_id),), pending=True)
 
     def _start(self, job_id: str) -> None:
         if job_id not in self._jobs:

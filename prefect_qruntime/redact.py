@@ -70,6 +70,16 @@ _known: OrderedDict[str, None] = OrderedDict()
 _pattern: tuple[list[str], re.Pattern[str]] | None = None
 """The known secrets and what finds them; None until a text is searched after one was added."""
 
+# Terminal control sequences: CSI (colours, cursor), OSC (title, links), and other two-character sequences.
+_ESCAPES = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
+    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"
+    r"|\x1b[ -~]?"
+)
+_PUNCTUATION = re.compile(r"[\\`*_{}\[\]<>()#+!|~&@$^]")
+_AUTOLINK = re.compile(r"(?i)(\bwww|:(?=//))(\.?)")
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
 
 def _renew_lock() -> None:
     """Replace the lock in a forked process: a thread of the parent may have held it, and logging would block."""
@@ -198,17 +208,6 @@ def install() -> None:
         logger = logging.getLogger(name)
         if _filter not in logger.filters:
             logger.addFilter(_filter)
-
-
-# Terminal control sequences: CSI (colours, cursor), OSC (title, links), and other two-character sequences.
-_ESCAPES = re.compile(
-    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
-    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"
-    r"|\x1b[ -~]?"
-)
-_PUNCTUATION = re.compile(r"[\\`*_{}\[\]<>()#+!|~&@$^]")
-_AUTOLINK = re.compile(r"(?i)(\bwww|:(?=//))(\.?)")
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 def printable(value: Any, limit: int = 500) -> str:

@@ -53,6 +53,9 @@ PROCESS_FACTS = ("host", "machine", "boot", "space", "pid", "started")
 
 _FIRST_PID_SPACE = "pid:[4026531836]"  # of a Linux machine itself; a container has another one
 
+_KEEP = 2048
+_lock = threading.Lock()
+
 
 def _read(path: str) -> str:
     try:
@@ -120,9 +123,6 @@ def _exists(pid: int) -> bool:
     return True
 
 
-_KEEP = 2048
-
-
 @dataclass(frozen=True, slots=True)
 class RunContext:
     """The run that a submission comes from.
@@ -171,9 +171,6 @@ class RunContext:
             return True
         created = dead.created_at.timestamp() - service_ahead
         return created < self.asked.timestamp() - prefect_ahead
-
-
-_lock = threading.Lock()
 
 
 _runs: LRUCache[tuple[str, int, object], RunContext] = LRUCache(_KEEP)

@@ -32,10 +32,10 @@ HALL = (
     *("blocks", "operations", "cli"),
 )
 CLIENT = (
-    *("network_loop", "hosts", "connection", "failures", "answers", "parsing", "encodings", "transport"),
+    *("network_loop", "connection", "failures", "parsing", "encodings", "transport"),
     *("inputs", "programs", "cost_core", "dialects"),
     *("provenance", "service", "results", "waiting", "payload_check"),
-    *("submission_memory", "submission_core", "session_core", "submission", "sessions"),
+    *("submission_keys", "submission_core", "session_core", "submission", "sessions"),
     *("fetching", "client"),
 )
 
@@ -116,8 +116,8 @@ def test_the_public_names_need_neither_qiskit_nor_numpy() -> None:
 # What one job needs only if it is asked for: options, checks for a backend, the executor, an estimate, a session.
 SELDOM = (
     *("client.inputs.isa", "client.inputs.options", "client.session_core", "client.sessions"),
-    *("client.programs.agreement", "client.programs.executor", "client.programs.ibm", "client.programs.openqasm"),
-    *("client.results.notebook", "client.results.qiskit", "diagnostics.instance", "diagnostics.network"),
+    *("client.programs.agreement", "client.programs.executor", "client.programs.openqasm"),
+    *("client.results.conversions", "diagnostics.instance", "diagnostics.network"),
     *("tasks.compare", "tasks.estimate", "blocks", "cli", "operations", "sandbox", "suspend"),
 )
 

@@ -51,6 +51,10 @@ __all__ = [
     "scopes",
 ]
 
+log = get_logger(__name__)
+
+_DAYS = 7.0  # how far back a watcher reads
+
 
 class Budget(Loadable, Block):
     """What a flow may spend; pass it as `budget=` to `submit_job` and `run_job`, as an object or by its name.
@@ -246,11 +250,6 @@ def report_level(room: Remaining, level: int, *, about: str, flow_run_id: str | 
         flow_run_id=flow_run_id,
         event_id=uuid5(NAMESPACE_URL, cause),
     )
-
-
-log = get_logger(__name__)
-
-_DAYS = 7.0  # how far back a watcher reads
 
 
 def now() -> float:

@@ -75,6 +75,8 @@ _AGAIN = (1.0, 30.0)  # seconds between two of these attempts, growing
 _STUCK = 4 * SILENCE  # seconds without a beat, by Prefect's own clock, after which doctor and sweep call a lock stuck
 _PAGE = 200
 
+_KEEP = 64  # attempts of flow runs
+
 
 def lock_name(kind: str, text: str) -> str:
     """Name the Prefect variable that is the lock of a submission key's tag or of a budget's scope.
@@ -427,9 +429,6 @@ async def free_stuck_locks() -> list[LockState]:
     for one in stuck:
         await _remove(one.row_id)
     return stuck
-
-
-_KEEP = 64  # attempts of flow runs
 
 
 @dataclass(slots=True)

@@ -16,23 +16,23 @@ from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 __all__ = ["app", "main"]
 
 _COMMANDS = {
-    "demo": ("start", "Run the main job on the embedded sandbox."),
-    "init": ("start", "Write a deployment file, example circuits and automations."),
-    "doctor": ("instances", "Check settings, network, keys and the Prefect side."),
-    "setup": ("instances", "Create the limits in Prefect by which processes share the create rate."),
-    "backends": ("instances", "List backends with status, size, queue and errors."),
+    "demo": ("local", "Run the main job on the embedded sandbox."),
+    "init": ("local", "Write a deployment file, example circuits and automations."),
+    "doctor": ("operations", "Check settings, network, keys and the Prefect side."),
+    "setup": ("operations", "Create the limits in Prefect by which processes share the create rate."),
+    "backends": ("operations", "List backends with status, size, queue and errors."),
     "jobs": ("jobs", "List jobs with state, QPU seconds and owner."),
     "estimate": ("jobs", "Estimate what a job will cost."),
     "usage": ("jobs", "Report QPU seconds by deployment, flow, tag, user or month."),
     "result": ("jobs", "Show a finished job's result."),
     "compare": ("jobs", "Test whether the results of two jobs agree."),
     "cancel": ("jobs", "Cancel a job."),
-    "sessions": ("sessions", "List open sessions, or close one."),
-    "watch": ("flow_runs", "Resume suspended flow runs when their jobs have ended."),
-    "sweep": ("sessions", "Close sessions whose flow run or process is gone."),
-    "resume": ("flow_runs", "Run a flow run again, under its own id, after its worker died."),
-    "sandbox": ("servers", "Serve the sandbox."),
-    "server": ("servers", "Start a Prefect server that does not stall on SQLite."),
+    "sessions": ("operations", "List open sessions, or close one."),
+    "watch": ("operations", "Resume suspended flow runs when their jobs have ended."),
+    "sweep": ("operations", "Close sessions whose flow run or process is gone."),
+    "resume": ("operations", "Run a flow run again, under its own id, after its worker died."),
+    "sandbox": ("local", "Serve the sandbox."),
+    "server": ("local", "Start a Prefect server that does not stall on SQLite."),
 }
 """Each command's module, and its line in the list of commands."""
 

@@ -43,7 +43,7 @@ from prefect_qruntime.models import Job
 from prefect_qruntime.operations.job_listing import GroupBy, JobList, ListedJob, list_jobs
 from prefect_qruntime.operations.usage import report_usage
 from prefect_qruntime.operations.usage_tables import Reconciled, UsageLine, UsageReport, to_csv, write_parquet
-from prefect_qruntime.tasks.arguments import Submission
+from prefect_qruntime.tasks.definitions import Submission
 from prefect_qruntime.tasks.estimate import estimate_jobs
 
 __all__ = ["cancel", "compare", "estimate", "jobs", "result", "usage"]
@@ -57,6 +57,8 @@ _GROUPED: dict[GroupBy, tuple[str, str]] = {
     "flow-state": ("state of the flow run", "not in this Prefect"),
 }
 """The heading of each grouping, and the text for jobs without a value."""
+
+_ROWS = 20
 
 
 @needs_prefect
@@ -333,9 +335,6 @@ def _reconciled(one: Reconciled) -> str:
         f"{one.block}, {one.what}: the service says {one.service_says:g} {one.unit}, counted {one.counted:g}; "
         f"difference {one.difference:+g}. {one.meaning}"
     )
-
-
-_ROWS = 20
 
 
 @needs_prefect

@@ -43,6 +43,15 @@ __all__ = [
 WIDE = 110
 """Columns from which whole ids of flow runs fit beside those of jobs."""
 
+P = ParamSpec("P")
+
+Blocks = Annotated[list[str] | None, Parameter(help="Names of credentials blocks; all saved ones by default.")]
+OneBlock = Annotated[
+    str | None, Parameter(help="Name of the credentials block; by default the one whose instance has the job.")
+]
+JobId = Annotated[str, Parameter(help="Id of the job.")]
+AsJson = Annotated[bool, Parameter(help="Print JSON.")]
+
 
 def print_rows(rows: Sequence[Mapping[str, Any]], title: str, none: str, console: Console | None = None) -> None:
     """Print rows of equal keys as a table.
@@ -140,16 +149,6 @@ async def credentials_for(job_id: str, block: str | None) -> QuantumRuntimeCrede
         reason=" ".join(problems.values()) or None,
         job_id=job_id,
     )
-
-
-P = ParamSpec("P")
-
-Blocks = Annotated[list[str] | None, Parameter(help="Names of credentials blocks; all saved ones by default.")]
-OneBlock = Annotated[
-    str | None, Parameter(help="Name of the credentials block; by default the one whose instance has the job.")
-]
-JobId = Annotated[str, Parameter(help="Id of the job.")]
-AsJson = Annotated[bool, Parameter(help="Print JSON.")]
 
 
 def needs_prefect(command: Callable[P, int]) -> Callable[P, int]:

@@ -15,8 +15,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict
 
-from prefect_qruntime.client.connection import Connection
-from prefect_qruntime.client.hosts import HOME_REGION, HOSTS
+from prefect_qruntime.client.connection import HOME_REGION, HOSTS, Connection
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.redact import redact, register_secret
 
@@ -24,6 +23,19 @@ __all__ = ["Fields", "Finding", "Level", "check_ca_file", "check_fields", "check
 
 
 Level = Literal["ok", "hint", "problem"]
+
+# Placeholder for a missing or wrong field; never sent, because the checks that need the field are skipped.
+_STAND_IN: Mapping[str, Any] = {
+    "api_key": "none-given",
+    "crn": "crn:v1:bluemix:public:quantum-computing:us-east:a/0:0::",
+}
+_ANY_URL = "https://localhost"
+_NAMES = (
+    *("api_key", "crn", "dialect", "base_url", "iam_url", "api_version"),
+    *("application", "ca_file", "proxy", "request_timeout"),
+)
+_ENDPOINTS = ("jobs", "backends", "sessions", "workloads", "versions", "instances")
+_SWITCHED_OFF = re.compile(r"(?:[a-z0-9-]+\.)*quantum-computing\.ibm\.com")
 
 
 class Finding(BaseModel):
@@ -59,20 +71,6 @@ def hint(check: str, finding: str, fix: str = "") -> Finding:
 def problem(check: str, finding: str, fix: str) -> Finding:
     """A problem that must be fixed."""
     return Finding(check=check, level="problem", finding=redact(finding), fix=redact(fix))
-
-
-# Placeholder for a missing or wrong field; never sent, because the checks that need the field are skipped.
-_STAND_IN: Mapping[str, Any] = {
-    "api_key": "none-given",
-    "crn": "crn:v1:bluemix:public:quantum-computing:us-east:a/0:0::",
-}
-_ANY_URL = "https://localhost"
-_NAMES = (
-    *("api_key", "crn", "dialect", "base_url", "iam_url", "api_version"),
-    *("application", "ca_file", "proxy", "request_timeout"),
-)
-_ENDPOINTS = ("jobs", "backends", "sessions", "workloads", "versions", "instances")
-_SWITCHED_OFF = re.compile(r"(?:[a-z0-9-]+\.)*quantum-computing\.ibm\.com")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 from cachetools import TTLCache
 
 from prefect_qruntime.client import QuantumRuntimeClient
-from prefect_qruntime.client.inputs.circuits import load_qpy
+from prefect_qruntime.client.inputs.pubs import load_qpy
 from prefect_qruntime.client.inputs.spec import JobSpec, Pub
 from prefect_qruntime.client.network_loop import SingleFlight, network_loop
 from prefect_qruntime.errors import QuantumRuntimeError

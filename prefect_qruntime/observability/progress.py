@@ -56,6 +56,12 @@ LINE = 120
 """Most characters of a log line, unless a part of it is longer by itself."""
 _REASON = 60
 
+log = get_logger(__name__)
+
+_AFTER = 1.5  # seconds of waiting after which the line is shown
+_EVERY = 1.0  # seconds between two updates
+_KEEP = 4096  # jobs whose waits are remembered
+
 
 def duration(seconds: float) -> str:
     """Format a duration for people.
@@ -243,13 +249,6 @@ def is_held(wait: WaitProgress) -> bool:
 
 def _word(job: Job) -> str:
     return job.status.value if job.status is not None else "in an unknown state"
-
-
-log = get_logger(__name__)
-
-_AFTER = 1.5  # seconds of waiting after which the line is shown
-_EVERY = 1.0  # seconds between two updates
-_KEEP = 4096  # jobs whose waits are remembered
 
 
 class Display(Protocol):

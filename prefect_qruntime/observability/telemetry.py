@@ -59,6 +59,10 @@ __all__ = [
 _fallback = get_logger(__name__)
 _emitted: LRUCache[UUID, bool] = LRUCache(4096)  # ids of events that this process emitted
 
+_OURS = "prefect_qruntime"  # the tracer's name
+_MOST_CHUNKS = 100  # spans of one result
+_LONGEST = 500  # characters of an error
+
 
 def _worth_telling(record: logging.LogRecord) -> bool:
     """Drop the records that only say that an ending interpreter starts no more threads."""
@@ -171,11 +175,6 @@ def queue_and_run_seconds(job: Job, seen: Sequence[Observation]) -> tuple[float 
         # It was queued before the wait began. Its creation time is from another clock, so it counts only if it is more.
         queued = max(queued, (running.at - job.created_at).total_seconds())
     return queued, seen[-1].waited - running.waited
-
-
-_OURS = "prefect_qruntime"  # the tracer's name
-_MOST_CHUNKS = 100  # spans of one result
-_LONGEST = 500  # characters of an error
 
 
 @contextlib.contextmanager

@@ -38,7 +38,7 @@ from prefect_qruntime.prefect_api import api, current_flow_run_id
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.suspend import waits
 from prefect_qruntime.suspend.waits import Wait
-from prefect_qruntime.tasks.arguments import JobLike, as_job
+from prefect_qruntime.tasks.definitions import JobLike, as_job
 from prefect_qruntime.tasks.jobs import await_for_completion, wait_for_completion
 
 __all__ = [
@@ -59,6 +59,8 @@ __all__ = [
 
 STALE = timedelta(seconds=60)
 """Age from which a claim counts as that of a dead watcher. Resuming a flow run must never take as long."""
+
+log = get_logger(__name__)
 
 
 def next_claim(first: str, row: Mapping[str, datetime | None], now: datetime) -> str | None:
@@ -86,9 +88,6 @@ def next_claim(first: str, row: Mapping[str, datetime | None], now: datetime) ->
         return None
     turns = [int(name.removeprefix(f"{first}-") or 1) for name in row if name != first]
     return f"{first}-{max(turns, default=1) + 1}"
-
-
-log = get_logger(__name__)
 
 
 def owner(wait: Wait) -> str | None:

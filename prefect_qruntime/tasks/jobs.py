@@ -33,9 +33,8 @@ from prefect_qruntime.observability.telemetry import (
     trace_states,
 )
 from prefect_qruntime.settings import current_settings
-from prefect_qruntime.tasks.arguments import JobLike, as_job
 from prefect_qruntime.tasks.backends import HELD_AFTER, STATE_AGE, backend_now
-from prefect_qruntime.tasks.decorators import blocking, in_flow, repeats
+from prefect_qruntime.tasks.definitions import JobLike, as_job, blocking, in_flow, repeats
 
 __all__ = [
     "acancel_job",

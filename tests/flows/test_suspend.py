@@ -17,7 +17,7 @@ from prefect.states import Cancelling, Crashed, Running, Scheduled
 
 import prefect_qruntime as qr
 from flows.watch_jobs import watch_jobs
-from prefect_qruntime.cli.flow_runs import watch
+from prefect_qruntime.cli.operations import watch
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.waiting.plan import Deadlines
 from prefect_qruntime.observability.artifacts import Record

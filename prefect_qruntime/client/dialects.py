@@ -1,25 +1,176 @@
-"""The service of 2022 to 2024, switched off in July 2025; kept for mirrors and tests.
+"""The two dialects of one service: headers, bodies and `params`.
 
-Sources: the Qiskit Runtime clients 0.1 to 0.20 and IBM's migration guides. Its `params` are the form before
-August 2024: one text, one flat list of values, one observable each.
+Callers use a `Dialect` and never ask which one it is.
+
+- `Cloud` is the present IBM Quantum Compute Service. Sources: IBM's OpenAPI document 0.45.3, the Qiskit Runtime client
+  0.51.
+- `Legacy` is the service of 2022 to 2024, switched off in July 2025; kept for mirrors and tests. Sources: the Qiskit
+  Runtime clients 0.1 to 0.20 and IBM's migration guides. Its `params` are the form before August 2024: one text, one
+  flat list of values, one observable each.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from prefect_qruntime.client.connection import Connection
-from prefect_qruntime.client.dialects.base import Dialect
-from prefect_qruntime.client.inputs.circuits import load_qpy
-from prefect_qruntime.client.inputs.parameters import shape_of
-from prefect_qruntime.client.inputs.spec import JobSpec, Pub
+from prefect_qruntime.client.inputs.pub_values import shape_of
+from prefect_qruntime.client.inputs.pubs import encode_array, load_qpy
+from prefect_qruntime.client.inputs.spec import JobSpec, Pub, check_scalar_bits
 from prefect_qruntime.client.parsing import read_id
 from prefect_qruntime.errors import InvalidInput
-from prefect_qruntime.models import SessionRef
+from prefect_qruntime.models import JobRef, SessionRef
 
-__all__ = ["Legacy", "v1_params"]
+__all__ = [
+    "Cloud",
+    "Dialect",
+    "Legacy",
+    "dialect_of",
+    "v1_params",
+    "v2_params",
+]
 
+# Estimator keys that stand beside `options` on the wire, not in them.
+_BESIDE = ("resilience_level", "precision")
 _V1_RUN_OPTIONS = {"execution": {"init_qubits"}, "simulator": {"seed_simulator"}}
+
+
+class Dialect:
+    """What both dialects share; each one overrides what differs."""
+
+    name = ""
+    offers_stream = False
+    """Whether hosts of this dialect are known to have the job websocket."""
+    backends_query: Mapping[str, str] = {}
+    """Fields that `GET /backends` returns only on request."""
+
+    def headers(self, connection: Connection) -> dict[str, str]:
+        """Headers of every request, authorization aside."""
+        raise NotImplementedError
+
+    def job_body(self, spec: JobSpec, tags: tuple[str, ...], session: SessionRef | None) -> dict[str, Any]:
+        """The body of `POST /jobs`."""
+        body: dict[str, Any] = {
+            "program_id": spec.wire_program,
+            "backend": spec.backend,
+            "params": self.params(spec),
+            "tags": list(tags),
+        }
+        if spec.max_execution_time is not None:
+            body["cost"] = spec.max_execution_time
+        if spec.private:
+            body["private"] = True
+        self._put_session(body, session)
+        return body
+
+    def params(self, spec: JobSpec) -> dict[str, Any]:
+        """The program's own payload."""
+        raise NotImplementedError
+
+    def _put_session(self, body: dict[str, Any], session: SessionRef | None) -> None:
+        if session is not None and session.id is not None:
+            body["session_id"] = session.id
+
+    def created(self, body: dict[str, Any], spec: JobSpec, session: SessionRef | None) -> JobRef:
+        """Read the answer to `POST /jobs`."""
+        job_id = read_id(body.get("id"), "accepted job")
+        backend = body.get("backend")
+        return JobRef(
+            id=job_id,
+            backend=backend if isinstance(backend, str) else spec.backend,
+            program_id=spec.program_id,
+            session=self._bind(body, session),
+            private=spec.private,
+            widths=spec.widths,
+        )
+
+    def _bind(self, body: dict[str, Any], session: SessionRef | None) -> SessionRef | None:
+        return session
+
+    def session_body(self, backend: str, mode: str, max_ttl: int | None) -> dict[str, Any] | None:
+        """The body of `POST /sessions`, or None if a session begins with its first job."""
+        body: dict[str, Any] = {"mode": mode, "backend": backend}
+        if max_ttl is not None:
+            body["max_ttl"] = max_ttl
+        return body
+
+    def unbound_session(self, backend: str, mode: str, max_ttl: int | None) -> SessionRef:
+        """A session that its first job will make."""
+        return SessionRef(
+            mode="batch" if mode == "batch" else "dedicated",
+            backend=backend,
+            max_ttl=max_ttl,
+        )
+
+    def stream_path(self, job_id: str) -> str:
+        """Where the job's websocket is, if there is one."""
+        return f"/stream/jobs/{job_id}"
+
+
+class Cloud(Dialect):
+    """The present IBM Quantum Compute Service."""
+
+    name = "cloud"
+    backends_query: Mapping[str, str] = {"fields": "wait_time_seconds"}
+
+    def headers(self, connection: Connection) -> dict[str, str]:
+        """Headers of every request, always with the API version: without it the service falls back to an old one."""
+        return {
+            "IBM-API-Version": connection.api_version,
+            "X-Qx-Client-Application": connection.application,
+        }
+
+    def params(self, spec: JobSpec) -> dict[str, Any]:
+        """V2 PUBs, or the raw payload."""
+        return v2_params(spec)
+
+
+def v2_params(spec: JobSpec) -> dict[str, Any]:
+    """The complete `params` of `POST /v1/jobs`, by the strict schema of IBM's OpenAPI document.
+
+    The estimator has no `shots` beside its options: `shots=` becomes `options.default_shots` there,
+    unless that is set.
+
+    Raises:
+        InvalidInput: A circuit measures into bits that this dialect's results do not have.
+    """
+    check_scalar_bits(spec)
+    ready = spec.prepared if spec.params is None else spec.params
+    if ready is not None:
+        return dict(ready)
+    options = dict(spec.options)
+    params: dict[str, Any] = {
+        "version": 2,
+        "support_qiskit": spec.support_qiskit,
+        "pubs": [_v2_pub(pub, spec) for pub in spec.pubs],
+    }
+    if spec.program_id == "estimator":
+        for name in _BESIDE:
+            if name in options:
+                params[name] = options.pop(name)
+        if spec.shots is not None:
+            options.setdefault("default_shots", spec.shots)
+    elif spec.shots is not None:
+        params["shots"] = spec.shots
+    if options:
+        params["options"] = options
+    return params
+
+
+def _v2_pub(pub: Pub, spec: JobSpec) -> list[Any]:
+    parameters = pub.parameters
+    if isinstance(parameters, list) and not isinstance(pub.circuit, str):
+        parameters = encode_array(parameters)
+    if spec.program_id == "estimator":
+        parts = [pub.circuit, pub.observables, parameters, pub.precision]
+        least = 2
+    else:
+        parts = [pub.circuit, parameters, pub.shots]
+        least = 1
+    while len(parts) > least and parts[-1] is None:
+        parts.pop()
+    return parts
 
 
 class Legacy(Dialect):
@@ -176,3 +327,14 @@ def _v1_options(spec: JobSpec) -> tuple[dict[str, Any], dict[str, Any]]:
             )
         run["shots"] = wanted.pop()
     return run, resilience
+
+
+_DIALECTS: dict[str, Dialect] = {dialect.name: dialect for dialect in (Cloud(), Legacy())}
+
+
+def dialect_of(connection: Connection) -> Dialect:
+    """The dialect a connection speaks."""
+    try:
+        return _DIALECTS[connection.dialect]
+    except KeyError:
+        raise InvalidInput(f"must be one of {sorted(_DIALECTS)}, not {connection.dialect!r}", field="dialect") from None

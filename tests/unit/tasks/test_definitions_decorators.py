@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from prefect_qruntime.models import JobRef, SessionRef
-from prefect_qruntime.tasks.decorators import _reaches_prefect, run_name_of
+from prefect_qruntime.tasks.definitions import _reaches_prefect, run_name_of
 from prefect_qruntime.tasks.jobs import wait_for_completion
 
 

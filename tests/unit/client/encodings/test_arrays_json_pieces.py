@@ -8,7 +8,7 @@ import orjson
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from prefect_qruntime.client.encodings.json_pieces import json_pieces, weight
+from prefect_qruntime.client.encodings.arrays import json_pieces, weight
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats() | st.text(),

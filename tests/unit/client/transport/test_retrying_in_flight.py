@@ -10,9 +10,8 @@ import pytest
 
 from prefect_qruntime.client.transport.auth import TokenSource
 from prefect_qruntime.client.transport.http import Transport
-from prefect_qruntime.client.transport.in_flight import IN_FLIGHT, complete_or_withdraw
 from prefect_qruntime.client.transport.replies import Reply
-from prefect_qruntime.client.transport.retrying import RetryDeadlines
+from prefect_qruntime.client.transport.retrying import IN_FLIGHT, RetryDeadlines, complete_or_withdraw
 from prefect_qruntime.errors import QuantumRuntimeError
 from tests.support.mock_client import connection
 from tests.support.virtual_clock import clock, run

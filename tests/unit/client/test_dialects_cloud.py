@@ -22,11 +22,11 @@ from qiskit.circuit import Parameter
 
 from prefect_qruntime.client.dialects import v1_params, v2_params
 from prefect_qruntime.client.inputs import EstimatorOptions, SamplerOptions
-from prefect_qruntime.client.inputs.circuits import encode_array
+from prefect_qruntime.client.inputs.pubs import encode_array
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.errors import InvalidInput
 
-SCHEMA = Path(__file__).parents[3] / "schemas" / "openapi-cloud.yaml"
+SCHEMA = Path(__file__).parents[2] / "schemas" / "openapi-cloud.yaml"
 BELL = 'OPENQASM 3.0; include "stdgates.inc"; qubit[2] q; bit[2] c; h q[0]; cx q[0], q[1]; c = measure q;'
 TWO = "OPENQASM 3.0; input float[64] b; input angle a; qubit[2] q; bit[2] c; rx(a) q[0]; c = measure q;"
 # IBM's encoder wrote this for the array [[0.1], [0.2]].

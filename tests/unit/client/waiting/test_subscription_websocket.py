@@ -19,7 +19,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from prefect_qruntime.client.connection import Connection
-from prefect_qruntime.client.waiting.websocket import JobStream, StreamSettings
+from prefect_qruntime.client.waiting.subscription import JobStream, StreamSettings
 from prefect_qruntime.errors import ServiceUnavailable
 from tests.support.mock_client import connection
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from prefect_qruntime.admission.keys import explicit_identity, flow_tag, key_tag, next_generation
+from prefect_qruntime.client.submission_keys import explicit_identity, flow_tag, key_tag, next_generation
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import Job, JobRef
 

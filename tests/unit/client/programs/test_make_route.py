@@ -9,7 +9,7 @@ import pytest
 
 from prefect_qruntime.client.dialects import v1_params, v2_params
 from prefect_qruntime.client.programs import make_spec
-from prefect_qruntime.client.programs.route import Route, choose_route, on_executor, program_is_gone, route_notices
+from prefect_qruntime.client.programs.make import Route, choose_route, on_executor, program_is_gone, route_notices
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError, ServiceUnavailable, SubmissionUncertain
 from tests.support.circuits import BELL
 

@@ -9,8 +9,7 @@ import orjson
 import pytest
 from hypothesis import given, strategies as st
 
-from prefect_qruntime.client.answers import MOST_LEVELS, Question, is_page, read_json, read_text, whose
-from prefect_qruntime.client.failures import CREATES
+from prefect_qruntime.client.failures import CREATES, MOST_LEVELS, Question, is_page, read_json, read_text, whose
 from prefect_qruntime.client.transport.replies import Reply, error_for
 from prefect_qruntime.errors import SEARCH_FIRST, ServiceUnavailable
 
