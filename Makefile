@@ -18,7 +18,7 @@ QUICK := $(filter-out %/test_http_hostile.py %/test_spool.py %/test_cli_without_
          $(wildcard tests/unit/test_*.py tests/unit/client/test_*.py tests/unit/client/transport/test_*.py)) \
          tests/unit/diagnostics tests/unit/observability tests/unit/operations tests/unit/client/waiting
 # What decides about money and polling is pure, so every branch of it can be tried.
-CORES := */client/waiting/plan.py,*/client/waiting/job_list.py,*/client/failures.py,*/client/answers.py,*/client/submission_core.py,*/client/cost_core.py,*/operations/usage_core.py,*/admission/keys.py,*/admission/budget_core.py,*/admission/share_core.py
+CORES := */client/waiting/plan.py,*/client/waiting/job_list.py,*/client/failures.py,*/client/submission_core.py,*/client/cost_core.py,*/operations/usage_core.py,*/client/submission_keys.py,*/admission/budget_core.py,*/admission/share_core.py
 
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1

@@ -36,7 +36,7 @@ from prefect_qruntime import (
     wait_for_completion,
 )
 from prefect_qruntime.flow_parameters import allowed_path, read_file
-from prefect_qruntime.printable import many
+from prefect_qruntime.redact import many
 
 ANGLES = Path(__file__).resolve().parent / "data" / "angles.csv"
 BLOCH = """

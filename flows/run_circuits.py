@@ -36,7 +36,7 @@ from prefect_qruntime import (
     submit_job,
     wait_for_completion,
 )
-from prefect_qruntime.printable import many
+from prefect_qruntime.redact import many
 
 CIRCUITS = Path(__file__).resolve().parent / "circuits"
 BELL = (CIRCUITS / "bell.qasm").read_text()

@@ -10,7 +10,7 @@ from prefect import get_run_logger
 
 from prefect_qruntime import QuantumRuntimeCredentials, circuit_text, load_credentials
 from prefect_qruntime.client.inputs.spec import CircuitForm
-from prefect_qruntime.client.programs.route import RequestedRoute
+from prefect_qruntime.client.programs.make import RequestedRoute
 from prefect_qruntime.models import mock_backend
 
 __all__ = ["CircuitForm", "RequestedRoute", "circuit_text", "instance", "shown_backend", "single"]

@@ -6,7 +6,7 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 
 from prefect_qruntime.operations.sweep import SweepReport, rows, run_sweep
-from prefect_qruntime.printable import many
+from prefect_qruntime.redact import many
 
 
 @flow(name="sweep-sessions")

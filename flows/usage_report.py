@@ -10,7 +10,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect_qruntime.observability.charts import markdown_image, stacked_chart
 from prefect_qruntime.operations.usage import report_usage
 from prefect_qruntime.operations.usage_tables import UsageReport, rolled_up, table_rows
-from prefect_qruntime.printable import many, markdown_text
+from prefect_qruntime.redact import many, markdown_text
 
 Owner = Literal["deployment", "flow", "tag", "user", "backend", "block"]
 ROWS = 50  # jobs without an owner that are listed

@@ -32,7 +32,7 @@ from prefect_qruntime import (
     wait_for_completion,
 )
 from prefect_qruntime.observability.charts import line_chart, markdown_image
-from prefect_qruntime.printable import many
+from prefect_qruntime.redact import many
 
 H2 = {
     "II": -1.052373245772859,

@@ -94,10 +94,6 @@ if TYPE_CHECKING:
         list_backends as list_backends,
         select_backend as select_backend,
     )
-    from prefect_qruntime.tasks.cancel import (
-        acancel_job as acancel_job,
-        cancel_job as cancel_job,
-    )
     from prefect_qruntime.tasks.compare import (
         acompare_routes as acompare_routes,
         compare_routes as compare_routes,
@@ -108,9 +104,13 @@ if TYPE_CHECKING:
         estimate_cost as estimate_cost,
         require_approval as require_approval,
     )
-    from prefect_qruntime.tasks.fetch import (
+    from prefect_qruntime.tasks.jobs import (
+        acancel_job as acancel_job,
         afetch_results as afetch_results,
+        await_for_completion as await_for_completion,
+        cancel_job as cancel_job,
         fetch_results as fetch_results,
+        wait_for_completion as wait_for_completion,
     )
     from prefect_qruntime.tasks.sessions import (
         aclose_session as aclose_session,
@@ -121,10 +121,6 @@ if TYPE_CHECKING:
     from prefect_qruntime.tasks.submit import (
         asubmit_job as asubmit_job,
         submit_job as submit_job,
-    )
-    from prefect_qruntime.tasks.wait import (
-        await_for_completion as await_for_completion,
-        wait_for_completion as wait_for_completion,
     )
 
 

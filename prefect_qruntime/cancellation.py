@@ -21,16 +21,14 @@ from uuid import UUID
 
 from prefect.context import FlowRunContext, TaskRunContext
 
-from prefect_qruntime.admission import keys
-from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client import QuantumRuntimeClient, submission_keys
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.errors import NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.notifications import follow_usage
 from prefect_qruntime.prefect_api import api, current_flow_run_id, patience
-from prefect_qruntime.printable import many
-from prefect_qruntime.redact import get_logger
+from prefect_qruntime.redact import get_logger, many
 from prefect_qruntime.run_context import current_run
 from prefect_qruntime.settings import current_settings
 
@@ -124,7 +122,7 @@ class _CancelBatch:
         return [job for job in done if isinstance(job, Job)]
 
     async def _list(self) -> list[Job]:
-        return await self._client.jobs(tags=(keys.flow_tag(self._flow_run_id),), pending=True)
+        return await self._client.jobs(tags=(submission_keys.flow_tag(self._flow_run_id),), pending=True)
 
     def _start(self, job_id: str) -> None:
         if job_id not in self._jobs:

@@ -14,8 +14,7 @@ from pydantic import Field, HttpUrl, SecretStr, model_validator
 
 from prefect_qruntime.admission.policy import check_hosts
 from prefect_qruntime.client import QuantumRuntimeClient
-from prefect_qruntime.client.connection import DEFAULT_API_VERSION, Connection
-from prefect_qruntime.client.hosts import Dialects
+from prefect_qruntime.client.connection import DEFAULT_API_VERSION, Connection, Dialects
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import InstanceReport

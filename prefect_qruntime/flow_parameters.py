@@ -19,8 +19,8 @@ from prefect.context import FlowRunContext
 from prefect.settings import get_current_settings
 from pydantic_core import to_json
 
-from prefect_qruntime.client.inputs.fields import MAX_PAYLOAD_BYTES
 from prefect_qruntime.client.inputs.qasm import limit_references, path_of, read_path, scan
+from prefect_qruntime.client.inputs.spec import MAX_PAYLOAD_BYTES
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.settings import current_settings
 

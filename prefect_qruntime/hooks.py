@@ -30,8 +30,7 @@ from prefect_qruntime.models import SessionRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.artifacts import Record, find_records
 from prefect_qruntime.observability.run_summary import write_summary
-from prefect_qruntime.printable import many
-from prefect_qruntime.redact import get_logger
+from prefect_qruntime.redact import get_logger, many
 
 __all__ = ["Hooks", "cancel", "detach", "on_cancellation", "on_cancellation_detach", "on_crashed"]
 

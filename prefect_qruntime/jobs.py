@@ -12,7 +12,7 @@ from pydantic import Field, HttpUrl
 from prefect_qruntime.admission.budget import Budget
 from prefect_qruntime.client.cost_core import MOST_SECONDS
 from prefect_qruntime.client.inputs.spec import CircuitForm
-from prefect_qruntime.client.programs.route import RequestedRoute
+from prefect_qruntime.client.programs.make import RequestedRoute
 from prefect_qruntime.client.results import JobResult
 from prefect_qruntime.client.waiting.follow import OnTimeout, Stream
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
@@ -20,10 +20,9 @@ from prefect_qruntime.errors import InvalidInput, JobFailed
 from prefect_qruntime.models import Job, JobRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.prefect_api import Loadable
-from prefect_qruntime.tasks.arguments import Submission, defaults_of, spelled_out
-from prefect_qruntime.tasks.fetch import afetch_results, fetch_results
+from prefect_qruntime.tasks.definitions import Submission, defaults_of, spelled_out
+from prefect_qruntime.tasks.jobs import afetch_results, await_for_completion, fetch_results, wait_for_completion
 from prefect_qruntime.tasks.submit import asubmit_numbered, submit_numbered
-from prefect_qruntime.tasks.wait import await_for_completion, wait_for_completion
 
 __all__ = ["QuantumRuntimeJob", "QuantumRuntimeJobRun", "arun_job", "run_job"]
 
@@ -206,7 +205,7 @@ class QuantumRuntimeJobRun(JobRun[JobResult]):
 
     async def cancel(self) -> Job:
         """Cancel the job; one that is over already is left as it is."""
-        from prefect_qruntime.tasks.cancel import acancel_job
+        from prefect_qruntime.tasks.jobs import acancel_job
 
         return await acancel_job(self.credentials, self.job)
 

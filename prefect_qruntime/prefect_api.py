@@ -40,7 +40,7 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_r
 
 from prefect_qruntime.client.network_loop import SingleFlight, network_loop
 from prefect_qruntime.errors import InvalidInput
-from prefect_qruntime.printable import nearest
+from prefect_qruntime.redact import nearest
 
 __all__ = [
     "Loadable",

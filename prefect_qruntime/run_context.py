@@ -1,16 +1,25 @@
-"""The run that a submission belongs to: its flow run, whether it is repeated, and how often it has submitted."""
+"""The run and the process that a submission belongs to.
+
+Of the run: its flow run, whether it is repeated, and how often it has submitted. Of the process: the facts that
+identify it across hosts, which are recorded with jobs and sessions, and whether another one has ended. A process id
+alone is ambiguous: it is reused, and every host and container has its own. So it is recorded with its host, the host's
+boot id, its pid namespace and its own start time. What is not known here is never guessed.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cachetools import LRUCache
@@ -26,17 +35,92 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
 __all__ = [
+    "PROCESS_FACTS",
     "RunContext",
     "call_index",
     "count",
     "current_run",
     "note_submitted",
+    "process_facts",
+    "process_is_gone",
     "submission_in_flight",
     "submissions_in_flight",
     "submitted_so_far",
 ]
 
+
+PROCESS_FACTS = ("host", "machine", "boot", "space", "pid", "started")
+
+_FIRST_PID_SPACE = "pid:[4026531836]"  # of a Linux machine itself; a container has another one
+
 _KEEP = 2048
+_lock = threading.Lock()
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _pid_space() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - a link to no file
+    except OSError:
+        return ""
+
+
+def _start_of(pid: int) -> str:
+    """When a process started, in ticks since the machine's start; empty if it is gone or that is not known."""
+    # The name in the second field may contain spaces and parentheses.
+    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return fields[19] if len(fields) > 19 and fields[0] not in ("Z", "X") else ""
+
+
+@cache
+def _place() -> dict[str, str]:
+    return {
+        "host": socket.gethostname(),
+        "machine": _read("/etc/machine-id"),
+        "boot": _read("/proc/sys/kernel/random/boot_id"),
+        "space": _pid_space(),
+    }
+
+
+def process_facts() -> dict[str, str]:
+    """The facts that identify this process among those of all hosts."""
+    return {**_place(), "pid": str(os.getpid()), "started": _start_of(os.getpid())}
+
+
+def process_is_gone(facts: Mapping[str, str]) -> bool | None:
+    """Whether a process has ended; None if that is not known here, for instance of another host.
+
+    Args:
+        facts: The `process_facts` of that process.
+    """
+    here = _place()
+    same = {name: facts.get(name, "") == value for name, value in here.items()}
+    pid = facts.get("pid", "")
+    if not pid.isdigit() or not same["host"] or not same["space"]:
+        return None
+    if not same["boot"]:
+        # The machine was restarted since. A container may share its name and id with one elsewhere.
+        restarted = same["machine"] and here["machine"] and here["boot"] and here["space"] == _FIRST_PID_SPACE
+        return True if restarted else None
+    if not here["boot"]:  # not Linux: a process with this id need not be the same one
+        return None if os.name == "nt" or _exists(int(pid)) else True
+    return _start_of(int(pid)) != facts.get("started")
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +171,6 @@ class RunContext:
             return True
         created = dead.created_at.timestamp() - service_ahead
         return created < self.asked.timestamp() - prefect_ahead
-
-
-_lock = threading.Lock()
 
 
 _runs: LRUCache[tuple[str, int, object], RunContext] = LRUCache(_KEEP)

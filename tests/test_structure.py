@@ -23,7 +23,7 @@ SANDBOX = {
 # The rooms of the hall from the ground up; each may import those before it, never one after it. Inside `client/`, the
 # same for its rooms.
 HALL = (
-    *("errors", "models", "printable", "redact", "settings"),
+    *("errors", "models", "redact", "settings"),
     *("client", "flow_parameters"),
     *("prefect_api", "run_context", "observability"),
     *("admission", "result_storage", "cancellation", "diagnostics", "credentials"),
@@ -32,10 +32,10 @@ HALL = (
     *("blocks", "operations", "cli"),
 )
 CLIENT = (
-    *("network_loop", "hosts", "connection", "failures", "answers", "parsing", "encodings", "transport"),
+    *("network_loop", "connection", "failures", "parsing", "encodings", "transport"),
     *("inputs", "programs", "cost_core", "dialects"),
     *("provenance", "service", "results", "waiting", "payload_check"),
-    *("submission_memory", "submission_core", "session_core", "submission", "sessions"),
+    *("submission_keys", "submission_core", "session_core", "submission", "sessions"),
     *("fetching", "client"),
 )
 
@@ -74,9 +74,7 @@ def test_nothing_below_the_client_imports_prefect() -> None:
         if name.startswith(f"{PACKAGE}.client"):
             assert "prefect" not in top_level(path), name
             assert not {
-                other
-                for other in ARROWS[name]
-                if room(other, 1) not in ("client", "errors", "models", "printable", "redact")
+                other for other in ARROWS[name] if room(other, 1) not in ("client", "errors", "models", "redact")
             }
 
 
@@ -118,9 +116,9 @@ def test_the_public_names_need_neither_qiskit_nor_numpy() -> None:
 # What one job needs only if it is asked for: options, checks for a backend, the executor, an estimate, a session.
 SELDOM = (
     *("client.inputs.isa", "client.inputs.options", "client.session_core", "client.sessions"),
-    *("client.programs.agreement", "client.programs.executor", "client.programs.ibm", "client.programs.openqasm"),
-    *("client.results.notebook", "client.results.qiskit", "diagnostics.instance", "diagnostics.network"),
-    *("tasks.cancel", "tasks.compare", "tasks.estimate", "blocks", "cli", "operations", "sandbox", "suspend"),
+    *("client.programs.agreement", "client.programs.executor", "client.programs.openqasm"),
+    *("client.results.conversions", "diagnostics.instance", "diagnostics.network"),
+    *("tasks.compare", "tasks.estimate", "blocks", "cli", "operations", "sandbox", "suspend"),
 )
 
 

@@ -1,35 +1,59 @@
-"""The budget block: how much QPU time a flow may use and how many jobs it may submit.
+"""The budget block: how much QPU time a flow may use and how many jobs it may submit; and what sessions hold of it.
 
 A budget limits *new* jobs and sessions; waiting, fetching, cancelling and attaching are free and never refused.
+
+What dedicated sessions hold of the budgets is kept in this process, and in Prefect for the other processes. A hold is
+recorded under the budget's lock: before a session is opened or first used, when its id is known, at its first job, and
+when the service has reported its cost. `budget_core` decides how it counts.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 from prefect.blocks.core import Block
 from pydantic import Field, HttpUrl
 
-from prefect_qruntime.admission.budget_core import Remaining
+from prefect_qruntime.admission.budget_core import Remaining, SessionHold, allotment, is_due, observed
+from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.cost_core import MOST_SECONDS
-from prefect_qruntime.errors import BudgetExhausted, InvalidInput
-from prefect_qruntime.observability.events import emit, log_to_run
-from prefect_qruntime.prefect_api import Loadable, in_run, load_saved
+from prefect_qruntime.errors import SAME_REQUEST, BudgetExhausted, InvalidInput, NotFound, QuantumRuntimeError
+from prefect_qruntime.models import SessionRef
+from prefect_qruntime.observability import notifications
+from prefect_qruntime.observability.artifacts import Record, find_records, upsert
+from prefect_qruntime.observability.markdown import card
+from prefect_qruntime.observability.telemetry import emit, log_to_run
+from prefect_qruntime.prefect_api import Loadable, clock_offset, in_run, load_saved
+from prefect_qruntime.redact import get_logger
 from prefect_qruntime.run_context import RunContext
 from prefect_qruntime.settings import current_settings
 
 __all__ = [
     "Budget",
     "BudgetLike",
+    "SessionHolds",
     "as_budget",
     "budgets_in_force",
+    "close_at_limit",
+    "close_if_due",
+    "now",
+    "read_holds",
     "report_exhausted",
     "report_level",
     "scopes",
 ]
+
+log = get_logger(__name__)
+
+_DAYS = 7.0  # how far back a watcher reads
 
 
 class Budget(Loadable, Block):
@@ -226,3 +250,232 @@ def report_level(room: Remaining, level: int, *, about: str, flow_run_id: str | 
         flow_run_id=flow_run_id,
         event_id=uuid5(NAMESPACE_URL, cause),
     )
+
+
+def now() -> float:
+    """Seconds by Prefect's clock, which is the same for all processes. Call it on the network loop."""
+    return time.time() + (clock_offset() or 0.0)
+
+
+class SessionHolds:
+    """The holds that this process knows of one instance, by token. Lives on the network loop."""
+
+    def __init__(self) -> None:
+        self.holds: dict[str, SessionHold] = {}
+        self._watches: set[asyncio.Task[None]] = set()
+
+    def ids(self) -> set[str]:
+        """The sessions that pay for their jobs."""
+        return {hold.session_id for hold in self.holds.values() if hold.session_id is not None}
+
+    async def opened(self, token: str, session_id: str | None, *, opened: bool = True) -> None:
+        """Record a session's id, or that it was not opened. If Prefect fails, the hold stays, which is safe."""
+        hold = self.holds.get(token)
+        if hold is None or (opened and session_id in (None, hold.session_id)):
+            return
+        changed = replace(hold, session_id=session_id) if opened else replace(hold, over=now(), final=0.0)
+        self.holds[token] = changed
+        with contextlib.suppress(QuantumRuntimeError):
+            await self.note(changed)
+
+    async def make(
+        self, client: QuantumRuntimeClient, where: RunContext, token: str, allotted: float, **more: Any
+    ) -> SessionHold:
+        """Hold back what a session may use.
+
+        Raises:
+            QuantumRuntimeError: It cannot be recorded; then the session must not be opened or used.
+        """
+        hold = SessionHold(
+            token,
+            allotted,
+            client.connection.crn,
+            now(),
+            flow_run_id=where.flow_run_id,
+            deployment_id=where.deployment_id,
+            **more,
+        )
+        await self.note(hold)
+        return hold
+
+    async def note(self, hold: SessionHold) -> None:
+        """Keep a hold, here and in Prefect.
+
+        Raises:
+            QuantumRuntimeError: Prefect's API failed.
+        """
+        if in_run():  # outside a run there is no Prefect to ask, and no other process that counts with this one
+            await _write(hold)
+        self.holds[hold.token] = hold
+
+    async def of(
+        self,
+        client: QuantumRuntimeClient,
+        budgets: Sequence[Budget],
+        where: RunContext,
+        session: SessionRef | None,
+        rooms: Sequence[Remaining],
+    ) -> SessionHold | None:
+        """Find or make the hold that pays for a job; None if the job pays itself: outside a session, or in a batch."""
+        counting = [budget for budget in budgets if budget.counts_seconds]
+        if session is None or not counting:
+            return None
+        for hold in self.holds.values():
+            if hold.token == session.token or (session.id is not None and hold.session_id == session.id):
+                return hold
+        life, mode = session.max_ttl, session.mode
+        if session.id is not None:
+            read = await client.session(session.id)
+            life, mode = read.max_ttl, read.ref().mode
+        if mode == "batch":
+            return None
+        closes = all(budget.close_sessions_at_limit for budget in counting)
+        allotted = allotment(rooms, life, foreign=True, closes=closes)
+        token = session.token or f"session-{session.id}"
+        hold = await self.make(client, where, token, allotted, session_id=session.id, closes=closes)
+        if closes:
+            self._watch(client, token)
+        return hold
+
+    async def read(self, client: QuantumRuntimeClient, days: float) -> None:
+        """Update the holds from Prefect and from the service."""
+        if in_run():
+            for noted in await read_holds(client.connection.crn, datetime.now(UTC) - timedelta(days=days)):
+                mine = self.holds.get(noted.token)
+                if mine is None or (mine.final is None and noted.final is not None):
+                    self.holds[noted.token] = noted
+                elif mine.session_id is None:
+                    self.holds[noted.token] = replace(mine, session_id=noted.session_id, begun_after=noted.begun_after)
+        for hold in list(self.holds.values()):
+            if hold.final is None and hold.session_id is not None:
+                await self.look_at(client, hold.session_id, hold)
+
+    async def look_at(self, client: QuantumRuntimeClient, session_id: str, hold: SessionHold) -> SessionHold:
+        """Read a session and update its hold.
+
+        Raises:
+            QuantumRuntimeError: The service could not be asked.
+        """
+        asked = now()
+        try:
+            session = await client.session(session_id)
+        except NotFound:
+            session = None
+        closed = session is None or session.ref().is_closed
+        live = bool(await client.jobs(session_id=session_id, pending=True)) if closed else True
+        ahead = (client.known_clock_skew() or 0.0) - (clock_offset() or 0.0)
+        # The hold may have changed meanwhile.
+        seen = observed(self.holds.get(hold.token, hold), session, asked, live_jobs=live, ahead=ahead)
+        self.holds[hold.token] = seen
+        if seen.final is not None and session is not None:
+            # Only what the service reported: a session that this key cannot see may belong to another user.
+            with contextlib.suppress(QuantumRuntimeError):  # the next read finds it again
+                await self.note(seen)
+        return seen
+
+    def _watch(self, client: QuantumRuntimeClient, token: str) -> None:
+        task = asyncio.create_task(self._close_at_limit(client, token))
+        self._watches.add(task)
+        task.add_done_callback(self._watches.discard)
+
+    async def _close_at_limit(self, client: QuantumRuntimeClient, token: str) -> None:
+        while True:
+            await asyncio.sleep(current_settings().session_watch_seconds)
+            hold = self.holds[token]
+            if hold.over is not None:
+                return
+            if hold.session_id is None:
+                continue
+            try:
+                hold = await self.look_at(client, hold.session_id, hold)
+                await close_if_due(client, hold)
+            except QuantumRuntimeError as error:  # tried again later
+                log.warning("Session %s could not be closed at its budget's limit: %s", hold.session_id, error)
+
+
+async def close_at_limit(client: QuantumRuntimeClient) -> list[str]:
+    """Close the sessions that used up their allotment and whose processes are gone; return their ids.
+
+    For a watcher; a living process closes its own sessions. Runs on the network loop.
+
+    Raises:
+        QuantumRuntimeError: The service or Prefect could not be asked.
+    """
+    closed, known = [], SessionHolds()
+    for hold in await read_holds(client.connection.crn, datetime.now(UTC) - timedelta(days=_DAYS)):
+        if hold.closes and hold.final is None and hold.session_id is not None:
+            seen = await known.look_at(client, hold.session_id, hold)
+            if await close_if_due(client, seen):
+                closed.append(hold.session_id)
+    return closed
+
+
+async def close_if_due(client: QuantumRuntimeClient, hold: SessionHold) -> bool:
+    """Close a session if it used up its allotment; return whether it had.
+
+    Raises:
+        QuantumRuntimeError: The service did not close it.
+    """
+    if not is_due(hold, now()) or hold.session_id is None:
+        return False
+    session = await client.close_session(hold.session_id, drain=False)
+    ref = session.ref() if session is not None else SessionRef(id=hold.session_id, state="closed")
+    notifications.log_to_run(
+        f"Session {hold.session_id} was closed: it used the {hold.allotted:g} s that its budget allows.",
+        level=logging.WARNING,
+    )
+    notifications.session_event("closed", ref, flow_run_id=hold.flow_run_id, at_limit=hold.allotted)
+    return True
+
+
+_NUMBERS = {"allotted", "opened", "begun_after", "told", "over", "final"}
+
+
+async def _write(hold: SessionHold) -> None:
+    meta: dict[str, str | None] = {}
+    for one in fields(hold):
+        value = getattr(hold, one.name)
+        meta[one.name] = None if value is None else f"{value:.3f}" if one.name in _NUMBERS else str(value)
+    rows = {"session": hold.session_id, "allotted": f"{hold.allotted:g} s", "used": _told(hold)}
+    try:
+        await upsert("hold", hold.token, card("QPU seconds held for a session", None, rows), meta)
+    except Exception as error:
+        raise QuantumRuntimeError(
+            f"the session's part of the budget cannot be recorded in Prefect ({error!r})",
+            solution="Nothing was sent. Run the flow again when Prefect's API can be reached.",
+            advice=SAME_REQUEST,
+        ) from error
+
+
+def _told(hold: SessionHold) -> str:
+    return "not reported yet" if hold.final is None else f"{hold.final:g} s"
+
+
+async def read_holds(crn: str, since: datetime) -> list[SessionHold]:
+    """Read the holds of an instance's sessions that were recorded since a moment.
+
+    Raises:
+        QuantumRuntimeError: Prefect's API failed; then nothing may be submitted.
+    """
+    try:
+        records = await find_records("hold", since=since)
+    except Exception as error:
+        raise QuantumRuntimeError(
+            f"the budget cannot be checked: the sessions that spend from it could not be read from Prefect ({error!r})",
+            solution="Nothing was sent. Run the flow again when Prefect's API can be reached.",
+            advice=SAME_REQUEST,
+        ) from error
+    found = [hold for record in records if (hold := _hold(record)) is not None]
+    return [hold for hold in found if hold.crn == crn and hold.opened >= since.timestamp()]
+
+
+def _hold(record: Record) -> SessionHold | None:
+    facts: dict[str, object] = {}
+    with contextlib.suppress(ValueError, TypeError):
+        for one in fields(SessionHold):
+            text = record.meta.get(one.name)
+            if text is not None:
+                facts[one.name] = float(text) if one.name in _NUMBERS else text
+        facts["closes"] = facts.get("closes") == "True"
+        return SessionHold(**facts)  # type: ignore[arg-type]
+    return None

@@ -16,8 +16,7 @@ from uuid import UUID
 
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 
-from prefect_qruntime.admission import keys
-from prefect_qruntime.admission.budget import Budget, report_level
+from prefect_qruntime.admission.budget import Budget, SessionHolds, now, report_level
 from prefect_qruntime.admission.budget_core import (
     Remaining,
     Reservation,
@@ -33,8 +32,7 @@ from prefect_qruntime.admission.budget_core import (
     lowest,
     tally,
 )
-from prefect_qruntime.admission.session_holds import SessionHolds, now
-from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client import QuantumRuntimeClient, submission_keys
 from prefect_qruntime.client.cost_core import MOST_SECONDS
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.errors import SAME_REQUEST, BudgetExhausted, NotFound, QuantumRuntimeError
@@ -263,7 +261,7 @@ class Ledger:
             await self._look_at_missing(client, ())
             mine = [one for one in self.reservations if one.flow_run_id is None]
             return self._tally([], mine, [one for one in self.sessions.holds.values() if one.flow_run_id is None])
-        jobs = await client.jobs_tagged(keys.flow_tag(where.flow_run_id))
+        jobs = await client.jobs_tagged(submission_keys.flow_tag(where.flow_run_id))
         mine = [one for one in self.reservations if one.flow_run_id == where.flow_run_id]
         self._see(jobs)
         return self._tally(

@@ -1,4 +1,4 @@
-"""Serialise submissions of processes that share a key or a budget.
+"""Serialise submissions of processes that share a key or a budget, and record in Prefect which keys were used.
 
 Two flow runs that share a `submission_key` (a slot of a schedule, say) may start at the same moment in two processes,
 and so may two that share the last seconds of a budget: each would search, find nothing, and submit. So a process takes
@@ -6,6 +6,16 @@ a lock first: a Prefect variable with a unique name, which lives in Prefect's da
 concurrency limits live in the server's memory; a restart leaves their slots taken without end.) `lock_core` decides who
 holds it. Locks of keys are taken before those of budgets, and those in the order of their names, so that no two
 processes wait for each other.
+
+Before its first POST under an explicit key, a caller has to exclude that another process submitted the job a moment ago
+and the service does not list it yet. That takes a whole grace period of searching, and is no proof if the list lags
+for longer. A mark makes it cheap and certain: every process writes one under the key's lock, before it sends and
+again after a 2xx, with the job's id. A process that holds the lock and finds no mark knows that no process on this
+Prefect server has ever sent the key, so one query is enough; a process that finds a job's id reads that job. A mark
+without an id means "may have been sent": a process may die between mark and request, or before the answer.
+
+The keys of a flow run have no marks. But each of its jobs is recorded in Prefect before anything waits for it, so the
+job of an attempt whose process died after that is found again, however late the service lists it.
 """
 
 from __future__ import annotations
@@ -19,21 +29,38 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import httpx
+from cachetools import LRUCache
 from prefect.client.schemas.actions import VariableCreate
 from prefect.exceptions import ObjectAlreadyExists
 
 from prefect_qruntime.admission.lock_core import ANSWER, BEAT, SILENCE, Action, Claim, Holding, Row
-from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.network_loop import SingleFlight, network_loop
+from prefect_qruntime.client.submission import History, KeyHistory
 from prefect_qruntime.errors import SAME_REQUEST, QuantumRuntimeError
-from prefect_qruntime.prefect_api import api, clock_offset, current_flow_run_id, in_run, is_passing, patience
+from prefect_qruntime.observability.artifacts import find_record, find_records, upsert
+from prefect_qruntime.prefect_api import api, clock_offset, current_flow_run_id, family, in_run, is_passing, patience
 from prefect_qruntime.redact import get_logger
+from prefect_qruntime.run_context import RunContext
 
-__all__ = ["LockState", "budget_lock", "free_stuck_locks", "lock_name", "read_locks", "submission_lock"]
+__all__ = [
+    "LockState",
+    "budget_lock",
+    "free_stuck_locks",
+    "key_history",
+    "lock_name",
+    "mark_accepted",
+    "mark_sent",
+    "noted_by_earlier_attempts",
+    "read_locks",
+    "submission_lock",
+]
+
 
 log = get_logger(__name__)
 
@@ -47,6 +74,8 @@ _GIVE_BACK = 3600.0  # seconds for which the release is retried afterwards
 _AGAIN = (1.0, 30.0)  # seconds between two of these attempts, growing
 _STUCK = 4 * SILENCE  # seconds without a beat, by Prefect's own clock, after which doctor and sweep call a lock stuck
 _PAGE = 200
+
+_KEEP = 64  # attempts of flow runs
 
 
 def lock_name(kind: str, text: str) -> str:
@@ -400,3 +429,77 @@ async def free_stuck_locks() -> list[LockState]:
     for one in stuck:
         await _remove(one.row_id)
     return stuck
+
+
+@dataclass(slots=True)
+class _Noted:
+    """Jobs by submission key, as earlier attempts recorded them. Lives on the network loop."""
+
+    jobs: LRUCache[tuple[str, int], dict[str, str]] = field(default_factory=lambda: LRUCache(_KEEP))
+    reads: SingleFlight[dict[str, str]] = field(default_factory=SingleFlight)
+
+
+def noted_by_earlier_attempts(where: RunContext) -> KeyHistory | None:
+    """Return a function that looks up a flow run's own keys; None if no earlier attempt can have recorded anything.
+
+    Prefect is asked once for all jobs of an attempt; the process itself remembers what it submits.
+    """
+    flow_run_id = where.flow_run_id
+    if not where.repeated or flow_run_id is None:
+        return None
+
+    async def history(tag: str) -> History:
+        noted, which = network_loop().state(_Noted), (flow_run_id, where.attempt)
+        jobs = noted.jobs.get(which)
+        if jobs is None:
+            jobs = noted.jobs[which] = await noted.reads.join(lambda: _noted_jobs(UUID(flow_run_id)), *which)
+        return History(accepted=tag in jobs, job_id=jobs.get(tag))
+
+    return history
+
+
+async def _noted_jobs(flow_run_id: UUID) -> dict[str, str]:
+    records = await find_records("job", flow_run_ids=await family(flow_run_id))
+    return {record.meta["key"]: record.meta["id"] for record in reversed(records) if record.meta.get("key")}
+
+
+async def key_history(tag: str) -> History:
+    """Read what the processes on this Prefect server did with a key. The caller holds the key's lock.
+
+    Runs on the network loop.
+
+    Raises:
+        Exception: Prefect's API failed; then nothing is known.
+    """
+    record = await find_record("key", tag)
+    if record is None:
+        return History(never_sent=True)
+    return History(accepted="accepted" in record.meta, job_id=record.meta.get("job"))
+
+
+async def mark_sent(tag: str) -> None:
+    """Record that a request with this key is about to be sent. The caller holds the key's lock.
+
+    Raises:
+        QuantumRuntimeError: Prefect's API failed; then nothing must be sent.
+    """
+    text = f"The submission key `{tag}` was used. Its job carries it as a tag."
+    try:
+        await upsert("key", tag, text, {"tag": tag})
+    except Exception as error:
+        raise QuantumRuntimeError(
+            f"the submission key cannot be marked as used in Prefect ({error!r})",
+            solution="Nothing was sent. Run the flow again when Prefect's API can be reached.",
+            advice=SAME_REQUEST,
+        ) from error
+
+
+async def mark_accepted(tag: str, job_id: str | None) -> None:
+    """Record that the service accepted a request with this key, and the job's id. The caller holds the key's lock.
+
+    Raises:
+        Exception: Prefect's API failed.
+    """
+    which = f"job `{job_id}`" if job_id else "a job whose id could not be read"
+    text = f"The submission key `{tag}` was used for {which}."
+    await upsert("key", tag, text, {"tag": tag, "accepted": "yes", "job": job_id})

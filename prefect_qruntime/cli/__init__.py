@@ -16,27 +16,25 @@ from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 __all__ = ["app", "main"]
 
 _COMMANDS = {
-    "demo": "Run the main job on the embedded sandbox.",
-    "init": "Write a deployment file, example circuits and automations.",
-    "doctor": "Check settings, network, keys and the Prefect side.",
-    "setup": "Create the limits in Prefect by which processes share the create rate.",
-    "backends": "List backends with status, size, queue and errors.",
-    "jobs": "List jobs with state, QPU seconds and owner.",
-    "estimate": "Estimate what a job will cost.",
-    "usage": "Report QPU seconds by deployment, flow, tag, user or month.",
-    "result": "Show a finished job's result.",
-    "compare": "Test whether the results of two jobs agree.",
-    "cancel": "Cancel a job.",
-    "sessions": "List open sessions, or close one.",
-    "watch": "Resume suspended flow runs when their jobs have ended.",
-    "sweep": "Close sessions whose flow run or process is gone.",
-    "resume": "Run a flow run again, under its own id, after its worker died.",
-    "sandbox": "Serve the sandbox.",
-    "server": "Start a Prefect server that does not stall on SQLite.",
+    "demo": ("local", "Run the main job on the embedded sandbox."),
+    "init": ("local", "Write a deployment file, example circuits and automations."),
+    "doctor": ("operations", "Check settings, network, keys and the Prefect side."),
+    "setup": ("operations", "Create the limits in Prefect by which processes share the create rate."),
+    "backends": ("operations", "List backends with status, size, queue and errors."),
+    "jobs": ("jobs", "List jobs with state, QPU seconds and owner."),
+    "estimate": ("jobs", "Estimate what a job will cost."),
+    "usage": ("jobs", "Report QPU seconds by deployment, flow, tag, user or month."),
+    "result": ("jobs", "Show a finished job's result."),
+    "compare": ("jobs", "Test whether the results of two jobs agree."),
+    "cancel": ("jobs", "Cancel a job."),
+    "sessions": ("operations", "List open sessions, or close one."),
+    "watch": ("operations", "Resume suspended flow runs when their jobs have ended."),
+    "sweep": ("operations", "Close sessions whose flow run or process is gone."),
+    "resume": ("operations", "Run a flow run again, under its own id, after its worker died."),
+    "sandbox": ("local", "Serve the sandbox."),
+    "server": ("local", "Start a Prefect server that does not stall on SQLite."),
 }
-"""Commands with their lines in the list of commands."""
-_MODULES = {"estimate": "jobs", "usage": "jobs"}
-"""Modules of commands that share one; each other command has a module of its own name."""
+"""Each command's module, and its line in the list of commands."""
 
 app = App(
     name="prefect-qruntime",
@@ -45,8 +43,8 @@ app = App(
     # `--no-json` and the like would double each help page.
     default_parameter=Parameter(negative=()),
 )
-for _name, _help in _COMMANDS.items():
-    app.command(f"prefect_qruntime.cli.{_MODULES.get(_name, _name)}:{_name}", name=_name, help=_help)
+for _name, (_module, _help) in _COMMANDS.items():
+    app.command(f"prefect_qruntime.cli.{_module}:{_name}", name=_name, help=_help)
 app.register_install_completion_command(name="install-completion")
 
 

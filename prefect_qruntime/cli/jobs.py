@@ -1,7 +1,11 @@
-"""`prefect-qruntime jobs`, `estimate` and `usage`: which jobs there are, what more would cost, and who used what."""
+"""`prefect-qruntime jobs`, `estimate`, `usage`, `result`, `compare` and `cancel`.
+
+Which jobs there are, what more would cost, who used what, and what one job gave.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -13,20 +17,37 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prefect_qruntime.cli.find import only_credentials
-from prefect_qruntime.cli.options import AsJson, Blocks, checked_blocks, needs_prefect
-from prefect_qruntime.cli.output import cell, id_column, many, short
+from prefect_qruntime.cli.options import (
+    AsJson,
+    Blocks,
+    JobId,
+    OneBlock,
+    cell,
+    checked_blocks,
+    credentials_for,
+    id_column,
+    many,
+    needs_prefect,
+    only_credentials,
+    print_json,
+    print_rows,
+    short,
+)
 from prefect_qruntime.client.cost_core import CostEstimate
 from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.programs.agreement import checked_rate, compare_results
+from prefect_qruntime.client.results import JobResult
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.flow_parameters import circuit_text, read_file
+from prefect_qruntime.models import Job
 from prefect_qruntime.operations.job_listing import GroupBy, JobList, ListedJob, list_jobs
 from prefect_qruntime.operations.usage import report_usage
 from prefect_qruntime.operations.usage_tables import Reconciled, UsageLine, UsageReport, to_csv, write_parquet
-from prefect_qruntime.tasks.arguments import Submission
+from prefect_qruntime.tasks.definitions import Submission
 from prefect_qruntime.tasks.estimate import estimate_jobs
 
-__all__ = ["estimate", "jobs", "usage"]
+__all__ = ["cancel", "compare", "estimate", "jobs", "result", "usage"]
+
 
 _STYLES = {"queued": "yellow", "running": "cyan", "completed": "green", "cancelled": "magenta", "failed": "red"}
 _GROUPED: dict[GroupBy, tuple[str, str]] = {
@@ -36,6 +57,8 @@ _GROUPED: dict[GroupBy, tuple[str, str]] = {
     "flow-state": ("state of the flow run", "not in this Prefect"),
 }
 """The heading of each grouping, and the text for jobs without a value."""
+
+_ROWS = 20
 
 
 @needs_prefect
@@ -312,3 +335,82 @@ def _reconciled(one: Reconciled) -> str:
         f"{one.block}, {one.what}: the service says {one.service_says:g} {one.unit}, counted {one.counted:g}; "
         f"difference {one.difference:+g}. {one.meaning}"
     )
+
+
+@needs_prefect
+def result(job_id: JobId, /, *, block: OneBlock = None, json: AsJson = False) -> int:
+    """Fetch a finished job's result and show it; `--json` prints it as the service returned it.
+
+    A private job's result can be read only once: fetch it in a flow, which stores it.
+    """
+
+    async def work() -> JobResult:
+        return await (await credentials_for(job_id, block)).get_client().result(job_id)
+
+    found = network_loop().run(work())
+    if json:
+        print_json(found.raw)
+        return 0
+    rows, console = found.to_table(), Console()
+    if not rows:
+        console.print(f"The result of job {job_id} has no counts or values; --json prints it.", highlight=False)
+        return 0
+    table = Table(expand=True)
+    for name in rows[0]:
+        table.add_column(name.replace("_", " "), overflow="fold")
+    for row in rows[:_ROWS]:
+        table.add_row(*(f"{value:g}" if isinstance(value, float) else str(value) for value in row.values()))
+    console.print(table)
+    if len(rows) > _ROWS:
+        console.print(f"{len(rows) - _ROWS} more rows; --json prints all.", highlight=False)
+    return 0
+
+
+@needs_prefect
+def compare(
+    job_id: JobId,
+    other_id: Annotated[str, Parameter(help="Id of the other job.")],
+    /,
+    *,
+    false_alarm: Annotated[float, Parameter(help="How often two runs of the same PUBs may be said to differ.")] = 0.001,
+    block: OneBlock = None,
+    json: AsJson = False,
+) -> int:
+    """Test statistically whether the results of two finished jobs of the same PUBs agree; submits nothing.
+
+    For instance the two jobs of `compare_routes`, or one before and one after a change. Ends with 1 if they differ.
+    """
+    rate = checked_rate(false_alarm)
+
+    async def work() -> list[JobResult]:
+        return [await (await credentials_for(one, block)).get_client().result(one) for one in (job_id, other_id)]
+
+    found = compare_results(*network_loop().run(work()), false_alarm=rate)
+    if json:
+        print_json({"jobs": [job_id, other_id], **dataclasses.asdict(found)})
+        return 0 if found.agrees else 1
+    rows = [
+        {name: f"{value:.3g}" if isinstance(value, float) else value for name, value in row.items()}
+        for row in found.to_table()
+    ]
+    print_rows(rows[:_ROWS], f"Jobs {job_id} and {other_id}", "nothing to compare")
+    console = Console()
+    if len(rows) > _ROWS:
+        console.print(f"{len(rows) - _ROWS} more rows, each at least as likely; --json prints all.", highlight=False)
+    console.print(str(found), highlight=False)
+    return 0 if found.agrees else 1
+
+
+@needs_prefect
+def cancel(job_id: JobId, /, *, block: OneBlock = None, json: AsJson = False) -> int:
+    """Cancel a job. A job that has already ended is left as it is."""
+
+    async def work() -> Job:
+        return await (await credentials_for(job_id, block)).get_client().cancel(job_id)
+
+    job = network_loop().run(work())
+    if json:
+        print_json(job.model_dump(mode="json"))
+    else:
+        Console().print(f"Job {job.id} is {job.raw_status or 'in an unknown state'}.", highlight=False)
+    return 0

@@ -1,20 +1,47 @@
-"""Options that several commands share."""
+"""What commands share: options, the block that a command works with if it is not named, and how commands print."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Annotated, ParamSpec
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any, ParamSpec
 
+import orjson
 from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
+from prefect_qruntime.client.connection import check_id
 from prefect_qruntime.client.network_loop import network_loop
-from prefect_qruntime.credentials import QuantumRuntimeCredentials, saved_blocks
+from prefect_qruntime.credentials import QuantumRuntimeCredentials, aload_credentials, load_each, saved_blocks
 from prefect_qruntime.diagnostics.prefect_server import check_server
-from prefect_qruntime.errors import QuantumRuntimeError
+from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.prefect_api import unknown_block
+from prefect_qruntime.redact import many, printable
 
-__all__ = ["AsJson", "Blocks", "JobId", "OneBlock", "checked_blocks", "needs_prefect", "require_prefect"]
+__all__ = [
+    "AsJson",
+    "Blocks",
+    "JobId",
+    "OneBlock",
+    "cell",
+    "checked_blocks",
+    "credentials_for",
+    "id_column",
+    "many",
+    "needs_prefect",
+    "only_credentials",
+    "print_json",
+    "print_rows",
+    "require_prefect",
+    "short",
+]
+
+
+WIDE = 110
+"""Columns from which whole ids of flow runs fit beside those of jobs."""
 
 P = ParamSpec("P")
 
@@ -24,6 +51,104 @@ OneBlock = Annotated[
 ]
 JobId = Annotated[str, Parameter(help="Id of the job.")]
 AsJson = Annotated[bool, Parameter(help="Print JSON.")]
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], title: str, none: str, console: Console | None = None) -> None:
+    """Print rows of equal keys as a table.
+
+    Args:
+        rows: What to print.
+        title: Heading.
+        none: Text after the heading if there is no row.
+        console: Console to print to; standard output by default.
+    """
+    console = console or Console()
+    if not rows:
+        console.print(f"{title}: {none}.")
+        return
+    table = Table(title=title, title_justify="left")
+    for name in rows[0]:
+        table.add_column(name.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*(cell("" if value is None else value) for value in row.values()))
+    console.print(table)
+
+
+def id_column(table: Table, title: str, ids: Iterable[str]) -> None:
+    """Add a column that never breaks an id, however narrow the terminal is: an id in pieces cannot be copied."""
+    table.add_column(title, overflow="fold", min_width=max(map(len, ids), default=0))
+
+
+def short(identifier: str, console: Console) -> str:
+    """A flow run's id, or its first eight digits if the terminal is narrow."""
+    return identifier if console.width >= WIDE else identifier[:8]
+
+
+def cell(*lines: object, style: str = "") -> Text:
+    """A table's cell: one line for each text, without terminal sequences."""
+    return Text("\n".join(printable(line) for line in lines), style=style)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as indented JSON."""
+    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")
+
+
+def _none_saved(field: str | None = None) -> InvalidInput:
+    return InvalidInput(
+        "no Quantum Runtime Credentials block is saved.", field=field, solution="Create one in the UI under Blocks."
+    )
+
+
+async def only_credentials(block: str | None) -> QuantumRuntimeCredentials:
+    """Return the named credentials block, or the only one that is saved. Runs on the network loop.
+
+    Raises:
+        InvalidInput: No block has the name, or not exactly one is saved.
+    """
+    names = [block] if block is not None else await saved_blocks()
+    if not names:
+        raise _none_saved("block")
+    if len(names) > 1:
+        raise InvalidInput(
+            f"the saved blocks are {', '.join(names)}.", field="block", solution="Name one of them with --block."
+        )
+    return await aload_credentials(names[0])
+
+
+async def credentials_for(job_id: str, block: str | None) -> QuantumRuntimeCredentials:
+    """Return the credentials block of the instance that has a job. Runs on the network loop.
+
+    Args:
+        job_id: The job.
+        block: Name of the block; None to search the instance of each saved block.
+
+    Raises:
+        InvalidInput: No block has the name, or none is saved.
+        NotFound: No instance knows the job.
+    """
+    if block is not None:
+        return await aload_credentials(block)
+    check_id(job_id, field="job")
+    loaded, problems = await load_each(None)
+    if len(loaded) == 1 and not problems:
+        return next(iter(loaded.values()))
+    if not loaded and not problems:
+        raise _none_saved()
+    for name, credentials in loaded.items():
+        try:
+            await credentials.get_client().job(job_id)
+        except QuantumRuntimeError as error:  # another instance may have the job nevertheless
+            if not isinstance(error, NotFound):
+                problems[name] = f"{name}: {error}"
+            continue
+        return credentials
+    kind = QuantumRuntimeError if problems else NotFound
+    raise kind(
+        f"No instance of the saved blocks ({', '.join(sorted({*loaded, *problems}))}) is known to have job {job_id}.",
+        reason=" ".join(problems.values()) or None,
+        job_id=job_id,
+    )
 
 
 def needs_prefect(command: Callable[P, int]) -> Callable[P, int]:

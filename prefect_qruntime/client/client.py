@@ -29,7 +29,7 @@ from prefect_qruntime.client.waiting.follow import OnChange, OnTimeout, Stream, 
 from prefect_qruntime.client.waiting.job_list import Page
 from prefect_qruntime.client.waiting.plan import Deadlines, PollIntervals
 from prefect_qruntime.client.waiting.poller import JobPoller
-from prefect_qruntime.client.waiting.websocket import Ending, JobStream
+from prefect_qruntime.client.waiting.subscription import Ending, JobStream
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import Backend, Job, JobRef, Session, SessionRef, Usage
 

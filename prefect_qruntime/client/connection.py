@@ -1,7 +1,9 @@
-"""The address and credentials of an instance, checked once, before anything is sent.
+"""The address and credentials of an instance, checked once, before anything is sent; and the hosts of each dialect.
 
 A `Connection` is made by the credentials block and lives in this process only. It holds the API key,
 so it neither prints nor pickles it.
+
+Sources of the hosts: IBM's OpenAPI document 0.45.3; the clients 0.1 to 0.51 for the older ones.
 """
 
 from __future__ import annotations
@@ -11,29 +13,42 @@ import functools
 import hashlib
 import ipaddress
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 from urllib.parse import unquote, urlsplit
 
-from prefect_qruntime.client.hosts import DIALECTS, HOSTS, REGIONS, Dialects
 from prefect_qruntime.errors import InvalidInput
-from prefect_qruntime.printable import nearest
-from prefect_qruntime.redact import register_secret
+from prefect_qruntime.redact import nearest, register_secret
 
 __all__ = [
     "DEFAULT_API_VERSION",
     "DEFAULT_IAM_URL",
+    "DIALECTS",
+    "HOME_REGION",
+    "HOSTS",
+    "REGIONS",
     "Connection",
     "Crn",
+    "Dialects",
+    "Hosts",
     "check_id",
     "check_proxy",
     "check_url",
+    "dialect_that_answers",
     "is_id",
     "is_loopback",
     "is_public",
     "parse_crn",
     "register_proxy",
 ]
+
+
+Dialects = Literal["cloud", "legacy"]
+DIALECTS: tuple[Dialects, ...] = get_args(Dialects)
+REGIONS = ("us-east", "eu-de")
+HOME_REGION = "us-east"
+"""The region of hosts that name none."""
 
 DEFAULT_API_VERSION = "2026-04-15"
 DEFAULT_IAM_URL = "https://iam.cloud.ibm.com"
@@ -42,6 +57,50 @@ _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HEADER_TEXT = re.compile(r"[ -~]{1,200}")
 _VERSION = re.compile(r"\d{4}-\d{2}-\d{2}")
+
+
+@dataclass(frozen=True, slots=True)
+class Hosts:
+    """The hosts of one dialect.
+
+    Attributes:
+        pattern: Matches a host's name; its group `region` is the region, if the name has one.
+        lists_versions: Whether there is `GET /versions`, which distinguishes the dialects.
+        corrects: What is wrong in a block that names another dialect's host, beside the dialect.
+    """
+
+    pattern: re.Pattern[str]
+    lists_versions: bool
+    corrects: str
+    _url: str
+    _home_url: str
+
+    def url(self, region: str) -> str:
+        """What `/jobs` is appended to in a region."""
+        return self._home_url if region == HOME_REGION else self._url.format(region=region)
+
+
+HOSTS: Mapping[Dialects, Hosts] = {
+    "cloud": Hosts(
+        pattern=re.compile(r"(?:private\.)?(?:(?P<region>[a-z]{2}-[a-z0-9-]+)\.)?quantum\.cloud\.ibm\.com"),
+        lists_versions=True,
+        corrects="base_url",
+        _url="https://{region}.quantum.cloud.ibm.com/api/v1",
+        _home_url="https://quantum.cloud.ibm.com/api/v1",
+    ),
+    "legacy": Hosts(
+        pattern=re.compile(r"(?P<region>[a-z]{2}-[a-z0-9-]+)\.quantum-computing\.cloud\.ibm\.com"),
+        lists_versions=False,
+        corrects="api_key, crn and base_url",
+        _url="https://{region}.quantum-computing.cloud.ibm.com",
+        _home_url="https://us-east.quantum-computing.cloud.ibm.com",
+    ),
+}
+
+
+def dialect_that_answers(*, lists_versions: bool) -> Dialects:
+    """The dialect of a host, by whether it lists API versions."""
+    return next(name for name, hosts in HOSTS.items() if hosts.lists_versions is lists_versions)
 
 
 def is_loopback(host: str | None) -> bool:

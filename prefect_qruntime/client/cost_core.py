@@ -21,12 +21,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from prefect_qruntime.client.encodings.arrays import NpyArray, decode_array
-from prefect_qruntime.client.inputs.parameters import shape_of
+from prefect_qruntime.client.inputs.pub_values import shape_of
 from prefect_qruntime.client.inputs.qasm import scan
 from prefect_qruntime.client.inputs.spec import JobSpec, Pub
 from prefect_qruntime.client.programs.expectation import make_plan, shots_for
 from prefect_qruntime.errors import InvalidInput
-from prefect_qruntime.printable import many
+from prefect_qruntime.redact import many
 
 __all__ = [
     "COVERAGE",

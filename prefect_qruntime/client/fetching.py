@@ -9,11 +9,10 @@ from collections.abc import Awaitable, Callable
 
 import orjson
 
-from prefect_qruntime.client.answers import Question, read_text, whose
 from prefect_qruntime.client.connection import Connection
-from prefect_qruntime.client.failures import is_refusal, job_error
+from prefect_qruntime.client.failures import Question, is_refusal, job_error, read_text, whose
 from prefect_qruntime.client.results.job_result import JobResult
-from prefect_qruntime.client.results.tables import loads
+from prefect_qruntime.client.results.views import loads
 from prefect_qruntime.client.transport.http import Transport, download_elsewhere
 from prefect_qruntime.client.transport.replies import Reply
 from prefect_qruntime.client.transport.spool import BodyStore, StoredBody

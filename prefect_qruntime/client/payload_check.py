@@ -15,15 +15,13 @@ from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from prefect_qruntime.client.inputs.circuit_digest import identity_of
-from prefect_qruntime.client.inputs.circuits import is_encoded_circuit, load_qpy, qpy_bytes
-from prefect_qruntime.client.inputs.meaning import meaning_of
+from prefect_qruntime.client.inputs.meaning import identity_of, meaning_of
+from prefect_qruntime.client.inputs.pubs import is_encoded_circuit, load_qpy, qpy_bytes
 from prefect_qruntime.client.inputs.spec import RECIPE_AUTHOR, JobSpec, Pub
-from prefect_qruntime.client.programs.route import on_executor
+from prefect_qruntime.client.programs.make import on_executor
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import Job
-from prefect_qruntime.printable import many
-from prefect_qruntime.redact import get_logger
+from prefect_qruntime.redact import get_logger, many
 
 __all__ = [
     "differs_at_sight",

@@ -27,8 +27,7 @@ from prefect_qruntime.client.transport.retrying import RetryDeadlines
 from prefect_qruntime.client.transport.spool import MOST_BYTES
 from prefect_qruntime.errors import QuantumRuntimeError, ServiceUnavailable
 from prefect_qruntime.models import Backend, Job, JobRef, Session, SessionRef, Usage
-from prefect_qruntime.printable import nearest
-from prefect_qruntime.redact import install
+from prefect_qruntime.redact import install, nearest
 
 __all__ = ["JobFilters", "Service"]
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 from prefect_qruntime.client import session_core as core
-from prefect_qruntime.client.transport.in_flight import complete_or_withdraw
+from prefect_qruntime.client.transport.retrying import complete_or_withdraw
 from prefect_qruntime.errors import NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, Session, SessionRef
 from prefect_qruntime.redact import get_logger

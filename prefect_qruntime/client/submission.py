@@ -18,8 +18,8 @@ from prefect_qruntime.client import submission_core as core
 from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.client.payload_check import differs_at_sight, input_difference, is_small, on_service, shape
 from prefect_qruntime.client.submission_core import History
-from prefect_qruntime.client.submission_memory import Payload, SubmissionMemory
-from prefect_qruntime.client.transport.in_flight import complete_or_withdraw
+from prefect_qruntime.client.submission_keys import Payload, SubmissionMemory
+from prefect_qruntime.client.transport.retrying import complete_or_withdraw
 from prefect_qruntime.errors import NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobRef, SessionRef
 from prefect_qruntime.redact import get_logger

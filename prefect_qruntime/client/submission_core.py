@@ -8,7 +8,7 @@ events and answers each with the next action; `submission` carries the actions o
   list lags.
 - A request whose answer was lost is not repeated before a query that began a grace period later found nothing, and at
   most `attempts` times. If the search fails, the submission ends with `SubmissionUncertain`.
-- A process knows what it submitted (`submission_memory`): one caller of a key searches and submits, the others wait and
+- A process knows what it submitted (`SubmissionMemory`): one caller of a key searches and submits, the others wait and
   get its job. If it ends without acceptance, the next one continues; if it gives up in doubt, the others fail too.
 - A job found in the list must be what was asked for. A tag can be copied, so the payload is compared.
 - A failed or cancelled job is replaced (generation + 1) only if the caller asks for it; the caller compares the
@@ -31,7 +31,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from prefect_qruntime.client.submission_memory import Payload, SubmissionMemory
+from prefect_qruntime.client.submission_keys import Payload, SubmissionMemory
 from prefect_qruntime.errors import QuantumRuntimeError, SubmissionUncertain
 from prefect_qruntime.models import Job, JobRef, JobStatus
 

@@ -1,4 +1,7 @@
-"""Check the fields of a saved block, each by itself and without the network: one wrong field hides no other."""
+"""Findings, and the checks of a saved block's fields, which need no network: one wrong field hides no other.
+
+A finding says what was checked, what was found, and what to do about it.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,19 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from prefect_qruntime.client.connection import Connection
-from prefect_qruntime.client.hosts import HOME_REGION, HOSTS
-from prefect_qruntime.diagnostics.finding import Finding, hint, ok, problem
-from prefect_qruntime.errors import InvalidInput
-from prefect_qruntime.redact import register_secret
+from pydantic import BaseModel, ConfigDict
 
-__all__ = ["Fields", "check_ca_file", "check_fields", "check_host"]
+from prefect_qruntime.client.connection import HOME_REGION, HOSTS, Connection
+from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.redact import redact, register_secret
+
+__all__ = ["Fields", "Finding", "Level", "check_ca_file", "check_fields", "check_host", "hint", "ok", "problem"]
+
+
+Level = Literal["ok", "hint", "problem"]
 
 # Placeholder for a missing or wrong field; never sent, because the checks that need the field are skipped.
 _STAND_IN: Mapping[str, Any] = {
@@ -30,6 +36,41 @@ _NAMES = (
 )
 _ENDPOINTS = ("jobs", "backends", "sessions", "workloads", "versions", "instances")
 _SWITCHED_OFF = re.compile(r"(?:[a-z0-9-]+\.)*quantum-computing\.ibm\.com")
+
+
+class Finding(BaseModel):
+    """One row of a check-up, free of secrets.
+
+    `block` names the credentials block, or is None if the finding is not about one. `ok` needs nothing, a `hint` may be
+    ignored, a `problem` stops jobs or makes them unsafe.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    block: str | None = None
+    check: str
+    level: Level
+    finding: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        """The finding and what to do."""
+        return f"{self.finding} {self.fix}".strip()
+
+
+def ok(check: str, finding: str) -> Finding:
+    """A check that found nothing to do."""
+    return Finding(check=check, level="ok", finding=redact(finding))
+
+
+def hint(check: str, finding: str, fix: str = "") -> Finding:
+    """Advice that may be ignored; everything works without it."""
+    return Finding(check=check, level="hint", finding=redact(finding), fix=redact(fix))
+
+
+def problem(check: str, finding: str, fix: str) -> Finding:
+    """A problem that must be fixed."""
+    return Finding(check=check, level="problem", finding=redact(finding), fix=redact(fix))
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from prefect_qruntime.client import QuantumRuntimeClient
-from prefect_qruntime.client.connection import Connection
-from prefect_qruntime.client.hosts import HOSTS, dialect_that_answers
-from prefect_qruntime.diagnostics.finding import Finding, hint, ok, problem
+from prefect_qruntime.client.connection import HOSTS, Connection, dialect_that_answers
+from prefect_qruntime.diagnostics.fields import Finding, hint, ok, problem
 from prefect_qruntime.diagnostics.network import Address, check_api, check_iam
 from prefect_qruntime.errors import AuthenticationError, NotFound, PermissionDenied, QuantumRuntimeError
 from prefect_qruntime.models import Backend, InstanceReport, Job, Usage

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
-from prefect_qruntime.client.connection import DEFAULT_IAM_URL, Connection
-from prefect_qruntime.client.hosts import HOSTS, Dialects, dialect_that_answers
+from prefect_qruntime.client.connection import DEFAULT_IAM_URL, HOSTS, Connection, Dialects, dialect_that_answers
 from prefect_qruntime.client.transport.http import Probe, Trouble, probe, proxy_of, reaches_proxy
 from prefect_qruntime.client.transport.replies import parse_error
-from prefect_qruntime.diagnostics.finding import Finding, ok, problem
+from prefect_qruntime.diagnostics.fields import Finding, ok, problem
 from prefect_qruntime.errors import QuantumRuntimeError
 
 __all__ = ["MOST_SKEW", "Address", "check_api", "check_clock", "check_iam", "check_proxy_reached", "skew_of"]

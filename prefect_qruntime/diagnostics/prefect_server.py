@@ -21,11 +21,10 @@ from prefect_qruntime.admission.locks import read_locks
 from prefect_qruntime.admission.policy import QuantumRuntimePolicy, policy_in_force
 from prefect_qruntime.admission.rate_limit import pace, shared_limits
 from prefect_qruntime.client.connection import Connection, is_loopback
-from prefect_qruntime.diagnostics.finding import Finding, hint, ok, problem
+from prefect_qruntime.diagnostics.fields import Finding, hint, ok, problem
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.prefect_api import api, patience
-from prefect_qruntime.printable import many
-from prefect_qruntime.redact import redact
+from prefect_qruntime.redact import many, redact
 from prefect_qruntime.settings import QuantumRuntimeSettings
 
 __all__ = ["check_limits", "check_policy", "check_prefect", "check_server", "check_settings", "unreachable"]

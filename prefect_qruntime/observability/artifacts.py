@@ -28,9 +28,9 @@ from prefect.exceptions import ObjectNotFound
 
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.models import JobStatus
-from prefect_qruntime.observability.processes import PROCESS_FACTS
 from prefect_qruntime.prefect_api import api, current_flow_run_id
 from prefect_qruntime.redact import redact
+from prefect_qruntime.run_context import PROCESS_FACTS
 
 __all__ = [
     "Record",

@@ -12,7 +12,7 @@ from typing import Any
 from cachetools import TTLCache
 
 from prefect_qruntime.client import QuantumRuntimeClient
-from prefect_qruntime.client.inputs.circuits import load_qpy
+from prefect_qruntime.client.inputs.pubs import load_qpy
 from prefect_qruntime.client.inputs.spec import JobSpec, Pub
 from prefect_qruntime.client.network_loop import SingleFlight, network_loop
 from prefect_qruntime.errors import QuantumRuntimeError
@@ -20,7 +20,7 @@ from prefect_qruntime.observability.markdown import section
 from prefect_qruntime.observability.run_page import add_section
 from prefect_qruntime.observability.run_summary import in_background
 from prefect_qruntime.prefect_api import in_run
-from prefect_qruntime.printable import printable
+from prefect_qruntime.redact import printable
 from prefect_qruntime.settings import current_settings
 
 __all__ = ["circuit_section", "is_drawable", "show_circuits", "success_probability"]

@@ -13,13 +13,12 @@ import orjson
 
 from prefect_qruntime.client.encodings.arrays import ExecutionSpan
 from prefect_qruntime.client.results.job_result import JobResult
-from prefect_qruntime.client.results.tables import points
+from prefect_qruntime.client.results.views import points
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import JobStatus, SessionRef
 from prefect_qruntime.observability.charts import COLOURS, Point, bar_chart, is_shortened, line_chart, markdown_image
 from prefect_qruntime.observability.progress import line_of
-from prefect_qruntime.printable import many, markdown_text, printable
-from prefect_qruntime.redact import redact
+from prefect_qruntime.redact import many, markdown_text, printable, redact
 
 if TYPE_CHECKING:
     from prefect_qruntime.client.programs.agreement import RouteComparison

@@ -24,14 +24,12 @@ from prefect_qruntime.client.results.job_result import JobResult
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import Backend, Job, JobRef, JobStatus, SessionRef, is_mock
 from prefect_qruntime.observability.artifacts import upsert
-from prefect_qruntime.observability.events import Observation, emit, log_to_run, queue_and_run_seconds
 from prefect_qruntime.observability.markdown import (
     comparison_card,
     execution_line,
     result_section,
     section,
 )
-from prefect_qruntime.observability.processes import process_facts
 from prefect_qruntime.observability.progress import (
     WaitProgress,
     backend_words,
@@ -42,10 +40,10 @@ from prefect_qruntime.observability.progress import (
 )
 from prefect_qruntime.observability.run_page import amend, note_submitted, write, write_debounced, write_progress
 from prefect_qruntime.observability.run_summary import in_background
+from prefect_qruntime.observability.telemetry import Observation, emit, log_to_run, queue_and_run_seconds
 from prefect_qruntime.prefect_api import current_flow_run_id, in_run
-from prefect_qruntime.printable import printable
-from prefect_qruntime.redact import get_logger, redact
-from prefect_qruntime.run_context import current_run
+from prefect_qruntime.redact import get_logger, printable, redact
+from prefect_qruntime.run_context import current_run, process_facts
 
 if TYPE_CHECKING:
     from prefect_qruntime.client.programs.agreement import RouteComparison

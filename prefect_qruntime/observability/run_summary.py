@@ -18,9 +18,8 @@ from prefect_qruntime import prefect_api
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.observability.artifacts import find_records, upsert
 from prefect_qruntime.observability.markdown import summary_card, summary_description
-from prefect_qruntime.observability.processes import process_facts
 from prefect_qruntime.redact import get_logger
-from prefect_qruntime.run_context import submissions_in_flight
+from prefect_qruntime.run_context import process_facts, submissions_in_flight
 
 __all__ = ["Background", "RunSummary", "Summaries", "in_background", "mark_dirty", "write_summary"]
 

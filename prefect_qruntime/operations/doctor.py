@@ -19,8 +19,7 @@ from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.transport.retrying import RetryDeadlines
 from prefect_qruntime.credentials import saved_blocks
-from prefect_qruntime.diagnostics.fields import Fields, check_fields
-from prefect_qruntime.diagnostics.finding import Finding, hint, ok, problem
+from prefect_qruntime.diagnostics.fields import Fields, Finding, check_fields, hint, ok, problem
 from prefect_qruntime.diagnostics.instance import check_dialect, check_token, inspect_instance
 from prefect_qruntime.diagnostics.network import Address, check_api, check_clock, check_iam, check_proxy_reached
 from prefect_qruntime.diagnostics.prefect_server import (

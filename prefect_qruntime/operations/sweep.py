@@ -2,21 +2,37 @@
 
 `instance_sweep` sweeps one instance; this module does what concerns all: which flow runs are over, notes of dead
 processes that no block leads to, locks, stalled flow runs. Idempotent, and two sweeps at once do no harm.
+
+A flow run is stalled if Prefect shows it as running although its process is gone. If a worker and its flow processes
+are killed together, no part of Prefect reports it: the run stays `Running`. Run again under the same id it attaches to
+its jobs; a copy of it ("Copy to new run" in the UI) is another flow run and submits them again.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from datetime import UTC, datetime
+import contextlib
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Any
+from uuid import UUID
 
+from prefect.client.schemas import OrchestrationResult
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.responses import SetStateStatus
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import get_current_settings
+from prefect.states import Scheduled
 from pydantic import BaseModel, ConfigDict
 
 from prefect_qruntime.admission.locks import free_stuck_locks
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.credentials import load_each
-from prefect_qruntime.observability.artifacts import Record, find_records
+from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
+from prefect_qruntime.hooks import clean_up
+from prefect_qruntime.observability.artifacts import Kind, Record, find_records
 from prefect_qruntime.operations.instance_sweep import (
     LOOK_BACK,
     NOTED_BACK,
@@ -26,15 +42,227 @@ from prefect_qruntime.operations.instance_sweep import (
     Swept,
     owner_of,
 )
-from prefect_qruntime.operations.stalled import StalledRun, find_stalled
+from prefect_qruntime.prefect_api import api
 from prefect_qruntime.redact import get_logger
+from prefect_qruntime.run_context import process_is_gone
 from prefect_qruntime.tasks.session_notes import SessionNote, session_notes
 
-__all__ = ["SweepReport", "Swept", "arun_sweep", "rows", "run_sweep"]
+__all__ = [
+    "Resumed",
+    "StalledRun",
+    "SweepReport",
+    "Swept",
+    "aresume_flow_run",
+    "arun_sweep",
+    "find_stalled",
+    "resume_flow_run",
+    "rows",
+    "run_sweep",
+    "silence",
+]
+
 
 log = get_logger(__name__)
 
+_PAGE = 200
+_WITH_PROCESS: tuple[Kind, ...] = ("job", "session")
+_MISSED = 3  # heartbeats in a row after which a process counts as gone
+_DEFAULT_BEAT = 180.0  # seconds; Prefect's own default
+
 _AT_ONCE = 8  # instances swept concurrently
+
+
+class StalledRun(BaseModel):
+    """A flow run whose process is gone, the evidence, and how to continue without submitting a job twice."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    name: str
+    evidence: str
+    next_step: str
+
+
+class Resumed(BaseModel):
+    """A flow run that was scheduled again under its id, with the jobs that it will attach to."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    name: str
+    jobs: list[str]
+
+
+async def find_stalled(flow_run_ids: Iterable[str]) -> list[StalledRun]:
+    """Find the flow runs that Prefect shows as running although their process is gone. Runs on the network loop."""
+    wanted = []
+    for text in sorted(set(flow_run_ids)):
+        with contextlib.suppress(ValueError):
+            wanted.append(UUID(text))
+    found = []
+    for start in range(0, len(wanted), _PAGE):
+        running = FlowRunFilter(
+            id=FlowRunFilterId(any_=wanted[start : start + _PAGE]),
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING])),
+        )
+        for flow_run in await (await api()).read_flow_runs(flow_run_filter=running, limit=_PAGE):
+            if flow_run.parent_task_run_id is not None and flow_run.deployment_id is None:
+                continue  # a subflow: it goes on with the run above it
+            evidence = await _why_gone(flow_run)
+            if evidence is not None:
+                found.append(
+                    StalledRun(
+                        id=str(flow_run.id), name=flow_run.name, evidence=evidence, next_step=await _next_step(flow_run)
+                    )
+                )
+    return found
+
+
+async def _next_step(flow_run: FlowRun) -> str:
+    if flow_run.deployment_id is not None:
+        return (
+            f"Run `prefect-qruntime resume {flow_run.id}`: it runs again under the same id and attaches to its jobs. "
+            "Do not use `Copy to new run`: a copy submits the jobs again."
+        )
+    jobs = await _jobs(flow_run.id)
+    ids = f" ({', '.join(jobs)})" if jobs else ""
+    return (
+        f"It has no deployment, so no worker can run it again. Fetch the results of its jobs by their ids{ids}, with "
+        "`fetch_results`. A new run of the script submits the jobs again, unless they have a `submission_key`."
+    )
+
+
+async def _jobs(flow_run_id: UUID) -> list[str]:
+    return [record.meta["id"] for record in await find_records("job", flow_run_ids=[flow_run_id])]
+
+
+async def _why_gone(flow_run: FlowRun) -> str | None:
+    """The evidence that a flow run's process is gone; None if it may be alive."""
+    # A worker records the id of the run's process. If that process opened sessions or submitted jobs itself, their
+    # records identify it.
+    pid = (flow_run.infrastructure_pid or "").rpartition(":")[2]
+    for record in [record for kind in _WITH_PROCESS for record in await find_records(kind, flow_run_ids=[flow_run.id])]:
+        if record.meta.get("pid") == pid and _noted_in_this_run(record, flow_run):
+            if process_is_gone(record.meta):
+                return f"Its process {pid} on {record.meta.get('host')} is gone."
+            break
+    return await _missed_heartbeats(flow_run)
+
+
+def _noted_in_this_run(record: Record, flow_run: FlowRun) -> bool:
+    """Whether a record was written since the flow run entered its present state, not by an earlier process of it."""
+    began = flow_run.state.timestamp if flow_run.state is not None else None
+    return began is not None and record.updated is not None and record.updated >= began
+
+
+async def _missed_heartbeats(flow_run: FlowRun) -> str | None:
+    body = {
+        "filter": {
+            "event": {"name": ["prefect.flow-run.heartbeat"]},
+            "resource": {"id": [f"prefect.flow-run.{flow_run.id}"]},
+            "order": "DESC",
+        },
+        "limit": 2,
+    }
+    answer = await (await api()).request("POST", "/events/filter", json=body)
+    beats = [datetime.fromisoformat(event["occurred"]) for event in answer.json().get("events", ())]
+    began = flow_run.state.timestamp if flow_run.state is not None else None
+    now = datetime.now(UTC)
+    with contextlib.suppress(KeyError, ValueError):  # Prefect's clock, as this one may be wrong
+        now = parsedate_to_datetime(answer.headers["date"])
+    setting = get_current_settings().flows.heartbeat_frequency or _DEFAULT_BEAT
+    return silence(beats, began=began, now=now, setting=setting)
+
+
+def silence(beats: Sequence[datetime], *, began: datetime | None, now: datetime, setting: float) -> str | None:
+    """The evidence of heartbeats that a process is gone; None if there is none.
+
+    Args:
+        beats: The last ones, newest first.
+        began: Since when the flow run is in its present state.
+        now: The time on the clock of the beats.
+        setting: Seconds between heartbeats as configured here; the process may have another setting.
+    """
+    # Only those of this start of the flow run; if there are none, they are switched off and prove nothing.
+    beats = [beat for beat in beats if began is not None and beat >= began - timedelta(seconds=5)]
+    if not beats:
+        return None
+    usual = max(setting, (beats[0] - beats[1]).total_seconds() if len(beats) > 1 else 0.0)
+    silent = (now - beats[0]).total_seconds()
+    if silent <= _MISSED * usual:
+        return None
+    return f"Its last heartbeat was {silent / 60:.0f} minutes ago; they come every {usual:.0f} seconds."
+
+
+def resume_flow_run(flow_run_id: str, *, force: bool = False) -> Resumed:
+    """Resume a flow run whose process is gone, under the same id; for code without an event loop.
+
+    A worker starts it from the top: it attaches to the jobs it submitted, failed ones included, and submits only what
+    it had not submitted yet. Sessions that the dead process left open are drained first.
+
+    Args:
+        flow_run_id: The flow run.
+        force: Resume it even if it is not known that its process is gone.
+
+    Raises:
+        InvalidInput: The flow run cannot be resumed in its state, or its process may be alive; nothing was changed.
+        NotFound: Prefect knows no such flow run.
+        QuantumRuntimeError: Prefect refused to schedule it.
+    """
+    return network_loop().run(_resume(flow_run_id, force))
+
+
+async def aresume_flow_run(flow_run_id: str, *, force: bool = False) -> Resumed:
+    """As `resume_flow_run`, for async code."""
+    return await network_loop().arun(_resume(flow_run_id, force))
+
+
+async def _resume(flow_run_id: str, force: bool) -> Resumed:
+    client = await api()
+    try:
+        flow_run = await client.read_flow_run(UUID(flow_run_id))
+    except ValueError:
+        raise InvalidInput(f"{flow_run_id!r} is not the id of a flow run", field="flow_run_id") from None
+    except ObjectNotFound:
+        raise NotFound(f"Prefect knows no flow run {flow_run_id}.") from None
+    await _check(flow_run, force)
+    await clean_up(flow_run, cancel_jobs=False, drain=True)
+    answer: OrchestrationResult[Any] = await client.set_flow_run_state(
+        flow_run.id, Scheduled(name="Resuming", scheduled_time=datetime.now(UTC), message="Its process was gone.")
+    )
+    if answer.status is not SetStateStatus.ACCEPT:
+        reason = getattr(answer.details, "reason", None) or "no reason was given"
+        raise QuantumRuntimeError(f"Prefect did not schedule flow run {flow_run.id}: {reason}.")
+    # As after a suspension: this is no retry, so that a job that failed meanwhile is not submitted again.
+    policy = (await client.read_flow_run(flow_run.id)).empirical_policy
+    await client.update_flow_run(flow_run.id, empirical_policy=policy.model_copy(update={"resuming": True}))
+    return Resumed(id=str(flow_run.id), name=flow_run.name, jobs=await _jobs(flow_run.id))
+
+
+async def _check(flow_run: FlowRun, force: bool) -> None:
+    """Refuse flow runs that must not or need not be resumed.
+
+    Raises:
+        InvalidInput: It must not; the message says what to do instead.
+    """
+    state = flow_run.state
+    name = state.name if state is not None else "without a state"
+    wrong: Any = None
+    if flow_run.deployment_id is None:
+        wrong = f"flow run {flow_run.name} cannot be resumed. {await _next_step(flow_run)}"
+    elif state is not None and state.is_paused():
+        wrong = f"flow run {flow_run.name} is {name}. `prefect-qruntime watch` resumes it when its job is over."
+    elif state is not None and state.is_scheduled():
+        wrong = f"flow run {flow_run.name} is {name} already. A worker of its work pool starts it."
+    elif state is None or not (state.is_running() or state.is_crashed()):
+        wrong = f"flow run {flow_run.name} is {name}, not Running or Crashed. Use `Retry` in the UI to run it again."
+    elif state.is_running() and not force and await _why_gone(flow_run) is None:
+        wrong = (
+            f"the process of flow run {flow_run.name} may be alive: it is not known to be gone. Look at its worker. "
+            "If you are sure that the process is gone, use --force."
+        )
+    if wrong:
+        raise InvalidInput(wrong, field="flow_run_id")
 
 
 class SweepReport(BaseModel):

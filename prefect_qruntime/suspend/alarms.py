@@ -19,18 +19,17 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 
 from cachetools import LRUCache
 
+from prefect_qruntime.admission.budget import close_at_limit
+from prefect_qruntime.admission.guard import read_queue
 from prefect_qruntime.admission.locks import LockState, read_locks
-from prefect_qruntime.admission.session_holds import close_at_limit
 from prefect_qruntime.admission.share_core import Row
-from prefect_qruntime.admission.shares import read_queue
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.errors import NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, Session, Usage
 from prefect_qruntime.observability.artifacts import upsert
-from prefect_qruntime.observability.events import emit
+from prefect_qruntime.observability.telemetry import emit
 from prefect_qruntime.prefect_api import flow_runs_by_id
-from prefect_qruntime.printable import many, markdown_text, printable
-from prefect_qruntime.redact import get_logger
+from prefect_qruntime.redact import get_logger, many, markdown_text, printable
 from prefect_qruntime.settings import QuantumRuntimeSettings, current_settings
 
 __all__ = ["Alarm", "InstanceView", "InstanceWatch", "alarms", "board", "board_line"]

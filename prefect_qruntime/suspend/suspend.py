@@ -1,30 +1,224 @@
-"""Hand a wait over to a watcher: release the worker until the job is over, or leave the job to the watcher.
+"""Hand a wait over to a watcher, which releases the worker, and end a wait that was handed over.
 
-`prefect-qruntime watch` (or the flow `watch_jobs`) follows what is handed over here.
+A wait is handed over until the job is over, or the job is left to the watcher. `prefect-qruntime watch` (or the flow
+`watch_jobs`) follows what is handed over here.
+
+The watcher ends a wait by reporting it, by resuming its flow run, or by cancelling its job with the flow run. Each may
+be done twice, by two watchers or by one that was killed in between: the second time changes nothing.
+
+Which claim on a resumption is the next one is decided by `next_claim`, without clock and network. A claim is a row that
+only one of several watchers can create, because its name is unique. A watcher that dies leaves its claim behind. No
+watcher deletes the claim of another, which may be new: a watcher that finds only claims that are too old makes the next
+one, `…-2`, `…-3`, and again only one of several can.
 """
 
 from __future__ import annotations
 
 import logging
-from uuid import UUID
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from uuid import NAMESPACE_URL, UUID, uuid5
 
+from prefect.client.schemas.responses import SetStateStatus
 from prefect.context import FlowRunContext, TaskRunContext
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.flow_runs import asuspend_flow_run, suspend_flow_run
 
-from prefect_qruntime.cancellation import policy
+from prefect_qruntime import hooks
+from prefect_qruntime.cancellation import cancel_jobs_of, policy
 from prefect_qruntime.client.failures import job_error
 from prefect_qruntime.client.network_loop import network_loop
-from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name
-from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
+from prefect_qruntime.credentials import QuantumRuntimeCredentials, aload_credentials, block_name
+from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobRef
 from prefect_qruntime.observability import notifications
-from prefect_qruntime.prefect_api import current_flow_run_id
+from prefect_qruntime.prefect_api import api, current_flow_run_id
+from prefect_qruntime.redact import get_logger
 from prefect_qruntime.suspend import waits
-from prefect_qruntime.suspend.resume import emit_end
-from prefect_qruntime.tasks.arguments import JobLike, as_job
-from prefect_qruntime.tasks.wait import await_for_completion, wait_for_completion
+from prefect_qruntime.suspend.waits import Wait
+from prefect_qruntime.tasks.definitions import JobLike, as_job
+from prefect_qruntime.tasks.jobs import await_for_completion, wait_for_completion
 
-__all__ = ["aleave_to_watcher", "asuspend_until_done", "leave_to_watcher", "suspend_until_done"]
+__all__ = [
+    "STALE",
+    "aleave_to_watcher",
+    "asuspend_until_done",
+    "claimed",
+    "describe",
+    "emit_end",
+    "leave_to_watcher",
+    "next_claim",
+    "owner",
+    "reconcile",
+    "resume",
+    "suspend_until_done",
+]
+
+
+STALE = timedelta(seconds=60)
+"""Age from which a claim counts as that of a dead watcher. Resuming a flow run must never take as long."""
+
+log = get_logger(__name__)
+
+
+def next_claim(first: str, row: Mapping[str, datetime | None], now: datetime) -> str | None:
+    """The name of the claim to create after `first` could not be created.
+
+    Args:
+        first: The name of the first claim.
+        row: The claims there are, and when each was created.
+        now: The time by the clock that dated them.
+
+    Returns:
+        The name; None if a claim may still be in use, or if there is no claim any more: it was just released, and the
+        next check may create the first one again.
+
+    Example:
+        ```python
+        from datetime import UTC, datetime, timedelta
+        from prefect_qruntime.suspend.suspend import next_claim
+
+        made = datetime(2026, 1, 1, tzinfo=UTC)
+        assert next_claim("resume", {"resume": made}, made + timedelta(minutes=2)) == "resume-2"
+        ```
+    """
+    if not row or any(now - (created or now) <= STALE for created in row.values()):
+        return None
+    turns = [int(name.removeprefix(f"{first}-") or 1) for name in row if name != first]
+    return f"{first}-{max(turns, default=1) + 1}"
+
+
+def owner(wait: Wait) -> str | None:
+    """The flow run's id as a text."""
+    return str(wait.flow_run_id) if wait.flow_run_id is not None else None
+
+
+def describe(wait: Wait) -> str:
+    """Name what the job is followed for: a flow run or an event."""
+    return f"flow run {wait.flow_run_id}" if wait.key is not None else "an event"
+
+
+def emit_end(job: Job, *, flow_run_id: str | None, block: str | None, left: bool = False) -> None:
+    """Emit the event of the job's state, with the flow run first.
+
+    Args:
+        job: The job.
+        flow_run_id: The flow run suspended for it, or the one that left it.
+        block: Name of the credentials block.
+        left: Whether the job was left to the watcher.
+    """
+    notifications.job_event(
+        job,
+        flow_run_id=flow_run_id,
+        event_id=notifications.event_id_of(job, flow_run_id, left=left),
+        labels={"qruntime.left-to-watcher": "true"} if left else None,
+        credentials_block=block,
+    )
+
+
+async def resume(wait: Wait) -> bool:
+    """Resume the flow run; False if another process did, or if it cannot be resumed."""
+    assert wait.flow_run_id is not None  # noqa: S101  # only flow runs are suspended
+    answer = await (await api()).resume_flow_run(wait.flow_run_id)
+    if answer.status is SetStateStatus.ACCEPT:
+        log.info("Resumed flow run %s: job %s is over.", wait.flow_run_id, wait.job_id)
+        return True
+    reason = getattr(answer.details, "reason", None)
+    log.warning("Flow run %s was not resumed: %s", wait.flow_run_id, reason or "no reason given")
+    return False
+
+
+async def reconcile(wait: Wait) -> bool:
+    """Complete a wait whose flow run is no longer suspended for it: cancelled, resumed by another process, or deleted.
+
+    A suspended flow run has no process, so Prefect cancels it at once and runs no hook.
+
+    Returns:
+        Whether it was cancelled.
+
+    Raises:
+        QuantumRuntimeError: The service refused to cancel, or the block cannot be loaded; try again.
+    """
+    assert wait.flow_run_id is not None  # noqa: S101  # only flow runs are suspended
+    try:
+        flow_run = await (await api()).read_flow_run(wait.flow_run_id)
+    except ObjectNotFound:
+        await waits.drop_note(wait)
+        return False
+    if waits.pause_key_of(flow_run.state) == wait.key:
+        return False
+    cancelled = flow_run.state is not None and (flow_run.state.is_cancelled() or flow_run.state.is_cancelling())
+    if cancelled:
+        try:
+            if wait.policy == "cancel":
+                client = (await aload_credentials(wait.block)).get_client()
+                await cancel_jobs_of(client, str(flow_run.id), [wait.job_id])
+        except NotFound as error:
+            # Deleted from the service: nothing is left to cancel.
+            log.warning("Job %s of flow run %s: %s", wait.job_id, flow_run.id, error)
+        finally:
+            await hooks.clean_up(flow_run, cancel_jobs=wait.policy == "cancel", drain=wait.policy == "detach")
+        log.info("Flow run %s was cancelled: policy %s for its jobs.", flow_run.id, wait.policy)
+    elif flow_run.state is None or not flow_run.state.is_final():
+        # After a crash the flow run may be about to be suspended with this same note, which is dropped at its end.
+        return False
+    await waits.drop_note(wait)
+    return cancelled
+
+
+_MOST = 200  # claims of one resumption that are read
+
+
+@asynccontextmanager
+async def claimed(flow_run_id: UUID, pause_key: str) -> AsyncIterator[bool]:
+    """Claim the resumption of a flow run that is suspended with this key. Runs on the network loop.
+
+    A claim is kept, as a pause key is used once; left by an error, it is given back.
+
+    Args:
+        flow_run_id: The flow run.
+        pause_key: What it is suspended with.
+
+    Yields:
+        Whether the claim is ours; otherwise another watcher is resuming the flow run.
+
+    Raises:
+        Exception: Prefect's API failed.
+    """
+    name = await _claim(flow_run_id, f"qruntime-resume-{uuid5(NAMESPACE_URL, pause_key).hex}")
+    try:
+        yield name is not None
+    except BaseException:
+        if name is not None:
+            with suppress(Exception):
+                await (await api()).delete_flow_run_input(flow_run_id, name)
+        raise
+
+
+async def _claim(flow_run_id: UUID, first: str) -> str | None:
+    """The name of our claim, or None: the last claim is another watcher's and may still be in use."""
+    if (now := await _create(flow_run_id, first)) is None:
+        return first
+    # Claims of dead watchers: only the creator of the next one holds the claim.
+    row = await (await api()).filter_flow_run_input(flow_run_id, first, limit=_MOST, exclude_keys=set())
+    name = next_claim(first, {claim.key: claim.created for claim in row}, now)
+    return name if name is not None and await _create(flow_run_id, name) is None else None
+
+
+async def _create(flow_run_id: UUID, name: str) -> datetime | None:
+    """Create a claim; returns None, or Prefect's time if a claim of this name exists."""
+    try:
+        await (await api()).create_flow_run_input(flow_run_id, name, "claimed")
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code != 409:
+            raise
+        # The clocks of two hosts may differ, so the age of a claim is measured by Prefect's clock.
+        with suppress(KeyError, ValueError):
+            return parsedate_to_datetime(error.response.headers["date"])
+        return datetime.now(UTC)
+    return None
 
 
 def suspend_until_done(credentials: QuantumRuntimeCredentials, job: JobLike) -> Job:

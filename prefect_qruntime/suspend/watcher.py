@@ -25,14 +25,13 @@ from prefect_qruntime.credentials import aload_credentials, saved_blocks
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobStatus
 from prefect_qruntime.observability import notifications
-from prefect_qruntime.observability.events import Observation
 from prefect_qruntime.observability.progress import PageTurn, WaitProgress
-from prefect_qruntime.printable import many
-from prefect_qruntime.redact import get_logger, redact
+from prefect_qruntime.observability.telemetry import Observation
+from prefect_qruntime.redact import get_logger, many, redact
 from prefect_qruntime.settings import current_settings
-from prefect_qruntime.suspend import resume, waits
+from prefect_qruntime.suspend import suspend, waits
 from prefect_qruntime.suspend.alarms import InstanceWatch
-from prefect_qruntime.suspend.resume import claimed
+from prefect_qruntime.suspend.suspend import claimed
 from prefect_qruntime.suspend.waits import Wait
 from prefect_qruntime.tasks.backends import STATE_AGE, backend_now
 
@@ -188,7 +187,7 @@ class _Watcher:
             await asyncio.sleep(_BETWEEN_PAGES)
 
     async def _show_page(self, entry: _Followed) -> None:
-        wait, progress, owner = entry.wait, entry.progress, resume.owner(entry.wait)
+        wait, progress, owner = entry.wait, entry.progress, suspend.owner(entry.wait)
         entry.page.taken(time.monotonic(), current_settings().progress_seconds)
         if owner is None:
             return
@@ -284,7 +283,7 @@ class _Watcher:
     def _take(self, wait: Wait) -> None:
         self._followed[wait.note] = _Followed(wait)
         self._counts["followed"] += 1
-        log.info("Watching job %s for %s.", wait.job_id, resume.describe(wait))
+        log.info("Watching job %s for %s.", wait.job_id, suspend.describe(wait))
 
     def _let_go(self, entry: _Followed) -> None:
         self._followed.pop(entry.wait.note, None)
@@ -307,8 +306,8 @@ class _Watcher:
                 await self._end(entry, end)
         except Exception as error:
             # Any error, ours or Prefect's: this wait is tried again and the others continue.
-            self._problem(str(wait.note), f"job {wait.job_id} for {resume.describe(wait)}: {error}")
-            log.warning("Job %s for %s is tried again later: %s", wait.job_id, resume.describe(wait), error)
+            self._problem(str(wait.note), f"job {wait.job_id} for {suspend.describe(wait)}: {error}")
+            log.warning("Job %s for %s is tried again later: %s", wait.job_id, suspend.describe(wait), error)
             self._clients.pop(wait.block, None)
             entry.ending, entry.task, entry.not_before = False, None, time.monotonic() + _AGAIN
         else:
@@ -339,14 +338,14 @@ class _Watcher:
             pass  # a page that tells less than the end is written before the flow run goes on, or not at all
         async with self._gate:
             if isinstance(end, NotFound):
-                log.warning("Job %s for %s: %s", entry.wait.job_id, resume.describe(entry.wait), end)
+                log.warning("Job %s for %s: %s", entry.wait.job_id, suspend.describe(entry.wait), end)
             if entry.wait.key is not None and entry.wait.flow_run_id is not None:
                 await self._end_suspension(entry, end, entry.wait.flow_run_id, entry.wait.key)
                 return
             if isinstance(end, Job):
                 _tell(entry.wait, end)
                 self._counts["told"] += 1
-                await notifications.job_ended(end, entry.seen, flow_run_id=resume.owner(entry.wait))
+                await notifications.job_ended(end, entry.seen, flow_run_id=suspend.owner(entry.wait))
             self._told.append(entry.wait)
             self._let_go(entry)
 
@@ -363,13 +362,13 @@ class _Watcher:
             if isinstance(end, Job):
                 _tell(wait, end)
             # The resumed flow completes the job's record, also of a job that the service does not know.
-            self._counts["resumed"] += await resume.resume(wait)
+            self._counts["resumed"] += await suspend.resume(wait)
             await waits.drop_note(wait)
             self._let_go(entry)
 
     async def _gone(self, wait: Wait) -> None:
         try:
-            self._counts["cancelled"] += await resume.reconcile(wait)
+            self._counts["cancelled"] += await suspend.reconcile(wait)
         except (QuantumRuntimeError, ValueError) as error:
             self._problem(str(wait.note), f"The jobs of flow run {wait.flow_run_id} could not be cancelled: {error}")
         else:
@@ -416,4 +415,4 @@ class _Watcher:
 
 
 def _tell(wait: Wait, job: Job) -> None:
-    resume.emit_end(job, flow_run_id=resume.owner(wait), block=wait.block, left=wait.key is None)
+    suspend.emit_end(job, flow_run_id=suspend.owner(wait), block=wait.block, left=wait.key is None)

@@ -23,11 +23,10 @@ from prefect_qruntime.errors import (
 )
 from prefect_qruntime.models import Backend, InstanceReport, JobRef, Usage
 from prefect_qruntime.observability import notifications
-from prefect_qruntime.observability.live_line import was_waited_for
-from prefect_qruntime.observability.progress import backend_words, line_of
+from prefect_qruntime.observability.progress import backend_words, line_of, was_waited_for
 from prefect_qruntime.observability.run_summary import in_background
-from prefect_qruntime.printable import many
-from prefect_qruntime.tasks.decorators import blocking, in_flow, repeats
+from prefect_qruntime.redact import many
+from prefect_qruntime.tasks.definitions import blocking, in_flow, repeats
 
 __all__ = [
     "HELD_AFTER",

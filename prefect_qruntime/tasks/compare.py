@@ -6,18 +6,17 @@ from typing import Any, Unpack, cast
 
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.programs.agreement import RouteComparison, checked_rate, compare_results
-from prefect_qruntime.client.programs.route import PrimitiveRoute
+from prefect_qruntime.client.programs.make import PrimitiveRoute
 from prefect_qruntime.client.results import JobResult
 from prefect_qruntime.client.waiting.follow import OnTimeout, Stream
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import JobRef
 from prefect_qruntime.observability import notifications
-from prefect_qruntime.tasks.arguments import Submission, plan_submission, spelled_out
+from prefect_qruntime.tasks.definitions import Submission, plan_submission, spelled_out
 from prefect_qruntime.tasks.estimate import aask_above, ask_above
-from prefect_qruntime.tasks.fetch import afetch_results, fetch_results
+from prefect_qruntime.tasks.jobs import afetch_results, await_for_completion, fetch_results, wait_for_completion
 from prefect_qruntime.tasks.submit import asubmit_numbered, submit_numbered
-from prefect_qruntime.tasks.wait import await_for_completion, wait_for_completion
 
 __all__ = ["acompare_routes", "compare_routes"]
 

@@ -29,8 +29,7 @@ from prefect_qruntime.errors import ApprovalDenied, InvalidInput, QuantumRuntime
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.artifacts import recent_records
 from prefect_qruntime.run_context import current_run
-from prefect_qruntime.tasks.arguments import Submission, plan_submission, spelled_out
-from prefect_qruntime.tasks.decorators import blocking, in_flow, repeats
+from prefect_qruntime.tasks.definitions import Submission, blocking, in_flow, plan_submission, repeats, spelled_out
 
 __all__ = [
     "CostApproval",

@@ -31,9 +31,9 @@ from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import SessionRef
 from prefect_qruntime.observability.artifacts import Record, find_records, upsert_session
 from prefect_qruntime.observability.markdown import card, session_description, session_title
-from prefect_qruntime.observability.processes import process_facts, process_is_gone
 from prefect_qruntime.prefect_api import api, in_run
 from prefect_qruntime.redact import get_logger
+from prefect_qruntime.run_context import process_facts, process_is_gone
 
 __all__ = [
     "SessionNote",

@@ -26,8 +26,15 @@ from prefect_qruntime.redact import get_logger
 from prefect_qruntime.run_context import RunContext, current_run
 from prefect_qruntime.settings import current_settings
 from prefect_qruntime.tasks import session_notes
-from prefect_qruntime.tasks.arguments import SessionLike, as_session, backend_name
-from prefect_qruntime.tasks.decorators import blocking, creates, in_flow, repeats
+from prefect_qruntime.tasks.definitions import (
+    SessionLike,
+    as_session,
+    backend_name,
+    blocking,
+    creates,
+    in_flow,
+    repeats,
+)
 
 __all__ = [
     "aclose_session",

@@ -22,38 +22,46 @@ from prefect.utilities.annotations import BaseAnnotation, unmapped
 from prefect.utilities.collections import isiterable
 
 from prefect_qruntime import run_context
-from prefect_qruntime.admission import keys, policy
+from prefect_qruntime.admission import policy
 from prefect_qruntime.admission.budget import as_budget
 from prefect_qruntime.admission.guard import admission_guard
-from prefect_qruntime.admission.locks import submission_lock
-from prefect_qruntime.admission.marks import key_history, mark_accepted, mark_sent, noted_by_earlier_attempts
+from prefect_qruntime.admission.locks import (
+    key_history,
+    mark_accepted,
+    mark_sent,
+    noted_by_earlier_attempts,
+    submission_lock,
+)
 from prefect_qruntime.cancellation import cancels_jobs, ends_with_flow_run
-from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client import QuantumRuntimeClient, submission_keys
 from prefect_qruntime.client.inputs.spec import JobSpec, input_notices
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.programs import make_spec
-from prefect_qruntime.client.programs.route import on_executor, program_is_gone, route_notices
+from prefect_qruntime.client.programs.make import on_executor, program_is_gone, route_notices
 from prefect_qruntime.client.submission import Intent
 from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobRef, is_mock
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.circuit_page import show_circuits
-from prefect_qruntime.observability.traces import trace_job
+from prefect_qruntime.observability.telemetry import trace_job
 from prefect_qruntime.prefect_api import clock_offset, in_run
 from prefect_qruntime.run_context import current_run
 from prefect_qruntime.settings import current_settings
-from prefect_qruntime.tasks.arguments import (
+from prefect_qruntime.tasks.backends import check_online, say_if_held
+from prefect_qruntime.tasks.definitions import (
+    InFlowTask,
     Submission,
     as_session,
     backend_name,
+    blocking,
+    creates,
     digest_fields,
+    in_flow,
     plan_submission,
     spec_fields,
     spelled_out,
 )
-from prefect_qruntime.tasks.backends import check_online, say_if_held
-from prefect_qruntime.tasks.decorators import InFlowTask, blocking, creates, in_flow
 from prefect_qruntime.tasks.sessions import bind, first_through, note_session
 
 __all__ = ["asubmit_job", "asubmit_numbered", "submit_job", "submit_numbered"]
@@ -104,17 +112,17 @@ async def _submit(
     for doubt in spec.doubts:
         notifications.log_to_run(f"{doubt} The same work, written again in another process, may count as new work.")
     if submission_key is not None:
-        identity, number = keys.explicit_identity(submission_key), 0
+        identity, number = submission_keys.explicit_identity(submission_key), 0
     else:
         identity = where.identity
         number = 0 if replaces else run_context.call_index(where, digest) if call_index is None else call_index
     first = 0
     if replaces is not None and (submission_key is not None or where.flow_run_id is not None):
         submitted_so_far = 1 if submission_key is not None else run_context.submitted_so_far(where, digest)
-        number, first = keys.next_generation(
+        number, first = submission_keys.next_generation(
             replaces, client.connection.crn, identity, digest, submitted_so_far=submitted_so_far
         )
-    flow_tag = keys.flow_tag(where.flow_run_id) if where.flow_run_id else None
+    flow_tag = submission_keys.flow_tag(where.flow_run_id) if where.flow_run_id else None
 
     def renew_failed(job: Job) -> bool:
         # Within one attempt, a failed job found under an explicit key is the answer; a later run wants a new one.
@@ -124,7 +132,7 @@ async def _submit(
         return anew or (flow_tag is not None and flow_tag not in job.tags)
 
     def key_tag(generation: int) -> str:
-        return keys.key_tag(client.connection.crn, identity, digest, index=number, generation=generation)
+        return submission_keys.key_tag(client.connection.crn, identity, digest, index=number, generation=generation)
 
     def later_tag(generation: int) -> str:
         return key_tag(first + generation)

@@ -27,7 +27,7 @@ from prefect.exceptions import Pause
 from prefect.flow_engine import run_flow
 
 import prefect_qruntime as qr
-from prefect_qruntime.admission import keys
+from prefect_qruntime.client import submission_keys
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.suspend.watcher import run_watch
 from tests.chaos.campaign import circuit_for
@@ -239,7 +239,7 @@ def watch(order: dict[str, Any]) -> dict[str, Any]:
 
 def forget_keys() -> None:
     """Make each process take a job that was submitted before for another one's."""
-    keys.key_tag = lambda *args, **kwargs: f"qr-key:{uuid4().hex}"  # type: ignore[assignment]
+    submission_keys.key_tag = lambda *args, **kwargs: f"qr-key:{uuid4().hex}"  # type: ignore[assignment]
 
 
 def carry_out(order: dict[str, Any]) -> dict[str, Any]:

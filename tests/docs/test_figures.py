@@ -9,7 +9,7 @@ import pytest
 from prefect_qruntime.admission import lock_core, share_core
 from prefect_qruntime.client import cost_core, provenance
 from prefect_qruntime.client.failures import CREATE_PAUSE
-from prefect_qruntime.client.inputs.fields import MAX_PAYLOAD_BYTES
+from prefect_qruntime.client.inputs.spec import MAX_PAYLOAD_BYTES
 from prefect_qruntime.client.submission_core import Ask
 from prefect_qruntime.client.waiting.job_list import LARGEST_PAGE
 from prefect_qruntime.client.waiting.plan import Deadlines, PollIntervals

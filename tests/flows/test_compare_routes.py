@@ -11,7 +11,7 @@ from prefect import flow
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
 import prefect_qruntime as qr
-from prefect_qruntime.cli.compare import compare as compare_command
+from prefect_qruntime.cli.jobs import compare as compare_command
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.flow_runs import BACKEND, asked, ran
 

@@ -23,11 +23,11 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from prefect_qruntime import Budget, QuantumRuntimeCredentials, QuantumRuntimeJob, QuantumRuntimePolicy
 from prefect_qruntime.admission.rate_limit import set_up
-from prefect_qruntime.cli.doctor import doctor
+from prefect_qruntime.cli.operations import doctor
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.submission import Intent
-from prefect_qruntime.diagnostics.finding import Finding
+from prefect_qruntime.diagnostics.fields import Finding
 from prefect_qruntime.operations.doctor import check_block, run_doctor
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.flow_runs import BACKEND, FLIP, asked

@@ -14,7 +14,7 @@ from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.observability.artifacts import artifact_key, find_record, find_records
 from prefect_qruntime.observability.markdown import history
 from prefect_qruntime.sandbox import Sandbox
-from prefect_qruntime.tasks import backends, wait
+from prefect_qruntime.tasks import backends, jobs
 from tests.support.flow_runs import BACKEND, FLIP, asked, noted, posts, ran, run, until
 
 pytestmark = pytest.mark.server
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.server
 def test_an_offline_backend_is_said_or_refused(
     sandbox: Sandbox, credentials: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wait, "HELD_AFTER", 0.1)
+    monkeypatch.setattr(jobs, "HELD_AFTER", 0.1)
     monkeypatch.setattr(backends, "HELD_AFTER", 0.1)
 
     @flow

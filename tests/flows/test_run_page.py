@@ -20,8 +20,8 @@ from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.models import Job, JobStatus
 from prefect_qruntime.observability import run_summary
 from prefect_qruntime.observability.artifacts import Record, find_record, find_records, upsert
-from prefect_qruntime.observability.events import Observation, queue_and_run_seconds
 from prefect_qruntime.observability.markdown import result_section, summary_card
+from prefect_qruntime.observability.telemetry import Observation, queue_and_run_seconds
 from prefect_qruntime.operations.sweep import run_sweep
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.flow_runs import BACKEND, FLIP, SVG, asked, events, noted, picture, ran, run, until

@@ -16,9 +16,9 @@ from prefect import flow
 
 import prefect_qruntime as qr
 from prefect_qruntime.client.network_loop import network_loop
-from prefect_qruntime.observability.processes import process_facts, process_is_gone
 from prefect_qruntime.operations.session_listing import close_by_id, list_sessions
 from prefect_qruntime.operations.sweep import run_sweep
+from prefect_qruntime.run_context import process_facts, process_is_gone
 from prefect_qruntime.sandbox import Sandbox
 from prefect_qruntime.tasks.session_notes import session_notes
 from tests.support.flow_runs import BACKEND, FLIP, until

@@ -19,8 +19,8 @@ from prefect.states import Completed, Crashed, Failed, Running, Scheduled, State
 import prefect_qruntime as qr
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.observability.artifacts import find_records, open_note, upsert
-from prefect_qruntime.observability.processes import process_facts
-from prefect_qruntime.operations.stalled import StalledRun, find_stalled, resume_flow_run, silence
+from prefect_qruntime.operations.sweep import StalledRun, find_stalled, resume_flow_run, silence
+from prefect_qruntime.run_context import process_facts
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.flow_runs import BACKEND, FLIP, asked, until
 from tests.support.prefect_server import PrefectServer
@@ -112,7 +112,7 @@ def test_a_run_without_heartbeats_for_an_hour_is_resumed(
     beat(flow_run.id, 0.0)
     assert stalled(flow_run.id) == []
     later = datetime.now(UTC) + timedelta(hours=1)
-    monkeypatch.setattr("prefect_qruntime.operations.stalled.parsedate_to_datetime", lambda _date: later)
+    monkeypatch.setattr("prefect_qruntime.operations.sweep.parsedate_to_datetime", lambda _date: later)
     (found,) = stalled(flow_run.id)
     assert "heartbeat" in found.evidence
     assert f"prefect-qruntime resume {flow_run.id}" in found.next_step

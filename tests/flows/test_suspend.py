@@ -17,14 +17,14 @@ from prefect.states import Cancelling, Crashed, Running, Scheduled
 
 import prefect_qruntime as qr
 from flows.watch_jobs import watch_jobs
-from prefect_qruntime.cli.watch import watch
+from prefect_qruntime.cli.operations import watch
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.waiting.plan import Deadlines
 from prefect_qruntime.observability.artifacts import Record
 from prefect_qruntime.observability.progress import PageTurn
 from prefect_qruntime.prefect_api import api
 from prefect_qruntime.sandbox import Sandbox
-from prefect_qruntime.suspend.resume import claimed, reconcile
+from prefect_qruntime.suspend.suspend import claimed, reconcile
 from prefect_qruntime.suspend.waits import job_of, notes, pause_key
 from prefect_qruntime.suspend.watcher import arun_watch, run_watch
 from tests.support.flow_runs import BACKEND, FLIP, asked, events, ran, records, run, start, state_of, until
@@ -269,7 +269,7 @@ def test_one_watcher_claims_a_flow_run(sandbox: Sandbox, block: str, monkeypatch
     done(sandbox)
     assert run_watch([block], once=True).resumed == 0, "another one is at it"
     monkeypatch.setattr(
-        "prefect_qruntime.suspend.resume_claims.STALE", timedelta(seconds=-3600)
+        "prefect_qruntime.suspend.suspend.STALE", timedelta(seconds=-3600)
     )  # any claim is of a dead one
     assert run_watch([block], once=True).resumed == 1, "it died over it"
 
@@ -310,8 +310,8 @@ def test_a_claim_taken_over_is_not_taken_over_again(sandbox: Sandbox, block: str
     assert network_loop().run(claim()), "the one that dies over it"
     with pytest.MonkeyPatch.context() as patch:
         # Any claim is one of a dead watcher: the server's date is a second behind, on a busy machine more.
-        patch.setattr("prefect_qruntime.suspend.resume_claims.STALE", timedelta(seconds=-3600))
-        patch.setattr("prefect_qruntime.suspend.resume.api", paired)
+        patch.setattr("prefect_qruntime.suspend.suspend.STALE", timedelta(seconds=-3600))
+        patch.setattr("prefect_qruntime.suspend.suspend.api", paired)
         assert sorted(network_loop().run(two_at_once())) == [False, True]
     assert not network_loop().run(claim()), "the new claim holds"
     asked(lambda client: client.set_flow_run_state(flow_run.id, Cancelling()))

@@ -12,7 +12,7 @@ from prefect import flow, unmapped
 from prefect_ray import RayTaskRunner
 
 import prefect_qruntime as qr
-from prefect_qruntime.cli.setup import setup
+from prefect_qruntime.cli.operations import setup
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.prefect_server import PrefectServer
 from tests.system import spread

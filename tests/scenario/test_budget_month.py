@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from prefect_qruntime.admission import ledger as ledger_module, session_holds
+from prefect_qruntime.admission import budget, ledger as ledger_module
 from prefect_qruntime.admission.budget import Budget
 from prefect_qruntime.admission.budget_core import SessionHold
 from prefect_qruntime.admission.ledger import Ledger
@@ -159,7 +159,7 @@ class Month:
             seconds -= step
             if self.watches:
                 for client in self.clients:
-                    self.closed += client.run(session_holds.close_at_limit(client))
+                    self.closed += client.run(budget.close_at_limit(client))
 
     def live(self, weeks: int = WEEKS, rounds: int = ROUNDS) -> None:
         for week in range(weeks):
@@ -176,18 +176,18 @@ class Month:
 def prefect(monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox) -> Prefect:
     """Notes that outlive processes, and the service's clock for all processes."""
     noted, control = Prefect(), sandbox.control
-    monkeypatch.setattr(session_holds, "_write", noted.write)
-    monkeypatch.setattr(session_holds, "read_holds", noted.read)
-    monkeypatch.setattr(session_holds, "in_run", lambda: True)
-    monkeypatch.setattr(session_holds, "now", control.now)
-    monkeypatch.setattr(session_holds, "clock_offset", lambda: 0.0)
+    monkeypatch.setattr(budget, "_write", noted.write)
+    monkeypatch.setattr(budget, "read_holds", noted.read)
+    monkeypatch.setattr(budget, "in_run", lambda: True)
+    monkeypatch.setattr(budget, "now", control.now)
+    monkeypatch.setattr(budget, "clock_offset", lambda: 0.0)
     monkeypatch.setattr(ledger_module, "now", control.now)
     monkeypatch.setattr(QuantumRuntimeClient, "known_clock_skew", lambda self: 0.0)
     # The month's own watcher looks, in the service's time.
-    monkeypatch.setattr(session_holds.SessionHolds, "_watch", lambda *args: None)
+    monkeypatch.setattr(budget.SessionHolds, "_watch", lambda *args: None)
     monkeypatch.setattr(ledger_module, "report_level", lambda *args, **more: None)
     for name in ("session_event", "log_to_run"):
-        monkeypatch.setattr(session_holds.notifications, name, lambda *args, **more: None)
+        monkeypatch.setattr(budget.notifications, name, lambda *args, **more: None)
     monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_USAGE_GRACE_SECONDS", "0")
     return noted
 

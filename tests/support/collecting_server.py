@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from prefect_qruntime.cli.server import run_prefect
+from prefect_qruntime.cli.local import run_prefect
 
 if __name__ == "__main__":
     sys.exit(run_prefect(*sys.argv[1:]))

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 from prefect_qruntime.client import submission_core as core
-from prefect_qruntime.client.submission_memory import Payload, Record, SubmissionMemory
+from prefect_qruntime.client.submission_keys import Payload, Record, SubmissionMemory
 from prefect_qruntime.errors import QuantumRuntimeError, ServiceUnavailable, SubmissionUncertain
 from prefect_qruntime.models import Job, JobRef, JobStatus
 from tests.support.explorer import Explored, Violation, explore_from, twin_of

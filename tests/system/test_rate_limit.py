@@ -13,7 +13,7 @@ import pytest
 
 from prefect_qruntime import InvalidInput
 from prefect_qruntime.admission.rate_limit import shared_limits
-from prefect_qruntime.cli.setup import setup
+from prefect_qruntime.cli.operations import setup
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.prefect_server import PrefectServer

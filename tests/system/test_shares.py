@@ -13,9 +13,9 @@ from uuid import uuid4
 import pytest
 
 from prefect_qruntime import QuantumRuntimePolicy
+from prefect_qruntime.admission.guard import read_queue
 from prefect_qruntime.admission.policy import TeamShare
 from prefect_qruntime.admission.share_core import Row
-from prefect_qruntime.admission.shares import read_queue
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.flow_runs import until

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from prefect_qruntime import QuantumRuntimeCredentials
-from prefect_qruntime.operations.stalled import resume_flow_run
+from prefect_qruntime.operations.sweep import resume_flow_run
 from prefect_qruntime.sandbox import Sandbox
 from tests.support import host
 from tests.support.prefect_server import PrefectServer

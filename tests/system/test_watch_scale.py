@@ -30,9 +30,9 @@ from prefect.states import Completed, Running, Suspended
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_fixed
 
 from prefect_qruntime import QuantumRuntimeClient, QuantumRuntimeCredentials
-from prefect_qruntime.admission.keys import flow_tag
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.programs import make_spec
+from prefect_qruntime.client.submission_keys import flow_tag
 from prefect_qruntime.prefect_api import api
 from prefect_qruntime.sandbox import Sandbox
 from prefect_qruntime.suspend.waits import note_suspended, notes, pause_key

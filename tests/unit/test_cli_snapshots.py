@@ -15,15 +15,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from prefect_qruntime.cli import app, backends, doctor, jobs, main, sessions, sweep
-from prefect_qruntime.cli.output import print_rows
-from prefect_qruntime.diagnostics.finding import hint, ok, problem
+from prefect_qruntime.cli import app, jobs, main, operations
+from prefect_qruntime.cli.options import print_rows
+from prefect_qruntime.diagnostics.fields import hint, ok, problem
 from prefect_qruntime.models import Backend
 from prefect_qruntime.operations.doctor import DoctorReport
 from prefect_qruntime.operations.job_listing import JobList, ListedJob, Totals, group_jobs
 from prefect_qruntime.operations.session_listing import OpenSession, SessionList
-from prefect_qruntime.operations.stalled import StalledRun
-from prefect_qruntime.operations.sweep import SweepReport, Swept
+from prefect_qruntime.operations.sweep import StalledRun, SweepReport, Swept
 from prefect_qruntime.operations.usage_tables import UnownedJob, UsageLine, UsageReport
 
 FOLDER = Path(__file__).parent / "cli_snapshots"
@@ -168,7 +167,7 @@ def tables() -> dict[str, Any]:
             for by in ("deployment", "owner", "tag", "flow-state")
         },
         "usage": lambda console: jobs._print_usage(USAGE, console),
-        "sessions": lambda console: sessions._print(
+        "sessions": lambda console: operations._print_sessions(
             SessionList(
                 sessions=[
                     open_session(0, flow_run_id=RUN, flow_run="graceful-caterpillar", flow_run_state="Running"),
@@ -178,9 +177,9 @@ def tables() -> dict[str, Any]:
             ),
             console,
         ),
-        "sweep": lambda console: sweep._print(REPORT, console),
-        "doctor": lambda console: doctor._print(FINDINGS, console),
-        "backends": lambda console: backends._print(BACKENDS, console),
+        "sweep": lambda console: operations._print_swept(REPORT, console),
+        "doctor": lambda console: operations._print_report(FINDINGS, console),
+        "backends": lambda console: operations._print_backends(BACKENDS, console),
         "setup": lambda console: print_rows(LIMITS, "Create limits, 5 jobs a minute", "none", console),
     }
 

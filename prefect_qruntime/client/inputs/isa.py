@@ -12,12 +12,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prefect_qruntime.client.inputs.circuits import is_quantum_circuit, load_qpy
-from prefect_qruntime.client.inputs.pubs import pub_parts
+from prefect_qruntime.client.inputs.pubs import is_quantum_circuit, load_qpy, pub_parts
 from prefect_qruntime.client.inputs.qasm import scan, statements, text_of
 from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.errors import InvalidInput
-from prefect_qruntime.printable import nearest
+from prefect_qruntime.redact import nearest
 
 __all__ = ["check_isa", "transpile_pubs"]
 

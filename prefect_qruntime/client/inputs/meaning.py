@@ -1,10 +1,17 @@
-"""Turn a raw `params` payload into a canonical form that is equal for equal work.
+"""Turn circuits and raw `params` payloads into a canonical form that is equal for equal work, in every process.
 
 Two payloads that compute the same can differ in every byte: QPY holds random parameter ids and counted names,
 compressed bytes depend on the library, a samplex holds QPY within JSON within JSON. So all of these are decoded:
 circuits become their digest, arrays their values. If something cannot be decoded (qiskit is not installed, a circuit
 has an operation without a definition), its bytes are used instead and a doubt is recorded: the same work, built again,
 may then count as new work.
+
+A digest of a circuit's QPY would not do: QPY holds random parameter ids, counted circuit names (`circuit-7`) and the
+version of qiskit. So the circuit is walked: operations, numbers, bits, blocks and, for gates outside qiskit's library,
+their definitions. Names that qiskit counts up (circuits, classical registers `c3`, loop variables) do not count;
+parameters count by name. If an operation cannot be identified for certain, the QPY bytes stand in: then a circuit built
+again gets a new digest, which at worst submits a second job, while a too coarse identity would return the results of
+another circuit.
 """
 
 from __future__ import annotations
@@ -14,17 +21,44 @@ import binascii
 import hashlib
 import io
 import json
+import math
+import re
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import orjson
 
 from prefect_qruntime.client.encodings.arrays import Allowance, read_npy
 from prefect_qruntime.client.encodings.tensors import decode_tensor, is_tensor
-from prefect_qruntime.client.inputs.circuit_digest import identity_of
 
-__all__ = ["Meaning", "meaning_of", "qpy_in"]
+__all__ = ["Meaning", "identity_of", "meaning_of", "qpy_in"]
+
+
+_COUNTED_REGISTER = re.compile(r"(c|cr|meas)(\d+)")
+_COUNTED_NAME = re.compile(r"circuit-\d+(?:-\d+)?")
+_LOOP_NAME = re.compile(r"_loop_([a-z])_\d+")
+_LIBRARY = "qiskit.circuit.library."
+# Here name and parameters say all; their definitions are either none or costly to build.
+_COMPLETE_MODULES = ("qiskit.circuit.library.standard_gates.",)
+_COMPLETE = frozenset(
+    {
+        "Barrier", "Delay", "Measure", "Reset", "UnitaryGate", "DiagonalGate", "PermutationGate",
+        "PauliGate", "LinearFunction", "Initialize", "StatePreparation", "Isometry", "BreakLoopOp",
+        "ContinueLoopOp", "Store",
+    }
+)  # fmt: skip
+# Where expressions are compared: at points of both signs and of several magnitudes, as `abs(t)` is `t` for positive
+# t only, `asin(sin(t))` for small ones, and `abs(t + 9)` for those above -9.
+_PROBES = (
+    (0.1234567890123, 1.0), (0.5772156649015, -1.0), (0.4346294587253, 0.3), (0.6434105462883, -0.3),
+    (0.9159655941772, 7.0), (0.2614972128476, -7.0), (0.8346268416740, 60.0), (0.3036630028987, -60.0),
+    (0.7642236535892, 4000.0), (0.4142135623731, -4000.0),
+)  # fmt: skip
+_LEAST_TOLD = 3  # points at which an expression must have a value
+_GOLDEN = 0.6180339887498949
 
 _QPY = b"QISKIT"
 _QPY_BASE64 = "UUlTS0lU"
@@ -35,6 +69,206 @@ _NEGATIVE_ZERO = b"\0\0\0\0\0\0\0\x80"
 # Keys that say how a neighbour is written, not what it is.
 _WRITING = {"b64_data": "qpy_version", "circuit_b64": "qpy_version", "circuit_base64": "qpy"}
 _VERSIONS = frozenset({"samplomatic_version"})
+
+
+class _UnknownError(Exception):
+    """An operation whose meaning cannot be read off its public parts."""
+
+
+def identity_of(circuit: Any, fallback: bytes) -> dict[str, str]:
+    """A digest of the circuit for `Pub.identity`; of `fallback` if the circuit cannot be identified."""
+    try:
+        text = orjson.dumps(_circuit(circuit))
+    except Exception:
+        return {"qpy": hashlib.sha256(fallback).hexdigest()}
+    return {"circuit": hashlib.sha256(text).hexdigest()}
+
+
+def _circuit(circuit: Any) -> list[Any]:
+    qubits = {bit: place for place, bit in enumerate(circuit.qubits)}
+    clbits = {bit: place for place, bit in enumerate(circuit.clbits)}
+    scope = _Scope(circuit, clbits)
+    return [
+        len(qubits),
+        len(clbits),
+        [[scope.registers[register.name], [clbits[bit] for bit in register]] for register in circuit.cregs],
+        [_parameter_name(parameter.name) for parameter in circuit.parameters],
+        [[kind, var.name, str(var.type)] for kind, var in _variables(circuit)],
+        scope.value(circuit.global_phase),
+        [
+            [
+                scope.operation(item.operation),
+                [qubits[bit] for bit in item.qubits],
+                [clbits[bit] for bit in item.clbits],
+            ]
+            for item in circuit.data
+        ],
+    ]
+
+
+def _variables(circuit: Any) -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for kind in ("input", "captured", "declared"):
+        vars_of = getattr(circuit, f"iter_{kind}_vars", None)
+        found += [(kind, var) for var in vars_of()] if vars_of else []
+    return found
+
+
+def _register_names(circuit: Any) -> dict[str, Any]:
+    """Counted names become their prefix and their place in the count: `c2, c1` stays other than `c1, c2`."""
+    names: dict[str, Any] = {register.name: register.name for register in circuit.cregs}
+    counted = [match for name in names if (match := _COUNTED_REGISTER.fullmatch(name))]
+    for rank, match in enumerate(sorted(counted, key=lambda match: int(match[2]))):
+        names[match[0]] = [match[1], rank]
+    return names
+
+
+def _parameter_name(name: str) -> str:
+    return _LOOP_NAME.sub(r"_loop_\1", name)
+
+
+class _Scope:
+    """Canonical forms inside one circuit: its classical bits and registers."""
+
+    def __init__(self, circuit: Any, clbits: dict[Any, int]) -> None:
+        self.clbits = clbits
+        self.registers = _register_names(circuit)
+
+    def operation(self, op: Any) -> list[Any]:
+        # The type of a singleton gate is a class without a module; an annotated one has no base class.
+        kind = getattr(op, "base_class", type(op))
+        form: list[Any] = [_COUNTED_NAME.sub("circuit", op.name)]
+        if kind.__module__.startswith(_COMPLETE_MODULES) and not op.params:
+            return [*form, getattr(op, "ctrl_state", None)]
+        blocks = getattr(op, "blocks", ())
+        if blocks:
+            return [*form, self._control_flow(op), [_circuit(block) for block in blocks]]
+        form.append([self.value(value) for value in op.params])
+        form.append([getattr(op, "ctrl_state", None), getattr(op, "unit", None), op.num_qubits, op.num_clbits])
+        if kind.__name__ == "AnnotatedOperation":
+            return [*form, [repr(modifier) for modifier in op.modifiers], self.operation(op.base_op)]
+        if kind.__module__.startswith(_COMPLETE_MODULES) or (
+            kind.__name__ in _COMPLETE and kind.__module__.startswith("qiskit.")
+        ):
+            return form
+        definition = getattr(op, "definition", None)
+        if definition is not None:
+            return [*form, _circuit(definition)]
+        if kind.__module__.startswith(_LIBRARY) or kind.__name__ not in ("Gate", "Instruction"):
+            raise _UnknownError(op.name)
+        return form  # opaque by intent: a name the backend knows
+
+    def _control_flow(self, op: Any) -> list[Any]:
+        annotations = [repr(item) for item in getattr(op, "annotations", ())]
+        if any(" at 0x" in text for text in annotations):
+            raise _UnknownError(op.name)
+        form: list[Any] = [type(op).__name__, annotations, getattr(op, "unit", None)]
+        form.append(self.value(getattr(op, "duration", None)))
+        if type(op).__name__ == "ForLoopOp":
+            indices, parameter, _ = op.params
+            form += [self.value(indices), self.value(parameter)]
+        elif type(op).__name__ == "SwitchCaseOp":
+            form += [self.value(op.target), [[self.value(case) for case in cases] for cases in _cases(op)]]
+        elif type(op).__name__ in ("IfElseOp", "WhileLoopOp"):
+            form.append(self.value(op.condition))
+        elif type(op).__name__ != "BoxOp":
+            raise _UnknownError(op.name)
+        return form
+
+    def value(self, value: Any) -> Any:
+        """The canonical form of a number, name, array, parameter expression or classical expression."""
+        if value is None or isinstance(value, bool | str):
+            return value
+        if isinstance(value, int | float):
+            # rx(1) and rx(1.0) are one gate, rx(0.0) and rx(-0.0) too; a large int stays exact.
+            return float(value) + 0.0 if float(value) == value else str(value)
+        if isinstance(value, complex):
+            return ["complex", value.real, value.imag]
+        if isinstance(value, range | list | tuple):
+            return [self.value(item) for item in value]
+        if isinstance(value, Mapping):
+            return [[self.value(key), self.value(item)] for key, item in sorted(value.items())]
+        if type(value).__module__.endswith(("circuit.classical.expr", "circuit.classical.expr.expr")):
+            return self._classical(value)
+        if type(value).__qualname__.startswith("Duration."):
+            return ["duration", repr(value)]
+        if _hashable(value) and value in self.clbits:
+            return ["clbit", self.clbits[value]]
+        kind = type(value).__name__
+        if kind == "ClassicalRegister":
+            return ["creg", self.registers.get(value.name, value.name), len(value)]
+        if kind in ("Parameter", "ParameterVectorElement"):
+            return ["parameter", _parameter_name(value.name)]
+        if hasattr(value, "bind") and hasattr(value, "parameters"):
+            return _expression(value)
+        if hasattr(value, "dtype") and hasattr(value, "tobytes"):
+            shape = [int(size) for size in value.shape]
+            return ["array", str(value.dtype), shape, hashlib.sha256(value.tobytes()).hexdigest()]
+        if kind == "_DefaultCaseType":
+            return ["default"]
+        raise _UnknownError(kind)
+
+    def _classical(self, node: Any) -> list[Any]:
+        """A node of qiskit's classical expressions: its type and the public parts it consists of."""
+        kind = type(node).__name__
+        form: list[Any] = [kind, str(getattr(node, "type", ""))]
+        if kind in ("Var", "Stretch"):
+            return [*form, node.name if node.name is not None else self.value(node.var)]
+        known = False
+        for part in ("op", "value", "operand", "left", "right", "target", "index"):
+            if hasattr(node, part):
+                known = True
+                item = getattr(node, part)
+                form.append([part, str(item) if part == "op" else self.value(item)])
+        if not known:
+            raise _UnknownError(kind)
+        return form
+
+
+def _cases(op: Any) -> list[Any]:
+    return [cases for cases, _ in op.cases_specifier()]
+
+
+def _hashable(value: Any) -> bool:
+    return getattr(type(value), "__hash__", None) is not None
+
+
+def _expression(value: Any) -> list[Any]:
+    """A parameter expression by what it evaluates to: printed forms round, and differ by version."""
+    parameters = sorted(value.parameters, key=lambda parameter: str(parameter.name))
+    names = [_parameter_name(parameter.name) for parameter in parameters]
+    points: list[Any] = []
+    told = 0
+    for shift in range(len(_PROBES)):
+        point = _at(value, {parameter: _probe(shift, place) for place, parameter in enumerate(parameters)})
+        told += point is not None
+        points.append(point)
+    if told < _LEAST_TOLD:
+        raise _UnknownError("expression")
+    return ["expression", names, points]
+
+
+@lru_cache(maxsize=1 << 14)
+def _probe(shift: int, place: int) -> float:
+    """The value of a parameter at a point.
+
+    Multiples of the golden ratio modulo 1: no two parameters get the same value. From one point to the next other
+    parameters are negative, so that any two of them have all four combinations of signs.
+    """
+    probe, scale = _PROBES[shift]
+    sign = -1 if place >> (shift // 2 % 4) & 1 else 1
+    return sign * scale * ((0.05 if abs(scale) <= 1 else 0.5) + (probe + _GOLDEN * (place + 1) * (shift + 1)) % 1.0)
+
+
+def _at(value: Any, values: dict[Any, float]) -> list[float] | None:
+    """The value of an expression at a point; None if it has none there."""
+    try:
+        bound = value.bind(values)
+        number = complex(bound.numeric() if hasattr(bound, "numeric") else bound)
+    except Exception:  # a logarithm of zero, an arcsine of two, an overflow: qiskit has an error for each
+        return None
+    parts = [number.real + 0.0, number.imag + 0.0]
+    return parts if all(map(math.isfinite, parts)) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefect_qruntime.client.encodings.arrays import Extrapolator
-from prefect_qruntime.client.inputs.fields import check_precision, plain_json
+from prefect_qruntime.client.inputs.spec import check_precision, plain_json
 from prefect_qruntime.errors import InvalidInput
-from prefect_qruntime.printable import nearest
+from prefect_qruntime.redact import nearest
 
 __all__ = ["EstimatorOptions", "SamplerOptions", "check_options"]
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from prefect_qruntime.client.inputs.fields import MAX_PAYLOAD_BYTES
+from prefect_qruntime.client.inputs.spec import MAX_PAYLOAD_BYTES
 from prefect_qruntime.errors import InvalidInput
 
 __all__ = [

@@ -1,33 +1,71 @@
-"""A checked submission, before any dialect turns it into a request body.
+"""A checked submission, before any dialect makes a request body of it, and the checks of its fields and `params`.
 
-Built and checked by `client.inputs.make_spec`; a `JobSpec` in hand means that every field was found
-acceptable and nothing needs checking again.
+Built and checked by `client.programs.make_spec`; a `JobSpec` in hand means that every field was found acceptable and
+nothing needs checking again.
+
+The small fields are ids, tags, limits and plain JSON. Each check returns the value in the form that is sent, or raises
+`InvalidInput` naming the field. Limits come from the service's OpenAPI document: 8 tags of at most 86 characters (two
+of the eight are ours), 1 to 10,800 seconds of QPU time. IBM's `QuantumProgram` objects become the `params` of program
+`executor` by IBM's own converter (extra `[ibm]`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
+import re
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any, Literal
 
-from prefect_qruntime.client.encodings.json_pieces import json_pieces
-from prefect_qruntime.client.inputs.fields import MAX_PAYLOAD_BYTES
+from prefect_qruntime.client.encodings.arrays import json_pieces
 from prefect_qruntime.errors import InvalidInput
-from prefect_qruntime.models import is_mock
+from prefect_qruntime.models import FLOW_TAG, KEY_TAG, is_mock
 
 __all__ = [
     "CIRCUIT_FORMS",
     "DIGEST_VERSION",
+    "IBM_EXTRA",
+    "MAX_PAYLOAD_BYTES",
     "RECIPE_AUTHOR",
     "RECIPE_VERSION",
     "RESTRICTED_NAMES",
     "CircuitForm",
     "JobSpec",
     "Pub",
+    "check_flag",
+    "check_id",
+    "check_max_execution_time",
+    "check_precision",
     "check_scalar_bits",
+    "check_shots",
     "check_size",
+    "check_tags",
+    "first_line",
+    "has_ibm",
+    "ibm_module",
     "input_notices",
+    "is_quantum_program",
+    "params_of_program",
+    "plain_json",
+    "write_program",
 ]
+
+
+MAX_PAYLOAD_BYTES = 300_000_000
+"""The service's limit on a job's input since July 2026 (300 MB, decimal: the stricter reading)."""
+
+MAX_USER_TAGS = 6
+MAX_TAG_LENGTH = 86
+MAX_SHOTS = 2**31 - 1
+MAX_EXECUTION_SECONDS = 10_800
+
+# A value in a URL path or a header must not contain characters with a meaning there.
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_OWN_TAGS = (KEY_TAG, FLOW_TAG)
+_MAX_DEPTH = 64
 
 CircuitForm = Literal["auto", "openqasm3", "qpy"]
 """How circuits travel to the executor. `auto`: as OpenQASM 3 if all PUBs are text that can go so, else as QPY."""
@@ -41,6 +79,134 @@ RESTRICTED_NAMES = frozenset({"keys", "values", "items", "ndim", "shape", "size"
 """Names that qiskit's `DataBin` uses itself, so that a result's register cannot have them there."""
 
 _SHOWN = 5
+_CLIENT = "qiskit_ibm_runtime"
+IBM_EXTRA = "pip install 'prefect-qruntime[ibm]'"
+
+
+def check_id(value: object, *, field: str) -> str:
+    """A backend name or program id: 1 to 64 letters, digits, `.`, `_` or `-`."""
+    if not isinstance(value, str):
+        raise InvalidInput(f"must be a string, not {type(value).__name__}", field=field)
+    if not _ID.fullmatch(value):
+        raise InvalidInput(
+            f"{value[:80]!r} must be 1 to 64 letters, digits, dots, underscores or hyphens, "
+            "starting with a letter or digit",
+            field=field,
+        )
+    return value
+
+
+def check_shots(value: object, *, field: str) -> int | None:
+    """None, or an int of at least 1."""
+    if value is None:
+        return None
+    number = _integer(value, field=field)
+    if not 1 <= number <= MAX_SHOTS:
+        raise InvalidInput(f"must be between 1 and {MAX_SHOTS}, not {number}", field=field)
+    return number
+
+
+def check_precision(number: float, *, field: str) -> None:
+    """Refuse a precision that no number of shots reaches: the shots of a value are about 1/precision²."""
+    if number < MAX_SHOTS**-0.5:
+        raise InvalidInput(
+            f"{number:g} is too small: it would take about {number**-2 if number > 1e-150 else math.inf:.1g} shots, "
+            f"and at most {MAX_SHOTS} are possible. Use at least {math.ceil(MAX_SHOTS**-0.5 * 1e7) / 1e7:g}",
+            field=field,
+        )
+
+
+def check_max_execution_time(value: object) -> int | None:
+    """None, or QPU seconds between 1 and 10,800."""
+    field = "max_execution_time"
+    if value is None:
+        return None
+    number = _integer(value, field=field)
+    if not 1 <= number <= MAX_EXECUTION_SECONDS:
+        raise InvalidInput(f"must be between 1 and {MAX_EXECUTION_SECONDS} seconds, not {number}", field=field)
+    return number
+
+
+def check_flag(value: object, *, field: str) -> bool:
+    """A real bool: a truthy string would make a job private, or not, by accident."""
+    if not isinstance(value, bool):
+        raise InvalidInput(f"must be True or False, not {value!r}", field=field)
+    return value
+
+
+def check_tags(tags: object) -> tuple[str, ...]:
+    """The user's tags, without repetitions, in their order."""
+    if isinstance(tags, str | bytes) or not isinstance(tags, list | tuple):
+        raise InvalidInput("must be a list of strings", field="tags")
+    unique: list[str] = []
+    for position, tag in enumerate(tags):
+        field = f"tags[{position}]"
+        if not isinstance(tag, str):
+            raise InvalidInput(f"must be a string, not {type(tag).__name__}", field=field)
+        if not 1 <= len(tag) <= MAX_TAG_LENGTH:
+            raise InvalidInput(f"must have 1 to {MAX_TAG_LENGTH} characters, not {len(tag)}", field=field)
+        if not tag.isprintable():
+            raise InvalidInput("must not hold control or unprintable characters", field=field)
+        if tag.startswith(_OWN_TAGS):
+            raise InvalidInput(f"tags starting with {KEY_TAG!r} or {FLOW_TAG!r} are set by this package", field=field)
+        if tag in unique:
+            continue
+        if len(unique) == MAX_USER_TAGS:
+            raise InvalidInput(
+                f"at most {MAX_USER_TAGS} tags are allowed: the service takes 8, and this package needs two",
+                field=field,
+            )
+        unique.append(tag)
+    return tuple(unique)
+
+
+def plain_json(value: Any, *, field: str, depth: int = 0) -> Any:
+    """A copy made of dict, list, str, int, float, bool and None only; NaN and infinity refused."""
+    if depth > _MAX_DEPTH:
+        raise InvalidInput(f"nested deeper than {_MAX_DEPTH} levels", field=field)
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return _text(value, field=field)
+    if isinstance(value, int):
+        if not -(2**63) <= value < 2**64:
+            raise InvalidInput("integer does not fit into 64 bits", field=field)
+        return int(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise InvalidInput(f"{value} cannot be sent", field=field)
+        return float(value)
+    if isinstance(value, Mapping):
+        copy: dict[str, Any] = {}
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise InvalidInput(f"key {key!r} must be a string", field=field)
+            copy[_text(key, field=field)] = plain_json(item, field=f"{field}.{key}", depth=depth + 1)
+        return copy
+    if isinstance(value, list | tuple):
+        return [plain_json(item, field=f"{field}[{position}]", depth=depth + 1) for position, item in enumerate(value)]
+    if callable(getattr(value, "tolist", None)):  # numpy arrays and scalars
+        return plain_json(value.tolist(), field=field, depth=depth + 1)
+    raise InvalidInput(f"{type(value).__name__} cannot be sent as JSON", field=field)
+
+
+def _text(value: str, *, field: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidInput("text holds a lone surrogate, which is not valid UTF-8", field=field) from None
+    return str(value)
+
+
+def _integer(value: object, *, field: str) -> int:
+    # numpy integers have __index__ too; bool has it too, and is not a count.
+    index = getattr(value, "__index__", None)
+    if isinstance(value, bool) or index is None:
+        raise InvalidInput(f"must be an integer, not {value!r}", field=field)
+    try:
+        return int(index())
+    except TypeError:
+        raise InvalidInput(f"must be an integer, not {value!r}", field=field) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,3 +406,74 @@ def input_notices(spec: JobSpec) -> tuple[str, ...]:
                 "to_primitive_result() will fail; counts() and to_table() work. Rename it to avoid that."
             )
     return tuple(found)
+
+
+def has_ibm() -> bool:
+    """Whether IBM's client with its client-side primitives is installed."""
+    try:
+        import_module(f"{_CLIENT}.executor_sampler")
+    except ImportError:
+        return False
+    return True
+
+
+def is_quantum_program(value: Any) -> bool:
+    """Whether a value is IBM's `QuantumProgram`, without importing IBM's client."""
+    kinds = [
+        getattr(sys.modules.get(module), "QuantumProgram", None)
+        for module in (f"{_CLIENT}.quantum_program", "samplomatic.quantum_program")
+    ]
+    return isinstance(value, tuple(kind for kind in kinds if isinstance(kind, type)))
+
+
+def params_of_program(program: Any, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The `params` of program `executor` for IBM's `QuantumProgram`.
+
+    Args:
+        program: The quantum program.
+        options: `init_qubits`, `rep_delay`, `scheduler_timing`, `stretch_values` and `experimental`.
+
+    Raises:
+        InvalidInput: IBM's client is not installed, or refuses the program or the options.
+    """
+    models = ibm_module("options_models.executor", "QuantumProgram objects")
+    given = dict(options or {})
+    experimental = given.pop("experimental", None) or {}
+    try:
+        chosen = models.ExecutorOptions(execution=given, experimental=experimental)
+    except ValueError as error:
+        raise InvalidInput(f"IBM's client refuses them: {first_line(error)}", field="options") from None
+    return write_program(program, chosen)
+
+
+def write_program(program: Any, options: Any) -> dict[str, Any]:
+    """The `params` of an IBM quantum program with its options.
+
+    Raises:
+        InvalidInput: IBM's client is not installed, or cannot write the program.
+    """
+    converters = ibm_module("quantum_program.converters.converters_2_0", "QuantumProgram objects")
+    try:
+        found: dict[str, Any] = converters.quantum_program_to_2_0(program, options).model_dump(mode="json")
+    except ValueError as error:
+        raise InvalidInput(f"IBM's client cannot write the program: {first_line(error)}", field="pubs") from None
+    # The role is reserved for IBM's own clients; the recipe in `passthrough_data` says all that is needed.
+    found["quantum_program"].pop("semantic_role", None)
+    return found
+
+
+def ibm_module(name: str, what: str) -> Any:
+    """A module of IBM's client.
+
+    Raises:
+        InvalidInput: IBM's client is not installed; the extra that brings it is named.
+    """
+    try:
+        return import_module(f"{_CLIENT}.{name}")
+    except ImportError:
+        raise InvalidInput(f"{what} need IBM's own client: {IBM_EXTRA}", field="options") from None
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error of IBM's client, cut to 300 characters."""
+    return str(error).strip().partition("\n")[0][:300] or type(error).__name__

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import JobRef
-from prefect_qruntime.printable import many
+from prefect_qruntime.redact import many
 
 if TYPE_CHECKING:
     from prefect_qruntime.client.results.job_result import JobResult

@@ -118,7 +118,7 @@ def view_executor_pub(raw: Mapping[str, Any], place: int, *, allowance: Allowanc
     """
     recipe = recipe_of(raw)
     if recipe.kind == "ibm-estimator":
-        from prefect_qruntime.client.programs.ibm import estimator_pub
+        from prefect_qruntime.client.programs.executor import estimator_pub
 
         values, metadata = estimator_pub(raw, place)
         return ExecutorPub(fields=values, metadata=metadata, kind="EstimatorPubResult")

@@ -1,28 +1,185 @@
-"""Build a checked `JobSpec` from what a user passes."""
+"""Build a checked `JobSpec` from what a user passes, and choose the route of its PUBs.
+
+The route is the service's own primitive, or a quantum program of the executor; choosing it is pure.
+
+| asked for | PUBs of the sampler and the estimator | raw `params` |
+|---|---|---|
+| `service` | the server's primitive | as they are |
+| `executor` | a quantum program | refused, unless the program is the executor |
+| `auto` | the server's primitive; the executor if the service says that the program is gone | as they are |
+
+Program `executor` with PUBs means the sampler on that route. A dialect without an executor refuses the program's
+payload.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-from prefect_qruntime.client.inputs.fields import (
+from prefect_qruntime.client.inputs.meaning import meaning_of
+from prefect_qruntime.client.inputs.pubs import read_pubs
+from prefect_qruntime.client.inputs.spec import (
+    CIRCUIT_FORMS,
+    IBM_EXTRA,
+    CircuitForm,
+    JobSpec,
+    Pub,
     check_flag,
     check_id,
     check_max_execution_time,
     check_shots,
+    check_size,
     check_tags,
+    has_ibm,
+    is_quantum_program,
+    params_of_program,
     plain_json,
 )
-from prefect_qruntime.client.inputs.meaning import meaning_of
-from prefect_qruntime.client.inputs.pubs import read_pubs
-from prefect_qruntime.client.inputs.quantum_program import is_quantum_program, params_of_program
-from prefect_qruntime.client.inputs.spec import CIRCUIT_FORMS, CircuitForm, JobSpec, Pub, check_size
-from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.models import Backend, mock_backend
 
-__all__ = ["make_spec"]
+__all__ = [
+    "ROUTES",
+    "PrimitiveRoute",
+    "RequestedRoute",
+    "Route",
+    "choose_route",
+    "make_spec",
+    "on_executor",
+    "program_is_gone",
+    "program_params",
+    "route_notices",
+]
+
+
+PrimitiveRoute = Literal["service", "executor"]
+RequestedRoute = Literal["service", "executor", "auto"]
+ROUTES: tuple[RequestedRoute, ...] = ("service", "executor", "auto")
 
 _PRIMITIVES = ("sampler", "estimator")
+_REFUSALS = (400, 403, 404, 410, 422)
+_GONE = re.compile(
+    r"\b(?:not found|unknown|no longer|removed|retired|discontinued|deprecated|sunset|unsupported|not supported|"
+    r"not available|unavailable|not offered|does not exist|invalid)\b",
+    re.IGNORECASE,
+)
+_OTHER_THINGS = re.compile(r"\b(?:backend|session|instance|job [a-z0-9-]+|schema|pub|option)s?\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The route of a submission.
+
+    Attributes:
+        route: The route it takes first.
+        program_id: What the PUBs are for: `sampler` or `estimator`; of a raw payload its program.
+        may_turn: Whether it takes the executor if the service says that the program is gone.
+    """
+
+    route: PrimitiveRoute
+    program_id: str
+    may_turn: bool = False
+
+
+def choose_route(requested: str, program_id: str, *, raw: bool = False) -> Route:
+    """Choose the route of a submission.
+
+    Args:
+        requested: `service`, `executor` or `auto`.
+        program_id: The program that was asked for.
+        raw: Whether there is a raw payload in place of PUBs.
+
+    Raises:
+        InvalidInput: There is no such route.
+    """
+    if requested not in ROUTES:
+        raise InvalidInput(f"must be 'service', 'executor' or 'auto', not {requested!r}", field="route")
+    if raw:
+        if requested == "executor" and program_id != "executor":
+            raise InvalidInput(
+                f"'executor' is for PUBs; the raw params= of program {program_id!r} go there anyway. Leave route out",
+                field="route",
+            )
+        return Route("service", program_id)
+    if program_id == "executor":
+        requested, program_id = "executor", "sampler"
+    if program_id not in _PRIMITIVES:
+        if requested == "executor":
+            raise InvalidInput(
+                f"'executor' runs the sampler and the estimator, not program {program_id!r}. Leave route out",
+                field="route",
+            )
+        return Route("service", program_id)
+    if requested == "executor":
+        return Route("executor", program_id)
+    return Route("service", program_id, may_turn=requested == "auto")
+
+
+def program_is_gone(error: BaseException, program_id: str) -> bool:
+    """Whether the service's refusal of a submission says that the program itself is gone or not offered.
+
+    Only such a refusal lets `auto` turn to the executor: nothing was accepted then. Everything else does not, a
+    lost answer least of all. How the service will word it is not known, so the words must name the program and
+    nothing else that could be missing.
+    """
+    if not isinstance(error, QuantumRuntimeError) or error.status not in _REFUSALS:
+        return False
+    text = f"{error.message} {error.reason or ''}"
+    named = re.search(rf"\b(?:programs?|primitives?|{re.escape(program_id)})\b", text, re.IGNORECASE)
+    if named is None or _OTHER_THINGS.search(text):
+        return False
+    return error.status == 410 or _GONE.search(text) is not None
+
+
+def program_params(spec: JobSpec, *, backend: Any = None) -> dict[str, Any]:
+    """The `params` of program `executor` for a checked submission of the sampler or the estimator.
+
+    IBM's preparation makes them if an option needs it and it is installed, else our own.
+
+    Args:
+        spec: A checked submission with PUBs.
+        backend: IBM's backend object, which dynamical decoupling needs.
+
+    Raises:
+        InvalidInput: Something that the executor cannot do; it is named.
+    """
+    # Loaded here: few submissions take the executor.
+    from prefect_qruntime.client.programs.executor import executor_params, options_that_need_ibm
+
+    if any(options_that_need_ibm(spec.options)) and has_ibm():
+        from prefect_qruntime.client.programs.executor import ibm_params
+
+        return ibm_params(spec, backend=backend)
+    return executor_params(spec, form=spec.circuit_form)
+
+
+def on_executor(spec: JobSpec, *, backend: Any = None) -> JobSpec:
+    """The same submission on the executor: it has the same digest, and so the same key.
+
+    Raises:
+        InvalidInput: Something that the executor cannot do; it is named.
+    """
+    if spec.params is not None:
+        raise InvalidInput("'executor' is for PUBs; raw params= have a program of their own", field="route")
+    return replace(spec, prepared=program_params(spec, backend=backend))
+
+
+def route_notices(spec: JobSpec) -> tuple[str, ...]:
+    """Differences on a submission's route although no option was refused, to be logged when it is submitted."""
+    if spec.route != "executor" or spec.program_id != "estimator":
+        return ()
+    from prefect_qruntime.client.programs.executor import options_that_need_ibm
+
+    if "resilience_level" in spec.options or any(options_that_need_ibm(spec.options)):
+        return ()
+    return (
+        'The route "executor" runs the estimator without error mitigation, while the service\'s own estimator would '
+        "mitigate readout errors (resilience level 1). Set options.resilience_level to 0 to confirm that, or to 1 "
+        f"for IBM's mitigation ({IBM_EXTRA}).",
+    )
 
 
 def make_spec(
@@ -55,7 +212,7 @@ def make_spec(
         max_execution_time: QPU seconds the job may use, 1 to 10,800.
         private: The service hides the parameters and hands the result out once.
         route: `service` runs PUBs by the server's primitive, `executor` as a quantum program. `auto` is the former
-            until the service says that the program is gone, see `client.programs.route`.
+            until the service says that the program is gone, see `choose_route`.
         circuit_form: How circuits travel to the executor: `openqasm3`, `qpy`, or `auto` (text as OpenQASM 3).
         dry_run: Run on the mock backend that stands for `backend`, without a QPU.
 
@@ -75,7 +232,6 @@ def make_spec(
         ```
     """
     # The programs are built upon the inputs, so they are looked up when they are needed.
-    from prefect_qruntime.client.programs.route import choose_route, on_executor
 
     if is_quantum_program(pubs) and params is None:
         params, pubs, options = params_of_program(pubs, options), None, None

@@ -15,8 +15,18 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_qruntime.client.encodings.arrays import DECODE_LIMIT, Allowance, decode_value, nested
 from prefect_qruntime.client.encodings.registers import Register, flat_index, memory, tally
-from prefect_qruntime.client.results.tables import floats, frequencies, list_shape, loads, size_of
-from prefect_qruntime.client.results.views import PubView, counts_of, pub_list, top_metadata, view_pub
+from prefect_qruntime.client.results.views import (
+    PubView,
+    counts_of,
+    floats,
+    frequencies,
+    list_shape,
+    loads,
+    pub_list,
+    size_of,
+    top_metadata,
+    view_pub,
+)
 from prefect_qruntime.client.transport.spool import StoredBody
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Provenance
@@ -259,7 +269,7 @@ class JobResult(BaseModel):
         Columns: `pub`, `point` (None, an int, or a tuple), then `register`, `bitstring`, `count`,
         `probability`, or `ev`, `std`. Kerneled points: `pub`, `array`, `place` (in the array), `real`, `imag`.
         """
-        from prefect_qruntime.client.results.tables import rows
+        from prefect_qruntime.client.results.views import rows
 
         with self._reading():
             return list(rows(self))
@@ -270,7 +280,7 @@ class JobResult(BaseModel):
         Raises:
             QuantumRuntimeError: qiskit is not installed, or the program has no PUBs.
         """
-        from prefect_qruntime.client.results.qiskit import primitive_result
+        from prefect_qruntime.client.results.conversions import primitive_result
 
         with self._reading():
             return primitive_result(self)
@@ -300,12 +310,12 @@ class JobResult(BaseModel):
             InvalidInput: As `counts`.
             QuantumRuntimeError: matplotlib is not installed, or the PUB has neither bitstrings nor values.
         """
-        from prefect_qruntime.client.results.notebook import plot_result
+        from prefect_qruntime.client.results.conversions import plot_result
 
         return plot_result(self, pub, register=register, index=index, ax=ax)
 
     def __repr__(self) -> str:
-        from prefect_qruntime.client.results.notebook import describe
+        from prefect_qruntime.client.results.conversions import describe
 
         return describe(self)
 
@@ -313,7 +323,7 @@ class JobResult(BaseModel):
 
     def _repr_html_(self) -> str:
         """The HTML that a notebook shows."""
-        from prefect_qruntime.client.results.notebook import result_html
+        from prefect_qruntime.client.results.conversions import result_html
 
         return result_html(self)
 

@@ -14,8 +14,8 @@ from urllib.parse import urlencode, urlsplit
 
 import httpx
 
-from prefect_qruntime.client.answers import Question
 from prefect_qruntime.client.connection import Connection
+from prefect_qruntime.client.failures import Question
 from prefect_qruntime.client.network_loop import SingleFlight
 from prefect_qruntime.client.transport.replies import accepted, no_answer
 from prefect_qruntime.client.transport.retrying import RetryDeadlines, repeat

@@ -23,14 +23,12 @@ from urllib.request import getproxies
 import httpx
 import orjson
 
-from prefect_qruntime.client.answers import Question
 from prefect_qruntime.client.connection import Connection, is_loopback, is_public, register_proxy
-from prefect_qruntime.client.encodings.json_pieces import PIECE, json_pieces, weight
-from prefect_qruntime.client.failures import Phase
+from prefect_qruntime.client.encodings.arrays import PIECE, json_pieces, weight
+from prefect_qruntime.client.failures import Phase, Question
 from prefect_qruntime.client.transport.auth import TokenSource
-from prefect_qruntime.client.transport.in_flight import IN_FLIGHT, InFlightCreate
 from prefect_qruntime.client.transport.replies import Reply, accepted, no_answer, refuses_token
-from prefect_qruntime.client.transport.retrying import RetryDeadlines, odd_answers, repeat
+from prefect_qruntime.client.transport.retrying import IN_FLIGHT, InFlightCreate, RetryDeadlines, odd_answers, repeat
 from prefect_qruntime.client.transport.spool import MOST_VALUES, BodyStore, StoredBody, exchange, receive
 from prefect_qruntime.errors import (
     AuthenticationError,

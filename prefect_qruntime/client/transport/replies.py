@@ -16,8 +16,17 @@ from typing import Any
 import httpx
 import orjson
 
-from prefect_qruntime.client.answers import Question, is_page, read_json, read_text, whose
-from prefect_qruntime.client.failures import CREATES, Phase, judge, lost_answer
+from prefect_qruntime.client.failures import (
+    CREATES,
+    Phase,
+    Question,
+    is_page,
+    judge,
+    lost_answer,
+    read_json,
+    read_text,
+    whose,
+)
 from prefect_qruntime.errors import NEVER, SEARCH_FIRST, QuantumRuntimeError, ServiceUnavailable
 from prefect_qruntime.redact import redact, redact_start
 

@@ -23,8 +23,7 @@ from cachetools import LRUCache
 from prefect_qruntime.client.parsing import listed_moments, listed_whole
 from prefect_qruntime.client.waiting.job_list import LARGEST_PAGE, JobListBreaker, JobListPager, Page
 from prefect_qruntime.client.waiting.plan import PollLimits, PollSchedule, TimerQueue, TokenBucket
-from prefect_qruntime.client.waiting.subscription import Sockets, Stream, Subscription
-from prefect_qruntime.client.waiting.websocket import Ending, JobStream
+from prefect_qruntime.client.waiting.subscription import Ending, JobStream, Sockets, Stream, Subscription
 from prefect_qruntime.errors import NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobStatus
 from prefect_qruntime.redact import get_logger

@@ -104,7 +104,7 @@ class Spending(RuleBasedStateMachine):
         self.patch = pytest.MonkeyPatch()
         self.patch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_USAGE_GRACE_SECONDS", "0")
         self.patch.setattr(module, "now", lambda: self.moment)
-        self.patch.setattr("prefect_qruntime.admission.session_holds.now", lambda: self.moment)
+        self.patch.setattr("prefect_qruntime.admission.budget.now", lambda: self.moment)
 
     def teardown(self) -> None:
         self.patch.undo()

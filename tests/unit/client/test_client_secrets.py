@@ -17,7 +17,7 @@ from pytest_httpx import HTTPXMock
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.client import service_of
 from prefect_qruntime.client.programs import make_spec
-from prefect_qruntime.client.waiting.websocket import JobStream
+from prefect_qruntime.client.waiting.subscription import JobStream
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import JobRef
 from prefect_qruntime.redact import MASK
@@ -142,7 +142,7 @@ def everything_logged() -> Iterator[io.StringIO]:
         "websockets",
         "asyncio",
         "prefect_qruntime",
-        "prefect_qruntime.client.waiting.websocket",
+        "prefect_qruntime.client.waiting.subscription",
     )
     before = {name: logging.getLogger(name).level for name in names}
     for name in names:
@@ -181,7 +181,7 @@ def test_nothing_is_logged_at_debug_with_a_real_key_token_and_socket(
     for name in (
         "httpx INFO HTTP Request",
         "httpcore.http11 DEBUG",
-        "prefect_qruntime.client.waiting.websocket DEBUG > GET /stream",
+        "prefect_qruntime.client.waiting.subscription DEBUG > GET /stream",
     ):
         assert name in text, name
     assert f"> Authorization: Bearer {MASK}" in text

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from prefect_qruntime.client.dialects.cloud import v2_params
-from prefect_qruntime.client.dialects.legacy import v1_params
+from prefect_qruntime.client.dialects import v1_params, v2_params
 from prefect_qruntime.client.inputs.spec import JobSpec, Pub
 from prefect_qruntime.client.payload_check import differs_at_sight, input_difference, is_small, on_service, shape
 from prefect_qruntime.client.programs import make_spec

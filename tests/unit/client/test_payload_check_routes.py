@@ -10,11 +10,11 @@ import pytest
 from qiskit import QuantumCircuit
 from qiskit.circuit import Parameter
 
-from prefect_qruntime.client.dialects.cloud import v2_params
+from prefect_qruntime.client.dialects import v2_params
 from prefect_qruntime.client.inputs.meaning import meaning_of
 from prefect_qruntime.client.payload_check import executor_difference, may_be_job_of, on_service
 from prefect_qruntime.client.programs import make_spec
-from prefect_qruntime.client.programs.route import on_executor
+from prefect_qruntime.client.programs.make import on_executor
 from tests.support import circuits as families
 from tests.support.random_circuits import build, executor_params
 

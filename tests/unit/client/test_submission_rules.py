@@ -11,7 +11,7 @@ import pytest
 from prefect_qruntime.client import submission_core as core
 from prefect_qruntime.client.inputs.spec import JobSpec, Pub
 from prefect_qruntime.client.submission import History, Intent, submission_memory, submit_or_attach
-from prefect_qruntime.client.submission_memory import Payload, SubmissionMemory
+from prefect_qruntime.client.submission_keys import Payload, SubmissionMemory
 from prefect_qruntime.errors import (
     SEARCH_FIRST,
     InvalidInput,

@@ -16,8 +16,8 @@ from qiskit import QuantumCircuit
 from qiskit.circuit import Gate, Parameter
 
 from prefect_qruntime.client.encodings.tensors import encode_tensor
-from prefect_qruntime.client.inputs.circuits import encode_array
 from prefect_qruntime.client.inputs.meaning import meaning_of
+from prefect_qruntime.client.inputs.pubs import encode_array
 from prefect_qruntime.client.programs import make_spec
 from tests.support import random_circuits
 from tests.support.random_circuits import CHANGES, build, digest, executor_params
@@ -193,7 +193,7 @@ def test_a_circuit_and_its_qpy_are_the_same(seed: int) -> None:
     from qiskit import qpy
     from qiskit.circuit.random import random_circuit
 
-    from prefect_qruntime.client.inputs.circuit_digest import identity_of
+    from prefect_qruntime.client.inputs.meaning import identity_of
 
     for number in range(seed, seed + 20):
         circuit = build(number) if number % 2 else random_circuit(4, 6, conditional=True, measure=True, seed=number)

@@ -16,8 +16,7 @@ from qiskit.primitives.containers.sampler_pub import SamplerPub
 from qiskit.quantum_info import PauliList, SparsePauliOp
 
 from prefect_qruntime.client.inputs import check_isa
-from prefect_qruntime.client.inputs.observables import check_observables
-from prefect_qruntime.client.inputs.parameters import shape_of
+from prefect_qruntime.client.inputs.pub_values import check_observables, shape_of
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.errors import InvalidInput
 

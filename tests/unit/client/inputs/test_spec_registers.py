@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from prefect_qruntime.client.dialects.cloud import v2_params
-from prefect_qruntime.client.dialects.legacy import v1_params
+from prefect_qruntime.client.dialects import v1_params, v2_params
 from prefect_qruntime.client.inputs.spec import RESTRICTED_NAMES, input_notices
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.errors import InvalidInput

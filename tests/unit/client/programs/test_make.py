@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from prefect_qruntime.client.dialects.cloud import Cloud
-from prefect_qruntime.client.dialects.legacy import Legacy
+from prefect_qruntime.client.dialects import Cloud, Legacy
 from prefect_qruntime.client.payload_check import differs_at_sight, shape
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.errors import InvalidInput
@@ -69,7 +68,7 @@ def test_handles_say_it() -> None:
 
 @pytest.mark.parametrize("route", ["executor", "auto"])
 def test_the_form_of_circuits_is_kept_until_the_executor_is_turned_to(route: str) -> None:
-    from prefect_qruntime.client.programs.route import on_executor
+    from prefect_qruntime.client.programs.make import on_executor
 
     spec = make_spec([BELL], backend="b", route=route, circuit_form="qpy")
     program = on_executor(spec).prepared

@@ -16,10 +16,10 @@ from hypothesis import given, settings, strategies as st
 from pydantic import ValidationError
 from qiskit.primitives import BitArray, DataBin, PrimitiveResult, PubResult, SamplerPubResult
 
-from prefect_qruntime.client.answers import MOST_LEVELS
 from prefect_qruntime.client.encodings.arrays import Allowance
+from prefect_qruntime.client.failures import MOST_LEVELS
 from prefect_qruntime.client.results.job_result import JobResult
-from prefect_qruntime.client.results.tables import loads
+from prefect_qruntime.client.results.views import loads
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from tests.support.encoding import bit_array, encoded, ndarray, plain
 

@@ -9,7 +9,7 @@ import orjson
 import pytest
 from hypothesis import given, strategies as st
 
-from prefect_qruntime.client.answers import Question
+from prefect_qruntime.client.failures import Question
 from prefect_qruntime.client.transport.replies import (
     ErrorBody,
     Reply,

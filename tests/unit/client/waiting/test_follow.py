@@ -16,7 +16,7 @@ from prefect_qruntime.client.waiting.follow import Stream, follow_job
 from prefect_qruntime.client.waiting.job_list import Page
 from prefect_qruntime.client.waiting.plan import Deadlines, PollIntervals
 from prefect_qruntime.client.waiting.poller import JobPoller
-from prefect_qruntime.client.waiting.websocket import Ending
+from prefect_qruntime.client.waiting.subscription import Ending
 from prefect_qruntime.errors import (
     NEVER,
     AuthenticationError,

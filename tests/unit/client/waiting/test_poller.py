@@ -20,8 +20,7 @@ from prefect_qruntime.client.waiting.follow import follow_job
 from prefect_qruntime.client.waiting.job_list import Page
 from prefect_qruntime.client.waiting.plan import Deadlines, PollIntervals, PollSchedule
 from prefect_qruntime.client.waiting.poller import JobPoller
-from prefect_qruntime.client.waiting.subscription import Stream
-from prefect_qruntime.client.waiting.websocket import Ending
+from prefect_qruntime.client.waiting.subscription import Ending, Stream
 from prefect_qruntime.errors import (
     JobTimeout,
     NotFound,

@@ -1,0 +1,353 @@
+"""The job websocket as a hint: every way it can end, against a server of our own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http
+import itertools
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.datastructures import Headers
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+
+from prefect_qruntime.client.connection import Connection
+from prefect_qruntime.client.waiting.subscription import JobStream, StreamSettings
+from prefect_qruntime.errors import ServiceUnavailable
+from tests.support.mock_client import connection
+
+ACK = "Listening to results for job: d1\n"
+QUICK = StreamSettings(open_timeout=2.0, ping_interval=0.1, ping_timeout=0.2, first_pause=0.01, longest_pause=0.05)
+Talk = Callable[[ServerConnection], Awaitable[None]]
+
+
+class Tokens:
+    def __init__(self) -> None:
+        self.discarded: list[str] = []
+
+    def discard(self, value: str) -> None:
+        self.discarded.append(value)
+
+
+@dataclass
+class Transport:
+    """Gives another token at each connect."""
+
+    connection: Connection
+    tokens: Tokens = field(default_factory=Tokens)
+    given: int = 0
+    trouble: int = 0
+
+    async def auth_headers(self) -> dict[str, str]:
+        if self.trouble:
+            self.trouble -= 1
+            raise ServiceUnavailable("no token")
+        self.given += 1
+        return {"Accept": "application/json", "Authorization": f"Bearer token-{self.given}", "Service-CRN": "crn"}
+
+
+@dataclass
+class Server:
+    """What a test sees of its server and its stream."""
+
+    stream: JobStream
+    transport: Transport
+    requests: list[Request]
+    wakes: list[bool]
+
+    @property
+    def tokens(self) -> list[str]:
+        return [request.headers["Authorization"] for request in self.requests]
+
+
+@asynccontextmanager
+async def serving(
+    *talks: Talk,
+    refuse: Callable[[int], Response | None] = lambda number: None,
+    settings: StreamSettings = QUICK,
+    **options: Any,
+) -> AsyncIterator[Server]:
+    """A server whose n-th connection is handled by the n-th of `talks` (the last one again)."""
+    requests: list[Request] = []
+    wakes: list[bool] = []
+    talked = iter(range(10**6))
+
+    async def handler(socket: ServerConnection) -> None:
+        await talks[min(next(talked), len(talks) - 1)](socket)
+
+    def gate(socket: ServerConnection, request: Request) -> Response | None:
+        requests.append(request)
+        return refuse(len(requests))
+
+    async with serve(handler, "127.0.0.1", 0, process_request=gate, **options) as server:
+        port = server.sockets[0].getsockname()[1]
+        transport = Transport(connection("legacy", base_url=f"http://127.0.0.1:{port}"))
+        stream: JobStream
+        stream = JobStream(
+            transport,  # type: ignore[arg-type]
+            "/stream/jobs/d1",
+            lambda: wakes.append(stream.connected),
+            settings=settings,
+        )
+        yield Server(stream, transport, requests, wakes)
+
+
+def says(*messages: str | bytes, code: int = 1000) -> Talk:
+    async def talk(socket: ServerConnection) -> None:
+        for message in messages:
+            await socket.send(message)
+        await socket.close(code)
+
+    return talk
+
+
+def status(code: int, **headers: str) -> Response:
+    return Response(code, http.HTTPStatus(code).phrase, Headers(Content_Length="0", **headers), b"")
+
+
+async def test_an_acknowledgement_alone_wakes_nobody_until_the_close() -> None:
+    async def talk(socket: ServerConnection) -> None:
+        await socket.send(ACK)
+        await asyncio.sleep(0.2)
+        await socket.close(1000)
+
+    async with serving(talk) as seen:
+        following = asyncio.create_task(seen.stream.follow())
+        await asyncio.sleep(0.1)
+        assert (seen.wakes, seen.stream.connected) == ([], True)
+        assert await following == "done"
+        assert (seen.wakes, seen.stream.connected) == ([False], False)
+
+
+async def test_the_result_wakes() -> None:
+    async with serving(says(ACK, '{"interim":1}', '{"results":[]}')) as seen:
+        assert await seen.stream.follow() == "done"
+        assert len(seen.wakes) == 3
+    request = seen.requests[0]
+    assert request.path == "/stream/jobs/d1"
+    assert request.headers["Authorization"] == "Bearer token-1"
+    assert request.headers["Service-CRN"] == "crn"
+
+
+async def test_a_finished_job_has_one_message_and_wakes() -> None:
+    async with serving(says("Job is not running. Job status is 'Completed', reason is ''.")) as seen:
+        assert await seen.stream.follow() == "done"
+        assert seen.wakes == [False]
+
+
+@pytest.mark.parametrize("code", [1000, 4002, 4003])
+async def test_closes_that_mean_the_end(code: int) -> None:
+    async with serving(says(ACK, code=code)) as seen:
+        assert await seen.stream.follow() == "done"
+        assert len(seen.requests) == 1
+
+
+@pytest.mark.parametrize("code", [1001, 1011, 1012, 4001])
+async def test_other_closes_lead_to_another_connect_with_a_token_of_that_moment(code: int) -> None:
+    async with serving(says(ACK, code=code), says(ACK, code=code), says(ACK, "{}")) as seen:
+        assert await seen.stream.follow() == "done"
+        assert seen.tokens == ["Bearer token-1", "Bearer token-2", "Bearer token-3"]
+        assert len(seen.wakes) >= 3  # each disconnect is a reason to look
+
+
+async def test_a_connection_that_is_cut_leads_to_another() -> None:
+    async def cut(socket: ServerConnection) -> None:
+        await socket.send(ACK)
+        socket.transport.abort()
+
+    async with serving(cut, says(ACK)) as seen:
+        assert await seen.stream.follow() == "done"
+        assert len(seen.requests) == 2
+
+
+async def test_too_many_broken_connections_are_given_up() -> None:
+    async with serving(says(ACK, code=1011)) as seen:
+        assert await seen.stream.follow() == "given-up"
+        assert len(seen.requests) == 1 + QUICK.reconnects
+
+
+async def test_messages_give_new_courage() -> None:
+    async with serving(*[says(ACK, "{}", code=1011)] * 12, says(ACK)) as seen:
+        assert await seen.stream.follow() == "done"
+        assert len(seen.requests) == 13
+
+
+async def test_silence_is_found_out_by_pings() -> None:
+    async def silent(socket: ServerConnection) -> None:
+        await socket.send(ACK)
+        socket.transport.pause_reading()  # pings are not even read
+        await asyncio.sleep(0.7)
+        socket.transport.abort()
+
+    async with serving(silent, says(ACK)) as seen:
+        began = time.monotonic()
+        assert await seen.stream.follow() == "done"
+        assert 0.25 <= time.monotonic() - began <= 5
+        assert len(seen.requests) == 2
+
+
+@pytest.mark.parametrize("code", [400, 403, 404, 410, 426])
+async def test_a_refusal_is_final(code: int) -> None:
+    async with serving(says(ACK), refuse=lambda n: status(code)) as seen:
+        assert await seen.stream.follow() == "refused"
+        assert len(seen.requests) == 1
+        assert seen.wakes == []
+
+
+@pytest.mark.parametrize("code", [408, 429, 500, 502, 503])
+async def test_a_refusal_for_now_is_tried_again(code: int) -> None:
+    async with serving(says(ACK), refuse=lambda n: status(code) if n <= 2 else None) as seen:
+        assert await seen.stream.follow() == "done"
+        assert len(seen.requests) == 3
+
+
+async def test_an_expired_token_is_renewed_once() -> None:
+    async with serving(says(ACK), refuse=lambda n: status(401) if n == 1 else None) as seen:
+        assert await seen.stream.follow() == "done"
+        assert seen.transport.tokens.discarded == ["token-1"]
+        assert seen.tokens == ["Bearer token-1", "Bearer token-2"]
+
+
+async def test_a_fresh_token_that_is_refused_is_the_end() -> None:
+    async with serving(says(ACK), refuse=lambda n: status(401)) as seen:
+        assert await seen.stream.follow() == "refused"
+        assert len(seen.requests) == 2
+
+
+async def test_a_redirect_is_not_followed_with_the_token() -> None:
+    async with serving(says(ACK)) as other:
+        elsewhere = f"{other.transport.connection.base_url.replace('http', 'ws')}/stream/jobs/d1"
+        async with serving(says(ACK), refuse=lambda n: status(302, Location=elsewhere)) as seen:
+            assert await seen.stream.follow() == "refused"
+            assert len(seen.requests) == 1
+        assert other.requests == []
+
+
+async def test_a_frame_that_is_too_large_was_the_result() -> None:
+    async with serving(says(ACK, "x" * (2**20 + 1))) as seen:
+        assert await seen.stream.follow() == "done"
+        assert seen.wakes
+        assert len(seen.requests) == 1
+
+
+async def test_a_host_that_is_down_is_given_up_and_no_token_too() -> None:
+    async with serving(says(ACK)) as seen:
+        pass  # and now nobody listens there
+    assert await seen.stream.follow() == "given-up"
+    seen.transport.trouble = 99
+    assert await seen.stream.follow() == "given-up"
+    assert seen.requests == []
+
+
+async def test_a_host_that_speaks_no_http_is_refused() -> None:
+    async def nonsense(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(nonsense, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        transport = Transport(connection("legacy", base_url=f"http://127.0.0.1:{port}"))
+        stream = JobStream(transport, "/stream/jobs/d1", lambda: None, settings=QUICK)  # type: ignore[arg-type]
+        assert await stream.follow() in ("refused", "given-up")
+
+
+async def test_a_handshake_that_breaks_off_is_tried_again() -> None:
+    tries = 0
+
+    async def drops(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal tries
+        tries += 1
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 101 Switch")
+        writer.close()
+
+    server = await asyncio.start_server(drops, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        transport = Transport(connection("legacy", base_url=f"http://127.0.0.1:{port}"))
+        stream = JobStream(transport, "/stream/jobs/d1", lambda: None, settings=QUICK)  # type: ignore[arg-type]
+        assert await stream.follow() == "given-up"
+    assert tries == QUICK.reconnects + 1
+
+
+async def test_no_handshake_is_waited_for_forever() -> None:
+    async def deaf(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(deaf, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        transport = Transport(connection("legacy", base_url=f"http://127.0.0.1:{port}"))
+        settings = StreamSettings(open_timeout=0.1, reconnects=1, first_pause=0.01)
+        stream = JobStream(transport, "/stream/jobs/d1", lambda: None, settings=settings)  # type: ignore[arg-type]
+        assert await stream.follow() == "given-up"
+
+
+async def test_cancelled_it_leaves_a_silent_server_at_once() -> None:
+    gone = asyncio.Event()
+
+    async def silent(socket: ServerConnection) -> None:
+        await socket.send(ACK)
+        socket.transport.pause_reading()
+        await gone.wait()
+        socket.transport.abort()
+
+    async with serving(silent, settings=StreamSettings()) as seen:
+        following = asyncio.create_task(seen.stream.follow())
+        async with asyncio.timeout(60):
+            while not seen.stream.connected:  # noqa: ASYNC110 - the stream offers a flag only
+                await asyncio.sleep(0.01)
+        began = time.monotonic()
+        following.cancel()
+        await asyncio.wait([following])
+        assert following.cancelled()
+        assert time.monotonic() - began < 0.5
+        gone.set()
+
+
+async def test_a_flood_is_given_up_and_holds_nothing_up() -> None:
+    async def flood(socket: ServerConnection) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            for number in itertools.count():
+                await socket.send("x" * 100)
+                if number % 200 == 0:  # the server shares this loop
+                    await asyncio.sleep(0)
+
+    ticks: list[float] = []
+
+    async def tick() -> None:
+        while True:
+            ticks.append(time.monotonic())
+            await asyncio.sleep(0.005)
+
+    async with serving(flood) as seen:
+        ticking = asyncio.create_task(tick())
+        began = time.monotonic()
+        async with asyncio.timeout(60):
+            assert await seen.stream.follow() == "given-up"
+        ticking.cancel()
+    assert time.monotonic() - began < 2
+    assert len(seen.wakes) <= 102
+    assert len(seen.requests) == 1
+    assert max((after - before for before, after in itertools.pairwise(ticks)), default=0.0) < 0.5
+
+
+async def test_messages_at_a_bearable_pace_are_no_flood() -> None:
+    async def talk(socket: ServerConnection) -> None:
+        for _ in range(8):
+            await socket.send("interim")
+            await asyncio.sleep(0.02)
+        await socket.close(1000)
+
+    settings = StreamSettings(open_timeout=2.0, burst=3.0, rate=1000.0)
+    async with serving(talk, settings=settings) as seen:
+        assert await seen.stream.follow() == "done"

@@ -1,0 +1,45 @@
+"""What all tasks have in common: names of their runs, and log lines that go where they can."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from prefect_qruntime.models import JobRef, SessionRef
+from prefect_qruntime.tasks.definitions import _reaches_prefect, run_name_of
+from prefect_qruntime.tasks.jobs import wait_for_completion
+
+
+class Unprintable:
+    """Stands for a credentials block, which Prefect prints slowly."""
+
+    def __str__(self) -> str:
+        raise AssertionError("printed for nothing")
+
+
+def test_handles_are_shortened_and_the_rest_is_left_alone():
+    name = run_name_of("wait for {job} in {session}")
+    handle = JobRef(id="d1abc")
+    parameters = {"credentials": Unprintable(), "job": handle, "session": SessionRef(backend="b", mode="dedicated")}
+    assert name(parameters) == "wait for d1abc in unbound session"
+    assert run_name_of("submit {program_id} → {backend}")({"program_id": "sampler", "backend": "b"}) == (
+        "submit sampler → b"
+    )
+
+
+@pytest.mark.parametrize(
+    ("task_name", "flow_run_id", "sent"),
+    [
+        (wait_for_completion.name, None, False),
+        (wait_for_completion.name, "a-flow-run", True),
+        ("a user's own task", None, True),
+    ],
+)
+def test_only_our_own_tasks_outside_flows_keep_their_lines_from_prefect(
+    task_name: str, flow_run_id: str | None, sent: bool
+) -> None:
+    record = logging.makeLogRecord({"name": "prefect.task_runs", "task_name": task_name, "flow_run_id": flow_run_id})
+    (ours,) = [one for one in logging.getLogger("prefect.task_runs").filters if one is _reaches_prefect]
+    assert ours(record)  # type: ignore[operator]
+    assert getattr(record, "send_to_api", True) is sent
