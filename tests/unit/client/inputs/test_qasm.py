@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given, strategies as st
 
 from prefect_qruntime.client.inputs import qasm
-from prefect_qruntime.client.inputs.qasm import constant_value, path_of, read_path, scan, syntax_error, with_version
+from prefect_qruntime.client.inputs.qasm import (
+    _first_error,
+    constant_value,
+    path_of,
+    read_path,
+    scan,
+    syntax_error,
+    with_version,
+)
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.errors import InvalidInput
 
@@ -160,11 +168,11 @@ def test_what_is_valid_passes(text: str) -> None:
 
 
 def test_without_a_parser_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    syntax_error.cache_clear()
+    _first_error.cache_clear()
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "openqasm3.parser", None)
         assert syntax_error(H3 + "x q[0]", 3) is None
-    syntax_error.cache_clear()
+    _first_error.cache_clear()
     assert syntax_error(H3 + "x q[0]", 3) is not None
 
 
