@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import pickle
 import random
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -190,6 +191,7 @@ def test_jobs_that_come_together_read_the_versions_once(monkeypatch: pytest.Monk
 
     def version(name: str) -> str:
         asked.append(name)
+        time.sleep(0.02)  # the others arrive meanwhile
         return "1"
 
     async def together() -> list[dict[str, str]]:
