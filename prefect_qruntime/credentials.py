@@ -16,6 +16,7 @@ from prefect_qruntime.admission.policy import check_hosts
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.connection import DEFAULT_API_VERSION, Connection, Dialects
 from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.transport.retrying import RetryDeadlines
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import InstanceReport
 from prefect_qruntime.prefect_api import Loadable, load_saved, saved_names
@@ -28,6 +29,9 @@ __all__ = [
     "load_each",
     "saved_blocks",
 ]
+
+# Only flows repeat requests through an outage.
+_WHILE_SOMEONE_WAITS = RetryDeadlines(token=5.0, read=5.0)
 
 
 class QuantumRuntimeCredentials(Loadable, CredentialsBlock):
@@ -165,7 +169,7 @@ class QuantumRuntimeCredentials(Loadable, CredentialsBlock):
         """As `verify`, for async code."""
         from prefect_qruntime.diagnostics.instance import check_instance
 
-        client = self.get_client()
+        client = self.get_client(patience=_WHILE_SOMEONE_WAITS)
         await network_loop().arun(check_hosts(client.connection))
         return await check_instance(client)
 

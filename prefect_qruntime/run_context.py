@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +90,12 @@ def _place() -> dict[str, str]:
 
 def process_facts() -> dict[str, str]:
     """The facts that identify this process among those of all hosts."""
-    return {**_place(), "pid": str(os.getpid()), "started": _start_of(os.getpid())}
+    return dict(_facts_of(os.getpid()))
+
+
+@lru_cache(maxsize=1)  # a forked process has another id
+def _facts_of(pid: int) -> dict[str, str]:
+    return {**_place(), "pid": str(pid), "started": _start_of(pid)}
 
 
 def process_is_gone(facts: Mapping[str, str]) -> bool | None:

@@ -21,11 +21,12 @@ from typing import Any
 import orjson
 from cachetools import LRUCache
 
+from prefect_qruntime.client.network_loop import SingleFlight, network_loop
 from prefect_qruntime.client.parsing import read_moment
 from prefect_qruntime.models import Job, JobRef, Provenance
 from prefect_qruntime.redact import get_logger
 
-__all__ = ["PATIENCE", "Calibration", "ProvenanceNotes", "package_versions"]
+__all__ = ["PATIENCE", "Calibration", "ProvenanceNotes", "package_versions", "read_versions"]
 
 log = get_logger(__name__)
 
@@ -110,7 +111,7 @@ class ProvenanceNotes:
             small: Whether the result is a reference to a file, which is to stay small: the properties are left out.
             patience: Seconds to wait for a request that is in flight.
         """
-        packages = await _packages()
+        packages = await read_versions()
         job = self._jobs.get(ref.id)
         missing: list[str] = []
         found = Calibration()
@@ -183,10 +184,16 @@ def _calibration(properties: dict[str, Any]) -> Calibration:
     )
 
 
-async def _packages() -> dict[str, str]:
+class _Reading(SingleFlight[dict[str, str]]):
+    """The first read of the versions."""
+
+
+async def read_versions() -> dict[str, str]:
+    """As `package_versions`, for code on the network loop."""
     if not package_versions.cache_info().currsize:
         with contextlib.suppress(RuntimeError):  # the process is ending and can start no threads
-            await asyncio.to_thread(package_versions)
+            # Jobs that are submitted together share the read.
+            await network_loop().state(_Reading).join(lambda: asyncio.to_thread(package_versions))
     return package_versions()
 
 

@@ -49,7 +49,7 @@ from prefect_qruntime.client.inputs.spec import CircuitForm, JobSpec
 from prefect_qruntime.client.network_loop import network_loop, on_network_loop
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.programs.make import RequestedRoute
-from prefect_qruntime.client.provenance import package_versions
+from prefect_qruntime.client.provenance import read_versions
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.flow_parameters import limited_file_references
@@ -285,7 +285,6 @@ async def plan_submission(credentials: QuantumRuntimeCredentials, pubs: Any, sub
         configuration = await credentials.get_client().backend_configuration(backend_name(submission["backend"]))
 
     def read() -> Plan:
-        package_versions()  # for the job's page: the first call reads files
         with limited_file_references():
             return checked(spec_fields(submission))
 
@@ -301,6 +300,7 @@ async def plan_submission(credentials: QuantumRuntimeCredentials, pubs: Any, sub
         transpiled_here = configuration is not None and transpiles
         return Plan(spec, digest, transpiled=transpiled_here, busy_seconds=busy_seconds(spec))
 
+    await read_versions()  # for the job's page
     return await asyncio.to_thread(read)
 
 

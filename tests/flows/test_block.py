@@ -142,6 +142,8 @@ def test_verify_names_a_wrong_iam_address(sandbox: Sandbox) -> None:
     assert not report.ok
     assert f"Set iam_url to {sandbox.iam_url}" in report.problems[0]
     assert "API key" not in report.problems[0]
+    posts = len(sandbox.control.journal("POST", "/nowhere/*"))
+    assert 1 <= posts <= 6, "somebody waits for the answer: it is not asked for as long as a flow would"
 
 
 def test_verify_tells_that_no_time_is_left(sandbox: Sandbox, credentials: QuantumRuntimeCredentials) -> None:

@@ -10,6 +10,7 @@ import ast
 import os
 import re
 import stat
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -365,7 +366,6 @@ MAX_PARSED = 20_000
 """Most characters of a text that is parsed locally: the reference parser reads about 20,000 in a second."""
 
 
-@lru_cache(maxsize=64)
 def syntax_error(text: str, version: int) -> str | None:
     """The first syntax error that a parser on this machine finds, with its line and column.
 
@@ -381,6 +381,26 @@ def syntax_error(text: str, version: int) -> str | None:
     """
     if len(text) > MAX_PARSED:
         return None
+    with _parsing:  # jobs that are submitted together often have the same circuits
+        return _first_error(text, version)
+
+
+_parsing = threading.Lock()
+
+
+def _renew_lock() -> None:
+    """Replace the lock in a forked process: a thread of the parent may have held it."""
+    global _parsing
+    _parsing = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
+@lru_cache(maxsize=64)
+def _first_error(text: str, version: int) -> str | None:
+    """As `syntax_error`; several threads would parse one text several times."""
     try:
         from openqasm3.parser import QASM3ParsingError, parse
     except ImportError:

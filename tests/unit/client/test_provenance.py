@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import json
 import pickle
 import random
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from prefect_qruntime.client.provenance import ProvenanceNotes, package_versions
+from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.provenance import ProvenanceNotes, package_versions, read_versions
 from prefect_qruntime.client.results import JobResult
 from prefect_qruntime.errors import ServiceUnavailable
 from prefect_qruntime.models import Job, JobRef, JobStatus, Provenance
@@ -181,3 +184,24 @@ async def test_properties_that_are_too_large_are_left_out() -> None:
     assert found.properties_data is None
     assert "too large" in found.missing[0]
     assert found.backend_version == "1.2.3"
+
+
+def test_jobs_that_come_together_read_the_versions_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def version(name: str) -> str:
+        asked.append(name)
+        time.sleep(0.02)  # the others arrive meanwhile
+        return "1"
+
+    async def together() -> list[dict[str, str]]:
+        return await asyncio.gather(*(read_versions() for _ in range(5)))
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    package_versions.cache_clear()
+    try:
+        found = network_loop().run(together())
+    finally:
+        package_versions.cache_clear()
+    assert found[0]["prefect"] == "1"
+    assert asked.count("prefect") == 1

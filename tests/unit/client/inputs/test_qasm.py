@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from hypothesis import given, strategies as st
 
 from prefect_qruntime.client.inputs import qasm
-from prefect_qruntime.client.inputs.qasm import constant_value, path_of, read_path, scan, syntax_error, with_version
+from prefect_qruntime.client.inputs.qasm import (
+    _first_error,
+    constant_value,
+    path_of,
+    read_path,
+    scan,
+    syntax_error,
+    with_version,
+)
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.errors import InvalidInput
 
@@ -160,12 +170,29 @@ def test_what_is_valid_passes(text: str) -> None:
 
 
 def test_without_a_parser_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    syntax_error.cache_clear()
+    _first_error.cache_clear()
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "openqasm3.parser", None)
         assert syntax_error(H3 + "x q[0]", 3) is None
-    syntax_error.cache_clear()
+    _first_error.cache_clear()
     assert syntax_error(H3 + "x q[0]", 3) is not None
+
+
+def test_threads_with_the_same_circuit_parse_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    import openqasm3.parser
+
+    parsed: list[str] = []
+
+    def parse(text: str) -> None:
+        parsed.append(text)
+        time.sleep(0.05)  # the other threads arrive meanwhile
+
+    monkeypatch.setattr(openqasm3.parser, "parse", parse)
+    _first_error.cache_clear()
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: syntax_error(H3 + "x q[0];", 3), range(4)))
+    _first_error.cache_clear()
+    assert (found, len(parsed)) == ([None] * 4, 1)
 
 
 def test_long_texts_are_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
