@@ -67,7 +67,7 @@ def test_help_and_version_are_no_errors(monkeypatch: pytest.MonkeyPatch, capsys:
 def test_the_demo_hands_on_how_the_circuits_run(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, words: str, dialects: list[str], given: dict[str, Any]
 ) -> None:
-    module = import_module("prefect_qruntime.cli.local")
+    module = import_module("prefect_qruntime.flows.run_circuits")
     asked: list[dict[str, Any]] = []
 
     def rows(circuits: list[str], **wanted: Any) -> list[dict[str, Any]]:
