@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from cachetools import LRUCache
 from prefect.context import FlowRunContext, TaskRunContext
+from prefect.task_runners import ProcessPoolTaskRunner
 
 from prefect_qruntime.client.failures import job_error
 from prefect_qruntime.client.network_loop import SingleFlight, network_loop
@@ -40,6 +41,7 @@ __all__ = [
     "call_index",
     "count",
     "current_run",
+    "may_run_twice",
     "note_submitted",
     "process_facts",
     "process_is_gone",
@@ -223,6 +225,15 @@ async def current_run() -> RunContext:
         with _lock:
             _runs[attempt] = known
     return replace(known, repeated=True) if task_repeated else known
+
+
+def may_run_twice() -> bool:
+    """Whether the engine that runs this task may run it once more in another process, without a retry of Prefect's.
+
+    Dask and Ray do so if they lose a worker, also for tasks that were over; Prefect's own threads and processes do not.
+    """
+    context = FlowRunContext.get()
+    return context is not None and context.detached and not isinstance(context.task_runner, ProcessPoolTaskRunner)
 
 
 class _Reading(SingleFlight[RunContext]):

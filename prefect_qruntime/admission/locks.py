@@ -56,6 +56,7 @@ __all__ = [
     "lock_name",
     "mark_accepted",
     "mark_sent",
+    "marks_and_notes",
     "noted_by_earlier_attempts",
     "read_locks",
     "submission_lock",
@@ -475,6 +476,16 @@ async def key_history(tag: str) -> History:
     if record is None:
         return History(never_sent=True)
     return History(accepted="accepted" in record.meta, job_id=record.meta.get("job"))
+
+
+def marks_and_notes(noted: KeyHistory | None) -> KeyHistory:
+    """Return a function that reads a key's mark and, if there is none, asks `noted_by_earlier_attempts`."""
+
+    async def history(tag: str) -> History:
+        known = await key_history(tag)
+        return await noted(tag) if known.never_sent and noted is not None else known
+
+    return history
 
 
 async def mark_sent(tag: str) -> None:

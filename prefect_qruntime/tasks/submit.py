@@ -29,6 +29,7 @@ from prefect_qruntime.admission.locks import (
     key_history,
     mark_accepted,
     mark_sent,
+    marks_and_notes,
     noted_by_earlier_attempts,
     submission_lock,
 )
@@ -139,8 +140,14 @@ async def _submit(
 
     known: list[str] = []
     checked: set[str] = set()
-    marked = submission_key is not None and in_run()  # as for the lock: outside a run no Prefect may be configured
-    alone = submission_lock(key_tag(0)) if submission_key is not None else contextlib.nullcontext()
+    # Other processes may submit with an explicit key; and the engine of the flow's tasks may run this call once more in
+    # another process, which knows nothing of this one.
+    shared = submission_key is not None or (call_index is not None and run_context.may_run_twice())
+    marked = shared and in_run()  # as for the lock: outside a run no Prefect may be configured
+    alone = submission_lock(key_tag(0)) if shared else contextlib.nullcontext()
+    history = noted_by_earlier_attempts(where)
+    if marked:
+        history = key_history if submission_key is not None else marks_and_notes(history)
     async with cancels_jobs(client, known), first_through(session) as usable, alone as lock:
         grace = settings.submission_grace_seconds
         intent = Intent(
@@ -151,7 +158,7 @@ async def _submit(
             # Earlier attempts of this run ended before this process began; another process may have used an
             # explicit key a moment before the lock was free.
             search_until=where.touched + grace if where.repeated else None,
-            search_seconds=grace if submission_key is not None else None,
+            search_seconds=grace if shared else None,
             renew_failed=renew_failed,
             grace=grace,
             digest=plan.digest,
@@ -181,7 +188,7 @@ async def _submit(
                     intent,
                     before_post=before_post,
                     on_bought=bought,
-                    key_history=key_history if marked else noted_by_earlier_attempts(where),
+                    key_history=history,
                     note_accepted=mark_accepted if marked else None,
                 )
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from pathlib import Path
 from typing import Any
 
-from prefect import flow, get_run_logger, unmapped
+from prefect import flow, get_run_logger, task, unmapped
+from prefect.futures import wait
 
 import prefect_qruntime as qr
 from tests.system.nightly import BACKEND
@@ -32,3 +36,26 @@ def spread(credentials_block: str, numbers: list[int], shots: int = 7, key: str 
     counts = [result.counts() for result in qr.fetch_results.map(credentials, done).result()]
     get_run_logger().info("%s", counts)
     return counts
+
+
+@task
+def lose_the_worker(killed: str) -> str:
+    """Kill the process that runs this task, the first time; returns where the second time was noted."""
+    mark = Path(killed)
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return killed
+
+
+@flow(name="spread and lose a worker")
+def spread_and_lose(credentials_block: str, numbers: list[int], killed: str, shots: int = 7) -> list[dict[str, int]]:
+    """As `spread`, but a worker process is lost when all jobs are bought and none is waited for."""
+    credentials = unmapped(qr.load_credentials(credentials_block))
+    circuits: Any = [[circuit(number)] for number in numbers]
+    jobs = qr.submit_job.map(credentials, circuits, backend=BACKEND, shots=shots)
+    wait(jobs)
+    lost = lose_the_worker.submit(killed)
+    lost.wait()
+    done = qr.wait_for_completion.map(credentials, jobs)
+    return [result.counts() for result in qr.fetch_results.map(credentials, done).result()]

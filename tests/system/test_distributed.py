@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,6 +48,18 @@ def runner_of(name: str) -> TaskRunner[Any]:
 
 def bought(sandbox: Sandbox) -> int:
     return sum(entry["status"] in (200, 201) for entry in sandbox.control.journal("POST", "/jobs"))
+
+
+def test_a_lost_dask_worker_buys_nothing_again(
+    sandbox: Sandbox, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Dask runs the tasks once more whose results were on the worker, and does not tell Prefect.
+    flow_on_dask = spread.spread_and_lose.with_options(task_runner=runner_of("dask"))
+    assert flow_on_dask(BLOCK, NUMBERS, str(tmp_path / "killed")) == spread.expected(NUMBERS, 7)
+    assert (tmp_path / "killed").exists()
+    (lost,) = [one.getMessage() for one in caplog.records if "lose already computed" in one.getMessage()]
+    assert "submit_numbered" in lost, "no submission was run again"
+    assert bought(sandbox) == len(sandbox.control.jobs()) == SIZE
 
 
 @pytest.mark.parametrize("runner", ["threads", "processes", "dask"])
