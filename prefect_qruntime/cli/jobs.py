@@ -30,6 +30,7 @@ from prefect_qruntime.cli.options import (
     needs_prefect,
     only_credentials,
     print_json,
+    print_problems,
     print_rows,
     short,
 )
@@ -84,9 +85,7 @@ def jobs(
         sys.stdout.write(found.model_dump_json(indent=2) + "\n")
     else:
         _print(found, Console(), by)
-    for problem in found.problems:
-        sys.stderr.write(f"{problem}\n")
-    return 1 if found.problems else 0
+    return print_problems(found.problems)
 
 
 def _print(found: JobList, console: Console, by: GroupBy | None) -> None:
@@ -261,9 +260,7 @@ def usage(
         sys.stdout.write(report.model_dump_json(indent=2) + "\n")
     else:
         _print_usage(report, Console())
-    for problem in report.problems:
-        sys.stderr.write(f"{problem}\n")
-    return 1 if report.problems else 0
+    return print_problems(report.problems)
 
 
 _FLOW_RUN = re.compile(r"\(([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\)\Z")

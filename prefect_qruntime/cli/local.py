@@ -245,6 +245,6 @@ def _collect_for_ever() -> None:
         time.sleep(_PERIOD)
         gc.collect()
         if number < _START:
-            # The modules, routes and models of the start stay for ever; to look at them each time would take a third
-            # of a busy server's time.
+            # The modules, routes and models of the start stay as long as the server runs. Checking them at each
+            # collection took a third of a busy server's time.
             gc.freeze()

@@ -31,6 +31,7 @@ from prefect_qruntime.cli.options import (
     many,
     needs_prefect,
     print_json,
+    print_problems,
     print_rows,
     short,
 )
@@ -106,9 +107,7 @@ def backends(*, block: Blocks = None, json: AsJson = False) -> int:
         print_json([{"block": name, **backend.model_dump(mode="json")} for name, backend in found])
     else:
         _print_backends(found, Console())
-    for problem in problems:
-        sys.stderr.write(f"{problem}\n")
-    return 1 if problems else 0
+    return print_problems(problems)
 
 
 def _print_backends(found: list[tuple[str, Backend]], console: Console) -> None:
@@ -160,8 +159,7 @@ def setup(
         sys.stdout.write(orjson.dumps(rows, option=orjson.OPT_INDENT_2).decode() + "\n")
     else:
         print_rows(rows, f"Create limits, {per_minute} jobs a minute", "no credentials block is saved")
-    for problem in problems:
-        sys.stderr.write(f"{problem}\n")
+    print_problems(problems)
     return 0 if rows and not problems else 1
 
 
@@ -208,8 +206,7 @@ def watch(
             f"Watched {many(report.followed, 'job')}: resumed {many(report.resumed, 'flow run')}, "
             f"reported {many(report.told, 'finished job')}, cancelled the jobs of {many(report.cancelled, 'flow run')}."
         )
-        for problem in report.problems:
-            sys.stderr.write(f"{problem}\n")
+        print_problems(report.problems)
     return 1 if report.problems else 0
 
 
@@ -280,9 +277,7 @@ def _list(blocks: list[str] | None, *, json: bool) -> int:
         sys.stdout.write(found.model_dump_json(indent=2) + "\n")
     else:
         _print_sessions(found, Console())
-    for problem in found.problems:
-        sys.stderr.write(f"{problem}\n")
-    return 1 if found.problems else 0
+    return print_problems(found.problems)
 
 
 def _close(session_id: str, blocks: list[str] | None, *, drop: bool, json: bool) -> int:
@@ -379,8 +374,7 @@ def sweep(
         sys.stdout.write(report.model_dump_json(indent=2) + "\n")
     else:
         _print_swept(report, Console())
-        for problem in report.problems:
-            sys.stderr.write(f"{problem}\n")
+        print_problems(report.problems)
     return 0 if report.is_clean else 1
 
 

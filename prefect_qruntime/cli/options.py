@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Annotated, Any, ParamSpec
 
 import orjson
@@ -34,6 +34,7 @@ __all__ = [
     "needs_prefect",
     "only_credentials",
     "print_json",
+    "print_problems",
     "print_rows",
     "require_prefect",
     "short",
@@ -190,3 +191,10 @@ def checked_blocks(block: list[str] | None) -> list[str] | None:
         if name not in saved:
             raise unknown_block(QuantumRuntimeCredentials, name, saved, field="block")
     return block
+
+
+def print_problems(problems: Collection[str]) -> int:
+    """Print what could not be read or done to stderr; returns the exit code, 1 if there is any."""
+    for problem in problems:
+        sys.stderr.write(f"{problem}\n")
+    return 1 if problems else 0
