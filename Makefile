@@ -22,6 +22,8 @@ CORES := */client/waiting/plan.py,*/client/waiting/job_list.py,*/client/failures
 
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
+# Modules are compiled once, not in each of the hundreds of processes that tests start, whatever the caller's shell says.
+export PYTHONDONTWRITEBYTECODE :=
 # An embedded Prefect server needs 11 to 15 s here; Prefect's own limit is 20 s.
 export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS := 120
 
@@ -55,7 +57,7 @@ flow: $(RUN)/.installed ## Run one of the flows on the embedded sandbox: make fl
 	@echo 'flows/$(NAME).py ran on the embedded sandbox. On a QPU it runs with credentials_block="NAME"; see docs/examples.md.'
 
 quick: $(STAMP) lint types ## Lint, check the types and run the pure unit tests, in a minute
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(QUICK)
+	$(BIN)/python -m pytest -q -n 4 --dist loadfile $(QUICK)
 
 test: $(STAMP) lint types unit plain-install ## Run all checks and tests, and measure the coverage
 

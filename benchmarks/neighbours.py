@@ -100,20 +100,24 @@ class PrefectServer(_Neighbour):
 
     Args:
         home: Folder for it.
+        collecting: Start it by `prefect-qruntime server`, not by `prefect server start`.
 
     Attributes:
         environment: What a process needs to use it.
     """
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *, collecting: bool = False) -> None:
+        self.collecting = collecting
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = int(probe.getsockname()[1])
         url = f"http://127.0.0.1:{port}/api"
         self.environment = {"PREFECT_API_URL": url}
+        ours = str(Path(sys.executable).parent / "prefect-qruntime")
+        command = [ours, "server"] if collecting else [sys.executable, "-m", "prefect", "server", "start"]
         with (home.parent / "server.log").open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+                [*command, "--host", "127.0.0.1", "--port", str(port)],
                 cwd=home.parent,
                 env={**plain_environment(home), "PREFECT_SERVER_API_PORT": str(port)},
                 stdout=log,

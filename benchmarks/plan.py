@@ -28,6 +28,7 @@ class Measurement:
         sandbox: Options of the sandbox.
         scale: Seconds of both sides' clocks in a real one.
         server: Whether a Prefect server is needed.
+        collecting: Whether it is started by `prefect-qruntime server`, not as a plain one.
         pause: Whether the neighbours come to rest before each measurement.
         aside: Measured from outside: `end` (the process's end, the server's CPU meanwhile, pages written), `rest` (the
             server's CPU until it rests), `calls` (requests to Prefect's API), `health` (its slowest answer).
@@ -42,6 +43,7 @@ class Measurement:
     sandbox: dict[str, Any] = field(default_factory=dict)
     scale: float = 1.0
     server: bool = False
+    collecting: bool = False
     pause: bool = True
     aside: tuple[str, ...] = ()
     timeout: float = 300.0
@@ -131,6 +133,7 @@ def _crowds(repeats: int, jobs: int) -> Iterator[Measurement]:
     yield Measurement("mapped", "flows.mapped", ("ours-flow", "empty-flow"), 1, **many, aside=("end", "health"))
     runs: dict[str, Any] = {**common, "args": {"jobs": 50 if jobs > 20 else 5}}
     yield Measurement("workers", "workers.at_once", ("ours-flow",), 1, **runs)
+    yield Measurement("team", "workers.at_once", ("ours-flow",), 1, **runs, collecting=True)
     key = ("ours-flow",)
     yield Measurement("key", "flows.fresh_key", key, times, sandbox=sandbox, server=True, timeout=900)
 

@@ -88,10 +88,9 @@ class Bench:
         sandbox = self._fresh_sandbox(what.sandbox)
         environment = plain_environment(self._scratch / "home")
         if what.server:
-            if self._server is None or not self._server.alive:
-                self._server = PrefectServer(self._scratch / "server")
-            environment |= self._server.environment
-            watched = stack.enter_context(Watched(self._server, what.aside)) if what.aside else None
+            server = self._prefect_server(what.collecting)
+            environment |= server.environment
+            watched = stack.enter_context(Watched(server, what.aside)) if what.aside else None
             environment |= watched.environment if watched is not None else {}
         else:
             watched = None
@@ -125,6 +124,16 @@ class Bench:
             raise RuntimeError(f"exit code {done.returncode}: {shown}")
         numbers: dict[str, float] = json.loads(out.read_text())
         return numbers if watched is None else watched.numbers(numbers)
+
+    def _prefect_server(self, collecting: bool) -> PrefectServer:
+        """The one that runs, if it is of the kind; each kind has a database of its own."""
+        last = self._server
+        if last is not None and last.alive and last.collecting == collecting:
+            return last
+        if last is not None and last.alive:
+            last.stop()
+        self._server = PrefectServer(self._scratch / ("collecting" if collecting else "server"), collecting=collecting)
+        return self._server
 
     def _fresh_sandbox(self, options: dict[str, Any]) -> SandboxProcess:
         last, self._sandbox = self._sandbox, None

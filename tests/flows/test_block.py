@@ -12,7 +12,8 @@ from prefect.testing.standard_test_suites.blocks import BlockStandardTestSuite
 
 from prefect_qruntime import InvalidInput, QuantumRuntimeCredentials, load_credentials, submit_job
 from prefect_qruntime.sandbox import Sandbox
-from tests.support.flow_runs import BACKEND, FLIP, asked, ran, records, run, task_runs
+from tests.support.flow_runs import BACKEND, FLIP, ran, records, run, task_runs
+from tests.support.prefect_calls import asked
 
 pytestmark = pytest.mark.server
 

@@ -28,7 +28,8 @@ from prefect_qruntime import (
 from prefect_qruntime.admission.ledger import Ledger
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.sandbox import Sandbox
-from tests.support.flow_runs import BACKEND, FLIP, asked, events, posts, until
+from tests.support.flow_runs import BACKEND, FLIP, events, posts, until
+from tests.support.prefect_calls import asked
 
 pytestmark = pytest.mark.server
 SCALE = 200.0  # 40 service seconds pass in 0.2

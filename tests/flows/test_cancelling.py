@@ -17,7 +17,8 @@ from prefect_qruntime.errors import PermissionDenied
 from prefect_qruntime.sandbox import Sandbox
 from prefect_qruntime.suspend.watcher import run_watch
 from tests.flows.test_suspend import block as block, deployed, detached, waits
-from tests.support.flow_runs import BACKEND, FLIP, STAY, asked, events, ran, records, requests, start, until
+from tests.support.flow_runs import BACKEND, FLIP, STAY, events, ran, records, requests, start, until
+from tests.support.prefect_calls import asked
 
 pytestmark = pytest.mark.server
 

@@ -13,7 +13,8 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 import prefect_qruntime as qr
 from prefect_qruntime.cli.jobs import compare as compare_command
 from prefect_qruntime.sandbox import Sandbox
-from tests.support.flow_runs import BACKEND, asked, ran
+from tests.support.flow_runs import BACKEND, ran
+from tests.support.prefect_calls import asked
 
 pytestmark = pytest.mark.server
 

@@ -30,8 +30,9 @@ from prefect_qruntime.client.submission import Intent
 from prefect_qruntime.diagnostics.fields import Finding
 from prefect_qruntime.operations.doctor import check_block, run_doctor
 from prefect_qruntime.sandbox import Sandbox
-from tests.support.flow_runs import BACKEND, FLIP, asked
+from tests.support.flow_runs import BACKEND, FLIP
 from tests.support.loopback import Authority, answering, hanging_up, passing_on, serving, silent, tunnelling
+from tests.support.prefect_calls import asked
 from tests.support.prefect_server import PrefectServer
 
 pytestmark = pytest.mark.server

@@ -34,7 +34,8 @@ from prefect_qruntime.sandbox import Sandbox
 from prefect_qruntime.tasks import estimate as module
 from tests.flows.test_resubmit import THEIRS
 from tests.flows.test_suspend import deployed, done, history
-from tests.support.flow_runs import BACKEND, FLIP, asked, ran, records, requests, start, state_of, until
+from tests.support.flow_runs import BACKEND, FLIP, ran, records, requests, start, state_of, until
+from tests.support.prefect_calls import asked
 
 pytestmark = pytest.mark.server
 PARAMETERS: dict[str, Any] = {"backend": BACKEND, "shots": 100, "max_execution_time": 50}

@@ -20,7 +20,8 @@ from prefect_qruntime.client.submission import Intent
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.operations.job_listing import list_jobs, parse_since
 from prefect_qruntime.sandbox import Sandbox
-from tests.support.flow_runs import BACKEND, FLIP, STAY, asked, ran
+from tests.support.flow_runs import BACKEND, FLIP, STAY, ran
+from tests.support.prefect_calls import asked
 from tests.support.prefect_server import PrefectServer
 
 pytestmark = pytest.mark.server

@@ -12,7 +12,8 @@ import pytest
 
 import prefect_qruntime as qr
 from prefect_qruntime.sandbox import Sandbox
-from tests.support.flow_runs import asked, until
+from tests.support.flow_runs import until
+from tests.support.prefect_calls import asked
 from tests.support.prefect_server import PrefectServer
 
 pytestmark = pytest.mark.server

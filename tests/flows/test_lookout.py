@@ -17,7 +17,8 @@ from prefect_qruntime import hooks
 from prefect_qruntime.cancellation import CancellationWork
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.sandbox import Sandbox
-from tests.support.flow_runs import BACKEND, FLIP, asked, until
+from tests.support.flow_runs import BACKEND, FLIP, until
+from tests.support.prefect_calls import asked
 
 pytestmark = pytest.mark.server
 

@@ -27,7 +27,8 @@ from prefect_qruntime import Budget, BudgetExhausted, InvalidInput, QuantumRunti
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.observability.artifacts import find_records
 from prefect_qruntime.sandbox import Sandbox
-from tests.support.flow_runs import BACKEND, FLIP, SVG, artifact, asked, picture, posts
+from tests.support.flow_runs import BACKEND, FLIP, SVG, artifact, picture, posts
+from tests.support.prefect_calls import asked
 
 pytestmark = pytest.mark.server
 

@@ -15,7 +15,8 @@ from prefect_qruntime.observability.artifacts import artifact_key, find_record, 
 from prefect_qruntime.observability.markdown import history
 from prefect_qruntime.sandbox import Sandbox
 from prefect_qruntime.tasks import backends, jobs
-from tests.support.flow_runs import BACKEND, FLIP, asked, noted, posts, ran, run, until
+from tests.support.flow_runs import BACKEND, FLIP, noted, posts, ran, run, until
+from tests.support.prefect_calls import asked
 
 pytestmark = pytest.mark.server
 

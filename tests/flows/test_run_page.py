@@ -24,7 +24,8 @@ from prefect_qruntime.observability.markdown import result_section, summary_card
 from prefect_qruntime.observability.telemetry import Observation, queue_and_run_seconds
 from prefect_qruntime.operations.sweep import run_sweep
 from prefect_qruntime.sandbox import Sandbox
-from tests.support.flow_runs import BACKEND, FLIP, SVG, asked, events, noted, picture, ran, run, until
+from tests.support.flow_runs import BACKEND, FLIP, SVG, events, noted, picture, ran, run, until
+from tests.support.prefect_calls import asked
 
 pytestmark = pytest.mark.server
 ROOT = Path(__file__).resolve().parents[2]

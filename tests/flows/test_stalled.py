@@ -22,7 +22,8 @@ from prefect_qruntime.observability.artifacts import find_records, open_note, up
 from prefect_qruntime.operations.sweep import StalledRun, find_stalled, resume_flow_run, silence
 from prefect_qruntime.run_context import process_facts
 from prefect_qruntime.sandbox import Sandbox
-from tests.support.flow_runs import BACKEND, FLIP, asked, until
+from tests.support.flow_runs import BACKEND, FLIP, until
+from tests.support.prefect_calls import asked
 from tests.support.prefect_server import PrefectServer
 
 pytestmark = pytest.mark.server

@@ -27,7 +27,8 @@ from prefect_qruntime.sandbox import Sandbox
 from prefect_qruntime.suspend.suspend import claimed, reconcile
 from prefect_qruntime.suspend.waits import job_of, notes, pause_key
 from prefect_qruntime.suspend.watcher import arun_watch, run_watch
-from tests.support.flow_runs import BACKEND, FLIP, asked, events, ran, records, run, start, state_of, until
+from tests.support.flow_runs import BACKEND, FLIP, events, ran, records, run, start, state_of, until
+from tests.support.prefect_calls import asked
 
 pytestmark = pytest.mark.server
 

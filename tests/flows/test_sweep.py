@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import pytest
 from prefect import flow
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import BlockDocumentUpdate
 from prefect.states import Completed, Crashed, Failed, Running
 
@@ -27,6 +27,7 @@ from prefect_qruntime.operations.sweep import run_sweep
 from prefect_qruntime.run_context import current_run
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.flow_runs import BACKEND, FLIP, STAY, ran, records, requests, run
+from tests.support.prefect_calls import asked
 
 pytestmark = pytest.mark.server
 BLOCK = "sweep"
@@ -52,11 +53,7 @@ def left_open(jobs: int = 1, key: str | None = None) -> Any:
 
 
 def put(flow_run_id: Any, state: Any) -> None:
-    async def write() -> None:
-        async with get_client() as client:
-            await client.set_flow_run_state(flow_run_id, state, force=True)
-
-    run(write())
+    asked(lambda client: client.set_flow_run_state(flow_run_id, state, force=True))
 
 
 def left(final: Any, **parameters: Any) -> tuple[Any, Any]:
@@ -294,13 +291,12 @@ def test_one_instance_that_cannot_be_swept_does_not_stop_the_others(control: Any
 def spoil(block: str, **data: Any) -> None:
     """Save a value that the block's class refuses, as a form of an older version may have done."""
 
-    async def write() -> None:
-        async with get_client() as client:
-            slug = qr.QuantumRuntimeCredentials.get_block_type_slug()
-            document = await client.read_block_document_by_name(block, slug)
-            await client.update_block_document(document.id, BlockDocumentUpdate(data=data))
+    async def write(client: PrefectClient) -> None:
+        slug = qr.QuantumRuntimeCredentials.get_block_type_slug()
+        document = await client.read_block_document_by_name(block, slug)
+        await client.update_block_document(document.id, BlockDocumentUpdate(data=data))
 
-    run(write())
+    asked(write)
 
 
 @pytest.mark.parametrize("field", [{"request_timeout": -1}, {"crn": "not-a-crn"}, {"dialect": "latin"}])
@@ -321,12 +317,7 @@ def test_a_block_with_a_wrong_field_does_not_stop_the_others(control: Any, sandb
 
 def test_a_session_whose_flow_run_was_deleted_is_closed(control: Any) -> None:
     flow_run, session = left(Running())
-
-    async def delete() -> None:
-        async with get_client() as client:
-            await client.delete_flow_run(flow_run.id)
-
-    run(delete())
+    asked(lambda client: client.delete_flow_run(flow_run.id))
     report = run_sweep([BLOCK])
     assert [(entry.id, entry.flow_run, entry.flow_state) for entry in report.sessions] == [
         (session.id, str(flow_run.id), "Deleted")

@@ -13,7 +13,8 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterId
 
 import prefect_qruntime as qr
 from prefect_qruntime.sandbox import Sandbox
-from tests.support.flow_runs import BACKEND, FLIP, asked, events, ran, records, requests, run, task_runs, until
+from tests.support.flow_runs import BACKEND, FLIP, events, ran, records, requests, run, task_runs, until
+from tests.support.prefect_calls import asked
 
 pytestmark = pytest.mark.server
 

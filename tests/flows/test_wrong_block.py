@@ -15,7 +15,8 @@ from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.submission import Intent
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.sandbox import Sandbox
-from tests.support.flow_runs import BACKEND, FLIP, asked
+from tests.support.flow_runs import BACKEND, FLIP
+from tests.support.prefect_calls import asked
 
 pytestmark = pytest.mark.server
 GOOD, WRONG = "wrong-block-good", "wrong-block-from-the-ui"

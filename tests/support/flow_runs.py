@@ -7,14 +7,14 @@ import base64
 import inspect
 import re
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 from uuid import UUID
 from xml.etree import ElementTree
 
 from prefect import Flow, State
 from prefect.artifacts import Artifact
-from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.exceptions import Pause
@@ -24,6 +24,7 @@ from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.observability.artifacts import Record, find_records
 from prefect_qruntime.observability.run_page import flush
 from prefect_qruntime.sandbox import Sandbox
+from tests.support.prefect_calls import asked
 
 T = TypeVar("T")
 BACKEND = "sandbox_ideal"
@@ -35,16 +36,6 @@ STAY = 'OPENQASM 3.0; include "stdgates.inc"; qubit[1] q; bit[1] c; id q[0]; c =
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine from a sync test."""
     return asyncio.run(work)
-
-
-def asked(what: Callable[[PrefectClient], Awaitable[T]]) -> T:
-    """Ask Prefect's API something."""
-
-    async def ask() -> T:
-        async with get_client() as client:
-            return await what(client)
-
-    return asyncio.run(ask())
 
 
 def start(what: Flow[..., Any], flow_run: FlowRun) -> State[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import socket
@@ -16,13 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
 from prefect.client.schemas.objects import TERMINAL_STATES
 from prefect.context import refresh_global_settings_context
 from prefect.events.worker import EventsWorker
 from prefect.logging.handlers import APILogWorker
 from prefect.states import Cancelled
+
+from tests.support.prefect_calls import asked
 
 START_LIMIT = 600.0
 
@@ -66,15 +67,14 @@ def _wait(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
 def withdraw_runs() -> None:
     """Cancel all flow runs that are not over, so that the worker of another test takes none of them."""
 
-    async def withdraw() -> None:
+    async def withdraw(client: PrefectClient) -> None:
         over = FlowRunFilterStateType(not_any_=list(TERMINAL_STATES))
-        async with get_client() as client:
-            left = FlowRunFilter(state=FlowRunFilterState(type=over))
-            while flow_runs := await client.read_flow_runs(flow_run_filter=left):
-                for flow_run in flow_runs:
-                    await client.set_flow_run_state(flow_run.id, Cancelled(), force=True)
+        left = FlowRunFilter(state=FlowRunFilterState(type=over))
+        while flow_runs := await client.read_flow_runs(flow_run_filter=left):
+            for flow_run in flow_runs:
+                await client.set_flow_run_state(flow_run.id, Cancelled(), force=True)
 
-    asyncio.run(withdraw())
+    asked(withdraw)
 
 
 def forget_records(home: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from uuid import UUID
 
 import psutil
 from prefect import Flow
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun
@@ -23,6 +22,7 @@ from prefect.states import Scheduled
 
 from prefect_qruntime import QuantumRuntimeCredentials
 from prefect_qruntime.sandbox import Sandbox
+from tests.support.prefect_calls import asked
 from tests.support.prefect_server import PrefectServer, withdraw_runs
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -95,47 +95,36 @@ class Site:
         if self.worker is None or self.worker.poll() is not None:
             self.start_worker()
 
-    async def deploy(self, flow: Flow[..., Any]) -> UUID:
+    def deploy(self, flow: Flow[..., Any]) -> UUID:
+        async def create(client: PrefectClient) -> UUID:
+            with contextlib.suppress(ObjectAlreadyExists):
+                await client.create_work_pool(WorkPoolCreate(name=self.pool, type="process"))
+            return await client.create_deployment(
+                flow_id=await client.create_flow(flow),
+                name="tests",
+                entrypoint=f"{flow.fn.__module__.replace('.', '/')}.py:{name}",
+                pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}],
+                work_pool_name=self.pool,
+                parameter_openapi_schema={"type": "object", "properties": {}},
+            )
+
         name = flow.fn.__name__
         if name not in self.deployments:
-            async with get_client() as client:
-                with contextlib.suppress(ObjectAlreadyExists):
-                    await client.create_work_pool(WorkPoolCreate(name=self.pool, type="process"))
-                self.deployments[name] = await client.create_deployment(
-                    flow_id=await client.create_flow(flow),
-                    name="tests",
-                    entrypoint=f"{flow.fn.__module__.replace('.', '/')}.py:{name}",
-                    pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}],
-                    work_pool_name=self.pool,
-                    parameter_openapi_schema={"type": "object", "properties": {}},
-                )
+            self.deployments[name] = asked(create)
         return self.deployments[name]
 
     def run(self, flow: Flow[..., Any], **parameters: Any) -> UUID:
         """Start a run of a flow's deployment."""
-
-        async def create() -> FlowRun:
-            deployment = await self.deploy(flow)
-            async with get_client() as client:
-                return await client.create_flow_run_from_deployment(
-                    deployment, parameters={"credentials_block": self.block, **parameters}, state=Scheduled()
-                )
-
-        return asyncio.run(create()).id
+        deployment, given = self.deploy(flow), {"credentials_block": self.block, **parameters}
+        return asked(
+            lambda client: client.create_flow_run_from_deployment(deployment, parameters=given, state=Scheduled())
+        ).id
 
     def flow_run(self, flow_run_id: UUID) -> FlowRun:
-        async def read() -> FlowRun:
-            async with get_client() as client:
-                return await client.read_flow_run(flow_run_id)
-
-        return asyncio.run(read())
+        return asked(lambda client: client.read_flow_run(flow_run_id))
 
     def set_state(self, flow_run_id: UUID, state: Any, *, force: bool = False) -> None:
-        async def write() -> None:
-            async with get_client() as client:
-                await client.set_flow_run_state(flow_run_id, state, force=force)
-
-        asyncio.run(write())
+        asked(lambda client: client.set_flow_run_state(flow_run_id, state, force=force))
 
     def state(self, flow_run_id: UUID) -> str:
         state = self.flow_run(flow_run_id).state
@@ -159,13 +148,9 @@ class Site:
             until(lambda: "exceeded its memory" in self.log(flow_run_id), seconds, "the worker told of the kill")
 
     def log(self, flow_run_id: UUID) -> str:
-        async def read() -> str:
-            async with get_client() as client:
-                wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run_id]))
-                logs = await client.read_logs(wanted, limit=200)
-                return "\n".join(f"{log.timestamp:%H:%M:%S} {log.message}" for log in logs)
-
-        return asyncio.run(read())
+        wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[flow_run_id]))
+        logs = asked(lambda client: client.read_logs(wanted, limit=200))
+        return "\n".join(f"{log.timestamp:%H:%M:%S} {log.message}" for log in logs)
 
     def tells(self, flow_run_id: UUID, text: str) -> None:
         """Wait for a text in a run's log in Prefect, or in a line that the run's process wrote in its name.

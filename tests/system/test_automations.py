@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import pytest
 import yaml
 from prefect import flow
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
-from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.orchestration import PrefectClient
 from prefect.events.schemas.automations import AutomationCore
 from prefect.states import Completed, Running, Suspended
 
@@ -25,7 +24,8 @@ import prefect_qruntime as qr
 from prefect_qruntime.models import Job, JobStatus
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.sandbox import Sandbox
-from tests.support.flow_runs import BACKEND, FLIP, asked, events, ran, run
+from tests.support.flow_runs import BACKEND, FLIP, events, ran, run
+from tests.support.prefect_calls import asked
 from tests.support.prefect_server import PrefectServer
 from tests.support.work_pool import ROOT, until
 
@@ -98,12 +98,11 @@ def automations(
     assert len(found) == 3
     yield found
 
-    async def remove() -> None:
-        async with get_client() as client:
-            for automation_id in found:
-                await client.delete_automation(automation_id)
+    async def remove(client: PrefectClient) -> None:
+        for automation_id in found:
+            await client.delete_automation(automation_id)
 
-    asyncio.run(remove())
+    asked(remove)
 
 
 @pytest.fixture(scope="module")

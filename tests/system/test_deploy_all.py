@@ -8,16 +8,16 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
 import httpx
 import pytest
 import yaml
-from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId
 from prefect.client.schemas.objects import FlowRun
@@ -28,13 +28,13 @@ from prefect.states import AwaitingRetry, Cancelling, Scheduled
 
 from prefect_qruntime import QuantumRuntimeCredentials
 from prefect_qruntime.sandbox import Sandbox
+from tests.support.prefect_calls import asked
 from tests.support.prefect_server import PrefectServer
 from tests.support.work_pool import ROOT, Site, until
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
 BLOCK = "deploy-all"
 COSTS_NOTHING = {"backend-report/report-nightly", "usage-report/usage-nightly", "sweep-sessions/sweep-every-15-minutes"}
-T = TypeVar("T")
 
 
 def prefect(server: PrefectServer, folder: Path, *words: str) -> str:
@@ -52,14 +52,6 @@ def prefect(server: PrefectServer, folder: Path, *words: str) -> str:
     return done.stdout
 
 
-def ask(what: Callable[[PrefectClient], Coroutine[Any, Any, T]]) -> T:
-    async def work() -> T:
-        async with get_client() as client:
-            return await what(client)
-
-    return asyncio.run(work())
-
-
 async def forget_other_blocks(client: PrefectClient) -> None:
     """The sweep looks after all saved blocks; those of other tests name sandboxes that are gone."""
     for document in await client.read_block_documents_by_type(QuantumRuntimeCredentials.get_block_type_slug()):
@@ -75,10 +67,10 @@ def place(prefect_server: PrefectServer, tmp_path_factory: pytest.TempPathFactor
     assert "interval: 900\n" in text
     (clone / "prefect.yaml").write_text(text.replace("interval: 900\n", "interval: 15\n"))
     with Sandbox(queue_time=0.1, run_time=0.2, api_key="deploy-tests-key-0123456789") as sandbox:
-        ask(forget_other_blocks)
+        asked(forget_other_blocks)
         QuantumRuntimeCredentials(**sandbox.connection("cloud")).save(BLOCK, overwrite=True)
         site = Site(prefect_server, sandbox, pool="quantum", block=BLOCK, folder=clone)
-        ask(lambda client: client.create_work_pool(WorkPoolCreate(name="quantum", type="process")))
+        asked(lambda client: client.create_work_pool(WorkPoolCreate(name="quantum", type="process")))
         site.start_worker()
         try:
             prefect(prefect_server, clone, "--no-prompt", "deploy", "--all")
@@ -98,7 +90,7 @@ def deployed(place: Site) -> dict[str, DeploymentResponse]:
     async def read(client: PrefectClient) -> dict[str, DeploymentResponse]:
         return {name: await client.read_deployment_by_name(name) for name in names}
 
-    return ask(read)
+    return asked(read)
 
 
 def submit_form(deployment: DeploymentResponse, **parameters: Any) -> UUID:
@@ -109,12 +101,12 @@ def submit_form(deployment: DeploymentResponse, **parameters: Any) -> UUID:
         answer = await client._client.post(f"/deployments/{deployment.id}/create_flow_run", json=form)
         return UUID(answer.json()["id"])
 
-    return ask(send)
+    return asked(send)
 
 
 def runs_of(deployment: DeploymentResponse) -> list[FlowRun]:
     wanted = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[deployment.id]))
-    return ask(lambda client: client.read_flow_runs(flow_run_filter=wanted))
+    return asked(lambda client: client.read_flow_runs(flow_run_filter=wanted))
 
 
 def test_every_deployment_has_a_form_that_explains_itself(deployed: dict[str, DeploymentResponse]) -> None:
@@ -199,7 +191,7 @@ def test_a_scheduled_run_a_run_of_the_form_and_run_deployment_finish(
 
     scheduled = until(first, 120, "the scheduled run over")
     (schedule,) = sweeping.schedules
-    ask(lambda client: client.update_deployment_schedule(sweeping.id, schedule.id, active=False))
+    asked(lambda client: client.update_deployment_schedule(sweeping.id, schedule.id, active=False))
     assert scheduled.state.is_completed(), place.log(scheduled.id)
 
 
@@ -216,9 +208,9 @@ def test_a_schedule_shorter_than_its_job_has_one_live_job_and_a_scheduled_purcha
         "mode": "job",
         "once_per_slot": True,
     }
-    ask(lambda client: client.update_deployment(buying.id, DeploymentUpdate(parameters=wanted)))
+    asked(lambda client: client.update_deployment(buying.id, DeploymentUpdate(parameters=wanted)))
     every_ten = IntervalSchedule(interval=timedelta(seconds=10))
-    (schedule,) = ask(lambda client: client.create_deployment_schedules(buying.id, [(every_ten, True)]))
+    (schedule,) = asked(lambda client: client.create_deployment_schedules(buying.id, [(every_ten, True)]))
 
     def scheduled() -> list[FlowRun]:
         return [run for run in runs_of(buying) if run.auto_scheduled and run.state is not None]
@@ -228,7 +220,7 @@ def test_a_schedule_shorter_than_its_job_has_one_live_job_and_a_scheduled_purcha
 
     # On a busy machine two slots can pass before the first run's process has submitted.
     until(lambda: len(dropped()) >= 2 and control.jobs(), 150, "two slots dropped while the first one's job is live")
-    ask(lambda client: client.update_deployment_schedule(buying.id, schedule.id, active=False))
+    asked(lambda client: client.update_deployment_schedule(buying.id, schedule.id, active=False))
     (running,) = [run for run in scheduled() if run.state is not None and run.state.is_running()]
     (job,) = control.jobs()
     assert job["status"] == "Queued"
@@ -249,7 +241,7 @@ def test_a_slot_that_is_run_again_attaches(place: Site, deployed: dict[str, Depl
     }
     runs = []
     for _ in range(2):
-        run = ask(
+        run = asked(
             lambda client: client.create_flow_run_from_deployment(
                 buying.id, parameters=wanted, state=Scheduled(scheduled_time=slot)
             )
@@ -267,7 +259,7 @@ def test_cancel_retry_crash_and_the_sweep_after_it(place: Site, deployed: dict[s
     sweeping = deployed["sweep-sessions/sweep-every-15-minutes"]
     # Every fifteen seconds one runs at nearly any time, and another is dropped then.
     for schedule in sweeping.schedules:
-        ask(lambda client, schedule=schedule: client.update_deployment_schedule(sweeping.id, schedule.id, active=False))
+        asked(lambda client, which=schedule: client.update_deployment_schedule(sweeping.id, which.id, active=False))
     swept_before = {run.id for run in runs_of(sweeping)}
     # The result of this one cannot be read at first.
     control.add_fault("GET", "/jobs/*/results", status=403, times=None)

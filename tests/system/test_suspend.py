@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import subprocess
 import sys
 import time
@@ -14,12 +13,12 @@ from uuid import UUID
 import psutil
 import pytest
 import yaml
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.events.schemas.automations import AutomationCore
 from prefect.states import Cancelling
 
 from flows.leave_and_collect import collect, leave
+from tests.support.prefect_calls import asked
 from tests.support.prefect_server import PrefectServer
 from tests.support.work_pool import BLOCK, ROOT, Site, until, worked_on
 from tests.system import parked
@@ -54,35 +53,20 @@ class Subscription:
 
 def automate(site: Site) -> UUID:
     """Create the automation of the example, for the deployment here."""
-
-    async def create() -> UUID:
-        deployment = await site.deploy(collect)
-        text = (ROOT / "automations" / "collect_on_finished.yaml").read_text()
-        (example,) = yaml.safe_load(text)["automations"]
-        example["actions"][0]["deployment_id"] = str(deployment)
-        async with get_client() as client:
-            return await client.create_automation(AutomationCore.model_validate(example))
-
-    return asyncio.run(create())
+    text = (ROOT / "automations" / "collect_on_finished.yaml").read_text()
+    (example,) = yaml.safe_load(text)["automations"]
+    example["actions"][0]["deployment_id"] = str(site.deploy(collect))
+    return asked(lambda client: client.create_automation(AutomationCore.model_validate(example)))
 
 
 def forget(automation: UUID) -> None:
-    async def delete() -> None:
-        async with get_client() as client:
-            await client.delete_automation(automation)
-
-    asyncio.run(delete())
+    asked(lambda client: client.delete_automation(automation))
 
 
 def collected(site: Site) -> list[Any]:
     """Runs of the deployment that collects."""
-
-    async def read() -> list[Any]:
-        wanted = DeploymentFilter(id=DeploymentFilterId(any_=[site.deployments["collect"]]))
-        async with get_client() as client:
-            return await client.read_flow_runs(deployment_filter=wanted)
-
-    return asyncio.run(read())
+    wanted = DeploymentFilter(id=DeploymentFilterId(any_=[site.deployments["collect"]]))
+    return asked(lambda client: client.read_flow_runs(deployment_filter=wanted))
 
 
 def no_process(site: Site, run: UUID) -> bool:

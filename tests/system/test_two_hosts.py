@@ -5,7 +5,6 @@ With `make postgres-test` the server keeps its data in PostgreSQL. A host is a s
 
 from __future__ import annotations
 
-import asyncio
 import subprocess
 import sys
 import tempfile
@@ -88,7 +87,7 @@ def hosts(site: Site) -> Iterator[list[Host]]:
     try:
         with host.doors(folder, ports):
             site.sandbox.control.hold()
-            asyncio.run(site.deploy(nightly.nightly_sync))  # makes the pool that the workers want
+            site.deploy(nightly.nightly_sync)  # makes the pool that the workers want
             made += [Host(name, site, folder) for name in ("host-one", "host-two")]
             yield made
     finally:

@@ -21,7 +21,8 @@ from flows.run_circuits import BELL, run_circuits
 from prefect_qruntime import Budget, QuantumRuntimeCredentials, QuantumRuntimeJob, run_job
 from prefect_qruntime.observability.artifacts import artifact_key
 from prefect_qruntime.sandbox import Sandbox
-from tests.support.flow_runs import asked, start, until
+from tests.support.flow_runs import start, until
+from tests.support.prefect_calls import asked
 from tests.ui.conftest import API_KEY, SIZE, TALL, WIDE, high
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(900)]

@@ -28,7 +28,8 @@ from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.observability.artifacts import find_records, upsert
 from prefect_qruntime.sandbox import Sandbox
 from prefect_qruntime.suspend.alarms import InstanceWatch
-from tests.support.flow_runs import asked, start
+from tests.support.flow_runs import start
+from tests.support.prefect_calls import asked
 from tests.ui.conftest import API_KEY, high
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(900)]
