@@ -48,6 +48,7 @@ __all__ = [
     "submission_in_flight",
     "submissions_in_flight",
     "submitted_so_far",
+    "token_of_task_run",
 ]
 
 
@@ -234,6 +235,12 @@ def may_run_twice() -> bool:
     """
     context = FlowRunContext.get()
     return context is not None and context.detached and not isinstance(context.task_runner, ProcessPoolTaskRunner)
+
+
+def token_of_task_run() -> str | None:
+    """Hexadecimal digits that are the same each time an engine runs this task run; None outside a task."""
+    context = TaskRunContext.get()
+    return None if context is None else context.task_run.id.hex
 
 
 class _Reading(SingleFlight[RunContext]):

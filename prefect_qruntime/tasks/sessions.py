@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from uuid import UUID
 
 from cachetools import LRUCache
 
 from prefect_qruntime.admission import policy
 from prefect_qruntime.admission.budget import BudgetLike, as_budget
 from prefect_qruntime.admission.guard import session_guard
+from prefect_qruntime.admission.locks import submission_lock
 from prefect_qruntime.client.network_loop import network_loop, on_network_loop
 from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError, SubmissionUncertain
 from prefect_qruntime.models import Backend, JobRef, SessionRef
 from prefect_qruntime.observability import notifications
+from prefect_qruntime.observability.artifacts import find_records
 from prefect_qruntime.prefect_api import current_flow_run_id
 from prefect_qruntime.redact import get_logger
-from prefect_qruntime.run_context import RunContext, current_run
+from prefect_qruntime.run_context import RunContext, current_run, may_run_twice, token_of_task_run
 from prefect_qruntime.settings import current_settings
 from prefect_qruntime.tasks import session_notes
 from prefect_qruntime.tasks.definitions import (
@@ -89,7 +92,37 @@ async def aopen_session(
     if max_ttl is not None and (isinstance(max_ttl, bool) or not isinstance(max_ttl, int) or max_ttl < 1):
         raise InvalidInput("must be a whole number of seconds, at least 1", field="max_ttl")
     where = await current_run()
-    token, client = secrets.token_hex(8), credentials.get_client()
+    flow_run_id, again = current_flow_run_id(), token_of_task_run()
+    if flow_run_id is None or again is None or not may_run_twice():
+        return await _open(credentials, name, mode, max_ttl, budget, where, secrets.token_hex(8))
+    async with submission_lock(f"session {again}"):
+        noted = [record.meta for record in await find_records("session", flow_run_ids=[UUID(flow_run_id)])]
+        for facts in noted:
+            if facts.get("token") == again and facts.get("session"):
+                return _opened_before(facts, again)
+        # Of one that was on its way the record is kept: the sweep searches for it.
+        unknown = any(facts.get("id") == again for facts in noted)
+        return await _open(credentials, name, mode, max_ttl, budget, where, secrets.token_hex(8) if unknown else again)
+
+
+def _opened_before(facts: Mapping[str, str], token: str) -> SessionRef:
+    """The session that this task run opened on a worker that was lost since then."""
+    known = {name: facts.get(name) for name in ("mode", "backend", "max_ttl", "state")}
+    session = SessionRef.model_validate({"id": facts["session"], **known, "token": token})
+    notifications.log_to_run(f"{session.kind} {session.id} was opened by this task run before")
+    return session
+
+
+async def _open(
+    credentials: QuantumRuntimeCredentials,
+    name: str,
+    mode: str,
+    max_ttl: int | None,
+    budget: BudgetLike | None,
+    where: RunContext,
+    token: str,
+) -> SessionRef:
+    client = credentials.get_client()
     asked = policy.Asked(name, session_seconds=(max_ttl or 0) if mode == "dedicated" else None)
     _, longest = await policy.admit(client.connection, where, block_name(credentials), [asked])
     ttl = max_ttl if max_ttl is not None else current_settings().session_max_ttl_seconds

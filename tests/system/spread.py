@@ -50,12 +50,18 @@ def lose_the_worker(killed: str) -> str:
 
 @flow(name="spread and lose a worker")
 def spread_and_lose(credentials_block: str, numbers: list[int], killed: str, shots: int = 7) -> list[dict[str, int]]:
-    """As `spread`, but a worker process is lost when all jobs are bought and none is waited for."""
+    """As `spread`, but a worker process is lost when all jobs are bought and none is waited for.
+
+    So it is when four batches are open, which are closed at the end.
+    """
     credentials = unmapped(qr.load_credentials(credentials_block))
+    batches = qr.open_session.map(credentials, [BACKEND] * 4, mode="batch", max_ttl=600)
+    wait(batches)
     circuits: Any = [[circuit(number)] for number in numbers]
     jobs = qr.submit_job.map(credentials, circuits, backend=BACKEND, shots=shots)
     wait(jobs)
     lost = lose_the_worker.submit(killed)
     lost.wait()
+    qr.close_session.map(credentials, batches).result()
     done = qr.wait_for_completion.map(credentials, jobs)
     return [result.counts() for result in qr.fetch_results.map(credentials, done).result()]

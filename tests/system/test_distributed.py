@@ -50,7 +50,7 @@ def bought(sandbox: Sandbox) -> int:
     return sum(entry["status"] in (200, 201) for entry in sandbox.control.journal("POST", "/jobs"))
 
 
-def test_a_lost_dask_worker_buys_nothing_again(
+def test_a_lost_dask_worker_buys_and_opens_nothing_again(
     sandbox: Sandbox, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Dask runs the tasks once more whose results were on the worker, and does not tell Prefect.
@@ -59,7 +59,10 @@ def test_a_lost_dask_worker_buys_nothing_again(
     assert (tmp_path / "killed").exists()
     (lost,) = [one.getMessage() for one in caplog.records if "lose already computed" in one.getMessage()]
     assert "submit_numbered" in lost, "no submission was run again"
+    assert "open_session" in lost, "no session was opened again"
     assert bought(sandbox) == len(sandbox.control.jobs()) == SIZE
+    assert len(sandbox.control.sessions()) == 4
+    assert sandbox.control.open_sessions() == []
 
 
 @pytest.mark.parametrize("runner", ["threads", "processes", "dask"])
