@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,12 @@ def runner_of(name: str) -> TaskRunner[Any]:
         return ThreadPoolTaskRunner(max_workers=8)
     if name == "processes":
         return ProcessPoolTaskRunner(max_workers=2)
-    dask = pytest.importorskip("prefect_dask")
-    return dask.DaskTaskRunner(cluster_kwargs={"n_workers": 2, "threads_per_worker": 4, "processes": True})
+    prefect_dask = pytest.importorskip("prefect_dask")
+    if sys.version_info < (3, 11, 9):  # CPython issue 106883: its profiler can lock a worker for ever
+        import dask
+
+        dask.config.set({"distributed.worker.profile.enabled": False})
+    return prefect_dask.DaskTaskRunner(cluster_kwargs={"n_workers": 2, "threads_per_worker": 4, "processes": True})
 
 
 def bought(sandbox: Sandbox) -> int:
