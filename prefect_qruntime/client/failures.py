@@ -52,6 +52,7 @@ __all__ = [
     "CREATE_PAUSE",
     "MOST_LEVELS",
     "RULES",
+    "Decode",
     "Owner",
     "Phase",
     "Question",
@@ -88,6 +89,7 @@ Phase = Literal["token", "read", "submit", "open", "wait", "fetch", "change"]
 """What a request is for: `submit` and `open` create something that costs money; `change` is idempotent."""
 
 Owner = Literal["service", "other"]
+Decode = Callable[[], dict[str, Any] | None]
 """Who gave an answer: the service (IAM, for a token) itself, or anything in between."""
 
 CREATE_PAUSE = 12.0
@@ -174,13 +176,14 @@ def is_page(content: bytes) -> bool:
     return _PAGE.match(read_text(content[:_PAGE_HEAD])) is not None
 
 
-def whose(question: Question, status: int, content: bytes) -> Owner:
+def whose(question: Question, status: int, content: bytes, decode: Decode | None = None) -> Owner:
     """Decide whether the service (or IAM, for a token) gave this answer itself.
 
     Args:
         question: What was asked.
         status: HTTP status.
         content: The body.
+        decode: Decodes the body, where the caller keeps what that gives.
 
     Returns:
         `service` for an answer of its own, else `other`.
@@ -194,10 +197,11 @@ def whose(question: Question, status: int, content: bytes) -> Owner:
         assert whose(question, 404, b"default backend - 404") == "other"
         ```
     """
+    decode = decode or (lambda: read_object(content))
     if 200 <= status < 300:
-        fits = _fits_model(question, status, content)
+        fits = _fits_model(question, status, content, decode)
     elif 400 <= status < 600 and status not in _IN_BETWEEN:
-        fits = _fits_error(question, content)
+        fits = _fits_error(question, decode())
     else:
         fits = False
     return "service" if fits else "other"
@@ -206,8 +210,7 @@ def whose(question: Question, status: int, content: bytes) -> Owner:
 # ---- refusals ------------------------------------------------------------------------------------
 
 
-def _fits_error(question: Question, content: bytes) -> bool:
-    body = _object(content)
+def _fits_error(question: Question, body: dict[str, Any] | None) -> bool:
     if body is None:
         return False
     if question.phase == "token":
@@ -233,19 +236,19 @@ def _is_error(item: dict[str, Any]) -> bool:
 # ---- successes -----------------------------------------------------------------------------------
 
 
-def _fits_model(question: Question, status: int, content: bytes) -> bool:
+def _fits_model(question: Question, status: int, content: bytes, decode: Decode) -> bool:
     body = read_text(content).strip()
     if question.phase in CREATES:
-        return _created(_object(body))
+        return _created(decode())
     if question.phase == "token":
-        return status == 200 and _token(_object(body))
+        return status == 200 and _token(decode())
     if question.phase == "change":
-        return not body or _object(body) is not None
+        return not body or decode() is not None
     if question.path.endswith("/logs"):
         return not is_page(body)
     if question.phase == "fetch":
         return _result(status, body)
-    found = _object(body)
+    found = decode()
     if found is None:
         return False
     for pattern, fits in _MODELS:
@@ -255,7 +258,8 @@ def _fits_model(question: Question, status: int, content: bytes) -> bool:
     return bool(found) and "errors" not in found
 
 
-def _object(content: bytes) -> dict[str, Any] | None:
+def read_object(content: bytes) -> dict[str, Any] | None:
+    """The body as a JSON object; None if it is something else."""
     try:
         body = read_json(content)
     except orjson.JSONDecodeError:
@@ -283,7 +287,7 @@ def _result(status: int, body: bytes) -> bool:
     if is_page(body) or body in (b"null", b"[]", b"{}"):
         return False
     # An error container or another model, small as they are, is no result.
-    found = _object(body) if len(body) < _PAGE_HEAD else None
+    found = read_object(body) if len(body) < _PAGE_HEAD else None
     return found is None or "errors" not in found
 
 

@@ -117,9 +117,11 @@ def success_probability(circuit: Any, properties: Mapping[str, Any]) -> float | 
     Returns:
         A number from 0 to 1; None if the calibration lacks a gate that the circuit uses.
     """
+    used = {step.operation.name for step in circuit.data}  # a calibration has thousands of gates
     gates = {
-        (gate.get("gate"), tuple(gate.get("qubits", ()))): _value(gate.get("parameters"), "gate_error")
+        (gate["gate"], tuple(gate.get("qubits", ()))): _value(gate.get("parameters"), "gate_error")
         for gate in properties.get("gates", ())
+        if gate.get("gate") in used
     }
     readouts = [_value(qubit, "readout_error") for qubit in properties.get("qubits", ())]
     logs = 0.0

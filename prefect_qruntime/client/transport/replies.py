@@ -18,6 +18,7 @@ import orjson
 
 from prefect_qruntime.client.failures import (
     CREATES,
+    Owner,
     Phase,
     Question,
     is_page,
@@ -57,6 +58,7 @@ class Reply:
     status: int
     headers: Mapping[str, str] = field(repr=False)
     content: bytes = field(repr=False)  # it may hold a token, and tracebacks may show it
+    _decoded: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)  # of one value, once read
 
     @classmethod
     def of(cls, answer: httpx.Response) -> Reply:
@@ -71,7 +73,7 @@ class Reply:
                 nothing about the job.
         """
         try:
-            return read_json(self.content)
+            return self._decode()
         except orjson.JSONDecodeError:
             pass  # raised out here, as that error holds the whole text, which may be a token's
         shown = redact_start(self.content[:_TEXT_BYTES].decode("utf-8", "replace"), 200)
@@ -87,6 +89,22 @@ class Reply:
         if not isinstance(body, dict):
             raise ServiceUnavailable("the answer is not a JSON object", status=self.status)
         return body
+
+    def _decode(self) -> Any:
+        if not self._decoded:
+            self._decoded.append(read_json(self.content))
+        return self._decoded[0]
+
+    def is_from(self, question: Question) -> Owner:
+        """Whose answer it is."""
+        return whose(question, self.status, self.content, self._object)
+
+    def _object(self) -> dict[str, Any] | None:
+        try:
+            body = self._decode()
+        except orjson.JSONDecodeError:
+            return None
+        return body if isinstance(body, dict) else None
 
     @property
     def text(self) -> str:
@@ -211,7 +229,7 @@ def accepted(
     Raises:
         QuantumRuntimeError: Typed by the failure table.
     """
-    own = whose(question, reply.status, reply.content) == "service"
+    own = reply.is_from(question) == "service"
     if own and (200 <= reply.status < 300 or reply.status in accept):
         return reply
     raise error_for(reply, question, job_id=job_id, job_url=job_url)
@@ -224,7 +242,7 @@ def refuses_token(reply: Reply, question: Question) -> bool:
     """
     if reply.status != 401:
         return False
-    return question.phase not in CREATES or whose(question, reply.status, reply.content) == "service"
+    return question.phase not in CREATES or reply.is_from(question) == "service"
 
 
 def error_for(
@@ -232,7 +250,7 @@ def error_for(
 ) -> QuantumRuntimeError:
     """Turn an unsuccessful answer into the typed error of the failure table."""
     phase = question.phase
-    owner = whose(question, reply.status, reply.content)
+    owner = reply.is_from(question)
     body = parse_error(reply.content) if owner == "service" else ErrorBody(_foreign(reply, phase))
     verdict = judge(phase, reply.status, body.code, retry_after_seconds(reply.headers), owner=owner)
     message = f"{_WHAT[phase]}: {body.message}" if owner == "service" else body.message
