@@ -22,6 +22,10 @@ for _name in list(os.environ):
     if _name.startswith("PREFECT_") or _name.lower() in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         del os.environ[_name]
 
+# CPython issue 106883: Dask's profiler can stop a worker process for ever. docs/how-to/scale.md tells users.
+if sys.version_info < (3, 11, 9):
+    os.environ["DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED"] = "False"
+
 
 def pytest_collectstart(collector: pytest.Collector) -> None:
     """Load the profile of property tests before a module that has some is imported."""

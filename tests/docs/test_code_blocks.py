@@ -155,6 +155,7 @@ def call(what: Any, arguments: dict[str, Any], request: pytest.FixtureRequest) -
         asyncio.run(result)
 
 
+@pytest.mark.filterwarnings("ignore:Port 8787 is already in use")  # by another Dask cluster on this machine
 @pytest.mark.parametrize("page", PAGES, ids=[page.path for page in PAGES])
 def test_python_blocks_run(
     page: Page, arguments: dict[str, Any], request: pytest.FixtureRequest, monkeypatch: Any

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +43,8 @@ def runner_of(name: str) -> TaskRunner[Any]:
     if name == "processes":
         return ProcessPoolTaskRunner(max_workers=2)
     prefect_dask = pytest.importorskip("prefect_dask")
-    if sys.version_info < (3, 11, 9):  # CPython issue 106883: its profiler can lock a worker for ever
-        import dask
-
-        dask.config.set({"distributed.worker.profile.enabled": False})
-    return prefect_dask.DaskTaskRunner(cluster_kwargs={"n_workers": 2, "threads_per_worker": 4, "processes": True})
+    cluster = {"n_workers": 2, "threads_per_worker": 4, "processes": True, "dashboard_address": None}
+    return prefect_dask.DaskTaskRunner(cluster_kwargs=cluster)
 
 
 def bought(sandbox: Sandbox) -> int:
