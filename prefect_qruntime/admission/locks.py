@@ -93,13 +93,14 @@ def lock_name(kind: str, text: str) -> str:
 
 
 @asynccontextmanager
-async def submission_lock(tag: str) -> AsyncIterator[HeldLock]:
+async def submission_lock(tag: str, what: str = "this submission key") -> AsyncIterator[HeldLock]:
     """Hold the lock of a submission key, waiting for other processes that hold it. Runs on the network loop.
 
     Outside a run there is no Prefect to ask, and nothing is locked.
 
     Args:
         tag: The submission key's tag of the first generation.
+        what: What it names, in words.
 
     Yields:
         The lock; `contended` says whether another process held it before, which may just have submitted the job.
@@ -110,7 +111,7 @@ async def submission_lock(tag: str) -> AsyncIterator[HeldLock]:
     if not in_run():
         yield HeldLock("", None, False)
         return
-    async with _hold(lock_name("submit", tag), "this submission key") as held:
+    async with _hold(lock_name("submit", tag), what) as held:
         yield held
 
 

@@ -95,7 +95,7 @@ async def aopen_session(
     flow_run_id, again = current_flow_run_id(), token_of_task_run()
     if flow_run_id is None or again is None or not may_run_twice():
         return await _open(credentials, name, mode, max_ttl, budget, where, secrets.token_hex(8))
-    async with submission_lock(f"session {again}"):
+    async with submission_lock(f"session {again}", "this session"):
         noted = [record.meta for record in await find_records("session", flow_run_ids=[UUID(flow_run_id)])]
         for facts in noted:
             if facts.get("token") == again and facts.get("session"):
