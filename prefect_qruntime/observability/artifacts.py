@@ -205,11 +205,11 @@ async def upsert_session(
     *,
     new: bool = False,
     describe: Callable[[Mapping[str, str]], str] | None = None,
-) -> None:
+) -> UUID | None:
     """Write or complete a session's record: under its token until it has an id, and under the id from then on.
 
-    An artifact keeps its key, so a new record is written under the id before the first one is deleted. A process that
-    dies in between leaves both; a reader finds the session's id in one and none in the other.
+    An artifact keeps its key, so a new record is written under the id. A process that dies before the first one is
+    dropped leaves both; a reader finds the session's id in one and none in the other.
 
     Args:
         token: Identifies the record before the session has an id.
@@ -219,22 +219,27 @@ async def upsert_session(
         new: Whether it cannot exist yet.
         describe: Makes its description.
 
+    Returns:
+        The first record, if the caller is to drop it now.
+
     Raises:
         Exception: Prefect's API failed.
     """
     if session_id is None:
-        return await upsert("session", token, text, meta, new=new, describe=describe)
+        await upsert("session", token, text, meta, new=new, describe=describe)
+        return None
     recent = _writes().recent
     first = recent.get(artifact_key("session", token))
     if first is not None:
         facts = {name: value for name, value in first[1].meta.items() if name not in ("kind", "id")}
         await upsert("session", session_id, text, {**facts, **meta, "token": token}, new=True, describe=describe)
         recent.pop(first[1].key, None)
-        return await drop_record(first[1].artifact_id)
+        return first[1].artifact_id
     # Recorded by another process, perhaps under the token only.
     by_id = artifact_key("session", session_id) in recent or await find_record("session", session_id) is not None
     by_token = not by_id and await find_record("session", token) is not None
-    return await upsert("session", token if by_token else session_id, text, meta, describe=describe)
+    await upsert("session", token if by_token else session_id, text, meta, describe=describe)
+    return None
 
 
 class _Writes:

@@ -29,8 +29,9 @@ from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import SessionRef
-from prefect_qruntime.observability.artifacts import Record, find_records, upsert_session
+from prefect_qruntime.observability.artifacts import Record, drop_record, find_records, upsert_session
 from prefect_qruntime.observability.markdown import card, session_description, session_title
+from prefect_qruntime.observability.run_summary import in_background
 from prefect_qruntime.prefect_api import api, in_run
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.run_context import process_facts, process_is_gone
@@ -199,18 +200,21 @@ async def record_session(
     facts = _of_session(session)
     shown = {**facts, "max_ttl": f"{session.max_ttl} s"} if session.max_ttl else facts
     try:
-        await upsert_session(
-            token,
-            session.id,
-            card(session_title(session), None, shown),
-            {**facts, "block": block, "flow_run": flow_run_id},
-            new=new,
-            describe=session_description,
-        )
+        await _upsert(token, session, shown, {**facts, "block": block, "flow_run": flow_run_id}, new=new)
     except Exception as error:
         if new:
             raise
         log.warning("The record of session %s could not be written: %r", session.id, error)
+
+
+async def _upsert(
+    token: str, session: SessionRef, shown: Mapping[str, str], meta: Mapping[str, str | None], *, new: bool
+) -> None:
+    text = card(session_title(session), None, shown)
+    first = await upsert_session(token, session.id, text, meta, new=new, describe=session_description)
+    # In the background: Prefect on SQLite often refuses it beside other writes, and the next try is seconds later.
+    if first is not None:
+        in_background(lambda: drop_record(first))
 
 
 async def note(
@@ -245,8 +249,7 @@ async def note(
             if get_current_settings().api.url is None:
                 raise ConnectionError("no Prefect API is configured")
             async with asyncio.timeout(_PREFECT_PATIENCE):
-                text = card(session_title(session), None, _of_session(session))
-                await upsert_session(token, session.id, text, meta, new=new, describe=session_description)
+                await _upsert(token, session, _of_session(session), meta, new=new)
             return
         except Exception as error:
             if not new:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
+from uuid import UUID
 
 import pytest
 from prefect import flow, unmapped
 from prefect.futures import wait
 
 import prefect_qruntime as qr
+from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.sandbox import Sandbox
+from prefect_qruntime.tasks import session_notes
 from tests.support.flow_runs import BACKEND, FLIP, STAY, events, ran, records, requests, run, until
 
 pytestmark = pytest.mark.server
@@ -40,6 +44,34 @@ def test_left_normally_the_session_is_drained_and_closed(sandbox: Sandbox, diale
     assert record.meta["session"] == session["id"]
     assert record.meta["max_ttl"] == "300"
     assert record.meta["flow_run"] == str(flow_run.id)
+
+
+def test_opening_does_not_wait_until_the_first_record_is_dropped(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop, opened, dropped = session_notes.drop_record, asyncio.Event(), []
+
+    async def late(artifact_id: UUID) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(opened.wait(), 30)
+        await drop(artifact_id)
+        dropped.append(artifact_id)
+
+    monkeypatch.setattr(session_notes, "drop_record", late)
+    credentials = sandbox.credentials()
+
+    @flow
+    def opens() -> tuple[str | None, int]:
+        session = qr.open_session(credentials, BACKEND, mode="batch", max_ttl=300)
+        at_once = len(dropped)
+        network_loop().loop.call_soon_threadsafe(opened.set)
+        return qr.close_session(credentials, session).id, at_once
+
+    flow_run, state = ran(opens)
+    session_id, at_once = run(state.aresult())
+    assert at_once == 0
+    assert len(dropped) == 1
+    assert [record.meta["session"] for record in records("session", flow_run.id)] == [session_id]
 
 
 def test_waited_for_the_session_closes_at_once(sandbox: Sandbox, dialect: str) -> None:
