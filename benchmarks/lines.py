@@ -88,6 +88,16 @@ def _in_flow(title: str, where: tuple[str, str, str], goal: Goal) -> tuple[Line,
     )
 
 
+def _at_once(title: str, key: str) -> tuple[Line, ...]:
+    """What became of flow runs that were started at once."""
+    return (
+        Line(f"{title}: failed", key, "failed", goal=Goal(0), peers=IN_FLOW, missing=ONLY_OURS),
+        Line("… not started by Prefect's worker", key, "unbegun", peers=IN_FLOW, missing=ONLY_OURS),
+        Line("… jobs bought", key, "jobs", peers=IN_FLOW, missing=ONLY_OURS),
+        Line("… the last one over after", key, "wall", "s", peers=IN_FLOW, missing=ONLY_OURS),
+    )
+
+
 GROUPS: tuple[tuple[str, tuple[Line, ...]], ...] = (
     (
         "Requests",
@@ -233,66 +243,9 @@ GROUPS: tuple[tuple[str, tuple[Line, ...]], ...] = (
                 peers=IN_FLOW,
                 missing=ONLY_OURS,
             ),
-            Line(
-                "{jobs} flow runs at once on two workers, plain Prefect server: failed",
-                "workers",
-                "failed",
-                goal=Goal(0),
-                peers=IN_FLOW,
-                missing=ONLY_OURS,
-            ),
-            Line(
-                "… not started by Prefect's worker",
-                "workers",
-                "unbegun",
-                peers=IN_FLOW,
-                missing=ONLY_OURS,
-            ),
-            Line(
-                "… jobs bought",
-                "workers",
-                "jobs",
-                peers=IN_FLOW,
-                missing=ONLY_OURS,
-            ),
-            Line(
-                "… the last one over after",
-                "workers",
-                "wall",
-                "s",
-                peers=IN_FLOW,
-                missing=ONLY_OURS,
-            ),
-            Line(
-                "{jobs} flow runs at once, with `prefect-qruntime server`: failed",
-                "team",
-                "failed",
-                goal=Goal(0),
-                peers=IN_FLOW,
-                missing=ONLY_OURS,
-            ),
-            Line(
-                "… not started by Prefect's worker",
-                "team",
-                "unbegun",
-                peers=IN_FLOW,
-                missing=ONLY_OURS,
-            ),
-            Line(
-                "… jobs bought",
-                "team",
-                "jobs",
-                peers=IN_FLOW,
-                missing=ONLY_OURS,
-            ),
-            Line(
-                "… the last one over after",
-                "team",
-                "wall",
-                "s",
-                peers=IN_FLOW,
-                missing=ONLY_OURS,
-            ),
+            *_at_once("{jobs} flow runs at once on two workers, plain Prefect server", "workers"),
+            *_at_once("{jobs} flow runs at once, with `prefect-qruntime server`", "team"),
+            *_at_once("{jobs} flow runs at once, the same, `--limit 5` for each worker", "limited"),
             Line(
                 "Submission with a fresh explicit key",
                 "key",

@@ -134,6 +134,8 @@ def _crowds(repeats: int, jobs: int) -> Iterator[Measurement]:
     runs: dict[str, Any] = {**common, "args": {"jobs": 50 if jobs > 20 else 5}}
     yield Measurement("workers", "workers.at_once", ("ours-flow",), 1, **runs)
     yield Measurement("team", "workers.at_once", ("ours-flow",), 1, **runs, collecting=True)
+    limited: dict[str, Any] = {**runs, "args": {**runs["args"], "limit": 5}}
+    yield Measurement("limited", "workers.at_once", ("ours-flow",), 1, **limited, collecting=True)
     key = ("ours-flow",)
     yield Measurement("key", "flows.fresh_key", key, times, sandbox=sandbox, server=True, timeout=900)
 

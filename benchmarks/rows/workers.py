@@ -41,10 +41,13 @@ def at_once(lab: Lab, peer: Peer) -> dict[str, float]:
     block: Any = qr.QuantumRuntimeCredentials(api_key=lab.api_key, crn=lab.crn, base_url=lab.base_url, iam_url=lab.url)
     block.save(_BLOCK, overwrite=True)
     runs = asyncio.run(_create(lab.args["jobs"]))
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", _POOL]
+    if limit := lab.args.get("limit"):
+        command += ["--limit", str(limit)]
     began = real_monotonic()
     workers = [
         subprocess.Popen(
-            [sys.executable, "-m", "prefect", "worker", "start", "--pool", _POOL, "--name", f"benchmark-{number}"],
+            [*command, "--name", f"benchmark-{number}"],
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
