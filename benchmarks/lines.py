@@ -175,6 +175,14 @@ GROUPS: tuple[tuple[str, tuple[Line, ...]], ...] = (
                 "… CPU time", ("flow", "cpu", "s"), Goal(1, ("flow", "prefect-qiskit-flow", "cpu"), "prefect-qiskit")
             ),
             Line(
+                "… wall time, after Prefect's server has rested",
+                "rest",
+                "wall",
+                "s",
+                peers=IN_FLOW,
+                missing={"official": NO_FLOW, "bare": NO_FLOW},
+            ),
+            Line(
                 "… pages in Prefect then",
                 "flow",
                 "pages",

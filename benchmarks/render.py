@@ -66,8 +66,8 @@ def _head(results: Results) -> Iterator[str]:
     lines = [line for _, lines in GROUPS for line in lines if line.goal is not None]
     met = len(lines) - len(missed(results))
     yield (
-        f"{met} of {len(lines)} goals met. Written by `make bench` on {about['date']}: all peers in one run, in turn, "
-        "against the sandbox, each measurement in a process of its own; medians of all repeats."
+        f"{met} of {len(lines)} goals met. Written by `make bench` on {about['date']}: a row's peers in turn, "
+        "in one run, against the sandbox, each measurement in a process of its own; medians of all repeats."
     )
     yield ""
     yield "![How many times more or less than this package](images/bench-peers.svg)"
