@@ -22,7 +22,7 @@ for _name in list(os.environ):
     if _name.startswith("PREFECT_") or _name.lower() in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         del os.environ[_name]
 
-# CPython issue 106883: Dask's profiler can stop a worker process for ever. docs/how-to/scale.md tells users.
+# CPython issue 106883: Dask's profiler can make a worker process hang. docs/how-to/scale.md tells users.
 if sys.version_info < (3, 11, 9):
     os.environ["DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED"] = "False"
 

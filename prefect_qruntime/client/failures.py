@@ -89,8 +89,10 @@ Phase = Literal["token", "read", "submit", "open", "wait", "fetch", "change"]
 """What a request is for: `submit` and `open` create something that costs money; `change` is idempotent."""
 
 Owner = Literal["service", "other"]
-Decode = Callable[[], dict[str, Any] | None]
 """Who gave an answer: the service (IAM, for a token) itself, or anything in between."""
+
+Decode = Callable[[], Any]
+"""Reads a body as JSON; raises `orjson.JSONDecodeError` if it is none."""
 
 CREATE_PAUSE = 12.0
 """Seconds between creates if a 429 names no time: the service allows five a minute per user."""
@@ -197,11 +199,11 @@ def whose(question: Question, status: int, content: bytes, decode: Decode | None
         assert whose(question, 404, b"default backend - 404") == "other"
         ```
     """
-    decode = decode or (lambda: read_object(content))
+    decode = decode or (lambda: read_json(content))
     if 200 <= status < 300:
         fits = _fits_model(question, status, content, decode)
     elif 400 <= status < 600 and status not in _IN_BETWEEN:
-        fits = _fits_error(question, decode())
+        fits = _fits_error(question, _object(decode))
     else:
         fits = False
     return "service" if fits else "other"
@@ -239,16 +241,16 @@ def _is_error(item: dict[str, Any]) -> bool:
 def _fits_model(question: Question, status: int, content: bytes, decode: Decode) -> bool:
     body = read_text(content).strip()
     if question.phase in CREATES:
-        return _created(decode())
+        return _created(_object(decode))
     if question.phase == "token":
-        return status == 200 and _token(decode())
+        return status == 200 and _token(_object(decode))
     if question.phase == "change":
-        return not body or decode() is not None
+        return not body or _object(decode) is not None
     if question.path.endswith("/logs"):
         return not is_page(body)
     if question.phase == "fetch":
         return _result(status, body)
-    found = decode()
+    found = _object(decode)
     if found is None:
         return False
     for pattern, fits in _MODELS:
@@ -258,10 +260,9 @@ def _fits_model(question: Question, status: int, content: bytes, decode: Decode)
     return bool(found) and "errors" not in found
 
 
-def read_object(content: bytes) -> dict[str, Any] | None:
-    """The body as a JSON object; None if it is something else."""
+def _object(decode: Decode) -> dict[str, Any] | None:
     try:
-        body = read_json(content)
+        body = decode()
     except orjson.JSONDecodeError:
         return None
     return body if isinstance(body, dict) else None
@@ -287,7 +288,7 @@ def _result(status: int, body: bytes) -> bool:
     if is_page(body) or body in (b"null", b"[]", b"{}"):
         return False
     # An error container or another model, small as they are, is no result.
-    found = read_object(body) if len(body) < _PAGE_HEAD else None
+    found = _object(lambda: read_json(body)) if len(body) < _PAGE_HEAD else None
     return found is None or "errors" not in found
 
 

@@ -1,4 +1,7 @@
-"""Questions to Prefect's API, over one open client for each server: to open one takes longer than most answers."""
+"""Questions to Prefect's API, over one open client for each server: to open one takes longer than most answers.
+
+It is not the client of the package, which tests watch, break and block.
+"""
 
 from __future__ import annotations
 

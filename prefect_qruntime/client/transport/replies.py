@@ -97,14 +97,7 @@ class Reply:
 
     def is_from(self, question: Question) -> Owner:
         """Whose answer it is."""
-        return whose(question, self.status, self.content, self._object)
-
-    def _object(self) -> dict[str, Any] | None:
-        try:
-            body = self._decode()
-        except orjson.JSONDecodeError:
-            return None
-        return body if isinstance(body, dict) else None
+        return whose(question, self.status, self.content, self._decode)
 
     @property
     def text(self) -> str:
