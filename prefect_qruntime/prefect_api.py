@@ -38,7 +38,7 @@ from prefect.settings import get_current_settings
 from pydantic import ValidationError
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
-from prefect_qruntime.client.network_loop import SingleFlight, network_loop
+from prefect_qruntime.client.network_loop import SingleFlight, network_loop, on_network_loop
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.redact import nearest
 
@@ -160,7 +160,13 @@ class _Clients:
 
 
 async def api() -> PrefectClient:
-    """The open client of the Prefect API in force here. Call it on the network loop only."""
+    """The open client of the Prefect API in force here.
+
+    Raises:
+        RuntimeError: The caller does not run on the network loop, to which the client belongs.
+    """
+    if not network_loop().is_here:
+        raise RuntimeError("the client of Prefect's API belongs to the network loop")
     settings, clients = get_current_settings(), network_loop().state(_Clients)
     name = (str(settings.api.url), str(settings.home))
     if name not in clients.open:
@@ -249,8 +255,9 @@ def unknown_block(
     )
 
 
+@on_network_loop
 async def load_saved(kind: type[B], name: str, *, field: str, fix: str) -> B:
-    """Load a saved block of a type.
+    """Load a saved block of a type, over the client that is open.
 
     Args:
         kind: The block's class.
@@ -266,7 +273,7 @@ async def load_saved(kind: type[B], name: str, *, field: str, fix: str) -> B:
     """
     title = kind._block_type_name
     try:
-        return cast(B, await patiently(lambda: kind.aload(name)))
+        return cast(B, await kind.aload(name, client=await api()))
     except InvalidInput as error:
         wrong = error.message
     except ValidationError as error:

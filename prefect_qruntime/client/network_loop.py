@@ -88,9 +88,14 @@ class NetworkLoop:
         """Return the lock of that name; a forked process has locks of its own."""
         return self._locks.setdefault(name, asyncio.Lock())
 
+    @property
+    def is_here(self) -> bool:
+        """Whether the caller runs on this loop."""
+        return threading.current_thread() is self._thread
+
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work` here and block until it ends; for callers without a loop of their own to keep alive."""
-        if threading.current_thread() is self._thread:
+        if self.is_here:
             work.close()
             raise RuntimeError("blocking on the network loop from itself would never end")
         future: concurrent.futures.Future[T] | None = None
@@ -108,7 +113,7 @@ class NetworkLoop:
 
     async def arun(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work` here and await it from any loop."""
-        if threading.current_thread() is self._thread:
+        if self.is_here:
             return await work
         finished = threading.Event()
 

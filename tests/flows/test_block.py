@@ -8,12 +8,16 @@ from typing import Any
 import pytest
 from prefect import flow, task
 from prefect.blocks.core import Block
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.testing.standard_test_suites.blocks import BlockStandardTestSuite
 
-from prefect_qruntime import InvalidInput, QuantumRuntimeCredentials, load_credentials, submit_job
+from prefect_qruntime import InvalidInput, QuantumRuntimeCredentials, aload_credentials, load_credentials, submit_job
+from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.prefect_api import api
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.flow_runs import BACKEND, FLIP, ran, records, run, task_runs
 from tests.support.prefect_calls import asked
+from tests.support.prefect_server import PrefectServer
 
 pytestmark = pytest.mark.server
 
@@ -59,6 +63,22 @@ def test_a_name_that_does_not_exist(prefect_server: Any) -> None:
     with pytest.raises(InvalidInput, match="no-such-block") as caught:
         load_credentials("no-such-block")
     assert caught.value.field == "credentials_block"
+
+
+def test_a_misspelt_name_in_async_code_binds_no_client_to_its_loop(prefect_server: PrefectServer) -> None:
+    async def documents() -> int:
+        return len(await (await api()).read_block_documents())
+
+    another = prefect_server.url.replace("127.0.0.1", "localhost")  # for which no client is open yet
+    with temporary_settings({PREFECT_API_URL: another}):
+        with pytest.raises(InvalidInput, match="block-misspelt"):
+            run(aload_credentials("block-misspelt"))  # on a loop that is closed then
+        assert network_loop().run(documents()) >= 0
+
+
+def test_prefects_client_is_refused_to_a_foreign_loop() -> None:
+    with pytest.raises(RuntimeError, match="belongs to the network loop"):
+        run(api())
 
 
 def test_the_key_is_in_no_parameter_result_or_record(sandbox: Sandbox, credentials: QuantumRuntimeCredentials) -> None:
