@@ -18,6 +18,7 @@ import functools
 import inspect
 import logging
 from collections.abc import Callable, Coroutine, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from string import Formatter
 from typing import (
@@ -360,52 +361,39 @@ def _reaches_prefect(record: logging.LogRecord) -> bool:
 logging.getLogger("prefect.task_runs").addFilter(_reaches_prefect)
 
 
-def creates(
-    name: str, run_name: str
+def _task_of(
+    name: str, run_name: str, around: Callable[[], AbstractContextManager[Any]], **options: Any
 ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Task[P, Coroutine[Any, Any, R]]]:
-    """Make an async task of a body that creates something: never retried by Prefect, its handle is stored."""
+    """Make an async task of a body, which runs on the network loop inside `around`."""
     _names.add(name)
 
     def decorate(body: Callable[P, Coroutine[Any, Any, R]]) -> Task[P, Coroutine[Any, Any, R]]:
         @functools.wraps(body)
-        async def counted(*args: P.args, **kwargs: P.kwargs) -> R:
-            with trace_task(name), submission_in_flight():  # calls that come together are recorded together
+        async def traced(*args: P.args, **kwargs: P.kwargs) -> R:
+            with trace_task(name), around():
                 await _may_use(args, kwargs)
                 return await body(*args, **kwargs)
 
-        return task(
-            name=name,
-            task_run_name=run_name_of(run_name),
-            cache_policy=NO_CACHE,
-            persist_result=True,
-        )(on_network_loop(counted))
+        made = task(name=name, task_run_name=run_name_of(run_name), cache_policy=NO_CACHE, **options)
+        return made(on_network_loop(traced))
 
     return decorate
+
+
+def creates(
+    name: str, run_name: str
+) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Task[P, Coroutine[Any, Any, R]]]:
+    """Make an async task of a body that creates something: never retried by Prefect, its handle is stored."""
+    # Calls that come together are recorded together.
+    return _task_of(name, run_name, submission_in_flight, persist_result=True)
 
 
 def repeats(
     name: str, run_name: str
 ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Task[P, Coroutine[Any, Any, R]]]:
     """Make an async task of a body that can run again without harm; Prefect retries it if the advice allows."""
-    _names.add(name)
-
-    def decorate(body: Callable[P, Coroutine[Any, Any, R]]) -> Task[P, Coroutine[Any, Any, R]]:
-        @functools.wraps(body)
-        async def traced(*args: P.args, **kwargs: P.kwargs) -> R:
-            with trace_task(name):
-                await _may_use(args, kwargs)
-                return await body(*args, **kwargs)
-
-        return task(
-            name=name,
-            task_run_name=run_name_of(run_name),
-            cache_policy=NO_CACHE,
-            retries=_RETRIES,
-            retry_delay_seconds=_DELAYS,
-            retry_condition_fn=may_retry,
-        )(on_network_loop(traced))
-
-    return decorate
+    options = {"retries": _RETRIES, "retry_delay_seconds": _DELAYS, "retry_condition_fn": may_retry}
+    return _task_of(name, run_name, nullcontext, **options)
 
 
 def run_blocking(body: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, R]:
