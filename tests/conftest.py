@@ -5,9 +5,11 @@ Nothing heavy is imported here, so that the test of a pure module starts at once
 
 from __future__ import annotations
 
+import ast
+import gc
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,22 @@ if sys.version_info < (3, 11, 9):
     os.environ["DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED"] = "False"
 
 
+if sys.version_info < (3, 12):
+    # CPython issue 106905: a collection in the middle of `ast.parse`, as Hypothesis calls it, can let it fail.
+    _parse = ast.parse
+
+    def _parse_undisturbed(*args: Any, **kwargs: Any) -> Any:
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            return _parse(*args, **kwargs)
+        finally:
+            if collects:
+                gc.enable()
+
+    ast.parse = _parse_undisturbed
+
+
 def pytest_collectstart(collector: pytest.Collector) -> None:
     """Load the profile of property tests before a module that has some is imported."""
     if isinstance(collector, pytest.Module) and "hypothesis" in collector.path.read_text(encoding="utf-8"):
@@ -41,6 +59,22 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     """Give every test that is marked `server` the Prefect server, before its other fixtures."""
     if isinstance(item, pytest.Function) and item.get_closest_marker("server"):
         item.fixturenames.insert(0, "prefect_server")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """Count no lines for coverage while an uncounted test runs: that doubles its time.
+
+    Only this thread pauses. pytest-cov's `no_cover` stops all threads, and those that live go on without a count.
+    """
+    counting = sys.gettrace() if item.get_closest_marker("uncounted") else None
+    if counting is not None:
+        sys.settrace(None)
+    try:
+        yield
+    finally:
+        if counting is not None:
+            sys.settrace(counting)
 
 
 @pytest.hookimpl(tryfirst=True)

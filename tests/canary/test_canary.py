@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.prefect_server import PrefectServer
 
-pytestmark = [pytest.mark.server, pytest.mark.slow]
+pytestmark = [pytest.mark.server]
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 

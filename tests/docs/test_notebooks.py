@@ -46,7 +46,6 @@ def test_what_is_kept_is_small_complete_and_says_nothing_of_a_machine(path: Path
 
 
 @pytest.mark.server
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=names)
 def test_it_runs_and_warns_of_nothing(path: Path, prefect_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:

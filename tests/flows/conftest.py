@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 from uuid import uuid4
 
@@ -39,9 +40,20 @@ def credentials(sandbox: Sandbox) -> QuantumRuntimeCredentials:
     return QuantumRuntimeCredentials(**sandbox.connection("cloud"), application=f"test-{uuid4().hex[:8]}")
 
 
+@pytest.fixture(scope="module")
+def blocks(running_sandbox: Sandbox) -> Callable[[str], str]:
+    """Saves a credentials block for a dialect, once for the module; returns its name."""
+
+    @cache
+    def saved(dialect: Any) -> str:
+        name = f"flow-tests-{dialect}"
+        QuantumRuntimeCredentials(**running_sandbox.connection(dialect)).save(name, overwrite=True)
+        return name
+
+    return saved
+
+
 @pytest.fixture
-def block(sandbox: Sandbox, dialect: str) -> str:
+def block(sandbox: Sandbox, blocks: Callable[[str], str], dialect: str) -> str:
     """Name of a saved credentials block in each dialect."""
-    name = f"flow-tests-{dialect}"
-    QuantumRuntimeCredentials(**sandbox.connection(dialect)).save(name, overwrite=True)
-    return name
+    return blocks(dialect)

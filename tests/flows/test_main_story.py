@@ -24,13 +24,6 @@ SUBMITTED, DONE = "qruntime.job.submitted", "qruntime.job.completed"
 FLIP = (CIRCUITS / "flip.qasm").read_text()
 
 
-@pytest.fixture
-def block(sandbox: Sandbox, dialect: str) -> str:
-    name = f"story-{dialect}"
-    QuantumRuntimeCredentials(**sandbox.connection(dialect)).save(name, overwrite=True)
-    return name
-
-
 def test_the_story_in_both_dialects(sandbox: Sandbox, dialect: str, block: str, capsys: Any) -> None:
     sandbox.control.set_times(queue_time=0.2, run_time=0.3)
     circuits = [str(CIRCUITS / "flip.qasm")] * 6 + [BELL, str(CIRCUITS / "ghz5.qasm")]

@@ -19,6 +19,7 @@ from prefect.client.schemas.actions import BlockDocumentUpdate
 from prefect.states import Completed, Crashed, Failed, Running
 
 import prefect_qruntime as qr
+from prefect_qruntime.cli import main
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.submission import Intent
@@ -367,30 +368,40 @@ def test_a_job_that_was_queued_for_days_is_swept_too(
     assert (record.is_over, record.meta.get("usage_final")) == ((True, "true") if ended else (False, None))
 
 
-def test_the_command_line(control: Any, sandbox: Sandbox, prefect_server: Any) -> None:
+def test_the_command_line(
+    control: Any, sandbox: Sandbox, prefect_server: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     _, session = left(Completed())
-
-    def sweep(*arguments: str) -> Any:
-        command = [sys.executable, "-c", "from prefect_qruntime.cli import main; main()", "sweep", *arguments]
-        return subprocess.run(
-            command, env=prefect_server.env, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-        )
-
-    done = sweep("--block", BLOCK, "--json")
+    command = [
+        sys.executable,
+        "-c",
+        "from prefect_qruntime.cli import main; main()",
+        "sweep",
+        "--block",
+        BLOCK,
+        "--json",
+    ]
+    done = subprocess.run(
+        command, env=prefect_server.env, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert [entry["id"] for entry in report["sessions"]] == [session.id]
     assert control.open_sessions() == []
     assert requests(sandbox, "DELETE", "/sessions/*/close") == 1
 
-    broken = sweep("--block", "no-such-block")
-    assert broken.returncode == 2
-    assert "'no-such-block'" in broken.stderr
+    def sweep(*arguments: str) -> Any:
+        monkeypatch.setattr(sys, "argv", ["prefect-qruntime", "sweep", "--block", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code
 
+    assert sweep("no-such-block") == 2
+    assert "'no-such-block'" in capsys.readouterr().err
     left(Completed())
-    assert sweep("--block", BLOCK, "--dry-run").returncode == 1, "something is left"
-    assert sweep("--block", BLOCK, "--cancel-jobs").returncode == 0, "all of it was dealt with"
+    assert sweep(BLOCK, "--dry-run") == 1, "something is left"
+    assert sweep(BLOCK, "--cancel-jobs") == 0, "all of it was dealt with"
     _, state = ran(job_left)
-    assert sweep("--block", BLOCK).returncode == 1, "a job goes on"
-    assert sweep("--block", BLOCK, "--cancel-jobs").returncode == 0
+    assert sweep(BLOCK) == 1, "a job goes on"
+    assert sweep(BLOCK, "--cancel-jobs") == 0
     assert control.job(run(state.aresult()).id)["status"] == "Cancelled"

@@ -25,7 +25,7 @@ PACE = {
     "PREFECT_INTEGRATIONS_QRUNTIME_CREATE_RATE_PER_MINUTE": "5",
     "PREFECT_INTEGRATIONS_QRUNTIME_CREATE_RATE_PERIOD_SECONDS": str(60 / SCALE),
 }
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from typing import Any
 
 import orjson
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.prefect_server import ROOT, SHORT_TRUST, migrate
+
 START_LIMIT = 300.0
 
 
@@ -28,6 +29,7 @@ class PlainServer:
             self.port = int(probe.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}/api"
         self.process: subprocess.Popen[bytes] | None = None
+        migrate(home)
 
     def env(self, url: str | None = None) -> dict[str, str]:
         return {
@@ -41,6 +43,7 @@ class PlainServer:
             "PREFECT_LOGGING_LEVEL": "WARNING",
             "PREFECT_INTEGRATIONS_QRUNTIME_SUBMISSION_GRACE_SECONDS": "0.4",
             "DO_NOT_TRACK": "1",
+            **SHORT_TRUST,
             **self.settings,
         }
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import prefect
 import pytest
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
@@ -26,6 +29,7 @@ from prefect.states import Cancelled
 from tests.support.prefect_calls import asked
 
 START_LIMIT = 600.0
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,34 @@ class PrefectServer:
     home: Path
     env: dict[str, str] = field(repr=False)
     log: Path = field(repr=False)
+
+
+# Each of Prefect's many clients reads the list of authorities, which takes 20 ms; nothing here is reached over TLS.
+SHORT_TRUST = {"PREFECT_API_SSL_CERT_FILE": str(Path(__file__).with_name("authority.pem"))}
+
+
+def migrate(home: Path) -> None:
+    """Put a new database into a server's home, so that its start finds no migrations to run.
+
+    They take two thirds of a first start, so one database of this version of Prefect is kept and copied.
+    """
+    kept = ROOT / ".pytest_cache" / f"prefect-{prefect.__version__}.db"
+    kept.parent.mkdir(exist_ok=True)
+    with kept.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            making = kept.with_suffix(".making")
+            shutil.rmtree(making, ignore_errors=True)
+            making.mkdir()
+            env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+            command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "-y"]
+            done = subprocess.run(
+                command, env={**env, "PREFECT_HOME": str(making)}, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            (making / "prefect.db").rename(kept)
+            shutil.rmtree(making)
+    shutil.copy(kept, home / "prefect.db")
 
 
 def _free_port() -> int:
@@ -124,9 +156,12 @@ def running_server(folder: Path, *, plain: bool = False) -> Iterator[PrefectServ
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
         "PREFECT_LOGGING_LEVEL": "INFO",
         "DO_NOT_TRACK": "1",
+        **SHORT_TRUST,
     }
-    if database := os.environ.get("QRUNTIME_TEST_DATABASE_URL"):  # else SQLite in the folder
+    if database := os.environ.get("QRUNTIME_TEST_DATABASE_URL"):
         env["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = database
+    else:
+        migrate(folder)
     log = folder / "server.log"
     started = ["-m", "prefect"] if plain else [str(Path(__file__).with_name("collecting_server.py"))]
     command = [sys.executable, *started, "server", "start", "--host", "127.0.0.1", "--port", str(port)]

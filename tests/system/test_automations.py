@@ -29,7 +29,7 @@ from tests.support.prefect_calls import asked
 from tests.support.prefect_server import PrefectServer
 from tests.support.work_pool import ROOT, until
 
-pytestmark = [pytest.mark.server, pytest.mark.slow]
+pytestmark = [pytest.mark.server]
 FILES = sorted((ROOT / "automations").glob("*.yaml"))
 NOBODY = "00000000-0000-0000-0000-000000000000"
 FOR_NOTIFICATIONS = ("notify_on_failed_job.yaml", "alert_on_long_wait.yaml")

@@ -13,7 +13,7 @@ from prefect_qruntime import Budget, BudgetExhausted, load_credentials, submit_j
 from prefect_qruntime.sandbox import Sandbox
 from tests.system.spread import circuit
 
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
 WANTED = 10
 
 

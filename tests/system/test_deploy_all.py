@@ -32,7 +32,7 @@ from tests.support.prefect_calls import asked
 from tests.support.prefect_server import PrefectServer
 from tests.support.work_pool import ROOT, Site, until
 
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
 BLOCK = "deploy-all"
 COSTS_NOTHING = {"backend-report/report-nightly", "usage-report/usage-nightly", "sweep-sessions/sweep-every-15-minutes"}
 

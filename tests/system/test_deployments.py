@@ -18,7 +18,7 @@ from tests.support.prefect_server import PrefectServer
 from tests.support.work_pool import BLOCK, ROOT, Site, until, worked_on
 from tests.system import nightly
 
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from tests.system import spread
 SIZE = int(os.environ.get("QRUNTIME_MAP_SIZE", "12"))
 BLOCK = "system"
 NUMBERS = [number % 251 for number in range(SIZE - 2)] + [1, 1]  # equal circuits are jobs of their own
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(900 + 10 * SIZE)]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(900 + 10 * SIZE)]
 
 
 @pytest.fixture(scope="module")

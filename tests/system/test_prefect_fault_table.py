@@ -29,7 +29,6 @@ from tests.support.api_proxy import ApiProxy, Fault
 from tests.support.plain_server import ROOT, PlainServer
 from tests.system.story import PHASES
 
-pytestmark = pytest.mark.slow
 LIMIT = 400.0
 WANTED = os.environ.get("QRUNTIME_PREFECT_FAULTS", "few")
 REAL = WANTED == "real"

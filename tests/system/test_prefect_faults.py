@@ -16,7 +16,6 @@ from prefect_qruntime.sandbox import Sandbox
 from tests.support.api_proxy import ApiProxy, Fault
 from tests.support.plain_server import PlainServer
 
-pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 400.0
 

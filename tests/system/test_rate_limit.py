@@ -18,7 +18,7 @@ from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.prefect_server import PrefectServer
 
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parent.parent.parent
 SCALE = 24.0  # a minute of the service passes in two and a half seconds
 SETTINGS = {

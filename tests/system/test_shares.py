@@ -20,7 +20,7 @@ from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.flow_runs import until
 
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(480)]
 ROOT = Path(__file__).parent.parent.parent
 
 

@@ -24,7 +24,7 @@ from tests.support.work_pool import BLOCK, ROOT, Site, until, worked_on
 from tests.system import parked
 from tests.system.nightly import BACKEND, CIRCUIT
 
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,6 @@ from tests.system import nightly
 LONG = 400.0
 pytestmark = [
     pytest.mark.server,
-    pytest.mark.slow,
     pytest.mark.timeout(1500),
     pytest.mark.skipif(not host.can_be_made(), reason="hosts are namespaces: needs Linux, root, unshare and ip"),
 ]

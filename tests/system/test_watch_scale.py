@@ -46,7 +46,7 @@ RUNS = int(os.environ.get("QRUNTIME_WATCH_RUNS", "12"))
 SECONDS = float(os.environ.get("QRUNTIME_WATCH_SECONDS", "0"))
 PATIENCE = 150 + RUNS / 2 + SECONDS  # a claim of the killed watcher holds for a minute
 BLOCK = "watch-scale"
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(120 + 10 * PATIENCE)]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(120 + 10 * PATIENCE)]
 T = TypeVar("T")
 R = TypeVar("R")
 

@@ -1,4 +1,4 @@
-"""What a type checker knows of the public names; never run, but checked by mypy (`make types`, `test_face.py`).
+"""What a type checker knows of the public names; never run, but checked by mypy (`make types`).
 
 `assert_type` fails where a name has become `Any`. A `type: ignore` stands where something must be an error: mypy
 reports an ignore that nothing needs any more.

@@ -25,7 +25,7 @@ from tests.support.flow_runs import start, until
 from tests.support.prefect_calls import asked
 from tests.ui.conftest import API_KEY, SIZE, TALL, WIDE, high
 
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
 FORM = "/blocks/catalog/quantum-runtime-credentials/create"
 BLOCK = "ibm"
 

@@ -32,7 +32,7 @@ from tests.support.flow_runs import start
 from tests.support.prefect_calls import asked
 from tests.ui.conftest import API_KEY, high
 
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
 BLOCK, POLICY, BACKEND = "lab", "lab-policy", "sandbox_ideal"
 TEAMS = {"vqe-nightly": "physics", "sampling": "chemistry", "homework": "teaching"}
 SECONDS = {"vqe-nightly": 52.0, "sampling": 31.0, "homework": 8.0}

@@ -266,11 +266,11 @@ WORLDS = [
 ]
 
 
-# Without a purchase outside the session the worlds are small.
+@pytest.mark.uncounted
 @pytest.mark.parametrize(
     ("world", "least"),
     [
-        pytest.param(world, least, marks=[pytest.mark.slow] if world.outside else [], id=str(number))
+        pytest.param(world, least, id=str(number))
         for number, (world, least) in enumerate(
             zip(WORLDS, (45_000, 15_800, 60_000, 26_000, 26_000, 19_000, 39_000, 27_500), strict=True)
         )
@@ -302,6 +302,7 @@ def not_begun(self: SessionHold, now: float) -> SessionHold:
     return self
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize(
     ("name", "wrong", "world"),
     [

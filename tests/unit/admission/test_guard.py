@@ -362,7 +362,7 @@ WORLDS: dict[str, tuple[World, int]] = {
 LEAST_STATES = 181_552
 
 
-@pytest.mark.no_cover  # too many steps to be counted one by one
+@pytest.mark.uncounted
 def test_every_order_of_submissions_that_share_a_rate_and_budgets(capsys: pytest.CaptureFixture[str]) -> None:
     states, steps, longest = 0, 0, dict[tuple[str, bool], float]()
     for name, (first, least) in WORLDS.items():
@@ -402,7 +402,7 @@ HERE = "tests.unit.admission.test_guard"
 CORES = "prefect_qruntime.admission"
 
 
-@pytest.mark.no_cover
+@pytest.mark.uncounted
 @pytest.mark.parametrize(
     ("name", "wrong", "first", "words"),
     [

@@ -226,8 +226,8 @@ def explore(limit: int = 1_000_000) -> tuple[int, World | None]:
     return len(seen), None
 
 
-@pytest.mark.no_cover  # too many steps to be counted one by one
-@pytest.mark.parametrize(("losses", "beats"), [(0, 1), pytest.param(1, 0, marks=pytest.mark.slow)])
+@pytest.mark.uncounted
+@pytest.mark.parametrize(("losses", "beats"), [(0, 1), (1, 0)])
 def test_two_processes_never_hold_a_lock_at_once(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, losses: int, beats: int
 ) -> None:
@@ -242,7 +242,7 @@ def test_two_processes_never_hold_a_lock_at_once(
     assert broken is None
 
 
-@pytest.mark.no_cover  # too many steps to be counted one by one
+@pytest.mark.uncounted
 @pytest.mark.parametrize("wrong", [{"SILENCE": 30.0}, {"LEASE": 90.0}])
 def test_the_exploration_finds_a_rule_that_is_too_short(
     monkeypatch: pytest.MonkeyPatch, wrong: dict[str, float]

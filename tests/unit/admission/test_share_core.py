@@ -85,7 +85,7 @@ class Simulation:
         assert all(later - earlier >= PERIOD for earlier, later in zip(moments, moments[COUNT:], strict=False))
 
 
-@pytest.mark.no_cover  # too many steps to be counted one by one
+@pytest.mark.uncounted
 def test_two_hundred_flows_get_turns_by_weight_and_none_starves(capsys: pytest.CaptureFixture[str]) -> None:
     weights = {"a": 4.0, "b": 2.0, "c": 1.0, "d": 1.0}
     world = Simulation({team: Share(weight) for team, weight in weights.items()})
@@ -111,7 +111,7 @@ def test_two_hundred_flows_get_turns_by_weight_and_none_starves(capsys: pytest.C
     assert used > 0.9
 
 
-@pytest.mark.no_cover  # too many steps to be counted one by one
+@pytest.mark.uncounted
 def test_a_small_team_is_not_starved_by_a_crowd_that_never_rests(capsys: pytest.CaptureFixture[str]) -> None:
     shares = {"crowd": Share(100.0), "small": Share(1.0)}
     world = Simulation(shares)

@@ -32,7 +32,7 @@ SPREADS = {
 }
 
 
-@pytest.mark.no_cover  # too many steps to be counted one by one
+@pytest.mark.uncounted
 @pytest.mark.parametrize(("sizes"), [(500, 500), (1000, 150)])
 @pytest.mark.parametrize("name", SPREADS)
 def test_the_rate_of_false_alarms_is_the_stated_one(name: str, sizes: tuple[int, int]) -> None:
@@ -110,7 +110,7 @@ def _drawn(draw: random.Random, *, tilt: float = 0.0) -> list[JobResult]:
     return [_result(counts), _estimates(values, errors)]
 
 
-@pytest.mark.no_cover  # too many steps to be counted one by one
+@pytest.mark.uncounted
 def test_whole_results_are_said_to_differ_no_more_often_than_stated() -> None:
     draw = random.Random(12)
     alarms = {(kind, rate): 0 for kind in range(2) for rate in RATES}

@@ -473,6 +473,7 @@ def test_numpy_integers_are_indices() -> None:
             result.counts(index=wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.uncounted
 def test_a_table_of_countless_points_is_refused() -> None:
     result = _read(encoded(DataBin(evs=np.zeros(2_000_000), shape=(2_000_000,)), "PubResult"))
     with pytest.raises(QuantumRuntimeError, match="too many points for a table"):

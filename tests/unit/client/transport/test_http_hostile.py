@@ -187,6 +187,7 @@ def measure(
     return found
 
 
+@pytest.mark.uncounted
 @pytest.mark.parametrize("name", LAZY)
 @pytest.mark.parametrize("call", CALLS)
 def test_no_answer_takes_more_than_its_share(call: str, name: str) -> None:
@@ -252,6 +253,7 @@ def test_a_job_that_was_not_asked_for_says_nothing_about_ours() -> None:
     assert caught.value.advice.may_repeat
 
 
+@pytest.mark.uncounted
 def test_a_large_submission_is_written_beside_the_loop_and_sent_in_pieces() -> None:
     """That no single piece holds the interpreter's lock for long is shown by `test_json_pieces`."""
     params = {"program": "x" * 4_000_000, "arguments": [[0.1234567] * 2_000_000]}

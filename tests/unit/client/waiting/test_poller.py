@@ -304,6 +304,7 @@ def test_a_list_a_little_behind_is_used_on() -> None:
     assert service.requests <= 200
 
 
+@pytest.mark.uncounted
 def test_a_walk_over_many_pages_is_waited_for_as_long_as_pages_come() -> None:
     # Fifteen pages of 0.3 s: one walk takes longer than the patience with a list that gives no sign of life.
     tasks = {f"d{n:04}": Task(created=-n / 100, ends=30.0 + n / 100) for n in range(3000)}
@@ -525,6 +526,7 @@ def test_a_wait_that_the_list_shows_while_it_stands_aside_is_not_lost() -> None:
         assert end.at <= 33.0
 
 
+@pytest.mark.uncounted
 def test_a_day_of_coming_and_going_leaves_nothing_behind() -> None:
     service = Service()
     largest: dict[str, int] = {}
