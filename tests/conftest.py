@@ -144,8 +144,9 @@ def running_sandbox(start_sandbox: Callable[..., Sandbox], sandbox_options: dict
 @pytest.fixture
 def sandbox(running_sandbox: Sandbox) -> Sandbox:
     """The module's sandbox as it was when it started; it forgot all jobs, and so does this process."""
-    from tests.support.scenario import forget_submissions
+    from tests.support.scenario import forget_submissions, stop_background
 
+    stop_background()
     running_sandbox.reset()
     forget_submissions()
     return running_sandbox

@@ -34,10 +34,16 @@ _KEEP = 256  # flow runs whose jobs are kept in memory
 
 
 class Background:
-    """The background work for run pages that this process completes before it ends."""
+    """The background work for run pages.
+
+    Attributes:
+        tasks: What this process completes before it ends.
+        optional: What an ending process does not wait for.
+    """
 
     def __init__(self) -> None:
         self.tasks: set[asyncio.Task[None]] = set()
+        self.optional: set[asyncio.Task[None]] = set()
 
 
 def in_background(work: Callable[[], Awaitable[None]], *, again: bool = True) -> asyncio.Task[None]:
@@ -50,11 +56,11 @@ def in_background(work: Callable[[], Awaitable[None]], *, again: bool = True) ->
     Returns:
         Its task.
     """
-    tasks = network_loop().state(Background).tasks
+    background = network_loop().state(Background)
+    tasks = background.tasks if again else background.optional
     task = asyncio.create_task(_try(work))
-    if again:
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
     return task
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +70,22 @@ class World:
     @property
     def posts(self) -> int:
         return len(self.asked("POST", "/jobs"))
+
+
+def stop_background() -> None:
+    """Cancel what this process would still read of jobs that the service is about to forget."""
+    module = sys.modules.get("prefect_qruntime.observability.run_summary")
+    if module is None:
+        return
+
+    async def stop() -> None:
+        background = network_loop().state(module.Background)
+        if tasks := background.tasks | background.optional:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    network_loop().run(stop())
 
 
 def forget_submissions() -> None:
