@@ -338,7 +338,7 @@ def job_over(job: Job, history: list[Observation], *, calibration: asyncio.Task[
         if found.trouble is None:
             write_debounced(job.id, _calibrated(found.calibrated_at, found.backend_version))
 
-    in_background(show, again=False)  # an ending process does not wait for it
+    in_background(show, optional=True)
 
 
 def _calibrated(at: datetime | None, version: str | None) -> dict[str, str | None]:
@@ -465,7 +465,7 @@ def follow_usage(client: QuantumRuntimeClient, job: Job) -> None:
                 await usage_settled(seen, flow_run_id=owner)
                 return
 
-    in_background(follow, again=False)
+    in_background(follow, optional=True)
 
 
 async def routes_compared(comparison: RouteComparison) -> None:

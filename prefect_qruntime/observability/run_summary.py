@@ -46,18 +46,18 @@ class Background:
         self.optional: set[asyncio.Task[None]] = set()
 
 
-def in_background(work: Callable[[], Awaitable[None]], *, again: bool = True) -> asyncio.Task[None]:
+def in_background(work: Callable[[], Awaitable[None]], *, optional: bool = False) -> asyncio.Task[None]:
     """Run work for the run page in the background; log its failure. Call it on the network loop.
 
     Args:
         work: The work.
-        again: Whether an ending process waits for it.
+        optional: Whether an ending process does not wait for it.
 
     Returns:
         Its task.
     """
     background = network_loop().state(Background)
-    tasks = background.tasks if again else background.optional
+    tasks = background.optional if optional else background.tasks
     task = asyncio.create_task(_try(work))
     tasks.add(task)
     task.add_done_callback(tasks.discard)

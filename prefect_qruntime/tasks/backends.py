@@ -267,7 +267,7 @@ def say_if_held(client: QuantumRuntimeClient, ref: JobRef) -> None:
             if backend is not None and not backend.is_online:
                 notifications.job_held(ref.id, backend)
 
-    in_background(look, again=False)
+    in_background(look, optional=True)
 
 
 async def check_online(client: QuantumRuntimeClient, name: str) -> None:
