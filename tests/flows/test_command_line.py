@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 import tomllib
 from importlib import import_module
 from pathlib import Path
@@ -13,8 +12,8 @@ import pytest
 from prefect.blocks.core import Block
 
 from prefect_qruntime import Budget, QuantumRuntimeCredentials, QuantumRuntimeJob, QuantumRuntimePolicy
-from prefect_qruntime.cli import main
 from prefect_qruntime.sandbox import Sandbox
+from tests.support.command_line import exit_code
 
 pytestmark = pytest.mark.server
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,24 +34,18 @@ ROOT = Path(__file__).resolve().parents[2]
     ],
 )
 def test_a_wrong_argument_is_named_without_a_traceback(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str, said: str
+    sandbox: Sandbox, capsys: pytest.CaptureFixture[str], words: str, said: str
 ) -> None:
     sandbox.credentials().save("command-line", overwrite=True)
-    monkeypatch.setattr(sys, "argv", ["prefect-qruntime", *words.split()])
-    with pytest.raises(SystemExit) as stopped:
-        main()
+    assert exit_code(*words.split()) == 2
     shown = capsys.readouterr()
-    assert stopped.value.code == 2
     assert said in shown.out + shown.err
     assert "Traceback" not in shown.out + shown.err
 
 
-def test_help_and_version_are_no_errors(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_and_version_are_no_errors(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["--help"], ["--version"], ["sweep", "--help"]):
-        monkeypatch.setattr(sys, "argv", ["prefect-qruntime", *words])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        assert stopped.value.code == 0
+        assert exit_code(*words) == 0
         assert capsys.readouterr().out
 
 
@@ -78,10 +71,7 @@ def test_the_demo_hands_on_how_the_circuits_run(
         return [{"circuit": number, **shown} for number, _ in enumerate(circuits, start=1)]
 
     monkeypatch.setattr(module, "run_circuits", rows)
-    monkeypatch.setattr(sys, "argv", ["prefect-qruntime", *words.split()])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    assert stopped.value.code == 0
+    assert exit_code(*words.split()) == 0
     assert [one["dialect"] for one in asked] == [dialect for dialect in dialects for _ in range(2)]
     assert all({name: one[name] for name in given} == given for one in asked)
 

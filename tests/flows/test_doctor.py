@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -30,6 +28,7 @@ from prefect_qruntime.client.submission import Intent
 from prefect_qruntime.diagnostics.fields import Finding
 from prefect_qruntime.operations.doctor import check_block, run_doctor
 from prefect_qruntime.sandbox import Sandbox
+from tests.support.command_line import command
 from tests.support.flow_runs import BACKEND, FLIP
 from tests.support.loopback import Authority, answering, hanging_up, passing_on, serving, silent, tunnelling
 from tests.support.prefect_calls import asked
@@ -477,10 +476,7 @@ def test_the_command_line(
     good.save("doctor-good", overwrite=True)
     bad.save("doctor-bad", overwrite=True)
     blocks = [word for name in ("good", "bad") for word in ("--block", f"doctor-{name}")]
-    command = [sys.executable, "-c", "from prefect_qruntime.cli import main; main()", "doctor", *blocks, "--json"]
-    told = subprocess.run(
-        command, env=prefect_server.env, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
+    told = command(prefect_server.env, "doctor", *blocks, "--json")
     assert told.returncode == 1, told.stderr
     rows = json.loads(told.stdout)
     assert all(set(row) == {"block", "check", "level", "finding", "fix"} for row in rows)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from prefect_qruntime.client.submission import Intent
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.operations.job_listing import list_jobs, parse_since
 from prefect_qruntime.sandbox import Sandbox
+from tests.support.command_line import command
 from tests.support.flow_runs import BACKEND, FLIP, STAY, ran
 from tests.support.prefect_calls import asked
 from tests.support.prefect_server import PrefectServer
@@ -169,11 +168,7 @@ def test_moments() -> None:
 
 def test_the_command_line(client: Any, sandbox: Sandbox, prefect_server: PrefectServer) -> None:
     by_hand(client, sandbox)
-    code = "from prefect_qruntime.cli import main; main()"
-    command = [sys.executable, "-c", code, "jobs", "--block", BLOCK, "--state", "completed", "--json"]
-    told = subprocess.run(
-        command, env=prefect_server.env, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
+    told = command(prefect_server.env, "jobs", "--block", BLOCK, "--state", "completed", "--json")
     assert told.returncode == 0, told.stderr
     report = json.loads(told.stdout)
     assert [job["flow_run"] for job in report["jobs"]] == [None]

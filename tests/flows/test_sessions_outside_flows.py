@@ -21,6 +21,7 @@ from prefect_qruntime.operations.sweep import run_sweep
 from prefect_qruntime.run_context import process_facts, process_is_gone
 from prefect_qruntime.sandbox import Sandbox
 from prefect_qruntime.tasks.session_notes import session_notes
+from tests.support.command_line import command
 from tests.support.flow_runs import BACKEND, FLIP, until
 from tests.support.prefect_server import PrefectServer
 
@@ -202,11 +203,8 @@ def test_which_process_is_gone() -> None:
     assert process_is_gone({**here, "pid": "../1"}) is None
 
 
-def command(server: PrefectServer, *words: str) -> Any:
-    run = [sys.executable, "-c", "from prefect_qruntime.cli import main; main()", *words]
-    return subprocess.run(
-        run, env={**server.env, "COLUMNS": "140"}, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
+def wide_command(server: PrefectServer, *words: str) -> Any:
+    return command({**server.env, "COLUMNS": "140"}, *words)
 
 
 def test_the_command_lists_and_closes(prefect_server: PrefectServer, sandbox: Sandbox, control: Any) -> None:
@@ -215,16 +213,16 @@ def test_the_command_lists_and_closes(prefect_server: PrefectServer, sandbox: Sa
     foreign = client.run(client.open_session(BACKEND, mode="dedicated", max_ttl=600))
     job = client.run(client.jobs())
     assert job == []
-    shown = command(prefect_server, "sessions", "--block", BLOCK)
+    shown = wide_command(prefect_server, "sessions", "--block", BLOCK)
     assert shown.returncode == 0, shown.stderr
     assert "not known here" in shown.stdout
-    rows = json.loads(command(prefect_server, "sessions", "--block", BLOCK, "--json").stdout)["sessions"]
+    rows = json.loads(wide_command(prefect_server, "sessions", "--block", BLOCK, "--json").stdout)["sessions"]
     assert [(row["id"], row["process"], row["flow_run_id"]) for row in rows] == [(foreign.id, None, None)]
 
-    closed = command(prefect_server, "sessions", "--close", foreign.id)
+    closed = wide_command(prefect_server, "sessions", "--close", foreign.id)
     assert (closed.returncode, "is closed" in closed.stdout) == (0, True), closed.stderr
     assert control.open_sessions() == []
-    again = command(prefect_server, "sessions", "--close", "no-such-session")
+    again = wide_command(prefect_server, "sessions", "--close", "no-such-session")
     assert (again.returncode, "no-such-session" in again.stderr) == (1, True)
     assert "Traceback" not in again.stderr
 

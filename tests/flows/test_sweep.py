@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import traceback
 from collections.abc import Iterator
 from datetime import timedelta
@@ -19,7 +17,6 @@ from prefect.client.schemas.actions import BlockDocumentUpdate
 from prefect.states import Completed, Crashed, Failed, Running
 
 import prefect_qruntime as qr
-from prefect_qruntime.cli import main
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.submission import Intent
@@ -27,6 +24,7 @@ from prefect_qruntime.operations import job_listing as qr_listing
 from prefect_qruntime.operations.sweep import run_sweep
 from prefect_qruntime.run_context import current_run
 from prefect_qruntime.sandbox import Sandbox
+from tests.support.command_line import command, exit_code
 from tests.support.flow_runs import BACKEND, FLIP, STAY, ran, records, requests, run
 from tests.support.prefect_calls import asked
 
@@ -368,33 +366,17 @@ def test_a_job_that_was_queued_for_days_is_swept_too(
     assert (record.is_over, record.meta.get("usage_final")) == ((True, "true") if ended else (False, None))
 
 
-def test_the_command_line(
-    control: Any, sandbox: Sandbox, prefect_server: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_the_command_line(control: Any, sandbox: Sandbox, prefect_server: Any, capsys: Any) -> None:
     _, session = left(Completed())
-    command = [
-        sys.executable,
-        "-c",
-        "from prefect_qruntime.cli import main; main()",
-        "sweep",
-        "--block",
-        BLOCK,
-        "--json",
-    ]
-    done = subprocess.run(
-        command, env=prefect_server.env, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
+    done = command(prefect_server.env, "sweep", "--block", BLOCK, "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert [entry["id"] for entry in report["sessions"]] == [session.id]
     assert control.open_sessions() == []
     assert requests(sandbox, "DELETE", "/sessions/*/close") == 1
 
-    def sweep(*arguments: str) -> Any:
-        monkeypatch.setattr(sys, "argv", ["prefect-qruntime", "sweep", "--block", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return ended.value.code
+    def sweep(*arguments: str) -> object:
+        return exit_code("sweep", "--block", *arguments)
 
     assert sweep("no-such-block") == 2
     assert "'no-such-block'" in capsys.readouterr().err

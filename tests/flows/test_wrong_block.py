@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 
 import pytest
 from prefect.client.schemas.actions import BlockDocumentCreate
 
 import prefect_qruntime as qr
-from prefect_qruntime.cli import app, main
+from prefect_qruntime.cli import app
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.submission import Intent
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.sandbox import Sandbox
+from tests.support.command_line import exit_code
 from tests.support.flow_runs import BACKEND, FLIP
 from tests.support.prefect_calls import asked
 
@@ -55,7 +55,6 @@ def blocks(sandbox: Sandbox) -> Iterator[qr.QuantumRuntimeCredentials]:
 def test_a_wrong_block_stops_none_of_the_others_and_is_named(
     blocks: qr.QuantumRuntimeCredentials,
     sandbox: Sandbox,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     command: str,
 ) -> None:
@@ -67,9 +66,7 @@ def test_a_wrong_block_stops_none_of_the_others_and_is_named(
     more = {"watch": ["--once"], "sweep": ["--dry-run"]}.get(command, [])
     jobs = [job.id] * {"compare": 2}.get(command, int(with_job))
     arguments = [command, *jobs, *chosen, *more, "--json"]
-    monkeypatch.setattr(sys, "argv", ["prefect-qruntime", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        main()
+    code = exit_code(*arguments)
     shown = capsys.readouterr()
     report = json.loads(shown.out)
     told = shown.out + shown.err
@@ -78,9 +75,9 @@ def test_a_wrong_block_stops_none_of_the_others_and_is_named(
     elif command == "backends":
         assert {one["block"] for one in report} == {GOOD}
     if with_job or command == "watch":  # which needed the good one only
-        assert stopped.value.code == 0, told
+        assert code == 0, told
         return
-    assert stopped.value.code == 1, told
+    assert code == 1, told
     assert WRONG in told
     assert "its service is 'kms'" in told
 

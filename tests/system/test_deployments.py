@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 
@@ -14,8 +13,9 @@ import psutil
 import pytest
 from prefect.states import Cancelling, Scheduled
 
+from tests.support.command_line import command
 from tests.support.prefect_server import PrefectServer
-from tests.support.work_pool import BLOCK, ROOT, Site, until, worked_on
+from tests.support.work_pool import BLOCK, Site, until, worked_on
 from tests.system import nightly
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
@@ -79,10 +79,7 @@ def test_losing_the_process_cancels_nothing_and_a_rerun_attaches(site: Site) -> 
 
 def sweep(site: Site, *words: str) -> subprocess.CompletedProcess[str]:
     """The command line, as an operator uses it."""
-    command = [sys.executable, "-c", "from prefect_qruntime.cli import main; main()", *words]
-    return subprocess.run(
-        command, env=site.server.env, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
+    return command(site.server.env, *words)
 
 
 def test_worker_and_process_killed_together_the_sweep_says_how_to_go_on_and_resume_does(site: Site) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.api_proxy import ApiProxy, Fault
+from tests.support.command_line import command
 from tests.support.plain_server import PlainServer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -207,15 +208,7 @@ def test_pages_that_cannot_be_written_are_reported_once_and_completed_by_the_swe
     assert not more, err
     assert "3 job pages could not be written" in said
     assert err.count("\n") < 20, err
-    sweep = [sys.executable, "-m", "prefect_qruntime.cli", "sweep", "--block", "faults", "--json"]
-    subprocess.run(
-        [sys.executable, "-c", "import sys; from prefect_qruntime.cli import main; main()", *sweep[3:]],
-        env=server.env(),
-        cwd=ROOT,
-        check=True,
-        timeout=300,
-        capture_output=True,
-    )
+    command(server.env(), "sweep", "--block", "faults", "--json").check_returncode()
     pages = {facts["id"]: facts["state"] for facts in server.artifacts("job")}
     for job in sandbox.control.jobs():
         assert pages.get(job["id"]) == "Completed"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import os
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from prefect_qruntime.cli import app, jobs, main, operations
+from prefect_qruntime.cli import app, jobs, operations
 from prefect_qruntime.cli.options import print_rows
 from prefect_qruntime.diagnostics.fields import hint, ok, problem
 from prefect_qruntime.models import Backend
@@ -24,6 +23,7 @@ from prefect_qruntime.operations.job_listing import JobList, ListedJob, Totals, 
 from prefect_qruntime.operations.session_listing import OpenSession, SessionList
 from prefect_qruntime.operations.sweep import StalledRun, SweepReport, Swept
 from prefect_qruntime.operations.usage_tables import UnownedJob, UsageLine, UsageReport
+from tests.support.command_line import exit_code
 
 FOLDER = Path(__file__).parent / "cli_snapshots"
 COLUMNS = 80
@@ -216,10 +216,7 @@ def test_help_fits_and_is_short(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(COLUMNS))
-    monkeypatch.setattr(sys, "argv", ["prefect-qruntime", *command.split(), "--help"])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    assert stopped.value.code == 0
+    assert exit_code(*command.split(), "--help") == 0
     text = capsys.readouterr().out
     assert "--no-" not in text
     assert len(text.splitlines()) <= 45

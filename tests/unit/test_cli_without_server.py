@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from prefect_qruntime.cli import app, main
+from prefect_qruntime.cli import app
+from tests.support.command_line import exit_code
 from tests.support.loopback import answering, serving
 
 LOCAL = {"init", "sandbox", "server", "install-completion"}
@@ -27,14 +27,12 @@ def words(command: str) -> list[str]:
     return [command, *("d0123456789abcdefghij" for name in wanted if not name.startswith("--")), *options]
 
 
-def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
     """The exit code and all that was printed, in one line."""
-    monkeypatch.setattr(sys, "argv", ["prefect-qruntime", *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        main()
+    code = exit_code(*arguments)
     shown = capsys.readouterr()
-    assert isinstance(stopped.value.code, int)
-    return stopped.value.code, " ".join((shown.out + shown.err).split())
+    assert isinstance(code, int)
+    return code, " ".join((shown.out + shown.err).split())
 
 
 @contextlib.contextmanager
@@ -70,13 +68,12 @@ def gibberish() -> contextlib.AbstractContextManager[int]:
 @pytest.mark.parametrize("place", [closed_port, page, refusing], ids=lambda place: place.__name__)
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name not in LOCAL])
 def test_a_command_says_in_a_sentence_that_no_server_answers(
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     command: str,
     place: Callable[[], contextlib.AbstractContextManager[int]],
 ) -> None:
     with place() as port, temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{port}/api"}):
-        code, text = said(monkeypatch, capsys, *words(command))
+        code, text = said(capsys, *words(command))
     assert code == 1
     if command == "doctor":  # which has it in a table
         assert "1 problem" in text
@@ -91,7 +88,7 @@ def test_what_speaks_no_http_is_no_server_either(
 ) -> None:
     monkeypatch.setattr("prefect_qruntime.diagnostics.prefect_server._ANSWER", 1.0)
     with gibberish() as port, temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{port}/api"}):
-        code, text = said(monkeypatch, capsys, "jobs")
+        code, text = said(capsys, "jobs")
     assert code == 1
     assert "cannot be reached: " in text
     assert len(text) < 400
@@ -103,24 +100,22 @@ def test_a_server_that_stops_while_a_command_runs_is_told_from_a_fault_of_ours(
     monkeypatch.setattr("prefect_qruntime.prefect_api._PATIENCE", 0.5)
     monkeypatch.setattr("prefect_qruntime.cli.options.require_prefect", lambda: None)  # it answered a moment ago
     with closed_port() as port, temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{port}/api"}):
-        code, text = said(monkeypatch, capsys, "jobs")
+        code, text = said(capsys, "jobs")
     assert code == 1
     assert text.startswith(f"The Prefect server at http://127.0.0.1:{port}/api cannot be reached: ")
 
 
-def test_init_needs_no_server(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_init_needs_no_server(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with closed_port() as port, temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{port}/api"}):
-        assert said(monkeypatch, capsys, "init", str(tmp_path))[0] == 0
-        code, text = said(monkeypatch, capsys, "init", str(tmp_path))
+        assert said(capsys, "init", str(tmp_path))[0] == 0
+        code, text = said(capsys, "init", str(tmp_path))
     assert code == 2
     assert "--force" in text
 
 
-def test_a_taken_port_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_taken_port_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with closed_port() as port:
-        code, text = said(monkeypatch, capsys, "sandbox", "--port", str(port))
+        code, text = said(capsys, "sandbox", "--port", str(port))
     assert code == 2
     assert text == (
         f"port: {port} of 127.0.0.1 is taken by another program. Give another port with --port; 0 takes a free one."
