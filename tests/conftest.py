@@ -30,7 +30,8 @@ if sys.version_info < (3, 11, 9):
 
 
 if sys.version_info < (3, 12):
-    # CPython issue 106905: a collection in the middle of `ast.parse`, as Hypothesis calls it, can let it fail.
+    # CPython issue 106905: the depth of the tree is counted in one place for all threads. A collection in the middle
+    # may let another thread parse, and then both end with a SystemError.
     _parse = ast.parse
 
     def _parse_undisturbed(*args: Any, **kwargs: Any) -> Any:

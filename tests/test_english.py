@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from tools import structure
-
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted(path for folder in ("prefect_qruntime", "flows") for path in (ROOT / folder).rglob("*.py"))
 
@@ -41,7 +39,7 @@ _COUNTED = re.compile(rf"(?<!of )(?:%d|\{{len\([^{{}}]*\)\}}) {_NOUNS}")
 
 def texts(source: str) -> Iterator[tuple[int, str]]:
     """Each docstring, message and comment, with its line."""
-    for node in ast.walk(structure.parse(source)):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.JoinedStr):
             parts = (
                 part.value if isinstance(part, ast.Constant) else f"{{{ast.unparse(part.value)}}}"  # type: ignore[attr-defined]
@@ -65,7 +63,7 @@ def odd(source: str) -> list[str]:
 def fragments(source: str) -> list[str]:
     """The texts of warnings and errors in the log that are no sentences: each begins like one and ends like one."""
     found = []
-    for node in ast.walk(structure.parse(source)):
+    for node in ast.walk(ast.parse(source)):
         if not (isinstance(node, ast.Call) and node.args and _LOUD.search(ast.unparse(node.func))):
             continue
         said = "".join(text for _, text in texts(ast.unparse(node.args[0])))
@@ -76,7 +74,7 @@ def fragments(source: str) -> list[str]:
 
 def unfinished(source: str) -> list[str]:
     """The docstrings, those of attributes too, whose first line is no sentence."""
-    bodies = (getattr(node, "body", None) for node in ast.walk(structure.parse(source)))
+    bodies = (getattr(node, "body", None) for node in ast.walk(ast.parse(source)))
     said = (
         (statement.lineno, statement.value.value)
         for body in bodies

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +43,7 @@ CLIENT = (
 
 def top_level(path: Path) -> set[str]:
     """The packages that a module imports anywhere, its functions included, those for type checkers left out."""
-    return {name.split(".")[0] for name, _ in structure.imports(structure.parse(path.read_text()))}
+    return {name.split(".")[0] for name, _ in structure.imports(ast.parse(path.read_text()))}
 
 
 def test_figures_stay_within_their_bounds() -> None:
@@ -80,13 +81,11 @@ def test_nothing_below_the_client_imports_prefect() -> None:
 
 def test_the_sandbox_stands_alone() -> None:
     for name, path in SANDBOX.items():
-        taken = {
-            module for module, _ in structure.imports(structure.parse(path.read_text())) if module.startswith(PACKAGE)
-        }
+        taken = {module for module, _ in structure.imports(ast.parse(path.read_text())) if module.startswith(PACKAGE)}
         allowed = {PACKAGE, *(f"{PACKAGE}.{one}" for one in ("errors", "models", "redact"))}
         assert {one for one in taken if not one.startswith(f"{PACKAGE}.sandbox")} <= allowed, name
     for name, path in MODULES.items():
-        taken = {module for module, _ in structure.imports(structure.parse(path.read_text()))}
+        taken = {module for module, _ in structure.imports(ast.parse(path.read_text()))}
         if any(module.startswith(f"{PACKAGE}.sandbox") for module in taken):
             assert room(name, 1) == "cli", f"{name} imports the sandbox"
 

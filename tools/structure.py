@@ -7,7 +7,6 @@ too: a circle that is only hidden is still a circle. Only those under `TYPE_CHEC
 from __future__ import annotations
 
 import ast
-import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,21 +34,6 @@ def modules(root: Path = ROOT) -> dict[str, Path]:
     return found
 
 
-def parse(source: str) -> ast.Module:
-    """Parse Python source, without garbage collection meanwhile.
-
-    Before 3.11.8 Python counts the depth of the tree it builds in one place for all threads (gh-106905). A collection
-    in the middle may let another thread parse, and then both end with a SystemError.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        return ast.parse(source)
-    finally:
-        if enabled:
-            gc.enable()
-
-
 def imports(tree: ast.AST) -> Iterator[tuple[str, list[str]]]:
     """Each import statement's module with the names it takes, those under `TYPE_CHECKING` left out."""
     for node in ast.iter_child_nodes(tree):
@@ -68,11 +52,11 @@ def arrows(known: dict[str, Path]) -> dict[str, set[str]]:
     faces = {name: path for name, path in known.items() if path.name == "__init__.py"}
     homes: dict[tuple[str, str], str] = {}
     for face, path in faces.items():
-        for module, names in imports(parse(path.read_text())):
+        for module, names in imports(ast.parse(path.read_text())):
             homes |= {(face, name): module for name in names if module in known}
     for name, path in known.items():
         wanted: set[str] = set()
-        for module, names in imports(parse(path.read_text())):
+        for module, names in imports(ast.parse(path.read_text())):
             if module in faces:
                 for taken in names:
                     inner = f"{module}.{taken}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
@@ -14,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from tests.support.prefect_server import ROOT, SHORT_TRUST, migrate
+from tests.support.prefect_server import ROOT, SHORT_TRUST, migrate, outside_prefect
 
 START_LIMIT = 300.0
 
@@ -33,7 +32,7 @@ class PlainServer:
 
     def env(self, url: str | None = None) -> dict[str, str]:
         return {
-            **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")},
+            **outside_prefect(),
             "PYTHONPATH": str(ROOT),
             "PREFECT_HOME": str(self.home),
             "PREFECT_API_URL": url or self.url,

@@ -53,6 +53,11 @@ class PrefectServer:
 SHORT_TRUST = {"PREFECT_API_SSL_CERT_FILE": str(Path(__file__).with_name("authority.pem"))}
 
 
+def outside_prefect() -> dict[str, str]:
+    """This process's environment without Prefect's settings."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+
+
 def migrate(home: Path) -> None:
     """Put a new database into a server's home, so that its start finds no migrations to run.
 
@@ -66,11 +71,9 @@ def migrate(home: Path) -> None:
             making = kept.with_suffix(".making")
             shutil.rmtree(making, ignore_errors=True)
             making.mkdir()
-            env = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
             command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "-y"]
-            done = subprocess.run(
-                command, env={**env, "PREFECT_HOME": str(making)}, capture_output=True, text=True, check=False
-            )
+            env = {**outside_prefect(), "PREFECT_HOME": str(making)}
+            done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stdout + done.stderr
             (making / "prefect.db").rename(kept)
             shutil.rmtree(making)
@@ -148,7 +151,7 @@ def running_server(folder: Path, *, plain: bool = False) -> Iterator[PrefectServ
     port = _free_port()
     url = f"http://127.0.0.1:{port}/api"
     env = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")},
+        **outside_prefect(),
         "PREFECT_HOME": str(folder),
         "PREFECT_API_URL": url,
         "PREFECT_SERVER_API_PORT": str(port),

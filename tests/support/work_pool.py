@@ -23,9 +23,8 @@ from prefect.states import Scheduled
 from prefect_qruntime import QuantumRuntimeCredentials
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.prefect_calls import asked
-from tests.support.prefect_server import PrefectServer, withdraw_runs
+from tests.support.prefect_server import ROOT, PrefectServer, withdraw_runs
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 POOL = "system-tests"
 BLOCK = "system"
 
