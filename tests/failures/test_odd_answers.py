@@ -91,7 +91,6 @@ def clients(sandbox: Sandbox) -> dict[str, QuantumRuntimeClient]:
     return {dialect: connect(sandbox, dialect) for dialect in ("cloud", "legacy")}
 
 
-@pytest.mark.uncounted
 @pytest.mark.parametrize(("phase", "dialect", "fault"), COMBINATIONS)
 def test_one_odd_answer_is_repeated(
     sandbox: Sandbox,
@@ -138,7 +137,6 @@ CREATES = [
 ]
 
 
-@pytest.mark.uncounted
 @pytest.mark.parametrize(("dialect", "fault", "accepted"), CREATES)
 def test_one_odd_answer_to_a_create_buys_no_second_job(
     sandbox: Sandbox, clients: dict[str, QuantumRuntimeClient], dialect: str, fault: dict[str, Any], accepted: bool
