@@ -202,8 +202,7 @@ class _Caller:
                 case core.GiveUp(error):
                     raise error
                 case core.Post(key):
-                    action = await complete_or_withdraw(self._post(key))
-                    await self._note_accepted()
+                    action = await complete_or_withdraw(self._create(key))
                 case core.Admit(key):
                     allowed = await self.hooks.before_post(key) if self.hooks.before_post is not None else None
                     self.spec = allowed or self.intent.spec
@@ -302,8 +301,14 @@ class _Caller:
             return self.machine.read_failed(self.clock())
         return self.machine.read(self.clock(), job)
 
+    async def _create(self, key: str) -> core.Action:
+        """Send the request, and report and note its outcome, even if the caller is gone meanwhile."""
+        action = await self._post(key)
+        await self._note_accepted()
+        return action
+
     async def _post(self, key: str) -> core.Action:
-        """Send the request and report its outcome, even if the caller is gone meanwhile."""
+        """Send the request and report its outcome."""
         tags = (key, *self.intent.tags)
         try:
             ref = await self.service.post_job(self.spec, tags, self.intent.session)

@@ -270,14 +270,16 @@ class Transport:
             try:
                 accepted(found, question, accept=accept, job_id=job_id, job_url=url)
             except QuantumRuntimeError as error:
-                if in_flight is not None and in_flight.withdrawn:
-                    raise asyncio.CancelledError from None
-                raise self.with_block(error).with_traceback(None) from None
+                raise self._raised(error, in_flight) from None
         if isinstance(found, QuantumRuntimeError):
-            if in_flight is not None and in_flight.withdrawn:
-                raise asyncio.CancelledError
-            raise self.with_block(found)
+            raise self._raised(found, in_flight)
         return found
+
+    def _raised(self, error: QuantumRuntimeError, in_flight: InFlightCreate | None) -> BaseException:
+        """The error to raise; a create whose caller is gone is not repeated, and its end still has to be known."""
+        if in_flight is not None and in_flight.withdrawn and error.advice.may_repeat:
+            return asyncio.CancelledError()
+        return self.with_block(error).with_traceback(None)
 
     def with_block(self, error: QuantumRuntimeError) -> QuantumRuntimeError:
         """Name the block, and the region that its CRN names, in an error about the key or the instance."""
