@@ -80,8 +80,12 @@ hundred levels, with errors that nothing expects.
 
 _BOM = b"\xef\xbb\xbf"
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_PAGE = re.compile(rb"\s*(?:<!--.*?-->\s*)*<(?:!doctype|html|head|body|\?xml|title)\b", re.IGNORECASE | re.DOTALL)
+# Possessive, as a row of comments could be split in exponentially many ways otherwise.
+_PAGE = re.compile(
+    rb"\s*+(?:<!--(?:(?!-->).)*+-->\s*+)*+<(?:!doctype|html|head|body|\?xml|title)\b", re.IGNORECASE | re.DOTALL
+)
 _PAGE_HEAD = 4096
+_HTTP_STATUS = re.compile(r"-[0-9]+|0*[0-9]{1,3}")
 # Statuses of intermediaries: the service documents none of them, and what it means by a 5xx is an outage as well.
 _IN_BETWEEN = frozenset({407, 408, 425, 499})
 
@@ -232,7 +236,7 @@ def _is_error(item: dict[str, Any]) -> bool:
     if isinstance(code, bool) or not isinstance(code, int | str) or not isinstance(message, str | None):
         return False
     text = str(code)
-    return text != "" and not (text.lstrip("-").isdigit() and int(text[:20]) < 1000)
+    return text != "" and _HTTP_STATUS.fullmatch(text) is None
 
 
 # ---- successes -----------------------------------------------------------------------------------

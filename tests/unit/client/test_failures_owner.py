@@ -243,6 +243,8 @@ def test_what_is_nested_as_far_as_allowed_is_read_and_shown(kind: str) -> None:
         (PAGE, True),
         (b"\xef\xbb\xbf \n<HTML>", True),
         (b"<!-- edge --><html>", True),
+        (b"<!-- a --> <!-- b -->\n<!-- c --><title>", True),
+        (b"<!-- a --> <!-- b -->" * 90 + b"<div>", False),
         (b'<?xml version="1.0"?><Error/>', True),
         (b"<lambda> failed", False),
         (b"Traceback: <html>", False),
@@ -256,3 +258,32 @@ def test_pages(content: bytes, page: bool) -> None:
 def test_a_byte_order_mark() -> None:
     assert read_text(b"\xef\xbb\xbfx") == read_text(b"x") == b"x"
     assert read_json(b"\xef\xbb\xbf[1]") == [1]
+
+
+CODES = [
+    "--5",
+    "-5",
+    "-5000",
+    "²",
+    "٣",
+    "0x1f",
+    "5 ",
+    "0404",
+    "404",
+    "9999",
+    "1" * 40,
+    "0" * 40,
+    "",
+    "x-1",
+    "nan",
+    "1e3",
+]
+
+
+@pytest.mark.parametrize("code", [*CODES, 0, -1, 404, 1000, 2**63, 1.5, True, None, [1], {"a": 1}])
+def test_an_error_is_judged_whatever_its_code(code: object) -> None:
+    own = {1000, 2**63, "9999", "x-1", "--5", "²", "٣", "0x1f", "5 ", "1" * 40, "nan", "1e3"}
+    for body in ({"error": {"code": code, "message": "m"}}, {"errors": [{"code": code, "message": "m"}]}):
+        found = whose(Question("wait", "GET", "/jobs/d1"), 502, orjson.dumps(body, option=orjson.OPT_NON_STR_KEYS))
+        expected = isinstance(code, int | str) and not isinstance(code, bool) and code in own
+        assert found == ("service" if expected else "other")
