@@ -139,11 +139,11 @@ def check_url(text: str, *, field: str) -> str:
     Raises:
         InvalidInput: Not http(s), plain http to another machine, or it carries user, query or fragment.
     """
-    parts = urlsplit(text.strip())
     try:
+        parts = urlsplit(text.strip())
         bad_port = parts.port is not None and not 0 < parts.port < 65536
     except ValueError:
-        bad_port = True
+        parts, bad_port = urlsplit(""), True
     if parts.scheme not in ("http", "https") or not parts.hostname or bad_port:
         raise InvalidInput("must be an address like https://host/path", field=field)
     if "@" in parts.netloc or parts.query or parts.fragment:

@@ -20,8 +20,9 @@ service itself gives, and its body has the service's form:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import orjson
@@ -150,20 +151,14 @@ def check_levels(value: Any, body: bytes | bytearray | memoryview | str) -> None
         brackets = body.count(b"[") + body.count(b"{")
     if brackets <= MOST_LEVELS:
         return
-    level = [value]
+    level = [value] if isinstance(value, list | dict) else []
     for _ in range(MOST_LEVELS):
-        level = [item for one in level for item in _containers(one)]
-        if not level:
+        held = list(chain.from_iterable(one.values() if isinstance(one, dict) else one for one in level))
+        # The types of all first, as long lists of numbers hold none of these.
+        if {list, dict}.isdisjoint(map(type, held)):
             return
+        level = [one for one in held if isinstance(one, list | dict)]
     raise orjson.JSONDecodeError(f"nested more than {MOST_LEVELS} levels deep", "", 0)
-
-
-def _containers(value: Any) -> Iterable[Any]:
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    # The types of all items first, as long lists of numbers have none of these.
-    if {list, dict}.isdisjoint(map(type, items)):
-        return ()
-    return (item for item in items if isinstance(item, list | dict))
 
 
 def read_json(content: bytes) -> Any:

@@ -11,6 +11,7 @@ import asyncio
 import atexit
 import concurrent.futures
 import contextlib
+import copy
 import functools
 import os
 import threading
@@ -20,6 +21,8 @@ from typing import Any, Generic, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
 import anyio
+
+from prefect_qruntime.errors import QuantumRuntimeError
 
 __all__ = ["NetworkLoop", "SingleFlight", "network_loop", "on_network_loop"]
 
@@ -197,8 +200,12 @@ class SingleFlight(Generic[T]):
             task.exception()  # else asyncio logs that the exception was never retrieved
 
     async def join(self, work: Callable[[], Coroutine[Any, Any, T]], *key: Hashable) -> T:
-        """The outcome of the work of a key that is under way, or of a new one."""
-        return await asyncio.shield(self.start(work, *key))
+        """The outcome of the work of a key that is under way, or of a new one. Each caller gets an error of its own."""
+        try:
+            return await asyncio.shield(self.start(work, *key))
+        except QuantumRuntimeError as error:
+            own = copy.copy(error)
+        raise own  # out here, as its context would hold the other's traceback
 
 
 def _result_in_slices(future: concurrent.futures.Future[T]) -> T:

@@ -162,12 +162,28 @@ def parse_job(body: dict[str, Any], *, url: str | None = None) -> Job:
     )
 
 
-def parse_job_page(body: dict[str, Any]) -> tuple[list[dict[str, Any]], int | None]:
-    """The raw jobs of one page, and the total count if the service gives it."""
+def parse_job_page(body: dict[str, Any], *, by_tags: bool = False) -> tuple[list[dict[str, Any]], int | None]:
+    """The raw jobs of one page, and the total count if the service gives it.
+
+    Args:
+        body: The answer.
+        by_tags: Jobs with certain tags were asked for. Then each must be shown with readable tags: one that hides them
+            may be the job that is searched for, and taking it for another would buy it again.
+
+    Raises:
+        ServiceUnavailable: A job of a search by tags cannot be read.
+    """
     jobs = body.get("jobs")
     if not isinstance(jobs, list):
         raise QuantumRuntimeError("the service's job list has no 'jobs'")
+    if by_tags and not all(_shows_tags(job) for job in jobs):
+        raise ServiceUnavailable("The service found a job by its tags, but does not show them.")
     return [job for job in jobs if isinstance(job, dict)], _count(body.get("count"))
+
+
+def _shows_tags(job: Any) -> bool:
+    tags = job.get("tags") if isinstance(job, dict) else None
+    return isinstance(tags, list) and all(isinstance(tag, str) for tag in tags)
 
 
 def listed_moments(entries: list[dict[str, Any]]) -> tuple[datetime | None, datetime | None]:

@@ -33,6 +33,7 @@ __all__ = ["JobFilters", "Service"]
 
 _PAGE = 200  # the service's largest page; out of range it silently falls back to it
 _MOST_PAGES = 50
+_MOST_WORKLOADS = 10_000
 _SESSIONS = 1000  # of which the jobs are remembered
 _NO_BACKEND = re.compile(r"\b(?:backend|device)\b", re.IGNORECASE)
 _SHOWN = 8  # backends named in a message
@@ -127,18 +128,25 @@ class Service:
         Args:
             limit: Most items to return; None for all.
             filters: `mode`, `status`, `backend`, `tags`, `created_after`, `created_before` …
+
+        Raises:
+            QuantumRuntimeError: There are more than 10,000, or the cursor has no end.
         """
         found: list[dict[str, Any]] = []
         params = _query(filters)
         params["limit"] = min(50, limit or 50)
-        for _ in range(_MOST_PAGES):
+        for _ in range(_MOST_WORKLOADS // 50):
             body = await self._get("/workloads", params=params)
             found += [item for item in body.get("workloads") or () if isinstance(item, dict)]
             cursor = _cursor(body)
             if cursor is None or (limit is not None and len(found) >= limit):
-                break
+                return found[:limit]
             params.update(cursor)
-        return found[:limit]
+        # Never return a part as the whole.
+        raise QuantumRuntimeError(
+            f"The service lists more than {len(found)} workloads.",
+            solution="Narrow the search by created_after or a limit.",
+        )
 
     # ---- backends ------------------------------------------------------------------------------
 
@@ -246,7 +254,7 @@ class Service:
         reply = await self.transport.request(
             "GET", path, phase="read", params=params, job_id=job_id, most_values=MOST_BYTES
         )
-        kept = (await asyncio.to_thread(reply.object)).get("params")
+        kept = reply.object().get("params")
         return kept if isinstance(kept, dict) else {}
 
     async def job_page(
@@ -263,7 +271,8 @@ class Service:
         params: dict[str, Any] = {"exclude_params": "true", "limit": limit, **_query(filters)}
         if offset:
             params["offset"] = offset
-        return parsing.parse_job_page(await self._get("/jobs", phase=phase, params=params))
+        body = await self._get("/jobs", phase=phase, params=params)
+        return parsing.parse_job_page(body, by_tags=filters.get("tags") is not None)
 
     async def jobs(
         self, *, tags: Iterable[str] = (), limit: int | None = None, mocks: bool = False, **filters: Unpack[JobFilters]
@@ -370,12 +379,12 @@ class Service:
     async def stop_accepting(self, session_id: str) -> None:
         """Let the session's queued jobs run and take no new ones (`PATCH accepting_jobs=false`)."""
         path = f"/sessions/{check_id(session_id, field='session')}"
-        await self.transport.request("PATCH", path, phase="change", body={"accepting_jobs": False}, accept=(404,))
+        await self.transport.request("PATCH", path, phase="change", body={"accepting_jobs": False})
 
     async def drop_session(self, session_id: str) -> None:
         """End the session now: its queued jobs are not run, a running one finishes (`DELETE …/close`)."""
         path = f"/sessions/{check_id(session_id, field='session')}/close"
-        await self.transport.request("DELETE", path, phase="change", accept=(404,))
+        await self.transport.request("DELETE", path, phase="change")
 
 
 def _query(filters: dict[str, Any]) -> dict[str, Any]:

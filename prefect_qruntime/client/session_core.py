@@ -274,50 +274,62 @@ Close = StopAccepting | HasWork | Drop | ReadBack | Pause | Closed | Fail
 class Closing:
     """Close one session and read back that it is closed.
 
+    That the service does not know the session is believed only if it says so for a while: a service that restarts, or
+    loses its database for a moment, says the same of a session that goes on charging.
+
     Args:
         drain: Let queued jobs run first.
-        patience: Seconds to wait for the service to say `closed`.
+        patience: Seconds to wait for the service to say `closed`, or that it does not know the session.
     """
 
     def __init__(self, *, drain: bool, patience: float = 20.0) -> None:
         self.drain, self.patience = drain, patience
+        self.asked: Close = StopAccepting() if drain else Drop()
         self.until: float | None = None
+        self.unknown_since: float | None = None
         self.runs_on = False
 
     def start(self) -> Close:
         """Begin."""
-        return StopAccepting() if self.drain else Drop()
+        return self.asked
 
     def stopped(self) -> Close:
         """The session takes no more jobs."""
-        return HasWork()
+        return self._ask(HasWork())
 
     def work(self, waiting: bool) -> Close:
         """Whether a job may still be waiting. If none is, an idle session would only go on charging."""
         self.runs_on = waiting
-        return ReadBack() if waiting else Drop()
+        return self._ask(ReadBack() if waiting else Drop())
 
     def dropped(self, now: float) -> Close:
         """The service took the request."""
         self.until = now + self.patience
-        return ReadBack()
+        return self._ask(ReadBack())
 
     def read(self, now: float, session: Session) -> Close:
         """The session as the service sees it."""
+        self.unknown_since = None
         over = self.until is None or now >= self.until
         return Closed(session) if self.runs_on or over or session.ref().is_closed else Pause(0.3)
 
     def waited(self) -> Close:
         """A pause is over."""
-        return ReadBack()
+        return self.asked
 
-    def missing(self) -> Close:
-        """The service does not know the session."""
-        return Closed(None)
+    def missing(self, now: float) -> Close:
+        """The service says that it does not know the session."""
+        if self.unknown_since is None:
+            self.unknown_since = now
+        return Closed(None) if now - self.unknown_since >= self.patience else Pause(1.0)
 
     def failed(self, error: QuantumRuntimeError) -> Close:
         """A request was not answered: nothing is dropped in doubt."""
         return Fail(error)
+
+    def _ask(self, action: Close) -> Close:
+        self.asked, self.unknown_since = action, None
+        return action
 
 
 _SILENT = (AuthenticationError, ResultNotReady)  # beside outages

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 from prefect_qruntime.client import session_core as core
+from prefect_qruntime.client.parsing import read_id
 from prefect_qruntime.client.transport.retrying import complete_or_withdraw
 from prefect_qruntime.errors import NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, Session, SessionRef
@@ -148,8 +149,8 @@ async def _find(
     kind = "batch" if wanted.mode == "batch" else "session"
     try:
         items = await service.workloads(mode=kind, backend=wanted.backend, created_after=since, limit=50)
-        new = [str(item["id"]) for item in items if item.get("id") and item["id"] not in machine.memory.ours]
-        sessions = [await service.session(session_id) for session_id in new]
+        listed = [read_id(item.get("id"), kind) for item in items]
+        sessions = [await service.session(one) for one in listed if one not in machine.memory.ours]
     except QuantumRuntimeError as error:
         return machine.find_failed(error)
     return machine.found(clock(), sessions)
@@ -183,23 +184,23 @@ async def close_session(
         service: The client.
         session_id: Which one.
         drain: True lets queued jobs run first; False drops them. A running job finishes in both cases.
-        patience: Seconds to wait for the service to say `closed`.
+        patience: Seconds to wait for the service to say `closed`, or that it does not know the session.
         clock: Monotonic seconds.
         sleep: For the pauses between polls.
 
     Returns:
         The session as read back: closed, or, while drained jobs still run, not accepting jobs. None if
-        the service does not know it any more.
+        the service says for `patience` that it does not know it.
     """
     machine = core.Closing(drain=drain, patience=patience)
     action = machine.start()
     while not isinstance(action, core.Closed | core.Fail):
         try:
             action = await _close_step(service, session_id, machine, action, clock, sleep)
-        except NotFound:
-            action = machine.missing()
         except QuantumRuntimeError as error:
-            action = machine.failed(error)
+            # That there is no list of jobs says nothing about the session.
+            unknown = isinstance(error, NotFound) and not isinstance(action, core.HasWork)
+            action = machine.missing(clock()) if unknown else machine.failed(error)
     if isinstance(action, core.Fail):
         raise action.error
     return action.session

@@ -62,6 +62,12 @@ def tls_context(ca_file: str | None) -> ssl.SSLContext:
     return context
 
 
+def _host_pattern(url: str) -> str:
+    """The pattern by which httpx finds the proxy of a URL's host."""
+    host = urlsplit(url).hostname or ""
+    return f"all://[{host}]" if ":" in host else f"all://{host}"
+
+
 def http_client(connection: Connection, *urls: str) -> httpx.AsyncClient:
     """An HTTP client with our limits, which keeps no cookies; belongs to the loop that first uses it.
 
@@ -83,7 +89,7 @@ def http_client(connection: Connection, *urls: str) -> httpx.AsyncClient:
         keepalive_expiry=4.0,
     )
     # The environment is read here and not by httpx, which fails on a network in NO_PROXY and would read .netrc too.
-    proxies = {f"all://{urlsplit(url).hostname}": proxy for url in urls if (proxy := proxy_of(connection, url))}
+    proxies = {_host_pattern(url): proxy for url in urls if (proxy := proxy_of(connection, url))}
     return httpx.AsyncClient(
         verify=tls,
         timeout=httpx.Timeout(seconds, connect=min(10.0, seconds), pool=max(60.0, seconds)),

@@ -80,14 +80,6 @@ CALLS: list[tuple[str, Call, str, str, dict[str, Any], Any]] = [
     ),
     ("drop", lambda c: c.drop_session("s1"), "DELETE", "/sessions/s1/close", {"status_code": 204}, None),
     (
-        "drop, gone",
-        lambda c: c.drop_session("s1"),
-        "DELETE",
-        "/sessions/s1/close",
-        {"status_code": 404, "json": GONE},
-        None,
-    ),
-    (
         "tags",
         lambda c: c.replace_tags("d1", ("a", "b")),
         "PUT",
@@ -345,8 +337,10 @@ def test_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch, no_proxy:
     assert http_module.proxy_of(connection(), "http://127.0.0.1:1") is None
     given = connection(proxy="http://own.example:1")
     assert http_module.proxy_of(given, CLOUD) == "http://own.example:1"
+    urls = {"base_url": "https://[2001:db8::1]:8443/api/v1", "iam_url": "https://[2001:db8::2]"}
     with contextlib.closing(asyncio.new_event_loop()) as loop:
-        loop.run_until_complete(http_module.http_client(connection()).aclose())
+        for one in (connection(), given, connection(proxy="http://own.example:1", **urls)):
+            loop.run_until_complete(http_module.http_client(one).aclose())
 
 
 def test_networks_in_no_proxy() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from pytest_httpx import HTTPXMock
@@ -107,6 +109,19 @@ def test_a_key_that_is_unknown_names_its_block(httpx_mock: HTTPXMock) -> None:
         with pytest.raises(AuthenticationError) as caught:
             client.run(call())
         assert str(caught.value).count("The key is that of block 'ibm'.") == 1
+
+
+def test_callers_that_share_a_token_request_get_errors_of_their_own(httpx_mock: HTTPXMock) -> None:
+    body = {"errorCode": "BXNIM0415E", "errorMessage": "Provided API key could not be found."}
+    httpx_mock.add_response(method="POST", status_code=400, json=body, is_reusable=True)
+    client = QuantumRuntimeClient(connection(block="ibm"))
+
+    async def together() -> list[Any]:
+        return await asyncio.gather(*(client.backends() for _ in range(8)), return_exceptions=True)
+
+    errors = client.run(together())
+    assert len({id(error) for error in errors}) == 8
+    assert {str(error).count("The key is that of block 'ibm'.") for error in errors} == {1}
 
 
 def test_two_blocks_of_one_connection_are_both_named(iam: HTTPXMock) -> None:

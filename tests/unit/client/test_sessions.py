@@ -292,6 +292,34 @@ def test_an_unknown_session_is_gone(drain: bool) -> None:
     assert run(main()) is None
 
 
+@pytest.mark.parametrize("drain", [True, False])
+@pytest.mark.parametrize("call", ["stop_accepting", "session", "drop_session"])
+def test_a_session_that_is_unknown_for_a_moment_is_closed_all_the_same(call: str, drain: bool) -> None:
+    service = Service()
+    answer = getattr(service, call)
+
+    async def forgetful(session_id: str) -> Any:
+        if clock() < 5.0:
+            raise NotFound("no such session")
+        return await answer(session_id)
+
+    setattr(service, call, forgetful)
+    session, _ = closed(service, drain=drain)
+    assert session is not None
+    assert session.ref().is_closed
+
+
+def test_a_list_of_jobs_that_is_not_found_says_nothing_about_the_session() -> None:
+    service = Service()
+
+    async def jobs(**filters: Any) -> list[Job]:
+        raise NotFound("no such page")
+
+    service.jobs = jobs  # type: ignore[method-assign, assignment]
+    with pytest.raises(NotFound, match="page"):
+        closed(service, drain=True)
+
+
 UNREADABLE = ServiceUnavailable("accepted, but unreadable", status=200, advice=SEARCH_FIRST)
 
 
