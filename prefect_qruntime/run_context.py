@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cachetools import LRUCache
 from prefect.context import FlowRunContext, TaskRunContext
@@ -33,7 +33,7 @@ from prefect_qruntime.models import Job
 from prefect_qruntime.prefect_api import api
 
 if TYPE_CHECKING:
-    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.objects import FlowRun, TaskRun
 
 __all__ = [
     "PROCESS_FACTS",
@@ -55,6 +55,8 @@ __all__ = [
 PROCESS_FACTS = ("host", "machine", "boot", "space", "pid", "started")
 
 _FIRST_PID_SPACE = "pid:[4026531836]"  # of a Linux machine itself; a container has another one
+
+AnyContext = TypeVar("AnyContext", FlowRunContext, TaskRunContext)
 
 _KEEP = 2048
 _lock = threading.Lock()
@@ -190,8 +192,11 @@ _touched: LRUCache[tuple[str, int], float] = LRUCache(_KEEP)
 _counts: LRUCache[tuple[str, int], Counter[str]] = LRUCache(_KEEP)
 
 
-_given: LRUCache[str, int] = LRUCache(16 * _KEEP)
+_made: LRUCache[tuple[str, int], Counter[str]] = LRUCache(16 * _KEEP)
+"""How many submissions of each payload a start of a task run or subflow run has made."""
 
+_numbers: LRUCache[tuple[str, str, int], int] = LRUCache(64 * _KEEP)
+"""The number of the n-th submission of a payload in a task run or subflow run, which makes it again when repeated."""
 
 _submitted: LRUCache[str, tuple[str, int]] = LRUCache(16 * _KEEP)
 """For jobs that this process submitted: the run, and how often it had been retried then."""
@@ -207,16 +212,38 @@ if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
     os.register_at_fork(after_in_child=_renew_lock)
 
 
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """A start of a task run or a subflow run that encloses the caller: Prefect may start it again by itself."""
+
+    run_id: str
+    number: int
+
+
+def _chain(kind: type[AnyContext]) -> Iterator[AnyContext]:
+    """The contexts of one kind that enclose the caller, the innermost first; Prefect itself shows this one only."""
+    context: Any = kind.get()
+    while isinstance(context, kind):
+        yield context
+        token = context._token  # set when it was entered
+        context = None if token is None else token.old_value
+
+
+def _starts(top_flow_run: str | None) -> list[_Start]:
+    """The task runs and the subflow runs around the caller, the innermost first."""
+    runs: list[TaskRun | FlowRun] = [context.task_run for context in _chain(TaskRunContext)]
+    runs += [run for context in _chain(FlowRunContext) if (run := context.flow_run) and str(run.id) != top_flow_run]
+    return [_Start(str(run.id), run.run_count or 0) for run in runs]
+
+
 async def current_run() -> RunContext:
     """The run of the running task. Asks Prefect once per flow run attempt and process."""
-    flow_context, task_context = FlowRunContext.get(), TaskRunContext.get()
-    task_repeated = task_context is not None and (task_context.task_run.run_count or 0) > 1
+    flow_context = FlowRunContext.get()
     flow_run: FlowRun | None = flow_context.flow_run if flow_context is not None else None
     if flow_run is None:
-        if task_context is None:
-            return RunContext(None, f"call:{uuid.uuid4()}", False, False, 0, time.monotonic())
-        identity = f"task-run:{task_context.task_run.id}"
-        return RunContext(None, identity, task_repeated, task_repeated, 0, time.monotonic())
+        around = _starts(None)
+        identity = f"task-run:{around[-1].run_id}" if around else f"call:{uuid.uuid4()}"
+        return _repeated_in(around, RunContext(None, identity, False, False, 0, time.monotonic()))
     # Prefect does not count a resume as another run; when the flow was started distinguishes them.
     attempt = (str(flow_run.id), flow_run.run_count or 0, flow_context.start_time if flow_context else None)
     known = _known(attempt)
@@ -225,7 +252,13 @@ async def current_run() -> RunContext:
         known = await network_loop().state(_Reading).join(lambda: _read_run(flow_run), *attempt)
         with _lock:
             _runs[attempt] = known
-    return replace(known, repeated=True) if task_repeated else known
+    return _repeated_in(_starts(known.flow_run_id), known)
+
+
+def _repeated_in(around: list[_Start], where: RunContext) -> RunContext:
+    """The run, which is repeated too if a task run or subflow run around the caller is."""
+    again = sum(max(0, start.number - 1) for start in around)
+    return replace(where, repeated=True, retried=True, tries=where.tries + again) if again else where
 
 
 def may_run_twice() -> bool:
@@ -303,19 +336,23 @@ def submitted_so_far(where: RunContext, digest: str) -> int:
 
 
 def call_index(where: RunContext, digest: str) -> int:
-    """The number of the running task's submission; a task run that is retried keeps its number."""
-    context = TaskRunContext.get()
-    if context is None:
-        return count(where, digest)
-    task_run_id = str(context.task_run.id)
+    """The number of the caller's next submission of this payload in its flow run.
+
+    Counted by attempt of the flow run. A task run or a subflow run around the caller that Prefect started again makes
+    the submissions of its earlier starts once more, so they get the numbers that those had.
+    """
     with _lock:
-        known = _given.get(task_run_id)
-    if known is not None:
-        return known
-    number = count(where, digest)
-    with _lock:
-        _given[task_run_id] = number
-    return number
+        places = []
+        for start in _starts(where.flow_run_id):
+            made = _made.setdefault((start.run_id, start.number), Counter())
+            places.append((start.run_id, digest, made[digest]))
+            made[digest] += 1
+        counter = _counts.setdefault((where.identity, where.attempt), Counter())
+        number = next((known for place in places if (known := _numbers.get(place)) is not None), counter[digest])
+        counter[digest] = max(counter[digest], number + 1)
+        for place in places:
+            _numbers[place] = number
+        return number
 
 
 class _InFlight:

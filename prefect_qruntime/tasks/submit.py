@@ -302,12 +302,12 @@ class SubmitTask(InFlowTask[..., Any]):
         where = network_loop().run(current_run())
         if _holds_future(arguments.get("pubs")) or any(_holds_future(value) for value in fields.values()):
             # The payload comes from another task: numbered by the order of calls, apart from those counted by payload.
-            return _BY_ORDER + run_context.count(where, "unknown payload")
+            return _BY_ORDER + run_context.call_index(where, "unknown payload")
         try:
             digest = make_spec(arguments.get("pubs"), **fields).digest()
         except InvalidInput:
             return None  # the task itself reports the error
-        return run_context.count(where, digest)
+        return run_context.call_index(where, digest)
 
     def _numbers(self, arguments: dict[str, Any]) -> Any:
         """A number for each mapped call, by Prefect's own rules of mapping."""
