@@ -204,6 +204,7 @@ class AdmissionGuard:
     _reservation: Reservation | None = None
     _turn: Permit | None = None
     _posting: bool = False
+    _posted: bool = False
     _alone: AsyncExitStack = field(default_factory=AsyncExitStack)
     _held: tuple[str, ...] = ()
     _locks: tuple[HeldLock, ...] = ()
@@ -234,7 +235,7 @@ class AdmissionGuard:
             for lock in (self.key_lock, *self._locks):
                 if lock is not None:
                     lock.check()
-        self._posting = True
+        self._posting = self._posted = True
         return spec
 
     async def _allowed(self) -> int | None:
@@ -255,7 +256,6 @@ class AdmissionGuard:
                 self.client, budgets, self.where, key, limit, self.session
             )
         except BudgetExhausted as error:
-            self._reservation = None
             report_exhausted(error, flow_run_id=self.where.flow_run_id)
             raise
         return self._with_limit(cap)
@@ -272,6 +272,7 @@ class AdmissionGuard:
         wanted = scopes(budgets, self.where, self.client.connection.crn) if in_run() else ()
         if wanted == self._held:
             return
+        self._locks, self._held = (), ()  # should the next line or the one after it fail, none is held
         await self._alone.aclose()
         self._locks = await self._alone.enter_async_context(budget_lock(wanted))
         self._held = wanted
@@ -304,10 +305,10 @@ class AdmissionGuard:
         )
         kept = self._reservation
         if kept is not None and kept.job_id is None and error is not None:
-            if refused or not self._posting:
+            if refused if self._posting else not self._posted:
                 self._ledger.drop(kept)
             else:
-                # It may still appear in the list, so it counts until then.
+                # This POST or an earlier one may still appear in the list, so it counts until then.
                 kept.doubtful_until = time.monotonic() + 2 * current_settings().submission_grace_seconds
         if self._turn is not None:
             self._turn.drop(sent=True)
@@ -411,9 +412,9 @@ async def session_guard(
         except BudgetExhausted as error:
             report_exhausted(error, flow_run_id=where.flow_run_id)
             raise
-        for lock in locks:
-            lock.check()
         try:
+            for lock in locks:
+                lock.check()
             yield SessionAdmission(allowed, book, token)
         except QuantumRuntimeError as error:
             if not isinstance(error, SubmissionUncertain):  # else it may be open

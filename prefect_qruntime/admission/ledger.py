@@ -87,35 +87,51 @@ class Ledger:
         """
         wanted = wanted if wanted is not None else lowest(*(one.default_max_execution_time for one in budgets))
         async with self._lock:
-            while True:
-                self._tidy()
-                # A second POST of the same submission replaces the first.
-                self.reservations = [one for one in self.reservations if one.key != key]
-                rooms = await self._all_rooms(client, budgets, where)
-                hold = await self.sessions.of(client, budgets, where, session, rooms)
-                try:
-                    if hold is None:
-                        cap = allowed_seconds(rooms, wanted)
-                    else:
-                        cap = job_limit(rooms, await self._session_room(client, budgets, hold), wanted)
-                except BudgetExhausted:
-                    if not self._may_change(rooms, wanted):
-                        raise
-                    await asyncio.sleep(_LOOK_AGAIN)
-                    continue
-                made = Reservation(
-                    key,
-                    where.flow_run_id,
-                    where.deployment_id,
-                    float(cap or MOST_SECONDS),
-                    time.monotonic(),
-                    hold=hold.token if hold is not None else None,
-                )
-                if hold is not None and hold.begun_after is None:
-                    await self.sessions.note(hold.sent_job(now()))
-                self.reservations.append(made)
-                self._tell(client, budgets, where, rooms, 0.0 if hold is not None else made.seconds, jobs=1)
-                return made, cap
+            # A second POST of the same submission replaces the first, but only once it may be sent.
+            replaced = [one for one in self.reservations if one.key == key]
+            self.reservations = [one for one in self.reservations if one.key != key]
+            try:
+                return await self._reserve(client, budgets, where, key, wanted, session)
+            except BaseException:
+                self.reservations += replaced
+                raise
+
+    async def _reserve(
+        self,
+        client: QuantumRuntimeClient,
+        budgets: Sequence[Budget],
+        where: RunContext,
+        key: str,
+        wanted: int | None,
+        session: SessionRef | None,
+    ) -> tuple[Reservation, int | None]:
+        while True:
+            self._tidy()
+            rooms = await self._all_rooms(client, budgets, where)
+            hold = await self.sessions.of(client, budgets, where, session, rooms)
+            try:
+                if hold is None:
+                    cap = allowed_seconds(rooms, wanted)
+                else:
+                    cap = job_limit(rooms, await self._session_room(client, budgets, hold), wanted)
+            except BudgetExhausted:
+                if not self._may_change(rooms, wanted):
+                    raise
+                await asyncio.sleep(_LOOK_AGAIN)
+                continue
+            made = Reservation(
+                key,
+                where.flow_run_id,
+                where.deployment_id,
+                float(cap or MOST_SECONDS),
+                time.monotonic(),
+                hold=hold.token if hold is not None else None,
+            )
+            if hold is not None and hold.begun_after is None:
+                await self.sessions.note(hold.sent_job(now()))
+            self.reservations.append(made)
+            self._tell(client, budgets, where, rooms, 0.0 if hold is not None else made.seconds, jobs=1)
+            return made, cap
 
     async def reserve_session(
         self, client: QuantumRuntimeClient, budgets: Sequence[Budget], where: RunContext, token: str, life: int
@@ -386,16 +402,14 @@ class DeploymentJobs:
 
     async def _read_jobs(self, client: QuantumRuntimeClient, since: datetime) -> None:
         moment = datetime.now(UTC)
-        begin = since
+        begin, reaches_back = since, since
         if self._read is not None and self._since is not None and self._since <= since:
             moving = [job.created_at for job in self._jobs.values() if not job.usage_final and job.created_at]
-            begin = max(since, min([self._read - _OVERLAP, *moving]))
-        else:
-            self._since = since
-        for job in await client.jobs(created_after=begin):
-            if _flow_run_of(job) is not None:
-                self._jobs[job.id] = job
-        self._read = moment
+            begin, reaches_back = max(since, min([self._read - _OVERLAP, *moving])), self._since
+        listed = await client.jobs(created_after=begin)
+        # Only now: a read that fails or is cancelled has shown nothing.
+        self._jobs |= {job.id: job for job in listed if _flow_run_of(job) is not None}
+        self._since, self._read = reaches_back, moment
 
     async def _read_owners(self, runs: set[UUID]) -> None:
         new = sorted(runs - self._owners.keys())

@@ -17,7 +17,7 @@ from prefect_qruntime import Budget, QuantumRuntimeCredentials
 from prefect_qruntime.admission import guard as gate_module, rate_limit
 from prefect_qruntime.admission.budget import as_budget, scopes
 from prefect_qruntime.admission.budget_core import Remaining, Reservation, allowed_seconds, tally
-from prefect_qruntime.admission.guard import admission_guard
+from prefect_qruntime.admission.guard import AdmissionGuard, admission_guard
 from prefect_qruntime.admission.ledger import Ledger, ledger
 from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.client.cost_core import MOST_SECONDS
@@ -383,3 +383,60 @@ def test_where_prefect_gives_no_lock_nothing_is_bought(book: Ledger, monkeypatch
     assert book.reservations == []
     assert asyncio.run(submit(Instance(), None)).max_execution_time == 40
     assert tries == [("run:f1",)] * 2
+
+
+@pytest.mark.parametrize("trouble", [QuantumRuntimeError("Prefect is away"), asyncio.CancelledError()])
+def test_a_lock_that_was_given_back_is_taken_again(
+    book: Ledger, monkeypatch: pytest.MonkeyPatch, trouble: BaseException
+) -> None:
+    held: list[tuple[str, ...]] = []
+    troubles = [None, trouble, None]
+
+    @contextlib.asynccontextmanager
+    async def lock(wanted: Any) -> Any:
+        failure = troubles.pop(0)
+        if failure is not None:
+            raise failure
+        held.append(wanted)
+        try:
+            yield ()
+        finally:
+            held.remove(wanted)
+
+    monkeypatch.setattr(gate_module, "budget_lock", lock)
+    monkeypatch.setattr(gate_module, "in_run", lambda: True)
+    wider = Budget(max_seconds_per_run=100, min_remaining_seconds=1)
+
+    async def main() -> None:
+        one = AdmissionGuard(Instance(), JobSpec("sampler", "b"), RUN, BUDGET)  # type: ignore[arg-type]
+        async with one._alone:
+            await one._be_alone([BUDGET])
+            with pytest.raises(type(trouble)):
+                await one._be_alone([wider])
+            await one._be_alone([BUDGET])
+            assert held == [("run:f1",)]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("refusal", ["no room", "an outage", "a cancelled read"])
+def test_a_second_post_that_is_refused_leaves_the_first_one_reserved(book: Ledger, refusal: str) -> None:
+    instance, wider = Instance(), JobSpec("sampler", "b", max_execution_time=101)
+
+    async def down(tag: str) -> list[Job]:
+        raise asyncio.CancelledError if refusal == "a cancelled read" else ServiceUnavailable("down")
+
+    async def main() -> None:
+        async with admission_guard(instance, JobSpec("sampler", "b"), RUN, BUDGET) as passing:  # type: ignore[arg-type]
+            await passing.before_post("qr-key:1")
+            if refusal == "no room":
+                passing.spec = wider
+            else:
+                instance.jobs_tagged = down  # type: ignore[method-assign]
+            await passing.before_post("qr-key:1")
+
+    with pytest.raises((QuantumRuntimeError, asyncio.CancelledError)):
+        asyncio.run(main())
+    (kept,) = book.reservations
+    assert (kept.key, kept.seconds) == ("qr-key:1", 40)
+    assert kept.doubtful_until is not None

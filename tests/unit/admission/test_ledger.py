@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings, strategies as st
@@ -13,15 +16,16 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from prefect_qruntime import Budget
 from prefect_qruntime.admission import budget_core, ledger as module
 from prefect_qruntime.admission.budget_core import Reservation, SessionHold
-from prefect_qruntime.admission.ledger import Ledger
+from prefect_qruntime.admission.ledger import DeploymentJobs, Ledger
 from prefect_qruntime.client.connection import Connection
-from prefect_qruntime.errors import BudgetExhausted, NotFound
+from prefect_qruntime.errors import BudgetExhausted, NotFound, QuantumRuntimeError, ServiceUnavailable
 from prefect_qruntime.models import Job, JobStatus, Session, SessionRef
 from prefect_qruntime.run_context import RunContext
 
 CRN = "crn:v1:bluemix:public:quantum-computing:us-east:a/0123abcd:11aa-22bb::"
 RUN = RunContext("f1", "flow-run:f1", False, False, 1, 0.0)
 ALLOWED = 100
+TROUBLES = (ServiceUnavailable, asyncio.CancelledError)
 BUDGET = Budget(max_seconds_per_run=ALLOWED, default_max_execution_time=30, max_jobs_per_run=12)
 
 
@@ -69,8 +73,11 @@ class Service:
     )
     real: list[Real] = field(default_factory=list)
     open: dict[str, RealSession] = field(default_factory=dict)
+    trouble: BaseException | None = None
 
     async def jobs_tagged(self, tag: str) -> list[Job]:
+        if self.trouble is not None:
+            raise self.trouble
         return [job.seen() for job in self.real if job.listed]
 
     async def jobs(self, *, session_id: str | None = None, pending: bool = True) -> list[Job]:
@@ -148,6 +155,18 @@ class Spending(RuleBasedStateMachine):
             self.service.open[session].state = "active"
         if how == "answered":
             made.job_id = job.id
+
+    @rule(trouble=st.sampled_from([None, *TROUBLES]))
+    def try_again_in_vain(self, trouble: type[BaseException] | None) -> None:
+        """A second POST of a submission whose answer was lost is refused, or the read before it fails."""
+        lost = next((job for job in self.service.real if not job.listed), None)
+        if lost is None:
+            return
+        self.service.trouble = None if trouble is None else trouble("no answer")
+        with pytest.raises((BudgetExhausted, *TROUBLES)):
+            asyncio.run(self.book.reserve(self.service, [BUDGET], RUN, lost.key, ALLOWED + 1))
+        self.service.trouble = None
+        assert any(one.key == lost.key for one in self.book.reservations), "the first one may still appear"
 
     @rule(data=st.data())
     def end(self, data: st.DataObject) -> None:
@@ -255,3 +274,107 @@ def test_the_machine_finds_a_ledger_that_forgets_sessions(monkeypatch: pytest.Mo
                 phases=[Phase.generate],
             ),
         )
+
+
+# ---- the jobs of a deployment -----------------------------------------------------------------------------------
+
+DEPLOYMENT, OTHER = uuid4(), uuid4()
+RUNS = {uuid4(): DEPLOYMENT, uuid4(): DEPLOYMENT, uuid4(): OTHER}
+NOW = datetime.now(UTC)
+
+
+def job_of(number: int, run: UUID, days: float, seconds: float | None) -> Job:
+    """A job that a flow run submitted some days ago; without seconds its usage is not final."""
+    return Job(
+        id=f"d{number}",
+        status=JobStatus.COMPLETED,
+        created_at=NOW - timedelta(days=days),
+        tags=(f"qr-flow:{run}",),
+        usage_seconds=seconds,
+        usage_final=seconds is not None,
+    )
+
+
+class Listing:
+    """The service's list of jobs, and Prefect's of flow runs; either may fail."""
+
+    def __init__(self) -> None:
+        self.all: dict[str, Job] = {}
+        self.trouble: BaseException | None = None
+        self.prefect_trouble: BaseException | None = None
+
+    async def jobs(self, *, created_after: datetime) -> list[Job]:
+        await asyncio.sleep(0)
+        if self.trouble is not None:
+            raise self.trouble
+        return [job for job in self.all.values() if job.created_at is not None and job.created_at >= created_after]
+
+    async def read_flow_runs(self, *, flow_run_filter: Any, limit: int) -> list[Any]:
+        await asyncio.sleep(0)
+        if self.prefect_trouble is not None:
+            raise self.prefect_trouble
+        return [SimpleNamespace(id=run, deployment_id=RUNS[run]) for run in flow_run_filter.id.any_]
+
+
+class Remembering(RuleBasedStateMachine):
+    """What a process knows of a deployment's jobs, whatever was read before, and whatever failed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.service: Any = Listing()
+        self.known = DeploymentJobs()
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(module, "api", self._api)
+
+    async def _api(self) -> Any:
+        return self.service
+
+    def teardown(self) -> None:
+        self.patch.undo()
+
+    @rule(
+        run=st.sampled_from(list(RUNS)),
+        days=st.floats(0, 40),
+        seconds=st.none() | st.integers(0, 50),
+    )
+    def submit(self, run: UUID, days: float, seconds: float | None) -> None:
+        if self.known._read is not None:
+            days = 0.0  # what was read is over; new jobs are new
+        number = len(self.service.all)
+        self.service.all[f"d{number}"] = job_of(number, run, days, seconds)
+
+    @rule()
+    def usage_is_told(self) -> None:
+        for name, job in self.service.all.items():
+            if not job.usage_final:
+                self.service.all[name] = job.model_copy(update={"usage_seconds": 7.0, "usage_final": True})
+
+    @rule(
+        days=st.sampled_from([1, 7, 28, 60]),
+        trouble=st.sampled_from([None, *TROUBLES]),
+        of_prefect=st.booleans(),
+    )
+    def read(self, days: int, trouble: type[BaseException] | None, of_prefect: bool) -> None:
+        error = None if trouble is None else trouble("no answer")
+        self.service.prefect_trouble, self.service.trouble = (error, None) if of_prefect else (None, error)
+        since = NOW - timedelta(days=days)
+        wanted = [
+            job
+            for job in self.service.all.values()
+            if job.created_at >= since and RUNS[UUID(job.flow_run_id)] == DEPLOYMENT
+        ]
+        try:
+            found = asyncio.run(self.known.read(self.service, str(DEPLOYMENT), since))
+        except (QuantumRuntimeError, asyncio.CancelledError):
+            assert error is not None
+        else:
+            assert sorted(found, key=lambda job: job.id) == sorted(wanted, key=lambda job: job.id)
+
+
+def test_a_deployment_s_jobs_are_all_counted_whatever_failed_before() -> None:
+    run_state_machine_as_test(
+        Remembering,
+        settings=settings(
+            max_examples=300, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
