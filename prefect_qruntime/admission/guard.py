@@ -25,7 +25,7 @@ from prefect.client.schemas.actions import VariableCreate
 
 from prefect_qruntime.admission import policy
 from prefect_qruntime.admission.budget import Budget, BudgetLike, budgets_in_force, report_exhausted, scopes
-from prefect_qruntime.admission.budget_core import Reservation
+from prefect_qruntime.admission.budget_core import Reservation, allowed_seconds
 from prefect_qruntime.admission.ledger import Ledger, ledger
 from prefect_qruntime.admission.locks import HeldLock, budget_lock
 from prefect_qruntime.admission.policy import policy_in_force, share_of, tenant_of
@@ -227,10 +227,10 @@ class AdmissionGuard:
         self._posting = False
         if self._turn is not None:
             await self._turn.sent()
-        limit = await self._allowed()
+        ceiling = await self._ceiling()
         # The team's turn comes first: a process that waits with a budget's lock would delay the other teams.
         async with share_turn(self.client.connection, self.where, self.block):
-            spec = await self._reserve(key, limit)
+            spec = await self._reserve(key, ceiling)
             self._turn = await acquire(self.client.connection)
             for lock in (self.key_lock, *self._locks):
                 if lock is not None:
@@ -238,22 +238,27 @@ class AdmissionGuard:
         self._posting = self._posted = True
         return spec
 
-    async def _allowed(self) -> int | None:
-        """The job's own limit of QPU seconds, else the policy's, which refuses a higher one; a dry run uses none."""
+    async def _ceiling(self) -> int | None:
+        """The most QPU seconds that the policy allows the job, whose own limit must not be higher; a dry run uses none.
+
+        Raises:
+            PolicyRefused: The policy does not allow it.
+        """
         if self.spec.dry_run:
-            return self.spec.max_execution_time
+            return None
         asked = policy.Asked(self.spec.backend, self.spec.program_id, self.spec.max_execution_time)
         most, _ = await policy.admit(self.client.connection, self.where, self.block, [asked])
-        return most if self.spec.max_execution_time is None else self.spec.max_execution_time
+        return most
 
-    async def _reserve(self, key: str, limit: int | None) -> JobSpec | None:
+    async def _reserve(self, key: str, ceiling: int | None) -> JobSpec | None:
+        wanted = self.spec.max_execution_time
         budgets = await budgets_in_force(self.budget)
         if not budgets or self.spec.dry_run:  # a dry run is not charged
-            return self._with_limit(limit)
+            return self._with_limit(allowed_seconds([], wanted, ceiling))
         await self._be_alone(budgets)
         try:
             self._reservation, cap = await self._ledger.reserve(
-                self.client, budgets, self.where, key, limit, self.session
+                self.client, budgets, self.where, key, wanted, self.session, ceiling=ceiling
             )
         except BudgetExhausted as error:
             report_exhausted(error, flow_run_id=self.where.flow_run_id)

@@ -67,6 +67,8 @@ class Ledger:
         key: str,
         wanted: int | None,
         session: SessionRef | None = None,
+        *,
+        ceiling: int | None = None,
     ) -> tuple[Reservation, int | None]:
         """Reserve QPU seconds for one job, or refuse it.
 
@@ -77,6 +79,7 @@ class Ledger:
             key: The submission key's tag.
             wanted: The job's own limit of QPU seconds.
             session: The session that it runs in.
+            ceiling: The most QPU seconds that the policy allows a job.
 
         Returns:
             The reservation, and the limit to send with the job.
@@ -91,7 +94,7 @@ class Ledger:
             replaced = [one for one in self.reservations if one.key == key]
             self.reservations = [one for one in self.reservations if one.key != key]
             try:
-                return await self._reserve(client, budgets, where, key, wanted, session)
+                return await self._reserve(client, budgets, where, key, wanted, session, ceiling)
             except BaseException:
                 self.reservations += replaced
                 raise
@@ -104,6 +107,7 @@ class Ledger:
         key: str,
         wanted: int | None,
         session: SessionRef | None,
+        ceiling: int | None,
     ) -> tuple[Reservation, int | None]:
         while True:
             self._tidy()
@@ -111,11 +115,11 @@ class Ledger:
             hold = await self.sessions.of(client, budgets, where, session, rooms)
             try:
                 if hold is None:
-                    cap = allowed_seconds(rooms, wanted)
+                    cap = allowed_seconds(rooms, wanted, ceiling)
                 else:
-                    cap = job_limit(rooms, await self._session_room(client, budgets, hold), wanted)
+                    cap = job_limit(rooms, await self._session_room(client, budgets, hold), wanted, ceiling)
             except BudgetExhausted:
-                if not self._may_change(rooms, wanted):
+                if not self._may_change(rooms, wanted, ceiling):
                     raise
                 await asyncio.sleep(_LOOK_AGAIN)
                 continue
@@ -202,7 +206,7 @@ class Ledger:
             )
         ]
 
-    def _may_change(self, rooms: Sequence[Remaining], wanted: int | None) -> bool:
+    def _may_change(self, rooms: Sequence[Remaining], wanted: int | None, ceiling: int | None) -> bool:
         """Whether usage that is not final yet may still leave enough, and is worth waiting for."""
         moment, grace = time.monotonic(), current_settings().usage_grace_seconds
         fresh = set()
@@ -222,7 +226,7 @@ class Ledger:
             for room in rooms
         ]
         try:
-            allowed_seconds(best, wanted)
+            allowed_seconds(best, wanted, ceiling)
         except BudgetExhausted:
             return False
         return True
