@@ -21,7 +21,13 @@ from prefect_qruntime.models import Job, JobRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.prefect_api import Loadable
 from prefect_qruntime.tasks.definitions import Submission, defaults_of, spelled_out
-from prefect_qruntime.tasks.jobs import afetch_results, await_for_completion, fetch_results, wait_for_completion
+from prefect_qruntime.tasks.jobs import (
+    afetch_results,
+    await_for_completion,
+    check_wait,
+    fetch_results,
+    wait_for_completion,
+)
 from prefect_qruntime.tasks.submit import asubmit_numbered, submit_numbered
 
 __all__ = ["QuantumRuntimeJob", "QuantumRuntimeJobRun", "arun_job", "run_job"]
@@ -74,6 +80,7 @@ def run_job(
         ```
     """
     job: JobRef | None = None
+    check_wait(timeout=timeout, queue_timeout=queue_timeout, on_timeout=on_timeout, stream=stream)
     chances = _chances(resubmit)
     if require_approval_above is not None:
         from prefect_qruntime.tasks.estimate import ask_above
@@ -107,6 +114,7 @@ async def arun_job(
 ) -> JobResult:
     """As `run_job`, for async flows."""
     job: JobRef | None = None
+    check_wait(timeout=timeout, queue_timeout=queue_timeout, on_timeout=on_timeout, stream=stream)
     chances = _chances(resubmit)
     if require_approval_above is not None:
         from prefect_qruntime.tasks.estimate import aask_above
@@ -363,6 +371,9 @@ class QuantumRuntimeJob(Loadable, JobBlock[JobResult]):
             SubmissionUncertain: It is not known whether a job was accepted.
         """
         _chances(self.resubmit)
+        check_wait(
+            timeout=self.timeout, queue_timeout=self.queue_timeout, on_timeout=self.on_timeout, stream=self.stream
+        )
         if (above := self.require_approval_above) is not None:
             from prefect_qruntime.tasks.estimate import aask_above
 
