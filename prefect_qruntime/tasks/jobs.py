@@ -142,7 +142,7 @@ def check_wait(*, timeout: Any, queue_timeout: Any, on_timeout: Any, stream: Any
         ("stream", stream, get_args(Stream)),
     ):
         if not (isinstance(value, str) and value in allowed):
-            raise InvalidInput(f"must be {', '.join(map(repr, allowed))}, not {value!r:.60}", field=field)
+            raise InvalidInput(f"must be {' or '.join(map(repr, allowed))}, not {value!r:.60}", field=field)
     Deadlines(total=timeout, queue=queue_timeout).check()
 
 
