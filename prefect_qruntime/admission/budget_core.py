@@ -210,12 +210,18 @@ def upper_bound(job: Job) -> float:
 
 
 def expected_seconds(job: Job) -> float:
-    """The QPU seconds to expect of a live job of others: its limit if it has one, else the estimate."""
+    """The QPU seconds to expect of a job of others whose usage is not final: the most it may use, if it has a limit.
+
+    Of one without a limit, the larger of the service's estimate and what is reported so far. If it is over and there is
+    neither, what a job may use at the most.
+    """
     if job.dry_run:
         return 0.0
     if job.max_execution_time is not None and job.max_execution_time < MOST_SECONDS:
-        return float(job.max_execution_time)
-    return job.estimated_running_seconds or 0.0
+        return upper_bound(job)
+    if job.is_terminal and job.estimated_running_seconds is None and job.usage_seconds is None:
+        return upper_bound(job)
+    return max(job.estimated_running_seconds or 0.0, job.usage_seconds or 0.0)
 
 
 def is_settled(job: Job) -> bool:

@@ -41,7 +41,7 @@ from prefect_qruntime.prefect_api import api
 from prefect_qruntime.run_context import RunContext
 from prefect_qruntime.settings import current_settings
 
-__all__ = ["DeploymentJobs", "Ledger", "ledger"]
+__all__ = ["DeploymentJobs", "Ledger", "UnsettledJobs", "ledger"]
 
 _FORGET = 3600.0  # seconds after which a list surely shows a job
 _FORGET_UNSETTLED = 86400.0
@@ -55,6 +55,7 @@ class Ledger:
     def __init__(self) -> None:
         self.reservations: list[Reservation] = []
         self._deployments = DeploymentJobs()
+        self._unsettled = UnsettledJobs()
         self._lock = asyncio.Lock()
         self._waited_for: dict[str, float] = {}  # jobs whose usage was not final, and since when
         self.sessions = SessionHolds()
@@ -302,9 +303,9 @@ class Ledger:
 
     async def _instance(self, client: QuantumRuntimeClient, budget: Budget) -> list[Remaining]:
         """Compute what the instance has left above the minimum; empty if it has no limit."""
-        live = {job.id: job for job in await client.jobs(pending=True)}
-        self._see(live.values())
-        await self._look_at_missing(client, live)
+        open_jobs = {job.id: job for job in await self._unsettled.read(client)}
+        self._see(open_jobs.values())
+        await self._look_at_missing(client, open_jobs)
         # Read last: what is final by now is in it.
         usage = await client.usage()
         if usage.remaining_seconds is None:
@@ -313,11 +314,10 @@ class Ledger:
         held = self.sessions.ids()
         ours = self._tally([], [one for one in self.reservations if not one.is_settled], live_holds)
         known = {one.job_id for one in self.reservations} | {one.key for one in self.reservations}
-        others = sum(
-            expected_seconds(job)
-            for job in live.values()
-            if job.id not in known and known.isdisjoint(job.tags) and job.session_id not in held
-        )
+        others = Tally()
+        for job in open_jobs.values():
+            if job.id not in known and known.isdisjoint(job.tags) and job.session_id not in held:
+                others.add(job, expected_seconds(job))
         return [
             Remaining(
                 budget.shown_name,
@@ -325,8 +325,8 @@ class Ledger:
                 usage.consumed_seconds + usage.remaining_seconds - (budget.min_remaining_seconds or 0.0),
                 usage.consumed_seconds,
                 # What live sessions have used may not be in the instance's number yet.
-                ours.used + ours.reserved + others,
-                ours.settling,
+                ours.used + ours.reserved + others.reserved,
+                ours.settling | others.settling,
             )
         ]
 
@@ -363,8 +363,12 @@ def ledger(crn: str) -> Ledger:
     return network_loop().state(Ledger, crn)
 
 
+# ---- caches of the job list. What they know changes only when a read has succeeded. ----------------------------------
+
 _OVERLAP = timedelta(minutes=10)  # lists may lag
 _PAGE = 200
+_LOOK_BACK = timedelta(days=7)  # by when the usage of a job is final
+_MOST_ENDED = 1000  # finished jobs that are read to find those whose usage is not final: five pages
 
 
 def _flow_run_of(job: Job) -> UUID | None:
@@ -425,3 +429,32 @@ class DeploymentJobs:
             )
             self._owners.update(dict.fromkeys(batch))
             self._owners.update({run.id: run.deployment_id for run in known})
+
+
+class UnsettledJobs:
+    """A cache of an instance's jobs that are live, or over without a final usage. Lives on the network loop."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, Job] = {}
+        self._read: datetime | None = None
+
+    async def read(self, client: QuantumRuntimeClient) -> list[Job]:
+        """List them: all that are live, and those that are over among the newest thousand of the last seven days.
+
+        Raises:
+            QuantumRuntimeError: The service could not be asked; then nothing may be submitted.
+        """
+        moment = datetime.now(UTC)
+        begin = moment - _LOOK_BACK
+        if self._read is not None:
+            moving = [job.created_at for job in self._jobs.values() if job.created_at is not None]
+            begin = max(begin, min([self._read - _OVERLAP, *moving]))
+        # In this order, so that a job that ends in between is in one of the lists at least.
+        live = await client.jobs(pending=True)
+        ended = await client.jobs(pending=False, created_after=begin, limit=_MOST_ENDED)
+        found = {job.id: job for job in live}
+        if len(ended) >= _MOST_ENDED:  # what was known may be among the rest
+            found = self._jobs | found
+        found |= {job.id: job for job in ended}
+        self._jobs, self._read = {job.id: job for job in found.values() if not job.usage_final}, moment
+        return list(self._jobs.values())

@@ -155,8 +155,8 @@ class Instance:
         await asyncio.sleep(0)
         return [job for job in self.listed if tag in job.tags]
 
-    async def jobs(self, *, pending: bool) -> list[Job]:
-        return [job for job in self.listed if not job.is_terminal]
+    async def jobs(self, *, pending: bool, **filters: Any) -> list[Job]:
+        return [job for job in self.listed if job.is_terminal is not pending]
 
     async def job(self, job_id: str) -> Job:
         if job_id not in self.known:

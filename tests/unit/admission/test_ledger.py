@@ -16,10 +16,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from prefect_qruntime import Budget
 from prefect_qruntime.admission import budget_core, ledger as module
 from prefect_qruntime.admission.budget_core import Reservation, SessionHold
-from prefect_qruntime.admission.ledger import DeploymentJobs, Ledger
+from prefect_qruntime.admission.ledger import DeploymentJobs, Ledger, UnsettledJobs
 from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.errors import BudgetExhausted, NotFound, QuantumRuntimeError, ServiceUnavailable
-from prefect_qruntime.models import Job, JobStatus, Session, SessionRef
+from prefect_qruntime.models import Job, JobStatus, Session, SessionRef, Usage
 from prefect_qruntime.run_context import RunContext
 
 CRN = "crn:v1:bluemix:public:quantum-computing:us-east:a/0123abcd:11aa-22bb::"
@@ -259,6 +259,115 @@ def test_the_ledger_never_overspends_in_any_order() -> None:
     )
 
 
+# ---- several processes on one instance ---------------------------------------------------------------------------
+
+KEPT = 10
+ABOVE = Budget(min_remaining_seconds=KEPT, default_max_execution_time=30)
+
+
+@dataclass
+class Shared(Service):
+    """An instance with a limit of `ALLOWED` seconds, which tells each job's usage late."""
+
+    async def jobs(self, *, session_id: str | None = None, pending: bool = True, **filters: Any) -> list[Job]:
+        if self.trouble is not None:
+            raise self.trouble
+        return [one.seen() for one in self.real if (one.used is None) is pending]
+
+    async def usage(self) -> Usage:
+        told = sum(one.used or 0.0 for one in self.real if one.told)
+        return Usage(limit_seconds=ALLOWED, consumed_seconds=told)
+
+
+class Sharing(RuleBasedStateMachine):
+    """Processes that keep seconds of one instance in reserve, one submission after the other by the budget's lock."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.service: Any = Shared()
+        self.books = [Ledger() for _ in range(3)]
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_USAGE_GRACE_SECONDS", "0")
+
+    def teardown(self) -> None:
+        self.patch.undo()
+
+    @rule(
+        process=st.integers(0, 2),
+        wanted=st.none() | st.integers(1, 60),
+        trouble=st.sampled_from([None, None, None, *TROUBLES]),
+        answered=st.booleans(),
+    )
+    def submit(self, process: int, wanted: int | None, trouble: type[BaseException] | None, answered: bool) -> None:
+        number = len(self.service.real)
+        where = RunContext(f"f{process}", f"flow-run:f{process}", False, False, 1, 0.0)
+        self.service.trouble = None if trouble is None else trouble("no answer")
+        try:
+            made, cap = asyncio.run(
+                self.books[process].reserve(self.service, [ABOVE], where, f"qr-key:{number}", wanted)
+            )
+        except (BudgetExhausted, *TROUBLES):
+            return
+        finally:
+            self.service.trouble = None
+        assert cap is not None
+        job = Real(f"d{number}", made.key, cap)
+        self.service.real.append(job)
+        if answered:
+            made.job_id = job.id
+
+    @rule(data=st.data())
+    def end(self, data: st.DataObject) -> None:
+        live = [one for one in self.service.real if one.used is None]
+        if live:
+            job = data.draw(st.sampled_from(live))
+            job.used = float(data.draw(st.integers(0, job.limit)))
+
+    @rule(data=st.data())
+    def tell(self, data: st.DataObject) -> None:
+        over = [one for one in self.service.real if one.used is not None and not one.told]
+        if over:
+            data.draw(st.sampled_from(over)).told = True
+
+    @rule(process=st.integers(0, 2))
+    def crash(self, process: int) -> None:
+        self.books[process] = Ledger()
+
+    @invariant()
+    def the_reserve_is_kept(self) -> None:
+        spent = sum(job.limit if job.used is None else job.used for job in self.service.real)
+        assert spent <= ALLOWED - KEPT, f"{spent} s are or may be spent"
+
+
+def test_no_order_of_processes_and_late_usage_spends_what_is_to_be_kept() -> None:
+    run_state_machine_as_test(
+        Sharing,
+        settings=settings(
+            max_examples=200, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
+
+
+def test_the_machine_finds_a_ledger_that_reads_live_jobs_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def live_only(self: UnsettledJobs, client: Any) -> list[Job]:
+        return await client.jobs(pending=True)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(UnsettledJobs, "read", live_only)
+    with pytest.raises(AssertionError, match="may be spent"):
+        run_state_machine_as_test(
+            Sharing,
+            settings=settings(
+                max_examples=200,
+                stateful_step_count=25,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+                database=None,
+                report_multiple_bugs=False,
+                phases=[Phase.generate],
+            ),
+        )
+
+
 def test_the_machine_finds_a_ledger_that_forgets_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget_core, "held_back", lambda hold, now: 0.0)
     with pytest.raises(AssertionError, match="may be spent"):
@@ -303,11 +412,19 @@ class Listing:
         self.trouble: BaseException | None = None
         self.prefect_trouble: BaseException | None = None
 
-    async def jobs(self, *, created_after: datetime) -> list[Job]:
+    async def jobs(
+        self, *, created_after: datetime | None = None, pending: bool | None = None, limit: int | None = None
+    ) -> list[Job]:
         await asyncio.sleep(0)
-        if self.trouble is not None:
+        if self.trouble is not None and pending is not True:  # the first of two lists may be read before it fails
             raise self.trouble
-        return [job for job in self.all.values() if job.created_at is not None and job.created_at >= created_after]
+        newest = sorted(self.all.values(), key=lambda job: job.created_at or NOW, reverse=True)
+        return [
+            job
+            for job in newest
+            if (created_after is None or (job.created_at or NOW) >= created_after)
+            and (pending is None or job.is_terminal is not pending)
+        ][:limit]
 
     async def read_flow_runs(self, *, flow_run_filter: Any, limit: int) -> list[Any]:
         await asyncio.sleep(0)
@@ -322,7 +439,7 @@ class Remembering(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.service: Any = Listing()
-        self.known = DeploymentJobs()
+        self.known, self.unsettled = DeploymentJobs(), UnsettledJobs()
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(module, "api", self._api)
 
@@ -338,15 +455,48 @@ class Remembering(RuleBasedStateMachine):
         seconds=st.none() | st.integers(0, 50),
     )
     def submit(self, run: UUID, days: float, seconds: float | None) -> None:
-        if self.known._read is not None:
+        if self.known._read is not None or self.unsettled._read is not None:
             days = 0.0  # what was read is over; new jobs are new
         number = len(self.service.all)
         self.service.all[f"d{number}"] = job_of(number, run, days, seconds)
 
+    @rule(run=st.sampled_from(list(RUNS)), days=st.floats(0, 5))
+    def begin(self, run: UUID, days: float) -> None:
+        self.submit(run, days, None)
+        name = f"d{len(self.service.all) - 1}"
+        self.service.all[name] = self.service.all[name].model_copy(update={"status": JobStatus.RUNNING})
+
+    @rule()
+    def all_end(self) -> None:
+        for name, job in self.service.all.items():
+            self.service.all[name] = job.model_copy(update={"status": JobStatus.COMPLETED})
+
+    @rule(trouble=st.sampled_from([None, *TROUBLES]), most=st.sampled_from([1, 3, 1000]))
+    def read_unsettled(self, trouble: type[BaseException] | None, most: int) -> None:
+        self.service.trouble = None if trouble is None else trouble("no answer")
+        known, recent = set(self.unsettled._jobs), NOW - timedelta(days=7)
+        wanted = {
+            job.id: job
+            for job in self.service.all.values()
+            if not job.usage_final and (not job.is_terminal or job.created_at >= recent)
+        }
+        self.patch.setattr(module, "_MOST_ENDED", most)
+        try:
+            found = {job.id: job for job in asyncio.run(self.unsettled.read(self.service))}
+        except TROUBLES:
+            assert trouble is not None
+            return
+        if most == 1000:
+            assert found == wanted
+        else:  # too many jobs ended to read them all: none that was known is forgotten
+            assert {name for name in known if name in wanted} | {
+                job.id for job in wanted.values() if not job.is_terminal
+            } <= set(found)
+
     @rule()
     def usage_is_told(self) -> None:
         for name, job in self.service.all.items():
-            if not job.usage_final:
+            if job.is_terminal and not job.usage_final:
                 self.service.all[name] = job.model_copy(update={"usage_seconds": 7.0, "usage_final": True})
 
     @rule(
