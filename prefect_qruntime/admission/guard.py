@@ -15,7 +15,7 @@ import contextlib
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -209,6 +209,7 @@ class AdmissionGuard:
     _held: tuple[str, ...] = ()
     _locks: tuple[HeldLock, ...] = ()
     key_lock: HeldLock | None = None
+    still_wanted: Callable[[], Awaitable[None]] | None = None
     block: str | None = None
 
     @property
@@ -221,6 +222,7 @@ class AdmissionGuard:
         Raises:
             BudgetExhausted: Not enough of the budget is left; nothing is sent.
             InvalidInput: No budget has the name.
+            JobCancelled: The flow run is being cancelled; nothing is sent.
             PolicyRefused: The installation's policy does not allow it; nothing is sent.
             QuantumRuntimeError: The service or Prefect could not be asked what is left; nothing is sent.
         """
@@ -232,6 +234,8 @@ class AdmissionGuard:
         async with share_turn(self.client.connection, self.where, self.block):
             spec = await self._reserve(key, ceiling)
             self._turn = await acquire(self.client.connection)
+            if self.still_wanted is not None:
+                await self.still_wanted()
             for lock in (self.key_lock, *self._locks):
                 if lock is not None:
                     lock.check()
@@ -316,7 +320,7 @@ class AdmissionGuard:
                 # This POST or an earlier one may still appear in the list, so it counts until then.
                 kept.doubtful_until = time.monotonic() + 2 * current_settings().submission_grace_seconds
         if self._turn is not None:
-            self._turn.drop(sent=True)
+            self._turn.drop(sent=self._posting)
 
     async def passed(self) -> None:
         """The request was answered: the shared rate limit may have to be renewed."""
