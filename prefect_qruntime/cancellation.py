@@ -356,10 +356,10 @@ class CancellationWatch:
         Raises:
             JobCancelled: The flow run is being cancelled.
         """
-        every = current_settings().cancel_look_seconds
-        if not every or (run := await cancelled_run(max_age=min(every, _FRESH), level=logging.DEBUG)) is None:
-            return
-        await self.end(run)
+        max_age = min(current_settings().cancel_look_seconds, _FRESH)
+        run = await cancelled_run(max_age=max_age, level=logging.DEBUG)
+        if run is not None:
+            await self.end(run)
 
     async def end(self, flow_run_id: str) -> NoReturn:
         """End the block with the error that says why; a submission first cancels the jobs of its flow run.
@@ -431,7 +431,7 @@ class CancellationPoller:
 @asynccontextmanager
 async def ends_if_cancelled(
     client: QuantumRuntimeClient, job_id: str | None = None
-) -> AsyncIterator[CancellationWatch]:
+) -> AsyncIterator[CancellationWatch | None]:
     """End the block of the running task with `JobCancelled` if its flow run is being cancelled. On the network loop.
 
     For a submission nothing else: the block is what happens before a request is sent. A wait ends because its job is
@@ -442,16 +442,17 @@ async def ends_if_cancelled(
         job_id: The job waited for; None for a submission.
 
     Yields:
-        The watch, to ask Prefect right before something is created, and to disarm it while a request is under way.
+        The watch, to ask Prefect right before something is created, and to disarm it while a request is under way; None
+        outside a flow, and if the settings say that Prefect is not to be asked.
 
     Raises:
         JobCancelled: The flow run is being cancelled; nothing was sent.
     """
-    watch = CancellationWatch(client, job_id)
     flow_run_id, every = current_flow_run_id(), current_settings().cancel_look_seconds
     if flow_run_id is None or not every:
-        yield watch
+        yield None
         return
+    watch = CancellationWatch(client, job_id)
     pollers = network_loop().state(CancellationWork).pollers
     which = (client.connection.crn, flow_run_id)
     here = pollers.setdefault(which, CancellationPoller(client, every))
@@ -478,7 +479,7 @@ async def polls_for_cancellation(client: QuantumRuntimeClient, job_id: str) -> A
     Raises:
         JobCancelled: The flow run is being cancelled, and the job lives on because it belongs to another one.
     """
-    if policy() != "cancel":
+    if current_flow_run_id() is None or policy() != "cancel":
         yield
         return
     async with ends_if_cancelled(client, job_id):

@@ -152,8 +152,8 @@ class QuantumRuntimeSettings(PrefectBaseSettings):
         default=10.0,
         ge=0,
         description=(
-            "How often a wait, or a submission that is held up, asks Prefect whether its flow run is being cancelled; 0 "
-            "for never."
+            "How often a wait, or a submission that is held up, asks Prefect whether its flow run is being cancelled; "
+            "0 for never."
         ),
     )
     events: bool = Field(default=True, description="Whether jobs and sessions emit events.")

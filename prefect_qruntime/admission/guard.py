@@ -258,7 +258,7 @@ class AdmissionGuard:
         wanted = self.spec.max_execution_time
         budgets = await budgets_in_force(self.budget)
         if not budgets or self.spec.dry_run:  # a dry run is not charged
-            return self._with_limit(allowed_seconds([], wanted, ceiling))
+            return self._with_limit(wanted if ceiling is None else allowed_seconds([], wanted, ceiling))
         await self._be_alone(budgets)
         try:
             self._reservation, cap = await self._ledger.reserve(

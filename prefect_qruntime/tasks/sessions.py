@@ -133,8 +133,9 @@ async def _open(
         ends_if_cancelled(client) as watch,
         session_guard(client, where, as_budget(budget), token, mode=mode, life=ttl) as admitted,
     ):
-        watch.arm(False)
-        await watch.check()
+        if watch is not None:
+            watch.arm(False)
+            await watch.check()
         wanted = SessionRef(
             mode="batch" if mode == "batch" else "dedicated", backend=name, max_ttl=admitted.life, token=token
         )

@@ -98,7 +98,8 @@ async def _submit(
     budget, session = as_budget(submission.get("budget")), as_session(submission.get("session"))
     submission_key = submission.get("submission_key")
     client, block = credentials.get_client(), block_name(credentials)
-    where, runs = await current_run(), await lineage()
+    where = await current_run()
+    runs = await lineage() if where.flow_run_id is not None else ()
     # Before the plan, which may ask the service. The guard checks again before each POST, as the policy may change.
     await policy.admit(client.connection, where, block, [_asked(submission)])
     plan = await plan_submission(credentials, pubs, submission)
@@ -150,7 +151,7 @@ async def _submit(
         history = key_history if submission_key is not None else marks_and_notes(history)
     async with (
         cancels_jobs(client, known),
-        ends_if_cancelled(client) as watch,
+        ends_if_cancelled(client) if runs else contextlib.nullcontext() as watch,
         first_through(session) as usable,
         alone as lock,
     ):
@@ -170,7 +171,8 @@ async def _submit(
             exact=not plan.transpiled,
         )
         async with admission_guard(client, spec, where, budget, usable) as passing:
-            passing.key_lock, passing.block, passing.still_wanted = lock, block, watch.check
+            passing.key_lock, passing.block = lock, block
+            passing.still_wanted = watch.check if watch is not None else None
 
             def bought(new: JobRef) -> None:
                 known.append(new.id)
@@ -180,7 +182,8 @@ async def _submit(
                 passing.bought(new)
 
             async def before_post(key: str) -> JobSpec | None:
-                watch.arm()
+                if watch is not None:
+                    watch.arm()
                 # Not earlier, because an earlier job is attached to; and once, before anything can be accepted.
                 wanted = submission.get("require_online", False) and not submission.get("dry_run", False)
                 if wanted and key not in checked:
@@ -189,7 +192,8 @@ async def _submit(
                 if marked:
                     await mark_sent(key)
                 allowed = await passing.before_post(key)
-                watch.arm(False)  # what is sent is waited for, and then recorded
+                if watch is not None:
+                    watch.arm(False)  # what is sent is waited for, and then recorded
                 return allowed
 
             async def submit(intent: Intent) -> JobRef:
@@ -200,7 +204,8 @@ async def _submit(
                     key_history=history,
                     note_accepted=mark_accepted if marked else None,
                 )
-                watch.arm(False)
+                if watch is not None:
+                    watch.arm(False)
                 return ref
 
             try:
