@@ -3,6 +3,12 @@
 Both reach the code as the same `CancelledError`. Prefect's own state of the flow run distinguishes them:
 `Cancelling` or `Cancelled` means that a user pressed Cancel, anything else that the process is going
 away and the flow may run again, to attach to its jobs.
+
+Where no signal reaches the code (a wait or a submission in a thread, a run without a deployment), it asks Prefect from
+time to time, once for all tasks of a flow run.
+
+All jobs of a flow run and its subflows carry the tag of the topmost one. So the jobs of a subflow are known by what
+this process submitted in it, and by the records of its tasks in Prefect.
 """
 
 from __future__ import annotations
@@ -11,33 +17,46 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Literal, NoReturn, ParamSpec, TypeVar
 from uuid import UUID
 
+from cachetools import LRUCache
 from prefect.context import FlowRunContext, TaskRunContext
 
 from prefect_qruntime.client import QuantumRuntimeClient, submission_keys
-from prefect_qruntime.client.network_loop import network_loop
-from prefect_qruntime.errors import NotFound, QuantumRuntimeError
+from prefect_qruntime.client.network_loop import SingleFlight, network_loop
+from prefect_qruntime.errors import JobCancelled, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job
 from prefect_qruntime.observability import notifications
+from prefect_qruntime.observability.artifacts import find_records
 from prefect_qruntime.observability.notifications import follow_usage
-from prefect_qruntime.prefect_api import api, current_flow_run_id, patience
+from prefect_qruntime.prefect_api import (
+    Lineage,
+    api,
+    current_flow_run_id,
+    family,
+    flow_runs_by_id,
+    lineage,
+    patience,
+)
 from prefect_qruntime.redact import get_logger, many
-from prefect_qruntime.run_context import current_run
 from prefect_qruntime.settings import current_settings
 
 __all__ = [
     "Policy",
+    "belongs",
     "cancel_jobs_of",
     "cancelled_by_user",
     "cancels_jobs",
+    "ends_if_cancelled",
     "ends_with_flow_run",
+    "note_owner",
     "policy",
     "polls_for_cancellation",
 ]
@@ -50,6 +69,8 @@ log = get_logger(__name__)
 
 _AFTER_PREFECT = 0.5  # seconds by which Prefect's own timeout of a flow run comes before ours
 _ANSWER = 5.0  # seconds for which requests to a failing Prefect API are repeated
+_FRESH = 2.0  # seconds for which an answer to one submission will do for the others of its flow run
+_KEEP = 1024
 _UNSEEN_PAUSES = (0.5, 1.5, 4.0)  # seconds between tries for a job that the service does not know yet
 
 POLICY_MARK = "qruntime_policy"
@@ -67,27 +88,90 @@ def policy() -> Policy:
     return current_settings().on_cancel
 
 
-async def cancelled_by_user(*, level: int = logging.WARNING) -> bool:
-    """Whether, according to Prefect, this flow run or its parent in this process is being cancelled.
+@dataclass(slots=True)
+class _FlowRuns:
+    """What this process knows of its flow runs' cancellations and jobs. Lives on the network loop."""
+
+    answers: LRUCache[str, tuple[float, str | None]] = field(default_factory=lambda: LRUCache(_KEEP))
+    asking: SingleFlight[tuple[float, str | None]] = field(default_factory=SingleFlight)
+    owners: LRUCache[tuple[str, str], frozenset[Lineage]] = field(default_factory=lambda: LRUCache(16 * _KEEP))
+
+
+async def cancelled_run(*, max_age: float = 0.0, level: int = logging.WARNING) -> str | None:
+    """The topmost flow run that contains the caller and is being cancelled, according to Prefect; None if none is.
 
     Args:
+        max_age: Seconds for which an earlier answer will do, also that to another task of the flow run.
         level: Log level of the message if Prefect does not answer.
     """
-    flow_run_id = current_flow_run_id()
-    if flow_run_id is None:
-        return False
+    own = current_flow_run_id()
+    if own is None:
+        return None
+    runs = network_loop().state(_FlowRuns)
+    asked, answer = runs.answers.get(own, (-math.inf, None))
+    if time.monotonic() - asked < max_age:
+        return answer
+    # A request that is under way may have been sent before the cancellation.
+    asking = runs.asking.join(lambda: _ask(level), own) if max_age else _ask(level)
+    found = runs.answers[own] = await asking
+    return found[1]
+
+
+async def _ask(level: int) -> tuple[float, str | None]:
+    asked = time.monotonic()
     try:
         with patience(_ANSWER):  # the process may have 30 seconds left
-            where = await current_run()
-            client = await api()
-            for run_id in {flow_run_id, where.flow_run_id or flow_run_id}:
-                state = (await client.read_flow_run(UUID(run_id))).state
+            runs = await lineage()
+            if len(runs) == 1:
+                states = {runs[0]: (await (await api()).read_flow_run(UUID(runs[0]))).state}
+            else:
+                states = {run_id: run.state for run_id, run in (await flow_runs_by_id(runs)).items()}
+            for run_id in reversed(runs):
+                state = states.get(run_id)
                 if state is not None and (state.is_cancelling() or state.is_cancelled()):
-                    return True
+                    return asked, run_id
     except Exception:
         # Without an answer the jobs are left running, because a cancellation cannot be undone.
         log.log(level, "Prefect does not say whether the flow run was cancelled. Its jobs live on.", exc_info=True)
-    return False
+    return asked, None
+
+
+async def cancelled_by_user() -> bool:
+    """Whether, according to Prefect, this flow run or one that contains it in this process is being cancelled."""
+    return await cancelled_run() is not None
+
+
+# ---- the jobs of a flow run --------------------------------------------------------------------------------------
+
+
+def note_owner(client: QuantumRuntimeClient, job_id: str, runs: Lineage) -> None:
+    """Remember in which flow run this process submitted a job or attached to it. On the network loop."""
+    if runs:
+        owners, which = network_loop().state(_FlowRuns).owners, (client.connection.crn, job_id)
+        owners[which] = owners.get(which, frozenset()) | {runs}
+
+
+def belongs(owners: Collection[Lineage], flow_run_id: str, top: str) -> bool | None:
+    """Whether a job is cancelled with a flow run; None if the owners do not say.
+
+    A subflow's cancellation leaves alone what another subflow or the parent submitted or attached to.
+
+    Args:
+        owners: The flow runs of this process that submitted the job or attached to it.
+        flow_run_id: The flow run that is being cancelled.
+        top: The topmost one, whose tag the job carries.
+
+    Example:
+        ```python
+        from prefect_qruntime.cancellation import belongs
+
+        assert belongs([("subflow", "parent")], "subflow", "parent")
+        assert belongs([("another subflow", "parent")], "subflow", "parent") is False
+        ```
+    """
+    if any(flow_run_id not in runs and runs[-1] == top for runs in owners):
+        return False
+    return True if any(flow_run_id in runs for runs in owners) else None
 
 
 class _CancelBatch:
@@ -96,17 +180,19 @@ class _CancelBatch:
     When a flow with hundreds of waits is cancelled, each of them asks for all of its jobs.
     """
 
-    def __init__(self, client: QuantumRuntimeClient, flow_run_id: str) -> None:
+    def __init__(self, client: QuantumRuntimeClient, flow_run_id: str, top: str) -> None:
         self.askers = 0
         self._client = client
         self._flow_run_id = flow_run_id
+        self._top = top
         self._listed: asyncio.Task[list[Job]] | None = None
         self._jobs: dict[str, asyncio.Task[Job]] = {}
 
     async def all_of(self, also: Iterable[str]) -> list[Job]:
         """Cancel these jobs and all live ones that are listed; see `cancel_jobs_of`."""
         for job_id in also:  # at once, without waiting for the list
-            self._start(job_id)
+            if self._belongs(job_id) is not False:
+                self._start(job_id)
         if self._listed is None:
             self._listed = asyncio.create_task(self._list())
         failure: QuantumRuntimeError | None = None
@@ -121,8 +207,31 @@ class _CancelBatch:
                 raise failed
         return [job for job in done if isinstance(job, Job)]
 
+    def _belongs(self, job_id: str) -> bool | None:
+        owners = network_loop().state(_FlowRuns).owners.get((self._client.connection.crn, job_id), frozenset())
+        return belongs(owners, self._flow_run_id, self._top)
+
     async def _list(self) -> list[Job]:
-        return await self._client.jobs(tags=(submission_keys.flow_tag(self._flow_run_id),), pending=True)
+        listed = await self._client.jobs(tags=(submission_keys.flow_tag(self._top),), pending=True)
+        if self._top == self._flow_run_id:
+            return listed
+        unknown = [job for job in listed if self._belongs(job.id) is None]  # of an earlier process, or another one
+        recorded = await self._recorded() if unknown else set[str]()
+        return [job for job in listed if self._belongs(job.id) or (job in unknown and job.id in recorded)]
+
+    async def _recorded(self) -> set[str]:
+        """The jobs that the tasks of the flow run and its subflows recorded in Prefect."""
+        try:
+            records = await find_records("job", flow_run_ids=await family(UUID(self._flow_run_id)))
+        except Exception as error:
+            log.warning(
+                "The jobs that another process submitted in flow run %s are not known: Prefect's API failed (%r). Jobs "
+                "of this process are cancelled.",
+                self._flow_run_id,
+                error,
+            )
+            return set()
+        return {record.meta["id"] for record in records if record.meta.get("id")}
 
     def _start(self, job_id: str) -> None:
         if job_id not in self._jobs:
@@ -155,13 +264,16 @@ class CancellationWork:
     pollers: dict[tuple[str, str], CancellationPoller] = field(default_factory=dict)
 
 
-async def cancel_jobs_of(client: QuantumRuntimeClient, flow_run_id: str, also: Iterable[str] = ()) -> list[Job]:
-    """Cancel all live jobs of a flow run. Runs on the network loop.
+async def cancel_jobs_of(
+    client: QuantumRuntimeClient, flow_run_id: str, also: Iterable[str] = (), *, top: str | None = None
+) -> list[Job]:
+    """Cancel all live jobs of a flow run and of its subflows. Runs on the network loop.
 
     Args:
         client: The instance they run on.
         flow_run_id: The flow run.
-        also: Job ids that the service's list may not show yet.
+        also: Job ids that the service's list may not show yet. Those of other flow runs of this process are left out.
+        top: The topmost flow run that contains it in its process, if that is another one.
 
     Returns:
         The jobs as read back.
@@ -171,7 +283,7 @@ async def cancel_jobs_of(client: QuantumRuntimeClient, flow_run_id: str, also: I
     """
     batches = network_loop().state(CancellationWork).batches
     which = (client.connection.crn, flow_run_id)
-    here = batches.setdefault(which, _CancelBatch(client, flow_run_id))
+    here = batches.setdefault(which, _CancelBatch(client, flow_run_id, top or flow_run_id))
     here.askers += 1
     try:
         return await here.all_of(also)
@@ -179,6 +291,18 @@ async def cancel_jobs_of(client: QuantumRuntimeClient, flow_run_id: str, also: I
         here.askers -= 1
         if not here.askers and batches.get(which) is here:
             del batches[which]
+
+
+async def _cancel_with(client: QuantumRuntimeClient, flow_run_id: str, also: Iterable[str] = ()) -> list[Job]:
+    """Cancel the jobs of a flow run that contains the caller and was cancelled.
+
+    Raises:
+        QuantumRuntimeError: Not all of them were cancelled; that is logged.
+    """
+    runs = await lineage()
+    done = await cancel_jobs_of(client, flow_run_id, also, top=runs[-1] if runs else None)
+    log.info("The flow run was cancelled, and %s with it.", many(len(done), "job"))
+    return done
 
 
 @asynccontextmanager
@@ -192,35 +316,87 @@ async def cancels_jobs(client: QuantumRuntimeClient, job_ids: list[str]) -> Asyn
     try:
         yield
     except asyncio.CancelledError:
-        if policy() == "cancel" and await cancelled_by_user():
-            where = await current_run()
-            with contextlib.suppress(QuantumRuntimeError):
-                if where.flow_run_id is not None:
-                    done = await cancel_jobs_of(client, where.flow_run_id, job_ids)
-                    log.info("The flow run was cancelled, and %s with it.", many(len(done), "job"))
+        if policy() == "cancel" and (run := await cancelled_run()) is not None:
+            with contextlib.suppress(Exception):
+                await _cancel_with(client, run, job_ids)
         raise
 
 
+# ---- cancellations without a signal ------------------------------------------------------------------------------
+
+
+class CancellationWatch:
+    """Ends the block of a task with `JobCancelled` if its flow run is being cancelled; see `ends_if_cancelled`."""
+
+    def __init__(self, client: QuantumRuntimeClient, job_id: str | None = None) -> None:
+        self.job_id = job_id
+        self.fired_by: str | None = None
+        self._armed = True
+        self._client = client
+        self._task = asyncio.current_task()
+        self._cancelling = self._task.cancelling() if self._task is not None else 0
+
+    def arm(self, armed: bool = True) -> None:
+        """Allow the block to be ended from now on, or not while a request is sent that must not be lost."""
+        self._armed = armed
+
+    def fire(self, flow_run_id: str) -> None:
+        """End the block, if it may be ended: this flow run is being cancelled."""
+        if self._armed and self.fired_by is None and self._task is not None:
+            self.fired_by = flow_run_id
+            self._task.cancel()
+
+    def ends_by_fire(self) -> bool:
+        """Whether a `CancelledError` that leaves the block was raised by `fire` alone."""
+        return self.fired_by is not None and self._task is not None and self._task.uncancel() <= self._cancelling
+
+    async def check(self) -> None:
+        """Ask Prefect, unless it was asked a moment ago. Call it right before a job or a session is created.
+
+        Raises:
+            JobCancelled: The flow run is being cancelled.
+        """
+        max_age = min(current_settings().cancel_look_seconds, _FRESH)
+        run = await cancelled_run(max_age=max_age, level=logging.DEBUG)
+        if run is not None:
+            await self.end(run)
+
+    async def end(self, flow_run_id: str) -> NoReturn:
+        """End the block with the error that says why; a submission first cancels the jobs of its flow run.
+
+        Raises:
+            JobCancelled: Always.
+        """
+        if self.job_id is None:
+            if policy() == "cancel":
+                with contextlib.suppress(Exception):  # logged already
+                    await _cancel_with(self._client, flow_run_id)
+            raise JobCancelled("The flow run is being cancelled.", solution="Nothing was sent.") from None
+        raise JobCancelled(
+            f"The flow run is being cancelled. Job {self.job_id}, which another flow run submitted, lives on.",
+            job_id=self.job_id,
+        ) from None
+
+
 class CancellationPoller:
-    """Poll Prefect for a cancellation on behalf of all waits of a flow run on one instance."""
+    """Poll Prefect for a cancellation on behalf of all tasks of a flow run on one instance."""
 
     def __init__(self, client: QuantumRuntimeClient, every: float) -> None:
-        self.jobs: Counter[str] = Counter()  # by how many waits
+        self.watches: set[CancellationWatch] = set()
         self._client = client
         self._every = every
         self._task: asyncio.Task[None] | None = None
 
-    def watch(self, job_id: str) -> None:
-        """Poll for one more wait."""
-        self.jobs[job_id] += 1
+    def add(self, watch: CancellationWatch) -> None:
+        """Poll for one more task."""
+        self.watches.add(watch)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._poll())
 
-    def forget(self, job_id: str) -> bool:
-        """Remove a wait that is over; returns whether it was the last one."""
-        self.jobs[job_id] -= 1
-        self.jobs += Counter()  # drops jobs without waits
-        if self.jobs:
+    def remove(self, watch: CancellationWatch) -> bool:
+        """Remove a task; returns whether it was the last one."""
+        self.watches.discard(watch)
+        if self.watches:
             return False
         if self._task is not None:
             self._task.cancel()
@@ -230,20 +406,66 @@ class CancellationPoller:
         while True:
             await asyncio.sleep(self._every)
             # An outage of Prefect's API would otherwise be logged at each poll.
-            if await cancelled_by_user(level=logging.DEBUG) and await self._cancel():
+            run = await cancelled_run(max_age=self._every / 2, level=logging.DEBUG)
+            if run is not None and await self._end(run):
                 return
 
-    async def _cancel(self) -> bool:
-        """Cancel the jobs: their waits end as soon as the service says so."""
-        where = await current_run()
-        if where.flow_run_id is None:
+    async def _end(self, run: str) -> bool:
+        """Stop the submissions and cancel the jobs: their waits end as soon as the service says so."""
+        for watch in list(self.watches):
+            if watch.job_id is None:
+                watch.fire(run)
+        waited_for = [watch.job_id for watch in self.watches if watch.job_id is not None]
+        if not waited_for:
             return True
         try:
-            done = await cancel_jobs_of(self._client, where.flow_run_id, list(self.jobs))
-        except QuantumRuntimeError:  # logged already
+            done = {job.id for job in await _cancel_with(self._client, run, waited_for)}
+        except Exception:  # logged already
             return False
-        log.info("The flow run was cancelled, and %s with it.", many(len(done), "job"))
+        for watch in list(self.watches):
+            if watch.job_id in waited_for and watch.job_id not in done:
+                watch.fire(run)
         return True
+
+
+@asynccontextmanager
+async def ends_if_cancelled(
+    client: QuantumRuntimeClient, job_id: str | None = None
+) -> AsyncIterator[CancellationWatch | None]:
+    """End the block of the running task with `JobCancelled` if its flow run is being cancelled. On the network loop.
+
+    For a submission nothing else: the block is what happens before a request is sent. A wait ends because its job is
+    cancelled; only if the job belongs to another flow run, and lives on, its block is ended too.
+
+    Args:
+        client: The instance.
+        job_id: The job waited for; None for a submission.
+
+    Yields:
+        The watch, to ask Prefect right before something is created, and to disarm it while a request is under way; None
+        outside a flow, and if the settings say that Prefect is not to be asked.
+
+    Raises:
+        JobCancelled: The flow run is being cancelled; nothing was sent.
+    """
+    flow_run_id, every = current_flow_run_id(), current_settings().cancel_look_seconds
+    if flow_run_id is None or not every:
+        yield None
+        return
+    watch = CancellationWatch(client, job_id)
+    pollers = network_loop().state(CancellationWork).pollers
+    which = (client.connection.crn, flow_run_id)
+    here = pollers.setdefault(which, CancellationPoller(client, every))
+    here.add(watch)
+    try:
+        yield watch
+    except asyncio.CancelledError:
+        if watch.ends_by_fire() and watch.fired_by is not None:
+            await watch.end(watch.fired_by)
+        raise
+    finally:
+        if here.remove(watch) and pollers.get(which) is here:
+            del pollers[which]
 
 
 @asynccontextmanager
@@ -253,20 +475,15 @@ async def polls_for_cancellation(client: QuantumRuntimeClient, job_id: str) -> A
     Args:
         client: The instance.
         job_id: The job waited for.
+
+    Raises:
+        JobCancelled: The flow run is being cancelled, and the job lives on because it belongs to another one.
     """
-    flow_run_id, every = current_flow_run_id(), current_settings().cancel_look_seconds
-    if flow_run_id is None or not every or policy() != "cancel":
+    if current_flow_run_id() is None or policy() != "cancel":
         yield
         return
-    pollers = network_loop().state(CancellationWork).pollers
-    which = (client.connection.crn, flow_run_id)
-    here = pollers.setdefault(which, CancellationPoller(client, every))
-    here.watch(job_id)
-    try:
+    async with ends_if_cancelled(client, job_id):
         yield
-    finally:
-        if here.forget(job_id) and pollers.get(which) is here:
-            del pollers[which]
 
 
 def ends_with_flow_run(body: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:

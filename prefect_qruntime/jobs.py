@@ -21,7 +21,13 @@ from prefect_qruntime.models import Job, JobRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.prefect_api import Loadable
 from prefect_qruntime.tasks.definitions import Submission, defaults_of, spelled_out
-from prefect_qruntime.tasks.jobs import afetch_results, await_for_completion, fetch_results, wait_for_completion
+from prefect_qruntime.tasks.jobs import (
+    afetch_results,
+    await_for_completion,
+    check_wait,
+    fetch_results,
+    wait_for_completion,
+)
 from prefect_qruntime.tasks.submit import asubmit_numbered, submit_numbered
 
 __all__ = ["QuantumRuntimeJob", "QuantumRuntimeJobRun", "arun_job", "run_job"]
@@ -74,6 +80,7 @@ def run_job(
         ```
     """
     job: JobRef | None = None
+    check_wait(timeout=timeout, queue_timeout=queue_timeout, on_timeout=on_timeout, stream=stream)
     chances = _chances(resubmit)
     if require_approval_above is not None:
         from prefect_qruntime.tasks.estimate import ask_above
@@ -107,6 +114,7 @@ async def arun_job(
 ) -> JobResult:
     """As `run_job`, for async flows."""
     job: JobRef | None = None
+    check_wait(timeout=timeout, queue_timeout=queue_timeout, on_timeout=on_timeout, stream=stream)
     chances = _chances(resubmit)
     if require_approval_above is not None:
         from prefect_qruntime.tasks.estimate import aask_above
@@ -154,7 +162,7 @@ class QuantumRuntimeJobRun(JobRun[JobResult]):
         on_timeout: What happens to the job then: `leave` or `cancel`.
         stream: Whether to use a websocket: `auto`, `always` or `never`.
         block: The job block that submitted it, if jobs that failed by the service's own fault are to be
-            resubmitted as it says.
+            resubmitted as it says. However often the run is waited for, it submits `resubmit` more jobs in all.
     """
 
     def __init__(
@@ -175,6 +183,7 @@ class QuantumRuntimeJobRun(JobRun[JobResult]):
         self.on_timeout = on_timeout
         self.stream = stream
         self._block = block
+        self._chances = _chances(block.resubmit if block is not None else 0)
 
     # Prefect annotates the abstract method with its logger's type; nothing returns one.
     async def wait_for_completion(self) -> None:  # type: ignore[override]
@@ -183,11 +192,12 @@ class QuantumRuntimeJobRun(JobRun[JobResult]):
         Raises:
             QuantumRuntimeError: As the task of the same name raises.
         """
-        for left in _chances(self._block.resubmit if self._block is not None else 0):
+        while True:
+            job = self.job
             try:
                 await await_for_completion(
                     self.credentials,
-                    self.job,
+                    job,
                     timeout=self.timeout,
                     queue_timeout=self.queue_timeout,
                     on_timeout=self.on_timeout,
@@ -195,9 +205,13 @@ class QuantumRuntimeJobRun(JobRun[JobResult]):
                 )
                 return
             except JobFailed as error:
+                if self.job is not job:  # another wait of this run has replaced it already
+                    continue
+                # Taken before the submission, which may fail or be cancelled after the service accepted the job.
+                left = next(self._chances, 0)
                 _check_resubmission(error, left)
                 assert self._block is not None  # noqa: S101 - without it there is no chance left
-                self.job = await self._block.submit(replaces=self.job)
+                self.job = await self._block.submit(replaces=job)
 
     async def fetch_result(self) -> JobResult:
         """Fetch the finished job's result."""
@@ -363,6 +377,9 @@ class QuantumRuntimeJob(Loadable, JobBlock[JobResult]):
             SubmissionUncertain: It is not known whether a job was accepted.
         """
         _chances(self.resubmit)
+        check_wait(
+            timeout=self.timeout, queue_timeout=self.queue_timeout, on_timeout=self.on_timeout, stream=self.stream
+        )
         if (above := self.require_approval_above) is not None:
             from prefect_qruntime.tasks.estimate import aask_above
 

@@ -21,6 +21,7 @@ from typing import Any, Generic, NoReturn, Self, TypeVar, cast
 from uuid import UUID
 
 import httpx
+from cachetools import LRUCache
 from prefect.blocks.core import Block
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import (
@@ -43,6 +44,7 @@ from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.redact import nearest
 
 __all__ = [
+    "Lineage",
     "Loadable",
     "NotAwaited",
     "api",
@@ -51,6 +53,7 @@ __all__ = [
     "family",
     "flow_runs_by_id",
     "in_run",
+    "lineage",
     "load_saved",
     "over",
     "patience",
@@ -350,6 +353,7 @@ def _fields(error: ValidationError) -> str:
 
 
 _PAGE = 200
+_KEEP = 1024
 _FINAL = [StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.CRASHED]
 
 
@@ -386,6 +390,46 @@ async def family(flow_run_id: UUID) -> list[UUID]:
         parents = [child for child in dict.fromkeys(parents) if child not in found]
         found += parents
     return found
+
+
+Lineage = tuple[str, ...]
+"""The ids of a flow run and of those that contain it in this process, the topmost last."""
+
+
+@dataclass(slots=True)
+class _Lineages:
+    """The lineages of this process's subflow runs. Lives on the network loop."""
+
+    known: LRUCache[str, Lineage] = field(default_factory=lambda: LRUCache(_KEEP))
+    reading: SingleFlight[Lineage] = field(default_factory=SingleFlight)
+
+
+async def lineage() -> Lineage:
+    """The running flow run and those that contain it; empty outside a flow. Asks Prefect once for each subflow run."""
+    context = FlowRunContext.get()
+    flow_run = context.flow_run if context is not None else None
+    if flow_run is None:
+        own = current_flow_run_id()
+        return () if own is None else (own,)
+    if flow_run.parent_task_run_id is None or flow_run.deployment_id is not None:
+        return (str(flow_run.id),)
+    state, own = network_loop().state(_Lineages), str(flow_run.id)
+    found = state.known.get(own)
+    if found is None:
+        found = state.known[own] = await state.reading.join(lambda: _read_lineage(flow_run), own)
+    return found
+
+
+async def _read_lineage(flow_run: FlowRun) -> Lineage:
+    client, found = await api(), [str(flow_run.id)]
+    # As in `family`, a subflow that is a run of a deployment has its own process and its own jobs.
+    while flow_run.parent_task_run_id is not None and flow_run.deployment_id is None:
+        task_run = await client.read_task_run(flow_run.parent_task_run_id)
+        if task_run.flow_run_id is None:
+            break
+        flow_run = await client.read_flow_run(task_run.flow_run_id)
+        found.append(str(flow_run.id))
+    return tuple(found)
 
 
 def over() -> FlowRunFilter:

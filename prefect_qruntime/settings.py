@@ -151,7 +151,10 @@ class QuantumRuntimeSettings(PrefectBaseSettings):
     cancel_look_seconds: float = Field(
         default=10.0,
         ge=0,
-        description="How often a wait asks Prefect whether its flow run is being cancelled; 0 for never.",
+        description=(
+            "How often a wait, or a submission that is held up, asks Prefect whether its flow run is being cancelled; "
+            "0 for never."
+        ),
     )
     events: bool = Field(default=True, description="Whether jobs and sessions emit events.")
     assets: bool | None = Field(

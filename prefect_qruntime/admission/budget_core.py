@@ -98,12 +98,14 @@ def lowest(*values: int | None) -> int | None:
     return min((value for value in values if value is not None), default=None)
 
 
-def allowed_seconds(rooms: Sequence[Remaining], wanted: int | None) -> int | None:
+def allowed_seconds(rooms: Sequence[Remaining], wanted: int | None, ceiling: int | None = None) -> int | None:
     """Compute the QPU seconds that the next job may use.
 
     Args:
         rooms: All limits in force.
         wanted: The job's own limit, else the budget's default, else None.
+        ceiling: The most that a job may use whatever was wanted: the policy's limit. Alone it is no wish, so less will
+            do if less is left.
 
     Returns:
         The limit to send; None if there is none.
@@ -122,10 +124,12 @@ def allowed_seconds(rooms: Sequence[Remaining], wanted: int | None) -> int | Non
         if room.counts_jobs and room.left < 1:
             raise exhausted(room, None)
     seconds = [room for room in rooms if not room.counts_jobs]
+    wanted = lowest(wanted, ceiling) if wanted is not None else None
     if not seconds:
-        return wanted
+        return wanted if wanted is not None else ceiling
     tightest = min(seconds, key=lambda room: room.left)
-    cap = wanted if wanted is not None else min(MOST_SECONDS, math.floor(tightest.left))
+    most = MOST_SECONDS if ceiling is None else min(MOST_SECONDS, ceiling)
+    cap = wanted if wanted is not None else min(most, math.floor(tightest.left))
     if cap < 1 or cap > tightest.left:
         raise exhausted(tightest, wanted)
     return cap
@@ -206,12 +210,18 @@ def upper_bound(job: Job) -> float:
 
 
 def expected_seconds(job: Job) -> float:
-    """The QPU seconds to expect of a live job of others: its limit if it has one, else the estimate."""
+    """The QPU seconds to expect of a job of others whose usage is not final: the most it may use, if it has a limit.
+
+    Of one without a limit, the larger of the service's estimate and what is reported so far. If it is over and there is
+    neither, what a job may use at the most.
+    """
     if job.dry_run:
         return 0.0
     if job.max_execution_time is not None and job.max_execution_time < MOST_SECONDS:
-        return float(job.max_execution_time)
-    return job.estimated_running_seconds or 0.0
+        return upper_bound(job)
+    if job.is_terminal and job.estimated_running_seconds is None and job.usage_seconds is None:
+        return upper_bound(job)
+    return max(job.estimated_running_seconds or 0.0, job.usage_seconds or 0.0)
 
 
 def is_settled(job: Job) -> bool:
@@ -453,6 +463,8 @@ def job_room(hold: SessionHold, budget: str, live: Iterable[Job], on_their_way: 
     return Remaining(budget, "session", hold.allotted, min(hold.allotted, used_up(hold, now)), waiting)
 
 
-def job_limit(rooms: Sequence[Remaining], session: Remaining, wanted: int | None) -> int | None:
+def job_limit(
+    rooms: Sequence[Remaining], session: Remaining, wanted: int | None, ceiling: int | None = None
+) -> int | None:
     """Compute the limit of a job in a session: job counts apply as usual, seconds come from the session."""
-    return allowed_seconds([*(room for room in rooms if room.counts_jobs), session], wanted)
+    return allowed_seconds([*(room for room in rooms if room.counts_jobs), session], wanted, ceiling)

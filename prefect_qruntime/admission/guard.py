@@ -15,7 +15,7 @@ import contextlib
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,7 +25,7 @@ from prefect.client.schemas.actions import VariableCreate
 
 from prefect_qruntime.admission import policy
 from prefect_qruntime.admission.budget import Budget, BudgetLike, budgets_in_force, report_exhausted, scopes
-from prefect_qruntime.admission.budget_core import Reservation
+from prefect_qruntime.admission.budget_core import Reservation, allowed_seconds
 from prefect_qruntime.admission.ledger import Ledger, ledger
 from prefect_qruntime.admission.locks import HeldLock, budget_lock
 from prefect_qruntime.admission.policy import policy_in_force, share_of, tenant_of
@@ -204,10 +204,12 @@ class AdmissionGuard:
     _reservation: Reservation | None = None
     _turn: Permit | None = None
     _posting: bool = False
+    _posted: bool = False
     _alone: AsyncExitStack = field(default_factory=AsyncExitStack)
     _held: tuple[str, ...] = ()
     _locks: tuple[HeldLock, ...] = ()
     key_lock: HeldLock | None = None
+    still_wanted: Callable[[], Awaitable[None]] | None = None
     block: str | None = None
 
     @property
@@ -220,42 +222,49 @@ class AdmissionGuard:
         Raises:
             BudgetExhausted: Not enough of the budget is left; nothing is sent.
             InvalidInput: No budget has the name.
+            JobCancelled: The flow run is being cancelled; nothing is sent.
             PolicyRefused: The installation's policy does not allow it; nothing is sent.
             QuantumRuntimeError: The service or Prefect could not be asked what is left; nothing is sent.
         """
         self._posting = False
         if self._turn is not None:
             await self._turn.sent()
-        limit = await self._allowed()
+        ceiling = await self._ceiling()
         # The team's turn comes first: a process that waits with a budget's lock would delay the other teams.
         async with share_turn(self.client.connection, self.where, self.block):
-            spec = await self._reserve(key, limit)
+            spec = await self._reserve(key, ceiling)
             self._turn = await acquire(self.client.connection)
+            if self.still_wanted is not None:
+                await self.still_wanted()
             for lock in (self.key_lock, *self._locks):
                 if lock is not None:
                     lock.check()
-        self._posting = True
+        self._posting = self._posted = True
         return spec
 
-    async def _allowed(self) -> int | None:
-        """The job's own limit of QPU seconds, else the policy's, which refuses a higher one; a dry run uses none."""
+    async def _ceiling(self) -> int | None:
+        """The most QPU seconds that the policy allows the job, whose own limit must not be higher; a dry run uses none.
+
+        Raises:
+            PolicyRefused: The policy does not allow it.
+        """
         if self.spec.dry_run:
-            return self.spec.max_execution_time
+            return None
         asked = policy.Asked(self.spec.backend, self.spec.program_id, self.spec.max_execution_time)
         most, _ = await policy.admit(self.client.connection, self.where, self.block, [asked])
-        return most if self.spec.max_execution_time is None else self.spec.max_execution_time
+        return most
 
-    async def _reserve(self, key: str, limit: int | None) -> JobSpec | None:
+    async def _reserve(self, key: str, ceiling: int | None) -> JobSpec | None:
+        wanted = self.spec.max_execution_time
         budgets = await budgets_in_force(self.budget)
         if not budgets or self.spec.dry_run:  # a dry run is not charged
-            return self._with_limit(limit)
+            return self._with_limit(wanted if ceiling is None else allowed_seconds([], wanted, ceiling))
         await self._be_alone(budgets)
         try:
             self._reservation, cap = await self._ledger.reserve(
-                self.client, budgets, self.where, key, limit, self.session
+                self.client, budgets, self.where, key, wanted, self.session, ceiling=ceiling
             )
         except BudgetExhausted as error:
-            self._reservation = None
             report_exhausted(error, flow_run_id=self.where.flow_run_id)
             raise
         return self._with_limit(cap)
@@ -272,6 +281,7 @@ class AdmissionGuard:
         wanted = scopes(budgets, self.where, self.client.connection.crn) if in_run() else ()
         if wanted == self._held:
             return
+        self._locks, self._held = (), ()  # should the next line or the one after it fail, none is held
         await self._alone.aclose()
         self._locks = await self._alone.enter_async_context(budget_lock(wanted))
         self._held = wanted
@@ -304,13 +314,13 @@ class AdmissionGuard:
         )
         kept = self._reservation
         if kept is not None and kept.job_id is None and error is not None:
-            if refused or not self._posting:
+            if refused if self._posting else not self._posted:
                 self._ledger.drop(kept)
             else:
-                # It may still appear in the list, so it counts until then.
+                # This POST or an earlier one may still appear in the list, so it counts until then.
                 kept.doubtful_until = time.monotonic() + 2 * current_settings().submission_grace_seconds
         if self._turn is not None:
-            self._turn.drop(sent=True)
+            self._turn.drop(sent=self._posting)
 
     async def passed(self) -> None:
         """The request was answered: the shared rate limit may have to be renewed."""
@@ -411,9 +421,9 @@ async def session_guard(
         except BudgetExhausted as error:
             report_exhausted(error, flow_run_id=where.flow_run_id)
             raise
-        for lock in locks:
-            lock.check()
         try:
+            for lock in locks:
+                lock.check()
             yield SessionAdmission(allowed, book, token)
         except QuantumRuntimeError as error:
             if not isinstance(error, SubmissionUncertain):  # else it may be open

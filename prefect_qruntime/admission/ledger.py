@@ -41,7 +41,7 @@ from prefect_qruntime.prefect_api import api
 from prefect_qruntime.run_context import RunContext
 from prefect_qruntime.settings import current_settings
 
-__all__ = ["DeploymentJobs", "Ledger", "ledger"]
+__all__ = ["DeploymentJobs", "Ledger", "UnsettledJobs", "ledger"]
 
 _FORGET = 3600.0  # seconds after which a list surely shows a job
 _FORGET_UNSETTLED = 86400.0
@@ -55,6 +55,7 @@ class Ledger:
     def __init__(self) -> None:
         self.reservations: list[Reservation] = []
         self._deployments = DeploymentJobs()
+        self._unsettled = UnsettledJobs()
         self._lock = asyncio.Lock()
         self._waited_for: dict[str, float] = {}  # jobs whose usage was not final, and since when
         self.sessions = SessionHolds()
@@ -67,6 +68,8 @@ class Ledger:
         key: str,
         wanted: int | None,
         session: SessionRef | None = None,
+        *,
+        ceiling: int | None = None,
     ) -> tuple[Reservation, int | None]:
         """Reserve QPU seconds for one job, or refuse it.
 
@@ -77,6 +80,7 @@ class Ledger:
             key: The submission key's tag.
             wanted: The job's own limit of QPU seconds.
             session: The session that it runs in.
+            ceiling: The most QPU seconds that the policy allows a job.
 
         Returns:
             The reservation, and the limit to send with the job.
@@ -87,35 +91,52 @@ class Ledger:
         """
         wanted = wanted if wanted is not None else lowest(*(one.default_max_execution_time for one in budgets))
         async with self._lock:
-            while True:
-                self._tidy()
-                # A second POST of the same submission replaces the first.
-                self.reservations = [one for one in self.reservations if one.key != key]
-                rooms = await self._all_rooms(client, budgets, where)
-                hold = await self.sessions.of(client, budgets, where, session, rooms)
-                try:
-                    if hold is None:
-                        cap = allowed_seconds(rooms, wanted)
-                    else:
-                        cap = job_limit(rooms, await self._session_room(client, budgets, hold), wanted)
-                except BudgetExhausted:
-                    if not self._may_change(rooms, wanted):
-                        raise
-                    await asyncio.sleep(_LOOK_AGAIN)
-                    continue
-                made = Reservation(
-                    key,
-                    where.flow_run_id,
-                    where.deployment_id,
-                    float(cap or MOST_SECONDS),
-                    time.monotonic(),
-                    hold=hold.token if hold is not None else None,
-                )
-                if hold is not None and hold.begun_after is None:
-                    await self.sessions.note(hold.sent_job(now()))
-                self.reservations.append(made)
-                self._tell(client, budgets, where, rooms, 0.0 if hold is not None else made.seconds, jobs=1)
-                return made, cap
+            # A second POST of the same submission replaces the first, but only once it may be sent.
+            replaced = [one for one in self.reservations if one.key == key]
+            self.reservations = [one for one in self.reservations if one.key != key]
+            try:
+                return await self._reserve(client, budgets, where, key, wanted, session, ceiling)
+            except BaseException:
+                self.reservations += replaced
+                raise
+
+    async def _reserve(
+        self,
+        client: QuantumRuntimeClient,
+        budgets: Sequence[Budget],
+        where: RunContext,
+        key: str,
+        wanted: int | None,
+        session: SessionRef | None,
+        ceiling: int | None,
+    ) -> tuple[Reservation, int | None]:
+        while True:
+            self._tidy()
+            rooms = await self._all_rooms(client, budgets, where)
+            hold = await self.sessions.of(client, budgets, where, session, rooms)
+            try:
+                if hold is None:
+                    cap = allowed_seconds(rooms, wanted, ceiling)
+                else:
+                    cap = job_limit(rooms, await self._session_room(client, budgets, hold), wanted, ceiling)
+            except BudgetExhausted:
+                if not self._may_change(rooms, wanted, ceiling):
+                    raise
+                await asyncio.sleep(_LOOK_AGAIN)
+                continue
+            made = Reservation(
+                key,
+                where.flow_run_id,
+                where.deployment_id,
+                float(cap or MOST_SECONDS),
+                time.monotonic(),
+                hold=hold.token if hold is not None else None,
+            )
+            if hold is not None and hold.begun_after is None:
+                await self.sessions.note(hold.sent_job(now()))
+            self.reservations.append(made)
+            self._tell(client, budgets, where, rooms, 0.0 if hold is not None else made.seconds, jobs=1)
+            return made, cap
 
     async def reserve_session(
         self, client: QuantumRuntimeClient, budgets: Sequence[Budget], where: RunContext, token: str, life: int
@@ -186,7 +207,7 @@ class Ledger:
             )
         ]
 
-    def _may_change(self, rooms: Sequence[Remaining], wanted: int | None) -> bool:
+    def _may_change(self, rooms: Sequence[Remaining], wanted: int | None, ceiling: int | None) -> bool:
         """Whether usage that is not final yet may still leave enough, and is worth waiting for."""
         moment, grace = time.monotonic(), current_settings().usage_grace_seconds
         fresh = set()
@@ -206,7 +227,7 @@ class Ledger:
             for room in rooms
         ]
         try:
-            allowed_seconds(best, wanted)
+            allowed_seconds(best, wanted, ceiling)
         except BudgetExhausted:
             return False
         return True
@@ -282,9 +303,9 @@ class Ledger:
 
     async def _instance(self, client: QuantumRuntimeClient, budget: Budget) -> list[Remaining]:
         """Compute what the instance has left above the minimum; empty if it has no limit."""
-        live = {job.id: job for job in await client.jobs(pending=True)}
-        self._see(live.values())
-        await self._look_at_missing(client, live)
+        open_jobs = {job.id: job for job in await self._unsettled.read(client)}
+        self._see(open_jobs.values())
+        await self._look_at_missing(client, open_jobs)
         # Read last: what is final by now is in it.
         usage = await client.usage()
         if usage.remaining_seconds is None:
@@ -293,11 +314,10 @@ class Ledger:
         held = self.sessions.ids()
         ours = self._tally([], [one for one in self.reservations if not one.is_settled], live_holds)
         known = {one.job_id for one in self.reservations} | {one.key for one in self.reservations}
-        others = sum(
-            expected_seconds(job)
-            for job in live.values()
-            if job.id not in known and known.isdisjoint(job.tags) and job.session_id not in held
-        )
+        others = Tally()
+        for job in open_jobs.values():
+            if job.id not in known and known.isdisjoint(job.tags) and job.session_id not in held:
+                others.add(job, expected_seconds(job))
         return [
             Remaining(
                 budget.shown_name,
@@ -305,8 +325,8 @@ class Ledger:
                 usage.consumed_seconds + usage.remaining_seconds - (budget.min_remaining_seconds or 0.0),
                 usage.consumed_seconds,
                 # What live sessions have used may not be in the instance's number yet.
-                ours.used + ours.reserved + others,
-                ours.settling,
+                ours.used + ours.reserved + others.reserved,
+                ours.settling | others.settling,
             )
         ]
 
@@ -343,8 +363,12 @@ def ledger(crn: str) -> Ledger:
     return network_loop().state(Ledger, crn)
 
 
+# ---- caches of the job list. What they know changes only when a read has succeeded. ----------------------------------
+
 _OVERLAP = timedelta(minutes=10)  # lists may lag
 _PAGE = 200
+_LOOK_BACK = timedelta(days=7)  # by when the usage of a job is final
+_MOST_ENDED = 1000  # finished jobs that are read to find those whose usage is not final: five pages
 
 
 def _flow_run_of(job: Job) -> UUID | None:
@@ -386,16 +410,14 @@ class DeploymentJobs:
 
     async def _read_jobs(self, client: QuantumRuntimeClient, since: datetime) -> None:
         moment = datetime.now(UTC)
-        begin = since
+        begin, reaches_back = since, since
         if self._read is not None and self._since is not None and self._since <= since:
             moving = [job.created_at for job in self._jobs.values() if not job.usage_final and job.created_at]
-            begin = max(since, min([self._read - _OVERLAP, *moving]))
-        else:
-            self._since = since
-        for job in await client.jobs(created_after=begin):
-            if _flow_run_of(job) is not None:
-                self._jobs[job.id] = job
-        self._read = moment
+            begin, reaches_back = max(since, min([self._read - _OVERLAP, *moving])), self._since
+        listed = await client.jobs(created_after=begin)
+        # Only now: a read that fails or is cancelled has shown nothing.
+        self._jobs |= {job.id: job for job in listed if _flow_run_of(job) is not None}
+        self._since, self._read = reaches_back, moment
 
     async def _read_owners(self, runs: set[UUID]) -> None:
         new = sorted(runs - self._owners.keys())
@@ -407,3 +429,32 @@ class DeploymentJobs:
             )
             self._owners.update(dict.fromkeys(batch))
             self._owners.update({run.id: run.deployment_id for run in known})
+
+
+class UnsettledJobs:
+    """A cache of an instance's jobs that are live, or over without a final usage. Lives on the network loop."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, Job] = {}
+        self._read: datetime | None = None
+
+    async def read(self, client: QuantumRuntimeClient) -> list[Job]:
+        """List them: all that are live, and those that are over among the newest thousand of the last seven days.
+
+        Raises:
+            QuantumRuntimeError: The service could not be asked; then nothing may be submitted.
+        """
+        moment = datetime.now(UTC)
+        begin = moment - _LOOK_BACK
+        if self._read is not None:
+            moving = [job.created_at for job in self._jobs.values() if job.created_at is not None]
+            begin = max(begin, min([self._read - _OVERLAP, *moving]))
+        # In this order, so that a job that ends in between is in one of the lists at least.
+        live = await client.jobs(pending=True)
+        ended = await client.jobs(pending=False, created_after=begin, limit=_MOST_ENDED)
+        found = {job.id: job for job in live}
+        if len(ended) >= _MOST_ENDED:  # what was known may be among the rest
+            found = self._jobs | found
+        found |= {job.id: job for job in ended}
+        self._jobs, self._read = {job.id: job for job in found.values() if not job.usage_final}, moment
+        return list(self._jobs.values())

@@ -202,15 +202,18 @@ class RateLimiter:
         """The account's limits in Prefect, read once a minute."""
         if self._looked is not None and _now() - self._looked < _REMEMBER:
             return self._shared
-        self._looked, self._shared = _now(), None
+        asked, found = _now(), None
         try:
-            self._shared = await self.find(self.crn)
+            found = await self.find(self.crn)
         except Exception as error:
+            self._looked, self._shared = asked, None
             self._warn(
                 "The create limit cannot be read from Prefect (%s). The rate is limited within this process only.",
                 error,
             )
             return None
+        # Only now: a read that is cancelled must not switch the shared limits off for the submissions after it.
+        self._looked, self._shared = asked, found
         if self._shared is None:
             self._warn(
                 f"No create limit is set up in Prefect. {_ALONE} "

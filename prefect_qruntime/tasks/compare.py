@@ -15,7 +15,13 @@ from prefect_qruntime.models import JobRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.tasks.definitions import Submission, plan_submission, spelled_out
 from prefect_qruntime.tasks.estimate import aask_above, ask_above
-from prefect_qruntime.tasks.jobs import afetch_results, await_for_completion, fetch_results, wait_for_completion
+from prefect_qruntime.tasks.jobs import (
+    afetch_results,
+    await_for_completion,
+    check_wait,
+    fetch_results,
+    wait_for_completion,
+)
 from prefect_qruntime.tasks.submit import asubmit_numbered, submit_numbered
 
 __all__ = ["acompare_routes", "compare_routes"]
@@ -77,6 +83,7 @@ def compare_routes(
             return compare_routes(credentials, [circuit], backend=backend, shots=4000).agrees
         ```
     """
+    check_wait(timeout=timeout, queue_timeout=queue_timeout, on_timeout=on_timeout, stream=stream)
     network_loop().run(_check(credentials, pubs, submission, false_alarm))
     ask_above(require_approval_above, credentials, pubs, *(_on(route, submission) for route in _ROUTES))
     jobs = [submit_numbered(credentials, pubs, by_route=True, **_on(route, submission)) for route in _ROUTES]
@@ -102,6 +109,7 @@ async def acompare_routes(
     **submission: Unpack[Submission],
 ) -> RouteComparison:
     """As `compare_routes`, for async flows."""
+    check_wait(timeout=timeout, queue_timeout=queue_timeout, on_timeout=on_timeout, stream=stream)
     await network_loop().arun(_check(credentials, pubs, submission, false_alarm))
     await aask_above(require_approval_above, credentials, pubs, *(_on(route, submission) for route in _ROUTES))
     jobs = [await asubmit_numbered(credentials, pubs, by_route=True, **_on(route, submission)) for route in _ROUTES]

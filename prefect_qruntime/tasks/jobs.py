@@ -7,6 +7,7 @@ import contextlib
 import math
 import time
 from datetime import UTC, datetime
+from typing import Any, get_args
 
 from prefect.context import TaskRunContext
 
@@ -41,6 +42,7 @@ __all__ = [
     "afetch_results",
     "await_for_completion",
     "cancel_job",
+    "check_wait",
     "fetch_results",
     "wait_for_completion",
 ]
@@ -80,13 +82,11 @@ async def await_for_completion(
         NotFound: No such job in this instance.
     """
     ref = as_job(job)
-    if on_timeout not in ("leave", "cancel"):
-        raise InvalidInput("must be 'leave' or 'cancel'", field="on_timeout")
-    if stream not in ("auto", "always", "never"):
-        raise InvalidInput("must be 'auto', 'always' or 'never'", field="stream")
+    check_wait(timeout=timeout, queue_timeout=queue_timeout, on_timeout=on_timeout, stream=stream)
     settings = current_settings()
-    deadlines = Deadlines(total=timeout, queue=queue_timeout, outage=settings.outage_patience_seconds).check()
-    deadlines = Deadlines(total=_time_left(timeout), queue=queue_timeout, outage=deadlines.outage)
+    deadlines = Deadlines(
+        total=_time_left(timeout), queue=queue_timeout, outage=settings.outage_patience_seconds
+    ).check()
     client = credentials.get_client()
     history: list[Observation] = []
     progress = WaitProgress(ref.id, time.monotonic())
@@ -129,6 +129,21 @@ async def await_for_completion(
 
 wait_for_completion = blocking(await_for_completion)
 """As `await_for_completion`, for sync flows."""
+
+
+def check_wait(*, timeout: Any, queue_timeout: Any, on_timeout: Any, stream: Any) -> None:
+    """Check the arguments of a wait. What submits a job and then waits for it calls this before anything is sent.
+
+    Raises:
+        InvalidInput: One is wrong; it is named.
+    """
+    for field, value, allowed in (
+        ("on_timeout", on_timeout, get_args(OnTimeout)),
+        ("stream", stream, get_args(Stream)),
+    ):
+        if not (isinstance(value, str) and value in allowed):
+            raise InvalidInput(f"must be {' or '.join(map(repr, allowed))}, not {value!r:.60}", field=field)
+    Deadlines(total=timeout, queue=queue_timeout).check()
 
 
 def _time_left(timeout: float | None) -> float | None:

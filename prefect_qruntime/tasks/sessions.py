@@ -18,6 +18,7 @@ from prefect_qruntime.admission import policy
 from prefect_qruntime.admission.budget import BudgetLike, as_budget
 from prefect_qruntime.admission.guard import session_guard
 from prefect_qruntime.admission.locks import submission_lock
+from prefect_qruntime.cancellation import ends_if_cancelled
 from prefect_qruntime.client.network_loop import network_loop, on_network_loop
 from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError, SubmissionUncertain
@@ -83,6 +84,7 @@ async def aopen_session(
 
     Raises:
         BudgetExhausted: The budget has no room for a session; nothing was opened.
+        JobCancelled: The flow run is being cancelled; nothing was opened.
         PermissionDenied: The plan has no dedicated sessions (code 1352): use `batch`.
         SubmissionUncertain: The answer was lost and the search did not decide it.
     """
@@ -127,7 +129,13 @@ async def _open(
     _, longest = await policy.admit(client.connection, where, block_name(credentials), [asked])
     ttl = max_ttl if max_ttl is not None else current_settings().session_max_ttl_seconds
     ttl = min(ttl, longest) if longest is not None and mode == "dedicated" else ttl
-    async with session_guard(client, where, as_budget(budget), token, mode=mode, life=ttl) as admitted:
+    async with (
+        ends_if_cancelled(client) as watch,
+        session_guard(client, where, as_budget(budget), token, mode=mode, life=ttl) as admitted,
+    ):
+        if watch is not None:
+            watch.arm(False)
+            await watch.check()
         wanted = SessionRef(
             mode="batch" if mode == "batch" else "dedicated", backend=name, max_ttl=admitted.life, token=token
         )

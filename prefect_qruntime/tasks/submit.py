@@ -33,7 +33,7 @@ from prefect_qruntime.admission.locks import (
     noted_by_earlier_attempts,
     submission_lock,
 )
-from prefect_qruntime.cancellation import cancels_jobs, ends_with_flow_run
+from prefect_qruntime.cancellation import cancels_jobs, ends_if_cancelled, ends_with_flow_run, note_owner
 from prefect_qruntime.client import QuantumRuntimeClient, submission_keys
 from prefect_qruntime.client.inputs.spec import JobSpec, input_notices
 from prefect_qruntime.client.network_loop import network_loop
@@ -46,7 +46,7 @@ from prefect_qruntime.models import Job, JobRef, is_mock
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.circuit_page import show_circuits
 from prefect_qruntime.observability.telemetry import trace_job
-from prefect_qruntime.prefect_api import clock_offset, in_run
+from prefect_qruntime.prefect_api import clock_offset, in_run, lineage
 from prefect_qruntime.run_context import current_run
 from prefect_qruntime.settings import current_settings
 from prefect_qruntime.tasks.backends import check_online, say_if_held
@@ -99,6 +99,7 @@ async def _submit(
     submission_key = submission.get("submission_key")
     client, block = credentials.get_client(), block_name(credentials)
     where = await current_run()
+    runs = await lineage() if where.flow_run_id is not None else ()
     # Before the plan, which may ask the service. The guard checks again before each POST, as the policy may change.
     await policy.admit(client.connection, where, block, [_asked(submission)])
     plan = await plan_submission(credentials, pubs, submission)
@@ -148,7 +149,12 @@ async def _submit(
     history = noted_by_earlier_attempts(where)
     if marked:
         history = key_history if submission_key is not None else marks_and_notes(history)
-    async with cancels_jobs(client, known), first_through(session) as usable, alone as lock:
+    async with (
+        cancels_jobs(client, known),
+        ends_if_cancelled(client) if runs else contextlib.nullcontext() as watch,
+        first_through(session) as usable,
+        alone as lock,
+    ):
         grace = settings.submission_grace_seconds
         intent = Intent(
             spec=spec,
@@ -166,14 +172,18 @@ async def _submit(
         )
         async with admission_guard(client, spec, where, budget, usable) as passing:
             passing.key_lock, passing.block = lock, block
+            passing.still_wanted = watch.check if watch is not None else None
 
             def bought(new: JobRef) -> None:
                 known.append(new.id)
+                note_owner(client, new.id, runs)
                 if not new.attached:
                     run_context.note_submitted(where, new.id)
                 passing.bought(new)
 
             async def before_post(key: str) -> JobSpec | None:
+                if watch is not None:
+                    watch.arm()
                 # Not earlier, because an earlier job is attached to; and once, before anything can be accepted.
                 wanted = submission.get("require_online", False) and not submission.get("dry_run", False)
                 if wanted and key not in checked:
@@ -181,16 +191,22 @@ async def _submit(
                     checked.add(key)
                 if marked:
                     await mark_sent(key)
-                return await passing.before_post(key)
+                allowed = await passing.before_post(key)
+                if watch is not None:
+                    watch.arm(False)  # what is sent is waited for, and then recorded
+                return allowed
 
             async def submit(intent: Intent) -> JobRef:
-                return await client.submit(
+                ref = await client.submit(
                     intent,
                     before_post=before_post,
                     on_bought=bought,
                     key_history=history,
                     note_accepted=mark_accepted if marked else None,
                 )
+                if watch is not None:
+                    watch.arm(False)
+                return ref
 
             try:
                 ref = await submit(intent)
@@ -404,6 +420,7 @@ async def asubmit_job(
         UsageLimitReached: The instance has no QPU time left.
         BackendOffline: The backend is paused or offline, and `require_online` is set; nothing was sent.
         BudgetExhausted: The budget has no room for the job; nothing was sent.
+        JobCancelled: The flow run is being cancelled; nothing was sent.
         SubmissionUncertain: It is not known whether a job was accepted; nothing more was sent.
 
     Example:

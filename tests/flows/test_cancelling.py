@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 from uuid import UUID
 
 import pytest
+from hypothesis import given, strategies as st
 from prefect import flow, runtime
 from prefect.states import Cancelling
 
 import prefect_qruntime as qr
-from prefect_qruntime.cancellation import CancellationWork, cancel_jobs_of
+from prefect_qruntime import cancellation, hooks
+from prefect_qruntime.cancellation import CancellationWork, belongs, cancel_jobs_of
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.errors import PermissionDenied
 from prefect_qruntime.sandbox import Sandbox
@@ -123,3 +126,125 @@ def test_the_end_of_a_job_is_told_once_a_flow_run_and_stays_on_its_page(sandbox:
     resource = f"qruntime.job.{job['id']}"
     names = [event["event"].rpartition(".")[2] for event in events(resource, last="qruntime.job.attached")]
     assert [name for name in names if name != "running"] == ["submitted", "completed", "attached"]
+
+
+# ---- subflows ------------------------------------------------------------------------------------------------------
+
+TREE = {"top": None, "left": "top", "leaf": "left", "right": "top"}
+"""Flows and the flow that calls each."""
+
+
+def within(name: str) -> set[str]:
+    """A flow and those that run in it."""
+    found = {name}
+    while more := {one for one, parent in TREE.items() if parent in found} - found:
+        found |= more
+    return found
+
+
+def tree(credentials: Any, runs: dict[str, str], jobs: dict[str, str], *, waits: bool) -> Any:
+    """A flow that submits a job, as does each of its subflows; those of one flow run together."""
+
+    async def body(name: str) -> None:
+        runs[name] = runtime.flow_run.id
+        job = await qr.asubmit_job(credentials, [FLIP], backend=BACKEND, tags=[name])
+        jobs[name] = job.id
+        below = [flow(name=one)(body)(one) for one, parent in TREE.items() if parent == name]
+        waited = [qr.await_for_completion(credentials, job)] if waits else []
+        await asyncio.gather(*below, *waited, return_exceptions=True)
+
+    return flow(name="top", **hooks.cancel)(body)
+
+
+def cancelled(sandbox: Sandbox, jobs: dict[str, str]) -> set[str]:
+    return {name for name, job in jobs.items() if sandbox.control.job(job)["status"] == "Cancelled"}
+
+
+@pytest.mark.parametrize("name", TREE)
+@pytest.mark.parametrize("way", ["process", "another process", "prefect is away", "hook"])
+def test_a_cancelled_flow_run_cancels_its_own_jobs_and_those_of_its_subflows(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, name: str, way: str
+) -> None:
+    """Whoever cancels: the process that submitted, one that took over, one without Prefect, or the hook."""
+    sandbox.control.hold()
+    qr.QuantumRuntimeCredentials(**sandbox.connection("cloud")).save("tree", overwrite=True)
+    credentials = qr.load_credentials("tree")
+    runs, jobs = dict[str, str](), dict[str, str]()
+    ran(tree(credentials, runs, jobs, waits=False), "top")
+    assert set(jobs) == set(TREE)
+    if way in ("another process", "hook"):
+        network_loop().forget(cancellation._FlowRuns)
+    if way == "hook":
+        flow_run = asked(lambda client: client.read_flow_run(UUID(runs[name])))
+        network_loop().run(hooks.clean_up(flow_run, cancel_jobs=True, drain=False))
+    else:
+        if way == "prefect is away":
+
+            async def away(*args: Any, **more: Any) -> Any:
+                raise ConnectionError("no route")
+
+            monkeypatch.setattr(cancellation, "find_records", away)
+        network_loop().run(cancel_jobs_of(credentials.get_client(), runs[name], top=runs["top"]))
+    assert cancelled(sandbox, jobs) == within(name)
+
+
+@pytest.mark.parametrize("name", TREE)
+def test_a_cancel_of_one_flow_run_reaches_its_waits_alone(
+    sandbox: Sandbox, credentials: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_CANCEL_LOOK_SECONDS", "0.2")
+    sandbox.control.hold()
+    runs, jobs = dict[str, str](), dict[str, str]()
+    whole = tree(credentials, runs, jobs, waits=True)
+    thread = threading.Thread(target=lambda: asyncio.run(whole("top", return_state=True)), daemon=True)
+    thread.start()
+    assert until(lambda: len(jobs) == len(TREE))
+    asked(lambda client: client.set_flow_run_state(UUID(runs[name]), Cancelling()))
+    assert until(lambda: cancelled(sandbox, jobs) >= within(name))
+    assert not until(lambda: cancelled(sandbox, jobs) != within(name), 1.5)
+    sandbox.control.release()
+    thread.join(120)
+    assert not thread.is_alive()
+    assert cancelled(sandbox, jobs) == within(name)
+    assert not network_loop().state(CancellationWork).pollers
+
+
+def test_a_wait_for_the_parent_s_job_ends_with_its_subflow_and_the_job_lives_on(
+    sandbox: Sandbox, credentials: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_CANCEL_LOOK_SECONDS", "0.2")
+    sandbox.control.hold()
+    runs, ended = list[str](), list[Any]()
+
+    @flow(**hooks.cancel)
+    async def below(job: Any) -> None:
+        runs.append(runtime.flow_run.id)
+        ended.append(await qr.await_for_completion(credentials, job, return_state=True))
+
+    @flow
+    async def above() -> Any:
+        job = await qr.asubmit_job(credentials, [FLIP], backend=BACKEND)
+        await below(job, return_state=True)
+        sandbox.control.release()
+        return (await qr.await_for_completion(credentials, job)).status
+
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(asyncio.run(above())), daemon=True)
+    thread.start()
+    assert until(lambda: runs)
+    asked(lambda client: client.set_flow_run_state(UUID(runs[0]), Cancelling()))
+    thread.join(120)
+    assert found == [qr.JobStatus.COMPLETED]
+    with pytest.raises(qr.JobCancelled, match="which another flow run submitted, lives on"):
+        asyncio.run(ended[0].aresult())
+
+
+LINEAGES = st.lists(st.integers(0, 3).map(lambda n: [("a1", "a", "t"), ("a", "t"), ("b", "t"), ("t",)][n]), max_size=3)
+
+
+@given(owners=LINEAGES, elsewhere=st.booleans())
+def test_a_job_belongs_to_a_flow_run_if_all_its_owners_run_in_it(owners: list[Any], elsewhere: bool) -> None:
+    known = [*owners, ("other top",)] if elsewhere else owners
+    for run in ("a1", "a", "b", "t"):
+        inside = [run in runs for runs in owners]
+        assert belongs(known, run, "t") is (None if not owners else all(inside))

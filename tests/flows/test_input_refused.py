@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from prefect import flow
+from prefect import Task, flow
 
+import prefect_qruntime
 from prefect_qruntime import (
     InvalidInput,
     JobRef,
@@ -123,6 +125,70 @@ def test_other_arguments(
 ) -> None:
     with pytest.raises(InvalidInput) as caught:
         call(credentials)
+    assert caught.value.field == field
+    assert sandbox.control.journal() == []
+
+
+def fields_of(one: Any) -> set[str]:
+    """The parameters of a function or a task, or the fields of a block."""
+    return set(one.model_fields if isinstance(one, type) else inspect.signature(one).parameters)
+
+
+WAITS: dict[str, list[Any]] = {
+    "timeout": [0, -1, "60", float("nan"), True, [5]],
+    "queue_timeout": [0, -0.5, "soon", float("nan"), True, {}],
+    "on_timeout": ["kill", "", None, True, ["leave"]],
+    "stream": ["sometimes", "", None, False, ("auto",)],
+}
+"""Wrong values of what a wait takes."""
+
+AFTERWARDS = {"resubmit": [-1, 11, True, "1", None], "require_approval_above": [-1, float("nan"), "1", True]}
+"""Wrong values of what else says how a whole job goes on."""
+
+BUY_AND_WAIT = {
+    name: one
+    for name in prefect_qruntime.__all__
+    if callable(one := getattr(prefect_qruntime, name))
+    and (isinstance(one, Task) or inspect.isfunction(one) or hasattr(one, "model_fields"))
+    and {"pubs", "timeout"} <= fields_of(one)
+}
+"""Everything public that submits and then waits."""
+
+
+def test_the_functions_that_submit_and_wait_are_found_and_take_what_a_wait_takes() -> None:
+    known = {"run_job", "arun_job", "compare_routes", "acompare_routes", "QuantumRuntimeJob"}
+    assert known <= set(BUY_AND_WAIT)
+    assert fields_of(wait_for_completion) - {"credentials", "job"} == set(WAITS)
+    for one in BUY_AND_WAIT.values():
+        assert fields_of(one) >= set(WAITS)
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "wrong"),
+    [
+        pytest.param(name, field, wrong, id=f"{name}-{field}-{wrong!r}")
+        for name, one in BUY_AND_WAIT.items()
+        for field, values in {**WAITS, **AFTERWARDS}.items()
+        if field in fields_of(one)
+        for wrong in values
+    ],
+)
+def test_what_a_wait_would_refuse_is_refused_before_the_purchase(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials, name: str, field: str, wrong: Any
+) -> None:
+    one = BUY_AND_WAIT[name]
+    given = {"pubs": [FLIP], "backend": BACKEND}
+
+    def buy() -> Any:
+        if isinstance(one, type):  # a block of whatever origin: the form and pydantic refuse some of it before
+            block: Any = one(credentials=credentials, **given)
+            block.__dict__[field] = wrong
+            return run(block.trigger())
+        made = one(credentials, **given, **{field: wrong})
+        return run(made) if inspect.isawaitable(made) else made
+
+    with pytest.raises(InvalidInput) as caught:
+        buy()
     assert caught.value.field == field
     assert sandbox.control.journal() == []
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import pickle
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import given, settings, strategies as st
 from prefect.blocks.core import Block
 from prefect.testing.standard_test_suites import BlockStandardTestSuite
 
 from prefect_qruntime import Budget, QuantumRuntimeCredentials
 from prefect_qruntime.admission import guard as gate_module, rate_limit
 from prefect_qruntime.admission.budget import as_budget, scopes
-from prefect_qruntime.admission.budget_core import Remaining, Reservation, allowed_seconds, tally
-from prefect_qruntime.admission.guard import admission_guard
+from prefect_qruntime.admission.budget_core import Remaining, Reservation, allowed_seconds, job_limit, tally
+from prefect_qruntime.admission.guard import AdmissionGuard, admission_guard
 from prefect_qruntime.admission.ledger import Ledger, ledger
 from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.client.cost_core import MOST_SECONDS
@@ -153,8 +155,8 @@ class Instance:
         await asyncio.sleep(0)
         return [job for job in self.listed if tag in job.tags]
 
-    async def jobs(self, *, pending: bool) -> list[Job]:
-        return [job for job in self.listed if not job.is_terminal]
+    async def jobs(self, *, pending: bool, **filters: Any) -> list[Job]:
+        return [job for job in self.listed if job.is_terminal is not pending]
 
     async def job(self, job_id: str) -> Job:
         if job_id not in self.known:
@@ -383,3 +385,128 @@ def test_where_prefect_gives_no_lock_nothing_is_bought(book: Ledger, monkeypatch
     assert book.reservations == []
     assert asyncio.run(submit(Instance(), None)).max_execution_time == 40
     assert tries == [("run:f1",)] * 2
+
+
+@pytest.mark.parametrize("trouble", [QuantumRuntimeError("Prefect is away"), asyncio.CancelledError()])
+def test_a_lock_that_was_given_back_is_taken_again(
+    book: Ledger, monkeypatch: pytest.MonkeyPatch, trouble: BaseException
+) -> None:
+    held: list[tuple[str, ...]] = []
+    troubles = [None, trouble, None]
+
+    @contextlib.asynccontextmanager
+    async def lock(wanted: Any) -> Any:
+        failure = troubles.pop(0)
+        if failure is not None:
+            raise failure
+        held.append(wanted)
+        try:
+            yield ()
+        finally:
+            held.remove(wanted)
+
+    monkeypatch.setattr(gate_module, "budget_lock", lock)
+    monkeypatch.setattr(gate_module, "in_run", lambda: True)
+    wider = Budget(max_seconds_per_run=100, min_remaining_seconds=1)
+
+    async def main() -> None:
+        one = AdmissionGuard(Instance(), JobSpec("sampler", "b"), RUN, BUDGET)  # type: ignore[arg-type]
+        async with one._alone:
+            await one._be_alone([BUDGET])
+            with pytest.raises(type(trouble)):
+                await one._be_alone([wider])
+            await one._be_alone([BUDGET])
+            assert held == [("run:f1",)]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("refusal", ["no room", "an outage", "a cancelled read"])
+def test_a_second_post_that_is_refused_leaves_the_first_one_reserved(
+    book: Ledger, refusal: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate_module, "report_exhausted", lambda *args, **more: None)
+    instance, wider = Instance(), JobSpec("sampler", "b", max_execution_time=101)
+
+    async def down(tag: str) -> list[Job]:
+        raise asyncio.CancelledError if refusal == "a cancelled read" else ServiceUnavailable("down")
+
+    async def main() -> None:
+        async with admission_guard(instance, JobSpec("sampler", "b"), RUN, BUDGET) as passing:  # type: ignore[arg-type]
+            await passing.before_post("qr-key:1")
+            if refusal == "no room":
+                passing.spec = wider
+            else:
+                instance.jobs_tagged = down  # type: ignore[method-assign]
+            await passing.before_post("qr-key:1")
+
+    with pytest.raises((QuantumRuntimeError, asyncio.CancelledError)):
+        asyncio.run(main())
+    (kept,) = book.reservations
+    assert (kept.key, kept.seconds) == ("qr-key:1", 40)
+    assert kept.doubtful_until is not None
+
+
+SECONDS = st.none() | st.integers(1, 200)
+
+
+@given(wish=SECONDS, default=SECONDS, ceiling=SECONDS, left=st.none() | st.floats(0.5, 300), in_budget=st.booleans())
+@settings(max_examples=400, deadline=None)
+def test_the_lowest_of_wish_or_default_policy_and_what_is_left_is_sent(
+    wish: int | None, default: int | None, ceiling: int | None, left: float | None, in_budget: bool
+) -> None:
+    """`left` may be what a budget has left, or what the session has left in which the job runs."""
+    budget = Budget(max_seconds_per_run=left, default_max_execution_time=default) if in_budget else None
+    asked = wish if wish is not None else default if budget else None
+    left = left if budget else None
+    limits = [one for one in (asked, ceiling, MOST_SECONDS if left is not None else None) if one is not None]
+    expected = min(limits, default=None)
+    if asked is None and left is not None:
+        expected = min([*limits, math.floor(left)])
+    fits = left is None or (expected is not None and 1 <= expected <= left)
+
+    async def admit(*args: Any) -> tuple[int | None, None]:
+        return ceiling, None
+
+    async def sent() -> int | None:
+        spec = JobSpec("sampler", "b", max_execution_time=wish)
+        async with admission_guard(Instance(), spec, RUN, budget) as passing:  # type: ignore[arg-type]
+            spec = await passing.before_post("qr-key:1") or spec
+            raise InvalidInput(str(spec.max_execution_time))  # it leaves no reservation
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gate_module.policy, "admit", admit)
+        patch.setattr(gate_module, "report_exhausted", lambda *args, **more: None)
+        with pytest.raises(InvalidInput if fits else BudgetExhausted) as caught:
+            asyncio.run(sent())
+    if fits:
+        assert caught.value.message == str(expected)
+
+
+@given(wish=SECONDS, ceiling=SECONDS, left=st.floats(0.5, 300))
+def test_a_session_s_job_keeps_to_the_policy_too(wish: int | None, ceiling: int | None, left: float) -> None:
+    session = Remaining("mine", "session", left, 0.0)
+    try:
+        outside: object = allowed_seconds([session], wish, ceiling)
+    except BudgetExhausted as error:
+        outside = error.fields
+    try:
+        inside: object = job_limit([Remaining("mine", "max_seconds_per_run", 1, 1)], session, wish, ceiling)
+    except BudgetExhausted as error:
+        inside = error.fields
+    assert inside == outside
+
+
+def test_usage_that_becomes_final_is_waited_for_with_the_policy_s_limit() -> None:
+    book, instance = Ledger(), Instance(job(1, JobStatus.COMPLETED, 1, usage_final=False))
+    budget = Budget(max_seconds_per_run=60)
+
+    async def main() -> tuple[Any, ...]:
+        asyncio.get_running_loop().call_later(0.2, instance.listed.__setitem__, 0, job(1, JobStatus.COMPLETED, 1))
+        wanted = book.reserve(instance, [budget], RUN, "qr-key:2", None, ceiling=30)  # type: ignore[arg-type]
+        first = (await wanted)[1]
+        wanted = book.reserve(instance, [budget], RUN, "qr-key:3", 30, ceiling=29)  # type: ignore[arg-type]
+        return first, (await wanted)[1]
+
+    # 20 are left at once, and that will do where nobody asked for more.
+    assert asyncio.run(main()) == (20, 29)

@@ -430,12 +430,22 @@ def test_only_a_session_that_the_service_does_not_end_is_closed() -> None:
     assert replace(HOLD, begun_after=None).sent_job(5.0).begun_after == 5.0
 
 
-def test_what_a_live_job_of_others_is_expected_to_use() -> None:
+def test_what_a_job_of_others_is_expected_to_use() -> None:
     def expected(**facts: Any) -> float:
-        return core.expected_seconds(Job(id="d1", status=JobStatus.QUEUED, **facts))
+        return core.expected_seconds(Job(**{"id": "d1", "status": JobStatus.QUEUED, **facts}))
 
     assert expected() == 0.0
     assert expected(estimated_running_seconds=20) == 20.0
     assert expected(max_execution_time=100, estimated_running_seconds=20) == 100.0
     assert expected(max_execution_time=MOST_SECONDS, estimated_running_seconds=20) == 20.0
     assert expected(backend="mock_sandbox_ideal", max_execution_time=100) == 0.0, "a dry run is not charged"
+
+    def over(**facts: Any) -> float:
+        return expected(status=JobStatus.COMPLETED, **facts)
+
+    assert over(max_execution_time=100, usage_seconds=3) == 100.0, "until the usage is final, the most it may be"
+    assert over(max_execution_time=100, usage_seconds=103) == 103.0
+    assert over(max_execution_time=MOST_SECONDS, estimated_running_seconds=20, usage_seconds=3) == 20.0
+    assert over(usage_seconds=30) == 30.0
+    assert over() == MOST_SECONDS, "nothing is known"
+    assert over(backend="mock_sandbox_ideal") == 0.0

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings, strategies as st
@@ -13,15 +16,16 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from prefect_qruntime import Budget
 from prefect_qruntime.admission import budget_core, ledger as module
 from prefect_qruntime.admission.budget_core import Reservation, SessionHold
-from prefect_qruntime.admission.ledger import Ledger
+from prefect_qruntime.admission.ledger import DeploymentJobs, Ledger, UnsettledJobs
 from prefect_qruntime.client.connection import Connection
-from prefect_qruntime.errors import BudgetExhausted, NotFound
-from prefect_qruntime.models import Job, JobStatus, Session, SessionRef
+from prefect_qruntime.errors import BudgetExhausted, NotFound, QuantumRuntimeError, ServiceUnavailable
+from prefect_qruntime.models import Job, JobStatus, Session, SessionRef, Usage
 from prefect_qruntime.run_context import RunContext
 
 CRN = "crn:v1:bluemix:public:quantum-computing:us-east:a/0123abcd:11aa-22bb::"
 RUN = RunContext("f1", "flow-run:f1", False, False, 1, 0.0)
 ALLOWED = 100
+TROUBLES = (ServiceUnavailable, asyncio.CancelledError)
 BUDGET = Budget(max_seconds_per_run=ALLOWED, default_max_execution_time=30, max_jobs_per_run=12)
 
 
@@ -69,8 +73,11 @@ class Service:
     )
     real: list[Real] = field(default_factory=list)
     open: dict[str, RealSession] = field(default_factory=dict)
+    trouble: BaseException | None = None
 
     async def jobs_tagged(self, tag: str) -> list[Job]:
+        if self.trouble is not None:
+            raise self.trouble
         return [job.seen() for job in self.real if job.listed]
 
     async def jobs(self, *, session_id: str | None = None, pending: bool = True) -> list[Job]:
@@ -148,6 +155,18 @@ class Spending(RuleBasedStateMachine):
             self.service.open[session].state = "active"
         if how == "answered":
             made.job_id = job.id
+
+    @rule(trouble=st.sampled_from([None, *TROUBLES]))
+    def try_again_in_vain(self, trouble: type[BaseException] | None) -> None:
+        """A second POST of a submission whose answer was lost is refused, or the read before it fails."""
+        lost = next((job for job in self.service.real if not job.listed), None)
+        if lost is None:
+            return
+        self.service.trouble = None if trouble is None else trouble("no answer")
+        with pytest.raises((BudgetExhausted, *TROUBLES)):
+            asyncio.run(self.book.reserve(self.service, [BUDGET], RUN, lost.key, ALLOWED + 1))
+        self.service.trouble = None
+        assert any(one.key == lost.key for one in self.book.reservations), "the first one may still appear"
 
     @rule(data=st.data())
     def end(self, data: st.DataObject) -> None:
@@ -240,6 +259,115 @@ def test_the_ledger_never_overspends_in_any_order() -> None:
     )
 
 
+# ---- several processes on one instance ---------------------------------------------------------------------------
+
+KEPT = 10
+ABOVE = Budget(min_remaining_seconds=KEPT, default_max_execution_time=30)
+
+
+@dataclass
+class Shared(Service):
+    """An instance with a limit of `ALLOWED` seconds, which tells each job's usage late."""
+
+    async def jobs(self, *, session_id: str | None = None, pending: bool = True, **filters: Any) -> list[Job]:
+        if self.trouble is not None:
+            raise self.trouble
+        return [one.seen() for one in self.real if (one.used is None) is pending]
+
+    async def usage(self) -> Usage:
+        told = sum(one.used or 0.0 for one in self.real if one.told)
+        return Usage(limit_seconds=ALLOWED, consumed_seconds=told)
+
+
+class Sharing(RuleBasedStateMachine):
+    """Processes that keep seconds of one instance in reserve, one submission after the other by the budget's lock."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.service: Any = Shared()
+        self.books = [Ledger() for _ in range(3)]
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_USAGE_GRACE_SECONDS", "0")
+
+    def teardown(self) -> None:
+        self.patch.undo()
+
+    @rule(
+        process=st.integers(0, 2),
+        wanted=st.none() | st.integers(1, 60),
+        trouble=st.sampled_from([None, None, None, *TROUBLES]),
+        answered=st.booleans(),
+    )
+    def submit(self, process: int, wanted: int | None, trouble: type[BaseException] | None, answered: bool) -> None:
+        number = len(self.service.real)
+        where = RunContext(f"f{process}", f"flow-run:f{process}", False, False, 1, 0.0)
+        self.service.trouble = None if trouble is None else trouble("no answer")
+        try:
+            made, cap = asyncio.run(
+                self.books[process].reserve(self.service, [ABOVE], where, f"qr-key:{number}", wanted)
+            )
+        except (BudgetExhausted, *TROUBLES):
+            return
+        finally:
+            self.service.trouble = None
+        assert cap is not None
+        job = Real(f"d{number}", made.key, cap)
+        self.service.real.append(job)
+        if answered:
+            made.job_id = job.id
+
+    @rule(data=st.data())
+    def end(self, data: st.DataObject) -> None:
+        live = [one for one in self.service.real if one.used is None]
+        if live:
+            job = data.draw(st.sampled_from(live))
+            job.used = float(data.draw(st.integers(0, job.limit)))
+
+    @rule(data=st.data())
+    def tell(self, data: st.DataObject) -> None:
+        over = [one for one in self.service.real if one.used is not None and not one.told]
+        if over:
+            data.draw(st.sampled_from(over)).told = True
+
+    @rule(process=st.integers(0, 2))
+    def crash(self, process: int) -> None:
+        self.books[process] = Ledger()
+
+    @invariant()
+    def the_reserve_is_kept(self) -> None:
+        spent = sum(job.limit if job.used is None else job.used for job in self.service.real)
+        assert spent <= ALLOWED - KEPT, f"{spent} s are or may be spent"
+
+
+def test_no_order_of_processes_and_late_usage_spends_what_is_to_be_kept() -> None:
+    run_state_machine_as_test(
+        Sharing,
+        settings=settings(
+            max_examples=200, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
+
+
+def test_the_machine_finds_a_ledger_that_reads_live_jobs_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def live_only(self: UnsettledJobs, client: Any) -> list[Job]:
+        return await client.jobs(pending=True)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(UnsettledJobs, "read", live_only)
+    with pytest.raises(AssertionError, match="may be spent"):
+        run_state_machine_as_test(
+            Sharing,
+            settings=settings(
+                max_examples=200,
+                stateful_step_count=25,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+                database=None,
+                report_multiple_bugs=False,
+                phases=[Phase.generate],
+            ),
+        )
+
+
 def test_the_machine_finds_a_ledger_that_forgets_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget_core, "held_back", lambda hold, now: 0.0)
     with pytest.raises(AssertionError, match="may be spent"):
@@ -255,3 +383,148 @@ def test_the_machine_finds_a_ledger_that_forgets_sessions(monkeypatch: pytest.Mo
                 phases=[Phase.generate],
             ),
         )
+
+
+# ---- the jobs of a deployment -----------------------------------------------------------------------------------
+
+DEPLOYMENT, OTHER = uuid4(), uuid4()
+RUNS = {uuid4(): DEPLOYMENT, uuid4(): DEPLOYMENT, uuid4(): OTHER}
+NOW = datetime.now(UTC)
+
+
+def job_of(number: int, run: UUID, days: float, seconds: float | None) -> Job:
+    """A job that a flow run submitted some days ago; without seconds its usage is not final."""
+    return Job(
+        id=f"d{number}",
+        status=JobStatus.COMPLETED,
+        created_at=NOW - timedelta(days=days),
+        tags=(f"qr-flow:{run}",),
+        usage_seconds=seconds,
+        usage_final=seconds is not None,
+    )
+
+
+class Listing:
+    """The service's list of jobs, and Prefect's of flow runs; either may fail."""
+
+    def __init__(self) -> None:
+        self.all: dict[str, Job] = {}
+        self.trouble: BaseException | None = None
+        self.prefect_trouble: BaseException | None = None
+
+    async def jobs(
+        self, *, created_after: datetime | None = None, pending: bool | None = None, limit: int | None = None
+    ) -> list[Job]:
+        await asyncio.sleep(0)
+        if self.trouble is not None and pending is not True:  # the first of two lists may be read before it fails
+            raise self.trouble
+        newest = sorted(self.all.values(), key=lambda job: job.created_at or NOW, reverse=True)
+        return [
+            job
+            for job in newest
+            if (created_after is None or (job.created_at or NOW) >= created_after)
+            and (pending is None or job.is_terminal is not pending)
+        ][:limit]
+
+    async def read_flow_runs(self, *, flow_run_filter: Any, limit: int) -> list[Any]:
+        await asyncio.sleep(0)
+        if self.prefect_trouble is not None:
+            raise self.prefect_trouble
+        return [SimpleNamespace(id=run, deployment_id=RUNS[run]) for run in flow_run_filter.id.any_]
+
+
+class Remembering(RuleBasedStateMachine):
+    """What a process knows of a deployment's jobs, whatever was read before, and whatever failed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.service: Any = Listing()
+        self.known, self.unsettled = DeploymentJobs(), UnsettledJobs()
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(module, "api", self._api)
+
+    async def _api(self) -> Any:
+        return self.service
+
+    def teardown(self) -> None:
+        self.patch.undo()
+
+    @rule(
+        run=st.sampled_from(list(RUNS)),
+        days=st.floats(0, 40),
+        seconds=st.none() | st.integers(0, 50),
+    )
+    def submit(self, run: UUID, days: float, seconds: float | None) -> None:
+        if self.known._read is not None or self.unsettled._read is not None:
+            days = 0.0  # what was read is over; new jobs are new
+        number = len(self.service.all)
+        self.service.all[f"d{number}"] = job_of(number, run, days, seconds)
+
+    @rule(run=st.sampled_from(list(RUNS)), days=st.floats(0, 5))
+    def begin(self, run: UUID, days: float) -> None:
+        self.submit(run, days, None)
+        name = f"d{len(self.service.all) - 1}"
+        self.service.all[name] = self.service.all[name].model_copy(update={"status": JobStatus.RUNNING})
+
+    @rule()
+    def all_end(self) -> None:
+        for name, job in self.service.all.items():
+            self.service.all[name] = job.model_copy(update={"status": JobStatus.COMPLETED})
+
+    @rule(trouble=st.sampled_from([None, *TROUBLES]), most=st.sampled_from([1, 3, 1000]))
+    def read_unsettled(self, trouble: type[BaseException] | None, most: int) -> None:
+        self.service.trouble = None if trouble is None else trouble("no answer")
+        known, recent = set(self.unsettled._jobs), NOW - timedelta(days=7)
+        wanted = {
+            job.id: job
+            for job in self.service.all.values()
+            if not job.usage_final and (not job.is_terminal or job.created_at >= recent)
+        }
+        self.patch.setattr(module, "_MOST_ENDED", most)
+        try:
+            found = {job.id: job for job in asyncio.run(self.unsettled.read(self.service))}
+        except TROUBLES:
+            assert trouble is not None
+            return
+        if most == 1000:
+            assert found == wanted
+        else:  # too many jobs ended to read them all: none that was known is forgotten
+            assert {name for name in known if name in wanted} | {
+                job.id for job in wanted.values() if not job.is_terminal
+            } <= set(found)
+
+    @rule()
+    def usage_is_told(self) -> None:
+        for name, job in self.service.all.items():
+            if job.is_terminal and not job.usage_final:
+                self.service.all[name] = job.model_copy(update={"usage_seconds": 7.0, "usage_final": True})
+
+    @rule(
+        days=st.sampled_from([1, 7, 28, 60]),
+        trouble=st.sampled_from([None, *TROUBLES]),
+        of_prefect=st.booleans(),
+    )
+    def read(self, days: int, trouble: type[BaseException] | None, of_prefect: bool) -> None:
+        error = None if trouble is None else trouble("no answer")
+        self.service.prefect_trouble, self.service.trouble = (error, None) if of_prefect else (None, error)
+        since = NOW - timedelta(days=days)
+        wanted = [
+            job
+            for job in self.service.all.values()
+            if job.created_at >= since and RUNS[UUID(job.flow_run_id)] == DEPLOYMENT
+        ]
+        try:
+            found = asyncio.run(self.known.read(self.service, str(DEPLOYMENT), since))
+        except (QuantumRuntimeError, asyncio.CancelledError):
+            assert error is not None
+        else:
+            assert sorted(found, key=lambda job: job.id) == sorted(wanted, key=lambda job: job.id)
+
+
+def test_a_deployment_s_jobs_are_all_counted_whatever_failed_before() -> None:
+    run_state_machine_as_test(
+        Remembering,
+        settings=settings(
+            max_examples=300, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )

@@ -185,6 +185,23 @@ def test_a_cancelled_wait_leaves_nothing_behind(shared: bool) -> None:
     assert 60 <= moments[-1] < 70, "the last one waits for nobody who left"
 
 
+def test_a_cancelled_first_read_of_the_limits_leaves_them_shared() -> None:
+    prefect, service = PrefectLimits(5), Service()
+
+    async def main() -> None:
+        pacers = [pacer(prefect) for _ in range(3)]
+        for one in pacers:
+            find, one.find = one.find, lambda crn: asyncio.sleep(3600)
+            first = asyncio.ensure_future(one.take(5, 60.0))
+            await asyncio.sleep(0.1)
+            first.cancel()
+            one.find = find
+        await asyncio.gather(*(service.create(pacers[i % 3], i) for i in range(12)))
+
+    run(main())
+    assert service.most_in_a_minute() == 5
+
+
 def test_a_turn_that_was_not_used_is_free_again() -> None:
     async def main() -> float:
         one = pacer(None)
