@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -262,6 +262,7 @@ class InstanceWatch:
         self._past_read = float("-inf")
         self._closed: LRUCache[str, bool] = LRUCache(4096)
         self._names: LRUCache[str, str] = LRUCache(4096)
+        self._refused: LRUCache[str, bool] = LRUCache(4096)
 
     async def look(self, client: QuantumRuntimeClient) -> list[Alarm]:
         """Raise alarms, update the artifact, and close sessions over their limit. Runs on the network loop.
@@ -296,20 +297,35 @@ class InstanceWatch:
     async def _sessions(self, client: QuantumRuntimeClient, live: Sequence[Job], now: datetime) -> list[Session]:
         """The open sessions: those of known jobs, and those among the workloads of the last day."""
         ids = dict.fromkeys(job.session_id for job in (*live, *self._past.values()) if job.session_id)
-        with contextlib.suppress(NotFound):  # such a host has no workloads; its sessions are found by their jobs
+        # Some hosts have no workloads; their sessions are found by their jobs.
+        with self._apart("The sessions of the last day could not be listed"):
             for item in await client.workloads(created_after=now - _DAY, limit=200):
                 if str(item.get("mode")) in ("session", "batch") and item.get("id"):
                     ids[str(item["id"])] = None
         found = []
         for session_id in ids:
             if session_id not in self._closed:
-                with contextlib.suppress(NotFound):
+                with self._apart(f"Session {session_id} could not be read"):
                     session = await client.session(session_id)
                     if session.ref().is_closed:
                         self._closed[session_id] = True
                     else:
                         found.append(session)
         return found
+
+    @contextlib.contextmanager
+    def _apart(self, what: str) -> Iterator[None]:
+        """Let a refusal end one step only, such as a session of another user; each is logged once."""
+        try:
+            yield
+        except NotFound:
+            pass
+        except QuantumRuntimeError as error:
+            if error.is_outage:
+                raise
+            if what not in self._refused:
+                self._refused[what] = True
+                log.warning("%s: %s", what, error)
 
     async def _view(self, client: QuantumRuntimeClient) -> InstanceView:
         now, moment = datetime.now(UTC), time.monotonic()

@@ -6,13 +6,14 @@ import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from prefect_qruntime.admission.locks import LockState
 from prefect_qruntime.admission.share_core import Row
 from prefect_qruntime.client.connection import Connection
+from prefect_qruntime.errors import InvalidInput, NotFound, PermissionDenied, QuantumRuntimeError, ServiceUnavailable
 from prefect_qruntime.models import Job, JobStatus, Session, Usage
 from prefect_qruntime.settings import QuantumRuntimeSettings
 from prefect_qruntime.suspend import alarms as module
@@ -159,6 +160,39 @@ def test_the_names_of_flow_runs_are_asked_for_once(monkeypatch: pytest.MonkeyPat
 
     assert asyncio.run(looks()) == [{"run1": "brave-bee", "run2": "run2"}] * 2
     assert asked == [{"run1", "run2"}]
+
+
+@pytest.mark.parametrize("kind", [PermissionDenied, InvalidInput, NotFound, QuantumRuntimeError])
+@pytest.mark.parametrize("step", ["session", "workloads"])
+def test_a_session_that_the_key_may_not_read_hides_no_other(step: str, kind: Any, caplog: Any) -> None:
+    class Refusing(Client):
+        async def workloads(self, **options: Any) -> list[dict[str, Any]]:
+            if step == "workloads":
+                raise kind("not yours")
+            return await super().workloads(**options)
+
+        async def session(self, session_id: str) -> Session:
+            if step == "session" and session_id == "s1":
+                raise kind("not yours")
+            return await super().session(session_id)
+
+    watch, client = InstanceWatch("ibm"), cast("Any", Refusing())
+
+    async def looks() -> list[list[str]]:
+        return [[one.id for one in await watch._sessions(client, client.listed, NOW)] for _ in range(2)]
+
+    assert asyncio.run(looks()) == [["s2"] if step == "session" else ["s1"]] * 2
+    assert caplog.text.count("not yours") == (kind is not NotFound), "told once"
+
+
+def test_an_outage_is_no_refusal() -> None:
+    class Down(Client):
+        async def session(self, session_id: str) -> Session:
+            raise ServiceUnavailable("down")
+
+    client: Any = Down()
+    with pytest.raises(ServiceUnavailable):
+        asyncio.run(InstanceWatch("ibm")._sessions(client, client.listed, NOW))
 
 
 def test_a_restarted_watcher_gives_the_same_alarms_and_reads_little_again(monkeypatch: pytest.MonkeyPatch) -> None:
