@@ -19,6 +19,7 @@ from prefect.exceptions import ObjectNotFound
 from pydantic import BaseModel, ConfigDict
 
 from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.service import each_job
 from prefect_qruntime.errors import AuthenticationError, InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, Session, SessionRef
 from prefect_qruntime.observability import notifications
@@ -231,10 +232,11 @@ class InstanceSweeper:
         found: dict[str, Job] = {}
         lists = 0
         with self._apart("the jobs of the last days could not be listed"):
-            found |= {job.id: job for job in await self._client.jobs(created_after=datetime.now(UTC) - LOOK_BACK)}
+            since = datetime.now(UTC) - LOOK_BACK
+            found |= {job.id: job async for job in each_job(self._client, created_after=since)}
             lists += 1
         with self._apart("the live jobs could not be listed"):
-            found |= {job.id: job for job in await self._client.jobs(pending=True)}
+            found |= {job.id: job async for job in each_job(self._client, pending=True)}
             lists += 1
         self._listed = lists == 2
         missing = [
@@ -253,8 +255,8 @@ class InstanceSweeper:
     async def _users_of(self, session_id: str) -> set[str | None]:
         """The flow runs that use a session. Without the lists of jobs, the service is asked for the session's jobs."""
         if not self._listed:
-            jobs = await self._client.jobs(session_id=session_id)
-            self._users.setdefault(session_id, set()).update(job.flow_run_id for job in jobs)
+            users = {job.flow_run_id async for job in each_job(self._client, session_id=session_id)}
+            self._users.setdefault(session_id, set()).update(users)
         return self._users.get(session_id, set())
 
     async def _complete_record(self, job: Job, owner: str) -> None:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.connection import check_id
 from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.service import each_job
 from prefect_qruntime.credentials import QuantumRuntimeCredentials, load_each
 from prefect_qruntime.errors import NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, Session, SessionRef
@@ -170,7 +171,7 @@ async def _of_instance(
             return otherwise
 
     jobs: dict[str, list[Job]] = {}
-    for job in await apart("the live jobs could not be listed", client.jobs(pending=True), []):
+    for job in await apart("the live jobs could not be listed", _live(client), []):
         if job.session_id:
             jobs.setdefault(job.session_id, []).append(job)
     flow_runs = {
@@ -218,6 +219,10 @@ async def _of_instance(
             )
         )
     return found, failed
+
+
+async def _live(client: QuantumRuntimeClient) -> list[Job]:
+    return [job async for job in each_job(client, pending=True)]
 
 
 def _age(since: datetime | None) -> float | None:

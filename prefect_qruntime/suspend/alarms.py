@@ -24,6 +24,7 @@ from prefect_qruntime.admission.guard import read_queue
 from prefect_qruntime.admission.locks import LockState, read_locks
 from prefect_qruntime.admission.share_core import Row
 from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.service import each_job
 from prefect_qruntime.errors import NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, Session, Usage
 from prefect_qruntime.observability.artifacts import upsert
@@ -329,12 +330,12 @@ class InstanceWatch:
 
     async def _view(self, client: QuantumRuntimeClient) -> InstanceView:
         now, moment = datetime.now(UTC), time.monotonic()
-        live = await client.jobs(pending=True)
+        live = [job async for job in each_job(client, pending=True)]
         whole = moment - self._past_read > _HISTORY_AGAIN
         begin = now - (_HISTORY if whole else _DAY)
         self._past = {
             **({} if whole else {one.id: one for one in self._past.values() if _is_younger(one, now - _HISTORY)}),
-            **{job.id: job for job in await client.jobs(created_after=begin)},
+            **{job.id: job async for job in each_job(client, created_after=begin)},
         }
         self._past_read = moment if whole else self._past_read
         sessions = await self._sessions(client, live, now)

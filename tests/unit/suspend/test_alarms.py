@@ -129,7 +129,7 @@ class Client:
         self.asked: list[Any] = []
         self.listed = [job(1, session_id="s1"), job(2, session_id="gone", owner=False)]
 
-    async def jobs(self, *, pending: bool = False, created_after: datetime | None = None) -> list[Job]:
+    async def jobs(self, *, pending: bool = False, created_after: datetime | None = None, **_: Any) -> list[Job]:
         if created_after is not None:
             self.asked.append(created_after)
         return [] if pending else self.listed
