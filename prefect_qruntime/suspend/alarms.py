@@ -1,8 +1,9 @@
 """Monitor an instance: alarms as events, and one artifact that shows its state.
 
-Each alarm is identified by its cause (a session and the jobs it has had, a day, a lock's row). Its event's
-id is made of that, and Prefect keeps and acts on the first event of an id. So an alarm is given once for each crossing,
-by however many watchers and however often they are restarted.
+Each alarm is identified by its cause (a session and the jobs it has had, a day, a lock's row). Its event's id is made of
+that. Prefect's triggers remember an id for half an hour only, so a watcher first asks whether Prefect has the event. So an
+alarm is given once for each crossing, by however many watchers and however often they are restarted, while Prefect keeps
+the event (a week by default).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from prefect_qruntime.errors import NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, Session, Usage
 from prefect_qruntime.observability.artifacts import upsert
 from prefect_qruntime.observability.telemetry import emit
-from prefect_qruntime.prefect_api import flow_runs_by_id
+from prefect_qruntime.prefect_api import api, flow_runs_by_id
 from prefect_qruntime.redact import get_logger, many, markdown_text, printable
 from prefect_qruntime.settings import QuantumRuntimeSettings, current_settings
 
@@ -43,6 +44,7 @@ _DAY = timedelta(days=1)
 _LEAST_DAYS = 5  # past days with some usage that are needed before a day can be called unusual
 _LEAST_SECONDS = 60.0  # QPU seconds below which no day is unusual
 _ROWS = 20
+_EVENTS = 50  # most events that Prefect returns at once
 _PERIOD_DAYS = 28
 
 
@@ -263,6 +265,7 @@ class InstanceWatch:
         self._past_read = float("-inf")
         self._closed: LRUCache[str, bool] = LRUCache(4096)
         self._names: LRUCache[str, str] = LRUCache(4096)
+        self._told: LRUCache[UUID, bool] = LRUCache(4096)
         self._refused: LRUCache[str, bool] = LRUCache(4096)
 
     async def look(self, client: QuantumRuntimeClient) -> list[Alarm]:
@@ -278,7 +281,7 @@ class InstanceWatch:
             log.warning("Sessions over their budget's limit could not be closed: %s", error)
         view = await self._view(client)
         raised = alarms(view, current_settings())
-        for one in raised:
+        for one in await self._untold(raised):
             kind, name = one.about
             resource = {"prefect.resource.id": f"qruntime.{kind}.{name}", "prefect.resource.name": name}
             facts = {**one.facts, "text": one.text, "block": self._block}
@@ -286,6 +289,19 @@ class InstanceWatch:
         line = board_line(view, raised)
         await upsert("instance", view.name, board(view, raised), {"block": self._block}, describe=lambda _facts: line)
         return raised
+
+    async def _untold(self, raised: Sequence[Alarm]) -> list[Alarm]:
+        """The alarms whose events Prefect does not have. It joins those that are given twice within half an hour."""
+        asked = [str(one.id) for one in raised if one.id not in self._told]
+        for start in range(0, len(asked), _EVENTS):
+            body = {"filter": {"id": {"id": asked[start : start + _EVENTS]}}, "limit": _EVENTS}
+            try:
+                answer = await (await api()).request("POST", "/events/filter", json=body)
+                self._told.update({UUID(event["id"]): True for event in answer.json()["events"]})
+            except Exception as error:  # better twice than never
+                log.warning("Prefect does not say which alarms were given before: %r", error)
+                break
+        return [one for one in raised if one.id not in self._told]
 
     async def _name_runs(self, jobs: Iterable[Job]) -> dict[str, str]:
         """The names of the jobs' flow runs. One that this Prefect does not know goes by its id."""

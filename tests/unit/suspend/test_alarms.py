@@ -17,7 +17,7 @@ from prefect_qruntime.errors import InvalidInput, NotFound, PermissionDenied, Qu
 from prefect_qruntime.models import Job, JobStatus, Session, Usage
 from prefect_qruntime.settings import QuantumRuntimeSettings
 from prefect_qruntime.suspend import alarms as module
-from prefect_qruntime.suspend.alarms import InstanceView, InstanceWatch, alarms, board, board_line
+from prefect_qruntime.suspend.alarms import Alarm, InstanceView, InstanceWatch, alarms, board, board_line
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 RICH = Usage(consumed_seconds=10, limit_seconds=600, period_start=NOW - timedelta(days=3))
@@ -195,6 +195,52 @@ def test_an_outage_is_no_refusal() -> None:
         asyncio.run(InstanceWatch("ibm")._sessions(client, client.listed, NOW))
 
 
+class Events:
+    """Prefect's events, by id, and what was asked."""
+
+    def __init__(self) -> None:
+        self.kept = set[str]()
+        self.asked: list[list[str]] = []
+        self.down = False
+
+    async def request(self, method: str, path: str, *, json: Any) -> Any:
+        assert (method, path) == ("POST", "/events/filter")
+        if self.down:
+            raise OSError("no Prefect")
+        self.asked.append(json["filter"]["id"]["id"])
+        found = [{"id": one} for one in json["filter"]["id"]["id"] if one in self.kept]
+        assert len(found) <= json["limit"] <= 50
+        return SimpleNamespace(json=lambda: {"events": found})
+
+
+@pytest.mark.parametrize("number", [1, 50, 51, 130])
+def test_what_prefect_has_is_not_given_again(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    server = Events()
+
+    async def api() -> Events:
+        return server
+
+    monkeypatch.setattr(module, "api", api)
+    raised = [Alarm("qruntime.job.unowned", ("job", f"d{one}"), "", "text") for one in range(number)]
+    watch = InstanceWatch("ibm")
+
+    def untold(watch: InstanceWatch) -> list[Alarm]:
+        return asyncio.run(watch._untold(raised))
+
+    server.down = True
+    assert untold(watch) == raised, "rather twice than never"
+    server.down = False
+    assert untold(watch) == raised
+    server.kept = {str(one.id) for one in raised[1:]}
+    assert untold(watch) == raised[:1]
+    assert untold(InstanceWatch("ibm")) == raised[:1], "a restarted one"
+    server.kept.add(str(raised[0].id))
+    assert untold(watch) == []
+    server.asked.clear()
+    assert untold(watch) == []
+    assert server.asked == [], "it knows"
+
+
 def test_a_restarted_watcher_gives_the_same_alarms_and_reads_little_again(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[Any] = []
     written: list[Any] = []
@@ -205,6 +251,10 @@ def test_a_restarted_watcher_gives_the_same_alarms_and_reads_little_again(monkey
     async def upsert(*args: Any, **options: Any) -> None:
         written.append(args)
 
+    async def api() -> Events:
+        return Events()
+
+    monkeypatch.setattr(module, "api", api)
     for name in ("close_at_limit", "read_locks", "read_queue"):
         monkeypatch.setattr(module, name, nothing)
     monkeypatch.setattr(module, "upsert", upsert)
