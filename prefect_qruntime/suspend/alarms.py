@@ -1,9 +1,9 @@
 """Monitor an instance: alarms as events, and one artifact that shows its state.
 
-Each alarm is identified by its cause (a session and the jobs it has had, a day, a lock's row). Its event's id is made of
-that. Prefect's triggers remember an id for half an hour only, so a watcher first asks whether Prefect has the event. So an
-alarm is given once for each crossing, by however many watchers and however often they are restarted, while Prefect keeps
-the event (a week by default).
+Each alarm is identified by its cause (a session and the jobs it has had, a day, a lock's row). Its event's id is made
+of it. Prefect's triggers remember an id for half an hour only, so a watcher first asks whether Prefect has the event.
+So an alarm is given once for each crossing, by however many watchers and however often they are restarted, while
+Prefect keeps the event (a week by default).
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ import prefect_qruntime as qr
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.submission import Intent
+from prefect_qruntime.credentials import saved_blocks
 from prefect_qruntime.operations import job_listing as qr_listing
 from prefect_qruntime.operations.session_listing import list_sessions
 from prefect_qruntime.operations.sweep import run_sweep
@@ -418,7 +419,8 @@ def test_a_session_is_found_by_its_instance_whatever_its_block_is_called(
 
 def test_a_session_that_no_block_leads_to_is_a_problem(control: Any, sandbox: Sandbox) -> None:
     flow_run, session = left(Completed(), jobs=0)
-    qr.QuantumRuntimeCredentials.delete(BLOCK)
+    for name in network_loop().run(saved_blocks()):  # those of other tests lead to the same sandbox
+        qr.QuantumRuntimeCredentials.delete(name)
     report = run_sweep()
     assert not report.is_clean
     (problem,) = [one for one in report.problems if session.id in one]
