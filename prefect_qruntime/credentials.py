@@ -147,6 +147,7 @@ class QuantumRuntimeCredentials(Loadable, CredentialsBlock):
             proxy=self.proxy.get_secret_value() if self.proxy is not None else None,
             request_timeout=self.request_timeout,
             block=block_name(self),
+            guard=check_hosts,
         )
 
     def get_client(self, *args: Any, **kwargs: Any) -> QuantumRuntimeClient:
@@ -169,9 +170,7 @@ class QuantumRuntimeCredentials(Loadable, CredentialsBlock):
         """As `verify`, for async code."""
         from prefect_qruntime.diagnostics.instance import check_instance
 
-        client = self.get_client(patience=_WHILE_SOMEONE_WAITS)
-        await network_loop().arun(check_hosts(client.connection))
-        return await check_instance(client)
+        return await check_instance(self.get_client(patience=_WHILE_SOMEONE_WAITS))
 
 
 def load_credentials(name: str) -> QuantumRuntimeCredentials:

@@ -12,12 +12,12 @@ import asyncio
 import contextlib
 import inspect
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import Any, Generic, NoReturn, Self, TypeVar, cast
+from typing import Any, ClassVar, Generic, NoReturn, Self, TypeVar, cast
 from uuid import UUID
 
 import httpx
@@ -36,11 +36,12 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
-from pydantic import ValidationError
+from pydantic import ConfigDict, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from prefect_qruntime.client.network_loop import SingleFlight, network_loop, on_network_loop
-from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.redact import nearest
 
 __all__ = [
@@ -323,7 +324,23 @@ class NotAwaited(Generic[T]):
 
 
 class Loadable:
-    """A block that imports quickly, and whose `load` reports a missing `await` and says what to write."""
+    """A block that imports quickly, whose `load` reports a missing `await`, and whose errors hold none of its values.
+
+    Pydantic's errors show and keep what was given, such as an unencrypted API key, and so do the frames of a traceback.
+    """
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(hide_input_in_errors=True)
+
+    def __init__(self, *args: Any, **values: Any) -> None:
+        block: Any = super()
+        try:
+            block.__init__(*args, **values)
+            return
+        except (ValidationError, QuantumRuntimeError) as error:
+            wrong = _without_values(type(self), error, values)
+        values.clear()
+        del args, self
+        raise wrong
 
     @classmethod
     def __dispatch_key__(cls) -> str:
@@ -335,16 +352,71 @@ class Loadable:
     def load(cls, name: str, *args: Any, **kwargs: Any) -> Self:
         """Load a saved block by its name; await it if an event loop runs, as in a notebook or an async flow."""
         block: Any = super()
-        loaded: Any = block.load(name, *args, **kwargs)
+        try:
+            loaded: Any = block.load(name, *args, **kwargs)
+        except (RuntimeError, ValueError, QuantumRuntimeError) as error:
+            wrong = _without_frames(error)
+        else:
+            return cls._loaded(name, loaded)
+        raise wrong
+
+    @classmethod
+    async def aload(cls, name: str, *args: Any, **kwargs: Any) -> Self:
+        """Load a saved block by its name, in async code."""
+        block: Any = super()
+        return cast(Self, await _framed(block.aload(name, *args, **kwargs)))
+
+    @classmethod
+    def _loaded(cls, name: str, loaded: Any) -> Self:
         if not inspect.iscoroutine(loaded):
             return cast(Self, loaded)
         waiting: Any = NotAwaited(
-            loaded,
+            _framed(loaded),
             f"An event loop runs here, as in a notebook or an async flow, so the block {name!r} is not loaded yet. "
             f"Write `await {cls.__name__}.load({name!r})`"
             + (f", or `load_credentials({name!r})`." if "Credentials" in cls.__name__ else "."),
         )
         return cast(Self, waiting)
+
+
+def _without_values(
+    block: type, error: ValidationError | QuantumRuntimeError, given: Mapping[str, Any]
+) -> ValidationError | QuantumRuntimeError:
+    """The same error without the values that were given to a block; it names unknown fields beside missing ones."""
+    if isinstance(error, QuantumRuntimeError):
+        return error.with_traceback(None)
+    fields: Mapping[str, Any] = getattr(block, "model_fields", {})
+    unknown = ", ".join(name for name in given if name not in fields and name.isidentifier())
+    hint = f"; not a field: {unknown}" if unknown else ""
+    return ValidationError.from_exception_data(
+        error.title,
+        [
+            InitErrorDetails(
+                type=PydanticCustomError(one["type"], one["msg"] + (hint if one["type"] == "missing" else "")),
+                loc=one["loc"],
+                input="(hidden)",
+            )
+            for one in error.errors(include_url=False, include_input=False, include_context=False)
+        ],
+        hide_input=True,
+    )
+
+
+def _without_frames(error: Exception) -> Exception:
+    """The same error and its causes without their tracebacks, whose frames hold the document with its secrets."""
+    one: BaseException | None = error
+    while one is not None:
+        one.__traceback__ = None
+        one = one.__cause__ or one.__context__
+    return error
+
+
+async def _framed(loading: Coroutine[Any, Any, T]) -> T:
+    try:
+        return await loading
+    except (RuntimeError, ValueError, QuantumRuntimeError) as error:
+        wrong = _without_frames(error)
+    raise wrong
 
 
 def _fields(error: ValidationError) -> str:

@@ -1,13 +1,14 @@
 """The policy block: what the tenants of an installation may do, and which team has which share of it.
 
 An administrator owns it. It is stored under a fixed name in Prefect, read before each submission, and cached for half a
-minute. If Prefect cannot be asked, nothing is submitted. The hosts to which a key may be sent are checked before each
-task, and so before an access token is requested.
+minute. If Prefect cannot be asked, nothing is submitted. Each connection of a credentials block checks its hosts
+(`check_hosts`) before it requests or uses an access token.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -303,7 +304,12 @@ async def policy_in_force(*, buys: bool = True) -> QuantumRuntimePolicy | None:
     url = get_current_settings().api.url
     if url is None and not in_run():
         return None  # there is no Prefect to ask
-    name = current_settings().policy_block
+    try:
+        name = current_settings().policy_block
+    except ValidationError:
+        if buys:
+            raise
+        return QuantumRuntimePolicy()  # as for a policy that cannot be read
     known, which = network_loop().state(_Known), (str(url), name)
     moment, policy = known.policies.get(which, (float("-inf"), None))
     if time.monotonic() - moment < _FRESH:
@@ -325,10 +331,12 @@ async def policy_in_force(*, buys: bool = True) -> QuantumRuntimePolicy | None:
             # Existing jobs and sessions must stay manageable; the key still goes to known hosts only.
             return QuantumRuntimePolicy()
         except Exception as error:
+            first = which not in known.failed  # in this outage
             known.failed[which] = time.monotonic()
             if will_do:
                 what = "The last known one applies." if policy is not None else "None applies."
-                log.warning("The policy could not be read from Prefect (%r). %s", error, what)
+                level = logging.WARNING if first else logging.DEBUG
+                log.log(level, "The policy could not be read from Prefect (%r). %s", error, what)
                 return policy
             raise QuantumRuntimeError(
                 f"The policy {name!r} cannot be read: Prefect's API failed ({error!r}). Without it nothing is allowed.",
@@ -336,6 +344,7 @@ async def policy_in_force(*, buys: bool = True) -> QuantumRuntimePolicy | None:
                 advice=SAME_REQUEST,
             ) from error
         known.policies[which] = time.monotonic(), policy
+        known.failed.pop(which, None)
         return policy
 
 
@@ -366,14 +375,16 @@ def parsed(name: str, data: dict[str, Any]) -> QuantumRuntimePolicy:
     return policy
 
 
-async def check_hosts(connection: Connection, *, buys: bool = False) -> None:
+async def check_hosts(connection: Connection) -> None:
     """Refuse a credentials block that points to a host that the policy does not allow. Runs on the network loop.
+
+    The guard of each connection that a block makes, so it is asked before a key or a token is sent, by any caller.
 
     Raises:
         PolicyRefused: The host is not allowed.
         QuantumRuntimeError: Prefect could not be asked for the policy.
     """
-    policy = await policy_in_force(buys=buys)
+    policy = await policy_in_force(buys=False)
     if policy is not None:
         _refuse(policy, host_refusal(policy, connection.base_url, connection.iam_url))
 
@@ -411,8 +422,9 @@ async def admit(
 def _refuse(policy: QuantumRuntimePolicy, why: str | None) -> None:
     if why is not None:
         name = policy._block_document_name
+        which = f"The policy {name!r}" if name else "The policy that applies while the installation's cannot be read"
         raise PolicyRefused(
-            f"The policy {name!r} does not allow this: {why}.",
+            f"{which} does not allow this: {why}.",
             solution="Nothing was sent. Change the request, or ask an administrator to change the policy.",
             policy=name,
         )

@@ -13,7 +13,7 @@ import functools
 import hashlib
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn, get_args
 from urllib.parse import unquote, urlsplit
@@ -258,6 +258,8 @@ class Connection:
     request_timeout: float = 30.0
     block: str | None = field(default=None, compare=False)
     """Name of the saved block that it comes from, for messages only."""
+    guard: Callable[[Connection], Awaitable[None]] | None = field(default=None, compare=False, repr=False)
+    """Raises an error if the key and its tokens may not go to these hosts; awaited before they do."""
 
     def __post_init__(self) -> None:
         key = self.api_key.strip() if isinstance(self.api_key, str) else ""
@@ -318,7 +320,8 @@ class Connection:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Identifies the connection in this process without showing the key."""
-        return hashlib.sha256(repr(sorted({**vars(self), "block": None}.items())).encode()).hexdigest()
+        facts = {**vars(self), "block": None, "guard": self.guard is not None}
+        return hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()
 
     def job_url(self, job_id: str) -> str:
         """Address of the job for people: IBM's console, or the API itself on other hosts."""

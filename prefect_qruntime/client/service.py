@@ -7,9 +7,9 @@ import contextlib
 import functools
 import math
 import re
-from collections.abc import Iterable
-from datetime import datetime
-from typing import Any, TypedDict, Unpack
+from collections.abc import AsyncIterator, Iterable
+from datetime import datetime, timedelta
+from typing import Any, Protocol, TypedDict, Unpack
 
 import httpx
 from cachetools import LRUCache
@@ -29,11 +29,12 @@ from prefect_qruntime.errors import QuantumRuntimeError, ServiceUnavailable
 from prefect_qruntime.models import Backend, Job, JobRef, Session, SessionRef, Usage
 from prefect_qruntime.redact import install, nearest
 
-__all__ = ["JobFilters", "Service"]
+__all__ = ["JobFilters", "Service", "each_job"]
 
 _PAGE = 200  # the service's largest page; out of range it silently falls back to it
 _MOST_PAGES = 50
 _MOST_WORKLOADS = 10_000
+_OVERLAP = timedelta(milliseconds=1)  # a page begins with the last millisecond of the page before
 _SESSIONS = 1000  # of which the jobs are remembered
 _NO_BACKEND = re.compile(r"\b(?:backend|device)\b", re.IGNORECASE)
 _SHOWN = 8  # backends named in a message
@@ -58,6 +59,43 @@ class JobFilters(TypedDict, total=False):
     session_id: str | None
     created_after: datetime | None
     created_before: datetime | None
+
+
+class _ListsJobs(Protocol):
+    async def jobs(self, *, limit: int | None = None, **filters: Unpack[JobFilters]) -> list[Job]: ...
+
+
+async def each_job(client: _ListsJobs, *, page: int = _PAGE, **filters: Unpack[JobFilters]) -> AsyncIterator[Job]:
+    """Yield all jobs that match, newest first, however many there are.
+
+    The list is read by time. A list that changes while it is read repeats no job and omits none.
+
+    Args:
+        client: The client.
+        page: Jobs in the first request.
+        **filters: Which jobs; see `JobFilters`.
+
+    Raises:
+        QuantumRuntimeError: The service did not answer, or does not say when a job was created.
+    """
+    before, size, seen = filters.get("created_before"), page, set[str]()
+    while True:
+        wanted: JobFilters = {**filters, "created_before": before}
+        listed = await client.jobs(**wanted, limit=size)
+        for job in listed:
+            if job.id not in seen:
+                yield job
+        if len(listed) < size:
+            return
+        last = listed[-1].created_at
+        if last is None:
+            raise QuantumRuntimeError(
+                f"The service does not say when job {listed[-1].id} was created, so the list cannot be continued."
+            )
+        moved = before is None or last + _OVERLAP < before
+        # More jobs of one millisecond than fit on a page: ask for a larger page.
+        before, size = last + _OVERLAP, max(page, _PAGE) if moved else 2 * size
+        seen = {job.id for job in listed}
 
 
 class Service:

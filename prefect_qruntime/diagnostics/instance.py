@@ -10,7 +10,7 @@ from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.connection import HOSTS, Connection, dialect_that_answers
 from prefect_qruntime.diagnostics.fields import Finding, hint, ok, problem
 from prefect_qruntime.diagnostics.network import Address, check_api, check_iam
-from prefect_qruntime.errors import AuthenticationError, NotFound, PermissionDenied, QuantumRuntimeError
+from prefect_qruntime.errors import AuthenticationError, NotFound, PermissionDenied, PolicyRefused, QuantumRuntimeError
 from prefect_qruntime.models import Backend, InstanceReport, Job, Usage
 
 __all__ = ["InstanceInspection", "check_dialect", "check_instance", "check_token", "inspect_instance"]
@@ -39,10 +39,16 @@ class InstanceInspection:
 
 
 async def check_token(client: QuantumRuntimeClient) -> tuple[Finding | None, float | None]:
-    """Exchange the key; returns the problem, or the token's remaining life in seconds."""
+    """Exchange the key; returns the problem, or the token's remaining life in seconds.
+
+    Raises:
+        PolicyRefused: The installation's policy does not let the key go to the block's hosts.
+    """
     connection = client.connection
     try:
         return None, await client.authenticate()
+    except PolicyRefused:
+        raise
     except QuantumRuntimeError as error:
         code = str(error.code or "")
         if code == "BXNIM0415E":

@@ -184,10 +184,11 @@ def _in_the_way(found: Probe, connection: Connection, setting: _Setting) -> Find
         fix = "Add the CA of {host}, or of the proxy in between, to ca_file."
     elif found.trouble == "proxy" and "407" in found.text:
         said, fix = "The proxy asks for a user and a password.", "Set them in proxy: http://user:password@host:port."
-    elif found.trouble == "proxy":
-        said = f"{said} ({found.text})" if found.text else said
     fill = {"host": host, "setting": setting}
-    return problem(field or setting, said.format_map(fill), fix.format_map(fill))
+    said = said.format_map(fill)
+    if found.trouble == "proxy" and found.text and "407" not in found.text:
+        said = f"{said} ({found.text})"  # only now: braces in a proxy's words are no fields
+    return problem(field or setting, said, fix.format_map(fill))
 
 
 # The finding, the fix, and the setting concerned if it is not the address itself.

@@ -18,7 +18,7 @@ from prefect.settings import get_current_settings
 from pydantic import ValidationError
 
 from prefect_qruntime.admission.locks import read_locks
-from prefect_qruntime.admission.policy import QuantumRuntimePolicy, policy_in_force
+from prefect_qruntime.admission.policy import policy_in_force
 from prefect_qruntime.admission.rate_limit import pace, shared_limits
 from prefect_qruntime.client.connection import Connection, is_loopback
 from prefect_qruntime.diagnostics.fields import Finding, hint, ok, problem
@@ -178,20 +178,20 @@ async def check_limits(connection: Connection) -> Finding:
     return ok("limits", f"All flows together create at most {found} jobs a minute")
 
 
-async def check_policy() -> tuple[QuantumRuntimePolicy | None, Finding]:
+async def check_policy() -> Finding:
     """Report the installation's policy. Runs on the network loop."""
     try:
         policy = await policy_in_force()
     except QuantumRuntimeError as error:
-        return None, problem("policy", error.message, error.solution or "")
+        return problem("policy", error.message, error.solution or "")
     except ValidationError:  # one of our settings is wrong, which is reported with the settings
-        return None, hint("policy", "Not checked, because the settings that name it are wrong.")
+        return hint("policy", "Not checked, because the settings that name it are wrong.")
     if policy is None:
-        return None, ok("policy", "None: every flow may use every saved block, backend and program")
+        return ok("policy", "None: every flow may use every saved block, backend and program")
     rules = many(len(policy.rules), "rule")
     hosts = ", ".join(policy.hosts) or "any host"
     shares = ", ".join(f"{one.name} ({one.weight:g})" for one in policy.shares) or "none"
-    return policy, ok("policy", f"{rules}; keys go to {hosts} only; shares: {shares}")
+    return ok("policy", f"{rules}; keys go to {hosts} only; shares: {shares}")
 
 
 async def _versions(client: PrefectClient) -> Finding:

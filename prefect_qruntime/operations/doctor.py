@@ -6,13 +6,14 @@ Blocks are read as saved, not loaded: a block with a wrong field cannot be loade
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from prefect.client.orchestration import PrefectClient
 from prefect.exceptions import ObjectNotFound
 from pydantic import BaseModel, ConfigDict
 
-from prefect_qruntime.admission.policy import QuantumRuntimePolicy, host_refusal
+from prefect_qruntime.admission.policy import QuantumRuntimePolicy, check_hosts
 from prefect_qruntime.blocks import Budget, QuantumRuntimeCredentials, QuantumRuntimeJob
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.connection import Connection
@@ -29,6 +30,7 @@ from prefect_qruntime.diagnostics.prefect_server import (
     check_server,
     check_settings,
 )
+from prefect_qruntime.errors import QuantumRuntimeError
 
 __all__ = ["DoctorReport", "arun_doctor", "check_block", "run_doctor"]
 
@@ -75,12 +77,11 @@ async def _doctor(blocks: Iterable[str] | None) -> DoctorReport:
     findings += await check_prefect(
         client, (QuantumRuntimeCredentials, Budget, QuantumRuntimeJob, QuantumRuntimePolicy)
     )
-    policy, found = await check_policy()
-    findings.append(found)
+    findings.append(await check_policy())
     documents, missing = await _documents(client, blocks)
     findings += missing
     for name, data in documents.items():
-        own = await check_block(data, policy)
+        own = await check_block(data)
         findings += [finding.model_copy(update={"block": name}) for finding in own]
     return DoctorReport(findings=tuple(findings))
 
@@ -113,20 +114,20 @@ async def _documents(
     return found, findings
 
 
-async def check_block(data: Mapping[str, Any], policy: QuantumRuntimePolicy | None = None) -> list[Finding]:
+async def check_block(data: Mapping[str, Any]) -> list[Finding]:
     """Check one block by its data: fields, policy, network, token, instance. Runs on the network loop.
 
     Args:
         data: The document's data, with its secrets.
-        policy: The installation's policy.
     """
     fields = check_fields(data)
-    connection, bad = fields.connection, fields.bad
+    connection, bad = replace(fields.connection, guard=check_hosts), fields.bad
     findings = list(fields.findings)
-    barred_host = host_refusal(policy, connection.base_url, connection.iam_url) if policy is not None else None
-    if barred_host is not None:  # the key is not sent there, not even for a check-up
-        text = f"The policy refuses this block: {barred_host}."
-        return [*findings, problem("policy", text, "Correct the block's address, or add the host to the policy.")]
+    try:
+        await check_hosts(connection)
+    except QuantumRuntimeError as error:  # the key is not sent there, not even for a check-up
+        fix = "Correct the block's address, or add the host to the policy."
+        return [*findings, problem("policy", f"This block is refused. {error.message}", fix)]
     if not bad & {"crn", "base_url"}:
         findings.append(await check_limits(connection))
     proxies = await check_proxy_reached(connection) if "proxy" not in bad else []

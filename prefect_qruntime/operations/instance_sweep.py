@@ -2,12 +2,14 @@
 
 A session is ours if a record in Prefect, the note of a process or the `qr-flow:` tags of all its jobs say so. Sessions
 of others, and those that a flow run or a living process still uses, are never touched.
+
+Each list, job and session fails alone: what could not be read or closed is a problem of the report, the rest goes on.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -17,13 +19,14 @@ from prefect.exceptions import ObjectNotFound
 from pydantic import BaseModel, ConfigDict
 
 from prefect_qruntime.client import QuantumRuntimeClient
-from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
+from prefect_qruntime.client.service import each_job
+from prefect_qruntime.errors import AuthenticationError, InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, Session, SessionRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.artifacts import Record, find_records, job_owners
 from prefect_qruntime.prefect_api import api
 from prefect_qruntime.redact import get_logger
-from prefect_qruntime.tasks.session_notes import SessionNote, is_note
+from prefect_qruntime.tasks.session_notes import SessionNote, is_closed, is_note, leads_to
 
 __all__ = ["LOOK_BACK", "NOTED_BACK", "Found", "InstanceSweeper", "Owners", "Swept", "owner_of"]
 
@@ -32,6 +35,8 @@ log = get_logger(__name__)
 LOOK_BACK = timedelta(hours=48)  # within which all jobs are listed; jobs that are or were noted as live always are
 NOTED_BACK = timedelta(days=30)  # within which records in Prefect are completed
 _MOST_LOOKS = 200  # single jobs read in one sweep of a block
+_MOST_SILENT = 2  # steps in a row that find no answer, after which an instance is given up until the next sweep
+_LIFE = timedelta(hours=24)  # after which no session is open any more; the service itself ends one after eight hours
 _OPENING = timedelta(minutes=10)
 """How far apart the clocks of Prefect and of the service may be for a session whose id was never recorded."""
 
@@ -102,6 +107,10 @@ class Found:
     problems: list[str] = field(default_factory=list)
 
 
+class _NoAnswer(Exception):
+    """An instance does not answer at all."""
+
+
 class InstanceSweeper:
     """The sweep of one instance."""
 
@@ -122,19 +131,23 @@ class InstanceSweeper:
         self._block = block
         self._client = client
         self._owners = owners
-        self._records = [record for record in records if not is_note(record)]
-        self._notes = [note for note in notes if self.reaches(note)]
+        self._records = [record for record in records if not is_note(record) and self.reaches(record)]
+        self._notes = [note for note in notes if self.reaches(note.record)]
         self._dry_run = dry_run
-        self._seen: set[str] = set()
+        self._tried: set[str] = set()  # sessions that were to be closed
+        self._seen: set[str] = set()  # those of them that are handled
+        self._over: set[str] = set()  # those of them that are known to be closed
         self._unfinished = unfinished
+        self._silent = 0
         # Flow runs by session; None stands for a job of others.
         self._users: dict[str, set[str | None]] = {}
+        self._listed = False  # whether all jobs were listed, so that all users of each session are known
         self._noted: set[str] = set()
         self._in_jobs: dict[str, None] = {}
         self._session_of: dict[str, str] = {}
         self._known: set[str | None] | None = None  # jobs that Prefect has records of, once read
-        for record in self._records:
-            if session_id := record.meta.get("session"):
+        for record in records:
+            if (session_id := record.meta.get("session")) and not is_note(record):
                 self._noted.add(session_id)
                 self._users.setdefault(session_id, set()).add(owner_of(record))
         self._gone = {note.record.key: note.is_gone for note in self._notes}
@@ -144,21 +157,37 @@ class InstanceSweeper:
                 if not self._gone[note.record.key]:  # it may be in use
                     self._users.setdefault(session_id, set()).add(None)
 
-    def reaches(self, note: SessionNote) -> bool:
-        """Whether the note's session is in this instance."""
-        here = self._client.connection
-        return (note.meta.get("crn"), note.meta.get("base_url")) == (here.crn, here.base_url)
+    def reaches(self, record: Record) -> bool:
+        """Whether a recorded session is in this instance."""
+        return leads_to(record.meta, self._client.connection, self._block)
+
+    @contextlib.contextmanager
+    def _apart(self, what: str) -> Iterator[None]:
+        """Report an error of a step as a problem, so that the next step is done.
+
+        Raises:
+            _NoAnswer: Several steps in a row found no answer; the next ones would find none either.
+        """
+        try:
+            yield
+        except (QuantumRuntimeError, ValueError) as error:
+            outage = isinstance(error, QuantumRuntimeError) and error.is_outage
+            self._silent = self._silent + 1 if outage or isinstance(error, AuthenticationError) else 0
+            if self._silent < _MOST_SILENT:
+                self._found.problems.append(f"{self._block}: {what}: {error}")
+            else:
+                raise _NoAnswer from None
+        else:
+            self._silent = 0
 
     async def sweep(self, cancel_jobs: bool) -> None:
         """Sweep everything, and keep what was found even if the instance stops answering."""
-        try:
-            self._found.jobs += await self.jobs(cancel_jobs)  # first: they show who uses which session
-            self._found.sessions += await self.sessions()
-            self._found.sessions += await self.sessions_of_processes()
-            self._found.sessions += await self.sessions_of_jobs()
-            self._found.jobs[:] = [self._after_sessions(entry) for entry in self._found.jobs]
-        except (QuantumRuntimeError, ValueError) as error:
-            self._found.problems.append(f"{self._block}: {error}")
+        with contextlib.suppress(_NoAnswer):
+            await self._sweep_jobs(cancel_jobs)  # first: they show who uses which session
+            await self._sweep_sessions()
+            await self._sweep_sessions_of_processes()
+            await self._sweep_sessions_of_jobs()
+        self._found.jobs[:] = [self._after_sessions(entry) for entry in self._found.jobs]
 
     def _after_sessions(self, job: Swept) -> Swept:
         """Update a job's entry after sessions were closed: a session that was not drained dropped its queued jobs."""
@@ -167,46 +196,68 @@ class InstanceSweeper:
             return job.model_copy(update={"action": _WITH_SESSION})
         return job
 
-    async def jobs(self, cancel_jobs: bool) -> list[Swept]:
+    async def _sweep_jobs(self, cancel_jobs: bool) -> None:
         """Report live jobs whose flow run is over, and collect who uses which session."""
-        swept = []
         for job in await self._jobs():
-            owner = job.flow_run_id
-            users = {owner}
-            state = None
-            if owner is not None and job.is_terminal:
-                await self._complete_record(job, owner)
-            if owner is not None and not job.is_terminal:
-                state = await self._owners.over(owner)
-                if state is not None:
-                    # A later flow run may have attached to it by an explicit key; the tag names the first.
-                    users |= await job_owners(job.id, since=datetime.now(UTC) - NOTED_BACK)
-                    state = await self._all_over(users)
-            if job.session_id:
-                self._in_jobs[job.session_id] = None
-                self._session_of[job.id] = job.session_id
-                self._users.setdefault(job.session_id, set()).update(users)
-            if owner is None or state is None:
-                continue
-            action = _LEFT
-            if cancel_jobs and state != "Crashed":
-                action = "would be cancelled" if self._dry_run else await self._cancel(job.id)
-            swept.append(self._entry(job.id, state, action, flow_run=owner, url=job.url))
-        return swept
+            with self._apart(f"job {job.id}"):
+                await self._sweep_job(job, cancel_jobs)
+
+    async def _sweep_job(self, job: Job, cancel_jobs: bool) -> None:
+        owner = job.flow_run_id
+        users = {owner}
+        state = None
+        if job.session_id:
+            self._in_jobs[job.session_id] = None
+            self._session_of[job.id] = job.session_id
+            self._users.setdefault(job.session_id, set()).add(owner)
+        if owner is not None and job.is_terminal:
+            await self._complete_record(job, owner)
+        if owner is not None and not job.is_terminal:
+            state = await self._owners.over(owner)
+            if state is not None:
+                # A later flow run may have attached to it by an explicit key; the tag names the first.
+                users |= await job_owners(job.id, since=datetime.now(UTC) - NOTED_BACK)
+                state = await self._all_over(users)
+        if job.session_id:
+            self._users[job.session_id] |= users
+        if owner is None or state is None:
+            return
+        action = _LEFT
+        if cancel_jobs and state != "Crashed":
+            action = "would be cancelled" if self._dry_run else await self._cancel(job.id)
+        self._found.jobs.append(self._entry(job.id, state, action, flow_run=owner, url=job.url))
 
     async def _jobs(self) -> list[Job]:
         """List the jobs of the last days, all live jobs, and those whose end was never recorded."""
-        found = {job.id: job for job in await self._client.jobs(created_after=datetime.now(UTC) - LOOK_BACK)}
-        found |= {job.id: job for job in await self._client.jobs(pending=True)}
+        found: dict[str, Job] = {}
+        lists = 0
+        with self._apart("the jobs of the last days could not be listed"):
+            since = datetime.now(UTC) - LOOK_BACK
+            found |= {job.id: job async for job in each_job(self._client, created_after=since)}
+            lists += 1
+        with self._apart("the live jobs could not be listed"):
+            found |= {job.id: job async for job in each_job(self._client, pending=True)}
+            lists += 1
+        self._listed = lists == 2
         missing = [
             job_id
             for job_id, record in self._unfinished.items()
             if job_id not in found and record.meta.get("block") == self._block
         ]
         for job_id in missing[:_MOST_LOOKS]:
-            with contextlib.suppress(NotFound, InvalidInput):  # deleted
+            record = self._unfinished[job_id]
+            if session_id := record.meta.get("session"):
+                self._users.setdefault(session_id, set()).add(owner_of(record))
+            with self._apart(f"job {job_id}"), contextlib.suppress(NotFound, InvalidInput):  # deleted
                 found[job_id] = await self._client.job(job_id)
         return list(found.values())
+
+    async def _users_of(self, session_id: str) -> set[str | None]:
+        """The flow runs that use a session. Without the lists of jobs, the service is asked for the session's jobs."""
+        if not self._listed:
+            users = {job.flow_run_id async for job in each_job(self._client, session_id=session_id)}
+            self._users.setdefault(session_id, set()).update(users)
+        return self._users.get(session_id, set())
 
     async def _complete_record(self, job: Job, owner: str) -> None:
         """Record the end and the final usage of a job whose process had ended before."""
@@ -241,59 +292,47 @@ class InstanceSweeper:
             return None
         return next((state for state in states if state in _DRAINED_AFTER), states[0])
 
-    async def sessions(self) -> list[Swept]:
+    async def _sweep_sessions(self) -> None:
         """Close the recorded sessions whose flow runs are over."""
-        swept = []
         for record in self._records:
-            owner = owner_of(record)
-            if record.meta.get("block") != self._block or (record.meta.get("state") or "").lower() == "closed":
+            owner, known = owner_of(record), record.meta.get("session")
+            if is_closed(record) or owner is None or await self._owners.over(owner) is None:
                 continue
-            if owner is None or await self._owners.over(owner) is None:
-                continue
-            known = record.meta.get("session")
-            found = [known] if known else await self._left_unnoted(record, f"flow run {owner}")
-            if found is None:
-                continue
-            done: list[Swept] = []
-            for session_id in found:
-                # If it was passed to another flow run, it is still in use.
-                state = await self._all_over({owner, *(self._users.get(session_id, set()) - {None})})
-                if state is None:
-                    break
-                done += await self._close(session_id, state, flow_run=owner)
-            else:
-                if all(entry.action == _CLOSED for entry in done):  # the others are swept again
-                    with contextlib.suppress(Exception):
-                        await self._mark_closed(record)
-            swept += done
-        return swept
+            with self._apart(f"session {known or 'without an id'} of flow run {owner}"):
+                found = [known] if known else await self._left_unnoted(record, f"flow run {owner}")
+                for session_id in found or ():
+                    # If it was passed to another flow run, it is still in use.
+                    state = await self._all_over({owner, *(await self._users_of(session_id) - {None})})
+                    if state is None:
+                        break
+                    await self._close(session_id, state, record, flow_run=owner)
+                else:
+                    if found is not None and self._over.issuperset(found):  # the others are swept again
+                        with contextlib.suppress(Exception):
+                            await self._mark_closed(record)
 
-    async def sessions_of_processes(self) -> list[Swept]:
+    async def _sweep_sessions_of_processes(self) -> None:
         """Close the sessions of scripts and notebooks whose process is gone, or that outlived their limit.
 
         Whether a process on another host lives is not known, so its session is left alone while it may be in use.
         """
-        swept = []
         for note in self._notes:
             known, gone = note.meta.get("session"), self._gone[note.record.key]
-            found = [known] if known else await self._left_unnoted(note.record, note.opener) if gone else []
-            for session_id in found or ():
-                session = await self._read(session_id)
-                if session is None or session.ref().is_closed:
-                    await self._forget(note)
-                    continue
-                users = self._users.get(session_id, set()) - {None}
-                if users and await self._all_over(users) is None:
-                    continue
-                if gone or _has_outlived_its_limit(session):
-                    done = await self._close(session_id, _DEAD if gone else _EXPIRED, process=note.opener)
-                    if all(entry.action == _CLOSED for entry in done):
-                        await self._forget(note)
-                    swept += done
-        return swept
+            with self._apart(f"session {known or 'without an id'} of {note.opener}"):
+                found = [known] if known else await self._left_unnoted(note.record, note.opener) if gone else []
+                for session_id in found or ():
+                    await self._sweep_session_of_process(note, session_id, gone)
 
-    async def _forget(self, note: SessionNote) -> None:
-        if not self._dry_run:
+    async def _sweep_session_of_process(self, note: SessionNote, session_id: str, gone: bool | None) -> None:
+        session = await self._read(session_id)
+        if session is not None and session.ref().is_closed:
+            self._over.add(session_id)
+        elif gone or (_is_old(note.record) if session is None else _has_outlived_its_limit(session)):
+            users = await self._users_of(session_id) - {None}
+            if users and await self._all_over(users) is None:
+                return
+            await self._close(session_id, _DEAD if gone else _EXPIRED, note.record, process=note.opener)
+        if session_id in self._over and not self._dry_run:
             with contextlib.suppress(Exception):
                 await note.mark_closed()
 
@@ -319,14 +358,9 @@ class InstanceSweeper:
 
     def _unnamed(self) -> list[Record]:
         """The records of sessions on this instance whose id was never recorded."""
-        blocks = {sweeper._block for sweeper in self._same}
-        flows = [record for record in self._records if record.meta.get("block") in blocks]
-        notes = [note.record for note in self._notes]
-        return [
-            one
-            for one in (*flows, *notes)
-            if not one.meta.get("session") and (one.meta.get("state") or "").lower() != "closed"
-        ]
+        of_all = [one for sweeper in self._same for one in (*sweeper._records, *(n.record for n in sweeper._notes))]
+        unnamed = {one.key: one for one in of_all if not one.meta.get("session") and not is_closed(one)}
+        return list(unnamed.values())
 
     async def _has_no_opener(self, record: Record) -> bool:
         """Whether the flow run or the process that wrote a record is over."""
@@ -351,8 +385,8 @@ class InstanceSweeper:
             return []  # such a host opens sessions by their first jobs, whose records name them
         found = []
         for item in items:
-            session = await self._read(str(item.get("id")))
-            if session is None or session.state != "open" or str(session.max_ttl) != record.meta.get("max_ttl"):
+            session = await self._client.session(str(item.get("id")))  # it is listed, so it exists
+            if session.state != "open" or str(session.max_ttl) != record.meta.get("max_ttl"):
                 continue
             begun = session.started_at
             fits = begun is None or abs(begun - record.updated) <= _OPENING
@@ -360,16 +394,15 @@ class InstanceSweeper:
                 found.append(session.id)
         return found
 
-    async def sessions_of_jobs(self) -> list[Swept]:
+    async def _sweep_sessions_of_jobs(self) -> None:
         """Close sessions that are known by the tags of their jobs, if all jobs are ours."""
-        swept = []
         for session_id in self._in_jobs:
-            users = self._users[session_id]
-            owner = next(iter(users))
-            state = await self._all_over(users)
-            if owner is not None and state is not None:
-                swept += await self._close(session_id, state, flow_run=owner)
-        return swept
+            with self._apart(f"session {session_id}"):
+                users = await self._users_of(session_id)
+                owner = next(iter(users))
+                state = await self._all_over(users)
+                if owner is not None and state is not None:
+                    await self._close(session_id, state, flow_run=owner)
 
     async def _read(self, session_id: str) -> Session | None:
         try:
@@ -378,27 +411,49 @@ class InstanceSweeper:
             return None
 
     async def _close(
-        self, session_id: str, state: str, *, flow_run: str | None = None, process: str | None = None
-    ) -> list[Swept]:
-        if session_id in self._seen:
-            return []
-        self._seen.add(session_id)
+        self,
+        session_id: str,
+        state: str,
+        record: Record | None = None,
+        *,
+        flow_run: str | None = None,
+        process: str | None = None,
+    ) -> None:
+        """Close a session unless that was done. `_over` has it if it is known to be closed."""
+        if session_id in self._tried or any(session_id in sweeper._seen for sweeper in self._same):
+            return
+        self._tried.add(session_id)
         session = await self._read(session_id)
-        if session is None or session.ref().is_closed:
-            return []
+        if session.ref().is_closed if session is not None else record is not None and _is_old(record):
+            self._seen.add(session_id)
+            self._over.add(session_id)
+            return
         drain = state in _DRAINED_AFTER
+        if self._dry_run and session is None:
+            return
         if self._dry_run:
+            self._seen.add(session_id)
             action = "would be drained" if drain else "would be closed"
         else:
+            # A service that restarts may answer once that it knows no such session: closing it asks again.
             try:
                 read = await self._client.close_session(session_id, drain=drain)
             except QuantumRuntimeError as error:  # the others are still swept
                 action = f"could not be closed: {error.message}"
             else:
-                ref = SessionRef(id=session_id, backend=session.backend, state=read.state if read else "closed")
+                self._seen.add(session_id)
+                if read is None or read.ref().is_closed:
+                    self._over.add(session_id)
+                if read is None and session is None:  # it was gone before
+                    return
+                ref = SessionRef(
+                    id=session_id,
+                    backend=(session or read or SessionRef()).backend,
+                    state=read.state if read else "closed",
+                )
                 notifications.session_event("swept", ref, flow_run_id=flow_run, flow_state=state, drain=drain)
-                action = _CLOSED if read is None or read.ref().is_closed else _DRAINS
-        return [self._entry(session_id, state, action, flow_run=flow_run, process=process)]
+                action = _CLOSED if session_id in self._over else _DRAINS
+        self._found.sessions.append(self._entry(session_id, state, action, flow_run=flow_run, process=process))
 
     async def _mark_closed(self, record: Record) -> None:
         if self._dry_run:
@@ -426,6 +481,11 @@ class InstanceSweeper:
             url=url,
             process=process,
         )
+
+
+def _is_old(record: Record) -> bool:
+    """Whether a recorded session cannot be open any more."""
+    return record.updated is not None and datetime.now(UTC) - record.updated > _LIFE
 
 
 def _has_outlived_its_limit(session: Session) -> bool:

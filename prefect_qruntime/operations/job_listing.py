@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.service import each_job
 from prefect_qruntime.credentials import load_each
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobStatus
@@ -241,19 +242,14 @@ async def _jobs(
     """List the newest matching jobs. The service filters by "over or not" only, so states are filtered here."""
     over = {state.is_terminal for state in states} if states is not None else {True, False}
     pending = None if len(over) == 2 else not over.pop()
-    found: dict[str, Job] = {}
-    seen: set[str] = set()
-    before: datetime | None = None
-    while len(found) < limit:
-        size = _PAGE if states is not None else min(limit - len(found), _PAGE)
-        page = await client.jobs(pending=pending, created_after=since, created_before=before, limit=size)
-        fresh = [job for job in page if job.id not in seen]
-        seen.update(job.id for job in fresh)
-        found.update((job.id, job) for job in fresh if states is None or job.status in states)
-        before = page[-1].created_at if page else None
-        if len(page) < size or not fresh or before is None:
+    found: list[Job] = []
+    page = _PAGE if states is not None else min(limit, _PAGE)
+    async for job in each_job(client, page=page, pending=pending, created_after=since):
+        if states is None or job.status in states:
+            found.append(job)
+        if len(found) >= limit:
             break
-    return list(found.values())[:limit]
+    return found
 
 
 async def find_owners(flow_run_ids: Iterable[str | None]) -> dict[str, Owner]:

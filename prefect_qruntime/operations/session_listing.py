@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.connection import check_id
 from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.service import each_job
 from prefect_qruntime.credentials import QuantumRuntimeCredentials, load_each
 from prefect_qruntime.errors import NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, Session, SessionRef
 from prefect_qruntime.observability.artifacts import Record, find_records
 from prefect_qruntime.prefect_api import flow_runs_by_id
-from prefect_qruntime.tasks.session_notes import SessionNote, is_note, session_notes
+from prefect_qruntime.tasks.session_notes import SessionNote, is_closed, is_note, leads_to, session_notes
 from prefect_qruntime.tasks.sessions import close
 
 __all__ = ["OpenSession", "SessionList", "aclose_by_id", "alist_sessions", "close_by_id", "list_sessions"]
+
+T = TypeVar("T")
 
 _AT_ONCE = 8  # sessions read concurrently
 _PAGE = 200
@@ -130,47 +133,65 @@ async def _list(blocks: Iterable[str] | None) -> SessionList:
     notes = await session_notes(records)
     found: dict[str, OpenSession] = {}  # by id: two blocks may lead to one instance
     loaded, problems = await load_each(blocks)
+    wrong = list(problems.values())
     for name, credentials in loaded.items():
         try:
-            for one in await _of_instance(name, credentials, records, notes):
-                found.setdefault(one.id, one)
+            listed, failed = await _of_instance(name, credentials, records, notes)
         except (QuantumRuntimeError, ValueError) as error:
-            problems[name] = f"{name}: {error}"
+            wrong.append(f"{name}: {error}")
+            continue
+        for one in listed:
+            found.setdefault(one.id, one)
+        wrong += [f"{name}: {what}: {error}" for what, error in failed.items()]
     never = datetime.min.replace(tzinfo=UTC)
     ordered = sorted(found.values(), key=lambda one: one.opened_at or never)
-    return SessionList(sessions=await _with_flow_runs(ordered), problems=[problems[name] for name in sorted(problems)])
+    return SessionList(sessions=await _with_flow_runs(ordered), problems=sorted(wrong))
 
 
 async def _of_instance(
     block: str, credentials: QuantumRuntimeCredentials, records: list[Record], notes: list[SessionNote]
-) -> list[OpenSession]:
+) -> tuple[list[OpenSession], dict[str, QuantumRuntimeError]]:
+    """Read the open sessions of an instance; each list and session that is refused is returned with its error.
+
+    Raises:
+        QuantumRuntimeError: The instance does not answer.
+    """
     client = credentials.get_client()
-    pending = await client.jobs(pending=True)
+    failed: dict[str, QuantumRuntimeError] = {}
+
+    async def apart(what: str, call: Awaitable[T], otherwise: T) -> T:
+        try:
+            return await call
+        except NotFound:
+            return otherwise
+        except QuantumRuntimeError as error:
+            if error.is_outage:  # the next request would meet it, too
+                raise
+            failed[what] = error
+            return otherwise
+
     jobs: dict[str, list[Job]] = {}
-    for job in pending:
+    for job in await apart("the live jobs could not be listed", _live(client), []):
         if job.session_id:
             jobs.setdefault(job.session_id, []).append(job)
     flow_runs = {
         record.meta["session"]: record.meta.get("flow_run")
         for record in records
-        if record.meta.get("session") and record.meta.get("block") == block and not is_note(record)
-        if record.meta.get("state", "").lower() != "closed"
+        if record.meta.get("session") and leads_to(record.meta, client.connection, block)
+        if not is_note(record) and not is_closed(record)
     }
-    here = client.connection
     processes = {
         note.meta["session"]: note
         for note in notes
-        if note.meta.get("session") and (note.meta.get("crn"), note.meta.get("base_url")) == (here.crn, here.base_url)
+        if note.meta.get("session") and leads_to(note.meta, client.connection, block)
     }
-    wanted = dict.fromkeys([*await _listed(client), *jobs, *flow_runs, *processes])
+    listed = await apart("the sessions could not be listed", _listed(client), [])
+    wanted = dict.fromkeys([*listed, *jobs, *flow_runs, *processes])
     slots = asyncio.Semaphore(_AT_ONCE)
 
     async def read(session_id: str) -> Session | None:
         async with slots:
-            try:
-                return await client.session(session_id)
-            except NotFound:
-                return None
+            return await apart(f"session {session_id}", client.session(session_id), None)
 
     found = []
     for session in await asyncio.gather(*(read(session_id) for session_id in wanted)):
@@ -197,7 +218,11 @@ async def _of_instance(
                 process_state=_word(note.is_gone) if note is not None else None,
             )
         )
-    return found
+    return found, failed
+
+
+async def _live(client: QuantumRuntimeClient) -> list[Job]:
+    return [job async for job in each_job(client, pending=True)]
 
 
 def _age(since: datetime | None) -> float | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -45,7 +45,7 @@ from prefect_qruntime.operations.instance_sweep import (
 from prefect_qruntime.prefect_api import api
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.run_context import process_is_gone
-from prefect_qruntime.tasks.session_notes import SessionNote, session_notes
+from prefect_qruntime.tasks.session_notes import SessionNote, is_closed, is_note, session_notes
 
 __all__ = [
     "Resumed",
@@ -329,6 +329,7 @@ async def _sweep(blocks: Iterable[str] | None, *, dry_run: bool, cancel_jobs: bo
                 name, credentials.get_client(), owners, records, notes, unfinished, dry_run, found[name], same
             )
         )
+    sweepers = [one for same in instances.values() for one in same]
     at_once = asyncio.Semaphore(_AT_ONCE)
 
     async def one_after_the_other(same: list[InstanceSweeper]) -> None:
@@ -350,7 +351,7 @@ async def _sweep(blocks: Iterable[str] | None, *, dry_run: bool, cancel_jobs: bo
             for name in sorted({*loaded, *problems})
             for problem in ([problems[name]] if name in problems else found[name].problems)
         ]
-        + (_out_of_reach(notes, [one for same in instances.values() for one in same]) if blocks is None else []),
+        + (await _out_of_reach(records, notes, sweepers, owners, problems) if blocks is None else []),
         stalled=await find_stalled(noted),
     )
 
@@ -364,16 +365,41 @@ async def _free_locks() -> None:
         log.warning("The locks in Prefect could not be read: %r", error)
 
 
-def _out_of_reach(notes: list[SessionNote], sweepers: list[InstanceSweeper]) -> list[str]:
-    """Report the open sessions of dead processes that no saved block leads to."""
+async def _out_of_reach(
+    records: list[Record],
+    notes: list[SessionNote],
+    sweepers: list[InstanceSweeper],
+    owners: Owners,
+    unusable: Collection[str],
+) -> list[str]:
+    """Report the sessions that finished flow runs and dead processes left open where no saved block leads to.
+
+    Args:
+        records: All records of sessions.
+        notes: Those of processes.
+        sweepers: One for each block.
+        owners: The states of flow runs.
+        unusable: The blocks that could not be loaded, which is reported already.
+    """
+    left = [(note.record, note.opener) for note in notes if note.is_gone]
+    for record in records:
+        owner = owner_of(record)
+        if not is_note(record) and not is_closed(record) and await owners.over(owner) is not None:
+            left.append((record, f"flow run {owner}"))
     recent = datetime.now(UTC) - LOOK_BACK
     return [
-        f"session {note.meta.get('session') or 'without an id'}, opened by {note.opener}, was left open, and no saved "
-        f"credentials block leads to its instance {note.meta.get('crn')}. Save one and sweep again."
-        for note in notes
-        if note.is_gone and not any(sweeper.reaches(note) for sweeper in sweepers)
-        if note.record.updated is None or note.record.updated > recent  # an older one has closed by itself
+        f"session {record.meta.get('session') or 'without an id'}, opened by {opener}, was left open, and no saved "
+        f"credentials block leads to its instance {_instance_of(record)}. Save one and sweep again."
+        for record, opener in left
+        if record.meta.get("block") not in unusable and not any(sweeper.reaches(record) for sweeper in sweepers)
+        if record.updated is None or record.updated > recent  # an older one has closed by itself
     ]
+
+
+def _instance_of(record: Record) -> str:
+    """The instance that a record names; an old one names the block only."""
+    block = record.meta.get("block")
+    return record.meta.get("crn") or (f"of block {block!r}" if block else "(its block was not saved)")
 
 
 def _unfinished(jobs: list[Record]) -> dict[str, Record]:

@@ -15,6 +15,7 @@ from sys import intern
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.parsing import parse_session_workload
+from prefect_qruntime.client.service import each_job
 from prefect_qruntime.credentials import load_each
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import FLOW_TAG, KEY_TAG, Job, Session, Usage
@@ -37,10 +38,8 @@ from prefect_qruntime.operations.usage_tables import Reconciled, UnownedJob, Usa
 
 __all__ = ["InstanceUsage", "areport_usage", "compile_report", "report_usage"]
 
-_PAGE = 200
 _AT_ONCE = 8  # sessions read concurrently
 _SESSION_LIFE = timedelta(hours=24)  # within which the jobs of a session are created
-_OVERLAP = timedelta(milliseconds=1)  # a page begins with the last millisecond of the page before
 _UNOWNED = 100  # jobs without an owner that are listed one by one
 
 FindOwners = Callable[[set[str]], Awaitable[Mapping[str, Owner]]]
@@ -164,24 +163,8 @@ class InstanceUsage:
     async def _read_jobs(
         self, client: QuantumRuntimeClient, block: str, since: datetime, until: datetime | None
     ) -> None:
-        """Read all jobs, newest first. A list that changes while it is read repeats jobs, and omits none."""
-        before, size, seen = until, _PAGE, set[str]()
-        while True:
-            page = await client.jobs(created_after=since, created_before=before, limit=size)
-            fresh = [job for job in page if job.id not in seen]
-            for job in fresh:
-                self.book.see_job(_job_facts(job, block))
-            if len(page) < size:
-                return
-            last = page[-1].created_at
-            if last is None:
-                raise QuantumRuntimeError(
-                    f"The service does not say when job {page[-1].id} was created, so the list cannot be continued."
-                )
-            moved = before is None or last + _OVERLAP < before
-            # More jobs of one millisecond than fit on a page: ask for a larger page.
-            before, size = last + _OVERLAP, _PAGE if moved else 2 * size
-            seen = {job.id for job in page}
+        async for job in each_job(client, created_after=since, created_before=until):
+            self.book.see_job(_job_facts(job, block))
 
     async def _read_unlisted(self, client: QuantumRuntimeClient, block: str) -> None:
         """Read the sessions that jobs name and no list showed: older ones, and those listed late."""

@@ -1,8 +1,9 @@
 """Monitor an instance: alarms as events, and one artifact that shows its state.
 
-Each alarm is identified by its cause (a session and the jobs it has had, a day, a lock's row). Its event's
-id is made of that, and Prefect keeps and acts on the first event of an id. So an alarm is given once for each crossing,
-by however many watchers and however often they are restarted.
+Each alarm is identified by its cause (a session and the jobs it has had, a day, a lock's row). Its event's id is made
+of it. Prefect's triggers remember an id for half an hour only, so a watcher first asks whether Prefect has the event.
+So an alarm is given once for each crossing, by however many watchers and however often they are restarted, while
+Prefect keeps the event (a week by default).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import contextlib
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -24,11 +25,12 @@ from prefect_qruntime.admission.guard import read_queue
 from prefect_qruntime.admission.locks import LockState, read_locks
 from prefect_qruntime.admission.share_core import Row
 from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.service import each_job
 from prefect_qruntime.errors import NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, Session, Usage
 from prefect_qruntime.observability.artifacts import upsert
 from prefect_qruntime.observability.telemetry import emit
-from prefect_qruntime.prefect_api import flow_runs_by_id
+from prefect_qruntime.prefect_api import api, flow_runs_by_id
 from prefect_qruntime.redact import get_logger, many, markdown_text, printable
 from prefect_qruntime.settings import QuantumRuntimeSettings, current_settings
 
@@ -42,6 +44,7 @@ _DAY = timedelta(days=1)
 _LEAST_DAYS = 5  # past days with some usage that are needed before a day can be called unusual
 _LEAST_SECONDS = 60.0  # QPU seconds below which no day is unusual
 _ROWS = 20
+_EVENTS = 50  # most events that Prefect returns at once
 _PERIOD_DAYS = 28
 
 
@@ -262,6 +265,8 @@ class InstanceWatch:
         self._past_read = float("-inf")
         self._closed: LRUCache[str, bool] = LRUCache(4096)
         self._names: LRUCache[str, str] = LRUCache(4096)
+        self._told: LRUCache[UUID, bool] = LRUCache(4096)
+        self._refused: LRUCache[str, bool] = LRUCache(4096)
 
     async def look(self, client: QuantumRuntimeClient) -> list[Alarm]:
         """Raise alarms, update the artifact, and close sessions over their limit. Runs on the network loop.
@@ -276,7 +281,7 @@ class InstanceWatch:
             log.warning("Sessions over their budget's limit could not be closed: %s", error)
         view = await self._view(client)
         raised = alarms(view, current_settings())
-        for one in raised:
+        for one in await self._untold(raised):
             kind, name = one.about
             resource = {"prefect.resource.id": f"qruntime.{kind}.{name}", "prefect.resource.name": name}
             facts = {**one.facts, "text": one.text, "block": self._block}
@@ -284,6 +289,19 @@ class InstanceWatch:
         line = board_line(view, raised)
         await upsert("instance", view.name, board(view, raised), {"block": self._block}, describe=lambda _facts: line)
         return raised
+
+    async def _untold(self, raised: Sequence[Alarm]) -> list[Alarm]:
+        """The alarms whose events Prefect does not have. It joins those that are given twice within half an hour."""
+        asked = [str(one.id) for one in raised if one.id not in self._told]
+        for start in range(0, len(asked), _EVENTS):
+            body = {"filter": {"id": {"id": asked[start : start + _EVENTS]}}, "limit": _EVENTS}
+            try:
+                answer = await (await api()).request("POST", "/events/filter", json=body)
+                self._told.update({UUID(event["id"]): True for event in answer.json()["events"]})
+            except Exception as error:  # better twice than never
+                log.warning("Prefect does not say which alarms were given before: %r", error)
+                break
+        return [one for one in raised if one.id not in self._told]
 
     async def _name_runs(self, jobs: Iterable[Job]) -> dict[str, str]:
         """The names of the jobs' flow runs. One that this Prefect does not know goes by its id."""
@@ -296,14 +314,15 @@ class InstanceWatch:
     async def _sessions(self, client: QuantumRuntimeClient, live: Sequence[Job], now: datetime) -> list[Session]:
         """The open sessions: those of known jobs, and those among the workloads of the last day."""
         ids = dict.fromkeys(job.session_id for job in (*live, *self._past.values()) if job.session_id)
-        with contextlib.suppress(NotFound):  # such a host has no workloads; its sessions are found by their jobs
+        # Some hosts have no workloads; their sessions are found by their jobs.
+        with self._apart("The sessions of the last day could not be listed"):
             for item in await client.workloads(created_after=now - _DAY, limit=200):
                 if str(item.get("mode")) in ("session", "batch") and item.get("id"):
                     ids[str(item["id"])] = None
         found = []
         for session_id in ids:
             if session_id not in self._closed:
-                with contextlib.suppress(NotFound):
+                with self._apart(f"Session {session_id} could not be read"):
                     session = await client.session(session_id)
                     if session.ref().is_closed:
                         self._closed[session_id] = True
@@ -311,14 +330,28 @@ class InstanceWatch:
                         found.append(session)
         return found
 
+    @contextlib.contextmanager
+    def _apart(self, what: str) -> Iterator[None]:
+        """Let a refusal end one step only, such as a session of another user; each is logged once."""
+        try:
+            yield
+        except NotFound:
+            pass
+        except QuantumRuntimeError as error:
+            if error.is_outage:
+                raise
+            if what not in self._refused:
+                self._refused[what] = True
+                log.warning("%s: %s", what, error)
+
     async def _view(self, client: QuantumRuntimeClient) -> InstanceView:
         now, moment = datetime.now(UTC), time.monotonic()
-        live = await client.jobs(pending=True)
+        live = [job async for job in each_job(client, pending=True)]
         whole = moment - self._past_read > _HISTORY_AGAIN
         begin = now - (_HISTORY if whole else _DAY)
         self._past = {
             **({} if whole else {one.id: one for one in self._past.values() if _is_younger(one, now - _HISTORY)}),
-            **{job.id: job for job in await client.jobs(created_after=begin)},
+            **{job.id: job async for job in each_job(client, created_after=begin)},
         }
         self._past_read = moment if whole else self._past_read
         sessions = await self._sessions(client, live, now)

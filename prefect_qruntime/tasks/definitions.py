@@ -37,12 +37,10 @@ from typing import (
 )
 
 from prefect import Task, task
-from prefect.blocks.abstract import CredentialsBlock
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
 from prefect_qruntime.admission.budget import BudgetLike
-from prefect_qruntime.admission.policy import check_hosts
 from prefect_qruntime.client import inputs
 from prefect_qruntime.client.connection import check_id
 from prefect_qruntime.client.cost_core import busy_seconds
@@ -336,13 +334,6 @@ def run_name_of(pattern: str) -> Callable[..., str]:
     return run_name
 
 
-async def _may_use(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuse credentials that lead to a host which the installation's policy does not allow."""
-    credentials = kwargs.get("credentials", args[0] if args else None)
-    if isinstance(credentials, CredentialsBlock):
-        await check_hosts(credentials.get_client().connection)
-
-
 _names: set[str] = set()
 """Names of our tasks."""
 
@@ -371,7 +362,6 @@ def _task_of(
         @functools.wraps(body)
         async def traced(*args: P.args, **kwargs: P.kwargs) -> R:
             with trace_task(name), around():
-                await _may_use(args, kwargs)
                 return await body(*args, **kwargs)
 
         made = task(name=name, task_run_name=run_name_of(run_name), cache_policy=NO_CACHE, **options)

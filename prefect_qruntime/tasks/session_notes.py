@@ -25,6 +25,7 @@ import orjson
 from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.settings import get_current_settings
 
+from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name
 from prefect_qruntime.errors import QuantumRuntimeError
@@ -39,7 +40,9 @@ from prefect_qruntime.run_context import process_facts, process_is_gone
 __all__ = [
     "SessionNote",
     "SessionNotes",
+    "is_closed",
     "is_note",
+    "leads_to",
     "note",
     "record_session",
     "session_notes",
@@ -105,6 +108,24 @@ def is_note(record: Record) -> bool:
     return bool(record.meta.get("pid")) and not record.meta.get("flow_run")
 
 
+def is_closed(record: Record) -> bool:
+    """Whether a session's end is recorded."""
+    return (record.meta.get("state") or "").lower() == "closed"
+
+
+def leads_to(meta: Mapping[str, str], connection: Connection, block: str) -> bool:
+    """Whether a recorded session is in the instance that a credentials block leads to, whatever the block's name is.
+
+    Args:
+        meta: The record's facts.
+        connection: The block's.
+        block: The block's name, which decides if the record was written before records named their instance.
+    """
+    if not meta.get("crn"):
+        return meta.get("block") == block
+    return (meta["crn"], meta.get("base_url")) == (connection.crn, connection.base_url)
+
+
 async def session_notes(records: list[Record] | None = None) -> list[SessionNote]:
     """All notes that are in Prefect and in this machine's files, closed sessions left out. Runs on the network loop.
 
@@ -114,7 +135,7 @@ async def session_notes(records: list[Record] | None = None) -> list[SessionNote
     records = await find_records("session") if records is None else records
     noted = [SessionNote(record) for record in records if is_note(record)]
     noted += await asyncio.to_thread(_files)
-    return [one for one in noted if one.meta.get("state", "").lower() != "closed"]
+    return [one for one in noted if not is_closed(one.record)]
 
 
 def _folder() -> Path:
@@ -181,14 +202,14 @@ def token_of(session: SessionRef) -> str | None:
 
 
 async def record_session(
-    token: str, session: SessionRef, *, block: str | None, flow_run_id: str | None, new: bool
+    credentials: QuantumRuntimeCredentials, token: str, session: SessionRef, *, flow_run_id: str | None, new: bool
 ) -> None:
     """Record a flow run's session in Prefect.
 
     Args:
+        credentials: The credentials block; only its name and the instance are recorded.
         token: Identifies the record; it exists before the session has an id.
         session: The session as known now.
-        block: Name of the credentials block, if it has one.
         flow_run_id: The flow run that owns the session.
         new: Whether this is the first record, written before the session is opened.
 
@@ -200,7 +221,8 @@ async def record_session(
     facts = _of_session(session)
     shown = {**facts, "max_ttl": f"{session.max_ttl} s"} if session.max_ttl else facts
     try:
-        await _upsert(token, session, shown, {**facts, "block": block, "flow_run": flow_run_id}, new=new)
+        meta = {**facts, **_instance(credentials), "flow_run": flow_run_id}
+        await _upsert(token, session, shown, meta, new=new)
     except Exception as error:
         if new:
             raise
@@ -263,17 +285,20 @@ async def note(
         await asyncio.to_thread(_write, entry.path, {"id": token, **meta})
 
 
-def _facts(credentials: QuantumRuntimeCredentials) -> dict[str, str]:
+def _instance(credentials: QuantumRuntimeCredentials) -> dict[str, str]:
+    """The block and the instance that it leads to."""
     connection = credentials.get_client().connection
     facts = {
         "block": block_name(credentials) or "",
         "crn": connection.crn,
         "base_url": connection.base_url,
         "dialect": connection.dialect,
-        "opened": datetime.now(UTC).isoformat(),
-        **process_facts(),
     }
     return {name: value for name, value in facts.items() if value}
+
+
+def _facts(credentials: QuantumRuntimeCredentials) -> dict[str, str]:
+    return {**_instance(credentials), "opened": datetime.now(UTC).isoformat(), **process_facts()}
 
 
 def _of_session(session: SessionRef) -> dict[str, str]:

@@ -251,9 +251,7 @@ async def note_session(
     if outside is not None:
         await session_notes.note(credentials, outside, session, drain=_drain)
     elif token is not None:
-        await session_notes.record_session(
-            token, session, block=block_name(credentials), flow_run_id=where.flow_run_id, new=new
-        )
+        await session_notes.record_session(credentials, token, session, flow_run_id=where.flow_run_id, new=new)
 
 
 async def _drain(credentials: QuantumRuntimeCredentials, session: SessionRef) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import traceback
 from typing import Any
 
 import pytest
 from prefect import flow, task
 from prefect.blocks.core import Block
+from prefect.client.schemas.actions import BlockDocumentUpdate
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.testing.standard_test_suites.blocks import BlockStandardTestSuite
 
@@ -173,3 +175,46 @@ def test_verify_tells_that_no_time_is_left(sandbox: Sandbox, credentials: Quantu
     assert not report.ok
     assert "no QPU time left" in report.problems[0]
     assert report.backends, "what works is still shown"
+
+
+KEY = "Zk3yABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789abcd"
+
+
+@pytest.mark.parametrize("given", [{"api_key": KEY}, {"api_key": [KEY], "crn": "c"}, {"api_key": KEY, "CRN": "c"}])
+def test_a_flow_that_builds_a_wrong_block_stores_and_logs_no_key(
+    given: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    @flow
+    def builds() -> None:
+        QuantumRuntimeCredentials(**given)
+
+    flow_run, state = ran(builds)
+    assert state.is_failed()
+    assert "QuantumRuntimeCredentials" in str(state.message)
+    assert KEY[:20] not in flow_run.model_dump_json() + str(state.message) + caplog.text
+
+
+@pytest.mark.parametrize("load", [QuantumRuntimeCredentials.load, load_credentials, "aload", "awaited"])
+def test_a_document_without_a_crn_is_refused_without_its_key(load: Any, credentials: QuantumRuntimeCredentials) -> None:
+    credentials.save("block-without-crn", overwrite=True)
+
+    async def spoil(client: Any) -> None:
+        saved = await client.read_block_document_by_name("block-without-crn", credentials.get_block_type_slug())
+        change = BlockDocumentUpdate(data={"api_key": KEY}, merge_existing_data=False)
+        await client.update_block_document(saved.id, change)
+
+    asked(spoil)
+
+    async def awaited() -> Any:
+        return await (
+            QuantumRuntimeCredentials.aload("block-without-crn")
+            if load == "aload"
+            else QuantumRuntimeCredentials.load("block-without-crn")  # type: ignore[misc]
+        )
+
+    with pytest.raises((RuntimeError, InvalidInput)) as caught:
+        load("block-without-crn") if callable(load) else run(awaited())
+    shown = traceback.TracebackException.from_exception(caught.value, capture_locals=True).format()
+    found = [line for line in shown if "KEY = " not in line]
+    assert KEY[:20] not in "".join(found), found
+    assert "crn" in "".join(found)

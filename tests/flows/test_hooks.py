@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 from prefect import flow
+from prefect.states import Running
 
 import prefect_qruntime as qr
 from prefect_qruntime import hooks
 from prefect_qruntime.cancellation import policy
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.flow_runs import BACKEND, FLIP, STAY, events, ran, records, run
+from tests.support.prefect_calls import asked
 
 pytestmark = pytest.mark.server
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -146,6 +148,20 @@ def test_a_job_attached_to_by_an_explicit_key_is_cancelled_with_the_run_that_att
     hooks.on_cancellation(flow=busy, flow_run=second, state=state)
     assert cloud.job(shared["id"])["status"] == "Cancelled"
     assert statuses(cloud, first.id) == ["Queued", "Queued", "Cancelled"]
+
+
+@pytest.mark.parametrize("cancelled", [0, 1])
+@pytest.mark.parametrize("hook", [hooks.on_cancellation, hooks.on_cancellation_detach])
+def test_cancelling_one_of_two_runs_cancels_their_job_unless_it_is_detached(
+    cloud: Any, sandbox: Sandbox, cancelled: int, hook: Any
+) -> None:
+    """The submitter and the one that attached are alike, and the other one still runs."""
+    runs = [ran(busy, key=f"hooks-both-{cancelled}-{hook.__name__}") for _ in range(2)]
+    for flow_run, _ in runs:
+        asked(lambda client, flow_run=flow_run: client.set_flow_run_state(flow_run.id, Running(), force=True))
+    shared = cloud.jobs(tag=f"qr-flow:{runs[0][0].id}")[-1]
+    hook(flow=busy, flow_run=runs[cancelled][0], state=runs[cancelled][1])
+    assert (cloud.job(shared["id"])["status"] == "Cancelled") is (hook is hooks.on_cancellation)
 
 
 def test_a_block_that_is_gone_does_not_keep_the_others_from_being_cleaned_up(

@@ -58,7 +58,7 @@ def test_a_changed_address_is_refused_before_a_token_is_asked_for(
 
     assert three() == [False] * 3
     (finding,) = [one for one in run_doctor([name]).findings if one.block == name and one.check == "policy"]
-    assert (finding.level, "refuses this block" in finding.finding) == ("problem", True)
+    assert (finding.level, "This block is refused" in finding.finding) == ("problem", True)
     # Reads of other jobs are the background work of earlier tests.
     assert sandbox.control.journal("POST") == []
     assert [one["path"] for one in sandbox.control.journal() if "d1abc" in one["path"]] == []

@@ -20,7 +20,9 @@ import prefect_qruntime as qr
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.submission import Intent
+from prefect_qruntime.credentials import saved_blocks
 from prefect_qruntime.operations import job_listing as qr_listing
+from prefect_qruntime.operations.session_listing import list_sessions
 from prefect_qruntime.operations.sweep import run_sweep
 from prefect_qruntime.run_context import current_run
 from prefect_qruntime.sandbox import Sandbox
@@ -387,3 +389,54 @@ def test_the_command_line(control: Any, sandbox: Sandbox, prefect_server: Any, c
     assert sweep(BLOCK) == 1, "a job goes on"
     assert sweep(BLOCK, "--cancel-jobs") == 0
     assert control.job(run(state.aresult()).id)["status"] == "Cancelled"
+
+
+@pytest.mark.parametrize("save", ["renamed", "unsaved", "two"])
+def test_a_session_is_found_by_its_instance_whatever_its_block_is_called(
+    control: Any, sandbox: Sandbox, save: str
+) -> None:
+    credentials = qr.QuantumRuntimeCredentials(**sandbox.connection("cloud"))
+    if save != "unsaved":
+        credentials.save("sweep-old-name", overwrite=True)
+
+    @flow
+    def opens() -> Any:
+        return qr.open_session(credentials, BACKEND, max_ttl=600)
+
+    flow_run, state = ran(opens)
+    session = run(state.aresult())
+    if save == "renamed":
+        qr.QuantumRuntimeCredentials.delete("sweep-old-name")
+    put(flow_run.id, Completed())
+    (listed,) = [one for one in list_sessions([BLOCK]).sessions if one.id == session.id]
+    assert listed.flow_run_id == str(flow_run.id)
+    report = run_sweep([BLOCK])
+    assert ([entry.id for entry in report.sessions], report.problems) == ([session.id], [])
+    assert control.open_sessions() == []
+    if save == "two":
+        qr.QuantumRuntimeCredentials.delete("sweep-old-name")
+
+
+def test_a_session_that_no_block_leads_to_is_a_problem(control: Any, sandbox: Sandbox) -> None:
+    flow_run, session = left(Completed(), jobs=0)
+    for name in network_loop().run(saved_blocks()):  # those of other tests lead to the same sandbox
+        qr.QuantumRuntimeCredentials.delete(name)
+    report = run_sweep()
+    assert not report.is_clean
+    (problem,) = [one for one in report.problems if session.id in one]
+    assert f"flow run {flow_run.id}" in problem
+    assert sandbox.crn in problem
+    qr.QuantumRuntimeCredentials(**sandbox.connection("cloud")).save(BLOCK)
+    assert session.id in [entry.id for entry in run_sweep().sessions]
+
+
+@pytest.mark.parametrize("path", ["/jobs", "/workloads", "session"])
+def test_a_list_of_sessions_shows_what_can_be_read(control: Any, sandbox: Sandbox, path: str) -> None:
+    sessions = [left(Running(), jobs=0)[1] for _ in range(2)]
+    where = f"/sessions/{sessions[0].id}" if path == "session" else path
+    control.add_fault("GET", where, status=403, times=None)
+    found = list_sessions([BLOCK])
+    control.clear_faults()
+    assert {one.id for one in found.sessions} == {one.id for one in sessions[path == "session" :]}
+    (problem,) = found.problems
+    assert problem.startswith(f"{BLOCK}: session {sessions[0].id}" if path == "session" else f"{BLOCK}: the ")

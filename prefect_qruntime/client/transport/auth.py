@@ -35,6 +35,7 @@ _SHORTEST_MARGIN = 1.0
 # up to twelve minutes goes unnoticed.
 _RENEW = 0.20
 _LONG_LIFE = 300.0
+_CHECKED_AGAIN = 60.0  # seconds after which the connection's guard is asked again
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +78,22 @@ class TokenSource:
         self._clock = clock
         self._token: _Token | None = None
         self._renewal = SingleFlight[_Token]()
+        self._checked = -math.inf  # when the guard last let the key pass
         self.clock_skew: float | None = None
         """Seconds by which IAM's wall clock is ahead of ours; None before its first token."""
 
     async def get(self) -> str:
-        """A token that is valid now.
+        """A token that is valid now. Each request needs one, so this is where the connection's guard is asked.
 
         Raises:
             AuthenticationError: IAM does not know the key.
             ServiceUnavailable: IAM did not answer in time.
+            QuantumRuntimeError: The guard does not let the key pass.
         """
+        guard = self._connection.guard
+        if guard is not None and self._clock() >= self._checked + _CHECKED_AGAIN:
+            await guard(self._connection)
+            self._checked = self._clock()
         now = self._clock()
         token = self._token
         if token is None or now >= token.usable_until:

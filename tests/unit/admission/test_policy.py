@@ -234,3 +234,11 @@ def test_changed_hosts_are_refused_before_the_token(server: Server) -> None:
     for ask in (block.verify, lambda: asyncio.run(block.averify())):
         with pytest.raises(PolicyRefused, match=r"iam_url points to 'evil\.example'"):
             ask()
+
+
+def test_with_wrong_settings_keys_go_to_the_service_only(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_SESSION_MAX_TTL_SECONDS", "soon")
+    assert in_force(buys=False) == QuantumRuntimePolicy()
+    with pytest.raises(ValidationError):
+        in_force()
+    assert server.asked == 0

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
 
 import pytest
 
+import prefect_qruntime
 from prefect_qruntime.client.connection import Connection
-from prefect_qruntime.diagnostics.network import check_proxy_reached
+from prefect_qruntime.client.transport.http import Probe, Trouble
+from prefect_qruntime.diagnostics.network import Address, _in_the_way, check_api, check_iam, check_proxy_reached
 
 REMOTE = Connection(api_key="not-a-key-0123456789", crn="crn:v1:bluemix:public:quantum-computing:us-east:a/0:0::")
 
@@ -71,3 +77,63 @@ def test_this_machine_is_asked_directly(monkeypatch: pytest.MonkeyPatch, closed:
         api_key=REMOTE.api_key, crn=REMOTE.crn, base_url="http://127.0.0.1:1/api/v1", iam_url="http://127.0.0.1:1"
     )
     assert found(here) == []
+
+
+WORDS = (
+    "{policy-17}",
+    "{",
+    "}",
+    "{0}",
+    "{host!z}",
+    "{host.__class__}",
+    "%s %(x)d %",
+    "[/red]",
+    "{setting:>9999999999}",
+)
+
+
+@pytest.mark.parametrize("words", WORDS)
+@pytest.mark.parametrize("trouble", get_args(Trouble))
+def test_what_a_proxy_says_is_no_template(trouble: Trouble, words: str) -> None:
+    met = Probe("https://iam.cloud.ibm.com/identity/token", trouble=trouble, text=f"403 {words}")
+    finding = _in_the_way(met, REMOTE, "iam_url")
+    assert (words in finding.finding) is (trouble == "proxy")
+    assert "{" not in finding.fix
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_a_proxy_that_blocks_is_a_finding(words: str) -> None:
+    async def check() -> list[Address]:
+        async def blocks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(f"HTTP/1.1 403 {words}\r\nContent-Length: 0\r\n\r\n".encode())
+            await writer.drain()
+            writer.close()
+
+        async with await asyncio.start_server(blocks, "127.0.0.1", 0) as server:
+            proxy = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            return [await one(replace(REMOTE, proxy=proxy)) for one in (check_api, check_iam)]
+
+    for address in asyncio.run(check()):
+        assert address.finding is not None
+        assert address.finding.check == "proxy"
+        assert words in address.finding.finding
+
+
+def test_no_text_from_elsewhere_is_a_template() -> None:
+    """Each template of the package is written in it; who adds one adds it here after a look at where it comes from."""
+    calls = {
+        (path.name, ast.unparse(node.func))
+        for path in Path(prefect_qruntime.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("format", "format_map", "vformat", "safe_substitute", "substitute")
+    }
+    assert calls == {
+        ("connection.py", "self._url.format"),
+        ("definitions.py", "pattern.format_map"),
+        ("network.py", "'{0.scheme}://{0.netloc}'.format"),
+        ("network.py", "said.format_map"),
+        ("network.py", "fix.format_map"),
+    }

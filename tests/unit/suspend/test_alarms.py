@@ -6,17 +6,18 @@ import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from prefect_qruntime.admission.locks import LockState
 from prefect_qruntime.admission.share_core import Row
 from prefect_qruntime.client.connection import Connection
+from prefect_qruntime.errors import InvalidInput, NotFound, PermissionDenied, QuantumRuntimeError, ServiceUnavailable
 from prefect_qruntime.models import Job, JobStatus, Session, Usage
 from prefect_qruntime.settings import QuantumRuntimeSettings
 from prefect_qruntime.suspend import alarms as module
-from prefect_qruntime.suspend.alarms import InstanceView, InstanceWatch, alarms, board, board_line
+from prefect_qruntime.suspend.alarms import Alarm, InstanceView, InstanceWatch, alarms, board, board_line
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 RICH = Usage(consumed_seconds=10, limit_seconds=600, period_start=NOW - timedelta(days=3))
@@ -128,7 +129,7 @@ class Client:
         self.asked: list[Any] = []
         self.listed = [job(1, session_id="s1"), job(2, session_id="gone", owner=False)]
 
-    async def jobs(self, *, pending: bool = False, created_after: datetime | None = None) -> list[Job]:
+    async def jobs(self, *, pending: bool = False, created_after: datetime | None = None, **_: Any) -> list[Job]:
         if created_after is not None:
             self.asked.append(created_after)
         return [] if pending else self.listed
@@ -161,6 +162,85 @@ def test_the_names_of_flow_runs_are_asked_for_once(monkeypatch: pytest.MonkeyPat
     assert asked == [{"run1", "run2"}]
 
 
+@pytest.mark.parametrize("kind", [PermissionDenied, InvalidInput, NotFound, QuantumRuntimeError])
+@pytest.mark.parametrize("step", ["session", "workloads"])
+def test_a_session_that_the_key_may_not_read_hides_no_other(step: str, kind: Any, caplog: Any) -> None:
+    class Refusing(Client):
+        async def workloads(self, **options: Any) -> list[dict[str, Any]]:
+            if step == "workloads":
+                raise kind("not yours")
+            return await super().workloads(**options)
+
+        async def session(self, session_id: str) -> Session:
+            if step == "session" and session_id == "s1":
+                raise kind("not yours")
+            return await super().session(session_id)
+
+    watch, client = InstanceWatch("ibm"), cast("Any", Refusing())
+
+    async def looks() -> list[list[str]]:
+        return [[one.id for one in await watch._sessions(client, client.listed, NOW)] for _ in range(2)]
+
+    assert asyncio.run(looks()) == [["s2"] if step == "session" else ["s1"]] * 2
+    assert caplog.text.count("not yours") == (kind is not NotFound), "told once"
+
+
+def test_an_outage_is_no_refusal() -> None:
+    class Down(Client):
+        async def session(self, session_id: str) -> Session:
+            raise ServiceUnavailable("down")
+
+    client: Any = Down()
+    with pytest.raises(ServiceUnavailable):
+        asyncio.run(InstanceWatch("ibm")._sessions(client, client.listed, NOW))
+
+
+class Events:
+    """Prefect's events, by id, and what was asked."""
+
+    def __init__(self) -> None:
+        self.kept = set[str]()
+        self.asked: list[list[str]] = []
+        self.down = False
+
+    async def request(self, method: str, path: str, *, json: Any) -> Any:
+        assert (method, path) == ("POST", "/events/filter")
+        if self.down:
+            raise OSError("no Prefect")
+        self.asked.append(json["filter"]["id"]["id"])
+        found = [{"id": one} for one in json["filter"]["id"]["id"] if one in self.kept]
+        assert len(found) <= json["limit"] <= 50
+        return SimpleNamespace(json=lambda: {"events": found})
+
+
+@pytest.mark.parametrize("number", [1, 50, 51, 130])
+def test_what_prefect_has_is_not_given_again(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    server = Events()
+
+    async def api() -> Events:
+        return server
+
+    monkeypatch.setattr(module, "api", api)
+    raised = [Alarm("qruntime.job.unowned", ("job", f"d{one}"), "", "text") for one in range(number)]
+    watch = InstanceWatch("ibm")
+
+    def untold(watch: InstanceWatch) -> list[Alarm]:
+        return asyncio.run(watch._untold(raised))
+
+    server.down = True
+    assert untold(watch) == raised, "rather twice than never"
+    server.down = False
+    assert untold(watch) == raised
+    server.kept = {str(one.id) for one in raised[1:]}
+    assert untold(watch) == raised[:1]
+    assert untold(InstanceWatch("ibm")) == raised[:1], "a restarted one"
+    server.kept.add(str(raised[0].id))
+    assert untold(watch) == []
+    server.asked.clear()
+    assert untold(watch) == []
+    assert server.asked == [], "it knows"
+
+
 def test_a_restarted_watcher_gives_the_same_alarms_and_reads_little_again(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[Any] = []
     written: list[Any] = []
@@ -171,6 +251,10 @@ def test_a_restarted_watcher_gives_the_same_alarms_and_reads_little_again(monkey
     async def upsert(*args: Any, **options: Any) -> None:
         written.append(args)
 
+    async def api() -> Events:
+        return Events()
+
+    monkeypatch.setattr(module, "api", api)
     for name in ("close_at_limit", "read_locks", "read_queue"):
         monkeypatch.setattr(module, name, nothing)
     monkeypatch.setattr(module, "upsert", upsert)

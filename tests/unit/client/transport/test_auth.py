@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 
+from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.client.transport.auth import TokenSource
-from prefect_qruntime.errors import AuthenticationError, ServiceUnavailable
+from prefect_qruntime.errors import AuthenticationError, PolicyRefused, ServiceUnavailable
 from prefect_qruntime.redact import MASK, redact
 from tests.support.mock_client import QUICK, connection
 
@@ -221,3 +223,26 @@ async def test_errors_hold_no_key() -> None:
                 await source.get()
             assert "the-key-of-this-test" not in f"{caught.value} {caught.value!r} {caught.value.fields}"
             assert caught.value.__context__ is None
+
+
+async def test_the_guard_is_asked_before_the_key_goes_out_and_again_later() -> None:
+    iam, asked, refusing = Iam(), list[float](), [True]
+
+    async def guard(_: Connection) -> None:
+        asked.append(iam.now)
+        if refusing:
+            raise PolicyRefused("not there")
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(iam.handle)) as http:
+        source = TokenSource(replace(connection(), guard=guard), http, patience=QUICK, clock=lambda: iam.now)
+        for _ in range(2):
+            with pytest.raises(PolicyRefused):
+                await source.get()
+        assert (iam.calls, len(asked)) == (0, 2), "a refusal is not remembered"
+        refusing.clear()
+        assert await source.get() == await source.get() == "token-number-1"
+        assert len(asked) == 3
+        refusing.append(True)
+        iam.now = 100.0
+        with pytest.raises(PolicyRefused):  # although the token is still valid
+            await source.get()

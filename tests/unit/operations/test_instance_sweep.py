@@ -1,0 +1,240 @@
+"""Whatever one step of a sweep meets, the other sessions are closed, and what was not done is a problem."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from prefect_qruntime import errors
+from prefect_qruntime.client.connection import Connection
+from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.errors import NotFound, QuantumRuntimeError
+from prefect_qruntime.models import Job, JobStatus, Session
+from prefect_qruntime.observability.artifacts import Record
+from prefect_qruntime.operations import instance_sweep as module
+from prefect_qruntime.operations.instance_sweep import Found, InstanceSweeper
+from prefect_qruntime.operations.sweep import SweepReport
+from prefect_qruntime.tasks.session_notes import SessionNote
+
+CRN = "crn:v1:bluemix:public:quantum-computing:us-east:a/0123abcd:11aa-22bb::"
+NOW = datetime.now(UTC)
+KINDS = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, QuantumRuntimeError)]
+RUN = "0d1f2d3c-0000-4000-8000-000000000001"
+
+
+def session(session_id: str, state: str = "open") -> Session:
+    return Session(id=session_id, mode="dedicated", backend="aer", state=state, max_ttl=600, started_at=NOW)
+
+
+class Service:
+    """Six open sessions; one step fails."""
+
+    connection = Connection(api_key="unit-test-key", crn=CRN)
+
+    def __init__(self, step: str = "", about: str = "", error: QuantumRuntimeError | None = None) -> None:
+        self.open = {f"session-{name}" for name in ("a", "b", "c", "note", "tagged", "unnoted")}
+        self._fails, self._error = (step, about), error
+
+    def _step(self, step: str, about: str) -> None:
+        if self._error is not None and (step, about) == self._fails:
+            raise self._error
+
+    async def session(self, session_id: str) -> Session:
+        self._step("session", session_id)
+        return session(session_id, "open" if session_id in self.open else "closed")
+
+    async def close_session(self, session_id: str, *, drain: bool) -> Session:
+        self._step("close_session", session_id)
+        self.open.discard(session_id)
+        return session(session_id, "closed")
+
+    async def jobs(self, *, pending: bool = False, session_id: str = "", **_: Any) -> list[Job]:
+        self._step("jobs", session_id or ("pending" if pending else "recent"))
+        found = [
+            Job(id="job-1", status=JobStatus.QUEUED, session_id="session-tagged", tags=(f"qr-flow:{RUN}",)),
+            Job(id="job-2", status=JobStatus.QUEUED, session_id="session-a", tags=(f"qr-flow:{RUN}",)),
+        ]
+        return [job for job in found if not session_id or job.session_id == session_id]
+
+    async def job(self, job_id: str) -> Job:
+        self._step("job", job_id)
+        return Job(id=job_id, status=JobStatus.QUEUED, tags=(f"qr-flow:{RUN}",))
+
+    async def cancel(self, job_id: str) -> None:
+        self._step("cancel", job_id)
+
+    async def workloads(self, **_: Any) -> list[dict[str, Any]]:
+        self._step("workloads", "")
+        return [{"id": "session-unnoted"}]
+
+
+class Owners:
+    """All flow runs are over."""
+
+    async def over(self, flow_run_id: str | None) -> str | None:
+        return "Completed" if flow_run_id else None
+
+
+def record(name: str, **meta: str) -> Record:
+    facts = {"crn": CRN, "base_url": Service.connection.base_url, "block": "b", "flow_run": RUN, "state": "open"}
+    return Record(uuid4(), f"qruntime-session-{name}", {**facts, **meta}, UUID(RUN), NOW)
+
+
+@pytest.fixture
+def marked(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The sessions whose records were marked as closed."""
+    found = set[str]()
+
+    async def update_artifact(_: UUID, change: Any) -> None:
+        found.add(change.metadata_.get("session", "unnoted"))
+
+    async def api() -> Any:
+        return SimpleNamespace(update_artifact=update_artifact)
+
+    async def none(*_: Any, **__: Any) -> set[str]:
+        return set()
+
+    monkeypatch.setattr(module, "api", api)
+    monkeypatch.setattr("prefect_qruntime.tasks.session_notes.api", api)
+    monkeypatch.setattr(module, "job_owners", none)
+    monkeypatch.setattr(module.notifications, "session_event", lambda *_, **__: None)
+    monkeypatch.setattr(SessionNote, "is_gone", True)
+    return found
+
+
+def swept(service: Service, *, dry_run: bool = False, records: list[Record] | None = None) -> SweepReport:
+    found, owners = Found(), Owners()
+    unnoted = {"mode": "dedicated", "backend": "aer", "max_ttl": "600"}
+    noted = [record(name, session=f"session-{name}") for name in "abc"] if records is None else records
+    of_process = record("note", session="session-note", pid="1", host="h", flow_run="")
+    late = Record(
+        uuid4(), "qruntime-job-late", {"id": "job-late", "block": "b", "session": "session-c"}, UUID(RUN), NOW
+    )
+    same: list[InstanceSweeper] = []
+    for name in ("b", "b2"):  # two blocks of one instance
+        client: Any = service
+        known: Any = owners
+        every = [*noted, record("unnoted", **unnoted)] if records is None else noted
+        notes = [SessionNote(of_process)] if records is None else []
+        same.append(InstanceSweeper(name, client, known, every, notes, {"job-late": late}, dry_run, found, same))
+    network_loop().run(same[0].sweep(True))
+    return SweepReport(dry_run=dry_run, blocks=["b"], sessions=found.sessions, jobs=found.jobs, problems=found.problems)
+
+
+ABOUT = {
+    "session": ["session-a", "session-b", "session-note", "session-tagged", "session-unnoted"],
+    "close_session": ["session-a", "session-b", "session-note", "session-tagged", "session-unnoted"],
+    "jobs": ["recent", "pending"],
+    "job": ["job-late"],
+    "cancel": ["job-1"],
+    "workloads": [""],
+}
+HARMLESS = {("job", "NotFound"), ("job", "InvalidInput"), ("workloads", "NotFound")}
+"""Answers that are no fault: what is gone, and what is asked again before it is believed."""
+
+
+def test_all_is_closed(marked: set[str]) -> None:
+    service = Service()
+    report = swept(service)
+    assert service.open == set()
+    assert report.is_clean
+    assert len({entry.id for entry in report.sessions}) == len(report.sessions) == 6
+    assert marked == {"session-a", "session-b", "session-c", "session-note", "unnoted"}
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(("step", "about"), [(step, one) for step, some in ABOUT.items() for one in some])
+def test_one_failing_step_stops_no_other(marked: set[str], step: str, about: str, kind: Any) -> None:
+    service = Service(step, about, kind("the service says no"))
+    report = swept(service)
+    hit = about if "session" in about else "session-unnoted" if step == "workloads" else ""
+    assert service.open <= {hit}
+    if hit in service.open and (step, kind.__name__) not in HARMLESS:
+        assert hit not in marked
+        assert hit.removeprefix("session-") not in marked
+    if (step, kind.__name__) in HARMLESS or (kind is NotFound and step == "session" and hit not in service.open):
+        assert report.is_clean
+        return
+    assert not report.is_clean
+    told = [*report.problems, *(f"{one.id} {one.action}" for one in (*report.sessions, *report.jobs))]
+    assert any("the service says no" in one and (not hit or hit in one or "without an id" in one) for one in told)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_without_any_list_of_jobs_no_session_is_closed_that_may_be_in_use(marked: set[str], kind: Any) -> None:
+    class Blind(Service):
+        async def jobs(self, **_: Any) -> list[Job]:
+            raise kind("the service says no")
+
+    service = Blind()
+    report = swept(service)
+    assert not report.is_clean
+    assert len(service.open) == 6 - len(report.sessions)
+    assert {"session-a", "session-b", "session-c"} <= service.open
+
+
+def test_a_service_that_does_not_answer_is_given_up() -> None:
+    class Down(Service):
+        asked = 0
+
+        async def jobs(self, **_: Any) -> list[Job]:
+            self.asked += 1
+            raise errors.ServiceUnavailable("down")
+
+    service = Down()
+    assert len(swept(service).problems) == 1
+    assert service.asked == 2
+
+
+def test_one_answer_that_there_is_no_such_session_is_not_believed(marked: set[str]) -> None:
+    """A service that restarts gives it for a moment; what closing the session says counts."""
+
+    class Restarting(Service):
+        async def session(self, session_id: str) -> Session:
+            raise NotFound("no such session")
+
+    service = Restarting()
+    report = swept(service, records=[record("a", session="session-a")])
+    assert "session-a" not in service.open
+    assert [entry.id for entry in report.sessions] == ["session-a", "session-tagged"]
+    assert marked == {"session-a"}
+
+    class Busy(Restarting):
+        async def close_session(self, session_id: str, *, drain: bool) -> Session:
+            raise errors.ServiceUnavailable("restarting")
+
+    marked.clear()
+    report = swept(Busy(), records=[record("a", session="session-a")])
+    assert marked == set(), "the next sweep decides"
+    assert not report.is_clean
+    assert swept(Restarting(), records=[record("a", session="session-a")], dry_run=True).sessions == []
+
+
+def test_a_session_that_cannot_be_open_any_more_is_gone_if_the_service_says_so(marked: set[str]) -> None:
+    class Gone(Service):
+        async def session(self, session_id: str) -> Session:
+            raise NotFound("no such session")
+
+        async def close_session(self, session_id: str, *, drain: bool) -> Session:
+            assert session_id == "session-tagged"
+            return session(session_id, "closed")
+
+    old = record("a", session="session-a")
+    past = Record(old.artifact_id, old.key, old.meta, old.flow_run_id, NOW - timedelta(hours=30))
+    swept(Gone(), records=[past])
+    assert marked == {"session-a"}
+
+
+@pytest.mark.parametrize("block", ["b", "renamed", ""])
+def test_a_record_is_found_by_its_instance_whatever_the_block_is_called(marked: set[str], block: str) -> None:
+    service = Service()
+    swept(service, records=[record("a", session="session-a", block=block)])
+    assert "session-a" not in service.open
+    other = record("b", session="session-b", block="b", crn=CRN.replace("11aa", "33cc"))
+    swept(service, records=[other, record("c", session="session-c", block="b", crn="")])
+    assert "session-b" in service.open
+    assert "session-c" not in service.open, "an old record names its block only"
