@@ -53,7 +53,12 @@ _KEYWORDS_3 = frozenset(
 _STANDARD = _SAME | {"phase", "cphase", "cu", "CX"}
 _GATE = re.compile(r"\bgate\s+(\w+)")
 _REGISTER_2 = re.compile(r"(qreg|creg)\s+([a-z]\w*)\s*\[\s*(\d+)\s*\]", re.ASCII)
-_CALL_2 = re.compile(rf"([a-z]\w*)\s*(\(([0-9pi.+\-*/()eE\s,]*)\))?\s*({_OPERAND}(?:\s*,\s*{_OPERAND})*)", re.ASCII)
+_CALL_2 = re.compile(rf"([a-z]\w*)\s*(?:\((.*)\))?\s*({_OPERAND}(?:\s*,\s*{_OPERAND})*)", re.ASCII)
+# Arithmetic that both versions read alike once each number is a real one: version 2 knows no other numbers, while
+# version 3 divides integers as integers. A sign stands only where both have one: version 3 has no unary plus.
+_REAL = r"(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|[0-9]+[eE][+-]?[0-9]+"
+_TOKEN = re.compile(rf"(?P<real>{_REAL})|(?P<integer>[0-9]+)|(?P<pi>pi)\b|(?P<mark>[-+*/(),])", re.ASCII)
+_OPERATORS = frozenset("+-*/(,")  # after these and at the beginning a number, a bracket or a minus follows
 
 
 def version_of(text: str) -> int:
@@ -163,9 +168,33 @@ def _rewritten(statement: str, field: str) -> str:
     call = _CALL_2.fullmatch(statement)
     if call is None or call[1] not in (_SAME | {"barrier", "reset"}):
         raise _not_rewritten(statement, field)
-    if set(_WORD.findall(call[3] or "")) - {"pi", "e", "E"}:
+    if call[2] is None:
+        return statement
+    arguments = _in_reals(call[2])
+    if arguments is None:
         raise _not_rewritten(statement, field)
-    return statement
+    return f"{call[1]}({arguments}) {call[3]}"
+
+
+def _in_reals(arguments: str) -> str | None:
+    """The arguments of a gate with all their numbers as reals; None if they hold anything that may differ."""
+    written: list[str] = []
+    before = "("  # what stands before the next token
+    place = 0
+    while place < len(arguments):
+        if arguments[place].isspace():
+            place += 1
+            continue
+        token = _TOKEN.match(arguments, place)
+        if token is None:
+            return None
+        begins = token["mark"] in (None, "(")
+        if token["mark"] != "-" and (before in _OPERATORS) != begins:
+            return None
+        written.append(f"{token[0]}.0" if token["integer"] else token[0])
+        before = token[0]
+        place = token.end()
+    return None if written and before in _OPERATORS else "".join(written)
 
 
 def _not_rewritten(statement: str, field: str) -> InvalidInput:
