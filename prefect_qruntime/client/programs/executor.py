@@ -155,7 +155,7 @@ def program_shots(spec: JobSpec) -> int:
         for place, pub in enumerate(spec.pubs):
             precision = pub.precision if pub.precision is not None else options.get("precision")
             if precision is None and common is None:
-                precision = options.get("default_precision", _PRECISION)
+                precision = options.get("default_precision") or _PRECISION
             field = f"pubs[{place}].precision" if pub.precision is not None else "options.precision"
             wanted.append(int(common or 0) if precision is None else shots_for(precision, field=field))
     else:
