@@ -242,7 +242,7 @@ def priced_seconds(spec: JobSpec) -> float:
 
 
 def _priced_payload(spec: JobSpec, raw: Mapping[str, Any]) -> float:
-    """The seconds of a payload that the service alone has checked, or nobody: any part may be anything."""
+    """The seconds of a payload that was not checked: any part may be anything."""
     if spec.program_id == "executor":
         return _executions_of_program(raw.get("quantum_program")) * _repetition(raw.get("options"))
     if spec.program_id not in ("sampler", "estimator"):

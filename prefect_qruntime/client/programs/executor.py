@@ -251,9 +251,10 @@ def _exported(circuit: Any, field: str, *, estimator: bool) -> _Circuit:
     try:
         # Readers order parameters by name, so each gets a name that keeps its place.
         renamed = {parameter: Parameter(f"p_{place:06}") for place, parameter in enumerate(circuit.parameters)}
-        return _Circuit(str(qasm3.dumps(circuit.assign_parameters(renamed))), names)
+        text = str(qasm3.dumps(circuit.assign_parameters(renamed)))
     except Exception as error:
         raise InvalidInput(f"cannot be written as OpenQASM 3: {type(error).__name__}: {error}", field=field) from None
+    return _Circuit(text.rstrip() if estimator else text, names)
 
 
 def _as_circuit(value: str | dict[str, Any], field: str) -> Any:

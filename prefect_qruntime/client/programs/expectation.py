@@ -130,7 +130,7 @@ class Columns:
 
 
 class UnclearEndError(Exception):
-    """It cannot be told whether something follows on a measured qubit or reads its bit."""
+    """It is not known whether something follows on a measured qubit or reads its bit."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -242,7 +242,7 @@ def without_last_measurements(text: str, *, field: str) -> str:
         field: Name of the field in error messages.
 
     Raises:
-        InvalidInput: Which measurements are the last ones cannot be told from the text.
+        InvalidInput: The text leaves open which measurements are the last ones.
     """
     if "measure" not in text:
         return text.rstrip()
@@ -253,8 +253,8 @@ def without_last_measurements(text: str, *, field: str) -> str:
         kept = without_last(steps)
     except UnclearEndError:
         raise InvalidInput(
-            "it cannot be told from the text which measurements are the last ones of their qubits, and these do not "
-            "belong to an expectation value. Name qubits and bits by numbers (`q[0]`), leave the last measurements "
+            "the text leaves open which measurements are the last ones of their qubits, and these do not belong to an "
+            "expectation value. Name qubits and bits by numbers (`q[0]`), leave the last measurements "
             'out, or use route="service"',
             field=field,
         ) from None
