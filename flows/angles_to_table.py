@@ -13,7 +13,6 @@ import importlib.util
 import io
 import math
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,6 +34,7 @@ from prefect_qruntime import (
     submit_job,
     wait_for_completion,
 )
+from prefect_qruntime.client.inputs.qasm import scan
 from prefect_qruntime.flow_parameters import allowed_path, read_file
 from prefect_qruntime.redact import many
 
@@ -102,12 +102,8 @@ def _angles(where: str, names: list[str], found: list[str]) -> Angles:
 
 def input_names(circuit: str) -> list[str] | None:
     """The inputs that an OpenQASM 3 text declares, in the order of declaration; None if one is not a number."""
-    bare = re.sub(r"//[^\n]*|/\*.*?\*/", "", circuit, flags=re.DOTALL)
-    declared = [statement.split() for statement in bare.split(";") if statement.split()[:1] == ["input"]]
-    kinds = [re.split(r"\W", words[1])[0] for words in declared if len(words) > 2]
-    if len(kinds) < len(declared) or not set(kinds) <= {"float", "angle"}:
-        return None
-    return [words[-1].rpartition("]")[2] for words in declared]
+    inputs = scan(circuit, field="circuit").inputs
+    return None if inputs is None else list(inputs)
 
 
 @task(name="write table", cache_policy=NO_CACHE)

@@ -176,7 +176,7 @@ def run_circuits(
         ]
         where = shown_backend(chosen, dry_run)
         for row, comparison in zip(rows, compared, strict=False):
-            row |= {"executor job": comparison.executor.id, "routes": "agree" if comparison.agrees else "differ"}
+            row |= {"executor job": comparison.executor.id, "routes": comparison.agreement.verdict}
         ran = f"{many(len(rows), 'circuit')} on {where}"
         # Two short lines: the cards of the list of artifacts cut longer ones. The log has all of the estimate.
         described = (

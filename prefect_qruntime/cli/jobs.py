@@ -375,7 +375,8 @@ def compare(
 ) -> int:
     """Test statistically whether the results of two finished jobs of the same PUBs agree; submits nothing.
 
-    For instance the two jobs of `compare_routes`, or one before and one after a change. Ends with 1 if they differ.
+    For instance the two jobs of `compare_routes`, or one before and one after a change. Ends with 1 if they differ
+    or cannot be compared.
     """
     rate = checked_rate(false_alarm)
 

@@ -20,8 +20,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from prefect_qruntime.client.encodings.arrays import NpyArray, decode_array
-from prefect_qruntime.client.inputs.pub_values import shape_of
+from prefect_qruntime.client.encodings.arrays import NpyArray, decode_array, decode_value
+from prefect_qruntime.client.inputs.pub_values import check_observables, shape_of
 from prefect_qruntime.client.inputs.qasm import scan
 from prefect_qruntime.client.inputs.spec import JobSpec, Pub
 from prefect_qruntime.client.programs.expectation import make_plan, shots_for
@@ -54,6 +54,7 @@ _REPETITION = 250e-6  # seconds between two shots if the options set none (IBM's
 _CIRCUIT = 20e-6  # seconds of a circuit with its measurement
 _OVERHEAD = 2.0  # seconds that a job takes in addition to its shots
 _SHOTS, _PRECISION = 4096, 0.015625  # the service's own defaults
+_MOST = 1e300  # a number that still can be calculated with
 _LEAST = 1e-3  # seconds; nothing is expected to cost less
 
 
@@ -231,19 +232,37 @@ def priced_seconds(spec: JobSpec) -> float:
     if raw is None:
         executions = sum(_executions(spec, pub, f"pubs[{place}]") for place, pub in enumerate(spec.pubs))
         return executions * _repetition(spec.options.get("execution"))
+    try:
+        seconds = _priced_payload(spec, raw)
+    except (OverflowError, RecursionError):
+        seconds = math.inf
+    if not math.isfinite(seconds):
+        raise InvalidInput("has numbers too large or nested too deeply to be priced", field="params")
+    return seconds
+
+
+def _priced_payload(spec: JobSpec, raw: Mapping[str, Any]) -> float:
+    """The seconds of a payload that was not checked: any part may be anything."""
     if spec.program_id == "executor":
         return _executions_of_program(raw.get("quantum_program")) * _repetition(raw.get("options"))
-    if spec.program_id in ("sampler", "estimator"):
-        options = raw.get("options")
-        options = options if isinstance(options, Mapping) else {}
-        plain = replace(spec, params=None, shots=_number(raw.get("shots")), options=dict(options))  # type: ignore[arg-type]
-        pubs = raw.get("pubs")
-        if not isinstance(pubs, list) or not pubs:
-            raise InvalidInput("must be a list of PUBs, one at least, to be priced", field="params.pubs")
-        read = [_raw_pub(pub, spec.program_id, f"params.pubs[{place}]") for place, pub in enumerate(pubs)]
-        executions = sum(_executions(plain, pub, f"params.pubs[{place}]") for place, pub in enumerate(read))
-        return executions * _repetition(options.get("execution"))
-    return 0.0
+    if spec.program_id not in ("sampler", "estimator"):
+        return 0.0
+    options = raw.get("options")
+    if options is None:
+        options = {}
+    if not isinstance(options, Mapping):
+        raise InvalidInput("must be options by name, to be priced", field="params.options")
+    known = dict(options)
+    for name in ("default_shots", "default_precision"):
+        known[name] = _amount(options.get(name), f"params.options.{name}")
+    known["precision"] = _amount(raw.get("precision"), "params.precision")
+    plain = replace(spec, params=None, shots=_amount(raw.get("shots"), "params.shots"), options=known)  # type: ignore[arg-type]
+    pubs = raw.get("pubs")
+    if not isinstance(pubs, list) or not pubs:
+        raise InvalidInput("must be a list of PUBs, one at least, to be priced", field="params.pubs")
+    read = [_raw_pub(pub, spec.program_id, f"params.pubs[{place}]") for place, pub in enumerate(pubs)]
+    executions = sum(_executions(plain, pub, f"params.pubs[{place}]") for place, pub in enumerate(read))
+    return executions * _repetition(options.get("execution"))
 
 
 def _raw_pub(pub: Any, program_id: str, field: str) -> Pub:
@@ -254,7 +273,28 @@ def _raw_pub(pub: Any, program_id: str, field: str) -> Pub:
     if not parts or (estimator and len(parts) < 2) or not isinstance(parts[0], str | dict):
         wanted = "[circuit, observables, …]" if estimator else "a circuit or [circuit, …]"
         raise InvalidInput(f"must be {wanted}, to be priced", field=field)
-    return Pub(parts[0], **dict(zip(names, parts[1:], strict=False)))
+    found: dict[str, Any] = dict(zip(names, parts[1:], strict=False))
+    found[names[-1]] = _amount(found.get(names[-1]), f"{field}.{names[-1]}")
+    if estimator:
+        found["observables"] = _raw_observables(found["observables"], f"{field}.observables")
+    return Pub(parts[0], **found)
+
+
+def _raw_observables(value: Any, field: str) -> Any:
+    """Observables as the estimator takes them: as written, or as the service's encoder writes qiskit's own."""
+    encoded = isinstance(value, Mapping) and value.get("__type__") == "ObservablesArray" and "__value__" in value
+    try:
+        return check_observables(decode_value(value["__value__"] if encoded else value), None, field=field)
+    except ValueError as error:
+        raise InvalidInput(f"cannot be read, to be priced: {error}", field=field) from None
+
+
+def _amount(value: Any, field: str) -> float | None:
+    """A number of shots or a precision; None if there is none."""
+    found = _number(value)
+    if value is None or found:
+        return found
+    raise InvalidInput(f"must be a number greater than 0 to be priced, not {value!r:.40}", field=field)
 
 
 def _repetition(options: Any) -> float:
@@ -263,7 +303,7 @@ def _repetition(options: Any) -> float:
 
 
 def _number(value: Any) -> float | None:
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _MOST
     return float(value) if fits else None
 
 
@@ -282,8 +322,10 @@ def _executions_of_program(program: Any) -> float:
 def _points_of_item(item: Any, field: str) -> float:
     """How often an item's circuit is run for one shot: its shape, broadcast with the points of its arguments."""
     item = item if isinstance(item, Mapping) else {}
-    arguments = item.get("circuit_arguments")
-    rows = _shape(arguments.get("shape", []), f"{field}.circuit_arguments.shape") if arguments else ()
+    arguments = item.get("circuit_arguments") or {"shape": []}
+    if not isinstance(arguments, Mapping):
+        raise InvalidInput("must be a tensor, to be priced", field=f"{field}.circuit_arguments")
+    rows = _shape(arguments.get("shape", []), f"{field}.circuit_arguments.shape")
     shape = _shape(item.get("shape", []), f"{field}.shape")
     return float(math.prod(max(pair) for pair in zip_longest(reversed(shape), reversed(rows[:-1]), fillvalue=1)))
 
@@ -302,7 +344,7 @@ def _executions(spec: JobSpec, pub: Pub, field: str) -> float:
         precision = pub.precision if pub.precision is not None else options.get("precision")
         shots = options.get("default_shots") or spec.shots
         if precision is not None or shots is None:
-            shots = shots_for(precision or options.get("default_precision") or _PRECISION, field="precision")
+            shots = shots_for(precision or options.get("default_precision") or _PRECISION, field=f"{field}.precision")
         return float(shots) * points * _bases(pub)
     shots = next((n for n in (pub.shots, spec.shots, options.get("default_shots")) if n is not None), _SHOTS)
     twirling = options.get("twirling")
@@ -323,7 +365,7 @@ def _points(pub: Pub, field: str) -> float:
         with contextlib.suppress(InvalidInput):
             inputs = scan(pub.circuit, field=field).inputs
     named = isinstance(values, Mapping) and "__type__" not in values
-    shape = _shape_of_values(next(iter(values.values()), None) if named else values, field)
+    shape = _shape_of_values(next(iter(values.values()), 0.0) if named else values, field)
     if (named and inputs is not None) or (inputs is not None and len(inputs) == 1):
         # One number for each point of a parameter, with an axis of its own or without.
         return float(math.prod(shape[:-1] if shape[-1:] == (1,) else shape))
@@ -331,12 +373,12 @@ def _points(pub: Pub, field: str) -> float:
 
 
 def _shape_of_values(values: Any, field: str) -> tuple[int, ...]:
-    if not isinstance(values, Mapping):
+    if isinstance(values, list | int | float):
         return shape_of(values, field=field)
-    try:
-        found = decode_array(values.get("__value__")) if values.get("__type__") == "ndarray" else None
-    except ValueError:
-        found = None
+    found: Any = None
+    if isinstance(values, Mapping) and values.get("__type__") == "ndarray":
+        with contextlib.suppress(ValueError):
+            found = decode_array(values.get("__value__"))
     if not isinstance(found, NpyArray):
         raise InvalidInput("must be numbers or an encoded array of them, to be priced", field=field)
     return found.shape

@@ -149,8 +149,9 @@ def v2_params(spec: JobSpec) -> dict[str, Any]:
         for name in _BESIDE:
             if name in options:
                 params[name] = options.pop(name)
-        if spec.shots is not None:
-            options.setdefault("default_shots", spec.shots)
+        # An option that is None is one that is not set.
+        if spec.shots is not None and options.get("default_shots") is None:
+            options["default_shots"] = spec.shots
     elif spec.shots is not None:
         params["shots"] = spec.shots
     if options:
@@ -306,12 +307,14 @@ def _v1_options(spec: JobSpec) -> tuple[dict[str, Any], dict[str, Any]]:
     run: dict[str, Any] = {}
     resilience: dict[str, Any] = {}
     for name, value in spec.options.items():
-        if name == "default_shots" and value is not None:
+        if value is None:
+            continue
+        if name == "default_shots":
             run["shots"] = value
         elif name == "resilience_level":
             resilience["level"] = value
-        elif name in _V1_RUN_OPTIONS and set(value) <= _V1_RUN_OPTIONS[name]:
-            run.update(value)
+        elif name in _V1_RUN_OPTIONS and _set_in(value) <= _V1_RUN_OPTIONS[name]:
+            run.update({part: value[part] for part in _set_in(value)})
         else:
             raise InvalidInput("the legacy dialect has no such option", field=f"options.{name}")
     per_pub = {pub.shots for pub in spec.pubs}
@@ -327,6 +330,10 @@ def _v1_options(spec: JobSpec) -> tuple[dict[str, Any], dict[str, Any]]:
             )
         run["shots"] = wanted.pop()
     return run, resilience
+
+
+def _set_in(group: Mapping[str, Any]) -> set[str]:
+    return {name for name, value in group.items() if value is not None}
 
 
 _DIALECTS: dict[str, Dialect] = {dialect.name: dialect for dialect in (Cloud(), Legacy())}

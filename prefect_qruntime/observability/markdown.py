@@ -193,7 +193,7 @@ def comparison_card(comparison: RouteComparison) -> str:
     """Describe whether two jobs of the same PUBs agree, with a table of the least likely comparisons."""
     service, executor, rows = comparison.service, comparison.executor, comparison.to_table()
     lines = [
-        "### The two routes " + ("agree" if comparison.agrees else "differ"),
+        f"### The two routes {comparison.agreement.verdict}",
         "",
         str(comparison.agreement),
         "",
@@ -213,7 +213,7 @@ def comparison_card(comparison: RouteComparison) -> str:
         ),
     ]
     if len(rows) > _VALUES:
-        lines += ["", f"… and {len(rows) - _VALUES} more, each at least as likely."]
+        lines += ["", f"… and {len(rows) - _VALUES} more, none less likely than these."]
     return "\n".join([*lines, "", f"<sub>as of {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC</sub>"])
 
 

@@ -209,6 +209,8 @@ def test_columns_that_would_overwrite_each_other_are_refused() -> None:
         ("input float[64] theta; input angle phi; qubit q;", ["theta", "phi"]),
         ("// input float x;\ninput float theta; /* input float[64] y; */", ["theta"]),
         ("qubit q;", []),
+        ("gate g a { x a; }\ninput float[64] theta; qubit q;", ["theta"]),
+        ("def f(qubit a) { x a; } input angle[8]\n  phi; qubit q;", ["phi"]),
         ("input int[8] n; qubit q;", None),
         ("input array[float, 2] x;", None),
     ],

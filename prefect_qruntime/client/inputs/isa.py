@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from prefect_qruntime.client.inputs.pub_values import bindings_of, check_order, is_bindings_array
 from prefect_qruntime.client.inputs.pubs import is_quantum_circuit, load_qpy, pub_parts
 from prefect_qruntime.client.inputs.qasm import scan, statements, text_of
 from prefect_qruntime.client.inputs.spec import JobSpec
@@ -213,7 +214,8 @@ def transpile_pubs(
         One tuple for each PUB, to be given to `make_spec`.
 
     Raises:
-        InvalidInput: qiskit is missing, a circuit cannot be read, or it does not fit the backend.
+        InvalidInput: qiskit is missing, a circuit cannot be read, it does not fit the backend, or values are given as a
+            list in an order that its text leaves open.
 
     Example:
         ```python
@@ -240,7 +242,10 @@ def transpile_pubs(
     found: list[tuple[Any, ...]] = []
     for place, parts in enumerate(pub_parts(pubs, program_id=program_id)):
         field = f"pubs[{place}].circuit"
-        circuit = _circuit(parts[0], field)
+        given = text_of(parts[0], field=field)
+        if isinstance(given, str):
+            _check_order(given, parts[1:], f"pubs[{place}]", program_id)
+        circuit = _circuit(given, field)
         size = configuration.get("n_qubits")
         if isinstance(size, int) and circuit.num_qubits > size:
             raise InvalidInput(f"{circuit.num_qubits} qubits, but the backend has {size}", field=field)
@@ -255,12 +260,20 @@ def transpile_pubs(
     return found
 
 
+def _check_order(text: str, rest: list[Any], field: str, program_id: str) -> None:
+    """Refuse a list of values whose order the text leaves open: the transpiled circuit has one order, qiskit's."""
+    place = 0 if program_id == "sampler" else 1
+    values = rest[place] if len(rest) > place else None
+    values = bindings_of(values) if is_bindings_array(values) else values
+    check_order(values, scan(text, field=f"{field}.circuit").inputs, field=f"{field}.parameters")
+
+
 def _circuit(value: Any, field: str) -> Any:
     if is_quantum_circuit(value):
         return value
     if isinstance(value, dict):
         return load_qpy(value, field=field)
-    text = str(text_of(value, field=field))
+    text = str(value)
     version = scan(text, field=field).version
     from qiskit import qasm2, qasm3
 

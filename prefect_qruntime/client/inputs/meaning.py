@@ -39,7 +39,7 @@ __all__ = ["Meaning", "identity_of", "meaning_of", "qpy_in"]
 
 _COUNTED_REGISTER = re.compile(r"(c|cr|meas)(\d+)")
 _COUNTED_NAME = re.compile(r"circuit-\d+(?:-\d+)?")
-_LOOP_NAME = re.compile(r"_loop_([a-z])_\d+")
+_LOOP_NAME = re.compile(r"_loop_([a-z])_(\d+)")
 _LIBRARY = "qiskit.circuit.library."
 # Here name and parameters say all; their definitions are either none or costly to build.
 _COMPLETE_MODULES = ("qiskit.circuit.library.standard_gates.",)
@@ -84,15 +84,16 @@ def identity_of(circuit: Any, fallback: bytes) -> dict[str, str]:
     return {"circuit": hashlib.sha256(text).hexdigest()}
 
 
-def _circuit(circuit: Any) -> list[Any]:
+def _circuit(circuit: Any, loops: _Loops | None = None) -> list[Any]:
+    loops = _Loops.around(circuit) if loops is None else loops
     qubits = {bit: place for place, bit in enumerate(circuit.qubits)}
     clbits = {bit: place for place, bit in enumerate(circuit.clbits)}
-    scope = _Scope(circuit, clbits)
+    scope = _Scope(circuit, clbits, loops)
     return [
         len(qubits),
         len(clbits),
         [[scope.registers[register.name], [clbits[bit] for bit in register]] for register in circuit.cregs],
-        [_parameter_name(parameter.name) for parameter in circuit.parameters],
+        loops.in_order(circuit.parameters),
         [[kind, var.name, str(var.type)] for kind, var in _variables(circuit)],
         scope.value(circuit.global_phase),
         [
@@ -123,15 +124,54 @@ def _register_names(circuit: Any) -> dict[str, Any]:
     return names
 
 
-def _parameter_name(name: str) -> str:
-    return _LOOP_NAME.sub(r"_loop_\1", name)
+@dataclass(frozen=True, slots=True)
+class _Loops:
+    """Canonical names of the loop variables that qiskit counts up: each by the number of those around it.
+
+    Attributes:
+        names: Name in the circuit → canonical name.
+        depth: How many are bound here.
+    """
+
+    names: Mapping[str, str]
+    depth: int
+
+    @classmethod
+    def around(cls, circuit: Any) -> _Loops:
+        """Those that a whole circuit leaves free, in the order of their count, as a caller gives their values."""
+        found = [match for parameter in circuit.parameters if (match := _LOOP_NAME.fullmatch(parameter.name))]
+        loops = cls({}, 0)
+        for match in sorted(found, key=lambda match: int(match[2])):
+            loops = loops.inside(match[0])
+        return loops
+
+    def inside(self, name: str) -> _Loops:
+        """The names inside a loop over this variable."""
+        match = _LOOP_NAME.fullmatch(name)
+        if match is None:
+            return self
+        # The outermost one has no number, as it has none in the digests of earlier submissions.
+        canonical = f"_loop_{match[1]}_{self.depth}" if self.depth else f"_loop_{match[1]}"
+        return _Loops({**self.names, name: canonical}, self.depth + 1)
+
+    def name(self, parameter: Any) -> str:
+        """The canonical name of a parameter."""
+        name = str(parameter.name)
+        return self.names.get(name) or _LOOP_NAME.sub(r"_loop_\1", name)
+
+    def in_order(self, parameters: Any) -> list[str]:
+        """The canonical names of a circuit's parameters in qiskit's order, where a count decides nothing."""
+        names = [(self.name(parameter), _LOOP_NAME.fullmatch(parameter.name) is not None) for parameter in parameters]
+        counted = iter(sorted(name for name, is_counted in names if is_counted))
+        return [next(counted) if is_counted else name for name, is_counted in names]
 
 
 class _Scope:
     """Canonical forms inside one circuit: its classical bits and registers."""
 
-    def __init__(self, circuit: Any, clbits: dict[Any, int]) -> None:
+    def __init__(self, circuit: Any, clbits: dict[Any, int], loops: _Loops) -> None:
         self.clbits = clbits
+        self.loops = loops
         self.registers = _register_names(circuit)
 
     def operation(self, op: Any) -> list[Any]:
@@ -142,7 +182,8 @@ class _Scope:
             return [*form, getattr(op, "ctrl_state", None)]
         blocks = getattr(op, "blocks", ())
         if blocks:
-            return [*form, self._control_flow(op), [_circuit(block) for block in blocks]]
+            loops = self._loops_in(op)
+            return [*form, self._control_flow(op, loops), [_circuit(block, loops) for block in blocks]]
         form.append([self.value(value) for value in op.params])
         form.append([getattr(op, "ctrl_state", None), getattr(op, "unit", None), op.num_qubits, op.num_clbits])
         if kind.__name__ == "AnnotatedOperation":
@@ -153,12 +194,16 @@ class _Scope:
             return form
         definition = getattr(op, "definition", None)
         if definition is not None:
-            return [*form, _circuit(definition)]
+            return [*form, _circuit(definition, self.loops)]
         if kind.__module__.startswith(_LIBRARY) or kind.__name__ not in ("Gate", "Instruction"):
             raise _UnknownError(op.name)
         return form  # opaque by intent: a name the backend knows
 
-    def _control_flow(self, op: Any) -> list[Any]:
+    def _loops_in(self, op: Any) -> _Loops:
+        parameter = op.params[1] if type(op).__name__ == "ForLoopOp" else None
+        return self.loops if parameter is None else self.loops.inside(str(parameter.name))
+
+    def _control_flow(self, op: Any, loops: _Loops) -> list[Any]:
         annotations = [repr(item) for item in getattr(op, "annotations", ())]
         if any(" at 0x" in text for text in annotations):
             raise _UnknownError(op.name)
@@ -166,7 +211,7 @@ class _Scope:
         form.append(self.value(getattr(op, "duration", None)))
         if type(op).__name__ == "ForLoopOp":
             indices, parameter, _ = op.params
-            form += [self.value(indices), self.value(parameter)]
+            form += [self.value(indices), None if parameter is None else ["parameter", loops.name(parameter)]]
         elif type(op).__name__ == "SwitchCaseOp":
             form += [self.value(op.target), [[self.value(case) for case in cases] for cases in _cases(op)]]
         elif type(op).__name__ in ("IfElseOp", "WhileLoopOp"):
@@ -198,9 +243,9 @@ class _Scope:
         if kind == "ClassicalRegister":
             return ["creg", self.registers.get(value.name, value.name), len(value)]
         if kind in ("Parameter", "ParameterVectorElement"):
-            return ["parameter", _parameter_name(value.name)]
+            return ["parameter", self.loops.name(value)]
         if hasattr(value, "bind") and hasattr(value, "parameters"):
-            return _expression(value)
+            return _expression(value, self.loops)
         if hasattr(value, "dtype") and hasattr(value, "tobytes"):
             shape = [int(size) for size in value.shape]
             return ["array", str(value.dtype), shape, hashlib.sha256(value.tobytes()).hexdigest()]
@@ -233,10 +278,10 @@ def _hashable(value: Any) -> bool:
     return getattr(type(value), "__hash__", None) is not None
 
 
-def _expression(value: Any) -> list[Any]:
+def _expression(value: Any, loops: _Loops) -> list[Any]:
     """A parameter expression by what it evaluates to: printed forms round, and differ by version."""
-    parameters = sorted(value.parameters, key=lambda parameter: str(parameter.name))
-    names = [_parameter_name(parameter.name) for parameter in parameters]
+    parameters = sorted(value.parameters, key=loops.name)
+    names = [loops.name(parameter) for parameter in parameters]
     points: list[Any] = []
     told = 0
     for shift in range(len(_PROBES)):

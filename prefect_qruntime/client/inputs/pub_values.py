@@ -165,7 +165,8 @@ def shape_of(values: Any, *, field: str) -> tuple[int, ...]:
         return (0,)
     first = shape_of(values[0], field=field)
     if first or any(isinstance(item, list) for item in values):
-        for position, item in enumerate(values):
+        # The first one is read: each level would take twice the time of the one below it.
+        for position, item in enumerate(values[1:], start=1):
             if shape_of(item, field=f"{field}[{position}]") != first:
                 raise InvalidInput("has another shape than its neighbours", field=f"{field}[{position}]")
     return (len(values), *first)

@@ -36,7 +36,7 @@ __all__ = [
     "with_version",
 ]
 
-_SKIPPED = re.compile(r'"[^"\n]*"|//[^\n]*|/\*.*?(?:\*/|\Z)', re.DOTALL)
+_SKIPPED = re.compile(r"""("[^"\n]*"|'[^'\n]*')|//[^\n]*|/\*.*?(?:\*/|\Z)""", re.DOTALL)
 _PRAGMA = re.compile(r"^[ \t]*(?:@|#?pragma\b)[^\n]*", re.MULTILINE)
 _BRACE = re.compile(r"[{}]")
 _HEADER = re.compile(r"OPENQASM\s+([0-9]+)(?:\.[0-9]+)?\s*;")
@@ -50,7 +50,7 @@ _MEASURE = re.compile(r"\bmeasure\b")
 _DECLARING = ("const", "bit", "output", "creg", "qubit", "qreg", "input")
 # How a version 3 text without its version line may begin; a file name begins otherwise.
 _OPENING = re.compile(
-    r"(?:include\s*\"[^\"]*\"|(?:qubit|bit)\s*\[[^\]]+\]\s*[^\W\d]\w*|(?:qubit|bit)\s+[^\W\d]\w*|(?:qreg|creg)\s+[^\W\d]\w*"
+    r"(?:include\s*(?:\"[^\"]*\"|'[^']*')|(?:qubit|bit)\s*\[[^\]]+\]\s*[^\W\d]\w*|(?:qubit|bit)\s+[^\W\d]\w*|(?:qreg|creg)\s+[^\W\d]\w*"
     r"|(?:input|output|const)\s+\w+|(?:gate|def|extern)\s+[^\W\d]\w*|(?:[^\W\d]\w*(?:\s*\([^()]*\))?\s+)\$\d+)"
 )
 _INTEGER = re.compile(r"0[bB][01_]+|0[oO][0-7_]+|0[xX][0-9a-fA-F_]+|[0-9][0-9_]*")
@@ -73,6 +73,9 @@ class Program:
         inputs: Names of the scalar float and angle inputs, in order of declaration.
         qubits: Declared qubits; for physical qubits (`$n`) None.
         measures: Whether anything is measured.
+        wires: Names of the declared qubits and their registers in order of declaration, with their sizes as written
+            and as known. A single qubit (`qubit a;`) has no written size.
+        constants: The integer constants and their values.
     """
 
     version: int
@@ -81,6 +84,8 @@ class Program:
     qubits: int | None
     measures: bool
     scalars: tuple[str, ...] = ()
+    wires: tuple[tuple[str, str | None, int | None], ...] = ()
+    constants: tuple[tuple[str, int], ...] = ()
 
     @property
     def width(self) -> int | None:
@@ -220,7 +225,7 @@ def scan(text: str, *, field: str) -> Program:
     registers: list[tuple[str, int | None]] = []
     scalars: list[str] = []
     inputs: list[str] | None = []
-    qubits: int | None = 0
+    wires: list[tuple[str, str | None, int | None]] = []
     for statement in _top_level(bare):
         if not statement.startswith(_DECLARING):
             continue
@@ -235,26 +240,26 @@ def scan(text: str, *, field: str) -> Program:
         elif match := _CREG.fullmatch(statement):
             registers.append((match[1], _size(match[2], constants)))
         elif match := _QUBITS.fullmatch(statement):
-            size = _size(match[1], constants)
-            qubits = None if qubits is None or size is None else qubits + size
+            wires.append((match[2], match[1], _size(match[1], constants)))
         elif match := _QREG.fullmatch(statement):
-            size = _size(match[2], constants)
-            qubits = None if qubits is None or size is None else qubits + size
+            wires.append((match[1], match[2], _size(match[2], constants)))
         elif statement.startswith("input") and not statement[5:6].isalnum():
             match = _INPUT.fullmatch(statement)
             if match is None or match[1] not in ("float", "angle") or inputs is None:
                 inputs = None  # a kind of input whose count depends on the service's reader
             else:
                 inputs.append(match[2])
-    if _PHYSICAL.search(bare):
-        qubits = None
+    sizes = [size for _, _, size in wires if size is not None]
+    known = len(sizes) == len(wires) and not _PHYSICAL.search(bare)
     return Program(
         version=version,
         registers=tuple(registers),
         inputs=tuple(inputs) if inputs is not None else None,
-        qubits=qubits or None,
+        qubits=(sum(sizes) or None) if known else None,
         measures=_MEASURE.search(bare) is not None,
         scalars=tuple(scalars),
+        wires=tuple(wires),
+        constants=tuple(constants.items()),
     )
 
 
@@ -267,13 +272,10 @@ def statements(text: str) -> Iterator[str]:
 
 
 def _without_comments(text: str) -> str:
-    def keep_strings(match: re.Match[str]) -> str:
-        return match[0] if match[0].startswith('"') else " "
-
     # A byte order mark is no white space for str.strip, and some editors write one.
     bare = text.removeprefix("\ufeff")
     if "/" in bare:
-        bare = _SKIPPED.sub(keep_strings, bare)
+        bare = _SKIPPED.sub(lambda match: match[1] or " ", bare)
     return _PRAGMA.sub("", bare) if "@" in bare or "pragma" in bare else bare
 
 

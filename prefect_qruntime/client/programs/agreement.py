@@ -3,7 +3,8 @@
 Counts are compared by the chi-squared test of homogeneity. Rare outcomes are pooled until each cell has an
 expected count of at least 10 in both samples, which is where the chi-squared distribution holds in its tail.
 Expectation values are compared by their difference in standard errors. With several comparisons each gets its
-share of the rate (Bonferroni), so that the rate is that of the whole.
+share of the rate (Bonferroni), so that the rate is that of the whole. A value whose standard error is not known (of
+one shot, or of a program that states none) cannot be compared, which the outcome says.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ __all__ = [
 
 _LEAST_EXPECTED = 10.0
 _EXACT = 1e-9
+_UNKNOWN = "cannot be compared"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +45,8 @@ class Comparison:
 
     Attributes:
         what: The part that was compared, for instance `pubs[0].c`.
-        p_value: How likely two runs of one circuit differ at least as much.
-        statistic: Chi-squared, or the difference in standard errors.
+        p_value: How likely two runs of one circuit differ at least as much; NaN if they cannot be compared.
+        statistic: Chi-squared, or the difference in standard errors; NaN as above.
         freedom: Degrees of freedom; 0 if there was only one outcome to compare.
     """
 
@@ -53,15 +55,21 @@ class Comparison:
     statistic: float
     freedom: int
 
+    @property
+    def comparable(self) -> bool:
+        """Whether the two can be compared."""
+        return not math.isnan(self.p_value)
+
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
     """Whether two results agree.
 
     Attributes:
-        agrees: Whether no comparison is as unlikely as the rate of false alarms allows.
+        agrees: Whether no comparison is as unlikely as the rate of false alarms allows. False if nothing of the results
+            can be compared.
         false_alarm: How often, at most, two runs of the same circuit are reported as different.
-        comparisons: All of them, the least likely first.
+        comparisons: All of them, the least likely first, and at the end those that cannot be compared.
     """
 
     agrees: bool
@@ -71,7 +79,19 @@ class Agreement:
     @property
     def share(self) -> float:
         """The p-value below which a comparison is a difference: the rate of false alarms, shared among all."""
-        return self.false_alarm / max(len(self.comparisons), 1)
+        return self.false_alarm / max(len(self.compared), 1)
+
+    @property
+    def compared(self) -> tuple[Comparison, ...]:
+        """The comparisons without what cannot be compared."""
+        return tuple(one for one in self.comparisons if one.comparable)
+
+    @property
+    def verdict(self) -> str:
+        """`agree`, `differ` or `cannot be compared`."""
+        if self.comparisons and not self.compared:
+            return _UNKNOWN
+        return "agree" if self.agrees else "differ"
 
     def to_table(self) -> list[dict[str, Any]]:
         """A row for each comparison, the least likely first."""
@@ -81,23 +101,28 @@ class Agreement:
                 "statistic": one.statistic,
                 "degrees_of_freedom": one.freedom,
                 "p_value": one.p_value,
-                "verdict": "agree" if one.p_value >= self.share else "differ",
+                "verdict": ("agree" if one.p_value >= self.share else "differ") if one.comparable else _UNKNOWN,
             }
             for one in self.comparisons
         ]
 
     def __str__(self) -> str:
-        """The outcome as one sentence for users."""
+        """The outcome as one or two sentences for users."""
         rate = f"two runs of one circuit are reported as different in at most {100 * self.false_alarm:.3g}% of cases"
         if not self.comparisons:
             return f"Nothing to compare ({rate})."
+        left = len(self.comparisons) - len(self.compared)
+        why = "because the standard error of a result is not known"
+        if not self.compared:
+            return f"The two results cannot be compared, {why} for any value. Run them with at least 2 shots."
         worst = self.comparisons[0]
         sign = "not below" if self.agrees else "below"
-        return (
-            f"The two results {'agree' if self.agrees else 'differ'}: the smallest p-value of "
-            f"{many(len(self.comparisons), 'comparison')} is {worst.p_value:.2g} "
+        text = (
+            f"The two results {self.verdict}: the smallest p-value of "
+            f"{many(len(self.compared), 'comparison')} is {worst.p_value:.2g} "
             f"({worst.what}), {sign} {self.share:.2g}; {rate}."
         )
+        return f"{text} {many(left, 'value')} cannot be compared, {why}." if left else text
 
 
 class RouteComparison(BaseModel):
@@ -109,7 +134,8 @@ class RouteComparison(BaseModel):
         agreement: The comparison of their results.
     """
 
-    model_config = ConfigDict(frozen=True)
+    # As text, because JSON has no NaN and no infinity.
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     service: JobRef
     executor: JobRef
@@ -164,10 +190,12 @@ def compare_counts(one: Mapping[str, int], other: Mapping[str, int], *, what: st
 
 
 def compare_values(one: float, other: float, errors: tuple[float, float], *, what: str = "value") -> Comparison:
-    """Compare two estimates of one value by their standard errors."""
+    """Compare two estimates of one value by their standard errors; an error of NaN is one that is not known."""
     spread = math.hypot(*errors)
     difference = abs(one - other)
-    if not spread > 0:  # both exact, or of unknown error
+    if not math.isfinite(spread) or not math.isfinite(difference):
+        return Comparison(what, math.nan, math.nan, 1)
+    if spread == 0:  # both exact
         same = difference <= _EXACT * max(1.0, abs(one), abs(other))
         return Comparison(what, 1.0 if same else 0.0, 0.0 if same else math.inf, 1)
     score = difference / spread
@@ -200,8 +228,9 @@ def compare_results(one: JobResult, other: JobResult, *, false_alarm: float = 0.
     if one.num_pubs != other.num_pubs:
         raise InvalidInput(f"{one.num_pubs} and {other.num_pubs} PUBs cannot be compared", field="results")
     found = [item for pub in range(one.num_pubs) for item in _compared(one, other, pub)]
-    found.sort(key=lambda item: item.p_value)
-    agrees = all(item.p_value >= false_alarm / len(found) for item in found)
+    found.sort(key=lambda item: item.p_value if item.comparable else math.inf)
+    compared = [item for item in found if item.comparable]
+    agrees = all(item.p_value >= false_alarm / len(compared) for item in compared) and bool(compared or not found)
     return Agreement(agrees, false_alarm, tuple(found))
 
 
@@ -210,7 +239,7 @@ def _compared(one: JobResult, other: JobResult, pub: int) -> Iterable[Comparison
     if one.is_estimator(pub) != other.is_estimator(pub) or one.registers(pub) != other.registers(pub):
         raise InvalidInput(f"{where} has other registers in the two results", field="results")
     if one.is_estimator(pub):
-        values = [list(_leaves(result.expectation_values(pub))) for result in (one, other)]
+        values = [list(map(_number, _leaves(result.expectation_values(pub)))) for result in (one, other)]
         errors = [_errors(result, pub, len(values[0])) for result in (one, other)]
         if len(values[0]) != len(values[1]):
             raise InvalidInput(f"{where} has other shapes in the two results", field="results")
@@ -222,13 +251,34 @@ def _compared(one: JobResult, other: JobResult, pub: int) -> Iterable[Comparison
     counts = [list(_leaves(result.counts_array(pub))) for result in (one, other)]
     if len(counts[0]) != len(counts[1]):
         raise InvalidInput(f"{where} has other shapes in the two results", field="results")
+    names, order = list(one.registers(pub)), other.registers(pub)
     for place, (left, right) in enumerate(zip(*counts, strict=True)):
-        yield compare_counts(left, right, what=f"{where} point {place}")
+        same = right if list(order) == names else _in_order(right, order, names)
+        yield compare_counts(left, same, what=f"{where} point {place}")
+
+
+def _in_order(counts: Mapping[str, int], registers: Mapping[str, int], names: Sequence[str]) -> dict[str, int]:
+    """Counts of joined registers with these in another order; the first one is the right end of a bitstring."""
+    ends: dict[str, int] = {}
+    end = sum(registers.values())
+    for name, width in registers.items():
+        ends[name] = end
+        end -= width
+    return {
+        "".join(key[ends[name] - registers[name] : ends[name]] for name in reversed(names)): count
+        for key, count in counts.items()
+    }
 
 
 def _errors(result: JobResult, pub: int, size: int) -> Sequence[float]:
     found = result.standard_errors(pub)
-    return [0.0] * size if found is None else [float(value or 0.0) for value in _leaves(found)]
+    errors = [] if found is None else [abs(_number(value)) for value in _leaves(found)]
+    return errors if len(errors) == size else [math.nan] * size
+
+
+def _number(value: Any) -> float:
+    """A number of a result, NaN for anything else."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 
 def _leaves(value: Any) -> Iterable[Any]:

@@ -15,15 +15,16 @@ from __future__ import annotations
 import base64
 import io
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
 from prefect_qruntime.client.encodings.arrays import NpyArray
 from prefect_qruntime.client.encodings.tensors import encode_tensor
+from prefect_qruntime.client.inputs.options import measurement_level, options_that_need_ibm, program_options
 from prefect_qruntime.client.inputs.pub_values import check_parameters, points_shape
 from prefect_qruntime.client.inputs.pubs import MAX_QPY_VERSION, load_qpy
 from prefect_qruntime.client.inputs.qasm import scan
@@ -39,7 +40,12 @@ from prefect_qruntime.client.inputs.spec import (
     write_program,
 )
 from prefect_qruntime.client.programs import openqasm
-from prefect_qruntime.client.programs.expectation import make_plan, shots_for
+from prefect_qruntime.client.programs.expectation import (
+    circuit_without_last_measurements,
+    in_one_register,
+    make_plan,
+    shots_for,
+)
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.redact import many
 
@@ -62,6 +68,7 @@ _SAMPLER_SHOTS = 4096
 _PRECISION = 0.015625
 
 _CLIENT = "qiskit_ibm_runtime"
+_Found = TypeVar("_Found")
 # Options of the server's programs that IBM's client-side ones do not have, or have elsewhere.
 _NOT_THEIRS = ("seed_estimator", "precision")
 
@@ -148,7 +155,7 @@ def program_shots(spec: JobSpec) -> int:
         for place, pub in enumerate(spec.pubs):
             precision = pub.precision if pub.precision is not None else options.get("precision")
             if precision is None and common is None:
-                precision = options.get("default_precision", _PRECISION)
+                precision = options.get("default_precision") or _PRECISION
             field = f"pubs[{place}].precision" if pub.precision is not None else "options.precision"
             wanted.append(int(common or 0) if precision is None else shots_for(precision, field=field))
     else:
@@ -168,17 +175,27 @@ def program_shots(spec: JobSpec) -> int:
 
 
 def _circuits(spec: JobSpec, form: CircuitForm) -> list[_Circuit]:
+    """The circuit of each PUB in one form; those of the estimator without their last measurements."""
     if form not in ("auto", "openqasm3", "qpy"):
         raise InvalidInput(f"must be 'auto', 'openqasm3' or 'qpy', not {form!r}", field="circuit_form")
     text = all(isinstance(pub.circuit, str) for pub in spec.pubs)
+    estimator = spec.program_id == "estimator"
     if form == "openqasm3" or (form == "auto" and text):
         try:
-            return [_as_text(pub, f"pubs[{place}].circuit") for place, pub in enumerate(spec.pubs)]
+            return _once_each(spec, lambda pub, field: _as_text(pub, field, estimator=estimator))
         except _CannotBeTextError as error:
             if form == "openqasm3" or not _has_qiskit():
                 raise error.reason from None
-    circuits = program_circuits(spec)
-    return [_Circuit(circuit, tuple(parameter.name for parameter in circuit.parameters)) for circuit in circuits]
+    return _once_each(spec, lambda pub, field: _as_object(pub, field, estimator=estimator))
+
+
+def _once_each(spec: JobSpec, read: Callable[[Pub, str], _Found]) -> list[_Found]:
+    """What is read of the circuit of each PUB. Many points of one circuit share one wire object: it is read once."""
+    found: dict[int, _Found] = {}
+    for place, pub in enumerate(spec.pubs):
+        if id(pub.circuit) not in found:
+            found[id(pub.circuit)] = read(pub, f"pubs[{place}].circuit")
+    return [found[id(pub.circuit)] for pub in spec.pubs]
 
 
 def program_circuits(spec: JobSpec) -> list[Any]:
@@ -187,12 +204,7 @@ def program_circuits(spec: JobSpec) -> list[Any]:
     Raises:
         InvalidInput: qiskit is not installed, or cannot read one of them.
     """
-    loaded: dict[int, Any] = {}
-    for place, pub in enumerate(spec.pubs):
-        # Many points of one circuit share one wire object: it is read once.
-        if id(pub.circuit) not in loaded:
-            loaded[id(pub.circuit)] = _as_circuit(pub.circuit, f"pubs[{place}].circuit")
-    return [loaded[id(pub.circuit)] for pub in spec.pubs]
+    return _once_each(spec, lambda pub, field: _as_circuit(pub.circuit, field))
 
 
 class _CannotBeTextError(Exception):
@@ -201,12 +213,14 @@ class _CannotBeTextError(Exception):
         self.reason = reason
 
 
-def _as_text(pub: Pub, field: str) -> _Circuit:
+def _as_text(pub: Pub, field: str, *, estimator: bool) -> _Circuit:
     text = pub.circuit
     if not isinstance(text, str):
-        return _exported(load_qpy(text, field=field), field)
+        return _exported(load_qpy(text, field=field), field, estimator=estimator)
     try:
         text = openqasm.as_version_3(text, field=field)
+        if estimator:
+            text = openqasm.without_last_measurements(text, field=field)
     except InvalidInput as error:
         raise _CannotBeTextError(error) from None
     inputs = scan(text, field=field).inputs
@@ -220,17 +234,27 @@ def _as_text(pub: Pub, field: str) -> _Circuit:
     return _Circuit(text, tuple(sorted(inputs)))
 
 
-def _exported(circuit: Any, field: str) -> _Circuit:
+def _as_object(pub: Pub, field: str, *, estimator: bool) -> _Circuit:
+    circuit = _as_circuit(pub.circuit, field)
+    if estimator:
+        circuit = circuit_without_last_measurements(circuit)
+    return _Circuit(circuit, tuple(parameter.name for parameter in circuit.parameters))
+
+
+def _exported(circuit: Any, field: str, *, estimator: bool) -> _Circuit:
     from qiskit import qasm3
     from qiskit.circuit import Parameter
 
     names = tuple(parameter.name for parameter in circuit.parameters)
+    if estimator:
+        circuit = in_one_register(circuit_without_last_measurements(circuit, keep_registers=True))
     try:
         # Readers order parameters by name, so each gets a name that keeps its place.
         renamed = {parameter: Parameter(f"p_{place:06}") for place, parameter in enumerate(circuit.parameters)}
-        return _Circuit(str(qasm3.dumps(circuit.assign_parameters(renamed))), names)
+        text = str(qasm3.dumps(circuit.assign_parameters(renamed)))
     except Exception as error:
         raise InvalidInput(f"cannot be written as OpenQASM 3: {type(error).__name__}: {error}", field=field) from None
+    return _Circuit(text.rstrip() if estimator else text, names)
 
 
 def _as_circuit(value: str | dict[str, Any], field: str) -> Any:
@@ -333,9 +357,7 @@ def _circuit_measurement(circuit: Any, basis: dict[int, str], width: int, field:
             f"has {many(circuit.num_qubits, 'qubit')} and its observables {many(width, 'letter')}; both must be equal",
             field=field,
         )
-    # In a circuit with control flow qiskit would also remove measurements that a condition reads.
-    plain = circuit.has_control_flow_op()
-    target = circuit.copy() if plain else circuit.remove_final_measurements(inplace=False)
+    target = circuit.copy()
     register = openqasm.unused_name("qr_meas", [name.name for name in target.cregs])
     bits = ClassicalRegister(len(basis), register)
     target.add_register(bits)
@@ -360,78 +382,6 @@ def _qpy(circuits: list[Any]) -> dict[str, Any]:
         raise InvalidInput(f"cannot be written as QPY: {type(error).__name__}: {error}", field="pubs") from None
     data = base64.b64encode(zlib.compress(target.getvalue())).decode()
     return {"b64_data": data, "qpy_version": version, "num_programs": len(circuits)}
-
-
-# ---- options --------------------------------------------------------------------------------------------------
-
-# Options that need IBM's preparation if they are switched on: the switch and what it does.
-_SWITCHES = {
-    ("dynamical_decoupling", "enable"): "dynamical decoupling",
-    ("twirling", "enable_gates"): "twirling of gates",
-    ("twirling", "enable_measure"): "twirling of measurements",
-    ("resilience", "measure_mitigation"): "readout error mitigation",
-    ("resilience", "zne_mitigation"): "zero-noise extrapolation",
-    ("resilience", "pec_mitigation"): "probabilistic error cancellation",
-    ("resilience", "layer_noise_model"): "a layer noise model",
-}
-_FLAGS = ("scheduler_timing", "stretch_values")
-
-
-def options_that_need_ibm(options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Each option that is switched on and needs IBM's preparation: its path and what it is."""
-    if options.get("resilience_level"):
-        yield "options.resilience_level", f"error mitigation (level {options['resilience_level']})"
-    for (group, name), what in _SWITCHES.items():
-        found = options.get(group)
-        if isinstance(found, Mapping) and found.get(name):
-            yield f"options.{group}.{name}", what
-
-
-def program_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The `options` of a quantum program.
-
-    Args:
-        options: Checked options of the sampler or the estimator; those that decide the shots are read elsewhere.
-
-    Raises:
-        InvalidInput: An option that the executor has no equivalent for.
-    """
-    for path, what in options_that_need_ibm(options):
-        raise InvalidInput(
-            f"{what} is prepared on the client's side on the route \"executor\", by IBM's own client. Install it with "
-            f'{IBM_EXTRA}, switch the option off, or use route="service"',
-            field=path,
-        )
-    if options.get("seed_estimator") is not None:
-        raise _no_equivalent("options.seed_estimator")
-    for name, value in (options.get("simulator") or {}).items():
-        if value not in (None, [], {}):
-            raise _no_equivalent(f"options.simulator.{name}")
-    found: dict[str, Any] = {}
-    execution = options.get("execution") or {}
-    for name in ("init_qubits", "rep_delay"):
-        if execution.get(name) is not None:
-            found[name] = execution[name]
-    experimental = options.get("experimental") or {}
-    inner = experimental.get("execution")
-    for name in _FLAGS:
-        if isinstance(inner, Mapping) and inner.get(name):
-            found[name] = True
-    if experimental:
-        found["experimental"] = dict(experimental)
-    return found
-
-
-def measurement_level(options: Mapping[str, Any]) -> str:
-    """The `meas_level` of a quantum program."""
-    return str((options.get("execution") or {}).get("meas_type") or "classified")
-
-
-def _no_equivalent(path: str) -> InvalidInput:
-    return InvalidInput(
-        'has no equivalent on the route "executor", with or without extras. Leave it out, or use route="service"',
-        field=path,
-    )
 
 
 def ibm_params(spec: JobSpec, *, backend: Any = None) -> dict[str, Any]:

@@ -1,20 +1,36 @@
-"""Expectation values from counts: which bases to measure, and what the measured bits say.
+"""Expectation values from counts: which bases to measure, what of a circuit to drop, and what the measured bits say.
 
 Terms that commute qubit by qubit are measured together. Letters other than I, X, Y and Z are projectors, as in
 Qiskit: `0 1` in the basis of Z, `+ -` in that of X, `r l` in that of Y. The rightmost letter is that of qubit 0.
+
+The state that an expectation value is about is the one before the circuit's own last measurements, in each form of a
+circuit alike. A measurement is one of them if nothing but measurements and barriers follows on its qubit and nothing
+reads its bit. Whether something does must be known: the value of a measured state is another one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prefect_qruntime.client.encodings.tensors import broadcast_places
 from prefect_qruntime.errors import InvalidInput
 
-__all__ = ["NEGLIGIBLE", "Columns", "Plan", "estimate", "make_plan", "shots_for"]
+__all__ = [
+    "NEGLIGIBLE",
+    "Columns",
+    "Plan",
+    "Step",
+    "UnclearEndError",
+    "circuit_without_last_measurements",
+    "estimate",
+    "in_one_register",
+    "make_plan",
+    "shots_for",
+    "without_last_measurements",
+]
 
 NEGLIGIBLE = 1e-8
 """Coefficients not larger than this count as zero, as in Qiskit."""
@@ -24,6 +40,7 @@ _ONES = frozenset("1-l")
 _SIGNS = frozenset("XYZ")
 _MAX_SHOTS = 2**31 - 1
 _MAX_VALUES = 1 << 20
+_CONTROL_FLOW = frozenset({"IfElseOp", "WhileLoopOp", "ForLoopOp", "SwitchCaseOp", "BoxOp"})
 
 
 @dataclass(slots=True)
@@ -110,6 +127,175 @@ class Columns:
 
     shots: int
     bits: Mapping[int, int]
+
+
+class UnclearEndError(Exception):
+    """It is not known whether something follows on a measured qubit or reads its bit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One statement of a circuit, as far as it decides what the circuit's last measurements are.
+
+    Attributes:
+        measures: Of a measurement each qubit with its bit; without a bit None.
+        barrier: Whether it is a barrier.
+        uses: The qubits that it acts on and the bits that it reads or sets.
+        may_use: Those of which it may use some.
+    """
+
+    measures: tuple[tuple[Hashable, Hashable | None], ...] = ()
+    barrier: bool = False
+    uses: frozenset[Hashable] = frozenset()
+    may_use: frozenset[Hashable] = frozenset()
+
+
+def without_last_measurements(steps: Sequence[Step]) -> list[Step | None]:
+    """The steps of a circuit without its last measurements and the barriers among them, which become None.
+
+    Of a measurement of several qubits those stay that are not the last of their qubit.
+
+    Raises:
+        UnclearEndError: A step may use a measured qubit or its bit, or may not.
+    """
+    kept: list[Step | None] = []
+    used: set[Hashable] = set()
+    unclear: set[Hashable] = set()
+    for step in reversed(steps):
+        found: Step | None = step
+        if step.measures:
+            staying = [pair for pair in step.measures if not used.isdisjoint(pair)]
+            if any(not unclear.isdisjoint(pair) for pair in step.measures if pair not in staying):
+                raise UnclearEndError
+            found = replace(step, measures=tuple(staying)) if staying else None
+            for qubit, bit in staying:
+                used.add(qubit)
+                # It sets the bit, so that nothing after it reads what the bit was before.
+                used.discard(bit)
+                unclear.discard(bit)
+        elif not step.barrier or not used.isdisjoint(step.uses):
+            used |= step.uses
+            unclear |= step.may_use
+        elif not (used | unclear).isdisjoint(step.uses | step.may_use):
+            unclear |= step.uses | step.may_use
+        else:
+            found = None
+        kept.append(found)
+    return kept[::-1]
+
+
+def circuit_without_last_measurements(circuit: Any, *, keep_registers: bool = False) -> Any:
+    """A `QuantumCircuit` without its last measurements and the registers that only they measure into.
+
+    Args:
+        circuit: The circuit, which stays as it is.
+        keep_registers: Leave the classical registers as they are.
+    """
+    items = list(circuit.data)
+    steps = [_step(item) for item in items]
+    kept = without_last_measurements(steps)
+    staying = [item for item, step in zip(items, kept, strict=True) if step is not None]
+    if len(staying) == len(items):
+        return circuit
+    used = {bit for step in kept if step is not None for bit in step.uses.union(*step.measures)}
+    idle = {bit for step in steps for _, bit in step.measures if bit not in used}
+    gone = [register for register in circuit.cregs if not idle.isdisjoint(register) and used.isdisjoint(register)]
+    left = [register for register in circuit.cregs if register not in gone]
+    idle.update(bit for register in gone for bit in register)
+    idle.difference_update(bit for register in left for bit in register)
+    if keep_registers or _has_variables(circuit):
+        target = circuit.copy_empty_like()
+    else:
+        from qiskit.circuit import QuantumCircuit
+
+        target = QuantumCircuit(
+            circuit.qubits,
+            [bit for bit in circuit.clbits if bit not in idle],
+            *circuit.qregs,
+            *left,
+            name=circuit.name,
+            global_phase=circuit.global_phase,
+            metadata=circuit.metadata,
+        )
+    for item in staying:
+        target.append(item)
+    return target
+
+
+def in_one_register(circuit: Any) -> Any:
+    """A `QuantumCircuit` whose qubits are declared in its own order, so that a text numbers them as it does.
+
+    A text has loose qubits before registers, and the bits of a register in that register's order.
+    """
+    if circuit.layout is not None or [bit for register in circuit.qregs for bit in register] == circuit.qubits:
+        return circuit
+    from qiskit.circuit import QuantumCircuit, QuantumRegister
+
+    names = {register.name for register in circuit.cregs}
+    name = next(name for number in range(len(names) + 1) if (name := f"q{number or ''}") not in names)
+    register = QuantumRegister(circuit.num_qubits, name)
+    target = QuantumCircuit(register, circuit.clbits, *circuit.cregs, global_phase=circuit.global_phase)
+    for kind, add in (
+        ("input_vars", "input"),
+        ("declared_vars", "uninitialized_var"),
+        ("declared_stretches", "stretch"),
+    ):
+        for variable in getattr(circuit, f"iter_{kind}", tuple)():
+            getattr(target, f"add_{add}")(variable)
+    for item in circuit.data:
+        target.append(item.operation, [register[circuit.find_bit(bit).index] for bit in item.qubits], item.clbits)
+    return target
+
+
+def _has_variables(circuit: Any) -> bool:
+    return bool(circuit.num_vars or getattr(circuit, "num_stretches", 0))
+
+
+def _step(item: Any) -> Step:
+    if item.operation.name == "measure":
+        return Step(measures=tuple(zip(item.qubits, item.clbits, strict=True)))
+    if item.operation.name == "barrier":
+        return Step(barrier=True, uses=frozenset(item.qubits))
+    return Step(uses=frozenset(_used_by(item.operation, item.qubits, item.clbits)))
+
+
+def _used_by(operation: Any, qubits: Sequence[Hashable], clbits: Sequence[Hashable]) -> Iterator[Hashable]:
+    """The qubits and bits that an operation uses; of a block those that its own operations use, not all it has."""
+    blocks = getattr(operation, "blocks", None)
+    kind = type(operation).__name__
+    if kind in ("BreakLoopOp", "ContinueLoopOp"):
+        return
+    for name in ("condition", "target", "lvalue", "rvalue", "duration"):
+        yield from _read_in(getattr(operation, name, None))
+    if blocks is None or kind not in _CONTROL_FLOW:
+        yield from (*qubits, *clbits)
+        return
+    for block in blocks:
+        places = dict(zip((*block.qubits, *block.clbits), (*qubits, *clbits), strict=True))
+        for item in block.data:
+            for bit in _used_by(item.operation, item.qubits, item.clbits):
+                yield places.get(bit, bit)
+
+
+def _read_in(value: Any) -> Iterator[Hashable]:
+    """The bits that a condition, a classical expression or its target reads."""
+    kind = type(value).__name__
+    if kind == "Clbit":
+        yield value
+    elif kind == "ClassicalRegister":
+        yield from value
+    elif kind == "tuple":
+        yield from (bit for part in value for bit in _read_in(part))
+    elif "circuit.classical.expr" not in type(value).__module__:  # a number, a duration, None
+        return
+    elif kind == "Var":
+        yield from _read_in(value.var)
+    elif kind == "Index" and type(value.index).__name__ == "Value" and type(value.target).__name__ == "Var":
+        yield value.target.var[value.index.value]
+    else:
+        for part in ("operand", "left", "right", "target", "index"):
+            if hasattr(value, part):
+                yield from _read_in(getattr(value, part))
 
 
 def shots_for(precision: float, *, field: str) -> int:

@@ -6,11 +6,12 @@ import base64
 import math
 import random
 import zlib
+from dataclasses import replace
 from statistics import mean, median
 from typing import Any
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import assume, given, settings, strategies as st
 
 from prefect_qruntime.client.cost_core import (
     COVERAGE,
@@ -24,6 +25,7 @@ from prefect_qruntime.client.cost_core import (
     priced_seconds,
 )
 from prefect_qruntime.client.encodings.tensors import encode_tensor
+from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.errors import InvalidInput
 
@@ -218,6 +220,25 @@ def test_pubs_on_the_wire_cost_what_they_cost_as_arguments() -> None:
         ("sampler", {"pubs": [[PLAIN], []]}, "params.pubs[1]"),
         ("estimator", {"pubs": [[PLAIN]]}, "params.pubs[0]"),
         ("sampler", {"pubs": [[ONE, {"__type__": "ndarray", "__value__": "no"}]]}, "params.pubs[0].parameters"),
+        ("executor", {"quantum_program": {"shots": 1, "items": [{"circuit_arguments": "x"}]}}, "circuit_arguments"),
+        ("executor", {"quantum_program": {"shots": 1, "items": [{"shape": [10**18] * 20}]}}, "params"),
+        ("executor", {"quantum_program": {"shots": 1e300, "items": [{"shape": [10**18]}]}}, "params"),
+        ("sampler", {"pubs": [PLAIN], "options": "x"}, "params.options"),
+        ("sampler", {"pubs": [PLAIN], "options": {"default_shots": "100"}}, "params.options.default_shots"),
+        ("sampler", {"pubs": [PLAIN], "shots": {"a": 1}}, "params.shots"),
+        ("sampler", {"pubs": [[PLAIN, None, "5"]]}, "params.pubs[0].shots"),
+        ("sampler", {"pubs": [[PLAIN, "abc"]]}, "params.pubs[0].parameters"),
+        ("sampler", {"pubs": [[PLAIN, {"__type__": "BindingsArray", "__value__": {}}]]}, "params.pubs[0].parameters"),
+        ("sampler", {"pubs": [[ONE, {"a": [[1], [2, 3]]}]]}, "params.pubs[0].parameters[1]"),
+        ("estimator", {"pubs": [[PLAIN, "Z"]], "precision": "0.1"}, "params.precision"),
+        ("estimator", {"pubs": [[PLAIN, "Z"]], "options": {"default_precision": "a"}}, "default_precision"),
+        ("estimator", {"pubs": [[PLAIN, "Z", None, 0]]}, "params.pubs[0].precision"),
+        ("estimator", {"pubs": [[PLAIN, "Z", None, 1e-9]]}, "params.pubs[0].precision"),
+        ("estimator", {"pubs": [[PLAIN, None]]}, "params.pubs[0].observables"),
+        ("estimator", {"pubs": [[PLAIN, "Q"]]}, "params.pubs[0].observables"),
+        ("estimator", {"pubs": [[PLAIN, [["Z"], "X"]]]}, "params.pubs[0].observables"),
+        ("estimator", {"pubs": [[PLAIN, {"Z": None}]]}, "params.pubs[0].observables.Z"),
+        ("estimator", {"pubs": [[PLAIN, {"__type__": "complex", "__value__": 1}]]}, "params.pubs[0].observables"),
     ],
 )
 def test_what_cannot_be_priced_is_named(program_id: str, params: dict[str, Any], field: str) -> None:
@@ -226,6 +247,128 @@ def test_what_cannot_be_priced_is_named(program_id: str, params: dict[str, Any],
     assert str(caught.value.field).endswith(field)
     # It can be bought all the same; then nothing is known of it.
     assert busy_seconds(make_spec(None, backend="big", program_id=program_id, params=params)) == 0
+
+
+JSON = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.sampled_from([2**63 - 1, -1, 0]),
+        st.floats(allow_nan=False),
+        st.sampled_from(["", "Z", "XX", "II", "auto", "0.1", "no", PLAIN, ONE, packed_array(2, 1)]),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.sampled_from(["a", "Z", "X", "shape", "shots", "__type__"]), inner, max_size=3),
+        st.builds(
+            lambda kind, value: {"__type__": kind, "__value__": value},
+            st.sampled_from(
+                ["ndarray", "ObservablesArray", "BindingsArray", "complex", "QuantumCircuit", "set", "datetime"]
+            ),
+            inner,
+        ),
+    ),
+    max_leaves=6,
+)
+PUB = st.one_of(JSON, st.lists(JSON, max_size=4).map(lambda parts: [ONE, *parts]))
+PARAMS = st.fixed_dictionaries(
+    {},
+    optional={
+        "pubs": st.one_of(JSON, st.lists(PUB, max_size=3)),
+        "shots": JSON,
+        "precision": JSON,
+        "options": st.one_of(
+            JSON,
+            st.dictionaries(
+                st.sampled_from(["default_shots", "default_precision", "execution", "twirling", "rep_delay"]),
+                st.one_of(
+                    JSON,
+                    st.fixed_dictionaries(
+                        {
+                            "enable_gates": st.just(True),
+                            "num_randomizations": JSON,
+                            "shots_per_randomization": JSON,
+                            "rep_delay": JSON,
+                        }
+                    ),
+                ),
+            ),
+        ),
+        "quantum_program": st.one_of(
+            JSON,
+            st.fixed_dictionaries(
+                {
+                    "shots": st.one_of(JSON, st.just(3)),
+                    "items": st.lists(
+                        st.one_of(JSON, st.fixed_dictionaries({"shape": JSON, "circuit_arguments": JSON})), max_size=2
+                    ),
+                }
+            ),
+        ),
+    },
+)
+
+
+def priced_or_refused(spec: JobSpec) -> tuple[float, str | None]:
+    try:
+        return priced_seconds(spec), None
+    except InvalidInput as error:
+        return 0.0, str(error.field)
+
+
+@settings(max_examples=250, deadline=None)
+@given(st.sampled_from(["sampler", "estimator", "executor", "noise-learner"]), PARAMS)
+def test_any_payload_is_priced_or_refused_by_name(program_id: str, params: dict[str, Any]) -> None:
+    try:
+        spec = make_spec(None, backend="big", program_id=program_id, params=params)
+    except InvalidInput:
+        assume(False)  # no JSON that can be sent
+    found, field = priced_or_refused(spec)
+    assert 0 <= found < math.inf
+    assert busy_seconds(spec) == found
+    assert field is None or field.startswith("params")
+
+
+def nested(depth: int, inside: Any) -> Any:
+    for _ in range(depth):
+        inside = [inside]
+    return inside
+
+
+@pytest.mark.parametrize("depth", [5, 40, 5000])
+def test_deep_payloads_are_priced_or_refused(depth: int) -> None:
+    spec = make_spec([(PLAIN, "Z")], backend="big", program_id="estimator")
+    for pub in ([PLAIN, nested(depth, "Z")], [PLAIN, "Z", nested(depth, 0.1)]):
+        deep = replace(spec, pubs=(), params={"pubs": [pub]})
+        assert (busy_seconds(deep) > 0) == (depth == 5 or (depth == 40 and pub[1] == "Z"))
+
+
+@pytest.mark.parametrize(
+    ("observables", "bases"),
+    [
+        ("Z", 1),
+        (["Z", "X"], 2),
+        ({"__type__": "ObservablesArray", "__value__": [{"Z": 1.0}, {"X": 1.0}, {"0": 0.5}]}, 2),
+        ({"__type__": "ObservablesArray", "__value__": {"Z": 1.0}}, 1),
+        ({"__type__": "ndarray", "__value__": ["Z", "Y"]}, 2),
+        ({"Z": {"__type__": "complex", "__value__": [1.0, 0.0]}, "X": 2}, 2),
+        ({"I": 1.0}, 1),
+    ],
+)
+def test_observables_on_the_wire(observables: Any, bases: int) -> None:
+    assert raw("estimator", {"pubs": [[PLAIN, observables]], "options": {"default_shots": 10}}) == pytest.approx(
+        10 * bases
+    )
+
+
+def test_randomizations_decide_the_shots_only_if_both_numbers_are_given() -> None:
+    def twirled(**given: Any) -> float:
+        options = {"default_shots": 10, "twirling": {"enable_gates": True, **given}}
+        return raw("sampler", {"pubs": [PLAIN], "options": options})
+
+    assert twirled(num_randomizations=4, shots_per_randomization=5) == pytest.approx(20)
+    assert twirled(num_randomizations=4, shots_per_randomization="auto") == pytest.approx(10) == twirled()
 
 
 def test_the_same_work_has_one_name_on_both_routes_and_in_any_order() -> None:

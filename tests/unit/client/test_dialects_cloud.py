@@ -20,10 +20,12 @@ from pydantic import BaseModel
 from qiskit import QuantumCircuit, qasm2, qpy
 from qiskit.circuit import Parameter
 
+from prefect_qruntime.client.cost_core import busy_seconds
 from prefect_qruntime.client.dialects import v1_params, v2_params
 from prefect_qruntime.client.inputs import EstimatorOptions, SamplerOptions
 from prefect_qruntime.client.inputs.pubs import encode_array
 from prefect_qruntime.client.programs import make_spec
+from prefect_qruntime.client.programs.executor import program_shots
 from prefect_qruntime.errors import InvalidInput
 
 SCHEMA = Path(__file__).parents[2] / "schemas" / "openapi-cloud.yaml"
@@ -159,6 +161,33 @@ def test_v2_estimator_puts_shots_where_they_belong() -> None:
     assert v2_params(spec)["options"] == {"default_shots": 9}
     assert v2_params(spec)["pubs"] == [[BELL, "ZZ"]]
     assert spec.options == {}, "placing options must not change the submission"
+
+
+def _may_be_none() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every option, of a group too, that may be None."""
+    for program, model in (("sampler", SamplerOptions), ("estimator", EstimatorOptions)):
+        for name, field in model.model_fields.items():
+            inner = getattr(field.annotation, "model_fields", {})
+            for options in [{name: None}, *({name: {part: None}} for part in inner)]:
+                with contextlib.suppress(ValueError):
+                    model.model_validate(options)
+                    yield program, options
+
+
+@pytest.mark.parametrize(("program", "options"), [*_may_be_none()], ids=str)
+def test_an_option_that_is_none_is_one_that_is_not_set(program: str, options: dict[str, Any]) -> None:
+    pub = (BELL, "ZZ") if program == "estimator" else BELL
+    given, plain = (
+        make_spec(pub, backend="b", program_id=program, shots=9, options=found) for found in (options, None)
+    )
+    wire = v2_params(given)
+    assert wire.get("shots", wire.get("options", {}).get("default_shots")) == 9
+    assert busy_seconds(given) == busy_seconds(plain)
+    assert program_shots(given) == program_shots(plain) == 9
+    default = make_spec(pub, backend="b", program_id=program, options=options)
+    assert program_shots(default) == program_shots(make_spec(pub, backend="b", program_id=program))
+    if next(iter(options)) in ("execution", "simulator", "default_shots", "precision", "seed_estimator"):
+        assert v1_params(given) == v1_params(plain)
 
 
 def test_v2_circuit_is_qpy_17_in_zlib_and_base64() -> None:

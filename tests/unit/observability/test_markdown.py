@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 import prefect_qruntime as qr
+from prefect_qruntime.client.programs.agreement import Agreement, RouteComparison, compare_values
 from prefect_qruntime.observability.markdown import (
+    comparison_card,
     fetched_line,
     history,
     job_card,
@@ -138,3 +140,21 @@ def test_what_people_look_for_stands_above_the_result_and_the_details_below() ->
     assert "| process | 8 |" in again
     assert "another picture" in again
     assert "a picture" not in again
+
+
+@pytest.mark.parametrize(
+    ("agrees", "errors", "verdict"),
+    [
+        (True, [0.1], "agree"),
+        (False, [0.001, float("nan")], "differ"),
+        (False, [float("nan")], "cannot be compared"),
+    ],
+)
+def test_a_card_of_two_routes_has_the_verdict_of_their_comparison(
+    agrees: bool, errors: list[float], verdict: str
+) -> None:
+    job = qr.JobRef(id="a", backend="b", program_id="estimator")
+    compared = tuple(compare_values(0.1, 0.2, (error, error)) for error in errors)
+    card = comparison_card(RouteComparison(service=job, executor=job, agreement=Agreement(agrees, 0.001, compared)))
+    assert card.startswith(f"### The two routes {verdict}\n")
+    assert card.count("| cannot be compared |") == sum(error != error for error in errors)

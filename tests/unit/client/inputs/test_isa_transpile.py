@@ -10,6 +10,7 @@ import pytest
 from qiskit import QuantumCircuit, qasm3
 from qiskit.circuit import Parameter
 from qiskit.primitives import StatevectorEstimator, StatevectorSampler
+from qiskit.primitives.containers.bindings_array import BindingsArray
 
 from prefect_qruntime.client.inputs import check_isa, transpile_pubs
 from prefect_qruntime.client.programs import make_spec
@@ -64,6 +65,46 @@ def test_equal_work_has_an_equal_digest() -> None:
         return make_spec(pubs, backend="b").digest()
 
     assert digest(1) == digest(1)
+
+
+TWO = (
+    'OPENQASM 3.0; include "stdgates.inc"; input float[64] {}; input float[64] {}; qubit[1] q; bit[1] c; '
+    "rx({}) q[0]; rz({}) q[0]; c = measure q;"
+)
+
+
+@pytest.mark.parametrize("program", ["sampler", "estimator"])
+@pytest.mark.parametrize("names", ["ab", "ba"])
+@pytest.mark.parametrize("kind", ["list", "array", "names", "bindings", "pub"])
+def test_values_are_those_of_their_names_or_refused(kind: str, names: str, program: str, tmp_path: Path) -> None:
+    """As `make_spec` has it for the same PUB, whose list of values would otherwise get qiskit's order."""
+    text = TWO.format(*names, *names)
+    values: Any = {
+        "list": [np.pi, 0.5],
+        "array": np.array([np.pi, 0.5]),
+        "names": {names[0]: np.pi, names[1]: 0.5},
+        "bindings": BindingsArray({names[0]: np.pi, names[1]: 0.5}),
+        "pub": {tuple(names): [np.pi, 0.5]},
+    }[kind]
+    file = tmp_path / "two.qasm"
+    file.write_text(text)
+    for circuit in (text, file):
+        pub = (circuit, values) if program == "sampler" else (circuit, "Z", values)
+        try:
+            wanted = make_spec([pub], backend="b", program_id=program)
+        except InvalidInput as error:
+            refused = error.field
+        else:
+            refused = None
+            assert wanted
+        if refused is None:
+            found = make_spec(transpile_pubs([pub], LINE, program_id=program), backend="b", program_id=program)
+            assert found.pubs[0].parameters == ([np.pi, 0.5] if names == "ab" else [0.5, np.pi])
+        else:
+            assert (kind, names) in (("list", "ba"), ("array", "ba"))
+            with pytest.raises(InvalidInput, match="by name") as caught:
+                transpile_pubs([pub], LINE, program_id=program)
+            assert caught.value.field == refused == "pubs[0].parameters"
 
 
 @pytest.mark.parametrize(

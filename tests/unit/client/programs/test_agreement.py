@@ -10,9 +10,12 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from hypothesis import given, strategies as st
 from scipy import stats
 
+from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.programs.agreement import (
+    RouteComparison,
     chi_squared_tail,
     compare_counts,
     compare_results,
@@ -20,6 +23,8 @@ from prefect_qruntime.client.programs.agreement import (
 )
 from prefect_qruntime.client.results.job_result import JobResult
 from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.models import JobRef
+from tests.support.executor import run
 
 TRIALS = 3000
 SPREADS = {
@@ -138,6 +143,69 @@ def test_estimates() -> None:
     assert not compare_results(one, _estimates([0.5, 0.9], [0.01, 0.0])).agrees
     with pytest.raises(InvalidInput, match="shapes"):
         compare_results(one, _estimates([0.5], [0.01]))
+
+
+UNKNOWN = [math.nan, None, "NaN", math.inf, -math.inf]
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(-1, 1), st.floats(-1, 1), *[st.one_of(st.floats(0, 0.1), st.sampled_from(UNKNOWN))] * 2),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_a_value_without_a_known_error_is_never_a_difference(rows: list[tuple[float, float, Any, Any]]) -> None:
+    one, other = (_estimates([row[place] for row in rows], [row[place + 2] for row in rows]) for place in (0, 1))
+    found = compare_results(one, other)
+    known = [all(isinstance(error, float) and math.isfinite(error) for error in row[2:]) for row in rows]
+    assert len(found.compared) == sum(known)
+    assert len(found.comparisons) == len(rows)
+    assert sum(row["verdict"] == "cannot be compared" for row in found.to_table()) == len(rows) - sum(known)
+    # What is left is judged as if the others were not there.
+    left = [row for row, there in zip(rows, known, strict=True) if there]
+    if left:
+        pair = [_estimates([row[place] for row in left], [row[place + 2] for row in left]) for place in (0, 1)]
+        assert found.agrees == compare_results(*pair).agrees
+        assert found.share == compare_results(*pair).share
+        assert ("cannot be compared" in str(found)) == (len(left) < len(rows))
+    else:
+        assert (found.agrees, found.verdict) == (False, "cannot be compared")
+        assert str(found).startswith("The two results cannot be compared")
+    job = JobRef(id="a", backend="b", program_id="estimator")
+    whole = RouteComparison(service=job, executor=job, agreement=found)
+    assert str(RouteComparison.model_validate_json(whole.model_dump_json()).agreement) == str(found)
+
+
+@pytest.mark.parametrize("missing", ["stds", "evs"])
+def test_missing_errors_and_values_are_not_taken_for_exact_ones(missing: str) -> None:
+    data = {"evs": [0.5, 0.25], "stds": [0.1, 0.1]} | {missing: None if missing == "stds" else [None, 0.25]}
+    body = {"results": [{"data": {name: value for name, value in data.items() if value}, "metadata": {}}]}
+    found = compare_results(JobResult.from_body(json.dumps(body), job_id="d1"), _estimates([0.5, 0.25], [0.1, 0.1]))
+    assert len(found.compared) == (0 if missing == "stds" else 1)
+
+
+def test_single_shots_are_no_difference() -> None:
+    text = 'OPENQASM 3.0; include "stdgates.inc"; qubit[1] q; h q[0];'
+    spec = make_spec([(text, "Z")], backend="b", program_id="estimator", route="executor", shots=1)
+    sent = json.loads(json.dumps(spec.prepared))
+    results = [JobResult.from_body(json.dumps(run(sent, seed)), job_id="d1") for seed in range(6)]
+    assert {compare_results(results[0], other).verdict for other in results} == {"cannot be compared"}
+
+
+@given(st.permutations(["a", "b", "c"]), st.permutations(["a", "b", "c"]), st.integers(0, 2**32))
+def test_the_order_of_registers_is_no_difference(first: list[str], second: list[str], seed: int) -> None:
+    draw = random.Random(seed)
+    widths = {name: draw.randint(1, 3) for name in "abc"}
+    shots = [{name: draw.randrange(2**width) for name, width in widths.items()} for _ in range(50)]
+
+    def result(order: list[str]) -> JobResult:
+        data = {name: {"samples": [hex(shot[name]) for shot in shots], "num_bits": widths[name]} for name in order}
+        return JobResult.from_body(json.dumps({"results": [{"data": data, "metadata": {}}]}), job_id="d1")
+
+    found = compare_results(result(first), result(second))
+    assert found.comparisons[0].statistic == 0
+    assert found.agrees
 
 
 def test_what_cannot_be_compared() -> None:

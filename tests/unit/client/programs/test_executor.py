@@ -252,7 +252,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     (
         {"pubs": [("OPENQASM 3.0; gate h a { U(pi / 2, 0, pi) a; } qubit[1] q; h q[0];", "X")]},
         "pubs[0].circuit",
-        "gate 'h' itself",
+        "declares 'h' itself",
     ),
     ({"circuit_form": "text"}, "circuit_form", "'qpy'"),
 ]
