@@ -106,7 +106,8 @@ def run_circuits(
         route: How PUBs run: service, executor or auto; empty for the setting `primitive_route`.
         circuit_form: How circuits travel to the executor.
         dry_run: Run on the mock backend that stands for the backend: no QPU, no charge, random results.
-        budget_block: Name of a Quantum Runtime Budget block that must have room for each job; empty for none.
+        budget_block: Name of a Quantum Runtime Budget block that must have room for the session and its jobs; empty
+            for none.
         require_online: Refuse to submit while the backend is paused or offline, instead of queueing there.
         once_per_slot: For schedules: runs of this deployment for the same scheduled time share their jobs, so
             that a slot that is run again, by hand or after a failure, submits nothing again.
@@ -146,7 +147,8 @@ def run_circuits(
         session = None
         if mode != "job" and not dry_run:
             kind = "batch" if mode == "batch" else "dedicated"
-            session = stack.enter_context(runtime_session(credentials, chosen, mode=kind, max_ttl=max_ttl))
+            opening = runtime_session(credentials, chosen, mode=kind, max_ttl=max_ttl, budget=budget_block)
+            session = stack.enter_context(opening)
         compared: list[RouteComparison] = []
         for number, text in enumerate(texts):
             given: Any = {

@@ -332,7 +332,7 @@ async def policy_in_force(*, buys: bool = True) -> QuantumRuntimePolicy | None:
                 return policy
             raise QuantumRuntimeError(
                 f"The policy {name!r} cannot be read: Prefect's API failed ({error!r}). Without it nothing is allowed.",
-                solution="Nothing was sent. Run the flow again when Prefect's API can be reached.",
+                solution="This request was not sent. Run the flow again when Prefect's API can be reached.",
                 advice=SAME_REQUEST,
             ) from error
         known.policies[which] = time.monotonic(), policy
@@ -359,7 +359,7 @@ def parsed(name: str, data: dict[str, Any]) -> QuantumRuntimePolicy:
         wrong = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'the whole'}: {one['msg']}" for one in error.errors())
         raise PolicyRefused(
             f"The policy {name!r} has a wrong field ({wrong}). Until it is corrected, nothing is allowed.",
-            solution="Nothing was sent. An administrator has to correct the block in Prefect's UI.",
+            solution="This request was not sent. An administrator has to correct the block in Prefect's UI.",
             policy=name,
         ) from None
     policy._block_document_name = name
@@ -413,7 +413,7 @@ def _refuse(policy: QuantumRuntimePolicy, why: str | None) -> None:
         name = policy._block_document_name
         raise PolicyRefused(
             f"The policy {name!r} does not allow this: {why}.",
-            solution="Nothing was sent. Change the request, or ask an administrator to change the policy.",
+            solution="This request was not sent. Change the request, or ask an administrator to change the policy.",
             policy=name,
         )
 
@@ -434,7 +434,7 @@ async def tenant_of(where: RunContext, block: str | None) -> Tenant:
         except Exception as error:
             raise QuantumRuntimeError(
                 f"The deployment could not be read from Prefect ({error!r}), so the policy cannot be applied.",
-                solution="Nothing was sent. Run the flow again when Prefect's API can be reached.",
+                solution="This request was not sent. Run the flow again when Prefect's API can be reached.",
                 advice=SAME_REQUEST,
             ) from error
     found = known[name]
