@@ -281,5 +281,8 @@ async def check_online(client: QuantumRuntimeClient, name: str) -> None:
     if not backend.is_online:
         raise BackendOffline(
             f"{backend_words(backend)}, and the submission asks for a backend that is online.",
-            solution="This request was not sent. Wait until it is back, name another backend, or submit without `require_online` to queue there.",
+            solution=(
+                "This request was not sent. Wait until it is back, name another backend, or submit without "
+                "`require_online` to queue there."
+            ),
         )

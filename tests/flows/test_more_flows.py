@@ -15,6 +15,7 @@ from uuid import uuid4
 import pytest
 from prefect import flow
 from prefect.client.orchestration import PrefectClient
+from prefect.exceptions import ParameterTypeError
 from prefect.flow_engine import run_flow
 from prefect.states import Scheduled
 
@@ -28,7 +29,7 @@ from prefect_qruntime import Budget, BudgetExhausted, InvalidInput, QuantumRunti
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.observability.artifacts import find_records
 from prefect_qruntime.sandbox import Sandbox
-from tests.support.flow_runs import BACKEND, FLIP, SVG, artifact, picture, posts
+from tests.support.flow_runs import BACKEND, FLIP, STAY, SVG, artifact, picture, posts
 from tests.support.prefect_calls import asked
 
 pytestmark = pytest.mark.server
@@ -385,3 +386,42 @@ def test_runs_of_two_deployments_of_one_name_buy_their_own_jobs_in_a_slot(sandbo
     assert posts(sandbox) == 1
     run_of(other)
     assert posts(sandbox) == 2
+
+
+@pytest.mark.parametrize("once_per_slot", [True, False])
+def test_a_run_that_is_started_by_hand_has_the_jobs_of_the_slot_that_it_names(
+    sandbox: Sandbox, once_per_slot: bool
+) -> None:
+    name = f"by-hand-{uuid4().hex[:6]}"
+    QuantumRuntimeCredentials(**sandbox.connection("cloud")).save(name)
+    given: dict[str, Any] = {"circuits": [FLIP, STAY], "credentials_block": name, "backend": BACKEND, "mode": "job"}
+    given["once_per_slot"] = once_per_slot
+    slot = datetime(2026, 5, 1, 2, tzinfo=UTC)
+
+    async def deploy(client: PrefectClient) -> Any:
+        return await client.create_deployment(await client.create_flow(run_circuits), name=name, parameters=given)
+
+    deployment_id = asked(deploy)
+
+    def jobs_of(state: Any = None, **parameters: Any) -> list[str]:
+        """What Quick run and `prefect deployment run` create, or with a state what the scheduler creates."""
+        flow_run = asked(
+            lambda client: client.create_flow_run_from_deployment(deployment_id, parameters=parameters, state=state)
+        )
+        rows: Any = run_flow(run_circuits, flow_run=flow_run, parameters=flow_run.parameters)
+        assert (flow_run.expected_start_time == slot) == (state is not None)
+        return [row["job"] for row in rows]
+
+    of_the_slot = {"state": Scheduled(scheduled_time=slot)} if once_per_slot else {"slot": "2026-05-01T02:00:00Z"}
+    first = jobs_of(**of_the_slot)
+    assert posts(sandbox) == 2
+    assert jobs_of(slot="2026-05-01T04:00:00+02:00") == first
+    assert posts(sandbox) == 2
+    assert not set(jobs_of()) & set(first), "without the slot it is another intent"
+    assert posts(sandbox) == 4
+
+
+def test_a_slot_without_a_time_zone_is_refused(sandbox: Sandbox) -> None:
+    with pytest.raises(ParameterTypeError, match="timezone"):
+        run_circuits(circuits=[FLIP], slot="2026-05-01T02:00:00")
+    assert posts(sandbox) == 0
