@@ -18,18 +18,20 @@ from rich.table import Table
 from rich.text import Text
 
 from prefect_qruntime.cli.options import (
+    ATTENDED,
     AsJson,
     Blocks,
     JobId,
     OneBlock,
     cell,
     checked_blocks,
-    credentials_for,
+    client_of,
     id_column,
     many,
     needs_prefect,
     only_credentials,
     print_json,
+    print_not_known,
     print_problems,
     print_rows,
     short,
@@ -80,7 +82,9 @@ def jobs(
     json: AsJson = False,
 ) -> int:
     """List the instances' jobs with state, QPU seconds and the flow run that owns each, or sum them up by group."""
-    found = list_jobs(checked_blocks(block), states=[*(state or ())] or None, limit=limit, since=since, by=by)
+    found = list_jobs(
+        checked_blocks(block), states=[*(state or ())] or None, limit=limit, since=since, by=by, attended=ATTENDED
+    )
     if json:
         sys.stdout.write(found.model_dump_json(indent=2) + "\n")
     else:
@@ -104,6 +108,7 @@ def _print(found: JobList, console: Console, by: GroupBy | None) -> None:
     console.print(f"{line}.", highlight=False)
     if found.more:
         console.print("There are more: raise --limit, or narrow with --since and --state.", style="yellow")
+    print_not_known(console, found.unread)
 
 
 def _table(jobs: list[ListedJob], console: Console) -> Table:
@@ -251,7 +256,9 @@ def usage(
     """
     if csv and json:
         raise InvalidInput("cannot be given together with --json", field="csv")
-    report = report_usage(checked_blocks(block), by=[*(by or ("deployment",))], since=since, until=until)
+    report = report_usage(
+        checked_blocks(block), by=[*(by or ("deployment",))], since=since, until=until, attended=ATTENDED
+    )
     if parquet is not None:
         write_parquet(report, parquet)
     if csv:
@@ -317,6 +324,7 @@ def _print_usage(report: UsageReport, console: Console) -> None:
         console.print(cell(_reconciled(one)))
     for note in report.notes:
         console.print(cell(note))
+    print_not_known(console, report.unread)
 
 
 def _numbers(row: UsageLine, *, units: bool) -> list[str]:
@@ -342,7 +350,7 @@ def result(job_id: JobId, /, *, block: OneBlock = None, json: AsJson = False) ->
     """
 
     async def work() -> JobResult:
-        return await (await credentials_for(job_id, block)).get_client().result(job_id)
+        return await (await client_of(job_id, block)).result(job_id)
 
     found = network_loop().run(work())
     if json:
@@ -380,7 +388,7 @@ def compare(
     rate = checked_rate(false_alarm)
 
     async def work() -> list[JobResult]:
-        return [await (await credentials_for(one, block)).get_client().result(one) for one in (job_id, other_id)]
+        return [await (await client_of(one, block)).result(one) for one in (job_id, other_id)]
 
     found = compare_results(*network_loop().run(work()), false_alarm=rate)
     if json:
@@ -403,7 +411,7 @@ def cancel(job_id: JobId, /, *, block: OneBlock = None, json: AsJson = False) ->
     """Cancel a job. A job that has already ended is left as it is."""
 
     async def work() -> Job:
-        return await (await credentials_for(job_id, block)).get_client().cancel(job_id)
+        return await (await client_of(job_id, block)).cancel(job_id)
 
     job = network_loop().run(work())
     if json:

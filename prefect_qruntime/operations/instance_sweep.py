@@ -95,11 +95,12 @@ class Owners:
 
 @dataclass(slots=True)
 class Found:
-    """The findings of one block."""
+    """The findings of one block. `is_complete` says whether the instance answered to the end."""
 
     sessions: list[Swept] = field(default_factory=list)
     jobs: list[Swept] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    is_complete: bool = False
 
 
 class InstanceSweeper:
@@ -157,6 +158,7 @@ class InstanceSweeper:
             self._found.sessions += await self.sessions_of_processes()
             self._found.sessions += await self.sessions_of_jobs()
             self._found.jobs[:] = [self._after_sessions(entry) for entry in self._found.jobs]
+            self._found.is_complete = True
         except (QuantumRuntimeError, ValueError) as error:
             self._found.problems.append(f"{self._block}: {error}")
 
