@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
+from datetime import UTC
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -74,7 +75,8 @@ def jobs(
     ] = None,
     limit: Annotated[int, Parameter(help="Most jobs to list of each instance, newest first.")] = 50,
     since: Annotated[
-        str | None, Parameter(help="Only jobs created since then: 2026-05-01, 2026-05-01T08:00, 90m, 24h or 7d.")
+        str | None,
+        Parameter(help="Only jobs created since then: 2026-05-01 or 2026-05-01T08:00 (UTC), 90m, 24h or 7d."),
     ] = None,
     by: Annotated[
         GroupBy | None, Parameter(help="Show sums by deployment, owner (flow run), tag or the flow run's state.")
@@ -114,13 +116,13 @@ def _print(found: JobList, console: Console, by: GroupBy | None) -> None:
 def _table(jobs: list[ListedJob], console: Console) -> Table:
     several = len({job.block for job in jobs}) > 1
     table = Table(expand=True, show_lines=True)
-    id_column(table, "job\ncreated" + several * "\nblock", (job.id for job in jobs))
+    id_column(table, "job\ncreated (UTC)" + several * "\nblock", (job.id for job in jobs))
     for name in ("state", "backend\nprogram"):
         table.add_column(name, overflow="fold")
     table.add_column("QPU s", justify="right", no_wrap=True)
     table.add_column("flow run\nid", overflow="fold", ratio=1)
     for job in jobs:
-        created = f"{job.created_at.astimezone():%m-%d %H:%M}" if job.created_at else ""
+        created = f"{job.created_at.astimezone(UTC):%m-%d %H:%M}" if job.created_at else ""
         seconds = "" if job.qpu_seconds is None else f"{job.qpu_seconds:g}" + ("" if job.qpu_seconds_final else " …")
         table.add_row(
             cell(job.id, created, *several * (job.block,)),
@@ -241,7 +243,7 @@ def usage(
         Parameter(help="What to group by; may be given more than once. The deployment by default."),
     ] = None,
     since: Annotated[
-        str, Parameter(help="Only what was created since then: 2026-05-01, 2026-05-01T08:00, 24h or 7d.")
+        str, Parameter(help="Only what was created since then: 2026-05-01 or 2026-05-01T08:00 (UTC), 24h or 7d.")
     ] = "28d",
     until: Annotated[str | None, Parameter(help="Only what was created before then, in the same form.")] = None,
     block: Blocks = None,
@@ -314,7 +316,7 @@ def _print_usage(report: UsageReport, console: Console) -> None:
             highlight=False,
         )
         for job in report.without_owner[:_SHOWN]:
-            created = f"{job.created_at:%Y-%m-%d %H:%M}" if job.created_at else "at an unknown time"
+            created = f"{job.created_at:%Y-%m-%d %H:%M} UTC" if job.created_at else "at an unknown time"
             console.print(
                 cell(f"  {job.id}  {created}  {job.state}  {job.qpu_seconds:g} QPU s  {job.user or 'unknown user'}")
             )

@@ -120,7 +120,7 @@ class JobList(BaseModel):
 
 
 def parse_since(text: str, *, now: datetime | None = None, field: str = "since") -> datetime:
-    """Parse a time: an ISO date or time (local unless it names a zone), or a time span before now.
+    """Parse a time: an ISO date or time (UTC unless it names a zone), or a time span before now.
 
     Raises:
         InvalidInput: It is neither.
@@ -137,7 +137,8 @@ def parse_since(text: str, *, now: datetime | None = None, field: str = "since")
     try:
         if span is not None:
             return (now or datetime.now(UTC)) - timedelta(**{_UNITS[span[2]]: int(span[1])})
-        return datetime.fromisoformat(text.strip()).astimezone(UTC)
+        moment = datetime.fromisoformat(text.strip())
+        return moment.astimezone(UTC) if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
         raise InvalidInput(
             "must be a date or time like 2026-05-01T08:00, or a span like 90m, 24h or 7d", field=field
