@@ -20,10 +20,12 @@ from rich.text import Text
 
 from prefect_qruntime.cli.options import (
     ATTENDED,
+    MOST_SHOTS,
     AsJson,
     Blocks,
     JobId,
     OneBlock,
+    between,
     cell,
     checked_blocks,
     client_of,
@@ -37,7 +39,7 @@ from prefect_qruntime.cli.options import (
     print_rows,
     short,
 )
-from prefect_qruntime.client.cost_core import CostEstimate
+from prefect_qruntime.client.cost_core import MOST_SECONDS, CostEstimate
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.programs.agreement import checked_rate, compare_results
 from prefect_qruntime.client.results import JobResult
@@ -73,7 +75,9 @@ def jobs(
         list[Literal["queued", "running", "completed", "cancelled", "failed"]] | None,
         Parameter(help="Only jobs in these states."),
     ] = None,
-    limit: Annotated[int, Parameter(help="Most jobs to list of each instance, newest first.")] = 50,
+    limit: Annotated[
+        int, Parameter(help="Most jobs to list of each instance, newest first.", validator=between(1))
+    ] = 50,
     since: Annotated[
         str | None,
         Parameter(help="Only jobs created since then: 2026-05-01 or 2026-05-01T08:00 (UTC), 90m, 24h or 7d."),
@@ -170,12 +174,17 @@ def estimate(
         Path | None, Parameter(help="JSON file with a program's raw payload in place of circuits.")
     ] = None,
     options: Annotated[Path | None, Parameter(help="JSON file with the options of the primitive.")] = None,
-    shots: Annotated[int | None, Parameter(help="Shots of each circuit; by default the program's own.")] = None,
+    shots: Annotated[
+        int | None,
+        Parameter(help="Shots of each circuit; by default the program's own.", validator=between(1, MOST_SHOTS)),
+    ] = None,
     route: Annotated[
         Literal["service", "executor", "auto"] | None, Parameter(help="How PUBs run; by default as set.")
     ] = None,
     one_job_each: Annotated[bool, Parameter(help="One job for each circuit or PUB; by default one for all.")] = False,
-    max_execution_time: Annotated[int | None, Parameter(help="Limit of QPU seconds for each job.")] = None,
+    max_execution_time: Annotated[
+        int | None, Parameter(help="Limit of QPU seconds for each job.", validator=between(1, MOST_SECONDS))
+    ] = None,
     block: Annotated[str | None, Parameter(help="Name of the credentials block, if several are saved.")] = None,
     json: AsJson = False,
 ) -> int:
@@ -379,7 +388,12 @@ def compare(
     other_id: Annotated[str, Parameter(help="Id of the other job.")],
     /,
     *,
-    false_alarm: Annotated[float, Parameter(help="How often two runs of the same PUBs may be said to differ.")] = 0.001,
+    false_alarm: Annotated[
+        float,
+        Parameter(
+            help="How often two runs of the same PUBs may be said to differ.", validator=between(0, 1, above=True)
+        ),
+    ] = 0.001,
     block: OneBlock = None,
     json: AsJson = False,
 ) -> int:

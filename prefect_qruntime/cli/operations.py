@@ -20,11 +20,12 @@ from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
-from prefect_qruntime.admission.rate_limit import limit_name, set_up
+from prefect_qruntime.admission.rate_limit import MOST, limit_name, set_up
 from prefect_qruntime.cli.options import (
     ATTENDED,
     AsJson,
     Blocks,
+    between,
     cell,
     checked_blocks,
     id_column,
@@ -151,7 +152,10 @@ async def _backends(blocks: list[str] | None) -> tuple[list[tuple[str, Backend]]
 def setup(
     *,
     block: Blocks = None,
-    per_minute: Annotated[int, Parameter(help="Jobs created in a minute, by all users of the account together.")] = 5,
+    per_minute: Annotated[
+        int,
+        Parameter(help="Jobs created in a minute, by all users of the account together.", validator=between(1, MOST)),
+    ] = 5,
     json: AsJson = False,
 ) -> int:
     """Create the limits in Prefect by which all processes share the service's rate of five new jobs a minute.
@@ -187,8 +191,12 @@ def watch(
     *,
     block: Blocks = None,
     once: Annotated[bool, Parameter(help="Poll once and return.")] = False,
-    interval: Annotated[float, Parameter(help="Seconds between polls for newly suspended flow runs.")] = 10.0,
-    duration: Annotated[float | None, Parameter(help="Seconds to watch; no limit by default.")] = None,
+    interval: Annotated[
+        float, Parameter(help="Seconds between polls for newly suspended flow runs.", validator=between(0, above=True))
+    ] = 10.0,
+    duration: Annotated[
+        float | None, Parameter(help="Seconds to watch; no limit by default.", validator=between(0, above=True))
+    ] = None,
     json: AsJson = False,
 ) -> int:
     """Follow the jobs that suspended flow runs wait for, and resume each flow run when its job has ended.

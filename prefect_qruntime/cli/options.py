@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Annotated, Any, ParamSpec
@@ -31,10 +32,12 @@ from prefect_qruntime.redact import many, printable
 
 __all__ = [
     "ATTENDED",
+    "MOST_SHOTS",
     "AsJson",
     "Blocks",
     "JobId",
     "OneBlock",
+    "between",
     "cell",
     "checked_blocks",
     "client_of",
@@ -52,6 +55,8 @@ __all__ = [
 ]
 
 
+MOST_SHOTS = 10_000_000
+
 WIDE = 110
 """Columns from which whole ids of flow runs fit beside those of jobs."""
 
@@ -59,6 +64,28 @@ ATTENDED = Attended(lambda blocks: _report_waiting(blocks))
 """Somebody waits for what a command prints: short deadlines, and standard error says what it waits for."""
 
 P = ParamSpec("P")
+
+
+def between(least: float, most: float = math.inf, *, above: bool = False) -> Callable[[Any, Any], None]:
+    """Make the check of a numeric option: cyclopts names the option and the value, and the exit code is 2.
+
+    Args:
+        least: Smallest value.
+        most: Largest value.
+        above: Whether the value must be above the smallest.
+    """
+    bounds = f"above {least:,}" if above else f"at least {least:,}"
+    if most < math.inf:
+        bounds += f" and at most {most:,}"
+
+    def check(_: Any, value: Any) -> None:
+        if value is None:
+            return
+        if not math.isfinite(value) or not least <= value <= most or (above and value == least):
+            raise ValueError(f"It must be {bounds}.")
+
+    return check
+
 
 Blocks = Annotated[list[str] | None, Parameter(help="Names of credentials blocks; all saved ones by default.")]
 OneBlock = Annotated[
