@@ -23,6 +23,7 @@ from prefect_qruntime.client.transport.retrying import RetryDeadlines
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import InstanceReport
 from prefect_qruntime.prefect_api import Loadable, load_saved, saved_names
+from prefect_qruntime.settings import current_settings
 
 __all__ = [
     "Attended",
@@ -221,7 +222,11 @@ async def load_each(names: Iterable[str] | None) -> tuple[dict[str, QuantumRunti
 
     Returns:
         The blocks by name, and what is wrong with those that cannot be used, by name.
+
+    Raises:
+        InvalidInput: A setting is wrong, which is no fault of a block.
     """
+    current_settings()
     found: dict[str, QuantumRuntimeCredentials] = {}
     problems: dict[str, str] = {}
     for name in sorted(set(names)) if names is not None else await saved_blocks():

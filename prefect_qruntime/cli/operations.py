@@ -47,7 +47,7 @@ from prefect_qruntime.operations.doctor import DoctorReport, run_doctor
 from prefect_qruntime.operations.session_listing import OpenSession, SessionList, close_by_id, list_sessions
 from prefect_qruntime.operations.sweep import SweepReport, resume_flow_run, run_sweep
 from prefect_qruntime.redact import get_logger
-from prefect_qruntime.settings import QuantumRuntimeSettings
+from prefect_qruntime.settings import current_settings
 from prefect_qruntime.suspend.watcher import run_watch
 
 __all__ = ["backends", "doctor", "resume", "sessions", "setup", "sweep", "watch"]
@@ -177,7 +177,7 @@ async def _set_up(blocks: list[str] | None, per_minute: int) -> tuple[list[dict[
     loaded, problems = await load_each(blocks)
     for name, credentials in loaded.items():
         accounts.setdefault(limit_name(credentials.crn), (credentials.crn, []))[1].append(name)
-    period = QuantumRuntimeSettings().create_rate_period_seconds
+    period = current_settings().create_rate_period_seconds
     rows = [
         {"blocks": ", ".join(names), **row}
         for crn, names in accounts.values()

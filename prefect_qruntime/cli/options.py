@@ -29,6 +29,7 @@ from prefect_qruntime.diagnostics.prefect_server import check_server
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.prefect_api import unknown_block
 from prefect_qruntime.redact import many, printable
+from prefect_qruntime.settings import current_settings
 
 __all__ = [
     "ATTENDED",
@@ -230,10 +231,10 @@ async def client_of(job_id: str, block: str | None) -> QuantumRuntimeClient:
 
 
 def needs_prefect(command: Callable[P, int]) -> Callable[P, int]:
-    """Make a command report that Prefect's API does not answer before it starts.
+    """Make a command report a wrong setting, or that Prefect's API does not answer, before it starts.
 
     Raises:
-        QuantumRuntimeError: When called, if no Prefect server answers.
+        QuantumRuntimeError: When called, if a setting is wrong or no Prefect server answers.
     """
 
     @functools.wraps(command)
@@ -245,11 +246,13 @@ def needs_prefect(command: Callable[P, int]) -> Callable[P, int]:
 
 
 def require_prefect() -> None:
-    """Check that Prefect's API answers.
+    """Check the settings, and that Prefect's API answers.
 
     Raises:
-        QuantumRuntimeError: It does not.
+        InvalidInput: A setting is wrong.
+        QuantumRuntimeError: Prefect's API does not answer.
     """
+    current_settings()
     client, findings = network_loop().run(check_server())
     if client is None:
         raise QuantumRuntimeError(findings[0].finding, solution=findings[0].fix)

@@ -24,7 +24,10 @@ from flows.backend_report import backend_report
 from flows.parameter_sweep import parameter_sweep, parity
 from flows.run_circuits import run_circuits
 from flows.run_saved_job import run_saved_job
+from flows.sweep_sessions import sweep_sessions
+from flows.usage_report import usage_report
 from flows.vqe_session import vqe_session
+from flows.watch_jobs import watch_jobs
 from prefect_qruntime import Budget, BudgetExhausted, InvalidInput, QuantumRuntimeCredentials, QuantumRuntimeJob
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.observability.artifacts import find_records
@@ -323,6 +326,22 @@ def test_a_form_can_name_a_budget(sandbox: Sandbox, tmp_path: Path, bought: Any,
         bought(credentials_block=name, budget_block=name, **parameters)
     assert caught.value.budget == name
     assert posts(sandbox) == 1
+
+
+@pytest.mark.parametrize(
+    "repeated",
+    [
+        lambda: run_circuits(circuits=[FLIP]),
+        lambda: sweep_sessions(),
+        lambda: usage_report(),
+        lambda: watch_jobs(minutes=None),
+    ],
+    ids=["run_circuits", "sweep_sessions", "usage_report", "watch_jobs"],
+)
+def test_a_wrong_setting_ends_a_flow_with_its_name(monkeypatch: pytest.MonkeyPatch, repeated: Any) -> None:
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_CREATE_RATE_PER_MINUTE", "abc")
+    with pytest.raises(InvalidInput, match=r"^PREFECT_INTEGRATIONS_QRUNTIME_CREATE_RATE_PER_MINUTE: .* not 'abc'"):
+        repeated()
 
 
 IN_SESSIONS: list[tuple[Any, dict[str, Any]]] = [

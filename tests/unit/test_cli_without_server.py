@@ -118,6 +118,17 @@ def test_init_needs_no_server(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert "--force" in text
 
 
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in {*LOCAL, "doctor"}])
+def test_a_wrong_setting_is_named_before_anything_is_done(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_CREATE_RATE_PER_MINUTE", "abc")
+    code, text = said(capsys, *words(command))
+    assert code == 2
+    assert text.startswith("PREFECT_INTEGRATIONS_QRUNTIME_CREATE_RATE_PER_MINUTE: ")
+    assert text.endswith("not 'abc'. Correct or remove it in the environment or the Prefect profile.")
+
+
 NUMBERS = [
     (command, argument.name, bad)
     for command in COMMANDS
