@@ -44,7 +44,7 @@ from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.programs.agreement import checked_rate, compare_results
 from prefect_qruntime.client.results import JobResult
 from prefect_qruntime.errors import InvalidInput
-from prefect_qruntime.flow_parameters import circuit_text, read_file
+from prefect_qruntime.flow_parameters import circuit_text, own_files, read_file
 from prefect_qruntime.models import Job
 from prefect_qruntime.operations.job_listing import GroupBy, JobList, ListedJob, list_jobs
 from prefect_qruntime.operations.usage import report_usage
@@ -165,7 +165,8 @@ def estimate(
     backend: Annotated[str, Parameter(help="Name of the backend.")],
     program: Annotated[str, Parameter(help="sampler, estimator, executor, or with --params any other.")] = "sampler",
     observable: Annotated[
-        list[str] | None, Parameter(help="For the estimator: a Pauli string for each circuit; can be repeated.")
+        list[str] | None,
+        Parameter(help="For the estimator: a Pauli string to measure on every circuit; can be repeated."),
     ] = None,
     pubs: Annotated[
         Path | None, Parameter(help="JSON file with a list of PUBs in place of circuits, as submit_job takes them.")
@@ -192,24 +193,25 @@ def estimate(
 
     What it would run is given as circuits (OpenQASM, as text or as paths), as PUBs or as a raw payload.
     """
-    given: Submission = {
-        "backend": backend,
-        "program_id": program,
-        "shots": shots,
-        "options": _json_file(options, "options"),
-        "params": _json_file(params, "params"),
-        "route": route,
-        "max_execution_time": max_execution_time,
-    }
-    wanted = _json_file(pubs, "pubs") if pubs is not None else _pubs_of(circuits or [], observable or [], program)
     if bool(circuits) + (pubs is not None) + (params is not None) != 1:
         raise InvalidInput("give circuits, --pubs or --params: one of the three", field="circuits")
     each = 1 if one_job_each else None
+    with own_files():
+        given: Submission = {
+            "backend": backend,
+            "program_id": program,
+            "shots": shots,
+            "options": _json_file(options, "options"),
+            "params": _json_file(params, "params"),
+            "route": route,
+            "max_execution_time": max_execution_time,
+        }
+        wanted = _json_file(pubs, "pubs") if pubs is not None else _pubs_of(circuits or [], observable or [], program)
 
-    async def work() -> CostEstimate:
-        return await estimate_jobs(await only_credentials(block), wanted, given, pubs_per_job=each)
+        async def work() -> CostEstimate:
+            return await estimate_jobs(await only_credentials(block), wanted, given, pubs_per_job=each)
 
-    found = network_loop().run(work())
+        found = network_loop().run(work())
     if json:
         sys.stdout.write(found.model_dump_json(indent=2) + "\n")
     else:
