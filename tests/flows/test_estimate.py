@@ -155,6 +155,10 @@ def test_every_flow_that_can_buy_has_the_limit_in_its_form() -> None:
     found = {name: one for module in shipped for name, one in vars(module).items() if isinstance(one, Flow)}
     buying = {name for name, one in found.items() if {"route", "job_block"} & one.parameters.properties.keys()}
     assert buying == {one.fn.__name__ for one, _, _ in BUYERS}
+    for one, _, _ in BUYERS:
+        form = one.parameters.properties.keys()
+        assert {"require_approval_above", "budget_block"} <= form, one.name
+        assert {"max_execution_time", "job_block"} & form, f"{one.name}: a job's limit, or a block that has it"
     assert all("require_approval_above" in found[name].parameters.properties for name in buying)
 
 

@@ -21,6 +21,7 @@ from prefect.states import Scheduled
 
 from flows.angles_to_table import ANGLES, angles_to_table, check_columns, input_names
 from flows.backend_report import backend_report
+from flows.leave_and_collect import leave
 from flows.parameter_sweep import parameter_sweep, parity
 from flows.run_circuits import run_circuits
 from flows.run_saved_job import run_saved_job
@@ -342,6 +343,26 @@ def test_a_wrong_setting_ends_a_flow_with_its_name(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_CREATE_RATE_PER_MINUTE", "abc")
     with pytest.raises(InvalidInput, match=r"^PREFECT_INTEGRATIONS_QRUNTIME_CREATE_RATE_PER_MINUTE: .* not 'abc'"):
         repeated()
+
+
+def test_a_job_that_is_left_or_saved_is_limited_by_the_form(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials
+) -> None:
+    name = f"limited-{uuid4().hex[:6]}"
+    credentials.save(name)
+    Budget(max_seconds_per_run=30).save(name)
+    QuantumRuntimeJob(credentials=credentials, backend=BACKEND, pubs=[FLIP], max_execution_time=50).save(name)
+    left = {"credentials_block": name, "circuit": FLIP, "backend": BACKEND, "budget_block": name}
+    for refused in (
+        lambda: leave(**left, max_execution_time=50),
+        lambda: asyncio.run(run_saved_job(name, budget_block=name)),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(BudgetExhausted) as caught:
+            refused()
+        assert caught.value.budget == name
+    assert posts(sandbox) == 0
+    job_id = leave(**left, max_execution_time=20)
+    assert credentials.get_client().run(credentials.get_client().job(job_id)).max_execution_time == 20
 
 
 IN_SESSIONS: list[tuple[Any, dict[str, Any]]] = [
