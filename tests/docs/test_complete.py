@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib import import_module
 from pathlib import Path
 from uuid import uuid4
 
@@ -134,6 +135,24 @@ def test_the_file_deploys_all_flows() -> None:
     deployed = {entry.split(":")[0] for entry in entries}
     there = {f"flows/{file.name}" for file in (ROOT / "flows").glob("*.py")}
     assert deployed == there - {"flows/__init__.py", "flows/shared.py"}
+
+
+def test_the_file_and_the_page_say_what_each_deployment_runs_on() -> None:
+    text = (ROOT / "prefect.yaml").read_text()
+    page = (DOCS / "how-to" / "schedule.md").read_text()
+    places = [
+        re.findall(r"[a-z0-9]+(?:-[a-z0-9]+)+|leave|collect", part)
+        for part in re.split(r"\n# - ", text.split("\n#\n# Sched")[0])[1:]
+    ]
+    rows = [row.split("|")[1] for row in page.splitlines() if re.match(r"\| `[a-z0-9-]+`.* \|", row)]
+    for one in yaml.safe_load(text)["deployments"]:
+        module, _, name = one["entrypoint"].removesuffix(".py").replace(".py:", ":").partition(":")
+        form = getattr(import_module(module.replace("/", ".")), name).parameters
+        place = 2 if "credentials_blocks" in form.properties else 1 if form.required else 0
+        assert [number for number, names in enumerate(places) if one["name"] in names] == [place], one["name"]
+        assert [number for number, row in enumerate(rows) if f"`{one['name']}`" in row] == [place], one["name"]
+        submits = bool({"route", "job_block"} & form.properties.keys())
+        assert not submits or not any(slot.get("active", True) for slot in one.get("schedules", ())), one["name"]
 
 
 def test_each_automation_is_on_its_page() -> None:
