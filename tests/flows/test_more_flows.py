@@ -365,6 +365,19 @@ def test_a_job_that_is_left_or_saved_is_limited_by_the_form(
     assert credentials.get_client().run(credentials.get_client().job(job_id)).max_execution_time == 20
 
 
+@pytest.mark.parametrize("mode", ["job", "session"])
+def test_a_missing_extra_ends_a_run_on_the_embedded_sandbox_with_one_error(
+    monkeypatch: pytest.MonkeyPatch, mode: Any
+) -> None:
+    monkeypatch.setattr("prefect_qruntime.sandbox.service.missing_packages", lambda *, physics: ("qiskit_aer",))
+    with pytest.raises(
+        InvalidInput, match=r"Not installed: qiskit_aer.* Install prefect-qruntime\[sandbox\]"
+    ) as caught:
+        run_circuits(circuits=[FLIP], mode=mode)
+    assert "service's own fault" not in str(caught.value)
+    assert "Correct the input" not in str(caught.value)
+
+
 IN_SESSIONS: list[tuple[Any, dict[str, Any]]] = [
     (run_circuits, {"circuits": [FLIP] * 2}),
     (parameter_sweep, {"points": 2, "programs": ["sampler"], "mode": "session"}),
