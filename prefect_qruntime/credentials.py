@@ -47,8 +47,7 @@ _WHILE_SOMEONE_WAITS = RetryDeadlines(token=5.0, read=5.0)
 class QuantumRuntimeCredentials(Loadable, CredentialsBlock):
     """API key and instance of IBM's Qiskit Runtime REST API (IBM Quantum Compute Service).
 
-    Building or loading a block never uses the network; `verify` does, and names each problem
-    is wrong.
+    Building or loading a block never uses the network; `verify` does, and names each problem with its fix.
 
     Attributes:
         api_key: IBM Cloud API key.

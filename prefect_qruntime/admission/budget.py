@@ -90,7 +90,7 @@ class Budget(Loadable, Block):
     _block_type_name = "Quantum Runtime Budget"
     _block_type_slug = "quantum-runtime-budget"
     _logo_url = HttpUrl("https://avatars.githubusercontent.com/u/1459110?s=200&v=4")
-    _documentation_url = HttpUrl("https://quantum.cloud.ibm.com/docs/en/guides/max-execution-time")
+    _documentation_url = HttpUrl("https://prefect-qruntime.github.io/prefect-qruntime/how-to/budget/")
     _description = "How many QPU seconds and jobs a flow run or a deployment may use, checked before each submission."
 
     max_seconds_per_run: float | None = Field(

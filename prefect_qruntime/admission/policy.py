@@ -121,7 +121,7 @@ class QuantumRuntimePolicy(Loadable, Block):
     _block_type_name = "Quantum Runtime Policy"
     _block_type_slug = "quantum-runtime-policy"
     _logo_url = HttpUrl("https://avatars.githubusercontent.com/u/1459110?s=200&v=4")
-    _documentation_url = HttpUrl("https://quantum.cloud.ibm.com/docs/en/guides/max-execution-time")
+    _documentation_url = HttpUrl("https://prefect-qruntime.github.io/prefect-qruntime/how-to/teams/#the-policy")
     _description = "What the tenants of an installation may do, and each team's share of it. Owned by an administrator."
 
     hosts: list[str] = Field(

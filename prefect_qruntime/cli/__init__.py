@@ -52,7 +52,7 @@ app.register_install_completion_command(name="install-completion")
 
 def main() -> None:
     """Entry point of the `prefect-qruntime` command."""
-    # A short command ends while Prefect still sends its events; it waits for them, which is no news to anybody.
+    # A short command ends while Prefect still sends its events. It waits for them and needs to say nothing about it.
     for worker in ("EventsWorker", "APILogWorker"):
         logging.getLogger(worker).addFilter(_is_news)
     try:
