@@ -37,6 +37,8 @@ def leave(
     circuit_form: CircuitForm = "auto",
     dry_run: bool = False,
     require_approval_above: Annotated[float | None, Field(ge=0)] = None,
+    max_execution_time: Annotated[int | None, Field(ge=1, le=10_800)] = None,
+    budget_block: str | None = None,
 ) -> str:
     """Submit a job and leave it to the watcher.
 
@@ -50,6 +52,8 @@ def leave(
         dry_run: Run on the mock backend that stands for the backend: no QPU, no charge, random results.
         require_approval_above: QPU seconds that the job may cost without a person's approval on the run's page;
             empty if no approval is needed.
+        max_execution_time: Limit of QPU seconds for the job; empty for the service's own.
+        budget_block: Name of a Quantum Runtime Budget block that must have room for the job; empty for none.
 
     Returns:
         The job's id.
@@ -59,13 +63,14 @@ def leave(
     given: dict[str, Any] = {
         "backend": backend,
         "shots": shots,
+        "max_execution_time": max_execution_time,
         "route": route,
         "circuit_form": circuit_form,
         "dry_run": dry_run,
     }
     if require_approval_above is not None:
         require_approval(estimate_cost(credentials, [text], **given), above=require_approval_above)
-    job = submit_job(credentials, [text], **given)
+    job = submit_job(credentials, [text], budget=budget_block, **given)
     return leave_to_watcher(credentials, job).id
 
 

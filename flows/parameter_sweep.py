@@ -129,7 +129,8 @@ def parameter_sweep(
         route: How PUBs run: service, executor or auto; empty for the setting `primitive_route`.
         circuit_form: How circuits travel to the executor.
         dry_run: Run on the mock backend that stands for the backend: no QPU, no charge, random results.
-        budget_block: Name of a Quantum Runtime Budget block that must have room for each job; empty for none.
+        budget_block: Name of a Quantum Runtime Budget block that must have room for the session and its jobs; empty
+            for none.
         require_online: Refuse to submit while the backend is paused or offline, instead of queueing there.
         require_approval_above: QPU seconds that the whole may cost without a person's approval on the run's page;
             empty if no approval is needed.
@@ -163,7 +164,8 @@ def parameter_sweep(
         session: SessionRef | None = None
         if mode != "job" and not dry_run:
             kind = "batch" if mode == "batch" else "dedicated"
-            session = stack.enter_context(runtime_session(credentials, chosen, mode=kind, max_ttl=max_ttl))
+            opening = runtime_session(credentials, chosen, mode=kind, max_ttl=max_ttl, budget=budget_block)
+            session = stack.enter_context(opening)
         unmapped_each: Any = {name: unmapped(value) for name, value in given.items()}
         jobs = {
             program: submit_job.map(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +16,7 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.runtime import deployment, flow_run
 from prefect_qruntime.flows.shared import CircuitForm, RequestedRoute, instance, shown_backend
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 from rich.console import Console
 from rich.table import Table
 
@@ -68,9 +69,14 @@ def print_table(rows: list[dict[str, Any]], title: str) -> None:
     Console().print(table)
 
 
-def slot() -> str:
-    """The key of this deployment's scheduled time: the same in all runs for it, and different in other deployments."""
-    return f"{deployment.id or 'no deployment'}/{flow_run.scheduled_start_time:%Y-%m-%dT%H:%M:%S}"
+def slot_key(slot: datetime | None) -> str:
+    """The key of a slot of this deployment: the same in all runs for that slot, and different in other deployments.
+
+    Args:
+        slot: The slot's time; None for the time at which this run was scheduled.
+    """
+    when = (slot or flow_run.scheduled_start_time).astimezone(UTC)
+    return f"{deployment.id or 'no deployment'}/{when:%Y-%m-%dT%H:%M:%S}"
 
 
 @flow(name="run-circuits", **hooks.cancel)
@@ -91,6 +97,7 @@ def run_circuits(
     once_per_slot: bool = False,
     compare_routes: bool = False,
     require_approval_above: Annotated[float | None, Field(ge=0)] = None,
+    slot: AwareDatetime | None = None,
 ) -> list[dict[str, Any]]:
     """Run circuits, one job each, and tabulate their counts.
 
@@ -106,14 +113,17 @@ def run_circuits(
         route: How PUBs run: service, executor or auto; empty for the setting `primitive_route`.
         circuit_form: How circuits travel to the executor.
         dry_run: Run on the mock backend that stands for the backend: no QPU, no charge, random results.
-        budget_block: Name of a Quantum Runtime Budget block that must have room for each job; empty for none.
+        budget_block: Name of a Quantum Runtime Budget block that must have room for the session and its jobs; empty
+            for none.
         require_online: Refuse to submit while the backend is paused or offline, instead of queueing there.
-        once_per_slot: For schedules: runs of this deployment for the same scheduled time share their jobs, so
-            that a slot that is run again, by hand or after a failure, submits nothing again.
+        once_per_slot: For schedules: runs of this deployment for the same slot, which is the scheduled time, share
+            their jobs. A run that is started by hand gets a new time; name the failed run's time in `slot`.
         compare_routes: Run each circuit both by the server's sampler and by the executor, which buys two jobs for
             each, and test whether the counts agree. The counts shown are those of the sampler.
         require_approval_above: QPU seconds that all jobs together may cost without a person's approval on the run's
             page; empty if no approval is needed.
+        slot: With a time zone: the scheduled time of the run to stand in for, so that this one attaches to its jobs
+            and submits only those that are missing. Empty for the time of this run.
 
     Returns:
         A row for each circuit, with its job, its shots, its counts and its bitstrings' frequencies.
@@ -146,7 +156,8 @@ def run_circuits(
         session = None
         if mode != "job" and not dry_run:
             kind = "batch" if mode == "batch" else "dedicated"
-            session = stack.enter_context(runtime_session(credentials, chosen, mode=kind, max_ttl=max_ttl))
+            opening = runtime_session(credentials, chosen, mode=kind, max_ttl=max_ttl, budget=budget_block)
+            session = stack.enter_context(opening)
         compared: list[RouteComparison] = []
         for number, text in enumerate(texts):
             given: Any = {
@@ -158,7 +169,7 @@ def run_circuits(
                 "dry_run": dry_run,
                 "budget": budget_block,
                 "require_online": require_online,
-                "submission_key": f"{slot()}/{number}" if once_per_slot else None,
+                "submission_key": f"{slot_key(slot)}/{number}" if once_per_slot or slot is not None else None,
             }
             if compare_routes:
                 compared.append(run_on_both_routes(credentials, [text], **given))

@@ -12,7 +12,7 @@ from prefect import flow
 from prefect.artifacts import acreate_table_artifact
 from pydantic import Field
 
-from prefect_qruntime import QuantumRuntimeJob, hooks
+from prefect_qruntime import Budget, QuantumRuntimeJob, hooks
 from prefect_qruntime.prefect_api import load_saved
 
 SHOWN = 50  # rows of the artifact
@@ -23,6 +23,7 @@ async def run_saved_job(
     job_block: str,
     dry_run: bool = False,
     require_approval_above: Annotated[float | None, Field(ge=0)] = None,
+    budget_block: str | None = None,
 ) -> list[dict[str, Any]]:
     """Run the job of a Quantum Runtime Job block and tabulate its result.
 
@@ -31,12 +32,15 @@ async def run_saved_job(
         dry_run: Run on the mock backend that stands for the block's: no QPU, no charge, random results.
         require_approval_above: QPU seconds that the whole may cost without a person's approval on the run's page;
             empty for what the block says.
+        budget_block: Name of a Quantum Runtime Budget block that must have room for the job; empty for what the block
+            says.
 
     Returns:
         A row for each outcome with its count (sampler), or for each value with its standard error (estimator).
 
     Raises:
         InvalidInput: No such block, or a field of it is wrong.
+        BudgetExhausted: The budget has no room for the job.
         QuantumRuntimeError: The job could not be submitted, or did not complete.
     """
     job = await load_saved(QuantumRuntimeJob, job_block, field="job_block", fix="Create one in the UI under Blocks.")
@@ -44,6 +48,10 @@ async def run_saved_job(
         job.dry_run = True
     if require_approval_above is not None:
         job.require_approval_above = require_approval_above
+    if budget_block:
+        job.budget = await load_saved(
+            Budget, budget_block, field="budget_block", fix="Create one in the UI under Blocks."
+        )
     run = await job.trigger()
     await run.wait_for_completion()
     rows: list[dict[str, Any]] = (await run.fetch_result()).to_table()

@@ -93,7 +93,8 @@ def usage_report(
     Args:
         credentials_blocks: Names of Quantum Runtime Credentials blocks; empty for all saved ones.
         by: Kind of owner by which usage is summed up.
-        since: Only jobs and sessions created since this date, or within this period, such as 28d.
+        since: Only jobs and sessions created since this date or time, in UTC if it names no zone, or within this
+            period, such as 28d.
 
     Returns:
         A row for each owner.

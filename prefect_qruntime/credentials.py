@@ -6,8 +6,11 @@ needs it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from prefect.blocks.abstract import CredentialsBlock
 from pydantic import Field, HttpUrl, SecretStr, model_validator
@@ -20,15 +23,22 @@ from prefect_qruntime.client.transport.retrying import RetryDeadlines
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import InstanceReport
 from prefect_qruntime.prefect_api import Loadable, load_saved, saved_names
+from prefect_qruntime.settings import current_settings
 
 __all__ = [
+    "Attended",
     "QuantumRuntimeCredentials",
     "aload_credentials",
     "block_name",
     "load_credentials",
     "load_each",
+    "read_each",
     "saved_blocks",
 ]
+
+_AT_ONCE = 8  # instances that are read concurrently
+
+T = TypeVar("T")
 
 # Only flows repeat requests through an outage.
 _WHILE_SOMEONE_WAITS = RetryDeadlines(token=5.0, read=5.0)
@@ -37,8 +47,7 @@ _WHILE_SOMEONE_WAITS = RetryDeadlines(token=5.0, read=5.0)
 class QuantumRuntimeCredentials(Loadable, CredentialsBlock):
     """API key and instance of IBM's Qiskit Runtime REST API (IBM Quantum Compute Service).
 
-    Building or loading a block never uses the network; `verify` does, and names each problem
-    is wrong.
+    Building or loading a block never uses the network; `verify` does, and names each problem with its fix.
 
     Attributes:
         api_key: IBM Cloud API key.
@@ -211,7 +220,11 @@ async def load_each(names: Iterable[str] | None) -> tuple[dict[str, QuantumRunti
 
     Returns:
         The blocks by name, and what is wrong with those that cannot be used, by name.
+
+    Raises:
+        InvalidInput: A setting is wrong, which is no fault of a block.
     """
+    current_settings()
     found: dict[str, QuantumRuntimeCredentials] = {}
     problems: dict[str, str] = {}
     for name in sorted(set(names)) if names is not None else await saved_blocks():
@@ -222,6 +235,74 @@ async def load_each(names: Iterable[str] | None) -> tuple[dict[str, QuantumRunti
             found.pop(name, None)
             problems[name] = f"{name}: {error}"
     return found, problems
+
+
+@dataclass(frozen=True, slots=True)
+class Attended:
+    """For a person who waits: short deadlines, and a report of the instances that are slow to answer.
+
+    Attributes:
+        report: Called once, with the blocks of the instances that have not answered by then.
+        after: Seconds until it is called.
+        patience: How long requests are repeated.
+    """
+
+    report: Callable[[Sequence[str]], None]
+    after: float = 3.0
+    patience: RetryDeadlines = _WHILE_SOMEONE_WAITS
+
+
+async def read_each(
+    loaded: Mapping[str, QuantumRuntimeCredentials],
+    problems: dict[str, str],
+    read: Callable[[str, QuantumRuntimeClient], Awaitable[T]],
+    attended: Attended | None = None,
+) -> dict[str, T]:
+    """Read several instances at once, so that one that does not answer delays no other. Runs on the network loop.
+
+    Args:
+        loaded: The blocks by name. Blocks of one instance are read one after the other.
+        problems: Receives what is wrong with the instances that cannot be read, by block.
+        read: Reads an instance, by the name of the block and a client.
+        attended: For a person who waits; None for an unattended flow, which is patient.
+
+    Returns:
+        What was read, by block.
+    """
+    patience = attended.patience if attended is not None else None
+    found: dict[str, T] = {}
+    waiting = dict.fromkeys(loaded)
+    instances: dict[str, list[str]] = {}
+    for name, credentials in loaded.items():
+        instances.setdefault(credentials.crn, []).append(name)
+    at_once = asyncio.Semaphore(_AT_ONCE)
+
+    async def one_after_the_other(names: list[str]) -> None:
+        async with at_once:
+            for name in names:
+                try:
+                    found[name] = await read(name, loaded[name].get_client(patience=patience))
+                except (QuantumRuntimeError, ValueError) as error:
+                    problems[name] = f"{name}: {error}"
+                finally:
+                    del waiting[name]
+
+    async with _reported(waiting, attended):
+        await asyncio.gather(*(one_after_the_other(names) for names in instances.values()))
+    return {name: found[name] for name in loaded if name in found}
+
+
+@asynccontextmanager
+async def _reported(waiting: Mapping[str, None], attended: Attended | None) -> AsyncIterator[None]:
+    """Report what is still waited for, if the block takes long."""
+    if attended is None:
+        yield
+        return
+    timer = asyncio.get_running_loop().call_later(attended.after, lambda: attended.report(list(waiting)))
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 async def saved_blocks() -> list[str]:

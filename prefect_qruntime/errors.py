@@ -8,7 +8,7 @@ QuantumRuntimeError
 ├─ NotFound                no such job, session or backend in this instance
 ├─ UsageLimitReached       the instance has no QPU time left
 ├─ BudgetExhausted         your own budget has no QPU time left
-├─ PolicyRefused           the installation's policy does not allow it, nothing was sent
+├─ PolicyRefused           the installation's policy does not allow it, this request was not sent
 ├─ RateLimited             429; the request was not accepted
 ├─ SubmissionUncertain     a create may or may not have been accepted: search before going on
 ├─ ServiceUnavailable      no answer, or a 5xx, until the deadline
@@ -258,15 +258,15 @@ class UsageLimitReached(QuantumRuntimeError):
 
 
 class BudgetExhausted(QuantumRuntimeError):
-    """Your own budget leaves no QPU time for this job; nothing was sent."""
+    """Your own budget leaves no QPU time for this job or session, which was not sent."""
 
 
 class PolicyRefused(QuantumRuntimeError):
-    """The installation's policy does not allow it; nothing was sent. `policy` names the block."""
+    """The installation's policy does not allow it; this request was not sent. `policy` names the block."""
 
 
 class BackendOffline(QuantumRuntimeError):
-    """The backend is paused or offline, and the submission requires an online one; nothing was sent."""
+    """The backend is paused or offline, and the submission requires an online one; it was not sent."""
 
     default_advice = SAME_REQUEST
 

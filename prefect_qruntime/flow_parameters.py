@@ -4,7 +4,8 @@ Prefect keeps the parameters of a flow run in its database and takes at most 512
 `PREFECT_SERVER_API_MAX_PARAMETER_SIZE`). Its own error comes from the server and holds the whole circuit.
 
 Who may start a flow from the UI need not be allowed to read the worker's files. So a path that is a flow parameter is
-opened only inside allowed folders, only if it is a regular file of limited size, and no error shows its content.
+opened only inside allowed folders, only if it is a regular file of limited size, and no error shows its content. On the
+command line the caller's own files are read, so the folders do not matter there; all else does.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,8 +32,11 @@ __all__ = [
     "check_flow_parameters",
     "circuit_text",
     "limited_file_references",
+    "own_files",
     "read_file",
 ]
+
+_own_files: ContextVar[bool] = ContextVar("qruntime_own_files", default=False)
 
 _SETTING = "PREFECT_INTEGRATIONS_QRUNTIME_ALLOWED_FOLDERS"
 
@@ -86,9 +91,12 @@ def allowed_folders(access: Literal["read", "write"] = "read") -> tuple[Path, ..
 
     Returns:
         The folders. The root of the file system never counts as a working directory: it would allow every file.
+        Inside `own_files` it is the root alone.
     """
-    setting = current_settings().allowed_folders
     here = Path.cwd()
+    if _own_files.get():
+        return (Path(here.anchor),)
+    setting = current_settings().allowed_folders
     found = list(setting) if setting is not None else [here] if here != here.parent else []
     own = _folder_of_flow()
     if access == "read" and own is not None:
@@ -197,6 +205,16 @@ def circuit_text(circuit: str, *, field: str = "circuit") -> str:
     text = circuit if path is None else read_file(path, field=field)
     scan(text, field=field)
     return text
+
+
+@contextmanager
+def own_files() -> Iterator[None]:
+    """Inside this block, files in every folder may be named: a command runs with the rights of the one who calls it."""
+    token = _own_files.set(True)
+    try:
+        yield
+    finally:
+        _own_files.reset(token)
 
 
 @contextmanager

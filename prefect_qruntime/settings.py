@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from prefect.settings.base import PrefectBaseSettings, build_settings_config
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_core import from_json
 from pydantic_settings import NoDecode
 
-__all__ = ["QuantumRuntimeSettings", "current_settings"]
+from prefect_qruntime.errors import InvalidInput
 
-_OF_OURS = ("PREFECT_INTEGRATIONS_QRUNTIME_", "PREFECT_HOME", "PREFECT_PROFILE")
+__all__ = ["QuantumRuntimeSettings", "current_settings", "wrong_settings"]
+
+_PREFIX = "PREFECT_INTEGRATIONS_QRUNTIME_"
+_OF_OURS = (_PREFIX, "PREFECT_HOME", "PREFECT_PROFILE")
 
 
 def _as_folders(value: Any) -> Any:
@@ -189,7 +192,7 @@ def current_settings() -> QuantumRuntimeSettings:
     profile, and the working directory stay the same; files are read once for each such environment.
 
     Raises:
-        pydantic.ValidationError: A setting is wrong.
+        InvalidInput: A setting is wrong; the error names its variable.
     """
     global _last
     if _last is not None and _last[0] == _environment():
@@ -217,4 +220,22 @@ _last: tuple[tuple[dict[Any, Any], str], QuantumRuntimeSettings] | None = None
 
 @lru_cache(maxsize=8)
 def _settings_of(variables: tuple[tuple[str, str], ...], folder: str) -> QuantumRuntimeSettings:
-    return QuantumRuntimeSettings()
+    try:
+        return QuantumRuntimeSettings()
+    except ValidationError as error:
+        (name, first), *more = wrong_settings(error)
+        others = "".join(f" {other}: {text}" for other, text in more)
+        raise InvalidInput(
+            first + others, field=name, solution="Correct or remove it in the environment or the Prefect profile."
+        ) from None
+
+
+def wrong_settings(error: ValidationError) -> list[tuple[str, str]]:
+    """The variables whose values are wrong, each with a sentence that says why and shows the value."""
+    return [
+        (
+            _PREFIX + "_".join(str(part) for part in wrong["loc"]).upper(),
+            f"{wrong['msg']}, not {wrong['input']!r:.60}.",
+        )
+        for wrong in error.errors()
+    ]

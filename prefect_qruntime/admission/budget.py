@@ -90,7 +90,7 @@ class Budget(Loadable, Block):
     _block_type_name = "Quantum Runtime Budget"
     _block_type_slug = "quantum-runtime-budget"
     _logo_url = HttpUrl("https://avatars.githubusercontent.com/u/1459110?s=200&v=4")
-    _documentation_url = HttpUrl("https://quantum.cloud.ibm.com/docs/en/guides/max-execution-time")
+    _documentation_url = HttpUrl("https://prefect-qruntime.github.io/prefect-qruntime/how-to/budget/")
     _description = "How many QPU seconds and jobs a flow run or a deployment may use, checked before each submission."
 
     max_seconds_per_run: float | None = Field(
@@ -192,7 +192,7 @@ async def budgets_in_force(own: BudgetLike | None) -> list[Budget]:
 
 
 async def _load(name: str, field: str) -> Budget:
-    return await load_saved(Budget, name, field=field, fix="Nothing was sent.")
+    return await load_saved(Budget, name, field=field, fix="This request was not sent.")
 
 
 def scopes(budgets: Iterable[Budget], where: RunContext, crn: str) -> tuple[str, ...]:
@@ -442,7 +442,7 @@ async def _write(hold: SessionHold) -> None:
     except Exception as error:
         raise QuantumRuntimeError(
             f"the session's part of the budget cannot be recorded in Prefect ({error!r})",
-            solution="Nothing was sent. Run the flow again when Prefect's API can be reached.",
+            solution="This request was not sent. Run the flow again when Prefect's API can be reached.",
             advice=SAME_REQUEST,
         ) from error
 
@@ -462,7 +462,7 @@ async def read_holds(crn: str, since: datetime) -> list[SessionHold]:
     except Exception as error:
         raise QuantumRuntimeError(
             f"the budget cannot be checked: the sessions that spend from it could not be read from Prefect ({error!r})",
-            solution="Nothing was sent. Run the flow again when Prefect's API can be reached.",
+            solution="This request was not sent. Run the flow again when Prefect's API can be reached.",
             advice=SAME_REQUEST,
         ) from error
     found = [hold for record in records if (hold := _hold(record)) is not None]

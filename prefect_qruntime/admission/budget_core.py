@@ -173,7 +173,7 @@ def exhausted(room: Remaining, wanted: int | None, *, session: bool = False) -> 
         fix += "; or run again when the live jobs and sessions are over." if room.reserved else "."
     return BudgetExhausted(
         f"the budget {room.budget!r} has no room for {what}: {text}.",
-        solution=f"{fix} Nothing was sent.",
+        solution=f"{fix} This request was not sent.",
         budget=room.budget,
         limit=room.limit,
         allowed=room.allowed,

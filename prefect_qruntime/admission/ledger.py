@@ -402,7 +402,7 @@ class DeploymentJobs:
         except Exception as error:
             raise QuantumRuntimeError(
                 f"the deployment's budget cannot be checked: Prefect's API failed ({error!r})",
-                solution="Nothing was sent. Run the flow again when Prefect's API can be reached.",
+                solution="This request was not sent. Run the flow again when Prefect's API can be reached.",
                 advice=SAME_REQUEST,
             ) from error
         wanted = UUID(deployment_id)

@@ -160,7 +160,7 @@ class HeldLock:
             raise QuantumRuntimeError(
                 f"The lock {self.name} in Prefect was lost: Prefect's API could not be reached for a minute, and "
                 "another process may hold it now.",
-                solution="Nothing was sent. Run the flow again.",
+                solution="This request was not sent. Run the flow again.",
                 advice=SAME_REQUEST,
             )
 
@@ -192,7 +192,7 @@ async def _acquire(name: str, what: str) -> HeldLock:
         _withdraw_later(name, claim.holder)
         raise QuantumRuntimeError(
             f"The lock {name} cannot be taken: Prefect's API failed ({error!r}).",
-            solution="Nothing was sent. Run the flow again when Prefect's API can be reached.",
+            solution="This request was not sent. Run the flow again when Prefect's API can be reached.",
             advice=SAME_REQUEST,
         ) from error
     except BaseException:
@@ -245,7 +245,8 @@ def _held_too_long(name: str, what: str, action: Action) -> QuantumRuntimeError:
     return QuantumRuntimeError(
         f"Another process holds the lock {name} for {what} and does not release it: {who}.",
         solution=(
-            "Nothing was sent. Wait for that process or end it, then run the flow again. If it no longer exists, "
+            "This request was not sent. Wait for that process or end it, then run the flow again. "
+            "If it no longer exists, "
             f"delete the variable {name} in Prefect."
         ),
         advice=SAME_REQUEST,
@@ -501,7 +502,7 @@ async def mark_sent(tag: str) -> None:
     except Exception as error:
         raise QuantumRuntimeError(
             f"the submission key cannot be marked as used in Prefect ({error!r})",
-            solution="Nothing was sent. Run the flow again when Prefect's API can be reached.",
+            solution="This request was not sent. Run the flow again when Prefect's API can be reached.",
             advice=SAME_REQUEST,
         ) from error
 

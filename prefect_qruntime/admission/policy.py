@@ -122,7 +122,7 @@ class QuantumRuntimePolicy(Loadable, Block):
     _block_type_name = "Quantum Runtime Policy"
     _block_type_slug = "quantum-runtime-policy"
     _logo_url = HttpUrl("https://avatars.githubusercontent.com/u/1459110?s=200&v=4")
-    _documentation_url = HttpUrl("https://quantum.cloud.ibm.com/docs/en/guides/max-execution-time")
+    _documentation_url = HttpUrl("https://prefect-qruntime.github.io/prefect-qruntime/how-to/teams/#the-policy")
     _description = "What the tenants of an installation may do, and each team's share of it. Owned by an administrator."
 
     hosts: list[str] = Field(
@@ -340,7 +340,7 @@ async def policy_in_force(*, buys: bool = True) -> QuantumRuntimePolicy | None:
                 return policy
             raise QuantumRuntimeError(
                 f"The policy {name!r} cannot be read: Prefect's API failed ({error!r}). Without it nothing is allowed.",
-                solution="Nothing was sent. Run the flow again when Prefect's API can be reached.",
+                solution="This request was not sent. Run the flow again when Prefect's API can be reached.",
                 advice=SAME_REQUEST,
             ) from error
         known.policies[which] = time.monotonic(), policy
@@ -368,7 +368,7 @@ def parsed(name: str, data: dict[str, Any]) -> QuantumRuntimePolicy:
         wrong = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'the whole'}: {one['msg']}" for one in error.errors())
         raise PolicyRefused(
             f"The policy {name!r} has a wrong field ({wrong}). Until it is corrected, nothing is allowed.",
-            solution="Nothing was sent. An administrator has to correct the block in Prefect's UI.",
+            solution="This request was not sent. An administrator has to correct the block in Prefect's UI.",
             policy=name,
         ) from None
     policy._block_document_name = name
@@ -425,7 +425,7 @@ def _refuse(policy: QuantumRuntimePolicy, why: str | None) -> None:
         which = f"The policy {name!r}" if name else "The policy that applies while the installation's cannot be read"
         raise PolicyRefused(
             f"{which} does not allow this: {why}.",
-            solution="Nothing was sent. Change the request, or ask an administrator to change the policy.",
+            solution="This request was not sent. Change the request, or ask an administrator to change the policy.",
             policy=name,
         )
 
@@ -446,7 +446,7 @@ async def tenant_of(where: RunContext, block: str | None) -> Tenant:
         except Exception as error:
             raise QuantumRuntimeError(
                 f"The deployment could not be read from Prefect ({error!r}), so the policy cannot be applied.",
-                solution="Nothing was sent. Run the flow again when Prefect's API can be reached.",
+                solution="This request was not sent. Run the flow again when Prefect's API can be reached.",
                 advice=SAME_REQUEST,
             ) from error
     found = known[name]

@@ -5,6 +5,8 @@ Each command is a function in a module that is loaded when the command is called
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 
 import httpx
@@ -50,8 +52,16 @@ app.register_install_completion_command(name="install-completion")
 
 def main() -> None:
     """Entry point of the `prefect-qruntime` command."""
+    # A short command ends while Prefect still sends its events. It waits for them and needs to say nothing about it.
+    for worker in ("EventsWorker", "APILogWorker"):
+        logging.getLogger(worker).addFilter(_is_news)
     try:
         result = app(sys.argv[1:], exit_on_error=False)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, for instance `head`, has seen enough
+        # What is still buffered goes nowhere, so that the interpreter's end does not fail on it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except CycloptsError:  # printed already
         sys.exit(2)
     except QuantumRuntimeError as error:
@@ -63,6 +73,11 @@ def main() -> None:
         sys.stderr.write(f"{said}\n")
         sys.exit(1)
     sys.exit(result if isinstance(result, int) else 0)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of Prefect's own senders is more than that they still send."""
+    return not str(record.msg).startswith("Still processing items")
 
 
 def _no_server(error: BaseException) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
+from datetime import UTC
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,28 +19,32 @@ from rich.table import Table
 from rich.text import Text
 
 from prefect_qruntime.cli.options import (
+    ATTENDED,
+    MOST_SHOTS,
     AsJson,
     Blocks,
     JobId,
     OneBlock,
+    between,
     cell,
     checked_blocks,
-    credentials_for,
+    client_of,
     id_column,
     many,
     needs_prefect,
     only_credentials,
     print_json,
+    print_not_known,
     print_problems,
     print_rows,
     short,
 )
-from prefect_qruntime.client.cost_core import CostEstimate
+from prefect_qruntime.client.cost_core import MOST_SECONDS, CostEstimate
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.programs.agreement import checked_rate, compare_results
 from prefect_qruntime.client.results import JobResult
 from prefect_qruntime.errors import InvalidInput
-from prefect_qruntime.flow_parameters import circuit_text, read_file
+from prefect_qruntime.flow_parameters import circuit_text, own_files, read_file
 from prefect_qruntime.models import Job
 from prefect_qruntime.operations.job_listing import GroupBy, JobList, ListedJob, list_jobs
 from prefect_qruntime.operations.usage import report_usage
@@ -70,9 +75,12 @@ def jobs(
         list[Literal["queued", "running", "completed", "cancelled", "failed"]] | None,
         Parameter(help="Only jobs in these states."),
     ] = None,
-    limit: Annotated[int, Parameter(help="Most jobs to list of each instance, newest first.")] = 50,
+    limit: Annotated[
+        int, Parameter(help="Most jobs to list of each instance, newest first.", validator=between(1))
+    ] = 50,
     since: Annotated[
-        str | None, Parameter(help="Only jobs created since then: 2026-05-01, 2026-05-01T08:00, 90m, 24h or 7d.")
+        str | None,
+        Parameter(help="Only jobs created since then: 2026-05-01 or 2026-05-01T08:00 (UTC), 90m, 24h or 7d."),
     ] = None,
     by: Annotated[
         GroupBy | None, Parameter(help="Show sums by deployment, owner (flow run), tag or the flow run's state.")
@@ -80,7 +88,9 @@ def jobs(
     json: AsJson = False,
 ) -> int:
     """List the instances' jobs with state, QPU seconds and the flow run that owns each, or sum them up by group."""
-    found = list_jobs(checked_blocks(block), states=[*(state or ())] or None, limit=limit, since=since, by=by)
+    found = list_jobs(
+        checked_blocks(block), states=[*(state or ())] or None, limit=limit, since=since, by=by, attended=ATTENDED
+    )
     if json:
         sys.stdout.write(found.model_dump_json(indent=2) + "\n")
     else:
@@ -104,18 +114,19 @@ def _print(found: JobList, console: Console, by: GroupBy | None) -> None:
     console.print(f"{line}.", highlight=False)
     if found.more:
         console.print("There are more: raise --limit, or narrow with --since and --state.", style="yellow")
+    print_not_known(console, found.unread)
 
 
 def _table(jobs: list[ListedJob], console: Console) -> Table:
     several = len({job.block for job in jobs}) > 1
     table = Table(expand=True, show_lines=True)
-    id_column(table, "job\ncreated" + several * "\nblock", (job.id for job in jobs))
+    id_column(table, "job\ncreated (UTC)" + several * "\nblock", (job.id for job in jobs))
     for name in ("state", "backend\nprogram"):
         table.add_column(name, overflow="fold")
     table.add_column("QPU s", justify="right", no_wrap=True)
     table.add_column("flow run\nid", overflow="fold", ratio=1)
     for job in jobs:
-        created = f"{job.created_at.astimezone():%m-%d %H:%M}" if job.created_at else ""
+        created = f"{job.created_at.astimezone(UTC):%m-%d %H:%M}" if job.created_at else ""
         seconds = "" if job.qpu_seconds is None else f"{job.qpu_seconds:g}" + ("" if job.qpu_seconds_final else " …")
         table.add_row(
             cell(job.id, created, *several * (job.block,)),
@@ -154,7 +165,8 @@ def estimate(
     backend: Annotated[str, Parameter(help="Name of the backend.")],
     program: Annotated[str, Parameter(help="sampler, estimator, executor, or with --params any other.")] = "sampler",
     observable: Annotated[
-        list[str] | None, Parameter(help="For the estimator: a Pauli string for each circuit; can be repeated.")
+        list[str] | None,
+        Parameter(help="For the estimator: a Pauli string to measure on every circuit; can be repeated."),
     ] = None,
     pubs: Annotated[
         Path | None, Parameter(help="JSON file with a list of PUBs in place of circuits, as submit_job takes them.")
@@ -163,12 +175,17 @@ def estimate(
         Path | None, Parameter(help="JSON file with a program's raw payload in place of circuits.")
     ] = None,
     options: Annotated[Path | None, Parameter(help="JSON file with the options of the primitive.")] = None,
-    shots: Annotated[int | None, Parameter(help="Shots of each circuit; by default the program's own.")] = None,
+    shots: Annotated[
+        int | None,
+        Parameter(help="Shots of each circuit; by default the program's own.", validator=between(1, MOST_SHOTS)),
+    ] = None,
     route: Annotated[
         Literal["service", "executor", "auto"] | None, Parameter(help="How PUBs run; by default as set.")
     ] = None,
     one_job_each: Annotated[bool, Parameter(help="One job for each circuit or PUB; by default one for all.")] = False,
-    max_execution_time: Annotated[int | None, Parameter(help="Limit of QPU seconds for each job.")] = None,
+    max_execution_time: Annotated[
+        int | None, Parameter(help="Limit of QPU seconds for each job.", validator=between(1, MOST_SECONDS))
+    ] = None,
     block: Annotated[str | None, Parameter(help="Name of the credentials block, if several are saved.")] = None,
     json: AsJson = False,
 ) -> int:
@@ -176,24 +193,25 @@ def estimate(
 
     What it would run is given as circuits (OpenQASM, as text or as paths), as PUBs or as a raw payload.
     """
-    given: Submission = {
-        "backend": backend,
-        "program_id": program,
-        "shots": shots,
-        "options": _json_file(options, "options"),
-        "params": _json_file(params, "params"),
-        "route": route,
-        "max_execution_time": max_execution_time,
-    }
-    wanted = _json_file(pubs, "pubs") if pubs is not None else _pubs_of(circuits or [], observable or [], program)
     if bool(circuits) + (pubs is not None) + (params is not None) != 1:
         raise InvalidInput("give circuits, --pubs or --params: one of the three", field="circuits")
     each = 1 if one_job_each else None
+    with own_files():
+        given: Submission = {
+            "backend": backend,
+            "program_id": program,
+            "shots": shots,
+            "options": _json_file(options, "options"),
+            "params": _json_file(params, "params"),
+            "route": route,
+            "max_execution_time": max_execution_time,
+        }
+        wanted = _json_file(pubs, "pubs") if pubs is not None else _pubs_of(circuits or [], observable or [], program)
 
-    async def work() -> CostEstimate:
-        return await estimate_jobs(await only_credentials(block), wanted, given, pubs_per_job=each)
+        async def work() -> CostEstimate:
+            return await estimate_jobs(await only_credentials(block), wanted, given, pubs_per_job=each)
 
-    found = network_loop().run(work())
+        found = network_loop().run(work())
     if json:
         sys.stdout.write(found.model_dump_json(indent=2) + "\n")
     else:
@@ -236,7 +254,7 @@ def usage(
         Parameter(help="What to group by; may be given more than once. The deployment by default."),
     ] = None,
     since: Annotated[
-        str, Parameter(help="Only what was created since then: 2026-05-01, 2026-05-01T08:00, 24h or 7d.")
+        str, Parameter(help="Only what was created since then: 2026-05-01 or 2026-05-01T08:00 (UTC), 24h or 7d.")
     ] = "28d",
     until: Annotated[str | None, Parameter(help="Only what was created before then, in the same form.")] = None,
     block: Blocks = None,
@@ -251,7 +269,9 @@ def usage(
     """
     if csv and json:
         raise InvalidInput("cannot be given together with --json", field="csv")
-    report = report_usage(checked_blocks(block), by=[*(by or ("deployment",))], since=since, until=until)
+    report = report_usage(
+        checked_blocks(block), by=[*(by or ("deployment",))], since=since, until=until, attended=ATTENDED
+    )
     if parquet is not None:
         write_parquet(report, parquet)
     if csv:
@@ -307,7 +327,7 @@ def _print_usage(report: UsageReport, console: Console) -> None:
             highlight=False,
         )
         for job in report.without_owner[:_SHOWN]:
-            created = f"{job.created_at:%Y-%m-%d %H:%M}" if job.created_at else "at an unknown time"
+            created = f"{job.created_at:%Y-%m-%d %H:%M} UTC" if job.created_at else "at an unknown time"
             console.print(
                 cell(f"  {job.id}  {created}  {job.state}  {job.qpu_seconds:g} QPU s  {job.user or 'unknown user'}")
             )
@@ -317,6 +337,7 @@ def _print_usage(report: UsageReport, console: Console) -> None:
         console.print(cell(_reconciled(one)))
     for note in report.notes:
         console.print(cell(note))
+    print_not_known(console, report.unread)
 
 
 def _numbers(row: UsageLine, *, units: bool) -> list[str]:
@@ -342,7 +363,7 @@ def result(job_id: JobId, /, *, block: OneBlock = None, json: AsJson = False) ->
     """
 
     async def work() -> JobResult:
-        return await (await credentials_for(job_id, block)).get_client().result(job_id)
+        return await (await client_of(job_id, block)).result(job_id)
 
     found = network_loop().run(work())
     if json:
@@ -369,7 +390,12 @@ def compare(
     other_id: Annotated[str, Parameter(help="Id of the other job.")],
     /,
     *,
-    false_alarm: Annotated[float, Parameter(help="How often two runs of the same PUBs may be said to differ.")] = 0.001,
+    false_alarm: Annotated[
+        float,
+        Parameter(
+            help="How often two runs of the same PUBs may be said to differ.", validator=between(0, 1, above=True)
+        ),
+    ] = 0.001,
     block: OneBlock = None,
     json: AsJson = False,
 ) -> int:
@@ -381,7 +407,7 @@ def compare(
     rate = checked_rate(false_alarm)
 
     async def work() -> list[JobResult]:
-        return [await (await credentials_for(one, block)).get_client().result(one) for one in (job_id, other_id)]
+        return [await (await client_of(one, block)).result(one) for one in (job_id, other_id)]
 
     found = compare_results(*network_loop().run(work()), false_alarm=rate)
     if json:
@@ -404,7 +430,7 @@ def cancel(job_id: JobId, /, *, block: OneBlock = None, json: AsJson = False) ->
     """Cancel a job. A job that has already ended is left as it is."""
 
     async def work() -> Job:
-        return await (await credentials_for(job_id, block)).get_client().cancel(job_id)
+        return await (await client_of(job_id, block)).cancel(job_id)
 
     job = network_loop().run(work())
     if json:

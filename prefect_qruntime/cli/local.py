@@ -27,7 +27,7 @@ from cyclopts import Parameter
 from prefect import flow
 from rich.console import Console
 
-from prefect_qruntime.cli.options import AsJson, many, require_prefect
+from prefect_qruntime.cli.options import MOST_SHOTS, AsJson, between, many, require_prefect
 from prefect_qruntime.client.connection import DIALECTS, Dialects
 from prefect_qruntime.errors import InvalidInput
 
@@ -95,7 +95,7 @@ def demo_flow(
 def demo(
     *,
     dialect: Literal["both"] | Dialects = "both",
-    shots: Annotated[int, Parameter(help="Shots of each circuit.")] = 1000,
+    shots: Annotated[int, Parameter(help="Shots of each circuit.", validator=between(1, MOST_SHOTS))] = 1000,
     route: Annotated[Route | None, Parameter(help="How the circuits run; executor in the cloud dialect only.")] = None,
     dry_run: Annotated[bool, Parameter(help="On mock backends, in the cloud dialect only: random counts.")] = False,
 ) -> int:
@@ -177,10 +177,13 @@ def _texts(folder: Traversable, name: str, suffix: str) -> dict[str, str]:
 
 def sandbox(
     *,
-    port: Annotated[int, Parameter(help="Port on 127.0.0.1; 0 picks a free one.")] = 8765,
-    queue_time: Annotated[float, Parameter(help="Seconds a job stays queued.")] = 1.0,
-    run_time: Annotated[float, Parameter(help="Seconds a job runs.")] = 1.0,
-    clock_scale: Annotated[float, Parameter(help="How much faster than real time the service's clock runs.")] = 1.0,
+    port: Annotated[int, Parameter(help="Port on 127.0.0.1; 0 picks a free one.", validator=between(0, 65_535))] = 8765,
+    queue_time: Annotated[float, Parameter(help="Seconds a job stays queued.", validator=between(0))] = 1.0,
+    run_time: Annotated[float, Parameter(help="Seconds a job runs.", validator=between(0))] = 1.0,
+    clock_scale: Annotated[
+        float,
+        Parameter(help="How much faster than real time the service's clock runs.", validator=between(0, above=True)),
+    ] = 1.0,
     json: AsJson = False,
 ) -> int:
     """Serve the sandbox until interrupted: both dialects, IAM and a websocket on one port of this machine."""

@@ -14,29 +14,32 @@ from contextlib import contextmanager, nullcontext
 from itertools import groupby
 from typing import Annotated
 
-import orjson
 from cyclopts import Parameter
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
-from prefect_qruntime.admission.rate_limit import limit_name, set_up
+from prefect_qruntime.admission.rate_limit import MOST, limit_name, set_up
 from prefect_qruntime.cli.options import (
+    ATTENDED,
     AsJson,
     Blocks,
+    between,
     cell,
     checked_blocks,
     id_column,
     many,
     needs_prefect,
     print_json,
+    print_not_known,
     print_problems,
     print_rows,
     short,
 )
+from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.network_loop import network_loop
-from prefect_qruntime.credentials import load_each
+from prefect_qruntime.credentials import load_each, read_each
 from prefect_qruntime.diagnostics.fields import Finding
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.models import Backend
@@ -44,7 +47,7 @@ from prefect_qruntime.operations.doctor import DoctorReport, run_doctor
 from prefect_qruntime.operations.session_listing import OpenSession, SessionList, close_by_id, list_sessions
 from prefect_qruntime.operations.sweep import SweepReport, resume_flow_run, run_sweep
 from prefect_qruntime.redact import get_logger
-from prefect_qruntime.settings import QuantumRuntimeSettings
+from prefect_qruntime.settings import current_settings
 from prefect_qruntime.suspend.watcher import run_watch
 
 __all__ = ["backends", "doctor", "resume", "sessions", "setup", "sweep", "watch"]
@@ -70,7 +73,7 @@ def doctor(*, block: Blocks = None, json: AsJson = False) -> int:
     report = run_doctor(block)
     if json:
         rows = [finding.model_dump() for finding in report.findings]
-        sys.stdout.write(orjson.dumps(rows, option=orjson.OPT_INDENT_2).decode() + "\n")
+        print_json(rows)
     else:
         _print_report(report, Console())
     return 0 if report.ok else 1
@@ -104,13 +107,14 @@ def backends(*, block: Blocks = None, json: AsJson = False) -> int:
     """List the instances' backends with status, size, queue and errors."""
     found, problems = network_loop().run(_backends(checked_blocks(block)))
     if json:
-        print_json([{"block": name, **backend.model_dump(mode="json")} for name, backend in found])
+        rows = [{"block": name, **backend.model_dump(mode="json")} for name, backend in found]
+        print_json([*rows, *({"block": name, "problem": problem} for name, problem in problems.items())])
     else:
-        _print_backends(found, Console())
-    return print_problems(problems)
+        _print_backends(found, Console(), [*problems])
+    return print_problems(problems.values())
 
 
-def _print_backends(found: list[tuple[str, Backend]], console: Console) -> None:
+def _print_backends(found: list[tuple[str, Backend]], console: Console, unread: Sequence[str] = ()) -> None:
     several = len({name for name, _ in found}) > 1
     table = Table(expand=True)
     for title in (*(("block",) if several else ()), "backend", "status"):
@@ -130,24 +134,28 @@ def _print_backends(found: list[tuple[str, Backend]], console: Console) -> None:
     if found:
         console.print(table)
     console.print(f"{many(len(found), 'backend')}.", highlight=False)
+    print_not_known(console, unread)
 
 
-async def _backends(blocks: list[str] | None) -> tuple[list[tuple[str, Backend]], list[str]]:
-    found: list[tuple[str, Backend]] = []
+async def _backends(blocks: list[str] | None) -> tuple[list[tuple[str, Backend]], dict[str, str]]:
+    """The backends with their blocks, and what is wrong with the instances that could not be read, by block."""
     loaded, problems = await load_each(blocks)
-    for name, credentials in loaded.items():
-        try:
-            found += [(name, backend) for backend in await credentials.get_client().backends()]
-        except QuantumRuntimeError as error:
-            problems[name] = f"{name}: {error}"
-    return found, [problems[name] for name in sorted(problems)]
+
+    async def read(_: str, client: QuantumRuntimeClient) -> list[Backend]:
+        return await client.backends()
+
+    found = await read_each(loaded, problems, read, ATTENDED)
+    return [(name, one) for name, backends in found.items() for one in backends], dict(sorted(problems.items()))
 
 
 @needs_prefect
 def setup(
     *,
     block: Blocks = None,
-    per_minute: Annotated[int, Parameter(help="Jobs created in a minute, by all users of the account together.")] = 5,
+    per_minute: Annotated[
+        int,
+        Parameter(help="Jobs created in a minute, by all users of the account together.", validator=between(1, MOST)),
+    ] = 5,
     json: AsJson = False,
 ) -> int:
     """Create the limits in Prefect by which all processes share the service's rate of five new jobs a minute.
@@ -156,25 +164,26 @@ def setup(
     """
     rows, problems = network_loop().run(_set_up(checked_blocks(block), per_minute))
     if json:
-        sys.stdout.write(orjson.dumps(rows, option=orjson.OPT_INDENT_2).decode() + "\n")
+        print_json([*rows, *({"blocks": name, "problem": problem} for name, problem in problems.items())])
     else:
-        print_rows(rows, f"Create limits, {per_minute} jobs a minute", "no credentials block is saved")
-    print_problems(problems)
+        none = "nothing was done" if problems else "no credentials block is saved"
+        print_rows(rows, f"Create limits, {per_minute} jobs a minute", none)
+    print_problems(problems.values())
     return 0 if rows and not problems else 1
 
 
-async def _set_up(blocks: list[str] | None, per_minute: int) -> tuple[list[dict[str, str]], list[str]]:
+async def _set_up(blocks: list[str] | None, per_minute: int) -> tuple[list[dict[str, str]], dict[str, str]]:
     accounts: dict[str, tuple[str, list[str]]] = {}
     loaded, problems = await load_each(blocks)
     for name, credentials in loaded.items():
         accounts.setdefault(limit_name(credentials.crn), (credentials.crn, []))[1].append(name)
-    period = QuantumRuntimeSettings().create_rate_period_seconds
+    period = current_settings().create_rate_period_seconds
     rows = [
         {"blocks": ", ".join(names), **row}
         for crn, names in accounts.values()
         for row in await set_up(crn, per_minute=per_minute, period=period)
     ]
-    return rows, list(problems.values())
+    return rows, problems
 
 
 @needs_prefect
@@ -182,8 +191,12 @@ def watch(
     *,
     block: Blocks = None,
     once: Annotated[bool, Parameter(help="Poll once and return.")] = False,
-    interval: Annotated[float, Parameter(help="Seconds between polls for newly suspended flow runs.")] = 10.0,
-    duration: Annotated[float | None, Parameter(help="Seconds to watch; no limit by default.")] = None,
+    interval: Annotated[
+        float, Parameter(help="Seconds between polls for newly suspended flow runs.", validator=between(0, above=True))
+    ] = 10.0,
+    duration: Annotated[
+        float | None, Parameter(help="Seconds to watch; no limit by default.", validator=between(0, above=True))
+    ] = None,
     json: AsJson = False,
 ) -> int:
     """Follow the jobs that suspended flow runs wait for, and resume each flow run when its job has ended.
@@ -272,7 +285,7 @@ def sessions(
 
 def _list(blocks: list[str] | None, *, json: bool) -> int:
     """List open sessions and print them; 1 if an instance could not be read."""
-    found = list_sessions(blocks)
+    found = list_sessions(blocks, attended=ATTENDED)
     if json:
         sys.stdout.write(found.model_dump_json(indent=2) + "\n")
     else:
@@ -283,7 +296,7 @@ def _list(blocks: list[str] | None, *, json: bool) -> int:
 def _close(session_id: str, blocks: list[str] | None, *, drop: bool, json: bool) -> int:
     """Close a session and print its state; 1 if it could not be closed."""
     try:
-        block, session = close_by_id(session_id, blocks, drain=not drop)
+        block, session = close_by_id(session_id, blocks, drain=not drop, attended=ATTENDED)
     except InvalidInput:
         raise
     except QuantumRuntimeError as error:
@@ -308,16 +321,17 @@ def _close(session_id: str, blocks: list[str] | None, *, drop: bool, json: bool)
 
 
 def _print_sessions(found: SessionList, console: Console) -> None:
-    if not found.sessions:
-        console.print("No session is open.")
-        return
-    console.print(_table(found.sessions))
-    number = len(found.sessions)
-    console.print(
-        f"{number} {'session is' if number == 1 else 'sessions are'} open. Close one with "
-        "`prefect-qruntime sessions --close ID`.",
-        highlight=False,
-    )
+    if found.sessions:
+        console.print(_table(found.sessions))
+        number = len(found.sessions)
+        console.print(
+            f"{number} {'session is' if number == 1 else 'sessions are'} open. Close one with "
+            "`prefect-qruntime sessions --close ID`.",
+            highlight=False,
+        )
+    else:
+        console.print("No open session was found." if found.unread else "No session is open.")
+    print_not_known(console, found.unread)
 
 
 def _table(sessions: list[OpenSession]) -> Table:
@@ -369,7 +383,7 @@ def sweep(
 
     The exit code is 0 if nothing remains, 1 if something remains or could not be read, 2 if an argument is wrong.
     """
-    report = run_sweep(checked_blocks(block), dry_run=dry_run, cancel_jobs=cancel_jobs)
+    report = run_sweep(checked_blocks(block), dry_run=dry_run, cancel_jobs=cancel_jobs, attended=ATTENDED)
     if json:
         sys.stdout.write(report.model_dump_json(indent=2) + "\n")
     else:
@@ -381,9 +395,12 @@ def sweep(
 def _print_swept(report: SweepReport, console: Console) -> None:
     """Print sessions and jobs as a table, and the commands that continue stalled flow runs."""
     found = [("session", one) for one in report.sessions] + [("job", one) for one in report.jobs]
-    title = f"Swept {many(len(report.blocks), 'block')}"
-    if not found and not report.stalled:
+    swept = len(report.blocks) - len(report.unread)
+    title = f"Swept {many(swept, 'block')}" if not report.unread else f"Swept {swept} of {len(report.blocks)} blocks"
+    if not found and not report.stalled and not report.problems:
         console.print(f"{title}: nothing was left behind.")
+    elif not found:
+        console.print(f"{title}.")
     if found:
         several = len({one.block for _, one in found}) > 1
         table = Table(title=title, title_justify="left", expand=True, show_lines=True)
@@ -402,3 +419,4 @@ def _print_swept(report: SweepReport, console: Console) -> None:
         console.print(
             cell(f"Flow run {run.name} ({run.id}) is shown as running. {run.evidence} {run.next_step}"), soft_wrap=True
         )
+    print_not_known(console, report.unread)

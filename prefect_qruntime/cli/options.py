@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Annotated, Any, ParamSpec
@@ -13,27 +14,41 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.connection import check_id
 from prefect_qruntime.client.network_loop import network_loop
-from prefect_qruntime.credentials import QuantumRuntimeCredentials, aload_credentials, load_each, saved_blocks
+from prefect_qruntime.credentials import (
+    Attended,
+    QuantumRuntimeCredentials,
+    aload_credentials,
+    load_each,
+    read_each,
+    saved_blocks,
+)
 from prefect_qruntime.diagnostics.prefect_server import check_server
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.prefect_api import unknown_block
 from prefect_qruntime.redact import many, printable
+from prefect_qruntime.settings import current_settings
 
 __all__ = [
+    "ATTENDED",
+    "MOST_SHOTS",
     "AsJson",
     "Blocks",
     "JobId",
     "OneBlock",
+    "between",
     "cell",
     "checked_blocks",
-    "credentials_for",
+    "client_of",
     "id_column",
     "many",
     "needs_prefect",
+    "not_known",
     "only_credentials",
     "print_json",
+    "print_not_known",
     "print_problems",
     "print_rows",
     "require_prefect",
@@ -41,10 +56,37 @@ __all__ = [
 ]
 
 
+MOST_SHOTS = 10_000_000
+
 WIDE = 110
 """Columns from which whole ids of flow runs fit beside those of jobs."""
 
+ATTENDED = Attended(lambda blocks: _report_waiting(blocks))
+"""Somebody waits for what a command prints: short deadlines, and standard error says what it waits for."""
+
 P = ParamSpec("P")
+
+
+def between(least: float, most: float = math.inf, *, above: bool = False) -> Callable[[Any, Any], None]:
+    """Make the check of a numeric option: cyclopts names the option and the value, and the exit code is 2.
+
+    Args:
+        least: Smallest value.
+        most: Largest value.
+        above: Whether the value must be above the smallest.
+    """
+    bounds = f"above {least:,}" if above else f"at least {least:,}"
+    if most < math.inf:
+        bounds += f" and at most {most:,}"
+
+    def check(_: Any, value: Any) -> None:
+        if value is None:
+            return
+        if not math.isfinite(value) or not least <= value <= most or (above and value == least):
+            raise ValueError(f"It must be {bounds}.")
+
+    return check
+
 
 Blocks = Annotated[list[str] | None, Parameter(help="Names of credentials blocks; all saved ones by default.")]
 OneBlock = Annotated[
@@ -95,6 +137,39 @@ def print_json(value: Any) -> None:
     sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")
 
 
+def _instances(blocks: Sequence[str]) -> str:
+    """Name the instances of blocks, as the beginning of a sentence's middle."""
+    return f"the {'instance' if len(blocks) == 1 else 'instances'} of {', '.join(blocks)}"
+
+
+def _report_waiting(blocks: Sequence[str]) -> None:
+    sys.stderr.write(f"Waiting for {_instances(blocks)} …\n")
+    sys.stderr.flush()
+
+
+def not_known(unread: Sequence[str]) -> str:
+    """The sentence for the instances that could not be read; empty if all could be.
+
+    Args:
+        unread: Their blocks.
+    """
+    if not unread:
+        return ""
+    what = "has is not known, because it" if len(unread) == 1 else "have is not known, because they"
+    return f"Incomplete: what {_instances(unread)} {what} could not be read."
+
+
+def print_not_known(console: Console, unread: Sequence[str]) -> None:
+    """Print that what instances hold is not known, so that no sum and no all-clear hides it.
+
+    Args:
+        console: Where the rest is printed.
+        unread: The blocks of the instances that could not be read.
+    """
+    if unread:
+        console.print(cell(not_known(unread), style="yellow"))
+
+
 def _none_saved(field: str | None = None) -> InvalidInput:
     return InvalidInput(
         "no Quantum Runtime Credentials block is saved.", field=field, solution="Create one in the UI under Blocks."
@@ -117,8 +192,8 @@ async def only_credentials(block: str | None) -> QuantumRuntimeCredentials:
     return await aload_credentials(names[0])
 
 
-async def credentials_for(job_id: str, block: str | None) -> QuantumRuntimeCredentials:
-    """Return the credentials block of the instance that has a job. Runs on the network loop.
+async def client_of(job_id: str, block: str | None) -> QuantumRuntimeClient:
+    """Return a client of the instance that has a job, for a person who waits. Runs on the network loop.
 
     Args:
         job_id: The job.
@@ -129,21 +204,24 @@ async def credentials_for(job_id: str, block: str | None) -> QuantumRuntimeCrede
         NotFound: No instance knows the job.
     """
     if block is not None:
-        return await aload_credentials(block)
+        return (await aload_credentials(block)).get_client(patience=ATTENDED.patience)
     check_id(job_id, field="job")
     loaded, problems = await load_each(None)
     if len(loaded) == 1 and not problems:
-        return next(iter(loaded.values()))
+        return next(iter(loaded.values())).get_client(patience=ATTENDED.patience)
     if not loaded and not problems:
         raise _none_saved()
-    for name, credentials in loaded.items():
+
+    async def has_it(_: str, client: QuantumRuntimeClient) -> bool:
         try:
-            await credentials.get_client().job(job_id)
-        except QuantumRuntimeError as error:  # another instance may have the job nevertheless
-            if not isinstance(error, NotFound):
-                problems[name] = f"{name}: {error}"
-            continue
-        return credentials
+            await client.job(job_id)
+        except NotFound:
+            return False
+        return True
+
+    for name, has in (await read_each(loaded, problems, has_it, ATTENDED)).items():
+        if has:
+            return loaded[name].get_client(patience=ATTENDED.patience)
     kind = QuantumRuntimeError if problems else NotFound
     raise kind(
         f"No instance of the saved blocks ({', '.join(sorted({*loaded, *problems}))}) is known to have job {job_id}.",
@@ -153,10 +231,10 @@ async def credentials_for(job_id: str, block: str | None) -> QuantumRuntimeCrede
 
 
 def needs_prefect(command: Callable[P, int]) -> Callable[P, int]:
-    """Make a command report that Prefect's API does not answer before it starts.
+    """Make a command report a wrong setting, or that Prefect's API does not answer, before it starts.
 
     Raises:
-        QuantumRuntimeError: When called, if no Prefect server answers.
+        QuantumRuntimeError: When called, if a setting is wrong or no Prefect server answers.
     """
 
     @functools.wraps(command)
@@ -168,11 +246,13 @@ def needs_prefect(command: Callable[P, int]) -> Callable[P, int]:
 
 
 def require_prefect() -> None:
-    """Check that Prefect's API answers.
+    """Check the settings, and that Prefect's API answers.
 
     Raises:
-        QuantumRuntimeError: It does not.
+        InvalidInput: A setting is wrong.
+        QuantumRuntimeError: Prefect's API does not answer.
     """
+    current_settings()
     client, findings = network_loop().run(check_server())
     if client is None:
         raise QuantumRuntimeError(findings[0].finding, solution=findings[0].fix)

@@ -22,10 +22,10 @@ from prefect_qruntime.admission.policy import policy_in_force
 from prefect_qruntime.admission.rate_limit import pace, shared_limits
 from prefect_qruntime.client.connection import Connection, is_loopback
 from prefect_qruntime.diagnostics.fields import Finding, hint, ok, problem
-from prefect_qruntime.errors import QuantumRuntimeError
+from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.prefect_api import api, patience
 from prefect_qruntime.redact import many, redact
-from prefect_qruntime.settings import QuantumRuntimeSettings
+from prefect_qruntime.settings import QuantumRuntimeSettings, wrong_settings
 
 __all__ = ["check_limits", "check_policy", "check_prefect", "check_server", "check_settings", "unreachable"]
 
@@ -137,13 +137,8 @@ def check_settings() -> list[Finding]:
         settings = QuantumRuntimeSettings()
     except ValidationError as error:
         return [
-            problem(
-                "settings",
-                f"PREFECT_INTEGRATIONS_QRUNTIME_{'_'.join(str(part) for part in wrong['loc']).upper()}: "
-                f"{wrong['msg']}.",
-                "Correct or remove it in the environment or the Prefect profile.",
-            )
-            for wrong in error.errors()
+            problem("settings", f"{name}: {text}", "Correct or remove it in the environment or the Prefect profile.")
+            for name, text in wrong_settings(error)
         ]
     ttl = settings.session_max_ttl_seconds
     if ttl > _SERVICE_TTL:
@@ -162,6 +157,8 @@ async def check_limits(connection: Connection) -> Finding:
     try:
         found = len(await shared_limits(connection.crn))
         here = pace(connection)
+    except InvalidInput:  # as above
+        return hint("limits", "Not checked, because a setting is wrong.")
     except Exception as error:
         return problem("limits", f"The create limits could not be read: {error}", "See the server's log.")
     fix = "Run `prefect-qruntime setup` once, so that all flows together create at most five jobs a minute."
@@ -182,10 +179,10 @@ async def check_policy() -> Finding:
     """Report the installation's policy. Runs on the network loop."""
     try:
         policy = await policy_in_force()
+    except InvalidInput:  # one of our settings is wrong, which is reported with the settings
+        return hint("policy", "Not checked, because the settings that name it are wrong.")
     except QuantumRuntimeError as error:
         return problem("policy", error.message, error.solution or "")
-    except ValidationError:  # one of our settings is wrong, which is reported with the settings
-        return hint("policy", "Not checked, because the settings that name it are wrong.")
     if policy is None:
         return ok("policy", "None: every flow may use every saved block, backend and program")
     rules = many(len(policy.rules), "rule")

@@ -100,11 +100,12 @@ class Owners:
 
 @dataclass(slots=True)
 class Found:
-    """The findings of one block."""
+    """The findings of one block. `is_complete` says whether the instance answered to the end."""
 
     sessions: list[Swept] = field(default_factory=list)
     jobs: list[Swept] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    is_complete: bool = False
 
 
 class _NoAnswer(Exception):
@@ -187,6 +188,7 @@ class InstanceSweeper:
             await self._sweep_sessions()
             await self._sweep_sessions_of_processes()
             await self._sweep_sessions_of_jobs()
+            self._found.is_complete = not self._found.problems
         self._found.jobs[:] = [self._after_sessions(entry) for entry in self._found.jobs]
 
     def _after_sessions(self, job: Swept) -> Swept:

@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.service import each_job
-from prefect_qruntime.credentials import load_each
-from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
+from prefect_qruntime.credentials import Attended, load_each, read_each
+from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import Job, JobStatus
 from prefect_qruntime.operations.usage_core import Owner
 from prefect_qruntime.prefect_api import api, flow_runs_by_id
@@ -106,6 +106,7 @@ class Totals(BaseModel):
 class JobList(BaseModel):
     """Jobs, newest first, their sums, and the problems met. `more` says that the limit cut the list short.
 
+    `unread` are the blocks whose instances could not be read: their jobs are in no list and no sum.
     `groups` are filled on request, those with the most QPU seconds first. A job with two tags is in two groups.
     """
 
@@ -116,10 +117,11 @@ class JobList(BaseModel):
     more: bool
     problems: list[str]
     groups: list[JobGroup] = []
+    unread: list[str] = []
 
 
 def parse_since(text: str, *, now: datetime | None = None, field: str = "since") -> datetime:
-    """Parse a time: an ISO date or time (local unless it names a zone), or a time span before now.
+    """Parse a time: an ISO date or time (UTC unless it names a zone), or a time span before now.
 
     Raises:
         InvalidInput: It is neither.
@@ -136,7 +138,8 @@ def parse_since(text: str, *, now: datetime | None = None, field: str = "since")
     try:
         if span is not None:
             return (now or datetime.now(UTC)) - timedelta(**{_UNITS[span[2]]: int(span[1])})
-        return datetime.fromisoformat(text.strip()).astimezone(UTC)
+        moment = datetime.fromisoformat(text.strip())
+        return moment.astimezone(UTC) if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
         raise InvalidInput(
             "must be a date or time like 2026-05-01T08:00, or a span like 90m, 24h or 7d", field=field
@@ -150,6 +153,7 @@ def list_jobs(
     limit: int = 50,
     since: str | None = None,
     by: GroupBy | None = None,
+    attended: Attended | None = None,
 ) -> JobList:
     """List jobs; for code without an event loop.
 
@@ -159,11 +163,12 @@ def list_jobs(
         limit: Most jobs of each instance.
         since: Only jobs created since then; see `parse_since`.
         by: Also group them: by `deployment`, `owner` (the flow run), `tag`, or `flow-state` (the flow run's).
+        attended: Give up on an instance that does not answer after some seconds; None to be patient.
 
     Raises:
         InvalidInput: An argument is wrong; nothing was sent.
     """
-    return network_loop().run(alist_jobs(blocks, states=states, limit=limit, since=since, by=by))
+    return network_loop().run(alist_jobs(blocks, states=states, limit=limit, since=since, by=by, attended=attended))
 
 
 async def alist_jobs(
@@ -173,6 +178,7 @@ async def alist_jobs(
     limit: int = 50,
     since: str | None = None,
     by: GroupBy | None = None,
+    attended: Attended | None = None,
 ) -> JobList:
     """As `list_jobs`, for async code."""
     wanted = _states(states)
@@ -181,7 +187,7 @@ async def alist_jobs(
     begin = parse_since(since) if since is not None else None
     if by is not None and by not in GROUPINGS:
         raise InvalidInput(f"must be one of {', '.join(GROUPINGS)}, not {by!r}", field="by")
-    found = await network_loop().arun(_list(blocks, wanted, limit, begin))
+    found = await network_loop().arun(_list(blocks, wanted, limit, begin, attended))
     return found.model_copy(update={"groups": group_jobs(found.jobs, by)}) if by is not None else found
 
 
@@ -195,17 +201,20 @@ def _states(states: Iterable[str] | None) -> frozenset[JobStatus] | None:
 
 
 async def _list(
-    blocks: Iterable[str] | None, states: frozenset[JobStatus] | None, limit: int, since: datetime | None
+    blocks: Iterable[str] | None,
+    states: frozenset[JobStatus] | None,
+    limit: int,
+    since: datetime | None,
+    attended: Attended | None,
 ) -> JobList:
     found: dict[str, tuple[str, Job]] = {}  # by id: two blocks may lead to one instance
     loaded, problems = await load_each(blocks)
     more = False
-    for name, credentials in loaded.items():
-        try:
-            jobs = await _jobs(credentials.get_client(), states, limit + 1, since)
-        except (QuantumRuntimeError, ValueError) as error:
-            problems[name] = f"{name}: {error}"
-            continue
+
+    async def read(_: str, client: QuantumRuntimeClient) -> list[Job]:
+        return await _jobs(client, states, limit + 1, since)
+
+    for name, jobs in (await read_each(loaded, problems, read, attended)).items():
         more = more or len(jobs) > limit
         for job in jobs[:limit]:
             found.setdefault(job.id, (name, job))
@@ -232,7 +241,11 @@ async def _list(
         for name, job in sorted(found.values(), key=lambda item: item[1].created_at or never, reverse=True)
     ]
     return JobList(
-        jobs=listed, totals=_totals(listed), more=more, problems=[problems[name] for name in sorted(problems)]
+        jobs=listed,
+        totals=_totals(listed),
+        more=more,
+        problems=[problems[name] for name in sorted(problems)],
+        unread=sorted(problems),
     )
 
 

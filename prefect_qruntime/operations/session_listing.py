@@ -13,7 +13,7 @@ from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.connection import check_id
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.service import each_job
-from prefect_qruntime.credentials import QuantumRuntimeCredentials, load_each
+from prefect_qruntime.credentials import Attended, load_each, read_each
 from prefect_qruntime.errors import NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, Session, SessionRef
 from prefect_qruntime.observability.artifacts import Record, find_records
@@ -56,35 +56,47 @@ class OpenSession(BaseModel):
 
 
 class SessionList(BaseModel):
-    """Open sessions, oldest first, and the problems that made the list incomplete."""
+    """Open sessions, oldest first, and the problems that made the list incomplete.
+
+    `unread` are the blocks whose instances could not be read: which sessions are open there is not known.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     sessions: list[OpenSession]
     problems: list[str]
+    unread: list[str] = []
 
 
-def list_sessions(blocks: Iterable[str] | None = None) -> SessionList:
+def list_sessions(blocks: Iterable[str] | None = None, *, attended: Attended | None = None) -> SessionList:
     """List open sessions; for code without an event loop. Reads only.
 
     Args:
         blocks: Names of credentials blocks; None for all saved ones.
+        attended: Give up on an instance that does not answer after some seconds; None to be patient.
     """
-    return network_loop().run(_list(blocks))
+    return network_loop().run(_list(blocks, attended))
 
 
-async def alist_sessions(blocks: Iterable[str] | None = None) -> SessionList:
+async def alist_sessions(blocks: Iterable[str] | None = None, *, attended: Attended | None = None) -> SessionList:
     """As `list_sessions`, for async code."""
-    return await network_loop().arun(_list(blocks))
+    return await network_loop().arun(_list(blocks, attended))
 
 
-def close_by_id(session_id: str, blocks: Iterable[str] | None = None, *, drain: bool = True) -> tuple[str, SessionRef]:
+def close_by_id(
+    session_id: str,
+    blocks: Iterable[str] | None = None,
+    *,
+    drain: bool = True,
+    attended: Attended | None = None,
+) -> tuple[str, SessionRef]:
     """Close a session on the instance that has it; for code without an event loop.
 
     Args:
         session_id: The session.
         blocks: Names of credentials blocks to try; None for all saved ones.
         drain: True lets queued jobs run first, False drops them; a running one finishes either way.
+        attended: Give up on an instance that does not answer after some seconds; None to be patient.
 
     Returns:
         The block that led to it, and the session as read back.
@@ -93,70 +105,88 @@ def close_by_id(session_id: str, blocks: Iterable[str] | None = None, *, drain: 
         NotFound: No instance of these blocks has the session.
         QuantumRuntimeError: It could not be closed, or an instance could not be asked for it.
     """
-    return network_loop().run(_close(check_id(session_id, field="session"), blocks, drain))
+    return network_loop().run(_close(check_id(session_id, field="session"), blocks, drain, attended))
 
 
 async def aclose_by_id(
-    session_id: str, blocks: Iterable[str] | None = None, *, drain: bool = True
+    session_id: str,
+    blocks: Iterable[str] | None = None,
+    *,
+    drain: bool = True,
+    attended: Attended | None = None,
 ) -> tuple[str, SessionRef]:
     """As `close_by_id`, for async code."""
-    return await network_loop().arun(_close(check_id(session_id, field="session"), blocks, drain))
+    return await network_loop().arun(_close(check_id(session_id, field="session"), blocks, drain, attended))
 
 
-async def _close(session_id: str, blocks: Iterable[str] | None, drain: bool) -> tuple[str, SessionRef]:
-    failure: QuantumRuntimeError | None = None
+async def _close(
+    session_id: str, blocks: Iterable[str] | None, drain: bool, attended: Attended | None
+) -> tuple[str, SessionRef]:
+    failures: list[QuantumRuntimeError] = []
     loaded, problems = await load_each(blocks)
-    for name, credentials in loaded.items():
+
+    async def has_it(_: str, client: QuantumRuntimeClient) -> bool:
         try:
-            await credentials.get_client().session(session_id)
+            await client.session(session_id)
         except NotFound:
-            continue
+            return False
         except QuantumRuntimeError as error:
-            failure = failure or error
-            continue
-        closed = await close(credentials, SessionRef(id=session_id), drain)
+            failures.append(error)
+            return False
+        return True
+
+    found = await read_each(loaded, problems, has_it, attended)
+    for name in (name for name, has in found.items() if has):
+        closed = await close(loaded[name], SessionRef(id=session_id), drain)
         if closed.is_closed:
             for note in await session_notes():
                 if note.meta.get("session") == session_id:
                     await note.mark_closed()
         return name, closed
-    raise failure or NotFound(
-        f"No credentials block leads to an instance with session {session_id!r}.",
-        reason=" ".join(problems.values()) or None,
-        solution="`prefect-qruntime sessions` lists the open ones.",
-        session_id=session_id,
+    raise (
+        failures[0]
+        if failures
+        else NotFound(
+            f"No credentials block leads to an instance with session {session_id!r}.",
+            reason=" ".join(problems.values()) or None,
+            solution="`prefect-qruntime sessions` lists the open ones.",
+            session_id=session_id,
+        )
     )
 
 
-async def _list(blocks: Iterable[str] | None) -> SessionList:
+async def _list(blocks: Iterable[str] | None, attended: Attended | None) -> SessionList:
     records = await find_records("session")
     notes = await session_notes(records)
     found: dict[str, OpenSession] = {}  # by id: two blocks may lead to one instance
     loaded, problems = await load_each(blocks)
-    wrong = list(problems.values())
-    for name, credentials in loaded.items():
-        try:
-            listed, failed = await _of_instance(name, credentials, records, notes)
-        except (QuantumRuntimeError, ValueError) as error:
-            wrong.append(f"{name}: {error}")
-            continue
-        for one in listed:
+
+    async def read(name: str, client: QuantumRuntimeClient) -> tuple[list[OpenSession], dict[str, QuantumRuntimeError]]:
+        return await _of_instance(name, client, records, notes)
+
+    wrong, unread = [], set[str]()
+    for name, (sessions, failed) in (await read_each(loaded, problems, read, attended)).items():
+        for one in sessions:
             found.setdefault(one.id, one)
         wrong += [f"{name}: {what}: {error}" for what, error in failed.items()]
+        unread |= {name} if failed else set()
     never = datetime.min.replace(tzinfo=UTC)
     ordered = sorted(found.values(), key=lambda one: one.opened_at or never)
-    return SessionList(sessions=await _with_flow_runs(ordered), problems=sorted(wrong))
+    return SessionList(
+        sessions=await _with_flow_runs(ordered),
+        problems=sorted([*problems.values(), *wrong]),
+        unread=sorted({*problems, *unread}),
+    )
 
 
 async def _of_instance(
-    block: str, credentials: QuantumRuntimeCredentials, records: list[Record], notes: list[SessionNote]
+    block: str, client: QuantumRuntimeClient, records: list[Record], notes: list[SessionNote]
 ) -> tuple[list[OpenSession], dict[str, QuantumRuntimeError]]:
     """Read the open sessions of an instance; each list and session that is refused is returned with its error.
 
     Raises:
         QuantumRuntimeError: The instance does not answer.
     """
-    client = credentials.get_client()
     failed: dict[str, QuantumRuntimeError] = {}
 
     async def apart(what: str, call: Awaitable[T], otherwise: T) -> T:

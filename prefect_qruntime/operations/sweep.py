@@ -10,7 +10,6 @@ its jobs; a copy of it ("Copy to new run" in the UI) is another flow run and sub
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -28,8 +27,9 @@ from prefect.states import Scheduled
 from pydantic import BaseModel, ConfigDict
 
 from prefect_qruntime.admission.locks import free_stuck_locks
+from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.network_loop import network_loop
-from prefect_qruntime.credentials import load_each
+from prefect_qruntime.credentials import Attended, load_each, read_each
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.hooks import clean_up
 from prefect_qruntime.observability.artifacts import Kind, Record, find_records
@@ -68,8 +68,6 @@ _PAGE = 200
 _WITH_PROCESS: tuple[Kind, ...] = ("job", "session")
 _MISSED = 3  # heartbeats in a row after which a process counts as gone
 _DEFAULT_BEAT = 180.0  # seconds; Prefect's own default
-
-_AT_ONCE = 8  # instances swept concurrently
 
 
 class StalledRun(BaseModel):
@@ -270,7 +268,8 @@ class SweepReport(BaseModel):
 
     `sessions` were closed (or would be, in a dry run), `jobs` are live although their flow run is over,
     `problems` say what could not be swept. `stalled` flow runs are shown as running although their process is gone;
-    each says what to do. `is_clean` says whether nothing is left to do.
+    each says what to do. `unread` are the blocks whose instances could not be swept to the end: what is left behind
+    there is not known. `is_clean` says whether nothing is left to do.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -281,6 +280,7 @@ class SweepReport(BaseModel):
     jobs: list[Swept]
     problems: list[str]
     stalled: list[StalledRun] = []
+    unread: list[str] = []
 
     @property
     def is_clean(self) -> bool:
@@ -290,7 +290,13 @@ class SweepReport(BaseModel):
         )
 
 
-def run_sweep(blocks: Iterable[str] | None = None, *, dry_run: bool = False, cancel_jobs: bool = False) -> SweepReport:
+def run_sweep(
+    blocks: Iterable[str] | None = None,
+    *,
+    dry_run: bool = False,
+    cancel_jobs: bool = False,
+    attended: Attended | None = None,
+) -> SweepReport:
     """Sweep; for code without an event loop.
 
     Args:
@@ -298,21 +304,28 @@ def run_sweep(blocks: Iterable[str] | None = None, *, dry_run: bool = False, can
         dry_run: Report only, change nothing.
         cancel_jobs: Also cancel live jobs whose flow run was cancelled, failed or completed. Jobs of a
             crashed run are only reported: it may run again and attach to them.
+        attended: Give up on an instance that does not answer after some seconds; None to be patient.
 
     Returns:
         What was found and done.
     """
-    return network_loop().run(_sweep(blocks, dry_run=dry_run, cancel_jobs=cancel_jobs))
+    return network_loop().run(_sweep(blocks, dry_run=dry_run, cancel_jobs=cancel_jobs, attended=attended))
 
 
 async def arun_sweep(
-    blocks: Iterable[str] | None = None, *, dry_run: bool = False, cancel_jobs: bool = False
+    blocks: Iterable[str] | None = None,
+    *,
+    dry_run: bool = False,
+    cancel_jobs: bool = False,
+    attended: Attended | None = None,
 ) -> SweepReport:
     """As `run_sweep`, for async code."""
-    return await network_loop().arun(_sweep(blocks, dry_run=dry_run, cancel_jobs=cancel_jobs))
+    return await network_loop().arun(_sweep(blocks, dry_run=dry_run, cancel_jobs=cancel_jobs, attended=attended))
 
 
-async def _sweep(blocks: Iterable[str] | None, *, dry_run: bool, cancel_jobs: bool) -> SweepReport:
+async def _sweep(
+    blocks: Iterable[str] | None, *, dry_run: bool, cancel_jobs: bool, attended: Attended | None
+) -> SweepReport:
     loaded, problems = await load_each(blocks)
     records = await find_records("session")
     jobs = await find_records("job", since=datetime.now(UTC) - NOTED_BACK)
@@ -322,23 +335,18 @@ async def _sweep(blocks: Iterable[str] | None, *, dry_run: bool, cancel_jobs: bo
     notes = await session_notes(records)
     found = {name: Found() for name in loaded}
     instances: dict[str, list[InstanceSweeper]] = {}
+    sweepers: dict[str, InstanceSweeper] = {}
+    patience = attended.patience if attended is not None else None
     for name, credentials in loaded.items():
-        same = instances.setdefault(credentials.crn, [])
-        same.append(
-            InstanceSweeper(
-                name, credentials.get_client(), owners, records, notes, unfinished, dry_run, found[name], same
-            )
-        )
-    sweepers = [one for same in instances.values() for one in same]
-    at_once = asyncio.Semaphore(_AT_ONCE)
+        same, client = instances.setdefault(credentials.crn, []), credentials.get_client(patience=patience)
+        sweepers[name] = InstanceSweeper(name, client, owners, records, notes, unfinished, dry_run, found[name], same)
+        same.append(sweepers[name])
 
-    async def one_after_the_other(same: list[InstanceSweeper]) -> None:
-        async with at_once:
-            for sweeper in same:  # blocks of one instance would close the same sessions
-                await sweeper.sweep(cancel_jobs)
+    async def swept(name: str, _: QuantumRuntimeClient) -> None:
+        await sweepers[name].sweep(cancel_jobs)
 
-    # Concurrently, because giving up on an instance that does not answer takes minutes.
-    await asyncio.gather(*(one_after_the_other(same) for same in instances.values()))
+    # Of blocks of one instance one after the other, because they would close the same sessions.
+    await read_each(loaded, problems, swept, attended)
     if not dry_run:
         await _free_locks()
     return SweepReport(
@@ -351,8 +359,9 @@ async def _sweep(blocks: Iterable[str] | None, *, dry_run: bool, cancel_jobs: bo
             for name in sorted({*loaded, *problems})
             for problem in ([problems[name]] if name in problems else found[name].problems)
         ]
-        + (await _out_of_reach(records, notes, sweepers, owners, problems) if blocks is None else []),
+        + (await _out_of_reach(records, notes, list(sweepers.values()), owners, problems) if blocks is None else []),
         stalled=await find_stalled(noted),
+        unread=sorted({*problems, *(name for name, part in found.items() if not part.is_complete)}),
     )
 
 

@@ -16,8 +16,8 @@ from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.parsing import parse_session_workload
 from prefect_qruntime.client.service import each_job
-from prefect_qruntime.credentials import load_each
-from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
+from prefect_qruntime.credentials import Attended, load_each, read_each
+from prefect_qruntime.errors import InvalidInput, NotFound
 from prefect_qruntime.models import FLOW_TAG, KEY_TAG, Job, Session, Usage
 from prefect_qruntime.observability.artifacts import find_records
 from prefect_qruntime.operations.job_listing import find_owners, parse_since
@@ -51,6 +51,7 @@ def report_usage(
     by: Sequence[str] = ("deployment",),
     since: str = "28d",
     until: str | None = None,
+    attended: Attended | None = None,
 ) -> UsageReport:
     """Report usage by owner; for code without an event loop. Reads only.
 
@@ -60,11 +61,12 @@ def report_usage(
             `day`, `backend` and `block`.
         since: Only what was created since then; see `parse_since`.
         until: Only what was created before then; None for no end.
+        attended: Give up on an instance that does not answer after some seconds; None to be patient.
 
     Raises:
         InvalidInput: An argument is wrong; nothing was sent.
     """
-    return network_loop().run(areport_usage(blocks, by=by, since=since, until=until))
+    return network_loop().run(areport_usage(blocks, by=by, since=since, until=until, attended=attended))
 
 
 async def areport_usage(
@@ -73,6 +75,7 @@ async def areport_usage(
     by: Sequence[str] = ("deployment",),
     since: str = "28d",
     until: str | None = None,
+    attended: Attended | None = None,
 ) -> UsageReport:
     """As `report_usage`, for async code."""
     group((), by)  # refuses wrong names before anything is sent
@@ -80,21 +83,24 @@ async def areport_usage(
     end = parse_since(until, field="until") if until is not None else None
     if end is not None and end <= begin:
         raise InvalidInput(f"must be after the beginning, {begin:%Y-%m-%d %H:%M} UTC", field="until")
-    return await network_loop().arun(_report(blocks, tuple(by), begin, end))
+    return await network_loop().arun(_report(blocks, tuple(by), begin, end, attended))
 
 
 async def _report(
-    blocks: Iterable[str] | None, by: tuple[str, ...], since: datetime, until: datetime | None
+    blocks: Iterable[str] | None,
+    by: tuple[str, ...],
+    since: datetime,
+    until: datetime | None,
+    attended: Attended | None,
 ) -> UsageReport:
     loaded, problems = await load_each(blocks)
     instances: dict[str, InstanceUsage] = {}  # two blocks may lead to one instance
-    for name, credentials in loaded.items():
-        try:
-            client = credentials.get_client()
-            instance = instances.setdefault(client.connection.crn, InstanceUsage(name))
-            await instance.read(client, name, since, until)
-        except (QuantumRuntimeError, ValueError) as error:
-            problems[name] = f"{name}: {error}"
+
+    async def read(name: str, client: QuantumRuntimeClient) -> None:
+        instance = instances.setdefault(client.connection.crn, InstanceUsage(name))
+        await instance.read(client, name, since, until)
+
+    await read_each(loaded, problems, read, attended)
     if any(one.has_sessions_without_jobs for one in instances.values()):
         openers = {
             record.meta["session"]: record.meta.get("flow_run")
@@ -103,9 +109,8 @@ async def _report(
         }
         for instance in instances.values():
             instance.note_openers(openers)
-    return await compile_report(
-        list(instances.values()), find_owners, by, since, until, [problems[name] for name in sorted(problems)]
-    )
+    ordered = sorted(instances.values(), key=lambda one: one.block)
+    return await compile_report(ordered, find_owners, by, since, until, dict(sorted(problems.items())))
 
 
 @dataclass
@@ -328,7 +333,7 @@ async def compile_report(
     by: tuple[str, ...],
     since: datetime,
     until: datetime | None,
-    problems: Sequence[str] = (),
+    problems: Mapping[str, str] | None = None,
 ) -> UsageReport:
     """Make the report of the instances that were read.
 
@@ -338,7 +343,7 @@ async def compile_report(
         by: How rows are grouped.
         since: Only what was created then or later.
         until: Only what was created before then; None for no end.
-        problems: What could not be read.
+        problems: What could not be read, by block.
     """
     told = [job.flow_run_id for one in instances for job in one.book.jobs.values()]
     told += [session.flow_run_id for one in instances for session in one.book.sessions.values()]
@@ -363,8 +368,9 @@ async def compile_report(
         jobs_without_owner=orphans.jobs,
         qpu_seconds_without_owner=float(orphans.amounts.seconds or 0),
         reconciled=reconciled,
-        problems=list(problems),
+        problems=[*(problems or {}).values()],
         notes=notes,
+        unread=[*(problems or {})],
     )
 
 

@@ -68,7 +68,10 @@ class Reconciled(BaseModel):
 
 
 class UsageReport(BaseModel):
-    """Usage by owner. If there are `problems`, the numbers are too low; `notes` explain the numbers."""
+    """Usage by owner. If there are `problems`, the numbers are too low; `notes` explain the numbers.
+
+    `unread` are the blocks whose instances could not be read to the end.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -83,6 +86,7 @@ class UsageReport(BaseModel):
     reconciled: list[Reconciled]
     problems: list[str]
     notes: list[str]
+    unread: list[str] = []
 
     @property
     def is_complete(self) -> bool:

@@ -17,6 +17,9 @@ from typing import Any
 _MAX_BYTES = 256 * 1024 * 1024
 
 
+INSTALL = "Install prefect-qruntime[sandbox] where the sandbox runs."
+
+
 class InputError(Exception):
     """Raised if the job's input cannot be run; the job fails with this text.
 

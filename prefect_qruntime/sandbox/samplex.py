@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from prefect_qruntime.sandbox import tensors
-from prefect_qruntime.sandbox.encoding import InputError
+from prefect_qruntime.sandbox.encoding import INSTALL, InputError
 
 # The version within the samplex, which may be escaped JSON in JSON.
 _SSV = re.compile(r'"ssv\\*":\s*\\*"?(\d+)')
@@ -33,9 +33,7 @@ def draw(item: dict[str, Any], seed: int, packed: bool) -> tuple[Any, dict[str, 
     try:
         from samplomatic.serialization import samplex_from_json
     except ImportError as error:
-        raise InputError(
-            "Samplex items need the package samplomatic. Install prefect-qruntime[sandbox].", 1000
-        ) from error
+        raise InputError(f"Samplex items need the package samplomatic. {INSTALL}") from error
     import numpy as np
 
     text, ssv = item["samplex"]["samplex_json"], item["samplex"]["ssv"]

@@ -7,6 +7,8 @@ import secrets
 import uuid
 from collections import deque
 from collections.abc import Iterable
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import orjson
@@ -16,6 +18,7 @@ from prefect_qruntime.sandbox.accounts import Accounts, Instance, User
 from prefect_qruntime.sandbox.api_errors import ApiError, invalid, job_not_found, unknown_session
 from prefect_qruntime.sandbox.catalog import OFFLINE, Catalog
 from prefect_qruntime.sandbox.clock import Clock, iso
+from prefect_qruntime.sandbox.encoding import INSTALL
 from prefect_qruntime.sandbox.faults import FaultBook, Journal
 from prefect_qruntime.sandbox.request_schema import check, check_params
 from prefect_qruntime.sandbox.runner import Runner
@@ -26,6 +29,17 @@ from prefect_qruntime.sandbox.state import QUEUED, Job, Script, Session
 from prefect_qruntime.sandbox.views import LEGACY, MAX_COST
 
 _ID_LETTERS = "0123456789abcdefghijklmnopqrstuv"
+
+
+@cache
+def missing_packages(*, physics: bool) -> tuple[str, ...]:
+    """The packages of the extra `sandbox` without which no circuit runs, as far as they are not installed.
+
+    Args:
+        physics: Whether circuits are simulated.
+    """
+    wanted = ("jsonschema", "qiskit", "qiskit_qasm3_import", *(("qiskit_aer",) if physics else ()))
+    return tuple(name for name in wanted if find_spec(name) is None)
 
 
 class Service:
@@ -95,10 +109,11 @@ class Service:
         """Accept a job or refuse it as the service would.
 
         Raises:
-            ApiError: 400 for the body or a closed session, 404 for an unknown backend, session or program,
-                409 at the usage limit, 429 at the create limit.
+            ApiError: 400 for the body, a closed session or a missing package, 404 for an unknown backend, session or
+                program, 409 at the usage limit, 429 at the create limit.
         """
         legacy = dialect == LEGACY
+        self.check_packages()
         _check_depth(body)
         check("LegacyJob" if legacy else "Job", "body", body)
         check_params(body["program_id"], legacy, body.get("params"))
@@ -157,6 +172,21 @@ class Service:
         self._index(job)
         self.runner.admit(job, backend)
         return job
+
+    def check_packages(self) -> None:
+        """Refuse what is for circuits that could not be run, before it is accepted.
+
+        Raises:
+            ApiError: 400, a package of the extra is not installed.
+        """
+        absent = missing_packages(physics=self.settings.physics)
+        if absent:
+            raise ApiError(
+                400,
+                "not_installed",
+                f"This sandbox cannot run circuits. Not installed: {', '.join(absent)}.",
+                f"{INSTALL} To run on a QPU instead, name a credentials block.",
+            )
 
     def _session_for(self, user: User, instance: Instance, body: dict[str, Any]) -> Session | None:
         session_id = body.get("session_id")
@@ -264,8 +294,10 @@ class Service:
         """Open a session or batch.
 
         Raises:
-            ApiError: 400 for the body, an unknown or offline backend, or code 1352 if the plan forbids it.
+            ApiError: 400 for the body, an unknown or offline backend or a missing package, or code 1352 if the plan
+                forbids it.
         """
+        self.check_packages()
         check("CreateSessionRequest", "body", body)
         name = body.get("backend") or body.get("backend_name")
         if name:

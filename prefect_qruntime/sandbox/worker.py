@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import orjson
 
 from prefect_qruntime.sandbox.catalog import Backend
-from prefect_qruntime.sandbox.encoding import InputError
+from prefect_qruntime.sandbox.encoding import INSTALL, InputError
 from prefect_qruntime.sandbox.state import FAILED, Outcome, Run
 
 _WARM_UP = {
@@ -106,8 +106,9 @@ def execute(program_id: str, params: dict[str, Any], run: Run, *, legacy: bool =
     except InputError as error:
         return _failed(str(error), error.code, str(error), started)
     except ImportError as error:
-        text = f"{error}. Install prefect-qruntime[sandbox] to run circuits."
-        return _failed(text, 1000, text, started)
+        # No fault of the service's, after which a new job would be worth a try.
+        text = f"{error}. {INSTALL}"
+        return _failed(text, 1500, text, started, solution=f"{INSTALL} Then submit a new job.")
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         return _failed(reason[:500], 1500, traceback.format_exc(), started)
@@ -128,12 +129,14 @@ def _program(program_id: str, first_version: bool) -> Callable[[dict[str, Any], 
     }[program_id]
 
 
-def _failed(reason: str, code: int, text: str, started: int) -> Outcome:
+def _failed(
+    reason: str, code: int, text: str, started: int, solution: str = "Correct the input and submit a new job."
+) -> Outcome:
     return Outcome(
         status=FAILED,
         reason=reason,
         reason_code=code,
-        solution="Correct the input and submit a new job.",
+        solution=solution,
         text=text,
         execution_ns=time.perf_counter_ns() - started,
     )

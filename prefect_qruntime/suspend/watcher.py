@@ -93,6 +93,7 @@ async def _watch(blocks: Iterable[str] | None, *, once: bool, interval: float, d
     for value, name in ((interval, "interval"), (duration, "duration")):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
             raise InvalidInput("must be a positive number of seconds", field=name)
+    current_settings()  # a wrong one is no problem of a single wait
     watcher = _Watcher(blocks, once=once)
     until = None if duration is None else time.monotonic() + duration
     try:

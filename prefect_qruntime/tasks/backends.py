@@ -280,6 +280,9 @@ async def check_online(client: QuantumRuntimeClient, name: str) -> None:
     backend = parse_backend_status(name, await client.backend_status(name))
     if not backend.is_online:
         raise BackendOffline(
-            f"{backend_words(backend)}, and the submission asks for a backend that is online. Nothing was sent.",
-            solution="Wait until it is back, name another backend, or submit without `require_online` to queue there.",
+            f"{backend_words(backend)}, and the submission asks for a backend that is online.",
+            solution=(
+                "This request was not sent. Wait until it is back, name another backend, or submit without "
+                "`require_online` to queue there."
+            ),
         )

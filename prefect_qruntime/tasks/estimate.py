@@ -6,6 +6,7 @@ seconds that the model gave it when it was submitted, and later what the service
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import time
@@ -25,11 +26,19 @@ from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.cost_core import NEWEST, CostEstimate, PastJob, estimate, priced_seconds
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
-from prefect_qruntime.errors import ApprovalDenied, InvalidInput, QuantumRuntimeError
+from prefect_qruntime.errors import ApprovalDenied, InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.artifacts import recent_records
 from prefect_qruntime.run_context import current_run
-from prefect_qruntime.tasks.definitions import Submission, blocking, in_flow, plan_submission, repeats, spelled_out
+from prefect_qruntime.tasks.definitions import (
+    Submission,
+    backend_name,
+    blocking,
+    in_flow,
+    plan_submission,
+    repeats,
+    spelled_out,
+)
 
 __all__ = [
     "CostApproval",
@@ -115,8 +124,25 @@ async def estimate_jobs(
     specs = [(await plan_submission(credentials, group, submission)).spec for group in groups]
     for spec in specs:
         priced_seconds(spec)  # refuses what cannot be priced
-    remaining = await _remaining(credentials.get_client())
+    client = credentials.get_client()
+    _, remaining = await asyncio.gather(_check_backend(client, backend_name(submission["backend"])), _remaining(client))
     return estimate(specs, await _past(specs[0].backend, specs[0].wire_program), remaining_seconds=remaining)
+
+
+async def _check_backend(client: QuantumRuntimeClient, name: str) -> None:
+    """Refuse a backend that the instance does not have: what never runs has no price.
+
+    Raises:
+        InvalidInput: There is no such backend; the error names similar ones.
+    """
+    try:
+        await client.backend_status(name)
+    except NotFound as error:
+        raise InvalidInput(error.message, field="backend", solution=error.solution) from None
+    except QuantumRuntimeError as error:
+        if not error.is_outage:
+            raise
+        notifications.log_to_run(f"It is not known whether backend {name} exists: {error}", level=logging.WARNING)
 
 
 async def _remaining(client: QuantumRuntimeClient) -> float | None:
@@ -155,7 +181,8 @@ async def aestimate_cost(
         The interval, with its share of what the instance has left.
 
     Raises:
-        InvalidInput: A field is wrong, or a payload does not tell how much is run; it is named.
+        InvalidInput: A field is wrong, the instance has no such backend, or a payload does not tell how much is run;
+            it is named.
 
     Example:
         ```python

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+import tomllib
+from importlib import import_module
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 import yaml
+from prefect.blocks.core import Block
 from prefect.client.schemas.actions import DeploymentCreate
 
 import prefect_qruntime
-from prefect_qruntime import errors
+from prefect_qruntime import Budget, QuantumRuntimePolicy, errors
 from prefect_qruntime.cli import app
 from prefect_qruntime.settings import QuantumRuntimeSettings
 from tests.docs.blocks import GENERATED, ROOT, pages
@@ -134,6 +137,49 @@ def test_the_file_deploys_all_flows() -> None:
     deployed = {entry.split(":")[0] for entry in entries}
     there = {f"flows/{file.name}" for file in (ROOT / "flows").glob("*.py")}
     assert deployed == there - {"flows/__init__.py", "flows/shared.py"}
+
+
+def test_the_file_and_the_page_say_what_each_deployment_runs_on() -> None:
+    text = (ROOT / "prefect.yaml").read_text()
+    page = (DOCS / "how-to" / "schedule.md").read_text()
+    places = [
+        re.findall(r"[a-z0-9]+(?:-[a-z0-9]+)+|leave|collect", part)
+        for part in re.split(r"\n# - ", text.split("\n#\n# Sched")[0])[1:]
+    ]
+    rows = [row.split("|")[1] for row in page.splitlines() if re.match(r"\| `[a-z0-9-]+`.* \|", row)]
+    for one in yaml.safe_load(text)["deployments"]:
+        module, _, name = one["entrypoint"].removesuffix(".py").replace(".py:", ":").partition(":")
+        form = getattr(import_module(module.replace("/", ".")), name).parameters
+        place = 2 if "credentials_blocks" in form.properties else 1 if form.required else 0
+        assert [number for number, names in enumerate(places) if one["name"] in names] == [place], one["name"]
+        assert [number for number, row in enumerate(rows) if f"`{one['name']}`" in row] == [place], one["name"]
+        submits = bool({"route", "job_block"} & form.properties.keys())
+        assert not submits or not any(slot.get("active", True) for slot in one.get("schedules", ())), one["name"]
+
+
+SITE = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Documentation"]
+
+
+def test_a_workflow_publishes_the_documentation_where_links_lead() -> None:
+    workflows = [yaml.safe_load(file.read_text()) for file in (ROOT / ".github" / "workflows").glob("*.yml")]
+    steps = [[step for job in one["jobs"].values() for step in job["steps"]] for one in workflows]
+    assert any(
+        any(step.get("run") == "make docs" for step in one)
+        and any(step.get("uses", "").startswith("actions/deploy-pages@") for step in one)
+        for one in steps
+    )
+    config = (ROOT / "mkdocs.yml").read_text()
+    assert f"site_url: {SITE}\n" in config
+    assert "provider: mike" not in config, "which nothing publishes with"
+    assert f"url: {SITE}\n" in (ROOT / ".github" / "ISSUE_TEMPLATE" / "config.yml").read_text()
+
+
+@pytest.mark.parametrize("block", [Budget, QuantumRuntimePolicy])
+def test_the_form_of_a_block_of_ours_leads_to_our_page(block: type[Block]) -> None:
+    """IBM has no page on them."""
+    page, _, anchor = str(block._documentation_url).removeprefix(f"{SITE}/").partition("#")
+    text = (DOCS / f"{page.rstrip('/')}.md").read_text()
+    assert f"## {anchor.replace('-', ' ')}".lower() in text.lower()
 
 
 def test_each_automation_is_on_its_page() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 from prefect.cli._app import _app as prefect_app
 
 from prefect_qruntime.observability import run_page
@@ -45,9 +46,18 @@ def test_a_flow_has_time_to_end_well() -> None:
     assert POD["terminationGracePeriodSeconds"] >= run_page._DRAIN + 20
 
 
+def yaml_blocks(page: str) -> list[dict[str, Any]]:
+    return [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)]
+
+
 def deployments(page: str) -> list[dict[str, Any]]:
-    blocks = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    return [one for block in blocks for one in yaml.safe_load(block).get("deployments", ())]
+    return [one for block in yaml_blocks(page) for one in block.get("deployments", ())]
+
+
+def test_the_image_has_what_runs_without_a_block_need() -> None:
+    """Their embedded sandbox simulates the circuits."""
+    (package,) = [line for line in instructions("ARG") if line.startswith("PACKAGE=")]
+    assert "sandbox" in Requirement(package.removeprefix("PACKAGE=")).extras
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -55,5 +65,10 @@ def test_the_deployments_of_a_page_name_flows_that_there_are(page: Any) -> None:
     for deployment in deployments(page.read_text()):
         module, _, name = deployment["entrypoint"].partition(":")
         assert callable(getattr(__import__(module, fromlist=[name]), name))
+    for block in yaml_blocks(page.read_text()):
+        if "deployments" in block:
+            # Without it `prefect deploy` takes a folder that is not in the image, as soon as an image is named.
+            (step,) = block["pull"]
+            assert step["prefect.deployments.steps.set_working_directory"]["directory"] == instructions("WORKDIR")[-1]
     wanted = {"containers", "kubernetes"}
     assert bool(deployments(page.read_text())) is (page.stem in wanted)

@@ -26,7 +26,6 @@ ROOT = Path(__file__).resolve().parents[2]
         ("sessions --drop", "drop"),
         ("sessions --close ../../etc", "session"),
         ("setup --block nope", "no Quantum Runtime Credentials block is named 'nope'"),
-        ("setup --block command-line --per-minute 0", "per_minute"),
         ("watch --once --interval 0", "interval"),
         ("jobs --since soon", "since"),
         ("jobs --limit many", "limit"),

@@ -469,6 +469,13 @@ def test_a_setting_of_ours_that_is_no_number(prefect_server: PrefectServer, monk
     assert "PREFECT_INTEGRATIONS_QRUNTIME_SESSION_MAX_TTL_SECONDS" in found.finding
 
 
+def test_a_wrong_setting_is_no_problem_of_a_block(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    QuantumRuntimeCredentials(**world()).save("doctor-setting", overwrite=True)
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_CREATE_RATE_PER_MINUTE", "abc")
+    found = run_doctor(["doctor-setting"]).findings
+    assert [one.check for one in found if one.level == "problem"] == ["settings"]
+
+
 def test_the_command_line(
     world: World, prefect_server: PrefectServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import os
 import pkgutil
 import threading
 from pathlib import Path
@@ -71,6 +72,12 @@ def asks(credentials_block: str, above: float) -> int:
 def runs_a_job(credentials_block: str, above: float | None) -> int:
     credentials = qr.load_credentials(credentials_block)
     return qr.run_job(credentials, [FLIP], require_approval_above=above, **PARAMETERS).counts()["1"]
+
+
+@flow
+def runs_misspelt(credentials_block: str) -> None:
+    wanted = {**PARAMETERS, "backend": "sandbox_ideall"}
+    qr.run_job(qr.load_credentials(credentials_block), [FLIP], require_approval_above=0, **wanted)
 
 
 @flow
@@ -148,6 +155,10 @@ def test_every_flow_that_can_buy_has_the_limit_in_its_form() -> None:
     found = {name: one for module in shipped for name, one in vars(module).items() if isinstance(one, Flow)}
     buying = {name for name, one in found.items() if {"route", "job_block"} & one.parameters.properties.keys()}
     assert buying == {one.fn.__name__ for one, _, _ in BUYERS}
+    for one, _, _ in BUYERS:
+        form = one.parameters.properties.keys()
+        assert {"require_approval_above", "budget_block"} <= form, one.name
+        assert {"max_execution_time", "job_block"} & form, f"{one.name}: a job's limit, or a block that has it"
     assert all("require_approval_above" in found[name].parameters.properties for name in buying)
 
 
@@ -331,9 +342,15 @@ def test_the_pages_of_jobs_note_what_the_estimate_learns_from(
 
 
 def test_the_command_prices_every_program_from_files(
-    block: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sandbox: Sandbox,
+    block: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
+    sandbox.control.add_backend("ibm_priced", noisy=False)
+    tmp_path = tmp_path_factory.mktemp("files")
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
 
     def file(content: Any) -> Path:
         path = tmp_path / f"{uuid4().hex}.json"
@@ -341,20 +358,20 @@ def test_the_command_prices_every_program_from_files(
         return path
 
     def expected(*circuits: str, **given: Any) -> tuple[float, int, str]:
-        assert estimate_command([*circuits], backend="priced", block=block, json=True, **given) == 0
+        assert estimate_command([*circuits], backend="ibm_priced", block=block, json=True, **given) == 0
         found = json.loads(capsys.readouterr().out)
         return found["expected_seconds"] - 2 * found["jobs"], found["jobs"], found["program_id"]
 
     repetition = 270e-6
     plain = 'OPENQASM 3.0; include "stdgates.inc"; qubit[1] q; x q[0];'
     (tmp_path / "plain.qasm").write_text(plain)
-    sampler = make_spec([FLIP], backend="priced", shots=30, route="executor")
+    sampler = make_spec([FLIP], backend="ibm_priced", shots=30, route="executor")
     for given, executions, jobs, program in (
         ({"circuits": [FLIP], "shots": 1000}, 1000, 1, "sampler"),
         ({"circuits": [FLIP], "shots": 1000, "program": "executor"}, 1000, 1, "executor"),
         ({"circuits": [FLIP], "shots": 1000, "route": "executor"}, 1000, 1, "executor"),
         (
-            {"circuits": ["plain.qasm"], "program": "estimator", "observable": ["Z", "X"], "shots": 50},
+            {"circuits": [str(tmp_path / "plain.qasm")], "program": "estimator", "observable": ["Z", "X"], "shots": 50},
             100,
             1,
             "estimator",
@@ -362,12 +379,20 @@ def test_the_command_prices_every_program_from_files(
         ({"pubs": file([[FLIP, None, 10], FLIP]), "options": file({"default_shots": 20})}, 30, 1, "sampler"),
         ({"pubs": file([[FLIP, None, 10], FLIP]), "shots": 20, "one_job_each": True}, 30, 2, "sampler"),
         ({"pubs": file([[plain, "Z", None, 0.1]]), "program": "estimator"}, 100, 1, "estimator"),
+        (
+            {"pubs": file([[f"file:{tmp_path}/plain.qasm", "Z", None, 0.1]]), "program": "estimator"},
+            100,
+            1,
+            "estimator",
+        ),
         ({"params": file(sampler.prepared or {}), "program": "executor"}, 30, 1, "executor"),
         ({"params": file({"pubs": [[FLIP, None, 70]], "version": 2})}, 70, 1, "sampler"),
         ({"params": file({"circuits": []}), "program": "noise-learner"}, 0, 1, "noise-learner"),
     ):
         seconds, number, name = expected(*given.pop("circuits", ()), **given)
         assert (seconds, number, name) == (pytest.approx(executions * repetition), jobs, program), given
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
     for given, field in (
         ({}, "circuits"),
         ({"circuits": [FLIP], "pubs": file([FLIP])}, "circuits"),
@@ -378,11 +403,33 @@ def test_the_command_prices_every_program_from_files(
         ({"pubs": file([]), "one_job_each": True}, "pubs"),
         ({"params": file({"quantum_program": {"shots": 1}}), "program": "executor"}, "params.quantum_program.items"),
         ({"params": file({"circuits": []})}, "params.pubs"),
+        ({"circuits": [str(pipe)]}, "circuits[0]"),
+        *(({name: pipe}, name) for name in ("pubs", "params")),
+        ({"circuits": [FLIP], "options": Path("/dev/zero")}, "options"),
     ):
         with pytest.raises(InvalidInput) as caught:
-            estimate_command(given.pop("circuits", None), backend="priced", block=block, **given)
+            estimate_command(given.pop("circuits", None), backend="ibm_priced", block=block, **given)
         assert caught.value.field == field, given
         assert "secret" not in str(caught.value)
+
+
+def test_a_backend_that_does_not_exist_has_no_price(sandbox: Sandbox, block: str) -> None:
+    with pytest.raises(InvalidInput, match=r"Did you mean 'sandbox_ideal'") as caught:
+        estimate_command([FLIP], backend="sandbox_ideall", block=block)
+    assert caught.value.field == "backend"
+    flow_run = deployed(runs_misspelt, credentials_block=block)
+    state = start(runs_misspelt, flow_run)
+    assert "Did you mean 'sandbox_ideal'" in str(state.message), "nobody is asked to approve it"
+    assert posts(sandbox) == 0
+
+
+def test_an_estimate_survives_an_outage(sandbox: Sandbox, block: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def down(*_: Any, **__: Any) -> Any:
+        raise qr.ServiceUnavailable("It is down.")
+
+    for name in ("backend_status", "usage"):
+        monkeypatch.setattr(f"prefect_qruntime.client.QuantumRuntimeClient.{name}", down)
+    assert estimate_command([FLIP], backend=BACKEND, block=block) == 0
 
 
 def test_what_the_past_says_survives_odd_pages() -> None:

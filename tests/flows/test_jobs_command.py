@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,13 +13,14 @@ from uuid import uuid4
 
 import pytest
 from prefect import flow
+from rich.console import Console
 
 import prefect_qruntime as qr
-from prefect_qruntime.cli.jobs import jobs as jobs_command
+from prefect_qruntime.cli.jobs import _table, jobs as jobs_command
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.submission import Intent
 from prefect_qruntime.errors import InvalidInput
-from prefect_qruntime.operations.job_listing import list_jobs, parse_since
+from prefect_qruntime.operations.job_listing import ListedJob, list_jobs, parse_since
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.command_line import command
 from tests.support.flow_runs import BACKEND, FLIP, STAY, ran
@@ -158,12 +162,34 @@ def test_wrong_arguments_are_refused_before_anything_is_sent(
     assert sandbox.control.journal() == []
 
 
-def test_moments() -> None:
+@pytest.fixture(params=["UTC", "America/New_York", "Asia/Tokyo"])
+def zone(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The time zone of this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", request.param)
+        time.tzset()
+        yield request.param
+    time.tzset()
+
+
+def test_the_same_moments_in_every_time_zone(zone: str) -> None:
     now = datetime(2026, 5, 8, 12, tzinfo=UTC)
     assert parse_since("90m", now=now) == now - timedelta(minutes=90)
     assert parse_since("7d", now=now) == now - timedelta(days=7)
     assert parse_since("2026-05-01T08:00:00+02:00") == datetime(2026, 5, 1, 6, tzinfo=UTC)
-    assert parse_since("2026-05-01") == datetime(2026, 5, 1).astimezone(UTC)
+    assert parse_since("2026-05-01") == datetime(2026, 5, 1, tzinfo=UTC)
+    assert parse_since("2026-05-01T08:00") == datetime(2026, 5, 1, 8, tzinfo=UTC)
+
+
+def test_the_table_has_the_moments_of_the_options(zone: str) -> None:
+    late = ListedJob(
+        **dict.fromkeys(ListedJob.model_fields, None)
+        | {"id": "d0", "block": "b", "state": "queued", "qpu_seconds_final": True, "tags": ()}
+        | {"created_at": datetime(2026, 5, 1, 23, 30, tzinfo=UTC)}
+    )
+    console = Console(file=io.StringIO(), width=80)
+    console.print(_table([late], console))
+    assert "05-01 23:30" in console.file.getvalue()
 
 
 def test_the_command_line(client: Any, sandbox: Sandbox, prefect_server: PrefectServer) -> None:

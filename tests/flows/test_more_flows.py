@@ -7,6 +7,7 @@ import csv
 import math
 import sys
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -14,20 +15,25 @@ from uuid import uuid4
 import pytest
 from prefect import flow
 from prefect.client.orchestration import PrefectClient
+from prefect.exceptions import ParameterTypeError
 from prefect.flow_engine import run_flow
 from prefect.states import Scheduled
 
 from flows.angles_to_table import ANGLES, angles_to_table, check_columns, input_names
 from flows.backend_report import backend_report
+from flows.leave_and_collect import leave
 from flows.parameter_sweep import parameter_sweep, parity
 from flows.run_circuits import run_circuits
 from flows.run_saved_job import run_saved_job
+from flows.sweep_sessions import sweep_sessions
+from flows.usage_report import usage_report
 from flows.vqe_session import vqe_session
+from flows.watch_jobs import watch_jobs
 from prefect_qruntime import Budget, BudgetExhausted, InvalidInput, QuantumRuntimeCredentials, QuantumRuntimeJob
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.observability.artifacts import find_records
 from prefect_qruntime.sandbox import Sandbox
-from tests.support.flow_runs import BACKEND, FLIP, SVG, artifact, picture, posts
+from tests.support.flow_runs import BACKEND, FLIP, STAY, SVG, artifact, picture, posts
 from tests.support.prefect_calls import asked
 
 pytestmark = pytest.mark.server
@@ -325,6 +331,93 @@ def test_a_form_can_name_a_budget(sandbox: Sandbox, tmp_path: Path, bought: Any,
     assert posts(sandbox) == 1
 
 
+@pytest.mark.parametrize(
+    "repeated",
+    [
+        lambda: run_circuits(circuits=[FLIP]),
+        lambda: sweep_sessions(),
+        lambda: usage_report(),
+        lambda: watch_jobs(minutes=None),
+    ],
+    ids=["run_circuits", "sweep_sessions", "usage_report", "watch_jobs"],
+)
+def test_a_wrong_setting_ends_a_flow_with_its_name(monkeypatch: pytest.MonkeyPatch, repeated: Any) -> None:
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_CREATE_RATE_PER_MINUTE", "abc")
+    with pytest.raises(InvalidInput, match=r"^PREFECT_INTEGRATIONS_QRUNTIME_CREATE_RATE_PER_MINUTE: .* not 'abc'"):
+        repeated()
+
+
+def test_a_job_that_is_left_or_saved_is_limited_by_the_form(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials
+) -> None:
+    name = f"limited-{uuid4().hex[:6]}"
+    credentials.save(name)
+    Budget(max_seconds_per_run=30).save(name)
+    QuantumRuntimeJob(credentials=credentials, backend=BACKEND, pubs=[FLIP], max_execution_time=50).save(name)
+    left = {"credentials_block": name, "circuit": FLIP, "backend": BACKEND, "budget_block": name}
+    for refused in (
+        lambda: leave(**left, max_execution_time=50),
+        lambda: asyncio.run(run_saved_job(name, budget_block=name)),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(BudgetExhausted) as caught:
+            refused()
+        assert caught.value.budget == name
+    assert posts(sandbox) == 0
+    job_id = leave(**left, max_execution_time=20)
+    assert credentials.get_client().run(credentials.get_client().job(job_id)).max_execution_time == 20
+
+
+@pytest.mark.parametrize("mode", ["job", "session"])
+def test_a_missing_extra_ends_a_run_on_the_embedded_sandbox_with_one_error(
+    monkeypatch: pytest.MonkeyPatch, mode: Any
+) -> None:
+    monkeypatch.setattr("prefect_qruntime.sandbox.service.missing_packages", lambda *, physics: ("qiskit_aer",))
+    with pytest.raises(
+        InvalidInput, match=r"Not installed: qiskit_aer.* Install prefect-qruntime\[sandbox\]"
+    ) as caught:
+        run_circuits(circuits=[FLIP], mode=mode)
+    assert "service's own fault" not in str(caught.value)
+    assert "Correct the input" not in str(caught.value)
+
+
+IN_SESSIONS: list[tuple[Any, dict[str, Any]]] = [
+    (run_circuits, {"circuits": [FLIP] * 2}),
+    (parameter_sweep, {"points": 2, "programs": ["sampler"], "mode": "session"}),
+    (vqe_session, {"shots": 10, "max_iterations": 1}),
+]
+"""The flows that open sessions, each in a mode with a dedicated one."""
+
+
+@pytest.mark.parametrize(("bought", "parameters"), IN_SESSIONS)
+def test_a_session_of_a_flow_spends_the_budget_that_the_form_names(
+    sandbox: Sandbox, bought: Any, parameters: dict[str, Any]
+) -> None:
+    name = f"session-{uuid4().hex[:6]}"
+    QuantumRuntimeCredentials(**sandbox.connection("cloud")).save(name)
+    Budget(max_seconds_per_run=60, default_max_execution_time=20).save(name)
+    bought(credentials_block=name, backend=BACKEND, budget_block=name, **parameters)
+    (session,) = sandbox.control.sessions()
+    assert session["mode"] == "dedicated"
+    assert session["max_ttl"] <= 60
+    assert posts(sandbox) == 2
+
+
+def test_each_flow_that_opens_a_session_is_run_under_a_budget() -> None:
+    flows = [getattr(import_module(f"flows.{path.stem}"), path.stem, None) for path in Path("flows").glob("[a-z]*.py")]
+    opening = {one.name for one in flows if one is not None and "max_ttl" in one.parameters.properties}
+    assert opening == {one.name for one, _ in IN_SESSIONS}
+
+
+def test_a_refusal_does_not_say_that_nothing_was_sent_by_a_run_that_has_opened_a_session(sandbox: Sandbox) -> None:
+    name = f"refused-{uuid4().hex[:6]}"
+    QuantumRuntimeCredentials(**sandbox.connection("cloud")).save(name)
+    Budget(max_jobs_per_run=1).save(name)
+    with pytest.raises(BudgetExhausted, match=r"This request was not sent\.$") as caught:
+        run_circuits(credentials_block=name, circuits=[FLIP] * 2, backend=BACKEND, budget_block=name)
+    assert len(sandbox.control.sessions()) == posts(sandbox) == 1
+    assert "Nothing" not in str(caught.value)
+
+
 def test_runs_of_two_deployments_of_one_name_buy_their_own_jobs_in_a_slot(sandbox: Sandbox) -> None:
     name = f"slot-{uuid4().hex[:6]}"
     QuantumRuntimeCredentials(**sandbox.connection("cloud")).save(name)
@@ -348,3 +441,42 @@ def test_runs_of_two_deployments_of_one_name_buy_their_own_jobs_in_a_slot(sandbo
     assert posts(sandbox) == 1
     run_of(other)
     assert posts(sandbox) == 2
+
+
+@pytest.mark.parametrize("once_per_slot", [True, False])
+def test_a_run_that_is_started_by_hand_has_the_jobs_of_the_slot_that_it_names(
+    sandbox: Sandbox, once_per_slot: bool
+) -> None:
+    name = f"by-hand-{uuid4().hex[:6]}"
+    QuantumRuntimeCredentials(**sandbox.connection("cloud")).save(name)
+    given: dict[str, Any] = {"circuits": [FLIP, STAY], "credentials_block": name, "backend": BACKEND, "mode": "job"}
+    given["once_per_slot"] = once_per_slot
+    slot = datetime(2026, 5, 1, 2, tzinfo=UTC)
+
+    async def deploy(client: PrefectClient) -> Any:
+        return await client.create_deployment(await client.create_flow(run_circuits), name=name, parameters=given)
+
+    deployment_id = asked(deploy)
+
+    def jobs_of(state: Any = None, **parameters: Any) -> list[str]:
+        """What Quick run and `prefect deployment run` create, or with a state what the scheduler creates."""
+        flow_run = asked(
+            lambda client: client.create_flow_run_from_deployment(deployment_id, parameters=parameters, state=state)
+        )
+        rows: Any = run_flow(run_circuits, flow_run=flow_run, parameters=flow_run.parameters)
+        assert (flow_run.expected_start_time == slot) == (state is not None)
+        return [row["job"] for row in rows]
+
+    of_the_slot = {"state": Scheduled(scheduled_time=slot)} if once_per_slot else {"slot": "2026-05-01T02:00:00Z"}
+    first = jobs_of(**of_the_slot)
+    assert posts(sandbox) == 2
+    assert jobs_of(slot="2026-05-01T04:00:00+02:00") == first
+    assert posts(sandbox) == 2
+    assert not set(jobs_of()) & set(first), "without the slot it is another intent"
+    assert posts(sandbox) == 4
+
+
+def test_a_slot_without_a_time_zone_is_refused(sandbox: Sandbox) -> None:
+    with pytest.raises(ParameterTypeError, match="timezone"):
+        run_circuits(circuits=[FLIP], slot="2026-05-01T02:00:00")
+    assert posts(sandbox) == 0

@@ -29,7 +29,7 @@ def test_an_offline_backend_is_said_or_refused(
 
     @flow
     def on_paused() -> Any:
-        with pytest.raises(qr.BackendOffline, match=r"sandbox_paused is paused .*Nothing was sent\."):
+        with pytest.raises(qr.BackendOffline, match=r"sandbox_paused is paused .*This request was not sent\."):
             qr.submit_job(credentials, [FLIP], backend="sandbox_paused", require_online=True, submission_key="offline")
         assert posts(sandbox) == 0
         first = qr.submit_job(credentials, [FLIP], backend="sandbox_paused", submission_key="offline")

@@ -5,7 +5,7 @@ from importlib import metadata
 import httpx
 import pytest
 
-from prefect_qruntime.sandbox import api_errors, call
+from prefect_qruntime.sandbox import api_errors, call, service
 from tests.support.sandbox_api import BELL, BELL_STATE, code
 
 
@@ -56,6 +56,26 @@ def test_clock_scale_moves_timers_that_are_set(cloud):
     job = cloud.control.wait_job(job_id)
     assert job["started"] - job["created"] >= 3600
     assert job["usage_seconds"] == 1800
+
+
+@pytest.mark.parametrize("absent", ["jsonschema", "qiskit", "qiskit_qasm3_import", "qiskit_aer"])
+def test_without_a_package_nothing_is_accepted(cloud, legacy, monkeypatch, absent):
+    there = service.find_spec
+    monkeypatch.setattr(service, "find_spec", lambda name: None if name == absent else there(name))
+    service.missing_packages.cache_clear()
+    try:
+        refused = [one.submit() for one in (cloud, legacy)]
+        refused.append(cloud("POST", "/sessions", json={"mode": "dedicated", "backend": "sandbox_ideal"}))
+    finally:
+        monkeypatch.undo()
+        service.missing_packages.cache_clear()
+    for answer in refused:
+        assert code(answer) == (400, "not_installed")
+        (error,) = answer.json()["errors"]
+        assert absent in error["message"]
+        assert "Install prefect-qruntime[sandbox]" in error["solution"]
+    assert cloud.control.jobs() == []
+    assert cloud.control.sessions() == []
 
 
 @pytest.mark.parametrize(

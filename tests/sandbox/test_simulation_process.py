@@ -10,8 +10,10 @@ import httpx
 import psutil
 import pytest
 
-from prefect_qruntime.sandbox import Control, Sandbox
-from prefect_qruntime.sandbox.state import Outcome
+from prefect_qruntime.client.failures import retryable_reason
+from prefect_qruntime.sandbox import Control, Sandbox, worker
+from prefect_qruntime.sandbox.catalog import Backend
+from prefect_qruntime.sandbox.state import Outcome, Run
 from prefect_qruntime.sandbox.worker_process import Task, WorkerProcess
 from tests.support.sandbox_api import BELL, Api
 
@@ -52,6 +54,17 @@ def wait_until(condition, seconds=120):
 def gone(process):
     """Whether a process has ended; one that nobody has waited for yet has."""
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_package_that_is_missing_is_no_fault_of_the_service(monkeypatch):
+    monkeypatch.setitem(sys.modules, "qiskit_aer", None)
+    run = Run(Backend("sandbox_ideal", 2, False), 1)
+    outcome = worker.execute("sampler", {"pubs": [[BELL, None, 10]], "version": 2}, run)
+    assert outcome.status == "Failed"
+    assert "qiskit_aer" in outcome.reason
+    assert "Install prefect-qruntime[sandbox]" in outcome.solution
+    assert "Correct the input" not in outcome.solution
+    assert not retryable_reason(outcome.reason_code)
 
 
 def test_the_server_answers_while_a_heavy_circuit_runs_and_cancel_stops_it(cloud, fast):

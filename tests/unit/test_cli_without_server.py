@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -111,6 +116,89 @@ def test_init_needs_no_server(capsys: pytest.CaptureFixture[str], tmp_path: Path
         code, text = said(capsys, "init", str(tmp_path))
     assert code == 2
     assert "--force" in text
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in {*LOCAL, "doctor"}])
+def test_a_wrong_setting_is_named_before_anything_is_done(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_CREATE_RATE_PER_MINUTE", "abc")
+    code, text = said(capsys, *words(command))
+    assert code == 2
+    assert text.startswith("PREFECT_INTEGRATIONS_QRUNTIME_CREATE_RATE_PER_MINUTE: ")
+    assert text.endswith("not 'abc'. Correct or remove it in the environment or the Prefect profile.")
+
+
+NUMBERS = [
+    (command, argument.name, bad)
+    for command in COMMANDS
+    for argument in app[command].assemble_argument_collection(parse_docstring=False)
+    if argument.name.startswith("--") and not {int, float}.isdisjoint({argument.hint, *get_args(argument.hint)})
+    for bad in ("-1", "nan", "inf", "1e400", "many")
+]
+"""Each numeric option of each command, with what no option takes."""
+
+
+@pytest.mark.parametrize(("command", "option", "bad"), NUMBERS)
+def test_a_number_out_of_bounds_is_refused_at_once(
+    capsys: pytest.CaptureFixture[str], command: str, option: str, bad: str
+) -> None:
+    code, text = said(capsys, *words(command), option, bad)
+    assert code == 2
+    assert option in text
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("line", "bounds"),
+    [
+        ("sandbox --port 99999", "at least 0 and at most 65,535"),
+        ("sandbox --clock-scale 0", "above 0"),
+        ("demo --shots 0", "at least 1 and at most 10,000,000"),
+        ("jobs --limit 0", "at least 1"),
+        ("setup --per-minute 0", "at least 1 and at most 60"),
+        ("setup --per-minute 61", "at least 1 and at most 60"),
+        ("watch --interval 0", "above 0"),
+        ("estimate --backend any --max-execution-time 10801", "at least 1 and at most 10,800"),
+        ("compare a b --false-alarm 0", "above 0 and at most 1"),
+    ],
+)
+def test_the_bounds_of_a_number_are_told(capsys: pytest.CaptureFixture[str], line: str, bounds: str) -> None:
+    code, text = said(capsys, *line.split())
+    assert code == 2
+    assert f"It must be {bounds}." in text.replace("│ ", "")
+
+
+@pytest.mark.parametrize("line", ["--help", "sweep --help", "doctor", "doctor --json"])
+def test_a_reader_that_stops_early_is_no_fault(line: str) -> None:
+    with closed_port() as port:
+        reader, writer = os.pipe()
+        os.close(reader)
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", "from prefect_qruntime.cli import main; main()", *line.split()],
+                env={**os.environ, "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"},
+                stdout=writer,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=300,
+                check=False,
+            )
+        finally:
+            os.close(writer)
+    assert done.stderr == ""
+    assert done.returncode == 1
+
+
+def test_a_command_is_silent_about_events_that_prefect_still_sends(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert exit_code("--version") == 0
+    for worker in ("EventsWorker", "APILogWorker"):
+        log = logging.getLogger(worker)
+        log.warning("Still processing items: 3 items remaining...")
+        log.warning("something else")
+    assert [record.getMessage() for record in caplog.records] == ["something else"] * 2
 
 
 def test_a_taken_port_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from pydantic import ValidationError
 
 from prefect_qruntime import settings
+from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.settings import QuantumRuntimeSettings, current_settings
 
 GRACE = "PREFECT_INTEGRATIONS_QRUNTIME_RESULT_GRACE_SECONDS"
@@ -26,5 +26,18 @@ def test_read_once_and_again_when_the_environment_changes(monkeypatch):
 def test_a_wrong_setting_is_an_error_each_time(monkeypatch):
     monkeypatch.setenv(GRACE, "long")
     for _ in range(2):
-        with pytest.raises(ValidationError, match="result_grace_seconds"):
+        with pytest.raises(InvalidInput) as caught:
             current_settings()
+        assert caught.value.field == GRACE
+        assert "'long'" in str(caught.value)
+        assert "pydantic" not in str(caught.value)
+
+
+def test_all_wrong_settings_are_named(monkeypatch):
+    monkeypatch.setenv(GRACE, "long")
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_ON_CANCEL", "stop")
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_ALLOWED_FOLDERS", "[")
+    with pytest.raises(InvalidInput) as caught:
+        current_settings()
+    for name in (GRACE, "PREFECT_INTEGRATIONS_QRUNTIME_ON_CANCEL", "PREFECT_INTEGRATIONS_QRUNTIME_ALLOWED_FOLDERS"):
+        assert f"{name}: " in str(caught.value)
