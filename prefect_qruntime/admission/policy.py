@@ -27,7 +27,7 @@ from prefect_qruntime.admission.budget_core import lowest
 from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.client.cost_core import MOST_SECONDS
 from prefect_qruntime.client.network_loop import network_loop
-from prefect_qruntime.errors import SAME_REQUEST, PolicyRefused, QuantumRuntimeError
+from prefect_qruntime.errors import SAME_REQUEST, InvalidInput, PolicyRefused, QuantumRuntimeError
 from prefect_qruntime.prefect_api import Loadable, api, in_run, patience
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.run_context import RunContext
@@ -306,7 +306,7 @@ async def policy_in_force(*, buys: bool = True) -> QuantumRuntimePolicy | None:
         return None  # there is no Prefect to ask
     try:
         name = current_settings().policy_block
-    except ValidationError:
+    except InvalidInput:
         if buys:
             raise
         return QuantumRuntimePolicy()  # as for a policy that cannot be read
