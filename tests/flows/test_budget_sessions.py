@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from prefect import flow
 
+from flows.parameter_sweep import parameter_sweep
+from flows.run_circuits import run_circuits
+from flows.vqe_session import vqe_session
 from prefect_qruntime import (
     Budget,
     BudgetExhausted,
@@ -91,3 +97,31 @@ def test_a_session_opened_without_the_budget_must_fit_or_is_closed_at_the_limit(
     session_id = in_a_strangers_session()
     # Idle, it would go on for half an hour.
     until(lambda: next(one["state"] for one in sandbox.control.sessions() if one["id"] == session_id) == "closed")
+
+
+IN_SESSIONS: list[tuple[Any, dict[str, Any]]] = [
+    (run_circuits, {"circuits": [FLIP] * 2}),
+    (parameter_sweep, {"points": 2, "programs": ["sampler"], "mode": "session"}),
+    (vqe_session, {"shots": 10, "max_iterations": 1}),
+]
+"""The flows that open sessions, each in a mode with a dedicated one."""
+
+
+@pytest.mark.parametrize(("bought", "parameters"), IN_SESSIONS)
+def test_a_session_of_a_flow_spends_the_budget_that_the_form_names(
+    sandbox: Sandbox, bought: Any, parameters: dict[str, Any]
+) -> None:
+    name = f"session-{uuid4().hex[:6]}"
+    QuantumRuntimeCredentials(**sandbox.connection("cloud")).save(name)
+    Budget(max_seconds_per_run=5000, default_max_execution_time=1000).save(name)
+    bought(credentials_block=name, backend=BACKEND, budget_block=name, max_ttl=20_000, **parameters)
+    (session,) = sandbox.control.sessions()
+    assert session["mode"] == "dedicated"
+    assert session["max_ttl"] <= 5000
+    assert posts(sandbox) == 2
+
+
+def test_each_flow_that_opens_a_session_is_run_under_a_budget() -> None:
+    flows = [getattr(import_module(f"flows.{path.stem}"), path.stem, None) for path in Path("flows").glob("[a-z]*.py")]
+    opening = {one.name for one in flows if one is not None and "max_ttl" in one.parameters.properties}
+    assert opening == {one.name for one, _ in IN_SESSIONS}

@@ -7,7 +7,6 @@ import csv
 import math
 import sys
 from datetime import UTC, datetime
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -378,34 +377,6 @@ def test_a_missing_extra_ends_a_run_on_the_embedded_sandbox_with_one_error(
         run_circuits(circuits=[FLIP], mode=mode)
     assert "service's own fault" not in str(caught.value)
     assert "Correct the input" not in str(caught.value)
-
-
-IN_SESSIONS: list[tuple[Any, dict[str, Any]]] = [
-    (run_circuits, {"circuits": [FLIP] * 2}),
-    (parameter_sweep, {"points": 2, "programs": ["sampler"], "mode": "session"}),
-    (vqe_session, {"shots": 10, "max_iterations": 1}),
-]
-"""The flows that open sessions, each in a mode with a dedicated one."""
-
-
-@pytest.mark.parametrize(("bought", "parameters"), IN_SESSIONS)
-def test_a_session_of_a_flow_spends_the_budget_that_the_form_names(
-    sandbox: Sandbox, bought: Any, parameters: dict[str, Any]
-) -> None:
-    name = f"session-{uuid4().hex[:6]}"
-    QuantumRuntimeCredentials(**sandbox.connection("cloud")).save(name)
-    Budget(max_seconds_per_run=60, default_max_execution_time=20).save(name)
-    bought(credentials_block=name, backend=BACKEND, budget_block=name, **parameters)
-    (session,) = sandbox.control.sessions()
-    assert session["mode"] == "dedicated"
-    assert session["max_ttl"] <= 60
-    assert posts(sandbox) == 2
-
-
-def test_each_flow_that_opens_a_session_is_run_under_a_budget() -> None:
-    flows = [getattr(import_module(f"flows.{path.stem}"), path.stem, None) for path in Path("flows").glob("[a-z]*.py")]
-    opening = {one.name for one in flows if one is not None and "max_ttl" in one.parameters.properties}
-    assert opening == {one.name for one, _ in IN_SESSIONS}
 
 
 def test_a_refusal_does_not_say_that_nothing_was_sent_by_a_run_that_has_opened_a_session(sandbox: Sandbox) -> None:
