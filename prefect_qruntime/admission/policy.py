@@ -27,7 +27,7 @@ from prefect_qruntime.admission.budget_core import lowest
 from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.client.cost_core import MOST_SECONDS
 from prefect_qruntime.client.network_loop import network_loop
-from prefect_qruntime.errors import SAME_REQUEST, InvalidInput, PolicyRefused, QuantumRuntimeError
+from prefect_qruntime.errors import SAME_REQUEST, PolicyRefused, QuantumRuntimeError
 from prefect_qruntime.prefect_api import Loadable, api, in_run, patience
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.run_context import RunContext
@@ -298,18 +298,14 @@ async def policy_in_force(*, buys: bool = True) -> QuantumRuntimePolicy | None:
         buys: Whether something is about to be submitted. If not, the cached policy will do if Prefect is unreachable.
 
     Raises:
+        InvalidInput: A setting is wrong, so that the policy's name is not known.
         PolicyRefused: The policy cannot be read, so nothing is allowed.
         QuantumRuntimeError: Prefect could not be asked, in a run.
     """
     url = get_current_settings().api.url
     if url is None and not in_run():
         return None  # there is no Prefect to ask
-    try:
-        name = current_settings().policy_block
-    except InvalidInput:
-        if buys:
-            raise
-        return QuantumRuntimePolicy()  # as for a policy that cannot be read
+    name = current_settings().policy_block
     known, which = network_loop().state(_Known), (str(url), name)
     moment, policy = known.policies.get(which, (float("-inf"), None))
     if time.monotonic() - moment < _FRESH:

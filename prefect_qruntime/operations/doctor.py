@@ -30,7 +30,7 @@ from prefect_qruntime.diagnostics.prefect_server import (
     check_server,
     check_settings,
 )
-from prefect_qruntime.errors import QuantumRuntimeError
+from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 
 __all__ = ["DoctorReport", "arun_doctor", "check_block", "run_doctor"]
 
@@ -125,6 +125,8 @@ async def check_block(data: Mapping[str, Any]) -> list[Finding]:
     findings = list(fields.findings)
     try:
         await check_hosts(connection)
+    except InvalidInput:  # reported with the settings
+        return [*findings, hint("policy", "Nothing beyond this machine was checked, because a setting is wrong.")]
     except QuantumRuntimeError as error:  # the key is not sent there, not even for a check-up
         fix = "Correct the block's address, or add the host to the policy."
         return [*findings, problem("policy", f"This block is refused. {error.message}", fix)]
