@@ -122,6 +122,7 @@ def test_every_job_counts_once() -> None:
             job(4, JobStatus.RUNNING),
             job(5, JobStatus.COMPLETED, 7, usage_final=False),
             job(6, max_execution_time=None),
+            job(9, backend="mock_sandbox_ideal"),  # a dry run costs nothing
         ],
         [
             reserved(1, job_id="d1"),  # listed
