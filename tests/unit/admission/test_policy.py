@@ -29,7 +29,7 @@ from prefect_qruntime.admission.policy import (
 from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.client.network_loop import network_loop
-from prefect_qruntime.errors import QuantumRuntimeError
+from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.run_context import RunContext
 
 CRN = "crn:v1:bluemix:public:quantum-computing:us-east:a/0123abcd:11aa-22bb::"
@@ -236,9 +236,9 @@ def test_changed_hosts_are_refused_before_the_token(server: Server) -> None:
             ask()
 
 
-def test_with_wrong_settings_keys_go_to_the_service_only(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("buys", [True, False])
+def test_with_wrong_settings_no_key_goes_anywhere(server: Server, monkeypatch: pytest.MonkeyPatch, buys: bool) -> None:
     monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_SESSION_MAX_TTL_SECONDS", "soon")
-    assert in_force(buys=False) == QuantumRuntimePolicy()
-    with pytest.raises(ValidationError):
-        in_force()
+    with pytest.raises(InvalidInput, match="SESSION_MAX_TTL"):
+        in_force(buys=buys)
     assert server.asked == 0
