@@ -23,7 +23,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iter
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal, NoReturn, ParamSpec, TypeVar
+from typing import Any, Literal, NamedTuple, NoReturn, ParamSpec, TypeVar
 from uuid import UUID
 
 from cachetools import LRUCache
@@ -88,12 +88,20 @@ def policy() -> Policy:
     return current_settings().on_cancel
 
 
+class _Answer(NamedTuple):
+    """What Prefect said: when it was asked, which flow run is being cancelled, and the starts of the topmost one."""
+
+    asked: float
+    cancelled: str | None = None
+    starts: int = 0
+
+
 @dataclass(slots=True)
 class _FlowRuns:
     """What this process knows of its flow runs' cancellations and jobs. Lives on the network loop."""
 
-    answers: LRUCache[str, tuple[float, str | None]] = field(default_factory=lambda: LRUCache(_KEEP))
-    asking: SingleFlight[tuple[float, str | None]] = field(default_factory=SingleFlight)
+    answers: LRUCache[str, _Answer] = field(default_factory=lambda: LRUCache(_KEEP))
+    asking: SingleFlight[_Answer] = field(default_factory=SingleFlight)
     owners: LRUCache[tuple[str, str], frozenset[Lineage]] = field(default_factory=lambda: LRUCache(16 * _KEEP))
 
 
@@ -104,36 +112,39 @@ async def cancelled_run(*, max_age: float = 0.0, level: int = logging.WARNING) -
         max_age: Seconds for which an earlier answer will do, also that to another task of the flow run.
         level: Log level of the message if Prefect does not answer.
     """
+    return (await _answer(max_age, level)).cancelled
+
+
+async def _answer(max_age: float, level: int) -> _Answer:
     own = current_flow_run_id()
     if own is None:
-        return None
+        return _Answer(time.monotonic())
     runs = network_loop().state(_FlowRuns)
-    asked, answer = runs.answers.get(own, (-math.inf, None))
-    if time.monotonic() - asked < max_age:
-        return answer
-    # A request that is under way may have been sent before the cancellation.
-    asking = runs.asking.join(lambda: _ask(level), own) if max_age else _ask(level)
-    found = runs.answers[own] = await asking
-    return found[1]
+    found = runs.answers.get(own, _Answer(-math.inf))
+    if time.monotonic() - found.asked >= max_age:
+        # A request that is under way may have been sent before the cancellation.
+        asking = runs.asking.join(lambda: _ask(level), own) if max_age else _ask(level)
+        found = runs.answers[own] = await asking
+    return found
 
 
-async def _ask(level: int) -> tuple[float, str | None]:
+async def _ask(level: int) -> _Answer:
     asked = time.monotonic()
     try:
         with patience(_ANSWER):  # the process may have 30 seconds left
-            runs = await lineage()
-            if len(runs) == 1:
-                states = {runs[0]: (await (await api()).read_flow_run(UUID(runs[0]))).state}
+            ids = await lineage()
+            if len(ids) == 1:
+                runs = {ids[0]: await (await api()).read_flow_run(UUID(ids[0]))}
             else:
-                states = {run_id: run.state for run_id, run in (await flow_runs_by_id(runs)).items()}
-            for run_id in reversed(runs):
-                state = states.get(run_id)
-                if state is not None and (state.is_cancelling() or state.is_cancelled()):
-                    return asked, run_id
+                runs = await flow_runs_by_id(ids)
+        starts = runs[ids[-1]].run_count or 0 if ids[-1] in runs else 0
+        states = [(run_id, runs[run_id].state) for run_id in reversed(ids) if run_id in runs]
+        ending = [run_id for run_id, state in states if state and (state.is_cancelling() or state.is_cancelled())]
+        return _Answer(asked, ending[0] if ending else None, starts)
     except Exception:
         # Without an answer the jobs are left running, because a cancellation cannot be undone.
         log.log(level, "Prefect does not say whether the flow run was cancelled. Its jobs live on.", exc_info=True)
-    return asked, None
+    return _Answer(asked)
 
 
 async def cancelled_by_user() -> bool:
@@ -328,8 +339,9 @@ async def cancels_jobs(client: QuantumRuntimeClient, job_ids: list[str]) -> Asyn
 class CancellationWatch:
     """Ends the block of a task with `JobCancelled` if its flow run is being cancelled; see `ends_if_cancelled`."""
 
-    def __init__(self, client: QuantumRuntimeClient, job_id: str | None = None) -> None:
+    def __init__(self, client: QuantumRuntimeClient, job_id: str | None = None, starts: int = 0) -> None:
         self.job_id = job_id
+        self.starts = starts
         self.fired_by: str | None = None
         self._armed = True
         self._client = client
@@ -355,11 +367,16 @@ class CancellationWatch:
 
         Raises:
             JobCancelled: The flow run is being cancelled.
+            QuantumRuntimeError: The flow run was started again, so this process is no longer the one that buys for it.
         """
-        max_age = min(current_settings().cancel_look_seconds, _FRESH)
-        run = await cancelled_run(max_age=max_age, level=logging.DEBUG)
-        if run is not None:
-            await self.end(run)
+        answer = await _answer(min(current_settings().cancel_look_seconds, _FRESH), logging.DEBUG)
+        if answer.cancelled is not None:
+            await self.end(answer.cancelled)
+        if 0 < self.starts < answer.starts:
+            raise QuantumRuntimeError(
+                "The flow run was started again elsewhere while this process went on with it.",
+                solution="Nothing was sent: the newer process submits what is missing. End this one.",
+            )
 
     async def end(self, flow_run_id: str) -> NoReturn:
         """End the block with the error that says why; a submission first cancels the jobs of its flow run.
@@ -430,7 +447,7 @@ class CancellationPoller:
 
 @asynccontextmanager
 async def ends_if_cancelled(
-    client: QuantumRuntimeClient, job_id: str | None = None
+    client: QuantumRuntimeClient, job_id: str | None = None, *, starts: int = 0
 ) -> AsyncIterator[CancellationWatch | None]:
     """End the block of the running task with `JobCancelled` if its flow run is being cancelled. On the network loop.
 
@@ -440,6 +457,7 @@ async def ends_if_cancelled(
     Args:
         client: The instance.
         job_id: The job waited for; None for a submission.
+        starts: How often the topmost flow run has been started, as this process knows; 0 if it does not.
 
     Yields:
         The watch, to ask Prefect right before something is created, and to disarm it while a request is under way; None
@@ -452,7 +470,7 @@ async def ends_if_cancelled(
     if flow_run_id is None or not every:
         yield None
         return
-    watch = CancellationWatch(client, job_id)
+    watch = CancellationWatch(client, job_id, starts)
     pollers = network_loop().state(CancellationWork).pollers
     which = (client.connection.crn, flow_run_id)
     here = pollers.setdefault(which, CancellationPoller(client, every))

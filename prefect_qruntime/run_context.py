@@ -147,6 +147,7 @@ class RunContext:
         deployment_id: The deployment of the flow run, if it has one.
         asked: When the previous try ended, on Prefect's clock; None if unknown.
         tries: How often it was retried. A resume does not count, although it starts the flow run again.
+        starts: How often Prefect had started it when it was read, resumes aside; 0 outside a flow.
     """
 
     flow_run_id: str | None
@@ -158,6 +159,7 @@ class RunContext:
     deployment_id: str | None = None
     asked: datetime | None = None
     tries: int = 0
+    starts: int = 0
 
     def may_resubmit(self, dead: Job, *, service_ahead: float = 0.0, prefect_ahead: float = 0.0) -> bool:
         """Whether a failed or cancelled job is to be submitted again: only if the flow run was retried since.
@@ -243,22 +245,21 @@ async def current_run() -> RunContext:
     if flow_run is None:
         around = _starts(None)
         identity = f"task-run:{around[-1].run_id}" if around else f"call:{uuid.uuid4()}"
-        return _repeated_in(around, RunContext(None, identity, False, False, 0, time.monotonic()))
-    # Prefect does not count a resume as another run; when the flow was started distinguishes them.
-    attempt = (str(flow_run.id), flow_run.run_count or 0, flow_context.start_time if flow_context else None)
-    known = _known(attempt)
-    if known is None:
-        # Mapped submissions start together; one of them asks for all.
-        known = await network_loop().state(_Reading).join(lambda: _read_run(flow_run), *attempt)
+        known = RunContext(None, identity, False, False, 0, time.monotonic())
+    else:
+        # Prefect does not count a resume as another run; when the flow was started distinguishes them.
+        attempt = (str(flow_run.id), flow_run.run_count or 0, flow_context.start_time if flow_context else None)
         with _lock:
-            _runs[attempt] = known
-    return _repeated_in(_starts(known.flow_run_id), known)
-
-
-def _repeated_in(around: list[_Start], where: RunContext) -> RunContext:
-    """The run, which is repeated too if a task run or subflow run around the caller is."""
+            found = _runs.get(attempt)
+        if found is None:
+            # Mapped submissions start together; one of them asks for all.
+            found = await network_loop().state(_Reading).join(lambda: _read_run(flow_run), *attempt)
+            with _lock:
+                _runs[attempt] = found
+        known, around = found, _starts(found.flow_run_id)
+    # Of a task run or a subflow run that Prefect started again, the submissions in it are repeated too.
     again = sum(max(0, start.number - 1) for start in around)
-    return replace(where, repeated=True, retried=True, tries=where.tries + again) if again else where
+    return replace(known, repeated=True, retried=True, tries=known.tries + again) if again else known
 
 
 def may_run_twice() -> bool:
@@ -278,11 +279,6 @@ def token_of_task_run() -> str | None:
 
 class _Reading(SingleFlight[RunContext]):
     """Read an attempt of a flow run from Prefect."""
-
-
-def _known(attempt: tuple[Any, ...]) -> RunContext | None:
-    with _lock:
-        return _runs.get(attempt)
 
 
 async def _read_run(flow_run: FlowRun) -> RunContext:
@@ -311,6 +307,7 @@ async def _read_run(flow_run: FlowRun) -> RunContext:
         deployment_id=str(top.deployment_id) if top.deployment_id is not None else None,
         asked=max(ended, default=None),
         tries=max(len(ended), (top.run_count or 0) - 1),
+        starts=top.run_count or 0,
     )
 
 

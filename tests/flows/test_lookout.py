@@ -14,7 +14,7 @@ import httpx
 import pytest
 from prefect import flow, runtime, unmapped
 from prefect.client.schemas.actions import VariableCreate
-from prefect.states import Cancelling
+from prefect.states import Cancelling, Pending, Running as RunningState, Scheduled
 from prefect.task_runners import ThreadPoolTaskRunner
 
 import prefect_qruntime as qr
@@ -249,3 +249,55 @@ def test_a_session_closes_with_a_run_that_nobody_could_tell(sandbox: Sandbox, cr
     running.thread.join(300)
     assert statuses(sandbox) == ["Cancelled"]
     assert not sandbox.control.open_sessions()
+
+
+@pytest.mark.parametrize("what", ["job", "session"])
+@pytest.mark.parametrize("inside", ["the flow", "a subflow"])
+def test_a_process_whose_flow_run_was_started_again_elsewhere_creates_nothing(
+    sandbox: Sandbox, credentials: Any, what: str, inside: str
+) -> None:
+    """A pod that lost Prefect for minutes: its run was taken for crashed, and another process has it now."""
+    ready, go = threading.Event(), threading.Event()
+
+    def body() -> None:
+        qr.submit_job(credentials, [FLIP], backend=BACKEND)
+        ready.set()
+        go.wait(60)
+        create = qr.submit_job if what == "job" else qr.open_session
+        create(credentials, backend=BACKEND, **({"pubs": [STAY]} if what == "job" else {}))
+
+    part = flow(body, name="part")
+
+    @flow
+    def old() -> None:
+        part() if inside == "a subflow" else body()
+
+    running = Running(old)
+    assert ready.wait(120)
+    (tag,) = (tag for tag in sandbox.control.jobs()[0]["tags"] if tag.startswith("qr-flow:"))
+    owner = UUID(tag.removeprefix("qr-flow:"))
+    for state in (Scheduled(), Pending(), RunningState()):  # as a newer process brings it to Running
+        asked(lambda client, state=state: client.set_flow_run_state(owner, state, force=True))
+    time.sleep(0.3)  # the answer to the first submission is no longer new enough
+    go.set()
+    running.thread.join(120)
+    assert "started again elsewhere" in str(running.ended)
+    assert (posts(sandbox), len(sandbox.control.sessions())) == (1, 0)
+
+
+def test_a_retry_in_the_process_is_not_taken_for_another_one(sandbox: Sandbox, credentials: Any) -> None:
+    sandbox.control.release()
+    tries: list[int] = []
+
+    @flow(retries=2)
+    def unlucky() -> None:
+        tries.append(1)
+        qr.submit_job(credentials, [FLIP], backend=BACKEND)
+        time.sleep(0.3)
+        qr.submit_job(credentials, [STAY], backend=BACKEND, shots=100 + len(tries))
+        if len(tries) < 3:
+            raise RuntimeError("something after it broke")
+
+    unlucky()
+    assert len(tries) == 3
+    assert posts(sandbox) == 4
