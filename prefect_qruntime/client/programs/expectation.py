@@ -185,40 +185,20 @@ def without_last_measurements(steps: Sequence[Step]) -> list[Step | None]:
 
 
 def circuit_without_last_measurements(circuit: Any, *, keep_registers: bool = False) -> Any:
-    """A `QuantumCircuit` without its last measurements and the registers that only they measure into.
+    """A `QuantumCircuit` without its last measurements.
 
     Args:
         circuit: The circuit, which stays as it is.
-        keep_registers: Leave the classical registers as they are.
+        keep_registers: Leave classical registers into which only these measure.
     """
-    items = list(circuit.data)
-    steps = [_step(item) for item in items]
-    kept = without_last_measurements(steps)
-    staying = [item for item, step in zip(items, kept, strict=True) if step is not None]
-    if len(staying) == len(items):
-        return circuit
-    used = {bit for step in kept if step is not None for bit in step.uses.union(*step.measures)}
-    idle = {bit for step in steps for _, bit in step.measures if bit not in used}
-    gone = [register for register in circuit.cregs if not idle.isdisjoint(register) and used.isdisjoint(register)]
-    left = [register for register in circuit.cregs if register not in gone]
-    idle.update(bit for register in gone for bit in register)
-    idle.difference_update(bit for register in left for bit in register)
-    if keep_registers or _has_variables(circuit):
-        target = circuit.copy_empty_like()
-    else:
-        from qiskit.circuit import QuantumCircuit
-
-        target = QuantumCircuit(
-            circuit.qubits,
-            [bit for bit in circuit.clbits if bit not in idle],
-            *circuit.qregs,
-            *left,
-            name=circuit.name,
-            global_phase=circuit.global_phase,
-            metadata=circuit.metadata,
-        )
-    for item in staying:
-        target.append(item)
+    if not (keep_registers or circuit.has_control_flow_op() or circuit.num_vars):
+        # Qiskit's rule is the same if nothing reads a bit, and it knows how to take registers away.
+        return circuit.remove_final_measurements(inplace=False)
+    kept = without_last_measurements([_step(item) for item in circuit.data])
+    target = circuit.copy_empty_like()
+    for item, step in zip(circuit.data, kept, strict=True):
+        if step is not None:
+            target.append(item)
     return target
 
 
@@ -245,10 +225,6 @@ def in_one_register(circuit: Any) -> Any:
     for item in circuit.data:
         target.append(item.operation, [register[circuit.find_bit(bit).index] for bit in item.qubits], item.clbits)
     return target
-
-
-def _has_variables(circuit: Any) -> bool:
-    return bool(circuit.num_vars or getattr(circuit, "num_stretches", 0))
 
 
 def _step(item: Any) -> Step:

@@ -196,6 +196,8 @@ def test_pubs_on_the_wire_cost_what_they_cost_as_arguments() -> None:
     two = {"__type__": "ndarray", "__value__": packed_array(2, 1)}
     assert raw("sampler", {"pubs": [[ONE, [[0.1], [0.2]], 50], [PLAIN], PLAIN], "shots": 10}) == pytest.approx(120)
     assert raw("sampler", {"pubs": [[ONE, two]], "options": {"default_shots": 7}}) == pytest.approx(14)
+    encoded = {"__type__": "QuantumCircuit", "__value__": "not read for its price"}
+    assert raw("sampler", {"pubs": [[encoded, [[0.1], [0.2]], 50]]}) == pytest.approx(100)
     assert raw("estimator", {"pubs": [[PLAIN, ["Z", "X"], None, 0.1]]}) == pytest.approx(200)
     assert raw("noise-learner", {"circuits": []}) == 0, "known by past jobs only"
     # The executor's payload that PUBs are turned into costs as much as the PUBs.

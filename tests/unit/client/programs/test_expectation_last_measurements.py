@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -89,10 +90,12 @@ def _shown(circuit: QuantumCircuit) -> list[Any]:
 @given(st.lists(PLAIN, max_size=10))
 def test_without_control_flow_it_is_the_rule_of_qiskit(steps: list[Any]) -> None:
     circuit = _built(steps)
-    found = circuit_without_last_measurements(circuit)
+    found = circuit_without_last_measurements(circuit, keep_registers=True)
     wanted = circuit.remove_final_measurements(inplace=False)
-    assert found == wanted
-    assert (found.cregs, found.num_clbits) == (wanted.cregs, wanted.num_clbits)
+    both = [Counter((item.name, item.qubits, item.clbits) for item in one.data) for one in (found, wanted)]
+    assert both[0] == both[1]
+    assert circuit_without_last_measurements(circuit) == wanted
+    assert (found.cregs, circuit.num_clbits) == (circuit.cregs, WIDTH)
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -106,7 +109,7 @@ def test_text_and_circuit_lose_the_same_measurements(steps: list[Any]) -> None:
     text = qasm3.dumps(circuit)
     found = circuit_without_last_measurements(circuit)
     kept = circuit_without_last_measurements(circuit, keep_registers=True)
-    assert _shown(found) == _shown(kept)
+    assert Counter(map(str, _shown(found))) == Counter(map(str, _shown(kept)))
     wanted = qasm3.dumps(kept)
     assert without_last_measurements(text, field="x").split() == wanted.split()
 
