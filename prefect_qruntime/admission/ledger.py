@@ -35,6 +35,7 @@ from prefect_qruntime.admission.budget_core import (
 from prefect_qruntime.client import QuantumRuntimeClient, submission_keys
 from prefect_qruntime.client.cost_core import MOST_SECONDS
 from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.service import each_job
 from prefect_qruntime.errors import SAME_REQUEST, BudgetExhausted, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, SessionRef
 from prefect_qruntime.prefect_api import api
@@ -414,7 +415,7 @@ class DeploymentJobs:
         if self._read is not None and self._since is not None and self._since <= since:
             moving = [job.created_at for job in self._jobs.values() if not job.usage_final and job.created_at]
             begin, reaches_back = max(since, min([self._read - _OVERLAP, *moving])), self._since
-        listed = await client.jobs(created_after=begin)
+        listed = [job async for job in each_job(client, created_after=begin)]
         # Only now: a read that fails or is cancelled has shown nothing.
         self._jobs |= {job.id: job for job in listed if _flow_run_of(job) is not None}
         self._since, self._read = reaches_back, moment
@@ -450,7 +451,7 @@ class UnsettledJobs:
             moving = [job.created_at for job in self._jobs.values() if job.created_at is not None]
             begin = max(begin, min([self._read - _OVERLAP, *moving]))
         # In this order, so that a job that ends in between is in one of the lists at least.
-        live = await client.jobs(pending=True)
+        live = [job async for job in each_job(client, pending=True)]
         ended = await client.jobs(pending=False, created_after=begin, limit=_MOST_ENDED)
         found = {job.id: job for job in live}
         if len(ended) >= _MOST_ENDED:  # what was known may be among the rest

@@ -80,7 +80,7 @@ class Service:
             raise self.trouble
         return [job.seen() for job in self.real if job.listed]
 
-    async def jobs(self, *, session_id: str | None = None, pending: bool = True) -> list[Job]:
+    async def jobs(self, *, session_id: str | None = None, pending: bool = True, **filters: Any) -> list[Job]:
         return [one.seen() for one in self.real if one.session == session_id and one.used is None and one.listed]
 
     async def job(self, job_id: str) -> Job:
@@ -413,7 +413,12 @@ class Listing:
         self.prefect_trouble: BaseException | None = None
 
     async def jobs(
-        self, *, created_after: datetime | None = None, pending: bool | None = None, limit: int | None = None
+        self,
+        *,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        pending: bool | None = None,
+        limit: int | None = None,
     ) -> list[Job]:
         await asyncio.sleep(0)
         if self.trouble is not None and pending is not True:  # the first of two lists may be read before it fails
@@ -423,6 +428,7 @@ class Listing:
             job
             for job in newest
             if (created_after is None or (job.created_at or NOW) >= created_after)
+            and (created_before is None or (job.created_at or NOW) <= created_before)
             and (pending is None or job.is_terminal is not pending)
         ][:limit]
 
