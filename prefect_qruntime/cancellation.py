@@ -42,10 +42,13 @@ from prefect_qruntime.prefect_api import (
     current_flow_run_id,
     family,
     flow_runs_by_id,
+    is_ending,
     lineage,
     patience,
+    starts_in,
 )
 from prefect_qruntime.redact import get_logger, many
+from prefect_qruntime.run_context import RunContext
 from prefect_qruntime.settings import current_settings
 
 __all__ = [
@@ -132,15 +135,15 @@ async def _ask(level: int) -> _Answer:
     asked = time.monotonic()
     try:
         with patience(_ANSWER):  # the process may have 30 seconds left
-            ids = await lineage()
-            if len(ids) == 1:
-                runs = {ids[0]: await (await api()).read_flow_run(UUID(ids[0]))}
-            else:
-                runs = await flow_runs_by_id(ids)
-        starts = runs[ids[-1]].run_count or 0 if ids[-1] in runs else 0
-        states = [(run_id, runs[run_id].state) for run_id in reversed(ids) if run_id in runs]
-        ending = [run_id for run_id, state in states if state and (state.is_cancelling() or state.is_cancelled())]
-        return _Answer(asked, ending[0] if ending else None, starts)
+            *subflows, top = await lineage()
+            states = await (await api()).read_flow_run_states(UUID(top))
+            ending = top if is_ending(states) else None
+            runs = await flow_runs_by_id(subflows) if subflows and ending is None else {}
+        for run_id in reversed(subflows):
+            state = runs[run_id].state if run_id in runs else None
+            if ending is None and state is not None and is_ending([state]):
+                ending = run_id
+        return _Answer(asked, ending, starts_in(states))
     except Exception:
         # Without an answer the jobs are left running, because a cancellation cannot be undone.
         log.log(level, "Prefect does not say whether the flow run was cancelled. Its jobs live on.", exc_info=True)
@@ -339,9 +342,9 @@ async def cancels_jobs(client: QuantumRuntimeClient, job_ids: list[str]) -> Asyn
 class CancellationWatch:
     """Ends the block of a task with `JobCancelled` if its flow run is being cancelled; see `ends_if_cancelled`."""
 
-    def __init__(self, client: QuantumRuntimeClient, job_id: str | None = None, starts: int = 0) -> None:
+    def __init__(self, client: QuantumRuntimeClient, job_id: str | None, where: RunContext | None) -> None:
         self.job_id = job_id
-        self.starts = starts
+        self._where = where
         self.fired_by: str | None = None
         self._armed = True
         self._client = client
@@ -369,10 +372,14 @@ class CancellationWatch:
             JobCancelled: The flow run is being cancelled.
             QuantumRuntimeError: The flow run was started again, so this process is no longer the one that buys for it.
         """
-        answer = await _answer(min(current_settings().cancel_look_seconds, _FRESH), logging.DEBUG)
+        max_age, where = min(current_settings().cancel_look_seconds, _FRESH), self._where
+        just_read = where is not None and time.monotonic() - where.touched < max_age and not where.ending
+        if just_read and len(await lineage()) == 1:
+            return
+        answer = await _answer(max_age, logging.DEBUG)
         if answer.cancelled is not None:
             await self.end(answer.cancelled)
-        if 0 < self.starts < answer.starts:
+        if where is not None and 0 < where.starts < answer.starts:
             raise QuantumRuntimeError(
                 "The flow run was started again elsewhere while this process went on with it.",
                 solution="Nothing was sent: the newer process submits what is missing. End this one.",
@@ -447,7 +454,7 @@ class CancellationPoller:
 
 @asynccontextmanager
 async def ends_if_cancelled(
-    client: QuantumRuntimeClient, job_id: str | None = None, *, starts: int = 0
+    client: QuantumRuntimeClient, job_id: str | None = None, *, where: RunContext | None = None
 ) -> AsyncIterator[CancellationWatch | None]:
     """End the block of the running task with `JobCancelled` if its flow run is being cancelled. On the network loop.
 
@@ -457,7 +464,7 @@ async def ends_if_cancelled(
     Args:
         client: The instance.
         job_id: The job waited for; None for a submission.
-        starts: How often the topmost flow run has been started, as this process knows; 0 if it does not.
+        where: The flow run of a submission, as this process first read it.
 
     Yields:
         The watch, to ask Prefect right before something is created, and to disarm it while a request is under way; None
@@ -470,7 +477,7 @@ async def ends_if_cancelled(
     if flow_run_id is None or not every:
         yield None
         return
-    watch = CancellationWatch(client, job_id, starts)
+    watch = CancellationWatch(client, job_id, where)
     pollers = network_loop().state(CancellationWork).pollers
     which = (client.connection.crn, flow_run_id)
     here = pollers.setdefault(which, CancellationPoller(client, every))

@@ -32,7 +32,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
@@ -502,6 +502,17 @@ async def _read_lineage(flow_run: FlowRun) -> Lineage:
         flow_run = await client.read_flow_run(task_run.flow_run_id)
         found.append(str(flow_run.id))
     return tuple(found)
+
+
+def starts_in(states: Sequence[State[Any]]) -> int:
+    """In how many processes a flow run was started, by its states: a pause and a retry stay in theirs."""
+    return sum(state.is_pending() for state in states)
+
+
+def is_ending(states: Sequence[State[Any]]) -> bool:
+    """Whether the newest of a flow run's states says that it is being cancelled or was."""
+    last = max(states, key=lambda state: state.timestamp, default=None)
+    return last is not None and (last.is_cancelling() or last.is_cancelled())
 
 
 def over() -> FlowRunFilter:

@@ -30,7 +30,7 @@ from prefect_qruntime.client.failures import job_error
 from prefect_qruntime.client.network_loop import SingleFlight, network_loop
 from prefect_qruntime.errors import JobRanTooLong
 from prefect_qruntime.models import Job
-from prefect_qruntime.prefect_api import api
+from prefect_qruntime.prefect_api import api, is_ending, starts_in
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, TaskRun
@@ -147,7 +147,8 @@ class RunContext:
         deployment_id: The deployment of the flow run, if it has one.
         asked: When the previous try ended, on Prefect's clock; None if unknown.
         tries: How often it was retried. A resume does not count, although it starts the flow run again.
-        starts: How often Prefect had started it when it was read, resumes aside; 0 outside a flow.
+        starts: In how many processes it had been started when this one first read it; 0 outside a flow.
+        ending: Whether it was being cancelled then.
     """
 
     flow_run_id: str | None
@@ -160,6 +161,7 @@ class RunContext:
     asked: datetime | None = None
     tries: int = 0
     starts: int = 0
+    ending: bool = False
 
     def may_resubmit(self, dead: Job, *, service_ahead: float = 0.0, prefect_ahead: float = 0.0) -> bool:
         """Whether a failed or cancelled job is to be submitted again: only if the flow run was retried since.
@@ -307,7 +309,8 @@ async def _read_run(flow_run: FlowRun) -> RunContext:
         deployment_id=str(top.deployment_id) if top.deployment_id is not None else None,
         asked=max(ended, default=None),
         tries=max(len(ended), (top.run_count or 0) - 1),
-        starts=top.run_count or 0,
+        starts=starts_in(states),
+        ending=is_ending(states),
     )
 
 

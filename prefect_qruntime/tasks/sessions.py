@@ -130,7 +130,7 @@ async def _open(
     ttl = max_ttl if max_ttl is not None else current_settings().session_max_ttl_seconds
     ttl = min(ttl, longest) if longest is not None and mode == "dedicated" else ttl
     async with (
-        ends_if_cancelled(client, starts=where.starts) as watch,
+        ends_if_cancelled(client, where=where) as watch,
         session_guard(client, where, as_budget(budget), token, mode=mode, life=ttl) as admitted,
     ):
         if watch is not None:

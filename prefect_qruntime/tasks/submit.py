@@ -151,7 +151,7 @@ async def _submit(
         history = key_history if submission_key is not None else marks_and_notes(history)
     async with (
         cancels_jobs(client, known),
-        ends_if_cancelled(client, starts=where.starts) if runs else contextlib.nullcontext() as watch,
+        ends_if_cancelled(client, where=where) if runs else contextlib.nullcontext() as watch,
         first_through(session) as usable,
         alone as lock,
     ):

@@ -65,7 +65,7 @@ def test_json_names_what_could_not_be_read(
         assert [row["block"] for row in told if "problem" in row] == ["unread-dead"]
     else:
         assert told["unread"] == ["unread-dead"]
-        assert [problem.split(":")[0] for problem in told["problems"]] == ["unread-dead"]
+        assert {problem.split(":")[0] for problem in told["problems"]} == {"unread-dead"}
 
 
 def test_setup_does_not_say_that_no_block_is_saved_if_one_cannot_be_loaded(

@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from prefect_qruntime import Budget
 from prefect_qruntime.admission import budget_core, ledger as module
+from prefect_qruntime.admission.budget import SessionHolds
 from prefect_qruntime.admission.budget_core import Reservation, SessionHold
 from prefect_qruntime.admission.ledger import DeploymentJobs, Ledger, UnsettledJobs
 from prefect_qruntime.client.connection import Connection
@@ -112,6 +113,13 @@ class Spending(RuleBasedStateMachine):
         self.patch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_USAGE_GRACE_SECONDS", "0")
         self.patch.setattr(module, "now", lambda: self.moment)
         self.patch.setattr("prefect_qruntime.admission.budget.now", lambda: self.moment)
+        keep = SessionHolds.note
+
+        async def note(holds: SessionHolds, hold: SessionHold) -> None:
+            await keep(holds, hold)
+            self.notes[hold.token] = hold  # as in Prefect
+
+        self.patch.setattr(SessionHolds, "note", note)
 
     def teardown(self) -> None:
         self.patch.undo()
@@ -397,7 +405,7 @@ def job_of(number: int, run: UUID, days: float, seconds: float | None) -> Job:
     return Job(
         id=f"d{number}",
         status=JobStatus.COMPLETED,
-        created_at=NOW - timedelta(days=days),
+        created_at=datetime.now(UTC) - timedelta(days=days),  # the machine may run long after the import
         tags=(f"qr-flow:{run}",),
         usage_seconds=seconds,
         usage_final=seconds is not None,
