@@ -21,8 +21,8 @@ ATOMS = (
     *("Bearer ", "bearer abcdef", "eyJabcde.", "Authorization: ", "http://a", "www.", "HTTP 200, ", " (HTTP 200"),
 )
 ENDS = ("", "!", "<div>", "\x00")
-TIMES = 22
-"""Repetitions: two ways for each of them would be four million tries."""
+TIMES = 24
+"""Repetitions: two ways for each of them would be 17 million tries."""
 SECONDS = 0.25
 """Of this thread's own processor time; what is linear needs a thousandth of it."""
 
