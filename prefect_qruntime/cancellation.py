@@ -137,13 +137,13 @@ async def _ask(level: int) -> _Answer:
         with patience(_ANSWER):  # the process may have 30 seconds left
             *subflows, top = await lineage()
             states = await (await api()).read_flow_run_states(UUID(top))
-            ending = top if is_ending(states) else None
-            runs = await flow_runs_by_id(subflows) if subflows and ending is None else {}
-        for run_id in reversed(subflows):
-            state = runs[run_id].state if run_id in runs else None
-            if ending is None and state is not None and is_ending([state]):
-                ending = run_id
-        return _Answer(asked, ending, starts_in(states))
+            starts = starts_in(states)
+            if is_ending(states):
+                return _Answer(asked, top, starts)
+            runs = await flow_runs_by_id(subflows) if subflows else {}
+        newest = {run_id: run.state for run_id, run in runs.items() if run.state is not None}
+        ending = [run_id for run_id in reversed(subflows) if run_id in newest and is_ending([newest[run_id]])]
+        return _Answer(asked, ending[0] if ending else None, starts)
     except Exception:
         # Without an answer the jobs are left running, because a cancellation cannot be undone.
         log.log(level, "Prefect does not say whether the flow run was cancelled. Its jobs live on.", exc_info=True)
@@ -361,9 +361,11 @@ class CancellationWatch:
             self.fired_by = flow_run_id
             self._task.cancel()
 
-    def ends_by_fire(self) -> bool:
-        """Whether a `CancelledError` that leaves the block was raised by `fire` alone."""
-        return self.fired_by is not None and self._task is not None and self._task.uncancel() <= self._cancelling
+    def ended_by(self) -> str | None:
+        """The flow run whose cancellation alone ends the block with a `CancelledError`; None if something else does."""
+        if self.fired_by is None or self._task is None or self._task.uncancel() > self._cancelling:
+            return None
+        return self.fired_by
 
     async def check(self) -> None:
         """Ask Prefect, unless it was asked a moment ago. Call it right before a job or a session is created.
@@ -485,8 +487,8 @@ async def ends_if_cancelled(
     try:
         yield watch
     except asyncio.CancelledError:
-        if watch.ends_by_fire() and watch.fired_by is not None:
-            await watch.end(watch.fired_by)
+        if (run := watch.ended_by()) is not None:
+            await watch.end(run)
         raise
     finally:
         if here.remove(watch) and pollers.get(which) is here:

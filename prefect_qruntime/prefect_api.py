@@ -61,6 +61,7 @@ __all__ = [
     "patiently",
     "saved_names",
     "unknown_block",
+    "wrong_fields",
 ]
 
 # A Prefect server on SQLite that is busy with task runs gives each writer a small share of its lock: with two
@@ -281,11 +282,11 @@ async def load_saved(kind: type[B], name: str, *, field: str, fix: str) -> B:
     except InvalidInput as error:
         wrong = error.message
     except ValidationError as error:
-        wrong = _fields(error)
+        wrong = wrong_fields(error)
     except RuntimeError as error:  # what Prefect raises for a document that its class refuses
         if not isinstance(error.__cause__, ValidationError):
             raise
-        wrong = _fields(error.__cause__)
+        wrong = wrong_fields(error.__cause__)
     except ValueError:
         raise unknown_block(kind, name, await saved_names(kind), field=field, fix=fix) from None
     # Without its cause, which would show the values.
@@ -419,7 +420,8 @@ async def _framed(loading: Coroutine[Any, Any, T]) -> T:
     raise wrong
 
 
-def _fields(error: ValidationError) -> str:
+def wrong_fields(error: ValidationError) -> str:
+    """Name the fields of a block that are wrong, and what is wrong with each."""
     found = [f"{'.'.join(map(str, one['loc'])) or 'the whole'}: {one['msg']}" for one in error.errors()]
     return "; ".join(found)
 

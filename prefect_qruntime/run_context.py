@@ -20,7 +20,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from cachetools import LRUCache
 from prefect.context import FlowRunContext, TaskRunContext
@@ -30,10 +31,10 @@ from prefect_qruntime.client.failures import job_error
 from prefect_qruntime.client.network_loop import SingleFlight, network_loop
 from prefect_qruntime.errors import JobRanTooLong
 from prefect_qruntime.models import Job
-from prefect_qruntime.prefect_api import api, is_ending, starts_in
+from prefect_qruntime.prefect_api import api, is_ending, lineage, starts_in
 
 if TYPE_CHECKING:
-    from prefect.client.schemas.objects import FlowRun, TaskRun
+    from prefect.client.schemas.objects import FlowRun
 
 __all__ = [
     "PROCESS_FACTS",
@@ -55,8 +56,6 @@ __all__ = [
 PROCESS_FACTS = ("host", "machine", "boot", "space", "pid", "started")
 
 _FIRST_PID_SPACE = "pid:[4026531836]"  # of a Linux machine itself; a container has another one
-
-AnyContext = TypeVar("AnyContext", FlowRunContext, TaskRunContext)
 
 _KEEP = 2048
 _lock = threading.Lock()
@@ -224,20 +223,20 @@ class _Start:
     number: int
 
 
-def _chain(kind: type[AnyContext]) -> Iterator[AnyContext]:
-    """The contexts of one kind that enclose the caller, the innermost first; Prefect itself shows this one only."""
-    context: Any = kind.get()
-    while isinstance(context, kind):
-        yield context
-        token = context._token  # set when it was entered
-        context = None if token is None else token.old_value
-
-
 def _starts(top_flow_run: str | None) -> list[_Start]:
-    """The task runs and the subflow runs around the caller, the innermost first."""
-    runs: list[TaskRun | FlowRun] = [context.task_run for context in _chain(TaskRunContext)]
-    runs += [run for context in _chain(FlowRunContext) if (run := context.flow_run) and str(run.id) != top_flow_run]
-    return [_Start(str(run.id), run.run_count or 0) for run in runs]
+    """The task runs and then the subflow runs around the caller, each the innermost first.
+
+    Prefect itself shows the innermost of each kind only; its contexts hold the one that they were entered in.
+    """
+    found = []
+    for kind in (TaskRunContext, FlowRunContext):
+        context: Any = kind.get()
+        while isinstance(context, TaskRunContext | FlowRunContext):
+            run = context.task_run if isinstance(context, TaskRunContext) else context.flow_run
+            if run is not None and str(run.id) != top_flow_run:
+                found.append(_Start(str(run.id), run.run_count or 0))
+            context = None if context._token is None else context._token.old_value
+    return found
 
 
 async def current_run() -> RunContext:
@@ -284,14 +283,9 @@ class _Reading(SingleFlight[RunContext]):
 
 
 async def _read_run(flow_run: FlowRun) -> RunContext:
-    client = await api()
-    top = flow_run
+    client, runs = await api(), await lineage()
     # A subflow of this process has no deployment of its own; one that has, runs in its own process.
-    while top.parent_task_run_id is not None and top.deployment_id is None:
-        task_run = await client.read_task_run(top.parent_task_run_id)
-        if task_run.flow_run_id is None:
-            break
-        top = await client.read_flow_run(task_run.flow_run_id)
+    top = flow_run if len(runs) == 1 else await client.read_flow_run(UUID(runs[-1]))
     states = await client.read_flow_run_states(top.id)
     began = sum(state.is_running() for state in states)
     ended = [state.timestamp for state in states if state.is_final() or state.name == "AwaitingRetry"]

@@ -25,7 +25,7 @@ from prefect.client.schemas.actions import VariableCreate
 
 from prefect_qruntime.admission import policy
 from prefect_qruntime.admission.budget import Budget, BudgetLike, budgets_in_force, report_exhausted, scopes
-from prefect_qruntime.admission.budget_core import Reservation, allowed_seconds
+from prefect_qruntime.admission.budget_core import Reservation, lowest
 from prefect_qruntime.admission.ledger import Ledger, ledger
 from prefect_qruntime.admission.locks import HeldLock, budget_lock
 from prefect_qruntime.admission.policy import policy_in_force, share_of, tenant_of
@@ -258,7 +258,7 @@ class AdmissionGuard:
         wanted = self.spec.max_execution_time
         budgets = await budgets_in_force(self.budget)
         if not budgets or self.spec.dry_run:  # a dry run is not charged
-            return self._with_limit(wanted if ceiling is None else allowed_seconds([], wanted, ceiling))
+            return self._with_limit(wanted if ceiling is None else lowest(wanted, ceiling))
         await self._be_alone(budgets)
         try:
             self._reservation, cap = await self._ledger.reserve(

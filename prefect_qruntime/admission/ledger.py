@@ -9,8 +9,9 @@ dedicated sessions are counted.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -92,52 +93,45 @@ class Ledger:
         """
         wanted = wanted if wanted is not None else lowest(*(one.default_max_execution_time for one in budgets))
         async with self._lock:
-            # A second POST of the same submission replaces the first, but only once it may be sent.
-            replaced = [one for one in self.reservations if one.key == key]
-            self.reservations = [one for one in self.reservations if one.key != key]
-            try:
-                return await self._reserve(client, budgets, where, key, wanted, session, ceiling)
-            except BaseException:
-                self.reservations += replaced
-                raise
+            with self._replacing(key):
+                while True:
+                    self._tidy()
+                    rooms = await self._all_rooms(client, budgets, where)
+                    hold = await self.sessions.of(client, budgets, where, session, rooms)
+                    try:
+                        if hold is None:
+                            cap = allowed_seconds(rooms, wanted, ceiling)
+                        else:
+                            cap = job_limit(rooms, await self._session_room(client, budgets, hold), wanted, ceiling)
+                    except BudgetExhausted:
+                        if not self._may_change(rooms, wanted, ceiling):
+                            raise
+                        await asyncio.sleep(_LOOK_AGAIN)
+                        continue
+                    made = Reservation(
+                        key,
+                        where.flow_run_id,
+                        where.deployment_id,
+                        float(cap or MOST_SECONDS),
+                        time.monotonic(),
+                        hold=hold.token if hold is not None else None,
+                    )
+                    if hold is not None and hold.begun_after is None:
+                        await self.sessions.note(hold.sent_job(now()))
+                    self.reservations.append(made)
+                    self._tell(client, budgets, where, rooms, 0.0 if hold is not None else made.seconds, jobs=1)
+                    return made, cap
 
-    async def _reserve(
-        self,
-        client: QuantumRuntimeClient,
-        budgets: Sequence[Budget],
-        where: RunContext,
-        key: str,
-        wanted: int | None,
-        session: SessionRef | None,
-        ceiling: int | None,
-    ) -> tuple[Reservation, int | None]:
-        while True:
-            self._tidy()
-            rooms = await self._all_rooms(client, budgets, where)
-            hold = await self.sessions.of(client, budgets, where, session, rooms)
-            try:
-                if hold is None:
-                    cap = allowed_seconds(rooms, wanted, ceiling)
-                else:
-                    cap = job_limit(rooms, await self._session_room(client, budgets, hold), wanted, ceiling)
-            except BudgetExhausted:
-                if not self._may_change(rooms, wanted, ceiling):
-                    raise
-                await asyncio.sleep(_LOOK_AGAIN)
-                continue
-            made = Reservation(
-                key,
-                where.flow_run_id,
-                where.deployment_id,
-                float(cap or MOST_SECONDS),
-                time.monotonic(),
-                hold=hold.token if hold is not None else None,
-            )
-            if hold is not None and hold.begun_after is None:
-                await self.sessions.note(hold.sent_job(now()))
-            self.reservations.append(made)
-            self._tell(client, budgets, where, rooms, 0.0 if hold is not None else made.seconds, jobs=1)
-            return made, cap
+    @contextlib.contextmanager
+    def _replacing(self, key: str) -> Iterator[None]:
+        """Let a second POST of a submission replace the first in the block, but only if it may be sent."""
+        replaced = [one for one in self.reservations if one.key == key]
+        self.reservations = [one for one in self.reservations if one.key != key]
+        try:
+            yield
+        except BaseException:
+            self.reservations += replaced
+            raise
 
     async def reserve_session(
         self, client: QuantumRuntimeClient, budgets: Sequence[Budget], where: RunContext, token: str, life: int
@@ -379,6 +373,12 @@ def _flow_run_of(job: Job) -> UUID | None:
         return None
 
 
+def _read_on(since: datetime, read: datetime, known: Iterable[Job]) -> datetime:
+    """The time from which on a list is read again: what is new, and known jobs whose usage may still change."""
+    moving = [job.created_at for job in known if not job.usage_final and job.created_at is not None]
+    return max(since, min([read - _OVERLAP, *moving]))
+
+
 class DeploymentJobs:
     """A cache of an instance's recent jobs and their deployments. Lives on the network loop."""
 
@@ -413,8 +413,7 @@ class DeploymentJobs:
         moment = datetime.now(UTC)
         begin, reaches_back = since, since
         if self._read is not None and self._since is not None and self._since <= since:
-            moving = [job.created_at for job in self._jobs.values() if not job.usage_final and job.created_at]
-            begin, reaches_back = max(since, min([self._read - _OVERLAP, *moving])), self._since
+            begin, reaches_back = _read_on(since, self._read, self._jobs.values()), self._since
         listed = [job async for job in each_job(client, created_after=begin)]
         # Only now: a read that fails or is cancelled has shown nothing.
         self._jobs |= {job.id: job for job in listed if _flow_run_of(job) is not None}
@@ -448,8 +447,7 @@ class UnsettledJobs:
         moment = datetime.now(UTC)
         begin = moment - _LOOK_BACK
         if self._read is not None:
-            moving = [job.created_at for job in self._jobs.values() if job.created_at is not None]
-            begin = max(begin, min([self._read - _OVERLAP, *moving]))
+            begin = _read_on(begin, self._read, self._jobs.values())
         # In this order, so that a job that ends in between is in one of the lists at least.
         live = [job async for job in each_job(client, pending=True)]
         ended = await client.jobs(pending=False, created_after=begin, limit=_MOST_ENDED)

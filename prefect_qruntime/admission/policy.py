@@ -28,7 +28,7 @@ from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.client.cost_core import MOST_SECONDS
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.errors import SAME_REQUEST, PolicyRefused, QuantumRuntimeError
-from prefect_qruntime.prefect_api import Loadable, api, in_run, patience
+from prefect_qruntime.prefect_api import Loadable, api, in_run, patience, wrong_fields
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.run_context import RunContext
 from prefect_qruntime.settings import current_settings
@@ -361,7 +361,7 @@ def parsed(name: str, data: dict[str, Any]) -> QuantumRuntimePolicy:
     try:
         policy = QuantumRuntimePolicy(**data)
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'the whole'}: {one['msg']}" for one in error.errors())
+        wrong = wrong_fields(error)
         raise PolicyRefused(
             f"The policy {name!r} has a wrong field ({wrong}). Until it is corrected, nothing is allowed.",
             solution="This request was not sent. An administrator has to correct the block in Prefect's UI.",

@@ -138,7 +138,7 @@ def print_json(value: Any) -> None:
 
 
 def _instances(blocks: Sequence[str]) -> str:
-    """Name the instances of blocks, as the beginning of a sentence's middle."""
+    """Name the instances of blocks, for the middle of a sentence."""
     return f"the {'instance' if len(blocks) == 1 else 'instances'} of {', '.join(blocks)}"
 
 

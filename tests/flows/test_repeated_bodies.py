@@ -10,28 +10,25 @@ from prefect import flow, task, unmapped
 
 from prefect_qruntime import JobFailed, JobRef, QuantumRuntimeCredentials, asubmit_job, run_job, submit_job
 from prefect_qruntime.sandbox import Sandbox
-from tests.support.flow_runs import posts
+from tests.support.flow_runs import BACKEND, FLIP, STAY, posts
 
 pytestmark = pytest.mark.server
-CIRCUIT = 'OPENQASM 3.0; include "stdgates.inc"; qubit[1] q; bit[1] c; x q[0]; c = measure q;'
-OTHER = 'OPENQASM 3.0; include "stdgates.inc"; qubit[1] q; bit[1] c; h q[0]; c = measure q;'
-BACKEND = "sandbox_ideal"
 NESTS = ["f", "t", "ff", "ft", "tt", "tf", "ftt"]
 """Bodies inside each other, the outermost first: flows and tasks of the user's own."""
 Body = Callable[[], list[str]]
 
 
 def called(credentials: QuantumRuntimeCredentials) -> list[str]:
-    return [submit_job(credentials, [one], backend=BACKEND).id for one in (CIRCUIT, CIRCUIT, OTHER)]
+    return [submit_job(credentials, [one], backend=BACKEND).id for one in (FLIP, FLIP, STAY)]
 
 
 def submitted(credentials: QuantumRuntimeCredentials) -> list[str]:
-    jobs = [submit_job.submit(credentials, [one], backend=BACKEND) for one in (CIRCUIT, CIRCUIT, OTHER)]
+    jobs = [submit_job.submit(credentials, [one], backend=BACKEND) for one in (FLIP, FLIP, STAY)]
     return [job.result().id for job in jobs]
 
 
 def mapped(credentials: QuantumRuntimeCredentials) -> list[str]:
-    jobs = submit_job.map(unmapped(credentials), [[CIRCUIT], [CIRCUIT], [OTHER]], backend=BACKEND)
+    jobs = submit_job.map(unmapped(credentials), [[FLIP], [FLIP], [STAY]], backend=BACKEND)
     return [job.id for job in jobs.result()]
 
 
@@ -72,8 +69,8 @@ def test_a_body_that_is_started_again_finds_its_jobs(
 
     @flow
     def parent() -> list[str]:
-        before = submit_job(credentials, [CIRCUIT], backend=BACKEND).id
-        return [before, *whole(), submit_job(credentials, [CIRCUIT], backend=BACKEND).id]
+        before = submit_job(credentials, [FLIP], backend=BACKEND).id
+        return [before, *whole(), submit_job(credentials, [FLIP], backend=BACKEND).id]
 
     jobs = parent()
     assert len(seen) == 2, "or nothing was repeated"
@@ -97,7 +94,7 @@ async def test_an_async_task_that_is_started_again_finds_its_jobs(
 
     @task(retries=1, retry_delay_seconds=0)
     async def step() -> JobRef:
-        tries.append(await asubmit_job(credentials, [CIRCUIT], backend=BACKEND))
+        tries.append(await asubmit_job(credentials, [FLIP], backend=BACKEND))
         if len(tries) == 1:
             raise RuntimeError("something after it broke")
         return tries[-1]
@@ -119,7 +116,7 @@ def test_what_failed_is_submitted_anew_by_the_retry_around_it(
 
     @make(retries=1, retry_delay_seconds=0)
     def step() -> dict[str, int]:
-        return run_job(credentials, [CIRCUIT], backend=BACKEND, shots=5).counts()
+        return run_job(credentials, [FLIP], backend=BACKEND, shots=5).counts()
 
     @flow
     def parent() -> dict[str, int]:
@@ -130,7 +127,7 @@ def test_what_failed_is_submitted_anew_by_the_retry_around_it(
 
     @flow
     def unlucky() -> None:
-        run_job(credentials, [OTHER], backend=BACKEND, shots=5)
+        run_job(credentials, [STAY], backend=BACKEND, shots=5)
 
     sandbox.control.script_job(status="Failed", reason="broken", reason_code=1000)
     with pytest.raises(JobFailed):

@@ -258,13 +258,21 @@ class Spending(RuleBasedStateMachine):
                 assert hold.final == self.service.open[hold.session_id].elapsed
 
 
-def test_the_ledger_never_overspends_in_any_order() -> None:
-    run_state_machine_as_test(
-        Spending,
-        settings=settings(
-            max_examples=150, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
-        ),
+FINDS: dict[str, Any] = {"database": None, "report_multiple_bugs": False, "phases": [Phase.generate]}
+"""For a machine that has to find a wrong rule."""
+
+
+def try_orders(machine: type[RuleBasedStateMachine], *, examples: int, steps: int, **more: Any) -> None:
+    """Run a machine in many orders."""
+    checks = list(HealthCheck)
+    wanted = settings(
+        max_examples=examples, stateful_step_count=steps, deadline=None, suppress_health_check=checks, **more
     )
+    run_state_machine_as_test(machine, settings=wanted)
+
+
+def test_the_ledger_never_overspends_in_any_order() -> None:
+    try_orders(Spending, examples=150, steps=30)
 
 
 # ---- several processes on one instance ---------------------------------------------------------------------------
@@ -348,12 +356,7 @@ class Sharing(RuleBasedStateMachine):
 
 
 def test_no_order_of_processes_and_late_usage_spends_what_is_to_be_kept() -> None:
-    run_state_machine_as_test(
-        Sharing,
-        settings=settings(
-            max_examples=200, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
-        ),
-    )
+    try_orders(Sharing, examples=200, steps=25)
 
 
 def test_the_machine_finds_a_ledger_that_reads_live_jobs_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,35 +365,13 @@ def test_the_machine_finds_a_ledger_that_reads_live_jobs_only(monkeypatch: pytes
 
     monkeypatch.setattr(UnsettledJobs, "read", live_only)
     with pytest.raises(AssertionError, match="may be spent"):
-        run_state_machine_as_test(
-            Sharing,
-            settings=settings(
-                max_examples=200,
-                stateful_step_count=25,
-                deadline=None,
-                suppress_health_check=list(HealthCheck),
-                database=None,
-                report_multiple_bugs=False,
-                phases=[Phase.generate],
-            ),
-        )
+        try_orders(Sharing, examples=200, steps=25, **FINDS)
 
 
 def test_the_machine_finds_a_ledger_that_forgets_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget_core, "held_back", lambda hold, now: 0.0)
     with pytest.raises(AssertionError, match="may be spent"):
-        run_state_machine_as_test(
-            Spending,
-            settings=settings(
-                max_examples=300,
-                stateful_step_count=30,
-                deadline=None,
-                suppress_health_check=list(HealthCheck),
-                database=None,
-                report_multiple_bugs=False,
-                phases=[Phase.generate],
-            ),
-        )
+        try_orders(Spending, examples=300, steps=30, **FINDS)
 
 
 # ---- the jobs of a deployment -----------------------------------------------------------------------------------
@@ -536,9 +517,4 @@ class Remembering(RuleBasedStateMachine):
 
 
 def test_a_deployment_s_jobs_are_all_counted_whatever_failed_before() -> None:
-    run_state_machine_as_test(
-        Remembering,
-        settings=settings(
-            max_examples=300, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
-        ),
-    )
+    try_orders(Remembering, examples=300, steps=15)

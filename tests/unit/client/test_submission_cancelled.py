@@ -16,11 +16,12 @@ from prefect_qruntime.client.service import Service
 from prefect_qruntime.client.submission import Intent, submission_memory, submit_or_attach
 from prefect_qruntime.client.submission_keys import Record
 from prefect_qruntime.client.transport.auth import TokenSource
+from prefect_qruntime.client.transport.http import Transport
 from prefect_qruntime.errors import QuantumRuntimeError
+from tests.support.circuits import BELL
 from tests.support.mock_client import TOKEN, connection
 from tests.support.virtual_clock import clock, run
 
-QASM = 'OPENQASM 3.0; include "stdgates.inc"; bit[1] c; x $0; c[0] = measure $0;'
 ANSWERS: dict[str, Callable[[], httpx.Response]] = {
     "a job": lambda: httpx.Response(200, json={"id": "d1"}),
     "a page with 200": lambda: httpx.Response(200, text="<html>ok</html>"),
@@ -65,8 +66,8 @@ def submit(answer: Callable[[], httpx.Response], *, cancel: bool) -> Seen:
         service = Service(connection())
         async with httpx.AsyncClient(transport=httpx.MockTransport(service_side)) as http:
             tokens = TokenSource(service.connection, http, clock=clock)
-            service.transport._http, service.transport.tokens = http, tokens
-            intent = Intent(make_spec([QASM], backend="b"), lambda generation: f"qr-key:{generation:032x}", attempts=1)
+            service.transport = Transport(service.connection, http, tokens, headers={})
+            intent = Intent(make_spec([BELL], backend="b"), lambda generation: f"qr-key:{generation:032x}", attempts=1)
             hooks: dict[str, Any] = {"note_accepted": note, "on_bought": lambda ref: seen.bought.append(ref.id)}
             caller = asyncio.create_task(submit_or_attach(service, intent, clock=clock, **hooks))
             await asyncio.sleep(1.0)
