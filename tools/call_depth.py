@@ -23,7 +23,7 @@ from prefect_qruntime import fetch_results, submit_job, wait_for_completion
 from prefect_qruntime.sandbox import Sandbox
 
 ROOT = str(Path(prefect_qruntime.__file__).parent)
-BOUNDS = {"submit": (162, 38), "wait": (80, 21), "fetch": (40, 17)}
+BOUNDS = {"submit": (161, 38), "wait": (80, 21), "fetch": (40, 17)}
 """The most functions and modules for each of the three."""
 
 _QASM = 'OPENQASM 3.0; include "stdgates.inc"; qubit[1] q; bit[1] c; x q[0]; c = measure q;'
