@@ -23,7 +23,7 @@ from prefect_qruntime.sandbox import Sandbox
 from prefect_qruntime.tasks.session_notes import session_notes
 from tests.support.command_line import command
 from tests.support.flow_runs import BACKEND, FLIP, until
-from tests.support.prefect_server import PrefectServer
+from tests.support.prefect_server import PrefectServer, forget_sessions
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
 BLOCK = "outside"
@@ -37,8 +37,7 @@ def control(sandbox: Sandbox, prefect_server: PrefectServer) -> Iterator[Any]:
     sandbox.control.hold()
     yield sandbox.control
     sandbox.control.release()
-    for path in (prefect_server.home / "qruntime" / "sessions").glob("*.json"):
-        path.unlink()
+    forget_sessions(prefect_server.home)
 
 
 @contextmanager

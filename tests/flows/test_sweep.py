@@ -29,6 +29,7 @@ from prefect_qruntime.sandbox import Sandbox
 from tests.support.command_line import command, exit_code
 from tests.support.flow_runs import BACKEND, FLIP, STAY, ran, records, requests, run
 from tests.support.prefect_calls import asked
+from tests.support.prefect_server import PrefectServer, forget_sessions
 
 pytestmark = pytest.mark.server
 BLOCK = "sweep"
@@ -36,7 +37,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture
-def control(sandbox: Sandbox) -> Iterator[Any]:
+def control(sandbox: Sandbox, prefect_server: PrefectServer) -> Iterator[Any]:
+    forget_sessions(prefect_server.home)
     qr.QuantumRuntimeCredentials(**sandbox.connection("cloud")).save(BLOCK, overwrite=True)
     sandbox.control.hold()
     yield sandbox.control

@@ -112,13 +112,12 @@ def withdraw_runs() -> None:
     asked(withdraw)
 
 
-def forget_records(home: Path) -> None:
-    """Delete what tests left on the server for those of the next module: blocks, sessions, limits, unfinished runs.
+def forget_sessions(home: Path) -> None:
+    """Delete what tests recorded of their sessions, which their sandbox has forgotten.
 
-    A sweep or a list that is given no block looks at all of them, and their sandbox has forgotten its sessions.
+    The service says of such a session that it does not know it, and closing it waits until that is certain.
     """
     from prefect_qruntime.client.network_loop import network_loop
-    from prefect_qruntime.credentials import QuantumRuntimeCredentials, saved_blocks
     from prefect_qruntime.observability.artifacts import find_records
     from prefect_qruntime.observability.run_page import flush
     from prefect_qruntime.prefect_api import api
@@ -126,18 +125,34 @@ def forget_records(home: Path) -> None:
     async def forget() -> None:
         await flush()  # else a late write makes a record again
         client = await api()
-        for name in await saved_blocks():
-            await QuantumRuntimeCredentials.adelete(name, client=client)
         for record in await find_records("session"):
             await client.delete_artifact(record.artifact_id)
+
+    network_loop().run(forget())
+    for note in (home / "qruntime" / "sessions").glob("*.json"):
+        note.unlink()
+
+
+def forget_records(home: Path) -> None:
+    """Delete what tests left on the server for those of the next module: blocks, sessions, limits, unfinished runs.
+
+    A sweep or a list that is given no block looks at all of them, and their sandbox has forgotten its sessions.
+    """
+    from prefect_qruntime.client.network_loop import network_loop
+    from prefect_qruntime.credentials import QuantumRuntimeCredentials, saved_blocks
+    from prefect_qruntime.prefect_api import api
+
+    async def forget() -> None:
+        client = await api()
+        for name in await saved_blocks():
+            await QuantumRuntimeCredentials.adelete(name, client=client)
         for limit in await client.read_global_concurrency_limits(limit=200):
             if not limit.name.startswith("deployment:"):  # Prefect's own, which belong to their deployments
                 await client.delete_global_concurrency_limit_by_name(limit.name)
 
     withdraw_runs()  # first: Prefect answers 500 to the end of a run whose limit is gone
     network_loop().run(forget())
-    for note in (home / "qruntime" / "sessions").glob("*.json"):
-        note.unlink()
+    forget_sessions(home)
 
 
 @contextmanager
