@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from prefect_qruntime.client.inputs import qasm
 from prefect_qruntime.client.inputs.qasm import (
@@ -190,9 +191,70 @@ def test_threads_with_the_same_circuit_parse_it_once(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(openqasm3.parser, "parse", parse)
     _first_error.cache_clear()
     with ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(lambda _: syntax_error(H3 + "x q[0];", 3), range(4)))
+        found = list(threads.map(lambda _: syntax_error(H3 + "ctrl @ x q[0], q[1];", 3), range(4)))
     _first_error.cache_clear()
     assert (found, len(parsed)) == ([None] * 4, 1)
+
+
+PLAIN = [
+    'include "stdgates.inc";',
+    "qubit[2] q;",
+    "qubit a;",
+    "bit[2] c;",
+    "bit d;",
+    "qreg q[2];",
+    "creg c[2];",
+    "input float[64] theta;",
+    "h $0;",
+    "cx q[0], q[1];",
+    "rz(-pi/2*theta + 1.5e-3) $1;",
+    "U(0, -theta, 2)q[0];",
+    "c[0] = measure $0;",
+    "c=measure q;",
+    "measure q -> c;",
+    "barrier q[0], $1;",
+    "reset q;",
+    "gate rzz(p) a, b { cx a, b; rz(p) b; cx a, b; }",
+    "gate id2 a {}",
+]
+pieces = st.sampled_from(
+    [*re.findall(r"->|[\w.$]+|\S", " ".join(PLAIN)), "if", "ctrl @", "0x1F", "10ns", "1.", "**", "//", "/*", "\r", "é"]
+)
+statements = st.sampled_from(PLAIN).map(lambda text: re.findall(r"->|\"[^\"]*\"|[\w.$]+|\S", text))
+changed = st.tuples(statements, st.integers(0, 30), st.lists(pieces, max_size=2), st.integers(0, 2)).map(
+    lambda drawn: [*drawn[0][: drawn[1]], *drawn[2], *drawn[0][drawn[1] + drawn[3] :]]
+)
+texts = st.tuples(st.lists(statements | changed, min_size=1, max_size=2), st.sampled_from([" ", "\n", "\t ", ""])).map(
+    lambda drawn: "OPENQASM 3.0;\n" + "\n".join(drawn[1].join(statement) for statement in drawn[0])
+)
+
+
+@settings(max_examples=400)
+@given(texts)
+def test_what_is_plain_has_no_syntax_error(text: str) -> None:
+    if qasm._is_plain(text):
+        assert _first_error(text, 3) is None, text
+
+
+@pytest.mark.parametrize("statement", PLAIN)
+def test_a_plain_statement_needs_no_parser(statement: str) -> None:
+    for gap in ("\n", "  ", "\r\n", " // comment\n"):
+        spaced = statement if statement.startswith("include") else statement.replace(" ", gap)
+        assert qasm._is_plain(f"OPENQASM 3.0;{gap}{spaced}{gap}x $0;{gap}")
+    assert not qasm._is_plain(f"OPENQASM 3.0;{statement[:-1]} ?")
+
+
+def test_a_circuit_that_qiskit_transpiled_needs_no_parser() -> None:
+    from qiskit import QuantumCircuit, qasm3, transpile
+    from qiskit.transpiler import CouplingMap
+
+    circuit = QuantumCircuit(4)
+    for qubit in range(3):
+        circuit.h(qubit)
+        circuit.rzz(0.3, qubit, qubit + 1)
+    circuit.measure_all()
+    native = transpile(circuit, basis_gates=["rz", "sx", "x", "cz", "rzz"], coupling_map=CouplingMap.from_line(4))
+    assert qasm._is_plain(qasm3.dumps(native))
 
 
 def test_long_texts_are_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
