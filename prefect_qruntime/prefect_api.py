@@ -274,9 +274,11 @@ async def load_saved(kind: type[B], name: str, *, field: str, fix: str) -> B:
         The block.
 
     Raises:
-        InvalidInput: No block has the name, or a field of it is wrong.
+        InvalidInput: It is not a name, no block has it, or a field of the block is wrong.
     """
     title = kind._block_type_name
+    if not isinstance(name, str):
+        raise InvalidInput(f"must be the name of a saved {title} block, not {type(name).__name__}", field=field)
     try:
         return cast(B, await kind.aload(name, client=await api()))
     except InvalidInput as error:
