@@ -315,7 +315,7 @@ def _print_usage(report: UsageReport, console: Console) -> None:
         console.print(table)
     line = f"{many(report.total.jobs, 'job')}, {number_text(report.total.qpu_seconds)} QPU seconds"
     if units:
-        line += f"; in another account of the same work, {number_text(report.total.resource_units)} resource units"
+        line += f"; in another account of the same work, {number_text(report.total.resource_units or 0)} resource units"
     console.print(f"{line}.", highlight=False)
     if report.total.not_final:
         console.print(
