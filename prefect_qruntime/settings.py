@@ -232,7 +232,7 @@ def _settings_of(variables: tuple[tuple[str, str], ...], folder: str) -> Quantum
 
 
 def unknown_settings() -> dict[str, str]:
-    """The variables of the environment that are none of our settings, with similar ones as a question."""
+    """The variables of the environment that look like our settings but are not, with similar ones as a question."""
     known = QuantumRuntimeSettings.model_fields
     given = [name.upper() for name, _ in _ours() if name.upper().startswith(_PREFIX)]
     names = {name: name.removeprefix(_PREFIX).lower() for name in given}

@@ -230,7 +230,7 @@ async def _list(
             backend=job.backend,
             program=job.program_id,
             created_at=job.created_at,
-            qpu_seconds=0.0 if job.dry_run else job.usage_seconds,
+            qpu_seconds=job.charged_seconds,
             qpu_seconds_final=job.usage_final or job.dry_run,
             flow_run_id=job.flow_run_id,
             flow_run=(owner := owners.get(job.flow_run_id or "", unknown)).flow_run,

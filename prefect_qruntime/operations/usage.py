@@ -309,8 +309,7 @@ def _job_facts(job: Job, block: str) -> JobFacts:
         state=_shared(job.status.value if job.status is not None else job.raw_status),
         is_over=job.is_terminal,
         is_final=job.usage_final or job.dry_run,
-        # What a job on a mock backend shows as its usage is an estimate, and is not charged.
-        amounts=Amounts() if job.dry_run else _amounts(job.usage_seconds, job.usage_units),
+        amounts=_amounts(job.charged_seconds, None if job.dry_run else job.usage_units),
         flow_run_id=_shared_or_none(job.flow_run_id),
         session_id=_shared_or_none(job.session_id),
         tags=tuple(_shared(tag) for tag in job.tags if not tag.startswith((FLOW_TAG, KEY_TAG))),

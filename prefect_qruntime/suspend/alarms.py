@@ -162,7 +162,7 @@ def _unusual(view: InstanceView, settings: QuantumRuntimeSettings) -> Iterable[A
     for job in view.past:
         if job.created_at is not None:
             day = (view.now - job.created_at) // _DAY
-            spent[day] = spent.get(day, 0.0) + (job.usage_seconds or 0.0)
+            spent[day] = spent.get(day, 0.0) + (job.charged_seconds or 0.0)
     today = spent.pop(0, 0.0)
     if sum(value > 0 for value in spent.values()) < _LEAST_DAYS or today < _LEAST_SECONDS:
         return
@@ -235,7 +235,7 @@ def _spenders(view: InstanceView) -> list[tuple[str, int, str]]:
         if job.created_at is not None and view.now - job.created_at < _DAY:
             owner = job.flow_run_id or ""
             jobs[owner] += 1
-            seconds[owner] += job.usage_seconds or 0.0  # type: ignore[assignment]  # typeshed counts in whole numbers
+            seconds[owner] += job.charged_seconds or 0.0  # type: ignore[assignment]  # typeshed counts in whole numbers
     return [(view.who(owner or None), jobs[owner], number_text(value)) for owner, value in seconds.most_common()]
 
 

@@ -98,7 +98,7 @@ def test_dry_run_is_a_flag() -> None:
 
 @pytest.mark.parametrize(
     ("program", "meant"),
-    [("Sampler", "sampler"), ("SamplerV2", "sampler"), ("EstimatorV2", "estimator"), ("estimater", "estimator")],
+    [("Sampler", "sampler"), ("SamplerV2", "sampler"), ("EstimatorV2", "estimator"), ("Estimators", "estimator")],
 )
 def test_a_misspelt_primitive_brings_the_right_name(program: str, meant: str) -> None:
     with pytest.raises(InvalidInput, match=f"not for '{program}'.*Did you mean '{meant}'") as caught:
