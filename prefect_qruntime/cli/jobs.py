@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from prefect_qruntime import result_storage
 from prefect_qruntime.cli.options import (
     ATTENDED,
     MOST_SHOTS,
@@ -45,7 +46,7 @@ from prefect_qruntime.client.programs.agreement import checked_rate, compare_res
 from prefect_qruntime.client.results import JobResult
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.flow_parameters import circuit_text, own_files, read_file
-from prefect_qruntime.models import Job
+from prefect_qruntime.models import Job, JobRef
 from prefect_qruntime.operations.job_listing import GroupBy, JobList, ListedJob, list_jobs
 from prefect_qruntime.operations.usage import report_usage
 from prefect_qruntime.operations.usage_tables import Reconciled, UsageLine, UsageReport, to_csv, write_parquet
@@ -364,17 +365,26 @@ def _reconciled(one: Reconciled) -> str:
     )
 
 
+async def _result_of(job_id: str, block: str | None) -> JobResult:
+    """Fetch a job's result. That of a private job, which can be read once, is stored before anything is shown."""
+    client = await client_of(job_id, block)
+    if not (await client.job(job_id)).private:
+        return await client.result(job_id)
+    kept = await result_storage.read_private(client.connection.crn, job_id)
+    if kept is not None:
+        return kept
+    shelf = result_storage.shelf()
+    found = await client.result(JobRef(id=job_id, private=True), shelf=shelf.for_only_copy())
+    return await result_storage.keep_private(client.connection.crn, found, memory_limit=shelf.memory_limit)
+
+
 @needs_prefect
 def result(job_id: JobId, /, *, block: OneBlock = None, json: AsJson = False) -> int:
     """Fetch a finished job's result and show it; `--json` prints it as the service returned it.
 
-    A private job's result can be read only once: fetch it in a flow, which stores it.
+    The service hands out a private job's result only once, so it is stored first, and shown again from there.
     """
-
-    async def work() -> JobResult:
-        return await (await client_of(job_id, block)).result(job_id)
-
-    found = network_loop().run(work())
+    found = network_loop().run(_result_of(job_id, block))
     if json:
         print_json(found.raw)
         return 0
@@ -416,7 +426,7 @@ def compare(
     rate = checked_rate(false_alarm)
 
     async def work() -> list[JobResult]:
-        return [await (await client_of(one, block)).result(one) for one in (job_id, other_id)]
+        return [await _result_of(one, block) for one in (job_id, other_id)]
 
     found = compare_results(*network_loop().run(work()), false_alarm=rate)
     if json:
