@@ -171,7 +171,7 @@ def angles_to_table(
     angles: Path = ANGLES,
     table: Path = Path("expectation_values.csv"),
     circuit: str = BLOCH,
-    observables: list[str] = ["X", "Y", "Z"],  # noqa: B006 - Prefect shows the default in its form
+    observables: Annotated[list[str], Field(min_length=1)] = ["X", "Y", "Z"],  # noqa: B006 - shown in the form
     credentials_block: str | None = None,
     backend: str | None = None,
     shots: Annotated[int, Field(ge=1, le=10_000_000)] = 4000,

@@ -94,7 +94,7 @@ def parameter_sweep(
     first: float = 0.0,
     last: float = 2 * math.pi,
     points: Annotated[int, Field(ge=1, le=200)] = 9,
-    programs: list[Program] = ["estimator", "sampler"],  # noqa: B006 - Prefect shows the default in its form
+    programs: Annotated[list[Program], Field(min_length=1)] = ["estimator", "sampler"],  # noqa: B006 - in the form
     credentials_block: str | None = None,
     backend: str | None = None,
     shots: Annotated[int, Field(ge=1, le=10_000_000)] = 2000,

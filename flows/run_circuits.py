@@ -81,7 +81,8 @@ def slot_key(slot: datetime | None) -> str:
 
 @flow(name="run-circuits", **hooks.cancel)
 def run_circuits(
-    circuits: list[str] = [BELL],  # noqa: B006 - Prefect shows the default in its form and never changes it
+    # Prefect shows the default in its form and never changes it.
+    circuits: Annotated[list[str], Field(min_length=1)] = [BELL],  # noqa: B006
     credentials_block: str | None = None,
     backend: str | None = None,
     shots: Annotated[int, Field(ge=1, le=10_000_000)] = 1000,

@@ -10,7 +10,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect_qruntime.observability.charts import markdown_image, stacked_chart
 from prefect_qruntime.operations.usage import report_usage
 from prefect_qruntime.operations.usage_tables import UsageReport, rolled_up, table_rows
-from prefect_qruntime.redact import many, markdown_text
+from prefect_qruntime.redact import many, markdown_text, number_text
 
 Owner = Literal["deployment", "flow", "tag", "user", "backend", "block"]
 ROWS = 50  # jobs without an owner that are listed
@@ -32,7 +32,7 @@ def not_final(report: UsageReport) -> str:
     """What may still change in the sums."""
     jobs, seconds = report.total.not_final, report.total.pending_qpu_seconds
     told = "1 job is not final yet" if jobs == 1 else f"{jobs} jobs are not final yet"
-    return f"{told}. The {seconds:g} QPU seconds counted so far may change."
+    return f"{told}. The {number_text(seconds)} QPU seconds counted so far may change."
 
 
 def table(report: UsageReport) -> list[dict[str, Any]]:
@@ -51,26 +51,26 @@ def page(report: UsageReport, by_day: UsageReport, owner: str) -> str:
     """The artifact's text: sums, the picture, the service's own sums, and jobs without a flow run."""
     total = report.total
     lines = [
-        f"### {many(total.jobs, 'job')}, {total.qpu_seconds:g} QPU seconds since {report.since:%Y-%m-%d}",
+        f"### {many(total.jobs, 'job')}, {number_text(total.qpu_seconds)} QPU seconds since {report.since:%Y-%m-%d}",
         "",
         "Complete." if report.is_complete else not_final(report),
         "",
     ]
     if total.resource_units is not None:
-        lines += [f"In another account of the same work: {total.resource_units:g} resource units.", ""]
+        lines += [f"In another account of the same work: {number_text(total.resource_units)} resource units.", ""]
     lines += [picture(by_day, owner), ""]
     if report.reconciled:
         lines += ["| what | unit | the service says | counted | difference | meaning |", "|---|---|---|---|---|---|"]
         for one in report.reconciled:
             lines.append(
-                f"| {markdown_text(one.block)}, {one.what} | {one.unit} | {one.service_says:g} | {one.counted:g} "
-                f"| {one.difference:+g} | {one.meaning} |"
+                f"| {markdown_text(one.block)}, {one.what} | {one.unit} | {number_text(one.service_says)} "
+                f"| {number_text(one.counted)} | {number_text(one.difference, '+')} | {one.meaning} |"
             )
         lines.append("")
     if report.jobs_without_owner:
         lines += [
             f"#### Without an owner: {many(report.jobs_without_owner, 'job')}, "
-            f"{report.qpu_seconds_without_owner:g} QPU seconds",
+            f"{number_text(report.qpu_seconds_without_owner)} QPU seconds",
             "",
             "| job | created | state | QPU seconds | user |",
             "|---|---|---|---|---|",
@@ -78,7 +78,9 @@ def page(report: UsageReport, by_day: UsageReport, owner: str) -> str:
         for job in report.without_owner[:ROWS]:
             created = f"{job.created_at:%Y-%m-%d %H:%M}" if job.created_at else ""
             user = markdown_text(job.user or "")
-            lines.append(f"| {job.id} | {created} | {markdown_text(job.state)} | {job.qpu_seconds:g} | {user} |")
+            lines.append(
+                f"| {job.id} | {created} | {markdown_text(job.state)} | {number_text(job.qpu_seconds)} | {user} |"
+            )
         lines.append("")
     lines += [f"- {markdown_text(note)}" for note in (*report.notes, *report.problems)]
     return "\n".join(lines)
@@ -108,9 +110,9 @@ def usage_report(
         create_table_artifact(key="qruntime-usage-table", table=table(report), description=f"QPU seconds by {by}")
     total = report.total
     logger.info(
-        "%s, %g QPU seconds; not final: %s.",
+        "%s, %s QPU seconds; not final: %s.",
         many(total.jobs, "job"),
-        total.qpu_seconds,
+        number_text(total.qpu_seconds),
         many(total.not_final, "job"),
     )
     if report.jobs_without_owner:

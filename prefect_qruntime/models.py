@@ -283,6 +283,11 @@ class Job(_Model):
         """Whether it runs on a mock backend, without a QPU; what it shows as its usage is not charged."""
         return is_mock(self.backend)
 
+    @property
+    def charged_seconds(self) -> float | None:
+        """QPU seconds that are charged; None if they are not known."""
+        return 0.0 if self.dry_run else self.usage_seconds
+
     def ref(self) -> JobRef:
         """The handle of this job."""
         return JobRef(

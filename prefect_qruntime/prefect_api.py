@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import inspect
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC
@@ -61,6 +61,7 @@ __all__ = [
     "patiently",
     "saved_names",
     "unknown_block",
+    "unknown_fields",
     "wrong_fields",
 ]
 
@@ -274,9 +275,11 @@ async def load_saved(kind: type[B], name: str, *, field: str, fix: str) -> B:
         The block.
 
     Raises:
-        InvalidInput: No block has the name, or a field of it is wrong.
+        InvalidInput: It is not a name, no block has it, or a field of the block is wrong.
     """
     title = kind._block_type_name
+    if not isinstance(name, str):
+        raise InvalidInput(f"must be the name of a saved {title} block, not {type(name).__name__}", field=field)
     try:
         return cast(B, await kind.aload(name, client=await api()))
     except InvalidInput as error:
@@ -328,6 +331,7 @@ class Loadable:
     """A block that imports quickly, whose `load` reports a missing `await`, and whose errors hold none of its values.
 
     Pydantic's errors show and keep what was given, such as an unencrypted API key, and so do the frames of a traceback.
+    Prefect's blocks keep fields that they do not know; here they are refused, because a misspelt limit limits nothing.
     """
 
     model_config: ClassVar[ConfigDict] = ConfigDict(hide_input_in_errors=True)
@@ -336,12 +340,21 @@ class Loadable:
         block: Any = super()
         try:
             block.__init__(*args, **values)
-            return
+            if not (unknown := unknown_fields(_fields(type(self)), values)):
+                return
+            wrong: ValidationError | QuantumRuntimeError = _not_fields(type(self), unknown)
         except (ValidationError, QuantumRuntimeError) as error:
             wrong = _without_values(type(self), error, values)
         values.clear()
         del args, self
         raise wrong
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        unknown = unknown_fields(_fields(type(self)), [name])
+        if unknown and not hasattr(type(self), name):  # what the class has, such as a method, may be replaced
+            del value  # which the traceback would keep
+            raise _not_fields(type(self), unknown)
+        super().__setattr__(name, value)
 
     @classmethod
     def __dispatch_key__(cls) -> str:
@@ -386,8 +399,7 @@ def _without_values(
     """The same error without the values that were given to a block; it names unknown fields beside missing ones."""
     if isinstance(error, QuantumRuntimeError):
         return error.with_traceback(None)
-    fields: Mapping[str, Any] = getattr(block, "model_fields", {})
-    unknown = ", ".join(name for name in given if name not in fields and name.isidentifier())
+    unknown = ", ".join(unknown_fields(_fields(block), given))
     hint = f"; not a field: {unknown}" if unknown else ""
     return ValidationError.from_exception_data(
         error.title,
@@ -398,6 +410,41 @@ def _without_values(
                 input="(hidden)",
             )
             for one in error.errors(include_url=False, include_input=False, include_context=False)
+        ],
+        hide_input=True,
+    )
+
+
+def unknown_fields(fields: Collection[str], given: Iterable[str]) -> dict[str, str]:
+    """The names that are not fields of a block, with similar fields as a question.
+
+    Args:
+        fields: The block's fields.
+        given: Names that were given, or that a saved document has.
+    """
+    # Prefect adds names of its own to a saved document.
+    return {
+        name if name.isidentifier() else "(a name that no field has)": nearest(name, fields)
+        for name in given
+        if name not in fields and name != "block_type_slug" and not name.startswith("_")
+    }
+
+
+def _fields(block: type) -> Collection[str]:
+    fields: Mapping[str, Any] = getattr(block, "model_fields", {})
+    return fields
+
+
+def _not_fields(block: type, unknown: Mapping[str, str]) -> ValidationError:
+    return ValidationError.from_exception_data(
+        block.__name__,
+        [
+            InitErrorDetails(
+                type=PydanticCustomError("extra_forbidden", f"Not a field of this block. {similar}".strip()),
+                loc=(name,),
+                input="(hidden)",
+            )
+            for name, similar in unknown.items()
         ],
         hide_input=True,
     )

@@ -32,6 +32,7 @@ __all__ = [
     "many",
     "markdown_text",
     "nearest",
+    "number_text",
     "printable",
     "redact",
     "redact_start",
@@ -282,6 +283,23 @@ def nearest(wrong: str, known: Iterable[str], *, most: int = 1) -> str:
     """The question "Did you mean …?" if known names are similar to a wrong one; else an empty text."""
     found = difflib.get_close_matches(wrong.lower(), list(known), n=most, cutoff=0.6)
     return f"Did you mean {' or '.join(map(repr, found))}?" if found else ""
+
+
+def number_text(value: float, sign: str = "") -> str:
+    """A number to read: six digits, and of large ones all, so that the rows of a table add up to its total.
+
+    Args:
+        value: The number.
+        sign: `+` to show the sign of a positive number too.
+
+    Example:
+        ```python
+        from prefect_qruntime.redact import number_text
+
+        assert number_text(1234567.5) == "1234567.5" and number_text(0.1 + 0.2) == "0.3"
+        ```
+    """
+    return f"{value:{sign}g}" if abs(value) < 100_000 else f"{value:{sign}.15g}"
 
 
 def many(number: int, what: str) -> str:

@@ -13,8 +13,9 @@ from pydantic_core import from_json
 from pydantic_settings import NoDecode
 
 from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.redact import nearest
 
-__all__ = ["QuantumRuntimeSettings", "current_settings", "wrong_settings"]
+__all__ = ["QuantumRuntimeSettings", "current_settings", "unknown_settings", "wrong_settings"]
 
 _PREFIX = "PREFECT_INTEGRATIONS_QRUNTIME_"
 _OF_OURS = (_PREFIX, "PREFECT_HOME", "PREFECT_PROFILE")
@@ -228,6 +229,14 @@ def _settings_of(variables: tuple[tuple[str, str], ...], folder: str) -> Quantum
         raise InvalidInput(
             first + others, field=name, solution="Correct or remove it in the environment or the Prefect profile."
         ) from None
+
+
+def unknown_settings() -> dict[str, str]:
+    """The variables of the environment that look like our settings but are not, with similar ones as a question."""
+    known = QuantumRuntimeSettings.model_fields
+    given = [name.upper() for name, _ in _ours() if name.upper().startswith(_PREFIX)]
+    names = {name: name.removeprefix(_PREFIX).lower() for name in given}
+    return {name: nearest(setting, known) for name, setting in names.items() if setting not in known}
 
 
 def wrong_settings(error: ValidationError) -> list[tuple[str, str]]:

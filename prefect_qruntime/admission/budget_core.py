@@ -27,6 +27,7 @@ from dataclasses import dataclass, field, replace
 from prefect_qruntime.client.cost_core import MOST_SECONDS
 from prefect_qruntime.errors import BudgetExhausted
 from prefect_qruntime.models import Job, Session
+from prefect_qruntime.redact import number_text
 
 __all__ = [
     "Remaining",
@@ -155,14 +156,14 @@ def exhausted(room: Remaining, wanted: int | None, *, session: bool = False) -> 
     """
     what = "a session" if session else "another job"
     if room.counts_jobs:
-        text = f"{room.limit} of {room.allowed:g} is reached"
+        text = f"{room.limit} of {number_text(room.allowed)} is reached"
         fix = _CURES[room.limit] + "."
     else:
         needs = f"this one may use {wanted} s" if wanted is not None else "that leaves nothing for this one"
         limit = "the session" if room.limit == "session" else room.limit
         text = (
-            f"{limit} allows {room.allowed:g} QPU seconds, {room.used:g} are used, "
-            f"{room.reserved:g} reserved by jobs and sessions whose usage is not final, and {needs}"
+            f"{limit} allows {number_text(room.allowed)} QPU seconds, {number_text(room.used)} are used, "
+            f"{number_text(room.reserved)} reserved by jobs and sessions whose usage is not final, and {needs}"
         )
         if session and wanted is not None:
             fix = _CURES[room.limit] + ", open the session under the budget, or set close_sessions_at_limit"

@@ -5,6 +5,9 @@ Each command is a function in a module that is loaded when the command is called
 
 from __future__ import annotations
 
+import codecs
+import io
+import json
 import logging
 import os
 import sys
@@ -52,6 +55,10 @@ app.register_install_completion_command(name="install-completion")
 
 def main() -> None:
     """Entry point of the `prefect-qruntime` command."""
+    codecs.register_error("qruntime-escape", _escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="qruntime-escape")
     # A short command ends while Prefect still sends its events. It waits for them and needs to say nothing about it.
     for worker in ("EventsWorker", "APILogWorker"):
         logging.getLogger(worker).addFilter(_is_news)
@@ -73,6 +80,13 @@ def main() -> None:
         sys.stderr.write(f"{said}\n")
         sys.exit(1)
     sys.exit(result if isinstance(result, int) else 0)
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    r"""What a terminal or a pipe cannot show, as `\uXXXX`: nothing is lost, and JSON stays JSON."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 def _is_news(record: logging.LogRecord) -> bool:

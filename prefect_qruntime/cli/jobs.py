@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from prefect_qruntime import result_storage
 from prefect_qruntime.cli.options import (
     ATTENDED,
     MOST_SHOTS,
@@ -45,10 +46,11 @@ from prefect_qruntime.client.programs.agreement import checked_rate, compare_res
 from prefect_qruntime.client.results import JobResult
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.flow_parameters import circuit_text, own_files, read_file
-from prefect_qruntime.models import Job
+from prefect_qruntime.models import Job, JobRef
 from prefect_qruntime.operations.job_listing import GroupBy, JobList, ListedJob, list_jobs
 from prefect_qruntime.operations.usage import report_usage
 from prefect_qruntime.operations.usage_tables import Reconciled, UsageLine, UsageReport, to_csv, write_parquet
+from prefect_qruntime.redact import number_text
 from prefect_qruntime.tasks.definitions import Submission
 from prefect_qruntime.tasks.estimate import estimate_jobs
 
@@ -104,11 +106,13 @@ def _print(found: JobList, console: Console, by: GroupBy | None) -> None:
     elif found.jobs:
         console.print(_table(found.jobs, console))
     totals = found.totals
-    line = f"{many(totals.jobs, 'job')}, {totals.qpu_seconds:g} QPU seconds"
+    line = f"{many(totals.jobs, 'job')}, {number_text(totals.qpu_seconds)} QPU seconds"
     if totals.not_final:
         line += f" ({totals.not_final} not final)"
     if totals.without_owner:
-        line += f"; {totals.without_owner} without a flow run, {totals.qpu_seconds_without_owner:g} QPU seconds"
+        line += (
+            f"; {totals.without_owner} without a flow run, {number_text(totals.qpu_seconds_without_owner)} QPU seconds"
+        )
     elif totals.jobs:
         line += "; every one belongs to a flow run"
     console.print(f"{line}.", highlight=False)
@@ -127,7 +131,9 @@ def _table(jobs: list[ListedJob], console: Console) -> Table:
     table.add_column("flow run\nid", overflow="fold", ratio=1)
     for job in jobs:
         created = f"{job.created_at.astimezone(UTC):%m-%d %H:%M}" if job.created_at else ""
-        seconds = "" if job.qpu_seconds is None else f"{job.qpu_seconds:g}" + ("" if job.qpu_seconds_final else " …")
+        seconds = (
+            "" if job.qpu_seconds is None else number_text(job.qpu_seconds) + ("" if job.qpu_seconds_final else " …")
+        )
         table.add_row(
             cell(job.id, created, *several * (job.block,)),
             cell(job.state, style=_STYLES.get(job.state, "")),
@@ -145,7 +151,7 @@ def _group_table(found: JobList, by: GroupBy) -> Table:
     for name in ("jobs", "live", "QPU s"):
         table.add_column(name, justify="right", no_wrap=True)
     for group in found.groups:
-        seconds = f"{group.qpu_seconds:g}" + (" …" if group.not_final else "")
+        seconds = number_text(group.qpu_seconds) + (" …" if group.not_final else "")
         value = cell(group.value) if group.value is not None else cell(none, style="bold red")
         table.add_row(value, str(group.jobs), str(group.live or ""), seconds)
     return table
@@ -308,28 +314,32 @@ def _print_usage(report: UsageReport, console: Console) -> None:
                 *("total", *([""] * (len(report.by) - 1))), *_numbers(report.total, units=units), style="bold"
             )
         console.print(table)
-    line = f"{many(report.total.jobs, 'job')}, {report.total.qpu_seconds:g} QPU seconds"
+    line = f"{many(report.total.jobs, 'job')}, {number_text(report.total.qpu_seconds)} QPU seconds"
     if units:
-        line += f"; in another account of the same work, {report.total.resource_units:g} resource units"
+        line += f"; in another account of the same work, {number_text(report.total.resource_units or 0)} resource units"
     console.print(f"{line}.", highlight=False)
     if report.total.not_final:
         console.print(
-            f"{report.total.pending_qpu_seconds:g} QPU seconds of {many(report.total.not_final, 'job')} are not final "
-            "yet (…).",
+            f"{number_text(report.total.pending_qpu_seconds)} QPU seconds of {many(report.total.not_final, 'job')} are "
+            "not final yet (…).",
             style="yellow",
             highlight=False,
         )
     if report.without_owner:
         console.print(
-            f"Without an owner: {many(report.jobs_without_owner, 'job')}, {report.qpu_seconds_without_owner:g} QPU "
-            f"seconds. {'It carries' if report.jobs_without_owner == 1 else 'They carry'} no flow run's tag.",
+            f"Without an owner: {many(report.jobs_without_owner, 'job')}, "
+            f"{number_text(report.qpu_seconds_without_owner)} QPU seconds. "
+            f"{'It carries' if report.jobs_without_owner == 1 else 'They carry'} no flow run's tag.",
             style="red",
             highlight=False,
         )
         for job in report.without_owner[:_SHOWN]:
             created = f"{job.created_at:%Y-%m-%d %H:%M} UTC" if job.created_at else "at an unknown time"
             console.print(
-                cell(f"  {job.id}  {created}  {job.state}  {job.qpu_seconds:g} QPU s  {job.user or 'unknown user'}")
+                cell(
+                    f"  {job.id}  {created}  {job.state}  {number_text(job.qpu_seconds)} QPU s  "
+                    f"{job.user or 'unknown user'}"
+                )
             )
         if len(report.without_owner) > _SHOWN:
             console.print(f"  … and {report.jobs_without_owner - _SHOWN} more; --json lists them.", highlight=False)
@@ -344,28 +354,37 @@ def _numbers(row: UsageLine, *, units: bool) -> list[str]:
     """Format a row's numbers; those that may still change end with dots."""
     dots = " …" if row.not_final else ""
     found = [str(row.jobs), str(row.states.get("failed", 0)), str(row.states.get("cancelled", 0))]
-    found.append(f"{row.qpu_seconds:g}{dots}")
-    return [*found, f"{row.resource_units or 0:g}{dots}"] if units else found
+    found.append(f"{number_text(row.qpu_seconds)}{dots}")
+    return [*found, f"{number_text(row.resource_units or 0)}{dots}"] if units else found
 
 
 def _reconciled(one: Reconciled) -> str:
     return (
-        f"{one.block}, {one.what}: the service says {one.service_says:g} {one.unit}, counted {one.counted:g}; "
-        f"difference {one.difference:+g}. {one.meaning}"
+        f"{one.block}, {one.what}: the service says {number_text(one.service_says)} {one.unit}, "
+        f"counted {number_text(one.counted)}; difference {number_text(one.difference, '+')}. {one.meaning}"
     )
+
+
+async def _result_of(job_id: str, block: str | None) -> JobResult:
+    """Fetch a job's result. That of a private job, which can be read once, is stored before anything is shown."""
+    client = await client_of(job_id, block)
+    if not (await client.job(job_id)).private:
+        return await client.result(job_id)
+    kept = await result_storage.read_private(client.connection.crn, job_id)
+    if kept is not None:
+        return kept
+    shelf = result_storage.shelf()
+    found = await client.result(JobRef(id=job_id, private=True), shelf=shelf.for_only_copy())
+    return await result_storage.keep_private(client.connection.crn, found, memory_limit=shelf.memory_limit)
 
 
 @needs_prefect
 def result(job_id: JobId, /, *, block: OneBlock = None, json: AsJson = False) -> int:
     """Fetch a finished job's result and show it; `--json` prints it as the service returned it.
 
-    A private job's result can be read only once: fetch it in a flow, which stores it.
+    The service hands out a private job's result only once, so it is stored first, and shown again from there.
     """
-
-    async def work() -> JobResult:
-        return await (await client_of(job_id, block)).result(job_id)
-
-    found = network_loop().run(work())
+    found = network_loop().run(_result_of(job_id, block))
     if json:
         print_json(found.raw)
         return 0
@@ -407,7 +426,7 @@ def compare(
     rate = checked_rate(false_alarm)
 
     async def work() -> list[JobResult]:
-        return [await (await client_of(one, block)).result(one) for one in (job_id, other_id)]
+        return [await _result_of(one, block) for one in (job_id, other_id)]
 
     found = compare_results(*network_loop().run(work()), false_alarm=rate)
     if json:

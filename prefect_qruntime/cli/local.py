@@ -145,8 +145,14 @@ def init(
         )
     for name, text in contents.items():
         path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise InvalidInput(
+                f"{path} cannot be written: {error.strerror or type(error).__name__}.",
+                solution="Choose a folder that you may write to.",
+            ) from None
     console = Console()
     console.print(f"Wrote {', '.join(contents)}.", highlight=False, soft_wrap=True)
     console.print(_NEXT, highlight=False, soft_wrap=True, markup=False)

@@ -56,6 +56,7 @@ DEFAULT_IAM_URL = "https://iam.cloud.ibm.com"
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HEADER_TEXT = re.compile(r"[ -~]{1,200}")
+_NO_PART_OF_A_KEY = frozenset(" \"'`")
 _VERSION = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
@@ -276,7 +277,13 @@ class Connection:
                 solution="A block passed as a deployment parameter loses its secret: pass the block's name and load it "
                 "inside the flow. If the saved block holds the mask, save it again with the key.",
             )
-        if _HEADER_TEXT.fullmatch(key) is None or " " in key:
+        if key.lower().startswith("crn:"):
+            raise InvalidInput(
+                "is a CRN, not a key.",
+                field="api_key",
+                solution="The CRN belongs in the field crn; keys are made in IBM Cloud under Manage > Access (IAM).",
+            )
+        if _HEADER_TEXT.fullmatch(key) is None or not _NO_PART_OF_A_KEY.isdisjoint(key):
             raise InvalidInput(
                 "is not a valid IBM Cloud API key: it contains whitespace or characters that keys never contain.",
                 field="api_key",
@@ -343,6 +350,7 @@ _CRN = re.compile(
 
 
 _CRN_PARTS = 10
+_AROUND_A_CRN = frozenset(" \"'`,;<>")
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,6 +374,9 @@ _PARTS = {2: "cloud", 4: "service", 5: "region", 6: "account", 7: "instance"}
 
 def _wrong_part(text: str) -> str:
     """Describe what is wrong with a CRN. Text that is not a CRN at all is not shown, because it may be a key."""
+    bare = "".join(letter for letter in text if letter.isprintable() and letter not in _AROUND_A_CRN)
+    if bare != text and _CRN.fullmatch(bare) is not None:
+        return ": it contains whitespace, quotes or invisible characters"
     parts = text.split(":")
     if parts[0] != "crn" or not text.isprintable():
         return ": it does not begin with crn:v1"

@@ -6,6 +6,7 @@ Unknown fields are ignored, absent ones become None, and an unknown status keeps
 from __future__ import annotations
 
 import math
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 _LONGEST_TEXT = 10_000  # characters of a reason, a name or a state that are kept
+_LEAP_SECOND = re.compile(r"(T\d\d:\d\d:)60")
 
 
 def _text(value: Any) -> str | None:
@@ -80,14 +82,17 @@ def _reason_code(value: Any) -> int | str | None:
 
 
 def read_moment(value: Any) -> datetime | None:
-    """Parse a time as the service writes it; None if it is not a time."""
+    """Parse a time as the service writes it; None if it is not a time, or has none in UTC."""
     if not isinstance(value, str) or not value:
         return None
     try:
-        moment = datetime.fromisoformat(value)
-    except ValueError:
+        # Python has no leap seconds: one belongs to the second before it, and so to the same month.
+        moment = datetime.fromisoformat(_LEAP_SECOND.sub(r"\g<1>59", value))
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        moment.astimezone(UTC)  # which reports do later
+    except (ValueError, OverflowError):
         return None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return moment
 
 
 def _dict(value: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from prefect_qruntime.client.connection import HOME_REGION, HOSTS, Connection
 from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.prefect_api import unknown_fields
 from prefect_qruntime.redact import redact, register_secret
 
 __all__ = ["Fields", "Finding", "Level", "check_ca_file", "check_fields", "check_host", "hint", "ok", "problem"]
@@ -113,6 +114,9 @@ def check_fields(data: Mapping[str, Any]) -> Fields:
         else:
             good[name] = value
     bad = set(given) - set(good)
+    for name, similar in unknown_fields(_NAMES, data).items():
+        fix = f"{similar} Remove it from the block, or upgrade the package here.".strip()
+        findings.append(problem("fields", f"{name} is not a field of the block, which cannot be loaded.", fix))
     try:
         connection = Connection(**{**_STAND_IN, **good})
     except InvalidInput as error:  # fields that do not fit together: a cloud without a known address

@@ -12,6 +12,7 @@ from prefect_qruntime.diagnostics.fields import Finding, hint, ok, problem
 from prefect_qruntime.diagnostics.network import Address, check_api, check_iam
 from prefect_qruntime.errors import AuthenticationError, NotFound, PermissionDenied, PolicyRefused, QuantumRuntimeError
 from prefect_qruntime.models import Backend, InstanceReport, Job, Usage
+from prefect_qruntime.redact import number_text
 
 __all__ = ["InstanceInspection", "check_dialect", "check_instance", "check_token", "inspect_instance"]
 
@@ -205,10 +206,10 @@ def _judge_usage(inspection: InstanceInspection, error: QuantumRuntimeError | No
                 )
             )
         else:
-            rest = "no limit" if left is None else f"{left:g} left"
+            rest = "no limit" if left is None else f"{number_text(left)} left"
             plan = f", plan {inspection.usage.plan_id}" if inspection.usage.plan_id else ""
             inspection.findings.append(
-                ok("usage", f"{inspection.usage.consumed_seconds:g} QPU seconds used, {rest}{plan}")
+                ok("usage", f"{number_text(inspection.usage.consumed_seconds)} QPU seconds used, {rest}{plan}")
             )
 
 

@@ -17,6 +17,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 from pydantic import ValidationError
 
+from prefect_qruntime.admission.budget import budgets_in_force
 from prefect_qruntime.admission.locks import read_locks
 from prefect_qruntime.admission.policy import policy_in_force
 from prefect_qruntime.admission.rate_limit import pace, shared_limits
@@ -25,9 +26,17 @@ from prefect_qruntime.diagnostics.fields import Finding, hint, ok, problem
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.prefect_api import api, patience
 from prefect_qruntime.redact import many, redact
-from prefect_qruntime.settings import QuantumRuntimeSettings, wrong_settings
+from prefect_qruntime.settings import QuantumRuntimeSettings, current_settings, unknown_settings, wrong_settings
 
-__all__ = ["check_limits", "check_policy", "check_prefect", "check_server", "check_settings", "unreachable"]
+__all__ = [
+    "check_budget",
+    "check_limits",
+    "check_policy",
+    "check_prefect",
+    "check_server",
+    "check_settings",
+    "unreachable",
+]
 
 _SERVICE_TTL = 28800
 """Seconds after which the service itself ends a session."""
@@ -133,23 +142,27 @@ async def check_prefect(client: PrefectClient, kinds: Sequence[type[Block]]) -> 
 
 def check_settings() -> list[Finding]:
     """Check our own settings."""
+    fix = "Correct or remove it in the environment or the Prefect profile."
+    unknown = [
+        problem("settings", f"{name} is not a setting, so it has no effect.", f"{similar} {fix}".strip())
+        for name, similar in unknown_settings().items()
+    ]
     try:
         settings = QuantumRuntimeSettings()
     except ValidationError as error:
-        return [
-            problem("settings", f"{name}: {text}", "Correct or remove it in the environment or the Prefect profile.")
-            for name, text in wrong_settings(error)
-        ]
+        return unknown + [problem("settings", f"{name}: {text}", fix) for name, text in wrong_settings(error)]
+    return [*unknown, _session_life(settings)]
+
+
+def _session_life(settings: QuantumRuntimeSettings) -> Finding:
     ttl = settings.session_max_ttl_seconds
     if ttl > _SERVICE_TTL:
-        return [
-            hint(
-                "session ttl",
-                f"Sessions may live {ttl} s, longer than the service's own {_SERVICE_TTL} s.",
-                "Lower PREFECT_INTEGRATIONS_QRUNTIME_SESSION_MAX_TTL_SECONDS: a session left open costs until then.",
-            )
-        ]
-    return [ok("session ttl", f"A session ends after {ttl} s at the latest, unless a flow sets another time")]
+        return hint(
+            "session ttl",
+            f"Sessions may live {ttl} s, longer than the service's own {_SERVICE_TTL} s.",
+            "Lower PREFECT_INTEGRATIONS_QRUNTIME_SESSION_MAX_TTL_SECONDS: a session left open costs until then.",
+        )
+    return ok("session ttl", f"A session ends after {ttl} s at the latest, unless a flow sets another time")
 
 
 async def check_limits(connection: Connection) -> Finding:
@@ -183,12 +196,32 @@ async def check_policy() -> Finding:
         return hint("policy", "Not checked, because the settings that name it are wrong.")
     except QuantumRuntimeError as error:
         return problem("policy", error.message, error.solution or "")
+    name = current_settings().policy_block
+    if policy is None and name != QuantumRuntimeSettings.model_fields["policy_block"].default:
+        return problem(
+            "policy",
+            f"No policy is named {name!r}, so every flow may use every saved block, backend and program.",
+            "Correct PREFECT_INTEGRATIONS_QRUNTIME_POLICY_BLOCK, or save the policy under this name.",
+        )
     if policy is None:
         return ok("policy", "None: every flow may use every saved block, backend and program")
     rules = many(len(policy.rules), "rule")
     hosts = ", ".join(policy.hosts) or "any host"
     shares = ", ".join(f"{one.name} ({one.weight:g})" for one in policy.shares) or "none"
     return ok("policy", f"{rules}; keys go to {hosts} only; shares: {shares}")
+
+
+async def check_budget() -> list[Finding]:
+    """Report the budget that the settings impose, if they do. Runs on the network loop."""
+    with contextlib.suppress(InvalidInput):  # a wrong setting is reported with the settings
+        if (name := current_settings().budget_block) is not None:
+            try:
+                await budgets_in_force(None)
+            except Exception as error:
+                fix = "Until then nothing can be submitted: correct the budget, or the setting that names it."
+                return [problem("budget", str(getattr(error, "message", error)), fix)]
+            return [ok("budget", f"{name} applies to every submission")]
+    return []
 
 
 async def _versions(client: PrefectClient) -> Finding:

@@ -18,7 +18,7 @@ from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import JobStatus, SessionRef
 from prefect_qruntime.observability.charts import COLOURS, Point, bar_chart, is_shortened, line_chart, markdown_image
 from prefect_qruntime.observability.progress import line_of
-from prefect_qruntime.redact import many, markdown_text, printable, redact
+from prefect_qruntime.redact import many, markdown_text, number_text, printable, redact
 
 if TYPE_CHECKING:
     from prefect_qruntime.client.programs.agreement import RouteComparison
@@ -309,7 +309,7 @@ def summary_card(jobs: Sequence[Mapping[str, str]]) -> str:
     live = [job for job in own if not _is_over(job)]
     open_ended = [job for job in own if _is_over(job) and job.get("usage_final") != "true"]
     total = sum(float(job.get("usage_seconds", 0)) for job in own)
-    told = [f"**{total:g} QPU seconds**" + (" so far" if live or open_ended else " in all")]
+    told = [f"**{number_text(total)} QPU seconds**" + (" so far" if live or open_ended else " in all")]
     if live:
         told.append(f"{len(live)} not over")
     if open_ended:

@@ -95,7 +95,7 @@ def _facts(job: Job) -> dict[str, Any]:
         "dry_run": job.dry_run,
         "program_id": job.program_id,
         "session_id": job.session_id,
-        "usage_seconds": 0.0 if job.dry_run else job.usage_seconds,
+        "usage_seconds": job.charged_seconds,
         "usage_final": job.usage_final or job.dry_run,
         "reason": redact(job.reason) if job.reason else None,
         "reason_code": job.reason_code,

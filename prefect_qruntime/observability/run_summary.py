@@ -18,7 +18,7 @@ from prefect_qruntime import prefect_api
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.observability.artifacts import find_records, upsert
 from prefect_qruntime.observability.markdown import summary_card, summary_description
-from prefect_qruntime.redact import get_logger
+from prefect_qruntime.redact import get_logger, number_text
 from prefect_qruntime.run_context import process_facts, submissions_in_flight
 
 __all__ = ["Background", "RunSummary", "Summaries", "in_background", "mark_dirty", "write_summary"]
@@ -226,7 +226,7 @@ async def write_summary(flow_run_id: str, job_ids: Iterable[str] = ()) -> None:
     if not listed:
         return
     total = sum(float(facts.get("usage_seconds", 0)) for facts in listed if "shared" not in facts)
-    meta = {"jobs": str(len(listed)), "usage_seconds": f"{total:g}", "flow_run": flow_run_id}
+    meta = {"jobs": str(len(listed)), "usage_seconds": number_text(total), "flow_run": flow_run_id}
     await upsert(
         "summary",
         flow_run_id,

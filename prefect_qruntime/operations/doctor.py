@@ -24,6 +24,7 @@ from prefect_qruntime.diagnostics.fields import Fields, Finding, check_fields, h
 from prefect_qruntime.diagnostics.instance import check_dialect, check_token, inspect_instance
 from prefect_qruntime.diagnostics.network import Address, check_api, check_clock, check_iam, check_proxy_reached
 from prefect_qruntime.diagnostics.prefect_server import (
+    check_budget,
     check_limits,
     check_policy,
     check_prefect,
@@ -78,6 +79,7 @@ async def _doctor(blocks: Iterable[str] | None) -> DoctorReport:
         client, (QuantumRuntimeCredentials, Budget, QuantumRuntimeJob, QuantumRuntimePolicy)
     )
     findings.append(await check_policy())
+    findings += await check_budget()
     documents, missing = await _documents(client, blocks)
     findings += missing
     for name, data in documents.items():

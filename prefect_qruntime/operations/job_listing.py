@@ -24,6 +24,7 @@ from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import Job, JobStatus
 from prefect_qruntime.operations.usage_core import Owner
 from prefect_qruntime.prefect_api import api, flow_runs_by_id
+from prefect_qruntime.redact import redact
 
 __all__ = [
     "GROUPINGS",
@@ -229,14 +230,14 @@ async def _list(
             backend=job.backend,
             program=job.program_id,
             created_at=job.created_at,
-            qpu_seconds=0.0 if job.dry_run else job.usage_seconds,
+            qpu_seconds=job.charged_seconds,
             qpu_seconds_final=job.usage_final or job.dry_run,
             flow_run_id=job.flow_run_id,
             flow_run=(owner := owners.get(job.flow_run_id or "", unknown)).flow_run,
             url=job.url,
             flow_state=owner.state,
             deployment=owner.deployment,
-            tags=tuple(tag for tag in job.tags if not tag.startswith(_OURS)),
+            tags=tuple(redact(tag) for tag in job.tags if not tag.startswith(_OURS)),
         )
         for name, job in sorted(found.values(), key=lambda item: item[1].created_at or never, reverse=True)
     ]

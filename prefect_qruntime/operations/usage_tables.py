@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.redact import printable
 
 __all__ = ["Reconciled", "UnownedJob", "UsageLine", "UsageReport", "rolled_up", "table_rows", "to_csv", "write_parquet"]
 
@@ -157,17 +158,23 @@ def _columns(report: UsageReport) -> list[str]:
 
 
 def to_csv(report: UsageReport) -> str:
-    """The rows as CSV with a header. Names that a spreadsheet would read as a formula begin with an apostrophe."""
+    """The rows as CSV with a header, each row in one line.
+
+    Names that a spreadsheet would read as a formula begin with an apostrophe, and none holds a terminal sequence.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, _columns(report), lineterminator="\n")
     writer.writeheader()
     for row in table_rows(report):
-        writer.writerow({name: _no_formula(value) for name, value in row.items()})
+        writer.writerow({name: _plain(value) for name, value in row.items()})
     return text.getvalue()
 
 
-def _no_formula(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+def _plain(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def write_parquet(report: UsageReport, path: Path) -> None:

@@ -31,7 +31,7 @@ from prefect_qruntime.models import Job, Session, Usage
 from prefect_qruntime.observability.artifacts import upsert
 from prefect_qruntime.observability.telemetry import emit
 from prefect_qruntime.prefect_api import api, flow_runs_by_id
-from prefect_qruntime.redact import get_logger, many, markdown_text, printable
+from prefect_qruntime.redact import get_logger, many, markdown_text, number_text, printable
 from prefect_qruntime.settings import QuantumRuntimeSettings, current_settings
 
 __all__ = ["Alarm", "InstanceView", "InstanceWatch", "alarms", "board", "board_line"]
@@ -127,9 +127,9 @@ def _allowance(view: InstanceView, settings: QuantumRuntimeSettings) -> Iterable
         # A period that moves with the days counts as one of four weeks.
         start = view.usage.period_start or view.now
         period = int(start.timestamp() // (86400 * _PERIOD_DAYS))
-        text = f"{left:g} of {whole:g} QPU seconds are left, {percent:g} % or less."
+        text = f"{number_text(left)} of {number_text(whole)} QPU seconds are left, {number_text(percent)} % or less."
         facts = {"remaining_seconds": left, "limit_seconds": whole, "percent": percent}
-        yield Alarm("qruntime.allowance.low", ("instance", view.name), f"{period}:{percent:g}", text, facts)
+        yield Alarm("qruntime.allowance.low", ("instance", view.name), f"{period}:{number_text(percent)}", text, facts)
 
 
 def _idle(view: InstanceView, settings: QuantumRuntimeSettings) -> Iterable[Alarm]:
@@ -162,7 +162,7 @@ def _unusual(view: InstanceView, settings: QuantumRuntimeSettings) -> Iterable[A
     for job in view.past:
         if job.created_at is not None:
             day = (view.now - job.created_at) // _DAY
-            spent[day] = spent.get(day, 0.0) + (job.usage_seconds or 0.0)
+            spent[day] = spent.get(day, 0.0) + (job.charged_seconds or 0.0)
     today = spent.pop(0, 0.0)
     if sum(value > 0 for value in spent.values()) < _LEAST_DAYS or today < _LEAST_SECONDS:
         return
@@ -171,8 +171,8 @@ def _unusual(view: InstanceView, settings: QuantumRuntimeSettings) -> Iterable[A
     highest = max(spent.values())
     if today > settings.alarm_spending_factor * usual and today > highest:
         text = (
-            f"{today:g} QPU seconds were used in the last day, {today / usual:.1f} times the {usual:.0f} of a usual "
-            f"one; the most in one day was {highest:g}."
+            f"{number_text(today)} QPU seconds were used in the last day, {today / usual:.1f} times the {usual:.0f} "
+            f"of a usual one; the most in one day was {number_text(highest)}."
         )
         facts = {"seconds": today, "usual_seconds": round(usual, 1), "highest_seconds": highest}
         yield Alarm("qruntime.spending.unusual", ("instance", view.name), view.now.date().isoformat(), text, facts)
@@ -186,8 +186,8 @@ def board(view: InstanceView, raised: Sequence[Alarm]) -> str:
     live, sessions = many(len(view.live), "live job"), many(len(view.sessions), "open session")
     parts = [
         f"### Instance of {markdown_text(view.block)}",
-        f"{view.now:%Y-%m-%d %H:%M} UTC · {view.usage.consumed_seconds:g} QPU seconds used, {_left(view)} · {live} · "
-        f"{sessions}",
+        f"{view.now:%Y-%m-%d %H:%M} UTC · {number_text(view.usage.consumed_seconds)} QPU seconds used, {_left(view)} · "
+        f"{live} · {sessions}",
     ]
     parts += _section("Alarms", ("alarm", "what"), [(one.event, one.text) for one in raised])
     parts += _section(
@@ -224,7 +224,9 @@ def board_line(view: InstanceView, raised: Sequence[Alarm]) -> str:
 
 def _left(view: InstanceView, *, whole: bool = False) -> str:
     left = view.usage.remaining_seconds
-    return "no limit" if left is None else f"{left:.0f} s left" if whole and left >= 10 else f"{left:g} s left"
+    return (
+        "no limit" if left is None else f"{left:.0f} s left" if whole and left >= 10 else f"{number_text(left)} s left"
+    )
 
 
 def _spenders(view: InstanceView) -> list[tuple[str, int, str]]:
@@ -233,8 +235,8 @@ def _spenders(view: InstanceView) -> list[tuple[str, int, str]]:
         if job.created_at is not None and view.now - job.created_at < _DAY:
             owner = job.flow_run_id or ""
             jobs[owner] += 1
-            seconds[owner] += job.usage_seconds or 0.0  # type: ignore[assignment]  # typeshed counts in whole numbers
-    return [(view.who(owner or None), jobs[owner], f"{value:g}") for owner, value in seconds.most_common()]
+            seconds[owner] += job.charged_seconds or 0.0  # type: ignore[assignment]  # typeshed counts in whole numbers
+    return [(view.who(owner or None), jobs[owner], number_text(value)) for owner, value in seconds.most_common()]
 
 
 def _section(title: str, heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:

@@ -25,7 +25,7 @@ from prefect_qruntime.models import Backend, InstanceReport, JobRef, Usage
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.progress import backend_words, line_of, was_waited_for
 from prefect_qruntime.observability.run_summary import in_background
-from prefect_qruntime.redact import many
+from prefect_qruntime.redact import many, number_text
 from prefect_qruntime.tasks.definitions import blocking, in_flow, repeats
 
 __all__ = [
@@ -90,7 +90,7 @@ async def aauthenticate(credentials: QuantumRuntimeCredentials) -> InstanceRepor
     left = report.usage.remaining_seconds if report.usage else None
     notifications.log_to_run(
         f"authenticated at {report.host}, region {report.region}, {many(len(report.backends), 'backend')}, "
-        + (f"{left:g} QPU seconds left" if left is not None else "no usage limit known")
+        + (f"{number_text(left)} QPU seconds left" if left is not None else "no usage limit known")
     )
     return report
 
@@ -210,7 +210,8 @@ async def aget_usage(credentials: QuantumRuntimeCredentials) -> Usage:
     usage = await credentials.get_client().usage()
     left = usage.remaining_seconds
     notifications.log_to_run(
-        f"{usage.consumed_seconds:g} QPU seconds used" + (f", {left:g} left" if left is not None else ", no limit set")
+        f"{number_text(usage.consumed_seconds)} QPU seconds used"
+        + (f", {number_text(left)} left" if left is not None else ", no limit set")
     )
     return usage
 

@@ -352,6 +352,15 @@ def _reaches_prefect(record: logging.LogRecord) -> bool:
 logging.getLogger("prefect.task_runs").addFilter(_reaches_prefect)
 
 
+def _no_credentials(given: Any) -> InvalidInput:
+    """Build the error for what is not a credentials block, such as a block's name. It may be a key and is not shown."""
+    return InvalidInput(
+        f"must be a Quantum Runtime Credentials block, not {type(given).__name__}.",
+        field="credentials",
+        solution="Load it by its name: `load_credentials(name)`, or `await aload_credentials(name)` in async code.",
+    )
+
+
 def _task_of(
     name: str, run_name: str, around: Callable[[], AbstractContextManager[Any]], **options: Any
 ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Task[P, Coroutine[Any, Any, R]]]:
@@ -361,6 +370,10 @@ def _task_of(
     def decorate(body: Callable[P, Coroutine[Any, Any, R]]) -> Task[P, Coroutine[Any, Any, R]]:
         @functools.wraps(body)
         async def traced(*args: P.args, **kwargs: P.kwargs) -> R:
+            given = args[0] if args else kwargs.get("credentials")
+            # A block that is not awaited yet says so itself when it is asked for the method.
+            if not callable(getattr(given, "get_client", None)):
+                raise _no_credentials(given)
             with trace_task(name), around():
                 return await body(*args, **kwargs)
 

@@ -29,6 +29,7 @@ from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.errors import ApprovalDenied, InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.artifacts import recent_records
+from prefect_qruntime.redact import number_text
 from prefect_qruntime.run_context import current_run
 from prefect_qruntime.tasks.definitions import (
     Submission,
@@ -353,10 +354,10 @@ async def _question(cost: CostEstimate, above: float) -> _Question | None:
         return None
     text = (
         f"**Approve {cost.high_seconds:.3g} QPU seconds?** {cost} You are asked because the upper end is above "
-        f"{above:g} QPU seconds. Without approval nothing is submitted and the flow run fails."
+        f"{number_text(above)} QPU seconds. Without approval nothing is submitted and the flow run fails."
     )
     notifications.log_to_run(
-        f"Waiting for an approval on the flow run's page. {cost} That is above {above:g} QPU seconds.",
+        f"Waiting for an approval on the flow run's page. {cost} That is above {number_text(above)} QPU seconds.",
         level=logging.WARNING,
     )
     suspends = run.deployment_id is not None and run.parent_task_run_id is None

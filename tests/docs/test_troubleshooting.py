@@ -44,7 +44,7 @@ class World:
         made.save("wrong-in-the-form", overwrite=True)
         return made
 
-    def submit(self, circuit: str = BELL, **options: Any) -> Any:
+    def submit(self, circuit: Any = BELL, **options: Any) -> Any:
         """Submit one job."""
         return qr.submit_job(self.credentials, [circuit], **{"backend": BACKEND, **options})
 
@@ -87,6 +87,11 @@ def dedicated_on_the_open_plan(world: World) -> None:
 MISTAKES: dict[str, Callable[[World], Any]] = {
     "No Prefect server runs, or `PREFECT_API_URL` is wrong": no_server,
     "The block's name is misspelt": lambda world: qr.load_credentials("nigthly-qpu"),
+    "The block's name was passed in place of the block": lambda world: qr.submit_job(
+        "nightly-qpu",  # type: ignore[arg-type]
+        [BELL],
+        backend=BACKEND,
+    ),
     "The API key was copied with a line break": lambda world: world.block(api_key="abc\ndef").get_client(),
     "The API key is deleted, or of another account": lambda world: qr.authenticate(
         world.block(api_key="no-such-key-0123456789")
@@ -94,6 +99,7 @@ MISTAKES: dict[str, Callable[[World], Any]] = {
     "The block itself was passed as a parameter of a deployment": lambda world: world.block(
         api_key="********"
     ).get_client(),
+    "The CRN was copied with quotes": lambda world: world.block(crn=f'"{world.connection["crn"]}"'),
     "The CRN is that of another IBM Cloud service": lambda world: world.block(crn=world.crn(4, "cloud-object-storage")),
     "The CRN names a region that the service does not have": lambda world: qr.QuantumRuntimeCredentials(
         api_key="any", crn=world.crn(5, "us-west")
@@ -106,6 +112,7 @@ MISTAKES: dict[str, Callable[[World], Any]] = {
         BELL.replace("h q[0];", "ccx q[0], q[1], q[2];").replace("qubit[2]", "qubit[3]"), check_isa=True
     ),
     "The circuit's text has a typo": lambda world: world.submit(BELL.replace("h q[0];", "h q[0]")),
+    "The sampler was given an observable": lambda world: world.submit((BELL, "ZZ")),
     "The plan has no dedicated sessions": dedicated_on_the_open_plan,
     "The instance has no QPU time left": no_time_left,
     "The wait was shorter than the queue": too_short_a_wait,

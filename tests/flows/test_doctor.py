@@ -469,6 +469,25 @@ def test_a_setting_of_ours_that_is_no_number(prefect_server: PrefectServer, monk
     assert "PREFECT_INTEGRATIONS_QRUNTIME_SESSION_MAX_TTL_SECONDS" in found.finding
 
 
+@pytest.mark.parametrize(("setting", "check"), [("BUDGET_BLOCK", "budget"), ("POLICY_BLOCK", "policy")])
+def test_a_setting_that_names_no_block_is_a_problem(
+    prefect_server: PrefectServer, monkeypatch: pytest.MonkeyPatch, setting: str, check: str
+) -> None:
+    monkeypatch.setenv(f"PREFECT_INTEGRATIONS_QRUNTIME_{setting}", "not-saved")
+    (found,) = prefects_side(check)
+    assert found.level == "problem"
+    assert "named 'not-saved'" in found.finding
+    assert setting in found.finding + found.fix
+
+
+def test_an_imposed_budget_is_named(prefect_server: PrefectServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert prefects_side("budget") == []
+    Budget(max_jobs_per_run=9).save("doctor-budget", overwrite=True)
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_BUDGET_BLOCK", "doctor-budget")
+    (found,) = prefects_side("budget")
+    assert (found.level, found.finding) == ("ok", "doctor-budget applies to every submission")
+
+
 def test_a_wrong_setting_is_no_problem_of_a_block(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     QuantumRuntimeCredentials(**world()).save("doctor-setting", overwrite=True)
     monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_CREATE_RATE_PER_MINUTE", "abc")

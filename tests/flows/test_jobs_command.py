@@ -22,7 +22,7 @@ from prefect_qruntime.client.submission import Intent
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.operations.job_listing import ListedJob, list_jobs, parse_since
 from prefect_qruntime.sandbox import Sandbox
-from tests.support.command_line import command
+from tests.support.command_line import command, exit_code
 from tests.support.flow_runs import BACKEND, FLIP, STAY, ran
 from tests.support.prefect_calls import asked
 from tests.support.prefect_server import PrefectServer
@@ -46,11 +46,11 @@ def two_jobs() -> None:
         qr.run_job(credentials, [circuit], backend=BACKEND)
 
 
-def by_hand(client: Any, sandbox: Sandbox, *tags: str, ends: str = "Completed") -> str:
+def by_hand(client: Any, sandbox: Sandbox, *tags: str, ends: str = "Completed", private: bool = False) -> str:
     """A job that no flow run bought."""
     if ends != "Completed":
         sandbox.control.script_job(status=ends)
-    spec = make_spec([FLIP], backend=BACKEND)
+    spec = make_spec([FLIP], backend=BACKEND, private=private)
     key = f"qr-key:{uuid4().hex}"
     ref = client.run(client.submit(Intent(spec=spec, key_tag=lambda _: key, tags=tags)))
     sandbox.control.wait_job(ref.id)
@@ -226,3 +226,18 @@ def test_what_is_printed(
         jobs_command(block=[BLOCK], since="soon")
     with pytest.raises(InvalidInput, match="no-such-block"):
         jobs_command(block=["no-such-block"])
+
+
+@pytest.mark.parametrize("words", ["result ID", "result ID --json", "compare ID ID"])
+def test_the_only_copy_of_a_private_result_outlives_the_command_that_shows_it(
+    client: Any, sandbox: Sandbox, capsys: pytest.CaptureFixture[str], words: str
+) -> None:
+    job = by_hand(client, sandbox, private=True)
+    shown = []
+    for _ in range(2):
+        assert exit_code(*words.replace("ID", job).split()) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1]
+    reads = [entry for entry in sandbox.control.journal("GET") if entry["path"] == f"/jobs/{job}/results"]
+    assert len(reads) == 1
+    assert qr.fetch_results(qr.load_credentials(BLOCK), job).counts() == {"1": 4096}

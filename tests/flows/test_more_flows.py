@@ -451,3 +451,15 @@ def test_a_slot_without_a_time_zone_is_refused(sandbox: Sandbox) -> None:
     with pytest.raises(ParameterTypeError, match="timezone"):
         run_circuits(circuits=[FLIP], slot="2026-05-01T02:00:00")
     assert posts(sandbox) == 0
+
+
+@pytest.mark.parametrize(
+    ("made", "parameters"),
+    [(run_circuits, {"circuits": []}), (parameter_sweep, {"programs": []}), (angles_to_table, {"observables": []})],
+)
+def test_an_empty_list_of_the_form_is_refused_before_anything_is_sent(
+    sandbox: Sandbox, block: str, made: Any, parameters: dict[str, Any]
+) -> None:
+    with pytest.raises(ParameterTypeError, match=next(iter(parameters))):
+        made(credentials_block=block, **parameters)
+    assert sandbox.control.journal("POST") == []

@@ -93,3 +93,47 @@ def test_the_field_is_named_and_the_misspelt_one_beside_it() -> None:
     with pytest.raises(ValidationError, match=r"(?s)crn\n  Field required; not a field: CRN") as caught:
         QuantumRuntimeCredentials(api_key=KEY, CRN=CRN)  # type: ignore[call-arg,arg-type]
     assert [(one["loc"], one["type"]) for one in caught.value.errors()] == [(("crn",), "missing")]
+
+
+MISSPELT = [
+    (block, field, name)
+    for block in BLOCKS
+    for field in block.model_fields
+    for name in (field.upper(), field[:-1], f"{field}_s", f"{field[0]}{field}", field.replace("_", "-"))
+    if name and name not in block.model_fields
+]
+GIVEN: dict[type[Any], dict[str, Any]] = {
+    QuantumRuntimeCredentials: GOOD,
+    QuantumRuntimeJob: {"credentials": GOOD, "backend": "b"},
+}
+
+
+@pytest.mark.parametrize(("block", "field", "name"), MISSPELT)
+def test_a_misspelt_field_is_refused_because_a_limit_in_it_limits_nothing(
+    block: type[Any], field: str, name: str
+) -> None:
+    values = GIVEN.get(block, {}) | {name: KEY}
+    made = block(**GIVEN.get(block, {}))
+    caught = list[Exception]()
+    for build in (
+        lambda: block(**values),
+        lambda: TypeAdapter(block).validate_python(values),
+        lambda: block.model_validate(values),
+        lambda: setattr(made, name, KEY),
+    ):
+        with pytest.raises(ValidationError, match="Not a field of this block") as refused:
+            build()
+        caught.append(refused.value)
+    for error in caught[:1] + caught[3:]:
+        assert KEY not in held(error)
+        assert not name.isidentifier() or f"Did you mean '{field}'?" in str(error)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_what_prefect_adds_to_a_document_is_no_field_and_no_fault(block: type[Any]) -> None:
+    given = GIVEN.get(block, {})
+    made = block.model_validate({**given, "block_type_slug": block.get_block_type_slug(), "_block_document_name": "n"})
+    for field, value in given.items():
+        setattr(made, field, getattr(block(**given), field))
+        assert getattr(made, field) is not None, value
+    assert block.model_validate(made.model_dump()) is not None

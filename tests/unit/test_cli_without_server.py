@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import socket
@@ -116,6 +117,38 @@ def test_init_needs_no_server(capsys: pytest.CaptureFixture[str], tmp_path: Path
         code, text = said(capsys, "init", str(tmp_path))
     assert code == 2
     assert "--force" in text
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_init_names_a_place_that_cannot_be_written(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    code, text = said(capsys, "init", str(tmp_path / place), "--force")
+    assert code == 2
+    assert text.startswith(str(tmp_path / place))
+    assert "cannot be written: " in text
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "iso-8859-1"])
+def test_output_that_the_terminal_has_no_letters_for_is_escaped(encoding: str) -> None:
+    name = "ä✓\U0001f600"
+    program = f"""
+import json
+from prefect_qruntime import cli
+cli.app = lambda *words, **options: print(json.dumps([{name!a}], ensure_ascii=False))
+cli.main()
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout.decode(encoding)) == [name]
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name not in {*LOCAL, "doctor"}])

@@ -11,7 +11,7 @@ import pytest
 from prefect.blocks.core import Block, block_schema_to_key
 from prefect.utilities.dispatch import lookup_type
 
-from prefect_qruntime import blocks
+from prefect_qruntime import QuantumRuntimeCredentials, blocks, load_credentials
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.prefect_api import Loadable, NotAwaited, is_passing, patience, patiently
 
@@ -127,3 +127,10 @@ def test_a_block_is_registered_by_its_slug_without_its_schema() -> None:
         assert kind.__dispatch_key__() == block_schema_to_key(kind._to_block_schema())
         assert kind.__dispatch_key__.__func__ is Loadable.__dispatch_key__.__func__
         assert lookup_type(Block, kind.__dispatch_key__()) is kind
+
+
+@pytest.mark.parametrize("name", [None, 7, ["ibm"], QuantumRuntimeCredentials])
+def test_what_is_no_name_of_a_block_is_refused(name: Any) -> None:
+    with pytest.raises(InvalidInput, match="must be the name of a saved Quantum Runtime Credentials block") as caught:
+        load_credentials(name)
+    assert caught.value.field == "credentials_block"

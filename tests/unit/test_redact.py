@@ -6,6 +6,7 @@ import io
 import logging
 import time
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from prefect_qruntime.redact import (
     forget_all,
     get_logger,
     install,
+    number_text,
     redact,
     redact_start,
     register_secret,
@@ -163,3 +165,18 @@ def test_a_long_text_is_cut_before_it_is_searched() -> None:
         assert 50 < len(shown) <= 100
         assert secret[:8] not in shown
         assert secret[-8:] not in shown
+
+
+@given(st.lists(st.integers(0, 10**11), max_size=50))
+def test_numbers_that_are_shown_add_up_to_the_sum_that_is_shown(cents: list[int]) -> None:
+    large = [f / 100 + 100_000 for f in cents]
+    assert sum(map(Decimal, map(number_text, large))) == Decimal(number_text(float(sum(map(Decimal, map(str, large))))))
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [(0.0, "+0"), (12.3456789, "+12.3457"), (-0.25, "-0.25"), (1234567.25, "+1234567.25"), (1e300, "+1e+300")],
+)
+def test_a_number_to_read(number: float, shown: str) -> None:
+    assert number_text(number, "+") == shown
+    assert number_text(number) == shown.removeprefix("+")

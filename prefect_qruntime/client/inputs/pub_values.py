@@ -147,7 +147,7 @@ def numbers(value: Any, *, field: str, depth: int = 0) -> Any:
             raise InvalidInput(f"nested deeper than {MAX_AXES} levels", field=field)
         return [numbers(item, field=f"{field}[{position}]", depth=depth + 1) for position, item in enumerate(value)]
     if isinstance(value, bool | str | bytes) or not hasattr(value, "__float__"):
-        raise InvalidInput(f"{_shown(value)} is not a number", field=field)
+        raise InvalidInput(f"{_shown(value)} is not a number{_observable_hint(value)}", field=field)
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -242,6 +242,14 @@ def _name(key: Any, *, field: str) -> str:
 def _listed(names: Sequence[str]) -> str:
     shown = ", ".join(names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+
+
+def _observable_hint(value: Any) -> str:
+    """A sentence for what was probably meant as an observable; empty for anything else."""
+    text = isinstance(value, str) and bool(value) and set(value) <= set("IXYZ")
+    if not text and not type(value).__module__.startswith("qiskit.quantum_info"):
+        return ""
+    return ". It looks like an observable: only the estimator takes some, as the second part of a PUB"
 
 
 def _shown(value: Any) -> str:

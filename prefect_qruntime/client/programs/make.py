@@ -40,6 +40,7 @@ from prefect_qruntime.client.inputs.spec import (
 )
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.models import Backend, mock_backend
+from prefect_qruntime.redact import nearest
 
 __all__ = [
     "ROUTES",
@@ -257,8 +258,9 @@ def make_spec(
     else:
         if program_id not in _PRIMITIVES:
             raise InvalidInput(
-                f"PUBs are for the sampler and the estimator; give program {program_id!r} its params=",
+                f"PUBs are for the programs sampler and estimator, not for {program_id!r}.",
                 field="program_id",
+                solution=f"{nearest(program_id, _PRIMITIVES)} Give any other program its params=.".strip(),
             )
         read = read_pubs(pubs, program_id=program_id)
         spec = JobSpec(

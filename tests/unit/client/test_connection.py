@@ -62,6 +62,12 @@ def test_what_is_no_crn(text: Any) -> None:
         (CRN.replace("a/", "b/"), "its account is "),
         (CRN.removesuffix("::"), "8 parts between colons, not 10"),
         ("an-api-key-in-the-wrong-field", "does not begin with crn:v1"),
+        *(
+            (wrong, "contains whitespace, quotes or invisible characters")
+            for odd in ("\n", "\r\n", "\t", '"', "'", "`", "\u00a0", "\u200b", "\ufeff")
+            for wrong in (CRN + odd, odd + CRN, odd + CRN + odd, CRN[:20] + odd + CRN[20:])
+        ),
+        (CRN[:20] + " " + CRN[20:], "contains whitespace, quotes or invisible characters"),
     ],
 )
 def test_a_wrong_crn_is_told_where_it_is_wrong(text: str, said: str) -> None:
@@ -192,6 +198,24 @@ def test_a_connection_shows_and_hands_on_no_secret() -> None:
             attempt(connection)
         assert KEY not in str(caught.value)
     assert redact(f"x {KEY} proxy%2Dpassword proxy-password y") == "x ******** ******** ******** y"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f'"{KEY}"', "without quotes"),
+        (f"'{KEY}'", "without quotes"),
+        (f"`{KEY}`", "without quotes"),
+        (f'{KEY}"', "without quotes"),
+        (CRN, "The CRN belongs in the field crn"),
+        (f" {CRN.upper()}\n", "The CRN belongs in the field crn"),
+    ],
+)
+def test_a_key_with_quotes_and_a_crn_in_its_place_are_refused(text: str, said: str) -> None:
+    with pytest.raises(InvalidInput, match=said) as caught:
+        make(api_key=text)
+    assert caught.value.field == "api_key"
+    assert KEY not in str(caught.value)
 
 
 def test_surrounding_blanks_of_the_key_are_dropped() -> None:

@@ -292,3 +292,23 @@ def test_a_time_without_zone_is_utc() -> None:
 def test_only_the_queue_length_of_a_status_is_certain() -> None:
     backend = complete_backend(Backend(name="b", status="unknown"), {"length_queue": 4}, {})
     assert (backend.status, backend.queue_length, backend.num_qubits) == ("online", 4, None)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("2026-06-30T23:59:60Z", datetime(2026, 6, 30, 23, 59, 59, tzinfo=UTC)),
+        ("2026-12-31T23:59:60.250+00:00", datetime(2026, 12, 31, 23, 59, 59, 250_000, tzinfo=UTC)),
+        ("2026-05-01T00:30:00+02:00", datetime(2026, 4, 30, 22, 30, tzinfo=UTC)),
+        ("2026-05-01T00:30:00", datetime(2026, 5, 1, 0, 30, tzinfo=UTC)),
+        ("0001-01-01T00:00:00Z", datetime(1, 1, 1, tzinfo=UTC)),
+        ("0001-01-01T00:00:00+05:00", None),
+        ("9999-12-31T23:59:59-05:00", None),
+        ("2026-06-30T23:61:60Z", None),
+        ("", None),
+        (7, None),
+    ],
+)
+def test_a_moment_has_a_time_in_utc_or_is_none(written: object, read: datetime | None) -> None:
+    found = parse_job({**FULL, "created": written}).created_at
+    assert found == read

@@ -103,3 +103,10 @@ def test_ca_files(tmp_path: Path) -> None:
     _, leaf = ours.tls(tmp_path, "localhost")
     levels = [one.level for file in (leaf, str(tmp_path), "/nowhere") if (one := check_ca_file(file)) is not None]
     assert levels == ["hint", "problem", "problem"]
+
+
+def test_a_field_that_the_block_does_not_have_is_named() -> None:
+    ((check, said, fix),) = found(baseurl="https://elsewhere.example", _block_document_name="mine")
+    assert check == "fields"
+    assert said.startswith("baseurl is not a field")
+    assert fix.startswith("Did you mean 'base_url'?")

@@ -80,3 +80,18 @@ def test_the_sweep_frees_only_what_was_left(monkeypatch: pytest.MonkeyPatch, cap
     monkeypatch.setattr(locks, "_remove", remove)
     asyncio.run(sweep._free_locks())
     assert removed == ["row-1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "similar"),
+    [
+        ("BUDGT_BLOCK", "budget_block"),
+        ("POLICY", "policy_block"),
+        ("create_rate_per_minutes", "create_rate_per_minute"),
+    ],
+)
+def test_a_variable_that_is_no_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, similar: str) -> None:
+    monkeypatch.setenv(f"PREFECT_INTEGRATIONS_QRUNTIME_{name}", "research")
+    (found,) = [one for one in prefect_server.check_settings() if one.level == "problem"]
+    assert found.finding == f"PREFECT_INTEGRATIONS_QRUNTIME_{name.upper()} is not a setting, so it has no effect."
+    assert found.fix.startswith(f"Did you mean '{similar}'?")

@@ -14,7 +14,8 @@ from prefect_qruntime.errors import NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobStatus, Session, Usage
 from prefect_qruntime.operations.usage import InstanceUsage, compile_report
 from prefect_qruntime.operations.usage_core import Owner
-from prefect_qruntime.operations.usage_tables import UsageReport
+from prefect_qruntime.operations.usage_tables import UsageReport, to_csv
+from prefect_qruntime.redact import register_secret
 
 START = datetime(2026, 5, 1, tzinfo=UTC)
 
@@ -177,3 +178,18 @@ def test_a_session_of_workloads_is_charged_by_the_clock_and_noted_to_its_opener(
         ("dedicated sessions", "resource units", 3.0),
     ]
     assert "without running a job" in told.reconciled[0].meaning
+
+
+def test_what_a_job_on_a_mock_backend_shows_as_its_usage_is_not_charged() -> None:
+    told = report(read(Service([job(1), job(2, backend="mock_torino", usage_seconds=7.0, usage_final=False)])))
+    assert (told.total.jobs, told.total.qpu_seconds, told.total.not_final) == (2, 0.1, 0)
+
+
+def test_a_secret_in_a_text_of_the_service_is_in_no_report() -> None:
+    register_secret("a-key-that-nobody-may-see")
+    texts = {"tags": ("a-key-that-nobody-may-see", "Bearer abcdef123456"), "user_id": "a-key-that-nobody-may-see"}
+    told = report(read(Service([job(1, **texts)])), "tag", "user")
+    for shown in (told.model_dump_json(), to_csv(told)):
+        assert "nobody" not in shown
+        assert "abcdef" not in shown
+    assert told.total.jobs == 1

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 
+from hypothesis import example, given, strategies as st
+
 from prefect_qruntime.operations.usage_tables import rolled_up, table_rows, to_csv
 from tests.unit.operations.test_usage import Service, job, read, report
 
@@ -14,6 +16,19 @@ def test_names_cannot_become_formulas_in_a_spreadsheet() -> None:
     rows = list(csv.DictReader(io.StringIO(to_csv(told))))
     assert {(row["flow"], row["tag"]) for row in rows} == {("'=flow()", "no tag"), ("no owner", "'@SUM(A1)")}
     assert any("several tags" in note for note in told.notes)
+
+
+@given(st.text())
+@example("\x1b[2J=1+1")
+@example("\t=1+1")
+@example("\n@SUM(A1)")
+@example("\u202e-1")
+def test_each_row_is_one_line_of_visible_text(tag: str) -> None:
+    text = to_csv(report(read(Service([job(1, tags=(tag, "qr-key:1"))])), "tag"))
+    assert len(text.splitlines()) == 2
+    assert all(line.isprintable() for line in text.splitlines())
+    (row,) = csv.reader(text.splitlines()[1:])
+    assert not row[0].startswith(("=", "+", "-", "@"))
 
 
 def test_an_empty_report_has_its_header() -> None:

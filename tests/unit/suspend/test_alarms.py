@@ -84,6 +84,13 @@ def test_spending_is_measured_against_the_instance_s_own_past() -> None:
     assert names(replace(CALM, past=[*little, job(99, used=50.0)])) == []
 
 
+def test_dry_runs_spend_nothing() -> None:
+    past = [job(day, days=day + 0.5, used=100.0) for day in range(1, 21)]
+    dry = replace(CALM, past=[*past, job(99, used=5000.0, backend="mock_torino")])
+    assert names(dry) == []
+    assert "5000" not in board(dry, [])
+
+
 def test_a_stuck_lock_is_told() -> None:
     locks = [LockState("l1", "flow run 7", 1e4, "row1"), LockState("l2", "flow run 8", 5.0, "row2")]
     assert [one.about for one in alarms(replace(CALM, locks=locks), SETTINGS)] == [("lock", "l1")]

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import logging
+from typing import Any
 
 import pytest
 
+import prefect_qruntime
+from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import JobRef, SessionRef
-from prefect_qruntime.tasks.definitions import _reaches_prefect, run_name_of
+from prefect_qruntime.prefect_api import NotAwaited
+from prefect_qruntime.tasks.definitions import InFlowTask, _reaches_prefect, run_name_of
 from prefect_qruntime.tasks.jobs import wait_for_completion
 
 
@@ -43,3 +49,24 @@ def test_only_our_own_tasks_outside_flows_keep_their_lines_from_prefect(
     (ours,) = [one for one in logging.getLogger("prefect.task_runs").filters if one is _reaches_prefect]
     assert ours(record)  # type: ignore[operator]
     assert getattr(record, "send_to_api", True) is sent
+
+
+TASKS = [name for name in prefect_qruntime.__all__ if isinstance(getattr(prefect_qruntime, name), InFlowTask)]
+
+
+@pytest.mark.parametrize("given", ["a-key-or-a-name", None, 7, {"api_key": "a-key-or-a-name"}], ids=str)
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_refuses_what_is_no_credentials_block_and_does_not_show_it(name: str, given: Any) -> None:
+    one = getattr(prefect_qruntime, name)
+    with pytest.raises(InvalidInput, match="Load it by its name") as caught:
+        asyncio.run(one.fn(given)) if inspect.iscoroutinefunction(one.fn) else one.fn(credentials=given)
+    assert caught.value.field == "credentials"
+    assert "a-key-or-a-name" not in str(caught.value)
+
+
+def test_a_block_that_is_not_awaited_yet_says_what_to_write() -> None:
+    async def load() -> None:
+        return None
+
+    with pytest.raises(InvalidInput, match="Write `await"):
+        prefect_qruntime.submit_job.fn(NotAwaited(load(), "Write `await …`."))  # type: ignore[arg-type]

@@ -219,3 +219,13 @@ def test_deep_nesting_is_no_crash() -> None:
     assert _refused(None, program_id="x", params={"a": value}).field is not None
     assert _refused([(ONE, value)]).field is not None
     assert _refused((BELL, value), program_id="estimator").field is not None
+
+
+@pytest.mark.parametrize("observable", ["ZZ", ["ZZ"], [["XX", "ZZ"]], {"a": "ZI", "b": 1.0}])
+def test_the_sampler_names_what_is_meant_as_an_observable(observable: Any) -> None:
+    with pytest.raises(InvalidInput, match="looks like an observable: only the estimator") as caught:
+        make_spec([(TWO, observable)], backend="b")
+    assert str(caught.value.field).startswith("pubs[0].parameters")
+    with pytest.raises(InvalidInput) as caught:
+        make_spec([(TWO, [1.0, "pi"])], backend="b")
+    assert "observable" not in str(caught.value)

@@ -94,3 +94,13 @@ def test_a_form_without_effect_is_refused(given: dict[str, Any], word: str) -> N
 def test_dry_run_is_a_flag() -> None:
     with pytest.raises(InvalidInput, match="dry_run"):
         make_spec([BELL], backend="b", dry_run="yes")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("program", "meant"),
+    [("Sampler", "sampler"), ("SamplerV2", "sampler"), ("EstimatorV2", "estimator"), ("Estimators", "estimator")],
+)
+def test_a_misspelt_primitive_brings_the_right_name(program: str, meant: str) -> None:
+    with pytest.raises(InvalidInput, match=f"not for '{program}'.*Did you mean '{meant}'") as caught:
+        make_spec([BELL], backend="b", program_id=program)
+    assert caught.value.field == "program_id"
