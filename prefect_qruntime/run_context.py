@@ -34,13 +34,12 @@ from prefect_qruntime.models import Job
 from prefect_qruntime.prefect_api import api, is_ending, lineage, starts_in
 
 if TYPE_CHECKING:
-    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.objects import FlowRun, TaskRun
 
 __all__ = [
     "PROCESS_FACTS",
     "RunContext",
     "call_index",
-    "count",
     "current_run",
     "may_run_twice",
     "note_submitted",
@@ -146,6 +145,8 @@ class RunContext:
         deployment_id: The deployment of the flow run, if it has one.
         asked: When the previous try ended, on Prefect's clock; None if unknown.
         tries: How often it was retried. A resume does not count, although it starts the flow run again.
+        again: How often Prefect started each task run and subflow run around the caller again, the outermost first;
+            without zeros at the end.
         starts: In how many processes it had been started when this one first read it; 0 outside a flow.
         ending: Whether it was being cancelled then.
     """
@@ -159,6 +160,7 @@ class RunContext:
     deployment_id: str | None = None
     asked: datetime | None = None
     tries: int = 0
+    again: tuple[int, ...] = ()
     starts: int = 0
     ending: bool = False
 
@@ -178,7 +180,8 @@ class RunContext:
         with _lock:
             submitted_in = _submitted.get(dead.id)
         if submitted_in is not None and submitted_in[0] == self.identity:
-            return submitted_in[1] < self.tries
+            # From the outside in: the retry of an outer run begins the inner ones anew.
+            return submitted_in[1] < (self.tries, self.again)
         # Another process submitted it. Attempts in two processes are seconds apart; clocks may differ by minutes.
         if self.asked is None or dead.created_at is None:
             return True
@@ -201,8 +204,8 @@ _made: LRUCache[tuple[str, int], Counter[str]] = LRUCache(16 * _KEEP)
 _numbers: LRUCache[tuple[str, str, int], int] = LRUCache(64 * _KEEP)
 """The number of the n-th submission of a payload in a task run or subflow run, which makes it again when repeated."""
 
-_submitted: LRUCache[str, tuple[str, int]] = LRUCache(16 * _KEEP)
-"""For jobs that this process submitted: the run, and how often it had been retried then."""
+_submitted: LRUCache[str, tuple[str, tuple[int, tuple[int, ...]]]] = LRUCache(16 * _KEEP)
+"""For jobs that this process submitted: the run, and how often it and what is in it had been retried then."""
 
 
 def _renew_lock() -> None:
@@ -223,33 +226,50 @@ class _Start:
     number: int
 
 
-def _starts(top_flow_run: str | None) -> list[_Start]:
-    """The task runs and then the subflow runs around the caller, each the innermost first.
+def _around(kind: type[TaskRunContext | FlowRunContext]) -> list[Any]:
+    """The contexts of a kind around the caller, the innermost first.
 
-    Prefect itself shows the innermost of each kind only; its contexts hold the one that they were entered in.
+    Prefect itself shows the innermost only; its contexts hold the one that they were entered in.
     """
-    found = []
-    for kind in (TaskRunContext, FlowRunContext):
-        context: Any = kind.get()
-        while isinstance(context, TaskRunContext | FlowRunContext):
-            run = context.task_run if isinstance(context, TaskRunContext) else context.flow_run
-            if run is not None and str(run.id) != top_flow_run:
-                found.append(_Start(str(run.id), run.run_count or 0))
-            context = None if context._token is None else context._token.old_value
+    found: dict[UUID, Any] = {}  # Prefect enters some contexts twice
+    context: Any = kind.get()
+    while isinstance(context, kind):
+        run = context.task_run if isinstance(context, TaskRunContext) else context.flow_run
+        if run is not None:
+            found.setdefault(run.id, context)
+        context = None if context._token is None else context._token.old_value
+    return list(found.values())
+
+
+def _starts(top_flow_run: str | None) -> list[_Start]:
+    """The task runs and subflow runs around the caller, the outermost first."""
+    flow_runs = [one.flow_run for one in reversed(_around(FlowRunContext))]
+    inside: dict[UUID | None, list[_Start]] = {}
+    for context in reversed(_around(TaskRunContext)):
+        inside.setdefault(context.task_run.flow_run_id, []).append(_start(context.task_run))
+    found = inside.pop(None, [])
+    for flow_run in flow_runs:
+        found += [_start(flow_run)] if str(flow_run.id) != top_flow_run else []
+        found += inside.pop(flow_run.id, [])
     return found
+
+
+def _start(run: FlowRun | TaskRun) -> _Start:
+    return _Start(str(run.id), run.run_count or 0)
 
 
 async def current_run() -> RunContext:
     """The run of the running task. Asks Prefect once per flow run attempt and process."""
-    flow_context = FlowRunContext.get()
-    flow_run: FlowRun | None = flow_context.flow_run if flow_context is not None else None
-    if flow_run is None:
+    flows = _around(FlowRunContext)
+    if not flows:
         around = _starts(None)
-        identity = f"task-run:{around[-1].run_id}" if around else f"call:{uuid.uuid4()}"
+        identity = f"task-run:{around[0].run_id}" if around else f"call:{uuid.uuid4()}"
         known = RunContext(None, identity, False, False, 0, time.monotonic())
     else:
-        # Prefect does not count a resume as another run; when the flow was started distinguishes them.
-        attempt = (str(flow_run.id), flow_run.run_count or 0, flow_context.start_time if flow_context else None)
+        # One answer for all of an attempt, its subflows too: they count their submissions together. Prefect does not
+        # count a resume as another run; when the flow was started distinguishes them.
+        flow_run: FlowRun = flows[-1].flow_run
+        attempt = (str(flow_run.id), flow_run.run_count or 0, flows[-1].start_time)
         with _lock:
             found = _runs.get(attempt)
         if found is None:
@@ -259,8 +279,10 @@ async def current_run() -> RunContext:
                 _runs[attempt] = found
         known, around = found, _starts(found.flow_run_id)
     # Of a task run or a subflow run that Prefect started again, the submissions in it are repeated too.
-    again = sum(max(0, start.number - 1) for start in around)
-    return replace(known, repeated=True, retried=True, tries=known.tries + again) if again else known
+    again = [max(0, start.number - 1) for start in around]
+    while again and not again[-1]:
+        again.pop()
+    return replace(known, repeated=True, retried=True, again=tuple(again)) if again else known
 
 
 def may_run_twice() -> bool:
@@ -311,16 +333,7 @@ async def _read_run(flow_run: FlowRun) -> RunContext:
 def note_submitted(where: RunContext, job_id: str) -> None:
     """Remember that this try submitted a job rather than attached to it."""
     with _lock:
-        _submitted[job_id] = (where.identity, where.tries)
-
-
-def count(where: RunContext, digest: str) -> int:
-    """Count one more submission of this payload in this attempt; returns how many came before it."""
-    with _lock:
-        counter = _counts.setdefault((where.identity, where.attempt), Counter())
-        number = counter[digest]
-        counter[digest] += 1
-        return number
+        _submitted[job_id] = (where.identity, (where.tries, where.again))
 
 
 def submitted_so_far(where: RunContext, digest: str) -> int:
@@ -336,13 +349,16 @@ def call_index(where: RunContext, digest: str) -> int:
     the submissions of its earlier starts once more, so they get the numbers that those had.
     """
     with _lock:
-        places = []
-        for start in _starts(where.flow_run_id):
+        places, known = [], None
+        for start in reversed(_starts(where.flow_run_id)):
             made = _made.setdefault((start.run_id, start.number), Counter())
             places.append((start.run_id, digest, made[digest]))
             made[digest] += 1
+            known = _numbers.get(places[-1])
+            if known is not None:  # the runs around this one have counted it when it was made for the first time
+                break
         counter = _counts.setdefault((where.identity, where.attempt), Counter())
-        number = next((known for place in places if (known := _numbers.get(place)) is not None), counter[digest])
+        number = counter[digest] if known is None else known
         counter[digest] = max(counter[digest], number + 1)
         for place in places:
             _numbers[place] = number

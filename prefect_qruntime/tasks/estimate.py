@@ -348,7 +348,7 @@ async def _question(cost: CostEstimate, above: float) -> _Question | None:
     """What to ask; None if the cost is within the limit."""
     run = _asking_flow_run(above, "above")
     # Counted before it is known whether to ask: the key must be the same when the flow runs from the top.
-    number = run_context.count(await current_run(), f"approval {cost.work}")
+    number = run_context.call_index(await current_run(), f"approval {cost.work}")
     if cost.high_seconds <= above:
         return None
     text = (

@@ -15,11 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar, Unpack
 
-from prefect import Task
+from prefect import State, Task
 from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture
+from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import BaseAnnotation, unmapped
 from prefect.utilities.collections import isiterable
+from prefect.utilities.engine import resolve_inputs_sync
 
 from prefect_qruntime import run_context
 from prefect_qruntime.admission import policy
@@ -309,6 +311,7 @@ class SubmitTask(InFlowTask[..., Any]):
         context = FlowRunContext.get()
         if context is None or context.flow_run is None or context.detached:
             return None
+        arguments = {name: _bare(value) for name, value in arguments.items()}
         # Only the digest is needed, and the route is not part of it.
         fields: dict[str, Any] = digest_fields(spec_fields(arguments))  # type: ignore[arg-type]
         backend = getattr(fields.get("backend"), "name", fields.get("backend"))
@@ -316,8 +319,11 @@ class SubmitTask(InFlowTask[..., Any]):
             fields["backend"] = "any"
         fields.pop("tags", None)
         where = network_loop().run(current_run())
-        if _holds_future(arguments.get("pubs")) or any(_holds_future(value) for value in fields.values()):
-            # The payload comes from another task: numbered by the order of calls, apart from those counted by payload.
+        if _is_pending(arguments.get("pubs")) or any(_is_pending(value) for value in fields.values()):
+            # The payload comes from another task. In this process it is counted when it is there: the order in which
+            # results arrive may be another one the next time. In another process it cannot be.
+            if isinstance(context.task_runner, ThreadPoolTaskRunner):
+                return None
             return _BY_ORDER + run_context.call_index(where, "unknown payload")
         try:
             digest = make_spec(arguments.get("pubs"), **fields).digest()
@@ -327,31 +333,35 @@ class SubmitTask(InFlowTask[..., Any]):
 
     def _numbers(self, arguments: dict[str, Any]) -> Any:
         """A number for each mapped call, by Prefect's own rules of mapping."""
+        # As Prefect does: it maps over what a future holds, and over what an annotation other than `unmapped` does.
+        arguments = resolve_inputs_sync(arguments, max_depth=0)
         mapped = {
-            name: list(value)
+            name: list(_bare(value))
             for name, value in arguments.items()
-            if not isinstance(value, BaseAnnotation) and isiterable(value)
+            if not isinstance(value, unmapped) and isiterable(_bare(value))
         }
         length = max((len(value) for value in mapped.values()), default=0)
         if length == 0:
             return unmapped(None)
-        fixed = {
-            name: value.unwrap() if isinstance(value, BaseAnnotation) else value
-            for name, value in arguments.items()
-            if name not in mapped
-        }
+        fixed = {name: value for name, value in arguments.items() if name not in mapped}
         return [
             self._number({**fixed, **{name: value[i] for name, value in mapped.items() if i < len(value)}})
             for i in range(length)
         ]
 
 
-def _holds_future(value: Any) -> bool:
-    if isinstance(value, PrefectFuture):
+def _bare(value: Any) -> Any:
+    """The value that Prefect hands to the task for an annotated one."""
+    return value.unwrap() if isinstance(value, BaseAnnotation) else value
+
+
+def _is_pending(value: Any) -> bool:
+    """Whether Prefect replaces it, or a part of it, by another task's result when the call runs."""
+    if isinstance(value, PrefectFuture | State):
         return True
     if isinstance(value, dict):
-        return any(_holds_future(item) for item in value.values())
-    return isinstance(value, list | tuple | set) and any(_holds_future(item) for item in value)
+        return any(_is_pending(item) for item in value.values())
+    return isinstance(value, list | tuple | set) and any(_is_pending(_bare(item)) for item in value)
 
 
 def _as_submit_task(plain: Task[..., Any], numbered: Task[..., Any]) -> SubmitTask:
