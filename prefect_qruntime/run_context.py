@@ -41,7 +41,9 @@ __all__ = [
     "RunContext",
     "call_index",
     "current_run",
+    "has_had",
     "may_run_twice",
+    "note_attached",
     "note_submitted",
     "process_facts",
     "process_is_gone",
@@ -178,10 +180,10 @@ class RunContext:
         if not self.retried or isinstance(job_error(dead), JobRanTooLong):
             return False
         with _lock:
-            submitted_in = _submitted.get(dead.id)
-        if submitted_in is not None and submitted_in[0] == self.identity:
+            had_in = _had.get((self.identity, dead.id))
+        if had_in is not None:
             # From the outside in: the retry of an outer run begins the inner ones anew.
-            return submitted_in[1] < (self.tries, self.again)
+            return had_in < (self.tries, self.again)
         # Another process submitted it. Attempts in two processes are seconds apart; clocks may differ by minutes.
         if self.asked is None or dead.created_at is None:
             return True
@@ -204,8 +206,8 @@ _made: LRUCache[tuple[str, int], Counter[str]] = LRUCache(16 * _KEEP)
 _numbers: LRUCache[tuple[str, str, int], int] = LRUCache(64 * _KEEP)
 """The number of the n-th submission of a payload in a task run or subflow run, which makes it again when repeated."""
 
-_submitted: LRUCache[str, tuple[str, tuple[int, tuple[int, ...]]]] = LRUCache(16 * _KEEP)
-"""For jobs that this process submitted: the run, and how often it and what is in it had been retried then."""
+_had: LRUCache[tuple[str, str], tuple[int, tuple[int, ...]]] = LRUCache(16 * _KEEP)
+"""For a run and a job that it got in this process: how often the run and what is in it had been retried then."""
 
 
 def _renew_lock() -> None:
@@ -332,8 +334,19 @@ async def _read_run(flow_run: FlowRun) -> RunContext:
 
 def note_submitted(where: RunContext, job_id: str) -> None:
     """Remember that this try submitted a job rather than attached to it."""
+    note_attached(where, job_id)
+
+
+def note_attached(where: RunContext, job_id: str) -> None:
+    """Remember that this try has the job, unless an earlier one had it already."""
     with _lock:
-        _submitted[job_id] = (where.identity, (where.tries, where.again))
+        _had.setdefault((where.identity, job_id), (where.tries, where.again))
+
+
+def has_had(where: RunContext, job_id: str) -> bool:
+    """Whether the run got the job in this process."""
+    with _lock:
+        return (where.identity, job_id) in _had
 
 
 def submitted_so_far(where: RunContext, digest: str) -> int:

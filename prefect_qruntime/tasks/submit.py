@@ -32,6 +32,7 @@ from prefect_qruntime.admission.locks import (
     mark_accepted,
     mark_sent,
     marks_and_notes,
+    noted_before,
     noted_by_earlier_attempts,
     submission_lock,
 )
@@ -41,7 +42,7 @@ from prefect_qruntime.client.inputs.spec import JobSpec, input_notices
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.programs.make import on_executor, program_is_gone, route_notices
-from prefect_qruntime.client.submission import Intent
+from prefect_qruntime.client.submission import History, Intent
 from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobRef, is_mock
@@ -129,12 +130,24 @@ async def _submit(
         )
     flow_tag = submission_keys.flow_tag(where.flow_run_id) if where.flow_run_id else None
 
+    had: set[str] = set()  # of the jobs with the key: those that earlier attempts of this flow run had, or may have had
+
+    async def key_history_of_run(tag: str) -> History:
+        known = await key_history(tag)
+        if known.job_id is not None:
+            had.add(known.job_id)
+            if not await noted_before(where, tag, known.job_id):
+                had.discard(known.job_id)
+        return known
+
     def renew_failed(job: Job) -> bool:
-        # Within one attempt, a failed job found under an explicit key is the answer; a later run wants a new one.
+        # A failed job that another run submitted under an explicit key is the answer if this run had it while it lived;
+        # a later run wants a new one.
         anew = where.may_resubmit(
             job, service_ahead=client.known_clock_skew() or 0.0, prefect_ahead=clock_offset() or 0.0
         )
-        return anew or (flow_tag is not None and flow_tag not in job.tags)
+        later = flow_tag is not None and flow_tag not in job.tags
+        return anew or (later and job.id not in had and not run_context.has_had(where, job.id))
 
     def key_tag(generation: int) -> str:
         return submission_keys.key_tag(client.connection.crn, identity, digest, index=number, generation=generation)
@@ -151,7 +164,7 @@ async def _submit(
     alone = submission_lock(key_tag(0)) if shared else contextlib.nullcontext()
     history = noted_by_earlier_attempts(where)
     if marked:
-        history = key_history if submission_key is not None else marks_and_notes(history)
+        history = key_history_of_run if submission_key is not None else marks_and_notes(history)
     async with (
         cancels_jobs(client, known),
         ends_if_cancelled(client, where=where) if runs else contextlib.nullcontext() as watch,
@@ -180,8 +193,7 @@ async def _submit(
             def bought(new: JobRef) -> None:
                 known.append(new.id)
                 note_owner(client, new.id, runs)
-                if not new.attached:
-                    run_context.note_submitted(where, new.id)
+                (run_context.note_attached if new.attached else run_context.note_submitted)(where, new.id)
                 passing.bought(new)
 
             async def before_post(key: str) -> JobSpec | None:
