@@ -182,7 +182,7 @@ class RunContext:
         with _lock:
             had_in = _had.get((self.identity, dead.id))
         if had_in is not None:
-            # From the outside in: the retry of an outer run begins the inner ones anew.
+            # From the outside in: the retry of an outer run begins the count of the inner ones again.
             return had_in < (self.tries, self.again)
         # Another process submitted it. Attempts in two processes are seconds apart; clocks may differ by minutes.
         if self.asked is None or dead.created_at is None:
@@ -228,50 +228,40 @@ class _Start:
     number: int
 
 
-def _around(kind: type[TaskRunContext | FlowRunContext]) -> list[Any]:
-    """The contexts of a kind around the caller, the innermost first.
+def _around() -> tuple[list[FlowRunContext], list[_Start]]:
+    """The contexts of the flow runs around the caller, the innermost first; and all starts, the outermost first.
 
-    Prefect itself shows the innermost only; its contexts hold the one that they were entered in.
+    Prefect itself shows the innermost of each kind only; its contexts hold the one that they were entered in.
     """
-    found: dict[UUID, Any] = {}  # Prefect enters some contexts twice
-    context: Any = kind.get()
-    while isinstance(context, kind):
-        run = context.task_run if isinstance(context, TaskRunContext) else context.flow_run
-        if run is not None:
-            found.setdefault(run.id, context)
+    flows, tasks = dict[UUID, Any](), dict[UUID, Any]()  # Prefect enters some contexts twice
+    context: Any = TaskRunContext.get()
+    while isinstance(context, TaskRunContext):
+        tasks.setdefault(context.task_run.id, context.task_run)
         context = None if context._token is None else context._token.old_value
-    return list(found.values())
-
-
-def _starts(top_flow_run: str | None) -> list[_Start]:
-    """The task runs and subflow runs around the caller, the outermost first."""
-    flow_runs = [one.flow_run for one in reversed(_around(FlowRunContext))]
-    inside: dict[UUID | None, list[_Start]] = {}
-    for context in reversed(_around(TaskRunContext)):
-        inside.setdefault(context.task_run.flow_run_id, []).append(_start(context.task_run))
-    found = inside.pop(None, [])
-    for flow_run in flow_runs:
-        found += [_start(flow_run)] if str(flow_run.id) != top_flow_run else []
-        found += inside.pop(flow_run.id, [])
-    return found
-
-
-def _start(run: FlowRun | TaskRun) -> _Start:
-    return _Start(str(run.id), run.run_count or 0)
+    context = FlowRunContext.get()
+    while isinstance(context, FlowRunContext) and context.flow_run is not None:
+        flows.setdefault(context.flow_run.id, context)
+        top = context.flow_run.parent_task_run_id is None
+        context = None if top or context._token is None else context._token.old_value
+    runs: list[FlowRun | TaskRun] = [one for one in reversed(tasks.values()) if one.flow_run_id not in flows]
+    for flow_context in reversed(flows.values()):
+        inside = [one for one in reversed(tasks.values()) if one.flow_run_id == flow_context.flow_run.id]
+        runs += [flow_context.flow_run, *inside]
+    return list(flows.values()), [_Start(str(one.id), one.run_count or 0) for one in runs]
 
 
 async def current_run() -> RunContext:
     """The run of the running task. Asks Prefect once per flow run attempt and process."""
-    flows = _around(FlowRunContext)
+    flows, around = _around()
     if not flows:
-        around = _starts(None)
         identity = f"task-run:{around[0].run_id}" if around else f"call:{uuid.uuid4()}"
         known = RunContext(None, identity, False, False, 0, time.monotonic())
     else:
         # One answer for all of an attempt, its subflows too: they count their submissions together. Prefect does not
         # count a resume as another run; when the flow was started distinguishes them.
-        flow_run: FlowRun = flows[-1].flow_run
-        attempt = (str(flow_run.id), flow_run.run_count or 0, flows[-1].start_time)
+        top, flow_run = flows[-1], flows[-1].flow_run
+        assert flow_run is not None  # noqa: S101 - `_around` has looked
+        attempt = (str(flow_run.id), flow_run.run_count or 0, top.start_time)
         with _lock:
             found = _runs.get(attempt)
         if found is None:
@@ -279,9 +269,9 @@ async def current_run() -> RunContext:
             found = await network_loop().state(_Reading).join(lambda: _read_run(flow_run), *attempt)
             with _lock:
                 _runs[attempt] = found
-        known, around = found, _starts(found.flow_run_id)
+        known = found
     # Of a task run or a subflow run that Prefect started again, the submissions in it are repeated too.
-    again = [max(0, start.number - 1) for start in around]
+    again = [max(0, start.number - 1) for start in around if start.run_id != known.flow_run_id]
     while again and not again[-1]:
         again.pop()
     return replace(known, repeated=True, retried=True, again=tuple(again)) if again else known
@@ -363,7 +353,9 @@ def call_index(where: RunContext, digest: str) -> int:
     """
     with _lock:
         places, known = [], None
-        for start in reversed(_starts(where.flow_run_id)):
+        for start in reversed(_around()[1]):
+            if start.run_id == where.flow_run_id:
+                continue
             made = _made.setdefault((start.run_id, start.number), Counter())
             places.append((start.run_id, digest, made[digest]))
             made[digest] += 1

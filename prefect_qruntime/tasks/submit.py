@@ -122,12 +122,13 @@ async def _submit(
         identity = where.identity
         number = 0 if replaces else run_context.call_index(where, digest) if call_index is None else call_index
     first = 0
-    submitted_so_far = 1 if submission_key is not None else run_context.submitted_so_far(where, digest)
-    # Outside flows each call is a run of its own, with a key of its own, unless a task of the user's is around it.
-    if replaces is not None and (submitted_so_far or where.flow_run_id is not None):
-        number, first = submission_keys.next_generation(
-            replaces, client.connection.crn, identity, digest, submitted_so_far=submitted_so_far
-        )
+    if replaces is not None:
+        submitted_so_far = 1 if submission_key is not None else run_context.submitted_so_far(where, digest)
+        # Outside flows each call is a run of its own, with a key of its own, unless a task of the user's is around it.
+        if submitted_so_far or where.flow_run_id is not None:
+            number, first = submission_keys.next_generation(
+                replaces, client.connection.crn, identity, digest, submitted_so_far=submitted_so_far
+            )
     flow_tag = submission_keys.flow_tag(where.flow_run_id) if where.flow_run_id else None
 
     had: set[str] = set()  # of the jobs with the key: those that earlier attempts of this flow run had, or may have had
