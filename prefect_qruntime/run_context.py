@@ -34,15 +34,16 @@ from prefect_qruntime.models import Job
 from prefect_qruntime.prefect_api import api, is_ending, lineage, starts_in
 
 if TYPE_CHECKING:
-    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.objects import FlowRun, TaskRun
 
 __all__ = [
     "PROCESS_FACTS",
     "RunContext",
     "call_index",
-    "count",
     "current_run",
+    "has_had",
     "may_run_twice",
+    "note_attached",
     "note_submitted",
     "process_facts",
     "process_is_gone",
@@ -146,6 +147,8 @@ class RunContext:
         deployment_id: The deployment of the flow run, if it has one.
         asked: When the previous try ended, on Prefect's clock; None if unknown.
         tries: How often it was retried. A resume does not count, although it starts the flow run again.
+        again: How often Prefect started each task run and subflow run around the caller again, the outermost first;
+            without zeros at the end.
         starts: In how many processes it had been started when this one first read it; 0 outside a flow.
         ending: Whether it was being cancelled then.
     """
@@ -159,6 +162,7 @@ class RunContext:
     deployment_id: str | None = None
     asked: datetime | None = None
     tries: int = 0
+    again: tuple[int, ...] = ()
     starts: int = 0
     ending: bool = False
 
@@ -176,9 +180,10 @@ class RunContext:
         if not self.retried or isinstance(job_error(dead), JobRanTooLong):
             return False
         with _lock:
-            submitted_in = _submitted.get(dead.id)
-        if submitted_in is not None and submitted_in[0] == self.identity:
-            return submitted_in[1] < self.tries
+            had_in = _had.get((self.identity, dead.id))
+        if had_in is not None:
+            # From the outside in: the retry of an outer run begins the count of the inner ones again.
+            return had_in < (self.tries, self.again)
         # Another process submitted it. Attempts in two processes are seconds apart; clocks may differ by minutes.
         if self.asked is None or dead.created_at is None:
             return True
@@ -201,8 +206,8 @@ _made: LRUCache[tuple[str, int], Counter[str]] = LRUCache(16 * _KEEP)
 _numbers: LRUCache[tuple[str, str, int], int] = LRUCache(64 * _KEEP)
 """The number of the n-th submission of a payload in a task run or subflow run, which makes it again when repeated."""
 
-_submitted: LRUCache[str, tuple[str, int]] = LRUCache(16 * _KEEP)
-"""For jobs that this process submitted: the run, and how often it had been retried then."""
+_had: LRUCache[tuple[str, str], tuple[int, tuple[int, ...]]] = LRUCache(16 * _KEEP)
+"""For a run and a job that it got in this process: how often the run and what is in it had been retried then."""
 
 
 def _renew_lock() -> None:
@@ -223,33 +228,40 @@ class _Start:
     number: int
 
 
-def _starts(top_flow_run: str | None) -> list[_Start]:
-    """The task runs and then the subflow runs around the caller, each the innermost first.
+def _around() -> tuple[list[FlowRunContext], list[_Start]]:
+    """The contexts of the flow runs around the caller, the innermost first; and all starts, the outermost first.
 
     Prefect itself shows the innermost of each kind only; its contexts hold the one that they were entered in.
     """
-    found = []
-    for kind in (TaskRunContext, FlowRunContext):
-        context: Any = kind.get()
-        while isinstance(context, TaskRunContext | FlowRunContext):
-            run = context.task_run if isinstance(context, TaskRunContext) else context.flow_run
-            if run is not None and str(run.id) != top_flow_run:
-                found.append(_Start(str(run.id), run.run_count or 0))
-            context = None if context._token is None else context._token.old_value
-    return found
+    flows, tasks = dict[UUID, Any](), dict[UUID, Any]()  # Prefect enters some contexts twice
+    context: Any = TaskRunContext.get()
+    while isinstance(context, TaskRunContext):
+        tasks.setdefault(context.task_run.id, context.task_run)
+        context = None if context._token is None else context._token.old_value
+    context = FlowRunContext.get()
+    while isinstance(context, FlowRunContext) and context.flow_run is not None:
+        flows.setdefault(context.flow_run.id, context)
+        top = context.flow_run.parent_task_run_id is None
+        context = None if top or context._token is None else context._token.old_value
+    runs: list[FlowRun | TaskRun] = [one for one in reversed(tasks.values()) if one.flow_run_id not in flows]
+    for flow_context in reversed(flows.values()):
+        inside = [one for one in reversed(tasks.values()) if one.flow_run_id == flow_context.flow_run.id]
+        runs += [flow_context.flow_run, *inside]
+    return list(flows.values()), [_Start(str(one.id), one.run_count or 0) for one in runs]
 
 
 async def current_run() -> RunContext:
     """The run of the running task. Asks Prefect once per flow run attempt and process."""
-    flow_context = FlowRunContext.get()
-    flow_run: FlowRun | None = flow_context.flow_run if flow_context is not None else None
-    if flow_run is None:
-        around = _starts(None)
-        identity = f"task-run:{around[-1].run_id}" if around else f"call:{uuid.uuid4()}"
+    flows, around = _around()
+    if not flows:
+        identity = f"task-run:{around[0].run_id}" if around else f"call:{uuid.uuid4()}"
         known = RunContext(None, identity, False, False, 0, time.monotonic())
     else:
-        # Prefect does not count a resume as another run; when the flow was started distinguishes them.
-        attempt = (str(flow_run.id), flow_run.run_count or 0, flow_context.start_time if flow_context else None)
+        # One answer for all of an attempt, its subflows too: they count their submissions together. Prefect does not
+        # count a resume as another run; when the flow was started distinguishes them.
+        top, flow_run = flows[-1], flows[-1].flow_run
+        assert flow_run is not None  # noqa: S101 - `_around` has looked
+        attempt = (str(flow_run.id), flow_run.run_count or 0, top.start_time)
         with _lock:
             found = _runs.get(attempt)
         if found is None:
@@ -257,10 +269,12 @@ async def current_run() -> RunContext:
             found = await network_loop().state(_Reading).join(lambda: _read_run(flow_run), *attempt)
             with _lock:
                 _runs[attempt] = found
-        known, around = found, _starts(found.flow_run_id)
+        known = found
     # Of a task run or a subflow run that Prefect started again, the submissions in it are repeated too.
-    again = sum(max(0, start.number - 1) for start in around)
-    return replace(known, repeated=True, retried=True, tries=known.tries + again) if again else known
+    again = [max(0, start.number - 1) for start in around if start.run_id != known.flow_run_id]
+    while again and not again[-1]:
+        again.pop()
+    return replace(known, repeated=True, retried=True, again=tuple(again)) if again else known
 
 
 def may_run_twice() -> bool:
@@ -310,17 +324,19 @@ async def _read_run(flow_run: FlowRun) -> RunContext:
 
 def note_submitted(where: RunContext, job_id: str) -> None:
     """Remember that this try submitted a job rather than attached to it."""
-    with _lock:
-        _submitted[job_id] = (where.identity, where.tries)
+    note_attached(where, job_id)
 
 
-def count(where: RunContext, digest: str) -> int:
-    """Count one more submission of this payload in this attempt; returns how many came before it."""
+def note_attached(where: RunContext, job_id: str) -> None:
+    """Remember that this try has the job, unless an earlier one had it already."""
     with _lock:
-        counter = _counts.setdefault((where.identity, where.attempt), Counter())
-        number = counter[digest]
-        counter[digest] += 1
-        return number
+        _had.setdefault((where.identity, job_id), (where.tries, where.again))
+
+
+def has_had(where: RunContext, job_id: str) -> bool:
+    """Whether the run got the job in this process."""
+    with _lock:
+        return (where.identity, job_id) in _had
 
 
 def submitted_so_far(where: RunContext, digest: str) -> int:
@@ -336,13 +352,18 @@ def call_index(where: RunContext, digest: str) -> int:
     the submissions of its earlier starts once more, so they get the numbers that those had.
     """
     with _lock:
-        places = []
-        for start in _starts(where.flow_run_id):
+        places, known = [], None
+        for start in reversed(_around()[1]):
+            if start.run_id == where.flow_run_id:
+                continue
             made = _made.setdefault((start.run_id, start.number), Counter())
             places.append((start.run_id, digest, made[digest]))
             made[digest] += 1
+            known = _numbers.get(places[-1])
+            if known is not None:  # the runs around this one have counted it when it was made for the first time
+                break
         counter = _counts.setdefault((where.identity, where.attempt), Counter())
-        number = next((known for place in places if (known := _numbers.get(place)) is not None), counter[digest])
+        number = counter[digest] if known is None else known
         counter[digest] = max(counter[digest], number + 1)
         for place in places:
             _numbers[place] = number

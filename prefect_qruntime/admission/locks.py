@@ -57,6 +57,7 @@ __all__ = [
     "mark_accepted",
     "mark_sent",
     "marks_and_notes",
+    "noted_before",
     "noted_by_earlier_attempts",
     "read_locks",
     "submission_lock",
@@ -459,6 +460,21 @@ def noted_by_earlier_attempts(where: RunContext) -> KeyHistory | None:
         return History(accepted=tag in jobs, job_id=jobs.get(tag))
 
     return history
+
+
+async def noted_before(where: RunContext, tag: str, job_id: str) -> bool:
+    """Whether an earlier attempt of a flow run submitted a job or attached to it, as far as Prefect has a record.
+
+    Raises:
+        Exception: Prefect's API failed.
+    """
+    noted = noted_by_earlier_attempts(where)
+    if noted is None:
+        return False
+    if (await noted(tag)).job_id == job_id:
+        return True
+    record = await find_record("job", job_id)  # which the run that submitted it may have begun
+    return record is not None and record.meta.get("flow_run") == where.flow_run_id
 
 
 async def _noted_jobs(flow_run_id: UUID) -> dict[str, str]:

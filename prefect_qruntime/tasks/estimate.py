@@ -13,12 +13,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Unpack
+from uuid import UUID
 
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext, TaskRunContext
-from prefect.exceptions import FlowPauseTimeout
+from prefect.exceptions import FlowPauseTimeout, PrefectHTTPStatusError
 from prefect.flow_runs import apause_flow_run, asuspend_flow_run, pause_flow_run, suspend_flow_run
-from prefect.input import RunInput
+from prefect.input import RunInput, keyset_from_paused_state
+from prefect.states import Paused, Suspended
 from pydantic import Field
 
 from prefect_qruntime import run_context
@@ -29,6 +31,7 @@ from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.errors import ApprovalDenied, InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.artifacts import recent_records
+from prefect_qruntime.prefect_api import api
 from prefect_qruntime.redact import number_text
 from prefect_qruntime.run_context import current_run
 from prefect_qruntime.tasks.definitions import (
@@ -349,16 +352,34 @@ async def _question(cost: CostEstimate, above: float) -> _Question | None:
     """What to ask; None if the cost is within the limit."""
     run = _asking_flow_run(above, "above")
     # Counted before it is known whether to ask: the key must be the same when the flow runs from the top.
-    number = run_context.count(await current_run(), f"approval {cost.work}")
+    where = await current_run()
+    number = run_context.call_index(where, f"approval {cost.work}")
     if cost.high_seconds <= above:
         return None
     text = (
         f"**Approve {cost.high_seconds:.3g} QPU seconds?** {cost} You are asked because the upper end is above "
         f"{number_text(above)} QPU seconds. Without approval nothing is submitted and the flow run fails."
     )
+    suspends = run.deployment_id is not None and run.parent_task_run_id is None
+    question = _Question(f"approve-{cost.work}-{number}", text, suspends, cost)
+    # Prefect itself forgets at a retry which questions were answered.
+    if where.repeated and (answer := await _answer(run.id, question)) is not None:
+        question.check(answer)
+        return None
     notifications.log_to_run(
         f"Waiting for an approval on the flow run's page. {cost} That is above {number_text(above)} QPU seconds.",
         level=logging.WARNING,
     )
-    suspends = run.deployment_id is not None and run.parent_task_run_id is None
-    return _Question(f"approve-{cost.work}-{number}", text, suspends, cost)
+    return question
+
+
+async def _answer(flow_run_id: UUID, question: _Question) -> CostApproval | None:
+    """The answer that an earlier attempt of the flow run was given; None if it was given none."""
+    state: State[Any] = Suspended(pause_key=question.key) if question.suspends else Paused(pause_key=question.key)
+    try:
+        text = await (await api()).read_flow_run_input(flow_run_id, keyset_from_paused_state(state)["response"])
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code != 404:
+            raise
+        return None
+    return CostApproval.model_validate_json(text)

@@ -15,11 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar, Unpack
 
-from prefect import Task
+from prefect import State, Task
 from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture
+from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import BaseAnnotation, unmapped
 from prefect.utilities.collections import isiterable
+from prefect.utilities.engine import resolve_inputs_sync
 
 from prefect_qruntime import run_context
 from prefect_qruntime.admission import policy
@@ -30,6 +32,7 @@ from prefect_qruntime.admission.locks import (
     mark_accepted,
     mark_sent,
     marks_and_notes,
+    noted_before,
     noted_by_earlier_attempts,
     submission_lock,
 )
@@ -39,7 +42,7 @@ from prefect_qruntime.client.inputs.spec import JobSpec, input_notices
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.programs.make import on_executor, program_is_gone, route_notices
-from prefect_qruntime.client.submission import Intent
+from prefect_qruntime.client.submission import History, Intent
 from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobRef, is_mock
@@ -119,19 +122,33 @@ async def _submit(
         identity = where.identity
         number = 0 if replaces else run_context.call_index(where, digest) if call_index is None else call_index
     first = 0
-    if replaces is not None and (submission_key is not None or where.flow_run_id is not None):
+    if replaces is not None:
         submitted_so_far = 1 if submission_key is not None else run_context.submitted_so_far(where, digest)
-        number, first = submission_keys.next_generation(
-            replaces, client.connection.crn, identity, digest, submitted_so_far=submitted_so_far
-        )
+        # Outside flows each call is a run of its own, with a key of its own, unless a task of the user's is around it.
+        if submitted_so_far or where.flow_run_id is not None:
+            number, first = submission_keys.next_generation(
+                replaces, client.connection.crn, identity, digest, submitted_so_far=submitted_so_far
+            )
     flow_tag = submission_keys.flow_tag(where.flow_run_id) if where.flow_run_id else None
 
+    had: set[str] = set()  # of the jobs with the key: those that earlier attempts of this flow run had, or may have had
+
+    async def key_history_of_run(tag: str) -> History:
+        known = await key_history(tag)
+        if known.job_id is not None:
+            had.add(known.job_id)
+            if not await noted_before(where, tag, known.job_id):
+                had.discard(known.job_id)
+        return known
+
     def renew_failed(job: Job) -> bool:
-        # Within one attempt, a failed job found under an explicit key is the answer; a later run wants a new one.
+        # A failed job that another run submitted under an explicit key is the answer if this run had it while it lived;
+        # a later run wants a new one.
         anew = where.may_resubmit(
             job, service_ahead=client.known_clock_skew() or 0.0, prefect_ahead=clock_offset() or 0.0
         )
-        return anew or (flow_tag is not None and flow_tag not in job.tags)
+        later = flow_tag is not None and flow_tag not in job.tags
+        return anew or (later and job.id not in had and not run_context.has_had(where, job.id))
 
     def key_tag(generation: int) -> str:
         return submission_keys.key_tag(client.connection.crn, identity, digest, index=number, generation=generation)
@@ -148,7 +165,7 @@ async def _submit(
     alone = submission_lock(key_tag(0)) if shared else contextlib.nullcontext()
     history = noted_by_earlier_attempts(where)
     if marked:
-        history = key_history if submission_key is not None else marks_and_notes(history)
+        history = key_history_of_run if submission_key is not None else marks_and_notes(history)
     async with (
         cancels_jobs(client, known),
         ends_if_cancelled(client, where=where) if runs else contextlib.nullcontext() as watch,
@@ -177,8 +194,7 @@ async def _submit(
             def bought(new: JobRef) -> None:
                 known.append(new.id)
                 note_owner(client, new.id, runs)
-                if not new.attached:
-                    run_context.note_submitted(where, new.id)
+                (run_context.note_attached if new.attached else run_context.note_submitted)(where, new.id)
                 passing.bought(new)
 
             async def before_post(key: str) -> JobSpec | None:
@@ -309,6 +325,7 @@ class SubmitTask(InFlowTask[..., Any]):
         context = FlowRunContext.get()
         if context is None or context.flow_run is None or context.detached:
             return None
+        arguments = {name: _bare(value) for name, value in arguments.items()}
         # Only the digest is needed, and the route is not part of it.
         fields: dict[str, Any] = digest_fields(spec_fields(arguments))  # type: ignore[arg-type]
         backend = getattr(fields.get("backend"), "name", fields.get("backend"))
@@ -316,8 +333,11 @@ class SubmitTask(InFlowTask[..., Any]):
             fields["backend"] = "any"
         fields.pop("tags", None)
         where = network_loop().run(current_run())
-        if _holds_future(arguments.get("pubs")) or any(_holds_future(value) for value in fields.values()):
-            # The payload comes from another task: numbered by the order of calls, apart from those counted by payload.
+        if _is_pending(arguments.get("pubs")) or any(_is_pending(value) for value in fields.values()):
+            # The payload comes from another task. In this process it is counted when it is there: the order in which
+            # results arrive may be another one the next time. In another process it cannot be.
+            if isinstance(context.task_runner, ThreadPoolTaskRunner):
+                return None
             return _BY_ORDER + run_context.call_index(where, "unknown payload")
         try:
             digest = make_spec(arguments.get("pubs"), **fields).digest()
@@ -327,31 +347,35 @@ class SubmitTask(InFlowTask[..., Any]):
 
     def _numbers(self, arguments: dict[str, Any]) -> Any:
         """A number for each mapped call, by Prefect's own rules of mapping."""
+        # As Prefect does: it maps over what a future holds, and over what an annotation other than `unmapped` does.
+        arguments = resolve_inputs_sync(arguments, max_depth=0)
         mapped = {
-            name: list(value)
+            name: list(_bare(value))
             for name, value in arguments.items()
-            if not isinstance(value, BaseAnnotation) and isiterable(value)
+            if not isinstance(value, unmapped) and isiterable(_bare(value))
         }
         length = max((len(value) for value in mapped.values()), default=0)
         if length == 0:
             return unmapped(None)
-        fixed = {
-            name: value.unwrap() if isinstance(value, BaseAnnotation) else value
-            for name, value in arguments.items()
-            if name not in mapped
-        }
+        fixed = {name: value for name, value in arguments.items() if name not in mapped}
         return [
             self._number({**fixed, **{name: value[i] for name, value in mapped.items() if i < len(value)}})
             for i in range(length)
         ]
 
 
-def _holds_future(value: Any) -> bool:
-    if isinstance(value, PrefectFuture):
+def _bare(value: Any) -> Any:
+    """The value that Prefect hands to the task for an annotated one."""
+    return value.unwrap() if isinstance(value, BaseAnnotation) else value
+
+
+def _is_pending(value: Any) -> bool:
+    """Whether Prefect replaces it, or a part of it, by another task's result when the call runs."""
+    if isinstance(value, PrefectFuture | State):
         return True
     if isinstance(value, dict):
-        return any(_holds_future(item) for item in value.values())
-    return isinstance(value, list | tuple | set) and any(_holds_future(item) for item in value)
+        return any(_is_pending(item) for item in value.values())
+    return isinstance(value, list | tuple | set) and any(_is_pending(_bare(item)) for item in value)
 
 
 def _as_submit_task(plain: Task[..., Any], numbered: Task[..., Any]) -> SubmitTask:

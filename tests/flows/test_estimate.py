@@ -58,6 +58,13 @@ def approve(flow_run: Any, **answer: Any) -> Any:
     return asked(lambda client: client.resume_flow_run(flow_run.id, run_input=answer or None))
 
 
+def paused(name: str) -> Any:
+    """The flow run of a name if it waits for an answer."""
+    wanted = FlowRunFilter(name=FlowRunFilterName(any_=[name]))
+    found = asked(lambda client: client.read_flow_runs(flow_run_filter=wanted))
+    return next((one for one in found if one.state is not None and one.state.is_paused()), None)
+
+
 @flow(**qr.hooks.cancel)
 def asks(credentials_block: str, above: float) -> int:
     credentials = qr.load_credentials(credentials_block)
@@ -226,18 +233,53 @@ def test_a_flow_run_without_a_deployment_waits_in_its_process(
     named = runs_a_job.with_options(flow_run_name=name)
     other = threading.Thread(target=lambda: states.append(ran(named, block, 0)[1]))
     other.start()
-    wanted = FlowRunFilter(name=FlowRunFilterName(any_=[name]))
-
-    def paused() -> Any:
-        found = asked(lambda client: client.read_flow_runs(flow_run_filter=wanted))
-        return next((one for one in found if one.state is not None and one.state.is_paused()), None)
-
-    flow_run = until(paused, 120)
+    flow_run = until(lambda: paused(name), 120)
     assert posts(sandbox) == 0
     # Its form is saved a moment later than its state.
     until(lambda: approve(flow_run, approve=True).status is SetStateStatus.ACCEPT, 60)
     other.join()
     assert states[0].is_completed()
+    assert posts(sandbox) == 1
+
+
+@pytest.mark.parametrize("asks_in", ["a deployment", "a process", "a subflow"])
+def test_a_retry_does_not_ask_again(
+    sandbox: Sandbox, block: str, monkeypatch: pytest.MonkeyPatch, asks_in: str
+) -> None:
+    monkeypatch.setattr(module, "_POLL", 0.1)
+    name, tries, states = f"asks-{uuid4().hex[:8]}", list[int](), list[Any]()
+
+    # Prefect counts it as a retry to go on after a pause.
+    @flow(retries=3, retry_delay_seconds=0, flow_run_name=name)
+    def breaks_once(credentials_block: str) -> int:
+        tries.append(runs_a_job.fn(credentials_block, 0))
+        if len(tries) == 1:
+            raise RuntimeError("something after it broke")
+        return tries[-1]
+
+    @flow
+    def parent(credentials_block: str) -> int:
+        return int(breaks_once(credentials_block))
+
+    def answer(flow_run: Any) -> None:
+        # Its form is saved a moment later than its state.
+        until(lambda: approve(flow_run, approve=True).status is SetStateStatus.ACCEPT, 60)
+
+    if asks_in == "a deployment":
+        flow_run = deployed(breaks_once, credentials_block=block)
+        assert start(breaks_once, flow_run).name == "Suspended"
+        answer(flow_run)
+        states.append(start(breaks_once, flow_run))
+    else:
+        whole: Flow[..., Any] = parent if asks_in == "a subflow" else breaks_once
+        other = threading.Thread(target=lambda: states.append(ran(whole, block)[1]))
+        other.start()
+        flow_run = until(lambda: paused(name), 120)
+        answer(flow_run)
+        other.join()
+    assert states[0].is_completed()
+    assert len(tries) == 2
+    assert len([one for one in history(flow_run) if one in ("Suspended", "Paused")]) == 1
     assert posts(sandbox) == 1
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from prefect import flow
+from prefect import flow, task
 
 from prefect_qruntime import (
     InvalidInput,
@@ -144,3 +144,23 @@ def test_what_is_no_number_of_resubmissions(
         run_job(credentials, [FLIP], backend=BACKEND, resubmit=resubmit)
     assert caught.value.field == "resubmit"
     assert sandbox.control.journal() == []
+
+
+@pytest.mark.parametrize("around", ["flow", "task", "nothing"])
+def test_each_of_equal_calls_resubmits_its_own_job(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials, around: str
+) -> None:
+    """Also in a task outside flows, as a task worker runs it."""
+
+    def calls() -> list[str]:
+        jobs = []
+        for _ in range(2):
+            sandbox.control.script_job(reason_code=THEIRS)
+            jobs.append(run_job(credentials, [FLIP], backend=BACKEND, shots=5, resubmit=1).job_id)
+        return jobs
+
+    found = {"flow": flow, "task": task, "nothing": lambda body: body}[around](calls)()
+    ended = {job["id"]: job["status"] for job in sandbox.control.jobs()}
+    assert list(ended.values()) == ["Failed", "Completed"] * 2
+    assert [ended[job] for job in found] == ["Completed"] * 2
+    assert len(set(found)) == 2

@@ -254,7 +254,7 @@ if pid == 0:
     signal.alarm(20)
     redact.register_secret("a-secret-0123456789")
     assert "0123456789" not in redact.redact("it is a-secret-0123456789")
-    run_context.count(run_context.RunContext(None, "call:1", False, False, 0, 0.0), "digest")
+    run_context.call_index(run_context.RunContext(None, "call:1", False, False, 0, 0.0), "digest")
     assert network_loop().run(take()) is not kept
     os._exit(7)
 status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
