@@ -24,7 +24,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -84,35 +84,53 @@ def identity_of(circuit: Any, fallback: bytes) -> dict[str, str]:
     return {"circuit": hashlib.sha256(text).hexdigest()}
 
 
-def _circuit(circuit: Any, loops: _Loops | None = None) -> list[Any]:
+def _circuit(
+    circuit: Any, loops: _Loops | None = None, order: tuple[Sequence[Any], Sequence[Any]] | None = None
+) -> list[Any]:
+    """A circuit, or a block whose qubits and bits are in the order in which the circuit around it numbers them."""
     loops = _Loops.around(circuit) if loops is None else loops
-    qubits = {bit: place for place, bit in enumerate(circuit.qubits)}
-    clbits = {bit: place for place, bit in enumerate(circuit.clbits)}
+    numbered = [{bit: place for place, bit in enumerate(bits)} for bits in order or (circuit.qubits, circuit.clbits)]
+    qubits, clbits = numbered
     scope = _Scope(circuit, clbits, loops)
+    registers = [[scope.registers[register.name], [clbits[bit] for bit in register]] for register in circuit.cregs]
+    if order is not None:
+        registers.sort(key=lambda register: (register[1], str(register[0])))
+    items: list[Any] = []
+    for item in circuit.data:
+        places = [qubits[bit] for bit in item.qubits], [clbits[bit] for bit in item.clbits]
+        found = scope.operation(item.operation, places)
+        items.append([found, *(map(sorted, places) if _is_control_flow(item.operation) else places)])
     return [
         len(qubits),
         len(clbits),
-        [[scope.registers[register.name], [clbits[bit] for bit in register]] for register in circuit.cregs],
+        registers,
         loops.in_order(circuit.parameters),
         [[kind, var.name, str(var.type)] for kind, var in _variables(circuit)],
         scope.value(circuit.global_phase),
-        [
-            [
-                scope.operation(item.operation),
-                [qubits[bit] for bit in item.qubits],
-                [clbits[bit] for bit in item.clbits],
-            ]
-            for item in circuit.data
-        ],
+        items,
     ]
+
+
+def _is_control_flow(operation: Any) -> bool:
+    """Whether the order of an operation's qubits and bits says nothing: qiskit's builder takes them from sets."""
+    return bool(getattr(operation, "blocks", ())) or operation.name in ("break_loop", "continue_loop")
+
+
+def _by_place(bits: Sequence[Any], places: Sequence[int]) -> list[Any]:
+    return [bits[number] for number in sorted(range(len(bits)), key=places.__getitem__)]
 
 
 def _variables(circuit: Any) -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
     for kind in ("input", "captured", "declared"):
-        vars_of = getattr(circuit, f"iter_{kind}_vars", None)
-        found += [(kind, var) for var in vars_of()] if vars_of else []
+        vars_of = getattr(circuit, f"iter_{kind}_vars", tuple)
+        # A block captures variables in the order in which qiskit's sets have them.
+        found += [(kind, var) for var in (sorted(vars_of(), key=_name_of) if kind == "captured" else vars_of())]
     return found
+
+
+def _name_of(var: Any) -> str:
+    return str(var.name)
 
 
 def _register_names(circuit: Any) -> dict[str, Any]:
@@ -174,7 +192,8 @@ class _Scope:
         self.loops = loops
         self.registers = _register_names(circuit)
 
-    def operation(self, op: Any) -> list[Any]:
+    def operation(self, op: Any, places: tuple[list[int], list[int]]) -> list[Any]:
+        """The canonical form of an operation on the qubits and bits at these places."""
         # The type of a singleton gate is a class without a module; an annotated one has no base class.
         kind = getattr(op, "base_class", type(op))
         form: list[Any] = [_COUNTED_NAME.sub("circuit", op.name)]
@@ -183,11 +202,13 @@ class _Scope:
         blocks = getattr(op, "blocks", ())
         if blocks:
             loops = self._loops_in(op)
-            return [*form, self._control_flow(op, loops), [_circuit(block, loops) for block in blocks]]
+            orders = [(_by_place(block.qubits, places[0]), _by_place(block.clbits, places[1])) for block in blocks]
+            inner = [_circuit(block, loops, order) for block, order in zip(blocks, orders, strict=True)]
+            return [*form, self._control_flow(op, loops), inner]
         form.append([self.value(value) for value in op.params])
         form.append([getattr(op, "ctrl_state", None), getattr(op, "unit", None), op.num_qubits, op.num_clbits])
         if kind.__name__ == "AnnotatedOperation":
-            return [*form, [repr(modifier) for modifier in op.modifiers], self.operation(op.base_op)]
+            return [*form, [_modifier(one) for one in op.modifiers], self.operation(op.base_op, places)]
         if kind.__module__.startswith(_COMPLETE_MODULES) or (
             kind.__name__ in _COMPLETE and kind.__module__.startswith("qiskit.")
         ):
@@ -268,6 +289,12 @@ class _Scope:
         if not known:
             raise _UnknownError(kind)
         return form
+
+
+def _modifier(modifier: Any) -> str:
+    power = getattr(modifier, "power", None)
+    # QPY writes the power 2 as 2.0.
+    return repr(modifier) if power is None or power % 1 else f"PowerModifier(power={int(power)})"
 
 
 def _cases(op: Any) -> list[Any]:
