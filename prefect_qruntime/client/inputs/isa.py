@@ -237,6 +237,8 @@ def transpile_pubs(
         optimization_level=optimization_level,
         basis_gates=[*dict.fromkeys([*(configuration.get("basis_gates") or ()), *supported])] or None,
         coupling_map=CouplingMap(coupling) if coupling else None,
+        # In nanoseconds; without it delays keep their units, which QPY does not.
+        dt=dt * 1e-9 if isinstance(dt := configuration.get("dt"), int | float) and dt > 0 else None,
         seed_transpiler=seed,
     )
     found: list[tuple[Any, ...]] = []

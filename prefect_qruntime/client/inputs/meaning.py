@@ -236,10 +236,14 @@ class _Scope:
         elif type(op).__name__ == "SwitchCaseOp":
             form += [self.value(op.target), [[self.value(case) for case in cases] for cases in _cases(op)]]
         elif type(op).__name__ in ("IfElseOp", "WhileLoopOp"):
-            form.append(self.value(op.condition))
+            form.append(self._condition(op.condition))
         elif type(op).__name__ != "BoxOp":
             raise _UnknownError(op.name)
         return form
+
+    def _condition(self, condition: Any) -> Any:
+        # A bit is compared with 1 or True, which are the same; QPY keeps one of them.
+        return self.value([condition[0], int(condition[1])] if isinstance(condition, tuple) else condition)
 
     def value(self, value: Any) -> Any:
         """The canonical form of a number, name, array, parameter expression or classical expression."""

@@ -326,12 +326,13 @@ def _blocks(seed: int) -> QuantumCircuit:
             elif kind == "measure":
                 circuit.measure(draw.randrange(5), draw.randrange(7))
             elif kind == "if":
-                with circuit.if_test(expr.equal(number(), number())) as otherwise:
+                conditions = [(circuit.clbits[2], 1), (circuit.clbits[6], False), (second, 5)]
+                with circuit.if_test(draw.choice([*conditions, expr.equal(number(), number())])) as otherwise:
                     fill(depth - 1, in_loop=in_loop)
                 with otherwise:
                     fill(depth - 1, in_loop=in_loop)
             elif kind == "while":
-                with circuit.while_loop(flag):
+                with circuit.while_loop(draw.choice([flag, (circuit.clbits[0], 0), (first, 1)])):
                     fill(depth - 1, in_loop=True)
             elif kind == "for":
                 with circuit.for_loop(range(3)) as place:
