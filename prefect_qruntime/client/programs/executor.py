@@ -254,7 +254,17 @@ def _exported(circuit: Any, field: str, *, estimator: bool) -> _Circuit:
         text = str(qasm3.dumps(circuit.assign_parameters(renamed)))
     except Exception as error:
         raise InvalidInput(f"cannot be written as OpenQASM 3: {type(error).__name__}: {error}", field=field) from None
-    return _Circuit(text.rstrip() if estimator else text, names)
+    if estimator:
+        return _Circuit(text.rstrip(), names)
+    written = {name for name, _ in scan(text, field=field).registers}
+    other = next((register.name for register in circuit.cregs if register.name not in written), None)
+    if other is not None:
+        raise InvalidInput(
+            f"has a register named {other!r}, which is not a name that OpenQASM 3 allows, so the result would have "
+            "another one. Rename it, or leave circuit_form out",
+            field=field,
+        )
+    return _Circuit(text, names)
 
 
 def _as_circuit(value: str | dict[str, Any], field: str) -> Any:

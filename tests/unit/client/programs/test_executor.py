@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 import pytest
-from qiskit import QuantumCircuit, qasm3
+from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister, qasm3
 from qiskit.circuit import Parameter, ParameterVector
 from qiskit.quantum_info import Statevector
 
@@ -420,3 +420,22 @@ def test_a_transpiled_circuit_with_its_layout(form: str) -> None:
     result = _result([(placed, observables)], program_id="estimator", shots=SHOTS, circuit_form=form)
     for value, error, want in zip(result.expectation_values(), result.standard_errors(), labels.values(), strict=True):
         assert abs(value - want) <= 5 * error + 1e-9
+
+
+@pytest.mark.parametrize("name", ["in", "measure", "a-b", "2c", "pi", "h"])
+def test_a_register_whose_name_the_text_would_change_is_refused(name: str) -> None:
+    """The exporter renames what is no name in OpenQASM 3, and the result would have no register of that name."""
+    circuit = QuantumCircuit(QuantumRegister(2, "q"), ClassicalRegister(2, name))
+    circuit.measure([0, 1], [0, 1])
+    with pytest.raises(InvalidInput, match=re.escape(repr(name))) as caught:
+        _spec([circuit], circuit_form="openqasm3")
+    assert caught.value.field == "pubs[0].circuit"
+    assert _result([circuit]).registers() == {name: 2}
+
+
+@pytest.mark.parametrize("name", ["meas", "c0", "q", "qr_meas"])
+def test_a_register_has_its_name_in_every_form(name: str) -> None:
+    circuit = QuantumCircuit(QuantumRegister(2, "q"), ClassicalRegister(2, name))
+    circuit.measure([0, 1], [0, 1])
+    for form in ("qpy", "openqasm3"):
+        assert _result([circuit], circuit_form=form).registers() == {name: 2}
