@@ -27,7 +27,7 @@ from prefect_qruntime.client.encodings.tensors import encode_tensor
 from prefect_qruntime.client.inputs.options import measurement_level, options_that_need_ibm, program_options
 from prefect_qruntime.client.inputs.pub_values import check_parameters, points_shape
 from prefect_qruntime.client.inputs.pubs import MAX_QPY_VERSION, load_qpy, write_qpy
-from prefect_qruntime.client.inputs.qasm import scan
+from prefect_qruntime.client.inputs.qasm import scan, syntax_error
 from prefect_qruntime.client.inputs.spec import (
     IBM_EXTRA,
     RECIPE_AUTHOR,
@@ -254,6 +254,11 @@ def _exported(circuit: Any, field: str, *, estimator: bool) -> _Circuit:
         text = str(qasm3.dumps(circuit.assign_parameters(renamed)))
     except Exception as error:
         raise InvalidInput(f"cannot be written as OpenQASM 3: {type(error).__name__}: {error}", field=field) from None
+    if (wrong := syntax_error(text, 3)) is not None:
+        raise InvalidInput(
+            f"cannot be written as OpenQASM 3: qiskit's text has a syntax error at {wrong}. Leave circuit_form out",
+            field=field,
+        )
     if estimator:
         return _Circuit(text.rstrip(), names)
     written = {name for name, _ in scan(text, field=field).registers}

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister, qasm3
 from qiskit.circuit import Parameter, ParameterVector
+from qiskit.circuit.library import GlobalPhaseGate
 from qiskit.quantum_info import Statevector
 
 from prefect_qruntime.client.programs import make_spec
@@ -431,6 +432,16 @@ def test_a_register_whose_name_the_text_would_change_is_refused(name: str) -> No
         _spec([circuit], circuit_form="openqasm3")
     assert caught.value.field == "pubs[0].circuit"
     assert _result([circuit]).registers() == {name: 2}
+
+
+def test_a_text_that_nobody_can_read_is_not_sent() -> None:
+    circuit = QuantumCircuit(1, 1)
+    circuit.append(GlobalPhaseGate(0.5), [])  # the exporter defines a gate without qubits
+    circuit.measure(0, 0)
+    with pytest.raises(InvalidInput, match="syntax error at line") as caught:
+        _spec([circuit], circuit_form="openqasm3")
+    assert caught.value.field == "pubs[0].circuit"
+    assert _result([circuit], shots=3).counts() == {"0": 3}
 
 
 @pytest.mark.parametrize("name", ["meas", "c0", "q", "qr_meas"])
