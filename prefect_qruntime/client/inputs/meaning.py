@@ -411,7 +411,10 @@ class _Reader:
         if is_tensor(value) and not nested_json:
             return self._tensor(value, path)
         if "__type__" in value and "__value__" in value:
-            return self._encoded(value, path)
+            form = self._encoded(value, path)
+            beside = {name: item for name, item in value.items() if name not in ("__type__", "__value__")}
+            # Of qiskit's own objects the class stands beside the value.
+            return [form, self.value(beside, path)] if beside else form
         skipped = {other for name, other in _WRITING.items() if name in value} | _VERSIONS
         return {
             name: self.value(item, f"{path}.{name}", nested_json=nested_json or name == "samplex_json")
