@@ -450,3 +450,15 @@ def test_a_register_has_its_name_in_every_form(name: str) -> None:
     circuit.measure([0, 1], [0, 1])
     for form in ("qpy", "openqasm3"):
         assert _result([circuit], circuit_form=form).registers() == {name: 2}
+
+
+@pytest.mark.parametrize("name", ["Alice", "θ", "_x", "ok"])
+def test_a_register_of_a_text_is_found_by_its_name(name: str) -> None:
+    """Qiskit's reader of OpenQASM 3 calls some of them otherwise."""
+    text = f"{families.HEAD}qubit[2] q; bit[2] {name}; x q[0]; {name} = measure q;"
+    for form in ("qpy", "openqasm3"):
+        found = _result([text], circuit_form=form, shots=3)
+        assert found.counts(register=name) == {"01": 3}
+        assert found.memory(register=name) == ["01"] * 3
+        with pytest.raises(InvalidInput, match="no register 'other'"):
+            found.counts(register="other")
