@@ -50,6 +50,11 @@ _COMPLETE = frozenset(
         "ContinueLoopOp", "Store",
     }
 )  # fmt: skip
+# Their qubits and bits come from sets of qiskit's builder: the order says nothing. Own gates may have the names, too.
+_UNORDERED = {
+    "if_else": "IfElseOp", "while_loop": "WhileLoopOp", "for_loop": "ForLoopOp", "switch_case": "SwitchCaseOp",
+    "box": "BoxOp", "break_loop": "BreakLoopOp", "continue_loop": "ContinueLoopOp",
+}  # fmt: skip
 # Where expressions are compared: at points of both signs and of several magnitudes, as `abs(t)` is `t` for positive
 # t only, `asin(sin(t))` for small ones, and `abs(t + 9)` for those above -9.
 _PROBES = (
@@ -99,7 +104,9 @@ def _circuit(
     for item in circuit.data:
         places = [qubits[bit] for bit in item.qubits], [clbits[bit] for bit in item.clbits]
         found = scope.operation(item.operation, places)
-        items.append([found, *(map(sorted, places) if _is_control_flow(item.operation) else places)])
+        kind = _UNORDERED.get(item.name)
+        unordered = kind is not None and type(item.operation).__name__ == kind
+        items.append([found, *(map(sorted, places) if unordered else places)])
     return [
         len(qubits),
         len(clbits),
@@ -109,11 +116,6 @@ def _circuit(
         scope.value(circuit.global_phase),
         items,
     ]
-
-
-def _is_control_flow(operation: Any) -> bool:
-    """Whether the order of an operation's qubits and bits says nothing: qiskit's builder takes them from sets."""
-    return bool(getattr(operation, "blocks", ())) or operation.name in ("break_loop", "continue_loop")
 
 
 def _by_place(bits: Sequence[Any], places: Sequence[int]) -> list[Any]:

@@ -235,15 +235,17 @@ def write_qpy(circuit: Any, *, field: str) -> bytes:
 def _doubtful_in_qpy(circuit: Any) -> Iterator[str]:
     """The operations that QPY may not keep; none of those that transpiled circuits consist of."""
     for item in circuit.data:
+        if item.name in _KEPT_BY_QPY or item.is_standard_gate():
+            continue
         operation = item.operation
-        if blocks := getattr(operation, "blocks", ()):
-            for block in blocks:
-                yield from _doubtful_in_qpy(block)
-        elif operation.name == "delay":
+        if item.name == "delay":
             if operation.unit not in ("dt", "expr"):
                 yield f"a delay in {operation.unit}"
-        elif operation.name not in _KEPT_BY_QPY and not item.is_standard_gate():
-            yield repr(operation.name)
+        elif blocks := getattr(operation, "blocks", ()):
+            for block in blocks:
+                yield from _doubtful_in_qpy(block)
+        else:
+            yield repr(item.name)
 
 
 def _measures(circuit: Any) -> bool:

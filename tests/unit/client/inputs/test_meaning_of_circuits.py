@@ -391,3 +391,10 @@ def test_operands_of_blocks_count() -> None:
         build([2, 1], [0, 1]), build([1, 2], [1, 0]), build([0, 2], [0, 1]), build([1, 2], [0, 1], gate=(1, 0))
     ]  # fmt: skip
     assert len({first, *map(_digest, others)}) == 5
+
+
+@pytest.mark.parametrize("name", ["box", "for_loop", "break_loop"])
+def test_the_qubits_of_a_gate_with_the_name_of_a_block_count(name: str) -> None:
+    inner = QuantumCircuit(2, name=name)
+    inner.cx(0, 1)
+    assert _digest(_on(0, 1)(inner.to_gate())) != _digest(_on(1, 0)(inner.to_gate()))
