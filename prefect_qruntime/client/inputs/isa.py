@@ -195,7 +195,7 @@ def _circuit_uses(circuit: Any, places: dict[Any, int]) -> Iterator[_Use]:
             yield from _circuit_uses(block, dict(zip(block.qubits, qubits, strict=True)))
 
 
-# What leaves a loop is none of the gates that qiskit takes for a basis.
+# Qiskit does not take the statements that leave a loop as basis gates.
 _CONTROL_FLOW = ("if_else", "for_loop", "while_loop", "switch_case", "box")
 
 
