@@ -19,6 +19,7 @@ from prefect_qruntime.client.inputs.pub_values import shape_of
 from prefect_qruntime.client.inputs.pubs import encode_array, load_qpy
 from prefect_qruntime.client.inputs.spec import JobSpec, Pub, check_scalar_bits
 from prefect_qruntime.client.parsing import read_id
+from prefect_qruntime.client.programs.expectation import in_one_register
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import JobRef, SessionRef
 
@@ -248,6 +249,7 @@ def _v1_circuit(pub: Pub, field: str) -> str:
         # Bound here: the exporter may rename parameters, and the legacy programs sort by name.
         values = _v1_point(pub, f"{field}.parameters")
         circuit = circuit.assign_parameters(dict(zip(circuit.parameters, values, strict=True)))
+    circuit = _in_order(circuit, field=f"{field}.circuit")
     # OpenQASM 2 is what every legacy program read; it has no parameters and no control flow.
     for export in (qasm2.dumps, qasm3.dumps):
         try:
@@ -255,6 +257,29 @@ def _v1_circuit(pub: Pub, field: str) -> str:
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
     raise InvalidInput(f"cannot be written as OpenQASM for the legacy dialect: {reason}", field=f"{field}.circuit")
+
+
+def _in_order(circuit: Any, *, field: str) -> Any:
+    """The same circuit with qubits and bits that a text declares in its order: a result is known by their places only.
+
+    A text has registers one after the other, and bits of none before or behind them.
+    """
+    circuit = in_one_register(circuit)
+    if [bit for register in circuit.cregs for bit in register] == circuit.clbits:
+        return circuit
+    from qiskit.circuit import ClassicalRegister, QuantumCircuit
+
+    used = {register.name for register in circuit.qregs}
+    name = next(name for number in range(len(used) + 1) if (name := f"c{number or ''}") not in used)
+    target = QuantumCircuit(circuit.qubits, *circuit.qregs, ClassicalRegister(circuit.num_clbits, name))
+    found = target.compose(circuit, target.qubits, target.clbits)
+    if len(found.cregs) > 1:  # one that a condition names, with the same bits
+        raise InvalidInput(
+            "has a condition on a register, and bits that are in no register or in several, which OpenQASM cannot "
+            "express. Declare registers that hold each bit once",
+            field=field,
+        )
+    return found
 
 
 def _v1_values(pub: Pub, field: str) -> list[float]:

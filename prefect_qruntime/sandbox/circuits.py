@@ -20,7 +20,7 @@ GATES_1Q = ("h", "p", "r", "rx", "ry", "sx", "sxdg", "u", "u1", "u2", "u3", "x",
 GATES_2Q = ("cp", "crx", "cry", "crz", "cx", "cy", "cz", "ecr", "rxx", "ryy", "rzx", "rzz", "swap")
 _FREE = ("id", "rz", "s", "sdg", "t", "tdg", "z")
 _FLOW = ("break_loop", "continue_loop", "for_loop", "if_else", "switch_case", "while_loop")
-_BASIS = ["cx", "id", "rz", "sx", "x", "for_loop", "if_else", "switch_case", "while_loop"]
+_BASIS = ["cx", "id", "rz", "sx", "x", *_FLOW]
 _OTHER = ("barrier", "delay", "initialize", "measure", "reset", "store")
 _NATIVE = frozenset((*GATES_1Q, *GATES_2Q, *_FREE, *_FLOW, *_OTHER))
 _CLIFFORD_GATES = ("h", "x", "y", "z", "s", "sdg", "sx", "sxdg", "cx", "cy", "cz", "ecr", "swap", "id")
@@ -153,6 +153,15 @@ def _known_gates() -> frozenset[str]:
     return frozenset(get_standard_gate_name_mapping()) | _NATIVE
 
 
+@cache
+def _translator() -> Any:
+    from qiskit.transpiler import PassManagerConfig
+    from qiskit.transpiler.preset_passmanagers import level_0_pass_manager
+
+    # `transpile` itself does not take the statements that leave a loop as a part of the basis.
+    return level_0_pass_manager(PassManagerConfig(basis_gates=_BASIS))
+
+
 def compact(circuit: Any, keep: frozenset[int] = frozenset()) -> tuple[Any, dict[int, int]]:
     """Drop idle qubits, barriers and delays, and translate gates that Aer or the noise model does not know.
 
@@ -161,7 +170,7 @@ def compact(circuit: Any, keep: frozenset[int] = frozenset()) -> tuple[Any, dict
     Returns:
         The circuit to run, and where each kept qubit went.
     """
-    from qiskit import QuantumCircuit, transpile
+    from qiskit import QuantumCircuit
     from qiskit.circuit import Qubit
 
     active = set(keep)
@@ -181,7 +190,7 @@ def compact(circuit: Any, keep: frozenset[int] = frozenset()) -> tuple[Any, dict
             reduced.append(item.operation, qubits, item.clbits)
     reduced = lower(reduced, _known_gates())
     if not names_in(reduced) <= _NATIVE:
-        reduced = transpile(reduced, basis_gates=_BASIS, optimization_level=0)
+        reduced = _translator().run(reduced)
     return reduced, where
 
 

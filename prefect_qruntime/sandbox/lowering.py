@@ -13,6 +13,8 @@ from prefect_qruntime.sandbox.encoding import InputError
 
 _SIMPLE = frozenset({"BIT_AND", "BIT_OR", "BIT_XOR", "LOGIC_AND", "LOGIC_OR", "EQUAL", "NOT_EQUAL", "BIT_NOT"})
 
+_JUMPS = ("break_loop", "continue_loop")
+
 
 def lower(circuit: Any, known: frozenset[str]) -> Any:
     """Return a circuit that Aer can run except for gates that it does not know; the same one if nothing changes.
@@ -35,6 +37,8 @@ def _needs_lowering(circuit: Any, known: frozenset[str]) -> bool:
     for item in circuit.data:
         operation = item.operation
         if operation.name in ("box", "switch_case", "store") or _is_own(item, known):
+            return True
+        if operation.name in _JUMPS and not item.qubits:
             return True
         condition = getattr(operation, "condition", None)
         if condition is not None and not isinstance(condition, tuple) and not _is_simple(condition):
@@ -126,6 +130,9 @@ class _Lowering:
                 self._emit_block(block, qubits, clbits)
         elif name == "switch_case":
             self._switch(operation, qubits, clbits)
+        elif name in _JUMPS:
+            self._target.barrier(self._target.qubits)  # As for stores: Aer ends the program at a jump without qubits.
+            getattr(self._target, name)()
         elif _is_own(item, self._known):
             inner = operation.definition
             self._emit(inner, dict(zip(inner.qubits, qubits, strict=True)))

@@ -176,6 +176,33 @@ def test_gates_without_a_name_in_the_simulator_are_translated(cloud, fast):
     assert set(pub_data(cloud.run([[text, None, 5]]))["c"]["samples"]) == {"0x7"}
 
 
+def _leaving(jump, body, loop):
+    """A loop that is left, or whose round ends, at once, between two measurements of a qubit that is 1."""
+    circuit = QuantumCircuit(3, 2)
+    circuit.x([0, 1, 2])
+    circuit.measure(0, 0)
+    with circuit.while_loop((circuit.clbits[0], 1)) if loop == "while" else circuit.for_loop(range(2)):
+        if body == "gate":
+            circuit.ccx(0, 1, 2)  # no gate that the simulator knows
+            circuit.measure(1, 0)
+        if body == "if":
+            with circuit.if_test((circuit.clbits[0], 1)):
+                getattr(circuit, jump)()
+        else:
+            getattr(circuit, jump)()
+        circuit.x(1)
+    circuit.measure(1, 1)
+    return circuit
+
+
+def test_what_follows_a_loop_that_is_left_is_run(cloud, fast):
+    loops = [("for", "break_loop"), ("for", "continue_loop"), ("while", "break_loop")]
+    circuits = [_leaving(jump, body, loop) for loop, jump in loops for body in ("", "gate", "if")]
+    pubs = [[encode_circuit(circuit), None, 20] for circuit in circuits]
+    results = cloud.run(pubs)["results"]
+    assert [set(result["data"]["c"]["samples"]) for result in results] == [{"0x3"}] * len(circuits)
+
+
 def test_estimator_on_a_bell_state(cloud, fast):
     observables = [{"ZZ": 1.0}, "XX", {"YY": 1.0}, {"ZI": 1.0}, {"ZZ": 2.0, "XX": 0.5}]
     result = cloud.run([[BELL_STATE, observables, None, 0.01]], program="estimator")

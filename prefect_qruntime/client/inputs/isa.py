@@ -38,7 +38,7 @@ _ALWAYS = frozenset(
         "switch_case", "break_loop", "continue_loop", "store", "box", "global_phase", "gphase",
     }
 )  # fmt: skip
-_MODIFIER = re.compile(r"(?:inv|ctrl|negctrl|pow)\s*(?:\([^()]*\))?\s*@\s*")
+_MODIFIER = re.compile(r"(inv|ctrl|negctrl|pow)\s*(?:\(([^()]*)\))?\s*@\s*")
 _CALL = re.compile(r"([^\W\d]\w*)(?!\w)\s*(\(.*\))?\s*(?:\[[^\]]*\]\s*)?((?:\$|[^\W\d]).*)?", re.DOTALL)
 _BLOCK_HEAD = re.compile(r"(?:if|else|while|for|switch|case|default|box)\b")
 _OPERAND = re.compile(r"\$([0-9]{1,9})|([^\W\d]\w*)\s*\[\s*([0-9]{1,9})\s*\]")
@@ -140,17 +140,26 @@ def _text_uses(text: str) -> Iterator[_Use]:
             total += int(declared[1] or declared[4] or 1)
             yield _Use("", (total - 1,))
             continue
-        while modifier := _MODIFIER.match(statement):
-            statement = statement[modifier.end() :]
         if _BLOCK_HEAD.match(statement):
             # A branch without braces ("if (c) x $0") ends in a statement of its own.
             statement = _after_condition(statement)
+        controls = ""
+        while modifier := _MODIFIER.match(statement):
+            statement = statement[modifier.end() :]
+            controls += _controls(modifier[1], modifier[2] or "1")
         call = _CALL.fullmatch(statement)
         if call is None or call[1] in _WORDS or not call[3] or "=" in statement:
             continue
         spots = [_place(operand, starts) for operand in call[3].split(",")]
         known = [spot for spot in spots if spot is not None]
-        yield _Use(call[1], tuple(known) if len(known) == len(spots) else None)
+        yield _Use(controls + call[1], tuple(known) if len(known) == len(spots) else None)
+
+
+def _controls(modifier: str, count: str) -> str:
+    """What a modifier puts before the name of a gate: `ctrl @ z` is `cz`, and no backend has one with `negctrl`."""
+    if modifier == "negctrl":
+        return "negctrl @ "
+    return "c" * (int(count) if count.strip().isdecimal() else 1) if modifier == "ctrl" else ""
 
 
 def _place(operand: str, starts: Mapping[str, int]) -> int | None:
@@ -186,7 +195,8 @@ def _circuit_uses(circuit: Any, places: dict[Any, int]) -> Iterator[_Use]:
             yield from _circuit_uses(block, dict(zip(block.qubits, qubits, strict=True)))
 
 
-_CONTROL_FLOW = ("if_else", "for_loop", "while_loop", "switch_case", "break_loop", "continue_loop", "box")
+# Qiskit does not take the statements that leave a loop as basis gates.
+_CONTROL_FLOW = ("if_else", "for_loop", "while_loop", "switch_case", "box")
 
 
 def transpile_pubs(
@@ -233,12 +243,17 @@ def transpile_pubs(
         raise InvalidInput("transpiling needs qiskit: pip install 'prefect-qruntime[qiskit]'", field="pubs") from None
     coupling = configuration.get("coupling_map")
     supported = [name for name in configuration.get("supported_instructions") or () if name in _CONTROL_FLOW]
-    manager = generate_preset_pass_manager(
-        optimization_level=optimization_level,
-        basis_gates=[*dict.fromkeys([*(configuration.get("basis_gates") or ()), *supported])] or None,
-        coupling_map=CouplingMap(coupling) if coupling else None,
-        seed_transpiler=seed,
-    )
+    try:
+        manager = generate_preset_pass_manager(
+            optimization_level=optimization_level,
+            basis_gates=[*dict.fromkeys([*(configuration.get("basis_gates") or ()), *supported])] or None,
+            coupling_map=CouplingMap(coupling) if coupling else None,
+            # In nanoseconds; without it delays keep their units, which QPY does not.
+            dt=dt * 1e-9 if isinstance(dt := configuration.get("dt"), int | float) and dt > 0 else None,
+            seed_transpiler=seed,
+        )
+    except ValueError as error:
+        raise InvalidInput(f"qiskit cannot transpile for its gates: {error}", field="backend") from None
     found: list[tuple[Any, ...]] = []
     for place, parts in enumerate(pub_parts(pubs, program_id=program_id)):
         field = f"pubs[{place}].circuit"

@@ -24,7 +24,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -50,6 +50,11 @@ _COMPLETE = frozenset(
         "ContinueLoopOp", "Store",
     }
 )  # fmt: skip
+# Their qubits and bits come from sets of qiskit's builder: the order says nothing. Own gates may have the names, too.
+_UNORDERED = {
+    "if_else": "IfElseOp", "while_loop": "WhileLoopOp", "for_loop": "ForLoopOp", "switch_case": "SwitchCaseOp",
+    "box": "BoxOp", "break_loop": "BreakLoopOp", "continue_loop": "ContinueLoopOp",
+}  # fmt: skip
 # Where expressions are compared: at points of both signs and of several magnitudes, as `abs(t)` is `t` for positive
 # t only, `asin(sin(t))` for small ones, and `abs(t + 9)` for those above -9.
 _PROBES = (
@@ -84,35 +89,50 @@ def identity_of(circuit: Any, fallback: bytes) -> dict[str, str]:
     return {"circuit": hashlib.sha256(text).hexdigest()}
 
 
-def _circuit(circuit: Any, loops: _Loops | None = None) -> list[Any]:
+def _circuit(
+    circuit: Any, loops: _Loops | None = None, order: tuple[Sequence[Any], Sequence[Any]] | None = None
+) -> list[Any]:
+    """A circuit, or a block whose qubits and bits are in the order in which the circuit around it numbers them."""
     loops = _Loops.around(circuit) if loops is None else loops
-    qubits = {bit: place for place, bit in enumerate(circuit.qubits)}
-    clbits = {bit: place for place, bit in enumerate(circuit.clbits)}
+    numbered = [{bit: place for place, bit in enumerate(bits)} for bits in order or (circuit.qubits, circuit.clbits)]
+    qubits, clbits = numbered
     scope = _Scope(circuit, clbits, loops)
+    registers = [[scope.registers[register.name], [clbits[bit] for bit in register]] for register in circuit.cregs]
+    if order is not None:
+        registers.sort(key=lambda register: (register[1], str(register[0])))
+    items: list[Any] = []
+    for item in circuit.data:
+        places = [qubits[bit] for bit in item.qubits], [clbits[bit] for bit in item.clbits]
+        found = scope.operation(item.operation, places)
+        kind = _UNORDERED.get(item.name)
+        unordered = kind is not None and type(item.operation).__name__ == kind
+        items.append([found, *(map(sorted, places) if unordered else places)])
     return [
         len(qubits),
         len(clbits),
-        [[scope.registers[register.name], [clbits[bit] for bit in register]] for register in circuit.cregs],
+        registers,
         loops.in_order(circuit.parameters),
         [[kind, var.name, str(var.type)] for kind, var in _variables(circuit)],
         scope.value(circuit.global_phase),
-        [
-            [
-                scope.operation(item.operation),
-                [qubits[bit] for bit in item.qubits],
-                [clbits[bit] for bit in item.clbits],
-            ]
-            for item in circuit.data
-        ],
+        items,
     ]
+
+
+def _by_place(bits: Sequence[Any], places: Sequence[int]) -> list[Any]:
+    return [bits[number] for number in sorted(range(len(bits)), key=places.__getitem__)]
 
 
 def _variables(circuit: Any) -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
     for kind in ("input", "captured", "declared"):
-        vars_of = getattr(circuit, f"iter_{kind}_vars", None)
-        found += [(kind, var) for var in vars_of()] if vars_of else []
+        vars_of = getattr(circuit, f"iter_{kind}_vars", tuple)
+        # A block captures variables in the order in which qiskit's sets have them.
+        found += [(kind, var) for var in (sorted(vars_of(), key=_name_of) if kind == "captured" else vars_of())]
     return found
+
+
+def _name_of(var: Any) -> str:
+    return str(var.name)
 
 
 def _register_names(circuit: Any) -> dict[str, Any]:
@@ -174,7 +194,8 @@ class _Scope:
         self.loops = loops
         self.registers = _register_names(circuit)
 
-    def operation(self, op: Any) -> list[Any]:
+    def operation(self, op: Any, places: tuple[list[int], list[int]]) -> list[Any]:
+        """The canonical form of an operation on the qubits and bits at these places."""
         # The type of a singleton gate is a class without a module; an annotated one has no base class.
         kind = getattr(op, "base_class", type(op))
         form: list[Any] = [_COUNTED_NAME.sub("circuit", op.name)]
@@ -183,11 +204,13 @@ class _Scope:
         blocks = getattr(op, "blocks", ())
         if blocks:
             loops = self._loops_in(op)
-            return [*form, self._control_flow(op, loops), [_circuit(block, loops) for block in blocks]]
+            orders = [(_by_place(block.qubits, places[0]), _by_place(block.clbits, places[1])) for block in blocks]
+            inner = [_circuit(block, loops, order) for block, order in zip(blocks, orders, strict=True)]
+            return [*form, self._control_flow(op, loops), inner]
         form.append([self.value(value) for value in op.params])
         form.append([getattr(op, "ctrl_state", None), getattr(op, "unit", None), op.num_qubits, op.num_clbits])
         if kind.__name__ == "AnnotatedOperation":
-            return [*form, [repr(modifier) for modifier in op.modifiers], self.operation(op.base_op)]
+            return [*form, [_modifier(one) for one in op.modifiers], self.operation(op.base_op, places)]
         if kind.__module__.startswith(_COMPLETE_MODULES) or (
             kind.__name__ in _COMPLETE and kind.__module__.startswith("qiskit.")
         ):
@@ -215,10 +238,14 @@ class _Scope:
         elif type(op).__name__ == "SwitchCaseOp":
             form += [self.value(op.target), [[self.value(case) for case in cases] for cases in _cases(op)]]
         elif type(op).__name__ in ("IfElseOp", "WhileLoopOp"):
-            form.append(self.value(op.condition))
+            form.append(self._condition(op.condition))
         elif type(op).__name__ != "BoxOp":
             raise _UnknownError(op.name)
         return form
+
+    def _condition(self, condition: Any) -> Any:
+        # A bit is compared with 1 or True, which are the same; QPY keeps one of them.
+        return self.value([condition[0], int(condition[1])] if isinstance(condition, tuple) else condition)
 
     def value(self, value: Any) -> Any:
         """The canonical form of a number, name, array, parameter expression or classical expression."""
@@ -268,6 +295,12 @@ class _Scope:
         if not known:
             raise _UnknownError(kind)
         return form
+
+
+def _modifier(modifier: Any) -> str:
+    power = getattr(modifier, "power", None)
+    # QPY writes the power 2 as 2.0.
+    return repr(modifier) if power is None or power % 1 else f"PowerModifier(power={int(power)})"
 
 
 def _cases(op: Any) -> list[Any]:
@@ -380,7 +413,10 @@ class _Reader:
         if is_tensor(value) and not nested_json:
             return self._tensor(value, path)
         if "__type__" in value and "__value__" in value:
-            return self._encoded(value, path)
+            form = self._encoded(value, path)
+            beside = {name: item for name, item in value.items() if name not in ("__type__", "__value__")}
+            # Of qiskit's own objects the class stands beside the value.
+            return [form, self.value(beside, path)] if beside else form
         skipped = {other for name, other in _WRITING.items() if name in value} | _VERSIONS
         return {
             name: self.value(item, f"{path}.{name}", nested_json=nested_json or name == "samplex_json")

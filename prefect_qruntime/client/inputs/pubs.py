@@ -49,6 +49,7 @@ __all__ = [
     "qpy_bytes",
     "read_circuit",
     "read_pubs",
+    "write_qpy",
 ]
 
 
@@ -56,6 +57,7 @@ MAX_QPY_VERSION = 17
 """Newest QPY the service reads, as IBM's own client caps it; newer qiskit writes newer by default."""
 
 _MAX_QPY_BYTES = 1 << 30
+_KEPT_BY_QPY = frozenset({"measure", "reset", "barrier", "store", "break_loop", "continue_loop"})
 _MEASURE_IT = "Measure into a classical register, in OpenQASM 3 by `c = measure q;`."
 
 _MOST = {"sampler": 3, "estimator": 4}
@@ -180,14 +182,7 @@ def _from_qiskit(circuit: Any, *, sampler: bool, field: str) -> Circuit:
         raise InvalidInput(
             "nothing is measured, so the sampler would return nothing", field=field, solution=_MEASURE_IT
         )
-    from qiskit import qpy
-
-    target = io.BytesIO()
-    try:
-        qpy.dump(circuit, target, version=min(MAX_QPY_VERSION, qpy.QPY_VERSION))
-    except Exception as error:
-        raise InvalidInput(f"cannot be written as QPY: {type(error).__name__}: {error}", field=field) from None
-    plain = target.getvalue()
+    plain = write_qpy(circuit, field=field)
     if len(plain) > _MAX_QPY_BYTES:
         raise InvalidInput("larger than the service's input limit", field=field)
     return Circuit(
@@ -200,6 +195,57 @@ def _from_qiskit(circuit: Any, *, sampler: bool, field: str) -> Circuit:
         identity=identity_of(circuit, plain),
         source=circuit,
     )
+
+
+def write_qpy(circuit: Any, *, field: str) -> bytes:
+    """A `QuantumCircuit` as QPY that is read as the same circuit.
+
+    QPY does not keep everything: a delay of 10 us is read as one of 10 dt, and some operations are read as others or
+    not at all. The job would compute something else, or fail.
+
+    Raises:
+        InvalidInput: It cannot be written, or is read as something else.
+    """
+    from qiskit import qpy
+
+    target = io.BytesIO()
+    try:
+        qpy.dump(circuit, target, version=min(MAX_QPY_VERSION, qpy.QPY_VERSION))
+    except Exception as error:
+        raise InvalidInput(f"cannot be written as QPY: {type(error).__name__}: {error}", field=field) from None
+    plain = target.getvalue()
+    doubtful = list(dict.fromkeys(_doubtful_in_qpy(circuit)))
+    if doubtful:
+        written = identity_of(circuit, plain)
+        try:
+            kept = "qpy" in written or identity_of(qpy.load(io.BytesIO(plain))[0], plain) == written
+        except Exception:  # qiskit raises all kinds of errors for what it cannot read
+            kept = False
+        if not kept:
+            raise InvalidInput(
+                "cannot be sent as it is: circuits travel as QPY, from which qiskit reads "
+                f"{', '.join(doubtful[:5])} as something else, or not at all",
+                field=field,
+                solution="Transpile it for the backend first (`transpile=True` does it here), give delays in dt, or "
+                "send OpenQASM 3 text.",
+            )
+    return plain
+
+
+def _doubtful_in_qpy(circuit: Any) -> Iterator[str]:
+    """The operations that QPY may not keep; none of those that transpiled circuits consist of."""
+    for item in circuit.data:
+        if item.name in _KEPT_BY_QPY or item.is_standard_gate():
+            continue
+        operation = item.operation
+        if item.name == "delay":
+            if operation.unit not in ("dt", "expr"):
+                yield f"a delay in {operation.unit}"
+        elif blocks := getattr(operation, "blocks", ()):
+            for block in blocks:
+                yield from _doubtful_in_qpy(block)
+        else:
+            yield repr(item.name)
 
 
 def _measures(circuit: Any) -> bool:

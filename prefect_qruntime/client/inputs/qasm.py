@@ -106,7 +106,7 @@ class Program:
     Attributes:
         version: 2 or 3.
         registers: Classical registers in order of declaration, with their bits. A scalar bit is one of 1 bit.
-        scalars: Names of those that are scalar bits (`bit c;`), not registers (`bit[1] c;`).
+        scalars: Names of those that are scalar bits (`bit c;`, `creg c;`), not registers (`bit[1] c;`).
         inputs: Names of the scalar float and angle inputs, in order of declaration.
         qubits: Declared qubits; for physical qubits (`$n`) None.
         measures: Whether anything is measured.
@@ -276,6 +276,8 @@ def scan(text: str, *, field: str) -> Program:
                 scalars.append(match[2])
         elif match := _CREG.fullmatch(statement):
             registers.append((match[1], _size(match[2], constants)))
+            if match[2] is None:
+                scalars.append(match[1])
         elif match := _QUBITS.fullmatch(statement):
             wires.append((match[2], match[1], _size(match[1], constants)))
         elif match := _QREG.fullmatch(statement):

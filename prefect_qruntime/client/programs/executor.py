@@ -26,8 +26,8 @@ from prefect_qruntime.client.encodings.arrays import NpyArray
 from prefect_qruntime.client.encodings.tensors import encode_tensor
 from prefect_qruntime.client.inputs.options import measurement_level, options_that_need_ibm, program_options
 from prefect_qruntime.client.inputs.pub_values import check_parameters, points_shape
-from prefect_qruntime.client.inputs.pubs import MAX_QPY_VERSION, load_qpy
-from prefect_qruntime.client.inputs.qasm import scan
+from prefect_qruntime.client.inputs.pubs import MAX_QPY_VERSION, load_qpy, write_qpy
+from prefect_qruntime.client.inputs.qasm import scan, syntax_error
 from prefect_qruntime.client.inputs.spec import (
     IBM_EXTRA,
     RECIPE_AUTHOR,
@@ -254,7 +254,22 @@ def _exported(circuit: Any, field: str, *, estimator: bool) -> _Circuit:
         text = str(qasm3.dumps(circuit.assign_parameters(renamed)))
     except Exception as error:
         raise InvalidInput(f"cannot be written as OpenQASM 3: {type(error).__name__}: {error}", field=field) from None
-    return _Circuit(text.rstrip() if estimator else text, names)
+    if (wrong := syntax_error(text, 3)) is not None:
+        raise InvalidInput(
+            f"cannot be written as OpenQASM 3: qiskit's text has a syntax error at {wrong}. Leave circuit_form out",
+            field=field,
+        )
+    if estimator:
+        return _Circuit(text.rstrip(), names)
+    written = {name for name, _ in scan(text, field=field).registers}
+    other = next((register.name for register in circuit.cregs if register.name not in written), None)
+    if other is not None:
+        raise InvalidInput(
+            f"has a register named {other!r}, which is not a name that OpenQASM 3 allows, so the result would have "
+            "another one. Rename it, or leave circuit_form out",
+            field=field,
+        )
+    return _Circuit(text, names)
 
 
 def _as_circuit(value: str | dict[str, Any], field: str) -> Any:
@@ -270,10 +285,13 @@ def _as_circuit(value: str | dict[str, Any], field: str) -> Any:
 
     try:
         if openqasm.version_of(value) == 2:
-            return qasm2.loads(value, custom_instructions=qasm2.LEGACY_CUSTOM_INSTRUCTIONS)
-        return qasm3.loads(value)
+            circuit = qasm2.loads(value, custom_instructions=qasm2.LEGACY_CUSTOM_INSTRUCTIONS)
+        else:
+            circuit = qasm3.loads(value)
     except Exception as error:
         raise InvalidInput(f"cannot be read by qiskit: {type(error).__name__}: {error}", field=field) from None
+    write_qpy(circuit, field=field)
+    return circuit
 
 
 def _has_qiskit() -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import takewhile
 
 from prefect_qruntime.client.inputs.qasm import constant_value, scan
 from prefect_qruntime.client.programs.expectation import (
@@ -41,6 +42,7 @@ _MEASURES = (
 )
 _BARRIER = re.compile(rf"barrier\s*({_OPERAND}(?:\s*,\s*{_OPERAND})*)?")
 _NAMED = re.compile(r"\$\d+|(?<![\w.])[^\W\d]\w*")
+_END = re.compile(r"\bend\s*;")
 _LET = re.compile(r"let\s+([^\W\d]\w*)\s*=\s*(.+)")
 _LOOP = re.compile(r"\bfor\s+\w+\s*(?:\[[^\[\]]*\])?\s+(\w+)\s+in\b")
 _PHYSICAL = re.compile(r"\$(\d+)\b")
@@ -244,11 +246,14 @@ def without_last_measurements(text: str, *, field: str) -> str:
     Raises:
         InvalidInput: The text leaves open which measurements are the last ones.
     """
-    if "measure" not in text:
+    if "measure" not in text and "end" not in text:
         return text.rstrip()
-    pieces = list(_top_level(_bare(text)))
+    # What is put behind the text must be reached.
+    pieces = list(takewhile(lambda piece: _plain(piece) != "end", _top_level(_bare(text))))
     reader = _StepReader(text, field)
     try:
+        if any(map(_END.search, pieces)):
+            raise UnclearEndError
         steps = [reader.step(_plain(piece)) for piece in pieces]
         kept = without_last(steps)
     except UnclearEndError:

@@ -356,11 +356,11 @@ class JobResult(BaseModel):
             raise QuantumRuntimeError(f"PUB {pub} has no bitstrings, but {known}", job_id=self.job_id)
         if register is None:
             return list(view.registers.values())
-        if register not in view.registers:
-            raise InvalidInput(
-                f"PUB {pub} has no register {register!r}, but {', '.join(view.registers)}", field="register"
-            )
-        return [view.registers[register]]
+        # Qiskit's reader of OpenQASM 3 changes names that do not begin with one of a to z.
+        for name in (register, f"esc_{register}"):
+            if name in view.registers:
+                return [view.registers[name]]
+        raise InvalidInput(f"PUB {pub} has no register {register!r}, but {', '.join(view.registers)}", field="register")
 
     def _no_register(self, register: str | None) -> None:
         if register is not None:

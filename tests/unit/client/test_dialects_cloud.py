@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import random
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +18,8 @@ from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as hnp
 from jsonschema import Draft202012Validator
 from pydantic import BaseModel
-from qiskit import QuantumCircuit, qasm2, qpy
-from qiskit.circuit import Parameter
+from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister, qasm2, qasm3, qpy
+from qiskit.circuit import Clbit, Parameter, Qubit
 
 from prefect_qruntime.client.cost_core import busy_seconds
 from prefect_qruntime.client.dialects import v1_params, v2_params
@@ -257,6 +258,46 @@ def test_v1_writes_circuits_as_openqasm() -> None:
         looped.x(0)
     looped.measure(0, 0)
     assert v1_params(make_spec(looped, backend="b"))["circuits"][0].startswith("OPENQASM 3")
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_v1_texts_have_qubits_and_bits_in_the_order_of_the_circuit(seed: int) -> None:
+    """Results and observables of the legacy dialect know them by their places only."""
+    draw = random.Random(seed)
+    wires: list[Any] = [QuantumRegister(2, "r"), [Qubit()], QuantumRegister(1, "q"), [Qubit()]]
+    bits: list[Any] = [ClassicalRegister(2, "d"), [Clbit()], ClassicalRegister(1, "c"), [Clbit()]]
+    draw.shuffle(wires)
+    draw.shuffle(bits)
+    circuit = QuantumCircuit(*wires, *bits[: draw.randint(1, 4)])
+    turned = {place for place in range(5) if draw.random() < 0.5}
+    for place in sorted(turned):
+        circuit.x(place)
+    measured = {bit: draw.randrange(5) for bit in range(circuit.num_clbits)}
+    for bit, qubit in measured.items():
+        circuit.measure(qubit, bit)
+    if draw.random() < 0.3:
+        with circuit.if_test((circuit.clbits[0], 1)):  # goes as OpenQASM 3
+            circuit.x(0)
+    [text] = v1_params(make_spec(circuit, backend="b"))["circuits"]
+    read = qasm3.loads(text) if text.startswith("OPENQASM 3") else qasm2.loads(text)
+    places = [
+        (item.name, read.find_bit(item.qubits[0]).index, *(read.find_bit(bit).index for bit in item.clbits))
+        for item in read.data
+        if item.name in ("x", "measure")
+    ]
+    assert {place for name, place, *_ in places if name == "x"} == turned
+    assert {bit[0]: place for name, place, *bit in places if name == "measure"} == measured
+
+
+def test_v1_refuses_a_condition_on_a_register_that_no_text_has() -> None:
+    circuit = QuantumCircuit(QuantumRegister(1, "q"), [Clbit()], ClassicalRegister(1, "c"))
+    circuit.measure([0, 0], [0, 1])
+    with circuit.if_test((circuit.cregs[0], 1)):
+        circuit.x(0)
+    spec = make_spec(circuit, backend="b")
+    with pytest.raises(InvalidInput, match="condition on a register") as caught:
+        v1_params(spec)
+    assert caught.value.field == "pubs[0].circuit"
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ TAIL = " c[0] = measure $0;"
         "// h $0;\n/* cz $0, $3; */ x $0;",
         "qubit[4] q; x q; cz q[1], q[0]; c = measure q[0:1];",
         "inv @ x $0; pow(2) @ sx $0;",
+        "ctrl @ z $0, $1; inv @ ctrl(1) @ z $1, $0; if (c[0]) ctrl @ z $0, $1;",
     ],
 )
 def test_fits(body: str) -> None:
@@ -55,7 +56,11 @@ def test_fits(body: str) -> None:
         ("if (c[0]) { x $1; } else h $1;", "no gate 'h'"),
         ("qubit[5] q;", "qubit 4"),
         ("qubit[2] a; qubit[2] b; cz a[0], b[0];", "0, 2"),
-        ("ctrl @ h $0, $1;", "no gate 'h'"),
+        ("ctrl @ h $0, $1;", "no gate 'ch'"),
+        ("ctrl @ x $0, $1;", "no gate 'cx'"),
+        ("if (c[0]) inv @ ctrl @ x $0, $1;", "no gate 'cx'"),
+        ("ctrl(2) @ x $0, $1, $2;", "no gate 'ccx'"),
+        ("negctrl @ z $0, $1;", "no gate 'negctrl @ z'"),
     ],
 )
 def test_does_not_fit(body: str, words: str) -> None:

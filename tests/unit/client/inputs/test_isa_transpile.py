@@ -120,3 +120,11 @@ def test_what_cannot_be_transpiled(pubs: Any, program: str, field: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         transpile_pubs(pubs, LINE, program_id=program)
     assert caught.value.field == field
+
+
+def test_a_backend_with_gates_that_qiskit_does_not_know_is_named() -> None:
+    with pytest.raises(InvalidInput, match="gates") as caught:
+        transpile_pubs(_ghz(), {**LINE, "basis_gates": [*LINE["basis_gates"], "mine"]})
+    assert caught.value.field == "backend"
+    leaving = [*LINE["supported_instructions"], "for_loop", "break_loop", "continue_loop"]
+    assert transpile_pubs((_ghz(), [0.1]), {**LINE, "supported_instructions": leaving})

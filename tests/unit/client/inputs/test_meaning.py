@@ -124,6 +124,13 @@ def test_objects_of_the_runtime_encoder() -> None:
     assert meaning_of(parameters[0]) == meaning_of(parameters[1])
     sets = [{"__type__": "set", "__value__": list(order)} for order in ("ab", "ba")]
     assert meaning_of(sets[0]) == meaning_of(sets[1])
+    # Of qiskit's objects with settings the class stands beside the value: the same matrix is another channel.
+    channels = [
+        {"__type__": "settings", "__module__": "qiskit.quantum_info", "__class__": name, "__value__": {"data": [1.0]}}
+        for name in ("Choi", "SuperOp")
+    ]
+    assert meaning_of(channels[0]) != meaning_of(channels[1])
+    assert meaning_of(channels[0]) == meaning_of(dict(reversed(channels[0].items())))
 
 
 def _free() -> QuantumCircuit:

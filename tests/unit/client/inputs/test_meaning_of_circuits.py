@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,12 +13,22 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import example, given, strategies as st
-from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister
-from qiskit.circuit import AnnotatedOperation, Duration, Gate, InverseModifier, Parameter, PowerModifier
-from qiskit.circuit.classical import expr
+from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister, qpy
+from qiskit.circuit import (
+    AnnotatedOperation,
+    Clbit,
+    Duration,
+    Gate,
+    InverseModifier,
+    Parameter,
+    PowerModifier,
+    Qubit,
+)
+from qiskit.circuit.classical import expr, types
 from qiskit.circuit.library import PauliEvolutionGate, QFTGate, UnitaryGate, XGate
 from qiskit.quantum_info import SparsePauliOp
 
+from prefect_qruntime.client.inputs.meaning import identity_of
 from prefect_qruntime.client.programs import make_spec
 
 TWO = "OPENQASM 3.0; input float[64] a; input angle b; qubit[2] q; bit[2] c; rx(a) q[0]; c = measure q;"
@@ -288,3 +300,101 @@ def test_an_encoded_circuit_is_known_by_its_text() -> None:
     assert isinstance(encoded, dict)
     assert _digest([(encoded, None)]) == _digest([(dict(encoded), None)])
     assert make_spec(encoded, backend="b").pubs[0].identity is None
+
+
+def _blocks(seed: int) -> QuantumCircuit:
+    """Nested blocks that use several qubits, registers, loose bits and variables; the same ones for each seed."""
+    draw = random.Random(seed)
+    first, second = ClassicalRegister(3), ClassicalRegister(3)
+    circuit = QuantumCircuit(QuantumRegister(4), [Qubit()], first, second, [Clbit()])
+    variables = [circuit.add_var(name, expr.lift(number, types.Uint(3))) for number, name in enumerate("abc")]
+    flag = circuit.add_var("flag", expr.lift(True))
+
+    def number() -> Any:
+        return draw.choice([*variables, first, second])
+
+    def fill(depth: int, *, in_loop: bool = False) -> None:
+        for _ in range(draw.randint(1, 3)):
+            kind = draw.choice(
+                ["gate", "store", "measure", *(["if", "while", "for", "switch", "box"] if depth else [])]
+            )
+            if kind == "gate":
+                circuit.cx(*draw.sample(range(5), 2))
+            elif kind == "store":
+                circuit.store(draw.choice(variables), expr.bit_xor(number(), draw.choice(variables)))
+                circuit.store(flag, expr.less(number(), number()))
+            elif kind == "measure":
+                circuit.measure(draw.randrange(5), draw.randrange(7))
+            elif kind == "if":
+                conditions = [(circuit.clbits[2], 1), (circuit.clbits[6], False), (second, 5)]
+                with circuit.if_test(draw.choice([*conditions, expr.equal(number(), number())])) as otherwise:
+                    fill(depth - 1, in_loop=in_loop)
+                with otherwise:
+                    fill(depth - 1, in_loop=in_loop)
+            elif kind == "while":
+                with circuit.while_loop(draw.choice([flag, (circuit.clbits[0], 0), (first, 1)])):
+                    fill(depth - 1, in_loop=True)
+            elif kind == "for":
+                with circuit.for_loop(range(3)) as place:
+                    circuit.rx(place, draw.randrange(5))
+                    fill(depth - 1, in_loop=True)
+            elif kind == "switch":
+                with circuit.switch(draw.choice([first, second, *variables])) as case:
+                    for labels in ((0, 1), (5,), (case.DEFAULT,)):
+                        with case(*labels):
+                            fill(depth - 1, in_loop=in_loop)
+            else:
+                with circuit.box():
+                    fill(depth - 1)
+        if in_loop and draw.random() < 0.5:
+            draw.choice([circuit.break_loop, circuit.continue_loop])()
+
+    fill(3)
+    circuit.append(AnnotatedOperation(XGate(), [PowerModifier(2)]), [0])
+    circuit.measure(range(3), first)
+    return circuit
+
+
+def test_the_order_that_qiskit_gives_to_the_bits_of_a_block_does_not_count() -> None:
+    """Its builder keeps them in sets, so that the order depends on the process and on counted names."""
+    orders, found = set(), set()
+    for seed in range(40):
+        identities = set()
+        for _ in range(4):
+            circuit = _blocks(seed)
+            target = io.BytesIO()
+            qpy.dump(circuit, target, version=17)
+            target.seek(0)
+            for one in (circuit, qpy.load(target)[0]):
+                ((kind, digest),) = identity_of(one, b"").items()
+                assert kind == "circuit"
+                identities.add(digest)
+            orders.add((seed, *(circuit.find_bit(bit).index for item in circuit.data for bit in item.qubits)))
+        assert len(identities) == 1, seed
+        found |= identities
+    assert len(orders) > 40, "the orders differ, or this shows nothing"
+    assert len(found) == 40
+
+
+def test_operands_of_blocks_count() -> None:
+    def build(qubits: list[int], bits: list[int], *, gate: tuple[int, int] = (0, 1)) -> QuantumCircuit:
+        circuit = QuantumCircuit(QuantumRegister(3, "q"), ClassicalRegister(3, "out"))
+        inner = QuantumCircuit(2, 2)
+        inner.cx(*gate)
+        inner.measure(0, 0)
+        circuit.if_test((circuit.clbits[2], 1), inner, qubits, bits)
+        circuit.measure(range(3), range(3))
+        return circuit
+
+    first = _digest(build([1, 2], [0, 1]))
+    others = [
+        build([2, 1], [0, 1]), build([1, 2], [1, 0]), build([0, 2], [0, 1]), build([1, 2], [0, 1], gate=(1, 0))
+    ]  # fmt: skip
+    assert len({first, *map(_digest, others)}) == 5
+
+
+@pytest.mark.parametrize("name", ["box", "for_loop", "break_loop"])
+def test_the_qubits_of_a_gate_with_the_name_of_a_block_count(name: str) -> None:
+    inner = QuantumCircuit(2, name=name)
+    inner.cx(0, 1)
+    assert _digest(_on(0, 1)(inner.to_gate())) != _digest(_on(1, 0)(inner.to_gate()))

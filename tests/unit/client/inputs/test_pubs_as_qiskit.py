@@ -8,15 +8,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from qiskit import QuantumCircuit, qasm3
-from qiskit.circuit import Parameter
+from qiskit.circuit import Delay, Duration, Parameter
+from qiskit.circuit.classical import expr
+from qiskit.circuit.library import Isometry, QFTGate, StatePreparation, UnitaryGate, XGate
 from qiskit.primitives.containers.bindings_array import BindingsArray
 from qiskit.primitives.containers.estimator_pub import EstimatorPub
 from qiskit.primitives.containers.observables_array import ObservablesArray
 from qiskit.primitives.containers.sampler_pub import SamplerPub
 from qiskit.quantum_info import PauliList, SparsePauliOp
 
-from prefect_qruntime.client.inputs import check_isa
+from prefect_qruntime.client.inputs import check_isa, transpile_pubs
+from prefect_qruntime.client.inputs.meaning import identity_of
 from prefect_qruntime.client.inputs.pub_values import check_observables, shape_of
+from prefect_qruntime.client.inputs.pubs import load_qpy
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.errors import InvalidInput
 
@@ -144,3 +148,67 @@ def test_more_shots_than_the_backend_runs(field: str | None, pubs: Any, more: di
         check_isa(spec, {"max_shots": 1000})
     assert caught.value.field == field
     check_isa(spec, {})
+
+
+def _with(operation: Any, where: str) -> QuantumCircuit:
+    circuit = QuantumCircuit(2, 1)
+    wires = list(range(operation.num_qubits))
+    if where == "block":
+        with circuit.if_test((circuit.clbits[0], 1)):
+            circuit.append(operation, wires)
+    elif where == "composite":
+        inner = QuantumCircuit(2)
+        inner.append(operation, wires)
+        circuit.append(inner.to_instruction(), [0, 1])
+    else:
+        circuit.append(operation, wires)
+    circuit.measure(0, 0)
+    return circuit
+
+
+NOT_KEPT = {
+    **{f"delay in {unit}": Delay(10, unit) for unit in ("s", "ms", "us", "ns", "ps")},
+    "inverse state preparation": StatePreparation([0, 1]).inverse(),
+    "isometry": Isometry(np.eye(4)[:, :2], 0, 0),
+}
+KEPT = {
+    "delay in dt": Delay(10, "dt"),
+    "duration": Delay(expr.lift(Duration.us(10))),
+    "state preparation": StatePreparation([0, 1]),
+    "matrix": UnitaryGate(np.diag([1, 1j])),
+    "controlled by zero": XGate().control(ctrl_state=0),
+    "composite": QFTGate(2),
+}
+
+
+@pytest.mark.parametrize("where", ["", "block", "composite"])
+@pytest.mark.parametrize("name", [*NOT_KEPT, *KEPT])
+def test_no_circuit_is_sent_that_is_read_as_another(name: str, where: str) -> None:
+    """QPY loses the unit of a delay, and more: the job would compute something else, or fail after it was queued."""
+    circuit = _with({**NOT_KEPT, **KEPT}[name], where)
+    if name in NOT_KEPT:
+        for route in ("service", "executor"):
+            with pytest.raises(InvalidInput, match="QPY") as caught:
+                make_spec([circuit], backend="b", route=route)
+            assert caught.value.field == "pubs[0].circuit"
+        return
+    [pub] = make_spec([circuit], backend="b").pubs
+    assert isinstance(pub.circuit, dict)
+    assert identity_of(load_qpy(pub.circuit, field=""), b"") == pub.identity
+
+
+def test_text_with_a_delay_goes_as_text_only() -> None:
+    text = 'OPENQASM 3.0; include "stdgates.inc"; qubit q; bit[1] c; x q; delay[10us] q; c[0] = measure q;'
+    assert (
+        "delay[10us]"
+        in make_spec([text], backend="b", route="executor").prepared["quantum_program"]["circuits"]["data"][0]
+    )
+    with pytest.raises(InvalidInput, match="a delay in us"):
+        make_spec([text], backend="b", route="executor", circuit_form="qpy")
+    # Transpiled for the backend it has the backend's own unit.
+    configuration = {"n_qubits": 1, "basis_gates": ["x", "rz", "sx"], "dt": 0.5}
+    [(circuit,)] = transpile_pubs([text], configuration)
+    assert [(item.operation.duration, item.operation.unit) for item in circuit.data if item.name == "delay"] == [
+        (20_000, "dt")
+    ]
+    make_spec([circuit], backend="b")

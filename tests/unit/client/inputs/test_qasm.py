@@ -83,6 +83,7 @@ def test_what_is_not_a_constant_is_left_open(text: str) -> None:
         ("bit a; bit b;", (("a", 1), ("b", 1)), ("a", "b")),
         ("bit c = measure $0;", (("c", 1),), ("c",)),
         ("creg c[2];", (("c", 2),), ()),
+        ("creg c; creg d[1];", (("c", 1), ("d", 1)), ("c",)),
         ("def f(qubit q) -> bit { bit d; return d; } bit[1] c;", (("c", 1),), ()),
     ],
 )

@@ -19,6 +19,7 @@ H = 'OPENQASM 3.0; include "stdgates.inc"; qubit[2] q; '
     ("circuit", "said"),
     [
         ("bit c0; c0 = measure q[0];", "'c0' is a scalar bit"),
+        ("creg c0; c0 = measure q[0];", "'c0' is a scalar bit"),
         ("bit a; bit[1] b; a = measure q[0]; b[0] = measure q[1];", "Declare a register instead: bit[1] a;"),
         ("bit a; bit b; a = measure q[0]; b = measure q[1];", "'a', 'b' are scalar bits"),
         ("".join(f"bit c{n};" for n in range(9)) + "c0 = measure q[0];", "'c4' and 4 more are scalar bits"),

@@ -11,8 +11,9 @@ import sys
 from typing import Any
 
 import pytest
-from qiskit import QuantumCircuit, qasm3
+from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister, qasm3
 from qiskit.circuit import Parameter, ParameterVector
+from qiskit.circuit.library import GlobalPhaseGate
 from qiskit.quantum_info import Statevector
 
 from prefect_qruntime.client.programs import make_spec
@@ -420,3 +421,44 @@ def test_a_transpiled_circuit_with_its_layout(form: str) -> None:
     result = _result([(placed, observables)], program_id="estimator", shots=SHOTS, circuit_form=form)
     for value, error, want in zip(result.expectation_values(), result.standard_errors(), labels.values(), strict=True):
         assert abs(value - want) <= 5 * error + 1e-9
+
+
+@pytest.mark.parametrize("name", ["in", "measure", "a-b", "2c", "pi", "h"])
+def test_a_register_whose_name_the_text_would_change_is_refused(name: str) -> None:
+    """The exporter renames what is no name in OpenQASM 3, and the result would have no register of that name."""
+    circuit = QuantumCircuit(QuantumRegister(2, "q"), ClassicalRegister(2, name))
+    circuit.measure([0, 1], [0, 1])
+    with pytest.raises(InvalidInput, match=re.escape(repr(name))) as caught:
+        _spec([circuit], circuit_form="openqasm3")
+    assert caught.value.field == "pubs[0].circuit"
+    assert _result([circuit]).registers() == {name: 2}
+
+
+def test_a_text_that_nobody_can_read_is_not_sent() -> None:
+    circuit = QuantumCircuit(1, 1)
+    circuit.append(GlobalPhaseGate(0.5), [])  # the exporter defines a gate without qubits
+    circuit.measure(0, 0)
+    with pytest.raises(InvalidInput, match="syntax error at line") as caught:
+        _spec([circuit], circuit_form="openqasm3")
+    assert caught.value.field == "pubs[0].circuit"
+    assert _result([circuit], shots=3).counts() == {"0": 3}
+
+
+@pytest.mark.parametrize("name", ["meas", "c0", "q", "qr_meas"])
+def test_a_register_has_its_name_in_every_form(name: str) -> None:
+    circuit = QuantumCircuit(QuantumRegister(2, "q"), ClassicalRegister(2, name))
+    circuit.measure([0, 1], [0, 1])
+    for form in ("qpy", "openqasm3"):
+        assert _result([circuit], circuit_form=form).registers() == {name: 2}
+
+
+@pytest.mark.parametrize("name", ["Alice", "θ", "_x", "ok"])
+def test_a_register_of_a_text_is_found_by_its_name(name: str) -> None:
+    """Qiskit's reader of OpenQASM 3 calls some of them otherwise."""
+    text = f"{families.HEAD}qubit[2] q; bit[2] {name}; x q[0]; {name} = measure q;"
+    for form in ("qpy", "openqasm3"):
+        found = _result([text], circuit_form=form, shots=3)
+        assert found.counts(register=name) == {"01": 3}
+        assert found.memory(register=name) == ["01"] * 3
+        with pytest.raises(InvalidInput, match="no register 'other'"):
+            found.counts(register="other")

@@ -178,6 +178,8 @@ TAILS = [
     ("c[0] = measure q[0]; if (c == 1) { x q[1]; }", 0.0),
     ("c[0] = measure q[0]; if (c[0]) c[1] = measure q[1];", 0.0),
     ("bool b; c[0] = measure q[0]; b = c[0]; if (b) { x q[1]; }", 0.0),
+    ("c[0] = measure q[0]; end; x q[0];", 1.0),
+    ("end; c[0] = measure q[0]; x q[0];", 1.0),
 ]
 
 
@@ -188,6 +190,7 @@ def test_last_measurements_in_text(tail: str, value: float) -> None:
     left = sent.prepared["quantum_program"]["circuits"]["data"][0].split("bit[1] qr_meas")[0]
     measured = any(f"measure {name}" in left for name in ("q[0]", "q;", "a[1]", "q[-2]"))
     assert measured == (value == 0.0), left
+    assert "end;" not in left, "what follows would not be reached"
 
 
 UNCLEAR = [
@@ -198,6 +201,8 @@ UNCLEAR = [
     "uint i = 0; let a = q[i:1]; c[0] = measure q[0]; x a[0];",
     "uint i = 0; let a = q[i:1]; c[0] = measure a[0];",
     "bool b = measure q[0];",
+    "if (c[0]) { end; }",
+    "if (c[0]) end;",
 ]
 
 
