@@ -21,7 +21,8 @@ QuantumRuntimeError
 ```
 
 Every error carries data, never an httpx or websockets object, and pickles with all its fields,
-so that Dask, Ray and Prefect's result storage hand it on whole and without a secret. Prefect's JSON
+so that Dask, Ray and Prefect's result storage hand it on whole and without a secret. Its texts may be the service's
+words: they are masked, and hold no terminal sequence and no invisible character. Prefect's JSON
 serializer keeps the text of an error only; what the text says of code, status, trace and `retryable`
 is read back from it, and everything else is then unset.
 """
@@ -29,6 +30,7 @@ is read back from it, and everything else is then unset.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -54,6 +56,14 @@ __all__ = [
     "SubmissionUncertain",
     "UsageLimitReached",
 ]
+
+_clean: Callable[[str], str] = str
+
+
+def clean_texts_with(function: Callable[[str], str]) -> None:
+    """Pass each text of the errors made from now on through a function. What registers secrets sets it."""
+    global _clean
+    _clean = function
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +125,10 @@ def _sentence(text: str) -> str:
 _PLAIN = ("code", "reason", "solution", "trace_id", "job_id", "session_id", "job_url", "status", "advice")
 
 
+def _plain(value: Any) -> Any:
+    return _clean(value) if isinstance(value, str) else value
+
+
 def _rebuild(cls: type[QuantumRuntimeError], message: str, fields: dict[str, Any]) -> QuantumRuntimeError:
     return cls(message, **fields)
 
@@ -161,6 +175,9 @@ class QuantumRuntimeError(Exception):
         advice: RetryAdvice | None = None,
         **details: Any,
     ) -> None:
+        message, reason, solution = _plain(message), _plain(reason), _plain(solution)
+        code, trace_id = _plain(code), _plain(trace_id)
+        details = {name: _plain(value) for name, value in details.items()}
         given = (code, reason, solution, trace_id, job_id, session_id, job_url, status, advice)
         if all(value is None for value in (*given, *details.values())):
             # The message may be the text of another error, which is all that JSON keeps of it.

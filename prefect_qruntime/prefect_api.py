@@ -144,7 +144,7 @@ class _Clock:
     def learn(self, date: str | None) -> None:
         """Read an answer's `Date`, which has no fractions of a second."""
         if date:
-            with contextlib.suppress(ValueError, TypeError):
+            with contextlib.suppress(ValueError, OverflowError):
                 moment = parsedate_to_datetime(date)
                 self.offset = moment.replace(tzinfo=moment.tzinfo or UTC).timestamp() + 0.5 - time.time()
 

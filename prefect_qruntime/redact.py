@@ -11,6 +11,7 @@ Markdown or in HTML.
 
 from __future__ import annotations
 
+import bisect
 import difflib
 import html
 import logging
@@ -33,6 +34,7 @@ __all__ = [
     "markdown_text",
     "nearest",
     "number_text",
+    "plain_text",
     "printable",
     "redact",
     "redact_start",
@@ -68,8 +70,8 @@ _KEEP = 4096
 
 _lock = threading.Lock()
 _known: OrderedDict[str, None] = OrderedDict()
-_pattern: tuple[list[str], re.Pattern[str]] | None = None
-"""The known secrets and what finds them; None until a text is searched after one was added."""
+_pattern: tuple[list[str], list[int], re.Pattern[str]] | None = None
+"""The known secrets, longest first, their negative lengths, and what finds them; None after one was added."""
 
 # Terminal control sequences: CSI (colours, cursor), OSC (title, links), and other two-character sequences.
 _ESCAPES = re.compile(
@@ -114,12 +116,13 @@ def forget_all() -> None:
         _pattern = None
 
 
-def _known_pattern() -> tuple[list[str], re.Pattern[str]] | None:
+def _known_pattern() -> tuple[list[str], list[int], re.Pattern[str]] | None:
     global _pattern
     with _lock:
         if _pattern is None and _known:
             longest_first = sorted(_known, key=len, reverse=True)
-            _pattern = longest_first, re.compile("|".join(re.escape(secret) for secret in longest_first))
+            found = re.compile("|".join(re.escape(secret) for secret in longest_first))
+            _pattern = longest_first, [-len(secret) for secret in longest_first], found
         return _pattern
 
 
@@ -133,18 +136,24 @@ def redact(text: str) -> str:
         assert redact("Authorization: Bearer abcdef123456") == "Authorization: Bearer ********"
         ```
     """
-    known = _known_pattern()
-    if known is not None:
-        for secret in known[0]:
-            if secret in text:
-                text = known[1].sub(MASK, text)
-                break
+    text = _without_known(text)
     if text.isascii():  # beyond it other letters are taken for the same ones, such as a long s
         lower = text.lower()
         if not any(word in lower for word in _WORDS):
             return text
     for shape in _SHAPES:
         text = shape.sub(rf"\g<1>{MASK}", text)
+    return text
+
+
+def _without_known(text: str) -> str:
+    known = _known_pattern()
+    if known is not None:
+        secrets, lengths, pattern = known
+        # A process of weeks knows thousands of tokens; nearly all texts are shorter than each of them.
+        for place in range(bisect.bisect_left(lengths, -len(text)), len(secrets)):
+            if secrets[place] in text:
+                return pattern.sub(MASK, text)
     return text
 
 
@@ -237,6 +246,28 @@ def printable(value: Any, limit: int = 500) -> str:
         text = "".join(map(_visible, _ESCAPES.sub("", text)))
     shown = " ".join(text.split())
     return shown if len(shown) <= limit else f"{shown[: limit - 1]}…"
+
+
+def plain_text(text: str, *, shapes: bool = True) -> str:
+    r"""The text masked, without terminal sequences and invisible characters; line breaks and tabs stay.
+
+    Args:
+        text: The text.
+        shapes: Whether what only has the shape of a secret is masked too. Words of our own may have it by chance, such
+            as "api_key: Field required".
+
+    Example:
+        ```python
+        from prefect_qruntime.redact import plain_text
+
+        assert plain_text("\x1b[31mred\x1b[0m\r\nBearer abcdef123456") == "red\nBearer ********"
+        ```
+    """
+    if not text.isprintable():
+        letters = _ESCAPES.sub("", text).replace("\r\n", "\n")
+        text = "".join(letter if letter in "\n\t" else _visible(letter) for letter in letters)
+    # Masked last: a sequence inside a secret would hide it.
+    return redact(text) if shapes else _without_known(text)
 
 
 def _visible(letter: str) -> str:

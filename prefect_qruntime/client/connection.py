@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import importlib.util
 import ipaddress
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -18,8 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn, get_args
 from urllib.parse import unquote, urlsplit
 
-from prefect_qruntime.errors import InvalidInput
-from prefect_qruntime.redact import nearest, register_secret
+from prefect_qruntime.errors import InvalidInput, clean_texts_with
+from prefect_qruntime.redact import nearest, plain_text, register_secret
 
 __all__ = [
     "DEFAULT_API_VERSION",
@@ -53,11 +54,15 @@ HOME_REGION = "us-east"
 DEFAULT_API_VERSION = "2026-04-15"
 DEFAULT_IAM_URL = "https://iam.cloud.ibm.com"
 
+# Without the shapes of secrets: words of our own such as "api_key: Field required" have them too.
+clean_texts_with(functools.partial(plain_text, shapes=False))
+
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HEADER_TEXT = re.compile(r"[ -~]{1,200}")
 _NO_PART_OF_A_KEY = frozenset(" \"'`")
 _VERSION = re.compile(r"\d{4}-\d{2}-\d{2}")
+_SOCKS = ("socks5", "socks5h")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,15 +166,22 @@ def check_url(text: str, *, field: str) -> str:
 def register_proxy(proxy: str) -> None:
     """Register the user and password of a proxy's address for redaction, also in the form that is sent."""
     parts = urlsplit(proxy)
-    if parts.password:
-        register_secret(parts.password)
-        register_secret(unquote(parts.password))
-        both = f"{unquote(parts.username or '')}:{unquote(parts.password)}"
+    # A user without a password is a token.
+    secret = parts.password or parts.username
+    if secret:
+        register_secret(secret)
+        register_secret(unquote(secret))
+        both = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
         register_secret(base64.b64encode(both.encode()).decode())
 
 
-def check_proxy(text: str, *, field: str = "proxy") -> str:
+def check_proxy(text: str, *, field: str = "proxy", socks: bool = False) -> str:
     """Check a proxy's address. No error repeats it, as it may hold a password.
+
+    Args:
+        text: The address.
+        field: What gave it, for the error.
+        socks: Whether it may be a SOCKS proxy, if `socksio` is installed.
 
     Raises:
         InvalidInput: Not `http(s)://[user:password@]host[:port]`.
@@ -180,7 +192,14 @@ def check_proxy(text: str, *, field: str = "proxy") -> str:
         port_fits = parts.port is None or 0 < parts.port < 65536
     except ValueError:
         parts, port_fits = urlsplit(""), False
-    whole = parts.scheme in ("http", "https") and bool(parts.hostname) and port_fits
+    if socks and parts.scheme in _SOCKS and importlib.util.find_spec("socksio") is None:
+        raise InvalidInput(
+            "names a SOCKS proxy, for which `socksio` must be installed.",
+            field=field,
+            solution="`pip install 'httpx[socks]'`, or name an HTTP proxy, or list the service's hosts in NO_PROXY.",
+        )
+    known = (*_SOCKS, "http", "https") if socks else ("http", "https")
+    whole = parts.scheme in known and bool(parts.hostname) and port_fits
     if not whole or parts.path not in ("", "/") or parts.query or parts.fragment or re.search(r"[\s\\]", stripped):
         raise InvalidInput(
             "is not the address of an HTTP proxy.",

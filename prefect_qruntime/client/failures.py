@@ -19,6 +19,8 @@ service itself gives, and its body has the service's form:
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -79,6 +81,7 @@ What is nested deeper can be read, but neither shown nor stored: Python's `str` 
 hundred levels, with errors that nothing expects.
 """
 
+_MOST_MENDED = 1_000_000  # bytes of a body that is not JSON and read nevertheless, which takes longer
 _BOM = b"\xef\xbb\xbf"
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # Possessive, as a row of comments could be split in exponentially many ways otherwise.
@@ -164,12 +167,37 @@ def check_levels(value: Any, body: bytes | bytearray | memoryview | str) -> None
 def read_json(content: bytes) -> Any:
     """The body as JSON, with or without a byte order mark.
 
+    A text of it that was cut inside a letter, or a number that is none, does not make the rest unreadable.
+
     Raises:
         orjson.JSONDecodeError: It is not JSON, or nested too deeply.
     """
-    value = orjson.loads(read_text(content))
+    text = read_text(content)
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        if len(text) > _MOST_MENDED or text.lstrip()[:1] not in (b"{", b"["):
+            raise
+        value = _read_leniently(text)
     check_levels(value, content)
     return value
+
+
+def _read_leniently(text: bytes) -> Any:
+    """Read what encoders write though it is not JSON: halves of letters, control characters, NaN and infinity."""
+    try:
+        value = json.loads(
+            text.decode(errors="replace"), strict=False, parse_constant=lambda _: None, parse_float=_finite
+        )
+        # Halves of letters become question marks here.
+        return orjson.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
+    except (ValueError, RecursionError):
+        raise orjson.JSONDecodeError("not JSON", "", 0) from None
+
+
+def _finite(number: str) -> float | None:
+    value = float(number)
+    return value if math.isfinite(value) else None
 
 
 def is_page(content: bytes) -> bool:

@@ -25,12 +25,12 @@ from prefect_qruntime.errors import (
     ServiceUnavailable,
 )
 from prefect_qruntime.models import Job, JobRef
-from prefect_qruntime.redact import get_logger, redact
+from prefect_qruntime.redact import get_logger, plain_text
 
 __all__ = ["fetch_result"]
 
 _HEAD = 100_000  # bytes of a body in a file that are examined
-_SHOWN = 50_000  # bytes of a body's beginning and of its end that are redacted, to be shown in part
+_SHOWN = 50_000  # bytes of a body's beginning and of its end that are masked, to be shown in part
 _OPENING = (b"{", b"[")
 
 log = get_logger(__name__)
@@ -220,9 +220,9 @@ def _foreign(ref: JobRef, seen: str) -> ServiceUnavailable:
 
 
 def _shown(head: bytes) -> str:
-    """What a body that is no result reads, its beginning and its end; cut before it is redacted, which takes time."""
+    """What a body that is no result reads, its beginning and its end; cut before it is masked, which takes time."""
     text = head if len(head) <= 2 * _SHOWN else head[:_SHOWN] + b"\n[...]\n" + head[-_SHOWN:]
-    return redact(text.decode("utf-8", "replace").strip())
+    return plain_text(text.decode("utf-8", "replace").strip())
 
 
 def _head(body: bytes | StoredBody) -> bytes:

@@ -1,6 +1,7 @@
 """Parse the service's JSON into models: tolerant, for both dialects.
 
-Unknown fields are ignored, absent ones become None, and an unknown status keeps its text.
+Unknown fields are ignored, absent ones become None, and an unknown status keeps its text. Texts are masked and made
+plain here, so that no model holds a secret or a terminal sequence. Tags are only masked: they are compared.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 from prefect_qruntime.client.connection import is_id
 from prefect_qruntime.errors import QuantumRuntimeError, ServiceUnavailable
 from prefect_qruntime.models import Backend, Job, JobStatus, Session, Usage
+from prefect_qruntime.redact import plain_text, redact
 
 __all__ = [
     "listed_moments",
@@ -32,17 +34,18 @@ __all__ = [
 
 _LONGEST_TEXT = 10_000  # characters of a reason, a name or a state that are kept
 _LEAP_SECOND = re.compile(r"(T\d\d:\d\d:)60")
+_LONGEST_CODE = 100
 
 
 def _text(value: Any) -> str | None:
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 128:
         return None
-    return str(value)[:_LONGEST_TEXT] if isinstance(value, str | int | float) and str(value) != "" else None
+    return plain_text(str(value)[:_LONGEST_TEXT]) or None if isinstance(value, str | int | float) else None
 
 
 def _id(value: Any) -> str | None:
-    text = _text(value)
-    return text if text is not None and is_id(text) else None
+    # As it is: what is no id must not become one.
+    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) and is_id(str(value)) else None
 
 
 def read_id(value: Any, what: str) -> str:
@@ -77,7 +80,7 @@ def _list(value: Any) -> list[Any]:
 def _reason_code(value: Any) -> int | str | None:
     if isinstance(value, str):
         digits = value.isascii() and value.isdigit() and len(value) < 20
-        return int(value) if digits else value or None
+        return int(value) if digits else _text(value[:_LONGEST_CODE])
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
@@ -154,7 +157,7 @@ def parse_job(body: dict[str, Any], *, url: str | None = None) -> Job:
         program_id=_text(_dict(body.get("program")).get("id")),
         session_id=_id(body.get("session_id")),
         created_at=read_moment(body.get("created")),
-        tags=tuple(tag for tag in _list(body.get("tags")) if isinstance(tag, str)),
+        tags=tuple(redact(tag) for tag in _list(body.get("tags")) if isinstance(tag, str)),
         usage_seconds=seconds,
         usage_final=final,
         usage_units=read_units(usage),
@@ -222,7 +225,7 @@ def _backend(item: dict[str, Any]) -> Backend | None:
         simulator=bool(item.get("is_simulator", item.get("simulator", False))),
         queue_length=_count(item.get("queue_length")),
         wait_time_seconds=_number(_dict(item.get("wait_time_seconds")).get("average")),
-        processor=" ".join(str(p) for key in ("family", "revision") if (p := processor.get(key))) or None,
+        processor=" ".join(p for key in ("family", "revision") if (p := _text(processor.get(key)))) or None,
         clops=_number(_dict(clops).get("value")) if isinstance(clops, dict) else _number(clops),
         two_qubit_error=_number(_dict(metrics.get("two_q_error_median")).get("value")),
         readout_error=_number(_dict(metrics.get("readout_error_median")).get("value")),
@@ -239,8 +242,8 @@ def parse_backends(body: dict[str, Any]) -> list[Backend]:
         raise QuantumRuntimeError("the service's backend list has no 'devices'")
     found = []
     for item in devices:
-        if isinstance(item, str):
-            found.append(Backend(name=item, status="unknown"))
+        if isinstance(item, str) and (name := _text(item)) is not None:
+            found.append(Backend(name=name, status="unknown"))
         elif isinstance(item, dict) and (backend := _backend(item)) is not None:
             found.append(backend)
     return found

@@ -12,7 +12,7 @@ from prefect_qruntime.client.connection import DEFAULT_IAM_URL, HOSTS, Connectio
 from prefect_qruntime.client.transport.http import Probe, Trouble, probe, proxy_of, reaches_proxy
 from prefect_qruntime.client.transport.replies import parse_error
 from prefect_qruntime.diagnostics.fields import Finding, ok, problem
-from prefect_qruntime.errors import QuantumRuntimeError
+from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 
 __all__ = ["MOST_SKEW", "Address", "check_api", "check_clock", "check_iam", "check_proxy_reached", "skew_of"]
 
@@ -48,7 +48,11 @@ async def check_proxy_reached(connection: Connection) -> list[Finding]:
     """
     findings = []
     urls = (connection.base_url, connection.iam_url)
-    for proxy in dict.fromkeys(proxy for url in urls if (proxy := proxy_of(connection, url)) is not None):
+    try:
+        proxies = [proxy for url in urls if (proxy := proxy_of(connection, url)) is not None]
+    except InvalidInput as error:
+        return [problem("proxy", f"The environment's {error.message}", error.solution or "Correct that variable.")]
+    for proxy in dict.fromkeys(proxies):
         parts = urlsplit(proxy)
         where = parts.hostname if parts.port is None else f"{parts.hostname}:{parts.port}"
         reached = await reaches_proxy(proxy)

@@ -29,7 +29,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.models import JobStatus
 from prefect_qruntime.prefect_api import api, current_flow_run_id
-from prefect_qruntime.redact import redact
+from prefect_qruntime.redact import plain_text
 from prefect_qruntime.run_context import PROCESS_FACTS
 
 __all__ = [
@@ -133,7 +133,7 @@ async def upsert(
         Exception: Prefect's API failed.
     """
     client, key = await api(), artifact_key(kind, identifier)
-    facts = {name: redact(value)[:_META_LIMIT] for name, value in meta.items() if value}
+    facts = {name: plain_text(value)[:_META_LIMIT] for name, value in meta.items() if value}
     facts = {"kind": kind, "id": identifier, **facts}
 
     def description(noted: Mapping[str, str]) -> str:
@@ -333,7 +333,7 @@ def open_note(facts: Mapping[str, str | None]) -> str:
     """Encode the facts of a job without a page for a summary's metadata; drop the last ones if there are too many."""
     names = [name for name in _OPEN_FACTS if facts.get(name)]
     while True:
-        text = orjson.dumps({name: redact(facts[name] or "") for name in names}).decode()
+        text = orjson.dumps({name: plain_text(facts[name] or "") for name in names}).decode()
         if len(text) <= _META_LIMIT:
             return text
         names.pop()

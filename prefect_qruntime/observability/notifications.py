@@ -42,7 +42,7 @@ from prefect_qruntime.observability.run_page import amend, note_submitted, write
 from prefect_qruntime.observability.run_summary import in_background
 from prefect_qruntime.observability.telemetry import Observation, emit, log_to_run, queue_and_run_seconds
 from prefect_qruntime.prefect_api import current_flow_run_id, in_run
-from prefect_qruntime.redact import get_logger, printable, redact
+from prefect_qruntime.redact import get_logger, printable
 from prefect_qruntime.run_context import current_run, process_facts
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _facts(job: Job) -> dict[str, Any]:
         "session_id": job.session_id,
         "usage_seconds": job.charged_seconds,
         "usage_final": job.usage_final or job.dry_run,
-        "reason": redact(job.reason) if job.reason else None,
+        "reason": job.reason,
         "reason_code": job.reason_code,
         "tags": list(job.tags),
         "url": job.url,

@@ -235,7 +235,8 @@ class PageWrites:
             self._worker = asyncio.create_task(self._work())
 
     async def _work(self) -> None:
-        while self.pages and not self._ending:
+        # Without an entry, the pages that wait are being written now, and the end of that schedules them.
+        while self.pages and self._order and not self._ending:
             due, _, job_id = self._order[0]
             pending = self.pages.get(job_id)
             if pending is None or pending.due != due:

@@ -40,7 +40,7 @@ from prefect_qruntime.client.results.job_result import JobResult
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import Job, JobRef, JobStatus
 from prefect_qruntime.prefect_api import current_flow_run_id, in_run
-from prefect_qruntime.redact import get_logger, redact
+from prefect_qruntime.redact import get_logger, plain_text
 from prefect_qruntime.settings import current_settings
 
 __all__ = [
@@ -83,8 +83,8 @@ def _logger() -> logging.Logger | logging.LoggerAdapter[Any]:
 
 
 def log_to_run(message: str, *, level: int = logging.INFO) -> None:
-    """Log one line to the run's log, or to our own logger outside a run; secrets are masked."""
-    _logger().log(level, redact(message))
+    """Log a message to the run's log, or to our own logger outside a run, as plain text."""
+    _logger().log(level, plain_text(message))
 
 
 def emit(
@@ -117,9 +117,18 @@ def emit(
         else []
     )
     try:
-        emit_event(event, resource=dict(resource), related=related, payload=payload, id=event_id)
+        emit_event(event, resource=_plain(resource), related=related, payload=_plain(payload), id=event_id)
     except Exception as error:
         _fallback.warning("The event %s could not be emitted: %r", event, error)
+
+
+def _plain(value: Any) -> Any:
+    """The value with all its texts plain: they may be the service's words."""
+    if isinstance(value, str):
+        return plain_text(value)
+    if isinstance(value, Mapping):
+        return {name: _plain(held) for name, held in value.items()}
+    return [_plain(held) for held in value] if isinstance(value, list | tuple) else value
 
 
 def materialize_result(job: JobRef, instance: str, facts: Mapping[str, Any]) -> None:
@@ -198,7 +207,7 @@ def trace_task(name: str) -> Iterator[None]:
             yield
         except Exception as error:
             span.set_attribute("error.type", type(error).__name__)
-            span.set_status(Status(StatusCode.ERROR, redact(str(error))[:_LONGEST]))
+            span.set_status(Status(StatusCode.ERROR, plain_text(str(error))[:_LONGEST]))
             raise
 
 

@@ -24,7 +24,6 @@ from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import Job, JobStatus
 from prefect_qruntime.operations.usage_core import Owner
 from prefect_qruntime.prefect_api import api, flow_runs_by_id
-from prefect_qruntime.redact import redact
 
 __all__ = [
     "GROUPINGS",
@@ -237,7 +236,7 @@ async def _list(
             url=job.url,
             flow_state=owner.state,
             deployment=owner.deployment,
-            tags=tuple(redact(tag) for tag in job.tags if not tag.startswith(_OURS)),
+            tags=tuple(tag for tag in job.tags if not tag.startswith(_OURS)),
         )
         for name, job in sorted(found.values(), key=lambda item: item[1].created_at or never, reverse=True)
     ]

@@ -35,7 +35,6 @@ from prefect_qruntime.operations.usage_core import (
     group,
 )
 from prefect_qruntime.operations.usage_tables import Reconciled, UnownedJob, UsageLine, UsageReport
-from prefect_qruntime.redact import redact
 
 __all__ = ["InstanceUsage", "areport_usage", "compile_report", "report_usage"]
 
@@ -293,28 +292,24 @@ def _amounts(seconds: float | None, units: float | None) -> Amounts:
     return Amounts.of(Amount.of(seconds, Unit.SECONDS), Amount.of(units, Unit.RESOURCE_UNITS))
 
 
-def _shared(text: str) -> str:
-    """A text of the service, without secrets; interned, as thousands of jobs share few backends and users."""
-    return intern(redact(text))
-
-
-def _shared_or_none(text: str | None) -> str | None:
-    return None if text is None else _shared(text)
+def _shared(text: str | None) -> str | None:
+    """Intern a text: thousands of jobs share few backends and users."""
+    return None if text is None else intern(text)
 
 
 def _job_facts(job: Job, block: str) -> JobFacts:
     return JobFacts(
         id=job.id,
         created=job.created_at,
-        state=_shared(job.status.value if job.status is not None else job.raw_status),
+        state=intern(job.status.value if job.status is not None else job.raw_status),
         is_over=job.is_terminal,
         is_final=job.usage_final or job.dry_run,
         amounts=_amounts(job.charged_seconds, None if job.dry_run else job.usage_units),
-        flow_run_id=_shared_or_none(job.flow_run_id),
-        session_id=_shared_or_none(job.session_id),
-        tags=tuple(_shared(tag) for tag in job.tags if not tag.startswith((FLOW_TAG, KEY_TAG))),
-        user=_shared_or_none(job.user_id),
-        backend=_shared_or_none(job.backend),
+        flow_run_id=_shared(job.flow_run_id),
+        session_id=_shared(job.session_id),
+        tags=tuple(intern(tag) for tag in job.tags if not tag.startswith((FLOW_TAG, KEY_TAG))),
+        user=_shared(job.user_id),
+        backend=_shared(job.backend),
         block=intern(block),
     )
 
@@ -326,8 +321,8 @@ def _session_facts(session: Session, block: str) -> SessionFacts:
         mode=session.mode,
         is_final=session.usage_final,
         amounts=_amounts(session.usage_seconds, session.usage_units),
-        user=_shared_or_none(session.user_id),
-        backend=_shared_or_none(session.backend),
+        user=_shared(session.user_id),
+        backend=_shared(session.backend),
         block=intern(block),
     )
 

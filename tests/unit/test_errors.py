@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
+import traceback
 from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
 
+import prefect_qruntime.client.connection  # noqa: F401 - what holds keys sets how texts are cleaned
 from prefect_qruntime import errors
 from prefect_qruntime.errors import (
     InvalidInput,
@@ -22,6 +25,7 @@ from prefect_qruntime.errors import (
     SubmissionUncertain,
     after,
 )
+from prefect_qruntime.redact import register_secret
 
 CLASSES = [getattr(errors, name) for name in errors.__all__ if name != "RetryAdvice"]
 FIELDS: dict[str, Any] = {
@@ -53,6 +57,22 @@ def test_every_error_survives_copying_whole(cls: type[QuantumRuntimeError], copi
     assert again.fields == error.fields
     assert (str(again), again.args, again.advice) == (str(error), error.args, error.advice)
     assert again.candidates == ["a", "b"]
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize("field", ["message", "code", "reason", "solution", "trace_id", "results_text"])
+def test_no_text_of_an_error_holds_a_secret_or_a_terminal_sequence(cls: type[QuantumRuntimeError], field: str) -> None:
+    register_secret("a-token-of-ours")
+    words = {"message": "it broke", field: "line 1\n\x1b[31m\x1b]0;t\x07\u202e\0a-token\x1b[0m-of-ours"}
+    error = cls(**words)  # type: ignore[arg-type]
+    for shown in (error, pickle.loads(pickle.dumps(error))):
+        for text in (str(shown), repr(shown), *shown.args, *traceback.format_exception(shown), *shown.fields.values()):
+            assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]|a-token", str(text))
+        assert "line 1\n" in (shown.message if field == "message" else getattr(shown, field))
+
+
+def test_words_of_our_own_are_not_taken_for_a_key() -> None:
+    assert str(InvalidInput("Field required.", field="api_key")) == "api_key: Field required."
 
 
 @given(

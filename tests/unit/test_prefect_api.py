@@ -11,7 +11,7 @@ import pytest
 from prefect.blocks.core import Block, block_schema_to_key
 from prefect.utilities.dispatch import lookup_type
 
-from prefect_qruntime import QuantumRuntimeCredentials, blocks, load_credentials
+from prefect_qruntime import QuantumRuntimeCredentials, blocks, load_credentials, prefect_api
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.prefect_api import Loadable, NotAwaited, is_passing, patience, patiently
 
@@ -83,6 +83,14 @@ def test_the_patience_has_an_end(silent: bool) -> None:
     with pytest.raises((TimeoutError, httpx.HTTPStatusError)):
         asyncio.run(bounded())
     assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("year", ["2026", "99999999999"])
+@pytest.mark.parametrize("zone", ["GMT", "-0000", "+9999", "+99999999999999999999"])
+def test_an_odd_date_of_an_answer_fails_no_request(year: str, zone: str) -> None:
+    clock = prefect_api._Clock()
+    clock.learn(f"Thu, 01 Jan {year} 00:00:00 {zone}")
+    assert (clock.offset is None) == (year != "2026" or "99" in zone)
 
 
 class _Saved:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from prefect_qruntime.models import Backend, Job, JobStatus, Usage
-from prefect_qruntime.redact import html_text, markdown_text, printable
+from prefect_qruntime.redact import html_text, markdown_text, plain_text, printable, register_secret
 
 HOSTILE = (
     "x [click me](https://evil.example/login) ![b](https://evil.example/beacon.png) <img src=https://evil.example/b "
@@ -30,6 +30,19 @@ def test_nothing_invisible_and_no_control_is_left(text: str, limit: int) -> None
     assert len(shown) <= limit
     assert not {unicodedata.category(letter) for letter in shown} & {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
     assert printable(shown, limit) == shown
+
+
+@given(pieces)
+def test_plain_text_keeps_line_breaks_and_nothing_else_that_is_invisible(text: str) -> None:
+    shown = plain_text(text)
+    assert all(letter.isprintable() or letter in "\n\t" for letter in shown)
+    assert plain_text(shown) == shown
+
+
+@pytest.mark.parametrize("between", ["\x1b[0m", "\x1b]8;;x\x07", "\x1bc"])
+def test_a_secret_with_a_sequence_in_it_is_masked(between: str) -> None:
+    register_secret("a-secret-of-ours")
+    assert plain_text(f"line 1\r\n\ta-secret{between}-of-ours") == "line 1\n\t********"
 
 
 @given(st.text("abcXYZ 0123456789äöü,;/'\"", min_size=1))

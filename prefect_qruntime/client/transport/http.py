@@ -23,7 +23,7 @@ from urllib.request import getproxies
 import httpx
 import orjson
 
-from prefect_qruntime.client.connection import Connection, is_loopback, is_public, register_proxy
+from prefect_qruntime.client.connection import Connection, check_proxy, is_loopback, is_public, register_proxy
 from prefect_qruntime.client.encodings.arrays import PIECE, json_pieces, weight
 from prefect_qruntime.client.failures import Phase, Question
 from prefect_qruntime.client.transport.auth import TokenSource
@@ -105,17 +105,23 @@ def http_client(connection: Connection, *urls: str) -> httpx.AsyncClient:
 
 
 def proxy_of(connection: Connection, url: str) -> str | None:
-    """The connection's proxy, else that of the environment unless NO_PROXY names the host; None for this machine."""
+    """The connection's proxy, else that of the environment unless NO_PROXY names the host; None for this machine.
+
+    Raises:
+        InvalidInput: That of the environment is not the address of a proxy, or cannot be used; its variable is named.
+    """
     if connection.proxy is not None:
         return connection.proxy
     parts = urlsplit(url)
     if is_loopback(parts.hostname):
         return None
     found = getproxies()
-    proxy = found.get(parts.scheme) or found.get("all")
+    variable = parts.scheme if found.get(parts.scheme) else "all"
+    proxy = found.get(variable)
     if not proxy or _is_direct(parts.hostname or "", found.get("no", "")):
         return None
-    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    # Checked here, as httpx repeats a wrong one with its password.
+    proxy = check_proxy(proxy if "://" in proxy else f"http://{proxy}", field=f"{variable.upper()}_PROXY", socks=True)
     register_proxy(proxy)
     return proxy
 
@@ -386,11 +392,12 @@ def _trusted(url: str, connection: Connection, job_id: str) -> httpx.URL:
     register_secret(url.partition("?")[2])
     try:
         address = httpx.URL(url)
-    except (httpx.InvalidURL, ValueError):
-        address = httpx.URL()
-    local = is_loopback(address.host) and is_loopback(httpx.URL(connection.base_url).host)
-    safe = local if is_loopback(address.host) else address.scheme == "https" and is_public(address.host)
-    if not safe or address.scheme not in ("http", "https") or not address.host or address.userinfo:
+        host = address.host
+    except (httpx.InvalidURL, ValueError):  # ValueError: a host that IDNA cannot decode
+        address, host = httpx.URL(), ""
+    local = is_loopback(host) and is_loopback(httpx.URL(connection.base_url).host)
+    safe = local if is_loopback(host) else address.scheme == "https" and is_public(host)
+    if not safe or address.scheme not in ("http", "https") or not host or address.userinfo:
         safe = False
     if not safe or not 0 < (address.port or 443) < 65536:
         raise QuantumRuntimeError(

@@ -29,7 +29,7 @@ from prefect_qruntime.client.failures import (
     whose,
 )
 from prefect_qruntime.errors import NEVER, SEARCH_FIRST, QuantumRuntimeError, ServiceUnavailable
-from prefect_qruntime.redact import redact, redact_start
+from prefect_qruntime.redact import plain_text, redact, redact_start
 
 __all__ = [
     "ErrorBody",
@@ -46,6 +46,7 @@ __all__ = [
 _TITLE = re.compile(r"<title[^>]*>([^<]*)", re.IGNORECASE)
 _TEXT_LIMIT = 500
 _MESSAGE_LIMIT = 2000
+_MARK_LIMIT = 100  # of a code or a trace id
 _TEXT_BYTES = 40_000  # of a body that is shown in part
 # None of these can have reached the service.
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
@@ -115,10 +116,10 @@ class ErrorBody:
     trace: str | None = None
 
 
-def _clean(*values: Any) -> str | None:
+def _clean(*values: Any, limit: int = _MESSAGE_LIMIT) -> str | None:
     """The first value given, as text without secrets and of limited length."""
     text = next((str(value) for value in values if value not in (None, "")), None)
-    return None if text is None else redact_start(text, _MESSAGE_LIMIT)
+    return None if text is None else plain_text(redact_start(text, limit))
 
 
 def parse_error(content: bytes) -> ErrorBody:
@@ -132,7 +133,7 @@ def parse_error(content: bytes) -> ErrorBody:
     except orjson.JSONDecodeError:
         body = None
     if isinstance(body, dict):
-        trace = _clean(body.get("trace"), body.get("trace_id"))
+        trace = _clean(body.get("trace"), body.get("trace_id"), limit=_MARK_LIMIT)
         errors = body.get("errors")
         item = errors[0] if isinstance(errors, list) and errors else body.get("error")
         if isinstance(item, dict):
@@ -146,7 +147,8 @@ def parse_error(content: bytes) -> ErrorBody:
             return ErrorBody(_clean(item) or "the service gave no message", _code(body.get("code")), None, trace)
         if "errorMessage" in body or "errorCode" in body:  # IAM
             context = body.get("context")
-            trace = trace or (_clean(context.get("requestId")) if isinstance(context, dict) else None)
+            if isinstance(context, dict):
+                trace = trace or _clean(context.get("requestId"), limit=_MARK_LIMIT)
             message = _clean(body.get("errorMessage"), body.get("errorCode")) or "the service gave no message"
             return ErrorBody(message, _code(body.get("errorCode")), None, trace)
         if "message" in body:
@@ -162,7 +164,7 @@ def _code(value: Any) -> int | str | None:
         return None
     if isinstance(value, int):
         return value
-    return int(value) if value.isascii() and value.isdigit() and len(value) < 20 else _clean(value)
+    return int(value) if value.isascii() and value.isdigit() and len(value) < 20 else _clean(value, limit=_MARK_LIMIT)
 
 
 def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
@@ -305,7 +307,7 @@ def _foreign(reply: Reply, phase: Phase) -> str:
 
 def no_answer(exc: httpx.HTTPError, phase: Phase, host: str, job_id: str | None = None) -> QuantumRuntimeError:
     """Build the error for a request without an answer, which says whether it may have been accepted."""
-    text = redact(str(exc)) or type(exc).__name__
+    text = redact_start(str(exc), _TEXT_LIMIT) or type(exc).__name__  # it may quote what a server sent
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return ServiceUnavailable(
             f"the certificate of {host} is not trusted: {text}",

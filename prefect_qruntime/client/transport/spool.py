@@ -259,6 +259,7 @@ class BodyWriter:
 
 _ERROR_BYTES = 1_000_000  # of an answer that is no success; more of it is cut off
 _PIECE = 1 << 18  # bytes that are unfolded at once, so that the loop can do other things in between
+_GZIP = b"\x1f"  # begins each member of a gzip body
 _SLOWEST = 8_000  # bytes a second below which a large body does not count as moving
 
 
@@ -338,16 +339,23 @@ async def exchange(
                     if len(body) > limit or values > most_values:
                         too_large = f"more than {limit} bytes" if len(body) > limit else f"over {most_values} values"
                         break
-    except (TimeoutError, httpx.HTTPError) as error:
+    except Exception as error:
         if accepted is not None:
             return accepted
-        if isinstance(error, httpx.HTTPError):
-            raise
-        kind = httpx.ConnectTimeout if connecting else httpx.ReadTimeout
-        raise kind(f"not done within {seconds:g} s") from None
+        if isinstance(error, TimeoutError):
+            kind = httpx.ConnectTimeout if connecting else httpx.ReadTimeout
+            raise kind(f"not done within {seconds:g} s") from None
+        raise _http_error(error) from None
     if too_large:
         return Reply(answer.status_code, dict(answer.headers), too_large.encode() if good else bytes(body[:limit]))
     return Reply(answer.status_code, dict(answer.headers), bytes(body))
+
+
+def _http_error(error: Exception) -> httpx.HTTPError:
+    """The error as one of httpx, which lets others through: it parses the address of a redirect that it ignores."""
+    if isinstance(error, httpx.HTTPError):
+        return error
+    return httpx.TransportError(f"an answer that cannot be read ({type(error).__name__})")
 
 
 async def receive(
@@ -396,6 +404,10 @@ async def receive(
                 spool.discard()
     except TimeoutError:
         raise httpx.ReadTimeout(f"not done within {seconds:g} s, and slower than {_SLOWEST} bytes a second") from None
+    except QuantumRuntimeError:
+        raise
+    except Exception as error:
+        raise _http_error(error) from None
     return body if isinstance(body, StoredBody) else Reply(answer.status_code, dict(answer.headers), body)
 
 
@@ -406,7 +418,7 @@ async def _unfolded(answer: httpx.Response, deadline: asyncio.Timeout | None) ->
 
     Args:
         answer: Its headers are there.
-        deadline: Extended by what arrives.
+        deadline: Extended by what arrives and unfolds to something.
 
     Raises:
         httpx.DecodingError: The encoding is damaged, or one that was not asked for.
@@ -418,23 +430,29 @@ async def _unfolded(answer: httpx.Response, deadline: asyncio.Timeout | None) ->
     assert isinstance(answer.stream, httpx.AsyncByteStream)  # noqa: S101
     unfold: Any = None
     async for arrived in answer.stream:
-        if deadline is not None and not deadline.expired():
-            deadline.reschedule((deadline.when() or 0.0) + len(arrived) / _SLOWEST)
-        if arrived and encodings and unfold is None:
-            bare = encodings == ["deflate"] and arrived[0] & 0x0F != 8  # some servers leave zlib's header out
-            unfold = zlib.decompressobj(-zlib.MAX_WBITS if bare else zlib.MAX_WBITS | 32)
-        if unfold is None:
-            for start in range(0, len(arrived), _PIECE):
+        came, given, rest = len(arrived), 0, arrived
+        if not encodings:
+            given = came
+            for start in range(0, came, _PIECE):
                 yield arrived[start : start + _PIECE]
-            continue
-        while arrived and not unfold.eof:
+        while rest and encodings:
+            if unfold is None or unfold.eof:
+                # What follows the end is another member of a gzip body, or nothing that belongs to the answer.
+                if unfold is not None and (encodings == ["deflate"] or rest[:1] != _GZIP):
+                    return
+                bare = encodings == ["deflate"] and rest[0] & 0x0F != 8  # some servers leave zlib's header out
+                unfold = zlib.decompressobj(-zlib.MAX_WBITS if bare else zlib.MAX_WBITS | 32)
             try:
-                piece = unfold.decompress(arrived, _PIECE)
+                piece = unfold.decompress(rest, _PIECE)
             except zlib.error as error:
                 raise httpx.DecodingError(str(error)) from None
-            arrived = unfold.unconsumed_tail
+            rest = unfold.unused_data if unfold.eof else unfold.unconsumed_tail
+            given += len(piece)
             if piece:
                 yield piece
                 await asyncio.sleep(0)
+        # What unfolds to nothing is no progress.
+        if deadline is not None and not deadline.expired():
+            deadline.reschedule((deadline.when() or 0.0) + min(came, given) / _SLOWEST)
     if unfold is not None and not unfold.eof:
         raise httpx.DecodingError("the encoded body is cut off")

@@ -17,14 +17,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, Protocol
-from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect as _connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus, WebSocketException
 
-from prefect_qruntime.client.connection import is_loopback
 from prefect_qruntime.client.failures import is_refusal
-from prefect_qruntime.client.transport.http import Transport
+from prefect_qruntime.client.transport.http import Transport, proxy_of
 from prefect_qruntime.client.waiting.plan import PollSchedule, TokenBucket
 from prefect_qruntime.errors import NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job
@@ -184,8 +182,7 @@ class JobStream:
         return too_large or socket.close_code in _FINISHED, heard > 1
 
     async def _open(self, headers: dict[str, str]) -> ClientConnection:
-        settings = self._settings
-        local = is_loopback(urlsplit(self._url).hostname)
+        settings, connection = self._settings, self._transport.connection
         return await _connect_here(
             self._url,
             additional_headers={k: v for k, v in headers.items() if k != "Accept"},
@@ -195,7 +192,7 @@ class JobStream:
             close_timeout=2.0,
             max_size=2**20,
             compression=None,
-            proxy=self._transport.connection.proxy or (None if local else True),
+            proxy=proxy_of(connection, connection.base_url),
             ssl=self._transport.tls if self._url.startswith("wss") else None,
             process_exception=lambda exc: exc,
             logger=log,

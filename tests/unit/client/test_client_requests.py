@@ -343,6 +343,27 @@ def test_the_proxy_of_the_environment(monkeypatch: pytest.MonkeyPatch, no_proxy:
             loop.run_until_complete(http_module.http_client(one).aclose())
 
 
+WRONG_PROXIES = [
+    *(f"http://me:pass-word{letter}x@127.0.0.1:9" for letter in "/#?[ "),
+    *(f"{scheme}://me:pass-word@127.0.0.1:9" for scheme in ("socks4", "socks5", "socks5h", "ftp", "'http")),
+    *(f"http://me:pass-word@{where}" for where in ("127.0.0.1:99999", "127.0.0.1:port", "[::1:9", "")),
+]
+
+
+@pytest.mark.parametrize("variable", ["HTTPS_PROXY", "ALL_PROXY"])
+@pytest.mark.parametrize("wrong", WRONG_PROXIES)
+def test_a_wrong_proxy_of_the_environment_is_named_without_its_password(
+    monkeypatch: pytest.MonkeyPatch, variable: str, wrong: str
+) -> None:
+    for name in ("https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv(variable, wrong)
+    with pytest.raises(InvalidInput, match=variable) as caught:
+        http_module.http_client(connection(base_url=CLOUD))
+    assert "pass-word" not in str(caught.value)
+
+
 def test_networks_in_no_proxy() -> None:
     assert http_module._is_direct("fd00::1", "fd00::/8")
     assert http_module._is_direct("10.1.2.3", "192.168.0.0/16, 10.0.0.0/8")

@@ -273,6 +273,12 @@ def test_a_blank_around_the_application_is_refused(application: str) -> None:
     assert make(application="my app/1").application == "my app/1"
 
 
+def test_a_proxy_s_user_without_a_password_is_a_token() -> None:
+    make(proxy="http://t%6Fken-of-the-proxy@127.0.0.1:1")
+    sent = base64.b64encode(b"token-of-the-proxy:").decode()
+    assert redact(f"{sent} t%6Fken-of-the-proxy token-of-the-proxy") == "******** ******** ********"
+
+
 def test_the_proxy_s_password_is_masked_in_every_form() -> None:
     make(proxy="http://svc:p%40ss-of-the-proxy@127.0.0.1:1")
     sent = base64.b64encode(b"svc:p@ss-of-the-proxy").decode()

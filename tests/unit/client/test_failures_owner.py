@@ -287,3 +287,32 @@ def test_an_error_is_judged_whatever_its_code(code: object) -> None:
         found = whose(Question("wait", "GET", "/jobs/d1"), 502, orjson.dumps(body, option=orjson.OPT_NON_STR_KEYS))
         expected = isinstance(code, int | str) and not isinstance(code, bool) and code in own
         assert found == ("service" if expected else "other")
+
+
+@pytest.mark.parametrize(
+    ("reason", "read"),
+    [
+        (rb'"cut \ud83d"', "cut ?"),
+        (rb'"\udc80 cut"', "? cut"),
+        (b'"cut x\xc3"', "cut x\ufffd"),
+        (b'"\xed\xa0\x80"', "\ufffd\ufffd\ufffd"),
+        (b'"a\nb"', "a\nb"),
+        (rb'"\\ud800"', "\\ud800"),
+        (b"NaN", None),
+        (b"-Infinity", None),
+        (b"1e999", None),
+    ],
+)
+def test_one_odd_text_or_number_leaves_the_rest_of_an_answer_readable(reason: bytes, read: str | None) -> None:
+    body = b'{"id": "d1", "status": "Failed", "reason": ' + reason + rb', "backend": "x\u00e9"}'
+    assert read_json(body) == {"id": "d1", "status": "Failed", "reason": read, "backend": "x\u00e9"}
+    assert whose(Question("wait", "GET", "/jobs/d1"), 200, body) == "service"
+
+
+DEEP = b'{"a": NaN, "b": ' + b"[" * 5000 + b"]" * 5000 + b"}"
+
+
+@pytest.mark.parametrize("body", [b'{"a": NaN', b'{"a": 1,}', b"NaN", DEEP], ids=["cut", "comma", "bare", "deep"])
+def test_what_is_cut_or_no_json_stays_unreadable(body: bytes) -> None:
+    with pytest.raises(orjson.JSONDecodeError):
+        read_json(body)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -21,6 +22,7 @@ from prefect_qruntime.client.parsing import (
 )
 from prefect_qruntime.errors import QuantumRuntimeError, ServiceUnavailable
 from prefect_qruntime.models import Backend, Job, JobStatus
+from prefect_qruntime.redact import register_secret
 
 FULL = {
     "id": "d1abc",
@@ -114,7 +116,7 @@ def test_ran_too_long(body: dict[str, Any], too_long: bool) -> None:
         ({"reason_code": 1.5}, None),
         ({"reason_code": []}, None),
         ({"reason_code": "²"}, "²"),
-        ({"reason_code": "9" * 5000}, "9" * 5000),
+        ({"reason_code": "9" * 5000}, "9" * 100),
         ({}, None),
     ],
 )
@@ -159,6 +161,28 @@ def test_an_id_that_cannot_be_one_is_an_unreadable_answer(odd: str) -> None:
         with pytest.raises(ServiceUnavailable, match="cannot be one"):
             read({"id": odd, "status": "Completed"})
     assert parse_job({"id": "d1", "session_id": odd}).session_id is None
+
+
+def test_no_model_holds_a_secret_or_a_terminal_sequence() -> None:
+    register_secret("a-token-of-ours")
+    odd = "\x1b[31m\x1b]0;t\x07\u202e\0a-token-of-ours"
+    state = {"status": odd, "reason": f"line 1\n{odd}", "reason_code": odd, "reason_solution": odd}
+    body = dict.fromkeys(("backend", "user_id", "calibration_id", "status", "mode", "state_reason", "plan_id"), odd)
+    job = parse_job({**body, "id": "d1", "state": state, "program": {"id": odd}, "tags": ["a-token-of-ours", "mine"]})
+    assert job.tags == ("********", "mine")
+    assert (job.reason or "").startswith("line 1\n")
+    backend = {"name": odd, "status": {"name": odd, "reason": odd}, "processor_type": {"family": odd, "revision": 1.1}}
+    found = [job, parse_session({**body, "id": "s1", "state": odd, "backend_name": odd}), parse_usage(body)]
+    found += parse_backends({"devices": [odd, backend]})
+    assert not re.search(r"\\x1b|\\x0|\\u202e|a-token", repr([one.model_dump() for one in found]))
+    error = job_error(parse_job({"id": "d1", "state": {**state, "status": "Failed"}}))
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\u202e]|a-token", str(error))
+
+
+@pytest.mark.parametrize("odd", ["d1\x1b[0m", "\x1bd1", "d\x9b1m1", True, 1.5])
+def test_what_is_no_id_is_not_made_one(odd: Any) -> None:
+    with pytest.raises(ServiceUnavailable):
+        parse_job({"id": odd, "status": "Completed"})
 
 
 def test_long_texts_are_cut() -> None:

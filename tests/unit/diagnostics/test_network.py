@@ -65,6 +65,15 @@ def test_one_that_cannot_be_reached_is_a_problem(monkeypatch: pytest.MonkeyPatch
     assert "NO_PROXY" in said
 
 
+@pytest.mark.parametrize("wrong", ["http://me:pass-word/x@127.0.0.1:9", "socks5://me:pass-word@127.0.0.1:9"])
+def test_one_that_is_no_address_is_a_problem(monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", wrong)
+    ((level, said),) = found()
+    assert level == "problem"
+    assert "HTTPS_PROXY" in said
+    assert "pass-word" not in said
+
+
 def test_what_no_proxy_lists_goes_directly(monkeypatch: pytest.MonkeyPatch, closed: int) -> None:
     monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{closed}")
     monkeypatch.setenv("NO_PROXY", "fd00::/8, .ibm.com")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from prefect_qruntime.client.parsing import parse_job
 from prefect_qruntime.errors import NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobStatus, Session, Usage
 from prefect_qruntime.operations.usage import InstanceUsage, compile_report
@@ -187,8 +188,9 @@ def test_what_a_job_on_a_mock_backend_shows_as_its_usage_is_not_charged() -> Non
 
 def test_a_secret_in_a_text_of_the_service_is_in_no_report() -> None:
     register_secret("a-key-that-nobody-may-see")
-    texts = {"tags": ("a-key-that-nobody-may-see", "Bearer abcdef123456"), "user_id": "a-key-that-nobody-may-see"}
-    told = report(read(Service([job(1, **texts)])), "tag", "user")
+    secret = "a-key-that-nobody-may-see"
+    body = {"id": "job-1", "status": "Completed", "tags": [secret, "Bearer abcdef123456"], "user_id": secret}
+    told = report(read(Service([parse_job({**body, "created": START.isoformat()})])), "tag", "user")
     for shown in (told.model_dump_json(), to_csv(told)):
         assert "nobody" not in shown
         assert "abcdef" not in shown

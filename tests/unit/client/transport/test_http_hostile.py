@@ -254,6 +254,28 @@ def test_no_cookie_is_kept_and_no_redirect_followed() -> None:
         assert not any("cookie" in head.lower() for head in asked)
 
 
+# httpx reads the address of a redirect that it does not follow, and not all that is below it raises errors of httpx.
+PLACES = [b"mailto:x", b"javascript:alert(1)", b"http://xn--a/", b"http://[::1", b"http://a:99999/", b"\xff", b"//"]
+
+
+@pytest.mark.parametrize("status", [301, 307])
+@pytest.mark.parametrize("call", CALLS)
+def test_wherever_a_redirect_leads_it_is_an_error_of_ours(call: str, status: int) -> None:
+    for place in PLACES:
+        found = measure(call, whole(status, b"", b"Location: %s\r\n" % place))
+        assert isinstance(found.error, ServiceUnavailable)
+        assert found.error.advice.kind == ("search-first" if call in ("create", "session") else "same-request")
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_line_that_is_no_http_is_not_repeated_at_length(call: str) -> None:
+    async def shout(writer: Writer) -> None:
+        writer.write(b"A" * 90_000 + b"\r\n\r\n")
+        await writer.drain()
+
+    assert len(str(measure(call, shout).error)) < 1_000
+
+
 def test_a_job_that_was_not_asked_for_says_nothing_about_ours() -> None:
     asked: list[str] = []
     with hostile("/api/v1/jobs/d1", whole(200, b'{"id": "d2", "status": "Completed"}'), asked) as url:

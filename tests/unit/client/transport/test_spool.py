@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import gzip
 import hashlib
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -192,6 +194,40 @@ def test_packed_bodies_are_unpacked_to_the_disk(
     result = client.run(client.result("d1", shelf=shelf))
     assert result.file is not None
     assert Path(result.file.path).read_bytes() == BODY
+
+
+@pytest.mark.parametrize("after", [b"", b"\0" * 512, b"trailing garbage"])
+def test_all_members_of_a_packed_body_count_and_what_follows_them_does_not(
+    service: Service, client: QuantumRuntimeClient, shelf: BodyStore, after: bytes
+) -> None:
+    pieces = [BODY[at : at + 70_000] for at in range(0, len(BODY), 70_000)]
+    service.answers = [whole(b"".join(map(gzip.compress, pieces)) + after, Content_Encoding="gzip")]
+    assert client.run(client.result("d1", shelf=shelf)).counts() == {"11": 50_000, "00": 1}
+
+
+@pytest.mark.parametrize(
+    ("body", "endless"),
+    [(gzip.compress(b"{}"), b"\0" * 4096), (zlib.compress(b"")[:2], b"\0\0\0\xff\xff" * 800)],
+    ids=["after its end", "empty blocks"],
+)
+def test_a_packed_body_that_gives_nothing_more_has_an_end(
+    service: Service, shelf: BodyStore, body: bytes, endless: bytes
+) -> None:
+    def answer(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Encoding", "gzip" if body[:1] == b"\x1f" else "deflate")
+        handler.end_headers()
+        handler.close_connection = True
+        with contextlib.suppress(OSError):  # the client hangs up
+            handler.wfile.write(body)
+            while True:
+                handler.wfile.write(endless)
+
+    service.answers = [answer]
+    there = connection(base_url=service.url, iam_url=service.url, request_timeout=0.5)
+    client = QuantumRuntimeClient(there, patience=RetryDeadlines(fetch=0.01))
+    with contextlib.suppress(QuantumRuntimeError):
+        client.run(client.result("d1", shelf=shelf))
 
 
 def test_a_body_that_unfolds_beyond_the_limit_is_refused(
