@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -12,6 +13,7 @@ from prefect.blocks.core import Block, block_schema_to_key
 from prefect.utilities.dispatch import lookup_type
 
 from prefect_qruntime import QuantumRuntimeCredentials, blocks, load_credentials, prefect_api
+from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.prefect_api import Loadable, NotAwaited, is_passing, patience, patiently
 
@@ -91,6 +93,22 @@ def test_an_odd_date_of_an_answer_fails_no_request(year: str, zone: str) -> None
     clock = prefect_api._Clock()
     clock.learn(f"Thu, 01 Jan {year} 00:00:00 {zone}")
     assert (clock.offset is None) == (year != "2026" or "99" in zone)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PATCH", "DELETE"])
+def test_a_page_in_place_of_an_answer_of_prefects_is_an_outage(method: str) -> None:
+    answers = [httpx.Response(200, html="<html>Log in</html>"), httpx.Response(200, html=""), httpx.Response(204)]
+
+    async def ask() -> int:
+        raw: Any = httpx.AsyncClient(transport=httpx.MockTransport(lambda request: answers.pop(0)))
+        raw.enable_csrf_support = False
+        prefect_api._send_patiently(SimpleNamespace(_client=raw))  # type: ignore[arg-type]
+        async with raw:
+            answer: httpx.Response = await raw.request(method, "http://prefect/api/variables/name/lock")
+            return answer.status_code
+
+    assert network_loop().run(ask()) == 204
+    assert answers == []
 
 
 class _Saved:
