@@ -360,14 +360,22 @@ class Service:
         await self.transport.request("POST", path, phase="change", accept=(409,), job_id=job_id)
 
     async def cancel(self, job_id: str) -> Job:
-        """Cancel a job and read its state until it is over, for five seconds at most."""
+        """Cancel a job and read its state until it is over, for five seconds at most.
+
+        Raises:
+            QuantumRuntimeError: The service refused, or, with `requested`, accepted it and its state cannot be read.
+        """
         await self.request_cancel(job_id)
-        for pause in _CANCEL_LOOKS:
-            job = await self.job(job_id)
-            if job.is_terminal:
-                return job
-            await asyncio.sleep(pause)
-        return await self.job(job_id)
+        try:
+            for pause in _CANCEL_LOOKS:
+                job = await self.job(job_id)
+                if job.is_terminal:
+                    return job
+                await asyncio.sleep(pause)
+            return await self.job(job_id)
+        except QuantumRuntimeError as error:
+            said = f"The cancellation of job {job_id} was accepted, but its state could not be read: {error.message}"
+            raise type(error)(said, **{**error.fields, "requested": True}) from None
 
     async def delete_job(self, job_id: str) -> None:
         """Delete a finished job and its data from the service."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import time
 from datetime import UTC, datetime
@@ -258,8 +259,12 @@ async def acancel_job(credentials: QuantumRuntimeCredentials, job: JobLike) -> J
     """
     client = credentials.get_client()
     done = await client.cancel(as_job(job).id)
-    word = "was over already" if done.status in (JobStatus.COMPLETED, JobStatus.FAILED) else "is cancelled"
-    notifications.log_to_run(f"job {done.id} {word} (state {done.raw_status!r})")
+    word = "is cancelled" if done.status is JobStatus.CANCELLED else "was over already"
+    if done.is_terminal:
+        notifications.log_to_run(f"job {done.id} {word} (state {done.raw_status!r})")
+    else:
+        text = f"The cancellation of job {done.id} was accepted, but has not happened yet (state {done.raw_status!r})."
+        notifications.log_to_run(text, level=logging.WARNING)
     await notifications.job_cancelled(done)
     notifications.follow_usage(client, done)
     return done
