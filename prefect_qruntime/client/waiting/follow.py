@@ -118,7 +118,9 @@ async def _give_up(
             cancelled = last.status is JobStatus.CANCELLED and not last.ran_too_long
             if last.is_terminal and not cancelled:
                 return last
-            fate = "it was cancelled" if cancelled else f"its cancellation was accepted but has not happened yet: {fate}"
+            fate = (
+                "it was cancelled" if cancelled else f"its cancellation has not happened yet, though accepted: {fate}"
+            )
     state = "unknown" if last is None else last.raw_status
     raise JobTimeout(
         f"waited {now - plan.started:.0f} s for job {job_id} and stopped ({limit}): {fate}"

@@ -320,7 +320,7 @@ CANCELS: list[tuple[Any, Any]] = [
     ("Completed", JobStatus.COMPLETED),
     ("Failed", JobStatus.FAILED),
     ("Cancelled - Ran too long", JobStatus.CANCELLED),
-    ("Running", "accepted but has not happened yet"),
+    ("Running", "has not happened yet"),
     (ServiceUnavailable("down"), "cancelling it failed (down)"),
     (NotFound("gone"), "cancelling it failed (gone)"),
     (ServiceUnavailable("it was accepted, but", requested=True), "stopped (timeout): it was accepted, but"),
