@@ -62,16 +62,21 @@ class JobFilters(TypedDict, total=False):
 
 
 class _ListsJobs(Protocol):
-    async def jobs(self, *, limit: int | None = None, **filters: Unpack[JobFilters]) -> list[Job]: ...
+    async def jobs(
+        self, *, tags: Iterable[str] = (), limit: int | None = None, **filters: Unpack[JobFilters]
+    ) -> list[Job]: ...
 
 
-async def each_job(client: _ListsJobs, *, page: int = _PAGE, **filters: Unpack[JobFilters]) -> AsyncIterator[Job]:
+async def each_job(
+    client: _ListsJobs, *, tags: Iterable[str] = (), page: int = _PAGE, **filters: Unpack[JobFilters]
+) -> AsyncIterator[Job]:
     """Yield all jobs that match, newest first, however many there are.
 
     The list is read by time. A list that changes while it is read repeats no job and omits none.
 
     Args:
         client: The client.
+        tags: Tags that a job must carry.
         page: Jobs in the first request.
         **filters: Which jobs; see `JobFilters`.
 
@@ -81,7 +86,7 @@ async def each_job(client: _ListsJobs, *, page: int = _PAGE, **filters: Unpack[J
     before, size, seen = filters.get("created_before"), page, set[str]()
     while True:
         wanted: JobFilters = {**filters, "created_before": before}
-        listed = await client.jobs(**wanted, limit=size)
+        listed = await (client.jobs(tags=tags, limit=size, **wanted) if tags else client.jobs(limit=size, **wanted))
         for job in listed:
             if job.id not in seen:
                 yield job
