@@ -31,6 +31,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 
 from prefect_qruntime.client import QuantumRuntimeClient, submission_keys
 from prefect_qruntime.client.network_loop import SingleFlight, network_loop
+from prefect_qruntime.client.service import each_job
 from prefect_qruntime.errors import JobCancelled, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job
 from prefect_qruntime.observability import notifications
@@ -226,7 +227,9 @@ class _CancelBatch:
         return belongs(owners, self._flow_run_id, self._top)
 
     async def _list(self) -> list[Job]:
-        listed = await self._client.jobs(tags=(submission_keys.flow_tag(self._top),), pending=True)
+        # Jobs leave this list while it is read, not least those that are being cancelled.
+        tag = submission_keys.flow_tag(self._top)
+        listed = [job async for job in each_job(self._client, tags=(tag,), pending=True)]
         if self._top == self._flow_run_id:
             return listed
         unknown = [job for job in listed if self._belongs(job.id) is None]  # of an earlier process, or another one

@@ -12,7 +12,7 @@ import orjson
 from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.client.failures import Question, is_refusal, job_error, read_text, whose
 from prefect_qruntime.client.results.job_result import JobResult
-from prefect_qruntime.client.results.views import loads
+from prefect_qruntime.client.results.views import form_of, loads
 from prefect_qruntime.client.transport.http import Transport, download_elsewhere
 from prefect_qruntime.client.transport.replies import Reply
 from prefect_qruntime.client.transport.spool import BodyStore, StoredBody
@@ -32,6 +32,7 @@ __all__ = ["fetch_result"]
 _HEAD = 100_000  # bytes of a body in a file that are examined
 _SHOWN = 50_000  # bytes of a body's beginning and of its end that are masked, to be shown in part
 _OPENING = (b"{", b"[")
+_PRIMITIVES = frozenset({"sampler", "estimator", "executor"})  # the form of their results is known
 
 log = get_logger(__name__)
 
@@ -80,15 +81,13 @@ async def fetch_result(
     """
     shelf = shelf or BodyStore()
     name = _name(transport.connection, ref.id)
-    if shelf.only_copy:
-        # A process that died after the download has left it there.
-        found = await asyncio.to_thread(shelf.find, name)
-        if found is not None:
-            return await _checked(transport, fetch_job, ref, found, shelf, name)
     started = clock()
     pause = 0.2
     while True:
         try:
+            # A process that died after the download has left the only copy there.
+            if shelf.only_copy and (kept := await asyncio.to_thread(shelf.find, name)) is not None:
+                return await _checked(transport, fetch_job, ref, kept, shelf, name)
             reply = await transport.download(
                 f"/jobs/{ref.id}/results", shelf=shelf, name=name, accept=(404,), job_id=ref.id
             )
@@ -169,36 +168,49 @@ async def _checked(
         if isinstance(body, StoredBody):
             body.discard()
         raise _Unusable(_foreign(ref, f"not the service's own: {_shown(head)[:100]!r}"))
-    begins = head.lstrip()[:1] in _OPENING
-    if begins and (found := await _whole(body, ref)) is not None:
+    found = await _whole(body, ref) if head.lstrip()[:1] in _OPENING else None
+    if found is not None and _has_form(found):
         return found
-    if isinstance(body, StoredBody) and not shelf.only_copy:
+    if found is None and isinstance(body, StoredBody) and not shelf.only_copy:
         body.discard()
-    # A failed job's result is its traceback as plain text.
+    # A failed job's result is its traceback as plain text, and a program of its own kind returns any JSON.
     job = await fetch_job(ref.id)
-    error = job_error(job)
-    text = _shown(head)
+    error, text = job_error(job), _shown(head)
+    if error is None and job.is_terminal:
+        if found is not None and {ref.program_id, job.program_id}.isdisjoint(_PRIMITIVES):
+            return found
+        if shelf.only_copy:
+            raise _damaged(body if isinstance(body, StoredBody) else None, job)
+    if isinstance(body, StoredBody):
+        body.discard()
     if isinstance(error, JobFailed):
-        if isinstance(body, StoredBody):
-            body.discard()
         fields = {**error.fields, "reason": error.reason or text[-2000:], "results_text": text[-10000:]}
         raise type(error)(error.message, **fields)
-    if error is None and shelf.only_copy:
-        raise _damaged(body if isinstance(body, StoredBody) else None, job)
     if error is not None:
         raise error
-    if begins:
+    if found is not None:
+        raise _Unusable(_foreign(ref, f"no result: {text[:200]!r}"))
+    if head.lstrip()[:1] in _OPENING:
         raise _Unusable(ServiceUnavailable(f"the result of job {ref.id} is cut off or damaged", job_id=ref.id))
     raise _Unusable(_foreign(ref, f"not JSON: {text[:200]!r}"))
 
 
+def _has_form(result: JobResult) -> bool:
+    """Whether a body has one of the forms in which primitives return; one that is too large for an error has."""
+    if result.file is not None and result.file.size > _HEAD:
+        return True
+    form = form_of(result.raw)
+    names = {"plain": "results", "quasi": "quasi_dists"}
+    return form != "other" and (form not in names or isinstance(result.raw[names[form]], list))
+
+
 def _damaged(kept: StoredBody | None, job: Job) -> ServiceUnavailable:
-    """Build the error for a damaged result that the service does not hand out again; the part that arrived is kept."""
+    """Build the error for a damaged result that the service does not hand out again; what arrived is kept."""
     where = f"is kept in {kept.path}" if kept else "could not be kept, because it could not be written to disk"
     return ServiceUnavailable(
-        f"the result of private job {job.id} is cut off or damaged, and the service keeps no second copy; "
-        f"the part that arrived {where}",
-        solution="Save from it what can be saved, then remove the file." if kept else None,
+        f"what arrived as the result of private job {job.id} is cut off, damaged or no result, and the service may "
+        f"keep no second copy; it {where}",
+        solution="Save from it what can be saved, then remove the file to fetch the result again." if kept else None,
         job_id=job.id,
         job_url=job.url,
         advice=NEVER,
@@ -244,7 +256,7 @@ async def _whole(body: bytes | StoredBody, ref: JobRef) -> JobResult | None:
 def _is_complete(body: StoredBody) -> bool:
     """Whether the JSON in a file was not cut, even right behind a bracket.
 
-    Only if its brackets do not match, which those in a text may cause, is it read as a whole.
+    Only a small one, and one whose brackets do not match, which those in a text may cause, is read as a whole.
     """
     if body.tail().rstrip()[-1:] not in (b"}", b"]"):
         return False
@@ -252,7 +264,7 @@ def _is_complete(body: StoredBody) -> bool:
     for piece in body.pieces(1 << 20):
         for bracket in counts:
             counts[bracket] += piece.count(bracket)
-    if counts[ord("{")] == counts[ord("}")] and counts[ord("[")] == counts[ord("]")]:
+    if body.size > _HEAD and counts[ord("{")] == counts[ord("}")] and counts[ord("[")] == counts[ord("]")]:
         return True
     try:
         body.read(lambda view: loads(view, ""))

@@ -62,16 +62,21 @@ class JobFilters(TypedDict, total=False):
 
 
 class _ListsJobs(Protocol):
-    async def jobs(self, *, limit: int | None = None, **filters: Unpack[JobFilters]) -> list[Job]: ...
+    async def jobs(
+        self, *, tags: Iterable[str] = (), limit: int | None = None, **filters: Unpack[JobFilters]
+    ) -> list[Job]: ...
 
 
-async def each_job(client: _ListsJobs, *, page: int = _PAGE, **filters: Unpack[JobFilters]) -> AsyncIterator[Job]:
+async def each_job(
+    client: _ListsJobs, *, tags: Iterable[str] = (), page: int = _PAGE, **filters: Unpack[JobFilters]
+) -> AsyncIterator[Job]:
     """Yield all jobs that match, newest first, however many there are.
 
     The list is read by time. A list that changes while it is read repeats no job and omits none.
 
     Args:
         client: The client.
+        tags: Tags that a job must carry.
         page: Jobs in the first request.
         **filters: Which jobs; see `JobFilters`.
 
@@ -81,7 +86,7 @@ async def each_job(client: _ListsJobs, *, page: int = _PAGE, **filters: Unpack[J
     before, size, seen = filters.get("created_before"), page, set[str]()
     while True:
         wanted: JobFilters = {**filters, "created_before": before}
-        listed = await client.jobs(**wanted, limit=size)
+        listed = await (client.jobs(tags=tags, limit=size, **wanted) if tags else client.jobs(limit=size, **wanted))
         for job in listed:
             if job.id not in seen:
                 yield job
@@ -360,14 +365,22 @@ class Service:
         await self.transport.request("POST", path, phase="change", accept=(409,), job_id=job_id)
 
     async def cancel(self, job_id: str) -> Job:
-        """Cancel a job and read its state until it is over, for five seconds at most."""
+        """Cancel a job and read its state until it is over, for five seconds at most.
+
+        Raises:
+            QuantumRuntimeError: The service refused, or, with `requested`, accepted it and its state cannot be read.
+        """
         await self.request_cancel(job_id)
-        for pause in _CANCEL_LOOKS:
-            job = await self.job(job_id)
-            if job.is_terminal:
-                return job
-            await asyncio.sleep(pause)
-        return await self.job(job_id)
+        try:
+            for pause in _CANCEL_LOOKS:
+                job = await self.job(job_id)
+                if job.is_terminal:
+                    return job
+                await asyncio.sleep(pause)
+            return await self.job(job_id)
+        except QuantumRuntimeError as error:
+            said = f"The cancellation of job {job_id} was accepted, but its state could not be read: {error.message}"
+            raise type(error)(said, **{**error.fields, "requested": True}) from None
 
     async def delete_job(self, job_id: str) -> None:
         """Delete a finished job and its data from the service."""

@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, UUID, uuid5
@@ -40,7 +40,7 @@ from prefect_qruntime.observability.progress import (
 )
 from prefect_qruntime.observability.run_page import amend, note_submitted, write, write_debounced, write_progress
 from prefect_qruntime.observability.run_summary import in_background
-from prefect_qruntime.observability.telemetry import Observation, emit, log_to_run, queue_and_run_seconds
+from prefect_qruntime.observability.telemetry import Observation, deliver, emit, log_to_run, queue_and_run_seconds
 from prefect_qruntime.prefect_api import current_flow_run_id, in_run
 from prefect_qruntime.redact import get_logger, printable
 from prefect_qruntime.run_context import current_run, process_facts
@@ -61,6 +61,7 @@ __all__ = [
     "job_over",
     "job_still",
     "job_submitted",
+    "left_job_ended",
     "log_to_run",
     "routes_compared",
     "session_event",
@@ -288,7 +289,6 @@ def job_event(
     *,
     flow_run_id: str | None = None,
     event_id: UUID | None = None,
-    labels: Mapping[str, str] | None = None,
     **payload: Any,
 ) -> None:
     """Emit the event of the job's present state.
@@ -300,13 +300,30 @@ def job_event(
         owner = flow_run_id or current_flow_run_id()
         if event_id is None and owner is not None:
             event_id = event_id_of(job, owner)
-        emit(
-            f"qruntime.job.{job.status.value}",
-            {**_job_resource(job.id, job.backend), **(labels or {})},
-            {**_facts(job), **payload},
-            flow_run_id=flow_run_id,
-            event_id=event_id,
-        )
+        name, resource, facts = _state_event(job, **payload)
+        emit(name, resource, facts, flow_run_id=flow_run_id, event_id=event_id)
+
+
+def _state_event(job: Job, **payload: Any) -> tuple[str, dict[str, str], dict[str, Any]]:
+    word = job.status.value if job.status is not None else job.raw_status
+    return f"qruntime.job.{word}", _job_resource(job.id, job.backend), {**_facts(job), **payload}
+
+
+async def left_job_ended(job: Job, *, flow_run_id: str | None, block: str) -> None:
+    """Report the end of a job that was left to the watcher; only its event can start what collects the result.
+
+    Args:
+        job: The job, over.
+        flow_run_id: The flow run that left it.
+        block: Name of the credentials block.
+
+    Raises:
+        Exception: Prefect did not take the event.
+    """
+    name, resource, facts = _state_event(job, credentials_block=block)
+    mark = {"qruntime.left-to-watcher": "true"}
+    event_id = event_id_of(job, flow_run_id, left=True)
+    await deliver(name, {**resource, **mark}, facts, flow_run_id=flow_run_id, event_id=event_id)
 
 
 async def job_cancelled(job: Job, *, flow_run_id: str | None = None) -> None:

@@ -17,9 +17,10 @@ Prefect brings OpenTelemetry's API. Without an SDK in the process its spans do n
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from datetime import datetime
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -30,7 +31,8 @@ from opentelemetry import trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 from prefect.assets import Asset, AssetProperties
 from prefect.context import AssetContext
-from prefect.events import emit_event
+from prefect.events import Event, RelatedResource, Resource, emit_event
+from prefect.events.clients import get_events_client
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 from prefect.settings import get_current_settings
@@ -45,8 +47,10 @@ from prefect_qruntime.settings import current_settings
 
 __all__ = [
     "Observation",
+    "deliver",
     "emit",
     "log_to_run",
+    "lost",
     "materialize_result",
     "queue_and_run_seconds",
     "trace_chunks",
@@ -62,6 +66,7 @@ _emitted: LRUCache[UUID, bool] = LRUCache(4096)  # ids of events that this proce
 _OURS = "prefect_qruntime"  # the tracer's name
 _MOST_CHUNKS = 100  # spans of one result
 _LONGEST = 500  # characters of an error
+_DELIVERY = 20.0  # seconds for handing an event to Prefect
 
 
 def _worth_telling(record: logging.LogRecord) -> bool:
@@ -111,12 +116,8 @@ def emit(
         if event_id in _emitted:
             return
         _emitted[event_id] = True
-    related = (
-        [{"prefect.resource.id": f"prefect.flow-run.{flow_run_id}", "prefect.resource.role": "flow-run"}]
-        if flow_run_id
-        else []
-    )
     try:
+        related = _related(flow_run_id)
         emit_event(event, resource=_plain(resource), related=related, payload=_plain(payload), id=event_id)
     except Exception as error:
         _fallback.warning("The event %s could not be emitted: %r", event, error)
@@ -129,6 +130,46 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _plain(held) for name, held in value.items()}
     return [_plain(held) for held in value] if isinstance(value, list | tuple) else value
+
+
+def lost(event_ids: Iterable[UUID]) -> None:
+    """Note that Prefect does not have these events, so that this process emits them again."""
+    for event_id in event_ids:
+        _emitted.pop(event_id, None)
+
+
+def _related(flow_run_id: str | None) -> list[dict[str, str]]:
+    if not flow_run_id:
+        return []
+    return [{"prefect.resource.id": f"prefect.flow-run.{flow_run_id}", "prefect.resource.role": "flow-run"}]
+
+
+async def deliver(
+    event: str, resource: Mapping[str, str], payload: dict[str, Any], *, flow_run_id: str | None, event_id: UUID
+) -> None:
+    """Send an event that must not be lost, once, and wait until Prefect has it; `emit` does not know what it lost.
+
+    Args:
+        event: Its name.
+        resource: What it is about.
+        payload: Plain facts.
+        flow_run_id: The flow run concerned.
+        event_id: Its id.
+
+    Raises:
+        Exception: Prefect did not take it; call this again later.
+    """
+    if event_id in _emitted or not current_settings().events:
+        return
+    related = [RelatedResource(one) for one in _related(flow_run_id)]
+    about, facts = Resource(_plain(resource)), _plain(payload)
+    sent = Event(event=event, resource=about, related=related, payload=facts, id=event_id)
+    try:
+        async with asyncio.timeout(_DELIVERY), get_events_client(reconnection_attempts=2, checkpoint_every=1) as client:
+            await client.emit(sent)
+    except TimeoutError:
+        raise TimeoutError(f"Prefect did not take the event {event} within {_DELIVERY:g} s.") from None
+    _emitted[event_id] = True
 
 
 def materialize_result(job: JobRef, instance: str, facts: Mapping[str, Any]) -> None:

@@ -282,10 +282,10 @@ class InstanceSweeper:
 
     async def _cancel(self, job_id: str) -> str:
         try:
-            await self._client.cancel(job_id)
+            job = await self._client.cancel(job_id)
         except QuantumRuntimeError as error:
             return f"could not be cancelled: {error.message}"
-        return _CANCELLED
+        return _CANCELLED if job.is_terminal else f"was told to end, but is still {job.raw_status!r}"
 
     async def _all_over(self, users: Iterable[str | None]) -> str | None:
         """A final state if all these flow runs are over, preferably one after which jobs still run; else None."""

@@ -29,7 +29,7 @@ from prefect_qruntime.client.service import each_job
 from prefect_qruntime.errors import NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, Session, Usage
 from prefect_qruntime.observability.artifacts import upsert
-from prefect_qruntime.observability.telemetry import emit
+from prefect_qruntime.observability.telemetry import emit, lost
 from prefect_qruntime.prefect_api import api, flow_runs_by_id
 from prefect_qruntime.redact import get_logger, many, markdown_text, number_text, printable
 from prefect_qruntime.settings import QuantumRuntimeSettings, current_settings
@@ -294,12 +294,14 @@ class InstanceWatch:
 
     async def _untold(self, raised: Sequence[Alarm]) -> list[Alarm]:
         """The alarms whose events Prefect does not have. It joins those that are given twice within half an hour."""
-        asked = [str(one.id) for one in raised if one.id not in self._told]
+        asked = [one.id for one in raised if one.id not in self._told]
         for start in range(0, len(asked), _EVENTS):
-            body = {"filter": {"id": {"id": asked[start : start + _EVENTS]}}, "limit": _EVENTS}
+            some = asked[start : start + _EVENTS]
+            body = {"filter": {"id": {"id": list(map(str, some))}}, "limit": _EVENTS}
             try:
                 answer = await (await api()).request("POST", "/events/filter", json=body)
                 self._told.update({UUID(event["id"]): True for event in answer.json()["events"]})
+                lost(one for one in some if one not in self._told)
             except Exception as error:  # better twice than never
                 log.warning("Prefect does not say which alarms were given before: %r", error)
                 break

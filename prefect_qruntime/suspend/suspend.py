@@ -47,7 +47,7 @@ __all__ = [
     "asuspend_until_done",
     "claimed",
     "describe",
-    "emit_end",
+    "emit_state",
     "leave_to_watcher",
     "next_claim",
     "owner",
@@ -100,22 +100,16 @@ def describe(wait: Wait) -> str:
     return f"flow run {wait.flow_run_id}" if wait.key is not None else "an event"
 
 
-def emit_end(job: Job, *, flow_run_id: str | None, block: str | None, left: bool = False) -> None:
+def emit_state(job: Job, *, flow_run_id: str | None, block: str | None) -> None:
     """Emit the event of the job's state, with the flow run first.
 
     Args:
         job: The job.
         flow_run_id: The flow run suspended for it, or the one that left it.
         block: Name of the credentials block.
-        left: Whether the job was left to the watcher.
     """
-    notifications.job_event(
-        job,
-        flow_run_id=flow_run_id,
-        event_id=notifications.event_id_of(job, flow_run_id, left=left),
-        labels={"qruntime.left-to-watcher": "true"} if left else None,
-        credentials_block=block,
-    )
+    event_id = notifications.event_id_of(job, flow_run_id)
+    notifications.job_event(job, flow_run_id=flow_run_id, event_id=event_id, credentials_block=block)
 
 
 async def resume(wait: Wait) -> bool:
@@ -350,7 +344,7 @@ async def _end(credentials: QuantumRuntimeCredentials, ref: JobRef) -> Job | Non
     if not job.is_terminal:
         return None
     notifications.log_to_run(f"job {job.id} is over (state {job.raw_status!r})")
-    emit_end(job, flow_run_id=str(_flow_run_id()), block=block_name(credentials))  # only once, even with a watcher
+    emit_state(job, flow_run_id=str(_flow_run_id()), block=block_name(credentials))  # only once, even with a watcher
     await notifications.job_ended(job, [])
     failure = job_error(job)
     if failure is not None:

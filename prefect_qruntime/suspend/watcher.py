@@ -9,12 +9,11 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from uuid import UUID
 
-from prefect.events.worker import EventsWorker
 from pydantic import BaseModel, ConfigDict
 
 from prefect_qruntime import prefect_api
@@ -27,7 +26,7 @@ from prefect_qruntime.models import Job, JobStatus
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.progress import PageTurn, WaitProgress
 from prefect_qruntime.observability.telemetry import Observation
-from prefect_qruntime.redact import get_logger, many, redact
+from prefect_qruntime.redact import get_logger, redact
 from prefect_qruntime.settings import current_settings
 from prefect_qruntime.suspend import suspend, waits
 from prefect_qruntime.suspend.alarms import InstanceWatch
@@ -45,7 +44,6 @@ _CLAIMED = 15.0  # seconds until a wait that another watcher ends is checked aga
 _PATIENCE = Deadlines()
 _AT_ONCE = 2  # waits that are ended at the same time: a Prefect server on SQLite stalls with more
 _INSTANCE = 60.0  # seconds for one check of an instance
-_EVENTS_OUT = 10.0  # seconds that events may take to reach Prefect
 _PAGE = 15.0  # seconds for writing one job's page
 _BETWEEN_PAGES = 5.0  # seconds between two of them, so that many suspended flow runs are no load on Prefect
 
@@ -144,7 +142,6 @@ class _Watcher:
         self._loading = asyncio.Lock()
         self._followed: dict[UUID, _Followed] = {}
         self._not_ours: set[UUID] = set()
-        self._told: list[Wait] = []
         self._gate = asyncio.Semaphore(_AT_ONCE)
         self._all, self._all_at = True, 0.0
         self._counts = dict.fromkeys(("followed", "resumed", "told", "cancelled"), 0)
@@ -162,7 +159,7 @@ class _Watcher:
 
     async def look(self) -> None:
         """Start new waits and drop those that ended elsewhere. If Prefect does not answer, the next poll does it."""
-        for step in (self._drop_told, self._look_at_all, self._new_ones, self._those_that_left, self._left_jobs):
+        for step in (self._look_at_all, self._new_ones, self._those_that_left, self._left_jobs):
             try:
                 await step()
             except Exception as error:
@@ -273,9 +270,8 @@ class _Watcher:
                 await self._gone(entry.wait)
 
     async def _left_jobs(self) -> None:
-        told = {wait.note for wait in self._told}
         for wait in await waits.notes():
-            if wait.note not in self._followed and wait.note not in told and self._looks_after(wait):
+            if wait.note not in self._followed and self._looks_after(wait):
                 self._take(wait)
 
     def _looks_after(self, wait: Wait) -> bool:
@@ -344,10 +340,11 @@ class _Watcher:
                 await self._end_suspension(entry, end, entry.wait.flow_run_id, entry.wait.key)
                 return
             if isinstance(end, Job):
-                _tell(entry.wait, end)
-                self._counts["told"] += 1
-                await notifications.job_ended(end, entry.seen, flow_run_id=suspend.owner(entry.wait))
-            self._told.append(entry.wait)
+                owner = suspend.owner(entry.wait)
+                await notifications.left_job_ended(end, flow_run_id=owner, block=entry.wait.block)
+                await notifications.job_ended(end, entry.seen, flow_run_id=owner)
+            await waits.drop_note(entry.wait)
+            self._counts["told"] += isinstance(end, Job)
             self._let_go(entry)
 
     async def _end_suspension(self, entry: _Followed, end: Job | NotFound, flow_run_id: UUID, key: str) -> None:
@@ -377,21 +374,6 @@ class _Watcher:
 
     # ---- the end -------------------------------------------------------------------------------
 
-    async def _drop_told(self) -> None:
-        """Forget the reported jobs once their events are out; until then another watcher would report them again."""
-        told, self._told = self._told, []
-        if not told:
-            return
-        out: Awaitable[tuple[set[object], set[object]] | None] = EventsWorker.drain_all(  # type: ignore[assignment]
-            timeout=_EVENTS_OUT, at_exit=False
-        )
-        _, on_their_way = await out or (set(), set())
-        if on_their_way:  # perhaps lost: the notes stay, and a watcher reports them again, by events of the same ids
-            log.warning("Events did not reach Prefect. %s will be reported again.", many(len(told), "job"))
-            return
-        for wait in told:
-            await waits.drop_note(wait)
-
     async def ended(self) -> None:
         """Wait until all jobs were checked; for a watcher that polls once."""
         tasks = [entry.task for entry in self._followed.values() if entry.task is not None]
@@ -406,14 +388,10 @@ class _Watcher:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        try:
-            await self._drop_told()
-        except Exception:
-            log.warning("Prefect's API did not answer, so another watcher may report a job again.", exc_info=True)
 
     def _problem(self, about: str, text: str) -> None:
         self._problems[about] = redact(text)
 
 
 def _tell(wait: Wait, job: Job) -> None:
-    suspend.emit_end(job, flow_run_id=suspend.owner(wait), block=wait.block, left=wait.key is None)
+    suspend.emit_state(job, flow_run_id=suspend.owner(wait), block=wait.block)

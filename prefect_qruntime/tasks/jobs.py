@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import time
 from datetime import UTC, datetime
@@ -16,11 +17,12 @@ from prefect_qruntime.cancellation import cancels_jobs, ends_with_flow_run, poll
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.connection import parse_crn
 from prefect_qruntime.client.failures import job_error
+from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.results import JobResult
 from prefect_qruntime.client.waiting.follow import OnTimeout, Stream
 from prefect_qruntime.client.waiting.plan import Deadlines
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
-from prefect_qruntime.errors import InvalidInput, JobTimeout, QuantumRuntimeError
+from prefect_qruntime.errors import InvalidInput, JobTimeout, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobRef, JobStatus
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.markdown import fetched_line
@@ -69,7 +71,7 @@ async def await_for_completion(
         queue_timeout: Seconds until the job runs; None for no limit.
         on_timeout: `leave` lets the job live on, `cancel` cancels it.
         stream: `auto` uses a websocket if the dialect has one, `always` tries one anywhere,
-            `never` polls only. In every case the job's state comes from `GET /jobs/{id}`.
+            `never` polls only. In every case the job's state comes from the service's own answer about the job.
 
     Returns:
         The completed job.
@@ -224,14 +226,23 @@ async def afetch_results(credentials: QuantumRuntimeCredentials, job: JobLike) -
             trace_chunks(result)
         _record(client, ref, result)
         return await result_storage.share_if_persisted(result)
-    kept = await result_storage.read_private(client.connection.crn, ref.id)
-    if kept is not None:
-        notifications.log_to_run(f"job {ref.id} is private and was read before: returning the stored copy")
-        return kept
-    result = await client.result(ref, grace=grace, shelf=shelf.for_only_copy())
-    notifications.log_to_run(await asyncio.to_thread(fetched_line, result))
-    _record(client, ref, result)
-    return await result_storage.keep_private(client.connection.crn, result, memory_limit=shelf.memory_limit)
+    crn = client.connection.crn
+    # One at a time: the service hands it out once, and the others of this process get the stored copy.
+    async with network_loop().lock(f"private result {crn} {ref.id}"):
+        kept = await result_storage.read_private(crn, ref.id)
+        if kept is None:
+            try:
+                result = await client.result(ref, grace=grace, shelf=shelf.for_only_copy())
+            except NotFound:
+                kept = await result_storage.read_private(crn, ref.id)  # another process may have stored it meanwhile
+                if kept is None:
+                    raise
+        if kept is not None:
+            notifications.log_to_run(f"job {ref.id} is private and was read before: returning the stored copy")
+            return kept
+        notifications.log_to_run(await asyncio.to_thread(fetched_line, result))
+        _record(client, ref, result)
+        return await result_storage.keep_private(crn, result, memory_limit=shelf.memory_limit)
 
 
 def _record(client: QuantumRuntimeClient, ref: JobRef, result: JobResult) -> None:
@@ -258,8 +269,12 @@ async def acancel_job(credentials: QuantumRuntimeCredentials, job: JobLike) -> J
     """
     client = credentials.get_client()
     done = await client.cancel(as_job(job).id)
-    word = "was over already" if done.status in (JobStatus.COMPLETED, JobStatus.FAILED) else "is cancelled"
-    notifications.log_to_run(f"job {done.id} {word} (state {done.raw_status!r})")
+    word = "is cancelled" if done.status is JobStatus.CANCELLED else "was over already"
+    if done.is_terminal:
+        notifications.log_to_run(f"job {done.id} {word} (state {done.raw_status!r})")
+    else:
+        text = f"The cancellation of job {done.id} was accepted, but has not happened yet (state {done.raw_status!r})."
+        notifications.log_to_run(text, level=logging.WARNING)
     await notifications.job_cancelled(done)
     notifications.follow_usage(client, done)
     return done

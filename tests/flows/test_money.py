@@ -16,6 +16,7 @@ from prefect_qruntime import (
     QuantumRuntimeError,
     asubmit_job,
     fetch_results,
+    result_storage,
     run_job,
     submit_job,
     wait_for_completion,
@@ -317,6 +318,33 @@ def test_a_private_result_is_stored_before_it_is_handed_on(
     assert one() == [{"1": 5}, {"1": 5}]
     reads = [entry for entry in sandbox.control.journal("GET") if entry["path"].endswith("/results")]
     assert len(reads) == 1
+
+
+def test_all_who_fetch_a_private_result_at_once_get_it(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[Any] = []
+    read_private = result_storage.read_private
+
+    async def read_late(crn: str, job_id: str) -> Any:
+        looked.append(await read_private(crn, job_id) if looked else None)
+        return looked[-1]
+
+    @flow
+    def one() -> list[dict[str, int]]:
+        job = submit_job(credentials, [CIRCUIT], backend=BACKEND, shots=5, private=True)
+        wait_for_completion(credentials, job)
+        fetching = [fetch_results.submit(credentials, same) for same in (job, job.id, job)]
+        found = [each.result().counts() for each in fetching]
+        # A second process: the first one stores the result after this one has looked for it.
+        monkeypatch.setattr(result_storage, "read_private", read_late)
+        sandbox.control.add_fault("GET", "/jobs/*/results", status=404)
+        return [*found, fetch_results(credentials, job).counts()]
+
+    assert one() == [{"1": 5}] * 4
+    assert len(looked) == 2
+    reads = [entry["status"] for entry in sandbox.control.journal("GET") if entry["path"].endswith("/results")]
+    assert reads == [200, 404]
 
 
 def test_a_stored_private_result_is_for_its_own_instance(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -304,6 +305,23 @@ def test_a_cancelled_job_is_told_of(sandbox: Sandbox, credentials: Any) -> None:
     assert [record.meta["state"] for record in records("job", flow_run.id)] == ["Cancelled"]
     kinds = [event["event"] for event in events(f"qruntime.job.{job.id}", 2)]
     assert kinds == ["qruntime.job.submitted", "qruntime.job.cancelled"]
+
+
+def test_a_cancellation_that_has_not_happened_yet_is_not_told_as_one(
+    sandbox: Sandbox, credentials: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("prefect_qruntime.client.service._CANCEL_LOOKS", (0.0,))
+    sandbox.control.hold()
+    sandbox.control.add_fault("POST", "/jobs/*/cancel", status=204, body="")
+
+    @flow
+    def one() -> Any:
+        return qr.cancel_job(credentials, qr.submit_job(credentials, [FLIP], backend=BACKEND))
+
+    with caplog.at_level(logging.INFO):
+        assert one().status is qr.JobStatus.QUEUED
+    assert "was accepted, but has not happened yet" in caplog.text
+    assert "is cancelled" not in caplog.text
 
 
 def test_usage(sandbox: Sandbox, credentials: Any) -> None:

@@ -23,6 +23,8 @@ SUCCESSES: dict[str, tuple[Any, dict[str, str]]] = {
     "null": ("null", JSON),
     "list": ([], JSON),
     "object": ({}, JSON),
+    "gateway's JSON": BODIES["gateway's JSON"],
+    "single error": BODIES["HTTP status as code"],
     "page": (PAGE, HTML),
     "text": ("ok", TEXT),
     "cut": ('{"id": "d1", "state": {"status": "Que', JSON),

@@ -20,6 +20,8 @@ OnChange = Callable[[Job, float], Awaitable[None]]
 class _Service(Protocol):
     """What waiting needs of the service."""
 
+    async def fetch_job(self, job_id: str) -> Job: ...
+
     async def cancel(self, job_id: str) -> Job: ...
 
 
@@ -74,7 +76,14 @@ async def follow_job(
         while True:
             event = await watch.next_event()
             if isinstance(event, Expired):
-                return await _give_up(service, job_id, plan, event.limit, on_timeout, watch.last, event.at)
+                end = await _give_up(service, job_id, plan, event.limit, on_timeout, watch.last, event.at)
+                if end is not None:
+                    return end
+                plan.ran = True
+                await watcher.leave(watch)
+                watch = watcher.enter(job_id, plan, every_change=once or on_change is not None)
+                watcher.listen(watch, stream)
+                continue
             if on_change is not None:
                 await on_change(event.job, event.waited)
             if once or event.job.is_terminal:
@@ -91,23 +100,31 @@ async def _give_up(
     on_timeout: OnTimeout,
     last: Job | None,
     now: float,
-) -> Job:
-    cancelled, trouble = False, ""
+) -> Job | None:
+    """End the wait: cancel the job if that is wished, and raise; None if the wait goes on, because the job runs."""
+    cancelled, fate = False, "it lives on"
     if on_timeout == "cancel" and limit != "outage":
         try:
+            # In an outage it may have begun to run: then the limit on the queue was kept.
+            if limit == "queue_timeout" and plan.answered < plan.deadline:
+                last = await service.fetch_job(job_id)
+                if last.status not in (JobStatus.QUEUED, None):
+                    return None
             last = await service.cancel(job_id)
         except QuantumRuntimeError as error:
-            trouble = f"cancelling it failed ({error.message}), so "
+            requested = error.fields.get("requested")
+            fate = error.message if requested else f"cancelling it failed ({error.message}), so {fate}"
         else:
             cancelled = last.status is JobStatus.CANCELLED and not last.ran_too_long
             if last.is_terminal and not cancelled:
                 return last
-            if not cancelled:
-                trouble = "its cancellation was accepted but has not happened yet: "
+            fate = (
+                "it was cancelled" if cancelled else f"its cancellation has not happened yet, though accepted: {fate}"
+            )
     state = "unknown" if last is None else last.raw_status
-    fate = "it was cancelled" if cancelled else f"{trouble}it lives on (last state {state!r})."
     raise JobTimeout(
-        f"waited {now - plan.started:.0f} s for job {job_id} and stopped ({limit}): {fate}",
+        f"waited {now - plan.started:.0f} s for job {job_id} and stopped ({limit}): {fate}"
+        + ("" if cancelled else f" (last state {state!r})."),
         solution=None
         if cancelled
         else f"Attach again with wait_for_completion(credentials, {job_id!r}), or end it with cancel_job.",

@@ -15,7 +15,7 @@ from pytest_httpx import HTTPXMock
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.transport import http as http_module
-from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.models import JobStatus, SessionRef
 from tests.support.mock_client import CRN, TOKEN, connection, sent
 
@@ -240,6 +240,24 @@ def test_cancel_reads_back_until_it_is_over(iam: HTTPXMock, connect: Connect, di
     assert client.run(client.cancel("d1")).status is JobStatus.CANCELLED
     assert sent(iam)[0].content == b""
     assert [r.method for r in sent(iam)] == ["POST", "GET", "GET"]
+
+
+@pytest.mark.parametrize("status", [403, 404, 503])
+def test_a_cancel_that_was_accepted_is_told_apart_from_one_that_failed(
+    iam: HTTPXMock, connect: Connect, status: int
+) -> None:
+    base = BASES["cloud"]
+    iam.add_response(method="POST", url=f"{base}/jobs/d1/cancel", status_code=204)
+    iam.add_response(method="GET", status_code=status, json=GONE, is_reusable=True)
+    client = connect("cloud")
+    with pytest.raises(QuantumRuntimeError, match="was accepted, but its state could not be read") as caught:
+        client.run(client.cancel("d1"))
+    assert (caught.value.requested, caught.value.status) == (True, status)
+    iam.add_response(method="POST", url=f"{base}/jobs/d2/cancel", status_code=status, json=GONE, is_reusable=True)
+    with pytest.raises(QuantumRuntimeError) as caught:
+        client.run(client.cancel("d2"))
+    assert "requested" not in caught.value.fields
+    assert "was accepted" not in str(caught.value)
 
 
 def test_usage(iam: HTTPXMock, connect: Connect) -> None:

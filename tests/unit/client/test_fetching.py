@@ -140,6 +140,87 @@ def test_what_is_not_the_whole_result_is_fetched_again(
     assert len(sent(iam, "results")) == 2
 
 
+NO_RESULT: dict[str, Any] = {
+    "a gateway's": {"message": "Forbidden", "requestid": "1"},
+    "an error": {"error": {"code": 403, "message": "denied"}},
+    "an error's text": {"error": "Unauthorized"},
+    "the job": job(),
+    "a list": [1, 2],
+    "results without any": {"results": None},
+}
+
+
+@pytest.mark.parametrize(("program", "in_file"), [("sampler", True), ("estimator", False), ("executor", False)])
+@pytest.mark.parametrize("body", NO_RESULT.values(), ids=NO_RESULT.keys())
+def test_json_in_no_form_of_a_result_is_fetched_again(
+    iam: HTTPXMock, connect: Connect, body: Any, program: str, in_file: bool, tmp_path: Path
+) -> None:
+    iam.add_response(url=RESULTS, json=body)
+    iam.add_response(url=RESULTS, json=RESULT)
+    iam.add_response(url=LOOK, json=job(program={"id": program}))
+    client = connect()
+    shelf = BodyStore(directory=tmp_path, memory_limit=0) if in_file else None
+    assert client.run(client.result("d1", shelf=shelf)).counts() == {"11": 1, "00": 1}
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+@pytest.mark.parametrize("body", NO_RESULT.values(), ids=NO_RESULT.keys())
+def test_other_programs_may_return_any_json(
+    iam: HTTPXMock, connect: Connect, body: Any, in_file: bool, tmp_path: Path
+) -> None:
+    iam.add_response(url=RESULTS, json=body)
+    iam.add_response(url=LOOK, json=job(program={"id": "noise-learner"}))
+    client = connect()
+    shelf = BodyStore(directory=tmp_path, memory_limit=0) if in_file else None
+    assert client.run(client.result("d1", shelf=shelf)).raw == body
+
+
+@pytest.mark.parametrize("body", NO_RESULT.values(), ids=NO_RESULT.keys())
+@pytest.mark.parametrize(
+    ("end", "error"), [(FAILED, JobFailed), (TOO_LONG, JobRanTooLong), (job("Cancelled"), JobCancelled)]
+)
+def test_json_of_a_job_that_did_not_complete_is_no_result(
+    iam: HTTPXMock, connect: Connect, body: Any, end: Any, error: type[QuantumRuntimeError]
+) -> None:
+    iam.add_response(url=RESULTS, json=body)
+    iam.add_response(url=LOOK, json={**end, "program": {"id": "noise-learner"}})
+    client = connect()
+    with pytest.raises(error) as caught:
+        client.run(client.result("d1"))
+    assert type(caught.value) is error
+
+
+def test_an_only_copy_in_no_form_of_a_result_is_kept_and_named(
+    iam: HTTPXMock, connect: Connect, tmp_path: Path
+) -> None:
+    iam.add_response(url=RESULTS, json=NO_RESULT["a gateway's"])
+    iam.add_response(url=LOOK, json=job(program={"id": "sampler"}, private=True), is_reusable=True)
+    client, ref = connect(), JobRef(id="d1", private=True)
+    shelf = BodyStore(directory=tmp_path).for_only_copy()
+    for _ in range(2):  # it is neither returned nor asked for again
+        with pytest.raises(ServiceUnavailable, match=str(tmp_path)) as caught:
+            client.run(client.result(ref, shelf=shelf))
+        assert caught.value.advice.kind == "never"
+    (kept,) = tmp_path.iterdir()
+    assert b"Forbidden" in kept.read_bytes()
+    kept.unlink()
+    iam.add_response(url=RESULTS, json=RESULT)
+    assert client.run(client.result(ref, shelf=shelf)).counts() == {"11": 1, "00": 1}
+
+
+@pytest.mark.parametrize("left", [ODD[name] for name in ("page", "null", "list", "object", "errors")])
+def test_what_a_dead_process_left_is_judged_as_any_answer(
+    iam: HTTPXMock, connect: Connect, left: bytes, tmp_path: Path
+) -> None:
+    client, shelf = connect(), BodyStore(directory=tmp_path).for_only_copy()
+    iam.add_response(url=RESULTS, json=RESULT, is_reusable=True)
+    ref = JobRef(id="d1", private=True)
+    client.run(client.result(ref, shelf=shelf))
+    (kept,) = tmp_path.iterdir()
+    kept.write_bytes(left)
+    assert client.run(client.result(ref, shelf=shelf)).counts() == {"11": 1, "00": 1}
+
+
 def test_brackets_in_a_text_do_not_make_a_result_incomplete(iam: HTTPXMock, connect: Connect, tmp_path: Path) -> None:
     body = WHOLE[:-3] + b'{"note":"[{[","bad":NaN}}'
     iam.add_response(url=RESULTS, content=body)

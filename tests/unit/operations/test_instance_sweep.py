@@ -38,6 +38,7 @@ class Service:
     def __init__(self, step: str = "", about: str = "", error: QuantumRuntimeError | None = None) -> None:
         self.open = {f"session-{name}" for name in ("a", "b", "c", "note", "tagged", "unnoted")}
         self._fails, self._error = (step, about), error
+        self.after_cancel = JobStatus.CANCELLED
 
     def _step(self, step: str, about: str) -> None:
         if self._error is not None and (step, about) == self._fails:
@@ -64,8 +65,9 @@ class Service:
         self._step("job", job_id)
         return Job(id=job_id, status=JobStatus.QUEUED, tags=(f"qr-flow:{RUN}",))
 
-    async def cancel(self, job_id: str) -> None:
+    async def cancel(self, job_id: str) -> Job:
         self._step("cancel", job_id)
+        return Job(id=job_id, status=self.after_cancel, raw_status=self.after_cancel.value)
 
     async def workloads(self, **_: Any) -> list[dict[str, Any]]:
         self._step("workloads", "")
@@ -144,6 +146,16 @@ def test_all_is_closed(marked: set[str]) -> None:
     assert report.is_clean
     assert len({entry.id for entry in report.sessions}) == len(report.sessions) == 6
     assert marked == {"session-a", "session-b", "session-c", "session-note", "unnoted"}
+
+
+@pytest.mark.parametrize("status", JobStatus)
+def test_a_job_counts_as_cancelled_when_it_is_over(marked: set[str], status: JobStatus) -> None:
+    service = Service()
+    service.after_cancel = status
+    report = swept(service)
+    assert report.is_clean is status.is_terminal
+    (action,) = (entry.action for entry in report.jobs if entry.id == "job-1")
+    assert (action == "cancelled") is status.is_terminal
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)

@@ -320,9 +320,10 @@ CANCELS: list[tuple[Any, Any]] = [
     ("Completed", JobStatus.COMPLETED),
     ("Failed", JobStatus.FAILED),
     ("Cancelled - Ran too long", JobStatus.CANCELLED),
-    ("Running", "accepted but has not happened yet"),
+    ("Running", "has not happened yet"),
     (ServiceUnavailable("down"), "cancelling it failed (down)"),
     (NotFound("gone"), "cancelling it failed (gone)"),
+    (ServiceUnavailable("it was accepted, but", requested=True), "stopped (timeout): it was accepted, but"),
 ]
 
 
@@ -338,7 +339,45 @@ def test_cancel_at_the_deadline(answer: Any, expected: Any) -> None:
         assert isinstance(end, JobTimeout)
         assert expected in str(end)
         assert end.cancelled is (answer == "Cancelled")
-        assert ("lives on" in str(end)) is (answer != "Cancelled")
+        knows = not getattr(answer, "requested", False)  # whether it lives on after a cancel without an answer
+        assert ("lives on" in str(end)) is (knows and answer != "Cancelled")
+
+
+@pytest.mark.parametrize("trouble", [ServiceUnavailable("down"), RateLimited("slow down", advice=after(30)), HANG])
+@pytest.mark.parametrize(
+    ("then", "limit", "cancels"),
+    [("Running", "timeout", 1), ("Completed", None, 0), ("Failed", None, 0), ("Queued", "queue_timeout", 1)],
+)
+def test_a_job_that_began_in_an_outage_is_not_cancelled_by_the_limit_on_the_queue(
+    trouble: Any, then: str, limit: str | None, cancels: int
+) -> None:
+    def says(now: float, number: int) -> Any:
+        if now < 10:
+            return "Queued"
+        polls = trouble is not HANG and now == 20 and service.looks.count(20.0) == 1  # for the last time
+        return trouble if now < 20 or polls else then
+
+    service = Service(says)
+    told: list[str] = []
+
+    async def on_change(job: Job, _: float) -> None:
+        told.append(job.raw_status)
+
+    end, took = wait(service, deadlines=Deadlines(total=99.0, queue=20.0), on_timeout="cancel", on_change=on_change)
+    assert service.cancels == cancels
+    assert told == list(dict.fromkeys(["Queued", then]))
+    if limit is None:
+        assert end.raw_status == then
+    else:
+        assert (end.limit, end.cancelled) == (limit, True)
+    assert took == pytest.approx(99.0 if limit == "timeout" else 20.0, abs=1.0)
+
+
+def test_a_job_whose_state_cannot_be_read_is_not_cancelled_by_the_limit_on_the_queue() -> None:
+    service = Service(states((0, "Queued"), (10, ServiceUnavailable("down"))))
+    end, _ = wait(service, deadlines=Deadlines(queue=20.0), on_timeout="cancel")
+    assert (end.limit, end.cancelled, service.cancels) == ("queue_timeout", False, 0)
+    assert "cancelling it failed (down), so it lives on (last state 'Queued')" in str(end)
 
 
 @pytest.mark.parametrize("total", [5.0, 0.5])
