@@ -18,13 +18,16 @@ from prefect.results import ResultStore, aresolve_result_storage, get_result_sto
 from prefect.serializers import PickleSerializer
 from prefect.settings import get_current_settings
 
+from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.results.job_result import JobResult
 from prefect_qruntime.client.transport.spool import BodyStore, BodyWriter, StoredBody
+from prefect_qruntime.errors import NotFound
+from prefect_qruntime.models import JobRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.settings import current_settings
 
-__all__ = ["SharedJobResult", "keep_private", "read_private", "share", "share_if_persisted", "shelf"]
+__all__ = ["SharedJobResult", "keep_private", "private_result", "read_private", "share", "share_if_persisted", "shelf"]
 
 _PIECE = 1_000_000  # bytes; Prefect's records hold each several times while they are written
 
@@ -141,6 +144,37 @@ async def read_private(crn: str, job_id: str) -> JobResult | None:
     record = await store.aread(key)
     kept = record.result
     return kept if isinstance(kept, JobResult) else None
+
+
+async def private_result(client: QuantumRuntimeClient, ref: JobRef, *, grace: float = 15.0) -> tuple[JobResult, bool]:
+    """A private job's result, which the service hands out once: the stored copy, else fetched and then stored.
+
+    Args:
+        client: The client of its instance.
+        ref: The job.
+        grace: Seconds for which a result that is not there yet is waited for.
+
+    Returns:
+        The result, and whether it was fetched now.
+
+    Raises:
+        NotFound: It was read before, and no copy is stored here.
+        QuantumRuntimeError: It could not be fetched.
+    """
+    crn, place = client.connection.crn, shelf()
+    # One at a time: the others of this process get the stored copy.
+    async with network_loop().lock(f"private result {crn} {ref.id}"):
+        kept = await read_private(crn, ref.id)
+        if kept is not None:
+            return kept, False
+        try:
+            found = await client.result(ref, grace=grace, shelf=place.for_only_copy())
+        except NotFound:
+            kept = await read_private(crn, ref.id)  # another process may have stored it meanwhile
+            if kept is None:
+                raise
+            return kept, False
+        return await keep_private(crn, found, memory_limit=place.memory_limit), True
 
 
 async def keep_private(crn: str, result: JobResult, *, memory_limit: int) -> JobResult:

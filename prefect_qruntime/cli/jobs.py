@@ -370,12 +370,7 @@ async def _result_of(job_id: str, block: str | None) -> JobResult:
     client = await client_of(job_id, block)
     if not (await client.job(job_id)).private:
         return await client.result(job_id)
-    kept = await result_storage.read_private(client.connection.crn, job_id)
-    if kept is not None:
-        return kept
-    shelf = result_storage.shelf()
-    found = await client.result(JobRef(id=job_id, private=True), shelf=shelf.for_only_copy())
-    return await result_storage.keep_private(client.connection.crn, found, memory_limit=shelf.memory_limit)
+    return (await result_storage.private_result(client, JobRef(id=job_id, private=True)))[0]
 
 
 @needs_prefect

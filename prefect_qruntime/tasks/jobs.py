@@ -17,12 +17,11 @@ from prefect_qruntime.cancellation import cancels_jobs, ends_with_flow_run, poll
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.connection import parse_crn
 from prefect_qruntime.client.failures import job_error
-from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.results import JobResult
 from prefect_qruntime.client.waiting.follow import OnTimeout, Stream
 from prefect_qruntime.client.waiting.plan import Deadlines
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
-from prefect_qruntime.errors import InvalidInput, JobTimeout, NotFound, QuantumRuntimeError
+from prefect_qruntime.errors import InvalidInput, JobTimeout, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobRef, JobStatus
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.markdown import fetched_line
@@ -217,32 +216,21 @@ async def afetch_results(credentials: QuantumRuntimeCredentials, job: JobLike) -
         private = seen.private
     else:
         private = ref.private
-    shelf = result_storage.shelf()
-    if not private:
-        result = await client.result(ref, grace=grace, shelf=shelf)
-        notifications.log_to_run(await asyncio.to_thread(fetched_line, result))
-        if result.file is None:  # a large one is not decoded for a picture
-            notifications.job_fetched(ref.id, result)
-            trace_chunks(result)
-        _record(client, ref, result)
-        return await result_storage.share_if_persisted(result)
-    crn = client.connection.crn
-    # One at a time: the service hands it out once, and the others of this process get the stored copy.
-    async with network_loop().lock(f"private result {crn} {ref.id}"):
-        kept = await result_storage.read_private(crn, ref.id)
-        if kept is None:
-            try:
-                result = await client.result(ref, grace=grace, shelf=shelf.for_only_copy())
-            except NotFound:
-                kept = await result_storage.read_private(crn, ref.id)  # another process may have stored it meanwhile
-                if kept is None:
-                    raise
-        if kept is not None:
+    if private:
+        result, fetched = await result_storage.private_result(client, ref, grace=grace)
+        if not fetched:
             notifications.log_to_run(f"job {ref.id} is private and was read before: returning the stored copy")
-            return kept
+            return result
         notifications.log_to_run(await asyncio.to_thread(fetched_line, result))
         _record(client, ref, result)
-        return await result_storage.keep_private(crn, result, memory_limit=shelf.memory_limit)
+        return result
+    result = await client.result(ref, grace=grace, shelf=result_storage.shelf())
+    notifications.log_to_run(await asyncio.to_thread(fetched_line, result))
+    if result.file is None:  # a large one is not decoded for a picture
+        notifications.job_fetched(ref.id, result)
+        trace_chunks(result)
+    _record(client, ref, result)
+    return await result_storage.share_if_persisted(result)
 
 
 def _record(client: QuantumRuntimeClient, ref: JobRef, result: JobResult) -> None:
