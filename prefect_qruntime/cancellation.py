@@ -32,7 +32,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect_qruntime.client import QuantumRuntimeClient, submission_keys
 from prefect_qruntime.client.network_loop import SingleFlight, network_loop
 from prefect_qruntime.errors import JobCancelled, NotFound, QuantumRuntimeError
-from prefect_qruntime.models import Job
+from prefect_qruntime.models import Job, JobStatus
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.artifacts import find_records
 from prefect_qruntime.observability.notifications import follow_usage
@@ -53,9 +53,10 @@ from prefect_qruntime.settings import current_settings
 
 __all__ = [
     "Policy",
+    "after_cancel",
     "belongs",
     "cancel_jobs_of",
-    "cancelled_by_user",
+    "cancelled_run",
     "cancels_jobs",
     "ends_if_cancelled",
     "ends_with_flow_run",
@@ -81,13 +82,14 @@ POLICY_MARK = "qruntime_policy"
 
 
 def policy() -> Policy:
-    """What happens to the jobs of a cancelled flow run, according to its hooks or else to the settings."""
-    context = FlowRunContext.get()
-    if context is not None and context.flow is not None:
-        for hook in context.flow.on_cancellation_hooks or ():
+    """What happens to the jobs of a cancelled flow run, by its hooks, those of the flows around it, or the settings."""
+    context: Any = FlowRunContext.get()
+    while isinstance(context, FlowRunContext):
+        for hook in (context.flow.on_cancellation_hooks or ()) if context.flow is not None else ():
             mark = getattr(hook, POLICY_MARK, None)
             if mark in ("cancel", "detach"):
                 return "cancel" if mark == "cancel" else "detach"
+        context = None if context._token is None else context._token.old_value
     return current_settings().on_cancel
 
 
@@ -148,11 +150,6 @@ async def _ask(level: int) -> _Answer:
         # Without an answer the jobs are left running, because a cancellation cannot be undone.
         log.log(level, "Prefect does not say whether the flow run was cancelled. Its jobs live on.", exc_info=True)
     return _Answer(asked)
-
-
-async def cancelled_by_user() -> bool:
-    """Whether, according to Prefect, this flow run or one that contains it in this process is being cancelled."""
-    return await cancelled_run() is not None
 
 
 # ---- the jobs of a flow run --------------------------------------------------------------------------------------
@@ -259,6 +256,9 @@ class _CancelBatch:
             raise
         await notifications.job_cancelled(job, flow_run_id=self._flow_run_id)
         follow_usage(self._client, job)
+        if not job.is_terminal:  # the service answers the same whether it will cancel a job or never does
+            log.error("Job %s %s.", job_id, after_cancel(job))
+            raise QuantumRuntimeError(f"Job {job_id} {after_cancel(job)}.", job_id=job_id)
         return job
 
     async def _until_visible(self, job_id: str) -> Job:
@@ -268,6 +268,13 @@ class _CancelBatch:
                 return await self._client.cancel(job_id)
             await asyncio.sleep(pause)
         return await self._client.cancel(job_id)
+
+
+def after_cancel(job: Job) -> str:
+    """What became of a job that was asked to be cancelled, by the state that the service showed afterwards."""
+    if job.status is JobStatus.CANCELLED:
+        return "is cancelled"
+    return "was over already" if job.is_terminal else f"was asked to be cancelled and is still {job.raw_status!r}"
 
 
 @dataclass(slots=True)
@@ -293,7 +300,7 @@ async def cancel_jobs_of(
         The jobs as read back.
 
     Raises:
-        QuantumRuntimeError: Not all of them were cancelled; each was tried.
+        QuantumRuntimeError: Not all of them are over; each was tried.
     """
     batches = network_loop().state(CancellationWork).batches
     which = (client.connection.crn, flow_run_id)
@@ -315,7 +322,8 @@ async def _cancel_with(client: QuantumRuntimeClient, flow_run_id: str, also: Ite
     """
     runs = await lineage()
     done = await cancel_jobs_of(client, flow_run_id, also, top=runs[-1] if runs else None)
-    log.info("The flow run was cancelled, and %s with it.", many(len(done), "job"))
+    ended = sum(job.status is JobStatus.CANCELLED for job in done)
+    log.info("The flow run was cancelled, and %s with it.", many(ended, "job"))
     return done
 
 

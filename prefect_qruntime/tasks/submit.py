@@ -63,7 +63,7 @@ from prefect_qruntime.tasks.definitions import (
     spec_fields,
     spelled_out,
 )
-from prefect_qruntime.tasks.sessions import bind, first_through, note_session
+from prefect_qruntime.tasks.sessions import bind, check_not_left, first_through, note_session
 
 __all__ = ["asubmit_job", "asubmit_numbered", "submit_job", "submit_numbered"]
 
@@ -152,7 +152,7 @@ async def _submit(
     async with (
         cancels_jobs(client, known),
         ends_if_cancelled(client, where=where) if runs else contextlib.nullcontext() as watch,
-        first_through(session) as usable,
+        first_through(credentials, session) as usable,
         alone as lock,
     ):
         grace = settings.submission_grace_seconds
@@ -179,6 +179,8 @@ async def _submit(
                 note_owner(client, new.id, runs)
                 if not new.attached:
                     run_context.note_submitted(where, new.id)
+                    if usable is not None:  # at once: the caller may be gone when this returns
+                        bind(usable, new)
                 passing.bought(new)
 
             async def before_post(key: str) -> JobSpec | None:
@@ -192,6 +194,7 @@ async def _submit(
                 if marked:
                     await mark_sent(key)
                 allowed = await passing.before_post(key)
+                check_not_left(usable)
                 if watch is not None:
                     watch.arm(False)  # what is sent is waited for, and then recorded
                 return allowed
