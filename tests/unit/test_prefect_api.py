@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given, strategies as st
 from prefect.blocks.core import Block, block_schema_to_key
+from prefect.states import AwaitingRetry, Cancelled, Cancelling, Pending, Running, Scheduled
 from prefect.utilities.dispatch import lookup_type
 
 from prefect_qruntime import blocks
 from prefect_qruntime.errors import InvalidInput
-from prefect_qruntime.prefect_api import Loadable, NotAwaited, is_passing, patience, patiently
+from prefect_qruntime.prefect_api import Loadable, NotAwaited, is_ending, is_passing, patience, patiently
 
 REQUEST = httpx.Request("GET", "http://127.0.0.1/api/flows")
 
@@ -127,3 +130,19 @@ def test_a_block_is_registered_by_its_slug_without_its_schema() -> None:
         assert kind.__dispatch_key__() == block_schema_to_key(kind._to_block_schema())
         assert kind.__dispatch_key__.__func__ is Loadable.__dispatch_key__.__func__
         assert lookup_type(Block, kind.__dispatch_key__()) is kind
+
+
+BEGAN = datetime(2026, 5, 1, tzinfo=UTC)
+LIVES = st.lists(st.sampled_from([Scheduled, Pending, Running, AwaitingRetry, Cancelling, Cancelled]), max_size=7)
+
+
+@given(LIVES, st.randoms())
+def test_a_run_that_was_cancelled_is_so_until_it_is_scheduled_again(life: list[Any], random: Any) -> None:
+    states = [make(scheduled_time=BEGAN) if make is AwaitingRetry else make() for make in life]
+    for number, state in enumerate(states):
+        state.timestamp = BEGAN + timedelta(seconds=number)
+    ending = False
+    for make in life:
+        ending = make in (Cancelling, Cancelled) or (ending and make is Running)
+    random.shuffle(states)
+    assert is_ending(states) is ending
