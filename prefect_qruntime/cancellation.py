@@ -75,6 +75,8 @@ _AFTER_PREFECT = 0.5  # seconds by which Prefect's own timeout of a flow run com
 _ANSWER = 5.0  # seconds for which requests to a failing Prefect API are repeated
 _FRESH = 2.0  # seconds for which an answer to one submission will do for the others of its flow run
 _KEEP = 1024
+_UNLISTED_PAUSES = (0.5, 1.5, 3.0, 5.0, 5.0)
+"""Seconds between looks for a job whose submission was not answered; a process that is cancelled may have 30 left."""
 _UNSEEN_PAUSES = (0.5, 1.5, 4.0)  # seconds between tries for a job that the service does not know yet
 
 POLICY_MARK = "qruntime_policy"
@@ -328,12 +330,15 @@ async def _cancel_with(client: QuantumRuntimeClient, flow_run_id: str, also: Ite
 
 
 @asynccontextmanager
-async def cancels_jobs(client: QuantumRuntimeClient, job_ids: list[str]) -> AsyncIterator[None]:
+async def cancels_jobs(
+    client: QuantumRuntimeClient, job_ids: list[str], *, lost: Collection[str] = ()
+) -> AsyncIterator[None]:
     """Cancel the flow run's jobs if a user's cancellation ends this block. Runs on the network loop.
 
     Args:
         client: The instance.
         job_ids: Jobs known here; may grow while the block runs.
+        lost: Keys of submissions whose answers were lost; may change while the block runs.
     """
     try:
         yield
@@ -341,7 +346,25 @@ async def cancels_jobs(client: QuantumRuntimeClient, job_ids: list[str]) -> Asyn
         if policy() == "cancel" and (run := await cancelled_run()) is not None:
             with contextlib.suppress(Exception):
                 await _cancel_with(client, run, job_ids)
+            if lost:
+                await _cancel_lost(client, run, list(lost))
         raise
+
+
+async def _cancel_lost(client: QuantumRuntimeClient, flow_run_id: str, keys: list[str]) -> None:
+    """Cancel the job of a submission whose answer was lost, when the service's list shows it."""
+    for pause in _UNLISTED_PAUSES:
+        with contextlib.suppress(Exception):  # what could not be cancelled is logged
+            listed = [job for key in keys for job in await client.jobs(tags=(key,))]
+            if listed:
+                await cancel_jobs_of(client, flow_run_id, [job.id for job in listed if not job.is_terminal])
+                return
+        await asyncio.sleep(pause)
+    log.error(
+        "The flow run was cancelled while a job was submitted, and it is not known whether the job was accepted. If it "
+        "was, it lives on. Look for the tag %s in the instance's workloads.",
+        " or ".join(keys),
+    )
 
 
 # ---- cancellations without a signal ------------------------------------------------------------------------------

@@ -50,6 +50,7 @@ __all__ = [
     "close",
     "close_session",
     "first_through",
+    "note_lost",
     "note_session",
     "open_session",
 ]
@@ -333,11 +334,18 @@ def check_not_left(session: SessionRef | None) -> None:
         raise SessionClosed("The session was closed before its first job.", solution="Nothing was sent. Open another.")
 
 
+def note_lost(session: SessionRef | None, key: str) -> None:
+    """Note that it is not known whether the first job with this key was accepted, and opened the session."""
+    if session is not None and session.id is None:
+        _of(session).doubtful.append(key)
+
+
 def bind(session: SessionRef, ref: JobRef) -> None:
     """Record the id that the first job brought."""
     unbound = _unbound.get(session.token or "")
     if unbound is not None and ref.session is not None and ref.session.id is not None:
         unbound.ref = ref.session
+        unbound.doubtful = [key for key in unbound.doubtful if key != ref.submission_key]
 
 
 @asynccontextmanager
@@ -365,9 +373,6 @@ async def first_through(
         unbound.submitting = True
         try:
             yield session
-        except SubmissionUncertain as error:
-            unbound.doubtful += [error.submission_key] if error.submission_key else []
-            raise
         finally:
             unbound.submitting = False
             if unbound.left is not None:

@@ -63,7 +63,7 @@ from prefect_qruntime.tasks.definitions import (
     spec_fields,
     spelled_out,
 )
-from prefect_qruntime.tasks.sessions import bind, check_not_left, first_through, note_session
+from prefect_qruntime.tasks.sessions import bind, check_not_left, first_through, note_lost, note_session
 
 __all__ = ["asubmit_job", "asubmit_numbered", "submit_job", "submit_numbered"]
 
@@ -140,6 +140,7 @@ async def _submit(
         return key_tag(first + generation)
 
     known: list[str] = []
+    lost: set[str] = set()  # keys of what was sent and is not known to be accepted or refused
     checked: set[str] = set()
     # Other processes may submit with an explicit key; and the engine of the flow's tasks may run this call once more in
     # another process, which knows nothing of this one.
@@ -150,7 +151,7 @@ async def _submit(
     if marked:
         history = key_history if submission_key is not None else marks_and_notes(history)
     async with (
-        cancels_jobs(client, known),
+        cancels_jobs(client, known, lost=lost),
         ends_if_cancelled(client, where=where) if runs else contextlib.nullcontext() as watch,
         first_through(credentials, session) as usable,
         alone as lock,
@@ -176,12 +177,17 @@ async def _submit(
 
             def bought(new: JobRef) -> None:
                 known.append(new.id)
+                lost.clear()
                 note_owner(client, new.id, runs)
                 if not new.attached:
                     run_context.note_submitted(where, new.id)
                     if usable is not None:  # at once: the caller may be gone when this returns
                         bind(usable, new)
                 passing.bought(new)
+
+            def is_lost(key: str) -> None:
+                lost.add(key)
+                note_lost(usable, key)
 
             async def before_post(key: str) -> JobSpec | None:
                 if watch is not None:
@@ -204,6 +210,7 @@ async def _submit(
                     intent,
                     before_post=before_post,
                     on_bought=bought,
+                    on_lost=is_lost,
                     key_history=history,
                     note_accepted=mark_accepted if marked else None,
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import threading
@@ -197,6 +198,37 @@ def test_nothing_is_bought_by_a_run_that_goes_on_after_a_cancel_between_two_trie
     asked(lambda client: client.set_flow_run_state(UUID(tries[0]), Cancelling()))
     thread.join(120)
     assert [job["status"] for job in sandbox.control.jobs()] == ["Cancelled"]
+
+
+@pytest.mark.parametrize("in_session", [True, False])
+def test_a_job_whose_answer_was_lost_a_moment_before_the_cancel_is_cancelled(
+    sandbox: Sandbox, dialect: Any, in_session: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service accepted it, and its list shows it late."""
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_SUBMISSION_GRACE_SECONDS", "30")
+    sandbox.control.hold()
+    qr.QuantumRuntimeCredentials(**sandbox.connection(dialect)).save("cancelling", overwrite=True)
+    credentials = qr.load_credentials("cancelling")
+    network_loop().run(credentials.get_client().jobs(limit=1))  # so that it is no 401 that is lost
+
+    @flow(**hooks.cancel)
+    async def cancelled() -> None:
+        opened = qr.aruntime_session(credentials, BACKEND, max_ttl=300) if in_session else contextlib.nullcontext()
+        async with opened as session:
+            sandbox.control.set_option("list_lag", 2.0)
+            sandbox.control.add_fault("POST", "/jobs", drop="after", delay=0.5)
+            sends = asyncio.ensure_future(qr.asubmit_job(credentials, [FLIP], backend=BACKEND, session=session))
+            assert await asyncio.to_thread(until, lambda: requests(sandbox, "POST", "/jobs"))
+            mine = UUID(runtime.flow_run.id)
+            await asyncio.to_thread(asked, lambda client: client.set_flow_run_state(mine, Cancelling()))
+            sends.cancel()
+            await sends
+
+    with contextlib.suppress(asyncio.CancelledError):
+        ran(cancelled)
+    sandbox.control.set_option("list_lag", 0)
+    assert [job["status"] in ("Cancelled", "Failed") for job in sandbox.control.jobs()] == [True]
+    assert sandbox.control.open_sessions() == []
 
 
 # ---- subflows ------------------------------------------------------------------------------------------------------

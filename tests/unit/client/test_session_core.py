@@ -408,9 +408,11 @@ class Door:
             raise Violation("a session that the service did not know for a moment is called closed")
         if isinstance(action, core.Closed) and not self.gone and self.closes is None and not self.machine.drain:
             raise Violation("it was never asked to close")
-        if isinstance(action, core.Closed) and action.session is not None:
-            if action.session.ref().is_closed is not closed and not self.machine.drain:
-                raise Violation("it is called closed and is not")
+        said = (
+            action.session.ref().is_closed if isinstance(action, core.Closed) and action.session is not None else closed
+        )
+        if said is not closed and not self.machine.drain:
+            raise Violation("it is called closed and is not")
 
 
 def door(drain: bool, jobs: int, lag: float, machine: type[core.Closing] = core.Closing) -> Door:
