@@ -323,13 +323,13 @@ def _of(session: SessionRef) -> _Unbound:
     return unbound
 
 
-def check_not_left(session: SessionRef | None) -> None:
+def check_not_left(session: SessionRef) -> None:
     """Refuse the first job of a session that was closed before: it would open it again.
 
     Raises:
         SessionClosed: It was; nothing was sent.
     """
-    unbound = _unbound.get(session.token or "") if session is not None and session.id is None else None
+    unbound = _unbound.get(session.token or "") if session.id is None else None
     if unbound is not None and unbound.left is not None and unbound.ref is None:
         raise SessionClosed("The session was closed before its first job.", solution="Nothing was sent. Open another.")
 

@@ -200,7 +200,8 @@ async def _submit(
                 if marked:
                     await mark_sent(key)
                 allowed = await passing.before_post(key)
-                check_not_left(usable)
+                if usable is not None:
+                    check_not_left(usable)
                 if watch is not None:
                     watch.arm(False)  # what is sent is waited for, and then recorded
                 return allowed
