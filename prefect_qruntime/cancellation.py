@@ -33,7 +33,7 @@ from prefect_qruntime.client import QuantumRuntimeClient, submission_keys
 from prefect_qruntime.client.network_loop import SingleFlight, network_loop
 from prefect_qruntime.client.service import each_job
 from prefect_qruntime.errors import JobCancelled, NotFound, QuantumRuntimeError
-from prefect_qruntime.models import Job
+from prefect_qruntime.models import Job, JobStatus
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.artifacts import find_records
 from prefect_qruntime.observability.notifications import follow_usage
@@ -54,9 +54,10 @@ from prefect_qruntime.settings import current_settings
 
 __all__ = [
     "Policy",
+    "after_cancel",
     "belongs",
     "cancel_jobs_of",
-    "cancelled_by_user",
+    "cancelled_run",
     "cancels_jobs",
     "ends_if_cancelled",
     "ends_with_flow_run",
@@ -75,6 +76,8 @@ _AFTER_PREFECT = 0.5  # seconds by which Prefect's own timeout of a flow run com
 _ANSWER = 5.0  # seconds for which requests to a failing Prefect API are repeated
 _FRESH = 2.0  # seconds for which an answer to one submission will do for the others of its flow run
 _KEEP = 1024
+_UNLISTED_PAUSES = (0.5, 1.5, 3.0, 5.0, 5.0)
+"""Seconds between looks for a job whose submission was not answered; a process that is cancelled may have 30 left."""
 _UNSEEN_PAUSES = (0.5, 1.5, 4.0)  # seconds between tries for a job that the service does not know yet
 
 POLICY_MARK = "qruntime_policy"
@@ -82,13 +85,14 @@ POLICY_MARK = "qruntime_policy"
 
 
 def policy() -> Policy:
-    """What happens to the jobs of a cancelled flow run, according to its hooks or else to the settings."""
-    context = FlowRunContext.get()
-    if context is not None and context.flow is not None:
-        for hook in context.flow.on_cancellation_hooks or ():
+    """What happens to the jobs of a cancelled flow run, by its hooks, those of the flows around it, or the settings."""
+    context: Any = FlowRunContext.get()
+    while isinstance(context, FlowRunContext):
+        for hook in (context.flow.on_cancellation_hooks or ()) if context.flow is not None else ():
             mark = getattr(hook, POLICY_MARK, None)
             if mark in ("cancel", "detach"):
                 return "cancel" if mark == "cancel" else "detach"
+        context = None if context._token is None else context._token.old_value
     return current_settings().on_cancel
 
 
@@ -149,11 +153,6 @@ async def _ask(level: int) -> _Answer:
         # Without an answer the jobs are left running, because a cancellation cannot be undone.
         log.log(level, "Prefect does not say whether the flow run was cancelled. Its jobs live on.", exc_info=True)
     return _Answer(asked)
-
-
-async def cancelled_by_user() -> bool:
-    """Whether, according to Prefect, this flow run or one that contains it in this process is being cancelled."""
-    return await cancelled_run() is not None
 
 
 # ---- the jobs of a flow run --------------------------------------------------------------------------------------
@@ -262,6 +261,9 @@ class _CancelBatch:
             raise
         await notifications.job_cancelled(job, flow_run_id=self._flow_run_id)
         follow_usage(self._client, job)
+        if not job.is_terminal:  # the service answers the same whether it will cancel a job or never does
+            log.error("Job %s %s.", job_id, after_cancel(job))
+            raise QuantumRuntimeError(f"Job {job_id} {after_cancel(job)}.", job_id=job_id)
         return job
 
     async def _until_visible(self, job_id: str) -> Job:
@@ -271,6 +273,13 @@ class _CancelBatch:
                 return await self._client.cancel(job_id)
             await asyncio.sleep(pause)
         return await self._client.cancel(job_id)
+
+
+def after_cancel(job: Job) -> str:
+    """What became of a job that was asked to be cancelled, by the state that the service showed afterwards."""
+    if job.status is JobStatus.CANCELLED:
+        return "is cancelled"
+    return "was over already" if job.is_terminal else f"was asked to be cancelled and is still {job.raw_status!r}"
 
 
 @dataclass(slots=True)
@@ -296,7 +305,7 @@ async def cancel_jobs_of(
         The jobs as read back.
 
     Raises:
-        QuantumRuntimeError: Not all of them were cancelled; each was tried.
+        QuantumRuntimeError: Not all of them are over; each was tried.
     """
     batches = network_loop().state(CancellationWork).batches
     which = (client.connection.crn, flow_run_id)
@@ -318,17 +327,21 @@ async def _cancel_with(client: QuantumRuntimeClient, flow_run_id: str, also: Ite
     """
     runs = await lineage()
     done = await cancel_jobs_of(client, flow_run_id, also, top=runs[-1] if runs else None)
-    log.info("The flow run was cancelled, and %s with it.", many(len(done), "job"))
+    ended = sum(job.status is JobStatus.CANCELLED for job in done)
+    log.info("The flow run was cancelled, and %s with it.", many(ended, "job"))
     return done
 
 
 @asynccontextmanager
-async def cancels_jobs(client: QuantumRuntimeClient, job_ids: list[str]) -> AsyncIterator[None]:
+async def cancels_jobs(
+    client: QuantumRuntimeClient, job_ids: list[str], *, lost: Collection[str] = ()
+) -> AsyncIterator[None]:
     """Cancel the flow run's jobs if a user's cancellation ends this block. Runs on the network loop.
 
     Args:
         client: The instance.
         job_ids: Jobs known here; may grow while the block runs.
+        lost: Keys of submissions whose answers were lost; may change while the block runs.
     """
     try:
         yield
@@ -336,7 +349,25 @@ async def cancels_jobs(client: QuantumRuntimeClient, job_ids: list[str]) -> Asyn
         if policy() == "cancel" and (run := await cancelled_run()) is not None:
             with contextlib.suppress(Exception):
                 await _cancel_with(client, run, job_ids)
+            if lost:
+                await _cancel_lost(client, run, list(lost))
         raise
+
+
+async def _cancel_lost(client: QuantumRuntimeClient, flow_run_id: str, keys: list[str]) -> None:
+    """Cancel the job of a submission whose answer was lost, when the service's list shows it."""
+    for pause in _UNLISTED_PAUSES:
+        with contextlib.suppress(Exception):  # what could not be cancelled is logged
+            listed = [job for key in keys for job in await client.jobs(tags=(key,))]
+            if listed:
+                await cancel_jobs_of(client, flow_run_id, [job.id for job in listed if not job.is_terminal])
+                return
+        await asyncio.sleep(pause)
+    log.error(
+        "The flow run was cancelled while a job was submitted, and it is not known whether the job was accepted. If it "
+        "was, it lives on. Look for the tag %s in the instance's workloads.",
+        " or ".join(keys),
+    )
 
 
 # ---- cancellations without a signal ------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ because Prefect does not run partials and methods as cancellation hooks.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 from prefect import Flow, State
@@ -24,9 +25,9 @@ from prefect.client.schemas.objects import FlowRun
 from prefect_qruntime import prefect_api
 from prefect_qruntime.cancellation import POLICY_MARK, cancel_jobs_of
 from prefect_qruntime.client.network_loop import network_loop
-from prefect_qruntime.credentials import QuantumRuntimeCredentials, aload_credentials
+from prefect_qruntime.credentials import QuantumRuntimeCredentials, load_each
 from prefect_qruntime.errors import QuantumRuntimeError
-from prefect_qruntime.models import SessionRef
+from prefect_qruntime.models import JobStatus, SessionRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.artifacts import Record, find_records
 from prefect_qruntime.observability.run_summary import write_summary
@@ -82,29 +83,58 @@ async def clean_up(flow_run: FlowRun, *, cancel_jobs: bool, drain: bool) -> None
     # A job attached to by an explicit key is recorded under the flow run that submitted it.
     jobs += [r for r in await find_records("job", since=flow_run.created) if r.meta.get("flow_run") == str(flow_run.id)]
     sessions = await find_records("session", flow_run_ids=family)
-    for block in sorted(_blocks(flow_run, [*jobs, *sessions])):
-        try:
-            credentials = await aload_credentials(block)
-        except (QuantumRuntimeError, ValueError):
-            log.error("Credentials block %r cannot be loaded. The jobs and sessions of its instance stay.", block)
-            continue
+    named, wrong = await load_each(_blocks(flow_run, [*jobs, *sessions]))
+    for block in wrong:
+        log.error("Credentials block %r cannot be loaded. Jobs that were submitted with it stay.", block)
+    left = list({r.meta["session"]: r for r in sessions if r.meta.get("session") and not r.is_closed}.values())
+    reaches = await _reach(named, left)
+    for block, credentials in {**named, **dict(reaches.values())}.items():
         if cancel_jobs:
             # The service's list may lag; the jobs recorded here are known to exist.
             noted = [r.meta["id"] for r in jobs if r.meta.get("block") == block and not r.is_over]
             try:
                 done = await cancel_jobs_of(credentials.get_client(), str(flow_run.id), noted)
-                log.info("flow run %s: %s cancelled", flow_run.id, many(len(done), "live job"))
+                ended = sum(job.status is JobStatus.CANCELLED for job in done)
+                log.info("flow run %s: %s cancelled", flow_run.id, many(ended, "live job"))
             except QuantumRuntimeError as error:
                 log.error("The jobs of flow run %s on block %r could not be cancelled: %s", flow_run.id, block, error)
-        for record in sessions:
-            if record.meta.get("block") == block and record.meta.get("session"):
-                try:
-                    await _close(credentials, record, drain=drain)
-                except QuantumRuntimeError as error:
-                    session_id = record.meta["session"]
-                    log.error("Session %s of flow run %s could not be closed: %s", session_id, flow_run.id, error)
+    for record in left:
+        session_id = record.meta["session"]
+        if session_id not in reaches:
+            log.error(
+                "Session %s of flow run %s stays open: no saved credentials block leads to its instance %s.",
+                session_id,
+                flow_run.id,
+                record.meta.get("crn", ""),
+            )
+            continue
+        try:
+            await _close(reaches[session_id][1], record, drain=drain)
+        except QuantumRuntimeError as error:
+            log.error("Session %s of flow run %s could not be closed: %s", session_id, flow_run.id, error)
     with contextlib.suppress(Exception):
         await write_summary(str(flow_run.id), [record.meta["id"] for record in jobs])
+
+
+async def _reach(
+    named: Mapping[str, QuantumRuntimeCredentials], sessions: Sequence[Record]
+) -> dict[str, tuple[str, QuantumRuntimeCredentials]]:
+    """The block that leads to each session's instance, by the session's id.
+
+    Since a session was opened, its block may have been renamed, deleted, or edited so that it leads to another
+    instance. That one would say that it knows no such session, and the session would count as closed.
+    """
+
+    def found_in(blocks: Mapping[str, QuantumRuntimeCredentials]) -> dict[str, tuple[str, QuantumRuntimeCredentials]]:
+        return {
+            record.meta["session"]: (name, one)
+            for record in sessions
+            for name, one in blocks.items()
+            if record.leads_to(one.get_client().connection, name)
+        }
+
+    found = found_in(named)
+    return found if len(found) == len(sessions) else {**found_in((await load_each(None))[0]), **found}
 
 
 async def _close(credentials: QuantumRuntimeCredentials, record: Record, *, drain: bool) -> None:

@@ -562,8 +562,12 @@ def starts_in(states: Sequence[State[Any]]) -> int:
 
 
 def is_ending(states: Sequence[State[Any]]) -> bool:
-    """Whether the newest of a flow run's states says that it is being cancelled or was."""
-    last = max(states, key=lambda state: state.timestamp, default=None)
+    """Whether a flow run's states say that it is being cancelled or was, and not started again since.
+
+    Prefect lets a run that was cancelled between two tries (`AwaitingRetry`) go on in its process: it is `Running`
+    after `Cancelled`. One that a person retries is scheduled in between.
+    """
+    last = max((one for one in states if not one.is_running()), key=lambda state: state.timestamp, default=None)
     return last is not None and (last.is_cancelling() or last.is_cancelled())
 
 

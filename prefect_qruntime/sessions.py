@@ -10,7 +10,7 @@ import anyio
 from prefect.exceptions import Pause
 
 from prefect_qruntime.admission.budget import BudgetLike
-from prefect_qruntime.cancellation import cancelled_by_user, policy
+from prefect_qruntime.cancellation import cancelled_run, policy
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.errors import (
@@ -35,8 +35,9 @@ def runtime_session(
     """Open a session or batch for the `with` block and close it in every case.
 
     If the block ends normally, queued jobs still run. If it ends by an error or a user's cancellation, they are
-    dropped. If it ends because of an outage, a process that is stopped (SIGTERM of a worker) or a suspended flow run,
-    they live on, to be attached to, and the session closes after them.
+    dropped, unless the flow has `hooks.detach` and was cancelled. If it ends because of an outage, a time limit, a
+    process that is stopped (SIGTERM of a worker) or a suspended flow run, they live on, to be attached to, and the
+    session closes after them.
 
     Args:
         credentials: The credentials block.
@@ -106,14 +107,15 @@ async def aruntime_session(
 
 
 def _close(credentials: QuantumRuntimeCredentials, session: SessionRef, drain: bool) -> None:
-    """Close the session in a task run, or without one if Prefect fails."""
+    """Close the session in a task run, or without one if Prefect fails or the task run is interrupted (Ctrl-C)."""
     try:
         close_session(credentials, session, drain=drain)
     except QuantumRuntimeError:
         raise
-    except Exception as error:
-        _report_no_task(session, error)
-        network_loop().run(close(credentials, session, drain))
+    except BaseException as error:
+        with _finishing(session, error):
+            drain = drain and (isinstance(error, Exception) or network_loop().run(_drains(error)))
+            network_loop().run(close(credentials, session, drain))
 
 
 async def _aclose(credentials: QuantumRuntimeCredentials, session: SessionRef, drain: bool) -> None:
@@ -122,35 +124,50 @@ async def _aclose(credentials: QuantumRuntimeCredentials, session: SessionRef, d
         await aclose_session(credentials, session, drain=drain)
     except QuantumRuntimeError:
         raise
-    except Exception as error:
-        _report_no_task(session, error)
-        await close(credentials, session, drain)
+    except BaseException as error:
+        with _finishing(session, error), anyio.CancelScope(shield=True):
+            drain = drain and (isinstance(error, Exception) or await network_loop().arun(_drains(error)))
+            await close(credentials, session, drain)
 
 
 async def _drains(left_by: BaseException) -> bool:
     """Whether queued jobs still run after a block that ended by `left_by`.
 
-    An error or a user's cancellation drops them. An outage, a suspension and the loss of the process do not: the flow
-    may run again and attach to them, while the session takes no more jobs.
+    If a user cancelled the flow run, its policy decides, whatever error that became in the block. Else an error drops
+    them. An outage, a time limit, a suspension and the loss of the process do not: the flow may run again and attach
+    to them, while the session takes no more jobs.
     """
     if isinstance(left_by, Pause):
         return True
-    if isinstance(left_by, Exception):
+    failed = isinstance(left_by, Exception)
+    if await cancelled_run(level=logging.DEBUG if failed else logging.WARNING) is not None:
+        return policy() == "detach"
+    if failed:
         from prefect_qruntime.client.session_core import says_nothing_about_jobs
 
         return says_nothing_about_jobs(left_by)
-    return policy() == "detach" or not await cancelled_by_user()
+    return True
 
 
-def _report_no_task(session: SessionRef, error: Exception) -> None:
+@contextmanager
+def _finishing(session: SessionRef, stopped_by: BaseException) -> Iterator[None]:
+    """Around the closing of a session without a task run, after the task run was stopped."""
+    what = f"{type(stopped_by).__name__}: {stopped_by}".removesuffix(": ")
     notifications.log_to_run(
-        f"Prefect failed while session {_name(session)} was being closed ({type(error).__name__}: {error}). "
-        "The session is closed without a task run.",
+        f"The task run that closes session {_name(session)} was stopped ({what}). The session is closed without one.",
         level=logging.WARNING,
     )
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception):  # stopped again; any other error is reported by who catches it
+            _report_open(session, error)
+        raise
+    if not isinstance(stopped_by, Exception):
+        raise stopped_by
 
 
-def _report_open(session: SessionRef, error: Exception) -> None:
+def _report_open(session: SessionRef, error: BaseException) -> None:
     # The error that ended the block is the one to raise; the session is left to the sweep.
     notifications.log_to_run(
         f"Session {_name(session)} could not be closed: {type(error).__name__}: {error}. It may still be open and "

@@ -441,7 +441,10 @@ def compare(
 
 @needs_prefect
 def cancel(job_id: JobId, /, *, block: OneBlock = None, json: AsJson = False) -> int:
-    """Cancel a job. A job that has already ended is left as it is."""
+    """Cancel a job. A job that has already ended is left as it is.
+
+    The exit code is 1 if the service still shows the job as queued or running some seconds later.
+    """
 
     async def work() -> Job:
         return await (await client_of(job_id, block)).cancel(job_id)
@@ -451,4 +454,4 @@ def cancel(job_id: JobId, /, *, block: OneBlock = None, json: AsJson = False) ->
         print_json(job.model_dump(mode="json"))
     else:
         Console().print(f"Job {job.id} is {job.raw_status or 'in an unknown state'}.", highlight=False)
-    return 0
+    return 0 if job.is_terminal else 1

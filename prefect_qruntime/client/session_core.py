@@ -288,6 +288,8 @@ class Closing:
         self.until: float | None = None
         self.unknown_since: float | None = None
         self.runs_on = False
+        self.refusal: QuantumRuntimeError | None = None
+        self.doubted: QuantumRuntimeError | None = None
 
     def start(self) -> Close:
         """Begin."""
@@ -310,6 +312,9 @@ class Closing:
     def read(self, now: float, session: Session) -> Close:
         """The session as the service sees it."""
         self.unknown_since = None
+        doubted, self.doubted = self.doubted, None
+        if doubted is not None and not session.ref().is_closed:
+            return self.stopped() if self.drain and session.accepting_jobs is False else Fail(doubted)
         over = self.until is None or now >= self.until
         return Closed(session) if self.runs_on or over or session.ref().is_closed else Pause(0.3)
 
@@ -324,7 +329,13 @@ class Closing:
         return Closed(None) if now - self.unknown_since >= self.patience else Pause(1.0)
 
     def failed(self, error: QuantumRuntimeError) -> Close:
-        """A request was not answered: nothing is dropped in doubt."""
+        """A request was not answered or refused: nothing is dropped in doubt.
+
+        A session that is closed already, at its limit or by someone else, may refuse to be closed: it is read.
+        """
+        if self.refusal is None and isinstance(self.asked, StopAccepting | Drop) and not error.is_outage:
+            self.refusal = self.doubted = error
+            return self._ask(ReadBack())
         return Fail(error)
 
     def _ask(self, action: Close) -> Close:
@@ -332,7 +343,7 @@ class Closing:
         return action
 
 
-_SILENT = (AuthenticationError, ResultNotReady)  # beside outages
+_SILENT = (AuthenticationError, ResultNotReady, TimeoutError)  # beside outages; Prefect's time limits are the last
 
 
 def says_nothing_about_jobs(error: BaseException | None) -> bool:

@@ -19,7 +19,7 @@ from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.client.payload_check import differs_at_sight, input_difference, is_small, on_service, shape
 from prefect_qruntime.client.submission_core import History
 from prefect_qruntime.client.submission_keys import Payload, SubmissionMemory
-from prefect_qruntime.client.transport.retrying import complete_or_withdraw
+from prefect_qruntime.client.transport.retrying import IN_FLIGHT, complete_or_withdraw
 from prefect_qruntime.errors import NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobRef, SessionRef
 from prefect_qruntime.redact import get_logger
@@ -107,6 +107,7 @@ async def submit_or_attach(
     scope: str = "",
     before_post: BeforePost | None = None,
     on_bought: Callable[[JobRef], None] | None = None,
+    on_lost: Callable[[str], None] | None = None,
     key_history: KeyHistory | None = None,
     note_accepted: NoteAccepted | None = None,
     clock: Callable[[], float] = time.monotonic,
@@ -121,6 +122,7 @@ async def submit_or_attach(
         before_post: Awaited with the key before each POST: budget and rate limits. It may raise to stop, or
             return what to send in place of the intent's spec (a lower limit of QPU seconds).
         on_bought: Called with a new job at once, even if the caller is being cancelled.
+        on_lost: Called with the key if a request's outcome is not known, even if the caller is being cancelled.
         key_history: Awaited with the key before a search that precedes the first POST: what other processes did with
             it. It must not guess: `never_sent`, which reduces the search to one query, is true only if every process
             leaves a mark in `before_post`, under a lock that excludes other processes with the key.
@@ -149,7 +151,7 @@ async def submit_or_attach(
     )
     memory = submission_memory()
     machine = core.Submission(ask, memory, object())
-    hooks = _Hooks(before_post, on_bought, key_history, note_accepted)
+    hooks = _Hooks(before_post, on_bought, on_lost, key_history, note_accepted)
     caller = _Caller(service, intent, machine, memory, hooks, clock, sleep)
     try:
         return await caller.run()
@@ -170,6 +172,7 @@ class _Hooks:
 
     before_post: BeforePost | None
     on_bought: Callable[[JobRef], None] | None
+    on_lost: Callable[[str], None] | None
     key_history: KeyHistory | None
     note_accepted: NoteAccepted | None
 
@@ -307,15 +310,25 @@ class _Caller:
         await self._note_accepted()
         return action
 
+    def _lost(self, key: str) -> None:
+        if self.hooks.on_lost is not None:
+            self.hooks.on_lost(key)
+
     async def _post(self, key: str) -> core.Action:
         """Send the request and report its outcome."""
         tags = (key, *self.intent.tags)
         try:
             ref = await self.service.post_job(self.spec, tags, self.intent.session)
+        except asyncio.CancelledError:
+            create = IN_FLIGHT.get()
+            if create is not None and create.unanswered:
+                self._lost(key)
+            raise
         except QuantumRuntimeError as error:
             now = self.clock()
             if error.advice.kind != "search-first":
                 return self.machine.refused(now, error)
+            self._lost(key)
             if error.status is not None and 200 <= error.status < 300:
                 log.warning(
                     "Submission %s was accepted with an unreadable answer: %s Its job is searched for.", key, error

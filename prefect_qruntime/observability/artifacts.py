@@ -26,6 +26,7 @@ from prefect.client.schemas.sorting import ArtifactSort
 from prefect.context import TaskRunContext
 from prefect.exceptions import ObjectNotFound
 
+from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.models import JobStatus
 from prefect_qruntime.prefect_api import api, current_flow_run_id
@@ -76,6 +77,22 @@ class Record:
         """Whether a job's end was recorded."""
         status = JobStatus.of(self.meta.get("state", ""))
         return status is not None and status.is_terminal
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether a session's end was recorded."""
+        return (self.meta.get("state") or "").lower() == "closed"
+
+    def leads_to(self, connection: Connection, block: str) -> bool:
+        """Whether a session is in the instance that a credentials block leads to, whatever the name of the block is.
+
+        Args:
+            connection: The block's.
+            block: The block's name, which decides if the record was written before records named their instance.
+        """
+        if not self.meta.get("crn"):
+            return self.meta.get("block") == block
+        return (self.meta["crn"], self.meta.get("base_url")) == (connection.crn, connection.base_url)
 
 
 def artifact_key(kind: Kind, identifier: str) -> str:

@@ -18,15 +18,16 @@ from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.exceptions import ObjectNotFound
 from pydantic import BaseModel, ConfigDict
 
+from prefect_qruntime.cancellation import after_cancel
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.service import each_job
 from prefect_qruntime.errors import AuthenticationError, InvalidInput, NotFound, QuantumRuntimeError
-from prefect_qruntime.models import Job, Session, SessionRef
+from prefect_qruntime.models import Job, JobStatus, Session, SessionRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.artifacts import Record, find_records, job_owners
 from prefect_qruntime.prefect_api import api
 from prefect_qruntime.redact import get_logger
-from prefect_qruntime.tasks.session_notes import SessionNote, is_closed, is_note, leads_to
+from prefect_qruntime.tasks.session_notes import SessionNote, is_note
 
 __all__ = ["LOOK_BACK", "NOTED_BACK", "Found", "InstanceSweeper", "Owners", "Swept", "owner_of"]
 
@@ -37,11 +38,13 @@ NOTED_BACK = timedelta(days=30)  # within which records in Prefect are completed
 _MOST_LOOKS = 200  # single jobs read in one sweep of a block
 _MOST_SILENT = 2  # steps in a row that find no answer, after which an instance is given up until the next sweep
 _LIFE = timedelta(hours=24)  # after which no session is open any more; the service itself ends one after eight hours
+_CANCELLING = timedelta(minutes=10)  # in which a flow run that a user cancelled, or its hook, cleans up by itself
 _OPENING = timedelta(minutes=10)
 """How far apart the clocks of Prefect and of the service may be for a session whose id was never recorded."""
 
 
 _CLOSED, _DRAINS, _CANCELLED = "closed", "drains, takes no more jobs", "cancelled"
+_ENDED = "ended before it was cancelled"
 _LEFT, _WITH_SESSION = "left alone", "ends with its session"
 _DELETED, _DEAD, _EXPIRED = "Deleted", "Ended", "Expired"
 _DRAINED_AFTER = ("Crashed", _DELETED, _DEAD, _EXPIRED)
@@ -64,7 +67,7 @@ class Swept(BaseModel):
     @property
     def is_dealt_with(self) -> bool:
         """Whether nothing is left to do about it."""
-        return self.action in (_CLOSED, _DRAINS, _CANCELLED, _WITH_SESSION)
+        return self.action in (_CLOSED, _DRAINS, _CANCELLED, _ENDED, _WITH_SESSION)
 
 
 class Owners:
@@ -95,7 +98,11 @@ class Owners:
         except ValueError:
             return None
         state = flow_run.state
-        return state.name if state is not None and state.is_final() else None
+        if state is None:
+            return None
+        # If a worker dies while it cancels a run, the run stays `Cancelling` for ever.
+        stuck = state.is_cancelling() and datetime.now(UTC) - state.timestamp > _CANCELLING
+        return state.name if stuck or state.is_final() else None
 
 
 @dataclass(slots=True)
@@ -160,7 +167,7 @@ class InstanceSweeper:
 
     def reaches(self, record: Record) -> bool:
         """Whether a recorded session is in this instance."""
-        return leads_to(record.meta, self._client.connection, self._block)
+        return record.leads_to(self._client.connection, self._block)
 
     @contextlib.contextmanager
     def _apart(self, what: str) -> Iterator[None]:
@@ -285,7 +292,9 @@ class InstanceSweeper:
             job = await self._client.cancel(job_id)
         except QuantumRuntimeError as error:
             return f"could not be cancelled: {error.message}"
-        return _CANCELLED if job.is_terminal else f"was told to end, but is still {job.raw_status!r}"
+        if job.status is JobStatus.CANCELLED:
+            return _CANCELLED
+        return _ENDED if job.is_terminal else after_cancel(job)
 
     async def _all_over(self, users: Iterable[str | None]) -> str | None:
         """A final state if all these flow runs are over, preferably one after which jobs still run; else None."""
@@ -298,7 +307,7 @@ class InstanceSweeper:
         """Close the recorded sessions whose flow runs are over."""
         for record in self._records:
             owner, known = owner_of(record), record.meta.get("session")
-            if is_closed(record) or owner is None or await self._owners.over(owner) is None:
+            if record.is_closed or owner is None or await self._owners.over(owner) is None:
                 continue
             with self._apart(f"session {known or 'without an id'} of flow run {owner}"):
                 found = [known] if known else await self._left_unnoted(record, f"flow run {owner}")
@@ -361,7 +370,7 @@ class InstanceSweeper:
     def _unnamed(self) -> list[Record]:
         """The records of sessions on this instance whose id was never recorded."""
         of_all = [one for sweeper in self._same for one in (*sweeper._records, *(n.record for n in sweeper._notes))]
-        unnamed = {one.key: one for one in of_all if not one.meta.get("session") and not is_closed(one)}
+        unnamed = {one.key: one for one in of_all if not one.meta.get("session") and not one.is_closed}
         return list(unnamed.values())
 
     async def _has_no_opener(self, record: Record) -> bool:

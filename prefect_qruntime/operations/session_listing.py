@@ -18,7 +18,7 @@ from prefect_qruntime.errors import NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, Session, SessionRef
 from prefect_qruntime.observability.artifacts import Record, find_records
 from prefect_qruntime.prefect_api import flow_runs_by_id
-from prefect_qruntime.tasks.session_notes import SessionNote, is_closed, is_note, leads_to, session_notes
+from prefect_qruntime.tasks.session_notes import SessionNote, is_note, session_notes
 from prefect_qruntime.tasks.sessions import close
 
 __all__ = ["OpenSession", "SessionList", "aclose_by_id", "alist_sessions", "close_by_id", "list_sessions"]
@@ -207,13 +207,13 @@ async def _of_instance(
     flow_runs = {
         record.meta["session"]: record.meta.get("flow_run")
         for record in records
-        if record.meta.get("session") and leads_to(record.meta, client.connection, block)
-        if not is_note(record) and not is_closed(record)
+        if record.meta.get("session") and record.leads_to(client.connection, block)
+        if not is_note(record) and not record.is_closed
     }
     processes = {
         note.meta["session"]: note
         for note in notes
-        if note.meta.get("session") and leads_to(note.meta, client.connection, block)
+        if note.meta.get("session") and note.record.leads_to(client.connection, block)
     }
     listed = await apart("the sessions could not be listed", _listed(client), [])
     wanted = dict.fromkeys([*listed, *jobs, *flow_runs, *processes])

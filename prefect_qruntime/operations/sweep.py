@@ -45,7 +45,7 @@ from prefect_qruntime.operations.instance_sweep import (
 from prefect_qruntime.prefect_api import api
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.run_context import process_is_gone
-from prefect_qruntime.tasks.session_notes import SessionNote, is_closed, is_note, session_notes
+from prefect_qruntime.tasks.session_notes import SessionNote, is_note, session_notes
 
 __all__ = [
     "Resumed",
@@ -393,7 +393,7 @@ async def _out_of_reach(
     left = [(note.record, note.opener) for note in notes if note.is_gone]
     for record in records:
         owner = owner_of(record)
-        if not is_note(record) and not is_closed(record) and await owners.over(owner) is not None:
+        if not is_note(record) and not record.is_closed and await owners.over(owner) is not None:
             left.append((record, f"flow run {owner}"))
     recent = datetime.now(UTC) - LOOK_BACK
     return [

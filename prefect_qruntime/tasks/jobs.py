@@ -13,7 +13,7 @@ from typing import Any, get_args
 from prefect.context import TaskRunContext
 
 from prefect_qruntime import result_storage
-from prefect_qruntime.cancellation import cancels_jobs, ends_with_flow_run, polls_for_cancellation
+from prefect_qruntime.cancellation import after_cancel, cancels_jobs, ends_with_flow_run, polls_for_cancellation
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.connection import parse_crn
 from prefect_qruntime.client.failures import job_error
@@ -257,12 +257,10 @@ async def acancel_job(credentials: QuantumRuntimeCredentials, job: JobLike) -> J
     """
     client = credentials.get_client()
     done = await client.cancel(as_job(job).id)
-    word = "is cancelled" if done.status is JobStatus.CANCELLED else "was over already"
-    if done.is_terminal:
-        notifications.log_to_run(f"job {done.id} {word} (state {done.raw_status!r})")
-    else:
-        text = f"The cancellation of job {done.id} was accepted, but has not happened yet (state {done.raw_status!r})."
-        notifications.log_to_run(text, level=logging.WARNING)
+    notifications.log_to_run(
+        f"job {done.id} {after_cancel(done)} (state {done.raw_status!r})",
+        level=logging.INFO if done.is_terminal else logging.WARNING,
+    )
     await notifications.job_cancelled(done)
     notifications.follow_usage(client, done)
     return done

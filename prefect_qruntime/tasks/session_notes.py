@@ -25,7 +25,6 @@ import orjson
 from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.settings import get_current_settings
 
-from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name
 from prefect_qruntime.errors import QuantumRuntimeError
@@ -40,9 +39,7 @@ from prefect_qruntime.run_context import process_facts, process_is_gone
 __all__ = [
     "SessionNote",
     "SessionNotes",
-    "is_closed",
     "is_note",
-    "leads_to",
     "note",
     "record_session",
     "session_notes",
@@ -108,24 +105,6 @@ def is_note(record: Record) -> bool:
     return bool(record.meta.get("pid")) and not record.meta.get("flow_run")
 
 
-def is_closed(record: Record) -> bool:
-    """Whether a session's end is recorded."""
-    return (record.meta.get("state") or "").lower() == "closed"
-
-
-def leads_to(meta: Mapping[str, str], connection: Connection, block: str) -> bool:
-    """Whether a recorded session is in the instance that a credentials block leads to, whatever the block's name is.
-
-    Args:
-        meta: The record's facts.
-        connection: The block's.
-        block: The block's name, which decides if the record was written before records named their instance.
-    """
-    if not meta.get("crn"):
-        return meta.get("block") == block
-    return (meta["crn"], meta.get("base_url")) == (connection.crn, connection.base_url)
-
-
 async def session_notes(records: list[Record] | None = None) -> list[SessionNote]:
     """All notes that are in Prefect and in this machine's files, closed sessions left out. Runs on the network loop.
 
@@ -135,7 +114,7 @@ async def session_notes(records: list[Record] | None = None) -> list[SessionNote
     records = await find_records("session") if records is None else records
     noted = [SessionNote(record) for record in records if is_note(record)]
     noted += await asyncio.to_thread(_files)
-    return [one for one in noted if not is_closed(one.record)]
+    return [one for one in noted if not one.record.is_closed]
 
 
 def _folder() -> Path:

@@ -6,10 +6,12 @@ no id but a token; all callers of this process that hold the token share the bin
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from uuid import UUID
 
 from cachetools import LRUCache
@@ -21,7 +23,7 @@ from prefect_qruntime.admission.locks import submission_lock
 from prefect_qruntime.cancellation import ends_if_cancelled
 from prefect_qruntime.client.network_loop import network_loop, on_network_loop
 from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name
-from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError, SubmissionUncertain
+from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError, SessionClosed, SubmissionUncertain
 from prefect_qruntime.models import Backend, JobRef, SessionRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.artifacts import find_records
@@ -44,17 +46,37 @@ __all__ = [
     "aclose_session",
     "aopen_session",
     "bind",
+    "check_not_left",
     "close",
     "close_session",
     "first_through",
+    "note_lost",
     "note_session",
     "open_session",
 ]
 
 log = get_logger(__name__)
 
-_pending_sessions: LRUCache[str, SessionRef | None] = LRUCache(1024)
-"""Sessions of this process that their first job opens, by token; with their id once it is known."""
+
+@dataclass(slots=True)
+class _Unbound:
+    """What this process knows of a session that its first job opens.
+
+    Attributes:
+        ref: The session, once its first job is accepted.
+        submitting: Whether a first job is being submitted.
+        doubtful: The keys of first jobs of which it is not known whether they were accepted.
+        left: How it was closed before it had an id: whether queued jobs still run.
+    """
+
+    ref: SessionRef | None = None
+    submitting: bool = False
+    doubtful: list[str] = field(default_factory=list)
+    left: bool | None = None
+
+
+_unbound: LRUCache[str, _Unbound] = LRUCache(1024)
+"""Sessions of this process that their first job opens, by token."""
 
 
 @in_flow
@@ -154,7 +176,7 @@ async def _open(
     kind = session.kind
     if session.id is None:
         if session.token is not None:
-            _pending_sessions[session.token] = None
+            _unbound[session.token] = _Unbound()
         notifications.log_to_run(f"{kind} on {name}: opens with its first job, at most {session.max_ttl} s")
         return session
     await note_session(credentials, session.token, session, where)
@@ -197,7 +219,27 @@ async def close(
     credentials: QuantumRuntimeCredentials, session: SessionRef, drain: bool, *, event: str = "closed"
 ) -> SessionRef:
     """Close a session without a task run, read it back, and report. A record that fails does not stop the closing."""
-    token, session = session.token, _bound(session)
+    token, unbound = session.token, _of(session) if session.id is None else None
+    session = unbound.ref or session if unbound is not None else session
+    if unbound is not None:
+        unbound.left = drain
+        if unbound.submitting:
+            notifications.log_to_run(
+                f"the first job of the {session.kind} is being submitted: it closes when that job is accepted"
+            )
+            return session
+        for opened in await _opened_in_doubt(credentials, unbound):
+            if session.id is None:
+                session = session.model_copy(update={"id": opened})
+            elif session.id != opened:
+                await credentials.get_client().close_session(opened, drain=drain)
+    if session.id is None and unbound is not None and unbound.doubtful:
+        notifications.log_to_run(
+            f"It is not known whether the first job of the {session.kind} was accepted. If it was, the {session.kind} "
+            f"may be open and charging. Look for the tag {' or '.join(unbound.doubtful)} in the instance's workloads.",
+            level=logging.WARNING,
+        )
+        return session
     if session.id is None:
         notifications.log_to_run(f"the {session.kind} was never opened: no job was submitted in it")
         closed = session.model_copy(update={"state": "closed", "accepting_jobs": False})
@@ -258,38 +300,92 @@ async def _drain(credentials: QuantumRuntimeCredentials, session: SessionRef) ->
     await close(credentials, session, drain=True)
 
 
-def _bound(session: SessionRef) -> SessionRef:
-    """The session's present state: with its id once the first job is accepted."""
-    if session.id is not None or session.token is None:
-        return session
-    return _pending_sessions.get(session.token) or session
+async def _opened_in_doubt(credentials: QuantumRuntimeCredentials, unbound: _Unbound) -> list[str]:
+    """The sessions that first jobs have opened of which it was not known whether they were accepted."""
+    client = credentials.get_client()
+    jobs = [job for key in unbound.doubtful for job in await client.jobs(tags=(key,))]
+    return [job.session_id for job in jobs if job.session_id is not None]
 
 
-def bind(session: SessionRef, ref: JobRef) -> None:
-    """Record the id that the first job brought."""
-    if session.token is not None and ref.session is not None and ref.session.id is not None:
-        _pending_sessions[session.token] = ref.session
-
-
-@asynccontextmanager
-async def first_through(session: SessionRef | None) -> AsyncIterator[SessionRef | None]:
-    """Let one submission through while a session has no id, and hold the others back. Runs on the network loop.
+def _of(session: SessionRef) -> _Unbound:
+    """What is known of a session without an id.
 
     Raises:
-        InvalidInput: The unbound session comes from another process, where its binding cannot be shared.
+        InvalidInput: It comes from another process, where its binding cannot be shared.
     """
-    if session is None or session.id is not None:
-        yield session
-        return
-    if session.token is None or session.token not in _pending_sessions:
+    unbound = _unbound.get(session.token or "")
+    if unbound is None:
         raise InvalidInput(
             "this session has no id yet and was opened in another process; submit its first job there and pass "
             "that job's .session on",
             field="session",
         )
-    now = _bound(session)
-    if now.id is not None:
-        yield now
+    return unbound
+
+
+def check_not_left(session: SessionRef) -> None:
+    """Refuse the first job of a session that was closed before: it would open it again.
+
+    Raises:
+        SessionClosed: It was; nothing was sent.
+    """
+    unbound = _unbound.get(session.token or "") if session.id is None else None
+    if unbound is not None and unbound.left is not None and unbound.ref is None:
+        raise SessionClosed("The session was closed before its first job.", solution="Nothing was sent. Open another.")
+
+
+def note_lost(session: SessionRef | None, key: str) -> None:
+    """Note that it is not known whether the first job with this key was accepted, and opened the session."""
+    if session is not None and session.id is None:
+        _of(session).doubtful.append(key)
+
+
+def bind(session: SessionRef, ref: JobRef) -> None:
+    """Record the id that the first job brought."""
+    unbound = _unbound.get(session.token or "")
+    if unbound is not None and ref.session is not None and ref.session.id is not None:
+        unbound.ref = ref.session
+        unbound.doubtful = [key for key in unbound.doubtful if key != ref.submission_key]
+
+
+@asynccontextmanager
+async def first_through(
+    credentials: QuantumRuntimeCredentials, session: SessionRef | None
+) -> AsyncIterator[SessionRef | None]:
+    """Let one submission through while a session has no id, and hold the others back. Runs on the network loop.
+
+    If the session is closed meanwhile, it is closed for good when that submission is over.
+
+    Raises:
+        InvalidInput: The unbound session comes from another process, where its binding cannot be shared.
+        SessionClosed: It was closed before its first job.
+    """
+    if session is None or session.id is not None:
+        yield session
         return
-    async with network_loop().lock(f"session:{session.token}"):
-        yield _bound(session)
+    unbound = _of(session)
+    free = network_loop().lock(f"session:{session.token}") if unbound.ref is None else contextlib.nullcontext()
+    async with free:
+        if unbound.ref is not None:
+            yield unbound.ref
+            return
+        check_not_left(session)
+        unbound.submitting = True
+        try:
+            yield session
+        finally:
+            unbound.submitting = False
+            if unbound.left is not None:
+                await _close_left(credentials, session, drain=unbound.left)
+
+
+async def _close_left(credentials: QuantumRuntimeCredentials, session: SessionRef, *, drain: bool) -> None:
+    """Close a session that was left while its first job was being submitted, whose outcome is what counts."""
+    try:
+        await close(credentials, session, drain)
+    except QuantumRuntimeError as error:
+        notifications.log_to_run(
+            f"The {session.kind} could not be closed: {error}. It may still be open and charging. `prefect-qruntime "
+            "sweep` closes it once its flow run is over.",
+            level=logging.ERROR,
+        )

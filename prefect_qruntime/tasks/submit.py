@@ -66,7 +66,7 @@ from prefect_qruntime.tasks.definitions import (
     spec_fields,
     spelled_out,
 )
-from prefect_qruntime.tasks.sessions import bind, first_through, note_session
+from prefect_qruntime.tasks.sessions import bind, check_not_left, first_through, note_lost, note_session
 
 __all__ = ["asubmit_job", "asubmit_numbered", "submit_job", "submit_numbered"]
 
@@ -157,6 +157,7 @@ async def _submit(
         return key_tag(first + generation)
 
     known: list[str] = []
+    lost: set[str] = set()  # keys of what was sent and is not known to be accepted or refused
     checked: set[str] = set()
     # Other processes may submit with an explicit key; and the engine of the flow's tasks may run this call once more in
     # another process, which knows nothing of this one.
@@ -167,9 +168,9 @@ async def _submit(
     if marked:
         history = key_history_of_run if submission_key is not None else marks_and_notes(history)
     async with (
-        cancels_jobs(client, known),
+        cancels_jobs(client, known, lost=lost),
         ends_if_cancelled(client, where=where) if runs else contextlib.nullcontext() as watch,
-        first_through(session) as usable,
+        first_through(credentials, session) as usable,
         alone as lock,
     ):
         grace = settings.submission_grace_seconds
@@ -193,9 +194,16 @@ async def _submit(
 
             def bought(new: JobRef) -> None:
                 known.append(new.id)
+                lost.clear()
                 note_owner(client, new.id, runs)
                 (run_context.note_attached if new.attached else run_context.note_submitted)(where, new.id)
+                if usable is not None and not new.attached:  # at once: the caller may be gone when this returns
+                    bind(usable, new)
                 passing.bought(new)
+
+            def is_lost(key: str) -> None:
+                lost.add(key)
+                note_lost(usable, key)
 
             async def before_post(key: str) -> JobSpec | None:
                 if watch is not None:
@@ -208,6 +216,8 @@ async def _submit(
                 if marked:
                     await mark_sent(key)
                 allowed = await passing.before_post(key)
+                if usable is not None:
+                    check_not_left(usable)
                 if watch is not None:
                     watch.arm(False)  # what is sent is waited for, and then recorded
                 return allowed
@@ -217,6 +227,7 @@ async def _submit(
                     intent,
                     before_post=before_post,
                     on_bought=bought,
+                    on_lost=is_lost,
                     key_history=history,
                     note_accepted=mark_accepted if marked else None,
                 )

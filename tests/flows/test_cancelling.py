@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
+import re
 import threading
 from typing import Any
 from uuid import UUID
@@ -15,11 +18,14 @@ from prefect.states import Cancelling
 import prefect_qruntime as qr
 from prefect_qruntime import cancellation, hooks
 from prefect_qruntime.cancellation import CancellationWork, belongs, cancel_jobs_of
+from prefect_qruntime.client import service
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.errors import PermissionDenied
+from prefect_qruntime.operations.sweep import run_sweep
 from prefect_qruntime.sandbox import Sandbox
 from prefect_qruntime.suspend.watcher import run_watch
 from tests.flows.test_suspend import block as block, deployed, detached, waits
+from tests.support.command_line import exit_code
 from tests.support.flow_runs import BACKEND, FLIP, STAY, events, ran, records, requests, start, until
 from tests.support.prefect_calls import asked
 
@@ -126,6 +132,103 @@ def test_the_end_of_a_job_is_told_once_a_flow_run_and_stays_on_its_page(sandbox:
     resource = f"qruntime.job.{job['id']}"
     names = [event["event"].rpartition(".")[2] for event in events(resource, last="qruntime.job.attached")]
     assert [name for name in names if name != "running"] == ["submitted", "completed", "attached"]
+
+
+@pytest.mark.parametrize("answer", [204, 409])
+@pytest.mark.parametrize("door", ["task", "flow run", "hook", "sweep", "command"])
+def test_a_job_that_lives_on_after_a_cancel_is_not_called_cancelled(
+    sandbox: Sandbox,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    door: str,
+    answer: int,
+) -> None:
+    """The service takes the request, or says that it cannot be, and the job stays as it is."""
+    monkeypatch.setattr(service, "_CANCEL_LOOKS", (0.01,))
+    caplog.set_level(logging.INFO, "prefect_qruntime")
+    sandbox.control.hold()
+    qr.QuantumRuntimeCredentials(**sandbox.connection("cloud")).save("cancelling", overwrite=True)
+    credentials = qr.load_credentials("cancelling")
+    flow_run_id, (job,) = bought(credentials, 1)
+    sandbox.control.add_fault("POST", "/jobs/*/cancel", status=answer, times=None)
+    said = ""
+    if door == "task":
+        assert qr.cancel_job(credentials, job).status is qr.JobStatus.QUEUED
+    elif door == "flow run":
+        with pytest.raises(qr.QuantumRuntimeError, match="still 'Queued'"):
+            network_loop().run(cancel_jobs_of(credentials.get_client(), flow_run_id, [job]))
+    elif door == "hook":
+        flow_run = asked(lambda client: client.read_flow_run(UUID(flow_run_id)))
+        network_loop().run(hooks.clean_up(flow_run, cancel_jobs=True, drain=False))
+    elif door == "sweep":
+        report = run_sweep(["cancelling"], cancel_jobs=True)
+        assert not report.is_clean
+        said = " ".join(one.action for one in report.jobs)
+    else:
+        assert exit_code("cancel", job, "--block", "cancelling") == 1
+        said = capsys.readouterr().out.replace("is Queued", "is still 'Queued'")
+    said += caplog.text
+    assert "still 'Queued'" in said
+    assert not re.search(r"job \S+ is cancelled|1 live job cancelled|1 job with it", said)
+
+
+def test_nothing_is_bought_by_a_run_that_goes_on_after_a_cancel_between_two_tries(
+    sandbox: Sandbox, credentials: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prefect cancels a run without infrastructure at once, and its process starts it again nevertheless."""
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_CANCEL_LOOK_SECONDS", "0.2")
+    sandbox.control.hold()
+    tries: list[str] = []
+
+    @flow(retries=1, retry_delay_seconds=2, **hooks.cancel)
+    def twice() -> None:
+        tries.append(runtime.flow_run.id)
+        qr.submit_job(credentials, [FLIP], backend=BACKEND)
+        if len(tries) == 1:
+            raise ArithmeticError("mine")
+        qr.submit_job(credentials, [STAY], backend=BACKEND)
+
+    def state() -> Any:
+        return tries and asked(lambda client: client.read_flow_run(UUID(tries[0]))).state
+
+    thread = threading.Thread(target=lambda: twice(return_state=True), daemon=True)
+    thread.start()
+    assert until(lambda: state() and state().name == "AwaitingRetry")
+    asked(lambda client: client.set_flow_run_state(UUID(tries[0]), Cancelling()))
+    thread.join(120)
+    assert [job["status"] for job in sandbox.control.jobs()] == ["Cancelled"]
+
+
+@pytest.mark.parametrize("in_session", [True, False])
+def test_a_job_whose_answer_was_lost_a_moment_before_the_cancel_is_cancelled(
+    sandbox: Sandbox, dialect: Any, in_session: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service accepted it, and its list shows it late."""
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_SUBMISSION_GRACE_SECONDS", "30")
+    sandbox.control.hold()
+    qr.QuantumRuntimeCredentials(**sandbox.connection(dialect)).save("cancelling", overwrite=True)
+    credentials = qr.load_credentials("cancelling")
+    network_loop().run(credentials.get_client().jobs(limit=1))  # so that it is no 401 that is lost
+
+    @flow(**hooks.cancel)
+    async def cancelled() -> None:
+        opened = qr.aruntime_session(credentials, BACKEND, max_ttl=300) if in_session else contextlib.nullcontext()
+        async with opened as session:
+            sandbox.control.set_option("list_lag", 2.0)
+            sandbox.control.add_fault("POST", "/jobs", drop="after", delay=0.5)
+            sends = asyncio.ensure_future(qr.asubmit_job(credentials, [FLIP], backend=BACKEND, session=session))
+            assert await asyncio.to_thread(until, lambda: requests(sandbox, "POST", "/jobs"))
+            mine = UUID(runtime.flow_run.id)
+            await asyncio.to_thread(asked, lambda client: client.set_flow_run_state(mine, Cancelling()))
+            sends.cancel()
+            await sends
+
+    with contextlib.suppress(asyncio.CancelledError):
+        ran(cancelled)
+    sandbox.control.set_option("list_lag", 0)
+    assert [job["status"] in ("Cancelled", "Failed") for job in sandbox.control.jobs()] == [True]
+    assert sandbox.control.open_sessions() == []
 
 
 # ---- subflows ------------------------------------------------------------------------------------------------------

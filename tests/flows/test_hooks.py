@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect import flow
+from prefect import flow, task
 from prefect.states import Running
 
 import prefect_qruntime as qr
@@ -26,7 +26,7 @@ BLOCK = "hooks"
 FRESH_PROCESS = """
 import asyncio, logging, sys
 from uuid import UUID
-from prefect import flow
+from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect_qruntime import hooks
 
@@ -201,3 +201,59 @@ def test_without_hooks_the_settings_say_the_policy(monkeypatch: pytest.MonkeyPat
     assert policy() == "cancel"
     monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_ON_CANCEL", "detach")
     assert policy() == "detach"
+
+
+@pytest.mark.parametrize("setting", ["cancel", "detach"])
+@pytest.mark.parametrize("outer", ["cancel", "detach", None])
+@pytest.mark.parametrize("inner", ["cancel", "detach", None])
+def test_a_subflow_without_a_hook_follows_the_flow_around_it(
+    monkeypatch: pytest.MonkeyPatch, inner: str | None, outer: str | None, setting: str
+) -> None:
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_ON_CANCEL", setting)
+
+    def of(name: str | None) -> Any:
+        return {} if name is None else getattr(hooks, name)
+
+    @task
+    def asks() -> str:
+        return policy()
+
+    @flow(**of(inner))
+    def within() -> list[str]:
+        return [policy(), asks(), asks.submit().result()]
+
+    @flow
+    def between() -> list[str]:
+        return within()
+
+    @flow(**of(outer))
+    def around() -> list[str]:
+        return between()
+
+    assert around() == [inner or outer or setting] * 3
+
+
+@pytest.mark.parametrize("since", ["edited", "deleted", "edited and saved anew", "renamed"])
+def test_a_session_is_closed_by_the_block_that_leads_to_it_or_not_at_all(
+    cloud: Any, sandbox: Sandbox, caplog: pytest.LogCaptureFixture, since: str
+) -> None:
+    """An instance that does not know a session says so, and that is not taken for its end."""
+    flow_run, state = ran(busy)
+    session = run(state.aresult())
+    found = since in ("edited and saved anew", "renamed")
+    if found:
+        qr.QuantumRuntimeCredentials(**sandbox.connection("cloud")).save("hooks-anew", overwrite=True)
+    if since.startswith("edited"):
+        elsewhere = {**sandbox.connection("cloud"), "crn": sandbox.crn.replace("us-east", "eu-de")}
+        qr.QuantumRuntimeCredentials(**elsewhere).save(BLOCK, overwrite=True)
+    else:
+        qr.QuantumRuntimeCredentials.delete(BLOCK)
+    hooks.on_cancellation(flow=busy, flow_run=flow_run, state=state)
+    if found:
+        qr.QuantumRuntimeCredentials.delete("hooks-anew")
+    assert (cloud.open_sessions() == []) is found
+    assert (f"Session {session} of flow run {flow_run.id} stays open" in caplog.text) is not found
+    told = [event["event"] for event in events(f"qruntime.session.{session}", 1 + found)]
+    assert ("qruntime.session.closed" in told) is found
+    if found:
+        assert statuses(cloud, flow_run.id) == ["Cancelled"] * 3

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from typing import Any
 from uuid import UUID
 
 import pytest
-from prefect import flow, unmapped
+from prefect import flow, runtime, unmapped
 from prefect.futures import wait
+from prefect.states import Cancelling
 
 import prefect_qruntime as qr
+from prefect_qruntime import hooks, sessions
 from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.service import Service
 from prefect_qruntime.sandbox import Sandbox
 from prefect_qruntime.tasks import session_notes
 from tests.support.flow_runs import BACKEND, FLIP, STAY, events, ran, records, requests, run, until
+from tests.support.prefect_calls import asked
 
 pytestmark = pytest.mark.server
 
@@ -286,3 +291,230 @@ def test_sessions_handed_on_by_id(sandbox: Sandbox, credentials: Any) -> None:
 
     assert one().is_closed
     assert len(sandbox.control.jobs()) == 1
+
+
+WAYS_OUT = {
+    "hooks.detach": (hooks.detach, "Queued"),
+    "hooks.cancel": (hooks.cancel, "Cancelled"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS_OUT)
+@pytest.mark.parametrize("left_by", ["a submission", "an error", "an outage", "a submission of a subflow"])
+def test_of_a_cancelled_flow_run_the_policy_decides_however_the_block_is_left(
+    sandbox: Sandbox, credentials: Any, monkeypatch: pytest.MonkeyPatch, way: str, left_by: str
+) -> None:
+    """A submission fails in a flow run that is being cancelled, with each policy."""
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_CANCEL_LOOK_SECONDS", "0.01")
+    sandbox.control.hold()
+    policy, status = WAYS_OUT[way]
+
+    @flow
+    def within(session: Any) -> None:
+        qr.submit_job(credentials, [STAY], backend=BACKEND, session=session)
+
+    @flow(**policy)
+    def cancelled() -> None:
+        with qr.runtime_session(credentials, BACKEND, max_ttl=300) as session:
+            qr.submit_job(credentials, [FLIP], backend=BACKEND, session=session)
+            asked(lambda client: client.set_flow_run_state(UUID(runtime.flow_run.id), Cancelling()))
+            if left_by == "an error":
+                raise ArithmeticError("mine")
+            if left_by == "an outage":
+                raise qr.ServiceUnavailable("no answer for an hour")
+            if left_by == "a submission":
+                qr.submit_job(credentials, [STAY], backend=BACKEND, session=session)
+            within(session)
+
+    ran(cancelled)
+    session = only_session(sandbox)
+    assert [job["status"] for job in sandbox.control.jobs()] == [status]
+    assert session["state"] == ("closed" if status == "Cancelled" else "open")
+    assert session["accepting_jobs"] is False
+
+
+def test_a_time_limit_of_a_task_leaves_queued_jobs_alone(sandbox: Sandbox, credentials: Any) -> None:
+    sandbox.control.hold()
+
+    @flow
+    def impatient() -> None:
+        with qr.runtime_session(credentials, BACKEND, max_ttl=300) as session:
+            job = qr.submit_job(credentials, [FLIP], backend=BACKEND, session=session)
+            qr.wait_for_completion.with_options(timeout_seconds=0.5, retries=0)(credentials, job)
+
+    _, state = ran(impatient)
+    assert state.is_failed()
+    assert [job["status"] for job in sandbox.control.jobs()] == ["Queued"]
+    assert only_session(sandbox)["accepting_jobs"] is False
+
+
+@pytest.mark.parametrize("drain", [True, False])
+def test_a_session_that_is_left_while_its_first_job_is_sent_is_closed_all_the_same(
+    sandbox: Sandbox, drain: bool
+) -> None:
+    sandbox.control.hold()
+    credentials = sandbox.credentials("legacy")
+    sent = threading.Event()
+    post = Service.post_job
+
+    async def late(self: Any, *args: Any) -> Any:
+        ref = await post(self, *args)
+        sent.set()
+        await asyncio.to_thread(closed.wait, 60)
+        return ref
+
+    closed = threading.Event()
+
+    @flow
+    def leaves() -> tuple[Any, Any, Any]:
+        session = qr.open_session(credentials, BACKEND, max_ttl=300)
+        first = qr.submit_job.submit(credentials, [FLIP], backend=BACKEND, session=session)
+        assert sent.wait(60)
+        left = qr.close_session(credentials, session, drain=drain)
+        closed.set()
+        first.wait()
+        after = qr.submit_job(credentials, [STAY], backend=BACKEND, session=session, return_state=True)
+        return left, first.result(), after
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Service, "post_job", late)
+        flow_run, state = ran(leaves)
+    left, job, after = run(state.aresult())
+    assert not left.is_closed
+    assert after.is_failed()
+    session = only_session(sandbox)
+    assert session["jobs"] == [job.id]
+    assert session["accepting_jobs"] is False
+    assert (sandbox.control.job(job.id)["status"] == "Queued") is drain
+    (record,) = records("session", flow_run.id)
+    assert record.meta["session"] == session["id"]
+
+
+def test_no_job_opens_a_session_again_that_was_closed(sandbox: Sandbox, dialect: str) -> None:
+    credentials = sandbox.credentials(dialect)
+
+    @flow
+    def late() -> None:
+        with qr.runtime_session(credentials, BACKEND, max_ttl=300) as session:
+            pass
+        qr.submit_job(credentials, [FLIP], backend=BACKEND, session=session)
+
+    _, state = ran(late)
+    with pytest.raises(qr.SessionClosed):
+        run(state.aresult())
+    assert sandbox.control.open_sessions() == []
+    assert sandbox.control.jobs() == []
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize("kind", ["flow", "script"])
+def test_a_session_that_a_lost_first_job_opened_is_closed_or_not_called_closed(
+    sandbox: Sandbox, caplog: pytest.LogCaptureFixture, kind: str, listed: bool, again: bool
+) -> None:
+    sandbox.control.hold()
+    credentials = sandbox.credentials("legacy")
+    network_loop().run(credentials.get_client().jobs(limit=1))  # so that it is no 401 that is lost
+
+    def loses() -> None:
+        with qr.runtime_session(credentials, BACKEND, max_ttl=300) as session:
+            sandbox.control.add_fault("POST", "/jobs", drop="after")
+            searches = sandbox.control.add_fault("GET", "/jobs", status=403, times=None)
+            assert searches
+            lost = qr.submit_job(credentials, [FLIP], backend=BACKEND, session=session, return_state=True)
+            if listed:
+                sandbox.control.clear_faults()
+            if again:  # it opens another session
+                qr.submit_job(credentials, [STAY], backend=BACKEND, session=session)
+            run(lost.aresult())
+
+    if kind == "flow":
+        flow_run, state = ran(flow(loses))
+        with pytest.raises(qr.SubmissionUncertain):
+            run(state.aresult())
+        left = [record.meta for record in records("session", flow_run.id)]
+    else:
+        with pytest.raises(qr.SubmissionUncertain):
+            loses()
+        left = [dict(note.meta) for note in network_loop().run(session_notes.session_notes())]
+        left = [meta for meta in left if meta.get("base_url") == credentials.get_client().connection.base_url]
+    stopped = [session["accepting_jobs"] is False for session in sandbox.control.sessions()]
+    assert len(stopped) == 1 + again
+    if listed:
+        assert all(stopped)
+        return
+    assert not any(meta["state"] == "closed" for meta in left)
+    assert "was never opened" not in caplog.text
+    assert "may still be open" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "stop", [KeyboardInterrupt(), SystemExit(3), asyncio.CancelledError(), GeneratorExit()], ids=repr
+)
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_stopped_while_it_closes_the_session_is_closed_nevertheless(
+    sandbox: Sandbox, credentials: Any, monkeypatch: pytest.MonkeyPatch, stop: BaseException, kind: str
+) -> None:
+    def no_task(*_: Any, **__: Any) -> Any:
+        raise stop
+
+    async def no_async_task(*_: Any, **__: Any) -> Any:
+        raise stop
+
+    monkeypatch.setattr(sessions, "close_session", no_task)
+    monkeypatch.setattr(sessions, "aclose_session", no_async_task)
+
+    def in_script() -> None:
+        with qr.runtime_session(credentials, BACKEND, max_ttl=300) as session:
+            qr.submit_job(credentials, [FLIP], backend=BACKEND, session=session)
+
+    async def in_async_script() -> None:
+        async with qr.aruntime_session(credentials, BACKEND, max_ttl=300) as session:
+            await qr.asubmit_job(credentials, [FLIP], backend=BACKEND, session=session)
+
+    async def caught() -> BaseException | None:  # inside, as a loop itself reacts to some of these
+        try:
+            await in_async_script()
+        except BaseException as error:
+            return error
+        return None
+
+    sandbox.control.hold()
+    if kind == "sync":
+        with pytest.raises(type(stop)):
+            in_script()
+    else:
+        assert run(caught()) is stop
+    assert only_session(sandbox)["accepting_jobs"] is False
+    assert [job["status"] for job in sandbox.control.jobs()] == ["Queued"]
+
+
+def test_stopped_twice_it_says_that_the_session_may_be_open(
+    sandbox: Sandbox, credentials: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stopped(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sessions, "close_session", stopped)
+    monkeypatch.setattr(sessions, "close", stopped)
+    with pytest.raises(KeyboardInterrupt), qr.runtime_session(credentials, BACKEND, max_ttl=300):
+        pass
+    assert "may still be open and charging" in caplog.text
+
+
+@pytest.mark.parametrize("status", [400, 403, 409])
+@pytest.mark.parametrize("drain", [True, False])
+def test_a_session_that_the_service_closed_before_is_no_error(
+    sandbox: Sandbox, credentials: Any, status: int, drain: bool
+) -> None:
+    """A service may refuse to close what is closed, at its limit or by someone else."""
+    session = qr.open_session(credentials, BACKEND, max_ttl=300)
+    for method in ("PATCH", "DELETE"):
+        sandbox.control.add_fault(method, "/sessions/*", status=status, times=None)
+    with pytest.raises(qr.QuantumRuntimeError):
+        network_loop().run(credentials.get_client().close_session(str(session.id), drain=drain))
+    sandbox.control.clear_faults()
+    network_loop().run(credentials.get_client().drop_session(str(session.id)))
+    for method in ("PATCH", "DELETE"):
+        sandbox.control.add_fault(method, "/sessions/*", status=status, times=None)
+    assert qr.close_session(credentials, session, drain=drain).is_closed

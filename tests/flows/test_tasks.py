@@ -320,7 +320,7 @@ def test_a_cancellation_that_has_not_happened_yet_is_not_told_as_one(
 
     with caplog.at_level(logging.INFO):
         assert one().status is qr.JobStatus.QUEUED
-    assert "was accepted, but has not happened yet" in caplog.text
+    assert "was asked to be cancelled and is still" in caplog.text
     assert "is cancelled" not in caplog.text
 
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given, strategies as st
 from prefect.blocks.core import Block, block_schema_to_key
+from prefect.states import AwaitingRetry, Cancelled, Cancelling, Pending, Running, Scheduled
 from prefect.utilities.dispatch import lookup_type
 
 from prefect_qruntime import QuantumRuntimeCredentials, blocks, load_credentials, prefect_api
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.errors import InvalidInput
-from prefect_qruntime.prefect_api import Loadable, NotAwaited, is_passing, patience, patiently
+from prefect_qruntime.prefect_api import Loadable, NotAwaited, is_ending, is_passing, patience, patiently
 
 REQUEST = httpx.Request("GET", "http://127.0.0.1/api/flows")
 
@@ -160,3 +163,19 @@ def test_what_is_no_name_of_a_block_is_refused(name: Any) -> None:
     with pytest.raises(InvalidInput, match="must be the name of a saved Quantum Runtime Credentials block") as caught:
         load_credentials(name)
     assert caught.value.field == "credentials_block"
+
+
+BEGAN = datetime(2026, 5, 1, tzinfo=UTC)
+LIVES = st.lists(st.sampled_from([Scheduled, Pending, Running, AwaitingRetry, Cancelling, Cancelled]), max_size=7)
+
+
+@given(LIVES, st.randoms())
+def test_a_run_that_was_cancelled_is_so_until_it_is_scheduled_again(life: list[Any], random: Any) -> None:
+    states = [make(scheduled_time=BEGAN) if make is AwaitingRetry else make() for make in life]
+    for number, state in enumerate(states):
+        state.timestamp = BEGAN + timedelta(seconds=number)
+    ending = False
+    for make in life:
+        ending = make in (Cancelling, Cancelled) or (ending and make is Running)
+    random.shuffle(states)
+    assert is_ending(states) is ending

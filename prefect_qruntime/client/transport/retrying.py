@@ -135,10 +135,12 @@ class InFlightCreate:
     Attributes:
         idle: Nothing is out at the moment, and nothing has been accepted.
         withdrawn: The caller is gone: nothing may be sent any more.
+        unanswered: A request was sent and cut off before anything was known of it.
     """
 
     idle: bool = False
     withdrawn: bool = False
+    unanswered: bool = False
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -154,9 +156,14 @@ class InFlightCreate:
         """Mark a block in which the request is in flight. Raises `CancelledError` instead if its caller is gone."""
         if self.withdrawn:
             raise asyncio.CancelledError
-        self.idle = False
+        self.idle, self.unanswered = False, True
         try:
             yield
+        except Exception:
+            self.unanswered = False
+            raise
+        else:
+            self.unanswered = False
         finally:
             self.idle = True
 

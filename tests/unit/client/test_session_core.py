@@ -288,6 +288,8 @@ class Door:
         fails: How many calls go unanswered, each before or after the service did what was asked.
         lag: Seconds until a closed session says so.
         lapses: How many calls the service answers as if it did not know the session, though it does.
+        refuses: How many changes it refuses, whatever the session's state.
+        ends: Whether someone else may close the session.
     """
 
     machine: core.Closing
@@ -301,6 +303,8 @@ class Door:
     dropped: int = 0
     gone: bool = False
     lapses: int = 2
+    refuses: int = 1
+    ends: bool = True
 
     def clone(self) -> Door:
         other = twin_of(self)
@@ -314,6 +318,8 @@ class Door:
             self.machine.until,
             self.machine.unknown_since,
             self.machine.runs_on,
+            (self.machine.doubted, self.machine.refusal),
+            *(self.refuses, self.ends),
             *(self.jobs, self.fails, self.now, self.closes, self.accepting, self.dropped, self.gone, self.lapses),
         )
 
@@ -368,6 +374,15 @@ class Door:
                 whole.fails -= 1
                 whole.action = whole.machine.failed(DOWN)
                 yield f"{type(action).__name__} goes unanswered", whole
+        if self.refuses and isinstance(action, core.StopAccepting | core.Drop):
+            after = self.clone()
+            after.refuses -= 1
+            after.action = after.machine.failed(NO)
+            yield f"{type(action).__name__} is refused", after
+        if self.ends and self.closes is None:
+            after = self.clone()
+            after.ends, after.closes, after.accepting, after.jobs = False, self.now, False, 0
+            yield "someone closes it", after
         if self.jobs and isinstance(action, core.ReadBack | core.HasWork):
             after = self.clone()
             after.jobs -= 1
@@ -386,14 +401,18 @@ class Door:
         action = self.action
         if not isinstance(action, core.Closed | core.Fail):
             raise Violation("closing never ends")
+        closed = self.closes is not None and self.closes <= self.now
+        if isinstance(action, core.Fail) and action.error is NO and closed:
+            raise Violation("that it is closed already is an error")
         if isinstance(action, core.Closed) and action.session is None and not self.gone:
             raise Violation("a session that the service did not know for a moment is called closed")
         if isinstance(action, core.Closed) and not self.gone and self.closes is None and not self.machine.drain:
             raise Violation("it was never asked to close")
-        if isinstance(action, core.Closed) and action.session is not None:
-            closed = self.closes is not None and self.closes <= self.now
-            if action.session.ref().is_closed is not closed and not self.machine.drain:
-                raise Violation("it is called closed and is not")
+        said = (
+            action.session.ref().is_closed if isinstance(action, core.Closed) and action.session is not None else closed
+        )
+        if said is not closed and not self.machine.drain:
+            raise Violation("it is called closed and is not")
 
 
 def door(drain: bool, jobs: int, lag: float, machine: type[core.Closing] = core.Closing) -> Door:
@@ -428,6 +447,13 @@ class BelievesAtOnce(core.Closing):
         return core.Closed(None)
 
 
+class RefusalIsFinal(core.Closing):
+    """Before: a session that was closed already could not be closed, and its flow failed."""
+
+    def failed(self, error: QuantumRuntimeError) -> core.Close:
+        return core.Fail(error)
+
+
 class RepeatsNothing(core.Closing):
     """Reads after a 404, but does not close what is known again."""
 
@@ -442,6 +468,7 @@ class RepeatsNothing(core.Closing):
         (AlwaysDrops, "was dropped"),
         (BelievesAtOnce, "is called closed"),
         (RepeatsNothing, "never asked to close"),
+        (RefusalIsFinal, "closed already"),
     ],
 )
 def test_an_old_rule_of_closing_put_back_is_found(machine: type[core.Closing], found: str) -> None:

@@ -406,6 +406,7 @@ def test_an_outage_while_closing_drops_nothing(call: str) -> None:
         (ServiceUnavailable("down"), True),
         (SubmissionUncertain("who knows"), True),
         (JobTimeout("waited 5 s"), True),
+        (TimeoutError("a time limit of Prefect"), True),
         (JobTimeout("waited 5 s", cancelled=True), False),
         (JobFailed("it failed"), False),
         (InvalidInput("bad"), False),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from prefect.states import AwaitingRetry, Cancelled, Cancelling, Completed, Crashed, Paused, Pending, Running
 
 from prefect_qruntime import errors
 from prefect_qruntime.client.connection import Connection
@@ -250,3 +252,33 @@ def test_a_record_is_found_by_its_instance_whatever_the_block_is_called(marked: 
     swept(service, records=[other, record("c", session="session-c", block="b", crn="")])
     assert "session-b" in service.open
     assert "session-c" not in service.open, "an old record names its block only"
+
+
+@pytest.mark.parametrize("minutes", [0, 9, 11, 2000])
+@pytest.mark.parametrize("state", [Cancelling, Running, Pending, Paused, AwaitingRetry, Cancelled, Crashed, Completed])
+def test_which_flow_runs_are_over(monkeypatch: pytest.MonkeyPatch, state: Any, minutes: int) -> None:
+    """A worker that dies while it cancels a run leaves it `Cancelling` for ever."""
+    now = state(scheduled_time=NOW) if state is AwaitingRetry else state()
+    now.timestamp = datetime.now(UTC) - timedelta(minutes=minutes)
+
+    async def api() -> Any:
+        async def read_flow_run(_: UUID) -> Any:
+            return SimpleNamespace(state=now)
+
+        return SimpleNamespace(read_flow_run=read_flow_run)
+
+    monkeypatch.setattr(module, "api", api)
+    over = now.is_final() or (state is Cancelling and minutes > 10)
+    assert asyncio.run(module.Owners(set()).over(RUN)) == (now.name if over else None)
+
+
+@pytest.mark.parametrize("status", JobStatus)
+def test_a_job_is_dealt_with_if_the_service_shows_that_it_is_over(marked: set[str], status: JobStatus) -> None:
+    class Service2(Service):
+        async def cancel(self, job_id: str) -> Job:
+            return Job(id=job_id, status=status, raw_status=status.value)
+
+    report = swept(Service2())
+    assert report.is_clean is status.is_terminal
+    actions = {job.action for job in report.jobs}
+    assert ("cancelled" in actions) is (status is JobStatus.CANCELLED)
