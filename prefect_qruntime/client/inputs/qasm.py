@@ -420,7 +420,7 @@ def syntax_error(text: str, version: int) -> str | None:
     Returns:
         None if there is no error, if no parser is installed, or if the text is longer than `MAX_PARSED`.
     """
-    if len(text) > MAX_PARSED or _is_plain(text):
+    if len(text) > MAX_PARSED:
         return None
     with _parsing:  # jobs that are submitted together often have the same circuits
         return _first_error(text, version)
@@ -452,6 +452,8 @@ if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
 @lru_cache(maxsize=64)
 def _first_error(text: str, version: int) -> str | None:
     """As `syntax_error`; several threads would parse one text several times."""
+    if _is_plain(text):
+        return None
     try:
         from openqasm3.parser import QASM3ParsingError, parse
     except ImportError:

@@ -233,8 +233,10 @@ texts = st.tuples(st.lists(statements | changed, min_size=1, max_size=2), st.sam
 @settings(max_examples=400)
 @given(texts)
 def test_what_is_plain_has_no_syntax_error(text: str) -> None:
+    from openqasm3.parser import parse
+
     if qasm._is_plain(text):
-        assert _first_error(text, 3) is None, text
+        parse(text)
 
 
 @pytest.mark.parametrize("statement", PLAIN)
