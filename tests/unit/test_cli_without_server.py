@@ -87,6 +87,7 @@ def test_a_command_says_in_a_sentence_that_no_server_answers(
     assert text.startswith(f"The Prefect server at http://127.0.0.1:{port}/api cannot be reached: ")
     assert text.endswith("Start it with `prefect server start`, or correct PREFECT_API_URL (it ends with /api).")
     assert len(text) < 400
+    assert ("something else answers there" in text) is (place is page)
 
 
 def test_what_speaks_no_http_is_no_server_either(
