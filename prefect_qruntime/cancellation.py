@@ -165,6 +165,10 @@ def note_owner(client: QuantumRuntimeClient, job_id: str, runs: Lineage) -> None
         owners[which] = owners.get(which, frozenset()) | {runs}
 
 
+def _owners(client: QuantumRuntimeClient, job_id: str) -> Collection[Lineage]:
+    return network_loop().state(_FlowRuns).owners.get((client.connection.crn, job_id), frozenset())
+
+
 def belongs(owners: Collection[Lineage], flow_run_id: str, top: str) -> bool | None:
     """Whether a job is cancelled with a flow run; None if the owners do not say.
 
@@ -222,8 +226,7 @@ class _CancelBatch:
         return [job for job in done if isinstance(job, Job)]
 
     def _belongs(self, job_id: str) -> bool | None:
-        owners = network_loop().state(_FlowRuns).owners.get((self._client.connection.crn, job_id), frozenset())
-        return belongs(owners, self._flow_run_id, self._top)
+        return belongs(_owners(self._client, job_id), self._flow_run_id, self._top)
 
     async def _list(self) -> list[Job]:
         # Jobs leave this list while it is read, not least those that are being cancelled.
@@ -260,10 +263,10 @@ class _CancelBatch:
             log.error("Job %s could not be cancelled: %s", job_id, error)
             raise
         await notifications.job_cancelled(job, flow_run_id=self._flow_run_id)
-        follow_usage(self._client, job)
         if not job.is_terminal:  # the service answers the same whether it will cancel a job or never does
             log.error("Job %s %s.", job_id, after_cancel(job))
             raise QuantumRuntimeError(f"Job {job_id} {after_cancel(job)}.", job_id=job_id)
+        follow_usage(self._client, job)
         return job
 
     async def _until_visible(self, job_id: str) -> Job:
@@ -357,11 +360,13 @@ async def cancels_jobs(
 async def _cancel_lost(client: QuantumRuntimeClient, flow_run_id: str, keys: list[str]) -> None:
     """Cancel the job of a submission whose answer was lost, when the service's list shows it."""
     for pause in _UNLISTED_PAUSES:
-        with contextlib.suppress(Exception):  # what could not be cancelled is logged
+        listed: list[Job] = []
+        with contextlib.suppress(Exception):
             listed = [job for key in keys for job in await client.jobs(tags=(key,))]
-            if listed:
+        if listed:
+            with contextlib.suppress(Exception):  # what could not be cancelled is logged
                 await cancel_jobs_of(client, flow_run_id, [job.id for job in listed if not job.is_terminal])
-                return
+            return
         await asyncio.sleep(pause)
     log.error(
         "The flow run was cancelled while a job was submitted, and it is not known whether the job was accepted. If it "
@@ -478,14 +483,15 @@ class CancellationPoller:
         waited_for = [watch.job_id for watch in self.watches if watch.job_id is not None]
         if not waited_for:
             return True
-        try:
-            done = {job.id for job in await _cancel_with(self._client, run, waited_for)}
-        except Exception:  # logged already
-            return False
+        over = False
+        with contextlib.suppress(Exception):  # logged already
+            await _cancel_with(self._client, run, waited_for)
+            over = True
+        top = (await lineage())[-1]
         for watch in list(self.watches):
-            if watch.job_id in waited_for and watch.job_id not in done:
+            if watch.job_id is not None and belongs(_owners(self._client, watch.job_id), run, top) is False:
                 watch.fire(run)
-        return True
+        return over
 
 
 @asynccontextmanager

@@ -97,7 +97,7 @@ async def clean_up(flow_run: FlowRun, *, cancel_jobs: bool, drain: bool) -> None
                 ended = sum(job.status is JobStatus.CANCELLED for job in done)
                 log.info("flow run %s: %s cancelled", flow_run.id, many(ended, "live job"))
             except QuantumRuntimeError as error:
-                log.error("The jobs of flow run %s on block %r could not be cancelled: %s", flow_run.id, block, error)
+                log.error("Not all jobs of flow run %s on block %r are cancelled: %s", flow_run.id, block, error)
     for record in left:
         session_id = record.meta["session"]
         if session_id not in reaches:

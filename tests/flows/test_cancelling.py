@@ -342,6 +342,42 @@ def test_a_wait_for_the_parent_s_job_ends_with_its_subflow_and_the_job_lives_on(
         asyncio.run(ended[0].aresult())
 
 
+def test_a_wait_for_the_parent_s_job_ends_with_its_subflow_though_a_job_of_that_subflow_lives_on(
+    sandbox: Sandbox, credentials: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service takes the request to cancel the subflow's own job, and lets it go on."""
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_CANCEL_LOOK_SECONDS", "0.2")
+    monkeypatch.setattr(service, "_CANCEL_LOOKS", (0.01,))
+    sandbox.control.hold()
+    sandbox.control.add_fault("POST", "/jobs/*/cancel", status=204, times=None)
+    runs, ended = list[str](), list[Any]()
+
+    @flow(**hooks.cancel)
+    async def below(job: Any) -> None:
+        mine = await qr.asubmit_job(credentials, [STAY], backend=BACKEND)
+        runs.append(runtime.flow_run.id)
+
+        async def end_of(one: Any) -> None:
+            ended.append(await qr.await_for_completion(credentials, one, return_state=True))
+
+        await asyncio.gather(end_of(job), end_of(mine))
+
+    @flow
+    async def above() -> None:
+        await below(await qr.asubmit_job(credentials, [FLIP], backend=BACKEND), return_state=True)
+
+    thread = threading.Thread(target=lambda: asyncio.run(above(return_state=True)), daemon=True)
+    thread.start()
+    assert until(lambda: runs)
+    asked(lambda client: client.set_flow_run_state(UUID(runs[0]), Cancelling()))
+    alone = until(lambda: len(ended) == 1, 10)
+    sandbox.control.release()
+    thread.join(120)
+    assert alone
+    with pytest.raises(qr.JobCancelled, match="which another flow run submitted, lives on"):
+        asyncio.run(ended[0].aresult())
+
+
 LINEAGES = st.lists(st.integers(0, 3).map(lambda n: [("a1", "a", "t"), ("a", "t"), ("b", "t"), ("t",)][n]), max_size=3)
 
 

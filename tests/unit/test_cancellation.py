@@ -1,4 +1,4 @@
-"""Cancelling all jobs of a flow run, however many there are."""
+"""Cancelling all jobs of a flow run, however many there are, and what is said of those that live on."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from uuid import uuid4
 
 import pytest
 
+from prefect_qruntime import cancellation
 from prefect_qruntime.cancellation import cancel_jobs_of
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.service import JobFilters, Service
+from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import Job, JobStatus
 
 START = datetime(2026, 5, 1, tzinfo=UTC)
@@ -58,3 +60,43 @@ def test_no_job_escapes_that_moves_up_in_the_list(jobs: int, leave: int) -> None
     client: Any = Busy(run, jobs, leave)
     network_loop().run(cancel_jobs_of(client, run))
     assert client.live == {}
+
+
+class Late:
+    """A service that lists a submission's job at the second look, and takes the request to cancel it in vain."""
+
+    def __init__(self) -> None:
+        self.connection: Any = SimpleNamespace(crn="crn", job_url=lambda _: None)
+        self.looks = 0
+        self.requests: list[str] = []
+
+    async def jobs(self, *, tags: Any = (), **filters: Any) -> list[Job]:
+        if tags != ("qr-key:lost",):
+            return []
+        self.looks += 1
+        return [Job(id="d1", status=JobStatus.RUNNING, raw_status="Running")] if self.looks > 1 else []
+
+    async def cancel(self, job_id: str) -> Job:
+        self.requests.append(job_id)
+        return Job(id=job_id, status=JobStatus.RUNNING, raw_status="Running")
+
+
+def test_a_lost_job_that_is_found_and_lives_on_is_not_called_unknown(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(cancellation, "_UNLISTED_PAUSES", (0.0,) * 5)
+    service: Any = Late()
+    network_loop().run(cancellation._cancel_lost(service, str(uuid4()), ["qr-key:lost"]))
+    assert service.requests == ["d1"]
+    assert "still 'Running'" in caplog.text
+    assert "not known" not in caplog.text
+
+
+def test_the_usage_of_a_job_is_not_followed_before_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wait asks for the cancellation again and again, and each time would begin to follow the job's usage."""
+    followed: list[Job] = []
+    monkeypatch.setattr(cancellation, "follow_usage", lambda client, job: followed.append(job))
+    service: Any = Late()
+    with pytest.raises(QuantumRuntimeError, match="still 'Running'"):
+        network_loop().run(cancel_jobs_of(service, str(uuid4()), ["d1"]))
+    assert followed == []
