@@ -359,7 +359,8 @@ async def cancels_jobs(
 
 async def _cancel_lost(client: QuantumRuntimeClient, flow_run_id: str, keys: list[str]) -> None:
     """Cancel the job of a submission whose answer was lost, when the service's list shows it."""
-    for pause in _UNLISTED_PAUSES:
+    for pause in (0.0, *_UNLISTED_PAUSES):
+        await asyncio.sleep(pause)
         listed: list[Job] = []
         with contextlib.suppress(Exception):
             listed = [job for key in keys for job in await client.jobs(tags=(key,))]
@@ -367,7 +368,6 @@ async def _cancel_lost(client: QuantumRuntimeClient, flow_run_id: str, keys: lis
             with contextlib.suppress(Exception):  # what could not be cancelled is logged
                 await cancel_jobs_of(client, flow_run_id, [job.id for job in listed if not job.is_terminal])
             return
-        await asyncio.sleep(pause)
     log.error(
         "The flow run was cancelled while a job was submitted, and it is not known whether the job was accepted. If it "
         "was, it lives on. Look for the tag %s in the instance's workloads.",

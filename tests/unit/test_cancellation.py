@@ -63,9 +63,10 @@ def test_no_job_escapes_that_moves_up_in_the_list(jobs: int, leave: int) -> None
 
 
 class Late:
-    """A service that lists a submission's job at the second look, and takes the request to cancel it in vain."""
+    """A service that lists a submission's job at a later look, and takes the request to cancel it in vain."""
 
-    def __init__(self) -> None:
+    def __init__(self, listed_at: int = 1) -> None:
+        self.listed_at = listed_at
         self.connection: Any = SimpleNamespace(crn="crn", job_url=lambda _: None)
         self.looks = 0
         self.requests: list[str] = []
@@ -74,18 +75,20 @@ class Late:
         if tags != ("qr-key:lost",):
             return []
         self.looks += 1
-        return [Job(id="d1", status=JobStatus.RUNNING, raw_status="Running")] if self.looks > 1 else []
+        return [Job(id="d1", status=JobStatus.RUNNING, raw_status="Running")] if self.looks >= self.listed_at else []
 
     async def cancel(self, job_id: str) -> Job:
         self.requests.append(job_id)
         return Job(id=job_id, status=JobStatus.RUNNING, raw_status="Running")
 
 
+@pytest.mark.parametrize("listed_at", [1, 2, 6])
 def test_a_lost_job_that_is_found_and_lives_on_is_not_called_unknown(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, listed_at: int
 ) -> None:
+    """The list is read until the last pause is over."""
     monkeypatch.setattr(cancellation, "_UNLISTED_PAUSES", (0.0,) * 5)
-    service: Any = Late()
+    service: Any = Late(listed_at)
     network_loop().run(cancellation._cancel_lost(service, str(uuid4()), ["qr-key:lost"]))
     assert service.requests == ["d1"]
     assert "still 'Running'" in caplog.text
