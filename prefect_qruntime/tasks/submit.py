@@ -93,7 +93,8 @@ async def _submit(
         credentials: The credentials block.
         pubs: The PUBs.
         submission: The other parameters.
-        call_index: Which of several equal calls this is, if the flow's process counted it.
+        call_index: Which of several equal calls this is, if the flow's process counted it. With a negative one it
+            is counted here, apart from the calls with another index.
         replaces: The failed job of this same submission that a new one is wanted for: the next generation of its
             key is submitted or attached to.
         by_route: Whether the route is part of the key, so that the same work is submitted once on each.
@@ -120,7 +121,10 @@ async def _submit(
         identity, number = submission_keys.explicit_identity(submission_key), 0
     else:
         identity = where.identity
-        number = 0 if replaces else run_context.call_index(where, digest) if call_index is None else call_index
+        if call_index is not None and call_index < 0:
+            number = (1 - call_index) * _BY_ORDER + run_context.call_index(where, f"{digest} {call_index}")
+        else:
+            number = 0 if replaces else run_context.call_index(where, digest) if call_index is None else call_index
     first = 0
     if replaces is not None:
         submitted_so_far = 1 if submission_key is not None else run_context.submitted_so_far(where, digest)
@@ -344,11 +348,12 @@ class SubmitTask(InFlowTask[..., Any]):
             fields["backend"] = "any"
         fields.pop("tags", None)
         where = network_loop().run(current_run())
-        if _is_pending(arguments.get("pubs")) or any(_is_pending(value) for value in fields.values()):
+        if pending := [*_pending(arguments.get("pubs")), *_pending(fields)]:
             # The payload comes from another task. In this process it is counted when it is there: the order in which
-            # results arrive may be another one the next time. In another process it cannot be.
+            # results arrive may be another one the next time. In another process it cannot be. Calls with the same
+            # task's result, for instance on several backends, are counted apart: threads run them in any order.
             if isinstance(context.task_runner, ThreadPoolTaskRunner):
-                return None
+                return -run_context.call_index(where, f"pending {','.join(pending)}") or None
             return _BY_ORDER + run_context.call_index(where, "unknown payload")
         try:
             digest = make_spec(arguments.get("pubs"), **fields).digest()
@@ -380,13 +385,15 @@ def _bare(value: Any) -> Any:
     return value.unwrap() if isinstance(value, BaseAnnotation) else value
 
 
-def _is_pending(value: Any) -> bool:
-    """Whether Prefect replaces it, or a part of it, by another task's result when the call runs."""
-    if isinstance(value, PrefectFuture | State):
-        return True
-    if isinstance(value, dict):
-        return any(_is_pending(item) for item in value.values())
-    return isinstance(value, list | tuple | set) and any(_is_pending(_bare(item)) for item in value)
+def _pending(value: Any) -> Iterator[str]:
+    """Name the task runs whose results Prefect puts into a value when the call runs."""
+    if isinstance(value, State):
+        yield str(value.state_details.task_run_id or value.id)
+    elif isinstance(value, PrefectFuture):
+        yield str(getattr(value, "task_run_id", id(value)))
+    elif isinstance(value, dict | list | tuple | set):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _pending(_bare(item))
 
 
 def _as_submit_task(plain: Task[..., Any], numbered: Task[..., Any]) -> SubmitTask:

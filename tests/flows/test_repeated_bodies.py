@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID
@@ -208,6 +209,36 @@ def test_circuits_that_come_in_another_order_the_second_time_find_their_jobs(
         circuits = [make.submit(circuit) for circuit in ((STAY, FLIP, FLIP) if tries else (FLIP, STAY, FLIP))]
         jobs = [submit_job.submit(credentials, circuit, backend=BACKEND) for circuit in circuits]
         tries.append(sorted(job.result().id for job in jobs))
+        if len(tries) == 1:
+            raise RuntimeError("something after it broke")
+
+    parent()
+    assert tries[0] == tries[1]
+    assert posts(sandbox) == 3
+
+
+def test_one_circuit_of_a_task_has_its_job_on_each_backend_when_the_calls_run_in_another_order(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials
+) -> None:
+    tries: list[list[str]] = []
+
+    @task
+    def after(seconds: float) -> None:
+        time.sleep(seconds)
+
+    @flow(retries=1, retry_delay_seconds=0)
+    def parent() -> None:
+        circuit = one_circuit.submit()
+        backends = ["sandbox_ideal", "sandbox_noisy", "sandbox_ideal"]
+        jobs = [
+            submit_job.submit(
+                credentials, [circuit], backend=name, wait_for=[after.submit(float(bool(tries) is (name == BACKEND)))]
+            )
+            for name in backends
+        ]
+        found = [job.result() for job in jobs]
+        assert [job.backend for job in found] == backends
+        tries.append(sorted(job.id for job in found))
         if len(tries) == 1:
             raise RuntimeError("something after it broke")
 
