@@ -119,6 +119,7 @@ class _Followed:
     seen: list[Observation] = field(default_factory=list)
     ending: bool = False
     not_before: float = 0.0
+    page_complete: bool = False
     progress: WaitProgress = field(init=False)
     page: PageTurn = field(init=False)
     writing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -143,6 +144,7 @@ class _Watcher:
         self._followed: dict[UUID, _Followed] = {}
         self._not_ours: set[UUID] = set()
         self._gate = asyncio.Semaphore(_AT_ONCE)
+        self._deliveries = asyncio.Semaphore(_AT_ONCE)
         self._all, self._all_at = True, 0.0
         self._counts = dict.fromkeys(("followed", "resumed", "told", "cancelled"), 0)
         self._problems: dict[str, str] = {}
@@ -333,19 +335,24 @@ class _Watcher:
         entry.ending = True
         async with entry.writing:
             pass  # a page that tells less than the end is written before the flow run goes on, or not at all
-        async with self._gate:
-            if isinstance(end, NotFound):
-                log.warning("Job %s for %s: %s", entry.wait.job_id, suspend.describe(entry.wait), end)
-            if entry.wait.key is not None and entry.wait.flow_run_id is not None:
+        if isinstance(end, NotFound):
+            log.warning("Job %s for %s: %s", entry.wait.job_id, suspend.describe(entry.wait), end)
+        if entry.wait.key is not None and entry.wait.flow_run_id is not None:
+            async with self._gate:
                 await self._end_suspension(entry, end, entry.wait.flow_run_id, entry.wait.key)
-                return
-            if isinstance(end, Job):
-                owner = suspend.owner(entry.wait)
+            return
+        if isinstance(end, Job):
+            owner = suspend.owner(entry.wait)
+            if not entry.page_complete:
+                async with self._gate:
+                    await notifications.job_ended(end, entry.seen, flow_run_id=owner)
+                entry.page_complete = True
+            # Apart from the gate: a Prefect that takes no events holds up no flow run.
+            async with self._deliveries:
                 await notifications.left_job_ended(end, flow_run_id=owner, block=entry.wait.block)
-                await notifications.job_ended(end, entry.seen, flow_run_id=owner)
-            await waits.drop_note(entry.wait)
-            self._counts["told"] += isinstance(end, Job)
-            self._let_go(entry)
+        await waits.drop_note(entry.wait)
+        self._counts["told"] += isinstance(end, Job)
+        self._let_go(entry)
 
     async def _end_suspension(self, entry: _Followed, end: Job | NotFound, flow_run_id: UUID, key: str) -> None:
         wait = entry.wait

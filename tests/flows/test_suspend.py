@@ -478,6 +478,40 @@ def test_a_job_whose_event_did_not_get_out_is_told_of_again(
     assert [event["event"] for event in told].count("qruntime.job.completed") == 1, "one id, one event"
 
 
+def test_a_prefect_that_takes_no_events_holds_up_no_suspended_flow_run(
+    sandbox: Sandbox, block: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @flow
+    def leaves(credentials_block: str) -> None:
+        credentials = qr.load_credentials(credentials_block)
+        for _ in range(2):
+            qr.leave_to_watcher(credentials, qr.submit_job(credentials, [FLIP], backend=BACKEND))
+
+    left, _ = ran(leaves, block)
+    done(sandbox)
+    suspended = deployed(waits, credentials_block=block)
+    start(waits, suspended)
+    hanging = []
+
+    async def hangs(*_: Any, **__: Any) -> None:
+        hanging.append(True)
+        await asyncio.sleep(3600)
+
+    monkeypatch.setattr("prefect_qruntime.observability.notifications.deliver", hangs)
+
+    async def meanwhile() -> bool:
+        watching = asyncio.create_task(arun_watch([block], interval=0.2, duration=120))
+        assert await asyncio.to_thread(until, lambda: len(hanging) == 2)
+        await asyncio.to_thread(done, sandbox)
+        resumed = await asyncio.to_thread(until, lambda: state_of(suspended).name == "Resuming", 30.0)
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        return resumed
+
+    assert run(meanwhile())
+    assert {record.meta["state"].lower() for record in records("job", left.id)} == {"completed"}
+
+
 def test_a_watcher_that_stays_sees_new_flow_runs_and_the_ends(sandbox: Sandbox, block: str) -> None:
     first = deployed(waits, credentials_block=block)
     start(waits, first)
