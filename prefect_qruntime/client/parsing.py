@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 
@@ -170,12 +171,12 @@ def parse_job(body: dict[str, Any], *, url: str | None = None) -> Job:
     )
 
 
-def parse_job_page(body: dict[str, Any], *, by_tags: bool = False) -> tuple[list[dict[str, Any]], int | None]:
+def parse_job_page(body: dict[str, Any], *, tags: Collection[str] = ()) -> tuple[list[dict[str, Any]], int | None]:
     """The raw jobs of one page, and the total count if the service gives it.
 
     Args:
         body: The answer.
-        by_tags: Jobs with certain tags were asked for. Then each must be shown with readable tags: one that hides them
+        tags: Jobs with these tags were asked for. Then each must be shown with readable tags: one that hides them
             may be the job that is searched for, and taking it for another would buy it again.
 
     Raises:
@@ -184,14 +185,17 @@ def parse_job_page(body: dict[str, Any], *, by_tags: bool = False) -> tuple[list
     jobs = body.get("jobs")
     if not isinstance(jobs, list):
         raise QuantumRuntimeError("the service's job list has no 'jobs'")
-    if by_tags and not all(_shows_tags(job) for job in jobs):
+    if tags and not all(_shows_tags(job, tags) for job in jobs):
         raise ServiceUnavailable("The service found a job by its tags, but does not show them.")
     return [job for job in jobs if isinstance(job, dict)], _count(body.get("count"))
 
 
-def _shows_tags(job: Any) -> bool:
+def _shows_tags(job: Any, wanted: Collection[str]) -> bool:
     tags = job.get("tags") if isinstance(job, dict) else None
-    return isinstance(tags, list) and all(isinstance(tag, str) for tag in tags)
+    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+        return False
+    # A tag with a letter that could not be read may be one of those that are missing.
+    return set(wanted) <= set(tags) or not any("\N{REPLACEMENT CHARACTER}" in tag for tag in tags)
 
 
 def listed_moments(entries: list[dict[str, Any]]) -> tuple[datetime | None, datetime | None]:
