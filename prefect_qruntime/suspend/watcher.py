@@ -272,8 +272,9 @@ class _Watcher:
                 await self._gone(entry.wait)
 
     async def _left_jobs(self) -> None:
+        known = set(self._followed)  # one that ends while the notes are read is among them nevertheless
         for wait in await waits.notes():
-            if wait.note not in self._followed and self._looks_after(wait):
+            if wait.note not in known and self._looks_after(wait):
                 self._take(wait)
 
     def _looks_after(self, wait: Wait) -> bool:

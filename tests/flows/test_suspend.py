@@ -26,8 +26,8 @@ from prefect_qruntime.observability.progress import PageTurn
 from prefect_qruntime.prefect_api import api
 from prefect_qruntime.sandbox import Sandbox
 from prefect_qruntime.suspend.suspend import claimed, reconcile
-from prefect_qruntime.suspend.waits import job_of, notes, pause_key
-from prefect_qruntime.suspend.watcher import arun_watch, run_watch
+from prefect_qruntime.suspend.waits import Wait, job_of, notes, pause_key
+from prefect_qruntime.suspend.watcher import _Watcher, arun_watch, run_watch
 from tests.support.flow_runs import BACKEND, FLIP, events, ran, records, run, start, state_of, until
 from tests.support.prefect_calls import asked
 
@@ -476,6 +476,20 @@ def test_a_job_whose_event_did_not_get_out_is_told_of_again(
     assert [run_watch([block], once=True).told for _ in range(2)] == [1, 0]
     told = events(f"qruntime.job.{run(state.aresult())}", last="qruntime.job.completed")
     assert [event["event"] for event in told].count("qruntime.job.completed") == 1, "one id, one event"
+
+
+async def test_a_job_that_ends_while_the_notes_are_read_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    watcher = _Watcher(None, once=False)
+    wait = Wait(job_id="d1", block="ibm", flow_run_id=None, key=None, policy="detach", note=uuid4())
+
+    async def read() -> list[Wait]:
+        watcher._followed.pop(wait.note, None)
+        return [wait]
+
+    monkeypatch.setattr("prefect_qruntime.suspend.waits.notes", read)
+    for followed in (1, 1, 2):  # the third time it was left again
+        await watcher._left_jobs()
+        assert watcher.report().followed == followed
 
 
 def test_a_prefect_that_takes_no_events_holds_up_no_suspended_flow_run(
