@@ -15,7 +15,7 @@ from typing import Any
 from prefect_qruntime.client.connection import is_id
 from prefect_qruntime.errors import QuantumRuntimeError, ServiceUnavailable
 from prefect_qruntime.models import Backend, Job, JobStatus, Session, Usage
-from prefect_qruntime.redact import plain_text, redact
+from prefect_qruntime.redact import plain_text, redact, redact_start
 
 __all__ = [
     "listed_moments",
@@ -38,10 +38,14 @@ _LEAP_SECOND = re.compile(r"(T\d\d:\d\d:)60")
 _LONGEST_CODE = 100
 
 
-def _text(value: Any) -> str | None:
+def _text(value: Any, limit: int = _LONGEST_TEXT) -> str | None:
+    if not isinstance(value, str | int | float):
+        return None
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 128:
         return None
-    return plain_text(str(value)[:_LONGEST_TEXT]) or None if isinstance(value, str | int | float) else None
+    text = str(value)
+    # Masked before it is cut: half a secret is not recognised.
+    return plain_text(text if len(text) <= limit else redact_start(text, limit)) or None
 
 
 def _id(value: Any) -> str | None:
@@ -81,7 +85,7 @@ def _list(value: Any) -> list[Any]:
 def _reason_code(value: Any) -> int | str | None:
     if isinstance(value, str):
         digits = value.isascii() and value.isdigit() and len(value) < 20
-        return int(value) if digits else _text(value[:_LONGEST_CODE])
+        return int(value) if digits else _text(value, _LONGEST_CODE)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
