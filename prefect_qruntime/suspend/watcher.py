@@ -145,6 +145,7 @@ class _Watcher:
         self._not_ours: set[UUID] = set()
         self._gate = asyncio.Semaphore(_AT_ONCE)
         self._deliveries = asyncio.Semaphore(_AT_ONCE)
+        self._no_events_until = 0.0
         self._all, self._all_at = True, 0.0
         self._counts = dict.fromkeys(("followed", "resumed", "told", "cancelled"), 0)
         self._problems: dict[str, str] = {}
@@ -348,12 +349,21 @@ class _Watcher:
                 async with self._gate:
                     await notifications.job_ended(end, entry.seen, flow_run_id=owner)
                 entry.page_complete = True
-            # Apart from the gate: a Prefect that takes no events holds up no flow run.
-            async with self._deliveries:
-                await notifications.left_job_ended(end, flow_run_id=owner, block=entry.wait.block)
+            await self._report_left(end, owner, entry.wait.block)
         await waits.drop_note(entry.wait)
         self._counts["told"] += isinstance(end, Job)
         self._let_go(entry)
+
+    async def _report_left(self, end: Job, owner: str | None, block: str) -> None:
+        # Apart from the gate: a Prefect that takes no events holds up no flow run.
+        async with self._deliveries:
+            if time.monotonic() < self._no_events_until:  # each attempt may take long
+                raise TimeoutError("Prefect has just failed to take an event.")
+            try:
+                await notifications.left_job_ended(end, flow_run_id=owner, block=block)
+            except Exception:
+                self._no_events_until = time.monotonic() + _AGAIN / 2
+                raise
 
     async def _end_suspension(self, entry: _Followed, end: Job | NotFound, flow_run_id: UUID, key: str) -> None:
         wait = entry.wait

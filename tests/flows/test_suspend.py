@@ -21,6 +21,7 @@ from flows.watch_jobs import watch_jobs
 from prefect_qruntime.cli.operations import watch
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.waiting.plan import Deadlines
+from prefect_qruntime.models import Job, JobStatus
 from prefect_qruntime.observability.artifacts import Record
 from prefect_qruntime.observability.progress import PageTurn
 from prefect_qruntime.prefect_api import api
@@ -490,6 +491,24 @@ async def test_a_job_that_ends_while_the_notes_are_read_is_reported_once(monkeyp
     for followed in (1, 1, 2):  # the third time it was left again
         await watcher._left_jobs()
         assert watcher.report().followed == followed
+
+
+async def test_many_left_jobs_do_not_each_try_a_prefect_that_takes_no_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    watcher, tries = _Watcher(None, once=True), []
+
+    async def refuses(job: Job, **_: Any) -> None:
+        tries.append(job.id)
+        await asyncio.sleep(0.01)
+        raise ConnectionRefusedError("no websocket")
+
+    monkeypatch.setattr("prefect_qruntime.observability.notifications.left_job_ended", refuses)
+    jobs = [Job(id=f"d{number}", status=JobStatus.COMPLETED) for number in range(9)]
+    ends = await asyncio.gather(*(watcher._report_left(job, None, "ibm") for job in jobs), return_exceptions=True)
+    assert all(isinstance(one, OSError) for one in ends)
+    assert len(tries) == 2
+    watcher._no_events_until = 0.0  # half a minute later
+    with pytest.raises(ConnectionRefusedError):
+        await watcher._report_left(jobs[0], None, "ibm")
 
 
 def test_a_prefect_that_takes_no_events_holds_up_no_suspended_flow_run(
