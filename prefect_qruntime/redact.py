@@ -70,8 +70,8 @@ _KEEP = 4096
 
 _lock = threading.Lock()
 _known: OrderedDict[str, None] = OrderedDict()
-_pattern: tuple[list[str], list[int], re.Pattern[str]] | None = None
-"""The known secrets, longest first, their negative lengths, and what finds them; None after one was added."""
+_longest_first: tuple[list[str], list[int]] | None = None
+"""The known secrets, longest first, and their negative lengths; None after one was added."""
 
 # Terminal control sequences: CSI (colours, cursor), OSC (title, links), and other two-character sequences.
 _ESCAPES = re.compile(
@@ -96,7 +96,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
 
 def register_secret(secret: str) -> None:
     """Remember a secret, so that `redact` finds it in any text. Short ones are ignored."""
-    global _pattern
+    global _longest_first
     if len(secret) < 6:
         return
     with _lock:
@@ -105,25 +105,24 @@ def register_secret(secret: str) -> None:
         _known[secret] = None
         while len(_known) > _KEEP:  # tokens of weeks ago expired long since
             _known.popitem(last=False)
-        _pattern = None
+        _longest_first = None
 
 
 def forget_all() -> None:
     """Forget all registered secrets (for tests)."""
-    global _pattern
+    global _longest_first
     with _lock:
         _known.clear()
-        _pattern = None
+        _longest_first = None
 
 
-def _known_pattern() -> tuple[list[str], list[int], re.Pattern[str]] | None:
-    global _pattern
+def _known_secrets() -> tuple[list[str], list[int]]:
+    global _longest_first
     with _lock:
-        if _pattern is None and _known:
-            longest_first = sorted(_known, key=len, reverse=True)
-            found = re.compile("|".join(re.escape(secret) for secret in longest_first))
-            _pattern = longest_first, [-len(secret) for secret in longest_first], found
-        return _pattern
+        if _longest_first is None:
+            secrets = sorted(_known, key=len, reverse=True)
+            _longest_first = secrets, [-len(secret) for secret in secrets]
+        return _longest_first
 
 
 def redact(text: str) -> str:
@@ -147,13 +146,12 @@ def redact(text: str) -> str:
 
 
 def _without_known(text: str) -> str:
-    known = _known_pattern()
-    if known is not None:
-        secrets, lengths, pattern = known
-        # A process of weeks knows thousands of tokens; nearly all texts are shorter than each of them.
-        for place in range(bisect.bisect_left(lengths, -len(text)), len(secrets)):
-            if secrets[place] in text:
-                return pattern.sub(MASK, text)
+    # One by one, as a pattern of all takes seconds to make. A process of weeks knows thousands of tokens; nearly all
+    # texts are shorter than each of them.
+    secrets, lengths = _known_secrets()
+    for place in range(bisect.bisect_left(lengths, -len(text)), len(secrets)):
+        if secrets[place] in text:
+            text = text.replace(secrets[place], MASK)
     return text
 
 

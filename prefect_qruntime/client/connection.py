@@ -199,8 +199,10 @@ def check_proxy(text: str, *, field: str = "proxy", socks: bool = False) -> str:
             solution="`pip install 'httpx[socks]'`, or name an HTTP proxy, or list the service's hosts in NO_PROXY.",
         )
     known = (*_SOCKS, "http", "https") if socks else ("http", "https")
+    # Others ignore a path in the environment's; with an @ it is the rest of a password.
+    bare = "@" not in parts.path if socks else parts.path in ("", "/")
     whole = parts.scheme in known and bool(parts.hostname) and port_fits
-    if not whole or parts.path not in ("", "/") or parts.query or parts.fragment or re.search(r"[\s\\]", stripped):
+    if not whole or not bare or parts.query or parts.fragment or re.search(r"[\s\\]", stripped):
         raise InvalidInput(
             "is not the address of an HTTP proxy.",
             field=field,

@@ -33,6 +33,7 @@ _HEAD = 100_000  # bytes of a body in a file that are examined
 _SHOWN = 50_000  # bytes of a body's beginning and of its end that are masked, to be shown in part
 _OPENING = (b"{", b"[")
 _PRIMITIVES = frozenset({"sampler", "estimator", "executor"})  # the form of their results is known
+_MARKS = frozenset({"__type__", "schema_version"})  # of what a program wrote, also in a form of a later version
 
 log = get_logger(__name__)
 
@@ -181,7 +182,8 @@ async def _checked(
             return found
         if shelf.only_copy:
             raise _damaged(body if isinstance(body, StoredBody) else None, job)
-    if isinstance(body, StoredBody):
+    # The only copy of a job that is not over is checked again: the state may be older than the result.
+    if isinstance(body, StoredBody) and (error is not None or not shelf.only_copy):
         body.discard()
     if isinstance(error, JobFailed):
         fields = {**error.fields, "reason": error.reason or text[-2000:], "results_text": text[-10000:]}
@@ -198,6 +200,8 @@ async def _checked(
 def _has_form(result: JobResult) -> bool:
     """Whether a body has one of the forms in which primitives return; one that is too large for an error has."""
     if result.file is not None and result.file.size > _HEAD:
+        return True
+    if isinstance(result.raw, dict) and not _MARKS.isdisjoint(result.raw):
         return True
     form = form_of(result.raw)
     names = {"plain": "results", "quasi": "quasi_dists"}

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 
 from prefect_qruntime.client.connection import is_id
 from prefect_qruntime.errors import QuantumRuntimeError, ServiceUnavailable
 from prefect_qruntime.models import Backend, Job, JobStatus, Session, Usage
-from prefect_qruntime.redact import plain_text, redact
+from prefect_qruntime.redact import plain_text, redact, redact_start
 
 __all__ = [
     "listed_moments",
@@ -37,10 +38,14 @@ _LEAP_SECOND = re.compile(r"(T\d\d:\d\d:)60")
 _LONGEST_CODE = 100
 
 
-def _text(value: Any) -> str | None:
+def _text(value: Any, limit: int = _LONGEST_TEXT) -> str | None:
+    if not isinstance(value, str | int | float):
+        return None
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 128:
         return None
-    return plain_text(str(value)[:_LONGEST_TEXT]) or None if isinstance(value, str | int | float) else None
+    text = str(value)
+    # Masked before it is cut: half a secret is not recognised.
+    return plain_text(text if len(text) <= limit else redact_start(text, limit)) or None
 
 
 def _id(value: Any) -> str | None:
@@ -80,7 +85,7 @@ def _list(value: Any) -> list[Any]:
 def _reason_code(value: Any) -> int | str | None:
     if isinstance(value, str):
         digits = value.isascii() and value.isdigit() and len(value) < 20
-        return int(value) if digits else _text(value[:_LONGEST_CODE])
+        return int(value) if digits else _text(value, _LONGEST_CODE)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
@@ -170,12 +175,12 @@ def parse_job(body: dict[str, Any], *, url: str | None = None) -> Job:
     )
 
 
-def parse_job_page(body: dict[str, Any], *, by_tags: bool = False) -> tuple[list[dict[str, Any]], int | None]:
+def parse_job_page(body: dict[str, Any], *, tags: Collection[str] = ()) -> tuple[list[dict[str, Any]], int | None]:
     """The raw jobs of one page, and the total count if the service gives it.
 
     Args:
         body: The answer.
-        by_tags: Jobs with certain tags were asked for. Then each must be shown with readable tags: one that hides them
+        tags: Jobs with these tags were asked for. Then each must be shown with readable tags: one that hides them
             may be the job that is searched for, and taking it for another would buy it again.
 
     Raises:
@@ -184,14 +189,17 @@ def parse_job_page(body: dict[str, Any], *, by_tags: bool = False) -> tuple[list
     jobs = body.get("jobs")
     if not isinstance(jobs, list):
         raise QuantumRuntimeError("the service's job list has no 'jobs'")
-    if by_tags and not all(_shows_tags(job) for job in jobs):
+    if tags and not all(_shows_tags(job, tags) for job in jobs):
         raise ServiceUnavailable("The service found a job by its tags, but does not show them.")
     return [job for job in jobs if isinstance(job, dict)], _count(body.get("count"))
 
 
-def _shows_tags(job: Any) -> bool:
+def _shows_tags(job: Any, wanted: Collection[str]) -> bool:
     tags = job.get("tags") if isinstance(job, dict) else None
-    return isinstance(tags, list) and all(isinstance(tag, str) for tag in tags)
+    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+        return False
+    # A tag with a letter that could not be read may be one of those that are missing.
+    return set(wanted) <= set(tags) or not any("\N{REPLACEMENT CHARACTER}" in tag for tag in tags)
 
 
 def listed_moments(entries: list[dict[str, Any]]) -> tuple[datetime | None, datetime | None]:

@@ -315,7 +315,7 @@ class Service:
         if offset:
             params["offset"] = offset
         body = await self._get("/jobs", phase=phase, params=params)
-        return parsing.parse_job_page(body, by_tags=filters.get("tags") is not None)
+        return parsing.parse_job_page(body, tags=filters.get("tags") or ())
 
     async def jobs(
         self, *, tags: Iterable[str] = (), limit: int | None = None, mocks: bool = False, **filters: Unpack[JobFilters]
@@ -341,7 +341,7 @@ class Service:
             )
             for item in page:
                 job = parsing.parse_job(item, url=self.connection.job_url(str(item.get("id"))))
-                if set(wanted) <= set(job.tags):
+                if not wanted or set(wanted) <= set(item["tags"]):  # those of the model are masked
                     found.setdefault(job.id, job)
             offset += len(page)
             done = offset >= count if count is not None else len(page) < size

@@ -218,7 +218,7 @@ async def check_budget() -> list[Finding]:
             try:
                 await budgets_in_force(None)
             except Exception as error:
-                fix = "Until then nothing can be submitted: correct the budget, or the setting that names it."
+                fix = "Correct the budget, or the setting that names it. Until then nothing can be submitted."
                 return [problem("budget", str(getattr(error, "message", error)), fix)]
             return [ok("budget", f"{name} applies to every submission")]
     return []

@@ -119,6 +119,7 @@ class _Followed:
     seen: list[Observation] = field(default_factory=list)
     ending: bool = False
     not_before: float = 0.0
+    page_complete: bool = False
     progress: WaitProgress = field(init=False)
     page: PageTurn = field(init=False)
     writing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -143,6 +144,8 @@ class _Watcher:
         self._followed: dict[UUID, _Followed] = {}
         self._not_ours: set[UUID] = set()
         self._gate = asyncio.Semaphore(_AT_ONCE)
+        self._deliveries = asyncio.Semaphore(_AT_ONCE)
+        self._no_events_until = 0.0
         self._all, self._all_at = True, 0.0
         self._counts = dict.fromkeys(("followed", "resumed", "told", "cancelled"), 0)
         self._problems: dict[str, str] = {}
@@ -270,8 +273,9 @@ class _Watcher:
                 await self._gone(entry.wait)
 
     async def _left_jobs(self) -> None:
+        known = set(self._followed)  # one that ends while the notes are read is among them nevertheless
         for wait in await waits.notes():
-            if wait.note not in self._followed and self._looks_after(wait):
+            if wait.note not in known and self._looks_after(wait):
                 self._take(wait)
 
     def _looks_after(self, wait: Wait) -> bool:
@@ -333,19 +337,33 @@ class _Watcher:
         entry.ending = True
         async with entry.writing:
             pass  # a page that tells less than the end is written before the flow run goes on, or not at all
-        async with self._gate:
-            if isinstance(end, NotFound):
-                log.warning("Job %s for %s: %s", entry.wait.job_id, suspend.describe(entry.wait), end)
-            if entry.wait.key is not None and entry.wait.flow_run_id is not None:
+        if isinstance(end, NotFound):
+            log.warning("Job %s for %s: %s", entry.wait.job_id, suspend.describe(entry.wait), end)
+        if entry.wait.key is not None and entry.wait.flow_run_id is not None:
+            async with self._gate:
                 await self._end_suspension(entry, end, entry.wait.flow_run_id, entry.wait.key)
-                return
-            if isinstance(end, Job):
-                owner = suspend.owner(entry.wait)
-                await notifications.left_job_ended(end, flow_run_id=owner, block=entry.wait.block)
-                await notifications.job_ended(end, entry.seen, flow_run_id=owner)
-            await waits.drop_note(entry.wait)
-            self._counts["told"] += isinstance(end, Job)
-            self._let_go(entry)
+            return
+        if isinstance(end, Job):
+            owner = suspend.owner(entry.wait)
+            if not entry.page_complete:
+                async with self._gate:
+                    await notifications.job_ended(end, entry.seen, flow_run_id=owner)
+                entry.page_complete = True
+            await self._report_left(end, owner, entry.wait.block)
+        await waits.drop_note(entry.wait)
+        self._counts["told"] += isinstance(end, Job)
+        self._let_go(entry)
+
+    async def _report_left(self, end: Job, owner: str | None, block: str) -> None:
+        # Apart from the gate: a Prefect that takes no events holds up no flow run.
+        async with self._deliveries:
+            if time.monotonic() < self._no_events_until:  # each attempt may take long
+                raise TimeoutError("Prefect has just failed to take an event.")
+            try:
+                await notifications.left_job_ended(end, flow_run_id=owner, block=block)
+            except Exception:
+                self._no_events_until = time.monotonic() + _AGAIN / 2
+                raise
 
     async def _end_suspension(self, entry: _Followed, end: Job | NotFound, flow_run_id: UUID, key: str) -> None:
         wait = entry.wait

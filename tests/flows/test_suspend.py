@@ -21,13 +21,14 @@ from flows.watch_jobs import watch_jobs
 from prefect_qruntime.cli.operations import watch
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.waiting.plan import Deadlines
+from prefect_qruntime.models import Job, JobStatus
 from prefect_qruntime.observability.artifacts import Record
 from prefect_qruntime.observability.progress import PageTurn
 from prefect_qruntime.prefect_api import api
 from prefect_qruntime.sandbox import Sandbox
 from prefect_qruntime.suspend.suspend import claimed, reconcile
-from prefect_qruntime.suspend.waits import job_of, notes, pause_key
-from prefect_qruntime.suspend.watcher import arun_watch, run_watch
+from prefect_qruntime.suspend.waits import Wait, job_of, notes, pause_key
+from prefect_qruntime.suspend.watcher import _Watcher, arun_watch, run_watch
 from tests.support.flow_runs import BACKEND, FLIP, events, ran, records, run, start, state_of, until
 from tests.support.prefect_calls import asked
 
@@ -476,6 +477,72 @@ def test_a_job_whose_event_did_not_get_out_is_told_of_again(
     assert [run_watch([block], once=True).told for _ in range(2)] == [1, 0]
     told = events(f"qruntime.job.{run(state.aresult())}", last="qruntime.job.completed")
     assert [event["event"] for event in told].count("qruntime.job.completed") == 1, "one id, one event"
+
+
+async def test_a_job_that_ends_while_the_notes_are_read_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    watcher = _Watcher(None, once=False)
+    wait = Wait(job_id="d1", block="ibm", flow_run_id=None, key=None, policy="detach", note=uuid4())
+
+    async def read() -> list[Wait]:
+        watcher._followed.pop(wait.note, None)
+        return [wait]
+
+    monkeypatch.setattr("prefect_qruntime.suspend.waits.notes", read)
+    for followed in (1, 1, 2):  # the third time it was left again
+        await watcher._left_jobs()
+        assert watcher.report().followed == followed
+
+
+async def test_many_left_jobs_do_not_each_try_a_prefect_that_takes_no_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    watcher, tries = _Watcher(None, once=True), []
+
+    async def refuses(job: Job, **_: Any) -> None:
+        tries.append(job.id)
+        await asyncio.sleep(0.01)
+        raise ConnectionRefusedError("no websocket")
+
+    monkeypatch.setattr("prefect_qruntime.observability.notifications.left_job_ended", refuses)
+    jobs = [Job(id=f"d{number}", status=JobStatus.COMPLETED) for number in range(9)]
+    ends = await asyncio.gather(*(watcher._report_left(job, None, "ibm") for job in jobs), return_exceptions=True)
+    assert all(isinstance(one, OSError) for one in ends)
+    assert len(tries) == 2
+    watcher._no_events_until = 0.0  # half a minute later
+    with pytest.raises(ConnectionRefusedError):
+        await watcher._report_left(jobs[0], None, "ibm")
+
+
+def test_a_prefect_that_takes_no_events_holds_up_no_suspended_flow_run(
+    sandbox: Sandbox, block: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @flow
+    def leaves(credentials_block: str) -> None:
+        credentials = qr.load_credentials(credentials_block)
+        for _ in range(2):
+            qr.leave_to_watcher(credentials, qr.submit_job(credentials, [FLIP], backend=BACKEND))
+
+    left, _ = ran(leaves, block)
+    done(sandbox)
+    suspended = deployed(waits, credentials_block=block)
+    start(waits, suspended)
+    hanging = []
+
+    async def hangs(*_: Any, **__: Any) -> None:
+        hanging.append(True)
+        await asyncio.sleep(3600)
+
+    monkeypatch.setattr("prefect_qruntime.observability.notifications.deliver", hangs)
+
+    async def meanwhile() -> bool:
+        watching = asyncio.create_task(arun_watch([block], interval=0.2, duration=120))
+        assert await asyncio.to_thread(until, lambda: len(hanging) == 2)
+        await asyncio.to_thread(done, sandbox)
+        resumed = await asyncio.to_thread(until, lambda: state_of(suspended).name == "Resuming", 30.0)
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        return resumed
+
+    assert run(meanwhile())
+    assert {record.meta["state"].lower() for record in records("job", left.id)} == {"completed"}
 
 
 def test_a_watcher_that_stays_sees_new_flow_runs_and_the_ends(sandbox: Sandbox, block: str) -> None:

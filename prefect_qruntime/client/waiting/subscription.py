@@ -127,6 +127,9 @@ class JobStream:
             except QuantumRuntimeError as exc:  # no token: the poller meets the same and reports it
                 log.debug("no token for the websocket: %s", exc)
                 failures += 1
+            except ImportError as exc:  # `python-socks`, for a SOCKS proxy
+                log.debug("no websocket: %s", exc)
+                return "refused"
             except (OSError, TimeoutError, WebSocketException) as exc:
                 if isinstance(exc, InvalidHandshake):
                     log.debug("websocket handshake failed: %s", redact(str(exc)))
@@ -144,7 +147,7 @@ class JobStream:
             socket = await self._open(await self._transport.auth_headers())
         except InvalidStatus as exc:
             return f"HTTP {exc.response.status_code}"
-        except (OSError, TimeoutError, WebSocketException) as exc:
+        except (OSError, TimeoutError, WebSocketException, ImportError) as exc:
             return redact(str(exc)) or type(exc).__name__
         socket.transport.abort()  # as in `follow`: the server's side of a close may take long
         return None

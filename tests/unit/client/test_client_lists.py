@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import httpx
+import orjson
 import pytest
 from pytest_httpx import HTTPXMock
 
@@ -123,6 +124,30 @@ def test_a_job_found_by_its_tag_is_shown_with_it(iam: HTTPXMock, connect: Connec
     iam.add_response(json={"jobs": [job(2, "key"), entry], "count": 2}, is_reusable=True)
     with pytest.raises(ServiceUnavailable):
         connect().run(connect().jobs_tagged("key"))
+
+
+@pytest.mark.parametrize("others", [b"", b'"mine", ', b'"mine\xc3", '])
+def test_a_tag_that_cannot_be_read_may_be_the_one_that_is_searched_for(
+    iam: HTTPXMock, connect: Connect, others: bytes
+) -> None:
+    whole = orjson.dumps(SHOWN)[:-1]
+    listed = b'{"jobs": [%b, "tags": [%b"%b"]}], "count": 1}'
+    iam.add_response(content=listed % (whole, others, b"key\xff"), is_reusable=True)
+    with pytest.raises(ServiceUnavailable):
+        connect().run(connect().jobs_tagged("key"))
+
+
+def test_a_tag_of_a_user_that_cannot_be_read_hides_no_job(iam: HTTPXMock, connect: Connect) -> None:
+    body = b'{"jobs": [%b, "tags": ["mine\xc3", "key"]}], "count": 1}' % orjson.dumps(SHOWN)[:-1]
+    iam.add_response(content=body)
+    assert [one.id for one in connect().run(connect().jobs_tagged("key"))] == ["d1"]
+
+
+def test_jobs_are_found_by_a_tag_that_is_masked_when_it_is_shown(iam: HTTPXMock, connect: Connect) -> None:
+    tag = "apikey=old-and-revoked"
+    iam.add_response(json={"jobs": [{**SHOWN, "tags": [tag]}], "count": 1})
+    (found,) = connect().run(connect().jobs_tagged(tag))
+    assert found.tags == ("apikey=********",)
 
 
 def item(n: int) -> dict[str, Any]:

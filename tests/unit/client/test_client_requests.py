@@ -382,6 +382,16 @@ def test_a_wrong_proxy_of_the_environment_is_named_without_its_password(
     assert "pass-word" not in str(caught.value)
 
 
+@pytest.mark.parametrize("path", ["/", "/proxy.pac"])
+def test_a_path_of_the_environment_s_proxy_is_ignored(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    for name in ("https_proxy", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTPS_PROXY", f"http://proxy.example:3128{path}")
+    proxy = http_module.proxy_of(connection(base_url=CLOUD), CLOUD)
+    assert proxy == f"http://proxy.example:3128{path}"
+    http_module.http_client(connection(base_url=CLOUD))
+
+
 def test_networks_in_no_proxy() -> None:
     assert http_module._is_direct("fd00::1", "fd00::/8")
     assert http_module._is_direct("10.1.2.3", "192.168.0.0/16, 10.0.0.0/8")

@@ -190,6 +190,25 @@ def test_json_of_a_job_that_did_not_complete_is_no_result(
     assert type(caught.value) is error
 
 
+@pytest.mark.parametrize("program", ["sampler", "executor"])
+@pytest.mark.parametrize("body", [{"schema_version": "v9.0", "items": [1]}, {"__type__": "NewResult", "__value__": {}}])
+def test_a_form_of_a_later_version_is_a_result(iam: HTTPXMock, connect: Connect, body: Any, program: str) -> None:
+    iam.add_response(url=RESULTS, json=body)
+    client = connect()
+    assert client.run(client.result(JobRef(id="d1", program_id=program))).raw == body
+
+
+@pytest.mark.parametrize("body", [{"noise": [1]}, [1, 2]])
+def test_an_only_copy_that_arrives_before_the_job_is_shown_as_over_is_not_lost(
+    iam: HTTPXMock, connect: Connect, body: Any, tmp_path: Path
+) -> None:
+    iam.add_response(url=RESULTS, json=body)
+    for state in ("Running", "Completed"):
+        iam.add_response(url=LOOK, json=job(state, program={"id": "noise-learner"}, private=True))
+    client, shelf = connect(), BodyStore(directory=tmp_path).for_only_copy()
+    assert client.run(client.result(JobRef(id="d1", private=True), shelf=shelf)).raw == body
+
+
 def test_an_only_copy_in_no_form_of_a_result_is_kept_and_named(
     iam: HTTPXMock, connect: Connect, tmp_path: Path
 ) -> None:

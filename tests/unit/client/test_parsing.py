@@ -179,6 +179,13 @@ def test_no_model_holds_a_secret_or_a_terminal_sequence() -> None:
     assert not re.search(r"[\x00-\x08\x0b-\x1f\u202e]|a-token", str(error))
 
 
+def test_a_secret_where_a_text_is_cut_is_masked_as_a_whole() -> None:
+    register_secret("a-token-of-ours")
+    state = {"reason": "x" * 9_990 + "a-token-of-ours", "reason_code": "x" * 90 + "a-token-of-ours"}
+    job = parse_job({"id": "d1", "status": "Failed", "state": state})
+    assert "a-token" not in f"{job.reason} {job.reason_code}"
+
+
 @pytest.mark.parametrize("odd", ["d1\x1b[0m", "\x1bd1", "d\x9b1m1", True, 1.5])
 def test_what_is_no_id_is_not_made_one(odd: Any) -> None:
     with pytest.raises(ServiceUnavailable):

@@ -246,6 +246,19 @@ async def test_a_host_that_is_down_is_given_up_and_no_token_too() -> None:
     assert seen.requests == []
 
 
+async def test_without_the_package_for_a_socks_proxy_there_is_no_websocket(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def missing(*_: Any, **__: Any) -> None:
+        raise ImportError("connecting through a SOCKS proxy requires python-socks")
+
+    monkeypatch.setattr("websockets.asyncio.client.connect_socks_proxy", missing)
+    monkeypatch.setattr(
+        "prefect_qruntime.client.waiting.subscription.proxy_of", lambda *_: "socks5://proxy.example:1080"
+    )
+    async with serving(says(ACK)) as server:
+        assert await server.stream.follow() == "refused"
+        assert "python-socks" in str(await server.stream.knock())
+
+
 async def test_a_host_that_speaks_no_http_is_refused() -> None:
     async def nonsense(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
