@@ -434,8 +434,12 @@ def unknown_fields(fields: Collection[str], given: Iterable[str]) -> dict[str, s
 
 
 def _fields(block: type) -> Collection[str]:
+    """The fields of a block, also under their other names, and what Prefect writes beside them into a document."""
     fields: Mapping[str, Any] = getattr(block, "model_fields", {})
-    return fields
+    names = [*fields, *getattr(block, "model_computed_fields", ())]
+    for alias in (one.validation_alias for one in fields.values() if one.validation_alias is not None):
+        names += [path if isinstance(path, str) else path.path[0] for path in getattr(alias, "choices", [alias])]
+    return names
 
 
 def _not_fields(block: type, unknown: Mapping[str, str]) -> ValidationError:
