@@ -32,7 +32,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.objects import BlockDocument, FlowRun, State, StateType
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
@@ -298,7 +298,7 @@ async def load_saved(kind: type[B], name: str, *, field: str, fix: str) -> B:
         raise unknown_block(kind, name, await saved_names(kind), field=field, fix=fix) from None
     # Without its cause, which would show the values.
     raise InvalidInput(
-        f"the {title} block {name!r} has a wrong field. {wrong.rstrip('.')}.",
+        f"the {title} block {name!r} has a wrong field. {wrong if wrong.endswith('?') else wrong.rstrip('.') + '.'}",
         field=field,
         solution="Correct it in the UI under Blocks; `prefect-qruntime doctor` shows more.",
     ) from None
@@ -385,6 +385,16 @@ class Loadable:
         return cast(Self, await _framed(block.aload(name, *args, **kwargs)))
 
     @classmethod
+    def _load_from_block_document(cls, block_document: BlockDocument, validate: bool = True) -> Self:
+        # Without validation Prefect adds the fields that are missing, and fails at those that are too many.
+        if not validate:
+            fields = _fields(cls)
+            data = {name: value for name, value in block_document.data.items() if not unknown_fields(fields, [name])}
+            block_document = block_document.model_copy(update={"data": data})
+        block: Any = super()
+        return cast(Self, block._load_from_block_document(block_document, validate=validate))
+
+    @classmethod
     def _loaded(cls, name: str, loaded: Any) -> Self:
         if not inspect.iscoroutine(loaded):
             return cast(Self, loaded)
@@ -435,8 +445,12 @@ def unknown_fields(fields: Collection[str], given: Iterable[str]) -> dict[str, s
 
 
 def _fields(block: type) -> Collection[str]:
+    """The fields of a block, also under their other names, and what Prefect writes beside them into a document."""
     fields: Mapping[str, Any] = getattr(block, "model_fields", {})
-    return fields
+    names = [*fields, *getattr(block, "model_computed_fields", ())]
+    for alias in (one.validation_alias for one in fields.values() if one.validation_alias is not None):
+        names += [path if isinstance(path, str) else path.path[0] for path in getattr(alias, "choices", [alias])]
+    return names
 
 
 def _not_fields(block: type, unknown: Mapping[str, str]) -> ValidationError:

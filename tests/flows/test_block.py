@@ -218,3 +218,17 @@ def test_a_document_without_a_crn_is_refused_without_its_key(load: Any, credenti
     found = [line for line in shown if "KEY = " not in line]
     assert KEY[:20] not in "".join(found), found
     assert "crn" in "".join(found)
+
+
+def test_without_validation_a_block_with_an_unknown_field_is_loaded(credentials: QuantumRuntimeCredentials) -> None:
+    credentials.save("block-of-another-version", overwrite=True)
+
+    async def spoil(client: Any) -> None:
+        saved = await client.read_block_document_by_name("block-of-another-version", credentials.get_block_type_slug())
+        await client.update_block_document(saved.id, BlockDocumentUpdate(data={"no name": "x", "baseurl": "x"}))
+
+    asked(spoil)
+    with pytest.raises(InvalidInput, match=r"baseurl: Not a field of this block. Did you mean 'base_url'\? Correct it"):
+        load_credentials("block-of-another-version")
+    loaded = QuantumRuntimeCredentials.load("block-of-another-version", validate=False)
+    assert (loaded.api_key, loaded.base_url) == (credentials.api_key, credentials.base_url)

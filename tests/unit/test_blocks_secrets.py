@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import AliasChoices, AliasPath, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, computed_field
 
 from prefect_qruntime import QuantumRuntimeCredentials, QuantumRuntimeError, QuantumRuntimeJob
 from prefect_qruntime.blocks import Budget, QuantumRuntimePolicy
@@ -137,3 +137,25 @@ def test_what_prefect_adds_to_a_document_is_no_field_and_no_fault(block: type[An
         setattr(made, field, getattr(block(**given), field))
         assert getattr(made, field) is not None, value
     assert block.model_validate(made.model_dump()) is not None
+
+
+class Labelled(QuantumRuntimeCredentials):
+    _block_type_name = "Labelled Credentials"
+    _block_type_slug = "labelled-credentials"
+
+    label: str = Field(default="", alias="lab-el")
+    room: str = Field(default="", validation_alias=AliasChoices("place", AliasPath("where", 0)))
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def shown(self) -> str:
+        return f"{self.label}{self.room}"
+
+
+def test_a_subclass_keeps_its_aliases_and_computed_fields() -> None:
+    made = Labelled.model_validate({**GOOD, "lab-el": "a", "where": ["b"]})
+    assert made.shown == "ab"
+    assert made.model_dump(by_alias=True)["shown"] == "ab"
+    assert Labelled.model_validate(made.model_dump(by_alias=True)).label == "a"
+    with pytest.raises(ValidationError, match="Did you mean 'label'"):
+        Labelled.model_validate({**GOOD, "labell": "a"})

@@ -39,6 +39,7 @@ _ALWAYS = frozenset(
     }
 )  # fmt: skip
 _MODIFIER = re.compile(r"(inv|ctrl|negctrl|pow)\s*(?:\(([^()]*)\))?\s*@\s*")
+_FEW = re.compile(r"\s*[0-9]{1,2}\s*")
 _CALL = re.compile(r"([^\W\d]\w*)(?!\w)\s*(\(.*\))?\s*(?:\[[^\]]*\]\s*)?((?:\$|[^\W\d]).*)?", re.DOTALL)
 _BLOCK_HEAD = re.compile(r"(?:if|else|while|for|switch|case|default|box)\b")
 _OPERAND = re.compile(r"\$([0-9]{1,9})|([^\W\d]\w*)\s*\[\s*([0-9]{1,9})\s*\]")
@@ -159,7 +160,7 @@ def _controls(modifier: str, count: str) -> str:
     """What a modifier puts before the name of a gate: `ctrl @ z` is `cz`, and no backend has one with `negctrl`."""
     if modifier == "negctrl":
         return "negctrl @ "
-    return "c" * (int(count) if count.strip().isdecimal() else 1) if modifier == "ctrl" else ""
+    return "c" * (int(count) if _FEW.fullmatch(count) else 1) if modifier == "ctrl" else ""
 
 
 def _place(operand: str, starts: Mapping[str, int]) -> int | None:

@@ -244,8 +244,11 @@ class _Scope:
         return form
 
     def _condition(self, condition: Any) -> Any:
-        # A bit is compared with 1 or True, which are the same; QPY keeps one of them.
-        return self.value([condition[0], int(condition[1])] if isinstance(condition, tuple) else condition)
+        # A bit is compared with 1 or True, which are the same. Qiskit 2.6 has True in all circuits that it copied,
+        # transpiled or read; older versions keep 1.
+        if isinstance(condition, tuple) and _hashable(condition[0]) and condition[0] in self.clbits:
+            condition = (condition[0], bool(condition[1]))
+        return self.value(condition)
 
     def value(self, value: Any) -> Any:
         """The canonical form of a number, name, array, parameter expression or classical expression."""

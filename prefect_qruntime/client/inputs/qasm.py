@@ -70,33 +70,35 @@ def _plain_statement() -> re.Pattern[str]:
         "complex array void duration stretch gphase inv pow ctrl negctrl durationof delay reset measure barrier im "
         "true false pragma sizeof nop"
     )
-    space, gap = r"[ \t\n]*", r"[ \t\n]+"
-    name = rf"(?!(?:{'|'.join(keywords.split())})\b)[A-Za-z_]\w*"
-    names = rf"{name}(?:{space},{space}{name})*"
-    place = rf"{name}(?:\[[0-9]+\])?"
-    qubit = rf"(?:\$[0-9]+|{place})"
-    qubits = rf"{qubit}(?:{space},{space}{qubit})*"
-    number = rf"-?{space}(?:[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|{name})(?![\w.])"
-    angle = rf"{number}(?:{space}[-+*/]{space}{number})*"
-    angles = rf"\({space}{angle}(?:{space},{space}{angle})*{space}\)"
+    # Possessive, and with one way to read each text: a text that fails would be tried in exponentially many otherwise.
+    space, gap = r"[ \t\n]*+", r"[ \t\n]++"
+    name = rf"(?!(?:{'|'.join(keywords.split())})\b)[A-Za-z_]\w*+"
+    names = rf"{name}(?:{space},{space}{name})*+"
+    place = rf"{name}(?:\[[0-9]++\])?+"
+    qubit = rf"(?:\$[0-9]++|{place})"
+    qubits = rf"{qubit}(?:{space},{space}{qubit})*+"
+    size = r"\[0*+[1-9][0-9]*+\]"
+    number = rf"(?:-{space})?+(?:[0-9]++(?:\.[0-9]++)?+(?:[eE][+-]?[0-9]++)?+|{name})(?![\w.])"
+    angle = rf"{number}(?:{space}[-+*/]{space}{number})*+"
+    angles = rf"\({space}{angle}(?:{space},{space}{angle})*+{space}\)"
     gate = rf"{name}(?:{space}{angles}{space}|{gap}){qubits}{space};"
     forms = (
         gate,
-        rf"gate{gap}{name}(?:{space}\({space}{names}{space}\){space}|{gap}){names}{space}\{{(?:{space}{gate})*{space}\}}",
+        rf"gate{gap}{name}(?:{space}\({space}{names}{space}\){space}|{gap}){names}{space}\{{(?:{space}{gate})*+{space}\}}",
         rf"{place}{space}={space}measure{gap}{qubit}{space};",
         rf"measure{gap}{qubit}{space}->{space}{place}{space};",
         rf"(?:barrier{gap}{qubits}|reset{gap}{qubit}){space};",
-        rf"(?:qubit|bit)(?:\[[0-9]+\]{space}|{gap}){name}{space};",
-        rf"(?:qreg|creg){gap}{name}\[[0-9]+\]{space};",
-        rf"input{gap}(?:float|angle)(?:\[[0-9]+\]{space}|{gap}){name}{space};",
-        rf"include[ \t]+\"[^\"'\n\r\t]+\"{space};",
+        rf"(?:qubit|bit)(?:{size}{space}|{gap}){name}{space};",
+        rf"(?:qreg|creg){gap}{name}{size}{space};",
+        rf"input{gap}(?:float|angle)(?:{size}{space}|{gap}){name}{space};",
+        rf"include[ \t]++\"[^\"'\n\r\t]++\"{space};",
     )
     return re.compile(rf"{space}(?:{'|'.join(forms)})", re.ASCII)
 
 
 _PLAIN_STATEMENT = _plain_statement()
-_PLAIN_HEADER = re.compile(r"[ \t\n]*OPENQASM[ \t]+[23](?:\.[0-9]+)?[ \t]*;")
-_LINE_COMMENT = re.compile(r"//[^\n]*")
+_PLAIN_HEADER = re.compile(r"[ \t\n]*+OPENQASM[ \t]++[23](?:\.[0-9]++)?+[ \t]*;")
+_LINE_COMMENT = re.compile(r"//[^\r\n]*+")
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,7 @@ def test_fits(body: str) -> None:
         ("if (c[0]) inv @ ctrl @ x $0, $1;", "no gate 'cx'"),
         ("ctrl(2) @ x $0, $1, $2;", "no gate 'ccx'"),
         ("negctrl @ z $0, $1;", "no gate 'negctrl @ z'"),
+        ("ctrl(99999999999) @ x $0, $1, $2;", "no gate 'cx'"),
     ],
 )
 def test_does_not_fit(body: str, words: str) -> None:

@@ -398,3 +398,14 @@ def test_the_qubits_of_a_gate_with_the_name_of_a_block_count(name: str) -> None:
     inner = QuantumCircuit(2, name=name)
     inner.cx(0, 1)
     assert _digest(_on(0, 1)(inner.to_gate())) != _digest(_on(1, 0)(inner.to_gate()))
+
+
+@pytest.mark.parametrize("value", [1, True])
+def test_a_condition_on_a_bit_is_that_of_transpiled_circuits_also_in_earlier_submissions(value: int) -> None:
+    circuit = QuantumCircuit(1, 1)
+    circuit.measure(0, 0)
+    with circuit.if_test((circuit.clbits[0], value)):
+        circuit.x(0)
+    known = {"circuit": "47d602cff3592bddc395b838aeb3b84cb156793797aa0b04753358fb83b9c9a5"}
+    for one in (circuit, circuit.copy()):
+        assert identity_of(one, b"") == known

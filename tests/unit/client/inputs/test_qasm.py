@@ -247,6 +247,31 @@ def test_a_plain_statement_needs_no_parser(statement: str) -> None:
     assert not qasm._is_plain(f"OPENQASM 3.0;{statement[:-1]} ?")
 
 
+@pytest.mark.parametrize("declared", ["creg c[0];", "qreg q[00];", "input angle[0] a;"])
+def test_a_register_without_bits_is_left_to_the_parser(declared: str) -> None:
+    assert syntax_error(f"OPENQASM 3.0;{declared}", 3) == "line 1, column " + str(declared.index("[") + 14)
+
+
+def test_a_carriage_return_ends_a_comment_as_it_does_for_the_parser() -> None:
+    assert qasm._is_plain("OPENQASM 3.0;\n// note\nx $0;")
+    assert not qasm._is_plain("OPENQASM 3.0;\n// note\rx x x\nx $0;")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        f"rx({' + '.join(['a'] * 2000)} + sin(b)) $0;",
+        f"rx({' + - '.join(['1'] * 2000)} ?) $0;",
+        f"rx(1 + {' ' * 19_000}?) $0;",
+        f"barrier {' , '.join(['$0'] * 4000)} ?;",
+        f"gate g {' , '.join(['a'] * 2000)} {{ {'x  a ; ' * 1000} ?",
+    ],
+)
+def test_a_statement_that_is_not_plain_is_recognised_as_quickly(statement: str) -> None:
+    # Tried in each way of splitting the blanks, one of these would take longer than the universe lasts.
+    assert not qasm._is_plain(f"OPENQASM 3.0;{statement}")
+
+
 def test_a_circuit_that_qiskit_transpiled_needs_no_parser() -> None:
     from qiskit import QuantumCircuit, qasm3, transpile
     from qiskit.transpiler import CouplingMap
