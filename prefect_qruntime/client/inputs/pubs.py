@@ -182,7 +182,7 @@ def _from_qiskit(circuit: Any, *, sampler: bool, field: str) -> Circuit:
         raise InvalidInput(
             "nothing is measured, so the sampler would return nothing", field=field, solution=_MEASURE_IT
         )
-    plain = write_qpy(circuit, field=field)
+    plain, identity = write_qpy(circuit, field=field)
     if len(plain) > _MAX_QPY_BYTES:
         raise InvalidInput("larger than the service's input limit", field=field)
     return Circuit(
@@ -192,13 +192,13 @@ def _from_qiskit(circuit: Any, *, sampler: bool, field: str) -> Circuit:
         width=circuit.num_clbits or None,
         registers=tuple(register.name for register in circuit.cregs),
         scalars=loose,
-        identity=identity_of(circuit, plain),
+        identity=identity or identity_of(circuit, plain),
         source=circuit,
     )
 
 
-def write_qpy(circuit: Any, *, field: str) -> bytes:
-    """A `QuantumCircuit` as QPY that is read as the same circuit.
+def write_qpy(circuit: Any, *, field: str) -> tuple[bytes, dict[str, str] | None]:
+    """A `QuantumCircuit` as QPY that is read as the same circuit, and its identity if that was needed to see it.
 
     QPY does not keep everything: a delay of 10 us is read as one of 10 dt, and some operations are read as others or
     not at all. The job would compute something else, or fail.
@@ -215,8 +215,8 @@ def write_qpy(circuit: Any, *, field: str) -> bytes:
         raise InvalidInput(f"cannot be written as QPY: {type(error).__name__}: {error}", field=field) from None
     plain = target.getvalue()
     doubtful = list(dict.fromkeys(_doubtful_in_qpy(circuit)))
-    if doubtful:
-        written = identity_of(circuit, plain)
+    written = identity_of(circuit, plain) if doubtful else None
+    if written is not None:
         try:
             kept = "qpy" in written or identity_of(qpy.load(io.BytesIO(plain))[0], plain) == written
         except Exception:  # qiskit raises all kinds of errors for what it cannot read
@@ -229,7 +229,7 @@ def write_qpy(circuit: Any, *, field: str) -> bytes:
                 solution="Transpile it for the backend first (`transpile=True` does it here), give delays in dt, or "
                 "send OpenQASM 3 text.",
             )
-    return plain
+    return plain, written
 
 
 def _doubtful_in_qpy(circuit: Any) -> Iterator[str]:
