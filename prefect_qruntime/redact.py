@@ -262,10 +262,15 @@ def plain_text(text: str, *, shapes: bool = True) -> str:
         ```
     """
     if not text.isprintable():
-        letters = _ESCAPES.sub("", text).replace("\r\n", "\n")
-        text = "".join(letter if letter in "\n\t" else _visible(letter) for letter in letters)
+        lines = _ESCAPES.sub("", text).replace("\r\n", "\n").split("\n")
+        # Most lines are plain, and a long text is looked at letter by letter where it has to be only.
+        text = "\n".join(line if line.isprintable() else "".join(map(_kept, line)) for line in lines)
     # Masked last: a sequence inside a secret would hide it.
     return redact(text) if shapes else _without_known(text)
+
+
+def _kept(letter: str) -> str:
+    return letter if letter == "\t" else _visible(letter)
 
 
 def _visible(letter: str) -> str:
