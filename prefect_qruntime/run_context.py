@@ -200,10 +200,13 @@ _touched: LRUCache[tuple[str, int], float] = LRUCache(_KEEP)
 _counts: LRUCache[tuple[str, int], Counter[str]] = LRUCache(_KEEP)
 
 
-_made: LRUCache[tuple[str, int], Counter[str]] = LRUCache(16 * _KEEP)
-"""How many submissions of each payload a start of a task run or subflow run has made."""
+_Place = tuple[str, str, int]
+"""A task run or subflow run, a payload, and which of its submissions of that payload."""
 
-_numbers: LRUCache[tuple[str, str, int], int] = LRUCache(64 * _KEEP)
+_made: LRUCache[tuple[str, int], Counter[str | _Place]] = LRUCache(16 * _KEEP)
+"""How many submissions of each payload a start of a task run or subflow run has made, and which of the runs in it."""
+
+_numbers: LRUCache[_Place, int] = LRUCache(64 * _KEEP)
 """The number of the n-th submission of a payload in a task run or subflow run, which makes it again when repeated."""
 
 _had: LRUCache[tuple[str, str], tuple[int, tuple[int, ...]]] = LRUCache(16 * _KEEP)
@@ -352,16 +355,19 @@ def call_index(where: RunContext, digest: str) -> int:
     the submissions of its earlier starts once more, so they get the numbers that those had.
     """
     with _lock:
-        places, known = [], None
+        places, known, inner = list[_Place](), None, None
         for start in reversed(_around()[1]):
             if start.run_id == where.flow_run_id:
                 continue
             made = _made.setdefault((start.run_id, start.number), Counter())
-            places.append((start.run_id, digest, made[digest]))
+            if inner is not None:
+                if made[inner]:  # this start, and those around it, counted it when the run in it made it before
+                    break
+                made[inner] = 1
+            inner = start.run_id, digest, made[digest]
             made[digest] += 1
-            known = _numbers.get(places[-1])
-            if known is not None:  # the runs around this one have counted it when it was made for the first time
-                break
+            places.append(inner)
+            known = _numbers.get(inner) if known is None else known
         counter = _counts.setdefault((where.identity, where.attempt), Counter())
         number = counter[digest] if known is None else known
         counter[digest] = max(counter[digest], number + 1)
