@@ -67,6 +67,15 @@ def done(sandbox: Sandbox) -> None:
         sandbox.control.finish(job["id"])
 
 
+@flow
+def leaves(credentials_block: str, jobs: int = 1, shots: int | None = None) -> str:
+    """Leaves jobs to the watcher; returns the last one's id."""
+    credentials = qr.load_credentials(credentials_block)
+    for _ in range(jobs):
+        job = qr.leave_to_watcher(credentials, qr.submit_job(credentials, [FLIP], backend=BACKEND, shots=shots))
+    return job.id
+
+
 @flow(**qr.hooks.cancel)
 def waits(credentials_block: str) -> dict[str, int]:
     credentials = qr.load_credentials(credentials_block)
@@ -386,11 +395,6 @@ def test_one_block_that_is_gone_holds_up_nobody_else(sandbox: Sandbox, block: st
 
 
 def test_a_job_left_is_told_of_once(sandbox: Sandbox, block: str) -> None:
-    @flow
-    def leaves(credentials_block: str) -> str:
-        credentials = qr.load_credentials(credentials_block)
-        return qr.leave_to_watcher(credentials, qr.submit_job(credentials, [FLIP], backend=BACKEND)).id
-
     flow_run, state = ran(leaves, block)
     job_id = run(state.aresult())
     assert run_watch([block], once=True).told == 0
@@ -420,12 +424,7 @@ def test_an_odd_answer_while_a_watcher_follows_loses_no_end(
     monkeypatch.setattr("prefect_qruntime.suspend.watcher._AGAIN", 0.3)
     monkeypatch.setattr("prefect_qruntime.suspend.watcher._PATIENCE", Deadlines(unseen=0.0, refused=0.0))
 
-    @flow
-    def leaves(credentials_block: str) -> str:
-        credentials = qr.load_credentials(credentials_block)
-        return qr.leave_to_watcher(credentials, qr.submit_job(credentials, [FLIP], backend=BACKEND, shots=7)).id
-
-    _, state = ran(leaves, block)
+    _, state = ran(leaves, block, shots=7)
     job_id = run(state.aresult())
     suspended = deployed(waits, credentials_block=block)
     assert start(waits, suspended).name == "Suspended"
@@ -457,11 +456,6 @@ def _met(sandbox: Sandbox) -> int:
 def test_a_job_whose_event_did_not_get_out_is_told_of_again(
     sandbox: Sandbox, block: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    @flow
-    def leaves(credentials_block: str) -> str:
-        credentials = qr.load_credentials(credentials_block)
-        return qr.leave_to_watcher(credentials, qr.submit_job(credentials, [FLIP], backend=BACKEND)).id
-
     _, state = ran(leaves, block)
     done(sandbox)
 
@@ -514,13 +508,7 @@ async def test_many_left_jobs_do_not_each_try_a_prefect_that_takes_no_events(mon
 def test_a_prefect_that_takes_no_events_holds_up_no_suspended_flow_run(
     sandbox: Sandbox, block: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    @flow
-    def leaves(credentials_block: str) -> None:
-        credentials = qr.load_credentials(credentials_block)
-        for _ in range(2):
-            qr.leave_to_watcher(credentials, qr.submit_job(credentials, [FLIP], backend=BACKEND))
-
-    left, _ = ran(leaves, block)
+    left, _ = ran(leaves, block, jobs=2)
     done(sandbox)
     suspended = deployed(waits, credentials_block=block)
     start(waits, suspended)

@@ -126,6 +126,11 @@ ODD = {
 }
 
 
+def shelf_of(folder: Path, in_file: bool) -> BodyStore | None:
+    """A store that keeps every body in a file, or none."""
+    return BodyStore(directory=folder, memory_limit=0) if in_file else None
+
+
 @pytest.mark.parametrize("in_file", [False, True])
 @pytest.mark.parametrize("body", ODD.values(), ids=ODD.keys())
 def test_what_is_not_the_whole_result_is_fetched_again(
@@ -135,8 +140,7 @@ def test_what_is_not_the_whole_result_is_fetched_again(
     iam.add_response(url=RESULTS, content=b"\xef\xbb\xbf" + WHOLE)
     iam.add_response(url=LOOK, json=job(), is_optional=True)
     client = connect()
-    shelf = BodyStore(directory=tmp_path, memory_limit=0) if in_file else None
-    assert client.run(client.result("d1", shelf=shelf)).counts() == {"11": 1, "00": 1}
+    assert client.run(client.result("d1", shelf=shelf_of(tmp_path, in_file))).counts() == {"11": 1, "00": 1}
     assert len(sent(iam, "results")) == 2
 
 
@@ -159,8 +163,7 @@ def test_json_in_no_form_of_a_result_is_fetched_again(
     iam.add_response(url=RESULTS, json=RESULT)
     iam.add_response(url=LOOK, json=job(program={"id": program}))
     client = connect()
-    shelf = BodyStore(directory=tmp_path, memory_limit=0) if in_file else None
-    assert client.run(client.result("d1", shelf=shelf)).counts() == {"11": 1, "00": 1}
+    assert client.run(client.result("d1", shelf=shelf_of(tmp_path, in_file))).counts() == {"11": 1, "00": 1}
 
 
 @pytest.mark.parametrize("in_file", [False, True])
@@ -171,8 +174,7 @@ def test_other_programs_may_return_any_json(
     iam.add_response(url=RESULTS, json=body)
     iam.add_response(url=LOOK, json=job(program={"id": "noise-learner"}))
     client = connect()
-    shelf = BodyStore(directory=tmp_path, memory_limit=0) if in_file else None
-    assert client.run(client.result("d1", shelf=shelf)).raw == body
+    assert client.run(client.result("d1", shelf=shelf_of(tmp_path, in_file))).raw == body
 
 
 @pytest.mark.parametrize("body", NO_RESULT.values(), ids=NO_RESULT.keys())
