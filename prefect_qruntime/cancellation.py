@@ -49,7 +49,7 @@ from prefect_qruntime.prefect_api import (
     starts_in,
 )
 from prefect_qruntime.redact import get_logger, many
-from prefect_qruntime.run_context import RunContext
+from prefect_qruntime.run_context import RunContext, runs_around
 from prefect_qruntime.settings import current_settings
 
 __all__ = [
@@ -86,13 +86,11 @@ POLICY_MARK = "qruntime_policy"
 
 def policy() -> Policy:
     """What happens to the jobs of a cancelled flow run, by its hooks, those of the flows around it, or the settings."""
-    context: Any = FlowRunContext.get()
-    while isinstance(context, FlowRunContext):
+    for context in runs_around()[0]:
         for hook in (context.flow.on_cancellation_hooks or ()) if context.flow is not None else ():
             mark = getattr(hook, POLICY_MARK, None)
             if mark in ("cancel", "detach"):
                 return "cancel" if mark == "cancel" else "detach"
-        context = None if context._token is None else context._token.old_value
     return current_settings().on_cancel
 
 

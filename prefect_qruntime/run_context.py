@@ -30,7 +30,7 @@ from prefect.task_runners import ProcessPoolTaskRunner
 from prefect_qruntime.client.failures import job_error
 from prefect_qruntime.client.network_loop import SingleFlight, network_loop
 from prefect_qruntime.errors import JobRanTooLong
-from prefect_qruntime.models import Job
+from prefect_qruntime.models import Job, JobRef
 from prefect_qruntime.prefect_api import api, is_ending, lineage, starts_in
 
 if TYPE_CHECKING:
@@ -43,10 +43,10 @@ __all__ = [
     "current_run",
     "has_had",
     "may_run_twice",
-    "note_attached",
-    "note_submitted",
+    "note_job",
     "process_facts",
     "process_is_gone",
+    "runs_around",
     "submission_in_flight",
     "submissions_in_flight",
     "submitted_so_far",
@@ -231,7 +231,7 @@ class _Start:
     number: int
 
 
-def _around() -> tuple[list[FlowRunContext], list[_Start]]:
+def runs_around() -> tuple[list[FlowRunContext], list[_Start]]:
     """The contexts of the flow runs around the caller, the innermost first; and all starts, the outermost first.
 
     Prefect itself shows the innermost of each kind only; its contexts hold the one that they were entered in.
@@ -255,7 +255,7 @@ def _around() -> tuple[list[FlowRunContext], list[_Start]]:
 
 async def current_run() -> RunContext:
     """The run of the running task. Asks Prefect once per flow run attempt and process."""
-    flows, around = _around()
+    flows, around = runs_around()
     if not flows:
         identity = f"task-run:{around[0].run_id}" if around else f"call:{uuid.uuid4()}"
         known = RunContext(None, identity, False, False, 0, time.monotonic())
@@ -263,7 +263,7 @@ async def current_run() -> RunContext:
         # One answer for all of an attempt, its subflows too: they count their submissions together. Prefect does not
         # count a resume as another run; when the flow was started distinguishes them.
         top, flow_run = flows[-1], flows[-1].flow_run
-        assert flow_run is not None  # noqa: S101 - `_around` has looked
+        assert flow_run is not None  # noqa: S101 - `runs_around` has looked
         attempt = (str(flow_run.id), flow_run.run_count or 0, top.start_time)
         with _lock:
             found = _runs.get(attempt)
@@ -325,15 +325,10 @@ async def _read_run(flow_run: FlowRun) -> RunContext:
     )
 
 
-def note_submitted(where: RunContext, job_id: str) -> None:
-    """Remember that this try submitted a job rather than attached to it."""
-    note_attached(where, job_id)
-
-
-def note_attached(where: RunContext, job_id: str) -> None:
-    """Remember that this try has the job, unless an earlier one had it already."""
+def note_job(where: RunContext, job: JobRef) -> None:
+    """Remember that this try submitted a job or attached to it, unless an earlier one had it already."""
     with _lock:
-        _had.setdefault((where.identity, job_id), (where.tries, where.again))
+        _had.setdefault((where.identity, job.id), (where.tries, where.again))
 
 
 def has_had(where: RunContext, job_id: str) -> bool:
@@ -356,7 +351,7 @@ def call_index(where: RunContext, digest: str) -> int:
     """
     with _lock:
         places, known, inner = list[_Place](), None, None
-        for start in reversed(_around()[1]):
+        for start in reversed(runs_around()[1]):
             if start.run_id == where.flow_run_id:
                 continue
             made = _made.setdefault((start.run_id, start.number), Counter())

@@ -169,7 +169,8 @@ async def _checked(
         if isinstance(body, StoredBody):
             body.discard()
         raise _Unusable(_foreign(ref, f"not the service's own: {_shown(head)[:100]!r}"))
-    found = await _whole(body, ref) if head.lstrip()[:1] in _OPENING else None
+    begins = head.lstrip()[:1] in _OPENING
+    found = await _whole(body, ref) if begins else None
     if found is not None and _has_form(found):
         return found
     if found is None and isinstance(body, StoredBody) and not shelf.only_copy:
@@ -192,7 +193,7 @@ async def _checked(
         raise error
     if found is not None:
         raise _Unusable(_foreign(ref, f"no result: {text[:200]!r}"))
-    if head.lstrip()[:1] in _OPENING:
+    if begins:
         raise _Unusable(ServiceUnavailable(f"the result of job {ref.id} is cut off or damaged", job_id=ref.id))
     raise _Unusable(_foreign(ref, f"not JSON: {text[:200]!r}"))
 

@@ -86,7 +86,7 @@ async def each_job(
     before, size, seen = filters.get("created_before"), page, set[str]()
     while True:
         wanted: JobFilters = {**filters, "created_before": before}
-        listed = await (client.jobs(tags=tags, limit=size, **wanted) if tags else client.jobs(limit=size, **wanted))
+        listed = await client.jobs(tags=tags, limit=size, **wanted)
         for job in listed:
             if job.id not in seen:
                 yield job

@@ -288,7 +288,7 @@ class Closing:
         self.until: float | None = None
         self.unknown_since: float | None = None
         self.runs_on = False
-        self.refusal: QuantumRuntimeError | None = None
+        self.refused = False
         self.doubted: QuantumRuntimeError | None = None
 
     def start(self) -> Close:
@@ -333,8 +333,8 @@ class Closing:
 
         A session that is closed already, at its limit or by someone else, may refuse to be closed: it is read.
         """
-        if self.refusal is None and isinstance(self.asked, StopAccepting | Drop) and not error.is_outage:
-            self.refusal = self.doubted = error
+        if not self.refused and isinstance(self.asked, StopAccepting | Drop) and not error.is_outage:
+            self.refused, self.doubted = True, error
             return self._ask(ReadBack())
         return Fail(error)
 

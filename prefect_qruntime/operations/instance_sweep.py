@@ -100,7 +100,7 @@ class Owners:
         state = flow_run.state
         if state is None:
             return None
-        # If a worker dies while it cancels a run, the run stays `Cancelling` for ever.
+        # If a worker dies while it cancels a run, the run never leaves `Cancelling`.
         stuck = state.is_cancelling() and datetime.now(UTC) - state.timestamp > _CANCELLING
         return state.name if stuck or state.is_final() else None
 

@@ -200,7 +200,7 @@ async def _submit(
                 known.append(new.id)
                 lost.clear()
                 note_owner(client, new.id, runs)
-                (run_context.note_attached if new.attached else run_context.note_submitted)(where, new.id)
+                run_context.note_job(where, new)
                 if usable is not None and not new.attached:  # at once: the caller may be gone when this returns
                     bind(usable, new)
                 passing.bought(new)

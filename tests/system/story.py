@@ -36,12 +36,13 @@ def shorten() -> None:
     run_page._TRIES = 20
 
 
-_noted = run_context.note_submitted
+_noted = run_context.note_job
 
 
-def _bought(*arguments: Any) -> None:
-    _noted(*arguments)
-    at("bought")  # the service has the job, and nothing is written about it yet
+def _bought(where: run_context.RunContext, job: qr.JobRef) -> None:
+    _noted(where, job)
+    if not job.attached:
+        at("bought")  # the service has the job, and nothing is written about it yet
 
 
 @flow
@@ -65,7 +66,7 @@ def main() -> None:
     """Run the flow once for each order."""
     if "QRUNTIME_STORY_LIMITS" not in os.environ:
         shorten()
-    run_context.note_submitted = _bought
+    run_context.note_job = _bought
     for line in sys.stdin:
         try:
             print("result", orjson.dumps(story(orjson.loads(line))).decode(), flush=True)

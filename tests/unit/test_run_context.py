@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 
 from prefect_qruntime.models import Job, JobStatus
-from prefect_qruntime.run_context import RunContext, note_submitted
+from prefect_qruntime.run_context import RunContext, note_job
 
 ENDED = datetime(2026, 5, 1, 12, tzinfo=UTC)
 """When the attempt before ended, in true time."""
@@ -38,7 +38,7 @@ def test_only_what_failed_before_the_retry_is_submitted_again(service_ahead: flo
 @pytest.mark.parametrize("after_end", [-600.0, 0.0, 600.0])
 def test_this_process_knows_its_own_tries_without_a_clock(after_end: float) -> None:
     job, identity = dead(after_end), f"flow-run:{uuid4()}"
-    note_submitted(retried(1, identity=identity), job.id)
+    note_job(retried(1, identity=identity), job.ref())
     assert retried(2, identity=identity).may_resubmit(job)
     assert not retried(1, identity=identity).may_resubmit(job)
     # A resume starts the flow run again, but asks for no other try.

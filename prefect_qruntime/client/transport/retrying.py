@@ -156,14 +156,12 @@ class InFlightCreate:
         """Mark a block in which the request is in flight. Raises `CancelledError` instead if its caller is gone."""
         if self.withdrawn:
             raise asyncio.CancelledError
-        self.idle, self.unanswered = False, True
+        self.idle = False
         try:
             yield
-        except Exception:
-            self.unanswered = False
+        except asyncio.CancelledError:
+            self.unanswered = True
             raise
-        else:
-            self.unanswered = False
         finally:
             self.idle = True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -404,6 +405,7 @@ class Listing:
     async def jobs(
         self,
         *,
+        tags: Sequence[str] = (),
         created_after: datetime | None = None,
         created_before: datetime | None = None,
         pending: bool | None = None,

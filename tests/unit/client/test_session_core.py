@@ -318,7 +318,7 @@ class Door:
             self.machine.until,
             self.machine.unknown_since,
             self.machine.runs_on,
-            (self.machine.doubted, self.machine.refusal),
+            (self.machine.doubted, self.machine.refused),
             *(self.refuses, self.ends),
             *(self.jobs, self.fails, self.now, self.closes, self.accepting, self.dropped, self.gone, self.lapses),
         )

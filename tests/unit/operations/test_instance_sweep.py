@@ -257,7 +257,7 @@ def test_a_record_is_found_by_its_instance_whatever_the_block_is_called(marked: 
 @pytest.mark.parametrize("minutes", [0, 9, 11, 2000])
 @pytest.mark.parametrize("state", [Cancelling, Running, Pending, Paused, AwaitingRetry, Cancelled, Crashed, Completed])
 def test_which_flow_runs_are_over(monkeypatch: pytest.MonkeyPatch, state: Any, minutes: int) -> None:
-    """A worker that dies while it cancels a run leaves it `Cancelling` for ever."""
+    """A run whose worker died while it cancelled it never leaves `Cancelling`."""
     now = state(scheduled_time=NOW) if state is AwaitingRetry else state()
     now.timestamp = datetime.now(UTC) - timedelta(minutes=minutes)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tracemalloc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -57,7 +57,12 @@ class Service:
         return self.sessions[session_id]
 
     async def jobs(
-        self, *, created_after: datetime, created_before: datetime | None = None, limit: int | None = None
+        self,
+        *,
+        created_after: datetime,
+        tags: Sequence[str] = (),
+        created_before: datetime | None = None,
+        limit: int | None = None,
     ) -> list[Job]:
         self.pages += 1
         newest = max((one.created_at or START for one in self.jobs_there), default=START)
