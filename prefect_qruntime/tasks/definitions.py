@@ -384,11 +384,11 @@ def _task_of(
 
 
 def creates(
-    name: str, run_name: str
+    name: str, run_name: str, **options: Any
 ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Task[P, Coroutine[Any, Any, R]]]:
-    """Make an async task of a body that creates something: never retried by Prefect, its handle is stored."""
-    # Calls that come together are recorded together.
-    return _task_of(name, run_name, submission_in_flight, persist_result=True)
+    """Make an async task of a body that creates something: not retried by Prefect, and its handle is stored."""
+    # Calls that come together are recorded together. Without a number of retries a task takes that of the settings.
+    return _task_of(name, run_name, submission_in_flight, persist_result=True, retries=0, **options)
 
 
 def repeats(
