@@ -27,7 +27,7 @@ from typing import Any, Literal, NamedTuple, NoReturn, ParamSpec, TypeVar
 from uuid import UUID
 
 from cachetools import LRUCache
-from prefect.context import FlowRunContext, TaskRunContext
+from prefect.context import TaskRunContext
 
 from prefect_qruntime.client import QuantumRuntimeClient, submission_keys
 from prefect_qruntime.client.network_loop import SingleFlight, network_loop
@@ -42,7 +42,6 @@ from prefect_qruntime.prefect_api import (
     api,
     current_flow_run_id,
     family,
-    flow_runs_by_id,
     is_ending,
     lineage,
     patience,
@@ -139,14 +138,11 @@ async def _ask(level: int) -> _Answer:
     try:
         with patience(_ANSWER):  # the process may have 30 seconds left
             *subflows, top = await lineage()
-            states = await (await api()).read_flow_run_states(UUID(top))
-            starts = starts_in(states)
-            if is_ending(states):
-                return _Answer(asked, top, starts)
-            runs = await flow_runs_by_id(subflows) if subflows else {}
-        newest = {run_id: run.state for run_id, run in runs.items() if run.state is not None}
-        ending = [run_id for run_id in reversed(subflows) if run_id in newest and is_ending([newest[run_id]])]
-        return _Answer(asked, ending[0] if ending else None, starts)
+            client = await api()
+            outermost_first = (top, *reversed(subflows))
+            states = {run_id: await client.read_flow_run_states(UUID(run_id)) for run_id in outermost_first}
+        ending = [run_id for run_id in outermost_first if is_ending(states[run_id])]
+        return _Answer(asked, ending[0] if ending else None, starts_in(states[top]))
     except Exception:
         # Without an answer the jobs are left running, because a cancellation cannot be undone.
         log.log(level, "Prefect does not say whether the flow run was cancelled. Its jobs live on.", exc_info=True)
@@ -551,22 +547,32 @@ async def polls_for_cancellation(client: QuantumRuntimeClient, job_id: str) -> A
         yield
 
 
+def _time_limits() -> list[tuple[float, float]]:
+    """The time limits of the flow runs around the caller: the seconds that are left, and those of the whole limit."""
+    now = datetime.now(UTC)
+    return [
+        (limit - (now - context.start_time).total_seconds(), limit)
+        for context in runs_around()[0]
+        if context.flow is not None and (limit := context.flow.timeout_seconds) is not None
+    ]
+
+
 def ends_with_flow_run(body: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
-    """Make a task's body end when its flow run reaches `timeout_seconds`.
+    """Make a task's body end when its flow run, or one around that, reaches `timeout_seconds`.
 
     Prefect's timeout of a flow interrupts the flow function only. A task that was submitted continues in its thread,
-    and the flow run waits for it. Works on the network loop; the body is cancelled as by any other timeout.
+    and its flow run waits for it, with all flow runs around. Works on the network loop; the body is cancelled as by
+    any other timeout.
     """
 
     @functools.wraps(body)
     async def bounded(*args: P.args, **kwargs: P.kwargs) -> R:
-        context = FlowRunContext.get()
-        limit = context.flow.timeout_seconds if context is not None and context.flow is not None else None
-        if context is None or limit is None or TaskRunContext.get() is None:
+        limits = _time_limits() if TaskRunContext.get() is not None else []
+        if not limits:
             return await body(*args, **kwargs)
-        left = limit - (datetime.now(UTC) - context.start_time).total_seconds() + _AFTER_PREFECT
+        left, limit = min(limits)
         try:
-            async with asyncio.timeout(max(0.0, left)) as scope:
+            async with asyncio.timeout(max(0.0, left + _AFTER_PREFECT)) as scope:
                 return await body(*args, **kwargs)
         except TimeoutError:
             if not scope.expired():

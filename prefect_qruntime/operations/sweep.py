@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict
 
 from prefect_qruntime.admission.locks import free_stuck_locks
 from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.inputs.spec import check_flag
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.credentials import Attended, load_each, read_each
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
@@ -216,6 +217,7 @@ async def aresume_flow_run(flow_run_id: str, *, force: bool = False) -> Resumed:
 
 
 async def _resume(flow_run_id: str, force: bool) -> Resumed:
+    check_flag(force, field="force")
     client = await api()
     try:
         flow_run = await client.read_flow_run(UUID(flow_run_id))
@@ -326,6 +328,8 @@ async def arun_sweep(
 async def _sweep(
     blocks: Iterable[str] | None, *, dry_run: bool, cancel_jobs: bool, attended: Attended | None
 ) -> SweepReport:
+    check_flag(dry_run, field="dry_run")
+    check_flag(cancel_jobs, field="cancel_jobs")
     loaded, problems = await load_each(blocks)
     records = await find_records("session")
     jobs = await find_records("job", since=datetime.now(UTC) - NOTED_BACK)

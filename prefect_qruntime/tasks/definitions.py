@@ -44,7 +44,7 @@ from prefect_qruntime.admission.budget import BudgetLike
 from prefect_qruntime.client import inputs
 from prefect_qruntime.client.connection import check_id
 from prefect_qruntime.client.cost_core import busy_seconds
-from prefect_qruntime.client.inputs.spec import CircuitForm, JobSpec
+from prefect_qruntime.client.inputs.spec import CircuitForm, JobSpec, check_flag
 from prefect_qruntime.client.network_loop import network_loop, on_network_loop
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.programs.make import RequestedRoute
@@ -368,12 +368,16 @@ def _task_of(
     _names.add(name)
 
     def decorate(body: Callable[P, Coroutine[Any, Any, R]]) -> Task[P, Coroutine[Any, Any, R]]:
+        flags = [one.name for one in inspect.signature(body).parameters.values() if isinstance(one.default, bool)]
+
         @functools.wraps(body)
         async def traced(*args: P.args, **kwargs: P.kwargs) -> R:
             given = args[0] if args else kwargs.get("credentials")
             # A block that is not awaited yet says so itself when it is asked for the method.
             if not callable(getattr(given, "get_client", None)):
                 raise _no_credentials(given)
+            for flag in kwargs.keys() & flags:
+                check_flag(kwargs[flag], field=flag)
             with trace_task(name), around():
                 return await body(*args, **kwargs)
 
@@ -384,11 +388,11 @@ def _task_of(
 
 
 def creates(
-    name: str, run_name: str
+    name: str, run_name: str, **options: Any
 ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Task[P, Coroutine[Any, Any, R]]]:
-    """Make an async task of a body that creates something: never retried by Prefect, its handle is stored."""
-    # Calls that come together are recorded together.
-    return _task_of(name, run_name, submission_in_flight, persist_result=True)
+    """Make an async task of a body that creates something: not retried by Prefect, and its handle is stored."""
+    # Calls that come together are recorded together. Without a number of retries a task takes that of the settings.
+    return _task_of(name, run_name, submission_in_flight, persist_result=True, retries=0, **options)
 
 
 def repeats(

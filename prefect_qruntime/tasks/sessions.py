@@ -39,6 +39,7 @@ from prefect_qruntime.tasks.definitions import (
     blocking,
     creates,
     in_flow,
+    may_retry,
     repeats,
 )
 
@@ -80,7 +81,8 @@ _unbound: LRUCache[str, _Unbound] = LRUCache(1024)
 
 
 @in_flow
-@creates("open session", "open {mode} session on {backend}")
+# If the caller gives it retries: a second try opens another session, so not where the first may have opened one.
+@creates("open session", "open {mode} session on {backend}", retry_condition_fn=may_retry)
 async def aopen_session(
     credentials: QuantumRuntimeCredentials,
     backend: str | Backend,

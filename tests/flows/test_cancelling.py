@@ -173,8 +173,9 @@ def test_a_job_that_lives_on_after_a_cancel_is_not_called_cancelled(
     assert not re.search(r"job \S+ is cancelled|1 live job cancelled|1 job with it", said)
 
 
+@pytest.mark.parametrize("around", [0, 1, 2])
 def test_nothing_is_bought_by_a_run_that_goes_on_after_a_cancel_between_two_tries(
-    sandbox: Sandbox, credentials: Any, monkeypatch: pytest.MonkeyPatch
+    sandbox: Sandbox, credentials: Any, around: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prefect cancels a run without infrastructure at once, and its process starts it again nevertheless."""
     monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_CANCEL_LOOK_SECONDS", "0.2")
@@ -192,11 +193,22 @@ def test_nothing_is_bought_by_a_run_that_goes_on_after_a_cancel_between_two_trie
     def state() -> Any:
         return tries and asked(lambda client: client.read_flow_run(UUID(tries[0]))).state
 
-    thread = threading.Thread(target=lambda: twice(return_state=True), daemon=True)
+    def within(inner: Any) -> Any:
+        @flow
+        def outer() -> None:
+            inner()
+
+        return outer
+
+    nested: Any = twice
+    for _ in range(around):
+        nested = within(nested)
+    thread = threading.Thread(target=lambda: nested(return_state=True), daemon=True)
     thread.start()
     assert until(lambda: state() and state().name == "AwaitingRetry")
     asked(lambda client: client.set_flow_run_state(UUID(tries[0]), Cancelling()))
     thread.join(120)
+    assert len(tries) == 2
     assert [job["status"] for job in sandbox.control.jobs()] == ["Cancelled"]
 
 

@@ -23,6 +23,7 @@ from prefect_qruntime import (
     submit_job,
     wait_for_completion,
 )
+from prefect_qruntime.operations.sweep import resume_flow_run, run_sweep
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.flow_runs import BACKEND, FLIP, ran, run
 
@@ -230,3 +231,52 @@ def test_a_register_that_qiskit_cannot_name_is_warned_of(
     with caplog.at_level("WARNING"):
         submitted()
     assert "pubs[0].circuit has a register named 'values'." in caplog.text
+
+
+FLAGS = {
+    (name, flag): one
+    for name in prefect_qruntime.__all__
+    if isinstance(one := getattr(prefect_qruntime, name), Task)
+    for flag, parameter in inspect.signature(one).parameters.items()
+    if isinstance(parameter.default, bool)
+}
+"""What a task takes as True or False."""
+
+
+def test_the_flags_of_tasks_are_found() -> None:
+    known = {"check_isa", "transpile", "require_online", "private", "dry_run"}
+    assert {("submit_job", flag) for flag in known} | {("aclose_session", "drain")} <= set(FLAGS)
+
+
+@pytest.mark.parametrize("wrong", ["false", "", 0, 1, None], ids=repr)
+@pytest.mark.parametrize(("name", "flag"), FLAGS)
+def test_a_text_in_place_of_true_or_false_is_refused(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials, name: str, flag: str, wrong: Any
+) -> None:
+    """A form without types gives the text "false", which Python takes for true."""
+    task, needed = FLAGS[name, flag], {"pubs": [FLIP], "backend": BACKEND, "session": "s1"}
+    arguments = {one: value for one, value in needed.items() if one in inspect.signature(task).parameters}
+
+    async def call() -> None:
+        answer = task.fn(credentials, **arguments, **{flag: wrong})
+        if inspect.isawaitable(answer):
+            await answer
+
+    with pytest.raises(InvalidInput) as caught:
+        run(call())
+    assert caught.value.field == flag
+    assert sandbox.control.journal() == []
+
+
+@pytest.mark.parametrize(
+    ("flag", "call"),
+    [
+        ("cancel_jobs", lambda wrong: run_sweep([], cancel_jobs=wrong)),
+        ("dry_run", lambda wrong: run_sweep([], dry_run=wrong)),
+        ("force", lambda wrong: resume_flow_run("00000000-0000-0000-0000-000000000000", force=wrong)),
+    ],
+)
+def test_a_text_in_place_of_true_or_false_starts_no_operation(flag: str, call: Callable[[Any], Any]) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        call("false")
+    assert caught.value.field == flag

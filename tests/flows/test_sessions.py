@@ -518,3 +518,23 @@ def test_a_session_that_the_service_closed_before_is_no_error(
     for method in ("PATCH", "DELETE"):
         sandbox.control.add_fault(method, "/sessions/*", status=status, times=None)
     assert qr.close_session(credentials, session, drain=drain).is_closed
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_retries_given_to_an_opening_whose_answer_was_lost_open_no_second_session(
+    sandbox: Sandbox, credentials: Any, kind: str
+) -> None:
+    sandbox.control.add_fault("POST", "/sessions", drop="after")
+    sandbox.control.add_fault("GET", "/workloads*", status=501, times=None)
+    task: Any = qr.open_session if kind == "sync" else qr.aopen_session
+    task = task.with_options(retries=3, retry_delay_seconds=0)
+
+    @flow
+    def opens() -> None:
+        opened = task(credentials, BACKEND)
+        if asyncio.iscoroutine(opened):
+            asyncio.run(opened)
+
+    _, state = ran(opens)
+    assert state.is_failed()
+    assert len(sandbox.control.sessions()) == 1

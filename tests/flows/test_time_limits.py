@@ -20,6 +20,7 @@ from tests.support.flow_runs import BACKEND, FLIP, ran
 pytestmark = [pytest.mark.server, pytest.mark.timeout(600, method="thread")]
 LIMIT = 1.5
 ENOUGH_TO_BUY = 6.0
+ENOUGH_TO_NEST = 4.0
 LATEST = 90.0  # far above what a busy machine needs; without a limit these waits would not end at all
 
 
@@ -122,4 +123,42 @@ def test_the_session_of_a_flow_that_reached_its_limit_is_drained(sandbox: Sandbo
     assert state.name == "TimedOut"
     (session,) = sandbox.control.sessions()
     assert session["accepting_jobs"] is False
+    assert [job["status"] for job in sandbox.control.jobs()] == ["Queued"]
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_submitted_wait_ends_at_the_limit_of_a_flow_around_its_subflow(
+    sandbox: Sandbox, credentials: Any, kind: str, depth: int
+) -> None:
+    job = bought(credentials)
+
+    @flow
+    def sync_flow() -> None:
+        qr.wait_for_completion.submit(credentials, job).result()
+
+    @flow
+    async def async_flow() -> None:
+        waiting = qr.await_for_completion.submit(credentials, job)
+        while not waiting.state.is_final():  # noqa: ASYNC110 - Prefect's future has nothing to await
+            await asyncio.sleep(0.05)
+
+    def around(inner: Any, **options: Any) -> Any:
+        @flow(**options)
+        def sync_outer() -> None:
+            inner()
+
+        @flow(**options)
+        async def async_outer() -> None:
+            await inner()
+
+        return sync_outer if kind == "sync" else async_outer
+
+    nested: Any = sync_flow if kind == "sync" else async_flow
+    for _ in range(depth - 1):
+        nested = around(nested)
+    began = time.monotonic()
+    _, state = ran(around(nested, timeout_seconds=ENOUGH_TO_NEST))
+    assert state.name == "TimedOut"
+    assert time.monotonic() - began < LATEST
     assert [job["status"] for job in sandbox.control.jobs()] == ["Queued"]

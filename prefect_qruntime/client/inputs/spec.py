@@ -128,7 +128,7 @@ def check_max_execution_time(value: object) -> int | None:
 
 
 def check_flag(value: object, *, field: str) -> bool:
-    """A real bool: a truthy string would make a job private, or not, by accident."""
+    """A real bool: the text "false", which a form may give, would count as true."""
     if not isinstance(value, bool):
         raise InvalidInput(f"must be True or False, not {value!r}", field=field)
     return value

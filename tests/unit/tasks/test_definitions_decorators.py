@@ -8,12 +8,13 @@ import logging
 from typing import Any
 
 import pytest
+from prefect.settings import PREFECT_TASKS_DEFAULT_RETRIES, temporary_settings
 
 import prefect_qruntime
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import JobRef, SessionRef
 from prefect_qruntime.prefect_api import NotAwaited
-from prefect_qruntime.tasks.definitions import InFlowTask, _reaches_prefect, run_name_of
+from prefect_qruntime.tasks.definitions import InFlowTask, _reaches_prefect, creates, repeats, run_name_of
 from prefect_qruntime.tasks.jobs import wait_for_completion
 
 
@@ -70,3 +71,15 @@ def test_a_block_that_is_not_awaited_yet_says_what_to_write() -> None:
 
     with pytest.raises(InvalidInput, match="Write `await"):
         prefect_qruntime.submit_job.fn(NotAwaited(load(), "Write `await …`."))  # type: ignore[arg-type]
+
+
+def test_a_number_of_retries_in_prefects_settings_changes_no_task():
+    async def body(credentials: Any) -> None: ...
+
+    def retries() -> list[int]:
+        return [kind("a", "b")(body).retries for kind in (creates, repeats)]
+
+    without = retries()
+    with temporary_settings({PREFECT_TASKS_DEFAULT_RETRIES: 7}):
+        assert retries() == without
+    assert without[0] == 0
