@@ -158,13 +158,41 @@ def test_ibms_quantum_program_stands_where_pubs_stand() -> None:
     assert one.digest() == other.digest()
     assert not one.doubts
     assert _run(one)[0].counts_array() == [{"00": 100}, {"11": 100}]
-    with pytest.raises(InvalidInput, match="refuses"):
+    with pytest.raises(InvalidInput, match="refuses") as caught:
         make_spec(program(), backend="b", program_id="executor", options={"init_qubit": True})
+    assert caught.value.field == "options.init_qubit"
 
 
-def test_what_ibms_preparation_refuses_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="backend must be provided"):
-        make_spec([BELL], backend="b", route="executor", options={"dynamical_decoupling": {"enable": True}})
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        (
+            {"resilience_level": 2, "resilience": {"zne": {"noise_factors": [1]}}},
+            "options.resilience.zne.noise_factors",
+        ),
+        (
+            {"resilience_level": 2, "resilience": {"zne": {"noise_factors": [0, 1]}}},
+            "options.resilience.zne.noise_factors",
+        ),
+        ({"resilience_level": 1, "seed_estimator": 3}, "options.seed_estimator"),
+        ({"dynamical_decoupling": {"enable": True}}, "options.dynamical_decoupling.enable"),
+    ],
+)
+def test_what_ibms_preparation_refuses_or_ignores_is_refused_by_name(options: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        make_spec([(BELL, "ZZ")], backend="b", program_id="estimator", route="executor", options=options)
+    assert caught.value.field == field
+
+
+def test_options_that_are_not_set_or_without_effect_are_no_obstacle_to_ibms_preparation() -> None:
+    options = {
+        "resilience_level": 1,
+        "resilience": {"layer_noise_learning": {"num_randomizations": 3}, "zne": {"noise_factors": None}},
+        "simulator": {"noise_model": None},
+        "experimental": {"execution": {"scheduler_timing": True}},
+    }
+    spec = make_spec([(BELL, "ZZ")], backend="b", program_id="estimator", route="executor", options=options)
+    assert spec.prepared["options"]["scheduler_timing"] is True
 
 
 def test_a_samplex_means_the_same_when_it_is_built_again() -> None:

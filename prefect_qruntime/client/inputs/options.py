@@ -10,7 +10,7 @@ written into the options here, and the dialect places them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -23,7 +23,9 @@ from prefect_qruntime.redact import nearest
 __all__ = [
     "EstimatorOptions",
     "SamplerOptions",
+    "check_equivalents",
     "check_options",
+    "execution_flags",
     "measurement_level",
     "options_that_need_ibm",
     "program_options",
@@ -32,14 +34,22 @@ __all__ = [
 _INT = 2**31 - 1
 # Options that need IBM's preparation if they are switched on: the switch and what it does.
 _SWITCHES = {
-    ("dynamical_decoupling", "enable"): "dynamical decoupling",
     ("twirling", "enable_gates"): "twirling of gates",
     ("twirling", "enable_measure"): "twirling of measurements",
     ("resilience", "measure_mitigation"): "readout error mitigation",
     ("resilience", "zne_mitigation"): "zero-noise extrapolation",
-    ("resilience", "pec_mitigation"): "probabilistic error cancellation",
-    ("resilience", "layer_noise_model"): "a layer noise model",
 }
+# Those for which IBM's preparation needs what options do not hold: the timing of the backend, a learnt noise model.
+_WITHOUT_EQUIVALENT = (
+    ("seed_estimator",),
+    ("dynamical_decoupling", "enable"),
+    ("resilience", "pec_mitigation"),
+    ("resilience", "layer_noise_model"),
+    ("simulator", "noise_model"),
+    ("simulator", "seed_simulator"),
+    ("simulator", "coupling_map"),
+    ("simulator", "basis_gates"),
+)
 _FLAGS = ("scheduler_timing", "stretch_values")
 
 Count = Annotated[int, Field(ge=1, le=_INT)]
@@ -287,6 +297,32 @@ def options_that_need_ibm(options: Mapping[str, Any]) -> Iterator[tuple[str, str
             yield f"options.{group}.{name}", what
 
 
+def check_equivalents(options: Mapping[str, Any]) -> None:
+    """Refuse options that have no equivalent on the executor, whoever prepares the quantum program.
+
+    Raises:
+        InvalidInput: The option is named.
+    """
+    for path in _WITHOUT_EQUIVALENT:
+        value: Any = options
+        for name in path:
+            value = (value or {}).get(name)
+        if value is not None and value is not False and value not in ([], {}):  # a seed of 0 is one
+            raise _no_equivalent(path)
+    resilience = options.get("resilience") or {}
+    extrapolated = resilience.get("zne_mitigation", options.get("resilience_level") == 2)
+    if extrapolated and (resilience.get("zne") or {}).get("amplifier") == "pea":
+        raise _no_equivalent(("resilience", "zne", "amplifier"))
+
+
+def _no_equivalent(path: Sequence[str]) -> InvalidInput:
+    return InvalidInput(
+        'has no equivalent on the route "executor", with or without the extra [ibm]. Leave it out, or use '
+        'route="service"',
+        field=".".join(["options", *path]),
+    )
+
+
 def program_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """The `options` of a quantum program.
 
@@ -296,39 +332,30 @@ def program_options(options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InvalidInput: An option that the executor has no equivalent for.
     """
+    check_equivalents(options)
     for path, what in options_that_need_ibm(options):
         raise InvalidInput(
             f"{what} is prepared on the client's side on the route \"executor\", by IBM's own client. Install it with "
             f'{IBM_EXTRA}, switch the option off, or use route="service"',
             field=path,
         )
-    if options.get("seed_estimator") is not None:
-        raise _no_equivalent("options.seed_estimator")
-    for name, value in (options.get("simulator") or {}).items():
-        if value not in (None, [], {}):
-            raise _no_equivalent(f"options.simulator.{name}")
     found: dict[str, Any] = {}
     execution = options.get("execution") or {}
     for name in ("init_qubits", "rep_delay"):
         if execution.get(name) is not None:
             found[name] = execution[name]
-    experimental = options.get("experimental") or {}
-    inner = experimental.get("execution")
-    for name in _FLAGS:
-        if isinstance(inner, Mapping) and inner.get(name):
-            found[name] = True
-    if experimental:
-        found["experimental"] = dict(experimental)
+    found |= dict.fromkeys(execution_flags(options), True)
+    if options.get("experimental"):
+        found["experimental"] = dict(options["experimental"])
     return found
+
+
+def execution_flags(options: Mapping[str, Any]) -> list[str]:
+    """The flags of the executor that are set; the other programs have them among their experimental options."""
+    inner = (options.get("experimental") or {}).get("execution")
+    return [name for name in _FLAGS if isinstance(inner, Mapping) and inner.get(name)]
 
 
 def measurement_level(options: Mapping[str, Any]) -> str:
     """The `meas_level` of a quantum program."""
     return str((options.get("execution") or {}).get("meas_type") or "classified")
-
-
-def _no_equivalent(path: str) -> InvalidInput:
-    return InvalidInput(
-        'has no equivalent on the route "executor", with or without extras. Leave it out, or use route="service"',
-        field=path,
-    )

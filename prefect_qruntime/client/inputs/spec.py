@@ -18,7 +18,10 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from itertools import takewhile
 from typing import Any, Literal
+
+from pydantic import ValidationError
 
 from prefect_qruntime.client.encodings.arrays import json_pieces
 from prefect_qruntime.errors import InvalidInput
@@ -50,6 +53,7 @@ __all__ = [
     "is_quantum_program",
     "params_of_program",
     "plain_json",
+    "refused_by_ibm",
     "write_program",
 ]
 
@@ -441,8 +445,8 @@ def params_of_program(program: Any, options: Mapping[str, Any] | None = None) ->
     experimental = given.pop("experimental", None) or {}
     try:
         chosen = models.ExecutorOptions(execution=given, experimental=experimental)
-    except ValueError as error:
-        raise InvalidInput(f"IBM's client refuses them: {first_line(error)}", field="options") from None
+    except ValidationError as error:
+        raise refused_by_ibm(error, inside="execution") from None
     return write_program(program, chosen)
 
 
@@ -472,6 +476,19 @@ def ibm_module(name: str, what: str) -> Any:
         return import_module(f"{_CLIENT}.{name}")
     except ImportError:
         raise InvalidInput(f"{what} need IBM's own client: {IBM_EXTRA}", field="options") from None
+
+
+def refused_by_ibm(error: ValidationError, *, inside: str = "") -> InvalidInput:
+    """The error about the first option that a model of IBM's client refuses.
+
+    Args:
+        error: The model's error.
+        inside: The group in which the model has options that stand by themselves here.
+    """
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    # Of a union the path goes on into the branch that refused it.
+    path = [name for name in takewhile(str.isidentifier, map(str, first["loc"])) if name != inside]
+    return InvalidInput(f"IBM's client refuses it: {first['msg']}", field=".".join(["options", *path]))
 
 
 def first_line(error: Exception) -> str:

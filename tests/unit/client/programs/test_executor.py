@@ -8,6 +8,7 @@ import random
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from qiskit.circuit import Parameter, ParameterVector
 from qiskit.circuit.library import GlobalPhaseGate
 from qiskit.quantum_info import Statevector
 
-from prefect_qruntime.client.programs import make_spec
+from prefect_qruntime.client.programs import executor, make, make_spec
 from prefect_qruntime.client.programs.executor import executor_params
 from prefect_qruntime.client.programs.openqasm import as_version_3, qubit_operands
 from prefect_qruntime.client.results.job_result import JobResult
@@ -221,12 +222,13 @@ def test_shots(given: dict[str, Any], shots: int) -> None:
     assert _spec([pub], **given).prepared["quantum_program"]["shots"] == shots
 
 
+TWIRLED = {"twirling": {"enable_gates": True}}
 DD = {"dynamical_decoupling": {"enable": True}}
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"pubs": [families.BELL, (families.BELL, None, 5)], "shots": 7}, "pubs[1].shots", "separate jobs"),
     ({"pubs": [(families.BELL, "ZZ", None, 0.1), (families.BELL, "ZZ", None, 0.2)]}, "pubs[1].precision", "100"),
     ({"pubs": [(families.BELL, "ZZ", None, 1e-9)]}, "pubs[0].precision", "shots"),
-    ({"options": DD}, "options.dynamical_decoupling.enable", "[ibm]"),
+    ({"options": DD}, "options.dynamical_decoupling.enable", "without the extra [ibm]"),
     ({"options": {"twirling": {"enable_gates": True}}}, "options.twirling.enable_gates", "[ibm]"),
     ({"options": {"twirling": {"enable_measure": True}}}, "options.twirling.enable_measure", "[ibm]"),
     ({"options": {"simulator": {"seed_simulator": 1}}}, "options.simulator.seed_simulator", "no equivalent"),
@@ -236,7 +238,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         for options, field, word in (
             ({"resilience_level": 1}, "options.resilience_level", "[ibm]"),
             ({"resilience": {"zne_mitigation": True}}, "options.resilience.zne_mitigation", "[ibm]"),
-            ({"resilience": {"pec_mitigation": True}}, "options.resilience.pec_mitigation", "[ibm]"),
+            ({"resilience": {"pec_mitigation": True}}, "options.resilience.pec_mitigation", "without the extra [ibm]"),
             ({"resilience": {"measure_mitigation": True}}, "options.resilience.measure_mitigation", "[ibm]"),
             ({"seed_estimator": 1}, "options.seed_estimator", "no equivalent"),
         )
@@ -272,6 +274,47 @@ def test_refused_by_name(given: tuple[dict[str, Any], str, str]) -> None:
         rest["program_id"] = "estimator"
     with pytest.raises(InvalidInput, match=re.escape(word)) as caught:
         _spec(pubs, **rest)
+    assert caught.value.field == field
+
+
+IBM = {"resilience_level": 1}
+UNPREPARED: list[tuple[dict[str, Any], str]] = [
+    *(
+        ({"options": {**IBM, **options}}, field)
+        for options, field in (
+            ({"seed_estimator": 0}, "options.seed_estimator"),
+            ({"simulator": {"seed_simulator": 3}}, "options.simulator.seed_simulator"),
+            ({"simulator": {"noise_model": {"a": 1}}}, "options.simulator.noise_model"),
+            ({"simulator": {"coupling_map": [[0, 1]]}}, "options.simulator.coupling_map"),
+            ({"simulator": {"basis_gates": ["x"]}}, "options.simulator.basis_gates"),
+            (DD, "options.dynamical_decoupling.enable"),
+            ({"resilience": {"pec_mitigation": True}}, "options.resilience.pec_mitigation"),
+            ({"resilience": {"layer_noise_model": [1]}}, "options.resilience.layer_noise_model"),
+            ({"resilience_level": 2, "resilience": {"zne": {"amplifier": "pea"}}}, "options.resilience.zne.amplifier"),
+            ({"default_shots": 0}, "options.default_shots"),
+        )
+    ),
+    ({"pubs": [(families.BELL, "ZZ", None, 0.1), (families.BELL, "ZZ", None, 0.2)]}, "pubs[1].precision"),
+    ({"pubs": [(families.BELL, None, 5), families.BELL], "options": TWIRLED}, "pubs[1].shots"),
+    ({"circuit_form": "openqasm3"}, "circuit_form"),
+    ({"pubs": [(families.BELL, [[], []])], "options": TWIRLED}, "pubs[0].parameters"),
+]
+
+
+@pytest.mark.parametrize(("given", "field"), UNPREPARED, ids=lambda value: value if isinstance(value, str) else "")
+def test_what_ibms_preparation_would_ignore_is_refused_by_name(
+    given: dict[str, Any], field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(make, "has_ibm", lambda: True)
+    monkeypatch.setattr(
+        executor,
+        "ibm_module",
+        lambda *_: SimpleNamespace(prepare=None, SamplerOptions=lambda **_: None, EstimatorOptions=lambda **_: None),
+    )
+    given = {"pubs": [(families.BELL, "ZZ")], "options": IBM, **given}
+    program = "sampler" if given["options"] is TWIRLED else "estimator"
+    with pytest.raises(InvalidInput) as caught:
+        _spec(given.pop("pubs"), program_id=program, **given)
     assert caught.value.field == field
 
 
