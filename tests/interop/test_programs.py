@@ -22,7 +22,9 @@ from qiskit import QuantumCircuit, qasm3
 from qiskit.circuit import Parameter
 from qiskit_aer import AerSimulator
 from qiskit_ibm_runtime.decoders.executor_sampler.post_processor_v0_1 import sampler_v2_post_processor_v0_1
+from qiskit_ibm_runtime.executor_estimator.prepare import prepare
 from qiskit_ibm_runtime.fake_provider.executor.run_quantum_program import run_quantum_program
+from qiskit_ibm_runtime.options_models.estimator import EstimatorOptions
 from qiskit_ibm_runtime.options_models.simulator import SimulatorOptions
 from qiskit_ibm_runtime.quantum_program import QuantumProgram
 from qiskit_ibm_runtime.quantum_program.converters.converters_2_0 import (
@@ -31,6 +33,7 @@ from qiskit_ibm_runtime.quantum_program.converters.converters_2_0 import (
 )
 
 from prefect_qruntime.client.inputs.meaning import meaning_of
+from prefect_qruntime.client.payload_check import executor_difference
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.results.job_result import JobResult
 from prefect_qruntime.errors import InvalidInput
@@ -205,8 +208,35 @@ def test_a_samplex_means_the_same_when_it_is_built_again() -> None:
     assert meaning_of(one) != meaning_of(changed)
 
 
+def test_a_program_for_expectation_values_has_one_key_however_many_came_before() -> None:
+    def program() -> QuantumProgram:
+        pub = (circuit().remove_final_measurements(inplace=False), ["ZZ", "XX"], [0.1])
+        found, _ = prepare([pub], EstimatorOptions(resilience_level=1))
+        return found
+
+    one, other = (make_spec(program(), backend="b", program_id="executor") for _ in range(2))
+    assert one.params != other.params
+    assert one.digest() == other.digest()
+    assert not one.doubts
+
+
 def test_openqasm_2_is_rewritten_as_qiskit_reads_it() -> None:
     text = 'OPENQASM 2.0; include "qelib1.inc"; qreg q[2]; creg c[2]; h q[0]; cx q[0], q[1]; measure q -> c;'
     spec = make_spec([text], backend="b", shots=10, route="executor")
     sent = spec.prepared["quantum_program"]["circuits"]["data"][0]
     assert qasm3.loads(sent) == QuantumCircuit.from_qasm_str(text)
+
+
+@pytest.mark.parametrize("amplifier", ["gate_folding", "gate_folding_front"])
+@pytest.mark.parametrize("factors", [[1, 3, 5], [1, 1.4, 2.2]])
+def test_a_program_that_is_prepared_again_is_found_to_be_the_same_work(factors: list[float], amplifier: str) -> None:
+    deep = QuantumCircuit(3)
+    for _ in range(8):
+        deep.cz(0, 1)
+        deep.cz(1, 2)
+    options = {"resilience_level": 2, "resilience": {"zne": {"noise_factors": factors, "amplifier": amplifier}}}
+    given = {"backend": "b", "program_id": "estimator", "route": "executor", "options": options}
+    one, other = (make_spec([(deep, "ZZZ")], **given) for _ in range(2))
+    assert executor_difference(one, other.prepared) is None
+    third = make_spec([(deep, "XXX")], **given)
+    assert executor_difference(one, third.prepared)

@@ -26,6 +26,7 @@ __all__ = [
     "check_equivalents",
     "check_options",
     "execution_flags",
+    "folds_at_random",
     "measurement_level",
     "options_that_need_ibm",
     "program_options",
@@ -309,10 +310,29 @@ def check_equivalents(options: Mapping[str, Any]) -> None:
             value = (value or {}).get(name)
         if value is not None and value is not False and value not in ([], {}):  # a seed of 0 is one
             raise _no_equivalent(path)
-    resilience = options.get("resilience") or {}
-    extrapolated = resilience.get("zne_mitigation", options.get("resilience_level") == 2)
-    if extrapolated and (resilience.get("zne") or {}).get("amplifier") == "pea":
+    if _zne(options).get("amplifier") == "pea":
         raise _no_equivalent(("resilience", "zne", "amplifier"))
+
+
+def folds_at_random(options: Mapping[str, Any]) -> bool:
+    """Whether IBM's preparation draws the gates that it folds, so that each quantum program is another.
+
+    It folds all gates alike for a noise factor that is an odd number.
+    """
+    zne = _zne(options)
+    factors = zne.get("noise_factors")
+    return (
+        zne.get("amplifier", "gate_folding") == "gate_folding"
+        and isinstance(factors, list)
+        and any(factor % 2 != 1 for factor in factors)
+    )
+
+
+def _zne(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options of zero-noise extrapolation, if it is on."""
+    resilience = options.get("resilience") or {}
+    on = resilience.get("zne_mitigation", options.get("resilience_level") == 2)
+    return (resilience.get("zne") or {}) if on else {}
 
 
 def _no_equivalent(path: Sequence[str]) -> InvalidInput:
