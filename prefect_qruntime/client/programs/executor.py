@@ -268,9 +268,12 @@ def _exported(circuit: Any, field: str, *, estimator: bool) -> _Circuit:
             f"cannot be written as OpenQASM 3: qiskit's text has a syntax error at {wrong}. Leave circuit_form out",
             field=field,
         )
+    program = scan(text, field=field)
+    if program.inputs is None or set(program.inputs) != {one.name for one in renamed.values()}:
+        raise InvalidInput("has input variables, to which the executor gives no values", field=field)
     if estimator:
         return _Circuit(text.rstrip(), names)
-    written = {name for name, _ in scan(text, field=field).registers}
+    written = {name for name, _ in program.registers}
     other = next((register.name for register in circuit.cregs if register.name not in written), None)
     if other is not None:
         raise InvalidInput(

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister, qasm3
 from qiskit.circuit import Parameter, ParameterVector
+from qiskit.circuit.classical import types
 from qiskit.circuit.library import GlobalPhaseGate
 from qiskit.quantum_info import Statevector
 
@@ -475,6 +476,19 @@ def test_a_register_whose_name_the_text_would_change_is_refused(name: str) -> No
         _spec([circuit], circuit_form="openqasm3")
     assert caught.value.field == "pubs[0].circuit"
     assert _result([circuit]).registers() == {name: 2}
+
+
+@pytest.mark.parametrize("kind", [types.Uint(8), types.Bool(), types.Float()])
+@pytest.mark.parametrize("program", ["sampler", "estimator"])
+def test_input_variables_get_no_values_from_the_executor(kind: Any, program: str) -> None:
+    circuit = QuantumCircuit(1, 1)
+    circuit.add_input("a", kind)
+    circuit.rx(Parameter("b"), 0)
+    circuit.measure(0, 0)
+    pub = (circuit, "Z", [1.0]) if program == "estimator" else (circuit, [1.0])
+    with pytest.raises(InvalidInput, match="input variables") as caught:
+        _spec([pub], program_id=program, circuit_form="openqasm3")
+    assert caught.value.field == "pubs[0].circuit"
 
 
 def test_a_text_that_nobody_can_read_is_not_sent() -> None:
