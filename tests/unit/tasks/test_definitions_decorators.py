@@ -10,10 +10,17 @@ from typing import Any
 import pytest
 
 import prefect_qruntime
+from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import JobRef, SessionRef
 from prefect_qruntime.prefect_api import NotAwaited
-from prefect_qruntime.tasks.definitions import InFlowTask, _reaches_prefect, run_name_of
+from prefect_qruntime.tasks.definitions import (
+    InFlowTask,
+    _reaches_prefect,
+    digest_fields,
+    run_name_of,
+    spec_fields,
+)
 from prefect_qruntime.tasks.jobs import wait_for_completion
 
 
@@ -70,3 +77,17 @@ def test_a_block_that_is_not_awaited_yet_says_what_to_write() -> None:
 
     with pytest.raises(InvalidInput, match="Write `await"):
         prefect_qruntime.submit_job.fn(NotAwaited(load(), "Write `await …`."))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("route", [None, "service", "executor", "auto"])
+def test_the_digest_of_pubs_needs_no_quantum_program(route: str | None) -> None:
+    # What the executor's preparation refuses before a transpilation may be all right behind it.
+    text = 'OPENQASM 2.0; include "qelib1.inc"; qreg q[1]; creg c[1]; u0(1) q[0]; measure q -> c;'
+    given: dict[str, Any] = {"backend": "b", "options": {"twirling": {"enable_gates": True}}, "route": route}
+    digests = {
+        make_spec([text], **digest_fields(spec_fields({**given, "program_id": program}))).digest()
+        for program in ("sampler", "executor")
+    }
+    assert len(digests) == 1
+    raw = digest_fields({"backend": "b", "program_id": "executor", "params": {"a": 1}})
+    assert raw["program_id"] == "executor"
