@@ -341,7 +341,10 @@ def _estimated(raw: Mapping[str, Any], record: Mapping[str, Any], place: int, al
         return _columns(read[number], place, group["qubits"])
 
     values, errors = estimate(plan, columns)
-    fields = {"evs": nested(values, plan.shape), "stds": nested(errors, plan.shape)}
+    # Without twirling the error over all shots as one is the same.
+    fields = {"evs": nested(values, plan.shape)} | {
+        name: nested(errors, plan.shape) for name in ("stds", "ensemble_standard_error")
+    }
     metadata: dict[str, Any] = {"shots": record.get("shots"), "resilience_level": 0, "circuit_metadata": {}}
     return ExecutorPub(fields=fields, metadata=metadata, shape=plan.shape)
 

@@ -249,6 +249,7 @@ def test_expectation_values_of_our_own_recipe() -> None:
     assert result.standard_errors() == pytest.approx(2 * np.std([1, 1, -1, 1], ddof=1) / 2)
     assert result.to_table() == [{"pub": 0, "point": None, "ev": 2.0, "std": result.standard_errors()}]
     assert float(result.to_primitive_result()[0].data.evs) == 2.0
+    assert result.field("ensemble_standard_error") == result.standard_errors()
     assert result.shots() == 4
     again = pickle.loads(pickle.dumps(result))
     assert JobResult.model_validate_json(again.model_dump_json()).expectation_values() == 2.0
