@@ -25,6 +25,7 @@ from qiskit_ibm_runtime.decoders.executor_sampler.post_processor_v0_1 import sam
 from qiskit_ibm_runtime.executor_estimator.prepare import prepare
 from qiskit_ibm_runtime.fake_provider.executor.run_quantum_program import run_quantum_program
 from qiskit_ibm_runtime.options_models.estimator import EstimatorOptions
+from qiskit_ibm_runtime.options_models.executor import ExecutorOptions
 from qiskit_ibm_runtime.options_models.simulator import SimulatorOptions
 from qiskit_ibm_runtime.quantum_program import QuantumProgram
 from qiskit_ibm_runtime.quantum_program.converters.converters_2_0 import (
@@ -164,6 +165,12 @@ def test_ibms_quantum_program_stands_where_pubs_stand() -> None:
     with pytest.raises(InvalidInput, match="refuses") as caught:
         make_spec(program(), backend="b", program_id="executor", options={"init_qubit": True})
     assert caught.value.field == "options.init_qubit"
+    for given in ([1], "x", ExecutorOptions()):
+        with pytest.raises(InvalidInput, match="must be a dict"):
+            make_spec(program(), backend="b", options=given)
+    with pytest.raises(InvalidInput, match="executor") as caught:
+        make_spec(program(), backend="b", program_id="estimator")
+    assert caught.value.field == "program_id"
 
 
 @pytest.mark.parametrize(

@@ -216,7 +216,12 @@ def check_options(options: Any, *, program_id: str) -> dict[str, Any]:
     model = _MODELS[program_id]
     if isinstance(options, BaseModel):
         if not isinstance(options, model):
-            raise InvalidInput(f"{type(options).__name__} does not fit program {program_id!r}", field="options")
+            kind = type(options)
+            raise InvalidInput(
+                f"{kind.__module__}.{kind.__qualname__} does not fit program {program_id!r}; use a dict, or "
+                f"{model.__module__}.{model.__qualname__}",
+                field="options",
+            )
         options = options.model_dump(exclude_unset=True)
     if not isinstance(options, Mapping):
         raise InvalidInput(f"must be a dict, not {type(options).__name__}", field="options")

@@ -441,6 +441,8 @@ def params_of_program(program: Any, options: Mapping[str, Any] | None = None) ->
         InvalidInput: IBM's client is not installed, or refuses the program or the options.
     """
     models = ibm_module("options_models.executor", "QuantumProgram objects")
+    if not isinstance(options, Mapping | None):
+        raise InvalidInput(f"must be a dict, not {type(options).__name__}", field="options")
     given = dict(options or {})
     experimental = given.pop("experimental", None) or {}
     try:
@@ -493,4 +495,7 @@ def refused_by_ibm(error: ValidationError, *, inside: str = "") -> InvalidInput:
 
 def first_line(error: Exception) -> str:
     """The first line of an error of IBM's client, cut to 300 characters."""
+    if isinstance(error, ValidationError):  # whose first line only counts
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"[:300]
     return str(error).strip().partition("\n")[0][:300] or type(error).__name__

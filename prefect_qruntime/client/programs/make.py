@@ -234,8 +234,9 @@ def make_spec(
     # The programs are built upon the inputs, so they are looked up when they are needed.
 
     if is_quantum_program(pubs) and params is None:
-        params, pubs, options = params_of_program(pubs, options), None, None
-        program_id = "executor" if program_id == "sampler" else program_id
+        if program_id not in ("sampler", "executor"):  # the former is the default
+            raise InvalidInput(f"a QuantumProgram runs as program 'executor', not {program_id!r}", field="program_id")
+        params, pubs, options, program_id = params_of_program(pubs, options), None, None, "executor"
     program_id = check_id(program_id, field="program_id")
     way = choose_route(route, program_id, raw=params is not None)
     program_id = way.program_id
