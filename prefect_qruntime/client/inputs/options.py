@@ -304,7 +304,7 @@ def options_that_need_ibm(options: Mapping[str, Any]) -> Iterator[tuple[str, str
 
 
 def check_equivalents(options: Mapping[str, Any]) -> None:
-    """Refuse options that have no equivalent on the executor, whoever prepares the quantum program.
+    """Refuse options that have no equivalent on the executor.
 
     Raises:
         InvalidInput: The option is named.
