@@ -115,7 +115,7 @@ def _points(circuit: Any, item: dict[str, Any], seed: int, version: _Version) ->
         values, extras, shape = samplex.draw(item, seed, version.packed)
         if values.shape[-1] != width:
             raise InputError(f"The samplex gives {values.shape[-1]} parameters, the circuit has {width}.")
-        return _Points(circuit, values.reshape(-1, width), shape, extras)
+        return _Points(circuit, values.reshape(math.prod(shape), width), shape, extras)
     values = tensors.read(item["circuit_arguments"], "circuit_arguments", version.packed)
     if values.dtype != np.float64:
         raise InputError("circuit_arguments must be of dtype f64.")

@@ -267,7 +267,10 @@ def spec_fields(submission: Submission) -> dict[str, Any]:
 
 def digest_fields(fields: dict[str, Any]) -> dict[str, Any]:
     """Those of `spec_fields` that the digest depends on: neither the route nor what belongs to it is a part of it."""
-    return {**fields, "route": "service", "circuit_form": "auto"}
+    found = {**fields, "route": "service", "circuit_form": "auto"}
+    if fields.get("program_id") == "executor" and fields.get("params") is None:
+        found["program_id"] = "sampler"  # of PUBs that is another name for the route
+    return found
 
 
 async def plan_submission(credentials: QuantumRuntimeCredentials, pubs: Any, submission: Submission) -> Plan:

@@ -103,7 +103,7 @@ def test_nothing_is_bought_where_there_can_be_no_comparison(credentials: Any, sa
         (credentials, None, plain | {"params": {"pubs": [[BELL]], "version": 2}}, "takes PUBs"),
         (credentials, [BELL], plain | {"dry_run": True}, "random"),
         (credentials, [BELL], plain | {"false_alarm": 1.5}, "between 0 and 1"),
-        (credentials, [BELL], plain | {"program_id": "executor"}, "sampler"),
+        (credentials, [BELL], plain | {"program_id": "executor"}, "not 'executor'"),
         (credentials, [(STATE, "Z", [0.3])], estimator, "resilience_level"),
         (credentials, [BELL, (BELL, None, 7)], plain | {"shots": 5}, "shots"),
         (legacy, [BELL], plain, "legacy"),

@@ -22,7 +22,10 @@ from qiskit import QuantumCircuit, qasm3
 from qiskit.circuit import Parameter
 from qiskit_aer import AerSimulator
 from qiskit_ibm_runtime.decoders.executor_sampler.post_processor_v0_1 import sampler_v2_post_processor_v0_1
+from qiskit_ibm_runtime.executor_estimator.prepare import prepare
 from qiskit_ibm_runtime.fake_provider.executor.run_quantum_program import run_quantum_program
+from qiskit_ibm_runtime.options_models.estimator import EstimatorOptions
+from qiskit_ibm_runtime.options_models.executor import ExecutorOptions
 from qiskit_ibm_runtime.options_models.simulator import SimulatorOptions
 from qiskit_ibm_runtime.quantum_program import QuantumProgram
 from qiskit_ibm_runtime.quantum_program.converters.converters_2_0 import (
@@ -31,6 +34,7 @@ from qiskit_ibm_runtime.quantum_program.converters.converters_2_0 import (
 )
 
 from prefect_qruntime.client.inputs.meaning import meaning_of
+from prefect_qruntime.client.payload_check import executor_difference
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.results.job_result import JobResult
 from prefect_qruntime.errors import InvalidInput
@@ -158,13 +162,47 @@ def test_ibms_quantum_program_stands_where_pubs_stand() -> None:
     assert one.digest() == other.digest()
     assert not one.doubts
     assert _run(one)[0].counts_array() == [{"00": 100}, {"11": 100}]
-    with pytest.raises(InvalidInput, match="refuses"):
+    with pytest.raises(InvalidInput, match="refuses") as caught:
         make_spec(program(), backend="b", program_id="executor", options={"init_qubit": True})
+    assert caught.value.field == "options.init_qubit"
+    for given in ([1], "x", ExecutorOptions()):
+        with pytest.raises(InvalidInput, match="must be a dict"):
+            make_spec(program(), backend="b", options=given)
+    with pytest.raises(InvalidInput, match="executor") as caught:
+        make_spec(program(), backend="b", program_id="estimator")
+    assert caught.value.field == "program_id"
 
 
-def test_what_ibms_preparation_refuses_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="backend must be provided"):
-        make_spec([BELL], backend="b", route="executor", options={"dynamical_decoupling": {"enable": True}})
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        (
+            {"resilience_level": 2, "resilience": {"zne": {"noise_factors": [1]}}},
+            "options.resilience.zne.noise_factors",
+        ),
+        (
+            {"resilience_level": 2, "resilience": {"zne": {"noise_factors": [0, 1]}}},
+            "options.resilience.zne.noise_factors",
+        ),
+        ({"resilience_level": 1, "seed_estimator": 3}, "options.seed_estimator"),
+        ({"dynamical_decoupling": {"enable": True}}, "options.dynamical_decoupling.enable"),
+    ],
+)
+def test_what_ibms_preparation_refuses_or_ignores_is_refused_by_name(options: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        make_spec([(BELL, "ZZ")], backend="b", program_id="estimator", route="executor", options=options)
+    assert caught.value.field == field
+
+
+def test_options_that_are_not_set_or_without_effect_are_no_obstacle_to_ibms_preparation() -> None:
+    options = {
+        "resilience_level": 1,
+        "resilience": {"layer_noise_learning": {"num_randomizations": 3}, "zne": {"noise_factors": None}},
+        "simulator": {"noise_model": None},
+        "experimental": {"execution": {"scheduler_timing": True}},
+    }
+    spec = make_spec([(BELL, "ZZ")], backend="b", program_id="estimator", route="executor", options=options)
+    assert spec.prepared["options"]["scheduler_timing"] is True
 
 
 def test_a_samplex_means_the_same_when_it_is_built_again() -> None:
@@ -177,8 +215,35 @@ def test_a_samplex_means_the_same_when_it_is_built_again() -> None:
     assert meaning_of(one) != meaning_of(changed)
 
 
+def test_a_program_for_expectation_values_has_one_key_however_many_came_before() -> None:
+    def program() -> QuantumProgram:
+        pub = (circuit().remove_final_measurements(inplace=False), ["ZZ", "XX"], [0.1])
+        found, _ = prepare([pub], EstimatorOptions(resilience_level=1))
+        return found
+
+    one, other = (make_spec(program(), backend="b", program_id="executor") for _ in range(2))
+    assert one.params != other.params
+    assert one.digest() == other.digest()
+    assert not one.doubts
+
+
 def test_openqasm_2_is_rewritten_as_qiskit_reads_it() -> None:
     text = 'OPENQASM 2.0; include "qelib1.inc"; qreg q[2]; creg c[2]; h q[0]; cx q[0], q[1]; measure q -> c;'
     spec = make_spec([text], backend="b", shots=10, route="executor")
     sent = spec.prepared["quantum_program"]["circuits"]["data"][0]
     assert qasm3.loads(sent) == QuantumCircuit.from_qasm_str(text)
+
+
+@pytest.mark.parametrize("amplifier", ["gate_folding", "gate_folding_front"])
+@pytest.mark.parametrize("factors", [[1, 3, 5], [1, 1.4, 2.2]])
+def test_a_program_that_is_prepared_again_is_found_to_be_the_same_work(factors: list[float], amplifier: str) -> None:
+    deep = QuantumCircuit(3)
+    for _ in range(8):
+        deep.cz(0, 1)
+        deep.cz(1, 2)
+    options = {"resilience_level": 2, "resilience": {"zne": {"noise_factors": factors, "amplifier": amplifier}}}
+    given = {"backend": "b", "program_id": "estimator", "route": "executor", "options": options}
+    one, other = (make_spec([(deep, "ZZZ")], **given) for _ in range(2))
+    assert executor_difference(one, other.prepared) is None
+    third = make_spec([(deep, "XXX")], **given)
+    assert executor_difference(one, third.prepared)

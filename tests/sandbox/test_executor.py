@@ -332,6 +332,22 @@ def test_samplex_items_in_every_version(cloud, fast, version):
     assert len({row.tobytes() for row in flips}) > 1
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_samplex_without_parameters(cloud, fast, version):
+    circuit = QuantumCircuit(1, 1)
+    circuit.x(0)
+    circuit.measure(0, 0)
+    template, samplex = samplomatic.build(circuit)
+    part = {
+        "item_type": "samplex",
+        "samplex": {"ssv": 1, "samplex_json": samplex_to_json(samplex, ssv=1)},
+        "samplex_arguments": {},
+        "shape": [3],
+    }
+    found = run(cloud, build(version, (template, part), shots=5))["data"][0]["results"]
+    assert values(found["c"], version).tolist() == [[[True]] * 5] * 3
+
+
 def test_samplex_arguments_and_randomizations_have_axes_of_their_own(cloud, fast):
     pi, version = math.pi, "v2.0"
     arguments = {"parameter_values": tensor([[[0.0]], [[pi]], [[0.0]]], version)}

@@ -26,6 +26,7 @@ _WORDS = ((2, "H"), (4, "I"), (8, "Q"))
 _WIDER = {2: "I", 4: "Q"}
 _MANY = 500_000  # shots
 _MANY_EMPTY = 1 << 24
+_MOST_DIGITS = 1 << 30
 _SAMPLE = 2048  # shots that show whether few outcomes dominate
 
 
@@ -123,8 +124,8 @@ class PackedRegister:
             raise ValueError(f"`num_bits` is {num_bits!r}")
         if len(shape) < 2 or shape[-1] != (num_bits + 7) // 8 or math.prod(shape) != len(data):
             raise ValueError(f"a BitArray of {num_bits} bits has an array of shape {shape}")
-        if not num_bits and math.prod(shape[:-1]) > _MANY_EMPTY:  # shots that take no bytes
-            raise ValueError(f"a BitArray of no bits has {math.prod(shape[:-1])} shots")
+        if not data and math.prod(max(size, 1) for size in shape[:-1]) > _MANY_EMPTY:  # which take no bytes
+            raise ValueError(f"a BitArray without data has the shape {shape}")
         return cls(data, num_bits, shape[:-2], shape[-2], shape[-1])
 
     def part(self, point: int) -> bytes:
@@ -173,6 +174,7 @@ def tally(registers: Sequence[Register], point: int) -> dict[str, int]:
     counts: dict[str, int] = {}
     counter: Counter[Any]
     counter = Counter(_zipped(registers, point)) if len(registers) > 1 else _count(registers[0], point)
+    _check_length(len(counter), registers)
     spec = f"0{registers[0].num_bits}b"
     plain = len(registers) == 1 and isinstance(registers[0], PackedRegister) and 1 <= registers[0].row <= 8
     if plain and counter:
@@ -190,8 +192,17 @@ def memory(registers: Sequence[Register], point: int) -> list[str]:
     """The bitstring of each shot, in order; several registers are joined as in `tally`."""
     keys: Sequence[Any]
     keys = _zipped(registers, point) if len(registers) > 1 else registers[0].keys(point)
-    table = {key: _text(registers, key) for key in set(keys)}
+    distinct = set(keys)
+    _check_length(len(distinct), registers)
+    table = {key: _text(registers, key) for key in distinct}
     return [table[key] for key in keys]
+
+
+def _check_length(texts: int, registers: Sequence[Register]) -> None:
+    """Refuse more digits than fit into memory: a short body can have shots of any number of bits."""
+    width = sum(register.num_bits for register in registers)
+    if texts * width > _MOST_DIGITS:
+        raise ValueError(f"{texts} shots of {width} bits are too many for bitstrings")
 
 
 def flat_index(index: Any, shape: tuple[int, ...]) -> int:

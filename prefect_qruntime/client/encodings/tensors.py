@@ -76,6 +76,7 @@ def is_tensor(value: Any) -> bool:
         and value.keys() == {"data", "shape", "dtype"}
         and isinstance(value["data"], str)
         and isinstance(value["shape"], list)
+        and isinstance(value["dtype"], str)
         and value["dtype"] in DTYPES
     )
 
@@ -127,10 +128,18 @@ def decode_tensor(value: Any, *, compressed: bool | None = None, allowance: Allo
         raise ValueError(f"a tensor has the shape {list(shape)!r:.80}")
     allowance = allowance or Allowance()
     text, dtype = value["data"], value["dtype"]
+    size = _bytes_of(dtype, shape)
+    if size > allowance.size:
+        raise ValueError(f"an encoded array unfolds to more than {allowance.size} bytes")
     if compressed is None:
-        compressed = _is_compressed(text, _bytes_of(dtype, shape))
-    found = Tensor(dtype, shape, allowance.inflate(text) if compressed else _plain(text, allowance))
+        compressed = _is_compressed(text, size)
+    own = Allowance(size + 1)  # no more is unfolded than the shape asks for
+    try:
+        found = Tensor(dtype, shape, own.inflate(text) if compressed and text else _plain(text, own))
+    except ValueError as error:
+        raise ValueError(f"{error}; its shape is {shape}, its dtype {dtype}") from None
     _check_size(found)
+    allowance.size -= size
     return found
 
 

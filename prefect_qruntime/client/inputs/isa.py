@@ -102,6 +102,16 @@ def _check_shots(spec: JobSpec, most: Any) -> None:
     if not spec.pubs or any(pub.shots is None for pub in spec.pubs):
         default = spec.options.get("default_shots")
         asked.append(("shots", spec.shots) if spec.shots is not None else ("options.default_shots", default))
+    if spec.program_id == "estimator" and spec.prepared is not None:
+        # One number for all, from whatever says it first; the server's estimator splits them.
+        said = (
+            ("pubs[0].precision", spec.pubs[0].precision),
+            ("options.precision", spec.options.get("precision")),
+            ("options.default_shots", spec.options.get("default_shots")),
+            ("shots", spec.shots),
+        )
+        field = next((name for name, value in said if value is not None), "options.default_precision")
+        asked = [(field, spec.prepared["quantum_program"]["shots"])]
     for field, shots in asked:
         if isinstance(shots, int) and shots > most:
             raise InvalidInput(

@@ -38,6 +38,7 @@ __all__ = ["Meaning", "identity_of", "meaning_of", "qpy_in"]
 
 
 _COUNTED_REGISTER = re.compile(r"(c|cr|meas)(\d+)")
+_COUNTED_BASIS = re.compile(r"basis_changes\.basis([0-9]{1,18})\b")
 _COUNTED_NAME = re.compile(r"circuit-\d+(?:-\d+)?")
 _LOOP_NAME = re.compile(r"_loop_([a-z])_(\d+)")
 _LIBRARY = "qiskit.circuit.library."
@@ -421,6 +422,8 @@ class _Reader:
             # Of qiskit's own objects the class stands beside the value.
             return [form, self.value(beside, path)] if beside else form
         skipped = {other for name, other in _WRITING.items() if name in value} | _VERSIONS
+        if isinstance(value.get("samplex"), dict) and isinstance(value.get("samplex_arguments"), dict):
+            value = _with_counted_names(value)
         return {
             name: self.value(item, f"{path}.{name}", nested_json=nested_json or name == "samplex_json")
             for name, item in value.items()
@@ -496,6 +499,24 @@ class _Reader:
             pass
         self.doubts.append(f"{path} is not a readable parameter.")
         return text
+
+
+def _with_counted_names(item: dict[str, Any]) -> dict[str, Any]:
+    """A samplex item whose basis changes are numbered by themselves: samplomatic counts them up in each process."""
+    text, arguments = item["samplex"].get("samplex_json"), item["samplex_arguments"]
+    if not isinstance(text, str):
+        return item
+    numbers = {int(number) for name in (text, *arguments) for number in _COUNTED_BASIS.findall(name)}
+    ranks = {number: rank for rank, number in enumerate(sorted(numbers))}
+
+    def counted(name: str) -> str:
+        return _COUNTED_BASIS.sub(lambda match: f"basis_changes.basis{ranks[int(match[1])]}", name)
+
+    return {
+        **item,
+        "samplex": {**item["samplex"], "samplex_json": counted(text)},
+        "samplex_arguments": {counted(name): value for name, value in arguments.items()},
+    }
 
 
 def _values_digest(data: bytes, floats: bool) -> str:

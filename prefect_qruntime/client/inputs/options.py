@@ -10,7 +10,7 @@ written into the options here, and the dialect places them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -23,7 +23,10 @@ from prefect_qruntime.redact import nearest
 __all__ = [
     "EstimatorOptions",
     "SamplerOptions",
+    "check_equivalents",
     "check_options",
+    "execution_flags",
+    "folds_at_random",
     "measurement_level",
     "options_that_need_ibm",
     "program_options",
@@ -32,14 +35,22 @@ __all__ = [
 _INT = 2**31 - 1
 # Options that need IBM's preparation if they are switched on: the switch and what it does.
 _SWITCHES = {
-    ("dynamical_decoupling", "enable"): "dynamical decoupling",
     ("twirling", "enable_gates"): "twirling of gates",
     ("twirling", "enable_measure"): "twirling of measurements",
     ("resilience", "measure_mitigation"): "readout error mitigation",
     ("resilience", "zne_mitigation"): "zero-noise extrapolation",
-    ("resilience", "pec_mitigation"): "probabilistic error cancellation",
-    ("resilience", "layer_noise_model"): "a layer noise model",
 }
+# Those for which IBM's preparation needs what options do not hold: the timing of the backend, a learnt noise model.
+_WITHOUT_EQUIVALENT = (
+    ("seed_estimator",),
+    ("dynamical_decoupling", "enable"),
+    ("resilience", "pec_mitigation"),
+    ("resilience", "layer_noise_model"),
+    ("simulator", "noise_model"),
+    ("simulator", "seed_simulator"),
+    ("simulator", "coupling_map"),
+    ("simulator", "basis_gates"),
+)
 _FLAGS = ("scheduler_timing", "stretch_values")
 
 Count = Annotated[int, Field(ge=1, le=_INT)]
@@ -205,7 +216,12 @@ def check_options(options: Any, *, program_id: str) -> dict[str, Any]:
     model = _MODELS[program_id]
     if isinstance(options, BaseModel):
         if not isinstance(options, model):
-            raise InvalidInput(f"{type(options).__name__} does not fit program {program_id!r}", field="options")
+            kind = type(options)
+            raise InvalidInput(
+                f"{kind.__module__}.{kind.__qualname__} does not fit program {program_id!r}; use a dict, or "
+                f"{model.__module__}.{model.__qualname__}",
+                field="options",
+            )
         options = options.model_dump(exclude_unset=True)
     if not isinstance(options, Mapping):
         raise InvalidInput(f"must be a dict, not {type(options).__name__}", field="options")
@@ -287,6 +303,51 @@ def options_that_need_ibm(options: Mapping[str, Any]) -> Iterator[tuple[str, str
             yield f"options.{group}.{name}", what
 
 
+def check_equivalents(options: Mapping[str, Any]) -> None:
+    """Refuse options that have no equivalent on the executor.
+
+    Raises:
+        InvalidInput: The option is named.
+    """
+    for path in _WITHOUT_EQUIVALENT:
+        value: Any = options
+        for name in path:
+            value = (value or {}).get(name)
+        if value is not None and value is not False and value not in ([], {}):  # a seed of 0 is one
+            raise _no_equivalent(path)
+    if _zne(options).get("amplifier") == "pea":
+        raise _no_equivalent(("resilience", "zne", "amplifier"))
+
+
+def folds_at_random(options: Mapping[str, Any]) -> bool:
+    """Whether IBM's preparation draws the gates that it folds, so that each quantum program is another.
+
+    It folds all gates alike for a noise factor that is an odd number.
+    """
+    zne = _zne(options)
+    factors = zne.get("noise_factors")
+    return (
+        zne.get("amplifier", "gate_folding") == "gate_folding"
+        and isinstance(factors, list)
+        and any(factor % 2 != 1 for factor in factors)
+    )
+
+
+def _zne(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options of zero-noise extrapolation, if it is on."""
+    resilience = options.get("resilience") or {}
+    on = resilience.get("zne_mitigation", options.get("resilience_level") == 2)
+    return (resilience.get("zne") or {}) if on else {}
+
+
+def _no_equivalent(path: Sequence[str]) -> InvalidInput:
+    return InvalidInput(
+        'has no equivalent on the route "executor", with or without the extra [ibm]. Leave it out, or use '
+        'route="service"',
+        field=".".join(["options", *path]),
+    )
+
+
 def program_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """The `options` of a quantum program.
 
@@ -296,39 +357,30 @@ def program_options(options: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         InvalidInput: An option that the executor has no equivalent for.
     """
+    check_equivalents(options)
     for path, what in options_that_need_ibm(options):
         raise InvalidInput(
             f"{what} is prepared on the client's side on the route \"executor\", by IBM's own client. Install it with "
             f'{IBM_EXTRA}, switch the option off, or use route="service"',
             field=path,
         )
-    if options.get("seed_estimator") is not None:
-        raise _no_equivalent("options.seed_estimator")
-    for name, value in (options.get("simulator") or {}).items():
-        if value not in (None, [], {}):
-            raise _no_equivalent(f"options.simulator.{name}")
     found: dict[str, Any] = {}
     execution = options.get("execution") or {}
     for name in ("init_qubits", "rep_delay"):
         if execution.get(name) is not None:
             found[name] = execution[name]
-    experimental = options.get("experimental") or {}
-    inner = experimental.get("execution")
-    for name in _FLAGS:
-        if isinstance(inner, Mapping) and inner.get(name):
-            found[name] = True
-    if experimental:
-        found["experimental"] = dict(experimental)
+    found |= dict.fromkeys(execution_flags(options), True)
+    if options.get("experimental"):
+        found["experimental"] = dict(options["experimental"])
     return found
+
+
+def execution_flags(options: Mapping[str, Any]) -> list[str]:
+    """The flags of the executor that are set; the other programs have them among their experimental options."""
+    inner = (options.get("experimental") or {}).get("execution")
+    return [name for name in _FLAGS if isinstance(inner, Mapping) and inner.get(name)]
 
 
 def measurement_level(options: Mapping[str, Any]) -> str:
     """The `meas_level` of a quantum program."""
     return str((options.get("execution") or {}).get("meas_type") or "classified")
-
-
-def _no_equivalent(path: str) -> InvalidInput:
-    return InvalidInput(
-        'has no equivalent on the route "executor", with or without extras. Leave it out, or use route="service"',
-        field=path,
-    )

@@ -178,6 +178,8 @@ def _by_name(value: Mapping[Any, Any], inputs: Sequence[str] | None, *, field: s
         # A tuple of names, or qiskit's ParameterVector: the last axis runs over them.
         several = not isinstance(key, str) and hasattr(key, "__iter__")
         names = tuple(key) if several else (key,)
+        if not names:
+            raise InvalidInput(f"key {_shown(key)} holds no parameter name", field=field)
         several = len(names) > 1  # for one name qiskit lets the last axis be omitted
         texts = [_name(name, field=field) for name in names]
         spot = f"{field}.{','.join(texts)}"

@@ -18,7 +18,10 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from itertools import takewhile
 from typing import Any, Literal
+
+from pydantic import ValidationError
 
 from prefect_qruntime.client.encodings.arrays import json_pieces
 from prefect_qruntime.errors import InvalidInput
@@ -50,6 +53,7 @@ __all__ = [
     "is_quantum_program",
     "params_of_program",
     "plain_json",
+    "refused_by_ibm",
     "write_program",
 ]
 
@@ -437,12 +441,14 @@ def params_of_program(program: Any, options: Mapping[str, Any] | None = None) ->
         InvalidInput: IBM's client is not installed, or refuses the program or the options.
     """
     models = ibm_module("options_models.executor", "QuantumProgram objects")
+    if not isinstance(options, Mapping | None):
+        raise InvalidInput(f"must be a dict, not {type(options).__name__}", field="options")
     given = dict(options or {})
     experimental = given.pop("experimental", None) or {}
     try:
         chosen = models.ExecutorOptions(execution=given, experimental=experimental)
-    except ValueError as error:
-        raise InvalidInput(f"IBM's client refuses them: {first_line(error)}", field="options") from None
+    except ValidationError as error:
+        raise refused_by_ibm(error, inside="execution") from None
     return write_program(program, chosen)
 
 
@@ -474,6 +480,22 @@ def ibm_module(name: str, what: str) -> Any:
         raise InvalidInput(f"{what} need IBM's own client: {IBM_EXTRA}", field="options") from None
 
 
+def refused_by_ibm(error: ValidationError, *, inside: str = "") -> InvalidInput:
+    """The error about the first option that a model of IBM's client refuses.
+
+    Args:
+        error: The model's error.
+        inside: The group in which the model has options that stand by themselves here.
+    """
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    # Of a union the path goes on into the branch that refused it.
+    path = [name for name in takewhile(str.isidentifier, map(str, first["loc"])) if name != inside]
+    return InvalidInput(f"IBM's client refuses it: {first['msg']}", field=".".join(["options", *path]))
+
+
 def first_line(error: Exception) -> str:
     """The first line of an error of IBM's client, cut to 300 characters."""
+    if isinstance(error, ValidationError):  # whose first line only counts
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"[:300]
     return str(error).strip().partition("\n")[0][:300] or type(error).__name__

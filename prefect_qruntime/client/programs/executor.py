@@ -21,10 +21,17 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 import orjson
+from pydantic import ValidationError
 
 from prefect_qruntime.client.encodings.arrays import NpyArray
 from prefect_qruntime.client.encodings.tensors import encode_tensor
-from prefect_qruntime.client.inputs.options import measurement_level, options_that_need_ibm, program_options
+from prefect_qruntime.client.inputs.options import (
+    check_equivalents,
+    execution_flags,
+    measurement_level,
+    options_that_need_ibm,
+    program_options,
+)
 from prefect_qruntime.client.inputs.pub_values import check_parameters, points_shape
 from prefect_qruntime.client.inputs.pubs import MAX_QPY_VERSION, load_qpy, write_qpy
 from prefect_qruntime.client.inputs.qasm import scan, syntax_error
@@ -37,6 +44,7 @@ from prefect_qruntime.client.inputs.spec import (
     Pub,
     first_line,
     ibm_module,
+    refused_by_ibm,
     write_program,
 )
 from prefect_qruntime.client.programs import openqasm
@@ -69,8 +77,9 @@ _PRECISION = 0.015625
 
 _CLIENT = "qiskit_ibm_runtime"
 _Found = TypeVar("_Found")
-# Options of the server's programs that IBM's client-side ones do not have, or have elsewhere.
-_NOT_THEIRS = ("seed_estimator", "precision")
+# Options of the server's programs that IBM's client-side ones do not have, or have elsewhere; what of them would have
+# an effect is refused.
+_NOT_THEIRS = ("seed_estimator", "precision", "simulator", "experimental")
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,9 +268,12 @@ def _exported(circuit: Any, field: str, *, estimator: bool) -> _Circuit:
             f"cannot be written as OpenQASM 3: qiskit's text has a syntax error at {wrong}. Leave circuit_form out",
             field=field,
         )
+    program = scan(text, field=field)
+    if program.inputs is None or set(program.inputs) != {one.name for one in renamed.values()}:
+        raise InvalidInput("has input variables, to which the executor gives no values", field=field)
     if estimator:
         return _Circuit(text.rstrip(), names)
-    written = {name for name, _ in scan(text, field=field).registers}
+    written = {name for name, _ in program.registers}
     other = next((register.name for register in circuit.cregs if register.name not in written), None)
     if other is not None:
         raise InvalidInput(
@@ -402,33 +414,40 @@ def _qpy(circuits: list[Any]) -> dict[str, Any]:
     return {"b64_data": data, "qpy_version": version, "num_programs": len(circuits)}
 
 
-def ibm_params(spec: JobSpec, *, backend: Any = None) -> dict[str, Any]:
+def ibm_params(spec: JobSpec) -> dict[str, Any]:
     """The `params` of program `executor` for PUBs whose options need IBM's preparation.
 
     Args:
         spec: A checked submission of program `sampler` or `estimator`.
-        backend: IBM's backend object, which dynamical decoupling takes its timing from.
 
     Raises:
         InvalidInput: IBM's client is not installed, or refuses something.
     """
+    check_equivalents(spec.options)
+    program_shots(spec)  # for its refusals, which name the PUB
+    if spec.circuit_form == "openqasm3":
+        raise InvalidInput("has no effect: IBM's preparation sends circuits as QPY. Leave it out", field="circuit_form")
     name = "executor_sampler" if spec.program_id == "sampler" else "executor_estimator"
     prepare = ibm_module(f"{name}.prepare", "error suppression and mitigation on the executor").prepare
     models = ibm_module(f"options_models.{spec.program_id}", "error suppression and mitigation on the executor")
     kind = models.SamplerOptions if spec.program_id == "sampler" else models.EstimatorOptions
-    given = {option: value for option, value in spec.options.items() if option not in _NOT_THEIRS}
     try:
-        options = kind(**given)
-    except ValueError as error:
-        raise InvalidInput(f"IBM's client refuses them: {first_line(error)}", field="options") from None
+        options = kind(**_in_their_places(spec.options))
+    except ValidationError as error:
+        raise refused_by_ibm(error) from None
     pubs: list[tuple[Any, ...]] = []
-    for pub, circuit in zip(spec.pubs, program_circuits(spec), strict=True):
+    for place, (pub, circuit) in enumerate(zip(spec.pubs, program_circuits(spec), strict=True)):
         values = () if pub.parameters is None else pub.parameters
+        if values and not circuit.parameters and spec.program_id == "sampler":
+            raise InvalidInput(
+                "ask for points of a circuit without parameters, which IBM's preparation runs once. Leave them out",
+                field=f"pubs[{place}].parameters",
+            )
         if spec.program_id == "sampler":
             pubs.append((circuit, values or None, pub.shots))
         else:
             pubs.append((circuit, pub.observables, values or None, pub.precision))
-    more: dict[str, Any] = {"backend": backend}
+    more: dict[str, Any] = {}
     if spec.program_id == "sampler":
         more["shots"] = spec.shots
     else:
@@ -439,11 +458,29 @@ def ibm_params(spec: JobSpec, *, backend: Any = None) -> dict[str, Any]:
         program, executor_options = prepare(pubs, options, **more)
     except Exception as error:  # IBM's client and samplomatic have errors of their own for each refusal
         raise InvalidInput(
-            f"IBM's client cannot prepare them: {first_line(error)}. Its preparation takes only circuits in the "
-            "gates of the backend",
+            f"IBM's client cannot prepare them: {first_line(error)}",
             field="pubs",
+            solution="Its preparation takes circuits in the gates of the backend, without control flow and boxes. "
+            'Change that, switch off the options that need it, or use route="service".',
         ) from None
     return write_program(program, executor_options)
+
+
+def _in_their_places(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Checked options as IBM's models take them; what is None is not set."""
+    given = {name: _set(value) for name, value in options.items() if name not in _NOT_THEIRS}
+    given.get("resilience", {}).pop("layer_noise_learning", None)
+    if options.get("experimental"):
+        given["experimental"] = dict(options["experimental"])
+    if flags := dict.fromkeys(execution_flags(options), True):
+        given["execution"] = {**given.get("execution", {}), **flags}
+    return given
+
+
+def _set(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    return {name: _set(item) for name, item in value.items() if item is not None}
 
 
 def estimator_pub(raw: Mapping[str, Any], place: int) -> tuple[dict[str, Any], dict[str, Any]]:

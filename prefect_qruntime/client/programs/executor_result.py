@@ -200,10 +200,11 @@ def _item(raw: Mapping[str, Any], index: int, allowance: Allowance, *, joined: b
     registers: dict[str, PackedRegister] = {}
     fields: dict[str, Any] = {}
     shape: tuple[int, ...] | None = None
+    axes = _axes_of_bits(tensors)
     for name, tensor in tensors.items():
         if name.startswith(_FLIPS):
             continue
-        if tensor.dtype == "bool" and len(tensor.shape) >= 2:
+        if tensor.dtype == "bool" and len(tensor.shape) == axes:
             registers[name] = _register(tensor, flips.get(name), allowance, joined=joined)
             shape = registers[name].shape if shape is None else shape
             continue
@@ -221,6 +222,20 @@ def _item(raw: Mapping[str, Any], index: int, allowance: Allowance, *, joined: b
         metadata["arrays"] = beside
         fields = {name: found for name, found in fields.items() if name not in beside}
     return ExecutorPub(registers, fields, metadata, shape)
+
+
+def _axes_of_bits(tensors: Mapping[str, Tensor]) -> int:
+    """How many axes the bits of a register have: those of the points, the shots, the bits.
+
+    The other booleans of a samplex, as the signs of its Paulis, have fewer: they are the same for all shots.
+    """
+    found = [2]
+    for name, tensor in tensors.items():
+        if tensor.dtype == "bool" and not name.startswith(_FLIPS):
+            found.append(len(tensor.shape))
+        elif tensor.dtype == "c128" and name.endswith(_IQ):
+            found.append(len(tensor.shape) + name.endswith(_IQ[0]))
+    return max(found)
 
 
 def _compressed(raw: Mapping[str, Any]) -> bool | None:
@@ -326,7 +341,10 @@ def _estimated(raw: Mapping[str, Any], record: Mapping[str, Any], place: int, al
         return _columns(read[number], place, group["qubits"])
 
     values, errors = estimate(plan, columns)
-    fields = {"evs": nested(values, plan.shape), "stds": nested(errors, plan.shape)}
+    # Without twirling the error over all shots as one is the same.
+    fields = {"evs": nested(values, plan.shape)} | {
+        name: nested(errors, plan.shape) for name in ("stds", "ensemble_standard_error")
+    }
     metadata: dict[str, Any] = {"shots": record.get("shots"), "resilience_level": 0, "circuit_metadata": {}}
     return ExecutorPub(fields=fields, metadata=metadata, shape=plan.shape)
 

@@ -280,6 +280,8 @@ def shots_for(precision: float, *, field: str) -> int:
     Raises:
         InvalidInput: More shots than the service counts.
     """
+    if precision >= 1:  # its square may be too large for a float
+        return 1
     wanted = 1 / precision**2 if precision > 1e-150 else math.inf
     if wanted > _MAX_SHOTS:
         raise InvalidInput(

@@ -135,14 +135,13 @@ def program_is_gone(error: BaseException, program_id: str) -> bool:
     return error.status == 410 or _GONE.search(text) is not None
 
 
-def program_params(spec: JobSpec, *, backend: Any = None) -> dict[str, Any]:
+def program_params(spec: JobSpec) -> dict[str, Any]:
     """The `params` of program `executor` for a checked submission of the sampler or the estimator.
 
     IBM's preparation makes them if an option needs it and it is installed, else our own.
 
     Args:
         spec: A checked submission with PUBs.
-        backend: IBM's backend object, which dynamical decoupling needs.
 
     Raises:
         InvalidInput: Something that the executor cannot do; it is named.
@@ -153,11 +152,11 @@ def program_params(spec: JobSpec, *, backend: Any = None) -> dict[str, Any]:
     if any(options_that_need_ibm(spec.options)) and has_ibm():
         from prefect_qruntime.client.programs.executor import ibm_params
 
-        return ibm_params(spec, backend=backend)
+        return ibm_params(spec)
     return executor_params(spec, form=spec.circuit_form)
 
 
-def on_executor(spec: JobSpec, *, backend: Any = None) -> JobSpec:
+def on_executor(spec: JobSpec) -> JobSpec:
     """The same submission on the executor: it has the same digest, and so the same key.
 
     Raises:
@@ -165,7 +164,7 @@ def on_executor(spec: JobSpec, *, backend: Any = None) -> JobSpec:
     """
     if spec.params is not None:
         raise InvalidInput("'executor' is for PUBs; raw params= have a program of their own", field="route")
-    return replace(spec, prepared=program_params(spec, backend=backend))
+    return replace(spec, prepared=program_params(spec))
 
 
 def route_notices(spec: JobSpec) -> tuple[str, ...]:
@@ -235,8 +234,9 @@ def make_spec(
     # The programs are built upon the inputs, so they are looked up when they are needed.
 
     if is_quantum_program(pubs) and params is None:
-        params, pubs, options = params_of_program(pubs, options), None, None
-        program_id = "executor" if program_id == "sampler" else program_id
+        if program_id not in ("sampler", "executor"):  # the former is the default
+            raise InvalidInput(f"a QuantumProgram runs as program 'executor', not {program_id!r}", field="program_id")
+        params, pubs, options, program_id = params_of_program(pubs, options), None, None, "executor"
     program_id = check_id(program_id, field="program_id")
     way = choose_route(route, program_id, raw=params is not None)
     program_id = way.program_id

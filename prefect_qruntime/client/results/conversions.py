@@ -217,7 +217,7 @@ def _pub_result(view: PubView, result: JobResult, place: int, allowance: Allowan
     fields: dict[str, Any] = {}
     shape: tuple[int, ...] = ()
     for name, register in view.registers.items():
-        fields[name] = _bit_array(register)
+        fields[name] = _bit_array(register, allowance)
         shape = register.shape
     import numpy as np
 
@@ -244,7 +244,7 @@ def _kind_of(view: PubView) -> Any:
     return SamplerPubResult if view.kind == "SamplerPubResult" else PubResult
 
 
-def _bit_array(register: Register) -> Any:
+def _bit_array(register: Register, allowance: Allowance) -> Any:
     import numpy as np
     from qiskit.primitives import BitArray
 
@@ -265,6 +265,9 @@ def _bit_array(register: Register) -> Any:
     shots = 0
     for point in range(points):
         keys = register.keys(point)
+        allowance.size -= size * len(keys)
+        if allowance.size < 0:
+            raise ValueError(f"the shots of {register.num_bits} bits are too many to unfold")
         table = {key: register.number(key).to_bytes(size, "big") for key in set(keys)}
         packed += b"".join([table[key] for key in keys])
         shots = len(keys)

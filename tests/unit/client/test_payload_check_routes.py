@@ -61,6 +61,28 @@ def test_a_circuit_built_again_and_one_that_went_as_text() -> None:
     assert "circuits is another" in str(executor_difference(spec, _kept([(_circuit(0.5), [0.1])], shots=10)))
 
 
+FOLDED = [({"noise_factors": [1, 1.5]}, True), ({"noise_factors": [1, 3, 5]}, False), ({}, False)]
+FOLDED += [({"noise_factors": [1, 2], "amplifier": "gate_folding_front"}, False)]
+FOLDED += [({"noise_factors": [1, 2], "amplifier": "gate_folding"}, True)]
+
+
+@pytest.mark.parametrize(("zne", "drawn"), FOLDED)
+@pytest.mark.parametrize(
+    ("level", "resilience"), [(2, {}), (0, {"zne_mitigation": True}), (2, {"zne_mitigation": False})]
+)
+def test_gates_that_a_preparation_draws_are_not_compared(
+    zne: dict[str, Any], drawn: bool, level: int, resilience: dict[str, bool]
+) -> None:
+    spec = on_executor(make_spec([(families.BELL, "ZZ")], backend="b", program_id="estimator", shots=10))
+    spec = replace(spec, options={"resilience_level": level, "resilience": {**resilience, "zne": zne}})
+    other = _kept([(families.GHZ, "ZZZZ")], program_id="estimator", shots=10)
+    other["quantum_program"]["passthrough_data"] = spec.prepared["quantum_program"]["passthrough_data"]
+    drawn = drawn and resilience != {"zne_mitigation": False}
+    assert (executor_difference(spec, other) is None) is drawn
+    other["quantum_program"]["shots"] = 11
+    assert "shots 11" in str(executor_difference(spec, other))
+
+
 @pytest.mark.parametrize(
     ("pubs", "given", "word"),
     [

@@ -11,10 +11,19 @@ import pytest
 from prefect.settings import PREFECT_TASKS_DEFAULT_RETRIES, temporary_settings
 
 import prefect_qruntime
+from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import JobRef, SessionRef
 from prefect_qruntime.prefect_api import NotAwaited
-from prefect_qruntime.tasks.definitions import InFlowTask, _reaches_prefect, creates, repeats, run_name_of
+from prefect_qruntime.tasks.definitions import (
+    InFlowTask,
+    _reaches_prefect,
+    creates,
+    digest_fields,
+    repeats,
+    run_name_of,
+    spec_fields,
+)
 from prefect_qruntime.tasks.jobs import wait_for_completion
 
 
@@ -83,3 +92,17 @@ def test_a_number_of_retries_in_prefects_settings_changes_no_task():
     with temporary_settings({PREFECT_TASKS_DEFAULT_RETRIES: 7}):
         assert retries() == without
     assert without[0] == 0
+
+
+@pytest.mark.parametrize("route", [None, "service", "executor", "auto"])
+def test_the_digest_of_pubs_needs_no_quantum_program(route: str | None) -> None:
+    # What the executor's preparation refuses before a transpilation may be all right behind it.
+    text = 'OPENQASM 2.0; include "qelib1.inc"; qreg q[1]; creg c[1]; u0(1) q[0]; measure q -> c;'
+    given: dict[str, Any] = {"backend": "b", "options": {"twirling": {"enable_gates": True}}, "route": route}
+    digests = {
+        make_spec([text], **digest_fields(spec_fields({**given, "program_id": program}))).digest()
+        for program in ("sampler", "executor")
+    }
+    assert len(digests) == 1
+    raw = digest_fields({"backend": "b", "program_id": "executor", "params": {"a": 1}})
+    assert raw["program_id"] == "executor"

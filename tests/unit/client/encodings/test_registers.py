@@ -78,9 +78,9 @@ def test_what_is_no_digit_is_refused(samples: list[str]) -> None:
         tally([HexRegister(samples, 2, ())], 0)
 
 
-def _zeros(shape: str, bits: int) -> dict[str, object]:
+def _zeros(shape: str, bits: int, size: int = 20_000_000) -> dict[str, object]:
     header = f"{{'descr': '|u1', 'fortran_order': True, 'shape': {shape}}}".encode()
-    data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(20_000_000)
+    data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(size)
     text = base64.b64encode(zlib.compress(data)).decode()
     return {
         "__type__": "BitArray",
@@ -108,6 +108,7 @@ def test_ten_million_shots_unfold_to_little_more_than_their_bytes() -> None:
         ({"samples": ["0x0", "0x1"], "num_bits": 0}, "0x1 does not fit into 0 bits"),
         ({"samples": [["0x1"], ["0x1"], "0x1"], "num_bits": 1}, "ragged"),
         ({"samples": [[["0x1"]], [["0x0"], ["0x1"]]], "num_bits": 1}, "ragged"),
+        ({"samples": ["0x1"], "num_bits": 10**10}, "too many"),
         (_packed(9, "01ff ff01"), "does not fit into 9 bits"),
         (_packed(2, "03 04"), "does not fit into 2 bits"),
         (_packed(65, "01ffffffffffffffff 020000000000000000"), "does not fit into 65 bits"),
@@ -119,6 +120,17 @@ def test_damaged_bits_are_told(value: dict[str, object], message: str, read: str
     result = JobResult.from_body({"results": [{"data": {"c": value}}]}, job_id="d1")
     with pytest.raises(QuantumRuntimeError, match=message):
         getattr(result, "counts_array" if message == "ragged" else read)()
+
+
+@pytest.mark.parametrize("shape", [(1 << 40, 0, 1), (0, 1 << 40, 1)])
+@pytest.mark.parametrize("read", ["counts_array", "to_table", "to_primitive_result", "_repr_html_"])
+def test_points_and_shots_that_take_no_bytes_are_not_looped_over(shape: tuple[int, ...], read: str) -> None:
+    result = JobResult.from_body({"results": [{"data": {"c": _zeros(str(shape), 8, 0)}}]}, job_id="d1")
+    if read == "_repr_html_":
+        assert "without data" in result._repr_html_()
+        return
+    with pytest.raises(QuantumRuntimeError, match="without data"):
+        getattr(result, read)()
 
 
 def test_the_width_is_that_of_the_widest_point() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import tracemalloc
 import zlib
 from typing import Any
 
@@ -68,6 +69,8 @@ def test_other_kinds_of_v2_are_read(dtype: str) -> None:
         None,
         {"data": "", "shape": [0]},
         {"data": "", "shape": [0], "dtype": "object"},
+        {"data": "", "shape": [0], "dtype": ["f64"]},
+        {"data": "", "shape": [0], "dtype": {}},
         {"data": "", "shape": [-1], "dtype": "f64"},
         {"data": "", "shape": [True], "dtype": "bool"},
         {"data": "", "shape": [1] * 40, "dtype": "bool"},
@@ -92,6 +95,24 @@ def test_a_bomb_is_refused_while_it_unfolds() -> None:
     decode_tensor(wire, compressed=False, allowance=allowance)
     with pytest.raises(ValueError, match="unfolds"):
         decode_tensor(wire, compressed=False, allowance=allowance)
+
+
+@pytest.mark.parametrize("compressed", [True, None])
+@pytest.mark.parametrize(("dtype", "shape"), [("u8", [8]), ("bool", [3]), ("f64", [0]), ("c128", [])])
+def test_no_more_is_unfolded_than_the_shape_asks_for(dtype: str, shape: list[int], compressed: bool | None) -> None:
+    bomb = base64.b64encode(zlib.compress(bytes(1 << 26), 9)).decode()
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="shape"):
+        decode_tensor({"data": bomb, "shape": shape, "dtype": dtype}, compressed=compressed)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+@pytest.mark.parametrize("compressed", [True, False, None])
+def test_a_tensor_of_nothing_needs_no_bytes(compressed: bool | None) -> None:
+    for shape in ([0], [3, 0], [0, 2]):
+        assert decode_tensor({"data": "", "shape": shape, "dtype": "f64"}, compressed=compressed).data == b""
 
 
 def test_what_is_not_encoded() -> None:

@@ -140,6 +140,23 @@ def _free() -> QuantumCircuit:
     return circuit
 
 
+@pytest.mark.parametrize("first", [0, 1, 9, 98])
+def test_the_count_of_basis_changes_in_a_process_does_not_count(first: int) -> None:
+    def item(start: int, *, swapped: bool = False) -> dict[str, Any]:
+        names = [f"basis_changes.basis{start + place}" for place in range(2)]
+        nodes = [{"data": {"basis_ref": name, "inner": json.dumps({"name": name})}} for name in names]
+        values = [encode_tensor([0, 1], "u8"), encode_tensor([2, 3], "u8")][:: -1 if swapped else 1]
+        return {
+            "samplex": {"ssv": 4, "samplex_json": json.dumps({"nodes": nodes})},
+            "samplex_arguments": dict(zip(names, values, strict=True)),
+        }
+
+    counted, other = ({"items": [item(start), item(start + 5)]} for start in (0, first))
+    assert meaning_of(other) == meaning_of(counted)
+    assert meaning_of({"items": [item(first, swapped=True), item(first)]}) != meaning_of(counted)
+    assert meaning_of({"b": item(first), "name": "basis_changes.basis1"}).canonical["name"] == "basis_changes.basis1"
+
+
 def test_qpy_inside_a_samplex_and_its_version_do_not_count() -> None:
     def samplex(version: str, angle: float) -> dict[str, Any]:
         circuit = QuantumCircuit(1)

@@ -150,6 +150,32 @@ def test_more_shots_than_the_backend_runs(field: str | None, pubs: Any, more: di
     check_isa(spec, {})
 
 
+@pytest.mark.parametrize(
+    ("field", "precision", "more"),
+    [
+        ("pubs[0].precision", 0.01, {}),
+        ("options.precision", None, {"options": {"precision": 0.01, "default_shots": 5}}),
+        ("options.default_precision", None, {"options": {"default_precision": 0.01}}),
+        ("options.default_precision", None, {}),
+        ("options.default_shots", None, {"shots": 5, "options": {"default_shots": 1001}}),
+        ("shots", None, {"shots": 1001}),
+        (None, 0.1, {"shots": 1001}),
+        (None, None, {"options": {"precision": 0.1, "default_shots": 1001}}),
+    ],
+)
+def test_more_shots_for_a_precision_than_the_backend_runs_at_once(
+    field: str | None, precision: float | None, more: dict[str, Any]
+) -> None:
+    pubs = [(ROTATION, "Z", [0.1], precision)]
+    spec = make_spec(pubs, backend="b", program_id="estimator", route="executor", **more)
+    if field is None:
+        check_isa(spec, {"max_shots": 1000})
+        return
+    with pytest.raises(InvalidInput, match="shots, but the backend runs at most 1000") as caught:
+        check_isa(spec, {"max_shots": 1000})
+    assert caught.value.field == field
+
+
 def _with(operation: Any, where: str) -> QuantumCircuit:
     circuit = QuantumCircuit(2, 1)
     wires = list(range(operation.num_qubits))

@@ -62,6 +62,8 @@ SAMPLER: list[tuple[str, Any, dict[str, Any]]] = [
     ("pubs[0].parameters.b", [(TWO, {"a": [1, 2, 3], "b": 1})], {}),
     ("pubs[0].parameters", [(TWO.replace(" b;", " A;"), [1, 2])], {}),
     ("pubs[0].parameters.a,b", [(TWO, {("a", "b"): [1.0, 2.0, 3.0]})], {}),
+    ("pubs[0].parameters", [(TWO, {(): [1.0], "a": 1.0, "b": 2.0})], {}),
+    ("pubs[0].parameters", [(TWO, {(): []})], {}),
     ("pubs[0].shots", [(BELL, None, 0)], {}),
     ("pubs[0].shots", [(BELL, None, -5)], {}),
     ("pubs[0].shots", [(BELL, None, True)], {}),

@@ -8,15 +8,17 @@ import random
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister, qasm3
 from qiskit.circuit import Parameter, ParameterVector
+from qiskit.circuit.classical import types
 from qiskit.circuit.library import GlobalPhaseGate
 from qiskit.quantum_info import Statevector
 
-from prefect_qruntime.client.programs import make_spec
+from prefect_qruntime.client.programs import executor, make, make_spec
 from prefect_qruntime.client.programs.executor import executor_params
 from prefect_qruntime.client.programs.openqasm import as_version_3, qubit_operands
 from prefect_qruntime.client.results.job_result import JobResult
@@ -221,12 +223,13 @@ def test_shots(given: dict[str, Any], shots: int) -> None:
     assert _spec([pub], **given).prepared["quantum_program"]["shots"] == shots
 
 
+TWIRLED = {"twirling": {"enable_gates": True}}
 DD = {"dynamical_decoupling": {"enable": True}}
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"pubs": [families.BELL, (families.BELL, None, 5)], "shots": 7}, "pubs[1].shots", "separate jobs"),
     ({"pubs": [(families.BELL, "ZZ", None, 0.1), (families.BELL, "ZZ", None, 0.2)]}, "pubs[1].precision", "100"),
     ({"pubs": [(families.BELL, "ZZ", None, 1e-9)]}, "pubs[0].precision", "shots"),
-    ({"options": DD}, "options.dynamical_decoupling.enable", "[ibm]"),
+    ({"options": DD}, "options.dynamical_decoupling.enable", "without the extra [ibm]"),
     ({"options": {"twirling": {"enable_gates": True}}}, "options.twirling.enable_gates", "[ibm]"),
     ({"options": {"twirling": {"enable_measure": True}}}, "options.twirling.enable_measure", "[ibm]"),
     ({"options": {"simulator": {"seed_simulator": 1}}}, "options.simulator.seed_simulator", "no equivalent"),
@@ -236,7 +239,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         for options, field, word in (
             ({"resilience_level": 1}, "options.resilience_level", "[ibm]"),
             ({"resilience": {"zne_mitigation": True}}, "options.resilience.zne_mitigation", "[ibm]"),
-            ({"resilience": {"pec_mitigation": True}}, "options.resilience.pec_mitigation", "[ibm]"),
+            ({"resilience": {"pec_mitigation": True}}, "options.resilience.pec_mitigation", "without the extra [ibm]"),
             ({"resilience": {"measure_mitigation": True}}, "options.resilience.measure_mitigation", "[ibm]"),
             ({"seed_estimator": 1}, "options.seed_estimator", "no equivalent"),
         )
@@ -272,6 +275,47 @@ def test_refused_by_name(given: tuple[dict[str, Any], str, str]) -> None:
         rest["program_id"] = "estimator"
     with pytest.raises(InvalidInput, match=re.escape(word)) as caught:
         _spec(pubs, **rest)
+    assert caught.value.field == field
+
+
+IBM = {"resilience_level": 1}
+UNPREPARED: list[tuple[dict[str, Any], str]] = [
+    *(
+        ({"options": {**IBM, **options}}, field)
+        for options, field in (
+            ({"seed_estimator": 0}, "options.seed_estimator"),
+            ({"simulator": {"seed_simulator": 3}}, "options.simulator.seed_simulator"),
+            ({"simulator": {"noise_model": {"a": 1}}}, "options.simulator.noise_model"),
+            ({"simulator": {"coupling_map": [[0, 1]]}}, "options.simulator.coupling_map"),
+            ({"simulator": {"basis_gates": ["x"]}}, "options.simulator.basis_gates"),
+            (DD, "options.dynamical_decoupling.enable"),
+            ({"resilience": {"pec_mitigation": True}}, "options.resilience.pec_mitigation"),
+            ({"resilience": {"layer_noise_model": [1]}}, "options.resilience.layer_noise_model"),
+            ({"resilience_level": 2, "resilience": {"zne": {"amplifier": "pea"}}}, "options.resilience.zne.amplifier"),
+            ({"default_shots": 0}, "options.default_shots"),
+        )
+    ),
+    ({"pubs": [(families.BELL, "ZZ", None, 0.1), (families.BELL, "ZZ", None, 0.2)]}, "pubs[1].precision"),
+    ({"pubs": [(families.BELL, None, 5), families.BELL], "options": TWIRLED}, "pubs[1].shots"),
+    ({"circuit_form": "openqasm3"}, "circuit_form"),
+    ({"pubs": [(families.BELL, [[], []])], "options": TWIRLED}, "pubs[0].parameters"),
+]
+
+
+@pytest.mark.parametrize(("given", "field"), UNPREPARED, ids=lambda value: value if isinstance(value, str) else "")
+def test_what_ibms_preparation_would_ignore_is_refused_by_name(
+    given: dict[str, Any], field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(make, "has_ibm", lambda: True)
+    monkeypatch.setattr(
+        executor,
+        "ibm_module",
+        lambda *_: SimpleNamespace(prepare=None, SamplerOptions=lambda **_: None, EstimatorOptions=lambda **_: None),
+    )
+    given = {"pubs": [(families.BELL, "ZZ")], "options": IBM, **given}
+    program = "sampler" if given["options"] is TWIRLED else "estimator"
+    with pytest.raises(InvalidInput) as caught:
+        _spec(given.pop("pubs"), program_id=program, **given)
     assert caught.value.field == field
 
 
@@ -432,6 +476,19 @@ def test_a_register_whose_name_the_text_would_change_is_refused(name: str) -> No
         _spec([circuit], circuit_form="openqasm3")
     assert caught.value.field == "pubs[0].circuit"
     assert _result([circuit]).registers() == {name: 2}
+
+
+@pytest.mark.parametrize("kind", [types.Uint(8), types.Bool(), types.Float()])
+@pytest.mark.parametrize("program", ["sampler", "estimator"])
+def test_input_variables_get_no_values_from_the_executor(kind: Any, program: str) -> None:
+    circuit = QuantumCircuit(1, 1)
+    circuit.add_input("a", kind)
+    circuit.rx(Parameter("b"), 0)
+    circuit.measure(0, 0)
+    pub = (circuit, "Z", [1.0]) if program == "estimator" else (circuit, [1.0])
+    with pytest.raises(InvalidInput, match="input variables") as caught:
+        _spec([pub], program_id=program, circuit_form="openqasm3")
+    assert caught.value.field == "pubs[0].circuit"
 
 
 def test_a_text_that_nobody_can_read_is_not_sent() -> None:

@@ -194,6 +194,31 @@ def test_arrays_of_another_shape_stand_beside_the_data() -> None:
     assert result.to_primitive_result()[0].data.each.shape == (3, 7)
 
 
+@pytest.mark.parametrize("level", ["classified", "kerneled", "avg_kerneled"])
+@pytest.mark.parametrize("size", [(1, 1), (4, 4), (3, 5)])
+@pytest.mark.parametrize("first", [True, False])
+def test_the_signs_of_a_samplex_are_no_register(size: tuple[int, int], level: str, first: bool) -> None:
+    turns, shots = size
+    points = np.ones((turns, shots, 2), complex)
+    bits: dict[str, Any] = {
+        "classified": {"c": np.ones((turns, shots, 2), bool)},
+        "kerneled": {"c_iq": points},
+        "avg_kerneled": {"c_avg_iq": points.mean(axis=1)},
+    }[level]
+    signs = {"pauli_signs": np.zeros((turns, 2), bool)}
+    result = _read(_body("v2.0", [{**signs, **bits} if first else {**bits, **signs}]))
+    assert result.shape() == (turns,)
+    assert "pauli_signs" in result.arrays()
+    assert result.to_primitive_result()[0].data.pauli_signs.shape == (turns, 2)
+    if level == "classified":
+        assert result.registers() == {"c": 2}
+        assert result.counts_array() == [{"11": shots}] * turns
+        assert {row["register"] for row in result.to_table()} == {"c"}
+    else:
+        assert result.registers() == {}
+        assert result.to_table()
+
+
 def test_data_that_somebody_else_passed_through() -> None:
     for passed in ({"post_processor": {"version": 3}}, {"mine": 1}, [1], "text", None):
         body = _body("v2.0", [{"c": np.ones((2, 2), bool)}]) | {"passthrough_data": passed}
@@ -224,6 +249,7 @@ def test_expectation_values_of_our_own_recipe() -> None:
     assert result.standard_errors() == pytest.approx(2 * np.std([1, 1, -1, 1], ddof=1) / 2)
     assert result.to_table() == [{"pub": 0, "point": None, "ev": 2.0, "std": result.standard_errors()}]
     assert float(result.to_primitive_result()[0].data.evs) == 2.0
+    assert result.field("ensemble_standard_error") == result.standard_errors()
     assert result.shots() == 4
     again = pickle.loads(pickle.dumps(result))
     assert JobResult.model_validate_json(again.model_dump_json()).expectation_values() == 2.0

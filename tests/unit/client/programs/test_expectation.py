@@ -115,7 +115,9 @@ def test_negligible_terms_are_left_out() -> None:
     assert plan.observables == [(0.5, [(0, 1.0)])]
 
 
-@pytest.mark.parametrize(("precision", "shots"), [(1.0, 1), (0.1, 100), (0.015625, 4096), (0.03, 1112), (2.0, 1)])
+@pytest.mark.parametrize(
+    ("precision", "shots"), [(1.0, 1), (0.1, 100), (0.015625, 4096), (0.03, 1112), (2.0, 1), (1e300, 1)]
+)
 def test_shots_from_precision(precision: float, shots: int) -> None:
     assert shots_for(precision, field="x") == shots
 
