@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -52,6 +53,7 @@ __all__ = [
     "first_through",
     "note_lost",
     "note_session",
+    "notes_opened",
     "open_session",
 ]
 
@@ -75,8 +77,24 @@ class _Unbound:
     left: bool | None = None
 
 
-_unbound: LRUCache[str, _Unbound] = LRUCache(1024)
-"""Sessions of this process that their first job opens, by token."""
+class _UnboundSessions(LRUCache[str, _Unbound]):
+    """Sessions of this process that their first job opens, by token. Lives on the network loop: a fork has its own."""
+
+    def __init__(self) -> None:
+        super().__init__(1024)
+
+
+_opening: ContextVar[list[SessionRef] | None] = ContextVar("qruntime_opening", default=None)
+
+
+@contextmanager
+def notes_opened(opened: list[SessionRef]) -> Iterator[None]:
+    """Add to a list what is opened in this block, also if the caller is interrupted before it gets the session."""
+    token = _opening.set(opened)
+    try:
+        yield
+    finally:
+        _opening.reset(token)
 
 
 @in_flow
@@ -170,13 +188,15 @@ async def _open(
                 await note_session(credentials, token, wanted.model_copy(update={"state": "closed"}), where)
             raise
         session = opened.model_copy(update={"token": token, "max_ttl": opened.max_ttl or admitted.life})
+        if session.id is not None and (noted := _opening.get()) is not None:
+            noted.append(session)
         await admitted.opened(session)
     if admitted.life < ttl:
         notifications.log_to_run(f"the budget leaves the session {admitted.life} s")
     kind = session.kind
     if session.id is None:
         if session.token is not None:
-            _unbound[session.token] = _Unbound()
+            _unbound()[session.token] = _Unbound()
         notifications.log_to_run(f"{kind} on {name}: opens with its first job, at most {session.max_ttl} s")
         return session
     await note_session(credentials, session.token, session, where)
@@ -307,13 +327,17 @@ async def _opened_in_doubt(credentials: QuantumRuntimeCredentials, unbound: _Unb
     return [job.session_id for job in jobs if job.session_id is not None]
 
 
+def _unbound() -> _UnboundSessions:
+    return network_loop().state(_UnboundSessions)
+
+
 def _of(session: SessionRef) -> _Unbound:
     """What is known of a session without an id.
 
     Raises:
         InvalidInput: It comes from another process, where its binding cannot be shared.
     """
-    unbound = _unbound.get(session.token or "")
+    unbound = _unbound().get(session.token or "")
     if unbound is None:
         raise InvalidInput(
             "this session has no id yet and was opened in another process; submit its first job there and pass "
@@ -329,7 +353,7 @@ def check_not_left(session: SessionRef) -> None:
     Raises:
         SessionClosed: It was; nothing was sent.
     """
-    unbound = _unbound.get(session.token or "") if session.id is None else None
+    unbound = _unbound().get(session.token or "") if session.id is None else None
     if unbound is not None and unbound.left is not None and unbound.ref is None:
         raise SessionClosed("The session was closed before its first job.", solution="Nothing was sent. Open another.")
 
@@ -342,7 +366,7 @@ def note_lost(session: SessionRef | None, key: str) -> None:
 
 def bind(session: SessionRef, ref: JobRef) -> None:
     """Record the id that the first job brought."""
-    unbound = _unbound.get(session.token or "")
+    unbound = _unbound().get(session.token or "")
     if unbound is not None and ref.session is not None and ref.session.id is not None:
         unbound.ref = ref.session
         unbound.doubtful = [key for key in unbound.doubtful if key != ref.submission_key]
