@@ -397,7 +397,7 @@ def test_a_call_that_is_interrupted_while_it_submits_says_what_lives_on(
     """Its caller gets no handle: a job that is not told of would be submitted once more by hand."""
 
     async def interrupted() -> None:
-        sandbox.control.add_fault("POST", "/jobs", delay=0.5, drop="after" if lost else None)
+        sandbox.control.add_fault("POST", "/jobs", delay=2.0, drop="after" if lost else None)
         submitting = asyncio.create_task(qr.asubmit_job(credentials, [FLIP], backend=BACKEND))
         assert await asyncio.to_thread(until, lambda: not sandbox.control.faults())
         submitting.cancel()

@@ -332,7 +332,7 @@ def test_the_only_copy_outlives_the_caller_that_is_cancelled_while_it_arrives(
         job = await asubmit_job(credentials, [CIRCUIT], backend=BACKEND, shots=5, private=True)
         await await_for_completion(credentials, job)
         # The service has handed it out, and its answer is on its way.
-        sandbox.control.add_fault("GET", "/jobs/*/results", delay=0.5)
+        sandbox.control.add_fault("GET", "/jobs/*/results", delay=2.0)
         fetching = asyncio.create_task(afetch_results(credentials, job))
         assert await asyncio.to_thread(until, lambda: not sandbox.control.faults())
         fetching.cancel()
