@@ -164,6 +164,29 @@ async def _open(
     where: RunContext,
     token: str,
 ) -> SessionRef:
+    """Open a session. If this fails or is cancelled when it is open, it is closed again: no caller gets it."""
+    opened: list[SessionRef] = []
+    try:
+        session = await _open_recorded(credentials, name, mode, max_ttl, budget, where, token, opened)
+    except BaseException:
+        for left in opened:
+            await _close_left(credentials, left, drain=False)
+        raise
+    if (noted := _opening.get()) is not None:
+        noted.append(session)
+    return session
+
+
+async def _open_recorded(
+    credentials: QuantumRuntimeCredentials,
+    name: str,
+    mode: str,
+    max_ttl: int | None,
+    budget: BudgetLike | None,
+    where: RunContext,
+    token: str,
+    opened: list[SessionRef],
+) -> SessionRef:
     client = credentials.get_client()
     asked = policy.Asked(name, session_seconds=(max_ttl or 0) if mode == "dedicated" else None)
     _, longest = await policy.admit(client.connection, where, block_name(credentials), [asked])
@@ -182,14 +205,14 @@ async def _open(
         # Recorded before it is opened: if this process dies in between, the sweep knows what to search for.
         await note_session(credentials, token, wanted, where, new=True)
         try:
-            opened = await client.open_session(name, mode=mode, max_ttl=admitted.life)
+            found = await client.open_session(name, mode=mode, max_ttl=admitted.life)
         except QuantumRuntimeError as error:
             if not isinstance(error, SubmissionUncertain):  # else the sweep would search for it
                 await note_session(credentials, token, wanted.model_copy(update={"state": "closed"}), where)
             raise
-        session = opened.model_copy(update={"token": token, "max_ttl": opened.max_ttl or admitted.life})
-        if session.id is not None and (noted := _opening.get()) is not None:
-            noted.append(session)
+        session = found.model_copy(update={"token": token, "max_ttl": found.max_ttl or admitted.life})
+        if session.id is not None:
+            opened.append(session)
         await admitted.opened(session)
     if admitted.life < ttl:
         notifications.log_to_run(f"the budget leaves the session {admitted.life} s")
@@ -404,7 +427,7 @@ async def first_through(
 
 
 async def _close_left(credentials: QuantumRuntimeCredentials, session: SessionRef, *, drain: bool) -> None:
-    """Close a session that was left while its first job was being submitted, whose outcome is what counts."""
+    """Close a session that its caller left, or did not get. What its caller was doing is what counts."""
     try:
         await close(credentials, session, drain)
     except QuantumRuntimeError as error:

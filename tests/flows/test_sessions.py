@@ -516,8 +516,9 @@ def test_stopped_when_it_is_open_and_the_block_has_not_begun_the_session_is_clos
         await aopens(*given, **options)
         raise stop
 
-    def record_fails(*_: Any, **__: Any) -> Any:
-        raise stop
+    def record_fails(event: str, *_: Any, **__: Any) -> Any:
+        if event == "opened":
+            raise stop
 
     if moment == "recorded":
         monkeypatch.setattr("prefect_qruntime.tasks.sessions.notifications.session_event", record_fails)
@@ -539,6 +540,11 @@ def test_stopped_when_it_is_open_and_the_block_has_not_begun_the_session_is_clos
             raise AssertionError("the block began")
     assert only_session(sandbox)["accepting_jobs"] is False
     assert sandbox.control.open_sessions() == []
+    if moment == "recorded":
+        with pytest.raises(type(stop)):
+            (run(qr.aopen_session(credentials, BACKEND)) if kind == "async" else qr.open_session(credentials, BACKEND))
+        assert len(sandbox.control.sessions()) == 2
+        assert sandbox.control.open_sessions() == []
 
 
 def test_a_forked_process_does_not_open_the_session_of_its_parent(
