@@ -331,14 +331,15 @@ async def _cancel_with(client: QuantumRuntimeClient, flow_run_id: str, also: Ite
 
 @asynccontextmanager
 async def cancels_jobs(
-    client: QuantumRuntimeClient, job_ids: list[str], *, lost: Collection[str] = ()
+    client: QuantumRuntimeClient, job_ids: list[str], *, lost: Collection[str] | None = None
 ) -> AsyncIterator[None]:
     """Cancel the flow run's jobs if a user's cancellation ends this block. Runs on the network loop.
 
     Args:
         client: The instance.
         job_ids: Jobs known here; may grow while the block runs.
-        lost: Keys of submissions whose answers were lost; may change while the block runs.
+        lost: Around a submission: keys of requests whose answers were lost; may change while the block runs. If
+            something else ends it, the log says what lives on, as its caller gets no handle.
     """
     try:
         yield
@@ -348,7 +349,25 @@ async def cancels_jobs(
                 await _cancel_with(client, run, job_ids)
             if lost:
                 await _cancel_lost(client, run, list(lost))
+        elif lost is not None:
+            _say_what_lives_on(job_ids, lost)
         raise
+
+
+def _say_what_lives_on(job_ids: Collection[str], lost: Collection[str]) -> None:
+    again = "A repeated flow run attaches to it. " if current_flow_run_id() is not None else ""
+    for job_id in job_ids:
+        notifications.log_to_run(
+            f"The call was interrupted, but job {job_id} was submitted and lives on. {again}`wait_for_completion` and "
+            "`cancel_job` take its id.",
+            level=logging.WARNING,
+        )
+    if lost:
+        notifications.log_to_run(
+            "The call was interrupted before the service answered. If it accepted a job, the job lives on. "
+            f"{again}Look for the tag {' or '.join(lost)} in the instance's workloads.",
+            level=logging.WARNING,
+        )
 
 
 async def _cancel_lost(client: QuantumRuntimeClient, flow_run_id: str, keys: list[str]) -> None:

@@ -219,7 +219,7 @@ class JobRef(_Model):
 
     `widths` holds the number of classical bits of each PUB where the circuit text tells, because
     a legacy result does not say how long its bitstrings are. `attached` is True when the job
-    existed already and nothing was submitted. `private` is None if only the id is known.
+    existed already and nothing was submitted. `private` is None if it is not known, and is then asked for.
     `payload_digest` identifies what was submitted (hex SHA-256), if known. `certain` is False if it could
     not be known for certain that the job is the one of this call: the same work written again may get another
     key, or the service does not show the input of the job that was attached to.
@@ -232,7 +232,7 @@ class JobRef(_Model):
     submission_key: str | None = None
     tags: tuple[str, ...] = ()
     url: str | None = None
-    private: bool | None = False
+    private: bool | None = None
     attached: bool = False
     widths: tuple[int | None, ...] = ()
     payload_digest: str | None = None

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 from prefect.filesystems import LocalFileSystem
@@ -19,7 +21,7 @@ from prefect.serializers import PickleSerializer
 from prefect.settings import get_current_settings
 
 from prefect_qruntime.client import QuantumRuntimeClient
-from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.network_loop import SingleFlight, network_loop
 from prefect_qruntime.client.results.job_result import JobResult
 from prefect_qruntime.client.transport.spool import BodyStore, BodyWriter, StoredBody
 from prefect_qruntime.errors import NotFound
@@ -30,6 +32,7 @@ from prefect_qruntime.settings import current_settings
 __all__ = ["SharedJobResult", "keep_private", "private_result", "read_private", "share", "share_if_persisted", "shelf"]
 
 _PIECE = 1_000_000  # bytes; Prefect's records hold each several times while they are written
+_SETTLE = 10.0  # seconds a cancelled caller waits for the only copy of a result
 
 
 def shelf() -> BodyStore:
@@ -146,8 +149,14 @@ async def read_private(crn: str, job_id: str) -> JobResult | None:
     return kept if isinstance(kept, JobResult) else None
 
 
+class _Reading(SingleFlight[tuple[JobResult, bool]]):
+    """Read private results, by instance and job. All who ask for one at the same time get it."""
+
+
 async def private_result(client: QuantumRuntimeClient, ref: JobRef, *, grace: float = 15.0) -> tuple[JobResult, bool]:
     """A private job's result, which the service hands out once: the stored copy, else fetched and then stored.
+
+    The service may have handed it out when the caller is cancelled, so it is received and stored nevertheless.
 
     Args:
         client: The client of its instance.
@@ -161,20 +170,33 @@ async def private_result(client: QuantumRuntimeClient, ref: JobRef, *, grace: fl
         NotFound: It was read before, and no copy is stored here.
         QuantumRuntimeError: It could not be fetched.
     """
+    reading, which = network_loop().state(_Reading), (client.connection.crn, ref.id)
+
+    def read() -> Coroutine[Any, Any, tuple[JobResult, bool]]:
+        return _private_result(client, ref, grace)
+
+    task = reading.start(read, *which)
+    try:
+        return await reading.join(read, *which)
+    except asyncio.CancelledError:
+        if not task.cancelled():  # the process may end with its caller
+            await asyncio.wait([task], timeout=_SETTLE)
+        raise
+
+
+async def _private_result(client: QuantumRuntimeClient, ref: JobRef, grace: float) -> tuple[JobResult, bool]:
     crn, place = client.connection.crn, shelf()
-    # One at a time: the others of this process get the stored copy.
-    async with network_loop().lock(f"private result {crn} {ref.id}"):
-        kept = await read_private(crn, ref.id)
-        if kept is not None:
-            return kept, False
-        try:
-            found = await client.result(ref, grace=grace, shelf=place.for_only_copy())
-        except NotFound:
-            kept = await read_private(crn, ref.id)  # another process may have stored it meanwhile
-            if kept is None:
-                raise
-            return kept, False
-        return await keep_private(crn, found, memory_limit=place.memory_limit), True
+    kept = await read_private(crn, ref.id)
+    if kept is not None:
+        return kept, False
+    try:
+        found = await client.result(ref, grace=grace, shelf=place.for_only_copy())
+    except NotFound:
+        kept = await read_private(crn, ref.id)  # another process may have stored it meanwhile
+        if kept is None:
+            raise
+        return kept, False
+    return await keep_private(crn, found, memory_limit=place.memory_limit), True
 
 
 async def keep_private(crn: str, result: JobResult, *, memory_limit: int) -> JobResult:

@@ -18,7 +18,14 @@ from prefect_qruntime.errors import (
 )
 from prefect_qruntime.models import Backend, SessionRef
 from prefect_qruntime.observability import notifications
-from prefect_qruntime.tasks.sessions import aclose_session, aopen_session, close, close_session, open_session
+from prefect_qruntime.tasks.sessions import (
+    aclose_session,
+    aopen_session,
+    close,
+    close_session,
+    notes_opened,
+    open_session,
+)
 
 __all__ = ["aruntime_session", "runtime_session"]
 
@@ -62,10 +69,16 @@ def runtime_session(
                 return [run_job(credentials, [circuit], backend=backend, session=session).counts() for _ in range(5)]
         ```
     """
-    session = open_session(credentials, backend, mode=mode, max_ttl=max_ttl, budget=budget)
+    opened: list[SessionRef] = []
     try:
+        with notes_opened(opened):
+            session = open_session(credentials, backend, mode=mode, max_ttl=max_ttl, budget=budget)
+        opened[:] = [session]
         yield session
     except BaseException as left_by:
+        if not opened:
+            raise
+        session = opened[0]
         try:
             drain = network_loop().run(_drains(left_by))
             if isinstance(left_by, Pause):  # a suspended flow run starts no more tasks
@@ -88,10 +101,16 @@ async def aruntime_session(
     budget: BudgetLike | None = None,
 ) -> AsyncIterator[SessionRef]:
     """As `runtime_session`, for async flows."""
-    session = await aopen_session(credentials, backend, mode=mode, max_ttl=max_ttl, budget=budget)
+    opened: list[SessionRef] = []
     try:
+        with notes_opened(opened):
+            session = await aopen_session(credentials, backend, mode=mode, max_ttl=max_ttl, budget=budget)
+        opened[:] = [session]
         yield session
     except BaseException as left_by:
+        if not opened:
+            raise
+        session = opened[0]
         # Prefect's timeout cancels again at every await; closing has its own time limits.
         with anyio.CancelScope(shield=True):
             try:

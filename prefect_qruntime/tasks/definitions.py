@@ -194,7 +194,7 @@ def as_job(job: JobLike) -> JobRef:
     if isinstance(job, Job):
         job = job.ref()
     if isinstance(job, str):
-        return JobRef(id=check_id(job.strip(), field="job"), private=None)
+        return JobRef(id=check_id(job.strip(), field="job"))
     if isinstance(job, JobRef):
         check_id(job.id, field="job")
         return job

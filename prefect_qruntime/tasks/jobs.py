@@ -209,7 +209,7 @@ async def afetch_results(credentials: QuantumRuntimeCredentials, job: JobLike) -
     ref = as_job(job)
     client = credentials.get_client()
     grace = current_settings().result_grace_seconds
-    if ref.private is None:  # only its id is known
+    if ref.private is None:
         seen = await client.job(ref.id)
         if seen.is_terminal:
             client.look_at_calibration(seen)

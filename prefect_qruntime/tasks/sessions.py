@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -53,6 +54,7 @@ __all__ = [
     "first_through",
     "note_lost",
     "note_session",
+    "notes_opened",
     "open_session",
 ]
 
@@ -76,8 +78,24 @@ class _Unbound:
     left: bool | None = None
 
 
-_unbound: LRUCache[str, _Unbound] = LRUCache(1024)
-"""Sessions of this process that their first job opens, by token."""
+class _UnboundSessions(LRUCache[str, _Unbound]):
+    """Sessions of this process that their first job opens, by token. Lives on the network loop: a fork has its own."""
+
+    def __init__(self) -> None:
+        super().__init__(1024)
+
+
+_opening: ContextVar[list[SessionRef] | None] = ContextVar("qruntime_opening", default=None)
+
+
+@contextmanager
+def notes_opened(opened: list[SessionRef]) -> Iterator[None]:
+    """Add to a list what is opened in this block, also if the caller is interrupted before it gets the session."""
+    token = _opening.set(opened)
+    try:
+        yield
+    finally:
+        _opening.reset(token)
 
 
 @in_flow
@@ -148,6 +166,29 @@ async def _open(
     where: RunContext,
     token: str,
 ) -> SessionRef:
+    """Open a session. If this fails or is cancelled when it is open, it is closed again: no caller gets it."""
+    opened: list[SessionRef] = []
+    try:
+        session = await _open_recorded(credentials, name, mode, max_ttl, budget, where, token, opened)
+    except BaseException:
+        for left in opened:
+            await _close_left(credentials, left, drain=False)
+        raise
+    if (noted := _opening.get()) is not None:
+        noted.append(session)
+    return session
+
+
+async def _open_recorded(
+    credentials: QuantumRuntimeCredentials,
+    name: str,
+    mode: str,
+    max_ttl: int | None,
+    budget: BudgetLike | None,
+    where: RunContext,
+    token: str,
+    opened: list[SessionRef],
+) -> SessionRef:
     client = credentials.get_client()
     asked = policy.Asked(name, session_seconds=(max_ttl or 0) if mode == "dedicated" else None)
     _, longest = await policy.admit(client.connection, where, block_name(credentials), [asked])
@@ -166,19 +207,21 @@ async def _open(
         # Recorded before it is opened: if this process dies in between, the sweep knows what to search for.
         await note_session(credentials, token, wanted, where, new=True)
         try:
-            opened = await client.open_session(name, mode=mode, max_ttl=admitted.life)
+            found = await client.open_session(name, mode=mode, max_ttl=admitted.life)
         except QuantumRuntimeError as error:
             if not isinstance(error, SubmissionUncertain):  # else the sweep would search for it
                 await note_session(credentials, token, wanted.model_copy(update={"state": "closed"}), where)
             raise
-        session = opened.model_copy(update={"token": token, "max_ttl": opened.max_ttl or admitted.life})
+        session = found.model_copy(update={"token": token, "max_ttl": found.max_ttl or admitted.life})
+        if session.id is not None:
+            opened.append(session)
         await admitted.opened(session)
     if admitted.life < ttl:
         notifications.log_to_run(f"the budget leaves the session {admitted.life} s")
     kind = session.kind
     if session.id is None:
         if session.token is not None:
-            _unbound[session.token] = _Unbound()
+            _unbound()[session.token] = _Unbound()
         notifications.log_to_run(f"{kind} on {name}: opens with its first job, at most {session.max_ttl} s")
         return session
     await note_session(credentials, session.token, session, where)
@@ -309,13 +352,17 @@ async def _opened_in_doubt(credentials: QuantumRuntimeCredentials, unbound: _Unb
     return [job.session_id for job in jobs if job.session_id is not None]
 
 
+def _unbound() -> _UnboundSessions:
+    return network_loop().state(_UnboundSessions)
+
+
 def _of(session: SessionRef) -> _Unbound:
     """What is known of a session without an id.
 
     Raises:
         InvalidInput: It comes from another process, where its binding cannot be shared.
     """
-    unbound = _unbound.get(session.token or "")
+    unbound = _unbound().get(session.token or "")
     if unbound is None:
         raise InvalidInput(
             "this session has no id yet and was opened in another process; submit its first job there and pass "
@@ -331,7 +378,7 @@ def check_not_left(session: SessionRef) -> None:
     Raises:
         SessionClosed: It was; nothing was sent.
     """
-    unbound = _unbound.get(session.token or "") if session.id is None else None
+    unbound = _unbound().get(session.token or "") if session.id is None else None
     if unbound is not None and unbound.left is not None and unbound.ref is None:
         raise SessionClosed("The session was closed before its first job.", solution="Nothing was sent. Open another.")
 
@@ -344,7 +391,7 @@ def note_lost(session: SessionRef | None, key: str) -> None:
 
 def bind(session: SessionRef, ref: JobRef) -> None:
     """Record the id that the first job brought."""
-    unbound = _unbound.get(session.token or "")
+    unbound = _unbound().get(session.token or "")
     if unbound is not None and ref.session is not None and ref.session.id is not None:
         unbound.ref = ref.session
         unbound.doubtful = [key for key in unbound.doubtful if key != ref.submission_key]
@@ -382,7 +429,7 @@ async def first_through(
 
 
 async def _close_left(credentials: QuantumRuntimeCredentials, session: SessionRef, *, drain: bool) -> None:
-    """Close a session that was left while its first job was being submitted, whose outcome is what counts."""
+    """Close a session that its caller left, or did not get. What its caller was doing is what counts."""
     try:
         await close(credentials, session, drain)
     except QuantumRuntimeError as error:

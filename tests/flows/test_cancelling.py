@@ -399,3 +399,26 @@ def test_a_job_belongs_to_a_flow_run_if_all_its_owners_run_in_it(owners: list[An
     for run in ("a1", "a", "b", "t"):
         inside = [run in runs for runs in owners]
         assert belongs(known, run, "t") is (None if not owners else all(inside))
+
+
+@pytest.mark.parametrize("outside", [False, True], ids=["in a flow", "outside"])
+@pytest.mark.parametrize("lost", [False, True], ids=["answered", "lost"])
+def test_a_call_that_is_interrupted_while_it_submits_says_what_lives_on(
+    sandbox: Sandbox, credentials: Any, caplog: pytest.LogCaptureFixture, lost: bool, outside: bool
+) -> None:
+    """Its caller gets no handle: a job that is not told of would be submitted once more by hand."""
+
+    async def interrupted() -> None:
+        sandbox.control.add_fault("POST", "/jobs", delay=2.0, drop="after" if lost else None)
+        submitting = asyncio.create_task(qr.asubmit_job(credentials, [FLIP], backend=BACKEND))
+        assert await asyncio.to_thread(until, lambda: not sandbox.control.faults())
+        submitting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await submitting
+
+    asyncio.run(interrupted() if outside else flow(interrupted)())
+    (job,) = sandbox.control.jobs()
+    (key,) = (tag for tag in job["tags"] if tag.startswith("qr-key:"))
+    (told,) = (line.getMessage() for line in caplog.records if "The call was interrupted" in line.getMessage())
+    assert (key in told, job["id"] in told) == (lost, not lost)
+    assert ("A repeated flow run attaches" in told) is not outside

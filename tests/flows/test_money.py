@@ -14,7 +14,9 @@ from prefect_qruntime import (
     JobRef,
     QuantumRuntimeCredentials,
     QuantumRuntimeError,
+    afetch_results,
     asubmit_job,
+    await_for_completion,
     fetch_results,
     result_storage,
     run_job,
@@ -25,7 +27,7 @@ from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.submission import submission_memory
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.circuits import qaoa
-from tests.support.flow_runs import posts
+from tests.support.flow_runs import posts, until
 from tests.support.random_circuits import executor_params
 from tests.support.scenario import forget_submissions
 
@@ -306,16 +308,39 @@ def test_a_rerun_that_meets_another_least_busy_backend_still_attaches(
     assert posts(sandbox) == 1
 
 
+@pytest.mark.parametrize("named_by", ["handle", "id", "handle by hand", "job"])
 def test_a_private_result_is_stored_before_it_is_handed_on(
-    sandbox: Sandbox, credentials: QuantumRuntimeCredentials
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials, named_by: str
 ) -> None:
     @flow
     def one() -> list[dict[str, int]]:
         job = submit_job(credentials, [CIRCUIT], backend=BACKEND, shots=5, private=True)
-        wait_for_completion(credentials, job)
-        return [fetch_results(credentials, job).counts(), fetch_results(credentials, job.id).counts()]
+        done = wait_for_completion(credentials, job)
+        named = {"handle": job, "id": job.id, "handle by hand": JobRef(id=job.id), "job": done}[named_by]
+        return [fetch_results(credentials, named).counts(), fetch_results(credentials, job.id).counts()]
 
     assert one() == [{"1": 5}, {"1": 5}]
+    reads = [entry for entry in sandbox.control.journal("GET") if entry["path"].endswith("/results")]
+    assert len(reads) == 1
+
+
+@pytest.mark.parametrize("outside", [False, True], ids=["in a flow", "outside"])
+def test_the_only_copy_outlives_the_caller_that_is_cancelled_while_it_arrives(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials, outside: bool
+) -> None:
+    async def interrupted() -> dict[str, int]:
+        job = await asubmit_job(credentials, [CIRCUIT], backend=BACKEND, shots=5, private=True)
+        await await_for_completion(credentials, job)
+        # The service has handed it out, and its answer is on its way.
+        sandbox.control.add_fault("GET", "/jobs/*/results", delay=2.0)
+        fetching = asyncio.create_task(afetch_results(credentials, job))
+        assert await asyncio.to_thread(until, lambda: not sandbox.control.faults())
+        fetching.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await fetching
+        return (await afetch_results(credentials, job)).counts()
+
+    assert asyncio.run(interrupted() if outside else flow(interrupted)()) == {"1": 5}
     reads = [entry for entry in sandbox.control.journal("GET") if entry["path"].endswith("/results")]
     assert len(reads) == 1
 

@@ -489,6 +489,80 @@ def test_stopped_while_it_closes_the_session_is_closed_nevertheless(
     assert [job["status"] for job in sandbox.control.jobs()] == ["Queued"]
 
 
+@pytest.mark.parametrize(
+    ("moment", "stop"),
+    [
+        ("recorded", TimeoutError("Prefect's API is slow")),
+        ("handed over", KeyboardInterrupt()),
+        ("handed over", asyncio.CancelledError()),
+    ],
+)
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_stopped_when_it_is_open_and_the_block_has_not_begun_the_session_is_closed(
+    sandbox: Sandbox,
+    credentials: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+    stop: BaseException,
+    kind: str,
+) -> None:
+    opens, aopens = qr.open_session, qr.aopen_session
+
+    def opened(*given: Any, **options: Any) -> Any:
+        opens(*given, **options)
+        raise stop
+
+    async def aopened(*given: Any, **options: Any) -> Any:
+        await aopens(*given, **options)
+        raise stop
+
+    def record_fails(event: str, *_: Any, **__: Any) -> Any:
+        if event == "opened":
+            raise stop
+
+    if moment == "recorded":
+        monkeypatch.setattr("prefect_qruntime.tasks.sessions.notifications.session_event", record_fails)
+    else:
+        monkeypatch.setattr(sessions, "open_session", opened)
+        monkeypatch.setattr(sessions, "aopen_session", aopened)
+
+    async def caught() -> BaseException | None:
+        try:
+            async with qr.aruntime_session(credentials, BACKEND, max_ttl=300):
+                raise AssertionError("the block began")
+        except BaseException as error:
+            return error
+
+    if kind == "async":
+        assert isinstance(run(caught()), type(stop))
+    else:
+        with pytest.raises(type(stop)), qr.runtime_session(credentials, BACKEND, max_ttl=300):
+            raise AssertionError("the block began")
+    assert only_session(sandbox)["accepting_jobs"] is False
+    assert sandbox.control.open_sessions() == []
+    if moment == "recorded":
+        with pytest.raises(type(stop)):
+            (run(qr.aopen_session(credentials, BACKEND)) if kind == "async" else qr.open_session(credentials, BACKEND))
+        assert len(sandbox.control.sessions()) == 2
+        assert sandbox.control.open_sessions() == []
+
+
+def test_a_forked_process_does_not_open_the_session_of_its_parent(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parent would call it never opened, and leave it open."""
+    credentials = qr.QuantumRuntimeCredentials(**sandbox.connection("legacy"))
+    with qr.runtime_session(credentials, BACKEND, max_ttl=300) as session:
+        with monkeypatch.context() as child:
+            child.setattr("prefect_qruntime.client.network_loop._current", None)  # as after a fork
+            with pytest.raises(qr.InvalidInput, match="opened in another process"):
+                qr.submit_job(credentials, [FLIP], backend=BACKEND, session=session)
+            network_loop().close()
+        assert sandbox.control.jobs() == []
+        qr.run_job(credentials, [FLIP], backend=BACKEND, session=session, shots=3)
+    assert sandbox.control.open_sessions() == []
+
+
 def test_stopped_twice_it_says_that_the_session_may_be_open(
     sandbox: Sandbox, credentials: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefect_qruntime.client.inputs.pub_values import bindings_of, check_order, is_bindings_array
-from prefect_qruntime.client.inputs.pubs import is_quantum_circuit, load_qpy, pub_parts
+from prefect_qruntime.client.inputs.pubs import is_quantum_circuit, load_qpy, parameter_values, pub_parts
 from prefect_qruntime.client.inputs.qasm import scan, statements, text_of
 from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.errors import InvalidInput
@@ -282,13 +282,33 @@ def transpile_pubs(
         rest = list(parts[1:])
         if program_id == "estimator" and rest:
             rest[0] = _laid_out(rest[0], fitting, f"pubs[{place}].observables")
+        if (which := _VALUES[program_id]) < len(rest) and len(fitting.parameters) < len(circuit.parameters):
+            rest[which] = _still_needed(rest[which], circuit, fitting, f"pubs[{place}].parameters")
         found.append((fitting, *rest))
     return found
 
 
+# Where the values stand behind the circuit.
+_VALUES = {"sampler": 0, "estimator": 1}
+
+
+def _still_needed(values: Any, circuit: Any, fitting: Any, field: str) -> Any:
+    """The values of the parameters that the transpiled circuit still has: others would be taken for theirs.
+
+    Qiskit removes what has no effect on the outcomes, such as a rotation about z before a measurement.
+    """
+    names = [parameter.name for parameter in circuit.parameters]
+    rows = parameter_values(values, circuit, field=field)
+    if rows is None:
+        return None
+    from numpy import asarray
+
+    return asarray(rows)[..., [names.index(parameter.name) for parameter in fitting.parameters]].tolist()
+
+
 def _check_order(text: str, rest: list[Any], field: str, program_id: str) -> None:
     """Refuse a list of values whose order the text leaves open: the transpiled circuit has one order, qiskit's."""
-    place = 0 if program_id == "sampler" else 1
+    place = _VALUES[program_id]
     values = rest[place] if len(rest) > place else None
     values = bindings_of(values) if is_bindings_array(values) else values
     check_order(values, scan(text, field=f"{field}.circuit").inputs, field=f"{field}.parameters")

@@ -45,6 +45,7 @@ __all__ = [
     "is_encoded_circuit",
     "is_quantum_circuit",
     "load_qpy",
+    "parameter_values",
     "pub_parts",
     "qpy_bytes",
     "read_circuit",
@@ -438,26 +439,38 @@ def _parameters(value: Any, circuit: Circuit, *, field: str) -> Any:
         checked = check_parameters(value, circuit.inputs, field=field)
         check_order(value, circuit.inputs, field=field)
         return checked
-    # Names are a matter of the caller's circuit; on the wire an array in the circuit's own order
-    # is all that is needed, and qiskit knows its own rules of shapes best.
+    return parameter_values(value, circuit.source, field=field)
+
+
+def parameter_values(value: Any, circuit: Any, *, field: str) -> Any:
+    """The values of a `QuantumCircuit`'s parameters as nested lists, the last axis in the circuit's own order.
+
+    Names are a matter of the caller's circuit, and qiskit knows its own rules of shapes best.
+
+    Returns:
+        The lists; None without parameters and points.
+
+    Raises:
+        InvalidInput: As `check_parameters`.
+    """
+    parameters = circuit.parameters
+    inputs = tuple(parameter.name for parameter in parameters)
     if value is None:
-        return check_parameters(None, circuit.inputs, field=field)
+        return check_parameters(None, inputs, field=field)
     from qiskit.primitives.containers.bindings_array import BindingsArray
 
-    parameters = circuit.source.parameters
     if not isinstance(value, BindingsArray):
+        checked = check_parameters(value, inputs, field=field)
         if not isinstance(value, dict):
-            value = check_parameters(value, circuit.inputs, field=field)
+            value = checked
             if value is None:
                 return None
             value = {tuple(parameters): value}
-        else:
-            check_parameters(value, circuit.inputs, field=field)
     try:
         found = BindingsArray.coerce(value).as_array(parameters).tolist()
     except Exception as error:
         raise InvalidInput(str(error), field=field) from None
-    return check_parameters(found, circuit.inputs, field=field)
+    return check_parameters(found, inputs, field=field)
 
 
 def _check_broadcast(observables: tuple[int, ...], points: tuple[int, ...] | None, *, field: str) -> None:

@@ -89,7 +89,7 @@ class Agreement:
     @property
     def verdict(self) -> str:
         """`agree`, `differ` or `cannot be compared`."""
-        if self.comparisons and not self.compared:
+        if not self.compared:
             return _UNKNOWN
         return "agree" if self.agrees else "differ"
 
@@ -110,7 +110,7 @@ class Agreement:
         """The outcome as one or two sentences for users."""
         rate = f"two runs of one circuit are reported as different in at most {100 * self.false_alarm:.3g}% of cases"
         if not self.comparisons:
-            return f"Nothing to compare ({rate})."
+            return "The two results cannot be compared: they hold neither counts nor expectation values."
         left = len(self.comparisons) - len(self.compared)
         why = "because the standard error of a result is not known"
         if not self.compared:
@@ -230,7 +230,7 @@ def compare_results(one: JobResult, other: JobResult, *, false_alarm: float = 0.
     found = [item for pub in range(one.num_pubs) for item in _compared(one, other, pub)]
     found.sort(key=lambda item: item.p_value if item.comparable else math.inf)
     compared = [item for item in found if item.comparable]
-    agrees = all(item.p_value >= false_alarm / len(compared) for item in compared) and bool(compared or not found)
+    agrees = bool(compared) and all(item.p_value >= false_alarm / len(compared) for item in compared)
     return Agreement(agrees, false_alarm, tuple(found))
 
 
@@ -238,21 +238,22 @@ def _compared(one: JobResult, other: JobResult, pub: int) -> Iterable[Comparison
     where = f"pubs[{pub}]"
     if one.is_estimator(pub) != other.is_estimator(pub) or one.registers(pub) != other.registers(pub):
         raise InvalidInput(f"{where} has other registers in the two results", field="results")
-    if one.is_estimator(pub):
-        values = [list(map(_number, _leaves(result.expectation_values(pub)))) for result in (one, other)]
-        errors = [_errors(result, pub, len(values[0])) for result in (one, other)]
-        if len(values[0]) != len(values[1]):
-            raise InvalidInput(f"{where} has other shapes in the two results", field="results")
-        for place, (left, right) in enumerate(zip(*values, strict=True)):
+    estimator = one.is_estimator(pub)
+    found = [
+        list(_leaves(result.expectation_values(pub) if estimator else result.counts_array(pub)))
+        for result in (one, other)
+    ]
+    if one.shape(pub) != other.shape(pub) or len(found[0]) != len(found[1]):
+        raise InvalidInput(f"{where} has other shapes in the two results", field="results")
+    if estimator:
+        errors = [_errors(result, pub, len(found[0])) for result in (one, other)]
+        for place, (left, right) in enumerate(zip(*found, strict=True)):
             pair = errors[0][place], errors[1][place]
-            yield compare_values(left, right, pair, what=f"{where} value {place}")
+            yield compare_values(_number(left), _number(right), pair, what=f"{where} value {place}")
         return
     # The joint outcome of all registers holds whatever a single register would show.
-    counts = [list(_leaves(result.counts_array(pub))) for result in (one, other)]
-    if len(counts[0]) != len(counts[1]):
-        raise InvalidInput(f"{where} has other shapes in the two results", field="results")
     names, order = list(one.registers(pub)), other.registers(pub)
-    for place, (left, right) in enumerate(zip(*counts, strict=True)):
+    for place, (left, right) in enumerate(zip(*found, strict=True)):
         same = right if list(order) == names else _in_order(right, order, names)
         yield compare_counts(left, same, what=f"{where} point {place}")
 

@@ -6,6 +6,7 @@ when it is first used. Neither numpy nor qiskit is needed, except by `to_primiti
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -335,6 +336,8 @@ class JobResult(BaseModel):
     def _view(self, pub: int) -> PubView:
         with self._reading(pub):
             raw, last = self.raw, self._last_view
+            if not isinstance(pub, bool) and hasattr(pub, "__index__"):  # also numpy's integers
+                pub = operator.index(pub)
             if last.get("raw") is raw and last["pub"] == pub and type(pub) is int:
                 view: PubView = last["view"]
                 return view

@@ -107,6 +107,37 @@ def test_values_are_those_of_their_names_or_refused(kind: str, names: str, progr
             assert caught.value.field == refused == "pubs[0].parameters"
 
 
+@pytest.mark.parametrize("program", ["sampler", "estimator"])
+@pytest.mark.parametrize("level", [1, 2])
+@pytest.mark.parametrize("points", [(), (3,), (2, 3)])
+@pytest.mark.parametrize("kind", ["list", "names", "bindings"])
+@pytest.mark.parametrize("gone", ["b", "ac", "abc"])
+def test_values_of_a_parameter_that_is_optimised_away_are_not_taken_for_those_of_another(
+    gone: str, kind: str, points: tuple[int, ...], level: int, program: str
+) -> None:
+    circuit, names = QuantumCircuit(3, 3), "abc"
+    for qubit, name in enumerate(names):
+        # A rotation about z of the state 0 has no effect.
+        (circuit.rz if name in gone else circuit.rx)(Parameter(name), qubit)
+    if program == "sampler":
+        circuit.measure(range(3), range(3))
+    rows = np.random.default_rng(1).uniform(-3, 3, (*points, 3))
+    values: Any = {
+        "list": rows.tolist(),
+        "names": {name: rows[..., [place]].tolist() for place, name in enumerate(names)},
+        "bindings": BindingsArray({tuple(names): rows}, shape=points),
+    }[kind]
+    pub = (circuit, values) if program == "sampler" else (circuit, "ZZZ", values)
+    found = transpile_pubs([pub], LINE, program_id=program, optimization_level=level)
+    left = [parameter.name for parameter in found[0][0].parameters]
+    assert set(names) - set(left) <= set(gone)
+    spec = make_spec(found, backend="b", program_id=program)
+    wanted = rows[..., [names.index(name) for name in left]]
+    assert np.array(spec.pubs[0].parameters if wanted.shape != (0,) else []).tolist() == wanted.tolist()
+    if program == "sampler" and left:
+        assert StatevectorSampler(seed=1).run([(found[0][0], wanted)], shots=1).result()[0].data.c.shape == points
+
+
 @pytest.mark.parametrize(
     ("pubs", "program", "field"),
     [

@@ -217,10 +217,23 @@ def test_what_cannot_be_compared() -> None:
     ):
         with pytest.raises(InvalidInput, match=word):
             compare_results(one, other)
+    values = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    flat, wide, tall = values, [values[:3], values[3:]], [values[:2], values[2:4], values[4:]]
+    for left, right in itertools.permutations([flat, wide, tall], 2):
+        with pytest.raises(InvalidInput, match="shapes"):  # the values of other pairs would stand in one place
+            compare_results(*(_estimates(one, one) for one in (left, right)))
     with pytest.raises(InvalidInput, match="between"):
         compare_results(one, one, false_alarm=0)
     with pytest.raises(ValueError, match="no shots"):
         compare_counts({}, {"0": 1})
+
+
+@pytest.mark.parametrize("body", [{"noise": [1]}, [], {"results": []}, {"values": []}])
+def test_results_without_counts_and_values_do_not_agree(body: Any) -> None:
+    """Such as those of two noise learners: nothing of them was looked at."""
+    found = compare_results(*(JobResult.from_body(body, job_id=job_id) for job_id in ("a", "b")))
+    assert (found.agrees, found.verdict) == (False, "cannot be compared")
+    assert str(found).startswith("The two results cannot be compared")
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 7, 30, 200, 4000])

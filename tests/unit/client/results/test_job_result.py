@@ -468,9 +468,14 @@ def test_numpy_integers_are_indices() -> None:
     result = _read(encoded(DataBin(shape=(3,), c=ARRAY)))
     assert result.counts(index=np.int64(1)) == result.counts(index=1)  # type: ignore[arg-type]
     assert result.counts(index=(np.uint8(2),)) == result.counts(index=-1)  # type: ignore[arg-type]
+    for pub in np.arange(result.num_pubs):
+        assert result.counts(pub, index=0) == result.counts(0, index=0)
+        assert result.shape(pub) == (3,)
     for wrong in (np.bool_(True), True, 1.0):
         with pytest.raises(InvalidInput):
             result.counts(index=wrong)  # type: ignore[arg-type]
+        with pytest.raises(InvalidInput):
+            result.counts(wrong, index=0)  # type: ignore[arg-type]
 
 
 @pytest.mark.uncounted
