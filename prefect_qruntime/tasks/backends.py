@@ -103,7 +103,7 @@ async def _fitting(client: QuantumRuntimeClient, min_qubits: int | None, simulat
     """The instance's backends of at least a size and of a kind, in the service's order.
 
     Raises:
-        InvalidInput: `min_qubits` is no whole number.
+        InvalidInput: `min_qubits` is not a whole number.
     """
     if min_qubits is not None and (isinstance(min_qubits, bool) or not isinstance(min_qubits, int)):
         raise InvalidInput(f"must be a whole number, not {min_qubits!r:.60}", field="min_qubits")
@@ -136,7 +136,7 @@ async def alist_backends(
         The backends that fit, in the service's order.
 
     Raises:
-        InvalidInput: `min_qubits` is no whole number.
+        InvalidInput: `min_qubits` is not a whole number.
     """
     fitting = await _fitting(credentials.get_client(), min_qubits, simulator)
     found = [backend for backend in fitting if status is None or backend.status == status]
@@ -174,7 +174,7 @@ async def aselect_backend(
 
     Raises:
         NotFound: None that fits is online, or none is that large.
-        InvalidInput: `timeout` is negative or no number, or `min_qubits` is no whole number.
+        InvalidInput: `timeout` is negative or no number, or `min_qubits` is not a whole number.
     """
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 <= timeout < math.inf:
         raise InvalidInput("must be a number of seconds, 0 or more", field="timeout")

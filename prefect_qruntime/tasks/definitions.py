@@ -377,7 +377,9 @@ def _task_of(
     def decorate(body: Callable[P, Coroutine[Any, Any, R]]) -> Task[P, Coroutine[Any, Any, R]]:
         @functools.wraps(body)
         async def traced(*args: P.args, **kwargs: P.kwargs) -> R:
-            check_credentials(args[0] if args else kwargs.get("credentials"))
+            given = args[0] if args else kwargs.get("credentials")
+            if not hasattr(given, "get_client"):  # checked here first, to save a call in each good one
+                check_credentials(given)
             with trace_task(name), around():
                 return await body(*args, **kwargs)
 
