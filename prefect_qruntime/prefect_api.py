@@ -49,6 +49,7 @@ __all__ = [
     "Loadable",
     "NotAwaited",
     "api",
+    "check_block_name",
     "clock_offset",
     "current_flow_run_id",
     "family",
@@ -253,6 +254,20 @@ async def saved_names(kind: type[Block]) -> list[str]:
     return sorted(document.name for document in documents if document.name)
 
 
+def check_block_name(name: str, *, field: str) -> None:
+    """Refuse a name that Prefect cannot be asked for, though it saves a block under one that ends with a line break.
+
+    Raises:
+        InvalidInput: It has a line break or another control character.
+    """
+    if not name.isprintable():
+        raise InvalidInput(
+            f"{name!r:.100} cannot be loaded: the name has a line break or another control character.",
+            field=field,
+            solution="If a block is saved under it, save that under a name without it, and delete this one.",
+        )
+
+
 def unknown_block(
     kind: type[Block], name: str, saved: Sequence[str], *, field: str, fix: str = "Create one in the UI under Blocks."
 ) -> InvalidInput:
@@ -284,6 +299,7 @@ async def load_saved(kind: type[B], name: str, *, field: str, fix: str) -> B:
     title = kind._block_type_name
     if not isinstance(name, str):
         raise InvalidInput(f"must be the name of a saved {title} block, not {type(name).__name__}", field=field)
+    check_block_name(name, field=field)
     try:
         return cast(B, await kind.aload(name, client=await api()))
     except InvalidInput as error:

@@ -109,6 +109,15 @@ def test_the_floor_has_what_its_tests_import() -> None:
     assert wanted - installed == NOT_AT_THE_FLOOR
 
 
+def test_each_extra_with_qiskit_has_its_reader_of_openqasm_3() -> None:
+    """Before: `[qiskit]` alone could not transpile the circuit of the quick start, which is OpenQASM 3."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    brings = {extra: {Requirement(one).name for one in given} for extra, given in extras.items()}
+    having = {extra for extra, names in brings.items() if "qiskit" in names}
+    assert having >= {"qiskit", "ibm", "sandbox"}
+    assert {extra for extra in having if "qiskit-qasm3-import" not in brings[extra]} == set()
+
+
 def test_every_file_that_the_guides_name_exists() -> None:
     """AGENTS.md and CONTRIBUTING.md name files from the root, from the package, or from their own folder."""
     guides = [*ROOT.glob("*.md"), *(ROOT / "prefect_qruntime").rglob("AGENTS.md"), *(ROOT / "tests").glob("AGENTS.md")]

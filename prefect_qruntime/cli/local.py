@@ -29,7 +29,7 @@ from rich.console import Console
 
 from prefect_qruntime.cli.options import MOST_SHOTS, AsJson, between, many, require_prefect
 from prefect_qruntime.client.connection import DIALECTS, Dialects
-from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 
 if TYPE_CHECKING:
     from prefect_qruntime.sandbox import Sandbox
@@ -105,6 +105,8 @@ def demo(
     """
     from prefect_qruntime.flows.run_circuits import print_table
 
+    if cannot_run := _missing():
+        raise QuantumRuntimeError(cannot_run)
     os.environ.setdefault(_START_LIMIT, "120")
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
     require_prefect()
@@ -119,6 +121,18 @@ def demo(
     if wrong:
         console.print(f"[red]{many(wrong, 'run')} of the flip circuit did not give nearly all ones.[/red]")
     return 1 if wrong else 0
+
+
+def _missing() -> str:
+    """What to install so that the sandbox here runs circuits; empty if it does."""
+    from prefect_qruntime.sandbox.service import missing_packages
+
+    if not (absent := missing_packages(physics=True)):
+        return ""
+    return (
+        f"The sandbox cannot run circuits here. Not installed: {', '.join(absent)}. "
+        "Install them with `pip install 'prefect-qruntime[sandbox]'`."
+    )
 
 
 def _implausible(row: dict[str, Any]) -> bool:
@@ -197,6 +211,8 @@ def sandbox(
 
     def show(running: Sandbox) -> None:
         facts = running.connection()
+        if cannot_run := _missing():
+            sys.stderr.write(f"{cannot_run}\n")
         if json:
             sys.stdout.write(orjson.dumps(facts).decode() + "\n")
             sys.stdout.flush()

@@ -32,6 +32,7 @@ from prefect_qruntime.diagnostics.prefect_server import (
     check_settings,
 )
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
+from prefect_qruntime.prefect_api import check_block_name
 
 __all__ = ["DoctorReport", "arun_doctor", "check_block", "run_doctor"]
 
@@ -106,7 +107,11 @@ async def _documents(
             return {}, [none]
         for name in saved if names is None else dict.fromkeys(names):
             try:
+                check_block_name(name, field="block")
                 found[name] = (await client.read_block_document_by_name(name, slug)).data
+            except InvalidInput as error:
+                odd = problem("block", error.message, error.solution or "")
+                findings.append(odd.model_copy(update={"block": name}))
             except ObjectNotFound:
                 fix = f"Use a saved one ({', '.join(saved) or 'there is none'}), or create it."
                 gone = problem("block", "No credentials block has this name.", fix)

@@ -38,7 +38,7 @@ from prefect_qruntime.prefect_api import api, current_flow_run_id
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.suspend import waits
 from prefect_qruntime.suspend.waits import Wait
-from prefect_qruntime.tasks.definitions import JobLike, as_job
+from prefect_qruntime.tasks.definitions import JobLike, as_job, check_credentials
 from prefect_qruntime.tasks.jobs import await_for_completion, wait_for_completion
 
 __all__ = [
@@ -251,7 +251,7 @@ def suspend_until_done(credentials: QuantumRuntimeCredentials, job: JobLike) -> 
             return fetch_results(credentials, job).counts()
         ```
     """
-    ref = _checked(job)
+    ref = _checked(credentials, job)
     while not (obstacle := _obstacle(credentials)):
         done = network_loop().run(_end(credentials, ref))
         if done is not None:
@@ -264,7 +264,7 @@ def suspend_until_done(credentials: QuantumRuntimeCredentials, job: JobLike) -> 
 
 async def asuspend_until_done(credentials: QuantumRuntimeCredentials, job: JobLike) -> Job:
     """As `suspend_until_done`, for async flows."""
-    ref = _checked(job)
+    ref = _checked(credentials, job)
     while not (obstacle := _obstacle(credentials)):
         done = await network_loop().arun(_end(credentials, ref))
         if done is not None:
@@ -300,7 +300,8 @@ async def aleave_to_watcher(credentials: QuantumRuntimeCredentials, job: JobLike
     return await network_loop().arun(_leave(credentials, as_job(job)))
 
 
-def _checked(job: JobLike) -> JobRef:
+def _checked(credentials: QuantumRuntimeCredentials, job: JobLike) -> JobRef:
+    check_credentials(credentials)
     if TaskRunContext.get() is not None:
         raise InvalidInput("suspend_until_done belongs in the flow: Prefect cannot suspend a task run", field="job")
     return as_job(job)
@@ -364,6 +365,7 @@ async def _note(credentials: QuantumRuntimeCredentials, ref: JobRef) -> str:
 
 
 async def _leave(credentials: QuantumRuntimeCredentials, ref: JobRef) -> JobRef:
+    check_credentials(credentials)
     block = block_name(credentials)
     if block is None:
         raise InvalidInput("must be a saved block: the watcher loads it by name", field="credentials")

@@ -99,6 +99,22 @@ authenticate = blocking(aauthenticate)
 """As `aauthenticate`, for sync flows."""
 
 
+async def _fitting(client: QuantumRuntimeClient, min_qubits: int | None, simulator: bool | None) -> list[Backend]:
+    """The instance's backends of at least a size and of a kind, in the service's order.
+
+    Raises:
+        InvalidInput: `min_qubits` is not a whole number.
+    """
+    if min_qubits is not None and (isinstance(min_qubits, bool) or not isinstance(min_qubits, int)):
+        raise InvalidInput(f"must be a whole number, not {min_qubits!r:.60}", field="min_qubits")
+    return [
+        backend
+        for backend in await client.backends()
+        if (min_qubits is None or (backend.num_qubits or 0) >= min_qubits)
+        and (simulator is None or backend.simulator is simulator)
+    ]
+
+
 @in_flow
 @repeats("list backends", "list backends")
 async def alist_backends(
@@ -118,14 +134,12 @@ async def alist_backends(
 
     Returns:
         The backends that fit, in the service's order.
+
+    Raises:
+        InvalidInput: `min_qubits` is not a whole number.
     """
-    found = [
-        backend
-        for backend in await credentials.get_client().backends()
-        if (min_qubits is None or (backend.num_qubits or 0) >= min_qubits)
-        and (status is None or backend.status == status)
-        and (simulator is None or backend.simulator is simulator)
-    ]
+    fitting = await _fitting(credentials.get_client(), min_qubits, simulator)
+    found = [backend for backend in fitting if status is None or backend.status == status]
     listed = [f"{backend.name} ({backend.status})" for backend in found]
     count = many(len(found), "backend")
     notifications.log_to_run(line_of(count, *(f"{', ' if place else ': '}{one}" for place, one in enumerate(listed))))
@@ -160,18 +174,13 @@ async def aselect_backend(
 
     Raises:
         NotFound: None that fits is online, or none is that large.
-        InvalidInput: `timeout` is negative or no number.
+        InvalidInput: `timeout` is negative or no number, or `min_qubits` is not a whole number.
     """
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 <= timeout < math.inf:
         raise InvalidInput("must be a number of seconds, 0 or more", field="timeout")
     client, end, pause, told = credentials.get_client(), time.monotonic() + timeout, _FIRST_PAUSE, ""
     while True:
-        fitting = [
-            backend
-            for backend in await client.backends()
-            if (min_qubits is None or (backend.num_qubits or 0) >= min_qubits)
-            and (simulator is None or backend.simulator is simulator)
-        ]
+        fitting = await _fitting(client, min_qubits, simulator)
         if online := [backend for backend in fitting if backend.is_online]:
             best = min(online, key=lambda b: (b.queue_length or 0, -(b.num_qubits or 0), b.name))
             queue = "queue unknown" if best.queue_length is None else many(best.queue_length, "queued job")

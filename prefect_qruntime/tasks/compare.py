@@ -13,7 +13,7 @@ from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import JobRef
 from prefect_qruntime.observability import notifications
-from prefect_qruntime.tasks.definitions import Submission, plan_submission, spelled_out
+from prefect_qruntime.tasks.definitions import Submission, check_credentials, plan_submission, spelled_out
 from prefect_qruntime.tasks.estimate import aask_above, ask_above
 from prefect_qruntime.tasks.jobs import (
     afetch_results,
@@ -131,6 +131,7 @@ async def _check(credentials: QuantumRuntimeCredentials, pubs: Any, submission: 
     Raises:
         InvalidInput: A field is wrong; it is named.
     """
+    check_credentials(credentials)
     checked_rate(false_alarm)
     if submission.get("route") is not None:
         raise InvalidInput("compare_routes runs both routes. Leave route out.", field="route")

@@ -68,6 +68,7 @@ __all__ = [
     "as_session",
     "backend_name",
     "blocking",
+    "check_credentials",
     "creates",
     "defaults_of",
     "digest_fields",
@@ -355,13 +356,19 @@ def _reaches_prefect(record: logging.LogRecord) -> bool:
 logging.getLogger("prefect.task_runs").addFilter(_reaches_prefect)
 
 
-def _no_credentials(given: Any) -> InvalidInput:
-    """Build the error for what is not a credentials block, such as a block's name. It may be a key and is not shown."""
-    return InvalidInput(
-        f"must be a Quantum Runtime Credentials block, not {type(given).__name__}.",
-        field="credentials",
-        solution="Load it by its name: `load_credentials(name)`, or `await aload_credentials(name)` in async code.",
-    )
+def check_credentials(given: Any) -> None:
+    """Refuse what is not a credentials block, such as a block's name. It may be a key and is not shown.
+
+    Raises:
+        InvalidInput: It is none.
+    """
+    # A block that is not awaited yet says so itself when it is asked for the method.
+    if not callable(getattr(given, "get_client", None)):
+        raise InvalidInput(
+            f"must be a Quantum Runtime Credentials block, not {type(given).__name__}.",
+            field="credentials",
+            solution="Load it by its name: `load_credentials(name)`, or `await aload_credentials(name)` in async code.",
+        )
 
 
 def _task_of(
@@ -376,9 +383,8 @@ def _task_of(
         @functools.wraps(body)
         async def traced(*args: P.args, **kwargs: P.kwargs) -> R:
             given = args[0] if args else kwargs.get("credentials")
-            # A block that is not awaited yet says so itself when it is asked for the method.
-            if not callable(getattr(given, "get_client", None)):
-                raise _no_credentials(given)
+            if not hasattr(given, "get_client"):  # checked here first, to save a call in each good one
+                check_credentials(given)
             for flag in kwargs.keys() & flags:
                 check_flag(kwargs[flag], field=flag)
             with trace_task(name), around():
@@ -413,6 +419,8 @@ def run_blocking(body: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         return network_loop().run(body(*args, **kwargs))
 
+    # The name in Prefect's errors and in `help()`.
+    call.__name__ = body.__name__.removeprefix("a")
     return call
 
 
@@ -420,6 +428,7 @@ def blocking(twin: Task[P, Coroutine[Any, Any, R]]) -> Task[P, R]:
     """Make the task for sync flows from its async twin: same name, parameters, retries, result and errors."""
     changed: Any = copy.copy(twin)  # `with_options` would read the source file once more
     changed.fn = run_blocking(twin.fn)
+    changed.__name__ = changed.fn.__name__
     changed.isasync = False
     return changed  # type: ignore[no-any-return]
 

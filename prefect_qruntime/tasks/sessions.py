@@ -24,7 +24,7 @@ from prefect_qruntime.admission.locks import submission_lock
 from prefect_qruntime.cancellation import ends_if_cancelled
 from prefect_qruntime.client.network_loop import network_loop, on_network_loop
 from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name
-from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError, SessionClosed, SubmissionUncertain
+from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError, SessionClosed, SubmissionUncertain
 from prefect_qruntime.models import Backend, JobRef, SessionRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.artifacts import find_records
@@ -248,6 +248,10 @@ async def aclose_session(
 
     Returns:
         The session as read back.
+
+    Raises:
+        NotFound: The instance does not know the session, and no record shows that it was opened there: the id is
+            wrong, or the session is another instance's. It may still be open.
     """
     ref = as_session(session)
     if ref is None:
@@ -292,6 +296,14 @@ async def close(
         return closed
     read = await credentials.get_client().close_session(session.id, drain=drain)
     if read is None:
+        if not await _was_opened_on(credentials, session.id):
+            raise NotFound(
+                f"The instance knows no {session.kind} {session.id}, and no record says that it was opened there.",
+                solution=(
+                    "It may still be open and charging: check the id, and use the credentials of the instance that "
+                    "has it. `prefect-qruntime sessions` lists what is open on all instances."
+                ),
+            )
         notifications.log_to_run(f"{session.kind} {session.id} is no longer known to the service")
         closed = session.model_copy(update={"state": "closed", "accepting_jobs": False})
     else:
@@ -313,6 +325,20 @@ async def close(
     await _note_closed(credentials, token, closed)
     notifications.session_event(event, closed, drain=drain)
     return closed
+
+
+async def _was_opened_on(credentials: QuantumRuntimeCredentials, session_id: str) -> bool:
+    """Whether a record shows that a session was opened on this instance. What cannot be read shows nothing.
+
+    Each instance says of the sessions of all others that it does not know them.
+    """
+    records = [note.record for note in await session_notes.session_notes([])]
+    try:
+        records += await find_records("session", identifiers=[session_id])
+    except Exception as error:
+        log.warning("The record of session %s could not be read: %r", session_id, error)
+    connection, block = credentials.get_client().connection, block_name(credentials) or ""
+    return any(record.meta.get("session") == session_id and record.leads_to(connection, block) for record in records)
 
 
 async def _note_closed(credentials: QuantumRuntimeCredentials, token: str | None, closed: SessionRef) -> None:

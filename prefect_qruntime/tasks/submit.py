@@ -408,6 +408,7 @@ def _counting(numbered: Task[..., Any]) -> Callable[[TaskT], TaskT]:
 
     def decorate(plain: TaskT) -> TaskT:
         _as_submit_task(plain, numbered)
+        numbered.fn.__name__ = plain.fn.__name__  # in Prefect's errors about a call
         return plain
 
     return decorate

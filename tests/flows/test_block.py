@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from prefect import flow, task
 from prefect.blocks.core import Block
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import BlockDocumentUpdate
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.testing.standard_test_suites.blocks import BlockStandardTestSuite
@@ -17,6 +18,7 @@ from prefect_qruntime import InvalidInput, QuantumRuntimeCredentials, aload_cred
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.prefect_api import api
 from prefect_qruntime.sandbox import Sandbox
+from tests.support.command_line import exit_code
 from tests.support.flow_runs import BACKEND, FLIP, ran, records, run, task_runs
 from tests.support.prefect_calls import asked
 from tests.support.prefect_server import PrefectServer
@@ -65,6 +67,34 @@ def test_a_name_that_does_not_exist(prefect_server: Any) -> None:
     with pytest.raises(InvalidInput, match="no-such-block") as caught:
         load_credentials("no-such-block")
     assert caught.value.field == "credentials_block"
+
+
+@pytest.mark.parametrize("name", ["nightly\n", "nightly\r\n", "a\tb", "\x00", "a\u2028b"])
+def test_a_name_with_a_control_character(prefect_server: Any, name: str) -> None:
+    with pytest.raises(InvalidInput, match="cannot be loaded") as caught:
+        load_credentials(name)
+    assert caught.value.field == "credentials_block"
+    assert name not in str(caught.value)
+
+
+def test_a_block_saved_under_a_name_with_a_line_break_stops_no_command(
+    credentials: QuantumRuntimeCredentials, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prefect saves it, but cannot ask for it: a name read from a file, for instance."""
+    document = run(credentials.asave("from-a-file\n"))
+
+    async def drop() -> None:
+        async with get_client() as client:
+            await client.delete_block_document(document)
+
+    try:
+        for command in ("jobs", "sessions", "sweep", "backends", "usage"):
+            assert exit_code(command) == 1
+            assert "'from-a-file\\n' cannot be loaded" in capsys.readouterr().err
+        assert exit_code("doctor", "--json") == 1
+        assert "cannot be loaded" in capsys.readouterr().out
+    finally:
+        run(drop())
 
 
 def test_a_misspelt_name_in_async_code_binds_no_client_to_its_loop(prefect_server: PrefectServer) -> None:

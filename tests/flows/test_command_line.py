@@ -75,6 +75,21 @@ def test_the_demo_hands_on_how_the_circuits_run(
     assert all({name: one[name] for name in given} == given for one in asked)
 
 
+def test_without_the_extra_the_demo_starts_no_flow(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before: it printed the traces of three runs, and the reason last."""
+    monkeypatch.setattr("prefect_qruntime.sandbox.service.missing_packages", lambda *, physics: ("qiskit_aer",))
+    monkeypatch.setattr("prefect_qruntime.cli.local.demo_flow", None)
+    assert exit_code("demo") == 1
+    shown = capsys.readouterr()
+    assert shown.err == (
+        "The sandbox cannot run circuits here. Not installed: qiskit_aer. "
+        "Install them with `pip install 'prefect-qruntime[sandbox]'`.\n"
+    )
+    assert shown.out == ""
+
+
 def test_what_prefect_registers_is_our_blocks_and_no_base_class_of_its_own() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     module = import_module(project["entry-points"]["prefect.collections"]["prefect_qruntime"])

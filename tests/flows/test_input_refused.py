@@ -19,7 +19,9 @@ from prefect_qruntime import (
     cancel_job,
     close_session,
     fetch_results,
+    list_backends,
     open_session,
+    select_backend,
     submit_job,
     wait_for_completion,
 )
@@ -119,6 +121,11 @@ def test_what_names_no_job(sandbox: Sandbox, credentials: QuantumRuntimeCredenti
         ("queue_timeout", lambda c: wait_for_completion.fn(c, "d1", queue_timeout=-1)),
         ("on_timeout", lambda c: wait_for_completion.fn(c, "d1", on_timeout="panic")),
         ("stream", lambda c: wait_for_completion.fn(c, "d1", stream="maybe")),
+        *(
+            ("min_qubits", lambda c, task=task, wrong=wrong: task.fn(c, min_qubits=wrong))
+            for task in (list_backends, select_backend)
+            for wrong in ("5", 1.5, True, [5])
+        ),
     ],
 )
 def test_other_arguments(
@@ -133,6 +140,48 @@ def test_other_arguments(
 def fields_of(one: Any) -> set[str]:
     """The parameters of a function or a task, or the fields of a block."""
     return set(one.model_fields if isinstance(one, type) else inspect.signature(one).parameters)
+
+
+WITH_CREDENTIALS = {
+    name: one
+    for name in prefect_qruntime.__all__
+    if (isinstance(one := getattr(prefect_qruntime, name), Task) or inspect.isfunction(one))
+    and "credentials" in fields_of(one)
+}
+"""Every public function and task that takes a credentials block."""
+
+
+@pytest.mark.parametrize("name", WITH_CREDENTIALS)
+@pytest.mark.parametrize("wrong", ["ibm", None, {"api_key": "not-shown"}], ids=["name", "None", "dict"])
+def test_what_is_no_credentials_block_is_refused(sandbox: Sandbox, name: str, wrong: Any) -> None:
+    one = WITH_CREDENTIALS[name]
+    others = {"pubs": [FLIP], "backend": BACKEND, "job": "d1", "session": "s1"}
+    parameters = inspect.signature(one).parameters
+    given = {
+        field: value
+        for field, value in others.items()
+        if field in parameters and (field == "pubs" or parameters[field].default is inspect.Parameter.empty)
+    }
+
+    async def entered(block: Any) -> None:
+        async with block:
+            pass
+
+    def call() -> None:
+        made = getattr(one, "fn", one)(wrong, **given)
+        if inspect.isawaitable(made):
+            run(made)
+        elif hasattr(made, "__aenter__"):
+            run(entered(made))
+        elif hasattr(made, "__enter__"):
+            made.__enter__()
+
+    with pytest.raises(InvalidInput) as caught:
+        call()
+    assert caught.value.field == "credentials"
+    assert "load_credentials" in str(caught.value)
+    assert "not-shown" not in str(caught.value)
+    assert sandbox.control.journal() == []
 
 
 WAITS: dict[str, list[Any]] = {

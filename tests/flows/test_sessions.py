@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -15,6 +17,7 @@ from prefect.states import Cancelling
 
 import prefect_qruntime as qr
 from prefect_qruntime import hooks, sessions
+from prefect_qruntime.client import sessions as client_sessions
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.service import Service
 from prefect_qruntime.sandbox import Sandbox
@@ -612,3 +615,41 @@ def test_retries_given_to_an_opening_whose_answer_was_lost_open_no_second_sessio
     _, state = ran(opens)
     assert state.is_failed()
     assert len(sandbox.control.sessions()) == 1
+
+
+@pytest.fixture(scope="module")
+def other_instance() -> Iterator[Sandbox]:
+    with Sandbox() as other:
+        yield other
+
+
+@pytest.mark.parametrize("kind", ["flow", "script"])
+def test_what_another_instance_does_not_know_is_not_called_closed(
+    sandbox: Sandbox, other_instance: Sandbox, dialect: str, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Before: closed by another instance's credentials, it was called closed, recorded so, and never swept."""
+    monkeypatch.setattr(client_sessions, "close_session", partial(client_sessions.close_session, patience=0.0))
+    credentials = sandbox.credentials(dialect)
+
+    def closes() -> tuple[qr.SessionRef, qr.SessionRef]:
+        session = qr.open_session(credentials, BACKEND, max_ttl=300)
+        job = qr.submit_job(credentials, [FLIP], backend=BACKEND, session=session)
+        assert job.session is not None
+        bound = session.model_copy(update={"id": job.session.id})
+        qr.wait_for_completion(credentials, job)
+        for named in (bound, str(bound.id)):
+            with pytest.raises(qr.NotFound, match="may still be open"):
+                qr.close_session(other_instance.credentials(dialect), named)
+        with pytest.raises(qr.NotFound, match="knows no session"):
+            qr.close_session(credentials, "no-such-session")
+        assert only_session(sandbox)["state"] != "closed"
+        sandbox.control.add_fault("*", "/sessions/*", status=404, times=None)
+        gone = qr.close_session(credentials, bound)
+        sandbox.control.clear_faults()
+        return bound, gone
+
+    bound, gone = flow(closes)() if kind == "flow" else closes()
+    assert gone.is_closed
+    assert gone.id == bound.id
+    kinds = [event["event"] for event in events(f"qruntime.session.{bound.id}", 2)]
+    assert kinds.count("qruntime.session.closed") == 1

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from prefect import flow, task, unmapped
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterId
+from prefect.exceptions import ParameterBindError
 
 import prefect_qruntime as qr
 from prefect_qruntime.sandbox import Sandbox
@@ -42,8 +43,23 @@ def test_twins_take_the_same_parameters(plain: str, twin: str) -> None:
     signatures = [inspect.signature(fn, eval_str=False) for fn in fns]
     assert signatures[0] == signatures[1]
     assert [inspect.iscoroutinefunction(fn) for fn in fns] == [False, True]
+    assert [fn.__name__ for fn in fns] == [first.__name__, second.__name__] == [plain, twin]
     if plain in TWINS:
         assert (first.retries, first.tags, first.persist_result) == (second.retries, second.tags, second.persist_result)
+
+
+@pytest.mark.parametrize("name", ["submit_job", "run_job", "asubmit_job", "arun_job", "wait_for_completion"])
+def test_a_wrong_parameter_is_reported_under_a_public_name(name: str, credentials: Any) -> None:
+    given = {"job": "d1"} if name == "wait_for_completion" else {"pubs": [FLIP], "backend": BACKEND}
+    public = name.replace("run_job", "submit_job")
+
+    def call() -> None:
+        made = getattr(qr, name)(credentials, **given, shot=3)
+        if inspect.isawaitable(made):
+            run(made)
+
+    with pytest.raises(ParameterBindError, match=f"function '{public}': got an unexpected keyword argument 'shot'"):
+        call()
 
 
 @flow

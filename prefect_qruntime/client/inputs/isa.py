@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefect_qruntime.client.inputs.pub_values import bindings_of, check_order, is_bindings_array
-from prefect_qruntime.client.inputs.pubs import is_quantum_circuit, load_qpy, parameter_values, pub_parts
+from prefect_qruntime.client.inputs.pubs import is_quantum_circuit, load_qasm, load_qpy, parameter_values, pub_parts
 from prefect_qruntime.client.inputs.qasm import scan, statements, text_of
 from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.errors import InvalidInput
@@ -319,16 +319,7 @@ def _circuit(value: Any, field: str) -> Any:
         return value
     if isinstance(value, dict):
         return load_qpy(value, field=field)
-    text = str(value)
-    version = scan(text, field=field).version
-    from qiskit import qasm2, qasm3
-
-    try:
-        if version == 3:
-            return qasm3.loads(text)
-        return qasm2.loads(text, custom_instructions=qasm2.LEGACY_CUSTOM_INSTRUCTIONS)
-    except Exception as error:
-        raise InvalidInput(f"qiskit cannot read it: {type(error).__name__}: {error}", field=field) from None
+    return load_qasm(str(value), field=field)
 
 
 def _laid_out(observables: Any, circuit: Any, field: str) -> Any:

@@ -44,6 +44,7 @@ __all__ = [
     "is_circuit_like",
     "is_encoded_circuit",
     "is_quantum_circuit",
+    "load_qasm",
     "load_qpy",
     "parameter_values",
     "pub_parts",
@@ -173,6 +174,29 @@ def load_qpy(encoded: dict[str, Any], *, field: str) -> Any:
         return qpy.load(io.BytesIO(qpy_bytes(encoded, limit=_MAX_QPY_BYTES)))[0]
     except Exception as error:
         raise InvalidInput(f"not readable QPY: {type(error).__name__}: {error}", field=field) from None
+
+
+def load_qasm(text: str, *, field: str) -> Any:
+    """The `QuantumCircuit` that qiskit reads from OpenQASM text. Needs qiskit, which the caller has looked for.
+
+    Raises:
+        InvalidInput: qiskit refuses the text, or lacks its reader of OpenQASM 3.
+    """
+    version = scan(text, field=field).version
+    from qiskit import qasm2, qasm3
+
+    try:
+        if version == 2:
+            return qasm2.loads(text, custom_instructions=qasm2.LEGACY_CUSTOM_INSTRUCTIONS)
+        return qasm3.loads(text)
+    except ImportError:
+        raise InvalidInput(
+            "qiskit reads OpenQASM 3 with the package qiskit-qasm3-import, which is not installed: "
+            "pip install 'prefect-qruntime[qiskit]'",
+            field=field,
+        ) from None
+    except Exception as error:
+        raise InvalidInput(f"qiskit cannot read it: {type(error).__name__}: {error}", field=field) from None
 
 
 def _from_qiskit(circuit: Any, *, sampler: bool, field: str) -> Circuit:

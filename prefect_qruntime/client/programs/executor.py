@@ -33,7 +33,7 @@ from prefect_qruntime.client.inputs.options import (
     program_options,
 )
 from prefect_qruntime.client.inputs.pub_values import check_parameters, points_shape
-from prefect_qruntime.client.inputs.pubs import MAX_QPY_VERSION, load_qpy, write_qpy
+from prefect_qruntime.client.inputs.pubs import MAX_QPY_VERSION, load_qasm, load_qpy, write_qpy
 from prefect_qruntime.client.inputs.qasm import scan, syntax_error
 from prefect_qruntime.client.inputs.spec import (
     IBM_EXTRA,
@@ -293,15 +293,7 @@ def _as_circuit(value: str | dict[str, Any], field: str) -> Any:
             "pip install 'prefect-qruntime[qiskit]'",
             field=field,
         )
-    from qiskit import qasm2, qasm3
-
-    try:
-        if openqasm.version_of(value) == 2:
-            circuit = qasm2.loads(value, custom_instructions=qasm2.LEGACY_CUSTOM_INSTRUCTIONS)
-        else:
-            circuit = qasm3.loads(value)
-    except Exception as error:
-        raise InvalidInput(f"cannot be read by qiskit: {type(error).__name__}: {error}", field=field) from None
+    circuit = load_qasm(value, field=field)
     write_qpy(circuit, field=field)
     return circuit
 

@@ -16,6 +16,7 @@ from qiskit.primitives.containers.estimator_pub import EstimatorPub
 from qiskit.primitives.containers.observables_array import ObservablesArray
 from qiskit.primitives.containers.sampler_pub import SamplerPub
 from qiskit.quantum_info import PauliList, SparsePauliOp
+from qiskit.utils import optionals
 
 from prefect_qruntime.client.inputs import check_isa, transpile_pubs
 from prefect_qruntime.client.inputs.meaning import identity_of
@@ -238,3 +239,18 @@ def test_text_with_a_delay_goes_as_text_only() -> None:
         (20_000, "dt")
     ]
     make_spec([circuit], backend="b")
+
+
+@pytest.mark.parametrize("how", ["transpile", "qpy"])
+def test_where_qiskit_lacks_its_reader_of_openqasm_3_the_extra_is_named(how: str) -> None:
+    def reads(text: str) -> object:
+        if how == "transpile":
+            return transpile_pubs([text], {"n_qubits": 2, "basis_gates": ["rz", "sx", "cz"]})
+        return make_spec([text], backend="b", route="executor", circuit_form="qpy")
+
+    version_2 = 'OPENQASM 2.0; include "qelib1.inc"; qreg q[1]; creg c[1]; h q[0]; measure q -> c;'
+    with optionals.HAS_QASM3_IMPORT.disable_locally():
+        with pytest.raises(InvalidInput, match=r"pip install 'prefect-qruntime\[qiskit\]'") as caught:
+            reads(BELL)
+        assert reads(version_2)
+    assert caught.value.field == "pubs[0].circuit"
