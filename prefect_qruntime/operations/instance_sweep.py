@@ -166,8 +166,18 @@ class InstanceSweeper:
                     self._users.setdefault(session_id, set()).add(None)
 
     def reaches(self, record: Record) -> bool:
-        """Whether a recorded session is in this instance."""
+        """Whether a recorded job or session is in this instance."""
         return record.leads_to(self._client.connection, self._block)
+
+    def _is_ours(self, record: Record) -> bool:
+        """Whether this sweeper looks after a record: that of its block, or each of its instance if that is gone."""
+        return self.reaches(record) and (
+            self._is_owner(record) or not any(one._is_owner(record) and one.reaches(record) for one in self._same)
+        )
+
+    def _is_owner(self, record: Record) -> bool:
+        """Whether a job or session was made with this block, so that its key sees it."""
+        return record.place.block == self._block
 
     @contextlib.contextmanager
     def _apart(self, what: str) -> Iterator[None]:
@@ -249,9 +259,7 @@ class InstanceSweeper:
             lists += 1
         self._listed = lists == 2
         missing = [
-            job_id
-            for job_id, record in self._unfinished.items()
-            if job_id not in found and record.meta.get("block") == self._block
+            job_id for job_id, record in self._unfinished.items() if job_id not in found and self._is_ours(record)
         ]
         for job_id in missing[:_MOST_LOOKS]:
             record = self._unfinished[job_id]
@@ -305,7 +313,7 @@ class InstanceSweeper:
 
     async def _sweep_sessions(self) -> None:
         """Close the recorded sessions whose flow runs are over."""
-        for record in self._records:
+        for record in filter(self._is_ours, self._records):
             owner, known = owner_of(record), record.meta.get("session")
             if record.is_closed or owner is None or await self._owners.over(owner) is None:
                 continue
@@ -328,6 +336,8 @@ class InstanceSweeper:
         Whether a process on another host lives is not known, so its session is left alone while it may be in use.
         """
         for note in self._notes:
+            if not self._is_ours(note.record):
+                continue
             known, gone = note.meta.get("session"), self._gone[note.record.key]
             with self._apart(f"session {known or 'without an id'} of {note.opener}"):
                 found = [known] if known else await self._left_unnoted(note.record, note.opener) if gone else []
@@ -435,6 +445,13 @@ class InstanceSweeper:
             return
         self._tried.add(session_id)
         session = await self._read(session_id)
+        if session is None and record is not None and not (self._is_owner(record) or _is_old(record)):
+            if all(session_id in sweeper._tried for sweeper in self._same):
+                self._found.problems.append(
+                    f"{self._block}: session {session_id} may be open. A key sees the sessions of its own user only, "
+                    f"and block {record.place.block!r}, with which it was opened, leads there no more."
+                )
+            return
         if session.ref().is_closed if session is not None else record is not None and _is_old(record):
             self._seen.add(session_id)
             self._over.add(session_id)
