@@ -326,7 +326,9 @@ class InstanceSweeper:
                         break
                     await self._close(session_id, state, record, flow_run=owner)
                 else:
-                    if found is not None and self._over.issuperset(found):  # the others are swept again
+                    # The others are swept again, and so is a record of which the service may list the session late.
+                    settled = bool(found) or _is_older(record, _OPENING if self._is_owner(record) else _LIFE)
+                    if found is not None and settled and self._over.issuperset(found):
                         with contextlib.suppress(Exception):
                             await self._mark_closed(record)
 
@@ -400,7 +402,10 @@ class InstanceSweeper:
         kind = "batch" if record.meta.get("mode") == "batch" else "session"
         try:
             items = await self._client.workloads(
-                mode=kind, backend=record.meta.get("backend"), created_after=record.updated - _OPENING, limit=50
+                mode=kind,
+                backend=record.meta.get("backend"),
+                created_after=record.updated - _OPENING,
+                created_before=record.updated + _OPENING,
             )
         except NotFound:
             return []  # such a host opens sessions by their first jobs, whose records name them
@@ -511,9 +516,13 @@ class InstanceSweeper:
         )
 
 
+def _is_older(record: Record, than: timedelta) -> bool:
+    return record.updated is not None and datetime.now(UTC) - record.updated > than
+
+
 def _is_old(record: Record) -> bool:
     """Whether a recorded session cannot be open any more."""
-    return record.updated is not None and datetime.now(UTC) - record.updated > _LIFE
+    return _is_older(record, _LIFE)
 
 
 def _has_outlived_its_limit(session: Session) -> bool:

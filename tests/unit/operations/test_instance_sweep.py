@@ -282,3 +282,44 @@ def test_a_job_is_dealt_with_if_the_service_shows_that_it_is_over(marked: set[st
     assert report.is_clean is status.is_terminal
     actions = {job.action for job in report.jobs}
     assert ("cancelled" in actions) is (status is JobStatus.CANCELLED)
+
+
+UNNOTED = {"mode": "dedicated", "backend": "aer", "max_ttl": "600"}
+
+
+@pytest.mark.parametrize("later", [0, 49, 50, 500])
+def test_a_session_without_a_recorded_id_is_found_however_many_were_opened_later(marked: set[str], later: int) -> None:
+    class Busy(Service):
+        async def workloads(self, *, created_before: datetime | None = None, limit: int | None = None, **_: Any) -> Any:
+            newer = [{"id": f"newer-{number}"} for number in range(later if created_before is None else 0)]
+            return [*newer, {"id": "session-unnoted"}][:limit]
+
+        async def session(self, session_id: str) -> Session:
+            return session(session_id, "open" if session_id in self.open else "closed")
+
+    service = Busy()
+    swept(service, records=[record("unnoted", **UNNOTED)])
+    assert "session-unnoted" not in service.open
+    assert marked == {"unnoted"}
+
+
+@pytest.mark.parametrize(
+    ("age", "owner", "settled"), [(0, True, False), (11, True, True), (11, False, False), (1500, False, True)]
+)
+def test_a_record_without_a_session_is_settled_when_the_list_must_show_one(
+    marked: set[str], age: int, owner: bool, settled: bool
+) -> None:
+    """The service may list a new session late, and another user's key never lists it."""
+
+    class Late(Service):
+        async def workloads(self, **_: Any) -> list[dict[str, Any]]:
+            return []
+
+    one = record("unnoted", **UNNOTED, block="b" if owner else "renamed")
+    aged = Record(one.artifact_id, one.key, one.meta, one.flow_run_id, NOW - timedelta(minutes=age))
+    swept(Late(), records=[aged])
+    assert (marked == {"unnoted"}) is settled
+    if not settled and owner:
+        service = Service()
+        swept(service, records=[aged])
+        assert "session-unnoted" not in service.open
