@@ -142,6 +142,7 @@ class InstanceSweeper:
         self._records = [record for record in records if not is_note(record) and self.reaches(record)]
         self._notes = [note for note in notes if self.reaches(note.record)]
         self._dry_run = dry_run
+        self._told: set[str] = set()  # jobs in the report
         self._tried: set[str] = set()  # sessions that were to be closed
         self._seen: set[str] = set()  # those of them that are handled
         self._over: set[str] = set()  # those of them that are known to be closed
@@ -206,11 +207,12 @@ class InstanceSweeper:
             await self._sweep_sessions_of_processes()
             await self._sweep_sessions_of_jobs()
             self._found.is_complete = not self._found.problems
-        self._found.jobs[:] = [self._after_sessions(entry) for entry in self._found.jobs]
+        closed = {entry.id for one in self._same for entry in one._found.sessions if entry.action == _CLOSED}
+        for one in self._same:  # a block may have closed the session of a job that another one reports
+            one._found.jobs[:] = [one._after_sessions(entry, closed) for entry in one._found.jobs]
 
-    def _after_sessions(self, job: Swept) -> Swept:
+    def _after_sessions(self, job: Swept, closed: set[str]) -> Swept:
         """Update a job's entry after sessions were closed: a session that was not drained dropped its queued jobs."""
-        closed = {entry.id for entry in self._found.sessions if entry.action == _CLOSED}
         if job.action == _LEFT and self._session_of.get(job.id) in closed:
             return job.model_copy(update={"action": _WITH_SESSION})
         return job
@@ -239,8 +241,9 @@ class InstanceSweeper:
                 state = await self._all_over(users)
         if job.session_id:
             self._users[job.session_id] |= users
-        if owner is None or state is None:
+        if owner is None or state is None or any(job.id in one._told for one in self._same):
             return
+        self._told.add(job.id)
         action = _LEFT
         if cancel_jobs and state != "Crashed":
             action = "would be cancelled" if self._dry_run else await self._cancel(job.id)

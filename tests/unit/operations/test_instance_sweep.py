@@ -284,6 +284,20 @@ def test_a_job_is_dealt_with_if_the_service_shows_that_it_is_over(marked: set[st
     assert ("cancelled" in actions) is (status is JobStatus.CANCELLED)
 
 
+@pytest.mark.parametrize("blocks", [("b", "b2"), ("b2", "b")], ids=str)
+def test_what_two_blocks_of_one_user_lead_to_is_reported_once(marked: set[str], blocks: tuple[str, ...]) -> None:
+    service, owners = Service(), Owners()
+    noted = [record("a", session="session-a", block="b")]
+    found, same = {name: Found() for name in blocks}, list[InstanceSweeper]()
+    for name in blocks:
+        same.append(InstanceSweeper(name, service, owners, noted, [], {}, False, found[name], same))  # type: ignore[arg-type]
+    for sweeper in same:
+        network_loop().run(sweeper.sweep(False))
+    jobs = [job for one in found.values() for job in one.jobs]
+    assert sorted((job.id, job.is_dealt_with) for job in jobs) == [("job-1", True), ("job-2", True)], "with sessions"
+    assert sorted(entry.id for one in found.values() for entry in one.sessions) == ["session-a", "session-tagged"]
+
+
 UNNOTED = {"mode": "dedicated", "backend": "aer", "max_ttl": "600"}
 
 
