@@ -353,7 +353,7 @@ class InstanceSweeper:
         session = await self._read(session_id)
         if session is not None and session.ref().is_closed:
             self._over.add(session_id)
-        elif gone or (_is_old(note.record) if session is None else _has_outlived_its_limit(session)):
+        elif gone or (_is_old(note.record) if session is None else self._has_outlived_its_limit(session)):
             users = await self._users_of(session_id) - {None}
             if users and await self._all_over(users) is None:
                 return
@@ -361,6 +361,13 @@ class InstanceSweeper:
         if session_id in self._over and not self._dry_run:
             with contextlib.suppress(Exception):
                 await note.mark_closed()
+
+    def _has_outlived_its_limit(self, session: Session) -> bool:
+        """Whether the service should have closed the session long ago, by its own clock."""
+        now = datetime.now(UTC) + timedelta(seconds=self._client.known_clock_skew() or 0.0)
+        begun = session.activated_at or session.started_at
+        limit = timedelta(seconds=session.max_ttl) if session.max_ttl else None
+        return begun is not None and limit is not None and now - begun > limit + _OPENING
 
     async def _left_unnoted(self, record: Record, opener: str) -> list[str] | None:
         """Find the sessions of processes that died before they recorded an id, including this record's.
@@ -526,13 +533,6 @@ def _is_older(record: Record, than: timedelta) -> bool:
 def _is_old(record: Record) -> bool:
     """Whether a recorded session cannot be open any more."""
     return _is_older(record, _LIFE)
-
-
-def _has_outlived_its_limit(session: Session) -> bool:
-    """Whether the service should have closed the session long ago."""
-    begun = session.activated_at or session.started_at
-    limit = timedelta(seconds=session.max_ttl) if session.max_ttl else None
-    return begun is not None and limit is not None and datetime.now(UTC) - begun > limit + _OPENING
 
 
 def _may_be_the_same(one: Record, other: Record) -> bool:

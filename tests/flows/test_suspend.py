@@ -27,6 +27,7 @@ from prefect_qruntime.observability.artifacts import Record
 from prefect_qruntime.observability.progress import PageTurn
 from prefect_qruntime.prefect_api import api
 from prefect_qruntime.sandbox import Sandbox
+from prefect_qruntime.suspend.alarms import InstanceWatch
 from prefect_qruntime.suspend.suspend import claimed, reconcile
 from prefect_qruntime.suspend.waits import Wait, job_of, notes, pause_key
 from prefect_qruntime.suspend.watcher import _Watcher, arun_watch, run_watch
@@ -526,6 +527,25 @@ async def test_a_job_that_ends_while_the_notes_are_read_is_reported_once(monkeyp
     for followed in (1, 1, 2):  # the third time it was left again
         await watcher._left_jobs()
         assert watcher.report().followed == followed
+
+
+async def test_a_block_that_leads_to_another_instance_now_has_another_board(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The jobs of the instance before are not shown as those of this one."""
+    crns, looked = ["11aa", "11aa", "33cc"], list[InstanceWatch]()
+
+    async def load(name: str) -> Any:
+        crn = f"crn:v1:bluemix:public:quantum-computing:us-east:a/0123abcd:{crns[len(looked)]}-22bb::"
+        return qr.QuantumRuntimeCredentials(api_key="a-key-of-a-test-0123", crn=crn)
+
+    async def look(self: InstanceWatch, client: Any) -> None:
+        looked.append(self)
+
+    monkeypatch.setattr("prefect_qruntime.suspend.watcher.aload_credentials", load)
+    monkeypatch.setattr(InstanceWatch, "look", look)
+    watcher = _Watcher(["ibm"], once=False)
+    for _ in crns:
+        await watcher._look_after_instances()
+    assert looked[0] is looked[1] is not looked[2]
 
 
 async def test_many_left_jobs_do_not_each_try_a_prefect_that_takes_no_events(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,11 +36,15 @@ class Service:
     """Six open sessions; one step fails."""
 
     connection = Connection(api_key="unit-test-key", crn=CRN)
+    skew: float | None = None
 
     def __init__(self, step: str = "", about: str = "", error: QuantumRuntimeError | None = None) -> None:
         self.open = {f"session-{name}" for name in ("a", "b", "c", "note", "tagged", "unnoted")}
         self._fails, self._error = (step, about), error
         self.after_cancel = JobStatus.CANCELLED
+
+    def known_clock_skew(self) -> float | None:
+        return self.skew
 
     def _step(self, step: str, about: str) -> None:
         if self._error is not None and (step, about) == self._fails:
@@ -337,3 +341,28 @@ def test_a_record_without_a_session_is_settled_when_the_list_must_show_one(
         service = Service()
         swept(service, records=[aged])
         assert "session-unnoted" not in service.open
+
+
+@pytest.mark.parametrize("ahead", [-7200, -60, 60, 7200])
+@pytest.mark.parametrize(("minutes", "closed"), [(1, False), (19, False), (21, True)])
+def test_a_session_outlives_its_limit_by_the_service_s_clock(
+    marked: set[str], monkeypatch: pytest.MonkeyPatch, ahead: int, minutes: int, closed: bool
+) -> None:
+    """Whether the process that opened it lives is not known here. Our clock is ahead of the service's."""
+    monkeypatch.setattr(SessionNote, "is_gone", None)
+
+    class Skewed(Service):
+        skew = -float(ahead)
+
+        async def session(self, session_id: str) -> Session:
+            begun = datetime.now(UTC) - timedelta(seconds=ahead, minutes=minutes)
+            return (await super().session(session_id)).model_copy(update={"started_at": begun})
+
+        async def jobs(self, **_: Any) -> list[Job]:
+            return []
+
+    service, same, found = Skewed(), list[InstanceSweeper](), Found()
+    note = SessionNote(record("note", session="session-note", pid="1", host="h", flow_run=""))
+    same.append(InstanceSweeper("b", service, Owners(), [], [note], {}, False, found, same))  # type: ignore[arg-type]
+    network_loop().run(same[0].sweep(False))
+    assert ("session-note" not in service.open) is closed
