@@ -171,7 +171,7 @@ class InstanceSweeper:
         return record.leads_to(self._client.connection, self._block)
 
     def _is_ours(self, record: Record) -> bool:
-        """Whether this sweeper looks after a record: that of its block, or each of its instance if that is gone."""
+        """Whether this sweeper sweeps a record: that of its block, or each of its instance if that is gone."""
         return self.reaches(record) and (
             self._is_owner(record) or not any(one._is_owner(record) and one.reaches(record) for one in self._same)
         )
