@@ -347,7 +347,7 @@ class Connection:
 
     @property
     def instance(self) -> str:
-        """Names the instance in records and files, where its address and CRN would be too long."""
+        """Names the instance in records, where its address and CRN would be too long."""
         return instance_name(self.crn, self.base_url)
 
     @functools.cached_property
