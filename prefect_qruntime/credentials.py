@@ -20,8 +20,9 @@ from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.connection import DEFAULT_API_VERSION, Connection, Dialects
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.transport.retrying import RetryDeadlines
-from prefect_qruntime.errors import QuantumRuntimeError
+from prefect_qruntime.errors import NotFound, PermissionDenied, QuantumRuntimeError
 from prefect_qruntime.models import InstanceReport
+from prefect_qruntime.observability.artifacts import Place
 from prefect_qruntime.prefect_api import Loadable, load_saved, saved_names
 from prefect_qruntime.settings import current_settings
 
@@ -30,10 +31,12 @@ __all__ = [
     "QuantumRuntimeCredentials",
     "aload_credentials",
     "block_name",
+    "leading_to",
     "load_credentials",
     "load_each",
     "read_each",
     "saved_blocks",
+    "that_sees",
 ]
 
 _AT_ONCE = 8  # instances that are read concurrently
@@ -235,6 +238,72 @@ async def load_each(names: Iterable[str] | None) -> tuple[dict[str, QuantumRunti
             found.pop(name, None)
             problems[name] = f"{name}: {error}"
     return found, problems
+
+
+async def leading_to(
+    places: Iterable[Place], loaded: Mapping[str, QuantumRuntimeCredentials] | None = None
+) -> dict[Place, dict[str, QuantumRuntimeCredentials]]:
+    """Find the saved blocks that lead to recorded jobs and sessions. Runs on the network loop.
+
+    Since something was recorded, its block may have been renamed, deleted, or edited so that it leads to another
+    instance, which would say that it knows no such job or session.
+
+    Args:
+        places: Where they are.
+        loaded: Blocks that are loaded already.
+
+    Returns:
+        The blocks by name, for each place: the one that was recorded, or else all others that lead to its instance.
+        A place without any is left out.
+    """
+    blocks, found = dict(loaded or {}), dict[Place, dict[str, QuantumRuntimeCredentials]]()
+    wanted = set(places)
+    if missing := {place.block for place in wanted if place.block} - blocks.keys():
+        blocks |= (await load_each(missing))[0]
+    for place in wanted:
+        named = blocks.get(place.block)
+        if named is not None and place.is_reached(named.get_client().connection, place.block):
+            found[place] = {place.block: named}
+    if lost := {place for place in wanted - found.keys() if place.instance is not None}:
+        others = (await load_each(None))[0]
+        for place in lost:
+            leading = {n: one for n, one in others.items() if place.is_reached(one.get_client().connection, n)}
+            found |= {place: leading} if leading else {}
+    return found
+
+
+async def that_sees(
+    place: Place,
+    leading: Mapping[Place, Mapping[str, QuantumRuntimeCredentials]],
+    read: Callable[[QuantumRuntimeClient], Awaitable[object]],
+) -> str:
+    """Name the block for a recorded job or session. Runs on the network loop.
+
+    A user's key sees the user's own jobs and sessions only. So that another block does not see one says nothing.
+
+    Args:
+        place: Where it is.
+        leading: What `leading_to` found.
+        read: Reads it.
+
+    Raises:
+        QuantumRuntimeError: No saved block leads to its instance, or none with a key that sees it.
+    """
+    blocks = leading.get(place, {})
+    for name, credentials in blocks.items():
+        if name == place.block:
+            return name
+        try:
+            await read(credentials.get_client())
+        except (NotFound, PermissionDenied):
+            continue
+        except QuantumRuntimeError:
+            pass  # the caller meets it again
+        return name
+    text = f"The credentials block {place.block!r} is gone or leads to another instance now." if place.block else ""
+    if blocks:
+        raise QuantumRuntimeError(f"{text} The keys of {', '.join(map(repr, blocks))} do not see it.".strip())
+    raise QuantumRuntimeError(f"{text} No saved credentials block leads to its instance. Save one.".strip())
 
 
 @dataclass(frozen=True, slots=True)

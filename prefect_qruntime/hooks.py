@@ -16,7 +16,8 @@ because Prefect does not run partials and methods as cancellation hooks.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from prefect import Flow, State
@@ -24,12 +25,13 @@ from prefect.client.schemas.objects import FlowRun
 
 from prefect_qruntime import prefect_api
 from prefect_qruntime.cancellation import POLICY_MARK, cancel_jobs_of
+from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.network_loop import network_loop
-from prefect_qruntime.credentials import QuantumRuntimeCredentials, load_each
+from prefect_qruntime.credentials import QuantumRuntimeCredentials, leading_to, load_each, that_sees
 from prefect_qruntime.errors import QuantumRuntimeError
-from prefect_qruntime.models import JobStatus, SessionRef
+from prefect_qruntime.models import Job, JobStatus, SessionRef
 from prefect_qruntime.observability import notifications
-from prefect_qruntime.observability.artifacts import Record, find_records
+from prefect_qruntime.observability.artifacts import Place, Record, find_records
 from prefect_qruntime.observability.run_summary import write_summary
 from prefect_qruntime.redact import get_logger, many
 
@@ -85,61 +87,56 @@ async def clean_up(flow_run: FlowRun, *, cancel_jobs: bool, drain: bool) -> None
     sessions = await find_records("session", flow_run_ids=family)
     named, wrong = await load_each(_blocks(flow_run, [*jobs, *sessions]))
     for block in wrong:
-        log.error("Credentials block %r cannot be loaded. Jobs that were submitted with it stay.", block)
-    left = list({r.meta["session"]: r for r in sessions if r.meta.get("session") and not r.is_closed}.values())
-    reaches = await _reach(named, left)
-    for block, credentials in {**named, **dict(reaches.values())}.items():
-        if cancel_jobs:
-            # The service's list may lag; the jobs recorded here are known to exist.
-            noted = [r.meta["id"] for r in jobs if r.meta.get("block") == block and not r.is_over]
-            try:
-                done = await cancel_jobs_of(credentials.get_client(), str(flow_run.id), noted)
-                ended = sum(job.status is JobStatus.CANCELLED for job in done)
-                log.info("flow run %s: %s cancelled", flow_run.id, many(ended, "live job"))
-            except QuantumRuntimeError as error:
-                log.error("Not all jobs of flow run %s on block %r are cancelled: %s", flow_run.id, block, error)
-    for record in left:
-        session_id = record.meta["session"]
-        if session_id not in reaches:
-            log.error(
-                "Session %s of flow run %s stays open: no saved credentials block leads to its instance %s.",
-                session_id,
-                flow_run.id,
-                record.meta.get("crn", ""),
-            )
-            continue
+        log.error("Credentials block %r cannot be loaded.", block)
+    live = {r.meta["id"]: r for r in jobs if cancel_jobs and not r.is_over and r.place != Place("", None)}
+    left = {r.meta["session"]: r for r in sessions if r.meta.get("session") and not r.is_closed}
+    reaches = await leading_to([record.place for record in (*live.values(), *left.values())], named)
+    if cancel_jobs:
+        await _cancel(flow_run, live, named, reaches)
+    for session_id, record in left.items():
         try:
-            await _close(reaches[session_id][1], record, drain=drain)
+            await _close(session_id, record, reaches, drain=drain)
         except QuantumRuntimeError as error:
-            log.error("Session %s of flow run %s could not be closed: %s", session_id, flow_run.id, error)
+            crn = record.meta.get("crn", "")
+            log.error("Session %s of flow run %s stays open in instance %s: %s", session_id, flow_run.id, crn, error)
     with contextlib.suppress(Exception):
         await write_summary(str(flow_run.id), [record.meta["id"] for record in jobs])
 
 
-async def _reach(
-    named: Mapping[str, QuantumRuntimeCredentials], sessions: Sequence[Record]
-) -> dict[str, tuple[str, QuantumRuntimeCredentials]]:
-    """The block that leads to each session's instance, by the session's id.
-
-    Since a session was opened, its block may have been renamed, deleted, or edited so that it leads to another
-    instance. That one would say that it knows no such session, and the session would count as closed.
-    """
-
-    def found_in(blocks: Mapping[str, QuantumRuntimeCredentials]) -> dict[str, tuple[str, QuantumRuntimeCredentials]]:
-        return {
-            record.meta["session"]: (name, one)
-            for record in sessions
-            for name, one in blocks.items()
-            if record.leads_to(one.get_client().connection, name)
-        }
-
-    found = found_in(named)
-    return found if len(found) == len(sessions) else {**found_in((await load_each(None))[0]), **found}
+Blocks = Mapping[str, QuantumRuntimeCredentials]
 
 
-async def _close(credentials: QuantumRuntimeCredentials, record: Record, *, drain: bool) -> None:
-    session_id = record.meta["session"]
-    read = await credentials.get_client().close_session(session_id, drain=drain)
+async def _cancel(
+    flow_run: FlowRun, live: Mapping[str, Record], named: Blocks, reaches: Mapping[Place, Blocks]
+) -> None:
+    blocks = dict(named)
+    for found in reaches.values():
+        blocks |= found
+    # The service's list may lag; the jobs recorded here are known to exist.
+    noted: dict[str, list[str]] = {block: [] for block in blocks}
+    for job_id, record in live.items():
+        try:
+            block = await that_sees(record.place, reaches, functools.partial(_job, job_id))
+        except QuantumRuntimeError as error:
+            log.error("Job %s of flow run %s lives on: %s", job_id, flow_run.id, error)
+        else:
+            noted[block].append(job_id)
+    for block, credentials in blocks.items():
+        try:
+            done = await cancel_jobs_of(credentials.get_client(), str(flow_run.id), noted[block])
+            ended = sum(job.status is JobStatus.CANCELLED for job in done)
+            log.info("flow run %s: %s cancelled", flow_run.id, many(ended, "live job"))
+        except QuantumRuntimeError as error:
+            log.error("Not all jobs of flow run %s on block %r are cancelled: %s", flow_run.id, block, error)
+
+
+async def _job(job_id: str, client: QuantumRuntimeClient) -> Job:
+    return await client.job(job_id)
+
+
+async def _close(session_id: str, record: Record, reaches: Mapping[Place, Blocks], *, drain: bool) -> None:
+    block = await that_sees(record.place, reaches, lambda client: client.session(session_id))
+    read = await reaches[record.place][block].get_client().close_session(session_id, drain=drain)
     state = read.state if read is not None else "closed"
     log.info("session %s: %s", session_id, state)
     ref = SessionRef(id=session_id, backend=record.meta.get("backend"), state=state)

@@ -186,7 +186,8 @@ async def budgets_in_force(own: BudgetLike | None) -> list[Budget]:
     found = [own] if isinstance(own, Budget) else []
     if isinstance(own, str):
         found.append(await _load(own, "budget"))
-    if imposed and imposed not in {budget.shown_name for budget in found}:
+    # An object of that name may have been changed since it was loaded, here or in Prefect.
+    if imposed and imposed != own:
         found.append(await _load(imposed, "PREFECT_INTEGRATIONS_QRUNTIME_BUDGET_BLOCK"))
     return found
 

@@ -373,6 +373,11 @@ def _flow_run_of(job: Job) -> UUID | None:
         return None
 
 
+def _newest(jobs: Iterable[Job], otherwise: datetime) -> datetime:
+    """When the newest job was created: how far a list was read, by the service's clock, which may differ from ours."""
+    return max((job.created_at for job in jobs if job.created_at is not None), default=otherwise)
+
+
 def _read_on(since: datetime, read: datetime, known: Iterable[Job]) -> datetime:
     """The time from which on a list is read again: what is new, and known jobs whose usage may still change."""
     moving = [job.created_at for job in known if not job.usage_final and job.created_at is not None]
@@ -410,14 +415,13 @@ class DeploymentJobs:
         return [job for job in found if (run := _flow_run_of(job)) is not None and self._owners.get(run) == wanted]
 
     async def _read_jobs(self, client: QuantumRuntimeClient, since: datetime) -> None:
-        moment = datetime.now(UTC)
         begin, reaches_back = since, since
         if self._read is not None and self._since is not None and self._since <= since:
             begin, reaches_back = _read_on(since, self._read, self._jobs.values()), self._since
         listed = [job async for job in each_job(client, created_after=begin)]
         # Only now: a read that fails or is cancelled has shown nothing.
         self._jobs |= {job.id: job for job in listed if _flow_run_of(job) is not None}
-        self._since, self._read = reaches_back, moment
+        self._since, self._read = reaches_back, _newest([*self._jobs.values(), *listed], begin)
 
     async def _read_owners(self, runs: set[UUID]) -> None:
         new = sorted(runs - self._owners.keys())
@@ -444,8 +448,7 @@ class UnsettledJobs:
         Raises:
             QuantumRuntimeError: The service could not be asked; then nothing may be submitted.
         """
-        moment = datetime.now(UTC)
-        begin = moment - _LOOK_BACK
+        begin = datetime.now(UTC) - _LOOK_BACK
         if self._read is not None:
             begin = _read_on(begin, self._read, self._jobs.values())
         # In this order, so that a job that ends in between is in one of the lists at least.
@@ -455,5 +458,6 @@ class UnsettledJobs:
         if len(ended) >= _MOST_ENDED:  # what was known may be among the rest
             found = self._jobs | found
         found |= {job.id: job for job in ended}
-        self._jobs, self._read = {job.id: job for job in found.values() if not job.usage_final}, moment
+        self._read = _newest(found.values(), self._read or begin)
+        self._jobs = {job.id: job for job in found.values() if not job.usage_final}
         return list(self._jobs.values())

@@ -345,6 +345,11 @@ class Connection:
         """Host and port of the API."""
         return urlsplit(self.base_url).netloc
 
+    @property
+    def instance(self) -> str:
+        """Names the instance in records, where its address and CRN would be too long."""
+        return instance_name(self.crn, self.base_url)
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """Identifies the connection in this process without showing the key."""
@@ -360,6 +365,19 @@ class Connection:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Connection holds an API key and is not pickled; pass the credentials block instead")
+
+
+def instance_name(crn: str, base_url: str) -> str:
+    """A short name of the instance with this CRN at this address.
+
+    Example:
+        ```python
+        from prefect_qruntime.client.connection import instance_name
+
+        assert len(instance_name("crn:v1:…", "https://quantum.cloud.ibm.com/api/v1")) == 12
+        ```
+    """
+    return hashlib.sha256(f"{base_url}\0{crn}".encode()).hexdigest()[:12]
 
 
 # crn:v1:<cname>:<ctype>:<service>:<region>:a/<account>:<instance guid>::

@@ -36,6 +36,8 @@ __all__ = [
 _LONGEST_TEXT = 10_000  # characters of a reason, a name or a state that are kept
 _LEAP_SECOND = re.compile(r"(T\d\d:\d\d:)60")
 _LONGEST_CODE = 100
+_TOO_MUCH = 1e15  # seconds or units
+_SECONDS = ("qpu_charge_time_seconds", "quantum_seconds", "seconds")
 
 
 def _text(value: Any, limit: int = _LONGEST_TEXT) -> str | None:
@@ -78,6 +80,12 @@ def _count(value: Any) -> int | None:
     return None if number is None or not math.isfinite(number) else int(number)
 
 
+def _amount(value: Any) -> float | None:
+    """An amount that is charged; None if it cannot be one, for instance if it is negative."""
+    number = _number(value)
+    return number if number is not None and 0 <= number < _TOO_MUCH else None  # the comparison is false for NaN
+
+
 def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
@@ -107,13 +115,20 @@ def _dict(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _first_number(body: dict[str, Any], *names: str) -> float | None:
-    return next((number for name in names if (number := _number(body.get(name))) is not None), None)
+def _first_amount(body: dict[str, Any], *names: str) -> float | None:
+    return next((number for name in names if (number := _amount(body.get(name))) is not None), None)
+
+
+def _is_told(usage: dict[str, Any], *, ran: bool) -> bool:
+    """Whether a usage holds an amount. What did not run may be charged nothing, without a number that says so."""
+    if _first_amount(usage, *_SECONDS) is not None or read_units(usage) is not None:
+        return True
+    return not ran and usage.keys().isdisjoint(_SECONDS)
 
 
 def read_units(usage: dict[str, Any]) -> float | None:
     """Resource units in the `usage` of a job or a workload; IBM's names for them are not final."""
-    return _first_number(usage, "qpu_charge_ru", "resource_units", "charge_ru", "ru")
+    return _first_amount(usage, "qpu_charge_ru", "resource_units", "charge_ru", "ru")
 
 
 def parse_job(body: dict[str, Any], *, url: str | None = None) -> Job:
@@ -138,18 +153,13 @@ def parse_job(body: dict[str, Any], *, url: str | None = None) -> Job:
     else:
         too_long = too_long and status is JobStatus.FAILED
     usage = _dict(body.get("usage"))
-    seconds = next(
-        (
-            number
-            for key in ("qpu_charge_time_seconds", "quantum_seconds", "seconds")
-            if (number := _number(usage.get(key))) is not None
-        ),
-        _number(_dict(body.get("bss")).get("seconds")),
-    )
+    seconds = _first_amount(usage, *_SECONDS)
+    seconds = _amount(_dict(body.get("bss")).get("seconds")) if seconds is None else seconds
     # Old versions have no usage status: there the number is final once the job is.
     word = _text(usage.get("status"))
     terminal = status is not None and status.is_terminal
-    final = word == "complete" if word is not None else terminal and seconds is not None
+    told = seconds is not None or _is_told(usage, ran=status is JobStatus.COMPLETED)
+    final = word == "complete" and told if word is not None else terminal and seconds is not None
     return Job(
         id=job_id,
         status=status,
@@ -298,7 +308,7 @@ def parse_session(body: dict[str, Any]) -> Session:
         started_at=read_moment(body.get("started_at")),
         activated_at=read_moment(body.get("activated_at")),
         closed_at=read_moment(body.get("closed_at")),
-        elapsed_time=_number(body.get("elapsed_time")),
+        elapsed_time=_amount(body.get("elapsed_time")),
         user_id=_text(body.get("user_id")),
     )
 
@@ -317,25 +327,36 @@ def parse_session_workload(item: dict[str, Any]) -> Session:
         started_at=read_moment(item.get("created")),
         closed_at=read_moment(item.get("ended")),
         user_id=_text(item.get("user_id")),
-        usage_seconds=_first_number(usage, "qpu_charge_time_seconds", "quantum_seconds", "seconds"),
+        usage_seconds=_first_amount(usage, *_SECONDS),
         usage_units=read_units(usage),
-        usage_final=_text(usage.get("status")) == "complete",
+        usage_final=_text(usage.get("status")) == "complete" and _is_told(usage, ran=False),
     )
 
 
 def parse_usage(body: dict[str, Any]) -> Usage:
-    """Read the instance's usage: QPU seconds, and resource units if it has some."""
+    """Read the instance's usage: QPU seconds, and resource units if it has some.
+
+    Raises:
+        ServiceUnavailable: A number of seconds cannot be read. No budget may take that for no use or no limit.
+    """
     period = _dict(body.get("usage_period"))
+    names = ("usage_consumed_seconds", "usage_limit_seconds", "usage_allocation_seconds")
+    consumed, limit, allocation = (_amount(body.get(name)) for name in names)
+    wrong = [name for name in names if body.get(name) is not None and _amount(body[name]) is None]
+    if consumed is None and not {limit, allocation} <= {None}:
+        wrong.append("usage_consumed_seconds")
+    if wrong:
+        raise ServiceUnavailable(f"The service's usage has no readable {wrong[0]}.")
     return Usage(
         instance_id=_text(body.get("instance_id")),
         plan_id=_text(body.get("plan_id")),
-        consumed_seconds=_number(body.get("usage_consumed_seconds")) or 0.0,
-        limit_seconds=_number(body.get("usage_limit_seconds")),
-        allocation_seconds=_number(body.get("usage_allocation_seconds")),
+        consumed_seconds=consumed or 0.0,
+        limit_seconds=limit,
+        allocation_seconds=allocation,
         limit_reached=body.get("usage_limit_reached") is True,
-        consumed_units=_number(body.get("usage_consumed_ru")),
-        limit_units=_first_number(body, "usage_limit_ru", "instance_limit_ru"),
-        allocation_units=_number(body.get("usage_allocation_ru")),
+        consumed_units=_amount(body.get("usage_consumed_ru")),
+        limit_units=_first_amount(body, "usage_limit_ru", "instance_limit_ru"),
+        allocation_units=_amount(body.get("usage_allocation_ru")),
         period_start=read_moment(period.get("start_time")),
         period_end=read_moment(period.get("end_time")),
     )

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Literal
+from typing import Literal, NamedTuple
 from uuid import UUID
 
 import httpx
@@ -26,7 +26,7 @@ from prefect.client.schemas.sorting import ArtifactSort
 from prefect.context import TaskRunContext
 from prefect.exceptions import ObjectNotFound
 
-from prefect_qruntime.client.connection import Connection
+from prefect_qruntime.client.connection import Connection, instance_name
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.models import JobStatus
 from prefect_qruntime.prefect_api import api, current_flow_run_id
@@ -34,6 +34,7 @@ from prefect_qruntime.redact import plain_text
 from prefect_qruntime.run_context import PROCESS_FACTS
 
 __all__ = [
+    "Place",
     "Record",
     "artifact_key",
     "drop_record",
@@ -55,10 +56,31 @@ Merge = Callable[[Mapping[str, str], Mapping[str, str]], dict[str, str]]
 _PAGE = 200
 _OPEN = "open "
 """Begins the name of a summary's metadata about a job that has no page of its own yet."""
-_OPEN_FACTS = ("state", "block", "flow_run", "noted", "key", "backend", "program", "session", "url")
+_OPEN_FACTS = ("state", "block", "instance", "flow_run", "noted", "key", "backend", "program", "session", "url")
 _REMEMBER = 30.0  # seconds
 _KEEP = 2048
 _META_LIMIT = 500  # characters that Prefect allows in one metadata value
+
+
+class Place(NamedTuple):
+    """Where a recorded job or session is.
+
+    Attributes:
+        block: Name of the credentials block with which it was made. It may be another block's by now.
+        instance: Names the instance, see `Connection.instance`; None if records did not name it yet.
+    """
+
+    block: str
+    instance: str | None
+
+    def is_reached(self, connection: Connection, block: str) -> bool:
+        """Whether it is in the instance that a credentials block leads to, whatever the name of the block is.
+
+        Args:
+            connection: The block's.
+            block: The block's name, which decides if the instance is not known.
+        """
+        return self.block == block if self.instance is None else self.instance == connection.instance
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +105,17 @@ class Record:
         """Whether a session's end was recorded."""
         return (self.meta.get("state") or "").lower() == "closed"
 
-    def leads_to(self, connection: Connection, block: str) -> bool:
-        """Whether a session is in the instance that a credentials block leads to, whatever the name of the block is.
+    @property
+    def place(self) -> Place:
+        """Where the job or session is."""
+        crn, instance = self.meta.get("crn"), self.meta.get("instance")
+        if crn:
+            instance = instance_name(crn, self.meta.get("base_url") or "")
+        return Place(self.meta.get("block") or "", instance)
 
-        Args:
-            connection: The block's.
-            block: The block's name, which decides if the record was written before records named their instance.
-        """
-        if not self.meta.get("crn"):
-            return self.meta.get("block") == block
-        return (self.meta["crn"], self.meta.get("base_url")) == (connection.crn, connection.base_url)
+    def leads_to(self, connection: Connection, block: str) -> bool:
+        """As `Place.is_reached`, for its job or session."""
+        return self.place.is_reached(connection, block)
 
 
 def artifact_key(kind: Kind, identifier: str) -> str:

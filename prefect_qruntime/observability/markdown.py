@@ -82,6 +82,7 @@ _JOB_ROWS: dict[str, str | None] = {
     "payload": "payload digest",
     "packages": "packages",
     "block": "credentials block",
+    "instance": None,
     "flow_run": "flow run",
     "noted": None,
     "host": "host",

@@ -109,6 +109,7 @@ async def job_submitted(
     ref: JobRef,
     *,
     block: str | None,
+    instance: str,
     flow_run_id: str | None,
     session: SessionRef | None = None,
     busy_seconds: float | None = None,
@@ -118,6 +119,7 @@ async def job_submitted(
     Args:
         ref: The job.
         block: Name of the credentials block, if it has one.
+        instance: Names the instance, by which the job is found whatever the block is called or leads to by then.
         flow_run_id: The flow run that owns the job.
         session: The session as the caller knows it; the service does not always repeat its kind.
         busy_seconds: The cost model's prediction, for later estimates.
@@ -157,6 +159,7 @@ async def job_submitted(
         "session": ref.session.id if ref.session else None,
         "key": ref.submission_key,
         "block": block,
+        "instance": instance,
         "flow_run": flow_run_id,
         "busy_seconds": None if busy_seconds is None else f"{busy_seconds:.9g}",
         "dry_run": "yes: no QPU, no charge, random results" if ref.dry_run else None,

@@ -142,6 +142,7 @@ class InstanceSweeper:
         self._records = [record for record in records if not is_note(record) and self.reaches(record)]
         self._notes = [note for note in notes if self.reaches(note.record)]
         self._dry_run = dry_run
+        self._told: set[str] = set()  # jobs in the report
         self._tried: set[str] = set()  # sessions that were to be closed
         self._seen: set[str] = set()  # those of them that are handled
         self._over: set[str] = set()  # those of them that are known to be closed
@@ -166,8 +167,18 @@ class InstanceSweeper:
                     self._users.setdefault(session_id, set()).add(None)
 
     def reaches(self, record: Record) -> bool:
-        """Whether a recorded session is in this instance."""
+        """Whether a recorded job or session is in this instance."""
         return record.leads_to(self._client.connection, self._block)
+
+    def _is_ours(self, record: Record) -> bool:
+        """Whether this sweeper sweeps a record: that of its block, or each of its instance if that is gone."""
+        return self.reaches(record) and (
+            self._is_owner(record) or not any(one._is_owner(record) and one.reaches(record) for one in self._same)
+        )
+
+    def _is_owner(self, record: Record) -> bool:
+        """Whether a job or session was made with this block, so that its key sees it."""
+        return record.place.block == self._block
 
     @contextlib.contextmanager
     def _apart(self, what: str) -> Iterator[None]:
@@ -196,11 +207,12 @@ class InstanceSweeper:
             await self._sweep_sessions_of_processes()
             await self._sweep_sessions_of_jobs()
             self._found.is_complete = not self._found.problems
-        self._found.jobs[:] = [self._after_sessions(entry) for entry in self._found.jobs]
+        closed = {entry.id for one in self._same for entry in one._found.sessions if entry.action == _CLOSED}
+        for one in self._same:  # a block may have closed the session of a job that another one reports
+            one._found.jobs[:] = [one._after_sessions(entry, closed) for entry in one._found.jobs]
 
-    def _after_sessions(self, job: Swept) -> Swept:
+    def _after_sessions(self, job: Swept, closed: set[str]) -> Swept:
         """Update a job's entry after sessions were closed: a session that was not drained dropped its queued jobs."""
-        closed = {entry.id for entry in self._found.sessions if entry.action == _CLOSED}
         if job.action == _LEFT and self._session_of.get(job.id) in closed:
             return job.model_copy(update={"action": _WITH_SESSION})
         return job
@@ -229,8 +241,9 @@ class InstanceSweeper:
                 state = await self._all_over(users)
         if job.session_id:
             self._users[job.session_id] |= users
-        if owner is None or state is None:
+        if owner is None or state is None or any(job.id in one._told for one in self._same):
             return
+        self._told.add(job.id)
         action = _LEFT
         if cancel_jobs and state != "Crashed":
             action = "would be cancelled" if self._dry_run else await self._cancel(job.id)
@@ -249,9 +262,7 @@ class InstanceSweeper:
             lists += 1
         self._listed = lists == 2
         missing = [
-            job_id
-            for job_id, record in self._unfinished.items()
-            if job_id not in found and record.meta.get("block") == self._block
+            job_id for job_id, record in self._unfinished.items() if job_id not in found and self._is_ours(record)
         ]
         for job_id in missing[:_MOST_LOOKS]:
             record = self._unfinished[job_id]
@@ -305,7 +316,7 @@ class InstanceSweeper:
 
     async def _sweep_sessions(self) -> None:
         """Close the recorded sessions whose flow runs are over."""
-        for record in self._records:
+        for record in filter(self._is_ours, self._records):
             owner, known = owner_of(record), record.meta.get("session")
             if record.is_closed or owner is None or await self._owners.over(owner) is None:
                 continue
@@ -318,7 +329,9 @@ class InstanceSweeper:
                         break
                     await self._close(session_id, state, record, flow_run=owner)
                 else:
-                    if found is not None and self._over.issuperset(found):  # the others are swept again
+                    # The others are swept again, and so is a record of which the service may list the session late.
+                    settled = bool(found) or _is_older(record, _OPENING if self._is_owner(record) else _LIFE)
+                    if found is not None and settled and self._over.issuperset(found):
                         with contextlib.suppress(Exception):
                             await self._mark_closed(record)
 
@@ -328,6 +341,8 @@ class InstanceSweeper:
         Whether a process on another host lives is not known, so its session is left alone while it may be in use.
         """
         for note in self._notes:
+            if not self._is_ours(note.record):
+                continue
             known, gone = note.meta.get("session"), self._gone[note.record.key]
             with self._apart(f"session {known or 'without an id'} of {note.opener}"):
                 found = [known] if known else await self._left_unnoted(note.record, note.opener) if gone else []
@@ -338,7 +353,7 @@ class InstanceSweeper:
         session = await self._read(session_id)
         if session is not None and session.ref().is_closed:
             self._over.add(session_id)
-        elif gone or (_is_old(note.record) if session is None else _has_outlived_its_limit(session)):
+        elif gone or (_is_old(note.record) if session is None else self._has_outlived_its_limit(session)):
             users = await self._users_of(session_id) - {None}
             if users and await self._all_over(users) is None:
                 return
@@ -346,6 +361,13 @@ class InstanceSweeper:
         if session_id in self._over and not self._dry_run:
             with contextlib.suppress(Exception):
                 await note.mark_closed()
+
+    def _has_outlived_its_limit(self, session: Session) -> bool:
+        """Whether the service should have closed the session long ago, by its own clock."""
+        now = datetime.now(UTC) + timedelta(seconds=self._client.known_clock_skew() or 0.0)
+        begun = session.activated_at or session.started_at
+        limit = timedelta(seconds=session.max_ttl) if session.max_ttl else None
+        return begun is not None and limit is not None and now - begun > limit + _OPENING
 
     async def _left_unnoted(self, record: Record, opener: str) -> list[str] | None:
         """Find the sessions of processes that died before they recorded an id, including this record's.
@@ -390,7 +412,10 @@ class InstanceSweeper:
         kind = "batch" if record.meta.get("mode") == "batch" else "session"
         try:
             items = await self._client.workloads(
-                mode=kind, backend=record.meta.get("backend"), created_after=record.updated - _OPENING, limit=50
+                mode=kind,
+                backend=record.meta.get("backend"),
+                created_after=record.updated - _OPENING,
+                created_before=record.updated + _OPENING,
             )
         except NotFound:
             return []  # such a host opens sessions by their first jobs, whose records name them
@@ -435,6 +460,13 @@ class InstanceSweeper:
             return
         self._tried.add(session_id)
         session = await self._read(session_id)
+        if session is None and record is not None and not (self._is_owner(record) or _is_old(record)):
+            if all(session_id in sweeper._tried for sweeper in self._same):
+                self._found.problems.append(
+                    f"{self._block}: session {session_id} may be open. A key sees the sessions of its own user only, "
+                    f"and block {record.place.block!r}, with which it was opened, leads there no more."
+                )
+            return
         if session.ref().is_closed if session is not None else record is not None and _is_old(record):
             self._seen.add(session_id)
             self._over.add(session_id)
@@ -494,16 +526,13 @@ class InstanceSweeper:
         )
 
 
+def _is_older(record: Record, than: timedelta) -> bool:
+    return record.updated is not None and datetime.now(UTC) - record.updated > than
+
+
 def _is_old(record: Record) -> bool:
     """Whether a recorded session cannot be open any more."""
-    return record.updated is not None and datetime.now(UTC) - record.updated > _LIFE
-
-
-def _has_outlived_its_limit(session: Session) -> bool:
-    """Whether the service should have closed the session long ago."""
-    begun = session.activated_at or session.started_at
-    limit = timedelta(seconds=session.max_ttl) if session.max_ttl else None
-    return begun is not None and limit is not None and datetime.now(UTC) - begun > limit + _OPENING
+    return _is_older(record, _LIFE)
 
 
 def _may_be_the_same(one: Record, other: Record) -> bool:

@@ -40,6 +40,7 @@ __all__ = ["InstanceUsage", "areport_usage", "compile_report", "report_usage"]
 
 _AT_ONCE = 8  # sessions read concurrently
 _SESSION_LIFE = timedelta(hours=24)  # within which the jobs of a session are created
+_LATEST = datetime.max.replace(tzinfo=UTC)
 _UNOWNED = 100  # jobs without an owner that are listed one by one
 
 FindOwners = Callable[[set[str]], Awaitable[Mapping[str, Owner]]]
@@ -140,13 +141,14 @@ class InstanceUsage:
         """
         self.unfinished.add(block)
         usage = await client.usage()
-        start, end = usage.period_start, usage.period_end
+        start, over = usage.period_start, usage.period_end
         self.has_period = start is not None and (until is None or start < until)
         if start is not None and self.has_period:
             since = min(since, start)
-            until = None if until is None or end is None or end > until else until
+            until = None if until is None or over is None or over > until else until
         lists_sessions = await self._read_sessions(client, block, since)
-        await self._read_jobs(client, block, since, None if until is None else until + _SESSION_LIFE)
+        end = None if until is None else min(until, _LATEST - _SESSION_LIFE) + _SESSION_LIFE
+        await self._read_jobs(client, block, since, end)
         if lists_sessions:
             await self._read_unlisted(client, block)
         # Read last: usage that is final in a list is in this total; what became final meanwhile counts as pending.

@@ -28,12 +28,14 @@ from prefect.flow_runs import asuspend_flow_run, suspend_flow_run
 
 from prefect_qruntime import hooks
 from prefect_qruntime.cancellation import cancel_jobs_of, policy
+from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.failures import job_error
 from prefect_qruntime.client.network_loop import network_loop
-from prefect_qruntime.credentials import QuantumRuntimeCredentials, aload_credentials, block_name
+from prefect_qruntime.credentials import QuantumRuntimeCredentials, aload_credentials, block_name, leading_to, that_sees
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobRef
 from prefect_qruntime.observability import notifications
+from prefect_qruntime.observability.artifacts import Place
 from prefect_qruntime.prefect_api import api, current_flow_run_id
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.suspend import waits
@@ -46,6 +48,7 @@ __all__ = [
     "aleave_to_watcher",
     "asuspend_until_done",
     "claimed",
+    "client_for",
     "describe",
     "emit_state",
     "leave_to_watcher",
@@ -124,6 +127,20 @@ async def resume(wait: Wait) -> bool:
     return False
 
 
+async def client_for(wait: Wait) -> tuple[str, QuantumRuntimeClient]:
+    """Find the saved block that leads to a wait's job; return its name and a client. Runs on the network loop.
+
+    Raises:
+        QuantumRuntimeError: None does.
+        Exception: Prefect's API failed.
+    """
+    found = await leading_to([wait.place])
+    if wait.place not in found:
+        await aload_credentials(wait.block)  # which may say what is wrong with it
+    block = await that_sees(wait.place, found, lambda client: client.job(wait.job_id))
+    return block, found[wait.place][block].get_client()
+
+
 async def reconcile(wait: Wait) -> bool:
     """Complete a wait whose flow run is no longer suspended for it: cancelled, resumed by another process, or deleted.
 
@@ -147,7 +164,7 @@ async def reconcile(wait: Wait) -> bool:
     if cancelled:
         try:
             if wait.policy == "cancel":
-                client = (await aload_credentials(wait.block)).get_client()
+                _, client = await client_for(wait)
                 await cancel_jobs_of(client, str(flow_run.id), [wait.job_id])
         except NotFound as error:
             # Deleted from the service: nothing is left to cancel.
@@ -357,7 +374,8 @@ async def _note(credentials: QuantumRuntimeCredentials, ref: JobRef) -> str:
     """Record the wait and return the key to suspend with."""
     flow_run_id, block = _flow_run_id(), block_name(credentials)
     key = waits.pause_key(ref.id, await waits.used_keys(flow_run_id))
-    await waits.note_suspended(ref.id, block=block or "", flow_run_id=flow_run_id, key=key, policy=policy())
+    place = Place(block or "", credentials.get_client().connection.instance)
+    await waits.note_suspended(ref.id, place, flow_run_id=flow_run_id, key=key, policy=policy())
     notifications.log_to_run(
         f"releasing the worker until job {ref.id} is over; `prefect-qruntime watch` resumes this flow run"
     )
@@ -369,6 +387,7 @@ async def _leave(credentials: QuantumRuntimeCredentials, ref: JobRef) -> JobRef:
     block = block_name(credentials)
     if block is None:
         raise InvalidInput("must be a saved block: the watcher loads it by name", field="credentials")
-    await waits.note_left(ref.id, block=block, flow_run_id=current_flow_run_id())
+    place = Place(block, credentials.get_client().connection.instance)
+    await waits.note_left(ref.id, place, flow_run_id=current_flow_run_id())
     notifications.log_to_run(f"job {ref.id} is left to the watcher, which reports its end by an event")
     return ref

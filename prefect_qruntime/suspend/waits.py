@@ -22,7 +22,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectNotFound
 
-from prefect_qruntime.observability.artifacts import Record, drop_record, find_records, upsert
+from prefect_qruntime.observability.artifacts import Place, Record, drop_record, find_records, upsert
 from prefect_qruntime.prefect_api import api
 
 __all__ = [
@@ -56,6 +56,7 @@ class Wait:
         key: The pause key; None if no flow run is suspended and only an event is wanted.
         policy: What happens to the job when the flow run is cancelled.
         note: Id of the note in Prefect.
+        instance: Names the job's instance, see `Place`.
     """
 
     job_id: str
@@ -64,6 +65,12 @@ class Wait:
     key: str | None
     policy: Literal["cancel", "detach"]
     note: UUID
+    instance: str | None = None
+
+    @property
+    def place(self) -> Place:
+        """Where the job is."""
+        return Place(self.block, self.instance)
 
 
 def pause_key(job_id: str, used: Iterable[str] = ()) -> str:
@@ -95,25 +102,25 @@ def pause_key_of(state: State | None) -> str | None:
     return state.state_details.pause_key if state is not None and state.is_paused() else None
 
 
-async def note_suspended(job_id: str, *, block: str, flow_run_id: UUID, key: str, policy: str) -> None:
+async def note_suspended(job_id: str, place: Place, *, flow_run_id: UUID, key: str, policy: str) -> None:
     """Record that a flow run is about to be suspended for a job.
 
     Raises:
         Exception: Prefect's API failed; then the run must not be suspended, because nothing would resume it.
     """
     text = f"Suspended until job `{job_id}` is over. `prefect-qruntime watch` resumes this flow run."
-    meta = {"job": job_id, "block": block, "key": key, "policy": policy, "flow_run": str(flow_run_id)}
+    meta = {"job": job_id, **place._asdict(), "key": key, "policy": policy, "flow_run": str(flow_run_id)}
     await upsert("wait", f"{flow_run_id}-{key}", lambda _facts, _old: text, meta, flow_run_id=str(flow_run_id))
 
 
-async def note_left(job_id: str, *, block: str, flow_run_id: str | None) -> None:
+async def note_left(job_id: str, place: Place, *, flow_run_id: str | None) -> None:
     """Record that a job's end is to be reported by an event, without a wait for it.
 
     Raises:
         Exception: Prefect's API failed.
     """
     text = f"`prefect-qruntime watch` reports the end of job `{job_id}` by an event."
-    meta = {"job": job_id, "block": block, "policy": "detach", "flow_run": flow_run_id}
+    meta = {"job": job_id, **place._asdict(), "policy": "detach", "flow_run": flow_run_id}
     await upsert("wait", f"{_LEFT}{job_id}", lambda _facts, _old: text, meta)
 
 
@@ -128,6 +135,7 @@ def _wait(record: Record) -> Wait | None:
         key=record.meta.get("key"),
         policy="detach" if record.meta.get("policy") == "detach" else "cancel",
         note=record.artifact_id,
+        instance=record.place.instance,
     )
 
 

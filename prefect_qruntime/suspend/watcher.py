@@ -24,6 +24,7 @@ from prefect_qruntime.credentials import aload_credentials, saved_blocks
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobStatus
 from prefect_qruntime.observability import notifications
+from prefect_qruntime.observability.artifacts import Place
 from prefect_qruntime.observability.progress import PageTurn, WaitProgress
 from prefect_qruntime.observability.telemetry import Observation
 from prefect_qruntime.redact import get_logger, redact
@@ -139,7 +140,7 @@ class _Watcher:
     def __init__(self, blocks: Iterable[str] | None, *, once: bool) -> None:
         self._blocks = frozenset(blocks) if blocks is not None else None
         self._once = once
-        self._clients: dict[str, QuantumRuntimeClient] = {}
+        self._clients: dict[Place, tuple[str, QuantumRuntimeClient]] = {}
         self._loading = asyncio.Lock()
         self._followed: dict[UUID, _Followed] = {}
         self._not_ours: set[UUID] = set()
@@ -149,7 +150,7 @@ class _Watcher:
         self._all, self._all_at = True, 0.0
         self._counts = dict.fromkeys(("followed", "resumed", "told", "cancelled"), 0)
         self._problems: dict[str, str] = {}
-        self._instances: dict[str, InstanceWatch] = {}
+        self._instances: dict[Place, InstanceWatch] = {}
         self._instances_at = 0.0
         self._looking: asyncio.Task[None] | None = None
         self._showing: asyncio.Task[None] | None = None
@@ -195,7 +196,7 @@ class _Watcher:
         try:
             async with asyncio.timeout(_PAGE):
                 if progress.status is JobStatus.QUEUED and progress.job is not None and progress.job.backend:
-                    client = await self._client(wait.block)
+                    _, client = await self._client_for(wait)
                     progress.backend = await backend_now(client, progress.job.backend, max_age=STATE_AGE)
                 async with entry.writing:
                     if not entry.ending and self._followed.get(wait.note) is entry:
@@ -220,11 +221,12 @@ class _Watcher:
         seen = set[str]()
         for block in blocks:
             try:
-                client = await self._client(block)
+                client = (await aload_credentials(block)).get_client()
+                place = Place(block, client.connection.instance)
                 if client.connection.crn not in seen:
                     seen.add(client.connection.crn)
                     async with asyncio.timeout(_INSTANCE):
-                        await self._instances.setdefault(block, InstanceWatch(block)).look(client)
+                        await self._instances.setdefault(place, InstanceWatch(block)).look(client)
             except Exception as error:  # no wait depends on it
                 log.warning("The instance of %s could not be checked: %s", block, redact(str(error)))
 
@@ -293,11 +295,11 @@ class _Watcher:
 
     # ---- polling the service -------------------------------------------------------------------
 
-    async def _client(self, block: str) -> QuantumRuntimeClient:
+    async def _client_for(self, wait: Wait) -> tuple[str, QuantumRuntimeClient]:
         async with self._loading:
-            if block not in self._clients:
-                self._clients[block] = (await aload_credentials(block)).get_client()
-            return self._clients[block]
+            if wait.place not in self._clients:
+                self._clients[wait.place] = await suspend.client_for(wait)
+            return self._clients[wait.place]
 
     async def _follow(self, entry: _Followed) -> None:
         wait = entry.wait
@@ -309,7 +311,7 @@ class _Watcher:
             # Any error, ours or Prefect's: this wait is tried again and the others continue.
             self._problem(str(wait.note), f"job {wait.job_id} for {suspend.describe(wait)}: {error}")
             log.warning("Job %s for %s is tried again later: %s", wait.job_id, suspend.describe(wait), error)
-            self._clients.pop(wait.block, None)
+            self._clients.pop(wait.place, None)
             entry.ending, entry.task, entry.not_before = False, None, time.monotonic() + _AGAIN
         else:
             self._problems.pop(str(wait.note), None)
@@ -317,7 +319,7 @@ class _Watcher:
     async def _end_of_job(self, entry: _Followed) -> Job | NotFound | None:
         """The job when it is over; the error if the service does not know it; None if it is not over."""
         wait = entry.wait
-        client = await self._client(wait.block)
+        block, client = await self._client_for(wait)
         try:
             if self._once:
                 job = await client.look(wait.job_id, deadlines=_PATIENCE, known=True)
@@ -326,7 +328,7 @@ class _Watcher:
             async def on_change(seen: Job, waited: float) -> None:
                 entry.saw(seen, waited)
                 if seen.status is JobStatus.RUNNING:
-                    _tell(wait, seen)
+                    _tell(wait, seen, block)
 
             return await client.wait(wait.job_id, deadlines=_PATIENCE, on_change=on_change, known=True)
         except NotFound as error:
@@ -349,7 +351,7 @@ class _Watcher:
                 async with self._gate:
                     await notifications.job_ended(end, entry.seen, flow_run_id=owner)
                 entry.page_complete = True
-            await self._report_left(end, owner, entry.wait.block)
+            await self._report_left(end, owner, (await self._client_for(entry.wait))[0])
         await waits.drop_note(entry.wait)
         self._counts["told"] += isinstance(end, Job)
         self._let_go(entry)
@@ -376,7 +378,7 @@ class _Watcher:
                 self._let_go(entry)
                 return
             if isinstance(end, Job):
-                _tell(wait, end)
+                _tell(wait, end, (await self._client_for(wait))[0])
             # The resumed flow completes the job's record, also of a job that the service does not know.
             self._counts["resumed"] += await suspend.resume(wait)
             await waits.drop_note(wait)
@@ -411,5 +413,5 @@ class _Watcher:
         self._problems[about] = redact(text)
 
 
-def _tell(wait: Wait, job: Job) -> None:
-    suspend.emit_state(job, flow_run_id=suspend.owner(wait), block=wait.block)
+def _tell(wait: Wait, job: Job, block: str) -> None:
+    suspend.emit_state(job, flow_run_id=suspend.owner(wait), block=block)

@@ -261,6 +261,7 @@ async def _submit(
             await notifications.job_submitted(
                 ref,
                 block=block,
+                instance=client.connection.instance,
                 flow_run_id=where.flow_run_id,
                 session=usable,
                 busy_seconds=plan.busy_seconds,

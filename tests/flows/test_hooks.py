@@ -257,3 +257,36 @@ def test_a_session_is_closed_by_the_block_that_leads_to_it_or_not_at_all(
     assert ("qruntime.session.closed" in told) is found
     if found:
         assert statuses(cloud, flow_run.id) == ["Cancelled"] * 3
+
+
+@flow
+def sessionless() -> str:
+    return qr.submit_job(qr.load_credentials(BLOCK), [FLIP], backend=BACKEND).id
+
+
+def user(sandbox: Sandbox, number: int) -> qr.QuantumRuntimeCredentials:
+    """Two users of the first instance, and one of a second."""
+    key, crn = sandbox.instances[number]
+    return qr.QuantumRuntimeCredentials(**{**sandbox.connection("cloud"), "api_key": key, "crn": crn})
+
+
+@pytest.mark.parametrize("also", [(), (1,), (0,), (1, 0), (0, 1), (2, 0)], ids=str)
+@pytest.mark.parametrize("since", ["edited", "deleted"])
+def test_a_job_is_cancelled_by_a_block_that_leads_to_it_and_whose_key_sees_it(
+    cloud: Any, sandbox: Sandbox, caplog: pytest.LogCaptureFixture, since: str, also: tuple[int, ...]
+) -> None:
+    flow_run, state = ran(sessionless)
+    names = [f"hooks-{place}-of-user" for place, _ in enumerate(also)]
+    for name, number in zip(names, also, strict=True):
+        user(sandbox, number).save(name, overwrite=True)
+    if since == "edited":
+        user(sandbox, 2).save(BLOCK, overwrite=True)
+    else:
+        qr.QuantumRuntimeCredentials.delete(BLOCK)
+    hooks.on_cancellation(flow=sessionless, flow_run=flow_run, state=state)
+    for name in names:
+        qr.QuantumRuntimeCredentials.delete(name)
+    found = 0 in also
+    assert statuses(cloud, flow_run.id) == ["Cancelled" if found else "Queued"]
+    assert (f"Job {run(state.aresult())} of flow run {flow_run.id} lives on" in caplog.text) is not found
+    assert len(cloud.journal("POST", "/jobs/*/cancel")) == found, "no other instance is asked to cancel it"

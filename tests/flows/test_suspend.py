@@ -21,11 +21,13 @@ from flows.watch_jobs import watch_jobs
 from prefect_qruntime.cli.operations import watch
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.waiting.plan import Deadlines
+from prefect_qruntime.credentials import saved_blocks
 from prefect_qruntime.models import Job, JobStatus
 from prefect_qruntime.observability.artifacts import Record
 from prefect_qruntime.observability.progress import PageTurn
 from prefect_qruntime.prefect_api import api
 from prefect_qruntime.sandbox import Sandbox
+from prefect_qruntime.suspend.alarms import InstanceWatch
 from prefect_qruntime.suspend.suspend import claimed, reconcile
 from prefect_qruntime.suspend.waits import Wait, job_of, notes, pause_key
 from prefect_qruntime.suspend.watcher import _Watcher, arun_watch, run_watch
@@ -381,7 +383,8 @@ def test_what_others_suspended_stays_suspended(sandbox: Sandbox, block: str) -> 
 
 def test_one_block_that_is_gone_holds_up_nobody_else(sandbox: Sandbox, block: str) -> None:
     gone = f"{block}-gone"
-    qr.QuantumRuntimeCredentials(**sandbox.connection("cloud")).save(gone)
+    key, crn = sandbox.instances[2]
+    qr.QuantumRuntimeCredentials(**{**sandbox.connection("cloud"), "api_key": key, "crn": crn}).save(gone)
     runs = {name: deployed(waits, credentials_block=name) for name in (gone, block)}
     for flow_run in runs.values():
         start(waits, flow_run)
@@ -405,6 +408,45 @@ def test_a_job_left_is_told_of_once(sandbox: Sandbox, block: str) -> None:
     assert told[1]["resource"]["qruntime.left-to-watcher"] == "true"
     assert told[1]["related"][0]["prefect.resource.id"] == f"prefect.flow-run.{flow_run.id}"
     assert (told[1]["payload"]["job_id"], told[1]["payload"]["credentials_block"]) == (job_id, block)
+
+
+@pytest.mark.parametrize("what", [leaves, waits, "cancelled"], ids=str)
+@pytest.mark.parametrize("since", ["edited", "deleted"])
+def test_a_job_is_followed_by_the_block_that_leads_to_it(
+    sandbox: Sandbox, block: str, monkeypatch: pytest.MonkeyPatch, since: str, what: Any
+) -> None:
+    """That another instance knows no such job is not its end."""
+    flow_run = deployed(leaves if what is leaves else waits, credentials_block=block)
+    start(leaves if what is leaves else waits, flow_run)
+    (job,) = sandbox.control.jobs()
+    if what == "cancelled":
+        asked(lambda client: client.set_flow_run_state(flow_run.id, Cancelling()))
+    else:
+        sandbox.control.finish(job["id"])
+    key, crn = sandbox.instances[2]
+    other = qr.QuantumRuntimeCredentials(**{**sandbox.connection("cloud"), "api_key": key, "crn": crn})
+    if since == "edited":
+        other.save(block, overwrite=True)
+    else:
+        qr.QuantumRuntimeCredentials.delete(block)
+    monkeypatch.setattr("prefect_qruntime.suspend.watcher._PATIENCE", Deadlines(unseen=0.0, refused=0.0))
+    for name in network_loop().run(saved_blocks()):  # those of other tests lead to the same sandbox
+        if name != block:
+            qr.QuantumRuntimeCredentials.delete(name)
+    report = run_watch([block], once=True)
+    assert (report.resumed, report.told, report.cancelled) == (0, 0, 0)
+    assert [block in problem for problem in report.problems] == [True]
+
+    anew = f"{block}-anew"
+    qr.QuantumRuntimeCredentials(**sandbox.connection("cloud")).save(anew)
+    report = run_watch([block], once=True)
+    assert (report.resumed, report.told, report.cancelled) == (what is waits, what is leaves, what == "cancelled")
+    assert report.problems == []
+    if what == "cancelled":
+        assert sandbox.control.job(job["id"])["status"] == "Cancelled"
+    else:
+        told = events(f"qruntime.job.{job['id']}", last="qruntime.job.completed")[-1]
+        assert told["payload"]["credentials_block"] == anew, "what collects the result loads this block"
 
 
 ODD = [
@@ -485,6 +527,25 @@ async def test_a_job_that_ends_while_the_notes_are_read_is_reported_once(monkeyp
     for followed in (1, 1, 2):  # the third time it was left again
         await watcher._left_jobs()
         assert watcher.report().followed == followed
+
+
+async def test_a_block_that_leads_to_another_instance_now_has_another_board(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The jobs of the instance before are not shown as those of this one."""
+    crns, looked = ["11aa", "11aa", "33cc"], list[InstanceWatch]()
+
+    async def load(name: str) -> Any:
+        crn = f"crn:v1:bluemix:public:quantum-computing:us-east:a/0123abcd:{crns[len(looked)]}-22bb::"
+        return qr.QuantumRuntimeCredentials(api_key="a-key-of-a-test-0123", crn=crn)
+
+    async def look(self: InstanceWatch, client: Any) -> None:
+        looked.append(self)
+
+    monkeypatch.setattr("prefect_qruntime.suspend.watcher.aload_credentials", load)
+    monkeypatch.setattr(InstanceWatch, "look", look)
+    watcher = _Watcher(["ibm"], once=False)
+    for _ in crns:
+        await watcher._look_after_instances()
+    assert looked[0] is looked[1] is not looked[2]
 
 
 async def test_many_left_jobs_do_not_each_try_a_prefect_that_takes_no_events(monkeypatch: pytest.MonkeyPatch) -> None:

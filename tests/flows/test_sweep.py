@@ -26,6 +26,7 @@ from prefect_qruntime.operations.session_listing import list_sessions
 from prefect_qruntime.operations.sweep import run_sweep
 from prefect_qruntime.run_context import current_run
 from prefect_qruntime.sandbox import Sandbox
+from prefect_qruntime.tasks.session_notes import SessionNote
 from tests.support.command_line import command, exit_code
 from tests.support.flow_runs import BACKEND, FLIP, STAY, ran, records, requests, run
 from tests.support.prefect_calls import asked
@@ -419,8 +420,46 @@ def test_a_session_is_found_by_its_instance_whatever_its_block_is_called(
         qr.QuantumRuntimeCredentials.delete("sweep-old-name")
 
 
+USERS = {"own": 0, "other": 1}
+
+
+@pytest.mark.parametrize("saved", ["own other", "other own", "other"])
+@pytest.mark.parametrize("opener", ["flow run", "process"])
+def test_that_another_user_s_key_does_not_see_a_session_is_not_its_end(
+    control: Any, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, opener: str, saved: str
+) -> None:
+    """Both users' blocks lead to one instance; they are swept in the order of their names."""
+    monkeypatch.setattr(SessionNote, "is_gone", True)
+    names = {who: f"sweep-{place}-{who}" for place, who in enumerate(saved.split())}
+    names.setdefault("own", "sweep-own")
+    blocks = {}
+    for who, name in names.items():
+        key, crn = sandbox.instances[USERS[who]]
+        blocks[who] = qr.QuantumRuntimeCredentials(**{**sandbox.connection("cloud"), "api_key": key, "crn": crn})
+        blocks[who].save(name, overwrite=True)
+
+    @flow
+    def opens() -> Any:
+        return qr.open_session(blocks["own"], BACKEND, max_ttl=600)
+
+    session = run(ran(opens)[1].aresult()) if opener == "flow run" else qr.open_session.fn(blocks["own"], BACKEND)
+    if saved == "other":
+        qr.QuantumRuntimeCredentials.delete(names["own"])
+    swept = [name for who, name in sorted(names.items(), key=lambda item: item[1]) if who in saved.split()]
+    reports = [run_sweep(swept) for _ in range(2)]
+    if saved == "other":
+        assert [one["id"] for one in control.open_sessions()] == [session.id]
+        assert [[session.id in problem for problem in report.problems] for report in reports] == [[True]] * 2
+        blocks["own"].save(names["own"], overwrite=True)
+        reports = [run_sweep([names["own"], *swept])]
+    assert control.open_sessions() == []
+    assert ([entry.id for entry in reports[0].sessions], reports[0].problems) == ([session.id], [])
+    for name in names.values():
+        qr.QuantumRuntimeCredentials.delete(name)
+
+
 def test_a_session_that_no_block_leads_to_is_a_problem(control: Any, sandbox: Sandbox) -> None:
-    flow_run, session = left(Completed(), jobs=0)
+    flow_run, session = left(Completed(), jobs=1)
     for name in network_loop().run(saved_blocks()):  # those of other tests lead to the same sandbox
         qr.QuantumRuntimeCredentials.delete(name)
     report = run_sweep()
@@ -428,6 +467,8 @@ def test_a_session_that_no_block_leads_to_is_a_problem(control: Any, sandbox: Sa
     (problem,) = [one for one in report.problems if session.id in one]
     assert f"flow run {flow_run.id}" in problem
     assert sandbox.crn in problem
+    (job,) = control.jobs()
+    assert [f"flow run {flow_run.id}" in one for one in report.problems if job["id"] in one] == [True]
     qr.QuantumRuntimeCredentials(**sandbox.connection("cloud")).save(BLOCK)
     assert session.id in [entry.id for entry in run_sweep().sessions]
 

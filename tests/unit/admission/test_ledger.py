@@ -520,3 +520,24 @@ class Remembering(RuleBasedStateMachine):
 
 def test_a_deployment_s_jobs_are_all_counted_whatever_failed_before() -> None:
     try_orders(Remembering, examples=300, steps=15)
+
+
+@pytest.mark.parametrize("ahead", [-3600, -60, 0, 60, 3600, 40_000])
+def test_a_clock_that_differs_from_the_service_s_hides_no_job(monkeypatch: pytest.MonkeyPatch, ahead: int) -> None:
+    """A list is read on from the newest job that it showed, by the clock that dated it."""
+    service: Any = Listing()
+
+    async def api() -> Any:
+        return service
+
+    monkeypatch.setattr(module, "api", api)
+    of_service, run = datetime.now(UTC) - timedelta(seconds=ahead), next(r for r in RUNS if RUNS[r] == DEPLOYMENT)
+    known, unsettled, since = DeploymentJobs(), UnsettledJobs(), datetime.now(UTC) - timedelta(days=2)
+    for number in range(4):  # of other processes
+        moment = of_service + timedelta(minutes=number)
+        job = job_of(number, run, 0.0, 7.0).model_copy(update={"created_at": moment, "usage_final": number < 2})
+        service.all[job.id] = job
+        found = asyncio.run(known.read(service, str(DEPLOYMENT), since))
+        assert {one.id for one in found} == set(service.all)
+        open_jobs = {one.id for one in asyncio.run(unsettled.read(service))}
+        assert open_jobs == {one.id for one in service.all.values() if not one.usage_final}

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
+from prefect_qruntime.admission.budget_core import tally
 from prefect_qruntime.client.failures import job_error
 from prefect_qruntime.client.parsing import (
     complete_backend,
@@ -237,7 +238,45 @@ def test_no_session_breaks_the_reader(body: dict[str, Any]) -> None:
 
 @given(body=st.dictionaries(st.sampled_from(["usage_consumed_seconds", "usage_period", "usage_limit_seconds"]), VALUES))
 def test_no_usage_breaks_the_reader(body: dict[str, Any]) -> None:
-    parse_usage(body)
+    """What cannot be read is never taken for no use or no limit."""
+
+    def is_amount(value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e15
+
+    consumed, limit = body.get("usage_consumed_seconds"), body.get("usage_limit_seconds")
+    readable = all(one is None or is_amount(one) for one in (consumed, limit)) and (
+        limit is None or is_amount(consumed)
+    )
+    if not readable:
+        with pytest.raises(ServiceUnavailable):
+            parse_usage(body)
+        return
+    usage = parse_usage(body)
+    assert (usage.consumed_seconds, usage.limit_seconds) == (consumed or 0.0, limit)
+
+
+NO_AMOUNTS = [None, "12.5", -5, True, [], {}, float("nan"), float("inf"), 1e300]
+
+
+@pytest.mark.parametrize("status", ["Completed", "Failed", "Cancelled"])
+@pytest.mark.parametrize("word", ["complete", None])
+@pytest.mark.parametrize("name", ["qpu_charge_time_seconds", "quantum_seconds", "seconds"])
+@pytest.mark.parametrize("wrong", NO_AMOUNTS, ids=repr)
+def test_usage_that_cannot_be_read_is_not_final(wrong: Any, name: str, word: str | None, status: str) -> None:
+    usage = {name: wrong} | ({"status": word} if word else {})
+    job = parse_job({"id": "d1", "state": {"status": status}, "usage": usage, "cost": 300})
+    assert (job.usage_seconds, job.usage_final) == (None, False)
+    total = tally([job], [])
+    assert (total.used, total.reserved) == (0.0, 300.0), "it counts as the most that the job may have used"
+    assert parse_session_workload({"id": "s1", "usage": usage}).usage_final is False
+
+
+@pytest.mark.parametrize(("status", "final"), [("Completed", False), ("Failed", True), ("Cancelled", True)])
+def test_a_job_that_did_not_run_may_be_charged_nothing_without_a_number(status: str, final: bool) -> None:
+    job = parse_job({"id": "d1", "state": {"status": status}, "usage": {"status": "complete"}})
+    assert (job.usage_seconds, job.usage_final) == (None, final)
+    in_units = parse_job({"id": "d1", "status": status, "usage": {"status": "complete", "qpu_charge_ru": 3}})
+    assert (in_units.usage_units, in_units.usage_final) == (3.0, True)
 
 
 @given(devices=st.lists(VALUES | st.dictionaries(st.sampled_from(["name", "status", "qubits", "clops"]), VALUES)))

@@ -36,11 +36,15 @@ class Service:
     """Six open sessions; one step fails."""
 
     connection = Connection(api_key="unit-test-key", crn=CRN)
+    skew: float | None = None
 
     def __init__(self, step: str = "", about: str = "", error: QuantumRuntimeError | None = None) -> None:
         self.open = {f"session-{name}" for name in ("a", "b", "c", "note", "tagged", "unnoted")}
         self._fails, self._error = (step, about), error
         self.after_cancel = JobStatus.CANCELLED
+
+    def known_clock_skew(self) -> float | None:
+        return self.skew
 
     def _step(self, step: str, about: str) -> None:
         if self._error is not None and (step, about) == self._fails:
@@ -282,3 +286,83 @@ def test_a_job_is_dealt_with_if_the_service_shows_that_it_is_over(marked: set[st
     assert report.is_clean is status.is_terminal
     actions = {job.action for job in report.jobs}
     assert ("cancelled" in actions) is (status is JobStatus.CANCELLED)
+
+
+@pytest.mark.parametrize("blocks", [("b", "b2"), ("b2", "b")], ids=str)
+def test_what_two_blocks_of_one_user_lead_to_is_reported_once(marked: set[str], blocks: tuple[str, ...]) -> None:
+    service, owners = Service(), Owners()
+    noted = [record("a", session="session-a", block="b")]
+    found, same = {name: Found() for name in blocks}, list[InstanceSweeper]()
+    for name in blocks:
+        same.append(InstanceSweeper(name, service, owners, noted, [], {}, False, found[name], same))  # type: ignore[arg-type]
+    for sweeper in same:
+        network_loop().run(sweeper.sweep(False))
+    jobs = [job for one in found.values() for job in one.jobs]
+    assert sorted((job.id, job.is_dealt_with) for job in jobs) == [("job-1", True), ("job-2", True)], "with sessions"
+    assert sorted(entry.id for one in found.values() for entry in one.sessions) == ["session-a", "session-tagged"]
+
+
+UNNOTED = {"mode": "dedicated", "backend": "aer", "max_ttl": "600"}
+
+
+@pytest.mark.parametrize("later", [0, 49, 50, 500])
+def test_a_session_without_a_recorded_id_is_found_however_many_were_opened_later(marked: set[str], later: int) -> None:
+    class Busy(Service):
+        async def workloads(self, *, created_before: datetime | None = None, limit: int | None = None, **_: Any) -> Any:
+            newer = [{"id": f"newer-{number}"} for number in range(later if created_before is None else 0)]
+            return [*newer, {"id": "session-unnoted"}][:limit]
+
+        async def session(self, session_id: str) -> Session:
+            return session(session_id, "open" if session_id in self.open else "closed")
+
+    service = Busy()
+    swept(service, records=[record("unnoted", **UNNOTED)])
+    assert "session-unnoted" not in service.open
+    assert marked == {"unnoted"}
+
+
+@pytest.mark.parametrize(
+    ("age", "owner", "settled"), [(0, True, False), (11, True, True), (11, False, False), (1500, False, True)]
+)
+def test_a_record_without_a_session_is_settled_when_the_list_must_show_one(
+    marked: set[str], age: int, owner: bool, settled: bool
+) -> None:
+    """The service may list a new session late, and another user's key never lists it."""
+
+    class Late(Service):
+        async def workloads(self, **_: Any) -> list[dict[str, Any]]:
+            return []
+
+    one = record("unnoted", **UNNOTED, block="b" if owner else "renamed")
+    aged = Record(one.artifact_id, one.key, one.meta, one.flow_run_id, NOW - timedelta(minutes=age))
+    swept(Late(), records=[aged])
+    assert (marked == {"unnoted"}) is settled
+    if not settled and owner:
+        service = Service()
+        swept(service, records=[aged])
+        assert "session-unnoted" not in service.open
+
+
+@pytest.mark.parametrize("ahead", [-7200, -60, 60, 7200])
+@pytest.mark.parametrize(("minutes", "closed"), [(1, False), (19, False), (21, True)])
+def test_a_session_outlives_its_limit_by_the_service_s_clock(
+    marked: set[str], monkeypatch: pytest.MonkeyPatch, ahead: int, minutes: int, closed: bool
+) -> None:
+    """Whether the process that opened it lives is not known here. Our clock is ahead of the service's."""
+    monkeypatch.setattr(SessionNote, "is_gone", None)
+
+    class Skewed(Service):
+        skew = -float(ahead)
+
+        async def session(self, session_id: str) -> Session:
+            begun = datetime.now(UTC) - timedelta(seconds=ahead, minutes=minutes)
+            return (await super().session(session_id)).model_copy(update={"started_at": begun})
+
+        async def jobs(self, **_: Any) -> list[Job]:
+            return []
+
+    service, same, found = Skewed(), list[InstanceSweeper](), Found()
+    note = SessionNote(record("note", session="session-note", pid="1", host="h", flow_run=""))
+    same.append(InstanceSweeper("b", service, Owners(), [], [note], {}, False, found, same))  # type: ignore[arg-type]
+    network_loop().run(same[0].sweep(False))
+    assert ("session-note" not in service.open) is closed

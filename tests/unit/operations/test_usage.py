@@ -13,6 +13,7 @@ import pytest
 from prefect_qruntime.client.parsing import parse_job
 from prefect_qruntime.errors import NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobStatus, Session, Usage
+from prefect_qruntime.operations.job_listing import parse_since
 from prefect_qruntime.operations.usage import InstanceUsage, compile_report
 from prefect_qruntime.operations.usage_core import Owner
 from prefect_qruntime.operations.usage_tables import UsageReport, to_csv
@@ -106,6 +107,11 @@ def test_every_job_is_read_once(count: int, inclusive: bool) -> None:
     book = read(Service([job(n, at=n) for n in range(count)], inclusive=inclusive))
     assert len(book.book.jobs) == count
     assert report(book).total.qpu_seconds == pytest.approx(count / 10)
+
+
+@pytest.mark.parametrize("until", ["9999-12-31", "9999-12-31T23:59:59.999999", "9999-12-30T00:00:00-14:00"])
+def test_the_last_days_of_the_calendar_are_no_error(until: str) -> None:
+    assert len(read(Service([job(0, at=0)]), parse_since(until)).book.jobs) == 1
 
 
 @pytest.mark.parametrize("inclusive", [True, False])
