@@ -53,12 +53,14 @@ _INSTANCE = re.compile(r"\b(?:instance|crn)\b", re.IGNORECASE)
 @functools.lru_cache(maxsize=8)
 def tls_context(ca_file: str | None) -> ssl.SSLContext:
     # 30 ms each, so one per CA file and process.
-    context = httpx.create_ssl_context()
-    if ca_file is not None:
-        try:
+    field = "SSL_CERT_FILE"  # of the environment, in place of the usual CAs
+    try:
+        context = httpx.create_ssl_context()
+        field = "ca_file"
+        if ca_file is not None:
             context.load_verify_locations(cafile=ca_file)
-        except OSError as exc:  # no such file, or no certificate in it (ssl.SSLError)
-            raise InvalidInput(f"cannot be read as a file of CA certificates: {exc}", field="ca_file") from None
+    except (OSError, ValueError) as exc:  # no such file, no certificate in it (ssl.SSLError), no name of a file
+        raise InvalidInput(f"cannot be read as a file of CA certificates: {exc}", field=field) from None
     return context
 
 
