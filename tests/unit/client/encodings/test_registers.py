@@ -108,6 +108,8 @@ def test_ten_million_shots_unfold_to_little_more_than_their_bytes() -> None:
         ({"samples": ["0x0", "0x1"], "num_bits": 0}, "0x1 does not fit into 0 bits"),
         ({"samples": [["0x1"], ["0x1"], "0x1"], "num_bits": 1}, "ragged"),
         ({"samples": [[["0x1"]], [["0x0"], ["0x1"]]], "num_bits": 1}, "ragged"),
+        ({"samples": ["0x1"], "num_bits": 2**63 - 1}, "`num_bits` is 9223372036854775807"),
+        ({"samples": ["0x1"], "num_bits": 10**400}, "`num_bits` is 1000"),
         (_packed(9, "01ff ff01"), "does not fit into 9 bits"),
         (_packed(2, "03 04"), "does not fit into 2 bits"),
         (_packed(65, "01ffffffffffffffff 020000000000000000"), "does not fit into 65 bits"),
