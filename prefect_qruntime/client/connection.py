@@ -172,7 +172,7 @@ def check_url(text: str, *, field: str) -> str:
         )
     url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
     if not _has_host(url):
-        raise InvalidInput(f"names a host that cannot be one: {ascii(parts.hostname)}", field=field)
+        raise InvalidInput(f"names a host that cannot be one: {parts.hostname!a}", field=field)
     return url
 
 

@@ -73,9 +73,7 @@ def test_no_error_holds_a_secret(iam: HTTPXMock, connect: Connect, trouble: str,
 
 
 @pytest.mark.parametrize("dialect", ["cloud", "legacy"])
-def test_no_acceptance_that_echoes_a_secret_leaves_it_in_the_job(
-    iam: HTTPXMock, connect: Connect, dialect: str
-) -> None:
+def test_an_acceptance_that_echoes_a_secret_leaves_it_in_no_job(iam: HTTPXMock, connect: Connect, dialect: str) -> None:
     client = connect(dialect, api_key=KEY, patience=HASTY)
     client.run(client.authenticate())
     body = {"id": "d1", **dict.fromkeys(("backend", "session_id", "calibration_id", "messages"), f"\x1b[31m{ECHO}")}

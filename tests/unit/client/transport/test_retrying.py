@@ -26,7 +26,7 @@ from prefect_qruntime.errors import (
     UsageLimitReached,
     after,
 )
-from tests.support.mock_client import QUICK, sent
+from tests.support.mock_client import sent
 
 Connect = Callable[..., QuantumRuntimeClient]
 Call = Callable[[QuantumRuntimeClient], Any]
