@@ -233,7 +233,7 @@ def _is_own(answer: httpx.Response, request: httpx.Request) -> bool:
     A gateway's page for a login or a pause, or the answer of another service, says that nothing was read or written.
     """
     path = request.url.path
-    # Who asks for the health looks at the answer; a refused login is final whoever says it.
+    # Who asks for the health looks at the answer; a 401 is final in any case.
     if path.endswith("/health") or answer.status_code == httpx.codes.UNAUTHORIZED:
         return True
     if answer.status_code == httpx.codes.NO_CONTENT:

@@ -15,7 +15,7 @@ from typing import Any
 from prefect_qruntime.client.connection import is_id
 from prefect_qruntime.errors import QuantumRuntimeError, ServiceUnavailable
 from prefect_qruntime.models import Backend, Job, JobStatus, Session, Usage
-from prefect_qruntime.redact import plain_text, redact_start
+from prefect_qruntime.redact import many, plain_text, redact_start
 
 __all__ = [
     "listed_moments",
@@ -262,7 +262,7 @@ def parse_backends(body: dict[str, Any]) -> list[Backend]:
     if not isinstance(devices, list):
         raise QuantumRuntimeError("the service's backend list has no 'devices'")
     if len(devices) > _MOST_BACKENDS:
-        raise ServiceUnavailable(f"The service lists {len(devices)} backends, which cannot be.")
+        raise ServiceUnavailable(f"The service lists {many(len(devices), 'backend')}, which cannot be.")
     found = []
     for item in devices:
         if isinstance(item, str) and (name := read_string(item)) is not None:
