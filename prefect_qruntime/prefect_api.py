@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Generic, NoReturn, Self, TypeVar, cast
 from uuid import UUID
 
 import httpx
+import orjson
 from cachetools import LRUCache
 from prefect.blocks.core import Block
 from prefect.client.orchestration import PrefectClient, get_client
@@ -71,7 +72,8 @@ __all__ = [
 _CONNECTIONS = 8
 
 _PATIENCE = 60.0  # seconds for which requests to a failing Prefect API are repeated
-_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524})
+_PASSING = frozenset({407, 408, 425, 429, 499, *range(500, 600)})
+_LISTS = ("/artifacts/filter", "/variables/filter", "/flow_runs/filter", "/task_runs/filter", "/flow_run_states/")
 _patience: ContextVar[tuple[float, float] | None] = ContextVar("qruntime_prefect_patience", default=None)
 
 T = TypeVar("T")
@@ -97,7 +99,9 @@ def is_passing(error: BaseException) -> bool:
     """Whether an error of Prefect's API is transient."""
     if isinstance(error, httpx.HTTPStatusError):
         return error.response.status_code in (_PASSING if _may_conflict(error.request) else _PASSING | {409})
-    return isinstance(error, httpx.TransportError) and not isinstance(error, httpx.UnsupportedProtocol)
+    return isinstance(error, httpx.TransportError | httpx.DecodingError) and not isinstance(
+        error, httpx.UnsupportedProtocol
+    )
 
 
 def _may_conflict(request: httpx.Request) -> bool:
@@ -207,21 +211,45 @@ def _send_patiently(client: PrefectClient) -> None:
             try:
                 answer = await send(request, *args, **kwargs)
             except httpx.HTTPStatusError as error:
+                if not _is_own(error.response, request):
+                    raise _foreign(request) from None
                 refused = error.response.status_code == httpx.codes.FORBIDDEN and "CSRF" in error.response.text
                 if not (refused and may_need_token) or raw.enable_csrf_support:
                     raise
                 raw.enable_csrf_support = True
                 answer = await send(request, *args, **kwargs)
-            paged = answer.is_success and "html" in answer.headers.get("content-type", "")
-            if paged and not request.url.path.endswith("/health"):  # who asks for that looks at the answer
-                # A gateway's page for a login or a pause: nothing was read or written.
-                raise httpx.RemoteProtocolError("a page came in place of an answer of Prefect's API", request=request)
+            if not _is_own(answer, request):
+                raise _foreign(request)
             clock.learn(answer.headers.get("date"))
             return answer
 
         return await patiently(ask)
 
     raw.send = patient_send
+
+
+def _is_own(answer: httpx.Response, request: httpx.Request) -> bool:
+    """Whether an answer is of Prefect's API: JSON, and a list where one was asked for; or a refusal as a JSON object.
+
+    A gateway's page for a login or a pause, or the answer of another service, says that nothing was read or written.
+    """
+    path = request.url.path
+    # Who asks for the health looks at the answer; a 401 is final in any case.
+    if path.endswith("/health") or answer.status_code == httpx.codes.UNAUTHORIZED:
+        return True
+    if answer.status_code == httpx.codes.NO_CONTENT:
+        return request.method != "GET"
+    try:
+        body = orjson.loads(answer.content)
+    except orjson.JSONDecodeError:
+        return False
+    if not answer.is_success:
+        return isinstance(body, dict)
+    return isinstance(body, list) or not path.endswith(_LISTS)
+
+
+def _foreign(request: httpx.Request) -> httpx.RemoteProtocolError:
+    return httpx.RemoteProtocolError("another answer came in place of one of Prefect's API", request=request)
 
 
 def in_run() -> bool:

@@ -69,7 +69,8 @@ _LOGGERS = (
 _KEEP = 4096
 
 _lock = threading.Lock()
-_known: OrderedDict[str, None] = OrderedDict()
+_lasting: set[str] = set()
+_passing: OrderedDict[str, None] = OrderedDict()
 _longest_first: tuple[list[str], list[int]] | None = None
 """The known secrets, longest first, and their negative lengths; None after one was added."""
 
@@ -94,17 +95,26 @@ if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
     os.register_at_fork(after_in_child=_renew_lock)
 
 
-def register_secret(secret: str) -> None:
-    """Remember a secret, so that `redact` finds it in any text. Short ones are ignored."""
+def register_secret(secret: str, *, passing: bool = False) -> None:
+    """Remember a secret, so that `redact` finds it in any text. Short ones are ignored.
+
+    Args:
+        secret: The secret.
+        passing: It is of use for hours only, such as a token. A process may see any number of these, so only the latest
+            are remembered, and they displace no key or password.
+    """
     global _longest_first
     if len(secret) < 6:
         return
     with _lock:
-        if secret in _known:
+        if secret in _lasting or (passing and secret in _passing):
             return
-        _known[secret] = None
-        while len(_known) > _KEEP:  # tokens of weeks ago expired long since
-            _known.popitem(last=False)
+        if passing:
+            _passing[secret] = None
+            while len(_passing) > _KEEP:  # the first expired long since
+                _passing.popitem(last=False)
+        else:
+            _lasting.add(secret)
         _longest_first = None
 
 
@@ -112,7 +122,8 @@ def forget_all() -> None:
     """Forget all registered secrets (for tests)."""
     global _longest_first
     with _lock:
-        _known.clear()
+        _lasting.clear()
+        _passing.clear()
         _longest_first = None
 
 
@@ -120,7 +131,7 @@ def _known_secrets() -> tuple[list[str], list[int]]:
     global _longest_first
     with _lock:
         if _longest_first is None:
-            secrets = sorted(_known, key=len, reverse=True)
+            secrets = sorted({*_lasting, *_passing}, key=len, reverse=True)
             _longest_first = secrets, [-len(secret) for secret in secrets]
         return _longest_first
 

@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn, get_args
 from urllib.parse import unquote, urlsplit
 
+import httpx
+
 from prefect_qruntime.errors import InvalidInput, clean_texts_with
 from prefect_qruntime.redact import nearest, plain_text, register_secret
 
@@ -138,6 +140,14 @@ def is_public(host: str) -> bool:
     return bool(mapped.is_global) and not mapped.is_multicast
 
 
+def _has_host(url: str) -> bool:
+    """Whether httpx finds a host in an address: it refuses names that IDNA cannot encode or decode."""
+    try:
+        return bool(httpx.URL(url).host)
+    except (httpx.InvalidURL, ValueError):
+        return False
+
+
 @functools.lru_cache(maxsize=64)
 def check_url(text: str, *, field: str) -> str:
     """Check a base URL and drop its trailing slash.
@@ -160,7 +170,10 @@ def check_url(text: str, *, field: str) -> str:
         raise InvalidInput(
             "plain http:// is refused except to this machine: the API key would travel unencrypted", field=field
         )
-    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+    url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+    if not _has_host(url):
+        raise InvalidInput(f"names a host that cannot be one: {parts.hostname!a}", field=field)
+    return url
 
 
 def register_proxy(proxy: str) -> None:
@@ -201,7 +214,7 @@ def check_proxy(text: str, *, field: str = "proxy", socks: bool = False) -> str:
     known = (*_SOCKS, "http", "https") if socks else ("http", "https")
     # Others ignore a path in the environment's; with an @ it is the rest of a password.
     bare = "@" not in parts.path if socks else parts.path in ("", "/")
-    whole = parts.scheme in known and bool(parts.hostname) and port_fits
+    whole = parts.scheme in known and bool(parts.hostname) and port_fits and _has_host(stripped)
     if not whole or not bare or parts.query or parts.fragment or re.search(r"[\s\\]", stripped):
         raise InvalidInput(
             "is not the address of an HTTP proxy.",

@@ -18,7 +18,7 @@ from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.client.inputs.pub_values import shape_of
 from prefect_qruntime.client.inputs.pubs import encode_array, load_qpy
 from prefect_qruntime.client.inputs.spec import JobSpec, Pub, check_scalar_bits
-from prefect_qruntime.client.parsing import read_id
+from prefect_qruntime.client.parsing import read_id, read_string
 from prefect_qruntime.client.programs.expectation import in_one_register
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import JobRef, SessionRef
@@ -76,10 +76,9 @@ class Dialect:
     def created(self, body: dict[str, Any], spec: JobSpec, session: SessionRef | None) -> JobRef:
         """Read the answer to `POST /jobs`."""
         job_id = read_id(body.get("id"), "accepted job")
-        backend = body.get("backend")
         return JobRef(
             id=job_id,
-            backend=backend if isinstance(backend, str) else spec.backend,
+            backend=read_string(body.get("backend")) or spec.backend,
             program_id=spec.program_id,
             session=self._bind(body, session),
             private=spec.private,

@@ -15,7 +15,7 @@ from typing import Any
 from prefect_qruntime.client.connection import is_id
 from prefect_qruntime.errors import QuantumRuntimeError, ServiceUnavailable
 from prefect_qruntime.models import Backend, Job, JobStatus, Session, Usage
-from prefect_qruntime.redact import plain_text, redact, redact_start
+from prefect_qruntime.redact import many, plain_text, redact_start
 
 __all__ = [
     "listed_moments",
@@ -30,6 +30,7 @@ __all__ = [
     "parse_versions",
     "read_id",
     "read_moment",
+    "read_string",
     "read_units",
 ]
 
@@ -38,9 +39,16 @@ _LEAP_SECOND = re.compile(r"(T\d\d:\d\d:)60")
 _LONGEST_CODE = 100
 _TOO_MUCH = 1e15  # seconds or units
 _SECONDS = ("qpu_charge_time_seconds", "quantum_seconds", "seconds")
+# The service takes 8 tags of 86 characters, and an instance has a few dozen backends. Far more of them would keep the
+# network loop busy for seconds.
+_MOST_TAGS = 100
+_LONGEST_TAG = 1000
+_MOST_BACKENDS = 1000
+_MOST_VERSIONS = 100
 
 
-def _text(value: Any, limit: int = _LONGEST_TEXT) -> str | None:
+def read_string(value: Any, limit: int = _LONGEST_TEXT) -> str | None:
+    """A text of the service, masked, plain and of limited length; None if it is no text or an empty one."""
     if not isinstance(value, str | int | float):
         return None
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 128:
@@ -64,7 +72,7 @@ def read_id(value: Any, what: str) -> str:
     found = _id(value)
     if found is not None:
         return found
-    text = _text(value)
+    text = read_string(value)
     said = "no id" if text is None else f"an id that cannot be one: {text[:80]!r}"
     raise ServiceUnavailable(f"The service's {what} has {said}.")
 
@@ -93,7 +101,7 @@ def _list(value: Any) -> list[Any]:
 def _reason_code(value: Any) -> int | str | None:
     if isinstance(value, str):
         digits = value.isascii() and value.isdigit() and len(value) < 20
-        return int(value) if digits else _text(value, _LONGEST_CODE)
+        return int(value) if digits else read_string(value, _LONGEST_CODE)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
@@ -139,12 +147,12 @@ def parse_job(body: dict[str, Any], *, url: str | None = None) -> Job:
     """
     job_id = read_id(body.get("id"), "job")
     state = _dict(body.get("state"))
-    top = _text(body.get("status")) or ""
-    raw = _text(state.get("status")) or top
+    top = read_string(body.get("status")) or ""
+    raw = read_string(state.get("status")) or top
     status = JobStatus.of(raw)
     if status is None and JobStatus.of(top) is not None:
         raw, status = top, JobStatus.of(top)
-    reason = _text(state.get("reason")) or _text(body.get("reason"))
+    reason = read_string(state.get("reason")) or read_string(body.get("reason"))
     code = _reason_code(state.get("reason_code"))
     code = _reason_code(state.get("reasonCode")) if code is None else code
     too_long = "ran too long" in f"{top} {raw} {reason or ''}".lower()
@@ -156,7 +164,7 @@ def parse_job(body: dict[str, Any], *, url: str | None = None) -> Job:
     seconds = _first_amount(usage, *_SECONDS)
     seconds = _amount(_dict(body.get("bss")).get("seconds")) if seconds is None else seconds
     # Old versions have no usage status: there the number is final once the job is.
-    word = _text(usage.get("status"))
+    word = read_string(usage.get("status"))
     terminal = status is not None and status.is_terminal
     told = seconds is not None or _is_told(usage, ran=status is JobStatus.COMPLETED)
     final = word == "complete" and told if word is not None else terminal and seconds is not None
@@ -166,22 +174,24 @@ def parse_job(body: dict[str, Any], *, url: str | None = None) -> Job:
         raw_status=top if "ran too long" in top.lower() else raw,
         reason=reason,
         reason_code=code,
-        reason_solution=_text(state.get("reason_solution")),
+        reason_solution=read_string(state.get("reason_solution")),
         ran_too_long=too_long,
-        backend=_text(body.get("backend")),
-        program_id=_text(_dict(body.get("program")).get("id")),
+        backend=read_string(body.get("backend")),
+        program_id=read_string(_dict(body.get("program")).get("id")),
         session_id=_id(body.get("session_id")),
         created_at=read_moment(body.get("created")),
-        tags=tuple(redact(tag) for tag in _list(body.get("tags")) if isinstance(tag, str)),
+        tags=tuple(
+            redact_start(tag, _LONGEST_TAG) for tag in _list(body.get("tags"))[:_MOST_TAGS] if isinstance(tag, str)
+        ),
         usage_seconds=seconds,
         usage_final=final,
         usage_units=read_units(usage),
-        user_id=_text(body.get("user_id")),
+        user_id=read_string(body.get("user_id")),
         estimated_running_seconds=_number(body.get("estimated_running_time_seconds")),
         max_execution_time=_count(body.get("cost")),
         private=body.get("private") is True,
         url=url,
-        calibration_id=_text(body.get("calibration_id")),
+        calibration_id=read_string(body.get("calibration_id")),
     )
 
 
@@ -227,23 +237,23 @@ def listed_whole(entry: dict[str, Any], job: Job) -> bool:
 
 
 def _backend(item: dict[str, Any]) -> Backend | None:
-    name = _text(item.get("name")) or _text(item.get("backend_name"))
+    name = read_string(item.get("name")) or read_string(item.get("backend_name"))
     if name is None:
         return None
     status = item.get("status")
-    status_name = _text(_dict(status).get("name")) or _text(status) or "unknown"
+    status_name = read_string(_dict(status).get("name")) or read_string(status) or "unknown"
     metrics = _dict(item.get("performance_metrics"))
     processor = _dict(item.get("processor_type"))
     clops = item.get("clops")
     return Backend(
         name=name,
         status=status_name,
-        status_reason=_text(_dict(status).get("reason")),
+        status_reason=read_string(_dict(status).get("reason")),
         num_qubits=_count(item.get("qubits", item.get("n_qubits"))),
         simulator=bool(item.get("is_simulator", item.get("simulator", False))),
         queue_length=_count(item.get("queue_length")),
         wait_time_seconds=_number(_dict(item.get("wait_time_seconds")).get("average")),
-        processor=" ".join(p for key in ("family", "revision") if (p := _text(processor.get(key)))) or None,
+        processor=" ".join(p for key in ("family", "revision") if (p := read_string(processor.get(key)))) or None,
         clops=_number(_dict(clops).get("value")) if isinstance(clops, dict) else _number(clops),
         two_qubit_error=_number(_dict(metrics.get("two_q_error_median")).get("value")),
         readout_error=_number(_dict(metrics.get("readout_error_median")).get("value")),
@@ -254,13 +264,18 @@ def parse_backends(body: dict[str, Any]) -> list[Backend]:
     """Read a list of backends, given as objects or as names only.
 
     A backend of which only the name is known has the status `unknown`.
+
+    Raises:
+        QuantumRuntimeError: There is no such list, or it cannot be one.
     """
     devices = body.get("devices", body.get("backends"))
     if not isinstance(devices, list):
         raise QuantumRuntimeError("the service's backend list has no 'devices'")
+    if len(devices) > _MOST_BACKENDS:
+        raise ServiceUnavailable(f"The service lists {many(len(devices), 'backend')}, which cannot be.")
     found = []
     for item in devices:
-        if isinstance(item, str) and (name := _text(item)) is not None:
+        if isinstance(item, str) and (name := read_string(item)) is not None:
             found.append(Backend(name=name, status="unknown"))
         elif isinstance(item, dict) and (backend := _backend(item)) is not None:
             found.append(backend)
@@ -274,12 +289,12 @@ def parse_backend_status(name: str, status: dict[str, Any]) -> Backend:
 
 def complete_backend(backend: Backend, status: dict[str, Any], configuration: dict[str, Any]) -> Backend:
     """Fill in what a names-only list leaves out, from the backend's status and configuration."""
-    healthy = status.get("state", True) is True and _text(status.get("status")) in (None, "active")
-    said = _text(status.get("status"))
+    healthy = status.get("state", True) is True and read_string(status.get("status")) in (None, "active")
+    said = read_string(status.get("status"))
     return backend.model_copy(
         update={
             "status": "online" if healthy else (said if said and said != "active" else "offline"),
-            "status_reason": _text(status.get("message")),
+            "status_reason": read_string(status.get("message")),
             "queue_length": _count(status.get("length_queue")),
             "num_qubits": _count(configuration.get("n_qubits")),
             "simulator": bool(configuration.get("simulator", False)),
@@ -297,10 +312,10 @@ def parse_session(body: dict[str, Any]) -> Session:
     accepting = body.get("accepting_jobs")
     return Session(
         id=session_id,
-        backend=_text(body.get("backend_name")) or _text(body.get("backend")),
-        mode=_text(body.get("mode")) or "dedicated",
-        state=_text(body.get("state")),
-        state_reason=_text(body.get("state_reason")),
+        backend=read_string(body.get("backend_name")) or read_string(body.get("backend")),
+        mode=read_string(body.get("mode")) or "dedicated",
+        state=read_string(body.get("state")),
+        state_reason=read_string(body.get("state_reason")),
         accepting_jobs=accepting if isinstance(accepting, bool) else None,
         max_ttl=_count(body.get("max_ttl", body.get("max_session_ttl"))),
         active_ttl=_count(body.get("active_ttl")),
@@ -309,7 +324,7 @@ def parse_session(body: dict[str, Any]) -> Session:
         activated_at=read_moment(body.get("activated_at")),
         closed_at=read_moment(body.get("closed_at")),
         elapsed_time=_amount(body.get("elapsed_time")),
-        user_id=_text(body.get("user_id")),
+        user_id=read_string(body.get("user_id")),
     )
 
 
@@ -319,17 +334,17 @@ def parse_session_workload(item: dict[str, Any]) -> Session:
     Raises:
         ServiceUnavailable: The object has no id, or one that cannot be one.
     """
-    usage, mode = _dict(item.get("usage")), _text(item.get("mode"))
+    usage, mode = _dict(item.get("usage")), read_string(item.get("mode"))
     return Session(
         id=read_id(item.get("id"), "workload"),
-        backend=_text(item.get("backend")),
+        backend=read_string(item.get("backend")),
         mode="dedicated" if mode == "session" else mode or "dedicated",
         started_at=read_moment(item.get("created")),
         closed_at=read_moment(item.get("ended")),
-        user_id=_text(item.get("user_id")),
+        user_id=read_string(item.get("user_id")),
         usage_seconds=_first_amount(usage, *_SECONDS),
         usage_units=read_units(usage),
-        usage_final=_text(usage.get("status")) == "complete" and _is_told(usage, ran=False),
+        usage_final=read_string(usage.get("status")) == "complete" and _is_told(usage, ran=False),
     )
 
 
@@ -348,8 +363,8 @@ def parse_usage(body: dict[str, Any]) -> Usage:
     if wrong:
         raise ServiceUnavailable(f"The service's usage has no readable {wrong[0]}.")
     return Usage(
-        instance_id=_text(body.get("instance_id")),
-        plan_id=_text(body.get("plan_id")),
+        instance_id=read_string(body.get("instance_id")),
+        plan_id=read_string(body.get("plan_id")),
         consumed_seconds=consumed or 0.0,
         limit_seconds=limit,
         allocation_seconds=allocation,
@@ -364,8 +379,8 @@ def parse_usage(body: dict[str, Any]) -> Usage:
 
 def parse_versions(body: dict[str, Any]) -> tuple[str, ...]:
     """API versions, given as texts or as objects."""
-    items = body.get("versions")
-    if not isinstance(items, list):
-        return ()
+    items = _list(body.get("versions"))[:_MOST_VERSIONS]
     found = (item.get("version") if isinstance(item, dict) else item for item in items)
-    return tuple(version for version in found if isinstance(version, str))
+    return tuple(
+        text for version in found if isinstance(version, str) and (text := read_string(version, _LONGEST_CODE))
+    )

@@ -22,7 +22,7 @@ import orjson
 from cachetools import LRUCache
 
 from prefect_qruntime.client.network_loop import SingleFlight, network_loop
-from prefect_qruntime.client.parsing import read_moment
+from prefect_qruntime.client.parsing import read_moment, read_string
 from prefect_qruntime.models import Job, JobRef, Provenance
 from prefect_qruntime.redact import get_logger
 
@@ -177,7 +177,7 @@ def _calibration(properties: dict[str, Any]) -> Calibration:
     if len(data or "") > _LARGEST:
         data, trouble = None, "The backend's properties are too large to be kept with each result."
     return Calibration(
-        backend_version=str(version)[:100] if (version := properties.get("backend_version")) else None,
+        backend_version=read_string(properties.get("backend_version"), 100),
         calibrated_at=read_moment(properties.get("last_update_date")),
         data=data,
         trouble=trouble,

@@ -339,7 +339,9 @@ class Service:
             page, count = await self.job_page(
                 limit=size, offset=offset, tags=list(wanted) or None, include_mocks=mocks or None, **filters
             )
-            for item in page:
+            for place, item in enumerate(page):
+                if place % _PAGE == _PAGE - 1:  # a host may list more at once than it was asked for
+                    await asyncio.sleep(0)
                 job = parsing.parse_job(item, url=self.connection.job_url(str(item.get("id"))))
                 if not wanted or set(wanted) <= set(item["tags"]):  # those of the model are masked
                     found.setdefault(job.id, job)

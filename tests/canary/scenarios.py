@@ -99,7 +99,7 @@ def all_scenarios(control: Any) -> list[tuple[str, Callable[[], Any]]]:
 
     def with_token_in(action: Callable[[], Any], path: str, status: int) -> Callable[[], Any]:
         """An error body that repeats the key and every token back at us."""
-        known = [secret for secret in redact._known if secret.startswith("ey")] or ["none"]
+        known = [secret for secret in redact._passing if secret.startswith("ey")] or ["none"]
         text = {"errors": [{"code": 1208, "message": f"bad key {KEY} or token {known[-1]}"}], "trace": known[-1]}
         return with_fault(action, "POST", path, status=status, body=text, times=2)
 
@@ -161,7 +161,8 @@ def main(found: Path) -> None:
                 ended[name] = type(error).__name__
                 logging.getLogger("prefect_qruntime").exception("scenario %s", name)
             sandbox.control.clear_faults()
-    found.write_text(json.dumps({"secrets": sorted({KEY, "WRONG" + KEY, *redact._known}), "ended": ended}))
+    secrets = {KEY, "WRONG" + KEY, *redact._lasting, *redact._passing}
+    found.write_text(json.dumps({"secrets": sorted(secrets), "ended": ended}))
 
 
 if __name__ == "__main__":

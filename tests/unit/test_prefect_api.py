@@ -14,6 +14,7 @@ from hypothesis import given, strategies as st
 from prefect.blocks.core import Block, block_schema_to_key
 from prefect.states import AwaitingRetry, Cancelled, Cancelling, Pending, Running, Scheduled
 from prefect.utilities.dispatch import lookup_type
+from tenacity import wait_none
 
 from prefect_qruntime import QuantumRuntimeCredentials, blocks, load_credentials, prefect_api
 from prefect_qruntime.client.network_loop import network_loop
@@ -34,15 +35,22 @@ def conflict(method: str, path: str) -> httpx.HTTPStatusError:
 
 PASSING = (
     [conflict("POST", "artifacts/"), conflict("GET", "flow_run_states/"), conflict("POST", "flow_runs/filter")]
-    + [status(code) for code in (408, 429, 500, 502, 503, 504, 520)]
+    + [status(code) for code in (407, 408, 425, 429, 499, 500, 501, 502, 503, 504, 505, 520, 525, 530)]
     + [
         httpx.ConnectError("refused"),
         httpx.ReadTimeout("silent"),
         httpx.RemoteProtocolError("closed"),
+        httpx.DecodingError("no gzip"),
     ]
 )
 
 
+@pytest.fixture
+def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefect_api, "wait_random_exponential", lambda **_: wait_none())
+
+
+@pytest.mark.usefixtures("without_pauses")
 @pytest.mark.parametrize("error", PASSING, ids=repr)
 def test_what_may_pass_is_asked_again(error: Exception) -> None:
     asked: list[int] = []
@@ -98,20 +106,58 @@ def test_an_odd_date_of_an_answer_fails_no_request(year: str, zone: str) -> None
     assert (clock.offset is None) == (year != "2026" or "99" in zone)
 
 
+FOREIGN: dict[str, Any] = {
+    "page": {"html": "<html>Log in</html>"},
+    "empty page": {"html": ""},
+    "page as JSON": {"content": b"<html>", "headers": {"content-type": "application/json"}},
+    "text": {"text": "ok"},
+    "cut": {"content": b'[{"id": "'},
+    "two": {"content": b"[][]"},
+}
+ODD = [(status, name) for status in (200, 201, 203, 400, 403, 404, 409, 418, 422, 503) for name in FOREIGN]
+
+
+@pytest.mark.usefixtures("without_pauses")
 @pytest.mark.parametrize("method", ["GET", "POST", "PATCH", "DELETE"])
-def test_a_page_in_place_of_an_answer_of_prefects_is_an_outage(method: str) -> None:
-    answers = [httpx.Response(200, html="<html>Log in</html>"), httpx.Response(200, html=""), httpx.Response(204)]
-
-    async def ask() -> int:
-        raw: Any = httpx.AsyncClient(transport=httpx.MockTransport(lambda request: answers.pop(0)))
-        raw.enable_csrf_support = False
-        prefect_api._send_patiently(SimpleNamespace(_client=raw))  # type: ignore[arg-type]
-        async with raw:
-            answer: httpx.Response = await raw.request(method, "http://prefect/api/variables/name/lock")
-            return answer.status_code
-
-    assert network_loop().run(ask()) == 204
+@pytest.mark.parametrize(("status", "name"), ODD)
+def test_an_answer_that_is_not_prefects_own_is_an_outage(method: str, status: int, name: str) -> None:
+    answers = [httpx.Response(status, **FOREIGN[name]), httpx.Response(204), httpx.Response(200, json={})]
+    if method != "GET":
+        answers.pop()
+    assert network_loop().run(_asked(method, "variables/name/lock", answers)) in (200, 204)
     assert answers == []
+
+
+@pytest.mark.usefixtures("without_pauses")
+@pytest.mark.parametrize("path", ["flow_run_states/", "artifacts/filter", "variables/filter", "flow_runs/filter"])
+@pytest.mark.parametrize("body", ["{}", "null", "true", '"ok"', '{"detail": "maintenance"}'])
+def test_something_else_in_place_of_a_list_of_prefects_is_an_outage(path: str, body: str) -> None:
+    answers = [httpx.Response(200, text=body), httpx.Response(200, json=[])]
+    assert network_loop().run(_asked("POST", path, answers)) == 200
+    assert answers == []
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 422])
+def test_prefects_own_refusal_is_final(status: int) -> None:
+    answers = [httpx.Response(status, json={"detail": "no"})]
+    with pytest.raises(httpx.HTTPStatusError):
+        network_loop().run(_asked("POST", "variables/", answers))
+
+
+async def _asked(method: str, path: str, answers: list[httpx.Response]) -> int:
+    """Send one request as Prefect's client does, which raises for each refusal."""
+
+    async def refuse(answer: httpx.Response) -> None:
+        await answer.aread()
+        answer.raise_for_status()
+
+    transport = httpx.MockTransport(lambda request: answers.pop(0))
+    raw: Any = httpx.AsyncClient(transport=transport, event_hooks={"response": [refuse]})
+    raw.enable_csrf_support = False
+    prefect_api._send_patiently(SimpleNamespace(_client=raw))  # type: ignore[arg-type]
+    async with raw:
+        answer: httpx.Response = await raw.request(method, f"http://prefect/api/{path}")
+        return answer.status_code
 
 
 class _Saved:

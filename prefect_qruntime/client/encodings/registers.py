@@ -27,6 +27,7 @@ _WIDER = {2: "I", 4: "Q"}
 _MANY = 500_000  # shots
 _MANY_EMPTY = 1 << 24
 _MOST_DIGITS = 1 << 30
+_MOST_BITS = 1_000_000  # of one shot: a few bytes may name any number, and each outcome is written out
 _SAMPLE = 2048  # shots that show whether few outcomes dominate
 
 
@@ -78,8 +79,8 @@ class HexRegister:
         points = list(_points(samples, shape))
         if bits is None:
             bits = max((_hex(key).bit_length() for point in points for key in set(point)), default=1) or 1
-        if type(bits) is not int or bits < 0:
-            raise ValueError(f"`num_bits` is {bits!r}")
+        elif type(bits) is not int or not 0 <= bits <= _MOST_BITS:
+            raise ValueError(f"`num_bits` is {str(bits)[:40]}")
         return cls(samples, bits, tuple(shape))
 
     def keys(self, point: int) -> Sequence[Any]:

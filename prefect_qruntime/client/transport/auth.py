@@ -147,5 +147,5 @@ class TokenSource:
         expiration = body.get("expiration")
         if isinstance(expiration, int | float) and not isinstance(expiration, bool):
             self.clock_skew = expiration - life - time.time()  # issued now, by its clock
-        register_secret(value)
+        register_secret(value, passing=True)
         return _Token.of(value, born, life)

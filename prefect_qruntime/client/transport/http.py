@@ -53,12 +53,14 @@ _INSTANCE = re.compile(r"\b(?:instance|crn)\b", re.IGNORECASE)
 @functools.lru_cache(maxsize=8)
 def tls_context(ca_file: str | None) -> ssl.SSLContext:
     # 30 ms each, so one per CA file and process.
-    context = httpx.create_ssl_context()
-    if ca_file is not None:
-        try:
+    field = "SSL_CERT_FILE"  # of the environment, in place of the usual CAs
+    try:
+        context = httpx.create_ssl_context()
+        field = "ca_file"
+        if ca_file is not None:
             context.load_verify_locations(cafile=ca_file)
-        except OSError as exc:  # no such file, or no certificate in it (ssl.SSLError)
-            raise InvalidInput(f"cannot be read as a file of CA certificates: {exc}", field="ca_file") from None
+    except (OSError, ValueError) as exc:  # no such file, no certificate in it (ssl.SSLError), no name of a file
+        raise InvalidInput(f"cannot be read as a file of CA certificates: {exc}", field=field) from None
     return context
 
 
@@ -389,7 +391,7 @@ def _trusted(url: str, connection: Connection, job_id: str) -> httpx.URL:
 
     The service chooses the address, so without this check it could point to hosts of this machine's network.
     """
-    register_secret(url.partition("?")[2])
+    register_secret(url.partition("?")[2], passing=True)
     try:
         address = httpx.URL(url)
         host = address.host
@@ -405,7 +407,7 @@ def _trusted(url: str, connection: Connection, job_id: str) -> httpx.URL:
             solution="A result that is kept elsewhere must be at an https address of a public host.",
             job_id=job_id,
         )
-    register_secret(address.query.decode("ascii"))
+    register_secret(address.query.decode("ascii"), passing=True)
     return address
 
 

@@ -55,7 +55,10 @@ class _connect_here(_connect):
 
 @dataclass(frozen=True, slots=True)
 class StreamSettings:
-    """Times of a socket in seconds, and how many messages it may send: `burst` at once and `rate` a second."""
+    """Times of a socket in seconds, and how many messages it may send: `burst` at once and `rate` a second.
+
+    A connection that breaks sooner than after `lasting` is a failure, whatever it brought.
+    """
 
     open_timeout: float = 10.0
     ping_interval: float = 20.0
@@ -63,6 +66,7 @@ class StreamSettings:
     reconnects: int = 5
     first_pause: float = 0.5
     longest_pause: float = 8.0
+    lasting: float = 30.0
     burst: float = 100.0
     rate: float = 10.0
 
@@ -105,10 +109,13 @@ class JobStream:
         """
         failures = 0
         renewed = False
+        clock = asyncio.get_running_loop().time
         while True:
+            began = clock()
             try:
                 ended, heard = await self._one_connection()
-                failures = 0 if heard else failures + 1
+                # One that breaks after each message would be opened twice a second for hours, with a poll each time.
+                failures = 0 if heard and clock() - began >= self._settings.lasting else failures + 1
                 if ended:
                     return "done"
             except _Flooded:

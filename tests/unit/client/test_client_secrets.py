@@ -72,6 +72,21 @@ def test_no_error_holds_a_secret(iam: HTTPXMock, connect: Connect, trouble: str,
         error = error.__context__
 
 
+@pytest.mark.parametrize("dialect", ["cloud", "legacy"])
+def test_an_acceptance_that_echoes_a_secret_leaves_it_in_no_job(iam: HTTPXMock, connect: Connect, dialect: str) -> None:
+    client = connect(dialect, api_key=KEY, patience=HASTY)
+    client.run(client.authenticate())
+    body = {"id": "d1", **dict.fromkeys(("backend", "session_id", "calibration_id", "messages"), f"\x1b[31m{ECHO}")}
+    iam.add_response(method="POST", json=body)
+    ref = client.run(client.post_job(SPEC, (), None))
+    assert ref.id == "d1"
+    for text in (repr(ref), ref.model_dump_json(), pickle.dumps(ref).decode("latin-1")):
+        assert TOKEN not in text
+        assert KEY not in text
+        assert "\\x1b" not in text
+        assert "\\u001b" not in text
+
+
 # The body of a result is the user's own, so its frames may show it.
 @pytest.mark.parametrize(
     ("trouble", "number"),

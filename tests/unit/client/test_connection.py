@@ -149,6 +149,12 @@ def test_good_addresses(url: str) -> None:
         "https://a b/",
         "https://good\\@evil/",
         "//host/x",
+        # No name of a host may be these.
+        "https://[v1.x]/",
+        "https://xn--a.example/",
+        "https://\u24d4xample.example\uff05/",
+        "https://ex\u00adample.example/",
+        "https://\u202eelpmaxe.example/",
     ],
 )
 def test_bad_addresses(url: str) -> None:
@@ -263,6 +269,14 @@ def test_hosts_of_this_machine_or_its_network(host: str) -> None:
 @pytest.mark.parametrize("proxy", ["", " ", None])
 def test_an_empty_proxy_is_none(proxy: str | None) -> None:
     assert make(proxy=proxy).proxy is None
+
+
+@pytest.mark.parametrize("host", ["[v1.x]", "xn--a.example", "\uff05.example", "ex\u00adample.example", "\u202ea"])
+def test_a_proxy_s_host_that_cannot_be_one_is_refused(host: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        make(proxy=f"http://me:proxy-password@{host}:3128")
+    assert caught.value.field == "proxy"
+    assert "proxy-password" not in f"{caught.value!r} {caught.value}"
 
 
 @pytest.mark.parametrize("application", [" ", " app", "app ", ""])

@@ -349,6 +349,7 @@ def test_resource_units_stand_beside_seconds() -> None:
 def test_versions_and_names() -> None:
     assert parse_versions({"versions": ["a", {"version": "b"}, {"x": 1}, 7]}) == ("a", "b")
     assert parse_versions({"versions": None}) == ()
+    assert parse_versions({"versions": ["\x1b[31mBearer abcdef123456", ""]}) == ("Bearer ********",)
     assert [backend.name for backend in parse_backends({"backends": ["a", {"name": "b"}]})] == ["a", "b"]
     with pytest.raises(QuantumRuntimeError):
         parse_backends({"devices": {}})

@@ -19,6 +19,7 @@ from prefect_qruntime.client.provenance import ProvenanceNotes, package_versions
 from prefect_qruntime.client.results import JobResult
 from prefect_qruntime.errors import ServiceUnavailable
 from prefect_qruntime.models import Job, JobRef, JobStatus, Provenance
+from prefect_qruntime.redact import register_secret
 
 CREATED = datetime(2026, 5, 1, 10, tzinfo=UTC)
 PROPERTIES = {
@@ -82,6 +83,14 @@ async def test_all_that_was_seen() -> None:
     assert not found.dry_run
     assert {"python", "prefect-qruntime", "prefect"} <= found.packages.keys()
     assert "properties_data" not in repr(found) + found._repr_html_()
+
+
+async def test_no_word_of_the_service_keeps_a_secret_or_a_terminal_sequence() -> None:
+    register_secret("secret-of-the-properties")
+    backend = Backend(lambda: {"backend_version": "\x1b[31msecret-of-the-properties 1.2"})
+    backend.seen(job())
+    found = await backend.notes.of(REF, patience=60)
+    assert found.backend_version == "******** 1.2"
 
 
 async def test_it_survives_storing() -> None:

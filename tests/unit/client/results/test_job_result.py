@@ -271,6 +271,26 @@ def test_round_trips() -> None:
     assert _read(SAMPLER.encode()) == _read(SAMPLER) == _read(json.loads(SAMPLER))
 
 
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        (rb'"cut \ud83d"', "cut ?"),
+        (rb'"\udc80 cut"', "? cut"),
+        (rb'{"\ud800": NaN}', None),
+        (rb'"\ud83d\ude00"', "\U0001f600"),
+        (b'"cut x\xc3"', "cut x\ufffd"),
+        (b'"a\nb\x01"', "a\nb\x01"),
+        (rb'"\\ud800"', "\\ud800"),
+    ],
+)
+def test_one_odd_text_leaves_a_result_readable_and_storable(text: bytes, read: str | None) -> None:
+    result = _read(SAMPLER.encode()[:-1] + b', "note": ' + text + b"}")
+    assert result.counts() == _read(SAMPLER).counts()
+    assert read is None or result.raw["note"] == read
+    again = JobResult.model_validate_json(result.model_dump_json())
+    assert again.model_dump_json() == result.model_dump_json()
+
+
 def test_a_result_is_frozen_and_prints_short() -> None:
     result = _read(SAMPLER)
     with pytest.raises(ValidationError):

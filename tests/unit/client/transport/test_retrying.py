@@ -13,6 +13,7 @@ from pytest_httpx import HTTPXMock
 
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.programs import make_spec
+from prefect_qruntime.client.transport.http import tls_context
 from prefect_qruntime.client.transport.retrying import RetryDeadlines, repeat
 from prefect_qruntime.errors import (
     AuthenticationError,
@@ -25,7 +26,7 @@ from prefect_qruntime.errors import (
     UsageLimitReached,
     after,
 )
-from tests.support.mock_client import QUICK, sent
+from tests.support.mock_client import sent
 
 Connect = Callable[..., QuantumRuntimeClient]
 Call = Callable[[QuantumRuntimeClient], Any]
@@ -272,11 +273,22 @@ async def test_a_cancelled_repeat_ends_at_once() -> None:
         await task
 
 
-def test_a_ca_file_that_is_none_is_named(connect: Connect, tmp_path: Any) -> None:
-    empty = tmp_path / "ca.pem"
-    empty.write_text("nothing")
-    for path in (empty, tmp_path / "missing.pem"):
-        client = connect(ca_file=str(path), patience=QUICK)
-        with pytest.raises(InvalidInput) as caught:
-            client.run(client.usage())
-        assert caught.value.field == "ca_file"
+@pytest.mark.parametrize(
+    ("field", "name"),
+    [("ca_file", name) for name in ("ca.pem", "missing.pem", ".", "a\0b", "\ud800")]
+    + [("SSL_CERT_FILE", name) for name in ("ca.pem", "missing.pem", ".")],
+)
+def test_a_ca_file_that_is_none_is_named(
+    monkeypatch: pytest.MonkeyPatch, connect: Connect, tmp_path: Any, field: str, name: str
+) -> None:
+    (tmp_path / "ca.pem").write_text("nothing")
+    path = f"{tmp_path}/{name}"
+    if field == "ca_file":
+        client = connect(ca_file=path)
+    else:
+        monkeypatch.setenv(field, path)
+        tls_context.cache_clear()
+        client = connect()
+    with pytest.raises(InvalidInput) as caught:
+        client.run(client.usage())
+    assert caught.value.field == field

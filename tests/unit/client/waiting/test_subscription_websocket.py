@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import http
 import itertools
 import time
@@ -173,10 +174,26 @@ async def test_too_many_broken_connections_are_given_up() -> None:
         assert len(seen.requests) == 1 + QUICK.reconnects
 
 
-async def test_messages_give_new_courage() -> None:
-    async with serving(*[says(ACK, "{}", code=1011)] * 12, says(ACK)) as seen:
+async def test_messages_of_a_connection_that_lasts_give_new_courage() -> None:
+    async with serving(
+        *[says(ACK, "{}", code=1011)] * 12, says(ACK), settings=dataclasses.replace(QUICK, lasting=0.0)
+    ) as seen:
         assert await seen.stream.follow() == "done"
         assert len(seen.requests) == 13
+
+
+@pytest.mark.parametrize("code", [1001, 1006, 1011, 3000, 4001, 4999])
+async def test_connections_that_break_after_a_message_each_are_given_up(code: int) -> None:
+    async def talk(socket: ServerConnection) -> None:
+        await socket.send(ACK)
+        await socket.send("{}")
+        if code == 1006:
+            socket.transport.abort()
+        await socket.close(code)
+
+    async with serving(talk) as seen:
+        assert await seen.stream.follow() == "given-up"
+        assert len(seen.requests) == 1 + QUICK.reconnects
 
 
 async def test_silence_is_found_out_by_pings() -> None:
