@@ -110,7 +110,6 @@ def test_ten_million_shots_unfold_to_little_more_than_their_bytes() -> None:
         ({"samples": [[["0x1"]], [["0x0"], ["0x1"]]], "num_bits": 1}, "ragged"),
         ({"samples": ["0x1"], "num_bits": 2**63 - 1}, "`num_bits` is 9223372036854775807"),
         ({"samples": ["0x1"], "num_bits": 10**400}, "`num_bits` is 1000"),
-        ({"samples": [hex(key) for key in range(1100)], "num_bits": 10**6}, "too many"),
         (_packed(9, "01ff ff01"), "does not fit into 9 bits"),
         (_packed(2, "03 04"), "does not fit into 2 bits"),
         (_packed(65, "01ffffffffffffffff 020000000000000000"), "does not fit into 65 bits"),
@@ -122,6 +121,14 @@ def test_damaged_bits_are_told(value: dict[str, object], message: str, read: str
     result = JobResult.from_body({"results": [{"data": {"c": value}}]}, job_id="d1")
     with pytest.raises(QuantumRuntimeError, match=message):
         getattr(result, "counts_array" if message == "ragged" else read)()
+
+
+@pytest.mark.parametrize("read", ["counts", "memory"])
+def test_bitstrings_that_would_fill_the_memory_are_refused(read: str) -> None:
+    value = {"samples": [hex(key) for key in range(1100)], "num_bits": 10**6}
+    result = JobResult.from_body({"results": [{"data": {"c": value}}]}, job_id="d1")
+    with pytest.raises(QuantumRuntimeError, match="too many"):
+        getattr(result, read)()
 
 
 @pytest.mark.parametrize("shape", [(1 << 40, 0, 1), (0, 1 << 40, 1)])
