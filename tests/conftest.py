@@ -57,7 +57,12 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Give every test that is marked `server` the Prefect server, before its other fixtures."""
+    """Give every test that is marked `server` the Prefect server, before its other fixtures.
+
+    A name that differs from process to process is refused, for the workers must collect the same tests.
+    """
+    if " at 0x" in item.nodeid:
+        raise pytest.UsageError(f"give the cases of {item.nodeid} names")
     if isinstance(item, pytest.Function) and item.get_closest_marker("server"):
         item.fixturenames.insert(0, "prefect_server")
 

@@ -410,7 +410,7 @@ def test_a_job_left_is_told_of_once(sandbox: Sandbox, block: str) -> None:
     assert (told[1]["payload"]["job_id"], told[1]["payload"]["credentials_block"]) == (job_id, block)
 
 
-@pytest.mark.parametrize("what", [leaves, waits, "cancelled"], ids=str)
+@pytest.mark.parametrize("what", [leaves, waits, "cancelled"], ids=lambda what: getattr(what, "name", what))
 @pytest.mark.parametrize("since", ["edited", "deleted"])
 def test_a_job_is_followed_by_the_block_that_leads_to_it(
     sandbox: Sandbox, block: str, monkeypatch: pytest.MonkeyPatch, since: str, what: Any
