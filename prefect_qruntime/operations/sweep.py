@@ -400,12 +400,12 @@ async def _out_of_reach(
         owners: The states of flow runs.
         unusable: The blocks that could not be loaded, which is reported already.
     """
-    opened = "session {}, opened by {}, was left open"
-    left = [(note.record, opened.format(_session(note.record), note.opener)) for note in notes if note.is_gone]
+    openers = [(note.record, note.opener) for note in notes if note.is_gone]
     for record in records:
         owner = owner_of(record)
         if not is_note(record) and not record.is_closed and await owners.over(owner) is not None:
-            left.append((record, opened.format(_session(record), f"flow run {owner}")))
+            openers.append((record, f"flow run {owner}"))
+    left = [(record, f"session {_session(record)}, opened by {opener}, was left open") for record, opener in openers]
     for job_id, record in unfinished.items():
         owner, known = owner_of(record), record.place != Place("", None)
         if known and not record.is_over and await owners.over(owner) is not None:
