@@ -73,6 +73,7 @@ _CONNECTIONS = 8
 
 _PATIENCE = 60.0  # seconds for which requests to a failing Prefect API are repeated
 _PASSING = frozenset({407, 408, 425, 429, 499, *range(500, 600)})
+_NEVER = frozenset({401, 413, 414, 431})  # the key is wrong; a gateway takes no request of this size
 _LISTS = ("/artifacts/filter", "/variables/filter", "/flow_runs/filter", "/task_runs/filter", "/flow_run_states/")
 _patience: ContextVar[tuple[float, float] | None] = ContextVar("qruntime_prefect_patience", default=None)
 
@@ -234,8 +235,8 @@ def _is_own(answer: httpx.Response, request: httpx.Request) -> bool:
     A gateway's page for a login or a pause, or the answer of another service, says that nothing was read or written.
     """
     path = request.url.path
-    # Who asks for the health looks at the answer; a 401 is final in any case.
-    if path.endswith("/health") or answer.status_code == httpx.codes.UNAUTHORIZED:
+    # Who asks for the health looks at the answer; some refusals are final, also those of a gateway.
+    if path.endswith("/health") or answer.status_code in _NEVER:
         return True
     if answer.status_code == httpx.codes.NO_CONTENT:
         return request.method != "GET"

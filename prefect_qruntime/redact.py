@@ -101,17 +101,20 @@ def register_secret(secret: str, *, passing: bool = False) -> None:
     Args:
         secret: The secret.
         passing: It is of use for hours only, such as a token. A process may see any number of these, so only the latest
-            are remembered, and they displace no key or password.
+            are remembered, and they displace no key or password. Register it again at each use.
     """
     global _longest_first
     if len(secret) < 6:
         return
     with _lock:
-        if secret in _lasting or (passing and secret in _passing):
+        if passing and secret in _passing:
+            _passing.move_to_end(secret)
+            return
+        if secret in _lasting:
             return
         if passing:
             _passing[secret] = None
-            while len(_passing) > _KEEP:  # the first expired long since
+            while len(_passing) > _KEEP:  # the first is the one longest unused
                 _passing.popitem(last=False)
         else:
             _lasting.add(secret)

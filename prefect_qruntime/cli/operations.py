@@ -46,6 +46,7 @@ from prefect_qruntime.models import Backend
 from prefect_qruntime.operations.doctor import DoctorReport, run_doctor
 from prefect_qruntime.operations.session_listing import OpenSession, SessionList, close_by_id, list_sessions
 from prefect_qruntime.operations.sweep import SweepReport, resume_flow_run, run_sweep
+from prefect_qruntime.prefect_api import patience
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.settings import current_settings
 from prefect_qruntime.suspend.watcher import run_watch
@@ -56,6 +57,8 @@ __all__ = ["backends", "doctor", "resume", "sessions", "setup", "sweep", "watch"
 _MARKS = {"ok": ("✓", "green"), "hint": ("•", "yellow"), "problem": ("✗", "bold red")}
 
 _STYLES = {"online": "green", "paused": "yellow", "offline": "red"}
+_REPEAT = 10.0  # seconds for which the doctor repeats a request that Prefect's API does not answer properly
+_SILENCE = 120.0  # seconds that an answer of a busy server may take
 _WATCHER = "prefect_qruntime.suspend"  # the loggers of the watcher and of what it resumes
 
 
@@ -64,13 +67,14 @@ def doctor(*, block: Blocks = None, json: AsJson = False) -> int:
 
     Submits and changes nothing. The exit code is 1 if there is a problem; hints do not count.
     """
-    try:
-        block = checked_blocks(block)
-    except InvalidInput:
-        raise
-    except Exception:  # Prefect's API does not answer: the doctor reports that itself
-        block = block or None
-    report = run_doctor(block)
+    with patience(_REPEAT, silence=_SILENCE):
+        try:
+            block = checked_blocks(block)
+        except InvalidInput:
+            raise
+        except Exception:  # Prefect's API does not answer: the doctor reports that itself
+            block = block or None
+        report = run_doctor(block)
     if json:
         rows = [finding.model_dump() for finding in report.findings]
         print_json(rows)

@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import get_args
@@ -88,6 +89,18 @@ def test_a_command_says_in_a_sentence_that_no_server_answers(
     assert text.endswith("Start it with `prefect server start`, or correct PREFECT_API_URL (it ends with /api).")
     assert len(text) < 400
     assert ("something else answers there" in text) is (place is page)
+
+
+def test_the_doctor_of_a_named_block_soon_says_that_something_else_answers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("prefect_qruntime.cli.operations._REPEAT", 0.5)
+    began = time.monotonic()
+    with page() as port, temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{port}/api"}):
+        code, text = said(capsys, "doctor", "--block", "any")
+    assert code == 1
+    assert "1 problem" in text
+    assert time.monotonic() - began < 30
 
 
 def test_what_speaks_no_http_is_no_server_either(

@@ -144,6 +144,13 @@ def test_prefects_own_refusal_is_final(status: int) -> None:
         network_loop().run(_asked("POST", "variables/", answers))
 
 
+@pytest.mark.parametrize("status", [401, 413, 414, 431])
+def test_a_refusal_that_no_repetition_helps_is_final_as_a_page_too(status: int) -> None:
+    answers = [httpx.Response(status, html="<html>no</html>"), httpx.Response(200, json={})]
+    with pytest.raises(httpx.HTTPStatusError):
+        network_loop().run(_asked("PATCH", "artifacts/1", answers))
+
+
 async def _asked(method: str, path: str, answers: list[httpx.Response]) -> int:
     """Send one request as Prefect's client does, which raises for each refusal."""
 

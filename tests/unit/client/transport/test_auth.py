@@ -14,7 +14,7 @@ import pytest
 from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.client.transport.auth import TokenSource
 from prefect_qruntime.errors import AuthenticationError, PolicyRefused, ServiceUnavailable
-from prefect_qruntime.redact import MASK, redact
+from prefect_qruntime.redact import MASK, redact, register_secret
 from tests.support.mock_client import QUICK, connection
 
 
@@ -62,6 +62,16 @@ async def test_fifty_callers_one_exchange() -> None:
         iam.gate.set()
         assert set(await asyncio.gather(*callers)) == {"token-number-1"}
         assert iam.calls == 1
+
+
+async def test_a_token_in_use_stays_masked_whatever_number_of_others_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefect_qruntime.redact._KEEP", 3)
+    async with source_of(Iam()) as source:
+        for number in range(9):
+            token = await source.get()
+            register_secret(f"signature-{number}", passing=True)
+            register_secret(f"other-signature-{number}", passing=True)
+            assert redact(token) == MASK
 
 
 async def test_a_cancelled_caller_takes_the_token_from_nobody() -> None:
