@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from prefect_qruntime.cancellation import after_cancel
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.service import each_job
-from prefect_qruntime.errors import AuthenticationError, InvalidInput, NotFound, QuantumRuntimeError
+from prefect_qruntime.errors import AuthenticationError, InvalidInput, NotFound, PermissionDenied, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobStatus, Session, SessionRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.artifacts import Record, find_records, job_owners
@@ -354,7 +354,7 @@ class InstanceSweeper:
                     await self._sweep_session_of_process(note, session_id, gone)
 
     async def _sweep_session_of_process(self, note: SessionNote, session_id: str, gone: bool | None) -> None:
-        session = await self._read(session_id)
+        session = await self._read(session_id, note.record)
         if session is not None and session.ref().is_closed:
             self._over.add(session_id)
         elif gone or (_is_old(note.record) if session is None else self._has_outlived_its_limit(session)):
@@ -444,11 +444,15 @@ class InstanceSweeper:
                 if owner is not None and state is not None:
                     await self._close(session_id, state, flow_run=owner)
 
-    async def _read(self, session_id: str) -> Session | None:
+    async def _read(self, session_id: str, record: Record | None) -> Session | None:
         try:
             return await self._client.session(session_id)
         except NotFound:
             return None
+        except PermissionDenied:
+            if record is None or self._is_owner(record):
+                raise
+            return None  # it may be another user's
 
     async def _close(
         self,
@@ -463,7 +467,7 @@ class InstanceSweeper:
         if session_id in self._tried or any(session_id in sweeper._seen for sweeper in self._same):
             return
         self._tried.add(session_id)
-        session = await self._read(session_id)
+        session = await self._read(session_id, record)
         if session is None and record is not None and not (self._is_owner(record) or _is_old(record)):
             if self._is_ours(record) and all(session_id in sweeper._tried for sweeper in self._same):
                 self._found.problems.append(
