@@ -139,10 +139,14 @@ async def _ask(level: int) -> _Answer:
         with patience(_ANSWER):  # the process may have 30 seconds left
             *subflows, top = await lineage()
             client = await api()
-            outermost_first = (top, *reversed(subflows))
-            states = {run_id: await client.read_flow_run_states(UUID(run_id)) for run_id in outermost_first}
-        ending = [run_id for run_id in outermost_first if is_ending(states[run_id])]
-        return _Answer(asked, ending[0] if ending else None, starts_in(states[top]))
+            states = await client.read_flow_run_states(UUID(top))
+            starts = starts_in(states)
+            if is_ending(states):
+                return _Answer(asked, top, starts)
+            for run_id in reversed(subflows):
+                if is_ending(await client.read_flow_run_states(UUID(run_id))):
+                    return _Answer(asked, run_id, starts)
+        return _Answer(asked, None, starts)
     except Exception:
         # Without an answer the jobs are left running, because a cancellation cannot be undone.
         log.log(level, "Prefect does not say whether the flow run was cancelled. Its jobs live on.", exc_info=True)

@@ -114,12 +114,16 @@ async def _cancel(
         blocks |= found
     # The service's list may lag; the jobs recorded here are known to exist.
     noted: dict[str, list[str]] = {block: [] for block in blocks}
+    found_for = dict[Place, str]()  # one key submitted all jobs of a saved block, so one answer will do
     for job_id, record in live.items():
+        place = record.place
         try:
-            block = await that_sees(record.place, reaches, functools.partial(_job, job_id))
+            block = found_for.get(place) or await that_sees(place, reaches, functools.partial(_job, job_id))
         except QuantumRuntimeError as error:
             log.error("Job %s of flow run %s lives on: %s", job_id, flow_run.id, error)
         else:
+            if place.block:
+                found_for[place] = block
             noted[block].append(job_id)
     for block, credentials in blocks.items():
         try:

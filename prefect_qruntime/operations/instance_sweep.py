@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from prefect_qruntime.cancellation import after_cancel
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.service import each_job
-from prefect_qruntime.errors import AuthenticationError, InvalidInput, NotFound, QuantumRuntimeError
+from prefect_qruntime.errors import AuthenticationError, InvalidInput, NotFound, PermissionDenied, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobStatus, Session, SessionRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.artifacts import Record, find_records, job_owners
@@ -176,6 +176,10 @@ class InstanceSweeper:
             self._is_owner(record) or not any(one._is_owner(record) and one.reaches(record) for one in self._same)
         )
 
+    def _may_sweep(self, record: Record) -> bool:
+        """Whether this sweeper tries to close a recorded session, as the key of its block may have been revoked."""
+        return bool(record.meta.get("session")) or self._is_ours(record)
+
     def _is_owner(self, record: Record) -> bool:
         """Whether a job or session was made with this block, so that its key sees it."""
         return record.place.block == self._block
@@ -316,7 +320,7 @@ class InstanceSweeper:
 
     async def _sweep_sessions(self) -> None:
         """Close the recorded sessions whose flow runs are over."""
-        for record in filter(self._is_ours, self._records):
+        for record in filter(self._may_sweep, self._records):
             owner, known = owner_of(record), record.meta.get("session")
             if record.is_closed or owner is None or await self._owners.over(owner) is None:
                 continue
@@ -341,7 +345,7 @@ class InstanceSweeper:
         Whether a process on another host lives is not known, so its session is left alone while it may be in use.
         """
         for note in self._notes:
-            if not self._is_ours(note.record):
+            if not self._may_sweep(note.record):
                 continue
             known, gone = note.meta.get("session"), self._gone[note.record.key]
             with self._apart(f"session {known or 'without an id'} of {note.opener}"):
@@ -350,7 +354,7 @@ class InstanceSweeper:
                     await self._sweep_session_of_process(note, session_id, gone)
 
     async def _sweep_session_of_process(self, note: SessionNote, session_id: str, gone: bool | None) -> None:
-        session = await self._read(session_id)
+        session = await self._read(session_id, note.record)
         if session is not None and session.ref().is_closed:
             self._over.add(session_id)
         elif gone or (_is_old(note.record) if session is None else self._has_outlived_its_limit(session)):
@@ -440,11 +444,15 @@ class InstanceSweeper:
                 if owner is not None and state is not None:
                     await self._close(session_id, state, flow_run=owner)
 
-    async def _read(self, session_id: str) -> Session | None:
+    async def _read(self, session_id: str, record: Record | None) -> Session | None:
         try:
             return await self._client.session(session_id)
         except NotFound:
             return None
+        except PermissionDenied:
+            if record is None or self._is_owner(record):
+                raise
+            return None  # it may be another user's
 
     async def _close(
         self,
@@ -459,9 +467,9 @@ class InstanceSweeper:
         if session_id in self._tried or any(session_id in sweeper._seen for sweeper in self._same):
             return
         self._tried.add(session_id)
-        session = await self._read(session_id)
+        session = await self._read(session_id, record)
         if session is None and record is not None and not (self._is_owner(record) or _is_old(record)):
-            if all(session_id in sweeper._tried for sweeper in self._same):
+            if self._is_ours(record) and all(session_id in sweeper._tried for sweeper in self._same):
                 self._found.problems.append(
                     f"{self._block}: session {session_id} may be open. A key sees the sessions of its own user only, "
                     f"and block {record.place.block!r}, with which it was opened, leads there no more."

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -141,7 +142,7 @@ class _Watcher:
         self._blocks = frozenset(blocks) if blocks is not None else None
         self._once = once
         self._clients: dict[Place, tuple[str, QuantumRuntimeClient]] = {}
-        self._loading = asyncio.Lock()
+        self._loading = defaultdict[Place, asyncio.Lock](asyncio.Lock)  # a silent instance holds up no other
         self._followed: dict[UUID, _Followed] = {}
         self._not_ours: set[UUID] = set()
         self._gate = asyncio.Semaphore(_AT_ONCE)
@@ -296,7 +297,7 @@ class _Watcher:
     # ---- polling the service -------------------------------------------------------------------
 
     async def _client_for(self, wait: Wait) -> tuple[str, QuantumRuntimeClient]:
-        async with self._loading:
+        async with self._loading[wait.place]:
             if wait.place not in self._clients:
                 self._clients[wait.place] = await suspend.client_for(wait)
             return self._clients[wait.place]

@@ -290,3 +290,29 @@ def test_a_job_is_cancelled_by_a_block_that_leads_to_it_and_whose_key_sees_it(
     assert statuses(cloud, flow_run.id) == ["Cancelled" if found else "Queued"]
     assert (f"Job {run(state.aresult())} of flow run {flow_run.id} lives on" in caplog.text) is not found
     assert len(cloud.journal("POST", "/jobs/*/cancel")) == found, "no other instance is asked to cancel it"
+
+
+def test_of_many_jobs_of_a_block_that_is_gone_one_is_read_before_they_are_cancelled(
+    cloud: Any, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process of a hook may have seconds left."""
+
+    @flow
+    def several() -> None:
+        for _ in range(4):
+            qr.submit_job(qr.load_credentials(BLOCK), [FLIP], backend=BACKEND)
+
+    read, job_of = list[str](), hooks._job
+
+    async def counted(job_id: str, client: Any) -> Any:
+        read.append(job_id)
+        return await job_of(job_id, client)
+
+    monkeypatch.setattr(hooks, "_job", counted)
+    flow_run, state = ran(several)
+    user(sandbox, 0).save("hooks-renamed", overwrite=True)
+    qr.QuantumRuntimeCredentials.delete(BLOCK)
+    hooks.on_cancellation(flow=several, flow_run=flow_run, state=state)
+    qr.QuantumRuntimeCredentials.delete("hooks-renamed")
+    assert statuses(cloud, flow_run.id) == ["Cancelled"] * 4
+    assert len(read) == 1

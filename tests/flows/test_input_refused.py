@@ -317,6 +317,15 @@ def test_a_text_in_place_of_true_or_false_is_refused(
     assert sandbox.control.journal() == []
 
 
+def test_a_bool_of_numpy_is_true_or_false(sandbox: Sandbox, credentials: QuantumRuntimeCredentials) -> None:
+    import numpy as np
+
+    flags: dict[str, Any] = {flag: np.bool_(False) for name, flag in FLAGS if name == "submit_job"}
+    job = submit_job(credentials, [FLIP], backend=BACKEND, shots=3, **{**flags, "private": np.bool_(True)})
+    assert job.private is True
+    assert sandbox.control.job(job.id)["private"] is True
+
+
 @pytest.mark.parametrize(
     ("flag", "call"),
     [

@@ -548,6 +548,21 @@ async def test_a_block_that_leads_to_another_instance_now_has_another_board(monk
     assert looked[0] is looked[1] is not looked[2]
 
 
+async def test_an_instance_that_does_not_answer_holds_up_no_job_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def search(wait: Wait) -> Any:
+        await (asyncio.Event().wait() if wait.block == "silent" else asyncio.sleep(0))
+        return wait.block, None
+
+    monkeypatch.setattr("prefect_qruntime.suspend.suspend.client_for", search)
+    watcher = _Watcher(None, once=True)
+    silent, other = (Wait("d1", name, None, None, "detach", uuid4(), name) for name in ("silent", "other"))
+    searching = asyncio.create_task(watcher._client_for(silent))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        assert await watcher._client_for(other) == ("other", None)
+    searching.cancel()
+
+
 async def test_many_left_jobs_do_not_each_try_a_prefect_that_takes_no_events(monkeypatch: pytest.MonkeyPatch) -> None:
     watcher, tries = _Watcher(None, once=True), []
 

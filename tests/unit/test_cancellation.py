@@ -5,9 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
+from prefect.states import Cancelled, Cancelling, Pending, Running
 
 from prefect_qruntime import cancellation
 from prefect_qruntime.cancellation import cancel_jobs_of
@@ -103,3 +104,31 @@ def test_the_usage_of_a_job_is_not_followed_before_its_end(monkeypatch: pytest.M
     with pytest.raises(QuantumRuntimeError, match="still 'Running'"):
         network_loop().run(cancel_jobs_of(service, str(uuid4()), ["d1"]))
     assert followed == []
+
+
+@pytest.mark.parametrize("cancelled", [0, 1, 2, None])
+def test_once_a_flow_run_around_is_cancelled_prefect_is_asked_for_no_subflow_of_it(
+    monkeypatch: pytest.MonkeyPatch, cancelled: int | None
+) -> None:
+    """It may fail meanwhile, and without its answer the jobs would live on."""
+    runs, asked = [str(uuid4()) for _ in range(3)], list[str]()
+
+    async def read_flow_run_states(run_id: UUID) -> list[Any]:
+        asked.append(str(run_id))
+        if cancelled is not None and len(asked) > cancelled + 1:
+            raise OSError("Prefect does not answer")
+        states = [Pending(), Running()]  # each later than the one before
+        return [*states, Cancelling(), Cancelled()] if len(asked) - 1 == cancelled else states
+
+    async def lineage() -> list[str]:
+        return runs[::-1]
+
+    async def api() -> Any:
+        return SimpleNamespace(read_flow_run_states=read_flow_run_states)
+
+    monkeypatch.setattr(cancellation, "lineage", lineage)
+    monkeypatch.setattr(cancellation, "api", api)
+    answer = network_loop().run(cancellation._ask(30))
+    assert answer.cancelled == (None if cancelled is None else runs[cancelled])
+    assert answer.starts == 1
+    assert asked == (runs if cancelled is None else runs[: cancelled + 1])

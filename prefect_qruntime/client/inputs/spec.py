@@ -132,10 +132,11 @@ def check_max_execution_time(value: object) -> int | None:
 
 
 def check_flag(value: object, *, field: str) -> bool:
-    """A real bool: the text "false", which a form may give, would count as true."""
-    if not isinstance(value, bool):
-        raise InvalidInput(f"must be True or False, not {value!r}", field=field)
-    return value
+    """A real bool, or numpy's: the text "false", which a form may give, would count as true."""
+    kind = type(value)
+    if not isinstance(value, bool) and (kind.__module__, kind.__name__.rstrip("_")) != ("numpy", "bool"):
+        raise InvalidInput(f"must be True or False, not {value!r:.60}", field=field)
+    return bool(value)
 
 
 def check_tags(tags: object) -> tuple[str, ...]:

@@ -366,3 +366,52 @@ def test_a_session_outlives_its_limit_by_the_service_s_clock(
     same.append(InstanceSweeper("b", service, Owners(), [], [note], {}, False, found, same))  # type: ignore[arg-type]
     network_loop().run(same[0].sweep(False))
     assert ("session-note" not in service.open) is closed
+
+
+@pytest.mark.parametrize("blocks", [("old", "new"), ("new", "old")], ids=str)
+def test_a_session_whose_block_has_a_revoked_key_is_closed_by_another_block_of_the_instance(
+    marked: set[str], blocks: tuple[str, ...]
+) -> None:
+    class Revoked(Service):
+        def _step(self, step: str, about: str) -> None:
+            raise errors.AuthenticationError("API key not found.")
+
+    services, found = {"old": Revoked(), "new": Service()}, {name: Found() for name in blocks}
+    noted = [record("b", session="session-b", block="old")]
+    of_process = SessionNote(record("note", session="session-note", pid="1", host="h", flow_run="", block="old"))
+    owners, same = Owners(), list[InstanceSweeper]()
+    for name in blocks:
+        client: Any = services[name]
+        same.append(InstanceSweeper(name, client, owners, noted, [of_process], {}, False, found[name], same))  # type: ignore[arg-type]
+    for sweeper in same:
+        network_loop().run(sweeper.sweep(False))
+    assert services["new"].open.isdisjoint({"session-b", "session-note"})
+    assert marked == {"session-b", "session-note"}
+    assert (found["new"].problems, len(found["old"].problems)) == ([], 1)
+
+
+@pytest.mark.parametrize("blocks", [("own", "other"), ("other", "own")], ids=str)
+@pytest.mark.parametrize("kind", [NotFound, errors.PermissionDenied])
+def test_that_another_user_may_not_read_a_session_is_no_problem(
+    marked: set[str], blocks: tuple[str, ...], kind: type[QuantumRuntimeError]
+) -> None:
+    class Other(Service):
+        def _step(self, step: str, about: str) -> None:
+            if step in ("session", "close_session"):
+                raise kind("Another user's.")
+
+        async def jobs(self, **_: Any) -> list[Job]:
+            return []
+
+    services, found = {"own": Service(), "other": Other()}, {name: Found() for name in blocks}
+    noted = [record("b", session="session-b", block="own")]
+    of_process = SessionNote(record("note", session="session-note", pid="1", host="h", flow_run="", block="own"))
+    owners, same = Owners(), list[InstanceSweeper]()
+    for name in blocks:
+        client: Any = services[name]
+        same.append(InstanceSweeper(name, client, owners, noted, [of_process], {}, False, found[name], same))  # type: ignore[arg-type]
+    for sweeper in same:
+        network_loop().run(sweeper.sweep(False))
+    assert services["own"].open.isdisjoint({"session-b", "session-note"})
+    assert marked == {"session-b", "session-note"}
+    assert [one.problems for one in found.values()] == [[], []]
