@@ -40,6 +40,7 @@ __all__ = [
     "Pub",
     "check_flag",
     "check_id",
+    "check_integer",
     "check_max_execution_time",
     "check_precision",
     "check_scalar_bits",
@@ -104,7 +105,7 @@ def check_shots(value: object, *, field: str) -> int | None:
     """None, or an int of at least 1."""
     if value is None:
         return None
-    number = _integer(value, field=field)
+    number = check_integer(value, field=field)
     if not 1 <= number <= MAX_SHOTS:
         raise InvalidInput(f"must be between 1 and {MAX_SHOTS}, not {number}", field=field)
     return number
@@ -125,17 +126,18 @@ def check_max_execution_time(value: object) -> int | None:
     field = "max_execution_time"
     if value is None:
         return None
-    number = _integer(value, field=field)
+    number = check_integer(value, field=field)
     if not 1 <= number <= MAX_EXECUTION_SECONDS:
         raise InvalidInput(f"must be between 1 and {MAX_EXECUTION_SECONDS} seconds, not {number}", field=field)
     return number
 
 
 def check_flag(value: object, *, field: str) -> bool:
-    """A real bool: the text "false", which a form may give, would count as true."""
-    if not isinstance(value, bool):
+    """A real bool, or numpy's: the text "false", which a form may give, would count as true."""
+    kind = type(value)
+    if kind is not bool and not (kind.__module__ == "numpy" and kind.__name__ in ("bool", "bool_")):
         raise InvalidInput(f"must be True or False, not {value!r}", field=field)
-    return value
+    return bool(value)
 
 
 def check_tags(tags: object) -> tuple[str, ...]:
@@ -202,7 +204,8 @@ def _text(value: str, *, field: str) -> str:
     return str(value)
 
 
-def _integer(value: object, *, field: str) -> int:
+def check_integer(value: object, *, field: str) -> int:
+    """A whole number, also one of numpy's."""
     # numpy integers have __index__ too; bool has it too, and is not a count.
     index = getattr(value, "__index__", None)
     if isinstance(value, bool) or index is None:
