@@ -166,6 +166,9 @@ def test_ibms_quantum_program_stands_where_pubs_stand() -> None:
     with pytest.raises(InvalidInput, match="refuses") as caught:
         make_spec(program(), backend="b", program_id="executor", options={"init_qubit": True})
     assert caught.value.field == "options.init_qubit"
+    with pytest.raises(InvalidInput, match="refuses") as caught:
+        make_spec(program(), backend="b", options={"execution": {"init_qubits": True}})
+    assert caught.value.field == "options.execution"
     for given in ([1], "x", ExecutorOptions()):
         with pytest.raises(InvalidInput, match="must be a dict"):
             make_spec(program(), backend="b", options=given)

@@ -492,7 +492,9 @@ def refused_by_ibm(error: ValidationError, *, inside: str = "") -> InvalidInput:
     """
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     # Of a union the path goes on into the branch that refused it.
-    path = [name for name in takewhile(str.isidentifier, map(str, first["loc"])) if name != inside]
+    path = list(takewhile(str.isidentifier, map(str, first["loc"])))
+    if path[:1] == [inside]:
+        del path[0]
     return InvalidInput(f"IBM's client refuses it: {first['msg']}", field=".".join(["options", *path]))
 
 
