@@ -209,11 +209,11 @@ def check_integer(value: object, *, field: str) -> int:
     # numpy integers have __index__ too; bool has it too, and is not a count.
     index = getattr(value, "__index__", None)
     if isinstance(value, bool) or index is None:
-        raise InvalidInput(f"must be an integer, not {value!r}", field=field)
+        raise InvalidInput(f"must be an integer, not {value!r:.60}", field=field)
     try:
         return int(index())
     except TypeError:
-        raise InvalidInput(f"must be an integer, not {value!r}", field=field) from None
+        raise InvalidInput(f"must be an integer, not {value!r:.60}", field=field) from None
 
 
 @dataclass(frozen=True, slots=True)
