@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, field
 
 from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.inputs.spec import check_integer
 from prefect_qruntime.client.network_loop import SingleFlight, network_loop
 from prefect_qruntime.client.parsing import parse_backend_status
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
@@ -105,12 +106,11 @@ async def _fitting(client: QuantumRuntimeClient, min_qubits: int | None, simulat
     Raises:
         InvalidInput: `min_qubits` is not a whole number.
     """
-    if min_qubits is not None and (isinstance(min_qubits, bool) or not isinstance(min_qubits, int)):
-        raise InvalidInput(f"must be a whole number, not {min_qubits!r:.60}", field="min_qubits")
+    least = None if min_qubits is None else check_integer(min_qubits, field="min_qubits")
     return [
         backend
         for backend in await client.backends()
-        if (min_qubits is None or (backend.num_qubits or 0) >= min_qubits)
+        if (least is None or (backend.num_qubits or 0) >= least)
         and (simulator is None or backend.simulator is simulator)
     ]
 

@@ -144,8 +144,7 @@ async def _check(credentials: QuantumRuntimeCredentials, pubs: Any, submission: 
     for route in _ROUTES:
         spec = (await plan_submission(credentials, pubs, _on(route, submission))).spec
         if spec.program_id not in ("sampler", "estimator") or spec.route != route:
-            asked = submission.get("program_id")
-            raise InvalidInput(f"must be 'sampler' or 'estimator', not {asked!r}", field="program_id")
+            raise InvalidInput(f"must be 'sampler' or 'estimator', not {spec.wire_program!r}", field="program_id")
         if spec.program_id == "estimator" and "resilience_level" not in spec.options:
             raise InvalidInput(
                 "is not set, and the routes differ in its default: the service mitigates readout errors, the executor "

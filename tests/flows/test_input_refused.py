@@ -317,13 +317,14 @@ def test_a_text_in_place_of_true_or_false_is_refused(
     assert sandbox.control.journal() == []
 
 
-def test_a_bool_of_numpy_is_true_or_false(sandbox: Sandbox, credentials: QuantumRuntimeCredentials) -> None:
-    import numpy as np
-
-    flags: dict[str, Any] = {flag: np.bool_(False) for name, flag in FLAGS if name == "submit_job"}
-    job = submit_job(credentials, [FLIP], backend=BACKEND, shots=3, **{**flags, "private": np.bool_(True)})
-    assert job.private is True
-    assert sandbox.control.job(job.id)["private"] is True
+def test_numpy_gives_flags_and_whole_numbers_too(credentials: QuantumRuntimeCredentials) -> None:
+    numpy = pytest.importorskip("numpy")
+    found = list_backends.fn(credentials, min_qubits=numpy.array([3, 30]).max())
+    assert found == list_backends.fn(credentials, min_qubits=30) != []
+    given: Any = {"transpile": numpy.float64(2) > 1, "private": numpy.bool_(False)}
+    assert submit_job.fn(credentials, [FLIP], backend=BACKEND, **given).private is False
+    session = open_session.fn(credentials, BACKEND)
+    assert close_session.fn(credentials, session, drain=numpy.bool_(False)).state == "closed"
 
 
 @pytest.mark.parametrize(

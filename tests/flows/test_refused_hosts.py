@@ -25,6 +25,7 @@ from prefect_qruntime.cli import app
 from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.submission import Intent
+from prefect_qruntime.observability.artifacts import Place
 from prefect_qruntime.suspend import waits
 from tests.support.command_line import exit_code
 from tests.support.flow_runs import BACKEND, FLIP, ran, start
@@ -225,7 +226,7 @@ def test_a_function_sends_no_key(host: _Refused, block: str, in_force: str, name
 
 @pytest.mark.parametrize("name", of_several_blocks())
 def test_a_function_for_operators_sends_no_key(host: _Refused, block: str, in_force: str, name: str) -> None:
-    network_loop().run(waits.note_left(JOB, block=block, flow_run_id=None))  # which the watcher follows
+    network_loop().run(waits.note_left(JOB, Place(block, None), flow_run_id=None))  # which the watcher follows
     more = {"once": True} if "once" in parameters(of_several_blocks()[name]) else {}
     with suppress(qr.QuantumRuntimeError):
         called(partial(of_several_blocks()[name], blocks=[block], **more))

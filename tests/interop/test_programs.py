@@ -33,6 +33,7 @@ from qiskit_ibm_runtime.quantum_program.converters.converters_2_0 import (
     quantum_program_from_2_0,
 )
 
+from prefect_qruntime import QuantumRuntimeCredentials, compare_routes
 from prefect_qruntime.client.inputs.meaning import meaning_of
 from prefect_qruntime.client.payload_check import executor_difference
 from prefect_qruntime.client.programs import make_spec
@@ -165,12 +166,19 @@ def test_ibms_quantum_program_stands_where_pubs_stand() -> None:
     with pytest.raises(InvalidInput, match="refuses") as caught:
         make_spec(program(), backend="b", program_id="executor", options={"init_qubit": True})
     assert caught.value.field == "options.init_qubit"
+    with pytest.raises(InvalidInput, match="refuses") as caught:
+        make_spec(program(), backend="b", options={"execution": {"init_qubits": True}})
+    assert caught.value.field == "options.execution"
     for given in ([1], "x", ExecutorOptions()):
         with pytest.raises(InvalidInput, match="must be a dict"):
             make_spec(program(), backend="b", options=given)
     with pytest.raises(InvalidInput, match="executor") as caught:
         make_spec(program(), backend="b", program_id="estimator")
     assert caught.value.field == "program_id"
+    crn = f"crn:v1:bluemix:public:quantum-computing:us-east:a/{'0' * 32}:01234567-89ab-cdef-0123-456789abcdef::"
+    block = QuantumRuntimeCredentials(api_key="k" * 44, crn=crn)
+    with pytest.raises(InvalidInput, match="not 'executor'"):
+        compare_routes(block, program(), backend="b")
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from prefect_qruntime import QuantumRuntimeClient, QuantumRuntimeCredentials
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.submission_keys import flow_tag
+from prefect_qruntime.observability.artifacts import Place
 from prefect_qruntime.prefect_api import api
 from prefect_qruntime.sandbox import Sandbox
 from prefect_qruntime.suspend.waits import note_suspended, notes, pause_key
@@ -84,7 +85,8 @@ async def park(client: QuantumRuntimeClient, deployment: UUID) -> tuple[UUID, st
     ref = await client.post_job(make_spec([CIRCUIT], backend=BACKEND), (flow_tag(str(flow_run.id)),), None)
     await prefect.set_flow_run_state(flow_run.id, Running())
     key = pause_key(ref.id)
-    await note_suspended(ref.id, block=BLOCK, flow_run_id=flow_run.id, key=key, policy="cancel")
+    place = Place(BLOCK, client.connection.instance)
+    await note_suspended(ref.id, place, flow_run_id=flow_run.id, key=key, policy="cancel")
     await prefect.set_flow_run_state(flow_run.id, Suspended(pause_key=key))
     return flow_run.id, ref.id
 

@@ -40,6 +40,7 @@ __all__ = [
     "Pub",
     "check_flag",
     "check_id",
+    "check_integer",
     "check_max_execution_time",
     "check_precision",
     "check_scalar_bits",
@@ -104,7 +105,7 @@ def check_shots(value: object, *, field: str) -> int | None:
     """None, or an int of at least 1."""
     if value is None:
         return None
-    number = _integer(value, field=field)
+    number = check_integer(value, field=field)
     if not 1 <= number <= MAX_SHOTS:
         raise InvalidInput(f"must be between 1 and {MAX_SHOTS}, not {number}", field=field)
     return number
@@ -125,7 +126,7 @@ def check_max_execution_time(value: object) -> int | None:
     field = "max_execution_time"
     if value is None:
         return None
-    number = _integer(value, field=field)
+    number = check_integer(value, field=field)
     if not 1 <= number <= MAX_EXECUTION_SECONDS:
         raise InvalidInput(f"must be between 1 and {MAX_EXECUTION_SECONDS} seconds, not {number}", field=field)
     return number
@@ -203,15 +204,16 @@ def _text(value: str, *, field: str) -> str:
     return str(value)
 
 
-def _integer(value: object, *, field: str) -> int:
+def check_integer(value: object, *, field: str) -> int:
+    """A whole number, also one of numpy's."""
     # numpy integers have __index__ too; bool has it too, and is not a count.
     index = getattr(value, "__index__", None)
     if isinstance(value, bool) or index is None:
-        raise InvalidInput(f"must be an integer, not {value!r}", field=field)
+        raise InvalidInput(f"must be an integer, not {value!r:.60}", field=field)
     try:
         return int(index())
     except TypeError:
-        raise InvalidInput(f"must be an integer, not {value!r}", field=field) from None
+        raise InvalidInput(f"must be an integer, not {value!r:.60}", field=field) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -490,7 +492,9 @@ def refused_by_ibm(error: ValidationError, *, inside: str = "") -> InvalidInput:
     """
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     # Of a union the path goes on into the branch that refused it.
-    path = [name for name in takewhile(str.isidentifier, map(str, first["loc"])) if name != inside]
+    path = list(takewhile(str.isidentifier, map(str, first["loc"])))
+    if path[:1] == [inside]:
+        del path[0]
     return InvalidInput(f"IBM's client refuses it: {first['msg']}", field=".".join(["options", *path]))
 
 

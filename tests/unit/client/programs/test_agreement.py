@@ -222,6 +222,8 @@ def test_what_cannot_be_compared() -> None:
     for left, right in itertools.permutations([flat, wide, tall], 2):
         with pytest.raises(InvalidInput, match="shapes"):  # the values of other pairs would stand in one place
             compare_results(*(_estimates(one, one) for one in (left, right)))
+    for nested in ([0.1], [[0.1]]):  # the legacy dialect gives a value of one observable without an axis
+        assert compare_results(_estimates(0.1, 0.1), _estimates(nested, nested)).agrees
     with pytest.raises(InvalidInput, match="between"):
         compare_results(one, one, false_alarm=0)
     with pytest.raises(ValueError, match="no shots"):
