@@ -470,9 +470,15 @@ class InstanceSweeper:
         session = await self._read(session_id, record)
         if session is None and record is not None and not (self._is_owner(record) or _is_old(record)):
             if self._is_ours(record) and all(session_id in sweeper._tried for sweeper in self._same):
+                block = record.place.block
+                lost = (
+                    f"block {block!r}, with which it was opened, leads there no more"
+                    if block
+                    else "its block was not saved"
+                )
                 self._found.problems.append(
                     f"{self._block}: session {session_id} may be open. A key sees the sessions of its own user only, "
-                    f"and block {record.place.block!r}, with which it was opened, leads there no more."
+                    f"and {lost}."
                 )
             return
         if session.ref().is_closed if session is not None else record is not None and _is_old(record):

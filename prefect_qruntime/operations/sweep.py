@@ -11,7 +11,7 @@ its jobs; a copy of it ("Copy to new run" in the UI) is another flow run and sub
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -33,7 +33,7 @@ from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.credentials import Attended, load_each, read_each
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.hooks import clean_up
-from prefect_qruntime.observability.artifacts import Kind, Place, Record, find_records
+from prefect_qruntime.observability.artifacts import Kind, Record, find_records
 from prefect_qruntime.operations.instance_sweep import (
     LOOK_BACK,
     NOTED_BACK,
@@ -363,11 +363,7 @@ async def _sweep(
             for name in sorted({*loaded, *problems})
             for problem in ([problems[name]] if name in problems else found[name].problems)
         ]
-        + (
-            await _out_of_reach(records, notes, unfinished, list(sweepers.values()), owners, problems)
-            if blocks is None
-            else []
-        ),
+        + (await _out_of_reach(records, notes, list(sweepers.values()), owners, problems) if blocks is None else []),
         stalled=await find_stalled(noted),
         unread=sorted({*problems, *(name for name, part in found.items() if not part.is_complete)}),
     )
@@ -385,43 +381,32 @@ async def _free_locks() -> None:
 async def _out_of_reach(
     records: list[Record],
     notes: list[SessionNote],
-    unfinished: Mapping[str, Record],
     sweepers: list[InstanceSweeper],
     owners: Owners,
     unusable: Collection[str],
 ) -> list[str]:
-    """Report what finished flow runs and dead processes left where no saved block leads to.
+    """Report the sessions that finished flow runs and dead processes left open where no saved block leads to.
 
     Args:
         records: All records of sessions.
         notes: Those of processes.
-        unfinished: The records of jobs without an end, by job.
         sweepers: One for each block.
         owners: The states of flow runs.
         unusable: The blocks that could not be loaded, which is reported already.
     """
-    openers = [(note.record, note.opener) for note in notes if note.is_gone]
+    left = [(note.record, note.opener) for note in notes if note.is_gone]
     for record in records:
         owner = owner_of(record)
         if not is_note(record) and not record.is_closed and await owners.over(owner) is not None:
-            openers.append((record, f"flow run {owner}"))
-    left = [(record, f"session {_session(record)}, opened by {opener}, was left open") for record, opener in openers]
-    for job_id, record in unfinished.items():
-        owner, known = owner_of(record), record.place != Place("", None)
-        if known and not record.is_over and await owners.over(owner) is not None:
-            left.append((record, f"job {job_id}, submitted by flow run {owner}, may be live"))
+            left.append((record, f"flow run {owner}"))
     recent = datetime.now(UTC) - LOOK_BACK
     return [
-        f"{what}, and no saved credentials block leads to its instance {_instance_of(record)}. Save one and sweep "
-        "again."
-        for record, what in left
+        f"session {record.meta.get('session') or 'without an id'}, opened by {opener}, was left open, and no saved "
+        f"credentials block leads to its instance {_instance_of(record)}. Save one and sweep again."
+        for record, opener in left
         if record.meta.get("block") not in unusable and not any(sweeper.reaches(record) for sweeper in sweepers)
         if record.updated is None or record.updated > recent  # an older one has closed by itself
     ]
-
-
-def _session(record: Record) -> str:
-    return record.meta.get("session") or "without an id"
 
 
 def _instance_of(record: Record) -> str:

@@ -459,7 +459,7 @@ def test_that_another_user_s_key_does_not_see_a_session_is_not_its_end(
 
 
 def test_a_session_that_no_block_leads_to_is_a_problem(control: Any, sandbox: Sandbox) -> None:
-    flow_run, session = left(Completed(), jobs=1)
+    flow_run, session = left(Completed(), jobs=0)
     for name in network_loop().run(saved_blocks()):  # those of other tests lead to the same sandbox
         qr.QuantumRuntimeCredentials.delete(name)
     report = run_sweep()
@@ -467,8 +467,6 @@ def test_a_session_that_no_block_leads_to_is_a_problem(control: Any, sandbox: Sa
     (problem,) = [one for one in report.problems if session.id in one]
     assert f"flow run {flow_run.id}" in problem
     assert sandbox.crn in problem
-    (job,) = control.jobs()
-    assert [f"flow run {flow_run.id}" in one for one in report.problems if job["id"] in one] == [True]
     qr.QuantumRuntimeCredentials(**sandbox.connection("cloud")).save(BLOCK)
     assert session.id in [entry.id for entry in run_sweep().sessions]
 

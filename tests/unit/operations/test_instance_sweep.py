@@ -23,13 +23,16 @@ from prefect_qruntime.operations.sweep import SweepReport
 from prefect_qruntime.tasks.session_notes import SessionNote
 
 CRN = "crn:v1:bluemix:public:quantum-computing:us-east:a/0123abcd:11aa-22bb::"
-NOW = datetime.now(UTC)
 KINDS = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, QuantumRuntimeError)]
 RUN = "0d1f2d3c-0000-4000-8000-000000000001"
 
 
+def moment() -> datetime:
+    return datetime.now(UTC)  # not once for all tests: the last may run half an hour after the import
+
+
 def session(session_id: str, state: str = "open") -> Session:
-    return Session(id=session_id, mode="dedicated", backend="aer", state=state, max_ttl=600, started_at=NOW)
+    return Session(id=session_id, mode="dedicated", backend="aer", state=state, max_ttl=600, started_at=moment())
 
 
 class Service:
@@ -89,7 +92,7 @@ class Owners:
 
 def record(name: str, **meta: str) -> Record:
     facts = {"crn": CRN, "base_url": Service.connection.base_url, "block": "b", "flow_run": RUN, "state": "open"}
-    return Record(uuid4(), f"qruntime-session-{name}", {**facts, **meta}, UUID(RUN), NOW)
+    return Record(uuid4(), f"qruntime-session-{name}", {**facts, **meta}, UUID(RUN), moment())
 
 
 @pytest.fixture
@@ -120,7 +123,7 @@ def swept(service: Service, *, dry_run: bool = False, records: list[Record] | No
     noted = [record(name, session=f"session-{name}") for name in "abc"] if records is None else records
     of_process = record("note", session="session-note", pid="1", host="h", flow_run="")
     late = Record(
-        uuid4(), "qruntime-job-late", {"id": "job-late", "block": "b", "session": "session-c"}, UUID(RUN), NOW
+        uuid4(), "qruntime-job-late", {"id": "job-late", "block": "b", "session": "session-c"}, UUID(RUN), moment()
     )
     same: list[InstanceSweeper] = []
     for name in ("b", "b2"):  # two blocks of one instance
@@ -242,7 +245,7 @@ def test_a_session_that_cannot_be_open_any_more_is_gone_if_the_service_says_so(m
             return session(session_id, "closed")
 
     old = record("a", session="session-a")
-    past = Record(old.artifact_id, old.key, old.meta, old.flow_run_id, NOW - timedelta(hours=30))
+    past = Record(old.artifact_id, old.key, old.meta, old.flow_run_id, moment() - timedelta(hours=30))
     swept(Gone(), records=[past])
     assert marked == {"session-a"}
 
@@ -262,7 +265,7 @@ def test_a_record_is_found_by_its_instance_whatever_the_block_is_called(marked: 
 @pytest.mark.parametrize("state", [Cancelling, Running, Pending, Paused, AwaitingRetry, Cancelled, Crashed, Completed])
 def test_which_flow_runs_are_over(monkeypatch: pytest.MonkeyPatch, state: Any, minutes: int) -> None:
     """A run whose worker died while it cancelled it never leaves `Cancelling`."""
-    now = state(scheduled_time=NOW) if state is AwaitingRetry else state()
+    now = state(scheduled_time=moment()) if state is AwaitingRetry else state()
     now.timestamp = datetime.now(UTC) - timedelta(minutes=minutes)
 
     async def api() -> Any:
@@ -334,7 +337,7 @@ def test_a_record_without_a_session_is_settled_when_the_list_must_show_one(
             return []
 
     one = record("unnoted", **UNNOTED, block="b" if owner else "renamed")
-    aged = Record(one.artifact_id, one.key, one.meta, one.flow_run_id, NOW - timedelta(minutes=age))
+    aged = Record(one.artifact_id, one.key, one.meta, one.flow_run_id, moment() - timedelta(minutes=age))
     swept(Late(), records=[aged])
     assert (marked == {"unnoted"}) is settled
     if not settled and owner:
