@@ -200,7 +200,7 @@ def test_pages_that_cannot_be_written_are_reported_once_and_completed_by_the_swe
 ) -> None:
     save = "import sys, orjson; from prefect_qruntime import QuantumRuntimeCredentials as C; "
     save += "C(**orjson.loads(sys.argv[1])).save('faults', overwrite=True)"
-    key, crn = sandbox.instances[1]  # of its own: the sandbox has forgotten the sessions that other tests recorded
+    key, crn = sandbox.instances[2]  # of its own: the sandbox has forgotten the sessions that other tests recorded
     connection = orjson.dumps({**sandbox.connection("cloud"), "api_key": key, "crn": crn}).decode()
     subprocess.run([sys.executable, "-c", save, connection], env=server.env(), cwd=ROOT, check=True, timeout=300)
     proxy.faults.append(Fault("(PATCH|POST) /api/artifacts/", status=500))
