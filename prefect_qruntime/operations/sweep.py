@@ -399,24 +399,20 @@ async def _out_of_reach(
         owner = owner_of(record)
         if not is_note(record) and not record.is_closed and await owners.over(owner) is not None:
             left.append((record, f"flow run {owner}"))
+    recent = datetime.now(UTC) - LOOK_BACK
     left = [
         (record, opener)
         for record, opener in left
         if record.meta.get("block") not in unusable and not any(sweeper.reaches(record) for sweeper in sweepers)
+        if record.updated is None or record.updated > recent  # an older one has closed by itself
     ]
-    if left:  # some flow runs may have closed theirs and ended since the records were read
-        now = {record.key: record for record in await find_records("session")}
-        left = [
-            (record, opener)
-            for record, opener in left
-            if is_note(record) or (record.key in now and not now[record.key].is_closed)
-        ]
-    recent = datetime.now(UTC) - LOOK_BACK
+    # Some flow runs may have closed theirs and ended since the records were read.
+    now = {record.key: record for record in await find_records("session")} if left else {}
     return [
         f"session {record.meta.get('session') or 'without an id'}, opened by {opener}, was left open, and no saved "
         f"credentials block leads to its instance {_instance_of(record)}. Save one and sweep again."
         for record, opener in left
-        if record.updated is None or record.updated > recent  # an older one has closed by itself
+        if is_note(record) or (record.key in now and not now[record.key].is_closed)
     ]
 
 

@@ -7,9 +7,10 @@ no id but a token; all callers of this process that hold the token share the bin
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import secrets
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -135,10 +136,10 @@ async def aopen_session(
         raise InvalidInput("must be 'dedicated' or 'batch'", field="mode")
     if max_ttl is not None and (isinstance(max_ttl, bool) or not isinstance(max_ttl, int) or max_ttl < 1):
         raise InvalidInput("must be a whole number of seconds, at least 1", field="max_ttl")
-    where = await current_run()
+    opening = functools.partial(_open, credentials, name, mode, max_ttl, budget, await current_run())
     flow_run_id, again = current_flow_run_id(), token_of_task_run()
     if flow_run_id is None or again is None or not may_run_twice():
-        return await _open(credentials, name, mode, max_ttl, budget, where, secrets.token_hex(8))
+        return await _handed_on(credentials, functools.partial(opening, secrets.token_hex(8)))
     async with submission_lock(f"session {again}", "this session"):
         noted = [record.meta for record in await find_records("session", flow_run_ids=[UUID(flow_run_id)])]
         for facts in noted:
@@ -146,7 +147,7 @@ async def aopen_session(
                 return _opened_before(facts, again)
         # Of one that was on its way the record is kept: the sweep searches for it.
         unknown = any(facts.get("id") == again for facts in noted)
-        return await _open(credentials, name, mode, max_ttl, budget, where, secrets.token_hex(8) if unknown else again)
+        return await _handed_on(credentials, functools.partial(opening, secrets.token_hex(8) if unknown else again))
 
 
 def _opened_before(facts: Mapping[str, str], token: str) -> SessionRef:
@@ -157,19 +158,18 @@ def _opened_before(facts: Mapping[str, str], token: str) -> SessionRef:
     return session
 
 
-async def _open(
-    credentials: QuantumRuntimeCredentials,
-    name: str,
-    mode: str,
-    max_ttl: int | None,
-    budget: BudgetLike | None,
-    where: RunContext,
-    token: str,
+async def _handed_on(
+    credentials: QuantumRuntimeCredentials, opening: Callable[[list[SessionRef]], Awaitable[SessionRef]]
 ) -> SessionRef:
-    """Open a session. If this fails or is cancelled when it is open, it is closed again: no caller gets it."""
+    """Open a session. If this fails or is cancelled when it is open, it is closed again: no caller gets it.
+
+    Args:
+        credentials: The credentials block.
+        opening: Opens it, and adds it to the list as soon as it is open.
+    """
     opened: list[SessionRef] = []
     try:
-        session = await _open_recorded(credentials, name, mode, max_ttl, budget, where, token, opened)
+        session = await opening(opened)
     except BaseException:
         for left in opened:
             await _close_left(credentials, left, drain=False)
@@ -179,7 +179,7 @@ async def _open(
     return session
 
 
-async def _open_recorded(
+async def _open(
     credentials: QuantumRuntimeCredentials,
     name: str,
     mode: str,

@@ -483,6 +483,10 @@ def ibm_module(name: str, what: str) -> Any:
         raise InvalidInput(f"{what} need IBM's own client: {IBM_EXTRA}", field="options") from None
 
 
+def _first_of(error: ValidationError) -> Any:
+    return error.errors(include_url=False, include_context=False, include_input=False)[0]
+
+
 def refused_by_ibm(error: ValidationError, *, inside: str = "") -> InvalidInput:
     """The error about the first option that a model of IBM's client refuses.
 
@@ -490,7 +494,7 @@ def refused_by_ibm(error: ValidationError, *, inside: str = "") -> InvalidInput:
         error: The model's error.
         inside: The group in which the model has options that stand by themselves here.
     """
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    first = _first_of(error)
     # Of a union the path goes on into the branch that refused it.
     path = list(takewhile(str.isidentifier, map(str, first["loc"])))
     if path[:1] == [inside]:
@@ -501,6 +505,6 @@ def refused_by_ibm(error: ValidationError, *, inside: str = "") -> InvalidInput:
 def first_line(error: Exception) -> str:
     """The first line of an error of IBM's client, cut to 300 characters."""
     if isinstance(error, ValidationError):  # whose first line only counts
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        first = _first_of(error)
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"[:300]
     return str(error).strip().partition("\n")[0][:300] or type(error).__name__

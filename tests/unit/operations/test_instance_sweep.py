@@ -371,6 +371,17 @@ def test_a_session_outlives_its_limit_by_the_service_s_clock(
     assert ("session-note" not in service.open) is closed
 
 
+def sweep_each(services: dict[str, Any], found: dict[str, Found], *, block: str) -> None:
+    """Sweep a session of a flow run and one of a process, both of one block, with each block in order of `found`."""
+    noted = [record("b", session="session-b", block=block)]
+    of_process = SessionNote(record("note", session="session-note", pid="1", host="h", flow_run="", block=block))
+    owners, same = Owners(), list[InstanceSweeper]()
+    for name in found:
+        same.append(InstanceSweeper(name, services[name], owners, noted, [of_process], {}, False, found[name], same))  # type: ignore[arg-type]
+    for sweeper in same:
+        network_loop().run(sweeper.sweep(False))
+
+
 @pytest.mark.parametrize("blocks", [("old", "new"), ("new", "old")], ids=str)
 def test_a_session_whose_block_has_a_revoked_key_is_closed_by_another_block_of_the_instance(
     marked: set[str], blocks: tuple[str, ...]
@@ -380,14 +391,7 @@ def test_a_session_whose_block_has_a_revoked_key_is_closed_by_another_block_of_t
             raise errors.AuthenticationError("API key not found.")
 
     services, found = {"old": Revoked(), "new": Service()}, {name: Found() for name in blocks}
-    noted = [record("b", session="session-b", block="old")]
-    of_process = SessionNote(record("note", session="session-note", pid="1", host="h", flow_run="", block="old"))
-    owners, same = Owners(), list[InstanceSweeper]()
-    for name in blocks:
-        client: Any = services[name]
-        same.append(InstanceSweeper(name, client, owners, noted, [of_process], {}, False, found[name], same))  # type: ignore[arg-type]
-    for sweeper in same:
-        network_loop().run(sweeper.sweep(False))
+    sweep_each(services, found, block="old")
     assert services["new"].open.isdisjoint({"session-b", "session-note"})
     assert marked == {"session-b", "session-note"}
     assert (found["new"].problems, len(found["old"].problems)) == ([], 1)
@@ -407,14 +411,7 @@ def test_that_another_user_may_not_read_a_session_is_no_problem(
             return []
 
     services, found = {"own": Service(), "other": Other()}, {name: Found() for name in blocks}
-    noted = [record("b", session="session-b", block="own")]
-    of_process = SessionNote(record("note", session="session-note", pid="1", host="h", flow_run="", block="own"))
-    owners, same = Owners(), list[InstanceSweeper]()
-    for name in blocks:
-        client: Any = services[name]
-        same.append(InstanceSweeper(name, client, owners, noted, [of_process], {}, False, found[name], same))  # type: ignore[arg-type]
-    for sweeper in same:
-        network_loop().run(sweeper.sweep(False))
+    sweep_each(services, found, block="own")
     assert services["own"].open.isdisjoint({"session-b", "session-note"})
     assert marked == {"session-b", "session-note"}
     assert [one.problems for one in found.values()] == [[], []]
