@@ -25,7 +25,14 @@ from pydantic import Field, HttpUrl
 from prefect_qruntime.admission.budget_core import Remaining, SessionHold, allotment, is_due, observed
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.cost_core import MOST_SECONDS
-from prefect_qruntime.errors import SAME_REQUEST, BudgetExhausted, InvalidInput, NotFound, QuantumRuntimeError
+from prefect_qruntime.errors import (
+    SAME_REQUEST,
+    BudgetExhausted,
+    InvalidInput,
+    NotFound,
+    PermissionDenied,
+    QuantumRuntimeError,
+)
 from prefect_qruntime.models import SessionRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.artifacts import Record, find_records, upsert
@@ -360,7 +367,7 @@ class SessionHolds:
         asked = now()
         try:
             session = await client.session(session_id)
-        except NotFound:
+        except (NotFound, PermissionDenied):  # another user's, perhaps, which counts by the clock
             session = None
         closed = session is None or session.ref().is_closed
         live = bool(await client.jobs(session_id=session_id, pending=True)) if closed else True
@@ -405,9 +412,15 @@ async def close_at_limit(client: QuantumRuntimeClient) -> list[str]:
     closed, known = [], SessionHolds()
     for hold in await read_holds(client.connection.crn, datetime.now(UTC) - timedelta(days=_DAYS)):
         if hold.closes and hold.final is None and hold.session_id is not None:
-            seen = await known.look_at(client, hold.session_id, hold)
-            if await close_if_due(client, seen):
-                closed.append(hold.session_id)
+            try:
+                seen = await known.look_at(client, hold.session_id, hold)
+                if await close_if_due(client, seen):
+                    closed.append(hold.session_id)
+            except QuantumRuntimeError as error:
+                if error.is_outage:
+                    raise
+                # Another user's, perhaps. The others are closed.
+                log.warning("Session %s could not be closed at its budget's limit: %s", hold.session_id, error)
     return closed
 
 
