@@ -72,6 +72,8 @@ class Budget(Loadable, Block):
     `default_max_execution_time`, else all that is left. A job that does not fit is refused with `BudgetExhausted`
     before anything is sent.
 
+    Each instance counts by itself: a flow run that submits to two of them may use each limit on each.
+
     Two submissions never share the last seconds: within a process by its own ledger, among the processes of flow
     runs by a lock in Prefect that is held until the service lists the new job. Outside a flow the process
     counts as the run. A dedicated session is charged as a whole, idle time included.
@@ -104,15 +106,15 @@ class Budget(Loadable, Block):
         default=None,
         gt=0,
         title="QPU seconds per run",
-        description="QPU seconds that all jobs of one flow run may use together; empty for no limit.",
+        description="QPU seconds that all jobs of one flow run may use together on an instance; empty for no limit.",
     )
     max_seconds_per_deployment: float | None = Field(
         default=None,
         gt=0,
         title="QPU seconds per deployment",
         description=(
-            "QPU seconds that all runs of one deployment may use in the period below; empty for no limit. "
-            "Runs without a deployment are not limited by it."
+            "QPU seconds that all runs of one deployment may use on an instance in the period below; empty for no "
+            "limit. Runs without a deployment are not limited by it."
         ),
     )
     period_days: float = Field(
@@ -142,7 +144,10 @@ class Budget(Loadable, Block):
         default=None,
         ge=1,
         title="Jobs per run",
-        description="Most jobs that one flow run may submit, failed and cancelled ones included; empty for no limit.",
+        description=(
+            "Most jobs that one flow run may submit to an instance, failed and cancelled ones included; "
+            "empty for no limit."
+        ),
     )
 
     close_sessions_at_limit: bool = Field(
@@ -425,7 +430,7 @@ async def close_at_limit(client: QuantumRuntimeClient) -> list[str]:
 
 
 async def close_if_due(client: QuantumRuntimeClient, hold: SessionHold) -> bool:
-    """Close a session if it used up its allotment; return whether it had.
+    """Close a session if it used up its allotment; return whether it was closed.
 
     Raises:
         QuantumRuntimeError: The service did not close it.
@@ -433,12 +438,13 @@ async def close_if_due(client: QuantumRuntimeClient, hold: SessionHold) -> bool:
     if not is_due(hold, now()) or hold.session_id is None:
         return False
     session = await client.close_session(hold.session_id, drain=False)
-    ref = session.ref() if session is not None else SessionRef(id=hold.session_id, state="closed")
+    if session is None:  # this key does not see it: it may be another user's, and open
+        return False
     notifications.log_to_run(
         f"Session {hold.session_id} was closed: it used the {hold.allotted:g} s that its budget allows.",
         level=logging.WARNING,
     )
-    notifications.session_event("closed", ref, flow_run_id=hold.flow_run_id, at_limit=hold.allotted)
+    notifications.session_event("closed", session.ref(), flow_run_id=hold.flow_run_id, at_limit=hold.allotted)
     return True
 
 

@@ -43,7 +43,7 @@ from prefect_qruntime.errors import (
     ServiceUnavailable,
     SubmissionUncertain,
 )
-from prefect_qruntime.models import Job, JobRef, JobStatus, Session, Usage
+from prefect_qruntime.models import Job, JobRef, JobStatus, Session, SessionRef, Usage
 from prefect_qruntime.run_context import RunContext
 
 CRN = "crn:v1:bluemix:public:quantum-computing:us-east:a/0123abcd:11aa-22bb::"
@@ -546,9 +546,13 @@ def test_a_session_that_is_refused_keeps_no_other_open_at_its_limit(
             self.refuse("session", session_id)
             return Session(id=session_id, state="active")
 
-        async def close_session(self, session_id: str, *, drain: bool) -> None:
-            self.refuse("close_session", session_id)
+        async def close_session(self, session_id: str, *, drain: bool) -> Session | None:
+            try:
+                self.refuse("close_session", session_id)
+            except NotFound:
+                return None
             closed.append(session_id)
+            return Session(id=session_id, state="closed")
 
         async def jobs(self, **_: Any) -> list[Job]:
             return []
@@ -559,7 +563,11 @@ def test_a_session_that_is_refused_keeps_no_other_open_at_its_limit(
     async def read_holds(*_: Any) -> list[SessionHold]:
         return holds
 
+    def told(_: str, ref: SessionRef, **__: Any) -> None:
+        assert ref.id in closed, "what this key does not see is not called closed"
+
     monkeypatch.setattr(budget_module, "read_holds", read_holds)
+    monkeypatch.setattr(budget_module.notifications, "session_event", told)
     client: Any = Service()
     if kind is ServiceUnavailable:  # no other would be answered
         with pytest.raises(ServiceUnavailable):
