@@ -25,7 +25,14 @@ from pydantic import Field, HttpUrl
 from prefect_qruntime.admission.budget_core import Remaining, SessionHold, allotment, is_due, observed
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.cost_core import MOST_SECONDS
-from prefect_qruntime.errors import SAME_REQUEST, BudgetExhausted, InvalidInput, NotFound, QuantumRuntimeError
+from prefect_qruntime.errors import (
+    SAME_REQUEST,
+    BudgetExhausted,
+    InvalidInput,
+    NotFound,
+    PermissionDenied,
+    QuantumRuntimeError,
+)
 from prefect_qruntime.models import SessionRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.artifacts import Record, find_records, upsert
@@ -65,6 +72,8 @@ class Budget(Loadable, Block):
     `default_max_execution_time`, else all that is left. A job that does not fit is refused with `BudgetExhausted`
     before anything is sent.
 
+    Each instance counts by itself: a flow run that submits to two of them may use each limit on each.
+
     Two submissions never share the last seconds: within a process by its own ledger, among the processes of flow
     runs by a lock in Prefect that is held until the service lists the new job. Outside a flow the process
     counts as the run. A dedicated session is charged as a whole, idle time included.
@@ -97,15 +106,15 @@ class Budget(Loadable, Block):
         default=None,
         gt=0,
         title="QPU seconds per run",
-        description="QPU seconds that all jobs of one flow run may use together; empty for no limit.",
+        description="QPU seconds that all jobs of one flow run may use together on an instance; empty for no limit.",
     )
     max_seconds_per_deployment: float | None = Field(
         default=None,
         gt=0,
         title="QPU seconds per deployment",
         description=(
-            "QPU seconds that all runs of one deployment may use in the period below; empty for no limit. "
-            "Runs without a deployment are not limited by it."
+            "QPU seconds that all runs of one deployment may use on an instance in the period below; empty for no "
+            "limit. Runs without a deployment are not limited by it."
         ),
     )
     period_days: float = Field(
@@ -135,7 +144,10 @@ class Budget(Loadable, Block):
         default=None,
         ge=1,
         title="Jobs per run",
-        description="Most jobs that one flow run may submit, failed and cancelled ones included; empty for no limit.",
+        description=(
+            "Most jobs that one flow run may submit to an instance, failed and cancelled ones included; "
+            "empty for no limit."
+        ),
     )
 
     close_sessions_at_limit: bool = Field(
@@ -360,7 +372,7 @@ class SessionHolds:
         asked = now()
         try:
             session = await client.session(session_id)
-        except NotFound:
+        except (NotFound, PermissionDenied):  # another user's, perhaps, which counts by the clock
             session = None
         closed = session is None or session.ref().is_closed
         live = bool(await client.jobs(session_id=session_id, pending=True)) if closed else True
@@ -405,14 +417,20 @@ async def close_at_limit(client: QuantumRuntimeClient) -> list[str]:
     closed, known = [], SessionHolds()
     for hold in await read_holds(client.connection.crn, datetime.now(UTC) - timedelta(days=_DAYS)):
         if hold.closes and hold.final is None and hold.session_id is not None:
-            seen = await known.look_at(client, hold.session_id, hold)
-            if await close_if_due(client, seen):
-                closed.append(hold.session_id)
+            try:
+                seen = await known.look_at(client, hold.session_id, hold)
+                if await close_if_due(client, seen):
+                    closed.append(hold.session_id)
+            except QuantumRuntimeError as error:
+                if error.is_outage:
+                    raise
+                # Another user's, perhaps. The others are closed.
+                log.warning("Session %s could not be closed at its budget's limit: %s", hold.session_id, error)
     return closed
 
 
 async def close_if_due(client: QuantumRuntimeClient, hold: SessionHold) -> bool:
-    """Close a session if it used up its allotment; return whether it had.
+    """Close a session if it used up its allotment; return whether it was closed.
 
     Raises:
         QuantumRuntimeError: The service did not close it.
@@ -420,12 +438,13 @@ async def close_if_due(client: QuantumRuntimeClient, hold: SessionHold) -> bool:
     if not is_due(hold, now()) or hold.session_id is None:
         return False
     session = await client.close_session(hold.session_id, drain=False)
-    ref = session.ref() if session is not None else SessionRef(id=hold.session_id, state="closed")
+    if session is None:  # this key does not see it: it may be another user's, and open
+        return False
     notifications.log_to_run(
         f"Session {hold.session_id} was closed: it used the {hold.allotted:g} s that its budget allows.",
         level=logging.WARNING,
     )
-    notifications.session_event("closed", ref, flow_run_id=hold.flow_run_id, at_limit=hold.allotted)
+    notifications.session_event("closed", session.ref(), flow_run_id=hold.flow_run_id, at_limit=hold.allotted)
     return True
 
 

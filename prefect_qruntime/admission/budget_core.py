@@ -141,7 +141,6 @@ _CURES = {
     "max_seconds_per_deployment": "Wait until older runs leave the budget's period, raise max_seconds_per_deployment",
     "min_remaining_seconds": "Wait for the instance's next usage period, lower min_remaining_seconds",
     "max_jobs_per_run": "Raise max_jobs_per_run, or put more PUBs into each job",
-    "max_seconds_per_team": "Wait until older jobs leave the team's period, have the policy's max_seconds raised",
     "session": "Open another session",
 }
 

@@ -280,8 +280,19 @@ async def _work_pool(client: PrefectClient) -> Finding:
 
 async def _results(client: PrefectClient) -> Finding:
     results = get_current_settings().results
-    if results.default_storage_block is not None:
-        return ok("results", f"Kept in {results.default_storage_block}")
+    if (block := results.default_storage_block) is not None:
+        kind, _, name = block.partition("/")
+        try:
+            if not (kind and name):
+                raise ObjectNotFound(ValueError(block))
+            await client.read_block_document_by_name(name, kind, include_secrets=False)
+        except ObjectNotFound:
+            return problem(
+                "results",
+                f"No block {block!r} is saved, so no flow can keep a result.",
+                "Save it, or correct PREFECT_DEFAULT_RESULT_STORAGE_BLOCK (BLOCK_TYPE/NAME).",
+            )
+        return ok("results", f"Kept in {block}")
     with contextlib.suppress(Exception):  # older servers and clients have no such default
         if (await client.read_server_default_result_storage()).default_result_storage_block_id is not None:
             return ok("results", "Kept in the server's default storage")

@@ -8,6 +8,7 @@ Prefect keeps the event (a week by default).
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import time
@@ -31,7 +32,7 @@ from prefect_qruntime.models import Job, Session, Usage
 from prefect_qruntime.observability.artifacts import upsert
 from prefect_qruntime.observability.telemetry import emit, lost
 from prefect_qruntime.prefect_api import api, flow_runs_by_id
-from prefect_qruntime.redact import get_logger, many, markdown_text, number_text, printable
+from prefect_qruntime.redact import get_logger, many, markdown_text, number_text, printable, redact
 from prefect_qruntime.settings import QuantumRuntimeSettings, current_settings
 
 __all__ = ["Alarm", "InstanceView", "InstanceWatch", "alarms", "board", "board_line"]
@@ -41,6 +42,7 @@ log = get_logger(__name__)
 _HISTORY = timedelta(days=28)
 _HISTORY_AGAIN = 3600.0  # seconds after which the past is read again
 _DAY = timedelta(days=1)
+_KEY = 45.0  # seconds for reading an instance with one key
 _LEAST_DAYS = 5  # past days with some usage that are needed before a day can be called unusual
 _LEAST_SECONDS = 60.0  # QPU seconds below which no day is unusual
 _ROWS = 20
@@ -80,7 +82,7 @@ class InstanceView:
         name: Identifies the instance; made from its CRN.
         block: The credentials block with which it was read.
         now: The moment.
-        usage: Its allowance.
+        usage: Its allowance; None if no key may read it, or the service reports none.
         live: Jobs that are not over.
         past: Jobs of the last four weeks.
         sessions: Those that are open.
@@ -88,12 +90,13 @@ class InstanceView:
         locks: Of the Prefect server.
         queue: Submissions that wait for their team's turn.
         names: Names of flow runs, by id.
+        unread: Blocks with whose keys it could not be read, so that jobs and sessions of their users are missing.
     """
 
     name: str
     block: str
     now: datetime
-    usage: Usage
+    usage: Usage | None
     live: Sequence[Job] = ()
     past: Sequence[Job] = ()
     sessions: Sequence[Session] = ()
@@ -101,6 +104,7 @@ class InstanceView:
     locks: Sequence[LockState] = ()
     queue: Sequence[Row] = ()
     names: Mapping[str, str] = field(default_factory=dict)
+    unread: Sequence[str] = ()
 
     def who(self, flow_run_id: str | None) -> str:
         """The flow run's name, else its id."""
@@ -118,8 +122,8 @@ def alarms(view: InstanceView, settings: QuantumRuntimeSettings) -> list[Alarm]:
 
 
 def _allowance(view: InstanceView, settings: QuantumRuntimeSettings) -> Iterable[Alarm]:
-    left = view.usage.remaining_seconds
-    if left is None:
+    left = view.usage.remaining_seconds if view.usage is not None else None
+    if view.usage is None or left is None:
         return
     whole = view.usage.consumed_seconds + left
     percent = settings.alarm_allowance_percent
@@ -186,9 +190,11 @@ def board(view: InstanceView, raised: Sequence[Alarm]) -> str:
     live, sessions = many(len(view.live), "live job"), many(len(view.sessions), "open session")
     parts = [
         f"### Instance of {markdown_text(view.block)}",
-        f"{view.now:%Y-%m-%d %H:%M} UTC · {number_text(view.usage.consumed_seconds)} QPU seconds used, {_left(view)} · "
-        f"{live} · {sessions}",
+        f"{view.now:%Y-%m-%d %H:%M} UTC · {_used(view)}{_left(view)} · {live} · {sessions}",
     ]
+    if view.unread:
+        blocks = ", ".join(map(markdown_text, view.unread))
+        parts += ["", f"Incomplete: it could not be read with the keys of {blocks}; the watcher's log says why."]
     parts += _section("Alarms", ("alarm", "what"), [(one.event, one.text) for one in raised])
     parts += _section(
         "Live jobs",
@@ -218,11 +224,18 @@ def board(view: InstanceView, raised: Sequence[Alarm]) -> str:
 
 def board_line(view: InstanceView, raised: Sequence[Alarm]) -> str:
     """The instance in a line, for lists of artifacts; they have room for some thirty characters."""
-    told = (*([many(len(raised), "alarm")] if raised else []), _left(view, whole=True), f"{len(view.live)} live")
+    told = [many(len(raised), "alarm")] if raised else []
+    told += [_left(view, whole=True), f"{len(view.live)} live", *(["incomplete"] if view.unread else [])]
     return " · ".join((printable(view.block, 60), *told))
 
 
+def _used(view: InstanceView) -> str:
+    return "" if view.usage is None else f"{number_text(view.usage.consumed_seconds)} QPU seconds used, "
+
+
 def _left(view: InstanceView, *, whole: bool = False) -> str:
+    if view.usage is None:
+        return "QPU time not known"
     left = view.usage.remaining_seconds
     return (
         "no limit" if left is None else f"{left:.0f} s left" if whole and left >= 10 else f"{number_text(left)} s left"
@@ -257,31 +270,37 @@ def _at(moment: datetime | None) -> str:
 # ---- the instance --------------------------------------------------------------------------------------------
 
 
+@dataclass(slots=True)
+class _Past:
+    """The jobs of the last four weeks that one key has shown."""
+
+    jobs: dict[str, Job] = field(default_factory=dict)
+    read: float = float("-inf")
+
+
 class InstanceWatch:
     """A watcher's state of one instance between its checks; nothing that matters after a restart."""
 
     def __init__(self, block: str) -> None:
         self._block = block
         self._idle_since: dict[str, float] = {}
-        self._past: dict[str, Job] = {}
-        self._past_read = float("-inf")
+        self._past: dict[str, _Past] = {}
         self._closed: LRUCache[str, bool] = LRUCache(4096)
         self._names: LRUCache[str, str] = LRUCache(4096)
         self._told: LRUCache[UUID, bool] = LRUCache(4096)
         self._refused: LRUCache[str, bool] = LRUCache(4096)
 
-    async def look(self, client: QuantumRuntimeClient) -> list[Alarm]:
+    async def look(self, *clients: QuantumRuntimeClient) -> list[Alarm]:
         """Raise alarms, update the artifact, and close sessions over their limit. Runs on the network loop.
 
+        Args:
+            clients: One for each key, because a key sees the jobs and sessions of its own user only.
+
         Raises:
-            QuantumRuntimeError: The service did not answer.
+            QuantumRuntimeError: The service answered with none of the keys.
             Exception: An error of Prefect's API.
         """
-        try:
-            await close_at_limit(client)
-        except QuantumRuntimeError as error:  # again at the next check
-            log.warning("Sessions over their budget's limit could not be closed: %s", error)
-        view = await self._view(client)
+        view = await self._view(*clients)
         raised = alarms(view, current_settings())
         for one in await self._untold(raised):
             kind, name = one.about
@@ -315,9 +334,9 @@ class InstanceWatch:
             self._names.update({one: found[one].name if one in found else one for one in unknown})
         return {one: self._names[one] for one in ids if one in self._names}
 
-    async def _sessions(self, client: QuantumRuntimeClient, live: Sequence[Job], now: datetime) -> list[Session]:
+    async def _sessions(self, client: QuantumRuntimeClient, jobs: Iterable[Job], now: datetime) -> list[Session]:
         """The open sessions: those of known jobs, and those among the workloads of the last day."""
-        ids = dict.fromkeys(job.session_id for job in (*live, *self._past.values()) if job.session_id)
+        ids = dict.fromkeys(job.session_id for job in jobs if job.session_id)
         # Some hosts have no workloads; their sessions are found by their jobs.
         with self._apart("The sessions of the last day could not be listed"):
             for item in await client.workloads(created_after=now - _DAY, limit=200):
@@ -348,34 +367,67 @@ class InstanceWatch:
                 self._refused[what] = True
                 log.warning("%s: %s", what, error)
 
-    async def _view(self, client: QuantumRuntimeClient) -> InstanceView:
+    async def _view(self, *clients: QuantumRuntimeClient) -> InstanceView:
         now, moment = datetime.now(UTC), time.monotonic()
-        live = [job async for job in each_job(client, pending=True)]
-        whole = moment - self._past_read > _HISTORY_AGAIN
-        begin = now - (_HISTORY if whole else _DAY)
-        self._past = {
-            **({} if whole else {one.id: one for one in self._past.values() if _is_younger(one, now - _HISTORY)}),
-            **{job.id: job async for job in each_job(client, created_after=begin)},
-        }
-        self._past_read = moment if whole else self._past_read
-        sessions = await self._sessions(client, live, now)
-        busy = {job.session_id for job in live}
-        self._idle_since = {one.id: self._idle_since.get(one.id, moment) for one in sessions if one.id not in busy}
-        opened = {one.id for one in sessions}
-        shown = (one for one in self._past.values() if _is_younger(one, now - _DAY) or one.session_id in opened)
+        live, sessions = dict[str, Job](), dict[str, Session]()
+        usage: Usage | None = None
+        unread: list[tuple[str, Exception]] = []
+        for client in clients:
+            try:
+                async with asyncio.timeout(_KEY):
+                    own, opened = await self._read(client, now, moment)
+                    with self._apart("The usage could not be read"):
+                        usage = usage or await client.usage()
+            except (QuantumRuntimeError, TimeoutError) as error:  # another user's key may be in order
+                block = client.connection.block or self._block
+                unread.append((block, error))
+                reason = redact(str(error)) or "no answer"
+                log.warning("The instance could not be read with the key of %s: %s", block, reason)
+            else:
+                live |= {job.id: job for job in own}
+                sessions |= {one.id: one for one in opened}
+        if len(unread) == len(clients):
+            raise unread[0][1]
+        keys = {client.connection.fingerprint for client in clients}
+        self._past = {key: past for key, past in self._past.items() if key in keys}
+        past = {one.id: one for known in self._past.values() for one in known.jobs.values()}
+        busy = {job.session_id for job in live.values()}
+        self._idle_since = {name: self._idle_since.get(name, moment) for name in sessions if name not in busy}
+        shown = (one for one in past.values() if _is_younger(one, now - _DAY) or one.session_id in sessions)
+        crn = clients[0].connection.crn
         return InstanceView(
-            hashlib.sha256(client.connection.crn.encode()).hexdigest()[:10],
+            hashlib.sha256(crn.encode()).hexdigest()[:10],
             self._block,
             now,
-            await client.usage(),
-            live,
-            list(self._past.values()),
-            sessions,
+            usage,
+            list(live.values()),
+            list(past.values()),
+            list(sessions.values()),
             {name: moment - since for name, since in self._idle_since.items()},
             await read_locks(),
-            await read_queue(client.connection.crn),
-            await self._name_runs((*live, *shown)),
+            await read_queue(crn),
+            await self._name_runs((*live.values(), *shown)),
+            [block for block, _ in unread],
         )
+
+    async def _read(
+        self, client: QuantumRuntimeClient, now: datetime, moment: float
+    ) -> tuple[list[Job], list[Session]]:
+        """The live jobs and the open sessions that a key sees; close its sessions over their limit first."""
+        try:
+            await close_at_limit(client)
+        except QuantumRuntimeError as error:  # again at the next check
+            log.warning("Sessions over their budget's limit could not be closed: %s", error)
+        live = [job async for job in each_job(client, pending=True)]
+        known = self._past.setdefault(client.connection.fingerprint, _Past())
+        whole = moment - known.read > _HISTORY_AGAIN
+        begin = now - (_HISTORY if whole else _DAY)
+        known.jobs = {
+            **({} if whole else {one.id: one for one in known.jobs.values() if _is_younger(one, now - _HISTORY)}),
+            **{job.id: job async for job in each_job(client, created_after=begin)},
+        }
+        known.read = moment if whole else known.read
+        return live, await self._sessions(client, (*live, *known.jobs.values()), now)
 
 
 def _is_younger(job: Job, moment: datetime) -> bool:

@@ -45,7 +45,7 @@ _AGAIN = 60.0  # seconds until a wait that failed is tried again
 _CLAIMED = 15.0  # seconds until a wait that another watcher ends is checked again
 _PATIENCE = Deadlines()
 _AT_ONCE = 2  # waits that are ended at the same time: a Prefect server on SQLite stalls with more
-_INSTANCE = 60.0  # seconds for one check of an instance
+_INSTANCE = 60.0  # seconds for one check of an instance, for each key that leads to it
 _PAGE = 15.0  # seconds for writing one job's page
 _BETWEEN_PAGES = 5.0  # seconds between two of them, so that many suspended flow runs are no load on Prefect
 
@@ -219,16 +219,21 @@ class _Watcher:
         except Exception:
             log.warning("Prefect's API did not answer, so no instance is checked now.", exc_info=True)
             return
-        seen = set[str]()
+        instances = defaultdict[str, dict[str, tuple[str, QuantumRuntimeClient]]](dict)
         for block in blocks:
             try:
                 client = (await aload_credentials(block)).get_client()
-                place = Place(block, client.connection.instance)
-                if client.connection.crn not in seen:
-                    seen.add(client.connection.crn)
-                    async with asyncio.timeout(_INSTANCE):
-                        await self._instances.setdefault(place, InstanceWatch(block)).look(client)
             except Exception as error:  # no wait depends on it
+                log.warning("The instance of %s could not be checked: %s", block, redact(str(error)))
+            else:
+                instances[client.connection.crn].setdefault(client.connection.fingerprint, (block, client))
+        for keys in instances.values():
+            block, client = next(iter(keys.values()))
+            watch = self._instances.setdefault(Place(block, client.connection.instance), InstanceWatch(block))
+            try:
+                async with asyncio.timeout(_INSTANCE * len(keys)):
+                    await watch.look(*(client for _, client in keys.values()))
+            except Exception as error:
                 log.warning("The instance of %s could not be checked: %s", block, redact(str(error)))
 
     async def _look_at_all(self) -> None:

@@ -17,7 +17,8 @@ from uuid import uuid4
 import httpx
 import prefect
 import pytest
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.filesystems import LocalFileSystem
+from prefect.settings import PREFECT_API_URL, PREFECT_DEFAULT_RESULT_STORAGE_BLOCK, temporary_settings
 
 from prefect_qruntime import Budget, QuantumRuntimeCredentials, QuantumRuntimeJob, QuantumRuntimePolicy
 from prefect_qruntime.admission.rate_limit import set_up
@@ -460,6 +461,22 @@ def test_hints_about_results_sessions_and_work_pools(
     pools = asked(lambda client: client.read_work_pools())
     (pool,) = prefects_side("work pool")
     assert pool.level == ("ok" if pools else "hint")
+
+
+@pytest.mark.parametrize(
+    "named", ["doctor-results", "local-file-system/doctor-results", "no-such-type/doctor-results", "/"]
+)
+def test_a_block_for_results_that_is_not_saved_is_a_problem_until_it_is(
+    prefect_server: PrefectServer, named: str
+) -> None:
+    with temporary_settings({PREFECT_DEFAULT_RESULT_STORAGE_BLOCK: named}):
+        (found,) = prefects_side("results")
+        assert (found.level, repr(named) in found.finding) == ("problem", True)
+    LocalFileSystem(basepath="results").save("doctor-results", overwrite=True)
+    with temporary_settings({PREFECT_DEFAULT_RESULT_STORAGE_BLOCK: "local-file-system/doctor-results"}):
+        (found,) = prefects_side("results")
+        assert (found.level, found.finding) == ("ok", "Kept in local-file-system/doctor-results")
+    LocalFileSystem.delete("doctor-results")
 
 
 def test_a_setting_of_ours_that_is_no_number(prefect_server: PrefectServer, monkeypatch: pytest.MonkeyPatch) -> None:

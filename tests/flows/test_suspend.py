@@ -548,6 +548,32 @@ async def test_a_block_that_leads_to_another_instance_now_has_another_board(monk
     assert looked[0] is looked[1] is not looked[2]
 
 
+@pytest.mark.parametrize("broken", ["a", "b", None])
+async def test_an_instance_is_looked_after_with_each_key_that_is_saved(
+    monkeypatch: pytest.MonkeyPatch, broken: str | None
+) -> None:
+    """One user's key does not see the sessions of another, and a block may be wrong or its key revoked."""
+    keys = {"a": "1", "b": "2", "c": "2", "d": "1"}  # c is another name of b, d leads elsewhere
+    looked = list[tuple[str, set[str]]]()
+
+    async def load(name: str) -> Any:
+        if name == broken:
+            raise qr.errors.InvalidInput("a wrong field", field="crn")
+        crn = f"crn:v1:bluemix:public:quantum-computing:us-east:a/0123abcd:{'33cc' if name == 'd' else '11aa'}-22bb::"
+        return qr.QuantumRuntimeCredentials(api_key=f"a-key-of-a-test-012{keys[name]}", crn=crn)
+
+    async def look(self: InstanceWatch, *clients: Any) -> None:
+        looked.append((self._block, {client.connection.api_key[-1] for client in clients}))
+        if self._block != "d":
+            raise qr.errors.AuthenticationError("all revoked")
+
+    monkeypatch.setattr("prefect_qruntime.suspend.watcher.aload_credentials", load)
+    monkeypatch.setattr(InstanceWatch, "look", look)
+    await _Watcher(keys, once=False)._look_after_instances()
+    first = "b" if broken == "a" else "a"
+    assert looked == [(first, {"a": {"2"}, "b": {"1", "2"}, None: {"1", "2"}}[broken]), ("d", {"1"})]
+
+
 async def test_an_instance_that_does_not_answer_holds_up_no_job_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
     async def search(wait: Wait) -> Any:
         await (asyncio.Event().wait() if wait.block == "silent" else asyncio.sleep(0))

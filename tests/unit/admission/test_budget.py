@@ -8,6 +8,7 @@ import math
 import pickle
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,9 +17,17 @@ from prefect.blocks.core import Block
 from prefect.testing.standard_test_suites import BlockStandardTestSuite
 
 from prefect_qruntime import Budget, QuantumRuntimeCredentials
-from prefect_qruntime.admission import guard as gate_module, rate_limit
+from prefect_qruntime.admission import budget as budget_module, guard as gate_module, rate_limit
 from prefect_qruntime.admission.budget import as_budget, scopes
-from prefect_qruntime.admission.budget_core import Remaining, Reservation, allowed_seconds, job_limit, tally
+from prefect_qruntime.admission.budget_core import (
+    Remaining,
+    Reservation,
+    SessionHold,
+    allowed_seconds,
+    job_limit,
+    tally,
+    used_up,
+)
 from prefect_qruntime.admission.guard import AdmissionGuard, admission_guard
 from prefect_qruntime.admission.ledger import Ledger, ledger
 from prefect_qruntime.client.connection import Connection
@@ -29,11 +38,12 @@ from prefect_qruntime.errors import (
     BudgetExhausted,
     InvalidInput,
     NotFound,
+    PermissionDenied,
     QuantumRuntimeError,
     ServiceUnavailable,
     SubmissionUncertain,
 )
-from prefect_qruntime.models import Job, JobRef, JobStatus, Usage
+from prefect_qruntime.models import Job, JobRef, JobStatus, Session, SessionRef, Usage
 from prefect_qruntime.run_context import RunContext
 
 CRN = "crn:v1:bluemix:public:quantum-computing:us-east:a/0123abcd:11aa-22bb::"
@@ -511,3 +521,85 @@ def test_usage_that_becomes_final_is_waited_for_with_the_policy_s_limit() -> Non
 
     # 20 are left at once, and that will do where nobody asked for more.
     assert asyncio.run(main()) == (20, 29)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("step", ["session", "close_session"])
+@pytest.mark.parametrize("kind", [PermissionDenied, NotFound, InvalidInput, ServiceUnavailable])
+def test_a_session_that_is_refused_keeps_no_other_open_at_its_limit(
+    monkeypatch: pytest.MonkeyPatch, kind: type[QuantumRuntimeError], step: str, place: int
+) -> None:
+    closed: list[str] = []
+    holds = [
+        SessionHold(f"t{n}", 10.0, CRN, 0.0, session_id=f"s{n}", closes=True, begun_after=time.time() - 60)
+        for n in range(3)
+    ]
+
+    class Service:
+        connection = Connection(api_key="unit-test-key", crn=CRN)
+
+        def refuse(self, name: str, session_id: str) -> None:
+            if (name, session_id) == (step, f"s{place}"):
+                raise kind("not yours")
+
+        async def session(self, session_id: str) -> Session:
+            self.refuse("session", session_id)
+            return Session(id=session_id, state="active")
+
+        async def close_session(self, session_id: str, *, drain: bool) -> Session | None:
+            try:
+                self.refuse("close_session", session_id)
+            except NotFound:
+                return None
+            closed.append(session_id)
+            return Session(id=session_id, state="closed")
+
+        async def jobs(self, **_: Any) -> list[Job]:
+            return []
+
+        def known_clock_skew(self) -> float:
+            return 0.0
+
+    async def read_holds(*_: Any) -> list[SessionHold]:
+        return holds
+
+    def told(_: str, ref: SessionRef, **__: Any) -> None:
+        assert ref.id in closed, "what this key does not see is not called closed"
+
+    monkeypatch.setattr(budget_module, "read_holds", read_holds)
+    monkeypatch.setattr(budget_module.notifications, "session_event", told)
+    client: Any = Service()
+    if kind is ServiceUnavailable:  # no other would be answered
+        with pytest.raises(ServiceUnavailable):
+            asyncio.run(budget_module.close_at_limit(client))
+        assert closed == [f"s{n}" for n in range(place)]
+    else:
+        assert asyncio.run(budget_module.close_at_limit(client)) == closed == [f"s{n}" for n in range(3) if n != place]
+
+
+@pytest.mark.parametrize("kind", [PermissionDenied, NotFound])
+@pytest.mark.parametrize(
+    ("age", "begun", "used"), [(60, True, 60), (3000, True, 600), (60, False, 0), (3000, False, 0)]
+)
+def test_a_session_of_another_user_counts_by_the_clock(
+    kind: type[QuantumRuntimeError], age: float, begun: bool, used: float
+) -> None:
+    """Whichever answer the service has for another user's session: it refuses no submission of this one."""
+
+    class Service(Instance):
+        connection = Connection(api_key="unit-test-key", crn=CRN)
+
+        async def session(self, session_id: str) -> Session:
+            raise kind("another user's")
+
+        def known_clock_skew(self) -> float:
+            return 0.0
+
+    async def submits() -> float:
+        book, opened = Ledger(), time.time() - age
+        hold = SessionHold("t1", 600.0, CRN, opened, session_id="s1", begun_after=opened if begun else None)
+        book.sessions.holds["t1"] = hold
+        await book.reserve(Service(), [Budget(max_seconds_per_run=2000)], replace(RUN, flow_run_id=None), "k", 20)
+        return used_up(book.sessions.holds["t1"], time.time())
+
+    assert asyncio.run(submits()) == pytest.approx(used, abs=5)

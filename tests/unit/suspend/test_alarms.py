@@ -13,7 +13,14 @@ import pytest
 from prefect_qruntime.admission.locks import LockState
 from prefect_qruntime.admission.share_core import Row
 from prefect_qruntime.client.connection import Connection
-from prefect_qruntime.errors import InvalidInput, NotFound, PermissionDenied, QuantumRuntimeError, ServiceUnavailable
+from prefect_qruntime.errors import (
+    AuthenticationError,
+    InvalidInput,
+    NotFound,
+    PermissionDenied,
+    QuantumRuntimeError,
+    ServiceUnavailable,
+)
 from prefect_qruntime.models import Job, JobStatus, Session, Usage
 from prefect_qruntime.settings import QuantumRuntimeSettings
 from prefect_qruntime.suspend import alarms as module
@@ -190,6 +197,119 @@ def test_a_session_that_the_key_may_not_read_hides_no_other(step: str, kind: Any
 
     assert asyncio.run(looks()) == [["s2"] if step == "session" else ["s1"]] * 2
     assert caplog.text.count("not yours") == (kind is not NotFound), "told once"
+
+
+class OneUser(Client):
+    """The service as the key of one user shows it."""
+
+    def __init__(self, user: int, refuses: Exception | None = None) -> None:
+        super().__init__()
+        self.connection = replace(Client.connection, api_key=f"key-of-user-{user}", block=f"block{user}")
+        self.user, self.refuses, self.quiet = user, refuses, False
+        now = datetime.now(UTC)
+        fields = {"status": JobStatus.QUEUED, "session_id": f"s{user}", "created_at": now}
+        past = [job(100 * user + day, used=100.0, created_at=now - timedelta(days=day)) for day in range(1, 21)]
+        self.live, self.listed = job(user, **fields), past
+
+    async def jobs(self, *, pending: bool = False, created_after: datetime | None = None, **_: Any) -> list[Job]:
+        if isinstance(self.refuses, TimeoutError):
+            await asyncio.Event().wait()
+        if self.refuses is not None:
+            raise self.refuses
+        if pending:
+            return [self.live]
+        return [one for one in self.listed if created_after is None or (one.created_at or NOW) >= created_after]
+
+    async def workloads(self, **options: Any) -> list[dict[str, Any]]:
+        return []
+
+    async def session(self, session_id: str) -> Session:
+        if session_id != self.live.session_id:
+            raise NotFound("another user's")
+        return Session(id=session_id, state="active")
+
+
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)], ids=str)
+@pytest.mark.parametrize(
+    "refusal",
+    [None, AuthenticationError("revoked"), PermissionDenied("no role"), ServiceUnavailable("down"), TimeoutError()],
+    ids=lambda one: type(one).__name__,
+)
+def test_what_one_key_may_not_read_another_shows(
+    monkeypatch: pytest.MonkeyPatch, order: tuple[int, int], refusal: Exception | None
+) -> None:
+    async def nothing(*args: Any) -> list[Any]:
+        return []
+
+    asked: list[str] = []
+
+    async def close(client: Any) -> list[str]:
+        asked.append(client.connection.block)
+        return []
+
+    async def runs(wanted: set[str]) -> dict[str, Any]:
+        return {}
+
+    for name in ("read_locks", "read_queue"):
+        monkeypatch.setattr(module, name, nothing)
+    monkeypatch.setattr(module, "close_at_limit", close)
+    monkeypatch.setattr(module, "flow_runs_by_id", runs)
+    if isinstance(refusal, TimeoutError):
+        monkeypatch.setattr(module, "_KEY", 0.05)
+    users = {user: OneUser(user) for user in order}
+    clients = [cast("Any", one) for one in users.values()]
+    watch = InstanceWatch("ibm")
+
+    def shown(view: InstanceView) -> tuple[set[str], set[str], list[str]]:
+        return {one.id for one in view.live}, {one.id for one in view.sessions}, list(view.unread)
+
+    async def looks() -> None:
+        view = await watch._view(*clients)
+        assert shown(view) == ({"d1", "d2"}, {"s1", "s2"}, [])
+        assert asked == [f"block{user}" for user in order], "sessions over their limit are closed with their user's key"
+        assert len(view.past) == 40
+        assert "Incomplete" not in board(view, [])
+        users[1].refuses = refusal
+        view = await watch._view(*clients)
+        assert len(view.past) == 40, "a usual day costs what it did"
+        if refusal is not None:
+            assert shown(view) == ({"d2"}, {"s2"}, ["block1"])
+            assert "keys of block1" in board(view, [])
+            assert board_line(view, []).endswith("incomplete")
+            with pytest.raises(type(refusal)):
+                await InstanceWatch("ibm")._view(clients[order.index(1)])
+        users[1].refuses = None
+        view = await watch._view(*clients)
+        assert shown(view) == ({"d1", "d2"}, {"s1", "s2"}, [])
+        assert len((await watch._view(clients[0])).past) == 20, "the other block was deleted"
+
+    asyncio.run(looks())
+
+
+@pytest.mark.parametrize("kind", [PermissionDenied, NotFound])
+def test_an_instance_whose_usage_may_not_be_read_gives_its_other_alarms(
+    monkeypatch: pytest.MonkeyPatch, kind: type[QuantumRuntimeError]
+) -> None:
+    class Unknown(OneUser):
+        async def usage(self) -> Usage:
+            raise kind("not yours")
+
+    async def nothing(*args: Any) -> list[Any]:
+        return []
+
+    async def runs(wanted: set[str]) -> dict[str, Any]:
+        return {}
+
+    for name in ("read_locks", "read_queue", "close_at_limit"):
+        monkeypatch.setattr(module, name, nothing)
+    monkeypatch.setattr(module, "flow_runs_by_id", runs)
+    users = [cast("Any", Unknown(1)), cast("Any", OneUser(2))]
+    users[0].live = users[0].live.model_copy(update={"tags": ()})
+    view = asyncio.run(InstanceWatch("ibm")._view(users[0]))
+    assert names(view) == ["qruntime.job.unowned"]
+    assert "· QPU time not known ·" in board(view, [])
+    assert board_line(view, []) == "ibm · QPU time not known · 1 live"
+    assert asyncio.run(InstanceWatch("ibm")._view(*users)).usage == RICH
 
 
 def test_an_outage_is_no_refusal() -> None:
