@@ -11,12 +11,12 @@ import binascii
 import math
 import sys
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from zlib import compress
 
-from prefect_qruntime.client.encodings.arrays import Allowance, NpyArray
+from prefect_qruntime.client.encodings.arrays import Allowance, NpyArray, leaves
 
 __all__ = ["DTYPES", "Tensor", "bit_rows", "broadcast_places", "decode_tensor", "encode_tensor", "is_tensor"]
 
@@ -100,7 +100,7 @@ def encode_tensor(
             raise ValueError("bytes need a shape")
         data = bytes(values)
     else:
-        flat = list(_flat(values))
+        flat = list(leaves(values))
         shape = _shape(values) if shape is None else shape
         if math.prod(shape) != len(flat):
             raise ValueError(f"{len(flat)} values do not fill the shape {tuple(shape)}")
@@ -242,14 +242,6 @@ def _packed(flat: list[Any], dtype: str) -> bytes:
     if sys.byteorder == "big":
         numbers.byteswap()
     return numbers.tobytes()
-
-
-def _flat(values: Any) -> Iterator[Any]:
-    if isinstance(values, list | tuple):
-        for value in values:
-            yield from _flat(value)
-    else:
-        yield values
 
 
 def _shape(values: Any) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prefect_qruntime.client.encodings.arrays import leaves, list_shape
 from prefect_qruntime.client.inputs.meaning import identity_of
 from prefect_qruntime.client.inputs.pub_values import (
     bindings_of,
@@ -28,7 +29,6 @@ from prefect_qruntime.client.inputs.pub_values import (
     check_order,
     check_parameters,
     is_bindings_array,
-    observable_shape,
     points_shape,
     shape_of,
 )
@@ -328,21 +328,13 @@ def encode_array(values: Any) -> dict[str, str]:
     # multiple of 64 bytes, ending in a newline.
     pad = -(10 + len(header) + 1) % 64
     head = (header + " " * pad + "\n").encode("latin-1")
-    data = array("d", [values] if not shape else _flat(values))
+    data = array("d", leaves(values))
     if len(data) != math.prod(shape):
         raise ValueError("ragged parameter values")
     if sys.byteorder == "big":
         data.byteswap()
     npy = b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head + data.tobytes()
     return {"__type__": "ndarray", "__value__": base64.b64encode(zlib.compress(npy)).decode()}
-
-
-def _flat(values: list[Any]) -> Iterator[float]:
-    for value in values:
-        if isinstance(value, list):
-            yield from _flat(value)
-        else:
-            yield value
 
 
 def read_pubs(pubs: Any, *, program_id: str) -> tuple[Pub, ...]:
@@ -443,7 +435,7 @@ def _estimator_pub(parts: list[Any], field: str, seen: dict[int, tuple[Any, Circ
     read = _circuit(circuit, sampler=False, field=f"{field}.circuit", seen=seen)
     checked = check_observables(observables, read.qubits, field=f"{field}.observables")
     values = _parameters(parameters, read, field=f"{field}.parameters")
-    _check_broadcast(observable_shape(checked), points_shape(values, read.inputs), field=f"{field}.observables")
+    _check_broadcast(list_shape(checked), points_shape(values, read.inputs), field=f"{field}.observables")
     return Pub(
         circuit=read.wire,
         observables=checked,

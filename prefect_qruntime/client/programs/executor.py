@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from typing import Any, TypeVar
 import orjson
 from pydantic import ValidationError
 
-from prefect_qruntime.client.encodings.arrays import NpyArray
+from prefect_qruntime.client.encodings.arrays import NpyArray, leaves
 from prefect_qruntime.client.encodings.tensors import encode_tensor
 from prefect_qruntime.client.inputs.options import (
     check_equivalents,
@@ -121,7 +122,7 @@ def executor_params(spec: JobSpec, *, form: CircuitForm = "auto") -> dict[str, A
             recipe.append(_measured_items(pub, circuit, shape, rows, items, field))
         else:
             recipe.append({"item": len(items), "shape": list(shape)})
-            items.append(_Item(circuit.form, _arguments(rows, shape, len(circuit.inputs))))
+            items.append(_Item(circuit.form, encode_tensor(rows, shape=(*shape, len(circuit.inputs)))))
     record: dict[str, Any] = {
         "by": RECIPE_AUTHOR,
         "version": RECIPE_VERSION,
@@ -310,29 +311,13 @@ def _points(values: Any, inputs: Sequence[str], *, field: str) -> tuple[tuple[in
     """Shape of a PUB's points, and the values of each one in the order of the inputs."""
     checked = check_parameters(values, inputs, field=field)
     shape = points_shape(checked, inputs) or ()
-    count = 1
-    for length in shape:
-        count *= length
     if checked is None or not inputs:
-        return shape, [[] for _ in range(count)]
+        return shape, [[] for _ in range(math.prod(shape))]
     if isinstance(checked, dict):
-        columns = [_numbers(checked[name]) for name in inputs]
+        columns = [leaves(checked[name]) for name in inputs]
         return shape, [list(row) for row in zip(*columns, strict=True)]
-    flat, width = _numbers(checked), len(inputs)
+    flat, width = list(leaves(checked)), len(inputs)
     return shape, [flat[start : start + width] for start in range(0, len(flat), width)]
-
-
-def _numbers(value: Any) -> list[float]:
-    if not isinstance(value, list):
-        return [value]
-    if value and not isinstance(value[0], list):
-        return value
-    return [number for item in value for number in _numbers(item)]
-
-
-def _arguments(rows: list[list[float]], shape: tuple[int, ...], width: int) -> dict[str, Any]:
-    flat = [number for row in rows for number in row]
-    return encode_tensor(flat, shape=(*shape, width))
 
 
 def _measured_items(
@@ -347,7 +332,7 @@ def _measured_items(
         measured, register = measure(circuit.form, group.basis, width, f"{field}.circuit")
         every = len(group.points) == len(rows)
         chosen = rows if every else [rows[point] for point in group.points]
-        arguments = _arguments(chosen, shape if every else (len(chosen),), len(circuit.inputs))
+        arguments = encode_tensor(chosen, shape=(*(shape if every else (len(chosen),)), len(circuit.inputs)))
         groups.append({"item": len(items), "register": register, "qubits": list(group.basis)})
         if not every:
             groups[-1]["points"] = group.points
@@ -370,8 +355,6 @@ def _text_measurement(text: str, basis: dict[int, str], width: int, field: str) 
 
 
 def _circuit_measurement(circuit: Any, basis: dict[int, str], width: int, field: str) -> tuple[Any, str]:
-    import math
-
     from qiskit.circuit import ClassicalRegister
 
     if width != circuit.num_qubits:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from prefect_qruntime.client.encodings.arrays import leaves, list_shape
 from prefect_qruntime.client.encodings.tensors import broadcast_places
 from prefect_qruntime.errors import InvalidInput
 
@@ -302,9 +303,11 @@ def make_plan(observables: Any, points: tuple[int, ...], *, field: str) -> Plan:
     Raises:
         InvalidInput: An observable that is zero, or all of them constants, so that nothing is to be measured.
     """
-    flat, own = _flat(observables)
+    own = list_shape(observables)
     numbers: dict[str, int] = {}
-    read = [_terms(item, numbers, f"{field}[{place}]" if own else field) for place, item in enumerate(flat)]
+    read = [
+        _terms(item, numbers, f"{field}[{place}]" if own else field) for place, item in enumerate(leaves(observables))
+    ]
     plan = Plan(*_grouped(list(numbers)), read, own, points)
     wanted: list[set[int]] = [set() for _ in plan.groups]
     for observable, point in plan.pairs:
@@ -440,13 +443,6 @@ def _grouped(labels: list[str]) -> tuple[list[tuple[str, int]], list[Group]]:
     for group in groups:
         group.basis = dict(sorted(group.basis.items()))
     return [(label, where[label]) for label in labels], groups
-
-
-def _flat(value: Any) -> tuple[list[Any], tuple[int, ...]]:
-    if not isinstance(value, list):
-        return [value], ()
-    parts = [_flat(item) for item in value]
-    return [item for part, _ in parts for item in part], (len(value), *parts[0][1])
 
 
 def _broadcast(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:

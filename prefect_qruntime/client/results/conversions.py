@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib import import_module
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from prefect_qruntime.client.encodings.arrays import Allowance, ExecutionSpan, NpyArray, decode_value
@@ -258,12 +259,9 @@ def _bit_array(register: Register, allowance: Allowance) -> Any:
     if not isinstance(register, HexRegister):
         raise TypeError(f"no bits in {type(register).__name__}")
     size = (register.num_bits + 7) // 8
-    points = 1
-    for length in register.shape:
-        points *= length
     packed = bytearray()
     shots = 0
-    for point in range(points):
+    for point in range(prod(register.shape)):
         keys = register.keys(point)
         allowance.size -= size * len(keys)
         if allowance.size < 0:

@@ -41,13 +41,11 @@ __all__ = [
     "floats",
     "form_of",
     "frequencies",
-    "list_shape",
     "loads",
     "points",
     "pub_list",
     "read_quasi",
     "rows",
-    "size_of",
     "top_metadata",
     "view_pub",
 ]
@@ -346,16 +344,3 @@ def frequencies(counts: Any) -> Any:
         return [frequencies(item) for item in counts]
     total = sum(counts.values()) or 1
     return {text: count / total for text, count in counts.items()}
-
-
-def list_shape(value: Any) -> tuple[int, ...]:
-    """Shape of nested lists; `()` for anything else."""
-    return (len(value), *(list_shape(value[0]) if value else ())) if isinstance(value, list) else ()
-
-
-def size_of(shape: tuple[int, ...]) -> int:
-    """Number of elements of a shape."""
-    size = 1
-    for length in shape:
-        size *= length
-    return size
