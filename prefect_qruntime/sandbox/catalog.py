@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from prefect_qruntime.sandbox.api_errors import ApiError, unknown_backend
+from prefect_qruntime.sandbox.api_errors import ApiError
 from prefect_qruntime.sandbox.clock import iso
 
 ONLINE, PAUSED, OFFLINE = "online", "paused", "offline"
@@ -131,7 +131,7 @@ class Catalog:
         """Return a backend or raise the service's 404."""
         backend = self.backends.get(name)
         if backend is None:
-            raise unknown_backend(name)
+            raise ApiError(404, "not_found", f"device not found: {name}")
         return backend
 
     def calibration(self, backend: Backend, calibration_id: str | None) -> str:

@@ -19,7 +19,6 @@ from prefect_qruntime.sandbox.primitives import bits_of, check_shots, readout_po
 from prefect_qruntime.sandbox.state import Run
 
 DEFAULT_VERSION = "v0.2"
-_ITEM_METADATA = ("scheduler_timing", "stretch_values")
 # Durations in `dt`; the times of real devices are of this order.
 _DURATIONS = {"barrier": 0, "rz": 0, "delay": 0, "measure": 4600, "reset": 4600}
 _ONE_QUBIT, _MORE_QUBITS = 144, 360
@@ -75,8 +74,9 @@ def executor(params: dict[str, Any], run: Run) -> tuple[dict[str, Any], int]:
         check_shots(shots, total)
         results = _results(points, shots, program.get("meas_level", "classified"), run, run.seed + number)
         written = {key: tensors.write(values, version.packed) for key, values in results.items()}
-        metadata = _metadata(points.circuit, params["options"]) if version.metadata else None
-        data.append({"results": written, "metadata": metadata})
+        asked = params["options"] if version.metadata else {}
+        metadata = {name: make(points.circuit) for name, make in _METADATA.items() if asked.get(name)}
+        data.append({"results": written, "metadata": metadata if version.metadata else None})
     timing = _chunks(items, sizes, run, version)
     answer: dict[str, Any] = {"schema_version": name, "data": data, "metadata": {"chunk_timing": timing}}
     for passed in ("passthrough_data", "semantic_role"):
@@ -153,11 +153,6 @@ def _results(points: _Points, shots: int, level: str, run: Run, seed: int) -> di
     return results | points.extras
 
 
-def _metadata(circuit: Any, options: dict[str, Any]) -> dict[str, Any]:
-    makers = (schedule, stretches)
-    return {name: make(circuit) for name, make in zip(_ITEM_METADATA, makers, strict=True) if options.get(name)}
-
-
 def schedule(circuit: Any) -> dict[str, Any]:
     """Return the circuit's timing as comma-separated text, one line for each instruction and qubit, and its length."""
     free = [0] * circuit.num_qubits
@@ -179,6 +174,9 @@ def stretches(circuit: Any) -> list[dict[str, Any]]:
     """Return the values of the circuit's stretches: none takes any time here."""
     found = circuit.iter_stretches()
     return [{"name": stretch.name, "value": 0, "remainder": 0, "expanded_values": []} for stretch in found]
+
+
+_METADATA: dict[str, Callable[[Any], Any]] = {"scheduler_timing": schedule, "stretch_values": stretches}
 
 
 def _chunks(items: list[Any], sizes: list[int], run: Run, version: _Version) -> list[dict[str, Any]]:
