@@ -15,6 +15,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from prefect_qruntime.client.encodings.arrays import weight
 from prefect_qruntime.client.inputs.meaning import identity_of, meaning_of
 from prefect_qruntime.client.inputs.pubs import is_encoded_circuit, load_qpy, qpy_bytes
 from prefect_qruntime.client.inputs.spec import RECIPE_AUTHOR, JobSpec, Pub
@@ -54,24 +55,8 @@ def shape(spec: JobSpec) -> Hashable:
 
 def is_small(spec: JobSpec, limit: int = _SMALL) -> bool:
     """Whether the payload may be hashed or compared without a thread."""
-    left = limit
-    stack: list[Any] = [spec.params, spec.options]
-    for pub in spec.pubs:
-        stack += [pub.circuit, pub.observables, pub.parameters]
-    while stack and left > 0:
-        value = stack.pop()
-        if isinstance(value, str):
-            left -= len(value)
-        elif isinstance(value, dict):
-            left -= len(value) + 1
-            stack += value.values()
-        elif isinstance(value, list | tuple):
-            left -= len(value) + 1
-            if left > 0:
-                stack += value
-        else:
-            left -= 1
-    return left > 0
+    parts = [(pub.circuit, pub.observables, pub.parameters) for pub in spec.pubs]
+    return weight([spec.params, spec.options, parts], limit) <= limit
 
 
 def differs_at_sight(spec: JobSpec, job: Job) -> str | None:
