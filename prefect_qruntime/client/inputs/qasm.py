@@ -24,6 +24,7 @@ from prefect_qruntime.client.inputs.spec import MAX_PAYLOAD_BYTES
 from prefect_qruntime.errors import InvalidInput
 
 __all__ = [
+    "PRAGMA",
     "Program",
     "constant_value",
     "limit_references",
@@ -34,10 +35,11 @@ __all__ = [
     "syntax_error",
     "text_of",
     "with_version",
+    "without_comments",
 ]
 
 _SKIPPED = re.compile(r"""("[^"\n]*"|'[^'\n]*')|//[^\n]*|/\*.*?(?:\*/|\Z)""", re.DOTALL)
-_PRAGMA = re.compile(r"^[ \t]*(?:@|#?pragma\b)[^\n]*", re.MULTILINE)
+PRAGMA = re.compile(r"^[ \t]*(?:@|#?pragma\b)[^\n]*", re.MULTILINE)
 _BRACE = re.compile(r"[{}]")
 _HEADER = re.compile(r"OPENQASM\s+([0-9]+)(?:\.[0-9]+)?\s*;")
 _CONST = re.compile(r"const\s+u?int(?:\s*\[[^\]]*\])?\s+(\w+)\s*=\s*(.+)", re.DOTALL)
@@ -312,12 +314,16 @@ def statements(text: str) -> Iterator[str]:
             yield statement
 
 
-def _without_comments(text: str) -> str:
-    # A byte order mark is no white space for str.strip, and some editors write one.
+def without_comments(text: str) -> str:
+    """The text without comments and without a byte order mark, which is no white space for `str.strip`."""
     bare = text.removeprefix("\ufeff")
-    if "/" in bare:
-        bare = _SKIPPED.sub(lambda match: match[1] or " ", bare)
-    return _PRAGMA.sub("", bare) if "@" in bare or "pragma" in bare else bare
+    return _SKIPPED.sub(lambda match: match[1] or " ", bare) if "/" in bare else bare
+
+
+def _without_comments(text: str) -> str:
+    """The text without comments, pragmas and annotations."""
+    bare = without_comments(text)
+    return PRAGMA.sub("", bare) if "@" in bare or "pragma" in bare else bare
 
 
 def _top_level(text: str) -> Iterator[str]:
