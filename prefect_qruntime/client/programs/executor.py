@@ -13,7 +13,6 @@ is reimplemented here. What IBM's client prepares is sent as it is, and what it 
 from __future__ import annotations
 
 import base64
-import io
 import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -34,13 +33,15 @@ from prefect_qruntime.client.inputs.options import (
     program_options,
 )
 from prefect_qruntime.client.inputs.pub_values import check_parameters, points_shape
-from prefect_qruntime.client.inputs.pubs import MAX_QPY_VERSION, load_qasm, load_qpy, write_qpy
+from prefect_qruntime.client.inputs.pubs import dump_qpy, load_qasm, load_qpy, write_qpy
 from prefect_qruntime.client.inputs.qasm import scan, syntax_error
 from prefect_qruntime.client.inputs.spec import (
+    DEFAULT_PRECISION,
+    DEFAULT_SHOTS,
+    IBM_CLIENT,
     IBM_EXTRA,
     RECIPE_AUTHOR,
     RECIPE_VERSION,
-    CircuitForm,
     JobSpec,
     Pub,
     first_line,
@@ -73,10 +74,6 @@ __all__ = [
 
 SCHEMA_VERSION = "v2.0"
 
-_SAMPLER_SHOTS = 4096
-_PRECISION = 0.015625
-
-_CLIENT = "qiskit_ibm_runtime"
 _Found = TypeVar("_Found")
 # Options of the server's programs that IBM's client-side ones do not have, or have elsewhere; what of them would have
 # an effect is refused.
@@ -97,12 +94,11 @@ class _Item:
     arguments: dict[str, Any]
 
 
-def executor_params(spec: JobSpec, *, form: CircuitForm = "auto") -> dict[str, Any]:
+def executor_params(spec: JobSpec) -> dict[str, Any]:
     """The `params` of program `executor` for the PUBs of a checked submission. Deterministic and pure.
 
     Args:
         spec: A checked submission of program `sampler` or `estimator`.
-        form: How circuits travel. `auto`: as OpenQASM 3 if all PUBs are text that can go so, else as QPY.
 
     Raises:
         InvalidInput: Something that the executor cannot do: PUBs with different shots, options without an equivalent,
@@ -110,7 +106,7 @@ def executor_params(spec: JobSpec, *, form: CircuitForm = "auto") -> dict[str, A
     """
     shots = program_shots(spec)
     options = program_options(spec.options)
-    circuits = _circuits(spec, form)
+    circuits = _circuits(spec)
     texts = isinstance(circuits[0].form, str)
     estimator = spec.program_id == "estimator"
     items: list[_Item] = []
@@ -165,12 +161,12 @@ def program_shots(spec: JobSpec) -> int:
         for place, pub in enumerate(spec.pubs):
             precision = pub.precision if pub.precision is not None else options.get("precision")
             if precision is None and common is None:
-                precision = options.get("default_precision") or _PRECISION
+                precision = options.get("default_precision") or DEFAULT_PRECISION
             field = f"pubs[{place}].precision" if pub.precision is not None else "options.precision"
             wanted.append(int(common or 0) if precision is None else shots_for(precision, field=field))
     else:
         part = "shots"
-        common = _SAMPLER_SHOTS if common is None else common
+        common = DEFAULT_SHOTS if common is None else common
         wanted = [pub.shots if pub.shots is not None else common for pub in spec.pubs]
     for place, shots in enumerate(wanted):
         if shots != wanted[0]:
@@ -184,11 +180,9 @@ def program_shots(spec: JobSpec) -> int:
     return wanted[0]
 
 
-def _circuits(spec: JobSpec, form: CircuitForm) -> list[_Circuit]:
+def _circuits(spec: JobSpec) -> list[_Circuit]:
     """The circuit of each PUB in one form; those of the estimator without their last measurements."""
-    if form not in ("auto", "openqasm3", "qpy"):
-        raise InvalidInput(f"must be 'auto', 'openqasm3' or 'qpy', not {form!r}", field="circuit_form")
-    text = all(isinstance(pub.circuit, str) for pub in spec.pubs)
+    form, text = spec.circuit_form, all(isinstance(pub.circuit, str) for pub in spec.pubs)
     estimator = spec.program_id == "estimator"
     if form == "openqasm3" or (form == "auto" and text):
         try:
@@ -377,15 +371,8 @@ def _circuit_measurement(circuit: Any, basis: dict[int, str], width: int, field:
 
 
 def _qpy(circuits: list[Any]) -> dict[str, Any]:
-    from qiskit import qpy
-
-    version = min(MAX_QPY_VERSION, qpy.QPY_VERSION)
-    target = io.BytesIO()
-    try:
-        qpy.dump(circuits, target, version=version)
-    except Exception as error:
-        raise InvalidInput(f"cannot be written as QPY: {type(error).__name__}: {error}", field="pubs") from None
-    data = base64.b64encode(zlib.compress(target.getvalue())).decode()
+    plain, version = dump_qpy(circuits, field="pubs")
+    data = base64.b64encode(zlib.compress(plain)).decode()
     return {"b64_data": data, "qpy_version": version, "num_programs": len(circuits)}
 
 
@@ -466,8 +453,8 @@ def estimator_pub(raw: Mapping[str, Any], place: int) -> tuple[dict[str, Any], d
         ValueError: IBM's client cannot read the result.
     """
     try:
-        decoder = import_module(f"{_CLIENT}.decoders.executor.decoder")
-        finish = import_module(f"{_CLIENT}.decoders.executor_estimator.post_processor_v0_1")
+        decoder = import_module(f"{IBM_CLIENT}.decoders.executor.decoder")
+        finish = import_module(f"{IBM_CLIENT}.decoders.executor_estimator.post_processor_v0_1")
     except ImportError:
         raise QuantumRuntimeError(
             "the job was made by IBM's client-side Estimator, and only IBM's own code turns its bits into "

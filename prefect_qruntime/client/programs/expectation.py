@@ -17,10 +17,11 @@ from typing import Any
 
 from prefect_qruntime.client.encodings.arrays import leaves, list_shape
 from prefect_qruntime.client.encodings.tensors import broadcast_places
+from prefect_qruntime.client.inputs.pub_values import ZERO
+from prefect_qruntime.client.inputs.spec import MAX_SHOTS
 from prefect_qruntime.errors import InvalidInput
 
 __all__ = [
-    "NEGLIGIBLE",
     "Columns",
     "Plan",
     "Step",
@@ -33,13 +34,9 @@ __all__ = [
     "without_last_measurements",
 ]
 
-NEGLIGIBLE = 1e-8
-"""Coefficients not larger than this count as zero, as in Qiskit."""
-
 _BASIS = {"X": "X", "Y": "Y", "Z": "Z", "0": "Z", "1": "Z", "+": "X", "-": "X", "r": "Y", "l": "Y"}
 _ONES = frozenset("1-l")
 _SIGNS = frozenset("XYZ")
-_MAX_SHOTS = 2**31 - 1
 _MAX_VALUES = 1 << 20
 _CONTROL_FLOW = frozenset({"IfElseOp", "WhileLoopOp", "ForLoopOp", "SwitchCaseOp", "BoxOp"})
 
@@ -284,9 +281,9 @@ def shots_for(precision: float, *, field: str) -> int:
     if precision >= 1:  # its square may be too large for a float
         return 1
     wanted = 1 / precision**2 if precision > 1e-150 else math.inf
-    if wanted > _MAX_SHOTS:
+    if wanted > MAX_SHOTS:
         raise InvalidInput(
-            f"{precision:g} would take {wanted:.0e} shots, more than the {_MAX_SHOTS} that can be asked for",
+            f"{precision:g} would take {wanted:.0e} shots, more than the {MAX_SHOTS} that can be asked for",
             field=field,
         )
     return math.ceil(wanted)
@@ -410,7 +407,7 @@ def _terms(
     value: str | Mapping[str, float], numbers: dict[str, int], field: str
 ) -> tuple[float, list[tuple[int, float]]]:
     items = {value: 1.0} if isinstance(value, str) else value
-    kept = {label: number for label, number in items.items() if abs(number) > NEGLIGIBLE}
+    kept = {label: number for label, number in items.items() if abs(number) > ZERO}
     if not kept:
         shown = max((abs(number) for number in items.values()), default=0.0)
         raise InvalidInput(
