@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import orjson
 
+from prefect_qruntime.client.connection import instance_name
 from prefect_qruntime.client.failures import Question, is_refusal, job_error, read_text, whose
 from prefect_qruntime.client.results.job_result import JobResult
 from prefect_qruntime.client.results.views import form_of, loads
@@ -79,7 +80,8 @@ async def fetch_result(
         QuantumRuntimeError: The result is larger than the shelf takes, the disk is full, or it is no JSON.
     """
     shelf = shelf or BodyStore()
-    name = f"{ref.id}-{transport.connection.instance}"  # unique, even if two services give out the same ids
+    # Unique, even if two services give out the same ids.
+    name = f"{ref.id}-{instance_name(transport.connection.crn, transport.connection.base_url)}"
     started = clock()
     pause = 0.2
     while True:
