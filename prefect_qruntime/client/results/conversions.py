@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, Any
 from prefect_qruntime.client.encodings.arrays import Allowance, ExecutionSpan, NpyArray, decode_value
 from prefect_qruntime.client.encodings.registers import HexRegister, PackedRegister, Register
 from prefect_qruntime.client.inputs.spec import RESTRICTED_NAMES
-from prefect_qruntime.client.results.views import PubView, counts_of, form_of, points, pub_list, top_metadata, view_pub
+from prefect_qruntime.client.results.views import (
+    PubView,
+    counts_of,
+    expectations,
+    form_of,
+    points,
+    pub_list,
+    top_metadata,
+    view_pub,
+)
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.redact import html_text, many, printable
 
@@ -71,7 +80,7 @@ def result_html(result: JobResult) -> str:
 def _pub_html(result: JobResult, pub: int) -> str:
     if result.is_estimator(pub):
         head = ("point", "value", "standard error")
-        found = _values(result, pub)
+        found = expectations(result, pub)
     else:
         head = ("point", "outcome", "shots")
         found = _outcomes(result, pub)
@@ -88,16 +97,10 @@ def _pub_html(result: JobResult, pub: int) -> str:
     return f"<table><caption>PUB {pub}</caption><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _values(result: JobResult, pub: int) -> Iterator[tuple[Any, ...]]:
-    errors = dict(points(result.standard_errors(pub)))
-    for point, value in points(result.expectation_values(pub)):
-        yield "" if point is None else point, value, errors.get(point)
-
-
 def _outcomes(result: JobResult, pub: int) -> Iterator[tuple[Any, ...]]:
     for point, counts in points(result.counts_array(pub)):
         for bits, shots in counts.items():
-            yield "" if point is None else point, bits, shots
+            yield point, bits, shots
 
 
 def _short(value: Any) -> str:
@@ -125,10 +128,11 @@ def plot_result(
             solution="pip install 'prefect-qruntime[plot]'",
             job_id=result.job_id,
         ) from None
+    drawn: list[Any]
     if result.is_estimator(pub):
         if register is not None:
             raise InvalidInput("an estimator's PUB has no registers", field="register")
-        drawn = list(_values(result, pub))
+        drawn = list(expectations(result, pub))
         draw = _draw_values
     else:
         counts = result.counts(pub, register, index=index)

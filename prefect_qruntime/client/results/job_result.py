@@ -390,15 +390,7 @@ class JobResult(BaseModel):
         """Turn every failure to read a body into one kind of error that names the job."""
         try:
             yield
-        except (
-            ValueError,
-            TypeError,
-            KeyError,
-            IndexError,
-            AttributeError,
-            OverflowError,
-            RecursionError,
-        ) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
             where = "" if pub is None else f" (PUB {pub})"
             raise QuantumRuntimeError(
                 f"the result of job {self.job_id} cannot be read{where}: {error}", job_id=self.job_id
