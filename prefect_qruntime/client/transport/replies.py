@@ -133,31 +133,34 @@ def parse_error(content: bytes) -> ErrorBody:
         body = read_json(content) if content else None
     except orjson.JSONDecodeError:
         body = None
-    if isinstance(body, dict):
-        trace = _clean(body.get("trace"), body.get("trace_id"), limit=_MARK_LIMIT)
-        errors = body.get("errors")
-        item = errors[0] if isinstance(errors, list) and errors else body.get("error")
-        if isinstance(item, dict):
-            more = _clean(item.get("more_info"))
-            solution = _clean(item.get("solution"))
-            if more and more.startswith("http"):
-                solution = f"{solution} See {more}" if solution else f"See {more}"
-            message = _clean(item.get("message"), item.get("code")) or "the service gave no message"
-            return ErrorBody(message, read_code(item.get("code")), solution, trace)
-        if isinstance(item, str):
-            return ErrorBody(_clean(item) or "the service gave no message", read_code(body.get("code")), None, trace)
-        if "errorMessage" in body or "errorCode" in body:  # IAM
-            context = body.get("context")
-            if isinstance(context, dict):
-                trace = trace or _clean(context.get("requestId"), limit=_MARK_LIMIT)
-            message = _clean(body.get("errorMessage"), body.get("errorCode")) or "the service gave no message"
-            return ErrorBody(message, read_code(body.get("errorCode")), None, trace)
-        if "message" in body:
-            return ErrorBody(
-                _clean(body["message"]) or "the service gave no message", read_code(body.get("code")), None, trace
-            )
+    found = _error_in(body) if isinstance(body, dict) else None
+    if found is not None:
+        return found
     text = redact_start(read_text(content[:_TEXT_BYTES]).decode("utf-8", "replace").strip(), _TEXT_LIMIT)
     return ErrorBody(text or "the answer has no body")
+
+
+def _error_in(body: dict[str, Any]) -> ErrorBody | None:
+    errors = body.get("errors")
+    item = errors[0] if isinstance(errors, list) and errors else body.get("error")
+    solution, trace = None, _clean(body.get("trace"), body.get("trace_id"), limit=_MARK_LIMIT)
+    if isinstance(item, dict):
+        more, solution = _clean(item.get("more_info")), _clean(item.get("solution"))
+        if more and more.startswith("http"):
+            solution = f"{solution} See {more}" if solution else f"See {more}"
+        message, code = _clean(item.get("message"), item.get("code")), item.get("code")
+    elif isinstance(item, str):
+        message, code = _clean(item), body.get("code")
+    elif "errorMessage" in body or "errorCode" in body:  # IAM
+        context = body.get("context")
+        if isinstance(context, dict):
+            trace = trace or _clean(context.get("requestId"), limit=_MARK_LIMIT)
+        message, code = _clean(body.get("errorMessage"), body.get("errorCode")), body.get("errorCode")
+    elif "message" in body:
+        message, code = _clean(body["message"]), body.get("code")
+    else:
+        return None
+    return ErrorBody(message or "the service gave no message", read_code(code), solution, trace)
 
 
 def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
