@@ -23,7 +23,6 @@ __all__ = [
     "measured",
     "qubit_operands",
     "unused_name",
-    "version_of",
     "without_last_measurements",
 ]
 
@@ -91,21 +90,17 @@ _TOKEN = re.compile(rf"(?P<real>{_REAL})|(?P<integer>[0-9]+)|(?P<pi>pi)\b|(?P<ma
 _OPERATORS = frozenset("+-*/(,")  # after these and at the beginning a number, a bracket or a minus follows
 
 
-def version_of(text: str) -> int:
-    """The version in the text's first line; 3 if there is none."""
-    header = _HEADER.match(without_comments(text))
-    return int(header[1]) if header else 3
-
-
 def as_version_3(text: str, *, field: str) -> str:
     """The same circuit as OpenQASM 3.
 
     Raises:
         InvalidInput: OpenQASM 2 with a statement that cannot be rewritten for certain.
     """
-    if version_of(text) != 2:
+    bare = without_comments(text)
+    header = _HEADER.match(bare)
+    if header is None or int(header[1]) != 2:
         return text
-    statements_2 = [" ".join(statement.rstrip(";").split()) for statement in _top_level(without_comments(text))]
+    statements_2 = [" ".join(statement.rstrip(";").split()) for statement in _top_level(bare)]
     lines = ["OPENQASM 3.0;", _STANDARD_INCLUDE]
     for statement in statements_2[1:]:
         if statement in ('include "qelib1.inc"', ""):

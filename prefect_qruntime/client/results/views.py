@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -144,20 +144,13 @@ def view_pub(raw: Any, item: Any, place: int, *, width: int | None, allowance: A
     registers: dict[str, Register] = {}
     fields: dict[str, Any] = {}
     for name, value in data.items():
-        reader = _register_reader(value)
-        if reader is None:
-            fields[name] = value
+        if isinstance(value, dict) and "samples" in value:
+            registers[name] = HexRegister.read(value)
+        elif isinstance(value, dict) and value.get("__type__") == "BitArray":
+            registers[name] = _packed(value, allowance)
         else:
-            registers[name] = reader(value, allowance)
+            fields[name] = value
     return PubView(registers, fields, item.get("metadata"), kind=kind, shape=shape)
-
-
-def _register_reader(value: Any) -> Callable[[dict[str, Any], Allowance], Register] | None:
-    if not isinstance(value, dict):
-        return None
-    if "samples" in value:
-        return lambda found, allowance: HexRegister.read(found)
-    return _packed if value.get("__type__") == "BitArray" else None
 
 
 def _packed(value: dict[str, Any], allowance: Allowance) -> PackedRegister:
