@@ -43,10 +43,10 @@ PRAGMA = re.compile(r"^[ \t]*(?:@|#?pragma\b)[^\n]*", re.MULTILINE)
 _BRACE = re.compile(r"[{}]")
 _HEADER = re.compile(r"OPENQASM\s+([0-9]+)(?:\.[0-9]+)?\s*;")
 _CONST = re.compile(r"const\s+u?int(?:\s*\[[^\]]*\])?\s+(\w+)\s*=\s*(.+)", re.DOTALL)
-_BITS = re.compile(r"(?:output\s+)?bit(?:\s*\[([^\[\]]+)\]\s*|\s+)([^\W\d]\w*)\s*(?:=.*)?", re.DOTALL)
-_CREG = re.compile(r"creg\s+([^\W\d]\w*)\s*(?:\[([^\[\]]+)\])?")
-_QUBITS = re.compile(r"qubit(?:\s*\[([^\[\]]+)\]\s*|\s+)([^\W\d]\w*)")
-_QREG = re.compile(r"qreg\s+([^\W\d]\w*)\s*(?:\[([^\[\]]+)\])?")
+_BITS = re.compile(r"(?:output\s+)?bit(?:\s*\[(?P<size>[^\[\]]+)\]\s*|\s+)(?P<name>[^\W\d]\w*)\s*(?:=.*)?", re.DOTALL)
+_CREG = re.compile(r"creg\s+(?P<name>[^\W\d]\w*)\s*(?:\[(?P<size>[^\[\]]+)\])?")
+_QUBITS = re.compile(r"qubit(?:\s*\[(?P<size>[^\[\]]+)\]\s*|\s+)(?P<name>[^\W\d]\w*)")
+_QREG = re.compile(r"qreg\s+(?P<name>[^\W\d]\w*)\s*(?:\[(?P<size>[^\[\]]+)\])?")
 _INPUT = re.compile(r"input\s+(\w+)\s*(?:\[[^\]]*\])?\s*([^\W\d]\w*)")
 _MEASURE = re.compile(r"\bmeasure\b")
 _DECLARING = ("const", "bit", "output", "creg", "qubit", "qreg", "input")
@@ -274,18 +274,12 @@ def scan(text: str, *, field: str) -> Program:
             value = constant_value(match[2], constants)
             if value is not None:
                 constants[match[1]] = value
-        elif match := _BITS.fullmatch(statement):
-            registers.append((match[2], _size(match[1], constants)))
-            if match[1] is None:
-                scalars.append(match[2])
-        elif match := _CREG.fullmatch(statement):
-            registers.append((match[1], _size(match[2], constants)))
-            if match[2] is None:
-                scalars.append(match[1])
-        elif match := _QUBITS.fullmatch(statement):
-            wires.append((match[2], match[1], _size(match[1], constants)))
-        elif match := _QREG.fullmatch(statement):
-            wires.append((match[1], match[2], _size(match[2], constants)))
+        elif match := _BITS.fullmatch(statement) or _CREG.fullmatch(statement):
+            registers.append((match["name"], _size(match["size"], constants)))
+            if match["size"] is None:
+                scalars.append(match["name"])
+        elif match := _QUBITS.fullmatch(statement) or _QREG.fullmatch(statement):
+            wires.append((match["name"], match["size"], _size(match["size"], constants)))
         elif statement.startswith("input") and not statement[5:6].isalnum():
             match = _INPUT.fullmatch(statement)
             if match is None or match[1] not in ("float", "angle") or inputs is None:
