@@ -111,18 +111,11 @@ class ControlActions:
         """Add a backend and its mock backend."""
         self._service.catalog.add(Backend(name, qubits, noisy, tuple(basis_gates or ())))
 
-    def script_job(
-        self,
-        status: str = "Failed",
-        reason: str = "",
-        reason_code: int | None = None,
-        results_text: str | None = None,
-        times: int = 1,
-    ) -> None:
+    def script_job(self, times: int = 1, **fields: Any) -> None:
         """Decide how the next created jobs end."""
         if times < 1:
             raise ValueError("times must be at least 1")
-        self._service.scripts.append(Script(status, reason, reason_code, results_text, times))
+        self._service.scripts.append(Script(times=times, **fields))
 
     def hold(self) -> None:
         """Keep every job in its state until `release`."""

@@ -190,13 +190,10 @@ def _chunks(items: list[Any], sizes: list[int], run: Run, version: _Version) -> 
     for number, start, stop in chunks:
         part: dict[str, Any] = {"idx_item": number, "size": stop - start}
         if version.placed:
-            dimensions = len(items[number].get("shape", ())) or _dimensions(items[number])
+            arguments = items[number].get("circuit_arguments", {})
+            dimensions = len(items[number].get("shape", ())) or max(0, len(arguments.get("shape", ())) - 1)
             part |= {"permutation": list(range(dimensions)), "element_range": [start, stop, 1]}
         begin, done = done, done + stop - start
         moments = (iso(run.started + run.duration * share / total) for share in (begin, done))
         timing.append({**dict(zip(("start", "stop"), moments, strict=True)), "parts": [part]})
     return timing
-
-
-def _dimensions(item: dict[str, Any]) -> int:
-    return max(0, len(item.get("circuit_arguments", {}).get("shape", ())) - 1)
