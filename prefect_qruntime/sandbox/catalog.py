@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -48,10 +48,8 @@ class Backend:
     queue_time: float | None = None
     run_time: float | None = None
     pending: int = 0
-    initial_status: str = field(default="")
 
     def __post_init__(self) -> None:
-        self.initial_status = self.status
         self.gates = tuple(self.gates)
 
     @property

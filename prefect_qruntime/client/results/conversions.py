@@ -15,7 +15,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from prefect_qruntime.client.encodings.arrays import Allowance, ExecutionSpan, NpyArray, decode_value
-from prefect_qruntime.client.encodings.registers import HexRegister, PackedRegister, Register
+from prefect_qruntime.client.encodings.registers import PackedRegister, Register
 from prefect_qruntime.client.inputs.spec import RESTRICTED_NAMES
 from prefect_qruntime.client.results.views import (
     PubView,
@@ -260,8 +260,6 @@ def _bit_array(register: Register, allowance: Allowance) -> Any:
         if spare and rows[..., 0].max(initial=0) >> spare:
             raise ValueError(f"a shot does not fit into {register.num_bits} bits")
         return BitArray(rows.copy(), register.num_bits)
-    if not isinstance(register, HexRegister):
-        raise TypeError(f"no bits in {type(register).__name__}")
     size = (register.num_bits + 7) // 8
     packed = bytearray()
     shots = 0
