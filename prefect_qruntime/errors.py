@@ -159,6 +159,7 @@ class QuantumRuntimeError(Exception):
     """
 
     default_advice: RetryAdvice = NEVER
+    _outage = False
 
     def __init__(
         self,
@@ -211,7 +212,7 @@ class QuantumRuntimeError(Exception):
 
         Work in flight continues: nothing may be dropped or given up because of such an error.
         """
-        return False
+        return self._outage
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -296,11 +297,7 @@ class RateLimited(QuantumRuntimeError):
     """The service asked for a slower pace until the deadline; nothing was accepted."""
 
     default_advice = SAME_REQUEST
-
-    @property
-    def is_outage(self) -> bool:
-        """Whether the error only means that the service was unreachable."""
-        return True
+    _outage = True
 
 
 class SubmissionUncertain(QuantumRuntimeError):
@@ -310,22 +307,14 @@ class SubmissionUncertain(QuantumRuntimeError):
     """
 
     default_advice = SEARCH_FIRST
-
-    @property
-    def is_outage(self) -> bool:
-        """Whether the error only means that the service was unreachable."""
-        return True
+    _outage = True
 
 
 class ServiceUnavailable(QuantumRuntimeError):
     """No usable answer until the deadline. Says nothing about the job."""
 
     default_advice = SAME_REQUEST
-
-    @property
-    def is_outage(self) -> bool:
-        """Whether the error only means that the service was unreachable."""
-        return True
+    _outage = True
 
 
 class SessionClosed(QuantumRuntimeError):

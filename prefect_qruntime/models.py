@@ -53,7 +53,7 @@ def mock_backend(backend: str) -> str:
 
 
 def _html(value: Any) -> str:
-    # Like `printable.html_text`, which this lowest module does not import.
+    # Like `redact.html_text`, which this lowest module does not import.
     if isinstance(value, datetime):
         return f"{value:%Y-%m-%d %H:%M:%S %Z}"
     if isinstance(value, tuple):

@@ -227,9 +227,7 @@ def get_logger(name: str) -> logging.Logger:
 def install() -> None:
     """Put the filter on the loggers of the HTTP and websocket libraries. May be called twice."""
     for name in _LOGGERS:
-        logger = logging.getLogger(name)
-        if _filter not in logger.filters:
-            logger.addFilter(_filter)
+        get_logger(name)
 
 
 def printable(value: Any, limit: int = 500) -> str:

@@ -271,9 +271,8 @@ class QuantumRuntimeClient:
 
         All waits of this process on the instance share one poller.
         """
-        service = self._service()
         return await follow_job(
-            service,
+            self._service(),
             check_id(job_id, field="job"),
             watcher=self._poller(),
             deadlines=deadlines or Deadlines(),

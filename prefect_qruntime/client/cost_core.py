@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict
 from prefect_qruntime.client.encodings.arrays import NpyArray, decode_array, decode_value
 from prefect_qruntime.client.inputs.pub_values import check_observables, shape_of
 from prefect_qruntime.client.inputs.qasm import scan
-from prefect_qruntime.client.inputs.spec import JobSpec, Pub
+from prefect_qruntime.client.inputs.spec import DEFAULT_PRECISION, DEFAULT_SHOTS, JobSpec, Pub
 from prefect_qruntime.client.programs.expectation import make_plan, shots_for
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.redact import many
@@ -53,7 +53,6 @@ _FITTED = 60  # of them, those that adjust the model
 _REPETITION = 250e-6  # seconds between two shots if the options set none (IBM's default)
 _CIRCUIT = 20e-6  # seconds of a circuit with its measurement
 _OVERHEAD = 2.0  # seconds that a job takes in addition to its shots
-_SHOTS, _PRECISION = 4096, 0.015625  # the service's own defaults
 _MOST = 1e300  # a number that still can be calculated with
 _LEAST = 1e-3  # seconds; nothing is expected to cost less
 
@@ -344,9 +343,11 @@ def _executions(spec: JobSpec, pub: Pub, field: str) -> float:
         precision = pub.precision if pub.precision is not None else options.get("precision")
         shots = options.get("default_shots") or spec.shots
         if precision is not None or shots is None:
-            shots = shots_for(precision or options.get("default_precision") or _PRECISION, field=f"{field}.precision")
+            shots = shots_for(
+                precision or options.get("default_precision") or DEFAULT_PRECISION, field=f"{field}.precision"
+            )
         return float(shots) * points * _bases(pub)
-    shots = next((n for n in (pub.shots, spec.shots, options.get("default_shots")) if n is not None), _SHOTS)
+    shots = next((n for n in (pub.shots, spec.shots, options.get("default_shots")) if n is not None), DEFAULT_SHOTS)
     twirling = options.get("twirling")
     if isinstance(twirling, Mapping) and (twirling.get("enable_gates") or twirling.get("enable_measure")):
         parts = [_number(twirling.get(name)) for name in ("num_randomizations", "shots_per_randomization")]

@@ -325,34 +325,26 @@ def _is_job(body: dict[str, Any], match: re.Match[str]) -> bool:
     return isinstance(said, str) and said != "" and body.get("id") in (match["id"], None, "")
 
 
-def _is_session(body: dict[str, Any], match: re.Match[str]) -> bool:
-    return body.get("id") == match["id"]
-
-
 def _has_list(*names: str) -> Callable[[Mapping[str, Any], re.Match[str]], bool]:
     return lambda body, match: any(isinstance(body.get(name), list) for name in names)
 
 
-def _has(*names: str) -> Callable[[Mapping[str, Any], re.Match[str]], bool]:
-    return lambda body, match: any(name in body for name in names)
-
-
-def _no_error(body: Mapping[str, Any], match: re.Match[str]) -> bool:
-    return "errors" not in body
-
-
+_USAGE = frozenset({"usage_consumed_seconds", "usage_limit_seconds", "instance_id", "plan_id"})
 _MODELS: tuple[tuple[re.Pattern[str], Callable[[dict[str, Any], re.Match[str]], bool]], ...] = tuple(
     (re.compile(path), fits)
     for path, fits in (
         (r"/jobs", _has_list("jobs")),
         (r"/jobs/(?P<id>[^/]+)", _is_job),
-        (r"/sessions/(?P<id>[^/]+)", _is_session),
+        (r"/sessions/(?P<id>[^/]+)", lambda body, match: body.get("id") == match["id"]),
         (r"/workloads", _has_list("workloads")),
         (r"/backends", _has_list("devices", "backends")),
         (r"/versions", _has_list("versions")),
         # All their fields are optional.
-        (r"/jobs/[^/]+/metrics|/instances/configuration|/backends/[^/]+/properties", _no_error),
-        (r"/instances/usage", _has("usage_consumed_seconds", "usage_limit_seconds", "instance_id", "plan_id")),
+        (
+            r"/jobs/[^/]+/metrics|/instances/configuration|/backends/[^/]+/properties",
+            lambda body, match: "errors" not in body,
+        ),
+        (r"/instances/usage", lambda body, match: not _USAGE.isdisjoint(body)),
     )
 )
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Awaitable, Callable
 
 import orjson
 
-from prefect_qruntime.client.connection import Connection
+from prefect_qruntime.client.connection import instance_name
 from prefect_qruntime.client.failures import Question, is_refusal, job_error, read_text, whose
 from prefect_qruntime.client.results.job_result import JobResult
 from prefect_qruntime.client.results.views import form_of, loads
@@ -81,7 +80,8 @@ async def fetch_result(
         QuantumRuntimeError: The result is larger than the shelf takes, the disk is full, or it is no JSON.
     """
     shelf = shelf or BodyStore()
-    name = _name(transport.connection, ref.id)
+    # Unique, even if two services give out the same ids.
+    name = f"{ref.id}-{instance_name(transport.connection.crn, transport.connection.base_url)}"
     started = clock()
     pause = 0.2
     while True:
@@ -134,12 +134,6 @@ def _raise_if_none(job: Job, reply: Reply, *, over: bool) -> None:
             job_url=job.url,
             status=reply.status,
         )
-
-
-def _name(connection: Connection, job_id: str) -> str:
-    """A file name that is unique to the job, even if two services give out the same ids."""
-    where = hashlib.sha256(f"{connection.base_url}\0{connection.crn}".encode()).hexdigest()
-    return f"{job_id}-{where[:12]}"
 
 
 async def _checked(

@@ -28,6 +28,7 @@ __all__ = [
     "parse_session_workload",
     "parse_usage",
     "parse_versions",
+    "read_code",
     "read_id",
     "read_moment",
     "read_string",
@@ -98,7 +99,8 @@ def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _reason_code(value: Any) -> int | str | None:
+def read_code(value: Any) -> int | str | None:
+    """A code of the service, of a failed job or of an error; None if it cannot be one."""
     if isinstance(value, str):
         digits = value.isascii() and value.isdigit() and len(value) < 20
         return int(value) if digits else read_string(value, _LONGEST_CODE)
@@ -153,8 +155,8 @@ def parse_job(body: dict[str, Any], *, url: str | None = None) -> Job:
     if status is None and JobStatus.of(top) is not None:
         raw, status = top, JobStatus.of(top)
     reason = read_string(state.get("reason")) or read_string(body.get("reason"))
-    code = _reason_code(state.get("reason_code"))
-    code = _reason_code(state.get("reasonCode")) if code is None else code
+    code = read_code(state.get("reason_code"))
+    code = read_code(state.get("reasonCode")) if code is None else code
     too_long = "ran too long" in f"{top} {raw} {reason or ''}".lower()
     if status is JobStatus.CANCELLED and (too_long or code == 1305):
         too_long = True
@@ -289,8 +291,8 @@ def parse_backend_status(name: str, status: dict[str, Any]) -> Backend:
 
 def complete_backend(backend: Backend, status: dict[str, Any], configuration: dict[str, Any]) -> Backend:
     """Fill in what a names-only list leaves out, from the backend's status and configuration."""
-    healthy = status.get("state", True) is True and read_string(status.get("status")) in (None, "active")
     said = read_string(status.get("status"))
+    healthy = status.get("state", True) is True and said in (None, "active")
     return backend.model_copy(
         update={
             "status": "online" if healthy else (said if said and said != "active" else "offline"),

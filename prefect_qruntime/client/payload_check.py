@@ -15,6 +15,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from prefect_qruntime.client.encodings.arrays import weight
 from prefect_qruntime.client.inputs.meaning import identity_of, meaning_of
 from prefect_qruntime.client.inputs.pubs import is_encoded_circuit, load_qpy, qpy_bytes
 from prefect_qruntime.client.inputs.spec import RECIPE_AUTHOR, JobSpec, Pub
@@ -54,24 +55,8 @@ def shape(spec: JobSpec) -> Hashable:
 
 def is_small(spec: JobSpec, limit: int = _SMALL) -> bool:
     """Whether the payload may be hashed or compared without a thread."""
-    left = limit
-    stack: list[Any] = [spec.params, spec.options]
-    for pub in spec.pubs:
-        stack += [pub.circuit, pub.observables, pub.parameters]
-    while stack and left > 0:
-        value = stack.pop()
-        if isinstance(value, str):
-            left -= len(value)
-        elif isinstance(value, dict):
-            left -= len(value) + 1
-            stack += value.values()
-        elif isinstance(value, list | tuple):
-            left -= len(value) + 1
-            if left > 0:
-                stack += value
-        else:
-            left -= 1
-    return left > 0
+    parts = [(pub.circuit, pub.observables, pub.parameters) for pub in spec.pubs]
+    return weight([spec.params, spec.options, parts], limit) <= limit
 
 
 def differs_at_sight(spec: JobSpec, job: Job) -> str | None:
@@ -110,16 +95,20 @@ def input_difference(spec: JobSpec, sent: dict[str, Any], kept: dict[str, Any], 
         return _difference(sent, kept, "params") or "its params differ"
     for name in ("pubs", "circuits"):
         if name in sent:
-            found = kept.get(name)
-            if not isinstance(found, list) or len(found) != len(spec.pubs):
-                count = len(found) if isinstance(found, list) else 0
-                return f"it has {many(count, 'PUB')}, not {len(spec.pubs)}"
-            difference = _circuits_difference(spec, sent[name], found, name, exact=exact)
+            found: Any = kept.get(name)
+            difference = _count_difference(spec, found) or _circuits_difference(
+                spec, sent[name], found, name, exact=exact
+            )
             if difference is not None:
                 return difference
     of_backend = {"pubs", "circuits"} | (set() if exact else {"observables", "parameter_values"})
     rest = {name: value for name, value in sent.items() if name not in of_backend}
     return _difference(rest, {name: value for name, value in kept.items() if name not in of_backend}, "")
+
+
+def _count_difference(spec: JobSpec, found: Any) -> str | None:
+    count = len(found) if isinstance(found, list) else 0
+    return None if count == len(spec.pubs) else f"it has {many(count, 'PUB')}, not {len(spec.pubs)}"
 
 
 def _circuits_difference(spec: JobSpec, sent: list[Any], kept: list[Any], name: str, *, exact: bool) -> str | None:
@@ -241,9 +230,8 @@ def executor_difference(spec: JobSpec, kept: Mapping[str, Any], *, exact: bool =
         for name in ("by", "version", "program"):
             if record.get(name) != other.get(name):
                 return f"its recipe has {name} {other.get(name)!r}, not {record.get(name)!r}"
-        found, wanted = _length(other.get("pubs")), len(spec.pubs)
-        if found != wanted:
-            return f"it has {many(found, 'PUB')}, not {wanted}"
+        if (difference := _count_difference(spec, other.get("pubs"))) is not None:
+            return difference
     if not exact:
         return None
     if _is_text(ours) != _is_text(theirs):
@@ -279,7 +267,3 @@ def _record(program: Mapping[str, Any]) -> dict[str, Any]:
 def _is_text(program: Mapping[str, Any]) -> bool:
     circuits = program.get("circuits")
     return isinstance(circuits, dict) and "data" in circuits
-
-
-def _length(value: Any) -> int:
-    return len(value) if isinstance(value, list) else 0

@@ -12,15 +12,18 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Hashable
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from prefect_qruntime.client import session_core as core
 from prefect_qruntime.client.parsing import read_id
 from prefect_qruntime.client.transport.retrying import complete_or_withdraw
 from prefect_qruntime.errors import NotFound, QuantumRuntimeError
-from prefect_qruntime.models import Job, Session, SessionRef
+from prefect_qruntime.models import Session, SessionRef
 from prefect_qruntime.redact import get_logger
+
+if TYPE_CHECKING:
+    from prefect_qruntime.client.service import Service
 
 __all__ = ["close_session", "open_session", "session_memory"]
 
@@ -28,28 +31,6 @@ log = get_logger(__name__)
 
 _CLOCKS_APART = timedelta(minutes=10)
 _DROP_PATIENCE = 4.0  # seconds for dropping a session whose caller is gone
-
-
-class _Service(Protocol):
-    """What sessions need of the client."""
-
-    async def post_session(self, backend: str, *, mode: str, max_ttl: int | None) -> SessionRef: ...
-
-    async def session(self, session_id: str) -> Session: ...
-
-    async def workloads(self, *, limit: int | None = None, **filters: Any) -> list[dict[str, Any]]: ...
-
-    async def jobs(
-        self, *, session_id: str | None = None, pending: bool | None = None, limit: int | None = None
-    ) -> list[Job]: ...
-
-    async def fetch_job(self, job_id: str) -> Job: ...
-
-    def unfinished_jobs(self, session_id: str) -> list[str]: ...
-
-    async def stop_accepting(self, session_id: str) -> None: ...
-
-    async def drop_session(self, session_id: str) -> None: ...
 
 
 _memories: WeakKeyDictionary[asyncio.AbstractEventLoop, core.SessionMemory] = WeakKeyDictionary()
@@ -61,7 +42,7 @@ def session_memory() -> core.SessionMemory:
 
 
 async def open_session(
-    service: _Service,
+    service: Service,
     backend: str,
     *,
     mode: str,
@@ -112,7 +93,7 @@ async def open_session(
         raise
 
 
-async def _open(service: _Service, machine: core.Opening, clock: Callable[[], float]) -> core.OpeningAction:
+async def _open(service: Service, machine: core.Opening, clock: Callable[[], float]) -> core.OpeningAction:
     """Send the request; drop what it opened if the caller is cancelled meanwhile."""
     opened: list[str] = []
     wanted = machine.wanted
@@ -143,7 +124,7 @@ async def _open(service: _Service, machine: core.Opening, clock: Callable[[], fl
 
 
 async def _find(
-    service: _Service, machine: core.Opening, since: datetime, clock: Callable[[], float]
+    service: Service, machine: core.Opening, since: datetime, clock: Callable[[], float]
 ) -> core.OpeningAction:
     wanted = machine.wanted
     kind = "batch" if wanted.mode == "batch" else "session"
@@ -156,7 +137,7 @@ async def _find(
     return machine.found(clock(), sessions)
 
 
-async def _has_work(service: _Service, session_id: str) -> bool:
+async def _has_work(service: Service, session_id: str) -> bool:
     """Whether a job of the session may still be waiting; the jobs are read too, because the list may lag."""
     if await service.jobs(session_id=session_id, pending=True, limit=1):
         return True
@@ -170,7 +151,7 @@ async def _has_work(service: _Service, session_id: str) -> bool:
 
 
 async def close_session(
-    service: _Service,
+    service: Service,
     session_id: str,
     *,
     drain: bool,
@@ -207,7 +188,7 @@ async def close_session(
 
 
 async def _close_step(
-    service: _Service,
+    service: Service,
     session_id: str,
     machine: core.Closing,
     action: core.Close,

@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from prefect_qruntime.client import submission_core as core
@@ -23,6 +23,9 @@ from prefect_qruntime.client.transport.retrying import IN_FLIGHT, complete_or_wi
 from prefect_qruntime.errors import NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobRef, SessionRef
 from prefect_qruntime.redact import get_logger
+
+if TYPE_CHECKING:
+    from prefect_qruntime.client.service import Service
 
 __all__ = ["BeforePost", "History", "Intent", "KeyHistory", "NoteAccepted", "submission_memory", "submit_or_attach"]
 
@@ -68,30 +71,6 @@ class Intent:
     exact: bool = True
 
 
-class SubmissionService(Protocol):
-    """The calls of the service that a submission needs."""
-
-    async def post_job(self, spec: JobSpec, tags: tuple[str, ...], session: SessionRef | None) -> JobRef:
-        """Send one `POST /jobs`."""
-        ...
-
-    async def jobs_tagged(self, tag: str, *, mocks: bool = False) -> list[Job]:
-        """List the jobs with a tag; those on mock backends on request."""
-        ...
-
-    async def job(self, job_id: str) -> Job:
-        """Read a job's state."""
-        ...
-
-    async def job_input(self, job_id: str) -> dict[str, Any]:
-        """Read the `params` that the service kept; empty if it shows none."""
-        ...
-
-    def job_params(self, spec: JobSpec) -> dict[str, Any]:
-        """The `params` that would be sent."""
-        ...
-
-
 _memories: WeakKeyDictionary[asyncio.AbstractEventLoop, SubmissionMemory] = WeakKeyDictionary()
 
 
@@ -101,7 +80,7 @@ def submission_memory() -> SubmissionMemory:
 
 
 async def submit_or_attach(
-    service: SubmissionService,
+    service: Service,
     intent: Intent,
     *,
     scope: str = "",
@@ -151,8 +130,9 @@ async def submit_or_attach(
     )
     memory = submission_memory()
     machine = core.Submission(ask, memory, object())
-    hooks = _Hooks(before_post, on_bought, on_lost, key_history, note_accepted)
-    caller = _Caller(service, intent, machine, memory, hooks, clock, sleep)
+    caller = _Caller(
+        service, intent, machine, memory, before_post, on_bought, on_lost, key_history, note_accepted, clock, sleep
+    )
     try:
         return await caller.run()
     except BaseException:
@@ -166,26 +146,19 @@ async def _digest(intent: Intent) -> str | None:
     return intent.spec.digest() if is_small(intent.spec) else await asyncio.to_thread(intent.spec.digest)
 
 
-@dataclass(frozen=True, slots=True)
-class _Hooks:
-    """The caller's callbacks; see `submit_or_attach`."""
+@dataclass(slots=True)
+class _Caller:
+    """Carry out the core's decisions for one caller; see `submit_or_attach` for its callbacks."""
 
+    service: Service
+    intent: Intent
+    machine: core.Submission
+    memory: SubmissionMemory
     before_post: BeforePost | None
     on_bought: Callable[[JobRef], None] | None
     on_lost: Callable[[str], None] | None
     key_history: KeyHistory | None
     note_accepted: NoteAccepted | None
-
-
-@dataclass(slots=True)
-class _Caller:
-    """Carry out the core's decisions for one caller."""
-
-    service: SubmissionService
-    intent: Intent
-    machine: core.Submission
-    memory: SubmissionMemory
-    hooks: _Hooks
     clock: Callable[[], float]
     sleep: Callable[[float], Awaitable[None]]
     spec: JobSpec = field(init=False)
@@ -207,7 +180,7 @@ class _Caller:
                 case core.Post(key):
                     action = await complete_or_withdraw(self._create(key))
                 case core.Admit(key):
-                    allowed = await self.hooks.before_post(key) if self.hooks.before_post is not None else None
+                    allowed = await self.before_post(key) if self.before_post is not None else None
                     self.spec = allowed or self.intent.spec
                     action = self.machine.admitted(self.clock())
                 case core.AwaitOther(key):
@@ -235,18 +208,18 @@ class _Caller:
         return self.machine.other_settled(self.clock())
 
     async def _history(self, key: str) -> History:
-        assert self.hooks.key_history is not None  # noqa: S101  # else the core does not ask
+        assert self.key_history is not None  # noqa: S101  # else the core does not ask
         try:
-            return await self.hooks.key_history(key)
+            return await self.key_history(key)
         except Exception as error:  # only certainty shortens the search
             log.warning("Whether submission %s was sent before is not known: %r. Its job is searched for.", key, error)
             return History()
 
     async def _note_accepted(self) -> None:
-        if self.accepted is None or self.hooks.note_accepted is None:
+        if self.accepted is None or self.note_accepted is None:
             return
         try:
-            await self.hooks.note_accepted(*self.accepted)
+            await self.note_accepted(*self.accepted)
         except Exception as error:  # a job that was submitted is returned
             log.warning("The acceptance of submission %s could not be recorded: %r", self.accepted[0], error)
 
@@ -311,8 +284,8 @@ class _Caller:
         return action
 
     def _lost(self, key: str) -> None:
-        if self.hooks.on_lost is not None:
-            self.hooks.on_lost(key)
+        if self.on_lost is not None:
+            self.on_lost(key)
 
     async def _post(self, key: str) -> core.Action:
         """Send the request and report its outcome."""
@@ -340,8 +313,8 @@ class _Caller:
         ref = ref.model_copy(update={"submission_key": key, "tags": tags})
         action = self.machine.posted(self.clock(), ref)
         self.accepted = key, ref.id
-        if self.hooks.on_bought is not None:
-            self.hooks.on_bought(ref)
+        if self.on_bought is not None:
+            self.on_bought(ref)
         return action
 
 

@@ -65,16 +65,6 @@ def job_not_found(job_id: str) -> ApiError:
     return ApiError(404, 1291, f"Job not found. Job ID: {job_id}", "Check the job ID and the instance.")
 
 
-def unknown_session(session_id: str) -> ApiError:
-    """Return the error for a session that does not exist for this caller: 404."""
-    return ApiError(404, "not_found", f"unknown session: {session_id}")
-
-
-def unknown_backend(name: str) -> ApiError:
-    """Return the error for a device that does not exist: 404."""
-    return ApiError(404, "not_found", f"device not found: {name}")
-
-
 # Sent if a fault or the framework gives a status and no text of its own.
 DEFAULT_MESSAGES: dict[int, tuple[int | str, str]] = {
     400: (1208, "The request is not valid."),

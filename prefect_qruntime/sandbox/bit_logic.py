@@ -30,10 +30,6 @@ class BitLogic:
         self._bits_of = bits_of
         self._nodes = 0
 
-    def truth(self, expression: Any) -> Any:
-        """Return a condition as one bit."""
-        return self.compile(expression)[0]
-
     def compile(self, node: Any) -> Bits:
         """Return the bits of an expression."""
         from qiskit.circuit.classical import expr
@@ -52,7 +48,7 @@ class BitLogic:
             return self._index(node)
         elif isinstance(node, expr.Binary):
             return self._binary(node)
-        raise InputError(f"The classical expression {_name(node)} cannot be simulated.")
+        raise InputError(f"The classical expression {type(node).__name__.lower()} cannot be simulated.")
 
     def equal(self, left: Bits, right: Bits) -> Any:
         """Return whether two values of one width are equal."""
@@ -191,7 +187,3 @@ def _width(kind: Any) -> int:
     if kind.kind.__name__ == "Uint":
         return int(kind.width)
     raise InputError(f"Classical values of type {kind} cannot be simulated.")
-
-
-def _name(node: Any) -> str:
-    return type(node).__name__.lower()

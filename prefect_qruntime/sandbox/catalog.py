@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import orjson
 
-from prefect_qruntime.sandbox.api_errors import ApiError, unknown_backend
+from prefect_qruntime.sandbox.api_errors import ApiError
 from prefect_qruntime.sandbox.clock import iso
 
 ONLINE, PAUSED, OFFLINE = "online", "paused", "offline"
@@ -48,10 +48,8 @@ class Backend:
     queue_time: float | None = None
     run_time: float | None = None
     pending: int = 0
-    initial_status: str = field(default="")
 
     def __post_init__(self) -> None:
-        self.initial_status = self.status
         self.gates = tuple(self.gates)
 
     @property
@@ -131,7 +129,7 @@ class Catalog:
         """Return a backend or raise the service's 404."""
         backend = self.backends.get(name)
         if backend is None:
-            raise unknown_backend(name)
+            raise ApiError(404, "not_found", f"device not found: {name}")
         return backend
 
     def calibration(self, backend: Backend, calibration_id: str | None) -> str:

@@ -75,11 +75,7 @@ class Clock:
         self._service, self._real = now, time.monotonic()
         self._disarm()
         if due:
-            timer = heapq.heappop(self._heap)[2]
-            call, args = timer.call, timer.args
-            timer.cancel()
-            if call is not None:
-                call(*args)
+            self._call_first()
         self._arm()
         return due
 
@@ -132,17 +128,19 @@ class Clock:
         self._armed = when
         self._handle = self._loop.call_later(max(0.0, (when - self.now()) / self._scale), self._fire)
 
+    def _call_first(self) -> None:
+        timer = heapq.heappop(self._heap)[2]
+        call, args = timer.call, timer.args
+        timer.cancel()
+        if call is not None:
+            call(*args)
+
     def _fire(self) -> None:
-        self._handle = None
-        self._armed = float("inf")
+        self._disarm()
         # The loop may be a clock tick early; timers that are due within that tick are due.
         now = self.now() + 1e-6
         while self._heap and self._heap[0][0] <= now:
-            timer = heapq.heappop(self._heap)[2]
-            call, args = timer.call, timer.args
-            if call is not None:
-                timer.cancel()
-                call(*args)
+            self._call_first()
         self._arm()
 
 

@@ -20,6 +20,8 @@ class ControlActions:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self.add_fault, self.faults, self.clear_faults = service.faults.add, service.faults.view, service.faults.clear
+        self.revoke_tokens, self.now, self.reset = service.accounts.revoke_tokens, service.clock.now, service.reset
 
     def connection(self) -> dict[str, Any]:
         """Return the keys and CRNs, for clients in other processes."""
@@ -61,18 +63,6 @@ class ControlActions:
     def clear_journal(self) -> None:
         """Clear the journal."""
         self._service.journal.clear()
-
-    def add_fault(self, **fields: Any) -> int:
-        """Add a fault and return its id."""
-        return self._service.faults.add(**fields)
-
-    def faults(self) -> list[dict[str, Any]]:
-        """Return the faults that have not fired yet."""
-        return self._service.faults.view()
-
-    def clear_faults(self) -> None:
-        """Remove all faults."""
-        self._service.faults.clear()
 
     def set_option(self, name: str, value: Any) -> None:
         """Change an option."""
@@ -121,18 +111,11 @@ class ControlActions:
         """Add a backend and its mock backend."""
         self._service.catalog.add(Backend(name, qubits, noisy, tuple(basis_gates or ())))
 
-    def script_job(
-        self,
-        status: str = "Failed",
-        reason: str = "",
-        reason_code: int | None = None,
-        results_text: str | None = None,
-        times: int = 1,
-    ) -> None:
+    def script_job(self, times: int = 1, **fields: Any) -> None:
         """Decide how the next created jobs end."""
         if times < 1:
             raise ValueError("times must be at least 1")
-        self._service.scripts.append(Script(status, reason, reason_code, results_text, times))
+        self._service.scripts.append(Script(times=times, **fields))
 
     def hold(self) -> None:
         """Keep every job in its state until `release`."""
@@ -161,10 +144,6 @@ class ControlActions:
                 raise ValueError(f"job {job_id} is still {job.status} after {timeout} s") from None
         return _job(job)
 
-    def revoke_tokens(self) -> None:
-        """Revoke all issued tokens."""
-        self._service.accounts.revoke_tokens()
-
     def set_usage(self, crn: str | None = None, consumed: float | None = None, limit: float | None = None) -> None:
         """Change what an instance has used and may use, in QPU seconds."""
         instance = self._service.accounts.instances[crn or self._service.accounts.crns[0]]
@@ -186,14 +165,6 @@ class ControlActions:
     def iam_calls(self) -> int:
         """Return how many tokens were requested."""
         return self._service.accounts.iam_calls
-
-    def now(self) -> float:
-        """Return the service's time."""
-        return self._service.clock.now()
-
-    def reset(self) -> None:
-        """Start over; see `Sandbox.reset`."""
-        self._service.reset()
 
     def _known(self, job_id: str) -> Job:
         job = self._service.jobs.get(job_id)

@@ -33,8 +33,8 @@ def control_routes(service: Service) -> list[Route]:
         if not hmac.compare_digest(request.headers.get(HEADER, "").encode(), service.control_token.encode()):
             return _refuse("the token of the control is missing or wrong", 403)
         name = request.path_params["name"]
-        method: Callable[..., Any] | None = getattr(actions, name, None) if _public(name) else None
-        if method is None:
+        method: Callable[..., Any] | None = None if name.startswith("_") else getattr(actions, name, None)
+        if not callable(method):
             return _refuse(f"no control method {name!r}", 404)
         try:
             fields = orjson.loads(await read_body(request, MAX_BODY) or b"{}")
@@ -46,10 +46,6 @@ def control_routes(service: Service) -> list[Route]:
         return json_response({"result": result})
 
     return [Route("/_control/{name}", act, methods=["POST"])]
-
-
-def _public(name: str) -> bool:
-    return not name.startswith("_") and callable(getattr(ControlActions, name, None))
 
 
 def _refuse(message: str, status: int, kind: str = "ValueError") -> Response:

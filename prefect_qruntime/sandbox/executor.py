@@ -19,7 +19,6 @@ from prefect_qruntime.sandbox.primitives import bits_of, check_shots, readout_po
 from prefect_qruntime.sandbox.state import Run
 
 DEFAULT_VERSION = "v0.2"
-_ITEM_METADATA = ("scheduler_timing", "stretch_values")
 # Durations in `dt`; the times of real devices are of this order.
 _DURATIONS = {"barrier": 0, "rz": 0, "delay": 0, "measure": 4600, "reset": 4600}
 _ONE_QUBIT, _MORE_QUBITS = 144, 360
@@ -75,8 +74,9 @@ def executor(params: dict[str, Any], run: Run) -> tuple[dict[str, Any], int]:
         check_shots(shots, total)
         results = _results(points, shots, program.get("meas_level", "classified"), run, run.seed + number)
         written = {key: tensors.write(values, version.packed) for key, values in results.items()}
-        metadata = _metadata(points.circuit, params["options"]) if version.metadata else None
-        data.append({"results": written, "metadata": metadata})
+        asked = params["options"] if version.metadata else {}
+        metadata = {name: make(points.circuit) for name, make in _METADATA.items() if asked.get(name)}
+        data.append({"results": written, "metadata": metadata if version.metadata else None})
     timing = _chunks(items, sizes, run, version)
     answer: dict[str, Any] = {"schema_version": name, "data": data, "metadata": {"chunk_timing": timing}}
     for passed in ("passthrough_data", "semantic_role"):
@@ -153,11 +153,6 @@ def _results(points: _Points, shots: int, level: str, run: Run, seed: int) -> di
     return results | points.extras
 
 
-def _metadata(circuit: Any, options: dict[str, Any]) -> dict[str, Any]:
-    makers = (schedule, stretches)
-    return {name: make(circuit) for name, make in zip(_ITEM_METADATA, makers, strict=True) if options.get(name)}
-
-
 def schedule(circuit: Any) -> dict[str, Any]:
     """Return the circuit's timing as comma-separated text, one line for each instruction and qubit, and its length."""
     free = [0] * circuit.num_qubits
@@ -181,6 +176,9 @@ def stretches(circuit: Any) -> list[dict[str, Any]]:
     return [{"name": stretch.name, "value": 0, "remainder": 0, "expanded_values": []} for stretch in found]
 
 
+_METADATA: dict[str, Callable[[Any], Any]] = {"scheduler_timing": schedule, "stretch_values": stretches}
+
+
 def _chunks(items: list[Any], sizes: list[int], run: Run, version: _Version) -> list[dict[str, Any]]:
     """Lay the chunks of all items end to end over the job's time on the QPU; `auto` is one chunk for an item."""
     chunks: list[tuple[int, int, int]] = []
@@ -192,13 +190,10 @@ def _chunks(items: list[Any], sizes: list[int], run: Run, version: _Version) -> 
     for number, start, stop in chunks:
         part: dict[str, Any] = {"idx_item": number, "size": stop - start}
         if version.placed:
-            dimensions = len(items[number].get("shape", ())) or _dimensions(items[number])
+            arguments = items[number].get("circuit_arguments", {})
+            dimensions = len(items[number].get("shape", ())) or max(0, len(arguments.get("shape", ())) - 1)
             part |= {"permutation": list(range(dimensions)), "element_range": [start, stop, 1]}
         begin, done = done, done + stop - start
         moments = (iso(run.started + run.duration * share / total) for share in (begin, done))
         timing.append({**dict(zip(("start", "stop"), moments, strict=True)), "parts": [part]})
     return timing
-
-
-def _dimensions(item: dict[str, Any]) -> int:
-    return max(0, len(item.get("circuit_arguments", {}).get("shape", ())) - 1)

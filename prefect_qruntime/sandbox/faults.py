@@ -15,20 +15,36 @@ class Fault:
     """One injected fault; see `Control.add_fault` for the meaning of the fields."""
 
     id: int
-    method: str | None
-    path: str
-    status: int | None
-    body: Any
-    headers: dict[str, str] | None
-    retry_after: int | float | str | None
-    delay: float
-    drop: str | None
-    after_handler: bool
-    times: int | None
-    skip: int
-    ws_close: int | None
-    ws_silence: bool
+    method: str | None = None
+    path: str = "*"
+    status: int | None = None
+    body: Any = None
+    headers: dict[str, str] | None = None
+    retry_after: int | float | str | None = None
+    delay: float = 0.0
+    drop: str | None = None
+    after_handler: bool = False
+    times: int | None = 1
+    skip: int = 0
+    ws_close: int | None = None
+    ws_silence: bool = False
     fired: int = 0
+
+    def __post_init__(self) -> None:
+        if self.drop not in _DROPS:
+            raise ValueError(f"drop must be one of {_DROPS}, not {self.drop!r}")
+        if self.status is not None and not 200 <= self.status <= 599:
+            raise ValueError(f"status must be within 200..599, not {self.status}")
+        if self.ws_close is not None and not 1000 <= self.ws_close <= 4999:
+            raise ValueError(f"ws_close must be within 1000..4999, not {self.ws_close}")
+        if (self.times is not None and self.times < 1) or self.skip < 0 or self.delay < 0:
+            raise ValueError("times must be at least 1, skip and delay at least 0")
+        answers = self.status is not None
+        if (self.body is not None or self.headers or self.retry_after is not None) and not answers:
+            raise ValueError("body, headers and retry_after need a status")
+        if not answers and self.drop is None and self.ws_close is None and not self.ws_silence and not self.delay:
+            raise ValueError("the fault does nothing: give status, delay, drop, ws_close or ws_silence")
+        self.method = self.method.upper() if self.method else None
 
 
 class FaultBook:
@@ -38,57 +54,14 @@ class FaultBook:
         self._faults: list[Fault] = []
         self._last_id = 0
 
-    def add(
-        self,
-        method: str | None = None,
-        path: str = "*",
-        *,
-        status: int | None = None,
-        body: Any = None,
-        headers: dict[str, str] | None = None,
-        retry_after: int | float | str | None = None,
-        delay: float = 0.0,
-        drop: str | None = None,
-        after_handler: bool = False,
-        times: int | None = 1,
-        skip: int = 0,
-        ws_close: int | None = None,
-        ws_silence: bool = False,
-    ) -> int:
+    def add(self, **fields: Any) -> int:
         """Add a fault and return its id.
 
         Raises:
             ValueError: If the combination makes no sense.
         """
-        if drop not in _DROPS:
-            raise ValueError(f"drop must be one of {_DROPS}, not {drop!r}")
-        if status is not None and not 200 <= status <= 599:
-            raise ValueError(f"status must be within 200..599, not {status}")
-        if ws_close is not None and not 1000 <= ws_close <= 4999:
-            raise ValueError(f"ws_close must be within 1000..4999, not {ws_close}")
-        if (times is not None and times < 1) or skip < 0 or delay < 0:
-            raise ValueError("times must be at least 1, skip and delay at least 0")
-        if (body is not None or headers or retry_after is not None) and status is None:
-            raise ValueError("body, headers and retry_after need a status")
-        if status is None and drop is None and ws_close is None and not ws_silence and not delay:
-            raise ValueError("the fault does nothing: give status, delay, drop, ws_close or ws_silence")
-        self._last_id += 1
-        fault = Fault(
-            id=self._last_id,
-            method=method.upper() if method else None,
-            path=path,
-            status=status,
-            body=body,
-            headers=headers,
-            retry_after=retry_after,
-            delay=delay,
-            drop=drop,
-            after_handler=after_handler,
-            times=times,
-            skip=skip,
-            ws_close=ws_close,
-            ws_silence=ws_silence,
-        )
+        fault = Fault(self._last_id + 1, **fields)
+        self._last_id = fault.id
         self._faults.append(fault)
         return fault.id
 

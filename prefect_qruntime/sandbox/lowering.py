@@ -51,10 +51,8 @@ def _needs_lowering(circuit: Any, known: frozenset[str]) -> bool:
 def _is_own(item: Any, known: frozenset[str]) -> bool:
     """Whether an instruction only has the name of a gate that the simulator knows."""
     operation = item.operation
-    return operation.name in known and not item.is_standard_gate() and _is_defined_gate(operation)
-
-
-def _is_defined_gate(operation: Any) -> bool:
+    if operation.name not in known or item.is_standard_gate():
+        return False
     from qiskit.circuit import Gate
 
     return isinstance(operation, Gate) and operation.definition is not None
@@ -149,7 +147,7 @@ class _Lowering:
         from qiskit.circuit import ClassicalRegister
 
         if not isinstance(condition, tuple):
-            return self._logic.truth(condition)
+            return self._logic.compile(condition)[0]
         target, value = condition
         bits = [self._bit(bit) for bit in (target if isinstance(target, ClassicalRegister) else [target])]
         return self._logic.equal(bits, [bool(int(value) >> place & 1) for place in range(len(bits))])
@@ -231,7 +229,7 @@ class _Lowering:
 
     def _store(self, lvalue: Any, bits: Bits) -> None:
         """Write all bits at once: they may depend on those that are overwritten."""
-        targets = [variable.var for bit in self._compiled_lvalue(lvalue) for variable in [bit]]
+        targets = [bit.var for bit in self._compiled_lvalue(lvalue)]
         values = bits if len(bits) == 1 or all(isinstance(bit, bool) for bit in bits) else self._keep(bits)
         self._write(targets, values)
 

@@ -54,12 +54,7 @@ class SandboxMiddleware:
         scope["sandbox.dialect"] = dialect
         fault = service.faults.match(method, bare)
         if fault is None:
-
-            async def noting(message: Message) -> None:
-                _note(entry, message)
-                await send(message)
-
-            await self._app(scope, receive, noting)
+            await self._app(scope, receive, _noting(entry, send))
             return
         entry.fault = fault.id
         if kind == "http":
@@ -105,12 +100,15 @@ class SandboxMiddleware:
                 await send({**message, "type": f"websocket.{message['type']}"})
             return
         scope["sandbox.fault"] = fault
+        await self._app(scope, receive, _noting(entry, send))
 
-        async def noting(message: Message) -> None:
-            _note(entry, message)
-            await send(message)
 
-        await self._app(scope, receive, noting)
+def _noting(entry: Entry, send: Send) -> Send:
+    async def noting(message: Message) -> None:
+        _note(entry, message)
+        await send(message)
+
+    return noting
 
 
 def _note(entry: Entry, message: Message) -> None:

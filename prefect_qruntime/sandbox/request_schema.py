@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from prefect_qruntime.redact import many
 from prefect_qruntime.sandbox.api_errors import ApiError, invalid
 
 _SHOWN = 80
@@ -158,22 +159,18 @@ _RULES: dict[str, Callable[[Any], str]] = {
     "minimum": lambda bound: f"be at least {bound}",
     "maximum": lambda bound: f"be at most {bound}",
     "exclusiveMinimum": lambda bound: f"be above {bound}",
-    "minLength": lambda bound: f"have at least {_counted(bound, 'character')}",
-    "maxLength": lambda bound: f"have at most {_counted(bound, 'character')}",
-    "minItems": lambda bound: f"have at least {_counted(bound, 'item')}",
-    "maxItems": lambda bound: f"have at most {_counted(bound, 'item')}",
+    "minLength": lambda bound: f"have at least {many(bound, 'character')}",
+    "maxLength": lambda bound: f"have at most {many(bound, 'character')}",
+    "minItems": lambda bound: f"have at least {many(bound, 'item')}",
+    "maxItems": lambda bound: f"have at most {many(bound, 'item')}",
 }
-
-
-def _counted(number: int, unit: str) -> str:
-    return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
 
 
 def _short(value: Any) -> str:
     """Show a value within a message; long ones are cut, lists and objects are only counted."""
     if isinstance(value, list):
-        return f"a list of {_counted(len(value), 'item')}"
+        return f"a list of {many(len(value), 'item')}"
     if isinstance(value, dict):
-        return f"an object with {_counted(len(value), 'key')}"
+        return f"an object with {many(len(value), 'key')}"
     text = repr(value) if not isinstance(value, str) else repr(value[: _SHOWN + 1])
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"

@@ -178,7 +178,7 @@ class Runner:
         job.status, job.reason, job.reason_code, job.solution = status, reason, code, solution
         job.ended = now
         self._parked.pop(job.id, None)
-        self._simulator.cancel(job)
+        self._simulator.cancel(job.id)
         for timer in (job.timer, job.cancel_timer):
             if timer is not None:
                 timer.cancel()

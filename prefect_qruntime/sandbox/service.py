@@ -15,7 +15,7 @@ import orjson
 
 from prefect_qruntime.sandbox import control_token
 from prefect_qruntime.sandbox.accounts import Accounts, Instance, User
-from prefect_qruntime.sandbox.api_errors import ApiError, invalid, job_not_found, unknown_session
+from prefect_qruntime.sandbox.api_errors import ApiError, invalid, job_not_found
 from prefect_qruntime.sandbox.catalog import OFFLINE, Catalog
 from prefect_qruntime.sandbox.clock import Clock, iso
 from prefect_qruntime.sandbox.encoding import INSTALL
@@ -325,7 +325,7 @@ class Service:
         """
         session = self.sessions.sessions.get(session_id)
         if session is None or session.crn != instance.crn or session.user_id != user.id:
-            raise unknown_session(session_id)
+            raise ApiError(404, "not_found", f"unknown session: {session_id}")
         return session
 
     def _check_dedicated(self, mode: str) -> None:

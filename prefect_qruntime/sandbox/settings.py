@@ -77,14 +77,9 @@ class Settings:
     idle_close: float = 1800.0
 
     def __post_init__(self) -> None:
-        for name in _NON_NEGATIVE:
-            _number(name, getattr(self, name), minimum=0.0, exclusive=False)
-        for name in _POSITIVE:
-            _number(name, getattr(self, name), minimum=0.0, exclusive=True)
-        if self.create_limit is not None:
-            _number("create_limit", self.create_limit, minimum=0.0, exclusive=False)
-        if self.usage_limit_seconds is not None:
-            _number("usage_limit_seconds", self.usage_limit_seconds, minimum=0.0, exclusive=False)
+        limits = [name for name in ("create_limit", "usage_limit_seconds") if getattr(self, name) is not None]
+        for name in (*_NON_NEGATIVE, *_POSITIVE, *limits):
+            _number(name, getattr(self, name), positive=name in _POSITIVE)
         if self.websocket not in (True, False, "both"):
             raise ValueError(f"websocket must be True, False or 'both', not {self.websocket!r}")
 
@@ -102,8 +97,8 @@ class Settings:
 OPTION_NAMES = frozenset(field.name for field in fields(Settings))
 
 
-def _number(name: str, value: Any, *, minimum: float, exclusive: bool) -> None:
+def _number(name: str, value: Any, *, positive: bool) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
         raise ValueError(f"{name} must be a number, not {value!r}")
-    if value < minimum or (exclusive and value == minimum):
-        raise ValueError(f"{name} must be {'above' if exclusive else 'at least'} {minimum:g}, not {value!r}")
+    if value < 0 or (positive and value == 0):
+        raise ValueError(f"{name} must be {'above' if positive else 'at least'} 0, not {value!r}")

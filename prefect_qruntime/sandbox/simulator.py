@@ -49,18 +49,15 @@ class Simulator:
     def stop(self) -> None:
         """Cancel all simulations."""
         for job_id in list(self._tasks):
-            self._cancel(job_id)
+            self.cancel(job_id)
 
     @property
     def busy(self) -> bool:
         """Whether a simulation is under way."""
         return bool(self._tasks)
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job_id: str) -> None:
         """Cancel the simulation of a job, if it has one."""
-        self._cancel(job.id)
-
-    def _cancel(self, job_id: str) -> None:
         task = self._tasks.pop(job_id, None)
         if task is not None:
             worker_process().cancel(task)
@@ -98,6 +95,6 @@ class Simulator:
             with contextlib.suppress(RuntimeError):  # The loop is closed: the sandbox was stopped.
                 loop.call_soon_threadsafe(finish, outcome)
 
-        self._cancel(job.id)
+        self.cancel(job.id)
         task = self._tasks[job.id] = Task(request, report, limit=float(job.cost) or None)
         worker_process().submit(task)

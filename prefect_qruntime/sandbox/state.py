@@ -53,7 +53,7 @@ class Run:
 class Script:
     """The outcome that a test asks for the next created jobs."""
 
-    status: str
+    status: str = FAILED
     reason: str = ""
     reason_code: int | None = None
     results_text: str | None = None

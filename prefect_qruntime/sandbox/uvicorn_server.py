@@ -25,6 +25,18 @@ class _Config(uvicorn.Config):
     service: Service
 
 
+def _put_into_scope(protocol: Any) -> None:
+    """Let the app find the protocol in the scope, and the protocol log by our logger."""
+    protocol.logger = _logger
+    inner = protocol.app
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scope["sandbox.protocol"] = protocol
+        await inner(scope, receive, send)
+
+    protocol.app = app
+
+
 class _Http(H11Protocol):
     """HTTP protocol that puts itself into the scope, so that a fault can close the connection."""
 
@@ -32,15 +44,8 @@ class _Http(H11Protocol):
         super().__init__(*args, **kwargs)
         # Only here: uvicorn's own switch would silence every other server of the process.
         self.access_log = False
-        self.logger = _logger
         self.is_control = False
-        inner = self.app
-
-        async def app(scope: Any, receive: Any, send: Any) -> None:
-            scope["sandbox.protocol"] = self
-            await inner(scope, receive, send)
-
-        self.app = app
+        _put_into_scope(self)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Count the connection."""
@@ -55,14 +60,7 @@ class _Socket(WebSocketsSansIOProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.logger = _logger
-        inner = self.app
-
-        async def app(scope: Any, receive: Any, send: Any) -> None:
-            scope["sandbox.protocol"] = self
-            await inner(scope, receive, send)
-
-        self.app = app
+        _put_into_scope(self)
 
 
 class Server(uvicorn.Server):

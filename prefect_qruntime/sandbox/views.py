@@ -84,16 +84,22 @@ def usage_view(job: Job, dialect: str, version: str, now: float) -> dict[str, An
     seconds = usage_seconds(job, now)
     if dialect == LEGACY:
         return {"quantum_seconds": seconds, "seconds": seconds}
-    view: dict[str, Any] = {
-        "qpu_charge_time_seconds": seconds,
-        "status": "complete" if job.usage_final else "pending",
-    }
+    view = _charge(seconds, job)
     if version < NEW_USAGE_SINCE:
         view["quantum_seconds"] = view["seconds"] = seconds
     elif version < TIDY_USAGE_SINCE and job.outcome is not None:
         view["circuits_execution_time_ns"] = job.outcome.execution_ns
-    if job.unit_rate:
-        view["qpu_charge_ru"] = round(seconds * job.unit_rate, 6)
+    return view
+
+
+def _charge(seconds: float, of: Job | Session) -> dict[str, Any]:
+    """Return the QPU seconds of a job or session, whether they are final, and the resource units if it has a rate."""
+    view: dict[str, Any] = {
+        "qpu_charge_time_seconds": seconds,
+        "status": "complete" if of.usage_final else "pending",
+    }
+    if of.unit_rate:
+        view["qpu_charge_ru"] = round(seconds * of.unit_rate, 6)
     return view
 
 
@@ -185,13 +191,8 @@ def job_workload(job: Job, now: float) -> dict[str, Any]:
         "mode": "job",
         "status": _WORKLOAD_STATUS.get(job.status, "in_progress"),
         "tags": job.tags,
-        "usage": {
-            "qpu_charge_time_seconds": usage_seconds(job, now),
-            "status": "complete" if job.usage_final else "pending",
-        },
+        "usage": _charge(usage_seconds(job, now), job),
     }
-    if job.unit_rate:
-        view["usage"]["qpu_charge_ru"] = round(usage_seconds(job, now) * job.unit_rate, 6)
     if job.reason:
         view["status_reason"] = job.reason
     if job.ended is not None:
@@ -215,13 +216,8 @@ def session_workload(session: Session, now: float) -> dict[str, Any]:
         "status": status,
         "accepting_jobs": session.accepting_jobs,
         "tags": [],
-        "usage": {
-            "qpu_charge_time_seconds": session.charge(now),
-            "status": "complete" if session.usage_final else "pending",
-        },
+        "usage": _charge(session.charge(now), session),
     }
-    if session.unit_rate:
-        view["usage"]["qpu_charge_ru"] = round(session.charge(now) * session.unit_rate, 6)
     if session.closed is not None:
         view["ended"] = iso(session.closed)
     return view

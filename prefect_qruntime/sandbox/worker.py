@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib import import_module
 from typing import Any, BinaryIO
 
@@ -77,15 +78,8 @@ def _read(stream: BinaryIO) -> dict[str, Any] | None:
 
 
 def _write(stream: BinaryIO, outcome: Outcome) -> None:
-    body = outcome.body
-    fields = {
-        "status": outcome.status,
-        "reason": outcome.reason,
-        "reason_code": outcome.reason_code,
-        "solution": outcome.solution,
-        "text": outcome.text,
-        "execution_ns": outcome.execution_ns,
-    }
+    fields = asdict(outcome)
+    body = fields.pop("body")
     stream.write(orjson.dumps({"fields": fields, "size": None if body is None else len(body)}) + b"\n")
     if body is not None:
         stream.write(body)

@@ -37,6 +37,8 @@ __all__ = [
     "decode_array",
     "decode_value",
     "json_pieces",
+    "leaves",
+    "list_shape",
     "nested",
     "read_npy",
     "weight",
@@ -197,6 +199,20 @@ def nested(values: Sequence[Any], shape: tuple[int, ...]) -> Any:
         return list(values)
     step = math.prod(shape[1:])
     return [nested(values[place * step : (place + 1) * step], shape[1:]) for place in range(shape[0])]
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """The elements of nested lists in C order; the value itself if it is no list."""
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from leaves(item)
+    else:
+        yield value
+
+
+def list_shape(value: Any) -> tuple[int, ...]:
+    """Shape of nested lists, which must not be ragged; `()` for anything else."""
+    return (len(value), *(list_shape(value[0]) if value else ())) if isinstance(value, list) else ()
 
 
 def decode_array(value: Any, *, allowance: Allowance | None = None) -> NpyArray | list[Any] | int | str:

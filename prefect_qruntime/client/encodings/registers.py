@@ -16,7 +16,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 __all__ = ["HexRegister", "PackedRegister", "Register", "flat_index", "memory", "tally"]
 
@@ -29,28 +29,6 @@ _MANY_EMPTY = 1 << 24
 _MOST_DIGITS = 1 << 30
 _MOST_BITS = 1_000_000  # of one shot: a few bytes may name any number, and each outcome is written out
 _SAMPLE = 2048  # shots that show whether few outcomes dominate
-
-
-class Register(Protocol):
-    """One classical register of one PUB."""
-
-    @property
-    def num_bits(self) -> int:
-        """Bits of one shot."""
-        ...
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the PUB: `()` for a single point."""
-        ...
-
-    def keys(self, point: int) -> Sequence[Any]:
-        """One key for each shot, in order."""
-        ...
-
-    def number(self, key: Any) -> int:
-        """The bits of a key as an integer."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +144,10 @@ class PackedRegister:
         return _fitting(number, self.num_bits) if number >> self.num_bits else number
 
 
+Register = HexRegister | PackedRegister
+"""One classical register of one PUB; its shape is `()` for a single point."""
+
+
 def tally(registers: Sequence[Register], point: int) -> dict[str, int]:
     """Bitstring → number of shots, most frequent first; several registers are joined.
 
@@ -228,8 +210,6 @@ def flat_index(index: Any, shape: tuple[int, ...]) -> int:
 def _count(register: Register, point: int) -> Counter[Any]:
     if isinstance(register, HexRegister):
         return _count_digits(register, point) or Counter(register.keys(point))
-    if not isinstance(register, PackedRegister):
-        return Counter(register.keys(point))
     if register.row > 8:
         # Not through `keys`: a list of a million tuples costs more than counting them.
         return Counter(struct.iter_unpack(f"{register.row}s", register.part(point)))

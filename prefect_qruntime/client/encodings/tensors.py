@@ -11,12 +11,12 @@ import binascii
 import math
 import sys
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from zlib import compress
 
-from prefect_qruntime.client.encodings.arrays import Allowance, NpyArray
+from prefect_qruntime.client.encodings.arrays import Allowance, NpyArray, leaves
 
 __all__ = ["DTYPES", "Tensor", "bit_rows", "broadcast_places", "decode_tensor", "encode_tensor", "is_tensor"]
 
@@ -29,7 +29,6 @@ DTYPES: dict[str, tuple[str, int]] = {
 """Name on the wire → numpy's name and bytes of an element. v1.1 and older know f64, bool, u8 and c128 only."""
 
 _MAX_DIMENSIONS = 32
-_DIGITS = bytes(48 + (value & 1) for value in range(256))
 _FLAGS = bytes(int(value == 49) for value in range(256))
 
 
@@ -50,10 +49,10 @@ class Tensor:
     shape: tuple[int, ...]
     data: bytes
 
-    def encoded(self, *, compressed: bool = True) -> dict[str, Any]:
-        """The tensor as JSON: compressed for v2.0, not compressed for v1.1 and older."""
-        data = compress(self.data) if compressed else self.data
-        return {"data": base64.b64encode(data).decode(), "shape": list(self.shape), "dtype": self.dtype}
+    def encoded(self) -> dict[str, Any]:
+        """The tensor as JSON of v2.0."""
+        data = base64.b64encode(compress(self.data)).decode()
+        return {"data": data, "shape": list(self.shape), "dtype": self.dtype}
 
     def as_array(self) -> NpyArray:
         """The same values in numpy's layout, in which a boolean takes a byte."""
@@ -81,33 +80,18 @@ def is_tensor(value: Any) -> bool:
     )
 
 
-def encode_tensor(
-    values: Any, dtype: str = "f64", *, shape: Sequence[int] | None = None, compressed: bool = True
-) -> dict[str, Any]:
-    """Encode values as a tensor.
-
-    Args:
-        values: A number, nested lists of numbers, or the tensor's bytes, which then need a `shape`.
-        dtype: `f64`, `bool`, `u8` or `c128`.
-        shape: Shape of a flat list or of bytes; by default that of the nested lists.
-        compressed: Whether to compress, as v2.0 wants and older versions do not.
+def encode_tensor(values: Any, shape: Sequence[int]) -> dict[str, Any]:
+    """Encode nested lists of real numbers as a tensor.
 
     Raises:
-        ValueError: Ragged lists, a shape that does not fit, or a dtype that is not encoded.
+        ValueError: They do not fill the shape.
     """
-    if isinstance(values, bytes | bytearray):
-        if shape is None:
-            raise ValueError("bytes need a shape")
-        data = bytes(values)
-    else:
-        flat = list(_flat(values))
-        shape = _shape(values) if shape is None else shape
-        if math.prod(shape) != len(flat):
-            raise ValueError(f"{len(flat)} values do not fill the shape {tuple(shape)}")
-        data = _packed(flat, dtype)
-    found = Tensor(dtype, tuple(shape), data)
-    _check_size(found)
-    return found.encoded(compressed=compressed)
+    numbers = array("d", leaves(values))
+    if math.prod(shape) != len(numbers):
+        raise ValueError(f"{len(numbers)} values do not fill the shape {tuple(shape)}")
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return Tensor("f64", tuple(shape), numbers.tobytes()).encoded()
 
 
 def decode_tensor(value: Any, *, compressed: bool | None = None, allowance: Allowance | None = None) -> Tensor:
@@ -138,7 +122,8 @@ def decode_tensor(value: Any, *, compressed: bool | None = None, allowance: Allo
         found = Tensor(dtype, shape, own.inflate(text) if compressed and text else _plain(text, own))
     except ValueError as error:
         raise ValueError(f"{error}; its shape is {shape}, its dtype {dtype}") from None
-    _check_size(found)
+    if len(found.data) != size:
+        raise ValueError(f"a tensor of shape {shape} and dtype {dtype} has {len(found.data)} bytes")
     allowance.size -= size
     return found
 
@@ -221,41 +206,3 @@ def _plain(text: str, allowance: Allowance) -> bytes:
 def _bytes_of(dtype: str, shape: Sequence[int]) -> int:
     size = math.prod(shape)
     return (size + 7) // 8 if dtype == "bool" else size * DTYPES[dtype][1]
-
-
-def _check_size(tensor: Tensor) -> None:
-    if len(tensor.data) != _bytes_of(tensor.dtype, tensor.shape):
-        raise ValueError(f"a tensor of shape {tensor.shape} and dtype {tensor.dtype} has {len(tensor.data)} bytes")
-
-
-def _packed(flat: list[Any], dtype: str) -> bytes:
-    if dtype == "bool":
-        digits = bytes(map(bool, reversed(flat))).translate(_DIGITS)
-        return int(digits or b"0", 2).to_bytes((len(flat) + 7) // 8, "little")
-    if dtype == "u8":
-        return bytes(flat)
-    if dtype == "c128":
-        flat = [part for value in map(complex, flat) for part in (value.real, value.imag)]
-    elif dtype != "f64":
-        raise ValueError(f"tensors of dtype {dtype!r} are not encoded")
-    numbers = array("d", flat)
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return numbers.tobytes()
-
-
-def _flat(values: Any) -> Iterator[Any]:
-    if isinstance(values, list | tuple):
-        for value in values:
-            yield from _flat(value)
-    else:
-        yield values
-
-
-def _shape(values: Any) -> tuple[int, ...]:
-    if not isinstance(values, list | tuple):
-        return ()
-    shapes = {_shape(value) for value in values}
-    if len(shapes) > 1:
-        raise ValueError("ragged lists are not a tensor")
-    return (len(values), *(shapes.pop() if shapes else ()))

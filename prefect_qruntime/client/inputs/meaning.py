@@ -128,12 +128,9 @@ def _variables(circuit: Any) -> list[tuple[str, Any]]:
     for kind in ("input", "captured", "declared"):
         vars_of = getattr(circuit, f"iter_{kind}_vars", tuple)
         # A block captures variables in the order in which qiskit's sets have them.
-        found += [(kind, var) for var in (sorted(vars_of(), key=_name_of) if kind == "captured" else vars_of())]
+        ordered: Any = sorted(vars_of(), key=lambda var: str(var.name)) if kind == "captured" else vars_of()
+        found += [(kind, var) for var in ordered]
     return found
-
-
-def _name_of(var: Any) -> str:
-    return str(var.name)
 
 
 def _register_names(circuit: Any) -> dict[str, Any]:
@@ -237,7 +234,7 @@ class _Scope:
             indices, parameter, _ = op.params
             form += [self.value(indices), None if parameter is None else ["parameter", loops.name(parameter)]]
         elif type(op).__name__ == "SwitchCaseOp":
-            form += [self.value(op.target), [[self.value(case) for case in cases] for cases in _cases(op)]]
+            form += [self.value(op.target), [[self.value(case) for case in cases] for cases, _ in op.cases_specifier()]]
         elif type(op).__name__ in ("IfElseOp", "WhileLoopOp"):
             form.append(self._condition(op.condition))
         elif type(op).__name__ != "BoxOp":
@@ -305,10 +302,6 @@ def _modifier(modifier: Any) -> str:
     power = getattr(modifier, "power", None)
     # QPY writes the power 2 as 2.0.
     return repr(modifier) if power is None or power % 1 else f"PowerModifier(power={int(power)})"
-
-
-def _cases(op: Any) -> list[Any]:
-    return [cases for cases, _ in op.cases_specifier()]
 
 
 def _hashable(value: Any) -> bool:

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prefect_qruntime.client.encodings.arrays import list_shape
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.redact import many, nearest
 
@@ -27,7 +28,6 @@ __all__ = [
     "check_parameters",
     "is_bindings_array",
     "numbers",
-    "observable_shape",
     "points_shape",
     "shape_of",
 ]
@@ -291,11 +291,6 @@ def check_observables(value: Any, qubits: int | None, *, field: str) -> Any:
     return found
 
 
-def observable_shape(value: Any) -> tuple[int, ...]:
-    """Shape of checked observables; `()` for a single one."""
-    return (len(value), *observable_shape(value[0])) if isinstance(value, list) else ()
-
-
 def _one(value: Any, *, field: str, depth: int = 0) -> Any:
     if depth > MAX_AXES:
         raise InvalidInput(f"nested deeper than {MAX_AXES} levels", field=field)
@@ -314,7 +309,7 @@ def _one(value: Any, *, field: str, depth: int = 0) -> Any:
         if not value:
             raise InvalidInput("an empty list of observables", field=field)
         items = [_one(item, field=f"{field}[{place}]", depth=depth + 1) for place, item in enumerate(value)]
-        if len({observable_shape(item) for item in items}) > 1:
+        if len({list_shape(item) for item in items}) > 1:
             raise InvalidInput("nested lists of different shape", field=field)
         return items
     return _foreign(value, field=field, depth=depth)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prefect_qruntime.client.encodings.arrays import leaves, list_shape
 from prefect_qruntime.client.inputs.meaning import identity_of
 from prefect_qruntime.client.inputs.pub_values import (
     bindings_of,
@@ -28,7 +29,6 @@ from prefect_qruntime.client.inputs.pub_values import (
     check_order,
     check_parameters,
     is_bindings_array,
-    observable_shape,
     points_shape,
     shape_of,
 )
@@ -37,8 +37,8 @@ from prefect_qruntime.client.inputs.spec import Pub, check_precision, check_shot
 from prefect_qruntime.errors import InvalidInput
 
 __all__ = [
-    "MAX_QPY_VERSION",
     "Circuit",
+    "dump_qpy",
     "encode_array",
     "encode_qpy",
     "is_circuit_like",
@@ -55,12 +55,10 @@ __all__ = [
 ]
 
 
-MAX_QPY_VERSION = 17
-"""Newest QPY the service reads, as IBM's own client caps it; newer qiskit writes newer by default."""
-
+# The newest QPY that the service reads, as IBM's own client caps it; newer qiskit writes newer by default.
+_MAX_QPY_VERSION = 17
 _MAX_QPY_BYTES = 1 << 30
 _KEPT_BY_QPY = frozenset({"measure", "reset", "barrier", "store", "break_loop", "continue_loop"})
-_MEASURE_IT = "Measure into a classical register, in OpenQASM 3 by `c = measure q;`."
 
 _MOST = {"sampler": 3, "estimator": 4}
 _FORM = {
@@ -132,12 +130,8 @@ def read_circuit(value: Any, *, sampler: bool, field: str) -> Circuit:
                 field=field,
                 solution="Correct it there or just before; each statement ends with a semicolon.",
             )
-        if sampler and not program.registers:
-            raise InvalidInput("no classical register: the sampler returns what is measured into one", field=field)
-        if sampler and not program.measures:
-            raise InvalidInput(
-                "nothing is measured, so the sampler would return nothing", field=field, solution=_MEASURE_IT
-            )
+        if sampler:
+            _check_measured(bool(program.registers), program.measures, field=field)
         return Circuit(
             with_version(text),
             program.inputs,
@@ -155,6 +149,17 @@ def read_circuit(value: Any, *, sampler: bool, field: str) -> Circuit:
         "or a QuantumCircuit",
         field=field,
     )
+
+
+def _check_measured(registers: bool, measures: bool, *, field: str) -> None:
+    if not registers:
+        raise InvalidInput("no classical register: the sampler returns what is measured into one", field=field)
+    if not measures:
+        raise InvalidInput(
+            "nothing is measured, so the sampler would return nothing",
+            field=field,
+            solution="Measure into a classical register, in OpenQASM 3 by `c = measure q;`.",
+        )
 
 
 def load_qpy(encoded: dict[str, Any], *, field: str) -> Any:
@@ -201,12 +206,8 @@ def load_qasm(text: str, *, field: str) -> Any:
 
 def _from_qiskit(circuit: Any, *, sampler: bool, field: str) -> Circuit:
     loose = tuple(str(place) for place, bit in enumerate(circuit.clbits) if not circuit.find_bit(bit).registers)
-    if sampler and not circuit.cregs and not loose:
-        raise InvalidInput("no classical register: the sampler returns what is measured into one", field=field)
-    if sampler and not _measures(circuit):
-        raise InvalidInput(
-            "nothing is measured, so the sampler would return nothing", field=field, solution=_MEASURE_IT
-        )
+    if sampler:
+        _check_measured(bool(circuit.cregs or loose), _measures(circuit), field=field)
     plain, identity = write_qpy(circuit, field=field)
     if len(plain) > _MAX_QPY_BYTES:
         raise InvalidInput("larger than the service's input limit", field=field)
@@ -233,12 +234,7 @@ def write_qpy(circuit: Any, *, field: str) -> tuple[bytes, dict[str, str] | None
     """
     from qiskit import qpy
 
-    target = io.BytesIO()
-    try:
-        qpy.dump(circuit, target, version=min(MAX_QPY_VERSION, qpy.QPY_VERSION))
-    except Exception as error:
-        raise InvalidInput(f"cannot be written as QPY: {type(error).__name__}: {error}", field=field) from None
-    plain = target.getvalue()
+    plain, _ = dump_qpy(circuit, field=field)
     doubtful = list(dict.fromkeys(_doubtful_in_qpy(circuit)))
     written = identity_of(circuit, plain) if doubtful else None
     if written is not None:
@@ -255,6 +251,22 @@ def write_qpy(circuit: Any, *, field: str) -> tuple[bytes, dict[str, str] | None
                 "send OpenQASM 3 text.",
             )
     return plain, written
+
+
+def dump_qpy(circuits: Any, *, field: str) -> tuple[bytes, int]:
+    """One or several `QuantumCircuit` as QPY, and its version: the newest that qiskit writes and the service reads.
+
+    Raises:
+        InvalidInput: One cannot be written.
+    """
+    from qiskit import qpy
+
+    target, version = io.BytesIO(), min(_MAX_QPY_VERSION, qpy.QPY_VERSION)
+    try:
+        qpy.dump(circuits, target, version=version)
+    except Exception as error:
+        raise InvalidInput(f"cannot be written as QPY: {type(error).__name__}: {error}", field=field) from None
+    return target.getvalue(), version
 
 
 def _doubtful_in_qpy(circuit: Any) -> Iterator[str]:
@@ -328,21 +340,13 @@ def encode_array(values: Any) -> dict[str, str]:
     # multiple of 64 bytes, ending in a newline.
     pad = -(10 + len(header) + 1) % 64
     head = (header + " " * pad + "\n").encode("latin-1")
-    data = array("d", [values] if not shape else _flat(values))
+    data = array("d", leaves(values))
     if len(data) != math.prod(shape):
         raise ValueError("ragged parameter values")
     if sys.byteorder == "big":
         data.byteswap()
     npy = b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head + data.tobytes()
     return {"__type__": "ndarray", "__value__": base64.b64encode(zlib.compress(npy)).decode()}
-
-
-def _flat(values: list[Any]) -> Iterator[float]:
-    for value in values:
-        if isinstance(value, list):
-            yield from _flat(value)
-        else:
-            yield value
 
 
 def read_pubs(pubs: Any, *, program_id: str) -> tuple[Pub, ...]:
@@ -443,7 +447,7 @@ def _estimator_pub(parts: list[Any], field: str, seen: dict[int, tuple[Any, Circ
     read = _circuit(circuit, sampler=False, field=f"{field}.circuit", seen=seen)
     checked = check_observables(observables, read.qubits, field=f"{field}.observables")
     values = _parameters(parameters, read, field=f"{field}.parameters")
-    _check_broadcast(observable_shape(checked), points_shape(values, read.inputs), field=f"{field}.observables")
+    _check_broadcast(list_shape(checked), points_shape(values, read.inputs), field=f"{field}.observables")
     return Pub(
         circuit=read.wire,
         observables=checked,

@@ -24,6 +24,7 @@ from prefect_qruntime.client.inputs.spec import MAX_PAYLOAD_BYTES
 from prefect_qruntime.errors import InvalidInput
 
 __all__ = [
+    "PRAGMA",
     "Program",
     "constant_value",
     "limit_references",
@@ -34,17 +35,18 @@ __all__ = [
     "syntax_error",
     "text_of",
     "with_version",
+    "without_comments",
 ]
 
 _SKIPPED = re.compile(r"""("[^"\n]*"|'[^'\n]*')|//[^\n]*|/\*.*?(?:\*/|\Z)""", re.DOTALL)
-_PRAGMA = re.compile(r"^[ \t]*(?:@|#?pragma\b)[^\n]*", re.MULTILINE)
+PRAGMA = re.compile(r"^[ \t]*(?:@|#?pragma\b)[^\n]*", re.MULTILINE)
 _BRACE = re.compile(r"[{}]")
 _HEADER = re.compile(r"OPENQASM\s+([0-9]+)(?:\.[0-9]+)?\s*;")
 _CONST = re.compile(r"const\s+u?int(?:\s*\[[^\]]*\])?\s+(\w+)\s*=\s*(.+)", re.DOTALL)
-_BITS = re.compile(r"(?:output\s+)?bit(?:\s*\[([^\[\]]+)\]\s*|\s+)([^\W\d]\w*)\s*(?:=.*)?", re.DOTALL)
-_CREG = re.compile(r"creg\s+([^\W\d]\w*)\s*(?:\[([^\[\]]+)\])?")
-_QUBITS = re.compile(r"qubit(?:\s*\[([^\[\]]+)\]\s*|\s+)([^\W\d]\w*)")
-_QREG = re.compile(r"qreg\s+([^\W\d]\w*)\s*(?:\[([^\[\]]+)\])?")
+_BITS = re.compile(r"(?:output\s+)?bit(?:\s*\[(?P<size>[^\[\]]+)\]\s*|\s+)(?P<name>[^\W\d]\w*)\s*(?:=.*)?", re.DOTALL)
+_CREG = re.compile(r"creg\s+(?P<name>[^\W\d]\w*)\s*(?:\[(?P<size>[^\[\]]+)\])?")
+_QUBITS = re.compile(r"qubit(?:\s*\[(?P<size>[^\[\]]+)\]\s*|\s+)(?P<name>[^\W\d]\w*)")
+_QREG = re.compile(r"qreg\s+(?P<name>[^\W\d]\w*)\s*(?:\[(?P<size>[^\[\]]+)\])?")
 _INPUT = re.compile(r"input\s+(\w+)\s*(?:\[[^\]]*\])?\s*([^\W\d]\w*)")
 _MEASURE = re.compile(r"\bmeasure\b")
 _DECLARING = ("const", "bit", "output", "creg", "qubit", "qreg", "input")
@@ -272,18 +274,12 @@ def scan(text: str, *, field: str) -> Program:
             value = constant_value(match[2], constants)
             if value is not None:
                 constants[match[1]] = value
-        elif match := _BITS.fullmatch(statement):
-            registers.append((match[2], _size(match[1], constants)))
-            if match[1] is None:
-                scalars.append(match[2])
-        elif match := _CREG.fullmatch(statement):
-            registers.append((match[1], _size(match[2], constants)))
-            if match[2] is None:
-                scalars.append(match[1])
-        elif match := _QUBITS.fullmatch(statement):
-            wires.append((match[2], match[1], _size(match[1], constants)))
-        elif match := _QREG.fullmatch(statement):
-            wires.append((match[1], match[2], _size(match[2], constants)))
+        elif match := _BITS.fullmatch(statement) or _CREG.fullmatch(statement):
+            registers.append((match["name"], _size(match["size"], constants)))
+            if match["size"] is None:
+                scalars.append(match["name"])
+        elif match := _QUBITS.fullmatch(statement) or _QREG.fullmatch(statement):
+            wires.append((match["name"], match["size"], _size(match["size"], constants)))
         elif statement.startswith("input") and not statement[5:6].isalnum():
             match = _INPUT.fullmatch(statement)
             if match is None or match[1] not in ("float", "angle") or inputs is None:
@@ -312,12 +308,16 @@ def statements(text: str) -> Iterator[str]:
             yield statement
 
 
-def _without_comments(text: str) -> str:
-    # A byte order mark is no white space for str.strip, and some editors write one.
+def without_comments(text: str) -> str:
+    """The text without comments and without a byte order mark, which is no white space for `str.strip`."""
     bare = text.removeprefix("\ufeff")
-    if "/" in bare:
-        bare = _SKIPPED.sub(lambda match: match[1] or " ", bare)
-    return _PRAGMA.sub("", bare) if "@" in bare or "pragma" in bare else bare
+    return _SKIPPED.sub(lambda match: match[1] or " ", bare) if "/" in bare else bare
+
+
+def _without_comments(text: str) -> str:
+    """The text without comments, pragmas and annotations."""
+    bare = without_comments(text)
+    return PRAGMA.sub("", bare) if "@" in bare or "pragma" in bare else bare
 
 
 def _top_level(text: str) -> Iterator[str]:

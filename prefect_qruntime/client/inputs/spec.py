@@ -29,7 +29,10 @@ from prefect_qruntime.models import FLOW_TAG, KEY_TAG, is_mock
 
 __all__ = [
     "CIRCUIT_FORMS",
+    "DEFAULT_PRECISION",
+    "DEFAULT_SHOTS",
     "DIGEST_VERSION",
+    "IBM_CLIENT",
     "IBM_EXTRA",
     "MAX_PAYLOAD_BYTES",
     "RECIPE_AUTHOR",
@@ -66,6 +69,8 @@ MAX_USER_TAGS = 6
 MAX_TAG_LENGTH = 86
 MAX_SHOTS = 2**31 - 1
 MAX_EXECUTION_SECONDS = 10_800
+DEFAULT_SHOTS, DEFAULT_PRECISION = 4096, 0.015625
+"""The service's own, of the sampler and the estimator."""
 
 # A value in a URL path or a header must not contain characters with a meaning there.
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -84,7 +89,7 @@ RESTRICTED_NAMES = frozenset({"keys", "values", "items", "ndim", "shape", "size"
 """Names that qiskit's `DataBin` uses itself, so that a result's register cannot have them there."""
 
 _SHOWN = 5
-_CLIENT = "qiskit_ibm_runtime"
+IBM_CLIENT = "qiskit_ibm_runtime"
 IBM_EXTRA = "pip install 'prefect-qruntime[ibm]'"
 
 
@@ -418,7 +423,7 @@ def input_notices(spec: JobSpec) -> tuple[str, ...]:
 def has_ibm() -> bool:
     """Whether IBM's client with its client-side primitives is installed."""
     try:
-        import_module(f"{_CLIENT}.executor_sampler")
+        import_module(f"{IBM_CLIENT}.executor_sampler")
     except ImportError:
         return False
     return True
@@ -428,7 +433,7 @@ def is_quantum_program(value: Any) -> bool:
     """Whether a value is IBM's `QuantumProgram`, without importing IBM's client."""
     kinds = [
         getattr(sys.modules.get(module), "QuantumProgram", None)
-        for module in (f"{_CLIENT}.quantum_program", "samplomatic.quantum_program")
+        for module in (f"{IBM_CLIENT}.quantum_program", "samplomatic.quantum_program")
     ]
     return isinstance(value, tuple(kind for kind in kinds if isinstance(kind, type)))
 
@@ -478,7 +483,7 @@ def ibm_module(name: str, what: str) -> Any:
         InvalidInput: IBM's client is not installed; the extra that brings it is named.
     """
     try:
-        return import_module(f"{_CLIENT}.{name}")
+        return import_module(f"{IBM_CLIENT}.{name}")
     except ImportError:
         raise InvalidInput(f"{what} need IBM's own client: {IBM_EXTRA}", field="options") from None
 

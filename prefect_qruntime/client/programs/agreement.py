@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
+from prefect_qruntime.client.encodings.arrays import leaves
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import JobRef
 from prefect_qruntime.redact import many
@@ -240,7 +241,7 @@ def _compared(one: JobResult, other: JobResult, pub: int) -> Iterable[Comparison
         raise InvalidInput(f"{where} has other registers in the two results", field="results")
     estimator = one.is_estimator(pub)
     found = [
-        list(_leaves(result.expectation_values(pub) if estimator else result.counts_array(pub)))
+        list(leaves(result.expectation_values(pub) if estimator else result.counts_array(pub)))
         for result in (one, other)
     ]
     # An axis of one value changes no place; results of the legacy dialect have none.
@@ -275,21 +276,13 @@ def _in_order(counts: Mapping[str, int], registers: Mapping[str, int], names: Se
 
 def _errors(result: JobResult, pub: int, size: int) -> Sequence[float]:
     found = result.standard_errors(pub)
-    errors = [] if found is None else [abs(_number(value)) for value in _leaves(found)]
+    errors = [] if found is None else [abs(_number(value)) for value in leaves(found)]
     return errors if len(errors) == size else [math.nan] * size
 
 
 def _number(value: Any) -> float:
     """A number of a result, NaN for anything else."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-
-
-def _leaves(value: Any) -> Iterable[Any]:
-    if isinstance(value, list):
-        for item in value:
-            yield from _leaves(item)
-    else:
-        yield value
 
 
 def chi_squared_tail(statistic: float, freedom: int) -> float:

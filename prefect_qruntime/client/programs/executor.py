@@ -13,7 +13,7 @@ is reimplemented here. What IBM's client prepares is sent as it is, and what it 
 from __future__ import annotations
 
 import base64
-import io
+import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import orjson
 from pydantic import ValidationError
 
-from prefect_qruntime.client.encodings.arrays import NpyArray
+from prefect_qruntime.client.encodings.arrays import NpyArray, leaves
 from prefect_qruntime.client.encodings.tensors import encode_tensor
 from prefect_qruntime.client.inputs.options import (
     check_equivalents,
@@ -33,13 +33,15 @@ from prefect_qruntime.client.inputs.options import (
     program_options,
 )
 from prefect_qruntime.client.inputs.pub_values import check_parameters, points_shape
-from prefect_qruntime.client.inputs.pubs import MAX_QPY_VERSION, load_qasm, load_qpy, write_qpy
+from prefect_qruntime.client.inputs.pubs import dump_qpy, load_qasm, load_qpy, write_qpy
 from prefect_qruntime.client.inputs.qasm import scan, syntax_error
 from prefect_qruntime.client.inputs.spec import (
+    DEFAULT_PRECISION,
+    DEFAULT_SHOTS,
+    IBM_CLIENT,
     IBM_EXTRA,
     RECIPE_AUTHOR,
     RECIPE_VERSION,
-    CircuitForm,
     JobSpec,
     Pub,
     first_line,
@@ -72,10 +74,6 @@ __all__ = [
 
 SCHEMA_VERSION = "v2.0"
 
-_SAMPLER_SHOTS = 4096
-_PRECISION = 0.015625
-
-_CLIENT = "qiskit_ibm_runtime"
 _Found = TypeVar("_Found")
 # Options of the server's programs that IBM's client-side ones do not have, or have elsewhere; what of them would have
 # an effect is refused.
@@ -96,12 +94,11 @@ class _Item:
     arguments: dict[str, Any]
 
 
-def executor_params(spec: JobSpec, *, form: CircuitForm = "auto") -> dict[str, Any]:
+def executor_params(spec: JobSpec) -> dict[str, Any]:
     """The `params` of program `executor` for the PUBs of a checked submission. Deterministic and pure.
 
     Args:
         spec: A checked submission of program `sampler` or `estimator`.
-        form: How circuits travel. `auto`: as OpenQASM 3 if all PUBs are text that can go so, else as QPY.
 
     Raises:
         InvalidInput: Something that the executor cannot do: PUBs with different shots, options without an equivalent,
@@ -109,7 +106,7 @@ def executor_params(spec: JobSpec, *, form: CircuitForm = "auto") -> dict[str, A
     """
     shots = program_shots(spec)
     options = program_options(spec.options)
-    circuits = _circuits(spec, form)
+    circuits = _circuits(spec)
     texts = isinstance(circuits[0].form, str)
     estimator = spec.program_id == "estimator"
     items: list[_Item] = []
@@ -121,7 +118,7 @@ def executor_params(spec: JobSpec, *, form: CircuitForm = "auto") -> dict[str, A
             recipe.append(_measured_items(pub, circuit, shape, rows, items, field))
         else:
             recipe.append({"item": len(items), "shape": list(shape)})
-            items.append(_Item(circuit.form, _arguments(rows, shape, len(circuit.inputs))))
+            items.append(_Item(circuit.form, encode_tensor(rows, shape=(*shape, len(circuit.inputs)))))
     record: dict[str, Any] = {
         "by": RECIPE_AUTHOR,
         "version": RECIPE_VERSION,
@@ -164,12 +161,12 @@ def program_shots(spec: JobSpec) -> int:
         for place, pub in enumerate(spec.pubs):
             precision = pub.precision if pub.precision is not None else options.get("precision")
             if precision is None and common is None:
-                precision = options.get("default_precision") or _PRECISION
+                precision = options.get("default_precision") or DEFAULT_PRECISION
             field = f"pubs[{place}].precision" if pub.precision is not None else "options.precision"
             wanted.append(int(common or 0) if precision is None else shots_for(precision, field=field))
     else:
         part = "shots"
-        common = _SAMPLER_SHOTS if common is None else common
+        common = DEFAULT_SHOTS if common is None else common
         wanted = [pub.shots if pub.shots is not None else common for pub in spec.pubs]
     for place, shots in enumerate(wanted):
         if shots != wanted[0]:
@@ -183,11 +180,9 @@ def program_shots(spec: JobSpec) -> int:
     return wanted[0]
 
 
-def _circuits(spec: JobSpec, form: CircuitForm) -> list[_Circuit]:
+def _circuits(spec: JobSpec) -> list[_Circuit]:
     """The circuit of each PUB in one form; those of the estimator without their last measurements."""
-    if form not in ("auto", "openqasm3", "qpy"):
-        raise InvalidInput(f"must be 'auto', 'openqasm3' or 'qpy', not {form!r}", field="circuit_form")
-    text = all(isinstance(pub.circuit, str) for pub in spec.pubs)
+    form, text = spec.circuit_form, all(isinstance(pub.circuit, str) for pub in spec.pubs)
     estimator = spec.program_id == "estimator"
     if form == "openqasm3" or (form == "auto" and text):
         try:
@@ -310,29 +305,13 @@ def _points(values: Any, inputs: Sequence[str], *, field: str) -> tuple[tuple[in
     """Shape of a PUB's points, and the values of each one in the order of the inputs."""
     checked = check_parameters(values, inputs, field=field)
     shape = points_shape(checked, inputs) or ()
-    count = 1
-    for length in shape:
-        count *= length
     if checked is None or not inputs:
-        return shape, [[] for _ in range(count)]
+        return shape, [[] for _ in range(math.prod(shape))]
     if isinstance(checked, dict):
-        columns = [_numbers(checked[name]) for name in inputs]
+        columns = [leaves(checked[name]) for name in inputs]
         return shape, [list(row) for row in zip(*columns, strict=True)]
-    flat, width = _numbers(checked), len(inputs)
+    flat, width = list(leaves(checked)), len(inputs)
     return shape, [flat[start : start + width] for start in range(0, len(flat), width)]
-
-
-def _numbers(value: Any) -> list[float]:
-    if not isinstance(value, list):
-        return [value]
-    if value and not isinstance(value[0], list):
-        return value
-    return [number for item in value for number in _numbers(item)]
-
-
-def _arguments(rows: list[list[float]], shape: tuple[int, ...], width: int) -> dict[str, Any]:
-    flat = [number for row in rows for number in row]
-    return encode_tensor(flat, shape=(*shape, width))
 
 
 def _measured_items(
@@ -347,7 +326,7 @@ def _measured_items(
         measured, register = measure(circuit.form, group.basis, width, f"{field}.circuit")
         every = len(group.points) == len(rows)
         chosen = rows if every else [rows[point] for point in group.points]
-        arguments = _arguments(chosen, shape if every else (len(chosen),), len(circuit.inputs))
+        arguments = encode_tensor(chosen, shape=(*(shape if every else (len(chosen),)), len(circuit.inputs)))
         groups.append({"item": len(items), "register": register, "qubits": list(group.basis)})
         if not every:
             groups[-1]["points"] = group.points
@@ -370,8 +349,6 @@ def _text_measurement(text: str, basis: dict[int, str], width: int, field: str) 
 
 
 def _circuit_measurement(circuit: Any, basis: dict[int, str], width: int, field: str) -> tuple[Any, str]:
-    import math
-
     from qiskit.circuit import ClassicalRegister
 
     if width != circuit.num_qubits:
@@ -394,15 +371,8 @@ def _circuit_measurement(circuit: Any, basis: dict[int, str], width: int, field:
 
 
 def _qpy(circuits: list[Any]) -> dict[str, Any]:
-    from qiskit import qpy
-
-    version = min(MAX_QPY_VERSION, qpy.QPY_VERSION)
-    target = io.BytesIO()
-    try:
-        qpy.dump(circuits, target, version=version)
-    except Exception as error:
-        raise InvalidInput(f"cannot be written as QPY: {type(error).__name__}: {error}", field="pubs") from None
-    data = base64.b64encode(zlib.compress(target.getvalue())).decode()
+    plain, version = dump_qpy(circuits, field="pubs")
+    data = base64.b64encode(zlib.compress(plain)).decode()
     return {"b64_data": data, "qpy_version": version, "num_programs": len(circuits)}
 
 
@@ -483,8 +453,8 @@ def estimator_pub(raw: Mapping[str, Any], place: int) -> tuple[dict[str, Any], d
         ValueError: IBM's client cannot read the result.
     """
     try:
-        decoder = import_module(f"{_CLIENT}.decoders.executor.decoder")
-        finish = import_module(f"{_CLIENT}.decoders.executor_estimator.post_processor_v0_1")
+        decoder = import_module(f"{IBM_CLIENT}.decoders.executor.decoder")
+        finish = import_module(f"{IBM_CLIENT}.decoders.executor_estimator.post_processor_v0_1")
     except ImportError:
         raise QuantumRuntimeError(
             "the job was made by IBM's client-side Estimator, and only IBM's own code turns its bits into "

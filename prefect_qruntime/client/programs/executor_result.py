@@ -21,26 +21,36 @@ from datetime import datetime
 from typing import Any
 
 from prefect_qruntime.client.encodings.arrays import Allowance, ExecutionSpan, NpyArray, nested
-from prefect_qruntime.client.encodings.registers import PackedRegister
+from prefect_qruntime.client.encodings.registers import PackedRegister, Register
 from prefect_qruntime.client.encodings.tensors import Tensor, bit_rows, broadcast_places, decode_tensor
 from prefect_qruntime.client.inputs.spec import RECIPE_AUTHOR, RECIPE_VERSION
 from prefect_qruntime.client.programs.expectation import Columns, Plan, estimate
 
-__all__ = ["ExecutorPub", "count_pubs", "is_executor_result", "recipe_of", "result_metadata", "view_executor_pub"]
+__all__ = ["PubView", "count_pubs", "is_executor_result", "recipe_of", "result_metadata", "view_executor_pub"]
 
 _FLIPS = "measurement_flips."
 _IQ = ("_avg_iq", "_iq")
 
 
 @dataclass(frozen=True, slots=True)
-class ExecutorPub:
-    """What one PUB's items hold: see `PubView` for the fields."""
+class PubView:
+    """The contents of one PUB's result.
 
-    registers: dict[str, PackedRegister] = field(default_factory=dict)
+    Attributes:
+        registers: Measured bits by register name, in the service's order.
+        fields: Everything else in the data, still encoded.
+        metadata: Still encoded.
+        quasi: Quasi-distribution by bitstring, legacy sampler only.
+        kind: The encoded type, for instance `SamplerPubResult`: a sampler's data need not be registers.
+        shape: Shape of the points, if the body has it.
+    """
+
+    registers: dict[str, Register] = field(default_factory=dict)
     fields: dict[str, Any] = field(default_factory=dict)
-    metadata: dict[str, Any] = field(default_factory=dict)
-    shape: tuple[int, ...] | None = None
+    metadata: Any = None
+    quasi: dict[str, float] | None = None
     kind: str | None = None
+    shape: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +119,7 @@ def count_pubs(raw: Mapping[str, Any]) -> int:
     return len(raw["data"])
 
 
-def view_executor_pub(raw: Mapping[str, Any], place: int, *, allowance: Allowance) -> ExecutorPub:
+def view_executor_pub(raw: Mapping[str, Any], place: int, *, allowance: Allowance) -> PubView:
     """Read one PUB of an executor result.
 
     Raises:
@@ -121,7 +131,7 @@ def view_executor_pub(raw: Mapping[str, Any], place: int, *, allowance: Allowanc
         from prefect_qruntime.client.programs.executor import estimator_pub
 
         values, metadata = estimator_pub(raw, place)
-        return ExecutorPub(fields=values, metadata=metadata, kind="EstimatorPubResult")
+        return PubView(fields=values, metadata=metadata, kind="EstimatorPubResult")
     if recipe.kind == "estimator":
         return _estimated(raw, recipe.record, place, allowance)
     index = place
@@ -138,7 +148,7 @@ def view_executor_pub(raw: Mapping[str, Any], place: int, *, allowance: Allowanc
             randomizations = _randomizations(raw["data"][index])
             metadata |= {"num_randomizations": randomizations, "shots": recipe.record.get("shots", 0) * randomizations}
     kind = None if recipe.kind == "items" else "SamplerPubResult"
-    return ExecutorPub(found.registers, found.fields, metadata, found.shape, kind)
+    return PubView(found.registers, found.fields, metadata, shape=found.shape, kind=kind)
 
 
 def result_metadata(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,7 +186,7 @@ def _span(chunk: Any) -> ExecutionSpan | Any:
     return ExecutionSpan(start, stop, "ChunkSpan", {"parts": parts})
 
 
-def _item(raw: Mapping[str, Any], index: int, allowance: Allowance, *, joined: bool = False) -> ExecutorPub:
+def _item(raw: Mapping[str, Any], index: int, allowance: Allowance, *, joined: bool = False) -> PubView:
     """One item: its registers with flips undone, everything else as arrays.
 
     Args:
@@ -197,7 +207,7 @@ def _item(raw: Mapping[str, Any], index: int, allowance: Allowance, *, joined: b
     for name in flips:
         if name not in tensors:
             raise ValueError(f"it has measurement flips for {name!r}, but no such register")
-    registers: dict[str, PackedRegister] = {}
+    registers: dict[str, Register] = {}
     fields: dict[str, Any] = {}
     shape: tuple[int, ...] | None = None
     axes = _axes_of_bits(tensors)
@@ -221,7 +231,7 @@ def _item(raw: Mapping[str, Any], index: int, allowance: Allowance, *, joined: b
     if beside:
         metadata["arrays"] = beside
         fields = {name: found for name, found in fields.items() if name not in beside}
-    return ExecutorPub(registers, fields, metadata, shape)
+    return PubView(registers, fields, metadata, shape=shape)
 
 
 def _axes_of_bits(tensors: Mapping[str, Tensor]) -> int:
@@ -322,7 +332,7 @@ def _randomizations(item: Mapping[str, Any]) -> int:
     return int(sizes.pop())
 
 
-def _estimated(raw: Mapping[str, Any], record: Mapping[str, Any], place: int, allowance: Allowance) -> ExecutorPub:
+def _estimated(raw: Mapping[str, Any], record: Mapping[str, Any], place: int, allowance: Allowance) -> PubView:
     pub = record["pubs"][place]
     plan = Plan.from_record(pub)
     groups = pub["groups"]
@@ -333,7 +343,7 @@ def _estimated(raw: Mapping[str, Any], record: Mapping[str, Any], place: int, al
         group = groups[number]
         if number not in read:
             register = _item(raw, group["item"], allowance).registers.get(group["register"])
-            if register is None or register.num_bits != len(group["qubits"]):
+            if not isinstance(register, PackedRegister) or register.num_bits != len(group["qubits"]):
                 raise ValueError(f"item {group['item']} has no register {group['register']!r} of its measured qubits")
             read[number] = register
             places[number] = {found: place for place, found in enumerate(group.get("points") or ())}
@@ -346,7 +356,7 @@ def _estimated(raw: Mapping[str, Any], record: Mapping[str, Any], place: int, al
         name: nested(errors, plan.shape) for name in ("stds", "ensemble_standard_error")
     }
     metadata: dict[str, Any] = {"shots": record.get("shots"), "resilience_level": 0, "circuit_metadata": {}}
-    return ExecutorPub(fields=fields, metadata=metadata, shape=plan.shape)
+    return PubView(fields=fields, metadata=metadata, shape=plan.shape)
 
 
 # Byte → the digit of one of its bits.

@@ -15,11 +15,13 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from prefect_qruntime.client.encodings.arrays import leaves, list_shape
 from prefect_qruntime.client.encodings.tensors import broadcast_places
+from prefect_qruntime.client.inputs.pub_values import ZERO
+from prefect_qruntime.client.inputs.spec import MAX_SHOTS
 from prefect_qruntime.errors import InvalidInput
 
 __all__ = [
-    "NEGLIGIBLE",
     "Columns",
     "Plan",
     "Step",
@@ -32,13 +34,9 @@ __all__ = [
     "without_last_measurements",
 ]
 
-NEGLIGIBLE = 1e-8
-"""Coefficients not larger than this count as zero, as in Qiskit."""
-
 _BASIS = {"X": "X", "Y": "Y", "Z": "Z", "0": "Z", "1": "Z", "+": "X", "-": "X", "r": "Y", "l": "Y"}
 _ONES = frozenset("1-l")
 _SIGNS = frozenset("XYZ")
-_MAX_SHOTS = 2**31 - 1
 _MAX_VALUES = 1 << 20
 _CONTROL_FLOW = frozenset({"IfElseOp", "WhileLoopOp", "ForLoopOp", "SwitchCaseOp", "BoxOp"})
 
@@ -283,9 +281,9 @@ def shots_for(precision: float, *, field: str) -> int:
     if precision >= 1:  # its square may be too large for a float
         return 1
     wanted = 1 / precision**2 if precision > 1e-150 else math.inf
-    if wanted > _MAX_SHOTS:
+    if wanted > MAX_SHOTS:
         raise InvalidInput(
-            f"{precision:g} would take {wanted:.0e} shots, more than the {_MAX_SHOTS} that can be asked for",
+            f"{precision:g} would take {wanted:.0e} shots, more than the {MAX_SHOTS} that can be asked for",
             field=field,
         )
     return math.ceil(wanted)
@@ -302,9 +300,11 @@ def make_plan(observables: Any, points: tuple[int, ...], *, field: str) -> Plan:
     Raises:
         InvalidInput: An observable that is zero, or all of them constants, so that nothing is to be measured.
     """
-    flat, own = _flat(observables)
+    own = list_shape(observables)
     numbers: dict[str, int] = {}
-    read = [_terms(item, numbers, f"{field}[{place}]" if own else field) for place, item in enumerate(flat)]
+    read = [
+        _terms(item, numbers, f"{field}[{place}]" if own else field) for place, item in enumerate(leaves(observables))
+    ]
     plan = Plan(*_grouped(list(numbers)), read, own, points)
     wanted: list[set[int]] = [set() for _ in plan.groups]
     for observable, point in plan.pairs:
@@ -407,7 +407,7 @@ def _terms(
     value: str | Mapping[str, float], numbers: dict[str, int], field: str
 ) -> tuple[float, list[tuple[int, float]]]:
     items = {value: 1.0} if isinstance(value, str) else value
-    kept = {label: number for label, number in items.items() if abs(number) > NEGLIGIBLE}
+    kept = {label: number for label, number in items.items() if abs(number) > ZERO}
     if not kept:
         shown = max((abs(number) for number in items.values()), default=0.0)
         raise InvalidInput(
@@ -440,13 +440,6 @@ def _grouped(labels: list[str]) -> tuple[list[tuple[str, int]], list[Group]]:
     for group in groups:
         group.basis = dict(sorted(group.basis.items()))
     return [(label, where[label]) for label in labels], groups
-
-
-def _flat(value: Any) -> tuple[list[Any], tuple[int, ...]]:
-    if not isinstance(value, list):
-        return [value], ()
-    parts = [_flat(item) for item in value]
-    return [item for part, _ in parts for item in part], (len(value), *parts[0][1])
 
 
 def _broadcast(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:

@@ -51,7 +51,6 @@ __all__ = [
     "make_spec",
     "on_executor",
     "program_is_gone",
-    "program_params",
     "route_notices",
 ]
 
@@ -135,41 +134,27 @@ def program_is_gone(error: BaseException, program_id: str) -> bool:
     return error.status == 410 or _GONE.search(text) is not None
 
 
-def program_params(spec: JobSpec) -> dict[str, Any]:
-    """The `params` of program `executor` for a checked submission of the sampler or the estimator.
-
-    IBM's preparation makes them if an option needs it and it is installed, else our own.
-
-    Args:
-        spec: A checked submission with PUBs.
-
-    Raises:
-        InvalidInput: Something that the executor cannot do; it is named.
-    """
-    # Loaded here: few submissions take the executor.
-    from prefect_qruntime.client.programs.executor import executor_params, options_that_need_ibm
-
-    if any(options_that_need_ibm(spec.options)) and has_ibm():
-        from prefect_qruntime.client.programs.executor import ibm_params
-
-        return ibm_params(spec)
-    return executor_params(spec, form=spec.circuit_form)
-
-
 def on_executor(spec: JobSpec) -> JobSpec:
     """The same submission on the executor: it has the same digest, and so the same key.
+
+    IBM's preparation makes its params if an option needs it and it is installed, else our own.
 
     Raises:
         InvalidInput: Something that the executor cannot do; it is named.
     """
     if spec.params is not None:
         raise InvalidInput("'executor' is for PUBs; raw params= have a program of their own", field="route")
-    return replace(spec, prepared=program_params(spec))
+    # Loaded here: few submissions take the executor.
+    from prefect_qruntime.client.programs.executor import executor_params, ibm_params, options_that_need_ibm
+
+    if any(options_that_need_ibm(spec.options)) and has_ibm():
+        return replace(spec, prepared=ibm_params(spec))
+    return replace(spec, prepared=executor_params(spec))
 
 
 def route_notices(spec: JobSpec) -> tuple[str, ...]:
     """Differences on a submission's route although no option was refused, to be logged when it is submitted."""
-    if spec.route != "executor" or spec.program_id != "estimator":
+    if spec.prepared is None or spec.program_id != "estimator":
         return ()
     from prefect_qruntime.client.programs.executor import options_that_need_ibm
 
@@ -231,8 +216,6 @@ def make_spec(
         assert spec.pubs[1].shots == 500 and spec.widths == (1, 1)
         ```
     """
-    # The programs are built upon the inputs, so they are looked up when they are needed.
-
     if is_quantum_program(pubs) and params is None:
         if program_id not in ("sampler", "executor"):  # the former is the default
             raise InvalidInput(f"a QuantumProgram runs as program 'executor', not {program_id!r}", field="program_id")
@@ -263,11 +246,15 @@ def make_spec(
                 solution=f"{nearest(program_id, _PRIMITIVES)} Give any other program its params=.".strip(),
             )
         read = read_pubs(pubs, program_id=program_id)
+        if options is not None:
+            from prefect_qruntime.client.inputs.options import check_options  # fourteen models
+
+            options = check_options(options, program_id=program_id)
         spec = JobSpec(
             **common,
             pubs=read,
             shots=check_shots(shots, field="shots"),
-            options=_options(options, program_id),
+            options=options or {},
             support_qiskit=any(not isinstance(pub.circuit, str) for pub in read),
             doubts=tuple(_doubts(read)),
             may_turn=way.may_turn,
@@ -277,14 +264,6 @@ def make_spec(
             spec = on_executor(spec)
     check_size(spec)
     return spec
-
-
-def _options(options: Any, program_id: str) -> dict[str, Any]:
-    if options is None:
-        return {}
-    from prefect_qruntime.client.inputs.options import check_options  # fourteen models
-
-    return check_options(options, program_id=program_id)
 
 
 def _check_form(circuit_form: str, *, raw: bool, takes_executor: bool) -> None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 
-from prefect_qruntime.client.inputs.qasm import constant_value, scan
+from prefect_qruntime.client.inputs.qasm import PRAGMA, constant_value, scan, without_comments
 from prefect_qruntime.client.programs.expectation import (
     Step,
     UnclearEndError,
@@ -23,13 +23,10 @@ __all__ = [
     "measured",
     "qubit_operands",
     "unused_name",
-    "version_of",
     "without_last_measurements",
 ]
 
-_COMMENT = re.compile(r"""("[^"\n]*"|'[^'\n]*')|//[^\n]*|/\*.*?(?:\*/|\Z)""", re.DOTALL)
 _MARK = re.compile(r"""("[^"\n]*"|'[^'\n]*')|[][{};]""")
-_ANNOTATION = re.compile(r"^[ \t]*(?:@|#?pragma\b)[^\n]*", re.MULTILINE)
 _HEADER = re.compile(r"\s*OPENQASM\s+([0-9]+)(?:\.[0-9]+)?\s*;")
 _WORD = re.compile(r"[^\W\d]\w*")
 _OPERAND = r"(?:\$\d+|[^\W\d]\w*(?:\s*\[[^\[\]]*\])?)"
@@ -93,21 +90,17 @@ _TOKEN = re.compile(rf"(?P<real>{_REAL})|(?P<integer>[0-9]+)|(?P<pi>pi)\b|(?P<ma
 _OPERATORS = frozenset("+-*/(,")  # after these and at the beginning a number, a bracket or a minus follows
 
 
-def version_of(text: str) -> int:
-    """The version in the text's first line; 3 if there is none."""
-    header = _HEADER.match(_bare(text))
-    return int(header[1]) if header else 3
-
-
 def as_version_3(text: str, *, field: str) -> str:
     """The same circuit as OpenQASM 3.
 
     Raises:
         InvalidInput: OpenQASM 2 with a statement that cannot be rewritten for certain.
     """
-    if version_of(text) != 2:
+    bare = without_comments(text)
+    header = _HEADER.match(bare)
+    if header is None or int(header[1]) != 2:
         return text
-    statements_2 = [" ".join(statement.rstrip(";").split()) for statement in _top_level(_bare(text))]
+    statements_2 = [" ".join(statement.rstrip(";").split()) for statement in _top_level(bare)]
     lines = ["OPENQASM 3.0;", _STANDARD_INCLUDE]
     for statement in statements_2[1:]:
         if statement in ('include "qelib1.inc"', ""):
@@ -129,7 +122,7 @@ def qubit_operands(text: str, *, field: str) -> list[str]:
         if size is None:
             raise InvalidInput(f"the size {written!r} of qubit register {name!r} is not a constant", field=field)
         operands += [name] if written is None else _elements(name, size)
-    highest = max((int(place) for place in _PHYSICAL.findall(_bare(text))), default=-1)
+    highest = max((int(place) for place in _PHYSICAL.findall(without_comments(text))), default=-1)
     return operands or [f"${place}" for place in range(highest + 1)]
 
 
@@ -149,8 +142,8 @@ def measured(text: str, letters: Mapping[int, str], *, operands: Sequence[str], 
     """
     kept = text
     turned = any(_TURNS[letter] for letter in letters.values())
-    if turned and not _INCLUDE.search(_bare(kept)):
-        kept = _bare(kept)
+    if turned and not _INCLUDE.search(without_comments(kept)):
+        kept = without_comments(kept)
         own = next((name for name in _declared_names(kept) if name in _STANDARD), None)
         if own is not None:
             raise InvalidInput(
@@ -249,7 +242,7 @@ def without_last_measurements(text: str, *, field: str) -> str:
     if "measure" not in text and "end" not in text:
         return text.rstrip()
     # What is put behind the text must be reached.
-    pieces = list(takewhile(lambda piece: _plain(piece) != "end", _top_level(_bare(text))))
+    pieces = list(takewhile(lambda piece: _plain(piece) != "end", _top_level(without_comments(text))))
     reader = _StepReader(text, field)
     try:
         if any(map(_END.search, pieces)):
@@ -294,7 +287,7 @@ class _StepReader:
             if size is None:
                 raise InvalidInput(f"the size of register {name!r} is not a constant", field=field)
             self.known[name] = ([name] if single else _elements(name, size), True)
-        physical = sorted(set(_PHYSICAL.findall(_bare(text))), key=int)
+        physical = sorted(set(_PHYSICAL.findall(without_comments(text))), key=int)
         self.every = frozenset([f"${place}" for place in physical])
         self.every |= {element for elements, _ in self.known.values() for element in elements}
 
@@ -410,11 +403,7 @@ def _elements(name: str, size: int) -> list[str]:
 
 def _plain(statement: str) -> str:
     """A statement on one line, without its stop and annotations."""
-    return " ".join(_ANNOTATION.sub("", statement).rstrip().removesuffix(";").split())
-
-
-def _bare(text: str) -> str:
-    return _COMMENT.sub(lambda match: match[1] or " ", text.removeprefix("\ufeff"))
+    return " ".join(PRAGMA.sub("", statement).rstrip().removesuffix(";").split())
 
 
 def _top_level(bare: str) -> Iterator[str]:

@@ -11,12 +11,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib import import_module
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from prefect_qruntime.client.encodings.arrays import Allowance, ExecutionSpan, NpyArray, decode_value
-from prefect_qruntime.client.encodings.registers import HexRegister, PackedRegister, Register
+from prefect_qruntime.client.encodings.registers import PackedRegister, Register
 from prefect_qruntime.client.inputs.spec import RESTRICTED_NAMES
-from prefect_qruntime.client.results.views import PubView, counts_of, form_of, points, pub_list, top_metadata, view_pub
+from prefect_qruntime.client.results.views import (
+    PubView,
+    counts_of,
+    expectations,
+    form_of,
+    points,
+    pub_list,
+    top_metadata,
+    view_pub,
+)
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.redact import html_text, many, printable
 
@@ -70,7 +80,7 @@ def result_html(result: JobResult) -> str:
 def _pub_html(result: JobResult, pub: int) -> str:
     if result.is_estimator(pub):
         head = ("point", "value", "standard error")
-        found = _values(result, pub)
+        found = expectations(result, pub)
     else:
         head = ("point", "outcome", "shots")
         found = _outcomes(result, pub)
@@ -87,16 +97,10 @@ def _pub_html(result: JobResult, pub: int) -> str:
     return f"<table><caption>PUB {pub}</caption><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _values(result: JobResult, pub: int) -> Iterator[tuple[Any, ...]]:
-    errors = dict(points(result.standard_errors(pub)))
-    for point, value in points(result.expectation_values(pub)):
-        yield "" if point is None else point, value, errors.get(point)
-
-
 def _outcomes(result: JobResult, pub: int) -> Iterator[tuple[Any, ...]]:
     for point, counts in points(result.counts_array(pub)):
         for bits, shots in counts.items():
-            yield "" if point is None else point, bits, shots
+            yield point, bits, shots
 
 
 def _short(value: Any) -> str:
@@ -124,10 +128,11 @@ def plot_result(
             solution="pip install 'prefect-qruntime[plot]'",
             job_id=result.job_id,
         ) from None
+    drawn: list[Any]
     if result.is_estimator(pub):
         if register is not None:
             raise InvalidInput("an estimator's PUB has no registers", field="register")
-        drawn = list(_values(result, pub))
+        drawn = list(expectations(result, pub))
         draw = _draw_values
     else:
         counts = result.counts(pub, register, index=index)
@@ -255,15 +260,10 @@ def _bit_array(register: Register, allowance: Allowance) -> Any:
         if spare and rows[..., 0].max(initial=0) >> spare:
             raise ValueError(f"a shot does not fit into {register.num_bits} bits")
         return BitArray(rows.copy(), register.num_bits)
-    if not isinstance(register, HexRegister):
-        raise TypeError(f"no bits in {type(register).__name__}")
     size = (register.num_bits + 7) // 8
-    points = 1
-    for length in register.shape:
-        points *= length
     packed = bytearray()
     shots = 0
-    for point in range(points):
+    for point in range(prod(register.shape)):
         keys = register.keys(point)
         allowance.size -= size * len(keys)
         if allowance.size < 0:

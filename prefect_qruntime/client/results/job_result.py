@@ -10,21 +10,20 @@ import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from prefect_qruntime.client.encodings.arrays import DECODE_LIMIT, Allowance, decode_value, nested
+from prefect_qruntime.client.encodings.arrays import DECODE_LIMIT, Allowance, decode_value, list_shape, nested
 from prefect_qruntime.client.encodings.registers import Register, flat_index, memory, tally
 from prefect_qruntime.client.results.views import (
     PubView,
     counts_of,
     floats,
     frequencies,
-    list_shape,
     loads,
     pub_list,
-    size_of,
     top_metadata,
     view_pub,
 )
@@ -177,7 +176,8 @@ class JobResult(BaseModel):
         view = self._view(pub)
         with self._reading(pub):
             if view.quasi is not None:
-                self._no_register(register)
+                if register is not None:
+                    raise InvalidInput("a legacy result joins all registers and names none", field="register")
                 return counts_of(view.quasi, self._quasi_shots(view, pub))
             chosen = self._registers(view, pub, register)
             return tally(chosen, self._point(chosen[0].shape, index, pub))
@@ -190,7 +190,7 @@ class JobResult(BaseModel):
         with self._reading(pub):
             chosen = self._registers(view, pub, register)
             shape = chosen[0].shape
-            return nested([tally(chosen, point) for point in range(size_of(shape))], shape)
+            return nested([tally(chosen, point) for point in range(prod(shape))], shape)
 
     def memory(
         self, pub: int = 0, register: str | None = None, *, index: int | tuple[int, ...] | None = None
@@ -254,7 +254,7 @@ class JobResult(BaseModel):
         view = self._view(pub)
         with self._reading(pub):
             for register in view.registers.values():
-                return len(register.keys(0)) if size_of(register.shape) else 0
+                return len(register.keys(0)) if prod(register.shape) else 0
         shots = view.metadata.get("shots") if isinstance(view.metadata, dict) else None
         return int(shots) if isinstance(shots, int | float) and shots % 1 == 0 else None
 
@@ -365,10 +365,6 @@ class JobResult(BaseModel):
                 return [view.registers[name]]
         raise InvalidInput(f"PUB {pub} has no register {register!r}, but {', '.join(view.registers)}", field="register")
 
-    def _no_register(self, register: str | None) -> None:
-        if register is not None:
-            raise InvalidInput("a legacy result joins all registers and names none", field="register")
-
     def _point(self, shape: tuple[int, ...], index: Any, pub: int) -> int:
         if index is None:
             if not shape:
@@ -394,15 +390,7 @@ class JobResult(BaseModel):
         """Turn every failure to read a body into one kind of error that names the job."""
         try:
             yield
-        except (
-            ValueError,
-            TypeError,
-            KeyError,
-            IndexError,
-            AttributeError,
-            OverflowError,
-            RecursionError,
-        ) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
             where = "" if pub is None else f" (PUB {pub})"
             raise QuantumRuntimeError(
                 f"the result of job {self.job_id} cannot be read{where}: {error}", job_id=self.job_id

@@ -15,8 +15,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -25,6 +24,7 @@ from prefect_qruntime.client.encodings.arrays import LIST_LIMIT, Allowance, NpyA
 from prefect_qruntime.client.encodings.registers import HexRegister, PackedRegister, Register
 from prefect_qruntime.client.failures import check_levels
 from prefect_qruntime.client.programs.executor_result import (
+    PubView,
     count_pubs,
     is_executor_result,
     result_metadata,
@@ -38,43 +38,21 @@ if TYPE_CHECKING:
 __all__ = [
     "PubView",
     "counts_of",
+    "expectations",
     "floats",
     "form_of",
     "frequencies",
-    "list_shape",
     "loads",
     "points",
     "pub_list",
     "read_quasi",
     "rows",
-    "size_of",
     "top_metadata",
     "view_pub",
 ]
 
 _BOM = b"\xef\xbb\xbf"
 _HALF_LETTER = re.compile(r"\\u[dD][89a-fA-F]")
-
-
-@dataclass(frozen=True, slots=True)
-class PubView:
-    """The contents of one PUB's result.
-
-    Attributes:
-        registers: Measured bits by register name, in the service's order.
-        fields: Everything else in the data, still encoded.
-        metadata: Still encoded.
-        quasi: Quasi-distribution by bitstring, legacy sampler only.
-        kind: The encoded type, for instance `SamplerPubResult`: a sampler's data need not be registers.
-        shape: Shape of the points, if the body has it.
-    """
-
-    registers: dict[str, Register] = field(default_factory=dict)
-    fields: dict[str, Any] = field(default_factory=dict)
-    metadata: Any = None
-    quasi: dict[str, float] | None = None
-    kind: str | None = None
-    shape: tuple[int, ...] | None = None
 
 
 def form_of(raw: Any) -> str:
@@ -145,8 +123,7 @@ def view_pub(raw: Any, item: Any, place: int, *, width: int | None, allowance: A
             return PubView(metadata=own, quasi=read_quasi(item, width))
         return PubView(fields=_v1_fields(item, own), metadata=own)
     if form == "executor":
-        found = view_executor_pub(raw, place, allowance=allowance)
-        return PubView({**found.registers}, found.fields, found.metadata, kind=found.kind, shape=found.shape)
+        return view_executor_pub(raw, place, allowance=allowance)
     kind: str | None = None
     shape: tuple[int, ...] | None = None
     if form == "encoded" and isinstance(item, dict):
@@ -167,20 +144,13 @@ def view_pub(raw: Any, item: Any, place: int, *, width: int | None, allowance: A
     registers: dict[str, Register] = {}
     fields: dict[str, Any] = {}
     for name, value in data.items():
-        reader = _register_reader(value)
-        if reader is None:
-            fields[name] = value
+        if isinstance(value, dict) and "samples" in value:
+            registers[name] = HexRegister.read(value)
+        elif isinstance(value, dict) and value.get("__type__") == "BitArray":
+            registers[name] = _packed(value, allowance)
         else:
-            registers[name] = reader(value, allowance)
+            fields[name] = value
     return PubView(registers, fields, item.get("metadata"), kind=kind, shape=shape)
-
-
-def _register_reader(value: Any) -> Callable[[dict[str, Any], Allowance], Register] | None:
-    if not isinstance(value, dict):
-        return None
-    if "samples" in value:
-        return lambda found, allowance: HexRegister.read(found)
-    return _packed if value.get("__type__") == "BitArray" else None
 
 
 def _packed(value: dict[str, Any], allowance: Allowance) -> PackedRegister:
@@ -276,12 +246,18 @@ def rows(result: JobResult) -> Iterator[dict[str, Any]]:
                         "probability": count / shots,
                     }
         if result.is_estimator(pub):
-            errors = dict(points(result.standard_errors(pub)))
-            for point, value in points(result.expectation_values(pub)):
+            for point, value, error in expectations(result, pub):
                 left -= 1
                 if left < 0:
                     raise ValueError("it has too many points for a table; use expectation_values() of each PUB")
-                yield {"pub": pub, "point": point, "ev": value, "std": errors.get(point)}
+                yield {"pub": pub, "point": point, "ev": value, "std": error}
+
+
+def expectations(result: JobResult, pub: int) -> Iterator[tuple[int | tuple[int, ...] | None, Any, Any]]:
+    """Each point of an estimator's PUB with its value and standard error, which is None if it is not known."""
+    errors = dict(points(result.standard_errors(pub)))
+    for point, value in points(result.expectation_values(pub)):
+        yield point, value, errors.get(point)
 
 
 def _kerneled(result: JobResult, pub: int) -> Iterator[dict[str, Any]]:
@@ -346,16 +322,3 @@ def frequencies(counts: Any) -> Any:
         return [frequencies(item) for item in counts]
     total = sum(counts.values()) or 1
     return {text: count / total for text, count in counts.items()}
-
-
-def list_shape(value: Any) -> tuple[int, ...]:
-    """Shape of nested lists; `()` for anything else."""
-    return (len(value), *(list_shape(value[0]) if value else ())) if isinstance(value, list) else ()
-
-
-def size_of(shape: tuple[int, ...]) -> int:
-    """Number of elements of a shape."""
-    size = 1
-    for length in shape:
-        size *= length
-    return size

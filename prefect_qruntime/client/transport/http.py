@@ -25,7 +25,7 @@ import orjson
 
 from prefect_qruntime.client.connection import Connection, check_proxy, is_loopback, is_public, register_proxy
 from prefect_qruntime.client.encodings.arrays import PIECE, json_pieces, weight
-from prefect_qruntime.client.failures import Phase, Question
+from prefect_qruntime.client.failures import CREATES, Phase, Question
 from prefect_qruntime.client.transport.auth import TokenSource
 from prefect_qruntime.client.transport.replies import Reply, accepted, no_answer, refuses_token
 from prefect_qruntime.client.transport.retrying import IN_FLIGHT, InFlightCreate, RetryDeadlines, odd_answers, repeat
@@ -216,7 +216,7 @@ class Transport:
         Raises:
             QuantumRuntimeError: Typed by the failure table.
         """
-        in_flight = IN_FLIGHT.get() if phase in ("submit", "open") else None
+        in_flight = IN_FLIGHT.get() if phase in CREATES else None
         more = {} if body is None else {"Content-Type": "application/json"}
         with in_flight.waiting() if in_flight else contextlib.nullcontext():
             send = functools.partial(
@@ -399,9 +399,8 @@ def _trusted(url: str, connection: Connection, job_id: str) -> httpx.URL:
         address, host = httpx.URL(), ""
     local = is_loopback(host) and is_loopback(httpx.URL(connection.base_url).host)
     safe = local if is_loopback(host) else address.scheme == "https" and is_public(host)
-    if not safe or address.scheme not in ("http", "https") or not host or address.userinfo:
-        safe = False
-    if not safe or not 0 < (address.port or 443) < 65536:
+    whole = address.scheme in ("http", "https") and bool(host) and not address.userinfo
+    if not safe or not whole or not 0 < (address.port or 443) < 65536:
         raise QuantumRuntimeError(
             f"Job {job_id} points to its result by an address that cannot be trusted, so the result was not fetched.",
             solution="A result that is kept elsewhere must be at an https address of a public host.",

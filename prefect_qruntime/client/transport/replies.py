@@ -28,6 +28,7 @@ from prefect_qruntime.client.failures import (
     read_text,
     whose,
 )
+from prefect_qruntime.client.parsing import read_code
 from prefect_qruntime.errors import NEVER, SEARCH_FIRST, QuantumRuntimeError, ServiceUnavailable
 from prefect_qruntime.redact import plain_text, redact, redact_start
 
@@ -46,7 +47,7 @@ __all__ = [
 _TITLE = re.compile(r"<title[^>]*>([^<]*)", re.IGNORECASE)
 _TEXT_LIMIT = 500
 _MESSAGE_LIMIT = 2000
-_MARK_LIMIT = 100  # of a code or a trace id
+_MARK_LIMIT = 100  # of a trace id
 _TEXT_BYTES = 40_000  # of a body that is shown in part
 # None of these can have reached the service.
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
@@ -62,9 +63,9 @@ class Reply:
     _decoded: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)  # of one value, once read
 
     @classmethod
-    def of(cls, answer: httpx.Response) -> Reply:
+    def of(cls, answer: httpx.Response, content: bytes) -> Reply:
         """Take what is needed out of httpx's response."""
-        return cls(answer.status_code, dict(answer.headers), answer.content)
+        return cls(answer.status_code, dict(answer.headers), content)
 
     def json(self) -> Any:
         """The body as JSON.
@@ -132,39 +133,34 @@ def parse_error(content: bytes) -> ErrorBody:
         body = read_json(content) if content else None
     except orjson.JSONDecodeError:
         body = None
-    if isinstance(body, dict):
-        trace = _clean(body.get("trace"), body.get("trace_id"), limit=_MARK_LIMIT)
-        errors = body.get("errors")
-        item = errors[0] if isinstance(errors, list) and errors else body.get("error")
-        if isinstance(item, dict):
-            more = _clean(item.get("more_info"))
-            solution = _clean(item.get("solution"))
-            if more and more.startswith("http"):
-                solution = f"{solution} See {more}" if solution else f"See {more}"
-            message = _clean(item.get("message"), item.get("code")) or "the service gave no message"
-            return ErrorBody(message, _code(item.get("code")), solution, trace)
-        if isinstance(item, str):
-            return ErrorBody(_clean(item) or "the service gave no message", _code(body.get("code")), None, trace)
-        if "errorMessage" in body or "errorCode" in body:  # IAM
-            context = body.get("context")
-            if isinstance(context, dict):
-                trace = trace or _clean(context.get("requestId"), limit=_MARK_LIMIT)
-            message = _clean(body.get("errorMessage"), body.get("errorCode")) or "the service gave no message"
-            return ErrorBody(message, _code(body.get("errorCode")), None, trace)
-        if "message" in body:
-            return ErrorBody(
-                _clean(body["message"]) or "the service gave no message", _code(body.get("code")), None, trace
-            )
+    found = _error_in(body) if isinstance(body, dict) else None
+    if found is not None:
+        return found
     text = redact_start(read_text(content[:_TEXT_BYTES]).decode("utf-8", "replace").strip(), _TEXT_LIMIT)
     return ErrorBody(text or "the answer has no body")
 
 
-def _code(value: Any) -> int | str | None:
-    if isinstance(value, bool) or not isinstance(value, int | str) or value == "":
+def _error_in(body: dict[str, Any]) -> ErrorBody | None:
+    errors = body.get("errors")
+    item = errors[0] if isinstance(errors, list) and errors else body.get("error")
+    solution, trace = None, _clean(body.get("trace"), body.get("trace_id"), limit=_MARK_LIMIT)
+    if isinstance(item, dict):
+        more, solution = _clean(item.get("more_info")), _clean(item.get("solution"))
+        if more and more.startswith("http"):
+            solution = f"{solution} See {more}" if solution else f"See {more}"
+        message, code = _clean(item.get("message"), item.get("code")), item.get("code")
+    elif isinstance(item, str):
+        message, code = _clean(item), body.get("code")
+    elif "errorMessage" in body or "errorCode" in body:  # IAM
+        context = body.get("context")
+        if isinstance(context, dict):
+            trace = trace or _clean(context.get("requestId"), limit=_MARK_LIMIT)
+        message, code = _clean(body.get("errorMessage"), body.get("errorCode")), body.get("errorCode")
+    elif "message" in body:
+        message, code = _clean(body["message"]), body.get("code")
+    else:
         return None
-    if isinstance(value, int):
-        return value
-    return int(value) if value.isascii() and value.isdigit() and len(value) < 20 else _clean(value, limit=_MARK_LIMIT)
+    return ErrorBody(message or "the service gave no message", read_code(code), solution, trace)
 
 
 def retry_after_seconds(headers: Mapping[str, str]) -> float | None:

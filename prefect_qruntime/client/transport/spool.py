@@ -330,7 +330,7 @@ async def exchange(
             good = answer.is_success
             if good and method == "POST":
                 # The status says that it was accepted: a body that breaks off is an unreadable answer, no lost one.
-                accepted = Reply(answer.status_code, dict(answer.headers), b"")
+                accepted = Reply.of(answer, b"")
             limit = MOST_BYTES if good else _ERROR_BYTES
             async with contextlib.aclosing(_unfolded(answer, None)) as pieces:
                 async for piece in pieces:
@@ -347,8 +347,8 @@ async def exchange(
             raise kind(f"not done within {seconds:g} s") from None
         raise _http_error(error) from None
     if too_large:
-        return Reply(answer.status_code, dict(answer.headers), too_large.encode() if good else bytes(body[:limit]))
-    return Reply(answer.status_code, dict(answer.headers), bytes(body))
+        return Reply.of(answer, too_large.encode() if good else bytes(body[:limit]))
+    return Reply.of(answer, bytes(body))
 
 
 def _http_error(error: Exception) -> httpx.HTTPError:
@@ -408,7 +408,7 @@ async def receive(
         raise
     except Exception as error:
         raise _http_error(error) from None
-    return body if isinstance(body, StoredBody) else Reply(answer.status_code, dict(answer.headers), body)
+    return body if isinstance(body, StoredBody) else Reply.of(answer, body)
 
 
 async def _unfolded(answer: httpx.Response, deadline: asyncio.Timeout | None) -> AsyncGenerator[bytes]:

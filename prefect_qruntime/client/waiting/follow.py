@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 from prefect_qruntime.client.waiting.plan import Deadlines, PollIntervals, PollSchedule
 from prefect_qruntime.client.waiting.poller import JobPoller
@@ -11,22 +11,17 @@ from prefect_qruntime.client.waiting.subscription import Expired, Stream
 from prefect_qruntime.errors import JobTimeout, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobStatus
 
+if TYPE_CHECKING:
+    from prefect_qruntime.client.service import Service
+
 __all__ = ["OnTimeout", "Stream", "follow_job"]
 
 OnTimeout = Literal["leave", "cancel"]
 OnChange = Callable[[Job, float], Awaitable[None]]
 
 
-class _Service(Protocol):
-    """What waiting needs of the service."""
-
-    async def fetch_job(self, job_id: str) -> Job: ...
-
-    async def cancel(self, job_id: str) -> Job: ...
-
-
 async def follow_job(
-    service: _Service,
+    service: Service,
     job_id: str,
     *,
     watcher: JobPoller,
@@ -93,7 +88,7 @@ async def follow_job(
 
 
 async def _give_up(
-    service: _Service,
+    service: Service,
     job_id: str,
     plan: PollSchedule,
     limit: str,

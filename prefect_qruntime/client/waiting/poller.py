@@ -23,7 +23,7 @@ from cachetools import LRUCache
 from prefect_qruntime.client.parsing import listed_moments, listed_whole
 from prefect_qruntime.client.waiting.job_list import LARGEST_PAGE, JobListBreaker, JobListPager, Page
 from prefect_qruntime.client.waiting.plan import PollLimits, PollSchedule, TimerQueue, TokenBucket
-from prefect_qruntime.client.waiting.subscription import Ending, JobStream, Sockets, Stream, Subscription
+from prefect_qruntime.client.waiting.subscription import Sockets, SocketService, Stream, Subscription
 from prefect_qruntime.errors import NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobStatus
 from prefect_qruntime.redact import get_logger
@@ -108,7 +108,7 @@ class LookupQueue:
         self._report(job_id, outcome)
 
 
-class _Service(Protocol):
+class _Service(SocketService, Protocol):
     """What polling needs of the service."""
 
     async def fetch_job(self, job_id: str) -> Job: ...
@@ -116,10 +116,6 @@ class _Service(Protocol):
     async def list_page(self, page: Page) -> list[dict[str, Any]]: ...
 
     def read_listed(self, entry: dict[str, Any]) -> Job: ...
-
-    def job_stream(self, job_id: str, wake: Callable[[], None], stream: Stream) -> JobStream | None: ...
-
-    def stream_ended(self, ending: Ending) -> None: ...
 
 
 class JobPoller:

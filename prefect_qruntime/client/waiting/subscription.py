@@ -349,7 +349,7 @@ class Subscription:
         self._context.run(log.warning, text, *values)
 
 
-class _SocketService(Protocol):
+class SocketService(Protocol):
     """What sockets need of the service."""
 
     def job_stream(self, job_id: str, wake: Callable[[], None], stream: Stream) -> JobStream | None: ...
@@ -366,7 +366,7 @@ class Sockets:
         hurry: Called with a wait whose job should be polled now.
     """
 
-    def __init__(self, service: _SocketService, *, limit: int, hurry: Callable[[Subscription], None]) -> None:
+    def __init__(self, service: SocketService, *, limit: int, hurry: Callable[[Subscription], None]) -> None:
         self.open = 0
         self.waiting: dict[Subscription, Stream] = {}
         self._service = service

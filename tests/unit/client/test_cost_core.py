@@ -175,7 +175,7 @@ def test_the_points_of_a_quantum_program() -> None:
     assert program([{"shape": [2]}], options={"rep_delay": 0.0}) == pytest.approx(200 * 20e-6)
     assert program("none") == program([{"shape": ["x"]}]) == 0
 
-    arguments = encode_tensor([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]])
+    arguments = encode_tensor([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]], [3, 2])
     assert program([{"item_type": "circuit", "shape": [], "circuit_arguments": arguments}]) == program([{"shape": [3]}])
     repeated = {"item_type": "circuit", "shape": [5, 3], "circuit_arguments": arguments}
     assert program([repeated]) == program([{"shape": [15]}])

@@ -11,15 +11,16 @@ import sys
 import zlib
 from typing import Any
 
+import numpy as np
 import pytest
 from qiskit import QuantumCircuit
 from qiskit.circuit import Gate, Parameter
 
-from prefect_qruntime.client.encodings.tensors import encode_tensor
 from prefect_qruntime.client.inputs.meaning import meaning_of
 from prefect_qruntime.client.inputs.pubs import encode_array
 from prefect_qruntime.client.programs import make_spec
 from tests.support import random_circuits
+from tests.support.executor import tensor
 from tests.support.random_circuits import CHANGES, build, digest, executor_params
 
 COUNT = 1000
@@ -82,7 +83,7 @@ def test_how_it_is_written_does_not_count() -> None:
         qpy = zlib.decompress(base64.b64decode(sent["circuits"]["b64_data"]))
         data = zlib.compress(qpy, level) if compressed else qpy
         sent["circuits"] |= {"b64_data": base64.b64encode(data).decode(), "qpy_version": version}
-        sent["items"][0]["circuit_arguments"] = encode_tensor([0.5] * 4, compressed=compressed)
+        sent["items"][0]["circuit_arguments"] = tensor([0.5] * 4, packed=compressed)
         return params
 
     first = meaning_of(plain(True, 9, 17))
@@ -99,15 +100,15 @@ def test_any_value_counts() -> None:
         lambda p: p["quantum_program"].update(passthrough_data={"a": 1}),
         lambda p: p["quantum_program"].update(meas_level="kerneled"),
         lambda p: p["options"].update(init_qubits=False),
-        lambda p: p["quantum_program"]["items"][0].update(circuit_arguments=encode_tensor([0.5, 0.6])),
-        lambda p: p["quantum_program"]["items"][0].update(circuit_arguments=encode_tensor([[0.5, 0.6]])),
-        lambda p: p["quantum_program"]["items"][0].update(circuit_arguments=encode_tensor([0.6, 0.5])),
+        lambda p: p["quantum_program"]["items"][0].update(circuit_arguments=tensor([0.5, 0.6])),
+        lambda p: p["quantum_program"]["items"][0].update(circuit_arguments=tensor([[0.5, 0.6]])),
+        lambda p: p["quantum_program"]["items"][0].update(circuit_arguments=tensor([0.6, 0.5])),
     ):
         variants.append(copy.deepcopy(base))
         change(variants[-1])
     found = [json.dumps(meaning_of(params).canonical, sort_keys=True) for params in variants]
     assert len(set(found)) == len(found)
-    zeros = [meaning_of(encode_tensor([0.0, 1.0])), meaning_of(encode_tensor([-0.0, 1.0]))]
+    zeros = [meaning_of(tensor([0.0, 1.0])), meaning_of(tensor([-0.0, 1.0]))]
     assert zeros[0] == zeros[1]
 
 
@@ -146,7 +147,7 @@ def test_the_count_of_basis_changes_in_a_process_does_not_count(first: int) -> N
     def item(start: int, *, swapped: bool = False) -> dict[str, Any]:
         names = [f"basis_changes.basis{start + place}" for place in range(2)]
         nodes = [{"data": {"basis_ref": name, "inner": json.dumps({"name": name})}} for name in names]
-        values = [encode_tensor([0, 1], "u8"), encode_tensor([2, 3], "u8")][:: -1 if swapped else 1]
+        values = [tensor(np.uint8([0, 1])), tensor(np.uint8([2, 3]))][:: -1 if swapped else 1]
         return {
             "samplex": {"ssv": 4, "samplex_json": json.dumps({"nodes": nodes})},
             "samplex_arguments": dict(zip(names, values, strict=True)),
@@ -193,7 +194,7 @@ def test_what_cannot_be_told_is_doubted(monkeypatch: pytest.MonkeyPatch) -> None
     assert not make_spec([(_free(), [0.1])], backend="b").doubts
     broken = {"b64_data": base64.b64encode(b"QISKIT\x11 no circuit").decode()}
     assert "cannot read" in meaning_of(broken).doubts[0]
-    assert "not a readable tensor" in meaning_of({**encode_tensor([1.0]), "shape": [7]}).doubts[0]
+    assert "not a readable tensor" in meaning_of({**tensor([1.0]), "shape": [7]}).doubts[0]
     params = executor_params(build(3))
     monkeypatch.setitem(sys.modules, "qiskit", None)
     found = make_spec(None, backend="b", program_id="executor", params=params)
