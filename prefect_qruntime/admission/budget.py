@@ -211,12 +211,7 @@ def scopes(budgets: Iterable[Budget], where: RunContext, crn: str) -> tuple[str,
 
 
 def report_exhausted(error: BudgetExhausted, *, flow_run_id: str | None) -> None:
-    """Report that a budget refused a submission.
-
-    Args:
-        error: The refusal.
-        flow_run_id: The flow run that asked.
-    """
+    """Report that a budget refused a submission."""
     log_to_run(str(error), level=logging.WARNING)
     name = str(error.fields.get("budget", "unsaved"))
     emit(

@@ -57,11 +57,6 @@ _SAY_AFTER = 30.0  # seconds after which a wait is logged
 async def share_turn(connection: Connection, where: RunContext, block: str | None) -> AsyncIterator[None]:
     """Wait for the team's turn; release it if the block ends with an error. Runs on the network loop.
 
-    Args:
-        connection: The instance.
-        where: The flow run that submits.
-        block: Name of the credentials block.
-
     Raises:
         QuantumRuntimeError: Prefect could not be asked for the policy; nothing was sent.
     """

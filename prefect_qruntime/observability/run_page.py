@@ -153,11 +153,6 @@ async def write_progress(job_id: str, meta: Facts, *, flow_run_id: str) -> None:
 
     The flow run's summary is left alone, and so is a page that tells the job's end.
 
-    Args:
-        job_id: The job.
-        meta: Plain facts.
-        flow_run_id: The flow run that owns the job.
-
     Raises:
         Exception: Whatever Prefect's API raises.
     """

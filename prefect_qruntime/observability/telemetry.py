@@ -229,11 +229,7 @@ def queue_and_run_seconds(job: Job, seen: Sequence[Observation]) -> tuple[float 
 
 @contextlib.contextmanager
 def trace_task(name: str) -> Iterator[None]:
-    """Record a span around the body of a task, with its outcome.
-
-    Args:
-        name: The task's name.
-    """
+    """Record a span around the body of a task, with its outcome."""
     # The tracer is asked for each time: an SDK may be set up after this module is loaded.
     with trace.get_tracer(_OURS).start_as_current_span(
         f"qruntime {name}",
@@ -270,12 +266,7 @@ def trace_job(job: Job | JobRef) -> None:
 
 
 def trace_states(job: Job, seen: Sequence[Observation]) -> None:
-    """Record a span for each observed state of a job that ended, until the next state was observed.
-
-    Args:
-        job: The job in its last state.
-        seen: Its states in order.
-    """
+    """Record a span for each observed state of a job that ended, until the next state was observed."""
     for state, following in pairwise(seen):
         begin = state.at
         if state is seen[0] and job.created_at is not None:

@@ -196,11 +196,7 @@ class InstanceUsage:
         return any(one.is_charged_by_the_clock and one.id not in of_jobs for one in self.book.sessions.values())
 
     def note_openers(self, openers: Mapping[str, str | None]) -> None:
-        """Note the flow runs that opened sessions.
-
-        Args:
-            openers: Flow runs by session.
-        """
+        """Note the flow runs that opened sessions."""
         for session_id in self.book.sessions.keys() & openers.keys():
             known = self.book.sessions[session_id]
             self.book.sessions[session_id] = replace(known, flow_run_id=openers[session_id])
