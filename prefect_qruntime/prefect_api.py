@@ -42,7 +42,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from prefect_qruntime.client.network_loop import SingleFlight, network_loop, on_network_loop
-from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
+from prefect_qruntime.errors import SAME_REQUEST, InvalidInput, QuantumRuntimeError
 from prefect_qruntime.redact import nearest
 
 __all__ = [
@@ -58,6 +58,7 @@ __all__ = [
     "in_run",
     "lineage",
     "load_saved",
+    "not_sent",
     "over",
     "patience",
     "patiently",
@@ -227,6 +228,15 @@ def _send_patiently(client: PrefectClient) -> None:
         return await patiently(ask)
 
     raw.send = patient_send
+
+
+def not_sent(text: str) -> QuantumRuntimeError:
+    """Make the error of a request that was not sent, because Prefect's API failed before it."""
+    return QuantumRuntimeError(
+        text,
+        solution="This request was not sent. Run the flow again when Prefect's API can be reached.",
+        advice=SAME_REQUEST,
+    )
 
 
 def _is_own(answer: httpx.Response, request: httpx.Request) -> bool:

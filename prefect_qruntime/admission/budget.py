@@ -25,13 +25,13 @@ from pydantic import Field, HttpUrl
 from prefect_qruntime.admission.budget_core import Remaining, SessionHold, allotment, is_due, observed
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.cost_core import MOST_SECONDS
-from prefect_qruntime.errors import SAME_REQUEST, BudgetExhausted, InvalidInput, NotFound, QuantumRuntimeError
+from prefect_qruntime.errors import BudgetExhausted, InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import SessionRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.artifacts import Record, find_records, upsert
 from prefect_qruntime.observability.markdown import card
 from prefect_qruntime.observability.telemetry import emit, log_to_run
-from prefect_qruntime.prefect_api import Loadable, clock_offset, in_run, load_saved
+from prefect_qruntime.prefect_api import Loadable, clock_offset, in_run, load_saved, not_sent
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.run_context import RunContext
 from prefect_qruntime.settings import current_settings
@@ -436,11 +436,7 @@ async def _write(hold: SessionHold) -> None:
     try:
         await upsert("hold", hold.token, card("QPU seconds held for a session", None, rows), meta)
     except Exception as error:
-        raise QuantumRuntimeError(
-            f"the session's part of the budget cannot be recorded in Prefect ({error!r})",
-            solution="This request was not sent. Run the flow again when Prefect's API can be reached.",
-            advice=SAME_REQUEST,
-        ) from error
+        raise not_sent(f"the session's part of the budget cannot be recorded in Prefect ({error!r})") from error
 
 
 def _told(hold: SessionHold) -> str:
@@ -456,10 +452,8 @@ async def read_holds(crn: str, since: datetime) -> list[SessionHold]:
     try:
         records = await find_records("hold", since=since)
     except Exception as error:
-        raise QuantumRuntimeError(
-            f"the budget cannot be checked: the sessions that spend from it could not be read from Prefect ({error!r})",
-            solution="This request was not sent. Run the flow again when Prefect's API can be reached.",
-            advice=SAME_REQUEST,
+        raise not_sent(
+            f"the budget cannot be checked: the sessions that spend from it could not be read from Prefect ({error!r})"
         ) from error
     found = [hold for record in records if (hold := _hold(record)) is not None]
     return [hold for hold in found if hold.crn == crn and hold.opened >= since.timestamp()]

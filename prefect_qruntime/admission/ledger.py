@@ -37,9 +37,9 @@ from prefect_qruntime.client import QuantumRuntimeClient, submission_keys
 from prefect_qruntime.client.cost_core import MOST_SECONDS
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.service import each_job
-from prefect_qruntime.errors import SAME_REQUEST, BudgetExhausted, NotFound, QuantumRuntimeError
+from prefect_qruntime.errors import BudgetExhausted, NotFound
 from prefect_qruntime.models import Job, SessionRef
-from prefect_qruntime.prefect_api import api
+from prefect_qruntime.prefect_api import api, not_sent
 from prefect_qruntime.run_context import RunContext
 from prefect_qruntime.settings import current_settings
 
@@ -406,11 +406,8 @@ class DeploymentJobs:
         try:
             await self._read_owners({run for job in found if (run := _flow_run_of(job)) is not None})
         except Exception as error:
-            raise QuantumRuntimeError(
-                f"the deployment's budget cannot be checked: Prefect's API failed ({error!r})",
-                solution="This request was not sent. Run the flow again when Prefect's API can be reached.",
-                advice=SAME_REQUEST,
-            ) from error
+            text = f"the deployment's budget cannot be checked: Prefect's API failed ({error!r})"
+            raise not_sent(text) from error
         wanted = UUID(deployment_id)
         return [job for job in found if (run := _flow_run_of(job)) is not None and self._owners.get(run) == wanted]
 
