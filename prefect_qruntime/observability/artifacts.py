@@ -349,10 +349,15 @@ async def find_records(
 
 async def recent_records(kind: Kind) -> AsyncIterator[list[Record]]:
     """Yield the records of a kind page by page, the most recently written first. On the network loop."""
-    wanted, offset = ArtifactFilter(key=ArtifactFilterKey(like_=f"qruntime-{kind}-%")), 0
+    async for page in _pages(ArtifactFilter(key=ArtifactFilterKey(like_=f"qruntime-{kind}-%"))):
+        yield page
+
+
+async def _pages(wanted: ArtifactFilter, of: FlowRunFilter | None = None) -> AsyncIterator[list[Record]]:
+    offset = 0
     while True:
         page = await (await api()).read_artifacts(
-            artifact_filter=wanted, limit=_PAGE, offset=offset, sort=ArtifactSort.UPDATED_DESC
+            artifact_filter=wanted, flow_run_filter=of, limit=_PAGE, offset=offset, sort=ArtifactSort.UPDATED_DESC
         )
         yield [_record(artifact) for artifact in page]
         offset += len(page)
@@ -398,27 +403,18 @@ async def _read(
     prefix: str,
 ) -> list[Record]:
     """Read the records of a kind page by page; see `find_records`."""
-    client, found, offset = await api(), list[Record](), 0
+    found = list[Record]()
     keys = [artifact_key(kind, identifier) for identifier in identifiers] if identifiers is not None else None
     wanted = ArtifactFilter(
         key=ArtifactFilterKey(like_=f"qruntime-{kind}-{prefix}%", any_=keys),
         flow_run_id=ArtifactFilterFlowRunId(any_=flow_run_ids) if flow_run_ids is not None else None,
     )
-    while True:
-        page = await client.read_artifacts(
-            artifact_filter=wanted,
-            flow_run_filter=of,
-            limit=_PAGE,
-            offset=offset,
-            sort=ArtifactSort.UPDATED_DESC,
-        )
-        offset += len(page)
-        for artifact in page:
-            if since is not None and artifact.updated is not None and artifact.updated < since:
+    async for page in _pages(wanted, of):
+        for record in page:
+            if since is not None and record.updated is not None and record.updated < since:
                 return found
-            found.append(_record(artifact))
-        if len(page) < _PAGE:
-            return found
+            found.append(record)
+    return found
 
 
 async def drop_record(artifact_id: UUID) -> None:
