@@ -49,6 +49,7 @@ __all__ = [
     "Observation",
     "deliver",
     "emit",
+    "execution_spans",
     "log_to_run",
     "lost",
     "materialize_result",
@@ -278,15 +279,20 @@ def trace_chunks(result: JobResult) -> None:
     """Record a span for each execution span of a result. It is read only if the task's span is recorded."""
     if not trace.get_current_span().is_recording():
         return
+    for number, one in enumerate(execution_spans(result)[:_MOST_CHUNKS]):
+        if isinstance(one.start, datetime) and isinstance(one.stop, datetime):
+            _past("qruntime chunk", one.start, one.stop, {"job.id": result.job_id, "chunk": number})
+
+
+def execution_spans(result: JobResult) -> list[ExecutionSpan]:
+    """When the QPU worked on a job, as its result says; empty if it does not, or is damaged."""
     try:
         metadata = result.metadata()
     except QuantumRuntimeError:  # reading the result reports it
-        return
+        return []
     execution = metadata.get("execution") if isinstance(metadata, dict) else None
-    spans = execution.get("execution_spans") if isinstance(execution, dict) else None
-    for number, one in enumerate(spans[:_MOST_CHUNKS] if isinstance(spans, list) else ()):
-        if isinstance(one, ExecutionSpan) and isinstance(one.start, datetime) and isinstance(one.stop, datetime):
-            _past("qruntime chunk", one.start, one.stop, {"job.id": result.job_id, "chunk": number})
+    found = execution.get("execution_spans") if isinstance(execution, dict) else None
+    return [span for span in found if isinstance(span, ExecutionSpan)] if isinstance(found, list) else []
 
 
 def _past(name: str, begin: datetime, end: datetime, attributes: dict[str, Any]) -> None:
