@@ -30,7 +30,7 @@ from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.prefect_api import api, in_run, patience
-from prefect_qruntime.redact import get_logger
+from prefect_qruntime.redact import get_logger, many
 from prefect_qruntime.settings import current_settings
 
 __all__ = [
@@ -286,11 +286,8 @@ class RateLimiter:
             notifications.log_to_run(text % args, level=logging.WARNING)
 
     def _tell(self) -> None:
-        others = self._waiting - 1
-        notifications.log_to_run(
-            "waiting for the service's create limit, with "
-            f"{others} other submission{'' if others == 1 else 's'} of this process"
-        )
+        others = many(self._waiting - 1, "other submission")
+        notifications.log_to_run(f"waiting for the service's create limit, with {others} of this process")
 
 
 def _now() -> float:

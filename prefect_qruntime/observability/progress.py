@@ -177,7 +177,7 @@ class WaitProgress:
 
     def _queue(self) -> str:
         queue = None if self.backend is None else self.backend.queue_length
-        return "" if queue is None else "1 job in the queue" if queue == 1 else f"{queue} jobs in the queue"
+        return "" if queue is None else f"{many(queue, 'job')} in the queue"
 
 
 @dataclass(frozen=True, slots=True)
