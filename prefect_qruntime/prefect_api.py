@@ -470,18 +470,19 @@ def _without_values(
         return error.with_traceback(None)
     unknown = ", ".join(unknown_fields(_fields(block), given))
     hint = f"; not a field: {unknown}" if unknown else ""
-    return ValidationError.from_exception_data(
+    return _error_of(
         error.title,
         [
-            InitErrorDetails(
-                type=PydanticCustomError(one["type"], one["msg"] + (hint if one["type"] == "missing" else "")),
-                loc=one["loc"],
-                input="(hidden)",
-            )
+            (PydanticCustomError(one["type"], one["msg"] + (hint if one["type"] == "missing" else "")), one["loc"])
             for one in error.errors(include_url=False, include_input=False, include_context=False)
         ],
-        hide_input=True,
     )
+
+
+def _error_of(title: str, wrong: Iterable[tuple[PydanticCustomError, tuple[int | str, ...]]]) -> ValidationError:
+    """Make pydantic's error of what is wrong and where, without the values."""
+    details = [InitErrorDetails(type=kind, loc=where, input="(hidden)") for kind, where in wrong]
+    return ValidationError.from_exception_data(title, details, hide_input=True)
 
 
 def unknown_fields(fields: Collection[str], given: Iterable[str]) -> dict[str, str]:
@@ -509,17 +510,12 @@ def _fields(block: type) -> Collection[str]:
 
 
 def _not_fields(block: type, unknown: Mapping[str, str]) -> ValidationError:
-    return ValidationError.from_exception_data(
+    return _error_of(
         block.__name__,
         [
-            InitErrorDetails(
-                type=PydanticCustomError("extra_forbidden", f"Not a field of this block. {similar}".strip()),
-                loc=(name,),
-                input="(hidden)",
-            )
+            (PydanticCustomError("extra_forbidden", f"Not a field of this block. {similar}".strip()), (name,))
             for name, similar in unknown.items()
         ],
-        hide_input=True,
     )
 
 
