@@ -547,15 +547,17 @@ _KEEP = 1024
 _FINAL = [StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.CRASHED]
 
 
-async def flow_runs_by_id(flow_run_ids: Iterable[str | None]) -> dict[str, FlowRun]:
-    """Read the flow runs of some ids in one request; unknown ids and texts that are no ids are left out."""
+async def flow_runs_by_id(
+    flow_run_ids: Iterable[str | None], *, state: FlowRunFilterState | None = None
+) -> dict[str, FlowRun]:
+    """Read the flow runs of some ids, or those in a state; unknown ids and texts that are no ids are left out."""
     wanted = []
-    for text in set(flow_run_ids):
+    for text in sorted({text for text in flow_run_ids if text is not None}):
         with contextlib.suppress(ValueError):
-            wanted += [UUID(text)] if text is not None else []
+            wanted.append(UUID(text))
     found: dict[str, FlowRun] = {}
     for start in range(0, len(wanted), _PAGE):
-        ids = FlowRunFilter(id=FlowRunFilterId(any_=wanted[start : start + _PAGE]))
+        ids = FlowRunFilter(id=FlowRunFilterId(any_=wanted[start : start + _PAGE]), state=state)
         found |= {str(run.id): run for run in await (await api()).read_flow_runs(flow_run_filter=ids, limit=_PAGE)}
     return found
 

@@ -15,8 +15,6 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-
 from prefect_qruntime.admission.budget import Budget, SessionHolds, now, report_level
 from prefect_qruntime.admission.budget_core import (
     Remaining,
@@ -39,7 +37,7 @@ from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.service import each_job
 from prefect_qruntime.errors import BudgetExhausted, NotFound
 from prefect_qruntime.models import Job, SessionRef
-from prefect_qruntime.prefect_api import api, not_sent
+from prefect_qruntime.prefect_api import flow_runs_by_id, not_sent
 from prefect_qruntime.run_context import RunContext
 from prefect_qruntime.settings import current_settings
 
@@ -361,7 +359,6 @@ def ledger(crn: str) -> Ledger:
 # ---- caches of the job list. What they know changes only when a read has succeeded. ----------------------------------
 
 _OVERLAP = timedelta(minutes=10)  # lists may lag
-_PAGE = 200
 _LOOK_BACK = timedelta(days=7)  # by when the usage of a job is final
 _MOST_ENDED = 1000  # finished jobs that are read to find those whose usage is not final: five pages
 
@@ -421,15 +418,9 @@ class DeploymentJobs:
         self._since, self._read = reaches_back, _newest([*self._jobs.values(), *listed], begin)
 
     async def _read_owners(self, runs: set[UUID]) -> None:
-        new = sorted(runs - self._owners.keys())
-        prefect = await api()
-        for start in range(0, len(new), _PAGE):
-            batch = new[start : start + _PAGE]
-            known = await prefect.read_flow_runs(
-                flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=batch)), limit=_PAGE
-            )
-            self._owners.update(dict.fromkeys(batch))
-            self._owners.update({run.id: run.deployment_id for run in known})
+        new = runs - self._owners.keys()
+        known = await flow_runs_by_id(map(str, new))
+        self._owners |= dict.fromkeys(new) | {run.id: run.deployment_id for run in known.values()}
 
 
 class UnsettledJobs:
