@@ -41,6 +41,7 @@ __all__ = [
     "find_record",
     "find_records",
     "job_owners",
+    "mark_closed",
     "open_note",
     "recent_records",
     "upsert",
@@ -104,6 +105,11 @@ class Record:
     def is_closed(self) -> bool:
         """Whether a session's end was recorded."""
         return (self.meta.get("state") or "").lower() == "closed"
+
+    @property
+    def owner(self) -> str | None:
+        """The flow run that it names as the owner, or else the one that wrote it."""
+        return self.meta.get("flow_run") or (str(self.flow_run_id) if self.flow_run_id else None)
 
     @property
     def place(self) -> Place:
@@ -370,8 +376,7 @@ async def job_owners(job_id: str, *, since: datetime) -> set[str]:
     pages = await _read("job", [job_id], None, None, None, "")
     notes = [note for summary in await _read("summary", None, None, None, since, "") for note in _open_jobs(summary)]
     found = [*pages, *(note for note in notes if note.meta["id"] == job_id)]
-    owners = {one.meta.get("flow_run") or (str(one.flow_run_id) if one.flow_run_id else None) for one in found}
-    return {owner for owner in owners if owner is not None}
+    return {one.owner for one in found if one.owner is not None}
 
 
 def open_note(facts: Mapping[str, str | None]) -> str:
@@ -415,6 +420,12 @@ async def _read(
                 return found
             found.append(record)
     return found
+
+
+async def mark_closed(record: Record) -> None:
+    """Note in a session's record that the session is closed."""
+    change = ArtifactUpdate(metadata_={**record.meta, "state": "closed"})
+    await (await api()).update_artifact(record.artifact_id, change)
 
 
 async def drop_record(artifact_id: UUID) -> None:
