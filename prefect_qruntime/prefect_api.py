@@ -59,6 +59,7 @@ __all__ = [
     "lineage",
     "load_saved",
     "not_sent",
+    "now",
     "over",
     "patience",
     "patiently",
@@ -162,6 +163,11 @@ def clock_offset() -> float | None:
     Call it on the network loop.
     """
     return network_loop().state(_Clock).offset
+
+
+def now() -> float:
+    """Seconds by Prefect's clock, which is the same for all processes. Call it on the network loop."""
+    return time.time() + (clock_offset() or 0.0)
 
 
 @dataclass(slots=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
@@ -31,7 +30,7 @@ from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.artifacts import Record, find_records, upsert
 from prefect_qruntime.observability.markdown import card
 from prefect_qruntime.observability.telemetry import emit, log_to_run
-from prefect_qruntime.prefect_api import Loadable, clock_offset, in_run, load_saved, not_sent
+from prefect_qruntime.prefect_api import Loadable, clock_offset, in_run, load_saved, not_sent, now
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.run_context import RunContext
 from prefect_qruntime.settings import current_settings
@@ -44,7 +43,6 @@ __all__ = [
     "budgets_in_force",
     "close_at_limit",
     "close_if_due",
-    "now",
     "read_holds",
     "report_exhausted",
     "report_level",
@@ -246,11 +244,6 @@ def report_level(room: Remaining, level: int, *, about: str, flow_run_id: str | 
         flow_run_id=flow_run_id,
         event_id=uuid5(NAMESPACE_URL, cause),
     )
-
-
-def now() -> float:
-    """Seconds by Prefect's clock, which is the same for all processes. Call it on the network loop."""
-    return time.time() + (clock_offset() or 0.0)
 
 
 class SessionHolds:

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from prefect_qruntime.admission.budget import Budget, SessionHolds, now, report_level
+from prefect_qruntime.admission.budget import Budget, SessionHolds, report_level
 from prefect_qruntime.admission.budget_core import (
     Remaining,
     Reservation,
@@ -37,7 +37,7 @@ from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.service import each_job
 from prefect_qruntime.errors import BudgetExhausted, NotFound
 from prefect_qruntime.models import Job, SessionRef
-from prefect_qruntime.prefect_api import flow_runs_by_id, not_sent
+from prefect_qruntime.prefect_api import flow_runs_by_id, not_sent, now
 from prefect_qruntime.run_context import RunContext
 from prefect_qruntime.settings import current_settings
 

@@ -46,12 +46,12 @@ from prefect_qruntime.errors import SAME_REQUEST, QuantumRuntimeError
 from prefect_qruntime.observability.artifacts import find_record, find_records, upsert
 from prefect_qruntime.prefect_api import (
     api,
-    clock_offset,
     current_flow_run_id,
     family,
     in_run,
     is_passing,
     not_sent,
+    now,
     patience,
 )
 from prefect_qruntime.redact import get_logger
@@ -415,12 +415,11 @@ async def read_locks() -> list[LockState]:
         "/variables/filter",
         json={"variables": {"name": {"like_": "qruntime-"}, "tags": {"all_": [_TAG]}}, "limit": _PAGE},
     )
-    now = time.time() + (clock_offset() or 0.0)
     found = []
     for one in answer.json():
         if _TAG in (one.get("tags") or []):
             updated = datetime.fromisoformat(str(one["updated"]).replace("Z", "+00:00"))
-            silent = now - updated.replace(tzinfo=updated.tzinfo or UTC).timestamp()
+            silent = now() - updated.replace(tzinfo=updated.tzinfo or UTC).timestamp()
             found.append(LockState(one["name"], _row(one["id"], one["value"]).who, silent, one["id"]))
     return found
 
