@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -210,12 +211,8 @@ class Ledger:
         if not fresh:
             return False
         best = [
-            Remaining(
-                room.budget,
-                room.limit,
-                room.allowed,
-                room.used,
-                room.reserved - sum(seconds for job_id, seconds in room.settling.items() if job_id in fresh),
+            replace(
+                room, reserved=room.reserved - sum(room.settling[job_id] for job_id in room.settling.keys() & fresh)
             )
             for room in rooms
         ]
