@@ -52,7 +52,6 @@ __all__ = [
     "StalledRun",
     "SweepReport",
     "Swept",
-    "aresume_flow_run",
     "arun_sweep",
     "find_stalled",
     "resume_flow_run",
@@ -196,11 +195,6 @@ def resume_flow_run(flow_run_id: str, *, force: bool = False) -> Resumed:
         QuantumRuntimeError: Prefect refused to schedule it.
     """
     return network_loop().run(_resume(flow_run_id, force))
-
-
-async def aresume_flow_run(flow_run_id: str, *, force: bool = False) -> Resumed:
-    """As `resume_flow_run`, for async code."""
-    return await network_loop().arun(_resume(flow_run_id, force))
 
 
 async def _resume(flow_run_id: str, force: bool) -> Resumed:
