@@ -212,7 +212,8 @@ class Ledger:
             return False
         best = [
             replace(
-                room, reserved=room.reserved - sum(room.settling[job_id] for job_id in room.settling.keys() & fresh)
+                room,
+                reserved=room.reserved - sum(seconds for job_id, seconds in room.settling.items() if job_id in fresh),
             )
             for room in rooms
         ]

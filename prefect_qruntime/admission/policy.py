@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 from urllib.parse import urlsplit
@@ -440,8 +440,7 @@ async def tenant_of(where: RunContext, block: str | None) -> Tenant:
         except Exception as error:
             text = f"The deployment could not be read from Prefect ({error!r}), so the policy cannot be applied."
             raise not_sent(text) from error
-    found = known[name]
-    return Tenant(found.flow, found.deployment, found.tags, found.work_pool, block)
+    return replace(known[name], block=block)
 
 
 async def _read_tenant(where: RunContext) -> Tenant:
