@@ -62,14 +62,12 @@ def pace(connection: Connection) -> tuple[int, float] | None:
     A host on this machine (the sandbox) has no limit unless `create_rate_per_minute` is set explicitly.
     """
     settings = current_settings()
-    explicit = "create_rate_per_minute" in settings.model_fields_set
-    if settings.create_rate_per_minute == 0 or not (explicit or not is_loopback(_host(connection))):
+    limited = "create_rate_per_minute" in settings.model_fields_set or not is_loopback(
+        urlsplit(connection.base_url).hostname
+    )
+    if settings.create_rate_per_minute == 0 or not limited:
         return None
     return settings.create_rate_per_minute, settings.create_rate_period_seconds
-
-
-def _host(connection: Connection) -> str | None:
-    return urlsplit(connection.base_url).hostname
 
 
 @dataclass(slots=True)

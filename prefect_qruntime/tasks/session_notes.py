@@ -236,7 +236,8 @@ async def note(
     notes = _notes()
     new = token not in notes.opened
     if new:
-        notes.opened[token] = _Opened(credentials, session, _facts(credentials))
+        facts = {**_instance(credentials), "opened": datetime.now(UTC).isoformat(), **process_facts()}
+        notes.opened[token] = _Opened(credentials, session, facts)
         _drain_at_exit(notes, drain)
     entry = notes.opened[token]
     entry.session = session
@@ -272,10 +273,6 @@ def _instance(credentials: QuantumRuntimeCredentials) -> dict[str, str]:
         "dialect": connection.dialect,
     }
     return {name: value for name, value in facts.items() if value}
-
-
-def _facts(credentials: QuantumRuntimeCredentials) -> dict[str, str]:
-    return {**_instance(credentials), "opened": datetime.now(UTC).isoformat(), **process_facts()}
 
 
 def _of_session(session: SessionRef) -> dict[str, str]:
