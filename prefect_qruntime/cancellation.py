@@ -556,10 +556,6 @@ async def ends_if_cancelled(
 async def polls_for_cancellation(client: QuantumRuntimeClient, job_id: str) -> AsyncIterator[None]:
     """Cancel the flow run's jobs when it is cancelled while this block runs. Runs on the network loop.
 
-    Args:
-        client: The instance.
-        job_id: The job waited for.
-
     Raises:
         JobCancelled: The flow run is being cancelled, and the job lives on because it belongs to another one.
     """

@@ -22,6 +22,7 @@ from prefect_qruntime.observability import notifications
 from prefect_qruntime.prefect_api import Loadable
 from prefect_qruntime.tasks.definitions import Submission, defaults_of, spelled_out
 from prefect_qruntime.tasks.jobs import (
+    acancel_job,
     afetch_results,
     await_for_completion,
     check_wait,
@@ -219,8 +220,6 @@ class QuantumRuntimeJobRun(JobRun[JobResult]):
 
     async def cancel(self) -> Job:
         """Cancel the job; one that is over already is left as it is."""
-        from prefect_qruntime.tasks.jobs import acancel_job
-
         return await acancel_job(self.credentials, self.job)
 
 

@@ -42,7 +42,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from prefect_qruntime.client.network_loop import SingleFlight, network_loop, on_network_loop
-from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
+from prefect_qruntime.errors import SAME_REQUEST, InvalidInput, QuantumRuntimeError
 from prefect_qruntime.redact import nearest
 
 __all__ = [
@@ -58,6 +58,8 @@ __all__ = [
     "in_run",
     "lineage",
     "load_saved",
+    "not_sent",
+    "now",
     "over",
     "patience",
     "patiently",
@@ -163,6 +165,11 @@ def clock_offset() -> float | None:
     return network_loop().state(_Clock).offset
 
 
+def now() -> float:
+    """Seconds by Prefect's clock, which is the same for all processes. Call it on the network loop."""
+    return time.time() + (clock_offset() or 0.0)
+
+
 @dataclass(slots=True)
 class _Clients:
     """The open clients of this process, by API address and home folder."""
@@ -227,6 +234,15 @@ def _send_patiently(client: PrefectClient) -> None:
         return await patiently(ask)
 
     raw.send = patient_send
+
+
+def not_sent(text: str) -> QuantumRuntimeError:
+    """Make the error of a request that was not sent, because Prefect's API failed before it."""
+    return QuantumRuntimeError(
+        text,
+        solution="This request was not sent. Run the flow again when Prefect's API can be reached.",
+        advice=SAME_REQUEST,
+    )
 
 
 def _is_own(answer: httpx.Response, request: httpx.Request) -> bool:
@@ -460,18 +476,19 @@ def _without_values(
         return error.with_traceback(None)
     unknown = ", ".join(unknown_fields(_fields(block), given))
     hint = f"; not a field: {unknown}" if unknown else ""
-    return ValidationError.from_exception_data(
+    return _error_of(
         error.title,
         [
-            InitErrorDetails(
-                type=PydanticCustomError(one["type"], one["msg"] + (hint if one["type"] == "missing" else "")),
-                loc=one["loc"],
-                input="(hidden)",
-            )
+            (PydanticCustomError(one["type"], one["msg"] + (hint if one["type"] == "missing" else "")), one["loc"])
             for one in error.errors(include_url=False, include_input=False, include_context=False)
         ],
-        hide_input=True,
     )
+
+
+def _error_of(title: str, wrong: Iterable[tuple[PydanticCustomError, tuple[int | str, ...]]]) -> ValidationError:
+    """Make pydantic's error of what is wrong and where, without the values."""
+    details = [InitErrorDetails(type=kind, loc=where, input="(hidden)") for kind, where in wrong]
+    return ValidationError.from_exception_data(title, details, hide_input=True)
 
 
 def unknown_fields(fields: Collection[str], given: Iterable[str]) -> dict[str, str]:
@@ -499,17 +516,12 @@ def _fields(block: type) -> Collection[str]:
 
 
 def _not_fields(block: type, unknown: Mapping[str, str]) -> ValidationError:
-    return ValidationError.from_exception_data(
+    return _error_of(
         block.__name__,
         [
-            InitErrorDetails(
-                type=PydanticCustomError("extra_forbidden", f"Not a field of this block. {similar}".strip()),
-                loc=(name,),
-                input="(hidden)",
-            )
+            (PydanticCustomError("extra_forbidden", f"Not a field of this block. {similar}".strip()), (name,))
             for name, similar in unknown.items()
         ],
-        hide_input=True,
     )
 
 
@@ -541,15 +553,17 @@ _KEEP = 1024
 _FINAL = [StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.CRASHED]
 
 
-async def flow_runs_by_id(flow_run_ids: Iterable[str | None]) -> dict[str, FlowRun]:
-    """Read the flow runs of some ids in one request; unknown ids and texts that are no ids are left out."""
+async def flow_runs_by_id(
+    flow_run_ids: Iterable[str | None], *, state: FlowRunFilterState | None = None
+) -> dict[str, FlowRun]:
+    """Read the flow runs of some ids, or those in a state; unknown ids and texts that are no ids are left out."""
     wanted = []
-    for text in set(flow_run_ids):
+    for text in sorted({text for text in flow_run_ids if text is not None}):
         with contextlib.suppress(ValueError):
-            wanted += [UUID(text)] if text is not None else []
+            wanted.append(UUID(text))
     found: dict[str, FlowRun] = {}
     for start in range(0, len(wanted), _PAGE):
-        ids = FlowRunFilter(id=FlowRunFilterId(any_=wanted[start : start + _PAGE]))
+        ids = FlowRunFilter(id=FlowRunFilterId(any_=wanted[start : start + _PAGE]), state=state)
         found |= {str(run.id): run for run in await (await api()).read_flow_runs(flow_run_filter=ids, limit=_PAGE)}
     return found
 

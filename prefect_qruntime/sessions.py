@@ -13,9 +13,7 @@ from prefect_qruntime.admission.budget import BudgetLike
 from prefect_qruntime.cancellation import cancelled_run, policy
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
-from prefect_qruntime.errors import (
-    QuantumRuntimeError,
-)
+from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import Backend, SessionRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.tasks.sessions import (

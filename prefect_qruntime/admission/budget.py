@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
@@ -25,20 +24,13 @@ from pydantic import Field, HttpUrl
 from prefect_qruntime.admission.budget_core import Remaining, SessionHold, allotment, is_due, observed
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.cost_core import MOST_SECONDS
-from prefect_qruntime.errors import (
-    SAME_REQUEST,
-    BudgetExhausted,
-    InvalidInput,
-    NotFound,
-    PermissionDenied,
-    QuantumRuntimeError,
-)
+from prefect_qruntime.errors import BudgetExhausted, InvalidInput, NotFound, PermissionDenied, QuantumRuntimeError
 from prefect_qruntime.models import SessionRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.artifacts import Record, find_records, upsert
 from prefect_qruntime.observability.markdown import card
 from prefect_qruntime.observability.telemetry import emit, log_to_run
-from prefect_qruntime.prefect_api import Loadable, clock_offset, in_run, load_saved
+from prefect_qruntime.prefect_api import Loadable, clock_offset, in_run, load_saved, not_sent, now
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.run_context import RunContext
 from prefect_qruntime.settings import current_settings
@@ -51,7 +43,6 @@ __all__ = [
     "budgets_in_force",
     "close_at_limit",
     "close_if_due",
-    "now",
     "read_holds",
     "report_exhausted",
     "report_level",
@@ -223,12 +214,7 @@ def scopes(budgets: Iterable[Budget], where: RunContext, crn: str) -> tuple[str,
 
 
 def report_exhausted(error: BudgetExhausted, *, flow_run_id: str | None) -> None:
-    """Report that a budget refused a submission.
-
-    Args:
-        error: The refusal.
-        flow_run_id: The flow run that asked.
-    """
+    """Report that a budget refused a submission."""
     log_to_run(str(error), level=logging.WARNING)
     name = str(error.fields.get("budget", "unsaved"))
     emit(
@@ -263,11 +249,6 @@ def report_level(room: Remaining, level: int, *, about: str, flow_run_id: str | 
         flow_run_id=flow_run_id,
         event_id=uuid5(NAMESPACE_URL, cause),
     )
-
-
-def now() -> float:
-    """Seconds by Prefect's clock, which is the same for all processes. Call it on the network loop."""
-    return time.time() + (clock_offset() or 0.0)
 
 
 class SessionHolds:
@@ -460,11 +441,7 @@ async def _write(hold: SessionHold) -> None:
     try:
         await upsert("hold", hold.token, card("QPU seconds held for a session", None, rows), meta)
     except Exception as error:
-        raise QuantumRuntimeError(
-            f"the session's part of the budget cannot be recorded in Prefect ({error!r})",
-            solution="This request was not sent. Run the flow again when Prefect's API can be reached.",
-            advice=SAME_REQUEST,
-        ) from error
+        raise not_sent(f"the session's part of the budget cannot be recorded in Prefect ({error!r})") from error
 
 
 def _told(hold: SessionHold) -> str:
@@ -480,10 +457,8 @@ async def read_holds(crn: str, since: datetime) -> list[SessionHold]:
     try:
         records = await find_records("hold", since=since)
     except Exception as error:
-        raise QuantumRuntimeError(
-            f"the budget cannot be checked: the sessions that spend from it could not be read from Prefect ({error!r})",
-            solution="This request was not sent. Run the flow again when Prefect's API can be reached.",
-            advice=SAME_REQUEST,
+        raise not_sent(
+            f"the budget cannot be checked: the sessions that spend from it could not be read from Prefect ({error!r})"
         ) from error
     found = [hold for record in records if (hold := _hold(record)) is not None]
     return [hold for hold in found if hold.crn == crn and hold.opened >= since.timestamp()]

@@ -38,7 +38,7 @@ from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.errors import BudgetExhausted, QuantumRuntimeError, SubmissionUncertain
 from prefect_qruntime.models import JobRef, SessionRef
 from prefect_qruntime.observability import notifications
-from prefect_qruntime.prefect_api import api, clock_offset, in_run
+from prefect_qruntime.prefect_api import api, in_run, now
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.run_context import RunContext
 from prefect_qruntime.settings import current_settings
@@ -56,11 +56,6 @@ _SAY_AFTER = 30.0  # seconds after which a wait is logged
 @asynccontextmanager
 async def share_turn(connection: Connection, where: RunContext, block: str | None) -> AsyncIterator[None]:
     """Wait for the team's turn; release it if the block ends with an error. Runs on the network loop.
-
-    Args:
-        connection: The instance.
-        where: The flow run that submits.
-        block: Name of the credentials block.
 
     Raises:
         QuantumRuntimeError: Prefect could not be asked for the policy; nothing was sent.
@@ -99,14 +94,14 @@ async def _wait(
     """Wait for a turn; return the name of its row."""
     limits = await shared_limits(connection.crn)
     count, period = (len(limits), allowed[1]) if limits else allowed
-    row = Row(secrets.token_hex(8), team, _server_now())
+    row = Row(secrets.token_hex(8), team, now())
     name = f"{prefix}-{row.id}"
     waiter, began, told = Waiter(row.id, count, period), time.monotonic(), False
     try:
         await _create(name, row)
         while True:
             rows = await _read(prefix)
-            turn = waiter.look(rows, shares, server=_server_now(), now=time.monotonic())
+            turn = waiter.look(rows, shares, server=now(), now=time.monotonic())
             for one in turn.drop:
                 await _remove(f"{prefix}-{one}")
             if turn.do == "go":
@@ -127,10 +122,6 @@ async def _wait(
         raise
 
 
-def _server_now() -> float:
-    return time.time() + (clock_offset() or 0.0)
-
-
 # ---- the rows in Prefect -------------------------------------------------------------------------------------
 
 
@@ -143,7 +134,7 @@ async def _create(name: str, row: Row) -> None:
 
 
 async def _write(name: str, row: Row, turn: Turn) -> None:
-    granted = replace(row, granted=_server_now(), start=turn.start, finish=turn.finish)
+    granted = replace(row, granted=now(), start=turn.start, finish=turn.finish)
     try:
         await (await api()).request(
             "PATCH", "/variables/name/{name}", path_params={"name": name}, json={"value": _value(granted)}

@@ -12,12 +12,11 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-
-from prefect_qruntime.admission.budget import Budget, SessionHolds, now, report_level
+from prefect_qruntime.admission.budget import Budget, SessionHolds, report_level
 from prefect_qruntime.admission.budget_core import (
     Remaining,
     Reservation,
@@ -37,9 +36,9 @@ from prefect_qruntime.client import QuantumRuntimeClient, submission_keys
 from prefect_qruntime.client.cost_core import MOST_SECONDS
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.service import each_job
-from prefect_qruntime.errors import SAME_REQUEST, BudgetExhausted, NotFound, QuantumRuntimeError
+from prefect_qruntime.errors import BudgetExhausted, NotFound
 from prefect_qruntime.models import Job, SessionRef
-from prefect_qruntime.prefect_api import api
+from prefect_qruntime.prefect_api import flow_runs_by_id, not_sent, now
 from prefect_qruntime.run_context import RunContext
 from prefect_qruntime.settings import current_settings
 
@@ -212,12 +211,9 @@ class Ledger:
         if not fresh:
             return False
         best = [
-            Remaining(
-                room.budget,
-                room.limit,
-                room.allowed,
-                room.used,
-                room.reserved - sum(seconds for job_id, seconds in room.settling.items() if job_id in fresh),
+            replace(
+                room,
+                reserved=room.reserved - sum(seconds for job_id, seconds in room.settling.items() if job_id in fresh),
             )
             for room in rooms
         ]
@@ -361,7 +357,6 @@ def ledger(crn: str) -> Ledger:
 # ---- caches of the job list. What they know changes only when a read has succeeded. ----------------------------------
 
 _OVERLAP = timedelta(minutes=10)  # lists may lag
-_PAGE = 200
 _LOOK_BACK = timedelta(days=7)  # by when the usage of a job is final
 _MOST_ENDED = 1000  # finished jobs that are read to find those whose usage is not final: five pages
 
@@ -406,11 +401,8 @@ class DeploymentJobs:
         try:
             await self._read_owners({run for job in found if (run := _flow_run_of(job)) is not None})
         except Exception as error:
-            raise QuantumRuntimeError(
-                f"the deployment's budget cannot be checked: Prefect's API failed ({error!r})",
-                solution="This request was not sent. Run the flow again when Prefect's API can be reached.",
-                advice=SAME_REQUEST,
-            ) from error
+            text = f"the deployment's budget cannot be checked: Prefect's API failed ({error!r})"
+            raise not_sent(text) from error
         wanted = UUID(deployment_id)
         return [job for job in found if (run := _flow_run_of(job)) is not None and self._owners.get(run) == wanted]
 
@@ -424,15 +416,9 @@ class DeploymentJobs:
         self._since, self._read = reaches_back, _newest([*self._jobs.values(), *listed], begin)
 
     async def _read_owners(self, runs: set[UUID]) -> None:
-        new = sorted(runs - self._owners.keys())
-        prefect = await api()
-        for start in range(0, len(new), _PAGE):
-            batch = new[start : start + _PAGE]
-            known = await prefect.read_flow_runs(
-                flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=batch)), limit=_PAGE
-            )
-            self._owners.update(dict.fromkeys(batch))
-            self._owners.update({run.id: run.deployment_id for run in known})
+        new = runs - self._owners.keys()
+        known = await flow_runs_by_id(map(str, new))
+        self._owners |= dict.fromkeys(new) | {run.id: run.deployment_id for run in known.values()}
 
 
 class UnsettledJobs:

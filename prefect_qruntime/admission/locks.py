@@ -44,7 +44,16 @@ from prefect_qruntime.client.network_loop import SingleFlight, network_loop
 from prefect_qruntime.client.submission import History, KeyHistory
 from prefect_qruntime.errors import SAME_REQUEST, QuantumRuntimeError
 from prefect_qruntime.observability.artifacts import find_record, find_records, upsert
-from prefect_qruntime.prefect_api import api, clock_offset, current_flow_run_id, family, in_run, is_passing, patience
+from prefect_qruntime.prefect_api import (
+    api,
+    current_flow_run_id,
+    family,
+    in_run,
+    is_passing,
+    not_sent,
+    now,
+    patience,
+)
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.run_context import RunContext
 
@@ -191,11 +200,7 @@ async def _acquire(name: str, what: str) -> HeldLock:
         raise
     except Exception as error:
         _withdraw_later(name, claim.holder)
-        raise QuantumRuntimeError(
-            f"The lock {name} cannot be taken: Prefect's API failed ({error!r}).",
-            solution="This request was not sent. Run the flow again when Prefect's API can be reached.",
-            advice=SAME_REQUEST,
-        ) from error
+        raise not_sent(f"The lock {name} cannot be taken: Prefect's API failed ({error!r}).") from error
     except BaseException:
         _withdraw_later(name, claim.holder)
         raise
@@ -410,12 +415,11 @@ async def read_locks() -> list[LockState]:
         "/variables/filter",
         json={"variables": {"name": {"like_": "qruntime-"}, "tags": {"all_": [_TAG]}}, "limit": _PAGE},
     )
-    now = time.time() + (clock_offset() or 0.0)
     found = []
     for one in answer.json():
         if _TAG in (one.get("tags") or []):
             updated = datetime.fromisoformat(str(one["updated"]).replace("Z", "+00:00"))
-            silent = now - updated.replace(tzinfo=updated.tzinfo or UTC).timestamp()
+            silent = now() - updated.replace(tzinfo=updated.tzinfo or UTC).timestamp()
             found.append(LockState(one["name"], _row(one["id"], one["value"]).who, silent, one["id"]))
     return found
 
@@ -516,11 +520,7 @@ async def mark_sent(tag: str) -> None:
     try:
         await upsert("key", tag, text, {"tag": tag})
     except Exception as error:
-        raise QuantumRuntimeError(
-            f"the submission key cannot be marked as used in Prefect ({error!r})",
-            solution="This request was not sent. Run the flow again when Prefect's API can be reached.",
-            advice=SAME_REQUEST,
-        ) from error
+        raise not_sent(f"the submission key cannot be marked as used in Prefect ({error!r})") from error
 
 
 async def mark_accepted(tag: str, job_id: str | None) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,8 +27,8 @@ from prefect_qruntime.admission.budget_core import lowest
 from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.client.cost_core import MOST_SECONDS
 from prefect_qruntime.client.network_loop import network_loop
-from prefect_qruntime.errors import SAME_REQUEST, PolicyRefused, QuantumRuntimeError
-from prefect_qruntime.prefect_api import Loadable, api, in_run, patience, wrong_fields
+from prefect_qruntime.errors import PolicyRefused
+from prefect_qruntime.prefect_api import Loadable, api, in_run, not_sent, patience, wrong_fields
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.run_context import RunContext
 from prefect_qruntime.settings import current_settings
@@ -334,10 +334,8 @@ async def policy_in_force(*, buys: bool = True) -> QuantumRuntimePolicy | None:
                 level = logging.WARNING if first else logging.DEBUG
                 log.log(level, "The policy could not be read from Prefect (%r). %s", error, what)
                 return policy
-            raise QuantumRuntimeError(
-                f"The policy {name!r} cannot be read: Prefect's API failed ({error!r}). Without it nothing is allowed.",
-                solution="This request was not sent. Run the flow again when Prefect's API can be reached.",
-                advice=SAME_REQUEST,
+            raise not_sent(
+                f"The policy {name!r} cannot be read: Prefect's API failed ({error!r}). Without it nothing is allowed."
             ) from error
         known.policies[which] = time.monotonic(), policy
         known.failed.pop(which, None)
@@ -440,13 +438,9 @@ async def tenant_of(where: RunContext, block: str | None) -> Tenant:
         try:
             known[name] = await _read_tenant(where)
         except Exception as error:
-            raise QuantumRuntimeError(
-                f"The deployment could not be read from Prefect ({error!r}), so the policy cannot be applied.",
-                solution="This request was not sent. Run the flow again when Prefect's API can be reached.",
-                advice=SAME_REQUEST,
-            ) from error
-    found = known[name]
-    return Tenant(found.flow, found.deployment, found.tags, found.work_pool, block)
+            text = f"The deployment could not be read from Prefect ({error!r}), so the policy cannot be applied."
+            raise not_sent(text) from error
+    return replace(known[name], block=block)
 
 
 async def _read_tenant(where: RunContext) -> Tenant:

@@ -30,7 +30,7 @@ from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.prefect_api import api, in_run, patience
-from prefect_qruntime.redact import get_logger
+from prefect_qruntime.redact import get_logger, many
 from prefect_qruntime.settings import current_settings
 
 __all__ = [
@@ -62,14 +62,12 @@ def pace(connection: Connection) -> tuple[int, float] | None:
     A host on this machine (the sandbox) has no limit unless `create_rate_per_minute` is set explicitly.
     """
     settings = current_settings()
-    explicit = "create_rate_per_minute" in settings.model_fields_set
-    if settings.create_rate_per_minute == 0 or not (explicit or not is_loopback(_host(connection))):
+    limited = "create_rate_per_minute" in settings.model_fields_set or not is_loopback(
+        urlsplit(connection.base_url).hostname
+    )
+    if settings.create_rate_per_minute == 0 or not limited:
         return None
     return settings.create_rate_per_minute, settings.create_rate_period_seconds
-
-
-def _host(connection: Connection) -> str | None:
-    return urlsplit(connection.base_url).hostname
 
 
 @dataclass(slots=True)
@@ -286,11 +284,8 @@ class RateLimiter:
             notifications.log_to_run(text % args, level=logging.WARNING)
 
     def _tell(self) -> None:
-        others = self._waiting - 1
-        notifications.log_to_run(
-            "waiting for the service's create limit, with "
-            f"{others} other submission{'' if others == 1 else 's'} of this process"
-        )
+        others = many(self._waiting - 1, "other submission")
+        notifications.log_to_run(f"waiting for the service's create limit, with {others} of this process")
 
 
 def _now() -> float:

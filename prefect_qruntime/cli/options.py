@@ -148,11 +148,7 @@ def _report_waiting(blocks: Sequence[str]) -> None:
 
 
 def not_known(unread: Sequence[str]) -> str:
-    """The sentence for the instances that could not be read; empty if all could be.
-
-    Args:
-        unread: Their blocks.
-    """
+    """The sentence for the instances that could not be read; empty if all could be."""
     if not unread:
         return ""
     what = "has is not known, because it" if len(unread) == 1 else "have is not known, because they"
@@ -160,12 +156,7 @@ def not_known(unread: Sequence[str]) -> str:
 
 
 def print_not_known(console: Console, unread: Sequence[str]) -> None:
-    """Print that what instances hold is not known, so that no sum and no all-clear hides it.
-
-    Args:
-        console: Where the rest is printed.
-        unread: The blocks of the instances that could not be read.
-    """
+    """Print that what instances hold is not known, so that no sum and no all-clear hides it."""
     if unread:
         console.print(cell(not_known(unread), style="yellow"))
 

@@ -53,29 +53,16 @@ async def check_token(client: QuantumRuntimeClient) -> tuple[Finding | None, flo
     except QuantumRuntimeError as error:
         code = str(error.code or "")
         if code == "BXNIM0415E":
-            return (
-                problem(
-                    "api_key",
-                    f"The API key is not known to {connection.iam_url}.",
-                    "Create a new key in IBM Cloud under Manage > Access (IAM) > API keys and save it in the block.",
-                ),
-                None,
-            )
+            said = f"The API key is not known to {connection.iam_url}."
+            fix = "Create a new key in IBM Cloud under Manage > Access (IAM) > API keys and save it in the block."
+            return problem("api_key", said, fix), None
         if code.startswith("BXN"):
-            return (
-                problem(
-                    "api_key",
-                    f"The API key was refused by {connection.iam_url}: {error}",
-                    "Check in IBM Cloud under Manage > Access (IAM) > API keys whether it is locked or expired.",
-                ),
-                None,
-            )
+            said = f"The API key was refused by {connection.iam_url}: {error}"
+            fix = "Check in IBM Cloud under Manage > Access (IAM) > API keys whether it is locked or expired."
+            return problem("api_key", said, fix), None
         address = await check_iam(connection)
-        return (
-            address.finding
-            or problem("iam_url", f"No token could be obtained from {connection.iam_url}: {error}", "Try again later."),
-            None,
-        )
+        said = f"No token could be obtained from {connection.iam_url}: {error}"
+        return address.finding or problem("iam_url", said, "Try again later."), None
 
 
 def check_dialect(connection: Connection, address: Address) -> Finding | None:

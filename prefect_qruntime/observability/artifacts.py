@@ -41,6 +41,7 @@ __all__ = [
     "find_record",
     "find_records",
     "job_owners",
+    "mark_closed",
     "open_note",
     "recent_records",
     "upsert",
@@ -104,6 +105,11 @@ class Record:
     def is_closed(self) -> bool:
         """Whether a session's end was recorded."""
         return (self.meta.get("state") or "").lower() == "closed"
+
+    @property
+    def owner(self) -> str | None:
+        """The flow run that it names as the owner, or else the one that wrote it."""
+        return self.meta.get("flow_run") or (str(self.flow_run_id) if self.flow_run_id else None)
 
     @property
     def place(self) -> Place:
@@ -349,10 +355,15 @@ async def find_records(
 
 async def recent_records(kind: Kind) -> AsyncIterator[list[Record]]:
     """Yield the records of a kind page by page, the most recently written first. On the network loop."""
-    wanted, offset = ArtifactFilter(key=ArtifactFilterKey(like_=f"qruntime-{kind}-%")), 0
+    async for page in _pages(ArtifactFilter(key=ArtifactFilterKey(like_=f"qruntime-{kind}-%"))):
+        yield page
+
+
+async def _pages(wanted: ArtifactFilter, of: FlowRunFilter | None = None) -> AsyncIterator[list[Record]]:
+    offset = 0
     while True:
         page = await (await api()).read_artifacts(
-            artifact_filter=wanted, limit=_PAGE, offset=offset, sort=ArtifactSort.UPDATED_DESC
+            artifact_filter=wanted, flow_run_filter=of, limit=_PAGE, offset=offset, sort=ArtifactSort.UPDATED_DESC
         )
         yield [_record(artifact) for artifact in page]
         offset += len(page)
@@ -365,8 +376,7 @@ async def job_owners(job_id: str, *, since: datetime) -> set[str]:
     pages = await _read("job", [job_id], None, None, None, "")
     notes = [note for summary in await _read("summary", None, None, None, since, "") for note in _open_jobs(summary)]
     found = [*pages, *(note for note in notes if note.meta["id"] == job_id)]
-    owners = {one.meta.get("flow_run") or (str(one.flow_run_id) if one.flow_run_id else None) for one in found}
-    return {owner for owner in owners if owner is not None}
+    return {one.owner for one in found if one.owner is not None}
 
 
 def open_note(facts: Mapping[str, str | None]) -> str:
@@ -398,27 +408,24 @@ async def _read(
     prefix: str,
 ) -> list[Record]:
     """Read the records of a kind page by page; see `find_records`."""
-    client, found, offset = await api(), list[Record](), 0
+    found = list[Record]()
     keys = [artifact_key(kind, identifier) for identifier in identifiers] if identifiers is not None else None
     wanted = ArtifactFilter(
         key=ArtifactFilterKey(like_=f"qruntime-{kind}-{prefix}%", any_=keys),
         flow_run_id=ArtifactFilterFlowRunId(any_=flow_run_ids) if flow_run_ids is not None else None,
     )
-    while True:
-        page = await client.read_artifacts(
-            artifact_filter=wanted,
-            flow_run_filter=of,
-            limit=_PAGE,
-            offset=offset,
-            sort=ArtifactSort.UPDATED_DESC,
-        )
-        offset += len(page)
-        for artifact in page:
-            if since is not None and artifact.updated is not None and artifact.updated < since:
+    async for page in _pages(wanted, of):
+        for record in page:
+            if since is not None and record.updated is not None and record.updated < since:
                 return found
-            found.append(_record(artifact))
-        if len(page) < _PAGE:
-            return found
+            found.append(record)
+    return found
+
+
+async def mark_closed(record: Record) -> None:
+    """Note in a session's record that the session is closed."""
+    change = ArtifactUpdate(metadata_={**record.meta, "state": "closed"})
+    await (await api()).update_artifact(record.artifact_id, change)
 
 
 async def drop_record(artifact_id: UUID) -> None:

@@ -86,8 +86,7 @@ def line_chart(
         return HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
 
     parts = [*_frame(title, HEIGHT), _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 14, x_label, kind="soft")]
-    parts.append(f'<g transform="rotate(-90 20 {(TOP + HEIGHT - BOTTOM) / 2})">')
-    parts.append(_text(20, (TOP + HEIGHT - BOTTOM) / 2, y_label, kind="soft") + "</g>")
+    parts += _upright(y_label, TOP)
     for x in (tick for tick in x_ticks if x_low <= tick <= x_high):
         parts.append(_line(across(x), HEIGHT - BOTTOM, across(x), HEIGHT - BOTTOM + 5, "axis"))
         parts.append(_text(across(x), HEIGHT - BOTTOM + 20, _number(x, x_ticks)))
@@ -202,8 +201,7 @@ def stacked_chart(
     unit = (WIDTH - LEFT - RIGHT) / len(columns)
     ticks = _ticks([0.0, highest])
     scale = (HEIGHT - top - BOTTOM) / ticks[-1]
-    drawn = [*_frame(title[:80], foot), f'<g transform="rotate(-90 20 {(top + HEIGHT - BOTTOM) / 2})">']
-    drawn.append(_text(20, (top + HEIGHT - BOTTOM) / 2, y_label, kind="soft") + "</g>")
+    drawn = [*_frame(title[:80], foot), *_upright(y_label, top)]
     for value in ticks:
         y = HEIGHT - BOTTOM - scale * value
         drawn.append(_line(LEFT, y, WIDTH - RIGHT, y, "grid" if value else "axis"))
@@ -287,6 +285,11 @@ def _frame(title: str, height: int) -> list[str]:
         f'{_STYLE}<rect x="0.5" y="0.5" width="{WIDTH - 1}" height="{height - 1}" rx="8" class="ground"/>',
         _text(16, 26, title, anchor="start", kind="title"),
     ]
+
+
+def _upright(label: str, top: float) -> list[str]:
+    middle = (top + HEIGHT - BOTTOM) / 2
+    return [f'<g transform="rotate(-90 20 {middle})">', _text(20, middle, label, kind="soft") + "</g>"]
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:

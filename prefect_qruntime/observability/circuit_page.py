@@ -75,11 +75,7 @@ async def _calibration(client: QuantumRuntimeClient, backend: str) -> dict[str, 
 
 
 def is_drawable(wish: str) -> bool:
-    """Whether circuits are drawn in this process: never, always, or if Qiskit is loaded anyway.
-
-    Args:
-        wish: The setting `circuit_drawings`.
-    """
+    """Whether circuits are drawn in this process: never, always, or if Qiskit is loaded anyway."""
     return wish == "always" or (wish == "loaded" and "qiskit.circuit" in sys.modules)
 
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from prefect_qruntime.client.encodings.arrays import ExecutionSpan
 from prefect_qruntime.client.results.job_result import JobResult
 from prefect_qruntime.client.results.views import points
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import JobStatus, SessionRef
 from prefect_qruntime.observability.charts import COLOURS, Point, bar_chart, is_shortened, line_chart, markdown_image
 from prefect_qruntime.observability.progress import line_of
+from prefect_qruntime.observability.telemetry import execution_spans
 from prefect_qruntime.redact import many, markdown_text, number_text, printable, redact
 
 if TYPE_CHECKING:
@@ -102,7 +102,12 @@ _FIRST_ROWS = frozenset(
 def card(title: str, url: str | None, rows: Mapping[str, Any]) -> str:
     """Make a small table under a heading; empty values are left out."""
     heading = f"### [{title}]({url})" if url else f"### {title}"
-    return "\n".join([heading, "", *_table(rows), "", f"<sub>as of {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC</sub>"])
+    return _dated([heading, "", *_table(rows)])
+
+
+def _dated(lines: Sequence[str]) -> str:
+    """The text of these lines, and below them the time."""
+    return "\n".join([*lines, "", f"<sub>as of {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC</sub>"])
 
 
 def section(title: str, text: str) -> str:
@@ -215,7 +220,7 @@ def comparison_card(comparison: RouteComparison) -> str:
     ]
     if len(rows) > _VALUES:
         lines += ["", f"… and {len(rows) - _VALUES} more, none less likely than these."]
-    return "\n".join([*lines, "", f"<sub>as of {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC</sub>"])
+    return _dated(lines)
 
 
 def result_section(result: JobResult) -> str:
@@ -281,13 +286,7 @@ def _whole_counts(counts: Mapping[str, int]) -> str:
 
 def execution_line(result: JobResult) -> str | None:
     """Describe when the QPU worked on a job, from the result's execution spans; None if it has none."""
-    try:
-        metadata = result.metadata()
-    except QuantumRuntimeError:
-        return None
-    execution = metadata.get("execution") if isinstance(metadata, dict) else None
-    found = execution.get("execution_spans") if isinstance(execution, dict) else None
-    spans = [span for span in found if isinstance(span, ExecutionSpan)] if isinstance(found, list) else []
+    spans = execution_spans(result)
     if not spans or len({span.start.tzinfo is None for span in spans}) > 1:
         return None
     begin, end = min(span.start for span in spans), max(span.stop for span in spans)
@@ -342,7 +341,7 @@ def summary_card(jobs: Sequence[Mapping[str, str]]) -> str:
         lines.append("| " + " | ".join([job_id, *map(_cell, cells)]) + " |")
     if len(jobs) > _JOBS:
         lines += ["", f"… and {len(jobs) - _JOBS} more."]
-    return "\n".join([*lines, "", f"<sub>as of {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC</sub>"])
+    return _dated(lines)
 
 
 def _usage(job: Mapping[str, str]) -> str:

@@ -204,21 +204,12 @@ def _ended(job: Job, waited: float) -> str:
 
 
 def job_still(progress: WaitProgress) -> None:
-    """Log that a wait continues.
-
-    Args:
-        progress: The state of the wait.
-    """
+    """Log that a wait continues."""
     log_to_run(_line(progress), level=logging.WARNING if is_held(progress) else logging.INFO)
 
 
 def job_held(job_id: str, backend: Backend) -> None:
-    """Log that a job waits for a backend that runs none now, once for each flow run and state of the backend.
-
-    Args:
-        job_id: The job.
-        backend: Its backend.
-    """
+    """Log that a job waits for a backend that runs none now, once for each flow run and state of the backend."""
     told = network_loop().state(_Told).states
     if (what := (current_flow_run_id() or job_id, backend.name, backend.status)) not in told:
         told[what] = True
@@ -233,12 +224,7 @@ class _Told:
 
 
 def show_progress(progress: WaitProgress, history: Sequence[Observation]) -> None:
-    """Show the progress of a wait on the job's page.
-
-    Args:
-        progress: The state of the wait.
-        history: The observed states.
-    """
+    """Show the progress of a wait on the job's page."""
     if progress.job is not None:
         write_debounced(progress.job_id, _progress(progress.job, progress, history))
 
@@ -315,11 +301,6 @@ def _state_event(job: Job, **payload: Any) -> tuple[str, dict[str, str], dict[st
 async def left_job_ended(job: Job, *, flow_run_id: str | None, block: str) -> None:
     """Report the end of a job that was left to the watcher; only its event can start what collects the result.
 
-    Args:
-        job: The job, over.
-        flow_run_id: The flow run that left it.
-        block: Name of the credentials block.
-
     Raises:
         Exception: Prefect did not take the event.
     """
@@ -342,13 +323,7 @@ async def job_cancelled(job: Job, *, flow_run_id: str | None = None) -> None:
 
 
 def job_over(job: Job, history: list[Observation], *, calibration: asyncio.Task[Calibration] | None = None) -> None:
-    """Complete the artifact of a job that was waited for, soon and in the background.
-
-    Args:
-        job: The job in its last state.
-        history: The observed states.
-        calibration: The read of its backend's properties.
-    """
+    """Complete the artifact of a job that was waited for, soon and in the background."""
     write_debounced(job.id, _end(job, history))
     if calibration is None or not in_run():
         return
@@ -400,12 +375,7 @@ def _usage(job: Job) -> dict[str, str | None]:
 
 
 async def usage_settled(job: Job, *, flow_run_id: str | None) -> None:
-    """Record the final QPU seconds of a job that ended before they were known.
-
-    Args:
-        job: The job, read again.
-        flow_run_id: The flow run that owns it.
-    """
+    """Record the final QPU seconds of a job that ended before they were known."""
     log_to_run(f"job {job.id} used {job.usage_seconds or 0:g} QPU seconds", level=logging.INFO)
     await write(job.id, _usage(job), flow_run_id=flow_run_id)
 
@@ -464,12 +434,7 @@ _LOOKS = 120
 
 
 def follow_usage(client: QuantumRuntimeClient, job: Job) -> None:
-    """Read a job in the background until its usage is final. Call it on the network loop.
-
-    Args:
-        client: The instance it ran on.
-        job: The job, over.
-    """
+    """Read a job in the background until its usage is final. Call it on the network loop."""
     if job.usage_final or job.dry_run or not in_run():
         return
 

@@ -177,7 +177,7 @@ class WaitProgress:
 
     def _queue(self) -> str:
         queue = None if self.backend is None else self.backend.queue_length
-        return "" if queue is None else "1 job in the queue" if queue == 1 else f"{queue} jobs in the queue"
+        return "" if queue is None else f"{many(queue, 'job')} in the queue"
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,11 +193,7 @@ class ProgressPace:
     pages: int = 20
 
     def pause(self, waits: int) -> float:
-        """Seconds until a page is written again if nothing changes.
-
-        Args:
-            waits: Jobs that this process waits for.
-        """
+        """Seconds until a page is written again if nothing changes."""
         return self.every * max(1.0, waits / self.pages)
 
 
@@ -262,11 +258,7 @@ class Display(Protocol):
 
 
 class TerminalDisplay:
-    """A line at the bottom of a terminal, below what is printed and logged meanwhile.
-
-    Args:
-        console: The terminal.
-    """
+    """A line at the bottom of a terminal, below what is printed and logged meanwhile."""
 
     def __init__(self, console: Console) -> None:
         self._spinner = Spinner("dots")

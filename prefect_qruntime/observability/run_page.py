@@ -33,7 +33,7 @@ from prefect_qruntime.observability.markdown import (
 )
 from prefect_qruntime.observability.run_summary import Background, Summaries, in_background, mark_dirty
 from prefect_qruntime.prefect_api import in_run, patience
-from prefect_qruntime.redact import get_logger
+from prefect_qruntime.redact import get_logger, many
 from prefect_qruntime.run_context import current_run
 
 __all__ = [
@@ -152,11 +152,6 @@ async def write_progress(job_id: str, meta: Facts, *, flow_run_id: str) -> None:
     """Write to a job's page how the job goes on, for a flow run that has no process. Runs on the network loop.
 
     The flow run's summary is left alone, and so is a page that tells the job's end.
-
-    Args:
-        job_id: The job.
-        meta: Plain facts.
-        flow_run_id: The flow run that owns the job.
 
     Raises:
         Exception: Whatever Prefect's API raises.
@@ -402,7 +397,7 @@ async def drain(stuck: float = _STUCK) -> list[str]:
     for run in unwritten:
         run.dirty = False
     if missing or unwritten:
-        what = _job_pages(len(missing)) if missing else "The flow run's summary"
+        what = many(len(missing), "job page") if missing else "The flow run's summary"
         log.warning(
             "%s could not be written to Prefect before the process ended. The jobs themselves are not affected. "
             "Run `prefect-qruntime sweep` to complete the pages.",
@@ -419,16 +414,12 @@ async def _while_it_goes_on(work: Coroutine[Any, Any, None], pages: PageWrites, 
         if not said and now - began > _WORTH_A_WORD:
             said = True
             left = len(pages.pages) + len(pages.writing)
-            log.info("Writing %s to Prefect, which is busy, before the process ends.", _job_pages(left))
+            log.info("Writing %s to Prefect, which is busy, before the process ends.", many(left, "job page"))
         await asyncio.wait({task}, timeout=min(1.0, stuck / 4))
         if pages.written != seen:
             moved, seen = time.monotonic(), pages.written
     task.cancel()
     await asyncio.wait({task})
-
-
-def _job_pages(number: int) -> str:
-    return f"{number} job page{'' if number == 1 else 's'}"
 
 
 def _drain_at_exit() -> None:

@@ -49,6 +49,7 @@ __all__ = [
     "Observation",
     "deliver",
     "emit",
+    "execution_spans",
     "log_to_run",
     "lost",
     "materialize_result",
@@ -229,11 +230,7 @@ def queue_and_run_seconds(job: Job, seen: Sequence[Observation]) -> tuple[float 
 
 @contextlib.contextmanager
 def trace_task(name: str) -> Iterator[None]:
-    """Record a span around the body of a task, with its outcome.
-
-    Args:
-        name: The task's name.
-    """
+    """Record a span around the body of a task, with its outcome."""
     # The tracer is asked for each time: an SDK may be set up after this module is loaded.
     with trace.get_tracer(_OURS).start_as_current_span(
         f"qruntime {name}",
@@ -270,12 +267,7 @@ def trace_job(job: Job | JobRef) -> None:
 
 
 def trace_states(job: Job, seen: Sequence[Observation]) -> None:
-    """Record a span for each observed state of a job that ended, until the next state was observed.
-
-    Args:
-        job: The job in its last state.
-        seen: Its states in order.
-    """
+    """Record a span for each observed state of a job that ended, until the next state was observed."""
     for state, following in pairwise(seen):
         begin = state.at
         if state is seen[0] and job.created_at is not None:
@@ -287,15 +279,20 @@ def trace_chunks(result: JobResult) -> None:
     """Record a span for each execution span of a result. It is read only if the task's span is recorded."""
     if not trace.get_current_span().is_recording():
         return
+    for number, one in enumerate(execution_spans(result)[:_MOST_CHUNKS]):
+        if isinstance(one.start, datetime) and isinstance(one.stop, datetime):
+            _past("qruntime chunk", one.start, one.stop, {"job.id": result.job_id, "chunk": number})
+
+
+def execution_spans(result: JobResult) -> list[ExecutionSpan]:
+    """When the QPU worked on a job, as its result says; empty if it does not, or is damaged."""
     try:
         metadata = result.metadata()
     except QuantumRuntimeError:  # reading the result reports it
-        return
+        return []
     execution = metadata.get("execution") if isinstance(metadata, dict) else None
-    spans = execution.get("execution_spans") if isinstance(execution, dict) else None
-    for number, one in enumerate(spans[:_MOST_CHUNKS] if isinstance(spans, list) else ()):
-        if isinstance(one, ExecutionSpan) and isinstance(one.start, datetime) and isinstance(one.stop, datetime):
-            _past("qruntime chunk", one.start, one.stop, {"job.id": result.job_id, "chunk": number})
+    found = execution.get("execution_spans") if isinstance(execution, dict) else None
+    return [span for span in found if isinstance(span, ExecutionSpan)] if isinstance(found, list) else []
 
 
 def _past(name: str, begin: datetime, end: datetime, attributes: dict[str, Any]) -> None:

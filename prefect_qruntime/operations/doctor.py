@@ -34,7 +34,7 @@ from prefect_qruntime.diagnostics.prefect_server import (
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.prefect_api import check_block_name
 
-__all__ = ["DoctorReport", "arun_doctor", "check_block", "run_doctor"]
+__all__ = ["DoctorReport", "check_block", "run_doctor"]
 
 # What is wrong now is reported now; only flows repeat requests through an outage.
 _NOW = RetryDeadlines(token=0.0, read=0.0)
@@ -63,11 +63,6 @@ def run_doctor(blocks: Iterable[str] | None = None) -> DoctorReport:
         One finding for each check; what is wrong is a finding, never an exception.
     """
     return network_loop().run(_doctor(blocks))
-
-
-async def arun_doctor(blocks: Iterable[str] | None = None) -> DoctorReport:
-    """As `run_doctor`, for async code."""
-    return await network_loop().arun(_doctor(blocks))
 
 
 async def _doctor(blocks: Iterable[str] | None) -> DoctorReport:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.exceptions import ObjectNotFound
 from pydantic import BaseModel, ConfigDict
 
@@ -24,12 +23,12 @@ from prefect_qruntime.client.service import each_job
 from prefect_qruntime.errors import AuthenticationError, InvalidInput, NotFound, PermissionDenied, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobStatus, Session, SessionRef
 from prefect_qruntime.observability import notifications
-from prefect_qruntime.observability.artifacts import Record, find_records, job_owners
+from prefect_qruntime.observability.artifacts import Record, find_records, job_owners, mark_closed
 from prefect_qruntime.prefect_api import api
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.tasks.session_notes import SessionNote, is_note
 
-__all__ = ["LOOK_BACK", "NOTED_BACK", "Found", "InstanceSweeper", "Owners", "Swept", "owner_of"]
+__all__ = ["LOOK_BACK", "NOTED_BACK", "Found", "InstanceSweeper", "Owners", "Swept"]
 
 log = get_logger(__name__)
 
@@ -158,7 +157,7 @@ class InstanceSweeper:
         for record in records:
             if (session_id := record.meta.get("session")) and not is_note(record):
                 self._noted.add(session_id)
-                self._users.setdefault(session_id, set()).add(owner_of(record))
+                self._users.setdefault(session_id, set()).add(record.owner)
         self._gone = {note.record.key: note.is_gone for note in self._notes}
         for note in self._notes:
             if session_id := note.meta.get("session"):
@@ -251,7 +250,9 @@ class InstanceSweeper:
         action = _LEFT
         if cancel_jobs and state != "Crashed":
             action = "would be cancelled" if self._dry_run else await self._cancel(job.id)
-        self._found.jobs.append(self._entry(job.id, state, action, flow_run=owner, url=job.url))
+        self._found.jobs.append(
+            Swept(id=job.id, block=self._block, flow_run=owner, flow_state=state, action=action, url=job.url)
+        )
 
     async def _jobs(self) -> list[Job]:
         """List the jobs of the last days, all live jobs, and those whose end was never recorded."""
@@ -271,7 +272,7 @@ class InstanceSweeper:
         for job_id in missing[:_MOST_LOOKS]:
             record = self._unfinished[job_id]
             if session_id := record.meta.get("session"):
-                self._users.setdefault(session_id, set()).add(owner_of(record))
+                self._users.setdefault(session_id, set()).add(record.owner)
             with self._apart(f"job {job_id}"), contextlib.suppress(NotFound, InvalidInput):  # deleted
                 found[job_id] = await self._client.job(job_id)
         return list(found.values())
@@ -321,7 +322,7 @@ class InstanceSweeper:
     async def _sweep_sessions(self) -> None:
         """Close the recorded sessions whose flow runs are over."""
         for record in filter(self._may_sweep, self._records):
-            owner, known = owner_of(record), record.meta.get("session")
+            owner, known = record.owner, record.meta.get("session")
             if record.is_closed or owner is None or await self._owners.over(owner) is None:
                 continue
             with self._apart(f"session {known or 'without an id'} of flow run {owner}"):
@@ -335,9 +336,9 @@ class InstanceSweeper:
                 else:
                     # The others are swept again, and so is a record of which the service may list the session late.
                     settled = bool(found) or _is_older(record, _OPENING if self._is_owner(record) else _LIFE)
-                    if found is not None and settled and self._over.issuperset(found):
+                    if found is not None and settled and self._over.issuperset(found) and not self._dry_run:
                         with contextlib.suppress(Exception):
-                            await self._mark_closed(record)
+                            await mark_closed(record)
 
     async def _sweep_sessions_of_processes(self) -> None:
         """Close the sessions of scripts and notebooks whose process is gone, or that outlived their limit.
@@ -403,7 +404,7 @@ class InstanceSweeper:
         """Whether the flow run or the process that wrote a record is over."""
         if record.key in self._gone:
             return bool(self._gone[record.key])
-        return await self._owners.over(owner_of(record)) is not None
+        return await self._owners.over(record.owner) is not None
 
     async def _never_noted(self, record: Record) -> list[str]:
         """Find sessions that a process opened before it died, without recording the id.
@@ -510,33 +511,15 @@ class InstanceSweeper:
                 )
                 notifications.session_event("swept", ref, flow_run_id=flow_run, flow_state=state, drain=drain)
                 action = _CLOSED if session_id in self._over else _DRAINS
-        self._found.sessions.append(self._entry(session_id, state, action, flow_run=flow_run, process=process))
-
-    async def _mark_closed(self, record: Record) -> None:
-        if self._dry_run:
-            return
-        await (await api()).update_artifact(
-            record.artifact_id, ArtifactUpdate(metadata_={**record.meta, "state": "closed"})
-        )
-
-    def _entry(
-        self,
-        identifier: str,
-        state: str,
-        action: str,
-        *,
-        flow_run: str | None = None,
-        process: str | None = None,
-        url: str | None = None,
-    ) -> Swept:
-        return Swept(
-            id=identifier,
-            block=self._block,
-            flow_run=flow_run,
-            flow_state=state,
-            action=action,
-            url=url,
-            process=process,
+        self._found.sessions.append(
+            Swept(
+                id=session_id,
+                block=self._block,
+                flow_run=flow_run,
+                flow_state=state,
+                action=action,
+                process=process,
+            )
         )
 
 
@@ -555,8 +538,3 @@ def _may_be_the_same(one: Record, other: Record) -> bool:
         return False
     equal = all(one.meta.get(name) == other.meta.get(name) for name in ("mode", "backend", "max_ttl"))
     return equal and abs(one.updated - other.updated) <= 2 * _OPENING
-
-
-def owner_of(record: Record) -> str | None:
-    """The flow run that a record names as the owner, or else the one that wrote it."""
-    return record.meta.get("flow_run") or (str(record.flow_run_id) if record.flow_run_id else None)

@@ -32,7 +32,6 @@ __all__ = [
     "JobList",
     "ListedJob",
     "Totals",
-    "alist_jobs",
     "find_owners",
     "group_jobs",
     "list_jobs",
@@ -168,26 +167,13 @@ def list_jobs(
     Raises:
         InvalidInput: An argument is wrong; nothing was sent.
     """
-    return network_loop().run(alist_jobs(blocks, states=states, limit=limit, since=since, by=by, attended=attended))
-
-
-async def alist_jobs(
-    blocks: Iterable[str] | None = None,
-    *,
-    states: Iterable[str] | None = None,
-    limit: int = 50,
-    since: str | None = None,
-    by: GroupBy | None = None,
-    attended: Attended | None = None,
-) -> JobList:
-    """As `list_jobs`, for async code."""
     wanted = _states(states)
     if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
         raise InvalidInput("must be a whole number, at least 1", field="limit")
     begin = parse_since(since) if since is not None else None
     if by is not None and by not in GROUPINGS:
         raise InvalidInput(f"must be one of {', '.join(GROUPINGS)}, not {by!r}", field="by")
-    found = await network_loop().arun(_list(blocks, wanted, limit, begin, attended))
+    found = network_loop().run(_list(blocks, wanted, limit, begin, attended))
     return found.model_copy(update={"groups": group_jobs(found.jobs, by)}) if by is not None else found
 
 

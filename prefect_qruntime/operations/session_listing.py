@@ -21,7 +21,7 @@ from prefect_qruntime.prefect_api import flow_runs_by_id
 from prefect_qruntime.tasks.session_notes import SessionNote, is_note, session_notes
 from prefect_qruntime.tasks.sessions import close
 
-__all__ = ["OpenSession", "SessionList", "aclose_by_id", "alist_sessions", "close_by_id", "list_sessions"]
+__all__ = ["OpenSession", "SessionList", "close_by_id", "list_sessions"]
 
 T = TypeVar("T")
 
@@ -78,11 +78,6 @@ def list_sessions(blocks: Iterable[str] | None = None, *, attended: Attended | N
     return network_loop().run(_list(blocks, attended))
 
 
-async def alist_sessions(blocks: Iterable[str] | None = None, *, attended: Attended | None = None) -> SessionList:
-    """As `list_sessions`, for async code."""
-    return await network_loop().arun(_list(blocks, attended))
-
-
 def close_by_id(
     session_id: str,
     blocks: Iterable[str] | None = None,
@@ -106,17 +101,6 @@ def close_by_id(
         QuantumRuntimeError: It could not be closed, or an instance could not be asked for it.
     """
     return network_loop().run(_close(check_id(session_id, field="session"), blocks, drain, attended))
-
-
-async def aclose_by_id(
-    session_id: str,
-    blocks: Iterable[str] | None = None,
-    *,
-    drain: bool = True,
-    attended: Attended | None = None,
-) -> tuple[str, SessionRef]:
-    """As `close_by_id`, for async code."""
-    return await network_loop().arun(_close(check_id(session_id, field="session"), blocks, drain, attended))
 
 
 async def _close(

@@ -18,7 +18,7 @@ from typing import Any
 from uuid import UUID
 
 from prefect.client.schemas import OrchestrationResult
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.filters import FlowRunFilterState, FlowRunFilterStateType
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.exceptions import ObjectNotFound
@@ -41,9 +41,8 @@ from prefect_qruntime.operations.instance_sweep import (
     InstanceSweeper,
     Owners,
     Swept,
-    owner_of,
 )
-from prefect_qruntime.prefect_api import api
+from prefect_qruntime.prefect_api import api, flow_runs_by_id
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.run_context import process_is_gone
 from prefect_qruntime.tasks.session_notes import SessionNote, is_note, session_notes
@@ -53,7 +52,6 @@ __all__ = [
     "StalledRun",
     "SweepReport",
     "Swept",
-    "aresume_flow_run",
     "arun_sweep",
     "find_stalled",
     "resume_flow_run",
@@ -65,7 +63,6 @@ __all__ = [
 
 log = get_logger(__name__)
 
-_PAGE = 200
 _WITH_PROCESS: tuple[Kind, ...] = ("job", "session")
 _MISSED = 3  # heartbeats in a row after which a process counts as gone
 _DEFAULT_BEAT = 180.0  # seconds; Prefect's own default
@@ -94,26 +91,15 @@ class Resumed(BaseModel):
 
 async def find_stalled(flow_run_ids: Iterable[str]) -> list[StalledRun]:
     """Find the flow runs that Prefect shows as running although their process is gone. Runs on the network loop."""
-    wanted = []
-    for text in sorted(set(flow_run_ids)):
-        with contextlib.suppress(ValueError):
-            wanted.append(UUID(text))
     found = []
-    for start in range(0, len(wanted), _PAGE):
-        running = FlowRunFilter(
-            id=FlowRunFilterId(any_=wanted[start : start + _PAGE]),
-            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING])),
-        )
-        for flow_run in await (await api()).read_flow_runs(flow_run_filter=running, limit=_PAGE):
-            if flow_run.parent_task_run_id is not None and flow_run.deployment_id is None:
-                continue  # a subflow: it goes on with the run above it
-            evidence = await _why_gone(flow_run)
-            if evidence is not None:
-                found.append(
-                    StalledRun(
-                        id=str(flow_run.id), name=flow_run.name, evidence=evidence, next_step=await _next_step(flow_run)
-                    )
-                )
+    running = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING]))
+    for run_id, flow_run in (await flow_runs_by_id(flow_run_ids, state=running)).items():
+        if flow_run.parent_task_run_id is not None and flow_run.deployment_id is None:
+            continue  # a subflow: it goes on with the run above it
+        evidence = await _why_gone(flow_run)
+        if evidence is not None:
+            next_step = await _next_step(flow_run)
+            found.append(StalledRun(id=run_id, name=flow_run.name, evidence=evidence, next_step=next_step))
     return found
 
 
@@ -209,11 +195,6 @@ def resume_flow_run(flow_run_id: str, *, force: bool = False) -> Resumed:
         QuantumRuntimeError: Prefect refused to schedule it.
     """
     return network_loop().run(_resume(flow_run_id, force))
-
-
-async def aresume_flow_run(flow_run_id: str, *, force: bool = False) -> Resumed:
-    """As `resume_flow_run`, for async code."""
-    return await network_loop().arun(_resume(flow_run_id, force))
 
 
 async def _resume(flow_run_id: str, force: bool) -> Resumed:
@@ -333,7 +314,7 @@ async def _sweep(
     loaded, problems = await load_each(blocks)
     records = await find_records("session")
     jobs = await find_records("job", since=datetime.now(UTC) - NOTED_BACK)
-    noted = {owner for record in (*records, *jobs) if (owner := owner_of(record)) is not None}
+    noted = {owner for record in (*records, *jobs) if (owner := record.owner) is not None}
     owners = Owners(noted)
     unfinished = _unfinished(jobs)
     notes = await session_notes(records)
@@ -396,7 +377,7 @@ async def _out_of_reach(
     """
     left = [(note.record, note.opener) for note in notes if note.is_gone]
     for record in records:
-        owner = owner_of(record)
+        owner = record.owner
         if not is_note(record) and not record.is_closed and await owners.over(owner) is not None:
             left.append((record, f"flow run {owner}"))
     recent = datetime.now(UTC) - LOOK_BACK

@@ -36,7 +36,7 @@ from prefect_qruntime.operations.usage_core import (
 )
 from prefect_qruntime.operations.usage_tables import Reconciled, UnownedJob, UsageLine, UsageReport
 
-__all__ = ["InstanceUsage", "areport_usage", "compile_report", "report_usage"]
+__all__ = ["InstanceUsage", "compile_report", "report_usage"]
 
 _AT_ONCE = 8  # sessions read concurrently
 _SESSION_LIFE = timedelta(hours=24)  # within which the jobs of a session are created
@@ -67,24 +67,12 @@ def report_usage(
     Raises:
         InvalidInput: An argument is wrong; nothing was sent.
     """
-    return network_loop().run(areport_usage(blocks, by=by, since=since, until=until, attended=attended))
-
-
-async def areport_usage(
-    blocks: Iterable[str] | None = None,
-    *,
-    by: Sequence[str] = ("deployment",),
-    since: str = "28d",
-    until: str | None = None,
-    attended: Attended | None = None,
-) -> UsageReport:
-    """As `report_usage`, for async code."""
     group((), by)  # refuses wrong names before anything is sent
     begin = parse_since(since)
     end = parse_since(until, field="until") if until is not None else None
     if end is not None and end <= begin:
         raise InvalidInput(f"must be after the beginning, {begin:%Y-%m-%d %H:%M} UTC", field="until")
-    return await network_loop().arun(_report(blocks, tuple(by), begin, end, attended))
+    return network_loop().run(_report(blocks, tuple(by), begin, end, attended))
 
 
 async def _report(
@@ -196,11 +184,7 @@ class InstanceUsage:
         return any(one.is_charged_by_the_clock and one.id not in of_jobs for one in self.book.sessions.values())
 
     def note_openers(self, openers: Mapping[str, str | None]) -> None:
-        """Note the flow runs that opened sessions.
-
-        Args:
-            openers: Flow runs by session.
-        """
+        """Note the flow runs that opened sessions."""
         for session_id in self.book.sessions.keys() & openers.keys():
             known = self.book.sessions[session_id]
             self.book.sessions[session_id] = replace(known, flow_run_id=openers[session_id])

@@ -104,13 +104,7 @@ def describe(wait: Wait) -> str:
 
 
 def emit_state(job: Job, *, flow_run_id: str | None, block: str | None) -> None:
-    """Emit the event of the job's state, with the flow run first.
-
-    Args:
-        job: The job.
-        flow_run_id: The flow run suspended for it, or the one that left it.
-        block: Name of the credentials block.
-    """
+    """Emit the event of the job's state, with the flow run first."""
     event_id = notifications.event_id_of(job, flow_run_id)
     notifications.job_event(job, flow_run_id=flow_run_id, event_id=event_id, credentials_block=block)
 
@@ -187,10 +181,6 @@ async def claimed(flow_run_id: UUID, pause_key: str) -> AsyncIterator[bool]:
     """Claim the resumption of a flow run that is suspended with this key. Runs on the network loop.
 
     A claim is kept, as a pause key is used once; left by an error, it is given back.
-
-    Args:
-        flow_run_id: The flow run.
-        pause_key: What it is suspended with.
 
     Yields:
         Whether the claim is ours; otherwise another watcher is resuming the flow run.

@@ -22,17 +22,16 @@ from typing import Any
 from uuid import UUID
 
 import orjson
-from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.settings import get_current_settings
 
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import SessionRef
-from prefect_qruntime.observability.artifacts import Record, drop_record, find_records, upsert_session
+from prefect_qruntime.observability.artifacts import Record, drop_record, find_records, mark_closed, upsert_session
 from prefect_qruntime.observability.markdown import card, session_description, session_title
 from prefect_qruntime.observability.run_summary import in_background
-from prefect_qruntime.prefect_api import api, in_run
+from prefect_qruntime.prefect_api import in_run
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.run_context import process_facts, process_is_gone
 
@@ -96,8 +95,7 @@ class SessionNote:
         if self.path is not None:
             self.path.unlink(missing_ok=True)
             return
-        change = ArtifactUpdate(metadata_={**self.meta, "state": "closed"})
-        await (await api()).update_artifact(self.record.artifact_id, change)
+        await mark_closed(self.record)
 
 
 def is_note(record: Record) -> bool:
@@ -238,7 +236,8 @@ async def note(
     notes = _notes()
     new = token not in notes.opened
     if new:
-        notes.opened[token] = _Opened(credentials, session, _facts(credentials))
+        facts = {**_instance(credentials), "opened": datetime.now(UTC).isoformat(), **process_facts()}
+        notes.opened[token] = _Opened(credentials, session, facts)
         _drain_at_exit(notes, drain)
     entry = notes.opened[token]
     entry.session = session
@@ -274,10 +273,6 @@ def _instance(credentials: QuantumRuntimeCredentials) -> dict[str, str]:
         "dialect": connection.dialect,
     }
     return {name: value for name, value in facts.items() if value}
-
-
-def _facts(credentials: QuantumRuntimeCredentials) -> dict[str, str]:
-    return {**_instance(credentials), "opened": datetime.now(UTC).isoformat(), **process_facts()}
 
 
 def _of_session(session: SessionRef) -> dict[str, str]:

@@ -264,9 +264,7 @@ close_session = blocking(aclose_session)
 
 
 @on_network_loop
-async def close(
-    credentials: QuantumRuntimeCredentials, session: SessionRef, drain: bool, *, event: str = "closed"
-) -> SessionRef:
+async def close(credentials: QuantumRuntimeCredentials, session: SessionRef, drain: bool) -> SessionRef:
     """Close a session without a task run, read it back, and report. A record that fails does not stop the closing."""
     token, unbound = session.token, _of(session) if session.id is None else None
     session = unbound.ref or session if unbound is not None else session
@@ -323,7 +321,7 @@ async def close(
                 level=logging.WARNING,
             )
     await _note_closed(credentials, token, closed)
-    notifications.session_event(event, closed, drain=drain)
+    notifications.session_event("closed", closed, drain=drain)
     return closed
 
 

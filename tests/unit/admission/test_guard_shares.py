@@ -72,7 +72,7 @@ def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[Table]:
 
     monkeypatch.setattr(module, "api", api)
     monkeypatch.setattr(module, "shared_limits", none)
-    monkeypatch.setattr(module, "_server_now", time.monotonic)
+    monkeypatch.setattr(module, "now", time.monotonic)
     monkeypatch.setattr(share_core, "QUICKEST", 0.01)
     monkeypatch.setattr(share_core, "PATIENCE", 0.3)
     return found

@@ -441,7 +441,7 @@ class Remembering(RuleBasedStateMachine):
         self.service: Any = Listing()
         self.known, self.unsettled = DeploymentJobs(), UnsettledJobs()
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(module, "api", self._api)
+        self.patch.setattr("prefect_qruntime.prefect_api.api", self._api)
 
     async def _api(self) -> Any:
         return self.service
@@ -538,7 +538,7 @@ def test_a_clock_that_differs_from_the_service_s_hides_no_job(monkeypatch: pytes
     async def api() -> Any:
         return service
 
-    monkeypatch.setattr(module, "api", api)
+    monkeypatch.setattr("prefect_qruntime.prefect_api.api", api)
     of_service, run = datetime.now(UTC) - timedelta(seconds=ahead), next(r for r in RUNS if RUNS[r] == DEPLOYMENT)
     known, unsettled, since = DeploymentJobs(), UnsettledJobs(), datetime.now(UTC) - timedelta(days=2)
     for number in range(4):  # of other processes

@@ -110,7 +110,7 @@ def marked(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         return set()
 
     monkeypatch.setattr(module, "api", api)
-    monkeypatch.setattr("prefect_qruntime.tasks.session_notes.api", api)
+    monkeypatch.setattr("prefect_qruntime.observability.artifacts.api", api)
     monkeypatch.setattr(module, "job_owners", none)
     monkeypatch.setattr(module.notifications, "session_event", lambda *_, **__: None)
     monkeypatch.setattr(SessionNote, "is_gone", True)
