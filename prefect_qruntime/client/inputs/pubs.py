@@ -530,7 +530,7 @@ def _precision(value: Any, *, field: str) -> float | None:
     if value is None:
         return None
     number = numbers(value, field=field)
-    if isinstance(number, list):
+    if not isinstance(number, float):
         raise InvalidInput("must be one number, not several", field=field)
     if number <= 0:
         raise InvalidInput(f"must be greater than 0, not {number:g}", field=field)
