@@ -16,7 +16,7 @@ from typing import Any
 
 from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.client.inputs.pub_values import shape_of
-from prefect_qruntime.client.inputs.pubs import encode_array, load_qpy
+from prefect_qruntime.client.inputs.pubs import encode_array, load_qpy, parameter_values
 from prefect_qruntime.client.inputs.spec import JobSpec, Pub, check_scalar_bits
 from prefect_qruntime.client.parsing import read_id, read_string
 from prefect_qruntime.client.programs.expectation import in_one_register
@@ -245,8 +245,10 @@ def _v1_circuit(pub: Pub, field: str) -> str:
     from qiskit import qasm2, qasm3
 
     if circuit.num_parameters:
-        # Bound here: the exporter may rename parameters, and the legacy programs sort by name.
-        values = _v1_point(pub, f"{field}.parameters")
+        # Bound here: the exporter may rename parameters, and the legacy programs sort by name. Of an encoded circuit
+        # their names and order are known only now.
+        found = parameter_values(pub.parameters, circuit, field=f"{field}.parameters")
+        values = _v1_point(found, f"{field}.parameters")
         circuit = circuit.assign_parameters(dict(zip(circuit.parameters, values, strict=True)))
     circuit = _in_order(circuit, field=f"{field}.circuit")
     # OpenQASM 2 is what every legacy program read; it has no parameters and no control flow.
@@ -282,11 +284,10 @@ def _in_order(circuit: Any, *, field: str) -> Any:
 
 
 def _v1_values(pub: Pub, field: str) -> list[float]:
-    return _v1_point(pub, field) if isinstance(pub.circuit, str) else []
+    return _v1_point(pub.parameters, field) if isinstance(pub.circuit, str) else []
 
 
-def _v1_point(pub: Pub, field: str) -> list[float]:
-    values = pub.parameters
+def _v1_point(values: Any, field: str) -> list[float]:
     if values is None:
         return []
     if isinstance(values, dict):

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import math
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Protocol, TypedDict, Unpack
 
@@ -18,14 +18,14 @@ from prefect_qruntime.client import parsing
 from prefect_qruntime.client.connection import Connection, check_id, check_name
 from prefect_qruntime.client.dialects import dialect_of
 from prefect_qruntime.client.failures import Phase
-from prefect_qruntime.client.inputs.spec import JobSpec
+from prefect_qruntime.client.inputs.spec import JobSpec, check_flag, check_integer
 from prefect_qruntime.client.provenance import ProvenanceNotes
 from prefect_qruntime.client.transport.auth import TokenSource
 from prefect_qruntime.client.transport.http import Transport, http_client
 from prefect_qruntime.client.transport.replies import unreadable_create
 from prefect_qruntime.client.transport.retrying import RetryDeadlines
 from prefect_qruntime.client.transport.spool import MOST_BYTES
-from prefect_qruntime.errors import QuantumRuntimeError, ServiceUnavailable
+from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError, ServiceUnavailable
 from prefect_qruntime.models import Backend, Job, JobRef, Session, SessionRef, Usage
 from prefect_qruntime.redact import install, nearest
 
@@ -59,6 +59,10 @@ class JobFilters(TypedDict, total=False):
     session_id: str | None
     created_after: datetime | None
     created_before: datetime | None
+
+
+_JOB_FILTERS = (*JobFilters.__annotations__, "tags", "include_mocks")
+_WORKLOAD_FILTERS = ("backend", "created_after", "created_before", "mode", "search", "sort", "status", "tags", "user")
 
 
 class _ListsJobs(Protocol):
@@ -173,11 +177,12 @@ class Service:
             filters: `mode`, `status`, `backend`, `tags`, `created_after`, `created_before` …
 
         Raises:
+            InvalidInput: There is no such filter, or it has a wrong value.
             QuantumRuntimeError: There are more than 10,000, or the cursor has no end.
         """
         found: list[dict[str, Any]] = []
-        params = _query(filters)
-        params["limit"] = min(50, limit or 50)
+        params = _query(filters, _WORKLOAD_FILTERS)
+        params["limit"] = min(50, _limit(limit) or 50)
         for _ in range(_MOST_WORKLOADS // 50):
             body = await self._get("/workloads", params=params)
             found += [item for item in body.get("workloads") or () if isinstance(item, dict)]
@@ -311,7 +316,7 @@ class Service:
             offset: Jobs to leave out at the start.
             filters: `tags`, `pending`, `backend`, `program`, `session_id`, `created_after`, `created_before`.
         """
-        params: dict[str, Any] = {"exclude_params": "true", "limit": limit, **_query(filters)}
+        params: dict[str, Any] = {"exclude_params": "true", "limit": limit, **_query(filters, _JOB_FILTERS)}
         if offset:
             params["offset"] = offset
         body = await self._get("/jobs", phase=phase, params=params)
@@ -330,14 +335,17 @@ class Service:
             limit: Most jobs to return; None for all.
             mocks: Whether those on mock backends (dry runs) are among them.
             **filters: Backend, program, session, state and age: see `JobFilters`.
+
+        Raises:
+            InvalidInput: There is no such filter, or it has a wrong value.
         """
-        wanted = tuple(tags)
+        wanted, limit, mocks = tuple(_texts(tags)), _limit(limit), check_flag(mocks, field="mocks")
         size = _PAGE if limit is None or wanted else min(limit, _PAGE)
         found: dict[str, Job] = {}  # by id: a job created between two pages moves others to the next one
         offset = 0
         for _ in range(_MOST_PAGES):
             page, count = await self.job_page(
-                limit=size, offset=offset, tags=list(wanted) or None, include_mocks=mocks or None, **filters
+                limit=size, offset=offset, tags=wanted or None, include_mocks=mocks or None, **filters
             )
             for place, item in enumerate(page):
                 if place % _PAGE == _PAGE - 1:  # a host may list more at once than it was asked for
@@ -402,7 +410,7 @@ class Service:
     async def replace_tags(self, job_id: str, tags: Iterable[str]) -> None:
         """Replace all tags of a job."""
         path = f"/jobs/{check_id(job_id, field='job')}/tags"
-        await self.transport.request("PUT", path, phase="change", body={"tags": list(tags)}, job_id=job_id)
+        await self.transport.request("PUT", path, phase="change", body={"tags": _texts(tags)}, job_id=job_id)
 
     # ---- sessions ------------------------------------------------------------------------------
 
@@ -440,17 +448,40 @@ class Service:
         await self.transport.request("DELETE", path, phase="change")
 
 
-def _query(filters: dict[str, Any]) -> dict[str, Any]:
-    return {name: _plain(value) for name, value in filters.items() if value is not None}
+def _query(filters: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """The filters of a list as the service reads them; those that are None do not apply.
+
+    The service ignores a filter that it does not know: the list would have everything in it.
+    """
+    for name in filters:
+        if name not in known:
+            raise InvalidInput(f"the list has no such filter. {nearest(name, known)}".strip(), field=name)
+    return {name: _plain(name, value) for name, value in filters.items() if value is not None}
 
 
-def _plain(value: Any) -> Any:
-    """A query value as the service reads it."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, datetime):
+def _plain(name: str, value: Any) -> Any:
+    if name in ("pending", "include_mocks"):
+        return "true" if check_flag(value, field=name) else "false"
+    if name.startswith("created_"):
+        if not isinstance(value, datetime) or value.tzinfo is None:
+            raise InvalidInput(f"must be a datetime with a time zone, not {value!r:.60}", field=name)
         return value.isoformat().replace("+00:00", "Z")
-    return list(value) if isinstance(value, tuple | set | frozenset) else value
+    return value if isinstance(value, str) else _texts(value, field=name)
+
+
+def _texts(value: Any, *, field: str = "tags") -> list[str]:
+    """The texts in a list, set or the like; a single text is none, as it would count as its letters."""
+    found = None if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
+    if found is None or not all(isinstance(item, str) for item in found):
+        raise InvalidInput(f"must be a list of strings, not {value!r:.60}", field=field)
+    return found
+
+
+def _limit(value: Any) -> int | None:
+    number = None if value is None else check_integer(value, field="limit")
+    if number is not None and number < 0:
+        raise InvalidInput(f"must be 0 or more, not {number}", field="limit")
+    return number
 
 
 def _cursor(body: dict[str, Any]) -> dict[str, list[str]] | None:

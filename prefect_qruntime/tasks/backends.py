@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 
 from prefect_qruntime.client import QuantumRuntimeClient
-from prefect_qruntime.client.inputs.spec import check_integer
+from prefect_qruntime.client.inputs.spec import check_flag, check_integer
 from prefect_qruntime.client.network_loop import SingleFlight, network_loop
 from prefect_qruntime.client.parsing import parse_backend_status
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
@@ -49,6 +49,7 @@ HELD_AFTER = 5.0
 """Seconds after a submission from which a job that is not running may be held by its backend."""
 STATE_AGE = 270.0
 """Seconds for which a backend's state and queue are recent enough for the log and the run page."""
+_STATUSES = ("online", "paused", "offline")
 _FIRST_PAUSE, _LONGEST_PAUSE = 2.0, 60.0  # seconds between polls for a backend that is online
 
 
@@ -104,8 +105,9 @@ async def _fitting(client: QuantumRuntimeClient, min_qubits: int | None, simulat
     """The instance's backends of at least a size and of a kind, in the service's order.
 
     Raises:
-        InvalidInput: `min_qubits` is not a whole number.
+        InvalidInput: `min_qubits` is not a whole number, or `simulator` not True or False.
     """
+    simulator = None if simulator is None else check_flag(simulator, field="simulator")
     least = None if min_qubits is None else check_integer(min_qubits, field="min_qubits")
     return [
         backend
@@ -136,8 +138,10 @@ async def alist_backends(
         The backends that fit, in the service's order.
 
     Raises:
-        InvalidInput: `min_qubits` is not a whole number.
+        InvalidInput: There is no such status, `min_qubits` is not a whole number, or `simulator` not True or False.
     """
+    if status is not None and not (isinstance(status, str) and status in _STATUSES):
+        raise InvalidInput(f"must be 'online', 'paused' or 'offline', not {status!r:.60}", field="status")
     fitting = await _fitting(credentials.get_client(), min_qubits, simulator)
     found = [backend for backend in fitting if status is None or backend.status == status]
     listed = [f"{backend.name} ({backend.status})" for backend in found]
@@ -174,7 +178,8 @@ async def aselect_backend(
 
     Raises:
         NotFound: None that fits is online, or none is that large.
-        InvalidInput: `timeout` is negative or no number, or `min_qubits` is not a whole number.
+        InvalidInput: `timeout` is negative or no number, `min_qubits` is not a whole number, or `simulator` not True
+            or False.
     """
     if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 <= timeout < math.inf:
         raise InvalidInput("must be a number of seconds, 0 or more", field="timeout")

@@ -126,6 +126,15 @@ def test_what_names_no_job(sandbox: Sandbox, credentials: QuantumRuntimeCredenti
             for task in (list_backends, select_backend)
             for wrong in ("5", 1.5, True, [5])
         ),
+        *(
+            ("simulator", lambda c, task=task, wrong=wrong: task.fn(c, simulator=wrong))
+            for task in (list_backends, select_backend)
+            for wrong in ("false", 1, [])
+        ),
+        *(
+            ("status", lambda c, wrong=wrong: list_backends.fn(c, status=wrong))
+            for wrong in ("onlin", "Online", "", True, ["online"])
+        ),
     ],
 )
 def test_other_arguments(

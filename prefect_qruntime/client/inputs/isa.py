@@ -12,7 +12,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prefect_qruntime.client.inputs.pub_values import bindings_of, check_order, is_bindings_array
+from prefect_qruntime.client.inputs.pub_values import (
+    bindings_of,
+    check_observables,
+    check_order,
+    is_bindings_array,
+)
 from prefect_qruntime.client.inputs.pubs import is_quantum_circuit, load_qasm, load_qpy, parameter_values, pub_parts
 from prefect_qruntime.client.inputs.qasm import scan, statements, text_of
 from prefect_qruntime.client.inputs.spec import JobSpec
@@ -281,7 +286,9 @@ def transpile_pubs(
             raise InvalidInput(f"cannot be transpiled: {type(error).__name__}: {error}", field=field) from None
         rest = list(parts[1:])
         if program_id == "estimator" and rest:
-            rest[0] = _laid_out(rest[0], fitting, f"pubs[{place}].observables")
+            # Qiskit takes an observable that is too short for one on the first qubits.
+            observables = check_observables(rest[0], circuit.num_qubits, field=f"pubs[{place}].observables")
+            rest[0] = _laid_out(observables, fitting, f"pubs[{place}].observables")
         if (which := _VALUES[program_id]) < len(rest) and len(fitting.parameters) < len(circuit.parameters):
             rest[which] = _still_needed(rest[which], circuit, fitting, f"pubs[{place}].parameters")
         found.append((fitting, *rest))

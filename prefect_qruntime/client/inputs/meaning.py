@@ -250,6 +250,8 @@ class _Scope:
 
     def value(self, value: Any) -> Any:
         """The canonical form of a number, name, array, parameter expression or classical expression."""
+        if hasattr(value, "dtype") and not getattr(value, "shape", True):
+            value = value.item()  # QPY is read with Python's numbers in place of numpy's
         if value is None or isinstance(value, bool | str):
             return value
         if isinstance(value, int | float):

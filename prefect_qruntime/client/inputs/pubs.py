@@ -29,12 +29,14 @@ from prefect_qruntime.client.inputs.pub_values import (
     check_order,
     check_parameters,
     is_bindings_array,
+    numbers,
     points_shape,
     shape_of,
 )
 from prefect_qruntime.client.inputs.qasm import scan, syntax_error, text_of, with_version
 from prefect_qruntime.client.inputs.spec import Pub, check_precision, check_shots
 from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.redact import many
 
 __all__ = [
     "Circuit",
@@ -58,6 +60,7 @@ __all__ = [
 # The newest QPY that the service reads, as IBM's own client caps it; newer qiskit writes newer by default.
 _MAX_QPY_VERSION = 17
 _MAX_QPY_BYTES = 1 << 30
+_QPY_COUNT = slice(10, 18)  # of a header in QPY, where the number of circuits stands
 _KEPT_BY_QPY = frozenset({"measure", "reset", "barrier", "store", "break_loop", "continue_loop"})
 
 _MOST = {"sampler": 3, "estimator": 4}
@@ -143,6 +146,7 @@ def read_circuit(value: Any, *, sampler: bool, field: str) -> Circuit:
     if is_quantum_circuit(value):
         return _from_qiskit(value, sampler=sampler, field=field)
     if is_encoded_circuit(value):
+        _check_qpy(value, field=field)
         return Circuit({"__type__": "QuantumCircuit", "__value__": value["__value__"]})
     raise InvalidInput(
         f"{type(value).__name__} is not a circuit; use OpenQASM 2/3 text, a pathlib.Path, 'file:<path>' "
@@ -160,6 +164,18 @@ def _check_measured(registers: bool, measures: bool, *, field: str) -> None:
             field=field,
             solution="Measure into a classical register, in OpenQASM 3 by `c = measure q;`.",
         )
+
+
+def _check_qpy(encoded: dict[str, Any], *, field: str) -> None:
+    """Refuse what is no QPY, and QPY of several circuits, of which readers take the first only."""
+    try:
+        plain = qpy_bytes(encoded, limit=_MAX_QPY_BYTES)
+    except ValueError as error:
+        raise InvalidInput(f"not readable QPY: {error}", field=field) from None
+    if len(plain) < _QPY_COUNT.stop or not plain.startswith(b"QISKIT"):
+        raise InvalidInput("not readable QPY: it does not begin as QPY does", field=field)
+    if (count := int.from_bytes(plain[_QPY_COUNT], "big")) != 1:
+        raise InvalidInput(f"holds {many(count, 'circuit')}, and a PUB has one. Make a PUB of each", field=field)
 
 
 def load_qpy(encoded: dict[str, Any], *, field: str) -> Any:
@@ -517,10 +533,10 @@ def _check_broadcast(observables: tuple[int, ...], points: tuple[int, ...] | Non
 def _precision(value: Any, *, field: str) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool | str) or not hasattr(value, "__float__"):
-        raise InvalidInput(f"must be a number, not {value!r}", field=field)
-    number = float(value)
-    if not math.isfinite(number) or number <= 0:
+    number = numbers(value, field=field)
+    if not isinstance(number, float):
+        raise InvalidInput("must be one number, not several", field=field)
+    if number <= 0:
         raise InvalidInput(f"must be greater than 0, not {number:g}", field=field)
     check_precision(number, field=field)
     return number

@@ -95,7 +95,7 @@ def choose_route(requested: str, program_id: str, *, raw: bool = False) -> Route
     Raises:
         InvalidInput: There is no such route.
     """
-    if requested not in ROUTES:
+    if not (isinstance(requested, str) and requested in ROUTES):
         raise InvalidInput(f"must be 'service', 'executor' or 'auto', not {requested!r}", field="route")
     if raw:
         if requested == "executor" and program_id != "executor":
@@ -267,7 +267,7 @@ def make_spec(
 
 
 def _check_form(circuit_form: str, *, raw: bool, takes_executor: bool) -> None:
-    if circuit_form not in CIRCUIT_FORMS:
+    if not (isinstance(circuit_form, str) and circuit_form in CIRCUIT_FORMS):
         raise InvalidInput(f"must be 'auto', 'openqasm3' or 'qpy', not {circuit_form!r}", field="circuit_form")
     if circuit_form != "auto" and (raw or not takes_executor):
         what = "raw params= go as they are" if raw else 'the service\'s own programs choose it; use route="executor"'

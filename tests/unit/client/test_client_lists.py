@@ -13,7 +13,7 @@ import pytest
 from pytest_httpx import HTTPXMock
 
 from prefect_qruntime.client import QuantumRuntimeClient, service as module
-from prefect_qruntime.errors import QuantumRuntimeError, ServiceUnavailable
+from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError, ServiceUnavailable
 from tests.support.mock_client import sent
 
 BASE = "https://quantum.cloud.ibm.com/api/v1"
@@ -83,6 +83,47 @@ def test_filters(iam: HTTPXMock, connect: Connect) -> None:
         "created_after": "2026-05-01T10:00:00Z",
         "created_before": "2026-05-01T10:00:00Z",
     }
+
+
+MOMENT = datetime(2026, 5, 1, 10, tzinfo=UTC)
+WRONG: list[tuple[str, dict[str, Any]]] = [
+    *(("tags", {"tags": tags}) for tags in ("mine", b"mine", None, [None], ["a", 1], 5, {"a": 1}.values())),
+    *(("pending", {"pending": flag}) for flag in ("false", "yes", 0, 1, [])),
+    *(("mocks", {"mocks": flag}) for flag in ("no", 1)),
+    *(("limit", {"limit": limit}) for limit in ("1", 1.0, True, -1, [1])),
+    *(
+        (name, {name: moment})
+        for name in ("created_after", "created_before")
+        for moment in (
+            MOMENT.replace(tzinfo=None),
+            MOMENT.date(),
+            MOMENT.isoformat(),
+            MOMENT.timestamp(),
+            0,
+            "yesterday",
+        )
+    ),
+    *((name, {name: wrong}) for name in ("backend", "program", "session_id") for wrong in (1, b"x", ["x", 2])),
+    *((name, {name: "x"}) for name in ("created_befor", "sesion_id", "status", "backends", "phases")),
+]
+
+
+@pytest.mark.parametrize(("field", "given"), WRONG, ids=[f"{n}-{c[0]}" for n, c in enumerate(WRONG)])
+def test_a_filter_that_would_filter_nothing_or_everything_is_refused(
+    connect: Connect, field: str, given: dict[str, Any]
+) -> None:
+    client = connect()
+    with pytest.raises(InvalidInput) as caught:
+        client.run(client.jobs(**given))
+    assert caught.value.field == field
+    if field == "tags":
+        with pytest.raises(InvalidInput) as caught:
+            client.run(client.replace_tags("d1", **given))
+        assert caught.value.field == "tags"
+    if field in ("limit", "created_after", "created_before", "created_befor", "sesion_id"):
+        with pytest.raises(InvalidInput) as caught:
+            client.run(client.workloads(**given))
+        assert caught.value.field == field
 
 
 def test_a_job_that_slides_to_the_next_page_is_one_job(iam: HTTPXMock, connect: Connect) -> None:

@@ -19,7 +19,7 @@ from hypothesis.extra import numpy as hnp
 from jsonschema import Draft202012Validator
 from pydantic import BaseModel
 from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister, qasm2, qasm3, qpy
-from qiskit.circuit import Clbit, Parameter, Qubit
+from qiskit.circuit import Clbit, Parameter, ParameterVector, Qubit
 
 from prefect_qruntime.client.cost_core import busy_seconds
 from prefect_qruntime.client.dialects import v1_params, v2_params
@@ -50,6 +50,10 @@ def _circuit() -> QuantumCircuit:
     circuit.rx(Parameter("t"), 0)
     circuit.measure(0, 0)
     return circuit
+
+
+def _encoded(circuit: QuantumCircuit) -> Any:
+    return make_spec([(circuit, [0.1] * circuit.num_parameters)], backend="b").pubs[0].circuit
 
 
 FULL_ESTIMATOR = {
@@ -289,6 +293,19 @@ def test_v1_texts_have_qubits_and_bits_in_the_order_of_the_circuit(seed: int) ->
     assert {bit[0]: place for name, place, *bit in places if name == "measure"} == measured
 
 
+def test_v1_binds_the_values_of_an_encoded_circuit_by_their_names() -> None:
+    names = ParameterVector("t", 12)  # "t[10]" is the eleventh for qiskit, and the third by its letters
+    circuit = QuantumCircuit(1, 1)
+    for place, name in enumerate(names):
+        (circuit.rx if place % 2 else circuit.rz)(name, 0)
+    circuit.measure(0, 0)
+    values = [round(0.1 * (place + 1), 1) for place in range(12)]
+    wanted = v1_params(make_spec([(circuit, values)], backend="b"))
+    by_name = {name.name: value for name, value in zip(names, values, strict=True)}
+    for form in (values, by_name, dict(reversed(by_name.items()))):
+        assert v1_params(make_spec([(_encoded(circuit), form)], backend="b")) == wanted
+
+
 def test_v1_refuses_a_condition_on_a_register_that_no_text_has() -> None:
     circuit = QuantumCircuit(QuantumRegister(1, "q"), [Clbit()], ClassicalRegister(1, "c"))
     circuit.measure([0, 0], [0, 1])
@@ -310,7 +327,9 @@ def test_v1_refuses_a_condition_on_a_register_that_no_text_has() -> None:
         ("sampler", [(_circuit(), [[1], [2]])], None, "pubs[0].parameters"),
         ("sampler", BELL, {"twirling": {"enable_gates": True}}, "options.twirling"),
         ("sampler", BELL, {"execution": {"meas_type": "kerneled"}}, "options.execution"),
-        ("sampler", {"__type__": "QuantumCircuit", "__value__": "AAAA"}, None, "pubs[0].circuit"),
+        ("sampler", _encoded(_circuit()), None, "pubs[0].parameters"),
+        ("sampler", [(_encoded(_circuit()), {"other": 0.1})], None, "pubs[0].parameters.other"),
+        ("sampler", [(_encoded(_circuit()), [0.1, 0.2])], None, "pubs[0].parameters"),
         ("estimator", (BELL, ["ZZ", "XX"]), None, "pubs[0].observables"),
         ("estimator", (BELL, "ZZ", None, 0.1), None, "pubs[0].precision"),
         ("estimator", (BELL, "ZZ"), {"default_precision": 0.1}, "options.default_precision"),

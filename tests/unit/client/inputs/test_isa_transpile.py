@@ -11,6 +11,7 @@ from qiskit import QuantumCircuit, qasm3
 from qiskit.circuit import Parameter
 from qiskit.primitives import StatevectorEstimator, StatevectorSampler
 from qiskit.primitives.containers.bindings_array import BindingsArray
+from qiskit.quantum_info import PauliList, SparsePauliOp
 
 from prefect_qruntime.client.inputs import check_isa, transpile_pubs
 from prefect_qruntime.client.programs import make_spec
@@ -57,6 +58,9 @@ def test_estimator_observables_follow_the_layout() -> None:
     spec = make_spec(pubs, backend="b", program_id="estimator")
     check_isa(spec, LINE)
     assert len(next(iter(spec.pubs[0].observables[0]))) == 5
+    # Whatever holds the observables: qiskit itself takes no tuple.
+    other = transpile_pubs((circuit, tuple(observables), [0.7]), LINE, program_id="estimator", optimization_level=3)
+    assert other[0][1] == pubs[0][1]
 
 
 def test_equal_work_has_an_equal_digest() -> None:
@@ -143,7 +147,19 @@ def test_values_of_a_parameter_that_is_optimised_away_are_not_taken_for_those_of
     [
         (QuantumCircuit(6, 1), "sampler", "pubs[0].circuit"),
         ("OPENQASM 3.0; nonsense;", "sampler", "pubs[0].circuit"),
-        ([(QuantumCircuit(2), "ZZZ")], "estimator", "pubs[0].observables"),
+        *(
+            ([(QuantumCircuit(2), wrong)], "estimator", "pubs[0].observables")
+            for wrong in (
+                "ZZZ",
+                "Z",
+                ["ZI", "Z"],
+                {"Z": 1.0},
+                SparsePauliOp("Z"),
+                PauliList(["Z"]),
+                np.array(["Z"]),
+                None,
+            )
+        ),
         ([], "sampler", "pubs"),
     ],
 )

@@ -29,6 +29,7 @@ from qiskit.circuit.library import PauliEvolutionGate, QFTGate, UnitaryGate, XGa
 from qiskit.quantum_info import SparsePauliOp
 
 from prefect_qruntime.client.inputs.meaning import identity_of
+from prefect_qruntime.client.inputs.pubs import load_qpy
 from prefect_qruntime.client.programs import make_spec
 
 TWO = "OPENQASM 3.0; input float[64] a; input angle b; qubit[2] q; bit[2] c; rx(a) q[0]; c = measure q;"
@@ -409,3 +410,23 @@ def test_a_condition_on_a_bit_is_that_of_transpiled_circuits_also_in_earlier_sub
     known = {"circuit": "47d602cff3592bddc395b838aeb3b84cb156793797aa0b04753358fb83b9c9a5"}
     for one in (circuit, circuit.copy()):
         assert identity_of(one, b"") == known
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint16, np.int64, np.uint64, int])
+def test_numpy_s_numbers_are_those_that_qpy_is_read_with(kind: Any) -> None:
+    def built() -> QuantumCircuit:
+        circuit = QuantumCircuit(1, 1)
+        angle = Parameter("angle")
+        with circuit.for_loop([kind(1), kind(4)], angle):
+            circuit.rx(angle * Parameter("a"), 0)
+        with circuit.for_loop(np.arange(3, dtype=kind)):
+            circuit.x(0)
+        with circuit.box(duration=kind(100), unit="dt"):
+            circuit.append(Gate("own", 1, [kind(3), np.float32(0.5)]), [0])
+        circuit.measure(0, 0)
+        return circuit
+
+    sent = make_spec([(built(), [0.1])], backend="b").pubs[0]
+    assert isinstance(sent.circuit, dict)
+    assert identity_of(load_qpy(sent.circuit, field=""), b"") == sent.identity
+    assert set(sent.identity) == {"circuit"}

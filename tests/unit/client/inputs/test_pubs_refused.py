@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
+from zlib import compress
 
 import pytest
+from qiskit import QuantumCircuit, qpy
 
 from prefect_qruntime.client.inputs import spec as spec_module
 from prefect_qruntime.client.programs import make_spec
@@ -231,3 +235,32 @@ def test_the_sampler_names_what_is_meant_as_an_observable(observable: Any) -> No
     with pytest.raises(InvalidInput) as caught:
         make_spec([(TWO, [1.0, "pi"])], backend="b")
     assert "observable" not in str(caught.value)
+
+
+def _encoded(plain: bytes) -> dict[str, str]:
+    return {"__type__": "QuantumCircuit", "__value__": b64encode(compress(plain)).decode()}
+
+
+def _qpy(*circuits: QuantumCircuit, version: int) -> bytes:
+    target = io.BytesIO()
+    qpy.dump(circuits, target, version=version)
+    return target.getvalue()
+
+
+@pytest.mark.parametrize("version", range(qpy.QPY_COMPATIBILITY_VERSION, qpy.QPY_VERSION + 1))
+@pytest.mark.parametrize("route", ["service", "executor"])
+def test_an_encoded_circuit_is_one_circuit(version: int, route: str) -> None:
+    circuit = QuantumCircuit(1, 1)
+    circuit.measure(0, 0)
+    one, given = _qpy(circuit, version=version), {"route": route, "shots": 10}
+    assert make_spec(_encoded(one), backend="b", **given).pubs[0].circuit == _encoded(one)
+    for wrong in (
+        _encoded(_qpy(circuit, circuit, version=version)),
+        _encoded(b"QISKIT" + bytes(12)),
+        _encoded(one[:12]),
+        _encoded(b"PK" + one),
+        {**_encoded(one), "__value__": _encoded(one)["__value__"][:-8]},
+        {**_encoded(one), "__value__": "not base64"},
+        {**_encoded(one), "__value__": ""},
+    ):
+        assert _refused([(wrong,)], **given).field == "pubs[0].circuit"

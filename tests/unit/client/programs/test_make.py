@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import pytest
+from qiskit.circuit import Parameter
+from qiskit.quantum_info import PauliList, SparsePauliOp
 
 from prefect_qruntime.client.dialects import Cloud, Legacy
 from prefect_qruntime.client.payload_check import differs_at_sight, shape
@@ -104,3 +109,32 @@ def test_a_misspelt_primitive_brings_the_right_name(program: str, meant: str) ->
     with pytest.raises(InvalidInput, match=f"not for '{program}'.*Did you mean '{meant}'") as caught:
         make_spec([BELL], backend="b", program_id=program)
     assert caught.value.field == "program_id"
+
+
+ODD: list[Any] = [
+    1j, "1", b"1", 10**400, float("nan"), Decimal("sNaN"), Parameter("x"), Parameter("x") + 1, SparsePauliOp("ZZ"),
+    PauliList(["XX", "ZZ"]), np.array([]), np.array([0.1]), np.array([0.1, 0.2]), np.array(1j), np.complex128(0.1),
+    np.array(None), np.array({"x": 1}), np.array("ZZ"), np.array(["ZZ", "XX"]), np.array([1, None]),
+    np.ma.masked, np.ma.array([1.0, 2.0], mask=[False, True]), np.datetime64("2026-01-01"), np.timedelta64(1, "s"),
+    np.zeros(1, dtype=[("a", float)]), {}, [], {"x": []}, object(), len, slice(1), ...,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", range(len(ODD)))
+def test_a_value_of_any_type_is_taken_or_refused(place: int) -> None:
+    """Of a field in the wrong place, too: numpy and qiskit have errors of their own for a comparison."""
+    odd = ODD[place]
+    estimator = {"program_id": "estimator"}
+    given: list[dict[str, Any]] = [
+        {"pubs": odd},
+        {"pubs": [odd]},
+        *({"pubs": [[BELL, *parts]]} for parts in ([odd], [None, odd])),
+        *({"pubs": [[BELL, *parts]], **estimator} for parts in ([odd], ["ZZ", odd], ["ZZ", None, odd])),
+        *({"pubs": [(BELL, form)], **estimator} for form in ([odd], {"ZZ": odd})),
+        *({"pubs": [(BELL, "ZZ")], **estimator, "options": {name: odd}} for name in ("precision", "resilience")),
+        *({"pubs": [BELL], name: odd} for name in ("shots", "tags", "options", "private", "max_execution_time")),
+        *({"pubs": [BELL], name: odd} for name in ("route", "circuit_form", "program_id", "dry_run", "params")),
+    ]
+    for fields in given:
+        with suppress(InvalidInput):
+            make_spec(backend="b", **fields).digest()
