@@ -305,14 +305,27 @@ def _foreign(reply: Reply, phase: Phase) -> str:
     return f"something in between answered {_ASKED[phase]} instead of the service (HTTP {reply.status}): it {seen}."
 
 
-def no_answer(exc: httpx.HTTPError, phase: Phase, host: str, job_id: str | None = None) -> QuantumRuntimeError:
-    """Build the error for a request without an answer, which says whether it may have been accepted."""
+def no_answer(
+    exc: httpx.HTTPError, phase: Phase, host: str, job_id: str | None = None, *, trusted: bool = False
+) -> QuantumRuntimeError:
+    """Build the error for a request without an answer, which says whether it may have been accepted.
+
+    Args:
+        exc: What came in place of the answer.
+        phase: What the request was for.
+        host: Where it went.
+        job_id: For the error.
+        trusted: Whether the host has answered before. A certificate that is not trusted now is an outage then.
+    """
     text = redact_start(str(exc), _TEXT_LIMIT) or type(exc).__name__  # it may quote what a server sent
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return ServiceUnavailable(
             f"the certificate of {host} is not trusted: {text}",
             solution="Set ca_file of the credentials block to your organisation's CA bundle.",
-            advice=NEVER,
+            advice=lost_answer(phase, sent=False) if trusted else NEVER,
+            job_id=job_id,
+            sent=False,
+            untrusted=True,
         )
     if isinstance(exc, httpx.UnsupportedProtocol) or "Illegal header value" in text:
         return ServiceUnavailable(
