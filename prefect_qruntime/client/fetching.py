@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Awaitable, Callable
 
@@ -138,8 +137,7 @@ def _raise_if_none(job: Job, reply: Reply, *, over: bool) -> None:
 
 def _name(connection: Connection, job_id: str) -> str:
     """A file name that is unique to the job, even if two services give out the same ids."""
-    where = hashlib.sha256(f"{connection.base_url}\0{connection.crn}".encode()).hexdigest()
-    return f"{job_id}-{where[:12]}"
+    return f"{job_id}-{connection.instance}"
 
 
 async def _checked(

@@ -103,7 +103,8 @@ def test_a_host_that_was_trusted_before_is_asked_again(
 
 
 def test_a_renewed_ca_is_trusted_when_its_file_is_replaced(host: Host) -> None:
-    assert host.client is not None and host.client.connection.ca_file is not None
+    assert host.client is not None
+    assert host.client.connection.ca_file is not None
     network_loop().run(host.client.job("d1"))
     renewed = Authority.make("renewed")
     host.shows(renewed.tls(host.folder, "localhost")[1])
