@@ -29,7 +29,7 @@ from prefect_qruntime.client.failures import (
     whose,
 )
 from prefect_qruntime.errors import NEVER, SEARCH_FIRST, QuantumRuntimeError, ServiceUnavailable
-from prefect_qruntime.redact import plain_text, redact, redact_start
+from prefect_qruntime.redact import plain_text, redact_start
 
 __all__ = [
     "ErrorBody",
@@ -77,7 +77,7 @@ class Reply:
             return self._decode()
         except orjson.JSONDecodeError:
             pass  # raised out here, as that error holds the whole text, which may be a token's
-        shown = redact_start(self.content[:_TEXT_BYTES].decode("utf-8", "replace"), 200)
+        shown = _beginning(self.content)[:200]
         raise ServiceUnavailable(f"the answer is not JSON: {shown!r}", status=self.status)
 
     def object(self) -> dict[str, Any]:
@@ -155,8 +155,17 @@ def parse_error(content: bytes) -> ErrorBody:
             return ErrorBody(
                 _clean(body["message"]) or "the service gave no message", _code(body.get("code")), None, trace
             )
-    text = redact_start(read_text(content[:_TEXT_BYTES]).decode("utf-8", "replace").strip(), _TEXT_LIMIT)
+    text = _beginning(content)[:_TEXT_LIMIT]
     return ErrorBody(text or "the answer has no body")
+
+
+def _beginning(content: bytes) -> str:
+    """The beginning of a body, masked before anything is cut off that could go through a secret.
+
+    Without NULs, between which the letters of UTF-16 stand.
+    """
+    bare = read_text(content).lstrip()[:_TEXT_BYTES].replace(b"\0", b"")
+    return redact_start(bare.decode("utf-8", "replace"), 10 * _TEXT_LIMIT).strip()
 
 
 def _code(value: Any) -> int | str | None:
@@ -292,7 +301,7 @@ _ASKED = {
 
 def _foreign(reply: Reply, phase: Phase) -> str:
     """Build the error for an answer that is not the service's own, with what it looks like."""
-    text = redact(Reply(0, {}, reply.content[: 20 * _TEXT_LIMIT]).text.strip())
+    text = _beginning(reply.content)
     if 300 <= reply.status < 400:
         seen = "redirects elsewhere, which is not followed"
     elif not text:
