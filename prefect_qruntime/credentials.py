@@ -147,20 +147,24 @@ class QuantumRuntimeCredentials(Loadable, CredentialsBlock):
         return self
 
     def _connection(self, *, api_key: str | None = None) -> Connection:
-        return Connection(
-            api_key=self.api_key.get_secret_value() if api_key is None else api_key,
-            crn=self.crn,
-            dialect=self.dialect,
-            base_url=self.base_url,
-            iam_url=self.iam_url,
-            api_version=self.api_version,
-            application=self.application,
-            ca_file=self.ca_file,
-            proxy=self.proxy.get_secret_value() if self.proxy is not None else None,
-            request_timeout=self.request_timeout,
-            block=block_name(self),
-            guard=check_hosts,
-        )
+        try:
+            return Connection(
+                api_key=self.api_key.get_secret_value() if api_key is None else api_key,
+                crn=self.crn,
+                dialect=self.dialect,
+                base_url=self.base_url,
+                iam_url=self.iam_url,
+                api_version=self.api_version,
+                application=self.application,
+                ca_file=self.ca_file,
+                proxy=self.proxy.get_secret_value() if self.proxy is not None else None,
+                request_timeout=self.request_timeout,
+                block=block_name(self),
+                guard=check_hosts,
+            )
+        except QuantumRuntimeError as error:
+            # Its traceback would show the key and the proxy's password among the local values.
+            raise error.with_traceback(None) from None
 
     def get_client(self, *args: Any, **kwargs: Any) -> QuantumRuntimeClient:
         """A client of this instance. No network.

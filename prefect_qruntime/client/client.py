@@ -208,18 +208,13 @@ class QuantumRuntimeClient:
         """Submit the intent's one job, or attach to it. See `submission.submit_or_attach`."""
         service = self._service()
         try:
-            ref = await submit_or_attach(service, intent, scope=self._instance, **hooks)
+            ref = await submit_or_attach(service, intent, scope=self.connection.instance, **hooks)
         except QuantumRuntimeError as error:
             await service.suggest_backend(error, intent.spec.backend)
             raise
         if not ref.attached:
             self._poller().note(ref.id)
         return ref
-
-    @property
-    def _instance(self) -> str:
-        """Key under which callers of one process share jobs and sessions."""
-        return f"{self.connection.base_url} {self.connection.crn}"
 
     @on_network_loop
     async def post_job(self, spec: JobSpec, tags: tuple[str, ...], session: SessionRef | None) -> JobRef:
@@ -375,7 +370,9 @@ class QuantumRuntimeClient:
 
         service = self._service()
         try:
-            return await sessions.open_session(service, backend, mode=mode, max_ttl=max_ttl, scope=self._instance)
+            return await sessions.open_session(
+                service, backend, mode=mode, max_ttl=max_ttl, scope=self.connection.instance
+            )
         except QuantumRuntimeError as error:
             await service.suggest_backend(error, backend)
             raise

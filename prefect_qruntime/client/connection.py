@@ -65,6 +65,7 @@ _HEADER_TEXT = re.compile(r"[ -~]{1,200}")
 _NO_PART_OF_A_KEY = frozenset(" \"'`")
 _VERSION = re.compile(r"\d{4}-\d{2}-\d{2}")
 _SOCKS = ("socks5", "socks5h")
+_USUAL_PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,7 @@ def _has_host(url: str) -> bool:
 
 @functools.lru_cache(maxsize=64)
 def check_url(text: str, *, field: str) -> str:
-    """Check a base URL and drop its trailing slash.
+    """Check a base URL. One address has one form: without a trailing slash, a usual port or capitals in the host.
 
     Raises:
         InvalidInput: Not http(s), plain http to another machine, or it carries user, query or fragment.
@@ -170,7 +171,9 @@ def check_url(text: str, *, field: str) -> str:
         raise InvalidInput(
             "plain http:// is refused except to this machine: the API key would travel unencrypted", field=field
         )
-    url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+    host = f"[{parts.hostname}]" if "[" in parts.netloc else parts.hostname.removesuffix(".")
+    port = "" if parts.port in (None, _USUAL_PORTS[parts.scheme]) else f":{parts.port}"
+    url = f"{parts.scheme}://{host}{port}{parts.path.rstrip('/')}"
     if not _has_host(url):
         raise InvalidInput(f"names a host that cannot be one: {parts.hostname!a}", field=field)
     return url
@@ -235,7 +238,7 @@ def check_id(value: Any, *, field: str) -> str:
     Raises:
         InvalidInput: It holds anything but letters, digits, `-` and `_`, or is longer than 64.
     """
-    if not isinstance(value, str) or not is_id(value):
+    if not isinstance(value, str) or _ID.fullmatch(value) is None:
         raise InvalidInput("not an id of the service (letters, digits, - and _, at most 64)", field=field)
     return value
 
@@ -295,6 +298,8 @@ class Connection:
     """Name of the saved block that it comes from, for messages only."""
     guard: Callable[[Connection], Awaitable[None]] | None = field(default=None, compare=False, repr=False)
     """Raises an error if the key and its tokens may not go to these hosts; awaited before they do."""
+    instance: str = field(init=False, compare=False, repr=False)
+    """Names the instance in records, where its address and CRN would be too long."""
 
     def __post_init__(self) -> None:
         key = self.api_key.strip() if isinstance(self.api_key, str) else ""
@@ -342,6 +347,7 @@ class Connection:
         put(self, "crn", crn.text)
         put(self, "base_url", check_url(base, field="base_url"))
         put(self, "iam_url", check_url(self.iam_url or DEFAULT_IAM_URL, field="iam_url"))
+        put(self, "instance", instance_name(crn.text, self.base_url))
         register_secret(key)
         if self.proxy is not None:
             put(self, "proxy", check_proxy(self.proxy) if self.proxy.strip() else None)
@@ -357,11 +363,6 @@ class Connection:
     def host(self) -> str:
         """Host and port of the API."""
         return urlsplit(self.base_url).netloc
-
-    @property
-    def instance(self) -> str:
-        """Names the instance in records, where its address and CRN would be too long."""
-        return instance_name(self.crn, self.base_url)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -383,6 +384,8 @@ class Connection:
 def instance_name(crn: str, base_url: str) -> str:
     """A short name of the instance with this CRN at this address.
 
+    IBM's public and private hosts of one region lead to the same instances, so they give the same name.
+
     Example:
         ```python
         from prefect_qruntime.client.connection import instance_name
@@ -390,6 +393,10 @@ def instance_name(crn: str, base_url: str) -> str:
         assert len(instance_name("crn:v1:…", "https://quantum.cloud.ibm.com/api/v1")) == 12
         ```
     """
+    host = urlsplit(base_url).hostname or ""
+    for hosts in HOSTS.values():
+        if match := hosts.pattern.fullmatch(host):
+            base_url = hosts.url(match["region"] or HOME_REGION)
     return hashlib.sha256(f"{base_url}\0{crn}".encode()).hexdigest()[:12]
 
 

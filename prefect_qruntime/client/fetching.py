@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 
 import orjson
 
-from prefect_qruntime.client.connection import instance_name
 from prefect_qruntime.client.failures import Question, is_refusal, job_error, read_text, whose
 from prefect_qruntime.client.results.job_result import JobResult
 from prefect_qruntime.client.results.views import form_of, loads
@@ -81,7 +80,7 @@ async def fetch_result(
     """
     shelf = shelf or BodyStore()
     # Unique, even if two services give out the same ids.
-    name = f"{ref.id}-{instance_name(transport.connection.crn, transport.connection.base_url)}"
+    name = f"{ref.id}-{transport.connection.instance}"
     started = clock()
     pause = 0.2
     while True:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import Sequence
 
 import pytest
+from pydantic import SecretStr
 
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.transport.retrying import RetryDeadlines
 from prefect_qruntime.credentials import Attended, QuantumRuntimeCredentials, read_each
-from prefect_qruntime.errors import ServiceUnavailable
+from prefect_qruntime.errors import InvalidInput, ServiceUnavailable
 
 
 def block(instance: str) -> QuantumRuntimeCredentials:
@@ -71,3 +73,25 @@ def test_a_person_who_waits_is_told_for_which_and_waits_for_a_short_time(patienc
         return told
 
     assert asyncio.run(reading()) == ([["slow"]] if patience is not None else [])
+
+
+_HALVES = ("A-key-that", "-looks-like-one-0123456789")  # put together in no frame of the test
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"api_key": form} for form in ("'{}'", "{} x", "{}\nx", "crn:{}", "{}\u200b")),
+        *({"api_key": "{}", name: value} for name, value in (("crn", "x"), ("base_url", "http://x"), ("proxy", "{}"))),
+    ],
+    ids=str,
+)
+def test_a_refused_key_or_password_is_in_no_frame_of_the_error(wrong: dict[str, str]) -> None:
+    fields = {name: value.format("".join(_HALVES)) for name, value in wrong.items()}
+    changes = {name: SecretStr(value) if name in ("api_key", "proxy") else value for name, value in fields.items()}
+    credentials = block(ONE).model_copy(update=changes)
+    del fields
+    with pytest.raises(InvalidInput) as caught:
+        credentials.get_client()
+    shown = traceback.TracebackException.from_exception(caught.value, capture_locals=True).format()
+    assert "".join(_HALVES) not in "".join(shown)

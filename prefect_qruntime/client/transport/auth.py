@@ -77,6 +77,7 @@ class TokenSource:
         self._patience = patience or RetryDeadlines()
         self._clock = clock
         self._token: _Token | None = None
+        self._answered = False
         self._renewal = SingleFlight[_Token]()
         self._checked = -math.inf  # when the guard last let the key pass
         self.clock_skew: float | None = None
@@ -139,7 +140,9 @@ class TokenSource:
                 content=[form.encode()],
             )
         except httpx.HTTPError as exc:
-            return no_answer(exc, "token", urlsplit(self._connection.iam_url).netloc)
+            host = urlsplit(self._connection.iam_url).netloc
+            return no_answer(exc, "token", host, trusted=self._answered)
+        self._answered = True
         try:
             body = accepted(reply, _QUESTION).object()
         except QuantumRuntimeError as error:

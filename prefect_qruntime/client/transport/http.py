@@ -64,6 +64,13 @@ def tls_context(ca_file: str | None) -> ssl.SSLContext:
     return context
 
 
+def _read_cas_again(ca_file: str | None) -> None:
+    """Trust what a CA file holds by now, in connections made from now on: it may be renewed while a job waits."""
+    with contextlib.suppress(OSError, ValueError):
+        if ca_file is not None:
+            tls_context(ca_file).load_verify_locations(cafile=ca_file)
+
+
 def _host_pattern(url: str) -> str:
     """The pattern by which httpx finds the proxy of a URL's host."""
     host = urlsplit(url).hostname or ""
@@ -166,6 +173,7 @@ class Transport:
         # Large results take minutes each; polls and creates must get through meanwhile.
         self._slow_lanes = asyncio.Semaphore(_CONNECTIONS - 2)
         self._odd_answers = odd_answers()
+        self._answered = False
         self.blocks: set[str] = set()
         """Names of the saved blocks that this connection comes from."""
         self._headers = {"Accept": "application/json", **headers}
@@ -325,13 +333,17 @@ class Transport:
                 headers = {**await self.auth_headers(), **more}
                 with in_flight.sending() if in_flight else contextlib.nullcontext():
                     found = await send(headers=headers)
+                self._answered = True
                 if isinstance(found, Reply) and refuses_token(found, question):
                     self.tokens.discard(headers["Authorization"].removeprefix("Bearer "))
                 return found
         except httpx.HTTPError as exc:
-            return no_answer(exc, question.phase, self.connection.host, job_id)
-        except QuantumRuntimeError as error:  # no token; larger than its limit; the disk is full
-            return error.with_traceback(None)
+            error = no_answer(exc, question.phase, self.connection.host, job_id, trusted=self._answered)
+        except QuantumRuntimeError as exc:  # no token; larger than its limit; the disk is full
+            error = exc.with_traceback(None)
+        if error.details.get("untrusted"):
+            await asyncio.to_thread(_read_cas_again, self.connection.ca_file)
+        return error
 
 
 async def _written(body: Any) -> list[bytes]:

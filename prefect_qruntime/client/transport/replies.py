@@ -30,7 +30,7 @@ from prefect_qruntime.client.failures import (
 )
 from prefect_qruntime.client.parsing import read_code
 from prefect_qruntime.errors import NEVER, SEARCH_FIRST, QuantumRuntimeError, ServiceUnavailable
-from prefect_qruntime.redact import plain_text, redact, redact_start
+from prefect_qruntime.redact import plain_text, redact_start
 
 __all__ = [
     "ErrorBody",
@@ -78,7 +78,7 @@ class Reply:
             return self._decode()
         except orjson.JSONDecodeError:
             pass  # raised out here, as that error holds the whole text, which may be a token's
-        shown = redact_start(self.content[:_TEXT_BYTES].decode("utf-8", "replace"), 200)
+        shown = _beginning(self.content)[:200]
         raise ServiceUnavailable(f"the answer is not JSON: {shown!r}", status=self.status)
 
     def object(self) -> dict[str, Any]:
@@ -136,8 +136,17 @@ def parse_error(content: bytes) -> ErrorBody:
     found = _error_in(body) if isinstance(body, dict) else None
     if found is not None:
         return found
-    text = redact_start(read_text(content[:_TEXT_BYTES]).decode("utf-8", "replace").strip(), _TEXT_LIMIT)
+    text = _beginning(content)[:_TEXT_LIMIT]
     return ErrorBody(text or "the answer has no body")
+
+
+def _beginning(content: bytes) -> str:
+    """The beginning of a body, masked before anything is cut off that could go through a secret.
+
+    Without NULs, between which the letters of UTF-16 stand.
+    """
+    bare = read_text(content).lstrip()[:_TEXT_BYTES].replace(b"\0", b"")
+    return redact_start(bare.decode("utf-8", "replace"), 10 * _TEXT_LIMIT).strip()
 
 
 def _error_in(body: dict[str, Any]) -> ErrorBody | None:
@@ -288,7 +297,7 @@ _ASKED = {
 
 def _foreign(reply: Reply, phase: Phase) -> str:
     """Build the error for an answer that is not the service's own, with what it looks like."""
-    text = redact(Reply(0, {}, reply.content[: 20 * _TEXT_LIMIT]).text.strip())
+    text = _beginning(reply.content)
     if 300 <= reply.status < 400:
         seen = "redirects elsewhere, which is not followed"
     elif not text:
@@ -301,14 +310,27 @@ def _foreign(reply: Reply, phase: Phase) -> str:
     return f"something in between answered {_ASKED[phase]} instead of the service (HTTP {reply.status}): it {seen}."
 
 
-def no_answer(exc: httpx.HTTPError, phase: Phase, host: str, job_id: str | None = None) -> QuantumRuntimeError:
-    """Build the error for a request without an answer, which says whether it may have been accepted."""
+def no_answer(
+    exc: httpx.HTTPError, phase: Phase, host: str, job_id: str | None = None, *, trusted: bool = False
+) -> QuantumRuntimeError:
+    """Build the error for a request without an answer, which says whether it may have been accepted.
+
+    Args:
+        exc: What came in place of the answer.
+        phase: What the request was for.
+        host: Where it went.
+        job_id: For the error.
+        trusted: Whether the host has answered before. A certificate that is not trusted now is an outage then.
+    """
     text = redact_start(str(exc), _TEXT_LIMIT) or type(exc).__name__  # it may quote what a server sent
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return ServiceUnavailable(
             f"the certificate of {host} is not trusted: {text}",
             solution="Set ca_file of the credentials block to your organisation's CA bundle.",
-            advice=NEVER,
+            advice=lost_answer(phase, sent=False) if trusted else NEVER,
+            job_id=job_id,
+            sent=False,
+            untrusted=True,
         )
     if isinstance(exc, httpx.UnsupportedProtocol) or "Illegal header value" in text:
         return ServiceUnavailable(

@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 
-from prefect_qruntime.client.connection import Connection, check_id, check_name, check_url, is_public, parse_crn
+from prefect_qruntime.client.connection import (
+    Connection,
+    check_id,
+    check_name,
+    check_url,
+    is_loopback,
+    is_public,
+    parse_crn,
+)
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.redact import MASK, redact
 
@@ -114,6 +122,42 @@ def test_another_cloud_needs_an_address() -> None:
 def test_a_trailing_slash_changes_nothing(slashes: str) -> None:
     connection = make(base_url=f"https://host.example/api/v1{slashes}", iam_url=f"https://iam.example{slashes}")
     assert (connection.base_url, connection.iam_url) == ("https://host.example/api/v1", "https://iam.example")
+
+
+@pytest.mark.parametrize("name", ["quantum.cloud.ibm.com", "iam.example", "localhost", "127.0.0.1", "[::1]"])
+@pytest.mark.parametrize(("scheme", "port"), [("https", 443), ("http", 80)])
+def test_one_address_has_one_form(name: str, scheme: str, port: int) -> None:
+    if scheme == "http" and not is_loopback(name.strip("[]")):
+        name = "localhost"
+    dot = "." if "." in name and not name[0].isdigit() else ""
+    forms = {
+        check_url(f"{protocol}://{host}{suffix}/api{slash}", field="base_url")
+        for protocol in (scheme, scheme.upper())
+        for host in (name, name.upper(), name.title(), f"{name}{dot}")
+        for suffix in ("", ":", f":{port}")
+        for slash in ("", "/")
+    }
+    assert forms == {f"{scheme}://{name}/api"}
+    assert check_url(f"{scheme}://{name}:8443/Api", field="base_url") == f"{scheme}://{name}:8443/Api"
+
+
+@pytest.mark.parametrize("region", ["us-east", "eu-de"])
+def test_an_instance_has_one_name_on_all_of_ibm_s_hosts(region: str) -> None:
+    crn = CRN.replace(":us-east:", f":{region}:")
+    hosts = [f"{private}{region}.quantum.cloud.ibm.com" for private in ("", "private.")]
+    hosts += ["quantum.cloud.ibm.com", "private.quantum.cloud.ibm.com"] if region == "us-east" else []
+    names = {make(crn=crn, base_url=f"https://{host}{port}/api/v1").instance for host in hosts for port in ("", ":443")}
+    assert names == {make(crn=crn).instance}
+    legacy = f"https://{region}.quantum-computing.cloud.ibm.com"
+    others = {
+        make(crn=crn.replace("0123", "0124")).instance,
+        make(crn=crn, base_url=f"https://{hosts[0]}.example/api/v1").instance,
+        make(crn=crn, base_url=f"https://my{hosts[0]}/api/v1").instance if region == "us-east" else "",
+        make(crn=crn, base_url="https://127.0.0.1:8000/api/v1").instance,
+        make(crn=crn, base_url="https://127.0.0.1:8001/api/v1").instance,
+    }
+    assert names.isdisjoint(others)
+    assert make(crn=crn, dialect="legacy").instance == make(crn=crn, dialect="legacy", base_url=legacy).instance
 
 
 @pytest.mark.parametrize(

@@ -300,3 +300,20 @@ def test_a_request_that_cannot_be_made_was_not_sent_and_is_not_repeated(exc: htt
     for phase in ("submit", "wait"):
         error = no_answer(exc, phase, "host:1")  # type: ignore[arg-type]
         assert (str(error.advice), error.sent) == ("never", False)
+
+
+@pytest.mark.parametrize("status", [200, 302, 404, 500])
+@pytest.mark.parametrize(
+    "question", [Question("submit", "POST", "/jobs"), Question("wait", "GET", "/jobs/d1")], ids=str
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+@pytest.mark.parametrize("before", ["{blank}", "<html><title>{blank}", "<html>{blank}"])
+def test_no_part_of_a_secret_is_shown_wherever_a_page_is_cut(
+    before: str, encoding: str, question: Question, status: int
+) -> None:
+    key = "Zq7Kx-0123456789abcdefghijklmnopqrstuvwxyz-99"
+    register_secret(key)
+    for length in (0, 150, 480, 4_970, 9_970, 19_970, 24_070, 39_960):
+        body = f"{before.format(blank=' ' * length)}{key}{' rest' * 9_000}".encode(encoding)
+        shown = str(error_for(Reply(status, {}, body), question)) + repr(parse_error(body))
+        assert key[:8] not in shown.replace("\\x00", "").replace("\0", ""), length
