@@ -28,6 +28,7 @@ from uuid import UUID
 
 from cachetools import LRUCache
 from prefect.context import TaskRunContext
+from prefect.task_runners import ThreadPoolTaskRunner
 
 from prefect_qruntime.client import QuantumRuntimeClient, submission_keys
 from prefect_qruntime.client.network_loop import SingleFlight, network_loop
@@ -48,7 +49,7 @@ from prefect_qruntime.prefect_api import (
     starts_in,
 )
 from prefect_qruntime.redact import get_logger, many
-from prefect_qruntime.run_context import RunContext, runs_around
+from prefect_qruntime.run_context import RunContext, runs_around, tasks_around
 from prefect_qruntime.settings import current_settings
 
 __all__ = [
@@ -59,7 +60,7 @@ __all__ = [
     "cancelled_run",
     "cancels_jobs",
     "ends_if_cancelled",
-    "ends_with_flow_run",
+    "ends_with_runs_around",
     "note_owner",
     "policy",
     "polls_for_cancellation",
@@ -570,22 +571,30 @@ async def polls_for_cancellation(client: QuantumRuntimeClient, job_id: str) -> A
         yield
 
 
-def _time_limits() -> list[tuple[float, float]]:
-    """The time limits of the flow runs around the caller: the seconds that are left, and those of the whole limit."""
+def _time_limits() -> list[tuple[float, float, str]]:
+    """The time limits of the flow and task runs around the caller's task: seconds left, the limit, and whose it is."""
+    # Not the flow run of a deferred task, which does not wait for it: one with threads is detached for nothing else.
+    flows = [
+        one for one in runs_around()[0] if not (one.detached and isinstance(one.task_runner, ThreadPoolTaskRunner))
+    ]
+    here = {one.flow_run.id for one in flows if one.flow_run is not None and not one.detached}
+    around: list[tuple[Any, Any, str]] = [(one, one.flow, "flow") for one in flows]
+    # The first is the caller's own task, whose limit Prefect sees to.
+    around += [(one, one.task, "task") for one in tasks_around()[1:] if one.task_run.flow_run_id in here]
     now = datetime.now(UTC)
     return [
-        (limit - (now - context.start_time).total_seconds(), limit)
-        for context in runs_around()[0]
-        if context.flow is not None and (limit := context.flow.timeout_seconds) is not None
+        (limit - (now - context.start_time).total_seconds(), limit, kind)
+        for context, what, kind in around
+        if what is not None and (limit := what.timeout_seconds) is not None
     ]
 
 
-def ends_with_flow_run(body: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
-    """Make a task's body end when its flow run, or one around that, reaches `timeout_seconds`.
+def ends_with_runs_around(body: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+    """Make a task's body end when its flow run, or a flow or task run around that, reaches `timeout_seconds`.
 
-    Prefect's timeout of a flow interrupts the flow function only. A task that was submitted continues in its thread,
-    and its flow run waits for it, with all flow runs around. Works on the network loop; the body is cancelled as by
-    any other timeout.
+    Prefect's timeout interrupts the function of that flow or task only. A task that was submitted in it continues in
+    its thread, and its flow run waits for it, with all flow runs around. Works on the network loop; the body is
+    cancelled as by any other timeout.
     """
 
     @functools.wraps(body)
@@ -593,7 +602,7 @@ def ends_with_flow_run(body: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P,
         limits = _time_limits() if TaskRunContext.get() is not None else []
         if not limits:
             return await body(*args, **kwargs)
-        left, limit = min(limits)
+        left, limit, kind = min(limits)
         try:
             async with asyncio.timeout(max(0.0, left + _AFTER_PREFECT)) as scope:
                 return await body(*args, **kwargs)
@@ -602,8 +611,8 @@ def ends_with_flow_run(body: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P,
                 raise
             # A TimeoutError, so that the task run ends in the state TimedOut as Prefect's own timeouts do.
             raise TimeoutError(
-                f"The flow run reached its limit of {limit:g} seconds. Its jobs live on: a repeated run attaches to "
-                "them."
+                f"The {kind} run around this task reached its limit of {limit:g} seconds. Its jobs live on: a repeated "
+                "run attaches to them."
             ) from None
 
     return bounded

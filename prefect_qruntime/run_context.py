@@ -50,6 +50,7 @@ __all__ = [
     "submission_in_flight",
     "submissions_in_flight",
     "submitted_so_far",
+    "tasks_around",
     "token_of_task_run",
 ]
 
@@ -236,12 +237,9 @@ def runs_around() -> tuple[list[FlowRunContext], list[_Start]]:
 
     Prefect itself shows the innermost of each kind only; its contexts hold the one that they were entered in.
     """
-    flows, tasks = dict[UUID, Any](), dict[UUID, Any]()  # Prefect enters some contexts twice
-    context: Any = TaskRunContext.get()
-    while isinstance(context, TaskRunContext):
-        tasks.setdefault(context.task_run.id, context.task_run)
-        context = None if context._token is None else context._token.old_value
-    context = FlowRunContext.get()
+    flows = dict[UUID, Any]()
+    tasks = {context.task_run.id: context.task_run for context in tasks_around()}
+    context: Any = FlowRunContext.get()
     while isinstance(context, FlowRunContext) and context.flow_run is not None:
         flows.setdefault(context.flow_run.id, context)
         top = context.flow_run.parent_task_run_id is None
@@ -251,6 +249,16 @@ def runs_around() -> tuple[list[FlowRunContext], list[_Start]]:
         inside = [one for one in reversed(tasks.values()) if one.flow_run_id == flow_context.flow_run.id]
         runs += [flow_context.flow_run, *inside]
     return list(flows.values()), [_Start(str(one.id), one.run_count or 0) for one in runs]
+
+
+def tasks_around() -> list[TaskRunContext]:
+    """The contexts of the task runs around the caller, the innermost first; see `runs_around`."""
+    found = dict[UUID, Any]()  # Prefect enters some contexts twice
+    context: Any = TaskRunContext.get()
+    while isinstance(context, TaskRunContext):
+        found.setdefault(context.task_run.id, context)
+        context = None if context._token is None else context._token.old_value
+    return list(found.values())
 
 
 async def current_run() -> RunContext:
