@@ -95,11 +95,12 @@ def policy() -> Policy:
 
 
 class _Answer(NamedTuple):
-    """What Prefect said: when it was asked, which flow run is being cancelled, and the starts of the topmost one."""
+    """What Prefect said: when it was asked, which run is being cancelled, the topmost one's starts, if one is gone."""
 
     asked: float
     cancelled: str | None = None
     starts: int = 0
+    gone: bool = False
 
 
 @dataclass(slots=True)
@@ -144,10 +145,13 @@ async def _ask(level: int) -> _Answer:
             starts = starts_in(states)
             if is_ending(states):
                 return _Answer(asked, top, starts)
+            gone = not states  # a flow run that was deleted has none
             for run_id in reversed(subflows):
-                if is_ending(await client.read_flow_run_states(UUID(run_id))):
+                states = await client.read_flow_run_states(UUID(run_id))
+                if is_ending(states):
                     return _Answer(asked, run_id, starts)
-        return _Answer(asked, None, starts)
+                gone = gone or not states
+        return _Answer(asked, None, starts, gone)
     except Exception:
         # Without an answer the jobs are left running, because a cancellation cannot be undone.
         log.log(level, "Prefect does not say whether the flow run was cancelled. Its jobs live on.", exc_info=True)
@@ -429,7 +433,8 @@ class CancellationWatch:
 
         Raises:
             JobCancelled: The flow run is being cancelled.
-            QuantumRuntimeError: The flow run was started again, so this process is no longer the one that buys for it.
+            QuantumRuntimeError: The flow run was deleted, or started again: this process is no longer the one that buys
+                for it.
         """
         max_age, where = min(current_settings().cancel_look_seconds, _FRESH), self._where
         just_read = where is not None and time.monotonic() - where.touched < max_age and not where.ending
@@ -438,6 +443,11 @@ class CancellationWatch:
         answer = await _answer(max_age, logging.DEBUG)
         if answer.cancelled is not None:
             await self.end(answer.cancelled)
+        if answer.gone:
+            raise QuantumRuntimeError(
+                "The flow run was deleted in Prefect while this process went on with it.",
+                solution="Nothing was sent. Jobs that it submitted before live on. End the process.",
+            )
         if where is not None and 0 < where.starts < answer.starts:
             raise QuantumRuntimeError(
                 "The flow run was started again elsewhere while this process went on with it.",
