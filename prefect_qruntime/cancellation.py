@@ -49,7 +49,7 @@ from prefect_qruntime.prefect_api import (
     starts_in,
 )
 from prefect_qruntime.redact import get_logger, many
-from prefect_qruntime.run_context import RunContext, runs_around, tasks_around
+from prefect_qruntime.run_context import RunContext, runs_around
 from prefect_qruntime.settings import current_settings
 
 __all__ = [
@@ -583,14 +583,13 @@ async def polls_for_cancellation(client: QuantumRuntimeClient, job_id: str) -> A
 
 def _time_limits() -> list[tuple[float, float, str]]:
     """The time limits of the flow and task runs around the caller's task: seconds left, the limit, and whose it is."""
+    flows, _, tasks = runs_around()
     # Not the flow run of a deferred task, which does not wait for it: one with threads is detached for nothing else.
-    flows = [
-        one for one in runs_around()[0] if not (one.detached and isinstance(one.task_runner, ThreadPoolTaskRunner))
-    ]
+    flows = [one for one in flows if not one.detached or not isinstance(one.task_runner, ThreadPoolTaskRunner)]
     here = {one.flow_run.id for one in flows if one.flow_run is not None and not one.detached}
     around: list[tuple[Any, Any, str]] = [(one, one.flow, "flow") for one in flows]
     # The first is the caller's own task, whose limit Prefect sees to.
-    around += [(one, one.task, "task") for one in tasks_around()[1:] if one.task_run.flow_run_id in here]
+    around += [(one, one.task, "task") for one in tasks[1:] if one.task_run.flow_run_id in here]
     now = datetime.now(UTC)
     return [
         (limit - (now - context.start_time).total_seconds(), limit, kind)
