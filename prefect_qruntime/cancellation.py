@@ -28,6 +28,7 @@ from uuid import UUID
 
 from cachetools import LRUCache
 from prefect.context import TaskRunContext
+from prefect.task_runners import ThreadPoolTaskRunner
 
 from prefect_qruntime.client import QuantumRuntimeClient, submission_keys
 from prefect_qruntime.client.network_loop import SingleFlight, network_loop
@@ -59,7 +60,7 @@ __all__ = [
     "cancelled_run",
     "cancels_jobs",
     "ends_if_cancelled",
-    "ends_with_flow_run",
+    "ends_with_runs_around",
     "note_owner",
     "policy",
     "polls_for_cancellation",
@@ -94,11 +95,12 @@ def policy() -> Policy:
 
 
 class _Answer(NamedTuple):
-    """What Prefect said: when it was asked, which flow run is being cancelled, and the starts of the topmost one."""
+    """What Prefect said: when it was asked, which run is being cancelled, the topmost one's starts, if one is gone."""
 
     asked: float
     cancelled: str | None = None
     starts: int = 0
+    gone: bool = False
 
 
 @dataclass(slots=True)
@@ -143,10 +145,13 @@ async def _ask(level: int) -> _Answer:
             starts = starts_in(states)
             if is_ending(states):
                 return _Answer(asked, top, starts)
+            gone = not states  # a flow run that was deleted has none
             for run_id in reversed(subflows):
-                if is_ending(await client.read_flow_run_states(UUID(run_id))):
+                states = await client.read_flow_run_states(UUID(run_id))
+                if is_ending(states):
                     return _Answer(asked, run_id, starts)
-        return _Answer(asked, None, starts)
+                gone = gone or not states
+        return _Answer(asked, None, starts, gone)
     except Exception:
         # Without an answer the jobs are left running, because a cancellation cannot be undone.
         log.log(level, "Prefect does not say whether the flow run was cancelled. Its jobs live on.", exc_info=True)
@@ -428,7 +433,8 @@ class CancellationWatch:
 
         Raises:
             JobCancelled: The flow run is being cancelled.
-            QuantumRuntimeError: The flow run was started again, so this process is no longer the one that buys for it.
+            QuantumRuntimeError: The flow run was deleted, or started again: this process is no longer the one that buys
+                for it.
         """
         max_age, where = min(current_settings().cancel_look_seconds, _FRESH), self._where
         just_read = where is not None and time.monotonic() - where.touched < max_age and not where.ending
@@ -437,6 +443,11 @@ class CancellationWatch:
         answer = await _answer(max_age, logging.DEBUG)
         if answer.cancelled is not None:
             await self.end(answer.cancelled)
+        if answer.gone:
+            raise QuantumRuntimeError(
+                "The flow run was deleted in Prefect while this process went on with it.",
+                solution="Nothing was sent. Jobs that it submitted before live on. End the process.",
+            )
         if where is not None and 0 < where.starts < answer.starts:
             raise QuantumRuntimeError(
                 "The flow run was started again elsewhere while this process went on with it.",
@@ -566,22 +577,29 @@ async def polls_for_cancellation(client: QuantumRuntimeClient, job_id: str) -> A
         yield
 
 
-def _time_limits() -> list[tuple[float, float]]:
-    """The time limits of the flow runs around the caller: the seconds that are left, and those of the whole limit."""
+def _time_limits() -> list[tuple[float, float, str]]:
+    """The time limits of the flow and task runs around the caller's task: seconds left, the limit, and whose it is."""
+    flows, _, tasks = runs_around()
+    # Not the flow run of a deferred task, which does not wait for it: one with threads is detached for nothing else.
+    flows = [one for one in flows if not one.detached or not isinstance(one.task_runner, ThreadPoolTaskRunner)]
+    here = {one.flow_run.id for one in flows if one.flow_run is not None and not one.detached}
+    around: list[tuple[Any, Any, str]] = [(one, one.flow, "flow") for one in flows]
+    # The first is the caller's own task, whose limit Prefect sees to.
+    around += [(one, one.task, "task") for one in tasks[1:] if one.task_run.flow_run_id in here]
     now = datetime.now(UTC)
     return [
-        (limit - (now - context.start_time).total_seconds(), limit)
-        for context in runs_around()[0]
-        if context.flow is not None and (limit := context.flow.timeout_seconds) is not None
+        (limit - (now - context.start_time).total_seconds(), limit, kind)
+        for context, what, kind in around
+        if what is not None and (limit := what.timeout_seconds) is not None
     ]
 
 
-def ends_with_flow_run(body: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
-    """Make a task's body end when its flow run, or one around that, reaches `timeout_seconds`.
+def ends_with_runs_around(body: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+    """Make a task's body end when its flow run, or a flow or task run around that, reaches `timeout_seconds`.
 
-    Prefect's timeout of a flow interrupts the flow function only. A task that was submitted continues in its thread,
-    and its flow run waits for it, with all flow runs around. Works on the network loop; the body is cancelled as by
-    any other timeout.
+    Prefect's timeout interrupts the function of that flow or task only. A task that was submitted in it continues in
+    its thread, and its flow run waits for it, with all flow runs around. Works on the network loop; the body is
+    cancelled as by any other timeout.
     """
 
     @functools.wraps(body)
@@ -589,7 +607,7 @@ def ends_with_flow_run(body: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P,
         limits = _time_limits() if TaskRunContext.get() is not None else []
         if not limits:
             return await body(*args, **kwargs)
-        left, limit = min(limits)
+        left, limit, kind = min(limits)
         try:
             async with asyncio.timeout(max(0.0, left + _AFTER_PREFECT)) as scope:
                 return await body(*args, **kwargs)
@@ -598,8 +616,8 @@ def ends_with_flow_run(body: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P,
                 raise
             # A TimeoutError, so that the task run ends in the state TimedOut as Prefect's own timeouts do.
             raise TimeoutError(
-                f"The flow run reached its limit of {limit:g} seconds. Its jobs live on: a repeated run attaches to "
-                "them."
+                f"The {kind} run around this task reached its limit of {limit:g} seconds. Its jobs live on: a repeated "
+                "run attaches to them."
             ) from None
 
     return bounded

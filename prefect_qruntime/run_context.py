@@ -231,31 +231,33 @@ class _Start:
     number: int
 
 
-def runs_around() -> tuple[list[FlowRunContext], list[_Start]]:
-    """The contexts of the flow runs around the caller, the innermost first; and all starts, the outermost first.
+def runs_around() -> tuple[list[FlowRunContext], list[_Start], list[TaskRunContext]]:
+    """The contexts of the flow runs around the caller; all starts, the outermost first; the contexts of the task runs.
 
-    Prefect itself shows the innermost of each kind only; its contexts hold the one that they were entered in.
+    Contexts come the innermost first. Prefect itself shows the innermost of each kind only; its contexts hold the one
+    that they were entered in.
     """
-    flows, tasks = dict[UUID, Any](), dict[UUID, Any]()  # Prefect enters some contexts twice
+    flows, entered = dict[UUID, Any](), dict[UUID, Any]()  # Prefect enters some contexts twice
     context: Any = TaskRunContext.get()
     while isinstance(context, TaskRunContext):
-        tasks.setdefault(context.task_run.id, context.task_run)
+        entered.setdefault(context.task_run.id, context)
         context = None if context._token is None else context._token.old_value
     context = FlowRunContext.get()
     while isinstance(context, FlowRunContext) and context.flow_run is not None:
         flows.setdefault(context.flow_run.id, context)
         top = context.flow_run.parent_task_run_id is None
         context = None if top or context._token is None else context._token.old_value
-    runs: list[FlowRun | TaskRun] = [one for one in reversed(tasks.values()) if one.flow_run_id not in flows]
+    tasks = [one.task_run for one in reversed(entered.values())]
+    runs: list[FlowRun | TaskRun] = [one for one in tasks if one.flow_run_id not in flows]
     for flow_context in reversed(flows.values()):
-        inside = [one for one in reversed(tasks.values()) if one.flow_run_id == flow_context.flow_run.id]
+        inside = [one for one in tasks if one.flow_run_id == flow_context.flow_run.id]
         runs += [flow_context.flow_run, *inside]
-    return list(flows.values()), [_Start(str(one.id), one.run_count or 0) for one in runs]
+    return list(flows.values()), [_Start(str(one.id), one.run_count or 0) for one in runs], list(entered.values())
 
 
 async def current_run() -> RunContext:
     """The run of the running task. Asks Prefect once per flow run attempt and process."""
-    flows, around = runs_around()
+    flows, around, _ = runs_around()
     if not flows:
         identity = f"task-run:{around[0].run_id}" if around else f"call:{uuid.uuid4()}"
         known = RunContext(None, identity, False, False, 0, time.monotonic())

@@ -138,7 +138,8 @@ async def client_for(wait: Wait) -> tuple[str, QuantumRuntimeClient]:
 async def reconcile(wait: Wait) -> bool:
     """Complete a wait whose flow run is no longer suspended for it: cancelled, resumed by another process, or deleted.
 
-    A suspended flow run has no process, so Prefect cancels it at once and runs no hook.
+    A flow run that is suspended, or was resumed and waits for a worker, has no process, so Prefect cancels it at once
+    and runs no hook.
 
     Returns:
         Whether it was cancelled.

@@ -1,8 +1,8 @@
 """Record in Prefect the waits that flows hand over to a watcher in another process.
 
 A flow run's own state says that it is suspended and for which job: the pause key names the job. A note holds what
-the state cannot: the credentials block with which the job is read, and what happens to the job when the run is
-cancelled. A note exists as long as its wait does.
+the state cannot: the credentials block with which the job is read, and what happens to the jobs when the run is
+cancelled. The note of a suspended flow run exists until that is over, any other as long as its wait does.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Wait:
         block: Name of the credentials block.
         flow_run_id: The flow run suspended for the job, or the one that left it.
         key: The pause key; None if no flow run is suspended and only an event is wanted.
-        policy: What happens to the job when the flow run is cancelled.
+        policy: What happens to the jobs when the flow run is cancelled.
         note: Id of the note in Prefect.
         instance: Names the job's instance, see `Place`.
     """

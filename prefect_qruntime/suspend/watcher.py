@@ -385,9 +385,9 @@ class _Watcher:
                 return
             if isinstance(end, Job):
                 _tell(wait, end, (await self._client_for(wait))[0])
-            # The resumed flow completes the job's record, also of a job that the service does not know.
+            # The resumed flow completes the job's record, also of a job that the service does not know. The note stays
+            # until the flow run is over: cancelled before a worker starts it, it has no process and no hook.
             self._counts["resumed"] += await suspend.resume(wait)
-            await waits.drop_note(wait)
             self._let_go(entry)
 
     async def _gone(self, wait: Wait) -> None:

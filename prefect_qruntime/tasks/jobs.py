@@ -13,7 +13,7 @@ from typing import Any, get_args
 from prefect.context import TaskRunContext
 
 from prefect_qruntime import result_storage
-from prefect_qruntime.cancellation import after_cancel, cancels_jobs, ends_with_flow_run, polls_for_cancellation
+from prefect_qruntime.cancellation import after_cancel, cancels_jobs, ends_with_runs_around, polls_for_cancellation
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.connection import parse_crn
 from prefect_qruntime.client.failures import job_error
@@ -51,7 +51,7 @@ __all__ = [
 
 @in_flow
 @repeats("wait for completion", "wait for {job}")
-@ends_with_flow_run
+@ends_with_runs_around
 async def await_for_completion(
     credentials: QuantumRuntimeCredentials,
     job: JobLike,
@@ -190,7 +190,7 @@ async def _report(
 
 @in_flow
 @repeats("fetch results", "fetch {job}")
-@ends_with_flow_run
+@ends_with_runs_around
 async def afetch_results(credentials: QuantumRuntimeCredentials, job: JobLike) -> JobResult:
     """Fetch a finished job's result; reads only. A private job's result is stored before it is returned.
 

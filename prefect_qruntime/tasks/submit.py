@@ -36,7 +36,7 @@ from prefect_qruntime.admission.locks import (
     noted_by_earlier_attempts,
     submission_lock,
 )
-from prefect_qruntime.cancellation import cancels_jobs, ends_if_cancelled, ends_with_flow_run, note_owner
+from prefect_qruntime.cancellation import cancels_jobs, ends_if_cancelled, ends_with_runs_around, note_owner
 from prefect_qruntime.client import QuantumRuntimeClient, submission_keys
 from prefect_qruntime.client.inputs.spec import JobSpec, input_notices
 from prefect_qruntime.client.network_loop import network_loop
@@ -77,7 +77,7 @@ _BY_ORDER = 1_000_000
 _OF_PREFECT = ("return_state", "wait_for", "deferred")
 
 
-@ends_with_flow_run
+@ends_with_runs_around
 async def _submit(
     credentials: QuantumRuntimeCredentials,
     pubs: Any,

@@ -7,12 +7,14 @@ import contextlib
 import logging
 import re
 import threading
+import time
 from typing import Any
 from uuid import UUID
 
 import pytest
 from hypothesis import given, strategies as st
 from prefect import flow, runtime
+from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
 
 import prefect_qruntime as qr
@@ -171,6 +173,40 @@ def test_a_job_that_lives_on_after_a_cancel_is_not_called_cancelled(
     said += caplog.text
     assert "still 'Queued'" in said
     assert not re.search(r"job \S+ is cancelled|1 live job cancelled|1 job with it", said)
+
+
+@pytest.mark.parametrize("deleted", ["itself", "around"])
+@pytest.mark.parametrize("create", ["submit", "open"])
+def test_nothing_is_bought_by_a_run_that_was_deleted(
+    sandbox: Sandbox, credentials: Any, monkeypatch: pytest.MonkeyPatch, create: str, deleted: str
+) -> None:
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_CANCEL_LOOK_SECONDS", "0.05")
+    sandbox.control.hold()
+    refused: list[str] = []
+
+    def creates() -> None:
+        run_ids = {"itself": runtime.flow_run.id, "around": runtime.flow_run.parent_flow_run_id}
+        qr.submit_job(credentials, [FLIP], backend=BACKEND)
+        asked(lambda client: client.delete_flow_run(UUID(run_ids[deleted])))
+        answered = time.monotonic() + 0.1
+        until(lambda: time.monotonic() > answered)  # an answer of before is kept for a while
+        try:
+            if create == "submit":
+                qr.submit_job(credentials, [STAY], backend=BACKEND)
+            else:
+                qr.open_session(credentials, BACKEND)
+        except qr.QuantumRuntimeError as error:
+            refused.append(error.message)
+
+    @flow
+    def outer() -> None:
+        flow(creates)()
+
+    with contextlib.suppress(ObjectNotFound):  # Prefect's, of the run's end
+        outer()
+    assert ["deleted in Prefect" in text for text in refused] == [True]
+    assert len(sandbox.control.jobs()) == 1
+    assert sandbox.control.sessions() == []
 
 
 @pytest.mark.parametrize("around", [0, 1, 2])

@@ -132,6 +132,7 @@ def test_a_suspended_flow_run_ends_its_wait_once(sandbox: Sandbox, block: str) -
     assert words == ["qruntime.job.submitted", "qruntime.job.completed", "qruntime.job.attached"]
     (record,) = records("job", flow_run.id)
     assert record.meta["state"] == "Completed"
+    assert run_watch([block], once=True).cancelled == 0
     assert network_loop().run(notes(flow_run_ids=[flow_run.id])) == []
 
 
@@ -183,6 +184,44 @@ def test_the_note_of_a_crashed_flow_run_that_runs_again_stays(sandbox: Sandbox, 
         asked(lambda client, state=state: client.set_flow_run_state(flow_run.id, state, force=True))
         assert not network_loop().run(reconcile(wait))
         assert len(network_loop().run(notes(flow_run_ids=[flow_run.id]))) == left, state
+
+
+def two_jobs(**policy: Any) -> Flow[..., Any]:
+    @flow(**policy)
+    def made(credentials_block: str) -> None:
+        credentials = qr.load_credentials(credentials_block)
+        first, _ = (qr.submit_job(credentials, [FLIP], backend=BACKEND) for _ in range(2))
+        qr.suspend_until_done(credentials, first)
+        suspend_flow_run()
+
+    return made
+
+
+@pytest.mark.parametrize("policy", ["cancel", "detach"])
+@pytest.mark.parametrize("when", ["resumed", "resumed by a person", "suspended for something else"])
+def test_cancelled_without_a_process_after_the_wait_the_policy_decides(
+    sandbox: Sandbox, block: str, when: str, policy: str
+) -> None:
+    what = two_jobs(**getattr(qr.hooks, policy))
+    flow_run = deployed(what, credentials_block=block)
+    start(what, flow_run)
+    first, second = (job["id"] for job in sandbox.control.jobs())
+    sandbox.control.finish(first)
+    if when == "resumed by a person":
+        asked(lambda client: client.resume_flow_run(flow_run.id))
+        assert run_watch([block], once=True).resumed == 0
+    else:
+        assert run_watch([block], once=True).resumed == 1
+    if when == "suspended for something else":
+        assert start(what, flow_run).name == "Suspended"
+        assert run_watch([block], once=True).resumed == 0
+    asked(lambda client: client.set_flow_run_state(flow_run.id, Cancelling()))
+    assert state_of(flow_run).name == "Cancelled"
+    assert sandbox.control.job(second)["status"] == "Queued"
+    assert run_watch([block], once=True).cancelled == 1
+    assert sandbox.control.job(second)["status"] == ("Cancelled" if policy == "cancel" else "Queued")
+    assert run_watch([block], once=True).cancelled == 0
+    assert network_loop().run(notes(flow_run_ids=[flow_run.id])) == []
 
 
 @pytest.mark.parametrize(("what", "left"), [(waits, "Cancelled"), (detached, "Queued")], ids=["cancel", "detach"])

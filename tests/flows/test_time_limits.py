@@ -6,14 +6,17 @@ import asyncio
 import time
 from collections.abc import Iterator
 from typing import Any
+from uuid import UUID
 
 import pytest
-from prefect import flow, unmapped
+from prefect import flow, task, unmapped
 from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.task_worker import TaskWorker
 
 import prefect_qruntime as qr
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.flow_runs import BACKEND, FLIP, ran
+from tests.support.prefect_calls import asked
 
 # pytest's own limit must not take the alarm signal: Prefect would not use it either, but throw its exception into the
 # main thread at any instruction, which can be one of another test's. In users' processes the alarm is free.
@@ -31,28 +34,28 @@ def held(sandbox: Sandbox) -> Iterator[None]:
     sandbox.control.release()
 
 
-def limited(task: Any) -> Any:
-    return task.with_options(timeout_seconds=LIMIT, retries=0)
+def limited(one: Any) -> Any:
+    return one.with_options(timeout_seconds=LIMIT, retries=0)
 
 
 @pytest.mark.parametrize("way", ["called", "submitted", "mapped"])
 @pytest.mark.parametrize("kind", ["sync", "async"])
 def test_a_wait_ends_at_the_limit_of_its_task(sandbox: Sandbox, credentials: Any, way: str, kind: str) -> None:
-    task = limited(qr.wait_for_completion if kind == "sync" else qr.await_for_completion)
+    wait = limited(qr.wait_for_completion if kind == "sync" else qr.await_for_completion)
 
     @flow
     def waits() -> list[tuple[str, float]]:
         job = qr.submit_job(credentials, [FLIP], backend=BACKEND)
         began = time.monotonic()
         if way == "called":
-            state = task(credentials, job, return_state=True)
+            state = wait(credentials, job, return_state=True)
             states = [asyncio.run(state) if asyncio.iscoroutine(state) else state]
         elif way == "submitted":
-            future = task.submit(credentials, job)
+            future = wait.submit(credentials, job)
             future.wait()
             states = [future.state]
         else:
-            futures = task.map(unmapped(credentials), [job] * 3)
+            futures = wait.map(unmapped(credentials), [job] * 3)
             futures.wait()
             states = [future.state for future in futures]
         return [(state.name, time.monotonic() - began) for state in states]
@@ -162,3 +165,81 @@ def test_a_submitted_wait_ends_at_the_limit_of_a_flow_around_its_subflow(
     assert state.name == "TimedOut"
     assert time.monotonic() - began < LATEST
     assert [job["status"] for job in sandbox.control.jobs()] == ["Queued"]
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_submitted_wait_ends_at_the_limit_of_a_task_of_the_users_own_around_it(
+    sandbox: Sandbox, credentials: Any, kind: str, depth: int
+) -> None:
+    job = bought(credentials)
+
+    @task
+    def sync_task() -> None:
+        qr.wait_for_completion.submit(credentials, job).result()
+
+    @task
+    async def async_task() -> None:
+        waiting = qr.await_for_completion.submit(credentials, job)
+        while not waiting.state.is_final():  # noqa: ASYNC110 - Prefect's future has nothing to await
+            await asyncio.sleep(0.05)
+
+    def around(inner: Any, make: Any, **options: Any) -> Any:
+        @make(**options)
+        def sync_outer() -> None:
+            inner()
+
+        @make(**options)
+        async def async_outer() -> None:
+            await inner()
+
+        return sync_outer if kind == "sync" else async_outer
+
+    nested: Any = sync_task if kind == "sync" else async_task
+    if depth == 1:
+        nested = nested.with_options(timeout_seconds=ENOUGH_TO_NEST)
+    else:
+        nested = around(nested, task, timeout_seconds=ENOUGH_TO_NEST)
+    began = time.monotonic()
+    _, state = ran(around(nested, flow))
+    assert state.is_failed()
+    assert time.monotonic() - began < LATEST
+    assert [job["status"] for job in sandbox.control.jobs()] == ["Queued"]
+
+
+@pytest.mark.parametrize("way", ["called", "submitted"])
+@pytest.mark.parametrize("scheduled_in", ["flow", "task"])
+def test_a_deferred_wait_ends_at_no_limit_of_the_run_that_deferred_it(
+    sandbox: Sandbox, credentials: Any, way: str, scheduled_in: str
+) -> None:
+    job, deferred, ended = bought(credentials).id, list[UUID](), list[str]()
+    credentials.save("deferred-waits", overwrite=True)
+
+    @task
+    def later(job: str) -> None:  # with a parameter, as Prefect stores the runs around it beside that only
+        block = qr.load_credentials("deferred-waits")
+        wait = qr.wait_for_completion.with_options(retries=0)
+        try:
+            if way == "called":
+                wait(block, job, timeout=2 * LIMIT)
+            else:
+                wait.submit(block, job, timeout=2 * LIMIT).result()
+        except Exception as error:
+            ended.append(type(error).__name__)
+
+    @task(timeout_seconds=LIMIT)
+    def defers() -> None:
+        deferred.append(later.delay(job).task_run_id)
+
+    @flow(timeout_seconds=LIMIT)
+    def parent() -> None:
+        (defers if scheduled_in == "task" else defers.fn)()
+
+    async def work() -> None:
+        await TaskWorker(later).execute_task_run(task_run)
+
+    ran(parent)
+    (task_run_id,) = deferred
+    task_run = asked(lambda client: client.read_task_run(task_run_id))
+    asyncio.run(work())
+    assert ended == ["JobTimeout"]
