@@ -323,7 +323,8 @@ def no_answer(
         trusted: Whether the host has answered before. A certificate that is not trusted now is an outage then.
     """
     text = redact_start(str(exc), _TEXT_LIMIT) or type(exc).__name__  # it may quote what a server sent
-    if "CERTIFICATE_VERIFY_FAILED" in text:
+    sent = not isinstance(exc, _NOT_SENT)
+    if not sent and "CERTIFICATE_VERIFY_FAILED" in text:
         return ServiceUnavailable(
             f"the certificate of {host} is not trusted: {text}",
             solution="Set ca_file of the credentials block to your organisation's CA bundle.",
@@ -332,7 +333,8 @@ def no_answer(
             sent=False,
             untrusted=True,
         )
-    if isinstance(exc, httpx.UnsupportedProtocol) or "Illegal header value" in text:
+    here = isinstance(exc, httpx.LocalProtocolError) and "Illegal header value" in text
+    if here or isinstance(exc, httpx.UnsupportedProtocol):
         return ServiceUnavailable(
             f"the request to {host} cannot be made: {text}",
             solution="Check the fields of the credentials block for whitespace and other unexpected characters.",
@@ -340,7 +342,6 @@ def no_answer(
             job_id=job_id,
             sent=False,
         )
-    sent = not isinstance(exc, _NOT_SENT)
     return ServiceUnavailable(
         f"no answer from {host}: {text}" if sent else f"cannot reach {host}: {text}",
         advice=lost_answer(phase, sent=sent),

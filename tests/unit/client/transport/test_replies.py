@@ -276,11 +276,15 @@ def test_an_answer_that_is_no_json_says_nothing_about_the_job() -> None:
         (httpx.ReadError("reset"), True),
         (httpx.WriteError("broken pipe"), True),
         (httpx.RemoteProtocolError("Server disconnected without sending a response."), True),
+        # Texts of whatever answered, which say nothing of this side.
+        (httpx.RemoteProtocolError("illegal status line: bytearray(b'CERTIFICATE_VERIFY_FAILED')"), True),
+        (httpx.RemoteProtocolError("illegal header line: bytearray(b'Illegal header value')"), True),
     ],
 )
-def test_no_answer(exc: httpx.HTTPError, sent: bool) -> None:
+@pytest.mark.parametrize("trusted", [True, False])
+def test_no_answer(exc: httpx.HTTPError, sent: bool, trusted: bool) -> None:
     for phase, lost in (("submit", "search-first"), ("open", "search-first"), ("wait", "same-request")):
-        error = no_answer(exc, phase, "host:1", "d1")  # type: ignore[arg-type]
+        error = no_answer(exc, phase, "host:1", "d1", trusted=trusted)  # type: ignore[arg-type]
         assert str(error.advice) == (lost if sent else "same-request")
         assert (error.sent, error.job_id) == (sent, "d1")
         assert "host:1" in str(error)
