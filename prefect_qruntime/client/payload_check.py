@@ -28,6 +28,7 @@ __all__ = [
     "differs_at_sight",
     "executor_difference",
     "input_difference",
+    "is_comparable",
     "is_small",
     "may_be_job_of",
     "on_service",
@@ -36,7 +37,8 @@ __all__ = [
 
 log = get_logger(__name__)
 
-_SMALL = 64_000  # characters and numbers; hashed or compared on the network loop
+# Characters and numbers: of what is hashed or compared on the network loop, and of what is read back from the service.
+_SMALL, _MOST_COMPARED = 64_000, 4_000_000
 _QPY_BYTES = 1 << 26
 # Defaults that the service may fill in.
 _FILLED_IN = frozenset({"version", "support_qiskit", "options", "run_options", "resilience_settings"})
@@ -53,10 +55,18 @@ def shape(spec: JobSpec) -> Hashable:
     )
 
 
-def is_small(spec: JobSpec, limit: int = _SMALL) -> bool:
+def is_small(spec: JobSpec) -> bool:
     """Whether the payload may be hashed or compared without a thread."""
-    parts = [(pub.circuit, pub.observables, pub.parameters) for pub in spec.pubs]
-    return weight([spec.params, spec.options, parts], limit) <= limit
+    return weight(_payload(spec), _SMALL) <= _SMALL
+
+
+def is_comparable(spec: JobSpec) -> bool:
+    """Whether the payload may be read back from the service to be compared, as a large Hamiltonian may."""
+    return weight(_payload(spec), _MOST_COMPARED, keys=False) <= _MOST_COMPARED
+
+
+def _payload(spec: JobSpec) -> list[Any]:
+    return [spec.params, spec.options, [(pub.circuit, pub.observables, pub.parameters) for pub in spec.pubs]]
 
 
 def differs_at_sight(spec: JobSpec, job: Job) -> str | None:

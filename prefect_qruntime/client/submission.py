@@ -16,7 +16,14 @@ from weakref import WeakKeyDictionary
 
 from prefect_qruntime.client import submission_core as core
 from prefect_qruntime.client.inputs.spec import JobSpec
-from prefect_qruntime.client.payload_check import differs_at_sight, input_difference, is_small, on_service, shape
+from prefect_qruntime.client.payload_check import (
+    differs_at_sight,
+    input_difference,
+    is_comparable,
+    is_small,
+    on_service,
+    shape,
+)
 from prefect_qruntime.client.submission_core import History
 from prefect_qruntime.client.submission_keys import Payload, SubmissionMemory
 from prefect_qruntime.client.transport.retrying import IN_FLIGHT, complete_or_withdraw
@@ -34,8 +41,6 @@ log = get_logger(__name__)
 BeforePost = Callable[[str], Awaitable[JobSpec | None]]
 KeyHistory = Callable[[str], Awaitable[History]]
 NoteAccepted = Callable[[str, str | None], Awaitable[None]]
-
-_MOST_COMPARED = 4_000_000  # characters and numbers of a payload that is read back from the service
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +261,7 @@ class _Caller:
         self.compared = False
         if difference is not None or job.private:
             return difference
-        if not is_small(spec, _MOST_COMPARED):
+        if not is_comparable(spec):
             log.info("job %s: the payload is too large to be read back; only its program is compared", job.id)
             return None
         kept, sent = await self.service.job_input(job.id), self.service.job_params(on_service(spec))

@@ -374,8 +374,14 @@ def _to_c_order(body: bytes, shape: tuple[int, ...], size: int) -> bytes:
     return bytes(target)
 
 
-def weight(value: Any, limit: int) -> int:
-    """Characters and values in a value together; any larger number above the limit, as counting ends there."""
+def weight(value: Any, limit: int, *, keys: bool = True) -> int:
+    """Characters and values in a value together; any larger number above the limit, as counting ends there.
+
+    Args:
+        value: The value.
+        limit: Where counting ends.
+        keys: Whether the names in objects count; those of a Hamiltonian are nearly all of it.
+    """
     found, stack = 0, [value]
     while stack and found <= limit:
         one = stack.pop()
@@ -385,7 +391,8 @@ def weight(value: Any, limit: int) -> int:
         elif isinstance(one, dict | list | tuple):
             found += len(one)
             if found <= limit:
-                stack += one
+                if keys or not isinstance(one, dict):
+                    stack += one
                 if isinstance(one, dict):
                     stack += one.values()
     return found

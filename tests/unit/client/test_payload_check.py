@@ -11,7 +11,14 @@ import pytest
 
 from prefect_qruntime.client.dialects import v1_params, v2_params
 from prefect_qruntime.client.inputs.spec import JobSpec, Pub
-from prefect_qruntime.client.payload_check import differs_at_sight, input_difference, is_small, on_service, shape
+from prefect_qruntime.client.payload_check import (
+    differs_at_sight,
+    input_difference,
+    is_comparable,
+    is_small,
+    on_service,
+    shape,
+)
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.models import Job, JobStatus
 from tests.support.random_circuits import build, executor_params
@@ -165,6 +172,10 @@ def test_shapes_and_sizes() -> None:
     assert is_small(RAW)
     assert not is_small(JobSpec("sampler", "b", pubs=(Pub("x", parameters=[[0.1] * 70_000]),)))
     assert not is_small(JobSpec("sampler", "b", params={str(n): 1 for n in range(70_000)}))
+    terms = {f"{number:0100b}".translate({48: "I", 49: "Z"}): 0.5 for number in range(40_000)}
+    hamiltonian = JobSpec("estimator", "b", pubs=(Pub(BELL, observables=terms),))
+    assert (is_small(hamiltonian), is_comparable(hamiltonian)) == (False, True)
+    assert not is_comparable(JobSpec("sampler", "b", pubs=(Pub("x" * 4_000_000),)))
 
 
 def test_raw_params_are_compared_by_what_they_mean() -> None:
