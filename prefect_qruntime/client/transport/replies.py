@@ -49,6 +49,7 @@ _TEXT_LIMIT = 500
 _MESSAGE_LIMIT = 2000
 _MARK_LIMIT = 100  # of a trace id
 _TEXT_BYTES = 40_000  # of a body that is shown in part
+_BLANK_BYTES = 1 << 20  # of white space that may stand before that
 # None of these can have reached the service.
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 
@@ -145,7 +146,9 @@ def _beginning(content: bytes) -> str:
 
     Without NULs, between which the letters of UTF-16 stand.
     """
-    bare = read_text(content).lstrip()[:_TEXT_BYTES].replace(b"\0", b"")
+    head = content[:_BLANK_BYTES]  # a body may have 64 MB
+    begin = len(head) - len(read_text(head).lstrip())
+    bare = content[begin : begin + _TEXT_BYTES].replace(b"\0", b"")
     return redact_start(bare.decode("utf-8", "replace"), 10 * _TEXT_LIMIT).strip()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import httpx
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from prefect_qruntime.client.failures import Question
+from prefect_qruntime.client.transport import replies
 from prefect_qruntime.client.transport.replies import (
     ErrorBody,
     Reply,
@@ -321,3 +323,13 @@ def test_no_part_of_a_secret_is_shown_wherever_a_page_is_cut(
         body = f"{before.format(blank=' ' * length)}{key}{' rest' * 9_000}".encode(encoding)
         shown = str(error_for(Reply(status, {}, body), question)) + repr(parse_error(body))
         assert key[:8] not in shown.replace("\\x00", "").replace("\0", ""), length
+
+
+def test_of_a_large_page_only_the_beginning_is_copied() -> None:
+    page = b" " * 1000 + b"x" * (16 << 20)
+    tracemalloc.start()
+    try:
+        assert replies._beginning(page).startswith("xxx")
+        assert tracemalloc.get_traced_memory()[1] < len(page) / 4
+    finally:
+        tracemalloc.stop()
