@@ -293,7 +293,7 @@ async def that_sees(
     Raises:
         QuantumRuntimeError: No saved block leads to its instance, or none with a key that sees it.
     """
-    blocks = leading.get(place, {})
+    blocks, unread = leading.get(place, {}), list[str]()
     for name, credentials in blocks.items():
         if name == place.block:
             return name
@@ -301,9 +301,12 @@ async def that_sees(
             await read(credentials.get_client())
         except (NotFound, PermissionDenied):
             continue
-        except QuantumRuntimeError:
-            pass  # the caller meets it again
-        return name
+        except QuantumRuntimeError:  # a revoked key, or a private host that is not reached from here
+            unread.append(name)
+        else:
+            return name
+    if unread:
+        return unread[0]  # the caller meets its error again
     text = f"The credentials block {place.block!r} is gone or leads to another instance now." if place.block else ""
     if blocks:
         raise QuantumRuntimeError(f"{text} The keys of {', '.join(map(repr, blocks))} do not see it.".strip())

@@ -11,8 +11,16 @@ from pydantic import SecretStr
 
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.transport.retrying import RetryDeadlines
-from prefect_qruntime.credentials import Attended, QuantumRuntimeCredentials, read_each
-from prefect_qruntime.errors import InvalidInput, ServiceUnavailable
+from prefect_qruntime.credentials import Attended, QuantumRuntimeCredentials, read_each, that_sees
+from prefect_qruntime.errors import (
+    AuthenticationError,
+    InvalidInput,
+    NotFound,
+    PermissionDenied,
+    QuantumRuntimeError,
+    ServiceUnavailable,
+)
+from prefect_qruntime.observability.artifacts import Place
 
 
 def block(instance: str) -> QuantumRuntimeCredentials:
@@ -73,6 +81,25 @@ def test_a_person_who_waits_is_told_for_which_and_waits_for_a_short_time(patienc
         return told
 
     assert asyncio.run(reading()) == ([["slow"]] if patience is not None else [])
+
+
+@pytest.mark.parametrize("trouble", [AuthenticationError, ServiceUnavailable, NotFound, PermissionDenied])
+def test_a_block_that_cannot_be_asked_hides_none_that_sees_the_job(trouble: type[QuantumRuntimeError]) -> None:
+    private = block(ONE).model_copy(update={"base_url": "https://private.quantum.cloud.ibm.com/api/v1"})
+    place = Place("deleted", block(ONE).get_client().connection.instance)
+    reached = {
+        name: one
+        for name, one in (("a", private), ("b", block(ONE)))
+        if place.is_reached(one.get_client().connection, name)
+    }
+
+    async def read(client: QuantumRuntimeClient) -> None:
+        if client.connection.host.startswith("private."):
+            raise trouble("no")
+
+    assert asyncio.run(that_sees(place, {place: reached}, read)) == "b"
+    if trouble in (AuthenticationError, ServiceUnavailable):
+        assert asyncio.run(that_sees(place, {place: {"a": private}}, read)) == "a"
 
 
 _HALVES = ("A-key-that", "-looks-like-one-0123456789")  # put together in no frame of the test
