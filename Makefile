@@ -57,7 +57,7 @@ flow: $(RUN)/.installed ## Run one of the flows on the embedded sandbox: make fl
 	@echo 'flows/$(NAME).py ran on the embedded sandbox. On a QPU it runs with credentials_block="NAME"; see docs/examples.md.'
 
 quick: $(STAMP) lint types ## Lint, check the types and run the pure unit tests, in a minute
-	$(BIN)/python -m pytest -q -n 4 --dist loadfile $(QUICK)
+	$(BIN)/python -m pytest -q -m 'not slow' -n 4 --dist loadfile $(QUICK)
 
 test: $(STAMP) lint types unit ## Run all checks and all but the slow tests, and measure the coverage
 
@@ -71,7 +71,7 @@ lint: $(STAMP) ## Lint, check the format and the spelling
 types: $(STAMP) ## Check the types
 	$(BIN)/mypy
 
-unit: $(STAMP) ## Run the tests and report the coverage of branches
+unit: $(STAMP) ## Run all but the slow tests and report the coverage of branches
 	$(BIN)/python -m pytest -m 'not slow' -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 25 --cov --cov-report=
 	$(BIN)/coverage report
 	$(BIN)/coverage report --include='$(CORES)' --fail-under=100

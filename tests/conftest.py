@@ -1,6 +1,6 @@
 """What every test may rely on: no settings and no proxy of this machine, no secret left from the test before.
 
-Nothing heavy is imported here, so that the test of a pure module starts at once; tests/unit/test_lightness.py holds it.
+Nothing heavy is imported here, so that the test of a pure module starts at once; tests/test_layout.py holds it.
 """
 
 from __future__ import annotations

@@ -221,17 +221,17 @@ def test_a_deferred_wait_ends_at_no_limit_of_the_run_that_deferred_it(
         wait = qr.wait_for_completion.with_options(retries=0)
         try:
             if way == "called":
-                wait(block, job, timeout=2 * LIMIT)
+                wait(block, job, timeout=ENOUGH_TO_NEST + LIMIT)
             else:
-                wait.submit(block, job, timeout=2 * LIMIT).result()
+                wait.submit(block, job, timeout=ENOUGH_TO_NEST + LIMIT).result()
         except Exception as error:
             ended.append(type(error).__name__)
 
-    @task(timeout_seconds=LIMIT)
+    @task(timeout_seconds=ENOUGH_TO_NEST)
     def defers() -> None:
         deferred.append(later.delay(job).task_run_id)
 
-    @flow(timeout_seconds=LIMIT)
+    @flow(timeout_seconds=ENOUGH_TO_NEST)
     def parent() -> None:
         (defers if scheduled_in == "task" else defers.fn)()
 

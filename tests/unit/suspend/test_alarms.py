@@ -25,6 +25,7 @@ from prefect_qruntime.models import Job, JobStatus, Session, Usage
 from prefect_qruntime.settings import QuantumRuntimeSettings
 from prefect_qruntime.suspend import alarms as module
 from prefect_qruntime.suspend.alarms import Alarm, InstanceView, InstanceWatch, alarms, board, board_line
+from tests.support.virtual_clock import run
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 RICH = Usage(consumed_seconds=10, limit_seconds=600, period_start=NOW - timedelta(days=3))
@@ -254,8 +255,6 @@ def test_what_one_key_may_not_read_another_shows(
         monkeypatch.setattr(module, name, nothing)
     monkeypatch.setattr(module, "close_at_limit", close)
     monkeypatch.setattr(module, "flow_runs_by_id", runs)
-    if isinstance(refusal, TimeoutError):
-        monkeypatch.setattr(module, "_KEY", 0.05)
     users = {user: OneUser(user) for user in order}
     clients = [cast("Any", one) for one in users.values()]
     watch = InstanceWatch("ibm")
@@ -283,7 +282,7 @@ def test_what_one_key_may_not_read_another_shows(
         assert shown(view) == ({"d1", "d2"}, {"s1", "s2"}, [])
         assert len((await watch._view(clients[0])).past) == 20, "the other block was deleted"
 
-    asyncio.run(looks())
+    run(looks())
 
 
 @pytest.mark.parametrize("kind", [PermissionDenied, NotFound])
