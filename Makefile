@@ -27,7 +27,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # An embedded Prefect server needs 11 to 15 s here; Prefect's own limit is 20 s.
 export PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS := 120
 
-.PHONY: notebooks help install demo flow quick test slow slow-tests lint types unit floor interop-client interop postgres-test ray-test prefect-faults docs ui-test pictures plain-install bench bench-quick clean
+.PHONY: notebooks help install demo flow quick test lint types unit floor interop-client interop postgres-test ray-test prefect-faults docs ui-test pictures plain-install bench bench-quick clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -57,11 +57,9 @@ flow: $(RUN)/.installed ## Run one of the flows on the embedded sandbox: make fl
 	@echo 'flows/$(NAME).py ran on the embedded sandbox. On a QPU it runs with credentials_block="NAME"; see docs/examples.md.'
 
 quick: $(STAMP) lint types ## Lint, check the types and run the pure unit tests, in a minute
-	$(BIN)/python -m pytest -q -m 'not slow' -n 4 --dist loadfile $(QUICK)
+	$(BIN)/python -m pytest -q -n 4 --dist loadfile $(QUICK)
 
-test: $(STAMP) lint types unit ## Run all checks and all but the slow tests, and measure the coverage
-
-slow: $(STAMP) slow-tests plain-install ## Run the slow tests: workers, deployments, killed processes, campaigns, a plain install
+test: $(STAMP) lint types unit plain-install ## Run all checks and tests, and measure the coverage
 
 lint: $(STAMP) ## Lint, check the format and the spelling
 	$(BIN)/ruff check .
@@ -71,13 +69,10 @@ lint: $(STAMP) ## Lint, check the format and the spelling
 types: $(STAMP) ## Check the types
 	$(BIN)/mypy
 
-unit: $(STAMP) ## Run all but the slow tests and report the coverage of branches
-	$(BIN)/python -m pytest -m 'not slow' -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 25 --cov --cov-report=
+unit: $(STAMP) ## Run the tests and report the coverage of branches
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 25 --cov --cov-report=
 	$(BIN)/coverage report
 	$(BIN)/coverage report --include='$(CORES)' --fail-under=100
-
-slow-tests: $(STAMP)
-	$(BIN)/python -m pytest -m slow -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations 25
 
 $(FLOOR)/.installed: pyproject.toml tests/floor/constraints.txt
 	test -x $(FLOOR)/bin/python || $(PYTHON) -m venv $(FLOOR)

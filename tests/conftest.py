@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,10 +23,6 @@ if TYPE_CHECKING:
 for _name in list(os.environ):
     if _name.startswith("PREFECT_") or _name.lower() in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         del os.environ[_name]
-
-_TESTS = Path(__file__).parent
-_SLOW = ("system", "chaos", "canary", "soak")
-"""Folders whose tests are all marked `slow`."""
 
 # CPython issue 106883: Dask's profiler can make a worker process hang. docs/how-to/scale.md tells users.
 if sys.version_info < (3, 11, 9):
@@ -62,7 +57,7 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Give every test that is marked `server` the Prefect server, before its other fixtures, and mark the slow ones.
+    """Give every test that is marked `server` the Prefect server, before its other fixtures.
 
     A name that differs from process to process is refused, for the workers must collect the same tests.
     """
@@ -70,8 +65,6 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         raise pytest.UsageError(f"give the cases of {item.nodeid} names")
     if isinstance(item, pytest.Function) and item.get_closest_marker("server"):
         item.fixturenames.insert(0, "prefect_server")
-    if item.path.is_relative_to(_TESTS) and item.path.relative_to(_TESTS).parts[0] in _SLOW:
-        item.add_marker("slow")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -8,7 +8,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -67,14 +66,12 @@ def test_each_unit_test_stands_where_its_module_stands() -> None:
         assert names & modules, f"{place} names no module of the package"
 
 
-@pytest.mark.slow
 def test_pure_tests_run_without_prefect_and_at_once() -> None:
     loaded = loaded_by(*(UNIT / name for name in PURE))
     assert "pytest" in loaded
     assert not loaded & {"prefect", "qiskit", "numpy", "scipy", "starlette", "sqlalchemy"}
 
 
-@pytest.mark.slow
 def test_the_tests_of_the_client_run_without_prefect() -> None:
     assert "prefect" not in loaded_by("--collect-only", UNIT / "client")
 

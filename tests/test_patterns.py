@@ -10,8 +10,6 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import pytest
-
 import prefect_qruntime
 
 # Without the command line and the sandbox, which load much and read what their own user wrote.
@@ -63,6 +61,5 @@ def test_no_pattern_tries_exponentially_many_ways() -> None:
     assert {name: at for name, at in slow.items() if at[0] > SECONDS} == {}
 
 
-@pytest.mark.slow
 def test_the_measure_finds_one() -> None:
     assert slowest(re.compile(r"\s*(?:<!--.*?-->\s*)*<html\b", re.DOTALL))[0] > SECONDS

@@ -45,7 +45,6 @@ def test_what_is_kept_is_small_complete_and_says_nothing_of_a_machine(path: Path
     assert f"notebooks/{path.name}" in (ROOT / "docs/how-to/notebook.md").read_text()
 
 
-@pytest.mark.slow
 @pytest.mark.server
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=names)

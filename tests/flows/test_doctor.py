@@ -512,7 +512,6 @@ def test_a_wrong_setting_is_no_problem_of_a_block(world: World, monkeypatch: pyt
     assert [one.check for one in found if one.level == "problem"] == ["settings"]
 
 
-@pytest.mark.slow
 def test_the_command_line(
     world: World, prefect_server: PrefectServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -93,7 +93,6 @@ def statuses(control: Any, flow_run_id: Any) -> list[str]:
     return [job["status"] for job in control.jobs(tag=f"qr-flow:{flow_run_id}")]
 
 
-@pytest.mark.slow
 def test_cancel_in_a_fresh_process_cancels_this_flow_runs_jobs_and_drops_its_session(
     control: Any, prefect_server: Any
 ) -> None:
@@ -116,7 +115,6 @@ def test_cancel_in_a_fresh_process_cancels_this_flow_runs_jobs_and_drops_its_ses
     assert len(control.journal("POST", "/jobs/*/cancel")) == cancels == 3, "a second call finds nothing to do"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("hook", ["on_cancellation_detach", "on_crashed"])
 def test_detached_and_crashed_jobs_live_on_and_the_session_drains(cloud: Any, prefect_server: Any, hook: str) -> None:
     flow_run, state = ran(busy)

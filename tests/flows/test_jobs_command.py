@@ -192,7 +192,6 @@ def test_the_table_has_the_moments_of_the_options(zone: str) -> None:
     assert "05-01 23:30" in console.file.getvalue()
 
 
-@pytest.mark.slow
 def test_the_command_line(client: Any, sandbox: Sandbox, prefect_server: PrefectServer) -> None:
     by_hand(client, sandbox)
     told = command(prefect_server.env, "jobs", "--block", BLOCK, "--state", "completed", "--json")

@@ -69,7 +69,6 @@ def answered(sandbox: Sandbox) -> bool:
     return any(entry["status"] == 200 for entry in sandbox.control.journal("GET", "*/jobs/d*"))
 
 
-@pytest.mark.slow
 def test_a_flow_is_one_trace_and_its_result_an_asset(sandbox: Sandbox, prefect_server: PrefectServer) -> None:
     qr.QuantumRuntimeCredentials(**sandbox.connection("cloud")).save(BLOCK, overwrite=True)
     sandbox.control.hold()

@@ -337,7 +337,6 @@ short("run-page")
 """
 
 
-@pytest.mark.slow
 def test_a_process_that_ends_at_once_still_tells_all(sandbox: Sandbox, prefect_server: Any) -> None:
     qr.QuantumRuntimeCredentials(**sandbox.connection("cloud")).save("run-page", overwrite=True)
     done = subprocess.run(

@@ -67,7 +67,6 @@ def test_submitted(sandbox: Sandbox, credentials: QuantumRuntimeCredentials) -> 
     one_job(sandbox, slot())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [2, 20])
 def test_flow_runs_in_threads(sandbox: Sandbox, credentials: QuantumRuntimeCredentials, number: int) -> None:
     @flow

@@ -25,7 +25,7 @@ from tests.support.command_line import command
 from tests.support.flow_runs import BACKEND, FLIP, until
 from tests.support.prefect_server import PrefectServer, forget_sessions
 
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]
 BLOCK = "outside"
 ROOT = Path(__file__).resolve().parents[2]
 NO_SERVER = "http://127.0.0.1:9/api"

@@ -12,7 +12,7 @@ from prefect_qruntime.sandbox import Sandbox
 from tests.support.flow_runs import posts
 from tests.support.prefect_server import PrefectServer
 
-pytestmark = [pytest.mark.server, pytest.mark.slow]
+pytestmark = pytest.mark.server
 
 CHILD = """
 import sys, orjson

@@ -148,7 +148,6 @@ def test_the_noted_process_is_evidence_only_if_it_is_that_of_the_run(
     assert bool(stalled(flow_run.id)) is (case == "gone")
 
 
-@pytest.mark.slow
 def test_a_process_killed_right_after_its_submission_is_found(prefect_server: PrefectServer, sandbox: Sandbox) -> None:
     credentials = qr.QuantumRuntimeCredentials(**sandbox.connection("cloud"))
     credentials.save("stalled", overwrite=True)

@@ -371,7 +371,6 @@ def test_a_job_that_was_queued_for_days_is_swept_too(
     assert (record.is_over, record.meta.get("usage_final")) == ((True, "true") if ended else (False, None))
 
 
-@pytest.mark.slow
 def test_the_command_line(control: Any, sandbox: Sandbox, prefect_server: Any, capsys: Any) -> None:
     _, session = left(Completed())
     done = command(prefect_server.env, "sweep", "--block", BLOCK, "--json")

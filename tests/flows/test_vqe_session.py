@@ -118,7 +118,6 @@ def killed(server: PrefectServer, sandbox: Sandbox, flow_run_id: UUID, point: st
     assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("dialect", "kills", "paid"),

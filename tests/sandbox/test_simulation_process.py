@@ -161,7 +161,6 @@ def server():
             worker.kill()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_signal_ends_the_server_and_its_process_while_it_simulates(server, number):
     process, worker = server

@@ -131,7 +131,6 @@ def test_jobs_without_a_moment_end_the_reading_with_an_error_instead_of_repeatin
         read(Service([job(n, created_at=None) for n in range(300)]))
 
 
-@pytest.mark.slow
 @pytest.mark.uncounted
 def test_twenty_thousand_jobs_fit_into_a_little_memory() -> None:
     service = Service([job(n, at=n) for n in range(20_000)])

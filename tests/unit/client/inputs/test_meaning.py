@@ -38,7 +38,6 @@ def _digests(hash_seed: int) -> list[list[str]]:
     return [line.split() for line in run.stdout.splitlines()]
 
 
-@pytest.mark.slow
 def test_a_thousand_circuits_rebuilt_in_other_processes_are_equal_and_changed_ones_differ() -> None:
     one, other = _digests(1), _digests(2)
     assert len(one) == COUNT

@@ -490,7 +490,6 @@ print(result.file.size, max(most, me.memory_info().rss) - before, shelf.memory_l
 """
 
 
-@pytest.mark.slow
 def test_300_megabytes_cost_no_more_memory_than_one_piece(service: Service, tmp_path: Path) -> None:
     piece = b" " * 1_000_000
 
