@@ -7,12 +7,13 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -134,7 +135,7 @@ def forget_sessions(home: Path) -> None:
 
 
 def forget_records(home: Path) -> None:
-    """Delete what tests left on the server for those of the next module: blocks, sessions, limits, unfinished runs.
+    """Delete what tests left on the server for those of the next module: blocks, records, limits, unfinished runs.
 
     A sweep or a list that is given no block looks at all of them, and their sandbox has forgotten its sessions.
     """
@@ -153,6 +154,19 @@ def forget_records(home: Path) -> None:
     withdraw_runs()  # first: Prefect answers 500 to the end of a run whose limit is gone
     network_loop().run(forget())
     forget_sessions(home)
+    forget_pages(home)
+
+
+def forget_pages(home: Path) -> None:
+    """Delete the pages of jobs, of which sweeps and lists read all that are recent.
+
+    In the database itself: by Prefect's API that is a request for each, which takes longer than reading them again.
+    """
+    if "QRUNTIME_TEST_DATABASE_URL" in os.environ:
+        return
+    with closing(sqlite3.connect(home / "prefect.db", timeout=60)) as database, database:
+        for table in ("artifact", "artifact_collection"):
+            database.execute(f"DELETE FROM {table} WHERE key LIKE 'qruntime-%'")
 
 
 @contextmanager
