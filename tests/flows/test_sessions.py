@@ -602,7 +602,7 @@ def test_retries_given_to_an_opening_whose_answer_was_lost_open_no_second_sessio
     sandbox: Sandbox, credentials: Any, kind: str
 ) -> None:
     sandbox.control.add_fault("POST", "/sessions", drop="after")
-    sandbox.control.add_fault("GET", "/workloads*", status=501, times=None)
+    sandbox.control.add_fault("GET", "/workloads*", status=403, times=None)
     task: Any = qr.open_session if kind == "sync" else qr.aopen_session
     task = task.with_options(retries=3, retry_delay_seconds=0)
 
