@@ -410,13 +410,14 @@ async def read_locks() -> list[LockState]:
     Raises:
         Exception: Whatever Prefect's API raises.
     """
-    answer = await (await api()).request(
-        "POST",
-        "/variables/filter",
-        json={"variables": {"name": {"like_": "qruntime-"}, "tags": {"all_": [_TAG]}}, "limit": _PAGE},
-    )
+    rows, full = list[dict[str, Any]](), True
+    while full:
+        wanted = {"variables": {"name": {"like_": "qruntime-"}, "tags": {"all_": [_TAG]}}}
+        window = {"limit": _PAGE, "offset": len(rows)}
+        page = (await (await api()).request("POST", "/variables/filter", json=wanted | window)).json()
+        rows, full = rows + page, len(page) >= _PAGE
     found = []
-    for one in answer.json():
+    for one in rows:
         if _TAG in (one.get("tags") or []):
             updated = datetime.fromisoformat(str(one["updated"]).replace("Z", "+00:00"))
             silent = now() - updated.replace(tzinfo=updated.tzinfo or UTC).timestamp()

@@ -23,7 +23,7 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectNotFound
 
 from prefect_qruntime.observability.artifacts import Place, Record, drop_record, find_records, upsert
-from prefect_qruntime.prefect_api import api
+from prefect_qruntime.prefect_api import api, flow_runs_by_id
 
 __all__ = [
     "Wait",
@@ -184,13 +184,8 @@ async def suspended(known: Iterable[UUID]) -> AsyncIterator[list[FlowRun]]:
 
 async def no_longer_suspended(flow_run_ids: list[UUID]) -> list[UUID]:
     """The given flow runs that are no longer suspended."""
-    if not flow_run_ids:
-        return []
-    wanted = FlowRunFilter(
-        id=FlowRunFilterId(any_=flow_run_ids),
-        state=FlowRunFilterState(type=FlowRunFilterStateType(not_any_=[StateType.PAUSED])),
-    )
-    return [flow_run.id for flow_run in await (await api()).read_flow_runs(flow_run_filter=wanted, limit=_PAGE)]
+    left = FlowRunFilterState(type=FlowRunFilterStateType(not_any_=[StateType.PAUSED]))
+    return [flow_run.id for flow_run in (await flow_runs_by_id(map(str, flow_run_ids), state=left)).values()]
 
 
 async def is_suspended_with(flow_run_id: UUID, key: str) -> bool:

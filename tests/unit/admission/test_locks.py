@@ -99,3 +99,23 @@ def test_it_ends_after_an_hour_and_leaves_another_holders_row_alone(monkeypatch:
         assert server.asked == asked
 
     run(story())
+
+
+@pytest.mark.parametrize("number", [0, 1, 199, 200, 201, 450])
+def test_all_locks_are_read_however_many_there_are(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def row(place: int) -> dict[str, Any]:
+        name = f"qruntime-budget-{place:04}"
+        value = {"holder": "one", "beat": 0, "who": "we"}
+        return {"id": name, "name": name, "value": value, "tags": [locks._TAG], "updated": "2026-01-01T00:00:00Z"}
+
+    class Pages:
+        async def request(self, method: str, path: str, *, json: dict[str, Any]) -> httpx.Response:
+            assert (method, path) == ("POST", "/variables/filter")
+            begin = json.get("offset", 0)
+            return httpx.Response(200, json=[row(place) for place in range(number)][begin : begin + json["limit"]])
+
+    async def api() -> Any:
+        return Pages()
+
+    monkeypatch.setattr(locks, "api", api)
+    assert [one.name for one in asyncio.run(locks.read_locks())] == [f"qruntime-budget-{n:04}" for n in range(number)]
