@@ -27,7 +27,9 @@ from typing import Any, Literal, NamedTuple, NoReturn, ParamSpec, TypeVar
 from uuid import UUID
 
 from cachetools import LRUCache
+from prefect.client.orchestration import PrefectClient
 from prefect.context import TaskRunContext
+from prefect.exceptions import ObjectNotFound
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from prefect_qruntime.client import QuantumRuntimeClient, submission_keys
@@ -145,17 +147,26 @@ async def _ask(level: int) -> _Answer:
             starts = starts_in(states)
             if is_ending(states):
                 return _Answer(asked, top, starts)
-            gone = not states  # a flow run that was deleted has none
+            gone = not states and await _is_deleted(client, top)
             for run_id in reversed(subflows):
                 states = await client.read_flow_run_states(UUID(run_id))
                 if is_ending(states):
                     return _Answer(asked, run_id, starts)
-                gone = gone or not states
+                gone = gone or (not states and await _is_deleted(client, run_id))
         return _Answer(asked, None, starts, gone)
     except Exception:
         # Without an answer the jobs are left running, because a cancellation cannot be undone.
         log.log(level, "Prefect does not say whether the flow run was cancelled. Its jobs live on.", exc_info=True)
     return _Answer(asked)
+
+
+async def _is_deleted(client: PrefectClient, flow_run_id: str) -> bool:
+    """Whether Prefect does not know a flow run without states: an empty list alone may be no answer of Prefect's."""
+    try:
+        await client.read_flow_run(UUID(flow_run_id))
+    except ObjectNotFound:
+        return True
+    return False
 
 
 # ---- the jobs of a flow run --------------------------------------------------------------------------------------
