@@ -22,12 +22,15 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NamedTuple, NoReturn, ParamSpec, TypeVar
 from uuid import UUID
 
 from cachetools import LRUCache
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import TaskRun
 from prefect.context import TaskRunContext
+from prefect.exceptions import ObjectNotFound
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from prefect_qruntime.client import QuantumRuntimeClient, submission_keys
@@ -145,17 +148,26 @@ async def _ask(level: int) -> _Answer:
             starts = starts_in(states)
             if is_ending(states):
                 return _Answer(asked, top, starts)
-            gone = not states  # a flow run that was deleted has none
+            gone = not states and await _is_deleted(client, top)
             for run_id in reversed(subflows):
                 states = await client.read_flow_run_states(UUID(run_id))
                 if is_ending(states):
                     return _Answer(asked, run_id, starts)
-                gone = gone or not states
+                gone = gone or (not states and await _is_deleted(client, run_id))
         return _Answer(asked, None, starts, gone)
     except Exception:
         # Without an answer the jobs are left running, because a cancellation cannot be undone.
         log.log(level, "Prefect does not say whether the flow run was cancelled. Its jobs live on.", exc_info=True)
     return _Answer(asked)
+
+
+async def _is_deleted(client: PrefectClient, flow_run_id: str) -> bool:
+    """Whether Prefect does not know a flow run without states: an empty list alone may be no answer of Prefect's."""
+    try:
+        await client.read_flow_run(UUID(flow_run_id))
+    except ObjectNotFound:
+        return True
+    return False
 
 
 # ---- the jobs of a flow run --------------------------------------------------------------------------------------
@@ -577,21 +589,36 @@ async def polls_for_cancellation(client: QuantumRuntimeClient, job_id: str) -> A
         yield
 
 
-def _time_limits() -> list[tuple[float, float, str]]:
-    """The time limits of the flow and task runs around the caller's task: seconds left, the limit, and whose it is."""
+class _Limit(NamedTuple):
+    """A time limit of a flow or task run: when it ends, its seconds, whose it is, and the task run."""
+
+    end: datetime
+    seconds: float
+    kind: str
+    task_run: TaskRun | None
+
+    @property
+    def is_void(self) -> bool:
+        """Whether its task run is over, and not because of it: what was submitted there is left behind."""
+        state = self.task_run.state if self.task_run is not None else None
+        return state is not None and state.is_final() and state.name != "TimedOut"
+
+
+def _time_limits() -> list[_Limit]:
+    """The time limits of the flow and task runs around the caller's task, the next one first."""
     flows, _, tasks = runs_around()
     # Not the flow run of a deferred task, which does not wait for it: one with threads is detached for nothing else.
     flows = [one for one in flows if not one.detached or not isinstance(one.task_runner, ThreadPoolTaskRunner)]
     here = {one.flow_run.id for one in flows if one.flow_run is not None and not one.detached}
-    around: list[tuple[Any, Any, str]] = [(one, one.flow, "flow") for one in flows]
+    around: list[tuple[Any, Any, str, TaskRun | None]] = [(one, one.flow, "flow", None) for one in flows]
     # The first is the caller's own task, whose limit Prefect sees to.
-    around += [(one, one.task, "task") for one in tasks[1:] if one.task_run.flow_run_id in here]
-    now = datetime.now(UTC)
-    return [
-        (limit - (now - context.start_time).total_seconds(), limit, kind)
-        for context, what, kind in around
+    around += [(one, one.task, "task", one.task_run) for one in tasks[1:] if one.task_run.flow_run_id in here]
+    found = [
+        _Limit(context.start_time + timedelta(seconds=limit), limit, kind, task_run)
+        for context, what, kind, task_run in around
         if what is not None and (limit := what.timeout_seconds) is not None
     ]
+    return sorted(found, key=lambda one: one.end)
 
 
 def ends_with_runs_around(body: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
@@ -604,20 +631,38 @@ def ends_with_runs_around(body: Callable[P, Coroutine[Any, Any, R]]) -> Callable
 
     @functools.wraps(body)
     async def bounded(*args: P.args, **kwargs: P.kwargs) -> R:
+        # Read once: Prefect takes the contexts apart while a flow run waits for what was submitted in it.
         limits = _time_limits() if TaskRunContext.get() is not None else []
         if not limits:
             return await body(*args, **kwargs)
-        left, limit, kind = min(limits)
+        loop = asyncio.get_running_loop()
+        pending: asyncio.Handle
+
+        def look() -> None:
+            nonlocal pending
+            while limits and limits[0].is_void:
+                del limits[0]
+            if not limits:
+                return
+            left = (limits[0].end - datetime.now(UTC)).total_seconds() + _AFTER_PREFECT
+            if left > 0:
+                pending = loop.call_later(left, look)
+            else:
+                scope.reschedule(loop.time())
+
+        pending = loop.call_soon(look)
         try:
-            async with asyncio.timeout(max(0.0, left + _AFTER_PREFECT)) as scope:
+            async with asyncio.timeout(None) as scope:
                 return await body(*args, **kwargs)
         except TimeoutError:
             if not scope.expired():
                 raise
             # A TimeoutError, so that the task run ends in the state TimedOut as Prefect's own timeouts do.
             raise TimeoutError(
-                f"The {kind} run around this task reached its limit of {limit:g} seconds. Its jobs live on: a repeated "
-                "run attaches to them."
+                f"The {limits[0].kind} run around this task reached its limit of {limits[0].seconds:g} seconds. Its "
+                "jobs live on: a repeated run attaches to them."
             ) from None
+        finally:
+            pending.cancel()
 
     return bounded

@@ -257,6 +257,7 @@ class SessionHolds:
     def __init__(self) -> None:
         self.holds: dict[str, SessionHold] = {}
         self._watches: set[asyncio.Task[None]] = set()
+        self._shown: set[tuple[str, str]] = set()  # sessions by the key that was shown them
 
     def ids(self) -> set[str]:
         """The sessions that pay for their jobs."""
@@ -350,11 +351,14 @@ class SessionHolds:
         Raises:
             QuantumRuntimeError: The service could not be asked.
         """
-        asked = now()
+        asked, shown = now(), (client.connection.fingerprint, session_id)
         try:
             session = await client.session(session_id)
-        except (NotFound, PermissionDenied):  # another user's, perhaps, which counts by the clock
-            session = None
+            self._shown.add(shown)
+        except (NotFound, PermissionDenied) as error:
+            if shown in self._shown and isinstance(error, PermissionDenied):
+                raise  # of a session of one's own it says nothing
+            session = None  # another user's, perhaps, which counts by the clock
         closed = session is None or session.ref().is_closed
         live = bool(await client.jobs(session_id=session_id, pending=True)) if closed else True
         ahead = (client.known_clock_skew() or 0.0) - (clock_offset() or 0.0)

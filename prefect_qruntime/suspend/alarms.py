@@ -371,28 +371,36 @@ class InstanceWatch:
         now, moment = datetime.now(UTC), time.monotonic()
         live, sessions = dict[str, Job](), dict[str, Session]()
         usage: Usage | None = None
-        unread: list[tuple[str, Exception]] = []
+        unread: list[tuple[QuantumRuntimeClient, Exception]] = []
+        read = set[str]()
         for client in clients:
+            if _user(client) in read:  # another way to the same jobs and sessions
+                continue
             try:
                 async with asyncio.timeout(_KEY):
                     own, opened = await self._read(client, now, moment)
                     with self._apart("The usage could not be read"):
                         usage = usage or await client.usage()
             except (QuantumRuntimeError, TimeoutError) as error:  # another user's key may be in order
-                block = client.connection.block or self._block
-                unread.append((block, error))
-                reason = redact(str(error)) or "no answer"
-                log.warning("The instance could not be read with the key of %s: %s", block, reason)
+                unread.append((client, error))
             else:
+                read.add(_user(client))
                 live |= {job.id: job for job in own}
                 sessions |= {one.id: one for one in opened}
-        if len(unread) == len(clients):
+        for client, cause in unread if read else unread[1:]:
+            reason = redact(str(cause)) or "no answer"
+            log.warning("The instance could not be read with the key of %s: %s", self._block_of(client), reason)
+        if not read:
             raise unread[0][1]
-        keys = {client.connection.fingerprint for client in clients}
+        missing = [self._block_of(client) for client, _ in unread if _user(client) not in read]
+        keys = set(map(_user, clients))
         self._past = {key: past for key, past in self._past.items() if key in keys}
         past = {one.id: one for known in self._past.values() for one in known.jobs.values()}
         busy = {job.session_id for job in live.values()}
-        self._idle_since = {name: self._idle_since.get(name, moment) for name in sessions if name not in busy}
+        unseen = self._idle_since.keys() if missing else set[str]()
+        self._idle_since = {
+            name: self._idle_since.get(name, moment) for name in sessions.keys() | unseen if name not in busy
+        }
         shown = (one for one in past.values() if _is_younger(one, now - _DAY) or one.session_id in sessions)
         crn = clients[0].connection.crn
         return InstanceView(
@@ -407,8 +415,11 @@ class InstanceWatch:
             await read_locks(),
             await read_queue(crn),
             await self._name_runs((*live.values(), *shown)),
-            [block for block, _ in unread],
+            missing,
         )
+
+    def _block_of(self, client: QuantumRuntimeClient) -> str:
+        return client.connection.block or self._block
 
     async def _read(
         self, client: QuantumRuntimeClient, now: datetime, moment: float
@@ -419,7 +430,7 @@ class InstanceWatch:
         except QuantumRuntimeError as error:  # again at the next check
             log.warning("Sessions over their budget's limit could not be closed: %s", error)
         live = [job async for job in each_job(client, pending=True)]
-        known = self._past.setdefault(client.connection.fingerprint, _Past())
+        known = self._past.setdefault(_user(client), _Past())
         whole = moment - known.read > _HISTORY_AGAIN
         begin = now - (_HISTORY if whole else _DAY)
         known.jobs = {
@@ -428,6 +439,11 @@ class InstanceWatch:
         }
         known.read = moment if whole else known.read
         return live, await self._sessions(client, (*live, *known.jobs.values()), now)
+
+
+def _user(client: QuantumRuntimeClient) -> str:
+    """Tells a client's key from others without showing it."""
+    return hashlib.sha256(client.connection.api_key.encode()).hexdigest()
 
 
 def _is_younger(job: Job, moment: datetime) -> bool:

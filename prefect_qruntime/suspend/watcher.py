@@ -258,15 +258,17 @@ class _Watcher:
             # Suspended again since, for another job: then the wait that is followed is outdated.
             fresh = {run: key for run, key in keys.items() if run not in known or known[run].wait.key != key}
             ours = [run for run, key in fresh.items() if waits.job_of(key) is not None]
-            noted = {
-                (wait.flow_run_id, wait.key): wait for wait in (await waits.notes(flow_run_ids=ours) if ours else ())
-            }
+            found = await waits.notes(flow_run_ids=ours) if ours else []
+            noted = {(wait.flow_run_id, wait.key): wait for wait in found}
             for run, key in fresh.items():
                 if run in known and not known[run].ending:
                     self._let_go(known[run])
                 wait = noted.get((run, key))
                 if wait is not None and self._looks_after(wait):
                     self._take(wait)
+                    for old in found:  # of earlier suspensions: this one's note will do if the flow run is cancelled
+                        if old.flow_run_id == run and old.key != key:
+                            await waits.drop_note(old)
                     continue
                 self._not_ours.add(run)
                 if wait is None and run in ours:

@@ -224,6 +224,32 @@ def test_cancelled_without_a_process_after_the_wait_the_policy_decides(
     assert network_loop().run(notes(flow_run_ids=[flow_run.id])) == []
 
 
+def suspends_twice() -> Flow[..., Any]:
+    @flow(**qr.hooks.cancel)
+    def made(credentials_block: str) -> None:
+        credentials = qr.load_credentials(credentials_block)
+        for job in [qr.submit_job(credentials, [FLIP], backend=BACKEND) for _ in range(2)]:
+            qr.suspend_until_done(credentials, job)
+
+    return made
+
+
+def test_a_flow_run_that_is_suspended_again_has_one_note_and_is_cancelled_once(sandbox: Sandbox, block: str) -> None:
+    what = suspends_twice()
+    flow_run = deployed(what, credentials_block=block)
+    start(what, flow_run)
+    first, second = (job["id"] for job in sandbox.control.jobs())
+    sandbox.control.finish(first)
+    assert run_watch([block], once=True).resumed == 1
+    assert start(what, flow_run).name == "Suspended"
+    assert run_watch([block], once=True).followed == 1
+    assert [wait.job_id for wait in network_loop().run(notes(flow_run_ids=[flow_run.id]))] == [second]
+    asked(lambda client: client.set_flow_run_state(flow_run.id, Cancelling()))
+    assert run_watch([block], once=True).cancelled == 1
+    assert sandbox.control.job(second)["status"] == "Cancelled"
+    assert network_loop().run(notes(flow_run_ids=[flow_run.id])) == []
+
+
 @pytest.mark.parametrize(("what", "left"), [(waits, "Cancelled"), (detached, "Queued")], ids=["cancel", "detach"])
 def test_cancelled_while_suspended_the_policy_decides(
     sandbox: Sandbox, block: str, what: Flow[..., Any], left: str

@@ -207,6 +207,25 @@ def test_a_submitted_wait_ends_at_the_limit_of_a_task_of_the_users_own_around_it
     assert [job["status"] for job in sandbox.control.jobs()] == ["Queued"]
 
 
+def test_a_wait_that_a_task_left_behind_does_not_end_at_that_tasks_limit(sandbox: Sandbox, credentials: Any) -> None:
+    job = bought(credentials)
+
+    @flow
+    def collects() -> str:
+        futures: list[Any] = []
+
+        @task(timeout_seconds=LIMIT)
+        def starts() -> None:
+            wait = qr.wait_for_completion.with_options(retries=0)
+            futures.append(wait.submit(credentials, job, timeout=3 * LIMIT))
+
+        starts()
+        futures[0].wait()
+        return str(futures[0].state.name)
+
+    assert collects() == "Failed", "its own timeout, not the limit of the task that is over"
+
+
 @pytest.mark.parametrize("way", ["called", "submitted"])
 @pytest.mark.parametrize("scheduled_in", ["flow", "task"])
 def test_a_deferred_wait_ends_at_no_limit_of_the_run_that_deferred_it(

@@ -192,6 +192,6 @@ def test_one_watcher_for_many_killed_halfway(prefect_server: PrefectServer, sand
 
     once = ["Scheduled", "Running", "Suspended", "Resuming", "Running", "Completed"]
     assert network_loop().run(histories(parked)) == [once] * RUNS
-    # One that was killed between a resumption and its note leaves the note to the next one that looks.
+    # The next one that looks drops the notes of flow runs that are over.
     run_watch([BLOCK], once=True)
     assert network_loop().run(notes(flow_run_ids=[flow_run_id for flow_run_id, _ in parked[:100]])) == []

@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Cancelling, Pending, Running
 
 from prefect_qruntime import cancellation
@@ -132,3 +133,30 @@ def test_once_a_flow_run_around_is_cancelled_prefect_is_asked_for_no_subflow_of_
     assert answer.cancelled == (None if cancelled is None else runs[cancelled])
     assert answer.starts == 1
     assert asked == (runs if cancelled is None else runs[: cancelled + 1])
+
+
+@pytest.mark.parametrize("empty", [0, 1, 2])
+@pytest.mark.parametrize("known", [True, False])
+def test_a_flow_run_without_states_is_deleted_only_if_prefect_does_not_know_it(
+    monkeypatch: pytest.MonkeyPatch, empty: int, known: bool
+) -> None:
+    """A gateway between may answer a list that it does not pass on with an empty one."""
+    runs = [str(uuid4()) for _ in range(3)]
+
+    async def read_flow_run_states(run_id: UUID) -> list[Any]:
+        return [] if str(run_id) == runs[empty] else [Pending(), Running()]
+
+    async def read_flow_run(run_id: UUID) -> Any:
+        assert str(run_id) == runs[empty], "only of a flow run without states"
+        if not known:
+            raise ObjectNotFound(OSError("404"))
+
+    async def lineage() -> list[str]:
+        return runs[::-1]
+
+    async def api() -> Any:
+        return SimpleNamespace(read_flow_run_states=read_flow_run_states, read_flow_run=read_flow_run)
+
+    monkeypatch.setattr(cancellation, "lineage", lineage)
+    monkeypatch.setattr(cancellation, "api", api)
+    assert network_loop().run(cancellation._ask(30)).gone is not known

@@ -603,3 +603,44 @@ def test_a_session_of_another_user_counts_by_the_clock(
         return used_up(book.sessions.holds["t1"], opened + age)
 
     assert asyncio.run(submits()) == pytest.approx(used)
+
+
+@pytest.mark.parametrize("refused", [1, 3])
+def test_a_session_of_ones_own_that_is_refused_for_a_while_is_closed_at_its_limit(
+    monkeypatch: pytest.MonkeyPatch, refused: int
+) -> None:
+    closed: list[str] = []
+
+    class Service:
+        connection = Connection(api_key="unit-test-key", crn=CRN)
+        reads = 0
+
+        async def session(self, session_id: str) -> Session:
+            self.reads += 1
+            if 1 < self.reads <= 1 + refused:
+                raise PermissionDenied("not now")
+            return Session(id=session_id, state="active")
+
+        async def close_session(self, session_id: str, *, drain: bool) -> Session:
+            closed.append(session_id)
+            raise asyncio.CancelledError  # enough is seen
+
+        async def jobs(self, **_: Any) -> list[Job]:
+            return []
+
+        def known_clock_skew(self) -> float:
+            return 0.0
+
+    async def main() -> None:
+        opened, known = time.time() - 3600, budget_module.SessionHolds()
+        hold = SessionHold("t1", 3605.0, CRN, opened, session_id="s1", closes=True, begun_after=opened)
+        known.holds["t1"] = hold
+        client: Any = Service()
+        await known.look_at(client, "s1", hold)
+        known.holds["t1"] = replace(known.holds["t1"], allotted=10.0)
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait_for(known._close_at_limit(client, "t1"), 30)
+
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_SESSION_WATCH_SECONDS", "0.01")
+    asyncio.run(main())
+    assert closed == ["s1"]

@@ -225,7 +225,7 @@ class OneUser(Client):
         return []
 
     async def session(self, session_id: str) -> Session:
-        if session_id != self.live.session_id:
+        if session_id != f"s{self.user}":
             raise NotFound("another user's")
         return Session(id=session_id, state="active")
 
@@ -283,6 +283,69 @@ def test_what_one_key_may_not_read_another_shows(
         assert len((await watch._view(clients[0])).past) == 20, "the other block was deleted"
 
     run(looks())
+
+
+@pytest.mark.parametrize("down", [0, 1, None])
+def test_an_instance_is_read_once_with_a_key_that_several_blocks_have(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, down: int | None
+) -> None:
+    """They may differ in the host, the proxy or a time limit; one that leads nowhere leaves nothing unknown."""
+    asked: list[int] = []
+
+    async def nothing(*args: Any) -> list[Any]:
+        return []
+
+    async def runs(wanted: set[str]) -> dict[str, Any]:
+        return {}
+
+    async def close(client: Any) -> None:
+        asked.append(blocks.index(client))
+
+    for name in ("read_locks", "read_queue"):
+        monkeypatch.setattr(module, name, nothing)
+    monkeypatch.setattr(module, "close_at_limit", close)
+    monkeypatch.setattr(module, "flow_runs_by_id", runs)
+    blocks = [OneUser(1) for _ in range(2)]
+    blocks[1].connection = replace(blocks[1].connection, request_timeout=60.0)
+    if down is not None:
+        blocks[down].refuses = ServiceUnavailable("no such host")
+    view = asyncio.run(InstanceWatch("ibm")._view(*(cast("Any", one) for one in blocks)))
+    assert ({one.id for one in view.live}, list(view.unread)) == ({"d1"}, [])
+    assert asked == ([0, 1] if down == 0 else [0])
+    for one in blocks:
+        one.refuses = ServiceUnavailable("no such host")
+    caplog.clear()
+    with pytest.raises(ServiceUnavailable):
+        asyncio.run(InstanceWatch("ibm")._view(cast("Any", blocks[0])))
+    assert "no such host" not in caplog.text, "the watcher logs it"
+
+
+def test_a_key_that_fails_for_a_while_does_not_make_its_idle_session_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nothing(*args: Any) -> list[Any]:
+        return []
+
+    async def runs(wanted: set[str]) -> dict[str, Any]:
+        return {}
+
+    for name in ("read_locks", "read_queue", "close_at_limit"):
+        monkeypatch.setattr(module, name, nothing)
+    monkeypatch.setattr(module, "flow_runs_by_id", runs)
+    users, watch = [OneUser(1), OneUser(2)], InstanceWatch("ibm")
+    clients = [cast("Any", one) for one in users]
+    users[0].listed = [users[0].live.model_copy(update={"id": "d50", "status": JobStatus.COMPLETED})]
+    users[0].live = users[0].live.model_copy(update={"session_id": None})
+
+    async def looks() -> None:
+        await watch._view(*clients)
+        since = dict(watch._idle_since)
+        assert set(since) == {"s1"}
+        users[0].refuses = ServiceUnavailable("down")
+        await watch._view(*clients)
+        users[0].refuses = None
+        await watch._view(*clients)
+        assert watch._idle_since == since
+
+    asyncio.run(looks())
 
 
 @pytest.mark.parametrize("kind", [PermissionDenied, NotFound])
