@@ -10,12 +10,14 @@ import asyncio
 import contextlib
 import functools
 import ipaddress
+import os
 import re
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -55,6 +57,8 @@ def tls_context(ca_file: str | None) -> ssl.SSLContext:
     # 30 ms each, so one per CA file and process.
     field = "SSL_CERT_FILE"  # of the environment, in place of the usual CAs
     try:
+        if named := os.environ.get(field):
+            Path(named).open("rb").close()  # httpx before 0.28 goes on without it
         context = httpx.create_ssl_context()
         field = "ca_file"
         if ca_file is not None:
