@@ -63,6 +63,7 @@ __all__ = [
     "over",
     "patience",
     "patiently",
+    "read_variables",
     "saved_names",
     "unknown_block",
     "unknown_fields",
@@ -566,6 +567,17 @@ async def flow_runs_by_id(
         ids = FlowRunFilter(id=FlowRunFilterId(any_=wanted[start : start + _PAGE]), state=state)
         found |= {str(run.id): run for run in await (await api()).read_flow_runs(flow_run_filter=ids, limit=_PAGE)}
     return found
+
+
+async def read_variables(client: PrefectClient, prefix: str, tag: str) -> list[dict[str, Any]]:
+    """Read all variables with this tag whose names begin so, as Prefect's API returns them."""
+    wanted, found = {"name": {"like_": prefix}, "tags": {"all_": [tag]}}, list[dict[str, Any]]()
+    while True:
+        window = {"variables": wanted, "limit": _PAGE, "offset": len(found)}
+        page = (await client.request("POST", "/variables/filter", json=window)).json()
+        found += page
+        if len(page) < _PAGE:
+            return found
 
 
 async def family(flow_run_id: UUID) -> list[UUID]:

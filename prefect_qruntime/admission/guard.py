@@ -38,7 +38,7 @@ from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.errors import BudgetExhausted, QuantumRuntimeError, SubmissionUncertain
 from prefect_qruntime.models import JobRef, SessionRef
 from prefect_qruntime.observability import notifications
-from prefect_qruntime.prefect_api import api, in_run, now
+from prefect_qruntime.prefect_api import api, in_run, now, read_variables
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.run_context import RunContext
 from prefect_qruntime.settings import current_settings
@@ -49,7 +49,6 @@ __all__ = ["AdmissionGuard", "SessionAdmission", "admission_guard", "read_queue"
 log = get_logger(__name__)
 
 _TAG = "qruntime-share"
-_PAGE = 200
 _SAY_AFTER = 30.0  # seconds after which a wait is logged
 
 
@@ -151,17 +150,8 @@ async def _remove(name: str) -> None:
 
 
 async def _read(prefix: str) -> list[Row]:
-    client, found = await api(), list[Row]()
-    while True:
-        wanted = {"name": {"like_": f"{prefix}-"}, "tags": {"all_": [_TAG]}}
-        page = (
-            await client.request(
-                "POST", "/variables/filter", json={"variables": wanted, "limit": _PAGE, "offset": len(found)}
-            )
-        ).json()
-        found += [_row(one["name"].removeprefix(f"{prefix}-"), one["value"]) for one in page]
-        if len(page) < _PAGE:
-            return found
+    found = await read_variables(await api(), f"{prefix}-", _TAG)
+    return [_row(one["name"].removeprefix(f"{prefix}-"), one["value"]) for one in found]
 
 
 def _row(name: str, value: Any) -> Row:

@@ -53,6 +53,7 @@ from prefect_qruntime.prefect_api import (
     not_sent,
     now,
     patience,
+    read_variables,
 )
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.run_context import RunContext
@@ -84,7 +85,6 @@ _RELEASE = 5.0  # seconds to release a lock while a flow waits for that
 _GIVE_BACK = 3600.0  # seconds for which the release is retried afterwards
 _AGAIN = (1.0, 30.0)  # seconds between two of these attempts, growing
 _STUCK = 4 * SILENCE  # seconds without a beat, by Prefect's own clock, after which doctor and sweep call a lock stuck
-_PAGE = 200
 
 _KEEP = 64  # attempts of flow runs
 
@@ -410,14 +410,8 @@ async def read_locks() -> list[LockState]:
     Raises:
         Exception: Whatever Prefect's API raises.
     """
-    rows, full = list[dict[str, Any]](), True
-    while full:
-        wanted = {"variables": {"name": {"like_": "qruntime-"}, "tags": {"all_": [_TAG]}}}
-        window = {"limit": _PAGE, "offset": len(rows)}
-        page = (await (await api()).request("POST", "/variables/filter", json=wanted | window)).json()
-        rows, full = rows + page, len(page) >= _PAGE
     found = []
-    for one in rows:
+    for one in await read_variables(await api(), "qruntime-", _TAG):
         if _TAG in (one.get("tags") or []):
             updated = datetime.fromisoformat(str(one["updated"]).replace("Z", "+00:00"))
             silent = now() - updated.replace(tzinfo=updated.tzinfo or UTC).timestamp()

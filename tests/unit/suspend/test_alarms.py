@@ -200,6 +200,21 @@ def test_a_session_that_the_key_may_not_read_hides_no_other(step: str, kind: Any
     assert caplog.text.count("not yours") == (kind is not NotFound), "told once"
 
 
+@pytest.fixture
+def quiet_prefect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Prefect without locks, queues and flow runs, and no session at its limit."""
+
+    async def nothing(*args: Any) -> list[Any]:
+        return []
+
+    async def runs(wanted: set[str]) -> dict[str, Any]:
+        return {}
+
+    for name in ("close_at_limit", "read_locks", "read_queue"):
+        monkeypatch.setattr(module, name, nothing)
+    monkeypatch.setattr(module, "flow_runs_by_id", runs)
+
+
 class OneUser(Client):
     """The service as the key of one user shows it."""
 
@@ -236,25 +251,17 @@ class OneUser(Client):
     [None, AuthenticationError("revoked"), PermissionDenied("no role"), ServiceUnavailable("down"), TimeoutError()],
     ids=lambda one: type(one).__name__,
 )
+@pytest.mark.usefixtures("quiet_prefect")
 def test_what_one_key_may_not_read_another_shows(
     monkeypatch: pytest.MonkeyPatch, order: tuple[int, int], refusal: Exception | None
 ) -> None:
-    async def nothing(*args: Any) -> list[Any]:
-        return []
-
     asked: list[str] = []
 
     async def close(client: Any) -> list[str]:
         asked.append(client.connection.block)
         return []
 
-    async def runs(wanted: set[str]) -> dict[str, Any]:
-        return {}
-
-    for name in ("read_locks", "read_queue"):
-        monkeypatch.setattr(module, name, nothing)
     monkeypatch.setattr(module, "close_at_limit", close)
-    monkeypatch.setattr(module, "flow_runs_by_id", runs)
     users = {user: OneUser(user) for user in order}
     clients = [cast("Any", one) for one in users.values()]
     watch = InstanceWatch("ibm")
@@ -286,25 +293,17 @@ def test_what_one_key_may_not_read_another_shows(
 
 
 @pytest.mark.parametrize("down", [0, 1, None])
+@pytest.mark.usefixtures("quiet_prefect")
 def test_an_instance_is_read_once_with_a_key_that_several_blocks_have(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, down: int | None
 ) -> None:
     """They may differ in the host, the proxy or a time limit; one that leads nowhere leaves nothing unknown."""
     asked: list[int] = []
 
-    async def nothing(*args: Any) -> list[Any]:
-        return []
-
-    async def runs(wanted: set[str]) -> dict[str, Any]:
-        return {}
-
     async def close(client: Any) -> None:
         asked.append(blocks.index(client))
 
-    for name in ("read_locks", "read_queue"):
-        monkeypatch.setattr(module, name, nothing)
     monkeypatch.setattr(module, "close_at_limit", close)
-    monkeypatch.setattr(module, "flow_runs_by_id", runs)
     blocks = [OneUser(1) for _ in range(2)]
     blocks[1].connection = replace(blocks[1].connection, request_timeout=60.0)
     if down is not None:
@@ -320,16 +319,8 @@ def test_an_instance_is_read_once_with_a_key_that_several_blocks_have(
     assert "no such host" not in caplog.text, "the watcher logs it"
 
 
-def test_a_key_that_fails_for_a_while_does_not_make_its_idle_session_new(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def nothing(*args: Any) -> list[Any]:
-        return []
-
-    async def runs(wanted: set[str]) -> dict[str, Any]:
-        return {}
-
-    for name in ("read_locks", "read_queue", "close_at_limit"):
-        monkeypatch.setattr(module, name, nothing)
-    monkeypatch.setattr(module, "flow_runs_by_id", runs)
+@pytest.mark.usefixtures("quiet_prefect")
+def test_a_key_that_fails_for_a_while_does_not_make_its_idle_session_new() -> None:
     users, watch = [OneUser(1), OneUser(2)], InstanceWatch("ibm")
     clients = [cast("Any", one) for one in users]
     users[0].listed = [users[0].live.model_copy(update={"id": "d50", "status": JobStatus.COMPLETED})]
@@ -349,22 +340,12 @@ def test_a_key_that_fails_for_a_while_does_not_make_its_idle_session_new(monkeyp
 
 
 @pytest.mark.parametrize("kind", [PermissionDenied, NotFound])
-def test_an_instance_whose_usage_may_not_be_read_gives_its_other_alarms(
-    monkeypatch: pytest.MonkeyPatch, kind: type[QuantumRuntimeError]
-) -> None:
+@pytest.mark.usefixtures("quiet_prefect")
+def test_an_instance_whose_usage_may_not_be_read_gives_its_other_alarms(kind: type[QuantumRuntimeError]) -> None:
     class Unknown(OneUser):
         async def usage(self) -> Usage:
             raise kind("not yours")
 
-    async def nothing(*args: Any) -> list[Any]:
-        return []
-
-    async def runs(wanted: set[str]) -> dict[str, Any]:
-        return {}
-
-    for name in ("read_locks", "read_queue", "close_at_limit"):
-        monkeypatch.setattr(module, name, nothing)
-    monkeypatch.setattr(module, "flow_runs_by_id", runs)
     users = [cast("Any", Unknown(1)), cast("Any", OneUser(2))]
     users[0].live = users[0].live.model_copy(update={"tags": ()})
     view = asyncio.run(InstanceWatch("ibm")._view(users[0]))
