@@ -83,15 +83,6 @@ class Turn:
 _PLAIN = Share()
 
 
-def _tags(grants: Iterable[Row]) -> tuple[float, dict[str, float]]:
-    """The largest start tag, and each team's last finish tag."""
-    virtual, finished = 0.0, dict[str, float]()
-    for one in grants:
-        virtual = max(virtual, one.start)
-        finished[one.team] = max(finished.get(one.team, 0.0), one.finish)
-    return virtual, finished
-
-
 def in_order(
     rows: Iterable[Row], shares: Mapping[str, Share], now: float, period: float, *, until: str | None = None
 ) -> list[tuple[Row, float, float]]:
@@ -105,12 +96,12 @@ def in_order(
         until: Stop after this ticket.
     """
     rows = list(rows)
-    grants = [row for row in rows if row.granted is not None]
-    virtual, finished = _tags(grants)
-    recent = dict[str, int]()
-    for one in grants:
-        if one.granted is not None and now - one.granted < period:
-            recent[one.team] = recent.get(one.team, 0) + 1
+    virtual, finished, recent = 0.0, dict[str, float](), dict[str, int]()
+    for one in rows:
+        if one.granted is not None:
+            virtual = max(virtual, one.start)
+            finished[one.team] = max(finished.get(one.team, 0.0), one.finish)
+            recent[one.team] = recent.get(one.team, 0) + (now - one.granted < period)
     waiting = dict[str, list[Row]]()
     for row in sorted((row for row in rows if row.granted is None), key=lambda row: (row.since, row.id)):
         waiting.setdefault(row.team, []).append(row)
@@ -139,9 +130,7 @@ def is_spent(row: Row, rows: Sequence[Row], now: float, period: float) -> bool:
     """Whether a grant no longer matters: its period is over, and its team's next tag does not depend on it."""
     if row.granted is None or now - row.granted < 2 * period:
         return False
-    virtual, finished = _tags(one for one in rows if one.granted is not None)
-    latest = max((one for one in rows if one.granted is not None), key=lambda one: (one.start, one.id))
-    return row is not latest and (row.finish <= virtual or row.finish < finished[row.team])
+    return row.finish <= max(one.start for one in rows)
 
 
 @dataclass(slots=True)

@@ -162,6 +162,13 @@ def test_a_ceiling_holds_and_others_use_the_rest() -> None:
     assert waiter.look(rows, {"a": Share(5.0, ceiling=2)}, server=200.0, now=9.0).do == "go"
 
 
+def test_a_ceiling_counts_the_turns_of_the_last_period_only() -> None:
+    shares = {"a": Share(ceiling=1)}
+    rows = [Row("g", "a", 0, granted=0.0, finish=1.0), Row("1", "a", 5)]
+    assert in_order(rows, shares, PERIOD - 1, PERIOD) == []
+    assert [row.id for row, _, _ in in_order(rows, shares, PERIOD, PERIOD)] == ["1"]
+
+
 def test_one_whose_row_is_gone_renews_it() -> None:
     assert Waiter("1", COUNT, PERIOD).look([Row("2", "a", 0)], {}, server=0.0, now=0.0).do == "renew"
 
@@ -193,3 +200,9 @@ def test_spent_grants_are_removed_and_tags_stay_right() -> None:
     before = in_order([*rows, *waiting], {}, now, PERIOD)
     assert in_order([*rows[1:], *waiting], {}, now, PERIOD) == before
     assert Waiter("1", COUNT, PERIOD).look([*rows, *waiting], {}, server=now, now=0.0).drop == ("g1",)
+
+
+def test_the_last_grant_of_a_team_that_left_is_spent_when_others_have_passed_it() -> None:
+    left, other = Row("g1", "a", 0, granted=0.0, finish=1.0), Row("g2", "b", 0, granted=9.0, start=1.0, finish=2.0)
+    assert is_spent(left, [left, other], 2 * PERIOD, PERIOD)
+    assert not is_spent(left, [left, replace(other, start=0.5)], 2 * PERIOD, PERIOD)
