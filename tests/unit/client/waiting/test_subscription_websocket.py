@@ -20,7 +20,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from prefect_qruntime.client.connection import Connection
-from prefect_qruntime.client.waiting.subscription import JobStream, StreamSettings
+from prefect_qruntime.client.waiting.subscription import JobStream, StreamSettings, _Socket
 from prefect_qruntime.errors import ServiceUnavailable
 from tests.support.mock_client import connection
 
@@ -369,6 +369,37 @@ async def test_a_flood_is_given_up_and_holds_nothing_up() -> None:
     assert len(seen.wakes) <= 102
     assert len(seen.requests) == 1
     assert max((after - before for before, after in itertools.pairwise(ticks)), default=0.0) < 0.5
+
+
+@pytest.mark.uncounted
+@pytest.mark.parametrize(
+    ("first", "frames"),
+    [(b"", b"\x89\x00"), (b"", b"\x8a\x00"), (b"\x01\x00", b"\x00\x00"), (b"\x02\x00", b"\x00\x01x")],
+    ids=["pings", "pongs", "empty fragments", "fragments of a byte"],
+)
+async def test_frames_that_make_no_message_are_a_flood_too(first: bytes, frames: bytes) -> None:
+    async def flood(socket: ServerConnection) -> None:
+        socket.transport.write(first)
+        while not socket.transport.is_closing():
+            socket.transport.write(frames * 100_000)
+            await asyncio.sleep(0.01)
+
+    standstill = 0.0
+    read = _Socket.data_received
+
+    def measured(socket: _Socket, data: bytes) -> None:
+        nonlocal standstill
+        began = time.thread_time()
+        read(socket, data)
+        standstill = max(standstill, time.thread_time() - began)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Socket, "data_received", measured)
+        async with serving(flood, ping_interval=None) as seen, asyncio.timeout(60):
+            assert await seen.stream.follow() == "given-up"
+    assert len(seen.requests) == 1
+    assert len(seen.wakes) == 1
+    assert 0 < standstill < 0.1
 
 
 async def test_messages_at_a_bearable_pace_are_no_flood() -> None:
