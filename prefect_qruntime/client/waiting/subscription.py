@@ -199,7 +199,8 @@ class JobStream:
         self._last_token = headers["Authorization"].removeprefix("Bearer ")
         heard = 0
         too_large = False
-        async with await self._open(headers) as socket:
+        socket = await self._open(headers)
+        async with socket:
             self.connected = True
             try:
                 async for _ in socket:
