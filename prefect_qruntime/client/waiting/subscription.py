@@ -181,7 +181,7 @@ class JobStream:
     async def knock(self) -> str | None:
         """Open the socket once and close it. Returns why it did not open, None if it did."""
         try:
-            socket = await self._open(await self._transport.auth_headers())
+            socket = await self._open()
         except InvalidStatus as exc:
             return f"HTTP {exc.response.status_code}"
         except (OSError, TimeoutError, WebSocketException, ImportError) as exc:
@@ -195,11 +195,9 @@ class JobStream:
         Raises:
             _Flooded: It sends more frames than are of any use.
         """
-        headers = await self._transport.auth_headers()
-        self._last_token = headers["Authorization"].removeprefix("Bearer ")
         heard = 0
         too_large = False
-        socket = await self._open(headers)
+        socket = await self._open()
         async with socket:
             self.connected = True
             try:
@@ -209,8 +207,9 @@ class JobStream:
                         self._wake()
             except ConnectionClosed as exc:
                 too_large = exc.sent is not None and exc.sent.code == _TOO_LARGE
-            except asyncio.CancelledError:
-                # The job is over: a closing handshake with a silent server would only cost time.
+            except BaseException:
+                # The job is over: a closing handshake with a silent server would only cost time. In the middle of a
+                # message, websockets may raise an error of its own in place of the cancellation.
                 socket.transport.abort()
                 raise
             finally:
@@ -220,7 +219,10 @@ class JobStream:
             raise _Flooded
         return too_large or socket.close_code in _FINISHED, heard > 1
 
-    async def _open(self, headers: dict[str, str]) -> _Socket:
+    async def _open(self) -> _Socket:
+        # The token is in no frame below which messages are read: an error there is logged with its traceback.
+        headers = await self._transport.auth_headers()
+        self._last_token = headers["Authorization"].removeprefix("Bearer ")
         settings, connection = self._settings, self._transport.connection
         make = functools.partial(_Socket, bucket=TokenBucket(settings.rate, settings.burst))
         opened = await _connect_here(

@@ -8,6 +8,7 @@ import dataclasses
 import http
 import itertools
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -342,6 +343,41 @@ async def test_cancelled_it_leaves_a_silent_server_at_once() -> None:
         assert following.cancelled()
         assert time.monotonic() - began < 0.5
         gone.set()
+
+
+async def test_cancelled_in_the_middle_of_a_message_it_shows_no_token() -> None:
+    gone = asyncio.Event()
+
+    async def half(socket: ServerConnection) -> None:
+        await socket.send(ACK)
+        socket.transport.write(b"\x01\x01x")  # a message that goes on
+        await gone.wait()
+        socket.transport.abort()
+
+    async with serving(half, settings=StreamSettings()) as seen:
+        sockets: list[_Socket] = []
+        process, arrived = _Socket.process_event, asyncio.Event()
+
+        def processed(socket: _Socket, event: Any) -> None:
+            process(socket, event)
+            sockets.append(socket)
+            if len(sockets) == 3:  # the handshake, the acknowledgement, and the half
+                arrived.set()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_Socket, "process_event", processed)
+            following = asyncio.create_task(seen.stream.follow())
+            async with asyncio.timeout(60):
+                await arrived.wait()
+                await asyncio.sleep(0)
+        sockets[0].data_received(b"\x00\x01x")  # more of it, at the moment of the cancellation
+        following.cancel()
+        await asyncio.wait([following])
+        gone.set()
+    with pytest.raises((asyncio.CancelledError, AssertionError)) as caught:
+        following.result()
+    frames = [frame for frame, _ in traceback.walk_tb(caught.value.__traceback__)]
+    assert not [frame for frame in frames[1:] if "token-1" in repr(frame.f_locals)]
 
 
 async def test_a_flood_is_given_up_and_holds_nothing_up() -> None:
