@@ -310,9 +310,10 @@ def _token(body: dict[str, Any] | None) -> bool:
 
 def _result(status: int, body: bytes) -> bool:
     # Only the beginning of a result is examined: it may be large, and that of a failed job is plain text.
-    if status != 200 or not body:
+    if not body:
         return True
-    if is_page(body) or body in (b"null", b"[]", b"{}"):
+    # With another status it is a part (206) or a note: a result comes with 200.
+    if status != 200 or is_page(body) or body in (b"null", b"[]", b"{}"):
         return False
     # An error container or another model, small as they are, is no result.
     found = _object(lambda: read_json(body)) if len(body) < _PAGE_HEAD else None

@@ -28,7 +28,7 @@ from uuid import UUID
 
 from cachetools import LRUCache
 from opentelemetry import trace
-from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from prefect.assets import Asset, AssetProperties
 from prefect.context import AssetContext
 from prefect.events import Event, RelatedResource, Resource, emit_event
@@ -231,14 +231,9 @@ def queue_and_run_seconds(job: Job, seen: Sequence[Observation]) -> tuple[float 
 @contextlib.contextmanager
 def trace_task(name: str) -> Iterator[None]:
     """Record a span around the body of a task, with its outcome."""
-    # The tracer is asked for each time: an SDK may be set up after this module is loaded.
-    with trace.get_tracer(_OURS).start_as_current_span(
-        f"qruntime {name}",
-        kind=SpanKind.CLIENT,
-        # The exception's own text would be exported unredacted.
-        record_exception=False,
-        set_status_on_exception=False,
-    ) as span:
+    span = _started(f"qruntime {name}", kind=SpanKind.CLIENT)
+    # The exception's own text would be exported unredacted.
+    with trace.use_span(span, record_exception=False, set_status_on_exception=False):
         if span.is_recording() and (owner := current_flow_run_id()) is not None:
             span.set_attribute("prefect.flow-run.id", owner)
         try:
@@ -247,6 +242,24 @@ def trace_task(name: str) -> Iterator[None]:
             span.set_attribute("error.type", type(error).__name__)
             span.set_status(Status(StatusCode.ERROR, plain_text(str(error))[:_LONGEST]))
             raise
+        finally:
+            _end(span)
+
+
+def _started(name: str, **options: Any) -> Span:
+    try:
+        # The tracer is asked for each time: an SDK may be set up after this module is loaded.
+        return trace.get_tracer(_OURS).start_span(name, **options)
+    except Exception as error:  # of a processor of spans
+        _fallback.warning("The span %s could not be recorded: %r", name, error)
+        return trace.INVALID_SPAN
+
+
+def _end(span: Span, at: int | None = None) -> None:
+    try:
+        span.end(at)
+    except Exception as error:
+        _fallback.warning("A span could not be recorded: %r", error)
 
 
 def trace_job(job: Job | JobRef) -> None:
@@ -297,7 +310,7 @@ def execution_spans(result: JobResult) -> list[ExecutionSpan]:
 
 def _past(name: str, begin: datetime, end: datetime, attributes: dict[str, Any]) -> None:
     started, ended = (int(moment.timestamp() * 1e9) for moment in (begin, max(begin, end)))
-    trace.get_tracer(_OURS).start_span(name, start_time=started, attributes=_facts(attributes)).end(ended)
+    _end(_started(name, start_time=started, attributes=_facts(attributes)), ended)
 
 
 def _facts(attributes: dict[str, Any]) -> dict[str, Any]:

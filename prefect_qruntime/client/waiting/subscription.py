@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 from websockets.asyncio.client import ClientConnection, connect as _connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus, WebSocketException
+from websockets.protocol import Event
 
 from prefect_qruntime.client.failures import is_refusal
 from prefect_qruntime.client.transport.http import Transport, proxy_of
@@ -36,6 +38,7 @@ log = get_logger(__name__)
 # 1000: the server is done. 4002 and 4003 (job finished, job unknown) belong to the older job-status
 # socket and mean the same to us.
 _FINISHED = (1000, 4002, 4003)
+_PART = 4096  # bytes that are read at once: 2,000 of the smallest frames, which take 15 ms
 _TOO_LARGE = 1009  # we refused a frame, and the only large one is the result; the server seldom replies
 Ending = Literal["done", "refused", "given-up"]
 
@@ -43,7 +46,34 @@ Stream = Literal["auto", "always", "never"]
 
 
 class _Flooded(Exception):
-    """A socket sends more messages than are of any use."""
+    """A socket sends more frames than are of any use."""
+
+
+class _Socket(ClientConnection):
+    """A connection that breaks off if too many frames arrive: messages, or pings and fragments, which never end one.
+
+    Args:
+        bucket: One token for each frame.
+    """
+
+    def __init__(self, *args: Any, bucket: TokenBucket, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.flooded = False
+        self._bucket = bucket
+
+    def data_received(self, data: bytes) -> None:
+        """Read what arrived, in small parts."""
+        for start in range(0, len(data), _PART):
+            if not self.flooded:
+                super().data_received(data[start : start + _PART])
+
+    def process_event(self, event: Event) -> None:
+        """Count the frame."""
+        if not self.flooded and self._bucket.take(self.loop.time()) > 0:
+            self.flooded = True
+            self.transport.abort()
+        if not self.flooded:
+            super().process_event(event)
 
 
 class _connect_here(_connect):
@@ -55,7 +85,7 @@ class _connect_here(_connect):
 
 @dataclass(frozen=True, slots=True)
 class StreamSettings:
-    """Times of a socket in seconds, and how many messages it may send: `burst` at once and `rate` a second.
+    """Times of a socket in seconds, and how many frames it may send: `burst` at once and `rate` a second.
 
     A connection that breaks sooner than after `lasting` is a failure, whatever it brought.
     """
@@ -105,7 +135,7 @@ class JobStream:
 
         Returns:
             `done` after a normal close, `refused` when the host has no such socket, `given-up` after
-            too many broken connections or a flood of messages. In every case polling continues.
+            too many broken connections or a flood of frames. In every case polling continues.
         """
         failures = 0
         renewed = False
@@ -119,7 +149,7 @@ class JobStream:
                 if ended:
                     return "done"
             except _Flooded:
-                log.info("The websocket of a job sent too many messages and was closed. The job is polled.")
+                log.info("The websocket of a job sent too many frames and was closed. The job is polled.")
                 return "given-up"
             except InvalidStatus as exc:
                 status = exc.response.status_code
@@ -151,7 +181,7 @@ class JobStream:
     async def knock(self) -> str | None:
         """Open the socket once and close it. Returns why it did not open, None if it did."""
         try:
-            socket = await self._open(await self._transport.auth_headers())
+            socket = await self._open()
         except InvalidStatus as exc:
             return f"HTTP {exc.response.status_code}"
         except (OSError, TimeoutError, WebSocketException, ImportError) as exc:
@@ -163,37 +193,39 @@ class JobStream:
         """Serve one connection. Returns (socket is finished, it brought more than the acknowledgement).
 
         Raises:
-            _Flooded: It sends more messages than are of any use.
+            _Flooded: It sends more frames than are of any use.
         """
-        headers = await self._transport.auth_headers()
-        self._last_token = headers["Authorization"].removeprefix("Bearer ")
         heard = 0
         too_large = False
-        bucket, clock = TokenBucket(self._settings.rate, self._settings.burst), asyncio.get_running_loop().time
-        async with await self._open(headers) as socket:
+        socket = await self._open()
+        async with socket:
             self.connected = True
             try:
                 async for _ in socket:
                     heard += 1
-                    if bucket.take(clock()) > 0:
-                        socket.transport.abort()
-                        raise _Flooded
                     if heard > 1:  # the first message is only an acknowledgement
                         self._wake()
             except ConnectionClosed as exc:
                 too_large = exc.sent is not None and exc.sent.code == _TOO_LARGE
-            except asyncio.CancelledError:
-                # The job is over: a closing handshake with a silent server would only cost time.
+            except BaseException:
+                # The job is over: a closing handshake with a silent server would only cost time. In the middle of a
+                # message, websockets may raise an error of its own in place of the cancellation.
                 socket.transport.abort()
                 raise
             finally:
                 self.connected = False
                 self._wake()
+        if socket.flooded:
+            raise _Flooded
         return too_large or socket.close_code in _FINISHED, heard > 1
 
-    async def _open(self, headers: dict[str, str]) -> ClientConnection:
+    async def _open(self) -> _Socket:
+        # The token is in no frame below which messages are read: an error there is logged with its traceback.
+        headers = await self._transport.auth_headers()
+        self._last_token = headers["Authorization"].removeprefix("Bearer ")
         settings, connection = self._settings, self._transport.connection
-        return await _connect_here(
+        make = functools.partial(_Socket, bucket=TokenBucket(settings.rate, settings.burst))
+        opened = await _connect_here(
             self._url,
             additional_headers={k: v for k, v in headers.items() if k != "Accept"},
             open_timeout=settings.open_timeout,
@@ -205,8 +237,10 @@ class JobStream:
             proxy=proxy_of(connection, connection.base_url),
             ssl=self._transport.tls if self._url.startswith("wss") else None,
             process_exception=lambda exc: exc,
+            create_connection=cast(type[ClientConnection], make),
             logger=log,
         )
+        return cast(_Socket, opened)
 
 
 @dataclass(frozen=True, slots=True)

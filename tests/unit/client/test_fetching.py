@@ -55,6 +55,17 @@ def test_a_late_result_is_waited_for(iam: HTTPXMock, connect: Connect) -> None:
     assert client.run(client.result("d1")).counts() == {"11": 1, "00": 1}
 
 
+@pytest.mark.parametrize("private", [False, True])
+def test_a_part_of_a_result_is_no_result_and_is_asked_for_again(
+    iam: HTTPXMock, connect: Connect, private: bool
+) -> None:
+    iam.add_response(url=RESULTS, status_code=206, content=b'{"results": [{"da')
+    iam.add_response(url=RESULTS, json=RESULT)
+    iam.add_response(url=LOOK, json=job(private=private), is_optional=True)
+    client = connect()
+    assert client.run(client.result("d1", grace=0.0)).counts() == {"11": 1, "00": 1}
+
+
 @pytest.mark.parametrize("status", [204, 404])
 def test_a_result_that_does_not_come(iam: HTTPXMock, connect: Connect, status: int) -> None:
     iam.add_response(url=RESULTS, status_code=status, json=GONE if status == 404 else None, is_reusable=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
@@ -112,6 +112,22 @@ def test_a_result_without_readable_chunks_has_none(exported: InMemorySpanExporte
     with telemetry.trace_task("fetch results"):
         telemetry.trace_chunks(chunked(spans))
     assert [span.name for span in exported.get_finished_spans()] == ["qruntime fetch results"]
+
+
+@pytest.mark.parametrize("moment", ["on_start", "on_end"])
+def test_no_error_of_a_span_processor_stops_a_job(monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise RuntimeError("broken processor")
+
+    provider, processor = TracerProvider(), SpanProcessor()
+    monkeypatch.setattr(processor, moment, fails)
+    provider.add_span_processor(processor)
+    monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+    with telemetry.trace_task("wait for completion"):
+        telemetry.trace_job(DONE)
+        telemetry.trace_states(DONE, [seen(JobStatus.QUEUED, 3.0), seen(JobStatus.COMPLETED, 75.5)])
+    with pytest.raises(JobFailed), telemetry.trace_task("wait for completion"):
+        raise JobFailed("the job's own error")
 
 
 def test_without_an_sdk_nothing_is_recorded_and_no_result_is_read() -> None:

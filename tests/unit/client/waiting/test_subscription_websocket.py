@@ -8,6 +8,7 @@ import dataclasses
 import http
 import itertools
 import time
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from prefect_qruntime.client.connection import Connection
-from prefect_qruntime.client.waiting.subscription import JobStream, StreamSettings
+from prefect_qruntime.client.waiting.subscription import JobStream, StreamSettings, _Socket
 from prefect_qruntime.errors import ServiceUnavailable
 from tests.support.mock_client import connection
 
@@ -344,6 +345,41 @@ async def test_cancelled_it_leaves_a_silent_server_at_once() -> None:
         gone.set()
 
 
+async def test_cancelled_in_the_middle_of_a_message_it_shows_no_token() -> None:
+    gone = asyncio.Event()
+
+    async def half(socket: ServerConnection) -> None:
+        await socket.send(ACK)
+        socket.transport.write(b"\x01\x01x")  # a message that goes on
+        await gone.wait()
+        socket.transport.abort()
+
+    async with serving(half, settings=StreamSettings()) as seen:
+        sockets: list[_Socket] = []
+        process, arrived = _Socket.process_event, asyncio.Event()
+
+        def processed(socket: _Socket, event: Any) -> None:
+            process(socket, event)
+            sockets.append(socket)
+            if len(sockets) == 3:  # the handshake, the acknowledgement, and the half
+                arrived.set()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_Socket, "process_event", processed)
+            following = asyncio.create_task(seen.stream.follow())
+            async with asyncio.timeout(60):
+                await arrived.wait()
+                await asyncio.sleep(0)
+        sockets[0].data_received(b"\x00\x01x")  # more of it, at the moment of the cancellation
+        following.cancel()
+        await asyncio.wait([following])
+        gone.set()
+    with pytest.raises((asyncio.CancelledError, AssertionError)) as caught:
+        following.result()
+    frames = [frame for frame, _ in traceback.walk_tb(caught.value.__traceback__)]
+    assert not [frame for frame in frames[1:] if "token-1" in repr(frame.f_locals)]
+
+
 async def test_a_flood_is_given_up_and_holds_nothing_up() -> None:
     async def flood(socket: ServerConnection) -> None:
         with contextlib.suppress(ConnectionClosed):
@@ -369,6 +405,37 @@ async def test_a_flood_is_given_up_and_holds_nothing_up() -> None:
     assert len(seen.wakes) <= 102
     assert len(seen.requests) == 1
     assert max((after - before for before, after in itertools.pairwise(ticks)), default=0.0) < 0.5
+
+
+@pytest.mark.uncounted
+@pytest.mark.parametrize(
+    ("first", "frames"),
+    [(b"", b"\x89\x00"), (b"", b"\x8a\x00"), (b"\x01\x00", b"\x00\x00"), (b"\x02\x00", b"\x00\x01x")],
+    ids=["pings", "pongs", "empty fragments", "fragments of a byte"],
+)
+async def test_frames_that_make_no_message_are_a_flood_too(first: bytes, frames: bytes) -> None:
+    async def flood(socket: ServerConnection) -> None:
+        socket.transport.write(first)
+        while not socket.transport.is_closing():
+            socket.transport.write(frames * 100_000)
+            await asyncio.sleep(0.01)
+
+    standstill = 0.0
+    read = _Socket.data_received
+
+    def measured(socket: _Socket, data: bytes) -> None:
+        nonlocal standstill
+        began = time.thread_time()
+        read(socket, data)
+        standstill = max(standstill, time.thread_time() - began)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Socket, "data_received", measured)
+        async with serving(flood, ping_interval=None) as seen, asyncio.timeout(60):
+            assert await seen.stream.follow() == "given-up"
+    assert len(seen.requests) == 1
+    assert len(seen.wakes) == 1
+    assert 0 < standstill < 0.1
 
 
 async def test_messages_at_a_bearable_pace_are_no_flood() -> None:
