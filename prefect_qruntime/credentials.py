@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from prefect.blocks.abstract import CredentialsBlock
-from pydantic import Field, HttpUrl, SecretStr, model_validator
+from pydantic import Field, HttpUrl, SecretStr, field_validator, model_validator
 
 from prefect_qruntime.admission.policy import check_hosts
 from prefect_qruntime.client import QuantumRuntimeClient
@@ -139,6 +139,11 @@ class QuantumRuntimeCredentials(Loadable, CredentialsBlock):
         le=3600,
         description="Seconds that one HTTP exchange may take. How long a job may take is the wait's own timeout.",
     )
+
+    @field_validator("crn")
+    @classmethod
+    def _bare(cls, crn: str) -> str:
+        return crn.strip(" ")  # blocks of one instance are told by it
 
     @model_validator(mode="after")
     def _check(self) -> QuantumRuntimeCredentials:

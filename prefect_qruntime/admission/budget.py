@@ -335,7 +335,7 @@ class SessionHolds:
     async def read(self, client: QuantumRuntimeClient, days: float) -> None:
         """Update the holds from Prefect and from the service."""
         if in_run():
-            for noted in await read_holds(client.connection.crn, datetime.now(UTC) - timedelta(days=days)):
+            for noted in await read_holds(client.connection.crn, _days_ago(days)):
                 mine = self.holds.get(noted.token)
                 if mine is None or (mine.final is None and noted.final is not None):
                     self.holds[noted.token] = noted
@@ -400,7 +400,7 @@ async def close_at_limit(client: QuantumRuntimeClient) -> list[str]:
         QuantumRuntimeError: The service or Prefect could not be asked.
     """
     closed, known = [], SessionHolds()
-    for hold in await read_holds(client.connection.crn, datetime.now(UTC) - timedelta(days=_DAYS)):
+    for hold in await read_holds(client.connection.crn, _days_ago(_DAYS)):
         if hold.closes and hold.final is None and hold.session_id is not None:
             try:
                 seen = await known.look_at(client, hold.session_id, hold)
@@ -431,6 +431,10 @@ async def close_if_due(client: QuantumRuntimeClient, hold: SessionHold) -> bool:
     )
     notifications.session_event("closed", session.ref(), flow_run_id=hold.flow_run_id, at_limit=hold.allotted)
     return True
+
+
+def _days_ago(days: float) -> datetime:
+    return datetime.fromtimestamp(now(), UTC) - timedelta(days=days)
 
 
 _NUMBERS = {"allotted", "opened", "begun_after", "told", "over", "final"}

@@ -281,14 +281,14 @@ class Ledger:
         )
 
     async def _deployment(self, client: QuantumRuntimeClient, deployment_id: str, days: float) -> Tally:
-        since = datetime.now(UTC) - timedelta(days=days)
+        since = datetime.fromtimestamp(now(), UTC) - timedelta(days=days)
         jobs = await self._deployments.read(client, deployment_id, since)
         mine = [one for one in self.reservations if one.deployment_id == deployment_id]
         self._see(jobs)
         held = [
             one
             for one in self.sessions.holds.values()
-            if one.deployment_id == deployment_id and one.opened >= since.timestamp()
+            if one.deployment_id == deployment_id and (one.opened >= since.timestamp() or one.over is None)
         ]
         return self._tally(jobs, mine, held)
 
@@ -384,12 +384,13 @@ class DeploymentJobs:
 
     def __init__(self) -> None:
         self._jobs: dict[str, Job] = {}
+        self._older: dict[str, Job] = {}
         self._since: datetime | None = None
         self._read: datetime | None = None
         self._owners: dict[UUID, UUID | None] = {}
 
     async def read(self, client: QuantumRuntimeClient, deployment_id: str, since: datetime) -> list[Job]:
-        """List the jobs that runs of the deployment submitted since a moment.
+        """List the jobs that runs of the deployment submitted since a moment, and its older ones that are still live.
 
         A flow run that Prefect does not know (another installation's, or deleted) belongs to no deployment.
 
@@ -397,7 +398,8 @@ class DeploymentJobs:
             QuantumRuntimeError: The service or Prefect could not be asked; then nothing may be submitted.
         """
         await self._read_jobs(client, since)
-        found = [job for job in self._jobs.values() if job.created_at is None or job.created_at >= since]
+        recent = {job.id: job for job in self._jobs.values() if job.created_at is None or job.created_at >= since}
+        found = list((self._older | recent).values())
         try:
             await self._read_owners({run for job in found if (run := _flow_run_of(job)) is not None})
         except Exception as error:
@@ -410,8 +412,11 @@ class DeploymentJobs:
         begin, reaches_back = since, since
         if self._read is not None and self._since is not None and self._since <= since:
             begin, reaches_back = _read_on(since, self._read, self._jobs.values()), self._since
+        # What they use is still to come, however long they wait. In this order, so that a job is in one of the lists.
+        older = [job async for job in each_job(client, pending=True, created_before=since + _OVERLAP)]
         listed = [job async for job in each_job(client, created_after=begin)]
         # Only now: a read that fails or is cancelled has shown nothing.
+        self._older = {job.id: job for job in older}
         self._jobs |= {job.id: job for job in listed if _flow_run_of(job) is not None}
         self._since, self._read = reaches_back, _newest([*self._jobs.values(), *listed], begin)
 

@@ -24,12 +24,14 @@ from prefect_qruntime.admission.rate_limit import pace, shared_limits
 from prefect_qruntime.client.connection import Connection, is_loopback
 from prefect_qruntime.diagnostics.fields import Finding, hint, ok, problem
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
+from prefect_qruntime.models import Usage
 from prefect_qruntime.prefect_api import api, patience
 from prefect_qruntime.redact import many, redact
 from prefect_qruntime.settings import QuantumRuntimeSettings, current_settings, unknown_settings, wrong_settings
 
 __all__ = [
     "check_budget",
+    "check_floor",
     "check_limits",
     "check_policy",
     "check_prefect",
@@ -221,6 +223,23 @@ async def check_budget() -> list[Finding]:
                 fix = "Correct the budget, or the setting that names it. Until then nothing can be submitted."
                 return [problem("budget", str(getattr(error, "message", error)), fix)]
             return [ok("budget", f"{name} applies to every submission")]
+    return []
+
+
+async def check_floor(usage: Usage | None) -> list[Finding]:
+    """Report what the imposed budget keeps of an instance that has no limit to keep it of. Runs on the network loop."""
+    if usage is None or usage.remaining_seconds is not None:
+        return []
+    with contextlib.suppress(Exception):  # reported with the budget
+        return [
+            hint(
+                "budget",
+                f"min_remaining_seconds of the budget {one.shown_name} has no effect here: the instance has no limit.",
+                "Set a limit on the instance, or other limits in the budget.",
+            )
+            for one in await budgets_in_force(None)
+            if one.min_remaining_seconds is not None
+        ]
     return []
 
 

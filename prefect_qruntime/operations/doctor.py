@@ -25,6 +25,7 @@ from prefect_qruntime.diagnostics.instance import check_dialect, check_token, in
 from prefect_qruntime.diagnostics.network import Address, check_api, check_clock, check_iam, check_proxy_reached
 from prefect_qruntime.diagnostics.prefect_server import (
     check_budget,
+    check_floor,
     check_limits,
     check_policy,
     check_prefect,
@@ -159,7 +160,7 @@ async def check_block(data: Mapping[str, Any]) -> list[Finding]:
         inspection = await inspect_instance(client, thorough=True)
         if inspection.backends and api.finding is not None:
             findings.remove(api.finding)  # with a token it answers: a gateway hides it from requests without one
-        findings += inspection.findings
+        findings += [*inspection.findings, *await check_floor(inspection.usage)]
     elif api.answers and not bad & {"base_url", "dialect"}:
         wrong = check_dialect(connection, api)
         findings += [wrong] if wrong is not None else []

@@ -10,7 +10,7 @@ import asyncio
 import random
 import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from uuid import UUID
@@ -46,6 +46,7 @@ _CLAIMED = 15.0  # seconds until a wait that another watcher ends is checked aga
 _PATIENCE = Deadlines()
 _AT_ONCE = 2  # waits that are ended at the same time: a Prefect server on SQLite stalls with more
 _INSTANCE = 60.0  # seconds for one check of an instance, for each key that leads to it
+_INSTANCES_AT_ONCE = 8  # so that a few silent ones delay no other
 _PAGE = 15.0  # seconds for writing one job's page
 _BETWEEN_PAGES = 5.0  # seconds between two of them, so that many suspended flow runs are no load on Prefect
 
@@ -227,14 +228,20 @@ class _Watcher:
                 log.warning("The instance of %s could not be checked: %s", block, redact(str(error)))
             else:
                 instances[client.connection.crn].setdefault(client.connection.fingerprint, (block, client))
-        for keys in instances.values():
-            block, client = next(iter(keys.values()))
-            watch = self._instances.setdefault(Place(block, client.connection.instance), InstanceWatch(block))
-            try:
-                async with asyncio.timeout(_INSTANCE * len(keys)):
-                    await watch.look(*(client for _, client in keys.values()))
-            except Exception as error:
-                log.warning("The instance of %s could not be checked: %s", block, redact(str(error)))
+        slots = asyncio.Semaphore(_INSTANCES_AT_ONCE)
+        await asyncio.gather(*(self._look_after_instance(keys, slots) for keys in instances.values()))
+
+    async def _look_after_instance(
+        self, keys: Mapping[str, tuple[str, QuantumRuntimeClient]], slots: asyncio.Semaphore
+    ) -> None:
+        block, client = next(iter(keys.values()))
+        watch = self._instances.setdefault(Place(block, client.connection.instance), InstanceWatch(block))
+        try:
+            async with slots, asyncio.timeout(_INSTANCE * len(keys)):
+                await watch.look(*(client for _, client in keys.values()))
+        except Exception as error:
+            reason = redact(str(error)) or "it does not answer."  # a timeout has no text
+            log.warning("The instance of %s could not be checked: %s", block, reason)
 
     async def _look_at_all(self) -> None:
         """From time to time drop what was learnt, and process what happened while no watcher ran."""

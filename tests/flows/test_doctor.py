@@ -505,6 +505,18 @@ def test_an_imposed_budget_is_named(prefect_server: PrefectServer, monkeypatch: 
     assert (found.level, found.finding) == ("ok", "doctor-budget applies to every submission")
 
 
+@pytest.mark.parametrize(("keeps", "limit", "told"), [(60, None, True), (60, 600, False), (None, None, False)])
+def test_what_an_imposed_budget_cannot_keep_is_a_hint(
+    world: World, monkeypatch: pytest.MonkeyPatch, keeps: float | None, limit: float | None, told: bool
+) -> None:
+    Budget(max_jobs_per_run=9, min_remaining_seconds=keeps).save("doctor-floor", overwrite=True)
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_BUDGET_BLOCK", "doctor-floor")
+    world.sandbox.control.set_usage(limit=limit)
+    found = [one for one in checked(world()) if one.check == "budget"]
+    assert [one.level for one in found] == ["hint"] * told
+    assert all("min_remaining_seconds" in one.finding and "doctor-floor" in one.finding for one in found)
+
+
 def test_a_wrong_setting_is_no_problem_of_a_block(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     QuantumRuntimeCredentials(**world()).save("doctor-setting", overwrite=True)
     monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_CREATE_RATE_PER_MINUTE", "abc")

@@ -639,6 +639,31 @@ async def test_an_instance_is_looked_after_with_each_key_that_is_saved(
     assert looked == [(first, {"a": {"2"}, "b": {"1", "2"}, None: {"1", "2"}}[broken]), ("d", {"1"})]
 
 
+@pytest.mark.timeout(60)
+async def test_an_instance_that_does_not_answer_holds_up_the_check_of_no_other(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    read = asyncio.Event()
+
+    async def load(name: str) -> Any:
+        crn = f"crn:v1:bluemix:public:quantum-computing:us-east:a/0123abcd:{name}-22bb::"
+        return qr.QuantumRuntimeCredentials(api_key="a-key-of-a-test-0123", crn=crn)
+
+    async def look(self: InstanceWatch, client: Any) -> None:
+        if self._block == "11aa":
+            await read.wait()
+            raise TimeoutError
+        read.set()
+
+    monkeypatch.setattr("prefect_qruntime.suspend.watcher.aload_credentials", load)
+    monkeypatch.setattr(InstanceWatch, "look", look)
+    with caplog.at_level("WARNING", "prefect_qruntime"):
+        await _Watcher(["11aa", "33cc"], once=False)._look_after_instances()
+    assert [one.getMessage() for one in caplog.records] == [
+        "The instance of 11aa could not be checked: it does not answer."
+    ]
+
+
 async def test_an_instance_that_does_not_answer_holds_up_no_job_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
     async def search(wait: Wait) -> Any:
         await (asyncio.Event().wait() if wait.block == "silent" else asyncio.sleep(0))

@@ -50,8 +50,11 @@ def test_an_instance_that_does_not_answer_delays_no_other() -> None:
     assert problems == {"dead": "dead: It does not answer."}
 
 
-def test_blocks_of_one_instance_are_read_one_after_the_other() -> None:
+@pytest.mark.parametrize("pasted", [("", ""), (" ", ""), ("", "  ")])
+def test_blocks_of_one_instance_are_read_one_after_the_other(pasted: tuple[str, str]) -> None:
     inside: list[str] = []
+    plain = block(ONE)
+    with_blanks = QuantumRuntimeCredentials(api_key=plain.api_key, crn=plain.crn.join(pasted))
 
     async def one(name: str, client: QuantumRuntimeClient) -> None:
         inside.append(name)
@@ -59,7 +62,7 @@ def test_blocks_of_one_instance_are_read_one_after_the_other() -> None:
         assert inside == [name]
         inside.clear()
 
-    asyncio.run(read_each({name: block(ONE) for name in "abc"}, {}, one))
+    asyncio.run(read_each({"a": plain, "b": with_blanks, "c": plain}, {}, one))
 
 
 @pytest.mark.parametrize("patience", [None, RetryDeadlines(token=1.0, read=2.0)])

@@ -516,7 +516,7 @@ class Remembering(RuleBasedStateMachine):
         wanted = [
             job
             for job in self.service.all.values()
-            if job.created_at >= since and RUNS[UUID(job.flow_run_id)] == DEPLOYMENT
+            if (job.created_at >= since or not job.is_terminal) and RUNS[UUID(job.flow_run_id)] == DEPLOYMENT
         ]
         try:
             found = asyncio.run(self.known.read(self.service, str(DEPLOYMENT), since))
@@ -549,3 +549,32 @@ def test_a_clock_that_differs_from_the_service_s_hides_no_job(monkeypatch: pytes
         assert {one.id for one in found} == set(service.all)
         open_jobs = {one.id for one in asyncio.run(unsettled.read(service))}
         assert open_jobs == {one.id for one in service.all.values() if not one.usage_final}
+
+
+@pytest.mark.parametrize("ahead", [-40, 0, 40])
+def test_the_period_is_that_of_prefect_s_clock(monkeypatch: pytest.MonkeyPatch, ahead: int) -> None:
+    """This machine's clock is some days ahead: the other jobs of the period count nevertheless, and no older ones."""
+    service: Any = Listing()
+    moment = now() - timedelta(days=ahead)
+
+    async def api() -> Any:
+        return service
+
+    monkeypatch.setattr("prefect_qruntime.prefect_api.api", api)
+    monkeypatch.setattr(module, "now", moment.timestamp)
+    run = next(r for r in RUNS if RUNS[r] == DEPLOYMENT)
+    service.all = {job.id: job for job in (job_of(1, run, ahead + 5, 7.0), job_of(2, run, ahead + 35, 11.0))}
+    total = asyncio.run(Ledger()._deployment(service, str(DEPLOYMENT), 28.0))
+    assert (total.jobs, total.used, total.reserved) == (1, 7.0, 0.0)
+
+
+@pytest.mark.parametrize(("over", "counted"), [(None, 600.0), (5.0, 0.0)])
+def test_a_session_that_is_open_counts_however_long_ago_it_was_opened(over: float | None, counted: float) -> None:
+    service: Any = Listing()
+    book = Ledger()
+    opened = now().timestamp() - 2 * 86400
+    book.sessions.holds["t"] = SessionHold(
+        "t", 600.0, CRN, opened, "s", None, str(DEPLOYMENT), over=over, final=None if over is None else 9.0
+    )
+    total = asyncio.run(book._deployment(service, str(DEPLOYMENT), 1.0))
+    assert total.used + total.reserved == counted
