@@ -160,7 +160,13 @@ class QuantumRuntimeSettings(PrefectBaseSettings):
             "0 for never."
         ),
     )
-    events: bool = Field(default=True, description="Whether jobs and sessions emit events.")
+    events: bool = Field(
+        default=True,
+        description=(
+            "Whether events are emitted, of jobs, sessions, budgets and alarms. Without them no automation acts, not "
+            "even the one that collects a job left to the watcher."
+        ),
+    )
     assets: bool | None = Field(
         default=None,
         description=(

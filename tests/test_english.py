@@ -13,10 +13,25 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted(path for folder in ("prefect_qruntime", "flows") for path in (ROOT / folder).rglob("*.py"))
+PAGES = sorted(
+    path
+    for pattern in (
+        "*.md",
+        "docs/**/*.md",
+        "docs/**/*.ipynb",
+        "automations/*",
+        "deploy/*",
+        "flows/*.yaml",
+        "prefect_qruntime/**/*.md",
+        "tests/*.md",
+    )
+    for path in ROOT.glob(pattern)
+    if path.is_file()
+)
 
 # Phrases that were found more than once, with what says the same plainly.
 PHRASES = {
-    r"nobody|anybody|who(so)?ever": "name the actor",
+    r"[Nn]obody|[Aa]nybody|[Ww]ho(so)?ever": "name the actor",
     r"look(s|ed|ing)? after": "watch, check, close",
     r"(tell|tells|told) of\b": "report",
     r"(cannot|can not) be told": "it is not known",
@@ -88,6 +103,12 @@ def unfinished(source: str) -> list[str]:
         for line, text in said
         if not re.match(r"[A-Z0-9`\"(]", text) or not re.search(r"[.:?]$", text.strip().split("\n\n")[0])
     ]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_words_of_pages_are_plain(path: Path) -> None:
+    text = " ".join(path.read_text().split())  # a phrase may go on in the next line
+    assert [text[max(match.start() - 40, 0) : match.end() + 20] for match in _FORBIDDEN.finditer(text)] == []
 
 
 @pytest.mark.uncounted

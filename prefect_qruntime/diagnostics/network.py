@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
-from prefect_qruntime.client.connection import DEFAULT_IAM_URL, HOSTS, Connection, Dialects, dialect_that_answers
+from prefect_qruntime.client.connection import (
+    DEFAULT_IAM_URL,
+    HOSTS,
+    Connection,
+    Dialects,
+    dialect_that_answers,
+    is_loopback,
+)
 from prefect_qruntime.client.transport.http import Probe, Trouble, probe, proxy_of, reaches_proxy
 from prefect_qruntime.client.transport.replies import parse_error
 from prefect_qruntime.diagnostics.fields import Finding, ok, problem
@@ -183,7 +190,10 @@ def _ill(found: Probe, setting: _Setting) -> Finding:
 def _in_the_way(found: Probe, connection: Connection, setting: _Setting) -> Finding:
     host = urlsplit(found.url).netloc
     said, fix, field = _TROUBLES[found.trouble or "broken"]
-    if found.trouble == "untrusted" and connection.ca_file:
+    if found.trouble == "refused" and is_loopback(urlsplit(found.url).hostname):
+        # The commonest of these blocks is what a first try of the sandbox left behind.
+        fix = "If it was a sandbox and has ended, delete the block; otherwise correct host and port of {setting}."
+    elif found.trouble == "untrusted" and connection.ca_file:
         said = "The certificate of {host} was not signed by a CA in ca_file."
         fix = "Add the CA of {host}, or of the proxy in between, to ca_file."
     elif found.trouble == "proxy" and "407" in found.text:

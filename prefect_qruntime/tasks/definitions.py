@@ -326,7 +326,7 @@ def run_name_of(pattern: str) -> Callable[..., str]:
 
     def short(value: Any) -> str:
         if isinstance(value, SessionRef) and value.id is None:
-            return "unbound session"
+            return f"{value.kind} on {value.backend}" if value.backend else value.kind  # of the legacy dialect
         return str(getattr(value, "id", None) or getattr(value, "name", None) or value)
 
     # Only what the pattern names: Prefect prints a block by making its whole JSON schema, which takes 10 ms.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from importlib import import_module
@@ -81,6 +82,26 @@ def test_each_public_name_is_in_the_reference() -> None:
             module == home or module.startswith(f"{home}.") for module in modules
         )
         assert shown, f"docs/reference.md lacks {home}.{name}"
+
+
+IMPORTED = re.compile(r"^ *from (prefect_qruntime[\w.]*) import \(?([\w ,]+)", re.MULTILINE)
+
+
+def test_each_name_that_a_page_imports_is_in_the_reference() -> None:
+    """What is neither there nor in `__all__` may change without notice."""
+    text = (DOCS / "reference.md").read_text()
+    shown = set(re.findall(r"^::: (prefect_qruntime[\w.]*)$", text, re.MULTILINE))
+    code = [block.code for page in pages() for block in page.of("python")]
+    notebooks = [json.loads(file.read_text())["cells"] for file in (DOCS / "notebooks").glob("*.ipynb")]
+    code += ["".join(cell["source"]) for cells in notebooks for cell in cells if cell["cell_type"] == "code"]
+    missing = set[str]()
+    for module, names in IMPORTED.findall("\n".join(code)):
+        for name in re.findall(r"\w+", names):
+            if module != "prefect_qruntime" and not module.startswith("prefect_qruntime.flows."):
+                home = getattr(import_module(module), name).__module__
+                if not {home, f"{home}.{name}"} & shown or f"`{module}`" not in text:
+                    missing.add(f"{module}.{name}")
+    assert not missing
 
 
 @pytest.mark.parametrize("page", [page.path for page in pages()])

@@ -79,6 +79,22 @@ def test_a_failure_of_ours_is_final(
     assert len(sandbox.control.jobs()) == 1
 
 
+@pytest.mark.parametrize(("reason", "jobs"), [(THEIRS, 2), (1305, 1)], ids=["failed", "ran too long"])
+@pytest.mark.parametrize("key", [None, "tonight"])
+def test_the_retry_of_a_flow_submits_again_what_failed_but_not_what_ran_too_long(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials, key: str | None, reason: int, jobs: int
+) -> None:
+    sandbox.control.script_job(reason_code=reason, times=2)
+
+    @flow(retries=1)
+    def twice() -> Any:
+        return run_job(credentials, [FLIP], backend=BACKEND, shots=5, submission_key=key and f"{key}-{reason}")
+
+    with pytest.raises(JobFailed):
+        twice()
+    assert len(sandbox.control.jobs()) == jobs
+
+
 @pytest.mark.parametrize("key", [None, "tonight"])
 def test_a_flow_that_is_retried_attaches_to_each_of_them(
     sandbox: Sandbox, credentials: QuantumRuntimeCredentials, key: str | None

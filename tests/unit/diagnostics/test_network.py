@@ -8,7 +8,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import pytest
 
@@ -108,6 +108,18 @@ def test_what_a_proxy_says_is_no_template(trouble: Trouble, words: str) -> None:
     finding = _in_the_way(met, REMOTE, "iam_url")
     assert (words in finding.finding) is (trouble == "proxy")
     assert "{" not in finding.fix
+
+
+@pytest.mark.parametrize("setting", ["base_url", "iam_url"])
+@pytest.mark.parametrize(
+    ("url", "sandbox"), [("http://127.0.0.1:8765/api/v1/backends", True), ("http://10.0.0.7", False)]
+)
+def test_the_block_of_a_sandbox_that_ended_may_be_deleted(
+    setting: Literal["base_url", "iam_url"], url: str, sandbox: bool
+) -> None:
+    finding = _in_the_way(Probe(url, trouble="refused"), REMOTE, setting)
+    assert ("delete the block" in finding.fix) is sandbox
+    assert f"port of {setting}" in finding.fix
 
 
 @pytest.mark.parametrize("words", WORDS)

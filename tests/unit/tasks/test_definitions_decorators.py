@@ -38,7 +38,7 @@ def test_handles_are_shortened_and_the_rest_is_left_alone():
     name = run_name_of("wait for {job} in {session}")
     handle = JobRef(id="d1abc")
     parameters = {"credentials": Unprintable(), "job": handle, "session": SessionRef(backend="b", mode="dedicated")}
-    assert name(parameters) == "wait for d1abc in unbound session"
+    assert name(parameters) == "wait for d1abc in session on b"
     assert run_name_of("submit {program_id} → {backend}")({"program_id": "sampler", "backend": "b"}) == (
         "submit sampler → b"
     )
