@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -308,27 +309,33 @@ async def _takes_jobs(client: QuantumRuntimeClient, ref: JobRef) -> bool:
 class SubmitTask(InFlowTask[..., Any]):
     """A task whose `.submit` and `.map` give each call its number among equal ones.
 
-    The number travels as a parameter of another task, `numbered`, so that users do not see it in this one's
+    The number travels as a parameter of another function, `numbered_fn`, so that users do not see it in this task's
     signature.
     """
 
-    numbered: Task[..., Any]
+    numbered_fn: Callable[..., Any]
 
     def submit(self, *args: Any, **kwargs: Any) -> Any:
         """As `Task.submit`."""
         bound, of_prefect = self._bind(args, kwargs)
-        return self.numbered.submit(**bound, call_index=self._number(bound), **of_prefect)
+        return self._numbered().submit(**bound, call_index=self._number(bound), **of_prefect)
 
     def map(self, *args: Any, **kwargs: Any) -> Any:
         """As `Task.map`."""
         bound, of_prefect = self._bind(args, kwargs)
         # Read twice, here and by Prefect: a generator would be empty the second time.
         bound = {name: list(value) if isinstance(value, Iterator) else value for name, value in bound.items()}
-        return self.numbered.map(**bound, call_index=self._numbers(bound), **of_prefect)
+        return self._numbered().map(**bound, call_index=self._numbers(bound), **of_prefect)
 
     def with_options(self, *args: Any, **kwargs: Any) -> SubmitTask:
         """As `Task.with_options`; Prefect would return a plain task."""
-        return _as_submit_task(super().with_options(*args, **kwargs), self.numbered.with_options(*args, **kwargs))
+        return _as_submit_task(super().with_options(*args, **kwargs), self.numbered_fn)
+
+    def _numbered(self) -> Task[..., Any]:
+        """This task, with all options and hooks that it was given, around the function that takes the number."""
+        twin: Any = copy.copy(self)
+        twin.__class__, twin.fn = InFlowTask, self.numbered_fn
+        return twin  # type: ignore[no-any-return]
 
     def _bind(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The call's own arguments by name, and those that are for Prefect."""
@@ -397,18 +404,17 @@ def _pending(value: Any) -> Iterator[str]:
             yield from _pending(_bare(item))
 
 
-def _as_submit_task(plain: Task[..., Any], numbered: Task[..., Any]) -> SubmitTask:
+def _as_submit_task(plain: Task[..., Any], numbered_fn: Callable[..., Any]) -> SubmitTask:
     changed: Any = plain
-    changed.__class__ = SubmitTask
-    changed.numbered = numbered
+    changed.__class__, changed.numbered_fn = SubmitTask, numbered_fn
     return changed  # type: ignore[no-any-return]
 
 
 def _counting(numbered: Task[..., Any]) -> Callable[[TaskT], TaskT]:
-    """Make a task number its calls through `numbered`, its twin with the library's own parameters."""
+    """Make a task number its calls through the function of its twin with the library's own parameters."""
 
     def decorate(plain: TaskT) -> TaskT:
-        _as_submit_task(plain, numbered)
+        _as_submit_task(plain, numbered.fn)
         numbered.fn.__name__ = plain.fn.__name__  # in Prefect's errors about a call
         return plain
 

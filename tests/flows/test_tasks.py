@@ -6,12 +6,14 @@ import inspect
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 from prefect import flow, task, unmapped
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterId
 from prefect.exceptions import ParameterBindError
+from prefect.transactions import transaction
 
 import prefect_qruntime as qr
 from prefect_qruntime.sandbox import Sandbox
@@ -399,3 +401,37 @@ def test_a_payload_made_by_other_tasks(sandbox: Sandbox, credentials: Any) -> No
 
     assert two() == 2
     assert requests(sandbox, "POST", "/jobs") == 2
+
+
+_HOOKS = {"on_running", "on_completion", "on_failure", "on_commit", "on_rollback"}
+
+
+@pytest.mark.parametrize("how", ["call", "submit", "map"])
+@pytest.mark.parametrize("ends", ["well", "refused", "rolled back"])
+def test_hooks_on_a_submission_run_however_it_is_started(credentials: Any, how: str, ends: str) -> None:
+    seen: list[str] = []
+    mine = qr.submit_job.with_options(name="mine", retries=0)
+    for name in _HOOKS:
+        getattr(mine, name)(lambda *_, name=name: seen.append(name))
+    shots = 0 if ends == "refused" else 10
+
+    @flow
+    def submits() -> None:
+        with transaction():
+            if how == "call":
+                mine(credentials, [FLIP], backend=BACKEND, shots=shots)
+            elif how == "submit":
+                mine.submit(credentials, [FLIP], backend=BACKEND, shots=shots).result()
+            else:
+                mine.map(unmapped(credentials), [[FLIP]], backend=BACKEND, shots=shots).result()
+            if ends == "rolled back":
+                raise RuntimeError("a later step failed")
+
+    with nullcontext() if ends == "well" else pytest.raises((RuntimeError, qr.InvalidInput)):
+        submits()
+    wanted = {
+        "well": {"on_running", "on_completion", "on_commit"},
+        "refused": {"on_running", "on_failure"},
+        "rolled back": {"on_running", "on_completion", "on_rollback"},
+    }
+    assert set(seen) == wanted[ends]
