@@ -222,7 +222,8 @@ class JobRef(_Model):
     existed already and nothing was submitted. `private` is None if it is not known, and is then asked for.
     `payload_digest` identifies what was submitted (hex SHA-256), if known. `certain` is False if it could
     not be known for certain that the job is the one of this call: the same work written again may get another
-    key, or the service does not show the input of the job that was attached to.
+    key, or not all of the input of the job attached to could be compared: the service does not show it, or its
+    circuits were transpiled.
     """
 
     id: str

@@ -35,11 +35,38 @@ _CANCEL_GRACE = 15.0  # seconds a cancelled caller waits for its work to wind up
 _SHORTEST_SLICE, _LONGEST_SLICE = 0.05, 1.0  # seconds that a blocked thread cannot be interrupted from another one
 
 
+class _WorkerThreads(concurrent.futures.ThreadPoolExecutor):
+    """The threads in which the network loop does what would block it, also after the main thread has ended.
+
+    From then on Python refuses work to every pool, although threads of the user may still run jobs: each piece of
+    work gets a thread of its own.
+    """
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> concurrent.futures.Future[T]:
+        try:
+            return super().submit(fn, *args, **kwargs)
+        except RuntimeError as error:
+            if "cannot schedule" not in str(error):  # any other comes after the work was queued
+                raise
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        def work() -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(fn(*args, **kwargs))
+                except BaseException as error:
+                    future.set_exception(error)
+
+        threading.Thread(target=work, name="qruntime-late", daemon=True).start()
+        return future
+
+
 class NetworkLoop:
     """A daemon thread with a running event loop, and the objects that live on it."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
+        self.loop.set_default_executor(_WorkerThreads())
         self.pid = os.getpid()
         self._states: dict[tuple[Any, ...], Any] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()

@@ -2,7 +2,8 @@
 
 A tag is readable by every user of the instance and can be put on any job, so the key alone does not prove that a
 job computes what was asked for. What the service kept of the job's input is compared with what would be sent now.
-Input that the service hides (private jobs) or that is too large is not compared, and the log says so.
+What cannot be compared, because the service hides it (private jobs), it is too large or it depends on the backend, is
+named: the job attached to is not certain then.
 
 A submission's key does not depend on its route, so a job found by the key may have taken either: PUBs that would go
 to the server's primitive now may have gone to the executor before, and the other way round.
@@ -22,7 +23,7 @@ from prefect_qruntime.client.inputs.spec import RECIPE_AUTHOR, JobSpec, Pub
 from prefect_qruntime.client.programs.make import on_executor
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import Job
-from prefect_qruntime.redact import get_logger, many
+from prefect_qruntime.redact import many
 
 __all__ = [
     "differs_at_sight",
@@ -35,11 +36,10 @@ __all__ = [
     "shape",
 ]
 
-log = get_logger(__name__)
-
 # Characters and numbers: of what is hashed or compared on the network loop, and of what is read back from the service.
 _SMALL, _MOST_COMPARED = 64_000, 4_000_000
 _QPY_BYTES = 1 << 26
+_TRANSPILED = "the circuits, which were transpiled for a backend"
 # Defaults that the service may fill in.
 _FILLED_IN = frozenset({"version", "support_qiskit", "options", "run_options", "resilience_settings"})
 
@@ -80,7 +80,14 @@ def differs_at_sight(spec: JobSpec, job: Job) -> str | None:
     return None
 
 
-def input_difference(spec: JobSpec, sent: dict[str, Any], kept: dict[str, Any], *, exact: bool = True) -> str | None:
+def input_difference(
+    spec: JobSpec,
+    sent: dict[str, Any],
+    kept: dict[str, Any],
+    *,
+    exact: bool = True,
+    unseen: list[str] | None = None,
+) -> str | None:
     """Compare the input that the service kept with what would be sent.
 
     Args:
@@ -89,25 +96,29 @@ def input_difference(spec: JobSpec, sent: dict[str, Any], kept: dict[str, Any], 
         kept: The `params` that the service kept; empty if it shows none.
         exact: Whether circuits, parameters and observables are compared too; False if they were transpiled for a
             backend, on which they depend then.
+        unseen: Gets what could not be compared, if nothing differs.
 
     Returns:
         The difference, or None.
     """
+    unseen = [] if unseen is None else unseen
     if not kept:
-        log.info("the service does not show the job's input: only its program is compared")
+        unseen.append("the input, which the service does not show")
         return None
     if spec.pubs and "quantum_program" in kept:
-        return executor_difference(spec, kept, exact=exact)
+        return executor_difference(spec, kept, exact=exact, unseen=unseen)
     if spec.params is not None:
         # QPY differs each time it is written, so the meanings are compared.
         if sent == kept or replace(spec, params=kept, meaning=meaning_of(kept)).digest() == spec.digest():
             return None
         return _difference(sent, kept, "params") or "its params differ"
+    if not exact:
+        unseen.append(_TRANSPILED)
     for name in ("pubs", "circuits"):
         if name in sent:
             found: Any = kept.get(name)
             difference = _count_difference(spec, found) or _circuits_difference(
-                spec, sent[name], found, name, exact=exact
+                spec, sent[name], found, name, exact=exact, unseen=unseen
             )
             if difference is not None:
                 return difference
@@ -121,14 +132,16 @@ def _count_difference(spec: JobSpec, found: Any) -> str | None:
     return None if count == len(spec.pubs) else f"it has {many(count, 'PUB')}, not {len(spec.pubs)}"
 
 
-def _circuits_difference(spec: JobSpec, sent: list[Any], kept: list[Any], name: str, *, exact: bool) -> str | None:
+def _circuits_difference(
+    spec: JobSpec, sent: list[Any], kept: list[Any], name: str, *, exact: bool, unseen: list[str]
+) -> str | None:
     for place, pub in enumerate(spec.pubs):
         ours, theirs = _parts(sent[place]), _parts(kept[place])
         width = max(len(ours), len(theirs))
         ours, theirs = ours + [None] * (width - len(ours)), theirs + [None] * (width - len(theirs))
         if not exact:  # only the last part (shots or precision) is the same for every backend
             ours, theirs = ours[_own(spec) :], theirs[_own(spec) :]
-        elif _same_circuit(pub, ours[0], theirs[0]):
+        elif _same_circuit(pub, ours[0], theirs[0], unseen):
             ours, theirs = ours[1:], theirs[1:]
         else:
             return f"the circuit of {name}[{place}] is another"
@@ -146,7 +159,7 @@ def _parts(pub: Any) -> list[Any]:
     return list(pub) if isinstance(pub, list | tuple) else [pub]
 
 
-def _same_circuit(pub: Pub, ours: Any, theirs: Any) -> bool:
+def _same_circuit(pub: Pub, ours: Any, theirs: Any, unseen: list[str]) -> bool:
     if ours == theirs:
         return True
     if pub.identity is None or not is_encoded_circuit(theirs):
@@ -156,7 +169,7 @@ def _same_circuit(pub: Pub, ours: Any, theirs: Any) -> bool:
         plain = qpy_bytes(theirs, limit=_QPY_BYTES)
         return bool(identity_of(load_qpy(theirs, field="circuit"), plain) == pub.identity)
     except (InvalidInput, ValueError) as error:
-        log.warning("The circuit of the job found cannot be read, so it is not compared: %s", error)
+        unseen.append(f"a circuit that cannot be read ({error})")
         return True
 
 
@@ -214,7 +227,9 @@ def on_service(spec: JobSpec) -> JobSpec:
     return replace(spec, prepared=None)
 
 
-def executor_difference(spec: JobSpec, kept: Mapping[str, Any], *, exact: bool = True) -> str | None:
+def executor_difference(
+    spec: JobSpec, kept: Mapping[str, Any], *, exact: bool = True, unseen: list[str] | None = None
+) -> str | None:
     """Compare a kept quantum program with that of a submission's PUBs.
 
     Args:
@@ -222,11 +237,13 @@ def executor_difference(spec: JobSpec, kept: Mapping[str, Any], *, exact: bool =
         kept: The `params` that the service kept of a job of program `executor`.
         exact: Whether circuits, arguments and terms are compared too. Not if they depend on the backend, because
             they were transpiled for it.
+        unseen: Gets what could not be compared, if nothing differs.
 
     Returns:
         The difference, or None. Not compared are circuits that went as text once and as QPY now, and those in which
         IBM's preparation drew the gates that it folded.
     """
+    unseen = [] if unseen is None else unseen
     try:
         sent = (spec if spec.prepared is not None else on_executor(spec)).prepared or {}
     except InvalidInput as error:
@@ -243,12 +260,16 @@ def executor_difference(spec: JobSpec, kept: Mapping[str, Any], *, exact: bool =
         if (difference := _count_difference(spec, other.get("pubs"))) is not None:
             return difference
     if not exact:
+        unseen.append(_TRANSPILED)
         return None
     if _is_text(ours) != _is_text(theirs):
+        unseen.append("the circuits, which went once as OpenQASM text and once as QPY")
         ours, theirs = ({**program, "circuits": None} for program in (ours, theirs))
     from prefect_qruntime.client.inputs.options import folds_at_random  # fourteen models
 
     drawn = ("circuits", "items") if folds_at_random(spec.options) else ()
+    if drawn:
+        unseen.append("the circuits, in which the gates to fold were drawn at random")
     for name in sorted((ours.keys() | theirs.keys()).difference(drawn)):
         if not _same(ours.get(name), theirs.get(name)):
             return f"its quantum_program.{name} is another"

@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -169,7 +170,7 @@ class _Caller:
     spec: JobSpec = field(init=False)
     accepted: tuple[str, str | None] | None = None  # to be noted
     compared: bool = True
-    """Whether the input of a job found in the list could be compared."""
+    """Whether all of the input of a job found in the list could be compared."""
 
     async def run(self) -> JobRef:
         self.spec = self.intent.spec
@@ -256,21 +257,28 @@ class _Caller:
         return self.machine.compared(self.clock(), difference)
 
     async def _difference(self, job: Job) -> str | None:
-        spec, exact = self.intent.spec, self.intent.exact
+        spec = self.intent.spec
         difference = differs_at_sight(spec, job)
+        unseen: list[str] = []
         self.compared = False
-        if difference is not None or job.private:
-            return difference
-        if not is_comparable(spec):
-            log.info("job %s: the payload is too large to be read back; only its program is compared", job.id)
-            return None
-        kept, sent = await self.service.job_input(job.id), self.service.job_params(on_service(spec))
-        self.compared = bool(kept)
+        if difference is None and job.private:
+            unseen.append("the input of a private job")
+        elif difference is None and not is_comparable(spec):
+            unseen.append("the input, which is too large to be read back")
+        elif difference is None:
+            difference = await self._input_difference(job.id, unseen)
+        self.compared = not unseen
+        if unseen and difference is None:
+            log.info("job %s: it has the key of this submission, but not compared is %s", job.id, ", ".join(unseen))
+        return difference
+
+    async def _input_difference(self, job_id: str, unseen: list[str]) -> str | None:
+        spec = self.intent.spec
+        kept, sent = await self.service.job_input(job_id), self.service.job_params(on_service(spec))
+        compare = partial(input_difference, spec, sent, kept, exact=self.intent.exact, unseen=unseen)
         # What may hold QPY is decoded in a thread: reading it can take seconds, and imports qiskit.
         plain = not spec.support_qiskit and spec.params is None and "quantum_program" not in kept
-        if is_small(spec) and plain:
-            return input_difference(spec, sent, kept, exact=exact)
-        return await asyncio.to_thread(input_difference, spec, sent, kept, exact=exact)
+        return compare() if is_small(spec) and plain else await asyncio.to_thread(compare)
 
     async def _read(self, job_id: str) -> core.Action:
         try:

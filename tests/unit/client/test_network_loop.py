@@ -294,6 +294,32 @@ began.wait()
     assert script(code).split("\n") == ["wound up", "wound up", "closed"]
 
 
+@pytest.mark.parametrize("used_before", [True, False], ids=str)
+@pytest.mark.parametrize("start", ["Thread(target=late).start()", "ThreadPoolExecutor(1).submit(late)"], ids=str)
+def test_threads_that_outlive_the_main_thread_go_on(start: str, used_before: bool) -> None:
+    code = f"""
+import asyncio, concurrent.futures.thread as pools, contextvars, time
+from concurrent.futures import ThreadPoolExecutor
+from threading import Thread
+from prefect_qruntime.client.network_loop import network_loop
+name = contextvars.ContextVar("name")
+def fails():
+    raise OSError(name.get())
+async def work():
+    name.set("from a thread")
+    print(await asyncio.to_thread(sum, [1, 2]), await asyncio.get_running_loop().getaddrinfo("127.0.0.1", 80) != [])
+    print(repr((await asyncio.gather(asyncio.to_thread(fails), return_exceptions=True))[0]))
+def late():
+    while not pools._shutdown:  # from then on Python refuses work to every pool
+        time.sleep(0.01)
+    network_loop().run(work())
+if {used_before}:
+    network_loop().run(asyncio.sleep(0))
+{start}
+"""
+    assert script(code).split("\n") == ["3 True", "OSError('from a thread')"]
+
+
 def test_a_closed_home_is_replaced_and_closing_twice_does_no_harm() -> None:
     code = """
 from prefect_qruntime.client.network_loop import network_loop

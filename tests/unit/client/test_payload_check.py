@@ -58,6 +58,17 @@ def test_the_same_is_the_same(name: str) -> None:
     assert input_difference(spec, params, {}) is None, "what the service hides is not compared"
 
 
+@pytest.mark.parametrize("name", SPECS)
+def test_what_is_not_compared_is_named(name: str) -> None:
+    spec = SPECS[name]
+    params = v2_params(spec)
+    for exact in (True, False):
+        for kept in (copy.deepcopy(params), {}, *(changed(params, path, "another") for path in leaves(params))):
+            unseen: list[str] = []
+            found = input_difference(spec, params, kept, exact=exact, unseen=unseen)
+            assert found is not None or bool(unseen) is (kept != params or not (exact or spec.params))
+
+
 ALL = [(name, path) for name, spec in SPECS.items() for path in leaves(v2_params(spec))]
 
 
@@ -152,7 +163,9 @@ def test_a_circuit_built_again_is_the_same() -> None:
     found = v2_params(make_spec([other], backend="b"))
     assert "circuit" in str(input_difference(first, v2_params(first), found))
     unreadable = changed(v2_params(second), ("pubs", 0, 0, "__value__"), "no base64")
-    assert input_difference(first, v2_params(first), unreadable) is None, "what cannot be read is not compared"
+    unseen: list[str] = []
+    assert input_difference(first, v2_params(first), unreadable, unseen=unseen) is None
+    assert "cannot be read" in unseen[0], "what cannot be read is not compared"
 
 
 def test_at_sight() -> None:

@@ -43,7 +43,9 @@ PUBS: list[tuple[Any, dict[str, Any]]] = [
 def test_the_same_work_by_either_route(pubs: Any, given: dict[str, Any]) -> None:
     spec = make_spec(pubs, backend="b", **given)
     for asked in (spec, on_executor(spec)):
-        assert executor_difference(asked, _kept(pubs, **given)) is None
+        unseen: list[str] = []
+        assert executor_difference(asked, _kept(pubs, **given), unseen=unseen) is None
+        assert unseen == [], "all was compared"
         assert may_be_job_of(asked, "executor")
         assert may_be_job_of(asked, spec.program_id)
         assert not may_be_job_of(asked, "noise-learner")
@@ -57,7 +59,9 @@ def test_a_circuit_built_again_and_one_that_went_as_text() -> None:
     assert executor_difference(spec, kept) is None
     text = on_executor(replace(spec, circuit_form="openqasm3")).prepared
     assert text is not None
-    assert executor_difference(spec, text) is None
+    unseen: list[str] = []
+    assert executor_difference(spec, text, unseen=unseen) is None
+    assert "text and once as QPY" in unseen[0]
     assert "circuits is another" in str(executor_difference(spec, _kept([(_circuit(0.5), [0.1])], shots=10)))
 
 
@@ -78,7 +82,9 @@ def test_gates_that_a_preparation_draws_are_not_compared(
     other = _kept([(families.GHZ, "ZZZZ")], program_id="estimator", shots=10)
     other["quantum_program"]["passthrough_data"] = spec.prepared["quantum_program"]["passthrough_data"]
     drawn = drawn and resilience != {"zne_mitigation": False}
-    assert (executor_difference(spec, other) is None) is drawn
+    unseen: list[str] = []
+    assert (executor_difference(spec, other, unseen=unseen) is None) is drawn
+    assert ("at random" in "".join(unseen)) is drawn
     other["quantum_program"]["shots"] = 11
     assert "shots 11" in str(executor_difference(spec, other))
 
@@ -108,7 +114,9 @@ def test_other_arguments_and_what_cannot_take_the_route() -> None:
     spec = make_spec([(families.ANSATZ, {"theta": 1.0, "alpha": 2.0})], backend="b", shots=10)
     kept = _kept([(families.ANSATZ, {"theta": 1.0, "alpha": 2.5})], shots=10)
     assert executor_difference(spec, kept) == "its quantum_program.items is another"
-    assert executor_difference(spec, kept, exact=False) is None, "after a transpilation only the frame is compared"
+    unseen: list[str] = []
+    assert executor_difference(spec, kept, exact=False, unseen=unseen) is None
+    assert "transpiled" in unseen[0], "after a transpilation only the frame is compared"
     stuck = replace(spec, options={"dynamical_decoupling": {"enable": True}})
     assert "cannot be" in str(executor_difference(stuck, kept))
     for damaged in ({}, {"quantum_program": 5}, {"quantum_program": {"shots": 10, "circuits": []}}):

@@ -98,7 +98,7 @@ class Service:
 def submit(service: Service, **options: Any) -> Any:
     """The handle or the error."""
     hooks = {name: options.pop(name) for name in ("before_post", "on_bought") if name in options}
-    intent = Intent(SPEC, key, tags=("qr-flow:f",), **options)
+    intent = Intent(options.pop("spec", SPEC), key, tags=("qr-flow:f",), **options)
 
     async def main() -> Any:
         try:
@@ -182,6 +182,27 @@ def test_lost_answer_and_two_found() -> None:
     assert error.candidates == ["x1", "x2"]
     assert "x1, x2" in str(error)
     assert len(service.posts) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "kept", "certain"),
+    [
+        ({}, {}, None, True),
+        ({}, {"exact": False}, None, False),
+        ({}, {}, {}, False),
+        ({"private": True}, {"spec": replace(SPEC, private=True)}, None, False),
+        ({}, {"spec": replace(SPEC, options={"x": ["y" * 5_000_000]}), "digest": "d"}, None, False),
+    ],
+    ids=("all", "transpiled", "hidden", "private", "large"),
+)
+def test_a_job_found_is_certain_only_if_all_of_it_was_compared(
+    fields: dict[str, Any], options: dict[str, Any], kept: Any, certain: bool
+) -> None:
+    service = Service(made("x1", **fields))
+    if kept is not None:
+        service.inputs = {"x1": kept}
+    ref = submit(service, **again(**options))
+    assert (ref.id, ref.attached, ref.certain) == ("x1", True, certain)
 
 
 def test_only_the_exact_tag_counts() -> None:

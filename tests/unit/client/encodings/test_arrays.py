@@ -91,6 +91,8 @@ def _npy(header: str, body: bytes = b"", version: int = 1) -> bytes:
         _npy("__import__('os').system('true')"),
         _npy("{'descr': '|u1', 'fortran_order': False, 'shape': (1,)}", b"a", version=9),
         _npy("1"),
+        _npy("{'descr': '|u1', 'fortran_order': False, 'shape': (1,)} + 0", b"a"),
+        _npy("{'descr': '|u1', 'fortran_order': False, 'shape': (1,), 'more': 1}", b"a"),
     ],
 )
 def test_hostile_arrays_are_refused(data: bytes) -> None:

@@ -89,7 +89,7 @@ def _zeros(shape: str, bits: int, size: int = 20_000_000) -> dict[str, object]:
 
 
 def test_ten_million_shots_unfold_to_little_more_than_their_bytes() -> None:
-    result = JobResult.from_body({"results": [{"data": {"c": _zeros("(10_000_000, 2)", 16)}}]}, job_id="d1")
+    result = JobResult.from_body({"results": [{"data": {"c": _zeros("(10000000, 2)", 16)}}]}, job_id="d1")
     tracemalloc.start()
     counts = result.counts()
     _, peak = tracemalloc.get_traced_memory()
