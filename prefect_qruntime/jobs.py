@@ -228,6 +228,16 @@ def _bounds(least: int, most: int | None = None) -> Any:
     return Field(json_schema_extra=bounds)
 
 
+_PUB = Field(json_schema_extra={"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]})
+"""What the form takes for a PUB. For an item of no type Prefect's second UI shows nothing, and saves none."""
+
+
+def _as_object(schema: dict[str, Any]) -> None:
+    """Show an optional object as one: beside "null", Prefect's second UI has no field to type it in."""
+    schema.pop("anyOf", None)
+    schema["type"] = "object"
+
+
 class QuantumRuntimeJob(Loadable, JobBlock[JobResult]):
     """A quantum job that can be saved, shown in the UI, and triggered from code or from a generic flow.
 
@@ -281,18 +291,25 @@ class QuantumRuntimeJob(Loadable, JobBlock[JobResult]):
     )
     backend: str = Field(default=..., title="Backend", description="Name of the backend, for instance ibm_torino.")
     program_id: str = Field(default="sampler", title="Program", description="Primitive: sampler or estimator.")
-    pubs: list[Any] | None = Field(
+    pubs: list[Annotated[Any, _PUB]] | None = Field(
         default=None,
         title="PUBs",
-        description="Circuits as OpenQASM 2 or 3 text, or lists of circuit, parameters and shots.",
+        description=(
+            "Circuits as OpenQASM 2 or 3 text, or lists of circuit, parameters and shots; numbers as JSON input."
+        ),
     )
     # The form keeps to these bounds; a value from elsewhere is refused by `submit_job`, which names it.
     shots: Annotated[int, _bounds(1)] | None = Field(
         default=None, title="Shots", description="Shots for PUBs without shots of their own, at least 1."
     )
-    options: dict[str, Any] | None = Field(default=None, title="Options", description="Options of the primitive.")
+    options: dict[str, Any] | None = Field(
+        default=None, title="Options", description="Options of the primitive, as JSON.", json_schema_extra=_as_object
+    )
     params: dict[str, Any] | None = Field(
-        default=None, title="Raw params", description="Raw payload of any other program, in place of PUBs."
+        default=None,
+        title="Raw params",
+        description="Raw payload of any other program, as JSON, in place of PUBs.",
+        json_schema_extra=_as_object,
     )
     tags: list[str] = Field(default_factory=list, title="Tags", description="At most six job tags of your own.")
     max_execution_time: Annotated[int, _bounds(1, MOST_SECONDS)] | None = Field(

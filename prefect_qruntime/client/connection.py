@@ -313,8 +313,11 @@ class Connection:
             raise InvalidInput(
                 "is a mask of asterisks, not a key.",
                 field="api_key",
-                solution="A block passed as a deployment parameter loses its secret: pass the block's name and load it "
-                "inside the flow. If the saved block holds the mask, save it again with the key.",
+                solution=(
+                    "A block passed as a deployment parameter loses its secret: pass the block's name and load it "
+                    "inside the flow. If the saved block holds the mask, save it again with the key; in a job block, "
+                    "choose the credentials, and its budget, again."
+                ),
             )
         if key.lower().startswith("crn:"):
             raise InvalidInput(

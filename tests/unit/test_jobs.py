@@ -82,3 +82,19 @@ def test_all_that_resubmit_allows_is_submitted(resubmit: int, monkeypatch: pytes
         with contextlib.suppress(QuantumRuntimeError):
             asyncio.run(run.wait_for_completion())
     assert service.accepted == 1 + resubmit
+
+
+def test_the_form_has_a_field_for_every_value() -> None:
+    """Prefect's second UI shows and saves nothing for a list's items of no type and for an object beside "null"."""
+
+    def without_a_field(schema: dict[str, Any], *, optional: bool = False) -> bool:
+        either = schema.get("anyOf", [])
+        if any(without_a_field(one, optional=True) for one in either):
+            return True
+        if schema.get("type") == "array":
+            items = schema.get("items", {})
+            return not items or without_a_field(items)
+        return optional and schema.get("type") == "object"
+
+    fields = QuantumRuntimeJob.model_json_schema()["properties"]
+    assert [name for name, schema in fields.items() if without_a_field(schema)] == []
