@@ -37,6 +37,7 @@ __all__ = [
     "read_each",
     "saved_blocks",
     "that_sees",
+    "with_new_key",
 ]
 
 _AT_ONCE = 8  # instances that are read concurrently
@@ -222,6 +223,20 @@ def block_name(credentials: QuantumRuntimeCredentials) -> str | None:
     """Name of the saved block, by which another process can load it again."""
     name = credentials._block_document_name
     return name if isinstance(name, str) else None
+
+
+async def with_new_key(credentials: QuantumRuntimeCredentials) -> QuantumRuntimeCredentials | None:
+    """The saved block as it is now, if it leads to the same instance with another key; None if it does not."""
+    name, before = block_name(credentials), credentials.get_client().connection
+    if name is None:
+        return None
+    try:
+        saved = await aload_credentials(name)
+        after = saved.get_client().connection
+    except Exception:  # the refused key is what the caller is told of
+        return None
+    same = after.instance == before.instance and after.api_key != before.api_key
+    return saved if same else None
 
 
 async def load_each(names: Iterable[str] | None) -> tuple[dict[str, QuantumRuntimeCredentials], dict[str, str]]:

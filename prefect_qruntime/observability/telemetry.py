@@ -231,7 +231,12 @@ def queue_and_run_seconds(job: Job, seen: Sequence[Observation]) -> tuple[float 
 @contextlib.contextmanager
 def trace_task(name: str) -> Iterator[None]:
     """Record a span around the body of a task, with its outcome."""
-    span = _started(f"qruntime {name}", kind=SpanKind.CLIENT)
+    span: Span = trace.INVALID_SPAN
+    try:
+        # The tracer is asked for each time: an SDK may be set up after this module is loaded.
+        span = trace.get_tracer(_OURS).start_span(f"qruntime {name}", kind=SpanKind.CLIENT)
+    except Exception as error:  # of a processor of spans
+        _not_recorded(name, error)
     # The exception's own text would be exported unredacted.
     with trace.use_span(span, record_exception=False, set_status_on_exception=False):
         if span.is_recording() and (owner := current_flow_run_id()) is not None:
@@ -243,23 +248,14 @@ def trace_task(name: str) -> Iterator[None]:
             span.set_status(Status(StatusCode.ERROR, plain_text(str(error))[:_LONGEST]))
             raise
         finally:
-            _end(span)
+            try:
+                span.end()
+            except Exception as error:
+                _not_recorded(name, error)
 
 
-def _started(name: str, **options: Any) -> Span:
-    try:
-        # The tracer is asked for each time: an SDK may be set up after this module is loaded.
-        return trace.get_tracer(_OURS).start_span(name, **options)
-    except Exception as error:  # of a processor of spans
-        _fallback.warning("The span %s could not be recorded: %r", name, error)
-        return trace.INVALID_SPAN
-
-
-def _end(span: Span, at: int | None = None) -> None:
-    try:
-        span.end(at)
-    except Exception as error:
-        _fallback.warning("A span could not be recorded: %r", error)
+def _not_recorded(name: str, error: Exception) -> None:
+    _fallback.warning("The span %s could not be recorded: %r", name, error)
 
 
 def trace_job(job: Job | JobRef) -> None:
@@ -310,7 +306,10 @@ def execution_spans(result: JobResult) -> list[ExecutionSpan]:
 
 def _past(name: str, begin: datetime, end: datetime, attributes: dict[str, Any]) -> None:
     started, ended = (int(moment.timestamp() * 1e9) for moment in (begin, max(begin, end)))
-    _end(_started(name, start_time=started, attributes=_facts(attributes)), ended)
+    try:
+        trace.get_tracer(_OURS).start_span(name, start_time=started, attributes=_facts(attributes)).end(ended)
+    except Exception as error:
+        _not_recorded(name, error)
 
 
 def _facts(attributes: dict[str, Any]) -> dict[str, Any]:

@@ -132,6 +132,15 @@ class Accounts:
         """Revoke every issued token."""
         self._tokens.clear()
 
+    def replace_key(self) -> None:
+        """Give the first user another API key; the old one and every issued token are refused."""
+        (old, crn), *others = self.pairs
+        user = self.users.pop(old)
+        user.api_key = f"sandbox-{secrets.token_urlsafe(24)}"
+        self.users[user.api_key] = user
+        self.pairs[:] = [(user.api_key, crn), *others]
+        self.revoke_tokens()
+
     def _sign(self, claims: dict[str, Any]) -> str:
         # Clients read `iat` and `exp` out of the token, so it has the form of a JWT.
         parts = [_b64(orjson.dumps({"alg": "HS256", "typ": "JWT"})), _b64(orjson.dumps(claims))]

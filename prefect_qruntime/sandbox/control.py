@@ -260,6 +260,10 @@ class Control:
         """Revoke all issued tokens: they answer 401 from now on."""
         self._call("revoke_tokens", {})
 
+    def replace_key(self) -> None:
+        """Give the first user another API key. The old one is refused from now on, and so are all issued tokens."""
+        self._call("replace_key", {})
+
     def set_usage(self, crn: str | None = None, consumed: float | None = None, limit: float | None = None) -> None:
         """Change what an instance (the first one) has used and may use, in QPU seconds."""
         self._call("set_usage", {"crn": crn, "consumed": consumed, "limit": limit})

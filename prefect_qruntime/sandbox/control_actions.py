@@ -21,7 +21,8 @@ class ControlActions:
     def __init__(self, service: Service) -> None:
         self._service = service
         self.add_fault, self.faults, self.clear_faults = service.faults.add, service.faults.view, service.faults.clear
-        self.revoke_tokens, self.now, self.reset = service.accounts.revoke_tokens, service.clock.now, service.reset
+        self.revoke_tokens, self.replace_key = service.accounts.revoke_tokens, service.accounts.replace_key
+        self.now, self.reset = service.clock.now, service.reset
 
     def connection(self) -> dict[str, Any]:
         """Return the keys and CRNs, for clients in other processes."""

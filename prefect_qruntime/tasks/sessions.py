@@ -24,8 +24,15 @@ from prefect_qruntime.admission.guard import session_guard
 from prefect_qruntime.admission.locks import submission_lock
 from prefect_qruntime.cancellation import ends_if_cancelled
 from prefect_qruntime.client.network_loop import network_loop, on_network_loop
-from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name
-from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError, SessionClosed, SubmissionUncertain
+from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name, with_new_key
+from prefect_qruntime.errors import (
+    AuthenticationError,
+    InvalidInput,
+    NotFound,
+    QuantumRuntimeError,
+    SessionClosed,
+    SubmissionUncertain,
+)
 from prefect_qruntime.models import Backend, JobRef, SessionRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.artifacts import find_records
@@ -265,7 +272,20 @@ close_session = blocking(aclose_session)
 
 @on_network_loop
 async def close(credentials: QuantumRuntimeCredentials, session: SessionRef, drain: bool) -> SessionRef:
-    """Close a session without a task run, read it back, and report. A record that fails does not stop the closing."""
+    """Close a session without a task run, read it back, and report. A record that fails does not stop the closing.
+
+    A key that was deleted since the block was loaded leaves no session open, if the saved block has a new one.
+    """
+    try:
+        return await _close(credentials, session, drain)
+    except AuthenticationError:
+        saved = await with_new_key(credentials)
+        if saved is None:
+            raise
+        return await _close(saved, session, drain)
+
+
+async def _close(credentials: QuantumRuntimeCredentials, session: SessionRef, drain: bool) -> SessionRef:
     token, unbound = session.token, _of(session) if session.id is None else None
     session = unbound.ref or session if unbound is not None else session
     if unbound is not None:

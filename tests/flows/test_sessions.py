@@ -653,3 +653,32 @@ def test_what_another_instance_does_not_know_is_not_called_closed(
     assert gone.id == bound.id
     kinds = [event["event"] for event in events(f"qruntime.session.{bound.id}", 2)]
     assert kinds.count("qruntime.session.closed") == 1
+
+
+@pytest.mark.parametrize("saved", ["with the new key", "with the old key", "for another instance"])
+def test_a_key_that_is_replaced_while_a_session_is_open(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, saved: str
+) -> None:
+    """The session is closed with the key that the saved block has by then, if the block leads to its instance."""
+    credentials = sandbox.credentials()
+    credentials.save("replaced", overwrite=True)
+
+    @flow
+    def opens() -> None:
+        with qr.runtime_session(qr.load_credentials("replaced"), BACKEND, max_ttl=300) as session:
+            qr.submit_job(qr.load_credentials("replaced"), [FLIP], backend=BACKEND, session=session)
+            sandbox.control.replace_key()
+            if saved == "with the new key":
+                sandbox.credentials().save("replaced", overwrite=True)
+            elif saved == "for another instance":
+                other = {**sandbox.connection(), "crn": credentials.crn.removesuffix("::") + "-other::"}
+                qr.QuantumRuntimeCredentials(**other).save("replaced", overwrite=True)
+
+    _, state = ran(opens)
+    if saved == "with the new key":
+        assert state.is_completed()
+        assert sandbox.control.open_sessions() == []
+    else:
+        with pytest.raises(qr.AuthenticationError):
+            run(state.aresult())
+        assert len(sandbox.control.open_sessions()) == 1
