@@ -233,7 +233,7 @@ async def with_new_key(credentials: QuantumRuntimeCredentials) -> QuantumRuntime
     try:
         saved = await aload_credentials(name)
         after = saved.get_client().connection
-    except Exception:  # the refused key is what the caller is told of
+    except Exception:  # what is raised is that the old key is refused
         return None
     same = after.instance == before.instance and after.api_key != before.api_key
     return saved if same else None
