@@ -59,7 +59,7 @@ def test_a_lost_dask_worker_buys_and_opens_nothing_again(
     assert flow_on_dask(BLOCK, NUMBERS, str(tmp_path / "killed")) == spread.expected(NUMBERS, 7)
     assert (tmp_path / "killed").exists()
     (lost,) = [one.getMessage() for one in caplog.records if "lose already computed" in one.getMessage()]
-    assert "submit_numbered" in lost, "no submission was run again"
+    assert "submit_job" in lost, "no submission was run again"
     assert "open_session" in lost, "no session was opened again"
     assert bought(sandbox) == len(sandbox.control.jobs()) == SIZE
     assert len(sandbox.control.sessions()) == 4
