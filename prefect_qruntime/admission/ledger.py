@@ -179,7 +179,7 @@ class Ledger:
         for room in rooms:
             # A limit over a moving period is reported once in each period.
             moving = room.limit in scope
-            period = int(time.time() // (86400 * days[room.budget])) if moving else 0
+            period = int(now() // (86400 * days[room.budget])) if moving else 0
             about = scope[room.limit] if moving else where.flow_run_id
             for level in levels(room, jobs if room.counts_jobs else seconds):
                 report_level(room, level, about=f"{about}:{period}", flow_run_id=where.flow_run_id)
@@ -439,7 +439,7 @@ class UnsettledJobs:
         Raises:
             QuantumRuntimeError: The service could not be asked; then nothing may be submitted.
         """
-        begin = datetime.now(UTC) - _LOOK_BACK
+        begin = datetime.fromtimestamp(now(), UTC) - _LOOK_BACK
         if self._read is not None:
             begin = _read_on(begin, self._read, self._jobs.values())
         # In this order, so that a job that ends in between is in one of the lists at least.

@@ -578,3 +578,11 @@ def test_a_session_that_is_open_counts_however_long_ago_it_was_opened(over: floa
     )
     total = asyncio.run(book._deployment(service, str(DEPLOYMENT), 1.0))
     assert total.used + total.reserved == counted
+
+
+def test_a_clock_that_is_days_ahead_hides_no_ended_job_without_a_final_usage(monkeypatch: pytest.MonkeyPatch) -> None:
+    service: Any = Listing()
+    job = job_of(1, next(iter(RUNS)), 40.0, None)
+    service.all = {job.id: job}
+    monkeypatch.setattr(module, "now", (now() - timedelta(days=39)).timestamp)
+    assert asyncio.run(UnsettledJobs().read(service)) == [job]
