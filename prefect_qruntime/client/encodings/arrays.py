@@ -73,8 +73,8 @@ _MAGIC = b"\x93NUMPY"
 _MAX_HEADER = 1 << 16
 # Not by `ast.literal_eval`: until Python 3.11.8 and 3.12.2 threads that parse at the same time break each other's work.
 _HEADER_ITEM = re.compile(
-    r"""'descr':\s*'(?P<descr>[^']*)'|'fortran_order':\s*(?P<fortran>True|False)|"""
-    r"""'shape':\s*(?P<shape>\(\)|\((?:\d+,\s*)+\)|\((?:\d+,\s*)+\d+\))""",
+    r"""'descr'\s*:\s*'(?P<descr>[^']*)'|'fortran_order'\s*:\s*(?P<fortran>True|False)|"""
+    r"""'shape'\s*:\s*\(\s*(?P<shape>|(?:\d+L?\s*,\s*)+(?:\d+L?\s*)?)\)""",
     re.ASCII,
 )
 _BETWEEN = str.maketrans("", "", ", \t\r\n")
@@ -253,10 +253,13 @@ def read_npy(data: bytes) -> NpyArray:
     try:
         header = data[start : start + length].decode("utf-8")
         found = {
-            name: value for item in _HEADER_ITEM.finditer(header) for name, value in item.groupdict().items() if value
+            name: value
+            for item in _HEADER_ITEM.finditer(header)
+            for name, value in item.groupdict().items()
+            if value is not None
         }
         descr, fortran = found["descr"], found["fortran"] == "True"
-        shape = tuple(map(int, found["shape"].strip("()").replace(",", " ").split()))
+        shape = tuple(map(int, found["shape"].replace("L", "").replace(",", " ").split()))
     except (ValueError, KeyError):
         raise ValueError("an .npy header is damaged") from None
     if _HEADER_ITEM.sub("", header).translate(_BETWEEN) != "{}":

@@ -6,7 +6,6 @@ service decides. `syntax_error` asks a real parser if one is installed.
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 import stat
@@ -56,6 +55,7 @@ _OPENING = re.compile(
     r"|(?:input|output|const)\s+\w+|(?:gate|def|extern)\s+[^\W\d]\w*|(?:[^\W\d]\w*(?:\s*\([^()]*\))?\s+)\$\d+)"
 )
 _INTEGER = re.compile(r"0[bB][01_]+|0[oO][0-7_]+|0[xX][0-9a-fA-F_]+|[0-9][0-9_]*")
+_TOKEN = re.compile(r"\w+|\S")
 _EXPRESSION = re.compile(r"[\w\s+*/%()-]{1,200}")
 _LARGEST = 2**31
 _DEFINITION = re.compile(r"\b(?:gate|cal|defcal)\b[^{};]*\{[^{}]*\}")
@@ -361,45 +361,57 @@ def constant_value(text: str, constants: Mapping[str, int]) -> int | None:
     """
     if not _EXPRESSION.fullmatch(text):
         return None
-    # Python reads `007` and `1__0` otherwise than OpenQASM, so integers are read here.
-    plain = re.sub(r"\w+", lambda word: _as_decimal(word[0], constants), text)
+    # Not by `ast.parse`: in CPython 3.11 threads that parse at the same time break each other's work.
+    tokens = _TOKEN.findall(text)[::-1]
     try:
-        value = _evaluated(ast.parse(plain.strip(), mode="eval").body)
-    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
+        value = _sum(tokens, constants)
+    except (ValueError, IndexError):  # not constant, or it breaks off
         return None
-    return value if 0 <= value <= _LARGEST else None
+    return value if not tokens and 0 <= value <= _LARGEST else None
 
 
-def _as_decimal(word: str, constants: Mapping[str, int]) -> str:
-    if word in constants:
-        return str(constants[word])
-    if _INTEGER.fullmatch(word):
-        digits = word.replace("_", "")
-        base = {"0b": 2, "0o": 8, "0x": 16}.get(digits[:2].lower())
-        return str(int(digits[2:], base) if base else int(digits))
-    return word  # no number; it is refused below
+def _sum(tokens: list[str], constants: Mapping[str, int]) -> int:
+    """Take a sum from the end of the reversed tokens."""
+    value = _product(tokens, constants)
+    while tokens and tokens[-1] in "+-":
+        sign = 1 if tokens.pop() == "+" else -1
+        value = _bounded(value + sign * _product(tokens, constants))
+    return value
 
 
-def _evaluated(node: ast.AST) -> int:
-    if isinstance(node, ast.Constant) and type(node.value) is int:
-        value = node.value
-    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
-        value = _evaluated(node.operand)
-        value = -value if isinstance(node.op, ast.USub) else value
-    elif isinstance(node, ast.BinOp):
-        left, right = _evaluated(node.left), _evaluated(node.right)
-        if isinstance(node.op, ast.Add):
-            value = left + right
-        elif isinstance(node.op, ast.Sub):
-            value = left - right
-        elif isinstance(node.op, ast.Mult):
-            value = left * right
-        elif isinstance(node.op, ast.Div | ast.Mod) and left >= 0 and right > 0:
-            value = left // right if isinstance(node.op, ast.Div) else left % right
+def _product(tokens: list[str], constants: Mapping[str, int]) -> int:
+    value = _factor(tokens, constants)
+    while tokens and tokens[-1] in "*/%":
+        operator, right = tokens.pop(), _factor(tokens, constants)
+        if operator == "*":
+            value = _bounded(value * right)
+        elif value >= 0 and right > 0:
+            value = value // right if operator == "/" else value % right
         else:
-            raise ValueError("not an operator of constant sizes")
-    else:
+            raise ValueError("no division of constant sizes")
+    return value
+
+
+def _factor(tokens: list[str], constants: Mapping[str, int]) -> int:
+    token = tokens.pop()
+    if token in "+-":
+        value = _factor(tokens, constants)
+        return -value if token == "-" else value
+    if token == "(":
+        value = _sum(tokens, constants)
+        if tokens.pop() != ")":
+            raise ValueError("a bracket is open")
+        return value
+    if token in constants:
+        return constants[token]
+    if not _INTEGER.fullmatch(token):
         raise ValueError("not a constant integer")
+    digits = token.replace("_", "")
+    base = {"0b": 2, "0o": 8, "0x": 16}.get(digits[:2].lower())
+    return _bounded(int(digits[2:], base) if base else int(digits))
+
+
+def _bounded(value: int) -> int:
     if abs(value) > _LARGEST:
         raise ValueError("out of range")
     return value

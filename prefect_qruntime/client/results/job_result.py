@@ -329,19 +329,20 @@ class JobResult(BaseModel):
         return result_html(self)
 
     @cached_property
-    def _last_view(self) -> dict[str, Any]:
+    def _last_view(self) -> list[tuple[Any, int, PubView]]:
         # The last PUB is kept, because calls about one PUB usually follow each other: its registers unfold once.
-        return {}
+        # Its place is read and written at one go, as threads may ask for different PUBs.
+        return []
 
     def _view(self, pub: int) -> PubView:
         with self._reading(pub):
             raw, last = self.raw, self._last_view
             if not isinstance(pub, bool) and hasattr(pub, "__index__"):  # also numpy's integers
                 pub = operator.index(pub)
-            if last.get("raw") is raw and last["pub"] == pub and type(pub) is int:
-                view: PubView = last["view"]
-                return view
-            last.clear()
+            for kept, place, view in last[:]:
+                if kept is raw and place == pub and type(pub) is int:
+                    return view
+            last[:] = []  # before the next one unfolds: two may be too large
             items = pub_list(raw)
             if not items:
                 known = f" of program {self.program_id!r}" if self.program_id else ""
@@ -350,7 +351,7 @@ class JobResult(BaseModel):
                 raise InvalidInput(f"there is no PUB {pub!r}; the result has PUBs 0 to {len(items) - 1}", field="pub")
             width = self.widths[pub] if pub < len(self.widths) else None
             view = view_pub(raw, items[pub], pub, width=width, allowance=Allowance(self.decode_limit))
-            last.update(raw=raw, pub=pub, view=view)
+            last[:] = [(raw, pub, view)]
             return view
 
     def _registers(self, view: PubView, pub: int, register: str | None) -> list[Register]:
