@@ -393,20 +393,20 @@ def _product(tokens: list[str], constants: Mapping[str, int]) -> int:
 
 
 def _factor(tokens: list[str], constants: Mapping[str, int]) -> int:
-    token = tokens.pop()
-    if token in "+-":
+    word = tokens.pop()
+    if word in "+-":
         value = _factor(tokens, constants)
-        return -value if token == "-" else value
-    if token == "(":
+        return -value if word == "-" else value
+    if word == "(":
         value = _sum(tokens, constants)
         if tokens.pop() != ")":
             raise ValueError("a bracket is open")
         return value
-    if token in constants:
-        return constants[token]
-    if not _INTEGER.fullmatch(token):
+    if word in constants:
+        return constants[word]
+    if not _INTEGER.fullmatch(word):
         raise ValueError("not a constant integer")
-    digits = token.replace("_", "")
+    digits = word.replace("_", "")
     base = {"0b": 2, "0o": 8, "0x": 16}.get(digits[:2].lower())
     return _bounded(int(digits[2:], base) if base else int(digits))
 

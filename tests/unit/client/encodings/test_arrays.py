@@ -105,6 +105,15 @@ def test_newer_headers_are_read() -> None:
     assert read_npy(data).tolist() == [1, 2]
 
 
+@pytest.mark.parametrize(
+    "shape",
+    ["'shape': (2,)", "'shape': ( 2, )", "'shape' : (2 , )", "'shape': (2L,)", "'shape':(2,)", "'shape': (1, 2 )"],
+)
+def test_headers_that_numpy_reads_are_read(shape: str) -> None:
+    data = _npy(f"{{'descr' : '|u1', 'fortran_order': False, {shape}, }}\n", b"\x01\x02")
+    assert read_npy(data).shape in ((2,), (1, 2))
+
+
 def test_a_bomb_does_not_unfold() -> None:
     bomb = base64.b64encode(zlib.compress(bytes(50_000_000))).decode()
     assert len(bomb) < 100_000
