@@ -364,41 +364,40 @@ def constant_value(text: str, constants: Mapping[str, int]) -> int | None:
     # Not by `ast.parse`: in CPython 3.11 threads that parse at the same time break each other's work.
     tokens = _TOKEN.findall(text)[::-1]
     try:
-        value = _sum(tokens, constants)
+        value = _evaluated(tokens, constants)
     except (ValueError, IndexError):  # not constant, or it breaks off
         return None
     return value if not tokens and 0 <= value <= _LARGEST else None
 
 
-def _sum(tokens: list[str], constants: Mapping[str, int]) -> int:
-    """Take a sum from the end of the reversed tokens."""
-    value = _product(tokens, constants)
-    while tokens and tokens[-1] in "+-":
-        sign = 1 if tokens.pop() == "+" else -1
-        value = _bounded(value + sign * _product(tokens, constants))
-    return value
+_RANKS = {"+": 0, "-": 0, "*": 1, "/": 1, "%": 1}
 
 
-def _product(tokens: list[str], constants: Mapping[str, int]) -> int:
-    value = _factor(tokens, constants)
-    while tokens and tokens[-1] in "*/%":
-        operator, right = tokens.pop(), _factor(tokens, constants)
-        if operator == "*":
-            value = _bounded(value * right)
+def _evaluated(tokens: list[str], constants: Mapping[str, int], least: int = 0) -> int:
+    """Take an expression of operators of at least this rank from the end of the reversed tokens."""
+    value = _operand(tokens, constants)
+    while tokens and (rank := _RANKS.get(tokens[-1], -1)) >= least:
+        operator, right = tokens.pop(), _evaluated(tokens, constants, rank + 1)
+        if operator in "+-":
+            value = value + right if operator == "+" else value - right
+        elif operator == "*":
+            value *= right
         elif value >= 0 and right > 0:
             value = value // right if operator == "/" else value % right
         else:
             raise ValueError("no division of constant sizes")
+        if abs(value) > _LARGEST:
+            raise ValueError("out of range")
     return value
 
 
-def _factor(tokens: list[str], constants: Mapping[str, int]) -> int:
+def _operand(tokens: list[str], constants: Mapping[str, int]) -> int:
     word = tokens.pop()
     if word in "+-":
-        value = _factor(tokens, constants)
+        value = _operand(tokens, constants)
         return -value if word == "-" else value
     if word == "(":
-        value = _sum(tokens, constants)
+        value = _evaluated(tokens, constants)
         if tokens.pop() != ")":
             raise ValueError("a bracket is open")
         return value
@@ -408,11 +407,8 @@ def _factor(tokens: list[str], constants: Mapping[str, int]) -> int:
         raise ValueError("not a constant integer")
     digits = word.replace("_", "")
     base = {"0b": 2, "0o": 8, "0x": 16}.get(digits[:2].lower())
-    return _bounded(int(digits[2:], base) if base else int(digits))
-
-
-def _bounded(value: int) -> int:
-    if abs(value) > _LARGEST:
+    value = int(digits[2:], base) if base else int(digits)
+    if value > _LARGEST:
         raise ValueError("out of range")
     return value
 
