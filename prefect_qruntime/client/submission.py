@@ -258,14 +258,15 @@ class _Caller:
 
     async def _difference(self, job: Job) -> str | None:
         spec = self.intent.spec
-        difference = differs_at_sight(spec, job)
-        unseen: list[str] = []
         self.compared = False
-        if difference is None and job.private:
+        if (difference := differs_at_sight(spec, job)) is not None:
+            return difference
+        unseen: list[str] = []
+        if job.private:
             unseen.append("the input of a private job")
-        elif difference is None and not is_comparable(spec):
+        elif not is_comparable(spec):
             unseen.append("the input, which is too large to be read back")
-        elif difference is None:
+        else:
             difference = await self._input_difference(job.id, unseen)
         self.compared = not unseen
         if unseen and difference is None:
