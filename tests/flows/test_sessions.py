@@ -656,9 +656,7 @@ def test_what_another_instance_does_not_know_is_not_called_closed(
 
 
 @pytest.mark.parametrize("saved", ["with the new key", "with the old key", "for another instance"])
-def test_a_key_that_is_replaced_while_a_session_is_open(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, saved: str
-) -> None:
+def test_a_key_that_is_replaced_while_a_session_is_open(sandbox: Sandbox, saved: str) -> None:
     """The session is closed with the key that the saved block has by then, if the block leads to its instance."""
     credentials = sandbox.credentials()
     credentials.save("replaced", overwrite=True)
