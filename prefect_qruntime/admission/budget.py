@@ -43,6 +43,7 @@ __all__ = [
     "budgets_in_force",
     "close_at_limit",
     "close_if_due",
+    "days_ago",
     "read_holds",
     "report_exhausted",
     "report_level",
@@ -335,7 +336,7 @@ class SessionHolds:
     async def read(self, client: QuantumRuntimeClient, days: float) -> None:
         """Update the holds from Prefect and from the service."""
         if in_run():
-            for noted in await read_holds(client.connection.crn, _days_ago(days)):
+            for noted in await read_holds(client.connection.crn, days_ago(days)):
                 mine = self.holds.get(noted.token)
                 if mine is None or (mine.final is None and noted.final is not None):
                     self.holds[noted.token] = noted
@@ -400,7 +401,7 @@ async def close_at_limit(client: QuantumRuntimeClient) -> list[str]:
         QuantumRuntimeError: The service or Prefect could not be asked.
     """
     closed, known = [], SessionHolds()
-    for hold in await read_holds(client.connection.crn, _days_ago(_DAYS)):
+    for hold in await read_holds(client.connection.crn, days_ago(_DAYS)):
         if hold.closes and hold.final is None and hold.session_id is not None:
             try:
                 seen = await known.look_at(client, hold.session_id, hold)
@@ -433,7 +434,8 @@ async def close_if_due(client: QuantumRuntimeClient, hold: SessionHold) -> bool:
     return True
 
 
-def _days_ago(days: float) -> datetime:
+def days_ago(days: float) -> datetime:
+    """The moment this many days ago, by Prefect's clock. Call it on the network loop."""
     return datetime.fromtimestamp(now(), UTC) - timedelta(days=days)
 
 

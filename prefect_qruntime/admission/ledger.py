@@ -13,10 +13,10 @@ import contextlib
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from uuid import UUID
 
-from prefect_qruntime.admission.budget import Budget, SessionHolds, report_level
+from prefect_qruntime.admission.budget import Budget, SessionHolds, days_ago, report_level
 from prefect_qruntime.admission.budget_core import (
     Remaining,
     Reservation,
@@ -281,7 +281,7 @@ class Ledger:
         )
 
     async def _deployment(self, client: QuantumRuntimeClient, deployment_id: str, days: float) -> Tally:
-        since = datetime.fromtimestamp(now(), UTC) - timedelta(days=days)
+        since = days_ago(days)
         jobs = await self._deployments.read(client, deployment_id, since)
         mine = [one for one in self.reservations if one.deployment_id == deployment_id]
         self._see(jobs)
@@ -357,7 +357,7 @@ def ledger(crn: str) -> Ledger:
 # ---- caches of the job list. What they know changes only when a read has succeeded. ----------------------------------
 
 _OVERLAP = timedelta(minutes=10)  # lists may lag
-_LOOK_BACK = timedelta(days=7)  # by when the usage of a job is final
+_LOOK_BACK = 7.0  # days by when the usage of a job is final
 _MOST_ENDED = 1000  # finished jobs that are read to find those whose usage is not final: five pages
 
 
@@ -384,7 +384,6 @@ class DeploymentJobs:
 
     def __init__(self) -> None:
         self._jobs: dict[str, Job] = {}
-        self._older: dict[str, Job] = {}
         self._since: datetime | None = None
         self._read: datetime | None = None
         self._owners: dict[UUID, UUID | None] = {}
@@ -397,9 +396,9 @@ class DeploymentJobs:
         Raises:
             QuantumRuntimeError: The service or Prefect could not be asked; then nothing may be submitted.
         """
-        await self._read_jobs(client, since)
+        older = await self._read_jobs(client, since)
         recent = {job.id: job for job in self._jobs.values() if job.created_at is None or job.created_at >= since}
-        found = list((self._older | recent).values())
+        found = list((older | recent).values())
         try:
             await self._read_owners({run for job in found if (run := _flow_run_of(job)) is not None})
         except Exception as error:
@@ -408,7 +407,8 @@ class DeploymentJobs:
         wanted = UUID(deployment_id)
         return [job for job in found if (run := _flow_run_of(job)) is not None and self._owners.get(run) == wanted]
 
-    async def _read_jobs(self, client: QuantumRuntimeClient, since: datetime) -> None:
+    async def _read_jobs(self, client: QuantumRuntimeClient, since: datetime) -> dict[str, Job]:
+        """Read the jobs since a moment into the cache, and return the older ones that are still live."""
         begin, reaches_back = since, since
         if self._read is not None and self._since is not None and self._since <= since:
             begin, reaches_back = _read_on(since, self._read, self._jobs.values()), self._since
@@ -416,9 +416,9 @@ class DeploymentJobs:
         older = [job async for job in each_job(client, pending=True, created_before=since + _OVERLAP)]
         listed = [job async for job in each_job(client, created_after=begin)]
         # Only now: a read that fails or is cancelled has shown nothing.
-        self._older = {job.id: job for job in older}
         self._jobs |= {job.id: job for job in listed if _flow_run_of(job) is not None}
         self._since, self._read = reaches_back, _newest([*self._jobs.values(), *listed], begin)
+        return {job.id: job for job in older}
 
     async def _read_owners(self, runs: set[UUID]) -> None:
         new = runs - self._owners.keys()
@@ -439,7 +439,7 @@ class UnsettledJobs:
         Raises:
             QuantumRuntimeError: The service could not be asked; then nothing may be submitted.
         """
-        begin = datetime.fromtimestamp(now(), UTC) - _LOOK_BACK
+        begin = days_ago(_LOOK_BACK)
         if self._read is not None:
             begin = _read_on(begin, self._read, self._jobs.values())
         # In this order, so that a job that ends in between is in one of the lists at least.

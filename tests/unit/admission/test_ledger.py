@@ -561,7 +561,7 @@ def test_the_period_is_that_of_prefect_s_clock(monkeypatch: pytest.MonkeyPatch, 
         return service
 
     monkeypatch.setattr("prefect_qruntime.prefect_api.api", api)
-    monkeypatch.setattr(module, "now", moment.timestamp)
+    monkeypatch.setattr("prefect_qruntime.admission.budget.now", moment.timestamp)
     run = next(r for r in RUNS if RUNS[r] == DEPLOYMENT)
     service.all = {job.id: job for job in (job_of(1, run, ahead + 5, 7.0), job_of(2, run, ahead + 35, 11.0))}
     total = asyncio.run(Ledger()._deployment(service, str(DEPLOYMENT), 28.0))
@@ -584,5 +584,5 @@ def test_a_clock_that_is_days_ahead_hides_no_ended_job_without_a_final_usage(mon
     service: Any = Listing()
     job = job_of(1, next(iter(RUNS)), 40.0, None)
     service.all = {job.id: job}
-    monkeypatch.setattr(module, "now", (now() - timedelta(days=39)).timestamp)
+    monkeypatch.setattr("prefect_qruntime.admission.budget.now", (now() - timedelta(days=39)).timestamp)
     assert asyncio.run(UnsettledJobs().read(service)) == [job]
