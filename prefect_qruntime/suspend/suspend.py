@@ -151,6 +151,11 @@ async def reconcile(wait: Wait) -> bool:
     try:
         flow_run = await (await api()).read_flow_run(wait.flow_run_id)
     except ObjectNotFound:
+        log.warning(
+            "Flow run %s was deleted while it waited for job %s, which is not cancelled.",
+            wait.flow_run_id,
+            wait.job_id,
+        )
         await waits.drop_note(wait)
         return False
     if waits.pause_key_of(flow_run.state) == wait.key:

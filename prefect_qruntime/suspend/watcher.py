@@ -146,6 +146,7 @@ class _Watcher:
         self._loading = defaultdict[Place, asyncio.Lock](asyncio.Lock)  # a silent instance holds up no other
         self._followed: dict[UUID, _Followed] = {}
         self._not_ours: set[UUID] = set()
+        self._seen: set[UUID] = set()
         self._gate = asyncio.Semaphore(_AT_ONCE)
         self._deliveries = asyncio.Semaphore(_AT_ONCE)
         self._no_events_until = 0.0
@@ -260,8 +261,10 @@ class _Watcher:
     async def _new_ones(self) -> None:
         known = {e.wait.flow_run_id: e for e in self._followed.values() if e.wait.key is not None}
         left_out = set() if self._all else self._not_ours | {run for run in known if run is not None}
+        self._seen.clear()
         async for page in waits.suspended(left_out):
             keys = {flow_run.id: waits.pause_key_of(flow_run.state) for flow_run in page}
+            self._seen.update(keys)
             # Suspended again since, for another job: then the wait that is followed is outdated.
             fresh = {run: key for run, key in keys.items() if run not in known or known[run].wait.key != key}
             ours = [run for run, key in fresh.items() if waits.job_of(key) is not None]
@@ -283,7 +286,10 @@ class _Watcher:
 
     async def _those_that_left(self) -> None:
         runs = {e.wait.flow_run_id: e for e in self._followed.values() if e.wait.key is not None and not e.ending}
-        for flow_run_id in await waits.no_longer_suspended([run for run in runs if run is not None]):
+        left = set[UUID | None](await waits.no_longer_suspended([run for run in runs if run is not None]))
+        if self._all:  # all suspended ones were read; one that was deleted has no state any more
+            left |= runs.keys() - self._seen
+        for flow_run_id in left:
             entry = runs[flow_run_id]
             if not entry.ending:
                 self._let_go(entry)

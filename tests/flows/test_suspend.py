@@ -316,6 +316,35 @@ def test_one_refusal_ends_no_wait(sandbox: Sandbox, block: str, status: int) -> 
     assert run(start(waits, flow_run).aresult()) == {"1": 20}
 
 
+@pytest.mark.parametrize("over", [False, True])
+def test_a_flow_run_that_is_deleted_while_suspended_is_followed_no_more(
+    sandbox: Sandbox, block: str, caplog: pytest.LogCaptureFixture, over: bool
+) -> None:
+    flow_run, kept = deployed(waits, credentials_block=block), deployed(waits, credentials_block=block)
+    for one in (flow_run, kept):
+        start(waits, one)
+
+    async def follow() -> list[Any]:
+        watcher = _Watcher([block], once=False)
+        await watcher.look()
+        await asyncio.to_thread(asked, lambda client: client.delete_flow_run(flow_run.id))
+        if over:
+            await asyncio.to_thread(done, sandbox)
+            await asyncio.sleep(0.5)
+        watcher._all_at = 0.0  # two minutes later
+        await watcher.look()
+        await watcher.stop()
+        return [entry.wait.flow_run_id for entry in watcher._followed.values()]
+
+    followed = network_loop().run(follow())
+    asked(lambda client: client.delete_flow_run(kept.id))  # no watcher of another test is to find it
+    assert flow_run.id not in followed
+    assert over or followed == [kept.id]
+    assert network_loop().run(notes(flow_run_ids=[flow_run.id])) == []
+    assert f"Flow run {flow_run.id} was deleted while it waited" in caplog.text
+    assert {job["status"] for job in sandbox.control.jobs()} == {"Completed" if over else "Queued"}
+
+
 def test_the_command_and_the_flow(sandbox: Sandbox, block: str, capsys: pytest.CaptureFixture[str]) -> None:
     flow_runs = [deployed(waits, credentials_block=block) for _ in range(2)]
     start(waits, flow_runs[0])
