@@ -10,7 +10,7 @@ import asyncio
 import random
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from uuid import UUID
@@ -21,7 +21,7 @@ from prefect_qruntime import prefect_api
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.waiting.plan import Deadlines
-from prefect_qruntime.credentials import aload_credentials, saved_blocks
+from prefect_qruntime.credentials import QuantumRuntimeCredentials, load_each, read_each
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobStatus
 from prefect_qruntime.observability import notifications
@@ -46,7 +46,6 @@ _CLAIMED = 15.0  # seconds until a wait that another watcher ends is checked aga
 _PATIENCE = Deadlines()
 _AT_ONCE = 2  # waits that are ended at the same time: a Prefect server on SQLite stalls with more
 _INSTANCE = 60.0  # seconds for one check of an instance, for each key that leads to it
-_INSTANCES_AT_ONCE = 8  # so that a few silent ones delay no other
 _PAGE = 15.0  # seconds for writing one job's page
 _BETWEEN_PAGES = 5.0  # seconds between two of them, so that many suspended flow runs are no load on Prefect
 
@@ -155,12 +154,16 @@ class _Watcher:
         self._problems: dict[str, str] = {}
         self._instances: dict[Place, InstanceWatch] = {}
         self._instances_at = 0.0
+        self._unchecked: list[str] = []
         self._looking: asyncio.Task[None] | None = None
         self._showing: asyncio.Task[None] | None = None
 
     def report(self) -> WatchReport:
         """The work done so far."""
-        return WatchReport(**self._counts, problems=list(self._problems.values()))
+        problems = list(self._problems.values())
+        if not self._once or not (problems or any(self._counts.values())):
+            problems += self._unchecked
+        return WatchReport(**self._counts, problems=problems)
 
     # ---- polling Prefect -----------------------------------------------------------------------
 
@@ -211,38 +214,45 @@ class _Watcher:
         """Check the instances from time to time, beside the waits: one that does not answer delays no other."""
         every = current_settings().watch_instance_seconds
         busy = self._looking is not None and not self._looking.done()
-        if every and not self._once and not busy and time.monotonic() >= self._instances_at:
+        if (every or self._once) and not busy and time.monotonic() >= self._instances_at:
             self._instances_at = time.monotonic() + every
             self._looking = asyncio.create_task(self._look_after_instances())
 
     async def _look_after_instances(self) -> None:
         try:
-            blocks = sorted(self._blocks) if self._blocks is not None else await saved_blocks()
+            loaded, problems = await load_each(self._blocks)
         except Exception:
             log.warning("Prefect's API did not answer, so no instance is checked now.", exc_info=True)
             return
-        instances = defaultdict[str, dict[str, tuple[str, QuantumRuntimeClient]]](dict)
-        for block in blocks:
-            try:
-                client = (await aload_credentials(block)).get_client()
-            except Exception as error:  # no wait depends on it
-                log.warning("The instance of %s could not be checked: %s", block, redact(str(error)))
-            else:
-                instances[client.connection.crn].setdefault(client.connection.fingerprint, (block, client))
-        slots = asyncio.Semaphore(_INSTANCES_AT_ONCE)
-        await asyncio.gather(*(self._look_after_instance(keys, slots) for keys in instances.values()))
+        reasons = {block: problem.removeprefix(f"{block}: ") for block, problem in problems.items()}
+        if not self._once or not loaded:  # polling once is for the waits
+            await self._look_after_all(loaded, reasons)
+            texts = [f"The instance of {block} could not be checked: {reason}" for block, reason in reasons.items()]
+            texts += [] if loaded or texts else ["No credentials block is saved, so there is no instance to watch."]
+            self._unchecked = list(map(redact, texts))
+            for text in self._unchecked:
+                log.warning("Not watched: %s", text)
 
-    async def _look_after_instance(
-        self, keys: Mapping[str, tuple[str, QuantumRuntimeClient]], slots: asyncio.Semaphore
-    ) -> None:
-        block, client = next(iter(keys.values()))
-        watch = self._instances.setdefault(Place(block, client.connection.instance), InstanceWatch(block))
-        try:
-            async with slots, asyncio.timeout(_INSTANCE * len(keys)):
-                await watch.look(*(client for _, client in keys.values()))
-        except Exception as error:
-            reason = redact(str(error)) or "it does not answer."  # a timeout has no text
-            log.warning("The instance of %s could not be checked: %s", block, reason)
+    async def _look_after_all(self, loaded: dict[str, QuantumRuntimeCredentials], reasons: dict[str, str]) -> None:
+        """Check each instance once, with all its keys; `reasons` receives why one could not be checked."""
+        keys = defaultdict[str, dict[str, QuantumRuntimeClient]](dict)  # of each instance, once
+        firsts = dict[str, QuantumRuntimeCredentials]()
+        for block, credentials in loaded.items():
+            client = credentials.get_client()
+            if not keys[client.connection.crn]:
+                firsts[block] = credentials
+            keys[client.connection.crn].setdefault(client.connection.fingerprint, client)
+
+        async def look(block: str, client: QuantumRuntimeClient) -> None:
+            own = keys[client.connection.crn].values()
+            watch = self._instances.setdefault(Place(block, client.connection.instance), InstanceWatch(block))
+            try:
+                async with asyncio.timeout(_INSTANCE * len(own)):
+                    await watch.look(*own)
+            except Exception as error:
+                reasons[block] = str(error) or "it does not answer."  # a timeout has no text
+
+        await read_each(firsts, {}, look)
 
     async def _look_at_all(self) -> None:
         """From time to time drop what was learnt, and process what happened while no watcher ran."""

@@ -634,7 +634,7 @@ async def test_a_block_that_leads_to_another_instance_now_has_another_board(monk
     async def look(self: InstanceWatch, client: Any) -> None:
         looked.append(self)
 
-    monkeypatch.setattr("prefect_qruntime.suspend.watcher.aload_credentials", load)
+    monkeypatch.setattr("prefect_qruntime.credentials.aload_credentials", load)
     monkeypatch.setattr(InstanceWatch, "look", look)
     watcher = _Watcher(["ibm"], once=False)
     for _ in crns:
@@ -661,7 +661,7 @@ async def test_an_instance_is_looked_after_with_each_key_that_is_saved(
         if self._block != "d":
             raise qr.errors.AuthenticationError("all revoked")
 
-    monkeypatch.setattr("prefect_qruntime.suspend.watcher.aload_credentials", load)
+    monkeypatch.setattr("prefect_qruntime.credentials.aload_credentials", load)
     monkeypatch.setattr(InstanceWatch, "look", look)
     await _Watcher(keys, once=False)._look_after_instances()
     first = "b" if broken == "a" else "a"
@@ -684,13 +684,50 @@ async def test_an_instance_that_does_not_answer_holds_up_the_check_of_no_other(
             raise TimeoutError
         read.set()
 
-    monkeypatch.setattr("prefect_qruntime.suspend.watcher.aload_credentials", load)
+    monkeypatch.setattr("prefect_qruntime.credentials.aload_credentials", load)
     monkeypatch.setattr(InstanceWatch, "look", look)
     with caplog.at_level("WARNING", "prefect_qruntime"):
         await _Watcher(["11aa", "33cc"], once=False)._look_after_instances()
     assert [one.getMessage() for one in caplog.records] == [
-        "The instance of 11aa could not be checked: it does not answer."
+        "Not watched: The instance of 11aa could not be checked: it does not answer."
     ]
+
+
+@pytest.mark.parametrize("once", [False, True])
+async def test_a_watcher_that_has_nothing_to_watch_says_so(monkeypatch: pytest.MonkeyPatch, once: bool) -> None:
+    async def none() -> list[str]:
+        return []
+
+    monkeypatch.setattr("prefect_qruntime.credentials.saved_blocks", none)
+    watcher = _Watcher(None, once=once)
+    await watcher._look_after_instances()
+    assert watcher.report().problems == ["No credentials block is saved, so there is no instance to watch."]
+
+
+@pytest.mark.parametrize("how", [{"once": True}, {"duration": 1.0, "interval": 0.2}])
+def test_a_block_that_is_not_there_is_a_problem(sandbox: Sandbox, block: str, how: Any) -> None:
+    problems = run_watch([f"{block}-gone"], **how).problems
+    assert [f"{block}-gone could not be checked" in problem for problem in problems] == [True]
+
+
+async def test_an_instance_is_a_problem_until_it_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors: list[Exception] = [qr.errors.AuthenticationError("all revoked"), TimeoutError()]
+
+    async def load(name: str) -> Any:
+        crn = "crn:v1:bluemix:public:quantum-computing:us-east:a/0123abcd:11aa-22bb::"
+        return qr.QuantumRuntimeCredentials(api_key="a-key-of-a-test-0123", crn=crn)
+
+    async def look(self: InstanceWatch, client: Any) -> None:
+        if errors:
+            raise errors.pop(0)
+
+    monkeypatch.setattr("prefect_qruntime.credentials.aload_credentials", load)
+    monkeypatch.setattr(InstanceWatch, "look", look)
+    watcher, wanted = _Watcher(["ibm"], once=False), [["all revoked."], ["it does not answer."], []]
+    for reasons in wanted:
+        await watcher._look_after_instances()
+        told = [f"The instance of ibm could not be checked: {reason}" for reason in reasons]
+        assert watcher.report().problems == told
 
 
 async def test_an_instance_that_does_not_answer_holds_up_no_job_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
