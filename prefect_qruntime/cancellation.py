@@ -36,7 +36,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect_qruntime.client import QuantumRuntimeClient, submission_keys
 from prefect_qruntime.client.network_loop import SingleFlight, network_loop
 from prefect_qruntime.client.service import each_job
-from prefect_qruntime.errors import JobCancelled, NotFound, QuantumRuntimeError
+from prefect_qruntime.errors import JobCancelled, NotFound, QuantumRuntimeError, SubmissionUncertain
 from prefect_qruntime.models import Job, JobStatus
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.artifacts import find_records
@@ -373,6 +373,10 @@ async def cancels_jobs(
         elif lost is not None:
             _say_what_lives_on(job_ids, lost)
         raise
+    except Exception as error:
+        if lost and not isinstance(error, SubmissionUncertain | JobCancelled):  # which say so themselves
+            _say_what_lives_on((), lost)
+        raise
 
 
 def _say_what_lives_on(job_ids: Collection[str], lost: Collection[str]) -> None:
@@ -385,7 +389,7 @@ def _say_what_lives_on(job_ids: Collection[str], lost: Collection[str]) -> None:
         )
     if lost:
         notifications.log_to_run(
-            "The call was interrupted before the service answered. If it accepted a job, the job lives on. "
+            "The call ended before the service answered. If it accepted a job, the job lives on. "
             f"{again}Look for the tag {' or '.join(lost)} in the instance's workloads.",
             level=logging.WARNING,
         )
@@ -415,9 +419,12 @@ async def _cancel_lost(client: QuantumRuntimeClient, flow_run_id: str, keys: lis
 class CancellationWatch:
     """Ends the block of a task with `JobCancelled` if its flow run is being cancelled; see `ends_if_cancelled`."""
 
-    def __init__(self, client: QuantumRuntimeClient, job_id: str | None, where: RunContext | None) -> None:
+    def __init__(
+        self, client: QuantumRuntimeClient, job_id: str | None, where: RunContext | None, lost: Collection[str]
+    ) -> None:
         self.job_id = job_id
         self._where = where
+        self._lost = lost
         self.fired_by: str | None = None
         self._armed = True
         self._client = client
@@ -458,12 +465,12 @@ class CancellationWatch:
         if answer.gone:
             raise QuantumRuntimeError(
                 "The flow run was deleted in Prefect while this process went on with it.",
-                solution="Nothing was sent. Jobs that it submitted before live on. End the process.",
+                solution=f"{self._sent()} Jobs that it submitted before live on. End the process.",
             )
         if where is not None and 0 < where.starts < answer.starts:
             raise QuantumRuntimeError(
                 "The flow run was started again elsewhere while this process went on with it.",
-                solution="Nothing was sent: the newer process submits what is missing. End this one.",
+                solution=f"{self._sent()} The newer process submits what is missing. End this one.",
             )
 
     async def end(self, flow_run_id: str) -> NoReturn:
@@ -476,11 +483,18 @@ class CancellationWatch:
             if policy() == "cancel":
                 with contextlib.suppress(Exception):  # logged already
                     await _cancel_with(self._client, flow_run_id)
-            raise JobCancelled("The flow run is being cancelled.", solution="Nothing was sent.") from None
+                if self._lost:
+                    await _cancel_lost(self._client, flow_run_id, list(self._lost))
+            raise JobCancelled("The flow run is being cancelled.", solution=self._sent()) from None
         raise JobCancelled(
             f"The flow run is being cancelled. Job {self.job_id}, which another flow run submitted, lives on.",
             job_id=self.job_id,
         ) from None
+
+    def _sent(self) -> str:
+        if not self._lost:
+            return "Nothing was sent."
+        return f"Nothing more was sent. An answer was lost before: the tag is {' or '.join(self._lost)}."
 
 
 class CancellationPoller:
@@ -536,7 +550,11 @@ class CancellationPoller:
 
 @asynccontextmanager
 async def ends_if_cancelled(
-    client: QuantumRuntimeClient, job_id: str | None = None, *, where: RunContext | None = None
+    client: QuantumRuntimeClient,
+    job_id: str | None = None,
+    *,
+    where: RunContext | None = None,
+    lost: Collection[str] = (),
 ) -> AsyncIterator[CancellationWatch | None]:
     """End the block of the running task with `JobCancelled` if its flow run is being cancelled. On the network loop.
 
@@ -547,6 +565,7 @@ async def ends_if_cancelled(
         client: The instance.
         job_id: The job waited for; None for a submission.
         where: The flow run of a submission, as this process first read it.
+        lost: Of a submission, keys of requests whose answers were lost; may change while the block runs.
 
     Yields:
         The watch, to ask Prefect right before something is created, and to disarm it while a request is under way; None
@@ -559,7 +578,7 @@ async def ends_if_cancelled(
     if flow_run_id is None or not every:
         yield None
         return
-    watch = CancellationWatch(client, job_id, where)
+    watch = CancellationWatch(client, job_id, where, lost)
     pollers = network_loop().state(CancellationWork).pollers
     which = (client.connection.crn, flow_run_id)
     here = pollers.setdefault(which, CancellationPoller(client, every))

@@ -174,7 +174,7 @@ async def _submit(
         history = key_history_of_run if submission_key is not None else marks_and_notes(history)
     async with (
         cancels_jobs(client, known, lost=lost),
-        ends_if_cancelled(client, where=where) if runs else contextlib.nullcontext() as watch,
+        ends_if_cancelled(client, where=where, lost=lost) if runs else contextlib.nullcontext() as watch,
         first_through(credentials, session) as usable,
         alone as lock,
     ):

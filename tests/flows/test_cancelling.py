@@ -19,6 +19,7 @@ from prefect.states import Cancelling
 
 import prefect_qruntime as qr
 from prefect_qruntime import cancellation, hooks
+from prefect_qruntime.admission.guard import AdmissionGuard
 from prefect_qruntime.cancellation import CancellationWork, belongs, cancel_jobs_of
 from prefect_qruntime.client import service
 from prefect_qruntime.client.network_loop import network_loop
@@ -279,6 +280,72 @@ def test_a_job_whose_answer_was_lost_a_moment_before_the_cancel_is_cancelled(
     assert sandbox.control.open_sessions() == []
 
 
+@pytest.mark.parametrize("use", [hooks.cancel, hooks.detach], ids=["cancel", "detach"])
+def test_a_cancel_that_the_next_request_notices_does_not_forget_the_answer_that_was_lost(
+    sandbox: Sandbox, credentials: Any, use: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No signal comes: Prefect is asked when the search has found nothing and the job is about to be sent again."""
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_SUBMISSION_GRACE_SECONDS", "1")
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_CANCEL_LOOK_SECONDS", "0.1")
+    sandbox.control.hold()
+    network_loop().run(credentials.get_client().jobs(limit=1))  # so that it is no 401 that is lost
+    sandbox.control.set_option("list_lag", 4.0)
+    sandbox.control.add_fault("POST", "/jobs", drop="after", delay=0.5)
+    refused: list[str] = []
+
+    @flow(**use)
+    def submits() -> None:
+        mine = UUID(runtime.flow_run.id)
+
+        def cancel() -> None:
+            assert until(lambda: requests(sandbox, "POST", "/jobs"))
+            asked(lambda client: client.set_flow_run_state(mine, Cancelling()))
+
+        presses = threading.Thread(target=cancel)
+        presses.start()
+        try:
+            qr.submit_job(credentials, [FLIP], backend=BACKEND)
+        except qr.JobCancelled as error:
+            refused.append(str(error))
+        presses.join()
+
+    ran(submits)
+    sandbox.control.set_option("list_lag", 0)
+    (job,) = sandbox.control.jobs()
+    assert job["status"] == ("Cancelled" if use is hooks.cancel else "Queued")
+    (key,) = [tag for tag in job["tags"] if tag.startswith("qr-key:")]
+    assert [key in text and "Nothing was sent" not in text for text in refused] == [True]
+
+
+def test_a_refusal_before_the_job_is_sent_again_does_not_hide_the_answer_that_was_lost(
+    sandbox: Sandbox, credentials: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_SUBMISSION_GRACE_SECONDS", "1")
+    sandbox.control.hold()
+    network_loop().run(credentials.get_client().jobs(limit=1))  # so that it is no 401 that is lost
+    sandbox.control.set_option("list_lag", 4.0)
+    sandbox.control.add_fault("POST", "/jobs", drop="after")
+    asked_before = list[bool]()
+
+    async def refuses(*_: Any) -> None:
+        asked_before.append(True)
+        if len(asked_before) == 2:
+            raise qr.errors.PolicyRefused("changed meanwhile")
+
+    monkeypatch.setattr(AdmissionGuard, "_ceiling", refuses)
+
+    @flow
+    def submits() -> None:
+        with pytest.raises(qr.errors.PolicyRefused):
+            qr.submit_job(credentials, [FLIP], backend=BACKEND)
+
+    ran(submits)
+    sandbox.control.set_option("list_lag", 0)
+    (job,) = sandbox.control.jobs()
+    (key,) = [tag for tag in job["tags"] if tag.startswith("qr-key:")]
+    assert f"Look for the tag {key}" in caplog.text
+
+
 # ---- subflows ------------------------------------------------------------------------------------------------------
 
 TREE = {"top": None, "left": "top", "leaf": "left", "right": "top"}
@@ -455,6 +522,6 @@ def test_a_call_that_is_interrupted_while_it_submits_says_what_lives_on(
     asyncio.run(interrupted() if outside else flow(interrupted)())
     (job,) = sandbox.control.jobs()
     (key,) = (tag for tag in job["tags"] if tag.startswith("qr-key:"))
-    (told,) = (line.getMessage() for line in caplog.records if "The call was interrupted" in line.getMessage())
+    (told,) = (line.getMessage() for line in caplog.records if line.getMessage().startswith("The call "))
     assert (key in told, job["id"] in told) == (lost, not lost)
     assert ("A repeated flow run attaches" in told) is not outside
