@@ -294,6 +294,8 @@ class _Scope:
             if hasattr(node, part):
                 known = True
                 item = getattr(node, part)
+                if isinstance(item, bool):  # newer versions of qiskit have 1 for True; the type says that it is one
+                    item = int(item)
                 form.append([part, str(item) if part == "op" else self.value(item)])
         if not known:
             raise _UnknownError(kind)
