@@ -352,6 +352,8 @@ class Connection:
         put(self, "iam_url", check_url(self.iam_url or DEFAULT_IAM_URL, field="iam_url"))
         put(self, "instance", instance_name(crn.text, self.base_url))
         register_secret(key)
+        if self.ca_file is not None and not self.ca_file.strip():  # as forms save a field that was emptied
+            put(self, "ca_file", None)
         if self.proxy is not None:
             put(self, "proxy", check_proxy(self.proxy) if self.proxy.strip() else None)
         if self.proxy is not None:

@@ -278,7 +278,8 @@ class _Caller:
         kept, sent = await self.service.job_input(job_id), self.service.job_params(on_service(spec))
         compare = partial(input_difference, spec, sent, kept, exact=self.intent.exact, unseen=unseen)
         # What may hold QPY is decoded in a thread: reading it can take seconds, and imports qiskit.
-        plain = not spec.support_qiskit and spec.params is None and "quantum_program" not in kept
+        decoded = spec.support_qiskit or spec.canonical(spec.options) != spec.options
+        plain = not decoded and spec.params is None and "quantum_program" not in kept
         return compare() if is_small(spec) and plain else await asyncio.to_thread(compare)
 
     async def _read(self, job_id: str) -> core.Action:

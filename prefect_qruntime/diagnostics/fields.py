@@ -125,7 +125,7 @@ def check_fields(data: Mapping[str, Any]) -> Fields:
         connection = Connection(**{**_STAND_IN, **{name: good[name] for name in good if name != "crn"}})
     if "crn" in bad and not given.get("base_url"):
         bad.add("base_url")  # the address follows from the CRN
-    if "ca_file" in good and (found := check_ca_file(str(good["ca_file"]))) is not None:
+    if connection.ca_file is not None and (found := check_ca_file(connection.ca_file)) is not None:
         findings.append(found)
         if found.level == "problem":
             bad.add("ca_file")

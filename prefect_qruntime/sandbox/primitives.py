@@ -303,7 +303,8 @@ def estimate(
     width = pub.circuit.num_qubits
     needed = frozenset(width - 1 - i for label in terms for i, letter in enumerate(label) if letter != "I")
     circuit = pub.circuit
-    if not circuit.has_control_flow_op():  # Otherwise it would remove measurements that a condition reads.
+    # Otherwise it would remove measurements that a condition reads, or fail for want of a variable.
+    if not (circuit.has_control_flow_op() or circuit.num_vars or circuit.num_stretches):
         circuit = circuit.remove_final_measurements(inplace=False)
     reduced, places = qc.compact(circuit, needed)
     labels = [_moved(label, places, reduced.num_qubits) for label in terms]

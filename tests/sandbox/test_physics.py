@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from qiskit import QuantumCircuit, qpy
 from qiskit.circuit import ParameterVector
+from qiskit.circuit.classical import expr
 
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.sandbox_api import BELL, BELL_STATE, Api
@@ -261,6 +262,19 @@ def test_estimator_ignores_final_measurements_and_finds_wide_observables(cloud, 
     params = {"pubs": [[encode_circuit(circuit), {label: 1.0}]]}
     result = cloud.run(program="estimator", params=params)
     assert pub_data(result)["evs"] == pytest.approx(-1)
+
+
+@pytest.mark.parametrize("kind", ["variable", "stretch"])
+def test_estimator_takes_circuits_with_variables_that_no_block_reads(cloud, fast, kind):
+    circuit = QuantumCircuit(2, 2)
+    if kind == "variable":
+        circuit.add_var("flag", expr.lift(True))
+    else:
+        circuit.delay(circuit.add_stretch("slack"), 1)
+    circuit.x(0)
+    circuit.measure([0, 1], [0, 1])
+    params = {"pubs": [[encode_circuit(circuit), ["IZ", "ZI"]]]}
+    assert pub_data(cloud.run(program="estimator", params=params))["evs"] == pytest.approx([-1, 1])
 
 
 def test_encoded_sampler_result(cloud, fast):

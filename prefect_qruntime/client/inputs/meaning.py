@@ -51,6 +51,7 @@ _COMPLETE = frozenset(
         "ContinueLoopOp", "Store",
     }
 )  # fmt: skip
+_WITH_OPTIONS = "MCXVChain"  # the one standard gate with options that neither its name nor its parameters show
 # Their qubits and bits come from sets of qiskit's builder: the order says nothing. Own gates may have the names, too.
 _UNORDERED = {
     "if_else": "IfElseOp", "while_loop": "WhileLoopOp", "for_loop": "ForLoopOp", "switch_case": "SwitchCaseOp",
@@ -197,7 +198,8 @@ class _Scope:
         # The type of a singleton gate is a class without a module; an annotated one has no base class.
         kind = getattr(op, "base_class", type(op))
         form: list[Any] = [_COUNTED_NAME.sub("circuit", op.name)]
-        if kind.__module__.startswith(_COMPLETE_MODULES) and not op.params:
+        complete = kind.__module__.startswith(_COMPLETE_MODULES) and kind.__name__ != _WITH_OPTIONS
+        if complete and not op.params:
             return [*form, getattr(op, "ctrl_state", None)]
         blocks = getattr(op, "blocks", ())
         if blocks:
@@ -209,9 +211,7 @@ class _Scope:
         form.append([getattr(op, "ctrl_state", None), getattr(op, "unit", None), op.num_qubits, op.num_clbits])
         if kind.__name__ == "AnnotatedOperation":
             return [*form, [_modifier(one) for one in op.modifiers], self.operation(op.base_op, places)]
-        if kind.__module__.startswith(_COMPLETE_MODULES) or (
-            kind.__name__ in _COMPLETE and kind.__module__.startswith("qiskit.")
-        ):
+        if complete or (kind.__name__ in _COMPLETE and kind.__module__.startswith("qiskit.")):
             return form
         definition = getattr(op, "definition", None)
         if definition is not None:
@@ -294,6 +294,8 @@ class _Scope:
             if hasattr(node, part):
                 known = True
                 item = getattr(node, part)
+                if isinstance(item, bool):  # newer versions of qiskit have 1 for True; the type says that it is one
+                    item = int(item)
                 form.append([part, str(item) if part == "op" else self.value(item)])
         if not known:
             raise _UnknownError(kind)
@@ -368,8 +370,12 @@ class Meaning:
         return not self.doubts
 
 
-def meaning_of(params: Any) -> Meaning:
+def meaning_of(payload: Any, path: str = "params") -> Meaning:
     """Read a payload made of plain JSON. Imports qiskit only if there is QPY in it.
+
+    Args:
+        payload: The payload.
+        path: Its name in the doubts.
 
     Example:
         ```python
@@ -379,8 +385,8 @@ def meaning_of(params: Any) -> Meaning:
         ```
     """
     reader = _Reader()
-    canonical = reader.value(params, "params")
-    return Meaning(canonical, tuple(reader.doubts), params)
+    canonical = reader.value(payload, path)
+    return Meaning(canonical, tuple(reader.doubts), payload)
 
 
 def qpy_in(text: str, allowance: Allowance | None = None) -> bytes | None:

@@ -259,7 +259,7 @@ class JobSpec:
     """What to submit: program, payload, limits. Without session and key.
 
     Attributes:
-        meaning: The `Meaning` of `params`, see `client.inputs.meaning`.
+        meaning: The `Meaning` of `params`, or of the options of PUBs, see `client.inputs.meaning`.
         doubts: Why the same work, written again in another process, may get another digest; empty if it cannot.
         prepared: The PUBs as the params of program `executor`, if they take that route. Not part of the digest: the
             same work submitted on one route is found again on the other.
@@ -299,9 +299,9 @@ class JobSpec:
             "v": DIGEST_VERSION,
             "program": self.program_id,
             "pubs": [pub.canonical() for pub in self.pubs],
-            "params": self.canonical_params,
+            "params": self.canonical(self.params),
             "shots": self.shots,
-            "options": self.options,
+            "options": self.canonical(self.options),
             "max_execution_time": self.max_execution_time,
             "private": self.private,
         }
@@ -312,15 +312,12 @@ class JobSpec:
             found.update(piece)
         return found.hexdigest()
 
-    @property
-    def canonical_params(self) -> Any:
-        """The raw payload as the digest sees it.
+    def canonical(self, value: Any) -> Any:
+        """The params or the options as the digest sees them.
 
-        A meaning that was read from other params does not count: of params that replaced them it says nothing.
+        A meaning that was read from others does not count: of what replaced them it says nothing.
         """
-        return (
-            self.meaning.canonical if self.meaning is not None and self.meaning.source is self.params else self.params
-        )
+        return self.meaning.canonical if self.meaning is not None and self.meaning.source is value else value
 
     @property
     def wire_program(self) -> str:

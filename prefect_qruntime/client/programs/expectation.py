@@ -189,8 +189,8 @@ def circuit_without_last_measurements(circuit: Any, *, keep_registers: bool = Fa
         circuit: The circuit, which stays as it is.
         keep_registers: Leave classical registers into which only these measure.
     """
-    if not (keep_registers or circuit.has_control_flow_op() or circuit.num_vars):
-        # Qiskit's rule is the same if nothing reads a bit, and it knows how to take registers away.
+    if not (keep_registers or circuit.has_control_flow_op() or circuit.num_vars or circuit.num_stretches):
+        # Qiskit's rule is the same if nothing reads a bit, and it knows how to take registers away; variables it loses.
         return circuit.remove_final_measurements(inplace=False)
     kept = without_last_measurements([_step(item) for item in circuit.data])
     target = circuit.copy_empty_like()

@@ -246,17 +246,20 @@ def make_spec(
                 solution=f"{nearest(program_id, _PRIMITIVES)} Give any other program its params=.".strip(),
             )
         read = read_pubs(pubs, program_id=program_id)
+        meaning = None
         if options is not None:
             from prefect_qruntime.client.inputs.options import check_options  # fourteen models
 
             options = check_options(options, program_id=program_id)
+            meaning = meaning_of(options, "options")  # a noise model holds circuits
         spec = JobSpec(
             **common,
             pubs=read,
             shots=check_shots(shots, field="shots"),
             options=options or {},
             support_qiskit=any(not isinstance(pub.circuit, str) for pub in read),
-            doubts=tuple(_doubts(read)),
+            meaning=meaning,
+            doubts=(*_doubts(read), *(meaning.doubts if meaning is not None else ())),
             may_turn=way.may_turn,
             circuit_form=circuit_form,
         )

@@ -310,9 +310,10 @@ def test_hosts_of_this_machine_or_its_network(host: str) -> None:
     assert not is_public(host)
 
 
-@pytest.mark.parametrize("proxy", ["", " ", None])
-def test_an_empty_proxy_is_none(proxy: str | None) -> None:
-    assert make(proxy=proxy).proxy is None
+@pytest.mark.parametrize("empty", ["", " ", None])
+@pytest.mark.parametrize("name", ["proxy", "ca_file"])
+def test_an_emptied_field_is_none(name: str, empty: str | None) -> None:
+    assert getattr(make(**{name: empty}), name) is None
 
 
 @pytest.mark.parametrize("host", ["[v1.x]", "xn--a.example", "\uff05.example", "ex\u00adample.example", "\u202ea"])

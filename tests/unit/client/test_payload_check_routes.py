@@ -128,5 +128,5 @@ def test_a_meaning_never_outlives_its_params() -> None:
     again = executor_params(build(1))
     other = executor_params(build(2))
     assert replace(spec, params=other).digest() != spec.digest()
-    assert replace(spec, params=other).canonical_params is other
+    assert replace(spec, params=other).canonical(other) is other
     assert replace(spec, params=again, meaning=meaning_of(again)).digest() == spec.digest()

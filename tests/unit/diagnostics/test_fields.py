@@ -82,6 +82,11 @@ def test_an_empty_document() -> None:
     assert {check for check, _, _ in found(api_key=None, crn=None)} == {"api_key", "crn"}
 
 
+@pytest.mark.parametrize("name", ["proxy", "ca_file"])
+def test_an_emptied_field_is_no_problem(name: str) -> None:
+    assert found(**{name: ""}) == found(**{name: None})
+
+
 def test_no_secret_is_repeated() -> None:
     told = str(found(api_key="half of a key\n0123456789", proxy="me:password-0123@host"))
     assert "half" not in told

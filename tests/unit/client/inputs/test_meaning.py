@@ -16,8 +16,11 @@ import pytest
 from qiskit import QuantumCircuit
 from qiskit.circuit import Gate, Parameter
 
+from prefect_qruntime.client.dialects import v2_params
 from prefect_qruntime.client.inputs.meaning import meaning_of
-from prefect_qruntime.client.inputs.pubs import encode_array
+from prefect_qruntime.client.inputs.pubs import dump_qpy, encode_array, encode_qpy
+from prefect_qruntime.client.inputs.spec import JobSpec
+from prefect_qruntime.client.payload_check import input_difference
 from prefect_qruntime.client.programs import make_spec
 from tests.support import random_circuits
 from tests.support.executor import tensor
@@ -176,6 +179,39 @@ def test_qpy_inside_a_samplex_and_its_version_do_not_count() -> None:
     assert one.certain
     assert meaning_of(samplex("0.22", 0.5)) == one
     assert meaning_of(samplex("0.21", 0.6)) != one
+
+
+def _with_noise_model(angle: float, rate: float) -> JobSpec:
+    """An estimator with the noise of a layer, as IBM's encoder writes what its noise learner returns."""
+    layer = QuantumCircuit(2)
+    layer.rz(angle * Parameter("p"), 0)
+    layer.cz(0, 1)
+    model = {
+        "__type__": "_json",
+        "__module__": "qiskit_ibm_runtime.utils.noise_learner_result",
+        "__class__": "LayerError",
+        "__value__": {"circuit": encode_qpy(dump_qpy(layer, field="")[0]), "rates": encode_array([rate, 0.2])},
+    }
+    pub = ("OPENQASM 3.0; qubit[2] q; cz q[0], q[1];", "ZZ")
+    options = {"resilience": {"pec_mitigation": True, "layer_noise_model": [model]}}
+    return make_spec([pub], backend="b", program_id="estimator", options=options)
+
+
+def test_circuits_in_options_are_known_by_what_they_compute() -> None:
+    one, again = _with_noise_model(0.5, 0.1), _with_noise_model(0.5, 0.1)
+    assert one.options != again.options, "QPY differs each time"
+    assert (one.digest(), one.doubts) == (again.digest(), ())
+    assert input_difference(one, v2_params(one), v2_params(again)) is None
+    for other in (_with_noise_model(0.6, 0.1), _with_noise_model(0.5, 0.3)):
+        assert other.digest() != one.digest()
+        assert "layer_noise_model" in str(input_difference(one, v2_params(one), v2_params(other)))
+
+
+def test_circuits_in_options_that_cannot_be_told_are_doubted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "qiskit", None)
+    options = {"resilience": {"layer_noise_model": [{"circuit": base64.b64encode(b"QISKIT\x11").decode()}]}}
+    spec = make_spec([("OPENQASM 3.0; qubit q; x q;", "Z")], backend="b", program_id="estimator", options=options)
+    assert spec.doubts[0].startswith("options.resilience.layer_noise_model[0].circuit holds")
 
 
 class _Odd(Gate):

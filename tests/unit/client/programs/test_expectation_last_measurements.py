@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister, qasm3
 from qiskit.circuit import Clbit, Qubit
-from qiskit.circuit.classical import expr
+from qiskit.circuit.classical import expr, types
 
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.programs.expectation import circuit_without_last_measurements
@@ -158,6 +158,44 @@ def test_each_form_of_a_circuit_has_the_same_value(given: str, form: str) -> Non
     circuit = _dynamic()
     found = _values(qasm3.dumps(circuit) if given == "text" else circuit, ["IX", "ZI"], circuit_form=form)
     assert found == pytest.approx([1.0, 1.0])
+
+
+def _with_variable(kind: str, *, declared: bool) -> QuantumCircuit:
+    circuit = QuantumCircuit(2, 2)
+    if not declared:
+        circuit.delay(10, 1)
+    elif kind == "stretch":
+        circuit.delay(circuit.add_stretch("slack"), 1)
+    elif kind == "input":
+        circuit.add_input("given", types.Bool())
+    else:
+        circuit.add_var("flag", expr.lift(True))
+    circuit.h(0)
+    circuit.measure([0, 1], [0, 1])
+    return circuit
+
+
+@pytest.mark.parametrize("kind", ["variable", "input", "stretch"])
+def test_variables_of_a_circuit_do_not_matter(kind: str) -> None:
+    left = [
+        [item.name for item in circuit_without_last_measurements(_with_variable(kind, declared=declared)).data]
+        for declared in (True, False)
+    ]
+    assert "h" in left[0]
+    assert "measure" not in left[0]
+    assert set(left[0]) - {"store", "delay"} == set(left[1]) - {"delay"}
+
+
+@pytest.mark.parametrize("form", ["openqasm3", "qpy"])
+@pytest.mark.parametrize("kind", ["variable", "stretch"])
+def test_circuits_with_variables_go_to_the_executor(kind: str, form: str) -> None:
+    assert make_spec(
+        [(_with_variable(kind, declared=True), "IX")],
+        backend="b",
+        route="executor",
+        program_id="estimator",
+        circuit_form=form,
+    ).prepared
 
 
 # The text after `qubit[2] q; bit[2] c; h q[0];`, and the value of X on qubit 0: 1 if the measurement was a last one.
