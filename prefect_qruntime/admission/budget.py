@@ -44,6 +44,7 @@ __all__ = [
     "close_at_limit",
     "close_if_due",
     "days_ago",
+    "has_limits",
     "read_holds",
     "report_exhausted",
     "report_level",
@@ -165,6 +166,12 @@ class Budget(Loadable, Block):
 
 
 BudgetLike = Budget | str
+
+
+def has_limits(values: Any) -> bool:
+    """Whether the values of a budget, or of a copy of it in another block's document, limit anything."""
+    limits = (name for name, field in Budget.model_fields.items() if field.default is None)
+    return isinstance(values, dict) and any(values.get(name) is not None for name in limits)
 
 
 def as_budget(budget: Any) -> BudgetLike | None:
