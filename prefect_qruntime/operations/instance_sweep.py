@@ -45,8 +45,8 @@ _OPENING = timedelta(minutes=10)
 _CLOSED, _DRAINS, _CANCELLED = "closed", "drains, takes no more jobs", "cancelled"
 _ENDED = "ended before it was cancelled"
 _LEFT, _WITH_SESSION = "left alone", "ends with its session"
-_DELETED, _DEAD, _EXPIRED = "Deleted", "Ended", "Expired"
-_DRAINED_AFTER = ("Crashed", _DELETED, _DEAD, _EXPIRED)
+_CRASHED, _DELETED, _DEAD, _EXPIRED = "Crashed", "Deleted", "Ended", "Expired"
+_DRAINED_AFTER = (_CRASHED, _DELETED, _DEAD, _EXPIRED)
 """States of an owner after which queued jobs still run: the run may be resumed, or the jobs fetched by their ids."""
 
 
@@ -74,11 +74,13 @@ class Owners:
 
     Args:
         noted: Flow runs that records of this Prefect server name.
+        gone: Flow runs that Prefect shows as running although their process is known to be gone: they are treated as
+            crashed.
     """
 
-    def __init__(self, noted: set[str]) -> None:
+    def __init__(self, noted: set[str], gone: Iterable[str] = ()) -> None:
         self._noted = noted
-        self._known: dict[str, str | None] = {}
+        self._known: dict[str, str | None] = dict.fromkeys(gone, _CRASHED)
 
     async def over(self, flow_run_id: str | None) -> str | None:
         """The name of the final state; None if the flow run may still continue."""
@@ -248,7 +250,7 @@ class InstanceSweeper:
             return
         self._told.add(job.id)
         action = _LEFT
-        if cancel_jobs and state != "Crashed":
+        if cancel_jobs and state != _CRASHED:
             action = "would be cancelled" if self._dry_run else await self._cancel(job.id)
         self._found.jobs.append(
             Swept(id=job.id, block=self._block, flow_run=owner, flow_state=state, action=action, url=job.url)
