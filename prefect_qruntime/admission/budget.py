@@ -36,6 +36,7 @@ from prefect_qruntime.run_context import RunContext
 from prefect_qruntime.settings import current_settings
 
 __all__ = [
+    "HOLD_DAYS",
     "Budget",
     "BudgetLike",
     "SessionHolds",
@@ -53,7 +54,8 @@ __all__ = [
 
 log = get_logger(__name__)
 
-_DAYS = 7.0  # how far back a watcher reads
+HOLD_DAYS = 30.0
+"""Days that holds are read back at least: longer than a flow run lasts, and than a session waits for its first job."""
 
 
 class Budget(Loadable, Block):
@@ -408,7 +410,7 @@ async def close_at_limit(client: QuantumRuntimeClient) -> list[str]:
         QuantumRuntimeError: The service or Prefect could not be asked.
     """
     closed, known = [], SessionHolds()
-    for hold in await read_holds(client.connection.crn, days_ago(_DAYS)):
+    for hold in await read_holds(client.connection.crn, days_ago(HOLD_DAYS)):
         if hold.closes and hold.final is None and hold.session_id is not None:
             try:
                 seen = await known.look_at(client, hold.session_id, hold)
@@ -466,7 +468,7 @@ def _told(hold: SessionHold) -> str:
 
 
 async def read_holds(crn: str, since: datetime) -> list[SessionHold]:
-    """Read the holds of an instance's sessions that were recorded since a moment.
+    """Read the holds of an instance's sessions whose records were written since a moment.
 
     Raises:
         QuantumRuntimeError: Prefect's API failed; then nothing may be submitted.
@@ -478,7 +480,7 @@ async def read_holds(crn: str, since: datetime) -> list[SessionHold]:
             f"the budget cannot be checked: the sessions that spend from it could not be read from Prefect ({error!r})"
         ) from error
     found = [hold for record in records if (hold := _hold(record)) is not None]
-    return [hold for hold in found if hold.crn == crn and hold.opened >= since.timestamp()]
+    return [hold for hold in found if hold.crn == crn]
 
 
 def _hold(record: Record) -> SessionHold | None:
