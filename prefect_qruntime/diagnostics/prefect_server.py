@@ -25,7 +25,7 @@ from prefect_qruntime.client.connection import Connection, is_loopback
 from prefect_qruntime.diagnostics.fields import Finding, hint, ok, problem
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.models import Usage
-from prefect_qruntime.prefect_api import api, patience
+from prefect_qruntime.prefect_api import api, patience, saved_documents
 from prefect_qruntime.redact import many, redact
 from prefect_qruntime.settings import QuantumRuntimeSettings, current_settings, unknown_settings, wrong_settings
 
@@ -247,19 +247,15 @@ def check_floor(usage: Usage | None, imposed: Sequence[Budget]) -> list[Finding]
     ]
 
 
-async def _budget_copies(of: type[Block], client: PrefectClient) -> Finding:
+async def _budget_copies(of: type[Block], _client: PrefectClient) -> Finding:
     """Find the job blocks whose budget is a part of the block, so that changes of a saved budget do not reach it."""
-    try:
-        saved = await client.read_block_documents_by_type(of.get_block_type_slug(), include_secrets=False)
-    except ObjectNotFound:  # reported with the block types
-        saved = []
     copies = [
         str(document.name)
-        for document in saved
+        for document in await saved_documents(of)
         if "budget" not in document.block_document_references and has_limits(document.data.get("budget"))
     ]
     if not copies:
-        return ok("job blocks", f"{many(len(saved), 'job block')} saved, none with a copy of a budget")
+        return ok("job blocks", "None has a copy of a budget")
     return hint(
         "job blocks",
         f"The budget of the job {'block' if len(copies) == 1 else 'blocks'} {', '.join(sorted(copies))} is a copy "

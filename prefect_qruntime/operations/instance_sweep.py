@@ -28,7 +28,7 @@ from prefect_qruntime.prefect_api import api
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.tasks.session_notes import SessionNote, is_note
 
-__all__ = ["LOOK_BACK", "NOTED_BACK", "Found", "InstanceSweeper", "Owners", "Swept"]
+__all__ = ["LOOK_BACK", "NOTED_BACK", "Found", "InstanceSweeper", "Owners", "Swept", "is_old"]
 
 log = get_logger(__name__)
 
@@ -360,7 +360,7 @@ class InstanceSweeper:
         session = await self._read(session_id, note.record)
         if session is not None and session.ref().is_closed:
             self._over.add(session_id)
-        elif gone or (_is_old(note.record) if session is None else self._has_outlived_its_limit(session)):
+        elif gone or (is_old(note.record) if session is None else self._has_outlived_its_limit(session)):
             users = await self._users_of(session_id) - {None}
             if users and await self._all_over(users) is None:
                 return
@@ -471,7 +471,7 @@ class InstanceSweeper:
             return
         self._tried.add(session_id)
         session = await self._read(session_id, record)
-        if session is None and record is not None and not (self._is_owner(record) or _is_old(record)):
+        if session is None and record is not None and not (self._is_owner(record) or is_old(record)):
             if self._is_ours(record) and all(session_id in sweeper._tried for sweeper in self._same):
                 block = record.place.block
                 lost = (
@@ -484,7 +484,7 @@ class InstanceSweeper:
                     f"and {lost}."
                 )
             return
-        if session.ref().is_closed if session is not None else record is not None and _is_old(record):
+        if session.ref().is_closed if session is not None else record is not None and is_old(record):
             self._seen.add(session_id)
             self._over.add(session_id)
             return
@@ -529,7 +529,7 @@ def _is_older(record: Record, than: timedelta) -> bool:
     return record.updated is not None and datetime.now(UTC) - record.updated > than
 
 
-def _is_old(record: Record) -> bool:
+def is_old(record: Record) -> bool:
     """Whether a recorded session cannot be open any more."""
     return _is_older(record, _LIFE)
 

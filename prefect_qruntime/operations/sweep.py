@@ -41,6 +41,7 @@ from prefect_qruntime.operations.instance_sweep import (
     InstanceSweeper,
     Owners,
     Swept,
+    is_old,
 )
 from prefect_qruntime.prefect_api import api, family, flow_runs_by_id
 from prefect_qruntime.redact import get_logger
@@ -160,7 +161,7 @@ async def _next_step(flow_run: FlowRun, *, open_sessions: bool = False) -> str:
         "`fetch_results`. A new run of the script submits the jobs again, unless they have a `submission_key`."
     )
     for record in await _records("session", flow_run.id) if open_sessions else ():
-        if (session_id := record.meta.get("session")) and not record.is_closed:
+        if (session_id := record.meta.get("session")) and not (record.is_closed or is_old(record)):
             step += (
                 f" Its session {session_id} may be open and charging. If the process is gone, close it with "
                 f"`prefect-qruntime sessions --close {session_id}`."

@@ -440,6 +440,7 @@ def test_a_block_type_that_is_not_registered(prefect_server: PrefectServer, monk
             old.setattr(kind, "_block_type_slug", f"not-registered-{uuid4().hex}")
             (found,) = prefects_side("block type")
             assert (found.level, "does not know the block type" in found.finding) == ("hint", True)
+            assert prefects_side("job blocks")[0].level != "problem"
     monkeypatch.setattr(QuantumRuntimeCredentials, "_calculate_schema_checksum", lambda: "sha256:0")
     assert prefects_side("block type")[0].level == "hint"
     monkeypatch.setattr(QuantumRuntimeCredentials, "_block_type_slug", f"not-registered-{uuid4().hex}")
