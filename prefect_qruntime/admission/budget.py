@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
@@ -491,5 +492,7 @@ def _hold(record: Record) -> SessionHold | None:
             if text is not None:
                 facts[one.name] = float(text) if one.name in _NUMBERS else text
         facts["closes"] = facts.get("closes") == "True"
-        return SessionHold(**facts)  # type: ignore[arg-type]
+        # A sum with what is no number would be below every limit.
+        if all(math.isfinite(fact) for fact in facts.values() if isinstance(fact, float)):
+            return SessionHold(**facts)  # type: ignore[arg-type]
     return None

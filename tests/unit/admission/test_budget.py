@@ -608,6 +608,18 @@ def test_a_session_of_another_user_counts_by_the_clock(
     assert asyncio.run(submits()) == pytest.approx(used)
 
 
+@pytest.mark.parametrize("name", ["allotted", "opened", "told", "over", "final", "begun_after"])
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "soon"])
+def test_a_hold_that_holds_no_numbers_lifts_no_limit(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
+    facts = {"token": "t1", "allotted": "600", "crn": CRN, "opened": f"{time.time()}", "session_id": "s1", name: text}
+
+    async def find_records(*_: Any, **__: Any) -> list[Record]:
+        return [Record(UUID(int=1), "qruntime-hold-t1", facts, None, None)]
+
+    monkeypatch.setattr(budget_module, "find_records", find_records)
+    assert asyncio.run(budget_module.read_holds(CRN, datetime.now(UTC))) == []
+
+
 @pytest.mark.parametrize("days", [2, 10, 25])
 def test_a_session_that_is_open_for_weeks_counts_in_other_processes(
     monkeypatch: pytest.MonkeyPatch, days: float
