@@ -64,7 +64,6 @@ __all__ = [
 
 log = get_logger(__name__)
 
-_WITH_PROCESS: tuple[Kind, ...] = ("job", "session")
 _MISSED = 3  # heartbeats in a row after which a process counts as gone
 _DEFAULT_BEAT = 180.0  # seconds; Prefect's own default
 
@@ -134,7 +133,7 @@ async def _gone_processes(flow_run_ids: Iterable[str]) -> dict[str, str]:
         # A worker records the id of the run's process. If that process opened sessions or submitted jobs itself, their
         # records identify it.
         pid = (flow_run.infrastructure_pid or "").rpartition(":")[2]
-        for record in [record for kind in _WITH_PROCESS for record in await _records(kind, flow_run.id)]:
+        for record in await _records(flow_run.id, "job", "session"):
             if record.meta.get("pid") == pid and _noted_in_this_run(record, flow_run):
                 if process_is_gone(record.meta):
                     found[str(flow_run.id)] = f"Its process {pid} on {record.meta.get('host')} is gone."
@@ -160,7 +159,7 @@ async def _next_step(flow_run: FlowRun, *, open_sessions: bool = False) -> str:
         f"It has no deployment, so no worker can run it again. Fetch the results of its jobs by their ids{ids}, with "
         "`fetch_results`. A new run of the script submits the jobs again, unless they have a `submission_key`."
     )
-    for record in await _records("session", flow_run.id) if open_sessions else ():
+    for record in await _records(flow_run.id, "session") if open_sessions else ():
         if (session_id := record.meta.get("session")) and not (record.is_closed or is_old(record)):
             step += (
                 f" Its session {session_id} may be open and charging. If the process is gone, close it with "
@@ -169,13 +168,14 @@ async def _next_step(flow_run: FlowRun, *, open_sessions: bool = False) -> str:
     return step
 
 
-async def _records(kind: Kind, flow_run_id: UUID) -> list[Record]:
+async def _records(flow_run_id: UUID, *kinds: Kind) -> list[Record]:
     """The records of a flow run and of its subflows, which are in its process."""
-    return await find_records(kind, flow_run_ids=await family(flow_run_id))
+    ids = await family(flow_run_id)
+    return [record for kind in kinds for record in await find_records(kind, flow_run_ids=ids)]
 
 
 async def _jobs(flow_run_id: UUID) -> list[str]:
-    return [record.meta["id"] for record in await _records("job", flow_run_id)]
+    return [record.meta["id"] for record in await _records(flow_run_id, "job")]
 
 
 def _noted_in_this_run(record: Record, flow_run: FlowRun) -> bool:
