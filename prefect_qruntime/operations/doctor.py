@@ -117,7 +117,7 @@ async def _documents(
     return found, findings
 
 
-async def check_block(data: Mapping[str, Any], imposed: Sequence[Budget] = ()) -> list[Finding]:
+async def check_block(data: Mapping[str, Any], imposed: Sequence[Budget]) -> list[Finding]:
     """Check one block by its data: fields, policy, network, token, instance. Runs on the network loop.
 
     Args:
