@@ -9,7 +9,7 @@ from typing import Annotated, Any, Unpack, cast
 from prefect.blocks.abstract import JobBlock, JobRun
 from pydantic import Field, HttpUrl
 
-from prefect_qruntime.admission.budget import Budget
+from prefect_qruntime.admission.budget import Budget, has_limits
 from prefect_qruntime.client.cost_core import MOST_SECONDS
 from prefect_qruntime.client.inputs.spec import CircuitForm
 from prefect_qruntime.client.programs.make import RequestedRoute
@@ -396,6 +396,13 @@ class QuantumRuntimeJob(Loadable, JobBlock[JobResult]):
         check_wait(
             timeout=self.timeout, queue_timeout=self.queue_timeout, on_timeout=self.on_timeout, stream=self.stream
         )
+        name, budget = self._block_document_name, self.budget
+        if name and budget is not None and budget._block_document_id is None and has_limits(vars(budget)):
+            notifications.log_to_run(
+                f"The budget of job block {name!r} is a copy inside the block. Changes of a saved budget do not reach "
+                "it.",
+                level=logging.WARNING,
+            )
         if (above := self.require_approval_above) is not None:
             from prefect_qruntime.tasks.estimate import aask_above
 

@@ -64,6 +64,7 @@ __all__ = [
     "patience",
     "patiently",
     "read_variables",
+    "saved_documents",
     "saved_names",
     "unknown_block",
     "unknown_fields",
@@ -289,15 +290,19 @@ def current_flow_run_id() -> str | None:
 B = TypeVar("B", bound=Block)
 
 
-async def saved_names(kind: type[Block]) -> list[str]:
-    """The names of all saved blocks of a type. Call it on the network loop."""
+async def saved_documents(kind: type[Block]) -> list[BlockDocument]:
+    """The documents of all saved blocks of a type, without secrets. Call it on the network loop."""
     try:
-        documents = await (await api()).read_block_documents_by_type(kind.get_block_type_slug())
+        return await (await api()).read_block_documents_by_type(kind.get_block_type_slug(), include_secrets=False)
     except PrefectHTTPStatusError as error:
         if error.response.status_code == 404:  # the type is not registered, so none is saved
             return []
         raise
-    return sorted(document.name for document in documents if document.name)
+
+
+async def saved_names(kind: type[Block]) -> list[str]:
+    """The names of all saved blocks of a type. Call it on the network loop."""
+    return sorted(document.name for document in await saved_documents(kind) if document.name)
 
 
 def check_block_name(name: str, *, field: str) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
@@ -36,6 +37,7 @@ from prefect_qruntime.run_context import RunContext
 from prefect_qruntime.settings import current_settings
 
 __all__ = [
+    "HOLD_DAYS",
     "Budget",
     "BudgetLike",
     "SessionHolds",
@@ -44,6 +46,7 @@ __all__ = [
     "close_at_limit",
     "close_if_due",
     "days_ago",
+    "has_limits",
     "read_holds",
     "report_exhausted",
     "report_level",
@@ -52,7 +55,8 @@ __all__ = [
 
 log = get_logger(__name__)
 
-_DAYS = 7.0  # how far back a watcher reads
+HOLD_DAYS = 30.0
+"""Days that holds are read back at least: longer than a flow run lasts, and than a session waits for its first job."""
 
 
 class Budget(Loadable, Block):
@@ -165,6 +169,12 @@ class Budget(Loadable, Block):
 
 
 BudgetLike = Budget | str
+
+
+def has_limits(values: Any) -> bool:
+    """Whether the values of a budget, or of a copy of it in another block's document, limit anything."""
+    limits = (name for name, field in Budget.model_fields.items() if field.default is None)
+    return isinstance(values, dict) and any(values.get(name) is not None for name in limits)
 
 
 def as_budget(budget: Any) -> BudgetLike | None:
@@ -401,7 +411,7 @@ async def close_at_limit(client: QuantumRuntimeClient) -> list[str]:
         QuantumRuntimeError: The service or Prefect could not be asked.
     """
     closed, known = [], SessionHolds()
-    for hold in await read_holds(client.connection.crn, days_ago(_DAYS)):
+    for hold in await read_holds(client.connection.crn, days_ago(HOLD_DAYS)):
         if hold.closes and hold.final is None and hold.session_id is not None:
             try:
                 seen = await known.look_at(client, hold.session_id, hold)
@@ -459,7 +469,7 @@ def _told(hold: SessionHold) -> str:
 
 
 async def read_holds(crn: str, since: datetime) -> list[SessionHold]:
-    """Read the holds of an instance's sessions that were recorded since a moment.
+    """Read the holds of an instance's sessions whose records were written since a moment.
 
     Raises:
         QuantumRuntimeError: Prefect's API failed; then nothing may be submitted.
@@ -471,7 +481,7 @@ async def read_holds(crn: str, since: datetime) -> list[SessionHold]:
             f"the budget cannot be checked: the sessions that spend from it could not be read from Prefect ({error!r})"
         ) from error
     found = [hold for record in records if (hold := _hold(record)) is not None]
-    return [hold for hold in found if hold.crn == crn and hold.opened >= since.timestamp()]
+    return [hold for hold in found if hold.crn == crn]
 
 
 def _hold(record: Record) -> SessionHold | None:
@@ -482,5 +492,7 @@ def _hold(record: Record) -> SessionHold | None:
             if text is not None:
                 facts[one.name] = float(text) if one.name in _NUMBERS else text
         facts["closes"] = facts.get("closes") == "True"
-        return SessionHold(**facts)  # type: ignore[arg-type]
+        # A sum with what is no number would be below every limit.
+        if all(math.isfinite(fact) for fact in facts.values() if isinstance(fact, float)):
+            return SessionHold(**facts)  # type: ignore[arg-type]
     return None

@@ -16,7 +16,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from prefect_qruntime.admission.budget import Budget, SessionHolds, days_ago, report_level
+from prefect_qruntime.admission.budget import HOLD_DAYS, Budget, SessionHolds, days_ago, report_level
 from prefect_qruntime.admission.budget_core import (
     Remaining,
     Reservation,
@@ -46,7 +46,6 @@ __all__ = ["DeploymentJobs", "Ledger", "UnsettledJobs", "ledger"]
 
 _FORGET = 3600.0  # seconds after which a list surely shows a job
 _FORGET_UNSETTLED = 86400.0
-_RUN_DAYS = 7.0  # days that a flow run may take from opening a session to its last submission
 _LOOK_AGAIN = 0.5  # seconds between two reads of a usage that is not final yet
 
 
@@ -228,7 +227,7 @@ class Ledger:
     ) -> list[Remaining]:
         if any(budget.counts_seconds for budget in budgets):
             days = [budget.period_days for budget in budgets if budget.max_seconds_per_deployment is not None]
-            await self.sessions.read(client, max([_RUN_DAYS, *days]))
+            await self.sessions.read(client, max([HOLD_DAYS, *days]))
         return [room for budget in budgets for room in await self._rooms(client, budget, where)]
 
     def _tally(self, jobs: Iterable[Job], reservations: Iterable[Reservation], holds: Iterable[SessionHold]) -> Tally:
@@ -288,7 +287,7 @@ class Ledger:
         held = [
             one
             for one in self.sessions.holds.values()
-            if one.deployment_id == deployment_id and (one.opened >= since.timestamp() or one.over is None)
+            if one.deployment_id == deployment_id and (one.over is None or one.over >= since.timestamp())
         ]
         return self._tally(jobs, mine, held)
 

@@ -17,7 +17,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 from pydantic import ValidationError
 
-from prefect_qruntime.admission.budget import budgets_in_force
+from prefect_qruntime.admission.budget import Budget, budgets_in_force, has_limits
 from prefect_qruntime.admission.locks import read_locks
 from prefect_qruntime.admission.policy import policy_in_force
 from prefect_qruntime.admission.rate_limit import pace, shared_limits
@@ -25,7 +25,7 @@ from prefect_qruntime.client.connection import Connection, is_loopback
 from prefect_qruntime.diagnostics.fields import Finding, hint, ok, problem
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.models import Usage
-from prefect_qruntime.prefect_api import api, patience
+from prefect_qruntime.prefect_api import api, patience, saved_documents
 from prefect_qruntime.redact import many, redact
 from prefect_qruntime.settings import QuantumRuntimeSettings, current_settings, unknown_settings, wrong_settings
 
@@ -116,12 +116,13 @@ async def _nothing_listens(url: str) -> bool:
     return False
 
 
-async def check_prefect(client: PrefectClient, kinds: Sequence[type[Block]]) -> list[Finding]:
+async def check_prefect(client: PrefectClient, kinds: Sequence[type[Block]], job_block: type[Block]) -> list[Finding]:
     """Check the server's data; one failing check hides no other. Runs on the network loop.
 
     Args:
         client: The open client.
         kinds: Our block types, that of the credentials first.
+        job_block: That of jobs.
     """
     checks: dict[str, Callable[[PrefectClient], Awaitable[Finding]]] = {
         "versions": _versions,
@@ -130,6 +131,7 @@ async def check_prefect(client: PrefectClient, kinds: Sequence[type[Block]]) -> 
         "results": _results,
         "database": _database,
         "locks": _locks,
+        "job blocks": partial(_budget_copies, job_block),
     }
     findings = []
     for name, check in checks.items():
@@ -213,34 +215,53 @@ async def check_policy() -> Finding:
     return ok("policy", f"{rules}; keys go to {hosts} only; shares: {shares}")
 
 
-async def check_budget() -> list[Finding]:
-    """Report the budget that the settings impose, if they do. Runs on the network loop."""
+async def check_budget() -> tuple[list[Budget], list[Finding]]:
+    """Read the budget that the settings impose, if they do. Runs on the network loop.
+
+    Returns:
+        The budget, if there is one and it can be loaded, and what was found.
+    """
     with contextlib.suppress(InvalidInput):  # a wrong setting is reported with the settings
         if (name := current_settings().budget_block) is not None:
             try:
-                await budgets_in_force(None)
+                imposed = await budgets_in_force(None)
             except Exception as error:
                 fix = "Correct the budget, or the setting that names it. Until then nothing can be submitted."
-                return [problem("budget", str(getattr(error, "message", error)), fix)]
-            return [ok("budget", f"{name} applies to every submission")]
-    return []
+                return [], [problem("budget", str(getattr(error, "message", error)), fix)]
+            return imposed, [ok("budget", f"{name} applies to every submission")]
+    return [], []
 
 
-async def check_floor(usage: Usage | None) -> list[Finding]:
-    """Report what the imposed budget keeps of an instance that has no limit to keep it of. Runs on the network loop."""
+def check_floor(usage: Usage | None, imposed: Sequence[Budget]) -> list[Finding]:
+    """Report what imposed budgets keep of an instance that has no limit to keep it of."""
     if usage is None or usage.remaining_seconds is not None:
         return []
-    with contextlib.suppress(Exception):  # reported with the budget
-        return [
-            hint(
-                "budget",
-                f"min_remaining_seconds of the budget {one.shown_name} has no effect here: the instance has no limit.",
-                "Set a limit on the instance, or other limits in the budget.",
-            )
-            for one in await budgets_in_force(None)
-            if one.min_remaining_seconds is not None
-        ]
-    return []
+    return [
+        hint(
+            "budget",
+            f"min_remaining_seconds of the budget {one.shown_name} has no effect here: the instance has no limit.",
+            "Set a limit on the instance, or other limits in the budget.",
+        )
+        for one in imposed
+        if one.min_remaining_seconds is not None
+    ]
+
+
+async def _budget_copies(of: type[Block], _client: PrefectClient) -> Finding:
+    """Find the job blocks whose budget is a part of the block, so that changes of a saved budget do not reach it."""
+    copies = [
+        str(document.name)
+        for document in await saved_documents(of)
+        if "budget" not in document.block_document_references and has_limits(document.data.get("budget"))
+    ]
+    if not copies:
+        return ok("job blocks", "None has a copy of a budget")
+    return hint(
+        "job blocks",
+        f"The budget of the job {'block' if len(copies) == 1 else 'blocks'} {', '.join(sorted(copies))} is a copy "
+        "inside the block: changes of a saved budget do not reach it.",
+        "Choose the saved budget again in the job block's form, or save the block from Python with Budget.load(NAME).",
+    )
 
 
 async def _versions(client: PrefectClient) -> Finding:

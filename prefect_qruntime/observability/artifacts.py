@@ -116,7 +116,9 @@ class Record:
         """Where the job or session is."""
         crn, instance = self.meta.get("crn"), self.meta.get("instance")
         if crn:
-            instance = instance_name(crn, self.meta.get("base_url") or "")
+            instance = ""  # that of an address which cannot be read is none that a block leads to
+            with contextlib.suppress(ValueError):
+                instance = instance_name(crn, self.meta.get("base_url") or "")
         return Place(self.meta.get("block") or "", instance)
 
     def leads_to(self, connection: Connection, block: str) -> bool:
@@ -365,7 +367,8 @@ async def _pages(wanted: ArtifactFilter, of: FlowRunFilter | None = None) -> Asy
         page = await (await api()).read_artifacts(
             artifact_filter=wanted, flow_run_filter=of, limit=_PAGE, offset=offset, sort=ArtifactSort.UPDATED_DESC
         )
-        yield [_record(artifact) for artifact in page]
+        # One without an id was written by something else.
+        yield [record for artifact in page if (record := _record(artifact)).meta.get("id")]
         offset += len(page)
         if len(page) < _PAGE:
             return
@@ -394,8 +397,11 @@ def _open_jobs(summary: Record) -> Iterator[Record]:
     process = {name: summary.meta[name] for name in PROCESS_FACTS if name in summary.meta}
     for name, note in summary.meta.items():
         if name.startswith(_OPEN):
+            job_id, noted = name.removeprefix(_OPEN), None
             with contextlib.suppress(ValueError):
-                facts = {"kind": "job", "id": name.removeprefix(_OPEN), **process, **orjson.loads(note)}
+                noted = orjson.loads(note)
+            if isinstance(noted, dict) and all(isinstance(value, str) for value in noted.values()):
+                facts = {"kind": "job", "id": job_id, **process, **noted}
                 yield replace(summary, key=artifact_key("job", facts["id"]), meta=facts, text="")
 
 

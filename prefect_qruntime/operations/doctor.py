@@ -5,7 +5,7 @@ Blocks are read as saved, not loaded: a block with a wrong field cannot be loade
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -72,15 +72,15 @@ async def _doctor(blocks: Iterable[str] | None) -> DoctorReport:
     if client is None:
         findings.append(hint("blocks", "Not checked: the Prefect server stores them."))
         return DoctorReport(findings=tuple(findings))
-    findings += await check_prefect(
-        client, (QuantumRuntimeCredentials, Budget, QuantumRuntimeJob, QuantumRuntimePolicy)
-    )
+    kinds = (QuantumRuntimeCredentials, Budget, QuantumRuntimeJob, QuantumRuntimePolicy)
+    findings += await check_prefect(client, kinds, QuantumRuntimeJob)
     findings.append(await check_policy())
-    findings += await check_budget()
+    imposed, of_budget = await check_budget()
+    findings += of_budget
     documents, missing = await _documents(client, blocks)
     findings += missing
     for name, data in documents.items():
-        own = await check_block(data)
+        own = await check_block(data, imposed)
         findings += [finding.model_copy(update={"block": name}) for finding in own]
     return DoctorReport(findings=tuple(findings))
 
@@ -117,11 +117,12 @@ async def _documents(
     return found, findings
 
 
-async def check_block(data: Mapping[str, Any]) -> list[Finding]:
+async def check_block(data: Mapping[str, Any], imposed: Sequence[Budget]) -> list[Finding]:
     """Check one block by its data: fields, policy, network, token, instance. Runs on the network loop.
 
     Args:
         data: The document's data, with its secrets.
+        imposed: The budgets that the settings impose.
     """
     fields = check_fields(data)
     connection, bad = replace(fields.connection, guard=check_hosts), fields.bad
@@ -160,7 +161,7 @@ async def check_block(data: Mapping[str, Any]) -> list[Finding]:
         inspection = await inspect_instance(client, thorough=True)
         if inspection.backends and api.finding is not None:
             findings.remove(api.finding)  # with a token it answers: a gateway hides it from requests without one
-        findings += [*inspection.findings, *await check_floor(inspection.usage)]
+        findings += [*inspection.findings, *check_floor(inspection.usage, imposed)]
     elif api.answers and not bad & {"base_url", "dialect"}:
         wrong = check_dialect(connection, api)
         findings += [wrong] if wrong is not None else []

@@ -28,7 +28,7 @@ from prefect_qruntime.prefect_api import api
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.tasks.session_notes import SessionNote, is_note
 
-__all__ = ["LOOK_BACK", "NOTED_BACK", "Found", "InstanceSweeper", "Owners", "Swept"]
+__all__ = ["LOOK_BACK", "NOTED_BACK", "Found", "InstanceSweeper", "Owners", "Swept", "is_old"]
 
 log = get_logger(__name__)
 
@@ -45,8 +45,8 @@ _OPENING = timedelta(minutes=10)
 _CLOSED, _DRAINS, _CANCELLED = "closed", "drains, takes no more jobs", "cancelled"
 _ENDED = "ended before it was cancelled"
 _LEFT, _WITH_SESSION = "left alone", "ends with its session"
-_DELETED, _DEAD, _EXPIRED = "Deleted", "Ended", "Expired"
-_DRAINED_AFTER = ("Crashed", _DELETED, _DEAD, _EXPIRED)
+_CRASHED, _DELETED, _DEAD, _EXPIRED = "Crashed", "Deleted", "Ended", "Expired"
+_DRAINED_AFTER = (_CRASHED, _DELETED, _DEAD, _EXPIRED)
 """States of an owner after which queued jobs still run: the run may be resumed, or the jobs fetched by their ids."""
 
 
@@ -74,11 +74,13 @@ class Owners:
 
     Args:
         noted: Flow runs that records of this Prefect server name.
+        gone: Flow runs that Prefect shows as running although their process is known to be gone: they are treated as
+            crashed.
     """
 
-    def __init__(self, noted: set[str]) -> None:
+    def __init__(self, noted: set[str], gone: Iterable[str] = ()) -> None:
         self._noted = noted
-        self._known: dict[str, str | None] = {}
+        self._known: dict[str, str | None] = dict.fromkeys(gone, _CRASHED)
 
     async def over(self, flow_run_id: str | None) -> str | None:
         """The name of the final state; None if the flow run may still continue."""
@@ -248,7 +250,7 @@ class InstanceSweeper:
             return
         self._told.add(job.id)
         action = _LEFT
-        if cancel_jobs and state != "Crashed":
+        if cancel_jobs and state != _CRASHED:
             action = "would be cancelled" if self._dry_run else await self._cancel(job.id)
         self._found.jobs.append(
             Swept(id=job.id, block=self._block, flow_run=owner, flow_state=state, action=action, url=job.url)
@@ -358,7 +360,7 @@ class InstanceSweeper:
         session = await self._read(session_id, note.record)
         if session is not None and session.ref().is_closed:
             self._over.add(session_id)
-        elif gone or (_is_old(note.record) if session is None else self._has_outlived_its_limit(session)):
+        elif gone or (is_old(note.record) if session is None else self._has_outlived_its_limit(session)):
             users = await self._users_of(session_id) - {None}
             if users and await self._all_over(users) is None:
                 return
@@ -469,7 +471,7 @@ class InstanceSweeper:
             return
         self._tried.add(session_id)
         session = await self._read(session_id, record)
-        if session is None and record is not None and not (self._is_owner(record) or _is_old(record)):
+        if session is None and record is not None and not (self._is_owner(record) or is_old(record)):
             if self._is_ours(record) and all(session_id in sweeper._tried for sweeper in self._same):
                 block = record.place.block
                 lost = (
@@ -482,7 +484,7 @@ class InstanceSweeper:
                     f"and {lost}."
                 )
             return
-        if session.ref().is_closed if session is not None else record is not None and _is_old(record):
+        if session.ref().is_closed if session is not None else record is not None and is_old(record):
             self._seen.add(session_id)
             self._over.add(session_id)
             return
@@ -527,7 +529,7 @@ def _is_older(record: Record, than: timedelta) -> bool:
     return record.updated is not None and datetime.now(UTC) - record.updated > than
 
 
-def _is_old(record: Record) -> bool:
+def is_old(record: Record) -> bool:
     """Whether a recorded session cannot be open any more."""
     return _is_older(record, _LIFE)
 

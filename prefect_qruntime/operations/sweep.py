@@ -11,7 +11,7 @@ its jobs; a copy of it ("Copy to new run" in the UI) is another flow run and sub
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -41,8 +41,9 @@ from prefect_qruntime.operations.instance_sweep import (
     InstanceSweeper,
     Owners,
     Swept,
+    is_old,
 )
-from prefect_qruntime.prefect_api import api, flow_runs_by_id
+from prefect_qruntime.prefect_api import api, family, flow_runs_by_id
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.run_context import process_is_gone
 from prefect_qruntime.tasks.session_notes import SessionNote, is_note, session_notes
@@ -63,13 +64,15 @@ __all__ = [
 
 log = get_logger(__name__)
 
-_WITH_PROCESS: tuple[Kind, ...] = ("job", "session")
 _MISSED = 3  # heartbeats in a row after which a process counts as gone
 _DEFAULT_BEAT = 180.0  # seconds; Prefect's own default
 
 
 class StalledRun(BaseModel):
-    """A flow run whose process is gone, the evidence, and how to continue without submitting a job twice."""
+    """A flow run whose process is gone, the evidence, and how to continue without submitting a job twice.
+
+    `is_certain` says whether the process itself was found to be gone. A process that is only silent may be alive.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -77,6 +80,7 @@ class StalledRun(BaseModel):
     name: str
     evidence: str
     next_step: str
+    is_certain: bool = False
 
 
 class Resumed(BaseModel):
@@ -89,21 +93,61 @@ class Resumed(BaseModel):
     jobs: list[str]
 
 
-async def find_stalled(flow_run_ids: Iterable[str]) -> list[StalledRun]:
-    """Find the flow runs that Prefect shows as running although their process is gone. Runs on the network loop."""
-    found = []
-    running = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING]))
-    for run_id, flow_run in (await flow_runs_by_id(flow_run_ids, state=running)).items():
-        if flow_run.parent_task_run_id is not None and flow_run.deployment_id is None:
-            continue  # a subflow: it goes on with the run above it
-        evidence = await _why_gone(flow_run)
+async def find_stalled(flow_run_ids: Iterable[str], gone: Mapping[str, str] | None = None) -> list[StalledRun]:
+    """Find the flow runs that Prefect shows as running although their process is gone. Runs on the network loop.
+
+    Args:
+        flow_run_ids: The flow runs.
+        gone: What `_gone_processes` said of them, if it was asked before.
+    """
+    flow_run_ids = list(flow_run_ids)
+    gone, found = await _gone_processes(flow_run_ids) if gone is None else gone, list[StalledRun]()
+    for flow_run in await _running(flow_run_ids):
+        proof = gone.get(str(flow_run.id))
+        evidence = proof or await _missed_heartbeats(flow_run)
         if evidence is not None:
-            next_step = await _next_step(flow_run)
-            found.append(StalledRun(id=run_id, name=flow_run.name, evidence=evidence, next_step=next_step))
+            step = await _next_step(flow_run, open_sessions=proof is None)
+            found.append(
+                StalledRun(
+                    id=str(flow_run.id),
+                    name=flow_run.name,
+                    evidence=evidence,
+                    next_step=step,
+                    is_certain=proof is not None,
+                )
+            )
     return found
 
 
-async def _next_step(flow_run: FlowRun) -> str:
+async def _running(flow_run_ids: Iterable[str]) -> list[FlowRun]:
+    """Those that Prefect shows as running, without subflows, which go on with the run above them."""
+    running = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING]))
+    found = (await flow_runs_by_id(flow_run_ids, state=running)).values()
+    return [run for run in found if run.parent_task_run_id is None or run.deployment_id is not None]
+
+
+async def _gone_processes(flow_run_ids: Iterable[str]) -> dict[str, str]:
+    """The proof that its process is gone, for each running flow run of which that can be found out here."""
+    found = {}
+    for flow_run in await _running(flow_run_ids):
+        # A worker records the id of the run's process. If that process opened sessions or submitted jobs itself, their
+        # records identify it.
+        pid = (flow_run.infrastructure_pid or "").rpartition(":")[2]
+        for record in await _records(flow_run.id, "job", "session"):
+            if record.meta.get("pid") == pid and _noted_in_this_run(record, flow_run):
+                if process_is_gone(record.meta):
+                    found[str(flow_run.id)] = f"Its process {pid} on {record.meta.get('host')} is gone."
+                break
+    return found
+
+
+async def _next_step(flow_run: FlowRun, *, open_sessions: bool = False) -> str:
+    """What to do about a flow run whose process is gone.
+
+    Args:
+        flow_run: The flow run.
+        open_sessions: Whether its sessions may be open because nothing closes them.
+    """
     if flow_run.deployment_id is not None:
         return (
             f"Run `prefect-qruntime resume {flow_run.id}`: it runs again under the same id and attaches to its jobs. "
@@ -111,27 +155,27 @@ async def _next_step(flow_run: FlowRun) -> str:
         )
     jobs = await _jobs(flow_run.id)
     ids = f" ({', '.join(jobs)})" if jobs else ""
-    return (
+    step = (
         f"It has no deployment, so no worker can run it again. Fetch the results of its jobs by their ids{ids}, with "
         "`fetch_results`. A new run of the script submits the jobs again, unless they have a `submission_key`."
     )
+    for record in await _records(flow_run.id, "session") if open_sessions else ():
+        if (session_id := record.meta.get("session")) and not (record.is_closed or is_old(record)):
+            step += (
+                f" Its session {session_id} may be open and charging. If the process is gone, close it with "
+                f"`prefect-qruntime sessions --close {session_id}`."
+            )
+    return step
+
+
+async def _records(flow_run_id: UUID, *kinds: Kind) -> list[Record]:
+    """The records of a flow run and of its subflows, which are in its process."""
+    ids = await family(flow_run_id)
+    return [record for kind in kinds for record in await find_records(kind, flow_run_ids=ids)]
 
 
 async def _jobs(flow_run_id: UUID) -> list[str]:
-    return [record.meta["id"] for record in await find_records("job", flow_run_ids=[flow_run_id])]
-
-
-async def _why_gone(flow_run: FlowRun) -> str | None:
-    """The evidence that a flow run's process is gone; None if it may be alive."""
-    # A worker records the id of the run's process. If that process opened sessions or submitted jobs itself, their
-    # records identify it.
-    pid = (flow_run.infrastructure_pid or "").rpartition(":")[2]
-    for record in [record for kind in _WITH_PROCESS for record in await find_records(kind, flow_run_ids=[flow_run.id])]:
-        if record.meta.get("pid") == pid and _noted_in_this_run(record, flow_run):
-            if process_is_gone(record.meta):
-                return f"Its process {pid} on {record.meta.get('host')} is gone."
-            break
-    return await _missed_heartbeats(flow_run)
+    return [record.meta["id"] for record in await _records(flow_run_id, "job")]
 
 
 def _noted_in_this_run(record: Record, flow_run: FlowRun) -> bool:
@@ -237,7 +281,7 @@ async def _check(flow_run: FlowRun, force: bool) -> None:
         wrong = f"flow run {flow_run.name} is {name} already. A worker of its work pool starts it."
     elif state is None or not (state.is_running() or state.is_crashed()):
         wrong = f"flow run {flow_run.name} is {name}, not Running or Crashed. Use `Retry` in the UI to run it again."
-    elif state.is_running() and not force and await _why_gone(flow_run) is None:
+    elif state.is_running() and not force and not await find_stalled([str(flow_run.id)]):
         wrong = (
             f"the process of flow run {flow_run.name} may be alive: it is not known to be gone. Look at its worker. "
             "If you are sure that the process is gone, use --force."
@@ -315,7 +359,8 @@ async def _sweep(
     records = await find_records("session")
     jobs = await find_records("job", since=datetime.now(UTC) - NOTED_BACK)
     noted = {owner for record in (*records, *jobs) if (owner := record.owner) is not None}
-    owners = Owners(noted)
+    gone = await _gone_processes(noted)
+    owners = Owners(noted, gone)
     unfinished = _unfinished(jobs)
     notes = await session_notes(records)
     found = {name: Found() for name in loaded}
@@ -345,7 +390,7 @@ async def _sweep(
             for problem in ([problems[name]] if name in problems else found[name].problems)
         ]
         + (await _out_of_reach(records, notes, list(sweepers.values()), owners, problems) if blocks is None else []),
-        stalled=await find_stalled(noted),
+        stalled=await find_stalled(noted, gone),
         unread=sorted({*problems, *(name for name, part in found.items() if not part.is_complete)}),
     )
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Unpack
+from urllib.parse import urlsplit
 from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun, State
@@ -25,6 +26,7 @@ from pydantic import Field
 
 from prefect_qruntime import run_context
 from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.connection import is_loopback
 from prefect_qruntime.client.cost_core import NEWEST, CostEstimate, PastJob, estimate, priced_seconds
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
@@ -64,9 +66,9 @@ _WAIT = 7 * 86400  # seconds that a flow run waits in its process, if it cannot 
 
 @dataclass(slots=True)
 class _Seen:
-    """Finished jobs by backend and program, as this process last read them, and when."""
+    """Finished jobs by backend, program, and whether on this machine, as this process last read them, and when."""
 
-    jobs: dict[tuple[str, str], tuple[float, list[PastJob]]] = field(default_factory=dict)
+    jobs: dict[tuple[str, str, bool], tuple[float, list[PastJob]]] = field(default_factory=dict)
 
 
 def past_job(facts: Mapping[str, str]) -> PastJob | None:
@@ -88,9 +90,23 @@ def _number(text: str | None) -> float | None:
     return number if math.isfinite(number) and number >= 0 else None
 
 
-async def _past(backend: str, program: str) -> list[PastJob]:
-    """Finished jobs of a backend and program that this Prefect knows, newest first; none if its API does not answer."""
-    seen, which = network_loop().state(_Seen).jobs, (backend, program)
+def _here(url: str | None) -> bool:
+    """Whether an address is on this machine, as a sandbox's is."""
+    try:
+        return is_loopback(urlsplit(url or "").hostname)
+    except ValueError:
+        return False
+
+
+async def _past(backend: str, program: str, url: str) -> list[PastJob]:
+    """Finished jobs of a backend and program that this Prefect knows, newest first; none if its API does not answer.
+
+    Args:
+        backend: The backend. A sandbox may have one with the name of a real one, but its jobs cost what it likes.
+        program: The program.
+        url: Address of the service.
+    """
+    seen, which = network_loop().state(_Seen).jobs, (backend, program, _here(url))
     if which in seen and time.monotonic() - seen[which][0] < _FRESH:
         return seen[which][1]
     found: dict[str, PastJob] = {}
@@ -98,9 +114,10 @@ async def _past(backend: str, program: str) -> list[PastJob]:
     try:
         async for page in recent_records("job"):
             for record in page:
-                job = past_job(record.meta)
-                if job is not None and (record.meta.get("backend"), record.meta.get("program")) == which:
-                    found.setdefault(record.meta["id"], job)
+                facts = record.meta
+                job = past_job(facts)
+                if job is not None and (facts.get("backend"), facts.get("program"), _here(facts.get("url"))) == which:
+                    found.setdefault(facts["id"], job)
             looked += len(page)
             if len(found) >= NEWEST or looked >= _READ:
                 break
@@ -130,7 +147,8 @@ async def estimate_jobs(
         priced_seconds(spec)  # refuses what cannot be priced
     client = credentials.get_client()
     _, remaining = await asyncio.gather(_check_backend(client, backend_name(submission["backend"])), _remaining(client))
-    return estimate(specs, await _past(specs[0].backend, specs[0].wire_program), remaining_seconds=remaining)
+    past = await _past(specs[0].backend, specs[0].wire_program, client.connection.base_url)
+    return estimate(specs, past, remaining_seconds=remaining)
 
 
 async def _check_backend(client: QuantumRuntimeClient, name: str) -> None:

@@ -27,6 +27,7 @@ from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.submission import Intent
 from prefect_qruntime.diagnostics.fields import Finding
+from prefect_qruntime.diagnostics.prefect_server import check_budget
 from prefect_qruntime.operations.doctor import check_block, run_doctor
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.command_line import command
@@ -96,7 +97,11 @@ def world(around: World, sandbox: Sandbox) -> World:
 
 
 def checked(data: dict[str, Any]) -> list[Finding]:
-    return network_loop().run(check_block(data))
+    async def check() -> list[Finding]:
+        imposed, _ = await check_budget()
+        return await check_block(data, imposed)
+
+    return network_loop().run(check())
 
 
 def wrong(data: dict[str, Any]) -> list[Finding]:
@@ -440,6 +445,7 @@ def test_a_block_type_that_is_not_registered(prefect_server: PrefectServer, monk
             old.setattr(kind, "_block_type_slug", f"not-registered-{uuid4().hex}")
             (found,) = prefects_side("block type")
             assert (found.level, "does not know the block type" in found.finding) == ("hint", True)
+            assert prefects_side("job blocks")[0].level != "problem"
     monkeypatch.setattr(QuantumRuntimeCredentials, "_calculate_schema_checksum", lambda: "sha256:0")
     assert prefects_side("block type")[0].level == "hint"
     monkeypatch.setattr(QuantumRuntimeCredentials, "_block_type_slug", f"not-registered-{uuid4().hex}")

@@ -200,7 +200,7 @@ def test_a_flow_that_buys_many_jobs_asks_for_their_sum_before_the_first(
 def test_a_job_block_asks_once_and_for_its_second_tries_too(
     sandbox: Sandbox, block: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def none(_backend: str, _program: str) -> list[Any]:
+    async def none(*_: str) -> list[Any]:
         return []
 
     monkeypatch.setattr(module, "_past", none)  # from jobs of other tests it would learn that 10 s are enough
@@ -359,15 +359,18 @@ def test_the_pages_of_jobs_note_what_the_estimate_learns_from(
     assert before.learnt_from == 1
     assert before.remaining_seconds == pytest.approx(1000 - 0.1)
     for number in range(ENOUGH):
-        facts = {
-            "state": "Completed",
-            "backend": name,
-            "program": "sampler",
-            "busy_seconds": "0.027",
-            "usage_seconds": f"{3 + number / 100}",
-            "usage_final": "true",
-        }
-        network_loop().run(upsert("job", f"learnt-{uuid4().hex[:12]}", "a job", facts, new=True))
+        # A real backend of the same name says nothing of the sandbox's, nor the sandbox's of that.
+        for url, seconds in ((sandbox.url, 3), ("https://quantum.cloud.ibm.com/workloads", 40), ("http://[odd", 40)):
+            facts = {
+                "state": "Completed",
+                "backend": name,
+                "program": "sampler",
+                "busy_seconds": "0.027",
+                "usage_seconds": f"{seconds + number / 100}",
+                "usage_final": "true",
+                "url": f"{url}/learnt",
+            }
+            network_loop().run(upsert("job", f"learnt-{uuid4().hex[:12]}", "a job", facts, new=True))
     told = qr.estimate_cost(credentials, [FLIP, FLIP], pubs_per_job=1, **parameters)
     assert (told.coverage, told.jobs) == (COVERAGE, 2)
     assert 0 < told.low_seconds < told.expected_seconds < told.high_seconds < 8

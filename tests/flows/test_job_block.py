@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from prefect import flow
 from prefect.blocks.abstract import JobBlock
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.actions import BlockDocumentUpdate
 
-from prefect_qruntime import InvalidInput, JobResult, QuantumRuntimeCredentials, QuantumRuntimeJob
+from prefect_qruntime import Budget, InvalidInput, JobResult, QuantumRuntimeCredentials, QuantumRuntimeJob
+from prefect_qruntime.operations.doctor import run_doctor
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.flow_runs import posts
+from tests.support.prefect_calls import asked
 
 pytestmark = pytest.mark.server
 CIRCUIT = 'OPENQASM 3.0; include "stdgates.inc"; qubit[1] q; bit[1] c; x q[0]; c = measure q;'
@@ -81,3 +86,39 @@ def test_the_form_keeps_to_what_the_service_takes() -> None:
     assert bounds == {"shots": (1, None), "max_execution_time": (1, 10800), "timeout": (0, None)}
     # Prefect stores documents by the order of their fields.
     assert list(fields)[:6] == ["credentials", "backend", "program_id", "pubs", "shots", "options"]
+
+
+def copied_into(job_block: str) -> None:
+    """Save the job block again as a form does that holds the budget's fields instead of naming the saved budget."""
+
+    async def edit(client: PrefectClient) -> None:
+        document = await client.read_block_document_by_name(job_block, QuantumRuntimeJob.get_block_type_slug())
+        credentials = document.block_document_references["credentials"]["block_document"]["id"]
+        data = {**document.data, "credentials": {"$ref": {"block_document_id": credentials}}}
+        await client.update_block_document(
+            document.id, BlockDocumentUpdate(data=data, block_schema_id=document.block_schema_id)
+        )
+
+    asked(edit)
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_copy_of_a_budget_in_a_job_block_is_reported_when_the_job_is_submitted_and_by_doctor(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials, caplog: pytest.LogCaptureFixture, copied: bool
+) -> None:
+    name = f"copy-{uuid4().hex[:6]}"
+    credentials.save(name)
+    Budget(max_jobs_per_run=5).save(name)
+    QuantumRuntimeJob(
+        credentials=QuantumRuntimeCredentials.load(name),
+        backend="sandbox_ideal",
+        pubs=[CIRCUIT],
+        budget=Budget.load(name),
+    ).save(name)
+    if copied:
+        copied_into(name)
+    asyncio.run(run_any_job_block(name))  # type: ignore[arg-type]
+    assert (f"The budget of job block '{name}' is a copy inside the block" in caplog.text) == copied
+    found = next(one for one in run_doctor([name]).findings if one.check == "job blocks")
+    assert (name in found.finding) == copied
+    assert not copied or found.level == "hint"

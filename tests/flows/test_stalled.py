@@ -121,6 +121,22 @@ def test_a_run_without_heartbeats_for_an_hour_is_resumed(
     assert stalled(flow_run.id) == []
 
 
+def test_a_silent_run_that_no_worker_can_resume_names_the_session_that_may_burn(
+    prefect_server: PrefectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow_run = asked(lambda client: client.create_flow_run(nothing, state=Running()))
+    for session_id, state in (("s-open", "open"), ("s-closed", "closed")):
+        facts = {"session": session_id, "state": state, "flow_run": str(flow_run.id)}
+        network_loop().run(upsert("session", uuid4().hex, "", facts, new=True, flow_run_id=str(flow_run.id)))
+    beat(flow_run.id, 0.0)
+    later = datetime.now(UTC) + timedelta(hours=1)
+    monkeypatch.setattr("prefect_qruntime.operations.sweep.parsedate_to_datetime", lambda _date: later)
+    (found,) = stalled(flow_run.id)
+    assert "`prefect-qruntime sessions --close s-open`" in found.next_step
+    assert "s-closed" not in found.next_step
+    assert not found.is_certain
+
+
 def test_heartbeats_of_an_earlier_attempt_are_none(prefect_server: PrefectServer) -> None:
     flow_run = deployed(Running())
     beat(flow_run.id, 20.0, 23.0)

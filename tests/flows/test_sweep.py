@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import traceback
 from collections.abc import Iterator
 from datetime import timedelta
@@ -21,10 +23,11 @@ from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.submission import Intent
 from prefect_qruntime.credentials import saved_blocks
+from prefect_qruntime.observability.artifacts import upsert
 from prefect_qruntime.operations import job_listing as qr_listing
 from prefect_qruntime.operations.session_listing import list_sessions
 from prefect_qruntime.operations.sweep import run_sweep
-from prefect_qruntime.run_context import current_run
+from prefect_qruntime.run_context import current_run, process_facts
 from prefect_qruntime.sandbox import Sandbox
 from prefect_qruntime.tasks.session_notes import SessionNote
 from tests.support.command_line import command, exit_code
@@ -65,6 +68,37 @@ def left(final: Any, **parameters: Any) -> tuple[Any, Any]:
     flow_run, state = ran(left_open, **parameters)
     put(flow_run.id, final)
     return flow_run, run(state.aresult())
+
+
+@flow
+def contains() -> Any:
+    """Leave a session open in a subflow, which has no process of its own."""
+    return left_open()
+
+
+@pytest.mark.parametrize("gone", [True, False])
+@pytest.mark.parametrize("outer", [left_open, contains], ids=["flow", "subflow"])
+def test_the_session_of_a_killed_run_that_stays_running_is_drained_once_its_process_is_gone(
+    control: Any, outer: Any, gone: bool
+) -> None:
+    flow_run, state = ran(outer)
+    session: Any = run(state.aresult())
+    facts = process_facts()
+    if gone:
+        child = subprocess.Popen([sys.executable, "-c", "pass"])
+        child.wait()
+        facts = {**facts, "pid": str(child.pid), "started": "1"}
+    put(flow_run.id, Running())
+    asked(lambda client: client.update_flow_run(flow_run.id, infrastructure_pid=facts["pid"]))
+    (job,) = control.jobs()
+    network_loop().run(upsert("job", job["id"], "", facts))
+
+    report = run_sweep([BLOCK], cancel_jobs=True)
+    assert [(run.id, run.is_certain) for run in report.stalled] == ([(str(flow_run.id), True)] if gone else [])
+    assert [entry.id for entry in report.sessions] == ([session.id] if gone else [])
+    assert control.session(session.id)["accepting_jobs"] is not gone
+    assert control.job(job["id"])["status"] == "Queued"
+    put(flow_run.id, Completed())
 
 
 @pytest.mark.parametrize(("final", "job"), [(Completed, "Cancelled"), (Failed, "Cancelled"), (Crashed, "Queued")])

@@ -9,7 +9,9 @@ import pickle
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -44,6 +46,7 @@ from prefect_qruntime.errors import (
     SubmissionUncertain,
 )
 from prefect_qruntime.models import Job, JobRef, JobStatus, Session, SessionRef, Usage
+from prefect_qruntime.observability.artifacts import Record
 from prefect_qruntime.run_context import RunContext
 
 CRN = "crn:v1:bluemix:public:quantum-computing:us-east:a/0123abcd:11aa-22bb::"
@@ -603,6 +606,45 @@ def test_a_session_of_another_user_counts_by_the_clock(
         return used_up(book.sessions.holds["t1"], opened + age)
 
     assert asyncio.run(submits()) == pytest.approx(used)
+
+
+@pytest.mark.parametrize("name", ["allotted", "opened", "told", "over", "final", "begun_after"])
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "soon"])
+def test_a_hold_that_holds_no_numbers_lifts_no_limit(monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> None:
+    facts = {"token": "t1", "allotted": "600", "crn": CRN, "opened": f"{time.time()}", "session_id": "s1", name: text}
+
+    async def find_records(*_: Any, **__: Any) -> list[Record]:
+        return [Record(UUID(int=1), "qruntime-hold-t1", facts, None, None)]
+
+    monkeypatch.setattr(budget_module, "find_records", find_records)
+    assert asyncio.run(budget_module.read_holds(CRN, datetime.now(UTC))) == []
+
+
+@pytest.mark.parametrize("days", [2, 10, 25])
+def test_a_session_that_is_open_for_weeks_counts_in_other_processes(
+    monkeypatch: pytest.MonkeyPatch, days: float
+) -> None:
+    written = datetime.now(UTC) - timedelta(days=days)
+    facts = {"token": "t1", "allotted": "600", "crn": CRN, "opened": f"{written.timestamp()}", "session_id": "s1"}
+    record = Record(UUID(int=1), "qruntime-hold-t1", {**facts, "flow_run_id": "f1"}, None, written)
+
+    async def find_records(kind: str, *, since: datetime) -> list[Record]:
+        return [record] if kind == "hold" and written >= since else []
+
+    class Service(Instance):
+        connection = Connection(api_key="unit-test-key", crn=CRN)
+
+        async def session(self, session_id: str) -> Session:
+            return Session(id=session_id, state="open")
+
+        def known_clock_skew(self) -> float:
+            return 0.0
+
+    monkeypatch.setattr(budget_module, "find_records", find_records)
+    monkeypatch.setattr(budget_module, "in_run", lambda: True)
+    with pytest.raises(BudgetExhausted) as caught:
+        asyncio.run(Ledger().reserve(Service(), [Budget(max_seconds_per_run=610)], RUN, "k", 20))
+    assert caught.value.reserved == 600
 
 
 @pytest.mark.parametrize("refused", [1, 3])

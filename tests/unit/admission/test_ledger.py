@@ -568,11 +568,13 @@ def test_the_period_is_that_of_prefect_s_clock(monkeypatch: pytest.MonkeyPatch, 
     assert (total.jobs, total.used, total.reserved) == (1, 7.0, 0.0)
 
 
-@pytest.mark.parametrize(("over", "counted"), [(None, 600.0), (5.0, 0.0)])
-def test_a_session_that_is_open_counts_however_long_ago_it_was_opened(over: float | None, counted: float) -> None:
+@pytest.mark.parametrize(("days", "counted"), [(None, 600.0), (0.9, 9.0), (1.1, 0.0)])
+def test_a_session_counts_until_a_period_after_its_end_however_long_ago_it_was_opened(
+    days: float | None, counted: float
+) -> None:
     service: Any = Listing()
     book = Ledger()
-    opened = now().timestamp() - 2 * 86400
+    opened, over = now().timestamp() - 2 * 86400, None if days is None else now().timestamp() - days * 86400
     book.sessions.holds["t"] = SessionHold(
         "t", 600.0, CRN, opened, "s", None, str(DEPLOYMENT), over=over, final=None if over is None else 9.0
     )

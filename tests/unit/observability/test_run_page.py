@@ -8,9 +8,11 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+from prefect.client.schemas.objects import Artifact
 
+from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.client.network_loop import network_loop
-from prefect_qruntime.observability import run_page
+from prefect_qruntime.observability import artifacts, run_page
 from prefect_qruntime.observability.artifacts import Record, _open_jobs, open_note
 from prefect_qruntime.observability.run_page import PageWrites, drain, flush
 
@@ -143,3 +145,31 @@ def test_a_note_in_the_summary_is_a_record_and_always_fits() -> None:
     assert record.key == "qruntime-job-d1"
     assert record.meta == {"kind": "job", "id": "D1", "state": "submitted", "block": "b", "flow_run": "f"}
     assert not record.is_over
+
+
+@pytest.mark.parametrize("note", ["no json", "[]", "5", '"text"', "null", '{"state": 5}', '{"state": null}'])
+@pytest.mark.parametrize("meta", [None, {}, {"state": "Queued"}, {"kind": "job", "flow_run": "f"}])
+def test_what_something_else_wrote_in_place_of_records_stops_no_reader(
+    monkeypatch: pytest.MonkeyPatch, note: str, meta: dict[str, str] | None
+) -> None:
+    good = {"kind": "job", "id": "d1", "crn": "crn", "base_url": "http://[odd"}
+    stored = {
+        "qruntime-job-": [
+            Artifact(key="qruntime-job-d0", metadata_=meta),
+            Artifact(key="qruntime-job-d1", metadata_=good),
+        ],
+        "qruntime-summary-": [Artifact(key="qruntime-summary-f", metadata_={"id": "f", "open d2": note})],
+    }
+
+    class Prefect:
+        async def read_artifacts(self, *, artifact_filter: Any, **_: Any) -> list[Artifact]:
+            return stored[artifact_filter.key.like_.rstrip("%")]
+
+    async def api() -> Prefect:
+        return Prefect()
+
+    monkeypatch.setattr(artifacts, "api", api)
+    (record,) = asyncio.run(artifacts.find_records("job"))
+    assert record.meta["id"] == "d1"
+    crn = "crn:v1:bluemix:public:quantum-computing:us-east:a/0123abcd:11aa-22bb::"
+    assert not record.leads_to(Connection(api_key="unit-test-key", crn=crn), "")
