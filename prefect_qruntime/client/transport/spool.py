@@ -214,6 +214,20 @@ class BodyWriter:
         self.discard()
         return StoredBody(str(self._path), self.size, self._digest.hexdigest())
 
+    def is_complete(self) -> bool:
+        """Whether what arrived so far is JSON of which no bracket is open. Reads the part, so not on the loop."""
+        with contextlib.ExitStack() as opened:
+            pieces: Iterator[bytes] = iter(self._pieces)
+            if self._part is not None:
+                file = opened.enter_context(self._part.open("rb"))
+                pieces = iter(functools.partial(file.read, _PIECE), b"")
+            last, balance = b"", {b"{": 0, b"[": 0}
+            for piece in pieces:
+                last = piece.rstrip()[-1:] or last
+                for begin, end in ((b"{", b"}"), (b"[", b"]")):
+                    balance[begin] += piece.count(begin) - piece.count(end)
+        return last in (b"}", b"]") and not any(balance.values())
+
     def discard(self) -> None:
         """Forget everything; harmless after `finish`."""
         self._pieces = []
@@ -464,11 +478,16 @@ async def receive(
             try:
                 # The limit counts what comes out of a Content-Encoding, so that a small answer cannot unfold without
                 # limit; the deadline what goes into it.
-                async with contextlib.aclosing(_unfolded(answer, deadline if found else None)) as pieces:
-                    async for piece in pieces:
-                        spool.write(piece)
-                        if not found and spool.size > _ERROR_BYTES:
-                            break
+                try:
+                    async with contextlib.aclosing(_unfolded(answer, deadline if found else None)) as pieces:
+                        async for piece in pieces:
+                            spool.write(piece)
+                            if not found and spool.size > _ERROR_BYTES:
+                                break
+                except httpx.TransportError:
+                    # No other copy may come, so one of which only the end of the transfer is missing is taken.
+                    if not (found and shelf.only_copy and await asyncio.to_thread(spool.is_complete)):
+                        raise
                 body = spool.finish()
             finally:
                 spool.discard()
