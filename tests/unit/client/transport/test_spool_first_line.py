@@ -57,6 +57,8 @@ class Service:
                 if "/identity/" in target:
                     head = b"HTTP/1.1 200 OK\r\n" + (b"" if self.lasting else b"Connection: close\r\n")
                     writer.write(answer(b'{"access_token": "%s", "expires_in": 3600}' % TOKEN.encode(), head))
+                elif target.endswith("/results"):  # doubled, and of the job that was asked for
+                    writer.write(2 * answer(b'{"schema_version": 1, "of": "%s"}' % target.split("/")[-2].encode()))
                 elif method == "GET":
                     writer.write(self.job if "/jobs/" in target else answer(b'{"jobs": [], "count": 0}'))
                 else:
@@ -171,6 +173,14 @@ def test_an_answer_that_was_there_before_the_request_belongs_to_no_create(
     assert caught.value.advice.kind == "search-first"
     assert not caught.value.details.get("accepted")
     assert client.run(client.post_job(SPEC, (), None)).id == "d1"  # on a new connection
+
+
+def test_an_answer_that_was_there_before_the_request_is_no_result(
+    service: Service, client: QuantumRuntimeClient
+) -> None:
+    patient = QuantumRuntimeClient(client.connection, patience=RetryDeadlines(first_pause=0.001))
+    for job in ("d1", "d2", "d3"):
+        assert patient.run(patient.result(job)).raw["of"] == job
 
 
 # ---- through a proxy -----------------------------------------------------------------------------
