@@ -22,7 +22,7 @@ from uuid import NAMESPACE_URL, uuid5
 from prefect.blocks.core import Block
 from pydantic import Field, HttpUrl
 
-from prefect_qruntime.admission.budget_core import Remaining, SessionHold, allotment, is_due, observed
+from prefect_qruntime.admission.budget_core import UNSEEN, Remaining, SessionHold, allotment, is_due, observed
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.cost_core import MOST_SECONDS
 from prefect_qruntime.errors import BudgetExhausted, InvalidInput, NotFound, PermissionDenied, QuantumRuntimeError
@@ -269,6 +269,7 @@ class SessionHolds:
         self.holds: dict[str, SessionHold] = {}
         self._watches: set[asyncio.Task[None]] = set()
         self._shown: set[tuple[str, str]] = set()  # sessions by the key that was shown them
+        self._unknown: dict[tuple[str, str], float] = {}  # when the service first did not know one of those
 
     def ids(self) -> set[str]:
         """The sessions that pay for their jobs."""
@@ -366,9 +367,13 @@ class SessionHolds:
         try:
             session = await client.session(session_id)
             self._shown.add(shown)
+            self._unknown.pop(shown, None)
         except (NotFound, PermissionDenied) as error:
-            if shown in self._shown and isinstance(error, PermissionDenied):
-                raise  # of a session of one's own it says nothing
+            if shown in self._shown:
+                if isinstance(error, PermissionDenied):
+                    raise  # of a session of one's own it says nothing
+                if asked - self._unknown.setdefault(shown, asked) < UNSEEN:  # a service that restarts says so too
+                    return self.holds.get(hold.token, hold)
             session = None  # another user's, perhaps, which counts by the clock
         closed = session is None or session.ref().is_closed
         live = bool(await client.jobs(session_id=session_id, pending=True)) if closed else True

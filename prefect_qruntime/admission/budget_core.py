@@ -57,7 +57,7 @@ UNOPENED = 2400.0
 
 
 UNSEEN = 120.0
-"""Seconds for which the service may not know a session that it has opened."""
+"""Seconds for which the service may not know a session that it has opened, or shown before."""
 
 
 # ---- limits ----------------------------------------------------------------------------------------------------

@@ -504,7 +504,8 @@ class Submission:
         return self._uncertain(what, f"{self._where()} If none is, run the flow again: it searches first.", [])
 
     def _unasked(self, error: QuantumRuntimeError) -> SubmissionUncertain:
-        what = f"it is not known whether the job was accepted: searching for it failed: {error.message}."
+        why = error.message.removesuffix(".")
+        what = f"it is not known whether the job was accepted: searching for it failed: {why}."
         return self._uncertain(what, f"{self._where()} If none is, run the flow again: it searches first.", [])
 
     def _unseen(self) -> SubmissionUncertain:

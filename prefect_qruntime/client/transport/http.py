@@ -49,6 +49,7 @@ R = TypeVar("R", bound=Reply | StoredBody)
 log = get_logger(__name__)
 
 _CONNECTIONS = 8
+_WITH_PORT = re.compile(r"(\[.*\]|[^:]*):[0-9]+")  # the address of a network has colons too
 _INSTANCE = re.compile(r"\b(?:instance|crn)\b", re.IGNORECASE)
 
 
@@ -141,15 +142,17 @@ def proxy_of(connection: Connection, url: str) -> str | None:
 
 def _is_direct(host: str, no_proxy: str) -> bool:
     """Whether an entry of NO_PROXY is `*`, the host, a domain above it, or a network with its address."""
-    for entry in (entry.strip().lower() for entry in no_proxy.split(",")):
-        if entry == "*":
+    for entry in no_proxy.lower().split(","):
+        name = entry.strip().rpartition("://")[2].rstrip("/")
+        if (with_port := _WITH_PORT.fullmatch(name)) is not None:
+            name = with_port[1]
+        name = name.replace("[", "").replace("]", "")
+        if name == "*":
             return True
         with contextlib.suppress(ValueError):
-            if ipaddress.ip_address(host) in ipaddress.ip_network(entry.strip("[]"), strict=False):
+            if ipaddress.ip_address(host) in ipaddress.ip_network(name, strict=False):
                 return True
-        name = entry.partition("://")[2] or entry
-        name = name.rpartition(":")[0] if name.count(":") == 1 else name
-        name = name.strip("[]").lstrip("*").lstrip(".")
+        name = name.lstrip("*").strip(".")
         if name and (host.lower() == name or host.lower().endswith(f".{name}")):
             return True
     return False

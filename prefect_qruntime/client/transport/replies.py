@@ -50,6 +50,7 @@ _MESSAGE_LIMIT = 2000
 _MARK_LIMIT = 100  # of a trace id
 _TEXT_BYTES = 40_000  # of a body that is shown in part
 _BLANK_BYTES = 1 << 20  # of white space that may stand before that
+_CHECK_PROXY = "If this lasts, check `proxy` of the credentials block, or HTTPS_PROXY if that is empty."
 # None of these can have reached the service.
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
 
@@ -268,7 +269,7 @@ def error_for(
         message = "API key not found."
         solution = "Check `api_key` of the credentials block; create a new key in IBM Cloud under Manage > Access."
     elif reply.status == 407:
-        solution = "If this lasts, check `proxy` of the credentials block."
+        solution = _CHECK_PROXY
     elif owner == "other" and reply.status < 500:
         address = "iam_url" if phase == "token" else "base_url"
         solution = f"If this lasts, check `{address}`, and the proxy, VPN or firewall in between."
@@ -347,6 +348,7 @@ def no_answer(
         )
     return ServiceUnavailable(
         f"no answer from {host}: {text}" if sent else f"cannot reach {host}: {text}",
+        solution=_CHECK_PROXY if isinstance(exc, httpx.ProxyError) else None,
         advice=lost_answer(phase, sent=sent),
         job_id=job_id,
         sent=sent,

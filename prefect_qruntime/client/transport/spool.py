@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import math
 import mmap
 import os
+import re
 import secrets
 import time
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -211,6 +214,20 @@ class BodyWriter:
         self.discard()
         return StoredBody(str(self._path), self.size, self._digest.hexdigest())
 
+    def is_complete(self) -> bool:
+        """Whether what arrived so far is JSON of which no bracket is open. Reads the part, so not on the loop."""
+        with contextlib.ExitStack() as opened:
+            pieces: Iterator[bytes] = iter(self._pieces)
+            if self._part is not None:
+                file = opened.enter_context(self._part.open("rb"))
+                pieces = iter(functools.partial(file.read, _PIECE), b"")
+            last, balance = b"", {b"{": 0, b"[": 0}
+            for piece in pieces:
+                last = piece.rstrip()[-1:] or last
+                for begin, end in ((b"{", b"}"), (b"[", b"]")):
+                    balance[begin] += piece.count(begin) - piece.count(end)
+        return last in (b"}", b"]") and not any(balance.values())
+
     def discard(self) -> None:
         """Forget everything; harmless after `finish`."""
         self._pieces = []
@@ -261,6 +278,76 @@ _ERROR_BYTES = 1_000_000  # of an answer that is no success; more of it is cut o
 _PIECE = 1 << 18  # bytes that are unfolded at once, so that the loop can do other things in between
 _GZIP = b"\x1f"  # begins each member of a gzip body
 _SLOWEST = 8_000  # bytes a second below which a large body does not count as moving
+_HEAD = 4096  # first bytes of an answer that are kept until its headers can be read
+_STATUS_LINE = re.compile(rb"\s*HTTP/\d(?:\.\d)? +(\d{3})(?!\d)")
+_STALE = "an answer that came before the request"
+_BLANK_LINE = re.compile(rb"\r?\n\r?\n")
+_heard: ContextVar[bytearray | None] = ContextVar("qruntime_heard", default=None)
+
+
+@dataclass(slots=True)
+class _Progress:
+    """How far a request has come, as httpcore reports it, and the first bytes that arrived since it was sent.
+
+    httpx keeps nothing of an answer whose headers are damaged or cut off, but its first line may say that a create was
+    accepted.
+    """
+
+    on_sent: Callable[[], None] = lambda: None
+    connecting: bool = False
+    _tunnelling: bool = False
+    _first: bytearray = field(default_factory=bytearray)
+
+    async def __call__(self, event: str, info: Mapping[str, Any]) -> None:
+        """Note an event of httpcore's `trace` extension."""
+        if event.endswith(".connect_tcp.started"):
+            self.connecting = True
+        elif event.endswith((".connect_tcp.complete", ".start_tls.complete")):
+            stream = info["return_value"]
+            with contextlib.suppress(AttributeError):  # one that cannot be changed
+                stream.read = functools.partial(_listen, stream.read)
+        elif event.endswith(".send_request_headers.started"):
+            # A proxy is asked for the connection in a request of its own.
+            self.connecting = self._tunnelling = info["request"].method == b"CONNECT"
+            self._first.clear()
+            _heard.set(self._first)
+        elif event.endswith(".send_request_body.complete") and not self._tunnelling:
+            self.on_sent()
+
+    def is_stale(self, answer: httpx.Response) -> bool:
+        """Whether an answer was left over in the connection when the request was sent."""
+        stream = answer.extensions.get("network_stream")
+        return not self._first and isinstance(getattr(stream, "read", None), functools.partial)
+
+    def accepted(self) -> Reply | None:
+        """A 2xx, without headers and body, of which only the first line arrived undamaged."""
+        head = b"" if self._tunnelling else bytes(self._first)
+        while (found := _STATUS_LINE.match(head)) is not None and found[1].startswith(b"1"):
+            head = _BLANK_LINE.split(head, maxsplit=1)[1] if _BLANK_LINE.search(head) else b""
+        return Reply(int(found[1]), {}, b"") if found is not None and found[1].startswith(b"2") else None
+
+    def error(self, error: Exception, seconds: float) -> httpx.HTTPError:
+        """The error as one of httpx, which lets others through: it parses the address of a redirect that it ignores.
+
+        What goes wrong before the request itself is sent is a failure to connect, with or without a proxy's answer.
+        """
+        if isinstance(error, TimeoutError):
+            kind = httpx.ConnectTimeout if self.connecting else httpx.ReadTimeout
+            return kind(f"not done within {seconds:g} s")
+        if self.connecting and not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.ProxyError):
+            return httpx.ProxyError(f"no connection through the proxy: {str(error) or type(error).__name__}")
+        if isinstance(error, httpx.HTTPError):
+            return error
+        return httpx.TransportError(f"an answer that cannot be read ({type(error).__name__})")
+
+
+async def _listen(read: Callable[..., Awaitable[bytes]], *args: Any, **options: Any) -> bytes:
+    """Read from a connection, and keep the first bytes for the request that they answer."""
+    data = await read(*args, **options)
+    heard = _heard.get()
+    if heard is not None and len(heard) < _HEAD:
+        heard += data[:_HEAD]
+    return data
 
 
 async def _one_by_one(pieces: Sequence[bytes]) -> AsyncIterator[bytes]:
@@ -297,16 +384,12 @@ async def exchange(
         httpx.HTTPError: No answer, one that broke off, or one whose encoding is damaged. Must not leave
             `client.transport`.
     """
-    connecting = False
 
-    async def trace(event: str, _: Any) -> None:
-        nonlocal connecting
-        connecting = connecting or event == "connection.connect_tcp.started"
-        if event.endswith(".send_request_headers.started"):
-            connecting = False
-        elif event.endswith(".send_request_body.complete") and not deadline.expired():  # what is left is the answer's
+    def on_sent() -> None:
+        if not deadline.expired():  # what is left is the answer's
             deadline.reschedule(min(deadline.when() or math.inf, asyncio.get_running_loop().time() + seconds))
 
+    progress = _Progress(on_sent)
     sent = content or ()
     size = sum(map(len, sent))
     deadline = asyncio.timeout(seconds + size / _SLOWEST)
@@ -324,9 +407,11 @@ async def exchange(
                 # Sent at once, it would be encrypted at once, which blocks the loop.
                 content=_one_by_one(sent) if length else b"".join(sent) or None,
                 headers={**headers, **length, "Accept-Encoding": "gzip, deflate"},
-                extensions={"trace": trace},
+                extensions={"trace": progress},
             ) as answer,
         ):
+            if progress.is_stale(answer):
+                raise httpx.RemoteProtocolError(_STALE)
             good = answer.is_success
             if good and method == "POST":
                 # The status says that it was accepted: a body that breaks off is an unreadable answer, no lost one.
@@ -340,22 +425,13 @@ async def exchange(
                         too_large = f"more than {limit} bytes" if len(body) > limit else f"over {most_values} values"
                         break
     except Exception as error:
+        accepted = accepted or (progress.accepted() if method == "POST" else None)
         if accepted is not None:
             return accepted
-        if isinstance(error, TimeoutError):
-            kind = httpx.ConnectTimeout if connecting else httpx.ReadTimeout
-            raise kind(f"not done within {seconds:g} s") from None
-        raise _http_error(error) from None
+        raise progress.error(error, seconds) from None
     if too_large:
         return Reply.of(answer, too_large.encode() if good else bytes(body[:limit]))
     return Reply.of(answer, bytes(body))
-
-
-def _http_error(error: Exception) -> httpx.HTTPError:
-    """The error as one of httpx, which lets others through: it parses the address of a redirect that it ignores."""
-    if isinstance(error, httpx.HTTPError):
-        return error
-    return httpx.TransportError(f"an answer that cannot be read ({type(error).__name__})")
 
 
 async def receive(
@@ -382,11 +458,19 @@ async def receive(
             `client.transport`.
         QuantumRuntimeError: Larger than the shelf's limit, or the disk is full.
     """
+    progress = _Progress()
     try:
         async with (
             asyncio.timeout(seconds) as deadline,
-            http.stream("GET", url, headers={**headers, "Accept-Encoding": "gzip, deflate"}) as answer,
+            http.stream(
+                "GET",
+                url,
+                headers={**headers, "Accept-Encoding": "gzip, deflate"},
+                extensions={"trace": progress},
+            ) as answer,
         ):
+            if progress.is_stale(answer):
+                raise httpx.RemoteProtocolError(_STALE)
             found = answer.status_code == 200
             length = answer.headers.get("content-length", "")
             expected = int(length) if length.isascii() and length.isdigit() and len(length) < 20 else 0
@@ -394,11 +478,16 @@ async def receive(
             try:
                 # The limit counts what comes out of a Content-Encoding, so that a small answer cannot unfold without
                 # limit; the deadline what goes into it.
-                async with contextlib.aclosing(_unfolded(answer, deadline if found else None)) as pieces:
-                    async for piece in pieces:
-                        spool.write(piece)
-                        if not found and spool.size > _ERROR_BYTES:
-                            break
+                try:
+                    async with contextlib.aclosing(_unfolded(answer, deadline if found else None)) as pieces:
+                        async for piece in pieces:
+                            spool.write(piece)
+                            if not found and spool.size > _ERROR_BYTES:
+                                break
+                except httpx.TransportError:
+                    # No other copy may come, so one of which only the end of the transfer is missing is taken.
+                    if not (found and shelf.only_copy and await asyncio.to_thread(spool.is_complete)):
+                        raise
                 body = spool.finish()
             finally:
                 spool.discard()
@@ -407,7 +496,7 @@ async def receive(
     except QuantumRuntimeError:
         raise
     except Exception as error:
-        raise _http_error(error) from None
+        raise progress.error(error, seconds) from None
     return body if isinstance(body, StoredBody) else Reply.of(answer, body)
 
 

@@ -21,7 +21,7 @@ from typing import Any, Literal, Protocol, cast
 
 from websockets.asyncio.client import ClientConnection, connect as _connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus, WebSocketException
-from websockets.protocol import Event
+from websockets.protocol import Event, State
 
 from prefect_qruntime.client.failures import is_refusal
 from prefect_qruntime.client.transport.http import Transport, proxy_of
@@ -66,6 +66,11 @@ class _Socket(ClientConnection):
         for start in range(0, len(data), _PART):
             if not self.flooded:
                 super().data_received(data[start : start + _PART])
+
+    def start_keepalive(self) -> None:
+        """Ping from now on, unless the connection is lost already: the first ping would log an error."""
+        if self.protocol.state is State.OPEN:
+            super().start_keepalive()
 
     def process_event(self, event: Event) -> None:
         """Count the frame."""

@@ -392,7 +392,29 @@ def test_a_path_of_the_environment_s_proxy_is_ignored(monkeypatch: pytest.Monkey
     http_module.http_client(connection(base_url=CLOUD))
 
 
-def test_networks_in_no_proxy() -> None:
-    assert http_module._is_direct("fd00::1", "fd00::/8")
-    assert http_module._is_direct("10.1.2.3", "192.168.0.0/16, 10.0.0.0/8")
-    assert not http_module._is_direct("11.1.2.3", "10.0.0.0/8")
+# What an entry of NO_PROXY names, and hosts that it does and does not include.
+NAMED = {
+    "ibm.com": ("quantum.cloud.ibm.com", "xibm.com"),
+    ".ibm.com": ("quantum.cloud.ibm.com", "ibm.com.example"),
+    "*.ibm.com": ("quantum.cloud.ibm.com", "ibm.example"),
+    "Quantum.Cloud.IBM.com": ("quantum.cloud.ibm.com", "eu-de.cloud.ibm.com"),
+    "10.1.2.3": ("10.1.2.3", "110.1.2.3"),
+    "10.0.0.0/8": ("10.1.2.3", "11.1.2.3"),
+    "FD00::1": ("fd00::1", "fd00::2"),
+    "[fd00::1]": ("fd00::1", "fd00::11"),
+    "fd00:0:0:0:0:0:0:1": ("fd00::1", "fd00::2"),
+    "fd00::/8": ("fd00::1", "fe00::1"),
+    "[fd00::]/8": ("fd00::1", "fe00::1"),
+}
+
+
+@pytest.mark.parametrize(
+    "form", ["{}", " {} ", "{}:443", "https://{}", "https://{}:8443/", "{}/", "{}.", "x.example,{}"]
+)
+@pytest.mark.parametrize("name", NAMED)
+def test_an_entry_of_no_proxy_in_each_of_its_forms(name: str, form: str) -> None:
+    if form in ("{}:443", "https://{}:8443/", "{}.") and ((name.count(":") > 1 and name[-1] != "]") or "/" in name):
+        return  # such an address has no port
+    inside, outside = NAMED[name]
+    assert http_module._is_direct(inside, form.format(name))
+    assert not http_module._is_direct(outside, form.format(name))

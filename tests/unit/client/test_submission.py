@@ -164,13 +164,14 @@ def test_lost_answers_without_end_stop() -> None:
     assert key(0) in str(error)
 
 
-def test_lost_answer_and_the_list_fails() -> None:
+@pytest.mark.parametrize("message", ["list down", "list down."])
+def test_lost_answer_and_the_list_fails(message: str) -> None:
     service = Service()
     service.answers = [LOST]
-    service.list_trouble = [ServiceUnavailable("list down")]
+    service.list_trouble = [ServiceUnavailable(message)]
     error = submit(service)
     assert isinstance(error, SubmissionUncertain)
-    assert "list down" in str(error)
+    assert "list down. Nothing" in str(error)
     assert len(service.posts) == 1
 
 

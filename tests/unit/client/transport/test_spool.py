@@ -327,6 +327,39 @@ def test_a_damaged_only_copy_is_kept_and_named(
     assert len([path for path in service.asked if "/results" in path]) == 1
 
 
+@pytest.mark.parametrize("piece", [1, 1000, len(BODY)])
+@pytest.mark.parametrize("missing", [0, 1, 2, 30])
+@pytest.mark.parametrize("length", ["too long", "chunks without end"])
+@pytest.mark.parametrize("disk", [True, False])
+def test_an_only_copy_that_arrived_as_a_whole_is_taken_although_the_transfer_broke_off(
+    service: Service, client: QuantumRuntimeClient, shelf: BodyStore, length: str, missing: int, piece: int, disk: bool
+) -> None:
+    body = b'{"results": [{"data": {"c": {"samples": ["0x3", "0x0"], "num_bits": 2}}, "metadata": {}}]} \n '
+    body = BODY + b"\n" if piece > 1 else body
+    part = body.rstrip()[: len(body.rstrip()) - missing] if missing else body
+
+    def breaks_off(handler: Handler) -> None:
+        handler.send_response(200)
+        chunked = length != "too long"
+        handler.send_header(*(("Transfer-Encoding", "chunked") if chunked else ("Content-Length", str(len(part) + 9))))
+        handler.end_headers()
+        for start in range(0, len(part), piece):
+            sent = part[start : start + piece]
+            handler.wfile.write(b"%x\r\n%s\r\n" % (len(sent), sent) if chunked else sent)
+        handler.close_connection = True
+
+    service.private = True
+    service.answers = [breaks_off, lambda handler: handler.reply(GONE, 404)]
+    only = (shelf if disk else BodyStore()).for_only_copy()
+    if missing:
+        with pytest.raises(NotFound, match="read before"):
+            client.run(client.result("d1", shelf=only))
+        assert files(shelf) == []
+    else:
+        assert client.run(client.result("d1", shelf=only)).counts()["11"] > 0
+    assert len([path for path in service.asked if "/results" in path]) == (2 if missing else 1)
+
+
 def test_a_page_is_not_the_only_copy(service: Service, client: QuantumRuntimeClient, shelf: BodyStore) -> None:
     service.private = True
     service.answers = [whole(b"<html>gateway</html>"), whole(), lambda handler: handler.reply(GONE, 404)]

@@ -19,6 +19,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
+from websockets.utils import accept_key
 
 from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.client.waiting.subscription import JobStream, StreamSettings, _Socket
@@ -448,3 +449,25 @@ async def test_messages_at_a_bearable_pace_are_no_flood() -> None:
     settings = StreamSettings(open_timeout=2.0, burst=3.0, rate=1000.0)
     async with serving(talk, settings=settings) as seen:
         assert await seen.stream.follow() == "done"
+
+
+@pytest.mark.parametrize("after", [b"\x81\x01x" * 200, b"\x88\x02\x03\xe8", b""], ids=["a flood", "a close", "nothing"])
+async def test_a_connection_lost_with_its_handshake_logs_no_error_later(
+    after: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked = (await reader.readuntil(b"\r\n\r\n")).decode()
+        key = next(
+            line.partition(": ")[2] for line in asked.split("\r\n") if line.lower().startswith("sec-websocket-key")
+        )
+        head = f"HTTP/1.1 101 X\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept_key(key)}"
+        writer.write(f"{head}\r\n\r\n".encode() + after)  # at once
+        writer.close()
+
+    settings = dataclasses.replace(QUICK, ping_interval=0.02, reconnects=1)
+    async with await asyncio.start_server(handle, "127.0.0.1", 0) as server, asyncio.timeout(60):
+        port = server.sockets[0].getsockname()[1]
+        transport: Any = Transport(connection("legacy", base_url=f"http://127.0.0.1:{port}"))
+        await JobStream(transport, "/stream/jobs/d1", lambda: None, settings=settings).follow()
+        await asyncio.sleep(0.1)  # until a first ping
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
