@@ -41,6 +41,8 @@ _COMMANDS = {
 }
 """Each command's module, and its line in the list of commands."""
 
+_INTERRUPTED = 130  # the exit code after Ctrl-C
+
 app = App(
     name="prefect-qruntime",
     help="Run quantum jobs from Prefect on IBM's Qiskit Runtime REST API.",
@@ -71,11 +73,16 @@ def main() -> None:
         sys.exit(1)
     except CycloptsError:  # printed already
         sys.exit(2)
+    except KeyboardInterrupt:  # while modules are imported; cyclopts does the same while a command runs
+        sys.exit(_INTERRUPTED)
     except QuantumRuntimeError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(2 if isinstance(error, InvalidInput) else 1)
     except Exception as error:
-        if (said := _no_server(error)) is None:
+        causes = _causes(error)
+        if any(isinstance(cause, KeyboardInterrupt) for cause in causes):  # pydantic makes an error of it
+            sys.exit(_INTERRUPTED)
+        if (said := _no_server(causes)) is None:
             raise
         sys.stderr.write(f"{said}\n")
         sys.exit(1)
@@ -94,17 +101,22 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith("Still processing items")
 
 
-def _no_server(error: BaseException) -> str | None:
-    """Return the message if an error means that Prefect's API stopped answering; None for any other error."""
-    from prefect.settings import get_current_settings
-
-    from prefect_qruntime.diagnostics.prefect_server import unreachable
-
+def _causes(error: BaseException) -> list[BaseException]:
+    """Return an error and what led to it."""
     causes: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in causes:
         causes.append(cause)
         cause = cause.__cause__ or cause.__context__
+    return causes
+
+
+def _no_server(causes: list[BaseException]) -> str | None:
+    """Return the message if one of the causes means that Prefect's API stopped answering; None for any other error."""
+    from prefect.settings import get_current_settings
+
+    from prefect_qruntime.diagnostics.prefect_server import unreachable
+
     url = get_current_settings().api.url
     for one in causes:
         failed_start = isinstance(one, RuntimeError) and "server" in str(one).lower()

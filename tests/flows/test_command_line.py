@@ -42,6 +42,31 @@ def test_a_wrong_argument_is_named_without_a_traceback(
     assert "Traceback" not in shown.out + shown.err
 
 
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        *((name, 2) for name in ("jobs", "usage", "backends", "sessions", "sweep", "setup")),
+        *((f"{name} --json", 2) for name in ("jobs", "sweep", "result d0123456789", "cancel d0123456789")),
+        ("sessions --close d0123456789", 2),
+        ("doctor", 1),
+        ("watch --once", 0),  # it follows blocks that are saved later
+    ],
+)
+def test_without_a_block_nothing_looks_like_an_account_without_jobs(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str, code: int
+) -> None:
+    async def none() -> list[str]:
+        return []
+
+    for module in ("cli.options", "credentials", "operations.doctor", "suspend.watcher"):
+        monkeypatch.setattr(f"prefect_qruntime.{module}.saved_blocks", none)
+    assert exit_code(*words.split()) == code
+    shown = capsys.readouterr()
+    if code == 2:
+        assert shown.out == ""
+        assert shown.err.startswith("block: no Quantum Runtime Credentials block is saved. Create one in the UI")
+
+
 def test_help_and_version_are_no_errors(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["--help"], ["--version"], ["sweep", "--help"]):
         assert exit_code(*words) == 0

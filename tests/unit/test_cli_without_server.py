@@ -17,6 +17,7 @@ from typing import get_args
 
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from pydantic import BaseModel, model_serializer
 
 from prefect_qruntime.cli import app
 from tests.support.command_line import exit_code
@@ -235,6 +236,24 @@ def test_a_reader_that_stops_early_is_no_fault(line: str) -> None:
             os.close(writer)
     assert done.stderr == ""
     assert done.returncode == 1
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_ctrl_c_ends_a_command_without_a_traceback_while_it_is_still_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wrapped: bool
+) -> None:
+    class Interrupted(BaseModel):
+        @model_serializer
+        def _interrupted(self) -> dict[str, str]:
+            raise KeyboardInterrupt
+
+    def importing(*_: object, **__: object) -> None:
+        if wrapped:  # as while Prefect writes down its settings
+            Interrupted().model_dump()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("prefect_qruntime.cli.app", importing)
+    assert said(capsys, "jobs") == (130, "")
 
 
 def test_a_command_is_silent_about_events_that_prefect_still_sends(
