@@ -82,7 +82,12 @@ def test_help_and_version_are_no_errors(capsys: pytest.CaptureFixture[str]) -> N
     ],
 )
 def test_the_demo_hands_on_how_the_circuits_run(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, words: str, dialects: list[str], given: dict[str, Any]
+    sandbox: Sandbox,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: str,
+    dialects: list[str],
+    given: dict[str, Any],
 ) -> None:
     module = import_module("prefect_qruntime.flows.run_circuits")
     asked: list[dict[str, Any]] = []
@@ -91,13 +96,16 @@ def test_the_demo_hands_on_how_the_circuits_run(
         asked.append(wanted)
         # What a dry run may give: only there it is no reason to fail.
         counts = {"0": 10} if wanted["dry_run"] else {"1": 10}
-        shown = {"job": "j", "shots": 10, "counts": "", "backend": wanted["backend"], "frequencies": counts}
-        return [{"circuit": number, **shown} for number, _ in enumerate(circuits, start=1)]
+        shown = {"job": "job-of-the-demo", "shots": 10, "counts": "", "backend": wanted["backend"], "frequencies": counts}
+        found = [{"circuit": number, **shown} for number, _ in enumerate(circuits, start=1)]
+        module.print_table(found, "as the flow does")
+        return found
 
     monkeypatch.setattr(module, "run_circuits", rows)
     assert exit_code(*words.split()) == 0
     assert [one["dialect"] for one in asked] == [dialect for dialect in dialects for _ in range(2)]
     assert all({name: one[name] for name in given} == given for one in asked)
+    assert capsys.readouterr().out.count("job-of-the-demo") == (8 + 3) * len(dialects)  # each table once
 
 
 def test_without_the_extra_the_demo_starts_no_flow(
