@@ -34,6 +34,7 @@ from prefect_qruntime.settings import current_settings
 __all__ = [
     "ATTENDED",
     "MOST_SHOTS",
+    "WIDE",
     "AsJson",
     "Blocks",
     "JobId",
