@@ -130,6 +130,20 @@ def test_a_misspelt_field_is_refused_because_a_limit_in_it_limits_nothing(
 
 
 @pytest.mark.parametrize("block", BLOCKS)
+def test_a_number_that_the_form_saves_empty_is_as_if_it_was_not_given(block: type[Any]) -> None:
+    given = GIVEN.get(block, {})
+    plain = block(**given)
+    for name, field in block.model_json_schema()["properties"].items():
+        kinds = {field.get("type"), *(one.get("type") for one in field.get("anyOf", ()))}
+        if kinds & {"integer", "number"}:
+            assert getattr(block(**given, **{name: None}), name) == getattr(plain, name), name
+            assert getattr(block.model_validate({**given, name: None}), name) == getattr(plain, name), name
+    if block is QuantumRuntimePolicy:  # what is no number is never taken for not given: it may open a policy
+        with pytest.raises(ValidationError, match="refuse_unnamed"):
+            block(refuse_unnamed=None)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
 def test_what_prefect_adds_to_a_document_is_no_field_and_no_fault(block: type[Any]) -> None:
     given = GIVEN.get(block, {})
     made = block.model_validate({**given, "block_type_slug": block.get_block_type_slug(), "_block_document_name": "n"})
