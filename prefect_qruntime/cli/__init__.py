@@ -6,6 +6,7 @@ Each command is a function in a module that is loaded when the command is called
 from __future__ import annotations
 
 import codecs
+import errno
 import io
 import json
 import logging
@@ -82,7 +83,7 @@ def main() -> None:
         causes = _causes(error)
         if any(isinstance(cause, KeyboardInterrupt) for cause in causes):  # pydantic makes an error of it
             sys.exit(_INTERRUPTED)
-        if (said := _no_server(causes)) is None:
+        if (said := _disk_full(error) or _no_server(causes)) is None:
             raise
         sys.stderr.write(f"{said}\n")
         sys.exit(1)
@@ -109,6 +110,15 @@ def _causes(error: BaseException) -> list[BaseException]:
         causes.append(cause)
         cause = cause.__cause__ or cause.__context__
     return causes
+
+
+def _disk_full(error: BaseException) -> str | None:
+    """Return the message if an error means that there is no room for the output; None for any other error."""
+    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return None
+    # What is still buffered goes nowhere: the interpreter's end would fail on it again.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return f"The output could not be written: {error.strerror}. It is incomplete."
 
 
 def _no_server(causes: list[BaseException]) -> str | None:

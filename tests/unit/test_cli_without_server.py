@@ -238,6 +238,24 @@ def test_a_reader_that_stops_early_is_no_fault(line: str) -> None:
     assert done.returncode == 1
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("line", ["--help", "init", "doctor", "doctor --json"])
+def test_a_full_disk_is_named_without_a_traceback(tmp_path: Path, line: str) -> None:
+    with closed_port() as port, Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", "from prefect_qruntime.cli import main; main()", *line.split()],
+            env={**os.environ, "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"},
+            cwd=tmp_path,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+    assert done.stderr == "The output could not be written: No space left on device. It is incomplete.\n"
+    assert done.returncode == 1
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_ctrl_c_ends_a_command_without_a_traceback_while_it_is_still_imported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wrapped: bool
