@@ -417,7 +417,7 @@ class Loadable:
         except (ValidationError, QuantumRuntimeError) as error:
             wrong = _without_values(type(self), error, values)
         values.clear()
-        del args, self
+        del args, self, block
         raise wrong
 
     def __setattr__(self, name: str, value: Any) -> None:

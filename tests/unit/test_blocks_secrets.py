@@ -55,7 +55,9 @@ def held(error: BaseException) -> str:
         trace = one.__traceback__
         while trace is not None:
             if trace.tb_frame.f_code.co_filename != __file__:
-                parts += [f"{name}: {value!r}" for name, value in trace.tb_frame.f_locals.items()]
+                for name, value in trace.tb_frame.f_locals.items():
+                    shown = vars(value.__self__) if isinstance(value, super) else value  # as rich shows it
+                    parts.append(f"{name}: {shown!r}")
             trace = trace.tb_next
         one = one.__cause__ or one.__context__  # type: ignore[assignment]
     return "\n".join(parts)
