@@ -398,7 +398,7 @@ class Loadable:
 
     Pydantic's errors show and keep what was given, such as an unencrypted API key, and so do the frames of a traceback.
     Prefect's blocks keep fields that they do not know; here they are refused, because a misspelt limit limits nothing.
-    A number that is emptied in Prefect's form arrives as None, and means the field's default as if it had not been given.
+    A number that is emptied in Prefect's form arrives as None, and means the field's default as if it was not given.
     """
 
     model_config: ClassVar[ConfigDict] = ConfigDict(hide_input_in_errors=True)

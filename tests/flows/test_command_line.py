@@ -96,7 +96,13 @@ def test_the_demo_hands_on_how_the_circuits_run(
         asked.append(wanted)
         # What a dry run may give: only there it is no reason to fail.
         counts = {"0": 10} if wanted["dry_run"] else {"1": 10}
-        shown = {"job": "job-of-the-demo", "shots": 10, "counts": "", "backend": wanted["backend"], "frequencies": counts}
+        shown = {
+            "job": "job-of-the-demo",
+            "shots": 10,
+            "counts": "",
+            "backend": wanted["backend"],
+            "frequencies": counts,
+        }
         found = [{"circuit": number, **shown} for number, _ in enumerate(circuits, start=1)]
         module.print_table(found, "as the flow does")
         return found
