@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import os
+import signal
 import sys
 
 import httpx
@@ -42,7 +43,7 @@ _COMMANDS = {
 }
 """Each command's module, and its line in the list of commands."""
 
-_INTERRUPTED = 130  # the exit code after Ctrl-C
+_INTERRUPTED, _TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # exit codes as a shell has them
 
 app = App(
     name="prefect-qruntime",
@@ -62,6 +63,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="qruntime-escape")
+    # Killed at once, the process would leave behind the temporary server that Prefect starts without PREFECT_API_URL.
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
     # A short command ends while Prefect still sends its events. It waits for them and needs to say nothing about it.
     for worker in ("EventsWorker", "APILogWorker"):
         logging.getLogger(worker).addFilter(_is_news)
@@ -81,8 +85,9 @@ def main() -> None:
         sys.exit(2 if isinstance(error, InvalidInput) else 1)
     except Exception as error:
         causes = _causes(error)
-        if any(isinstance(cause, KeyboardInterrupt) for cause in causes):  # pydantic makes an error of it
-            sys.exit(_INTERRUPTED)
+        for kind, code in ((KeyboardInterrupt, _INTERRUPTED), (SystemExit, _TERMINATED)):
+            if any(isinstance(cause, kind) for cause in causes):  # pydantic makes an error of it
+                sys.exit(code)
         if (said := _disk_full(error) or _no_server(causes)) is None:
             raise
         sys.stderr.write(f"{said}\n")

@@ -257,21 +257,36 @@ def test_a_full_disk_is_named_without_a_traceback(tmp_path: Path, line: str) -> 
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_ctrl_c_ends_a_command_without_a_traceback_while_it_is_still_imported(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wrapped: bool
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143)])
+def test_a_command_that_is_stopped_while_it_is_imported_ends_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wrapped: bool, stop: BaseException, code: int
 ) -> None:
-    class Interrupted(BaseModel):
+    class Stopped(BaseModel):
         @model_serializer
-        def _interrupted(self) -> dict[str, str]:
-            raise KeyboardInterrupt
+        def _stopped(self) -> dict[str, str]:
+            raise stop
 
     def importing(*_: object, **__: object) -> None:
         if wrapped:  # as while Prefect writes down its settings
-            Interrupted().model_dump()
-        raise KeyboardInterrupt
+            Stopped().model_dump()
+        raise stop
 
     monkeypatch.setattr("prefect_qruntime.cli.app", importing)
-    assert said(capsys, "jobs") == (130, "")
+    assert said(capsys, "jobs") == (code, "")
+
+
+def test_a_command_that_is_terminated_stops_what_it_has_started() -> None:
+    """Prefect stops its temporary server when the interpreter ends, which a process killed by a signal never does."""
+    code = (
+        "import atexit, time; from prefect_qruntime import cli; atexit.register(print, 'stopped it', flush=True); "
+        "cli.app = lambda *_, **__: (print('started', flush=True), time.sleep(3600)); cli.main()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        process.terminate()
+        assert process.stdout.read() == "stopped it\n"
+    assert process.returncode == 143
 
 
 def test_a_command_is_silent_about_events_that_prefect_still_sends(
