@@ -24,6 +24,7 @@ from prefect_qruntime.flows.shared import CircuitForm, RequestedRoute, instance,
 from pydantic import Field
 
 from prefect_qruntime import (
+    InvalidInput,
     JobRef,
     circuit_text,
     estimate_cost,
@@ -67,36 +68,40 @@ def read_angles(path: Path, inputs: Sequence[str] | None = None) -> list[Angles]
         The angles of each line by name.
 
     Raises:
-        InvalidInput: The file is outside the allowed folders or cannot be read.
-        ValueError: It has no lines, its columns are not the inputs, a line has too few or too many fields, or a
-            field is not a finite number; the line and the column are named.
+        InvalidInput: The file is outside the allowed folders or cannot be read. Or it has no lines, its columns are
+            not the inputs, a line has too few or too many fields, or a field is not a finite number; the line and the
+            column are named.
     """
     reader = csv.reader(io.StringIO(read_file(path, field="angles"), newline=""), skipinitialspace=True)
     try:
         names = [name.strip() for name in next(reader, [])]
         if not names or len(set(names)) < len(names) or not all(map(str.isidentifier, names)):
-            raise ValueError(f"{path}: the first line must name each column once")
+            raise InvalidInput(f"{path}: the first line must name each column once", field="angles")
         if inputs is not None and set(names) != set(inputs):
-            raise ValueError(f"{path}: the first line must name the circuit's inputs: {', '.join(inputs)}")
+            raise InvalidInput(
+                f"{path}: the first line must name the circuit's inputs: {', '.join(inputs)}", field="angles"
+            )
         rows = [_angles(f"{path}, line {reader.line_num}", names, found) for found in reader if found]
     except csv.Error:
-        raise ValueError(f"{path}, line {reader.line_num}: not readable as CSV") from None
+        raise InvalidInput(f"{path}, line {reader.line_num}: not readable as CSV", field="angles") from None
     if not rows:
-        raise ValueError(f"{path} has no line of angles")
+        raise InvalidInput(f"{path} has no line of angles", field="angles")
     return rows
 
 
 def _angles(where: str, names: list[str], found: list[str]) -> Angles:
     if len(found) != len(names):
-        raise ValueError(f"{where}: {len(found)} fields, but the first line names {len(names)} columns")
+        raise InvalidInput(
+            f"{where}: {len(found)} fields, but the first line names {len(names)} columns", field="angles"
+        )
     angles = {}
     for column, (name, text) in enumerate(zip(names, found, strict=True), start=1):
         try:
             angles[name] = float(text)
         except ValueError:
-            raise ValueError(f"{where}, column {column}: not a number") from None
+            raise InvalidInput(f"{where}, column {column}: not a number", field="angles") from None
         if not math.isfinite(angles[name]):
-            raise ValueError(f"{where}, column {column}: not a finite number")
+            raise InvalidInput(f"{where}, column {column}: not a finite number", field="angles")
     return angles
 
 
@@ -141,16 +146,18 @@ def check_target(path: Path) -> Path:
         The real path of the target.
 
     Raises:
-        InvalidInput: It is outside the folders in which flow parameters may name files.
-        ValueError: It is neither CSV nor Parquet, or Parquet without pyarrow, or it exists and is not a file.
+        InvalidInput: It is outside the folders in which flow parameters may name files, it is neither CSV nor Parquet,
+            or Parquet without pyarrow, or it exists and is not a file.
     """
     path = allowed_path(path, field="table", access="write")
     if path.suffix not in (".csv", ".parquet"):
-        raise ValueError(f"{path}: the name must end in .csv or .parquet")
+        raise InvalidInput(f"{path}: the name must end in .csv or .parquet", field="table")
     if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
-        raise ValueError(f"{path}: Parquet needs pyarrow, which is not installed; use a name that ends in .csv")
+        raise InvalidInput(
+            f"{path}: Parquet needs pyarrow, which is not installed; use a name that ends in .csv", field="table"
+        )
     if path.exists() and not path.is_file():
-        raise ValueError(f"{path}: not a regular file")
+        raise InvalidInput(f"{path}: not a regular file", field="table")
     return path
 
 
@@ -158,12 +165,12 @@ def check_columns(inputs: list[str], observables: list[str]) -> None:
     """Refuse columns that would overwrite each other, before anything is submitted.
 
     Raises:
-        ValueError: Two columns of the table would have the same name.
+        InvalidInput: Two columns of the table would have the same name.
     """
     names = [*inputs, "job", *(name for letter in observables for name in (letter, f"{letter}_error"))]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ValueError(f"the table would have several columns {', '.join(twice)}")
+        raise InvalidInput(f"the table would have several columns {', '.join(twice)}", field="observables")
 
 
 @flow(name="angles-to-table", **hooks.cancel)
@@ -208,8 +215,8 @@ def angles_to_table(
         The rows as written: the angles, a value and a standard error for each observable, and the job.
 
     Raises:
-        InvalidInput: A file is outside the folders in which flow parameters may name files; nothing was submitted.
-        ValueError: The file of angles, the observables or the name of the table is wrong; nothing was submitted.
+        InvalidInput: The file of angles, the observables or the name of the table is wrong, or a file is outside the
+            folders in which flow parameters may name files; nothing was submitted.
     """
     logger = get_run_logger()
     table = check_target(table)

@@ -403,12 +403,17 @@ class Loadable:
 
     Pydantic's errors show and keep what was given, such as an unencrypted API key, and so do the frames of a traceback.
     Prefect's blocks keep fields that they do not know; here they are refused, because a misspelt limit limits nothing.
+    A number that is emptied in Prefect's form arrives as None, and means the field's default as if it was not given.
     """
 
     model_config: ClassVar[ConfigDict] = ConfigDict(hide_input_in_errors=True)
 
     def __init__(self, *args: Any, **values: Any) -> None:
         block: Any = super()
+        fields: Mapping[str, Any] = getattr(type(self), "model_fields", {})
+        for name in [one for one, value in values.items() if value is None and one in fields]:
+            if fields[name].annotation in (int, float):
+                del values[name]
         try:
             block.__init__(*args, **values)
             if not (unknown := unknown_fields(_fields(type(self)), values)):
@@ -417,7 +422,7 @@ class Loadable:
         except (ValidationError, QuantumRuntimeError) as error:
             wrong = _without_values(type(self), error, values)
         values.clear()
-        del args, self
+        del args, self, block
         raise wrong
 
     def __setattr__(self, name: str, value: Any) -> None:

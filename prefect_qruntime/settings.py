@@ -15,9 +15,11 @@ from pydantic_settings import NoDecode
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.redact import nearest
 
-__all__ = ["QuantumRuntimeSettings", "current_settings", "unknown_settings", "wrong_settings"]
+__all__ = ["MOST_TTL", "QuantumRuntimeSettings", "current_settings", "unknown_settings", "wrong_settings"]
 
 _PREFIX = "PREFECT_INTEGRATIONS_QRUNTIME_"
+MOST_TTL = 2**31 - 1
+"""Longest life of a session in seconds that the service takes."""
 _OF_OURS = (_PREFIX, "PREFECT_HOME", "PREFECT_PROFILE")
 
 
@@ -49,6 +51,7 @@ class QuantumRuntimeSettings(PrefectBaseSettings):
     session_max_ttl_seconds: int = Field(
         default=7200,
         ge=1,
+        le=MOST_TTL,
         description="Longest life of a session if the flow sets none.",
     )
     outage_patience_seconds: float = Field(

@@ -6,10 +6,12 @@ Each command is a function in a module that is loaded when the command is called
 from __future__ import annotations
 
 import codecs
+import errno
 import io
 import json
 import logging
 import os
+import signal
 import sys
 
 import httpx
@@ -41,6 +43,8 @@ _COMMANDS = {
 }
 """Each command's module, and its line in the list of commands."""
 
+_INTERRUPTED, _TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # exit codes as a shell has them
+
 app = App(
     name="prefect-qruntime",
     help="Run quantum jobs from Prefect on IBM's Qiskit Runtime REST API.",
@@ -59,6 +63,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="qruntime-escape")
+    # Killed at once, the process would leave behind the temporary server that Prefect starts without PREFECT_API_URL.
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
     # A short command ends while Prefect still sends its events. It waits for them and needs to say nothing about it.
     for worker in ("EventsWorker", "APILogWorker"):
         logging.getLogger(worker).addFilter(_is_news)
@@ -71,11 +78,17 @@ def main() -> None:
         sys.exit(1)
     except CycloptsError:  # printed already
         sys.exit(2)
+    except KeyboardInterrupt:  # while modules are imported; cyclopts does the same while a command runs
+        sys.exit(_INTERRUPTED)
     except QuantumRuntimeError as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(2 if isinstance(error, InvalidInput) else 1)
     except Exception as error:
-        if (said := _no_server(error)) is None:
+        causes = _causes(error)
+        for kind, code in ((KeyboardInterrupt, _INTERRUPTED), (SystemExit, _TERMINATED)):
+            if any(isinstance(cause, kind) for cause in causes):  # pydantic makes an error of it
+                sys.exit(code)
+        if (said := _disk_full(error) or _no_server(causes)) is None:
             raise
         sys.stderr.write(f"{said}\n")
         sys.exit(1)
@@ -94,17 +107,31 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith("Still processing items")
 
 
-def _no_server(error: BaseException) -> str | None:
-    """Return the message if an error means that Prefect's API stopped answering; None for any other error."""
-    from prefect.settings import get_current_settings
-
-    from prefect_qruntime.diagnostics.prefect_server import unreachable
-
+def _causes(error: BaseException) -> list[BaseException]:
+    """Return an error and what led to it."""
     causes: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in causes:
         causes.append(cause)
         cause = cause.__cause__ or cause.__context__
+    return causes
+
+
+def _disk_full(error: BaseException) -> str | None:
+    """Return the message if an error means that there is no room for the output; None for any other error."""
+    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return None
+    # What is still buffered goes nowhere: the interpreter's end would fail on it again.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return f"The output could not be written: {error.strerror}. It is incomplete."
+
+
+def _no_server(causes: list[BaseException]) -> str | None:
+    """Return the message if one of the causes means that Prefect's API stopped answering; None for any other error."""
+    from prefect.settings import get_current_settings
+
+    from prefect_qruntime.diagnostics.prefect_server import unreachable
+
     url = get_current_settings().api.url
     for one in causes:
         failed_start = isinstance(one, RuntimeError) and "server" in str(one).lower()

@@ -22,6 +22,7 @@ from prefect_qruntime import result_storage
 from prefect_qruntime.cli.options import (
     ATTENDED,
     MOST_SHOTS,
+    WIDE,
     AsJson,
     Blocks,
     JobId,
@@ -291,28 +292,29 @@ def usage(
 
 _FLOW_RUN = re.compile(r"\(([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\)\Z")
 _SHOWN = 10
-"""Jobs without an owner that are shown; `--json` has more."""
+"""Jobs without an owner that are shown; `--json` lists more."""
 
 
 def _print_usage(report: UsageReport, console: Console) -> None:
     units = report.total.resource_units is not None
     if report.rows:
-        table = Table(expand=True)
-        for name in report.by:
-            if name == "session":
-                id_column(table, name, (row.keys[name] for row in report.rows))
+        # Three columns of names beside the numbers would be a few letters wide: one column has all, in lines.
+        stacked = len(report.by) > 2 and console.width < WIDE
+        table = Table(expand=True, show_lines=stacked)
+        for names in (report.by,) if stacked else ((name,) for name in report.by):
+            if "session" in names:
+                id_column(table, "\n".join(names), (row.keys["session"] for row in report.rows))
             else:
-                table.add_column(name, overflow="fold", ratio=1)
-        for name in ("jobs", "failed", "cancelled", "QPU s", *(("resource units",) if units else ())):
+                table.add_column("\n".join(names), overflow="fold", ratio=1)
+        for name in ("jobs", "failed", "cancelled", "QPU s", *(("resource\nunits",) if units else ())):
             table.add_column(name, justify="right", no_wrap=True)
         for row in report.rows:
-            keys = (_FLOW_RUN.sub(lambda found: f"({short(found[1], console)})", key) for key in row.keys.values())
-            table.add_row(*map(cell, keys), *_numbers(row, units=units))
+            keys = [_FLOW_RUN.sub(lambda found: f"({short(found[1], console)})", key) for key in row.keys.values()]
+            table.add_row(*([cell(*keys)] if stacked else map(cell, keys)), *_numbers(row, units=units))
         if len(report.rows) > 1:
             table.add_section()
-            table.add_row(
-                *("total", *([""] * (len(report.by) - 1))), *_numbers(report.total, units=units), style="bold"
-            )
+            blank = [""] * (0 if stacked else len(report.by) - 1)
+            table.add_row("total", *blank, *_numbers(report.total, units=units), style="bold")
         console.print(table)
     line = f"{many(report.total.jobs, 'job')}, {number_text(report.total.qpu_seconds)} QPU seconds"
     if units:
@@ -335,14 +337,12 @@ def _print_usage(report: UsageReport, console: Console) -> None:
         )
         for job in report.without_owner[:_SHOWN]:
             created = f"{job.created_at:%Y-%m-%d %H:%M} UTC" if job.created_at else "at an unknown time"
-            console.print(
-                cell(
-                    f"  {job.id}  {created}  {job.state}  {number_text(job.qpu_seconds)} QPU s  "
-                    f"{job.user or 'unknown user'}"
-                )
-            )
-        if len(report.without_owner) > _SHOWN:
-            console.print(f"  … and {report.jobs_without_owner - _SHOWN} more; --json lists them.", highlight=False)
+            facts = f"{created}, {job.state}, {number_text(job.qpu_seconds)} QPU s, {job.user or 'unknown user'}"
+            console.print(cell(f"{job.id} {facts}"))
+        if more := report.jobs_without_owner - len(report.without_owner[:_SHOWN]):
+            listed = len(report.without_owner)
+            which = "them" if listed == report.jobs_without_owner else f"the {listed} with the most QPU seconds"
+            console.print(f"… and {more} more; --json lists {which}.", highlight=False)
     for one in report.reconciled:
         console.print(cell(_reconciled(one)))
     for note in report.notes:

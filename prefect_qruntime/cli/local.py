@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import io
 import itertools
 import os
 import re
@@ -17,6 +18,7 @@ import runpy
 import sys
 import threading
 import time
+from contextlib import redirect_stdout
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -111,7 +113,8 @@ def demo(
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
     require_prefect()
     both: list[Dialects] = ["cloud"] if dry_run or route == "executor" else list(DIALECTS[::-1])
-    tables = demo_flow(both if dialect == "both" else [dialect], shots, route, dry_run)
+    with redirect_stdout(io.StringIO()):  # each run prints its table; the demo shows all of them at its end
+        tables = demo_flow(both if dialect == "both" else [dialect], shots, route, dry_run)
     console = Console()
     console.rule("Counts")
     wrong = 0

@@ -69,7 +69,7 @@ def doctor(*, block: Blocks = None, json: AsJson = False) -> int:
     """
     with patience(_REPEAT, silence=_SILENCE):
         try:
-            block = checked_blocks(block)
+            block = checked_blocks(block, may_be_none=True)
         except InvalidInput:
             raise
         except Exception:  # Prefect's API does not answer: the doctor reports that itself
@@ -170,8 +170,7 @@ def setup(
     if json:
         print_json([*rows, *({"blocks": name, "problem": problem} for name, problem in problems.items())])
     else:
-        none = "nothing was done" if problems else "no credentials block is saved"
-        print_rows(rows, f"Create limits, {per_minute} jobs a minute", none)
+        print_rows(rows, f"Create limits, {per_minute} jobs a minute", "nothing was done")
     print_problems(problems.values())
     return 0 if rows and not problems else 1
 
@@ -211,7 +210,7 @@ def watch(
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with nullcontext() if json else _shown():
-            report = run_watch(checked_blocks(block), once=once, interval=interval, duration=duration)
+            report = run_watch(checked_blocks(block, may_be_none=True), once=once, interval=interval, duration=duration)
     except KeyboardInterrupt:
         return 0
     finally:

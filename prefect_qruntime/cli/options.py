@@ -34,6 +34,7 @@ from prefect_qruntime.settings import current_settings
 __all__ = [
     "ATTENDED",
     "MOST_SHOTS",
+    "WIDE",
     "AsJson",
     "Blocks",
     "JobId",
@@ -161,9 +162,11 @@ def print_not_known(console: Console, unread: Sequence[str]) -> None:
         console.print(cell(not_known(unread), style="yellow"))
 
 
-def _none_saved(field: str | None = None) -> InvalidInput:
+def _none_saved() -> InvalidInput:
     return InvalidInput(
-        "no Quantum Runtime Credentials block is saved.", field=field, solution="Create one in the UI under Blocks."
+        "no Quantum Runtime Credentials block is saved.",
+        field="block",
+        solution="Create one in the UI under Blocks, or set PREFECT_API_URL to the server that has yours.",
     )
 
 
@@ -175,7 +178,7 @@ async def only_credentials(block: str | None) -> QuantumRuntimeCredentials:
     """
     names = [block] if block is not None else await saved_blocks()
     if not names:
-        raise _none_saved("block")
+        raise _none_saved()
     if len(names) > 1:
         raise InvalidInput(
             f"the saved blocks are {', '.join(names)}.", field="block", solution="Name one of them with --block."
@@ -249,15 +252,24 @@ def require_prefect() -> None:
         raise QuantumRuntimeError(findings[0].finding, solution=findings[0].fix)
 
 
-def checked_blocks(block: list[str] | None) -> list[str] | None:
+def checked_blocks(block: list[str] | None, *, may_be_none: bool = False) -> list[str] | None:
     """Return the names of blocks to use; None for all.
 
+    Args:
+        block: The names that were given.
+        may_be_none: Whether no block needs to be saved. Otherwise a command that reads nothing would look like an
+            account without jobs.
+
     Raises:
-        InvalidInput: No block is saved under one of them; the error names similar ones.
+        InvalidInput: No block is saved under one of them, and the error names similar ones; or none is saved at all.
     """
-    if not block:
+    if not block and may_be_none:
         return None
     saved = network_loop().run(saved_blocks())
+    if not block:
+        if not saved:
+            raise _none_saved()
+        return None
     for name in block:
         if name not in saved:
             raise unknown_block(QuantumRuntimeCredentials, name, saved, field="block")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from math import fsum
 from typing import Literal, get_args
 from uuid import UUID
 
@@ -294,7 +295,7 @@ def group_jobs(jobs: list[ListedJob], by: GroupBy) -> list[JobGroup]:
             value=value,
             jobs=len(members),
             live=sum(job.state not in _OVER for job in members),
-            qpu_seconds=sum(job.qpu_seconds or 0.0 for job in members),
+            qpu_seconds=fsum(job.qpu_seconds or 0.0 for job in members),
             not_final=sum(not job.qpu_seconds_final for job in members),
         )
         for value, members in values.items()
@@ -316,8 +317,8 @@ def _totals(jobs: list[ListedJob]) -> Totals:
     orphans = [job for job in jobs if job.flow_run_id is None]
     return Totals(
         jobs=len(jobs),
-        qpu_seconds=sum(job.qpu_seconds or 0.0 for job in jobs),
+        qpu_seconds=fsum(job.qpu_seconds or 0.0 for job in jobs),
         not_final=sum(not job.qpu_seconds_final for job in jobs),
         without_owner=len(orphans),
-        qpu_seconds_without_owner=sum(job.qpu_seconds or 0.0 for job in orphans),
+        qpu_seconds_without_owner=fsum(job.qpu_seconds or 0.0 for job in orphans),
     )

@@ -351,7 +351,7 @@ async def compile_report(
         rows=[_line(row, by) for row in rows],
         total=_line(total, ()),
         without_owner=[_unowned(charge) for charge in unowned[:_UNOWNED]],
-        jobs_without_owner=orphans.jobs,
+        jobs_without_owner=len(unowned),
         qpu_seconds_without_owner=float(orphans.amounts.seconds or 0),
         reconciled=reconciled,
         problems=[*(problems or {}).values()],

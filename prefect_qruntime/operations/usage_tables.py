@@ -71,6 +71,9 @@ class Reconciled(BaseModel):
 class UsageReport(BaseModel):
     """Usage by owner. If there are `problems`, the numbers are too low; `notes` explain the numbers.
 
+    `without_owner` lists the jobs that belong to no flow run, those with the most QPU seconds first and 100 at most;
+    `jobs_without_owner` counts all of them. A session without known jobs counts as one.
+
     `unread` are the blocks whose instances could not be read to the end.
     """
 

@@ -28,7 +28,8 @@ def control_routes(service: Service) -> list[Route]:
     async def act(request: Request) -> Response:
         # A page in a browser can post to loopback, but not with this content type and host without asking first.
         host = request.headers.get("host", "").rsplit(":", 1)[0]
-        if request.headers.get("content-type") != "application/json" or host not in _LOOPBACK:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json" or host not in _LOOPBACK:
             return _refuse("send JSON to the loopback address", 403)
         if not hmac.compare_digest(request.headers.get(HEADER, "").encode(), service.control_token.encode()):
             return _refuse("the token of the control is missing or wrong", 403)

@@ -39,7 +39,7 @@ from prefect_qruntime.observability.artifacts import find_records
 from prefect_qruntime.prefect_api import current_flow_run_id
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.run_context import RunContext, current_run, may_run_twice, token_of_task_run
-from prefect_qruntime.settings import current_settings
+from prefect_qruntime.settings import MOST_TTL, current_settings
 from prefect_qruntime.tasks import session_notes
 from prefect_qruntime.tasks.definitions import (
     SessionLike,
@@ -141,8 +141,10 @@ async def aopen_session(
     name = backend_name(backend)
     if mode not in ("dedicated", "batch"):
         raise InvalidInput("must be 'dedicated' or 'batch'", field="mode")
-    if max_ttl is not None and (isinstance(max_ttl, bool) or not isinstance(max_ttl, int) or max_ttl < 1):
-        raise InvalidInput("must be a whole number of seconds, at least 1", field="max_ttl")
+    if max_ttl is not None and (
+        isinstance(max_ttl, bool) or not isinstance(max_ttl, int) or not 1 <= max_ttl <= MOST_TTL
+    ):
+        raise InvalidInput(f"must be a whole number of seconds, at least 1 and at most {MOST_TTL:,}", field="max_ttl")
     opening = functools.partial(_open, credentials, name, mode, max_ttl, budget, await current_run())
     flow_run_id, again = current_flow_run_id(), token_of_task_run()
     if flow_run_id is None or again is None or not may_run_twice():

@@ -42,6 +42,31 @@ def test_a_wrong_argument_is_named_without_a_traceback(
     assert "Traceback" not in shown.out + shown.err
 
 
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        *((name, 2) for name in ("jobs", "usage", "backends", "sessions", "sweep", "setup")),
+        *((f"{name} --json", 2) for name in ("jobs", "sweep", "result d0123456789", "cancel d0123456789")),
+        ("sessions --close d0123456789", 2),
+        ("doctor", 1),
+        ("watch --once", 0),  # it follows blocks that are saved later
+    ],
+)
+def test_without_a_block_nothing_looks_like_an_account_without_jobs(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str, code: int
+) -> None:
+    async def none() -> list[str]:
+        return []
+
+    for module in ("cli.options", "credentials", "operations.doctor", "suspend.watcher"):
+        monkeypatch.setattr(f"prefect_qruntime.{module}.saved_blocks", none)
+    assert exit_code(*words.split()) == code
+    shown = capsys.readouterr()
+    if code == 2:
+        assert shown.out == ""
+        assert shown.err.startswith("block: no Quantum Runtime Credentials block is saved. Create one in the UI")
+
+
 def test_help_and_version_are_no_errors(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["--help"], ["--version"], ["sweep", "--help"]):
         assert exit_code(*words) == 0
@@ -57,7 +82,12 @@ def test_help_and_version_are_no_errors(capsys: pytest.CaptureFixture[str]) -> N
     ],
 )
 def test_the_demo_hands_on_how_the_circuits_run(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, words: str, dialects: list[str], given: dict[str, Any]
+    sandbox: Sandbox,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: str,
+    dialects: list[str],
+    given: dict[str, Any],
 ) -> None:
     module = import_module("prefect_qruntime.flows.run_circuits")
     asked: list[dict[str, Any]] = []
@@ -66,13 +96,22 @@ def test_the_demo_hands_on_how_the_circuits_run(
         asked.append(wanted)
         # What a dry run may give: only there it is no reason to fail.
         counts = {"0": 10} if wanted["dry_run"] else {"1": 10}
-        shown = {"job": "j", "shots": 10, "counts": "", "backend": wanted["backend"], "frequencies": counts}
-        return [{"circuit": number, **shown} for number, _ in enumerate(circuits, start=1)]
+        shown = {
+            "job": "job-of-the-demo",
+            "shots": 10,
+            "counts": "",
+            "backend": wanted["backend"],
+            "frequencies": counts,
+        }
+        found = [{"circuit": number, **shown} for number, _ in enumerate(circuits, start=1)]
+        module.print_table(found, "as the flow does")
+        return found
 
     monkeypatch.setattr(module, "run_circuits", rows)
     assert exit_code(*words.split()) == 0
     assert [one["dialect"] for one in asked] == [dialect for dialect in dialects for _ in range(2)]
     assert all({name: one[name] for name in given} == given for one in asked)
+    assert capsys.readouterr().out.count("job-of-the-demo") == (8 + 3) * len(dialects)  # each table once
 
 
 def test_without_the_extra_the_demo_starts_no_flow(

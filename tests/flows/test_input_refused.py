@@ -112,6 +112,7 @@ def test_what_names_no_job(sandbox: Sandbox, credentials: QuantumRuntimeCredenti
         ("mode", lambda c: open_session.fn(c, BACKEND, mode="forever")),
         ("max_ttl", lambda c: open_session.fn(c, BACKEND, max_ttl=0)),
         ("max_ttl", lambda c: open_session.fn(c, BACKEND, max_ttl=True)),
+        *(("max_ttl", lambda c, ttl=ttl: open_session.fn(c, BACKEND, max_ttl=ttl)) for ttl in (2**31, 2**63, 10**30)),
         ("backend", lambda c: open_session.fn(c, "a/b")),
         ("backend", lambda c: open_session.fn(c, None)),
         ("session", lambda c: close_session.fn(c, "../jobs")),

@@ -164,8 +164,9 @@ def test_a_wrong_file_is_named_and_nothing_is_bought(sandbox: Sandbox, tmp_path:
     QuantumRuntimeCredentials(**sandbox.connection("cloud")).save("more-wrong", overwrite=True)
     angles = tmp_path / "angles.csv"
     angles.write_text(text)
-    with pytest.raises(ValueError, match=said) as caught:
+    with pytest.raises(InvalidInput, match=said) as caught:
         angles_to_table(angles=angles, table=tmp_path / "out.csv", credentials_block="more-wrong")
+    assert caught.value.field == "angles"
     assert "two" not in str(caught.value)
     assert "SECRET" not in str(caught.value)
     assert posts(sandbox) == 0
@@ -204,7 +205,7 @@ def test_a_form_reaches_no_file_outside_the_allowed_folder(
 
 
 def test_columns_that_would_overwrite_each_other_are_refused() -> None:
-    with pytest.raises(ValueError, match="several columns X"):
+    with pytest.raises(InvalidInput, match="observables: the table would have several columns X"):
         check_columns(["theta", "X"], ["X", "Y"])
 
 
@@ -230,8 +231,9 @@ def test_a_table_that_cannot_be_written_is_refused_first(
     QuantumRuntimeCredentials(**sandbox.connection("cloud")).save("more-wrong", overwrite=True)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     for name, said in (("out.parquet", "needs pyarrow"), ("out.xlsx", r"\.csv or \.parquet")):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(InvalidInput, match=said) as caught:
             angles_to_table(table=tmp_path / name, credentials_block="more-wrong")
+        assert caught.value.field == "table"
     assert posts(sandbox) == 0
 
 

@@ -55,7 +55,9 @@ def held(error: BaseException) -> str:
         trace = one.__traceback__
         while trace is not None:
             if trace.tb_frame.f_code.co_filename != __file__:
-                parts += [f"{name}: {value!r}" for name, value in trace.tb_frame.f_locals.items()]
+                for name, value in trace.tb_frame.f_locals.items():
+                    shown = vars(value.__self__) if isinstance(value, super) else value  # as rich shows it
+                    parts.append(f"{name}: {shown!r}")
             trace = trace.tb_next
         one = one.__cause__ or one.__context__  # type: ignore[assignment]
     return "\n".join(parts)
@@ -127,6 +129,20 @@ def test_a_misspelt_field_is_refused_because_a_limit_in_it_limits_nothing(
     for error in caught[:1] + caught[3:]:
         assert KEY not in held(error)
         assert not name.isidentifier() or f"Did you mean '{field}'?" in str(error)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_a_number_that_the_form_saves_empty_is_as_if_it_was_not_given(block: type[Any]) -> None:
+    given = GIVEN.get(block, {})
+    plain = block(**given)
+    for name, field in block.model_json_schema()["properties"].items():
+        kinds = {field.get("type"), *(one.get("type") for one in field.get("anyOf", ()))}
+        if kinds & {"integer", "number"}:
+            assert getattr(block(**given, **{name: None}), name) == getattr(plain, name), name
+            assert getattr(block.model_validate({**given, name: None}), name) == getattr(plain, name), name
+    if block is QuantumRuntimePolicy:  # what is no number is never taken for not given: it may open a policy
+        with pytest.raises(ValidationError, match="refuse_unnamed"):
+            block(refuse_unnamed=None)
 
 
 @pytest.mark.parametrize("block", BLOCKS)

@@ -158,6 +158,20 @@ USAGE = UsageReport(
 )
 
 
+# A row that has three keys, one of them long, and more unowned jobs than the report lists.
+USAGE_BY_THREE = USAGE.model_copy(
+    update={
+        "by": ["flow", "month", "tag"],
+        "rows": [
+            line(keys={"flow": "parameter-sweep", "month": "2026-05", "tag": "calibration-2026-w18"}),
+            line(keys={"flow": "none", "month": "2026-05", "tag": "no tag"}, qpu_seconds=1234567.25),
+        ],
+        "without_owner": USAGE.without_owner * 100,
+        "jobs_without_owner": 667,
+    }
+)
+
+
 def tables() -> dict[str, Any]:
     """What prints each table on a console."""
     return {
@@ -167,6 +181,7 @@ def tables() -> dict[str, Any]:
             for by in ("deployment", "owner", "tag", "flow-state")
         },
         "usage": lambda console: jobs._print_usage(USAGE, console),
+        "usage-by-three": lambda console: jobs._print_usage(USAGE_BY_THREE, console),
         "sessions": lambda console: operations._print_sessions(
             SessionList(
                 sessions=[
@@ -206,6 +221,10 @@ def test_a_table_fits_and_breaks_no_id(name: str, monkeypatch: pytest.MonkeyPatc
         if identifier[:12] in text:
             assert identifier in text, f"{identifier} is broken"
     held(f"table-{name}", text.replace(f"{NOON.astimezone():%m-%d %H:%M}", "05-01 12:00"))
+
+
+def test_many_small_amounts_add_up_without_rounding_noise() -> None:
+    assert group_jobs([job(0, qpu_seconds=0.2)] * 2000, "owner")[0].qpu_seconds == 400.0
 
 
 COMMANDS = sorted(name for name in app if not name.startswith("-"))

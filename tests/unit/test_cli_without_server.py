@@ -17,6 +17,7 @@ from typing import get_args
 
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from pydantic import BaseModel, model_serializer
 
 from prefect_qruntime.cli import app
 from tests.support.command_line import exit_code
@@ -235,6 +236,57 @@ def test_a_reader_that_stops_early_is_no_fault(line: str) -> None:
             os.close(writer)
     assert done.stderr == ""
     assert done.returncode == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("line", ["--help", "init", "doctor", "doctor --json"])
+def test_a_full_disk_is_named_without_a_traceback(tmp_path: Path, line: str) -> None:
+    with closed_port() as port, Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", "from prefect_qruntime.cli import main; main()", *line.split()],
+            env={**os.environ, "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"},
+            cwd=tmp_path,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+    assert done.stderr == "The output could not be written: No space left on device. It is incomplete.\n"
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143)])
+def test_a_command_that_is_stopped_while_it_is_imported_ends_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wrapped: bool, stop: BaseException, code: int
+) -> None:
+    class Stopped(BaseModel):
+        @model_serializer
+        def _stopped(self) -> dict[str, str]:
+            raise stop
+
+    def importing(*_: object, **__: object) -> None:
+        if wrapped:  # as while Prefect writes down its settings
+            Stopped().model_dump()
+        raise stop
+
+    monkeypatch.setattr("prefect_qruntime.cli.app", importing)
+    assert said(capsys, "jobs") == (code, "")
+
+
+def test_a_command_that_is_terminated_stops_what_it_has_started() -> None:
+    """Prefect stops its temporary server when the interpreter ends, which a process killed by a signal never does."""
+    code = (
+        "import atexit, time; from prefect_qruntime import cli; atexit.register(print, 'stopped it', flush=True); "
+        "cli.app = lambda *_, **__: (print('started', flush=True), time.sleep(3600)); cli.main()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        process.terminate()
+        assert process.stdout.read() == "stopped it\n"
+    assert process.returncode == 143
 
 
 def test_a_command_is_silent_about_events_that_prefect_still_sends(

@@ -192,6 +192,17 @@ def test_a_session_of_workloads_is_charged_by_the_clock_and_noted_to_its_opener(
     assert "without running a job" in told.reconciled[0].meaning
 
 
+def test_an_idle_session_that_no_flow_run_opened_is_counted_with_what_has_no_owner() -> None:
+    usage = {"seconds": 12.5, "status": "complete"}
+    service = Service([job(n, tags=()) for n in range(2)])
+    service.listed = [
+        {"id": f"s-{number}", "mode": "session", "created": START.isoformat(), "usage": usage} for number in range(3)
+    ]
+    told = report(read(service))
+    assert told.jobs_without_owner == len(told.without_owner) == 5
+    assert told.qpu_seconds_without_owner == pytest.approx(37.7)
+
+
 def test_what_a_job_on_a_mock_backend_shows_as_its_usage_is_not_charged() -> None:
     told = report(read(Service([job(1), job(2, backend="mock_torino", usage_seconds=7.0, usage_final=False)])))
     assert (told.total.jobs, told.total.qpu_seconds, told.total.not_final) == (2, 0.1, 0)
