@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import httpx
 
+from prefect_qruntime.client.failures import WHOLE
 from prefect_qruntime.client.transport.replies import Reply
 from prefect_qruntime.errors import QuantumRuntimeError
 
@@ -387,7 +388,7 @@ async def receive(
             asyncio.timeout(seconds) as deadline,
             http.stream("GET", url, headers={**headers, "Accept-Encoding": "gzip, deflate"}) as answer,
         ):
-            found = answer.status_code == 200
+            found = answer.status_code in WHOLE
             length = answer.headers.get("content-length", "")
             expected = int(length) if length.isascii() and length.isdigit() and len(length) < 20 else 0
             spool = BodyWriter(shelf if found else BodyStore(), name, expected=expected)
