@@ -55,6 +55,7 @@ __all__ = [
     "CREATE_PAUSE",
     "MOST_LEVELS",
     "RULES",
+    "WHOLE",
     "Decode",
     "Owner",
     "Phase",
@@ -73,6 +74,9 @@ __all__ = [
     "whose",
 ]
 
+
+WHOLE = (200, 203)
+"""The statuses of a whole result: a proxy that passes it on may make 203 of 200. Another 2xx is a part or a note."""
 
 MOST_LEVELS = 200
 """Most lists and objects inside each other in an answer: the service nests a dozen.
@@ -312,8 +316,7 @@ def _result(status: int, body: bytes) -> bool:
     # Only the beginning of a result is examined: it may be large, and that of a failed job is plain text.
     if not body:
         return True
-    # With another status it is a part (206) or a note: a result comes with 200.
-    if status != 200 or is_page(body) or body in (b"null", b"[]", b"{}"):
+    if status not in WHOLE or is_page(body) or body in (b"null", b"[]", b"{}"):
         return False
     # An error container or another model, small as they are, is no result.
     found = _object(lambda: read_json(body)) if len(body) < _PAGE_HEAD else None

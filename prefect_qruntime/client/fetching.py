@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 import orjson
 
-from prefect_qruntime.client.failures import Question, is_refusal, job_error, read_text, whose
+from prefect_qruntime.client.failures import WHOLE, Question, is_refusal, job_error, read_text, whose
 from prefect_qruntime.client.results.job_result import JobResult
 from prefect_qruntime.client.results.views import form_of, loads
 from prefect_qruntime.client.transport.http import Transport, download_elsewhere
@@ -91,7 +91,7 @@ async def fetch_result(
             reply = await transport.download(
                 f"/jobs/{ref.id}/results", shelf=shelf, name=name, accept=(404,), job_id=ref.id
             )
-            if isinstance(reply, StoredBody) or (reply.status == 200 and reply.content):
+            if isinstance(reply, StoredBody) or (reply.status in WHOLE and reply.content):
                 body = reply if isinstance(reply, StoredBody) else read_text(reply.content)
                 return await _checked(transport, fetch_job, ref, body, shelf, name)
             job = await fetch_job(ref.id)

@@ -15,9 +15,9 @@ _HEADER = re.compile(r"\A(?:\s+|//[^\n]*\n|/\*.*?\*/)*OPENQASM\s+([23])", re.DOT
 
 _GATE = re.compile(r"\bgate\s+([A-Za-z_]\w*)")
 
-# Gates that run as they are, with noise on each; everything else is translated to _BASIS first.
+# Gates that each of Aer's methods runs as they are, with noise on each; all others are translated to _BASIS first.
 GATES_1Q = ("h", "p", "r", "rx", "ry", "sx", "sxdg", "u", "u1", "u2", "u3", "x", "y")
-GATES_2Q = ("cp", "crx", "cry", "crz", "cx", "cy", "cz", "ecr", "rxx", "ryy", "rzx", "rzz", "swap")
+GATES_2Q = ("cp", "cx", "cy", "cz", "ecr", "rxx", "ryy", "rzx", "rzz", "swap")
 _FREE = ("id", "rz", "s", "sdg", "t", "tdg", "z")
 _FLOW = ("break_loop", "continue_loop", "for_loop", "if_else", "switch_case", "while_loop")
 _BASIS = ["cx", "id", "rz", "sx", "x", *_FLOW]

@@ -427,6 +427,9 @@ def run_blocking(body: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, R]:
 def blocking(twin: Task[P, Coroutine[Any, Any, R]]) -> Task[P, R]:
     """Make the task for sync flows from its async twin: same name, parameters, retries, result and errors."""
     changed: Any = copy.copy(twin)  # `with_options` would read the source file once more
+    for field, value in vars(changed).items():
+        if isinstance(value, list | set):  # hooks and tags that a user adds belong to one of the two
+            setattr(changed, field, value.copy())
     changed.fn = run_blocking(twin.fn)
     changed.__name__ = changed.fn.__name__
     changed.isasync = False

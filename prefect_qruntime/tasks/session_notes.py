@@ -2,8 +2,8 @@
 
 The session of a flow run is recorded in Prefect. So is one that a script or notebook opens outside a flow, or in a file
 under Prefect's home if no API is configured or it does not answer within seconds. Such a note names the session, the
-instance and the process that opened it, and holds no secret. When the process ends normally, it drains the sessions it
-left open; when it is killed, the sweep does.
+instance and the process that opened it, and holds no secret. When the process ends normally or by SIGTERM or SIGHUP, it
+drains the sessions it left open; when it is killed, the sweep does.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import atexit
 import contextlib
 import os
 import re
+import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,20 +25,20 @@ from uuid import UUID
 import orjson
 from prefect.settings import get_current_settings
 
-from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.network_loop import NetworkLoop, network_loop
 from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name
-from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import SessionRef
 from prefect_qruntime.observability.artifacts import Record, drop_record, find_records, mark_closed, upsert_session
 from prefect_qruntime.observability.markdown import card, session_description, session_title
 from prefect_qruntime.observability.run_summary import in_background
-from prefect_qruntime.prefect_api import in_run
+from prefect_qruntime.prefect_api import current_flow_run_id, in_run
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.run_context import process_facts, process_is_gone
 
 __all__ = [
     "SessionNote",
     "SessionNotes",
+    "drain_on_signals",
     "is_note",
     "note",
     "record_session",
@@ -49,7 +50,9 @@ log = get_logger(__name__)
 
 _PREFECT_PATIENCE = 5.0  # seconds until the note goes to a file instead
 _EXIT_PATIENCE = 20.0  # seconds for closing the sessions that an ending process left open
+_OPENING_PAUSE = 0.1  # seconds until a session is looked at again that is being opened when the process ends
 _MOST_BYTES = 65_536
+Drain = Callable[[QuantumRuntimeCredentials, SessionRef], Coroutine[Any, Any, bool]]
 _TOKEN = re.compile(r"[0-9a-f]{8,64}")
 
 
@@ -159,10 +162,10 @@ class _Opened:
 
 @dataclass(slots=True)
 class SessionNotes:
-    """The sessions that this process opened outside a flow, by token."""
+    """The sessions that this process opened outside a flow, by token, and what drains them when it ends."""
 
     opened: dict[str, _Opened] = field(default_factory=dict)
-    drains_at_exit: bool = False
+    drain_all: Callable[[], Coroutine[Any, Any, None]] | None = None
 
 
 def _notes() -> SessionNotes:
@@ -221,7 +224,7 @@ async def note(
     token: str,
     session: SessionRef,
     *,
-    drain: Callable[[QuantumRuntimeCredentials, SessionRef], Any],
+    drain: Drain,
 ) -> None:
     """Record a session's state. Runs on the network loop.
 
@@ -229,7 +232,7 @@ async def note(
         credentials: The credentials block; only its name and the instance are noted.
         token: Identifies the note, which exists before the session has an id.
         session: The session as known now.
-        drain: Drains a session; called for those that the process leaves open.
+        drain: Drains a session that the process leaves open; returns False while it is being opened.
     """
     if _TOKEN.fullmatch(token) is None:
         raise ValueError("a session's token consists of hexadecimal digits")
@@ -289,31 +292,74 @@ def _of_session(session: SessionRef) -> dict[str, str]:
 # ---- the end of the process ----------------------------------------------------------------------
 
 
-def _drain_at_exit(notes: SessionNotes, drain: Callable[[QuantumRuntimeCredentials, SessionRef], Any]) -> None:
-    if notes.drains_at_exit:
+def _drain_at_exit(notes: SessionNotes, drain: Drain) -> None:
+    if notes.drain_all is not None:
         return
-    notes.drains_at_exit = True
     home = network_loop()
 
+    async def drained(one: _Opened) -> None:
+        try:
+            while not one.session.is_closed:
+                if await drain(one.credentials, one.session):
+                    return
+                await asyncio.sleep(_OPENING_PAUSE)
+        except Exception as error:
+            log.error(
+                "Session %s could not be closed when the process ended: %s. It may still be open and charging. "
+                "`prefect-qruntime sweep` closes it.",
+                one.session.id,
+                error,
+            )
+
+    async def drain_all() -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_EXIT_PATIENCE):
+                await asyncio.gather(*map(drained, list(notes.opened.values())))
+
     def at_exit() -> None:
-        left = [one for one in notes.opened.values() if not one.session.is_closed]
-        if not left or home.pid != os.getpid() or home.loop.is_closed():
+        if not notes.opened or home.pid != os.getpid() or home.loop.is_closed():
             return
-
-        async def drain_all() -> None:
-            ended = await asyncio.gather(*(drain(one.credentials, one.session) for one in left), return_exceptions=True)
-            for one, end in zip(left, ended, strict=True):
-                if isinstance(end, BaseException):
-                    log.error(
-                        "Session %s could not be closed when the process ended: %s. It may still be open and charging. "
-                        "`prefect-qruntime sweep` closes it.",
-                        one.session.id,
-                        end,
-                    )
-
-        with contextlib.suppress(TimeoutError, QuantumRuntimeError):
+        with contextlib.suppress(TimeoutError):
             asyncio.run_coroutine_threadsafe(drain_all(), home.loop).result(_EXIT_PATIENCE)
 
+    notes.drain_all = drain_all
     # Before the interpreter closes its thread pools, without which no host name is resolved any more; atexit is later.
     register: Callable[[Callable[[], None]], Any] = getattr(threading, "_register_atexit", atexit.register)
     register(at_exit)
+
+
+_open_here: tuple[SessionNotes, NetworkLoop] | None = None  # not asked for in the handler, which may interrupt a lock
+
+
+def drain_on_signals() -> None:
+    """Drain the sessions that are open outside a flow before SIGTERM or SIGHUP ends the process.
+
+    A notebook's kernel gets SIGTERM if it is restarted while a cell runs. Called in the thread that opens a session;
+    only the main thread can do it. A signal that something else handles is left alone.
+    """
+    global _open_here
+    if threading.current_thread() is not threading.main_thread() or current_flow_run_id() is not None:
+        return
+    _open_here = _notes(), network_loop()
+    for number in filter(None, (signal.SIGTERM, getattr(signal, "SIGHUP", None))):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _drain_and_end)
+
+
+def _drain_and_end(number: int, _frame: object) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+    drain_all, loop = None, None
+    if _open_here is not None and _open_here[1].pid == os.getpid() and _open_here[0].opened:
+        drain_all, loop = _open_here[0].drain_all, _open_here[1].loop
+
+    async def end() -> None:
+        try:
+            if drain_all is not None:
+                await drain_all()
+        finally:
+            os.kill(os.getpid(), number)
+
+    if drain_all is None or loop is None or loop.is_closed():
+        os.kill(os.getpid(), number)
+    else:
+        asyncio.run_coroutine_threadsafe(end(), loop)

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID
 
 from cachetools import LRUCache
@@ -43,6 +44,7 @@ from prefect_qruntime.settings import MOST_TTL, current_settings
 from prefect_qruntime.tasks import session_notes
 from prefect_qruntime.tasks.definitions import (
     SessionLike,
+    TaskT,
     as_session,
     backend_name,
     blocking,
@@ -71,11 +73,11 @@ log = get_logger(__name__)
 
 @dataclass(slots=True)
 class _Unbound:
-    """What this process knows of a session that its first job opens.
+    """What this process knows of a session that is being opened, or that its first job opens.
 
     Attributes:
         ref: The session, once its first job is accepted.
-        submitting: Whether a first job is being submitted.
+        submitting: Whether it is being opened, or its first job submitted.
         doubtful: The keys of first jobs of which it is not known whether they were accepted.
         left: How it was closed before it had an id: whether queued jobs still run.
     """
@@ -148,7 +150,7 @@ async def aopen_session(
     opening = functools.partial(_open, credentials, name, mode, max_ttl, budget, await current_run())
     flow_run_id, again = current_flow_run_id(), token_of_task_run()
     if flow_run_id is None or again is None or not may_run_twice():
-        return await _handed_on(credentials, functools.partial(opening, secrets.token_hex(8)))
+        return await _handed_on(credentials, opening, secrets.token_hex(8))
     async with submission_lock(f"session {again}", "this session"):
         noted = [record.meta for record in await find_records("session", flow_run_ids=[UUID(flow_run_id)])]
         for facts in noted:
@@ -156,7 +158,7 @@ async def aopen_session(
                 return _opened_before(facts, again)
         # Of one that was on its way the record is kept: the sweep searches for it.
         unknown = any(facts.get("id") == again for facts in noted)
-        return await _handed_on(credentials, functools.partial(opening, secrets.token_hex(8) if unknown else again))
+        return await _handed_on(credentials, opening, secrets.token_hex(8) if unknown else again)
 
 
 def _opened_before(facts: Mapping[str, str], token: str) -> SessionRef:
@@ -168,21 +170,28 @@ def _opened_before(facts: Mapping[str, str], token: str) -> SessionRef:
 
 
 async def _handed_on(
-    credentials: QuantumRuntimeCredentials, opening: Callable[[list[SessionRef]], Awaitable[SessionRef]]
+    credentials: QuantumRuntimeCredentials,
+    opening: Callable[[str, list[SessionRef]], Awaitable[SessionRef]],
+    token: str,
 ) -> SessionRef:
     """Open a session. If this fails or is cancelled when it is open, it is closed again: no caller gets it.
 
     Args:
         credentials: The credentials block.
         opening: Opens it, and adds it to the list as soon as it is open.
+        token: The session's token.
     """
     opened: list[SessionRef] = []
+    _unbound()[token] = _Unbound(submitting=True)
     try:
-        session = await opening(opened)
+        session = await opening(token, opened)
     except BaseException:
+        _unbound().pop(token, None)
         for left in opened:
             await _close_left(credentials, left, drain=False)
         raise
+    if session.id is not None:
+        _unbound().pop(token, None)
     if (noted := _opening.get()) is not None:
         noted.append(session)
     return session
@@ -239,8 +248,27 @@ async def _open(
     return session
 
 
-open_session = blocking(aopen_session)
+def _drains_on_signals(opens: TaskT) -> TaskT:
+    """Make a task that opens a session prepare its caller's thread for the signals that end the process."""
+    made: Any = opens
+    fn = made.fn
+
+    @functools.wraps(fn)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        session_notes.drain_on_signals()
+        return fn(*args, **kwargs)
+
+    @functools.wraps(fn)
+    async def acall(*args: Any, **kwargs: Any) -> Any:
+        return await call(*args, **kwargs)
+
+    made.fn = acall if made.isasync else call
+    return opens
+
+
+open_session = _drains_on_signals(blocking(aopen_session))
 """As `aopen_session`, for sync flows."""
+aopen_session = _drains_on_signals(aopen_session)
 
 
 @in_flow
@@ -387,8 +415,13 @@ async def note_session(
         await session_notes.record_session(credentials, token, session, flow_run_id=where.flow_run_id, new=new)
 
 
-async def _drain(credentials: QuantumRuntimeCredentials, session: SessionRef) -> None:
+async def _drain(credentials: QuantumRuntimeCredentials, session: SessionRef) -> bool:
+    """Drain a session, unless it is being opened and has no id yet. Returns whether it was done."""
+    unbound = _unbound().get(session.token or "") if session.id is None else None
+    if unbound is not None and unbound.submitting:
+        return False
     await close(credentials, session, drain=True)
+    return True
 
 
 async def _opened_in_doubt(credentials: QuantumRuntimeCredentials, unbound: _Unbound) -> list[str]:

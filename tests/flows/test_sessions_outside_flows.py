@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -41,7 +42,7 @@ def control(sandbox: Sandbox, prefect_server: PrefectServer) -> Iterator[Any]:
 
 
 @contextmanager
-def opener(server: PrefectServer, sandbox: Sandbox, mode: str) -> Iterator[Any]:
+def opener(server: PrefectServer, sandbox: Sandbox, mode: str, says: str = "OPEN ") -> Iterator[Any]:
     """The script, with the session's id as `.session`; in the modes of no task without a Prefect API."""
     command = [sys.executable, "-m", "tests.support.session_opener", json.dumps(sandbox.connection("cloud")), mode]
     env = {"PREFECT_API_URL": NO_SERVER}
@@ -58,10 +59,10 @@ def opener(server: PrefectServer, sandbox: Sandbox, mode: str) -> Iterator[Any]:
     )
     try:
         line = process.stdout.readline()
-        while line and not line.startswith("OPEN"):
+        while line and not line.startswith(says):
             line = process.stdout.readline()
-        assert line.startswith("OPEN"), process.stderr.read()[-3000:]
-        process.session = line.split()[1]
+        assert line.startswith(says), process.stderr.read()[-3000:]
+        process.session = line.split()[-1]
         yield process
     finally:
         if process.poll() is None:
@@ -127,6 +128,52 @@ def test_left_open_by_a_process_that_ends_it_is_drained(
     assert control.session(script.session)["accepting_jobs"] is False
     assert control.jobs()[0]["status"] == "Queued"
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("mode", ["stay", "stay-inside", "stay-async", "stay-fn"])
+def test_a_signal_that_ends_its_process_drains_it_first(
+    prefect_server: PrefectServer, sandbox: Sandbox, control: Any, mode: str, number: signal.Signals
+) -> None:
+    with opener(prefect_server, sandbox, mode) as script:
+        script.send_signal(number)
+        _, errors = script.communicate(timeout=300)
+        assert script.returncode == -number, errors
+    assert control.session(script.session)["accepting_jobs"] is False
+    assert control.jobs()[0]["status"] == "Queued"
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("dialect", ["cloud", "legacy"])
+def test_a_signal_while_it_is_opened_drains_it_as_soon_as_it_is_open(
+    prefect_server: PrefectServer, sandbox: Sandbox, control: Any, dialect: str
+) -> None:
+    qr.QuantumRuntimeCredentials(**sandbox.connection(dialect)).save(BLOCK, overwrite=True)
+    opening = "/sessions" if dialect == "cloud" else "/jobs"
+    control.add_fault("POST", opening, delay=3)
+    with opener(prefect_server, sandbox, "open", says="OPENING") as script:
+        assert until(lambda: control.journal("POST", opening))
+        script.send_signal(signal.SIGTERM)
+        _, errors = script.communicate(timeout=300)
+        assert script.returncode == -signal.SIGTERM, errors
+    (session,) = control.sessions()
+    assert session["accepting_jobs"] is False
+
+
+@pytest.mark.parametrize("mode", ["handled", "forked", "twice"])
+def test_a_signal_ends_a_process_as_before_if_it_has_a_handler_or_is_a_fork_or_comes_again(
+    prefect_server: PrefectServer, sandbox: Sandbox, control: Any, mode: str
+) -> None:
+    with opener(prefect_server, sandbox, mode) as script:
+        if mode == "twice":
+            control.add_fault("PATCH", "/sessions/*", delay=300)
+            script.send_signal(signal.SIGTERM)
+            assert until(lambda: control.journal("PATCH", "/sessions/*"))
+        script.send_signal(signal.SIGTERM)
+        _, errors = script.communicate(timeout=300)
+        assert script.returncode == (7 if mode == "handled" else -signal.SIGTERM), errors
+    if mode == "forked":
+        assert "child ended by 15" in errors
 
 
 def test_closed_by_its_process_it_leaves_no_note(prefect_server: PrefectServer, sandbox: Sandbox, control: Any) -> None:

@@ -11,10 +11,12 @@ from datetime import datetime
 import numpy as np
 import pytest
 from qiskit import QuantumCircuit, qpy
-from qiskit.circuit import ParameterVector
+from qiskit.circuit import Gate, ParameterVector
 from qiskit.circuit.classical import expr
+from qiskit.circuit.library import get_standard_gate_name_mapping
 
-from prefect_qruntime.sandbox import Sandbox
+from prefect_qruntime.sandbox import Sandbox, aer, circuits
+from prefect_qruntime.sandbox.encoding import InputError
 from tests.support.sandbox_api import BELL, BELL_STATE, Api
 
 GHZ = (
@@ -175,6 +177,27 @@ def test_gates_without_a_name_in_the_simulator_are_translated(cloud, fast):
         "twice q[0]; twice q[1]; ccx q[0],q[1],q[2]; measure q -> c;"
     )
     assert set(pub_data(cloud.run([[text, None, 5]]))["c"]["samples"]) == {"0x7"}
+
+
+@pytest.mark.parametrize("noisy", [False, True], ids=["ideal", "noisy"])
+@pytest.mark.parametrize("width", [2, 12, 26])
+def test_every_standard_gate_of_one_and_two_qubits_runs_by_each_method(width, noisy):
+    for name, gate in get_standard_gate_name_mapping().items():
+        if not isinstance(gate, Gate) or gate.num_qubits not in (1, 2):
+            continue
+        circuit = QuantumCircuit(width)
+        circuit.t(0)  # else Clifford gates run by another method
+        for place in range(width - 1):
+            circuit.cx(place, place + 1)
+        circuit.append(type(gate)(*[0.3] * len(gate.params)), range(gate.num_qubits))
+        reduced, _ = circuits.compact(circuit, frozenset(range(width)))
+        try:
+            (values,) = aer.expectations([reduced], ["I" * (width - 1) + "Z"], 1, 1, noisy=noisy)
+            reduced.measure_all()
+            (shots,) = aer.memory([reduced], 1, 1, noisy=noisy)
+        except InputError as error:
+            pytest.fail(f"{name}: {error}")
+        assert len(values) == len(shots) == 1
 
 
 def _leaving(jump, body, loop):

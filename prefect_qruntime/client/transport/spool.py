@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 import httpx
 
+from prefect_qruntime.client.failures import WHOLE
 from prefect_qruntime.client.transport.replies import Reply
 from prefect_qruntime.errors import QuantumRuntimeError
 
@@ -471,7 +472,7 @@ async def receive(
         ):
             if progress.is_stale(answer):
                 raise httpx.RemoteProtocolError(_STALE)
-            found = answer.status_code == 200
+            found = answer.status_code in WHOLE
             length = answer.headers.get("content-length", "")
             expected = int(length) if length.isascii() and length.isdigit() and len(length) < 20 else 0
             spool = BodyWriter(shelf if found else BodyStore(), name, expected=expected)

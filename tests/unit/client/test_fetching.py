@@ -66,6 +66,18 @@ def test_a_part_of_a_result_is_no_result_and_is_asked_for_again(
     assert client.run(client.result("d1", grace=0.0)).counts() == {"11": 1, "00": 1}
 
 
+@pytest.mark.parametrize("private", [False, True])
+@pytest.mark.parametrize("in_file", [False, True])
+def test_a_result_that_a_proxy_marks_as_passed_on_is_taken_the_first_time(
+    iam: HTTPXMock, connect: Connect, tmp_path: Path, private: bool, in_file: bool
+) -> None:
+    iam.add_response(url=RESULTS, status_code=203, json=RESULT)
+    iam.add_response(url=LOOK, json=job(private=private), is_optional=True)
+    client, shelf = connect(), BodyStore(tmp_path, memory_limit=1) if in_file else None
+    assert client.run(client.result("d1", shelf=shelf)).counts() == {"11": 1, "00": 1}
+    assert len(sent(iam, "results")) == 1
+
+
 @pytest.mark.parametrize("status", [204, 404])
 def test_a_result_that_does_not_come(iam: HTTPXMock, connect: Connect, status: int) -> None:
     iam.add_response(url=RESULTS, status_code=status, json=GONE if status == 404 else None, is_reusable=True)

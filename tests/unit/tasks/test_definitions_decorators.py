@@ -18,6 +18,7 @@ from prefect_qruntime.prefect_api import NotAwaited
 from prefect_qruntime.tasks.definitions import (
     InFlowTask,
     _reaches_prefect,
+    blocking,
     creates,
     digest_fields,
     repeats,
@@ -106,3 +107,16 @@ def test_the_digest_of_pubs_needs_no_quantum_program(route: str | None) -> None:
     assert len(digests) == 1
     raw = digest_fields({"backend": "b", "program_id": "executor", "params": {"a": 1}})
     assert raw["program_id"] == "executor"
+
+
+def test_hooks_on_one_of_the_twins_are_not_on_the_other() -> None:
+    @creates("made", "made")
+    async def atwin() -> None: ...
+
+    twin = blocking(atwin)
+    for one, other in ((twin, atwin), (atwin, twin)):
+        for adds in (one.on_completion, one.on_failure, one.on_running, one.on_commit, one.on_rollback):
+            adds(lambda *_: None)
+        for name in vars(one):
+            if name.endswith("_hooks"):
+                assert not set(getattr(one, name)) & set(getattr(other, name)), name
