@@ -316,9 +316,10 @@ class _Progress:
             self.on_sent()
 
     def is_stale(self, answer: httpx.Response) -> bool:
-        """Whether an answer was left over in the connection when the request was sent."""
+        """Whether an answer, or the beginning of it, was left over in the connection when the request was sent."""
         stream = answer.extensions.get("network_stream")
-        return not self._first and isinstance(getattr(stream, "read", None), functools.partial)
+        is_heard = isinstance(getattr(stream, "read", None), functools.partial)
+        return is_heard and _STATUS_LINE.match(self._first) is None
 
     def accepted(self) -> Reply | None:
         """A 2xx, without headers and body, of which only the first line arrived undamaged."""

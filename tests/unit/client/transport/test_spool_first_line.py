@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import httpcore
+import httpx
 import pytest
 
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.submission import Intent
 from prefect_qruntime.client.transport.retrying import RetryDeadlines
-from prefect_qruntime.client.transport.spool import _Progress
+from prefect_qruntime.client.transport.spool import _Progress, exchange
 from prefect_qruntime.errors import ServiceUnavailable, SubmissionUncertain
 from tests.support.loopback import Authority, Handler, serving, tunnelling
 from tests.support.mock_client import TOKEN, connection
@@ -181,6 +182,34 @@ def test_an_answer_that_was_there_before_the_request_is_no_result(
     patient = QuantumRuntimeClient(client.connection, patience=RetryDeadlines(first_pause=0.001))
     for job in ("d1", "d2", "d3"):
         assert patient.run(patient.result(job)).raw["of"] == job
+
+
+@pytest.mark.parametrize("cut", range(1, 60, 4))
+@pytest.mark.parametrize("ending", [b"\r\n", b"\n"])
+def test_an_answer_whose_beginning_was_there_before_the_request_is_not_taken(cut: int, ending: bytes) -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            for number in itertools.count():
+                target = (await reader.readuntil(b"\r\n\r\n")).split()[1]
+                said = answer(target, b"HTTP/1.1 200 OK\r\n").replace(b"\r\n", ending)
+                if number == 0:
+                    writer.write(said + said[:cut])
+                    await writer.drain()
+                    await reader.readuntil(b"\r\n\r\n")
+                    said = said[cut:]
+                writer.write(said)
+                await writer.drain()
+        writer.close()
+
+    async def story(url: str) -> None:
+        async with httpx.AsyncClient(trust_env=False) as http:
+            for target in ("/first", "/other"):
+                with contextlib.suppress(httpx.RemoteProtocolError):
+                    found = await exchange(http, "GET", url + target, seconds=20.0, headers={})
+                    assert found.content == target.encode()
+
+    with serving(handle) as port:
+        asyncio.run(story(f"http://127.0.0.1:{port}"))
 
 
 # ---- through a proxy -----------------------------------------------------------------------------
