@@ -426,6 +426,7 @@ class CancellationWatch:
         self._where = where
         self._lost = lost
         self.fired_by: str | None = None
+        self.noticed: str | None = None
         self._armed = True
         self._client = client
         self._task = asyncio.current_task()
@@ -461,7 +462,10 @@ class CancellationWatch:
             return
         answer = await _answer(max_age, logging.DEBUG)
         if answer.cancelled is not None:
-            await self.end(answer.cancelled)
+            # The caller has locks that others wait for: the jobs are cancelled and searched for when it has left them.
+            self.arm(False)
+            self.noticed = answer.cancelled
+            raise self._cancelled()
         if answer.gone:
             raise QuantumRuntimeError(
                 "The flow run was deleted in Prefect while this process went on with it.",
@@ -485,11 +489,14 @@ class CancellationWatch:
                     await _cancel_with(self._client, flow_run_id)
                 if self._lost:
                     await _cancel_lost(self._client, flow_run_id, list(self._lost))
-            raise JobCancelled("The flow run is being cancelled.", solution=self._sent()) from None
+            raise self._cancelled() from None
         raise JobCancelled(
             f"The flow run is being cancelled. Job {self.job_id}, which another flow run submitted, lives on.",
             job_id=self.job_id,
         ) from None
+
+    def _cancelled(self) -> JobCancelled:
+        return JobCancelled("The flow run is being cancelled.", solution=self._sent())
 
     def _sent(self) -> str:
         if not self._lost:
@@ -572,7 +579,7 @@ async def ends_if_cancelled(
         outside a flow, and if the settings say that Prefect is not to be asked.
 
     Raises:
-        JobCancelled: The flow run is being cancelled; nothing was sent.
+        JobCancelled: The flow run is being cancelled; nothing was sent, or the error names the keys in `lost`.
     """
     flow_run_id, every = current_flow_run_id(), current_settings().cancel_look_seconds
     if flow_run_id is None or not every:
@@ -588,6 +595,10 @@ async def ends_if_cancelled(
     except asyncio.CancelledError:
         if (run := watch.ended_by()) is not None:
             await watch.end(run)
+        raise
+    except JobCancelled:
+        if watch.noticed is not None:
+            await watch.end(watch.noticed)
         raise
     finally:
         if here.remove(watch) and pollers.get(which) is here:

@@ -8,6 +8,7 @@ import logging
 import re
 import threading
 import time
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 from uuid import UUID
 
@@ -19,7 +20,7 @@ from prefect.states import Cancelling
 
 import prefect_qruntime as qr
 from prefect_qruntime import cancellation, hooks
-from prefect_qruntime.admission.guard import AdmissionGuard
+from prefect_qruntime.admission import guard
 from prefect_qruntime.cancellation import CancellationWork, belongs, cancel_jobs_of
 from prefect_qruntime.client import service
 from prefect_qruntime.client.network_loop import network_loop
@@ -292,6 +293,26 @@ def test_a_cancel_that_the_next_request_notices_does_not_forget_the_answer_that_
     sandbox.control.set_option("list_lag", 4.0)
     sandbox.control.add_fault("POST", "/jobs", drop="after", delay=0.5)
     refused: list[str] = []
+    turns, looked_in_turn = list[bool](), list[bool]()
+
+    @contextlib.asynccontextmanager
+    async def turn(*_: Any) -> AsyncIterator[None]:
+        turns.append(True)
+        try:
+            yield
+        finally:
+            turns.pop()
+
+    def noted(work: Callable[..., Any]) -> Callable[..., Any]:
+        def noting(*args: Any, **more: Any) -> Any:
+            looked_in_turn.append(bool(turns))
+            return work(*args, **more)
+
+        return noting
+
+    monkeypatch.setattr(guard, "share_turn", turn)
+    for name in ("_cancel_with", "_cancel_lost"):  # they may take long, and other submissions wait for the turn
+        monkeypatch.setattr(cancellation, name, noted(getattr(cancellation, name)))
 
     @flow(**use)
     def submits() -> None:
@@ -315,6 +336,7 @@ def test_a_cancel_that_the_next_request_notices_does_not_forget_the_answer_that_
     assert job["status"] == ("Cancelled" if use is hooks.cancel else "Queued")
     (key,) = [tag for tag in job["tags"] if tag.startswith("qr-key:")]
     assert [key in text and "Nothing was sent" not in text for text in refused] == [True]
+    assert looked_in_turn == ([False, False] if use is hooks.cancel else [])
 
 
 def test_a_refusal_before_the_job_is_sent_again_does_not_hide_the_answer_that_was_lost(
@@ -332,7 +354,7 @@ def test_a_refusal_before_the_job_is_sent_again_does_not_hide_the_answer_that_wa
         if len(asked_before) == 2:
             raise qr.errors.PolicyRefused("changed meanwhile")
 
-    monkeypatch.setattr(AdmissionGuard, "_ceiling", refuses)
+    monkeypatch.setattr(guard.AdmissionGuard, "_ceiling", refuses)
 
     @flow
     def submits() -> None:
