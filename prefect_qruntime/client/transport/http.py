@@ -27,7 +27,7 @@ import orjson
 
 from prefect_qruntime.client.connection import Connection, check_proxy, is_loopback, is_public, register_proxy
 from prefect_qruntime.client.encodings.arrays import PIECE, json_pieces, weight
-from prefect_qruntime.client.failures import CREATES, Phase, Question
+from prefect_qruntime.client.failures import CREATES, WHOLE, Phase, Question
 from prefect_qruntime.client.transport.auth import TokenSource
 from prefect_qruntime.client.transport.replies import Reply, accepted, no_answer, refuses_token
 from prefect_qruntime.client.transport.retrying import IN_FLIGHT, InFlightCreate, RetryDeadlines, odd_answers, repeat
@@ -383,7 +383,7 @@ async def download_elsewhere(
 
     Raises:
         ServiceUnavailable: No complete answer until the time for retries ended.
-        QuantumRuntimeError: The address is not trusted, an answer other than 200, too large, or the disk is full.
+        QuantumRuntimeError: The address is not trusted, the answer is no result or too large, or the disk is full.
     """
     address = _trusted(url, connection, job_id)
 
@@ -396,7 +396,7 @@ async def download_elsewhere(
         except httpx.HTTPError as exc:
             trouble = type(exc).__name__  # its text and its request hold the address with the signature
         else:
-            if isinstance(found, Reply) and found.status != 200:
+            if isinstance(found, Reply) and found.status not in WHOLE:
                 text = f"the stored result of job {job_id} cannot be read"
                 raise ServiceUnavailable(text, status=found.status, job_id=job_id)
             return found

@@ -445,7 +445,7 @@ async def receive(
     name: str,
     seconds: float,
 ) -> Reply | StoredBody:
-    """Send one GET. A body of status 200 that is too large for memory ends up in a file on the shelf.
+    """Send one GET. A result that is too large for memory ends up in a file on the shelf.
 
     Args:
         http: The client.

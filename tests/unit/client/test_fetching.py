@@ -324,9 +324,10 @@ def test_an_unknown_job(iam: HTTPXMock, connect: Connect) -> None:
 STORED = "https://store.example/bucket/r.json?X-Amz-Signature=0123456789abcdef&X-Amz-Expires=60"
 
 
-def test_a_result_kept_elsewhere_is_fetched_without_our_token(iam: HTTPXMock, connect: Connect) -> None:
+@pytest.mark.parametrize("status", [200, 203])
+def test_a_result_kept_elsewhere_is_fetched_without_our_token(iam: HTTPXMock, connect: Connect, status: int) -> None:
     iam.add_response(url=RESULTS, json={"url": STORED})
-    iam.add_response(url=STORED, json=RESULT)
+    iam.add_response(url=STORED, status_code=status, json=RESULT)
     client = connect()
     assert client.run(client.result("d1")).counts() == {"11": 1, "00": 1}
     request = next(r for r in iam.get_requests() if r.url.host == "store.example")
