@@ -6,6 +6,7 @@ Each command is a function in a module that is loaded when the command is called
 from __future__ import annotations
 
 import codecs
+import contextlib
 import errno
 import io
 import json
@@ -73,8 +74,7 @@ def main() -> None:
         result = app(sys.argv[1:], exit_on_error=False)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, for instance `head`, has seen enough
-        # What is still buffered goes nowhere, so that the interpreter's end does not fail on it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(1)
     except CycloptsError:  # printed already
         sys.exit(2)
@@ -117,12 +117,17 @@ def _causes(error: BaseException) -> list[BaseException]:
     return causes
 
 
+def _drop_output() -> None:
+    """Discard what is still buffered, so that the interpreter's end does not fail on it again."""
+    with contextlib.suppress(OSError, AttributeError):  # closed by the caller, or replaced by what is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _disk_full(error: BaseException) -> str | None:
     """Return the message if an error means that there is no room for the output; None for any other error."""
     if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return None
-    # What is still buffered goes nowhere: the interpreter's end would fail on it again.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _drop_output()
     return f"The output could not be written: {error.strerror}. It is incomplete."
 
 

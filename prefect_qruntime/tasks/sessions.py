@@ -249,7 +249,10 @@ async def _open(
 
 
 def _drains_on_signals(opens: TaskT) -> TaskT:
-    """Make a task that opens a session prepare its caller's thread for the signals that end the process."""
+    """Make a task that opens a session prepare its caller's thread for the signals that end the process.
+
+    It changes the task that it is given, and returns it.
+    """
     made: Any = opens
     fn = made.fn
 
@@ -268,7 +271,7 @@ def _drains_on_signals(opens: TaskT) -> TaskT:
 
 open_session = _drains_on_signals(blocking(aopen_session))
 """As `aopen_session`, for sync flows."""
-aopen_session = _drains_on_signals(aopen_session)
+_drains_on_signals(aopen_session)
 
 
 @in_flow

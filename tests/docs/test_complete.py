@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import tomllib
@@ -213,3 +214,12 @@ def test_each_flow_is_on_the_page_of_examples() -> None:
     named = set(rows("examples.md", r"`flows/\w+\.py`"))
     there = {f"flows/{file.name}" for file in (ROOT / "flows").glob("*.py")}
     assert named == there - {"flows/__init__.py", "flows/shared.py"}
+
+
+def test_no_documented_function_is_assigned_to_again() -> None:
+    """The API reference then shows a variable without parameters, and the documentation is not built."""
+    for path in (ROOT / "prefect_qruntime").rglob("*.py"):
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        functions = {one.name for one in body if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)}
+        targets = [target for one in body if isinstance(one, ast.Assign) for target in one.targets]
+        assert not functions & {target.id for target in targets if isinstance(target, ast.Name)}, path

@@ -11,6 +11,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Callable
+from uuid import UUID
 
 import opentelemetry.sdk.environment_variables as otel
 import pytest
@@ -101,6 +102,7 @@ def ours(words: list[str]) -> None:
 
 def prefect(words: list[str]) -> None:
     words = [word for word in words if word != "--no-prompt"]  # a flag before the command, kept elsewhere
+    words = [str(UUID(int=0)) if word == "FLOW_RUN_ID" else word for word in words]
     prefect_app.parse_args(words, exit_on_error=False, print_error=False)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -254,6 +255,16 @@ def test_a_full_disk_is_named_without_a_traceback(tmp_path: Path, line: str) -> 
         )
     assert done.stderr == "The output could not be written: No space left on device. It is incomplete.\n"
     assert done.returncode == 1
+
+
+def test_a_full_disk_is_named_if_the_output_is_no_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def writing(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("prefect_qruntime.cli.app", writing)
+    assert said(capsys, "jobs") == (1, "The output could not be written: No space left on device. It is incomplete.")
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
