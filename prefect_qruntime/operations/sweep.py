@@ -343,6 +343,11 @@ async def _sweep(
     check_flag(dry_run, field="dry_run")
     check_flag(cancel_jobs, field="cancel_jobs")
     loaded, problems = await load_each(blocks)
+    none_saved = (
+        ["No credentials block is saved, so no instance was read. If yours are on another server, set PREFECT_API_URL."]
+        if blocks is None and not (loaded or problems)
+        else []
+    )
     records = await find_records("session")
     jobs = await find_records("job", since=datetime.now(UTC) - NOTED_BACK)
     noted = {owner for record in (*records, *jobs) if (owner := record.owner) is not None}
@@ -370,7 +375,8 @@ async def _sweep(
         blocks=sorted({*loaded, *problems}),
         sessions=[swept for part in found.values() for swept in part.sessions],
         jobs=[swept for part in found.values() for swept in part.jobs],
-        problems=[
+        problems=none_saved
+        + [
             problem
             for name in sorted({*loaded, *problems})
             for problem in ([problems[name]] if name in problems else found[name].problems)

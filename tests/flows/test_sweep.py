@@ -528,6 +528,28 @@ def test_a_session_that_no_block_leads_to_is_a_problem(control: Any, sandbox: Sa
     assert session.id in [entry.id for entry in run_sweep().sessions]
 
 
+def test_without_a_block_flow_runs_and_locks_are_looked_at(control: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    flow_run, _ = left(Completed(), jobs=1)
+    (job,) = control.jobs()
+    put(flow_run.id, Running())
+    asked(lambda client: client.update_flow_run(flow_run.id, infrastructure_pid="1"))
+    network_loop().run(upsert("job", job["id"], "", {**process_facts(), "pid": "1", "started": "1"}))
+    freed = list[bool]()
+
+    async def free() -> list[Any]:
+        freed.append(True)
+        return []
+
+    monkeypatch.setattr("prefect_qruntime.operations.sweep.free_stuck_locks", free)
+    for name in network_loop().run(saved_blocks()):  # those of other tests lead to the same sandbox
+        qr.QuantumRuntimeCredentials.delete(name)
+    report = run_sweep()
+    assert str(flow_run.id) in [one.id for one in report.stalled if one.is_certain]
+    assert (freed, report.blocks, report.is_clean) == ([True], [], False)
+    assert report.problems[0].startswith("No credentials block is saved, so no instance was read.")
+    put(flow_run.id, Completed())
+
+
 @pytest.mark.parametrize("path", ["/jobs", "/workloads", "session"])
 def test_a_list_of_sessions_shows_what_can_be_read(control: Any, sandbox: Sandbox, path: str) -> None:
     sessions = [left(Running(), jobs=0)[1] for _ in range(2)]
