@@ -267,6 +267,7 @@ class SessionHolds:
 
     def __init__(self) -> None:
         self.holds: dict[str, SessionHold] = {}
+        self.made: set[str] = set()  # tokens of those that this process made
         self._watches: set[asyncio.Task[None]] = set()
         self._shown: set[tuple[str, str]] = set()  # sessions by the key that was shown them
         self._unknown: dict[tuple[str, str], float] = {}  # when the service first did not know one of those
@@ -303,6 +304,7 @@ class SessionHolds:
             **more,
         )
         await self.note(hold)
+        self.made.add(token)
         return hold
 
     async def note(self, hold: SessionHold) -> None:

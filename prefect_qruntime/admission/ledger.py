@@ -271,7 +271,9 @@ class Ledger:
         if where.flow_run_id is None:
             await self._look_at_missing(client, ())
             mine = [one for one in self.reservations if one.flow_run_id is None]
-            return self._tally([], mine, [one for one in self.sessions.holds.values() if one.flow_run_id is None])
+            sessions = self.sessions  # those of other scripts are noted too
+            held = [one for one in sessions.holds.values() if one.flow_run_id is None and one.token in sessions.made]
+            return self._tally([], mine, held)
         jobs = await client.jobs_tagged(submission_keys.flow_tag(where.flow_run_id))
         mine = [one for one in self.reservations if one.flow_run_id == where.flow_run_id]
         self._see(jobs)

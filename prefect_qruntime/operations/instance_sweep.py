@@ -9,11 +9,12 @@ Each list, job and session fails alone: what could not be read or closed is a pr
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import ObjectNotFound
 from pydantic import BaseModel, ConfigDict
 
@@ -74,13 +75,13 @@ class Owners:
 
     Args:
         noted: Flow runs that records of this Prefect server name.
-        gone: Flow runs that Prefect shows as running although their process is known to be gone: they are treated as
-            crashed.
+        gone: Finds the proof that the process of a running flow run is gone; such a run is treated as crashed.
     """
 
-    def __init__(self, noted: set[str], gone: Iterable[str] = ()) -> None:
+    def __init__(self, noted: set[str], gone: Callable[[FlowRun], Awaitable[str | None]]) -> None:
         self._noted = noted
-        self._known: dict[str, str | None] = dict.fromkeys(gone, _CRASHED)
+        self._gone = gone
+        self._known: dict[str, str | None] = {}
 
     async def over(self, flow_run_id: str | None) -> str | None:
         """The name of the final state; None if the flow run may still continue."""
@@ -101,6 +102,8 @@ class Owners:
         state = flow_run.state
         if state is None:
             return None
+        if state.is_running():
+            return _CRASHED if await self._gone(flow_run) is not None else None
         # If a worker dies while it cancels a run, the run never leaves `Cancelling`.
         stuck = state.is_cancelling() and datetime.now(UTC) - state.timestamp > _CANCELLING
         return state.name if stuck or state.is_final() else None

@@ -11,7 +11,7 @@ its jobs; a copy of it ("Copy to new run" in the UI) is another flow run and sub
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -93,52 +93,39 @@ class Resumed(BaseModel):
     jobs: list[str]
 
 
-async def find_stalled(flow_run_ids: Iterable[str], gone: Mapping[str, str] | None = None) -> list[StalledRun]:
-    """Find the flow runs that Prefect shows as running although their process is gone. Runs on the network loop.
-
-    Args:
-        flow_run_ids: The flow runs.
-        gone: What `_gone_processes` said of them, if it was asked before.
-    """
-    flow_run_ids = list(flow_run_ids)
-    gone, found = await _gone_processes(flow_run_ids) if gone is None else gone, list[StalledRun]()
-    for flow_run in await _running(flow_run_ids):
-        proof = gone.get(str(flow_run.id))
+async def find_stalled(flow_run_ids: Iterable[str]) -> list[StalledRun]:
+    """Find the flow runs that Prefect shows as running although their process is gone. Runs on the network loop."""
+    found = []
+    running = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING]))
+    for run_id, flow_run in (await flow_runs_by_id(flow_run_ids, state=running)).items():
+        if flow_run.parent_task_run_id is not None and flow_run.deployment_id is None:
+            continue  # a subflow: it goes on with the run above it
+        proof = await _gone_process(flow_run)
         evidence = proof or await _missed_heartbeats(flow_run)
         if evidence is not None:
             step = await _next_step(flow_run, open_sessions=proof is None)
             found.append(
                 StalledRun(
-                    id=str(flow_run.id),
-                    name=flow_run.name,
-                    evidence=evidence,
-                    next_step=step,
-                    is_certain=proof is not None,
+                    id=run_id, name=flow_run.name, evidence=evidence, next_step=step, is_certain=proof is not None
                 )
             )
     return found
 
 
-async def _running(flow_run_ids: Iterable[str]) -> list[FlowRun]:
-    """Those that Prefect shows as running, without subflows, which go on with the run above them."""
-    running = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING]))
-    found = (await flow_runs_by_id(flow_run_ids, state=running)).values()
-    return [run for run in found if run.parent_task_run_id is None or run.deployment_id is not None]
-
-
-async def _gone_processes(flow_run_ids: Iterable[str]) -> dict[str, str]:
-    """The proof that its process is gone, for each running flow run of which that can be found out here."""
-    found = {}
-    for flow_run in await _running(flow_run_ids):
-        # A worker records the id of the run's process. If that process opened sessions or submitted jobs itself, their
-        # records identify it.
-        pid = (flow_run.infrastructure_pid or "").rpartition(":")[2]
-        for record in await _records(flow_run.id, "job", "session"):
-            if record.meta.get("pid") == pid and _noted_in_this_run(record, flow_run):
-                if process_is_gone(record.meta):
-                    found[str(flow_run.id)] = f"Its process {pid} on {record.meta.get('host')} is gone."
-                break
-    return found
+async def _gone_process(flow_run: FlowRun) -> str | None:
+    """The proof that a flow run's process is gone; None if it may be alive."""
+    # A worker records the id of the run's process. If that process opened sessions or submitted jobs itself, their
+    # records identify it. Of an earlier process with the same id, as in a container that was restarted, a record may
+    # have been completed since.
+    pid = (flow_run.infrastructure_pid or "").rpartition(":")[2]
+    noted = [
+        record.meta
+        for record in await _records(flow_run.id, "job", "session")
+        if record.meta.get("pid") == pid and _noted_in_this_run(record, flow_run)
+    ]
+    if noted and all(map(process_is_gone, noted)):
+        return f"Its process {pid} on {noted[0].get('host')} is gone."
+    return None
 
 
 async def _next_step(flow_run: FlowRun, *, open_sessions: bool = False) -> str:
@@ -356,11 +343,15 @@ async def _sweep(
     check_flag(dry_run, field="dry_run")
     check_flag(cancel_jobs, field="cancel_jobs")
     loaded, problems = await load_each(blocks)
+    none_saved = (
+        ["No credentials block is saved, so no instance was read. If yours are on another server, set PREFECT_API_URL."]
+        if blocks is None and not (loaded or problems)
+        else []
+    )
     records = await find_records("session")
     jobs = await find_records("job", since=datetime.now(UTC) - NOTED_BACK)
     noted = {owner for record in (*records, *jobs) if (owner := record.owner) is not None}
-    gone = await _gone_processes(noted)
-    owners = Owners(noted, gone)
+    owners = Owners(noted, _gone_process)
     unfinished = _unfinished(jobs)
     notes = await session_notes(records)
     found = {name: Found() for name in loaded}
@@ -384,13 +375,14 @@ async def _sweep(
         blocks=sorted({*loaded, *problems}),
         sessions=[swept for part in found.values() for swept in part.sessions],
         jobs=[swept for part in found.values() for swept in part.jobs],
-        problems=[
+        problems=none_saved
+        + [
             problem
             for name in sorted({*loaded, *problems})
             for problem in ([problems[name]] if name in problems else found[name].problems)
         ]
         + (await _out_of_reach(records, notes, list(sweepers.values()), owners, problems) if blocks is None else []),
-        stalled=await find_stalled(noted, gone),
+        stalled=await find_stalled(noted),
         unread=sorted({*problems, *(name for name, part in found.items() if not part.is_complete)}),
     )
 

@@ -328,6 +328,7 @@ def _drain_at_exit(notes: SessionNotes, drain: Drain) -> None:
     register(at_exit)
 
 
+_ENDS = [signal.SIGTERM, signal.SIGHUP] if hasattr(signal, "SIGHUP") else [signal.SIGTERM]
 _open_here: tuple[SessionNotes, NetworkLoop] | None = None  # not asked for in the handler, which may interrupt a lock
 
 
@@ -341,25 +342,58 @@ def drain_on_signals() -> None:
     if threading.current_thread() is not threading.main_thread() or current_flow_run_id() is not None:
         return
     _open_here = _notes(), network_loop()
-    for number in filter(None, (signal.SIGTERM, getattr(signal, "SIGHUP", None))):
+    for number in _ENDS:
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _drain_and_end)
 
 
+_fork = threading.local()
+
+
+def _before_fork() -> None:
+    """Hold back signals: Python forgets those that a child gets before it is ready, and the child would live."""
+    _fork.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS) if _open_here is not None else None
+
+
+def _after_fork() -> None:
+    if getattr(_fork, "mask", None) is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _fork.mask)
+
+
+def _in_fork() -> None:
+    """Let the signals end a child at once: its parent has the sessions."""
+    global _open_here
+    _open_here = None
+    for number in _ENDS:
+        if signal.getsignal(number) is _drain_and_end:
+            signal.signal(number, signal.SIG_DFL)
+    _after_fork()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_fork)
+
+
 def _drain_and_end(number: int, _frame: object) -> None:
-    signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
     drain_all, loop = None, None
-    if _open_here is not None and _open_here[1].pid == os.getpid() and _open_here[0].opened:
+    if _open_here is not None and _open_here[0].opened:
         drain_all, loop = _open_here[0].drain_all, _open_here[1].loop
+    drains = drain_all is not None and loop is not None and not loop.is_closed()
+    # A second SIGTERM ends the process at once. A terminal that is closed sends SIGHUP twice: from the shell, and from
+    # the kernel when the shell has ended.
+    ignores_more = drains and number != signal.SIGTERM
+    signal.signal(number, signal.SIG_IGN if ignores_more else signal.SIG_DFL)
 
     async def end() -> None:
         try:
             if drain_all is not None:
                 await drain_all()
         finally:
+            if ignores_more:
+                os._exit(128 + number)  # as a shell has it; only the main thread could let the signal itself do it
             os.kill(os.getpid(), number)
 
-    if drain_all is None or loop is None or loop.is_closed():
-        os.kill(os.getpid(), number)
-    else:
+    if drains and loop is not None:
         asyncio.run_coroutine_threadsafe(end(), loop)
+    else:
+        os.kill(os.getpid(), number)

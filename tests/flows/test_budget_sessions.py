@@ -125,3 +125,16 @@ def test_each_flow_that_opens_a_session_is_run_under_a_budget() -> None:
     flows = [getattr(import_module(f"flows.{path.stem}"), path.stem, None) for path in Path("flows").glob("[a-z]*.py")]
     opening = {one.name for one in flows if one is not None and "max_ttl" in one.parameters.properties}
     assert opening == {one.name for one, _ in IN_SESSIONS}
+
+
+def test_the_session_of_an_earlier_script_is_not_spent_from_the_limit_of_this_one(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials
+) -> None:
+    budget = Budget(max_seconds_per_run=500, default_max_execution_time=400)
+    for _ in range(2):
+        session = open_session(credentials, BACKEND, budget=budget)
+        assert session.max_ttl == 500
+        with pytest.raises(BudgetExhausted, match="no room for a session"):
+            open_session(credentials, BACKEND, budget=budget)
+        network_loop().forget(Ledger)  # as in another process
+    close_session(credentials, session, drain=False)

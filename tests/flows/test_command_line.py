@@ -45,10 +45,12 @@ def test_a_wrong_argument_is_named_without_a_traceback(
 @pytest.mark.parametrize(
     ("words", "code"),
     [
-        *((name, 2) for name in ("jobs", "usage", "backends", "sessions", "sweep", "setup")),
-        *((f"{name} --json", 2) for name in ("jobs", "sweep", "result d0123456789", "cancel d0123456789")),
+        *((name, 2) for name in ("jobs", "usage", "backends", "sessions", "setup")),
+        *((f"{name} --json", 2) for name in ("jobs", "result d0123456789", "cancel d0123456789")),
         ("sessions --close d0123456789", 2),
         ("doctor", 1),
+        ("sweep", 1),  # it looks at flow runs and locks
+        ("sweep --json", 1),
         ("watch --once", 1),  # without `--once` it goes on, for blocks that are saved later
     ],
 )
@@ -65,6 +67,9 @@ def test_without_a_block_nothing_looks_like_an_account_without_jobs(
     if code == 2:
         assert shown.out == ""
         assert shown.err.startswith("block: no Quantum Runtime Credentials block is saved. Create one in the UI")
+    if words.startswith("sweep"):
+        assert "nothing was left" not in shown.out
+        assert "No credentials block is saved, so no instance was read" in shown.out + shown.err
 
 
 def test_help_and_version_are_no_errors(capsys: pytest.CaptureFixture[str]) -> None:

@@ -164,6 +164,15 @@ def test_the_noted_process_is_evidence_only_if_it_is_that_of_the_run(
     assert bool(stalled(flow_run.id)) is (case == "gone")
 
 
+def test_a_later_process_with_the_same_id_is_not_taken_for_the_one_that_is_gone(prefect_server: PrefectServer) -> None:
+    """In a container that was restarted ids come again, and a job's record is completed after its process has gone."""
+    flow_run = deployed(Running(), pid=str(os.getpid()))
+    for facts in (process_facts(), {**process_facts(), "started": "1"}):
+        meta = {"state": "Queued", "flow_run": str(flow_run.id), **facts}
+        network_loop().run(upsert("job", f"d{uuid4().hex[:19]}", "", meta, new=True, flow_run_id=str(flow_run.id)))
+    assert stalled(flow_run.id) == []
+
+
 def test_a_process_killed_right_after_its_submission_is_found(prefect_server: PrefectServer, sandbox: Sandbox) -> None:
     credentials = qr.QuantumRuntimeCredentials(**sandbox.connection("cloud"))
     credentials.save("stalled", overwrite=True)

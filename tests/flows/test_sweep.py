@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from prefect_qruntime.client.submission import Intent
 from prefect_qruntime.credentials import saved_blocks
 from prefect_qruntime.observability.artifacts import upsert
 from prefect_qruntime.operations import job_listing as qr_listing
+from prefect_qruntime.operations.instance_sweep import InstanceSweeper
 from prefect_qruntime.operations.session_listing import list_sessions
 from prefect_qruntime.operations.sweep import run_sweep
 from prefect_qruntime.run_context import current_run, process_facts
@@ -98,6 +100,27 @@ def test_the_session_of_a_killed_run_that_stays_running_is_drained_once_its_proc
     assert [entry.id for entry in report.sessions] == ([session.id] if gone else [])
     assert control.session(session.id)["accepting_jobs"] is not gone
     assert control.job(job["id"])["status"] == "Queued"
+    put(flow_run.id, Completed())
+
+
+def test_a_run_that_is_resumed_while_the_sweep_lists_jobs_keeps_its_session(
+    control: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow_run, state = ran(left_open)
+    session: Any = run(state.aresult())
+    (job,) = control.jobs()
+    put(flow_run.id, Running())
+    asked(lambda client: client.update_flow_run(flow_run.id, infrastructure_pid="1"))
+    network_loop().run(upsert("job", job["id"], "", {**process_facts(), "pid": "1", "started": "1"}))
+    listed = InstanceSweeper._jobs
+
+    async def resumed(self: InstanceSweeper) -> Any:
+        await asyncio.to_thread(put, flow_run.id, Running(message="in another process"))
+        return await listed(self)
+
+    monkeypatch.setattr(InstanceSweeper, "_jobs", resumed)
+    assert run_sweep([BLOCK]).sessions == []
+    assert control.session(session.id)["accepting_jobs"] is True
     put(flow_run.id, Completed())
 
 
@@ -503,6 +526,28 @@ def test_a_session_that_no_block_leads_to_is_a_problem(control: Any, sandbox: Sa
     assert sandbox.crn in problem
     qr.QuantumRuntimeCredentials(**sandbox.connection("cloud")).save(BLOCK)
     assert session.id in [entry.id for entry in run_sweep().sessions]
+
+
+def test_without_a_block_flow_runs_and_locks_are_looked_at(control: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    flow_run, _ = left(Completed(), jobs=1)
+    (job,) = control.jobs()
+    put(flow_run.id, Running())
+    asked(lambda client: client.update_flow_run(flow_run.id, infrastructure_pid="1"))
+    network_loop().run(upsert("job", job["id"], "", {**process_facts(), "pid": "1", "started": "1"}))
+    freed = list[bool]()
+
+    async def free() -> list[Any]:
+        freed.append(True)
+        return []
+
+    monkeypatch.setattr("prefect_qruntime.operations.sweep.free_stuck_locks", free)
+    for name in network_loop().run(saved_blocks()):  # those of other tests lead to the same sandbox
+        qr.QuantumRuntimeCredentials.delete(name)
+    report = run_sweep()
+    assert str(flow_run.id) in [one.id for one in report.stalled if one.is_certain]
+    assert (freed, report.blocks, report.is_clean) == ([True], [], False)
+    assert report.problems[0].startswith("No credentials block is saved, so no instance was read.")
+    put(flow_run.id, Completed())
 
 
 @pytest.mark.parametrize("path", ["/jobs", "/workloads", "session"])

@@ -3,7 +3,7 @@
 Usage: python -m tests.support.session_opener CONNECTION_JSON MODE [BLOCK], with MODE: `leave` ends with the session
 open, `stay` waits until its standard input ends, `close` uses `runtime_session`, `stay-inside` waits inside of it and
 `stay-async` in its async twin. `open` says that it is about to open one. `twice` is as `stay`, `handled` has a handler
-for SIGTERM, and `forked` has a child by then to which it sends the signal first. `leave-fn` and `stay-fn` call the
+for SIGTERM, and `forked` has had children by then to which it sent the signal. `leave-fn` and `stay-fn` call the
 tasks' functions, which need no Prefect API.
 """
 
@@ -43,15 +43,15 @@ def main() -> None:
     session = opens(credentials, BACKEND, max_ttl=600)
     job = submits(credentials, [FLIP], backend=BACKEND, session=session)
     if mode == "forked":
-        ready, begun = os.pipe()
-        child = os.fork()
-        if child == 0:
-            os.write(begun, b"1")  # a signal right after the fork is lost
-            while True:
-                time.sleep(1)
-        os.read(ready, 1)
-        os.kill(child, signal.SIGTERM)
-        sys.stderr.write(f"child ended by {os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) * -1}\n")
+        children = list[int]()
+        for _ in range(20):
+            children.append(os.fork())
+            if children[-1] == 0:
+                time.sleep(30)
+                os._exit(0)
+            os.kill(children[-1], signal.SIGTERM)
+        ends = {-os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children}
+        sys.stderr.write(f"children ended by {ends}\n")
     _say("OPEN", job.session.id if job.session else session.id)
     if not mode.startswith("leave"):
         sys.stdin.read()

@@ -274,9 +274,12 @@ def test_which_flow_runs_are_over(monkeypatch: pytest.MonkeyPatch, state: Any, m
 
         return SimpleNamespace(read_flow_run=read_flow_run)
 
+    async def gone(_: Any) -> str | None:
+        return None
+
     monkeypatch.setattr(module, "api", api)
     over = now.is_final() or (state is Cancelling and minutes > 10)
-    assert asyncio.run(module.Owners(set()).over(RUN)) == (now.name if over else None)
+    assert asyncio.run(module.Owners(set(), gone).over(RUN)) == (now.name if over else None)
 
 
 @pytest.mark.parametrize("status", JobStatus)
