@@ -34,7 +34,7 @@ def sweep_sessions(
     if found:
         create_table_artifact(key="qruntime-sweep", table=found, description="Left behind by finished flow runs")
     if report.problems:
-        raise RuntimeError(f"{many(len(report.problems), 'instance')} could not be swept: {'; '.join(report.problems)}")
+        raise RuntimeError(f"Not swept: {'; '.join(report.problems)}")
     return report
 
 

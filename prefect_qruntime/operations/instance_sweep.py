@@ -39,6 +39,7 @@ _MOST_LOOKS = 200  # single jobs read in one sweep of a block
 _MOST_SILENT = 2  # steps in a row that find no answer, after which an instance is given up until the next sweep
 _LIFE = timedelta(hours=24)  # after which no session is open any more; the service itself ends one after eight hours
 _CANCELLING = timedelta(minutes=10)  # in which a flow run that a user cancelled, or its hook, cleans up by itself
+_WRITING = timedelta(minutes=1)  # after its flow run's end, in which a process may still write its records
 _OPENING = timedelta(minutes=10)
 """How far apart the clocks of Prefect and of the service may be for a session whose id was never recorded."""
 
@@ -82,6 +83,12 @@ class Owners:
         self._noted = noted
         self._gone = gone
         self._known: dict[str, str | None] = {}
+        self._since: dict[str, datetime] = {}
+
+    def is_just_over(self, flow_run_id: str | None) -> bool:
+        """Whether a flow run ended so recently that its process may still be writing its records."""
+        since = self._since.get(flow_run_id or "")
+        return since is not None and datetime.now(UTC) - since < _WRITING
 
     async def over(self, flow_run_id: str | None) -> str | None:
         """The name of the final state; None if the flow run may still continue."""
@@ -104,6 +111,7 @@ class Owners:
             return None
         if state.is_running():
             return _CRASHED if await self._gone(flow_run) is not None else None
+        self._since[flow_run_id] = state.timestamp
         # If a worker dies while it cancels a run, the run never leaves `Cancelling`.
         stuck = state.is_cancelling() and datetime.now(UTC) - state.timestamp > _CANCELLING
         return state.name if stuck or state.is_final() else None

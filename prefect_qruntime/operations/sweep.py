@@ -10,6 +10,7 @@ its jobs; a copy of it ("Copy to new run" in the UI) is another flow run and sub
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -64,6 +65,8 @@ __all__ = [
 
 log = get_logger(__name__)
 
+_LOOKS, _LOOK_AGAIN = 20, 0.5
+"""How often, and seconds after which, records of a flow run are read again that has just ended."""
 _MISSED = 3  # heartbeats in a row after which a process counts as gone
 _DEFAULT_BEAT = 180.0  # seconds; Prefect's own default
 
@@ -424,13 +427,21 @@ async def _out_of_reach(
         if record.meta.get("block") not in unusable and not any(sweeper.reaches(record) for sweeper in sweepers)
         if record.updated is None or record.updated > recent  # an older one has closed by itself
     ]
-    # Some flow runs may have closed theirs and ended since the records were read.
-    now = {record.key: record for record in await find_records("session")} if left else {}
+    for look in range(_LOOKS):
+        # Some flow runs may have closed theirs and ended since the records were read, or are just writing that down.
+        now = {record.key: record for record in await find_records("session")} if left else {}
+        left = [
+            (record, opener)
+            for record, opener in left
+            if is_note(record) or (record.key in now and not now[record.key].is_closed)
+        ]
+        if look == _LOOKS - 1 or not any(owners.is_just_over(record.owner) for record, _ in left):
+            break
+        await asyncio.sleep(_LOOK_AGAIN)
     return [
         f"session {record.meta.get('session') or 'without an id'}, opened by {opener}, was left open, and no saved "
         f"credentials block leads to its instance {_instance_of(record)}. Save one and sweep again."
         for record, opener in left
-        if is_note(record) or (record.key in now and not now[record.key].is_closed)
     ]
 
 
