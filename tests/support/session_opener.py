@@ -23,6 +23,7 @@ from tests.support.flow_runs import BACKEND, FLIP
 def main() -> None:
     """Open, say so, and do as told."""
     connection, mode, *block = sys.argv[1:]
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under `nohup` it is ignored in all processes of the tests
     credentials = qr.load_credentials(block[0]) if block else qr.QuantumRuntimeCredentials(**json.loads(connection))
     if mode == "stay-async":
         asyncio.run(_inside(credentials))
