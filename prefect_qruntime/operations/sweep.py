@@ -121,6 +121,8 @@ async def _gone_process(flow_run: FlowRun) -> str | None:
     # records identify it. Of an earlier process with the same id, as in a container that was restarted, a record may
     # have been completed since.
     pid = (flow_run.infrastructure_pid or "").rpartition(":")[2]
+    if not pid:
+        return None
     noted = [
         record.meta
         for record in await _records(flow_run.id, "job", "session")
