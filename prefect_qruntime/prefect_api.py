@@ -410,9 +410,8 @@ class Loadable:
 
     def __init__(self, *args: Any, **values: Any) -> None:
         block: Any = super()
-        fields: Mapping[str, Any] = getattr(type(self), "model_fields", {})
-        for name in [one for one, value in values.items() if value is None and one in fields]:
-            if fields[name].annotation in (int, float):
+        for name, one in getattr(type(self), "model_fields", {}).items():
+            if one.annotation in (int, float) and name in values and values[name] is None:
                 del values[name]
         try:
             block.__init__(*args, **values)
