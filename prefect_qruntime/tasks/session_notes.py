@@ -375,25 +375,24 @@ if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
 
 
 def _drain_and_end(number: int, _frame: object) -> None:
-    drain_all, loop = None, None
+    drain_all = loop = None
     if _open_here is not None and _open_here[0].opened:
         drain_all, loop = _open_here[0].drain_all, _open_here[1].loop
-    drains = drain_all is not None and loop is not None and not loop.is_closed()
+    if drain_all is None or loop is None or loop.is_closed():
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        return
     # A second SIGTERM ends the process at once. A terminal that is closed sends SIGHUP twice: from the shell, and from
     # the kernel when the shell has ended.
-    ignores_more = drains and number != signal.SIGTERM
+    ignores_more = number != signal.SIGTERM
     signal.signal(number, signal.SIG_IGN if ignores_more else signal.SIG_DFL)
 
     async def end() -> None:
         try:
-            if drain_all is not None:
-                await drain_all()
+            await drain_all()
         finally:
             if ignores_more:
                 os._exit(128 + number)  # as a shell has it; only the main thread could let the signal itself do it
             os.kill(os.getpid(), number)
 
-    if drains and loop is not None:
-        asyncio.run_coroutine_threadsafe(end(), loop)
-    else:
-        os.kill(os.getpid(), number)
+    asyncio.run_coroutine_threadsafe(end(), loop)
