@@ -49,4 +49,4 @@ def test_a_flow_run_that_has_just_ended_may_still_write_that_it_closed_its_sessi
     assert len(asked) == (reads + 1 if seconds < 60 else 1)
     reads = 1000
     asyncio.run(module._out_of_reach([record("opening")], [], [], Owners({RUN}, gone), ()))
-    assert len(asked) < 100, "not for ever"
+    assert len(asked) < 100, "it stops looking"
