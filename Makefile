@@ -77,7 +77,7 @@ unit: $(STAMP) ## Run the tests and report the coverage of branches
 $(FLOOR)/.installed: pyproject.toml tests/floor/constraints.txt
 	test -x $(FLOOR)/bin/python || $(PYTHON) -m venv $(FLOOR)
 	$(FLOOR)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[sandbox,qiskit,plot,parquet]' \
-	  hypothesis opentelemetry-sdk psutil pytest pytest-asyncio pytest-cov pytest-httpx pytest-timeout pytest-xdist pyyaml \
+	  hypothesis opentelemetry-sdk psutil pytest pytest-asyncio pytest-cov pytest-httpx pytest-timeout pytest-xdist pyyaml socksio \
 	  --constraint tests/floor/constraints.txt
 	@touch $@
 

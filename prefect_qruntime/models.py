@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 __all__ = [
     "FLOW_TAG",
     "KEY_TAG",
+    "MOST_TTL",
     "Backend",
     "InstanceReport",
     "Job",
@@ -39,6 +40,8 @@ KEY_TAG = "qr-key:"
 """Prefix of a submission key's tag; 32 hex digits follow."""
 FLOW_TAG = "qr-flow:"
 """Prefix of the tag of the owning flow run; its id follows."""
+MOST_TTL = 2**31 - 1
+"""Longest life of a session in seconds that the service takes."""
 _MOCK = "mock_"
 
 

@@ -13,13 +13,12 @@ from pydantic_core import from_json
 from pydantic_settings import NoDecode
 
 from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.models import MOST_TTL
 from prefect_qruntime.redact import nearest
 
-__all__ = ["MOST_TTL", "QuantumRuntimeSettings", "current_settings", "unknown_settings", "wrong_settings"]
+__all__ = ["QuantumRuntimeSettings", "current_settings", "unknown_settings", "wrong_settings"]
 
 _PREFIX = "PREFECT_INTEGRATIONS_QRUNTIME_"
-MOST_TTL = 2**31 - 1
-"""Longest life of a session in seconds that the service takes."""
 _OF_OURS = (_PREFIX, "PREFECT_HOME", "PREFECT_PROFILE")
 
 

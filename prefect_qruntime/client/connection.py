@@ -22,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 import httpx
 
 from prefect_qruntime.errors import InvalidInput, clean_texts_with
+from prefect_qruntime.models import MOST_TTL
 from prefect_qruntime.redact import nearest, plain_text, register_secret
 
 __all__ = [
@@ -36,7 +37,9 @@ __all__ = [
     "Dialects",
     "Hosts",
     "check_id",
+    "check_name",
     "check_proxy",
+    "check_session",
     "check_url",
     "dialect_that_answers",
     "is_id",
@@ -248,6 +251,18 @@ def check_name(value: Any, *, field: str) -> str:
     if not isinstance(value, str) or _NAME.fullmatch(value) is None:
         raise InvalidInput("not a backend name (letters, digits, . - and _, at most 64)", field=field)
     return value
+
+
+def check_session(mode: Any, max_ttl: Any) -> None:
+    """Check the mode and the longest life of a session before one is opened.
+
+    Raises:
+        InvalidInput: The mode is not one of the service's, or the life is not 1 to `MOST_TTL` seconds or None.
+    """
+    if mode not in ("dedicated", "batch"):
+        raise InvalidInput("must be 'dedicated' or 'batch'", field="mode")
+    if max_ttl is not None and (type(max_ttl) is not int or not 1 <= max_ttl <= MOST_TTL):
+        raise InvalidInput(f"must be a whole number of seconds, at least 1 and at most {MOST_TTL:,}", field="max_ttl")
 
 
 def _default_base_url(dialect: Dialects, crn: Crn) -> str:

@@ -15,7 +15,7 @@ import httpx
 from cachetools import LRUCache
 
 from prefect_qruntime.client import parsing
-from prefect_qruntime.client.connection import Connection, check_id, check_name
+from prefect_qruntime.client.connection import Connection, check_id, check_name, check_session
 from prefect_qruntime.client.dialects import dialect_of
 from prefect_qruntime.client.failures import Phase
 from prefect_qruntime.client.inputs.spec import JobSpec, check_flag, check_integer
@@ -424,6 +424,7 @@ class Service:
 
     async def post_session(self, backend: str, *, mode: str, max_ttl: int | None) -> SessionRef:
         """Send one `POST /sessions`; `open_session` survives a lost answer."""
+        check_session(mode, max_ttl)
         body = self.dialect.session_body(check_name(backend, field="backend"), mode, max_ttl)
         if body is None:
             return self.dialect.unbound_session(backend, mode, max_ttl)

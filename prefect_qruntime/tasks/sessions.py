@@ -24,6 +24,7 @@ from prefect_qruntime.admission.budget import BudgetLike, as_budget
 from prefect_qruntime.admission.guard import session_guard
 from prefect_qruntime.admission.locks import submission_lock
 from prefect_qruntime.cancellation import ends_if_cancelled
+from prefect_qruntime.client.connection import check_session
 from prefect_qruntime.client.network_loop import network_loop, on_network_loop
 from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name, with_new_key
 from prefect_qruntime.errors import (
@@ -40,7 +41,7 @@ from prefect_qruntime.observability.artifacts import find_records
 from prefect_qruntime.prefect_api import current_flow_run_id
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.run_context import RunContext, current_run, may_run_twice, token_of_task_run
-from prefect_qruntime.settings import MOST_TTL, current_settings
+from prefect_qruntime.settings import current_settings
 from prefect_qruntime.tasks import session_notes
 from prefect_qruntime.tasks.definitions import (
     SessionLike,
@@ -141,12 +142,7 @@ async def aopen_session(
         SubmissionUncertain: The answer was lost and the search did not decide it.
     """
     name = backend_name(backend)
-    if mode not in ("dedicated", "batch"):
-        raise InvalidInput("must be 'dedicated' or 'batch'", field="mode")
-    if max_ttl is not None and (
-        isinstance(max_ttl, bool) or not isinstance(max_ttl, int) or not 1 <= max_ttl <= MOST_TTL
-    ):
-        raise InvalidInput(f"must be a whole number of seconds, at least 1 and at most {MOST_TTL:,}", field="max_ttl")
+    check_session(mode, max_ttl)
     opening = functools.partial(_open, credentials, name, mode, max_ttl, budget, await current_run())
     flow_run_id, again = current_flow_run_id(), token_of_task_run()
     if flow_run_id is None or again is None or not may_run_twice():

@@ -82,6 +82,16 @@ def _host_pattern(url: str) -> str:
     return f"all://[{host}]" if ":" in host else f"all://{host}"
 
 
+def _limits(connections: int | None) -> httpx.Limits:
+    return httpx.Limits(
+        max_connections=connections,
+        max_keepalive_connections=_CONNECTIONS,
+        # Shorter than the five seconds after which common servers drop an idle connection: a create
+        # sent into a connection that is just being closed looks like a lost answer.
+        keepalive_expiry=4.0,
+    )
+
+
 def http_client(connection: Connection, *urls: str) -> httpx.AsyncClient:
     """An HTTP client with our limits, which keeps no cookies; belongs to the loop that first uses it.
 
@@ -95,13 +105,7 @@ def http_client(connection: Connection, *urls: str) -> httpx.AsyncClient:
     # The TLS context is costly, and not needed if all hosts are on this machine, without TLS.
     tls: ssl.SSLContext | bool = tls_context(connection.ca_file) if secure else False
     # One more than there are lanes: a token request never waits behind the requests that need it.
-    limits = httpx.Limits(
-        max_connections=_CONNECTIONS + 1,
-        max_keepalive_connections=_CONNECTIONS,
-        # Shorter than the five seconds after which common servers drop an idle connection: a create
-        # sent into a connection that is just being closed looks like a lost answer.
-        keepalive_expiry=4.0,
-    )
+    limits = _limits(_CONNECTIONS + 1)
     # The environment is read here and not by httpx, which fails on a network in NO_PROXY and would read .netrc too.
     proxies = {_host_pattern(url): proxy for url in urls if (proxy := proxy_of(connection, url))}
     return httpx.AsyncClient(
@@ -109,7 +113,10 @@ def http_client(connection: Connection, *urls: str) -> httpx.AsyncClient:
         timeout=httpx.Timeout(seconds, connect=min(10.0, seconds), pool=max(60.0, seconds)),
         limits=limits,
         mounts={
-            pattern: httpx.AsyncHTTPTransport(verify=tls, limits=limits, proxy=proxy, trust_env=False)
+            # httpcore counts a connection as open for ever if its caller is cancelled while SOCKS is agreed on.
+            pattern: httpx.AsyncHTTPTransport(
+                verify=tls, limits=_limits(None) if proxy.startswith("socks") else limits, proxy=proxy, trust_env=False
+            )
             for pattern, proxy in proxies.items()
         },
         trust_env=False,

@@ -297,6 +297,7 @@ class _Progress:
     on_sent: Callable[[], None] = lambda: None
     connecting: bool = False
     _tunnelling: bool = False
+    _stream: Any = None
     _first: bytearray = field(default_factory=bytearray)
 
     async def __call__(self, event: str, info: Mapping[str, Any]) -> None:
@@ -304,9 +305,11 @@ class _Progress:
         if event.endswith(".connect_tcp.started"):
             self.connecting = True
         elif event.endswith((".connect_tcp.complete", ".start_tls.complete")):
-            stream = info["return_value"]
+            self._stream = stream = info["return_value"]
             with contextlib.suppress(AttributeError):  # one that cannot be changed
                 stream.read = functools.partial(_listen, stream.read)
+        elif event.endswith((".setup_socks5_connection.failed", ".start_tls.failed")):
+            await self._stream.aclose()  # httpcore leaves it open when its caller is cancelled
         elif event.endswith(".send_request_headers.started"):
             # A proxy is asked for the connection in a request of its own.
             self.connecting = self._tunnelling = info["request"].method == b"CONNECT"

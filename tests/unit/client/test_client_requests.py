@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -218,6 +219,25 @@ def test_sessions(iam: HTTPXMock, connect: Connect, mode: str, ttl: int | None) 
 
 
 @DIALECTS
+@pytest.mark.parametrize("call", ["open_session", "post_session"])
+@pytest.mark.parametrize(
+    ("field", "wrong"),
+    [
+        *(("mode", wrong) for wrong in ("forever", "", None, 1, ["batch"], "Batch")),
+        *(("max_ttl", wrong) for wrong in (0, -1, 2**31, 2**63, 10**30, True, 60.0, "60", float("nan"), [60])),
+    ],
+)
+def test_a_session_of_wrong_parameters(
+    iam: HTTPXMock, connect: Connect, dialect: str, call: str, field: str, wrong: Any
+) -> None:
+    client = connect(dialect)
+    with pytest.raises(InvalidInput) as caught:
+        client.run(getattr(client, call)("b", **{"mode": "dedicated", "max_ttl": 60, field: wrong}))
+    assert caught.value.field == field
+    assert not sent(iam)
+
+
+@DIALECTS
 def test_get_job_without_its_input(iam: HTTPXMock, connect: Connect, dialect: str) -> None:
     iam.add_response(url=f"{BASES[dialect]}/jobs/d1?exclude_params=true", json=JOB)
     client = connect(dialect)
@@ -377,6 +397,7 @@ def test_a_wrong_proxy_of_the_environment_is_named_without_its_password(
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setenv(variable, wrong)
+    monkeypatch.setitem(sys.modules, "socksio", None)  # as in a plain install
     with pytest.raises(InvalidInput, match=variable) as caught:
         http_module.http_client(connection(base_url=CLOUD))
     assert "pass-word" not in str(caught.value)

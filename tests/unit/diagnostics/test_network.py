@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import socket
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -68,6 +69,7 @@ def test_one_that_cannot_be_reached_is_a_problem(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("wrong", ["http://me:pass-word/x@127.0.0.1:9", "socks5://me:pass-word@127.0.0.1:9"])
 def test_one_that_is_no_address_is_a_problem(monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
     monkeypatch.setenv("HTTPS_PROXY", wrong)
+    monkeypatch.setitem(sys.modules, "socksio", None)  # as in a plain install
     ((level, said),) = found()
     assert level == "problem"
     assert "HTTPS_PROXY" in said
