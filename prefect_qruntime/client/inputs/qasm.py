@@ -6,6 +6,7 @@ service decides. `syntax_error` asks a real parser if one is installed.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import stat
@@ -64,6 +65,7 @@ _PLACE_2 = re.compile(r":(\d+),(\d+):")
 _PHYSICAL = re.compile(r"\$([0-9]{1,9})\b")
 
 
+@functools.cache  # compiled when a circuit's syntax is checked: it takes a tenth of the package's import
 def _plain_statement() -> re.Pattern[str]:
     """A gate or its definition, a measurement, a declaration: what almost all circuits consist of, with one meaning."""
     keywords = (
@@ -98,7 +100,6 @@ def _plain_statement() -> re.Pattern[str]:
     return re.compile(rf"{space}(?:{'|'.join(forms)})", re.ASCII)
 
 
-_PLAIN_STATEMENT = _plain_statement()
 _PLAIN_HEADER = re.compile(r"[ \t\n]*+OPENQASM[ \t]++[23](?:\.[0-9]++)?+[ \t]*;")
 _LINE_COMMENT = re.compile(r"//[^\r\n]*+")
 
@@ -439,10 +440,10 @@ def syntax_error(text: str, version: int) -> str | None:
 def _is_plain(text: str) -> bool:
     """Whether all statements are plain: then there is no syntax error. The parser needs 250 times as long to say so."""
     bare = _LINE_COMMENT.sub("", text.replace("\r\n", "\n"))
-    found, end = _PLAIN_HEADER.match(bare), 0
+    statement, found, end = _plain_statement(), _PLAIN_HEADER.match(bare), 0
     while found is not None:
         end = found.end()
-        found = _PLAIN_STATEMENT.match(bare, end)
+        found = statement.match(bare, end)
     return end > 0 and not bare[end:].strip(" \t\n")
 
 
