@@ -9,14 +9,15 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from cachetools import LRUCache
 
 from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.encodings.arrays import weight
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.programs.executor_result import executed_seconds
 from prefect_qruntime.client.provenance import Calibration, package_versions
@@ -27,6 +28,7 @@ from prefect_qruntime.observability.artifacts import upsert
 from prefect_qruntime.observability.markdown import (
     comparison_card,
     execution_line,
+    fetched_line,
     result_section,
     section,
 )
@@ -62,6 +64,7 @@ __all__ = [
     "job_still",
     "job_submitted",
     "left_job_ended",
+    "log_fetched",
     "log_to_run",
     "routes_compared",
     "session_event",
@@ -70,7 +73,10 @@ __all__ = [
     "usage_settled",
 ]
 
+T = TypeVar("T")
+
 _fallback = get_logger(__name__)
+_SMALL = 4000  # characters and values of a result that takes a millisecond to read
 _LONG = 10.0  # seconds of waiting after which a change of state is logged and written to the run page
 
 
@@ -380,19 +386,28 @@ async def usage_settled(job: Job, *, flow_run_id: str | None) -> None:
     await write(job.id, _usage(job), flow_run_id=flow_run_id)
 
 
+async def _read(result: JobResult, read: Callable[[JobResult], T]) -> T:
+    """Read a result for a text about it: in another thread, unless it is so small that this would take longer."""
+    if result.file is None and weight(result.raw, _SMALL) <= _SMALL:
+        return read(result)
+    try:
+        return await asyncio.to_thread(read, result)
+    except RuntimeError:  # the process is ending and starts no more threads
+        return read(result)
+
+
+async def log_fetched(result: JobResult) -> None:
+    """Log that a result was fetched, with its PUBs, shots and size."""
+    log_to_run(await _read(result, fetched_line))
+
+
 def job_fetched(job_id: str, result: JobResult) -> None:
     """Show a result on the run page. Never call it for a private job."""
     if not in_run():
         return
 
-    def read() -> tuple[str, str | None]:
-        return result_section(result), execution_line(result)
-
     async def show() -> None:
-        try:
-            shown, executed = await asyncio.to_thread(read)
-        except RuntimeError:  # the process is ending and starts no more threads
-            shown, executed = read()
+        shown, executed = await _read(result, lambda one: (result_section(one), execution_line(one)))
         # A result in a file is large, so it is not read for this.
         seconds = executed_seconds(result.body) if result.file is None else None
         facts: dict[str, str | None] = {

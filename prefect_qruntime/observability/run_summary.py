@@ -175,7 +175,9 @@ class Summaries:
 
     def of(self, flow_run_id: str) -> RunSummary:
         """The summary of a flow run, made if there is none."""
-        run: RunSummary = self.runs.setdefault(flow_run_id, RunSummary(flow_run_id))
+        run: RunSummary | None = self.runs.get(flow_run_id)
+        if run is None:
+            run = self.runs[flow_run_id] = RunSummary(flow_run_id)
         return run
 
     async def write_changed(self) -> None:

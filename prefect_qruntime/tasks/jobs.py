@@ -24,7 +24,6 @@ from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.errors import InvalidInput, JobTimeout, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobRef, JobStatus
 from prefect_qruntime.observability import notifications
-from prefect_qruntime.observability.markdown import fetched_line
 from prefect_qruntime.observability.progress import ProgressPace, WaitProgress, is_held, shown_while_waiting, waits_now
 from prefect_qruntime.observability.telemetry import (
     Observation,
@@ -221,11 +220,11 @@ async def afetch_results(credentials: QuantumRuntimeCredentials, job: JobLike) -
         if not fetched:
             notifications.log_to_run(f"job {ref.id} is private and was read before: returning the stored copy")
             return result
-        notifications.log_to_run(await asyncio.to_thread(fetched_line, result))
+        await notifications.log_fetched(result)
         _record(client, ref, result)
         return result
     result = await client.result(ref, grace=grace, shelf=result_storage.shelf())
-    notifications.log_to_run(await asyncio.to_thread(fetched_line, result))
+    await notifications.log_fetched(result)
     if result.file is None:  # a large one is not decoded for a picture
         notifications.job_fetched(ref.id, result)
         trace_chunks(result)
