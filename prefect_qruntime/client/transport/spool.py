@@ -17,12 +17,13 @@ import re
 import secrets
 import time
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpcore
 import httpx
 
 from prefect_qruntime.client.failures import WHOLE
@@ -283,7 +284,7 @@ _HEAD = 4096  # first bytes of an answer that are kept until its headers can be 
 _STATUS_LINE = re.compile(rb"\s*HTTP/\d(?:\.\d)? +(\d{3})(?!\d)")
 _STALE = "an answer that came before the request"
 _BLANK_LINE = re.compile(rb"\r?\n\r?\n")
-_heard: ContextVar[bytearray | None] = ContextVar("qruntime_heard", default=None)
+_AT_ONCE = 1 << 14  # bytes that the buffer of a connection takes at once
 
 
 @dataclass(slots=True)
@@ -295,6 +296,7 @@ class _Progress:
     """
 
     on_sent: Callable[[], None] = lambda: None
+    is_large: bool = False
     connecting: bool = False
     _tunnelling: bool = False
     _stream: Any = None
@@ -305,31 +307,45 @@ class _Progress:
         if event.endswith(".connect_tcp.started"):
             self.connecting = True
         elif event.endswith((".connect_tcp.complete", ".start_tls.complete")):
-            self._stream = stream = info["return_value"]
+            self._stream = info["return_value"]
             with contextlib.suppress(AttributeError):  # one that cannot be changed
-                stream.read = functools.partial(_listen, stream.read)
+                _Wire(self._stream)
         elif event.endswith((".setup_socks5_connection.failed", ".start_tls.failed")):
             await self._stream.aclose()  # httpcore leaves it open when its caller is cancelled
         elif event.endswith(".send_request_headers.started"):
             # A proxy is asked for the connection in a request of its own.
             self.connecting = self._tunnelling = info["request"].method == b"CONNECT"
             self._first.clear()
-            _heard.set(self._first)
-        elif event.endswith(".send_request_body.complete") and not self._tunnelling:
+            _asking.set(self)
+        elif event.endswith((".send_request_body.complete", ".send_request_body.failed")) and not self._tunnelling:
             self.on_sent()
+
+    def hear(self, data: bytes) -> None:
+        """Note what arrived on the connection of the request."""
+        if len(self._first) < _HEAD:
+            self._first += data[:_HEAD]
 
     def is_stale(self, answer: httpx.Response) -> bool:
         """Whether an answer, or the beginning of it, was left over in the connection when the request was sent."""
         stream = answer.extensions.get("network_stream")
-        is_heard = isinstance(getattr(stream, "read", None), functools.partial)
+        is_heard = isinstance(getattr(getattr(stream, "read", None), "__self__", None), _Wire)
         return is_heard and _STATUS_LINE.match(self._first) is None
 
     def accepted(self) -> Reply | None:
         """A 2xx, without headers and body, of which only the first line arrived undamaged."""
+        status = self._status()
+        return Reply(status, {}, b"") if 200 <= status < 300 else None
+
+    def is_refused(self) -> bool:
+        """Whether the first line of an answer that is no success arrived: the rest of the body need not be sent."""
+        return self._status() >= 300
+
+    def _status(self) -> int:
+        """The status in the first line of the final answer, 0 before that has arrived."""
         head = b"" if self._tunnelling else bytes(self._first)
         while (found := _STATUS_LINE.match(head)) is not None and found[1].startswith(b"1"):
             head = _BLANK_LINE.split(head, maxsplit=1)[1] if _BLANK_LINE.search(head) else b""
-        return Reply(int(found[1]), {}, b"") if found is not None and found[1].startswith(b"2") else None
+        return int(found[1]) if found is not None else 0
 
     def error(self, error: Exception, seconds: float) -> httpx.HTTPError:
         """The error as one of httpx, which lets others through: it parses the address of a redirect that it ignores.
@@ -346,13 +362,54 @@ class _Progress:
         return httpx.TransportError(f"an answer that cannot be read ({type(error).__name__})")
 
 
-async def _listen(read: Callable[..., Awaitable[bytes]], *args: Any, **options: Any) -> bytes:
-    """Read from a connection, and keep the first bytes for the request that they answer."""
-    data = await read(*args, **options)
-    heard = _heard.get()
-    if heard is not None and len(heard) < _HEAD:
-        heard += data[:_HEAD]
-    return data
+_asking: ContextVar[_Progress | None] = ContextVar("qruntime_asking", default=None)
+
+
+class _Wire:
+    """The reads and writes of one connection; what arrives is noted for the request that it answers.
+
+    A server may answer, and close, before it has the whole of a large body. asyncio drops a connection of which a write
+    fails, with all that has not been read from it: so the answer is read while the body is sent.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._read, self._write = stream.read, stream.write
+        self._early = bytearray()
+        stream.read, stream.write = self.read, self.write
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """Read what arrived while the request was sent, then what arrives."""
+        if self._early:
+            early, self._early = bytes(self._early[:max_bytes]), self._early[max_bytes:]
+            return early
+        data: bytes = await self._read(max_bytes, timeout)
+        if (progress := _asking.get()) is not None:
+            progress.hear(data)
+        return data
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """Write a part of a request, unless its refusal arrives meanwhile: httpcore reads the answer then."""
+        progress = _asking.get()
+        if progress is None or not progress.is_large:
+            await self._write(buffer, timeout)
+            return
+        sending = asyncio.ensure_future(self._write(buffer, timeout))
+        hearing = asyncio.ensure_future(self._refusal(progress))
+        try:
+            await asyncio.wait((sending, hearing), return_when=asyncio.FIRST_COMPLETED)
+            if progress.is_refused():
+                raise httpcore.WriteError
+            await sending
+        finally:
+            sending.cancel()
+            hearing.cancel()
+            await asyncio.gather(sending, hearing, return_exceptions=True)
+
+    async def _refusal(self, progress: _Progress) -> None:
+        """Read until a refusal is there, or nothing more will come."""
+        while not progress.is_refused() and (data := await self._read(_HEAD)):
+            progress.hear(data)
+            self._early += data
 
 
 async def _one_by_one(pieces: Sequence[bytes]) -> AsyncIterator[bytes]:
@@ -394,9 +451,9 @@ async def exchange(
         if not deadline.expired():  # what is left is the answer's
             deadline.reschedule(min(deadline.when() or math.inf, asyncio.get_running_loop().time() + seconds))
 
-    progress = _Progress(on_sent)
     sent = content or ()
     size = sum(map(len, sent))
+    progress = _Progress(on_sent, is_large=size > _AT_ONCE)
     deadline = asyncio.timeout(seconds + size / _SLOWEST)
     length = {"Content-Length": str(size)} if len(sent) > 1 else {}
     body = bytearray()
