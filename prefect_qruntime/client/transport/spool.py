@@ -217,18 +217,23 @@ class BodyWriter:
         return StoredBody(str(self._path), self.size, self._digest.hexdigest())
 
     def is_complete(self) -> bool:
-        """Whether what arrived so far is JSON of which no bracket is open. Reads the part, so not on the loop."""
+        """Whether what arrived so far is JSON of which nothing is open. Reads the part, so not on the loop."""
         with contextlib.ExitStack() as opened:
             pieces: Iterator[bytes] = iter(self._pieces)
             if self._part is not None:
                 file = opened.enter_context(self._part.open("rb"))
                 pieces = iter(functools.partial(file.read, _PIECE), b"")
-            last, balance = b"", {b"{": 0, b"[": 0}
+            rest, last, in_text, balance = b"", b"", False, {b"{": 0, b"[": 0}
             for piece in pieces:
-                last = piece.rstrip()[-1:] or last
+                text = _ESCAPED.sub(b"", rest + piece)
+                rest = text[-1:] if text.endswith(b"\\") else b""  # the second half of it is in the next piece
+                parts = text.split(b'"')
+                outside = b"".join(parts[in_text::2])
+                in_text ^= len(parts) % 2 == 0
+                last = outside.rstrip()[-1:] or last
                 for begin, end in ((b"{", b"}"), (b"[", b"]")):
-                    balance[begin] += piece.count(begin) - piece.count(end)
-        return last in (b"}", b"]") and not any(balance.values())
+                    balance[begin] += outside.count(begin) - outside.count(end)
+        return last in (b"}", b"]") and not in_text and not any(balance.values())
 
     def discard(self) -> None:
         """Forget everything; harmless after `finish`."""
@@ -278,6 +283,8 @@ class BodyWriter:
 
 _ERROR_BYTES = 1_000_000  # of an answer that is no success; more of it is cut off
 _PIECE = 1 << 18  # bytes that are unfolded at once, so that the loop can do other things in between
+_ESCAPED = re.compile(rb"\\.", re.DOTALL)  # in a text of JSON
+_PART_OF_IT = 206  # what a proxy may make of a whole result, too
 _GZIP = b"\x1f"  # begins each member of a gzip body
 _SLOWEST = 8_000  # bytes a second below which a large body does not count as moving
 _HEAD = 4096  # first bytes of an answer that are kept until its headers can be read
@@ -507,6 +514,8 @@ async def receive(
 ) -> Reply | StoredBody:
     """Send one GET. A result that is too large for memory ends up in a file on the shelf.
 
+    An only copy that cannot be decoded is returned as it arrived.
+
     Args:
         http: The client.
         url: The address.
@@ -533,36 +542,55 @@ async def receive(
         ):
             if progress.is_stale(answer):
                 raise httpx.RemoteProtocolError(_STALE)
-            found = answer.status_code in WHOLE
+            # No other copy may come, so whatever arrives of one is kept.
+            only = shelf.only_copy and answer.status_code in (*WHOLE, _PART_OF_IT)
+            found = only or answer.status_code in WHOLE
             length = answer.headers.get("content-length", "")
             expected = int(length) if length.isascii() and length.isdigit() and len(length) < 20 else 0
             spool = BodyWriter(shelf if found else BodyStore(), name, expected=expected)
+            encoded = BodyWriter(shelf, name, expected=expected) if only else None
             try:
                 # The limit counts what comes out of a Content-Encoding, so that a small answer cannot unfold without
                 # limit; the deadline what goes into it.
                 try:
-                    async with contextlib.aclosing(_unfolded(answer, deadline if found else None)) as pieces:
+                    async with contextlib.aclosing(_unfolded(answer, deadline if found else None, encoded)) as pieces:
                         async for piece in pieces:
                             spool.write(piece)
                             if not found and spool.size > _ERROR_BYTES:
                                 break
-                except httpx.TransportError:
-                    # No other copy may come, so one of which only the end of the transfer is missing is taken.
-                    if not (found and shelf.only_copy and await asyncio.to_thread(spool.is_complete)):
+                    body = spool.finish()
+                except (httpx.TransportError, httpx.DecodingError) as error:
+                    # One of which only the end of the transfer, or of its encoding, is missing is taken.
+                    is_damaged = isinstance(error, httpx.DecodingError)
+                    is_cut = not is_damaged or isinstance(error, _CutOff)
+                    if only and is_cut and await asyncio.to_thread(spool.is_complete):
+                        body = spool.finish()
+                    elif encoded is not None and is_damaged:
+                        body = encoded.finish()
+                    else:
                         raise
-                body = spool.finish()
             finally:
                 spool.discard()
+                if encoded is not None:
+                    encoded.discard()
     except TimeoutError:
         raise httpx.ReadTimeout(f"not done within {seconds:g} s, and slower than {_SLOWEST} bytes a second") from None
     except QuantumRuntimeError:
         raise
     except Exception as error:
         raise progress.error(error, seconds) from None
-    return body if isinstance(body, StoredBody) else Reply.of(answer, body)
+    if isinstance(body, StoredBody):
+        return body
+    return Reply(WHOLE[0], dict(answer.headers), body) if only else Reply.of(answer, body)
 
 
-async def _unfolded(answer: httpx.Response, deadline: asyncio.Timeout | None) -> AsyncGenerator[bytes]:
+class _CutOff(httpx.DecodingError):
+    """The end of the encoded body is missing."""
+
+
+async def _unfolded(
+    answer: httpx.Response, deadline: asyncio.Timeout | None, encoded: BodyWriter | None = None
+) -> AsyncGenerator[bytes]:
     """Decode the body's Content-Encoding, in small pieces.
 
     httpx would unfold each piece that arrives as a whole, which is a thousandfold with gzip.
@@ -570,6 +598,7 @@ async def _unfolded(answer: httpx.Response, deadline: asyncio.Timeout | None) ->
     Args:
         answer: Its headers are there.
         deadline: Extended by what arrives and unfolds to something.
+        encoded: Receives what is decoded, as it arrived. With it, an encoding that was not asked for is left as it is.
 
     Raises:
         httpx.DecodingError: The encoding is damaged, or one that was not asked for.
@@ -577,16 +606,21 @@ async def _unfolded(answer: httpx.Response, deadline: asyncio.Timeout | None) ->
     encodings = [name.strip().lower() for name in answer.headers.get("content-encoding", "").split(",")]
     encodings = [name for name in encodings if name not in ("", "identity")]
     if encodings not in ([], ["gzip"], ["x-gzip"], ["deflate"]):
-        raise httpx.DecodingError(f"an encoding that was not asked for: {encodings[0][:40]!r}")
+        if encoded is None:
+            raise httpx.DecodingError(f"an encoding that was not asked for: {encodings[0][:40]!r}")
+        encodings = []
     assert isinstance(answer.stream, httpx.AsyncByteStream)  # noqa: S101
     unfold: Any = None
+    damage: httpx.DecodingError | None = None
     async for arrived in answer.stream:
         came, given, rest = len(arrived), 0, arrived
+        if encodings and encoded is not None:
+            encoded.write(arrived)
         if not encodings:
             given = came
             for start in range(0, came, _PIECE):
                 yield arrived[start : start + _PIECE]
-        while rest and encodings:
+        while rest and encodings and damage is None:
             if unfold is None or unfold.eof:
                 # What follows the end is another member of a gzip body, or nothing that belongs to the answer.
                 if unfold is not None and (encodings == ["deflate"] or rest[:1] != _GZIP):
@@ -596,14 +630,21 @@ async def _unfolded(answer: httpx.Response, deadline: asyncio.Timeout | None) ->
             try:
                 piece = unfold.decompress(rest, _PIECE)
             except zlib.error as error:
-                raise httpx.DecodingError(str(error)) from None
+                damage = httpx.DecodingError(str(error))
+                break
             rest = unfold.unused_data if unfold.eof else unfold.unconsumed_tail
             given += len(piece)
             if piece:
                 yield piece
                 await asyncio.sleep(0)
+        if damage is not None:
+            if encoded is None:
+                break
+            given = came  # the rest is kept as it arrives
         # What unfolds to nothing is no progress.
         if deadline is not None and not deadline.expired():
             deadline.reschedule((deadline.when() or 0.0) + min(came, given) / _SLOWEST)
+    if damage is not None:
+        raise damage
     if unfold is not None and not unfold.eof:
-        raise httpx.DecodingError("the encoded body is cut off")
+        raise _CutOff("the encoded body is cut off")
