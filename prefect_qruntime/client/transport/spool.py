@@ -44,6 +44,7 @@ _CONTAINER = 20  # values that a list or an object weighs as much as: 50,000 of 
 
 _SUFFIX = ".body"
 _PART = ".part"
+_CUT = ".cut"
 _ONLY = ".only"  # the name of a file that no clean-up may take says so
 
 
@@ -138,6 +139,11 @@ class BodyStore:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             return StoredBody(str(path), file.tell(), digest)
 
+    def beginning(self, name: str) -> Path | None:
+        """The file with the beginning of an only copy of that name, whose download broke off, if there is one."""
+        path = self.place(f"{name}{_CUT}")
+        return path if path is not None and path.is_file() else None
+
     def tidy(self) -> int:
         """Remove files that were not read for `keep_seconds`, and parts left by killed processes; return how many."""
         if self.directory is None:
@@ -168,6 +174,7 @@ class BodyWriter:
         self.size = 0
         self._shelf = shelf
         self._memory_limit = 0 if expected > shelf.memory_limit else shelf.memory_limit
+        self._name = name
         self._path = shelf.place(name)
         self._part: Path | None = None
         self._file: int | None = None
@@ -214,7 +221,18 @@ class BodyWriter:
             return b"".join(self._pieces)
         self._part = None
         self.discard()
+        if (cut := self._shelf.beginning(self._name)) is not None:
+            cut.unlink(missing_ok=True)
         return StoredBody(str(self._path), self.size, self._digest.hexdigest())
+
+    def keep_beginning(self) -> None:
+        """Keep what arrived of a body that may not be handed out again, unless more of it arrived before."""
+        path = self._shelf.place(f"{self._name}{_CUT}")
+        if path is not None and self._part is not None:
+            with contextlib.suppress(OSError):
+                if not path.is_file() or path.stat().st_size < self.size:
+                    self._part.replace(path)
+                    self._part = None
 
     def is_complete(self) -> bool:
         """Whether what arrived so far is JSON of which nothing is open. Reads the part, so not on the loop."""
@@ -549,6 +567,7 @@ async def receive(
             expected = int(length) if length.isascii() and length.isdigit() and len(length) < 20 else 0
             spool = BodyWriter(shelf if found else BodyStore(), name, expected=expected)
             encoded = BodyWriter(shelf, name, expected=expected) if only else None
+            body: bytes | StoredBody | None = None
             try:
                 # The limit counts what comes out of a Content-Encoding, so that a small answer cannot unfold without
                 # limit; the deadline what goes into it.
@@ -570,6 +589,8 @@ async def receive(
                     else:
                         raise
             finally:
+                if only and body is None:
+                    spool.keep_beginning()
                 spool.discard()
                 if encoded is not None:
                     encoded.discard()

@@ -368,9 +368,11 @@ def test_an_only_copy_that_arrived_as_a_whole_is_taken_although_the_transfer_bro
     service.answers = [breaks_off, lambda handler: handler.reply(GONE, 404)]
     only = (shelf if disk else BodyStore()).for_only_copy()
     if missing:
-        with pytest.raises(NotFound, match="read before"):
+        with pytest.raises(NotFound, match="read before") as caught:
             client.run(client.result("d1", shelf=only))
-        assert files(shelf) == []
+        kept = [(shelf.directory or Path()) / name for name in files(shelf)]
+        assert [path.read_bytes() for path in kept] == [part] * disk
+        assert all(str(path) in str(caught.value) for path in kept)
     else:
         assert client.run(client.result("d1", shelf=only)).counts()["11"] > 0
     assert len([path for path in service.asked if "/results" in path]) == (2 if missing else 1)
@@ -432,6 +434,31 @@ def test_an_only_copy_of_which_only_the_end_of_its_encoding_is_missing_is_taken(
     ]
     only = (shelf if disk else BodyStore()).for_only_copy()
     assert client.run(client.result("d1", shelf=only)).counts() == {"11": 50_000, "00": 1}
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content_Encoding": "gzip"}])
+def test_the_longest_beginning_of_an_only_copy_is_kept_until_the_whole_is_there(
+    service: Service, client: QuantumRuntimeClient, shelf: BodyStore, headers: dict[str, str]
+) -> None:
+    sent = ZIPPED if headers else BODY
+    only, lengths = shelf.for_only_copy(), []
+
+    def cut(length: int) -> Callable[[Handler], None]:
+        def answer(handler: Handler) -> None:
+            lengths.append([((shelf.directory or Path()) / name).stat().st_size for name in files(shelf)])
+            handler.reply(sent[:length], promised=len(sent), **headers)
+
+        return answer
+
+    half, most = len(sent) // 2, len(sent) * 3 // 4
+    service.private = True
+    service.answers = [cut(half), cut(most), cut(half), whole(sent, **headers)]
+    assert client.run(client.result("d1", shelf=only)).counts() == {"11": 50_000, "00": 1}
+    first, second = (one[0] for one in lengths[1:])
+    assert lengths[0] == []
+    assert 0 < first < second < len(BODY)
+    (name,) = files(shelf)
+    assert ((shelf.directory or Path()) / name).read_bytes() == BODY
 
 
 def test_a_page_is_not_the_only_copy(service: Service, client: QuantumRuntimeClient, shelf: BodyStore) -> None:
