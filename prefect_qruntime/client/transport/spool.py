@@ -431,8 +431,8 @@ class _Wire:
             await asyncio.gather(sending, hearing, return_exceptions=True)
 
     async def _refusal(self, progress: _Progress) -> None:
-        """Read until a refusal is there, or nothing more will come."""
-        while not progress.is_refused() and (data := await self._read(_HEAD)):
+        """Read until a refusal is there, nothing more will come, or too much did."""
+        while not progress.is_refused() and len(self._early) < _ERROR_BYTES and (data := await self._read(_HEAD)):
             progress.hear(data)
             self._early += data
 
