@@ -149,6 +149,27 @@ async def read_private(crn: str, job_id: str) -> JobResult | None:
     return kept if isinstance(kept, JobResult) else None
 
 
+async def _reread(crn: str, job_id: str, gone: NotFound) -> JobResult:
+    """The stored copy, or the error that says why there is none: `aexists` does not tell a damaged one from no one.
+
+    Raises:
+        NotFound: `gone`, with the reason.
+    """
+    store, key = get_result_store(), _private_key(crn, job_id)
+    try:
+        kept = (await store.aread(key)).result
+        if isinstance(kept, JobResult):
+            return kept
+        reason = f"it is a {type(kept).__name__}"
+    except Exception as error:
+        # Further lines of an error may quote the content.
+        reason = next(iter(str(error).splitlines()), "")[:300] or type(error).__name__
+    storage = store.result_storage
+    where = storage.basepath if isinstance(storage, LocalFileSystem) else type(storage).__name__
+    said = f"The stored copy, {key!r} in the result storage ({where}), cannot be read: {reason.rstrip('.')}."
+    raise NotFound(f"{gone.message}. {said}", **gone.fields) from None
+
+
 class _Reading(SingleFlight[tuple[JobResult, bool]]):
     """Read private results, by instance and job. All who ask for one at the same time get it."""
 
@@ -191,11 +212,9 @@ async def _private_result(client: QuantumRuntimeClient, ref: JobRef, grace: floa
         return kept, False
     try:
         found = await client.result(ref, grace=grace, shelf=place.for_only_copy())
-    except NotFound:
+    except NotFound as error:
         kept = await read_private(crn, ref.id)  # another process may have stored it meanwhile
-        if kept is None:
-            raise
-        return kept, False
+        return kept if kept is not None else await _reread(crn, ref.id, error), False
     return await keep_private(crn, found, memory_limit=place.memory_limit), True
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import orjson
 
@@ -105,21 +106,25 @@ async def fetch_result(
                 raise
             log.warning("Job %s: %s Its result is fetched again.", ref.id, error)
         else:
-            _raise_if_none(job, reply, over=clock() - started >= grace)
+            _raise_if_none(job, reply, over=clock() - started >= grace, cut=shelf.beginning(name))
         await sleep(pause)
         pause = min(pause * 2, 2.0)
 
 
-def _raise_if_none(job: Job, reply: Reply, *, over: bool) -> None:
-    """Raise if there is no result and none will come; `over` means that the wait was long enough."""
+def _raise_if_none(job: Job, reply: Reply, *, over: bool, cut: Path | None) -> None:
+    """Raise if there is no result and none will come; `over` means that the wait was long enough.
+
+    `cut` is the file with the beginning of a result whose download broke off.
+    """
     error = job_error(job)
     if error is not None:
         raise error
     # The service answers a second read with an empty success; IBM's older hosts with a 404.
     if job.private and (reply.status == 404 or (job.is_terminal and over)):
+        broken = f"by a download that broke off; what arrived of it is kept in {cut}" if cut else ""
         raise NotFound(
-            f"the result of private job {job.id} was read before, perhaps by a download that broke off, "
-            "and the service keeps no second copy",
+            f"the result of private job {job.id} was read before, "
+            f"{broken or 'perhaps by a download that broke off'}, and the service keeps no second copy",
             solution="Use the stored result of the run that read it first.",
             job_id=job.id,
             job_url=job.url,

@@ -72,7 +72,7 @@ async def open_session(
     """
     wanted = core.Wanted(backend, mode, max_ttl, scope)
     machine = core.Opening(wanted, session_memory(), object(), grace=grace)
-    since = datetime.now(UTC) - _CLOCKS_APART
+    began = clock()
     action = machine.start()
     try:
         while True:
@@ -84,7 +84,7 @@ async def open_session(
                 case core.Open():
                     action = await _open(service, machine, clock)
                 case core.FindSessions():
-                    action = await _find(service, machine, since, clock)
+                    action = await _find(service, machine, began, clock)
                 case core.Pause(seconds):
                     await sleep(seconds)
                     action = machine.waited(clock())
@@ -124,10 +124,13 @@ async def _open(service: Service, machine: core.Opening, clock: Callable[[], flo
 
 
 async def _find(
-    service: Service, machine: core.Opening, since: datetime, clock: Callable[[], float]
+    service: Service, machine: core.Opening, began: float, clock: Callable[[], float]
 ) -> core.OpeningAction:
     wanted = machine.wanted
     kind = "batch" if wanted.mode == "batch" else "session"
+    # By the slower clock: by one that is ahead the session would be too old to be listed, and another one be opened.
+    now = max(0.0, min(time.time(), service.tokens.wall_clock))
+    since = datetime.fromtimestamp(now, UTC) - timedelta(seconds=clock() - began) - _CLOCKS_APART
     try:
         items = await service.workloads(mode=kind, backend=wanted.backend, created_after=since, limit=50)
         listed = [read_id(item.get("id"), kind) for item in items]

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect import flow, unmapped
+from prefect.filesystems import LocalFileSystem
 
 from prefect_qruntime import (
     JobFailed,
     JobRef,
+    NotFound,
     QuantumRuntimeCredentials,
     QuantumRuntimeError,
     afetch_results,
@@ -389,3 +392,40 @@ def test_a_stored_private_result_is_for_its_own_instance(
     mine, theirs = one()
     assert mine == {"1": 5}
     assert isinstance(theirs, QuantumRuntimeError)
+
+
+@pytest.mark.parametrize("trouble", ["cut", "not a record", "gone", "out of reach"])
+def test_a_stored_copy_that_cannot_be_read_is_named_with_the_reason(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials, tmp_path: Path, trouble: str
+) -> None:
+    """Before: only that the result was read before, also while the result storage was out of reach."""
+    storage = LocalFileSystem(basepath=str(tmp_path / "storage"))
+    storage.save("stored-copies", overwrite=True)
+
+    @flow(result_storage=storage)
+    def first() -> list[str]:
+        job = submit_job(credentials, [CIRCUIT], backend=BACKEND, shots=5, private=True)
+        wait_for_completion(credentials, job)
+        fetch_results(credentials, job)
+        return [job.id]
+
+    @flow(result_storage=storage)
+    def again(job_id: str) -> list[Any]:
+        return [fetch_results(credentials, job_id, return_state=True).result(raise_on_failure=False)]
+
+    (job_id,) = first()
+    (stored,) = (tmp_path / "storage").glob("qruntime-private-*")
+    content = stored.read_bytes()
+    stored.unlink()
+    if trouble == "out of reach":
+        stored.mkdir()
+    elif trouble != "gone":
+        stored.write_bytes(content[:-40] if trouble == "cut" else b"SECRET-CONTENT")
+    (error,) = again(job_id)
+    assert isinstance(error, NotFound)
+    assert "read before" in error.message
+    assert stored.name in error.message
+    assert str(stored.parent) in error.message
+    assert ("does not exist" in error.message) is (trouble == "gone")
+    assert "SECRET-CONTENT" not in str(error)
+    assert error.advice.kind == "never"

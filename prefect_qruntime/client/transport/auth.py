@@ -82,6 +82,7 @@ class TokenSource:
         self._checked = -math.inf  # when the guard last let the key pass
         self.clock_skew: float | None = None
         """Seconds by which IAM's wall clock is ahead of ours; None before its first token."""
+        self._issued: tuple[float, float] | None = None  # by IAM's wall clock, and by ours
 
     async def get(self) -> str:
         """A token that is valid now. Each request needs one, so this is where the connection's guard is asked.
@@ -114,6 +115,14 @@ class TokenSource:
         """Life left in the present token, None without one."""
         token = self._token
         return None if token is None else max(0.0, token.expires - self._clock())
+
+    @property
+    def wall_clock(self) -> float:
+        """Seconds since 1970 by IAM's clock, whatever ours was set to; by ours before IAM's first token."""
+        if self._issued is None:
+            return time.time()
+        issued, at = self._issued
+        return issued + self._clock() - at
 
     async def _renew(self) -> _Token:
         token = await repeat(self._ask, phase="token", patience=self._patience, what="token exchange")
@@ -151,5 +160,6 @@ class TokenSource:
         expiration = body.get("expiration")
         if isinstance(expiration, int | float) and not isinstance(expiration, bool):
             self.clock_skew = expiration - life - time.time()  # issued now, by its clock
+            self._issued = expiration - life, self._clock()
         register_secret(value, passing=True)
         return _Token.of(value, born, life)

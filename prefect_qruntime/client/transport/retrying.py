@@ -76,9 +76,9 @@ class _Pause:
         pause = min(grown, self.patience.longest_pause) * self.rng.uniform(0.5, 1.0)
         error = state.outcome.exception() if state.outcome else None
         if isinstance(error, QuantumRuntimeError) and error.advice.seconds is not None:
-            # Spread callers that got the same time; a `Retry-After: 0` does not allow requests without pause.
+            # Spread callers that got the same time; a `Retry-After: 0`, again and again, does not allow a request each.
             asked = error.advice.seconds + self.rng.uniform(0.0, min(1.0, 0.1 * error.advice.seconds))
-            return max(asked, min(pause, self.patience.first_pause))
+            return max(asked, pause if error.advice.seconds < self.patience.first_pause else 0.0)
         return pause
 
 

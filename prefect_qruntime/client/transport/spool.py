@@ -17,12 +17,13 @@ import re
 import secrets
 import time
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpcore
 import httpx
 
 from prefect_qruntime.client.failures import WHOLE
@@ -43,6 +44,7 @@ _CONTAINER = 20  # values that a list or an object weighs as much as: 50,000 of 
 
 _SUFFIX = ".body"
 _PART = ".part"
+_CUT = ".cut"
 _ONLY = ".only"  # the name of a file that no clean-up may take says so
 
 
@@ -137,6 +139,11 @@ class BodyStore:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             return StoredBody(str(path), file.tell(), digest)
 
+    def beginning(self, name: str) -> Path | None:
+        """The file with the beginning of an only copy of that name, whose download broke off, if there is one."""
+        path = self.place(f"{name}{_CUT}")
+        return path if path is not None and path.is_file() else None
+
     def tidy(self) -> int:
         """Remove files that were not read for `keep_seconds`, and parts left by killed processes; return how many."""
         if self.directory is None:
@@ -167,6 +174,7 @@ class BodyWriter:
         self.size = 0
         self._shelf = shelf
         self._memory_limit = 0 if expected > shelf.memory_limit else shelf.memory_limit
+        self._name = name
         self._path = shelf.place(name)
         self._part: Path | None = None
         self._file: int | None = None
@@ -213,21 +221,37 @@ class BodyWriter:
             return b"".join(self._pieces)
         self._part = None
         self.discard()
+        if (cut := self._shelf.beginning(self._name)) is not None:
+            cut.unlink(missing_ok=True)
         return StoredBody(str(self._path), self.size, self._digest.hexdigest())
 
+    def keep_beginning(self) -> None:
+        """Keep what arrived of a body that may not be handed out again, unless more of it arrived before."""
+        path = self._shelf.place(f"{self._name}{_CUT}")
+        if path is not None and self._part is not None:
+            with contextlib.suppress(OSError):
+                if not path.is_file() or path.stat().st_size < self.size:
+                    self._part.replace(path)
+                    self._part = None
+
     def is_complete(self) -> bool:
-        """Whether what arrived so far is JSON of which no bracket is open. Reads the part, so not on the loop."""
+        """Whether what arrived so far is JSON of which nothing is open. Reads the part, so not on the loop."""
         with contextlib.ExitStack() as opened:
             pieces: Iterator[bytes] = iter(self._pieces)
             if self._part is not None:
                 file = opened.enter_context(self._part.open("rb"))
                 pieces = iter(functools.partial(file.read, _PIECE), b"")
-            last, balance = b"", {b"{": 0, b"[": 0}
+            rest, last, in_text, balance = b"", b"", False, {b"{": 0, b"[": 0}
             for piece in pieces:
-                last = piece.rstrip()[-1:] or last
+                text = _ESCAPED.sub(b"", rest + piece)
+                rest = text[-1:] if text.endswith(b"\\") else b""  # the second half of it is in the next piece
+                parts = text.split(b'"')
+                outside = b"".join(parts[in_text::2])
+                in_text ^= len(parts) % 2 == 0
+                last = outside.rstrip()[-1:] or last
                 for begin, end in ((b"{", b"}"), (b"[", b"]")):
-                    balance[begin] += piece.count(begin) - piece.count(end)
-        return last in (b"}", b"]") and not any(balance.values())
+                    balance[begin] += outside.count(begin) - outside.count(end)
+        return last in (b"}", b"]") and not in_text and not any(balance.values())
 
     def discard(self) -> None:
         """Forget everything; harmless after `finish`."""
@@ -277,13 +301,15 @@ class BodyWriter:
 
 _ERROR_BYTES = 1_000_000  # of an answer that is no success; more of it is cut off
 _PIECE = 1 << 18  # bytes that are unfolded at once, so that the loop can do other things in between
+_ESCAPED = re.compile(rb"\\.", re.DOTALL)  # in a text of JSON
+_PART_OF_IT = 206  # what a proxy may make of a whole result, too
 _GZIP = b"\x1f"  # begins each member of a gzip body
 _SLOWEST = 8_000  # bytes a second below which a large body does not count as moving
 _HEAD = 4096  # first bytes of an answer that are kept until its headers can be read
 _STATUS_LINE = re.compile(rb"\s*HTTP/\d(?:\.\d)? +(\d{3})(?!\d)")
 _STALE = "an answer that came before the request"
 _BLANK_LINE = re.compile(rb"\r?\n\r?\n")
-_heard: ContextVar[bytearray | None] = ContextVar("qruntime_heard", default=None)
+_AT_ONCE = 1 << 14  # bytes that the buffer of a connection takes at once
 
 
 @dataclass(slots=True)
@@ -295,6 +321,7 @@ class _Progress:
     """
 
     on_sent: Callable[[], None] = lambda: None
+    is_large: bool = False
     connecting: bool = False
     _tunnelling: bool = False
     _stream: Any = None
@@ -305,31 +332,45 @@ class _Progress:
         if event.endswith(".connect_tcp.started"):
             self.connecting = True
         elif event.endswith((".connect_tcp.complete", ".start_tls.complete")):
-            self._stream = stream = info["return_value"]
+            self._stream = info["return_value"]
             with contextlib.suppress(AttributeError):  # one that cannot be changed
-                stream.read = functools.partial(_listen, stream.read)
+                _Wire(self._stream)
         elif event.endswith((".setup_socks5_connection.failed", ".start_tls.failed")):
             await self._stream.aclose()  # httpcore leaves it open when its caller is cancelled
         elif event.endswith(".send_request_headers.started"):
             # A proxy is asked for the connection in a request of its own.
             self.connecting = self._tunnelling = info["request"].method == b"CONNECT"
             self._first.clear()
-            _heard.set(self._first)
-        elif event.endswith(".send_request_body.complete") and not self._tunnelling:
+            _asking.set(self)
+        elif event.endswith((".send_request_body.complete", ".send_request_body.failed")) and not self._tunnelling:
             self.on_sent()
+
+    def hear(self, data: bytes) -> None:
+        """Note what arrived on the connection of the request."""
+        if len(self._first) < _HEAD:
+            self._first += data[:_HEAD]
 
     def is_stale(self, answer: httpx.Response) -> bool:
         """Whether an answer, or the beginning of it, was left over in the connection when the request was sent."""
         stream = answer.extensions.get("network_stream")
-        is_heard = isinstance(getattr(stream, "read", None), functools.partial)
+        is_heard = isinstance(getattr(getattr(stream, "read", None), "__self__", None), _Wire)
         return is_heard and _STATUS_LINE.match(self._first) is None
 
     def accepted(self) -> Reply | None:
         """A 2xx, without headers and body, of which only the first line arrived undamaged."""
+        status = self._status()
+        return Reply(status, {}, b"") if 200 <= status < 300 else None
+
+    def is_refused(self) -> bool:
+        """Whether the first line of an answer that is no success arrived: the rest of the body need not be sent."""
+        return self._status() >= 300
+
+    def _status(self) -> int:
+        """The status in the first line of the final answer, 0 before that has arrived."""
         head = b"" if self._tunnelling else bytes(self._first)
         while (found := _STATUS_LINE.match(head)) is not None and found[1].startswith(b"1"):
             head = _BLANK_LINE.split(head, maxsplit=1)[1] if _BLANK_LINE.search(head) else b""
-        return Reply(int(found[1]), {}, b"") if found is not None and found[1].startswith(b"2") else None
+        return int(found[1]) if found is not None else 0
 
     def error(self, error: Exception, seconds: float) -> httpx.HTTPError:
         """The error as one of httpx, which lets others through: it parses the address of a redirect that it ignores.
@@ -346,13 +387,54 @@ class _Progress:
         return httpx.TransportError(f"an answer that cannot be read ({type(error).__name__})")
 
 
-async def _listen(read: Callable[..., Awaitable[bytes]], *args: Any, **options: Any) -> bytes:
-    """Read from a connection, and keep the first bytes for the request that they answer."""
-    data = await read(*args, **options)
-    heard = _heard.get()
-    if heard is not None and len(heard) < _HEAD:
-        heard += data[:_HEAD]
-    return data
+_asking: ContextVar[_Progress | None] = ContextVar("qruntime_asking", default=None)
+
+
+class _Wire:
+    """The reads and writes of one connection; what arrives is noted for the request that it answers.
+
+    A server may answer, and close, before it has the whole of a large body. asyncio drops a connection of which a write
+    fails, with all that has not been read from it: so the answer is read while the body is sent.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._read, self._write = stream.read, stream.write
+        self._early = bytearray()
+        stream.read, stream.write = self.read, self.write
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """Read what arrived while the request was sent, then what arrives."""
+        if self._early:
+            early, self._early = bytes(self._early[:max_bytes]), self._early[max_bytes:]
+            return early
+        data: bytes = await self._read(max_bytes, timeout)
+        if (progress := _asking.get()) is not None:
+            progress.hear(data)
+        return data
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """Write a part of a request, unless its refusal arrives meanwhile: httpcore reads the answer then."""
+        progress = _asking.get()
+        if progress is None or not progress.is_large:
+            await self._write(buffer, timeout)
+            return
+        sending = asyncio.ensure_future(self._write(buffer, timeout))
+        hearing = asyncio.ensure_future(self._refusal(progress))
+        try:
+            await asyncio.wait((sending, hearing), return_when=asyncio.FIRST_COMPLETED)
+            if progress.is_refused():
+                raise httpcore.WriteError
+            await sending
+        finally:
+            sending.cancel()
+            hearing.cancel()
+            await asyncio.gather(sending, hearing, return_exceptions=True)
+
+    async def _refusal(self, progress: _Progress) -> None:
+        """Read until a refusal is there, nothing more will come, or too much did."""
+        while not progress.is_refused() and len(self._early) < _ERROR_BYTES and (data := await self._read(_HEAD)):
+            progress.hear(data)
+            self._early += data
 
 
 async def _one_by_one(pieces: Sequence[bytes]) -> AsyncIterator[bytes]:
@@ -394,9 +476,9 @@ async def exchange(
         if not deadline.expired():  # what is left is the answer's
             deadline.reschedule(min(deadline.when() or math.inf, asyncio.get_running_loop().time() + seconds))
 
-    progress = _Progress(on_sent)
     sent = content or ()
     size = sum(map(len, sent))
+    progress = _Progress(on_sent, is_large=size > _AT_ONCE)
     deadline = asyncio.timeout(seconds + size / _SLOWEST)
     length = {"Content-Length": str(size)} if len(sent) > 1 else {}
     body = bytearray()
@@ -450,6 +532,8 @@ async def receive(
 ) -> Reply | StoredBody:
     """Send one GET. A result that is too large for memory ends up in a file on the shelf.
 
+    An only copy that cannot be decoded is returned as it arrived.
+
     Args:
         http: The client.
         url: The address.
@@ -476,36 +560,58 @@ async def receive(
         ):
             if progress.is_stale(answer):
                 raise httpx.RemoteProtocolError(_STALE)
-            found = answer.status_code in WHOLE
+            # No other copy may come, so whatever arrives of one is kept.
+            only = shelf.only_copy and answer.status_code in (*WHOLE, _PART_OF_IT)
+            found = only or answer.status_code in WHOLE
             length = answer.headers.get("content-length", "")
             expected = int(length) if length.isascii() and length.isdigit() and len(length) < 20 else 0
             spool = BodyWriter(shelf if found else BodyStore(), name, expected=expected)
+            encoded = BodyWriter(shelf, name, expected=expected) if only else None
+            body: bytes | StoredBody | None = None
             try:
                 # The limit counts what comes out of a Content-Encoding, so that a small answer cannot unfold without
                 # limit; the deadline what goes into it.
                 try:
-                    async with contextlib.aclosing(_unfolded(answer, deadline if found else None)) as pieces:
+                    async with contextlib.aclosing(_unfolded(answer, deadline if found else None, encoded)) as pieces:
                         async for piece in pieces:
                             spool.write(piece)
                             if not found and spool.size > _ERROR_BYTES:
                                 break
-                except httpx.TransportError:
-                    # No other copy may come, so one of which only the end of the transfer is missing is taken.
-                    if not (found and shelf.only_copy and await asyncio.to_thread(spool.is_complete)):
+                    body = spool.finish()
+                except (httpx.TransportError, httpx.DecodingError) as error:
+                    # One of which only the end of the transfer, or of its encoding, is missing is taken.
+                    is_damaged = isinstance(error, httpx.DecodingError)
+                    is_cut = not is_damaged or isinstance(error, _CutOff)
+                    if only and is_cut and await asyncio.to_thread(spool.is_complete):
+                        body = spool.finish()
+                    elif encoded is not None and is_damaged:
+                        body = encoded.finish()
+                    else:
                         raise
-                body = spool.finish()
             finally:
+                if only and body is None:
+                    spool.keep_beginning()
                 spool.discard()
+                if encoded is not None:
+                    encoded.discard()
     except TimeoutError:
         raise httpx.ReadTimeout(f"not done within {seconds:g} s, and slower than {_SLOWEST} bytes a second") from None
     except QuantumRuntimeError:
         raise
     except Exception as error:
         raise progress.error(error, seconds) from None
-    return body if isinstance(body, StoredBody) else Reply.of(answer, body)
+    if isinstance(body, StoredBody):
+        return body
+    return Reply(WHOLE[0], dict(answer.headers), body) if only else Reply.of(answer, body)
 
 
-async def _unfolded(answer: httpx.Response, deadline: asyncio.Timeout | None) -> AsyncGenerator[bytes]:
+class _CutOff(httpx.DecodingError):
+    """The end of the encoded body is missing."""
+
+
+async def _unfolded(
+    answer: httpx.Response, deadline: asyncio.Timeout | None, encoded: BodyWriter | None = None
+) -> AsyncGenerator[bytes]:
     """Decode the body's Content-Encoding, in small pieces.
 
     httpx would unfold each piece that arrives as a whole, which is a thousandfold with gzip.
@@ -513,6 +619,7 @@ async def _unfolded(answer: httpx.Response, deadline: asyncio.Timeout | None) ->
     Args:
         answer: Its headers are there.
         deadline: Extended by what arrives and unfolds to something.
+        encoded: Receives what is decoded, as it arrived. With it, an encoding that was not asked for is left as it is.
 
     Raises:
         httpx.DecodingError: The encoding is damaged, or one that was not asked for.
@@ -520,16 +627,21 @@ async def _unfolded(answer: httpx.Response, deadline: asyncio.Timeout | None) ->
     encodings = [name.strip().lower() for name in answer.headers.get("content-encoding", "").split(",")]
     encodings = [name for name in encodings if name not in ("", "identity")]
     if encodings not in ([], ["gzip"], ["x-gzip"], ["deflate"]):
-        raise httpx.DecodingError(f"an encoding that was not asked for: {encodings[0][:40]!r}")
+        if encoded is None:
+            raise httpx.DecodingError(f"an encoding that was not asked for: {encodings[0][:40]!r}")
+        encodings = []
     assert isinstance(answer.stream, httpx.AsyncByteStream)  # noqa: S101
     unfold: Any = None
+    damage: httpx.DecodingError | None = None
     async for arrived in answer.stream:
         came, given, rest = len(arrived), 0, arrived
+        if encodings and encoded is not None:
+            encoded.write(arrived)
         if not encodings:
             given = came
             for start in range(0, came, _PIECE):
                 yield arrived[start : start + _PIECE]
-        while rest and encodings:
+        while rest and encodings and damage is None:
             if unfold is None or unfold.eof:
                 # What follows the end is another member of a gzip body, or nothing that belongs to the answer.
                 if unfold is not None and (encodings == ["deflate"] or rest[:1] != _GZIP):
@@ -539,14 +651,21 @@ async def _unfolded(answer: httpx.Response, deadline: asyncio.Timeout | None) ->
             try:
                 piece = unfold.decompress(rest, _PIECE)
             except zlib.error as error:
-                raise httpx.DecodingError(str(error)) from None
+                damage = httpx.DecodingError(str(error))
+                break
             rest = unfold.unused_data if unfold.eof else unfold.unconsumed_tail
             given += len(piece)
             if piece:
                 yield piece
                 await asyncio.sleep(0)
+        if damage is not None:
+            if encoded is None:
+                break
+            given = came  # the rest is kept as it arrives
         # What unfolds to nothing is no progress.
         if deadline is not None and not deadline.expired():
             deadline.reschedule((deadline.when() or 0.0) + min(came, given) / _SLOWEST)
+    if damage is not None:
+        raise damage
     if unfold is not None and not unfold.eof:
-        raise httpx.DecodingError("the encoded body is cut off")
+        raise _CutOff("the encoded body is cut off")

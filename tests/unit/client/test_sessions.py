@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
+import httpx
 import pytest
+from pytest_httpx import HTTPXMock
 
 from prefect_qruntime.client.session_core import says_nothing_about_jobs
 from prefect_qruntime.client.sessions import close_session, open_session
+from prefect_qruntime.client.transport.auth import TokenSource
 from prefect_qruntime.errors import (
     SEARCH_FIRST,
     InvalidInput,
@@ -21,6 +25,7 @@ from prefect_qruntime.errors import (
     SubmissionUncertain,
 )
 from prefect_qruntime.models import Job, JobStatus, Session, SessionRef
+from tests.support.mock_client import TOKEN, connection
 from tests.support.virtual_clock import clock, run
 
 LOST = ServiceUnavailable("no answer", advice=SEARCH_FIRST)
@@ -41,6 +46,7 @@ class Service:
         self.closing = 0.0
         self.calls: list[str] = []
         self.filters: dict[str, Any] = {}
+        self.tokens = TokenSource(connection(), httpx.AsyncClient(), clock=clock)
 
     def add(self, session_id: str, lag: float = 0.0, **fields: Any) -> None:
         fields = {"backend": "b", "mode": "dedicated", "state": "open", **fields}
@@ -117,6 +123,30 @@ def test_an_open_session() -> None:
         id="s1", mode="batch", backend="b", max_ttl=60, state="open"
     )
     assert service.posts == 1
+
+
+@pytest.mark.parametrize("life", [3600, 12])
+@pytest.mark.parametrize("off", [-90_000.0, -3600.0, 0.0, 3600.0, 90_000.0, 1e15])
+def test_a_wrong_clock_of_this_machine_hides_no_session(
+    httpx_mock: HTTPXMock, monkeypatch: pytest.MonkeyPatch, off: float, life: int
+) -> None:
+    """Before: with a clock ten minutes ahead the session was not listed, and a second one was opened."""
+    true, service = time.time(), Service()
+    service.answers = [(LOST, 3.0)]
+    token = {"access_token": TOKEN, "expires_in": life, "expiration": int(true) + life}
+    if off > 1e9:
+        token["expiration"], off = int(off), 0.0  # IAM's own time is none
+    httpx_mock.add_response(json=token)
+
+    async def main() -> Any:
+        await service.tokens.get()
+        monkeypatch.setattr(time, "time", lambda: true + off)  # it jumps after that
+        return await open_session(service, "b", mode="dedicated", max_ttl=60, clock=clock)
+
+    assert run(main()).id == "s1"
+    early = true - service.filters["created_after"].timestamp()
+    assert early >= 599.0
+    assert early < 700.0 or off < 0
 
 
 @pytest.mark.parametrize("lag", [0.0, 6.0])

@@ -239,7 +239,7 @@ async def test_backoff_grows_with_jitter_up_to_its_ceiling() -> None:
         assert 0.5 * min(2.0**n, 20.0) <= pause <= min(2.0**n, 20.0)
 
 
-@pytest.mark.parametrize(("asked", "least", "most"), [(12.0, 12.0, 13.0), (0.0, 0.2, 0.5), (120.0, 120.0, 121.0)])
+@pytest.mark.parametrize(("asked", "least", "most"), [(12.0, 12.0, 13.0), (0.0, 0.2, 2.0), (120.0, 120.0, 121.0)])
 async def test_the_service_s_own_pause_is_kept_and_zero_is_no_leave_to_hammer(
     asked: float, least: float, most: float
 ) -> None:
@@ -292,3 +292,21 @@ def test_a_ca_file_that_is_none_is_named(
     with pytest.raises(InvalidInput) as caught:
         client.run(client.usage())
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize("named", [0.0, 0.1, 5.0])
+def test_a_retry_after_of_nothing_does_not_allow_a_request_every_moment(named: float) -> None:
+    """Before: a service that answers 429 with `Retry-After: 0` got two creates a second, for a quarter of an hour."""
+    pauses: list[float] = []
+
+    async def refused() -> None:
+        if len(pauses) < 10:
+            raise RateLimited("slower", advice=after(named))
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    asyncio.run(repeat(refused, phase="submit", patience=RetryDeadlines(), what="POST /jobs", sleep=sleep))
+    assert all(pause >= named for pause in pauses)
+    assert (max(pauses) >= 10.0) is (named < 0.5)
+    assert (max(pauses) <= named + 1.0) is (named >= 0.5)

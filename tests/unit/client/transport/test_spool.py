@@ -7,6 +7,7 @@ import contextlib
 import errno
 import gzip
 import hashlib
+import json
 import os
 import stat
 import subprocess
@@ -25,7 +26,7 @@ from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.transport.http import download_elsewhere, tls_context
 from prefect_qruntime.client.transport.retrying import RetryDeadlines
-from prefect_qruntime.client.transport.spool import BodyStore
+from prefect_qruntime.client.transport.spool import BodyStore, BodyWriter
 from prefect_qruntime.errors import JobFailed, NotFound, QuantumRuntimeError, ServiceUnavailable
 from prefect_qruntime.models import JobStatus
 from tests.support.mock_client import connection
@@ -327,6 +328,21 @@ def test_a_damaged_only_copy_is_kept_and_named(
     assert len([path for path in service.asked if "/results" in path]) == 1
 
 
+TEXTS = ("[", "}{[", 'a "quote" [', "\\\\", '\\\\" {', "\\n]", "\u2022[")
+
+
+@pytest.mark.parametrize("kept", TEXTS)
+@pytest.mark.parametrize("piece", [1, 2, 3, 1000])
+def test_brackets_and_quotes_in_a_text_close_and_open_nothing(shelf: BodyStore, kept: str, piece: int) -> None:
+    body = json.dumps({kept: [1, kept, {"x": kept}], "y": kept}).encode()
+    for end in range(len(body) + 1):
+        spool = BodyWriter(shelf if end % 2 else BodyStore(), "b")
+        for start in range(0, end, piece):
+            spool.write(body[start : min(start + piece, end)])
+        assert spool.is_complete() is (end == len(body)), body[:end]
+        spool.discard()
+
+
 @pytest.mark.parametrize("piece", [1, 1000, len(BODY)])
 @pytest.mark.parametrize("missing", [0, 1, 2, 30])
 @pytest.mark.parametrize("length", ["too long", "chunks without end"])
@@ -352,12 +368,97 @@ def test_an_only_copy_that_arrived_as_a_whole_is_taken_although_the_transfer_bro
     service.answers = [breaks_off, lambda handler: handler.reply(GONE, 404)]
     only = (shelf if disk else BodyStore()).for_only_copy()
     if missing:
-        with pytest.raises(NotFound, match="read before"):
+        with pytest.raises(NotFound, match="read before") as caught:
             client.run(client.result("d1", shelf=only))
-        assert files(shelf) == []
+        kept = [(shelf.directory or Path()) / name for name in files(shelf)]
+        assert [path.read_bytes() for path in kept] == [part] * disk
+        assert all(str(path) in str(caught.value) for path in kept)
     else:
         assert client.run(client.result("d1", shelf=only)).counts()["11"] > 0
     assert len([path for path in service.asked if "/results" in path]) == (2 if missing else 1)
+
+
+ZIPPED = gzip.compress(BODY, mtime=0)
+UNDECODED: dict[str, tuple[bytes, dict[str, str], int]] = {
+    "not asked for": (b"\x0b\x02\x80{]", {"Content_Encoding": "br"}, 200),
+    "two": (gzip.compress(ZIPPED), {"Content_Encoding": "gzip, gzip"}, 200),
+    "one of two": (gzip.compress(ZIPPED), {"Content_Encoding": "gzip"}, 200),
+    "checksum": (ZIPPED[:-8] + bytes(4) + ZIPPED[-4:], {"Content_Encoding": "gzip"}, 200),
+    "damaged": (ZIPPED[:90] + bytes(9) + ZIPPED[99:], {"Content_Encoding": "gzip"}, 200),
+    "large, damaged at the start": (ZIPPED[:20] + bytes(500_000), {"Content_Encoding": "gzip"}, 200),
+    "cut": (ZIPPED[: len(ZIPPED) // 2], {"Content_Encoding": "gzip"}, 203),
+    "cut deflate": (zlib.compress(BODY)[:60], {"Content_Encoding": "deflate"}, 200),
+    "a part": (BODY[:1000], {"Content_Range": f"bytes 0-999/{len(BODY)}"}, 206),
+    "another part": (BODY[1000:], {"Content_Range": f"bytes 1000-{len(BODY) - 1}/{len(BODY)}"}, 206),
+    "an encoded part": (ZIPPED[:60], {"Content_Encoding": "gzip"}, 206),
+}
+DECODED: dict[str, tuple[bytes, dict[str, str], int]] = {
+    "none": (BODY, {"Content_Encoding": "gzip"}, 200),
+    "none, and not asked for": (BODY, {"Content_Encoding": "zstd"}, 200),
+    "no checksum": (ZIPPED[:-8], {"Content_Encoding": "gzip"}, 200),
+    "half a checksum": (ZIPPED[:-6], {"Content_Encoding": "x-gzip"}, 200),
+    "no checksum of deflate": (zlib.compress(BODY)[:-4], {"Content_Encoding": "deflate"}, 200),
+    "the whole as a part": (BODY, {"Content_Range": f"bytes 0-{len(BODY) - 1}/{len(BODY)}"}, 206),
+    "the whole as an encoded part": (ZIPPED, {"Content_Encoding": "gzip"}, 206),
+}
+
+
+@pytest.mark.parametrize("case", UNDECODED)
+def test_an_only_copy_that_cannot_be_decoded_is_kept_as_it_arrived(
+    service: Service, client: QuantumRuntimeClient, shelf: BodyStore, case: str
+) -> None:
+    sent, headers, status = UNDECODED[case]
+    service.private = True
+    service.answers = [
+        lambda handler: handler.reply(sent, status, **headers),
+        lambda handler: handler.reply(GONE, 404),
+    ]
+    with pytest.raises(ServiceUnavailable, match="no second copy") as caught:
+        client.run(client.result("d1", shelf=shelf.for_only_copy()))
+    (name,) = files(shelf)
+    path = (shelf.directory or Path()) / name
+    assert str(path) in str(caught.value)
+    assert path.read_bytes() == (ZIPPED if case == "one of two" else sent)
+
+
+@pytest.mark.parametrize("disk", [True, False])
+@pytest.mark.parametrize("case", DECODED)
+def test_an_only_copy_of_which_only_the_end_of_its_encoding_is_missing_is_taken(
+    service: Service, client: QuantumRuntimeClient, shelf: BodyStore, case: str, disk: bool
+) -> None:
+    sent, headers, status = DECODED[case]
+    service.private = True
+    service.answers = [
+        lambda handler: handler.reply(sent, status, **headers),
+        lambda handler: handler.reply(GONE, 404),
+    ]
+    only = (shelf if disk else BodyStore()).for_only_copy()
+    assert client.run(client.result("d1", shelf=only)).counts() == {"11": 50_000, "00": 1}
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content_Encoding": "gzip"}])
+def test_the_longest_beginning_of_an_only_copy_is_kept_until_the_whole_is_there(
+    service: Service, client: QuantumRuntimeClient, shelf: BodyStore, headers: dict[str, str]
+) -> None:
+    sent = ZIPPED if headers else BODY
+    only, lengths = shelf.for_only_copy(), []
+
+    def cut(length: int) -> Callable[[Handler], None]:
+        def answer(handler: Handler) -> None:
+            lengths.append([((shelf.directory or Path()) / name).stat().st_size for name in files(shelf)])
+            handler.reply(sent[:length], promised=len(sent), **headers)
+
+        return answer
+
+    half, most = len(sent) // 2, len(sent) * 3 // 4
+    service.private = True
+    service.answers = [cut(half), cut(most), cut(half), whole(sent, **headers)]
+    assert client.run(client.result("d1", shelf=only)).counts() == {"11": 50_000, "00": 1}
+    first, second = (one[0] for one in lengths[1:])
+    assert lengths[0] == []
+    assert 0 < first < second < len(BODY)
+    (name,) = files(shelf)
+    assert ((shelf.directory or Path()) / name).read_bytes() == BODY
 
 
 def test_a_page_is_not_the_only_copy(service: Service, client: QuantumRuntimeClient, shelf: BodyStore) -> None:
@@ -498,7 +599,7 @@ import sys, threading
 from pathlib import Path
 import psutil
 from prefect_qruntime.client import QuantumRuntimeClient
-from prefect_qruntime.client.transport.spool import BodyStore
+from prefect_qruntime.client.transport.spool import BodyStore, BodyWriter
 from prefect_qruntime.client.connection import Connection
 
 url, folder = sys.argv[1:]
