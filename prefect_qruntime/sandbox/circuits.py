@@ -162,6 +162,24 @@ def _translator() -> Any:
     return level_0_pass_manager(PassManagerConfig(basis_gates=_BASIS))
 
 
+def without_last_measurements(circuit: Any) -> Any:
+    """The circuit without the measurements after which nothing happens to their qubits and nothing reads their bits.
+
+    Qiskit's own rule also removes measurements that a condition reads.
+    """
+    from qiskit.converters import circuit_to_dag, dag_to_circuit
+    from qiskit.dagcircuit import DAGOpNode
+    from qiskit.transpiler.passes.utils.remove_final_measurements import calc_final_ops
+
+    dag = circuit_to_dag(circuit)
+    for node in calc_final_ops(dag, {"measure", "barrier"}):
+        after = {other.name for other in dag.successors(node) if isinstance(other, DAGOpNode)}
+        # A measurement into the same bit does not read it.
+        if node.name == "measure" and after <= {"measure", "barrier"}:
+            dag.remove_op_node(node)
+    return dag_to_circuit(dag)
+
+
 def compact(circuit: Any, keep: frozenset[int] = frozenset()) -> tuple[Any, dict[int, int]]:
     """Drop idle qubits, barriers and delays, and translate gates that Aer or the noise model does not know.
 

@@ -302,11 +302,7 @@ def estimate(
         flat[where] = [(terms.setdefault(label, len(terms)), coeff.real) for label, coeff in found]
     width = pub.circuit.num_qubits
     needed = frozenset(width - 1 - i for label in terms for i, letter in enumerate(label) if letter != "I")
-    circuit = pub.circuit
-    # Otherwise it would remove measurements that a condition reads, or fail for want of a variable.
-    if not (circuit.has_control_flow_op() or circuit.num_vars or circuit.num_stretches):
-        circuit = circuit.remove_final_measurements(inplace=False)
-    reduced, places = qc.compact(circuit, needed)
+    reduced, places = qc.compact(qc.without_last_measurements(pub.circuit), needed)
     labels = [_moved(label, places, reduced.num_qubits) for label in terms]
     point_shape = pub.parameter_values.shape
     points = np.arange(max(1, math.prod(point_shape))).reshape(point_shape)

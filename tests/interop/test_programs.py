@@ -6,10 +6,12 @@ They run on the simulator that IBM's client has for its local mode, so that each
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import numpy as np
 import pytest
+import samplomatic
 from ibm_quantum_schemas.common import CompressedTensorModel
 from ibm_quantum_schemas.executor.version_2_0 import (
     ItemMetadataModel,
@@ -20,6 +22,7 @@ from ibm_quantum_schemas.executor.version_2_0 import (
 )
 from qiskit import QuantumCircuit, qasm3
 from qiskit.circuit import Parameter
+from qiskit.quantum_info import PauliLindbladMap
 from qiskit_aer import AerSimulator
 from qiskit_ibm_runtime.decoders.executor_sampler.post_processor_v0_1 import sampler_v2_post_processor_v0_1
 from qiskit_ibm_runtime.executor_estimator.prepare import prepare
@@ -179,6 +182,37 @@ def test_ibms_quantum_program_stands_where_pubs_stand() -> None:
     block = QuantumRuntimeCredentials(api_key="k" * 44, crn=crn)
     with pytest.raises(InvalidInput, match="not 'executor'"):
         compare_routes(block, program(), backend="b")
+
+
+@pytest.mark.parametrize("kind", [QuantumProgram, samplomatic.quantum_program.QuantumProgram])
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_arguments_of_a_quantum_program_that_are_not_finite_are_refused(kind: Any, wrong: float) -> None:
+    def program(first: float, second: float, rate: float) -> Any:
+        boxed = QuantumCircuit(1, 1)
+        with boxed.box([samplomatic.Twirl(), samplomatic.InjectNoise("n")]):
+            boxed.rx(Parameter("t"), 0)
+            boxed.noop(0)
+        with boxed.box([samplomatic.Twirl()]):
+            boxed.measure(0, 0)
+        template, samplex = samplomatic.build(boxed)
+        found = kind(shots=5)
+        found.append_circuit_item(circuit(), circuit_arguments=np.array([[0.0], [first]]))
+        arguments = {
+            "parameter_values": np.array([second]),
+            "pauli_lindblad_maps": {"n": PauliLindbladMap.from_list([("X", rate)])},
+        }
+        found.append_samplex_item(template, samplex, samplex_arguments=arguments)
+        return found
+
+    assert make_spec(program(0.2, 0.2, 0.1), backend="b").params is not None
+    for given, field in (
+        ((wrong, 0.2, 0.1), "items[0].circuit_arguments"),
+        ((0.2, wrong, 0.1), "items[1].samplex_arguments.parameter_values"),
+        ((0.2, 0.2, wrong), "items[1].samplex_arguments.pauli_lindblad_maps.n.sparse_terms[0][2]"),
+    ):
+        with pytest.raises(InvalidInput, match="infinity") as caught:
+            make_spec(program(*given), backend="b")
+        assert caught.value.field == field
 
 
 @pytest.mark.parametrize(

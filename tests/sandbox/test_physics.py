@@ -287,6 +287,56 @@ def test_estimator_ignores_final_measurements_and_finds_wide_observables(cloud, 
     assert pub_data(result)["evs"] == pytest.approx(-1)
 
 
+def dynamic(kind):
+    """A circuit whose qubits are in |+> at its end, without its last measurements."""
+    circuit = QuantumCircuit(2, 2)
+    circuit.h(0)
+    if kind == "if":
+        circuit.measure(0, 0)
+        with circuit.if_test((0, 1)):
+            circuit.x(0)
+        circuit.h(0)
+    elif kind == "switch":
+        circuit.measure(0, 1)
+        with circuit.switch(circuit.cregs[0]) as case, case(2):
+            circuit.x(0)
+        circuit.h(0)
+    elif kind == "for":
+        with circuit.for_loop(range(2)):
+            circuit.h(1)
+    elif kind == "box":
+        with circuit.box():
+            circuit.x(0)
+    elif kind == "variable":
+        circuit.add_var("flag", expr.lift(True))
+    elif kind == "stretch":
+        circuit.delay(circuit.add_stretch("slack"), 1)
+    circuit.h(1)
+    return circuit
+
+
+@pytest.mark.parametrize("kind", ["none", "if", "switch", "for", "box", "variable", "stretch"])
+def test_estimator_ignores_final_measurements_of_dynamic_circuits(cloud, fast, kind):
+    circuit = dynamic(kind)
+    circuit.measure([0, 1], [0, 1])
+    circuit.barrier()
+    circuit.measure([1, 0], [0, 0])
+    result = cloud.run(program="estimator", params={"pubs": [[encode_circuit(circuit), ["IX", "XI", "XX"]]]})
+    assert pub_data(result)["evs"] == pytest.approx([1, 1, 1])
+
+
+@pytest.mark.parametrize("kind", ["none", "if", "variable"])
+def test_estimator_keeps_a_measurement_that_a_condition_reads(cloud, fast, kind):
+    circuit = dynamic(kind)
+    circuit.measure([0, 1], [0, 1])
+    with circuit.if_test((1, 1)):
+        circuit.x(0)
+    circuit.h(0)
+    circuit.measure(0, 0)
+    params = {"pubs": [[encode_circuit(circuit), ["IX", "XI"], None, 0.01]]}
+    assert pub_data(cloud.run(program="estimator", params=params))["evs"] == pytest.approx([0, 0], abs=0.1)
+
+
 @pytest.mark.parametrize("kind", ["variable", "stretch"])
 def test_estimator_takes_circuits_with_variables_that_no_block_reads(cloud, fast, kind):
     circuit = QuantumCircuit(2, 2)

@@ -11,14 +11,23 @@ import binascii
 import math
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from zlib import compress
 
 from prefect_qruntime.client.encodings.arrays import Allowance, NpyArray, leaves
 
-__all__ = ["DTYPES", "Tensor", "bit_rows", "broadcast_places", "decode_tensor", "encode_tensor", "is_tensor"]
+__all__ = [
+    "DTYPES",
+    "Tensor",
+    "bit_rows",
+    "broadcast_places",
+    "decode_tensor",
+    "encode_tensor",
+    "is_tensor",
+    "not_finite",
+]
 
 DTYPES: dict[str, tuple[str, int]] = {
     "f16": ("<f2", 2), "f32": ("<f4", 4), "f64": ("<f8", 8), "c64": ("<c8", 8), "c128": ("<c16", 16),
@@ -28,6 +37,8 @@ DTYPES: dict[str, tuple[str, int]] = {
 }  # fmt: skip
 """Name on the wire → numpy's name and bytes of an element. v1.1 and older know f64, bool, u8 and c128 only."""
 
+# Of each dtype with NaN: the bytes of a real number, and the bits of its exponent in the two highest ones.
+_EXPONENTS = {"f16": (2, 0x7C00), "f32": (4, 0x7F80), "f64": (8, 0x7FF0), "c64": (4, 0x7F80), "c128": (8, 0x7FF0)}
 _MAX_DIMENSIONS = 32
 _FLAGS = bytes(int(value == 49) for value in range(256))
 
@@ -126,6 +137,32 @@ def decode_tensor(value: Any, *, compressed: bool | None = None, allowance: Allo
         raise ValueError(f"a tensor of shape {shape} and dtype {dtype} has {len(found.data)} bytes")
     allowance.size -= size
     return found
+
+
+def not_finite(value: Any, path: str) -> str | None:
+    """The path of the first NaN or infinity in nested JSON with tensors; a tensor that cannot be read has none.
+
+    Args:
+        value: The JSON value.
+        path: Its own path.
+    """
+    if is_tensor(value):
+        try:
+            found = decode_tensor(value)
+        except ValueError:
+            return None
+        # The exponent of such a number is all ones: it is in the number's last two bytes.
+        size, mask = _EXPONENTS.get(found.dtype, (0, 0))
+        high = zip(found.data[size - 2 :: size], found.data[size - 1 :: size], strict=True) if size else ()
+        return path if any((second << 8 | first) & mask == mask for first, second in high) else None
+    if isinstance(value, float):
+        return None if math.isfinite(value) else path
+    inner: Iterable[tuple[str, Any]] = ()
+    if isinstance(value, dict):
+        inner = ((f"{path}.{name}", item) for name, item in value.items())
+    elif isinstance(value, list):
+        inner = ((f"{path}[{place}]", item) for place, item in enumerate(value))
+    return next(filter(None, (not_finite(item, spot) for spot, item in inner)), None)
 
 
 def _is_compressed(text: str, size: int) -> bool:

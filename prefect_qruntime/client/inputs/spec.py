@@ -464,7 +464,11 @@ def write_program(program: Any, options: Any) -> dict[str, Any]:
         InvalidInput: IBM's client is not installed, or cannot write the program.
     """
     converters = ibm_module("quantum_program.converters.converters_2_0", "QuantumProgram objects")
+    kind = ibm_module("quantum_program", "QuantumProgram objects").QuantumProgram
     try:
+        if not isinstance(program, kind):  # samplomatic's own, of which it is a subclass
+            parts = ("shots", "items", "meas_level", "passthrough_data")
+            program = kind(**{name: getattr(program, name) for name in parts})
         found: dict[str, Any] = converters.quantum_program_to_2_0(program, options).model_dump(mode="json")
     except ValueError as error:
         raise InvalidInput(f"IBM's client cannot write the program: {first_line(error)}", field="pubs") from None

@@ -15,10 +15,11 @@ payload.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from prefect_qruntime.client.encodings.tensors import not_finite
 from prefect_qruntime.client.inputs.meaning import meaning_of
 from prefect_qruntime.client.inputs.pubs import read_pubs
 from prefect_qruntime.client.inputs.spec import (
@@ -220,6 +221,7 @@ def make_spec(
         if program_id not in ("sampler", "executor"):  # the former is the default
             raise InvalidInput(f"a QuantumProgram runs as program 'executor', not {program_id!r}", field="program_id")
         params, pubs, options, program_id = params_of_program(pubs, options), None, None, "executor"
+        _check_arguments(params, field="")
     program_id = check_id(program_id, field="program_id")
     way = choose_route(route, program_id, raw=params is not None)
     program_id = way.program_id
@@ -292,4 +294,16 @@ def _raw(params: Any, pubs: Any, shots: Any, options: Any) -> dict[str, Any]:
     if not isinstance(params, dict):
         raise InvalidInput(f"must be a dict, not {type(params).__name__}", field="params")
     copy: dict[str, Any] = plain_json(params, field="params")
+    _check_arguments(copy, field="params.quantum_program.")
     return copy
+
+
+def _check_arguments(params: Mapping[str, Any], *, field: str) -> None:
+    """Refuse NaN and infinity among the arguments of a quantum program's items, also in tensors."""
+    program = params.get("quantum_program")
+    items = program.get("items") if isinstance(program, dict) else None
+    for place, item in enumerate(items if isinstance(items, list) else ()):
+        for name in ("circuit_arguments", "samplex_arguments"):
+            given = item.get(name) if isinstance(item, dict) else None
+            if (spot := not_finite(given, f"{field}items[{place}].{name}")) is not None:
+                raise InvalidInput("NaN and infinity cannot be sent", field=spot)

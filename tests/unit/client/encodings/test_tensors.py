@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import tracemalloc
 import zlib
 from typing import Any
@@ -13,7 +14,15 @@ from hypothesis import given, strategies as st
 from hypothesis.extra import numpy as arrays
 
 from prefect_qruntime.client.encodings.arrays import Allowance
-from prefect_qruntime.client.encodings.tensors import bit_rows, broadcast_places, decode_tensor, encode_tensor
+from prefect_qruntime.client.encodings.tensors import (
+    DTYPES,
+    Tensor,
+    bit_rows,
+    broadcast_places,
+    decode_tensor,
+    encode_tensor,
+    not_finite,
+)
 from tests.support.executor import tensor
 
 SHAPES = arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5)
@@ -116,3 +125,25 @@ def test_a_tensor_of_nothing_needs_no_bytes(compressed: bool | None) -> None:
 def test_values_that_do_not_fill_the_shape_are_not_encoded() -> None:
     with pytest.raises(ValueError, match="shape"):
         encode_tensor([1.0, 2.0], [3])
+
+
+@pytest.mark.parametrize("wrong", [math.nan, -math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", ["f16", "f32", "f64", "c64", "c128"])
+def test_a_number_that_is_not_finite_is_found_in_a_tensor_of_each_dtype(dtype: str, wrong: float) -> None:
+    kind = np.dtype(DTYPES[dtype][0])
+    most = np.finfo(kind).max
+    for place in range(6):
+        for part in (wrong, complex(0.5, wrong)) if kind.kind == "c" else (wrong,):
+            values = np.array([0.0, -1.0, most, -most, np.finfo(kind).tiny, 1.0], dtype=kind)
+            assert not_finite({"a": [Tensor(dtype, (6,), values.tobytes()).encoded()]}, "x") is None
+            values[place] = part
+            wire = Tensor(dtype, (2, 3), values.tobytes()).encoded()
+            assert not_finite({"a": [1.0, wire]}, "x") == "x.a[1]"
+            assert not_finite([{**wire, "data": base64.b64encode(values.tobytes()).decode()}], "x") == "x[0]"
+
+
+@pytest.mark.parametrize("value", [None, "nan", 10**400, [], {"a": True}, Tensor("bool", (2,), b"\x03").encoded()])
+def test_what_has_no_numbers_of_that_kind_holds_none_that_is_not_finite(value: Any) -> None:
+    assert not_finite(value, "x") is None
+    assert not_finite({**Tensor("f64", (1,), b"\xff" * 8).encoded(), "data": "damaged"}, "x") is None
+    assert not_finite({"a": [value, {"b": math.inf}]}, "x") == "x.a[1].b"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from decimal import Decimal
 from typing import Any
@@ -12,6 +13,7 @@ from qiskit.circuit import Parameter
 from qiskit.quantum_info import PauliList, SparsePauliOp
 
 from prefect_qruntime.client.dialects import Cloud, Legacy
+from prefect_qruntime.client.encodings.tensors import encode_tensor
 from prefect_qruntime.client.payload_check import differs_at_sight, shape
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.errors import InvalidInput
@@ -138,3 +140,27 @@ def test_a_value_of_any_type_is_taken_or_refused(place: int) -> None:
     for fields in given:
         with suppress(InvalidInput):
             make_spec(backend="b", **fields).digest()
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_an_argument_of_a_quantum_program_that_is_not_finite_is_refused(wrong: float) -> None:
+    def params(item: dict[str, Any]) -> dict[str, Any]:
+        first = {"item_type": "circuit", "circuit_arguments": encode_tensor([], (0,))}
+        program = {"shots": 5, "items": [first, item], "passthrough_data": {"mine": encode_tensor([wrong], (1,))}}
+        return {"schema_version": "v2.0", "quantum_program": program}
+
+    given: dict[str, Any] = {"backend": "b", "program_id": "executor"}
+    for name, path, argument in (
+        ("circuit_arguments", "", lambda tensor: tensor),
+        ("samplex_arguments", ".a", lambda tensor: {"b": 1, "a": tensor}),
+    ):
+        make_spec(None, params=params({name: argument(encode_tensor([0.0, 1e308], (2, 1)))}), **given)
+        with pytest.raises(InvalidInput, match="infinity") as caught:
+            make_spec(None, params=params({name: argument(encode_tensor([0.0, wrong], (2, 1)))}), **given)
+        assert caught.value.field == f"params.quantum_program.items[1].{name}{path}"
+
+
+@pytest.mark.parametrize("program", [None, "x", {"items": None}, {"items": [None, {"circuit_arguments": 3}]}])
+def test_a_quantum_program_that_is_none_goes_as_it_is(program: Any) -> None:
+    params = {"quantum_program": program}
+    assert make_spec(None, backend="b", program_id="executor", params=params).params == params
