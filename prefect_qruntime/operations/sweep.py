@@ -321,8 +321,9 @@ def run_sweep(
     Args:
         blocks: Names of credentials blocks; None for all saved ones.
         dry_run: Report only, change nothing.
-        cancel_jobs: Also cancel live jobs whose flow run was cancelled, failed or completed. Jobs of a
-            crashed run are only reported: it may run again and attach to them.
+        cancel_jobs: Also cancel live jobs whose flow run failed or completed, and detached ones of a cancelled run;
+            its others are cancelled in any case. Jobs of a crashed run are only reported: it may run again and attach
+            to them.
         attended: Give up on an instance that does not answer after some seconds; None to be patient.
 
     Returns:
