@@ -208,7 +208,8 @@ def silence(beats: Sequence[datetime], *, began: datetime | None, now: datetime,
     beats = [beat for beat in beats if began is not None and beat >= began - timedelta(seconds=5)]
     if not beats:
         return None
-    usual = max(setting, (beats[0] - beats[1]).total_seconds() if len(beats) > 1 else 0.0)
+    # Two beats show the process's own setting; after one, it may have any that is usual.
+    usual = max(setting, (beats[0] - beats[1]).total_seconds() if len(beats) > 1 else _DEFAULT_BEAT)
     silent = (now - beats[0]).total_seconds()
     if silent <= _MISSED * usual:
         return None
