@@ -184,6 +184,8 @@ async def _submit(
         first_through(credentials, session) as usable,
         alone as lock,
     ):
+        if watch is not None and where.ending:  # a job attached to would live on, if nothing waits for it
+            await watch.check()
         grace = settings.submission_grace_seconds
         intent = Intent(
             spec=spec,
