@@ -391,8 +391,10 @@ def _drain_and_end(number: int, _frame: object) -> None:
         try:
             await drain_all()
         finally:
-            if ignores_more:
-                os._exit(128 + number)  # as a shell has it; only the main thread could let the signal itself do it
+            # As a shell has it: only the main thread could let the signal itself do it, and a container's first process
+            # is not ended by a signal that it does not handle.
+            if ignores_more or os.getpid() == 1:
+                os._exit(128 + number)
             os.kill(os.getpid(), number)
 
     asyncio.run_coroutine_threadsafe(end(), loop)
