@@ -119,6 +119,11 @@ class Record:
         return (self.meta.get("state") or "").lower() == "closed"
 
     @property
+    def is_draining(self) -> bool:
+        """Whether a session was recorded as one that takes no more jobs and closes by itself."""
+        return self.meta.get("state") == "draining"
+
+    @property
     def owner(self) -> str | None:
         """The flow run that it names as the owner, or else the one that wrote it."""
         return self.meta.get("flow_run") or (str(self.flow_run_id) if self.flow_run_id else None)

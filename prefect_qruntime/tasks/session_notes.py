@@ -279,12 +279,13 @@ def _instance(credentials: QuantumRuntimeCredentials) -> dict[str, str]:
 
 
 def _of_session(session: SessionRef) -> dict[str, str]:
+    drains = session.accepting_jobs is False and not session.is_closed
     facts = {
         "session": session.id,
         "mode": session.mode,
         "backend": session.backend,
         "max_ttl": str(session.max_ttl) if session.max_ttl else None,
-        "state": session.state or ("opening" if session.id is None else "open"),
+        "state": "draining" if drains else session.state or ("opening" if session.id is None else "open"),
     }
     return {name: value for name, value in facts.items() if value}
 
