@@ -1,4 +1,4 @@
-"""Close sessions whose flow run is over and report jobs that no flow run waits for. Deploy it on a schedule."""
+"""Close sessions whose flow run is over, and report or cancel the jobs left behind. Deploy it on a schedule."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def sweep_sessions(
     Args:
         credentials_blocks: Names of Quantum Runtime Credentials blocks; empty for all saved ones.
         dry_run: Only report what would be done.
-        cancel_jobs: Also cancel live jobs whose flow run was cancelled, failed or completed.
+        cancel_jobs: Also cancel live jobs whose flow run failed or completed, and detached ones.
 
     Returns:
         What was found and done.

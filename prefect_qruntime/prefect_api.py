@@ -660,10 +660,17 @@ def is_ending(states: Sequence[State[Any]]) -> bool:
     """Whether a flow run's states say that it is being cancelled or was, and not started again since.
 
     Prefect lets a run that was cancelled between two tries (`AwaitingRetry`) go on in its process: it is `Running`
-    after `Cancelled`. One that a person retries is scheduled in between.
+    after `Cancelled`, and if that try fails, `AwaitingRetry` again. One that a person retries is scheduled while it
+    does not run, and `Pending` in its new process.
     """
-    last = max((one for one in states if not one.is_running()), key=lambda state: state.timestamp, default=None)
-    return last is not None and (last.is_cancelling() or last.is_cancelled())
+    ending = runs = False
+    for state in sorted(states, key=lambda state: state.timestamp):
+        if state.is_cancelling() or state.is_cancelled():
+            ending = True
+        elif state.is_pending() or (state.is_scheduled() and not runs):
+            ending = False
+        runs = state.is_running()
+    return ending
 
 
 def over() -> FlowRunFilter:

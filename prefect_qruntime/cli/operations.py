@@ -378,11 +378,11 @@ def sweep(
     block: Blocks = None,
     dry_run: Annotated[bool, Parameter(help="Report only; change nothing.")] = False,
     cancel_jobs: Annotated[
-        bool, Parameter(help="Also cancel live jobs whose flow run was cancelled, failed or completed.")
+        bool, Parameter(help="Also cancel live jobs whose flow run failed or completed, and detached ones.")
     ] = False,
     json: AsJson = False,
 ) -> int:
-    """Close sessions whose flow run has ended or whose process is gone, and report jobs that no flow run waits for.
+    """Close sessions whose flow run has ended or whose process is gone, and report or cancel the jobs left behind.
 
     The exit code is 0 if nothing remains, 1 if something remains or could not be read, 2 if an argument is wrong.
     """

@@ -57,7 +57,19 @@ Merge = Callable[[Mapping[str, str], Mapping[str, str]], dict[str, str]]
 _PAGE = 200
 _OPEN = "open "
 """Begins the name of a summary's metadata about a job that has no page of its own yet."""
-_OPEN_FACTS = ("state", "block", "instance", "flow_run", "noted", "key", "backend", "program", "session", "url")
+_OPEN_FACTS = (
+    "state",
+    "block",
+    "instance",
+    "flow_run",
+    "on_cancel",
+    "noted",
+    "key",
+    "backend",
+    "program",
+    "session",
+    "url",
+)
 _REMEMBER = 30.0  # seconds
 _KEEP = 2048
 _META_LIMIT = 500  # characters that Prefect allows in one metadata value
@@ -105,6 +117,11 @@ class Record:
     def is_closed(self) -> bool:
         """Whether a session's end was recorded."""
         return (self.meta.get("state") or "").lower() == "closed"
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether a session was recorded as one that takes no more jobs and closes by itself."""
+        return self.meta.get("state") == "draining"
 
     @property
     def owner(self) -> str | None:

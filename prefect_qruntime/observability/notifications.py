@@ -119,6 +119,7 @@ async def job_submitted(
     flow_run_id: str | None,
     session: SessionRef | None = None,
     busy_seconds: float | None = None,
+    on_cancel: str | None = None,
 ) -> None:
     """Report a submitted job, or one that was attached to, before anything waits for it.
 
@@ -129,6 +130,7 @@ async def job_submitted(
         flow_run_id: The flow run that owns the job.
         session: The session as the caller knows it; the service does not always repeat its kind.
         busy_seconds: The cost model's prediction, for later estimates.
+        on_cancel: What happens to it when its flow run is cancelled, for the sweep.
     """
     kind = (session or ref.session or SessionRef()).kind
     log_to_run(
@@ -167,6 +169,7 @@ async def job_submitted(
         "block": block,
         "instance": instance,
         "flow_run": flow_run_id,
+        "on_cancel": on_cancel,
         "busy_seconds": None if busy_seconds is None else f"{busy_seconds:.9g}",
         "dry_run": "yes: no QPU, no charge, random results" if ref.dry_run else None,
         "payload": None if ref.private else ref.payload_digest,

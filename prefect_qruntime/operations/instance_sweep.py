@@ -83,12 +83,17 @@ class Owners:
         self._noted = noted
         self._gone = gone
         self._known: dict[str, str | None] = {}
+        self._cancelled: set[str] = set()
         self._since: dict[str, datetime] = {}
 
     def is_just_over(self, flow_run_id: str | None) -> bool:
         """Whether a flow run ended so recently that its process may still be writing its records."""
         since = self._since.get(flow_run_id or "")
         return since is not None and datetime.now(UTC) - since < _WRITING
+
+    def is_cancelled(self, flow_run_id: str | None) -> bool:
+        """Whether a flow run that is over ended by a cancellation."""
+        return flow_run_id in self._cancelled
 
     async def over(self, flow_run_id: str | None) -> str | None:
         """The name of the final state; None if the flow run may still continue."""
@@ -114,6 +119,8 @@ class Owners:
         self._since[flow_run_id] = state.timestamp
         # If a worker dies while it cancels a run, the run never leaves `Cancelling`.
         stuck = state.is_cancelling() and datetime.now(UTC) - state.timestamp > _CANCELLING
+        if stuck or state.is_cancelled():
+            self._cancelled.add(flow_run_id)
         return state.name if stuck or state.is_final() else None
 
 
@@ -261,7 +268,12 @@ class InstanceSweeper:
             return
         self._told.add(job.id)
         action = _LEFT
-        if cancel_jobs and state != _CRASHED:
+        noted = self._unfinished.get(job.id)
+        # As its hook would have done: Prefect runs none for a run that has no process, or whose worker died.
+        missed = (
+            noted is not None and noted.meta.get("on_cancel") == "cancel" and all(map(self._owners.is_cancelled, users))
+        )
+        if missed or (cancel_jobs and state != _CRASHED):
             action = "would be cancelled" if self._dry_run else await self._cancel(job.id)
         self._found.jobs.append(
             Swept(id=job.id, block=self._block, flow_run=owner, flow_state=state, action=action, url=job.url)

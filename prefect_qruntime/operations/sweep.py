@@ -208,7 +208,8 @@ def silence(beats: Sequence[datetime], *, began: datetime | None, now: datetime,
     beats = [beat for beat in beats if began is not None and beat >= began - timedelta(seconds=5)]
     if not beats:
         return None
-    usual = max(setting, (beats[0] - beats[1]).total_seconds() if len(beats) > 1 else 0.0)
+    # Two beats show the process's own setting; after one, it may have any that is usual.
+    usual = max(setting, (beats[0] - beats[1]).total_seconds() if len(beats) > 1 else _DEFAULT_BEAT)
     silent = (now - beats[0]).total_seconds()
     if silent <= _MISSED * usual:
         return None
@@ -321,8 +322,9 @@ def run_sweep(
     Args:
         blocks: Names of credentials blocks; None for all saved ones.
         dry_run: Report only, change nothing.
-        cancel_jobs: Also cancel live jobs whose flow run was cancelled, failed or completed. Jobs of a
-            crashed run are only reported: it may run again and attach to them.
+        cancel_jobs: Also cancel live jobs whose flow run failed or completed, and detached ones of a cancelled run;
+            its others are cancelled in any case. Jobs of a crashed run are only reported: it may run again and attach
+            to them.
         attended: Give up on an instance that does not answer after some seconds; None to be patient.
 
     Returns:

@@ -279,12 +279,13 @@ def _instance(credentials: QuantumRuntimeCredentials) -> dict[str, str]:
 
 
 def _of_session(session: SessionRef) -> dict[str, str]:
+    drains = session.accepting_jobs is False and not session.is_closed
     facts = {
         "session": session.id,
         "mode": session.mode,
         "backend": session.backend,
         "max_ttl": str(session.max_ttl) if session.max_ttl else None,
-        "state": session.state or ("opening" if session.id is None else "open"),
+        "state": "draining" if drains else session.state or ("opening" if session.id is None else "open"),
     }
     return {name: value for name, value in facts.items() if value}
 
@@ -391,8 +392,10 @@ def _drain_and_end(number: int, _frame: object) -> None:
         try:
             await drain_all()
         finally:
-            if ignores_more:
-                os._exit(128 + number)  # as a shell has it; only the main thread could let the signal itself do it
+            # As a shell has it: only the main thread could let the signal itself do it, and a container's first process
+            # is not ended by a signal that it does not handle.
+            if ignores_more or os.getpid() == 1:
+                os._exit(128 + number)
             os.kill(os.getpid(), number)
 
     asyncio.run_coroutine_threadsafe(end(), loop)

@@ -37,7 +37,13 @@ from prefect_qruntime.admission.locks import (
     noted_by_earlier_attempts,
     submission_lock,
 )
-from prefect_qruntime.cancellation import cancels_jobs, ends_if_cancelled, ends_with_runs_around, note_owner
+from prefect_qruntime.cancellation import (
+    cancels_jobs,
+    ends_if_cancelled,
+    ends_with_runs_around,
+    note_owner,
+    policy as cancel_policy,
+)
 from prefect_qruntime.client import QuantumRuntimeClient, submission_keys
 from prefect_qruntime.client.inputs.spec import JobSpec, input_notices
 from prefect_qruntime.client.network_loop import network_loop
@@ -178,6 +184,8 @@ async def _submit(
         first_through(credentials, session) as usable,
         alone as lock,
     ):
+        if watch is not None and where.ending:  # a job attached to would live on, if nothing waits for it
+            await watch.check()
         grace = settings.submission_grace_seconds
         intent = Intent(
             spec=spec,
@@ -266,6 +274,7 @@ async def _submit(
                 flow_run_id=where.flow_run_id,
                 session=usable,
                 busy_seconds=plan.busy_seconds,
+                on_cancel=cancel_policy() if runs else None,
             )
             if not ref.attached:
                 say_if_held(client, ref)

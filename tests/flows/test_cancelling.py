@@ -211,20 +211,20 @@ def test_nothing_is_bought_by_a_run_that_was_deleted(
     assert sandbox.control.sessions() == []
 
 
-@pytest.mark.parametrize("around", [0, 1, 2])
-def test_nothing_is_bought_by_a_run_that_goes_on_after_a_cancel_between_two_tries(
-    sandbox: Sandbox, credentials: Any, around: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("around", "more"), [(0, True), (1, True), (2, True), (0, False)])
+def test_nothing_is_bought_by_a_run_that_goes_on_after_a_cancel_between_its_tries(
+    sandbox: Sandbox, credentials: Any, around: int, more: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prefect cancels a run without infrastructure at once, and its process starts it again nevertheless."""
     monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_CANCEL_LOOK_SECONDS", "0.2")
     sandbox.control.hold()
     tries: list[str] = []
 
-    @flow(retries=1, retry_delay_seconds=2, **hooks.cancel)
-    def twice() -> None:
+    @flow(retries=2, retry_delay_seconds=2, **hooks.cancel)
+    def thrice() -> None:
         tries.append(runtime.flow_run.id)
         qr.submit_job(credentials, [FLIP], backend=BACKEND)
-        if len(tries) == 1:
+        if len(tries) == 1 or not more:  # not even waited for: the submission that attaches cancels it
             raise ArithmeticError("mine")
         qr.submit_job(credentials, [STAY], backend=BACKEND)
 
@@ -238,7 +238,7 @@ def test_nothing_is_bought_by_a_run_that_goes_on_after_a_cancel_between_two_trie
 
         return outer
 
-    nested: Any = twice
+    nested: Any = thrice
     for _ in range(around):
         nested = within(nested)
     thread = threading.Thread(target=lambda: nested(return_state=True), daemon=True)
@@ -246,7 +246,7 @@ def test_nothing_is_bought_by_a_run_that_goes_on_after_a_cancel_between_two_trie
     assert until(lambda: state() and state().name == "AwaitingRetry")
     asked(lambda client: client.set_flow_run_state(UUID(tries[0]), Cancelling()))
     thread.join(120)
-    assert len(tries) == 2
+    assert len(tries) == 3
     assert [job["status"] for job in sandbox.control.jobs()] == ["Cancelled"]
 
 

@@ -115,6 +115,26 @@ def test_cancel_in_a_fresh_process_cancels_this_flow_runs_jobs_and_drops_its_ses
     assert len(control.journal("POST", "/jobs/*/cancel")) == cancels == 3, "a second call finds nothing to do"
 
 
+@pytest.mark.parametrize("drained", [True, False])
+def test_a_session_that_its_flow_has_drained_is_not_drained_again_by_a_hook(cloud: Any, drained: bool) -> None:
+    """Which may have no block that leads to it, and would call it open."""
+
+    @flow
+    def drains() -> None:
+        credentials = qr.load_credentials(BLOCK)
+        session = qr.open_session(credentials, BACKEND, max_ttl=600)
+        qr.submit_job(credentials, [FLIP], backend=BACKEND, session=session)
+        if drained:
+            qr.close_session(credentials, session)
+
+    flow_run, state = ran(drains)
+    hooks.on_crashed(flow=drains, flow_run=flow_run, state=state)
+    assert len(cloud.journal("PATCH", "/sessions/*")) == 1
+    assert statuses(cloud, flow_run.id) == ["Queued"]
+    hooks.on_cancellation(flow=drains, flow_run=flow_run, state=state)
+    assert cloud.open_sessions() == [], "its queued job is dropped"
+
+
 @pytest.mark.parametrize("hook", ["on_cancellation_detach", "on_crashed"])
 def test_detached_and_crashed_jobs_live_on_and_the_session_drains(cloud: Any, prefect_server: Any, hook: str) -> None:
     flow_run, state = ran(busy)

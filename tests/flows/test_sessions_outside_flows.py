@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import orjson
+import psutil
 import pytest
 from prefect import flow
 
@@ -42,14 +44,16 @@ def control(sandbox: Sandbox, prefect_server: PrefectServer) -> Iterator[Any]:
 
 
 @contextmanager
-def opener(server: PrefectServer, sandbox: Sandbox, mode: str, says: str = "OPEN ") -> Iterator[Any]:
+def opener(
+    server: PrefectServer, sandbox: Sandbox, mode: str, says: str = "OPEN ", within: Sequence[str] = ()
+) -> Iterator[Any]:
     """The script, with the session's id as `.session`; in the modes of no task without a Prefect API."""
     command = [sys.executable, "-m", "tests.support.session_opener", json.dumps(sandbox.connection("cloud")), mode]
     env = {"PREFECT_API_URL": NO_SERVER}
     if not mode.endswith("-fn"):
         command, env = [*command, BLOCK], {}
     process: Any = subprocess.Popen(
-        command,
+        [*within, *command],
         env={**server.env, "PYTHONPATH": str(ROOT), **env},
         cwd=ROOT,
         stdin=subprocess.PIPE,
@@ -142,6 +146,21 @@ def test_a_signal_that_ends_its_process_drains_it_first(
     assert control.session(script.session)["accepting_jobs"] is False
     assert control.jobs()[0]["status"] == "Queued"
     assert "Traceback" not in errors
+
+
+def test_the_first_process_of_a_container_ends_too_once_its_session_is_drained(
+    prefect_server: PrefectServer, sandbox: Sandbox, control: Any
+) -> None:
+    """The kernel lets no signal end it for which it has no handler."""
+    container = ("unshare", "--pid", "--fork", "--kill-child")
+    if shutil.which("unshare") is None or subprocess.run([*container, "true"], capture_output=True).returncode:
+        pytest.skip("no process id space can be made here")
+    with opener(prefect_server, sandbox, "stay-fn", within=container) as script:
+        (first,) = psutil.Process(script.pid).children()
+        first.send_signal(signal.SIGTERM)
+        _, errors = script.communicate(timeout=300)
+        assert script.returncode == 128 + signal.SIGTERM, errors
+    assert control.session(script.session)["accepting_jobs"] is False
 
 
 def test_a_terminal_that_is_closed_sends_sighup_twice(

@@ -106,6 +106,16 @@ def test_heartbeats_that_stopped_are_evidence(beats: tuple[float, ...], gone: bo
     assert silence(moments, began=None, now=now, setting=180) is None
 
 
+@pytest.mark.parametrize("own", [30, 60, 180])
+@pytest.mark.parametrize("setting", [30, 180])
+@pytest.mark.parametrize("sent", [1, 2, 3])
+def test_a_living_process_is_not_silent_whatever_the_setting_here(own: int, setting: int, sent: int) -> None:
+    began = datetime(2026, 5, 1, 12, tzinfo=UTC)
+    beats = [began + timedelta(seconds=own * number) for number in range(sent)]
+    for late in range(own + 1):  # the last moments before its next one
+        assert silence(beats[::-1], began=began, now=beats[-1] + timedelta(seconds=late), setting=setting) is None
+
+
 def test_a_run_without_heartbeats_for_an_hour_is_resumed(
     prefect_server: PrefectServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import BlockDocumentUpdate
-from prefect.states import Completed, Crashed, Failed, Running
+from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Running
 
 import prefect_qruntime as qr
 from prefect_qruntime.client.network_loop import network_loop
@@ -25,7 +25,7 @@ from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.submission import Intent
 from prefect_qruntime.credentials import saved_blocks
 from prefect_qruntime.observability.artifacts import upsert
-from prefect_qruntime.operations import job_listing as qr_listing
+from prefect_qruntime.operations import instance_sweep, job_listing as qr_listing
 from prefect_qruntime.operations.instance_sweep import InstanceSweeper
 from prefect_qruntime.operations.session_listing import list_sessions
 from prefect_qruntime.operations.sweep import run_sweep
@@ -317,6 +317,40 @@ def test_live_jobs_are_reported_and_cancelled_only_on_demand(control: Any) -> No
     run_sweep([BLOCK], cancel_jobs=True)
     assert control.job(job.id)["status"] == "Cancelled"
     assert control.job(kept.id)["status"] == "Queued", "a crashed run may come back for its job"
+
+
+@pytest.mark.parametrize(
+    ("state", "on_cancel", "attached"),
+    [
+        (Cancelled, "cancel", None),
+        (Cancelling, "cancel", None),
+        (Cancelled, "detach", None),
+        (Completed, "cancel", None),
+        (Cancelled, "cancel", Cancelled),
+        (Cancelled, "cancel", Completed),
+        (Completed, "cancel", Cancelled),
+    ],
+)
+def test_a_cancel_that_no_process_heard_of_cancels_the_jobs_by_the_policy_of_their_flow(
+    control: Any, monkeypatch: pytest.MonkeyPatch, state: Any, on_cancel: str, attached: Any
+) -> None:
+    monkeypatch.setattr(instance_sweep, "_CANCELLING", timedelta())
+    hook = job_left.with_options(**(qr.hooks.cancel if on_cancel == "cancel" else qr.hooks.detach))
+    flow_run, ended = ran(hook, key=f"unheard-{uuid4()}" if attached else None)
+    if attached is not None:
+        another, _ = ran(hook, **flow_run.parameters)
+        put(another.id, attached())
+    job: Any = run(ended.aresult())
+    put(flow_run.id, state())  # as Prefect does without a process, or if the worker died
+    wanted = on_cancel == "cancel" and Completed not in (state, attached)
+
+    assert [entry.action for entry in run_sweep([BLOCK], dry_run=True).jobs] == [
+        "would be cancelled" if wanted else "left alone"
+    ]
+    report = run_sweep([BLOCK])
+    assert [(entry.id, entry.action) for entry in report.jobs] == [(job.id, "cancelled" if wanted else "left alone")]
+    assert control.job(job.id)["status"] == ("Cancelled" if wanted else "Queued")
+    put(flow_run.id, Completed())
 
 
 def test_a_job_that_a_running_flow_attached_to_is_not_cancelled(control: Any) -> None:

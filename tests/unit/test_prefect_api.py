@@ -227,8 +227,9 @@ def test_a_run_that_was_cancelled_is_so_until_it_is_scheduled_again(life: list[A
     states = [make(scheduled_time=BEGAN) if make is AwaitingRetry else make() for make in life]
     for number, state in enumerate(states):
         state.timestamp = BEGAN + timedelta(seconds=number)
-    ending = False
+    ending, before = False, None
     for make in life:
-        ending = make in (Cancelling, Cancelled) or (ending and make is Running)
+        by_itself = make is Running or (before is Running and make in (Scheduled, AwaitingRetry))
+        ending, before = make in (Cancelling, Cancelled) or (ending and by_itself), make
     random.shuffle(states)
     assert is_ending(states) is ending
