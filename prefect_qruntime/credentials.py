@@ -18,9 +18,10 @@ from pydantic import Field, HttpUrl, SecretStr, field_validator, model_validator
 from prefect_qruntime.admission.policy import check_hosts
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.connection import DEFAULT_API_VERSION, Connection, Dialects
+from prefect_qruntime.client.inputs.spec import check_texts
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.transport.retrying import RetryDeadlines
-from prefect_qruntime.errors import NotFound, PermissionDenied, QuantumRuntimeError
+from prefect_qruntime.errors import InvalidInput, NotFound, PermissionDenied, QuantumRuntimeError
 from prefect_qruntime.models import InstanceReport
 from prefect_qruntime.observability.artifacts import Place
 from prefect_qruntime.prefect_api import Loadable, load_saved, saved_names
@@ -31,9 +32,11 @@ __all__ = [
     "QuantumRuntimeCredentials",
     "aload_credentials",
     "block_name",
+    "block_names",
     "leading_to",
     "load_credentials",
     "load_each",
+    "none_saved",
     "read_each",
     "saved_blocks",
     "that_sees",
@@ -248,12 +251,12 @@ async def load_each(names: Iterable[str] | None) -> tuple[dict[str, QuantumRunti
         The blocks by name, and what is wrong with those that cannot be used, by name.
 
     Raises:
-        InvalidInput: A setting is wrong, which is no fault of a block.
+        InvalidInput: The names are none, or a setting is wrong, which is no fault of a block.
     """
     current_settings()
     found: dict[str, QuantumRuntimeCredentials] = {}
     problems: dict[str, str] = {}
-    for name in sorted(set(names)) if names is not None else await saved_blocks():
+    for name in sorted(block_names(names)) if names is not None else await saved_blocks():
         try:
             found[name] = await aload_credentials(name)
             found[name].get_client()  # which checks the key
@@ -398,6 +401,26 @@ async def _reported(waiting: Mapping[str, None], attended: Attended | None) -> A
         yield
     finally:
         timer.cancel()
+
+
+def block_names(names: Iterable[str]) -> list[str]:
+    """The names of blocks that a caller gives, each once.
+
+    Raises:
+        InvalidInput: They are no list of names.
+    """
+    found = check_texts(names, field="blocks")
+    if not all(found):
+        raise InvalidInput("a name is empty", field="blocks")
+    return list(dict.fromkeys(found))
+
+
+def none_saved() -> InvalidInput:
+    """The error of a command that works with all saved blocks, if there are none."""
+    return InvalidInput(
+        f"No {QuantumRuntimeCredentials._block_type_name} block is saved.",
+        solution="Create one in the UI under Blocks, or set PREFECT_API_URL to the server that has yours.",
+    )
 
 
 async def saved_blocks() -> list[str]:

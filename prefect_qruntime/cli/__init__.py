@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import sys
+from pathlib import Path
 
 import httpx
 from cyclopts import App, CycloptsError, Parameter
@@ -61,6 +62,7 @@ app.register_install_completion_command(name="install-completion")
 def main() -> None:
     """Entry point of the `prefect-qruntime` command."""
     codecs.register_error("qruntime-escape", _escaped)
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="qruntime-escape")
@@ -93,6 +95,15 @@ def main() -> None:
         sys.stderr.write(f"{said}\n")
         sys.exit(1)
     sys.exit(result if isinstance(result, int) else 0)
+
+
+def _open_closed_streams() -> None:
+    """Put the null device where the caller has closed a standard stream: Python has none there, nor would a child."""
+    for name in ("stdin", "stdout", "stderr"):  # in this order each takes the lowest free descriptor, which is its own
+        if getattr(sys, name) is None:
+            null = Path(os.devnull).open("r" if name == "stdin" else "w")  # noqa: SIM115 - until the process ends
+            os.set_inheritable(null.fileno(), True)
+            setattr(sys, name, null)
 
 
 def _escaped(error: UnicodeError) -> tuple[str, int]:

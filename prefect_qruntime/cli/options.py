@@ -22,6 +22,7 @@ from prefect_qruntime.credentials import (
     QuantumRuntimeCredentials,
     aload_credentials,
     load_each,
+    none_saved,
     read_each,
     saved_blocks,
 )
@@ -162,14 +163,6 @@ def print_not_known(console: Console, unread: Sequence[str]) -> None:
         console.print(cell(not_known(unread), style="yellow"))
 
 
-def _none_saved() -> InvalidInput:
-    return InvalidInput(
-        "no Quantum Runtime Credentials block is saved.",
-        field="block",
-        solution="Create one in the UI under Blocks, or set PREFECT_API_URL to the server that has yours.",
-    )
-
-
 async def only_credentials(block: str | None) -> QuantumRuntimeCredentials:
     """Return the named credentials block, or the only one that is saved. Runs on the network loop.
 
@@ -178,7 +171,7 @@ async def only_credentials(block: str | None) -> QuantumRuntimeCredentials:
     """
     names = [block] if block is not None else await saved_blocks()
     if not names:
-        raise _none_saved()
+        raise none_saved()
     if len(names) > 1:
         raise InvalidInput(
             f"the saved blocks are {', '.join(names)}.", field="block", solution="Name one of them with --block."
@@ -204,7 +197,7 @@ async def client_of(job_id: str, block: str | None) -> QuantumRuntimeClient:
     if len(loaded) == 1 and not problems:
         return next(iter(loaded.values())).get_client(patience=ATTENDED.patience)
     if not loaded and not problems:
-        raise _none_saved()
+        raise none_saved()
 
     async def has_it(_: str, client: QuantumRuntimeClient) -> bool:
         try:
@@ -268,7 +261,7 @@ def checked_blocks(block: list[str] | None, *, may_be_none: bool = False) -> lis
     saved = network_loop().run(saved_blocks())
     if not block:
         if not saved:
-            raise _none_saved()
+            raise none_saved()
         return None
     for name in block:
         if name not in saved:

@@ -18,7 +18,7 @@ from prefect_qruntime.client import parsing
 from prefect_qruntime.client.connection import Connection, check_id, check_name, check_session
 from prefect_qruntime.client.dialects import dialect_of
 from prefect_qruntime.client.failures import Phase
-from prefect_qruntime.client.inputs.spec import JobSpec, check_flag, check_integer
+from prefect_qruntime.client.inputs.spec import JobSpec, check_flag, check_integer, check_texts
 from prefect_qruntime.client.provenance import ProvenanceNotes
 from prefect_qruntime.client.transport.auth import TokenSource
 from prefect_qruntime.client.transport.http import Transport, http_client
@@ -339,7 +339,7 @@ class Service:
         Raises:
             InvalidInput: There is no such filter, or it has a wrong value.
         """
-        wanted, limit, mocks = tuple(_texts(tags)), _limit(limit), check_flag(mocks, field="mocks")
+        wanted, limit, mocks = tuple(check_texts(tags, field="tags")), _limit(limit), check_flag(mocks, field="mocks")
         size = _PAGE if limit is None or wanted else min(limit, _PAGE)
         found: dict[str, Job] = {}  # by id: a job created between two pages moves others to the next one
         offset = 0
@@ -410,7 +410,9 @@ class Service:
     async def replace_tags(self, job_id: str, tags: Iterable[str]) -> None:
         """Replace all tags of a job."""
         path = f"/jobs/{check_id(job_id, field='job')}/tags"
-        await self.transport.request("PUT", path, phase="change", body={"tags": _texts(tags)}, job_id=job_id)
+        await self.transport.request(
+            "PUT", path, phase="change", body={"tags": check_texts(tags, field="tags")}, job_id=job_id
+        )
 
     # ---- sessions ------------------------------------------------------------------------------
 
@@ -467,15 +469,7 @@ def _plain(name: str, value: Any) -> Any:
         if not isinstance(value, datetime) or value.tzinfo is None:
             raise InvalidInput(f"must be a datetime with a time zone, not {value!r:.60}", field=name)
         return value.isoformat().replace("+00:00", "Z")
-    return value if isinstance(value, str) else _texts(value, field=name)
-
-
-def _texts(value: Any, *, field: str = "tags") -> list[str]:
-    """The texts in a list, set or the like; a single text is none, as it would count as its letters."""
-    found = None if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
-    if found is None or not all(isinstance(item, str) for item in found):
-        raise InvalidInput(f"must be a list of strings, not {value!r:.60}", field=field)
-    return found
+    return value if isinstance(value, str) else check_texts(value, field=name)
 
 
 def _limit(value: Any) -> int | None:

@@ -19,7 +19,7 @@ from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.transport.retrying import RetryDeadlines
-from prefect_qruntime.credentials import saved_blocks
+from prefect_qruntime.credentials import block_names, none_saved, saved_blocks
 from prefect_qruntime.diagnostics.fields import Fields, Finding, check_fields, hint, ok, problem
 from prefect_qruntime.diagnostics.instance import check_dialect, check_token, inspect_instance
 from prefect_qruntime.diagnostics.network import Address, check_api, check_clock, check_iam, check_proxy_reached
@@ -62,8 +62,11 @@ def run_doctor(blocks: Iterable[str] | None = None) -> DoctorReport:
 
     Returns:
         One finding for each check; what is wrong is a finding, never an exception.
+
+    Raises:
+        InvalidInput: `blocks` is no list of names.
     """
-    return network_loop().run(_doctor(blocks))
+    return network_loop().run(_doctor(None if blocks is None else block_names(blocks)))
 
 
 async def _doctor(blocks: Iterable[str] | None) -> DoctorReport:
@@ -95,13 +98,9 @@ async def _documents(
     try:
         saved = await saved_blocks()
         if names is None and not saved:
-            none = problem(
-                "blocks",
-                "No credentials block is saved.",
-                "Create one in Prefect's UI under Blocks: Quantum Runtime Credentials.",
-            )
-            return {}, [none]
-        for name in saved if names is None else dict.fromkeys(names):
+            none = none_saved()
+            return {}, [problem("blocks", none.message, none.solution or "")]
+        for name in saved if names is None else names:
             try:
                 check_block_name(name, field="block")
                 found[name] = (await client.read_block_document_by_name(name, slug)).data

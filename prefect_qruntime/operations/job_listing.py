@@ -18,6 +18,7 @@ from prefect.client.schemas.filters import (
 from pydantic import BaseModel, ConfigDict
 
 from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.inputs.spec import check_texts
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.service import each_job
 from prefect_qruntime.credentials import Attended, load_each, read_each
@@ -134,13 +135,13 @@ def parse_since(text: str, *, now: datetime | None = None, field: str = "since")
         assert parse_since("24h", now=datetime(2026, 5, 2, tzinfo=UTC)) == datetime(2026, 5, 1, tzinfo=UTC)
         ```
     """
-    span = _SPAN.fullmatch(text.strip())
     try:
+        span = _SPAN.fullmatch(text.strip())
         if span is not None:
             return (now or datetime.now(UTC)) - timedelta(**{_UNITS[span[2]]: int(span[1])})
         moment = datetime.fromisoformat(text.strip())
         return moment.astimezone(UTC) if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-    except (ValueError, OverflowError):
+    except (AttributeError, TypeError, ValueError, OverflowError):
         raise InvalidInput(
             "must be a date or time like 2026-05-01T08:00, or a span like 90m, 24h or 7d", field=field
         ) from None
@@ -182,7 +183,7 @@ def _states(states: Iterable[str] | None) -> frozenset[JobStatus] | None:
     if states is None:
         return None
     try:
-        return frozenset(JobStatus(state.lower()) for state in states)
+        return frozenset(JobStatus(state.lower()) for state in check_texts(states, field="state"))
     except ValueError:
         raise InvalidInput(f"must be among {', '.join(JobStatus)}", field="state") from None
 

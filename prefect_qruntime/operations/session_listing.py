@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.connection import check_id
+from prefect_qruntime.client.inputs.spec import check_flag
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.service import each_job
 from prefect_qruntime.credentials import Attended, load_each, read_each
@@ -74,6 +75,9 @@ def list_sessions(blocks: Iterable[str] | None = None, *, attended: Attended | N
     Args:
         blocks: Names of credentials blocks; None for all saved ones.
         attended: Give up on an instance that does not answer after some seconds; None to be patient.
+
+    Raises:
+        InvalidInput: `blocks` is no list of names.
     """
     return network_loop().run(_list(blocks, attended))
 
@@ -97,6 +101,7 @@ def close_by_id(
         The block that led to it, and the session as read back.
 
     Raises:
+        InvalidInput: An argument is wrong; nothing was sent.
         NotFound: No instance of these blocks has the session.
         QuantumRuntimeError: It could not be closed, or an instance could not be asked for it.
     """
@@ -107,6 +112,7 @@ async def _close(
     session_id: str, blocks: Iterable[str] | None, drain: bool, attended: Attended | None
 ) -> tuple[str, SessionRef]:
     failures: list[QuantumRuntimeError] = []
+    check_flag(drain, field="drain")
     loaded, problems = await load_each(blocks)
 
     async def has_it(_: str, client: QuantumRuntimeClient) -> bool:
@@ -140,10 +146,10 @@ async def _close(
 
 
 async def _list(blocks: Iterable[str] | None, attended: Attended | None) -> SessionList:
+    loaded, problems = await load_each(blocks)
     records = await find_records("session")
     notes = await session_notes(records)
     found: dict[str, OpenSession] = {}  # by id: two blocks may lead to one instance
-    loaded, problems = await load_each(blocks)
 
     async def read(name: str, client: QuantumRuntimeClient) -> tuple[list[OpenSession], dict[str, QuantumRuntimeError]]:
         return await _of_instance(name, client, records, notes)

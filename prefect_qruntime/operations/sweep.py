@@ -31,7 +31,7 @@ from prefect_qruntime.admission.locks import free_stuck_locks
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.inputs.spec import check_flag
 from prefect_qruntime.client.network_loop import network_loop
-from prefect_qruntime.credentials import Attended, load_each, read_each
+from prefect_qruntime.credentials import Attended, load_each, none_saved, read_each
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.hooks import clean_up
 from prefect_qruntime.observability.artifacts import Kind, Record, find_records
@@ -238,7 +238,7 @@ async def _resume(flow_run_id: str, force: bool) -> Resumed:
     check_flag(force, field="force")
     client = await api()
     try:
-        flow_run = await client.read_flow_run(UUID(flow_run_id))
+        flow_run = await client.read_flow_run(UUID(str(flow_run_id)))
     except ValueError:
         raise InvalidInput(f"{flow_run_id!r} is not the id of a flow run", field="flow_run_id") from None
     except ObjectNotFound:
@@ -350,11 +350,7 @@ async def _sweep(
     check_flag(dry_run, field="dry_run")
     check_flag(cancel_jobs, field="cancel_jobs")
     loaded, problems = await load_each(blocks)
-    none_saved = (
-        ["No credentials block is saved, so no instance was read. If yours are on another server, set PREFECT_API_URL."]
-        if blocks is None and not (loaded or problems)
-        else []
-    )
+    nothing_read = [str(none_saved())] if blocks is None and not (loaded or problems) else []
     records = await find_records("session")
     jobs = await find_records("job", since=datetime.now(UTC) - NOTED_BACK)
     noted = {owner for record in (*records, *jobs) if (owner := record.owner) is not None}
@@ -382,7 +378,7 @@ async def _sweep(
         blocks=sorted({*loaded, *problems}),
         sessions=[swept for part in found.values() for swept in part.sessions],
         jobs=[swept for part in found.values() for swept in part.jobs],
-        problems=none_saved
+        problems=nothing_read
         + [
             problem
             for name in sorted({*loaded, *problems})

@@ -13,6 +13,7 @@ from decimal import Decimal
 from sys import intern
 
 from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.inputs.spec import check_texts
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.parsing import parse_session_workload
 from prefect_qruntime.client.service import each_job
@@ -67,6 +68,7 @@ def report_usage(
     Raises:
         InvalidInput: An argument is wrong; nothing was sent.
     """
+    by = check_texts(by, field="by")
     group((), by)  # refuses wrong names before anything is sent
     begin = parse_since(since)
     end = parse_since(until, field="until") if until is not None else None

@@ -19,9 +19,10 @@ from pydantic import BaseModel, ConfigDict
 
 from prefect_qruntime import prefect_api
 from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.inputs.spec import check_flag
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.waiting.plan import Deadlines
-from prefect_qruntime.credentials import QuantumRuntimeCredentials, load_each, read_each
+from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_names, load_each, none_saved, read_each
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobStatus
 from prefect_qruntime.observability import notifications
@@ -77,7 +78,7 @@ def run_watch(
         What was done.
 
     Raises:
-        InvalidInput: A number is not positive.
+        InvalidInput: An argument is wrong.
     """
     return network_loop().run(_watch(blocks, once=once, interval=interval, duration=duration))
 
@@ -93,8 +94,9 @@ async def _watch(blocks: Iterable[str] | None, *, once: bool, interval: float, d
     for value, name in ((interval, "interval"), (duration, "duration")):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
             raise InvalidInput("must be a positive number of seconds", field=name)
+    check_flag(once, field="once")
     current_settings()  # a wrong one is no problem of a single wait
-    watcher = _Watcher(blocks, once=once)
+    watcher = _Watcher(None if blocks is None else block_names(blocks), once=once)
     until = None if duration is None else time.monotonic() + duration
     try:
         while True:
@@ -228,7 +230,7 @@ class _Watcher:
         if not self._once or not loaded:  # polling once is for the waits
             await self._look_after_all(loaded, reasons)
             texts = [f"The instance of {block} could not be checked: {reason}" for block, reason in reasons.items()]
-            texts += [] if loaded or texts else ["No credentials block is saved, so there is no instance to watch."]
+            texts += [] if loaded or texts or self._blocks is not None else [str(none_saved())]
             self._unchecked = list(map(redact, texts))
             for text in self._unchecked:
                 log.warning("Not watched: %s", text)

@@ -66,10 +66,13 @@ def test_without_a_block_nothing_looks_like_an_account_without_jobs(
     shown = capsys.readouterr()
     if code == 2:
         assert shown.out == ""
-        assert shown.err.startswith("block: no Quantum Runtime Credentials block is saved. Create one in the UI")
+        assert shown.err.startswith("No Quantum Runtime Credentials block is saved. Create one in the UI")
     if words.startswith("sweep"):
         assert "nothing was left" not in shown.out
-        assert "No credentials block is saved, so no instance was read" in shown.out + shown.err
+        assert (
+            "No Quantum Runtime Credentials block is saved. Create one in the UI under Blocks, or set"
+            in shown.out + shown.err
+        )
 
 
 def test_help_and_version_are_no_errors(capsys: pytest.CaptureFixture[str]) -> None:

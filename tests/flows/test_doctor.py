@@ -453,7 +453,7 @@ def test_a_block_type_that_is_not_registered(prefect_server: PrefectServer, monk
     assert found.level == "problem"
     assert "prefect block register" in found.fix
     report = run_doctor()
-    assert "No credentials block is saved." in [finding.finding for finding in report.findings]
+    assert "No Quantum Runtime Credentials block is saved." in [finding.finding for finding in report.findings]
 
 
 def test_hints_about_results_sessions_and_work_pools(

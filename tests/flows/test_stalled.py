@@ -223,7 +223,8 @@ def test_a_crashed_run_and_on_demand_any_running_one_is_resumed(
     prefect_server: PrefectServer, state: Any, force: bool
 ) -> None:
     flow_run = deployed(state)
-    resume_flow_run(str(flow_run.id), force=force)
+    given: Any = flow_run.id  # a UUID, as Prefect's client has it
+    resume_flow_run(given, force=force)
     read = asked(lambda client: client.read_flow_run(flow_run.id))
     assert read.state is not None
     assert (read.state.name, read.empirical_policy.resuming) == ("Resuming", True)
@@ -238,8 +239,8 @@ def test_without_a_deployment_it_says_how_to_fetch(prefect_server: PrefectServer
         resume_flow_run(str(flow_run.id))
 
 
-@pytest.mark.parametrize("wrong", ["nope", "../etc", ""])
-def test_an_id_that_is_none_is_refused(prefect_server: PrefectServer, wrong: str) -> None:
+@pytest.mark.parametrize("wrong", ["nope", "../etc", "", None, 7])
+def test_an_id_that_is_none_is_refused(prefect_server: PrefectServer, wrong: Any) -> None:
     with pytest.raises(qr.InvalidInput, match="not the id of a flow run"):
         resume_flow_run(wrong)
 

@@ -21,7 +21,7 @@ from flows.watch_jobs import watch_jobs
 from prefect_qruntime.cli.operations import watch
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.waiting.plan import Deadlines
-from prefect_qruntime.credentials import saved_blocks
+from prefect_qruntime.credentials import none_saved, saved_blocks
 from prefect_qruntime.models import Job, JobStatus
 from prefect_qruntime.observability.artifacts import Record
 from prefect_qruntime.observability.progress import PageTurn
@@ -701,7 +701,7 @@ async def test_a_watcher_that_has_nothing_to_watch_says_so(monkeypatch: pytest.M
     monkeypatch.setattr("prefect_qruntime.credentials.saved_blocks", none)
     watcher = _Watcher(None, once=once)
     await watcher._look_after_instances()
-    assert watcher.report().problems == ["No credentials block is saved, so there is no instance to watch."]
+    assert watcher.report().problems == [str(none_saved())]
 
 
 @pytest.mark.parametrize("how", [{"once": True}, {"duration": 1.0, "interval": 0.2}])

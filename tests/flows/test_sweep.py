@@ -23,7 +23,7 @@ import prefect_qruntime as qr
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.submission import Intent
-from prefect_qruntime.credentials import saved_blocks
+from prefect_qruntime.credentials import none_saved, saved_blocks
 from prefect_qruntime.observability.artifacts import upsert
 from prefect_qruntime.operations import instance_sweep, job_listing as qr_listing
 from prefect_qruntime.operations.instance_sweep import InstanceSweeper
@@ -580,7 +580,7 @@ def test_without_a_block_flow_runs_and_locks_are_looked_at(control: Any, monkeyp
     report = run_sweep()
     assert str(flow_run.id) in [one.id for one in report.stalled if one.is_certain]
     assert (freed, report.blocks, report.is_clean) == ([True], [], False)
-    assert report.problems[0].startswith("No credentials block is saved, so no instance was read.")
+    assert report.problems[0] == str(none_saved())
     put(flow_run.id, Completed())
 
 

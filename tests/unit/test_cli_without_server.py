@@ -239,6 +239,36 @@ def test_a_reader_that_stops_early_is_no_fault(line: str) -> None:
     assert done.returncode == 1
 
 
+@pytest.mark.parametrize("closed", ["0", "1", "2", "012"])
+@pytest.mark.parametrize("line", ["--help", "doctor --json", "init"])
+def test_a_closed_stream_is_no_fault(tmp_path: Path, line: str, closed: str) -> None:
+    # What the command starts finds a stream there too, as the temporary server of Prefect needs one.
+    code = """
+import os, subprocess, sys
+from prefect_qruntime.cli import main
+try:
+    main()
+finally:
+    child = "import sys; sys.exit(None in (sys.stdin, sys.stdout, sys.stderr))"
+    if subprocess.run([sys.executable, "-c", child]).returncode:
+        os._exit(9)
+"""
+    script = f'exec "$@" {" ".join(f"{one}>&-" for one in closed)}'
+    with closed_port() as port:
+        done = subprocess.run(
+            ["sh", "-c", script, "sh", sys.executable, "-c", code, *line.split()],
+            env={**os.environ, "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+    assert done.stderr == ""
+    assert bool(done.stdout) == ("1" not in closed)
+    assert done.returncode == ("doctor" in line)
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 @pytest.mark.parametrize("line", ["--help", "init", "doctor", "doctor --json"])
 def test_a_full_disk_is_named_without_a_traceback(tmp_path: Path, line: str) -> None:

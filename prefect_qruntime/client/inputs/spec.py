@@ -15,7 +15,7 @@ import hashlib
 import math
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import takewhile
@@ -50,6 +50,7 @@ __all__ = [
     "check_shots",
     "check_size",
     "check_tags",
+    "check_texts",
     "first_line",
     "has_ibm",
     "ibm_module",
@@ -143,6 +144,14 @@ def check_flag(value: object, *, field: str) -> bool:
     if not isinstance(value, bool) and (kind.__module__, kind.__name__.rstrip("_")) != ("numpy", "bool"):
         raise InvalidInput(f"must be True or False, not {value!r:.60}", field=field)
     return bool(value)
+
+
+def check_texts(value: object, *, field: str) -> list[str]:
+    """The texts in a list, set or the like; a single text is none, as it would count as its letters."""
+    found = None if isinstance(value, str | bytes) or not isinstance(value, Iterable) else list(value)
+    if found is None or not all(isinstance(item, str) for item in found):
+        raise InvalidInput(f"must be a list of strings, not {value!r:.60}", field=field)
+    return found
 
 
 def check_tags(tags: object) -> tuple[str, ...]:
