@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from prefect.blocks.core import Block
 from prefect.testing.standard_test_suites import BlockStandardTestSuite
+from pydantic import ValidationError
 
 from prefect_qruntime import Budget, QuantumRuntimeCredentials, QuantumRuntimePolicy
 from prefect_qruntime.admission import (
@@ -121,6 +122,21 @@ def test_what_is_no_budget(bad: Any) -> None:
     with pytest.raises(InvalidInput) as caught:
         as_budget(bad)
     assert caught.value.field == "budget"
+
+
+NUMBERS = [name for name, one in Budget.model_fields.items() if one.annotation is not bool]
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan, -1, "many", [5]])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_limit_is_a_finite_number_however_it_is_given(name: str, bad: Any) -> None:
+    """JSON has no infinity: such a limit would be saved as none."""
+    budget = Budget()
+    with pytest.raises(ValidationError, match=name):
+        Budget(**{name: bad})
+    with pytest.raises(ValidationError, match=name):
+        setattr(budget, name, bad)
+    assert budget == Budget()
 
 
 def job(number: int, status: JobStatus = JobStatus.QUEUED, used: float | None = None, **fields: Any) -> Job:
