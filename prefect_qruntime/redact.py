@@ -14,6 +14,7 @@ from __future__ import annotations
 import bisect
 import difflib
 import html
+import json
 import logging
 import os
 import re
@@ -23,6 +24,7 @@ import unicodedata
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
+from urllib.parse import quote
 
 __all__ = [
     "RedactionFilter",
@@ -98,6 +100,8 @@ if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
 def register_secret(secret: str, *, passing: bool = False) -> None:
     """Remember a secret, so that `redact` finds it in any text. Short ones are ignored.
 
+    A lasting one is found as it stands in a form, an address or JSON, too: a page of a proxy may repeat a request.
+
     Args:
         secret: The secret.
         passing: It is of use for hours only, such as a token. A process may see any number of these, so only the latest
@@ -117,7 +121,9 @@ def register_secret(secret: str, *, passing: bool = False) -> None:
             while len(_passing) > _KEEP:  # the first is the one longest unused
                 _passing.popitem(last=False)
         else:
-            _lasting.add(secret)
+            # A text with lone surrogates has no such form.
+            quoted = (quote(secret, safe, errors="replace") for safe in ("/", ""))
+            _lasting.update((secret, json.dumps(secret)[1:-1], repr(secret)[1:-1], *quoted))
         _longest_first = None
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 from prefect.blocks.core import Block
-from pydantic import Field, HttpUrl
+from pydantic import ConfigDict, Field, HttpUrl
 
 from prefect_qruntime.admission.budget_core import UNSEEN, Remaining, SessionHold, allotment, is_due, observed
 from prefect_qruntime.client import QuantumRuntimeClient
@@ -91,6 +91,9 @@ class Budget(Loadable, Block):
         budget = Budget.load("BLOCK_NAME")
         ```
     """
+
+    # Infinity is saved as null, and so as no limit.
+    model_config = ConfigDict(allow_inf_nan=False, validate_assignment=True)
 
     _block_type_name = "Quantum Runtime Budget"
     _block_type_slug = "quantum-runtime-budget"

@@ -15,7 +15,7 @@ import contextlib
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -43,13 +43,22 @@ from prefect_qruntime.redact import get_logger
 from prefect_qruntime.run_context import RunContext
 from prefect_qruntime.settings import current_settings
 
-__all__ = ["AdmissionGuard", "SessionAdmission", "admission_guard", "read_queue", "session_guard", "share_turn"]
+__all__ = [
+    "AdmissionGuard",
+    "BudgetsAlone",
+    "SessionAdmission",
+    "admission_guard",
+    "read_queue",
+    "session_guard",
+    "share_turn",
+]
 
 
 log = get_logger(__name__)
 
 _TAG = "qruntime-share"
 _SAY_AFTER = 30.0  # seconds after which a wait is logged
+_FRESH = 30.0  # seconds for which what was checked before a wait is not checked again
 
 
 @asynccontextmanager
@@ -174,21 +183,56 @@ async def read_queue(crn: str) -> list[Row]:
 
 
 @dataclass(slots=True)
+class BudgetsAlone:
+    """The budgets in force and their locks, so that no other process spends the same seconds.
+
+    Attributes:
+        own: The flow's own budget.
+        where: The flow run that submits.
+        crn: Of the instance.
+        stack: Releases the locks; enter it before.
+        locks: Those that are held.
+        held: What they are for.
+    """
+
+    own: BudgetLike | None
+    where: RunContext
+    crn: str
+    stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+    locks: tuple[HeldLock, ...] = ()
+    held: tuple[str, ...] = ()
+
+    async def read(self, *, alone: bool = True) -> list[Budget]:
+        """Take the locks and read the budgets, again after a wait: they may have been changed meanwhile.
+
+        Args:
+            alone: Whether locks are needed.
+        """
+        while True:
+            budgets = await budgets_in_force(self.own)
+            # Outside a run there is no Prefect to ask.
+            wanted = scopes(budgets, self.where, self.crn) if alone and in_run() else ()
+            if wanted == self.held:
+                return budgets
+            self.locks, self.held = (), ()  # should the next line or the one after it fail, none is held
+            await self.stack.aclose()
+            self.locks = await self.stack.enter_async_context(budget_lock(wanted))
+            self.held = wanted
+
+
+@dataclass(slots=True)
 class AdmissionGuard:
     """The checks of one submission: policy, budget and rate limit."""
 
     client: QuantumRuntimeClient
     spec: JobSpec
     where: RunContext
-    budget: BudgetLike | None
+    budgets: BudgetsAlone
     session: SessionRef | None = None
     _reservation: Reservation | None = None
     _turn: Permit | None = None
     _posting: bool = False
     _posted: bool = False
-    _alone: AsyncExitStack = field(default_factory=AsyncExitStack)
-    _held: tuple[str, ...] = ()
-    _locks: tuple[HeldLock, ...] = ()
     key_lock: HeldLock | None = None
     still_wanted: Callable[[], Awaitable[None]] | None = None
     block: str | None = None
@@ -210,14 +254,16 @@ class AdmissionGuard:
         self._posting = False
         if self._turn is not None:
             await self._turn.sent()
-        ceiling = await self._ceiling()
+        began, ceiling = time.monotonic(), await self._ceiling()
         # The team's turn comes first: a process that waits with a budget's lock would delay the other teams.
         async with share_turn(self.client.connection, self.where, self.block):
             spec = await self._reserve(key, ceiling)
             self._turn = await acquire(self.client.connection)
+            if time.monotonic() - began > _FRESH:  # meanwhile an administrator may have changed what is allowed
+                spec = await self._reserve(key, await self._ceiling())
             if self.still_wanted is not None:
                 await self.still_wanted()
-            for lock in (self.key_lock, *self._locks):
+            for lock in (self.key_lock, *self.budgets.locks):
                 if lock is not None:
                     lock.check()
         self._posting = self._posted = True
@@ -237,40 +283,22 @@ class AdmissionGuard:
 
     async def _reserve(self, key: str, ceiling: int | None) -> JobSpec | None:
         wanted = self.spec.max_execution_time
-        budgets = await budgets_in_force(self.budget)
-        if not budgets or self.spec.dry_run:  # a dry run is not charged
-            return self._with_limit(wanted if ceiling is None else lowest(wanted, ceiling))
-        await self._be_alone(budgets)
-        try:
-            self._reservation, cap = await self._ledger.reserve(
-                self.client, budgets, self.where, key, wanted, self.session, ceiling=ceiling
-            )
-        except BudgetExhausted as error:
-            report_exhausted(error, flow_run_id=self.where.flow_run_id)
-            raise
-        return self._with_limit(cap)
-
-    def _with_limit(self, seconds: int | None) -> JobSpec | None:
-        """The spec with this limit; None if the caller's own already has it."""
-        if seconds == self.spec.max_execution_time:
-            return None
-        return replace(self.spec, max_execution_time=seconds)
-
-    async def _be_alone(self, budgets: Sequence[Budget]) -> None:
-        """Take the budget's locks, so that no other process spends the same seconds."""
-        # Outside a run there is no Prefect to ask.
-        wanted = scopes(budgets, self.where, self.client.connection.crn) if in_run() else ()
-        if wanted == self._held:
-            return
-        self._locks, self._held = (), ()  # should the next line or the one after it fail, none is held
-        await self._alone.aclose()
-        self._locks = await self._alone.enter_async_context(budget_lock(wanted))
-        self._held = wanted
+        seconds = wanted if ceiling is None else lowest(wanted, ceiling)
+        budgets = await self.budgets.read(alone=not self.spec.dry_run)
+        if budgets and not self.spec.dry_run:  # a dry run is not charged
+            try:
+                self._reservation, seconds = await self._ledger.reserve(
+                    self.client, budgets, self.where, key, wanted, self.session, ceiling=ceiling
+                )
+            except BudgetExhausted as error:
+                report_exhausted(error, flow_run_id=self.where.flow_run_id)
+                raise
+        return None if seconds == wanted else replace(self.spec, max_execution_time=seconds)
 
     async def listed(self) -> None:
         """Wait until other processes can count the job: the service lists it, or never will."""
         kept = self._reservation
-        if kept is None or kept.job_id is None or not self._held:
+        if kept is None or kept.job_id is None or not self.budgets.held:
             return
         end, pause = time.monotonic() + current_settings().submission_grace_seconds, 0.25
         while True:
@@ -335,8 +363,8 @@ async def admission_guard(
     Yields:
         The hooks of `client.submit`.
     """
-    one = AdmissionGuard(client, spec, where, budget, session)
-    async with one._alone:
+    one = AdmissionGuard(client, spec, where, BudgetsAlone(budget, where, client.connection.crn), session)
+    async with one.budgets.stack:
         try:
             yield one
         except QuantumRuntimeError as error:
@@ -392,18 +420,20 @@ async def session_guard(
         QuantumRuntimeError: The service or Prefect could not be asked what is left; nothing is sent.
     """
     book = ledger(client.connection.crn)
-    budgets = await budgets_in_force(budget) if mode == "dedicated" else []
-    if not any(one.counts_seconds for one in budgets):
-        yield SessionAdmission(life, book, token)
-        return
-    async with budget_lock(scopes(budgets, where, client.connection.crn) if in_run() else ()) as locks:
+    alone = BudgetsAlone(budget, where, client.connection.crn)
+    async with alone.stack:
+        budgets = await alone.read(alone=False) if mode == "dedicated" else []
+        if not any(one.counts_seconds for one in budgets):
+            yield SessionAdmission(life, book, token)
+            return
+        budgets = await alone.read()
         try:
             allowed = await book.reserve_session(client, budgets, where, token, life)
         except BudgetExhausted as error:
             report_exhausted(error, flow_run_id=where.flow_run_id)
             raise
         try:
-            for lock in locks:
+            for lock in alone.locks:
                 lock.check()
             yield SessionAdmission(allowed, book, token)
         except QuantumRuntimeError as error:

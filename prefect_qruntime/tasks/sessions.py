@@ -13,7 +13,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
@@ -215,6 +215,9 @@ async def _open(
         if watch is not None:
             watch.arm(False)
             await watch.check()
+        # Again: the wait for the budget's lock may have been long.
+        life = admitted.life if mode == "dedicated" else None
+        await policy.admit(client.connection, where, block_name(credentials), [replace(asked, session_seconds=life)])
         wanted = SessionRef(
             mode="batch" if mode == "batch" else "dedicated", backend=name, max_ttl=admitted.life, token=token
         )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 import time
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlencode
 
 import pytest
 from hypothesis import given, strategies as st
@@ -61,6 +63,27 @@ def test_known_secrets_are_found_anywhere() -> None:
     assert redact("a+b(c)[d]") == MASK
     forget_all()
     assert redact(TOKEN) == TOKEN
+
+
+@given(secret=st.text(st.characters(min_codepoint=33, max_codepoint=0x17F), min_size=6, max_size=20))
+def test_a_key_is_found_in_a_repeated_form_address_or_json(secret: str) -> None:
+    """Whatever characters it has: a page of a proxy may repeat the request that it refuses."""
+    forget_all()
+    register_secret(secret)
+    for text in (
+        urlencode({"key": secret}),
+        f"/x?key={quote(secret)}",
+        json.dumps({"key": secret}),
+        repr({"key": secret}),
+    ):
+        shown = redact(text)
+        assert MASK in shown, text
+        assert len(shown) <= len("{'key': ''}") + len(MASK)
+
+
+def test_a_damaged_key_is_registered_too() -> None:
+    register_secret("\ud800-damaged-key")
+    assert redact("a \ud800-damaged-key") == f"a {MASK}"
 
 
 def test_a_new_token_among_many_does_not_make_the_next_text_wait() -> None:

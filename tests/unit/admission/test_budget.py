@@ -17,9 +17,15 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from prefect.blocks.core import Block
 from prefect.testing.standard_test_suites import BlockStandardTestSuite
+from pydantic import ValidationError
 
-from prefect_qruntime import Budget, QuantumRuntimeCredentials
-from prefect_qruntime.admission import budget as budget_module, guard as gate_module, rate_limit
+from prefect_qruntime import Budget, QuantumRuntimeCredentials, QuantumRuntimePolicy
+from prefect_qruntime.admission import (
+    budget as budget_module,
+    guard as gate_module,
+    policy as policy_module,
+    rate_limit,
+)
 from prefect_qruntime.admission.budget import as_budget, scopes
 from prefect_qruntime.admission.budget_core import (
     Remaining,
@@ -30,7 +36,7 @@ from prefect_qruntime.admission.budget_core import (
     tally,
     used_up,
 )
-from prefect_qruntime.admission.guard import AdmissionGuard, admission_guard
+from prefect_qruntime.admission.guard import BudgetsAlone, admission_guard
 from prefect_qruntime.admission.ledger import Ledger, ledger
 from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.client.cost_core import MOST_SECONDS
@@ -41,6 +47,7 @@ from prefect_qruntime.errors import (
     InvalidInput,
     NotFound,
     PermissionDenied,
+    PolicyRefused,
     QuantumRuntimeError,
     ServiceUnavailable,
     SubmissionUncertain,
@@ -115,6 +122,21 @@ def test_what_is_no_budget(bad: Any) -> None:
     with pytest.raises(InvalidInput) as caught:
         as_budget(bad)
     assert caught.value.field == "budget"
+
+
+NUMBERS = [name for name, one in Budget.model_fields.items() if one.annotation is not bool]
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan, -1, "many", [5]])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_limit_is_a_finite_number_however_it_is_given(name: str, bad: Any) -> None:
+    """JSON has no infinity: such a limit would be saved as none."""
+    budget = Budget()
+    with pytest.raises(ValidationError, match=name):
+        Budget(**{name: bad})
+    with pytest.raises(ValidationError, match=name):
+        setattr(budget, name, bad)
+    assert budget == Budget()
 
 
 def job(number: int, status: JobStatus = JobStatus.QUEUED, used: float | None = None, **fields: Any) -> Job:
@@ -424,15 +446,83 @@ def test_a_lock_that_was_given_back_is_taken_again(
     wider = Budget(max_seconds_per_run=100, min_remaining_seconds=1)
 
     async def main() -> None:
-        one = AdmissionGuard(Instance(), JobSpec("sampler", "b"), RUN, BUDGET)  # type: ignore[arg-type]
-        async with one._alone:
-            await one._be_alone([BUDGET])
+        locked = BudgetsAlone(BUDGET, RUN, CRN)
+        async with locked.stack:
+            assert await locked.read() == [BUDGET]
+            locked.own = wider
             with pytest.raises(type(trouble)):
-                await one._be_alone([wider])
-            await one._be_alone([BUDGET])
+                await locked.read()
+            locked.own = BUDGET
+            await locked.read()
             assert held == [("run:f1",)]
 
     asyncio.run(main())
+
+
+LOWER = Budget(max_seconds_per_run=30, default_max_execution_time=40)
+ELSEWHERE = QuantumRuntimePolicy(hosts=["another.example"])
+
+
+@pytest.mark.parametrize("wait", ["the team's turn", "the budget's lock", "the create rate"])
+@pytest.mark.parametrize("change", ["lowered", "deleted", "replaced", "a policy"])
+def test_what_an_administrator_changes_holds_for_submissions_that_wait(
+    book: Ledger, monkeypatch: pytest.MonkeyPatch, wait: str, change: str
+) -> None:
+    """Whatever a submission waits for, it goes by the budget and the policy that are there when it is sent."""
+    saved: list[Any] = [BUDGET]
+    policies: list[QuantumRuntimePolicy | None] = [None]
+    held: list[tuple[str, ...]] = []
+    monkeypatch.setattr(gate_module, "_FRESH", 0.0)
+    monkeypatch.setattr(gate_module, "in_run", lambda: True)
+    monkeypatch.setattr(gate_module, "report_exhausted", lambda *args, **more: None)
+
+    def waited(what: str) -> None:
+        if what == wait:
+            new = {"lowered": LOWER, "deleted": InvalidInput("no budget"), "replaced": Budget(max_jobs_per_run=7)}
+            saved[0] = new.get(change, BUDGET)
+            policies[0] = ELSEWHERE if change == "a policy" else None
+
+    async def in_force(own: Any) -> list[Budget]:
+        if isinstance(saved[0], Exception):
+            raise saved[0]
+        return [saved[0]]
+
+    async def policy() -> QuantumRuntimePolicy | None:
+        return policies[0]
+
+    async def permit(connection: Connection) -> None:
+        waited("the create rate")
+
+    @contextlib.asynccontextmanager
+    async def turn(*_: object) -> Any:
+        waited("the team's turn")
+        yield
+
+    @contextlib.asynccontextmanager
+    async def lock(wanted: Any) -> Any:
+        waited("the budget's lock")
+        held.append(wanted)
+        try:
+            yield ()
+        finally:
+            held.remove(wanted)
+
+    for name, double in (("budgets_in_force", in_force), ("acquire", permit), ("share_turn", turn)):
+        monkeypatch.setattr(gate_module, name, double)
+    monkeypatch.setattr(gate_module, "budget_lock", lock)
+    monkeypatch.setattr(policy_module, "policy_in_force", policy)
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_SUBMISSION_GRACE_SECONDS", "0.05")
+
+    async def main() -> JobSpec | None:
+        async with admission_guard(Instance(), JobSpec("sampler", "b"), RUN, "b") as passing:  # type: ignore[arg-type]
+            return await passing.before_post("qr-key:1")
+
+    if change == "replaced":  # by one that counts jobs, so that no limit is sent
+        assert asyncio.run(main()) is None
+        return
+    with pytest.raises({"lowered": BudgetExhausted, "deleted": InvalidInput, "a policy": PolicyRefused}[change]):
+        asyncio.run(main())
+    assert (book.reservations, held) == ([], [])
 
 
 @pytest.mark.parametrize("refusal", ["no room", "an outage", "a cancelled read"])
