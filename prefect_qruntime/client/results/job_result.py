@@ -51,7 +51,7 @@ class JobResult(BaseModel):
         file: The file that holds the body instead.
         job_id: The job.
         program_id: The program, if known.
-        widths: Classical bits of each PUB, if known: a legacy result does not say how long its
+        widths: Classical bits of each PUB, if known: a legacy result with integers does not say how long its
             bitstrings are.
         decode_limit: Most bytes that the encoded arrays read at once may unfold to (1 GiB).
         provenance: Which calibration, backend, payload and packages it comes from, if known.

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from pydantic import ValidationError
 from qiskit.primitives import BitArray, DataBin, PrimitiveResult, PubResult, SamplerPubResult
+from qiskit.result import QuasiDistribution
 
 from prefect_qruntime.client.encodings.arrays import Allowance
 from prefect_qruntime.client.failures import MOST_LEVELS
@@ -233,6 +234,30 @@ def test_legacy_counts_keep_the_shots(distribution: dict[int, float], shots: int
     for text, count in counts.items():
         assert len(text) == 4
         assert abs(count - max(distribution[int(text, 2)], 0.0) / total * shots) < 1
+
+
+@given(
+    st.integers(1, 70).flatmap(
+        lambda bits: st.tuples(st.just(bits), st.sets(st.integers(0, 2**bits - 1), min_size=1, max_size=6))
+    ),
+    st.booleans(),
+)
+def test_legacy_bitstrings_are_those_that_qiskit_reads(drawn: tuple[int, set[int]], known: bool) -> None:
+    bits, numbers = drawn
+    sent = {f"{number:0{bits}b}": 1 / len(numbers) for number in numbers}
+    body = {"quasi_dists": [sent], "metadata": [{"shots": 600}]}
+    result = _read(body, widths=(bits,) if known else ())
+    assert result.quasi_dists == [sent]
+    assert QuasiDistribution(sent) == {int(text, 2): value for text, value in result.quasi_dists[0].items()}
+
+
+@given(st.integers(1, 70).flatmap(lambda bits: st.tuples(st.just(bits), st.sets(st.integers(0, 2**bits - 1)))))
+def test_legacy_integers_are_read_for_circuits_of_known_bits(drawn: tuple[int, set[int]]) -> None:
+    bits, numbers = drawn
+    read = {f"{number:0{bits}b}": 0.5 for number in numbers}
+    for written in (str, hex, bin):
+        body = {"quasi_dists": [{written(number): 0.5 for number in numbers}]}
+        assert _read(body, widths=(bits,)).quasi_dists == [read]
 
 
 def test_legacy_estimator() -> None:
