@@ -328,11 +328,17 @@ def loads(body: bytes | bytearray | memoryview | str, job_id: str) -> Any:
 
 
 def floats(value: Any) -> Any:
-    """The same numbers as floats, in the same lists."""
+    """The same numbers as floats, in the same lists; null, which many encoders write for NaN, as NaN.
+
+    Raises:
+        ValueError: Something in them is no number.
+    """
     # JSON writes 1 for 1.0; an expectation value is a float nevertheless.
     if isinstance(value, list):
         return [floats(item) for item in value]
-    return float(value) if isinstance(value, int) else value
+    if value is not None and not isinstance(value, int | float | complex):
+        raise ValueError(f"{value!r:.60} is not a number")
+    return math.nan if value is None else float(value) if isinstance(value, int) else value
 
 
 def frequencies(counts: Any) -> Any:

@@ -205,6 +205,20 @@ def test_other_fields_of_a_pub() -> None:
     assert _read(body).field("ensemble_standard_error") == [0.2, 0.3]
 
 
+def test_a_value_that_is_null_is_not_known() -> None:
+    body = {"results": [{"data": {"evs": [0.5, None, 1], "stds": [None, 0.1, 0.2]}}, {"data": {"evs": None}}]}
+    result = _read(body)
+    evs, stds = [0.5, math.nan, 1.0], [math.nan, 0.1, 0.2]
+    np.testing.assert_equal(result.expectation_values(), evs)
+    np.testing.assert_equal(result.standard_errors(), stds)
+    assert math.isnan(result.expectation_values(1))
+    primitive = result.to_primitive_result()
+    for found, wanted in ((primitive[0].data.evs, evs), (primitive[0].data.stds, stds), (primitive[1].data.evs, None)):
+        assert found.dtype == np.float64
+        np.testing.assert_equal(found, np.array(wanted, dtype=float))
+    np.testing.assert_equal([row["ev"] for row in result.to_table()], [*evs, math.nan])
+
+
 def test_legacy_sampler() -> None:
     body = {
         "quasi_dists": [{"0": 0.119, "1": 0.891, "2": -0.01}, {"5": 1.0}],
@@ -341,6 +355,7 @@ ARRAY = BitArray(np.zeros((3, 2, 1), dtype=np.uint8), 2)
         (encoded(DataBin(shape=(3,), c=ARRAY)), lambda r: r.counts(index=(0, 0)), "index"),
         (encoded(DataBin(shape=(3,), c=ARRAY)), lambda r: r.counts(index="0"), "index"),
         ({"quasi_dists": [{"0": 1.0}], "metadata": [{"shots": 1}]}, lambda r: r.counts(register="c"), "register"),
+        ({"quasi_dists": [{"0": 1.0}] * 3, "metadata": [{"shots": 1}] * 3}, lambda r: r.counts(index=2), "index"),
     ],
 )
 def test_what_a_caller_asks_wrongly(body: Any, call: Any, field: str) -> None:
@@ -372,6 +387,8 @@ BROKEN: list[Any] = [
     {"quasi_dists": [{"0": 1.0}], "metadata": [{}]},
     {"quasi_dists": [{"0": 1.0}], "metadata": [{"shots": True}]},
     {"quasi_dists": [{"0": 1.0}]},
+    _pub({"evs": [0.5, "x"]}),
+    _pub({"evs": 10**400}),
     {"__type__": "PrimitiveResult"},
     {"__type__": "PrimitiveResult", "__value__": {"pub_results": None}},
     {"__type__": "PrimitiveResult", "__value__": {"pub_results": ["x"]}},
