@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
@@ -169,7 +170,10 @@ def fetched_line(result: JobResult) -> str:
     start = f"fetched the result of job {result.job_id}"
     if result.file is not None:
         return f"{start}: {_size(result.file.size)} in a file"
-    size = _size(len(orjson.dumps(result.raw)))
+    try:
+        size = _size(len(orjson.dumps(result.raw)))
+    except TypeError:  # integers of more than 64 bits
+        size = _size(len(json.dumps(result.raw)))
     try:
         pubs = result.num_pubs
         shots = [result.shots(pub) for pub in range(min(pubs, _COUNTED))]

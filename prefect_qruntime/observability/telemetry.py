@@ -305,8 +305,8 @@ def execution_spans(result: JobResult) -> list[ExecutionSpan]:
 
 
 def _past(name: str, begin: datetime, end: datetime, attributes: dict[str, Any]) -> None:
-    started, ended = (int(moment.timestamp() * 1e9) for moment in (begin, max(begin, end)))
     try:
+        started, ended = (int(moment.timestamp() * 1e9) for moment in (begin, max(begin, end)))
         trace.get_tracer(_OURS).start_span(name, start_time=started, attributes=_facts(attributes)).end(ended)
     except Exception as error:
         _not_recorded(name, error)

@@ -29,7 +29,8 @@ def sampler(params: dict[str, Any], run: Run) -> tuple[dict[str, Any], int]:
         bound = _bind(circuit, row)
         taken = primitives.take_shots(bound, [[]], shots, run, run.seed + number)[0]
         counts = Counter(int(shot, 16) for shot in taken)
-        dists.append({str(key): counts[key] / shots for key in sorted(counts)})
+        # Bitstrings, as the service wrote them.
+        dists.append({f"{key:0{circuit.num_clbits}b}": counts[key] / shots for key in sorted(counts)})
     metadata = [{"shots": shots, "circuit_metadata": {}} for _ in dists]
     return {"quasi_dists": dists, "metadata": metadata}, shots * len(dists)
 

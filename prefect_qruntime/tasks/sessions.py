@@ -418,10 +418,13 @@ async def note_session(
 
 
 async def _drain(credentials: QuantumRuntimeCredentials, session: SessionRef) -> bool:
-    """Drain a session, unless it is being opened and has no id yet. Returns whether it was done."""
-    unbound = _unbound().get(session.token or "") if session.id is None else None
-    if unbound is not None and unbound.submitting:
-        return False
+    """Drain a session, unless it is being opened and has no id yet. Returns whether nothing is left to be done."""
+    if session.id is None:
+        unbound = _unbound().get(session.token or "")
+        if unbound is None:  # opening it failed or was interrupted, and no job is in it: the sweep searches for it
+            return True
+        if unbound.submitting:
+            return False
     await close(credentials, session, drain=True)
     return True
 

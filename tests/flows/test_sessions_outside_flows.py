@@ -192,6 +192,19 @@ def test_a_signal_while_it_is_opened_drains_it_as_soon_as_it_is_open(
     assert session["accepting_jobs"] is False
 
 
+def test_an_interrupted_opening_leaves_nothing_open_and_nothing_to_report(
+    prefect_server: PrefectServer, sandbox: Sandbox, control: Any
+) -> None:
+    control.add_fault("POST", "/sessions", delay=1)
+    with opener(prefect_server, sandbox, "open", says="OPENING") as script:
+        assert until(lambda: control.journal("POST", "/sessions"))
+        script.send_signal(signal.SIGINT)
+        _, errors = script.communicate(timeout=300)
+    assert "KeyboardInterrupt" in errors
+    assert "could not be closed" not in errors
+    assert control.open_sessions() == []
+
+
 @pytest.mark.parametrize("mode", ["handled", "forked", "twice"])
 def test_a_signal_ends_a_process_as_before_if_it_has_a_handler_or_is_a_fork_or_comes_again(
     prefect_server: PrefectServer, sandbox: Sandbox, control: Any, mode: str

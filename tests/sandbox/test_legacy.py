@@ -17,9 +17,9 @@ def test_v1_sampler(legacy):
     params = {"circuits": [BELL2], "circuit_indices": [0], "parameter_values": [[]], "run_options": {"shots": 1000}}
     result = legacy.run(params=params)
     (dist,) = result["quasi_dists"]
-    assert set(dist) == {"0", "3"}
+    assert set(dist) == {"00", "11"}
     assert sum(dist.values()) == pytest.approx(1)
-    assert abs(dist["0"] - 0.5) < 0.1
+    assert abs(dist["00"] - 0.5) < 0.1
     assert result["metadata"][0]["shots"] == 1000
 
 

@@ -23,7 +23,9 @@ from tests.support.flow_runs import BACKEND, FLIP
 def main() -> None:
     """Open, say so, and do as told."""
     connection, mode, *block = sys.argv[1:]
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under `nohup` it is ignored in all processes of the tests
+    # In the background and under `nohup` they are ignored in all processes of the tests.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     credentials = qr.load_credentials(block[0]) if block else qr.QuantumRuntimeCredentials(**json.loads(connection))
     if mode == "stay-async":
         asyncio.run(_inside(credentials))

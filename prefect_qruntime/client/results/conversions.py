@@ -229,7 +229,10 @@ def _pub_result(view: PubView, result: JobResult, place: int, allowance: Allowan
     for name, value in view.fields.items():
         found = _decoded(value, allowance)
         # Numbers of the plain form are arrays in the encoded one.
-        fields[name] = np.asarray(found) if view.kind is None and isinstance(found, list | int | float) else found
+        if view.kind is None and isinstance(found, list | int | float | complex | None):
+            found = np.asarray(found)
+            found = found.astype(float) if found.dtype == object else found  # null is NaN
+        fields[name] = found
     if view.shape is not None:
         shape = view.shape
     elif "evs" in fields and not view.registers:

@@ -51,7 +51,7 @@ class JobResult(BaseModel):
         file: The file that holds the body instead.
         job_id: The job.
         program_id: The program, if known.
-        widths: Classical bits of each PUB, if known: a legacy result does not say how long its
+        widths: Classical bits of each PUB, if known: a legacy result with integers does not say how long its
             bitstrings are.
         decode_limit: Most bytes that the encoded arrays read at once may unfold to (1 GiB).
         provenance: Which calibration, backend, payload and packages it comes from, if known.
@@ -178,6 +178,7 @@ class JobResult(BaseModel):
             if view.quasi is not None:
                 if register is not None:
                     raise InvalidInput("a legacy result joins all registers and names none", field="register")
+                self._point((), index, pub)  # each point is a PUB of its own
                 return counts_of(view.quasi, self._quasi_shots(view, pub))
             chosen = self._registers(view, pub, register)
             return tally(chosen, self._point(chosen[0].shape, index, pub))
@@ -221,16 +222,18 @@ class JobResult(BaseModel):
         return "evs" in self._view(pub).fields
 
     def expectation_values(self, pub: int = 0) -> Any:
-        """The estimator's values: a float, or nested lists in the PUB's shape.
+        """The estimator's values: a float, or nested lists in the PUB's shape; NaN for one that is not known.
 
         Raises:
             QuantumRuntimeError: The PUB has none.
         """
-        return floats(self.field("evs", pub))
+        with self._reading(pub):
+            return floats(self.field("evs", pub))
 
     def standard_errors(self, pub: int = 0) -> Any:
         """Standard errors of `expectation_values`, in the same shape; None if the service gave none."""
-        return floats(self.field("stds", pub)) if "stds" in self._view(pub).fields else None
+        with self._reading(pub):
+            return floats(self.field("stds", pub)) if "stds" in self._view(pub).fields else None
 
     def field(self, name: str, pub: int = 0) -> Any:
         """Any field of a PUB's data that is not a register, for instance `ensemble_standard_error`.

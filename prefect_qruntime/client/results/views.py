@@ -176,26 +176,45 @@ def _v1_fields(value: Any, metadata: Any) -> dict[str, Any]:
 def read_quasi(value: Any, width: int | None) -> dict[str, float]:
     """Bitstrings and their quasi-probabilities, which may be slightly negative.
 
+    The service wrote bitstrings of one length, which IBM's client reads. Other senders write decimal integers, or hex
+    or binary ones with their prefix.
+
     Args:
-        value: `{"0": 0.1, "3": 0.9}`; keys are decimal integers, or hex with `0x`.
-        width: Classical bits of the circuit; None takes those of the largest key.
+        value: `{"00": 0.1, "11": 0.9}`, or `{"0": 0.1, "3": 0.9}`.
+        width: Classical bits of the circuit; None takes those of a bitstring, or of the largest number.
 
     Raises:
         ValueError: Not such an object.
     """
     if not isinstance(value, Mapping):
         raise ValueError(f"a quasi-distribution is {type(value).__name__}")
+    digits = _bitstring_length(value, width)
     numbers: dict[int, float] = {}
     for key, probability in value.items():
         try:
-            number = int(key, 16) if str(key).lower().startswith("0x") else int(key)
+            text = str(key)
+            number = int(text, 2 if digits else 0 if text[:2].lower() in ("0x", "0b") else 10)
             numbers[number] = numbers.get(number, 0.0) + float(probability)
         except (TypeError, ValueError):
             raise ValueError(f"a quasi-distribution has the entry {key!r:.40}: {probability!r:.40}") from None
-    bits = max(width or 0, max((number.bit_length() for number in numbers), default=1), 1)
+    bits = max(width or 0, digits, max((number.bit_length() for number in numbers), default=1), 1)
     if any(number < 0 for number in numbers):
         raise ValueError("a quasi-distribution has a negative outcome")
     return {f"{number:0{bits}b}": probability for number, probability in numbers.items()}
+
+
+def _bitstring_length(keys: Mapping[Any, Any], width: int | None) -> int:
+    """The digits of each key if all are bitstrings, else 0.
+
+    A decimal integer of as many digits as the circuit has bits does not fit into them, and none begins with 0.
+    """
+    texts = [key for key in keys if isinstance(key, str) and not set(key) - {"0", "1"}]
+    lengths = {len(text) for text in texts}
+    if len(lengths) != 1 or len(texts) != len(keys):
+        return 0
+    length = lengths.pop()
+    padded = length > 1 and any(text[0] == "0" for text in texts)
+    return length if padded or width is None or length >= width else 0
 
 
 def counts_of(distribution: Mapping[str, float], shots: int) -> dict[str, int]:
@@ -309,11 +328,17 @@ def loads(body: bytes | bytearray | memoryview | str, job_id: str) -> Any:
 
 
 def floats(value: Any) -> Any:
-    """The same numbers as floats, in the same lists."""
+    """The same numbers as floats, in the same lists; null, which many encoders write for NaN, as NaN.
+
+    Raises:
+        ValueError: Something in them is no number.
+    """
     # JSON writes 1 for 1.0; an expectation value is a float nevertheless.
     if isinstance(value, list):
         return [floats(item) for item in value]
-    return float(value) if isinstance(value, int) else value
+    if value is not None and not isinstance(value, int | float | complex):
+        raise ValueError(f"{value!r:.60} is not a number")
+    return math.nan if value is None else float(value) if isinstance(value, int) else value
 
 
 def frequencies(counts: Any) -> Any:

@@ -129,6 +129,12 @@ def test_a_result_of_another_shape_says_its_size() -> None:
     )
 
 
+@pytest.mark.parametrize("text", [f"[NaN, {2**127}]", "9" * 400, "[" * 190 + "]" * 190])
+def test_a_result_with_what_json_seldom_holds_says_its_size(text: str) -> None:
+    found = qr.JobResult.from_body(f'{{"results": [], "metadata": {{"entropy": {text}}}}}', job_id="d1")
+    assert fetched_line(found).startswith("fetched the result of job d1: 0 PUBs, ")
+
+
 def test_what_people_look_for_stands_above_the_result_and_the_details_below() -> None:
     facts = {"id": "d1", "state": "Completed", "backend": "ibm_torino", "key": "qr-key:ab", "pid": "7", "odd": "new"}
     text = job_card(facts, "", join_sections(section("Circuit", "a drawing"), section("Result", "a picture")))

@@ -107,7 +107,20 @@ def test_a_result_has_a_span_for_each_chunk_in_the_services_times(exported: InMe
     assert whole.name == "qruntime fetch results"
 
 
-@pytest.mark.parametrize("spans", [None, [], "odd", [{"__type__": "ExecutionSpan", "__value__": {}}]])
+def span_of(start: str, stop: str) -> dict[str, Any]:
+    return {"__type__": "ExecutionSpan", "__value__": {"start": start, "stop": stop, "data_slices": {}}}
+
+
+@pytest.mark.parametrize(
+    "spans",
+    [
+        None,
+        [],
+        "odd",
+        [{"__type__": "ExecutionSpan", "__value__": {}}],
+        [span_of("2026-05-01T12:00:00", "2026-05-01T12:00:01+00:00")],
+    ],
+)
 def test_a_result_without_readable_chunks_has_none(exported: InMemorySpanExporter, spans: Any) -> None:
     with telemetry.trace_task("fetch results"):
         telemetry.trace_chunks(chunked(spans))

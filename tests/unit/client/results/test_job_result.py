@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from pydantic import ValidationError
 from qiskit.primitives import BitArray, DataBin, PrimitiveResult, PubResult, SamplerPubResult
+from qiskit.result import QuasiDistribution
 
 from prefect_qruntime.client.encodings.arrays import Allowance
 from prefect_qruntime.client.failures import MOST_LEVELS
@@ -204,6 +205,20 @@ def test_other_fields_of_a_pub() -> None:
     assert _read(body).field("ensemble_standard_error") == [0.2, 0.3]
 
 
+def test_a_value_that_is_null_is_not_known() -> None:
+    body = {"results": [{"data": {"evs": [0.5, None, 1], "stds": [None, 0.1, 0.2]}}, {"data": {"evs": None}}]}
+    result = _read(body)
+    evs, stds = [0.5, math.nan, 1.0], [math.nan, 0.1, 0.2]
+    np.testing.assert_equal(result.expectation_values(), evs)
+    np.testing.assert_equal(result.standard_errors(), stds)
+    assert math.isnan(result.expectation_values(1))
+    primitive = result.to_primitive_result()
+    for found, wanted in ((primitive[0].data.evs, evs), (primitive[0].data.stds, stds), (primitive[1].data.evs, None)):
+        assert found.dtype == np.float64
+        np.testing.assert_equal(found, np.array(wanted, dtype=float))
+    np.testing.assert_equal([row["ev"] for row in result.to_table()], [*evs, math.nan])
+
+
 def test_legacy_sampler() -> None:
     body = {
         "quasi_dists": [{"0": 0.119, "1": 0.891, "2": -0.01}, {"5": 1.0}],
@@ -233,6 +248,30 @@ def test_legacy_counts_keep_the_shots(distribution: dict[int, float], shots: int
     for text, count in counts.items():
         assert len(text) == 4
         assert abs(count - max(distribution[int(text, 2)], 0.0) / total * shots) < 1
+
+
+@given(
+    st.integers(1, 70).flatmap(
+        lambda bits: st.tuples(st.just(bits), st.sets(st.integers(0, 2**bits - 1), min_size=1, max_size=6))
+    ),
+    st.booleans(),
+)
+def test_legacy_bitstrings_are_those_that_qiskit_reads(drawn: tuple[int, set[int]], known: bool) -> None:
+    bits, numbers = drawn
+    sent = {f"{number:0{bits}b}": 1 / len(numbers) for number in numbers}
+    body = {"quasi_dists": [sent], "metadata": [{"shots": 600}]}
+    result = _read(body, widths=(bits,) if known else ())
+    assert result.quasi_dists == [sent]
+    assert QuasiDistribution(sent) == {int(text, 2): value for text, value in result.quasi_dists[0].items()}
+
+
+@given(st.integers(1, 70).flatmap(lambda bits: st.tuples(st.just(bits), st.sets(st.integers(0, 2**bits - 1)))))
+def test_legacy_integers_are_read_for_circuits_of_known_bits(drawn: tuple[int, set[int]]) -> None:
+    bits, numbers = drawn
+    read = {f"{number:0{bits}b}": 0.5 for number in numbers}
+    for written in (str, hex, bin):
+        body = {"quasi_dists": [{written(number): 0.5 for number in numbers}]}
+        assert _read(body, widths=(bits,)).quasi_dists == [read]
 
 
 def test_legacy_estimator() -> None:
@@ -316,6 +355,7 @@ ARRAY = BitArray(np.zeros((3, 2, 1), dtype=np.uint8), 2)
         (encoded(DataBin(shape=(3,), c=ARRAY)), lambda r: r.counts(index=(0, 0)), "index"),
         (encoded(DataBin(shape=(3,), c=ARRAY)), lambda r: r.counts(index="0"), "index"),
         ({"quasi_dists": [{"0": 1.0}], "metadata": [{"shots": 1}]}, lambda r: r.counts(register="c"), "register"),
+        ({"quasi_dists": [{"0": 1.0}] * 3, "metadata": [{"shots": 1}] * 3}, lambda r: r.counts(index=2), "index"),
     ],
 )
 def test_what_a_caller_asks_wrongly(body: Any, call: Any, field: str) -> None:
@@ -347,6 +387,8 @@ BROKEN: list[Any] = [
     {"quasi_dists": [{"0": 1.0}], "metadata": [{}]},
     {"quasi_dists": [{"0": 1.0}], "metadata": [{"shots": True}]},
     {"quasi_dists": [{"0": 1.0}]},
+    _pub({"evs": [0.5, "x"]}),
+    _pub({"evs": 10**400}),
     {"__type__": "PrimitiveResult"},
     {"__type__": "PrimitiveResult", "__value__": {"pub_results": None}},
     {"__type__": "PrimitiveResult", "__value__": {"pub_results": ["x"]}},
