@@ -214,7 +214,11 @@ async def _private_result(client: QuantumRuntimeClient, ref: JobRef, grace: floa
         found = await client.result(ref, grace=grace, shelf=place.for_only_copy())
     except NotFound as error:
         kept = await read_private(crn, ref.id)  # another process may have stored it meanwhile
-        return kept if kept is not None else await _reread(crn, ref.id, error), False
+        if kept is None and error.details.get("read_before"):
+            kept = await _reread(crn, ref.id, error)
+        if kept is None:
+            raise
+        return kept, False
     return await keep_private(crn, found, memory_limit=place.memory_limit), True
 
 

@@ -129,6 +129,7 @@ def _raise_if_none(job: Job, reply: Reply, *, over: bool, cut: Path | None) -> N
             job_id=job.id,
             job_url=job.url,
             status=reply.status,
+            read_before=True,
         )
     if not job.is_terminal or over:
         raise ResultNotReady(

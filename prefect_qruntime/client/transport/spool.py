@@ -309,6 +309,7 @@ _HEAD = 4096  # first bytes of an answer that are kept until its headers can be 
 _STATUS_LINE = re.compile(rb"\s*HTTP/\d(?:\.\d)? +(\d{3})(?!\d)")
 _STALE = "an answer that came before the request"
 _BLANK_LINE = re.compile(rb"\r?\n\r?\n")
+_SENT = (".send_request_headers.failed", ".send_request_body.failed", ".send_request_body.complete")
 _AT_ONCE = 1 << 14  # bytes that the buffer of a connection takes at once
 
 
@@ -322,6 +323,7 @@ class _Progress:
 
     on_sent: Callable[[], None] = lambda: None
     is_large: bool = False
+    is_sending: bool = False  # a large one
     connecting: bool = False
     _tunnelling: bool = False
     _stream: Any = None
@@ -340,9 +342,11 @@ class _Progress:
         elif event.endswith(".send_request_headers.started"):
             # A proxy is asked for the connection in a request of its own.
             self.connecting = self._tunnelling = info["request"].method == b"CONNECT"
+            self.is_sending = self.is_large and not self._tunnelling
             self._first.clear()
             _asking.set(self)
-        elif event.endswith((".send_request_body.complete", ".send_request_body.failed")) and not self._tunnelling:
+        elif event.endswith(_SENT) and not self._tunnelling:
+            self.is_sending = False
             self.on_sent()
 
     def hear(self, data: bytes) -> None:
@@ -415,11 +419,11 @@ class _Wire:
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Write a part of a request, unless its refusal arrives meanwhile: httpcore reads the answer then."""
         progress = _asking.get()
-        if progress is None or not progress.is_large:
+        if progress is None or not progress.is_sending:
             await self._write(buffer, timeout)
             return
-        sending = asyncio.ensure_future(self._write(buffer, timeout))
         hearing = asyncio.ensure_future(self._refusal(progress))
+        sending = asyncio.ensure_future(self._write_after_reading(buffer, timeout))
         try:
             await asyncio.wait((sending, hearing), return_when=asyncio.FIRST_COMPLETED)
             if progress.is_refused():
@@ -429,6 +433,11 @@ class _Wire:
             sending.cancel()
             hearing.cancel()
             await asyncio.gather(sending, hearing, return_exceptions=True)
+
+    async def _write_after_reading(self, buffer: bytes, timeout: float | None) -> None:
+        for _ in range(2):  # the loop reads what has arrived before a write can fail
+            await asyncio.sleep(0)
+        await self._write(buffer, timeout)
 
     async def _refusal(self, progress: _Progress) -> None:
         """Read until a refusal is there, nothing more will come, or too much did."""

@@ -15,7 +15,7 @@ from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.transport.retrying import RetryDeadlines
 from prefect_qruntime.errors import AuthenticationError, InvalidInput, QuantumRuntimeError, ServiceUnavailable
-from tests.support.loopback import Authority, serving
+from tests.support.loopback import Authority, passing_on, serving, tunnelling
 from tests.support.mock_client import TOKEN, connection
 
 # Larger than the buffers between two processes, so that it is not sent as a whole.
@@ -44,6 +44,7 @@ class Hasty:
 
     def __init__(self, status: str, after: str) -> None:
         self.status, self.after, self.posts = status, after, 0
+        self.refusals = 1_000
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
@@ -56,15 +57,22 @@ class Hasty:
                     writer.write(answer("200 OK", token))
                     continue
                 self.posts += 1
+                if self.posts > self.refusals:
+                    await reader.readexactly(size)
+                    writer.write(answer("201 Created", CREATED))
+                    continue
                 writer.write(answer(self.status, CREATED if self.status.startswith("2") else REFUSED))
                 await writer.drain()
                 await self.go_on(reader, writer, size)
         writer.close()
 
     async def go_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, size: int) -> None:
+        if self.after in ("reset", "close"):
+            # In the middle of the body, when the client has had the time to read the answer.
+            await reader.readexactly(100_000)
+            await asyncio.sleep(0.5)
         match self.after:
             case "reset":
-                await reader.readexactly(100_000)  # in the middle of the body
                 if (raw := writer.get_extra_info("socket")) is not None:
                     raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 writer.transport.abort()
@@ -102,3 +110,32 @@ def test_an_early_answer_is_read_though_the_body_cannot_be_sent(
             with pytest.raises(wanted, match="too much"):
                 client.run(client.post_job(LARGE, (), None))
         assert service.posts == (2 if wanted is AuthenticationError else 1)
+
+
+@pytest.mark.parametrize("proxy", ["http", "socks5"])
+def test_after_a_refusal_the_next_attempt_gets_through_the_proxy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    authority = Authority.make("Early CA")
+    context, _ = authority.tls(tmp_path, "service.test")
+    service = Hasty("401 Unauthorized", "reset")
+    service.refusals = 1
+
+    async def socks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        _, methods = await reader.readexactly(2)
+        await reader.readexactly(methods)
+        writer.write(b"\x05\x00")
+        length = (await reader.readexactly(5))[4]
+        port = int.from_bytes((await reader.readexactly(length + 2))[-2:])
+        writer.write(b"\x05\x00\x00\x01\x7f\x00\x00\x01\x00\x50")
+        await passing_on(port)(reader, writer)
+
+    with serving(service.handle, context) as port, serving(tunnelling if proxy == "http" else socks) as proxy_port:
+        monkeypatch.setenv("ALL_PROXY", f"{proxy}://127.0.0.1:{proxy_port}")
+        url = f"https://service.test:{port}"
+        there = connection(
+            base_url=f"{url}/api/v1", iam_url=url, request_timeout=60.0, ca_file=authority.write(tmp_path)
+        )
+        client = QuantumRuntimeClient(there, patience=ONCE)
+        assert client.run(client.post_job(LARGE, (), None)).id == "d1"
+        assert service.posts == 2
