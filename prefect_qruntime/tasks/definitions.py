@@ -122,7 +122,7 @@ class Submission(TypedDict, total=False):
         submission_key: Identity of this submission across flow runs, for instance deployment and scheduled
             time; it replaces flow run and call order.
         check_isa: Compare the circuits with the backend's configuration before anything is sent.
-        transpile: Transpile the circuits for the backend (needs `[qiskit]`). Off by default.
+        transpile: Transpile the circuits of PUBs for the backend (needs `[qiskit]`). Off by default.
         require_online: Refuse to submit to a backend that is paused or offline. By default the job queues there, and
             the log says so.
         budget: A `Budget` or the name of a saved one, checked before anything is sent. In `.map` pass
@@ -295,6 +295,11 @@ async def plan_submission(credentials: QuantumRuntimeCredentials, pubs: Any, sub
         # For its digest alone a submission needs no quantum program, and before a transpilation there may be none.
         spec = make_spec(pubs, **(digest_fields(fields) if transpiles else fields))
         digest = spec.digest()
+        if transpiles and spec.params is not None:
+            raise InvalidInput(
+                "is for PUBs: the circuits of raw params= and of a QuantumProgram go as they are. Leave it out",
+                field="transpile",
+            )
         if configuration is not None and transpiles:
             transpiled = inputs.transpile_pubs(pubs, configuration, program_id=spec.program_id)
             spec = make_spec(transpiled, **fields)

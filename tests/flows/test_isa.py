@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from prefect import flow
 
@@ -46,4 +48,30 @@ def test_transpiled_where_asked_for_and_found_again_by_what_was_given(
     counts = one()
     assert sum(counts.values()) == 100
     assert counts.get("00", 0) + counts.get("11", 0) > 80
+    assert posts(sandbox) == 1
+
+
+def test_a_quantum_program_is_checked_and_never_transpiled(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials
+) -> None:
+    text = 'OPENQASM 3.0; include "stdgates.inc"; bit[1] c; %s c[0] = measure $0;'
+    item: dict[str, Any] = {
+        "item_type": "circuit",
+        "circuit_arguments": {"data": "", "shape": [0], "dtype": "f64"},
+        "shape": [],
+    }
+
+    @flow
+    def one(gates: str, **given: Any) -> None:
+        program = {"shots": 5, "circuits": {"data": [text % gates]}, "items": [item]}
+        params = {"schema_version": "v2.0", "quantum_program": program, "options": {}}
+        submit_job(credentials, backend=NOISY, program_id="executor", params=params, **given)
+
+    with pytest.raises(InvalidInput, match="no gate 'h'"):
+        one("h $0;", check_isa=True)
+    with pytest.raises(InvalidInput, match="go as they are") as caught:
+        one("x $0;", transpile=True)
+    assert caught.value.field == "transpile"
+    assert posts(sandbox) == 0
+    one("x $0;", check_isa=True)
     assert posts(sandbox) == 1

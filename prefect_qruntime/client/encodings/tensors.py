@@ -39,6 +39,7 @@ DTYPES: dict[str, tuple[str, int]] = {
 
 # Of each dtype with NaN: the bytes of a real number, and the bits of its exponent in the two highest ones.
 _EXPONENTS = {"f16": (2, 0x7C00), "f32": (4, 0x7F80), "f64": (8, 0x7FF0), "c64": (4, 0x7F80), "c128": (8, 0x7FF0)}
+_SMALL_EXPONENTS = bytes(value for value in range(256) if value & 0x7C != 0x7C)  # in the last byte of all of them
 _MAX_DIMENSIONS = 32
 _FLAGS = bytes(int(value == 49) for value in range(256))
 
@@ -153,7 +154,10 @@ def not_finite(value: Any, path: str) -> str | None:
             return None
         # The exponent of such a number is all ones: it is in the number's last two bytes.
         size, mask = _EXPONENTS.get(found.dtype, (0, 0))
-        high = zip(found.data[size - 2 :: size], found.data[size - 1 :: size], strict=True) if size else ()
+        last = found.data[size - 1 :: size] if size else b""
+        if not last.translate(None, _SMALL_EXPONENTS):  # the common case without a Python call per number
+            return None
+        high = zip(found.data[size - 2 :: size], last, strict=True)
         return path if any((second << 8 | first) & mask == mask for first, second in high) else None
     if isinstance(value, float):
         return None if math.isfinite(value) else path

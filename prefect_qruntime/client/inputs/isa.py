@@ -1,4 +1,4 @@
-"""Check locally whether circuits fit a backend: qubits, gate names, coupled pairs, shots.
+"""Check locally whether circuits of PUBs or a quantum program fit a backend: qubits, gate names, coupled pairs, shots.
 
 The service refuses other circuits only when the job runs (code 7001 and the like). This reads the
 backend's configuration (`GET /backends/{id}/configuration`) and the circuit, and sends nothing.
@@ -12,13 +12,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from prefect_qruntime.client.inputs.meaning import qpy_in
 from prefect_qruntime.client.inputs.pub_values import (
     bindings_of,
     check_observables,
     check_order,
     is_bindings_array,
 )
-from prefect_qruntime.client.inputs.pubs import is_quantum_circuit, load_qasm, load_qpy, parameter_values, pub_parts
+from prefect_qruntime.client.inputs.pubs import (
+    is_quantum_circuit,
+    load_circuits,
+    load_qasm,
+    load_qpy,
+    parameter_values,
+    pub_parts,
+)
 from prefect_qruntime.client.inputs.qasm import scan, statements, text_of
 from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.errors import InvalidInput
@@ -61,7 +69,7 @@ class _Use:
 
 
 def check_isa(spec: JobSpec, configuration: Mapping[str, Any]) -> None:
-    """Check all PUBs against a backend. Needs qiskit only for circuits given as QPY.
+    """Check all circuits against a backend. Needs qiskit only for those given as QPY.
 
     Args:
         spec: A checked submission.
@@ -69,7 +77,8 @@ def check_isa(spec: JobSpec, configuration: Mapping[str, Any]) -> None:
             (`n_qubits`, `basis_gates`, `supported_instructions`, `coupling_map`, `max_shots`) are not checked.
 
     Raises:
-        InvalidInput: A qubit, gate or pair of qubits the backend does not have, or more shots than it runs.
+        InvalidInput: A qubit, gate or pair of qubits the backend does not have, or more shots than it runs; or a raw
+            payload that is no quantum program, whose circuits are not known.
 
     Example:
         ```python
@@ -90,12 +99,38 @@ def check_isa(spec: JobSpec, configuration: Mapping[str, Any]) -> None:
     }
     coupling = configuration.get("coupling_map")
     edges = {(int(a), int(b)) for a, b in coupling} if coupling else None
+    for field, circuit in _circuits(spec):
+        for use in _text_uses(circuit) if isinstance(circuit, str) else _uses(circuit):
+            _check(use, size if isinstance(size, int) else None, names, edges, field)
+
+
+def _circuits(spec: JobSpec) -> Iterator[tuple[str, Any]]:
+    """Each circuit with its place, as text or as a `QuantumCircuit`."""
     for place, pub in enumerate(spec.pubs):
         field = f"pubs[{place}].circuit"
-        circuit = pub.circuit
-        found = _text_uses(circuit) if isinstance(circuit, str) else _qpy_uses(circuit, field)
-        for use in found:
-            _check(use, size if isinstance(size, int) else None, names, edges, field)
+        yield field, pub.circuit if isinstance(pub.circuit, str) else load_qpy(pub.circuit, field=field)
+    if spec.params is None:
+        return
+    field = "params.quantum_program.circuits"
+    sent = _program(spec).get("circuits")
+    found: Any = sent.get("data") if isinstance(sent, dict) else None
+    if isinstance(sent, dict) and isinstance(sent.get("b64_data"), str):
+        text = sent["b64_data"]
+        found = load_circuits(lambda: qpy_in(text) or b"", field=field)
+    if not isinstance(found, list):
+        raise InvalidInput(
+            "is for PUBs and for quantum programs since v1.0; the circuits of this payload are not known. Leave it out",
+            field="check_isa",
+        )
+    for place, circuit in enumerate(found):
+        if not isinstance(circuit, str) and not hasattr(circuit, "data"):
+            raise InvalidInput(f"must be text, not {type(circuit).__name__}", field=f"{field}[{place}]")
+        yield f"{field}[{place}]", circuit
+
+
+def _program(spec: JobSpec) -> dict[str, Any]:
+    found = (spec.params or {}).get("quantum_program")
+    return found if isinstance(found, dict) else {}
 
 
 def _check_shots(spec: JobSpec, most: Any) -> None:
@@ -117,6 +152,7 @@ def _check_shots(spec: JobSpec, most: Any) -> None:
         )
         field = next((name for name, value in said if value is not None), "options.default_precision")
         asked = [(field, spec.prepared["quantum_program"]["shots"])]
+    asked.append(("params.quantum_program.shots", _program(spec).get("shots")))
     for field, shots in asked:
         if isinstance(shots, int) and shots > most:
             raise InvalidInput(
@@ -134,7 +170,8 @@ def _check(use: _Use, size: int | None, names: set[str], edges: set[tuple[int, i
         raise InvalidInput(
             f"the backend has no gate {use.name!r}. {nearest(use.name, names)}".strip(),
             field=field,
-            solution="Transpile for the backend first: `transpile=True` does it here.",
+            solution="Transpile for the backend first"
+            + (": `transpile=True` does it here." if field.startswith("pubs") else "."),
         )
     if edges is None or use.qubits is None or len(use.qubits) != 2 or use.name in _ALWAYS:
         return
@@ -197,8 +234,7 @@ def _after_condition(statement: str) -> str:
     return statement.removeprefix("else").strip() if statement.startswith("else") else ""
 
 
-def _qpy_uses(encoded: dict[str, Any], field: str) -> Iterator[_Use]:
-    circuit = load_qpy(encoded, field=field)
+def _uses(circuit: Any) -> Iterator[_Use]:
     yield _Use("", (circuit.num_qubits - 1,) if circuit.num_qubits else ())
     yield from _circuit_uses(circuit, {bit: place for place, bit in enumerate(circuit.qubits)})
 

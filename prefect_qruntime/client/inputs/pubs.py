@@ -16,7 +16,7 @@ import math
 import sys
 import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ __all__ = [
     "is_circuit_like",
     "is_encoded_circuit",
     "is_quantum_circuit",
+    "load_circuits",
     "load_qasm",
     "load_qpy",
     "parameter_values",
@@ -184,6 +185,15 @@ def load_qpy(encoded: dict[str, Any], *, field: str) -> Any:
     Raises:
         InvalidInput: qiskit is not installed, or the text is not QPY.
     """
+    return load_circuits(lambda: qpy_bytes(encoded, limit=_MAX_QPY_BYTES), field=field)[0]
+
+
+def load_circuits(read: Callable[[], bytes], *, field: str) -> list[Any]:
+    """The `QuantumCircuit`s in QPY bytes that a function gives. Needs qiskit.
+
+    Raises:
+        InvalidInput: qiskit is not installed, or this is not QPY.
+    """
     try:
         from qiskit import qpy
     except ImportError:
@@ -192,7 +202,7 @@ def load_qpy(encoded: dict[str, Any], *, field: str) -> Any:
             field=field,
         ) from None
     try:
-        return qpy.load(io.BytesIO(qpy_bytes(encoded, limit=_MAX_QPY_BYTES)))[0]
+        return list(qpy.load(io.BytesIO(read())))
     except Exception as error:
         raise InvalidInput(f"not readable QPY: {type(error).__name__}: {error}", field=field) from None
 

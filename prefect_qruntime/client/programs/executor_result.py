@@ -205,7 +205,8 @@ def _item(raw: Mapping[str, Any], index: int, allowance: Allowance, *, joined: b
     }
     flips = {name.removeprefix(_FLIPS): tensor for name, tensor in tensors.items() if name.startswith(_FLIPS)}
     for name in flips:
-        if name not in tensors:
+        # Of IQ data, which have no bits to flip, they are left to the reader, among the arrays of the metadata.
+        if name not in tensors and (joined or not any(name + suffix in tensors for suffix in _IQ)):
             raise ValueError(f"it has measurement flips for {name!r}, but no such register")
     registers: dict[str, Register] = {}
     fields: dict[str, Any] = {}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import zlib
 from typing import Any
 
 import pytest
-from qiskit import QuantumCircuit, qasm3, transpile
+from qiskit import QuantumCircuit, qasm3, qpy, transpile
 from qiskit.circuit.library import real_amplitudes
 
 from prefect_qruntime.client.inputs import check_isa
@@ -102,3 +105,54 @@ def test_what_the_configuration_lacks_is_not_checked() -> None:
     check_isa(make_spec(HEAD + "h $0; cx $0, $9;" + TAIL, backend="b"), {})
     simulator = {"n_qubits": 30, "basis_gates": ["h", "cx"], "coupling_map": None}
     check_isa(make_spec(HEAD + "h $0; cx $0, $9;" + TAIL, backend="b"), simulator)
+
+
+def program(circuits: list[Any], *, form: str, shots: int = 10) -> dict[str, Any]:
+    """A quantum program as raw params."""
+    if form == "text":
+        sent: dict[str, Any] = {"data": [qasm3.dumps(circuit) for circuit in circuits]}
+    else:
+        buffer = io.BytesIO()
+        qpy.dump(circuits, buffer, version=17)
+        data = zlib.compress(buffer.getvalue()) if form == "v2.0" else buffer.getvalue()
+        sent = {"b64_data": base64.b64encode(data).decode(), "qpy_version": 17, "num_programs": len(circuits)}
+    return {"schema_version": "v2.0", "quantum_program": {"shots": shots, "circuits": sent, "items": []}}
+
+
+@pytest.mark.parametrize("form", ["text", "v1.1", "v2.0"])
+def test_the_circuits_of_a_quantum_program_are_checked(form: str) -> None:
+    fits, wrong, wide = QuantumCircuit(4, 1), QuantumCircuit(4, 1), QuantumCircuit(5, 1)
+    fits.cz(0, 1)
+    wrong.h(0)
+    wide.x(4)
+
+    def checked(*circuits: QuantumCircuit, shots: int = 10) -> None:
+        params = program(list(circuits), form=form, shots=shots)
+        check_isa(make_spec(None, backend="b", program_id="executor", params=params), {**LINE, "max_shots": 100})
+
+    checked(fits, fits)
+    for circuits, words, place in (((fits, wrong), "no gate 'h'", "[1]"), ((wide, fits), "qubit 4", "[0]")):
+        with pytest.raises(InvalidInput, match=words) as caught:
+            checked(*circuits)
+        assert caught.value.field == f"params.quantum_program.circuits{place}"
+        assert "transpile=True" not in str(caught.value)
+    with pytest.raises(InvalidInput, match="at most 100") as caught:
+        checked(fits, shots=101)
+    assert caught.value.field == "params.quantum_program.shots"
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"x": 1},
+        {"quantum_program": None},
+        {"quantum_program": {"circuits": {"data": "x"}}},
+        {"quantum_program": {"circuits": {"data": [{}]}}},
+        {"quantum_program": {"circuits": {"b64_data": "damaged"}}},
+        {"quantum_program": {"items": [{"circuit": {"circuit_b64": ""}}]}},
+    ],
+)
+def test_a_payload_whose_circuits_cannot_be_checked_is_refused(params: dict[str, Any]) -> None:
+    spec = make_spec(None, backend="b", program_id="p", params=params)
+    with pytest.raises(InvalidInput):
+        check_isa(spec, LINE)

@@ -157,6 +157,24 @@ def test_twirled_kerneled_points_are_joined() -> None:
     assert np.allclose(result.field("c"), averages.mean(axis=0))
 
 
+@pytest.mark.parametrize("level", ["kerneled", "avg_kerneled"])
+@pytest.mark.parametrize("pub_shape", [(), (3,)])
+def test_twirled_iq_data_without_a_recipe_are_read_beside_their_flips(level: str, pub_shape: tuple[int, ...]) -> None:
+    points = RANDOM.normal(size=(4, *pub_shape, 5, 3)) + 0j
+    name, points = ("c_iq", points) if level == "kerneled" else ("c_avg_iq", points.mean(axis=-2))
+    flips = RANDOM.random((4, *pub_shape, 1, 3)) < 0.5
+    body = _body("v2.0", [{name: points, "measurement_flips.c": flips}])
+    result = _read(body)
+    assert result.shape() == (4, *pub_shape)
+    assert np.array_equal(result.field("c"), points)
+    assert np.array_equal(result.to_primitive_result()[0].data.c, points)
+    assert np.array_equal(result.metadata(0)["arrays"]["measurement_flips.c"], flips)
+    # With a recipe the randomizations become one, in which the flips would be lost.
+    record = {"version": "v0.1", "twirling": True, "shots": 5, "options": {}, "meas_type": level}
+    with pytest.raises(QuantumRuntimeError, match="no such register"):
+        _read({**body, "passthrough_data": {"post_processor": record}}).field("c")
+
+
 @pytest.mark.parametrize("name", ["estimator plain", "estimator trex"])
 def test_a_job_of_ibms_estimator_needs_ibms_code(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
