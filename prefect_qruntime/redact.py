@@ -12,7 +12,9 @@ Markdown or in HTML.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import difflib
+import functools
 import html
 import json
 import logging
@@ -227,7 +229,15 @@ def get_logger(name: str) -> logging.Logger:
     """
     logger = logging.getLogger(name)
     logger.addFilter(_filter)  # the same filter is added once only
+    logger.handle = functools.partial(_handle, logger)  # type: ignore[method-assign]
     return logger
+
+
+def _handle(logger: logging.Logger, record: logging.LogRecord) -> None:
+    # Prefect writes with rich, which ends the process when the pipe that it writes to was closed. No job is less alive
+    # because its log is read no more.
+    with contextlib.suppress(SystemExit):
+        logging.Logger.handle(logger, record)
 
 
 def install() -> None:

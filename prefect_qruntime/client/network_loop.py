@@ -76,7 +76,11 @@ class NetworkLoop:
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self.loop)
-        self.loop.run_forever()
+        while True:
+            # asyncio hands these to who awaits the task, and ends the loop: all others would wait for ever.
+            with contextlib.suppress(SystemExit, KeyboardInterrupt):
+                self.loop.run_forever()
+                return
 
     def on_close(self, closer: Callable[[], Awaitable[None]]) -> None:
         """Register an async clean-up for the end of the process."""

@@ -90,7 +90,8 @@ def _logger() -> logging.Logger | logging.LoggerAdapter[Any]:
 
 def log_to_run(message: str, *, level: int = logging.INFO) -> None:
     """Log a message to the run's log, or to our own logger outside a run, as plain text."""
-    _logger().log(level, plain_text(message))
+    with contextlib.suppress(SystemExit):  # as our own loggers do it
+        _logger().log(level, plain_text(message))
 
 
 def emit(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import logging
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -19,6 +21,7 @@ import prefect_qruntime as qr
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.flow_runs import BACKEND, FLIP, events, ran, records, requests, run, task_runs, until
 from tests.support.prefect_calls import asked
+from tests.support.prefect_server import ROOT, PrefectServer
 
 pytestmark = pytest.mark.server
 
@@ -435,3 +438,42 @@ def test_hooks_on_a_submission_run_however_it_is_started(credentials: Any, how: 
         "rolled back": {"on_running", "on_completion", "on_rollback"},
     }
     assert set(seen) == wanted[ends]
+
+
+QUIET = """
+import sys
+from prefect import flow
+import prefect_qruntime as qr
+from tests.support.flow_runs import BACKEND, FLIP
+
+@flow
+def goes_on(block):
+    credentials = qr.load_credentials(block)
+    job = qr.submit_job(credentials, [FLIP], backend=BACKEND)
+    sys.stdin.read()
+    qr.wait_for_completion(credentials, job)
+
+goes_on(sys.argv[1])
+"""
+
+
+def test_a_flow_whose_output_is_read_no_more_does_not_wait_for_ever(
+    sandbox: Sandbox, blocks: Callable[[str], str], prefect_server: PrefectServer
+) -> None:
+    """As after `| head`, or if the worker is killed that reads it. Prefect then ends it at a line of its own."""
+    sandbox.control.hold()
+    env = {**prefect_server.env, "PYTHONPATH": str(ROOT), "PREFECT_LOGGING_LEVEL": "INFO"}
+    command = [sys.executable, "-c", QUIET, blocks("cloud")]
+    pipe = subprocess.PIPE
+    process: Any = subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+    try:
+        assert any("Finished in state Completed" in line for line in process.stdout)
+        process.stdout.close()
+        process.stdin.close()
+        assert until(lambda: sandbox.control.journal("GET", "/jobs/*") or process.poll() is not None)
+        sandbox.control.release()
+        process.wait(timeout=300)
+        assert sandbox.control.journal("GET", "/jobs/*")
+    finally:
+        process.kill()
+        process.wait()

@@ -320,6 +320,38 @@ if {used_before}:
     assert script(code).split("\n") == ["3 True", "OSError('from a thread')"]
 
 
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+@pytest.mark.parametrize("how", ["awaited", "in the background", "callback"])
+def test_what_would_end_the_loop_ends_its_own_work_only(how: str, error: type[BaseException]) -> None:
+    """As rich does when the pipe that Prefect logs to was closed."""
+
+    async def ends() -> None:
+        raise error(1)
+
+    def called() -> None:
+        raise error(1)
+
+    async def starts() -> None:
+        if how == "callback":
+            asyncio.get_running_loop().call_soon(called)
+        else:
+            background.append(asyncio.create_task(ends()))
+        await asyncio.sleep(0.01)
+
+    background: list[asyncio.Task[None]] = []
+    release = threading.Event()
+    with ThreadPoolExecutor() as pool:
+        other = pool.submit(network_loop().run, asyncio.to_thread(release.wait))
+        if how == "awaited":
+            with pytest.raises(error):
+                network_loop().run(ends())
+        else:
+            network_loop().run(starts())
+            assert [task.exception().__class__ for task in background] == [error] * (how != "callback")
+        release.set()
+        assert other.result() is True
+
+
 def test_a_closed_home_is_replaced_and_closing_twice_does_no_harm() -> None:
     code = """
 from prefect_qruntime.client.network_loop import network_loop
