@@ -18,6 +18,7 @@ from pydantic import Field
 
 from prefect_qruntime import (
     CostEstimate,
+    InvalidInput,
     JobResult,
     SessionRef,
     circuit_text,
@@ -139,6 +140,9 @@ def parameter_sweep(
         A row for each angle, with the values, the counts and the jobs.
     """
     text = circuit_text(circuit)
+    for name, angle in (("first", first), ("last", last)):
+        if not math.isfinite(angle):
+            raise InvalidInput(f"must be a finite angle in radians, not {angle}", field=name)
     angles = angles_between(first, last, points)
     chosen_programs: list[Program] = list(dict.fromkeys(programs))
     rows: list[dict[str, Any]] = [{"angle": angle} for angle in angles]

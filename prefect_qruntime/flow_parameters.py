@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal
@@ -138,6 +138,8 @@ def _inside(path: Path, folders: tuple[Path, ...], *, field: str) -> Path:
     shown = repr(str(path)[:200])
     try:
         found = path.resolve()
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            found.stat()  # from Python 3.13 on, it is this that finds symbolic links which lead to themselves
     except (OSError, ValueError, RuntimeError):
         raise InvalidInput(f"{shown} is not a path", field=field) from None
     if not str(path).isprintable():

@@ -311,6 +311,14 @@ def test_without_a_block_each_uses_the_embedded_sandbox_and_says_so(
     assert sandbox.control.jobs() == [], "one ran on another sandbox than its own"
 
 
+@pytest.mark.parametrize("angle", [math.nan, math.inf, "nan"])
+@pytest.mark.parametrize("name", ["first", "last"])
+def test_an_angle_that_is_no_number_is_named_as_in_the_form(sandbox: Sandbox, name: str, angle: Any) -> None:
+    with pytest.raises(InvalidInput, match="finite") as caught:
+        parameter_sweep(**{name: angle})
+    assert caught.value.field == name
+
+
 @pytest.mark.parametrize(
     ("bought", "parameters"),
     [

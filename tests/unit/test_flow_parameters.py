@@ -119,7 +119,9 @@ def test_where_may_be_written(places: tuple[Path, Path], name: str) -> None:
     assert path.is_relative_to(places[0])
 
 
-@pytest.mark.parametrize("name", ["../out.csv", "link.qasm", "folder/out.csv", "{outside}/out.csv", "a\nb.csv", "loop"])
+@pytest.mark.parametrize(
+    "name", ["../out.csv", "link.qasm", "folder/out.csv", "{outside}/out.csv", "a\nb.csv", "loop", "loop/out.csv"]
+)
 def test_where_may_not_be_written(places: tuple[Path, Path], name: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         allowed_path(Path(name.format(outside=places[1])), field="table", access="write")

@@ -65,6 +65,8 @@ def check_parameters(value: Any, inputs: Sequence[str] | None, *, field: str) ->
         values = [values]  # the value of the only parameter, as qiskit takes it
     if isinstance(values, float):
         raise InvalidInput("must be a list of values, one for each parameter", field=field)
+    if 0 in getattr(value, "shape", ())[:-1]:  # of an array, whose lists do not show the axes after an empty one
+        raise InvalidInput("holds no parameter point at all", field=field)
     if not values:
         if inputs:
             raise InvalidInput(f"values are missing for {_listed(inputs)}", field=field)

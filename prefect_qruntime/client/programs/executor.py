@@ -284,7 +284,7 @@ def _as_circuit(value: str | dict[str, Any], field: str) -> Any:
         return load_qpy(value, field=field)
     if not _has_qiskit():
         raise InvalidInput(
-            "is text and other circuits are not, and only qiskit can bring both into one form: "
+            "is text, which only qiskit can write as QPY; that is the form asked for, or the one of other circuits: "
             "pip install 'prefect-qruntime[qiskit]'",
             field=field,
         )

@@ -178,7 +178,14 @@ except Stop:
 
 def script(code: str) -> str:
     """Run a script of its own, which must end well without a warning, and return what it printed."""
-    shown = ("-W", "default::ResourceWarning", "-W", "default::RuntimeWarning")
+    shown = (
+        "-W",
+        "default::ResourceWarning",
+        "-W",
+        "default::RuntimeWarning",
+        "-W",
+        "ignore::DeprecationWarning:__main__",
+    )
     began = time.monotonic()
     run = subprocess.run([sys.executable, *shown, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert (run.returncode, run.stderr) == (0, "")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from zlib import compress
 
+import numpy
 import pytest
 from qiskit import QuantumCircuit, qpy
 
@@ -235,6 +236,13 @@ def test_the_sampler_names_what_is_meant_as_an_observable(observable: Any) -> No
     with pytest.raises(InvalidInput) as caught:
         make_spec([(TWO, [1.0, "pi"])], backend="b")
     assert "observable" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(0, 2), (0, 0), (3, 0, 2), (0, 1), (1, 0, 0)], ids=str)
+@pytest.mark.parametrize("circuit", [ONE, TWO, BELL])
+def test_an_array_of_no_points_is_named_as_one(circuit: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(InvalidInput, match="holds no parameter point at all"):
+        make_spec([(circuit, numpy.zeros(shape))], backend="b")
 
 
 def _encoded(plain: bytes) -> dict[str, str]:
