@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
+from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -307,8 +308,12 @@ class Job(_Model):
 
     @property
     def flow_run_id(self) -> str | None:
-        """The id of the flow run that submitted the job, as its tag says; None without one."""
-        return next((tag.removeprefix(FLOW_TAG) for tag in self.tags if tag.startswith(FLOW_TAG)), None)
+        """The id of the flow run that submitted the job, as its tag says; None without one, or if it is no such id."""
+        told = next((tag.removeprefix(FLOW_TAG) for tag in self.tags if tag.startswith(FLOW_TAG)), "")
+        try:
+            return str(UUID(told))
+        except ValueError:
+            return None
 
 
 class Provenance(_Model):

@@ -198,6 +198,7 @@ async def budgets_in_force(own: BudgetLike | None) -> list[Budget]:
 
     Raises:
         InvalidInput: No budget has the name, or a field of it is wrong.
+        QuantumRuntimeError: Prefect's API failed; then nothing may be submitted.
     """
     imposed = current_settings().budget_block
     found = [own] if isinstance(own, Budget) else []
@@ -210,7 +211,12 @@ async def budgets_in_force(own: BudgetLike | None) -> list[Budget]:
 
 
 async def _load(name: str, field: str) -> Budget:
-    return await load_saved(Budget, name, field=field, fix="This request was not sent.")
+    try:
+        return await load_saved(Budget, name, field=field, fix="This request was not sent.")
+    except QuantumRuntimeError:
+        raise
+    except Exception as error:
+        raise not_sent(f"the budget {name!r} cannot be read: Prefect's API failed ({error!r})") from error
 
 
 def scopes(budgets: Iterable[Budget], where: RunContext, crn: str) -> tuple[str, ...]:

@@ -363,10 +363,8 @@ _MOST_ENDED = 1000  # finished jobs that are read to find those whose usage is n
 
 
 def _flow_run_of(job: Job) -> UUID | None:
-    try:
-        return UUID(job.flow_run_id) if job.flow_run_id is not None else None
-    except ValueError:
-        return None
+    told = job.flow_run_id
+    return UUID(told) if told is not None else None
 
 
 def _newest(jobs: Iterable[Job], otherwise: datetime) -> datetime:

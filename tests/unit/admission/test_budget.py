@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+import httpx
 import pytest
 from hypothesis import given, settings, strategies as st
 from prefect.blocks.core import Block
@@ -122,6 +123,30 @@ def test_what_is_no_budget(bad: Any) -> None:
     with pytest.raises(InvalidInput) as caught:
         as_budget(bad)
     assert caught.value.field == "budget"
+
+
+@pytest.mark.parametrize("imposed", [False, True])
+@pytest.mark.parametrize(
+    "error",
+    [
+        httpx.ConnectError("no route"),
+        httpx.ReadTimeout("slow"),
+        httpx.HTTPStatusError("500", request=httpx.Request("GET", "http://x"), response=httpx.Response(500)),
+        RuntimeError("the server does not start"),
+    ],
+)
+def test_a_budget_that_prefect_does_not_hand_out_refuses_in_our_words(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, imposed: bool
+) -> None:
+    async def down(*_: object, **__: object) -> Budget:
+        raise error
+
+    monkeypatch.setattr(budget_module, "load_saved", down)
+    if imposed:
+        monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_BUDGET_BLOCK", "mine")
+    with pytest.raises(QuantumRuntimeError, match=r"budget 'mine' cannot be read.*was not sent") as caught:
+        asyncio.run(budget_module.budgets_in_force(None if imposed else "mine"))
+    assert caught.value.advice.may_repeat
 
 
 NUMBERS = [name for name, one in Budget.model_fields.items() if one.annotation is not bool]

@@ -7,6 +7,7 @@ import tracemalloc
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -29,7 +30,7 @@ def job(number: int, *, at: float = 0.0, **given: Any) -> Job:
         "created_at": START + timedelta(seconds=at),
         "usage_seconds": 0.1,
         "usage_final": True,
-        "tags": (f"qr-key:{number}", f"qr-flow:run-{number % 7}"),
+        "tags": (f"qr-key:{number}", f"qr-flow:{UUID(int=number % 7)}"),
         "backend": "big",
     }
     return Job(**{**facts, **given})

@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any, cast
+from uuid import UUID
 
 import pytest
 
@@ -31,10 +32,11 @@ NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 RICH = Usage(consumed_seconds=10, limit_seconds=600, period_start=NOW - timedelta(days=3))
 CALM = InstanceView("i1", "ibm", NOW, RICH)
 SETTINGS = QuantumRuntimeSettings()
+RUN = [str(UUID(int=number)) for number in range(10_000)]
 
 
 def job(number: int, *, days: float = 0.1, used: float = 0.0, owner: bool = True, **fields: Any) -> Job:
-    tags = (f"qr-flow:run{number}",) if owner else ()
+    tags = (f"qr-flow:{RUN[number]}",) if owner else ()
     given = {"status": JobStatus.COMPLETED, "usage_seconds": used, "created_at": NOW - timedelta(days=days), **fields}
     return Job(id=f"d{number}", tags=tags, **given)
 
@@ -65,7 +67,7 @@ def test_an_idle_session_is_told_again_only_after_another_job() -> None:
     session = Session(id="s1", state="active")
     idle = replace(CALM, sessions=[session], idle={"s1": 601.0}, past=[job(1, session_id="s1")])
     (alarm,) = alarms(idle, SETTINGS)
-    assert (alarm.event, alarm.facts["flow_run_id"]) == ("qruntime.session.idle", "run1")
+    assert (alarm.event, alarm.facts["flow_run_id"]) == ("qruntime.session.idle", RUN[1])
     assert ids(replace(idle, idle={"s1": 9000.0})) == {alarm.id}
     used_again = replace(idle, past=[job(1, session_id="s1"), job(2, session_id="s1")])
     assert ids(used_again).isdisjoint({alarm.id})
@@ -78,6 +80,14 @@ def test_jobs_without_an_owner_are_told_each_once() -> None:
     view = replace(CALM, live=[queued], past=[queued, job(2, owner=False), job(3, days=2, owner=False), job(4)])
     assert {one.facts["job_id"] for one in alarms(view, SETTINGS)} == {"d1", "d2"}
     assert len(ids(view)) == 2
+
+
+@pytest.mark.parametrize("told", ["", "nightly", "../x", "0123", RUN[1][:-1]])
+def test_a_tag_without_a_flow_run_s_id_gives_no_owner(told: str) -> None:
+    odd = job(1).model_copy(update={"tags": (f"qr-flow:{told}",)})
+    assert odd.flow_run_id is None
+    assert names(replace(CALM, past=[odd])) == ["qruntime.job.unowned"]
+    assert job(1).model_copy(update={"tags": (f"qr-flow:{RUN[99].upper()}",)}).flow_run_id == RUN[99]
 
 
 def test_spending_is_measured_against_the_instance_s_own_past() -> None:
@@ -111,7 +121,7 @@ def test_the_board_shows_all_and_quotes_nothing_as_markup() -> None:
         live=[evil, *(job(n, status=JobStatus.QUEUED) for n in range(2, 30))],
         past=[job(40, used=5.0), job(41, used=7.0)],
         sessions=[Session(id="s1", state="active", activated_at=NOW)],
-        names={"run2": "brave-bee", "run40": "[same](x)", "run41": "[same](x)"},
+        names={RUN[2]: "brave-bee", RUN[40]: "[same](x)", RUN[41]: "[same](x)"},
         queue=[Row("1", "physics", 0.0), Row("2", "physics", 0.0), Row("3", "", 0.0), Row("4", "x", 0.0, granted=1.0)],
     )
     text = board(view, alarms(replace(view, idle={"s1": 700.0}), SETTINGS))
@@ -123,7 +133,7 @@ def test_the_board_shows_all_and_quotes_nothing_as_markup() -> None:
         "and 9 more",
         "1 open session\n",
         "| brave-bee |",
-        "| run3 |",
+        f"| {RUN[3]} |",
         "\\[same\\]\\(x\\) | 1 | 7",
         "\\[same\\]\\(x\\) | 1 | 5",
     ):
@@ -165,7 +175,7 @@ def test_the_names_of_flow_runs_are_asked_for_once(monkeypatch: pytest.MonkeyPat
 
     async def flow_runs_by_id(wanted: set[str]) -> dict[str, Any]:
         asked.append(wanted)
-        return {"run1": SimpleNamespace(name="brave-bee")} if "run1" in wanted else {}
+        return {RUN[1]: SimpleNamespace(name="brave-bee")} if RUN[1] in wanted else {}
 
     monkeypatch.setattr(module, "flow_runs_by_id", flow_runs_by_id)
     watch = InstanceWatch("ibm")
@@ -173,8 +183,8 @@ def test_the_names_of_flow_runs_are_asked_for_once(monkeypatch: pytest.MonkeyPat
     async def looks() -> list[dict[str, str]]:
         return [await watch._name_runs(jobs) for jobs in ([job(1), job(2)], [job(1), job(2), job(3, owner=False)])]
 
-    assert asyncio.run(looks()) == [{"run1": "brave-bee", "run2": "run2"}] * 2
-    assert asked == [{"run1", "run2"}]
+    assert asyncio.run(looks()) == [{RUN[1]: "brave-bee", RUN[2]: RUN[2]}] * 2
+    assert asked == [{RUN[1], RUN[2]}]
 
 
 @pytest.mark.parametrize("kind", [PermissionDenied, InvalidInput, NotFound, QuantumRuntimeError])
@@ -424,7 +434,11 @@ def test_a_restarted_watcher_gives_the_same_alarms_and_reads_little_again(monkey
     async def api() -> Events:
         return Events()
 
+    async def runs(wanted: set[str]) -> dict[str, Any]:
+        return {}
+
     monkeypatch.setattr(module, "api", api)
+    monkeypatch.setattr(module, "flow_runs_by_id", runs)
     for name in ("close_at_limit", "read_locks", "read_queue"):
         monkeypatch.setattr(module, name, nothing)
     monkeypatch.setattr(module, "upsert", upsert)
