@@ -230,7 +230,7 @@ def _pub_result(view: PubView, result: JobResult, place: int, allowance: Allowan
         # Numbers of the plain form are arrays in the encoded one.
         if view.kind is None and isinstance(found, list | int | float | complex | None):
             found = np.asarray(found)
-            found = found.astype(float) if found.dtype == object else found  # null is NaN
+            found = found if found.dtype.kind in "biufc" else found.astype(float)  # null is NaN
         fields[name] = found
     if view.shape is not None:
         shape = view.shape

@@ -52,6 +52,7 @@ __all__ = [
 ]
 
 _BOM = b"\xef\xbb\xbf"
+_NOT_FINITE = frozenset({"NaN", "Infinity", "-Infinity"})
 _HALF_LETTER = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -328,7 +329,7 @@ def loads(body: bytes | bytearray | memoryview | str, job_id: str) -> Any:
 
 
 def floats(value: Any) -> Any:
-    """The same numbers as floats, in the same lists; null, which many encoders write for NaN, as NaN.
+    """The same numbers as floats, in the same lists; null and "NaN", which encoders write for NaN, as NaN.
 
     Raises:
         ValueError: Something in them is no number.
@@ -336,9 +337,11 @@ def floats(value: Any) -> Any:
     # JSON writes 1 for 1.0; an expectation value is a float nevertheless.
     if isinstance(value, list):
         return [floats(item) for item in value]
-    if value is not None and not isinstance(value, int | float | complex):
+    if value is None or (isinstance(value, str) and value in _NOT_FINITE):
+        return float(value or "nan")
+    if not isinstance(value, int | float | complex):
         raise ValueError(f"{value!r:.60} is not a number")
-    return math.nan if value is None else float(value) if isinstance(value, int) else value
+    return float(value) if isinstance(value, int) else value
 
 
 def frequencies(counts: Any) -> Any:

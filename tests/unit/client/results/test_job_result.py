@@ -206,12 +206,13 @@ def test_other_fields_of_a_pub() -> None:
 
 
 def test_a_value_that_is_null_is_not_known() -> None:
-    body = {"results": [{"data": {"evs": [0.5, None, 1], "stds": [None, 0.1, 0.2]}}, {"data": {"evs": None}}]}
+    body = {"results": [{"data": {"evs": [0.5, None, 1], "stds": ["NaN", 0.1, 0.2]}}, {"data": {"evs": None, "stds": None}}]}
     result = _read(body)
     evs, stds = [0.5, math.nan, 1.0], [math.nan, 0.1, 0.2]
     np.testing.assert_equal(result.expectation_values(), evs)
     np.testing.assert_equal(result.standard_errors(), stds)
     assert math.isnan(result.expectation_values(1))
+    assert result.standard_errors(1) is None
     primitive = result.to_primitive_result()
     for found, wanted in ((primitive[0].data.evs, evs), (primitive[0].data.stds, stds), (primitive[1].data.evs, None)):
         assert found.dtype == np.float64
