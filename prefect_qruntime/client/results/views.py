@@ -207,7 +207,7 @@ def read_quasi(value: Any, width: int | None) -> dict[str, float]:
 def _bitstring_length(keys: Mapping[Any, Any], width: int | None) -> int:
     """The digits of each key if all are bitstrings, else 0.
 
-    A decimal integer of as many digits as the circuit has bits does not fit into them, and none begins with 0.
+    Only what may be decimal integers too is taken for these: none begins with 0, and all fit into the circuit's bits.
     """
     texts = [key for key in keys if isinstance(key, str) and not set(key) - {"0", "1"}]
     lengths = {len(text) for text in texts}
@@ -215,7 +215,9 @@ def _bitstring_length(keys: Mapping[Any, Any], width: int | None) -> int:
         return 0
     length = lengths.pop()
     padded = length > 1 and any(text[0] == "0" for text in texts)
-    return length if padded or width is None or length >= width else 0
+    if padded or width is None or length >= width:
+        return length
+    return length if any(int(text) >> width for text in texts) else 0
 
 
 def counts_of(distribution: Mapping[str, float], shots: int) -> dict[str, int]:
