@@ -197,6 +197,7 @@ async def private_result(client: QuantumRuntimeClient, ref: JobRef, *, grace: fl
         return _private_result(client, ref, grace)
 
     task = reading.start(read, *which)
+    network_loop().finish(task)  # the process may end while its caller is not waiting any more
     try:
         return await reading.join(read, *which)
     except asyncio.CancelledError:

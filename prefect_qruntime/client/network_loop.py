@@ -71,6 +71,7 @@ class NetworkLoop:
         self._states: dict[tuple[Any, ...], Any] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._closers: list[Callable[[], Awaitable[None]]] = []
+        self._finishing: set[asyncio.Task[Any]] = set()
         self._thread = threading.Thread(target=self._serve, name="qruntime-network", daemon=True)
         self._thread.start()
 
@@ -85,6 +86,11 @@ class NetworkLoop:
     def on_close(self, closer: Callable[[], Awaitable[None]]) -> None:
         """Register an async clean-up for the end of the process."""
         self._closers.append(closer)
+
+    def finish(self, task: asyncio.Task[Any]) -> None:
+        """When the process ends, give a task of this loop some seconds to end by itself, as it cannot be repeated."""
+        self._finishing.add(task)
+        task.add_done_callback(self._finishing.discard)
 
     def state(self, kind: Callable[[], S], *key: Hashable) -> S:
         """Return the one object of a kind (and key) that belongs to this loop; made on first use.
@@ -175,6 +181,8 @@ class NetworkLoop:
             return
 
         async def wind_up() -> None:
+            if self._finishing:
+                await asyncio.wait(self._finishing, timeout=_WIND_UP)
             # First the work: asyncio reports pending tasks on stderr.
             end, told = self.loop.time() + _WIND_UP, set[asyncio.Task[Any]]()
             while left := asyncio.all_tasks() - {asyncio.current_task()}:
@@ -189,7 +197,7 @@ class NetworkLoop:
                     await asyncio.wait_for(closer(), timeout=2)
 
         with contextlib.suppress(Exception):
-            asyncio.run_coroutine_threadsafe(wind_up(), self.loop).result(timeout=_WIND_UP + 5)
+            asyncio.run_coroutine_threadsafe(wind_up(), self.loop).result(timeout=2 * _WIND_UP + 5)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(timeout=2)
         if not self._thread.is_alive():

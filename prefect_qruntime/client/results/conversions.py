@@ -19,7 +19,6 @@ from prefect_qruntime.client.encodings.registers import PackedRegister, Register
 from prefect_qruntime.client.inputs.spec import RESTRICTED_NAMES
 from prefect_qruntime.client.results.views import (
     PubView,
-    counts_of,
     expectations,
     form_of,
     points,
@@ -207,7 +206,7 @@ def _pub_result(view: PubView, result: JobResult, place: int, allowance: Allowan
 
     metadata = _decoded(view.metadata or {}, allowance)
     if view.quasi is not None:
-        counts = counts_of(view.quasi, result.shots(place) or 0)
+        counts = result.counts(place)
         width = len(next(iter(view.quasi)))
         data = DataBin(meas=BitArray.from_counts(counts, num_bits=width))
         return SamplerPubResult(data, metadata=metadata)
@@ -231,7 +230,7 @@ def _pub_result(view: PubView, result: JobResult, place: int, allowance: Allowan
         # Numbers of the plain form are arrays in the encoded one.
         if view.kind is None and isinstance(found, list | int | float | complex | None):
             found = np.asarray(found)
-            found = found.astype(float) if found.dtype == object else found  # null is NaN
+            found = found if found.dtype.kind in "biufc" else found.astype(float)  # null is NaN
         fields[name] = found
     if view.shape is not None:
         shape = view.shape

@@ -233,7 +233,8 @@ class JobResult(BaseModel):
     def standard_errors(self, pub: int = 0) -> Any:
         """Standard errors of `expectation_values`, in the same shape; None if the service gave none."""
         with self._reading(pub):
-            return floats(self.field("stds", pub)) if "stds" in self._view(pub).fields else None
+            found = self.field("stds", pub) if "stds" in self._view(pub).fields else None
+            return None if found is None else floats(found)
 
     def field(self, name: str, pub: int = 0) -> Any:
         """Any field of a PUB's data that is not a register, for instance `ensemble_standard_error`.

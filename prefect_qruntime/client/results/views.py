@@ -52,6 +52,7 @@ __all__ = [
 ]
 
 _BOM = b"\xef\xbb\xbf"
+_NOT_FINITE = frozenset({"NaN", "Infinity", "-Infinity"})
 _HALF_LETTER = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -206,7 +207,7 @@ def read_quasi(value: Any, width: int | None) -> dict[str, float]:
 def _bitstring_length(keys: Mapping[Any, Any], width: int | None) -> int:
     """The digits of each key if all are bitstrings, else 0.
 
-    A decimal integer of as many digits as the circuit has bits does not fit into them, and none begins with 0.
+    Only what may be decimal integers too is taken for these: none begins with 0, and all fit into the circuit's bits.
     """
     texts = [key for key in keys if isinstance(key, str) and not set(key) - {"0", "1"}]
     lengths = {len(text) for text in texts}
@@ -214,7 +215,9 @@ def _bitstring_length(keys: Mapping[Any, Any], width: int | None) -> int:
         return 0
     length = lengths.pop()
     padded = length > 1 and any(text[0] == "0" for text in texts)
-    return length if padded or width is None or length >= width else 0
+    if padded or width is None or length >= width:
+        return length
+    return length if any(int(text) >> width for text in texts) else 0
 
 
 def counts_of(distribution: Mapping[str, float], shots: int) -> dict[str, int]:
@@ -328,7 +331,7 @@ def loads(body: bytes | bytearray | memoryview | str, job_id: str) -> Any:
 
 
 def floats(value: Any) -> Any:
-    """The same numbers as floats, in the same lists; null, which many encoders write for NaN, as NaN.
+    """The same numbers as floats, in the same lists; null and "NaN", which encoders write for NaN, as NaN.
 
     Raises:
         ValueError: Something in them is no number.
@@ -336,9 +339,11 @@ def floats(value: Any) -> Any:
     # JSON writes 1 for 1.0; an expectation value is a float nevertheless.
     if isinstance(value, list):
         return [floats(item) for item in value]
-    if value is not None and not isinstance(value, int | float | complex):
+    if value is None or (isinstance(value, str) and value in _NOT_FINITE):
+        return float(value or "nan")
+    if not isinstance(value, int | float | complex):
         raise ValueError(f"{value!r:.60} is not a number")
-    return math.nan if value is None else float(value) if isinstance(value, int) else value
+    return float(value) if isinstance(value, int) else value
 
 
 def frequencies(counts: Any) -> Any:

@@ -301,6 +301,25 @@ began.wait()
     assert script(code).split("\n") == ["wound up", "wound up", "closed"]
 
 
+def test_a_process_that_ends_lets_work_finish_that_cannot_be_repeated() -> None:
+    code = """
+import asyncio, threading
+from prefect_qruntime.client.network_loop import network_loop
+began = threading.Event()
+async def only_once():
+    began.set()
+    await asyncio.create_task(asyncio.sleep(0.5))
+    print("kept")
+async def start():
+    task = asyncio.create_task(only_once())
+    network_loop().finish(task)
+    await task
+asyncio.run_coroutine_threadsafe(start(), network_loop().loop)
+began.wait()
+"""
+    assert script(code) == "kept"
+
+
 @pytest.mark.parametrize("used_before", [True, False], ids=str)
 @pytest.mark.parametrize("start", ["Thread(target=late).start()", "ThreadPoolExecutor(1).submit(late)"], ids=str)
 def test_threads_that_outlive_the_main_thread_go_on(start: str, used_before: bool) -> None:

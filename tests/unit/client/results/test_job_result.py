@@ -206,12 +206,15 @@ def test_other_fields_of_a_pub() -> None:
 
 
 def test_a_value_that_is_null_is_not_known() -> None:
-    body = {"results": [{"data": {"evs": [0.5, None, 1], "stds": [None, 0.1, 0.2]}}, {"data": {"evs": None}}]}
+    body = {
+        "results": [{"data": {"evs": [0.5, None, 1], "stds": ["NaN", 0.1, 0.2]}}, {"data": {"evs": None, "stds": None}}]
+    }
     result = _read(body)
     evs, stds = [0.5, math.nan, 1.0], [math.nan, 0.1, 0.2]
     np.testing.assert_equal(result.expectation_values(), evs)
     np.testing.assert_equal(result.standard_errors(), stds)
     assert math.isnan(result.expectation_values(1))
+    assert result.standard_errors(1) is None
     primitive = result.to_primitive_result()
     for found, wanted in ((primitive[0].data.evs, evs), (primitive[0].data.stds, stds), (primitive[1].data.evs, None)):
         assert found.dtype == np.float64
@@ -263,6 +266,11 @@ def test_legacy_bitstrings_are_those_that_qiskit_reads(drawn: tuple[int, set[int
     result = _read(body, widths=(bits,) if known else ())
     assert result.quasi_dists == [sent]
     assert QuasiDistribution(sent) == {int(text, 2): value for text, value in result.quasi_dists[0].items()}
+
+
+def test_legacy_bitstrings_of_fewer_bits_than_the_circuit_has() -> None:
+    body = {"quasi_dists": [{"11": 1.0}, {"01": 0.5, "11": 0.5}]}
+    assert _read(body, widths=(3, 4)).quasi_dists == [{"011": 1.0}, {"0001": 0.5, "0011": 0.5}]
 
 
 @given(st.integers(1, 70).flatmap(lambda bits: st.tuples(st.just(bits), st.sets(st.integers(0, 2**bits - 1)))))
