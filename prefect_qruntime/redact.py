@@ -237,7 +237,7 @@ def _handle(logger: logging.Logger, record: logging.LogRecord) -> None:
     # Prefect writes with rich, which ends the process when the pipe that it writes to was closed. No job is less alive
     # because its log is read no more.
     with contextlib.suppress(SystemExit):
-        logging.Logger.handle(logger, record)
+        type(logger).handle(logger, record)
 
 
 def install() -> None:

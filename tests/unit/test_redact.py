@@ -215,3 +215,19 @@ def test_numbers_that_are_shown_add_up_to_the_sum_that_is_shown(cents: list[int]
 def test_a_number_to_read(number: float, shown: str) -> None:
     assert number_text(number, "+") == shown
     assert number_text(number) == shown.removeprefix("+")
+
+
+def test_a_handler_that_would_end_the_process_does_not(caplog: pytest.LogCaptureFixture) -> None:
+    """As Prefect's does when its pipe was closed."""
+
+    class Ends(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise SystemExit(1)
+
+    logger, handler = get_logger("prefect_qruntime.test_ends"), Ends()
+    assert get_logger("prefect_qruntime.test_ends") is logger
+    logger.addHandler(handler)
+    logger.warning("said")
+    logger.removeHandler(handler)
+    logger.warning("said again")
+    assert "said again" in caplog.text
