@@ -261,9 +261,9 @@ def network_loop() -> NetworkLoop:
     """The network loop of this process; made on first use, and again after a fork."""
     global _current
     with _lock:
-        if (current := used_loop()) is None:
-            current = _current = NetworkLoop()
-        return current
+        if _current is None or _current.pid != os.getpid() or _current.loop.is_closed():
+            _current = NetworkLoop()
+        return _current
 
 
 def used_loop() -> NetworkLoop | None:
