@@ -24,7 +24,7 @@ import anyio
 
 from prefect_qruntime.errors import QuantumRuntimeError
 
-__all__ = ["NetworkLoop", "SingleFlight", "network_loop", "on_network_loop"]
+__all__ = ["NetworkLoop", "SingleFlight", "network_loop", "on_network_loop", "used_loop"]
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -276,6 +276,12 @@ def network_loop() -> NetworkLoop:
         if _current is None or _current.pid != os.getpid() or _current.loop.is_closed():
             _current = NetworkLoop()
         return _current
+
+
+def used_loop() -> NetworkLoop | None:
+    """The network loop of this process if there is one. At the process's end none can be made."""
+    current = _current
+    return current if current is not None and current.pid == os.getpid() and not current.loop.is_closed() else None
 
 
 def _close_at_exit() -> None:

@@ -22,7 +22,7 @@ from typing import Any
 from prefect.context import FlowRunContext
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.network_loop import network_loop, used_loop
 from prefect_qruntime.observability.artifacts import open_note, upsert
 from prefect_qruntime.observability.markdown import (
     job_card,
@@ -423,7 +423,8 @@ async def _while_it_goes_on(work: Coroutine[Any, Any, None], pages: PageWrites, 
 
 
 def _drain_at_exit() -> None:
-    loop = network_loop()
+    if (loop := used_loop()) is None:
+        return
     pages, summaries, background = loop.find(PageWrites), loop.find(Summaries), loop.find(Background)
     if (
         (pages is not None and (pages.pages or pages.writing))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import subprocess
+import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -173,3 +175,16 @@ def test_what_something_else_wrote_in_place_of_records_stops_no_reader(
     assert record.meta["id"] == "d1"
     crn = "crn:v1:bluemix:public:quantum-computing:us-east:a/0123abcd:11aa-22bb::"
     assert not record.leads_to(Connection(api_key="unit-test-key", crn=crn), "")
+
+
+def test_a_process_that_did_no_network_work_starts_no_thread_for_it_at_its_end() -> None:
+    # Python 3.12 refuses new threads there.
+    code = """
+import threading
+from prefect_qruntime.observability import run_page
+def refuse(thread):
+    raise RuntimeError("can't create new thread at interpreter shutdown")
+threading.Thread.start = refuse
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
