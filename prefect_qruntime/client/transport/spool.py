@@ -324,6 +324,7 @@ class _Progress:
     on_sent: Callable[[], None] = lambda: None
     is_large: bool = False
     is_sending: bool = False  # a large one
+    is_read: bool = False  # something of what arrived
     connecting: bool = False
     _tunnelling: bool = False
     _stream: Any = None
@@ -343,6 +344,7 @@ class _Progress:
             # A proxy is asked for the connection in a request of its own.
             self.connecting = self._tunnelling = info["request"].method == b"CONNECT"
             self.is_sending = self.is_large and not self._tunnelling
+            self.is_read = False
             self._first.clear()
             _asking.set(self)
         elif event.endswith(_SENT) and not self._tunnelling:
@@ -358,7 +360,7 @@ class _Progress:
         """Whether an answer, or the beginning of it, was left over in the connection when the request was sent."""
         stream = answer.extensions.get("network_stream")
         is_heard = isinstance(getattr(getattr(stream, "read", None), "__self__", None), _Wire)
-        return is_heard and _STATUS_LINE.match(self._first) is None
+        return is_heard and not (self.is_read and _STATUS_LINE.match(self._first))
 
     def accepted(self) -> Reply | None:
         """A 2xx, without headers and body, of which only the first line arrived undamaged."""
@@ -402,17 +404,28 @@ class _Wire:
     """
 
     def __init__(self, stream: Any) -> None:
-        self._read, self._write = stream.read, stream.write
+        self._read, self._write, self._extra_info = stream.read, stream.write, stream.get_extra_info
         self._early = bytearray()
-        stream.read, stream.write = self.read, self.write
+        self._is_used_up = False
+        stream.read, stream.write, stream.get_extra_info = self.read, self.write, self.get_extra_info
+
+    def get_extra_info(self, info: str) -> Any:
+        """Whether there is something to read on an idle connection, for which httpcore closes it; or something else.
+
+        None is used again on which something came early: the rest of it would be taken for the next answer.
+        """
+        return (info == "is_readable" and self._is_used_up) or self._extra_info(info)
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Read what arrived while the request was sent, then what arrives."""
+        progress = _asking.get()
+        if progress is not None:
+            progress.is_read = True
         if self._early:
             early, self._early = bytes(self._early[:max_bytes]), self._early[max_bytes:]
             return early
         data: bytes = await self._read(max_bytes, timeout)
-        if (progress := _asking.get()) is not None:
+        if progress is not None:
             progress.hear(data)
         return data
 
@@ -444,6 +457,7 @@ class _Wire:
         while not progress.is_refused() and len(self._early) < _ERROR_BYTES and (data := await self._read(_HEAD)):
             progress.hear(data)
             self._early += data
+            self._is_used_up = True
 
 
 async def _one_by_one(pieces: Sequence[bytes]) -> AsyncIterator[bytes]:
