@@ -140,7 +140,7 @@ class BodyStore:
             return StoredBody(str(path), file.tell(), digest)
 
     def beginning(self, name: str) -> Path | None:
-        """The file with the beginning of an only copy of that name, whose download broke off, if there is one."""
+        """The file with what arrived of an only copy of that name that broke off or was damaged, if there is one."""
         path = self.place(f"{name}{_CUT}")
         return path if path is not None and path.is_file() else None
 
@@ -555,7 +555,7 @@ async def receive(
 ) -> Reply | StoredBody:
     """Send one GET. A result that is too large for memory ends up in a file on the shelf.
 
-    An only copy that cannot be decoded is returned as it arrived.
+    What arrived of an only copy that broke off or cannot be decoded stays on the shelf.
 
     Args:
         http: The client.
@@ -591,6 +591,7 @@ async def receive(
             spool = BodyWriter(shelf if found else BodyStore(), name, expected=expected)
             encoded = BodyWriter(shelf, name, expected=expected) if only else None
             body: bytes | StoredBody | None = None
+            best = spool
             try:
                 # The limit counts what comes out of a Content-Encoding, so that a small answer cannot unfold without
                 # limit; the deadline what goes into it.
@@ -600,20 +601,22 @@ async def receive(
                             spool.write(piece)
                             if not found and spool.size > _ERROR_BYTES:
                                 break
-                    body = spool.finish()
+                    if only and answer.status_code not in WHOLE:
+                        raise _CutOff("a part of the result")
                 except (httpx.TransportError, httpx.DecodingError) as error:
-                    # One of which only the end of the transfer, or of its encoding, is missing is taken.
-                    is_damaged = isinstance(error, httpx.DecodingError)
-                    is_cut = not is_damaged or isinstance(error, _CutOff)
-                    if only and is_cut and await asyncio.to_thread(spool.is_complete):
-                        body = spool.finish()
-                    elif encoded is not None and is_damaged:
-                        body = encoded.finish()
-                    else:
-                        raise
+                    # One of which only the end of the transfer, or of its encoding, is missing is taken, and one that
+                    # is not encoded although the answer says so.
+                    is_cut = isinstance(error, httpx.TransportError | _CutOff)
+                    if not (only and is_cut and await asyncio.to_thread(spool.is_complete)):
+                        if encoded is None or not encoded.size or isinstance(error, httpx.TransportError):
+                            raise
+                        best = encoded
+                        if not await asyncio.to_thread(best.is_complete):
+                            raise
+                body = best.finish()
             finally:
                 if only and body is None:
-                    spool.keep_beginning()
+                    best.keep_beginning()
                 spool.discard()
                 if encoded is not None:
                     encoded.discard()
@@ -629,7 +632,7 @@ async def receive(
 
 
 class _CutOff(httpx.DecodingError):
-    """The end of the encoded body is missing."""
+    """What was decoded may be the whole body although the answer says otherwise."""
 
 
 async def _unfolded(
@@ -647,15 +650,16 @@ async def _unfolded(
     Raises:
         httpx.DecodingError: The encoding is damaged, or one that was not asked for.
     """
+    damage: httpx.DecodingError | None = None
     encodings = [name.strip().lower() for name in answer.headers.get("content-encoding", "").split(",")]
     encodings = [name for name in encodings if name not in ("", "identity")]
     if encodings not in ([], ["gzip"], ["x-gzip"], ["deflate"]):
+        damage = _CutOff(f"an encoding that was not asked for: {encodings[0][:40]!r}")
         if encoded is None:
-            raise httpx.DecodingError(f"an encoding that was not asked for: {encodings[0][:40]!r}")
+            raise damage
         encodings = []
     assert isinstance(answer.stream, httpx.AsyncByteStream)  # noqa: S101
     unfold: Any = None
-    damage: httpx.DecodingError | None = None
     async for arrived in answer.stream:
         came, given, rest = len(arrived), 0, arrived
         if encodings and encoded is not None:
