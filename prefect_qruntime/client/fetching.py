@@ -103,6 +103,8 @@ async def fetch_result(
         except QuantumRuntimeError as error:
             # A refusal about a known job is not believed at once.
             if not known or not is_refusal(error) or clock() - started >= refused:
+                if shelf.only_copy and (cut := shelf.beginning(name)) is not None:
+                    error.solution = f"What arrived of the result is kept in {cut}. {error.solution or ''}".strip()
                 raise
             log.warning("Job %s: %s Its result is fetched again.", ref.id, error)
         else:
@@ -114,14 +116,14 @@ async def fetch_result(
 def _raise_if_none(job: Job, reply: Reply, *, over: bool, cut: Path | None) -> None:
     """Raise if there is no result and none will come; `over` means that the wait was long enough.
 
-    `cut` is the file with the beginning of a result whose download broke off.
+    `cut` is the file with what arrived of a result whose download broke off or was damaged.
     """
     error = job_error(job)
     if error is not None:
         raise error
     # The service answers a second read with an empty success; IBM's older hosts with a 404.
     if job.private and (reply.status == 404 or (job.is_terminal and over)):
-        broken = f"by a download that broke off; what arrived of it is kept in {cut}" if cut else ""
+        broken = f"by a download that broke off or was damaged; what arrived of it is kept in {cut}" if cut else ""
         raise NotFound(
             f"the result of private job {job.id} was read before, "
             f"{broken or 'perhaps by a download that broke off'}, and the service keeps no second copy",

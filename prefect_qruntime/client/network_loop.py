@@ -72,6 +72,7 @@ class NetworkLoop:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._closers: list[Callable[[], Awaitable[None]]] = []
         self._finishing: set[asyncio.Task[Any]] = set()
+        self._calls: set[concurrent.futures.Future[Any]] = set()
         self._thread = threading.Thread(target=self._serve, name="qruntime-network", daemon=True)
         self._thread.start()
 
@@ -141,6 +142,8 @@ class NetworkLoop:
         future: concurrent.futures.Future[T] | None = None
         try:
             future = asyncio.run_coroutine_threadsafe(work, self.loop)
+            self._calls.add(future)
+            future.add_done_callback(self._calls.discard)
             return _result_in_slices(future)
         except BaseException:
             # Raised in the waiting thread by a signal handler (Prefect's TerminationSignal, Ctrl-C) or from another
@@ -164,6 +167,8 @@ class NetworkLoop:
                 finished.set()
 
         future = asyncio.run_coroutine_threadsafe(tracked(), self.loop)
+        self._calls.add(future)
+        future.add_done_callback(self._calls.discard)
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
@@ -182,6 +187,8 @@ class NetworkLoop:
 
         async def wind_up() -> None:
             if self._finishing:
+                for call in list(self._calls):  # meanwhile nothing is submitted any more
+                    call.cancel()
                 await asyncio.wait(self._finishing, timeout=_WIND_UP)
             # First the work: asyncio reports pending tasks on stderr.
             end, told = self.loop.time() + _WIND_UP, set[asyncio.Task[Any]]()

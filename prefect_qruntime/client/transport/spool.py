@@ -140,7 +140,7 @@ class BodyStore:
             return StoredBody(str(path), file.tell(), digest)
 
     def beginning(self, name: str) -> Path | None:
-        """The file with the beginning of an only copy of that name, whose download broke off, if there is one."""
+        """The file with what arrived of an only copy of that name that broke off or was damaged, if there is one."""
         path = self.place(f"{name}{_CUT}")
         return path if path is not None and path.is_file() else None
 
@@ -324,6 +324,7 @@ class _Progress:
     on_sent: Callable[[], None] = lambda: None
     is_large: bool = False
     is_sending: bool = False  # a large one
+    is_read: bool = False  # something of what arrived
     connecting: bool = False
     _tunnelling: bool = False
     _stream: Any = None
@@ -343,6 +344,7 @@ class _Progress:
             # A proxy is asked for the connection in a request of its own.
             self.connecting = self._tunnelling = info["request"].method == b"CONNECT"
             self.is_sending = self.is_large and not self._tunnelling
+            self.is_read = False
             self._first.clear()
             _asking.set(self)
         elif event.endswith(_SENT) and not self._tunnelling:
@@ -358,7 +360,7 @@ class _Progress:
         """Whether an answer, or the beginning of it, was left over in the connection when the request was sent."""
         stream = answer.extensions.get("network_stream")
         is_heard = isinstance(getattr(getattr(stream, "read", None), "__self__", None), _Wire)
-        return is_heard and _STATUS_LINE.match(self._first) is None
+        return is_heard and not (self.is_read and _STATUS_LINE.match(self._first))
 
     def accepted(self) -> Reply | None:
         """A 2xx, without headers and body, of which only the first line arrived undamaged."""
@@ -402,17 +404,28 @@ class _Wire:
     """
 
     def __init__(self, stream: Any) -> None:
-        self._read, self._write = stream.read, stream.write
+        self._read, self._write, self._extra_info = stream.read, stream.write, stream.get_extra_info
         self._early = bytearray()
-        stream.read, stream.write = self.read, self.write
+        self._is_used_up = False
+        stream.read, stream.write, stream.get_extra_info = self.read, self.write, self.get_extra_info
+
+    def get_extra_info(self, info: str) -> Any:
+        """Whether there is something to read on an idle connection, for which httpcore closes it; or something else.
+
+        None is used again on which something came early: the rest of it would be taken for the next answer.
+        """
+        return (info == "is_readable" and self._is_used_up) or self._extra_info(info)
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         """Read what arrived while the request was sent, then what arrives."""
+        progress = _asking.get()
+        if progress is not None:
+            progress.is_read = True
         if self._early:
             early, self._early = bytes(self._early[:max_bytes]), self._early[max_bytes:]
             return early
         data: bytes = await self._read(max_bytes, timeout)
-        if (progress := _asking.get()) is not None:
+        if progress is not None:
             progress.hear(data)
         return data
 
@@ -444,6 +457,7 @@ class _Wire:
         while not progress.is_refused() and len(self._early) < _ERROR_BYTES and (data := await self._read(_HEAD)):
             progress.hear(data)
             self._early += data
+            self._is_used_up = True
 
 
 async def _one_by_one(pieces: Sequence[bytes]) -> AsyncIterator[bytes]:
@@ -541,7 +555,7 @@ async def receive(
 ) -> Reply | StoredBody:
     """Send one GET. A result that is too large for memory ends up in a file on the shelf.
 
-    An only copy that cannot be decoded is returned as it arrived.
+    What arrived of an only copy that broke off or cannot be decoded stays on the shelf.
 
     Args:
         http: The client.
@@ -577,6 +591,7 @@ async def receive(
             spool = BodyWriter(shelf if found else BodyStore(), name, expected=expected)
             encoded = BodyWriter(shelf, name, expected=expected) if only else None
             body: bytes | StoredBody | None = None
+            best = spool
             try:
                 # The limit counts what comes out of a Content-Encoding, so that a small answer cannot unfold without
                 # limit; the deadline what goes into it.
@@ -586,20 +601,22 @@ async def receive(
                             spool.write(piece)
                             if not found and spool.size > _ERROR_BYTES:
                                 break
-                    body = spool.finish()
+                    if only and answer.status_code not in WHOLE:
+                        raise _CutOff("a part of the result")
                 except (httpx.TransportError, httpx.DecodingError) as error:
-                    # One of which only the end of the transfer, or of its encoding, is missing is taken.
-                    is_damaged = isinstance(error, httpx.DecodingError)
-                    is_cut = not is_damaged or isinstance(error, _CutOff)
-                    if only and is_cut and await asyncio.to_thread(spool.is_complete):
-                        body = spool.finish()
-                    elif encoded is not None and is_damaged:
-                        body = encoded.finish()
-                    else:
-                        raise
+                    # One of which only the end of the transfer, or of its encoding, is missing is taken, and one that
+                    # is not encoded although the answer says so.
+                    is_cut = isinstance(error, httpx.TransportError | _CutOff)
+                    if not (only and is_cut and await asyncio.to_thread(spool.is_complete)):
+                        if encoded is None or not encoded.size or isinstance(error, httpx.TransportError):
+                            raise
+                        best = encoded
+                        if not await asyncio.to_thread(best.is_complete):
+                            raise
+                body = best.finish()
             finally:
                 if only and body is None:
-                    spool.keep_beginning()
+                    best.keep_beginning()
                 spool.discard()
                 if encoded is not None:
                     encoded.discard()
@@ -615,7 +632,7 @@ async def receive(
 
 
 class _CutOff(httpx.DecodingError):
-    """The end of the encoded body is missing."""
+    """What was decoded may be the whole body although the answer says otherwise."""
 
 
 async def _unfolded(
@@ -633,15 +650,16 @@ async def _unfolded(
     Raises:
         httpx.DecodingError: The encoding is damaged, or one that was not asked for.
     """
+    damage: httpx.DecodingError | None = None
     encodings = [name.strip().lower() for name in answer.headers.get("content-encoding", "").split(",")]
     encodings = [name for name in encodings if name not in ("", "identity")]
     if encodings not in ([], ["gzip"], ["x-gzip"], ["deflate"]):
+        damage = _CutOff(f"an encoding that was not asked for: {encodings[0][:40]!r}")
         if encoded is None:
-            raise httpx.DecodingError(f"an encoding that was not asked for: {encodings[0][:40]!r}")
+            raise damage
         encodings = []
     assert isinstance(answer.stream, httpx.AsyncByteStream)  # noqa: S101
     unfold: Any = None
-    damage: httpx.DecodingError | None = None
     async for arrived in answer.stream:
         came, given, rest = len(arrived), 0, arrived
         if encodings and encoded is not None:

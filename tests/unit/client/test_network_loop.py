@@ -320,6 +320,35 @@ began.wait()
     assert script(code) == "kept"
 
 
+@pytest.mark.parametrize("how", ["network_loop().run(submits())", "asyncio.run(network_loop().arun(submits()))"])
+def test_no_call_goes_on_while_a_process_that_ends_lets_work_finish(how: str) -> None:
+    code = f"""
+import asyncio, threading
+from prefect_qruntime.client.network_loop import network_loop
+began, stopped = threading.Event(), asyncio.Event()
+async def submits():
+    began.set()
+    try:
+        await asyncio.sleep(3600)
+    finally:
+        stopped.set()
+def calls():
+    try:
+        {how}
+    except BaseException:
+        pass
+async def only_once():
+    await stopped.wait()
+    print("kept")
+async def start():
+    network_loop().finish(asyncio.create_task(only_once()))
+threading.Thread(target=calls, daemon=True).start()
+began.wait()
+network_loop().run(start())
+"""
+    assert script(code) == "kept"
+
+
 @pytest.mark.parametrize("used_before", [True, False], ids=str)
 @pytest.mark.parametrize("start", ["Thread(target=late).start()", "ThreadPoolExecutor(1).submit(late)"], ids=str)
 def test_threads_that_outlive_the_main_thread_go_on(start: str, used_before: bool) -> None:

@@ -413,12 +413,41 @@ def test_an_only_copy_that_cannot_be_decoded_is_kept_as_it_arrived(
         lambda handler: handler.reply(sent, status, **headers),
         lambda handler: handler.reply(GONE, 404),
     ]
-    with pytest.raises(ServiceUnavailable, match="no second copy") as caught:
+    whole_file = case == "one of two"  # decoded, and no JSON
+    with pytest.raises(ServiceUnavailable if whole_file else NotFound, match="no second copy") as caught:
         client.run(client.result("d1", shelf=shelf.for_only_copy()))
     (name,) = files(shelf)
     path = (shelf.directory or Path()) / name
     assert str(path) in str(caught.value)
-    assert path.read_bytes() == (ZIPPED if case == "one of two" else sent)
+    assert path.read_bytes() == (ZIPPED if whole_file else sent)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("case", [case for case in UNDECODED if case != "one of two"])
+def test_an_only_copy_that_cannot_be_decoded_is_asked_for_again(
+    service: Service, client: QuantumRuntimeClient, shelf: BodyStore, case: str, elsewhere: bool
+) -> None:
+    sent, headers, status = UNDECODED[case]
+    service.private = True
+    moved = whole(f'{{"url": "{service.url}/bucket/r?Signature=0123456789"}}'.encode())
+    service.answers = [moved] * elsewhere + [lambda handler: handler.reply(sent, status, **headers), whole()]
+    assert client.run(client.result("d1", shelf=shelf.for_only_copy())).counts() == {"11": 50_000, "00": 1}
+    (name,) = files(shelf)
+    assert ((shelf.directory or Path()) / name).read_bytes() == BODY
+
+
+@pytest.mark.parametrize("case", ["damaged", "a part"])
+def test_what_arrived_of_an_only_copy_that_never_arrives_undamaged_is_named(
+    service: Service, shelf: BodyStore, case: str
+) -> None:
+    sent, headers, status = UNDECODED[case]
+    service.answers = [lambda handler: handler.reply(sent, status, **headers)]
+    patience = RetryDeadlines(fetch=0.2, first_pause=0.01)
+    client = QuantumRuntimeClient(connection(base_url=service.url, iam_url=service.url), patience=patience)
+    with pytest.raises(ServiceUnavailable) as caught:
+        client.run(client.result("d1", shelf=shelf.for_only_copy()))
+    (name,) = files(shelf)
+    assert f"{shelf.directory}/{name}" in str(caught.value)
 
 
 @pytest.mark.parametrize("disk", [True, False])

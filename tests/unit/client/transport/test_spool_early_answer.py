@@ -139,3 +139,44 @@ def test_after_a_refusal_the_next_attempt_gets_through_the_proxy(
         client = QuantumRuntimeClient(there, patience=ONCE)
         assert client.run(client.post_job(LARGE, (), None)).id == "d1"
         assert service.posts == 2
+
+
+@pytest.mark.parametrize("behind", ["the token", "an early success"])
+def test_no_answer_that_was_left_over_is_taken_for_that_of_a_large_create(behind: str) -> None:
+    stray = answer("201 Created", b'{"id": "stray", "backend": "b", "x": "%s"}' % (b"x" * 70_000))
+    posts = 0
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal posts
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            while True:
+                asked = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+                size = int(asked.lower().partition("content-length: ")[2].partition("\r\n")[0] or 0)
+                if "/identity/" in asked:
+                    await reader.readexactly(size)
+                    token = answer("200 OK", b'{"access_token": "%s", "expires_in": 3600}' % TOKEN.encode())
+                    # Short enough to be read together with the token.
+                    writer.write(token + answer("201 Created", CREATED) if behind == "the token" else token)
+                    continue
+                posts += 1
+                if behind != "the token" and posts == 1:
+                    writer.write(answer("201 Created", CREATED) + stray)
+                    await reader.readexactly(size)
+                    continue
+                writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                await reader.readexactly(size)
+                writer.write(answer("201 Created", b'{"id": "d2", "backend": "b"}'))
+        writer.close()
+
+    with serving(handle) as port:
+        url = f"http://127.0.0.1:{port}"
+        client = QuantumRuntimeClient(
+            connection(base_url=f"{url}/api/v1", iam_url=url, request_timeout=60.0), patience=ONCE
+        )
+        if behind == "the token":
+            with pytest.raises(ServiceUnavailable, match="came before the request"):
+                client.run(client.post_job(LARGE, (), None))
+            assert posts == 1
+        else:
+            assert client.run(client.post_job(LARGE, (), None)).id == "d1"
+            assert client.run(client.post_job(LARGE, (), None)).id == "d2"
