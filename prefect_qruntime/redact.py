@@ -29,6 +29,7 @@ from typing import Any
 from urllib.parse import quote
 
 __all__ = [
+    "ClosedOutput",
     "RedactionFilter",
     "forget_all",
     "get_logger",
@@ -233,10 +234,18 @@ def get_logger(name: str) -> logging.Logger:
     return logger
 
 
+class ClosedOutput(contextlib.AbstractContextManager[None]):
+    """Let no log line end the process because its output was closed: no job is less alive because no one reads its log.
+
+    Prefect writes with rich, which ends the process then. What a signal handler raises meanwhile still ends it.
+    """
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
+        return isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError)
+
+
 def _handle(logger: logging.Logger, record: logging.LogRecord) -> None:
-    # Prefect writes with rich, which ends the process when the pipe that it writes to was closed. No job is less alive
-    # because its log is read no more.
-    with contextlib.suppress(SystemExit):
+    with ClosedOutput():
         type(logger).handle(logger, record)
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -217,17 +218,26 @@ def test_a_number_to_read(number: float, shown: str) -> None:
     assert number_text(number) == shown.removeprefix("+")
 
 
-def test_a_handler_that_would_end_the_process_does_not(caplog: pytest.LogCaptureFixture) -> None:
-    """As Prefect's does when its pipe was closed."""
+@pytest.mark.parametrize("by_signal", [False, True])
+def test_only_a_closed_pipe_does_not_end_the_process_at_a_log_line(
+    caplog: pytest.LogCaptureFixture, by_signal: bool
+) -> None:
+    """Prefect's handler would; a signal's own may, also while a line waits for a full pipe."""
 
     class Ends(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            raise SystemExit(1)
+            if by_signal:
+                raise SystemExit(143)
+            try:
+                raise BrokenPipeError
+            except BrokenPipeError:
+                raise SystemExit(1)  # noqa: B904 - as rich does
 
     logger, handler = get_logger("prefect_qruntime.test_ends"), Ends()
     assert get_logger("prefect_qruntime.test_ends") is logger
     logger.addHandler(handler)
-    logger.warning("said")
+    with pytest.raises(SystemExit) if by_signal else nullcontext():
+        logger.warning("said")
     logger.removeHandler(handler)
     logger.warning("said again")
     assert "said again" in caplog.text
