@@ -12,7 +12,6 @@ Markdown or in HTML.
 from __future__ import annotations
 
 import bisect
-import contextlib
 import difflib
 import functools
 import html
@@ -34,6 +33,7 @@ __all__ = [
     "get_logger",
     "html_text",
     "install",
+    "is_of_closed_pipe",
     "many",
     "markdown_text",
     "nearest",
@@ -234,10 +234,19 @@ def get_logger(name: str) -> logging.Logger:
 
 
 def _handle(logger: logging.Logger, record: logging.LogRecord) -> None:
-    # Prefect writes with rich, which ends the process when the pipe that it writes to was closed. No job is less alive
-    # because its log is read no more.
-    with contextlib.suppress(SystemExit):
+    try:
         type(logger).handle(logger, record)
+    except SystemExit as end:
+        if not is_of_closed_pipe(end):
+            raise
+
+
+def is_of_closed_pipe(end: SystemExit) -> bool:
+    """Whether rich, with which Prefect writes, would end the process because its pipe was closed.
+
+    No job is less alive because its log is read no more. A signal's handler may end the process during a log line.
+    """
+    return isinstance(end.__context__, BrokenPipeError)
 
 
 def install() -> None:

@@ -42,7 +42,7 @@ from prefect_qruntime.client.results.job_result import JobResult
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import Job, JobRef, JobStatus
 from prefect_qruntime.prefect_api import current_flow_run_id, in_run
-from prefect_qruntime.redact import get_logger, plain_text
+from prefect_qruntime.redact import get_logger, is_of_closed_pipe, plain_text
 from prefect_qruntime.settings import current_settings
 
 __all__ = [
@@ -90,8 +90,11 @@ def _logger() -> logging.Logger | logging.LoggerAdapter[Any]:
 
 def log_to_run(message: str, *, level: int = logging.INFO) -> None:
     """Log a message to the run's log, or to our own logger outside a run, as plain text."""
-    with contextlib.suppress(SystemExit):  # as our own loggers do it
+    try:
         _logger().log(level, plain_text(message))
+    except SystemExit as end:
+        if not is_of_closed_pipe(end):
+            raise
 
 
 def emit(

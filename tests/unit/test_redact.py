@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import json
 import logging
+import signal
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -217,17 +220,36 @@ def test_a_number_to_read(number: float, shown: str) -> None:
     assert number_text(number) == shown.removeprefix("+")
 
 
-def test_a_handler_that_would_end_the_process_does_not(caplog: pytest.LogCaptureFixture) -> None:
-    """As Prefect's does when its pipe was closed."""
+def broken() -> None:
+    """End the process as rich does, with which Prefect writes."""
+    try:
+        raise BrokenPipeError
+    except BrokenPipeError:
+        raise SystemExit(1)  # noqa: B904
 
+
+def signalled() -> None:
+    """A signal whose handler ends the process comes while a line is logged."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(("what", "ends"), [(broken, False), (signalled, True)])
+def test_a_closed_pipe_does_not_end_the_process_and_a_signal_does(
+    caplog: pytest.LogCaptureFixture, what: Callable[[], None], ends: bool
+) -> None:
     class Ends(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            raise SystemExit(1)
+            what()
 
     logger, handler = get_logger("prefect_qruntime.test_ends"), Ends()
     assert get_logger("prefect_qruntime.test_ends") is logger
     logger.addHandler(handler)
-    logger.warning("said")
+    with pytest.raises(SystemExit) if ends else nullcontext():
+        logger.warning("said")
     logger.removeHandler(handler)
     logger.warning("said again")
     assert "said again" in caplog.text
