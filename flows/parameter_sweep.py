@@ -207,6 +207,8 @@ def tell(rows: list[dict[str, Any]], observable: str, backend: str) -> None:
         for program in ("estimator", "sampler")
         if f"{program}_value" in rows[0]
     }
+    if not any(math.isfinite(value) for line in series.values() for _, value, _ in line):
+        return  # the service knows none of the values
     chart = line_chart(f"{title}, ± standard error", series, x_label="angle / rad", y_label=f"⟨{observable}⟩")
     create_markdown_artifact(
         key="qruntime-parameter-sweep-picture", markdown=markdown_image(title, chart), description=title

@@ -250,7 +250,7 @@ def result_section(result: JobResult) -> str:
             parts.append(_whole_counts(counts))
         told += 1
     if values:
-        if len(values) > 1:
+        if len(values) > 1 and any(math.isfinite(value) for _, _, value, _ in values[:_DRAWN]):
             parts.append(_value_chart(values))
         shown = [
             f"| {pub} | {'' if at is None else at} | {value:.6g} | {'' if error is None else f'{error:.2g}'} |"

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import NAMESPACE_URL, UUID, uuid5
 
+import orjson
 from cachetools import LRUCache
 
 from prefect_qruntime.client import QuantumRuntimeClient
@@ -391,12 +392,21 @@ async def usage_settled(job: Job, *, flow_run_id: str | None) -> None:
 
 async def _read(result: JobResult, read: Callable[[JobResult], T]) -> T:
     """Read a result for a text about it: in another thread, unless it is so small that this would take longer."""
-    if result.file is None and weight(result.raw, _SMALL) <= _SMALL:
+    if result.file is None and weight(result.raw, _SMALL) <= _SMALL and not _has_arrays(result.raw):
         return read(result)
     try:
         return await asyncio.to_thread(read, result)
     except RuntimeError:  # the process is ending and starts no more threads
         return read(result)
+
+
+def _has_arrays(small: Any) -> bool:
+    """Whether a small result may hold encoded arrays, which may unfold to a thousand times their size."""
+    try:
+        text = orjson.dumps(small)
+    except TypeError:  # integers of more than 64 bits
+        return True
+    return b'"__type__"' in text or b'"dtype"' in text
 
 
 async def log_fetched(result: JobResult) -> None:

@@ -21,7 +21,7 @@ from prefect.states import Scheduled
 from flows.angles_to_table import ANGLES, angles_to_table, check_columns, input_names
 from flows.backend_report import backend_report
 from flows.leave_and_collect import leave
-from flows.parameter_sweep import parameter_sweep, parity
+from flows.parameter_sweep import parameter_sweep, parity, tell
 from flows.run_circuits import run_circuits
 from flows.run_saved_job import run_saved_job
 from flows.sweep_sessions import sweep_sessions
@@ -309,6 +309,12 @@ def test_without_a_block_each_uses_the_embedded_sandbox_and_says_so(
         said = [record.getMessage() for record in caplog.records if "embedded sandbox" in record.getMessage()]
         assert len(said) == 1
     assert sandbox.control.jobs() == [], "one ran on another sandbox than its own"
+
+
+@pytest.mark.parametrize("values", [[math.nan], [math.nan, 0.5]])
+def test_a_sweep_whose_values_are_not_all_known_ends_well(values: list[float]) -> None:
+    rows = [{"angle": float(place), "estimator_value": value} for place, value in enumerate(values)]
+    flow(tell)(rows, "Z", f"backend-{len(values)}")
 
 
 @pytest.mark.parametrize("angle", [math.nan, math.inf, "nan"])

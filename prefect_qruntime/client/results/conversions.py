@@ -20,6 +20,7 @@ from prefect_qruntime.client.inputs.spec import RESTRICTED_NAMES
 from prefect_qruntime.client.results.views import (
     PubView,
     expectations,
+    floats,
     form_of,
     points,
     pub_list,
@@ -229,9 +230,13 @@ def _pub_result(view: PubView, result: JobResult, place: int, allowance: Allowan
         found = _decoded(value, allowance)
         # Numbers of the plain form are arrays in the encoded one.
         if view.kind is None and isinstance(found, list | int | float | complex | None):
-            found = np.asarray(found)
-            found = found if found.dtype.kind in "biufc" else found.astype(float)  # null is NaN
-        fields[name] = found
+            array = np.asarray(found)
+            if array.dtype.kind not in "biufc":
+                with suppress(ValueError):  # texts and the like stay
+                    array = np.asarray(floats(found))  # null is NaN
+            fields[name] = array
+        else:
+            fields[name] = found
     if view.shape is not None:
         shape = view.shape
     elif "evs" in fields and not view.registers:

@@ -15,6 +15,7 @@ from prefect_qruntime.observability.markdown import (
     job_card,
     job_description,
     join_sections,
+    result_section,
     section,
     session_description,
     session_title,
@@ -164,3 +165,11 @@ def test_a_card_of_two_routes_has_the_verdict_of_their_comparison(
     card = comparison_card(RouteComparison(service=job, executor=job, agreement=Agreement(agrees, 0.001, compared)))
     assert card.startswith(f"### The two routes {verdict}\n")
     assert card.count("| cannot be compared |") == sum(error != error for error in errors)
+
+
+@pytest.mark.parametrize("values", [[None, None], [None], None])
+def test_values_that_are_not_known_are_listed_without_a_picture(values: Any) -> None:
+    body = {"results": [{"data": {"evs": values, "stds": values}}]}
+    shown = result_section(qr.JobResult.from_body(body, job_id="d1"))
+    assert "nan" in shown
+    assert "svg" not in shown

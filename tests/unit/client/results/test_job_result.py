@@ -222,6 +222,13 @@ def test_a_value_that_is_null_is_not_known() -> None:
     np.testing.assert_equal([row["ev"] for row in result.to_table()], [*evs, math.nan])
 
 
+@pytest.mark.parametrize("beside", [["linear", "exponential"], [{"a": 1}, None], [[None, "x"], ["NaN", 0.5]]])
+def test_a_field_without_numbers_is_kept_in_qiskits_objects(beside: list[Any]) -> None:
+    data = _read(_pub({"evs": [0.5, None], "beside": beside})).to_primitive_result()[0].data
+    np.testing.assert_equal(data.evs, [0.5, math.nan])
+    assert data.beside.tolist() == beside
+
+
 def test_legacy_sampler() -> None:
     body = {
         "quasi_dists": [{"0": 0.119, "1": 0.891, "2": -0.01}, {"5": 1.0}],
