@@ -64,6 +64,7 @@ __all__ = [
     "cancels_jobs",
     "ends_if_cancelled",
     "ends_with_runs_around",
+    "known_policy",
     "note_owner",
     "policy",
     "polls_for_cancellation",
@@ -89,12 +90,23 @@ POLICY_MARK = "qruntime_policy"
 
 def policy() -> Policy:
     """What happens to the jobs of a cancelled flow run, by its hooks, those of the flows around it, or the settings."""
-    for context in runs_around()[0]:
+    return known_policy() or current_settings().on_cancel
+
+
+def known_policy() -> Policy | None:
+    """As `policy`; None if Prefect shows no longer which flows are around, as one of them may have a hook of ours.
+
+    It takes a subflow's context apart when its function has returned, and waits for its tasks only then.
+    """
+    flows = runs_around()[0]
+    for context in flows:
         for hook in (context.flow.on_cancellation_hooks or ()) if context.flow is not None else ():
             mark = getattr(hook, POLICY_MARK, None)
             if mark in ("cancel", "detach"):
                 return "cancel" if mark == "cancel" else "detach"
-    return current_settings().on_cancel
+    top = flows[-1].flow_run if flows else None
+    shown = top is None or top.parent_task_run_id is None or top.deployment_id is not None
+    return current_settings().on_cancel if shown else None
 
 
 class _Answer(NamedTuple):

@@ -41,8 +41,8 @@ from prefect_qruntime.cancellation import (
     cancels_jobs,
     ends_if_cancelled,
     ends_with_runs_around,
+    known_policy,
     note_owner,
-    policy as cancel_policy,
 )
 from prefect_qruntime.client import QuantumRuntimeClient, submission_keys
 from prefect_qruntime.client.inputs.spec import JobSpec, input_notices
@@ -111,6 +111,7 @@ async def _submit(
     client, block = credentials.get_client(), block_name(credentials)
     where = await current_run()
     runs = await lineage() if where.flow_run_id is not None else ()
+    on_cancel = known_policy() if runs else None  # at once, while Prefect shows the flows around
     # Before the plan, which may ask the service. The guard checks again before each POST, as the policy may change.
     await policy.admit(client.connection, where, block, [_asked(submission)])
     plan = await plan_submission(credentials, pubs, submission)
@@ -274,7 +275,7 @@ async def _submit(
                 flow_run_id=where.flow_run_id,
                 session=usable,
                 busy_seconds=plan.busy_seconds,
-                on_cancel=cancel_policy() if runs else None,
+                on_cancel=on_cancel,
             )
             if not ref.attached:
                 say_if_held(client, ref)

@@ -353,6 +353,24 @@ def test_a_cancel_that_no_process_heard_of_cancels_the_jobs_by_the_policy_of_the
     put(flow_run.id, Completed())
 
 
+def test_a_detached_job_of_a_subflow_that_did_not_wait_for_its_task_is_left_alone(control: Any) -> None:
+    """Prefect soon shows such a task none of the flows around its own, so that their hooks are not known."""
+    control.add_fault("POST", "/jobs", delay=2)
+
+    @flow
+    def inner() -> None:
+        qr.submit_job.submit(qr.load_credentials(BLOCK), [FLIP], backend=BACKEND)
+
+    @flow(**qr.hooks.detach)
+    def outer() -> None:
+        inner()
+
+    flow_run, _ = ran(outer)
+    put(flow_run.id, Cancelled())
+    assert [entry.action for entry in run_sweep([BLOCK]).jobs] == ["left alone"]
+    assert [entry["status"] for entry in control.jobs()] == ["Queued"]
+
+
 def test_a_job_that_a_running_flow_attached_to_is_not_cancelled(control: Any) -> None:
     _, state = ran(job_left, key="sweep-slot")
     job = run(state.aresult())
