@@ -174,7 +174,8 @@ def test_no_answer_that_was_left_over_is_taken_for_that_of_a_large_create(behind
             connection(base_url=f"{url}/api/v1", iam_url=url, request_timeout=60.0), patience=ONCE
         )
         if behind == "the token":
-            with pytest.raises(ServiceUnavailable, match="came before the request"):
+            # On a busy machine the service's own 201 may be heard while the last piece is sent: then it was accepted.
+            with pytest.raises(ServiceUnavailable, match=r"came before the request|it was accepted"):
                 client.run(client.post_job(LARGE, (), None))
             assert posts == 1
         else:
