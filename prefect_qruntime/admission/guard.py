@@ -15,7 +15,7 @@ import contextlib
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -202,16 +202,16 @@ class BudgetsAlone:
     locks: tuple[HeldLock, ...] = ()
     held: tuple[str, ...] = ()
 
-    async def read(self, *, alone: bool = True) -> list[Budget]:
-        """Take the locks and read the budgets, again after a wait: they may have been changed meanwhile.
+    async def read(self, needs_locks: Callable[[Sequence[Budget]], bool] = bool) -> list[Budget]:
+        """Read the budgets and take their locks; read again after that, as they may have been changed meanwhile.
 
         Args:
-            alone: Whether locks are needed.
+            needs_locks: Whether budgets are about what is spent here.
         """
         while True:
             budgets = await budgets_in_force(self.own)
             # Outside a run there is no Prefect to ask.
-            wanted = scopes(budgets, self.where, self.crn) if alone and in_run() else ()
+            wanted = scopes(budgets, self.where, self.crn) if needs_locks(budgets) and in_run() else ()
             if wanted == self.held:
                 return budgets
             self.locks, self.held = (), ()  # should the next line or the one after it fail, none is held
@@ -284,7 +284,7 @@ class AdmissionGuard:
     async def _reserve(self, key: str, ceiling: int | None) -> JobSpec | None:
         wanted = self.spec.max_execution_time
         seconds = wanted if ceiling is None else lowest(wanted, ceiling)
-        budgets = await self.budgets.read(alone=not self.spec.dry_run)
+        budgets = await self.budgets.read(lambda _: not self.spec.dry_run)
         if budgets and not self.spec.dry_run:  # a dry run is not charged
             try:
                 self._reservation, seconds = await self._ledger.reserve(
@@ -397,6 +397,10 @@ class SessionAdmission:
         await self._ledger.sessions.opened(self._token, session.id)
 
 
+def _count_seconds(budgets: Sequence[Budget]) -> bool:
+    return any(one.counts_seconds for one in budgets)
+
+
 @asynccontextmanager
 async def session_guard(
     client: QuantumRuntimeClient, where: RunContext, budget: BudgetLike | None, token: str, *, mode: str, life: int
@@ -422,11 +426,10 @@ async def session_guard(
     book = ledger(client.connection.crn)
     alone = BudgetsAlone(budget, where, client.connection.crn)
     async with alone.stack:
-        budgets = await alone.read(alone=False) if mode == "dedicated" else []
-        if not any(one.counts_seconds for one in budgets):
+        budgets = await alone.read(_count_seconds) if mode == "dedicated" else []
+        if not _count_seconds(budgets):
             yield SessionAdmission(life, book, token)
             return
-        budgets = await alone.read()
         try:
             allowed = await book.reserve_session(client, budgets, where, token, life)
         except BudgetExhausted as error:
