@@ -89,8 +89,8 @@ async def clean_up(flow_run: FlowRun, *, cancel_jobs: bool, drain: bool) -> None
     for block in wrong:
         log.error("Credentials block %r cannot be loaded.", block)
     live = {r.meta["id"]: r for r in jobs if cancel_jobs and not r.is_over and r.place != Place("", None)}
-    done = [r for r in sessions if r.is_closed or (drain and r.is_draining)]
-    left = {r.meta["session"]: r for r in sessions if r.meta.get("session") and r not in done}
+    open_ones = [r for r in sessions if not (r.is_closed or (drain and r.is_draining))]
+    left = {r.meta["session"]: r for r in open_ones if r.meta.get("session")}
     reaches = await leading_to([record.place for record in (*live.values(), *left.values())], named)
     if cancel_jobs:
         await _cancel(flow_run, live, named, reaches)
