@@ -49,6 +49,12 @@ def serving(handler: Handler, tls: ssl.SSLContext | None = None) -> Iterator[int
         loop.close()
 
 
+async def request_head(reader: asyncio.StreamReader) -> tuple[str, int]:
+    """Read the head of a request; returns it and the size of the body that follows."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    return head, int(head.lower().partition("content-length: ")[2].partition("\r\n")[0] or 0)
+
+
 def answering(status: str, body: str = "", **headers: str) -> Handler:
     """Answer every request so and hang up."""
     lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", "Connection: close"]

@@ -28,6 +28,7 @@ from prefect_qruntime.redact import (
     redact_start,
     register_secret,
 )
+from tests.support.closed_pipe import EndsProcess
 
 TOKEN = "tok-Zk39vQx1-not-a-real-one"
 JWT = "eyJraWQiOiIyMDI2.eyJpYW1faWQiOiJJQk1p.c2lnbmF0dXJl"
@@ -223,17 +224,7 @@ def test_only_a_closed_pipe_does_not_end_the_process_at_a_log_line(
     caplog: pytest.LogCaptureFixture, by_signal: bool
 ) -> None:
     """Prefect's handler would; a signal's own may, also while a line waits for a full pipe."""
-
-    class Ends(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if by_signal:
-                raise SystemExit(143)
-            try:
-                raise BrokenPipeError
-            except BrokenPipeError:
-                raise SystemExit(1)  # noqa: B904 - as rich does
-
-    logger, handler = get_logger("prefect_qruntime.test_ends"), Ends()
+    logger, handler = get_logger("prefect_qruntime.test_ends"), EndsProcess(by_pipe=not by_signal)
     assert get_logger("prefect_qruntime.test_ends") is logger
     logger.addHandler(handler)
     with pytest.raises(SystemExit) if by_signal else nullcontext():

@@ -14,6 +14,7 @@ import pytest
 import prefect_qruntime as qr
 from prefect_qruntime.client.encodings.tensors import Tensor
 from prefect_qruntime.observability import notifications, telemetry
+from tests.support.closed_pipe import EndsProcess
 
 PLAIN = {"results": [{"data": {"c": {"samples": ["0x3", "0x0"] * 300, "num_bits": 2}}}]}
 # Three kilobytes that unfold to two megabytes: expectation values of which a table takes half a second.
@@ -44,17 +45,8 @@ async def test_only_a_small_result_without_encoded_arrays_is_read_on_the_loop(bo
 def test_a_line_of_a_run_whose_pipe_was_closed_does_not_end_the_process(
     monkeypatch: pytest.MonkeyPatch, by_pipe: bool
 ) -> None:
-    class Ends(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if not by_pipe:
-                raise SystemExit(1)  # as a signal's handler may
-            try:
-                raise BrokenPipeError
-            except BrokenPipeError:
-                raise SystemExit(1)  # as rich does  # noqa: B904
-
     logger = logging.Logger("of-a-run")
-    logger.addHandler(Ends())
+    logger.addHandler(EndsProcess(by_pipe=by_pipe))
     monkeypatch.setattr(telemetry, "_logger", lambda: logger)
     with nullcontext() if by_pipe else pytest.raises(SystemExit):
         telemetry.log_to_run("said")

@@ -15,7 +15,7 @@ from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.transport.retrying import RetryDeadlines
 from prefect_qruntime.errors import AuthenticationError, InvalidInput, QuantumRuntimeError, ServiceUnavailable
-from tests.support.loopback import Authority, passing_on, serving, tunnelling
+from tests.support.loopback import Authority, passing_on, request_head, serving, tunnelling
 from tests.support.mock_client import TOKEN, connection
 
 # Larger than the buffers between two processes, so that it is not sent as a whole.
@@ -49,8 +49,7 @@ class Hasty:
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             while True:
-                asked = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-                size = int(asked.lower().partition("content-length: ")[2].partition("\r\n")[0] or 0)
+                asked, size = await request_head(reader)
                 if "/identity/" in asked:
                     await reader.readexactly(size)
                     token = b'{"access_token": "%s-%d", "expires_in": 3600}' % (TOKEN.encode(), self.posts)
@@ -150,8 +149,7 @@ def test_no_answer_that_was_left_over_is_taken_for_that_of_a_large_create(behind
         nonlocal posts
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             while True:
-                asked = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-                size = int(asked.lower().partition("content-length: ")[2].partition("\r\n")[0] or 0)
+                asked, size = await request_head(reader)
                 if "/identity/" in asked:
                     await reader.readexactly(size)
                     token = answer("200 OK", b'{"access_token": "%s", "expires_in": 3600}' % TOKEN.encode())

@@ -20,7 +20,7 @@ from prefect_qruntime.client.submission import Intent
 from prefect_qruntime.client.transport.retrying import RetryDeadlines
 from prefect_qruntime.client.transport.spool import _Progress, exchange
 from prefect_qruntime.errors import ServiceUnavailable, SubmissionUncertain
-from tests.support.loopback import Authority, Handler, serving, tunnelling
+from tests.support.loopback import Authority, Handler, request_head, serving, tunnelling
 from tests.support.mock_client import TOKEN, connection
 
 SPEC = make_spec(["OPENQASM 3.0; qubit q; bit[1] c; c[0] = measure q;"], backend="b")
@@ -51,8 +51,7 @@ class Service:
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             while True:
-                asked = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-                size = int(asked.lower().partition("content-length: ")[2].partition("\r\n")[0] or 0)
+                asked, size = await request_head(reader)
                 await reader.readexactly(size)
                 method, target = asked.split()[:2]
                 if "/identity/" in target:
