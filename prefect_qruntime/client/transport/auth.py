@@ -6,6 +6,7 @@ Facts (IBM Cloud docs, IAM identity API): a token lives at most an hour, there i
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from prefect_qruntime.client.network_loop import SingleFlight
 from prefect_qruntime.client.transport.replies import accepted, no_answer
 from prefect_qruntime.client.transport.retrying import RetryDeadlines, repeat
 from prefect_qruntime.client.transport.spool import exchange
-from prefect_qruntime.errors import QuantumRuntimeError
+from prefect_qruntime.errors import AuthenticationError, QuantumRuntimeError
 from prefect_qruntime.redact import register_secret
 
 __all__ = ["TokenSource"]
@@ -36,6 +37,9 @@ _SHORTEST_MARGIN = 1.0
 _RENEW = 0.20
 _LONG_LIFE = 300.0
 _CHECKED_AGAIN = 60.0  # seconds after which the connection's guard is asked again
+# Seconds for which IAM's refusal of the key answers all requests: thousands of waits need a token at once. A key that
+# is repaired works after them.
+_REFUSED_FOR = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +84,7 @@ class TokenSource:
         self._answered = False
         self._renewal = SingleFlight[_Token]()
         self._checked = -math.inf  # when the guard last let the key pass
-        self.clock_skew: float | None = None
-        """Seconds by which IAM's wall clock is ahead of ours; None before its first token."""
+        self._refusal: tuple[AuthenticationError, float] | None = None  # of the key, and until when it counts
         self._issued: tuple[float, float] | None = None  # by IAM's wall clock, and by ours
 
     async def get(self) -> str:
@@ -124,8 +127,19 @@ class TokenSource:
         issued, at = self._issued
         return issued + self._clock() - at
 
+    @property
+    def clock_skew(self) -> float | None:
+        """Seconds by which IAM's wall clock is ahead of ours as it is set now; None before its first token."""
+        return None if self._issued is None else self.wall_clock - time.time()
+
     async def _renew(self) -> _Token:
-        token = await repeat(self._ask, phase="token", patience=self._patience, what="token exchange")
+        if self._refusal is not None and self._clock() < self._refusal[1]:
+            raise copy.copy(self._refusal[0])
+        try:
+            token = await repeat(self._ask, phase="token", patience=self._patience, what="token exchange")
+        except AuthenticationError as error:
+            self._refusal = copy.copy(error), self._clock() + _REFUSED_FOR
+            raise
         self._token = token
         return token
 
@@ -159,7 +173,6 @@ class TokenSource:
         value, life = str(body["access_token"]), float(body.get("expires_in", 3600))
         expiration = body.get("expiration")
         if isinstance(expiration, int | float) and not isinstance(expiration, bool):
-            self.clock_skew = expiration - life - time.time()  # issued now, by its clock
-            self._issued = expiration - life, self._clock()
+            self._issued = expiration - life, self._clock()  # issued now, by its clock
         register_secret(value, passing=True)
         return _Token.of(value, born, life)
