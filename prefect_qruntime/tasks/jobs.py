@@ -9,7 +9,9 @@ import math
 import time
 from datetime import UTC, datetime
 from typing import Any, get_args
+from uuid import UUID
 
+from cachetools import LRUCache
 from prefect.context import TaskRunContext
 
 from prefect_qruntime import result_storage
@@ -85,7 +87,7 @@ async def await_for_completion(
     check_wait(timeout=timeout, queue_timeout=queue_timeout, on_timeout=on_timeout, stream=stream)
     settings = current_settings()
     deadlines = Deadlines(
-        total=_time_left(timeout), queue=queue_timeout, outage=settings.outage_patience_seconds
+        total=_time_left(timeout, ref.id), queue=queue_timeout, outage=settings.outage_patience_seconds
     ).check()
     client = credentials.get_client()
     history: list[Observation] = []
@@ -146,15 +148,22 @@ def check_wait(*, timeout: Any, queue_timeout: Any, on_timeout: Any, stream: Any
     Deadlines(total=timeout, queue=queue_timeout).check()
 
 
-def _time_left(timeout: float | None) -> float | None:
-    """The remaining time of a retried wait: a retry does not start the clock again."""
+_began: LRUCache[tuple[UUID, str], float] = LRUCache(10_000)
+"""When each task run with a limit began to wait for which job, by the monotonic clock."""
+
+
+def _time_left(timeout: float | None, job_id: str) -> float | None:
+    """The remaining time of a retried wait: a retry does not start the clock again.
+
+    Prefect retries a task in its process. The wall clock may jump, and a limit that ends too early may cancel the job.
+    """
     context = TaskRunContext.get()
-    if timeout is None or context is None or (context.task_run.run_count or 0) <= 1:
+    if timeout is None or context is None:
         return timeout
-    began = context.task_run.start_time
-    if began is None:
-        return timeout
-    return max(0.001, timeout - (datetime.now(UTC) - began).total_seconds())
+    now, wait = time.monotonic(), (context.task_run.id, job_id)
+    if (context.task_run.run_count or 0) <= 1:
+        _began[wait] = now
+    return max(0.001, timeout - (now - _began.get(wait, now)))
 
 
 async def _report_cancelled(client: QuantumRuntimeClient, job_id: str) -> None:

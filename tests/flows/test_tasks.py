@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -222,6 +223,33 @@ def test_a_retried_wait_goes_on_with_the_same_job(sandbox: Sandbox, credentials:
     flow_run, state = ran(one)
     assert run(state.aresult()).status is qr.JobStatus.COMPLETED
     assert requests(sandbox, "POST", "/jobs") == 1
+    assert max(task_run.run_count for task_run in task_runs(flow_run.id, 2)) == 2, "nothing was retried"
+
+
+def test_a_clock_that_is_set_forward_cancels_no_job_whose_wait_is_retried(
+    sandbox: Sandbox, credentials: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before: the limit of a retried wait was measured by the wall clock, and a step of an hour ended and cancelled."""
+    sandbox.control.set_times(queue_time=1.0)
+    sandbox.control.add_fault("GET", "/jobs/*", status=400)
+
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
+            return datetime.now(tz) + timedelta(hours=1)
+
+    async def once_more(task: Any, task_run: Any, state: Any) -> bool:
+        monkeypatch.setattr("prefect_qruntime.tasks.jobs.datetime", Ahead)
+        return True
+
+    @flow
+    def one() -> Any:
+        job = qr.submit_job(credentials, [FLIP], backend=BACKEND, shots=3)
+        wait = qr.wait_for_completion.with_options(retries=1, retry_delay_seconds=0, retry_condition_fn=once_more)
+        return wait(credentials, job, timeout=600, on_timeout="cancel")
+
+    flow_run, state = ran(one)
+    assert run(state.aresult()).status is qr.JobStatus.COMPLETED
     assert max(task_run.run_count for task_run in task_runs(flow_run.id, 2)) == 2, "nothing was retried"
 
 
