@@ -111,6 +111,7 @@ CREATE_PAUSE = 12.0
 
 CREATES: frozenset[Phase] = frozenset({"submit", "open"})
 _TOKEN: frozenset[Phase] = frozenset({"token"})
+_SUBMIT: frozenset[Phase] = frozenset({"submit"})
 _REPEATABLE: frozenset[Phase] = frozenset({"token", "read", "wait", "fetch", "change"})
 _ALL: frozenset[Phase] = CREATES | _REPEATABLE
 _NOT_TOKEN = _ALL - _TOKEN
@@ -128,11 +129,13 @@ class Question:
         phase: What the request is for.
         method: HTTP method.
         path: Below the base URL, without the query.
+        size: Bytes of its body.
     """
 
     phase: Phase
     method: str = "GET"
     path: str = ""
+    size: int = 0
 
 
 def read_text(content: bytes) -> bytes:
@@ -408,6 +411,8 @@ RULES: tuple[Rule, ...] = (
     Rule(_NOT_TOKEN, "service", _4XX, RateLimited, "pace", "code 1202: slower", frozenset({1202})),
     # Outages. A success of another form, a page, a redirect: not the service, or a broken one.
     Rule(CREATES, "other", ((200, 299),), ServiceUnavailable, "search", "a 2xx that cannot be read: accepted"),
+    # Repeated after a search it would be refused again, and an upload may be large.
+    Rule(_SUBMIT, "other", _is(413), InvalidInput, "search", "HTTP 413: too large"),
     Rule(CREATES, "other", _ANY, ServiceUnavailable, "search", "any answer that is not the service's own"),
     Rule(CREATES, "service", _5XX, ServiceUnavailable, "search", "HTTP 5xx"),
     Rule(_REPEATABLE, "other", _ANY, ServiceUnavailable, "again", "any answer that is not the service's own"),
@@ -422,7 +427,7 @@ RULES: tuple[Rule, ...] = (
     Rule(_ALL, "service", _4XX, PermissionDenied, "never", "code 1352: no sessions on this plan", frozenset({1352})),
     Rule(_ALL, "service", _is(404), NotFound, "never", "HTTP 404"),
     Rule(_ALL, "service", _4XX, UsageLimitReached, "never", "code 4317: usage limit", frozenset({4317})),
-    Rule(frozenset({"submit"}), "service", _is(409), UsageLimitReached, "never", "HTTP 409: usage limit"),
+    Rule(_SUBMIT, "service", _is(409), UsageLimitReached, "never", "HTTP 409: usage limit"),
     Rule(CREATES, "service", _is(400, 413, 422), InvalidInput, "never", "HTTP 400, 413, 422"),
     Rule(_ALL, "service", _ANY, QuantumRuntimeError, "never", "any other refusal"),
 )

@@ -7,7 +7,8 @@ events and answers each with the next action; `submission` carries the actions o
 - A 2xx is proof of acceptance, readable or not. After it nothing is posted under that key again, however long the
   list lags.
 - A request whose answer was lost is not repeated before a query that began a grace period later found nothing, and at
-  most `attempts` times. If the search fails, the submission ends with `SubmissionUncertain`.
+  most `attempts` times; after a refusal by something in between that would only come again (413), not at all. If the
+  search fails, the submission ends with `SubmissionUncertain`.
 - A process knows what it submitted (`SubmissionMemory`): one caller of a key searches and submits, the others wait and
   get its job. If it ends without acceptance, the next one continues; if it gives up in doubt, the others fail too.
 - A job found in the list must be what was asked for. A tag can be copied, so the payload is compared.
@@ -32,7 +33,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from prefect_qruntime.client.submission_keys import Payload, SubmissionMemory
-from prefect_qruntime.errors import QuantumRuntimeError, SubmissionUncertain
+from prefect_qruntime.errors import NEVER, InvalidInput, QuantumRuntimeError, SubmissionUncertain
 from prefect_qruntime.models import Job, JobRef, JobStatus
 
 __all__ = [
@@ -380,6 +381,8 @@ class Submission:
             return learnt
         if self.doubt == "accepted":
             return self._give_up(self._unseen())
+        if self.doubt == "lost" and isinstance(self.lost_error, InvalidInput):  # it would be refused again
+            return self._give_up(InvalidInput(self.lost_error.message, **{**self.lost_error.fields, "advice": NEVER}))
         if self.doubt == "lost" and self.posts >= self.ask.attempts:
             return self._give_up(self._unanswered())
         return Admit(self.key)

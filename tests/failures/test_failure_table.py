@@ -33,6 +33,7 @@ from prefect_qruntime.errors import (
     UsageLimitReached,
 )
 from prefect_qruntime.sandbox import Sandbox
+from tests.support.odd_answers import PAGE
 
 CIRCUIT = 'OPENQASM 3.0; include "stdgates.inc"; qubit[1] q; bit[1] c; x q[0]; c = measure q;'
 _numbers = itertools.count()  # a process remembers its keys, so each row has its own
@@ -146,6 +147,16 @@ ROWS += [
         posts=1,
         jobs=1,
         advice="search-first",
+    ),
+    Row("submit 413 of a proxy, accepted", fault("POST", "/jobs", status=413, body=PAGE, after_handler=True), posts=1),
+    Row(
+        "submit 413 of a proxy",  # before: sent three times, then `SubmissionUncertain`
+        fault("POST", "/jobs", status=413, body=PAGE, times=None),
+        InvalidInput,
+        "bytes long",
+        posts=1,
+        jobs=0,
+        advice="never",
     ),
     Row("submit 429 with Retry-After", fault("POST", "/jobs", status=429, retry_after=0.2), posts=2),
     Row("submit 429 twice", fault("POST", "/jobs", status=429, retry_after=0.1, times=2), posts=3),

@@ -241,6 +241,7 @@ class Transport:
         in_flight = IN_FLIGHT.get() if phase in CREATES else None
         more = {} if body is None else {"Content-Type": "application/json"}
         with in_flight.waiting() if in_flight else contextlib.nullcontext():
+            content = None if body is None else await _written(body)
             send = functools.partial(
                 exchange,
                 self._http,
@@ -248,10 +249,10 @@ class Transport:
                 f"{self.connection.base_url}{path}",
                 seconds=self.connection.request_timeout,
                 params=params,
-                content=None if body is None else await _written(body),
+                content=content,
                 most_values=most_values,
             )
-            question = Question(phase, method, path)
+            question = Question(phase, method, path, size=sum(map(len, content or ())))
             once = functools.partial(self._accepted, send, question, accept, job_id, more, in_flight)
             return await repeat(
                 once, phase=phase, patience=self.patience, what=f"{method} {path}", logged=self._odd_answers

@@ -29,7 +29,7 @@ from prefect_qruntime.client.failures import (
     whose,
 )
 from prefect_qruntime.client.parsing import read_code
-from prefect_qruntime.errors import NEVER, SEARCH_FIRST, QuantumRuntimeError, ServiceUnavailable
+from prefect_qruntime.errors import NEVER, SEARCH_FIRST, InvalidInput, QuantumRuntimeError, ServiceUnavailable
 from prefect_qruntime.redact import plain_text, redact_start
 
 __all__ = [
@@ -270,6 +270,11 @@ def error_for(
         solution = "Check `api_key` of the credentials block; create a new key in IBM Cloud under Manage > Access."
     elif reply.status == 407:
         solution = _CHECK_PROXY
+    elif owner == "other" and verdict.error is InvalidInput:
+        solution = (
+            f"The request is {question.size:,} bytes long: raise the limit of the proxy or gateway in between, or give "
+            "the job fewer or smaller circuits."
+        )
     elif owner == "other" and reply.status < 500:
         address = "iam_url" if phase == "token" else "base_url"
         solution = f"If this lasts, check `{address}`, and the proxy, VPN or firewall in between."

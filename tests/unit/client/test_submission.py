@@ -164,6 +164,23 @@ def test_lost_answers_without_end_stop() -> None:
     assert key(0) in str(error)
 
 
+@pytest.mark.parametrize("before", [[], [LOST]])
+@pytest.mark.parametrize("accepted", [False, True])
+def test_what_something_in_between_calls_too_large_is_looked_for_and_not_sent_again(
+    before: list[QuantumRuntimeError], accepted: bool
+) -> None:
+    service = Service()
+    error = InvalidInput("too large", solution="Split it.", status=413, advice=SEARCH_FIRST, sent=True)
+    service.answers = [*before, (error, 3.0) if accepted else error]
+    end = submit(service, grace=30.0)
+    assert len(service.posts) == len(before) + 1
+    assert len(service.looks) > 2
+    if accepted:
+        assert (end.id, end.attached) == (f"d{len(service.posts)}", True)
+    else:
+        assert (type(end), end.solution, str(end.advice)) == (InvalidInput, "Split it.", "never")
+
+
 @pytest.mark.parametrize("message", ["list down", "list down."])
 def test_lost_answer_and_the_list_fails(message: str) -> None:
     service = Service()
