@@ -22,7 +22,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple, NoReturn, ParamSpec, TypeVar
 from uuid import UUID
 
@@ -632,9 +632,9 @@ async def polls_for_cancellation(client: QuantumRuntimeClient, job_id: str) -> A
 
 
 class _Limit(NamedTuple):
-    """A time limit of a flow or task run: when it ends, its seconds, whose it is, and the task run."""
+    """A time limit of a flow or task run: when it ends by the loop's clock, its seconds, whose, and the task run."""
 
-    end: datetime
+    end: float
     seconds: float
     kind: str
     task_run: TaskRun | None
@@ -655,8 +655,9 @@ def _time_limits() -> list[_Limit]:
     around: list[tuple[Any, Any, str, TaskRun | None]] = [(one, one.flow, "flow", None) for one in flows]
     # The first is the caller's own task, whose limit Prefect sees to.
     around += [(one, one.task, "task", one.task_run) for one in tasks[1:] if one.task_run.flow_run_id in here]
+    now, moment = datetime.now(UTC), asyncio.get_running_loop().time()  # read once: the wall clock may jump later
     found = [
-        _Limit(context.start_time + timedelta(seconds=limit), limit, kind, task_run)
+        _Limit(moment + (context.start_time - now).total_seconds() + limit, limit, kind, task_run)
         for context, what, kind, task_run in around
         if what is not None and (limit := what.timeout_seconds) is not None
     ]
@@ -686,9 +687,9 @@ def ends_with_runs_around(body: Callable[P, Coroutine[Any, Any, R]]) -> Callable
                 del limits[0]
             if not limits:
                 return
-            left = (limits[0].end - datetime.now(UTC)).total_seconds() + _AFTER_PREFECT
-            if left > 0:
-                pending = loop.call_later(left, look)
+            due = limits[0].end + _AFTER_PREFECT
+            if due > loop.time():
+                pending = loop.call_at(due, look)
             else:
                 scope.reschedule(loop.time())
 

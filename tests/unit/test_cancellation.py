@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -160,3 +161,39 @@ def test_a_flow_run_without_states_is_deleted_only_if_prefect_does_not_know_it(
     monkeypatch.setattr(cancellation, "lineage", lineage)
     monkeypatch.setattr(cancellation, "api", api)
     assert network_loop().run(cancellation._ask(30)).gone is not known
+
+
+@pytest.mark.parametrize("jump", [-3600.0, 3600.0])
+def test_a_limit_around_a_task_ends_it_in_time_however_the_clock_jumps(
+    monkeypatch: pytest.MonkeyPatch, jump: float
+) -> None:
+    """Before: a clock that was set forward ended each submitted wait of a flow with a limit, and one set back none."""
+    limit, set_by = (600.0 if jump > 0 else 0.2), [0.0]
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
+            return datetime.now(tz) + timedelta(seconds=set_by[0])
+
+    flow_run = SimpleNamespace(
+        flow_run=SimpleNamespace(id=uuid4()),
+        detached=False,
+        flow=SimpleNamespace(timeout_seconds=limit),
+        start_time=datetime.now(UTC),
+    )
+    monkeypatch.setattr(cancellation, "datetime", Clock)
+    monkeypatch.setattr(cancellation, "runs_around", lambda: ([flow_run], [], []))
+    monkeypatch.setattr(cancellation.TaskRunContext, "get", lambda: object())
+    monkeypatch.setattr(cancellation, "_AFTER_PREFECT", 0.0)
+
+    @cancellation.ends_with_runs_around
+    async def wait() -> str:
+        set_by[0] = jump
+        await asyncio.sleep(0.3 if jump > 0 else 60.0)
+        return "to its end"
+
+    if jump > 0:
+        assert asyncio.run(wait()) == "to its end"
+    else:
+        with pytest.raises(TimeoutError, match="reached its limit"):
+            asyncio.run(wait())
