@@ -163,7 +163,8 @@ def parameter_sweep(
                 estimate_cost(credentials, found, pubs_per_job=1, program_id=program, **given)
                 for program, found in pubs.items()
             ]
-            cost = CostEstimate.together(costs, session_life=max_ttl if mode == "session" else None)
+            clocked = mode != "job" and credentials.get_client().charges_by_clock(mode)
+            cost = CostEstimate.together(costs, session_life=max_ttl if clocked else None)
             require_approval(cost, above=require_approval_above)
         session: SessionRef | None = None
         if mode != "job" and not dry_run:

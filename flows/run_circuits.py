@@ -150,7 +150,8 @@ def run_circuits(
             )
             for one in (("service", "executor") if compare_routes else (route,))
         ]
-        cost = CostEstimate.together(costs, session_life=max_ttl if mode == "session" else None)
+        clocked = mode != "job" and credentials.get_client().charges_by_clock(mode)
+        cost = CostEstimate.together(costs, session_life=max_ttl if clocked else None)
         if require_approval_above is not None:
             require_approval(cost, above=require_approval_above)  # before a session is open
         jobs: list[JobRef] = []

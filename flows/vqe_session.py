@@ -207,9 +207,8 @@ def vqe_session(
             }
             start = (ANSATZ, H2, dict.fromkeys(ANGLES, START))
             step, final = (estimate_cost(credentials, [start] * points, **given) for points in (3, 1))
-            cost = CostEstimate.together(
-                [step.at_most(max_iterations), final], session_life=max_ttl if mode == "dedicated" else None
-            )
+            life = max_ttl if credentials.get_client().charges_by_clock(mode) else None
+            cost = CostEstimate.together([step.at_most(max_iterations), final], session_life=life)
             require_approval(cost, above=require_approval_above)
         session: SessionRef | None = None
         if not dry_run:

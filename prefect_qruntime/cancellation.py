@@ -18,8 +18,9 @@ import contextlib
 import functools
 import logging
 import math
+import threading
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -29,7 +30,7 @@ from uuid import UUID
 from cachetools import LRUCache
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import TaskRun
-from prefect.context import TaskRunContext
+from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import ObjectNotFound
 from prefect.task_runners import ThreadPoolTaskRunner
 
@@ -84,6 +85,9 @@ _UNLISTED_PAUSES = (0.5, 1.5, 3.0, 5.0, 5.0)
 """Seconds between looks for a job whose submission was not answered; a process that is cancelled may have 30 left."""
 _UNSEEN_PAUSES = (0.5, 1.5, 4.0)  # seconds between tries for a job that the service does not know yet
 
+_lock = threading.Lock()
+_policies: LRUCache[UUID, Policy] = LRUCache(_KEEP)  # of flow runs, as Prefect showed the flows around them
+
 POLICY_MARK = "qruntime_policy"
 """Attribute of our hooks that holds the policy of their flow."""
 
@@ -96,9 +100,21 @@ def policy() -> Policy:
 def known_policy() -> Policy | None:
     """As `policy`; None if Prefect shows no longer which flows are around, as one of them may have a hook of ours.
 
-    It takes a subflow's context apart when its function has returned, and waits for its tasks only then.
+    It takes a subflow's context apart when its function has returned, and waits for its tasks only then. What it showed
+    in this flow run before still holds.
     """
     flows = runs_around()[0]
+    found, own = _shown_policy(flows), flows[0].flow_run if flows else None
+    if own is None:
+        return found
+    with _lock:
+        if found is None:
+            return _policies.get(own.id)
+        _policies[own.id] = found
+    return found
+
+
+def _shown_policy(flows: Sequence[FlowRunContext]) -> Policy | None:
     for context in flows:
         for hook in (context.flow.on_cancellation_hooks or ()) if context.flow is not None else ():
             mark = getattr(hook, POLICY_MARK, None)

@@ -407,11 +407,13 @@ def block_names(names: Iterable[str]) -> list[str]:
     """The names of blocks that a caller gives, each once.
 
     Raises:
-        InvalidInput: They are no list of names.
+        InvalidInput: They are no list of names, or an empty one.
     """
     found = check_texts(names, field="blocks")
     if not all(found):
         raise InvalidInput("a name is empty", field="blocks")
+    if not found:  # what works with no instance would look like one where all is in order
+        raise InvalidInput("no name is given; leave it out to use all saved blocks", field="blocks")
     return list(dict.fromkeys(found))
 
 

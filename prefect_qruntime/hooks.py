@@ -85,7 +85,8 @@ async def clean_up(flow_run: FlowRun, *, cancel_jobs: bool, drain: bool) -> None
     # A job attached to by an explicit key is recorded under the flow run that submitted it.
     jobs += [r for r in await find_records("job", since=flow_run.created) if r.meta.get("flow_run") == str(flow_run.id)]
     sessions = await find_records("session", flow_run_ids=family)
-    named, wrong = await load_each(_blocks(flow_run, [*jobs, *sessions]))
+    blocks = _blocks(flow_run, [*jobs, *sessions])
+    named, wrong = await load_each(blocks) if blocks else ({}, {})
     for block in wrong:
         log.error("Credentials block %r cannot be loaded.", block)
     live = {r.meta["id"]: r for r in jobs if cancel_jobs and not r.is_over and r.place != Place("", None)}

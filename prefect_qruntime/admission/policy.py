@@ -258,7 +258,7 @@ def _broken(rule: PolicyRule, asked: Asked) -> str | None:
     if life is None or asked.session_seconds is None:
         return None
     if life == 0:
-        return "no dedicated session is allowed; use a batch"
+        return "no dedicated session is allowed; use a batch, or single jobs in the legacy dialect"
     if asked.session_seconds > life:
         return f"max_ttl of the dedicated session is {asked.session_seconds} s; at most {life} s are allowed"
     return None

@@ -364,7 +364,7 @@ class QuantumRuntimeClient:
     async def open_session(self, backend: str, *, mode: str = "dedicated", max_ttl: int | None = None) -> SessionRef:
         """Open a session or batch; its clock starts with its first job.
 
-        If a session begins with its first job (legacy), nothing is sent and the session is unbound.
+        If a session begins with its first job (legacy), nothing is sent and the session is unbound. It is no batch.
         """
         from prefect_qruntime.client import sessions  # only here, as few jobs are in one
 
@@ -407,6 +407,10 @@ class QuantumRuntimeClient:
     async def drop_session(self, session_id: str) -> None:
         """End the session now: its queued jobs are not run, a running one finishes (`DELETE …/close`)."""
         await self._service().drop_session(session_id)
+
+    def charges_by_clock(self, mode: str) -> bool:
+        """Whether what is opened in a mode is charged by the clock, not for its jobs: all but a batch that is one."""
+        return mode != "batch" or not dialect_of(self.connection).offers_batches
 
     # ---- the websocket -------------------------------------------------------------------------
 

@@ -43,6 +43,8 @@ class Dialect:
     name = ""
     offers_stream = False
     """Whether hosts of this dialect are known to have the job websocket."""
+    offers_batches = True
+    """Whether the service tells a batch, which its jobs are charged for, from a session."""
     backends_query: Mapping[str, str] = {}
     """Fields that `GET /backends` returns only on request."""
 
@@ -98,7 +100,7 @@ class Dialect:
     def unbound_session(self, backend: str, mode: str, max_ttl: int | None) -> SessionRef:
         """A session that its first job will make."""
         return SessionRef(
-            mode="batch" if mode == "batch" else "dedicated",
+            mode="batch" if mode == "batch" and self.offers_batches else "dedicated",
             backend=backend,
             max_ttl=max_ttl,
         )
@@ -179,6 +181,7 @@ class Legacy(Dialect):
 
     name = "legacy"
     offers_stream = True
+    offers_batches = False  # `start_session` has no mode: what it opens is charged by the clock
 
     def headers(self, connection: Connection) -> dict[str, str]:
         """Headers of every request, with the prefix of the application's name that this service requires."""

@@ -375,6 +375,8 @@ def _first_seen(seen: str) -> str | None:
 def with_history(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
     """Join the facts of a job's record; observations of earlier waits are kept apart from those of the present one."""
     merged = {**before, **now}
+    if before.get("on_cancel") == "cancel" and now.get("flow_run", owner := before.get("flow_run")) != owner:
+        merged["cancelled_with"] = owner or ""  # the other flow run that attached to it may detach it from itself only
     if before.get("seen") and now.get("seen") and before.get("began") != now.get("began"):
         told = history(before)
         merged["earlier"] = told if len(told) <= _HISTORY else f"{told[: _HISTORY // 2]} … {told[-_HISTORY // 2 :]}"

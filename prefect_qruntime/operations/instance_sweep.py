@@ -270,9 +270,8 @@ class InstanceSweeper:
         action = _LEFT
         noted = self._unfinished.get(job.id)
         # As its hook would have done: Prefect runs none for a run that has no process, or whose worker died.
-        missed = (
-            noted is not None and noted.meta.get("on_cancel") == "cancel" and all(map(self._owners.is_cancelled, users))
-        )
+        cancels = noted is not None and (noted.meta.get("on_cancel") == "cancel" or "cancelled_with" in noted.meta)
+        missed = cancels and all(map(self._owners.is_cancelled, users))
         if missed or (cancel_jobs and state != _CRASHED):
             action = "would be cancelled" if self._dry_run else await self._cancel(job.id)
         self._found.jobs.append(

@@ -96,14 +96,19 @@ class Resumed(BaseModel):
     jobs: list[str]
 
 
-async def find_stalled(flow_run_ids: Iterable[str]) -> list[StalledRun]:
-    """Find the flow runs that Prefect shows as running although their process is gone. Runs on the network loop."""
-    found = []
+async def find_stalled(flow_run_ids: Iterable[str], proofs: Proofs | None = None) -> list[StalledRun]:
+    """Find the flow runs that Prefect shows as running although their process is gone. Runs on the network loop.
+
+    Args:
+        flow_run_ids: Which flow runs to look at.
+        proofs: What was found out about their processes a moment ago.
+    """
+    proofs, found = proofs or Proofs(), []
     running = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING]))
     for run_id, flow_run in (await flow_runs_by_id(flow_run_ids, state=running)).items():
         if flow_run.parent_task_run_id is not None and flow_run.deployment_id is None:
             continue  # a subflow: it goes on with the run above it
-        proof = await _gone_process(flow_run)
+        proof = await proofs.of(flow_run)
         evidence = proof or await _missed_heartbeats(flow_run)
         if evidence is not None:
             step = await _next_step(flow_run, open_sessions=proof is None)
@@ -113,6 +118,20 @@ async def find_stalled(flow_run_ids: Iterable[str]) -> list[StalledRun]:
                 )
             )
     return found
+
+
+class Proofs:
+    """The proofs that processes of flow runs are gone. Each start of a flow run is looked at once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[UUID, str | None, datetime | None], str | None] = {}
+
+    async def of(self, flow_run: FlowRun) -> str | None:
+        """The proof that a flow run's process is gone; None if it may be alive."""
+        start = flow_run.id, flow_run.infrastructure_pid, flow_run.state.timestamp if flow_run.state else None
+        if start not in self._known:
+            self._known[start] = await _gone_process(flow_run)
+        return self._known[start]
 
 
 async def _gone_process(flow_run: FlowRun) -> str | None:
@@ -354,7 +373,8 @@ async def _sweep(
     records = await find_records("session")
     jobs = await find_records("job", since=datetime.now(UTC) - NOTED_BACK)
     noted = {owner for record in (*records, *jobs) if (owner := record.owner) is not None}
-    owners = Owners(noted, _gone_process)
+    proofs = Proofs()
+    owners = Owners(noted, proofs.of)
     unfinished = _unfinished(jobs)
     notes = await session_notes(records)
     found = {name: Found() for name in loaded}
@@ -385,7 +405,7 @@ async def _sweep(
             for problem in ([problems[name]] if name in problems else found[name].problems)
         ]
         + (await _out_of_reach(records, notes, list(sweepers.values()), owners, problems) if blocks is None else []),
-        stalled=await find_stalled(noted),
+        stalled=await find_stalled(noted, proofs),
         unread=sorted({*problems, *(name for name, part in found.items() if not part.is_complete)}),
     )
 

@@ -127,7 +127,8 @@ async def aopen_session(
     Args:
         credentials: The credentials block.
         backend: The backend or its name.
-        mode: `dedicated` keeps the QPU between jobs and is charged by the clock; `batch` is not.
+        mode: `dedicated` keeps the QPU between jobs and is charged by the clock; `batch` is not. The legacy dialect
+            has no batches and opens a session in either mode.
         max_ttl: Longest life in seconds; default from the settings (two hours).
         budget: A `Budget` or the name of a saved one. A dedicated session lives no longer than it lasts, and reserves
             that time of it until the session is over.
@@ -204,6 +205,9 @@ async def _open(
     opened: list[SessionRef],
 ) -> SessionRef:
     client = credentials.get_client()
+    if mode == "batch" and client.charges_by_clock(mode):
+        notifications.log_to_run("the legacy dialect has no batches: this opens a session, charged by the clock")
+        mode = "dedicated"
     asked = policy.Asked(name, session_seconds=(max_ttl or 0) if mode == "dedicated" else None)
     _, longest = await policy.admit(client.connection, where, block_name(credentials), [asked])
     ttl = max_ttl if max_ttl is not None else current_settings().session_max_ttl_seconds

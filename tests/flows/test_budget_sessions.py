@@ -99,6 +99,30 @@ def test_a_session_opened_without_the_budget_must_fit_or_is_closed_at_the_limit(
     until(lambda: next(one["state"] for one in sandbox.control.sessions() if one["id"] == session_id) == "closed")
 
 
+@pytest.mark.parametrize("mode", ["dedicated", "batch"])
+def test_what_the_service_charges_by_the_clock_is_reserved_whatever_was_asked_for(
+    sandbox: Sandbox, dialect: str, mode: str
+) -> None:
+    """The legacy dialect has no batches: what was asked for as one is a session there."""
+    credentials = sandbox.credentials(dialect)
+    budget = Budget(max_seconds_per_run=1000, default_max_execution_time=200)
+
+    @flow
+    def in_one() -> bool:
+        session = open_session(credentials, BACKEND, mode=mode, max_ttl=900, budget=budget)
+        job = submit_job(credentials, [FLIP], backend=BACKEND, session=session, budget=budget)
+        (opened,) = sandbox.control.sessions()
+        assert job.session is not None
+        assert job.session.mode == opened["mode"]
+        try:
+            submit_job(credentials, [FLIP], backend=BACKEND, budget=budget)
+        except BudgetExhausted:
+            return opened["mode"] == "dedicated"
+        return opened["mode"] == "batch"
+
+    assert in_one()
+
+
 IN_SESSIONS: list[tuple[Any, dict[str, Any]]] = [
     (run_circuits, {"circuits": [FLIP] * 2}),
     (parameter_sweep, {"points": 2, "programs": ["sampler"], "mode": "session"}),

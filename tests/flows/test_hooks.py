@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from prefect.states import Running
 import prefect_qruntime as qr
 from prefect_qruntime import hooks
 from prefect_qruntime.cancellation import policy
+from prefect_qruntime.run_context import runs_around
 from prefect_qruntime.sandbox import Sandbox
-from tests.support.flow_runs import BACKEND, FLIP, STAY, events, ran, records, run
+from tests.support.flow_runs import BACKEND, FLIP, STAY, events, ran, records, run, until
 from tests.support.prefect_calls import asked
 
 pytestmark = pytest.mark.server
@@ -251,6 +253,43 @@ def test_a_subflow_without_a_hook_follows_the_flow_around_it(
         return between()
 
     assert around() == [inner or outer or setting] * 3
+
+
+@pytest.mark.parametrize("outer", ["cancel", "detach"])
+def test_the_tasks_of_a_subflow_that_did_not_wait_for_them_keep_to_the_policy_around_it(
+    monkeypatch: pytest.MonkeyPatch, outer: str
+) -> None:
+    """Prefect shows them none of the flows around when the subflow's function has returned."""
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_ON_CANCEL", "cancel" if outer == "detach" else "detach")
+    began, told = threading.Event(), list[str]()
+
+    def taken_apart() -> bool:
+        return len(runs_around()[0]) == 1
+
+    @task
+    def asks() -> None:
+        told.append(policy())
+        began.set()
+        until(taken_apart)
+        told.append(policy())
+
+    @task
+    def asks_late() -> None:
+        until(taken_apart)
+        told.append(policy())
+
+    @flow
+    def within() -> None:
+        asks.submit()
+        assert began.wait(90)
+        asks_late.submit()
+
+    @flow(**getattr(hooks, outer))
+    def around() -> None:
+        within()
+
+    around()
+    assert told == [outer] * 3
 
 
 @pytest.mark.parametrize("since", ["edited", "deleted", "edited and saved anew", "renamed"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -25,8 +26,13 @@ from prefect_qruntime import (
     submit_job,
     wait_for_completion,
 )
+from prefect_qruntime.operations.doctor import run_doctor
+from prefect_qruntime.operations.job_listing import list_jobs
+from prefect_qruntime.operations.session_listing import close_by_id, list_sessions
 from prefect_qruntime.operations.sweep import resume_flow_run, run_sweep
+from prefect_qruntime.operations.usage import report_usage
 from prefect_qruntime.sandbox import Sandbox
+from prefect_qruntime.suspend.watcher import run_watch
 from tests.support.flow_runs import BACKEND, FLIP, ran, run
 
 pytestmark = pytest.mark.server
@@ -340,8 +346,8 @@ def test_numpy_gives_flags_and_whole_numbers_too(credentials: QuantumRuntimeCred
 @pytest.mark.parametrize(
     ("flag", "call"),
     [
-        ("cancel_jobs", lambda wrong: run_sweep([], cancel_jobs=wrong)),
-        ("dry_run", lambda wrong: run_sweep([], dry_run=wrong)),
+        ("cancel_jobs", lambda wrong: run_sweep(["one"], cancel_jobs=wrong)),
+        ("dry_run", lambda wrong: run_sweep(["one"], dry_run=wrong)),
         ("force", lambda wrong: resume_flow_run("00000000-0000-0000-0000-000000000000", force=wrong)),
     ],
 )
@@ -349,3 +355,21 @@ def test_a_text_in_place_of_true_or_false_starts_no_operation(flag: str, call: C
     with pytest.raises(InvalidInput) as caught:
         call("false")
     assert caught.value.field == flag
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        run_sweep,
+        run_doctor,
+        list_jobs,
+        list_sessions,
+        report_usage,
+        functools.partial(run_watch, once=True),
+        functools.partial(close_by_id, "session-1"),
+    ],
+)
+def test_an_empty_list_of_blocks_is_not_taken_for_instances_where_nothing_is_wrong(call: Callable[..., Any]) -> None:
+    with pytest.raises(InvalidInput, match="no name is given") as caught:
+        call(blocks=[])
+    assert caught.value.field == "blocks"

@@ -19,6 +19,7 @@ from prefect.states import Completed, Crashed, Failed, Running, Scheduled, State
 import prefect_qruntime as qr
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.observability.artifacts import find_records, open_note, upsert
+from prefect_qruntime.operations import sweep
 from prefect_qruntime.operations.sweep import StalledRun, find_stalled, resume_flow_run, silence
 from prefect_qruntime.run_context import process_facts
 from prefect_qruntime.sandbox import Sandbox
@@ -172,6 +173,23 @@ def test_the_noted_process_is_evidence_only_if_it_is_that_of_the_run(
         meta[f"open {job}"] = open_note({"state": "submitted"})
     network_loop().run(upsert(kind, job, "", meta, new=True, flow_run_id=str(flow_run.id)))
     assert bool(stalled(flow_run.id)) is (case == "gone")
+
+
+def test_a_sweep_looks_once_at_the_process_of_a_flow_run(
+    prefect_server: PrefectServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow_run = deployed(Running(), pid=str(os.getpid()))
+    meta = {"session": f"s{uuid4().hex[:8]}", "state": "open", "flow_run": str(flow_run.id), **process_facts()}
+    network_loop().run(upsert("session", uuid4().hex, "", meta, new=True, flow_run_id=str(flow_run.id)))
+    seen, look = [], sweep._gone_process
+
+    async def counted(of: FlowRun) -> str | None:
+        seen.append(of.id)
+        return await look(of)
+
+    monkeypatch.setattr(sweep, "_gone_process", counted)
+    sweep.run_sweep()
+    assert seen.count(flow_run.id) == 1
 
 
 def test_a_later_process_with_the_same_id_is_not_taken_for_the_one_that_is_gone(prefect_server: PrefectServer) -> None:

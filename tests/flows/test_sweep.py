@@ -353,6 +353,25 @@ def test_a_cancel_that_no_process_heard_of_cancels_the_jobs_by_the_policy_of_the
     put(flow_run.id, Completed())
 
 
+@pytest.mark.parametrize("first", ["cancel", "detach"])
+@pytest.mark.parametrize("second", ["cancel", "detach"])
+def test_a_job_of_two_cancelled_runs_is_cancelled_if_one_of_them_would_have_done_it(
+    control: Any, first: str, second: str
+) -> None:
+    """Whichever of them submitted it: each one's hook would have gone by its own policy."""
+    key, runs = f"two-{uuid4()}", []
+    for one in (first, second, second):  # the second one attaches again when it is repeated
+        flow_run, _ = ran(job_left.with_options(**getattr(qr.hooks, one)), key=key)
+        runs.append(flow_run.id)
+    for flow_run_id in runs:
+        put(flow_run_id, Cancelled())
+    wanted = "cancel" in (first, second)
+    assert [entry.action for entry in run_sweep([BLOCK]).jobs] == ["cancelled" if wanted else "left alone"]
+    assert [job["status"] for job in control.jobs()] == ["Cancelled" if wanted else "Queued"]
+    for flow_run_id in runs:
+        put(flow_run_id, Completed())
+
+
 def test_a_detached_job_of_a_subflow_that_did_not_wait_for_its_task_is_left_alone(control: Any) -> None:
     """Prefect soon shows such a task none of the flows around its own, so that their hooks are not known."""
     control.add_fault("POST", "/jobs", delay=2)
