@@ -116,7 +116,10 @@ def program(circuits: list[Any], *, form: str, shots: int = 10) -> dict[str, Any
         qpy.dump(circuits, buffer, version=17)
         data = zlib.compress(buffer.getvalue()) if form == "v2.0" else buffer.getvalue()
         sent = {"b64_data": base64.b64encode(data).decode(), "qpy_version": 17, "num_programs": len(circuits)}
-    return {"schema_version": "v2.0", "quantum_program": {"shots": shots, "circuits": sent, "items": []}}
+    return {
+        "schema_version": "v2.0",
+        "quantum_program": {"shots": shots, "circuits": sent, "items": [{}] * len(circuits)},
+    }
 
 
 @pytest.mark.parametrize("form", ["text", "v1.1", "v2.0"])
