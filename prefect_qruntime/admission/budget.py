@@ -77,7 +77,7 @@ class Budget(Loadable, Block):
     Attributes:
         max_seconds_per_run: QPU seconds that all jobs of a flow run may use.
         max_seconds_per_deployment: QPU seconds that all runs of a deployment may use in the last `period_days`.
-        period_days: Days that `max_seconds_per_deployment` looks back.
+        period_days: Days that `max_seconds_per_deployment` looks back, 0.04 to 366.
         min_remaining_seconds: QPU seconds that must stay on the instance.
         default_max_execution_time: QPU seconds that a job without a limit of its own may use.
         max_jobs_per_run: Most jobs that a flow run may submit.
@@ -118,10 +118,10 @@ class Budget(Loadable, Block):
     )
     period_days: float = Field(
         default=28.0,
-        gt=0,
+        ge=0.04,  # about an hour: what happened in much less is not limited by it
         le=366,
         title="Period in days",
-        description="How many days back the limit per deployment counts.",
+        description="How many days back the limit per deployment counts, 0.04 (about an hour) to 366.",
     )
     min_remaining_seconds: float | None = Field(
         default=None,

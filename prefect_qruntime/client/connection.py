@@ -259,7 +259,7 @@ def check_session(mode: Any, max_ttl: Any) -> None:
     Raises:
         InvalidInput: The mode is not one of the service's, or the life is not 1 to `MOST_TTL` seconds or None.
     """
-    if mode not in ("dedicated", "batch"):
+    if not (isinstance(mode, str) and mode in ("dedicated", "batch")):
         raise InvalidInput("must be 'dedicated' or 'batch'", field="mode")
     if max_ttl is not None and (type(max_ttl) is not int or not 1 <= max_ttl <= MOST_TTL):
         raise InvalidInput(f"must be a whole number of seconds, at least 1 and at most {MOST_TTL:,}", field="max_ttl")

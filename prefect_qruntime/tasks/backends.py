@@ -13,6 +13,7 @@ from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.inputs.spec import check_flag, check_integer
 from prefect_qruntime.client.network_loop import SingleFlight, network_loop
 from prefect_qruntime.client.parsing import parse_backend_status
+from prefect_qruntime.client.waiting.plan import is_seconds
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.errors import (
     AuthenticationError,
@@ -181,7 +182,7 @@ async def aselect_backend(
         InvalidInput: `timeout` is negative or no number, `min_qubits` is not a whole number, or `simulator` not True
             or False.
     """
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 <= timeout < math.inf:
+    if not is_seconds(timeout) or timeout == math.inf:
         raise InvalidInput("must be a number of seconds, 0 or more", field="timeout")
     client, end, pause, told = credentials.get_client(), time.monotonic() + timeout, _FIRST_PAUSE, ""
     while True:

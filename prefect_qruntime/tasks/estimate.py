@@ -29,6 +29,7 @@ from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.connection import is_loopback
 from prefect_qruntime.client.cost_core import NEWEST, CostEstimate, PastJob, estimate, priced_seconds
 from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.waiting.plan import is_seconds
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.errors import ApprovalDenied, InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.observability import notifications
@@ -358,7 +359,7 @@ def _asking_flow_run(above: Any, field: str) -> FlowRun:
     Raises:
         InvalidInput: `above` is not a number of seconds, or the call is not in a flow.
     """
-    if isinstance(above, bool) or not isinstance(above, int | float) or not 0 <= above < math.inf:
+    if not is_seconds(above) or above == math.inf:
         raise InvalidInput(f"must be a number of QPU seconds, 0 or more, not {above!r:.60}", field=field)
     context = FlowRunContext.get()
     if TaskRunContext.get() is not None or context is None or context.flow_run is None:

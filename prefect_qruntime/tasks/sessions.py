@@ -24,7 +24,7 @@ from prefect_qruntime.admission.budget import BudgetLike, as_budget
 from prefect_qruntime.admission.guard import session_guard
 from prefect_qruntime.admission.locks import submission_lock
 from prefect_qruntime.cancellation import ends_if_cancelled
-from prefect_qruntime.client.connection import check_session
+from prefect_qruntime.client.connection import check_name, check_session
 from prefect_qruntime.client.network_loop import network_loop, on_network_loop
 from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_name, with_new_key
 from prefect_qruntime.errors import (
@@ -142,7 +142,7 @@ async def aopen_session(
         PermissionDenied: The plan has no dedicated sessions (code 1352): use `batch`.
         SubmissionUncertain: The answer was lost and the search did not decide it.
     """
-    name = backend_name(backend)
+    name = check_name(backend_name(backend), field="backend")
     check_session(mode, max_ttl)
     opening = functools.partial(_open, credentials, name, mode, max_ttl, budget, await current_run())
     flow_run_id, again = current_flow_run_id(), token_of_task_run()

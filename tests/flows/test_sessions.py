@@ -680,3 +680,12 @@ def test_a_key_that_is_replaced_while_a_session_is_open(sandbox: Sandbox, saved:
         with pytest.raises(qr.AuthenticationError):
             run(state.aresult())
         assert len(sandbox.control.open_sessions()) == 1
+
+
+@pytest.mark.parametrize("backend", ["", "\ud800", "a b", "../x"])
+def test_a_sessions_backend_is_checked_before_anything_is_recorded(
+    credentials: Any, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefect_qruntime.tasks.sessions._open", None)
+    with pytest.raises(qr.InvalidInput, match="backend: not a backend name"):
+        qr.open_session.fn(credentials, backend)

@@ -316,6 +316,8 @@ def test_a_backend_in_maintenance_is_waited_for(sandbox: Sandbox, credentials: A
         qr.select_backend(credentials, min_qubits=1000, timeout=600)  # no wait would help
     with pytest.raises(qr.InvalidInput, match="timeout"):
         qr.select_backend(credentials, timeout=-1)
+    with pytest.raises(qr.InvalidInput, match="timeout"):
+        qr.select_backend(credentials, timeout=10**400)
     sandbox.control.clear_journal()
 
     def online_at_the_second_look() -> None:

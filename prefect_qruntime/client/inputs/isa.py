@@ -1,4 +1,4 @@
-"""Check locally whether circuits of PUBs or a quantum program fit a backend: qubits, gate names, coupled pairs, shots.
+"""Check locally whether circuits of PUBs or a quantum program fit a backend: qubits, gates, coupled pairs, shots.
 
 The service refuses other circuits only when the job runs (code 7001 and the like). This reads the
 backend's configuration (`GET /backends/{id}/configuration`) and the circuit, and sends nothing.
@@ -7,6 +7,7 @@ Circuits that arrange their qubits at run time are checked as far as their text 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -54,6 +55,8 @@ _ALWAYS = frozenset(
 _MODIFIER = re.compile(r"(inv|ctrl|negctrl|pow)\s*(?:\(([^()]*)\))?\s*@\s*")
 _FEW = re.compile(r"\s*[0-9]{1,2}\s*")
 _CALL = re.compile(r"([^\W\d]\w*)(?!\w)\s*(\(.*\))?\s*(?:\[[^\]]*\]\s*)?((?:\$|[^\W\d]).*)?", re.DOTALL)
+_OF_PI = re.compile(r"(-?)(?:([0-9]{1,9})\*)?(?:pi|π)(?:/([1-9][0-9]{0,8}))?")
+_FLOAT = re.compile(r"-?[0-9]{1,20}(?:\.[0-9]{0,20})?(?:[eE][-+]?[0-9]{1,3})?")
 _BLOCK_HEAD = re.compile(r"(?:if|else|while|for|switch|case|default|box)\b")
 _OPERAND = re.compile(r"\$([0-9]{1,9})|([^\W\d]\w*)\s*\[\s*([0-9]{1,9})\s*\]")
 _PHYSICAL = re.compile(r"\$([0-9]{1,9})")
@@ -62,10 +65,11 @@ _DECLARED = re.compile(r"(?:qubit(?:\s*\[\s*(\d+)\s*\])?\s*([^\W\d]\w*)|qreg\s+(
 
 @dataclass(frozen=True, slots=True)
 class _Use:
-    """One operation: its name and, if known, the qubits it acts on."""
+    """One operation: its name and, if known, the qubits it acts on and its first parameter."""
 
     name: str
     qubits: tuple[int, ...] | None
+    angle: Any = None
 
 
 def check_isa(spec: JobSpec, configuration: Mapping[str, Any]) -> None:
@@ -101,6 +105,12 @@ def check_isa(spec: JobSpec, configuration: Mapping[str, Any]) -> None:
     edges = {(int(a), int(b)) for a, b in coupling} if coupling else None
     for field, circuit in _circuits(spec):
         for use in _text_uses(circuit) if isinstance(circuit, str) else _uses(circuit):
+            if not configuration.get("simulator") and isinstance(use.angle, int | float) and not _is_calibrated(use):
+                raise InvalidInput(
+                    f"rzz({use.angle:.6g}), but QPUs run rzz with angles from 0 to pi/2 only",
+                    field=field,
+                    solution="Write it with other gates" + _TRANSPILES[field.startswith("pubs")],
+                )
             _check(use, size if isinstance(size, int) else None, names, edges, field)
 
 
@@ -161,6 +171,14 @@ def _check_shots(spec: JobSpec, most: Any) -> None:
             )
 
 
+_TRANSPILES = (".", ": `transpile=True` does it here.")
+
+
+def _is_calibrated(use: _Use) -> bool:
+    """Whether a QPU runs an operation with its angle: IBM's client refuses other angles of rzz, by the same margin."""
+    return use.name != "rzz" or (isinstance(use.angle, int | float) and 0 <= use.angle <= math.pi / 2 + 1e-10)
+
+
 def _check(use: _Use, size: int | None, names: set[str], edges: set[tuple[int, int]] | None, field: str) -> None:
     if size is not None and use.qubits and max(use.qubits) >= size:
         raise InvalidInput(f"qubit {max(use.qubits)}, but the backend has {size}", field=field)
@@ -170,8 +188,7 @@ def _check(use: _Use, size: int | None, names: set[str], edges: set[tuple[int, i
         raise InvalidInput(
             f"the backend has no gate {use.name!r}. {nearest(use.name, names)}".strip(),
             field=field,
-            solution="Transpile for the backend first"
-            + (": `transpile=True` does it here." if field.startswith("pubs") else "."),
+            solution="Transpile for the backend first" + _TRANSPILES[field.startswith("pubs")],
         )
     if edges is None or use.qubits is None or len(use.qubits) != 2 or use.name in _ALWAYS:
         return
@@ -205,7 +222,15 @@ def _text_uses(text: str) -> Iterator[_Use]:
             continue
         spots = [_place(operand, starts) for operand in call[3].split(",")]
         known = [spot for spot in spots if spot is not None]
-        yield _Use(controls + call[1], tuple(known) if len(known) == len(spots) else None)
+        yield _Use(controls + call[1], tuple(known) if len(known) == len(spots) else None, _number(call[2] or ""))
+
+
+def _number(text: str) -> float | None:
+    """The only argument of a gate, if it is a number or a fraction of pi as Qiskit writes them."""
+    text = re.sub(r"\s|^\(|\)$", "", text)
+    if found := _OF_PI.fullmatch(text):
+        return float(f"{found[1]}{found[2] or 1}") * math.pi / int(found[3] or 1)
+    return float(text) if _FLOAT.fullmatch(text) else None
 
 
 def _controls(modifier: str, count: str) -> str:
@@ -242,7 +267,7 @@ def _uses(circuit: Any) -> Iterator[_Use]:
 def _circuit_uses(circuit: Any, places: dict[Any, int]) -> Iterator[_Use]:
     for item in circuit.data:
         qubits = tuple(places[bit] for bit in item.qubits)
-        yield _Use(item.operation.name, qubits)
+        yield _Use(item.operation.name, qubits, next(iter(item.operation.params), None))
         for block in getattr(item.operation, "blocks", ()):
             yield from _circuit_uses(block, dict(zip(block.qubits, qubits, strict=True)))
 
@@ -260,6 +285,8 @@ def transpile_pubs(
     seed: int = 0,
 ) -> list[tuple[Any, ...]]:
     """PUBs with circuits that fit the backend, and observables laid out with them.
+
+    The gate rzz is kept only if all its angles are known and such that a QPU runs it.
 
     Needs the extra `[qiskit]`, for OpenQASM 3 text also `qiskit-qasm3-import`. With one seed and one
     version of qiskit the outcome is the same each time on one machine; another version or machine
@@ -295,15 +322,20 @@ def transpile_pubs(
         raise InvalidInput("transpiling needs qiskit: pip install 'prefect-qruntime[qiskit]'", field="pubs") from None
     coupling = configuration.get("coupling_map")
     supported = [name for name in configuration.get("supported_instructions") or () if name in _CONTROL_FLOW]
-    try:
-        manager = generate_preset_pass_manager(
+    gates = [*dict.fromkeys([*(configuration.get("basis_gates") or ()), *supported])]
+
+    def passes(basis_gates: list[str]) -> Any:
+        return generate_preset_pass_manager(
             optimization_level=optimization_level,
-            basis_gates=[*dict.fromkeys([*(configuration.get("basis_gates") or ()), *supported])] or None,
+            basis_gates=basis_gates or None,
             coupling_map=CouplingMap(coupling) if coupling else None,
             # In nanoseconds; without it delays keep their units, which QPY does not.
             dt=dt * 1e-9 if isinstance(dt := configuration.get("dt"), int | float) and dt > 0 else None,
             seed_transpiler=seed,
         )
+
+    try:
+        manager = passes(gates)
     except ValueError as error:
         raise InvalidInput(f"qiskit cannot transpile for its gates: {error}", field="backend") from None
     found: list[tuple[Any, ...]] = []
@@ -318,6 +350,8 @@ def transpile_pubs(
             raise InvalidInput(f"{circuit.num_qubits} qubits, but the backend has {size}", field=field)
         try:
             fitting = manager.run(circuit)
+            if not configuration.get("simulator") and "rzz" in gates and not all(map(_is_calibrated, _uses(fitting))):
+                fitting = passes([gate for gate in gates if gate != "rzz"]).run(circuit)
         except Exception as error:
             raise InvalidInput(f"cannot be transpiled: {type(error).__name__}: {error}", field=field) from None
         rest = list(parts[1:])

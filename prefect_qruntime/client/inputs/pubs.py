@@ -49,6 +49,7 @@ __all__ = [
     "load_circuits",
     "load_qasm",
     "load_qpy",
+    "measures",
     "parameter_values",
     "pub_parts",
     "qpy_bytes",
@@ -233,7 +234,7 @@ def load_qasm(text: str, *, field: str) -> Any:
 def _from_qiskit(circuit: Any, *, sampler: bool, field: str) -> Circuit:
     loose = tuple(str(place) for place, bit in enumerate(circuit.clbits) if not circuit.find_bit(bit).registers)
     if sampler:
-        _check_measured(bool(circuit.cregs or loose), _measures(circuit), field=field)
+        _check_measured(bool(circuit.cregs or loose), measures(circuit), field=field)
     plain, identity = write_qpy(circuit, field=field)
     if len(plain) > _MAX_QPY_BYTES:
         raise InvalidInput("larger than the service's input limit", field=field)
@@ -311,8 +312,8 @@ def _doubtful_in_qpy(circuit: Any) -> Iterator[str]:
             yield repr(item.name)
 
 
-def _measures(circuit: Any) -> bool:
-    """Whether anything is measured: at the top, in blocks, or inside a composite instruction."""
+def measures(circuit: Any) -> bool:
+    """Whether a `QuantumCircuit` measures anything: at the top, in blocks, or inside a composite instruction."""
     return any(_operation_measures(item.operation) for item in circuit.data)
 
 
@@ -320,12 +321,12 @@ def _operation_measures(operation: Any) -> bool:
     if operation.name == "measure":
         return True
     if blocks := getattr(operation, "blocks", ()):
-        return any(map(_measures, blocks))
+        return any(map(measures, blocks))
     if not operation.num_clbits:
         return False
     definition = getattr(operation, "definition", None)
     # An instruction with bits and no definition is the backend's own: only the backend knows.
-    return definition is None or _measures(definition)
+    return definition is None or measures(definition)
 
 
 def is_encoded_circuit(value: Any) -> bool:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from prefect_qruntime.client.encodings.tensors import not_finite
 from prefect_qruntime.client.inputs.meaning import meaning_of
-from prefect_qruntime.client.inputs.pubs import read_pubs
+from prefect_qruntime.client.inputs.pubs import is_quantum_circuit, measures, read_pubs
 from prefect_qruntime.client.inputs.spec import (
     CIRCUIT_FORMS,
     IBM_EXTRA,
@@ -220,8 +220,9 @@ def make_spec(
     if is_quantum_program(pubs) and params is None:
         if program_id not in ("sampler", "executor"):  # the former is the default
             raise InvalidInput(f"a QuantumProgram runs as program 'executor', not {program_id!r}", field="program_id")
+        _check_object(pubs, options)
         params, pubs, options, program_id = params_of_program(pubs, options), None, None, "executor"
-        _check_arguments(params, field="")
+        _check_program(params["quantum_program"], field="")
     program_id = check_id(program_id, field="program_id")
     way = choose_route(route, program_id, raw=params is not None)
     program_id = way.program_id
@@ -294,16 +295,48 @@ def _raw(params: Any, pubs: Any, shots: Any, options: Any) -> dict[str, Any]:
     if not isinstance(params, dict):
         raise InvalidInput(f"must be a dict, not {type(params).__name__}", field="params")
     copy: dict[str, Any] = plain_json(params, field="params")
-    _check_arguments(copy, field="params.quantum_program.")
+    if isinstance(program := copy.get("quantum_program"), dict):
+        _check_program(program, field="params.quantum_program.")
     return copy
 
 
-def _check_arguments(params: Mapping[str, Any], *, field: str) -> None:
-    """Refuse NaN and infinity among the arguments of a quantum program's items, also in tensors."""
-    program = params.get("quantum_program")
-    items = program.get("items") if isinstance(program, dict) else None
+def _check_object(program: Any, options: Any) -> None:
+    """Check what a `QuantumProgram` holds before IBM's client writes it, whose errors name other fields."""
+    items = [{"chunk_size": getattr(item, "chunk_size", None)} for item in program.items]
+    _check_program({"shots": program.shots, "items": items}, field="")
+    # Without a measurement a circuit can still be run for its timing.
+    timed = isinstance(options, Mapping) and any(map(options.get, ("scheduler_timing", "stretch_values")))
+    for place, item in enumerate(program.items):
+        circuit = getattr(item, "circuit", None)
+        if not is_quantum_circuit(circuit):
+            raise InvalidInput(f"{type(item).__name__} is not an item of a quantum program", field=f"items[{place}]")
+        if not timed and not measures(circuit):
+            raise InvalidInput("nothing is measured, so the job would return nothing", field=f"items[{place}].circuit")
+
+
+def _check_program(program: Mapping[str, Any], *, field: str) -> None:
+    """Refuse a quantum program that would run nothing or too many shots, and NaN and infinity among its arguments.
+
+    Raw payloads are of any version, so only what is there counts, and what is in another form goes as it is.
+    """
+    if "shots" in program and check_shots(program["shots"], field=f"{field}shots") is None:
+        raise InvalidInput("must be an integer, not None", field=f"{field}shots")
+    items = program.get("items")
+    if items == []:
+        raise InvalidInput("at least one item is needed", field=f"{field}items")
     for place, item in enumerate(items if isinstance(items, list) else ()):
+        if not isinstance(item, dict):
+            continue
+        spot = f"{field}items[{place}]"
+        chunk = item.get("chunk_size")
+        if chunk is not None and not isinstance(chunk, str):  # "auto"
+            check_shots(chunk, field=f"{spot}.chunk_size")
         for name in ("circuit_arguments", "samplex_arguments"):
-            given = item.get(name) if isinstance(item, dict) else None
-            if (spot := not_finite(given, f"{field}items[{place}].{name}")) is not None:
-                raise InvalidInput("NaN and infinity cannot be sent", field=spot)
+            if (wrong := not_finite(item.get(name), f"{spot}.{name}")) is not None:
+                raise InvalidInput("NaN and infinity cannot be sent", field=wrong)
+        arguments = item.get("circuit_arguments")
+        rows = arguments.get("shape") if isinstance(arguments, dict) else None
+        points = rows[:-1] if isinstance(rows, list) else None
+        for name, shape in (("circuit_arguments", points), ("shape", item.get("shape"))):
+            if isinstance(shape, list) and 0 in shape:
+                raise InvalidInput("holds no parameter point at all", field=f"{spot}.{name}")

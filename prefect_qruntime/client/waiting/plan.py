@@ -10,13 +10,14 @@ from __future__ import annotations
 import heapq
 import math
 import random
+import sys
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import Job, JobStatus
 
-__all__ = ["Deadlines", "PollIntervals", "PollLimits", "PollSchedule", "TimerQueue", "TokenBucket"]
+__all__ = ["Deadlines", "PollIntervals", "PollLimits", "PollSchedule", "TimerQueue", "TokenBucket", "is_seconds"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +77,16 @@ class Deadlines:
             InvalidInput: A limit is not a positive number.
         """
         for field_name, value in (("timeout", self.total), ("queue_timeout", self.queue)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
+            if value is not None and not (is_seconds(value) and value > 0):
                 raise InvalidInput("must be a positive number of seconds or None", field=field_name)
         return self
+
+
+def is_seconds(value: object) -> bool:
+    """Whether a value is a number of seconds, 0 or more, that can be calculated with; infinity is one, True is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return 0 <= value <= sys.float_info.max or value == math.inf
 
 
 @dataclass(slots=True)

@@ -164,6 +164,13 @@ def test_a_limit_is_a_finite_number_however_it_is_given(name: str, bad: Any) -> 
     assert budget == Budget()
 
 
+@pytest.mark.parametrize("days", [5e-324, 1e-320, 1e-300, 1e-9, 0.0, 0.039, 366.1, 1e308])
+def test_a_period_is_one_that_can_be_calculated_with_and_limits_something(days: float) -> None:
+    """Within less than an hour hardly anything counts, and a tiny number of days has no place in a calendar."""
+    with pytest.raises(ValidationError, match="period_days"):
+        Budget(max_seconds_per_deployment=10, period_days=days)
+
+
 def job(number: int, status: JobStatus = JobStatus.QUEUED, used: float | None = None, **fields: Any) -> Job:
     given = {"usage_final": used is not None, "max_execution_time": 40, **fields}
     return Job(id=f"d{number}", status=status, tags=(f"qr-key:{number}", FLOW), usage_seconds=used, **given)

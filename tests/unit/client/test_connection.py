@@ -8,12 +8,14 @@ import pickle
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from prefect_qruntime.client.connection import (
     Connection,
     check_id,
     check_name,
+    check_session,
     check_url,
     is_loopback,
     is_public,
@@ -217,6 +219,15 @@ def test_bad_ids(value: Any) -> None:
 def test_bad_backend_names(value: Any) -> None:
     with pytest.raises(InvalidInput):
         check_name(value, field="backend")
+
+
+@pytest.mark.parametrize(
+    "mode", ["", "batched", None, True, ["batch"], {"batch"}, np.array([]), np.array(["batch", "x"])]
+)
+def test_a_session_has_one_of_two_modes(mode: Any) -> None:
+    check_session("batch", 5)
+    with pytest.raises(InvalidInput, match="mode"):
+        check_session(mode, None)
 
 
 def test_good_ids_and_names() -> None:

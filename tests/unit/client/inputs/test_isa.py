@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import zlib
 from typing import Any
 
 import pytest
 from qiskit import QuantumCircuit, qasm3, qpy, transpile
+from qiskit.circuit import Parameter
 from qiskit.circuit.library import real_amplitudes
 
 from prefect_qruntime.client.inputs import check_isa
@@ -101,6 +103,34 @@ def test_what_qiskit_transpiles_fits() -> None:
         check_isa(make_spec(circuit, backend="b"), configuration)
 
 
+HERON: dict[str, Any] = {**LINE, "basis_gates": ["cz", "id", "rx", "rz", "rzz", "sx", "x"]}
+
+
+@pytest.mark.parametrize("angle", [-math.pi / 4, -0.5, -1e-3, 1.6, 2, math.pi, -7e-7])
+def test_a_qpu_runs_rzz_with_calibrated_angles_only(angle: float) -> None:
+    """Also in a block; a simulator takes any. What only values decide is not known here."""
+
+    def turned(by: Any) -> QuantumCircuit:
+        circuit = QuantumCircuit(3, 1)
+        with circuit.if_test((circuit.clbits[0], 1)):
+            circuit.rx(-3, 0)
+            circuit.rzz(by, 0, 1)
+        circuit.measure(0, 0)
+        return circuit
+
+    for circuit in (turned(angle), qasm3.dumps(turned(angle))):
+        spec = make_spec(circuit, backend="b")
+        with pytest.raises(InvalidInput, match=r"rzz\(.*from 0 to pi/2") as caught:
+            check_isa(spec, HERON)
+        assert caught.value.field == "pubs[0].circuit"
+        check_isa(spec, {**HERON, "simulator": True})
+    for fits in (0, 1, 0.3, math.pi / 4, math.pi / 2):
+        for circuit in (turned(fits), qasm3.dumps(turned(fits))):
+            check_isa(make_spec(circuit, backend="b"), HERON)
+    check_isa(make_spec((turned(Parameter("t")), [0.1]), backend="b"), HERON)
+    check_isa(make_spec(HEAD + "rzz(sin(2) - 3) $0, $1;" + TAIL, backend="b"), HERON)
+
+
 def test_what_the_configuration_lacks_is_not_checked() -> None:
     check_isa(make_spec(HEAD + "h $0; cx $0, $9;" + TAIL, backend="b"), {})
     simulator = {"n_qubits": 30, "basis_gates": ["h", "cx"], "coupling_map": None}
@@ -116,7 +146,10 @@ def program(circuits: list[Any], *, form: str, shots: int = 10) -> dict[str, Any
         qpy.dump(circuits, buffer, version=17)
         data = zlib.compress(buffer.getvalue()) if form == "v2.0" else buffer.getvalue()
         sent = {"b64_data": base64.b64encode(data).decode(), "qpy_version": 17, "num_programs": len(circuits)}
-    return {"schema_version": "v2.0", "quantum_program": {"shots": shots, "circuits": sent, "items": []}}
+    return {
+        "schema_version": "v2.0",
+        "quantum_program": {"shots": shots, "circuits": sent, "items": [{}] * len(circuits)},
+    }
 
 
 @pytest.mark.parametrize("form", ["text", "v1.1", "v2.0"])

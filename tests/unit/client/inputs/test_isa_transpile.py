@@ -48,6 +48,24 @@ def test_sampler_pubs(tmp_path: Path) -> None:
         assert set(result.data.meas.get_counts()) == {"000", "111"}
 
 
+@pytest.mark.parametrize("angle", [0.5, -0.5, 2.0, Parameter("t")])
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_rzz_stays_only_with_angles_that_a_qpu_runs(angle: Any, level: int) -> None:
+    heron = {**LINE, "basis_gates": ["cz", "id", "rx", "rz", "rzz", "sx", "x"]}
+    circuit = QuantumCircuit(2)
+    circuit.h([0, 1])
+    circuit.rzz(angle, 0, 1)
+    values = [-0.7] if isinstance(angle, Parameter) else None
+    [before] = StatevectorEstimator().run([(circuit, ["YZ", "XX"], values)]).result()
+    given: dict[str, Any] = {"program_id": "estimator", "optimization_level": level}
+    for configuration, kept in ((heron, angle == 0.5), ({**heron, "simulator": True}, True)):
+        pubs = transpile_pubs((circuit, ["YZ", "XX"], values), configuration, **given)
+        assert ("rzz" in pubs[0][0].count_ops()) == kept
+        check_isa(make_spec(pubs, backend="b", program_id="estimator"), configuration)
+        [after] = StatevectorEstimator().run(pubs).result()
+        np.testing.assert_allclose(after.data.evs, before.data.evs, atol=1e-9)
+
+
 def test_estimator_observables_follow_the_layout() -> None:
     observables = ["ZZI", {"XXX": 0.5, "IIZ": 1.0}]
     circuit = _ghz(measured=False)

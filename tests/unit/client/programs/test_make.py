@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import sys
 from contextlib import suppress
 from decimal import Decimal
 from typing import Any
 
 import numpy as np
 import pytest
+from qiskit import QuantumCircuit
 from qiskit.circuit import Parameter
 from qiskit.quantum_info import PauliList, SparsePauliOp
+from samplomatic.quantum_program import CircuitItem, QuantumProgram
 
 from prefect_qruntime.client.dialects import Cloud, Legacy
 from prefect_qruntime.client.encodings.tensors import encode_tensor
@@ -158,6 +161,71 @@ def test_an_argument_of_a_quantum_program_that_is_not_finite_is_refused(wrong: f
         with pytest.raises(InvalidInput, match="infinity") as caught:
             make_spec(None, params=params({name: argument(encode_tensor([0.0, wrong], (2, 1)))}), **given)
         assert caught.value.field == f"params.quantum_program.items[1].{name}{path}"
+
+
+NO_COUNTS: list[Any] = [
+    None, 0, -1, 2**31, 2**40, 2**70, True, 2.5, 5.0, 1e308, float("nan"), "5", np.float64(5), np.bool_(True),
+    np.array([5]), Decimal(5), Ellipsis,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", NO_COUNTS, ids=repr)
+def test_a_quantum_program_has_shots_by_the_rules_of_pubs(wrong: Any) -> None:
+    """As an object and as raw params; what JSON cannot hold is refused as such."""
+    measured = QuantumCircuit(1, 1)
+    measured.measure(0, 0)
+    item = CircuitItem(measured, chunk_size=wrong)
+    given: list[tuple[str, dict[str, Any]]] = [
+        ("shots", {"pubs": QuantumProgram(wrong, [CircuitItem(measured)])}),
+        ("params.quantum_program.shots", _raw(shots=wrong)),
+    ]
+    if wrong is not None and not isinstance(wrong, str):  # both let the service choose
+        given += [
+            ("items[1].chunk_size", {"pubs": QuantumProgram(5, [CircuitItem(measured), item])}),
+            ("params.quantum_program.items[0].chunk_size", _raw(shots=5, items=[{"chunk_size": wrong}])),
+        ]
+    for field, fields in given:
+        with pytest.raises(InvalidInput) as caught:
+            make_spec(backend="b", **fields)
+        assert str(caught.value.field).startswith(field)
+
+
+def _raw(**program: Any) -> dict[str, Any]:
+    return {"pubs": None, "program_id": "executor", "params": {"quantum_program": program}}
+
+
+@pytest.mark.parametrize("shots", [1, 2**31 - 1, np.int64(5), np.uint8(5)])
+def test_a_quantum_program_takes_every_whole_number_of_shots(shots: Any) -> None:
+    spec = make_spec(backend="b", **_raw(shots=shots, items=[{"chunk_size": shots}, {"chunk_size": "auto"}]))
+    assert (spec.params or {})["quantum_program"]["shots"] == shots
+
+
+def test_a_quantum_program_that_runs_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = QuantumCircuit(1)
+
+    def program(*items: Any) -> dict[str, Any]:
+        return {"pubs": QuantumProgram(5, items)}
+
+    def raw(*shape: int, name: str = "circuit_arguments") -> dict[str, Any]:
+        return _raw(shots=5, items=[{}, {name: {"shape": [*shape]} if name != "shape" else [*shape]}])
+
+    for field, given in {
+        "items": [program(), _raw(shots=5, items=[])],
+        "items[0]": [program("x")],
+        "items[0].circuit": [program(CircuitItem(silent))],
+        "items[1].circuit_arguments": [raw(0, 1), raw(2, 0, 3), raw(0, 0)],
+        "items[1].shape": [raw(0, name="shape"), raw(3, 0, 2, name="shape")],
+    }.items():
+        for fields in given:
+            with pytest.raises(InvalidInput) as caught:
+                make_spec(backend="b", **fields)
+            assert str(caught.value.field).removeprefix("params.quantum_program.") == field
+    # Points of no parameters, one point, and a circuit that is run for its timing.
+    for points in ((4, 0), (0,), (1, 1)):
+        make_spec(backend="b", **raw(*points))
+    monkeypatch.setitem(sys.modules, "qiskit_ibm_runtime", None)
+    with pytest.raises(InvalidInput, match="IBM's own client"):  # which alone could write it
+        make_spec(backend="b", **program(CircuitItem(silent)), options={"scheduler_timing": True})
 
 
 @pytest.mark.parametrize("program", [None, "x", {"items": None}, {"items": [None, {"circuit_arguments": 3}]}])
