@@ -208,19 +208,20 @@ async def private_result(client: QuantumRuntimeClient, ref: JobRef, *, grace: fl
 
 async def _private_result(client: QuantumRuntimeClient, ref: JobRef, grace: float) -> tuple[JobResult, bool]:
     crn, place = client.connection.crn, shelf()
-    kept = await read_private(crn, ref.id)
-    if kept is not None:
-        return kept, False
-    try:
-        found = await client.result(ref, grace=grace, shelf=place.for_only_copy())
-    except NotFound as error:
-        kept = await read_private(crn, ref.id)  # another process may have stored it meanwhile
-        if kept is None and error.details.get("read_before"):
-            kept = await _reread(crn, ref.id, error)
-        if kept is None:
-            raise
-        return kept, False
-    return await keep_private(crn, found, memory_limit=place.memory_limit), True
+    async with place.lock(_private_key(crn, ref.id)):  # another process would take, or remove, the file of this one
+        kept = await read_private(crn, ref.id)
+        if kept is not None:
+            return kept, False
+        try:
+            found = await client.result(ref, grace=grace, shelf=place.for_only_copy())
+        except NotFound as error:
+            kept = await read_private(crn, ref.id)  # another machine may have stored it meanwhile
+            if kept is None and error.details.get("read_before"):
+                kept = await _reread(crn, ref.id, error)
+            if kept is None:
+                raise
+            return kept, False
+        return await keep_private(crn, found, memory_limit=place.memory_limit), True
 
 
 async def keep_private(crn: str, result: JobResult, *, memory_limit: int) -> JobResult:

@@ -46,6 +46,8 @@ _SUFFIX = ".body"
 _PART = ".part"
 _CUT = ".cut"
 _ONLY = ".only"  # the name of a file that no clean-up may take says so
+_LOCK = ".lock"
+_LOCK_POLL = 0.1  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,28 @@ class BodyStore:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             return StoredBody(str(path), file.tell(), digest)
 
+    @contextlib.asynccontextmanager
+    async def lock(self, name: str) -> AsyncIterator[None]:
+        """Let one process of this machine at a time receive the body of that name, store it and remove its file.
+
+        The system releases the lock of a process that ends. Where files cannot be locked, there is none.
+        """
+        held: int | None = None
+        path = None if self.directory is None else self.directory / f".{name}{_LOCK}{_PART}"
+        if path is not None:
+            with contextlib.suppress(OSError, ImportError):  # a full disk, or Windows, has no lock
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                held = _locked(path)
+                while held is None:
+                    await asyncio.sleep(_LOCK_POLL)
+                    held = _locked(path)
+        try:
+            yield
+        finally:
+            if held is not None and path is not None:
+                path.unlink(missing_ok=True)
+                os.close(held)
+
     def beginning(self, name: str) -> Path | None:
         """The file with what arrived of an only copy of that name that broke off or was damaged, if there is one."""
         path = self.place(f"{name}{_CUT}")
@@ -159,6 +183,24 @@ class BodyStore:
                     Path(entry.path).unlink(missing_ok=True)
                     removed += 1
         return removed
+
+
+def _locked(path: Path) -> int | None:
+    """Lock the file, which is made; return its descriptor, or None while another process has it."""
+    import fcntl
+
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(file), path.stat()):  # else the one before removed it meanwhile
+            return file
+    except (BlockingIOError, PermissionError, FileNotFoundError):
+        pass
+    except BaseException:
+        os.close(file)
+        raise
+    os.close(file)
+    return None
 
 
 class BodyWriter:
