@@ -197,11 +197,17 @@ async def private_result(client: QuantumRuntimeClient, ref: JobRef, *, grace: fl
         return _private_result(client, ref, grace)
 
     task = reading.start(read, *which)
-    network_loop().finish(task)  # the process may end while its caller is not waiting any more
+    # The process may end while its caller is not waiting any more.
+    network_loop().finish(task, f"the result of private job {ref.id}")
     try:
         return await reading.join(read, *which)
     except asyncio.CancelledError:
-        if not task.cancelled():  # the process may end with its caller
+        if not task.done():  # the process may end with its caller
+            notifications.log_to_run(
+                f"The fetch was interrupted. The result of private job {ref.id} is received and stored nevertheless, "
+                f"within {_SETTLE:g} seconds. Another interruption may lose it.",
+                level=logging.WARNING,
+            )
             await asyncio.wait([task], timeout=_SETTLE)
         raise
 
