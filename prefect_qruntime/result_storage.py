@@ -214,12 +214,13 @@ async def private_result(client: QuantumRuntimeClient, ref: JobRef, *, grace: fl
 
 async def _private_result(client: QuantumRuntimeClient, ref: JobRef, grace: float) -> tuple[JobResult, bool]:
     crn, place = client.connection.crn, shelf()
-    async with place.lock(_private_key(crn, ref.id)):  # another process would take, or remove, the file of this one
+    # Another process would take, or remove, the file of this one.
+    async with place.lock(_private_key(crn, ref.id)) as locked:
         kept = await read_private(crn, ref.id)
         if kept is not None:
             return kept, False
         try:
-            found = await client.result(ref, grace=grace, shelf=place.for_only_copy())
+            found = await client.result(ref, grace=grace, shelf=locked.for_only_copy())
         except NotFound as error:
             kept = await read_private(crn, ref.id)  # another machine may have stored it meanwhile
             if kept is None and error.details.get("read_before"):

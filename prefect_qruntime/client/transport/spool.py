@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import glob
 import hashlib
 import math
 import mmap
@@ -114,6 +115,7 @@ class BodyStore:
         keep_seconds: A file that was not read for this long is removed when the next one is stored here.
         only_copy: The service hands the body out once: it goes to the disk whatever its size, stays there until
             removed by name, and is kept in memory if the disk cannot be used.
+        is_locked: No other process receives that body.
     """
 
     directory: Path | None = None
@@ -121,6 +123,7 @@ class BodyStore:
     size_limit: int = 4_000_000_000
     keep_seconds: float = 7 * 86400.0
     only_copy: bool = False
+    is_locked: bool = False
 
     def for_only_copy(self) -> BodyStore:
         """The same store for a body that cannot be fetched again."""
@@ -142,10 +145,13 @@ class BodyStore:
             return StoredBody(str(path), file.tell(), digest)
 
     @contextlib.asynccontextmanager
-    async def lock(self, name: str) -> AsyncIterator[None]:
-        """Let one process of this machine at a time receive the body of that name, store it and remove its file.
+    async def lock(self, name: str) -> AsyncIterator[BodyStore]:
+        """The same store for one process at a time, which receives a body, stores it and removes its file.
 
         The system releases the lock of a process that ends. Where files cannot be locked, there is none.
+
+        Args:
+            name: Names the body.
         """
         held: int | None = None
         path = None if self.directory is None else self.directory / f".{name}{_LOCK}{_PART}"
@@ -157,16 +163,26 @@ class BodyStore:
                     await asyncio.sleep(_LOCK_POLL)
                     held = _locked(path)
         try:
-            yield
+            yield replace(self, is_locked=held is not None)
         finally:
             if held is not None and path is not None:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.unlink()
                 os.close(held)
 
     def beginning(self, name: str) -> Path | None:
-        """The file with what arrived of an only copy of that name that broke off or was damaged, if there is one."""
-        path = self.place(f"{name}{_CUT}")
-        return path if path is not None and path.is_file() else None
+        """The file with what arrived of an only copy of that name that broke off or was damaged, if there is one.
+
+        Under the lock, what a killed process received becomes that file if it is more.
+        """
+        whole, path = self.place(name), self.place(f"{name}{_CUT}")
+        if whole is None or path is None:
+            return None
+        for part in whole.parent.glob(f".{glob.escape(whole.name)}.*{_PART}") if self.is_locked else ():
+            with contextlib.suppress(OSError):
+                if part.stat().st_size > (path.stat().st_size if path.is_file() else 0):
+                    part.replace(path)
+        return path if path.is_file() else None
 
     def tidy(self) -> int:
         """Remove files that were not read for `keep_seconds`, and parts left by killed processes; return how many."""
