@@ -197,30 +197,38 @@ async def private_result(client: QuantumRuntimeClient, ref: JobRef, *, grace: fl
         return _private_result(client, ref, grace)
 
     task = reading.start(read, *which)
-    network_loop().finish(task)  # the process may end while its caller is not waiting any more
+    # The process may end while its caller is not waiting any more.
+    network_loop().finish(task, f"the result of private job {ref.id}")
     try:
         return await reading.join(read, *which)
     except asyncio.CancelledError:
-        if not task.cancelled():  # the process may end with its caller
+        if not task.done():  # the process may end with its caller
+            notifications.log_to_run(
+                f"The fetch was interrupted. The result of private job {ref.id} is received and stored nevertheless, "
+                f"within {_SETTLE:g} seconds. Another interruption may lose it.",
+                level=logging.WARNING,
+            )
             await asyncio.wait([task], timeout=_SETTLE)
         raise
 
 
 async def _private_result(client: QuantumRuntimeClient, ref: JobRef, grace: float) -> tuple[JobResult, bool]:
     crn, place = client.connection.crn, shelf()
-    kept = await read_private(crn, ref.id)
-    if kept is not None:
-        return kept, False
-    try:
-        found = await client.result(ref, grace=grace, shelf=place.for_only_copy())
-    except NotFound as error:
-        kept = await read_private(crn, ref.id)  # another process may have stored it meanwhile
-        if kept is None and error.details.get("read_before"):
-            kept = await _reread(crn, ref.id, error)
-        if kept is None:
-            raise
-        return kept, False
-    return await keep_private(crn, found, memory_limit=place.memory_limit), True
+    # Another process would take, or remove, the file of this one.
+    async with place.lock(_private_key(crn, ref.id)) as locked:
+        kept = await read_private(crn, ref.id)
+        if kept is not None:
+            return kept, False
+        try:
+            found = await client.result(ref, grace=grace, shelf=locked.for_only_copy())
+        except NotFound as error:
+            kept = await read_private(crn, ref.id)  # another machine may have stored it meanwhile
+            if kept is None and error.details.get("read_before"):
+                kept = await _reread(crn, ref.id, error)
+            if kept is None:
+                raise
+            return kept, False
+        return await keep_private(crn, found, memory_limit=place.memory_limit), True
 
 
 async def keep_private(crn: str, result: JobResult, *, memory_limit: int) -> JobResult:

@@ -23,12 +23,15 @@ from weakref import WeakValueDictionary
 import anyio
 
 from prefect_qruntime.errors import QuantumRuntimeError
+from prefect_qruntime.redact import get_logger
 
 __all__ = ["NetworkLoop", "SingleFlight", "network_loop", "on_network_loop", "used_loop"]
 
 T = TypeVar("T")
 S = TypeVar("S")
 P = ParamSpec("P")
+
+log = get_logger(__name__)
 
 _WIND_UP = 10.0  # seconds in which an ending process may still complete its work
 _CANCEL_GRACE = 15.0  # seconds a cancelled caller waits for its work to wind up
@@ -71,7 +74,7 @@ class NetworkLoop:
         self._states: dict[tuple[Any, ...], Any] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._closers: list[Callable[[], Awaitable[None]]] = []
-        self._finishing: set[asyncio.Task[Any]] = set()
+        self._finishing: dict[asyncio.Task[Any], str] = {}
         self._calls: set[concurrent.futures.Future[Any]] = set()
         self._thread = threading.Thread(target=self._serve, name="qruntime-network", daemon=True)
         self._thread.start()
@@ -88,10 +91,19 @@ class NetworkLoop:
         """Register an async clean-up for the end of the process."""
         self._closers.append(closer)
 
-    def finish(self, task: asyncio.Task[Any]) -> None:
-        """When the process ends, give a task of this loop some seconds to end by itself, as it cannot be repeated."""
-        self._finishing.add(task)
-        task.add_done_callback(self._finishing.discard)
+    def finish(self, task: asyncio.Task[Any], outcome: str) -> None:
+        """When the process ends, give a task of this loop some seconds to end by itself, as it cannot be repeated.
+
+        Args:
+            task: The task.
+            outcome: What is lost if the process ends before it, for the log.
+        """
+        self._finishing[task] = outcome
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled():
+            self._finishing.pop(task, None)
 
     def state(self, kind: Callable[[], S], *key: Hashable) -> S:
         """Return the one object of a kind (and key) that belongs to this loop; made on first use.
@@ -203,8 +215,12 @@ class NetworkLoop:
                 with contextlib.suppress(Exception):
                     await asyncio.wait_for(closer(), timeout=2)
 
-        with contextlib.suppress(Exception):
-            asyncio.run_coroutine_threadsafe(wind_up(), self.loop).result(timeout=2 * _WIND_UP + 5)
+        try:
+            with contextlib.suppress(Exception):
+                asyncio.run_coroutine_threadsafe(wind_up(), self.loop).result(timeout=2 * _WIND_UP + 5)
+        finally:  # a further Ctrl-C comes here, too
+            for lost in list(self._finishing.values()):
+                log.error("The process ended before its work was done: %s may be lost.", lost)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(timeout=2)
         if not self._thread.is_alive():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -266,6 +269,57 @@ def test_a_private_result_outlives_a_death_before_it_was_stored(
     assert deaths
     assert requests(sandbox, "GET", "/jobs/*/results") == 1
     assert len(sandbox.control.jobs()) == 1
+
+
+HOLDS = """
+import sys
+from prefect_qruntime import QuantumRuntimeCredentials, fetch_results, result_storage
+
+keep_private = result_storage.keep_private
+
+async def held(*args, **kwargs):
+    print("received", flush=True)
+    sys.stdin.readline()
+    return await keep_private(*args, **kwargs)
+
+result_storage.keep_private = held
+print(fetch_results(QuantumRuntimeCredentials.load(sys.argv[1]), sys.argv[2]).counts(), flush=True)
+"""
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_processes_that_fetch_one_private_result_do_so_one_after_the_other(
+    sandbox: Sandbox,
+    blocks: Callable[[str], str],
+    prefect_server: PrefectServer,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    killed: bool,
+) -> None:
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_RESULT_MEMORY_LIMIT_BYTES", "1000000")  # the file is removed
+    credentials: Any = QuantumRuntimeCredentials.load(blocks("cloud"))
+    job = submit_job(credentials, [FLIP], backend=BACKEND, shots=SHOTS, private=True)
+    wait_for_completion(credentials, job)
+    command = [sys.executable, "-c", HOLDS, blocks("cloud"), job.id]
+    env = {**os.environ, **prefect_server.env}
+    with (
+        subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert first.stdin is not None
+        assert first.stdout is not None
+        assert first.stdout.readline() == "received\n"
+        second = pool.submit(fetch_results, credentials, job)
+        wait([second], timeout=3)  # it would take the file of the first and remove it
+        if killed:
+            first.kill()
+        else:
+            first.stdin.write("\n")
+            first.stdin.flush()
+            assert first.stdout.readline() == f"{COUNTS}\n"
+        assert second.result().counts() == COUNTS
+    assert requests(sandbox, "GET", "/jobs/*/results") == 1
+    assert names(folder) == []
 
 
 def _bytes_about(database: Path, flow_run_id: UUID) -> int:

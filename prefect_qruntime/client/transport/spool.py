@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import glob
 import hashlib
 import math
 import mmap
@@ -46,6 +47,8 @@ _SUFFIX = ".body"
 _PART = ".part"
 _CUT = ".cut"
 _ONLY = ".only"  # the name of a file that no clean-up may take says so
+_LOCK = ".lock"
+_LOCK_POLL = 0.1  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,7 @@ class BodyStore:
         keep_seconds: A file that was not read for this long is removed when the next one is stored here.
         only_copy: The service hands the body out once: it goes to the disk whatever its size, stays there until
             removed by name, and is kept in memory if the disk cannot be used.
+        is_locked: No other process receives that body.
     """
 
     directory: Path | None = None
@@ -119,6 +123,7 @@ class BodyStore:
     size_limit: int = 4_000_000_000
     keep_seconds: float = 7 * 86400.0
     only_copy: bool = False
+    is_locked: bool = False
 
     def for_only_copy(self) -> BodyStore:
         """The same store for a body that cannot be fetched again."""
@@ -139,10 +144,45 @@ class BodyStore:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             return StoredBody(str(path), file.tell(), digest)
 
+    @contextlib.asynccontextmanager
+    async def lock(self, name: str) -> AsyncIterator[BodyStore]:
+        """The same store for one process at a time, which receives a body, stores it and removes its file.
+
+        The system releases the lock of a process that ends. Where files cannot be locked, there is none.
+
+        Args:
+            name: Names the body.
+        """
+        held: int | None = None
+        path = None if self.directory is None else self.directory / f".{name}{_LOCK}{_PART}"
+        if path is not None:
+            with contextlib.suppress(OSError, ImportError):  # a full disk, or Windows, has no lock
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                held = _locked(path)
+                while held is None:
+                    await asyncio.sleep(_LOCK_POLL)
+                    held = _locked(path)
+        try:
+            yield replace(self, is_locked=held is not None)
+        finally:
+            if held is not None and path is not None:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                os.close(held)
+
     def beginning(self, name: str) -> Path | None:
-        """The file with what arrived of an only copy of that name that broke off or was damaged, if there is one."""
-        path = self.place(f"{name}{_CUT}")
-        return path if path is not None and path.is_file() else None
+        """The file with what arrived of an only copy of that name that broke off or was damaged, if there is one.
+
+        Under the lock, what a killed process received becomes that file if it is more.
+        """
+        whole, path = self.place(name), self.place(f"{name}{_CUT}")
+        if whole is None or path is None:
+            return None
+        for part in whole.parent.glob(f".{glob.escape(whole.name)}.*{_PART}") if self.is_locked else ():
+            with contextlib.suppress(OSError):
+                if part.stat().st_size > (path.stat().st_size if path.is_file() else 0):
+                    part.replace(path)
+        return path if path.is_file() else None
 
     def tidy(self) -> int:
         """Remove files that were not read for `keep_seconds`, and parts left by killed processes; return how many."""
@@ -159,6 +199,24 @@ class BodyStore:
                     Path(entry.path).unlink(missing_ok=True)
                     removed += 1
         return removed
+
+
+def _locked(path: Path) -> int | None:
+    """Lock the file, which is made; return its descriptor, or None while another process has it."""
+    import fcntl
+
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(file), path.stat()):  # else the one before removed it meanwhile
+            return file
+    except (BlockingIOError, PermissionError, FileNotFoundError):
+        pass
+    except BaseException:
+        os.close(file)
+        raise
+    os.close(file)
+    return None
 
 
 class BodyWriter:

@@ -312,7 +312,7 @@ async def only_once():
     print("kept")
 async def start():
     task = asyncio.create_task(only_once())
-    network_loop().finish(task)
+    network_loop().finish(task, "a result")
     await task
 asyncio.run_coroutine_threadsafe(start(), network_loop().loop)
 began.wait()
@@ -341,7 +341,7 @@ async def only_once():
     await stopped.wait()
     print("kept")
 async def start():
-    network_loop().finish(asyncio.create_task(only_once()))
+    network_loop().finish(asyncio.create_task(only_once()), "a result")
 threading.Thread(target=calls, daemon=True).start()
 began.wait()
 network_loop().run(start())
@@ -506,3 +506,31 @@ def test_an_exception_set_by_another_thread_ends_a_blocked_caller_and_its_work()
     ((at_last, how),) = raised
     assert how == "cancelled"
     assert at_last - sent < 3
+
+
+@pytest.mark.parametrize("how", ["too slow", "interrupted"])
+def test_what_a_process_that_ends_cannot_finish_is_said(how: str) -> None:
+    code = f"""
+import asyncio, os, signal, threading, time
+from prefect_qruntime.client import network_loop as module
+from prefect_qruntime.client.network_loop import network_loop
+began = threading.Event()
+async def only_once():
+    began.set()
+    await asyncio.sleep(3600)
+async def start():
+    network_loop().finish(asyncio.create_task(only_once()), "a result")
+network_loop().run(start())
+began.wait()
+if {how!r} == "too slow":
+    module._WIND_UP = 0.2
+else:
+    wait = asyncio.wait
+    async def interrupts(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGINT)
+        return await wait(*args, **kwargs)
+    asyncio.wait = interrupts
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert ended.stderr.splitlines()[0] == "The process ended before its work was done: a result may be lost."
+    assert ("KeyboardInterrupt" in ended.stderr) == (how == "interrupted")

@@ -490,6 +490,38 @@ def test_the_longest_beginning_of_an_only_copy_is_kept_until_the_whole_is_there(
     assert ((shelf.directory or Path()) / name).read_bytes() == BODY
 
 
+KILLED = """
+import os, pathlib, signal, sys
+from prefect_qruntime.client.transport.spool import BodyStore, BodyWriter
+
+BodyWriter(BodyStore(directory=pathlib.Path(sys.argv[1])).for_only_copy(), sys.argv[2]).write(b"{" * int(sys.argv[3]))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_killed_processes_received_of_an_only_copy_is_named(
+    service: Service, client: QuantumRuntimeClient, shelf: BodyStore
+) -> None:
+    for length in (7, 9, 8):
+        name = f"d1-{client.connection.instance}"
+        command = [sys.executable, "-c", KILLED, str(shelf.directory), name, str(length)]
+        assert subprocess.run(command, timeout=300, check=False).returncode < 0
+    service.private = True
+    service.answers = [lambda handler: handler.reply(GONE, 404)]
+
+    async def fetched() -> None:
+        async with shelf.lock("d1") as locked:
+            await client.result("d1", shelf=locked.for_only_copy())
+
+    with pytest.raises(NotFound) as caught:
+        client.run(fetched())
+    (kept,) = [path for path in (shelf.directory or Path()).iterdir() if str(path) in str(caught.value)]
+    assert kept.read_bytes() == b"{" * 9
+    service.answers = [whole()]
+    client.run(fetched())
+    assert not kept.exists()
+
+
 def test_a_page_is_not_the_only_copy(service: Service, client: QuantumRuntimeClient, shelf: BodyStore) -> None:
     service.private = True
     service.answers = [whole(b"<html>gateway</html>"), whole(), lambda handler: handler.reply(GONE, 404)]
