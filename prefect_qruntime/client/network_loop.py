@@ -198,10 +198,12 @@ class NetworkLoop:
             return
 
         async def wind_up() -> None:
-            if self._finishing:
-                for call in list(self._calls):  # meanwhile nothing is submitted any more
+            end = self.loop.time() + _WIND_UP
+            while self._finishing and self.loop.time() < end:
+                # Meanwhile nothing is submitted any more, not even by a daemon thread that makes another call.
+                for call in list(self._calls):
                     call.cancel()
-                await asyncio.wait(self._finishing, timeout=_WIND_UP)
+                await asyncio.wait(self._finishing, timeout=_SHORTEST_SLICE)
             # First the work: asyncio reports pending tasks on stderr.
             end, told = self.loop.time() + _WIND_UP, set[asyncio.Task[Any]]()
             while left := asyncio.all_tasks() - {asyncio.current_task()}:
