@@ -12,6 +12,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,16 +31,23 @@ _QASM = 'OPENQASM 3.0; include "stdgates.inc"; qubit[1] q; bit[1] c; x q[0]; c =
 _ANONYMOUS = ("<genexpr>", "<listcomp>", "<dictcomp>", "<setcomp>", "<lambda>", "<module>")
 
 
+# Tasks and threads inherit it from the call that starts them, so what an earlier call left running is not counted.
+_CALL: ContextVar[object] = ContextVar("_CALL", default=None)
+
+
 class Trace:
-    """Records the functions of the package that are entered, from `start` until the wanted request leaves."""
+    """Records the functions of the package that a call enters, from `start` until the wanted request leaves."""
 
     def __init__(self) -> None:
         self.entered: dict[tuple[str, str], None] = {}
         self._wanted: Callable[[httpx.Request], bool] | None = None
+        self._call: object = None
 
-    def start(self, wanted: Callable[[httpx.Request], bool]) -> None:
-        """Begin anew; the request that `wanted` accepts ends it."""
+    def start(self, wanted: Callable[[httpx.Request], bool], *, shared: bool = False) -> None:
+        """Begin anew; the request that `wanted` accepts ends it. With `shared`, work for several calls counts too."""
         self.entered, self._wanted = {}, wanted
+        self._call = None if shared else object()
+        _CALL.set(self._call)
 
     def leaves(self, request: httpx.Request) -> None:
         """A request leaves."""
@@ -58,7 +66,7 @@ class Trace:
 
     def profile(self, frame: FrameType, event: str, _: Any) -> None:
         """The hook of `sys.setprofile`."""
-        if event != "call" or self._wanted is None:
+        if event != "call" or self._wanted is None or (self._call and _CALL.get() is not self._call):
             return
         code = frame.f_code
         if not code.co_filename.startswith(ROOT) or f"{os.sep}sandbox{os.sep}" in code.co_filename:
@@ -96,7 +104,7 @@ def measure() -> dict[str, list[tuple[str, str]]]:
             trace.start(posts)
             job = submit_job.fn(credentials, [_QASM], backend="sandbox_ideal", shots=10)
             found["submit"] = trace.stop()
-            trace.start(reads)
+            trace.start(reads, shared=True)  # one poller looks at the jobs of all waits
             wait_for_completion.fn(credentials, job)
             found["wait"] = trace.stop()
             trace.start(reads)
