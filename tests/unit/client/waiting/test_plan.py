@@ -8,7 +8,6 @@ import random
 from decimal import Decimal
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
@@ -225,7 +224,7 @@ def test_a_refusal_about_a_job_that_nobody_has_seen() -> None:
     assert not plan.is_doubtful(5.0)
 
 
-@pytest.mark.parametrize("value", [0, -1, True, "5", math.nan, [], 10**400, -(10**400), Decimal(5), np.array([1, 2])])
+@pytest.mark.parametrize("value", [0, -1, True, "5", math.nan, [], 10**400, -(10**400), Decimal(5)])
 @pytest.mark.parametrize(("name", "field"), [("total", "timeout"), ("queue", "queue_timeout")])
 def test_limits_that_make_no_sense(name: str, field: str, value: Any) -> None:
     with pytest.raises(InvalidInput) as caught:
@@ -233,7 +232,7 @@ def test_limits_that_make_no_sense(name: str, field: str, value: Any) -> None:
     assert caught.value.field == field
 
 
-@pytest.mark.parametrize("value", [5e-324, 1e308, 10**308, math.inf, np.float64(3)])
+@pytest.mark.parametrize("value", [5e-324, 1e308, 10**308, math.inf])
 def test_a_wait_may_be_as_long_or_short_as_a_float(value: Any) -> None:
     plan = PollSchedule(Deadlines(total=value, queue=value).check(), started=5.0)
     assert plan.deadline >= 5.0
