@@ -78,9 +78,8 @@ def read_angles(path: Path, inputs: Sequence[str] | None = None) -> list[Angles]
         if not names or len(set(names)) < len(names) or not all(map(str.isidentifier, names)):
             raise InvalidInput(f"{path}: the first line must name each column once", field="angles")
         if inputs is not None and set(names) != set(inputs):
-            raise InvalidInput(
-                f"{path}: the first line must name the circuit's inputs: {', '.join(inputs)}", field="angles"
-            )
+            expected = f"the first line must name the circuit's inputs: {', '.join(inputs)}"
+            raise InvalidInput(f"{path}: {expected if inputs else 'the circuit has no inputs for it'}", field="angles")
         rows = [_angles(f"{path}, line {reader.line_num}", names, found) for found in reader if found]
     except csv.Error:
         raise InvalidInput(f"{path}, line {reader.line_num}: not readable as CSV", field="angles") from None
@@ -92,7 +91,8 @@ def read_angles(path: Path, inputs: Sequence[str] | None = None) -> list[Angles]
 def _angles(where: str, names: list[str], found: list[str]) -> Angles:
     if len(found) != len(names):
         raise InvalidInput(
-            f"{where}: {len(found)} fields, but the first line names {len(names)} columns", field="angles"
+            f"{where}: {many(len(found), 'field')}, but the first line names {many(len(names), 'column')}",
+            field="angles",
         )
     angles = {}
     for column, (name, text) in enumerate(zip(names, found, strict=True), start=1):
@@ -243,7 +243,7 @@ def angles_to_table(
             require_approval(cost, above=require_approval_above)
         # All jobs queue at once.
         jobs: list[JobRef] = [
-            submit_job(credentials, pubs[start : start + size], budget=budget_block, **given)
+            submit_job(credentials, pubs[start : start + size], budget=budget_block or None, **given)
             for start in range(0, len(pubs), size)
         ]
         rows: list[dict[str, Any]] = []
@@ -264,7 +264,7 @@ def angles_to_table(
     create_table_artifact(
         key="qruntime-angles",
         table=rows[:SHOWN],
-        description=f"{', '.join(observables)} for {len(rows)} lines of {angles.name}, first {SHOWN} at most",
+        description=f"{', '.join(observables)} for {many(len(rows), 'line')} of {angles.name}, first {SHOWN} at most",
     )
     return rows
 

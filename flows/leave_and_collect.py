@@ -70,7 +70,7 @@ def leave(
     }
     if require_approval_above is not None:
         require_approval(estimate_cost(credentials, [text], **given), above=require_approval_above)
-    job = submit_job(credentials, [text], budget=budget_block, **given)
+    job = submit_job(credentials, [text], budget=budget_block or None, **given)
     return leave_to_watcher(credentials, job).id
 
 

@@ -169,7 +169,7 @@ def parameter_sweep(
         session: SessionRef | None = None
         if mode != "job" and not dry_run:
             kind = "batch" if mode == "batch" else "dedicated"
-            opening = runtime_session(credentials, chosen, mode=kind, max_ttl=max_ttl, budget=budget_block)
+            opening = runtime_session(credentials, chosen, mode=kind, max_ttl=max_ttl, budget=budget_block or None)
             session = stack.enter_context(opening)
         unmapped_each: Any = {name: unmapped(value) for name, value in given.items()}
         jobs = {
@@ -180,7 +180,7 @@ def parameter_sweep(
                 program_id=unmapped(program),
                 session=unmapped(session),
                 **unmapped_each,
-                budget=unmapped(budget_block),
+                budget=unmapped(budget_block or None),
                 require_online=unmapped(require_online),
             )
             for program, found in pubs.items()

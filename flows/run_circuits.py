@@ -158,7 +158,7 @@ def run_circuits(
         session = None
         if mode != "job" and not dry_run:
             kind = "batch" if mode == "batch" else "dedicated"
-            opening = runtime_session(credentials, chosen, mode=kind, max_ttl=max_ttl, budget=budget_block)
+            opening = runtime_session(credentials, chosen, mode=kind, max_ttl=max_ttl, budget=budget_block or None)
             session = stack.enter_context(opening)
         compared: list[RouteComparison] = []
         for number, text in enumerate(texts):
@@ -169,7 +169,7 @@ def run_circuits(
                 "max_execution_time": max_execution_time,
                 "circuit_form": circuit_form,
                 "dry_run": dry_run,
-                "budget": budget_block,
+                "budget": budget_block or None,
                 "require_online": require_online,
                 "submission_key": f"{slot_key(slot)}/{number}" if once_per_slot or slot is not None else None,
             }

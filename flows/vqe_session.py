@@ -212,7 +212,7 @@ def vqe_session(
             require_approval(cost, above=require_approval_above)
         session: SessionRef | None = None
         if not dry_run:
-            opening = runtime_session(credentials, chosen, mode=mode, max_ttl=max_ttl, budget=budget_block)
+            opening = runtime_session(credentials, chosen, mode=mode, max_ttl=max_ttl, budget=budget_block or None)
             session = stack.enter_context(opening)
         energies = Energies(
             credentials,
@@ -221,7 +221,7 @@ def vqe_session(
             session=session,
             shots=wanted_shots,
             max_execution_time=max_execution_time,
-            budget=budget_block,
+            budget=budget_block or None,
             require_online=require_online,
             route=route,
             circuit_form=circuit_form,

@@ -23,7 +23,7 @@ import httpx
 
 from prefect_qruntime.errors import InvalidInput, clean_texts_with
 from prefect_qruntime.models import MOST_TTL
-from prefect_qruntime.redact import nearest, plain_text, register_secret
+from prefect_qruntime.redact import many, nearest, plain_text, register_secret
 
 __all__ = [
     "DEFAULT_API_VERSION",
@@ -460,7 +460,7 @@ def _wrong_part(text: str) -> str:
     if parts[0] != "crn" or not text.isprintable():
         return ": it does not begin with crn:v1"
     if len(parts) != _CRN_PARTS:
-        return f": it has {len(parts)} parts between colons, not {_CRN_PARTS}; it may be cut off"
+        return f": it has {many(len(parts), 'part')} between colons, not {_CRN_PARTS}; it may be cut off"
     good = ["crn", "v1", "bluemix", "public", "quantum-computing", "us-east", "a/0", "0", "", ""]
     for place, name in _PARTS.items():
         if _CRN.fullmatch(":".join([*good[:place], parts[place], *good[place + 1 :]])) is None:

@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from xml.sax.saxutils import escape
 
+from prefect_qruntime.redact import many
+
 __all__ = ["Point", "bar_chart", "is_shortened", "line_chart", "markdown_image", "stacked_chart"]
 
 WIDTH, HEIGHT = 640, 360
@@ -191,7 +193,7 @@ def stacked_chart(
     shown = {name: [*parts[name]] for name in ranked[: len(STACK)]}
     colours = dict(zip(shown, STACK, strict=False))
     if rest := ranked[len(STACK) :]:
-        name = f"{len(rest)} others"
+        name = many(len(rest), "other")
         shown[name] = [sum(parts[other][place] for other in rest) for place in range(len(columns))]
         colours[name] = OTHERS
     highest = max((sum(values[place] for values in shown.values()) for place in range(len(columns))), default=0.0)

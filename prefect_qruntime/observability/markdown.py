@@ -52,6 +52,7 @@ _COUNTED = 50  # most PUBs whose shots are read for the log
 _VALUES = 20  # rows of an estimator's table
 _JOBS = 200  # rows of a flow run's summary
 _HISTORY = 400  # characters of a job's history
+_LONG = re.compile(r"\S{65,}")  # words that are longer than ids and digests
 
 # Facts of a job's record in the order of the page; `None` is not shown. Others follow under their own names.
 _RISKY = re.compile(r"[\\`*{}\[\]<>#!|~&@$^]")
@@ -244,7 +245,7 @@ def result_section(result: JobResult) -> str:
         except QuantumRuntimeError:
             continue  # neither counts nor values, or none at all
         where = f" at the first point of {' × '.join(map(str, shape))}" if math.prod(shape) > 1 else ""
-        title = f"PUB {pub}{where}: {sum(counts.values())} shots, {len(counts)} outcomes"
+        title = f"PUB {pub}{where}: {many(sum(counts.values()), 'shot')}, {many(len(counts), 'outcome')}"
         parts.append(markdown_image(title, bar_chart(title, counts)))
         if any(map(is_shortened, counts)):
             parts.append(_whole_counts(counts))
@@ -294,7 +295,7 @@ def execution_line(result: JobResult) -> str | None:
     if not spans or len({span.start.tzinfo is None for span in spans}) > 1:
         return None
     begin, end = min(span.start for span in spans), max(span.stop for span in spans)
-    chunks = "1 chunk" if len(spans) == 1 else f"{len(spans)} chunks"
+    chunks = many(len(spans), "chunk")
     longest = max((span.stop - span.start).total_seconds() for span in spans)
     return f"{chunks}, {_clock(begin)} to {_clock(end)}, longest {longest:.3g} s"
 
@@ -323,19 +324,23 @@ def summary_card(jobs: Sequence[Mapping[str, str]]) -> str:
         told.append(f"{rehearsed} dry run{'' if rehearsed == 1 else 's'}, not charged")
     if len(own) < len(jobs):
         told.append(f"{len(jobs) - len(own)} submitted by another flow run, not counted here")
+    # What is the same for all is said once: Prefect's page is narrow, and a wider table covers the column beside it.
+    named = [(name, {job.get(name, "") for job in jobs}) for name in ("program", "backend")]
+    apart = [name for name, values in named if len(values) > 1 or len(jobs) < 2]
+    common = [f"{name}: {_cell(*values)}" for name, values in named if name not in apart and values != {""}]
+    heads = ["job", *apart, "state", "queued", "ran", "QPU seconds"]
     lines = [
-        f"### {len(jobs)} {'job' if len(jobs) == 1 else 'jobs'}: "
-        + ", ".join(f"{number} {state}" for state, number in states.items()),
+        f"### {many(len(jobs), 'job')}: " + ", ".join(f"{number} {state}" for state, number in states.items()),
         "",
         "; ".join(told) + ".",
+        *(["", " · ".join(common)] if common else []),
         "",
-        "| job | program | backend | state | queued | ran | QPU seconds |",
-        "|---|---|---|---|---|---|---|",
+        f"| {' | '.join(heads)} |",
+        f"|{'---|' * len(heads)}",
     ]
     for job in jobs[:_JOBS]:
         cells = (
-            job.get("program", ""),
-            job.get("backend", ""),
+            *(job.get(name, "") for name in apart),
             _state(job),
             f"{job['queue_seconds']} s" if "queue_seconds" in job else "",
             f"{job['run_seconds']} s" if "run_seconds" in job else "",
@@ -424,8 +429,11 @@ def summary_description(facts: Mapping[str, str]) -> str:
 
 
 def _cell(value: Any) -> str:
-    """Make a table's cell: text that could be Markdown is escaped; plain words stay as they are."""
-    text = redact(str(value))
-    shown = printable(text)
+    """Make a table's cell: text that could be Markdown is escaped; plain words stay as they are.
+
+    A browser may break words that are longer than any id or digest: a wider table covers what is beside it.
+    """
+    shown = printable(redact(str(value)))
     risky = _RISKY.search(shown) or "//" in shown or "www." in shown.lower()
-    return markdown_text(text) if risky else shown
+    parts = _LONG.sub(lambda word: re.sub(r".{32}(?=.)", "\\g<0>\0", word[0]), shown).split("\0")
+    return "\u200b".join(map(markdown_text, parts) if risky else parts)

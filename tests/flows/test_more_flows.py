@@ -152,7 +152,7 @@ def test_angles_become_a_table_in_both_dialects(sandbox: Sandbox, block: str, tm
         ("", "first line must name"),
         ("theta,phi\n", "no line of angles"),
         ("theta,theta\n1,2\n", "first line must name"),
-        ("theta,phi\n1,2\n3\n", "line 3: 1 fields, but the first line names 2 columns"),
+        ("theta,phi\n1,2\n3\n", "line 3: 1 field, but the first line names 2 columns"),
         ("theta,phi\n1,2,3\n", "line 2: 3 fields"),
         ("theta,phi\n1,two\n", "line 2, column 2: not a number"),
         ("theta,phi\n1,inf\n", "line 2, column 2: not a finite number"),
@@ -325,15 +325,15 @@ def test_an_angle_that_is_no_number_is_named_as_in_the_form(sandbox: Sandbox, na
     assert caught.value.field == name
 
 
-@pytest.mark.parametrize(
-    ("bought", "parameters"),
-    [
-        (run_circuits, {"circuits": [FLIP] * 2, "mode": "job", "backend": BACKEND}),
-        (parameter_sweep, {"points": 2, "programs": ["sampler"], "mode": "job", "backend": BACKEND}),
-        (vqe_session, {"shots": 10, "backend": BACKEND}),
-        (angles_to_table, {"rows_per_job": 1, "backend": BACKEND}),
-    ],
-)
+BOUGHT = [
+    (run_circuits, {"circuits": [FLIP] * 2, "mode": "job", "backend": BACKEND}),
+    (parameter_sweep, {"points": 2, "programs": ["sampler"], "mode": "job", "backend": BACKEND}),
+    (vqe_session, {"shots": 10, "backend": BACKEND}),
+    (angles_to_table, {"rows_per_job": 1, "backend": BACKEND}),
+]
+
+
+@pytest.mark.parametrize(("bought", "parameters"), BOUGHT)
 def test_a_form_can_name_a_budget(sandbox: Sandbox, tmp_path: Path, bought: Any, parameters: dict[str, Any]) -> None:
     name = f"form-{uuid4().hex[:6]}"
     QuantumRuntimeCredentials(**sandbox.connection("cloud")).save(name)
@@ -344,6 +344,25 @@ def test_a_form_can_name_a_budget(sandbox: Sandbox, tmp_path: Path, bought: Any,
         bought(credentials_block=name, budget_block=name, **parameters)
     assert caught.value.budget == name
     assert posts(sandbox) == 1
+
+
+@pytest.mark.parametrize(
+    ("bought", "parameters"),
+    [*BOUGHT, (leave, {"circuit": FLIP, "backend": BACKEND})],
+    ids=lambda of: getattr(of, "name", ""),
+)
+def test_an_empty_name_of_a_budget_is_none(
+    sandbox: Sandbox, tmp_path: Path, bought: Any, parameters: dict[str, Any]
+) -> None:
+    """As the form says, and as `--param budget_block=` sends it."""
+    name = f"form-{uuid4().hex[:6]}"
+    QuantumRuntimeCredentials(**sandbox.connection("cloud")).save(name)
+    if bought is angles_to_table:
+        parameters = {**parameters, "table": tmp_path / "table.csv"}
+    if bought is vqe_session:
+        parameters = {**parameters, "max_iterations": 1}
+    bought(credentials_block=name, budget_block="", **parameters)
+    assert posts(sandbox) > 0
 
 
 @pytest.mark.parametrize(

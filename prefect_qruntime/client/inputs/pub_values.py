@@ -82,7 +82,7 @@ def check_parameters(value: Any, inputs: Sequence[str] | None, *, field: str) ->
     if len(inputs) == 1:
         return values
     raise InvalidInput(
-        f"{shape[-1]} values in the last axis, but the circuit has {len(inputs)} parameters"
+        f"{many(shape[-1], 'value')} in the last axis, but the circuit has {many(len(inputs), 'parameter')}"
         + (f" ({_listed(inputs)})" if inputs else ""),
         field=field,
     )

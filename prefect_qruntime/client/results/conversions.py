@@ -139,7 +139,7 @@ def plot_result(
         # The most frequent ones, in the order of the bitstrings.
         drawn = sorted((bits, shots) for bits, shots in list(counts.items())[:_ROWS])
         if len(counts) > _ROWS:
-            drawn.append((f"{len(counts) - _ROWS} others", sum(counts.values()) - sum(shots for _, shots in drawn)))
+            drawn.append((many(len(counts) - _ROWS, "other"), sum(counts.values()) - sum(shots for _, shots in drawn)))
         draw = _draw_counts
     if ax is None:
         _, ax = pyplot.subplots(layout="constrained")

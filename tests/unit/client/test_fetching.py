@@ -11,6 +11,7 @@ import pytest
 from pytest_httpx import HTTPXMock
 
 from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.transport.retrying import RetryDeadlines
 from prefect_qruntime.client.transport.spool import BodyStore
 from prefect_qruntime.errors import (
     JobCancelled,
@@ -162,7 +163,7 @@ def test_what_is_not_the_whole_result_is_fetched_again(
     iam.add_response(url=RESULTS, content=body)
     iam.add_response(url=RESULTS, content=b"\xef\xbb\xbf" + WHOLE)
     iam.add_response(url=LOOK, json=job(), is_optional=True)
-    client = connect()
+    client = connect(patience=RetryDeadlines())
     assert client.run(client.result("d1", shelf=shelf_of(tmp_path, in_file))).counts() == {"11": 1, "00": 1}
     assert len(sent(iam, "results")) == 2
 
@@ -185,7 +186,7 @@ def test_json_in_no_form_of_a_result_is_fetched_again(
     iam.add_response(url=RESULTS, json=body)
     iam.add_response(url=RESULTS, json=RESULT)
     iam.add_response(url=LOOK, json=job(program={"id": program}))
-    client = connect()
+    client = connect(patience=RetryDeadlines())
     assert client.run(client.result("d1", shelf=shelf_of(tmp_path, in_file))).counts() == {"11": 1, "00": 1}
 
 

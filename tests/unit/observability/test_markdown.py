@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from prefect_qruntime.observability.markdown import (
     section,
     session_description,
     session_title,
+    summary_card,
     summary_description,
     with_history,
     with_progress,
@@ -97,6 +99,44 @@ def test_the_lines_of_sessions_and_summaries() -> None:
     assert session_description({"state": "open", "mode": "batch", "backend": "b"}) == "Open · batch · b"
     assert summary_description({"jobs": "1", "usage_seconds": "2"}) == "1 job · 2 QPU s"
     assert summary_description({"jobs": "12", "usage_seconds": "2.5"}) == "12 jobs · 2.5 QPU s"
+
+
+@pytest.mark.parametrize("odd", ["", "|", "[a](b)", "<img src=x>", "**b**", "1.", "- a"])
+@pytest.mark.parametrize("length", [1, 64, 65, 300])
+def test_a_long_word_may_be_broken_and_reads_as_it_was(length: int, odd: str) -> None:
+    """Prefect's pages have a column beside the text, which a wider table would cover."""
+    reason = f"{odd}{'w' * length}{odd}"
+    (row,) = (line for line in job_card({"id": "d1", "reason": reason}, "").split("\n") if "reason" in line)
+    assert max(map(len, re.split(r"[\u200b\s]", row.replace("\\", "")))) <= (32 if length > 64 else 64)
+    assert re.sub(r"\u200b|\\", "", row) == f"| reason | {reason} |"
+    assert "\\\u200b" not in row, "what a backslash escapes comes next"
+
+
+def test_what_may_be_copied_is_not_broken() -> None:
+    facts = {"id": "d1", "payload": "f" * 64, "key": "qr-key:" + "f" * 32, "backend": "b" * 64}
+    assert "\u200b" not in job_card(facts, "")
+
+
+def test_a_summary_says_once_what_is_the_same_for_all_jobs() -> None:
+    jobs = [{"id": f"d{n}", "program": "sampler", "backend": "ibm_|", "state": "Completed"} for n in range(3)]
+    text = summary_card(jobs)
+    assert "\n\nprogram: sampler · backend: ibm\\_\\|\n\n| job | state |" in text
+    assert text.count("sampler") == 1
+    other = summary_card([*jobs, {**jobs[0], "program": "estimator"}])
+    assert "\n\nbackend: ibm" in other
+    assert "| job | program | state |" in other
+    assert "| d0 | sampler | completed |" in other
+    assert "| job | program | backend | state |" in summary_card(jobs[:1])
+    for unknown in ([], [{"id": "d1"}, {"id": "d2"}], [{"id": "d1"}, {**jobs[0]}]):
+        assert "·" not in summary_card(unknown)
+
+
+@pytest.mark.parametrize(
+    ("samples", "title"), [(["0x1"], "PUB 0: 1 shot, 1 outcome"), (["0x1", "0x0"], "PUB 0: 2 shots, 2 outcomes")]
+)
+def test_the_title_of_a_picture_agrees_in_number(samples: list[str], title: str) -> None:
+    pub = {"data": {"c": {"samples": samples, "num_bits": 2}}, "metadata": {}}
+    assert f"![{title}]" in result_section(qr.JobResult.from_body({"results": [pub]}, job_id="d1"))
 
 
 def result(*pubs: Any) -> qr.JobResult:
