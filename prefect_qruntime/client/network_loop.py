@@ -199,11 +199,12 @@ class NetworkLoop:
 
         async def wind_up() -> None:
             end = self.loop.time() + _WIND_UP
-            while self._finishing and self.loop.time() < end:
+            # One that was cancelled is lost, and would end each wait at once.
+            while (busy := [one for one in self._finishing if not one.done()]) and self.loop.time() < end:
                 # Meanwhile nothing is submitted any more, not even by a daemon thread that makes another call.
                 for call in list(self._calls):
                     call.cancel()
-                await asyncio.wait(self._finishing, timeout=_SHORTEST_SLICE)
+                await asyncio.wait(busy, timeout=_SHORTEST_SLICE)
             # First the work: asyncio reports pending tasks on stderr.
             end, told = self.loop.time() + _WIND_UP, set[asyncio.Task[Any]]()
             while left := asyncio.all_tasks() - {asyncio.current_task()}:

@@ -381,10 +381,12 @@ class Submission:
             return learnt
         if self.doubt == "accepted":
             return self._give_up(self._unseen())
-        if self.doubt == "lost" and isinstance(self.lost_error, InvalidInput):  # it would be refused again
-            return self._give_up(InvalidInput(self.lost_error.message, **{**self.lost_error.fields, "advice": NEVER}))
-        if self.doubt == "lost" and self.posts >= self.ask.attempts:
-            return self._give_up(self._unanswered())
+        if self.doubt == "lost":
+            refused = self.lost_error if isinstance(self.lost_error, InvalidInput) else None  # it would be so again
+            if refused is not None and self.posts == 1:  # else an earlier request may have been accepted
+                return self._give_up(InvalidInput(refused.message, **{**refused.fields, "advice": NEVER}))
+            if refused is not None or self.posts >= self.ask.attempts:
+                return self._give_up(self._unanswered())
         return Admit(self.key)
 
     def _learnt(self, now: float) -> Action | None:

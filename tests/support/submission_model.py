@@ -14,7 +14,13 @@ from typing import Any
 
 from prefect_qruntime.client import submission_core as core
 from prefect_qruntime.client.submission_keys import Payload, Record, SubmissionMemory
-from prefect_qruntime.errors import QuantumRuntimeError, ServiceUnavailable, SubmissionUncertain
+from prefect_qruntime.errors import (
+    SEARCH_FIRST,
+    InvalidInput,
+    QuantumRuntimeError,
+    ServiceUnavailable,
+    SubmissionUncertain,
+)
 from prefect_qruntime.models import Job, JobRef, JobStatus
 from tests.support.explorer import Explored, Violation, explore_from, twin_of
 
@@ -27,6 +33,7 @@ LAGS = {"none": 0, "short": 2, "beyond": 7}
 ACCEPTING = ("answered", "accepted, answer lost", "accepted, answered 5xx", "accepted, 2xx unreadable")
 NOT_ACCEPTING = ("lost before", "answered 5xx", "answered 429")
 OUTCOMES = ACCEPTING + NOT_ACCEPTING
+TOO_LARGE = "answered 413 by a proxy"  # does not accept; in some worlds
 CLEAN = ("answered", "answered 429")
 
 Steps = Iterator[tuple[str, "World"]]
@@ -97,6 +104,7 @@ class Known:
     visible: float
     dead: bool = False
     foreign: bool = False
+    by: Hashable = None  # the caller that sent it
 
     @property
     def name(self) -> str:
@@ -119,6 +127,7 @@ def key_tag(intent: str, generation: int) -> str:
 
 
 LOST = ServiceUnavailable("no answer")
+NOT_THROUGH = InvalidInput("too large", advice=SEARCH_FIRST)
 DOWN = ServiceUnavailable("the list is down")
 NO_ROOM = QuantumRuntimeError("no more budget")
 SLOW_DOWN = QuantumRuntimeError("too many requests")
@@ -218,6 +227,7 @@ class Caller:
             machine.pause,
             machine.search_until,
             machine.found.id if machine.found else None,
+            type(machine.lost_error),
         )
 
     def outcome_state(self) -> Hashable:
@@ -469,7 +479,8 @@ class World:
             raise Violation("a POST after a proof of acceptance")
         number_of_job = len(self.jobs)
         if outcome in ACCEPTING:
-            job = Known(number_of_job, caller.person.intent, action.key, self.now + lag)
+            by = caller.machine.owner if caller.machine is not None and TOO_LARGE in self.setting.outcomes else None
+            job = Known(number_of_job, caller.person.intent, action.key, self.now + lag, by=by)
             after.jobs = (*self.jobs, job)
         caller.answer = (outcome, (action.key, f"d{number_of_job}"))
         return after
@@ -493,7 +504,7 @@ class World:
             return after.go(number, lambda m, now: m.unreadable(now))
         if kind == "answered 429":
             return after.go(number, lambda m, now: m.refused(now, SLOW_DOWN))
-        return after.go(number, lambda m, now: m.lost(now, LOST))
+        return after.go(number, lambda m, now: m.lost(now, NOT_THROUGH if kind == TOO_LARGE else LOST))
 
     def noting(self, number: int) -> World:
         after = self.clone()
@@ -565,6 +576,10 @@ class World:
             if self.setting.marks and self.setting.told and not (self.setting.crashes or self.setting.cancels):
                 raise Violation("two jobs for one intent although each process was told and noted it")
         for caller in self.callers:
+            if caller.outcome is not None and isinstance(caller.outcome[1], InvalidInput):
+                assert caller.machine is not None
+                if any(job.by == caller.machine.owner for job in self.jobs):
+                    raise Violation("somebody is told that nothing was accepted of what was")
             if caller.outcome is not None and caller.outcome[0] == "job":
                 job = next(known for known in self.jobs if known.name == caller.outcome[1])
                 if job.foreign or job.intent != caller.person.intent:

@@ -213,7 +213,7 @@ def _text_uses(text: str) -> Iterator[_Use]:
         if _BLOCK_HEAD.match(statement):
             # A branch without braces ("if (c) x $0") ends in a statement of its own.
             statement = _after_condition(statement)
-        controls = ""
+        controls, whole = "", statement
         while modifier := _MODIFIER.match(statement):
             statement = statement[modifier.end() :]
             controls += _controls(modifier[1], modifier[2] or "1")
@@ -222,7 +222,8 @@ def _text_uses(text: str) -> Iterator[_Use]:
             continue
         spots = [_place(operand, starts) for operand in call[3].split(",")]
         known = [spot for spot in spots if spot is not None]
-        yield _Use(controls + call[1], tuple(known) if len(known) == len(spots) else None, _number(call[2] or ""))
+        angle = _number(call[2] or "") if statement is whole else None  # a modifier changes it
+        yield _Use(controls + call[1], tuple(known) if len(known) == len(spots) else None, angle)
 
 
 def _number(text: str) -> float | None:
@@ -267,7 +268,7 @@ def _uses(circuit: Any) -> Iterator[_Use]:
 def _circuit_uses(circuit: Any, places: dict[Any, int]) -> Iterator[_Use]:
     for item in circuit.data:
         qubits = tuple(places[bit] for bit in item.qubits)
-        yield _Use(item.operation.name, qubits, next(iter(item.operation.params), None))
+        yield _Use(item.operation.name, qubits, next(iter(getattr(item.operation, "params", ())), None))
         for block in getattr(item.operation, "blocks", ()):
             yield from _circuit_uses(block, dict(zip(block.qubits, qubits, strict=True)))
 

@@ -36,6 +36,9 @@ _SHORTEST_MARGIN = 1.0
 # up to twelve minutes goes unnoticed.
 _RENEW = 0.20
 _LONG_LIFE = 300.0
+# If our two clocks move apart by more seconds, the machine was suspended, while the monotonic one stood still, or the
+# wall clock was set. Neither the token's age nor the service's time is known then: IAM is asked again.
+_STEP = 5.0
 _CHECKED_AGAIN = 60.0  # seconds after which the connection's guard is asked again
 # Seconds for which IAM's refusal of the key answers all requests: thousands of waits need a token at once. A key that
 # is repaired works after them.
@@ -66,6 +69,7 @@ class TokenSource:
         http: The client to exchange it with.
         patience: How long to retry during an outage.
         clock: Monotonic seconds.
+        wall: Seconds since 1970, as this machine's clock is set.
     """
 
     def __init__(
@@ -75,17 +79,19 @@ class TokenSource:
         *,
         patience: RetryDeadlines | None = None,
         clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self._connection = connection
         self._http = http
         self._patience = patience or RetryDeadlines()
-        self._clock = clock
+        self._clock, self._wall = clock, wall
         self._token: _Token | None = None
         self._answered = False
         self._renewal = SingleFlight[_Token]()
         self._checked = -math.inf  # when the guard last let the key pass
         self._refusal: tuple[AuthenticationError, float] | None = None  # of the key, and until when it counts
         self._issued: tuple[float, float] | None = None  # by IAM's wall clock, and by ours
+        self._apart = 0.0  # our wall clock less our monotonic one when the last token came
 
     async def get(self) -> str:
         """A token that is valid now. Each request needs one, so this is where the connection's guard is asked.
@@ -101,7 +107,7 @@ class TokenSource:
             self._checked = self._clock()
         now = self._clock()
         token = self._token
-        if token is None or now >= token.usable_until:
+        if token is None or now >= token.usable_until or abs(self._wall() - now - self._apart) > _STEP:
             token = await self._renewal.join(self._renew)
         elif now >= token.renew_at:
             self._renewal.start(self._renew)  # its failure is ignored; the next caller without a token tries again
@@ -123,14 +129,14 @@ class TokenSource:
     def wall_clock(self) -> float:
         """Seconds since 1970 by IAM's clock, whatever ours was set to; by ours before IAM's first token."""
         if self._issued is None:
-            return time.time()
+            return self._wall()
         issued, at = self._issued
         return issued + self._clock() - at
 
     @property
     def clock_skew(self) -> float | None:
         """Seconds by which IAM's wall clock is ahead of ours as it is set now; None before its first token."""
-        return None if self._issued is None else self.wall_clock - time.time()
+        return None if self._issued is None else self.wall_clock - self._wall()
 
     async def _renew(self) -> _Token:
         if self._refusal is not None and self._clock() < self._refusal[1]:
@@ -170,6 +176,7 @@ class TokenSource:
             body = accepted(reply, _QUESTION).object()
         except QuantumRuntimeError as error:
             return error.with_traceback(None)
+        self._apart = self._wall() - self._clock()
         value, life = str(body["access_token"]), float(body.get("expires_in", 3600))
         expiration = body.get("expiration")
         if isinstance(expiration, int | float) and not isinstance(expiration, bool):

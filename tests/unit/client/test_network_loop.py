@@ -542,3 +542,21 @@ else:
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert ended.stderr.splitlines()[0] == "The process ended before its work was done: a result may be lost."
     assert ("KeyboardInterrupt" in ended.stderr) == (how == "interrupted")
+
+
+def test_a_process_does_not_wait_at_its_end_for_work_that_was_cancelled() -> None:
+    """Before: it ran at full load for all of the time that unfinished work has."""
+    code = """
+import asyncio
+from prefect_qruntime.client import network_loop as module
+from prefect_qruntime.client.network_loop import network_loop
+async def start():
+    task = asyncio.create_task(asyncio.sleep(3600))
+    network_loop().finish(task, "a result")
+    task.cancel()
+    await asyncio.wait([task])
+network_loop().run(start())
+module._WIND_UP = 3600
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert ended.stderr.splitlines() == ["The process ended before its work was done: a result may be lost."]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from prefect_qruntime.client import submission_core as core
-from prefect_qruntime.errors import QuantumRuntimeError, SubmissionUncertain
+from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError, SubmissionUncertain
 from tests.support.explorer import Explored, Violation
-from tests.support.submission_model import CLEAN, GRACE, LAGS, OUTCOMES, Person, Setting, explore
+from tests.support.submission_model import CLEAN, GRACE, LAGS, OUTCOMES, TOO_LARGE, Person, Setting, explore
 
 DERIVED, EXPLICIT = Person(), Person(explicit=True)
 ELSEWHERE = Person(process=1, explicit=True)
@@ -69,6 +70,10 @@ WORLDS: dict[str, tuple[Setting, int]] = {
         3_879,
     ),
     "a copied tag": (Setting((EXPLICIT, DERIVED), foreign=True), 135),
+    "a proxy that refuses what is too large": (
+        Setting((DERIVED, EXPLICIT), outcomes=(*OUTCOMES, TOO_LARGE), slack=0),
+        619,
+    ),
     "every new job has a lag of its own": (Setting((EXPLICIT, EXPLICIT), lags=(0, GRACE), crashes=1, slack=0), 11_568),
 }
 LEAST_STATES = 480_342  # all together
@@ -193,6 +198,13 @@ class IgnoresNotes(core.Submission):
         return super().history(now, core.History(never_sent=known.never_sent))
 
 
+class BelievesTheLast(core.Submission):
+    """Before: a 413 of a proxy was the answer also to an earlier request that may have been accepted."""
+
+    def _unanswered(self) -> Any:
+        return self.lost_error if isinstance(self.lost_error, InvalidInput) else super()._unanswered()
+
+
 class SaysNothing(core.Submission):
     """An uncertain end without a way on."""
 
@@ -255,8 +267,16 @@ OLD: dict[str, tuple[Setting, str]] = {
         Setting((EXPLICIT, ELSEWHERE), BEYOND, outcomes=TOLD, locked=True, marks=True, machine=IgnoresNotes),
         AFTER_PROOF,
     ),
+    "a proxy's 413 answers for an earlier request": (
+        Setting((DERIVED,), 3 * GRACE, outcomes=(*OUTCOMES, TOO_LARGE), machine=BelievesTheLast),
+        "nothing was accepted",
+    ),
     "an uncertain end says nothing": (Setting((DERIVED,), BEYOND, machine=SaysNothing), "does not say how"),
 }
+
+
+def test_a_proxy_s_413_does_not_answer_for_an_earlier_request() -> None:
+    explore(replace(OLD["a proxy's 413 answers for an earlier request"][0], machine=core.Submission))
 
 
 @pytest.mark.parametrize("name", OLD)

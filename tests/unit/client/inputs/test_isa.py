@@ -12,6 +12,7 @@ import pytest
 from qiskit import QuantumCircuit, qasm3, qpy, transpile
 from qiskit.circuit import Parameter
 from qiskit.circuit.library import real_amplitudes
+from qiskit.quantum_info import Clifford
 
 from prefect_qruntime.client.inputs import check_isa
 from prefect_qruntime.client.programs import make_spec
@@ -128,7 +129,18 @@ def test_a_qpu_runs_rzz_with_calibrated_angles_only(angle: float) -> None:
         for circuit in (turned(fits), qasm3.dumps(turned(fits))):
             check_isa(make_spec(circuit, backend="b"), HERON)
     check_isa(make_spec((turned(Parameter("t")), [0.1]), backend="b"), HERON)
-    check_isa(make_spec(HEAD + "rzz(sin(2) - 3) $0, $1;" + TAIL, backend="b"), HERON)
+    for unknown in ("rzz(sin(2) - 3) $0, $1;", "inv @ rzz(-1) $0, $1;", "pow(0.5) @ rzz(2) $0, $1;"):
+        check_isa(make_spec(HEAD + unknown + TAIL, backend="b"), HERON)
+
+
+def test_an_operation_without_parameters_is_refused_by_its_name() -> None:
+    half = QuantumCircuit(2)
+    half.cx(0, 1)
+    circuit = QuantumCircuit(2, 1)
+    circuit.append(Clifford(half), [0, 1])
+    circuit.measure(0, 0)
+    with pytest.raises(InvalidInput, match="no gate 'clifford'"):
+        check_isa(make_spec(circuit, backend="b"), LINE)
 
 
 def test_what_the_configuration_lacks_is_not_checked() -> None:

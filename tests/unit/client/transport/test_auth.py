@@ -25,6 +25,7 @@ class Iam:
     def __init__(self) -> None:
         self.calls = 0
         self.now = 0.0
+        self.ahead = 5_000.0  # our wall clock, of our monotonic one
         self.life: Any = 3600.0
         self.gate = asyncio.Event()
         self.gate.set()
@@ -45,7 +46,8 @@ class Iam:
 @asynccontextmanager
 async def source_of(iam: Iam, patience: RetryDeadlines = QUICK) -> AsyncIterator[TokenSource]:
     async with httpx.AsyncClient(transport=httpx.MockTransport(iam.handle)) as http:
-        yield TokenSource(connection(), http, patience=patience, clock=lambda: iam.now)
+        clock, wall = lambda: iam.now, lambda: iam.now + iam.ahead
+        yield TokenSource(connection(), http, patience=patience, clock=clock, wall=wall)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -187,9 +189,8 @@ async def test_a_refused_key_costs_one_exchange_for_all_who_ask_at_that_time() -
     assert iam.calls == 3
 
 
-async def test_the_clock_of_iam_is_known_however_ours_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    iam, ours = Iam(), [5_000.0]
-    monkeypatch.setattr("time.time", lambda: ours[0])
+async def test_the_clock_of_iam_is_known_however_ours_is_set() -> None:
+    iam = Iam()
     async with source_of(iam) as source:
         seen = [(source.clock_skew, source.wall_clock)]
         iam.answers = [
@@ -197,9 +198,33 @@ async def test_the_clock_of_iam_is_known_however_ours_is_set(monkeypatch: pytest
         ]
         await source.get()
         seen.append((source.clock_skew, source.wall_clock))
-        iam.now, ours[0] = 60.0, 9_060.0  # a minute later ours was set forward by 4000 s
+        iam.now, iam.ahead = 60.0, 9_000.0  # a minute later ours was set forward by 4000 s
         seen.append((source.clock_skew, source.wall_clock))
     assert seen == [(None, 5_000.0), (100.0, 5_100.0), (-3_900.0, 5_160.0)]
+
+
+@pytest.mark.parametrize("dated", [True, False])
+@pytest.mark.parametrize("step", [2_000.0, -4_000.0, 1.0])
+async def test_a_step_of_our_clock_or_a_suspended_machine_asks_iam_once_what_time_it_is(
+    dated: bool, step: float
+) -> None:
+    """Before: a budget took a session for younger by the time that a laptop slept."""
+    iam = Iam()
+    date = {"expiration": 8_600} if dated else {}  # issued at 5,000
+    iam.answers = [
+        httpx.Response(200, json={"access_token": f"token-number-{number}", "expires_in": 3600, **date})
+        for number in range(2)
+    ]
+    async with source_of(iam) as source:
+        await source.get()
+        iam.now, iam.ahead = 10.0, iam.ahead + step
+        for _ in range(3):
+            await source.get()
+        iam.now, iam.ahead = iam.now + 2_000, iam.ahead + 1.0
+        await source.get()
+        assert iam.calls == (1 if step == 1.0 else 2)
+        if dated and step != 1.0:
+            assert source.clock_skew == -(10.0 + step) - 1.0
 
 
 @pytest.mark.parametrize(
@@ -281,7 +306,8 @@ async def test_the_guard_is_asked_before_the_key_goes_out_and_again_later() -> N
             raise PolicyRefused("not there")
 
     async with httpx.AsyncClient(transport=httpx.MockTransport(iam.handle)) as http:
-        source = TokenSource(replace(connection(), guard=guard), http, patience=QUICK, clock=lambda: iam.now)
+        mine = replace(connection(), guard=guard)
+        source = TokenSource(mine, http, patience=QUICK, clock=lambda: iam.now, wall=lambda: iam.now)
         for _ in range(2):
             with pytest.raises(PolicyRefused):
                 await source.get()
