@@ -394,8 +394,9 @@ async def _pages(wanted: ArtifactFilter, of: FlowRunFilter | None = None) -> Asy
 async def job_owners(job_id: str, *, since: datetime) -> set[str]:
     """Find the flow runs that submitted a job or attached to it, in its record and the summaries written since then."""
     pages = await _read("job", [job_id], None, None, None, "")
-    notes = [note for summary in await _read("summary", None, None, None, since, "") for note in _open_jobs(summary)]
-    found = [*pages, *(note for note in notes if note.meta["id"] == job_id)]
+    summaries = await _read("summary", None, None, None, since, "")
+    notes = [note for summary in summaries for note in _open_jobs(summary) if note.meta["id"] == job_id]
+    found = [*pages, *notes, *(summary for summary in summaries if f"attached {job_id}" in summary.meta)]
     return {one.owner for one in found if one.owner is not None}
 
 

@@ -79,6 +79,7 @@ class RunSummary:
         flow_run_id: The flow run.
         jobs: Facts of each job.
         open: Notes of submissions whose jobs have no page yet.
+        attached: Jobs that it attached to. The page of a job names its last flow run only.
         alone: Whether no other process and no earlier attempt can have submitted jobs for it.
         dirty: Whether something changed since its summary was written.
         is_written: Whether this process wrote its summary.
@@ -88,6 +89,7 @@ class RunSummary:
     flow_run_id: str
     jobs: dict[str, dict[str, str]] = field(default_factory=dict)
     open: dict[str, str] = field(default_factory=dict)
+    attached: set[str] = field(default_factory=set)
     alone: bool = True
     dirty: bool = False
     is_written: bool = False
@@ -237,6 +239,7 @@ async def write_summary(flow_run_id: str, job_ids: Iterable[str] = ()) -> None:
             **meta,
             **(process_facts() if run.open else {}),  # of the process that submitted them
             **{f"open {job_id}": note for job_id, note in run.open.items()},
+            **{f"attached {job_id}": "yes" for job_id in run.attached},
         },
         new=alone and first,
         drop=[f"open {job_id}" for job_id in run.done],
