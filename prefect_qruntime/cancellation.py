@@ -18,6 +18,7 @@ import contextlib
 import functools
 import logging
 import math
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Sequence
@@ -90,6 +91,16 @@ _policies: LRUCache[UUID, Policy] = LRUCache(_KEEP)  # of flow runs, as Prefect 
 
 POLICY_MARK = "qruntime_policy"
 """Attribute of our hooks that holds the policy of their flow."""
+
+
+def _renew_lock() -> None:
+    """Replace the lock in a forked process: a thread of the parent may have held it."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def policy() -> Policy:

@@ -31,7 +31,7 @@ from prefect_qruntime.credentials import QuantumRuntimeCredentials, leading_to, 
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import Job, JobStatus, SessionRef
 from prefect_qruntime.observability import notifications
-from prefect_qruntime.observability.artifacts import Place, Record, find_records
+from prefect_qruntime.observability.artifacts import Place, Record, attached_jobs, find_records
 from prefect_qruntime.observability.run_summary import write_summary
 from prefect_qruntime.redact import get_logger, many
 
@@ -84,6 +84,7 @@ async def clean_up(flow_run: FlowRun, *, cancel_jobs: bool, drain: bool) -> None
     jobs = await find_records("job", flow_run_ids=family)
     # A job attached to by an explicit key is recorded under the flow run that submitted it.
     jobs += [r for r in await find_records("job", since=flow_run.created) if r.meta.get("flow_run") == str(flow_run.id)]
+    jobs += await attached_jobs(family, since=flow_run.created)  # also if a third one attached to it later
     sessions = await find_records("session", flow_run_ids=family)
     blocks = _blocks(flow_run, [*jobs, *sessions])
     named, wrong = await load_each(blocks) if blocks else ({}, {})

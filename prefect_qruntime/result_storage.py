@@ -7,9 +7,10 @@ another machine, or this one after a clean-up, gets it back.
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import logging
-from collections.abc import Coroutine
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -171,13 +172,24 @@ async def _reread(crn: str, job_id: str, gone: NotFound) -> JobResult:
 
 
 class _Reading(SingleFlight[tuple[JobResult, bool]]):
-    """Read private results, by instance and job. All who ask for one at the same time get it."""
+    """Read private results, by instance and job. All who ask for one at the same time get it.
+
+    Attributes:
+        callers: How many wait for each.
+        locked: The tasks that no other process keeps waiting: they may have received the only copy.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.callers: Counter[tuple[str, str]] = Counter()
+        self.locked: dict[tuple[str, str], asyncio.Task[Any]] = {}
 
 
 async def private_result(client: QuantumRuntimeClient, ref: JobRef, *, grace: float = 15.0) -> tuple[JobResult, bool]:
     """A private job's result, which the service hands out once: the stored copy, else fetched and then stored.
 
-    The service may have handed it out when the caller is cancelled, so it is received and stored nevertheless.
+    The service may have handed it out when the caller is cancelled, so it is received and stored nevertheless, unless
+    another process is receiving it.
 
     Args:
         client: The client of its instance.
@@ -192,43 +204,58 @@ async def private_result(client: QuantumRuntimeClient, ref: JobRef, *, grace: fl
         QuantumRuntimeError: It could not be fetched.
     """
     reading, which = network_loop().state(_Reading), (client.connection.crn, ref.id)
-
-    def read() -> Coroutine[Any, Any, tuple[JobResult, bool]]:
-        return _private_result(client, ref, grace)
-
-    task = reading.start(read, *which)
-    # The process may end while its caller is not waiting any more.
-    network_loop().finish(task, f"the result of private job {ref.id}")
+    reading.callers[which] += 1
     try:
-        return await reading.join(read, *which)
+        return await reading.join(lambda: _private_result(client, ref, grace), *which)
     except asyncio.CancelledError:
-        if not task.done():  # the process may end with its caller
+        if (task := reading.locked.get(which)) is not None:  # the process may end with its caller
             notifications.log_to_run(
                 f"The fetch was interrupted. The result of private job {ref.id} is received and stored nevertheless, "
                 f"within {_SETTLE:g} seconds. Another interruption may lose it.",
                 level=logging.WARNING,
             )
             await asyncio.wait([task], timeout=_SETTLE)
+        elif reading.callers[which] == 1:
+            reading.cancel(*which)  # nothing was sent
         raise
+    finally:
+        reading.callers[which] -= 1
+        if not reading.callers[which]:
+            del reading.callers[which]
 
 
 async def _private_result(client: QuantumRuntimeClient, ref: JobRef, grace: float) -> tuple[JobResult, bool]:
-    crn, place = client.connection.crn, shelf()
+    crn, what = client.connection.crn, f"the result of private job {ref.id}"
+    say = functools.partial(notifications.log_to_run, level=logging.WARNING)
     # Another process would take, or remove, the file of this one.
-    async with place.lock(_private_key(crn, ref.id)) as locked:
-        kept = await read_private(crn, ref.id)
-        if kept is not None:
-            return kept, False
+    async with shelf().lock(_private_key(crn, ref.id), what, say) as place:
+        reading, task = network_loop().state(_Reading), asyncio.current_task()
+        assert task is not None  # noqa: S101 - of `_Reading`
+        reading.locked[crn, ref.id] = task
+        network_loop().finish(task, what)  # the process may end while its caller is not waiting any more
         try:
-            found = await client.result(ref, grace=grace, shelf=locked.for_only_copy())
-        except NotFound as error:
-            kept = await read_private(crn, ref.id)  # another machine may have stored it meanwhile
-            if kept is None and error.details.get("read_before"):
-                kept = await _reread(crn, ref.id, error)
-            if kept is None:
-                raise
-            return kept, False
-        return await keep_private(crn, found, memory_limit=place.memory_limit), True
+            return await _read_or_fetched(client, ref, grace, place)
+        finally:
+            del reading.locked[crn, ref.id]
+
+
+async def _read_or_fetched(
+    client: QuantumRuntimeClient, ref: JobRef, grace: float, place: BodyStore
+) -> tuple[JobResult, bool]:
+    crn = client.connection.crn
+    kept = await read_private(crn, ref.id)
+    if kept is not None:
+        return kept, False
+    try:
+        found = await client.result(ref, grace=grace, shelf=place.for_only_copy())
+    except NotFound as error:
+        kept = await read_private(crn, ref.id)  # another machine may have stored it meanwhile
+        if kept is None and error.details.get("read_before"):
+            kept = await _reread(crn, ref.id, error)
+        if kept is None:
+            raise
+        return kept, False
+    return await keep_private(crn, found, memory_limit=place.memory_limit), True
 
 
 async def keep_private(crn: str, result: JobResult, *, memory_limit: int) -> JobResult:

@@ -258,6 +258,11 @@ class SingleFlight(Generic[T]):
             task.add_done_callback(functools.partial(self._over, key))
         return task
 
+    def cancel(self, *key: Hashable) -> None:
+        """Cancel the work of a key, for all who wait for it; a later caller starts it again."""
+        if (task := self._tasks.pop(key, None)) is not None:
+            task.cancel()
+
     def _over(self, key: tuple[Hashable, ...], task: asyncio.Task[T]) -> None:
         if self._tasks.get(key) is task:
             del self._tasks[key]

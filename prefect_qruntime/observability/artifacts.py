@@ -34,9 +34,11 @@ from prefect_qruntime.redact import plain_text
 from prefect_qruntime.run_context import PROCESS_FACTS
 
 __all__ = [
+    "ATTACHED",
     "Place",
     "Record",
     "artifact_key",
+    "attached_jobs",
     "drop_record",
     "find_record",
     "find_records",
@@ -57,6 +59,8 @@ Merge = Callable[[Mapping[str, str], Mapping[str, str]], dict[str, str]]
 _PAGE = 200
 _OPEN = "open "
 """Begins the name of a summary's metadata about a job that has no page of its own yet."""
+ATTACHED = "attached "
+"""Begins the name of a summary's metadata about a job that its flow run attached to."""
 _OPEN_FACTS = (
     "state",
     "block",
@@ -394,9 +398,17 @@ async def _pages(wanted: ArtifactFilter, of: FlowRunFilter | None = None) -> Asy
 async def job_owners(job_id: str, *, since: datetime) -> set[str]:
     """Find the flow runs that submitted a job or attached to it, in its record and the summaries written since then."""
     pages = await _read("job", [job_id], None, None, None, "")
-    notes = [note for summary in await _read("summary", None, None, None, since, "") for note in _open_jobs(summary)]
-    found = [*pages, *(note for note in notes if note.meta["id"] == job_id)]
+    summaries = await _read("summary", None, None, None, since, "")
+    notes = [note for summary in summaries for note in _open_jobs(summary) if note.meta["id"] == job_id]
+    found = [*pages, *notes, *(summary for summary in summaries if ATTACHED + job_id in summary.meta)]
     return {one.owner for one in found if one.owner is not None}
+
+
+async def attached_jobs(flow_run_ids: list[UUID], *, since: datetime | None) -> list[Record]:
+    """Find the jobs that flow runs attached to since then: their pages may name other ones."""
+    names = [name for summary in await _read("summary", None, flow_run_ids, None, None, "") for name in summary.meta]
+    found = [name.removeprefix(ATTACHED) for name in names if name.startswith(ATTACHED)]
+    return await find_records("job", identifiers=found, since=since) if found else []
 
 
 def open_note(facts: Mapping[str, str | None]) -> str:

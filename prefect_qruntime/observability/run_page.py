@@ -113,6 +113,8 @@ async def note_submitted(
     facts = {**defaults, **{name: value for name, value in meta.items() if value is not None}}
     run.learn(job_id, facts)
     run.open[job_id] = open_note(facts)
+    if not new:
+        run.attached.add(job_id)
     pages.put(job_id, meta, defaults=defaults, new=new, flow_run_id=flow_run_id, after=pages.first())
     await asyncio.wait({run.note(job_id)}, timeout=_PATIENCE)
 

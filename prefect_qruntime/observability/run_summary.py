@@ -16,7 +16,7 @@ from cachetools import LRUCache
 
 from prefect_qruntime import prefect_api
 from prefect_qruntime.client.network_loop import network_loop
-from prefect_qruntime.observability.artifacts import find_records, upsert
+from prefect_qruntime.observability.artifacts import ATTACHED, find_records, upsert
 from prefect_qruntime.observability.markdown import summary_card, summary_description
 from prefect_qruntime.redact import get_logger, number_text
 from prefect_qruntime.run_context import process_facts, submissions_in_flight
@@ -79,6 +79,7 @@ class RunSummary:
         flow_run_id: The flow run.
         jobs: Facts of each job.
         open: Notes of submissions whose jobs have no page yet.
+        attached: Jobs that it attached to. The page of a job names its last flow run only.
         alone: Whether no other process and no earlier attempt can have submitted jobs for it.
         dirty: Whether something changed since its summary was written.
         is_written: Whether this process wrote its summary.
@@ -88,6 +89,7 @@ class RunSummary:
     flow_run_id: str
     jobs: dict[str, dict[str, str]] = field(default_factory=dict)
     open: dict[str, str] = field(default_factory=dict)
+    attached: set[str] = field(default_factory=set)
     alone: bool = True
     dirty: bool = False
     is_written: bool = False
@@ -237,6 +239,7 @@ async def write_summary(flow_run_id: str, job_ids: Iterable[str] = ()) -> None:
             **meta,
             **(process_facts() if run.open else {}),  # of the process that submitted them
             **{f"open {job_id}": note for job_id, note in run.open.items()},
+            **{ATTACHED + job_id: "yes" for job_id in run.attached},
         },
         new=alone and first,
         drop=[f"open {job_id}" for job_id in run.done],

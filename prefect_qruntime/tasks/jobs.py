@@ -163,7 +163,7 @@ def _time_left(timeout: float | None, job_id: str) -> float | None:
     now, wait = time.monotonic(), (context.task_run.id, job_id)
     if (context.task_run.run_count or 0) <= 1:
         _began[wait] = now
-    return max(0.001, timeout - (now - _began.get(wait, now)))
+    return max(0.001, timeout - (now - _began.setdefault(wait, now)))
 
 
 async def _report_cancelled(client: QuantumRuntimeClient, job_id: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pickle
 import sqlite3
@@ -22,16 +23,19 @@ from prefect_qruntime import (
     JobResult,
     NotFound,
     QuantumRuntimeCredentials,
+    afetch_results,
     fetch_results,
     result_storage,
     run_job,
     submit_job,
     wait_for_completion,
 )
+from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.transport import spool
 from prefect_qruntime.observability import notifications
-from prefect_qruntime.result_storage import SharedJobResult
+from prefect_qruntime.result_storage import SharedJobResult, _Reading as Fetches
 from prefect_qruntime.sandbox import Sandbox
-from tests.support.flow_runs import BACKEND, FLIP, ran, requests, run, task_runs
+from tests.support.flow_runs import BACKEND, FLIP, ran, requests, run, task_runs, until
 from tests.support.prefect_server import PrefectServer
 
 pytestmark = pytest.mark.server
@@ -320,6 +324,54 @@ def test_processes_that_fetch_one_private_result_do_so_one_after_the_other(
         assert second.result().counts() == COUNTS
     assert requests(sandbox, "GET", "/jobs/*/results") == 1
     assert names(folder) == []
+
+
+def test_a_fetch_that_waits_for_another_process_ends_at_once_when_it_is_cancelled(
+    sandbox: Sandbox,
+    blocks: Callable[[str], str],
+    prefect_server: PrefectServer,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing was sent for it. What another caller of the process waits for goes on."""
+    credentials: Any = QuantumRuntimeCredentials.load(blocks("cloud"))
+    job = submit_job(credentials, [FLIP], backend=BACKEND, shots=5, private=True)
+    wait_for_completion(credentials, job)
+    said: list[str] = []
+    monkeypatch.setattr(notifications, "log_to_run", lambda text, **_: said.append(text))
+    monkeypatch.setattr(spool, "_LOCK_SAID", 0.0)
+    command = [sys.executable, "-c", HOLDS, blocks("cloud"), job.id]
+    with subprocess.Popen(
+        command, env={**os.environ, **prefect_server.env}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as first:
+        assert first.stdin is not None
+        assert first.stdout is not None
+        assert first.stdout.readline() == "received\n"
+
+        async def fetches() -> JobResult:
+            one, other, last = [asyncio.create_task(afetch_results(credentials, job)) for _ in range(3)]
+            assert await asyncio.to_thread(until, lambda: network_loop().state(Fetches).callers.total() == 3)
+            for cancelled in (one, other):
+                cancelled.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await cancelled
+            first.stdin.write("\n")
+            first.stdin.flush()
+            return await last
+
+        async def alone() -> None:
+            cancelled = asyncio.create_task(afetch_results(credentials, job))
+            assert await asyncio.to_thread(until, lambda: said)
+            cancelled.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await cancelled
+            assert not network_loop().state(Fetches)._tasks
+
+        asyncio.run(alone())
+        assert asyncio.run(fetches()).counts() == {"1": 5}
+    assert not [text for text in said if "interrupted" in text]
+    assert requests(sandbox, "GET", "/jobs/*/results") == 1
+    assert not network_loop().state(Fetches).callers
 
 
 def _bytes_about(database: Path, flow_run_id: UUID) -> int:

@@ -372,6 +372,31 @@ def test_a_job_of_two_cancelled_runs_is_cancelled_if_one_of_them_would_have_done
         put(flow_run_id, Completed())
 
 
+@pytest.mark.parametrize("second", [Running, Completed])
+def test_a_job_that_one_of_many_runs_may_still_want_is_left_alone(control: Any, second: Any) -> None:
+    """Its page names the run that attached last, and its tag the one that submitted it."""
+    key = f"many-{uuid4()}"
+    runs = [ran(job_left.with_options(**qr.hooks.cancel), key=key)[0].id for _ in range(4)]
+    for flow_run_id, state in zip(runs, (Cancelled, second, Cancelled, Cancelled), strict=True):
+        put(flow_run_id, state())
+    run_sweep([BLOCK])
+    assert [job["status"] for job in control.jobs()] == ["Queued"]
+    put(runs[1], Cancelled())
+    run_sweep([BLOCK])
+    assert [job["status"] for job in control.jobs()] == ["Cancelled"]
+    for flow_run_id in runs:
+        put(flow_run_id, Completed())
+
+
+@pytest.mark.parametrize("cancelled", range(3))
+def test_the_hook_of_each_of_many_runs_cancels_their_job(control: Any, cancelled: int) -> None:
+    """Also of one whose process is gone, and that neither submitted the job nor attached to it last."""
+    key = f"many-{uuid4()}"
+    runs = [ran(job_left, key=key)[0] for _ in range(3)]
+    qr.hooks.on_cancellation(job_left, runs[cancelled], Cancelled())
+    assert [job["status"] for job in control.jobs()] == ["Cancelled"]
+
+
 def test_a_detached_job_of_a_subflow_that_did_not_wait_for_its_task_is_left_alone(control: Any) -> None:
     """Prefect soon shows such a task none of the flows around its own, so that their hooks are not known."""
     control.add_fault("POST", "/jobs", delay=2)

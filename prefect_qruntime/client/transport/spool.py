@@ -29,7 +29,7 @@ import httpx
 
 from prefect_qruntime.client.failures import WHOLE
 from prefect_qruntime.client.transport.replies import Reply
-from prefect_qruntime.errors import QuantumRuntimeError
+from prefect_qruntime.errors import SAME_REQUEST, QuantumRuntimeError
 
 __all__ = ["MOST_BYTES", "MOST_VALUES", "BodyStore", "BodyWriter", "StoredBody", "exchange", "receive"]
 
@@ -49,6 +49,8 @@ _CUT = ".cut"
 _ONLY = ".only"  # the name of a file that no clean-up may take says so
 _LOCK = ".lock"
 _LOCK_POLL = 0.1  # seconds
+_LOCK_SAID = 5.0  # seconds after which a wait for a lock is logged
+_LOCK_PATIENCE = 600.0  # seconds after which one ends: a process that is stopped keeps its lock
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,23 +147,25 @@ class BodyStore:
             return StoredBody(str(path), file.tell(), digest)
 
     @contextlib.asynccontextmanager
-    async def lock(self, name: str) -> AsyncIterator[BodyStore]:
+    async def lock(self, name: str, what: str, say: Callable[[str], None]) -> AsyncIterator[BodyStore]:
         """The same store for one process at a time, which receives a body, stores it and removes its file.
 
         The system releases the lock of a process that ends. Where files cannot be locked, there is none.
 
         Args:
             name: Names the body.
+            what: The body, for people.
+            say: Logs that another process has the lock.
+
+        Raises:
+            QuantumRuntimeError: Another process has had it for minutes.
         """
         held: int | None = None
         path = None if self.directory is None else self.directory / f".{name}{_LOCK}{_PART}"
         if path is not None:
             with contextlib.suppress(OSError, ImportError):  # a full disk, or Windows, has no lock
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                held = _locked(path)
-                while held is None:
-                    await asyncio.sleep(_LOCK_POLL)
-                    held = _locked(path)
+                held = await _lock(path, what, say)
         try:
             yield replace(self, is_locked=held is not None)
         finally:
@@ -199,6 +203,25 @@ class BodyStore:
                     Path(entry.path).unlink(missing_ok=True)
                     removed += 1
         return removed
+
+
+async def _lock(path: Path, what: str, say: Callable[[str], None]) -> int:
+    """Wait for the lock of a file; see `BodyStore.lock`."""
+    began, said = time.monotonic(), False
+    while (held := _locked(path)) is None:
+        waited, busy = time.monotonic() - began, f"Another process on this machine is receiving {what}"
+        if waited > _LOCK_PATIENCE:
+            # Not without the lock: what that process has requested is not handed out again.
+            raise QuantumRuntimeError(
+                f"{busy}, for {waited:.0f} seconds now, and has the lock {path}.",
+                solution="Nothing was sent. Let that process go on or, if it hangs, end it. Then try again.",
+                advice=SAME_REQUEST,
+            )
+        if waited > _LOCK_SAID and not said:
+            said = True
+            say(f"{busy} and has the lock {path}. Waiting for it, {_LOCK_PATIENCE:g} seconds at most.")
+        await asyncio.sleep(_LOCK_POLL)
+    return held
 
 
 def _locked(path: Path) -> int | None:

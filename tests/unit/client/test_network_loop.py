@@ -272,6 +272,32 @@ print(status)
     assert script(code) == "7"
 
 
+def test_every_lock_of_the_package_is_free_in_a_forked_child() -> None:
+    code = """
+import contextlib, importlib, os, pkgutil, threading
+import prefect_qruntime
+names = [one.name for one in pkgutil.walk_packages(prefect_qruntime.__path__, "prefect_qruntime.", onerror=print)]
+modules = []
+for name in names:
+    if ".sandbox" not in name and not name.endswith("__main__"):
+        with contextlib.suppress(ImportError):  # of an extra
+            modules.append(importlib.import_module(name))
+def locks():
+    kind = type(threading.Lock())
+    found = [(one.__name__, name, value) for one in modules for name, value in vars(one).items()]
+    return {f"{module}.{name}": value for module, name, value in found if type(value) is kind}
+for lock in locks().values():
+    lock.acquire()
+pid = os.fork()
+if pid == 0:
+    print(len(locks()) > 2, [name for name, lock in locks().items() if lock.locked()], flush=True)
+    os._exit(0)
+os.waitpid(pid, 0)
+os._exit(0)
+"""
+    assert script(code) == "True []"
+
+
 def test_the_process_ends_promptly_with_work_under_way() -> None:
     code = """
 import asyncio, concurrent.futures, threading

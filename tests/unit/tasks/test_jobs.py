@@ -41,3 +41,6 @@ def test_a_retry_has_what_is_left_of_the_limit_however_the_wall_clock_jumps(
     assert jobs._time_left(None, "d1") is None
     task_run = SimpleNamespace(id=uuid4(), run_count=2, start_time=began - timedelta(seconds=99_999))
     assert jobs._time_left(100.0, "d1") == 100.0, "of attempts in another process only the wall clock is known"
+    now[0] += 30.0
+    task_run.run_count = 3
+    assert jobs._time_left(100.0, "d1") == 70.0

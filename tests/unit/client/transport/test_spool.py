@@ -24,6 +24,7 @@ import pytest
 
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.transport import spool
 from prefect_qruntime.client.transport.http import download_elsewhere, tls_context
 from prefect_qruntime.client.transport.retrying import RetryDeadlines
 from prefect_qruntime.client.transport.spool import BodyStore, BodyWriter
@@ -510,7 +511,7 @@ def test_what_killed_processes_received_of_an_only_copy_is_named(
     service.answers = [lambda handler: handler.reply(GONE, 404)]
 
     async def fetched() -> None:
-        async with shelf.lock("d1") as locked:
+        async with shelf.lock("d1", "d1", print) as locked:
             await client.result("d1", shelf=locked.for_only_copy())
 
     with pytest.raises(NotFound) as caught:
@@ -520,6 +521,45 @@ def test_what_killed_processes_received_of_an_only_copy_is_named(
     service.answers = [whole()]
     client.run(fetched())
     assert not kept.exists()
+
+
+STOPPED = """
+import asyncio, os, pathlib, signal, sys
+from prefect_qruntime.client.transport.spool import BodyStore
+
+async def hold():
+    async with BodyStore(directory=pathlib.Path(sys.argv[1])).lock("d1", "d1", print):
+        print("locked", flush=True)
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+asyncio.run(hold())
+"""
+
+
+def test_a_wait_for_a_process_that_is_stopped_is_said_and_ends(
+    shelf: BodyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "_LOCK_SAID", 0.0)
+    monkeypatch.setattr(spool, "_LOCK_PATIENCE", 0.5)
+    said: list[str] = []
+
+    async def locked() -> bool:
+        async with shelf.lock("d1", "the result of d1", said.append) as store:
+            return store.is_locked
+
+    command = [sys.executable, "-c", STOPPED, str(shelf.directory)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "locked\n"
+            with pytest.raises(QuantumRuntimeError, match="the result of d1") as caught:
+                asyncio.run(asyncio.wait_for(locked(), 60))
+        finally:
+            holder.kill()
+    assert caught.value.advice.may_repeat
+    assert len(said) == 1
+    assert all("the result of d1" in text and str(shelf.directory) in text for text in (*said, str(caught.value)))
+    assert asyncio.run(locked())
 
 
 def test_a_page_is_not_the_only_copy(service: Service, client: QuantumRuntimeClient, shelf: BodyStore) -> None:
