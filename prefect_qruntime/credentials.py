@@ -403,8 +403,12 @@ async def _reported(waiting: Mapping[str, None], attended: Attended | None) -> A
         timer.cancel()
 
 
-def block_names(names: Iterable[str]) -> list[str]:
+def block_names(names: Iterable[str], *, may_be_empty: bool = False) -> list[str]:
     """The names of blocks that a caller gives, each once.
+
+    Args:
+        names: The names.
+        may_be_empty: Whether there is something to do without any.
 
     Raises:
         InvalidInput: They are no list of names, or an empty one.
@@ -412,7 +416,7 @@ def block_names(names: Iterable[str]) -> list[str]:
     found = check_texts(names, field="blocks")
     if not all(found):
         raise InvalidInput("a name is empty", field="blocks")
-    if not found:  # what works with no instance would look like one where all is in order
+    if not (found or may_be_empty):  # what works with no instance would look like one where all is in order
         raise InvalidInput("no name is given; leave it out to use all saved blocks", field="blocks")
     return list(dict.fromkeys(found))
 

@@ -58,7 +58,7 @@ def run_doctor(blocks: Iterable[str] | None = None) -> DoctorReport:
     """Check an installation; for code without an event loop.
 
     Args:
-        blocks: Names of credentials blocks; None for all saved ones.
+        blocks: Names of credentials blocks; None for all saved ones, an empty list to check the rest alone.
 
     Returns:
         One finding for each check; what is wrong is a finding, never an exception.
@@ -66,7 +66,7 @@ def run_doctor(blocks: Iterable[str] | None = None) -> DoctorReport:
     Raises:
         InvalidInput: `blocks` is no list of names.
     """
-    return network_loop().run(_doctor(None if blocks is None else block_names(blocks)))
+    return network_loop().run(_doctor(None if blocks is None else block_names(blocks, may_be_empty=True)))
 
 
 async def _doctor(blocks: Iterable[str] | None) -> DoctorReport:

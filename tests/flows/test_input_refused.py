@@ -26,7 +26,6 @@ from prefect_qruntime import (
     submit_job,
     wait_for_completion,
 )
-from prefect_qruntime.operations.doctor import run_doctor
 from prefect_qruntime.operations.job_listing import list_jobs
 from prefect_qruntime.operations.session_listing import close_by_id, list_sessions
 from prefect_qruntime.operations.sweep import resume_flow_run, run_sweep
@@ -361,7 +360,6 @@ def test_a_text_in_place_of_true_or_false_starts_no_operation(flag: str, call: C
     "call",
     [
         run_sweep,
-        run_doctor,
         list_jobs,
         list_sessions,
         report_usage,

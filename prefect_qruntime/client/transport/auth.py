@@ -6,7 +6,6 @@ Facts (IBM Cloud docs, IAM identity API): a token lives at most an hour, there i
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from prefect_qruntime.client.network_loop import SingleFlight
 from prefect_qruntime.client.transport.replies import accepted, no_answer
 from prefect_qruntime.client.transport.retrying import RetryDeadlines, repeat
 from prefect_qruntime.client.transport.spool import exchange
-from prefect_qruntime.errors import AuthenticationError, QuantumRuntimeError
+from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.redact import register_secret
 
 __all__ = ["TokenSource"]
@@ -40,9 +39,6 @@ _LONG_LIFE = 300.0
 # wall clock was set. Neither the token's age nor the service's time is known then: IAM is asked again.
 _STEP = 5.0
 _CHECKED_AGAIN = 60.0  # seconds after which the connection's guard is asked again
-# Seconds for which IAM's refusal of the key answers all requests: thousands of waits need a token at once. A key that
-# is repaired works after them.
-_REFUSED_FOR = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +85,6 @@ class TokenSource:
         self._answered = False
         self._renewal = SingleFlight[_Token]()
         self._checked = -math.inf  # when the guard last let the key pass
-        self._refusal: tuple[AuthenticationError, float] | None = None  # of the key, and until when it counts
         self._issued: tuple[float, float] | None = None  # by IAM's wall clock, and by ours
         self._apart = 0.0  # our wall clock less our monotonic one when the last token came
 
@@ -139,13 +134,7 @@ class TokenSource:
         return None if self._issued is None else self.wall_clock - self._wall()
 
     async def _renew(self) -> _Token:
-        if self._refusal is not None and self._clock() < self._refusal[1]:
-            raise copy.copy(self._refusal[0])
-        try:
-            token = await repeat(self._ask, phase="token", patience=self._patience, what="token exchange")
-        except AuthenticationError as error:
-            self._refusal = copy.copy(error), self._clock() + _REFUSED_FOR
-            raise
+        token = await repeat(self._ask, phase="token", patience=self._patience, what="token exchange")
         self._token = token
         return token
 

