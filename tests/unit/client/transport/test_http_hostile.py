@@ -28,6 +28,7 @@ from tests.support.mock_client import connection
 TIMEOUT = 0.6  # seconds of one exchange
 ONCE = RetryDeadlines(**dict.fromkeys(("token", "read", "wait", "fetch", "change", "submit", "open"), 0.01))
 MIB = 1 << 20
+_HALF = 90_000  # dictionaries that a quiet machine makes in 25 ms
 SPEC = make_spec(["OPENQASM 3.0; qubit q; bit[1] c; c[0] = measure q;"], backend="b")
 TOKEN = b'{"access_token": "tok-Zk39vQx1-not-a-real-one", "expires_in": 3600}'
 GZIP = b"Content-Encoding: gzip\r\n"
@@ -116,6 +117,20 @@ class Measured:
     memory: float = 0.0
     standstill: float = 0.0
     asked: list[str] = field(default_factory=list)
+
+
+def longest() -> float:
+    """Seconds for which the loop may work without a pause: 0.05, or as long as it takes where a core is shared.
+
+    Then each step takes more of the thread's time, too. What is made here takes half of that on a quiet machine.
+    """
+    took = []
+    for _ in range(3):
+        began = time.thread_time()
+        made = [{"id": str(number)} for number in range(_HALF)]
+        took.append(time.thread_time() - began)
+        assert len(made) == _HALF
+    return max(0.05, 2 * statistics.median(took))
 
 
 @contextlib.contextmanager
@@ -216,7 +231,7 @@ def test_no_answer_takes_more_than_its_share(call: str, name: str) -> None:
     assert len(str(first.error)) < 5_000
     assert first.seconds <= TIMEOUT + 10  # the answers above go on for ever
     assert first.memory <= 150
-    assert statistics.median(one.standstill for one in measured) <= 0.05
+    assert statistics.median(one.standstill for one in measured) <= longest()
     if call in ("create", "session") and "error" not in name and "message" not in name:
         assert first.error.advice.kind == "search-first", "it may have been accepted"
 
@@ -227,7 +242,7 @@ def test_no_answer_takes_more_than_its_share(call: str, name: str) -> None:
 def test_no_answer_with_many_containers_stops_the_loop(call: str, piece: bytes) -> None:
     body = b'{"id": "d1", "status": "Queued", "jobs": [], "access_token": "abcdefgh", "x": [' + piece * 100_000 + b"1]}"
     measured = [measure(call, whole(200, body)) for _ in range(3)]
-    assert statistics.median(one.standstill for one in measured) <= 0.05
+    assert statistics.median(one.standstill for one in measured) <= longest()
 
 
 MANY: dict[str, tuple[str, bytes]] = {
@@ -250,7 +265,7 @@ def test_no_success_with_many_or_long_parts_stops_the_loop(name: str) -> None:
     if measured[0].standstill > 0.05:
         measured += [measure(call, whole(200, body), timeout=20.0, counted=False) for _ in range(2)]
     assert measured[0].error is None or isinstance(measured[0].error, ServiceUnavailable)
-    assert statistics.median(one.standstill for one in measured) <= 0.05
+    assert statistics.median(one.standstill for one in measured) <= longest()
 
 
 @pytest.mark.parametrize("name", ["gzip bomb", "an endless body"])
@@ -341,4 +356,4 @@ def test_a_large_submission_is_written_beside_the_loop_and_sent_in_pieces() -> N
     head = first.asked[-1].lower()
     assert int(head.partition("content-length: ")[2].partition("\r\n")[0]) > 24_000_000
     assert "transfer-encoding" not in head
-    assert statistics.median(one.standstill for one in measured) <= 0.05
+    assert statistics.median(one.standstill for one in measured) <= longest()
