@@ -139,6 +139,7 @@ def parameter_sweep(
     Returns:
         A row for each angle, with the values, the counts and the jobs.
     """
+    budget_block = budget_block or None  # an empty field of a form
     text = circuit_text(circuit)
     for name, angle in (("first", first), ("last", last)):
         if not math.isfinite(angle):
@@ -169,7 +170,7 @@ def parameter_sweep(
         session: SessionRef | None = None
         if mode != "job" and not dry_run:
             kind = "batch" if mode == "batch" else "dedicated"
-            opening = runtime_session(credentials, chosen, mode=kind, max_ttl=max_ttl, budget=budget_block or None)
+            opening = runtime_session(credentials, chosen, mode=kind, max_ttl=max_ttl, budget=budget_block)
             session = stack.enter_context(opening)
         unmapped_each: Any = {name: unmapped(value) for name, value in given.items()}
         jobs = {
@@ -180,7 +181,7 @@ def parameter_sweep(
                 program_id=unmapped(program),
                 session=unmapped(session),
                 **unmapped_each,
-                budget=unmapped(budget_block or None),
+                budget=unmapped(budget_block),
                 require_online=unmapped(require_online),
             )
             for program, found in pubs.items()

@@ -129,6 +129,7 @@ def run_circuits(
     Returns:
         A row for each circuit, with its job, its shots, its counts and its bitstrings' frequencies.
     """
+    budget_block = budget_block or None  # an empty field of a form
     texts = [circuit_text(circuit, field=f"circuits[{place}]") for place, circuit in enumerate(circuits)]
     with ExitStack() as stack:
         credentials = stack.enter_context(instance(credentials_block, dialect, queue_time=0.3, run_time=0.3))
@@ -158,7 +159,7 @@ def run_circuits(
         session = None
         if mode != "job" and not dry_run:
             kind = "batch" if mode == "batch" else "dedicated"
-            opening = runtime_session(credentials, chosen, mode=kind, max_ttl=max_ttl, budget=budget_block or None)
+            opening = runtime_session(credentials, chosen, mode=kind, max_ttl=max_ttl, budget=budget_block)
             session = stack.enter_context(opening)
         compared: list[RouteComparison] = []
         for number, text in enumerate(texts):
@@ -169,7 +170,7 @@ def run_circuits(
                 "max_execution_time": max_execution_time,
                 "circuit_form": circuit_form,
                 "dry_run": dry_run,
-                "budget": budget_block or None,
+                "budget": budget_block,
                 "require_online": require_online,
                 "submission_key": f"{slot_key(slot)}/{number}" if once_per_slot or slot is not None else None,
             }

@@ -190,6 +190,7 @@ def vqe_session(
         A row for each iteration with its job, its angles and its energy in hartree; the last one is the
         measurement at the angles found, with the kind `final`.
     """
+    budget_block = budget_block or None  # an empty field of a form
     with ExitStack() as stack:
         credentials = stack.enter_context(instance(credentials_block, dialect, queue_time=0.05, run_time=0.05, seed=1))
         ideal = None if credentials_block else "sandbox_ideal"
@@ -212,7 +213,7 @@ def vqe_session(
             require_approval(cost, above=require_approval_above)
         session: SessionRef | None = None
         if not dry_run:
-            opening = runtime_session(credentials, chosen, mode=mode, max_ttl=max_ttl, budget=budget_block or None)
+            opening = runtime_session(credentials, chosen, mode=mode, max_ttl=max_ttl, budget=budget_block)
             session = stack.enter_context(opening)
         energies = Energies(
             credentials,
@@ -221,7 +222,7 @@ def vqe_session(
             session=session,
             shots=wanted_shots,
             max_execution_time=max_execution_time,
-            budget=budget_block or None,
+            budget=budget_block,
             require_online=require_online,
             route=route,
             circuit_form=circuit_form,

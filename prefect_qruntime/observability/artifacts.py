@@ -35,6 +35,7 @@ from prefect_qruntime.run_context import PROCESS_FACTS
 
 __all__ = [
     "ATTACHED",
+    "OPEN",
     "Place",
     "Record",
     "artifact_key",
@@ -57,7 +58,7 @@ Merge = Callable[[Mapping[str, str], Mapping[str, str]], dict[str, str]]
 """Joins the facts recorded before and the new ones."""
 
 _PAGE = 200
-_OPEN = "open "
+OPEN = "open "
 """Begins the name of a summary's metadata about a job that has no page of its own yet."""
 ATTACHED = "attached "
 """Begins the name of a summary's metadata about a job that its flow run attached to."""
@@ -425,8 +426,8 @@ def _open_jobs(summary: Record) -> Iterator[Record]:
     """Yield the jobs that a summary notes because they had no page of their own."""
     process = {name: summary.meta[name] for name in PROCESS_FACTS if name in summary.meta}
     for name, note in summary.meta.items():
-        if name.startswith(_OPEN):
-            job_id, noted = name.removeprefix(_OPEN), None
+        if name.startswith(OPEN):
+            job_id, noted = name.removeprefix(OPEN), None
             with contextlib.suppress(ValueError):
                 noted = orjson.loads(note)
             if isinstance(noted, dict) and all(isinstance(value, str) for value in noted.values()):

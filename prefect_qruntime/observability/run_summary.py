@@ -16,7 +16,7 @@ from cachetools import LRUCache
 
 from prefect_qruntime import prefect_api
 from prefect_qruntime.client.network_loop import network_loop
-from prefect_qruntime.observability.artifacts import ATTACHED, find_records, upsert
+from prefect_qruntime.observability.artifacts import ATTACHED, OPEN, find_records, upsert
 from prefect_qruntime.observability.markdown import summary_card, summary_description
 from prefect_qruntime.redact import get_logger, number_text
 from prefect_qruntime.run_context import process_facts, submissions_in_flight
@@ -238,11 +238,11 @@ async def write_summary(flow_run_id: str, job_ids: Iterable[str] = ()) -> None:
         {
             **meta,
             **(process_facts() if run.open else {}),  # of the process that submitted them
-            **{f"open {job_id}": note for job_id, note in run.open.items()},
+            **{OPEN + job_id: note for job_id, note in run.open.items()},
             **{ATTACHED + job_id: "yes" for job_id in run.attached},
         },
         new=alone and first,
-        drop=[f"open {job_id}" for job_id in run.done],
+        drop=[OPEN + job_id for job_id in run.done],
         flow_run_id=flow_run_id,
         describe=summary_description,
     )
