@@ -24,13 +24,14 @@ from prefect_qruntime.client.transport.auth import TokenSource
 from prefect_qruntime.client.transport.http import Transport, http_client
 from prefect_qruntime.client.transport.replies import unreadable_create
 from prefect_qruntime.client.transport.retrying import RetryDeadlines
-from prefect_qruntime.client.transport.spool import MOST_BYTES
+from prefect_qruntime.client.transport.spool import MOST_BYTES, MOST_VALUES
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError, ServiceUnavailable
 from prefect_qruntime.models import Backend, Job, JobRef, Session, SessionRef, Usage
 from prefect_qruntime.redact import install, nearest
 
 __all__ = ["JobFilters", "Service", "each_job"]
 
+_BACKEND_VALUES = 1_000_000  # of a backend's properties: those of a QPU with 156 qubits have 127,000
 _PAGE = 200  # the service's largest page; out of range it silently falls back to it
 _MOST_PAGES = 50
 _MOST_WORKLOADS = 10_000
@@ -134,9 +135,17 @@ class Service:
         return f"{type(self).__name__}({self.connection.host}, {self.dialect.name})"
 
     async def _get(
-        self, path: str, *, phase: Phase = "read", params: dict[str, Any] | None = None, job_id: str | None = None
+        self,
+        path: str,
+        *,
+        phase: Phase = "read",
+        params: dict[str, Any] | None = None,
+        job_id: str | None = None,
+        most_values: int = MOST_VALUES,
     ) -> dict[str, Any]:
-        reply = await self.transport.request("GET", path, phase=phase, params=params, job_id=job_id)
+        reply = await self.transport.request(
+            "GET", path, phase=phase, params=params, job_id=job_id, most_values=most_values
+        )
         return reply.object()
 
     # ---- the instance --------------------------------------------------------------------------
@@ -233,7 +242,7 @@ class Service:
     ) -> dict[str, Any]:
         path = f"/backends/{check_name(name, field='backend')}/{what}"
         try:
-            return await self._get(path, phase=phase, params=params)
+            return await self._get(path, phase=phase, params=params, most_values=_BACKEND_VALUES)
         except QuantumRuntimeError as error:
             await self.suggest_backend(error, name)
             raise
@@ -299,10 +308,7 @@ class Service:
         """The job's `params`, as the service kept them."""
         path = f"/jobs/{check_id(job_id, field='job')}"
         params = {"exclude_params": "false"}
-        reply = await self.transport.request(
-            "GET", path, phase="read", params=params, job_id=job_id, most_values=MOST_BYTES
-        )
-        kept = reply.object().get("params")
+        kept = (await self._get(path, params=params, job_id=job_id, most_values=MOST_BYTES)).get("params")
         return kept if isinstance(kept, dict) else {}
 
     async def job_page(

@@ -38,10 +38,10 @@ T = TypeVar("T")
 MOST_BYTES = 64_000_000
 """The largest answer that is kept, results aside."""
 
-MOST_VALUES = 1_000_000
-"""The most values of a JSON answer, results aside: each becomes an object that is far larger than its text."""
+MOST_VALUES = 250_000
+"""The most values of a JSON answer, unless its caller allows more: each is far larger as an object than as text."""
 
-_CONTAINER = 20  # values that a list or an object weighs as much as: 50,000 of them take 50 ms to read
+_CONTAINER = 10  # values that a list or an object weighs as much as: 25,000 of them take 10 ms to read
 
 _SUFFIX = ".body"
 _PART = ".part"

@@ -124,13 +124,11 @@ def longest() -> float:
 
     Then each step takes more of the thread's time, too. What is made here takes half of that on a quiet machine.
     """
-    took = []
-    for _ in range(3):
-        began = time.thread_time()
-        made = [{"id": str(number)} for number in range(_HALF)]
-        took.append(time.thread_time() - began)
-        assert len(made) == _HALF
-    return max(0.05, 2 * statistics.median(took))
+    began = time.thread_time()
+    made = [{"id": str(number)} for number in range(_HALF)]
+    took = time.thread_time() - began
+    assert len(made) == _HALF
+    return max(0.05, 2 * took)
 
 
 @contextlib.contextmanager
@@ -218,41 +216,56 @@ def measure(
     return found
 
 
+def measured_steps(
+    call: str, answer: Callable[[Writer], Any], timeout: float = TIMEOUT, *, counted: bool = True
+) -> Measured:
+    """Make the call up to three times, until one leaves the loop free often enough; returns the first.
+
+    The limit is taken again beside each, as a machine may be busy for a moment.
+    """
+    first, steps = None, []
+    for _ in range(3):
+        limit = longest()
+        found = measure(call, answer, timeout, counted=counted)
+        first = first or found
+        steps.append(found.standstill / max(limit, longest()))
+        if steps[0] <= 1:
+            break
+    assert statistics.median(steps) <= 1, steps
+    assert first is not None
+    return first
+
+
 @pytest.mark.uncounted
 @pytest.mark.parametrize("name", LAZY)
 @pytest.mark.parametrize("call", CALLS)
 def test_no_answer_takes_more_than_its_share(call: str, name: str) -> None:
-    answer = LAZY[name]()
-    measured = [measure(call, answer)]
-    if measured[0].standstill > 0.05:  # once more, and once more: the middle one counts
-        measured += [measure(call, answer), measure(call, answer)]
-    first = measured[0]
-    assert isinstance(first.error, QuantumRuntimeError)
-    assert len(str(first.error)) < 5_000
-    assert first.seconds <= TIMEOUT + 10  # the answers above go on for ever
-    assert first.memory <= 150
-    assert statistics.median(one.standstill for one in measured) <= longest()
+    found = measured_steps(call, LAZY[name]())
+    assert isinstance(found.error, QuantumRuntimeError)
+    assert len(str(found.error)) < 5_000
+    assert found.seconds <= TIMEOUT + 10  # the answers above go on for ever
+    assert found.memory <= 150
     if call in ("create", "session") and "error" not in name and "message" not in name:
-        assert first.error.advice.kind == "search-first", "it may have been accepted"
+        assert found.error.advice.kind == "search-first", "it may have been accepted"
 
 
 @pytest.mark.uncounted
 @pytest.mark.parametrize("piece", [b"[1],", b'{"a": 1},', b"[[[[1]]]],"])
+@pytest.mark.parametrize("many", [5_000, 100_000], ids=["read", "refused"])
 @pytest.mark.parametrize("call", [call for call in CALLS if call != "result"])
-def test_no_answer_with_many_containers_stops_the_loop(call: str, piece: bytes) -> None:
-    body = b'{"id": "d1", "status": "Queued", "jobs": [], "access_token": "abcdefgh", "x": [' + piece * 100_000 + b"1]}"
-    measured = [measure(call, whole(200, body)) for _ in range(3)]
-    assert statistics.median(one.standstill for one in measured) <= longest()
+def test_no_answer_with_many_containers_stops_the_loop(call: str, many: int, piece: bytes) -> None:
+    body = b'{"id": "d1", "status": "Queued", "jobs": [], "access_token": "abcdefgh", "x": [' + piece * many + b"1]}"
+    measured_steps(call, whole(200, body))
 
 
 MANY: dict[str, tuple[str, bytes]] = {
-    "jobs": ("list", b'{"jobs": [' + b'{"id":"d1","status":"Queued"},' * 40_000 + b'{"id":"d2"}], "count": 1}'),
-    "tags": ("job", b'{"id": "d1", "status": "Queued", "tags": [' + b'"b",' * 400_000 + b'"b"]}'),
+    "jobs": ("list", b'{"jobs": [' + b'{"id":"d1","status":"Queued"},' * 20_000 + b'{"id":"d2"}], "count": 1}'),
+    "tags": ("job", b'{"id": "d1", "status": "Queued", "tags": [' + b'"b",' * 240_000 + b'"b"]}'),
     "a tag": ("job", b'{"id": "d1", "status": "Queued", "tags": ["' + b"Bearer " * 1_000_000 + b'"]}'),
     "a reason": ("job", b'{"id": "d1", "status": "Failed", "reason": "' + b"Bearer " * 1_000_000 + b'"}'),
-    "backends": ("backends", b'{"devices": [' + b'{"name":"b","qubits":1},' * 40_000 + b'"b"]}'),
-    "names of backends": ("backends", b'{"devices": [' + b'"b",' * 400_000 + b'"b"]}'),
-    "versions": ("versions", b'{"versions": [' + b'"b",' * 400_000 + b'"b"]}'),
+    "backends": ("backends", b'{"devices": [' + b'{"name":"b","qubits":1},' * 20_000 + b'"b"]}'),
+    "names of backends": ("backends", b'{"devices": [' + b'"b",' * 240_000 + b'"b"]}'),
+    "versions": ("versions", b'{"versions": [' + b'"b",' * 240_000 + b'"b"]}'),
     "the backend of a create": ("create", b'{"id": "d1", "backend": "' + b"Bearer " * 1_000_000 + b'"}'),
 }
 
@@ -261,11 +274,8 @@ MANY: dict[str, tuple[str, bytes]] = {
 @pytest.mark.parametrize("name", MANY)
 def test_no_success_with_many_or_long_parts_stops_the_loop(name: str) -> None:
     call, body = MANY[name]
-    measured = [measure(call, whole(200, body), timeout=20.0, counted=False)]
-    if measured[0].standstill > 0.05:
-        measured += [measure(call, whole(200, body), timeout=20.0, counted=False) for _ in range(2)]
-    assert measured[0].error is None or isinstance(measured[0].error, ServiceUnavailable)
-    assert statistics.median(one.standstill for one in measured) <= longest()
+    found = measured_steps(call, whole(200, body), timeout=20.0, counted=False)
+    assert found.error is None or isinstance(found.error, ServiceUnavailable)
 
 
 @pytest.mark.parametrize("name", ["gzip bomb", "an endless body"])
