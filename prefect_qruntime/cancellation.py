@@ -18,8 +18,6 @@ import contextlib
 import functools
 import logging
 import math
-import os
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -53,7 +51,7 @@ from prefect_qruntime.prefect_api import (
     patience,
     starts_in,
 )
-from prefect_qruntime.redact import get_logger, many
+from prefect_qruntime.redact import get_logger, lock_of_process, many
 from prefect_qruntime.run_context import RunContext, runs_around
 from prefect_qruntime.settings import current_settings
 
@@ -86,21 +84,11 @@ _UNLISTED_PAUSES = (0.5, 1.5, 3.0, 5.0, 5.0)
 """Seconds between looks for a job whose submission was not answered; a process that is cancelled may have 30 left."""
 _UNSEEN_PAUSES = (0.5, 1.5, 4.0)  # seconds between tries for a job that the service does not know yet
 
-_lock = threading.Lock()
+_lock = lock_of_process()
 _policies: LRUCache[UUID, Policy] = LRUCache(_KEEP)  # of flow runs, as Prefect showed the flows around them
 
 POLICY_MARK = "qruntime_policy"
 """Attribute of our hooks that holds the policy of their flow."""
-
-
-def _renew_lock() -> None:
-    """Replace the lock in a forked process: a thread of the parent may have held it."""
-    global _lock
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
-    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def policy() -> Policy:

@@ -25,7 +25,7 @@ import traceback
 import unicodedata
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "get_logger",
     "html_text",
     "install",
+    "lock_of_process",
     "many",
     "markdown_text",
     "nearest",
@@ -73,7 +74,16 @@ _LOGGERS = (
 )
 _KEEP = 4096
 
-_lock = threading.Lock()
+
+def lock_of_process() -> threading.Lock:
+    """Make a lock that is free in a forked process, where a thread of the parent may have held it for ever."""
+    lock: Any = threading.Lock()
+    if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+        os.register_at_fork(after_in_child=lock._at_fork_reinit)  # as Python's own modules do
+    return cast(threading.Lock, lock)
+
+
+_lock = lock_of_process()
 _lasting: set[str] = set()
 _passing: OrderedDict[str, None] = OrderedDict()
 _longest_first: tuple[list[str], list[int]] | None = None
@@ -88,16 +98,6 @@ _ESCAPES = re.compile(
 _PUNCTUATION = re.compile(r"[\\`*_{}\[\]<>()#+!|~&@$^]")
 _AUTOLINK = re.compile(r"(?i)(\bwww|:(?=//))(\.?)")
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-
-
-def _renew_lock() -> None:
-    """Replace the lock in a forked process: a thread of the parent may have held it, and logging would block."""
-    global _lock
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
-    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def register_secret(secret: str, *, passing: bool = False) -> None:

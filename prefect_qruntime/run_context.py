@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import threading
 import time
 import uuid
 from collections import Counter
@@ -32,6 +31,7 @@ from prefect_qruntime.client.network_loop import SingleFlight, network_loop
 from prefect_qruntime.errors import JobRanTooLong
 from prefect_qruntime.models import Job, JobRef
 from prefect_qruntime.prefect_api import api, is_ending, lineage, starts_in
+from prefect_qruntime.redact import lock_of_process
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, TaskRun
@@ -59,7 +59,7 @@ PROCESS_FACTS = ("host", "machine", "boot", "space", "pid", "started")
 _FIRST_PID_SPACE = "pid:[4026531836]"  # of a Linux machine itself; a container has another one
 
 _KEEP = 2048
-_lock = threading.Lock()
+_lock = lock_of_process()
 
 
 def _read(path: str) -> str:
@@ -211,16 +211,6 @@ _numbers: LRUCache[_Place, int] = LRUCache(64 * _KEEP)
 
 _had: LRUCache[tuple[str, str], tuple[int, tuple[int, ...]]] = LRUCache(16 * _KEEP)
 """For a run and a job that it got in this process: how often the run and what is in it had been retried then."""
-
-
-def _renew_lock() -> None:
-    """Replace the lock in a forked process: a thread of the parent may have held it."""
-    global _lock
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
-    os.register_at_fork(after_in_child=_renew_lock)
 
 
 @dataclass(frozen=True, slots=True)

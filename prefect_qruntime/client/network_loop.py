@@ -23,7 +23,7 @@ from weakref import WeakValueDictionary
 import anyio
 
 from prefect_qruntime.errors import QuantumRuntimeError
-from prefect_qruntime.redact import get_logger
+from prefect_qruntime.redact import get_logger, lock_of_process
 
 __all__ = ["NetworkLoop", "SingleFlight", "network_loop", "on_network_loop", "used_loop"]
 
@@ -295,7 +295,7 @@ def _result_in_slices(future: concurrent.futures.Future[T]) -> T:
     return future.result()
 
 
-_lock = threading.Lock()
+_lock = lock_of_process()
 _current: NetworkLoop | None = None
 _left_behind: list[NetworkLoop] = []
 
@@ -323,11 +323,10 @@ def _close_at_exit() -> None:
 def _forget_after_fork() -> None:
     # The parent's loop thread does not exist in the child, and its sockets are not ours to close:
     # they are kept, as the garbage collector would close them.
-    global _current, _lock
+    global _current
     if _current is not None:
         _left_behind.append(_current)
     _current = None
-    _lock = threading.Lock()
 
 
 atexit.register(_close_at_exit)

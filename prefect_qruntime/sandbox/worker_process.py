@@ -20,6 +20,7 @@ from typing import IO, Any
 
 import orjson
 
+from prefect_qruntime.redact import lock_of_process
 from prefect_qruntime.sandbox.state import CANCELLED, FAILED, RAN_TOO_LONG, Outcome
 
 # A cancelled task that ends by itself within this time leaves the process alive: starting one takes a second.
@@ -206,7 +207,7 @@ def _broken(reason: str) -> Outcome:
     return Outcome(status=FAILED, reason=reason, reason_code=1000, text=reason)
 
 
-_lock = threading.Lock()
+_lock = lock_of_process()
 _shared: WorkerProcess | None = None
 
 
@@ -226,8 +227,8 @@ def _close() -> None:
 
 def _after_fork() -> None:
     # The worker belongs to the parent; a forked process starts its own.
-    global _shared, _lock
-    _shared, _lock = None, threading.Lock()
+    global _shared
+    _shared = None
 
 
 atexit.register(_close)

@@ -10,7 +10,6 @@ import functools
 import os
 import re
 import stat
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -22,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 from prefect_qruntime.client.inputs.spec import MAX_PAYLOAD_BYTES
 from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.redact import lock_of_process
 
 __all__ = [
     "PRAGMA",
@@ -447,17 +447,7 @@ def _is_plain(text: str) -> bool:
     return end > 0 and not bare[end:].strip(" \t\n")
 
 
-_parsing = threading.Lock()
-
-
-def _renew_lock() -> None:
-    """Replace the lock in a forked process: a thread of the parent may have held it."""
-    global _parsing
-    _parsing = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
-    os.register_at_fork(after_in_child=_renew_lock)
+_parsing = lock_of_process()
 
 
 @lru_cache(maxsize=64)
