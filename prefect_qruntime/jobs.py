@@ -14,7 +14,7 @@ from prefect_qruntime.client.cost_core import MOST_SECONDS
 from prefect_qruntime.client.inputs.spec import CircuitForm
 from prefect_qruntime.client.programs.make import RequestedRoute
 from prefect_qruntime.client.results import JobResult
-from prefect_qruntime.client.waiting.follow import OnTimeout, Stream
+from prefect_qruntime.client.waiting.poller import OnTimeout, Stream
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.errors import InvalidInput, JobFailed
 from prefect_qruntime.models import Job, JobRef

@@ -25,10 +25,9 @@ from prefect_qruntime.client.service import JobFilters, Service
 from prefect_qruntime.client.submission import Intent, submit_or_attach
 from prefect_qruntime.client.transport.retrying import RetryDeadlines
 from prefect_qruntime.client.transport.spool import BodyStore
-from prefect_qruntime.client.waiting.follow import OnChange, OnTimeout, Stream, follow_job
 from prefect_qruntime.client.waiting.job_list import Page
 from prefect_qruntime.client.waiting.plan import Deadlines, PollIntervals
-from prefect_qruntime.client.waiting.poller import JobPoller
+from prefect_qruntime.client.waiting.poller import JobPoller, OnChange, OnTimeout, Stream, follow_job
 from prefect_qruntime.client.waiting.subscription import Ending, JobStream
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import Backend, Job, JobRef, Session, SessionRef, Usage
@@ -262,7 +261,7 @@ class QuantumRuntimeClient:
         on_change: OnChange | None = None,
         known: bool = False,
     ) -> Job:
-        """Wait until the job is over, through outages. See `waiting.follow.follow_job`.
+        """Wait until the job is over, through outages. See `waiting.poller.follow_job`.
 
         All waits of this process on the instance share one poller.
         """

@@ -21,10 +21,10 @@ from prefect_qruntime.client.failures import Phase
 from prefect_qruntime.client.inputs.spec import JobSpec, check_flag, check_integer, check_texts
 from prefect_qruntime.client.provenance import ProvenanceNotes
 from prefect_qruntime.client.transport.auth import TokenSource
+from prefect_qruntime.client.transport.exchange import MOST_BYTES, MOST_VALUES
 from prefect_qruntime.client.transport.http import Transport, http_client
 from prefect_qruntime.client.transport.replies import unreadable_create
 from prefect_qruntime.client.transport.retrying import RetryDeadlines
-from prefect_qruntime.client.transport.spool import MOST_BYTES, MOST_VALUES
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError, ServiceUnavailable
 from prefect_qruntime.models import Backend, Job, JobRef, Session, SessionRef, Usage
 from prefect_qruntime.redact import install, nearest

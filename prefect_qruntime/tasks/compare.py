@@ -8,7 +8,7 @@ from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.programs.agreement import RouteComparison, checked_rate, compare_results
 from prefect_qruntime.client.programs.make import PrimitiveRoute
 from prefect_qruntime.client.results import JobResult
-from prefect_qruntime.client.waiting.follow import OnTimeout, Stream
+from prefect_qruntime.client.waiting.poller import OnTimeout, Stream
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import JobRef

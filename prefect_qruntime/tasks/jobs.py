@@ -20,8 +20,8 @@ from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.connection import parse_crn
 from prefect_qruntime.client.failures import job_error
 from prefect_qruntime.client.results import JobResult
-from prefect_qruntime.client.waiting.follow import OnTimeout, Stream
 from prefect_qruntime.client.waiting.plan import Deadlines
+from prefect_qruntime.client.waiting.poller import OnTimeout, Stream
 from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.errors import InvalidInput, JobTimeout, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobRef, JobStatus

@@ -17,9 +17,9 @@ import httpx
 from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.client.failures import Question
 from prefect_qruntime.client.network_loop import SingleFlight
+from prefect_qruntime.client.transport.exchange import exchange
 from prefect_qruntime.client.transport.replies import accepted, no_answer
 from prefect_qruntime.client.transport.retrying import RetryDeadlines, repeat
-from prefect_qruntime.client.transport.spool import exchange
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.redact import register_secret
 

@@ -29,9 +29,10 @@ from prefect_qruntime.client.connection import Connection, check_proxy, is_loopb
 from prefect_qruntime.client.encodings.arrays import PIECE, json_pieces, weight
 from prefect_qruntime.client.failures import CREATES, WHOLE, Phase, Question
 from prefect_qruntime.client.transport.auth import TokenSource
+from prefect_qruntime.client.transport.exchange import MOST_VALUES, exchange, receive
 from prefect_qruntime.client.transport.replies import Reply, accepted, no_answer, refuses_token
 from prefect_qruntime.client.transport.retrying import IN_FLIGHT, InFlightCreate, RetryDeadlines, odd_answers, repeat
-from prefect_qruntime.client.transport.spool import MOST_VALUES, BodyStore, StoredBody, exchange, receive
+from prefect_qruntime.client.transport.spool import BodyStore, StoredBody
 from prefect_qruntime.errors import (
     AuthenticationError,
     InvalidInput,

@@ -16,10 +16,9 @@ import pytest
 from hypothesis import example, given, settings, strategies as st
 
 from prefect_qruntime.client.parsing import parse_job
-from prefect_qruntime.client.waiting.follow import follow_job
 from prefect_qruntime.client.waiting.job_list import Page
 from prefect_qruntime.client.waiting.plan import Deadlines, PollIntervals, PollSchedule
-from prefect_qruntime.client.waiting.poller import JobPoller
+from prefect_qruntime.client.waiting.poller import JobPoller, follow_job
 from prefect_qruntime.client.waiting.subscription import Ending, Stream
 from prefect_qruntime.errors import (
     JobTimeout,

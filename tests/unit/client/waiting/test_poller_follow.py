@@ -12,10 +12,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from prefect_qruntime.client.parsing import parse_job
-from prefect_qruntime.client.waiting.follow import Stream, follow_job
 from prefect_qruntime.client.waiting.job_list import Page
 from prefect_qruntime.client.waiting.plan import Deadlines, PollIntervals
-from prefect_qruntime.client.waiting.poller import JobPoller
+from prefect_qruntime.client.waiting.poller import JobPoller, Stream, follow_job
 from prefect_qruntime.client.waiting.subscription import Ending
 from prefect_qruntime.errors import (
     NEVER,

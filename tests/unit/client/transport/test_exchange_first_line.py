@@ -17,8 +17,8 @@ import pytest
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.submission import Intent
+from prefect_qruntime.client.transport.exchange import _Progress, exchange
 from prefect_qruntime.client.transport.retrying import RetryDeadlines
-from prefect_qruntime.client.transport.spool import _Progress, exchange
 from prefect_qruntime.errors import ServiceUnavailable, SubmissionUncertain
 from tests.support.loopback import Authority, Handler, request_head, serving, tunnelling
 from tests.support.mock_client import TOKEN, connection
