@@ -76,6 +76,7 @@ __all__ = [
 _CONNECTIONS = 8
 
 _PATIENCE = 60.0  # seconds for which requests to a failing Prefect API are repeated
+_SILENCE = 120.0  # seconds for which an answer is awaited; a server on SQLite may stand still for a minute
 _PASSING = frozenset({407, 408, 425, 429, 499, *range(500, 600)})
 _NEVER = frozenset({401, 413, 414, 431})  # the key is wrong; a gateway takes no request of this size
 _LISTS = ("/artifacts/filter", "/variables/filter", "/flow_runs/filter", "/task_runs/filter", "/flow_run_states/")
@@ -130,7 +131,7 @@ async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
         Exception: The last error of Prefect's API.
     """
     # Prefect's client repeats some requests by itself, for a minute and each with a timeout of its own.
-    limit, silence = _patience.get() or (_PATIENCE, 2 * _PATIENCE)
+    limit, silence = _patience.get() or (_PATIENCE, _SILENCE)
     attempts = AsyncRetrying(
         retry=retry_if_exception(is_passing),
         stop=stop_after_delay(limit),

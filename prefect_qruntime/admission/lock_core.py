@@ -19,13 +19,13 @@ from typing import Literal
 
 __all__ = ["ANSWER", "BEAT", "LEASE", "SILENCE", "Action", "Claim", "Holding", "Row"]
 
-LEASE = 60.0
-"""Seconds for which a holder relies on a beat."""
+LEASE = 90.0
+"""Seconds for which a holder relies on a beat: a Prefect server on SQLite may stand still for a minute of it."""
 ANSWER = 10.0
 """Seconds within which a beat must be answered to count."""
 BEAT = 10.0
 """Seconds between beats."""
-SILENCE = 75.0
+SILENCE = 105.0
 """Seconds without a beat after which another process takes over."""
 
 

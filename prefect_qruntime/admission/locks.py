@@ -164,11 +164,11 @@ class HeldLock:
         """Make sure that the lock still holds. Call it right before what it protects.
 
         Raises:
-            QuantumRuntimeError: It was lost, because Prefect's API could not be reached for a minute.
+            QuantumRuntimeError: It was lost, because Prefect's API gave no answer for a minute and a half.
         """
         if self.holding is not None and not self.holding.holds(time.monotonic()):
             raise QuantumRuntimeError(
-                f"The lock {self.name} in Prefect was lost: Prefect's API could not be reached for a minute, and "
+                f"The lock {self.name} in Prefect was lost: Prefect's API gave no answer for a minute and a half, and "
                 "another process may hold it now.",
                 solution="This request was not sent. Run the flow again.",
                 advice=SAME_REQUEST,
@@ -265,7 +265,7 @@ async def _beat(name: str, holding: Holding) -> None:
         sent = time.monotonic()
         row = holding.beat(sent)
         if row is None:
-            log.warning("The lock %s was lost, because Prefect's API could not be reached.", name)
+            log.warning("The lock %s was lost, because Prefect's API gave no answer.", name)
             return
         try:
             with patience(ANSWER):
@@ -289,7 +289,7 @@ async def _release(name: str, row_id: str) -> None:
             await _remove(row_id)
     except Exception as error:  # this must not lose a submitted job
         log.warning(
-            "The lock %s could not be released yet (%r). It is released when Prefect answers, or expires in a minute.",
+            "The lock %s could not be released yet (%r). It is released when Prefect answers, or expires in two minutes.",
             name,
             error,
         )

@@ -75,7 +75,7 @@ class PlainServer:
         request = urllib.request.Request(
             f"{self.url}{path}", data=orjson.dumps(body), headers={"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=150) as answer:
             return orjson.loads(answer.read())
 
     def artifacts(self, kind: str) -> list[dict[str, Any]]:

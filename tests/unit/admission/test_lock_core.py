@@ -12,7 +12,7 @@ import pytest
 from prefect_qruntime.admission import lock_core
 from prefect_qruntime.admission.lock_core import ANSWER, BEAT, LEASE, SILENCE, Action, Claim, Holding, Row
 
-TICK = 40.0
+TICK = 55.0
 HORIZON = 2 * TICK  # a takeover, and what a late beat does to it
 LOSSES, BEATS = 1, 1
 """Requests of the first process whose answers are lost, and its beats; the second just takes the lock when it may."""
@@ -243,7 +243,7 @@ def test_two_processes_never_hold_a_lock_at_once(
 
 
 @pytest.mark.uncounted
-@pytest.mark.parametrize("wrong", [{"SILENCE": 30.0}, {"LEASE": 90.0}])
+@pytest.mark.parametrize("wrong", [{"SILENCE": 50.0}, {"LEASE": 120.0}])
 def test_the_exploration_finds_a_rule_that_is_too_short(
     monkeypatch: pytest.MonkeyPatch, wrong: dict[str, float]
 ) -> None:
