@@ -289,9 +289,10 @@ async def _release(name: str, row_id: str) -> None:
             await _remove(row_id)
     except Exception as error:  # this must not lose a submitted job
         log.warning(
-            "The lock %s could not be released yet (%r). It is released when Prefect answers, or expires in two minutes.",
+            "The lock %s could not be released yet (%r). It is released when Prefect answers, or taken over after %d s.",
             name,
             error,
+            SILENCE,
         )
         _in_background(lambda: _remove(row_id))
 
