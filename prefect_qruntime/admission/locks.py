@@ -289,7 +289,7 @@ async def _release(name: str, row_id: str) -> None:
             await _remove(row_id)
     except Exception as error:  # this must not lose a submitted job
         log.warning(
-            "The lock %s could not be released yet (%r). It is released when Prefect answers, or taken over after %d s.",
+            "The lock %s could not be released yet (%r). This is repeated; after %d s it may be taken over.",
             name,
             error,
             SILENCE,

@@ -204,7 +204,7 @@ class World:
 
 
 def until(what: Callable[[], bool]) -> bool:
-    end = time.monotonic() + 120
+    end = time.monotonic() + LIMIT
     while not (found := what()) and time.monotonic() < end:
         time.sleep(0.1)
     return found
