@@ -227,7 +227,7 @@ def test_a_reference_to_a_saved_block_is_a_parameter_of_a_flow(name: str, option
     reference = {"$ref": {"block_document_id": str(uuid4())}}
     assert validate({"block": reference}, schema) == []
     assert validate({"block": {"$ref": {}}}, schema)
-    if not kind.model_json_schema().get("required"):  # an object of such a block arrives by its fields, and holds no key
+    if not kind.model_json_schema().get("required"):  # a block of this kind may arrive by its fields: it has no key
         assert validate({"block": kind().model_dump(mode="json")}, schema) == []
 
 
