@@ -37,8 +37,9 @@ from prefect.client.schemas.objects import BlockDocument, FlowRun, State, StateT
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
-from pydantic import ConfigDict, ValidationError
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import ConfigDict, GetJsonSchemaHandler, ValidationError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from prefect_qruntime.client.network_loop import SingleFlight, network_loop, on_network_loop
@@ -431,6 +432,16 @@ class Loadable:
             del value  # which the traceback would keep
             raise _not_fields(type(self), unknown)
         super().__setattr__(name, value)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        made = handler(core_schema)
+        shape = handler.resolve_ref_schema(made)
+        # For a flow's parameter Prefect's server takes either the fields of a block or a reference to a saved one, and
+        # refuses what could be both: to a block that requires no field, that is each reference.
+        if not shape.get("required"):
+            shape["not"] = {"required": ["$ref"]}
+        return made
 
     @classmethod
     def __dispatch_key__(cls) -> str:

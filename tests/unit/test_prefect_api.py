@@ -7,13 +7,16 @@ import time
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
 from hypothesis import given, strategies as st
 from prefect.blocks.core import Block, block_schema_to_key
 from prefect.states import AwaitingRetry, Cancelled, Cancelling, Pending, Running, Scheduled
+from prefect.utilities.callables import parameter_schema
 from prefect.utilities.dispatch import lookup_type
+from prefect.utilities.schema_tools import validate
 from tenacity import wait_none
 
 from prefect_qruntime import QuantumRuntimeCredentials, blocks, load_credentials, prefect_api
@@ -209,6 +212,23 @@ def test_a_block_is_registered_by_its_slug_without_its_schema() -> None:
         assert kind.__dispatch_key__() == block_schema_to_key(kind._to_block_schema())
         assert kind.__dispatch_key__.__func__ is Loadable.__dispatch_key__.__func__
         assert lookup_type(Block, kind.__dispatch_key__()) is kind
+
+
+@pytest.mark.parametrize("name", blocks.__all__)
+@pytest.mark.parametrize("optional", [False, True])
+def test_a_reference_to_a_saved_block_is_a_parameter_of_a_flow(name: str, optional: bool) -> None:
+    """What the form's picker sends; Prefect's server refuses what could be both a reference and the block's fields."""
+    kind = getattr(blocks, name)
+
+    def flow(block: Any) -> None: ...
+
+    flow.__annotations__["block"] = kind | None if optional else kind
+    schema = parameter_schema(flow).model_dump_for_openapi()
+    reference = {"$ref": {"block_document_id": str(uuid4())}}
+    assert validate({"block": reference}, schema) == []
+    assert validate({"block": {"$ref": {}}}, schema)
+    if not kind.model_json_schema().get("required"):  # a block of this kind may arrive by its fields: it has no key
+        assert validate({"block": kind().model_dump(mode="json")}, schema) == []
 
 
 @pytest.mark.parametrize("name", [None, 7, ["ibm"], QuantumRuntimeCredentials])

@@ -7,7 +7,7 @@ when it is first used. Neither numpy nor qiskit is needed, except by `to_primiti
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from math import prod
@@ -130,6 +130,13 @@ class JobResult(BaseModel):
         """The same result with its body in memory, whatever its size."""
         fields = {name: getattr(self, name) for name in JobResult.model_fields}
         return JobResult(**{**fields, "body": self.raw, "file": None})
+
+    def __iter__(self) -> Generator[tuple[str, Any], None, None]:
+        """The fields and their values, without the body: Prefect looks for futures in each value of a task's input.
+
+        A million shots would take it 10 s at each call of a task.
+        """
+        yield from ((name, value) for name, value in super().__iter__() if name != "body")
 
     def __getstate__(self) -> dict[Any, Any]:
         state = super().__getstate__()

@@ -1,4 +1,4 @@
-"""The limit of a wait that Prefect retries."""
+"""The limit of a wait that Prefect retries, and results as the input of other tasks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from uuid import uuid4
 
 import pytest
 from prefect.context import TaskRunContext
+from prefect.utilities.collections import visit_collection
 
+from prefect_qruntime.client.results import JobResult
 from prefect_qruntime.tasks import jobs
 
 
@@ -44,3 +46,20 @@ def test_a_retry_has_what_is_left_of_the_limit_however_the_wall_clock_jumps(
     now[0] += 30.0
     task_run.run_count = 3
     assert jobs._time_left(100.0, "d1") == 70.0
+
+
+def test_prefect_looks_at_no_shot_of_a_result_that_a_task_is_given() -> None:
+    """It looks for futures in all values, which takes 10 s for a million of them, each time."""
+    body = {"results": [{"data": {"c": {"samples": ["0x1"] * 100, "num_bits": 1}}, "metadata": {}}]}
+    result = JobResult(body=body, job_id="d1", widths=(1,))
+    seen: list[object] = []
+
+    def look(value: object) -> object:
+        seen.append(value)
+        return value
+
+    for given in visit_collection([result], look, return_data=True):
+        assert given is result
+    assert "d1" in seen
+    assert "0x1" not in seen
+    assert result.counts() == {"1": 100}
