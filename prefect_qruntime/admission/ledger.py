@@ -38,6 +38,7 @@ from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.service import each_job
 from prefect_qruntime.errors import BudgetExhausted, NotFound
 from prefect_qruntime.models import Job, SessionRef
+from prefect_qruntime.observability.artifacts import find_records
 from prefect_qruntime.prefect_api import flow_runs_by_id, not_sent, now
 from prefect_qruntime.run_context import RunContext
 from prefect_qruntime.settings import current_settings
@@ -359,6 +360,7 @@ def ledger(crn: str) -> Ledger:
 
 _OVERLAP = timedelta(minutes=10)  # lists may lag
 _LOOK_BACK = 7.0  # days by when the usage of a job is final
+_PAGE = 200  # flow runs whose summaries are read at once
 _MOST_ENDED = 1000  # finished jobs that are read to find those whose usage is not final: five pages
 
 
@@ -390,7 +392,8 @@ class DeploymentJobs:
     async def read(self, client: QuantumRuntimeClient, deployment_id: str, since: datetime) -> list[Job]:
         """List the jobs that runs of the deployment submitted since a moment, and its older ones that are still live.
 
-        A flow run that Prefect does not know (another installation's, or deleted) belongs to no deployment.
+        A flow run that Prefect does not know belongs to the deployment that its summary names. One without a summary is
+        another installation's, and belongs to none.
 
         Raises:
             QuantumRuntimeError: The service or Prefect could not be asked; then nothing may be submitted.
@@ -422,7 +425,13 @@ class DeploymentJobs:
     async def _read_owners(self, runs: set[UUID]) -> None:
         new = runs - self._owners.keys()
         known = await flow_runs_by_id(map(str, new))
-        self._owners |= dict.fromkeys(new) | {run.id: run.deployment_id for run in known.values()}
+        found = dict.fromkeys(new) | {run.id: run.deployment_id for run in known.values()}
+        deleted = [run for run in new if str(run) not in known]
+        for start in range(0, len(deleted), _PAGE):  # what they spent stays spent
+            for summary in await find_records("summary", flow_run_ids=deleted[start : start + _PAGE]):
+                with contextlib.suppress(KeyError, ValueError):
+                    found[UUID(summary.meta["id"])] = UUID(summary.meta["deployment"])
+        self._owners |= found
 
 
 class UnsettledJobs:
