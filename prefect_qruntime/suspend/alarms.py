@@ -128,15 +128,17 @@ def _allowance(view: InstanceView, settings: QuantumRuntimeSettings) -> Iterable
     left = view.usage.remaining_seconds if view.usage is not None else None
     if view.usage is None or left is None:
         return
-    whole = view.usage.consumed_seconds + left
+    limit = view.usage.limit_seconds if view.usage.limit_seconds is not None else view.usage.allocation_seconds
+    whole = limit if limit is not None else view.usage.consumed_seconds
     percent = settings.alarm_allowance_percent
     if left <= whole * percent / 100:
         # A period that moves with the days counts as one of four weeks.
         start = view.usage.period_start or view.now
         period = int(start.timestamp() // (86400 * _PERIOD_DAYS))
+        cause = f"{period}:{number_text(percent)}:{'' if limit is None else number_text(limit)}"
         text = f"{number_text(left)} of {number_text(whole)} QPU seconds are left, {number_text(percent)} % or less."
         facts = {"remaining_seconds": left, "limit_seconds": whole, "percent": percent}
-        yield Alarm("qruntime.allowance.low", ("instance", view.name), f"{period}:{number_text(percent)}", text, facts)
+        yield Alarm("qruntime.allowance.low", ("instance", view.name), cause, text, facts)
 
 
 def _idle(view: InstanceView, settings: QuantumRuntimeSettings) -> Iterable[Alarm]:

@@ -63,6 +63,23 @@ def test_little_allowance_is_told_once_a_period() -> None:
     assert ids(replace(later, usage=next_period)).isdisjoint(ids(low))
 
 
+@pytest.mark.parametrize("name", ["limit_seconds", "allocation_seconds"])
+def test_little_allowance_is_told_again_after_its_limit_was_changed(name: str) -> None:
+    def low(limit: float | None, used: float, **fields: Any) -> InstanceView:
+        given = {"limit_seconds": None, name: limit, "consumed_seconds": used, **fields}
+        return replace(CALM, usage=RICH.model_copy(update=given))
+
+    assert names(low(1200.0, 500.0)) == []
+    raised = {limit: ids(low(limit, limit)) for limit in (600.0, 900.0, 1200.0)}
+    assert len(set.union(*raised.values())) == 3
+    # More may be used than is allowed, and the service may say that it is enough.
+    for over in (low(600.0, 611.0), low(600.0, 700.0), low(600.0, 300.0, limit_reached=True)):
+        assert ids(over) == raised[600.0]
+        assert alarms(over, SETTINGS)[0].text == "0 of 600 QPU seconds are left, 20 % or less."
+    units = [low(None, used, limit_reached=True) for used in (10.0, 20.0)]  # its limit is in resource units
+    assert ids(units[0]) == ids(units[1]) != set()
+
+
 def test_an_idle_session_is_told_again_only_after_another_job() -> None:
     session = Session(id="s1", state="active")
     idle = replace(CALM, sessions=[session], idle={"s1": 601.0}, past=[job(1, session_id="s1")])
