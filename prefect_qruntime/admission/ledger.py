@@ -38,7 +38,7 @@ from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.service import each_job
 from prefect_qruntime.errors import BudgetExhausted, NotFound
 from prefect_qruntime.models import Job, SessionRef
-from prefect_qruntime.observability.artifacts import find_records
+from prefect_qruntime.observability.artifacts import deployments_of_deleted
 from prefect_qruntime.prefect_api import flow_runs_by_id, not_sent, now
 from prefect_qruntime.run_context import RunContext
 from prefect_qruntime.settings import current_settings
@@ -360,7 +360,6 @@ def ledger(crn: str) -> Ledger:
 
 _OVERLAP = timedelta(minutes=10)  # lists may lag
 _LOOK_BACK = 7.0  # days by when the usage of a job is final
-_PAGE = 200  # flow runs whose summaries are read at once
 _MOST_ENDED = 1000  # finished jobs that are read to find those whose usage is not final: five pages
 
 
@@ -425,13 +424,9 @@ class DeploymentJobs:
     async def _read_owners(self, runs: set[UUID]) -> None:
         new = runs - self._owners.keys()
         known = await flow_runs_by_id(map(str, new))
-        found = dict.fromkeys(new) | {run.id: run.deployment_id for run in known.values()}
-        deleted = [run for run in new if str(run) not in known]
-        for start in range(0, len(deleted), _PAGE):  # what they spent stays spent
-            for summary in await find_records("summary", flow_run_ids=deleted[start : start + _PAGE]):
-                with contextlib.suppress(KeyError, ValueError):
-                    found[UUID(summary.meta["id"])] = UUID(summary.meta["deployment"])
-        self._owners |= found
+        deleted = await deployments_of_deleted(run for run in new if str(run) not in known)
+        # What a deleted flow run spent stays spent.
+        self._owners |= dict.fromkeys(new) | {run.id: run.deployment_id for run in known.values()} | deleted
 
 
 class UnsettledJobs:
