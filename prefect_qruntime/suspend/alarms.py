@@ -146,7 +146,7 @@ def _idle(view: InstanceView, settings: QuantumRuntimeSettings) -> Iterable[Alar
         idle = view.idle.get(session.id, 0.0)
         if session.mode == "dedicated" and idle >= settings.alarm_idle_minutes * 60:
             jobs = sum(job.session_id == session.id for job in view.past)
-            text = f"Session {session.id} has had no job for {idle / 60:.0f} minutes and may be charging."
+            text = f"Session {session.id} has had no job for {many(int(idle // 60), 'minute')} and may be charging."
             owner = _owner(view, session.id)
             facts = {"session_id": session.id, "idle_seconds": round(idle), "flow_run_id": owner}
             yield Alarm("qruntime.session.idle", ("session", session.id), str(jobs), text, facts)

@@ -85,6 +85,9 @@ def test_an_idle_session_is_told_again_only_after_another_job() -> None:
     idle = replace(CALM, sessions=[session], idle={"s1": 601.0}, past=[job(1, session_id="s1")])
     (alarm,) = alarms(idle, SETTINGS)
     assert (alarm.event, alarm.facts["flow_run_id"]) == ("qruntime.session.idle", RUN[1])
+    assert "no job for 10 minutes" in alarm.text
+    soon = alarms(replace(idle, idle={"s1": 100.0}), SETTINGS.model_copy(update={"alarm_idle_minutes": 1.0}))
+    assert "no job for 1 minute and" in soon[0].text
     assert ids(replace(idle, idle={"s1": 9000.0})) == {alarm.id}
     used_again = replace(idle, past=[job(1, session_id="s1"), job(2, session_id="s1")])
     assert ids(used_again).isdisjoint({alarm.id})
