@@ -38,6 +38,7 @@ from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.client.service import each_job
 from prefect_qruntime.errors import BudgetExhausted, NotFound
 from prefect_qruntime.models import Job, SessionRef
+from prefect_qruntime.observability.artifacts import deployments_of_deleted
 from prefect_qruntime.prefect_api import flow_runs_by_id, not_sent, now
 from prefect_qruntime.run_context import RunContext
 from prefect_qruntime.settings import current_settings
@@ -390,7 +391,8 @@ class DeploymentJobs:
     async def read(self, client: QuantumRuntimeClient, deployment_id: str, since: datetime) -> list[Job]:
         """List the jobs that runs of the deployment submitted since a moment, and its older ones that are still live.
 
-        A flow run that Prefect does not know (another installation's, or deleted) belongs to no deployment.
+        A flow run that Prefect does not know belongs to the deployment that its summary names. One without a summary is
+        another installation's, and belongs to none.
 
         Raises:
             QuantumRuntimeError: The service or Prefect could not be asked; then nothing may be submitted.
@@ -422,7 +424,9 @@ class DeploymentJobs:
     async def _read_owners(self, runs: set[UUID]) -> None:
         new = runs - self._owners.keys()
         known = await flow_runs_by_id(map(str, new))
-        self._owners |= dict.fromkeys(new) | {run.id: run.deployment_id for run in known.values()}
+        deleted = await deployments_of_deleted(run for run in new if str(run) not in known)
+        # What a deleted flow run spent stays spent.
+        self._owners |= dict.fromkeys(new) | {run.id: run.deployment_id for run in known.values()} | deleted
 
 
 class UnsettledJobs:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
+from shlex import quote
 from urllib.parse import urlsplit
 
 import prefect
@@ -13,11 +14,20 @@ from packaging.version import InvalidVersion, Version
 from prefect.blocks.core import Block
 from prefect.client.base import ServerType
 from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.filters import (
+    WorkPoolFilter,
+    WorkPoolFilterId,
+    WorkQueueFilter,
+    WorkQueueFilterId,
+)
+from prefect.client.schemas.objects import WorkPool, WorkQueue
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 from pydantic import ValidationError
 
 from prefect_qruntime.admission.budget import Budget, budgets_in_force, has_limits
+from prefect_qruntime.admission.lock_core import SILENCE
 from prefect_qruntime.admission.locks import read_locks
 from prefect_qruntime.admission.policy import policy_in_force
 from prefect_qruntime.admission.rate_limit import pace, shared_limits
@@ -48,6 +58,10 @@ _ANSWER = 10.0
 """Seconds within which a working server answers."""
 _MANY = 10
 """Simultaneous flow runs from which a plain server on SQLite was seen to stall."""
+_NAMED = 5
+"""Deployments that a finding names."""
+_PAGE = 200
+"""Rows that Prefect's API returns at most."""
 
 
 async def check_server() -> tuple[PrefectClient | None, list[Finding]]:
@@ -315,7 +329,42 @@ async def _work_pool(client: PrefectClient) -> Finding:
             "There is no work pool.",
             "Only scheduled deployments need one: `prefect work-pool create my-pool --type process`.",
         )
+    halts = [halt async for halt in _halts(client, pools)]
+    if halts:
+        fix = f"If that is not intended, run {' and '.join(command for _, command in halts)}."
+        return hint("work pool", " ".join(finding for finding, _ in halts), fix)
     return ok("work pool", ", ".join(f"{pool.name} ({pool.type})" for pool in pools))
+
+
+async def _halts(client: PrefectClient, pools: Sequence[WorkPool]) -> AsyncIterator[tuple[str, str]]:
+    """Yield why no worker starts the flow runs of some deployments, with the command that changes it."""
+    for pool in pools:
+        if pool.is_paused or pool.concurrency_limit == 0:
+            of_pool = WorkPoolFilter(id=WorkPoolFilterId(any_=[pool.id]))
+            users = await client.read_deployments(work_pool_filter=of_pool, limit=_PAGE)
+            if users:
+                yield _halt(pool, f"work pool {pool.name}", "work-pool", quote(pool.name), users)
+    names, queues = {pool.id: pool.name for pool in pools}, list[WorkQueue]()
+    while page := await client.read_work_queues(limit=_PAGE, offset=len(queues)):
+        queues += page
+    for queue in queues:
+        if queue.work_pool_id in names and (queue.is_paused or queue.concurrency_limit == 0):
+            of_queue = WorkQueueFilter(id=WorkQueueFilterId(any_=[queue.id]))
+            users = await client.read_deployments(work_queue_filter=of_queue, limit=_PAGE)
+            if users:
+                what, name = f"work queue {queue.name} of the pool", names[queue.work_pool_id]
+                command = f"{quote(queue.name)} --pool {quote(name)}"
+                yield _halt(queue, f"{what} {name}", "work-queue", command, users)
+
+
+def _halt(
+    one: WorkPool | WorkQueue, what: str, kind: str, name: str, users: Sequence[DeploymentResponse]
+) -> tuple[str, str]:
+    state, action = ("is paused", "resume") if one.is_paused else ("has the limit 0", "clear-concurrency-limit")
+    first = ", ".join(sorted(user.name for user in users)[:_NAMED])
+    more = f" and {len(users) - _NAMED} more" if len(users) > _NAMED else ""
+    finding = f"The {what} {state}, so no worker starts the flow runs of {first}{more}."
+    return finding, f"`prefect {kind} {action} {name}`"
 
 
 async def _results(client: PrefectClient) -> Finding:
@@ -374,7 +423,8 @@ async def _locks(client: PrefectClient) -> Finding:
     which = "; ".join(f"{one.name}, held by {one.who}, silent for {one.silent:.0f} s" for one in stuck)
     return hint(
         "locks",
-        f"{len(stuck)} {'lock' if len(stuck) == 1 else 'locks'} of submission keys or budgets were left by processes "
-        f"that ended: {which}.",
-        "The next submission that needs one takes it over after 75 s. `prefect-qruntime sweep` frees them now.",
+        f"{many(len(stuck), 'lock')} of submission keys or budgets {'was' if len(stuck) == 1 else 'were'} left by "
+        f"processes that ended: {which}.",
+        f"The next submission that needs one takes it over after {SILENCE:.0f} s. `prefect-qruntime sweep` frees "
+        "them now.",
     )

@@ -40,6 +40,7 @@ __all__ = [
     "Record",
     "artifact_key",
     "attached_jobs",
+    "deployments_of_deleted",
     "drop_record",
     "find_record",
     "find_records",
@@ -410,6 +411,19 @@ async def attached_jobs(flow_run_ids: list[UUID], *, since: datetime | None) -> 
     names = [name for summary in await _read("summary", None, flow_run_ids, None, None, "") for name in summary.meta]
     found = [name.removeprefix(ATTACHED) for name in names if name.startswith(ATTACHED)]
     return await find_records("job", identifiers=found, since=since) if found else []
+
+
+async def deployments_of_deleted(flow_run_ids: Iterable[UUID]) -> dict[UUID, UUID]:
+    """Find the deployments of flow runs that Prefect does not know any more, which their summaries name.
+
+    Those of another installation, and of flow runs without a deployment, are left out.
+    """
+    wanted, found = sorted(flow_run_ids), dict[UUID, UUID]()
+    for start in range(0, len(wanted), _PAGE):
+        for summary in await find_records("summary", flow_run_ids=wanted[start : start + _PAGE]):
+            with contextlib.suppress(KeyError, ValueError):
+                found[UUID(summary.meta["id"])] = UUID(summary.meta["deployment"])
+    return found
 
 
 def open_note(facts: Mapping[str, str | None]) -> str:

@@ -118,6 +118,7 @@ async def job_submitted(
     block: str | None,
     instance: str,
     flow_run_id: str | None,
+    deployment_id: str | None = None,
     session: SessionRef | None = None,
     busy_seconds: float | None = None,
     on_cancel: str | None = None,
@@ -129,6 +130,7 @@ async def job_submitted(
         block: Name of the credentials block, if it has one.
         instance: Names the instance, by which the job is found whatever the block is called or leads to by then.
         flow_run_id: The flow run that owns the job.
+        deployment_id: Its deployment.
         session: The session as the caller knows it; the service does not always repeat its kind.
         busy_seconds: The cost model's prediction, for later estimates.
         on_cancel: What happens to it when its flow run is cancelled, for the sweep.
@@ -180,7 +182,14 @@ async def job_submitted(
     }
     # A job attached to keeps its recorded state: it may be over.
     defaults = {"state": "attached"} if ref.attached else {}
-    await note_submitted(ref.id, meta, defaults=defaults, new=not ref.attached, flow_run_id=flow_run_id)
+    await note_submitted(
+        ref.id,
+        meta,
+        defaults=defaults,
+        new=not ref.attached,
+        flow_run_id=flow_run_id,
+        deployment_id=deployment_id,
+    )
 
 
 def job_changed(progress: WaitProgress, history: Sequence[Observation]) -> None:

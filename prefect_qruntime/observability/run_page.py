@@ -90,7 +90,13 @@ async def write(
 
 
 async def note_submitted(
-    job_id: str, meta: Facts, *, defaults: Mapping[str, str], new: bool, flow_run_id: str | None
+    job_id: str,
+    meta: Facts,
+    *,
+    defaults: Mapping[str, str],
+    new: bool,
+    flow_run_id: str | None,
+    deployment_id: str | None = None,
 ) -> None:
     """Note a submission in the flow run's summary, waiting a moment at most; its page follows. On the network loop.
 
@@ -100,6 +106,7 @@ async def note_submitted(
         defaults: Facts that apply only if they were not recorded before.
         new: Whether nothing can have been recorded yet.
         flow_run_id: The flow run that owns the job.
+        deployment_id: Its deployment.
     """
     if not (in_run() or flow_run_id):
         return
@@ -109,6 +116,7 @@ async def note_submitted(
         await asyncio.wait({noting}, timeout=_PATIENCE)
         return
     run = network_loop().state(Summaries).of(flow_run_id)
+    run.deployment_id = deployment_id
     run.alone = run.alone and new and await _knows_all_jobs()
     facts = {**defaults, **{name: value for name, value in meta.items() if value is not None}}
     run.learn(job_id, facts)

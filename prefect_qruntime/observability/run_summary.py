@@ -77,6 +77,7 @@ class RunSummary:
 
     Attributes:
         flow_run_id: The flow run.
+        deployment_id: Its deployment, which is recorded because flow runs are deleted.
         jobs: Facts of each job.
         open: Notes of submissions whose jobs have no page yet.
         attached: Jobs that it attached to. The page of a job names its last flow run only.
@@ -87,6 +88,7 @@ class RunSummary:
     """
 
     flow_run_id: str
+    deployment_id: str | None = None
     jobs: dict[str, dict[str, str]] = field(default_factory=dict)
     open: dict[str, str] = field(default_factory=dict)
     attached: set[str] = field(default_factory=set)
@@ -237,6 +239,7 @@ async def write_summary(flow_run_id: str, job_ids: Iterable[str] = ()) -> None:
         summary_card(listed),
         {
             **meta,
+            "deployment": run.deployment_id,
             **(process_facts() if run.open else {}),  # of the process that submitted them
             **{OPEN + job_id: note for job_id, note in run.open.items()},
             **{ATTACHED + job_id: "yes" for job_id in run.attached},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,7 @@ from prefect.client.schemas.filters import (
     FlowFilter,
     FlowFilterId,
 )
+from prefect.client.schemas.responses import DeploymentResponse
 from pydantic import BaseModel, ConfigDict
 
 from prefect_qruntime.client import QuantumRuntimeClient
@@ -24,6 +26,7 @@ from prefect_qruntime.client.service import each_job
 from prefect_qruntime.credentials import Attended, load_each, read_each
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import Job, JobStatus
+from prefect_qruntime.observability.artifacts import deployments_of_deleted
 from prefect_qruntime.operations.usage_core import Owner
 from prefect_qruntime.prefect_api import api, flow_runs_by_id
 
@@ -46,6 +49,7 @@ GROUPINGS: tuple[GroupBy, ...] = get_args(GroupBy)
 _OURS = ("qr-key:", "qr-flow:")
 _OVER = {state.value for state in JobStatus if state.is_terminal}
 
+_NO_FLOW = "deleted flow"
 _PAGE = 200
 _SPAN = re.compile(r"(\d{1,6})\s*([mhd])")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
@@ -257,27 +261,44 @@ async def find_owners(flow_run_ids: Iterable[str | None]) -> dict[str, Owner]:
     """Read the names of flow runs, their flows and their deployments. Runs on the network loop.
 
     Args:
-        flow_run_ids: Ids from the tags of jobs; invalid ones and those unknown to this Prefect are left out.
+        flow_run_ids: Ids from the tags of jobs; invalid ones and those unknown to this Prefect are left out. Of a flow
+            run that was deleted, the deployment is known.
     """
-    client = await api()
-    runs = await flow_runs_by_id(flow_run_ids)
+    client, wanted = await api(), set(flow_run_ids)
+    runs = await flow_runs_by_id(wanted)
+    deleted = await deployments_of_deleted(one for one in map(_as_id, wanted - runs.keys()) if one is not None)
     flows: dict[UUID, str] = {}
-    deployments: dict[UUID, str] = {}
-    for some in _pages(run.flow_id for run in runs.values()):
+    deployments: dict[UUID, DeploymentResponse] = {}
+    whose = {run.deployment_id for run in runs.values() if run.deployment_id is not None} | set(deleted.values())
+    for some in _pages(whose):
+        by_id = DeploymentFilter(id=DeploymentFilterId(any_=some))
+        deployments |= {one.id: one for one in await client.read_deployments(deployment_filter=by_id, limit=_PAGE)}
+    for some in _pages([run.flow_id for run in runs.values()] + [one.flow_id for one in deployments.values()]):
         of = FlowFilter(id=FlowFilterId(any_=some))
         flows |= {flow.id: flow.name for flow in await client.read_flows(flow_filter=of, limit=_PAGE)}
-    for some in _pages(run.deployment_id for run in runs.values() if run.deployment_id is not None):
-        by_id = DeploymentFilter(id=DeploymentFilterId(any_=some))
-        deployments |= {one.id: one.name for one in await client.read_deployments(deployment_filter=by_id, limit=_PAGE)}
+
+    def named(deployment_id: UUID, flow: str) -> str:
+        known = deployments.get(deployment_id)
+        return f"{flow}/{known.name if known is not None else f'deleted deployment {deployment_id}'}"
+
     found = {}
     for run_id, run in runs.items():
-        flow = flows.get(run.flow_id, "deleted flow")
-        deployment = None
-        if run.deployment_id is not None:
-            deployment = f"{flow}/{deployments.get(run.deployment_id, f'deleted deployment {run.deployment_id}')}"
+        flow = flows.get(run.flow_id, _NO_FLOW)
+        deployment = named(run.deployment_id, flow) if run.deployment_id is not None else None
         state = run.state.name if run.state is not None else None
         found[run_id] = Owner(run_id, run.name, flow, deployment, tuple(sorted(run.tags)), state)
+    for gone, deployment_id in deleted.items():
+        known = deployments.get(deployment_id)
+        flow = flows.get(known.flow_id, _NO_FLOW) if known is not None else _NO_FLOW
+        tags = tuple(sorted(known.tags)) if known is not None else ()
+        found[str(gone)] = Owner(str(gone), "deleted flow run", flow, named(deployment_id, flow), tags)
     return found
+
+
+def _as_id(text: str | None) -> UUID | None:
+    with contextlib.suppress(ValueError):
+        return UUID(text) if text is not None else None
+    return None
 
 
 def _pages(ids: Iterable[UUID]) -> list[list[UUID]]:

@@ -26,8 +26,9 @@ from prefect_qruntime.admission.guard import read_queue
 from prefect_qruntime.admission.locks import LockState, read_locks
 from prefect_qruntime.admission.share_core import Row
 from prefect_qruntime.client import QuantumRuntimeClient
+from prefect_qruntime.client.parsing import parse_session_workload
 from prefect_qruntime.client.service import each_job
-from prefect_qruntime.errors import NotFound, QuantumRuntimeError
+from prefect_qruntime.errors import NotFound, QuantumRuntimeError, ServiceUnavailable
 from prefect_qruntime.models import Job, Session, Usage
 from prefect_qruntime.observability.artifacts import upsert
 from prefect_qruntime.observability.telemetry import emit, lost
@@ -86,6 +87,7 @@ class InstanceView:
         live: Jobs that are not over.
         past: Jobs of the last four weeks.
         sessions: Those that are open.
+        charged: Dedicated sessions of the last four weeks, with what each is charged.
         idle: Seconds for which sessions were seen without a live job.
         locks: Of the Prefect server.
         queue: Submissions that wait for their team's turn.
@@ -100,6 +102,7 @@ class InstanceView:
     live: Sequence[Job] = ()
     past: Sequence[Job] = ()
     sessions: Sequence[Session] = ()
+    charged: Sequence[Session] = ()
     idle: Mapping[str, float] = field(default_factory=dict)
     locks: Sequence[LockState] = ()
     queue: Sequence[Row] = ()
@@ -125,15 +128,17 @@ def _allowance(view: InstanceView, settings: QuantumRuntimeSettings) -> Iterable
     left = view.usage.remaining_seconds if view.usage is not None else None
     if view.usage is None or left is None:
         return
-    whole = view.usage.consumed_seconds + left
+    limit = view.usage.limit_seconds if view.usage.limit_seconds is not None else view.usage.allocation_seconds
+    whole = limit if limit is not None else view.usage.consumed_seconds
     percent = settings.alarm_allowance_percent
     if left <= whole * percent / 100:
         # A period that moves with the days counts as one of four weeks.
         start = view.usage.period_start or view.now
         period = int(start.timestamp() // (86400 * _PERIOD_DAYS))
+        cause = f"{period}:{number_text(percent)}:{'' if limit is None else number_text(limit)}"
         text = f"{number_text(left)} of {number_text(whole)} QPU seconds are left, {number_text(percent)} % or less."
         facts = {"remaining_seconds": left, "limit_seconds": whole, "percent": percent}
-        yield Alarm("qruntime.allowance.low", ("instance", view.name), f"{period}:{number_text(percent)}", text, facts)
+        yield Alarm("qruntime.allowance.low", ("instance", view.name), cause, text, facts)
 
 
 def _idle(view: InstanceView, settings: QuantumRuntimeSettings) -> Iterable[Alarm]:
@@ -141,7 +146,7 @@ def _idle(view: InstanceView, settings: QuantumRuntimeSettings) -> Iterable[Alar
         idle = view.idle.get(session.id, 0.0)
         if session.mode == "dedicated" and idle >= settings.alarm_idle_minutes * 60:
             jobs = sum(job.session_id == session.id for job in view.past)
-            text = f"Session {session.id} has had no job for {idle / 60:.0f} minutes and may be charging."
+            text = f"Session {session.id} has had no job for {many(int(idle // 60), 'minute')} and may be charging."
             owner = _owner(view, session.id)
             facts = {"session_id": session.id, "idle_seconds": round(idle), "flow_run_id": owner}
             yield Alarm("qruntime.session.idle", ("session", session.id), str(jobs), text, facts)
@@ -163,10 +168,9 @@ def _unowned(view: InstanceView) -> Iterable[Alarm]:
 
 def _unusual(view: InstanceView, settings: QuantumRuntimeSettings) -> Iterable[Alarm]:
     spent = dict[int, float]()
-    for job in view.past:
-        if job.created_at is not None:
-            day = (view.now - job.created_at) // _DAY
-            spent[day] = spent.get(day, 0.0) + (job.charged_seconds or 0.0)
+    for moment, _, seconds in _charges(view):
+        day = (view.now - moment) // _DAY
+        spent[day] = spent.get(day, 0.0) + seconds
     today = spent.pop(0, 0.0)
     if sum(value > 0 for value in spent.values()) < _LEAST_DAYS or today < _LEAST_SECONDS:
         return
@@ -180,6 +184,24 @@ def _unusual(view: InstanceView, settings: QuantumRuntimeSettings) -> Iterable[A
         )
         facts = {"seconds": today, "usual_seconds": round(usual, 1), "highest_seconds": highest}
         yield Alarm("qruntime.spending.unusual", ("instance", view.name), view.now.date().isoformat(), text, facts)
+
+
+def _charges(view: InstanceView) -> Iterator[tuple[datetime, str | None, float]]:
+    """Yield what was charged in the last four weeks: when, to which flow run, and how many QPU seconds.
+
+    A dedicated session is charged by the clock, so its own number counts, at its beginning, and not that of its jobs.
+    The service reports it late: until then it counts as much as its jobs.
+    """
+    began = {one.id: one.started_at for one in view.charged if one.usage_seconds is not None and one.started_at}
+    of_jobs = dict.fromkeys(began, 0.0)
+    for job in view.past:
+        if job.session_id in of_jobs:
+            of_jobs[job.session_id] += job.charged_seconds or 0.0
+        elif job.created_at is not None:
+            yield job.created_at, job.flow_run_id, job.charged_seconds or 0.0
+    for one in view.charged:
+        if one.id in began:
+            yield began[one.id], _owner(view, one.id), max(one.usage_seconds or 0.0, of_jobs[one.id])
 
 
 # ---- the artifact --------------------------------------------------------------------------------------------
@@ -243,13 +265,16 @@ def _left(view: InstanceView, *, whole: bool = False) -> str:
 
 
 def _spenders(view: InstanceView) -> list[tuple[str, int, str]]:
-    jobs, seconds = Counter[str](), Counter[str]()
+    begin, jobs, seconds = view.now - _DAY, Counter[str](), dict[str, float]()
     for job in view.past:
-        if job.created_at is not None and view.now - job.created_at < _DAY:
-            owner = job.flow_run_id or ""
-            jobs[owner] += 1
-            seconds[owner] += job.charged_seconds or 0.0  # type: ignore[assignment]  # typeshed counts in whole numbers
-    return [(view.who(owner or None), jobs[owner], number_text(value)) for owner, value in seconds.most_common()]
+        if job.created_at is not None and job.created_at > begin:
+            jobs[job.flow_run_id or ""] += 1
+            seconds.setdefault(job.flow_run_id or "", 0.0)
+    for moment, owner, charged in _charges(view):
+        if moment > begin:
+            seconds[owner or ""] = seconds.get(owner or "", 0.0) + charged
+    ordered = sorted(seconds.items(), key=lambda one: -one[1])
+    return [(view.who(owner or None), jobs[owner], number_text(value)) for owner, value in ordered]
 
 
 def _section(title: str, heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
@@ -272,9 +297,10 @@ def _at(moment: datetime | None) -> str:
 
 @dataclass(slots=True)
 class _Past:
-    """The jobs of the last four weeks that one key has shown."""
+    """The jobs and dedicated sessions of the last four weeks that one key has shown."""
 
     jobs: dict[str, Job] = field(default_factory=dict)
+    sessions: dict[str, Session] = field(default_factory=dict)
     read: float = float("-inf")
 
 
@@ -353,6 +379,15 @@ class InstanceWatch:
                         found.append(session)
         return found
 
+    async def _charged(self, client: QuantumRuntimeClient, begin: datetime) -> list[Session]:
+        """The dedicated sessions since a moment, with what each is charged; none from a host that does not say it."""
+        found = []
+        with self._apart("What the sessions are charged could not be read"):
+            for item in await client.workloads(mode="session", created_after=begin):
+                with contextlib.suppress(ServiceUnavailable):  # an odd one hides no other
+                    found.append(parse_session_workload(item))
+        return [one for one in found if one.mode == "dedicated"]
+
     @contextlib.contextmanager
     def _apart(self, what: str) -> Iterator[None]:
         """Let a refusal end one step only, such as a session of another user; each is logged once."""
@@ -396,12 +431,13 @@ class InstanceWatch:
         keys = set(map(_user, clients))
         self._past = {key: past for key, past in self._past.items() if key in keys}
         past = {one.id: one for known in self._past.values() for one in known.jobs.values()}
+        charged = {one.id: one for known in self._past.values() for one in known.sessions.values()}
         busy = {job.session_id for job in live.values()}
         unseen = self._idle_since.keys() if missing else set[str]()
         self._idle_since = {
             name: self._idle_since.get(name, moment) for name in sessions.keys() | unseen if name not in busy
         }
-        shown = (one for one in past.values() if _is_younger(one, now - _DAY) or one.session_id in sessions)
+        shown = (one for one in past.values() if _is_younger(one.created_at, now - _DAY) or one.session_id in sessions)
         crn = clients[0].connection.crn
         return InstanceView(
             hashlib.sha256(crn.encode()).hexdigest()[:10],
@@ -411,6 +447,7 @@ class InstanceWatch:
             list(live.values()),
             list(past.values()),
             list(sessions.values()),
+            list(charged.values()),
             {name: moment - since for name, since in self._idle_since.items()},
             await read_locks(),
             await read_queue(crn),
@@ -434,8 +471,16 @@ class InstanceWatch:
         whole = moment - known.read > _HISTORY_AGAIN
         begin = now - (_HISTORY if whole else _DAY)
         known.jobs = {
-            **({} if whole else {one.id: one for one in known.jobs.values() if _is_younger(one, now - _HISTORY)}),
+            **(
+                {}
+                if whole
+                else {one.id: one for one in known.jobs.values() if _is_younger(one.created_at, now - _HISTORY)}
+            ),
             **{job.id: job async for job in each_job(client, created_after=begin)},
+        }
+        known.sessions = {
+            **{one.id: one for one in known.sessions.values() if _is_younger(one.started_at, now - _HISTORY)},
+            **{one.id: one for one in await self._charged(client, begin)},
         }
         known.read = moment if whole else known.read
         return live, await self._sessions(client, (*live, *known.jobs.values()), now)
@@ -446,5 +491,5 @@ def _user(client: QuantumRuntimeClient) -> str:
     return hashlib.sha256(client.connection.api_key.encode()).hexdigest()
 
 
-def _is_younger(job: Job, moment: datetime) -> bool:
-    return job.created_at is None or job.created_at > moment
+def _is_younger(created: datetime | None, moment: datetime) -> bool:
+    return created is None or created > moment

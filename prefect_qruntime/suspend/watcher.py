@@ -156,15 +156,17 @@ class _Watcher:
         self._problems: dict[str, str] = {}
         self._instances: dict[Place, InstanceWatch] = {}
         self._instances_at = 0.0
-        self._unchecked: list[str] = []
-        self._looking: asyncio.Task[None] | None = None
+        self._unchecked: dict[str, str] = {}  # why an instance could not be checked, by block
+        self._checking = set[str]()
+        self._looking = set[asyncio.Task[None]]()
+        self._reading_blocks = False
         self._showing: asyncio.Task[None] | None = None
 
     def report(self) -> WatchReport:
         """The work done so far."""
         problems = list(self._problems.values())
         if not self._once or not (problems or any(self._counts.values())):
-            problems += self._unchecked
+            problems += self._unchecked.values()
         return WatchReport(**self._counts, problems=problems)
 
     # ---- polling Prefect -----------------------------------------------------------------------
@@ -215,46 +217,56 @@ class _Watcher:
     def _look_at_instances(self) -> None:
         """Check the instances from time to time, beside the waits: one that does not answer delays no other."""
         every = current_settings().watch_instance_seconds
-        busy = self._looking is not None and not self._looking.done()
-        if (every or self._once) and not busy and time.monotonic() >= self._instances_at:
+        if (every or self._once) and not self._reading_blocks and time.monotonic() >= self._instances_at:
             self._instances_at = time.monotonic() + every
-            self._looking = asyncio.create_task(self._look_after_instances())
+            task = asyncio.create_task(self._look_after_instances())
+            self._looking.add(task)
+            task.add_done_callback(self._looking.discard)
 
     async def _look_after_instances(self) -> None:
+        self._reading_blocks = True
         try:
             loaded, problems = await load_each(self._blocks)
         except Exception:
             log.warning("Prefect's API did not answer, so no instance is checked now.", exc_info=True)
             return
-        reasons = {block: problem.removeprefix(f"{block}: ") for block, problem in problems.items()}
-        if not self._once or not loaded:  # polling once is for the waits
-            await self._look_after_all(loaded, reasons)
-            texts = [f"The instance of {block} could not be checked: {reason}" for block, reason in reasons.items()]
-            texts += [] if loaded or texts or self._blocks is not None else [str(none_saved())]
-            self._unchecked = list(map(redact, texts))
-            for text in self._unchecked:
-                log.warning("Not watched: %s", text)
-
-    async def _look_after_all(self, loaded: dict[str, QuantumRuntimeCredentials], reasons: dict[str, str]) -> None:
-        """Check each instance once, with all its keys; `reasons` receives why one could not be checked."""
+        finally:
+            self._reading_blocks = False
         keys = defaultdict[str, dict[str, QuantumRuntimeClient]](dict)  # of each instance, once
         firsts = dict[str, QuantumRuntimeCredentials]()
-        for block, credentials in loaded.items():
-            client = credentials.get_client()
-            if not keys[client.connection.crn]:
-                firsts[block] = credentials
-            keys[client.connection.crn].setdefault(client.connection.fingerprint, client)
+        if not self._once or not loaded:  # polling once is for the waits
+            for block, credentials in loaded.items():
+                client = credentials.get_client()
+                if not keys[client.connection.crn]:
+                    firsts[block] = credentials
+                keys[client.connection.crn].setdefault(client.connection.fingerprint, client)
+            self._unchecked = {block: text for block, text in self._unchecked.items() if block in firsts}
+            for block, problem in problems.items():
+                self._not_checked(block, problem.removeprefix(f"{block}: "))
+            if not (loaded or problems) and self._blocks is None:
+                self._unchecked[""] = str(none_saved())
+                log.warning("Not watched: %s", none_saved())
 
         async def look(block: str, client: QuantumRuntimeClient) -> None:
-            own = keys[client.connection.crn].values()
+            crn = client.connection.crn
+            if crn in self._checking:  # since an earlier time: the others are checked nevertheless
+                return
+            self._checking.add(crn)
             watch = self._instances.setdefault(Place(block, client.connection.instance), InstanceWatch(block))
             try:
-                async with asyncio.timeout(_INSTANCE * len(own)):
-                    await watch.look(*own)
+                async with asyncio.timeout(_INSTANCE * len(keys[crn])):
+                    await watch.look(*keys[crn].values())
+                self._unchecked.pop(block, None)
             except Exception as error:
-                reasons[block] = str(error) or "it does not answer."  # a timeout has no text
+                self._not_checked(block, str(error) or "it does not answer.")  # a timeout has no text
+            finally:
+                self._checking.discard(crn)
 
         await read_each(firsts, {}, look)
+
+    def _not_checked(self, block: str, reason: str) -> None:
+        self._unchecked[block] = redact(f"The instance of {block} could not be checked: {reason}")
+        log.warning("Not watched: %s", self._unchecked[block])
 
     async def _look_at_all(self) -> None:
         """From time to time drop what was learnt, and process what happened while no watcher ran."""
@@ -430,14 +442,13 @@ class _Watcher:
     async def ended(self) -> None:
         """Wait until all jobs were checked; for a watcher that polls once."""
         tasks = [entry.task for entry in self._followed.values() if entry.task is not None]
-        if self._looking is not None:
-            tasks.append(self._looking)
+        tasks += self._looking
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def stop(self) -> None:
         """Stop watching; nothing is lost by that."""
         tasks = [entry.task for entry in self._followed.values() if entry.task is not None]
-        tasks += [task for task in (self._looking, self._showing) if task is not None]
+        tasks += [*self._looking, *([self._showing] if self._showing is not None else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

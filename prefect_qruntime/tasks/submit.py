@@ -273,6 +273,7 @@ async def _submit(
                 block=block,
                 instance=client.connection.instance,
                 flow_run_id=where.flow_run_id,
+                deployment_id=where.deployment_id,
                 session=usable,
                 busy_seconds=plan.busy_seconds,
                 on_cancel=on_cancel,

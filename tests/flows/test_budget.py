@@ -25,7 +25,7 @@ from prefect_qruntime import (
     submit_job,
     wait_for_completion,
 )
-from prefect_qruntime.admission.ledger import Ledger
+from prefect_qruntime.admission.ledger import DeploymentJobs, Ledger, ledger
 from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.flow_runs import BACKEND, FLIP, events, posts, until
@@ -298,7 +298,10 @@ def test_the_refusal_is_an_event_about_the_budget(sandbox: Sandbox, credentials:
     }
 
 
-def test_all_runs_of_a_deployment_share_a_budget(sandbox: Sandbox, credentials: QuantumRuntimeCredentials) -> None:
+@pytest.mark.parametrize("deleted", [False, True])
+def test_all_runs_of_a_deployment_share_a_budget(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials, deleted: bool
+) -> None:
     budget = Budget(max_seconds_per_deployment=100, default_max_execution_time=40)
 
     @flow(name=f"slot-{uuid4().hex[:6]}")
@@ -312,7 +315,15 @@ def test_all_runs_of_a_deployment_share_a_budget(sandbox: Sandbox, credentials: 
 
     def run_of(deployment_id: Any) -> Any:
         run = asked(lambda client: client.create_flow_run_from_deployment(deployment_id))
-        return run_flow(slot, flow_run=run)
+        job_id = run_flow(slot, flow_run=run)
+        if deleted:  # what it used stays used, also for a process that never saw it
+            asked(lambda client: client.delete_flow_run(run.id))
+            forget()
+        return job_id
+
+    def forget() -> None:
+        book = network_loop().run(_ledger(credentials))
+        book.reservations, book._deployments = [], DeploymentJobs()
 
     assert run_of(first)
     assert run_of(first)
@@ -323,6 +334,10 @@ def test_all_runs_of_a_deployment_share_a_budget(sandbox: Sandbox, credentials: 
     other = asked(lambda client: _another(client, slot))
     assert run_of(other)  # another one, are other accounts
     assert posts(sandbox) == 4
+
+
+async def _ledger(credentials: QuantumRuntimeCredentials) -> Ledger:
+    return ledger(credentials.get_client().connection.crn)
 
 
 async def _another(client: PrefectClient, slot: Any) -> Any:

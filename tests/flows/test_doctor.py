@@ -17,6 +17,8 @@ from uuid import uuid4
 import httpx
 import prefect
 import pytest
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.filesystems import LocalFileSystem
 from prefect.settings import PREFECT_API_URL, PREFECT_DEFAULT_RESULT_STORAGE_BLOCK, temporary_settings
 
@@ -467,6 +469,50 @@ def test_hints_about_results_sessions_and_work_pools(
     pools = asked(lambda client: client.read_work_pools())
     (pool,) = prefects_side("work pool")
     assert pool.level == ("ok" if pools else "hint")
+
+
+@pytest.mark.parametrize(
+    ("of", "change", "says", "command"),
+    [
+        ("pool", {"is_paused": True}, "is paused", "`prefect work-pool resume {pool}`"),
+        ("pool", {"concurrency_limit": 0}, "has the limit 0", "`prefect work-pool clear-concurrency-limit {pool}`"),
+        ("queue", {"is_paused": True}, "is paused", "`prefect work-queue resume 'a queue' --pool {pool}`"),
+        ("queue", {"concurrency_limit": 0}, "has the limit 0", "clear-concurrency-limit 'a queue' --pool {pool}`"),
+    ],
+)
+def test_a_work_pool_or_queue_from_which_no_flow_run_starts_is_named_with_its_deployments(
+    prefect_server: PrefectServer, of: str, change: dict[str, Any], says: str, command: str
+) -> None:
+    pool = f"doctor-{uuid4().hex[:8]}"
+    named = f"The work {of} {pool if of == 'pool' else f'a queue of the pool {pool}'}"
+
+    async def change_it(client: PrefectClient) -> None:
+        if of == "pool":
+            await client.update_work_pool(pool, WorkPoolUpdate(**change))
+        else:
+            (queue,) = [one for one in await client.read_work_queues(pool) if one.name == "a queue"]
+            await client.update_work_queue(queue.id, **change)
+
+    async def deploy(client: PrefectClient) -> None:
+        flow_id = await client.create_flow_from_name("doctored")
+        queue = "a queue" if of == "queue" else None
+        for number in range(7):
+            await client.create_deployment(flow_id, f"{pool}-{number}", work_pool_name=pool, work_queue_name=queue)
+
+    asked(lambda client: client.create_work_pool(WorkPoolCreate(name=pool, type="process")))
+    try:
+        asked(lambda client: client.create_work_queue("a queue", work_pool_name=pool))
+        asked(change_it)
+        (found,) = prefects_side("work pool")
+        assert named not in found.finding, "nothing uses it"
+        asked(deploy)
+        (found,) = prefects_side("work pool")
+        assert found.level == "hint"
+        first = ", ".join(f"{pool}-{number}" for number in range(5))
+        assert f"{named} {says}, so no worker starts the flow runs of {first} and 2 more." in found.finding
+        assert command.format(pool=pool) in found.fix
+    finally:
+        asked(lambda client: client.delete_work_pool(pool))
 
 
 @pytest.mark.parametrize(

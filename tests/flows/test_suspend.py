@@ -693,6 +693,38 @@ async def test_an_instance_that_does_not_answer_holds_up_the_check_of_no_other(
     ]
 
 
+@pytest.mark.timeout(60)
+async def test_an_instance_that_does_not_answer_holds_up_no_later_check_of_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked, answers, thrice = list[str](), asyncio.Event(), asyncio.Event()
+
+    async def load(name: str) -> Any:
+        crn = f"crn:v1:bluemix:public:quantum-computing:us-east:a/0123abcd:{name}-22bb::"
+        return qr.QuantumRuntimeCredentials(api_key="a-key-of-a-test-0123", crn=crn)
+
+    async def look(self: InstanceWatch, client: Any) -> None:
+        looked.append(self._block)
+        if looked.count("33cc") == 3:
+            thrice.set()
+        if self._block == "11aa":
+            await answers.wait()
+            raise TimeoutError
+
+    monkeypatch.setattr("prefect_qruntime.credentials.aload_credentials", load)
+    monkeypatch.setattr(InstanceWatch, "look", look)
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_WATCH_INSTANCE_SECONDS", "0.01")
+    watcher = _Watcher(["11aa", "33cc"], once=False)
+    while not thrice.is_set():
+        watcher._look_at_instances()
+        await asyncio.sleep(0.02)
+    assert looked.count("11aa") == 1, "no second check beside the first one"
+    answers.set()
+    await asyncio.gather(*watcher._looking)
+    assert watcher.report().problems == ["The instance of 11aa could not be checked: it does not answer."]
+    await watcher.stop()
+
+
 @pytest.mark.parametrize("once", [False, True])
 async def test_a_watcher_that_has_nothing_to_watch_says_so(monkeypatch: pytest.MonkeyPatch, once: bool) -> None:
     async def none() -> list[str]:

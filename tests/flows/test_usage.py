@@ -14,12 +14,14 @@ from uuid import uuid4
 
 import pytest
 from prefect import flow, get_client
+from prefect.flow_engine import run_flow
 
 import prefect_qruntime as qr
 from flows.usage_report import usage_report
 from prefect_qruntime.cli.jobs import usage as usage_command
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.errors import InvalidInput
+from prefect_qruntime.operations.job_listing import list_jobs
 from prefect_qruntime.operations.usage import report_usage
 from prefect_qruntime.operations.usage_tables import write_parquet
 from prefect_qruntime.sandbox import Sandbox
@@ -72,6 +74,39 @@ def story(client: Any, sandbox: Sandbox) -> dict[str, Any]:
     bought(client, sandbox, f"qr-flow:{weekly.id}", session=session)
     client.run(client.close_session(session.id, drain=True))
     return {"nobody": bought(client, sandbox), "runs": (nightly, weekly, by_hand), "session": session.id}
+
+
+@pytest.mark.parametrize("deployment_too", [False, True])
+def test_a_deleted_flow_run_counts_for_its_deployment(client: Any, sandbox: Sandbox, deployment_too: bool) -> None:
+    name = f"deleted-{uuid4().hex[:6]}"
+
+    @flow(name=f"flow-of-{name}")
+    def paid() -> None:
+        qr.run_job(qr.load_credentials(BLOCK), [FLIP], backend=BACKEND, shots=10)
+
+    with get_client(sync_client=True) as prefect:
+        deployment_id = prefect.create_deployment(prefect.create_flow(paid), name, tags=["team-c"])
+        run = prefect.create_flow_run_from_deployment(deployment_id)
+        run_flow(paid, flow_run=run)
+        before, told = report_usage([BLOCK]), f"flow-of-{name}/{name}"
+        assert [row.keys["deployment"] for row in before.rows] == [told]
+        prefect.delete_flow_run(run.id)
+        if deployment_too:
+            prefect.delete_deployment(deployment_id)
+    flow_too, tag = ("deleted flow", "no tag") if deployment_too else (f"flow-of-{name}", "team-c")
+    told = f"deleted flow/deleted deployment {deployment_id}" if deployment_too else told
+    for by, shown in (
+        ("deployment", told),
+        ("flow", flow_too),
+        ("tag", tag),
+        ("flow-run", f"deleted flow run ({run.id})"),
+    ):
+        report = report_usage([BLOCK], by=[by])
+        assert [row.keys[by] for row in report.rows] == [shown]
+        assert report.total == before.total
+    assert [job.deployment for job in list_jobs([BLOCK]).jobs] == [told]
+    foreign = bought(client, sandbox, f"qr-flow:{uuid4()}")
+    assert {job.id: job.deployment for job in list_jobs([BLOCK]).jobs}[foreign] is None
 
 
 def test_usage_by_everything_and_what_the_service_says(

@@ -379,6 +379,7 @@ def test_the_machine_finds_a_ledger_that_forgets_sessions(monkeypatch: pytest.Mo
 
 DEPLOYMENT, OTHER = uuid4(), uuid4()
 RUNS = {uuid4(): DEPLOYMENT, uuid4(): DEPLOYMENT, uuid4(): OTHER}
+FOREIGN = {uuid4(): None}  # of another installation
 
 
 def now() -> datetime:
@@ -398,10 +399,11 @@ def job_of(number: int, run: UUID, days: float, seconds: float | None) -> Job:
 
 
 class Listing:
-    """The service's list of jobs, and Prefect's of flow runs; either may fail."""
+    """The service's list of jobs, and Prefect's of flow runs and of summaries; either may fail."""
 
     def __init__(self) -> None:
         self.all: dict[str, Job] = {}
+        self.deleted: set[UUID] = set()
         self.trouble: BaseException | None = None
         self.prefect_trouble: BaseException | None = None
 
@@ -430,7 +432,21 @@ class Listing:
         await asyncio.sleep(0)
         if self.prefect_trouble is not None:
             raise self.prefect_trouble
-        return [SimpleNamespace(id=run, deployment_id=RUNS[run]) for run in flow_run_filter.id.any_]
+        there = RUNS.keys() - self.deleted
+        return [SimpleNamespace(id=run, deployment_id=RUNS[run]) for run in flow_run_filter.id.any_ if run in there]
+
+    async def read_artifacts(self, *, artifact_filter: Any, limit: int, offset: int, **_: Any) -> list[Any]:
+        await asyncio.sleep(0)
+        if self.prefect_trouble is not None:
+            raise self.prefect_trouble
+        wanted = [run for run in artifact_filter.flow_run_id.any_ if run in RUNS]
+        assert set(wanted) <= self.deleted, "the flow runs that Prefect knows need no summary"
+        found = [{"id": str(run), "deployment": str(RUNS[run]), "kind": "summary"} for run in wanted]
+        odd: list[dict[str, str]] = [{"id": str(run)} for run in wanted]  # as earlier versions wrote it
+        return [
+            SimpleNamespace(id=None, key="", metadata_=meta, flow_run_id=None, updated=None, data="")
+            for meta in [*odd, *found][offset : offset + limit]
+        ]
 
 
 class Remembering(RuleBasedStateMachine):
@@ -442,6 +458,7 @@ class Remembering(RuleBasedStateMachine):
         self.known, self.unsettled = DeploymentJobs(), UnsettledJobs()
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr("prefect_qruntime.prefect_api.api", self._api)
+        self.patch.setattr("prefect_qruntime.observability.artifacts.api", self._api)
 
     async def _api(self) -> Any:
         return self.service
@@ -449,8 +466,13 @@ class Remembering(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.patch.undo()
 
+    @rule(run=st.sampled_from(list(RUNS)))
+    def delete(self, run: UUID) -> None:
+        """Delete a flow run in Prefect: what its jobs spent stays spent."""
+        self.service.deleted.add(run)
+
     @rule(
-        run=st.sampled_from(list(RUNS)),
+        run=st.sampled_from([*RUNS, *FOREIGN]),
         days=st.floats(0, 40),
         seconds=st.none() | st.integers(0, 50),
     )
@@ -516,7 +538,7 @@ class Remembering(RuleBasedStateMachine):
         wanted = [
             job
             for job in self.service.all.values()
-            if (job.created_at >= since or not job.is_terminal) and RUNS[UUID(job.flow_run_id)] == DEPLOYMENT
+            if (job.created_at >= since or not job.is_terminal) and RUNS.get(UUID(job.flow_run_id)) == DEPLOYMENT
         ]
         try:
             found = asyncio.run(self.known.read(self.service, str(DEPLOYMENT), since))

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from prefect_qruntime.admission import locks
+from prefect_qruntime.admission import lock_core, locks
 from prefect_qruntime.admission.locks import LockState
 from prefect_qruntime.diagnostics import prefect_server
 from prefect_qruntime.operations import sweep
@@ -51,7 +51,7 @@ def held(silent: float) -> LockState:
     [
         ([], "ok", "None"),
         ([held(20)], "ok", "1 held"),
-        ([held(4000), held(1)], "hint", "1 lock of submission keys or budgets were left"),
+        ([held(4000), held(1)], "hint", "1 lock of submission keys or budgets was left"),
     ],
 )
 def test_a_lock_that_was_left(monkeypatch: pytest.MonkeyPatch, there: list[LockState], level: str, words: str) -> None:
@@ -65,6 +65,7 @@ def test_a_lock_that_was_left(monkeypatch: pytest.MonkeyPatch, there: list[LockS
     if level == "hint":
         assert "process 1 on host, silent for 4000 s" in str(finding)
         assert "sweep" in finding.fix
+        assert f"takes it over after {lock_core.SILENCE:.0f} s" in finding.fix
 
 
 def test_the_sweep_frees_only_what_was_left(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -63,11 +63,31 @@ def test_little_allowance_is_told_once_a_period() -> None:
     assert ids(replace(later, usage=next_period)).isdisjoint(ids(low))
 
 
+@pytest.mark.parametrize("name", ["limit_seconds", "allocation_seconds"])
+def test_little_allowance_is_told_again_after_its_limit_was_changed(name: str) -> None:
+    def low(limit: float | None, used: float, **fields: Any) -> InstanceView:
+        given = {"limit_seconds": None, name: limit, "consumed_seconds": used, **fields}
+        return replace(CALM, usage=RICH.model_copy(update=given))
+
+    assert names(low(1200.0, 500.0)) == []
+    raised = {limit: ids(low(limit, limit)) for limit in (600.0, 900.0, 1200.0)}
+    assert len(set.union(*raised.values())) == 3
+    # More may be used than is allowed, and the service may say that it is enough.
+    for over in (low(600.0, 611.0), low(600.0, 700.0), low(600.0, 300.0, limit_reached=True)):
+        assert ids(over) == raised[600.0]
+        assert alarms(over, SETTINGS)[0].text == "0 of 600 QPU seconds are left, 20 % or less."
+    units = [low(None, used, limit_reached=True) for used in (10.0, 20.0)]  # its limit is in resource units
+    assert ids(units[0]) == ids(units[1]) != set()
+
+
 def test_an_idle_session_is_told_again_only_after_another_job() -> None:
     session = Session(id="s1", state="active")
     idle = replace(CALM, sessions=[session], idle={"s1": 601.0}, past=[job(1, session_id="s1")])
     (alarm,) = alarms(idle, SETTINGS)
     assert (alarm.event, alarm.facts["flow_run_id"]) == ("qruntime.session.idle", RUN[1])
+    assert "no job for 10 minutes" in alarm.text
+    soon = alarms(replace(idle, idle={"s1": 100.0}), SETTINGS.model_copy(update={"alarm_idle_minutes": 1.0}))
+    assert "no job for 1 minute and" in soon[0].text
     assert ids(replace(idle, idle={"s1": 9000.0})) == {alarm.id}
     used_again = replace(idle, past=[job(1, session_id="s1"), job(2, session_id="s1")])
     assert ids(used_again).isdisjoint({alarm.id})
@@ -100,6 +120,29 @@ def test_spending_is_measured_against_the_instance_s_own_past() -> None:
     assert names(replace(CALM, past=[*past[:4], job(99, used=9000.0)])) == []  # too little is known
     little = [job(day, days=day + 0.5, used=1.0) for day in range(1, 21)]
     assert names(replace(CALM, past=[*little, job(99, used=50.0)])) == []
+
+
+@pytest.mark.parametrize(
+    ("charged", "jobs_used", "counted"),
+    [(400.0, 3.0, 400.0), (290.0, 3.0, 290.0), (None, 3.0, 3.0), (None, 310.0, 310.0), (0.0, 310.0, 310.0)],
+)
+def test_a_dedicated_session_costs_what_it_is_charged_by_the_clock(
+    charged: float | None, jobs_used: float, counted: float
+) -> None:
+    past = [job(day, days=day + 0.5, used=100.0) for day in range(1, 21)]
+    session = Session(id="s1", started_at=NOW - timedelta(days=0.2), usage_seconds=charged)
+    of_session = [job(99, session_id="s1", used=jobs_used - 1), job(99, session_id="s1", used=1.0)]
+    view = replace(CALM, past=[*past, *of_session], charged=[session])
+    raised = alarms(view, SETTINGS)
+    assert [one.event for one in raised] == (["qruntime.spending.unusual"] if counted > 300 else [])
+    assert all(one.facts["seconds"] == counted for one in raised)
+    assert f"| {RUN[99]} | 2 | {counted:g} |" in board(view, raised)
+    # One of an earlier day is a part of what is usual.
+    earlier = session.model_copy(update={"id": "s2", "started_at": NOW - timedelta(days=3.5), "usage_seconds": 9000.0})
+    assert names(replace(view, charged=[session, earlier])) == []
+    # A session of which no job is known has no owner.
+    unknown = replace(CALM, charged=[session.model_copy(update={"usage_seconds": 5.0})])
+    assert "| none | 0 | 5 |" in board(unknown, [])
 
 
 def test_dry_runs_spend_nothing() -> None:
@@ -253,6 +296,41 @@ class OneUser(Client):
         if session_id != f"s{self.user}":
             raise NotFound("another user's")
         return Session(id=session_id, state="active")
+
+
+@pytest.mark.usefixtures("quiet_prefect")
+def test_what_sessions_are_charged_is_kept_for_four_weeks_and_read_anew_each_day() -> None:
+    now = datetime.now(UTC)
+    told = {"s-old": (now - timedelta(days=20), 50.0), "s-new": (now - timedelta(hours=2), 7.0)}
+    refused: list[Exception] = []
+
+    class Sessions(OneUser):
+        async def workloads(self, **options: Any) -> list[dict[str, Any]]:
+            if options.get("mode") != "session":
+                return []
+            if refused:
+                raise refused[0]
+            odd = [{"mode": "session"}, {"id": "d1", "mode": "job"}, {"id": "../x", "mode": "session"}]
+            return odd + [
+                {"id": name, "mode": "session", "created": began.isoformat(), "usage": {"seconds": seconds}}
+                for name, (began, seconds) in told.items()
+                if began >= options["created_after"]
+            ]
+
+    watch, client = InstanceWatch("ibm"), cast("Any", Sessions(1))
+
+    async def charged() -> dict[str, float | None]:
+        return {one.id: one.usage_seconds for one in (await watch._view(client)).charged}
+
+    async def looks() -> None:
+        assert await charged() == {"s-old": 50.0, "s-new": 7.0}
+        told["s-new"] = told["s-new"][0], 900.0
+        assert await charged() == {"s-old": 50.0, "s-new": 900.0}
+        refused.append(PermissionDenied("not yours"))
+        assert await charged() == {"s-old": 50.0, "s-new": 900.0}, "what is known stays"
+        assert await InstanceWatch("ibm")._view(client), "jobs and alarms are shown nevertheless"
+
+    asyncio.run(looks())
 
 
 @pytest.mark.parametrize("order", [(1, 2), (2, 1)], ids=str)
