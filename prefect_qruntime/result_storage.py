@@ -259,7 +259,7 @@ async def _read_or_fetched(
 
 
 async def keep_private(crn: str, result: JobResult, *, memory_limit: int) -> JobResult:
-    """Store the only copy of a private result. A failure is logged and does not lose the copy in hand.
+    """Store the only copy of a private result and read it back. A failure is logged and loses no copy in hand.
 
     Args:
         crn: The instance that ran it.
@@ -273,8 +273,12 @@ async def keep_private(crn: str, result: JobResult, *, memory_limit: int) -> Job
     small = file is None or file.size <= memory_limit
     store = get_result_store()
     try:
-        stored = result.in_memory() if small else await share(result)
-        await store.awrite(obj=stored, key=_private_key(crn, result.job_id))
+        stored, key = result.in_memory() if small else await share(result), _private_key(crn, result.job_id)
+        await store.awrite(obj=stored, key=key)
+        # A storage that cuts or drops what it takes may not say so; `store` would answer from its memory.
+        unread = store.model_copy(update={"cache_result_in_memory": False, "cache": {}})
+        if not isinstance(back := (await unread.aread(key)).result, JobResult):
+            raise TypeError(f"it is read back as a {type(back).__name__}")
     except Exception as error:
         where = f"is in {file.path}. Move it to a safe place" if file else "is only the value that this task returns"
         notifications.log_to_run(

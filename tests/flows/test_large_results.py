@@ -208,6 +208,42 @@ def test_a_small_private_result_leaves_no_file(
     assert names(folder) == []
 
 
+@pytest.mark.parametrize("shots", [5, SHOTS])
+@pytest.mark.parametrize("keeps", ["nothing", "half"])
+def test_a_storage_that_loses_a_private_result_without_an_error_costs_no_copy(
+    sandbox: Sandbox,
+    credentials: QuantumRuntimeCredentials,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    keeps: str,
+    shots: int,
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(notifications, "log_to_run", lambda text, **_: said.append(text))
+    write = LocalFileSystem.awrite_path
+
+    async def lossy(storage: LocalFileSystem, path: str, content: bytes) -> str:
+        if keeps == "half":
+            await write(storage, path, content[: len(content) // 2])
+        return path
+
+    @flow
+    def first() -> list[str]:
+        return [run_job(credentials, [FLIP], backend=BACKEND, shots=shots, private=True).job_id]
+
+    @flow
+    def again(job_id: str) -> dict[str, int]:
+        return fetch_results(credentials, job_id).counts()
+
+    with monkeypatch.context() as odd:
+        odd.setattr(LocalFileSystem, "awrite_path", lossy)
+        (job_id,) = first()
+    (kept,) = folder.iterdir()
+    assert any("could not be stored" in text and str(kept) in text for text in said)
+    assert again(job_id) == {"1": shots}
+    assert requests(sandbox, "GET", "/jobs/*/results") == 1
+
+
 @pytest.mark.parametrize("chosen", [False, True])
 def test_a_private_result_on_this_machine_alone_is_warned_of(
     sandbox: Sandbox,
