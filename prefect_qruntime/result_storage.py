@@ -10,6 +10,7 @@ import asyncio
 import functools
 import hashlib
 import logging
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -150,6 +151,13 @@ async def read_private(crn: str, job_id: str) -> JobResult | None:
     return kept if isinstance(kept, JobResult) else None
 
 
+async def _stored_until(crn: str, job_id: str, end: float) -> JobResult | None:
+    """The stored copy, which another machine may still be receiving; nothing locks two machines out of one result."""
+    while (kept := await read_private(crn, job_id)) is None and time.monotonic() < end:  # noqa: ASYNC110 - of another machine
+        await asyncio.sleep(0.5)
+    return kept
+
+
 async def _reread(crn: str, job_id: str, gone: NotFound) -> JobResult:
     """The stored copy, or the error that says why there is none: `aexists` does not tell a damaged one from no one.
 
@@ -246,11 +254,17 @@ async def _read_or_fetched(
     kept = await read_private(crn, ref.id)
     if kept is not None:
         return kept, False
+    notifications.log_to_run(
+        f"Receiving the result of private job {ref.id}, which the service hands out once. It may be lost if this "
+        "process is killed before it is stored."
+    )
+    end = time.monotonic() + grace
     try:
         found = await client.result(ref, grace=grace, shelf=place.for_only_copy())
     except NotFound as error:
-        kept = await read_private(crn, ref.id)  # another machine may have stored it meanwhile
-        if kept is None and error.details.get("read_before"):
+        read_before = error.details.get("read_before")
+        kept = await _stored_until(crn, ref.id, end if read_before else 0.0)
+        if kept is None and read_before:
             kept = await _reread(crn, ref.id, error)
         if kept is None:
             raise

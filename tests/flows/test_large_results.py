@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
+import re
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -360,6 +362,74 @@ def test_processes_that_fetch_one_private_result_do_so_one_after_the_other(
         assert second.result().counts() == COUNTS
     assert requests(sandbox, "GET", "/jobs/*/results") == 1
     assert names(folder) == []
+
+
+def test_a_private_result_that_another_machine_is_still_receiving_is_waited_for(
+    sandbox: Sandbox,
+    blocks: Callable[[str], str],
+    prefect_server: PrefectServer,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before: "the service keeps no second copy", and the flow run failed, while the first machine was storing it."""
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_RESULT_GRACE_SECONDS", "600")
+    credentials: Any = QuantumRuntimeCredentials.load(blocks("cloud"))
+    job = submit_job(credentials, [FLIP], backend=BACKEND, shots=5, private=True)
+    wait_for_completion(credentials, job)
+    # They share the result storage, and no folder in which one could lock the other out.
+    elsewhere = {"PREFECT_INTEGRATIONS_QRUNTIME_RESULT_DIRECTORY": str(tmp_path / "elsewhere")}
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", HOLDS, blocks("cloud"), job.id],
+            env={**os.environ, **prefect_server.env, **elsewhere},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as first,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert first.stdin is not None
+        assert first.stdout is not None
+        assert first.stdout.readline() == "received\n"
+        sandbox.control.add_fault("GET", "/jobs/*/results", status=404)
+        second = pool.submit(fetch_results, credentials, job)
+        assert until(lambda: requests(sandbox, "GET", "/jobs/*/results") == 2)
+        wait([second], timeout=3)
+        first.stdin.write("\n")
+        first.stdin.flush()
+        assert second.result().counts() == {"1": 5}
+    assert requests(sandbox, "GET", "/jobs/*/results") == 2
+
+
+TERMINATED = """
+import os, signal, sys
+from prefect_qruntime import QuantumRuntimeCredentials, client, fetch_results
+
+async def dies(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+client.QuantumRuntimeClient.result = dies
+fetch_results(QuantumRuntimeCredentials.load(sys.argv[1]), sys.argv[2])
+"""
+
+
+def test_a_script_that_is_terminated_has_logged_whose_result_may_be_lost(
+    sandbox: Sandbox, blocks: Callable[[str], str], prefect_server: PrefectServer, folder: Path
+) -> None:
+    """Python ends at once then, without a word; only Prefect's own engine handles the signal."""
+    credentials: Any = QuantumRuntimeCredentials.load(blocks("cloud"))
+    job = submit_job(credentials, [FLIP], backend=BACKEND, shots=5, private=True)
+    wait_for_completion(credentials, job)
+    ended = subprocess.run(
+        [sys.executable, "-c", TERMINATED, blocks("cloud"), job.id],
+        env={**os.environ, **prefect_server.env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == -signal.SIGTERM
+    assert re.search(rf"private job {job.id}.*may be lost", ended.stderr + ended.stdout)
 
 
 def test_a_fetch_that_waits_for_another_process_ends_at_once_when_it_is_cancelled(
