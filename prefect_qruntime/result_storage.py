@@ -171,12 +171,16 @@ async def _reread(crn: str, job_id: str, gone: NotFound) -> JobResult:
             return kept
         reason = f"it is a {type(kept).__name__}"
     except Exception as error:
-        # Further lines of an error may quote the content.
-        reason = next(iter(str(error).splitlines()), "")[:300] or type(error).__name__
+        reason = _first_line(error)
     storage = store.result_storage
     where = storage.basepath if isinstance(storage, LocalFileSystem) else type(storage).__name__
     said = f"The stored copy, {key!r} in the result storage ({where}), cannot be read: {reason.rstrip('.')}."
     raise NotFound(f"{gone.message}. {said}", **gone.fields) from None
+
+
+def _first_line(error: Exception) -> str:
+    """What went wrong with a record; further lines of an error may quote its content."""
+    return next(iter(str(error).splitlines()), "")[:300] or type(error).__name__
 
 
 class _Reading(SingleFlight[tuple[JobResult, bool]]):
@@ -296,7 +300,8 @@ async def keep_private(crn: str, result: JobResult, *, memory_limit: int) -> Job
     except Exception as error:
         where = f"is in {file.path}. Move it to a safe place" if file else "is only the value that this task returns"
         notifications.log_to_run(
-            f"The result of private job {result.job_id} could not be stored ({error}). The only copy {where}.",
+            f"The result of private job {result.job_id} could not be stored ({_first_line(error)}). "
+            f"The only copy {where}.",
             level=logging.ERROR,
         )
         return result
