@@ -189,12 +189,14 @@ class _Reading(SingleFlight[tuple[JobResult, bool]]):
     Attributes:
         callers: How many wait for each.
         locked: The tasks that no other process keeps waiting: they may have received the only copy.
+        unstored: Results that neither the disk nor the result storage took: this process has the only copy.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.callers: Counter[tuple[str, str]] = Counter()
         self.locked: dict[tuple[str, str], asyncio.Task[Any]] = {}
+        self.unstored: dict[tuple[str, str], JobResult] = {}
 
 
 async def private_result(client: QuantumRuntimeClient, ref: JobRef, *, grace: float = 15.0) -> tuple[JobResult, bool]:
@@ -258,6 +260,8 @@ async def _read_or_fetched(
     kept = await read_private(crn, ref.id)
     if kept is not None:
         return kept, False
+    if (unstored := network_loop().state(_Reading).unstored.get((crn, ref.id))) is not None:
+        return await keep_private(crn, unstored, memory_limit=place.memory_limit), False
     notifications.log_to_run(
         f"Receiving the result of private job {ref.id}, which the service hands out once. It may be lost if this "
         "process is killed before it is stored."
@@ -289,7 +293,7 @@ async def keep_private(crn: str, result: JobResult, *, memory_limit: int) -> Job
     """
     file = result.file
     small = file is None or file.size <= memory_limit
-    store = get_result_store()
+    store, unstored = get_result_store(), network_loop().state(_Reading).unstored
     try:
         stored, key = result.in_memory() if small else await share(result), _private_key(crn, result.job_id)
         await store.awrite(obj=stored, key=key)
@@ -298,13 +302,18 @@ async def keep_private(crn: str, result: JobResult, *, memory_limit: int) -> Job
         if not isinstance(back := (await unread.aread(key)).result, JobResult):
             raise TypeError(f"it is read back as a {type(back).__name__}")
     except Exception as error:
-        where = f"is in {file.path}. Move it to a safe place" if file else "is only the value that this task returns"
+        if file is not None:
+            where = f"is in {file.path}. Move it to a safe place"
+        else:
+            unstored[crn, result.job_id] = result
+            where = "is in the memory of this process. Make room and fetch it again before the process ends"
         notifications.log_to_run(
             f"The result of private job {result.job_id} could not be stored ({_first_line(error)}). "
             f"The only copy {where}.",
             level=logging.ERROR,
         )
         return result
+    unstored.pop((crn, result.job_id), None)
     _warn_of_local(store, result.job_id)
     if file is not None and small:
         file.discard()

@@ -248,6 +248,45 @@ def test_a_storage_that_loses_a_private_result_without_an_error_costs_no_copy(
     assert requests(sandbox, "GET", "/jobs/*/results") == 1
 
 
+@pytest.mark.parametrize("shots", [5, SHOTS])
+def test_a_private_result_that_no_disk_takes_is_fetched_again_from_the_process(
+    sandbox: Sandbox,
+    credentials: QuantumRuntimeCredentials,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    shots: int,
+) -> None:
+    """Prefect's home holds both the files and the default storage. Before: a flow that was retried had lost it."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_RESULT_DIRECTORY", str(tmp_path / "file" / "no-folder"))
+    said: list[str] = []
+    monkeypatch.setattr(notifications, "log_to_run", lambda text, **_: said.append(text))
+
+    async def full(storage: LocalFileSystem, path: str, content: bytes) -> str:
+        raise OSError(28, "No space left on device")
+
+    tries: list[str] = []
+
+    @flow(retries=1)
+    def twice() -> dict[str, int]:
+        result = run_job(credentials, [FLIP], backend=BACKEND, shots=shots, private=True)
+        tries.append(result.job_id)
+        if len(tries) == 1:
+            raise RuntimeError("something downstream broke")
+        return result.counts()
+
+    with monkeypatch.context() as odd:
+        odd.setattr(LocalFileSystem, "awrite_path", full)
+        assert twice() == {"1": shots}
+    assert sum("memory of this process" in text for text in said) == 2
+    assert (credentials.crn, tries[0]) in network_loop().state(Fetches).unstored
+    assert fetch_results(credentials, tries[0]).counts() == {"1": shots}  # and stores it now
+    assert (credentials.crn, tries[0]) not in network_loop().state(Fetches).unstored
+    assert fetch_results(credentials, tries[0]).counts() == {"1": shots}
+    assert requests(sandbox, "GET", "/jobs/*/results") == 1
+    assert len(sandbox.control.jobs()) == 1
+
+
 @pytest.mark.parametrize("chosen", [False, True])
 def test_a_private_result_on_this_machine_alone_is_warned_of(
     sandbox: Sandbox,
