@@ -10,6 +10,7 @@ import asyncio
 import functools
 import hashlib
 import logging
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -150,6 +151,13 @@ async def read_private(crn: str, job_id: str) -> JobResult | None:
     return kept if isinstance(kept, JobResult) else None
 
 
+async def _stored_until(crn: str, job_id: str, end: float) -> JobResult | None:
+    """The stored copy, which another machine may still be receiving; nothing locks two machines out of one result."""
+    while (kept := await read_private(crn, job_id)) is None and time.monotonic() < end:  # noqa: ASYNC110 - of another machine
+        await asyncio.sleep(0.5)
+    return kept
+
+
 async def _reread(crn: str, job_id: str, gone: NotFound) -> JobResult:
     """The stored copy, or the error that says why there is none: `aexists` does not tell a damaged one from no one.
 
@@ -163,12 +171,16 @@ async def _reread(crn: str, job_id: str, gone: NotFound) -> JobResult:
             return kept
         reason = f"it is a {type(kept).__name__}"
     except Exception as error:
-        # Further lines of an error may quote the content.
-        reason = next(iter(str(error).splitlines()), "")[:300] or type(error).__name__
+        reason = _first_line(error)
     storage = store.result_storage
     where = storage.basepath if isinstance(storage, LocalFileSystem) else type(storage).__name__
     said = f"The stored copy, {key!r} in the result storage ({where}), cannot be read: {reason.rstrip('.')}."
     raise NotFound(f"{gone.message}. {said}", **gone.fields) from None
+
+
+def _first_line(error: Exception) -> str:
+    """What went wrong with a record; further lines of an error may quote its content."""
+    return next(iter(str(error).splitlines()), "")[:300] or type(error).__name__
 
 
 class _Reading(SingleFlight[tuple[JobResult, bool]]):
@@ -177,12 +189,14 @@ class _Reading(SingleFlight[tuple[JobResult, bool]]):
     Attributes:
         callers: How many wait for each.
         locked: The tasks that no other process keeps waiting: they may have received the only copy.
+        unstored: Results that neither the disk nor the result storage took: this process has the only copy.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.callers: Counter[tuple[str, str]] = Counter()
         self.locked: dict[tuple[str, str], asyncio.Task[Any]] = {}
+        self.unstored: dict[tuple[str, str], JobResult] = {}
 
 
 async def private_result(client: QuantumRuntimeClient, ref: JobRef, *, grace: float = 15.0) -> tuple[JobResult, bool]:
@@ -246,11 +260,19 @@ async def _read_or_fetched(
     kept = await read_private(crn, ref.id)
     if kept is not None:
         return kept, False
+    if (unstored := network_loop().state(_Reading).unstored.get((crn, ref.id))) is not None:
+        return await keep_private(crn, unstored, memory_limit=place.memory_limit), False
+    notifications.log_to_run(
+        f"Receiving the result of private job {ref.id}, which the service hands out once. It may be lost if this "
+        "process is killed before it is stored."
+    )
+    end = time.monotonic() + grace
     try:
         found = await client.result(ref, grace=grace, shelf=place.for_only_copy())
     except NotFound as error:
-        kept = await read_private(crn, ref.id)  # another machine may have stored it meanwhile
-        if kept is None and error.details.get("read_before"):
+        read_before = error.details.get("read_before")
+        kept = await _stored_until(crn, ref.id, end if read_before else 0.0)
+        if kept is None and read_before:
             kept = await _reread(crn, ref.id, error)
         if kept is None:
             raise
@@ -259,7 +281,7 @@ async def _read_or_fetched(
 
 
 async def keep_private(crn: str, result: JobResult, *, memory_limit: int) -> JobResult:
-    """Store the only copy of a private result. A failure is logged and does not lose the copy in hand.
+    """Store the only copy of a private result and read it back. A failure is logged and loses no copy in hand.
 
     Args:
         crn: The instance that ran it.
@@ -271,17 +293,27 @@ async def keep_private(crn: str, result: JobResult, *, memory_limit: int) -> Job
     """
     file = result.file
     small = file is None or file.size <= memory_limit
-    store = get_result_store()
+    store, unstored = get_result_store(), network_loop().state(_Reading).unstored
     try:
-        stored = result.in_memory() if small else await share(result)
-        await store.awrite(obj=stored, key=_private_key(crn, result.job_id))
+        stored, key = result.in_memory() if small else await share(result), _private_key(crn, result.job_id)
+        await store.awrite(obj=stored, key=key)
+        # A storage that cuts or drops what it takes may not say so; `store` would answer from its memory.
+        unread = store.model_copy(update={"cache_result_in_memory": False, "cache": {}})
+        if not isinstance(back := (await unread.aread(key)).result, JobResult):
+            raise TypeError(f"it is read back as a {type(back).__name__}")
     except Exception as error:
-        where = f"is in {file.path}. Move it to a safe place" if file else "is only the value that this task returns"
+        if file is not None:
+            where = f"is in {file.path}. Move it to a safe place"
+        else:
+            unstored[crn, result.job_id] = result
+            where = "is in the memory of this process. Make room and fetch it again before the process ends"
         notifications.log_to_run(
-            f"The result of private job {result.job_id} could not be stored ({error}). The only copy {where}.",
+            f"The result of private job {result.job_id} could not be stored ({_first_line(error)}). "
+            f"The only copy {where}.",
             level=logging.ERROR,
         )
         return result
+    unstored.pop((crn, result.job_id), None)
     _warn_of_local(store, result.job_id)
     if file is not None and small:
         file.discard()

@@ -145,11 +145,15 @@ def is_public(host: str) -> bool:
 
 
 def _has_host(url: str) -> bool:
-    """Whether httpx finds a host in an address: it refuses names that IDNA cannot encode or decode."""
+    """Whether httpx finds a host in an address: it refuses names that IDNA cannot encode or decode.
+
+    One with a percent sign it takes, and no connection finds it: the zone of an IPv6 address, or a letter in hex.
+    """
     try:
-        return bool(httpx.URL(url).host)
+        host = httpx.URL(url).host
     except (httpx.InvalidURL, ValueError):
         return False
+    return bool(host) and "%" not in host
 
 
 @functools.lru_cache(maxsize=64)

@@ -190,17 +190,22 @@ def _ill(found: Probe, setting: _Setting) -> Finding:
 def _in_the_way(found: Probe, connection: Connection, setting: _Setting) -> Finding:
     host = urlsplit(found.url).netloc
     said, fix, field = _TROUBLES[found.trouble or "broken"]
+    # By an HTTP proxy, or by a SOCKS proxy in httpcore's words.
+    asks = found.trouble == "proxy" and ("407" in found.text or "username/password" in found.text)
     if found.trouble == "refused" and is_loopback(urlsplit(found.url).hostname):
         # The commonest of these blocks is what a first try of the sandbox left behind.
         fix = "If it was a sandbox and has ended, delete the block; otherwise correct host and port of {setting}."
     elif found.trouble == "untrusted" and connection.ca_file:
         said = "The certificate of {host} was not signed by a CA in ca_file."
         fix = "Add the CA of {host}, or of the proxy in between, to ca_file."
-    elif found.trouble == "proxy" and "407" in found.text:
+    elif asks:
         said, fix = "The proxy asks for a user and a password.", "Set them in proxy: http://user:password@host:port."
+        if urlsplit(proxy_of(connection, found.url) or "").username:
+            said = "The proxy refuses the user and the password that it is given."
+            fix = "Correct them in proxy, or in HTTPS_PROXY if that is empty; write special characters as %XX."
     fill = {"host": host, "setting": setting}
     said = said.format_map(fill)
-    if found.trouble == "proxy" and found.text and "407" not in found.text:
+    if found.trouble == "proxy" and found.text and not asks:
         said = f"{said} ({found.text})"  # only now: braces in a proxy's words are no fields
     return problem(field or setting, said, fix.format_map(fill))
 

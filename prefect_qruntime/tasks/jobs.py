@@ -227,7 +227,7 @@ async def afetch_results(credentials: QuantumRuntimeCredentials, job: JobLike) -
     if private:
         result, fetched = await result_storage.private_result(client, ref, grace=grace)
         if not fetched:
-            notifications.log_to_run(f"job {ref.id} is private and was read before: returning the stored copy")
+            notifications.log_to_run(f"job {ref.id} is private and was read before: returning the copy that was kept")
             return result
         await notifications.log_fetched(result)
         _record(client, ref, result)

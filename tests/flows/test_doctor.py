@@ -268,6 +268,12 @@ CASES: dict[str, tuple[Callable[[World], dict[str, Any]], str, str, str]] = {
         "asks for a user",
         "Set them",
     ),
+    "proxy asks again": (
+        lambda w: {**w.tls("tls", "ours"), "proxy": w.at("proxy asks").replace("//", f"//me:{PASSWORD}@")},
+        "proxy",
+        "refuses the user and the password",
+        "%XX",
+    ),
     "proxy refuses": (
         lambda w: {**w.tls("tls", "ours"), "proxy": w.at("proxy refuses")},
         "proxy",

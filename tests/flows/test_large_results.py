@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
+import re
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -208,6 +210,83 @@ def test_a_small_private_result_leaves_no_file(
     assert names(folder) == []
 
 
+@pytest.mark.parametrize("shots", [5, SHOTS])
+@pytest.mark.parametrize("keeps", ["nothing", "half"])
+def test_a_storage_that_loses_a_private_result_without_an_error_costs_no_copy(
+    sandbox: Sandbox,
+    credentials: QuantumRuntimeCredentials,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    keeps: str,
+    shots: int,
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(notifications, "log_to_run", lambda text, **_: said.append(text))
+    write = LocalFileSystem.awrite_path
+
+    async def lossy(storage: LocalFileSystem, path: str, content: bytes) -> str:
+        if keeps == "half":
+            await write(storage, path, content[: len(content) // 2])
+        return path
+
+    @flow
+    def first() -> list[str]:
+        return [run_job(credentials, [FLIP], backend=BACKEND, shots=shots, private=True).job_id]
+
+    @flow
+    def again(job_id: str) -> dict[str, int]:
+        return fetch_results(credentials, job_id).counts()
+
+    with monkeypatch.context() as odd:
+        odd.setattr(LocalFileSystem, "awrite_path", lossy)
+        (job_id,) = first()
+    (kept,) = folder.iterdir()
+    (text,) = [text for text in said if "could not be stored" in text]
+    assert str(kept) in text
+    assert "input_value" not in text, "the content is private"
+    assert again(job_id) == {"1": shots}
+    assert requests(sandbox, "GET", "/jobs/*/results") == 1
+
+
+@pytest.mark.parametrize("shots", [5, SHOTS])
+def test_a_private_result_that_no_disk_takes_is_fetched_again_from_the_process(
+    sandbox: Sandbox,
+    credentials: QuantumRuntimeCredentials,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    shots: int,
+) -> None:
+    """Prefect's home holds both the files and the default storage. Before: a flow that was retried had lost it."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_RESULT_DIRECTORY", str(tmp_path / "file" / "no-folder"))
+    said: list[str] = []
+    monkeypatch.setattr(notifications, "log_to_run", lambda text, **_: said.append(text))
+
+    async def full(storage: LocalFileSystem, path: str, content: bytes) -> str:
+        raise OSError(28, "No space left on device")
+
+    tries: list[str] = []
+
+    @flow(retries=1)
+    def twice() -> dict[str, int]:
+        result = run_job(credentials, [FLIP], backend=BACKEND, shots=shots, private=True)
+        tries.append(result.job_id)
+        if len(tries) == 1:
+            raise RuntimeError("something downstream broke")
+        return result.counts()
+
+    with monkeypatch.context() as odd:
+        odd.setattr(LocalFileSystem, "awrite_path", full)
+        assert twice() == {"1": shots}
+    assert sum("memory of this process" in text for text in said) == 2
+    assert (credentials.crn, tries[0]) in network_loop().state(Fetches).unstored
+    assert fetch_results(credentials, tries[0]).counts() == {"1": shots}  # and stores it now
+    assert (credentials.crn, tries[0]) not in network_loop().state(Fetches).unstored
+    assert fetch_results(credentials, tries[0]).counts() == {"1": shots}
+    assert requests(sandbox, "GET", "/jobs/*/results") == 1
+    assert len(sandbox.control.jobs()) == 1
+
+
 @pytest.mark.parametrize("chosen", [False, True])
 def test_a_private_result_on_this_machine_alone_is_warned_of(
     sandbox: Sandbox,
@@ -324,6 +403,74 @@ def test_processes_that_fetch_one_private_result_do_so_one_after_the_other(
         assert second.result().counts() == COUNTS
     assert requests(sandbox, "GET", "/jobs/*/results") == 1
     assert names(folder) == []
+
+
+def test_a_private_result_that_another_machine_is_still_receiving_is_waited_for(
+    sandbox: Sandbox,
+    blocks: Callable[[str], str],
+    prefect_server: PrefectServer,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before: "the service keeps no second copy", and the flow run failed, while the first machine was storing it."""
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_RESULT_GRACE_SECONDS", "600")
+    credentials: Any = QuantumRuntimeCredentials.load(blocks("cloud"))
+    job = submit_job(credentials, [FLIP], backend=BACKEND, shots=5, private=True)
+    wait_for_completion(credentials, job)
+    # They share the result storage, and no folder in which one could lock the other out.
+    elsewhere = {"PREFECT_INTEGRATIONS_QRUNTIME_RESULT_DIRECTORY": str(tmp_path / "elsewhere")}
+    with (
+        subprocess.Popen(
+            [sys.executable, "-c", HOLDS, blocks("cloud"), job.id],
+            env={**os.environ, **prefect_server.env, **elsewhere},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as first,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert first.stdin is not None
+        assert first.stdout is not None
+        assert first.stdout.readline() == "received\n"
+        sandbox.control.add_fault("GET", "/jobs/*/results", status=404)
+        second = pool.submit(fetch_results, credentials, job)
+        assert until(lambda: requests(sandbox, "GET", "/jobs/*/results") == 2)
+        wait([second], timeout=3)
+        first.stdin.write("\n")
+        first.stdin.flush()
+        assert second.result().counts() == {"1": 5}
+    assert requests(sandbox, "GET", "/jobs/*/results") == 2
+
+
+TERMINATED = """
+import os, signal, sys
+from prefect_qruntime import QuantumRuntimeCredentials, client, fetch_results
+
+async def dies(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+client.QuantumRuntimeClient.result = dies
+fetch_results(QuantumRuntimeCredentials.load(sys.argv[1]), sys.argv[2])
+"""
+
+
+def test_a_script_that_is_terminated_has_logged_whose_result_may_be_lost(
+    sandbox: Sandbox, blocks: Callable[[str], str], prefect_server: PrefectServer, folder: Path
+) -> None:
+    """Python ends at once then, without a word; only Prefect's own engine handles the signal."""
+    credentials: Any = QuantumRuntimeCredentials.load(blocks("cloud"))
+    job = submit_job(credentials, [FLIP], backend=BACKEND, shots=5, private=True)
+    wait_for_completion(credentials, job)
+    ended = subprocess.run(
+        [sys.executable, "-c", TERMINATED, blocks("cloud"), job.id],
+        env={**os.environ, **prefect_server.env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == -signal.SIGTERM
+    assert re.search(rf"private job {job.id}.*may be lost", ended.stderr + ended.stdout)
 
 
 def test_a_fetch_that_waits_for_another_process_ends_at_once_when_it_is_cancelled(

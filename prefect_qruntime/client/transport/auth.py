@@ -6,6 +6,7 @@ Facts (IBM Cloud docs, IAM identity API): a token lives at most an hour, there i
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Callable
@@ -36,8 +37,10 @@ _SHORTEST_MARGIN = 1.0
 _RENEW = 0.20
 _LONG_LIFE = 300.0
 # If our two clocks move apart by more seconds, the machine was suspended, while the monotonic one stood still, or the
-# wall clock was set. Neither the token's age nor the service's time is known then: IAM is asked again.
+# wall clock was set. Neither the token's age nor the service's time is known then: IAM is asked again. If it does not
+# answer, the token serves on, as the service refuses it if it is too old.
 _STEP = 5.0
+_STEP_PATIENCE = 10.0  # seconds that each request waits for IAM then, until one has waited in vain
 _CHECKED_AGAIN = 60.0  # seconds after which the connection's guard is asked again
 
 
@@ -87,6 +90,7 @@ class TokenSource:
         self._checked = -math.inf  # when the guard last let the key pass
         self._issued: tuple[float, float] | None = None  # by IAM's wall clock, and by ours
         self._apart = 0.0  # our wall clock less our monotonic one when the last token came
+        self._waited_at = math.inf  # the same, when IAM was last waited for because it had changed
 
     async def get(self) -> str:
         """A token that is valid now. Each request needs one, so this is where the connection's guard is asked.
@@ -101,9 +105,16 @@ class TokenSource:
             await guard(self._connection)
             self._checked = self._clock()
         now = self._clock()
+        apart = self._wall() - now
         token = self._token
-        if token is None or now >= token.usable_until or abs(self._wall() - now - self._apart) > _STEP:
+        if token is None or now >= token.usable_until:
             token = await self._renewal.join(self._renew)
+        elif abs(apart - self._apart) > _STEP:
+            renewal = self._renewal.start(self._renew)
+            if abs(apart - self._waited_at) > _STEP:
+                await asyncio.wait([renewal], timeout=_STEP_PATIENCE)
+                self._waited_at = apart
+            token = self._token or await self._renewal.join(self._renew)
         elif now >= token.renew_at:
             self._renewal.start(self._renew)  # its failure is ignored; the next caller without a token tries again
         register_secret(token.value, passing=True)  # again: thousands of signed addresses may have come meanwhile

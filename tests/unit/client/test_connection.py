@@ -336,8 +336,22 @@ def test_an_emptied_field_is_none(name: str, empty: str | None) -> None:
     assert getattr(make(**{name: empty}), name) is None
 
 
-@pytest.mark.parametrize("host", ["[v1.x]", "xn--a.example", "\uff05.example", "ex\u00adample.example", "\u202ea"])
-def test_a_proxy_s_host_that_cannot_be_one_is_refused(host: str) -> None:
+@pytest.mark.parametrize(
+    "host",
+    [
+        "[v1.x]",
+        "xn--a.example",
+        "\uff05.example",
+        "ex\u00adample.example",
+        "\u202ea",
+        "[::1%25lo]",
+        "[fe80::1%eth0]",
+        "a%2e",
+    ],
+)
+def test_a_host_that_cannot_be_one_is_refused(host: str) -> None:
+    with pytest.raises(InvalidInput, match="base_url"):
+        make(base_url=f"https://{host}/api/v1")
     with pytest.raises(InvalidInput) as caught:
         make(proxy=f"http://me:proxy-password@{host}:3128")
     assert caught.value.field == "proxy"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -205,6 +206,42 @@ async def test_a_step_of_our_clock_or_a_suspended_machine_asks_iam_once_what_tim
         assert iam.calls == (1 if step == 1.0 else 2)
         if dated and step != 1.0:
             assert source.clock_skew == -(10.0 + step) - 1.0
+
+
+@pytest.mark.parametrize("trouble", ["out of reach", "in pieces", "silent", "refusing"])
+async def test_after_a_step_of_our_clock_the_token_serves_on_while_iam_is_down(
+    trouble: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before: each request failed after a minute, although the token was good."""
+    monkeypatch.setattr("prefect_qruntime.client.transport.auth._STEP_PATIENCE", 0.05)
+    iam = Iam()
+    async with source_of(iam) as source:
+        assert await source.get() == "token-number-1"
+        iam.now, iam.ahead = 10.0, iam.ahead + 2_000
+        if trouble == "silent":
+            iam.gate.clear()
+        answer = {
+            "out of reach": httpx.ConnectError("down"),
+            "in pieces": httpx.Response(502, text="<html>bad gateway</html>"),
+            "refusing": httpx.Response(400, json={"errorCode": "BXNIM0415E", "errorMessage": "key not found"}),
+        }.get(trouble)
+        iam.answers = [answer] * 1000 if answer is not None else []
+        assert {await source.get() for _ in range(3)} == {"token-number-1"}
+        monkeypatch.setattr("prefect_qruntime.client.transport.auth._STEP_PATIENCE", math.inf)
+        async with asyncio.timeout(60):  # one waited in vain, so the others do not
+            assert await source.get() == "token-number-1"
+        iam.answers.clear()
+        iam.gate.set()
+        async with asyncio.timeout(60):
+            while await source.get() == "token-number-1":  # noqa: ASYNC110 - IAM is asked in the background
+                await asyncio.sleep(0.01)
+        calls = iam.calls
+        await source.get()
+        assert iam.calls == calls
+        iam.answers = [httpx.ConnectError("down")] * 1000
+        iam.now += 3_600  # it is too old by our clock
+        with pytest.raises(ServiceUnavailable):
+            await source.get()
 
 
 @pytest.mark.parametrize(
