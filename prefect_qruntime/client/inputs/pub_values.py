@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prefect_qruntime.client.encodings.arrays import list_shape
+from prefect_qruntime.client.encodings.arrays import leaves, list_shape
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.redact import many, nearest
 
@@ -28,6 +28,7 @@ __all__ = [
     "check_parameters",
     "is_bindings_array",
     "numbers",
+    "point_rows",
     "points_shape",
     "shape_of",
 ]
@@ -132,6 +133,23 @@ def points_shape(values: Any, inputs: Sequence[str] | None) -> tuple[int, ...] |
         return _leading(shape_of(next(iter(values.values())), field=""))
     shape = shape_of(values, field="")
     return _leading(shape) if len(inputs) == 1 else shape[:-1]
+
+
+def point_rows(values: Any, inputs: Sequence[str], *, field: str) -> tuple[tuple[int, ...], list[list[float]]]:
+    """Shape of a PUB's points, and the values of each one in the order of the inputs.
+
+    Raises:
+        InvalidInput: As `check_parameters`.
+    """
+    checked = check_parameters(values, inputs, field=field)
+    shape = points_shape(checked, inputs) or ()
+    if checked is None or not inputs:
+        return shape, [[] for _ in range(math.prod(shape))]
+    if isinstance(checked, dict):
+        columns = [leaves(checked[name]) for name in inputs]
+        return shape, [list(row) for row in zip(*columns, strict=True)]
+    flat, width = list(leaves(checked)), len(inputs)
+    return shape, [flat[start : start + width] for start in range(0, len(flat), width)]
 
 
 def numbers(value: Any, *, field: str, depth: int = 0) -> Any:
