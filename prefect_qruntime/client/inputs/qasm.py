@@ -362,7 +362,8 @@ def constant_value(text: str, constants: Mapping[str, int]) -> int | None:
         assert constant_value("2*n + 0b10", {"n": 3}) == 8
         ```
     """
-    value = number_value(text, constants)
+    plain = len(text) < 10 and text.isascii() and text.isdigit()  # as nearly all are
+    value = int(text) if plain else number_value(text, constants)
     return value if isinstance(value, int) and 0 <= value <= _LARGEST else None
 
 
