@@ -182,7 +182,7 @@ async def aselect_backend(
         InvalidInput: `timeout` is negative or no number, `min_qubits` is not a whole number, or `simulator` not True
             or False.
     """
-    if not is_seconds(timeout) or timeout == math.inf:
+    if not is_seconds(timeout, finite=True):
         raise InvalidInput("must be a number of seconds, 0 or more", field="timeout")
     client, end, pause, told = credentials.get_client(), time.monotonic() + timeout, _FIRST_PAUSE, ""
     while True:

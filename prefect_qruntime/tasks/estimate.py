@@ -359,7 +359,7 @@ def _asking_flow_run(above: Any, field: str) -> FlowRun:
     Raises:
         InvalidInput: `above` is not a number of seconds, or the call is not in a flow.
     """
-    if not is_seconds(above) or above == math.inf:
+    if not is_seconds(above, finite=True):
         raise InvalidInput(f"must be a number of QPU seconds, 0 or more, not {above!r:.60}", field=field)
     context = FlowRunContext.get()
     if TaskRunContext.get() is not None or context is None or context.flow_run is None:
