@@ -216,7 +216,7 @@ def test_a_block_is_registered_by_its_slug_without_its_schema() -> None:
 def test_what_is_no_name_of_a_block_is_refused(name: Any) -> None:
     with pytest.raises(InvalidInput, match="must be the name of a saved Quantum Runtime Credentials block") as caught:
         load_credentials(name)
-    assert caught.value.field == "credentials_block"
+    assert caught.value.field == "name"
 
 
 BEGAN = datetime(2026, 5, 1, tzinfo=UTC)

@@ -23,6 +23,7 @@ from prefect_qruntime.client.inputs.pub_values import (
     point_rows,
 )
 from prefect_qruntime.client.inputs.pubs import (
+    TOO_DEEP,
     is_quantum_circuit,
     load_circuits,
     load_qasm,
@@ -149,10 +150,13 @@ def check_isa(spec: JobSpec, configuration: Mapping[str, Any]) -> None:
     coupling = configuration.get("coupling_map")
     edges = {(int(a), int(b)) for a, b in coupling} if coupling else None
     for field, circuit, points in _circuits(spec):
-        for use in _text_uses(circuit) if isinstance(circuit, str) else _uses(circuit):
-            if use.name == "rzz" and not configuration.get("simulator"):
-                _check_angles(use, points, field)
-            _check(use, size if isinstance(size, int) else None, names, edges, field)
+        try:
+            for use in _text_uses(circuit) if isinstance(circuit, str) else _uses(circuit):
+                if use.name == "rzz" and not configuration.get("simulator"):
+                    _check_angles(use, points, field)
+                _check(use, size if isinstance(size, int) else None, names, edges, field)
+        except RecursionError:
+            raise InvalidInput(TOO_DEEP, field=field) from None
 
 
 def _circuits(spec: JobSpec) -> Iterator[tuple[str, Any, _Points]]:

@@ -33,7 +33,7 @@ from prefect_qruntime.client.inputs.options import (
     program_options,
 )
 from prefect_qruntime.client.inputs.pub_values import point_rows
-from prefect_qruntime.client.inputs.pubs import dump_qpy, load_qasm, load_qpy, write_qpy
+from prefect_qruntime.client.inputs.pubs import TOO_DEEP, dump_qpy, load_qasm, load_qpy, write_qpy
 from prefect_qruntime.client.inputs.qasm import scan, syntax_error
 from prefect_qruntime.client.inputs.spec import (
     DEFAULT_PRECISION,
@@ -198,7 +198,11 @@ def _once_each(spec: JobSpec, read: Callable[[Pub, str], _Found]) -> list[_Found
     found: dict[int, _Found] = {}
     for place, pub in enumerate(spec.pubs):
         if id(pub.circuit) not in found:
-            found[id(pub.circuit)] = read(pub, f"pubs[{place}].circuit")
+            field = f"pubs[{place}].circuit"
+            try:
+                found[id(pub.circuit)] = read(pub, field)
+            except RecursionError:
+                raise InvalidInput(TOO_DEEP, field=field) from None
     return [found[id(pub.circuit)] for pub in spec.pubs]
 
 
