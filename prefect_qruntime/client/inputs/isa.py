@@ -141,14 +141,8 @@ def check_isa(spec: JobSpec, configuration: Mapping[str, Any]) -> None:
     """
     _check_shots(spec, configuration.get("max_shots"))
     size = configuration.get("n_qubits")
-    names = {
-        str(name)
-        for key in ("basis_gates", "supported_instructions")
-        for name in configuration.get(key) or ()
-        if isinstance(name, str)
-    }
-    coupling = configuration.get("coupling_map")
-    edges = {(int(a), int(b)) for a, b in coupling} if coupling else None
+    names = {*_names(configuration, "basis_gates"), *_names(configuration, "supported_instructions")}
+    edges = set(_coupling(configuration)) or None
     for field, circuit, points in _circuits(spec):
         try:
             for use in _text_uses(circuit) if isinstance(circuit, str) else _uses(circuit):
@@ -157,6 +151,21 @@ def check_isa(spec: JobSpec, configuration: Mapping[str, Any]) -> None:
                 _check(use, size if isinstance(size, int) else None, names, edges, field)
         except RecursionError:
             raise InvalidInput(TOO_DEEP, field=field) from None
+
+
+def _names(configuration: Mapping[str, Any], key: str) -> list[str]:
+    """The names that a configuration lists; none if it lists none."""
+    found = configuration.get(key)
+    return [name for name in found if isinstance(name, str)] if isinstance(found, list | tuple | set) else []
+
+
+def _coupling(configuration: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """The coupled pairs of qubits; none if all are, or if the service answers something else."""
+    found = configuration.get("coupling_map")
+    pairs = found if isinstance(found, list | tuple | set) else ()
+    known = [tuple(pair) for pair in pairs if isinstance(pair, list | tuple) and len(pair) == 2]
+    readable = [(a, b) for a, b in known if type(a) is int and type(b) is int and a >= 0 and b >= 0]
+    return readable if len(readable) == len(pairs) else []
 
 
 def _circuits(spec: JobSpec) -> Iterator[tuple[str, Any, _Points]]:
@@ -406,9 +415,9 @@ def transpile_pubs(
         from qiskit.transpiler import CouplingMap, generate_preset_pass_manager
     except ImportError:
         raise InvalidInput("transpiling needs qiskit: pip install 'prefect-qruntime[qiskit]'", field="pubs") from None
-    coupling = configuration.get("coupling_map")
-    supported = [name for name in configuration.get("supported_instructions") or () if name in _CONTROL_FLOW]
-    gates = [*dict.fromkeys([*(configuration.get("basis_gates") or ()), *supported])]
+    coupling = _coupling(configuration)
+    supported = [name for name in _names(configuration, "supported_instructions") if name in _CONTROL_FLOW]
+    gates = [*dict.fromkeys([*_names(configuration, "basis_gates"), *supported])]
 
     def passes(basis_gates: list[str]) -> Any:
         return generate_preset_pass_manager(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import math
 import zlib
@@ -16,7 +17,7 @@ from qiskit.circuit.library import real_amplitudes
 from qiskit.quantum_info import Clifford
 
 from prefect_qruntime.client.encodings.tensors import encode_tensor
-from prefect_qruntime.client.inputs import check_isa
+from prefect_qruntime.client.inputs import check_isa, transpile_pubs
 from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.errors import InvalidInput
@@ -294,3 +295,35 @@ def test_a_payload_whose_circuits_cannot_be_checked_is_refused(params: dict[str,
     spec = make_spec(None, backend="b", program_id="p", params=params)
     with pytest.raises(InvalidInput):
         check_isa(spec, LINE)
+
+
+ODD: list[Any] = [
+    None,
+    7,
+    "cz",
+    True,
+    {"cz": 1},
+    [],
+    [7],
+    [[0]],
+    [[0, 1, 2]],
+    [["a", "b"]],
+    [[0, 1.5]],
+    [[-1, 0]],
+    [None, "cz"],
+    1e9,
+]
+
+
+@pytest.mark.parametrize("key", [*LINE, "max_shots", "simulator", "dt"])
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+def test_what_a_configuration_says_in_another_form_is_not_checked(key: str, odd: Any) -> None:
+    """Nothing but the circuit itself is refused, whatever the service answers."""
+    text = HEAD + "x $0; cz $0, $1;" + TAIL
+    configuration = {**LINE, key: odd}
+    for use in (
+        lambda: check_isa(make_spec(text, backend="b"), configuration),
+        lambda: transpile_pubs(text, configuration),
+    ):
+        with contextlib.suppress(InvalidInput):
+            use()
