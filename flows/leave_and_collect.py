@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from prefect import flow, get_run_logger
-from prefect_qruntime.flows.shared import CircuitForm, RequestedRoute
+from prefect_qruntime.flows.shared import CircuitForm, RequestedRoute, own_fields
 from pydantic import Field
 
 from prefect_qruntime import (
@@ -59,19 +59,20 @@ def leave(
         The job's id.
     """
     text = circuit_text(circuit)
-    credentials = load_credentials(credentials_block)
-    given: dict[str, Any] = {
-        "backend": backend,
-        "shots": shots,
-        "max_execution_time": max_execution_time,
-        "route": route,
-        "circuit_form": circuit_form,
-        "dry_run": dry_run,
-    }
-    if require_approval_above is not None:
-        require_approval(estimate_cost(credentials, [text], **given), above=require_approval_above)
-    job = submit_job(credentials, [text], budget=budget_block or None, **given)
-    return leave_to_watcher(credentials, job).id
+    with own_fields():
+        credentials = load_credentials(credentials_block)
+        given: dict[str, Any] = {
+            "backend": backend,
+            "shots": shots,
+            "max_execution_time": max_execution_time,
+            "route": route,
+            "circuit_form": circuit_form,
+            "dry_run": dry_run,
+        }
+        if require_approval_above is not None:
+            require_approval(estimate_cost(credentials, [text], **given), above=require_approval_above)
+        job = submit_job(credentials, [text], budget=budget_block or None, **given)
+        return leave_to_watcher(credentials, job).id
 
 
 @flow(name="collect")
@@ -85,8 +86,9 @@ def collect(credentials_block: str, job_id: str) -> dict[str, int]:
     Returns:
         Its counts.
     """
-    credentials = load_credentials(credentials_block)
-    job = wait_for_completion(credentials, job_id)  # raises the error of a failed job
-    counts = fetch_results(credentials, job).counts()
+    with own_fields():
+        credentials = load_credentials(credentials_block)
+        job = wait_for_completion(credentials, job_id)  # raises the error of a failed job
+        counts = fetch_results(credentials, job).counts()
     get_run_logger().info("job %s: %s", job_id, counts)
     return counts

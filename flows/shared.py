@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
 from prefect import get_run_logger
+from prefect.context import FlowRunContext
 
-from prefect_qruntime import QuantumRuntimeCredentials, circuit_text, load_credentials
+from prefect_qruntime import InvalidInput, QuantumRuntimeCredentials, circuit_text, load_credentials
 from prefect_qruntime.client.inputs.spec import CircuitForm
 from prefect_qruntime.client.programs.make import RequestedRoute
 from prefect_qruntime.models import mock_backend
 
-__all__ = ["CircuitForm", "RequestedRoute", "circuit_text", "instance", "shown_backend", "single"]
+__all__ = ["CircuitForm", "RequestedRoute", "circuit_text", "instance", "own_fields", "shown_backend", "single"]
+
+
+_GIVEN_AS = {"budget": "budget_block", "name": "credentials_block", "job": "job_id"}
+_PART = re.compile(r"pubs(?:\[\d+\])?\.(\w+)")
+
+
+@contextmanager
+def own_fields() -> Iterator[None]:
+    """Inside this block, an error about a task's argument names the parameter of the flow that gave it."""
+    try:
+        yield
+    except InvalidInput as error:
+        field, context = error.field or "", FlowRunContext.get()
+        own = (context.parameters if context is not None else None) or {}
+        part = found[1] if (found := _PART.match(field)) else ""
+        name = next((name for name in (_GIVEN_AS.get(field), part, f"{part}s") if name in own), None)
+        if name is None or field in own:
+            raise
+        raise InvalidInput(error.message.removeprefix(f"{field}: "), **{**error.fields, "field": name}) from error
 
 
 @contextmanager
@@ -31,11 +52,12 @@ def instance(
         The credentials. The embedded sandbox ends with the block.
     """
     if credentials_block:
-        yield load_credentials(credentials_block)
+        with own_fields():
+            yield load_credentials(credentials_block)
         return
     from prefect_qruntime.sandbox import Sandbox
 
-    with Sandbox(**sandbox) as running:
+    with own_fields(), Sandbox(**sandbox) as running:
         get_run_logger().warning(
             "No credentials block is named. Running on the embedded sandbox (%s), not on a QPU.", running.url
         )

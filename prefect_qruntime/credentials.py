@@ -36,6 +36,7 @@ __all__ = [
     "leading_to",
     "load_credentials",
     "load_each",
+    "load_for",
     "none_saved",
     "read_each",
     "saved_blocks",
@@ -215,9 +216,12 @@ async def aload_credentials(name: str) -> QuantumRuntimeCredentials:
         InvalidInput: No block of this type has the name, or a field of it is wrong.
         PolicyRefused: Its host is not allowed by the installation's policy.
     """
-    found = await load_saved(
-        QuantumRuntimeCredentials, name, field="credentials_block", fix="Create one in the UI under Blocks."
-    )
+    return await load_for(name, field="name")
+
+
+async def load_for(name: str, *, field: str) -> QuantumRuntimeCredentials:
+    """As `aload_credentials`, for a caller whose own parameter or option gave the name."""
+    found = await load_saved(QuantumRuntimeCredentials, name, field=field, fix="Create one in the UI under Blocks.")
     await network_loop().arun(check_hosts(found._connection(api_key="unchecked")))
     return found
 

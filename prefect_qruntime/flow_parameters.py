@@ -63,6 +63,8 @@ def check_flow_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
         ```
     """
     limit = get_current_settings().server.api.max_parameter_size
+    if not isinstance(parameters, Mapping):
+        raise InvalidInput(f"must be a dict, not {type(parameters).__name__}", field="parameters")
     found = dict(parameters)
     size = _size(found)
     if size > limit:
@@ -77,7 +79,10 @@ def check_flow_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _size(value: Any) -> int:
-    return len(to_json(value, fallback=repr))
+    try:
+        return len(to_json(value, fallback=repr))
+    except (ValueError, RecursionError):
+        raise InvalidInput("cannot be sent as JSON: nested too deeply, or not UTF-8 text", field="parameters") from None
 
 
 def allowed_folders(access: Literal["read", "write"] = "read") -> tuple[Path, ...]:
@@ -200,6 +205,8 @@ def circuit_text(circuit: str, *, field: str = "circuit") -> str:
         ```
     """
     path = path_of(circuit, field=field)
+    if path is None and not isinstance(circuit, str):
+        raise InvalidInput(f"must be text or a path, not {type(circuit).__name__}", field=field)
     if path is None and not circuit.strip():
         raise InvalidInput("the circuit is empty", field=field)
     if path is None and ";" not in circuit and "\n" not in circuit.strip():

@@ -37,7 +37,8 @@ from prefect.client.schemas.objects import BlockDocument, FlowRun, State, StateT
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
-from pydantic import ConfigDict, GetJsonSchemaHandler, ValidationError
+from pydantic import ConfigDict, GetJsonSchemaHandler, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_random_exponential
@@ -400,21 +401,29 @@ class NotAwaited(Generic[T]):
         return f"<{self._hint}>"
 
 
+def _is_emptied(value: Any, field: FieldInfo) -> bool:
+    if value is None:
+        return field.annotation in (int, float)
+    text = field.annotation in (str, str | None, SecretStr | None) and not field.is_required()
+    return text and isinstance(value, str) and not value.strip()
+
+
 class Loadable:
     """A block that imports quickly, whose `load` reports a missing `await`, and whose errors hold none of its values.
 
     Pydantic's errors show and keep what was given, such as an unencrypted API key, and so do the frames of a traceback.
     Prefect's blocks keep fields that they do not know; here they are refused, because a misspelt limit limits nothing.
-    A number that is emptied in Prefect's form arrives as None, and means the field's default as if it was not given.
+    A number that is emptied in Prefect's form arrives as None, an optional text as "". Both mean the field's default,
+    as if it was not given.
     """
 
     model_config: ClassVar[ConfigDict] = ConfigDict(hide_input_in_errors=True)
 
     def __init__(self, *args: Any, **values: Any) -> None:
         block: Any = super()
-        for name, one in getattr(type(self), "model_fields", {}).items():
-            if one.annotation in (int, float) and name in values and values[name] is None:
-                del values[name]
+        fields = getattr(type(self), "model_fields", {})
+        for name in [name for name, one in fields.items() if name in values and _is_emptied(values[name], one)]:
+            del values[name]
         try:
             block.__init__(*args, **values)
             if not (unknown := unknown_fields(_fields(type(self)), values)):

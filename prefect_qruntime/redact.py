@@ -45,6 +45,7 @@ __all__ = [
     "redact",
     "redact_start",
     "register_secret",
+    "shown",
 ]
 
 
@@ -354,6 +355,15 @@ def nearest(wrong: str, known: Iterable[str], *, most: int = 1) -> str:
     """The question "Did you mean …?" if known names are similar to a wrong one; else an empty text."""
     found = difflib.get_close_matches(wrong.lower(), list(known), n=most, cutoff=0.6)
     return f"Did you mean {' or '.join(map(repr, found))}?" if found else ""
+
+
+def shown(value: Any, most: int = 60) -> str:
+    """A value's `repr` for an error message, cut; the type of one that is nested too deeply, or whose `repr` fails."""
+    try:
+        text = repr(value)
+    except Exception:  # a RecursionError, or what a class of the user's raises
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def number_text(value: float, sign: str = "") -> str:

@@ -14,7 +14,7 @@ from pydantic_settings import NoDecode
 
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import MOST_TTL
-from prefect_qruntime.redact import nearest
+from prefect_qruntime.redact import nearest, shown
 
 __all__ = ["QuantumRuntimeSettings", "current_settings", "unknown_settings", "wrong_settings"]
 
@@ -252,7 +252,7 @@ def wrong_settings(error: ValidationError) -> list[tuple[str, str]]:
     return [
         (
             _PREFIX + "_".join(str(part) for part in wrong["loc"]).upper(),
-            f"{wrong['msg']}, not {wrong['input']!r:.60}.",
+            f"{wrong['msg']}, not {shown(wrong['input'])}.",
         )
         for wrong in error.errors()
     ]

@@ -51,7 +51,7 @@ from prefect_qruntime.models import Job, JobRef
 from prefect_qruntime.operations.job_listing import GroupBy, JobList, ListedJob, list_jobs
 from prefect_qruntime.operations.usage import report_usage
 from prefect_qruntime.operations.usage_tables import Reconciled, UsageLine, UsageReport, to_csv, write_parquet
-from prefect_qruntime.redact import number_text
+from prefect_qruntime.redact import number_text, shown
 from prefect_qruntime.tasks.definitions import Submission
 from prefect_qruntime.tasks.estimate import estimate_jobs
 
@@ -229,7 +229,7 @@ def estimate(
 def _pubs_of(circuits: list[str], observables: list[str], program: str) -> list[Any] | None:
     """Circuits as PUBs, each with all observables for the estimator; None without circuits."""
     if observables and program != "estimator":
-        raise InvalidInput(f"is for the program estimator, not {program!r:.60}", field="observable")
+        raise InvalidInput(f"is for the program estimator, not {shown(program)}", field="observable")
     if circuits and program == "estimator" and not observables:
         raise InvalidInput("the estimator needs one at least, for instance --observable ZZ", field="observable")
     texts = [circuit_text(circuit, field=f"circuits[{place}]") for place, circuit in enumerate(circuits)]

@@ -20,8 +20,8 @@ from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.credentials import (
     Attended,
     QuantumRuntimeCredentials,
-    aload_credentials,
     load_each,
+    load_for,
     none_saved,
     read_each,
     saved_blocks,
@@ -176,7 +176,7 @@ async def only_credentials(block: str | None) -> QuantumRuntimeCredentials:
         raise InvalidInput(
             f"the saved blocks are {', '.join(names)}.", field="block", solution="Name one of them with --block."
         )
-    return await aload_credentials(names[0])
+    return await load_for(names[0], field="block")
 
 
 async def client_of(job_id: str, block: str | None) -> QuantumRuntimeClient:
@@ -191,7 +191,7 @@ async def client_of(job_id: str, block: str | None) -> QuantumRuntimeClient:
         NotFound: No instance knows the job.
     """
     if block is not None:
-        return (await aload_credentials(block)).get_client(patience=ATTENDED.patience)
+        return (await load_for(block, field="block")).get_client(patience=ATTENDED.patience)
     check_id(job_id, field="job")
     loaded, problems = await load_each(None)
     if len(loaded) == 1 and not problems:

@@ -409,7 +409,7 @@ class QuantumRuntimeClient:
 
     def charges_by_clock(self, mode: str) -> bool:
         """Whether what is opened in a mode is charged by the clock, not for its jobs: all but a batch that is one."""
-        return mode != "batch" or not dialect_of(self.connection).offers_batches
+        return dialect_of(self.connection).session_mode(mode) == "dedicated"
 
     # ---- the websocket -------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from prefect_qruntime.client.inputs.qasm import scan
 from prefect_qruntime.client.inputs.spec import DEFAULT_PRECISION, DEFAULT_SHOTS, JobSpec, Pub
 from prefect_qruntime.client.programs.expectation import make_plan, shots_for
 from prefect_qruntime.errors import InvalidInput
-from prefect_qruntime.redact import many
+from prefect_qruntime.redact import many, shown
 
 __all__ = [
     "COVERAGE",
@@ -293,7 +293,7 @@ def _amount(value: Any, field: str) -> float | None:
     found = _number(value)
     if value is None or found:
         return found
-    raise InvalidInput(f"must be a number greater than 0 to be priced, not {value!r:.40}", field=field)
+    raise InvalidInput(f"must be a number greater than 0 to be priced, not {shown(value, 40)}", field=field)
 
 
 def _repetition(options: Any) -> float:

@@ -12,7 +12,7 @@ Callers use a `Dialect` and never ask which one it is.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.client.inputs.pub_values import shape_of
@@ -99,11 +99,11 @@ class Dialect:
 
     def unbound_session(self, backend: str, mode: str, max_ttl: int | None) -> SessionRef:
         """A session that its first job will make."""
-        return SessionRef(
-            mode="batch" if mode == "batch" and self.offers_batches else "dedicated",
-            backend=backend,
-            max_ttl=max_ttl,
-        )
+        return SessionRef(mode=self.session_mode(mode), backend=backend, max_ttl=max_ttl)
+
+    def session_mode(self, mode: str) -> Literal["dedicated", "batch"]:
+        """What is opened in a mode."""
+        return "batch" if mode == "batch" and self.offers_batches else "dedicated"
 
     def stream_path(self, job_id: str) -> str:
         """Where the job's websocket is, if there is one."""

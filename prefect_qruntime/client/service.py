@@ -27,7 +27,7 @@ from prefect_qruntime.client.transport.replies import unreadable_create
 from prefect_qruntime.client.transport.retrying import RetryDeadlines
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError, ServiceUnavailable
 from prefect_qruntime.models import Backend, Job, JobRef, Session, SessionRef, Usage
-from prefect_qruntime.redact import install, nearest
+from prefect_qruntime.redact import install, nearest, shown
 
 __all__ = ["JobFilters", "Service", "each_job"]
 
@@ -473,7 +473,7 @@ def _plain(name: str, value: Any) -> Any:
         return "true" if check_flag(value, field=name) else "false"
     if name.startswith("created_"):
         if not isinstance(value, datetime) or value.tzinfo is None:
-            raise InvalidInput(f"must be a datetime with a time zone, not {value!r:.60}", field=name)
+            raise InvalidInput(f"must be a datetime with a time zone, not {shown(value)}", field=name)
         return value.isoformat().replace("+00:00", "Z")
     return value if isinstance(value, str) else check_texts(value, field=name)
 

@@ -176,8 +176,13 @@ class Opening:
         return self._search(now)
 
     def refused(self, error: QuantumRuntimeError) -> OpeningAction:
-        """Nothing was opened."""
-        return self._end(error)
+        """This request opened nothing. An earlier one whose answer was lost may have: the list may be late."""
+        if self.posts == 1:
+            return self._end(error)
+        why = f"an answer was lost, and after no new session was listed, another request was refused: {error.message}"
+        uncertain = self._uncertain(why.removesuffix("."), [])
+        uncertain.__cause__ = error
+        return self._end(uncertain)
 
     def abandoned(self) -> None:
         """The caller is gone."""

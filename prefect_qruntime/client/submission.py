@@ -28,7 +28,7 @@ from prefect_qruntime.client.payload_check import (
 from prefect_qruntime.client.submission_core import History
 from prefect_qruntime.client.submission_keys import Payload, SubmissionMemory
 from prefect_qruntime.client.transport.retrying import IN_FLIGHT, complete_or_withdraw
-from prefect_qruntime.errors import NotFound, QuantumRuntimeError
+from prefect_qruntime.errors import JobCancelled, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobRef, SessionRef
 from prefect_qruntime.redact import get_logger
 
@@ -186,7 +186,13 @@ class _Caller:
                 case core.Post(key):
                     action = await complete_or_withdraw(self._create(key))
                 case core.Admit(key):
-                    allowed = await self.before_post(key) if self.before_post is not None else None
+                    try:
+                        allowed = await self.before_post(key) if self.before_post is not None else None
+                    except JobCancelled:  # which says itself what may live on
+                        raise
+                    except QuantumRuntimeError as error:
+                        action = self.machine.refused(self.clock(), error)
+                        continue
                     self.spec = allowed or self.intent.spec
                     action = self.machine.admitted(self.clock())
                 case core.AwaitOther(key):

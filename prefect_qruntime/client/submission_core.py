@@ -8,7 +8,7 @@ events and answers each with the next action; `submission` carries the actions o
   list lags.
 - A request whose answer was lost is not repeated before a query that began a grace period later found nothing, and at
   most `attempts` times; after a refusal by something in between that would only come again (413), not at all. If the
-  search fails, the submission ends with `SubmissionUncertain`.
+  search fails, the submission ends with `SubmissionUncertain`; so does one whose repeated request is refused.
 - A process knows what it submitted (`SubmissionMemory`): one caller of a key searches and submits, the others wait and
   get its job. If it ends without acceptance, the next one continues; if it gives up in doubt, the others fail too.
 - A job found in the list must be what was asked for. A tag can be copied, so the payload is compared.
@@ -156,7 +156,7 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class Admit:
-    """Ask budget and rate limit for permission to send; answer with `admitted`, or with `abandoned` to stop."""
+    """Ask budget and rate limit for permission to send; answer with `admitted`, or with `refused` to stop."""
 
     key: str
 
@@ -402,7 +402,8 @@ class Submission:
     def list_failed(self, now: float, error: QuantumRuntimeError) -> Action:
         """The list could not be read: nothing is submitted in doubt."""
         del now
-        return self._give_up(error if self.doubt == "earlier" else self._unasked(error))
+        record = self.memory.note(self.memory_key)
+        return self._give_up(error if self.doubt == "earlier" and record.sent is None else self._unasked(error))
 
     def compared(self, now: float, difference: str | None) -> Action:
         """How the listed job differs from what was asked for; None if it does not, as far as can be read."""
@@ -466,13 +467,18 @@ class Submission:
         return self._search(now, "lost", now + self.ask.grace)
 
     def refused(self, now: float, error: QuantumRuntimeError) -> Action:
-        """The service did not accept the job, or the request never reached it."""
+        """The service did not accept the job, the request never reached it, or budget or rate limit stopped it.
+
+        That says nothing about an earlier request of the key whose answer was lost. The list has not shown its job, but
+        may be late; and the job may be the reason for the refusal, for instance of the last seconds of a limit.
+        """
         del now
         self.posting = False
-        return self._give_up(error)
+        record = self.memory.get(self.memory_key)
+        return self._give_up(error if record is None or record.sent is None else self._refused_later(error))
 
     def abandoned(self, now: float) -> None:
-        """The caller is gone, or budget or rate limit stopped it: the next caller of the key continues."""
+        """The caller is gone: the next caller of the key continues."""
         if self.posting:
             self.posting = False
             self.memory.note(self.memory_key).sent = now
@@ -507,6 +513,15 @@ class Submission:
         times = "1 answer was lost" if self.posts == 1 else f"{self.posts} answers were lost"
         what = f"it is not known whether the job was accepted: {times} ({error.message if error else 'no answer'})."
         return self._uncertain(what, f"{self._where()} If none is, run the flow again: it searches first.", [])
+
+    def _refused_later(self, error: QuantumRuntimeError) -> SubmissionUncertain:
+        what = (
+            "it is not known whether the job was accepted: the answer to an earlier request was lost, and after no job "
+            f"was listed, another request was refused: {error.message.removesuffix('.')}."
+        )
+        found = self._uncertain(what, f"{self._where()} If none is, run the flow again: it searches first.", [])
+        found.__cause__ = error
+        return found
 
     def _unasked(self, error: QuantumRuntimeError) -> SubmissionUncertain:
         why = error.message.removesuffix(".")

@@ -98,6 +98,9 @@ def check_fields(data: Mapping[str, Any]) -> Fields:
         if isinstance(value, str) and (name == "api_key" or "@" in value):
             register_secret(value.strip())
     given = {name: data[name] for name in _NAMES if data.get(name) is not None}
+    for name, value in [*given.items()]:  # an emptied text is not given, as for the block itself
+        if isinstance(value, str) and not value.strip() and name != "dialect":
+            del given[name]
     given.setdefault("api_key", "")
     given.setdefault("crn", "")
     findings: list[Finding] = []

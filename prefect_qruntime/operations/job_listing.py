@@ -29,6 +29,7 @@ from prefect_qruntime.models import Job, JobStatus
 from prefect_qruntime.observability.artifacts import deployments_of_deleted
 from prefect_qruntime.operations.usage_core import Owner
 from prefect_qruntime.prefect_api import api, flow_runs_by_id
+from prefect_qruntime.redact import shown
 
 __all__ = [
     "GROUPINGS",
@@ -178,7 +179,7 @@ def list_jobs(
         raise InvalidInput("must be a whole number, at least 1", field="limit")
     begin = parse_since(since) if since is not None else None
     if by is not None and by not in GROUPINGS:
-        raise InvalidInput(f"must be one of {', '.join(GROUPINGS)}, not {by!r}", field="by")
+        raise InvalidInput(f"must be one of {', '.join(GROUPINGS)}, not {shown(by)}", field="by")
     found = network_loop().run(_list(blocks, wanted, limit, begin, attended))
     return found.model_copy(update={"groups": group_jobs(found.jobs, by)}) if by is not None else found
 

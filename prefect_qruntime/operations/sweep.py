@@ -45,7 +45,7 @@ from prefect_qruntime.operations.instance_sweep import (
     is_old,
 )
 from prefect_qruntime.prefect_api import api, family, flow_runs_by_id
-from prefect_qruntime.redact import get_logger
+from prefect_qruntime.redact import get_logger, shown
 from prefect_qruntime.run_context import process_is_gone
 from prefect_qruntime.tasks.session_notes import SessionNote, is_note, session_notes
 
@@ -259,7 +259,7 @@ async def _resume(flow_run_id: str, force: bool) -> Resumed:
     try:
         flow_run = await client.read_flow_run(UUID(str(flow_run_id)))
     except ValueError:
-        raise InvalidInput(f"{flow_run_id!r} is not the id of a flow run", field="flow_run_id") from None
+        raise InvalidInput(f"{shown(flow_run_id)} is not the id of a flow run", field="flow_run_id") from None
     except ObjectNotFound:
         raise NotFound(f"Prefect knows no flow run {flow_run_id}.") from None
     await _check(flow_run, force)

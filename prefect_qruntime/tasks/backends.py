@@ -27,7 +27,7 @@ from prefect_qruntime.models import Backend, InstanceReport, JobRef, Usage
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.progress import backend_words, line_of, was_waited_for
 from prefect_qruntime.observability.run_summary import in_background
-from prefect_qruntime.redact import many, number_text
+from prefect_qruntime.redact import many, number_text, shown
 from prefect_qruntime.tasks.definitions import blocking, in_flow, repeats
 
 __all__ = [
@@ -142,7 +142,7 @@ async def alist_backends(
         InvalidInput: There is no such status, `min_qubits` is not a whole number, or `simulator` not True or False.
     """
     if status is not None and not (isinstance(status, str) and status in _STATUSES):
-        raise InvalidInput(f"must be 'online', 'paused' or 'offline', not {status!r:.60}", field="status")
+        raise InvalidInput(f"must be 'online', 'paused' or 'offline', not {shown(status)}", field="status")
     fitting = await _fitting(credentials.get_client(), min_qubits, simulator)
     found = [backend for backend in fitting if status is None or backend.status == status]
     listed = [f"{backend.name} ({backend.status})" for backend in found]
@@ -182,7 +182,7 @@ async def aselect_backend(
         InvalidInput: `timeout` is negative or no number, `min_qubits` is not a whole number, or `simulator` not True
             or False.
     """
-    if not is_seconds(timeout) or timeout == math.inf:
+    if not is_seconds(timeout, finite=True):
         raise InvalidInput("must be a number of seconds, 0 or more", field="timeout")
     client, end, pause, told = credentials.get_client(), time.monotonic() + timeout, _FIRST_PAUSE, ""
     while True:

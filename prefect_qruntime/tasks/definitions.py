@@ -17,7 +17,7 @@ import copy
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from string import Formatter
@@ -69,6 +69,7 @@ __all__ = [
     "backend_name",
     "blocking",
     "check_credentials",
+    "check_depth",
     "creates",
     "defaults_of",
     "digest_fields",
@@ -441,11 +442,50 @@ def blocking(twin: Task[P, Coroutine[Any, Any, R]]) -> Task[P, R]:
     return changed  # type: ignore[no-any-return]
 
 
+_MOST_LEVELS = 100
+"""Levels of lists and dicts in a parameter: more than any payload may have, and fewer than Prefect can visit."""
+
+
+def check_depth(made: Task[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    """Refuse arguments that are nested too deeply for Prefect, which visits all of them recursively.
+
+    Raises:
+        InvalidInput: One is; it is named.
+    """
+    given = {**dict(zip(inspect.signature(made.fn).parameters, args, strict=False)), **kwargs} if args else kwargs
+    for name, value in given.items():
+        level: list[Any] = [value] if isinstance(value, list | tuple | dict) else []
+        for _ in range(_MOST_LEVELS):
+            inner = (one for group in level for one in (group.values() if isinstance(group, dict) else group))
+            # Each once: what is shared, or contains itself, would become more with each level.
+            level = [*{id(one): one for one in inner if isinstance(one, list | tuple | dict)}.values()]
+            if not level:
+                break
+        else:
+            raise InvalidInput(f"nested deeper than {_MOST_LEVELS} levels", field=name)
+
+
 class InFlowTask(Task[P, R]):
     """A task that is called, submitted and mapped, but not deferred to a task worker.
 
     Prefect stores the parameters of a deferred task run, including the credentials block with its unencrypted API key.
+    It visits all parameters recursively, so those that are nested too deeply are refused before.
     """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Task.__call__`."""
+        check_depth(self, args, kwargs)
+        return super().__call__(*args, **kwargs)
+
+    def submit(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Task.submit`."""
+        check_depth(self, args, kwargs)
+        return super().submit(*args, **kwargs)
+
+    def map(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Task.map`."""
+        check_depth(self, args, kwargs)
+        return super().map(*args, **kwargs)
 
     def delay(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Raise an error, because a deferred task run would store the API key.

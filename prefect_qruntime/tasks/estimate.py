@@ -35,7 +35,7 @@ from prefect_qruntime.errors import ApprovalDenied, InvalidInput, NotFound, Quan
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.artifacts import recent_records
 from prefect_qruntime.prefect_api import api
-from prefect_qruntime.redact import number_text
+from prefect_qruntime.redact import number_text, shown
 from prefect_qruntime.run_context import current_run
 from prefect_qruntime.tasks.definitions import (
     Submission,
@@ -139,7 +139,7 @@ async def estimate_jobs(
     groups = [pubs]
     if pubs_per_job is not None:
         if isinstance(pubs_per_job, bool) or not isinstance(pubs_per_job, int) or pubs_per_job < 1:
-            raise InvalidInput(f"must be a whole number, 1 or more, not {pubs_per_job!r:.60}", field="pubs_per_job")
+            raise InvalidInput(f"must be a whole number, 1 or more, not {shown(pubs_per_job)}", field="pubs_per_job")
         if not (isinstance(pubs, list | tuple) and pubs):
             raise InvalidInput("must be a list of PUBs, one at least, with pubs_per_job", field="pubs")
         groups = [pubs[start : start + pubs_per_job] for start in range(0, len(pubs), pubs_per_job)]
@@ -359,8 +359,8 @@ def _asking_flow_run(above: Any, field: str) -> FlowRun:
     Raises:
         InvalidInput: `above` is not a number of seconds, or the call is not in a flow.
     """
-    if not is_seconds(above) or above == math.inf:
-        raise InvalidInput(f"must be a number of QPU seconds, 0 or more, not {above!r:.60}", field=field)
+    if not is_seconds(above, finite=True):
+        raise InvalidInput(f"must be a number of QPU seconds, 0 or more, not {shown(above)}", field=field)
     context = FlowRunContext.get()
     if TaskRunContext.get() is not None or context is None or context.flow_run is None:
         raise InvalidInput("an approval can be asked for in a flow, but not in a task", field=field)

@@ -35,6 +35,7 @@ from prefect_qruntime.observability.telemetry import (
     trace_job,
     trace_states,
 )
+from prefect_qruntime.redact import shown
 from prefect_qruntime.settings import current_settings
 from prefect_qruntime.tasks.backends import HELD_AFTER, STATE_AGE, backend_now
 from prefect_qruntime.tasks.definitions import JobLike, as_job, blocking, in_flow, repeats
@@ -144,7 +145,7 @@ def check_wait(*, timeout: Any, queue_timeout: Any, on_timeout: Any, stream: Any
         ("stream", stream, get_args(Stream)),
     ):
         if not (isinstance(value, str) and value in allowed):
-            raise InvalidInput(f"must be {' or '.join(map(repr, allowed))}, not {value!r:.60}", field=field)
+            raise InvalidInput(f"must be {' or '.join(map(repr, allowed))}, not {shown(value)}", field=field)
     Deadlines(total=timeout, queue=queue_timeout).check()
 
 

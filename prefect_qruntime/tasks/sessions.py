@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from cachetools import LRUCache
@@ -205,30 +205,28 @@ async def _open(
     opened: list[SessionRef],
 ) -> SessionRef:
     client = credentials.get_client()
-    if mode == "batch" and client.charges_by_clock(mode):
+    opens: Literal["dedicated", "batch"] = "dedicated" if client.charges_by_clock(mode) else "batch"
+    if opens != mode:
         notifications.log_to_run("the legacy dialect has no batches: this opens a session, charged by the clock")
-        mode = "dedicated"
-    asked = policy.Asked(name, session_seconds=(max_ttl or 0) if mode == "dedicated" else None)
+    asked = policy.Asked(name, session_seconds=(max_ttl or 0) if opens == "dedicated" else None)
     _, longest = await policy.admit(client.connection, where, block_name(credentials), [asked])
     ttl = max_ttl if max_ttl is not None else current_settings().session_max_ttl_seconds
-    ttl = min(ttl, longest) if longest is not None and mode == "dedicated" else ttl
+    ttl = min(ttl, longest) if longest is not None and opens == "dedicated" else ttl
     async with (
         ends_if_cancelled(client, where=where) as watch,
-        session_guard(client, where, as_budget(budget), token, mode=mode, life=ttl) as admitted,
+        session_guard(client, where, as_budget(budget), token, mode=opens, life=ttl) as admitted,
     ):
         if watch is not None:
             watch.arm(False)
             await watch.check()
         # Again: the wait for the budget's lock may have been long.
-        life = admitted.life if mode == "dedicated" else None
+        life = admitted.life if opens == "dedicated" else None
         await policy.admit(client.connection, where, block_name(credentials), [replace(asked, session_seconds=life)])
-        wanted = SessionRef(
-            mode="batch" if mode == "batch" else "dedicated", backend=name, max_ttl=admitted.life, token=token
-        )
+        wanted = SessionRef(mode=opens, backend=name, max_ttl=admitted.life, token=token)
         # Recorded before it is opened: if this process dies in between, the sweep knows what to search for.
         await note_session(credentials, token, wanted, where, new=True)
         try:
-            found = await client.open_session(name, mode=mode, max_ttl=admitted.life)
+            found = await client.open_session(name, mode=opens, max_ttl=admitted.life)
         except QuantumRuntimeError as error:
             if not isinstance(error, SubmissionUncertain):  # else the sweep would search for it
                 await note_session(credentials, token, wanted.model_copy(update={"state": "closed"}), where)

@@ -57,6 +57,7 @@ from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.circuit_page import show_circuits
 from prefect_qruntime.observability.telemetry import trace_job
 from prefect_qruntime.prefect_api import clock_offset, in_run, lineage
+from prefect_qruntime.redact import shown
 from prefect_qruntime.run_context import current_run
 from prefect_qruntime.settings import current_settings
 from prefect_qruntime.tasks.backends import check_online, say_if_held
@@ -66,6 +67,7 @@ from prefect_qruntime.tasks.definitions import (
     as_session,
     backend_name,
     blocking,
+    check_depth,
     creates,
     digest_fields,
     in_flow,
@@ -291,7 +293,7 @@ def _asked(submission: Submission) -> policy.Asked:
     limit = submission.get("max_execution_time")
     return policy.Asked(
         backend_name(submission["backend"]),
-        str(submission.get("program_id", "sampler")),
+        program if isinstance(program := submission.get("program_id", "sampler"), str) else shown(program),
         limit if isinstance(limit, int) else None,
     )
 
@@ -350,6 +352,7 @@ class SubmitTask(InFlowTask[..., Any]):
 
     def _bind(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The call's own arguments by name, and those that are for Prefect."""
+        check_depth(self, args, kwargs)
         of_prefect = {name: kwargs[name] for name in _OF_PREFECT if name in kwargs}
         plain = {name: value for name, value in kwargs.items() if name not in of_prefect}
         return dict(inspect.signature(self.fn).bind_partial(*args, **plain).arguments), of_prefect

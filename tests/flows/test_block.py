@@ -66,14 +66,14 @@ def test_saved_and_loaded_it_is_the_same_and_its_secrets_are_masked(
 def test_a_name_that_does_not_exist(prefect_server: Any) -> None:
     with pytest.raises(InvalidInput, match="no-such-block") as caught:
         load_credentials("no-such-block")
-    assert caught.value.field == "credentials_block"
+    assert caught.value.field == "name"
 
 
 @pytest.mark.parametrize("name", ["nightly\n", "nightly\r\n", "a\tb", "\x00", "a\u2028b"])
 def test_a_name_with_a_control_character(prefect_server: Any, name: str) -> None:
     with pytest.raises(InvalidInput, match="cannot be loaded") as caught:
         load_credentials(name)
-    assert caught.value.field == "credentials_block"
+    assert caught.value.field == "name"
     assert name not in str(caught.value)
 
 

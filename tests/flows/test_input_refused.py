@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +17,7 @@ from prefect_qruntime import (
     InvalidInput,
     JobRef,
     QuantumRuntimeCredentials,
+    QuantumRuntimeError,
     SessionRef,
     asubmit_job,
     cancel_job,
@@ -32,6 +35,7 @@ from prefect_qruntime.operations.sweep import resume_flow_run, run_sweep
 from prefect_qruntime.operations.usage import report_usage
 from prefect_qruntime.sandbox import Sandbox
 from prefect_qruntime.suspend.watcher import run_watch
+from prefect_qruntime.tasks.definitions import check_depth
 from tests.support.flow_runs import BACKEND, FLIP, ran, run
 
 pytestmark = pytest.mark.server
@@ -371,3 +375,83 @@ def test_an_empty_list_of_blocks_is_not_taken_for_instances_where_nothing_is_wro
     with pytest.raises(InvalidInput, match="no name is given") as caught:
         call(blocks=[])
     assert caught.value.field == "blocks"
+
+
+CALLS = {
+    name: one
+    for name in prefect_qruntime.__all__
+    if (isinstance(one := getattr(prefect_qruntime, name), Task) or inspect.isfunction(one))
+    and f"a{name}" not in prefect_qruntime.__all__
+}
+"""Every public function and task; of a pair the async one."""
+
+
+def deep(kind: str) -> Any:
+    value: Any = 1
+    for _ in range(5000):
+        value = {"a": value} if kind == "dict" else [value]
+    return value
+
+
+NEVER_RIGHT = [object(), -1, "../\ud800", float("nan"), deep("list"), deep("dict"), {"x": object()}]
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_an_error_names_a_parameter_of_what_was_called(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials, name: str
+) -> None:
+    """Each parameter gets what is never right, also what is nested too deeply to be visited or shown."""
+    one = CALLS[name]
+    parameters = inspect.signature(one).parameters
+    needed = {"credentials": credentials, "pubs": [FLIP], "backend": BACKEND, "job": "d1", "session": "s1", "above": 1}
+    given = {field: needed.get(field) for field, one in parameters.items() if one.default is one.empty}
+
+    async def call(**arguments: Any) -> None:
+        made = one(**arguments)
+        if hasattr(made, "__aenter__"):
+            async with made:
+                return
+        if inspect.isawaitable(made):
+            await made
+
+    said: list[str] = []
+    pubs = {"pubs": [FLIP]} if "pubs" in parameters else {}
+    for field in parameters.keys() - {"field"}:  # which is itself a name
+        for wrong in NEVER_RIGHT:
+            arguments = {**(pubs if field != "params" else {}), **given, field: wrong}
+            try:
+                run(call(**arguments))
+            except InvalidInput as error:
+                said.append(error.field or "none")
+            except QuantumRuntimeError:  # the service's own word, for instance that there is no such backend
+                pass
+    assert said or not parameters
+    assert {re.split(r"[.\[]", field)[0] for field in said} <= parameters.keys()
+
+
+def test_what_a_shared_list_or_one_within_itself_holds_is_not_visited_twice(
+    credentials: QuantumRuntimeCredentials,
+) -> None:
+    shared: Any = [1]
+    for _ in range(60):
+        shared = [shared, shared]
+    endless: Any = []
+    endless.append(endless)
+    for wrong in (endless, [endless], {"a": endless}):
+        with pytest.raises(InvalidInput, match="nested deeper than") as caught:
+            submit_job(credentials, [FLIP], backend=BACKEND, tags=wrong)
+        assert caught.value.field == "tags"
+    check_depth(submit_job, (credentials, shared), {})
+
+
+@pytest.mark.parametrize("name", ["run_circuits", "parameter_sweep", "vqe_session", "angles_to_table", "leave"])
+@pytest.mark.parametrize("field", ["budget_block", "credentials_block"])
+def test_an_error_in_a_flow_names_the_field_of_its_form(sandbox: Sandbox, blocks: Any, name: str, field: str) -> None:
+    module = importlib.import_module(f"prefect_qruntime.flows.{'leave_and_collect' if name == 'leave' else name}")
+    given = {"credentials_block": blocks("cloud"), field: "no-such-block"}
+    if name == "leave":
+        given |= {"circuit": FLIP, "backend": BACKEND}
+    _, state = ran(getattr(module, name), **given)
+    with pytest.raises(InvalidInput, match=f"{field}: no Quantum Runtime .* block is named") as caught:
+        run(state.aresult())
+    assert caught.value.field == field

@@ -105,6 +105,7 @@ class Known:
     dead: bool = False
     foreign: bool = False
     by: Hashable = None  # the caller that sent it
+    memory: int | None = None  # of the process that sent it, while that lives
 
     @property
     def name(self) -> str:
@@ -382,7 +383,7 @@ class World:
             if self.refusals:
                 after = self.clone()
                 after.refusals -= 1
-                yield "is stopped by the budget", after.ended(number, ("error", NO_ROOM), abandon=True)
+                yield "is stopped by the budget", after.go(number, lambda m, now: m.refused(now, NO_ROOM))
         elif isinstance(action, core.AskHistory):
             known = self.history_of(action.key)
             yield f"hears of {known}", self.clone().go(number, lambda m, now: m.history(now, known))
@@ -458,6 +459,10 @@ class World:
         assert caller.machine is not None
         if abandon:
             caller.machine.abandoned(self.now)
+        if outcome[1] in (SLOW_DOWN, NO_ROOM, DOWN):
+            mine = (caller.machine.key, caller.memory)
+            if any((job.tag, job.memory) == mine for job in self.jobs):
+                raise Violation("somebody is told of a refusal alone although its process sent what was accepted")
         caller.outcome, caller.action, caller.wakes = outcome, None, None
         self.lock = tuple(holder for holder in self.lock if holder != number)
         return self
@@ -480,7 +485,7 @@ class World:
         number_of_job = len(self.jobs)
         if outcome in ACCEPTING:
             by = caller.machine.owner if caller.machine is not None and TOO_LARGE in self.setting.outcomes else None
-            job = Known(number_of_job, caller.person.intent, action.key, self.now + lag, by=by)
+            job = Known(number_of_job, caller.person.intent, action.key, self.now + lag, by=by, memory=caller.memory)
             after.jobs = (*self.jobs, job)
         caller.answer = (outcome, (action.key, f"d{number_of_job}"))
         return after
@@ -556,6 +561,7 @@ class World:
                 after.callers[number] = Caller(caller.person, memory, starts=caller.starts, again=True)
             after.lock = tuple(holder for holder in after.lock if holder != number)
         after.memories[memory] = PlainMemory()
+        after.jobs = tuple(replace(job, memory=None) if job.memory == memory else job for job in after.jobs)
         after.proofs = frozenset(proof for proof in after.proofs if proof[0] != memory)
         return after
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from prefect import flow
 
-from prefect_qruntime import InvalidInput, circuit_text
+from prefect_qruntime import InvalidInput, check_flow_parameters, circuit_text
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.flow_parameters import allowed_folders, allowed_path, limited_file_references, read_file
 
@@ -167,3 +168,17 @@ def test_the_folder_of_the_flow_may_be_read_and_not_written(
     here = Path(__file__).resolve().parent
     assert allowed_folders() == (places[0], here)
     assert allowed_folders("write") == (places[0],)
+
+
+@pytest.mark.parametrize("wrong", [None, 7, b"OPENQASM 3.0;", [BELL], {"a": BELL}, object()])
+def test_what_is_no_text_is_no_circuit(wrong: Any) -> None:
+    with pytest.raises(InvalidInput, match="must be text or a path") as caught:
+        circuit_text(wrong, field="circuits[0]")
+    assert caught.value.field == "circuits[0]"
+
+
+@pytest.mark.parametrize("wrong", [None, 7, "text", [1], [["a", 1]]])
+def test_parameters_of_a_flow_are_a_dict(wrong: Any) -> None:
+    with pytest.raises(InvalidInput, match="must be a dict") as caught:
+        check_flow_parameters(wrong)
+    assert caught.value.field == "parameters"

@@ -6,7 +6,7 @@ import asyncio
 import time
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args, get_origin
 from uuid import uuid4
 
 import httpx
@@ -17,6 +17,7 @@ from prefect.states import AwaitingRetry, Cancelled, Cancelling, Pending, Runnin
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.dispatch import lookup_type
 from prefect.utilities.schema_tools import validate
+from pydantic import SecretStr
 from tenacity import wait_none
 
 from prefect_qruntime import QuantumRuntimeCredentials, blocks, load_credentials, prefect_api
@@ -235,7 +236,7 @@ def test_a_reference_to_a_saved_block_is_a_parameter_of_a_flow(name: str, option
 def test_what_is_no_name_of_a_block_is_refused(name: Any) -> None:
     with pytest.raises(InvalidInput, match="must be the name of a saved Quantum Runtime Credentials block") as caught:
         load_credentials(name)
-    assert caught.value.field == "credentials_block"
+    assert caught.value.field == "name"
 
 
 BEGAN = datetime(2026, 5, 1, tzinfo=UTC)
@@ -253,3 +254,44 @@ def test_a_run_that_was_cancelled_is_so_until_it_is_scheduled_again(life: list[A
         ending, before = make in (Cancelling, Cancelled) or (ending and by_itself), make
     random.shuffle(states)
     assert is_ending(states) is ending
+
+
+CRN = "crn:v1:bluemix:public:quantum-computing:us-east:a/1111:2222::"
+TEXTS = {
+    (block, name)
+    for block in vars(blocks).values()
+    if isinstance(block, type) and issubclass(block, Loadable)
+    for name, one in block.model_fields.items()
+    if not one.is_required()
+    and get_origin(one.annotation) is not list
+    and {str, SecretStr} & {one.annotation, *get_args(one.annotation)}
+}
+"""Each optional text of each block."""
+
+
+def test_the_optional_texts_of_blocks_are_found() -> None:
+    assert {name for _, name in TEXTS} >= {
+        "session",
+        "submission_key",
+        "program_id",
+        "proxy",
+        "application",
+        "base_url",
+    }
+
+
+@pytest.mark.parametrize("emptied", ["", "  "])
+@pytest.mark.parametrize(
+    ("block", "name"), [pytest.param(*one, id=f"{one[0].__name__}-{one[1]}") for one in sorted(TEXTS, key=str)]
+)
+def test_a_text_that_was_emptied_in_a_form_is_not_given(block: Any, name: str, emptied: str) -> None:
+    credentials = {"api_key": "k" * 20, "crn": CRN}
+    needed = credentials if "crn" in block.model_fields else {"credentials": credentials, "backend": "b"}
+    assert getattr(block(**needed, **{name: emptied}), name) == block.model_fields[name].default
+
+
+@pytest.mark.parametrize("name", ["api_key", "crn"])
+def test_a_needed_text_that_was_emptied_is_refused(name: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        blocks.QuantumRuntimeCredentials(**{"api_key": "k" * 20, "crn": CRN, name: ""}).get_client()
+    assert caught.value.field == name

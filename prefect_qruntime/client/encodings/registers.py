@@ -18,6 +18,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from prefect_qruntime.redact import shown
+
 __all__ = ["HexRegister", "PackedRegister", "Register", "flat_index", "memory", "tally"]
 
 # Bytes of a machine word and its typecode.
@@ -196,13 +198,13 @@ def flat_index(index: Any, shape: tuple[int, ...]) -> int:
     """
     place = index if isinstance(index, tuple | list) else (index,)
     if len(place) != len(shape):
-        raise IndexError(f"{index!r} is not an index of shape {shape}")
+        raise IndexError(f"{shown(index)} is not an index of shape {shape}")
     flat = 0
     for number, size in zip(place, shape, strict=True):
         # Also numpy's integers; a bool has `__index__` too, and is not an index.
         found = -size - 1 if isinstance(number, bool) or not hasattr(number, "__index__") else operator.index(number)
         if not -size <= found < size:
-            raise IndexError(f"{index!r} is not an index of shape {shape}")
+            raise IndexError(f"{shown(index)} is not an index of shape {shape}")
         flat = flat * size + found % size
     return flat
 

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, field as dataclass_field
 from typing import Any
 
+from prefect_qruntime.client.encodings.tensors import decode_tensor
 from prefect_qruntime.client.inputs.meaning import qpy_in
 from prefect_qruntime.client.inputs.pub_values import (
     bindings_of,
     check_observables,
     check_order,
     is_bindings_array,
+    point_rows,
 )
 from prefect_qruntime.client.inputs.pubs import (
+    TOO_DEEP,
     is_quantum_circuit,
     load_circuits,
     load_qasm,
@@ -28,7 +31,7 @@ from prefect_qruntime.client.inputs.pubs import (
     parameter_values,
     pub_parts,
 )
-from prefect_qruntime.client.inputs.qasm import scan, statements, text_of
+from prefect_qruntime.client.inputs.qasm import number_value, scan, statements, text_of
 from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.redact import nearest
@@ -55,8 +58,8 @@ _ALWAYS = frozenset(
 _MODIFIER = re.compile(r"(inv|ctrl|negctrl|pow)\s*(?:\(([^()]*)\))?\s*@\s*")
 _FEW = re.compile(r"\s*[0-9]{1,2}\s*")
 _CALL = re.compile(r"([^\W\d]\w*)(?!\w)\s*(\(.*\))?\s*(?:\[[^\]]*\]\s*)?((?:\$|[^\W\d]).*)?", re.DOTALL)
-_OF_PI = re.compile(r"(-?)(?:([0-9]{1,9})\*)?(?:pi|π)(?:/([1-9][0-9]{0,8}))?")
-_FLOAT = re.compile(r"-?[0-9]{1,20}(?:\.[0-9]{0,20})?(?:[eE][-+]?[0-9]{1,3})?")
+_NAME = re.compile(r"[^\W\d]\w*")
+_PI = {"pi": math.pi, "π": math.pi}
 _BLOCK_HEAD = re.compile(r"(?:if|else|while|for|switch|case|default|box)\b")
 _OPERAND = re.compile(r"\$([0-9]{1,9})|([^\W\d]\w*)\s*\[\s*([0-9]{1,9})\s*\]")
 _PHYSICAL = re.compile(r"\$([0-9]{1,9})")
@@ -65,11 +68,54 @@ _DECLARED = re.compile(r"(?:qubit(?:\s*\[\s*(\d+)\s*\])?\s*([^\W\d]\w*)|qreg\s+(
 
 @dataclass(frozen=True, slots=True)
 class _Use:
-    """One operation: its name and, if known, the qubits it acts on and its first parameter."""
+    """One operation: its name and, if known, the qubits it acts on and its first parameter, of a text as written."""
 
     name: str
     qubits: tuple[int, ...] | None
     angle: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Points:
+    """The points at which a circuit runs.
+
+    Attributes:
+        field: Where the values stand.
+        rows: The values of each point.
+        columns: The column of each input of a text by its name, of a `QuantumCircuit` by its `Parameter`.
+        seen: Angles that were evaluated.
+    """
+
+    field: str
+    rows: list[list[float]]
+    columns: Mapping[Any, int]
+    seen: set[Any] = dataclass_field(default_factory=set)
+
+    def angles(self, angle: Any) -> Iterator[tuple[float, tuple[float, ...]]]:
+        """What a new angle is, for each combination of the values on which it depends; nothing if that is not known."""
+        if not isinstance(angle, Hashable) or angle in self.seen:
+            return  # an array is the parameter of another gate of that name
+        self.seen.add(angle)
+        if isinstance(angle, str):
+            names = [name for name in dict.fromkeys(_NAME.findall(angle)) if name in self.columns]
+        else:
+            names = list(getattr(angle, "parameters", ()))
+        if not all(name in self.columns for name in names):
+            return  # the variable of a loop
+        places = [self.columns[name] for name in names]
+        for values in dict.fromkeys(tuple(row[place] for place in places) for row in self.rows):
+            found = _angle(angle, dict(zip(names, values, strict=True)))
+            if found is not None:
+                yield found, values
+
+
+def _angle(angle: Any, known: dict[Any, float]) -> float | None:
+    if isinstance(angle, str):
+        return number_value(angle, _PI | known)
+    try:
+        return float(angle.bind(known) if known else angle)
+    except Exception:  # qiskit has errors of its own for what has no real value
+        return None
 
 
 def check_isa(spec: JobSpec, configuration: Mapping[str, Any]) -> None:
@@ -95,30 +141,39 @@ def check_isa(spec: JobSpec, configuration: Mapping[str, Any]) -> None:
     """
     _check_shots(spec, configuration.get("max_shots"))
     size = configuration.get("n_qubits")
-    names = {
-        str(name)
-        for key in ("basis_gates", "supported_instructions")
-        for name in configuration.get(key) or ()
-        if isinstance(name, str)
-    }
-    coupling = configuration.get("coupling_map")
-    edges = {(int(a), int(b)) for a, b in coupling} if coupling else None
-    for field, circuit in _circuits(spec):
-        for use in _text_uses(circuit) if isinstance(circuit, str) else _uses(circuit):
-            if not configuration.get("simulator") and isinstance(use.angle, int | float) and not _is_calibrated(use):
-                raise InvalidInput(
-                    f"rzz({use.angle:.6g}), but QPUs run rzz with angles from 0 to pi/2 only",
-                    field=field,
-                    solution="Write it with other gates" + _TRANSPILES[field.startswith("pubs")],
-                )
-            _check(use, size if isinstance(size, int) else None, names, edges, field)
+    names = {*_names(configuration, "basis_gates"), *_names(configuration, "supported_instructions")}
+    edges = set(_coupling(configuration)) or None
+    for field, circuit, points in _circuits(spec):
+        try:
+            for use in _text_uses(circuit) if isinstance(circuit, str) else _uses(circuit):
+                if use.name == "rzz" and not configuration.get("simulator"):
+                    _check_angles(use, points, field)
+                _check(use, size if isinstance(size, int) else None, names, edges, field)
+        except RecursionError:
+            raise InvalidInput(TOO_DEEP, field=field) from None
 
 
-def _circuits(spec: JobSpec) -> Iterator[tuple[str, Any]]:
-    """Each circuit with its place, as text or as a `QuantumCircuit`."""
+def _names(configuration: Mapping[str, Any], key: str) -> list[str]:
+    """The names that a configuration lists; none if it lists none."""
+    found = configuration.get(key)
+    return [name for name in found if isinstance(name, str)] if isinstance(found, list | tuple | set) else []
+
+
+def _coupling(configuration: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """The coupled pairs of qubits; none if all are, or if the service answers something else."""
+    found = configuration.get("coupling_map")
+    pairs = found if isinstance(found, list | tuple | set) else ()
+    known = [tuple(pair) for pair in pairs if isinstance(pair, list | tuple) and len(pair) == 2]
+    readable = [(a, b) for a, b in known if type(a) is int and type(b) is int and a >= 0 and b >= 0]
+    return readable if len(readable) == len(pairs) else []
+
+
+def _circuits(spec: JobSpec) -> Iterator[tuple[str, Any, _Points]]:
+    """Each circuit with its place, as text or as a `QuantumCircuit`, and the points at which it runs."""
     for place, pub in enumerate(spec.pubs):
         field = f"pubs[{place}].circuit"
-        yield field, pub.circuit if isinstance(pub.circuit, str) else load_qpy(pub.circuit, field=field)
+        circuit = pub.circuit if isinstance(pub.circuit, str) else load_qpy(pub.circuit, field=field)
+        yield field, circuit, _points(circuit, field, pub.parameters, f"pubs[{place}].parameters")
     if spec.params is None:
         return
     field = "params.quantum_program.circuits"
@@ -135,7 +190,41 @@ def _circuits(spec: JobSpec) -> Iterator[tuple[str, Any]]:
     for place, circuit in enumerate(found):
         if not isinstance(circuit, str) and not hasattr(circuit, "data"):
             raise InvalidInput(f"must be text, not {type(circuit).__name__}", field=f"{field}[{place}]")
-        yield f"{field}[{place}]", circuit
+        spot = f"params.quantum_program.items[{place}].circuit_arguments"
+        here = f"{field}[{place}]"
+        yield here, circuit, _points(circuit, here, _arguments(spec, place), spot)
+
+
+def _arguments(spec: JobSpec, place: int) -> Any:
+    """The values of a circuit of a quantum program; None if they are not known: a samplex computes them in the job."""
+    items = _program(spec).get("items")
+    item = items[place] if isinstance(items, list) and place < len(items) else None
+    try:
+        return decode_tensor(item.get("circuit_arguments")).tolist() if isinstance(item, dict) else None
+    except ValueError:
+        return None
+
+
+def _points(circuit: Any, place: str, values: Any, field: str) -> _Points:
+    """The points of a circuit; without columns if it is not known which value belongs to which parameter."""
+    parameters: list[Any] = []
+    if values is not None and isinstance(circuit, str):
+        # Readers of OpenQASM text order inputs by their names.
+        parameters = sorted(scan(circuit, field=place).inputs or ())
+    elif values is not None:
+        parameters = list(circuit.parameters)
+    names: list[str] = [getattr(parameter, "name", parameter) for parameter in parameters]
+    if not parameters:
+        return _Points(field, [[]], {})
+    _, rows = point_rows(values, names, field=field)
+    columns = {parameter: place for place, parameter in enumerate(parameters)}
+    if isinstance(circuit, str):
+        for statement in statements(circuit):
+            # A name that is declared or assigned again, or decides what runs, says nothing for certain.
+            if not statement.startswith("input ") and (not (call := _CALL.fullmatch(statement)) or call[1] in _WORDS):
+                for name in _NAME.findall(statement):
+                    columns.pop(name, None)
+    return _Points(field, rows, columns)
 
 
 def _program(spec: JobSpec) -> dict[str, Any]:
@@ -172,6 +261,19 @@ def _check_shots(spec: JobSpec, most: Any) -> None:
 
 
 _TRANSPILES = (".", ": `transpile=True` does it here.")
+
+
+def _check_angles(use: _Use, points: _Points, field: str) -> None:
+    for angle, values in points.angles(use.angle):
+        if not _is_calibrated(_Use(use.name, None, angle)):
+            by = (
+                f" for the parameter value{'' if len(values) == 1 else 's'} {', '.join(f'{one:.6g}' for one in values)}"
+            )
+            raise InvalidInput(
+                f"rzz({angle:.6g}){by if values else ''}, but QPUs run rzz with angles from 0 to pi/2 only",
+                field=points.field if values else field,
+                solution="Write it with other gates" + _TRANSPILES[field.startswith("pubs")],
+            )
 
 
 def _is_calibrated(use: _Use) -> bool:
@@ -222,16 +324,8 @@ def _text_uses(text: str) -> Iterator[_Use]:
             continue
         spots = [_place(operand, starts) for operand in call[3].split(",")]
         known = [spot for spot in spots if spot is not None]
-        angle = _number(call[2] or "") if statement is whole else None  # a modifier changes it
+        angle = call[2][1:-1] if call[2] and statement is whole else None  # a modifier changes it
         yield _Use(controls + call[1], tuple(known) if len(known) == len(spots) else None, angle)
-
-
-def _number(text: str) -> float | None:
-    """The only argument of a gate, if it is a number or a fraction of pi as Qiskit writes them."""
-    text = re.sub(r"\s|^\(|\)$", "", text)
-    if found := _OF_PI.fullmatch(text):
-        return float(f"{found[1]}{found[2] or 1}") * math.pi / int(found[3] or 1)
-    return float(text) if _FLOAT.fullmatch(text) else None
 
 
 def _controls(modifier: str, count: str) -> str:
@@ -321,9 +415,9 @@ def transpile_pubs(
         from qiskit.transpiler import CouplingMap, generate_preset_pass_manager
     except ImportError:
         raise InvalidInput("transpiling needs qiskit: pip install 'prefect-qruntime[qiskit]'", field="pubs") from None
-    coupling = configuration.get("coupling_map")
-    supported = [name for name in configuration.get("supported_instructions") or () if name in _CONTROL_FLOW]
-    gates = [*dict.fromkeys([*(configuration.get("basis_gates") or ()), *supported])]
+    coupling = _coupling(configuration)
+    supported = [name for name in _names(configuration, "supported_instructions") if name in _CONTROL_FLOW]
+    gates = [*dict.fromkeys([*_names(configuration, "basis_gates"), *supported])]
 
     def passes(basis_gates: list[str]) -> Any:
         return generate_preset_pass_manager(

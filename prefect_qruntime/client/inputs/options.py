@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from prefect_qruntime.client.encodings.arrays import Extrapolator
 from prefect_qruntime.client.inputs.spec import IBM_EXTRA, check_precision, plain_json
 from prefect_qruntime.errors import InvalidInput
-from prefect_qruntime.redact import nearest
+from prefect_qruntime.redact import nearest, shown
 
 __all__ = [
     "EstimatorOptions",
@@ -251,7 +251,7 @@ def _explained(error: ValidationError, model: type[BaseModel]) -> InvalidInput:
         listed = ", ".join(sorted(known))
         return InvalidInput(f"unknown option.{hint or f' Known: {listed}.'}", field=field)
     same = [item["msg"] for item in details if _path(item["loc"], model)[0] == path]
-    return InvalidInput(f"{'; or '.join(dict.fromkeys(same))}, not {first['input']!r}", field=field)
+    return InvalidInput(f"{'; or '.join(dict.fromkeys(same))}, not {shown(first['input'])}", field=field)
 
 
 def _belongs(name: str, model: type[BaseModel]) -> str | None:

@@ -16,9 +16,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prefect_qruntime.client.encodings.arrays import list_shape
+from prefect_qruntime.client.encodings.arrays import leaves, list_shape
 from prefect_qruntime.errors import InvalidInput
-from prefect_qruntime.redact import many, nearest
+from prefect_qruntime.redact import many, nearest, shown
 
 __all__ = [
     "MAX_AXES",
@@ -28,6 +28,7 @@ __all__ = [
     "check_parameters",
     "is_bindings_array",
     "numbers",
+    "point_rows",
     "points_shape",
     "shape_of",
 ]
@@ -134,6 +135,23 @@ def points_shape(values: Any, inputs: Sequence[str] | None) -> tuple[int, ...] |
     return _leading(shape) if len(inputs) == 1 else shape[:-1]
 
 
+def point_rows(values: Any, inputs: Sequence[str], *, field: str) -> tuple[tuple[int, ...], list[list[float]]]:
+    """Shape of a PUB's points, and the values of each one in the order of the inputs.
+
+    Raises:
+        InvalidInput: As `check_parameters`.
+    """
+    checked = check_parameters(values, inputs, field=field)
+    shape = points_shape(checked, inputs) or ()
+    if checked is None or not inputs:
+        return shape, [[] for _ in range(math.prod(shape))]
+    if isinstance(checked, dict):
+        columns = [leaves(checked[name]) for name in inputs]
+        return shape, [list(row) for row in zip(*columns, strict=True)]
+    flat, width = list(leaves(checked)), len(inputs)
+    return shape, [flat[start : start + width] for start in range(0, len(flat), width)]
+
+
 def numbers(value: Any, *, field: str, depth: int = 0) -> Any:
     """Nested lists of finite floats, or one float. Arrays are taken by their `tolist`."""
     if not isinstance(value, list | tuple) and callable(getattr(value, "tolist", None)):
@@ -149,11 +167,11 @@ def numbers(value: Any, *, field: str, depth: int = 0) -> Any:
             raise InvalidInput(f"nested deeper than {MAX_AXES} levels", field=field)
         return [numbers(item, field=f"{field}[{position}]", depth=depth + 1) for position, item in enumerate(value)]
     if isinstance(value, bool | str | bytes) or not hasattr(value, "__float__"):
-        raise InvalidInput(f"{_shown(value)} is not a number{_observable_hint(value)}", field=field)
+        raise InvalidInput(f"{shown(value)} is not a number{_observable_hint(value)}", field=field)
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
-        raise InvalidInput(f"{_shown(value)} is not a real number", field=field) from None
+        raise InvalidInput(f"{shown(value)} is not a real number", field=field) from None
     if not math.isfinite(number):
         raise InvalidInput(f"{number} cannot be sent", field=field)
     return number + 0.0  # -0.0 and 0.0 are the same angle
@@ -181,7 +199,7 @@ def _by_name(value: Mapping[Any, Any], inputs: Sequence[str] | None, *, field: s
         several = not isinstance(key, str) and hasattr(key, "__iter__")
         names = tuple(key) if several else (key,)
         if not names:
-            raise InvalidInput(f"key {_shown(key)} holds no parameter name", field=field)
+            raise InvalidInput(f"key {shown(key)} holds no parameter name", field=field)
         several = len(names) > 1  # for one name qiskit lets the last axis be omitted
         texts = [_name(name, field=field) for name in names]
         spot = f"{field}.{','.join(texts)}"
@@ -239,7 +257,7 @@ def _one_shape(named: Mapping[str, Any], *, field: str) -> None:
 def _name(key: Any, *, field: str) -> str:
     name = key if isinstance(key, str) else getattr(key, "name", None)
     if not isinstance(name, str) or not name:
-        raise InvalidInput(f"key {_shown(key)} is not a parameter name", field=field)
+        raise InvalidInput(f"key {shown(key)} is not a parameter name", field=field)
     return name
 
 
@@ -254,11 +272,6 @@ def _observable_hint(value: Any) -> str:
     if not text and not type(value).__module__.startswith("qiskit.quantum_info"):
         return ""
     return ". It looks like an observable: only the estimator takes some, as the second part of a PUB"
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:40]}…"
 
 
 def check_observables(value: Any, qubits: int | None, *, field: str) -> Any:
@@ -364,7 +377,7 @@ def _key(key: Any, *, field: str) -> tuple[str, float]:
             raise InvalidInput(f"{text!r} is not Hermitian", field=field)
         sign = -1.0 if text.startswith("-") else 1.0
         return _label(text.lstrip("+-"), field=field), sign
-    raise InvalidInput(f"key {key!r} is not a Pauli string", field=field)
+    raise InvalidInput(f"key {shown(key)} is not a Pauli string", field=field)
 
 
 def _label(text: str, *, field: str) -> str:
@@ -383,13 +396,13 @@ def _complex(value: Any, *, field: str) -> complex:
             return complex(value)
         except (TypeError, ValueError, OverflowError):
             pass  # an unbound parameter, an integer beyond all floats
-    raise InvalidInput(f"coefficient {value!r:.60} is not a number", field=field)
+    raise InvalidInput(f"coefficient {shown(value)} is not a number", field=field)
 
 
 def _real(value: Any, *, field: str) -> float:
     number = _complex(value, field=field)
     if abs(number.imag) > 1e-12 * max(1.0, abs(number.real)):
-        raise InvalidInput(f"coefficient {value!r:.60} is not real", field=field)
+        raise InvalidInput(f"coefficient {shown(value)} is not real", field=field)
     if not math.isfinite(number.real):
         raise InvalidInput(f"coefficient {number.real} cannot be sent", field=field)
     return number.real + 0.0

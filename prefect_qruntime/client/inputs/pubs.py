@@ -39,6 +39,7 @@ from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.redact import many
 
 __all__ = [
+    "TOO_DEEP",
     "Circuit",
     "dump_qpy",
     "encode_array",
@@ -63,6 +64,7 @@ __all__ = [
 _MAX_QPY_VERSION = 17
 _MAX_QPY_BYTES = 1 << 30
 _QPY_COUNT = slice(10, 18)  # of a header in QPY, where the number of circuits stands
+TOO_DEEP = "its blocks or definitions are nested too deeply to be read"
 _KEPT_BY_QPY = frozenset({"measure", "reset", "barrier", "store", "break_loop", "continue_loop"})
 
 _MOST = {"sampler": 3, "estimator": 4}
@@ -146,7 +148,10 @@ def read_circuit(value: Any, *, sampler: bool, field: str) -> Circuit:
             scalars=program.scalars,
         )
     if is_quantum_circuit(value):
-        return _from_qiskit(value, sampler=sampler, field=field)
+        try:
+            return _from_qiskit(value, sampler=sampler, field=field)
+        except RecursionError:
+            raise InvalidInput(TOO_DEEP, field=field) from None
     if is_encoded_circuit(value):
         _check_qpy(value, field=field)
         return Circuit({"__type__": "QuantumCircuit", "__value__": value["__value__"]})

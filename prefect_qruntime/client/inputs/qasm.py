@@ -28,6 +28,7 @@ __all__ = [
     "Program",
     "constant_value",
     "limit_references",
+    "number_value",
     "path_of",
     "read_path",
     "scan",
@@ -56,8 +57,9 @@ _OPENING = re.compile(
     r"|(?:input|output|const)\s+\w+|(?:gate|def|extern)\s+[^\W\d]\w*|(?:[^\W\d]\w*(?:\s*\([^()]*\))?\s+)\$\d+)"
 )
 _INTEGER = re.compile(r"0[bB][01_]+|0[oO][0-7_]+|0[xX][0-9a-fA-F_]+|[0-9][0-9_]*")
-_TOKEN = re.compile(r"\w+|\S")
-_EXPRESSION = re.compile(r"[\w\s+*/%()-]{1,200}")
+_REAL = re.compile(r"(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+")
+_TOKEN = re.compile(rf"{_REAL.pattern}|\w+|\S")
+_EXPRESSION = re.compile(r"[\w\s.+*/%()-]{1,200}")
 _LARGEST = 2**31
 _DEFINITION = re.compile(r"\b(?:gate|cal|defcal)\b[^{};]*\{[^{}]*\}")
 _PLACE = re.compile(r"L(\d+):C(\d+)")
@@ -360,52 +362,63 @@ def constant_value(text: str, constants: Mapping[str, int]) -> int | None:
         assert constant_value("2*n + 0b10", {"n": 3}) == 8
         ```
     """
+    plain = len(text) < 10 and text.isascii() and text.isdigit()  # as nearly all are
+    value = int(text) if plain else number_value(text, constants)
+    return value if isinstance(value, int) and 0 <= value <= _LARGEST else None
+
+
+def number_value(text: str, known: Mapping[str, float]) -> int | float | None:
+    """The value of an expression of numbers, known names, `+ - * / %` and brackets; None if it is another one."""
     if not _EXPRESSION.fullmatch(text):
         return None
     # Not by `ast.parse`: in CPython 3.11 threads that parse at the same time break each other's work.
     tokens = _TOKEN.findall(text)[::-1]
     try:
-        value = _evaluated(tokens, constants)
-    except (ValueError, IndexError):  # not constant, or it breaks off
+        value = _evaluated(tokens, known)
+    except (ValueError, IndexError):  # not such an expression, or it breaks off
         return None
-    return value if not tokens and 0 <= value <= _LARGEST else None
+    return None if tokens else value
 
 
 _RANKS = {"+": 0, "-": 0, "*": 1, "/": 1, "%": 1}
 
 
-def _evaluated(tokens: list[str], constants: Mapping[str, int], least: int = 0) -> int:
+def _evaluated(tokens: list[str], known: Mapping[str, float], least: int = 0) -> int | float:
     """Take an expression of operators of at least this rank from the end of the reversed tokens."""
-    value = _operand(tokens, constants)
+    value = _operand(tokens, known)
     while tokens and (rank := _RANKS.get(tokens[-1], -1)) >= least:
-        operator, right = tokens.pop(), _evaluated(tokens, constants, rank + 1)
+        operator, right = tokens.pop(), _evaluated(tokens, known, rank + 1)
         if operator in "+-":
             value = value + right if operator == "+" else value - right
         elif operator == "*":
             value *= right
-        elif value >= 0 and right > 0:
+        elif operator == "/" and right and isinstance(value + right, float):
+            value /= right
+        elif isinstance(value + right, int) and value >= 0 and right > 0:
             value = value // right if operator == "/" else value % right
         else:
-            raise ValueError("no division of constant sizes")
-        if abs(value) > _LARGEST:
+            raise ValueError("no division whose result is certain")
+        if not abs(value) <= _LARGEST:
             raise ValueError("out of range")
     return value
 
 
-def _operand(tokens: list[str], constants: Mapping[str, int]) -> int:
+def _operand(tokens: list[str], known: Mapping[str, float]) -> int | float:
     word = tokens.pop()
     if word in "+-":
-        value = _operand(tokens, constants)
+        value = _operand(tokens, known)
         return -value if word == "-" else value
     if word == "(":
-        value = _evaluated(tokens, constants)
+        value = _evaluated(tokens, known)
         if tokens.pop() != ")":
             raise ValueError("a bracket is open")
         return value
-    if word in constants:
-        return constants[word]
+    if word in known:
+        return known[word]
+    if _REAL.fullmatch(word):
+        return float(word)
     if not _INTEGER.fullmatch(word):
-        raise ValueError("not a constant integer")
+        raise ValueError("not a number")
     digits = word.replace("_", "")
     base = {"0b": 2, "0o": 8, "0x": 16}.get(digits[:2].lower())
     value = int(digits[2:], base) if base else int(digits)

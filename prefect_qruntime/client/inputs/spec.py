@@ -26,6 +26,7 @@ from pydantic import ValidationError
 from prefect_qruntime.client.encodings.arrays import json_pieces
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import FLOW_TAG, KEY_TAG, is_mock
+from prefect_qruntime.redact import shown
 
 __all__ = [
     "CIRCUIT_FORMS",
@@ -142,7 +143,7 @@ def check_flag(value: object, *, field: str) -> bool:
     """A real bool, or numpy's: the text "false", which a form may give, would count as true."""
     kind = type(value)
     if not isinstance(value, bool) and (kind.__module__, kind.__name__.rstrip("_")) != ("numpy", "bool"):
-        raise InvalidInput(f"must be True or False, not {value!r:.60}", field=field)
+        raise InvalidInput(f"must be True or False, not {shown(value)}", field=field)
     return bool(value)
 
 
@@ -150,7 +151,7 @@ def check_texts(value: object, *, field: str) -> list[str]:
     """The texts in a list, set or the like; a single text is none, as it would count as its letters."""
     found = None if isinstance(value, str | bytes) or not isinstance(value, Iterable) else list(value)
     if found is None or not all(isinstance(item, str) for item in found):
-        raise InvalidInput(f"must be a list of strings, not {value!r:.60}", field=field)
+        raise InvalidInput(f"must be a list of strings, not {shown(value)}", field=field)
     return found
 
 
@@ -200,7 +201,7 @@ def plain_json(value: Any, *, field: str, depth: int = 0) -> Any:
         copy: dict[str, Any] = {}
         for key, item in value.items():
             if not isinstance(key, str):
-                raise InvalidInput(f"key {key!r} must be a string", field=field)
+                raise InvalidInput(f"key {shown(key)} must be a string", field=field)
             copy[_text(key, field=field)] = plain_json(item, field=f"{field}.{key}", depth=depth + 1)
         return copy
     if isinstance(value, list | tuple):
@@ -223,11 +224,11 @@ def check_integer(value: object, *, field: str) -> int:
     # numpy integers have __index__ too; bool has it too, and is not a count.
     index = getattr(value, "__index__", None)
     if isinstance(value, bool) or index is None:
-        raise InvalidInput(f"must be an integer, not {value!r:.60}", field=field)
+        raise InvalidInput(f"must be an integer, not {shown(value)}", field=field)
     try:
         return int(index())
     except TypeError:
-        raise InvalidInput(f"must be an integer, not {value!r:.60}", field=field) from None
+        raise InvalidInput(f"must be an integer, not {shown(value)}", field=field) from None
 
 
 @dataclass(frozen=True, slots=True)

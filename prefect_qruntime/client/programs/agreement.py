@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from prefect_qruntime.client.encodings.arrays import leaves
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import JobRef
-from prefect_qruntime.redact import many
+from prefect_qruntime.redact import many, shown
 
 if TYPE_CHECKING:
     from prefect_qruntime.client.results.job_result import JobResult
@@ -210,7 +210,7 @@ def checked_rate(false_alarm: float) -> float:
         InvalidInput: It is not between 0 and 1.
     """
     if isinstance(false_alarm, bool) or not isinstance(false_alarm, int | float) or not 0 < false_alarm < 1:
-        raise InvalidInput(f"must be between 0 and 1, not {false_alarm!r}", field="false_alarm")
+        raise InvalidInput(f"must be between 0 and 1, not {shown(false_alarm)}", field="false_alarm")
     return float(false_alarm)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import base64
 import math
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, TypeVar
@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import orjson
 from pydantic import ValidationError
 
-from prefect_qruntime.client.encodings.arrays import NpyArray, leaves
+from prefect_qruntime.client.encodings.arrays import NpyArray
 from prefect_qruntime.client.encodings.tensors import encode_tensor
 from prefect_qruntime.client.inputs.options import (
     check_equivalents,
@@ -32,8 +32,8 @@ from prefect_qruntime.client.inputs.options import (
     options_that_need_ibm,
     program_options,
 )
-from prefect_qruntime.client.inputs.pub_values import check_parameters, points_shape
-from prefect_qruntime.client.inputs.pubs import dump_qpy, load_qasm, load_qpy, write_qpy
+from prefect_qruntime.client.inputs.pub_values import point_rows
+from prefect_qruntime.client.inputs.pubs import TOO_DEEP, dump_qpy, load_qasm, load_qpy, write_qpy
 from prefect_qruntime.client.inputs.qasm import scan, syntax_error
 from prefect_qruntime.client.inputs.spec import (
     DEFAULT_PRECISION,
@@ -113,7 +113,7 @@ def executor_params(spec: JobSpec) -> dict[str, Any]:
     recipe: list[dict[str, Any]] = []
     for place, (pub, circuit) in enumerate(zip(spec.pubs, circuits, strict=True)):
         field = f"pubs[{place}]"
-        shape, rows = _points(pub.parameters, circuit.inputs, field=f"{field}.parameters")
+        shape, rows = point_rows(pub.parameters, circuit.inputs, field=f"{field}.parameters")
         if estimator:
             recipe.append(_measured_items(pub, circuit, shape, rows, items, field))
         else:
@@ -198,7 +198,11 @@ def _once_each(spec: JobSpec, read: Callable[[Pub, str], _Found]) -> list[_Found
     found: dict[int, _Found] = {}
     for place, pub in enumerate(spec.pubs):
         if id(pub.circuit) not in found:
-            found[id(pub.circuit)] = read(pub, f"pubs[{place}].circuit")
+            field = f"pubs[{place}].circuit"
+            try:
+                found[id(pub.circuit)] = read(pub, field)
+            except RecursionError:
+                raise InvalidInput(TOO_DEEP, field=field) from None
     return [found[id(pub.circuit)] for pub in spec.pubs]
 
 
@@ -299,19 +303,6 @@ def _has_qiskit() -> bool:
     except ImportError:
         return False
     return True
-
-
-def _points(values: Any, inputs: Sequence[str], *, field: str) -> tuple[tuple[int, ...], list[list[float]]]:
-    """Shape of a PUB's points, and the values of each one in the order of the inputs."""
-    checked = check_parameters(values, inputs, field=field)
-    shape = points_shape(checked, inputs) or ()
-    if checked is None or not inputs:
-        return shape, [[] for _ in range(math.prod(shape))]
-    if isinstance(checked, dict):
-        columns = [leaves(checked[name]) for name in inputs]
-        return shape, [list(row) for row in zip(*columns, strict=True)]
-    flat, width = list(leaves(checked)), len(inputs)
-    return shape, [flat[start : start + width] for start in range(0, len(flat), width)]
 
 
 def _measured_items(

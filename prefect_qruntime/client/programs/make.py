@@ -41,7 +41,7 @@ from prefect_qruntime.client.inputs.spec import (
 )
 from prefect_qruntime.errors import InvalidInput, QuantumRuntimeError
 from prefect_qruntime.models import Backend, mock_backend
-from prefect_qruntime.redact import nearest
+from prefect_qruntime.redact import nearest, shown
 
 __all__ = [
     "ROUTES",
@@ -97,7 +97,7 @@ def choose_route(requested: str, program_id: str, *, raw: bool = False) -> Route
         InvalidInput: There is no such route.
     """
     if not (isinstance(requested, str) and requested in ROUTES):
-        raise InvalidInput(f"must be 'service', 'executor' or 'auto', not {requested!r}", field="route")
+        raise InvalidInput(f"must be 'service', 'executor' or 'auto', not {shown(requested)}", field="route")
     if raw:
         if requested == "executor" and program_id != "executor":
             raise InvalidInput(
@@ -219,7 +219,9 @@ def make_spec(
     """
     if is_quantum_program(pubs) and params is None:
         if program_id not in ("sampler", "executor"):  # the former is the default
-            raise InvalidInput(f"a QuantumProgram runs as program 'executor', not {program_id!r}", field="program_id")
+            raise InvalidInput(
+                f"a QuantumProgram runs as program 'executor', not {shown(program_id)}", field="program_id"
+            )
         _check_object(pubs, options)
         params, pubs, options, program_id = params_of_program(pubs, options), None, None, "executor"
         _check_program(params["quantum_program"], field="")
@@ -274,7 +276,7 @@ def make_spec(
 
 def _check_form(circuit_form: str, *, raw: bool, takes_executor: bool) -> None:
     if not (isinstance(circuit_form, str) and circuit_form in CIRCUIT_FORMS):
-        raise InvalidInput(f"must be 'auto', 'openqasm3' or 'qpy', not {circuit_form!r}", field="circuit_form")
+        raise InvalidInput(f"must be 'auto', 'openqasm3' or 'qpy', not {shown(circuit_form)}", field="circuit_form")
     if circuit_form != "auto" and (raw or not takes_executor):
         what = "raw params= go as they are" if raw else 'the service\'s own programs choose it; use route="executor"'
         raise InvalidInput(f"is for PUBs on the executor: {what}. Leave circuit_form out", field="circuit_form")

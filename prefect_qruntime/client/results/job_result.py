@@ -30,6 +30,7 @@ from prefect_qruntime.client.results.views import (
 from prefect_qruntime.client.transport.spool import StoredBody
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Provenance
+from prefect_qruntime.redact import shown
 
 if TYPE_CHECKING:
     from qiskit.primitives import PrimitiveResult
@@ -252,7 +253,7 @@ class JobResult(BaseModel):
         view = self._view(pub)
         if name not in view.fields:
             known = ", ".join([*view.fields, *view.registers]) or "nothing"
-            raise QuantumRuntimeError(f"PUB {pub} has no {name!r}, but {known}", job_id=self.job_id)
+            raise QuantumRuntimeError(f"PUB {pub} has no {shown(name)}, but {known}", job_id=self.job_id)
         with self._reading(pub):
             return decode_value(view.fields[name], allowance=Allowance(self.decode_limit))
 
@@ -359,7 +360,9 @@ class JobResult(BaseModel):
                 known = f" of program {self.program_id!r}" if self.program_id else ""
                 raise QuantumRuntimeError(f"the result{known} has no PUBs; read `.raw`", job_id=self.job_id)
             if isinstance(pub, bool) or not isinstance(pub, int) or not 0 <= pub < len(items):
-                raise InvalidInput(f"there is no PUB {pub!r}; the result has PUBs 0 to {len(items) - 1}", field="pub")
+                raise InvalidInput(
+                    f"there is no PUB {shown(pub)}; the result has PUBs 0 to {len(items) - 1}", field="pub"
+                )
             width = self.widths[pub] if pub < len(self.widths) else None
             view = view_pub(raw, items[pub], pub, width=width, allowance=Allowance(self.decode_limit))
             last[:] = [(raw, pub, view)]
@@ -375,7 +378,9 @@ class JobResult(BaseModel):
         for name in (register, f"esc_{register}"):
             if name in view.registers:
                 return [view.registers[name]]
-        raise InvalidInput(f"PUB {pub} has no register {register!r}, but {', '.join(view.registers)}", field="register")
+        raise InvalidInput(
+            f"PUB {pub} has no register {shown(register)}, but {', '.join(view.registers)}", field="register"
+        )
 
     def _point(self, shape: tuple[int, ...], index: Any, pub: int) -> int:
         if index is None:

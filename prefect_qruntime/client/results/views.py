@@ -211,9 +211,11 @@ def _bitstring_length(keys: Mapping[Any, Any], width: int | None) -> int:
     """
     texts = [key for key in keys if isinstance(key, str) and not set(key) - {"0", "1"}]
     lengths = {len(text) for text in texts}
-    if len(lengths) != 1 or len(texts) != len(keys):
+    if not lengths or len(texts) != len(keys):
         return 0
-    length = lengths.pop()
+    length = max(lengths)
+    if len(lengths) > 1:  # none that the service wrote; binary numbers only if the circuit has no such outcomes
+        return length if width is not None and any(int(text) >> width for text in texts) else 0
     padded = length > 1 and any(text[0] == "0" for text in texts)
     if padded or width is None or length >= width:
         return length

@@ -82,11 +82,16 @@ class Deadlines:
         return self
 
 
-def is_seconds(value: object) -> bool:
-    """Whether a value is a number of seconds, 0 or more, that can be calculated with; infinity is one, True is none."""
+def is_seconds(value: object, *, finite: bool = False) -> bool:
+    """Whether a value is a number of seconds, 0 or more, that can be calculated with; True is none.
+
+    Args:
+        value: The value.
+        finite: Whether infinity is none either.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return 0 <= value <= sys.float_info.max or value == math.inf
+    return 0 <= value <= sys.float_info.max or (value == math.inf and not finite)
 
 
 @dataclass(slots=True)

@@ -46,6 +46,7 @@ class Caller:
     answer: tuple[str, str] | None = None
     end: tuple[str, Any] | None = None
     proof: bool = False
+    bought: bool = False  # one of its requests was accepted
 
     def state(self) -> Hashable:
         machine, end = self.machine, self.end
@@ -55,7 +56,7 @@ class Caller:
             else (machine.posts, machine.accepted, machine.until, machine.looked, machine.pause)
         )
         ended = None if end is None else (end[0], end[1] if isinstance(end[1], str) else type(end[1]).__name__)
-        return type(self.action).__name__, self.wakes, self.answer, ended, self.proof, facts
+        return type(self.action).__name__, self.wakes, self.answer, ended, self.proof, self.bought, facts
 
 
 @dataclass
@@ -127,6 +128,7 @@ class World:
                 name = f"s{len(self.sessions)}"
                 if outcome in ACCEPTING:
                     after.sessions = (*self.sessions, (name, self.now + self.lag))
+                    after.callers[number].bought = True
                 after.callers[number].answer = (outcome, name)
                 yield f"POST {outcome}", after
         elif isinstance(caller.action, core.FindSessions):
@@ -187,6 +189,8 @@ class World:
             raise Violation("two callers got one session")
         if self.dropped & set(got):
             raise Violation("a caller got a session that was dropped")
+        if any(caller.bought and caller.end is not None and caller.end[1] is NO for caller in self.callers):
+            raise Violation("a caller is told of a refusal alone although it sent what was accepted")
         if self.lag <= GRACE and len(self.sessions) > len(self.callers):
             raise Violation("more sessions than callers although each is listed within the grace period")
 
@@ -262,14 +266,27 @@ class NeverForgets(core.Opening):
         return None
 
 
+class OnlyRefused(core.Opening):
+    """Before: the refusal of a repeated request was the answer also to an earlier one that may have been accepted."""
+
+    def refused(self, error: QuantumRuntimeError) -> core.OpeningAction:
+        return self._end(error)
+
+
 @pytest.mark.parametrize(
     ("made", "words"),
     [
         (world(1, 7, machine=UnreadableIsLost), "after a proof"),
+        (world(1, 7, machine=OnlyRefused), "a refusal alone"),
         (world(2, 0, machine=TakesAnother), "two callers got one session"),
         (world(2, 0, machine=NeverForgets, cancels=1), "never over|for ever"),
     ],
-    ids=["an unreadable 2xx is a lost answer", "another's session is taken", "a cancelled opening counts on"],
+    ids=[
+        "an unreadable 2xx is a lost answer",
+        "a refusal answers for all",
+        "another's session is taken",
+        "a cancelled opening counts on",
+    ],
 )
 def test_an_old_rule_put_back_is_found(made: World, words: str) -> None:
     with pytest.raises(Violation, match=words):

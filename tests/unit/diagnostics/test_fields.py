@@ -69,7 +69,7 @@ def test_fields_that_fit(fields: dict[str, Any]) -> None:
 def test_all_wrong_fields_are_named_at_once_and_stood_in_for() -> None:
     data = {
         "api_key": "", "crn": 7, "dialect": None, "base_url": "ftp://x", "iam_url": "x", "api_version": "new",
-        "application": "", "ca_file": "/nowhere", "proxy": "x", "request_timeout": -1,
+        "application": "a\nb", "ca_file": "/nowhere", "proxy": "x", "request_timeout": -1,
     }  # fmt: skip
     checked = check_fields(data)
     named = {one.check for one in checked.findings}
@@ -82,7 +82,7 @@ def test_an_empty_document() -> None:
     assert {check for check, _, _ in found(api_key=None, crn=None)} == {"api_key", "crn"}
 
 
-@pytest.mark.parametrize("name", ["proxy", "ca_file"])
+@pytest.mark.parametrize("name", ["proxy", "ca_file", "base_url", "iam_url", "api_version", "application"])
 def test_an_emptied_field_is_no_problem(name: str) -> None:
     assert found(**{name: ""}) == found(**{name: None})
 

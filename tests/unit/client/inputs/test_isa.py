@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import math
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +16,9 @@ from qiskit.circuit import Parameter
 from qiskit.circuit.library import real_amplitudes
 from qiskit.quantum_info import Clifford
 
-from prefect_qruntime.client.inputs import check_isa
+from prefect_qruntime.client.encodings.tensors import encode_tensor
+from prefect_qruntime.client.inputs import check_isa, transpile_pubs
+from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.errors import InvalidInput
 
@@ -109,7 +113,7 @@ HERON: dict[str, Any] = {**LINE, "basis_gates": ["cz", "id", "rx", "rz", "rzz", 
 
 @pytest.mark.parametrize("angle", [-math.pi / 4, -0.5, -1e-3, 1.6, 2, math.pi, -7e-7])
 def test_a_qpu_runs_rzz_with_calibrated_angles_only(angle: float) -> None:
-    """Also in a block; a simulator takes any. What only values decide is not known here."""
+    """Also in a block; a simulator takes any."""
 
     def turned(by: Any) -> QuantumCircuit:
         circuit = QuantumCircuit(3, 1)
@@ -131,6 +135,96 @@ def test_a_qpu_runs_rzz_with_calibrated_angles_only(angle: float) -> None:
     check_isa(make_spec((turned(Parameter("t")), [0.1]), backend="b"), HERON)
     for unknown in ("rzz(sin(2) - 3) $0, $1;", "inv @ rzz(-1) $0, $1;", "pow(0.5) @ rzz(2) $0, $1;"):
         check_isa(make_spec(HEAD + unknown + TAIL, backend="b"), HERON)
+
+
+a, b = Parameter("a"), Parameter("b")
+ANGLES: dict[str, Any] = {
+    "a": a,
+    "-b": -b,
+    "2*a": 2 * a,
+    "a + b/2": a + b / 2,
+    "pi/2 - (a - 3*b)": math.pi / 2 - (a - 3 * b),
+}
+VALUES = [(0.1, 0.2), (0.7, -0.3), (0.0, 0.0), (1.5, 0.4), (-0.2, -0.1), (0.9, 1.2)]
+FORMS = ("circuit", "encoded", "text", "data", "v1.1", "v2.0")
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("angle", ANGLES)
+def test_an_angle_that_parameter_values_give_is_checked_at_each_point(angle: str, form: str) -> None:
+    circuit = QuantumCircuit(2, 1)
+    with circuit.if_test((circuit.clbits[0], 1)):
+        circuit.rzz(ANGLES[angle], 0, 1)
+    circuit.rz(a + b, 0)
+    circuit.measure(0, 0)
+    for chosen in [*([one] for one in VALUES), [VALUES[0], VALUES[2]], VALUES]:
+        wrong = [
+            x for x, y in chosen for x in [eval(angle, {"a": x, "b": y, "pi": math.pi})] if not 0 <= x <= math.pi / 2
+        ]
+        for spec, field in specs(circuit, chosen, form):
+            check_isa(spec, {**HERON, "simulator": True})
+            if not wrong:
+                check_isa(spec, HERON)
+                continue
+            with pytest.raises(
+                InvalidInput, match=rf"rzz\({wrong[0]:.6g}\) for the parameter values? .*0 to pi/2"
+            ) as caught:
+                check_isa(spec, HERON)
+            assert caught.value.field == field
+
+
+def specs(circuit: QuantumCircuit, points: list[tuple[float, float]], form: str) -> Iterator[tuple[JobSpec, str]]:
+    """The submissions of a circuit with parameters a and b at some points, and the field of their values."""
+    if form in ("circuit", "encoded", "text"):
+        sent = {
+            "circuit": circuit,
+            "text": qasm3.dumps(circuit),
+            "encoded": make_spec((circuit, points[:1]), backend="b").pubs[0].circuit,
+        }[form]
+        columns = {"a": [x for x, _ in points], "b": [y for _, y in points]}
+        for values in (points, [points], columns):
+            yield make_spec([(sent, values)], backend="b"), "pubs[0].parameters"
+        yield make_spec([(sent, "ZZ", points)], backend="b", program_id="estimator"), "pubs[0].parameters"
+        return
+    params = program([circuit], form=form.replace("data", "text"))
+    tensor = encode_tensor(points, (len(points), 2))
+    if form == "v1.1":
+        tensor["data"] = base64.b64encode(zlib.decompress(base64.b64decode(tensor["data"]))).decode()
+    params["quantum_program"]["items"] = [{"item_type": "circuit", "circuit_arguments": tensor}]
+    field = "params.quantum_program.items[0].circuit_arguments"
+    yield make_spec(None, backend="b", program_id="executor", params=params), field
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "for float a in {0.1, 0.2} { rzz(a) $0, $1; }",
+        "def f(float a, qubit p, qubit q) { rzz(a) p, q; } f(1.0, $0, $1);",
+        "float d = a; rzz(d) $0, $1;",
+        "inv @ rzz(a) $0, $1;",
+        "rzz(sin(a)) $0, $1;",
+    ],
+)
+def test_an_angle_that_is_not_certain_is_left_to_the_service(body: str) -> None:
+    text = f'OPENQASM 3.0; include "stdgates.inc"; input float a; bit[2] c; {body}{TAIL}'
+    check_isa(make_spec((text, [-1.0]), backend="b"), {**HERON, "basis_gates": [*HERON["basis_gates"], "f"]})
+
+
+def test_a_variable_of_a_loop_is_left_to_the_service() -> None:
+    circuit = QuantumCircuit(2, 1)
+    with circuit.for_loop(range(3)) as turn:
+        circuit.rzz(turn + a, 0, 1)
+    circuit.measure(0, 0)
+    check_isa(make_spec((circuit, [-9.0]), backend="b"), HERON)
+
+
+def test_the_angles_that_a_samplex_computes_are_left_to_the_service() -> None:
+    circuit = QuantumCircuit(2, 1)
+    circuit.rzz(a, 0, 1)
+    params = program([circuit], form="v2.0")
+    arguments = {"parameter_values": encode_tensor([[-1.0]], (1, 1))}
+    params["quantum_program"]["items"] = [{"item_type": "samplex", "samplex_arguments": arguments, "shape": [1]}]
+    check_isa(make_spec(None, backend="b", program_id="executor", params=params), HERON)
 
 
 def test_an_operation_without_parameters_is_refused_by_its_name() -> None:
@@ -201,3 +295,35 @@ def test_a_payload_whose_circuits_cannot_be_checked_is_refused(params: dict[str,
     spec = make_spec(None, backend="b", program_id="p", params=params)
     with pytest.raises(InvalidInput):
         check_isa(spec, LINE)
+
+
+ODD: list[Any] = [
+    None,
+    7,
+    "cz",
+    True,
+    {"cz": 1},
+    [],
+    [7],
+    [[0]],
+    [[0, 1, 2]],
+    [["a", "b"]],
+    [[0, 1.5]],
+    [[-1, 0]],
+    [None, "cz"],
+    1e9,
+]
+
+
+@pytest.mark.parametrize("key", [*LINE, "max_shots", "simulator", "dt"])
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+def test_what_a_configuration_says_in_another_form_is_not_checked(key: str, odd: Any) -> None:
+    """Nothing but the circuit itself is refused, whatever the service answers."""
+    text = HEAD + "x $0; cz $0, $1;" + TAIL
+    configuration = {**LINE, key: odd}
+    for use in (
+        lambda: check_isa(make_spec(text, backend="b"), configuration),
+        lambda: transpile_pubs(text, configuration),
+    ):
+        with contextlib.suppress(InvalidInput):
+            use()

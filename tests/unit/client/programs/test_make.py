@@ -17,6 +17,7 @@ from samplomatic.quantum_program import CircuitItem, QuantumProgram
 
 from prefect_qruntime.client.dialects import Cloud, Legacy
 from prefect_qruntime.client.encodings.tensors import encode_tensor
+from prefect_qruntime.client.inputs import check_isa
 from prefect_qruntime.client.payload_check import differs_at_sight, shape
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.errors import InvalidInput
@@ -232,3 +233,77 @@ def test_a_quantum_program_that_runs_nothing_is_refused(monkeypatch: pytest.Monk
 def test_a_quantum_program_that_is_none_goes_as_it_is(program: Any) -> None:
     params = {"quantum_program": program}
     assert make_spec(None, backend="b", program_id="executor", params=params).params == params
+
+
+def nested(kind: str, levels: int = 3000) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = {"a": value} if kind == "dict" else (value,) if kind == "tuple" else [value]
+    return value
+
+
+FLIPPED = 'OPENQASM 3.0; include "stdgates.inc"; qubit[1] q; bit[1] c; BODY c[0] = measure q[0];'
+MANY = 3000
+DEEP_TEXTS = {
+    "brackets": FLIPPED.replace("BODY", f"rz({'(' * MANY}1{')' * MANY}) q[0];"),
+    "signs": FLIPPED.replace("BODY", f"rz({'-' * MANY}1) q[0];"),
+    "blocks": FLIPPED.replace("BODY", f"{'if (c[0]) {' * MANY}x q[0];{'}' * MANY}"),
+    "modifiers": FLIPPED.replace("BODY", f"{'inv @ ' * MANY}x q[0];"),
+}
+
+
+def deep_circuit(what: str) -> QuantumCircuit:
+    circuit = QuantumCircuit(1, 1)
+    circuit.x(0)
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(100_000)
+    try:
+        for _ in range(400):
+            outer = QuantumCircuit(1, 1)
+            if what == "blocks":
+                outer.if_test((outer.clbits[0], 1), circuit, [0], [0])
+            else:
+                outer.append(circuit.to_instruction(), [0], [0])
+            circuit = outer
+    finally:
+        sys.setrecursionlimit(limit)
+    circuit.measure(0, 0)
+    return circuit
+
+
+@pytest.mark.parametrize("route", ["service", "executor"])
+@pytest.mark.parametrize("circuit", [*DEEP_TEXTS, "a circuit of blocks", "a circuit of instructions"])
+def test_a_circuit_that_is_nested_deeply_is_taken_or_refused(circuit: str, route: str) -> None:
+    given = DEEP_TEXTS.get(circuit) or deep_circuit(circuit.split()[-1])
+    field = "pubs[0].circuit"
+    try:
+        spec = make_spec([given], backend="b", route=route)
+        spec.digest()
+        check_isa(spec, {"n_qubits": 5})
+    except InvalidInput as error:
+        field = error.field or ""
+    assert field.startswith("pubs[0].circuit")
+
+
+FIELDS = [
+    *("pubs", "shots", "options", "params", "tags", "max_execution_time", "private", "route", "circuit_form"),
+    *("dry_run", "program_id", "backend"),
+]
+PARTS = {field: (field, None) for field in FIELDS} | {f"pubs {place}": ("pubs", place) for place in range(3)}
+
+
+@pytest.mark.parametrize("kind", ["list", "tuple", "dict"])
+@pytest.mark.parametrize("part", PARTS)
+def test_what_is_nested_deeply_is_refused_by_name(part: str, kind: str) -> None:
+    field, place = PARTS[part]
+    given: dict[str, Any] = {"pubs": [FLIPPED.replace("BODY", "")], "backend": "b", field: nested(kind)}
+    if field == "params":
+        del given["pubs"]
+    if place is not None:
+        parts = [FLIPPED.replace("BODY", ""), None, None]
+        parts[place] = nested(kind)
+        given["pubs"] = [tuple(parts)]
+    with pytest.raises(InvalidInput) as caught:
+        make_spec(given.pop("pubs", None), **given)
+    assert (caught.value.field or "").startswith(field)
+    assert len(str(caught.value)) < 20_000

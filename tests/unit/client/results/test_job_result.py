@@ -289,6 +289,18 @@ def test_legacy_integers_are_read_for_circuits_of_known_bits(drawn: tuple[int, s
         assert _read(body, widths=(bits,)).quasi_dists == [read]
 
 
+@given(
+    st.integers(1, 12).flatmap(lambda bits: st.tuples(st.just(bits), st.sets(st.integers(0, 2**bits - 1), min_size=1)))
+)
+def test_legacy_binary_numbers_are_read_if_the_circuit_has_no_such_integers(drawn: tuple[int, set[int]]) -> None:
+    bits, numbers = drawn
+    sent = {f"{number:b}": 0.5 for number in numbers}
+    found = _read({"quasi_dists": [sent]}, widths=(bits,)).quasi_dists[0]
+    assert all(len(text) == bits for text in found), "no outcome that the circuit cannot have"
+    if any(int(text) >> bits for text in sent):
+        assert found == {f"{number:0{bits}b}": 0.5 for number in numbers}
+
+
 def test_legacy_estimator() -> None:
     body = {"values": [0.1, -0.5], "metadata": [{"variance": 0.99, "shots": 100}, {}]}
     result = _read(body)
