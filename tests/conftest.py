@@ -122,6 +122,15 @@ def _no_records_left(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
+def frozen_heap() -> Iterator[None]:
+    """For measures of time: leave out of the garbage collections what the tests before have left in this process."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module")
 def sandbox_options() -> dict[str, Any]:
     """How the module's sandbox is started; a module or a folder with other wishes has a fixture of this name."""
     return {"queue_time": 0.05, "run_time": 0.05}

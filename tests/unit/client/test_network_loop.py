@@ -561,6 +561,7 @@ if {how!r} == "too slow":
 else:
     wait = asyncio.wait
     async def interrupts(*args, **kwargs):
+        asyncio.wait = wait  # once: a second one may come while Python writes of the first
         os.kill(os.getpid(), signal.SIGINT)
         return await wait(*args, **kwargs)
     asyncio.wait = interrupts

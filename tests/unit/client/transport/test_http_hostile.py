@@ -25,6 +25,8 @@ from prefect_qruntime.errors import QuantumRuntimeError, ServiceUnavailable
 from tests.support.loopback import serving
 from tests.support.mock_client import connection
 
+pytestmark = pytest.mark.usefixtures("frozen_heap")
+
 TIMEOUT = 0.6  # seconds of one exchange
 ONCE = RetryDeadlines(**dict.fromkeys(("token", "read", "wait", "fetch", "change", "submit", "open"), 0.01))
 MIB = 1 << 20

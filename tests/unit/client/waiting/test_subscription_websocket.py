@@ -414,6 +414,7 @@ async def test_a_flood_is_given_up_and_holds_nothing_up() -> None:
     [(b"", b"\x89\x00"), (b"", b"\x8a\x00"), (b"\x01\x00", b"\x00\x00"), (b"\x02\x00", b"\x00\x01x")],
     ids=["pings", "pongs", "empty fragments", "fragments of a byte"],
 )
+@pytest.mark.usefixtures("frozen_heap")
 async def test_frames_that_make_no_message_are_a_flood_too(first: bytes, frames: bytes) -> None:
     async def flood(socket: ServerConnection) -> None:
         socket.transport.write(first)
