@@ -89,7 +89,7 @@ T = TypeVar("T")
 
 @contextlib.contextmanager
 def patience(seconds: float, *, silence: float | None = None) -> Iterator[None]:
-    """Give up on a failing or silent Prefect API after this many seconds, instead of after the default of a minute.
+    """Give up on a failing or silent Prefect API after this many seconds, instead of after one minute or two.
 
     Args:
         seconds: How long a request is repeated after errors.

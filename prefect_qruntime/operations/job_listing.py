@@ -61,7 +61,8 @@ class ListedJob(BaseModel):
 
     `flow_run_id` comes from the job's `qr-flow:` tag, None for a job without one. `flow_run` is the run's name
     in Prefect, None if Prefect does not know it (deleted, or another server's); `flow_state` is the name of its
-    state, `deployment` that of its deployment, `flow/deployment`. `tags` are the job's own, without the package's.
+    state, `deployment` that of its deployment, `flow/deployment`, also if the run was deleted. `tags` are the job's
+    own, without the package's.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -292,7 +293,7 @@ async def find_owners(flow_run_ids: Iterable[str | None]) -> dict[str, Owner]:
         known = deployments.get(deployment_id)
         flow = flows.get(known.flow_id, _NO_FLOW) if known is not None else _NO_FLOW
         tags = tuple(sorted(known.tags)) if known is not None else ()
-        found[str(gone)] = Owner(str(gone), "deleted flow run", flow, named(deployment_id, flow), tags)
+        found[str(gone)] = Owner(str(gone), None, flow, named(deployment_id, flow), tags)
     return found
 
 

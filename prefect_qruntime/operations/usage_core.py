@@ -39,6 +39,7 @@ ALL_GROUPS: tuple[Group, ...] = get_args(Group)
 
 NO_OWNER = "no owner"
 _ELSEWHERE = "not in this Prefect"
+_DELETED = "deleted flow run"
 _NO_DEPLOYMENT = "no deployment"
 _NO_TAG = "no tag"
 _NO_SESSION = "no session"
@@ -211,7 +212,7 @@ class SessionFacts:
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """A flow run as Prefect knows it. `flow` is None if this Prefect does not know the flow run."""
+    """A flow run as Prefect knows it. `flow` is None if it does not, and `flow_run` also if the run was deleted."""
 
     flow_run_id: str
     flow_run: str | None = None
@@ -394,7 +395,9 @@ def _deployment(charge: Charge) -> str:
 
 def _flow_run(charge: Charge) -> str:
     owner = charge.owner
-    return NO_OWNER if owner is None else f"{owner.flow_run or _ELSEWHERE} ({owner.flow_run_id})"
+    if owner is None:
+        return NO_OWNER
+    return f"{owner.flow_run or (_DELETED if owner.flow is not None else _ELSEWHERE)} ({owner.flow_run_id})"
 
 
 _KEYS: dict[str, Callable[[Charge], str]] = {

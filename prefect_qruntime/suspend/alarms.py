@@ -301,7 +301,8 @@ class _Past:
 
     jobs: dict[str, Job] = field(default_factory=dict)
     sessions: dict[str, Session] = field(default_factory=dict)
-    read: float = float("-inf")
+    jobs_read: float = float("-inf")
+    sessions_read: float = float("-inf")
 
 
 class InstanceWatch:
@@ -468,7 +469,7 @@ class InstanceWatch:
             log.warning("Sessions over their budget's limit could not be closed: %s", error)
         live = [job async for job in each_job(client, pending=True)]
         known = self._past.setdefault(_user(client), _Past())
-        whole = moment - known.read > _HISTORY_AGAIN
+        whole = moment - known.jobs_read > _HISTORY_AGAIN
         begin = now - (_HISTORY if whole else _DAY)
         known.jobs = {
             **(
@@ -478,11 +479,15 @@ class InstanceWatch:
             ),
             **{job.id: job async for job in each_job(client, created_after=begin)},
         }
+        known.jobs_read = moment if whole else known.jobs_read
+        # Apart from the jobs: if there was no time left for one of them, the next check reads only that one whole.
+        whole = moment - known.sessions_read > _HISTORY_AGAIN
+        begin = now - (_HISTORY if whole else _DAY)
         known.sessions = {
             **{one.id: one for one in known.sessions.values() if _is_younger(one.started_at, now - _HISTORY)},
             **{one.id: one for one in await self._charged(client, begin)},
         }
-        known.read = moment if whole else known.read
+        known.sessions_read = moment if whole else known.sessions_read
         return live, await self._sessions(client, (*live, *known.jobs.values()), now)
 
 

@@ -104,7 +104,7 @@ def test_a_deleted_flow_run_counts_for_its_deployment(client: Any, sandbox: Sand
         report = report_usage([BLOCK], by=[by])
         assert [row.keys[by] for row in report.rows] == [shown]
         assert report.total == before.total
-    assert [job.deployment for job in list_jobs([BLOCK]).jobs] == [told]
+    assert [(job.deployment, job.flow_run) for job in list_jobs([BLOCK]).jobs] == [(told, None)], "no name is made up"
     foreign = bought(client, sandbox, f"qr-flow:{uuid4()}")
     assert {job.id: job.deployment for job in list_jobs([BLOCK]).jobs}[foreign] is None
 

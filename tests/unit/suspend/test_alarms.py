@@ -333,6 +333,35 @@ def test_what_sessions_are_charged_is_kept_for_four_weeks_and_read_anew_each_day
     asyncio.run(looks())
 
 
+@pytest.mark.usefixtures("quiet_prefect")
+def test_what_a_check_read_before_its_time_was_over_is_not_read_again_by_the_next_one() -> None:
+    asked = list[tuple[str, int]]()
+
+    class Slow(OneUser):
+        async def jobs(self, **options: Any) -> list[Job]:
+            if "created_after" in options:
+                asked.append(("jobs", (datetime.now(UTC) - options["created_after"]).days))
+            return await super().jobs(**options)
+
+        async def workloads(self, **options: Any) -> list[dict[str, Any]]:
+            if options.get("mode") == "session":
+                asked.append(("sessions", (datetime.now(UTC) - options["created_after"]).days))
+                if len(asked) == 2:
+                    raise TimeoutError
+            return []
+
+    watch, client = InstanceWatch("ibm"), cast("Any", Slow(1))
+
+    async def looks() -> None:
+        with pytest.raises(TimeoutError):
+            await watch._view(client)
+        assert len((await watch._view(client)).past) == 20
+        await watch._view(client)
+
+    asyncio.run(looks())
+    assert asked == [("jobs", 28), ("sessions", 28), ("jobs", 1), ("sessions", 28), ("jobs", 1), ("sessions", 1)]
+
+
 @pytest.mark.parametrize("order", [(1, 2), (2, 1)], ids=str)
 @pytest.mark.parametrize(
     "refusal",
