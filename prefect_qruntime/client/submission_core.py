@@ -477,6 +477,10 @@ class Submission:
         record = self.memory.get(self.memory_key)
         return self._give_up(error if record is None or record.sent is None else self._refused_later(error))
 
+    def withdrawn(self) -> None:
+        """The caller is gone, and the request was not sent, or it was refused and would have been sent again."""
+        self.posting = False
+
     def abandoned(self, now: float) -> None:
         """The caller is gone: the next caller of the key continues."""
         if self.posting:

@@ -11,6 +11,7 @@ import pytest
 
 from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.client.submission import Intent, submit_or_attach
+from prefect_qruntime.client.transport.retrying import IN_FLIGHT
 from prefect_qruntime.errors import (
     SEARCH_FIRST,
     BudgetExhausted,
@@ -43,7 +44,8 @@ class Service:
         posts: Tags of each POST.
         answers: What the next POSTs do: `None` answers well, an error is raised; `(error, lag)` accepts the
             job, loses the answer, and shows the job in lists `lag` seconds later.
-        seconds: How long a POST takes.
+        before: How long a POST waits before it is sent.
+        seconds: How long it takes then.
     """
 
     def __init__(self, *jobs: Job) -> None:
@@ -55,15 +57,19 @@ class Service:
         self.list_trouble: list[QuantumRuntimeError] = []
         self.inputs: dict[str, Any] = {}
         self.reads: list[str] = []
-        self.seconds = 0.0
+        self.before = self.seconds = 0.0
 
     async def post_job(self, spec: JobSpec, tags: tuple[str, ...], session: SessionRef | None) -> JobRef:
         self.posts.append(tags)
         self.specs.append(spec)
         number = len(self.posts)
         answer = self.answers.pop(0) if self.answers else None
-        if self.seconds:
-            await asyncio.sleep(self.seconds)
+        create = IN_FLIGHT.get()
+        assert create is not None
+        with create.waiting():
+            await asyncio.sleep(self.before)
+            with create.sending():
+                await asyncio.sleep(self.seconds)
         if isinstance(answer, QuantumRuntimeError):
             raise answer
         lag = answer[1] if answer else 0.0
@@ -381,6 +387,25 @@ def test_cancelled_during_a_post_without_end_it_goes_after_a_while() -> None:
     service = Service()
     service.seconds = 1e6
     assert cancelled(service, after=1.0) == ([], 11.0)
+
+
+def test_what_was_withdrawn_before_it_was_sent_makes_no_doubt_for_the_next_caller() -> None:
+    service = Service()
+    service.before = 60.0  # for a token, or after a 429
+    service.answers = [None, InvalidInput("bad")]
+
+    async def main() -> QuantumRuntimeError:
+        first = asyncio.create_task(submit_or_attach(service, Intent(SPEC, key), clock=clock))
+        await asyncio.sleep(1.0)
+        first.cancel()
+        await asyncio.wait([first])
+        service.before = 0.0
+        with pytest.raises(QuantumRuntimeError) as caught:
+            await submit_or_attach(service, Intent(SPEC, key), clock=clock)
+        return caught.value
+
+    assert type(run(main())) is InvalidInput
+    assert service.looks == []
 
 
 def test_cancelled_while_looking_it_sends_nothing() -> None:
