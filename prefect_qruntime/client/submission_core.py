@@ -523,7 +523,8 @@ class Submission:
             "it is not known whether the job was accepted: the answer to an earlier request was lost, and after no job "
             f"was listed, another request was refused: {error.message.removesuffix('.')}."
         )
-        found = self._uncertain(what, f"{self._where()} If none is, run the flow again: it searches first.", [])
+        about = f" About the refusal: {error.solution}" if error.solution else ""
+        found = self._uncertain(what, f"{self._where()} If none is, run the flow again: it searches first.{about}", [])
         found.__cause__ = error
         return found
 

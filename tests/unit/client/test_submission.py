@@ -316,12 +316,15 @@ def test_the_budget_may_stop_each_post() -> None:
         nonlocal calls
         calls += 1
         if calls == 2:
-            raise BudgetExhausted("no more")
+            raise BudgetExhausted("no more", solution="Raise the budget.")
 
     error = submit(service, before_post=before_post)
     assert isinstance(error, SubmissionUncertain), "the first request may have been accepted"
     assert isinstance(error.__cause__, BudgetExhausted)
     assert "no more" in error.message
+    assert error.solution is not None
+    assert key(0) in error.solution
+    assert error.solution.endswith("Raise the budget.")
     assert len(service.posts) == 1
 
 
