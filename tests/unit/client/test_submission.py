@@ -16,6 +16,7 @@ from prefect_qruntime.errors import (
     SEARCH_FIRST,
     BudgetExhausted,
     InvalidInput,
+    JobCancelled,
     NotFound,
     QuantumRuntimeError,
     RateLimited,
@@ -326,6 +327,28 @@ def test_the_budget_may_stop_each_post() -> None:
     assert key(0) in error.solution
     assert error.solution.endswith("Raise the budget.")
     assert len(service.posts) == 1
+
+
+def test_a_cancellation_that_is_noticed_before_the_request_is_sent_again_stays_one() -> None:
+    """It says itself what may live on, and what was sent is still searched for by the next caller."""
+    service = Service()
+    service.answers = [(LOST, 40.0)]
+    told = JobCancelled("The flow run is being cancelled.")
+
+    async def before_post(key: str) -> None:
+        if service.posts:
+            raise told
+
+    async def main() -> tuple[Any, Any]:
+        intent = Intent(SPEC, key, grace=30.0)
+        with pytest.raises(JobCancelled) as caught:
+            await submit_or_attach(service, intent, clock=clock, before_post=before_post)
+        await asyncio.sleep(15.0)
+        return caught.value, await submit_or_attach(service, intent, clock=clock)
+
+    error, ref = run(main())
+    assert error is told
+    assert (ref.id, ref.attached, len(service.posts)) == ("d1", True, 1)
 
 
 def test_what_is_sent_may_have_a_lower_limit_than_what_was_asked_for() -> None:
