@@ -180,7 +180,8 @@ class Opening:
         if self.posts == 1:
             return self._end(error)
         why = f"an answer was lost, and after no new session was listed, another request was refused: {error.message}"
-        uncertain = self._uncertain(why.removesuffix("."), [])
+        about = f" About the refusal: {error.solution}" if error.solution else ""
+        uncertain = self._uncertain(why.removesuffix("."), [], about)
         uncertain.__cause__ = error
         return self._end(uncertain)
 
@@ -235,12 +236,12 @@ class Opening:
         self.memory.forget_opening(self.owner)
         return Fail(error)
 
-    def _uncertain(self, why: str, candidates: list[str]) -> SubmissionUncertain:
+    def _uncertain(self, why: str, candidates: list[str], about: str = "") -> SubmissionUncertain:
         return SubmissionUncertain(
             f"it is not known whether a session was opened on {self.wanted.backend}: {why}.",
             solution=(
                 "Check the instance's workloads, and close a session that no flow uses. An unused session costs "
-                "nothing and closes by itself. Then open a session again."
+                f"nothing and closes by itself. Then open a session again.{about}"
             ),
             candidates=candidates,
         )

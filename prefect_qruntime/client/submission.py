@@ -315,8 +315,10 @@ class _Caller:
             ref = await self.service.post_job(self.spec, tags, self.intent.session)
         except asyncio.CancelledError:
             create = IN_FLIGHT.get()
-            if create is not None and create.unanswered:
+            if create is None or create.unanswered:
                 self._lost(key)
+            else:
+                self.machine.withdrawn()
             raise
         except QuantumRuntimeError as error:
             now = self.clock()

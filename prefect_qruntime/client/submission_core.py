@@ -477,6 +477,10 @@ class Submission:
         record = self.memory.get(self.memory_key)
         return self._give_up(error if record is None or record.sent is None else self._refused_later(error))
 
+    def withdrawn(self) -> None:
+        """The caller is gone, and the request was not sent, or it was refused and would have been sent again."""
+        self.posting = False
+
     def abandoned(self, now: float) -> None:
         """The caller is gone: the next caller of the key continues."""
         if self.posting:
@@ -519,7 +523,8 @@ class Submission:
             "it is not known whether the job was accepted: the answer to an earlier request was lost, and after no job "
             f"was listed, another request was refused: {error.message.removesuffix('.')}."
         )
-        found = self._uncertain(what, f"{self._where()} If none is, run the flow again: it searches first.", [])
+        about = f" About the refusal: {error.solution}" if error.solution else ""
+        found = self._uncertain(what, f"{self._where()} If none is, run the flow again: it searches first.{about}", [])
         found.__cause__ = error
         return found
 

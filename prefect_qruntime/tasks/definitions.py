@@ -445,6 +445,8 @@ def blocking(twin: Task[P, Coroutine[Any, Any, R]]) -> Task[P, R]:
 _MOST_LEVELS = 100
 """Levels of lists and dicts in a parameter: more than any payload may have, and fewer than Prefect can visit."""
 
+_NESTED = (list, tuple, dict)
+
 
 def check_depth(made: Task[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
     """Refuse arguments that are nested too deeply for Prefect, which visits all of them recursively.
@@ -454,11 +456,11 @@ def check_depth(made: Task[..., Any], args: Sequence[Any], kwargs: dict[str, Any
     """
     given = {**dict(zip(inspect.signature(made.fn).parameters, args, strict=False)), **kwargs} if args else kwargs
     for name, value in given.items():
-        level: list[Any] = [value] if isinstance(value, list | tuple | dict) else []
+        level: list[Any] = [value] if isinstance(value, _NESTED) else []
         for _ in range(_MOST_LEVELS):
             inner = (one for group in level for one in (group.values() if isinstance(group, dict) else group))
             # Each once: what is shared, or contains itself, would become more with each level.
-            level = [*{id(one): one for one in inner if isinstance(one, list | tuple | dict)}.values()]
+            level = [*{id(one): one for one in inner if isinstance(one, _NESTED)}.values()]
             if not level:
                 break
         else:

@@ -347,7 +347,7 @@ def test_a_refusal_before_the_job_is_sent_again_does_not_hide_the_answer_that_wa
     network_loop().run(credentials.get_client().jobs(limit=1))  # so that it is no 401 that is lost
     sandbox.control.set_option("list_lag", 4.0)
     sandbox.control.add_fault("POST", "/jobs", drop="after")
-    asked_before = list[bool]()
+    asked_before, errors = list[bool](), list[qr.QuantumRuntimeError]()
 
     async def refuses(*_: Any) -> None:
         asked_before.append(True)
@@ -358,10 +358,14 @@ def test_a_refusal_before_the_job_is_sent_again_does_not_hide_the_answer_that_wa
 
     @flow
     def submits() -> None:
-        with pytest.raises(qr.errors.PolicyRefused):
+        try:
             qr.submit_job(credentials, [FLIP], backend=BACKEND)
+        except qr.QuantumRuntimeError as error:
+            errors.append(error)
 
     ran(submits)
+    assert [type(error) for error in errors] == [qr.SubmissionUncertain]
+    assert "changed meanwhile" in str(errors[0])
     sandbox.control.set_option("list_lag", 0)
     (job,) = sandbox.control.jobs()
     (key,) = [tag for tag in job["tags"] if tag.startswith("qr-key:")]

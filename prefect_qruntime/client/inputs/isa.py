@@ -7,10 +7,11 @@ Circuits that arrange their qubits at run time are checked as far as their text 
 
 from __future__ import annotations
 
+import functools
 import math
 import re
-from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass, field as dataclass_field
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from prefect_qruntime.client.encodings.tensors import decode_tensor
@@ -75,36 +76,54 @@ class _Use:
     angle: Any = None
 
 
-@dataclass(frozen=True, slots=True)
 class _Points:
-    """The points at which a circuit runs.
+    """The points at which a circuit runs, read when the first angle depends on them: there may be millions of values.
 
-    Attributes:
+    Args:
+        circuit: A text or a `QuantumCircuit`.
+        place: Where the circuit stands.
+        values: Gives the values; None if they are not known.
         field: Where the values stand.
-        rows: The values of each point.
-        columns: The column of each input of a text by its name, of a `QuantumCircuit` by its `Parameter`.
-        seen: Angles that were evaluated.
     """
 
-    field: str
-    rows: list[list[float]]
-    columns: Mapping[Any, int]
-    seen: set[Any] = dataclass_field(default_factory=set)
+    def __init__(self, circuit: Any, place: str, values: Callable[[], Any], field: str) -> None:
+        self.circuit, self.place, self.values, self.field = circuit, place, values, field
+        self.seen: set[Any] = set()
+
+    @functools.cached_property
+    def columns(self) -> dict[Any, list[float]]:
+        """The values of each input of a text by its name, of a `QuantumCircuit` by its `Parameter`, as far as known."""
+        values, is_text = self.values(), isinstance(self.circuit, str)
+        if values is None:
+            return {}
+        # Readers of OpenQASM text order inputs by their names.
+        inputs = sorted(scan(self.circuit, field=self.place).inputs or ()) if is_text else [*self.circuit.parameters]
+        if not inputs:
+            return {}
+        _, rows = point_rows(values, [getattr(one, "name", one) for one in inputs], field=self.field)
+        unsure: set[str] = set()
+        for statement in statements(self.circuit) if is_text else ():
+            # A name that is declared or assigned again, or decides what runs, says nothing for certain.
+            if not statement.startswith("input ") and (not (call := _CALL.fullmatch(statement)) or call[1] in _WORDS):
+                unsure.update(_NAME.findall(statement))
+        return {one: [row[column] for row in rows] for column, one in enumerate(inputs) if one not in unsure}
 
     def angles(self, angle: Any) -> Iterator[tuple[float, tuple[float, ...]]]:
         """What a new angle is, for each combination of the values on which it depends; nothing if that is not known."""
         if not isinstance(angle, Hashable) or angle in self.seen:
             return  # an array is the parameter of another gate of that name
         self.seen.add(angle)
-        if isinstance(angle, str):
-            names = [name for name in dict.fromkeys(_NAME.findall(angle)) if name in self.columns]
-        else:
-            names = list(getattr(angle, "parameters", ()))
+        is_text = isinstance(angle, str)
+        names: list[Any] = (
+            [*dict.fromkeys(_NAME.findall(str(angle)))] if is_text else [*getattr(angle, "parameters", ())]
+        )
+        names = [name for name in names if name not in _PI and (not is_text or name in self.columns)]
         if not all(name in self.columns for name in names):
             return  # the variable of a loop
-        places = [self.columns[name] for name in names]
-        for values in dict.fromkeys(tuple(row[place] for place in places) for row in self.rows):
-            found = _angle(angle, dict(zip(names, values, strict=True)))
+        given = dict.fromkeys(zip(*(self.columns[name] for name in names), strict=True)) if names else [()]
+        plain = names == [angle]  # as most are
+        for values in given:
+            found = values[0] if plain else _angle(angle, dict(zip(names, values, strict=True)))
             if found is not None:
                 yield found, values
 
@@ -173,7 +192,8 @@ def _circuits(spec: JobSpec) -> Iterator[tuple[str, Any, _Points]]:
     for place, pub in enumerate(spec.pubs):
         field = f"pubs[{place}].circuit"
         circuit = pub.circuit if isinstance(pub.circuit, str) else load_qpy(pub.circuit, field=field)
-        yield field, circuit, _points(circuit, field, pub.parameters, f"pubs[{place}].parameters")
+        values = functools.partial(getattr, pub, "parameters")
+        yield field, circuit, _Points(circuit, field, values, f"pubs[{place}].parameters")
     if spec.params is None:
         return
     field = "params.quantum_program.circuits"
@@ -192,7 +212,7 @@ def _circuits(spec: JobSpec) -> Iterator[tuple[str, Any, _Points]]:
             raise InvalidInput(f"must be text, not {type(circuit).__name__}", field=f"{field}[{place}]")
         spot = f"params.quantum_program.items[{place}].circuit_arguments"
         here = f"{field}[{place}]"
-        yield here, circuit, _points(circuit, here, _arguments(spec, place), spot)
+        yield here, circuit, _Points(circuit, here, functools.partial(_arguments, spec, place), spot)
 
 
 def _arguments(spec: JobSpec, place: int) -> Any:
@@ -203,28 +223,6 @@ def _arguments(spec: JobSpec, place: int) -> Any:
         return decode_tensor(item.get("circuit_arguments")).tolist() if isinstance(item, dict) else None
     except ValueError:
         return None
-
-
-def _points(circuit: Any, place: str, values: Any, field: str) -> _Points:
-    """The points of a circuit; without columns if it is not known which value belongs to which parameter."""
-    parameters: list[Any] = []
-    if values is not None and isinstance(circuit, str):
-        # Readers of OpenQASM text order inputs by their names.
-        parameters = sorted(scan(circuit, field=place).inputs or ())
-    elif values is not None:
-        parameters = list(circuit.parameters)
-    names: list[str] = [getattr(parameter, "name", parameter) for parameter in parameters]
-    if not parameters:
-        return _Points(field, [[]], {})
-    _, rows = point_rows(values, names, field=field)
-    columns = {parameter: place for place, parameter in enumerate(parameters)}
-    if isinstance(circuit, str):
-        for statement in statements(circuit):
-            # A name that is declared or assigned again, or decides what runs, says nothing for certain.
-            if not statement.startswith("input ") and (not (call := _CALL.fullmatch(statement)) or call[1] in _WORDS):
-                for name in _NAME.findall(statement):
-                    columns.pop(name, None)
-    return _Points(field, rows, columns)
 
 
 def _program(spec: JobSpec) -> dict[str, Any]:

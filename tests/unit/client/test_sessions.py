@@ -240,6 +240,17 @@ def test_refusals_are_final(error: QuantumRuntimeError) -> None:
     assert service.posts == 1
 
 
+def test_a_refusal_after_a_lost_answer_is_uncertain_and_says_what_the_refusal_asks_for() -> None:
+    service = Service()
+    service.answers = [LOST, PermissionDenied("no sessions on this plan.", solution="Change the plan.")]
+    error = opened(service)
+    assert isinstance(error, SubmissionUncertain)
+    assert "refused: no sessions on this plan." in error.message
+    assert error.solution is not None
+    assert error.solution.endswith("Change the plan.")
+    assert service.posts == 2
+
+
 def test_cancelled_while_opening_it_leaves_no_session_behind() -> None:
     service = Service()
     service.seconds = 5.0

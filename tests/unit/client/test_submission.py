@@ -11,10 +11,12 @@ import pytest
 
 from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.client.submission import Intent, submit_or_attach
+from prefect_qruntime.client.transport.retrying import IN_FLIGHT
 from prefect_qruntime.errors import (
     SEARCH_FIRST,
     BudgetExhausted,
     InvalidInput,
+    JobCancelled,
     NotFound,
     QuantumRuntimeError,
     RateLimited,
@@ -43,7 +45,8 @@ class Service:
         posts: Tags of each POST.
         answers: What the next POSTs do: `None` answers well, an error is raised; `(error, lag)` accepts the
             job, loses the answer, and shows the job in lists `lag` seconds later.
-        seconds: How long a POST takes.
+        before: How long a POST waits before it is sent.
+        seconds: How long it takes then.
     """
 
     def __init__(self, *jobs: Job) -> None:
@@ -55,15 +58,19 @@ class Service:
         self.list_trouble: list[QuantumRuntimeError] = []
         self.inputs: dict[str, Any] = {}
         self.reads: list[str] = []
-        self.seconds = 0.0
+        self.before = self.seconds = 0.0
 
     async def post_job(self, spec: JobSpec, tags: tuple[str, ...], session: SessionRef | None) -> JobRef:
         self.posts.append(tags)
         self.specs.append(spec)
         number = len(self.posts)
         answer = self.answers.pop(0) if self.answers else None
-        if self.seconds:
-            await asyncio.sleep(self.seconds)
+        create = IN_FLIGHT.get()
+        assert create is not None
+        with create.waiting():
+            await asyncio.sleep(self.before)
+            with create.sending():
+                await asyncio.sleep(self.seconds)
         if isinstance(answer, QuantumRuntimeError):
             raise answer
         lag = answer[1] if answer else 0.0
@@ -310,13 +317,38 @@ def test_the_budget_may_stop_each_post() -> None:
         nonlocal calls
         calls += 1
         if calls == 2:
-            raise BudgetExhausted("no more")
+            raise BudgetExhausted("no more", solution="Raise the budget.")
 
     error = submit(service, before_post=before_post)
     assert isinstance(error, SubmissionUncertain), "the first request may have been accepted"
     assert isinstance(error.__cause__, BudgetExhausted)
     assert "no more" in error.message
+    assert error.solution is not None
+    assert key(0) in error.solution
+    assert error.solution.endswith("Raise the budget.")
     assert len(service.posts) == 1
+
+
+def test_a_cancellation_that_is_noticed_before_the_request_is_sent_again_stays_one() -> None:
+    """It says itself what may live on, and what was sent is still searched for by the next caller."""
+    service = Service()
+    service.answers = [(LOST, 40.0)]
+    told = JobCancelled("The flow run is being cancelled.")
+
+    async def before_post(key: str) -> None:
+        if service.posts:
+            raise told
+
+    async def main() -> tuple[Any, Any]:
+        intent = Intent(SPEC, key, grace=30.0)
+        with pytest.raises(JobCancelled) as caught:
+            await submit_or_attach(service, intent, clock=clock, before_post=before_post)
+        await asyncio.sleep(15.0)
+        return caught.value, await submit_or_attach(service, intent, clock=clock)
+
+    error, ref = run(main())
+    assert error is told
+    assert (ref.id, ref.attached, len(service.posts)) == ("d1", True, 1)
 
 
 def test_what_is_sent_may_have_a_lower_limit_than_what_was_asked_for() -> None:
@@ -381,6 +413,25 @@ def test_cancelled_during_a_post_without_end_it_goes_after_a_while() -> None:
     service = Service()
     service.seconds = 1e6
     assert cancelled(service, after=1.0) == ([], 11.0)
+
+
+def test_what_was_withdrawn_before_it_was_sent_makes_no_doubt_for_the_next_caller() -> None:
+    service = Service()
+    service.before = 60.0  # for a token, or after a 429
+    service.answers = [None, InvalidInput("bad")]
+
+    async def main() -> QuantumRuntimeError:
+        first = asyncio.create_task(submit_or_attach(service, Intent(SPEC, key), clock=clock))
+        await asyncio.sleep(1.0)
+        first.cancel()
+        await asyncio.wait([first])
+        service.before = 0.0
+        with pytest.raises(QuantumRuntimeError) as caught:
+            await submit_or_attach(service, Intent(SPEC, key), clock=clock)
+        return caught.value
+
+    assert type(run(main())) is InvalidInput
+    assert service.looks == []
 
 
 def test_cancelled_while_looking_it_sends_nothing() -> None:

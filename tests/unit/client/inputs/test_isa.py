@@ -17,7 +17,8 @@ from qiskit.circuit.library import real_amplitudes
 from qiskit.quantum_info import Clifford
 
 from prefect_qruntime.client.encodings.tensors import encode_tensor
-from prefect_qruntime.client.inputs import check_isa, transpile_pubs
+from prefect_qruntime.client.inputs import check_isa, isa, transpile_pubs
+from prefect_qruntime.client.inputs.pub_values import point_rows
 from prefect_qruntime.client.inputs.spec import JobSpec
 from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.errors import InvalidInput
@@ -193,6 +194,23 @@ def specs(circuit: QuantumCircuit, points: list[tuple[float, float]], form: str)
     params["quantum_program"]["items"] = [{"item_type": "circuit", "circuit_arguments": tensor}]
     field = "params.quantum_program.items[0].circuit_arguments"
     yield make_spec(None, backend="b", program_id="executor", params=params), field
+
+
+@pytest.mark.parametrize(("body", "reads"), [("rz(a) $0;", 0), ("rzz(0.5) $0, $1;", 0), ("rzz(a) $0, $1;", 1)])
+def test_values_are_read_only_for_an_angle_that_depends_on_them(
+    body: str, reads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There may be millions."""
+    read: list[Any] = []
+
+    def rows(values: Any, inputs: Any, *, field: str) -> Any:
+        read.append(values)
+        return point_rows(values, inputs, field=field)
+
+    monkeypatch.setattr(isa, "point_rows", rows)
+    text = f'OPENQASM 3.0; include "stdgates.inc"; input float a; bit[2] c; {body * 2}{TAIL}'
+    check_isa(make_spec((text, [0.5]), backend="b"), HERON)
+    assert len(read) == reads
 
 
 @pytest.mark.parametrize(
