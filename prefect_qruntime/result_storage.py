@@ -263,12 +263,13 @@ async def _private_result(client: QuantumRuntimeClient, ref: JobRef, grace: floa
 async def _read_or_fetched(
     client: QuantumRuntimeClient, ref: JobRef, grace: float, place: BodyStore
 ) -> tuple[JobResult, bool]:
-    crn = client.connection.crn
+    crn, unstored = client.connection.crn, network_loop().state(_Reading).unstored
     kept = await read_private(crn, ref.id)
     if kept is not None:
+        unstored.pop((crn, ref.id), None)  # the storage showed it late
         return kept, False
-    if (unstored := network_loop().state(_Reading).unstored.get((crn, ref.id))) is not None:
-        return await keep_private(crn, unstored, memory_limit=place.memory_limit), False
+    if (only := unstored.get((crn, ref.id))) is not None:
+        return await keep_private(crn, only, memory_limit=place.memory_limit), False
     notifications.log_to_run(
         f"Receiving the result of private job {ref.id}, which the service hands out once. It may be lost if this "
         "process is killed before it is stored."

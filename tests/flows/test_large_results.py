@@ -287,6 +287,28 @@ def test_a_private_result_that_no_disk_takes_is_fetched_again_from_the_process(
     assert len(sandbox.control.jobs()) == 1
 
 
+def test_a_private_result_that_the_storage_shows_late_is_not_kept_in_the_process_for_ever(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_RESULT_DIRECTORY", str(tmp_path / "file" / "no-folder"))
+
+    async def late(storage: LocalFileSystem, path: str) -> bytes:
+        raise FileNotFoundError(path)
+
+    @flow
+    def first() -> str:
+        return run_job(credentials, [FLIP], backend=BACKEND, shots=5, private=True).job_id
+
+    unstored = network_loop().state(Fetches).unstored
+    with monkeypatch.context() as odd:
+        odd.setattr(LocalFileSystem, "aread_path", late)
+        job_id = first()
+    assert (credentials.crn, job_id) in unstored
+    assert fetch_results(credentials, job_id).counts() == {"1": 5}
+    assert (credentials.crn, job_id) not in unstored
+
+
 @pytest.mark.parametrize("chosen", [False, True])
 def test_a_private_result_on_this_machine_alone_is_warned_of(
     sandbox: Sandbox,
