@@ -358,12 +358,15 @@ def nearest(wrong: str, known: Iterable[str], *, most: int = 1) -> str:
 
 
 def shown(value: Any, most: int = 60) -> str:
-    """A value's `repr` for an error message, cut; the type of one that is nested too deeply, or whose `repr` fails."""
+    """A value's `repr` for an error message, masked and cut.
+
+    Of a value that is nested too deeply, or whose `repr` fails, it is the type.
+    """
     try:
         text = repr(value)
     except Exception:  # a RecursionError, or what a class of the user's raises
         text = f"<{type(value).__name__}>"
-    return text if len(text) <= most else f"{text[:most]}…"
+    return f"{redact_start(text, most)}{'…' if len(text) > most else ''}"
 
 
 def number_text(value: float, sign: str = "") -> str:

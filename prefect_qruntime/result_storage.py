@@ -151,19 +151,22 @@ async def read_private(crn: str, job_id: str) -> JobResult | None:
     return kept if isinstance(kept, JobResult) else None
 
 
-async def _stored_until(crn: str, job_id: str, end: float) -> JobResult | None:
-    """The stored copy, which another machine may still be receiving; nothing locks two machines out of one result."""
-    while (kept := await read_private(crn, job_id)) is None and time.monotonic() < end:  # noqa: ASYNC110 - of another machine
-        await asyncio.sleep(0.5)
-    return kept
-
-
-async def _reread(crn: str, job_id: str, gone: NotFound) -> JobResult:
-    """The stored copy, or the error that says why there is none: `aexists` does not tell a damaged one from no one.
+async def _stored_elsewhere(crn: str, job_id: str, gone: NotFound, end: float) -> JobResult:
+    """The stored copy, which another machine may still be receiving; nothing locks two machines out of one result.
 
     Raises:
-        NotFound: `gone`, with the reason.
+        NotFound: `gone`; of a result that was read before, with the reason why there is no copy.
     """
+    read_before = gone.details.get("read_before")
+    kept = await read_private(crn, job_id)
+    while kept is None and read_before and time.monotonic() < end:
+        await asyncio.sleep(0.5)
+        kept = await read_private(crn, job_id)
+    if kept is not None:
+        return kept
+    if not read_before:
+        raise gone
+    # `aexists` does not tell a damaged copy from no one.
     store, key = get_result_store(), _private_key(crn, job_id)
     try:
         kept = (await store.aread(key)).result
@@ -217,7 +220,7 @@ async def private_result(client: QuantumRuntimeClient, ref: JobRef, *, grace: fl
         NotFound: It was read before, and no copy is stored here.
         QuantumRuntimeError: It could not be fetched.
     """
-    reading, which = network_loop().state(_Reading), (client.connection.crn, ref.id)
+    reading, which, end = network_loop().state(_Reading), (client.connection.crn, ref.id), time.monotonic() + grace
     reading.callers[which] += 1
     try:
         return await reading.join(lambda: _private_result(client, ref, grace), *which)
@@ -232,10 +235,14 @@ async def private_result(client: QuantumRuntimeClient, ref: JobRef, *, grace: fl
         elif reading.callers[which] == 1:
             reading.cancel(*which)  # nothing was sent
         raise
+    except NotFound as error:
+        gone = error
     finally:
         reading.callers[which] -= 1
         if not reading.callers[which]:
             del reading.callers[which]
+    # Without the lock, and not in the work that a cancelled caller lets go on: no copy is on its way to this process.
+    return await _stored_elsewhere(*which, gone, end), False
 
 
 async def _private_result(client: QuantumRuntimeClient, ref: JobRef, grace: float) -> tuple[JobResult, bool]:
@@ -256,27 +263,18 @@ async def _private_result(client: QuantumRuntimeClient, ref: JobRef, grace: floa
 async def _read_or_fetched(
     client: QuantumRuntimeClient, ref: JobRef, grace: float, place: BodyStore
 ) -> tuple[JobResult, bool]:
-    crn = client.connection.crn
+    crn, unstored = client.connection.crn, network_loop().state(_Reading).unstored
     kept = await read_private(crn, ref.id)
     if kept is not None:
+        unstored.pop((crn, ref.id), None)  # the storage showed it late
         return kept, False
-    if (unstored := network_loop().state(_Reading).unstored.get((crn, ref.id))) is not None:
-        return await keep_private(crn, unstored, memory_limit=place.memory_limit), False
+    if (only := unstored.get((crn, ref.id))) is not None:
+        return await keep_private(crn, only, memory_limit=place.memory_limit), False
     notifications.log_to_run(
         f"Receiving the result of private job {ref.id}, which the service hands out once. It may be lost if this "
         "process is killed before it is stored."
     )
-    end = time.monotonic() + grace
-    try:
-        found = await client.result(ref, grace=grace, shelf=place.for_only_copy())
-    except NotFound as error:
-        read_before = error.details.get("read_before")
-        kept = await _stored_until(crn, ref.id, end if read_before else 0.0)
-        if kept is None and read_before:
-            kept = await _reread(crn, ref.id, error)
-        if kept is None:
-            raise
-        return kept, False
+    found = await client.result(ref, grace=grace, shelf=place.for_only_copy())
     return await keep_private(crn, found, memory_limit=place.memory_limit), True
 
 

@@ -99,7 +99,7 @@ def check_fields(data: Mapping[str, Any]) -> Fields:
             register_secret(value.strip())
     given = {name: data[name] for name in _NAMES if data.get(name) is not None}
     for name, value in [*given.items()]:  # an emptied text is not given, as for the block itself
-        if isinstance(value, str) and not value.strip() and name != "dialect":
+        if isinstance(value, str) and not value.strip() and name not in ("dialect", "request_timeout"):
             del given[name]
     given.setdefault("api_key", "")
     given.setdefault("crn", "")

@@ -287,6 +287,28 @@ def test_a_private_result_that_no_disk_takes_is_fetched_again_from_the_process(
     assert len(sandbox.control.jobs()) == 1
 
 
+def test_a_private_result_that_the_storage_shows_late_is_not_kept_in_the_process_for_ever(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_RESULT_DIRECTORY", str(tmp_path / "file" / "no-folder"))
+
+    async def late(storage: LocalFileSystem, path: str) -> bytes:
+        raise FileNotFoundError(path)
+
+    @flow
+    def first() -> str:
+        return run_job(credentials, [FLIP], backend=BACKEND, shots=5, private=True).job_id
+
+    unstored = network_loop().state(Fetches).unstored
+    with monkeypatch.context() as odd:
+        odd.setattr(LocalFileSystem, "aread_path", late)
+        job_id = first()
+    assert (credentials.crn, job_id) in unstored
+    assert fetch_results(credentials, job_id).counts() == {"1": 5}
+    assert (credentials.crn, job_id) not in unstored
+
+
 @pytest.mark.parametrize("chosen", [False, True])
 def test_a_private_result_on_this_machine_alone_is_warned_of(
     sandbox: Sandbox,
@@ -519,6 +541,36 @@ def test_a_fetch_that_waits_for_another_process_ends_at_once_when_it_is_cancelle
     assert not [text for text in said if "interrupted" in text]
     assert requests(sandbox, "GET", "/jobs/*/results") == 1
     assert not network_loop().state(Fetches).callers
+
+
+def test_a_wait_for_the_copy_of_another_machine_ends_at_once_when_it_is_cancelled(
+    sandbox: Sandbox, blocks: Callable[[str], str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is on its way to this process. Before: 10 s, and the log said that it is received and stored."""
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_RESULT_GRACE_SECONDS", "600")
+    credentials: Any = QuantumRuntimeCredentials.load(blocks("cloud"))
+    job = submit_job(credentials, [FLIP], backend=BACKEND, shots=5, private=True)
+    wait_for_completion(credentials, job)
+    said: list[str] = []
+    monkeypatch.setattr(notifications, "log_to_run", lambda text, **_: said.append(text))
+    sandbox.control.add_fault("GET", "/jobs/*/results", status=404)
+    fetches = network_loop().state(Fetches)
+
+    async def cancelled() -> None:
+        one = asyncio.create_task(afetch_results(credentials, job))
+        assert await asyncio.to_thread(
+            until, lambda: requests(sandbox, "GET", "/jobs/*/results") == 1 and not fetches.locked
+        )
+        assert not one.done()
+        assert names(folder) == [], "no other process waits for the lock"
+        one.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await one
+
+    asyncio.run(cancelled())
+    assert not [text for text in said if "interrupted" in text]
+    assert not fetches.callers
+    assert fetch_results(credentials, job).counts() == {"1": 5}
 
 
 def _bytes_about(database: Path, flow_run_id: UUID) -> int:

@@ -27,6 +27,7 @@ from prefect_qruntime.redact import (
     redact,
     redact_start,
     register_secret,
+    shown,
 )
 from tests.support.closed_pipe import EndsProcess
 
@@ -232,3 +233,14 @@ def test_only_a_closed_pipe_does_not_end_the_process_at_a_log_line(
     logger.removeHandler(handler)
     logger.warning("said again")
     assert "said again" in caplog.text
+
+
+@pytest.mark.parametrize("before", [0, 30, 55])
+def test_a_value_in_an_error_is_masked_before_it_is_cut(before: int) -> None:
+    key = "Zq7" * 15
+    register_secret(key)
+    text = shown("x" * before + key)
+    assert "Zq7" not in text
+    assert text.startswith(f"'{'x' * before}*")
+    assert shown(["a"]) == "['a']"
+    assert shown("x" * 100) == f"'{'x' * 59}…"

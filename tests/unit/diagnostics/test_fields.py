@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from prefect_qruntime.client.connection import check_proxy
+from prefect_qruntime.credentials import QuantumRuntimeCredentials
 from prefect_qruntime.diagnostics.fields import check_ca_file, check_fields
 from prefect_qruntime.errors import InvalidInput
 from tests.support.loopback import Authority
@@ -82,9 +83,15 @@ def test_an_empty_document() -> None:
     assert {check for check, _, _ in found(api_key=None, crn=None)} == {"api_key", "crn"}
 
 
-@pytest.mark.parametrize("name", ["proxy", "ca_file", "base_url", "iam_url", "api_version", "application"])
-def test_an_emptied_field_is_no_problem(name: str) -> None:
-    assert found(**{name: ""}) == found(**{name: None})
+@pytest.mark.parametrize("emptied", ["", "  "])
+@pytest.mark.parametrize("name", sorted(QuantumRuntimeCredentials.model_fields))
+def test_an_emptied_field_is_a_problem_if_the_block_refuses_it(name: str, emptied: str) -> None:
+    try:
+        QuantumRuntimeCredentials(**{"api_key": KEY, "crn": US, name: emptied}).get_client()
+    except (ValueError, InvalidInput):
+        assert name in {check for check, _, _ in found(**{name: emptied})}
+    else:
+        assert found(**{name: emptied}) == found(**{name: None})
 
 
 def test_no_secret_is_repeated() -> None:
