@@ -559,9 +559,9 @@ began.wait()
 if {how!r} == "too slow":
     module._WIND_UP = 0.2
 else:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background process ignores it
     wait = asyncio.wait
     async def interrupts(*args, **kwargs):
-        asyncio.wait = wait  # once: a second one may come while Python writes of the first
         os.kill(os.getpid(), signal.SIGINT)
         return await wait(*args, **kwargs)
     asyncio.wait = interrupts
