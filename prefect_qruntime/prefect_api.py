@@ -57,6 +57,7 @@ __all__ = [
     "current_flow_run_id",
     "family",
     "flow_runs_by_id",
+    "ids_of",
     "in_run",
     "lineage",
     "load_saved",
@@ -584,15 +585,20 @@ _KEEP = 1024
 _FINAL = [StateType.COMPLETED, StateType.FAILED, StateType.CANCELLED, StateType.CRASHED]
 
 
+def ids_of(texts: Iterable[str | None]) -> list[UUID]:
+    """The ids that some texts give, in the order of the texts; what is no id is left out."""
+    found = []
+    for text in sorted({text for text in texts if text is not None}):
+        with contextlib.suppress(ValueError):
+            found.append(UUID(text))
+    return found
+
+
 async def flow_runs_by_id(
     flow_run_ids: Iterable[str | None], *, state: FlowRunFilterState | None = None
 ) -> dict[str, FlowRun]:
     """Read the flow runs of some ids, or those in a state; unknown ids and texts that are no ids are left out."""
-    wanted = []
-    for text in sorted({text for text in flow_run_ids if text is not None}):
-        with contextlib.suppress(ValueError):
-            wanted.append(UUID(text))
-    found: dict[str, FlowRun] = {}
+    wanted, found = ids_of(flow_run_ids), dict[str, FlowRun]()
     for start in range(0, len(wanted), _PAGE):
         ids = FlowRunFilter(id=FlowRunFilterId(any_=wanted[start : start + _PAGE]), state=state)
         found |= {str(run.id): run for run in await (await api()).read_flow_runs(flow_run_filter=ids, limit=_PAGE)}

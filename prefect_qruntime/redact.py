@@ -77,7 +77,7 @@ _KEEP = 4096
 
 
 def lock_of_process() -> threading.Lock:
-    """Make a lock that is free in a forked process, where a thread of the parent may have held it for ever."""
+    """Make a lock that is free in a forked process, also if a thread of the parent held it at the fork."""
     lock: Any = threading.Lock()
     if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
         os.register_at_fork(after_in_child=lock._at_fork_reinit)  # as Python's own modules do

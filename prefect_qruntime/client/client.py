@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, NoReturn, TypeVar, Unpack
+from typing import Any, Literal, NoReturn, TypeVar, Unpack
 
 from prefect_qruntime.client.connection import Connection, check_id
 from prefect_qruntime.client.cost_core import CostEstimate, PastJob, estimate
@@ -407,9 +407,9 @@ class QuantumRuntimeClient:
         """End the session now: its queued jobs are not run, a running one finishes (`DELETE …/close`)."""
         await self._service().drop_session(session_id)
 
-    def charges_by_clock(self, mode: str) -> bool:
-        """Whether what is opened in a mode is charged by the clock, not for its jobs: all but a batch that is one."""
-        return dialect_of(self.connection).session_mode(mode) == "dedicated"
+    def session_mode(self, mode: str) -> Literal["dedicated", "batch"]:
+        """What is opened in a mode: a dedicated session, charged by the clock, or a batch, charged for its jobs."""
+        return dialect_of(self.connection).session_mode(mode)
 
     # ---- the websocket -------------------------------------------------------------------------
 

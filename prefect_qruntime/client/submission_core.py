@@ -512,26 +512,29 @@ class Submission:
             "submitting, or run the flow again: it attaches to it."
         )
 
+    def _unknown(self, why: str, about: str = "") -> SubmissionUncertain:
+        return self._uncertain(
+            f"it is not known whether the job was accepted: {why}.",
+            f"{self._where()} If none is, run the flow again: it searches first.{about}",
+            [],
+        )
+
     def _unanswered(self) -> SubmissionUncertain:
         error = self.lost_error
         times = "1 answer was lost" if self.posts == 1 else f"{self.posts} answers were lost"
-        what = f"it is not known whether the job was accepted: {times} ({error.message if error else 'no answer'})."
-        return self._uncertain(what, f"{self._where()} If none is, run the flow again: it searches first.", [])
+        return self._unknown(f"{times} ({error.message if error else 'no answer'})")
 
     def _refused_later(self, error: QuantumRuntimeError) -> SubmissionUncertain:
-        what = (
-            "it is not known whether the job was accepted: the answer to an earlier request was lost, and after no job "
-            f"was listed, another request was refused: {error.message.removesuffix('.')}."
+        why = (
+            "the answer to an earlier request was lost, and after no job was listed, another request was refused: "
+            f"{error.message.removesuffix('.')}"
         )
-        about = f" About the refusal: {error.solution}" if error.solution else ""
-        found = self._uncertain(what, f"{self._where()} If none is, run the flow again: it searches first.{about}", [])
+        found = self._unknown(why, f" About the refusal: {error.solution}" if error.solution else "")
         found.__cause__ = error
         return found
 
     def _unasked(self, error: QuantumRuntimeError) -> SubmissionUncertain:
-        why = error.message.removesuffix(".")
-        what = f"it is not known whether the job was accepted: searching for it failed: {why}."
-        return self._uncertain(what, f"{self._where()} If none is, run the flow again: it searches first.", [])
+        return self._unknown(f"searching for it failed: {error.message.removesuffix('.')}")
 
     def _unseen(self) -> SubmissionUncertain:
         record = self.memory.get(self.memory_key)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
@@ -28,7 +27,7 @@ from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import Job, JobStatus
 from prefect_qruntime.observability.artifacts import deployments_of_deleted
 from prefect_qruntime.operations.usage_core import Owner
-from prefect_qruntime.prefect_api import api, flow_runs_by_id
+from prefect_qruntime.prefect_api import api, flow_runs_by_id, ids_of
 from prefect_qruntime.redact import shown
 
 __all__ = [
@@ -268,7 +267,7 @@ async def find_owners(flow_run_ids: Iterable[str | None]) -> dict[str, Owner]:
     """
     client, wanted = await api(), set(flow_run_ids)
     runs = await flow_runs_by_id(wanted)
-    deleted = await deployments_of_deleted(one for one in map(_as_id, wanted - runs.keys()) if one is not None)
+    deleted = await deployments_of_deleted(ids_of(wanted - runs.keys()))
     flows: dict[UUID, str] = {}
     deployments: dict[UUID, DeploymentResponse] = {}
     whose = {run.deployment_id for run in runs.values() if run.deployment_id is not None} | set(deleted.values())
@@ -295,12 +294,6 @@ async def find_owners(flow_run_ids: Iterable[str | None]) -> dict[str, Owner]:
         tags = tuple(sorted(known.tags)) if known is not None else ()
         found[str(gone)] = Owner(str(gone), None, flow, named(deployment_id, flow), tags)
     return found
-
-
-def _as_id(text: str | None) -> UUID | None:
-    with contextlib.suppress(ValueError):
-        return UUID(text) if text is not None else None
-    return None
 
 
 def _pages(ids: Iterable[UUID]) -> list[list[UUID]]:

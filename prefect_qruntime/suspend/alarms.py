@@ -469,20 +469,15 @@ class InstanceWatch:
             log.warning("Sessions over their budget's limit could not be closed: %s", error)
         live = [job async for job in each_job(client, pending=True)]
         known = self._past.setdefault(_user(client), _Past())
-        whole = moment - known.jobs_read > _HISTORY_AGAIN
-        begin = now - (_HISTORY if whole else _DAY)
+        whole, begin = _due(known.jobs_read, moment, now)
+        kept = () if whole else known.jobs.values()
         known.jobs = {
-            **(
-                {}
-                if whole
-                else {one.id: one for one in known.jobs.values() if _is_younger(one.created_at, now - _HISTORY)}
-            ),
+            **{one.id: one for one in kept if _is_younger(one.created_at, now - _HISTORY)},
             **{job.id: job async for job in each_job(client, created_after=begin)},
         }
         known.jobs_read = moment if whole else known.jobs_read
         # Apart from the jobs: if there was no time left for one of them, the next check reads only that one whole.
-        whole = moment - known.sessions_read > _HISTORY_AGAIN
-        begin = now - (_HISTORY if whole else _DAY)
+        whole, begin = _due(known.sessions_read, moment, now)
         known.sessions = {
             **{one.id: one for one in known.sessions.values() if _is_younger(one.started_at, now - _HISTORY)},
             **{one.id: one for one in await self._charged(client, begin)},
@@ -494,6 +489,12 @@ class InstanceWatch:
 def _user(client: QuantumRuntimeClient) -> str:
     """Tells a client's key from others without showing it."""
     return hashlib.sha256(client.connection.api_key.encode()).hexdigest()
+
+
+def _due(read: float, moment: float, now: datetime) -> tuple[bool, datetime]:
+    """Whether all four weeks are read again, and since when to read; in between the last day will do."""
+    whole = moment - read > _HISTORY_AGAIN
+    return whole, now - (_HISTORY if whole else _DAY)
 
 
 def _is_younger(created: datetime | None, moment: datetime) -> bool:

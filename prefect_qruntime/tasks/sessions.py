@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 from uuid import UUID
 
 from cachetools import LRUCache
@@ -205,7 +205,7 @@ async def _open(
     opened: list[SessionRef],
 ) -> SessionRef:
     client = credentials.get_client()
-    opens: Literal["dedicated", "batch"] = "dedicated" if client.charges_by_clock(mode) else "batch"
+    opens = client.session_mode(mode)
     if opens != mode:
         notifications.log_to_run("the legacy dialect has no batches: this opens a session, charged by the clock")
     asked = policy.Asked(name, session_seconds=(max_ttl or 0) if opens == "dedicated" else None)

@@ -347,7 +347,7 @@ class SubmitTask(InFlowTask[..., Any]):
     def _numbered(self) -> Task[..., Any]:
         """This task, with all options and hooks that it was given, around the function that takes the number."""
         twin: Any = copy.copy(self)
-        twin.__class__, twin.fn = InFlowTask, self.numbered_fn
+        twin.__class__, twin.fn = Task, self.numbered_fn  # what `InFlowTask` checks is checked by `_bind`
         return twin  # type: ignore[no-any-return]
 
     def _bind(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

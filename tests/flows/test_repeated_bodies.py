@@ -18,7 +18,6 @@ from prefect.utilities.annotations import quote
 
 from prefect_qruntime import JobFailed, JobRef, QuantumRuntimeCredentials, asubmit_job, run_job, submit_job
 from prefect_qruntime.sandbox import Sandbox
-from prefect_qruntime.tasks.definitions import InFlowTask
 from prefect_qruntime.tasks.submit import SubmitTask
 from tests.support.flow_runs import BACKEND, FLIP, STAY, posts
 from tests.support.prefect_calls import asked
@@ -289,7 +288,7 @@ def test_equal_calls_for_other_processes_are_numbered_however_their_circuits_are
             with monkeypatch.context() as patch, ProcessPoolTaskRunner() as elsewhere:
                 context: Any = FlowRunContext.get()
                 patch.setattr(context, "task_runner", elsewhere)
-                patch.setattr(InFlowTask, method, record)
+                patch.setattr(Task, method, record)
                 submit = getattr(SubmitTask, method)
                 submit(submit_job, unmapped(credentials), given, backend=BACKEND)
 

@@ -114,10 +114,8 @@ class _Points:
             return  # an array is the parameter of another gate of that name
         self.seen.add(angle)
         is_text = isinstance(angle, str)
-        names: list[Any] = (
-            [*dict.fromkeys(_NAME.findall(str(angle)))] if is_text else [*getattr(angle, "parameters", ())]
-        )
-        names = [name for name in names if name not in _PI and (not is_text or name in self.columns)]
+        found_in = dict.fromkeys(_NAME.findall(str(angle))) if is_text else getattr(angle, "parameters", ())
+        names = [name for name in found_in if name not in _PI and (not is_text or name in self.columns)]
         if not all(name in self.columns for name in names):
             return  # the variable of a loop
         given = dict.fromkeys(zip(*(self.columns[name] for name in names), strict=True)) if names else [()]
@@ -263,10 +261,8 @@ _TRANSPILES = (".", ": `transpile=True` does it here.")
 
 def _check_angles(use: _Use, points: _Points, field: str) -> None:
     for angle, values in points.angles(use.angle):
-        if not _is_calibrated(_Use(use.name, None, angle)):
-            by = (
-                f" for the parameter value{'' if len(values) == 1 else 's'} {', '.join(f'{one:.6g}' for one in values)}"
-            )
+        if not _is_calibrated(use.name, angle):
+            by = f" for the parameter value{'s' * (len(values) > 1)} {', '.join(f'{one:.6g}' for one in values)}"
             raise InvalidInput(
                 f"rzz({angle:.6g}){by if values else ''}, but QPUs run rzz with angles from 0 to pi/2 only",
                 field=points.field if values else field,
@@ -274,9 +270,9 @@ def _check_angles(use: _Use, points: _Points, field: str) -> None:
             )
 
 
-def _is_calibrated(use: _Use) -> bool:
+def _is_calibrated(name: str, angle: Any) -> bool:
     """Whether a QPU runs an operation with its angle: IBM's client refuses other angles of rzz, by the same margin."""
-    return use.name != "rzz" or (isinstance(use.angle, int | float) and 0 <= use.angle <= math.pi / 2 + 1e-10)
+    return name != "rzz" or (isinstance(angle, int | float) and 0 <= angle <= math.pi / 2 + 1e-10)
 
 
 def _check(use: _Use, size: int | None, names: set[str], edges: set[tuple[int, int]] | None, field: str) -> None:
@@ -443,7 +439,11 @@ def transpile_pubs(
             raise InvalidInput(f"{circuit.num_qubits} qubits, but the backend has {size}", field=field)
         try:
             fitting = manager.run(circuit)
-            if not configuration.get("simulator") and "rzz" in gates and not all(map(_is_calibrated, _uses(fitting))):
+            if (
+                not configuration.get("simulator")
+                and "rzz" in gates
+                and not all(_is_calibrated(use.name, use.angle) for use in _uses(fitting))
+            ):
                 fitting = passes([gate for gate in gates if gate != "rzz"]).run(circuit)
         except Exception as error:
             raise InvalidInput(f"cannot be transpiled: {type(error).__name__}: {error}", field=field) from None
