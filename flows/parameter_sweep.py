@@ -164,7 +164,7 @@ def parameter_sweep(
                 estimate_cost(credentials, found, pubs_per_job=1, program_id=program, **given)
                 for program, found in pubs.items()
             ]
-            clocked = mode != "job" and credentials.get_client().charges_by_clock(mode)
+            clocked = mode != "job" and credentials.get_client().session_mode(mode) == "dedicated"
             cost = CostEstimate.together(costs, session_life=max_ttl if clocked else None)
             require_approval(cost, above=require_approval_above)
         session: SessionRef | None = None

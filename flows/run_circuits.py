@@ -151,7 +151,7 @@ def run_circuits(
             )
             for one in (("service", "executor") if compare_routes else (route,))
         ]
-        clocked = mode != "job" and credentials.get_client().charges_by_clock(mode)
+        clocked = mode != "job" and credentials.get_client().session_mode(mode) == "dedicated"
         cost = CostEstimate.together(costs, session_life=max_ttl if clocked else None)
         if require_approval_above is not None:
             require_approval(cost, above=require_approval_above)  # before a session is open

@@ -208,7 +208,7 @@ def vqe_session(
             }
             start = (ANSATZ, H2, dict.fromkeys(ANGLES, START))
             step, final = (estimate_cost(credentials, [start] * points, **given) for points in (3, 1))
-            life = max_ttl if credentials.get_client().charges_by_clock(mode) else None
+            life = max_ttl if credentials.get_client().session_mode(mode) == "dedicated" else None
             cost = CostEstimate.together([step.at_most(max_iterations), final], session_life=life)
             require_approval(cost, above=require_approval_above)
         session: SessionRef | None = None
