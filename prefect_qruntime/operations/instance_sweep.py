@@ -27,7 +27,7 @@ from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.artifacts import Record, find_records, job_owners, mark_closed
 from prefect_qruntime.prefect_api import api
 from prefect_qruntime.redact import get_logger
-from prefect_qruntime.tasks.session_notes import SessionNote, is_note
+from prefect_qruntime.tasks.session_notes import FIRST_JOBS, SessionNote, is_note
 
 __all__ = ["LOOK_BACK", "NOTED_BACK", "Found", "InstanceSweeper", "Owners", "Swept", "is_old"]
 
@@ -178,7 +178,8 @@ class InstanceSweeper:
             if (session_id := record.meta.get("session")) and not is_note(record):
                 self._noted.add(session_id)
                 self._users.setdefault(session_id, set()).add(record.owner)
-        self._gone = {note.record.key: note.is_gone for note in self._notes}
+        # Of all, as two blocks may lead to one instance by different addresses.
+        self._gone = {note.record.key: note.is_gone for note in notes}
         for note in self._notes:
             if session_id := note.meta.get("session"):
                 self._noted.add(session_id)
@@ -359,7 +360,7 @@ class InstanceSweeper:
                     await self._close(session_id, state, record, flow_run=owner)
                 else:
                     # The others are swept again, and so is a record of which the service may list the session late.
-                    settled = bool(found) or _is_older(record, _OPENING if self._is_owner(record) else _LIFE)
+                    settled = bool(found) or self._is_settled(record)
                     if found is not None and settled and self._over.issuperset(found) and not self._dry_run:
                         with contextlib.suppress(Exception):
                             await mark_closed(record)
@@ -374,9 +375,24 @@ class InstanceSweeper:
                 continue
             known, gone = note.meta.get("session"), self._gone[note.record.key]
             with self._apart(f"session {known or 'without an id'} of {note.opener}"):
-                found = [known] if known else await self._left_unnoted(note.record, note.opener) if gone else []
+                found = [known] if known else await self._opened_by(note) if gone else []
                 for session_id in found or ():
                     await self._sweep_session_of_process(note, session_id, gone)
+                if gone and found == [] and self._is_settled(note.record) and not self._dry_run:
+                    with contextlib.suppress(Exception):
+                        await note.mark_closed()
+
+    def _is_settled(self, record: Record) -> bool:
+        """Whether the service would list by now what a process opened that died before it recorded the id."""
+        return _is_older(record, _OPENING if self._is_owner(record) else _LIFE)
+
+    async def _opened_by(self, note: SessionNote) -> list[str] | None:
+        """Find the session that a process opened before it died, without recording its id; see `_left_unnoted`."""
+        keys = note.meta.get(FIRST_JOBS, "").split()
+        if not keys:
+            return await self._left_unnoted(note.record, note.opener)
+        jobs = [job for key in keys async for job in each_job(self._client, tags=(key,))]
+        return list(dict.fromkeys(job.session_id for job in jobs if job.session_id is not None))
 
     async def _sweep_session_of_process(self, note: SessionNote, session_id: str, gone: bool | None) -> None:
         session = await self._read(session_id, note.record)

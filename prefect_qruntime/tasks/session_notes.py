@@ -36,11 +36,13 @@ from prefect_qruntime.redact import get_logger
 from prefect_qruntime.run_context import process_facts, process_is_gone
 
 __all__ = [
+    "FIRST_JOBS",
     "SessionNote",
     "SessionNotes",
     "drain_on_signals",
     "is_note",
     "note",
+    "note_first_job",
     "record_session",
     "session_notes",
     "token_of",
@@ -54,6 +56,8 @@ _OPENING_PAUSE = 0.1  # seconds until a session is looked at again that is being
 _MOST_BYTES = 65_536
 Drain = Callable[[QuantumRuntimeCredentials, SessionRef], Coroutine[Any, Any, bool]]
 _TOKEN = re.compile(r"[0-9a-f]{8,64}")
+FIRST_JOBS = "first_jobs"
+"""In a note, the submission keys of the jobs that may have opened the session, where the service opens it with a job."""
 
 
 # ---- notes ---------------------------------------------------------------------------------------
@@ -244,6 +248,20 @@ async def note(
         _drain_at_exit(notes, drain)
     entry = notes.opened[token]
     entry.session = session
+    await _keep(notes, token, entry, new=new)
+
+
+async def note_first_job(token: str, key: str) -> None:
+    """Record the key of the job that will open a session: if this process dies, its session is found by it."""
+    entry = _notes().opened.get(token)
+    known = entry.facts.get(FIRST_JOBS, "").split() if entry is not None else [key]
+    if entry is not None and key not in known:
+        entry.facts[FIRST_JOBS] = " ".join([*known, key])
+        await _keep(_notes(), token, entry, new=False)
+
+
+async def _keep(notes: SessionNotes, token: str, entry: _Opened, *, new: bool) -> None:
+    session = entry.session
     meta = {**entry.facts, **_of_session(session)}
     if session.is_closed:
         del notes.opened[token]

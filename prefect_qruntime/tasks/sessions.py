@@ -63,6 +63,7 @@ __all__ = [
     "close",
     "close_session",
     "first_through",
+    "note_first_job",
     "note_lost",
     "note_session",
     "notes_opened",
@@ -473,6 +474,15 @@ def note_lost(session: SessionRef | None, key: str) -> None:
     """Note that it is not known whether the first job with this key was accepted, and opened the session."""
     if session is not None and session.id is None:
         _of(session).doubtful.append(key)
+
+
+async def note_first_job(session: SessionRef | None, key: str) -> None:
+    """Record, before it is sent, the key of the first job of a session that has no id yet.
+
+    A flow run's jobs carry its tag, so only a session outside a flow needs it.
+    """
+    if session is not None and session.id is None and session.token is not None:
+        await session_notes.note_first_job(session.token, key)
 
 
 def bind(session: SessionRef, ref: JobRef) -> None:

@@ -75,7 +75,7 @@ from prefect_qruntime.tasks.definitions import (
     spec_fields,
     spelled_out,
 )
-from prefect_qruntime.tasks.sessions import bind, check_not_left, first_through, note_lost, note_session
+from prefect_qruntime.tasks.sessions import bind, check_not_left, first_through, note_first_job, note_lost, note_session
 
 __all__ = ["asubmit_job", "asubmit_numbered", "submit_job", "submit_numbered"]
 
@@ -231,6 +231,7 @@ async def _submit(
                     checked.add(key)
                 if marked:
                     await mark_sent(key)
+                await note_first_job(usable, key)
                 allowed = await passing.before_post(key)
                 if usable is not None:
                     check_not_left(usable)

@@ -192,6 +192,27 @@ def test_a_signal_while_it_is_opened_drains_it_as_soon_as_it_is_open(
     assert session["accepting_jobs"] is False
 
 
+@pytest.mark.parametrize("dialect", ["cloud", "legacy"])
+def test_killed_before_it_knows_its_session_it_is_swept(
+    prefect_server: PrefectServer, sandbox: Sandbox, control: Any, dialect: str
+) -> None:
+    """The service has accepted the request that opens it, in the legacy dialect its first job."""
+    qr.QuantumRuntimeCredentials(**sandbox.connection(dialect)).save(BLOCK, overwrite=True)
+    opening = "/sessions" if dialect == "cloud" else "/jobs"
+    control.add_fault("POST", opening, status=503, after_handler=True)
+    control.add_fault("GET", opening if dialect == "legacy" else "/workloads", delay=300)
+    control.release()
+    with opener(prefect_server, sandbox, "open", says="OPENING") as script:
+        assert until(control.open_sessions)
+        killed(script)
+    control.clear_faults()
+    (session,) = control.open_sessions()
+    assert [(one.id, one.flow_state) for one in run_sweep([BLOCK]).sessions] == [(session["id"], "Ended")]
+    assert until(lambda: control.open_sessions() == [])
+    assert run_sweep([BLOCK]).sessions == []
+    assert [one.meta for one in notes()] == []
+
+
 def test_an_interrupted_opening_leaves_nothing_open_and_nothing_to_report(
     prefect_server: PrefectServer, sandbox: Sandbox, control: Any
 ) -> None:

@@ -20,7 +20,7 @@ from prefect_qruntime.observability.artifacts import Record
 from prefect_qruntime.operations import instance_sweep as module
 from prefect_qruntime.operations.instance_sweep import Found, InstanceSweeper
 from prefect_qruntime.operations.sweep import SweepReport
-from prefect_qruntime.tasks.session_notes import SessionNote
+from prefect_qruntime.tasks.session_notes import FIRST_JOBS, SessionNote
 
 CRN = "crn:v1:bluemix:public:quantum-computing:us-east:a/0123abcd:11aa-22bb::"
 KINDS = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, QuantumRuntimeError)]
@@ -347,6 +347,52 @@ def test_a_record_without_a_session_is_settled_when_the_list_must_show_one(
         service = Service()
         swept(service, records=[aged])
         assert "session-unnoted" not in service.open
+
+
+@pytest.mark.parametrize("first_job", [True, False])
+@pytest.mark.parametrize(
+    ("age", "owner", "settled"), [(0, True, False), (11, True, True), (11, False, False), (1500, False, True)]
+)
+def test_a_process_s_note_without_a_session_is_settled_likewise(
+    marked: set[str], age: int, owner: bool, settled: bool, first_job: bool
+) -> None:
+    class Late(Service):
+        async def workloads(self, **_: Any) -> list[dict[str, Any]]:
+            return []
+
+        async def jobs(self, *, tags: tuple[str, ...] = (), **_: Any) -> list[Job]:
+            assert tags in ((), ("qr-key:one",), ("qr-key:two",))
+            return []
+
+    facts = {"pid": "1", "host": "h", "flow_run": "", "block": "b" if owner else "renamed"}
+    one = record("note", **UNNOTED, **facts, **({FIRST_JOBS: "qr-key:one qr-key:two"} if first_job else {}))
+    note = SessionNote(Record(one.artifact_id, one.key, one.meta, None, moment() - timedelta(minutes=age)))
+    same, found = list[InstanceSweeper](), Found()
+    same.append(InstanceSweeper("b", Late(), Owners(), [], [note], {}, False, found, same))  # type: ignore[arg-type]
+    network_loop().run(same[0].sweep(False))
+    assert (marked == {"unnoted"}) is settled
+    assert found.problems == []
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_process_that_came_by_another_address_of_the_instance_counts_as_every_other(
+    marked: set[str], monkeypatch: pytest.MonkeyPatch, gone: bool
+) -> None:
+    """Two processes ended before they recorded their sessions; one of them had opened one."""
+
+    class Private(Service):
+        connection = Connection(api_key="unit-test-key", crn=CRN, base_url="https://private.quantum.example.com/api/v1")
+
+    of_process = {**UNNOTED, "host": "h", "flow_run": ""}
+    there = record("there", **{**of_process, "base_url": Private.connection.base_url}, pid="2", block="b2")
+    here, service = record("here", **of_process, pid="1"), Service()
+    here, there = (Record(one.artifact_id, one.key, one.meta, None, one.updated) for one in (here, there))
+    monkeypatch.setattr(SessionNote, "is_gone", property(lambda note: gone or note.record is here))
+    notes, same, found = [SessionNote(here), SessionNote(there)], list[InstanceSweeper](), Found()
+    for name, client in (("b", service), ("b2", Private())):
+        same.append(InstanceSweeper(name, client, Owners(), [], notes, {}, False, found, same))  # type: ignore[arg-type]
+    network_loop().run(same[0].sweep(False))
+    assert ("session-unnoted" not in service.open, found.problems == []) == (gone, gone)
 
 
 @pytest.mark.parametrize("ahead", [-7200, -60, 60, 7200])
