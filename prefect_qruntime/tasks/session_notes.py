@@ -57,7 +57,7 @@ _MOST_BYTES = 65_536
 Drain = Callable[[QuantumRuntimeCredentials, SessionRef], Coroutine[Any, Any, bool]]
 _TOKEN = re.compile(r"[0-9a-f]{8,64}")
 FIRST_JOBS = "first_jobs"
-"""In a note, the submission keys of the jobs that may have opened the session, where the service opens it with a job."""
+"""In a note, the submission keys of the jobs that may have opened the session, in the dialect where a job does."""
 
 
 # ---- notes ---------------------------------------------------------------------------------------
