@@ -208,8 +208,10 @@ class NetworkLoop:
             with contextlib.suppress(Exception):
                 asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout=2 * _WIND_UP + 5)
         finally:  # a further Ctrl-C comes here, too
-            for lost in list(self._finishing.values()):
-                log.error("The process ended before its work was done: %s may be lost.", lost)
+            lost = list(self._finishing.values())
+            self._finishing.clear()  # a child that was not forked calls `atexit` as well
+            for outcome in lost:
+                log.error("The process ended before its work was done: %s may be lost.", outcome)
 
     def finish_in_child(self) -> None:
         """Wait for the tasks that cannot be repeated; the child's threads may go on, as Python waits for them."""
