@@ -7,14 +7,18 @@ another machine, or this one after a clean-up, gets it back.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextvars
 import functools
 import hashlib
 import logging
+import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from prefect.filesystems import LocalFileSystem
@@ -33,8 +37,40 @@ from prefect_qruntime.settings import current_settings
 
 __all__ = ["SharedJobResult", "keep_private", "private_result", "read_private", "share", "share_if_persisted", "shelf"]
 
+T = TypeVar("T")
+
 _PIECE = 1_000_000  # bytes; Prefect's records hold each several times while they are written
+_PATIENCE = 60.0  # seconds in which a result storage must have taken or given one record
 _SETTLE = 10.0  # seconds a cancelled caller waits for the only copy of a result
+
+
+async def _in_storage(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Let a result storage do one thing. One that hangs, also if it blocks its loop, holds up nothing else.
+
+    It has a thread of its own, for which the end of the process does not wait.
+
+    Raises:
+        TimeoutError: It did not answer in time.
+    """
+    outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
+    outcome.set_running_or_notify_cancel()  # a caller that is cancelled leaves it to end by itself
+    context = contextvars.copy_context()
+
+    def run() -> None:
+        try:
+            outcome.set_result(context.run(asyncio.run, work()))
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="qruntime-storage", daemon=True).start()
+    answer = asyncio.wrap_future(outcome)
+    try:
+        await asyncio.wait([answer], timeout=_PATIENCE)
+        if not answer.done():
+            raise TimeoutError(f"the result storage did not answer within {_PATIENCE:g} seconds")
+        return answer.result()
+    finally:
+        answer.cancel()
 
 
 def shelf() -> BodyStore:
@@ -80,7 +116,7 @@ class SharedJobResult(JobResult):
         spool = BodyWriter(here, name, expected=self.file.size)
         try:
             for number in range(self.storage_pieces):
-                record = await store.aread(f"{self.storage_key}-{number}")
+                record = await _in_storage(functools.partial(store.aread, f"{self.storage_key}-{number}"))
                 spool.write(record.result)
             body = spool.finish()
         finally:
@@ -119,7 +155,7 @@ async def share(result: JobResult) -> JobResult:
     key = f"qruntime-result-{result.job_id}-{result.file.sha256[:16]}"
     number = -1
     for number, piece in enumerate(result.file.pieces(_PIECE)):
-        await store.awrite(obj=piece, key=f"{key}-{number}")
+        await _in_storage(functools.partial(store.awrite, obj=piece, key=f"{key}-{number}"))
     # Asked after writing: the default storage is found then.
     used = store.result_storage
     return SharedJobResult(
@@ -142,12 +178,18 @@ def _private_key(crn: str, job_id: str) -> str:
 
 
 async def read_private(crn: str, job_id: str) -> JobResult | None:
-    """The stored copy of an instance's private result, or None."""
+    """The stored copy of an instance's private result, or None; from a storage that does not answer, too."""
     store, key = get_result_store(), _private_key(crn, job_id)
-    if not await store.aexists(key):
+    try:
+        if not await _in_storage(lambda: store.aexists(key)):
+            return None
+        kept = (await _in_storage(lambda: store.aread(key))).result
+    except Exception as error:
+        notifications.log_to_run(
+            f"No stored copy of private job {job_id}'s result could be read: {_first_line(error).rstrip('.')}.",
+            level=logging.WARNING,
+        )
         return None
-    record = await store.aread(key)
-    kept = record.result
     return kept if isinstance(kept, JobResult) else None
 
 
@@ -169,7 +211,7 @@ async def _stored_elsewhere(crn: str, job_id: str, gone: NotFound, end: float) -
     # `aexists` does not tell a damaged copy from no one.
     store, key = get_result_store(), _private_key(crn, job_id)
     try:
-        kept = (await store.aread(key)).result
+        kept = (await _in_storage(lambda: store.aread(key))).result
         if isinstance(kept, JobResult):
             return kept
         reason = f"it is a {type(kept).__name__}"
@@ -263,13 +305,11 @@ async def _private_result(client: QuantumRuntimeClient, ref: JobRef, grace: floa
 async def _read_or_fetched(
     client: QuantumRuntimeClient, ref: JobRef, grace: float, place: BodyStore
 ) -> tuple[JobResult, bool]:
-    crn, unstored = client.connection.crn, network_loop().state(_Reading).unstored
-    kept = await read_private(crn, ref.id)
-    if kept is not None:
-        unstored.pop((crn, ref.id), None)  # the storage showed it late
-        return kept, False
-    if (only := unstored.get((crn, ref.id))) is not None:
+    crn = client.connection.crn
+    if (only := network_loop().state(_Reading).unstored.get((crn, ref.id))) is not None:
         return await keep_private(crn, only, memory_limit=place.memory_limit), False
+    if (kept := await read_private(crn, ref.id)) is not None:
+        return kept, False
     notifications.log_to_run(
         f"Receiving the result of private job {ref.id}, which the service hands out once. It may be lost if this "
         "process is killed before it is stored."
@@ -294,10 +334,10 @@ async def keep_private(crn: str, result: JobResult, *, memory_limit: int) -> Job
     store, unstored = get_result_store(), network_loop().state(_Reading).unstored
     try:
         stored, key = result.in_memory() if small else await share(result), _private_key(crn, result.job_id)
-        await store.awrite(obj=stored, key=key)
+        await _in_storage(lambda: store.awrite(obj=stored, key=key))
         # A storage that cuts or drops what it takes may not say so; `store` would answer from its memory.
         unread = store.model_copy(update={"cache_result_in_memory": False, "cache": {}})
-        if not isinstance(back := (await unread.aread(key)).result, JobResult):
+        if not isinstance(back := (await _in_storage(lambda: unread.aread(key))).result, JobResult):
             raise TypeError(f"it is read back as a {type(back).__name__}")
     except Exception as error:
         if file is not None:

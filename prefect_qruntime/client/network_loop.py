@@ -17,6 +17,7 @@ import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from multiprocessing import parent_process, util
 from typing import Any, Generic, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
@@ -192,19 +193,39 @@ class NetworkLoop:
                     await asyncio.to_thread(finished.wait, _CANCEL_GRACE)
             raise
 
+    async def _finish(self, *, calls_end: bool) -> None:
+        """Wait for the tasks that cannot be repeated."""
+        end = self.loop.time() + _WIND_UP
+        # One that was cancelled is lost, and would end each wait at once.
+        while (busy := [one for one in self._finishing if not one.done()]) and self.loop.time() < end:
+            for call in list(self._calls) if calls_end else ():
+                call.cancel()
+            await asyncio.wait(busy, timeout=_SHORTEST_SLICE)
+
+    def _last(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run what the end of the process leaves time for, and log what is lost."""
+        try:
+            with contextlib.suppress(Exception):
+                asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout=2 * _WIND_UP + 5)
+        finally:  # a further Ctrl-C comes here, too
+            lost = list(self._finishing.values())
+            self._finishing.clear()  # a child that was not forked calls `atexit` as well
+            for outcome in lost:
+                log.error("The process ended before its work was done: %s may be lost.", outcome)
+
+    def finish_in_child(self) -> None:
+        """Wait for the tasks that cannot be repeated; the child's threads may go on, as Python waits for them."""
+        if self.pid == os.getpid() and self._thread.is_alive():
+            self._last(self._finish(calls_end=False))
+
     def close(self) -> None:
         """Close what lives here and stop the loop. Called at exit; may be called twice."""
         if self.pid != os.getpid() or not self._thread.is_alive():
             return
 
         async def wind_up() -> None:
-            end = self.loop.time() + _WIND_UP
-            # One that was cancelled is lost, and would end each wait at once.
-            while (busy := [one for one in self._finishing if not one.done()]) and self.loop.time() < end:
-                # Meanwhile nothing is submitted any more, not even by a daemon thread that makes another call.
-                for call in list(self._calls):
-                    call.cancel()
-                await asyncio.wait(busy, timeout=_SHORTEST_SLICE)
+            # Meanwhile nothing is submitted any more, not even by a daemon thread that makes another call.
+            await self._finish(calls_end=True)
             # First the work: asyncio reports pending tasks on stderr.
             end, told = self.loop.time() + _WIND_UP, set[asyncio.Task[Any]]()
             while left := asyncio.all_tasks() - {asyncio.current_task()}:
@@ -218,12 +239,7 @@ class NetworkLoop:
                 with contextlib.suppress(Exception):
                     await asyncio.wait_for(closer(), timeout=2)
 
-        try:
-            with contextlib.suppress(Exception):
-                asyncio.run_coroutine_threadsafe(wind_up(), self.loop).result(timeout=2 * _WIND_UP + 5)
-        finally:  # a further Ctrl-C comes here, too
-            for lost in list(self._finishing.values()):
-                log.error("The process ended before its work was done: %s may be lost.", lost)
+        self._last(wind_up())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(timeout=2)
         if not self._thread.is_alive():
@@ -306,6 +322,8 @@ def network_loop() -> NetworkLoop:
     with _lock:
         if _current is None or _current.pid != os.getpid() or _current.loop.is_closed():
             _current = NetworkLoop()
+            if parent_process() is not None:  # a child of `multiprocessing` that was forked does not call `atexit`
+                util.Finalize(None, _current.finish_in_child, exitpriority=0)
         return _current
 
 

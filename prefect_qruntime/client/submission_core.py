@@ -7,7 +7,7 @@ events and answers each with the next action; `submission` carries the actions o
 - A 2xx is proof of acceptance, readable or not. After it nothing is posted under that key again, however long the
   list lags.
 - A request whose answer was lost is not repeated before a query that began a grace period later found nothing, and at
-  most `attempts` times; after a refusal by something in between that would only come again (413), not at all. If the
+  most `attempts` times; a refusal by something in between that would only come again (413) is then believed. If the
   search fails, the submission ends with `SubmissionUncertain`; so does one whose repeated request is refused.
 - A process knows what it submitted (`SubmissionMemory`): one caller of a key searches and submits, the others wait and
   get its job. If it ends without acceptance, the next one continues; if it gives up in doubt, the others fail too.
@@ -220,6 +220,7 @@ class Submission:
         self.found: Job | None = None
         self.unread_until: float | None = None  # a listed job that cannot be read is read again until then
         self.lost_error: QuantumRuntimeError | None = None
+        self.lost_before: float | None = None  # when an earlier request of the key ended without an answer
 
     # ---- what this process knows ------------------------------------------------------------------
 
@@ -382,10 +383,10 @@ class Submission:
         if self.doubt == "accepted":
             return self._give_up(self._unseen())
         if self.doubt == "lost":
-            refused = self.lost_error if isinstance(self.lost_error, InvalidInput) else None  # it would be so again
-            if refused is not None and self.posts == 1:  # else an earlier request may have been accepted
-                return self._give_up(InvalidInput(refused.message, **{**refused.fields, "advice": NEVER}))
-            if refused is not None or self.posts >= self.ask.attempts:
+            if isinstance(error := self.lost_error, InvalidInput):  # it would be so again
+                self.memory.note(self.memory_key).sent = self.lost_before
+                return self.refused(now, InvalidInput(error.message, **{**error.fields, "advice": NEVER}))
+            if self.posts >= self.ask.attempts:
                 return self._give_up(self._unanswered())
         return Admit(self.key)
 
@@ -463,7 +464,8 @@ class Submission:
         """No answer, or an ambiguous one: the job may exist."""
         self.posting = False
         self.lost_error = error
-        self.memory.note(self.memory_key).sent = now
+        record = self.memory.note(self.memory_key)
+        self.lost_before, record.sent = record.sent, now
         return self._search(now, "lost", now + self.ask.grace)
 
     def refused(self, now: float, error: QuantumRuntimeError) -> Action:

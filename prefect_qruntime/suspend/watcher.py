@@ -45,6 +45,7 @@ _ALL_AGAIN = 120.0  # seconds after which everything in Prefect is read again, n
 _AGAIN = 60.0  # seconds until a wait that failed is tried again
 _CLAIMED = 15.0  # seconds until a wait that another watcher ends is checked again
 _PATIENCE = Deadlines()
+_LAST = 5.0  # seconds that what has not answered yet has left when the watch ends
 _AT_ONCE = 2  # waits that are ended at the same time: a Prefect server on SQLite stalls with more
 _INSTANCE = 60.0  # seconds for one check of an instance, for each key that leads to it
 _PAGE = 15.0  # seconds for writing one job's page
@@ -107,6 +108,7 @@ async def _watch(blocks: Iterable[str] | None, *, once: bool, interval: float, d
             pause = interval * random.uniform(0.8, 1.2)  # noqa: S311  # so that two watchers do not poll in step
             if until is not None and time.monotonic() + pause >= until:
                 await asyncio.sleep(max(0.0, until - time.monotonic()))
+                await watcher.last_answers()
                 break
             await asyncio.sleep(pause)
     finally:
@@ -157,7 +159,7 @@ class _Watcher:
         self._instances: dict[Place, InstanceWatch] = {}
         self._instances_at = 0.0
         self._unchecked: dict[str, str] = {}  # why an instance could not be checked, by block
-        self._checking = set[str]()
+        self._checking = dict[str, str]()  # the block by which an instance is being checked
         self._looking = set[asyncio.Task[None]]()
         self._reading_blocks = False
         self._showing: asyncio.Task[None] | None = None
@@ -251,7 +253,7 @@ class _Watcher:
             crn = client.connection.crn
             if crn in self._checking:  # since an earlier time: the others are checked nevertheless
                 return
-            self._checking.add(crn)
+            self._checking[crn] = block
             watch = self._instances.setdefault(Place(block, client.connection.instance), InstanceWatch(block))
             try:
                 async with asyncio.timeout(_INSTANCE * len(keys[crn])):
@@ -260,7 +262,7 @@ class _Watcher:
             except Exception as error:
                 self._not_checked(block, str(error) or "it does not answer.")  # a timeout has no text
             finally:
-                self._checking.discard(crn)
+                self._checking.pop(crn, None)
 
         await read_each(firsts, {}, look)
 
@@ -444,6 +446,21 @@ class _Watcher:
         tasks = [entry.task for entry in self._followed.values() if entry.task is not None]
         tasks += self._looking
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def last_answers(self) -> None:
+        """Report the jobs and instances that never answered, as a watch may end before their requests do."""
+
+        def silent() -> list[_Followed]:
+            return [one for one in self._followed.values() if one.task is not None and not one.seen and not one.ending]
+
+        end = time.monotonic() + _LAST
+        while (silent() or self._checking) and time.monotonic() < end:  # noqa: ASYNC110  the answers come in many places
+            await asyncio.sleep(0.1)
+        for entry in silent():
+            about = f"job {entry.wait.job_id} for {suspend.describe(entry.wait)}"
+            self._problem(str(entry.wait.note), f"{about}: there was no answer about it until the watch ended.")
+        for block in self._checking.values():
+            self._not_checked(block, "it had not answered when the watch ended.")
 
     async def stop(self) -> None:
         """Stop watching; nothing is lost by that."""

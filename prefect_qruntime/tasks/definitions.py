@@ -39,6 +39,7 @@ from typing import (
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from pydantic import BaseModel
 
 from prefect_qruntime.admission.budget import BudgetLike
 from prefect_qruntime.client import inputs
@@ -70,6 +71,7 @@ __all__ = [
     "blocking",
     "check_credentials",
     "check_depth",
+    "check_mapped",
     "creates",
     "defaults_of",
     "digest_fields",
@@ -454,8 +456,7 @@ def check_depth(made: Task[..., Any], args: Sequence[Any], kwargs: dict[str, Any
     Raises:
         InvalidInput: One is; it is named.
     """
-    given = {**dict(zip(inspect.signature(made.fn).parameters, args, strict=False)), **kwargs} if args else kwargs
-    for name, value in given.items():
+    for name, value in _given(made, args, kwargs).items():
         level: list[Any] = [value] if isinstance(value, _NESTED) else []
         for _ in range(_MOST_LEVELS):
             inner = (one for group in level for one in (group.values() if isinstance(group, dict) else group))
@@ -465,6 +466,26 @@ def check_depth(made: Task[..., Any], args: Sequence[Any], kwargs: dict[str, Any
                 break
         else:
             raise InvalidInput(f"nested deeper than {_MOST_LEVELS} levels", field=name)
+
+
+def check_mapped(made: Task[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    """Refuse to map over a block, a handle or another model, whose fields Prefect would take for the calls' values.
+
+    Raises:
+        InvalidInput: One is; it is named.
+    """
+    for name, value in _given(made, args, kwargs).items():
+        if isinstance(value, BaseModel):
+            raise InvalidInput(
+                f"is one {type(value).__name__} for all mapped calls: write `unmapped(...)` around it, after "
+                "`from prefect import unmapped`",
+                field=name,
+            )
+
+
+def _given(made: Task[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name."""
+    return {**dict(zip(inspect.signature(made.fn).parameters, args, strict=False)), **kwargs} if args else kwargs
 
 
 class InFlowTask(Task[P, R]):
@@ -487,6 +508,7 @@ class InFlowTask(Task[P, R]):
     def map(self, *args: Any, **kwargs: Any) -> Any:
         """As `Task.map`."""
         check_depth(self, args, kwargs)
+        check_mapped(self, args, kwargs)
         return super().map(*args, **kwargs)
 
     def delay(self, *args: Any, **kwargs: Any) -> NoReturn:

@@ -68,6 +68,7 @@ from prefect_qruntime.tasks.definitions import (
     backend_name,
     blocking,
     check_depth,
+    check_mapped,
     creates,
     digest_fields,
     in_flow,
@@ -336,6 +337,7 @@ class SubmitTask(InFlowTask[..., Any]):
 
     def map(self, *args: Any, **kwargs: Any) -> Any:
         """As `Task.map`."""
+        check_mapped(self, args, kwargs)
         bound, of_prefect = self._bind(args, kwargs)
         # Read twice, here and by Prefect: a generator would be empty the second time.
         bound = {name: list(value) if isinstance(value, Iterator) else value for name, value in bound.items()}
@@ -393,9 +395,16 @@ class SubmitTask(InFlowTask[..., Any]):
             for name, value in arguments.items()
             if not isinstance(value, unmapped) and isiterable(_bare(value))
         }
-        length = max((len(value) for value in mapped.values()), default=0)
+        lengths = {name: len(value) for name, value in mapped.items()}
+        length = max(lengths.values(), default=0)
         if length == 0:
             return unmapped(None)
+        if len(set(lengths.values())) > 1:  # Prefect's own error would name the numbers as well
+            raise InvalidInput(
+                "mapped arguments must have equal lengths, not "
+                f"{', '.join(f'{name}: {number}' for name, number in lengths.items())}. Write `unmapped(...)` around "
+                "one that is the same for all calls, after `from prefect import unmapped`."
+            )
         fixed = {name: value for name, value in arguments.items() if name not in mapped}
         return [
             self._number({**fixed, **{name: value[i] for name, value in mapped.items() if i < len(value)}})

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from prefect import Task, flow
+from prefect import Task, flow, unmapped
 
 import prefect_qruntime
 from prefect_qruntime import (
@@ -442,6 +442,36 @@ def test_what_a_shared_list_or_one_within_itself_holds_is_not_visited_twice(
             submit_job(credentials, [FLIP], backend=BACKEND, tags=wrong)
         assert caught.value.field == "tags"
     check_depth(submit_job, (credentials, shared), {})
+
+
+@pytest.mark.parametrize(
+    "name", sorted(n for n in prefect_qruntime.__all__ if isinstance(getattr(prefect_qruntime, n), Task))
+)
+@pytest.mark.parametrize("items", [2, "as many as the block has fields"])
+def test_what_is_mapped_by_mistake_is_told_what_to_write(
+    credentials: QuantumRuntimeCredentials, name: str, items: Any
+) -> None:
+    made: Any = getattr(prefect_qruntime, name)
+    number = items if isinstance(items, int) else len(list(credentials))
+    with pytest.raises(InvalidInput, match=r"unmapped\(") as caught:
+        made.map(credentials, ["x"] * number)
+    assert caught.value.field == "credentials"
+
+
+def test_mapped_arguments_of_different_lengths_are_named(
+    sandbox: Sandbox, credentials: QuantumRuntimeCredentials
+) -> None:
+    """Before: Prefect's error named a parameter that users do not know."""
+
+    @flow
+    def mapped() -> None:
+        submit_job.map(unmapped(credentials), [[FLIP], [FLIP]], backend=BACKEND, tags=["a", "b", "c"])
+
+    with pytest.raises(InvalidInput, match="pubs: 2, tags: 3") as caught:
+        mapped()
+    assert "unmapped(" in str(caught.value)
+    assert "call_index" not in str(caught.value)
+    assert not sandbox.control.jobs()
 
 
 @pytest.mark.parametrize("name", ["run_circuits", "parameter_sweep", "vqe_session", "angles_to_table", "leave"])

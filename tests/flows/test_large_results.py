@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
@@ -246,6 +247,53 @@ def test_a_storage_that_loses_a_private_result_without_an_error_costs_no_copy(
     assert "input_value" not in text, "the content is private"
     assert again(job_id) == {"1": shots}
     assert requests(sandbox, "GET", "/jobs/*/results") == 1
+
+
+@pytest.mark.parametrize("shots", [5, SHOTS])
+@pytest.mark.parametrize("method", ["awrite_path", "aread_path"])
+@pytest.mark.parametrize("private", [True, False])
+def test_a_storage_that_hangs_holds_up_no_result_for_ever(
+    sandbox: Sandbox,
+    credentials: QuantumRuntimeCredentials,
+    folder: Path,
+    shared_storage: LocalFileSystem,
+    monkeypatch: pytest.MonkeyPatch,
+    private: bool,
+    method: str,
+    shots: int,
+) -> None:
+    """Before: the fetch did not end, and if the storage blocked its thread, nor did any other work of the process."""
+    said: list[str] = []
+    monkeypatch.setattr(notifications, "log_to_run", lambda text, **_: said.append(text))
+    work, answers = getattr(LocalFileSystem, method), threading.Event()
+
+    async def hangs(storage: LocalFileSystem, path: str, **more: Any) -> Any:
+        if "qruntime-" in path:
+            answers.wait()
+        return await work(storage, path, **more)
+
+    @flow(persist_result=True, result_storage=shared_storage)
+    def first() -> tuple[str, dict[str, int]]:
+        ref = submit_job(credentials, [FLIP], backend=BACKEND, shots=shots, private=private)
+        wait_for_completion(credentials, ref)
+        result = fetch_results(credentials, ref)
+        return result.job_id, result.counts()
+
+    with monkeypatch.context() as odd:
+        odd.setattr(LocalFileSystem, method, hangs)
+        odd.setattr(result_storage, "_PATIENCE", 0.5)
+        job_id, counts = first()
+    answers.set()
+    assert counts == {"1": shots}
+    late = "did not answer within 0.5 seconds"
+    # Only the only copy is read back, and a small result that can be fetched again is not stored apart.
+    assert any("could not be stored" in text and late in text for text in said) == (
+        private or (shots == SHOTS and method == "awrite_path")
+    )
+    if private:
+        assert len(names(folder)) == 1, "the only copy"
+        assert fetch_results(credentials, job_id).counts() == {"1": shots}
+        assert requests(sandbox, "GET", "/jobs/*/results") == 1
 
 
 @pytest.mark.parametrize("shots", [5, SHOTS])

@@ -504,6 +504,25 @@ def test_a_job_left_is_told_of_once(sandbox: Sandbox, block: str) -> None:
     assert (told[1]["payload"]["job_id"], told[1]["payload"]["credentials_block"]) == (job_id, block)
 
 
+@pytest.mark.parametrize("every", [0, 60])
+@pytest.mark.parametrize("hangs", [True, False])
+def test_an_instance_that_hangs_for_as_long_as_the_watch_is_a_problem(
+    sandbox: Sandbox, block: str, monkeypatch: pytest.MonkeyPatch, hangs: bool, every: int
+) -> None:
+    """Before: a watch that ended before the requests did reported no problem."""
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_WATCH_INSTANCE_SECONDS", str(every))
+    _, state = ran(leaves, block)
+    job_id = run(state.aresult())
+    # If all have answered, it ends at once.
+    monkeypatch.setattr("prefect_qruntime.suspend.watcher._LAST", 0.2 if hangs else 300.0)
+    if hangs:
+        sandbox.control.add_fault("GET", "*", delay=300, times=None)
+    problems = run_watch([block], interval=0.2, duration=0.5).problems
+    assert any(f"job {job_id}" in one and "no answer" in one for one in problems) == hangs
+    assert any("had not answered" in one for one in problems) == (hangs and every > 0)
+    assert bool(problems) == hangs
+
+
 @pytest.mark.parametrize("what", [leaves, waits, "cancelled"], ids=lambda what: getattr(what, "name", what))
 @pytest.mark.parametrize("since", ["edited", "deleted"])
 def test_a_job_is_followed_by_the_block_that_leads_to_it(

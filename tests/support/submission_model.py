@@ -104,7 +104,6 @@ class Known:
     visible: float
     dead: bool = False
     foreign: bool = False
-    by: Hashable = None  # the caller that sent it
     memory: int | None = None  # of the process that sent it, while that lives
 
     @property
@@ -227,6 +226,7 @@ class Caller:
             machine.looked,
             machine.pause,
             machine.search_until,
+            machine.lost_before,
             machine.found.id if machine.found else None,
             type(machine.lost_error),
         )
@@ -257,6 +257,7 @@ class World:
     marked: frozenset[str] = frozenset()
     noted: frozenset[tuple[str, str | None]] = frozenset()  # (tag, job): a 2xx was noted, with the id if readable
     proofs: frozenset[tuple[int, str]] = frozenset()  # (memory, tag): a 2xx arrived there
+    doubts: frozenset[str] = frozenset()  # tags of requests without a clear answer
     crashes: int = 0
     cancels: int = 0
     list_failures: int = 0
@@ -303,6 +304,7 @@ class World:
             self.marked,
             self.noted,
             self.proofs,
+            self.doubts,
             (self.crashes, self.cancels, self.list_failures, self.refusals, self.deaths, self.slack),
         )
 
@@ -369,6 +371,7 @@ class World:
             if self.list_failures:
                 after = self.clone()
                 after.list_failures -= 1
+                after.doubt(number)
                 yield "list fails", after.go(number, lambda m, now: m.list_failed(now, DOWN))
         elif isinstance(action, core.Pause):
             if caller.wakes is not None and caller.wakes <= self.now:
@@ -459,7 +462,7 @@ class World:
         assert caller.machine is not None
         if abandon:
             caller.machine.abandoned(self.now)
-        if outcome[1] in (SLOW_DOWN, NO_ROOM, DOWN):
+        if outcome[1] in (SLOW_DOWN, NO_ROOM, DOWN) or isinstance(outcome[1], InvalidInput):
             mine = (caller.machine.key, caller.memory)
             if any((job.tag, job.memory) == mine for job in self.jobs):
                 raise Violation("somebody is told of a refusal alone although its process sent what was accepted")
@@ -484,11 +487,18 @@ class World:
             raise Violation("a POST after a proof of acceptance")
         number_of_job = len(self.jobs)
         if outcome in ACCEPTING:
-            by = caller.machine.owner if caller.machine is not None and TOO_LARGE in self.setting.outcomes else None
-            job = Known(number_of_job, caller.person.intent, action.key, self.now + lag, by=by, memory=caller.memory)
+            job = Known(number_of_job, caller.person.intent, action.key, self.now + lag, memory=caller.memory)
             after.jobs = (*self.jobs, job)
+        if outcome not in (*CLEAN, TOO_LARGE):
+            after.doubts |= {action.key}
         caller.answer = (outcome, (action.key, f"d{number_of_job}"))
         return after
+
+    def doubt(self, number: int) -> None:
+        """What the caller has sent, if anything, stays without a clear answer; `self` is already a copy."""
+        machine = self.callers[number].machine
+        if machine is not None and machine.posts:
+            self.doubts |= {machine.key}
 
     def with_answer(self, number: int) -> World:
         after = self.clone()
@@ -530,11 +540,13 @@ class World:
             learnt.cancels -= 1
             learnt.callers[number].note = None
             if learnt.callers[number].outcome is None:
+                learnt.doubt(number)
                 learnt.ended(number, ("cancelled", None), abandon=True)
             yield "is cancelled, having learnt the answer", learnt
             after = self.clone()
             after.cancels -= 1
             answer = after.callers[number].answer
+            after.doubt(number)
             after.ended(number, ("cancelled", None), abandon=True)
             after.callers[number].answer, after.callers[number].gone = answer, True
             yield "is cancelled before the answer", after
@@ -542,6 +554,7 @@ class World:
         after = self.clone()
         after.cancels -= 1
         after.callers[number].answer = after.callers[number].note = None
+        after.doubt(number)
         yield "is cancelled", after.ended(number, ("cancelled", None), abandon=True)
 
     def crashed(self, memory: int, *, late: bool) -> World:
@@ -551,6 +564,7 @@ class World:
         for number, caller in enumerate(self.callers):
             if caller.memory != memory:
                 continue
+            after.doubt(number)
             if late and self.is_sending(caller):
                 assert isinstance(caller.action, core.Post)
                 job = Known(len(after.jobs), caller.person.intent, caller.action.key, self.now + self.setting.lag)
@@ -582,10 +596,6 @@ class World:
             if self.setting.marks and self.setting.told and not (self.setting.crashes or self.setting.cancels):
                 raise Violation("two jobs for one intent although each process was told and noted it")
         for caller in self.callers:
-            if caller.outcome is not None and isinstance(caller.outcome[1], InvalidInput):
-                assert caller.machine is not None
-                if any(job.by == caller.machine.owner for job in self.jobs):
-                    raise Violation("somebody is told that nothing was accepted of what was")
             if caller.outcome is not None and caller.outcome[0] == "job":
                 job = next(known for known in self.jobs if known.name == caller.outcome[1])
                 if job.foreign or job.intent != caller.person.intent:
@@ -594,6 +604,8 @@ class World:
                 error = caller.outcome[1]
                 if not error.solution or "qr-key:" not in error.solution or error.submission_key is None:
                     raise Violation("an uncertain end does not say how to go on")
+                if error.submission_key not in self.doubts and not self.setting.foreign:
+                    raise Violation("an uncertain end although each request had a clear answer")
 
     def check_end(self) -> None:
         """What must hold when nothing can happen any more."""

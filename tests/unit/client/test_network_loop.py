@@ -327,21 +327,33 @@ began.wait()
     assert script(code).split("\n") == ["wound up", "wound up", "closed"]
 
 
-def test_a_process_that_ends_lets_work_finish_that_cannot_be_repeated() -> None:
-    code = """
-import asyncio, threading
+@pytest.mark.parametrize("process", ["itself", "a forked child", "a forked worker of a pool"])
+def test_a_process_that_ends_lets_work_finish_that_cannot_be_repeated(process: str) -> None:
+    code = f"""
+import asyncio, concurrent.futures, multiprocessing, threading
 from prefect_qruntime.client.network_loop import network_loop
-began = threading.Event()
-async def only_once():
+async def only_once(began):
     began.set()
     await asyncio.create_task(asyncio.sleep(0.5))
-    print("kept")
-async def start():
-    task = asyncio.create_task(only_once())
+    print("kept", flush=True)
+async def start(began):
+    task = asyncio.create_task(only_once(began))
     network_loop().finish(task, "a result")
     await task
-asyncio.run_coroutine_threadsafe(start(), network_loop().loop)
-began.wait()
+def main():
+    began = threading.Event()
+    asyncio.run_coroutine_threadsafe(start(began), network_loop().loop)
+    began.wait()
+fork = multiprocessing.get_context("fork")
+if {process!r} == "itself":
+    main()
+elif {process!r} == "a forked child":
+    child = fork.Process(target=main)
+    child.start()
+    child.join()
+else:
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=fork) as pool:
+        pool.submit(main).result()
 """
     assert script(code) == "kept"
 

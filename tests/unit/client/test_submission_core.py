@@ -74,9 +74,13 @@ WORLDS: dict[str, tuple[Setting, int]] = {
         Setting((DERIVED, EXPLICIT), outcomes=(*OUTCOMES, TOO_LARGE), slack=0),
         505,
     ),
+    "a proxy that refuses what is too large, a caller that is cancelled, the list fails": (
+        Setting((DERIVED, DERIVED), outcomes=(*CLEAN, TOO_LARGE), cancels=1, list_failures=1),
+        2_842,
+    ),
     "every new job has a lag of its own": (Setting((EXPLICIT, EXPLICIT), lags=(0, GRACE), crashes=1, slack=0), 8_500),
 }
-LEAST_STATES = 429_515  # all together
+LEAST_STATES = 470_501  # all together
 
 
 seen: dict[tuple[str, str], Explored] = {}
@@ -108,6 +112,7 @@ def test_how_much_was_explored(capsys: pytest.CaptureFixture[str]) -> None:
             "- a caller gets the job it asked for, and equal keys get the same one, or an error;\n"
             "- every SubmissionUncertain names the key and says how to go on;\n"
             "- a process that may have sent what was accepted ends no caller with a refusal alone;\n"
+            "- no caller ends with SubmissionUncertain if each request had a clear answer;\n"
             "- no caller waits for ever, no key and no lock stays taken;\n"
             "- a later caller, in the same or another process, gets the job or advice and buys no listed job again."
         )
@@ -202,8 +207,29 @@ class IgnoresNotes(core.Submission):
 class BelievesTheLast(core.Submission):
     """Before: a 413 of a proxy was the answer also to an earlier request that may have been accepted."""
 
-    def _unanswered(self) -> Any:
-        return self.lost_error if isinstance(self.lost_error, InvalidInput) else super()._unanswered()
+    def lost(self, now: float, error: QuantumRuntimeError) -> core.Action:
+        action = super().lost(now, error)
+        self.lost_before = None
+        return action
+
+
+class BelievesTheOnlyOne(core.Submission):
+    """Before: a 413 of a proxy was the answer also to the request of a caller that is gone."""
+
+    def lost(self, now: float, error: QuantumRuntimeError) -> core.Action:
+        action = super().lost(now, error)
+        self.lost_before = None if self.posts == 1 else self.lost_before
+        return action
+
+
+class NeverSettles(core.Submission):
+    """Before: after a 413 of a proxy the key stayed one whose answer was lost."""
+
+    def refused(self, now: float, error: QuantumRuntimeError) -> core.Action:
+        action = super().refused(now, error)
+        if isinstance(error, InvalidInput):
+            self.memory.note(self.memory_key).sent = now
+        return action
 
 
 class OnlyRefused(core.Submission):
@@ -284,7 +310,21 @@ OLD: dict[str, tuple[Setting, str]] = {
     ),
     "a proxy's 413 answers for an earlier request": (
         Setting((DERIVED,), 3 * GRACE, outcomes=(*OUTCOMES, TOO_LARGE), machine=BelievesTheLast),
-        "nothing was accepted",
+        "a refusal alone",
+    ),
+    "a proxy's 413 answers for the request of a caller that is gone": (
+        Setting(
+            (DERIVED, DERIVED),
+            3 * GRACE,
+            cancels=1,
+            outcomes=("accepted, answer lost", TOO_LARGE),
+            machine=BelievesTheOnlyOne,
+        ),
+        "a refusal alone",
+    ),
+    "a proxy's 413 leaves a doubt": (
+        Setting((DERIVED, DERIVED), outcomes=(*CLEAN, TOO_LARGE), machine=NeverSettles),
+        "each request had a clear answer",
     ),
     "a refusal answers for an earlier request": (Setting((DERIVED,), BEYOND, machine=OnlyRefused), "a refusal alone"),
     "the budget's refusal answers for an earlier request": (
