@@ -31,7 +31,7 @@ from prefect_qruntime.errors import PolicyRefused
 from prefect_qruntime.prefect_api import Loadable, api, in_run, not_sent, patience, wrong_fields
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.run_context import RunContext
-from prefect_qruntime.settings import current_settings
+from prefect_qruntime.settings import QuantumRuntimeSettings, current_settings
 
 __all__ = [
     "Asked",
@@ -346,7 +346,14 @@ async def _read(name: str) -> QuantumRuntimePolicy | None:
     try:
         document = await (await api()).read_block_document_by_name(name, QuantumRuntimePolicy.get_block_type_slug())
     except ObjectNotFound:
-        return None
+        if name == QuantumRuntimeSettings.model_fields["policy_block"].default:
+            return None
+        raise PolicyRefused(
+            f"No policy is named {name!r}, but PREFECT_INTEGRATIONS_QRUNTIME_POLICY_BLOCK names it. Until it is saved, "
+            "nothing is allowed.",
+            solution="This request was not sent. Correct the setting, or save the policy under this name.",
+            policy=name,
+        ) from None
     return parsed(name, document.data)
 
 

@@ -149,11 +149,12 @@ class Server:
 
     def __init__(self) -> None:
         self.data: dict[str, Any] | Exception = ObjectNotFound(Exception())
+        self.name = "qruntime-policy"
         self.asked = 0
 
     async def read_block_document_by_name(self, name: str, slug: str) -> Any:
         self.asked += 1
-        assert (name, slug) == ("qruntime-policy", "quantum-runtime-policy")
+        assert (name, slug) == (self.name, "quantum-runtime-policy")
         if isinstance(self.data, Exception):
             raise self.data
         return SimpleNamespace(data=self.data)
@@ -207,6 +208,28 @@ def test_a_wrong_policy_allows_no_purchase_and_sends_keys_to_the_service_only(se
     with pytest.raises(PolicyRefused, match="wrong field"):
         in_force()
     assert in_force(buys=False) == QuantumRuntimePolicy()
+
+
+@pytest.mark.parametrize("named", ["acme", '"qruntime-policy"', "qruntime_policy", " acme "])
+def test_a_policy_that_a_setting_names_must_be_saved(
+    server: Server, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_POLICY_BLOCK", named)
+    server.name = named.strip()
+    with pytest.raises(PolicyRefused, match="POLICY_BLOCK names it") as caught:
+        in_force()
+    assert server.name in str(caught.value)
+    assert in_force(buys=False) == QuantumRuntimePolicy()
+    server.data = {"hosts": ["a.example"]}
+    assert in_force().hosts == ["a.example"]
+
+
+@pytest.mark.parametrize("named", ["qruntime-policy", "qruntime-policy "])
+def test_without_a_policy_under_the_usual_name_all_is_allowed(
+    server: Server, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_POLICY_BLOCK", named)
+    assert in_force() is None
 
 
 def test_a_submission_is_checked_again_before_its_post(server: Server) -> None:
