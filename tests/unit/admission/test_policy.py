@@ -128,12 +128,34 @@ def test_a_share_is_found_by_tag_or_work_pool() -> None:
     assert share_of(both, Tenant(tags=frozenset({"team"}))) is None
 
 
+@pytest.mark.parametrize("name", ["teaching", "vqe [nightly]", "[a-z]", "why?", "a!b", "a b", "x]"])
+@pytest.mark.parametrize("around", ["{}", " {}", "{}\n"])
+@pytest.mark.parametrize("wild", ["{}", "{}*", "*{}"])
+def test_a_name_fits_itself_as_a_form_gives_it_and_no_other(name: str, around: str, wild: str) -> None:
+    given = around.format(wild.format(name))
+    tenant = Tenant("main", name, frozenset({name}), name, name)
+    other = Tenant("main", "z", frozenset({"z"}), "z", "z")
+    for field in ("deployment", "tag", "work_pool", "block"):
+        policy = QuantumRuntimePolicy(rules=[{field: given, "max_execution_time": 30}])  # type: ignore[list-item]
+        assert limits(policy, tenant) == (30, None), field
+        assert limits(policy, other) == (None, None), field
+    for field in ("tag", "work_pool"):
+        policy = QuantumRuntimePolicy(shares=[{"name": "a", field: given}])  # type: ignore[list-item]
+        assert share_of(policy, tenant) is not None, field
+        assert share_of(policy, other) is None, field
+    for field, asked in (("backends", Asked(name)), ("programs", Asked("b", name))):
+        policy = QuantumRuntimePolicy(rules=[{field: [given]}])  # type: ignore[list-item]
+        assert refusal(policy, tenant, asked) is None, field
+        assert "not allowed" in str(refusal(policy, tenant, Asked("z", "z"))), field
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
         {"hosts": ["https://iam.cloud.ibm.com"]},
         {"hosts": [""]},
         {"shares": [{"name": "a"}]},
+        {"shares": [{"name": "a", "tag": " "}]},
         {"shares": [{"name": "a", "tag": "x"}, {"name": "a", "tag": "y"}]},
         {"rules": [{"backend": "ibm_fez"}]},
         {"rules": [{"max_execution_time": 0}]},
