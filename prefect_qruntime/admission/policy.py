@@ -286,11 +286,11 @@ def share_of(policy: QuantumRuntimePolicy, tenant: Tenant) -> TeamShare | None:
 
 @dataclass(slots=True)
 class _Known:
-    """A cache of the policies that this process read, by Prefect's address and the block's name."""
+    """A cache of the policies that this process read, by Prefect's address and the block's name, and of tenants."""
 
     policies: dict[tuple[str, str], tuple[float, QuantumRuntimePolicy | None]] = field(default_factory=dict)
     failed: dict[tuple[str, str], float] = field(default_factory=dict)
-    tenants: LRUCache[str, Tenant] = field(default_factory=lambda: LRUCache(_KEEP))
+    tenants: LRUCache[str, tuple[float, Tenant]] = field(default_factory=lambda: LRUCache(_KEEP))
 
 
 async def policy_in_force(*, buys: bool = True) -> QuantumRuntimePolicy | None:
@@ -443,13 +443,18 @@ async def tenant_of(where: RunContext, block: str | None) -> Tenant:
     name = where.deployment_id or where.flow_run_id
     if name is None:
         return Tenant(block=block)
-    if name not in known:
-        try:
-            known[name] = await _read_tenant(where)
-        except Exception as error:
-            text = f"The deployment could not be read from Prefect ({error!r}), so the policy cannot be applied."
-            raise not_sent(text) from error
-    return replace(known[name], block=block)
+    async with network_loop().lock("tenant"):
+        moment, tenant = known.get(name, (float("-inf"), Tenant()))
+        if time.monotonic() - moment >= _FRESH:
+            try:
+                tenant = await _read_tenant(where)
+            except Exception as error:
+                if name in known and isinstance(error, ObjectNotFound):  # deleted since then
+                    return replace(tenant, block=block)
+                text = f"The deployment could not be read from Prefect ({error!r}), so the policy cannot be applied."
+                raise not_sent(text) from error
+            known[name] = time.monotonic(), tenant
+    return replace(tenant, block=block)
 
 
 async def _read_tenant(where: RunContext) -> Tenant:

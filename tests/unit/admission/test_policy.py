@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -208,6 +209,38 @@ def test_it_is_read_once_in_a_while(server: Server, monkeypatch: pytest.MonkeyPa
     assert server.asked == 1
     monkeypatch.setattr(module, "_FRESH", 0.0)
     assert in_force().rules == [PolicyRule(tag="a")]
+
+
+@pytest.mark.parametrize("where", [replace(NOWHERE, deployment_id="d"), replace(NOWHERE, flow_run_id="r")])
+def test_a_tenant_is_read_as_often_as_the_policy(
+    server: Server, monkeypatch: pytest.MonkeyPatch, where: RunContext
+) -> None:
+    tags, asked = frozenset[str](), 0
+    error: Exception | None = None
+
+    async def read(where: RunContext) -> Tenant:
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(0)
+        if error is not None:
+            raise error
+        return Tenant(tags=tags)
+
+    async def many() -> set[Tenant]:
+        return set(await asyncio.gather(*(module.tenant_of(where, "b") for _ in range(9))))
+
+    monkeypatch.setattr(module, "_read_tenant", read)
+    assert network_loop().run(many()) == {Tenant(block="b")}
+    tags = frozenset({"teaching"})
+    assert network_loop().run(many()) == {Tenant(block="b")}
+    assert asked == 1
+    monkeypatch.setattr(module, "_FRESH", 0.0)
+    assert network_loop().run(many()) == {Tenant(tags=tags, block="b")}
+    error = ObjectNotFound(Exception())
+    assert network_loop().run(many()) == {Tenant(tags=tags, block="b")}, "a deleted deployment is what it was"
+    error = RuntimeError("down")
+    with pytest.raises(QuantumRuntimeError, match="could not be read"):
+        network_loop().run(many())
 
 
 def test_without_prefect_nothing_is_bought(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
