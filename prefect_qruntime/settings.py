@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from prefect.settings.base import PrefectBaseSettings, build_settings_config
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationError
 from pydantic_core import from_json
 from pydantic_settings import NoDecode
 
@@ -27,6 +27,23 @@ def _as_folders(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     return from_json(value) if value.lstrip().startswith("[") else [part for part in value.split(os.pathsep) if part]
+
+
+def _anchored(folder: Path) -> Path:
+    """Make a folder absolute: what is stored in it is read again in another working directory."""
+    try:
+        return folder.expanduser().absolute()
+    except RuntimeError as error:  # no such user
+        raise ValueError(str(error)) from None
+
+
+def _if_given(value: Any) -> Any:
+    """An empty text as no value: so a compose file sets a variable that has none."""
+    return None if isinstance(value, str) and not value.strip() else value
+
+
+_Folder = Annotated[Path, AfterValidator(_anchored)]
+_Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class QuantumRuntimeSettings(PrefectBaseSettings):
@@ -84,14 +101,16 @@ class QuantumRuntimeSettings(PrefectBaseSettings):
             "of the executor, or by the executor once the service says that the server's program is gone."
         ),
     )
-    budget_block: str | None = Field(
+    budget_block: Annotated[_Name | None, BeforeValidator(_if_given)] = Field(
         default=None,
         description="Name of a saved budget that applies to every submission, in addition to a flow's own.",
     )
-    policy_block: str = Field(
+    policy_block: _Name = Field(
         default="qruntime-policy",
-        min_length=1,
-        description="Name of the policy that an administrator keeps in Prefect; it applies to every task if it exists.",
+        description=(
+            "Name of the policy that an administrator keeps in Prefect; it applies to every task. If it is not saved, "
+            "no policy applies by default; under a name that is set here, nothing is submitted."
+        ),
     )
     usage_grace_seconds: float = Field(
         default=15.0,
@@ -134,11 +153,11 @@ class QuantumRuntimeSettings(PrefectBaseSettings):
         gt=0,
         description="Results larger than this, after decompression, are refused.",
     )
-    result_directory: Path | None = Field(
+    result_directory: Annotated[_Folder | None, BeforeValidator(_if_given)] = Field(
         default=None,
         description="Folder of those files; the default is `qruntime/results` in Prefect's home.",
     )
-    allowed_folders: Annotated[tuple[Path, ...] | None, NoDecode, BeforeValidator(_as_folders)] = Field(
+    allowed_folders: Annotated[tuple[_Folder, ...] | None, NoDecode, BeforeValidator(_as_folders)] = Field(
         default=None,
         description=(
             "Folders in which flow parameters and `file:` references may name files, separated as in PATH; the default "

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -31,7 +31,7 @@ from prefect_qruntime.errors import PolicyRefused
 from prefect_qruntime.prefect_api import Loadable, api, in_run, not_sent, patience, wrong_fields
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.run_context import RunContext
-from prefect_qruntime.settings import current_settings
+from prefect_qruntime.settings import QuantumRuntimeSettings, current_settings
 
 __all__ = [
     "Asked",
@@ -63,7 +63,7 @@ class PolicyRule(BaseModel):
     Names may contain `*`. An empty field matches all.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
 
     deployment: str = Field(default="", description="Deployment: its name, or flow/deployment.")
     tag: str = Field(default="", description="Tag of the deployment, or of a flow run without one.")
@@ -85,7 +85,7 @@ class PolicyRule(BaseModel):
 class TeamShare(BaseModel):
     """One team's share of the create rate, and its ceilings. It is named by a tag of its deployments or a work pool."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
 
     name: str = Field(min_length=1, max_length=60, description="The team.")
     tag: str = Field(default="", description="Tag of its deployments, or of its flow runs without one.")
@@ -204,7 +204,7 @@ def host_refusal(policy: QuantumRuntimePolicy, base_url: str, iam_url: str) -> s
     """The reason why a credentials block's addresses are refused; None if they are allowed."""
     for name, url in (("base_url", base_url), ("iam_url", iam_url)):
         host = _host(url)
-        if policy.hosts and not any(fnmatchcase(host, allowed) for allowed in policy.hosts):
+        if policy.hosts and not _named(policy.hosts, host):
             return (
                 f"the credentials block's {name} points to {host!r}, which is not among the policy's hosts "
                 f"({', '.join(policy.hosts)})"
@@ -222,16 +222,18 @@ def _rules(policy: QuantumRuntimePolicy, tenant: Tenant) -> Iterator[PolicyRule]
     for rule in policy.rules:
         full = f"{tenant.flow}/{tenant.deployment}" if tenant.deployment is not None else None
         if (
-            (_matches(rule.deployment, tenant.deployment) or _matches(rule.deployment, full))
-            and (not rule.tag or any(fnmatchcase(tag, rule.tag) for tag in tenant.tags))
-            and _matches(rule.work_pool, tenant.work_pool)
-            and _matches(rule.block, tenant.block)
+            (not rule.deployment or _named([rule.deployment], tenant.deployment, full))
+            and (not rule.tag or _named([rule.tag], *tenant.tags))
+            and (not rule.work_pool or _named([rule.work_pool], tenant.work_pool))
+            and (not rule.block or _named([rule.block], tenant.block))
         ):
             yield rule
 
 
-def _matches(pattern: str, value: str | None) -> bool:
-    return not pattern or (value is not None and fnmatchcase(value, pattern))
+def _named(patterns: Iterable[str], *names: str | None) -> bool:
+    """Whether one of the patterns fits one of the names. Only `*` has a meaning: a name may have brackets."""
+    bare = [one.replace("[", "[[]").replace("?", "[?]") for one in patterns]
+    return any(fnmatchcase(name, one) for name in names if name is not None for one in bare)
 
 
 def refusal(policy: QuantumRuntimePolicy, tenant: Tenant, asked: Asked) -> str | None:
@@ -247,9 +249,9 @@ def refusal(policy: QuantumRuntimePolicy, tenant: Tenant, asked: Asked) -> str |
 
 
 def _broken(rule: PolicyRule, asked: Asked) -> str | None:
-    if rule.backends and not any(fnmatchcase(asked.backend, one) for one in rule.backends):
+    if rule.backends and not _named(rule.backends, asked.backend):
         return f"the backend {asked.backend!r} is not allowed; allowed are {', '.join(rule.backends)}"
-    if asked.program is not None and rule.programs and not any(fnmatchcase(asked.program, p) for p in rule.programs):
+    if asked.program is not None and rule.programs and not _named(rule.programs, asked.program):
         return f"the program {asked.program!r} is not allowed; allowed are {', '.join(rule.programs)}"
     most = rule.max_execution_time
     if most is not None and asked.max_execution_time is not None and asked.max_execution_time > most:
@@ -273,8 +275,8 @@ def limits(policy: QuantumRuntimePolicy, tenant: Tenant) -> tuple[int | None, in
 def share_of(policy: QuantumRuntimePolicy, tenant: Tenant) -> TeamShare | None:
     """The first share that matches the tenant; None if none does."""
     for share in policy.shares:
-        of_tag = share.tag and any(fnmatchcase(tag, share.tag) for tag in tenant.tags)
-        if of_tag or (share.work_pool and _matches(share.work_pool, tenant.work_pool)):
+        of_tag = share.tag and _named([share.tag], *tenant.tags)
+        if of_tag or (share.work_pool and _named([share.work_pool], tenant.work_pool)):
             return share
     return None
 
@@ -284,11 +286,11 @@ def share_of(policy: QuantumRuntimePolicy, tenant: Tenant) -> TeamShare | None:
 
 @dataclass(slots=True)
 class _Known:
-    """A cache of the policies that this process read, by Prefect's address and the block's name."""
+    """A cache of the policies that this process read, by Prefect's address and the block's name, and of tenants."""
 
     policies: dict[tuple[str, str], tuple[float, QuantumRuntimePolicy | None]] = field(default_factory=dict)
     failed: dict[tuple[str, str], float] = field(default_factory=dict)
-    tenants: LRUCache[str, Tenant] = field(default_factory=lambda: LRUCache(_KEEP))
+    tenants: LRUCache[str, tuple[float, Tenant]] = field(default_factory=lambda: LRUCache(_KEEP))
 
 
 async def policy_in_force(*, buys: bool = True) -> QuantumRuntimePolicy | None:
@@ -346,7 +348,14 @@ async def _read(name: str) -> QuantumRuntimePolicy | None:
     try:
         document = await (await api()).read_block_document_by_name(name, QuantumRuntimePolicy.get_block_type_slug())
     except ObjectNotFound:
-        return None
+        if name == QuantumRuntimeSettings.model_fields["policy_block"].default:
+            return None
+        raise PolicyRefused(
+            f"No policy is named {name!r}, but PREFECT_INTEGRATIONS_QRUNTIME_POLICY_BLOCK names it. Until it is saved, "
+            "nothing is allowed.",
+            solution="This request was not sent. Correct the setting, or save the policy under this name.",
+            policy=name,
+        ) from None
     return parsed(name, document.data)
 
 
@@ -434,13 +443,18 @@ async def tenant_of(where: RunContext, block: str | None) -> Tenant:
     name = where.deployment_id or where.flow_run_id
     if name is None:
         return Tenant(block=block)
-    if name not in known:
-        try:
-            known[name] = await _read_tenant(where)
-        except Exception as error:
-            text = f"The deployment could not be read from Prefect ({error!r}), so the policy cannot be applied."
-            raise not_sent(text) from error
-    return replace(known[name], block=block)
+    async with network_loop().lock("tenant"):
+        moment, tenant = known.get(name, (float("-inf"), Tenant()))
+        if time.monotonic() - moment >= _FRESH:
+            try:
+                tenant = await _read_tenant(where)
+            except Exception as error:
+                if name in known and isinstance(error, ObjectNotFound):  # deleted since then
+                    return replace(tenant, block=block)
+                text = f"The deployment could not be read from Prefect ({error!r}), so the policy cannot be applied."
+                raise not_sent(text) from error
+            known[name] = time.monotonic(), tenant
+    return replace(tenant, block=block)
 
 
 async def _read_tenant(where: RunContext) -> Tenant:

@@ -322,8 +322,8 @@ def _print_usage(report: UsageReport, console: Console) -> None:
     console.print(f"{line}.", highlight=False)
     if report.total.not_final:
         console.print(
-            f"{number_text(report.total.pending_qpu_seconds)} QPU seconds of {many(report.total.not_final, 'job')} are "
-            "not final yet (…).",
+            f"{number_text(report.total.pending_qpu_seconds)} QPU seconds, of jobs or of sessions, are not final yet "
+            "(…).",
             style="yellow",
             highlight=False,
         )

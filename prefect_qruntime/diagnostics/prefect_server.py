@@ -214,13 +214,6 @@ async def check_policy() -> Finding:
         return hint("policy", "Not checked, because the settings that name it are wrong.")
     except QuantumRuntimeError as error:
         return problem("policy", error.message, error.solution or "")
-    name = current_settings().policy_block
-    if policy is None and name != QuantumRuntimeSettings.model_fields["policy_block"].default:
-        return problem(
-            "policy",
-            f"No policy is named {name!r}, so every flow may use every saved block, backend and program.",
-            "Correct PREFECT_INTEGRATIONS_QRUNTIME_POLICY_BLOCK, or save the policy under this name.",
-        )
     if policy is None:
         return ok("policy", "None: every flow may use every saved block, backend and program")
     rules = many(len(policy.rules), "rule")

@@ -169,7 +169,7 @@ def _unowned(view: InstanceView) -> Iterable[Alarm]:
 def _unusual(view: InstanceView, settings: QuantumRuntimeSettings) -> Iterable[Alarm]:
     spent = dict[int, float]()
     for moment, _, seconds in _charges(view):
-        day = (view.now - moment) // _DAY
+        day = max(0, (view.now - moment) // _DAY)  # the service's clock may be ahead
         spent[day] = spent.get(day, 0.0) + seconds
     today = spent.pop(0, 0.0)
     if sum(value > 0 for value in spent.values()) < _LEAST_DAYS or today < _LEAST_SECONDS:

@@ -171,7 +171,7 @@ def test_pending_usage_is_marked(
     sandbox.control.set_times(run_time=0.01)
     bought(client, sandbox)
     assert usage_command(block=[BLOCK]) == 0
-    assert "of 1 job are not final yet (…)." in " ".join(capsys.readouterr().out.split())
+    assert "of jobs or of sessions, are not final yet (…)." in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_nightly_flow_makes_a_table_and_a_picture_and_a_file_holds_decimals(

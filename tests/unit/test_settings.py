@@ -8,7 +8,8 @@ from prefect_qruntime import settings
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.settings import QuantumRuntimeSettings, current_settings
 
-GRACE = "PREFECT_INTEGRATIONS_QRUNTIME_RESULT_GRACE_SECONDS"
+OURS = "PREFECT_INTEGRATIONS_QRUNTIME_"
+GRACE = f"{OURS}RESULT_GRACE_SECONDS"
 
 
 def test_read_once_and_again_when_the_environment_changes(monkeypatch):
@@ -41,3 +42,26 @@ def test_all_wrong_settings_are_named(monkeypatch):
         current_settings()
     for name in (GRACE, "PREFECT_INTEGRATIONS_QRUNTIME_ON_CANCEL", "PREFECT_INTEGRATIONS_QRUNTIME_ALLOWED_FOLDERS"):
         assert f"{name}: " in str(caught.value)
+
+
+def test_a_folder_stays_the_same_in_another_working_directory(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    for given, folder in (("results", "results"), ("~/results", "home/results"), (str(tmp_path / "x"), "x")):
+        monkeypatch.setenv(f"{OURS}RESULT_DIRECTORY", given)
+        monkeypatch.setenv(f"{OURS}ALLOWED_FOLDERS", given)
+        assert current_settings().result_directory == tmp_path / folder
+        assert current_settings().allowed_folders == (tmp_path / folder,)
+    monkeypatch.setenv(f"{OURS}RESULT_DIRECTORY", "~no-such-user/results")
+    with pytest.raises(InvalidInput, match=f"{OURS}RESULT_DIRECTORY"):
+        current_settings()
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\t"])
+def test_a_blank_text_is_a_setting_that_is_not_given(monkeypatch, blank):
+    for name in ("RESULT_DIRECTORY", "BUDGET_BLOCK"):
+        monkeypatch.setenv(OURS + name, blank)
+    assert current_settings() == QuantumRuntimeSettings.model_construct()
+    monkeypatch.setenv(f"{OURS}POLICY_BLOCK", blank)  # it would switch the policy off
+    with pytest.raises(InvalidInput, match=f"{OURS}POLICY_BLOCK"):
+        current_settings()

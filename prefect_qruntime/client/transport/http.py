@@ -43,7 +43,17 @@ from prefect_qruntime.errors import (
 )
 from prefect_qruntime.redact import get_logger, redact, register_secret
 
-__all__ = ["Probe", "Transport", "Trouble", "download_elsewhere", "http_client", "probe", "proxy_of", "reaches_proxy"]
+__all__ = [
+    "Probe",
+    "Transport",
+    "Trouble",
+    "download_elsewhere",
+    "http_client",
+    "is_secure",
+    "probe",
+    "proxy_of",
+    "reaches_proxy",
+]
 
 R = TypeVar("R", bound=Reply | StoredBody)
 
@@ -102,21 +112,25 @@ def http_client(connection: Connection, *urls: str) -> httpx.AsyncClient:
     """
     seconds = connection.request_timeout
     urls = urls or (connection.base_url, connection.iam_url)
-    secure = any(url.startswith("https") for url in urls)
-    # The TLS context is costly, and not needed if all hosts are on this machine, without TLS.
-    tls: ssl.SSLContext | bool = tls_context(connection.ca_file) if secure else False
-    # One more than there are lanes: a token request never waits behind the requests that need it.
-    limits = _limits(_CONNECTIONS + 1)
     # The environment is read here and not by httpx, which fails on a network in NO_PROXY and would read .netrc too.
     proxies = {_host_pattern(url): proxy for url in urls if (proxy := proxy_of(connection, url))}
+    # The TLS context is costly, and not needed if all hosts are on this machine, without TLS.
+    secure = any(url.startswith("https") for url in urls) or any(map(is_secure, proxies.values()))
+    tls = tls_context(connection.ca_file) if secure else None
+    # One more than there are lanes: a token request never waits behind the requests that need it.
+    limits = _limits(_CONNECTIONS + 1)
     return httpx.AsyncClient(
-        verify=tls,
+        verify=tls or False,
         timeout=httpx.Timeout(seconds, connect=min(10.0, seconds), pool=max(60.0, seconds)),
         limits=limits,
         mounts={
             # httpcore counts a connection as open for ever if its caller is cancelled while SOCKS is agreed on.
             pattern: httpx.AsyncHTTPTransport(
-                verify=tls, limits=_limits(None) if proxy.startswith("socks") else limits, proxy=proxy, trust_env=False
+                verify=tls or False,
+                limits=_limits(None) if proxy.startswith("socks") else limits,
+                # httpx would trust the usual CAs only.
+                proxy=httpx.Proxy(proxy, ssl_context=tls if is_secure(proxy) else None),
+                trust_env=False,
             )
             for pattern, proxy in proxies.items()
         },
@@ -124,6 +138,11 @@ def http_client(connection: Connection, *urls: str) -> httpx.AsyncClient:
         follow_redirects=False,
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
     )
+
+
+def is_secure(proxy: str) -> bool:
+    """Whether the connection to a proxy is TLS itself."""
+    return urlsplit(proxy).scheme == "https"
 
 
 def proxy_of(connection: Connection, url: str) -> str | None:

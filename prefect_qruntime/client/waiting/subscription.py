@@ -24,7 +24,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMes
 from websockets.protocol import Event, State
 
 from prefect_qruntime.client.failures import is_refusal
-from prefect_qruntime.client.transport.http import Transport, proxy_of
+from prefect_qruntime.client.transport.http import Transport, is_secure, proxy_of
 from prefect_qruntime.client.waiting.plan import PollSchedule, TokenBucket
 from prefect_qruntime.errors import NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job
@@ -230,6 +230,8 @@ class JobStream:
         self._last_token = headers["Authorization"].removeprefix("Bearer ")
         settings, connection = self._settings, self._transport.connection
         make = functools.partial(_Socket, bucket=TokenBucket(settings.rate, settings.burst))
+        proxy = proxy_of(connection, connection.base_url)
+        of_proxy: dict[str, Any] = {"proxy_ssl": self._transport.tls} if proxy and is_secure(proxy) else {}
         opened = await _connect_here(
             self._url,
             additional_headers={k: v for k, v in headers.items() if k != "Accept"},
@@ -239,8 +241,9 @@ class JobStream:
             close_timeout=2.0,
             max_size=2**20,
             compression=None,
-            proxy=proxy_of(connection, connection.base_url),
+            proxy=proxy,
             ssl=self._transport.tls if self._url.startswith("wss") else None,
+            **of_proxy,
             process_exception=lambda exc: exc,
             create_connection=cast(type[ClientConnection], make),
             logger=log,

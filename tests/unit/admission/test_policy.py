@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -128,12 +129,34 @@ def test_a_share_is_found_by_tag_or_work_pool() -> None:
     assert share_of(both, Tenant(tags=frozenset({"team"}))) is None
 
 
+@pytest.mark.parametrize("name", ["teaching", "vqe [nightly]", "[a-z]", "why?", "a!b", "a b", "x]"])
+@pytest.mark.parametrize("around", ["{}", " {}", "{}\n"])
+@pytest.mark.parametrize("wild", ["{}", "{}*", "*{}"])
+def test_a_name_fits_itself_as_a_form_gives_it_and_no_other(name: str, around: str, wild: str) -> None:
+    given = around.format(wild.format(name))
+    tenant = Tenant("main", name, frozenset({name}), name, name)
+    other = Tenant("main", "z", frozenset({"z"}), "z", "z")
+    for field in ("deployment", "tag", "work_pool", "block"):
+        policy = QuantumRuntimePolicy(rules=[{field: given, "max_execution_time": 30}])  # type: ignore[list-item]
+        assert limits(policy, tenant) == (30, None), field
+        assert limits(policy, other) == (None, None), field
+    for field in ("tag", "work_pool"):
+        policy = QuantumRuntimePolicy(shares=[{"name": "a", field: given}])  # type: ignore[list-item]
+        assert share_of(policy, tenant) is not None, field
+        assert share_of(policy, other) is None, field
+    for field, asked in (("backends", Asked(name)), ("programs", Asked("b", name))):
+        policy = QuantumRuntimePolicy(rules=[{field: [given]}])  # type: ignore[list-item]
+        assert refusal(policy, tenant, asked) is None, field
+        assert "not allowed" in str(refusal(policy, tenant, Asked("z", "z"))), field
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
         {"hosts": ["https://iam.cloud.ibm.com"]},
         {"hosts": [""]},
         {"shares": [{"name": "a"}]},
+        {"shares": [{"name": "a", "tag": " "}]},
         {"shares": [{"name": "a", "tag": "x"}, {"name": "a", "tag": "y"}]},
         {"rules": [{"backend": "ibm_fez"}]},
         {"rules": [{"max_execution_time": 0}]},
@@ -149,11 +172,12 @@ class Server:
 
     def __init__(self) -> None:
         self.data: dict[str, Any] | Exception = ObjectNotFound(Exception())
+        self.name = "qruntime-policy"
         self.asked = 0
 
     async def read_block_document_by_name(self, name: str, slug: str) -> Any:
         self.asked += 1
-        assert (name, slug) == ("qruntime-policy", "quantum-runtime-policy")
+        assert (name, slug) == (self.name, "quantum-runtime-policy")
         if isinstance(self.data, Exception):
             raise self.data
         return SimpleNamespace(data=self.data)
@@ -187,6 +211,38 @@ def test_it_is_read_once_in_a_while(server: Server, monkeypatch: pytest.MonkeyPa
     assert in_force().rules == [PolicyRule(tag="a")]
 
 
+@pytest.mark.parametrize("where", [replace(NOWHERE, deployment_id="d"), replace(NOWHERE, flow_run_id="r")])
+def test_a_tenant_is_read_as_often_as_the_policy(
+    server: Server, monkeypatch: pytest.MonkeyPatch, where: RunContext
+) -> None:
+    tags, asked = frozenset[str](), 0
+    error: Exception | None = None
+
+    async def read(where: RunContext) -> Tenant:
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(0)
+        if error is not None:
+            raise error
+        return Tenant(tags=tags)
+
+    async def many() -> set[Tenant]:
+        return set(await asyncio.gather(*(module.tenant_of(where, "b") for _ in range(9))))
+
+    monkeypatch.setattr(module, "_read_tenant", read)
+    assert network_loop().run(many()) == {Tenant(block="b")}
+    tags = frozenset({"teaching"})
+    assert network_loop().run(many()) == {Tenant(block="b")}
+    assert asked == 1
+    monkeypatch.setattr(module, "_FRESH", 0.0)
+    assert network_loop().run(many()) == {Tenant(tags=tags, block="b")}
+    error = ObjectNotFound(Exception())
+    assert network_loop().run(many()) == {Tenant(tags=tags, block="b")}, "a deleted deployment is what it was"
+    error = RuntimeError("down")
+    with pytest.raises(QuantumRuntimeError, match="could not be read"):
+        network_loop().run(many())
+
+
 def test_without_prefect_nothing_is_bought(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_FRESH", 0.0)
     server.data = RuntimeError("down")
@@ -207,6 +263,28 @@ def test_a_wrong_policy_allows_no_purchase_and_sends_keys_to_the_service_only(se
     with pytest.raises(PolicyRefused, match="wrong field"):
         in_force()
     assert in_force(buys=False) == QuantumRuntimePolicy()
+
+
+@pytest.mark.parametrize("named", ["acme", '"qruntime-policy"', "qruntime_policy", " acme "])
+def test_a_policy_that_a_setting_names_must_be_saved(
+    server: Server, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_POLICY_BLOCK", named)
+    server.name = named.strip()
+    with pytest.raises(PolicyRefused, match="POLICY_BLOCK names it") as caught:
+        in_force()
+    assert server.name in str(caught.value)
+    assert in_force(buys=False) == QuantumRuntimePolicy()
+    server.data = {"hosts": ["a.example"]}
+    assert in_force().hosts == ["a.example"]
+
+
+@pytest.mark.parametrize("named", ["qruntime-policy", "qruntime-policy "])
+def test_without_a_policy_under_the_usual_name_all_is_allowed(
+    server: Server, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_POLICY_BLOCK", named)
+    assert in_force() is None
 
 
 def test_a_submission_is_checked_again_before_its_post(server: Server) -> None:

@@ -122,6 +122,12 @@ def test_spending_is_measured_against_the_instance_s_own_past() -> None:
     assert names(replace(CALM, past=[*little, job(99, used=50.0)])) == []
 
 
+@pytest.mark.parametrize("ahead", [0.0, 0.01, 0.2, 1.5])
+def test_what_was_spent_by_a_clock_that_is_ahead_was_spent_in_the_last_day(ahead: float) -> None:
+    past = [job(day, days=day + 0.5, used=100.0) for day in range(1, 21)]
+    assert names(replace(CALM, past=[*past, job(99, days=-ahead, used=310.0)])) == ["qruntime.spending.unusual"]
+
+
 @pytest.mark.parametrize(
     ("charged", "jobs_used", "counted"),
     [(400.0, 3.0, 400.0), (290.0, 3.0, 290.0), (None, 3.0, 3.0), (None, 310.0, 310.0), (0.0, 310.0, 310.0)],

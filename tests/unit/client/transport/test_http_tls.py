@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from prefect_qruntime.client import QuantumRuntimeClient
@@ -18,7 +20,7 @@ from prefect_qruntime.client.programs import make_spec
 from prefect_qruntime.client.transport import http
 from prefect_qruntime.client.transport.retrying import RetryDeadlines
 from prefect_qruntime.errors import ServiceUnavailable
-from tests.support.loopback import Authority, serving
+from tests.support.loopback import Authority, serving, tunnelling
 from tests.support.mock_client import connection
 
 SPEC = make_spec(["OPENQASM 3.0; qubit q; bit[1] c; c[0] = measure q;"], backend="b")
@@ -119,3 +121,20 @@ def test_a_host_that_was_never_trusted_is_asked_once(host: Host) -> None:
         network_loop().run(host.client.job("d1"))
     assert str(caught.value.advice) == "never"
     assert host.requests == []
+
+
+@pytest.mark.skipif(httpx.__version__ == "0.27.0", reason="httpx 0.27.0 drops what a proxy is to be checked by")
+@pytest.mark.parametrize("scheme", ["https", "HTTPS"])
+@pytest.mark.parametrize("trusted", [True, False], ids=["by ca_file", "by nobody"])
+def test_the_certificate_of_a_proxy_is_checked_by_the_ca_file_too(host: Host, scheme: str, trusted: bool) -> None:
+    assert host.client is not None
+    authority = host.ours if trusted else Authority.make("other")
+    with serving(tunnelling, authority.tls(host.folder, "localhost")[0]) as port:
+        through = dataclasses.replace(host.client.connection, proxy=f"{scheme}://user:pass-Zk39@localhost:{port}")
+        client = QuantumRuntimeClient(through, patience=PATIENT)
+        if trusted:
+            assert network_loop().run(client.job("d1")).id == "d1"
+        else:
+            with pytest.raises(ServiceUnavailable, match="not trusted"):
+                network_loop().run(client.job("d1"))
+    assert bool(host.requests) is trusted

@@ -7,11 +7,13 @@ import contextlib
 import dataclasses
 import http
 import itertools
+import ssl
 import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,8 +24,10 @@ from websockets.http11 import Request, Response
 from websockets.utils import accept_key
 
 from prefect_qruntime.client.connection import Connection
+from prefect_qruntime.client.transport.http import tls_context
 from prefect_qruntime.client.waiting.subscription import JobStream, StreamSettings, _Socket
 from prefect_qruntime.errors import ServiceUnavailable
+from tests.support.loopback import Authority, tunnelling
 from tests.support.mock_client import connection
 
 ACK = "Listening to results for job: d1\n"
@@ -47,6 +51,7 @@ class Transport:
     tokens: Tokens = field(default_factory=Tokens)
     given: int = 0
     trouble: int = 0
+    tls: ssl.SSLContext | None = None
 
     async def auth_headers(self) -> dict[str, str]:
         if self.trouble:
@@ -276,6 +281,19 @@ async def test_without_the_package_for_a_socks_proxy_there_is_no_websocket(monke
     async with serving(says(ACK)) as server:
         assert await server.stream.follow() == "refused"
         assert "python-socks" in str(await server.stream.knock())
+
+
+async def test_the_certificate_of_a_proxy_is_checked_as_the_service_s(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ours = Authority.make("ours")
+    server = await asyncio.start_server(tunnelling, "127.0.0.1", 0, ssl=ours.tls(tmp_path, "localhost")[0])
+    proxy = f"https://localhost:{server.sockets[0].getsockname()[1]}"
+    monkeypatch.setattr("prefect_qruntime.client.waiting.subscription.proxy_of", lambda *_: proxy)
+    async with server, serving(says(ACK)) as seen:
+        seen.transport.tls = tls_context(ours.write(tmp_path))
+        assert await seen.stream.follow() == "done"
+        assert len(seen.requests) == 1
 
 
 async def test_a_host_that_speaks_no_http_is_refused() -> None:
