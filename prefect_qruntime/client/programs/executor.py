@@ -53,6 +53,7 @@ from prefect_qruntime.client.programs import openqasm
 from prefect_qruntime.client.programs.expectation import (
     circuit_without_last_measurements,
     in_one_register,
+    in_standard_gates,
     make_plan,
     shots_for,
 )
@@ -256,6 +257,7 @@ def _exported(circuit: Any, field: str, *, estimator: bool) -> _Circuit:
     names = tuple(parameter.name for parameter in circuit.parameters)
     if estimator:
         circuit = in_one_register(circuit_without_last_measurements(circuit, keep_registers=True))
+    circuit = in_standard_gates(circuit)
     try:
         # Readers order parameters by name, so each gets a name that keeps its place.
         renamed = {parameter: Parameter(f"p_{place:06}") for place, parameter in enumerate(circuit.parameters)}
