@@ -437,7 +437,7 @@ def transpile_pubs(
         size = configuration.get("n_qubits")
         if isinstance(size, int) and circuit.num_qubits > size:
             raise InvalidInput(f"{circuit.num_qubits} qubits, but the backend has {size}", field=field)
-        if program_id == "estimator" and optimization_level > 1:
+        if program_id == "estimator" and optimization_level not in (0, 1):
             circuit = _kept_before_measurements(circuit)
         try:
             fitting = manager.run(circuit)

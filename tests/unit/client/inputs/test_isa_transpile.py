@@ -81,9 +81,9 @@ def test_estimator_observables_follow_the_layout() -> None:
     assert other[0][1] == pubs[0][1]
 
 
-@pytest.mark.parametrize("level", [0, 1, 2, 3])
+@pytest.mark.parametrize("level", [0, 1, 2, 3, None])  # None is qiskit's default
 @pytest.mark.parametrize("seed", range(6))
-def test_estimator_values_are_those_of_the_state_before_the_last_measurements(seed: int, level: int) -> None:
+def test_estimator_values_are_those_of_the_state_before_the_last_measurements(seed: int, level: Any) -> None:
     """Qiskit drops gates that the circuit's own measurements do not show; those of the observables do."""
     draw = np.random.default_rng(seed)
     circuit = QuantumCircuit(3, 3)
