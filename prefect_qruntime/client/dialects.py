@@ -253,11 +253,11 @@ def _v1_circuit(pub: Pub, field: str) -> str:
         found = parameter_values(pub.parameters, circuit, field=f"{field}.parameters")
         values = _v1_point(found, f"{field}.parameters")
         circuit = circuit.assign_parameters(dict(zip(circuit.parameters, values, strict=True)))
-    circuit = _in_order(in_standard_gates(circuit), field=f"{field}.circuit")
+    circuit = _in_order(circuit, field=f"{field}.circuit")
     # OpenQASM 2 is what every legacy program read; it has no parameters and no control flow.
     for export in (qasm2.dumps, qasm3.dumps):
         try:
-            return str(export(circuit))
+            return str(export(in_standard_gates(circuit)))
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
     raise InvalidInput(f"cannot be written as OpenQASM for the legacy dialect: {reason}", field=f"{field}.circuit")

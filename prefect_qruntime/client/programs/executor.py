@@ -257,8 +257,8 @@ def _exported(circuit: Any, field: str, *, estimator: bool) -> _Circuit:
     names = tuple(parameter.name for parameter in circuit.parameters)
     if estimator:
         circuit = in_one_register(circuit_without_last_measurements(circuit, keep_registers=True))
-    circuit = in_standard_gates(circuit)
     try:
+        circuit = in_standard_gates(circuit)
         # Readers order parameters by name, so each gets a name that keeps its place.
         renamed = {parameter: Parameter(f"p_{place:06}") for place, parameter in enumerate(circuit.parameters)}
         text = str(qasm3.dumps(circuit.assign_parameters(renamed)))
