@@ -320,6 +320,41 @@ def test_what_ibms_preparation_would_ignore_is_refused_by_name(
     assert caught.value.field == field
 
 
+@pytest.mark.parametrize("numbers", [{"num_randomizations": 4}, {}, {"num_randomizations": "auto"}])
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        ({"pubs": [families.BELL]}, False),
+        ({"pubs": [families.BELL], "options": {"default_shots": 900}}, False),
+        ({"pubs": [families.BELL], "shots": 900}, True),
+        ({"pubs": [(families.BELL, None, 900)]}, True),
+        ({"pubs": [(families.BELL, "ZZ")], "shots": 900}, False),  # a default, as the service gets it
+        ({"pubs": [(families.BELL, "ZZ")], "options": {"precision": 0.1}}, True),
+        ({"pubs": [(families.BELL, "ZZ", None, 0.1)]}, True),
+    ],
+)
+def test_ibms_preparation_obeys_the_shots_that_are_asked_for(
+    given: dict[str, Any], asked: bool, numbers: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the service does; twirling's numbers come before defaults only."""
+    seen: list[dict[str, Any]] = []
+
+    def options_of(**options: Any) -> SimpleNamespace:
+        seen.append(options)
+        return SimpleNamespace(default_shots=None)
+
+    ibm = SimpleNamespace(prepare=None, SamplerOptions=options_of, EstimatorOptions=options_of)
+    monkeypatch.setattr(make, "has_ibm", lambda: True)
+    monkeypatch.setattr(executor, "ibm_module", lambda *_: ibm)
+    twirling = {"enable_gates": True, "shots_per_randomization": 16, **numbers}
+    options = {**given.get("options", {}), "twirling": twirling}
+    program = "estimator" if "ZZ" in given["pubs"][0] else "sampler"
+    with pytest.raises(InvalidInput, match="cannot prepare"):  # the preparation itself is not there
+        _spec(given["pubs"], program_id=program, options=options, shots=given.get("shots"))
+    both = numbers.get("num_randomizations") == 4
+    assert seen[0]["twirling"] == {**twirling, "shots_per_randomization": "auto" if asked and both else 16}
+
+
 def test_options_without_effect_are_no_obstacle() -> None:
     options = {
         "dynamical_decoupling": {"enable": False, "sequence_type": "XY4"},
