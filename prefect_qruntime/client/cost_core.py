@@ -53,6 +53,7 @@ _FITTED = 60  # of them, those that adjust the model
 _REPETITION = 250e-6  # seconds between two shots if the options set none (IBM's default)
 _CIRCUIT = 20e-6  # seconds of a circuit with its measurement
 _OVERHEAD = 2.0  # seconds that a job takes in addition to its shots
+_TWIRLS = ("enable_gates", "enable_measure")
 _MOST = 1e300  # a number that still can be calculated with
 _LEAST = 1e-3  # seconds; nothing is expected to cost less
 
@@ -228,6 +229,9 @@ def priced_seconds(spec: JobSpec) -> float:
             names what is missing or wrong.
     """
     raw = spec.params
+    if raw is None and spec.prepared is not None:
+        # What is sent: a preparation adds randomizations, noise factors and calibration.
+        return _executions_of_program(spec.prepared["quantum_program"]) * _repetition(spec.prepared["options"])
     if raw is None:
         executions = sum(_executions(spec, pub, f"pubs[{place}]") for place, pub in enumerate(spec.pubs))
         return executions * _repetition(spec.options.get("execution"))
@@ -255,6 +259,7 @@ def _priced_payload(spec: JobSpec, raw: Mapping[str, Any]) -> float:
     for name in ("default_shots", "default_precision"):
         known[name] = _amount(options.get(name), f"params.options.{name}")
     known["precision"] = _amount(raw.get("precision"), "params.precision")
+    known["resilience_level"] = raw.get("resilience_level")
     plain = replace(spec, params=None, shots=_amount(raw.get("shots"), "params.shots"), options=known)  # type: ignore[arg-type]
     pubs = raw.get("pubs")
     if not isinstance(pubs, list) or not pubs:
@@ -339,21 +344,30 @@ def _executions(spec: JobSpec, pub: Pub, field: str) -> float:
     """How often the circuits of a PUB are run."""
     options = spec.options
     points = _points(pub, f"{field}.parameters")
+    twirled = _twirled_shots(spec)
     if spec.program_id == "estimator":
         precision = pub.precision if pub.precision is not None else options.get("precision")
-        shots = options.get("default_shots") or spec.shots
+        shots = twirled or options.get("default_shots") or spec.shots
         if precision is not None or shots is None:
             shots = shots_for(
                 precision or options.get("default_precision") or DEFAULT_PRECISION, field=f"{field}.precision"
             )
         return float(shots) * points * _bases(pub)
-    shots = next((n for n in (pub.shots, spec.shots, options.get("default_shots")) if n is not None), DEFAULT_SHOTS)
-    twirling = options.get("twirling")
-    if isinstance(twirling, Mapping) and (twirling.get("enable_gates") or twirling.get("enable_measure")):
-        parts = [_number(twirling.get(name)) for name in ("num_randomizations", "shots_per_randomization")]
-        if None not in parts:
-            return math.prod(part or 0.0 for part in parts) * points
-    return float(shots) * points
+    said = (pub.shots, spec.shots, twirled, options.get("default_shots"))
+    return float(next((shots for shots in said if shots is not None), DEFAULT_SHOTS)) * points
+
+
+def _twirled_shots(spec: JobSpec) -> float | None:
+    """The shots that twirling sets, which come before an option's default, but after what a PUB or the job asks for."""
+    twirling, level = spec.options.get("twirling"), spec.options.get("resilience_level")
+    if not isinstance(twirling, Mapping):
+        return None
+    # If they are not set, the estimator's level decides, which is 1 by default.
+    defaults = {"enable_gates": level == 2, "enable_measure": level != 0} if spec.program_id == "estimator" else {}
+    if not any(map((defaults | {name: on for name, on in twirling.items() if on is not None}).get, _TWIRLS)):
+        return None
+    parts = [_number(twirling.get(name)) for name in ("num_randomizations", "shots_per_randomization")]
+    return None if None in parts else math.prod(part or 0.0 for part in parts)
 
 
 def _points(pub: Pub, field: str) -> float:

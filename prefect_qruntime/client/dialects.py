@@ -19,7 +19,7 @@ from prefect_qruntime.client.inputs.pub_values import shape_of
 from prefect_qruntime.client.inputs.pubs import encode_array, load_qpy, parameter_values
 from prefect_qruntime.client.inputs.spec import JobSpec, Pub, check_scalar_bits
 from prefect_qruntime.client.parsing import read_id, read_string
-from prefect_qruntime.client.programs.expectation import in_one_register
+from prefect_qruntime.client.programs.expectation import in_one_register, in_standard_gates
 from prefect_qruntime.errors import InvalidInput
 from prefect_qruntime.models import JobRef, SessionRef
 
@@ -257,7 +257,7 @@ def _v1_circuit(pub: Pub, field: str) -> str:
     # OpenQASM 2 is what every legacy program read; it has no parameters and no control flow.
     for export in (qasm2.dumps, qasm3.dumps):
         try:
-            return str(export(circuit))
+            return str(export(in_standard_gates(circuit)))
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
     raise InvalidInput(f"cannot be written as OpenQASM for the legacy dialect: {reason}", field=f"{field}.circuit")

@@ -71,10 +71,15 @@ def _spans(shapes: list[tuple[int, ...]], run: Run) -> dict[str, Any]:
     return {"__type__": "ExecutionSpans", "__value__": {"spans": spans}}
 
 
-def _twirled_shots(options: dict[str, Any]) -> int | None:
-    """Return the shots that twirling sets; shots of a PUB or of the job come before it, defaults after it."""
+def _twirled_shots(options: dict[str, Any], level: int = 0) -> int | None:
+    """Return the shots that twirling sets; shots of a PUB or of the job come before it, defaults after it.
+
+    Args:
+        options: The options of the job.
+        level: The estimator's resilience level, which decides what is twirled if the options do not.
+    """
     twirling = options.get("twirling") or {}
-    if not (twirling.get("enable_gates") or twirling.get("enable_measure")):
+    if not (twirling.get("enable_gates", level > 1) or twirling.get("enable_measure", level > 0)):
         return None
     randomizations, shots = twirling.get("num_randomizations"), twirling.get("shots_per_randomization")
     if isinstance(randomizations, int) and isinstance(shots, int):
@@ -211,17 +216,18 @@ def estimator(params: dict[str, Any], run: Run) -> tuple[dict[str, Any], int]:
 
     options = params.get("options") or {}
     encoded = bool(params.get("support_qiskit"))
-    default = params.get("precision") or options.get("default_precision")
-    if default is None:
-        shots = options.get("default_shots")
-        default = 1 / math.sqrt(shots) if shots else DEFAULT_PRECISION
+    default, level = params.get("precision"), params.get("resilience_level", 1)
+    common = None if default else _twirled_shots(options, level) or options.get("default_shots")
+    if common:
+        default = 1 / math.sqrt(common)
+    default = default or options.get("default_precision") or DEFAULT_PRECISION
     # From level 1 on the service corrects readout errors.
-    mitigated = params.get("resilience_level", 1) >= 1
+    mitigated = level >= 1
     results, total = [], 0
     for number, sent in enumerate(params["pubs"]):
         pub = _estimator_pub(sent, default, run)
         asked = len(sent) > 3 and sent[3] is not None
-        shots = (not asked and _twirled_shots(options)) or math.ceil(1 / pub.precision**2)
+        shots = common if common and not asked else math.ceil(1 / pub.precision**2)
         values, deviations = estimate(pub, shots, pub.precision, run, run.seed + number, mitigated=mitigated)
         total += shots * max(1, math.prod(pub.shape))
         meta: dict[str, Any] = {

@@ -437,6 +437,8 @@ def transpile_pubs(
         size = configuration.get("n_qubits")
         if isinstance(size, int) and circuit.num_qubits > size:
             raise InvalidInput(f"{circuit.num_qubits} qubits, but the backend has {size}", field=field)
+        if program_id == "estimator" and optimization_level not in (0, 1):
+            circuit = _kept_before_measurements(circuit)
         try:
             fitting = manager.run(circuit)
             if (
@@ -456,6 +458,20 @@ def transpile_pubs(
             rest[which] = _still_needed(rest[which], circuit, fitting, f"pubs[{place}].parameters")
         found.append((fitting, *rest))
     return found
+
+
+def _kept_before_measurements(circuit: Any) -> Any:
+    """A circuit with a barrier before each measurement.
+
+    From level 2 on qiskit drops diagonal gates that no measurement of the circuit shows. The estimator ignores the last
+    measurements, and the gates decide what it measures instead.
+    """
+    target = circuit.copy_empty_like()
+    for item in circuit.data:
+        if item.operation.name == "measure":
+            target.barrier(*item.qubits)
+        target.append(item)
+    return target
 
 
 # Where the values stand behind the circuit.

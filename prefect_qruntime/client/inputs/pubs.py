@@ -45,6 +45,7 @@ __all__ = [
     "encode_array",
     "encode_qpy",
     "is_circuit_like",
+    "is_elementary",
     "is_encoded_circuit",
     "is_quantum_circuit",
     "load_circuits",
@@ -65,7 +66,7 @@ _MAX_QPY_VERSION = 17
 _MAX_QPY_BYTES = 1 << 30
 _QPY_COUNT = slice(10, 18)  # of a header in QPY, where the number of circuits stands
 TOO_DEEP = "its blocks or definitions are nested too deeply to be read"
-_KEPT_BY_QPY = frozenset({"measure", "reset", "barrier", "store", "break_loop", "continue_loop"})
+_ELEMENTARY = frozenset({"measure", "reset", "barrier", "store", "break_loop", "continue_loop"})
 
 _MOST = {"sampler": 3, "estimator": 4}
 _FORM = {
@@ -304,7 +305,7 @@ def dump_qpy(circuits: Any, *, field: str) -> tuple[bytes, int]:
 def _doubtful_in_qpy(circuit: Any) -> Iterator[str]:
     """The operations that QPY may not keep; none of those that transpiled circuits consist of."""
     for item in circuit.data:
-        if item.name in _KEPT_BY_QPY or item.is_standard_gate():
+        if is_elementary(item):
             continue
         operation = item.operation
         if item.name == "delay":
@@ -315,6 +316,11 @@ def _doubtful_in_qpy(circuit: Any) -> Iterator[str]:
                 yield from _doubtful_in_qpy(block)
         else:
             yield repr(item.name)
+
+
+def is_elementary(item: Any) -> bool:
+    """Whether an item of a `QuantumCircuit` is one of qiskit's own that needs no definition, delays aside."""
+    return item.name in _ELEMENTARY or bool(item.is_standard_gate())
 
 
 def measures(circuit: Any) -> bool:

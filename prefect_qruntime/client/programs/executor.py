@@ -53,6 +53,7 @@ from prefect_qruntime.client.programs import openqasm
 from prefect_qruntime.client.programs.expectation import (
     circuit_without_last_measurements,
     in_one_register,
+    in_standard_gates,
     make_plan,
     shots_for,
 )
@@ -257,6 +258,7 @@ def _exported(circuit: Any, field: str, *, estimator: bool) -> _Circuit:
     if estimator:
         circuit = in_one_register(circuit_without_last_measurements(circuit, keep_registers=True))
     try:
+        circuit = in_standard_gates(circuit)
         # Readers order parameters by name, so each gets a name that keeps its place.
         renamed = {parameter: Parameter(f"p_{place:06}") for place, parameter in enumerate(circuit.parameters)}
         text = str(qasm3.dumps(circuit.assign_parameters(renamed)))
@@ -385,7 +387,7 @@ def ibm_params(spec: JobSpec) -> dict[str, Any]:
     models = ibm_module(f"options_models.{spec.program_id}", "error suppression and mitigation on the executor")
     kind = models.SamplerOptions if spec.program_id == "sampler" else models.EstimatorOptions
     try:
-        options = kind(**_in_their_places(spec.options))
+        options = kind(**_obeying(_in_their_places(spec.options), spec))
     except ValidationError as error:
         raise refused_by_ibm(error) from None
     pubs: list[tuple[Any, ...]] = []
@@ -428,6 +430,19 @@ def _in_their_places(options: Mapping[str, Any]) -> dict[str, Any]:
     if flags := dict.fromkeys(execution_flags(options), True):
         given["execution"] = {**given.get("execution", {}), **flags}
     return given
+
+
+def _obeying(options: dict[str, Any], spec: JobSpec) -> dict[str, Any]:
+    """Options with which IBM's preparation takes the shots that a PUB or the job asks for.
+
+    The service obeys them always; the preparation takes the product of twirling's two numbers instead.
+    """
+    common = spec.shots if spec.program_id == "sampler" else spec.options.get("precision")
+    asked = common is not None or any(pub.shots is not None or pub.precision is not None for pub in spec.pubs)
+    twirling = options.get("twirling")
+    if asked and twirling and twirling.get("num_randomizations", "auto") != "auto":
+        options["twirling"] = {**twirling, "shots_per_randomization": "auto"}
+    return options
 
 
 def _set(value: Any) -> Any:

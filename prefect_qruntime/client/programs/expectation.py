@@ -18,6 +18,7 @@ from typing import Any
 from prefect_qruntime.client.encodings.arrays import leaves, list_shape
 from prefect_qruntime.client.encodings.tensors import broadcast_places
 from prefect_qruntime.client.inputs.pub_values import ZERO
+from prefect_qruntime.client.inputs.pubs import is_elementary
 from prefect_qruntime.client.inputs.spec import MAX_SHOTS
 from prefect_qruntime.errors import InvalidInput
 
@@ -29,6 +30,7 @@ __all__ = [
     "circuit_without_last_measurements",
     "estimate",
     "in_one_register",
+    "in_standard_gates",
     "make_plan",
     "shots_for",
     "without_last_measurements",
@@ -222,6 +224,27 @@ def in_one_register(circuit: Any) -> Any:
             getattr(target, f"add_{add}")(variable)
     for item in circuit.data:
         target.append(item.operation, [register[circuit.find_bit(bit).index] for bit in item.qubits], item.clbits)
+    return target
+
+
+def in_standard_gates(circuit: Any) -> Any:
+    """A `QuantumCircuit` with the definitions of all other gates in their place, so that a text defines none itself.
+
+    What qiskit writes of such a definition need not be what it says: an argument may be counted twice, and two gates
+    of one name, or one of a standard name, may become one.
+    """
+    if all(map(is_elementary, circuit.data)):
+        return circuit
+    target = circuit.copy_empty_like()
+    for item in circuit.data:
+        operation, blocks = item.operation, getattr(item.operation, "blocks", ())
+        definition = None if is_elementary(item) else getattr(operation, "definition", None)
+        if blocks:
+            target.append(operation.replace_blocks(map(in_standard_gates, blocks)), item.qubits, item.clbits)
+        elif definition is None:
+            target.append(item)
+        else:
+            target.compose(in_standard_gates(definition), item.qubits, item.clbits, inplace=True, copy=False)
     return target
 
 

@@ -7,6 +7,7 @@ import math
 import random
 import zlib
 from dataclasses import replace
+from itertools import combinations_with_replacement
 from statistics import mean, median
 from typing import Any
 
@@ -159,6 +160,68 @@ def busy(pubs: Any, **given: Any) -> float:
 )
 def test_executions(pubs: Any, given: dict[str, Any], executions: int) -> None:
     assert busy(pubs, **given) == pytest.approx(executions)
+
+
+SAID: tuple[dict[str, Any], ...] = (
+    {"shots": 30},
+    {"options": {"default_shots": 40}},
+    {"options": {"default_precision": 0.5}},
+    {"options": {"precision": 0.25}},
+    {"pub": 0.125},
+)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"enable_gates": True},
+        {"enable_measure": True},
+        {"enable_measure": False},
+        {"enable_gates": False, "enable_measure": False},
+    ],
+)
+@pytest.mark.parametrize(
+    ("program", "level"),
+    [("sampler", None), ("estimator", None), ("estimator", 0), ("estimator", 1), ("estimator", 2)],
+)
+def test_the_shots_are_those_that_the_service_takes(program: str, level: int | None, flags: dict[str, Any]) -> None:
+    """Whatever says the shots: the PUB, the job, twirling, the defaults; and any two of them together."""
+    pytest.importorskip("qiskit")
+    from prefect_qruntime.client.dialects import v2_params
+    from prefect_qruntime.sandbox.catalog import Backend
+    from prefect_qruntime.sandbox.state import Run
+    from prefect_qruntime.sandbox.worker import execute
+
+    run = Run(Backend("mock_big", 5, noisy=False, mock=True), seed=1)
+    for randomizations in (4, "auto"):
+        twirling = {**flags, "num_randomizations": randomizations, "shots_per_randomization": 16}
+        for one, other in combinations_with_replacement((*SAID, {}), 2):
+            options: dict[str, Any] = one.get("options", {}) | other.get("options", {}) | {"twirling": twirling}
+            own = other.get("pub")
+            pub: Any = (ONE, "Z", [[0.1], [0.2]], own)
+            if program == "sampler":
+                options = {name: options[name] for name in ("default_shots", "twirling") if name in options}
+                pub = (ONE, [[0.1], [0.2]], own and 70)
+            elif level is not None:
+                options["resilience_level"] = level
+            given = {"shots": shots} if (shots := other.get("shots", one.get("shots"))) else {}
+            spec = make_spec([pub], backend="mock_big", program_id=program, options=options, **given)
+            outcome = execute(program, v2_params(spec), run)
+            assert busy_seconds(spec) / REPETITION == pytest.approx(outcome.execution_ns / 2000), (options, own, given)
+            raw_spec = make_spec(None, backend="mock_big", program_id=program, params=v2_params(spec))
+            assert busy_seconds(raw_spec) == pytest.approx(busy_seconds(spec))
+
+
+def test_a_prepared_program_is_priced_as_it_is_sent() -> None:
+    """A preparation may add randomizations, noise factors and calibration, which the PUBs do not show."""
+    spec = make_spec([(ONE, [[0.1], [0.2]])], backend="big", shots=100, route="executor")
+    assert busy_seconds(spec) == pytest.approx(200 * REPETITION)
+    assert spec.prepared is not None
+    program = spec.prepared["quantum_program"]
+    items = [{**program["items"][0], "shape": [32, 2]}, *program["items"]]
+    changed = {**spec.prepared, "quantum_program": {**program, "items": items}, "options": {"rep_delay": 0.0}}
+    assert busy_seconds(replace(spec, prepared=changed)) == pytest.approx(6600 * 20e-6)
 
 
 def test_the_repetition_delay_counts() -> None:

@@ -81,6 +81,31 @@ def test_estimator_observables_follow_the_layout() -> None:
     assert other[0][1] == pubs[0][1]
 
 
+@pytest.mark.parametrize("level", [0, 1, 2, 3, None])  # None is qiskit's default
+@pytest.mark.parametrize("seed", range(6))
+def test_estimator_values_are_those_of_the_state_before_the_last_measurements(seed: int, level: Any) -> None:
+    """Qiskit drops gates that the circuit's own measurements do not show; those of the observables do."""
+    draw = np.random.default_rng(seed)
+    circuit = QuantumCircuit(3, 3)
+    circuit.ry(Parameter("a"), 0)
+    circuit.ry(1.1, [1, 2])
+    angles = {name: [Parameter(name)] for name in ("rz", "p", "rzz")}
+    for name in draw.permutation(["rz", "p", "rzz", "cz", "t", "swap"]):
+        qubits = draw.permutation(3)[: 2 if name in ("rzz", "cz", "swap") else 1]
+        getattr(circuit, name)(*angles.get(name, ()), *map(int, qubits))
+    plain = circuit.copy()
+    measured = [int(qubit) for qubit in draw.permutation(3)[: 1 + seed % 3]]
+    circuit.measure(measured, measured)
+    observables = ["IIX", "IYI", "XII", "ZIX", "YXZ", "ZZZ"]
+    values = draw.uniform(-3, 3, circuit.num_parameters).tolist()
+    [before] = StatevectorEstimator().run([(plain, observables, values)]).result()
+    [pub] = transpile_pubs((circuit, observables, values), LINE, program_id="estimator", optimization_level=level)
+    spec = make_spec([pub], backend="b", program_id="estimator")
+    left = pub[0].remove_final_measurements(inplace=False)
+    [after] = StatevectorEstimator().run([(left, pub[1], spec.pubs[0].parameters)]).result()
+    np.testing.assert_allclose(after.data.evs, before.data.evs, atol=1e-9)
+
+
 def test_equal_work_has_an_equal_digest() -> None:
     def digest(level: int) -> str:
         pubs = transpile_pubs((_ghz(), [0.5], 10), LINE, optimization_level=level)

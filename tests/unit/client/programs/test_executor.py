@@ -12,12 +12,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister, qasm3
-from qiskit.circuit import Parameter, ParameterVector
+from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister, qasm2, qasm3
+from qiskit.circuit import Gate, Parameter, ParameterVector
 from qiskit.circuit.classical import types
-from qiskit.circuit.library import GlobalPhaseGate
-from qiskit.quantum_info import Statevector
+from qiskit.circuit.library import GlobalPhaseGate, PauliEvolutionGate, PauliGate, UnitaryGate
+from qiskit.quantum_info import Operator, SparsePauliOp, Statevector
 
+from prefect_qruntime.client.dialects import v1_params
 from prefect_qruntime.client.programs import executor, make, make_spec
 from prefect_qruntime.client.programs.executor import executor_params
 from prefect_qruntime.client.programs.openqasm import as_version_3, qubit_operands
@@ -319,6 +320,41 @@ def test_what_ibms_preparation_would_ignore_is_refused_by_name(
     assert caught.value.field == field
 
 
+@pytest.mark.parametrize("numbers", [{"num_randomizations": 4}, {}, {"num_randomizations": "auto"}])
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        ({"pubs": [families.BELL]}, False),
+        ({"pubs": [families.BELL], "options": {"default_shots": 900}}, False),
+        ({"pubs": [families.BELL], "shots": 900}, True),
+        ({"pubs": [(families.BELL, None, 900)]}, True),
+        ({"pubs": [(families.BELL, "ZZ")], "shots": 900}, False),  # a default, as the service gets it
+        ({"pubs": [(families.BELL, "ZZ")], "options": {"precision": 0.1}}, True),
+        ({"pubs": [(families.BELL, "ZZ", None, 0.1)]}, True),
+    ],
+)
+def test_ibms_preparation_obeys_the_shots_that_are_asked_for(
+    given: dict[str, Any], asked: bool, numbers: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the service does; twirling's numbers come before defaults only."""
+    seen: list[dict[str, Any]] = []
+
+    def options_of(**options: Any) -> SimpleNamespace:
+        seen.append(options)
+        return SimpleNamespace(default_shots=None)
+
+    ibm = SimpleNamespace(prepare=None, SamplerOptions=options_of, EstimatorOptions=options_of)
+    monkeypatch.setattr(make, "has_ibm", lambda: True)
+    monkeypatch.setattr(executor, "ibm_module", lambda *_: ibm)
+    twirling = {"enable_gates": True, "shots_per_randomization": 16, **numbers}
+    options = {**given.get("options", {}), "twirling": twirling}
+    program = "estimator" if "ZZ" in given["pubs"][0] else "sampler"
+    with pytest.raises(InvalidInput, match="cannot prepare"):  # the preparation itself is not there
+        _spec(given["pubs"], program_id=program, options=options, shots=given.get("shots"))
+    both = numbers.get("num_randomizations") == 4
+    assert seen[0]["twirling"] == {**twirling, "shots_per_randomization": "auto" if asked and both else 16}
+
+
 def test_options_without_effect_are_no_obstacle() -> None:
     options = {
         "dynamical_decoupling": {"enable": False, "sequence_type": "XY4"},
@@ -489,6 +525,61 @@ def test_input_variables_get_no_values_from_the_executor(kind: Any, program: str
     with pytest.raises(InvalidInput, match="input variables") as caught:
         _spec([pub], program_id=program, circuit_form="openqasm3")
     assert caught.value.field == "pubs[0].circuit"
+
+
+def _own_gate(kind: str, angle: Any) -> Gate:
+    """A gate that no text knows, on two qubits."""
+    inner = QuantumCircuit(2, name={"named as one": "rx", "of a name": "my gate"}.get(kind, "own"))
+    inner.rx(2 * angle, 0)
+    inner.crz(angle, 0, 1)
+    if kind == "evolution":
+        return PauliEvolutionGate(SparsePauliOp(["XZ", "YY"], [0.3, 0.5]), time=2 * angle)
+    if kind == "unitary":
+        return UnitaryGate(Operator(inner.assign_parameters([0.7] * inner.num_parameters)))
+    if kind == "nested":
+        outer = QuantumCircuit(2, name="own")
+        outer.append(inner.to_gate(), [1, 0])
+        outer.cx(0, 1, ctrl_state=0)
+        return outer.to_gate()
+    if kind == "Pauli":
+        return PauliGate("XY")
+    return inner.to_gate()
+
+
+@pytest.mark.parametrize("kind", ["plain", "named as one", "of a name", "evolution", "unitary", "nested", "Pauli"])
+def test_gates_that_a_text_does_not_know(kind: str) -> None:
+    """Twice with different arguments, as qiskit writes one definition for both."""
+    circuit = QuantumCircuit(3)
+    circuit.ry(0.4, range(3))
+    first, second = Parameter("a"), Parameter("b")
+    circuit.append(_own_gate(kind, first), [0, 1])
+    circuit.append(_own_gate(kind, 3 * second - first), [2, 0])
+    numbers = [0.7, -1.1][: circuit.num_parameters]
+    bound = Operator(circuit.assign_parameters(numbers).decompose("PauliEvolution"))
+    legacy = v1_params(make_spec([(circuit, "ZII", numbers or None)], backend="b", program_id="estimator"))
+    read = qasm2.loads(legacy["circuits"][0], custom_instructions=qasm2.LEGACY_CUSTOM_INSTRUCTIONS)
+    assert Operator(read).equiv(bound)
+    for pub, program in (
+        ((circuit, "ZII", numbers or None), "estimator"),
+        ((circuit.measure_all(inplace=False), numbers or None), "sampler"),
+    ):
+        spec = _spec([pub], program_id=program, circuit_form="openqasm3")
+        [read] = circuits_of(spec.prepared["quantum_program"])
+        assert Operator(read.remove_final_measurements(inplace=False).assign_parameters(numbers)).equiv(bound)
+
+
+def test_gates_that_a_text_does_not_know_in_a_branch() -> None:
+    circuit = QuantumCircuit(2, 2)
+    circuit.x(0)
+    circuit.measure(0, 0)
+    flip = QuantumCircuit(1, name="rx")
+    flip.x(0)
+    with circuit.if_test((0, 1)) as other:
+        circuit.append(flip.to_gate(), [1])
+    with other:
+        circuit.append(UnitaryGate([[1, 0], [0, 1j]]), [1])
+    circuit.measure(1, 1)
+    assert _result([circuit], circuit_form="openqasm3", shots=9).counts() == {"11": 9}
 
 
 def test_a_text_that_nobody_can_read_is_not_sent() -> None:
