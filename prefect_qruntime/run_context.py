@@ -24,7 +24,7 @@ from uuid import UUID
 
 from cachetools import LRUCache
 from prefect.context import FlowRunContext, TaskRunContext
-from prefect.task_runners import ProcessPoolTaskRunner
+from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 
 from prefect_qruntime.client.failures import job_error
 from prefect_qruntime.client.network_loop import SingleFlight, network_loop
@@ -41,6 +41,7 @@ __all__ = [
     "RunContext",
     "call_index",
     "current_run",
+    "deferred_around",
     "has_had",
     "may_run_twice",
     "note_job",
@@ -286,6 +287,15 @@ def token_of_task_run() -> str | None:
     """Hexadecimal digits that are the same each time an engine runs this task run; None outside a task."""
     context = TaskRunContext.get()
     return None if context is None else context.task_run.id.hex
+
+
+def deferred_around() -> list[str]:
+    """The task runs around the caller's own, if one of them was deferred: its flow run may be over while it runs."""
+    flows, _, tasks = runs_around()
+    # A flow run with such a runner runs its other tasks in its own process.
+    if not flows or not flows[-1].detached or not isinstance(flows[-1].task_runner, ThreadPoolTaskRunner):
+        return []
+    return [str(one.task_run.id) for one in tasks[1:]]
 
 
 class _Reading(SingleFlight[RunContext]):
