@@ -24,7 +24,7 @@ from uuid import UUID
 
 from cachetools import LRUCache
 from prefect.context import FlowRunContext, TaskRunContext
-from prefect.task_runners import ProcessPoolTaskRunner
+from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 
 from prefect_qruntime.client.failures import job_error
 from prefect_qruntime.client.network_loop import SingleFlight, network_loop
@@ -41,6 +41,7 @@ __all__ = [
     "RunContext",
     "call_index",
     "current_run",
+    "deferred_around",
     "has_had",
     "may_run_twice",
     "note_job",
@@ -261,7 +262,8 @@ async def current_run() -> RunContext:
             found = _runs.get(attempt)
         if found is None:
             # Mapped submissions start together; one of them asks for all.
-            found = await network_loop().state(_Reading).join(lambda: _read_run(flow_run), *attempt)
+            elsewhere = flows[-1].detached
+            found = await network_loop().state(_Reading).join(lambda: _read_run(flow_run, elsewhere), *attempt)
             with _lock:
                 _runs[attempt] = found
         known = found
@@ -287,18 +289,29 @@ def token_of_task_run() -> str | None:
     return None if context is None else context.task_run.id.hex
 
 
+def deferred_around() -> list[str]:
+    """The task runs around the caller's own, if one of them was deferred: its flow run may be over while it runs."""
+    flows, _, tasks = runs_around()
+    # A flow run with such a runner runs its other tasks in its own process.
+    if not flows or not flows[-1].detached or not isinstance(flows[-1].task_runner, ThreadPoolTaskRunner):
+        return []
+    return [str(one.task_run.id) for one in tasks[1:]]
+
+
 class _Reading(SingleFlight[RunContext]):
     """Read an attempt of a flow run from Prefect."""
 
 
-async def _read_run(flow_run: FlowRun) -> RunContext:
+async def _read_run(flow_run: FlowRun, elsewhere: bool) -> RunContext:
     client, runs = await api(), await lineage()
     # A subflow of this process has no deployment of its own; one that has, runs in its own process.
     top = flow_run if len(runs) == 1 else await client.read_flow_run(UUID(runs[-1]))
     states = await client.read_flow_run_states(top.id)
     began = sum(state.is_running() for state in states)
-    ended = [state.timestamp for state in states if state.is_final() or state.name == "AwaitingRetry"]
-    parked = any(state.is_paused() for state in states)
+    # A deferred task may run when its flow run, in another process, is over or paused. That alone repeats nothing.
+    before = [] if elsewhere and began == 1 else states
+    ended = [state.timestamp for state in before if state.is_final() or state.name == "AwaitingRetry"]
+    parked = any(state.is_paused() for state in before)
     identity, attempt = f"flow-run:{top.id}", max(began, top.run_count or 0)
     with _lock:
         touched = _touched.setdefault((identity, attempt), time.monotonic())

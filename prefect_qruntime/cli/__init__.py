@@ -143,13 +143,15 @@ def _disk_full(error: BaseException) -> str | None:
 
 
 def _no_server(causes: list[BaseException]) -> str | None:
-    """Return the message if one of the causes means that Prefect's API stopped answering; None for any other error."""
+    """Return the message if one of the causes means that Prefect's API stopped answering or refuses; else None."""
     from prefect.settings import get_current_settings
 
-    from prefect_qruntime.diagnostics.prefect_server import unreachable
+    from prefect_qruntime.diagnostics.prefect_server import refusal, unreachable
 
     url = get_current_settings().api.url
     for one in causes:
+        if (refused := refusal(one)) is not None:
+            return str(refused)
         failed_start = isinstance(one, RuntimeError) and "server" in str(one).lower()
         if failed_start if url is None else isinstance(one, httpx.TransportError | TimeoutError):
             return str(unreachable(url, str(one).split("\n")[0] or type(one).__name__))

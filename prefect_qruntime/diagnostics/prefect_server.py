@@ -9,6 +9,7 @@ from functools import partial
 from shlex import quote
 from urllib.parse import urlsplit
 
+import httpx
 import prefect
 from packaging.version import InvalidVersion, Version
 from prefect.blocks.core import Block
@@ -47,6 +48,7 @@ __all__ = [
     "check_prefect",
     "check_server",
     "check_settings",
+    "refusal",
     "unreachable",
 ]
 
@@ -79,7 +81,11 @@ async def check_server() -> tuple[PrefectClient | None, list[Finding]]:
             answer = await client._client.get("/health")
         if client.server_type is not ServerType.CLOUD and answer.text.strip() != "true":
             return None, [unreachable(url, "something else answers there")]
+        with patience(_ANSWER):
+            await client.api_version()  # the health is told to everyone
     except Exception as error:  # no server set and none allowed to start, or the start failed
+        if (refused := refusal(error)) is not None:
+            return None, [refused]
         reason = redact(str(error)).split("\n")[0]
         return None, [unreachable(url, reason or f"it gave no answer within {_ANSWER:.0f} s")]
     if url is not None:
@@ -112,6 +118,18 @@ def unreachable(url: str | None, reason: str) -> Finding:
         "server",
         f"The Prefect server at {url} cannot be reached: {reason}.",
         "Start it with `prefect server start`, or correct PREFECT_API_URL (it ends with /api).",
+    )
+
+
+def refusal(error: BaseException) -> Finding | None:
+    """Build the finding that Prefect's API refuses who asks; None if an error means something else."""
+    if not isinstance(error, httpx.HTTPStatusError) or error.response.status_code != httpx.codes.UNAUTHORIZED:
+        return None
+    return problem(
+        "server",
+        f"The Prefect server at {get_current_settings().api.url} refuses this client (401 Unauthorized).",
+        "Set PREFECT_API_AUTH_STRING to what the server has as PREFECT_SERVER_API_AUTH_STRING; for Prefect Cloud, set "
+        "PREFECT_API_KEY to a valid key.",
     )
 
 

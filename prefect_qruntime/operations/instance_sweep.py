@@ -9,7 +9,7 @@ Each list, job and session fails alone: what could not be read or closed is a pr
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
@@ -77,10 +77,14 @@ class Owners:
     Args:
         noted: Flow runs that records of this Prefect server name.
         gone: Finds the proof that the process of a running flow run is gone; such a run is treated as crashed.
+        used: Keys of the session records that a deferred task may use, whatever became of their flow runs.
     """
 
-    def __init__(self, noted: set[str], gone: Callable[[FlowRun], Awaitable[str | None]]) -> None:
+    def __init__(
+        self, noted: set[str], gone: Callable[[FlowRun], Awaitable[str | None]], used: Collection[str] = ()
+    ) -> None:
         self._noted = noted
+        self._used = used
         self._gone = gone
         self._known: dict[str, str | None] = {}
         self._cancelled: set[str] = set()
@@ -94,6 +98,14 @@ class Owners:
     def is_cancelled(self, flow_run_id: str | None) -> bool:
         """Whether a flow run that is over ended by a cancellation."""
         return flow_run_id in self._cancelled
+
+    def may_use(self, record: Record) -> bool:
+        """Whether a deferred task may use a session, also if its flow run is over."""
+        return record.key in self._used
+
+    async def left(self, record: Record) -> bool:
+        """Whether the flow run that opened a session is over, and no task that it deferred uses the session."""
+        return not self.may_use(record) and await self.over(record.owner) is not None
 
     async def over(self, flow_run_id: str | None) -> str | None:
         """The name of the final state; None if the flow run may still continue."""
@@ -177,7 +189,7 @@ class InstanceSweeper:
         for record in records:
             if (session_id := record.meta.get("session")) and not is_note(record):
                 self._noted.add(session_id)
-                self._users.setdefault(session_id, set()).add(record.owner)
+                self._users.setdefault(session_id, set()).add(None if owners.may_use(record) else record.owner)
         # Of all, as two blocks may lead to one instance by different addresses.
         self._gone = {note.record.key: note.is_gone for note in notes}
         for note in self._notes:
@@ -348,7 +360,7 @@ class InstanceSweeper:
         """Close the recorded sessions whose flow runs are over."""
         for record in filter(self._may_sweep, self._records):
             owner, known = record.owner, record.meta.get("session")
-            if record.is_closed or owner is None or await self._owners.over(owner) is None:
+            if record.is_closed or owner is None or not await self._owners.left(record):
                 continue
             with self._apart(f"session {known or 'without an id'} of flow run {owner}"):
                 found = [known] if known else await self._left_unnoted(record, f"flow run {owner}")
@@ -444,7 +456,7 @@ class InstanceSweeper:
         """Whether the flow run or the process that wrote a record is over."""
         if record.key in self._gone:
             return bool(self._gone[record.key])
-        return await self._owners.over(record.owner) is not None
+        return await self._owners.left(record)
 
     async def _never_noted(self, record: Record) -> list[str]:
         """Find sessions that a process opened before it died, without recording the id.

@@ -47,7 +47,7 @@ from prefect_qruntime.operations.instance_sweep import (
 from prefect_qruntime.prefect_api import api, family, flow_runs_by_id
 from prefect_qruntime.redact import get_logger, shown
 from prefect_qruntime.run_context import process_is_gone
-from prefect_qruntime.tasks.session_notes import SessionNote, is_note, session_notes
+from prefect_qruntime.tasks.session_notes import SessionNote, is_note, is_used_by_deferred_task, session_notes
 
 __all__ = [
     "Resumed",
@@ -374,7 +374,7 @@ async def _sweep(
     jobs = await find_records("job", since=datetime.now(UTC) - NOTED_BACK)
     noted = {owner for record in (*records, *jobs) if (owner := record.owner) is not None}
     proofs = Proofs()
-    owners = Owners(noted, proofs.of)
+    owners = Owners(noted, proofs.of, {record.key for record in records if await is_used_by_deferred_task(record)})
     unfinished = _unfinished(jobs)
     notes = await session_notes(records)
     found = {name: Found() for name in loaded}
@@ -438,7 +438,7 @@ async def _out_of_reach(
     left = [(note.record, note.opener) for note in notes if note.is_gone]
     for record in records:
         owner = record.owner
-        if not is_note(record) and not record.is_closed and await owners.over(owner) is not None:
+        if not is_note(record) and not record.is_closed and await owners.left(record):
             left.append((record, f"flow run {owner}"))
     recent = datetime.now(UTC) - LOOK_BACK
     left = [

@@ -65,6 +65,7 @@ __all__ = [
     "Plan",
     "SessionLike",
     "Submission",
+    "UndeferredTask",
     "as_job",
     "as_session",
     "backend_name",
@@ -488,11 +489,42 @@ def _given(made: Task[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) ->
     return {**dict(zip(inspect.signature(made.fn).parameters, args, strict=False)), **kwargs} if args else kwargs
 
 
-class InFlowTask(Task[P, R]):
-    """A task that is called, submitted and mapped, but not deferred to a task worker.
+class UndeferredTask(Task[P, R]):
+    """A task that is not deferred to a task worker.
 
     Prefect stores the parameters of a deferred task run, including the credentials block with its unencrypted API key.
-    It visits all parameters recursively, so those that are nested too deeply are refused before.
+    """
+
+    def delay(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raise an error, because a deferred task run would store the API key.
+
+        Raises:
+            InvalidInput: Always, with what to do instead.
+        """
+        self._refuse("delay")
+
+    def apply_async(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """As `delay`. Prefect comes here with `.map(deferred=True)`, and with all calls on its `PrefectTaskRunner`."""
+        self._refuse("apply_async")
+
+    def serve(self) -> NoReturn:
+        """As `delay`."""
+        self._refuse("serve")
+
+    def _refuse(self, method: str) -> NoReturn:
+        name = self.name.replace(" ", "_")
+        raise InvalidInput(
+            f"`{name}` has no `{method}`. Prefect would store the credentials block with its unencrypted API key, for "
+            "a task worker to read. Start a deployment with `run_deployment`, or defer a task of your own that takes "
+            "the block's name and loads it with `load_credentials`.",
+            field=method,
+        )
+
+
+class InFlowTask(UndeferredTask[P, R]):
+    """A task that is called, submitted and mapped, but not deferred to a task worker.
+
+    Prefect visits all parameters recursively, so those that are nested too deeply are refused before.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -511,36 +543,11 @@ class InFlowTask(Task[P, R]):
         check_mapped(self, args, kwargs)
         return super().map(*args, **kwargs)
 
-    def delay(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Raise an error, because a deferred task run would store the API key.
-
-        Raises:
-            InvalidInput: Always, with what to do instead.
-        """
-        self._refuse("delay")
-
-    def apply_async(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """As `delay`."""
-        self._refuse("apply_async")
-
-    def serve(self) -> NoReturn:
-        """As `delay`."""
-        self._refuse("serve")
-
     def with_options(self, *args: Any, **kwargs: Any) -> InFlowTask[P, R]:
         """As `Task.with_options`; Prefect would return a plain task."""
         changed: Any = super().with_options(*args, **kwargs)
         changed.__class__ = InFlowTask
         return changed  # type: ignore[no-any-return]
-
-    def _refuse(self, method: str) -> NoReturn:
-        name = self.name.replace(" ", "_")
-        raise InvalidInput(
-            f"`{name}` has no `{method}`. Prefect would store the credentials block with its unencrypted API key, for "
-            "a task worker to read. Start a deployment with `run_deployment`, or defer a task of your own that takes "
-            "the block's name and loads it with `load_credentials`.",
-            field=method,
-        )
 
 
 def in_flow(made: TaskT) -> TaskT:

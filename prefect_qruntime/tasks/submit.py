@@ -64,6 +64,7 @@ from prefect_qruntime.tasks.backends import check_online, say_if_held
 from prefect_qruntime.tasks.definitions import (
     InFlowTask,
     Submission,
+    UndeferredTask,
     as_session,
     backend_name,
     blocking,
@@ -350,7 +351,7 @@ class SubmitTask(InFlowTask[..., Any]):
     def _numbered(self) -> Task[..., Any]:
         """This task, with all options and hooks that it was given, around the function that takes the number."""
         twin: Any = copy.copy(self)
-        twin.__class__, twin.fn = Task, self.numbered_fn  # what `InFlowTask` checks is checked by `_bind`
+        twin.__class__, twin.fn = UndeferredTask, self.numbered_fn  # `_bind` has checked the depth
         return twin  # type: ignore[no-any-return]
 
     def _bind(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -14,10 +14,11 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from prefect import flow
+from prefect import flow, task
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import BlockDocumentUpdate
 from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Running
+from prefect.task_worker import TaskWorker
 
 import prefect_qruntime as qr
 from prefect_qruntime.client.network_loop import network_loop
@@ -33,7 +34,7 @@ from prefect_qruntime.run_context import current_run, process_facts
 from prefect_qruntime.sandbox import Sandbox
 from prefect_qruntime.tasks.session_notes import SessionNote
 from tests.support.command_line import command, exit_code
-from tests.support.flow_runs import BACKEND, FLIP, STAY, ran, records, requests, run
+from tests.support.flow_runs import BACKEND, FLIP, STAY, ran, records, requests, run, until
 from tests.support.prefect_calls import asked
 from tests.support.prefect_server import PrefectServer, forget_sessions
 
@@ -260,6 +261,41 @@ def test_a_session_shared_with_a_running_flow_is_left_alone(control: Any, sandbo
     report = run_sweep([BLOCK])
     assert report.sessions == []
     assert control.session(session.id)["accepting_jobs"] is True
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["its process lives", "its process is gone"])
+def test_the_session_of_a_deferred_task_is_its_own_while_the_task_runs(
+    monkeypatch: pytest.MonkeyPatch, control: Any, gone: bool
+) -> None:
+    deferred, opened, swept = list[Any](), list[Any](), list[list[str]]()
+
+    @task
+    def later(block: str) -> None:
+        credentials = qr.load_credentials(block)
+        opened.append(qr.open_session(credentials, BACKEND, max_ttl=600))
+        qr.submit_job(credentials, [FLIP], backend=BACKEND, session=opened[0])
+        swept.append(closed_by_a_sweep())
+
+    def closed_by_a_sweep() -> list[str]:
+        return [entry.id for entry in run_sweep([BLOCK]).sessions]
+
+    @flow
+    def defers() -> None:
+        deferred.append(later.delay(BLOCK).task_run_id)
+
+    async def work() -> None:
+        await TaskWorker(later).execute_task_run(task_run)
+
+    if gone:
+        monkeypatch.setattr("prefect_qruntime.tasks.session_notes.process_is_gone", lambda _: True)
+    ran(defers)
+    task_run = asked(lambda client: client.read_task_run(deferred[0]))
+    asyncio.run(work())
+    if not gone:
+        assert swept == [[]], "the flow run is over, and the task it deferred goes on"
+        swept.append(until(closed_by_a_sweep))  # Prefect learns in the background that the task run is over
+    assert swept[-1] == [opened[0].id]
+    assert control.session(opened[0].id)["accepting_jobs"] is False
 
 
 def test_a_session_with_jobs_of_others_is_left_alone(control: Any, sandbox: Sandbox) -> None:

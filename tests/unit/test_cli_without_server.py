@@ -62,6 +62,24 @@ def refusing() -> contextlib.AbstractContextManager[int]:
     return serving(answering("404 Not Found", '{"detail":"Not Found"}'))
 
 
+def locked(path: bytes = b"/health") -> contextlib.AbstractContextManager[int]:
+    """A Prefect server that wants a password for all but one path: a plain one tells everyone its health."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            asked = await reader.readuntil(b"\r\n\r\n")
+            open_one = path in asked.split(b"\r\n")[0]
+            status, body = (
+                ("200 OK", "true") if open_one else ("401 Unauthorized", '{"exception_message":"Unauthorized"}')
+            )
+            head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+            writer.write(f"{head}connection: close\r\n\r\n{body}".encode())
+            await writer.drain()
+            writer.close()
+
+    return serving(handle)
+
+
 def gibberish() -> contextlib.AbstractContextManager[int]:
     """A port that something listens on which does not speak HTTP."""
 
@@ -72,6 +90,33 @@ def gibberish() -> contextlib.AbstractContextManager[int]:
             writer.close()
 
     return serving(handle)
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in LOCAL])
+@pytest.mark.parametrize("path", [b"/health", b"no path at all"], ids=["its health is told", "nothing is told"])
+def test_a_command_says_that_the_server_wants_another_password(
+    capsys: pytest.CaptureFixture[str], command: str, path: bytes
+) -> None:
+    with locked(path) as port, temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{port}/api"}):
+        code, text = said(capsys, *words(command))
+    assert code == 1
+    if command == "doctor":
+        assert "1 problem" in text
+        assert "PREFECT_API_AUTH_STRING" in "".join(text.split())
+        return
+    assert text.startswith(f"The Prefect server at http://127.0.0.1:{port}/api refuses this client (401 Unauthorized).")
+    assert "PREFECT_API_AUTH_STRING" in text
+    assert len(text) < 400
+
+
+def test_a_server_that_wants_a_password_while_a_command_runs_is_told_from_a_fault_of_ours(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("prefect_qruntime.cli.options.require_prefect", lambda: None)
+    with locked() as port, temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{port}/api"}):
+        code, text = said(capsys, "jobs")
+    assert code == 1
+    assert text.startswith(f"The Prefect server at http://127.0.0.1:{port}/api refuses this client (401 Unauthorized).")
 
 
 @pytest.mark.parametrize("place", [closed_port, page, refusing], ids=lambda place: place.__name__)

@@ -83,8 +83,14 @@ class Service:
         return [{"id": "session-unnoted"}]
 
 
-class Owners:
+class Owners(module.Owners):
     """All flow runs are over."""
+
+    def __init__(self) -> None:
+        async def gone(_: Any) -> str | None:
+            return None
+
+        super().__init__(set(), gone)
 
     async def over(self, flow_run_id: str | None) -> str | None:
         return "Completed" if flow_run_id else None
