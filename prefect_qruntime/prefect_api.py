@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -45,7 +47,7 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_delay, wait_r
 
 from prefect_qruntime.client.network_loop import SingleFlight, network_loop, on_network_loop
 from prefect_qruntime.errors import SAME_REQUEST, InvalidInput, QuantumRuntimeError
-from prefect_qruntime.redact import nearest
+from prefect_qruntime.redact import get_logger, nearest
 
 __all__ = [
     "Lineage",
@@ -78,6 +80,7 @@ __all__ = [
 # connections 200 pages took 30 s. With many more it may stand still until the lock times out after a minute.
 _CONNECTIONS = 8
 
+_PORT_TAKEN = 3  # exit code of a temporary server, which Prefect then starts again by itself
 _PATIENCE = 60.0  # seconds for which requests to a failing Prefect API are repeated
 _SILENCE = 120.0  # seconds for which an answer is awaited; a server on SQLite may stand still for a minute
 _PASSING = frozenset({407, 408, 425, 429, 499, *range(500, 600)})
@@ -86,6 +89,7 @@ _LISTS = ("/artifacts/filter", "/variables/filter", "/flow_runs/filter", "/task_
 _patience: ContextVar[tuple[float, float] | None] = ContextVar("qruntime_prefect_patience", default=None)
 
 T = TypeVar("T")
+log = get_logger(__name__)
 
 
 @contextlib.contextmanager
@@ -216,12 +220,15 @@ def _send_patiently(client: PrefectClient) -> None:
     """Send each of a client's requests through `patiently`."""
     raw: Any = client._client
     send, clock = raw.send, network_loop().state(_Clock)
+    temporary = get_current_settings().api.url is None
     # Few servers want CSRF tokens: those that do say so; no request is spent on asking the others.
     may_need_token, raw.enable_csrf_support = raw.enable_csrf_support, False
 
     async def patient_send(request: httpx.Request, *args: Any, **kwargs: Any) -> httpx.Response:
         async def ask() -> httpx.Response:
             answer: httpx.Response
+            if temporary and hasattr(sys, "ps1"):  # a process that an interruption does not end
+                _restart_temporary_server()
             try:
                 answer = await send(request, *args, **kwargs)
             except httpx.HTTPStatusError as error:
@@ -240,6 +247,24 @@ def _send_patiently(client: PrefectClient) -> None:
         return await patiently(ask)
 
     raw.send = patient_send
+
+
+def _restart_temporary_server() -> None:
+    """Start Prefect's temporary server again if it has ended; who asks it something repeats that until it answers.
+
+    Jupyter and a terminal interrupt all processes of a notebook or shell, and Prefect does not notice that its server
+    has ended by that.
+    """
+    from prefect.server.api.server import SubprocessASGIServer
+
+    server = SubprocessASGIServer()
+    if server.running and server.server_process is not None and server.server_process.poll() not in (None, _PORT_TAKEN):
+        log.warning(
+            "Prefect's temporary server has ended, as by an interruption, and is started again. One of your own "
+            "(`prefect server start`, and its address in PREFECT_API_URL) is not interrupted."
+        )
+        server.running = False  # else `start` does nothing
+        threading.Thread(target=server.start, name="prefect-server-start", daemon=True).start()
 
 
 def not_sent(text: str) -> QuantumRuntimeError:
