@@ -356,6 +356,8 @@ async def find_records(
 ) -> list[Record]:
     """Find all records of a kind, newest first; jobs that are noted only in a flow run's summary come last.
 
+    What a summary notes of a job without a page of its submitter completes the page that another process made.
+
     Args:
         kind: Their kind.
         identifiers: Only those with these ids.
@@ -367,14 +369,17 @@ async def find_records(
     found = await _read(kind, identifiers, flow_run_ids, of, since, prefix)
     if kind != "job" or prefix:
         return found
-    paged = {record.meta.get("id") for record in found}
+    newest = {record.meta.get("id"): place for place, record in reversed([*enumerate(found)])}
     wanted = None if identifiers is None else set(identifiers)
     for summary in await _read("summary", None, flow_run_ids, of, since, ""):
-        for record in _open_jobs(summary):
-            job_id = record.meta["id"]
-            if job_id not in paged and (wanted is None or job_id in wanted):
-                paged.add(job_id)
-                found.append(record)
+        for note in _open_jobs(summary):
+            job_id = note.meta["id"]
+            if (place := newest.get(job_id)) is not None:
+                # The sweep or a watcher may have made the page, which did not submit the job and does not know its key.
+                found[place] = replace(found[place], meta={**note.meta, **found[place].meta})
+            elif wanted is None or job_id in wanted:
+                newest[job_id] = len(found)
+                found.append(note)
     return found
 
 

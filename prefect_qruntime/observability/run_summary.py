@@ -84,7 +84,7 @@ class RunSummary:
         alone: Whether no other process and no earlier attempt can have submitted jobs for it.
         dirty: Whether something changed since its summary was written.
         is_written: Whether this process wrote its summary.
-        done: Jobs that have a page.
+        done: Jobs noted here that have a page. What another process noted stays: its page may not have all of it.
     """
 
     flow_run_id: str
@@ -111,8 +111,8 @@ class RunSummary:
 
     def paged(self, job_id: str) -> None:
         """Note that a job has its own page now."""
-        self.open.pop(job_id, None)
-        self.done.add(job_id)
+        if self.open.pop(job_id, None) is not None:
+            self.done.add(job_id)
         if not self.open:
             self._all_paged.set()
 

@@ -17,7 +17,8 @@ from tests.support.prefect_server import PrefectServer
 pytestmark = [pytest.mark.server]
 # Drawn so that each is killed for certain or soon after it began something: flows of all kinds, one that leaves its
 # job, one that is suspended, a script; both dialects; a list that lags beyond the grace.
-SEEDS = (1012, 1016, 1098, 1161, 1247, 1253, 1308, 1422)
+# 700,056 and 700,299 found faults.
+SEEDS = (1012, 1016, 1098, 1161, 1247, 1253, 1308, 1422, 700056, 700299)
 
 
 @pytest.fixture(scope="module")
