@@ -46,6 +46,7 @@ class DaemonThreads(concurrent.futures.ThreadPoolExecutor):
     """
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> concurrent.futures.Future[T]:
+        """As `Executor.submit`."""
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
 
         def work() -> None:

@@ -344,13 +344,13 @@ def test_hundreds_of_results_do_not_use_up_the_file_descriptors() -> None:
 
     async def work() -> int:
         at_work.append(1)
-        while not go.is_set():
+        while not go.is_set():  # noqa: ASYNC110  of another loop
             await asyncio.sleep(0.01)
         return at_work.pop()
 
     async def many() -> int:
         stored = [asyncio.create_task(result_storage._in_storage(work)) for _ in range(100)]
-        while len(at_work) < result_storage._AT_ONCE:
+        while len(at_work) < result_storage._AT_ONCE:  # noqa: ASYNC110  of other loops
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.5)
         most = len(at_work)
