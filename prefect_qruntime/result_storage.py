@@ -7,12 +7,10 @@ another machine, or this one after a clean-up, gets it back.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextvars
 import functools
 import hashlib
 import logging
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -27,7 +25,7 @@ from prefect.serializers import PickleSerializer
 from prefect.settings import get_current_settings
 
 from prefect_qruntime.client import QuantumRuntimeClient
-from prefect_qruntime.client.network_loop import SingleFlight, network_loop
+from prefect_qruntime.client.network_loop import DaemonThreads, SingleFlight, network_loop
 from prefect_qruntime.client.results.job_result import JobResult
 from prefect_qruntime.client.transport.spool import BodyStore, BodyWriter, StoredBody
 from prefect_qruntime.errors import NotFound
@@ -40,6 +38,7 @@ __all__ = ["SharedJobResult", "keep_private", "private_result", "read_private", 
 T = TypeVar("T")
 
 _PIECE = 1_000_000  # bytes; Prefect's records hold each several times while they are written
+_AT_ONCE = 40  # records that are stored or read at the same time
 _PATIENCE = 60.0  # seconds in which a result storage must have taken or given one record
 _SETTLE = 10.0  # seconds a cancelled caller waits for the only copy of a result
 
@@ -47,30 +46,33 @@ _SETTLE = 10.0  # seconds a cancelled caller waits for the only copy of a result
 async def _in_storage(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """Let a result storage do one thing. One that hangs, also if it blocks its loop, holds up nothing else.
 
-    It has a thread of its own, for which the end of the process does not wait.
+    It has threads of its own, for which the end of the process does not wait, and which it also gets at that end.
 
     Raises:
         TimeoutError: It did not answer in time.
     """
-    outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
-    outcome.set_running_or_notify_cancel()  # a caller that is cancelled leaves it to end by itself
-    context = contextvars.copy_context()
+    threads = DaemonThreads()
 
-    def run() -> None:
+    def run() -> T:
+        with asyncio.Runner() as runner:
+            runner.get_loop().set_default_executor(threads)
+            return runner.run(work())
+
+    async with network_loop().state(_turns):
+        # A caller that is cancelled leaves it to end by itself.
+        answer = asyncio.wrap_future(threads.submit(contextvars.copy_context().run, run))
         try:
-            outcome.set_result(context.run(asyncio.run, work()))
-        except BaseException as error:
-            outcome.set_exception(error)
+            await asyncio.wait([answer], timeout=_PATIENCE)
+            if not answer.done():
+                raise TimeoutError(f"the result storage did not answer within {_PATIENCE:g} seconds")
+            return answer.result()
+        finally:
+            answer.cancel()
 
-    threading.Thread(target=run, name="qruntime-storage", daemon=True).start()
-    answer = asyncio.wrap_future(outcome)
-    try:
-        await asyncio.wait([answer], timeout=_PATIENCE)
-        if not answer.done():
-            raise TimeoutError(f"the result storage did not answer within {_PATIENCE:g} seconds")
-        return answer.result()
-    finally:
-        answer.cancel()
+
+def _turns() -> asyncio.Semaphore:
+    """Bound what is done at the same time: each piece of work takes two threads and three file descriptors."""
+    return asyncio.Semaphore(_AT_ONCE)
 
 
 def shelf() -> BodyStore:

@@ -26,7 +26,7 @@ import anyio
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.redact import get_logger, lock_of_process
 
-__all__ = ["NetworkLoop", "SingleFlight", "network_loop", "on_network_loop", "used_loop"]
+__all__ = ["DaemonThreads", "NetworkLoop", "SingleFlight", "network_loop", "on_network_loop", "used_loop"]
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -39,19 +39,14 @@ _CANCEL_GRACE = 15.0  # seconds a cancelled caller waits for its work to wind up
 _SHORTEST_SLICE, _LONGEST_SLICE = 0.05, 1.0  # seconds that a blocked thread cannot be interrupted from another one
 
 
-class _WorkerThreads(concurrent.futures.ThreadPoolExecutor):
-    """The threads in which the network loop does what would block it, also after the main thread has ended.
+class DaemonThreads(concurrent.futures.ThreadPoolExecutor):
+    """Gives each piece of work a daemon thread of its own, also after the main thread has ended.
 
-    From then on Python refuses work to every pool, although threads of the user may still run jobs: each piece of
-    work gets a thread of its own.
+    The end of the process waits for none of them.
     """
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> concurrent.futures.Future[T]:
-        try:
-            return super().submit(fn, *args, **kwargs)
-        except RuntimeError as error:
-            if "cannot schedule" not in str(error):  # any other comes after the work was queued
-                raise
+        """As `Executor.submit`."""
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
 
         def work() -> None:
@@ -61,8 +56,23 @@ class _WorkerThreads(concurrent.futures.ThreadPoolExecutor):
                 except BaseException as error:
                     future.set_exception(error)
 
-        threading.Thread(target=work, name="qruntime-late", daemon=True).start()
+        threading.Thread(target=work, name="qruntime-daemon", daemon=True).start()
         return future
+
+
+class _WorkerThreads(DaemonThreads):
+    """The threads in which the network loop does what would block it, also after the main thread has ended.
+
+    From then on Python refuses work to every pool, although threads of the user may still run jobs.
+    """
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> concurrent.futures.Future[T]:
+        try:
+            return concurrent.futures.ThreadPoolExecutor.submit(self, fn, *args, **kwargs)
+        except RuntimeError as error:
+            if "cannot schedule" not in str(error):  # any other comes after the work was queued
+                raise
+        return super().submit(fn, *args, **kwargs)
 
 
 class NetworkLoop:

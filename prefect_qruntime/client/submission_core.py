@@ -384,7 +384,9 @@ class Submission:
             return self._give_up(self._unseen())
         if self.doubt == "lost":
             if isinstance(error := self.lost_error, InvalidInput):  # it would be so again
-                self.memory.note(self.memory_key).sent = self.lost_before
+                record = self.memory.note(self.memory_key)
+                if record.sent is not None and record.sent + self.ask.grace == self.until:  # else one was lost since
+                    record.sent = self.lost_before
                 return self.refused(now, InvalidInput(error.message, **{**error.fields, "advice": NEVER}))
             if self.posts >= self.ask.attempts:
                 return self._give_up(self._unanswered())

@@ -390,7 +390,8 @@ class InstanceSweeper:
                 found = [known] if known else await self._opened_by(note) if gone else []
                 for session_id in found or ():
                     await self._sweep_session_of_process(note, session_id, gone)
-                if gone and found == [] and self._is_settled(note.record) and not self._dry_run:
+                over = self._over.issuperset(found) if found else gone and found == [] and self._is_settled(note.record)
+                if over and not self._dry_run:
                     with contextlib.suppress(Exception):
                         await note.mark_closed()
 
@@ -403,8 +404,9 @@ class InstanceSweeper:
         keys = note.meta.get(FIRST_JOBS, "").split()
         if not keys:
             return await self._left_unnoted(note.record, note.opener)
-        jobs = [job for key in keys async for job in each_job(self._client, tags=(key,))]
-        return list(dict.fromkeys(job.session_id for job in jobs if job.session_id is not None))
+        opened = {job.session_id: None for key in keys async for job in each_job(self._client, tags=(key,))}
+        # One that another process has noted is in its use, and is swept with its note.
+        return [session_id for session_id in opened if session_id is not None and session_id not in self._noted]
 
     async def _sweep_session_of_process(self, note: SessionNote, session_id: str, gone: bool | None) -> None:
         session = await self._read(session_id, note.record)
@@ -415,9 +417,6 @@ class InstanceSweeper:
             if users and await self._all_over(users) is None:
                 return
             await self._close(session_id, _DEAD if gone else _EXPIRED, note.record, process=note.opener)
-        if session_id in self._over and not self._dry_run:
-            with contextlib.suppress(Exception):
-                await note.mark_closed()
 
     def _has_outlived_its_limit(self, session: Session) -> bool:
         """Whether the service should have closed the session long ago, by its own clock."""

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -65,6 +65,7 @@ __all__ = [
     "first_through",
     "note_first_job",
     "note_lost",
+    "note_refused",
     "note_session",
     "notes_opened",
     "open_session",
@@ -474,6 +475,13 @@ def note_lost(session: SessionRef | None, key: str) -> None:
     """Note that it is not known whether the first job with this key was accepted, and opened the session."""
     if session is not None and session.id is None:
         _of(session).doubtful.append(key)
+
+
+def note_refused(session: SessionRef | None, keys: Collection[str]) -> None:
+    """Note that no first job with these keys was accepted, also of those whose answer was taken for lost."""
+    if session is not None and session.id is None:
+        unbound = _of(session)
+        unbound.doubtful = [key for key in unbound.doubtful if key not in keys]
 
 
 async def note_first_job(session: SessionRef | None, key: str) -> None:

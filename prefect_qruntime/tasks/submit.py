@@ -77,7 +77,15 @@ from prefect_qruntime.tasks.definitions import (
     spec_fields,
     spelled_out,
 )
-from prefect_qruntime.tasks.sessions import bind, check_not_left, first_through, note_first_job, note_lost, note_session
+from prefect_qruntime.tasks.sessions import (
+    bind,
+    check_not_left,
+    first_through,
+    note_first_job,
+    note_lost,
+    note_refused,
+    note_session,
+)
 
 __all__ = ["asubmit_job", "asubmit_numbered", "submit_job", "submit_numbered"]
 
@@ -242,14 +250,19 @@ async def _submit(
                 return allowed
 
             async def submit(intent: Intent) -> JobRef:
-                ref = await client.submit(
-                    intent,
-                    before_post=before_post,
-                    on_bought=bought,
-                    on_lost=is_lost,
-                    key_history=history,
-                    note_accepted=mark_accepted if marked else None,
-                )
+                try:
+                    ref = await client.submit(
+                        intent,
+                        before_post=before_post,
+                        on_bought=bought,
+                        on_lost=is_lost,
+                        key_history=history,
+                        note_accepted=mark_accepted if marked else None,
+                    )
+                except InvalidInput:  # in doubt it is `SubmissionUncertain`
+                    note_refused(usable, lost)
+                    lost.clear()
+                    raise
                 if watch is not None:
                     watch.arm(False)
                 return ref

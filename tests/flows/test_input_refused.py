@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from prefect import Task, flow, unmapped
+from prefect import Task, flow, task, unmapped
+from prefect.states import Completed
 
 import prefect_qruntime
 from prefect_qruntime import (
@@ -456,6 +457,25 @@ def test_what_is_mapped_by_mistake_is_told_what_to_write(
     with pytest.raises(InvalidInput, match=r"unmapped\(") as caught:
         made.map(credentials, ["x"] * number)
     assert caught.value.field == "credentials"
+
+
+def test_a_state_is_mapped_over_what_it_holds(sandbox: Sandbox, credentials: QuantumRuntimeCredentials) -> None:
+    """Before: it was taken for one model for all calls, and refused."""
+
+    @task
+    def circuits() -> list[Any]:
+        return [[FLIP], [FLIP]]
+
+    @flow
+    def mapped() -> list[str]:
+        pubs: Any = circuits(return_state=True)
+        found = submit_job.map(unmapped(credentials), pubs, backend=BACKEND, return_state=True)
+        ids = [state.result().id for state in found]
+        assert wait_for_completion.map(unmapped(credentials), Completed(data=ids)).result()
+        return ids
+
+    assert sorted(mapped()) == sorted(job["id"] for job in sandbox.control.jobs())
+    assert len(sandbox.control.jobs()) == 2
 
 
 def test_mapped_arguments_of_different_lengths_are_named(

@@ -296,6 +296,71 @@ def test_a_storage_that_hangs_holds_up_no_result_for_ever(
         assert requests(sandbox, "GET", "/jobs/*/results") == 1
 
 
+STORES_AT_THE_END = """
+import asyncio, sys, threading, time
+from prefect_qruntime import result_storage
+from prefect_qruntime.client.network_loop import network_loop
+began, hangs = threading.Event(), sys.argv[1] == "hangs"
+async def work():
+    if sys.argv[1] == "hangs":
+        await asyncio.to_thread(time.sleep, 3600)
+    elif sys.argv[1] == "has a thread":
+        await asyncio.to_thread(int)
+    else:
+        await asyncio.get_running_loop().getaddrinfo("localhost", 80)
+    return "stored"
+async def store():
+    began.set()
+    if hangs:
+        result_storage._PATIENCE = 0.2
+    while not hangs and threading.main_thread().is_alive():
+        await asyncio.sleep(0.01)
+    try:
+        print(await result_storage._in_storage(work))
+    except TimeoutError:
+        print("no answer")
+async def start():
+    task = asyncio.create_task(store())
+    network_loop().finish(task, "a result")
+    await task
+call = asyncio.run_coroutine_threadsafe(start(), network_loop().loop)
+began.wait()
+if hangs:
+    call.result()
+"""
+
+
+@pytest.mark.parametrize("storage", ["has a thread", "resolves a name", "hangs"])
+def test_an_ending_process_lets_a_storage_work_and_does_not_wait_for_one_that_hangs(storage: str) -> None:
+    """Before: it got no threads of asyncio's, or the process waited for them without end."""
+    command = [sys.executable, "-c", STORES_AT_THE_END, storage]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert shown.stdout.strip() == ("no answer" if storage == "hangs" else "stored"), shown.stderr
+
+
+def test_hundreds_of_results_do_not_use_up_the_file_descriptors() -> None:
+    """Before: each had an event loop of its own at the same time."""
+    at_work, go = list[int](), threading.Event()
+
+    async def work() -> int:
+        at_work.append(1)
+        while not go.is_set():  # noqa: ASYNC110  of another loop
+            await asyncio.sleep(0.01)
+        return at_work.pop()
+
+    async def many() -> int:
+        stored = [asyncio.create_task(result_storage._in_storage(work)) for _ in range(100)]
+        while len(at_work) < result_storage._AT_ONCE:  # noqa: ASYNC110  of other loops
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.5)
+        most = len(at_work)
+        go.set()
+        assert await asyncio.gather(*stored) == [1] * 100
+        return most
+
+    assert network_loop().run(many()) == result_storage._AT_ONCE
+
+
 @pytest.mark.parametrize("shots", [5, SHOTS])
 def test_a_private_result_that_no_disk_takes_is_fetched_again_from_the_process(
     sandbox: Sandbox,

@@ -409,6 +409,34 @@ def test_no_job_opens_a_session_again_that_was_closed(sandbox: Sandbox, dialect:
     assert sandbox.control.jobs() == []
 
 
+@pytest.mark.parametrize("lost_before", [False, True])
+def test_a_first_job_that_a_proxy_refuses_leaves_no_doubt_unless_an_earlier_answer_was_lost(
+    sandbox: Sandbox, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, lost_before: bool
+) -> None:
+    """Before: the session's record stayed open, and the log said that the session and a job may live on."""
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_SUBMISSION_GRACE_SECONDS", "1")
+    credentials = sandbox.credentials("legacy")
+    network_loop().run(credentials.get_client().jobs(limit=1))  # so that it is no 401 that is lost
+
+    @flow
+    def refused() -> None:
+        with qr.runtime_session(credentials, BACKEND, max_ttl=300) as session:
+            if lost_before:
+                sandbox.control.add_fault("POST", "/jobs", drop="before")
+            sandbox.control.add_fault("POST", "/jobs", status=413, body="<html>nginx</html>", times=None)
+            qr.submit_job(credentials, [FLIP], backend=BACKEND, session=session)
+
+    flow_run, state = ran(refused)
+    with pytest.raises(qr.SubmissionUncertain if lost_before else qr.InvalidInput):
+        run(state.aresult())
+    (record,) = records("session", flow_run.id)
+    assert (record.meta["state"] == "closed") is not lost_before
+    assert ("was never opened" in caplog.text) is not lost_before
+    assert ("It is not known whether the first job" in caplog.text) is lost_before
+    assert "ended before the service answered" not in caplog.text
+    assert sandbox.control.jobs() == []
+
+
 @pytest.mark.parametrize("again", [False, True])
 @pytest.mark.parametrize("listed", [False, True])
 @pytest.mark.parametrize("kind", ["flow", "script"])

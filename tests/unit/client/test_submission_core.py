@@ -347,6 +347,27 @@ def test_a_proxy_s_413_does_not_answer_for_an_earlier_request() -> None:
     explore(replace(OLD["a proxy's 413 answers for an earlier request"][0], machine=core.Submission))
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_a_proxy_s_413_does_not_answer_for_a_request_that_is_lost_after_it(late: bool) -> None:
+    """Before: the next caller did not wait until the list must show the other request's job."""
+    ask, memory = core.Ask(key_tag=lambda generation: f"qr-key:{generation}"), core.SubmissionMemory()
+    gone, refused, later = (core.Submission(ask, memory, owner) for owner in range(3))
+    assert isinstance(gone.start(0.0), core.Admit)
+    assert isinstance(gone.admitted(0.0), core.Post)
+    gone.abandoned(0.0)
+    assert isinstance(refused.start(0.0), core.Look)
+    refused.waited(30.0)
+    assert isinstance(refused.listed(30.0, []), core.Admit)
+    assert isinstance(refused.admitted(30.0), core.Post)
+    refused.lost(31.0, InvalidInput("too large"))
+    if late:
+        gone.lost(40.0, QuantumRuntimeError("no answer"))
+    refused.waited(61.0)
+    assert isinstance(refused.listed(61.0, []), core.GiveUp)
+    assert isinstance(later.start(61.0), core.Look)
+    assert isinstance(later.listed(61.0, []), core.Pause if late else core.Admit)
+
+
 @pytest.mark.parametrize("name", OLD)
 def test_an_old_rule_put_back_is_found(name: str) -> None:
     setting, words = OLD[name]

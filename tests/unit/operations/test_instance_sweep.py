@@ -380,6 +380,45 @@ def test_a_process_s_note_without_a_session_is_settled_likewise(
     assert found.problems == []
 
 
+class OpensByJobs(Service):
+    """Two first jobs opened sessions."""
+
+    async def jobs(self, *, tags: tuple[str, ...] = (), **_: Any) -> list[Job]:
+        opened = {"qr-key:one": "session-a", "qr-key:two": "session-b"}
+        return [Job(id=tag, status=JobStatus.QUEUED, session_id=opened[tag], tags=tags) for tag in tags]
+
+
+def sweep_of_first_jobs(service: Service, *others: Record) -> Found:
+    of_process = {**UNNOTED, "host": "h", "flow_run": ""}
+    note = record("note", **of_process, pid="1", **{FIRST_JOBS: "qr-key:one qr-key:two"})
+    notes, found, same = [SessionNote(one) for one in (note, *others)], Found(), list[InstanceSweeper]()
+    same.append(InstanceSweeper("b", service, Owners(), [], notes, {}, False, found, same))  # type: ignore[arg-type]
+    network_loop().run(same[0].sweep(False))
+    return found
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_a_session_that_a_first_job_with_a_shared_key_opened_is_its_user_s(
+    marked: set[str], monkeypatch: pytest.MonkeyPatch, lives: bool
+) -> None:
+    """Before: the sweep closed it for the dead process while the living one was using it."""
+    other = record("other", session="session-a", pid="2", host="h", flow_run="")
+    monkeypatch.setattr(SessionNote, "is_gone", property(lambda note: not (lives and note.record is other)))
+    service = OpensByJobs()
+    assert sweep_of_first_jobs(service, other).problems == []
+    assert ("session-a" in service.open, "session-b" in service.open) == (lives, False)
+    assert ("unnoted" in marked, "session-a" in marked) == (True, not lives)
+
+
+@pytest.mark.parametrize("fails", ["session-a", "session-b"])
+def test_a_process_s_note_is_settled_when_all_its_sessions_are_closed(marked: set[str], fails: str) -> None:
+    """Before: it was settled with the first one, and the other was not looked for again."""
+    service = OpensByJobs("close_session", fails, errors.ServiceUnavailable("down"))
+    sweep_of_first_jobs(service)
+    assert fails in service.open
+    assert marked == set()
+
+
 @pytest.mark.parametrize("gone", [True, False])
 def test_a_process_that_came_by_another_address_of_the_instance_counts_as_every_other(
     marked: set[str], monkeypatch: pytest.MonkeyPatch, gone: bool
