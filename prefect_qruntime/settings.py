@@ -57,7 +57,8 @@ class QuantumRuntimeSettings(PrefectBaseSettings):
         ```
     """
 
-    model_config = build_settings_config(("integrations", "qruntime"))
+    # A search or a wait that never ends, or an alarm that never comes, is no setting.
+    model_config = build_settings_config(("integrations", "qruntime")) | {"allow_inf_nan": False}
 
     submission_grace_seconds: float = Field(
         default=30.0,

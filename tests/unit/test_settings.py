@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
 from prefect_qruntime import settings
 from prefect_qruntime.errors import InvalidInput
@@ -42,6 +43,19 @@ def test_all_wrong_settings_are_named(monkeypatch):
         current_settings()
     for name in (GRACE, "PREFECT_INTEGRATIONS_QRUNTIME_ON_CANCEL", "PREFECT_INTEGRATIONS_QRUNTIME_ALLOWED_FOLDERS"):
         assert f"{name}: " in str(caught.value)
+
+
+NUMBERS = [name for name, one in QuantumRuntimeSettings.model_fields.items() if one.annotation in (int, float)]
+
+
+@pytest.mark.parametrize("bad", ["inf", "-Infinity", "nan", "1e999"])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_each_number_is_a_finite_one(monkeypatch: pytest.MonkeyPatch, name: str, bad: str) -> None:
+    monkeypatch.setenv(OURS + name.upper(), bad)
+    with pytest.raises(InvalidInput, match=f"{OURS}{name.upper()}: "):
+        current_settings()
+    with pytest.raises(ValidationError, match=name):
+        QuantumRuntimeSettings(**{name: float(bad)})
 
 
 def test_a_folder_stays_the_same_in_another_working_directory(monkeypatch, tmp_path):
