@@ -322,12 +322,7 @@ async def policy_in_force(*, buys: bool = True) -> QuantumRuntimePolicy | None:
             return policy
         try:
             with patience(_ANSWER if in_run() else _GLANCE) if will_do else contextlib.nullcontext():
-                policy = await _read(name)
-        except PolicyRefused:
-            if buys:
-                raise
-            # Existing jobs and sessions must stay manageable; the key still goes to known hosts only.
-            return QuantumRuntimePolicy()
+                data = await _read(name)
         except Exception as error:
             first = which not in known.failed  # in this outage
             known.failed[which] = time.monotonic()
@@ -339,15 +334,41 @@ async def policy_in_force(*, buys: bool = True) -> QuantumRuntimePolicy | None:
             raise not_sent(
                 f"The policy {name!r} cannot be read: Prefect's API failed ({error!r}). Without it nothing is allowed."
             ) from error
-        known.policies[which] = time.monotonic(), policy
         known.failed.pop(which, None)
-        return policy
+        try:
+            found = _parsed(name, data)
+        except PolicyRefused:
+            if buys:
+                raise
+            # Existing jobs and sessions must stay manageable, on the hosts that an administrator last allowed.
+            usable = policy if data is None else _hosts_of(data)
+            known.policies[which] = time.monotonic() - 2 * _FRESH, usable  # for an outage only
+            return usable
+        known.policies[which] = time.monotonic(), found
+        return found
 
 
-async def _read(name: str) -> QuantumRuntimePolicy | None:
-    try:
-        document = await (await api()).read_block_document_by_name(name, QuantumRuntimePolicy.get_block_type_slug())
-    except ObjectNotFound:
+async def _read(name: str) -> dict[str, Any] | None:
+    with contextlib.suppress(ObjectNotFound):
+        slug = QuantumRuntimePolicy.get_block_type_slug()
+        return (await (await api()).read_block_document_by_name(name, slug)).data
+    return None
+
+
+def _hosts_of(data: dict[str, Any]) -> QuantumRuntimePolicy:
+    """A policy of the hosts alone of one that has a wrong field."""
+    with contextlib.suppress(ValidationError):
+        return QuantumRuntimePolicy(**{name: value for name, value in data.items() if name == "hosts"})
+    return QuantumRuntimePolicy()
+
+
+def _parsed(name: str, data: dict[str, Any] | None) -> QuantumRuntimePolicy | None:
+    """Parse the policy of a block document; None if there is none and no setting names one.
+
+    Raises:
+        PolicyRefused: A field of it is wrong, or it is gone.
+    """
+    if data is None:
         if name == QuantumRuntimeSettings.model_fields["policy_block"].default:
             return None
         raise PolicyRefused(
@@ -355,16 +376,7 @@ async def _read(name: str) -> QuantumRuntimePolicy | None:
             "nothing is allowed.",
             solution="This request was not sent. Correct the setting, or save the policy under this name.",
             policy=name,
-        ) from None
-    return parsed(name, document.data)
-
-
-def parsed(name: str, data: dict[str, Any]) -> QuantumRuntimePolicy:
-    """Parse the policy of a block document.
-
-    Raises:
-        PolicyRefused: A field of it is wrong.
-    """
+        )
     try:
         policy = QuantumRuntimePolicy(**data)
     except ValidationError as error:

@@ -258,11 +258,33 @@ def test_without_prefect_nothing_is_bought(server: Server, monkeypatch: pytest.M
         in_force()
 
 
-def test_a_wrong_policy_allows_no_purchase_and_sends_keys_to_the_service_only(server: Server) -> None:
-    server.data = {"rules": [{"nonsense": 1}], "hosts": []}
-    with pytest.raises(PolicyRefused, match="wrong field"):
-        in_force()
-    assert in_force(buys=False) == QuantumRuntimePolicy()
+@pytest.mark.parametrize("known", [None, {"hosts": ["old.example"]}], ids=["a new process", "read before"])
+@pytest.mark.parametrize(
+    ("data", "hosts"),
+    [
+        (ObjectNotFound(Exception()), None),
+        ({"rules": [{"nonsense": 1}], "hosts": ["new.example"]}, ["new.example"]),
+        ({"rules": [{"nonsense": 1}], "hosts": []}, []),
+        ({"rules": [{"nonsense": 1}]}, QuantumRuntimePolicy().hosts),
+        ({"hosts": ["https://new.example"]}, QuantumRuntimePolicy().hosts),
+    ],
+    ids=["gone", "wrong rule", "wrong rule, all hosts", "wrong rule, no hosts", "wrong hosts"],
+)
+def test_under_an_unusable_policy_nothing_is_bought_and_what_was_can_be_stopped(
+    server: Server, monkeypatch: pytest.MonkeyPatch, known: Any, data: Any, hosts: list[str] | None
+) -> None:
+    """A key goes to the hosts that were allowed last; a session on a private endpoint must not burn on."""
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_POLICY_BLOCK", server.name + "s")
+    server.name += "s"
+    if known is not None:
+        server.data = known
+        assert in_force().hosts == known["hosts"]
+        hosts = known["hosts"] if hosts is None else hosts
+    monkeypatch.setattr(module, "_FRESH", 0.0)
+    for server.data in (data, RuntimeError("down")):
+        with pytest.raises(QuantumRuntimeError, match="nothing is allowed"):
+            in_force()
+        assert getattr(in_force(buys=False), "hosts", None) == hosts
 
 
 @pytest.mark.parametrize("named", ["acme", '"qruntime-policy"', "qruntime_policy", " acme "])
@@ -274,7 +296,6 @@ def test_a_policy_that_a_setting_names_must_be_saved(
     with pytest.raises(PolicyRefused, match="POLICY_BLOCK names it") as caught:
         in_force()
     assert server.name in str(caught.value)
-    assert in_force(buys=False) == QuantumRuntimePolicy()
     server.data = {"hosts": ["a.example"]}
     assert in_force().hosts == ["a.example"]
 
