@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -26,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, HttpUrl, ValidationError, fie
 from prefect_qruntime.admission.budget_core import lowest
 from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.client.cost_core import MOST_SECONDS
-from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.network_loop import SingleFlight, network_loop
 from prefect_qruntime.errors import PolicyRefused
 from prefect_qruntime.prefect_api import Loadable, api, in_run, not_sent, patience, wrong_fields
 from prefect_qruntime.redact import get_logger
@@ -57,13 +58,24 @@ _GLANCE = 1.0  # the same, outside any run
 _KEEP = 512
 
 
-class PolicyRule(BaseModel):
+class _Entry(BaseModel):
+    """An entry of the policy as it is typed: spaces around a name mean nothing, and null is a field not given."""
+
+    model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_given(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {name: value for name, value in data.items() if value is not None or name not in cls.model_fields}
+
+
+class PolicyRule(_Entry):
     """Limits for the submissions that match it. All rules that match a submission apply together.
 
     Names may contain `*`. An empty field matches all.
     """
-
-    model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
 
     deployment: str = Field(default="", description="Deployment: its name, or flow/deployment.")
     tag: str = Field(default="", description="Tag of the deployment, or of a flow run without one.")
@@ -82,10 +94,8 @@ class PolicyRule(BaseModel):
     )
 
 
-class TeamShare(BaseModel):
+class TeamShare(_Entry):
     """One team's share of the create rate, and its ceilings. It is named by a tag of its deployments or a work pool."""
-
-    model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
 
     name: str = Field(min_length=1, max_length=60, description="The team.")
     tag: str = Field(default="", description="Tag of its deployments, or of its flow runs without one.")
@@ -231,9 +241,12 @@ def _rules(policy: QuantumRuntimePolicy, tenant: Tenant) -> Iterator[PolicyRule]
 
 
 def _named(patterns: Iterable[str], *names: str | None) -> bool:
-    """Whether one of the patterns fits one of the names. Only `*` has a meaning: a name may have brackets."""
+    """Whether one of the patterns fits one of the names. Only `*` has a meaning: a name may have brackets.
+
+    Spaces around a name count as little as those around a pattern, which are removed as it is read.
+    """
     bare = [one.replace("[", "[[]").replace("?", "[?]") for one in patterns]
-    return any(fnmatchcase(name, one) for name in names if name is not None for one in bare)
+    return any(fnmatchcase(name.strip(), one) for name in names if name is not None for one in bare)
 
 
 def refusal(policy: QuantumRuntimePolicy, tenant: Tenant, asked: Asked) -> str | None:
@@ -291,6 +304,7 @@ class _Known:
     policies: dict[tuple[str, str], tuple[float, QuantumRuntimePolicy | None]] = field(default_factory=dict)
     failed: dict[tuple[str, str], float] = field(default_factory=dict)
     tenants: LRUCache[str, tuple[float, Tenant]] = field(default_factory=lambda: LRUCache(_KEEP))
+    reading: SingleFlight[Tenant] = field(default_factory=SingleFlight)
 
 
 async def policy_in_force(*, buys: bool = True) -> QuantumRuntimePolicy | None:
@@ -451,21 +465,20 @@ async def tenant_of(where: RunContext, block: str | None) -> Tenant:
     Raises:
         QuantumRuntimeError: Prefect could not be asked.
     """
-    known = network_loop().state(_Known).tenants
+    known = network_loop().state(_Known)
     name = where.deployment_id or where.flow_run_id
     if name is None:
         return Tenant(block=block)
-    async with network_loop().lock("tenant"):
-        moment, tenant = known.get(name, (float("-inf"), Tenant()))
-        if time.monotonic() - moment >= _FRESH:
-            try:
-                tenant = await _read_tenant(where)
-            except Exception as error:
-                if name in known and isinstance(error, ObjectNotFound):  # deleted since then
-                    return replace(tenant, block=block)
+    moment, tenant = known.tenants.get(name, (float("-inf"), Tenant()))
+    if time.monotonic() - moment >= _FRESH:
+        try:
+            tenant = await known.reading.join(partial(_read_tenant, where), name)
+        except Exception as error:
+            if name not in known.tenants or not isinstance(error, ObjectNotFound):  # else it was deleted since then
                 text = f"The deployment could not be read from Prefect ({error!r}), so the policy cannot be applied."
                 raise not_sent(text) from error
-            known[name] = time.monotonic(), tenant
+        else:
+            known.tenants[name] = time.monotonic(), tenant
     return replace(tenant, block=block)
 
 

@@ -129,6 +129,19 @@ def test_a_share_is_found_by_tag_or_work_pool() -> None:
     assert share_of(both, Tenant(tags=frozenset({"team"}))) is None
 
 
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [(kind, field) for kind in (PolicyRule, TeamShare) for field in kind.model_fields if field != "name"],
+)
+def test_null_in_a_rule_or_share_is_a_field_that_is_not_given(
+    kind: type[PolicyRule] | type[TeamShare], field: str
+) -> None:
+    needed = {"name": "a", "tag": "x", "work_pool": "y"} if kind is TeamShare else {}
+    assert kind(**{**needed, field: None}) == kind(**{one: value for one, value in needed.items() if one != field})  # type: ignore[arg-type]
+    with pytest.raises(ValidationError, match=f"{field}_"):
+        kind(**needed, **{f"{field}_": None})  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", ["teaching", "vqe [nightly]", "[a-z]", "why?", "a!b", "a b", "x]"])
 @pytest.mark.parametrize("around", ["{}", " {}", "{}\n"])
 @pytest.mark.parametrize("wild", ["{}", "{}*", "*{}"])
@@ -144,6 +157,10 @@ def test_a_name_fits_itself_as_a_form_gives_it_and_no_other(name: str, around: s
         policy = QuantumRuntimePolicy(shares=[{"name": "a", field: given}])  # type: ignore[list-item]
         assert share_of(policy, tenant) is not None, field
         assert share_of(policy, other) is None, field
+    spaced = Tenant("main", f" {name}", frozenset({f"{name} "}), f"{name}\t", f" {name} ")
+    for field in ("deployment", "tag", "work_pool", "block"):
+        policy = QuantumRuntimePolicy(rules=[{field: given, "max_execution_time": 30}])  # type: ignore[list-item]
+        assert limits(policy, spaced) == (30, None), field
     for field, asked in (("backends", Asked(name)), ("programs", Asked("b", name))):
         policy = QuantumRuntimePolicy(rules=[{field: [given]}])  # type: ignore[list-item]
         assert refusal(policy, tenant, asked) is None, field
@@ -238,9 +255,10 @@ def test_a_tenant_is_read_as_often_as_the_policy(
     assert network_loop().run(many()) == {Tenant(tags=tags, block="b")}
     error = ObjectNotFound(Exception())
     assert network_loop().run(many()) == {Tenant(tags=tags, block="b")}, "a deleted deployment is what it was"
-    error = RuntimeError("down")
+    error, asked = RuntimeError("down"), 0
     with pytest.raises(QuantumRuntimeError, match="could not be read"):
         network_loop().run(many())
+    assert asked == 1, "none waits for the failures of the others"
 
 
 def test_without_prefect_nothing_is_bought(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
