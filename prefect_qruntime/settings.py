@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from functools import lru_cache
 from pathlib import Path
@@ -30,10 +31,10 @@ def _as_folders(value: Any) -> Any:
 
 
 def _anchored(folder: Path) -> Path:
-    """Make a folder absolute: what is stored in it is read again in another working directory."""
+    """Make a folder absolute: a reference to what is stored in it is read in another working directory."""
     try:
         return folder.expanduser().absolute()
-    except RuntimeError as error:  # no such user
+    except (RuntimeError, OSError) as error:  # no such user; the working directory is gone
         raise ValueError(str(error)) from None
 
 
@@ -57,7 +58,8 @@ class QuantumRuntimeSettings(PrefectBaseSettings):
         ```
     """
 
-    model_config = build_settings_config(("integrations", "qruntime"))
+    # A search or a wait that never ends, or an alarm that never comes, is no setting.
+    model_config = build_settings_config(("integrations", "qruntime")) | {"allow_inf_nan": False}
 
     submission_grace_seconds: float = Field(
         default=30.0,
@@ -155,7 +157,10 @@ class QuantumRuntimeSettings(PrefectBaseSettings):
     )
     result_directory: Annotated[_Folder | None, BeforeValidator(_if_given)] = Field(
         default=None,
-        description="Folder of those files; the default is `qruntime/results` in Prefect's home.",
+        description=(
+            "Folder of those files; a relative one begins at the working directory. The default is `qruntime/results` "
+            "in Prefect's home."
+        ),
     )
     allowed_folders: Annotated[tuple[_Folder, ...] | None, NoDecode, BeforeValidator(_as_folders)] = Field(
         default=None,
@@ -226,7 +231,7 @@ def current_settings() -> QuantumRuntimeSettings:
     if _last is not None and _last[0] == _environment():
         return _last[1]
     # In this order: what changes meanwhile is seen the next time.
-    _last = _environment(), _settings_of(_ours(), os.getcwd())  # noqa: PTH109 - a key, no path
+    _last = _environment(), _settings_of(_ours(), _here())
     return _last[1]
 
 
@@ -239,7 +244,14 @@ def _environment() -> tuple[dict[Any, Any], str]:
 
     The variables are as the system has them, where Python keeps that: to decode them takes thirty times as long.
     """
-    return dict(getattr(os.environ, "_data", os.environ)), os.getcwd()  # noqa: PTH109 - a key, no path
+    return dict(getattr(os.environ, "_data", os.environ)), _here()
+
+
+def _here() -> str:
+    """The working directory; nothing if it was removed since."""
+    with contextlib.suppress(OSError):
+        return os.getcwd()  # noqa: PTH109 - a key, no path
+    return ""
 
 
 _last: tuple[tuple[dict[Any, Any], str], QuantumRuntimeSettings] | None = None

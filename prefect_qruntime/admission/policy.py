@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -26,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, HttpUrl, ValidationError, fie
 from prefect_qruntime.admission.budget_core import lowest
 from prefect_qruntime.client.connection import Connection
 from prefect_qruntime.client.cost_core import MOST_SECONDS
-from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.network_loop import SingleFlight, network_loop
 from prefect_qruntime.errors import PolicyRefused
 from prefect_qruntime.prefect_api import Loadable, api, in_run, not_sent, patience, wrong_fields
 from prefect_qruntime.redact import get_logger
@@ -57,13 +58,24 @@ _GLANCE = 1.0  # the same, outside any run
 _KEEP = 512
 
 
-class PolicyRule(BaseModel):
+class _Entry(BaseModel):
+    """An entry of the policy as it is typed: spaces around a name mean nothing, and null is a field not given."""
+
+    model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_given(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        return {name: value for name, value in data.items() if value is not None or name not in cls.model_fields}
+
+
+class PolicyRule(_Entry):
     """Limits for the submissions that match it. All rules that match a submission apply together.
 
     Names may contain `*`. An empty field matches all.
     """
-
-    model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
 
     deployment: str = Field(default="", description="Deployment: its name, or flow/deployment.")
     tag: str = Field(default="", description="Tag of the deployment, or of a flow run without one.")
@@ -82,10 +94,8 @@ class PolicyRule(BaseModel):
     )
 
 
-class TeamShare(BaseModel):
+class TeamShare(_Entry):
     """One team's share of the create rate, and its ceilings. It is named by a tag of its deployments or a work pool."""
-
-    model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
 
     name: str = Field(min_length=1, max_length=60, description="The team.")
     tag: str = Field(default="", description="Tag of its deployments, or of its flow runs without one.")
@@ -231,9 +241,12 @@ def _rules(policy: QuantumRuntimePolicy, tenant: Tenant) -> Iterator[PolicyRule]
 
 
 def _named(patterns: Iterable[str], *names: str | None) -> bool:
-    """Whether one of the patterns fits one of the names. Only `*` has a meaning: a name may have brackets."""
+    """Whether one of the patterns fits one of the names. Only `*` has a meaning: a name may have brackets.
+
+    Spaces around a name count as little as those around a pattern, which are removed as it is read.
+    """
     bare = [one.replace("[", "[[]").replace("?", "[?]") for one in patterns]
-    return any(fnmatchcase(name, one) for name in names if name is not None for one in bare)
+    return any(fnmatchcase(name.strip(), one) for name in names if name is not None for one in bare)
 
 
 def refusal(policy: QuantumRuntimePolicy, tenant: Tenant, asked: Asked) -> str | None:
@@ -291,6 +304,7 @@ class _Known:
     policies: dict[tuple[str, str], tuple[float, QuantumRuntimePolicy | None]] = field(default_factory=dict)
     failed: dict[tuple[str, str], float] = field(default_factory=dict)
     tenants: LRUCache[str, tuple[float, Tenant]] = field(default_factory=lambda: LRUCache(_KEEP))
+    reading: SingleFlight[Tenant] = field(default_factory=SingleFlight)
 
 
 async def policy_in_force(*, buys: bool = True) -> QuantumRuntimePolicy | None:
@@ -322,12 +336,7 @@ async def policy_in_force(*, buys: bool = True) -> QuantumRuntimePolicy | None:
             return policy
         try:
             with patience(_ANSWER if in_run() else _GLANCE) if will_do else contextlib.nullcontext():
-                policy = await _read(name)
-        except PolicyRefused:
-            if buys:
-                raise
-            # Existing jobs and sessions must stay manageable; the key still goes to known hosts only.
-            return QuantumRuntimePolicy()
+                data = await _read(name)
         except Exception as error:
             first = which not in known.failed  # in this outage
             known.failed[which] = time.monotonic()
@@ -339,15 +348,41 @@ async def policy_in_force(*, buys: bool = True) -> QuantumRuntimePolicy | None:
             raise not_sent(
                 f"The policy {name!r} cannot be read: Prefect's API failed ({error!r}). Without it nothing is allowed."
             ) from error
-        known.policies[which] = time.monotonic(), policy
         known.failed.pop(which, None)
-        return policy
+        try:
+            found = _parsed(name, data)
+        except PolicyRefused:
+            if buys:
+                raise
+            # Existing jobs and sessions must stay manageable, on the hosts that an administrator last allowed.
+            usable = policy if data is None else _hosts_of(data)
+            known.policies[which] = time.monotonic() - 2 * _FRESH, usable  # for an outage only
+            return usable
+        known.policies[which] = time.monotonic(), found
+        return found
 
 
-async def _read(name: str) -> QuantumRuntimePolicy | None:
-    try:
-        document = await (await api()).read_block_document_by_name(name, QuantumRuntimePolicy.get_block_type_slug())
-    except ObjectNotFound:
+async def _read(name: str) -> dict[str, Any] | None:
+    with contextlib.suppress(ObjectNotFound):
+        slug = QuantumRuntimePolicy.get_block_type_slug()
+        return (await (await api()).read_block_document_by_name(name, slug)).data
+    return None
+
+
+def _hosts_of(data: dict[str, Any]) -> QuantumRuntimePolicy:
+    """A policy of the hosts alone of one that has a wrong field."""
+    with contextlib.suppress(ValidationError):
+        return QuantumRuntimePolicy(**{name: value for name, value in data.items() if name == "hosts"})
+    return QuantumRuntimePolicy()
+
+
+def _parsed(name: str, data: dict[str, Any] | None) -> QuantumRuntimePolicy | None:
+    """Parse the policy of a block document; None if there is none and no setting names one.
+
+    Raises:
+        PolicyRefused: A field of it is wrong, or it is gone.
+    """
+    if data is None:
         if name == QuantumRuntimeSettings.model_fields["policy_block"].default:
             return None
         raise PolicyRefused(
@@ -355,16 +390,7 @@ async def _read(name: str) -> QuantumRuntimePolicy | None:
             "nothing is allowed.",
             solution="This request was not sent. Correct the setting, or save the policy under this name.",
             policy=name,
-        ) from None
-    return parsed(name, document.data)
-
-
-def parsed(name: str, data: dict[str, Any]) -> QuantumRuntimePolicy:
-    """Parse the policy of a block document.
-
-    Raises:
-        PolicyRefused: A field of it is wrong.
-    """
+        )
     try:
         policy = QuantumRuntimePolicy(**data)
     except ValidationError as error:
@@ -439,21 +465,20 @@ async def tenant_of(where: RunContext, block: str | None) -> Tenant:
     Raises:
         QuantumRuntimeError: Prefect could not be asked.
     """
-    known = network_loop().state(_Known).tenants
+    known = network_loop().state(_Known)
     name = where.deployment_id or where.flow_run_id
     if name is None:
         return Tenant(block=block)
-    async with network_loop().lock("tenant"):
-        moment, tenant = known.get(name, (float("-inf"), Tenant()))
-        if time.monotonic() - moment >= _FRESH:
-            try:
-                tenant = await _read_tenant(where)
-            except Exception as error:
-                if name in known and isinstance(error, ObjectNotFound):  # deleted since then
-                    return replace(tenant, block=block)
+    moment, tenant = known.tenants.get(name, (float("-inf"), Tenant()))
+    if time.monotonic() - moment >= _FRESH:
+        try:
+            tenant = await known.reading.join(partial(_read_tenant, where), name)
+        except Exception as error:
+            if name not in known.tenants or not isinstance(error, ObjectNotFound):  # else it was deleted since then
                 text = f"The deployment could not be read from Prefect ({error!r}), so the policy cannot be applied."
                 raise not_sent(text) from error
-            known[name] = time.monotonic(), tenant
+        else:
+            known.tenants[name] = time.monotonic(), tenant
     return replace(tenant, block=block)
 
 

@@ -21,7 +21,7 @@ from prefect_qruntime import prefect_api
 from prefect_qruntime.client import QuantumRuntimeClient
 from prefect_qruntime.client.inputs.spec import check_flag
 from prefect_qruntime.client.network_loop import network_loop
-from prefect_qruntime.client.waiting.plan import Deadlines
+from prefect_qruntime.client.waiting.plan import Deadlines, is_seconds
 from prefect_qruntime.credentials import QuantumRuntimeCredentials, block_names, load_each, none_saved, read_each
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobStatus
@@ -93,7 +93,7 @@ async def arun_watch(
 
 async def _watch(blocks: Iterable[str] | None, *, once: bool, interval: float, duration: float | None) -> WatchReport:
     for value, name in ((interval, "interval"), (duration, "duration")):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
+        if value is not None and not (is_seconds(value, finite=name == "interval") and value > 0):
             raise InvalidInput("must be a positive number of seconds", field=name)
     check_flag(once, field="once")
     current_settings()  # a wrong one is no problem of a single wait

@@ -10,16 +10,23 @@ import pytest
 from prefect import flow
 
 from prefect_qruntime import (
+    JobStatus,
     PolicyRefused,
     QuantumRuntimeCredentials,
     QuantumRuntimePolicy,
+    cancel_job,
+    close_session,
     load_credentials,
     open_session,
     run_job,
+    submit_job,
     wait_for_completion,
 )
-from prefect_qruntime.admission.policy import PolicyRule
+from prefect_qruntime.admission.policy import PolicyRule, _Known
+from prefect_qruntime.client.network_loop import network_loop
+from prefect_qruntime.client.transport import auth
 from prefect_qruntime.operations.doctor import run_doctor
+from prefect_qruntime.operations.sweep import run_sweep
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.flow_runs import BACKEND, FLIP
 
@@ -82,3 +89,35 @@ def test_what_a_rule_forbids_is_not_sent_and_its_limit_is(
 
     several()
     assert [job["cost"] for job in sandbox.control.jobs()] == [77]
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["read before", "a new process"])
+def test_what_was_bought_under_a_policy_that_is_gone_can_be_followed_and_stopped(
+    sandbox: Sandbox,
+    credentials: QuantumRuntimeCredentials,
+    policy: Callable[[QuantumRuntimePolicy], None],
+    monkeypatch: pytest.MonkeyPatch,
+    known: bool,
+) -> None:
+    """The sandbox stands for a private endpoint."""
+    sandbox.control.set_times(queue_time=60)
+    credentials.save(block := f"private-{uuid4().hex[:8]}")
+    policy(QuantumRuntimePolicy(hosts=[]))
+
+    @flow
+    def stopped() -> None:
+        session = open_session(credentials, BACKEND)
+        job = submit_job(credentials, [FLIP], backend=BACKEND)
+        monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_POLICY_BLOCK", f"gone-{uuid4().hex[:8]}")
+        monkeypatch.setattr(auth, "_CHECKED_AGAIN", 0.0)
+        if not known:
+            network_loop().forget(_Known)
+        with pytest.raises(PolicyRefused, match="No policy is named"):
+            submit_job(credentials, [FLIP], backend=BACKEND)
+        saved = load_credentials(block)
+        assert cancel_job(saved, job).status is JobStatus.CANCELLED
+        assert close_session(saved, session).is_closed
+        assert run_sweep([block]).problems == []
+
+    stopped()
+    assert len([one for one in sandbox.control.journal("POST") if one["path"].endswith("/jobs")]) == 1

@@ -887,10 +887,3 @@ def test_the_page_of_a_suspended_flow_run_s_job_moves_until_the_job_is_over(
     assert start(waits, flow_run).is_completed()
     assert page().meta["state"] == "Completed"
     assert "| now |" not in page().text
-
-
-@pytest.mark.parametrize(("name", "value"), [("interval", 0), ("interval", -1.0), ("duration", 0)])
-def test_wrong_numbers_are_refused(name: str, value: float) -> None:
-    with pytest.raises(qr.InvalidInput) as refused:
-        run_watch(**{name: value})
-    assert refused.value.field == name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
 from prefect_qruntime import settings
 from prefect_qruntime.errors import InvalidInput
@@ -44,7 +45,20 @@ def test_all_wrong_settings_are_named(monkeypatch):
         assert f"{name}: " in str(caught.value)
 
 
-def test_a_folder_stays_the_same_in_another_working_directory(monkeypatch, tmp_path):
+NUMBERS = [name for name, one in QuantumRuntimeSettings.model_fields.items() if one.annotation in (int, float)]
+
+
+@pytest.mark.parametrize("bad", ["inf", "-Infinity", "nan", "1e999"])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_each_number_is_a_finite_one(monkeypatch: pytest.MonkeyPatch, name: str, bad: str) -> None:
+    monkeypatch.setenv(OURS + name.upper(), bad)
+    with pytest.raises(InvalidInput, match=f"{OURS}{name.upper()}: "):
+        current_settings()
+    with pytest.raises(ValidationError, match=name):
+        QuantumRuntimeSettings(**{name: float(bad)})
+
+
+def test_a_folder_is_absolute_so_that_a_reference_into_it_holds_elsewhere(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     for given, folder in (("results", "results"), ("~/results", "home/results"), (str(tmp_path / "x"), "x")):
@@ -53,6 +67,18 @@ def test_a_folder_stays_the_same_in_another_working_directory(monkeypatch, tmp_p
         assert current_settings().result_directory == tmp_path / folder
         assert current_settings().allowed_folders == (tmp_path / folder,)
     monkeypatch.setenv(f"{OURS}RESULT_DIRECTORY", "~no-such-user/results")
+    with pytest.raises(InvalidInput, match=f"{OURS}RESULT_DIRECTORY"):
+        current_settings()
+
+
+def test_without_a_working_directory_settings_can_be_read(monkeypatch, tmp_path):
+    """A hook or a command must cancel jobs although the folder of the flow's code was removed."""
+    (gone := tmp_path / "gone").mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    monkeypatch.setenv(GRACE, "7")
+    assert current_settings().result_grace_seconds == 7
+    monkeypatch.setenv(f"{OURS}RESULT_DIRECTORY", "results")
     with pytest.raises(InvalidInput, match=f"{OURS}RESULT_DIRECTORY"):
         current_settings()
 

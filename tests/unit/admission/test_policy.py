@@ -129,6 +129,19 @@ def test_a_share_is_found_by_tag_or_work_pool() -> None:
     assert share_of(both, Tenant(tags=frozenset({"team"}))) is None
 
 
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [(kind, field) for kind in (PolicyRule, TeamShare) for field in kind.model_fields if field != "name"],
+)
+def test_null_in_a_rule_or_share_is_a_field_that_is_not_given(
+    kind: type[PolicyRule] | type[TeamShare], field: str
+) -> None:
+    needed = {"name": "a", "tag": "x", "work_pool": "y"} if kind is TeamShare else {}
+    assert kind(**{**needed, field: None}) == kind(**{one: value for one, value in needed.items() if one != field})  # type: ignore[arg-type]
+    with pytest.raises(ValidationError, match=f"{field}_"):
+        kind(**needed, **{f"{field}_": None})  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", ["teaching", "vqe [nightly]", "[a-z]", "why?", "a!b", "a b", "x]"])
 @pytest.mark.parametrize("around", ["{}", " {}", "{}\n"])
 @pytest.mark.parametrize("wild", ["{}", "{}*", "*{}"])
@@ -144,6 +157,10 @@ def test_a_name_fits_itself_as_a_form_gives_it_and_no_other(name: str, around: s
         policy = QuantumRuntimePolicy(shares=[{"name": "a", field: given}])  # type: ignore[list-item]
         assert share_of(policy, tenant) is not None, field
         assert share_of(policy, other) is None, field
+    spaced = Tenant("main", f" {name}", frozenset({f"{name} "}), f"{name}\t", f" {name} ")
+    for field in ("deployment", "tag", "work_pool", "block"):
+        policy = QuantumRuntimePolicy(rules=[{field: given, "max_execution_time": 30}])  # type: ignore[list-item]
+        assert limits(policy, spaced) == (30, None), field
     for field, asked in (("backends", Asked(name)), ("programs", Asked("b", name))):
         policy = QuantumRuntimePolicy(rules=[{field: [given]}])  # type: ignore[list-item]
         assert refusal(policy, tenant, asked) is None, field
@@ -238,9 +255,10 @@ def test_a_tenant_is_read_as_often_as_the_policy(
     assert network_loop().run(many()) == {Tenant(tags=tags, block="b")}
     error = ObjectNotFound(Exception())
     assert network_loop().run(many()) == {Tenant(tags=tags, block="b")}, "a deleted deployment is what it was"
-    error = RuntimeError("down")
+    error, asked = RuntimeError("down"), 0
     with pytest.raises(QuantumRuntimeError, match="could not be read"):
         network_loop().run(many())
+    assert asked == 1, "none waits for the failures of the others"
 
 
 def test_without_prefect_nothing_is_bought(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,11 +276,33 @@ def test_without_prefect_nothing_is_bought(server: Server, monkeypatch: pytest.M
         in_force()
 
 
-def test_a_wrong_policy_allows_no_purchase_and_sends_keys_to_the_service_only(server: Server) -> None:
-    server.data = {"rules": [{"nonsense": 1}], "hosts": []}
-    with pytest.raises(PolicyRefused, match="wrong field"):
-        in_force()
-    assert in_force(buys=False) == QuantumRuntimePolicy()
+@pytest.mark.parametrize("known", [None, {"hosts": ["old.example"]}], ids=["a new process", "read before"])
+@pytest.mark.parametrize(
+    ("data", "hosts"),
+    [
+        (ObjectNotFound(Exception()), None),
+        ({"rules": [{"nonsense": 1}], "hosts": ["new.example"]}, ["new.example"]),
+        ({"rules": [{"nonsense": 1}], "hosts": []}, []),
+        ({"rules": [{"nonsense": 1}]}, QuantumRuntimePolicy().hosts),
+        ({"hosts": ["https://new.example"]}, QuantumRuntimePolicy().hosts),
+    ],
+    ids=["gone", "wrong rule", "wrong rule, all hosts", "wrong rule, no hosts", "wrong hosts"],
+)
+def test_under_an_unusable_policy_nothing_is_bought_and_what_was_can_be_stopped(
+    server: Server, monkeypatch: pytest.MonkeyPatch, known: Any, data: Any, hosts: list[str] | None
+) -> None:
+    """A key goes to the hosts that were allowed last; a session on a private endpoint must not burn on."""
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_QRUNTIME_POLICY_BLOCK", server.name + "s")
+    server.name += "s"
+    if known is not None:
+        server.data = known
+        assert in_force().hosts == known["hosts"]
+        hosts = known["hosts"] if hosts is None else hosts
+    monkeypatch.setattr(module, "_FRESH", 0.0)
+    for server.data in (data, RuntimeError("down")):
+        with pytest.raises(QuantumRuntimeError, match="nothing is allowed"):
+            in_force()
+        assert getattr(in_force(buys=False), "hosts", None) == hosts
 
 
 @pytest.mark.parametrize("named", ["acme", '"qruntime-policy"', "qruntime_policy", " acme "])
@@ -274,7 +314,6 @@ def test_a_policy_that_a_setting_names_must_be_saved(
     with pytest.raises(PolicyRefused, match="POLICY_BLOCK names it") as caught:
         in_force()
     assert server.name in str(caught.value)
-    assert in_force(buys=False) == QuantumRuntimePolicy()
     server.data = {"hosts": ["a.example"]}
     assert in_force().hosts == ["a.example"]
 
