@@ -31,6 +31,7 @@ from prefect_qruntime.client.inputs.pubs import (
     load_qpy,
     parameter_values,
     pub_parts,
+    with_measurements_shown,
 )
 from prefect_qruntime.client.inputs.qasm import number_value, scan, statements, text_of
 from prefect_qruntime.client.inputs.spec import JobSpec
@@ -437,9 +438,9 @@ def transpile_pubs(
         size = configuration.get("n_qubits")
         if isinstance(size, int) and circuit.num_qubits > size:
             raise InvalidInput(f"{circuit.num_qubits} qubits, but the backend has {size}", field=field)
-        if program_id == "estimator" and optimization_level not in (0, 1):
-            circuit = _kept_before_measurements(circuit)
         try:
+            if program_id == "estimator" and optimization_level not in (0, 1):
+                circuit = _kept_before_measurements(circuit)
             fitting = manager.run(circuit)
             if (
                 not configuration.get("simulator")
@@ -467,7 +468,7 @@ def _kept_before_measurements(circuit: Any) -> Any:
     measurements, and the gates decide what it measures instead.
     """
     target = circuit.copy_empty_like()
-    for item in circuit.data:
+    for item in with_measurements_shown(circuit).data:
         if item.operation.name == "measure":
             target.barrier(*item.qubits)
         target.append(item)
