@@ -510,10 +510,24 @@ def _circuit(value: Any, field: str) -> Any:
 
 
 def _laid_out(observables: Any, circuit: Any, field: str) -> Any:
+    """Observables on the qubits of a transpiled circuit. Qiskit 2.0 cannot do that itself."""
     from qiskit.primitives.containers.observables_array import ObservablesArray
 
+    size, layout = circuit.num_qubits, circuit.layout
+    places = range(size) if layout is None else layout.final_index_layout()
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, list):
+            return [moved(item) for item in value]
+        found = {}
+        for label, coefficient in value.items():
+            letters = ["I"] * size
+            for letter, place in zip(reversed(label), places, strict=False):
+                letters[place] = letter
+            found["".join(reversed(letters))] = coefficient
+        return found
+
     try:
-        array = ObservablesArray.coerce(observables)
-        return array.apply_layout(circuit.layout, num_qubits=circuit.num_qubits).tolist()
+        return moved(ObservablesArray.coerce(observables).tolist())
     except Exception as error:
         raise InvalidInput(f"do not fit the circuit: {error}", field=field) from None

@@ -192,7 +192,8 @@ def circuit_without_last_measurements(circuit: Any, *, keep_registers: bool = Fa
         keep_registers: Leave classical registers into which only these measure.
     """
     circuit = with_measurements_shown(circuit)
-    if not (keep_registers or circuit.has_control_flow_op() or circuit.num_vars or circuit.num_stretches):
+    flow = any(item.is_control_flow() for item in circuit.data)  # qiskit 2.0 has no method for it
+    if not (keep_registers or flow or circuit.num_vars or circuit.num_stretches):
         # Qiskit's rule is the same if nothing reads a bit, and it knows how to take registers away; variables it loses.
         return circuit.remove_final_measurements(inplace=False)
     kept = without_last_measurements([_step(item) for item in circuit.data])
