@@ -80,7 +80,7 @@ def _parts(circuit: Any) -> list[tuple[list[int], list[int]]]:
 
     Conditions name bits of the whole circuit, so one that has any is not cut.
     """
-    if circuit.has_control_flow_op():
+    if any(item.is_control_flow() for item in circuit.data):
         return []
     home = list(range(circuit.num_qubits + circuit.num_clbits))
 

@@ -31,6 +31,7 @@ from prefect_qruntime.client.inputs.pubs import (
     load_qpy,
     parameter_values,
     pub_parts,
+    with_measurements_shown,
 )
 from prefect_qruntime.client.inputs.qasm import number_value, scan, statements, text_of
 from prefect_qruntime.client.inputs.spec import JobSpec
@@ -437,9 +438,9 @@ def transpile_pubs(
         size = configuration.get("n_qubits")
         if isinstance(size, int) and circuit.num_qubits > size:
             raise InvalidInput(f"{circuit.num_qubits} qubits, but the backend has {size}", field=field)
-        if program_id == "estimator" and optimization_level not in (0, 1):
-            circuit = _kept_before_measurements(circuit)
         try:
+            if program_id == "estimator" and optimization_level not in (0, 1):
+                circuit = _kept_before_measurements(circuit)
             fitting = manager.run(circuit)
             if (
                 not configuration.get("simulator")
@@ -467,7 +468,7 @@ def _kept_before_measurements(circuit: Any) -> Any:
     measurements, and the gates decide what it measures instead.
     """
     target = circuit.copy_empty_like()
-    for item in circuit.data:
+    for item in with_measurements_shown(circuit).data:
         if item.operation.name == "measure":
             target.barrier(*item.qubits)
         target.append(item)
@@ -509,10 +510,24 @@ def _circuit(value: Any, field: str) -> Any:
 
 
 def _laid_out(observables: Any, circuit: Any, field: str) -> Any:
+    """Observables on the qubits of a transpiled circuit. Qiskit 2.0 cannot do that itself."""
     from qiskit.primitives.containers.observables_array import ObservablesArray
 
+    size, layout = circuit.num_qubits, circuit.layout
+    places = range(size) if layout is None else layout.final_index_layout()
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, list):
+            return [moved(item) for item in value]
+        found = {}
+        for label, coefficient in value.items():
+            letters = ["I"] * size
+            for letter, place in zip(reversed(label), places, strict=False):
+                letters[place] = letter
+            found["".join(reversed(letters))] = coefficient
+        return found
+
     try:
-        array = ObservablesArray.coerce(observables)
-        return array.apply_layout(circuit.layout, num_qubits=circuit.num_qubits).tolist()
+        return moved(ObservablesArray.coerce(observables).tolist())
     except Exception as error:
         raise InvalidInput(f"do not fit the circuit: {error}", field=field) from None

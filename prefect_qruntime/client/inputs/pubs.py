@@ -57,7 +57,9 @@ __all__ = [
     "qpy_bytes",
     "read_circuit",
     "read_pubs",
+    "with_measurements_shown",
     "write_qpy",
+    "written_out",
 ]
 
 
@@ -321,6 +323,37 @@ def _doubtful_in_qpy(circuit: Any) -> Iterator[str]:
 def is_elementary(item: Any) -> bool:
     """Whether an item of a `QuantumCircuit` is one of qiskit's own that needs no definition, delays aside."""
     return item.name in _ELEMENTARY or bool(item.is_standard_gate())
+
+
+def written_out(circuit: Any, stays: Callable[[Any], bool]) -> Any:
+    """A `QuantumCircuit` with definitions in the place of its operations, in blocks too.
+
+    Args:
+        circuit: The circuit, which stays as it is.
+        stays: Whether an item is left as it is. One without a definition always is.
+    """
+    if all(map(stays, circuit.data)):
+        return circuit
+    target = circuit.copy_empty_like()
+    for item in circuit.data:
+        operation = item.operation
+        if stays(item):
+            target.append(item)
+        elif blocks := getattr(operation, "blocks", ()):
+            inner = [written_out(block, stays) for block in blocks]
+            target.append(operation.replace_blocks(inner), item.qubits, item.clbits)
+        elif (definition := getattr(operation, "definition", None)) is None:
+            target.append(item)
+        else:
+            target.compose(written_out(definition, stays), item.qubits, item.clbits, inplace=True, copy=False)
+    return target
+
+
+def with_measurements_shown(circuit: Any) -> Any:
+    """A `QuantumCircuit` with the definitions of composite instructions that may measure, but not of gates."""
+    return written_out(
+        circuit, lambda item: not item.clbits or is_elementary(item) or bool(getattr(item.operation, "blocks", ()))
+    )
 
 
 def measures(circuit: Any) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 from prefect_qruntime.client.encodings.arrays import leaves, list_shape
 from prefect_qruntime.client.encodings.tensors import broadcast_places
 from prefect_qruntime.client.inputs.pub_values import ZERO
-from prefect_qruntime.client.inputs.pubs import is_elementary
+from prefect_qruntime.client.inputs.pubs import is_elementary, with_measurements_shown, written_out
 from prefect_qruntime.client.inputs.spec import MAX_SHOTS
 from prefect_qruntime.errors import InvalidInput
 
@@ -191,7 +191,9 @@ def circuit_without_last_measurements(circuit: Any, *, keep_registers: bool = Fa
         circuit: The circuit, which stays as it is.
         keep_registers: Leave classical registers into which only these measure.
     """
-    if not (keep_registers or circuit.has_control_flow_op() or circuit.num_vars or circuit.num_stretches):
+    circuit = with_measurements_shown(circuit)
+    flow = any(item.is_control_flow() for item in circuit.data)  # qiskit 2.0 has no method for it
+    if not (keep_registers or flow or circuit.num_vars or circuit.num_stretches):
         # Qiskit's rule is the same if nothing reads a bit, and it knows how to take registers away; variables it loses.
         return circuit.remove_final_measurements(inplace=False)
     kept = without_last_measurements([_step(item) for item in circuit.data])
@@ -233,19 +235,7 @@ def in_standard_gates(circuit: Any) -> Any:
     What qiskit writes of such a definition need not be what it says: an argument may be counted twice, and two gates
     of one name, or one of a standard name, may become one.
     """
-    if all(map(is_elementary, circuit.data)):
-        return circuit
-    target = circuit.copy_empty_like()
-    for item in circuit.data:
-        operation, blocks = item.operation, getattr(item.operation, "blocks", ())
-        definition = None if is_elementary(item) else getattr(operation, "definition", None)
-        if blocks:
-            target.append(operation.replace_blocks(map(in_standard_gates, blocks)), item.qubits, item.clbits)
-        elif definition is None:
-            target.append(item)
-        else:
-            target.compose(in_standard_gates(definition), item.qubits, item.clbits, inplace=True, copy=False)
-    return target
+    return written_out(circuit, is_elementary)
 
 
 def _step(item: Any) -> Step:

@@ -96,6 +96,20 @@ def test_expectation_values_of_random_circuits(seed: int) -> None:
         assert abs(value - want) <= 5 * error + 1e-9, (observable, value, error, want)
 
 
+@pytest.mark.parametrize("form", ["qpy", "openqasm3"])
+def test_the_last_measurements_may_be_inside_a_composite_instruction(form: str) -> None:
+    inner = QuantumCircuit(2, 2)
+    inner.measure([0, 1], [0, 1])
+    outer = QuantumCircuit(2, 2)
+    outer.cx(0, 1)
+    outer.append(inner.to_instruction(), [1, 0], [0, 1])
+    circuit = QuantumCircuit(2, 2)
+    circuit.h(0)
+    circuit.append(outer.to_instruction(), [0, 1], [1, 0])
+    result = _result([(circuit, ["XX", "ZZ"])], program_id="estimator", circuit_form=form, shots=50)
+    assert result.expectation_values() == [1, 1]
+
+
 def test_expectation_values_of_a_sweep_broadcast_as_in_qiskit() -> None:
     points = [[0.3, -0.7], [1.1, 0.2], [2.0, -2.0]]
     circuit = qasm3.loads(families.ANSATZ).remove_final_measurements(inplace=False)
