@@ -476,7 +476,7 @@ def check_mapped(made: Task[..., Any], args: Sequence[Any], kwargs: dict[str, An
         InvalidInput: One is; it is named.
     """
     for name, value in _given(made, args, kwargs).items():
-        if isinstance(value, BaseModel):
+        if isinstance(value, BaseModel) and not isinstance(value, State):  # Prefect maps over a state's result
             raise InvalidInput(
                 f"is one {type(value).__name__} for all mapped calls: write `unmapped(...)` around it, after "
                 "`from prefect import unmapped`",
