@@ -31,7 +31,6 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import TaskRun
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import ObjectNotFound
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from prefect_qruntime.client import QuantumRuntimeClient, submission_keys
 from prefect_qruntime.client.network_loop import SingleFlight, network_loop
@@ -52,7 +51,7 @@ from prefect_qruntime.prefect_api import (
     starts_in,
 )
 from prefect_qruntime.redact import get_logger, lock_of_process, many
-from prefect_qruntime.run_context import RunContext, runs_around
+from prefect_qruntime.run_context import RunContext, has_deferred, runs_around
 from prefect_qruntime.settings import current_settings
 
 __all__ = [
@@ -664,8 +663,7 @@ class _Limit(NamedTuple):
 def _time_limits() -> list[_Limit]:
     """The time limits of the flow and task runs around the caller's task, the next one first."""
     flows, _, tasks = runs_around()
-    # Not the flow run of a deferred task, which does not wait for it: one with threads is detached for nothing else.
-    flows = [one for one in flows if not one.detached or not isinstance(one.task_runner, ThreadPoolTaskRunner)]
+    flows = [one for one in flows if not has_deferred(one)]
     here = {one.flow_run.id for one in flows if one.flow_run is not None and not one.detached}
     around: list[tuple[Any, Any, str, TaskRun | None]] = [(one, one.flow, "flow", None) for one in flows]
     # The first is the caller's own task, whose limit Prefect sees to.

@@ -31,7 +31,7 @@ from prefect_qruntime.credentials import QuantumRuntimeCredentials, leading_to, 
 from prefect_qruntime.errors import QuantumRuntimeError
 from prefect_qruntime.models import Job, JobStatus, SessionRef
 from prefect_qruntime.observability import notifications
-from prefect_qruntime.observability.artifacts import Place, Record, attached_jobs, find_records
+from prefect_qruntime.observability.artifacts import Place, Record, attached_jobs, find_records, is_of_deferred_task
 from prefect_qruntime.observability.run_summary import write_summary
 from prefect_qruntime.redact import get_logger, many
 
@@ -91,7 +91,10 @@ async def clean_up(flow_run: FlowRun, *, cancel_jobs: bool, drain: bool) -> None
     for block in wrong:
         log.error("Credentials block %r cannot be loaded.", block)
     live = {r.meta["id"]: r for r in jobs if cancel_jobs and not r.is_over and r.place != Place("", None)}
-    open_ones = [r for r in sessions if not (r.is_closed or (drain and r.is_draining))]
+    # After a crash a deferred task goes on with its session.
+    open_ones = [
+        r for r in sessions if not (r.is_closed or (drain and (r.is_draining or await is_of_deferred_task(r))))
+    ]
     left = {r.meta["session"]: r for r in open_ones if r.meta.get("session")}
     reaches = await leading_to([record.place for record in (*live.values(), *left.values())], named)
     if cancel_jobs:

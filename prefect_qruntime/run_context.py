@@ -42,6 +42,7 @@ __all__ = [
     "call_index",
     "current_run",
     "deferred_around",
+    "has_deferred",
     "has_had",
     "may_run_twice",
     "note_job",
@@ -289,13 +290,17 @@ def token_of_task_run() -> str | None:
     return None if context is None else context.task_run.id.hex
 
 
-def deferred_around() -> list[str]:
-    """The task runs around the caller's own, if one of them was deferred: its flow run may be over while it runs."""
-    flows, _, tasks = runs_around()
+def has_deferred(flow: FlowRunContext) -> bool:
+    """Whether a flow run around the caller deferred the task that the caller is in, and does not wait for it."""
     # A flow run with such a runner runs its other tasks in its own process.
-    if not flows or not flows[-1].detached or not isinstance(flows[-1].task_runner, ThreadPoolTaskRunner):
-        return []
-    return [str(one.task_run.id) for one in tasks[1:]]
+    return flow.detached and isinstance(flow.task_runner, ThreadPoolTaskRunner)
+
+
+def deferred_around() -> dict[str, str]:
+    """What to record of the task runs around the caller's own, if one was deferred; see `is_of_deferred_task`."""
+    flows, _, tasks = runs_around()
+    ids = [str(one.task_run.id) for one in tasks[1:]] if flows and has_deferred(flows[-1]) else []
+    return {"deferred": ",".join(ids), **process_facts()} if ids else {}
 
 
 class _Reading(SingleFlight[RunContext]):

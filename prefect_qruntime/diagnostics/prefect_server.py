@@ -79,10 +79,11 @@ async def check_server() -> tuple[PrefectClient | None, list[Finding]]:
         client = await api()
         with patience(_ANSWER):
             answer = await client._client.get("/health")
-        if client.server_type is not ServerType.CLOUD and answer.text.strip() != "true":
-            return None, [unreachable(url, "something else answers there")]
-        with patience(_ANSWER):
-            await client.api_version()  # the health is told to everyone
+        if client.server_type is not ServerType.CLOUD:
+            if answer.text.strip() != "true":
+                return None, [unreachable(url, "something else answers there")]
+            with patience(_ANSWER):
+                await client.api_version()  # a server tells its health without a password
     except Exception as error:  # no server set and none allowed to start, or the start failed
         if (refused := refusal(error)) is not None:
             return None, [refused]

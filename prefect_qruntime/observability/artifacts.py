@@ -31,7 +31,7 @@ from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.models import JobStatus
 from prefect_qruntime.prefect_api import api, current_flow_run_id
 from prefect_qruntime.redact import plain_text
-from prefect_qruntime.run_context import PROCESS_FACTS
+from prefect_qruntime.run_context import PROCESS_FACTS, process_is_gone
 
 __all__ = [
     "ATTACHED",
@@ -44,6 +44,7 @@ __all__ = [
     "drop_record",
     "find_record",
     "find_records",
+    "is_of_deferred_task",
     "job_owners",
     "mark_closed",
     "open_note",
@@ -74,6 +75,7 @@ _OPEN_FACTS = (
     "backend",
     "program",
     "session",
+    "deferred",
     "url",
 )
 _REMEMBER = 30.0  # seconds
@@ -481,6 +483,22 @@ async def mark_closed(record: Record) -> None:
     """Note in a session's record that the session is closed."""
     change = ArtifactUpdate(metadata_={**record.meta, "state": "closed"})
     await (await api()).update_artifact(record.artifact_id, change)
+
+
+async def is_of_deferred_task(record: Record) -> bool:
+    """Whether a job or session is of a deferred task that may still run, though its flow run is over.
+
+    Of a task whose process was killed on another host Prefect says for ever that it runs: a session ends at its limit.
+    """
+    deferred = record.meta.get("deferred")
+    if not deferred or record.is_closed or process_is_gone(record.meta):
+        return False
+    for task_run_id in deferred.split(","):
+        with contextlib.suppress(ObjectNotFound, ValueError):
+            state = (await (await api()).read_task_run(UUID(task_run_id))).state
+            if state is None or not state.is_final():
+                return True
+    return False
 
 
 async def drop_record(artifact_id: UUID) -> None:

@@ -46,7 +46,7 @@ from prefect_qruntime.observability.run_summary import in_background
 from prefect_qruntime.observability.telemetry import Observation, deliver, emit, log_to_run, queue_and_run_seconds
 from prefect_qruntime.prefect_api import current_flow_run_id, in_run
 from prefect_qruntime.redact import get_logger, printable
-from prefect_qruntime.run_context import current_run, process_facts
+from prefect_qruntime.run_context import current_run, deferred_around, process_facts
 
 if TYPE_CHECKING:
     from prefect_qruntime.client.programs.agreement import RouteComparison
@@ -179,6 +179,7 @@ async def job_submitted(
         "packages": " ".join(f"{name}=={version}" for name, version in package_versions().items()),
         "noted": None if ref.attached else datetime.now(UTC).isoformat(),
         **(process_facts() if flow_run_id is not None else {}),
+        **deferred_around(),
     }
     # A job attached to keeps its recorded state: it may be over.
     defaults = {"state": "attached"} if ref.attached else {}

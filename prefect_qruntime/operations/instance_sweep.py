@@ -77,7 +77,7 @@ class Owners:
     Args:
         noted: Flow runs that records of this Prefect server name.
         gone: Finds the proof that the process of a running flow run is gone; such a run is treated as crashed.
-        used: Keys of the session records that a deferred task may use, whatever became of their flow runs.
+        used: Keys of the records of jobs and sessions that a deferred task may use, whatever became of their flow runs.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Owners:
         return flow_run_id in self._cancelled
 
     def may_use(self, record: Record) -> bool:
-        """Whether a deferred task may use a session, also if its flow run is over."""
+        """Whether a deferred task may use a job or session, also if its flow run is over."""
         return record.key in self._used
 
     async def left(self, record: Record) -> bool:
@@ -279,12 +279,14 @@ class InstanceSweeper:
             self._users[job.session_id] |= users
         if owner is None or state is None or any(job.id in one._told for one in self._same):
             return
-        self._told.add(job.id)
         action = _LEFT
         noted = self._unfinished.get(job.id)
         # As its hook would have done: Prefect runs none for a run that has no process, or whose worker died.
         cancels = noted is not None and (noted.meta.get("on_cancel") == "cancel" or "cancelled_with" in noted.meta)
         missed = cancels and all(map(self._owners.is_cancelled, users))
+        if not missed and noted is not None and self._owners.may_use(noted):
+            return
+        self._told.add(job.id)
         if missed or (cancel_jobs and state != _CRASHED):
             action = "would be cancelled" if self._dry_run else await self._cancel(job.id)
         self._found.jobs.append(

@@ -34,7 +34,7 @@ from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.credentials import Attended, load_each, none_saved, read_each
 from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.hooks import clean_up
-from prefect_qruntime.observability.artifacts import Kind, Record, find_records
+from prefect_qruntime.observability.artifacts import Kind, Record, find_records, is_of_deferred_task
 from prefect_qruntime.operations.instance_sweep import (
     LOOK_BACK,
     NOTED_BACK,
@@ -47,7 +47,7 @@ from prefect_qruntime.operations.instance_sweep import (
 from prefect_qruntime.prefect_api import api, family, flow_runs_by_id
 from prefect_qruntime.redact import get_logger, shown
 from prefect_qruntime.run_context import process_is_gone
-from prefect_qruntime.tasks.session_notes import SessionNote, is_note, is_used_by_deferred_task, session_notes
+from prefect_qruntime.tasks.session_notes import SessionNote, is_note, session_notes
 
 __all__ = [
     "Resumed",
@@ -374,8 +374,9 @@ async def _sweep(
     jobs = await find_records("job", since=datetime.now(UTC) - NOTED_BACK)
     noted = {owner for record in (*records, *jobs) if (owner := record.owner) is not None}
     proofs = Proofs()
-    owners = Owners(noted, proofs.of, {record.key for record in records if await is_used_by_deferred_task(record)})
     unfinished = _unfinished(jobs)
+    live = [record for record in (*records, *unfinished.values()) if not is_old(record)]
+    owners = Owners(noted, proofs.of, {record.key for record in live if await is_of_deferred_task(record)})
     notes = await session_notes(records)
     found = {name: Found() for name in loaded}
     instances: dict[str, list[InstanceSweeper]] = {}

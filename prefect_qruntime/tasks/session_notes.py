@@ -23,7 +23,6 @@ from typing import Any
 from uuid import UUID
 
 import orjson
-from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 
 from prefect_qruntime.client.network_loop import NetworkLoop, network_loop
@@ -32,7 +31,7 @@ from prefect_qruntime.models import SessionRef
 from prefect_qruntime.observability.artifacts import Record, drop_record, find_records, mark_closed, upsert_session
 from prefect_qruntime.observability.markdown import card, session_description, session_title
 from prefect_qruntime.observability.run_summary import in_background
-from prefect_qruntime.prefect_api import api, current_flow_run_id, in_run
+from prefect_qruntime.prefect_api import current_flow_run_id, in_run
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.run_context import deferred_around, process_facts, process_is_gone
 
@@ -42,7 +41,6 @@ __all__ = [
     "SessionNotes",
     "drain_on_signals",
     "is_note",
-    "is_used_by_deferred_task",
     "note",
     "note_first_job",
     "record_session",
@@ -110,19 +108,6 @@ class SessionNote:
 def is_note(record: Record) -> bool:
     """Whether a session's record in Prefect is that of a process outside any flow."""
     return bool(record.meta.get("pid")) and not record.meta.get("flow_run")
-
-
-async def is_used_by_deferred_task(record: Record) -> bool:
-    """Whether a session of a flow run may be used by a deferred task, which goes on when the flow run is over."""
-    deferred = record.meta.get("deferred")
-    if not deferred or record.is_closed or process_is_gone(record.meta):
-        return False
-    for task_run_id in deferred.split(","):
-        with contextlib.suppress(ObjectNotFound, ValueError):
-            state = (await (await api()).read_task_run(UUID(task_run_id))).state
-            if state is None or not state.is_final():
-                return True
-    return False
 
 
 async def session_notes(records: list[Record] | None = None) -> list[SessionNote]:
@@ -220,9 +205,7 @@ async def record_session(
     facts = _of_session(session)
     shown = {**facts, "max_ttl": f"{session.max_ttl} s"} if session.max_ttl else facts
     try:
-        meta = {**facts, **_instance(credentials), "flow_run": flow_run_id}
-        if deferred := deferred_around():
-            meta |= {"deferred": ",".join(deferred), **process_facts()}
+        meta = {**facts, **_instance(credentials), "flow_run": flow_run_id, **deferred_around()}
         await _upsert(token, session, shown, meta, new=new)
     except Exception as error:
         if new:

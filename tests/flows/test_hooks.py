@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import subprocess
 import sys
@@ -12,10 +13,12 @@ from typing import Any
 import pytest
 from prefect import flow, task
 from prefect.states import Running
+from prefect.task_worker import TaskWorker
 
 import prefect_qruntime as qr
 from prefect_qruntime import hooks
 from prefect_qruntime.cancellation import policy
+from prefect_qruntime.client.network_loop import network_loop
 from prefect_qruntime.run_context import runs_around
 from prefect_qruntime.sandbox import Sandbox
 from tests.support.flow_runs import BACKEND, FLIP, STAY, events, ran, records, run, until
@@ -146,6 +149,32 @@ def test_detached_and_crashed_jobs_live_on_and_the_session_drains(cloud: Any, pr
     assert cloud.journal("POST", "/jobs/*/cancel") == []
     cloud.release()
     assert {cloud.wait_job(job["id"])["status"] for job in cloud.jobs()} == {"Completed"}
+
+
+def test_a_crash_leaves_the_session_of_a_deferred_task_to_the_task_that_runs(cloud: Any) -> None:
+    deferred, is_open = list[Any](), list[bool]()
+
+    @task
+    def later(block: str) -> None:
+        credentials = qr.load_credentials(block)
+        session = qr.open_session(credentials, BACKEND, max_ttl=600)
+        flow_run: Any = asked(lambda client: client.read_flow_run(deferred[0].flow_run_id))
+        for hook in (hooks.on_crashed, hooks.on_cancellation_detach, hooks.on_cancellation):
+            hook(flow=parent, flow_run=flow_run, state=flow_run.state)
+            read = network_loop().run(credentials.get_client().session(str(session.id)))
+            is_open.append(not read.ref().is_closed)
+
+    @flow
+    def defers() -> None:
+        deferred.append(later.delay(BLOCK))
+
+    async def work() -> None:
+        await TaskWorker(later).execute_task_run(deferred[0])
+
+    ran(defers)
+    deferred[:] = [asked(lambda client: client.read_task_run(deferred[0].task_run_id))]
+    asyncio.run(work())
+    assert is_open == [True, True, False], "Cancel cancels"
 
 
 def test_a_cancelled_parent_reaches_the_jobs_of_its_subflow(cloud: Any, sandbox: Sandbox) -> None:

@@ -264,7 +264,7 @@ def test_a_session_shared_with_a_running_flow_is_left_alone(control: Any, sandbo
 
 
 @pytest.mark.parametrize("gone", [False, True], ids=["its process lives", "its process is gone"])
-def test_the_session_of_a_deferred_task_is_its_own_while_the_task_runs(
+def test_what_a_deferred_task_opens_and_submits_is_its_own_while_the_task_runs(
     monkeypatch: pytest.MonkeyPatch, control: Any, gone: bool
 ) -> None:
     deferred, opened, swept = list[Any](), list[Any](), list[list[str]]()
@@ -273,11 +273,12 @@ def test_the_session_of_a_deferred_task_is_its_own_while_the_task_runs(
     def later(block: str) -> None:
         credentials = qr.load_credentials(block)
         opened.append(qr.open_session(credentials, BACKEND, max_ttl=600))
-        qr.submit_job(credentials, [FLIP], backend=BACKEND, session=opened[0])
-        swept.append(closed_by_a_sweep())
+        opened.append(qr.submit_job(credentials, [FLIP], backend=BACKEND, session=opened[0]))
+        swept.append(found_by_a_sweep())
 
-    def closed_by_a_sweep() -> list[str]:
-        return [entry.id for entry in run_sweep([BLOCK]).sessions]
+    def found_by_a_sweep() -> list[str]:
+        report = run_sweep([BLOCK], cancel_jobs=True)
+        return [entry.id for entry in (*report.sessions, *report.jobs)]
 
     @flow
     def defers() -> None:
@@ -287,15 +288,16 @@ def test_the_session_of_a_deferred_task_is_its_own_while_the_task_runs(
         await TaskWorker(later).execute_task_run(task_run)
 
     if gone:
-        monkeypatch.setattr("prefect_qruntime.tasks.session_notes.process_is_gone", lambda _: True)
+        monkeypatch.setattr("prefect_qruntime.observability.artifacts.process_is_gone", lambda _: True)
     ran(defers)
     task_run = asked(lambda client: client.read_task_run(deferred[0]))
     asyncio.run(work())
     if not gone:
         assert swept == [[]], "the flow run is over, and the task it deferred goes on"
-        swept.append(until(closed_by_a_sweep))  # Prefect learns in the background that the task run is over
-    assert swept[-1] == [opened[0].id]
+        swept.append(until(found_by_a_sweep))  # Prefect learns in the background that the task run is over
+    assert swept[-1] == [one.id for one in opened]
     assert control.session(opened[0].id)["accepting_jobs"] is False
+    assert control.job(opened[1].id)["status"] == "Cancelled"
 
 
 def test_a_session_with_jobs_of_others_is_left_alone(control: Any, sandbox: Sandbox) -> None:

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_CLOUD_API_URL, temporary_settings
 from pydantic import BaseModel, model_serializer
 
 from prefect_qruntime.cli import app
+from prefect_qruntime.cli.options import require_prefect
 from tests.support.command_line import exit_code
 from tests.support.loopback import answering, serving
 
@@ -107,6 +108,27 @@ def test_a_command_says_that_the_server_wants_another_password(
     assert text.startswith(f"The Prefect server at http://127.0.0.1:{port}/api refuses this client (401 Unauthorized).")
     assert "PREFECT_API_AUTH_STRING" in text
     assert len(text) < 400
+
+
+def test_of_prefect_cloud_only_the_health_is_read() -> None:
+    """What a server says about itself need not be there."""
+    asked = list[str]()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            path = (await reader.readuntil(b"\r\n\r\n")).split(b" ")[1].decode()
+            asked.append(path)
+            answer = ("200 OK", "true") if path.endswith("/health") else ("404 Not Found", '{"detail":"Not Found"}')
+            head = f"HTTP/1.1 {answer[0]}\r\ncontent-type: application/json\r\ncontent-length: {len(answer[1])}\r\n"
+            writer.write(f"{head}connection: close\r\n\r\n{answer[1]}".encode())
+            await writer.drain()
+        writer.close()
+
+    with serving(handle) as port:
+        cloud = f"http://127.0.0.1:{port}/api"
+        with temporary_settings({PREFECT_CLOUD_API_URL: cloud, PREFECT_API_URL: f"{cloud}/accounts/a/workspaces/b"}):
+            require_prefect()
+    assert asked == ["/api/accounts/a/workspaces/b/health"]
 
 
 def test_a_server_that_wants_a_password_while_a_command_runs_is_told_from_a_fault_of_ours(
