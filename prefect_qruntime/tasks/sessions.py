@@ -484,12 +484,12 @@ def note_refused(session: SessionRef | None, keys: Collection[str]) -> None:
         unbound.doubtful = [key for key in unbound.doubtful if key not in keys]
 
 
-async def note_first_job(session: SessionRef | None, key: str) -> None:
+async def note_first_job(session: SessionRef, key: str) -> None:
     """Record, before it is sent, the key of the first job of a session that has no id yet.
 
     A flow run's jobs carry its tag, so only a session outside a flow needs it.
     """
-    if session is not None and session.id is None and session.token is not None:
+    if session.token is not None:
         await session_notes.note_first_job(session.token, key)
 
 

@@ -241,7 +241,8 @@ async def _submit(
                     checked.add(key)
                 if marked:
                     await mark_sent(key)
-                await note_first_job(usable, key)
+                if usable is not None and usable.id is None:
+                    await note_first_job(usable, key)
                 allowed = await passing.before_post(key)
                 if usable is not None:
                     check_not_left(usable)
