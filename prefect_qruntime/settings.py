@@ -228,10 +228,10 @@ def current_settings() -> QuantumRuntimeSettings:
         InvalidInput: A setting is wrong; the error names its variable.
     """
     global _last
-    if _last is not None and _last[0] == _environment():
-        return _last[1]
-    # In this order: what changes meanwhile is seen the next time.
-    _last = _environment(), _settings_of(_ours(), _here())
+    environment = _environment()
+    if _last is None or _last[0] != environment:
+        # In this order: what changes meanwhile is seen the next time.
+        _last = environment, _settings_of(_ours(), environment[1])
     return _last[1]
 
 
@@ -244,14 +244,10 @@ def _environment() -> tuple[dict[Any, Any], str]:
 
     The variables are as the system has them, where Python keeps that: to decode them takes thirty times as long.
     """
-    return dict(getattr(os.environ, "_data", os.environ)), _here()
-
-
-def _here() -> str:
-    """The working directory; nothing if it was removed since."""
+    folder = ""  # it was removed
     with contextlib.suppress(OSError):
-        return os.getcwd()  # noqa: PTH109 - a key, no path
-    return ""
+        folder = os.getcwd()  # noqa: PTH109 - a key, no path
+    return dict(getattr(os.environ, "_data", os.environ)), folder
 
 
 _last: tuple[tuple[dict[Any, Any], str], QuantumRuntimeSettings] | None = None
