@@ -371,8 +371,8 @@ async def _read(name: str) -> dict[str, Any] | None:
 
 def _hosts_of(data: dict[str, Any]) -> QuantumRuntimePolicy:
     """A policy of the hosts alone of one that has a wrong field."""
-    with contextlib.suppress(ValidationError):
-        return QuantumRuntimePolicy(**{name: value for name, value in data.items() if name == "hosts"})
+    with contextlib.suppress(KeyError, ValidationError):
+        return QuantumRuntimePolicy(hosts=data["hosts"])
     return QuantumRuntimePolicy()
 
 

@@ -488,7 +488,8 @@ async def mark_closed(record: Record) -> None:
 async def is_of_deferred_task(record: Record) -> bool:
     """Whether a job or session is of a deferred task that may still run, though its flow run is over.
 
-    Of a task whose process was killed on another host Prefect says for ever that it runs: a session ends at its limit.
+    If a task's process was killed on another host, Prefect shows the task as running for ever. Its session ends at its
+    limit.
     """
     deferred = record.meta.get("deferred")
     if not deferred or record.is_closed or process_is_gone(record.meta):

@@ -373,9 +373,7 @@ class InstanceSweeper:
                         break
                     await self._close(session_id, state, record, flow_run=owner)
                 else:
-                    # The others are swept again, and so is a record of which the service may list the session late.
-                    settled = bool(found) or self._is_settled(record)
-                    if found is not None and settled and self._over.issuperset(found) and not self._dry_run:
+                    if self._is_done(record, found):
                         with contextlib.suppress(Exception):
                             await mark_closed(record)
 
@@ -389,17 +387,25 @@ class InstanceSweeper:
                 continue
             known, gone = note.meta.get("session"), self._gone[note.record.key]
             with self._apart(f"session {known or 'without an id'} of {note.opener}"):
-                found = [known] if known else await self._opened_by(note) if gone else []
+                found = [known] if known else await self._opened_by(note) if gone else None
                 for session_id in found or ():
                     await self._sweep_session_of_process(note, session_id, gone)
-                over = self._over.issuperset(found) if found else gone and found == [] and self._is_settled(note.record)
-                if over and not self._dry_run:
+                if self._is_done(note.record, found):
                     with contextlib.suppress(Exception):
                         await note.mark_closed()
 
-    def _is_settled(self, record: Record) -> bool:
-        """Whether the service would list by now what a process opened that died before it recorded the id."""
-        return _is_older(record, _OPENING if self._is_owner(record) else _LIFE)
+    def _is_done(self, record: Record, found: list[str] | None) -> bool:
+        """Whether a record may be marked as closed; the others are swept again.
+
+        Args:
+            record: The record.
+            found: Its sessions; None if it is not known which. The service may list one late whose id is not recorded.
+        """
+        if found is None or self._dry_run:
+            return False
+        if not found:
+            return _is_older(record, _OPENING if self._is_owner(record) else _LIFE)
+        return self._over.issuperset(found)
 
     async def _opened_by(self, note: SessionNote) -> list[str] | None:
         """Find the session that a process opened before it died, without recording its id; see `_left_unnoted`."""

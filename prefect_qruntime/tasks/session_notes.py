@@ -251,11 +251,14 @@ async def note(
     await _keep(notes, token, entry, new=new)
 
 
-async def note_first_job(token: str, key: str) -> None:
-    """Record the key of the job that will open a session: if this process dies, its session is found by it."""
-    entry = _notes().opened.get(token)
-    known = entry.facts.get(FIRST_JOBS, "").split() if entry is not None else [key]
-    if entry is not None and key not in known:
+async def note_first_job(token: str | None, key: str) -> None:
+    """Record the key of the job that will open a session: if this process dies, its session is found by it.
+
+    A flow run's jobs carry its tag, so only a session outside a flow needs it.
+    """
+    if token is None or (entry := _notes().opened.get(token)) is None:
+        return
+    if key not in (known := entry.facts.get(FIRST_JOBS, "").split()):
         entry.facts[FIRST_JOBS] = " ".join([*known, key])
         await _keep(_notes(), token, entry, new=False)
 

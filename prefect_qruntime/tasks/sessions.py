@@ -63,7 +63,6 @@ __all__ = [
     "close",
     "close_session",
     "first_through",
-    "note_first_job",
     "note_lost",
     "note_refused",
     "note_session",
@@ -482,15 +481,6 @@ def note_refused(session: SessionRef | None, keys: Collection[str]) -> None:
     if session is not None and session.id is None:
         unbound = _of(session)
         unbound.doubtful = [key for key in unbound.doubtful if key not in keys]
-
-
-async def note_first_job(session: SessionRef, key: str) -> None:
-    """Record, before it is sent, the key of the first job of a session that has no id yet.
-
-    A flow run's jobs carry its tag, so only a session outside a flow needs it.
-    """
-    if session.token is not None:
-        await session_notes.note_first_job(session.token, key)
 
 
 def bind(session: SessionRef, ref: JobRef) -> None:

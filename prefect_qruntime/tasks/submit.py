@@ -60,6 +60,7 @@ from prefect_qruntime.prefect_api import clock_offset, in_run, lineage
 from prefect_qruntime.redact import shown
 from prefect_qruntime.run_context import current_run
 from prefect_qruntime.settings import current_settings
+from prefect_qruntime.tasks import session_notes
 from prefect_qruntime.tasks.backends import check_online, say_if_held
 from prefect_qruntime.tasks.definitions import (
     InFlowTask,
@@ -77,15 +78,7 @@ from prefect_qruntime.tasks.definitions import (
     spec_fields,
     spelled_out,
 )
-from prefect_qruntime.tasks.sessions import (
-    bind,
-    check_not_left,
-    first_through,
-    note_first_job,
-    note_lost,
-    note_refused,
-    note_session,
-)
+from prefect_qruntime.tasks.sessions import bind, check_not_left, first_through, note_lost, note_refused, note_session
 
 __all__ = ["asubmit_job", "asubmit_numbered", "submit_job", "submit_numbered"]
 
@@ -242,7 +235,7 @@ async def _submit(
                 if marked:
                     await mark_sent(key)
                 if usable is not None and usable.id is None:
-                    await note_first_job(usable, key)
+                    await session_notes.note_first_job(usable.token, key)
                 allowed = await passing.before_post(key)
                 if usable is not None:
                     check_not_left(usable)
@@ -421,10 +414,7 @@ class SubmitTask(InFlowTask[..., Any]):
                 "one that is the same for all calls, after `from prefect import unmapped`."
             )
         fixed = {name: value for name, value in arguments.items() if name not in mapped}
-        return [
-            self._number({**fixed, **{name: value[i] for name, value in mapped.items() if i < len(value)}})
-            for i in range(length)
-        ]
+        return [self._number({**fixed, **{name: value[i] for name, value in mapped.items()}}) for i in range(length)]
 
 
 def _bare(value: Any) -> Any:

@@ -176,12 +176,17 @@ def test_a_terminal_that_is_closed_sends_sighup_twice(
     assert control.session(script.session)["accepting_jobs"] is False
 
 
+def opens_at(sandbox: Sandbox, dialect: str) -> str:
+    """Where a session is opened in a dialect, to which the block leads from now on."""
+    qr.QuantumRuntimeCredentials(**sandbox.connection(dialect)).save(BLOCK, overwrite=True)
+    return "/sessions" if dialect == "cloud" else "/jobs"
+
+
 @pytest.mark.parametrize("dialect", ["cloud", "legacy"])
 def test_a_signal_while_it_is_opened_drains_it_as_soon_as_it_is_open(
     prefect_server: PrefectServer, sandbox: Sandbox, control: Any, dialect: str
 ) -> None:
-    qr.QuantumRuntimeCredentials(**sandbox.connection(dialect)).save(BLOCK, overwrite=True)
-    opening = "/sessions" if dialect == "cloud" else "/jobs"
+    opening = opens_at(sandbox, dialect)
     control.add_fault("POST", opening, delay=3)
     with opener(prefect_server, sandbox, "open", says="OPENING") as script:
         assert until(lambda: control.journal("POST", opening))
@@ -197,8 +202,7 @@ def test_killed_before_it_knows_its_session_it_is_swept(
     prefect_server: PrefectServer, sandbox: Sandbox, control: Any, dialect: str
 ) -> None:
     """The service has accepted the request that opens it, in the legacy dialect its first job."""
-    qr.QuantumRuntimeCredentials(**sandbox.connection(dialect)).save(BLOCK, overwrite=True)
-    opening = "/sessions" if dialect == "cloud" else "/jobs"
+    opening = opens_at(sandbox, dialect)
     control.add_fault("POST", opening, status=503, after_handler=True)
     control.add_fault("GET", opening if dialect == "legacy" else "/workloads", delay=300)
     control.release()
