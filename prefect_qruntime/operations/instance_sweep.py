@@ -445,7 +445,9 @@ class InstanceSweeper:
         found = await self._never_noted(record)
         rivals = [one for one in self._unnamed() if _may_be_the_same(one, record)] if found else []
         gone = [one for one in rivals if await self._has_no_opener(one)]
-        if len(found) <= len(gone) == len(rivals):
+        # Jobs without a flow run may be of the process that died or of a user elsewhere.
+        unclear = any([None in await self._users_of(session_id) for session_id in found])
+        if len(found) <= len(gone) == len(rivals) and not unclear:
             return found
         self._found.problems.append(
             f"{self._block}: it is not known whether {opener} opened {' or '.join(found)}, so none was closed. Close "
@@ -468,8 +470,8 @@ class InstanceSweeper:
     async def _never_noted(self, record: Record) -> list[str]:
         """Find sessions that a process opened before it died, without recording the id.
 
-        Only an unused session that no other record names, that matches the record in everything and was opened
-        at that time, can be one.
+        Only a session that no other record names and in which no other flow run has jobs, that matches the record in
+        everything and was opened at that time, can be one.
         """
         if record.updated is None:
             return []
@@ -490,7 +492,9 @@ class InstanceSweeper:
                 continue
             begun = session.started_at
             fits = begun is None or abs(begun - record.updated) <= _OPENING
-            if fits and session.id not in self._noted and session.id not in self._seen:
+            if not fits or session.id in self._noted or session.id in self._seen:
+                continue
+            if is_note(record) or await self._users_of(session.id) <= {record.owner}:
                 found.append(session.id)
         return found
 

@@ -21,6 +21,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from uuid import NAMESPACE_URL, UUID, uuid5
 
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
@@ -237,7 +238,8 @@ def suspend_until_done(credentials: QuantumRuntimeCredentials, job: JobLike) -> 
     takes no more jobs and closes after those in it.
 
     A flow run that cannot be suspended (without a deployment, a subflow, a credentials block that is not
-    saved) waits in its process, with a warning.
+    saved), or that its deployment would cancel when it is resumed while another run is active (`CANCEL_NEW`),
+    waits in its process, with a warning.
 
     Args:
         credentials: A credentials block, saved under a name, by which the watcher loads it.
@@ -265,7 +267,7 @@ def suspend_until_done(credentials: QuantumRuntimeCredentials, job: JobLike) -> 
         ```
     """
     ref = _checked(credentials, job)
-    while not (obstacle := _obstacle(credentials)):
+    while not (obstacle := network_loop().run(_obstacle(credentials))):
         done = network_loop().run(_end(credentials, ref))
         if done is not None:
             return done
@@ -278,7 +280,7 @@ def suspend_until_done(credentials: QuantumRuntimeCredentials, job: JobLike) -> 
 async def asuspend_until_done(credentials: QuantumRuntimeCredentials, job: JobLike) -> Job:
     """As `suspend_until_done`, for async flows."""
     ref = _checked(credentials, job)
-    while not (obstacle := _obstacle(credentials)):
+    while not (obstacle := await network_loop().arun(_obstacle(credentials))):
         done = await network_loop().arun(_end(credentials, ref))
         if done is not None:
             return done
@@ -320,7 +322,7 @@ def _checked(credentials: QuantumRuntimeCredentials, job: JobLike) -> JobRef:
     return as_job(job)
 
 
-def _obstacle(credentials: QuantumRuntimeCredentials) -> str:
+async def _obstacle(credentials: QuantumRuntimeCredentials) -> str:
     """Why the flow run cannot be suspended; empty if it can."""
     context = FlowRunContext.get()
     if context is None or context.flow_run is None:
@@ -331,6 +333,13 @@ def _obstacle(credentials: QuantumRuntimeCredentials) -> str:
         return "Prefect cannot suspend a subflow"
     if block_name(credentials) is None:
         return "the credentials block is not saved, so the watcher could not load it"
+    try:
+        deployment = await (await api()).read_deployment(context.flow_run.deployment_id)
+    except ObjectNotFound:
+        return "its deployment was deleted, so no worker would resume it"
+    options = deployment.concurrency_options if deployment.global_concurrency_limit is not None else None
+    if options is not None and options.collision_strategy is ConcurrencyLimitStrategy.CANCEL_NEW:
+        return "its deployment cancels a run that starts or resumes while others run (CANCEL_NEW)"
     return ""
 
 

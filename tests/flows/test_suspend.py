@@ -12,7 +12,7 @@ import orjson
 import pytest
 from prefect import Flow, flow, suspend_flow_run, task
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions, FlowRun
 from prefect.events.clients import PrefectEventsClient
 from prefect.states import Cancelling, Crashed, Running, Scheduled
 
@@ -46,13 +46,17 @@ def block(sandbox: Sandbox) -> str:
     return name
 
 
-def deployed(what: Flow[..., Any], **parameters: Any) -> FlowRun:
+def deployed(what: Flow[..., Any], *, limit: int | None = None, collision: Any = None, **parameters: Any) -> FlowRun:
     """A run of a deployment of a flow, which `start` runs in this process instead of a worker's."""
+    options = None if collision is None else ConcurrencyOptions(collision_strategy=collision)
 
     async def create(client: PrefectClient) -> FlowRun:
-        schema = {"type": "object", "properties": {}}
         deployment = await client.create_deployment(
-            await client.create_flow(what), "tests", parameter_openapi_schema=schema
+            await client.create_flow(what),
+            "tests",
+            parameter_openapi_schema={"type": "object", "properties": {}},
+            concurrency_limit=limit,
+            concurrency_options=options,
         )
         return await client.create_flow_run_from_deployment(deployment, parameters=parameters, state=Scheduled())
 
@@ -431,6 +435,37 @@ def test_without_a_deployment_it_waits_here(sandbox: Sandbox, block: str, caplog
     assert run(state.aresult()) == {"1": 20}
     assert history(flow_run).count("Running") == 1
     assert "without a deployment cannot be resumed. It waits for the job in this process" in caplog.text
+
+
+@pytest.mark.parametrize("limit", [None, 1])
+@pytest.mark.parametrize("collision", [None, *ConcurrencyLimitStrategy])
+def test_a_run_that_its_deployment_would_drop_when_it_is_resumed_waits_here(
+    sandbox: Sandbox, block: str, caplog: pytest.LogCaptureFixture, limit: int | None, collision: Any
+) -> None:
+    """A suspended run holds no slot of its deployment. Before: it was cancelled when it was resumed beside another."""
+    drops = limit is not None and collision is ConcurrencyLimitStrategy.CANCEL_NEW
+    flow_run = deployed(waits, limit=limit, collision=collision, credentials_block=block)
+    if drops:
+        sandbox.control.release()
+    state = start(waits, flow_run)
+    assert (state.name, "waits for the job in this process" in caplog.text) == (
+        ("Completed", True) if drops else ("Suspended", False)
+    )
+    asked(lambda client: client.delete_flow_run(flow_run.id))
+
+
+def test_a_run_whose_deployment_is_deleted_waits_here(
+    sandbox: Sandbox, block: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    @flow
+    def outlives_its_deployment(credentials_block: str) -> None:
+        asked(lambda client: client.delete_deployment(flow_run.deployment_id))
+        waits.fn(credentials_block)
+
+    flow_run = deployed(outlives_its_deployment, credentials_block=block)
+    sandbox.control.release()
+    assert start(outlives_its_deployment, flow_run).name == "Completed"
+    assert "its deployment was deleted" in caplog.text
 
 
 def test_a_block_that_is_not_saved_makes_it_wait_here(

@@ -239,6 +239,23 @@ def test_when_a_session_may_be_anothers_none_is_closed(control: Any, sandbox: Sa
     assert control.open_sessions() == []
 
 
+@pytest.mark.parametrize("opens", [True, False])
+@pytest.mark.parametrize("tags", [(), (f"qr-flow:{uuid4()}",)], ids=["no flow run", "a flow run elsewhere"])
+def test_a_session_with_jobs_of_others_is_not_taken_for_one_never_noted(
+    control: Any, sandbox: Sandbox, tags: tuple[str, ...], opens: bool
+) -> None:
+    """Equal to what the dead process wanted, opened at that time, and the first job in it is still queued."""
+    _, lost = never_noted(Completed, opens=opens)
+    client = sandbox.credentials().get_client()
+    session = client.run(client.open_session(BACKEND, mode="dedicated", max_ttl=600))
+    spec = make_spec([FLIP], backend=BACKEND)
+    client.run(client.submit(Intent(spec=spec, key_tag=lambda generation: "by-hand", tags=tags, session=session)))
+    report = run_sweep([BLOCK])
+    assert ([entry.id for entry in report.sessions], report.problems) == ([lost.id] if opens else [], [])
+    assert [entry["id"] for entry in control.open_sessions()] == [session.id]
+    assert control.jobs()[0]["status"] == "Queued"
+
+
 def test_a_legacy_session_that_never_opened_does_not_stop_the_sweep(control: Any, sandbox: Sandbox) -> None:
     qr.QuantumRuntimeCredentials(**sandbox.connection("legacy")).save(BLOCK, overwrite=True)
     sandbox.control.add_fault("GET", "/workloads*", status=404, times=None)  # legacy hosts have no such list

@@ -380,6 +380,25 @@ def test_a_process_s_note_without_a_session_is_settled_likewise(
     assert found.problems == []
 
 
+@pytest.mark.parametrize("owner", [None, RUN])
+def test_a_session_with_jobs_that_may_be_a_process_s_is_reported(marked: set[str], owner: str | None) -> None:
+    """Outside a flow nothing tells whose jobs they are: those of a process that could not record its session's id."""
+
+    class Used(Service):
+        async def jobs(self, **_: Any) -> list[Job]:
+            tags = (f"qr-flow:{owner}",) if owner else ()
+            return [Job(id="job-1", status=JobStatus.QUEUED, session_id="session-unnoted", tags=tags)]
+
+    service, same, found = Used(), list[InstanceSweeper](), Found()
+    one = record("note", **UNNOTED, pid="1", host="h", flow_run="")
+    notes = [SessionNote(Record(one.artifact_id, one.key, one.meta, None, moment()))]
+    same.append(InstanceSweeper("b", service, Owners(), [], notes, {}, False, found, same))  # type: ignore[arg-type]
+    network_loop().run(same[0].sweep(False))
+    assert ("session-unnoted" in service.open) is (owner is None)
+    assert ["session-unnoted" in problem for problem in found.problems] == ([True] if owner is None else [])
+    assert ("unnoted" in marked) is (owner is not None)
+
+
 class OpensByJobs(Service):
     """Two first jobs opened sessions."""
 
