@@ -61,6 +61,7 @@ __all__ = [
     "flow_runs_by_id",
     "ids_of",
     "in_run",
+    "is_dropped",
     "lineage",
     "load_saved",
     "not_sent",
@@ -723,6 +724,18 @@ def is_ending(states: Sequence[State[Any]]) -> bool:
             ending = False
         runs = state.is_running()
     return ending
+
+
+_DROPPED = ("Deployment concurrency limit reached", "Deployment concurrency slot lost")
+"""How the messages begin with which Prefect cancels a run because others of its deployment run."""
+
+
+def is_dropped(state: State[Any]) -> bool:
+    """Whether Prefect cancelled a flow run because others of its deployment run (`CANCEL_NEW`).
+
+    If it has jobs, it was retried or resumed, and it may be again: nobody has asked for its cancellation.
+    """
+    return state.is_cancelled() and (state.message or "").startswith(_DROPPED)
 
 
 def over() -> FlowRunFilter:

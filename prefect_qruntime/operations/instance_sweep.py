@@ -25,7 +25,7 @@ from prefect_qruntime.errors import AuthenticationError, InvalidInput, NotFound,
 from prefect_qruntime.models import Job, JobStatus, Session, SessionRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.artifacts import Record, find_records, job_owners, mark_closed
-from prefect_qruntime.prefect_api import api
+from prefect_qruntime.prefect_api import api, is_dropped
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.tasks.session_notes import FIRST_JOBS, SessionNote, is_note
 
@@ -47,8 +47,8 @@ _OPENING = timedelta(minutes=10)
 _CLOSED, _DRAINS, _CANCELLED = "closed", "drains, takes no more jobs", "cancelled"
 _ENDED = "ended before it was cancelled"
 _LEFT, _WITH_SESSION = "left alone", "ends with its session"
-_CRASHED, _DELETED, _DEAD, _EXPIRED = "Crashed", "Deleted", "Ended", "Expired"
-_DRAINED_AFTER = (_CRASHED, _DELETED, _DEAD, _EXPIRED)
+_CRASHED, _DELETED, _DROPPED, _DEAD, _EXPIRED = "Crashed", "Deleted", "Dropped", "Ended", "Expired"
+_DRAINED_AFTER = (_CRASHED, _DELETED, _DROPPED, _DEAD, _EXPIRED)
 """States of an owner after which queued jobs still run: the run may be resumed, or the jobs fetched by their ids."""
 
 
@@ -129,6 +129,8 @@ class Owners:
         if state.is_running():
             return _CRASHED if await self._gone(flow_run) is not None else None
         self._since[flow_run_id] = state.timestamp
+        if is_dropped(state):
+            return _DROPPED
         # If a worker dies while it cancels a run, the run never leaves `Cancelling`.
         stuck = state.is_cancelling() and datetime.now(UTC) - state.timestamp > _CANCELLING
         if stuck or state.is_cancelled():

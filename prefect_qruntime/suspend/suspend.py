@@ -37,7 +37,7 @@ from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.artifacts import Place
-from prefect_qruntime.prefect_api import api, current_flow_run_id
+from prefect_qruntime.prefect_api import api, current_flow_run_id, is_dropped
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.suspend import waits
 from prefect_qruntime.suspend.waits import Wait
@@ -161,7 +161,9 @@ async def reconcile(wait: Wait) -> bool:
         return False
     if waits.pause_key_of(flow_run.state) == wait.key:
         return False
-    cancelled = flow_run.state is not None and (flow_run.state.is_cancelled() or flow_run.state.is_cancelling())
+    state = flow_run.state
+    dropped = state is not None and is_dropped(state)
+    cancelled = state is not None and (state.is_cancelled() or state.is_cancelling()) and not dropped
     if cancelled:
         try:
             if wait.policy == "cancel":
@@ -173,7 +175,13 @@ async def reconcile(wait: Wait) -> bool:
         finally:
             await hooks.clean_up(flow_run, cancel_jobs=wait.policy == "cancel", drain=wait.policy == "detach")
         log.info("Flow run %s was cancelled: policy %s for its jobs.", flow_run.id, wait.policy)
-    elif flow_run.state is None or not flow_run.state.is_final():
+    elif dropped:
+        log.warning(
+            "Prefect cancelled flow run %s because others of its deployment ran when it was resumed (CANCEL_NEW). Its "
+            "jobs are not cancelled. Retry it, and it attaches to them.",
+            flow_run.id,
+        )
+    elif state is None or not state.is_final():
         # After a crash the flow run may be about to be suspended with this same note, which is dropped at its end.
         return False
     await waits.drop_note(wait)

@@ -12,9 +12,10 @@ import orjson
 import pytest
 from prefect import Flow, flow, suspend_flow_run, task
 from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions, FlowRun
 from prefect.events.clients import PrefectEventsClient
-from prefect.states import Cancelling, Crashed, Running, Scheduled
+from prefect.states import Cancelling, Crashed, Pending, Running, Scheduled
 
 import prefect_qruntime as qr
 from flows.watch_jobs import watch_jobs
@@ -25,6 +26,7 @@ from prefect_qruntime.credentials import none_saved, saved_blocks
 from prefect_qruntime.models import Job, JobStatus
 from prefect_qruntime.observability.artifacts import Record
 from prefect_qruntime.observability.progress import PageTurn
+from prefect_qruntime.operations.sweep import run_sweep
 from prefect_qruntime.prefect_api import api
 from prefect_qruntime.sandbox import Sandbox
 from prefect_qruntime.suspend.alarms import InstanceWatch
@@ -226,6 +228,41 @@ def test_cancelled_without_a_process_after_the_wait_the_policy_decides(
     assert sandbox.control.job(second)["status"] == ("Cancelled" if policy == "cancel" else "Queued")
     assert run_watch([block], once=True).cancelled == 0
     assert network_loop().run(notes(flow_run_ids=[flow_run.id])) == []
+
+
+@pytest.mark.parametrize("final", ["resumed", "crashed"])
+def test_the_jobs_of_a_run_that_its_deployment_drops_are_not_cancelled(
+    sandbox: Sandbox, block: str, final: str
+) -> None:
+    """Prefect itself cancels a run that is resumed or retried beside another one (`CANCEL_NEW`); no person did."""
+    what = two_jobs(**qr.hooks.cancel)
+    flow_run = deployed(what, credentials_block=block)
+    start(what, flow_run)
+    first, second = (job["id"] for job in sandbox.control.jobs())
+    options = ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
+    limited = DeploymentUpdate(concurrency_limit=1, concurrency_options=options)
+    asked(lambda client: client.update_deployment(flow_run.deployment_id, limited))
+    other = asked(lambda client: client.create_flow_run_from_deployment(flow_run.deployment_id, state=Scheduled()))
+    asked(lambda client: client.set_flow_run_state(other.id, Pending()))
+    sandbox.control.finish(first)
+    if final == "resumed":
+        assert run_watch([block], once=True).resumed == 1
+    else:
+        asked(lambda client: client.set_flow_run_state(flow_run.id, Crashed(), force=True))
+        asked(lambda client: client.set_flow_run_state(flow_run.id, Scheduled(), force=True))
+    asked(lambda client: client.set_flow_run_state(flow_run.id, Pending()))
+    assert state_of(flow_run).name == "Cancelled", "Prefect dropped it"
+
+    assert run_watch([block], once=True).cancelled == 0
+    found = [(entry.id, entry.flow_state, entry.action) for entry in run_sweep([block]).jobs]
+    assert found == [(second, "Dropped", "left alone")]
+    assert sandbox.control.job(second)["status"] == "Queued"
+
+    asked(lambda client: client.set_flow_run_state(other.id, Crashed()))
+    asked(lambda client: client.set_flow_run_state(flow_run.id, Scheduled(), force=True))
+    assert start(what, flow_run).name == "Suspended"
+    assert [job["id"] for job in sandbox.control.jobs()] == [first, second], "it attached"
+    asked(lambda client: client.delete_flow_run(flow_run.id))
 
 
 def suspends_twice() -> Flow[..., Any]:
