@@ -733,7 +733,7 @@ _DROPPED = ("Deployment concurrency limit reached", "Deployment concurrency slot
 def is_dropped(state: State[Any]) -> bool:
     """Whether Prefect cancelled a flow run because others of its deployment run (`CANCEL_NEW`).
 
-    If it has jobs, it was retried or resumed, and it may be again: nobody has asked for its cancellation.
+    If it has jobs, it was retried or resumed, and it may be again: no user has cancelled it.
     """
     return state.is_cancelled() and (state.message or "").startswith(_DROPPED)
 
