@@ -35,7 +35,8 @@ from prefect.client.schemas.filters import (
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import BlockDocument, FlowRun, State, StateType
+from prefect.client.schemas.objects import BlockDocument, ConcurrencyLimitStrategy, FlowRun, State, StateType
+from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
@@ -57,6 +58,7 @@ __all__ = [
     "check_block_name",
     "clock_offset",
     "current_flow_run_id",
+    "dropping_limit",
     "family",
     "flow_runs_by_id",
     "ids_of",
@@ -736,6 +738,18 @@ def is_dropped(state: State[Any]) -> bool:
     If it has jobs, it was retried or resumed, and it may be again: no user has cancelled it.
     """
     return state.is_cancelled() and (state.message or "").startswith(_DROPPED)
+
+
+async def dropping_limit(deployment_id: UUID) -> GlobalConcurrencyLimitResponse | None:
+    """The limit of a deployment that cancels the runs beyond it (`CANCEL_NEW`); None if it has none.
+
+    Raises:
+        ObjectNotFound: The deployment was deleted.
+    """
+    deployment = await (await api()).read_deployment(deployment_id)
+    options = deployment.concurrency_options
+    drops = options is not None and options.collision_strategy is ConcurrencyLimitStrategy.CANCEL_NEW
+    return deployment.global_concurrency_limit if drops else None
 
 
 def over() -> FlowRunFilter:

@@ -44,7 +44,7 @@ from prefect_qruntime.operations.instance_sweep import (
     Swept,
     is_old,
 )
-from prefect_qruntime.prefect_api import api, family, flow_runs_by_id
+from prefect_qruntime.prefect_api import api, dropping_limit, family, flow_runs_by_id, is_dropped
 from prefect_qruntime.redact import get_logger, shown
 from prefect_qruntime.run_context import process_is_gone
 from prefect_qruntime.tasks.session_notes import SessionNote, is_note, session_notes
@@ -291,15 +291,27 @@ async def _check(flow_run: FlowRun, force: bool) -> None:
         wrong = f"flow run {flow_run.name} is {name}. `prefect-qruntime watch` resumes it when its job is over."
     elif state is not None and state.is_scheduled():
         wrong = f"flow run {flow_run.name} is {name} already. A worker of its work pool starts it."
-    elif state is None or not (state.is_running() or state.is_crashed()):
+    elif state is None or not (state.is_running() or state.is_crashed() or is_dropped(state)):
         wrong = f"flow run {flow_run.name} is {name}, not Running or Crashed. Use `Retry` in the UI to run it again."
     elif state.is_running() and not force and not await find_stalled([str(flow_run.id)]):
         wrong = (
             f"the process of flow run {flow_run.name} may be alive: it is not known to be gone. Look at its worker. "
             "If you are sure that the process is gone, use --force."
         )
+    elif not state.is_running() and await _would_be_dropped(flow_run.deployment_id):
+        wrong = (
+            f"Prefect would cancel flow run {flow_run.name} at once: its deployment's limit of active runs is reached, "
+            "and it cancels further ones (CANCEL_NEW). Resume it when one of them is over."
+        )
     if wrong:
         raise InvalidInput(wrong, field="flow_run_id")
+
+
+async def _would_be_dropped(deployment_id: UUID) -> bool:
+    with contextlib.suppress(ObjectNotFound):
+        limit = await dropping_limit(deployment_id)
+        return limit is not None and limit.active_slots >= limit.limit
+    return False
 
 
 class SweepReport(BaseModel):

@@ -21,7 +21,6 @@ from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from prefect.client.schemas.objects import ConcurrencyLimitStrategy
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
@@ -37,7 +36,7 @@ from prefect_qruntime.errors import InvalidInput, NotFound, QuantumRuntimeError
 from prefect_qruntime.models import Job, JobRef
 from prefect_qruntime.observability import notifications
 from prefect_qruntime.observability.artifacts import Place
-from prefect_qruntime.prefect_api import api, current_flow_run_id, is_dropped
+from prefect_qruntime.prefect_api import api, current_flow_run_id, dropping_limit, is_dropped
 from prefect_qruntime.redact import get_logger
 from prefect_qruntime.suspend import waits
 from prefect_qruntime.suspend.waits import Wait
@@ -342,12 +341,10 @@ async def _obstacle(credentials: QuantumRuntimeCredentials) -> str:
     if block_name(credentials) is None:
         return "the credentials block is not saved, so the watcher could not load it"
     try:
-        deployment = await (await api()).read_deployment(context.flow_run.deployment_id)
+        if await dropping_limit(context.flow_run.deployment_id) is not None:
+            return "its deployment cancels a run that starts or resumes while others run (CANCEL_NEW)"
     except ObjectNotFound:
         return "its deployment was deleted, so no worker would resume it"
-    options = deployment.concurrency_options if deployment.global_concurrency_limit is not None else None
-    if options is not None and options.collision_strategy is ConcurrencyLimitStrategy.CANCEL_NEW:
-        return "its deployment cancels a run that starts or resumes while others run (CANCEL_NEW)"
     return ""
 
 

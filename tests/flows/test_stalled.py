@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -13,8 +14,9 @@ import prefect.runtime
 import pytest
 from prefect import flow
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.objects import FlowRun
-from prefect.states import Completed, Crashed, Failed, Running, Scheduled, State, Suspended
+from prefect.client.schemas.actions import DeploymentUpdate
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions, FlowRun
+from prefect.states import Completed, Crashed, Failed, Pending, Running, Scheduled, State, Suspended
 
 import prefect_qruntime as qr
 from prefect_qruntime.client.network_loop import network_loop
@@ -246,6 +248,35 @@ def test_a_crashed_run_and_on_demand_any_running_one_is_resumed(
     read = asked(lambda client: client.read_flow_run(flow_run.id))
     assert read.state is not None
     assert (read.state.name, read.empirical_policy.resuming) == ("Resuming", True)
+
+
+@pytest.mark.parametrize("collision", ConcurrencyLimitStrategy)
+def test_a_run_that_its_deployment_would_drop_is_resumed_later(prefect_server: PrefectServer, collision: Any) -> None:
+    """With `CANCEL_NEW` Prefect cancels a run that starts beside others. Before: `resume` said that it was resumed."""
+    flow_run = deployed(Crashed())
+    options = ConcurrencyOptions(collision_strategy=collision)
+    limited = DeploymentUpdate(concurrency_limit=1, concurrency_options=options)
+    asked(lambda client: client.update_deployment(flow_run.deployment_id, limited))
+    other = asked(lambda client: client.create_flow_run_from_deployment(flow_run.deployment_id, state=Scheduled()))
+    asked(lambda client: client.set_flow_run_state(other.id, Pending()))
+    drops = collision is ConcurrencyLimitStrategy.CANCEL_NEW
+    if drops:
+        for name in ("Crashed", "Cancelled"):  # and then somebody retries it in the UI
+            with pytest.raises(qr.InvalidInput, match="CANCEL_NEW"):
+                resume_flow_run(str(flow_run.id))
+            state = asked(lambda client: client.read_flow_run(flow_run.id)).state
+            assert state is not None
+            assert state.name == name
+            asked(lambda client: client.set_flow_run_state(flow_run.id, Scheduled(), force=True))
+            asked(lambda client: client.set_flow_run_state(flow_run.id, Pending()))
+        asked(lambda client: client.set_flow_run_state(other.id, Crashed()))
+    resume_flow_run(str(flow_run.id))
+    asked(lambda client: client.set_flow_run_state(flow_run.id, Pending()))
+    state = asked(lambda client: client.read_flow_run(flow_run.id)).state
+    assert state is not None
+    assert state.name == ("Pending" if drops else "AwaitingConcurrencySlot")
+    for one in (flow_run, other):
+        asked(partial(PrefectClient.delete_flow_run, flow_run_id=one.id))
 
 
 def test_without_a_deployment_it_says_how_to_fetch(prefect_server: PrefectServer) -> None:
