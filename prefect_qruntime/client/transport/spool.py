@@ -88,8 +88,9 @@ class StoredBody:
                 yield piece
 
     def discard(self) -> None:
-        """Remove the file, if it is still there."""
-        Path(self.path).unlink(missing_ok=True)
+        """Remove the file, if it is still there and can be removed: who has its content is not stopped by it."""
+        with contextlib.suppress(OSError):
+            Path(self.path).unlink()
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +290,8 @@ class BodyWriter:
         self._part = None
         self.discard()
         if (cut := self._shelf.beginning(self._name)) is not None:
-            cut.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                cut.unlink()
         return StoredBody(str(self._path), self.size, self._digest.hexdigest())
 
     def keep_beginning(self) -> None:

@@ -296,6 +296,59 @@ def test_a_full_disk_does_not_cost_the_only_copy(
     assert files(shelf) == []
 
 
+CALLS = ("mkdir", "open", "write", "fsync", "replace", "unlink", "scandir")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES], ids=errno.errorcode.get)
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("only_copy", [True, False])
+def test_whatever_the_disk_refuses_no_only_copy_is_lost_and_the_error_is_ours(
+    shelf: BodyStore, monkeypatch: pytest.MonkeyPatch, name: str, code: int, only_copy: bool
+) -> None:
+    """Each call to the system fails in its turn, once and from then on."""
+    asked, real, folder = 0, getattr(os, name), str(shelf.directory)
+    fails: Callable[[int], bool] = bool
+
+    def call(path: Any, *rest: Any, **named: Any) -> Any:
+        nonlocal asked
+        if isinstance(path, int) or str(path).startswith(folder):
+            asked += 1
+            if fails(asked):
+                raise OSError(code, os.strerror(code), str(path))
+        return real(path, *rest, **named)
+
+    monkeypatch.setattr(os, name, call)
+    place = shelf.for_only_copy() if only_copy else shelf
+    turns: list[Callable[[int], bool]] = [lambda _: False]
+    for number in range(1, 6):
+        turns += [lambda asked, number=number: asked == number, lambda asked, number=number: asked >= number]  # type: ignore[misc]
+    for turn, refuses in enumerate(turns):
+        asked, fails = 0, refuses
+        body = BODY + str(turn).encode()
+        cut = BodyWriter(place, f"b{turn}")
+        writer = BodyWriter(place, f"b{turn}")
+        try:
+            cut.write(BODY)
+            cut.keep_beginning()
+            for begin in range(0, len(body), 100_000):
+                writer.write(body[begin : begin + 100_000])
+            found = writer.finish()
+        except QuantumRuntimeError as error:
+            refused = error
+        else:
+            refused = None
+            assert (found if isinstance(found, bytes) else Path(found.path).read_bytes()) == body
+            if not isinstance(found, bytes):
+                found.discard()
+        finally:
+            cut.discard()
+            writer.discard()
+        if refused is not None:
+            assert not only_copy
+            assert refused.solution is not None
+            assert os.strerror(code) in str(refused)
+
+
 def test_the_only_copy_is_found_again_on_the_disk(
     service: Service, client: QuantumRuntimeClient, shelf: BodyStore
 ) -> None:
