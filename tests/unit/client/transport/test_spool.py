@@ -296,6 +296,45 @@ def test_a_full_disk_does_not_cost_the_only_copy(
     assert files(shelf) == []
 
 
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_an_only_copy_is_made_safe_beside_the_loop_and_kept_if_its_caller_is_cancelled_then(
+    service: Service, client: QuantumRuntimeClient, shelf: BodyStore, monkeypatch: pytest.MonkeyPatch, cancelled: bool
+) -> None:
+    """A slow disk takes seconds for a large one, during which no other call of the process went on."""
+    fsync, where, begun, gate = os.fsync, list[str](), threading.Event(), threading.Event()
+
+    def slow(file: int) -> None:
+        where.append(threading.current_thread().name)
+        begun.set()
+        gate.wait()
+        fsync(file)
+
+    async def loop_thread() -> str:
+        return threading.current_thread().name
+
+    async def fetched() -> Any:
+        task = asyncio.create_task(client.result("d1", shelf=shelf.for_only_copy()))
+        await asyncio.to_thread(begun.wait)
+        assert await network_loop().arun(loop_thread()) not in where, "the loop goes on"
+        if cancelled:
+            task.cancel()
+            await asyncio.wait([task])
+        gate.set()
+        return await task
+
+    monkeypatch.setattr(os, "fsync", slow)
+    service.answers = [whole()]
+    if cancelled:
+        with pytest.raises(asyncio.CancelledError):
+            asyncio.run(fetched())
+        assert files(shelf) == [name for name in files(shelf) if name.endswith(".only.body")] != []
+        result = client.run(client.result("d1", shelf=shelf.for_only_copy()))
+    else:
+        result = asyncio.run(fetched())
+    assert result.counts() == {"11": 50_000, "00": 1}
+    assert len([path for path in service.asked if "results" in str(path)]) == 1
+
+
 CALLS = ("mkdir", "open", "write", "fsync", "replace", "unlink", "scandir")
 
 
@@ -332,6 +371,7 @@ def test_whatever_the_disk_refuses_no_only_copy_is_lost_and_the_error_is_ours(
             cut.keep_beginning()
             for begin in range(0, len(body), 100_000):
                 writer.write(body[begin : begin + 100_000])
+            writer.secure()
             found = writer.finish()
         except QuantumRuntimeError as error:
             refused = error
